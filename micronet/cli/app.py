@@ -1,0 +1,86 @@
+"""The ``micronet`` command: its subcommands and the one place where errors become a line and an exit code.
+
+Exit codes: 0 done; 1 failed; 2 the user's mistake; 130 interrupted. Nothing here imports torch, so ``--help`` is fast.
+"""
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from micronet.cli import (
+    bn_fuse,
+    compare,
+    console,
+    evaluate,
+    export_onnx,
+    import_model,
+    inspect_artifact,
+    quantize,
+    train,
+)
+from micronet.errors import MicronetError
+
+app = typer.Typer(
+    name="micronet",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Make a neural network small and fast and put it into production.\n\n"
+    "Every command reads an artifact (one .safetensors file), does one thing and writes a new one.",
+)
+
+for command in (train, import_model, quantize, bn_fuse, export_onnx, evaluate, compare, inspect_artifact):
+    app.command(command.NAME, epilog=f"Example:  {command.EXAMPLE}")(command.run)
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+) -> None:
+    if version:
+        from importlib.metadata import version as installed
+
+        console.print_line(f"micronet {installed('micronet')}")
+        raise typer.Exit
+
+
+@app.command("help", hidden=True)
+def _help(context: typer.Context) -> None:
+    """Show this help."""
+    console.print_line((context.parent or context).get_help())
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command and return its exit code; no exception that a user can cause passes."""
+    try:
+        app(arguments, standalone_mode=True)
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 1
+    except MicronetError as error:
+        console.print_error(str(error))
+        return error.exit_code
+    except KeyboardInterrupt:
+        console.print_error("interrupted; what is on disk is whole, --resume goes on with a training")
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except MemoryError:
+        console.print_error("out of memory; lower --batch-size, --image-size or --limit")
+        return 1
+    except OSError as error:
+        console.print_error(f"{error.filename or 'a file'}: {error.strerror or error}")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    main()

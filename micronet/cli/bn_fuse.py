@@ -1,0 +1,24 @@
+"""``micronet bn-fuse``: batch norms disappear into the layers before them."""
+
+from micronet.cli.options import CodeOptions, Input, OutputOptions, default_name, with_configs
+
+NAME = "bn-fuse"
+EXAMPLE = "micronet bn-fuse int8.safetensors -o fused.safetensors"
+
+
+@with_configs
+def run(artifact: Input, *, code: CodeOptions, output: OutputOptions) -> None:
+    """Fold every batch norm into the layer before it: same numbers, fewer layers. Quantized integers stay exact."""
+    from micronet.cli import console, stages
+    from micronet.files import check_target
+    from micronet.history import check_order
+    from micronet.quantization.fold import fold_model
+
+    path = output.output or default_name(artifact, "-fused.safetensors")
+    check_target(path, output.force)
+    opened = stages.open_artifact(artifact, code)
+    check_order(opened.history, NAME)
+    model, record = fold_model(opened.model)
+    if not output.json and not output.quiet:
+        console.print_line(f"folded {len(record.result['pairs'])} batch norms")
+    stages.finish(opened.after(record, model=model), path, output)

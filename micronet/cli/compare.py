@@ -1,0 +1,41 @@
+"""``micronet compare``: networks side by side, everything measured."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from micronet.cli import console
+from micronet.cli.options import DataOptions, ReportOptions, with_configs
+from micronet.runtime.options import RuntimeOptions
+
+NAME = "compare"
+EXAMPLE = "micronet compare float.safetensors int8.safetensors int8.onnx"
+
+
+@with_configs
+def run(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Artifacts and .onnx files.")],
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the table as Markdown.")] = False,
+    *,
+    data: DataOptions,
+    runtime: RuntimeOptions,
+    report: ReportOptions,
+) -> None:
+    """Put networks side by side: accuracy, MACs, file bytes, latency, agreement. The first is what others are held to.
+
+    Sizes are the files' bytes; times are measured here, in turns. An artifact keeps float weights to go on training
+    with, so quantization shows in the size of the exported file.
+    """
+    from micronet.cli.measure import measure
+    from micronet.machine import describe
+    from micronet.report import COLUMNS, cells
+    from micronet.report import markdown as to_markdown
+
+    rows = measure(files, data, runtime, report)
+    if report.json:
+        console.print_json({"machine": describe(), "rows": [row.to_json() for row in rows]})
+    elif markdown:
+        console.print_line(to_markdown(rows))
+    else:
+        console.print_table(COLUMNS, [cells(row) for row in rows])

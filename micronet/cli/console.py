@@ -1,0 +1,85 @@
+"""What the commands print: results on standard output, progress and errors on standard error."""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+from rich.table import Table
+
+from micronet.progress import Progress, Silent
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+class Bar:
+    """Progress as a bar with the time left, where standard error is a terminal; as plain lines elsewhere."""
+
+    def __init__(self, bars: RichProgress | None) -> None:
+        self._bars = bars
+        self._tasks: dict[str, TaskID] = {}
+
+    def step(self, label: str, done: int, total: int, **numbers: float) -> None:
+        """Move the bar called ``label``; a new label takes the place of the one before."""
+        if self._bars is None:
+            return
+        if label not in self._tasks:
+            for task in self._tasks.values():
+                self._bars.remove_task(task)
+            self._tasks = {label: self._bars.add_task(label, total=total, numbers="")}
+        shown = "  ".join(f"{name.replace('_per_', '/')} {value:.4g}" for name, value in numbers.items())
+        self._bars.update(self._tasks[label], completed=done, numbers=shown)
+
+    def line(self, text: str) -> None:
+        """Print a line that stays."""
+        (self._bars.console if self._bars else err).print(text, markup=False)
+
+
+@contextmanager
+def progress(quiet: bool) -> Iterator[Progress]:
+    """Give a progress display for the time of a command's work."""
+    if quiet:
+        yield Silent()
+    elif not err.is_terminal:
+        yield Bar(None)
+    else:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[numbers]}"),
+        )
+        with RichProgress(*columns, console=err, transient=True) as bars:
+            yield Bar(bars)
+
+
+def print_json(value: Any) -> None:
+    """Print a value as JSON on standard output and nothing else."""
+    print(json.dumps(value, indent=2))  # noqa: T201  # not rich: no wrapping, no colour
+
+
+def print_line(text: str) -> None:
+    """Print one line of a result."""
+    out.print(text, markup=False)
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None) -> None:
+    """Print a table, numbers to the right."""
+    wide = Console(width=max(out.width, 160)) if not out.is_terminal else out
+    table = Table(title=title, title_justify="left")
+    for index, column in enumerate(columns):
+        numeric = all(row[index][:1] in "+-0123456789?" for row in rows if row[index]) and bool(rows)
+        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    wide.print(table)
+
+
+def print_error(text: str) -> None:
+    """Print one error line."""
+    err.print(f"error: {' '.join(text.split())}", markup=False, style="red" if err.is_terminal else None)

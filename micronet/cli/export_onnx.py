@@ -1,0 +1,54 @@
+"""``micronet export-onnx``: an ONNX file whose weights are integers, checked against torch before it is written."""
+
+from typing import Annotated
+
+import typer
+
+from micronet.cli.options import CodeOptions, DataOptions, Input, OutputOptions, default_name, with_configs
+
+NAME = "export-onnx"
+EXAMPLE = "micronet export-onnx fused.safetensors -o int8.onnx"
+
+
+@with_configs
+def run(
+    artifact: Input,
+    check_images: Annotated[
+        int, typer.Option(min=1, help="Test images on which ONNX Runtime must agree with torch.")
+    ] = 256,
+    *,
+    data: DataOptions,
+    code: CodeOptions,
+    output: OutputOptions,
+) -> None:
+    """Export to ONNX with quantized weights as int8 and a dynamic batch, in the form ONNX Runtime is fast with."""
+    from dataclasses import replace
+
+    import torch
+
+    from micronet.cli import console, stages
+    from micronet.data.batches import plain_batches
+    from micronet.export.check import compare_outputs, require_agreement
+    from micronet.export.onnx import to_onnx, write_onnx
+    from micronet.files import check_target
+
+    path = output.output or default_name(artifact, ".onnx")
+    check_target(path, output.force)
+    opened = stages.open_artifact(artifact, code)
+    dataset = stages.open_data(data, opened)
+    images = dataset.test.subset(torch.arange(min(check_images, len(dataset.test))))
+    first, _ = next(plain_batches(images, dataset.spec))
+    opened = replace(opened, data=dataset.spec.to_json())
+    stages.check_fit(opened.model, first, dataset)
+    proto = to_onnx(opened, first)
+    agreement = compare_outputs(opened.model, proto, (batch for batch, _ in plain_batches(images, dataset.spec)))
+    require_agreement(agreement)
+    write_onnx(proto, path)
+    size = path.stat().st_size
+    if output.json:
+        console.print_json({"output": str(path), "size_bytes": size, **agreement._asdict()})
+    elif not output.quiet:
+        console.print_line(
+            f"wrote {path}  {size:,} bytes  agrees with torch on {agreement.classes:.2%} of {agreement.images} images, "
+            f"relative score error {agreement.error:.4%}"
+        )

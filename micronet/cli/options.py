@@ -1,0 +1,140 @@
+"""Options that commands share. A config dataclass becomes one flag a field, so no flag is declared twice.
+
+A command takes configs as parameters (``training: TrainConfig = TrainConfig(epochs=2)``); ``with_configs`` shows Typer
+the fields instead, with the default instance's values as defaults, and hands the command whole configs.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from micronet.errors import MicronetError
+from micronet.settings import check_range, flag, setting
+
+Input = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="An artifact (.safetensors).", show_default=False)]
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which network."""
+
+    model: str = setting(
+        "nin", "A network of ours, torchvision:NAME, pkg.mod:factory or path/to/file.py:factory. Runs code you name."
+    )
+    width: float | None = setting(None, "Multiplies every layer's channels (our networks only); default 1.")
+    model_args: str | None = setting(None, "The factory's arguments as JSON, for example '{\"num_classes\": 10}'.")
+
+    def __post_init__(self) -> None:
+        if self.width is not None:
+            check_range(self, "width", 0.01, 16)
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Which images."""
+
+    data: str | None = setting(
+        None,
+        "digits, cifar10, cifar100, mnist, fashion-mnist, a folder with train/ and test/, a file.npz, or "
+        "pkg.mod:factory; default: what the artifact was made with, else digits.",
+    )
+    image_size: int | None = setting(None, "Pixels a side; images are resized and cropped to it.")
+    limit: int | None = setting(None, "Use only so many training and test images, for a quick trial.")
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """Where the result goes."""
+
+    output: Path | None = setting(None, "File to write; default: a name beside the input, which is printed.", "-o")  # noqa: RUF009
+    force: bool = setting(False, "Overwrite the output.")
+    json: bool = setting(False, "Print the result as JSON.")
+    quiet: bool = setting(False, "Print errors only.", "-q")
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """How the result is shown."""
+
+    json: bool = setting(False, "Print the result as JSON.")
+    quiet: bool = setting(False, "Show no progress.", "-q")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """How it runs."""
+
+    seed: int = setting(1, "Seed of weights, order, augmentation and validation split.")
+    device: str | None = setting(None, "cpu, cuda or cuda:N; default: the best present.")
+    resume: bool = setting(False, "Go on with a training that was interrupted.")
+
+    def __post_init__(self) -> None:
+        check_range(self, "seed", 0, 2**31)
+
+
+@dataclass(frozen=True)
+class CodeOptions:
+    """Artifacts whose network is the user's own code."""
+
+    model: str | None = setting(None, "Names the code again of an artifact made from path/to/file.py:factory.")
+    trust_code: bool = setting(False, "Run the code recorded in the artifact.")
+
+
+def with_configs(command: Callable[..., None]) -> Callable[..., None]:
+    """Expand a command's config parameters into options; other parameters stay as they are."""
+    shown: list[inspect.Parameter] = []
+    configs: dict[str, tuple[Callable[..., Any], list[str]]] = {}
+    for name, parameter in inspect.signature(command).parameters.items():
+        config: Any = parameter.annotation
+        if not is_dataclass(config):
+            shown.append(parameter)
+            continue
+        default = parameter.default if parameter.default is not parameter.empty else config()
+        panel = (config.__doc__ or "").splitlines()[0].rstrip(".")
+        configs[name] = (config, [item.name for item in fields(config)])
+        shown.extend(_option(item, getattr(default, item.name), panel) for item in fields(config))
+
+    @functools.wraps(command)
+    def run(**values: Any) -> None:
+        built = {
+            name: build(**{key: values.pop(key) for key in keys if key in values})
+            for name, (build, keys) in configs.items()
+        }
+        command(**values, **built)
+
+    run.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in shown}
+    return run
+
+
+def default_name(beside: Path, ending: str) -> Path:
+    """Return an output's name beside an input: ``a/b.safetensors``, ``-fused.safetensors`` -> ``a/b-fused.safetensors``."""
+    return beside.with_name(beside.stem + ending)
+
+
+def parse_json_object(text: str | None, name: str) -> dict[str, Any]:
+    """Parse an option that holds a JSON object. Raises MicronetError where it does not."""
+    import json
+
+    if text is None:
+        return {}
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise MicronetError(f"{flag(name)} is no JSON: {error}; for example '{{\"num_classes\": 10}}'") from error
+    if not isinstance(value, dict):
+        raise MicronetError(f"{flag(name)} is a JSON {type(value).__name__}; expected an object")
+    return value
+
+
+def _option(item: Any, default: Any, panel: str) -> inspect.Parameter:
+    names = [flag(item.name), *filter(None, [item.metadata.get("short")])]
+    option = typer.Option(*names, help=item.metadata["help"], rich_help_panel=panel)
+    return inspect.Parameter(
+        item.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[item.type, option]
+    )

@@ -1,0 +1,54 @@
+"""The quantize command's work: a float artifact, however it is got, through calibration and training."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from micronet.artifact import Artifact, load, save
+from micronet.cli import stages
+from micronet.cli.options import DataOptions, ModelOptions
+from micronet.data.batches import plain_batches
+from micronet.files import check_target
+from micronet.history import StageRecord, check_order
+from micronet.quantization.calibrate import calibrate, observing
+from micronet.quantization.config import QuantConfig
+from micronet.quantization.quantize import quantize_model
+from micronet.training import Run, check_scores, fit_artifact
+from micronet.training_config import TrainConfig
+
+CALIBRATION_BATCHES = 4
+CALIBRATION_BATCH = 64
+
+
+def open_float(path: Path, model: ModelOptions, trust_code: bool) -> Artifact:
+    """Load the artifact to quantize; ``--model`` names its code again where it is the user's."""
+    named = model.model if ":" in model.model else None
+    artifact = load(path, named, trust_code=trust_code)
+    check_order(artifact.history, "quantize")
+    return artifact
+
+
+def float_artifact(model: ModelOptions, data: DataOptions, run: Run) -> Artifact:
+    """Train the network that there is no artifact of yet, and keep it beside the output."""
+    path = run.output.with_name(f"{run.output.stem}-float.safetensors")
+    if run.resume and path.exists():
+        return load(path)
+    check_target(path, run.force)
+    artifact = stages.train(model, data, TrainConfig(), replace(run, output=path))
+    save(artifact, path)
+    run.progress.line(f"wrote {path}  test accuracy {artifact.metrics['test_accuracy']:.2%}")
+    return artifact
+
+
+def quantize(artifact: Artifact, config: QuantConfig, training: TrainConfig, data: DataOptions, run: Run) -> Artifact:
+    """Place quantizers, set their ranges from images that are not augmented, then train with them."""
+    dataset = stages.open_data(data, artifact, run.seed)
+    images, _ = next(plain_batches(dataset.validation, dataset.spec, batch_size=1))
+    check_scores(artifact.model.cpu(), images, len(dataset.spec.classes or []))
+    model, record = quantize_model(artifact.model, config)
+    model.to(run.device)
+    batches = plain_batches(dataset.train, dataset.spec, CALIBRATION_BATCH, CALIBRATION_BATCHES)
+    calibrate(model, (inputs.to(run.device) for inputs, _ in batches))
+    began = replace(artifact, model=model, history=[*artifact.history, record])
+    fitted = fit_artifact(began, dataset, training, run, observing)
+    trained = StageRecord(record.stage, {**config.to_json(), **training.to_json()}, record.result)
+    return replace(fitted, history=[*artifact.history, trained])

@@ -1,0 +1,90 @@
+"""What the commands that train share: putting a network, data and a run together. Imports torch, so import it late."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from micronet.artifact import Artifact, load, save
+from micronet.cli import console
+from micronet.cli.options import CodeOptions, DataOptions, ModelOptions, OutputOptions, RunConfig, parse_json_object
+from micronet.data.dataset import Dataset, DataSpec
+from micronet.data.load import load_data
+from micronet.errors import MicronetError
+from micronet.history import StageRecord
+from micronet.machine import pick_device
+from micronet.models.build import ModelSpec, accepted, build, describe
+from micronet.progress import Progress
+from micronet.training import Run, check_scores, fit_artifact
+from micronet.training_config import TrainConfig
+
+DEFAULT_DATA = "digits"
+
+
+def make_run(path: Path, running: RunConfig, output: OutputOptions, progress: Progress) -> Run:
+    """Return where and how a training runs."""
+    return Run(path, pick_device(running.device), running.seed, running.resume, output.force, progress)
+
+
+def open_artifact(path: Path, code: CodeOptions) -> Artifact:
+    """Load an artifact the way the user says its code may be run."""
+    return load(path, code.model, trust_code=code.trust_code)
+
+
+def open_data(options: DataOptions, artifact: Artifact | None = None, seed: int = 1) -> Dataset:
+    """Open the data named, or those an artifact remembers, or the default ones."""
+    like = DataSpec(**artifact.data) if artifact and artifact.data else DataSpec(seed=seed)
+    name = options.data or (None if like.name else DEFAULT_DATA)
+    return load_data(name, image_size=options.image_size, limit=options.limit, like=like)
+
+
+def new_artifact(options: ModelOptions, spec: DataSpec, seed: int) -> Artifact:
+    """Build a network for data, with the initial weights that the seed gives."""
+    described = describe(options.model, parse_json_object(options.model_args, "model_args"))
+    args = {**_fitting(described, spec, options.width), **described.args}
+    described = replace(described, args=args)
+    torch.manual_seed(seed)
+    return Artifact(build(described, trusted=True), described, [])
+
+
+def train(model: ModelOptions, data: DataOptions, training: TrainConfig, run: Run) -> Artifact:
+    """Train a network from scratch; the artifact's history is that."""
+    dataset = open_data(data, seed=run.seed)
+    artifact = new_artifact(model, dataset.spec, run.seed)
+    if run.resume and run.output.exists() and not run.force:
+        raise MicronetError(f"{run.output} is trained already; there is nothing to resume")
+    fitted = fit_artifact(artifact, dataset, training, run)
+    return fitted.after(StageRecord("train", training.to_json()))
+
+
+def finish(artifact: Artifact, path: Path, output: OutputOptions) -> None:
+    """Save an artifact and print where it is and how good."""
+    save(artifact, path)
+    summary: dict[str, Any] = {"output": str(path), "size_bytes": path.stat().st_size, **artifact.metrics}
+    if output.json:
+        console.print_json(summary)
+    elif not output.quiet:
+        accuracy = artifact.metrics.get("test_accuracy")
+        tested = f"  test accuracy {accuracy:.2%}" if accuracy is not None else ""
+        console.print_line(f"wrote {path}  {summary['size_bytes']:,} bytes{tested}")
+
+
+def check_fit(model: nn.Module, images: torch.Tensor, data: Dataset) -> None:
+    """Raise MicronetError where a model does not take images or does not score the data's classes."""
+    check_scores(model, images[:1], len(data.spec.classes or []))
+
+
+def _fitting(spec: ModelSpec, data: DataSpec, width: float | None) -> dict[str, Any]:
+    """Return the arguments that fit a network to data: for our own networks all that they take."""
+    classes = len(data.classes or [])
+    offers = {"num_classes": classes, "in_channels": data.channels, "image_size": data.image_size}
+    if width is not None:
+        offers["width"] = width  # type: ignore[assignment]
+    taken = accepted(spec, offers)
+    if width is not None and "width" not in taken:
+        raise MicronetError(f"--width works for micronet's own networks; {spec.name} takes --model-args")
+    if spec.name.startswith("torchvision:"):
+        return {"num_classes": classes}
+    return taken

@@ -1,0 +1,29 @@
+"""``micronet train``: a network from scratch."""
+
+from pathlib import Path
+
+from micronet.cli import console
+from micronet.cli.options import DataOptions, ModelOptions, OutputOptions, RunConfig, with_configs
+from micronet.training_config import TrainConfig
+
+NAME = "train"
+EXAMPLE = "micronet train --model nin --width 0.25 --data digits --epochs 2 -o float.safetensors"
+
+
+@with_configs
+def run(
+    model: ModelOptions,
+    data: DataOptions,
+    training: TrainConfig,
+    running: RunConfig,
+    output: OutputOptions,
+) -> None:
+    """Train a network from scratch."""
+    from micronet.cli import stages
+    from micronet.files import check_target
+
+    path = output.output or Path(f"{model.model.rpartition(':')[2]}.safetensors")
+    check_target(path, output.force)
+    with console.progress(output.quiet or output.json) as progress:
+        artifact = stages.train(model, data, training, stages.make_run(path, running, output, progress))
+    stages.finish(artifact, path, output)

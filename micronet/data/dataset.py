@@ -1,0 +1,130 @@
+"""A data set as the commands use it: three splits, class names and the preprocessing that a network is trained with.
+
+The best epoch is chosen on ``validation`` (split off the training images, seeded); ``test`` is only ever reported.
+Splits are read when first touched, so that ``evaluate`` never decodes training images.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from micronet.data.split import Split
+from micronet.errors import MicronetError
+
+Augment = Literal["none", "crop", "crop-flip"]
+VALIDATION_SHARE = 0.1
+STATISTICS_IMAGES = 10_000  # enough for means to four digits
+IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """Which data a network is for and how images become its input; JSON values only.
+
+    ``mean`` and ``std``: per channel, of pixels scaled to 0..1. ``image_size``: pixels a side. ``limit``: how many
+    training images (and as many test images) to use, or None for all.
+    """
+
+    name: str | None = None
+    classes: list[str] | None = None
+    channels: int | None = None
+    image_size: int | None = None
+    mean: list[float] | None = None
+    std: list[float] | None = None
+    augment: Augment = "none"
+    limit: int | None = None
+    seed: int = 1
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the spec as a JSON object."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a source of images offers: class names and functions that read its splits."""
+
+    classes: list[str]
+    train: Callable[[], Split]
+    test: Callable[[], Split]
+    validation: Callable[[], Split] | None = None
+    augment: Augment = "none"
+
+
+class Dataset:
+    """Three splits and the spec that describes them."""
+
+    def __init__(self, source: Source, spec: DataSpec) -> None:
+        self._source = source
+        self._partial = replace(spec, classes=source.classes, augment=source.augment)
+
+    @cached_property
+    def spec(self) -> DataSpec:
+        """The spec with image size, channels, mean and std filled in, from the training images where not given."""
+        spec = self._partial
+        if spec.image_size is None or spec.channels is None:
+            shape = self.train.image_shape if spec.mean is None else self.test.image_shape
+            spec = replace(spec, channels=shape[0], image_size=shape[1])
+        if spec.mean is None or spec.std is None:
+            mean, std = _statistics(self.train)
+            spec = replace(spec, mean=mean, std=std)
+        if len(spec.mean or []) != spec.channels:
+            raise MicronetError(
+                f"the network expects images of {len(spec.mean or [])} channels, the data have {spec.channels}"
+            )
+        return spec
+
+    @cached_property
+    def _fit_and_validation(self) -> tuple[Split, Split]:
+        whole = self._limited(self._source.train())
+        if self._source.validation is not None:
+            return whole, self._limited(self._source.validation())
+        order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(self._partial.seed))
+        count = max(1, round(len(whole) * VALIDATION_SHARE))
+        if count >= len(whole):
+            raise MicronetError(f"{len(whole)} training images cannot be split; give more data or a larger --limit")
+        return whole.subset(order[count:]), whole.subset(order[:count])
+
+    @property
+    def train(self) -> Split:
+        """The images that weights are fitted to."""
+        return self._fit_and_validation[0]
+
+    @property
+    def validation(self) -> Split:
+        """The images that the best epoch is chosen on."""
+        return self._fit_and_validation[1]
+
+    @cached_property
+    def test(self) -> Split:
+        """The images that are only reported on."""
+        return self._limited(self._source.test())
+
+    def _limited(self, split: Split) -> Split:
+        limit = self._partial.limit
+        if limit is None or limit >= len(split):
+            return split
+        order = torch.randperm(len(split), generator=torch.Generator().manual_seed(self._partial.seed))
+        return split.subset(order[:limit])
+
+
+def _statistics(split: Split) -> tuple[list[float], list[float]]:
+    """Return the mean and standard deviation per channel, of pixels scaled to 0..1, to four digits."""
+    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))[:STATISTICS_IMAGES]
+    count, total, squares = 0, torch.zeros(()), torch.zeros(())
+    for indices in torch.split(order, 500):
+        pixels = (split.images(indices).double() / 255).transpose(0, 1).flatten(1)
+        count += pixels.shape[1]
+        total = total + pixels.sum(1)
+        squares = squares + pixels.square().sum(1)
+    mean = total / count
+    std = (squares / count - mean.square()).clamp(min=1e-4).sqrt()
+    return _rounded(mean), _rounded(std)
+
+
+def _rounded(values: Tensor) -> list[float]:
+    return [round(float(value), 4) for value in values]

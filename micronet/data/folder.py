@@ -1,0 +1,79 @@
+"""Folders of images: ``train/<class>/*`` and ``test/<class>/*`` (or ``val``; with both, ``val`` validates)."""
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from micronet.data.dataset import Source
+from micronet.data.split import FileSplit, MemorySplit, Split, decode
+from micronet.errors import MicronetError
+
+SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+MEMORY_BYTES = 2_000_000_000  # larger splits are decoded as they are needed
+
+
+def folder(root: Path, image_size: int | None) -> Source:
+    """Open a folder. Without an image size the first image's is taken; it must then be square."""
+    splits = {name: root / name for name in ("train", "val", "test") if (root / name).is_dir()}
+    test = splits.get("test") or splits.get("val")
+    if test is None:
+        raise MicronetError(f"{root} has no test/ or val/ folder; expected train/<class>/*.jpg and test/<class>/*.jpg")
+    train = splits.get("train")
+    classes = sorted(entry.name for entry in (train or test).iterdir() if entry.is_dir())
+    if len(classes) < 2:
+        raise MicronetError(f"{train or test} holds {len(classes)} class folders; at least two are needed")
+    size = image_size or _first_size(train or test)
+
+    def reader(place: Path | None) -> Callable[[], Split]:
+        if place is None:
+            raise MicronetError(f"{root} has no train/ folder, which this command needs")
+        return partial(_read, place, classes, size)
+
+    return Source(
+        classes=classes,
+        train=lambda: reader(train)(),
+        test=reader(test),
+        validation=reader(splits["val"]) if "val" in splits and "test" in splits else None,
+        augment="crop-flip",
+    )
+
+
+def list_images(place: Path) -> list[Path]:
+    """Return the image files below a folder, sorted by name."""
+    return sorted(path for path in place.rglob("*") if path.suffix.lower() in SUFFIXES)
+
+
+def _read(place: Path, classes: list[str], size: int) -> Split:
+    strangers = sorted(entry.name for entry in place.iterdir() if entry.is_dir() and entry.name not in classes)
+    if strangers:
+        raise MicronetError(f"{place} has classes that the training images lack: {', '.join(strangers[:5])}")
+    found = [(path, label) for label, name in enumerate(classes) for path in list_images(place / name)]
+    if not found:
+        raise MicronetError(f"{place} holds no images ({', '.join(sorted(SUFFIXES))})")
+    paths = [path for path, _ in found]
+    labels = torch.tensor([label for _, label in found])
+    if len(paths) * 3 * size * size > MEMORY_BYTES:
+        return FileSplit(paths, labels, size)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoding releases the interpreter lock
+        images = torch.empty(len(paths), 3, size, size, dtype=torch.uint8)
+        for index, image in enumerate(pool.map(partial(decode, size=size), paths)):
+            images[index] = image
+    return MemorySplit(images, labels)
+
+
+def _first_size(place: Path) -> int:
+    for path in list_images(place):
+        try:
+            with Image.open(path) as image:
+                width, height = image.size
+        except OSError as error:
+            raise MicronetError(f"{path} cannot be read as an image ({error}); mend it or take it away") from error
+        if width != height:
+            raise MicronetError(f"{path} is {width}x{height}; say how large a square to cut with --image-size")
+        return width
+    raise MicronetError(f"{place} holds no images ({', '.join(sorted(SUFFIXES))})")

@@ -1,0 +1,89 @@
+"""From what the user typed after ``--data`` to a data set."""
+
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from micronet import registry
+from micronet.data.dataset import Dataset, DataSpec, Source
+from micronet.data.folder import folder
+from micronet.data.sources import arrays
+from micronet.errors import MicronetError, unknown
+
+
+def load_data(
+    name: str | None, *, image_size: int | None = None, limit: int | None = None, like: DataSpec | None = None
+) -> Dataset:
+    """Open a data set; nothing is read before it is needed.
+
+    ``name``: one of ours, a folder, an ``.npz``, ``pkg.mod:factory``, or None for the one ``like`` was made with.
+    ``like``: the spec of the network the data are for; its preprocessing wins over the data's own.
+    """
+    like = like or DataSpec()
+    place = name or like.name
+    if place is None:
+        raise MicronetError("this artifact remembers no data set; name one with --data")
+    if limit is not None and limit < 2:
+        raise MicronetError(f"--limit is {limit}; allowed: 2 or more")
+    if image_size is not None and image_size < 1:
+        raise MicronetError(f"--image-size is {image_size}; allowed: 1 or more")
+    size = image_size or like.image_size
+    source = _source(place)(size)
+    if like.classes is not None and like.classes != source.classes:
+        raise MicronetError(
+            f"the network was made for {_count(like.classes)}, {place} has {_count(source.classes)}; "
+            "give the data it was made for, or train on these"
+        )
+    spec = DataSpec(
+        name=str(Path(place).resolve()) if Path(place).exists() else place,
+        channels=like.channels,
+        image_size=size,
+        mean=like.mean,
+        std=like.std,
+        limit=limit or (like.limit if name is None else None),
+        seed=like.seed,
+    )
+    return Dataset(source, spec)
+
+
+def _source(name: str) -> Callable[[int | None], Source]:
+    """Return the function that opens the named source at an image size."""
+    path = Path(name)
+    if name in registry.DATA:
+        opened: Callable[[int | None], Source] = registry.resolve(registry.DATA, name, "data set")
+        return opened
+    if path.is_dir():
+        return lambda size: folder(path, size)
+    if path.suffix == ".npz":
+        return lambda size: arrays(_npz(path), size)
+    if ":" in name:
+        return lambda size: arrays(_call(name), size)
+    raise unknown("data set", name, [*registry.DATA, "a folder", "a file.npz", "pkg.mod:factory"])
+
+
+def _npz(path: Path) -> Mapping[str, Any]:
+    import zipfile
+
+    import numpy as np
+
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {key: file[key] for key in file.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise MicronetError(f"{path} cannot be read as .npz ({error})") from error
+
+
+def _call(name: str) -> Mapping[str, Any]:
+    module, _, attribute = name.partition(":")
+    try:
+        result = getattr(import_module(module), attribute)()
+    except Exception as error:
+        raise MicronetError(f"--data {name} failed: {type(error).__name__}: {error}") from error
+    if not isinstance(result, Mapping):
+        raise MicronetError(f"--data {name} returned a {type(result).__name__}; expected a dict of arrays as in .npz")
+    return result
+
+
+def _count(classes: list[str]) -> str:
+    return f"{len(classes)} classes ({', '.join(classes[:3])}{', …' if len(classes) > 3 else ''})"

@@ -1,0 +1,22 @@
+"""The only exceptions that the command line turns into one line instead of a traceback."""
+
+from collections.abc import Iterable
+from difflib import SequenceMatcher
+
+
+class MicronetError(Exception):
+    """A mistake the user can mend. The message says what was got, what is allowed and what to type next."""
+
+    exit_code = 2
+
+
+class FailedError(MicronetError):
+    """A failure that was nobody's typing mistake: a diverged training, a full disk, an export that does not agree."""
+
+    exit_code = 1
+
+
+def unknown(noun: str, got: str, allowed: Iterable[str]) -> MicronetError:
+    """Build the error for a name outside a set: the allowed names, the one nearest to ``got`` first."""
+    ranked = sorted(allowed, key=lambda name: -SequenceMatcher(None, got.lower(), name.lower()).ratio())
+    return MicronetError(f"unknown {noun} {got!r}; allowed: {', '.join(ranked)}")

@@ -1,0 +1,108 @@
+"""Accuracy, agreement and latency of any predictor: a callable, images (N, C, H, W) float32 -> scores (N, K) float32.
+
+A torch model, an ONNX Runtime session, a packed network and a TensorRT engine are all that, so these exist once.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Scores = NDArray[np.float32]
+Predictor = Callable[[NDArray[np.float32]], Scores]
+
+WARM_UP_SECONDS = 0.3
+MEASURE_SECONDS = 1.5  # a predictor and batch size
+FEWEST_ROUNDS = 5
+
+
+class Evaluation(NamedTuple):
+    """``accuracy`` 0..1, mean cross-entropy ``loss`` in nats, number of ``images``, and the class given to each."""
+
+    accuracy: float
+    loss: float
+    images: int
+    classes: NDArray[np.int64]
+
+
+class Latency(NamedTuple):
+    """Milliseconds a call, over single calls: median and 95th percentile."""
+
+    p50_ms: float
+    p95_ms: float
+
+
+def evaluate(
+    predict: Predictor, batches: Iterable[tuple[Tensor, Tensor]], on_batch: Callable[[int], None] | None = None
+) -> Evaluation:
+    """Run a predictor over (images, labels) batches; ``on_batch`` hears of the images done so far."""
+    classes: list[NDArray[np.int64]] = []
+    correct, loss, images = 0, 0.0, 0
+    for inputs, labels in batches:
+        scores = torch.from_numpy(predict(inputs.numpy()))
+        best = scores.argmax(1)
+        classes.append(best.numpy())
+        correct += int((best == labels).sum())
+        loss += float(F.cross_entropy(scores.double(), labels, reduction="sum"))
+        images += len(labels)
+        if on_batch is not None:
+            on_batch(images)
+    if not images:
+        raise ValueError("no images to evaluate on")
+    return Evaluation(correct / images, loss / images, images, np.concatenate(classes))
+
+
+def agreement(left: Evaluation, right: Evaluation) -> float:
+    """Return the share of images that two evaluations of the same data put into the same class."""
+    return float((left.classes == right.classes).mean())
+
+
+def latencies(predictors: Sequence[Predictor], inputs: Sequence[NDArray[np.float32]]) -> list[Latency]:
+    """Time each predictor on its own input, in turns, so that a change of the machine's speed meets them all alike.
+
+    Only the call is timed: no data loading, and warmed up first.
+    """
+    for predict, images in zip(predictors, inputs, strict=True):
+        start = time.perf_counter()
+        predict(images)
+        while time.perf_counter() - start < WARM_UP_SECONDS:
+            predict(images)
+    samples: list[list[float]] = [[] for _ in predictors]
+    spent = 0.0
+    while spent < MEASURE_SECONDS * len(predictors) or len(samples[0]) < FEWEST_ROUNDS:
+        for kept, predict, images in zip(samples, predictors, inputs, strict=True):
+            start = time.perf_counter()
+            predict(images)
+            kept.append(time.perf_counter() - start)
+            spent += kept[-1]
+    return [Latency(*(1000 * np.percentile(kept, [50, 95])).tolist()) for kept in samples]
+
+
+def count_macs(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
+    """Count the multiply-accumulates of convolutions and linear layers for one image (C, H, W)."""
+    total = 0
+
+    def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        nonlocal total
+        if isinstance(module, nn.Linear):
+            total += output.numel() * module.in_features
+        elif isinstance(module, nn.modules.conv._ConvNd):
+            positions = inputs[0] if module.transposed else output
+            total += positions.numel() * module.weight[0].numel()
+
+    handles = [module.register_forward_hook(hook) for module in model.modules()]
+    training = model.training
+    device = next(model.parameters()).device
+    try:
+        with torch.inference_mode():
+            model.eval()(torch.zeros(1, *image_shape, device=device))
+    finally:
+        model.train(training)
+        for handle in handles:
+            handle.remove()
+    return total

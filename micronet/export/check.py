@@ -1,0 +1,109 @@
+"""Does an ONNX file compute what the torch model computes? Whole, and layer by layer.
+
+Layer by layer means: at every activation quantizer torch's integers are compared with ONNX Runtime's, then torch goes
+on with ONNX Runtime's values. So each layer is judged on the same input and no difference is counted twice.
+"""
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx
+import torch
+from torch import Tensor, nn
+
+from micronet.errors import FailedError
+from micronet.quantization.calibrate import each_quantizer
+from micronet.quantization.functional import dequantize, quantize
+from micronet.runtime.options import RuntimeOptions
+from micronet.runtime.ort import open_session
+
+LEAST_AGREEMENT = 0.99  # share of classes; a rounding that flips at a boundary may turn a close call
+
+
+class Agreement(NamedTuple):
+    """``classes``: share of images put into the same class. ``error``: norm of the difference of the scores over the
+    norm of torch's scores about their mean. ``images``: how many."""
+
+    classes: float
+    error: float
+    images: int
+
+
+@torch.no_grad()
+def compare_outputs(
+    model: nn.Module, proto: onnx.ModelProto, batches: Iterable[Tensor], options: RuntimeOptions | None = None
+) -> Agreement:
+    """Run torch and ONNX Runtime on the same images (N, C, H, W)."""
+    session = open_session(proto.SerializeToString(), options or RuntimeOptions(), "the exported model")
+    same, images, difference, spread = 0, 0, 0.0, 0.0
+    model = model.eval()
+    for batch in batches:
+        ours = model(batch).double().numpy()
+        theirs = session.run(None, {session.get_inputs()[0].name: batch.contiguous().numpy()})[0].astype(np.float64)
+        same += int((ours.argmax(1) == theirs.argmax(1)).sum())
+        images += len(batch)
+        difference += float(np.square(ours - theirs).sum())
+        spread += float(np.square(ours - ours.mean(1, keepdims=True)).sum())
+    return Agreement(same / images, (difference / max(spread, 1e-30)) ** 0.5, images)
+
+
+def require_agreement(agreement: Agreement) -> None:
+    """Raise FailedError where an exported model does not agree with torch."""
+    if agreement.classes < LEAST_AGREEMENT:
+        raise FailedError(
+            f"the exported model puts only {agreement.classes:.2%} of {agreement.images} images into torch's class "
+            f"(relative score error {agreement.error:.2%}); nothing was written"
+        )
+
+
+@torch.no_grad()
+def compare_layers(
+    model: nn.Module, proto: onnx.ModelProto, images: Tensor, options: RuntimeOptions | None = None
+) -> dict[str, int]:
+    """Return, for each activation quantizer, the largest difference between torch's and ONNX Runtime's integers.
+
+    ``model``: the quantized torch model the file was exported from.
+    """
+    theirs = _integers(proto, images, options or RuntimeOptions())
+    worst: dict[str, int] = {}
+    handles = []
+    for name, slot, quantizer in each_quantizer(model):
+        key = f"{name}.{slot}"
+        if key in theirs:
+            handles.append(quantizer.register_forward_hook(_judge(key, theirs[key], worst)))
+    try:
+        model.eval()(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return worst
+
+
+def _judge(key: str, theirs: Any, worst: dict[str, int]) -> Any:
+    """Make a hook that compares a quantizer's integers and then hands ONNX Runtime's values on."""
+
+    def hook(quantizer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        grid = quantizer.qparams(inputs[0])
+        shift = 2 ** (theirs.dtype.itemsize * 8 - 1) if grid.qmin < 0 else 0
+        other = torch.from_numpy(theirs.astype(np.float32)) - shift
+        worst[key] = int((quantize(inputs[0], grid) - other).abs().max())
+        return dequantize(other, grid)
+
+    return hook
+
+
+def _integers(proto: onnx.ModelProto, images: Tensor, options: RuntimeOptions) -> dict[str, Any]:
+    """Run ONNX Runtime with every QuantizeLinear's output as an output of the graph; module.slot -> integers."""
+    exposed = onnx.ModelProto()
+    exposed.CopyFrom(proto)
+    initializers = {tensor.name: tensor for tensor in proto.graph.initializer}
+    names = []
+    for node in proto.graph.node:
+        if node.op_type == "QuantizeLinear":
+            kind = initializers[node.input[2]].data_type
+            exposed.graph.output.append(onnx.helper.make_tensor_value_info(node.output[0], kind, None))
+            names.append(node.name.removesuffix(".QuantizeLinear"))
+    session = open_session(exposed.SerializeToString(), options, "the exported model")
+    outputs = session.run(None, {session.get_inputs()[0].name: images.contiguous().numpy()})
+    return dict(zip(names, outputs[len(proto.graph.output) :], strict=True))

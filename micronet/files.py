@@ -1,0 +1,61 @@
+"""Writing files so that a crash, a full disk or Ctrl-C leaves either the old file or the new one, never half of one."""
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from micronet.errors import FailedError, MicronetError
+
+
+def check_target(path: Path, force: bool) -> None:
+    """Raise MicronetError where ``path`` cannot be written or would be overwritten without ``force``."""
+    if path.is_dir():
+        raise MicronetError(f"{path} is a folder; give -o a file name")
+    if path.exists() and not force:
+        raise MicronetError(f"{path} exists; add --force to overwrite it, or give another name with -o")
+    if not path.parent.is_dir():
+        raise MicronetError(f"{path.parent} is no folder; create it first (mkdir -p {path.parent})")
+    if not os.access(path.parent, os.W_OK):
+        raise MicronetError(f"{path.parent} cannot be written to; give another place with -o")
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Let ``write`` fill a temporary file beside ``path``, sync it to disk, then rename it over ``path``.
+
+    Raises FailedError where the system refuses (no space, no permission); the temporary file is removed in any case.
+    """
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o666 & ~_umask())  # mkstemp makes files private; ours are ordinary
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise FailedError(f"{path} could not be written: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the rename itself durable, where the system lets a folder be synced."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(handle)
+    except OSError:
+        pass
+    finally:
+        os.close(handle)

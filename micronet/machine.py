@@ -1,0 +1,69 @@
+"""The machine a command runs on: which device, how memory is given out, and what to write beside a measurement."""
+
+import ctypes
+import os
+import platform
+import sys
+
+import torch
+
+from micronet.errors import MicronetError
+
+# glibc's mallopt parameters (malloc.h) and values that keep a training step's buffers instead of returning them.
+_MALLOPT = {
+    -4: 0,  # M_MMAP_MAX: no block comes from mmap, whose pages would be faulted in anew at every step
+    -1: 2**31 - 1,  # M_TRIM_THRESHOLD: freed memory stays with the process
+    -2: 256 << 20,  # M_TOP_PAD: grow in large pieces
+}
+
+
+def pick_device(name: str | None) -> torch.device:
+    """Return the device called ``cpu``, ``cuda`` or ``cuda:N``; without a name the best one present."""
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda") or (index and not index.isdigit()) or (kind == "cpu" and index):
+        raise MicronetError(f"unknown device {name!r}; allowed: cpu, cuda, cuda:0, cuda:1, …")
+    if kind == "cuda":
+        count = torch.cuda.device_count()
+        if int(index or 0) >= count:
+            raise MicronetError(f"--device {name}: torch sees {count} CUDA devices; use --device cpu")
+    return torch.device(name)
+
+
+def tune_allocator() -> None:
+    """Make glibc keep freed memory; page faults otherwise take a quarter to a half of a CPU training step.
+
+    Does nothing on other C libraries, or where ``MICRONET_MALLOC=default`` asks for it.
+    """
+    if os.environ.get("MICRONET_MALLOC") == "default" or not sys.platform.startswith("linux"):
+        return
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return
+    for parameter, value in _MALLOPT.items():
+        mallopt(parameter, value)
+
+
+def describe() -> dict[str, str | int]:
+    """Return the processor's name, its cores, torch's threads and the GPU if there is one."""
+    found: dict[str, str | int] = {
+        "processor": _processor(),
+        "cores": os.cpu_count() or 1,
+        "threads": torch.get_num_threads(),
+    }
+    if torch.cuda.is_available():
+        found["gpu"] = torch.cuda.get_device_name()
+    return found
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:  # noqa: PTH123  # not a user's path
+            for line in file:
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

@@ -1,0 +1,159 @@
+"""Building a network from its name, and remembering the name so that it can be built again.
+
+Names: one of ours, ``torchvision:resnet18``, ``pkg.mod:factory`` or ``path/to/file.py:factory``. The last two run
+the user's code, so building them from an artifact needs the user's word (``trusted``); a file is remembered with its
+text and SHA-256, so that an artifact still loads where the file is gone and a changed file is noticed.
+"""
+
+import hashlib
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from importlib import import_module
+from inspect import signature
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from torch import nn
+
+from micronet import registry
+from micronet.errors import MicronetError, unknown
+
+TORCHVISION = "torchvision:"
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What it takes to build a network: a name, the factory's arguments and, for a user's file, its text."""
+
+    name: str
+    args: dict[str, Any] = field(default_factory=dict)
+    source: str | None = None
+    sha256: str | None = None
+
+    @property
+    def runs_user_code(self) -> bool:
+        """Whether building it executes code that is neither ours nor torchvision's."""
+        return self.name not in registry.MODELS and not self.name.startswith(TORCHVISION)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields that are set, as a JSON object."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
+
+
+def describe(name: str, args: dict[str, Any] | None = None) -> ModelSpec:
+    """Return the spec of a network named on the command line; a user's file is read, not run."""
+    file, _ = _split(name)
+    if file is None:
+        return ModelSpec(name, args or {})
+    try:
+        source = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise MicronetError(f"--model {name}: {file} cannot be read ({error})") from error
+    return ModelSpec(name, args or {}, source, _sha256(source))
+
+
+def check_same_code(named: ModelSpec, recorded: ModelSpec) -> None:
+    """Raise MicronetError where the code named now is not the code that made the artifact."""
+    if recorded.sha256 != named.sha256 or (recorded.sha256 is None and recorded.name != named.name):
+        raise MicronetError(
+            f"--model {named.name} is not the code this artifact was made with ({recorded.name}, "
+            f"sha256 {(recorded.sha256 or 'none')[:12]}); name that, or use --trust-code for the recorded text"
+        )
+
+
+def build(spec: ModelSpec, *, trusted: bool = False) -> nn.Module:
+    """Build the network with its initial weights.
+
+    Raises MicronetError for an unknown name, arguments the factory refuses, or user code that is not ``trusted``.
+    """
+    if spec.runs_user_code and not trusted:
+        raise MicronetError(
+            f"this artifact's network comes from {spec.name}, which is code: name it again with "
+            f"--model {spec.name}, or add --trust-code if you trust who made the file"
+        )
+    factory = _factory(spec)
+    try:
+        model = factory(**spec.args)
+    except MicronetError:
+        raise
+    except Exception as error:
+        raise MicronetError(
+            f"model {spec.name} refused its arguments {spec.args}: {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(model, nn.Module):
+        raise MicronetError(f"model {spec.name} returned a {type(model).__name__}, not a torch.nn.Module")
+    return model
+
+
+def accepted(spec: ModelSpec, offers: dict[str, Any]) -> dict[str, Any]:
+    """Return those of ``offers`` (name -> value) that the factory of one of our networks has a parameter for."""
+    if spec.name not in registry.MODELS:
+        return {}
+    parameters = signature(_factory(spec)).parameters
+    return {name: value for name, value in offers.items() if name in parameters}
+
+
+def _factory(spec: ModelSpec) -> Callable[..., Any]:
+    if spec.name.startswith(TORCHVISION):
+        return _torchvision(spec.name.removeprefix(TORCHVISION))
+    if ":" not in spec.name:
+        factory: Callable[..., Any] = registry.resolve(registry.MODELS, spec.name, "model")
+        return factory
+    return _user_factory(spec)
+
+
+def _torchvision(name: str) -> Callable[..., Any]:
+    from torchvision import models
+
+    if name not in models.list_models():
+        raise unknown("torchvision model", name, models.list_models())
+    return lambda **args: models.get_model(name, weights=None, **args)
+
+
+def _user_factory(spec: ModelSpec) -> Callable[..., Any]:
+    file, attribute = _split(spec.name)
+    try:
+        if file is None:
+            with _importable_from(Path.cwd()):
+                module = import_module(spec.name.partition(":")[0])
+        else:
+            with _importable_from(file.parent):
+                module = _run(spec.source or "", f"{file.name}:{(spec.sha256 or '')[:8]}")
+    except Exception as error:
+        raise MicronetError(f"model {spec.name}: its code failed: {type(error).__name__}: {error}") from error
+    try:
+        factory: Callable[..., Any] = getattr(module, attribute)
+    except AttributeError:
+        public = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
+        raise unknown(f"factory in {spec.name.rpartition(':')[0]}:", attribute, public) from None
+    return factory
+
+
+def _split(name: str) -> tuple[Path | None, str]:
+    """Split ``path/file.py:factory`` into path and factory; the path is None for ``pkg.mod:factory``."""
+    place, _, attribute = name.rpartition(":")
+    return (Path(place) if place.endswith(".py") else None), attribute
+
+
+def _run(source: str, title: str) -> ModuleType:
+    module = ModuleType(f"micronet_user:{title}")
+    sys.modules[module.__name__] = module  # dataclasses and typing look a class's module up there
+    exec(compile(source, title, "exec"), module.__dict__)
+    return module
+
+
+@contextmanager
+def _importable_from(folder: Path) -> Iterator[None]:
+    """Let the user's code import its neighbours."""
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,51 @@
+"""A small LeNet (LeCun et al. 1998): two 5x5 convolutions, two linear layers; the network of the migration example."""
+
+from torch import Tensor, nn
+
+from micronet.errors import MicronetError
+from micronet.models.layers import flatten, scale_width
+
+SMALLEST_IMAGE = 16  # two unpadded 5x5 convolutions, each halved
+
+
+class LeNet(nn.Module):
+    """Convolution, pool, ReLU twice; then linear, ReLU, dropout, linear."""
+
+    def __init__(self, num_classes: int, in_channels: int, image_size: int, widths: list[int]) -> None:
+        super().__init__()
+        first, second, hidden = widths
+        side = ((image_size - 4) // 2 - 4) // 2
+        self.conv1 = nn.Conv2d(in_channels, first, 5)
+        self.pool1 = nn.MaxPool2d(2)
+        self.relu1 = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(first, second, 5)
+        self.pool2 = nn.MaxPool2d(2)
+        self.relu2 = nn.ReLU(inplace=True)
+        self.fc1 = nn.Linear(second * side * side, hidden)
+        self.relu3 = nn.ReLU(inplace=True)
+        self.dropout = nn.Dropout()
+        self.fc2 = nn.Linear(hidden, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, image_size, image_size) images -> (N, classes) scores."""
+        x = self.relu1(self.pool1(self.conv1(x)))
+        x = self.relu2(self.pool2(self.conv2(x)))
+        x = self.dropout(self.relu3(self.fc1(flatten(x))))
+        scores: Tensor = self.fc2(x)
+        return scores
+
+
+def lenet(
+    num_classes: int = 10,
+    in_channels: int = 1,
+    image_size: int = 28,
+    width: float = 1.0,
+    widths: list[int] | None = None,
+) -> LeNet:
+    """Build LeNet; ``widths`` are the two convolutions' and the hidden layer's."""
+    if image_size < SMALLEST_IMAGE:
+        raise MicronetError(f"image size {image_size} is too small for lenet; --image-size {SMALLEST_IMAGE} or more")
+    widths = widths or [scale_width(channels, width) for channels in (10, 20, 50)]
+    if len(widths) != 3 or min(widths) < 1:
+        raise MicronetError(f"widths is {widths}; lenet takes three positive numbers")
+    return LeNet(num_classes, in_channels, image_size, widths)

@@ -1,0 +1,88 @@
+"""Procedures over the quantizers of a model: observe, calibrate, freeze. They work around any training loop."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from micronet.errors import MicronetError
+from micronet.quantization.layers import slots
+from micronet.quantization.quantizer import Quantizer
+
+
+@contextmanager
+def observing(model: nn.Module) -> Iterator[None]:
+    """Let every quantizer that is not frozen follow the data that passes inside this context.
+
+    On the way out the weight quantizers look once more, so that their grids fit the weights as the last step left them.
+    """
+    quantizers = [quantizer for _, _, quantizer in each_quantizer(model)]
+    for quantizer in quantizers:
+        quantizer.observing = True
+    try:
+        yield
+    finally:
+        for quantizer in quantizers:
+            quantizer.observing = False
+        refresh_weights(model)
+
+
+@torch.no_grad()
+def calibrate(model: nn.Module, batches: Iterable[Tensor | tuple[Any, ...]], count: int | None = None) -> None:
+    """Run ``count`` batches (None: all) through the model in eval mode and set the ranges from them.
+
+    Weights and batch-norm statistics are untouched. A batch is a tensor or a tuple that begins with one.
+    Raises MicronetError where there was no batch, or where a quantizer saw none of the data.
+    """
+    was_training = model.training
+    model.eval()
+    seen = 0
+    try:
+        with observing(model):
+            for batch in islice(batches, count):
+                model(batch[0] if isinstance(batch, (tuple, list)) else batch)
+                seen += 1
+    finally:
+        model.train(was_training)
+    if not seen:
+        raise MicronetError("there was no batch to calibrate on; give at least one")
+    check_calibrated(model)
+
+
+def check_calibrated(model: nn.Module) -> None:
+    """Raise MicronetError that names the quantizers which have seen no data."""
+    blind = [f"{name}.{slot}" for name, slot, quantizer in each_quantizer(model) if quantizer.observer.empty]
+    if blind:
+        raise MicronetError(
+            f"{len(blind)} quantizers saw no data, so their layers are not called as modules: {', '.join(blind[:5])}"
+        )
+
+
+def freeze(model: nn.Module) -> None:
+    """Keep every range as it is from now on."""
+    for _, _, quantizer in each_quantizer(model):
+        quantizer.freeze()
+
+
+@torch.no_grad()
+def refresh_weights(model: nn.Module) -> None:
+    """Bring the grids of weights up to date with the weights (a range that is an average is left alone)."""
+    for name, slot, quantizer in each_quantizer(model):
+        if slot == "weight_quantizer" and getattr(quantizer, "observer_name", "minmax") == "minmax":
+            quantizer.observe(_weight(model, name))
+
+
+def each_quantizer(model: nn.Module) -> Iterator[tuple[str, str, Quantizer]]:
+    """Yield (module name, slot, quantizer) for every quantizer of a model."""
+    for name, filled in slots(model).items():
+        for slot, quantizer in filled.items():
+            yield name, slot, quantizer
+
+
+def _weight(model: nn.Module, name: str) -> Tensor:
+    weight = model.get_submodule(name).weight
+    assert isinstance(weight, Tensor)
+    return weight

@@ -1,0 +1,110 @@
+"""The ``bn-fuse`` stage: a batch normalisation disappears into the convolution or linear layer before it.
+
+With k = gamma / sqrt(running_var + eps): w' = k * w, b' = (b - running_mean) * k + beta (Jacob et al. 2017,
+arXiv:1712.05877, section 3.2). On a quantized layer the integers keep their values: each channel's scale takes |k|, a
+negative k flips integers and zero point, k = 0 makes the channel all zeros; one scale a layer becomes one a channel.
+"""
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from micronet.errors import MicronetError
+from micronet.graph import trace
+from micronet.history import StageRecord
+from micronet.quantization.functional import broadcast, dequantize
+from micronet.quantization.layers import Quantized, attach
+from micronet.quantization.quantizer import Quantizer, rebuild
+
+
+def fold_model(model: nn.Module) -> tuple[nn.Module, StageRecord]:
+    """Return a copy of a network with every foldable batch norm folded, and the record that rebuilds it.
+
+    Raises MicronetError where the network cannot be traced or nothing can be folded.
+    """
+    folded = copy.deepcopy(model)
+    graph = trace(folded)
+    if graph is None:
+        raise MicronetError("the network cannot be traced by torch.fx, so its batch norms cannot be matched to layers")
+    pairs = graph.conv_bn_pairs()
+    if not pairs:
+        raise MicronetError("no batch norm directly follows a convolution or linear layer; there is nothing to fold")
+    quantizers: dict[str, dict[str, Any]] = {}
+    for layer_name, norm_name in pairs:
+        layer: Any = folded.get_submodule(layer_name)
+        fold_pair(layer, folded.get_submodule(norm_name))
+        if (quantizer := getattr(layer, "weight_quantizer", None)) is not None:
+            quantizers[layer_name] = quantizer.describe()
+        _remove_norm(folded, norm_name)
+    return folded, StageRecord("bn-fuse", {}, {"pairs": [list(pair) for pair in pairs], "quantizers": quantizers})
+
+
+def restore(model: nn.Module, record: StageRecord) -> nn.Module:
+    """Rebuild the structure that a record describes; the values come from the file."""
+    for layer_name, norm_name in record.result["pairs"]:
+        layer: Any = model.get_submodule(layer_name)
+        if layer.bias is None:
+            layer.bias = nn.Parameter(torch.zeros(_out_channels(layer)))
+        _remove_norm(model, norm_name)
+    for layer_name, description in record.result["quantizers"].items():
+        attach(model.get_submodule(layer_name), "weight_quantizer", rebuild(description))
+    return model
+
+
+@torch.no_grad()
+def fold_pair(layer: Any, norm: Any) -> None:
+    """Fold one batch norm's running statistics, gain and shift into the layer before it, in place."""
+    std = (norm.running_var.double() + norm.eps).sqrt()
+    gain = norm.weight.double() if norm.affine else torch.ones_like(std)
+    shift = norm.bias.double() if norm.affine else torch.zeros_like(std)
+    factor = gain / std
+    bias = layer.bias.double() if layer.bias is not None else torch.zeros_like(std)
+    dtype = layer.weight.dtype
+    quantizer: Quantizer | None = getattr(layer, "weight_quantizer", None)
+    if quantizer is None:
+        layer.weight.copy_(layer.weight * _per_output(layer, factor))
+    else:
+        _fold_quantized(layer, quantizer, factor.to(dtype))
+    folded = ((bias - norm.running_mean.double()) * factor + shift).to(dtype)
+    if layer.bias is None:
+        layer.bias = nn.Parameter(folded)
+    else:
+        layer.bias.copy_(folded)
+
+
+def _fold_quantized(layer: Any, quantizer: Quantizer, factor: Tensor) -> None:
+    old = quantizer.qparams(layer.weight)
+    levels = quantizer.integers(layer.weight) - broadcast(old.zero_point, layer.weight, old.axis)
+    scaled = quantizer.scaled(factor)
+    new = scaled.qparams(layer.weight)
+    flipped = levels * broadcast(factor.sign(), layer.weight, 0) + broadcast(new.zero_point, layer.weight, 0)
+    layer.weight.copy_(dequantize(flipped, new))
+    attach(layer, "weight_quantizer", scaled)
+
+
+def _per_output(layer: Any, factor: Tensor) -> Tensor:
+    """Shape a factor per output channel for arithmetic with the layer's weight."""
+    weight = layer.weight
+    if not getattr(layer, "transposed", False):
+        return factor.view(-1, *[1] * (weight.dim() - 1))
+    # A transposed convolution's weight is (in, out / groups, ...), the inputs group by group.
+    per_group = factor.view(layer.groups, 1, -1)
+    rows = per_group.expand(-1, layer.in_channels // layer.groups, -1).reshape(layer.in_channels, -1)
+    return rows.view(*rows.shape, *[1] * (weight.dim() - 2))
+
+
+def _out_channels(layer: Any) -> int:
+    channels: int = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
+    return channels
+
+
+def _remove_norm(model: nn.Module, name: str) -> None:
+    """Put an identity where a batch norm was; the quantizer of its output stays."""
+    norm = model.get_submodule(name)
+    identity = nn.Identity()
+    if isinstance(norm, Quantized) and norm.output_quantizer is not None:
+        attach(identity, "output_quantizer", norm.output_quantizer)
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, identity)

@@ -1,0 +1,100 @@
+"""The arithmetic of uniform affine grids, in ONNX's convention.
+
+q = clamp(round_half_even(x / scale) + zero_point, qmin, qmax), x' = (q - zero_point) * scale.
+
+Jacob et al. 2017, arXiv:1712.05877, equation 1 and section 3.1 (zero is exactly representable). Signed weights use
+the narrow range -(2^(b-1) - 1) .. 2^(b-1) - 1, so that a fold by a negative factor can flip their integers.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+SMALLEST_SCALE = 2.0**-60  # an all-zero tensor's; the product of two such scales is still a normal float32
+
+
+class QParams(NamedTuple):
+    """A grid: ``scale`` and ``zero_point`` broadcast against the tensor on ``axis`` (None: one for all of it).
+
+    scale: float32, > 0. zero_point: float32 holding an integer in [qmin, qmax].
+    """
+
+    scale: Tensor
+    zero_point: Tensor
+    qmin: int
+    qmax: int
+    axis: int | None
+
+
+def integer_range(bits: int, *, signed: bool, narrow: bool) -> tuple[int, int]:
+    """Return (qmin, qmax) of a grid with at most 2^bits levels."""
+    if not signed:
+        return 0, 2**bits - 1
+    largest = 2 ** (bits - 1) - 1
+    return (-largest if narrow else -largest - 1), largest
+
+
+def symmetric_qparams(low: Tensor, high: Tensor, qmax: int) -> tuple[Tensor, Tensor]:
+    """Return (scale, zero point 0) such that the largest magnitude of [low, high] lies on qmax."""
+    scale = (torch.maximum(low.abs(), high.abs()) / qmax).clamp(min=SMALLEST_SCALE)
+    return scale, torch.zeros_like(scale)
+
+
+def affine_qparams(low: Tensor, high: Tensor, qmin: int, qmax: int) -> tuple[Tensor, Tensor]:
+    """Return (scale, zero point) of the grid over [low, high], widened to contain 0."""
+    low, high = low.clamp(max=0), high.clamp(min=0)
+    scale = ((high - low) / (qmax - qmin)).clamp(min=SMALLEST_SCALE)
+    zero_point = (qmin - low / scale).round().clamp(qmin, qmax)
+    return scale, zero_point
+
+
+def quantize(x: Tensor, qparams: QParams) -> Tensor:
+    """Return the integers of ``x``, as float32."""
+    q = (x / broadcast(qparams.scale, x, qparams.axis)).round_()
+    return q.add_(broadcast(qparams.zero_point, x, qparams.axis)).clamp_(qparams.qmin, qparams.qmax)
+
+
+def dequantize(q: Tensor, qparams: QParams) -> Tensor:
+    """Return the values of integers ``q``."""
+    return (q - broadcast(qparams.zero_point, q, qparams.axis)) * broadcast(qparams.scale, q, qparams.axis)
+
+
+def fake_quantize(x: Tensor, qparams: QParams) -> Tensor:
+    """Return ``x`` on its grid; straight-through gradient: 1 where the integer needed no clamp, else 0."""
+    out: Tensor = _FakeQuantize.apply(x, qparams)
+    return out
+
+
+def broadcast(values: Tensor, like: Tensor, axis: int | None) -> Tensor:
+    """Shape per-channel ``values`` (C,) for arithmetic with ``like``, channels on ``axis``."""
+    if axis is None:
+        return values
+    shape = [1] * like.dim()
+    shape[axis] = -1
+    return values.view(shape)
+
+
+class _FakeQuantize(torch.autograd.Function):
+    """Saves its input and the grid, nothing of the size of the output; recomputes the mask in backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, qparams: QParams) -> Tensor:
+        ctx.save_for_backward(x, qparams.scale, qparams.zero_point)
+        ctx.grid = qparams.qmin, qparams.qmax, qparams.axis
+        q = quantize(x, qparams)
+        if qparams.axis is None and not qparams.zero_point.any():
+            return q.mul_(qparams.scale)
+        return q.sub_(broadcast(qparams.zero_point, x, qparams.axis)).mul_(broadcast(qparams.scale, x, qparams.axis))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        x, scale, zero_point = ctx.saved_tensors
+        qmin, qmax, axis = ctx.grid
+        # The integer is clamped where x lies more than half a step beyond the outermost level.
+        lowest = (qmin - 0.5 - zero_point) * scale
+        highest = (qmax + 0.5 - zero_point) * scale
+        if axis is None:  # one pass; hardtanh's gradient is 0 on its own bounds, which no level is
+            return torch.ops.aten.hardtanh_backward(gradients[0], x, float(lowest), float(highest)), None
+        inside = (x >= broadcast(lowest, x, axis)) & (x <= broadcast(highest, x, axis))
+        return gradients[0] * inside, None

@@ -1,0 +1,99 @@
+"""A quantized layer is the float layer with slots for quantizers, swapped in place: same object, same parameters.
+
+Slots: ``input_quantizer`` (of the first input), ``weight_quantizer``, ``bias_quantizer`` (export only) and
+``output_quantizer``. An activation's quantizer sits in the output slot of the module that produces it, so that all its
+readers share it; the input slot serves the network's input and networks that cannot be traced.
+"""
+
+from functools import cache
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.conv import _ConvNd
+
+from micronet.quantization.quantizer import Quantizer
+
+SLOTS = ("input_quantizer", "weight_quantizer", "bias_quantizer", "output_quantizer")
+
+
+class Quantized(nn.Module):
+    """What a quantized module adds to its float class; mixed in by ``attach``, never built directly."""
+
+    is_leaf = True  # a node of the traced graph, as the float module was
+
+    input_quantizer: nn.Module | None
+    weight_quantizer: nn.Module | None
+    bias_quantizer: nn.Module | None
+    output_quantizer: nn.Module | None
+
+    def forward(self, *inputs: Any, **options: Any) -> Any:
+        """Compute what the float module computes, with the slots' quantizers around and inside it."""
+        if self.input_quantizer is not None:
+            inputs = (self.input_quantizer(inputs[0]), *inputs[1:])
+        out = super().forward(*inputs, **options)
+        return out if self.output_quantizer is None else self.output_quantizer(out)
+
+    def extra_repr(self) -> str:
+        """Name the slots in use."""
+        used = [slot for slot in SLOTS if getattr(self, slot) is not None]
+        return ", ".join([super().extra_repr(), *used])
+
+
+class _QuantizedConv(Quantized):
+    """A convolution of any dimension: torch calls this with the weight it should use."""
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        out: Tensor = super()._conv_forward(input, *_parameters(self, weight, bias))  # type: ignore[misc]
+        return out
+
+
+class _LinearCompute(nn.Linear):
+    """Linear with its weight and bias taken through their slots."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(input, *_parameters(self, self.weight, self.bias))
+
+
+class _QuantizedLinear(Quantized, _LinearCompute):
+    """A linear layer."""
+
+
+def attach(module: nn.Module, slot: str, quantizer: nn.Module) -> None:
+    """Put a quantizer into a slot of a module, which becomes a quantized module if it is not one."""
+    if not isinstance(module, Quantized):
+        module.__class__ = _quantized_class(type(module))  # type: ignore[arg-type]  # mypy: a class is hashable
+        for name in SLOTS:
+            module.register_module(name, None)
+    setattr(module, slot, quantizer)
+
+
+def has_weight_slot(module: nn.Module) -> bool:
+    """Tell whether a module's weight can be quantized here."""
+    return isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) or type(module) in (nn.Linear, _QuantizedLinear)
+
+
+def slots(model: nn.Module) -> dict[str, dict[str, Quantizer]]:
+    """Return every quantizer of a model: module name -> slot -> quantizer."""
+    found: dict[str, dict[str, Quantizer]] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, Quantized):
+            filled = {slot: getattr(module, slot) for slot in SLOTS if getattr(module, slot) is not None}
+            found[name] = filled
+    return found
+
+
+def _parameters(module: Any, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    if module.weight_quantizer is not None:
+        weight = module.weight_quantizer(weight)
+    if bias is not None and module.bias_quantizer is not None:
+        bias = module.bias_quantizer(bias)
+    return weight, bias
+
+
+@cache
+def _quantized_class(float_class: Any) -> type[nn.Module]:
+    if float_class is nn.Linear:
+        return _QuantizedLinear
+    base = _QuantizedConv if issubclass(float_class, _ConvNd) else Quantized
+    return type(f"Quantized{float_class.__name__}", (base, float_class), {"__module__": __name__})

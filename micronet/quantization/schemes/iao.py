@@ -1,0 +1,120 @@
+"""Integer-arithmetic-only quantization: uniform grids over observed ranges.
+
+Jacob et al. 2017, arXiv:1712.05877 (grids, zero point, moving-average ranges); Krishnamoorthi 2018, arXiv:1806.08342
+(one scale an output channel). Deviations from the micronet of 2021: ranges always contain 0, so zero is exact; weights
+use the range of the weights as they are, which can shrink; symmetric activations that follow a ReLU use the whole
+unsigned grid instead of half of a signed one (``a_sign="signed"`` restores that, for TensorRT).
+"""
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from micronet.quantization.config import QuantConfig
+from micronet.quantization.functional import QParams, affine_qparams, integer_range, symmetric_qparams
+from micronet.quantization.observers import OBSERVERS
+from micronet.quantization.quantizer import Quantizer
+
+FIRST_LAST_BITS = 8
+
+
+class AffineQuantizer(Quantizer):
+    """A uniform grid of 2^bits levels (2^bits - 1 where narrow), symmetric or with a zero point."""
+
+    scheme = "iao"
+
+    def __init__(
+        self,
+        bits: int,
+        symmetric: bool,
+        signed: bool,
+        narrow: bool,
+        observer: Literal["minmax", "moving-average"],
+        axis: int | None = None,
+        channels: int | None = None,
+    ) -> None:
+        super().__init__(bits, axis, channels)
+        self.symmetric = symmetric
+        self.signed = signed
+        self.narrow = narrow
+        self.observer_name = observer
+        self.observer = OBSERVERS[observer](channels, axis)
+        self.qmin, self.qmax = integer_range(bits, signed=signed, narrow=narrow)
+
+    def qparams(self, x: Tensor) -> QParams:
+        """Return the grid, which does not depend on ``x``."""
+        return QParams(self.scale, self.zero_point, self.qmin, self.qmax, self.axis)
+
+    def refresh(self) -> None:
+        """Compute scale and zero point from the observed range."""
+        low, high = self.observer.range()
+        if self.symmetric:
+            scale, zero_point = symmetric_qparams(low, high, self.qmax)
+        else:
+            scale, zero_point = affine_qparams(low, high, self.qmin, self.qmax)
+        self.scale.copy_(scale)
+        self.zero_point.copy_(zero_point)
+
+    def describe(self) -> dict[str, Any]:
+        """Return the constructor's arguments and the scheme's name."""
+        return {
+            "scheme": self.scheme,
+            "bits": self.bits,
+            "symmetric": self.symmetric,
+            "signed": self.signed,
+            "narrow": self.narrow,
+            "observer": self.observer_name,
+            "axis": self.axis,
+            "channels": self.channels,
+        }
+
+    @torch.no_grad()
+    def scaled(self, factor: Tensor) -> "AffineQuantizer":
+        """Return the quantizer of ``factor * w``: scale times \\|factor\\|, zero point mirrored where it is negative.
+
+        Where the factor is 0 the integers are 0 and the scale is 1.
+        """
+        described = {**self.describe(), "axis": self.axis or 0, "channels": len(factor)}
+        described.pop("scheme")
+        other = AffineQuantizer(**described)
+        dead = factor == 0
+        other.scale.copy_(torch.where(dead, 1.0, self.scale * factor.abs()))
+        other.zero_point.copy_(self.zero_point * factor.sign())
+        ends = torch.stack([self.observer.low * factor, self.observer.high * factor])
+        other.observer.low.copy_(ends.amin(0))
+        other.observer.high.copy_(ends.amax(0))
+        other.freeze()
+        return other
+
+
+class IAO:
+    """The scheme: which quantizers it makes, and at how many bits for which layer."""
+
+    rebuild = AffineQuantizer
+
+    @staticmethod
+    def layer_bits(bits: int, config: QuantConfig, *, at_edge: bool) -> int:
+        """Return the bits of a slot; first and last layers keep at least 8 unless the config says otherwise."""
+        return max(bits, FIRST_LAST_BITS) if at_edge and config.first_last == "8bit" else bits
+
+    @staticmethod
+    def weight_quantizer(config: QuantConfig, bits: int, axis: int, channels: int) -> Quantizer:
+        """Make the quantizer of a weight with ``channels`` output channels on ``axis``."""
+        per_channel = config.q_level == "channel"
+        return AffineQuantizer(
+            bits,
+            symmetric=config.q_type == "sym",
+            signed=True,
+            narrow=True,
+            observer=config.weight_observer,
+            axis=axis if per_channel else None,
+            channels=channels if per_channel else None,
+        )
+
+    @staticmethod
+    def activation_quantizer(config: QuantConfig, bits: int, *, non_negative: bool) -> Quantizer:
+        """Make the quantizer of an activation; one scale for the whole tensor."""
+        symmetric = config.q_type == "sym"
+        signed = symmetric and not (non_negative and config.a_sign == "auto")
+        return AffineQuantizer(bits, symmetric, signed=signed, narrow=False, observer="moving-average")

@@ -1,0 +1,59 @@
+"""Every name a user can type, and the object behind it as ``module:object``, imported only when asked for.
+
+Adding a model, a data set, a scheme, a stage or a runtime is one new file and one line here; the contract tests
+are parametrized over these tables.
+"""
+
+from importlib import import_module
+from typing import Any
+
+from micronet.errors import unknown
+
+MODELS = {
+    "nin": "micronet.models.nin:nin",
+    "nin_3x3": "micronet.models.nin:nin_3x3",
+    "nin_gc": "micronet.models.nin:nin_gc",
+    "resnet18": "micronet.models.resnet:resnet18",
+    "resnet34": "micronet.models.resnet:resnet34",
+    "resnet50": "micronet.models.resnet:resnet50",
+    "resnet101": "micronet.models.resnet:resnet101",
+    "resnet152": "micronet.models.resnet:resnet152",
+    "lenet": "micronet.models.lenet:lenet",
+}
+
+DATA = {
+    "digits": "micronet.data.sources:digits",
+    "cifar10": "micronet.data.sources:cifar10",
+    "cifar100": "micronet.data.sources:cifar100",
+    "mnist": "micronet.data.sources:mnist",
+    "fashion-mnist": "micronet.data.sources:fashion_mnist",
+}
+
+SCHEMES = {
+    "iao": "micronet.quantization.schemes.iao:IAO",
+}
+
+# Stages that change a model's structure, and the function that rebuilds that structure from a record.
+RESTORE = {
+    "quantize": "micronet.quantization.quantize:restore",
+    "bn-fuse": "micronet.quantization.fold:restore",
+}
+
+# A file's suffix -> the runtime that opens it as a predictor.
+PREDICTORS = {
+    ".safetensors": "micronet.runtime.eager:EagerPredictor",
+    ".onnx": "micronet.runtime.ort:OrtPredictor",
+}
+
+
+def load_object(reference: str) -> Any:
+    """Import the object named by ``"module:attribute"``."""
+    module, _, attribute = reference.partition(":")
+    return getattr(import_module(module), attribute)
+
+
+def resolve(table: dict[str, str], name: str, noun: str) -> Any:
+    """Return the object registered as ``name``; raise MicronetError with the allowed names otherwise."""
+    if name not in table:
+        raise unknown(noun, name, table)
+    return load_object(table[name])

@@ -1,0 +1,1 @@
+"""What runs a network: each runtime opens a file as a predictor, images in, scores out."""

@@ -1,0 +1,39 @@
+"""Artifacts run by PyTorch, as they are trained: quantized ones simulate their integers in float."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from micronet.artifact import load
+from micronet.data.dataset import DataSpec
+from micronet.evaluation import Scores, count_macs
+from micronet.machine import pick_device
+from micronet.runtime.options import RuntimeOptions
+
+
+class EagerPredictor:
+    """A torch network in eval mode."""
+
+    runtime = "torch"
+
+    def __init__(self, path: Path, options: RuntimeOptions) -> None:
+        artifact = load(path, options.model, trust_code=options.trust_code)
+        if options.threads is not None:
+            torch.set_num_threads(options.threads)
+        self._device = pick_device(options.device)
+        self._model = artifact.model.eval().to(self._device).to(memory_format=torch.channels_last)
+        self.data = DataSpec(**artifact.data) if artifact.data else None
+        self.params = sum(parameter.numel() for parameter in self._model.parameters())
+        self.stages = [record.stage for record in artifact.history]
+
+    @torch.inference_mode()
+    def __call__(self, images: Any) -> Scores:
+        """Score images."""
+        inputs = torch.from_numpy(images).to(self._device, memory_format=torch.channels_last)
+        scores: Scores = self._model(inputs).float().cpu().numpy()
+        return scores
+
+    def macs(self, image_shape: tuple[int, int, int]) -> int:
+        """Count multiply-accumulates."""
+        return count_macs(self._model, image_shape)

@@ -1,0 +1,28 @@
+"""How to run a network; no torch here, so that ``--help`` stays fast."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from micronet.settings import check_choices, check_range, setting
+
+
+@dataclass(frozen=True)
+class RuntimeOptions:
+    """How to run it.
+
+    ``exact`` arithmetic costs about a third of ONNX Runtime's int8 speed on x86 processors without VNNI, whose fast
+    kernels saturate in their 16-bit intermediate sums.
+    """
+
+    device: str | None = setting(None, "cpu, cuda or cuda:N, for torch; default: the best present.")
+    threads: int | None = setting(None, "Threads a network runs on; default: all cores.")
+    arithmetic: Literal["exact", "fast"] = setting(
+        "exact", "ONNX Runtime's int8 kernels: exact, or fast and saturating on x86 without VNNI."
+    )
+    model: str | None = setting(None, "Names the code again of an artifact made from path/to/file.py:factory.")
+    trust_code: bool = setting(False, "Run the code recorded in an artifact.")
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        if self.threads is not None:
+            check_range(self, "threads", 1)

@@ -1,0 +1,129 @@
+"""ONNX files run by ONNX Runtime."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+
+from micronet.data.dataset import DataSpec
+from micronet.errors import MicronetError
+from micronet.evaluation import Scores
+from micronet.runtime.options import RuntimeOptions
+
+# Keeps the int8 kernels of x86 processors without VNNI from saturating in their 16-bit intermediate sums.
+EXACT_INT8 = "session.x64quantprecision"
+WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+
+
+class OrtPredictor:
+    """An ONNX Runtime session."""
+
+    runtime = "onnxruntime"
+
+    def __init__(self, path: Path, options: RuntimeOptions) -> None:
+        proto = read_onnx(path)
+        self._session = open_session(path.read_bytes(), options, str(path))
+        self._input = self._session.get_inputs()[0].name
+        self._graph = proto.graph
+        about = next((entry.value for entry in proto.metadata_props if entry.key == "micronet"), "{}")
+        found = json.loads(about)
+        self.data = DataSpec(**found["data"]) if found.get("data") else None
+        self.stages = [record["stage"] for record in found.get("history", [])]
+        self.params = sum(_elements(tensor) for tensor in self._weights())
+
+    def __call__(self, images: Any) -> Scores:
+        """Score images."""
+        try:
+            scores: Scores = self._session.run(None, {self._input: np.ascontiguousarray(images)})[0]
+        except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
+            raise MicronetError(f"ONNX Runtime refused images of shape {images.shape[1:]}: {error}") from error
+        return scores
+
+    def macs(self, image_shape: tuple[int, int, int]) -> int | None:
+        """Count multiply-accumulates of convolutions and matrix products, from the inferred shapes."""
+        graph = onnx.shape_inference.infer_shapes(_with_batch_of_one(self._graph, image_shape)).graph
+        shapes = {info.name: [d.dim_value for d in info.type.tensor_type.shape.dim] for info in graph.value_info}
+        shapes |= {info.name: [d.dim_value for d in info.type.tensor_type.shape.dim] for info in graph.output}
+        total = 0
+        for node in graph.node:
+            weight = self._weight_of(node)
+            if weight is None:
+                continue
+            out = shapes.get(node.output[0], [])
+            if not out or 0 in out:
+                return None
+            if node.op_type == "Conv":
+                total += int(np.prod(out)) * int(np.prod(weight.dims[1:]))
+            elif node.op_type == "ConvTranspose":
+                total += int(np.prod(shapes[node.input[0]])) * int(np.prod(weight.dims[1:]))
+            else:
+                total += _elements(weight) * int(np.prod(out[:-1]))
+        return total
+
+    def _weights(self) -> list[Any]:
+        """Return the initialisers that are weights or biases of layers, each once."""
+        initializers = {tensor.name: tensor for tensor in self._graph.initializer}
+        found = {}
+        for node in self._graph.node:
+            if node.op_type in WEIGHTED:
+                for name in node.input[1:]:
+                    source = self._stored(name)
+                    if source in initializers:
+                        found[source] = initializers[source]
+        return list(found.values())
+
+    def _weight_of(self, node: Any) -> Any:
+        initializers = {tensor.name: tensor for tensor in self._graph.initializer}
+        return initializers.get(self._stored(node.input[1])) if node.op_type in WEIGHTED else None
+
+    def _stored(self, name: str) -> str:
+        """Return the initialiser behind a tensor name, through the DequantizeLinear that reads it."""
+        for node in self._graph.node:
+            if node.op_type == "DequantizeLinear" and name in node.output:
+                return str(node.input[0])
+        return name
+
+
+def read_onnx(path: Path) -> onnx.ModelProto:
+    """Parse an ONNX file. Raises MicronetError where it is not a whole one."""
+    if not path.exists():
+        raise MicronetError(f"{path} does not exist; make it with micronet export-onnx")
+    try:
+        proto = onnx.load(path)
+        if not proto.graph.node:
+            raise ValueError("it holds no graph")
+        onnx.checker.check_model(proto)
+        return proto
+    except Exception as error:  # protobuf's and onnx's own kinds; every one means the same to the user
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise MicronetError(f"{path} is not a whole ONNX model ({reason})") from error
+
+
+def open_session(model: bytes, options: RuntimeOptions, name: str) -> onnxruntime.InferenceSession:
+    """Open a session on the CPU. Raises MicronetError where ONNX Runtime refuses the model."""
+    settings = onnxruntime.SessionOptions()
+    settings.log_severity_level = 3
+    settings.intra_op_num_threads = options.threads or os.cpu_count() or 1
+    if options.arithmetic == "exact":
+        settings.add_session_config_entry(EXACT_INT8, "1")
+    try:
+        return onnxruntime.InferenceSession(model, settings, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise MicronetError(f"ONNX Runtime cannot run {name}: {str(error).splitlines()[0]}") from error
+
+
+def _with_batch_of_one(graph: Any, image_shape: tuple[int, int, int]) -> onnx.ModelProto:
+    copied = onnx.GraphProto()
+    copied.CopyFrom(graph)
+    shape = copied.input[0].type.tensor_type.shape
+    for dim, value in zip(shape.dim, (1, *image_shape), strict=False):
+        dim.dim_value = value
+    return onnx.helper.make_model(copied, opset_imports=[onnx.helper.make_opsetid("", 21)])
+
+
+def _elements(tensor: Any) -> int:
+    return int(np.prod(tensor.dims))

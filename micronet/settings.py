@@ -1,0 +1,33 @@
+"""Config fields with a help text: one dataclass gives the flag, the recipe key, the JSON key and the check."""
+
+import math
+from dataclasses import field
+from typing import Any, Literal, get_args, get_origin
+
+from micronet.errors import MicronetError, unknown
+
+
+def setting(default: Any, help: str, short: str | None = None) -> Any:
+    """Declare a dataclass field with the help text, and perhaps the one-letter flag, of the command line."""
+    return field(default=default, metadata={"help": help, "short": short})
+
+
+def flag(name: str) -> str:
+    """Spell a field's name as the command line does: ``w_bits`` -> ``--w-bits``."""
+    return "--" + name.replace("_", "-")
+
+
+def check_choices(config: Any) -> None:
+    """Raise MicronetError where a ``Literal`` field of a dataclass holds a value outside its choices."""
+    for name, item in type(config).__dataclass_fields__.items():
+        value = getattr(config, name)
+        if get_origin(item.type) is Literal and value not in get_args(item.type):
+            raise unknown(f"value for {flag(name)}:", str(value), map(str, get_args(item.type)))
+
+
+def check_range(config: Any, name: str, low: float, high: float = math.inf) -> None:
+    """Raise MicronetError where a number of a dataclass is not finite or lies outside [low, high]."""
+    value = getattr(config, name)
+    if not (math.isfinite(value) and low <= value <= high):
+        allowed = f"{low:g} or more" if high == math.inf else f"{low:g} to {high:g}"
+        raise MicronetError(f"{flag(name)} is {value:g}; allowed: {allowed}")

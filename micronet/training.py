@@ -1,0 +1,258 @@
+"""The only training loop: epochs over a data set, the best kept by validation, a checkpoint after each.
+
+What an epoch does follows from (seed, epoch) and the checkpoint alone, so a training that was killed and resumed ends
+bit-identical to one that was not.
+"""
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from micronet.artifact import Artifact
+from micronet.checkpoint import Checkpoint
+from micronet.data.batches import batch_count, plain_batches, training_batches
+from micronet.data.dataset import Dataset
+from micronet.errors import FailedError, MicronetError
+from micronet.evaluation import evaluate
+from micronet.machine import tune_allocator
+from micronet.progress import Progress, Silent
+from micronet.training_config import TrainConfig, learning_rate
+
+SGD_MOMENTUM = 0.9
+
+
+@dataclass
+class Trainer:
+    """Fits a model to a data set.
+
+    ``output``: the artifact's path; the checkpoint and the log lie beside it. ``identity``: what must be unchanged for
+    a resume. ``observe``: a context that each epoch's steps run in. ``penalty``: added to the loss (a scalar tensor).
+    """
+
+    model: nn.Module
+    data: Dataset
+    config: TrainConfig
+    output: Path
+    seed: int
+    device: torch.device
+    identity: dict[str, Any]
+    observe: Callable[[nn.Module], AbstractContextManager[None]] = lambda model: nullcontext()
+    penalty: Callable[[nn.Module], Tensor] | None = None
+    progress: Progress = Silent()  # noqa: RUF009  # it has no state
+
+    def fit(self, *, resume: bool = False, force: bool = False) -> dict[str, Any]:
+        """Train, leave the best epoch's weights in the model and return that epoch's numbers.
+
+        Raises MicronetError for data that do not fit the model or an unclaimed checkpoint, FailedError when the loss
+        is no longer finite; the last checkpoint stays in both cases.
+        """
+        tune_allocator()
+        self.model.to(self.device).to(memory_format=torch.channels_last)
+        self._check_fit()
+        if not self.config.epochs:
+            return {}
+        optimizer = self._optimizer()
+        checkpoint = Checkpoint.beside(self.output, {**self.config.to_json(), "seed": self.seed, **self.identity})
+        rows = checkpoint.begin(self.model, optimizer, resume=resume, force=force)
+        if rows:
+            self.progress.line(f"resuming after epoch {len(rows)} of {self.config.epochs}")
+        log = _Log(self.output, rows)
+        for epoch in range(len(rows) + 1, self.config.epochs + 1):
+            start = time.perf_counter()
+            row = {"epoch": epoch, **self._train_epoch(optimizer, epoch), **self._validate()}
+            row["seconds"] = round(time.perf_counter() - start, 3)
+            better = not rows or _rank(row) > max(map(_rank, rows))
+            rows.append(row)
+            checkpoint.save(self.model, optimizer, rows, best=better)
+            log.append(row)
+            self.progress.line(_summary(row, self.config.epochs))
+        log.close()
+        checkpoint.load_best(self.model)
+        checkpoint.remove()
+        return max(rows, key=_rank)
+
+    def _train_epoch(self, optimizer: torch.optim.Optimizer, epoch: int) -> dict[str, float]:
+        config, steps = self.config, batch_count(self.data.train, self.config.batch_size)
+        torch.manual_seed(self.seed * 100_003 + epoch)  # dropout
+        self.model.train()
+        total, images, started = 0.0, 0, time.perf_counter()
+        batches = training_batches(self.data.train, self.data.spec, config.batch_size, seed=self.seed, epoch=epoch)
+        with self.observe(self.model):
+            for step, (inputs, labels) in enumerate(batches):
+                rate = learning_rate(config, (epoch - 1) * steps + step, config.epochs * steps)
+                for group in optimizer.param_groups:
+                    group["lr"] = rate
+                loss = self._step(optimizer, inputs.to(self.device), labels.to(self.device))
+                if not math.isfinite(loss):
+                    raise FailedError(
+                        f"the loss became {loss} in epoch {epoch}, step {step + 1}; "
+                        f"lower --lr (it is {config.lr:g}) and start again with --force"
+                    )
+                total += loss * len(labels)
+                images += len(labels)
+                speed = images / (time.perf_counter() - started)
+                self.progress.step(f"epoch {epoch}/{config.epochs}", step + 1, steps, loss=loss, images_per_s=speed)
+        return {"loss": total / images, "images_per_s": round(images / (time.perf_counter() - started), 1)}
+
+    def _step(self, optimizer: torch.optim.Optimizer, inputs: Tensor, labels: Tensor) -> float:
+        loss = F.cross_entropy(self.model(inputs), labels, label_smoothing=self.config.label_smoothing)
+        if self.penalty is not None:
+            loss = loss + self.penalty(self.model)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        return float(loss.detach())
+
+    def _validate(self) -> dict[str, float]:
+        with evaluating(self.model) as predict:
+            result = evaluate(predict, plain_batches(self.data.validation, self.data.spec))
+        return {"validation_accuracy": result.accuracy, "validation_loss": result.loss}
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        config, parameters = self.config, [p for p in self.model.parameters() if p.requires_grad]
+        if config.optimizer == "adam":
+            return torch.optim.Adam(parameters, lr=config.lr, weight_decay=config.weight_decay)
+        return torch.optim.SGD(
+            parameters, lr=config.lr, momentum=SGD_MOMENTUM, nesterov=True, weight_decay=config.weight_decay
+        )
+
+    def _check_fit(self) -> None:
+        """Raise MicronetError where one validation image does not go through the model to a score a class."""
+        images, _ = next(plain_batches(self.data.validation, self.data.spec, batch_size=1))
+        check_scores(self.model, images.to(self.device), len(self.data.spec.classes or []))
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where and how a stage that trains runs, apart from what it computes."""
+
+    output: Path
+    device: torch.device
+    seed: int = 1
+    resume: bool = False
+    force: bool = False
+    progress: Progress = Silent()  # noqa: RUF009  # it has no state
+
+
+def fit_artifact(
+    artifact: Artifact,
+    data: Dataset,
+    config: TrainConfig,
+    run: Run,
+    observe: Callable[[nn.Module], AbstractContextManager[None]] = lambda model: nullcontext(),
+) -> Artifact:
+    """Train an artifact's model in place and return the artifact with its data and the metrics of its best epoch.
+
+    Its history is as it was: the caller knows which stage this is. Raises what ``Trainer.fit`` raises.
+    """
+    identity = {
+        "model": artifact.spec.to_json(),
+        "history": [record.to_json() for record in artifact.history],
+        "data": data.spec.to_json(),
+    }
+    trainer = Trainer(
+        artifact.model, data, config, run.output, run.seed, run.device, identity, observe, progress=run.progress
+    )
+    best = trainer.fit(resume=run.resume, force=run.force)
+    with evaluating(artifact.model) as predict:
+        total = len(data.test)
+        result = evaluate(
+            predict,
+            plain_batches(data.test, data.spec),
+            lambda done: run.progress.step("testing", done, total),
+        )
+    metrics = {
+        **{name: value for name, value in best.items() if name.startswith(("epoch", "validation"))},
+        "test_accuracy": result.accuracy,
+        "test_loss": result.loss,
+        "test_images": result.images,
+    }
+    return replace(artifact, metrics=metrics, data=data.spec.to_json(), seed=run.seed)
+
+
+def check_scores(model: nn.Module, images: Tensor, classes: int) -> None:
+    """Raise MicronetError where images do not go through the model, or it does not score ``classes`` classes."""
+    training = model.training
+    try:
+        with torch.no_grad():
+            scores = model.eval()(images)
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise MicronetError(f"images of shape {tuple(images.shape[1:])} do not fit the network: {reason}") from error
+    finally:
+        model.train(training)
+    if not isinstance(scores, Tensor) or scores.dim() != 2:
+        raise MicronetError("the network does not return one row of class scores an image, (N, classes)")
+    if scores.shape[1] != classes:
+        raise MicronetError(
+            f"the network scores {scores.shape[1]} classes, the data have {classes}; make it with as many, for example "
+            f"""micronet import --model-args '{{"num_classes": {classes}}}'"""
+        )
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[Callable[[NDArray[np.float32]], NDArray[np.float32]]]:
+    """Give a predictor over a model in eval mode; the mode is put back afterwards."""
+    device = next(model.parameters()).device
+    training = model.training
+    model.eval()
+
+    def predict(images: NDArray[np.float32]) -> NDArray[np.float32]:
+        inputs = torch.from_numpy(images).to(device, memory_format=torch.channels_last)
+        scores: NDArray[np.float32] = model(inputs).float().cpu().numpy()
+        return scores
+
+    try:
+        with torch.inference_mode():
+            yield predict
+    finally:
+        model.train(training)
+
+
+def _rank(row: dict[str, Any]) -> tuple[float, float]:
+    """Order epochs: by validation accuracy, then by validation loss."""
+    return row["validation_accuracy"], -row["validation_loss"]
+
+
+def _summary(row: dict[str, Any], epochs: int) -> str:
+    return (
+        f"epoch {row['epoch']}/{epochs}  loss {row['loss']:.4f}  validation {row['validation_accuracy']:.2%}  "
+        f"{row['images_per_s']:.0f} images/s"
+    )
+
+
+class _Log:
+    """The epochs' numbers as JSON lines beside the artifact, and in TensorBoard where that is installed."""
+
+    def __init__(self, output: Path, rows: list[dict[str, Any]]) -> None:
+        self._path = output.with_name(f"{output.stem}.metrics.jsonl")
+        self._path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        self._board: Any = None
+        with suppress(ImportError):
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(output.with_name(f"{output.stem}.tensorboard")))
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Add one epoch."""
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        if self._board is not None:
+            for name, value in row.items():
+                self._board.add_scalar(name, value, row["epoch"])
+
+    def close(self) -> None:
+        """Flush what is buffered."""
+        if self._board is not None:
+            self._board.close()

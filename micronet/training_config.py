@@ -1,0 +1,50 @@
+"""What a user chooses about training, and the learning rate that follows; no torch here, so ``--help`` stays fast."""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from micronet.settings import check_choices, check_range, setting
+
+ONE_CYCLE_RISE = 0.25  # share of the steps in which the learning rate rises
+STEP_DECAYS = (0.5, 0.75, 0.9)  # shares of the steps after which it falls to a tenth
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train."""
+
+    epochs: int = setting(8, "Passes over the training images; 0 trains nothing.")
+    lr: float = setting(0.01, "Highest learning rate.")
+    batch_size: int = setting(64, "Images a step.")
+    weight_decay: float = setting(0.0, "L2 penalty on all weights.")
+    optimizer: Literal["adam", "sgd"] = setting("adam", "Adam, or SGD with Nesterov momentum 0.9.")
+    schedule: Literal["one-cycle", "step"] = setting(
+        "one-cycle", "Learning rate: up, then down to zero; or divided by ten at 50, 75 and 90 % of the steps."
+    )
+    label_smoothing: float = setting(0.0, "Share of the target given to all classes alike.")
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        check_range(self, "epochs", 0)
+        check_range(self, "lr", 0)
+        check_range(self, "batch_size", 1)
+        check_range(self, "weight_decay", 0)
+        check_range(self, "label_smoothing", 0, 0.99)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as a JSON object."""
+        return asdict(self)
+
+
+def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
+    """Return the learning rate of a step, 0 <= step < steps.
+
+    One-cycle (Smith and Topin 2017, arXiv:1708.07120): half a cosine up over the first quarter, half a cosine down.
+    """
+    share = (step + 0.5) / steps
+    if config.schedule == "step":
+        return config.lr * 0.1 ** sum(share > decay for decay in STEP_DECAYS)
+    if share < ONE_CYCLE_RISE:
+        return config.lr * (1 - math.cos(math.pi * share / ONE_CYCLE_RISE)) / 2
+    return config.lr * (1 + math.cos(math.pi * (share - ONE_CYCLE_RISE) / (1 - ONE_CYCLE_RISE))) / 2
