@@ -36,21 +36,21 @@ for command in (train, import_model, quantize, bn_fuse, export_onnx, evaluate, c
     app.command(command.NAME, epilog=f"Example:  {command.EXAMPLE}")(command.run)
 
 
-@app.callback()
-def _options(
-    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
-) -> None:
-    if version:
-        from importlib.metadata import version as installed
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
 
-        console.print_line(f"micronet {installed('micronet')}")
+        console.print_line(f"micronet {version('micronet')}")
         raise typer.Exit
 
 
-@app.command("help", hidden=True)
-def _help(context: typer.Context) -> None:
-    """Show this help."""
-    console.print_line((context.parent or context).get_help())
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    pass
 
 
 def main() -> None:

@@ -90,10 +90,10 @@ def with_configs(command: Callable[..., None]) -> Callable[..., None]:
     shown: list[inspect.Parameter] = []
     configs: dict[str, tuple[Callable[..., Any], list[str]]] = {}
     for name, parameter in inspect.signature(command).parameters.items():
-        config: Any = parameter.annotation
-        if not is_dataclass(config):
+        if not is_dataclass(parameter.annotation):
             shown.append(parameter)
             continue
+        config: Any = parameter.annotation
         default = parameter.default if parameter.default is not parameter.empty else config()
         panel = (config.__doc__ or "").splitlines()[0].rstrip(".")
         configs[name] = (config, [item.name for item in fields(config)])
@@ -113,7 +113,7 @@ def with_configs(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def default_name(beside: Path, ending: str) -> Path:
-    """Return an output's name beside an input: ``a/b.safetensors``, ``-fused.safetensors`` -> ``a/b-fused.safetensors``."""
+    """Return an output's name beside an input: ``a/b.onnx`` and ``-fused.safetensors`` give ``a/b-fused…``."""
     return beside.with_name(beside.stem + ending)
 
 

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from micronet.data.dataset import DataSpec
 from micronet.data.split import FileSplit, Split
+from micronet.errors import MicronetError
 
 CROP_PADDING_SHARE = 1 / 8  # 4 pixels of 32, as CIFAR's usual recipe
 EVALUATION_BATCH = 256
@@ -89,11 +90,15 @@ def batch_count(split: Split, batch_size: int) -> int:
 
 def _read(split: Split, batches: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
     if isinstance(split, FileSplit):
-        yield from DataLoader(
+        loader = DataLoader(
             split,  # type: ignore[arg-type]  # a sequence is all that a DataLoader asks for
             batch_sampler=[indices.tolist() for indices in batches],
             num_workers=os.cpu_count() or 1,
         )
+        try:
+            yield from loader
+        except MicronetError as error:  # a worker's error carries its traceback in its text
+            raise MicronetError(str(error).strip().splitlines()[-1].partition("MicronetError: ")[2]) from None
         return
     for indices in batches:
         yield split.images(indices), split.labels[indices]

@@ -36,7 +36,7 @@ class ModelSpec:
     @property
     def runs_user_code(self) -> bool:
         """Whether building it executes code that is neither ours nor torchvision's."""
-        return self.name not in registry.MODELS and not self.name.startswith(TORCHVISION)
+        return ":" in self.name and not self.name.startswith(TORCHVISION)
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields that are set, as a JSON object."""

@@ -1,0 +1,75 @@
+"""The stages as functions on any ``torch.nn.Module``, around any training loop."""
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from micronet import artifact as artifacts
+from micronet.errors import MicronetError
+from micronet.files import check_target
+from micronet.history import StageRecord, check_order
+from micronet.models.build import describe
+from micronet.quantization.config import QuantConfig
+from micronet.quantization.fold import fold_model
+from micronet.quantization.quantize import quantize_model
+
+_HISTORY = "_micronet_history"  # a plain attribute of a model: the records of what was done to it
+
+
+def quantize(model: nn.Module, **config: Any) -> nn.Module:
+    """Return a copy of a float model with quantizers placed.
+
+    ``config``: the fields of ``QuantConfig`` (``w_bits=8, a_bits=8, q_type="sym", …``). Give the quantizers their
+    ranges with ``calibrate(model, batches)`` or by training inside ``observing(model)``.
+    Raises MicronetError for an impossible config or a model with nothing to quantize.
+    """
+    check_order(history(model), "quantize")
+    try:
+        checked = QuantConfig(**config)
+    except TypeError as error:
+        raise MicronetError(f"{error}; allowed: {', '.join(QuantConfig.__dataclass_fields__)}") from error
+    return _extend(model, *quantize_model(model, checked))
+
+
+def fuse(model: nn.Module) -> nn.Module:
+    """Return a copy of a model with every batch norm folded into the layer before it. Raises as ``bn-fuse`` does."""
+    check_order(history(model), "bn-fuse")
+    return _extend(model, *fold_model(model))
+
+
+def save(
+    model: nn.Module, path: str | Path, build: str, args: dict[str, Any] | None = None, *, force: bool = False
+) -> None:
+    """Write a model as an artifact that every command reads.
+
+    ``build``: how to make the float network again, ``pkg.mod:factory``, ``path/to/file.py:factory`` or one of
+    micronet's names; ``args``: the factory's arguments. Raises MicronetError where the path is taken.
+    """
+    check_target(Path(path), force)
+    records = history(model)
+    if not records or records[0].stage != "import":
+        records = [StageRecord("import", {"model": build}), *records]
+    artifacts.save(artifacts.Artifact(model, describe(build, args), records), Path(path))
+
+
+def load(path: str | Path, model: str | nn.Module | None = None, *, trust_code: bool = False) -> nn.Module:
+    """Read an artifact's model, in eval mode.
+
+    ``model``: a freshly built float network to fill, or the name of the code again, where the network is the user's.
+    Raises MicronetError where the file is damaged or does not fit.
+    """
+    loaded = artifacts.load(Path(path), model, trust_code=trust_code)
+    setattr(loaded.model, _HISTORY, loaded.history)
+    return loaded.model.eval()
+
+
+def history(model: nn.Module) -> list[StageRecord]:
+    """Return what was done to a model through this API."""
+    records: list[StageRecord] = getattr(model, _HISTORY, [])
+    return records
+
+
+def _extend(before: nn.Module, after: nn.Module, record: StageRecord) -> nn.Module:
+    setattr(after, _HISTORY, [*history(before), record])
+    return after

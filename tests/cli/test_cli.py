@@ -1,0 +1,166 @@
+import shlex
+
+import pytest
+import torch
+
+from micronet.cli import app
+from micronet.cli.app import run
+
+COMMANDS = (app.train, app.quantize, app.bn_fuse, app.export_onnx, app.evaluate, app.compare,
+            app.inspect_artifact, app.import_model)  # fmt: skip
+
+
+def test_every_help_shows_an_example_and_every_example_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert len(COMMANDS) == len(app.app.registered_commands)
+    for command in COMMANDS:
+        assert run([command.NAME, "--help"]) == 0
+        assert command.EXAMPLE.split()[2] in capsys.readouterr().out
+        assert run(shlex.split(command.EXAMPLE)[1:]) == 0, command.EXAMPLE
+
+
+def test_compare_measures_everything(micronet, chain):
+    names = ["float.onnx", "float.safetensors", "int8.safetensors", "fused.safetensors", "int8.onnx"]
+    rows = micronet("compare", *(chain / name for name in names), "--json").json["rows"]
+    assert [row["name"] for row in rows] == names
+    assert len({row["macs"] for row in rows}) == 1
+    for row, name in zip(rows, names, strict=True):
+        assert row["size_bytes"] == (chain / name).stat().st_size
+        assert 0 <= row["accuracy"] <= 1
+        assert 0 < row["latency_ms"] <= row["latency_p95_ms"]
+    assert rows[0]["params"] == rows[3]["params"] == rows[4]["params"]
+    assert rows[0]["agreement"] == 1
+    table = micronet("compare", chain / "float.onnx", "--markdown").out
+    assert table.startswith("| name | runtime |")
+
+
+def test_inspect_tells_everything(micronet, chain):
+    shown = micronet("inspect", chain / "fused.safetensors", "--json").json
+    assert [record["stage"] for record in shown["history"]] == ["train", "quantize", "bn-fuse"]
+    assert shown["data"]["name"] == "digits"
+    assert shown["seed"] == 1
+    assert "torch" in shown["versions"]
+    assert any("weight 8-bit sym signed per channel" in layer["quantization"] for layer in shown["layers"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "--model", "nim"], "allowed: nin"),
+        (["train", "--data", "digit"], "allowed: digits"),
+        (["train", "--epochs", "-1"], "--epochs"),
+        (["train", "--lr", "nan"], "--lr"),
+        (["train", "--device", "tpu"], "cuda"),
+        (["train", "--width", "0"], "--width"),
+        (["train", "--limit", "0"], "--limit"),
+        (["train", "--model-args", "{"], "no JSON"),
+        (["quantize", "missing.safetensors"], "does not exist"),
+        (["quantize", "--w-bits", "1"], "--w-bits"),
+        (["quantize", "INT8", "-o", "x.safetensors"], "finetune"),
+        (["bn-fuse", "FUSED", "-o", "x.safetensors"], "export-onnx"),
+        (["bn-fuse", "INT8", "-o", "INT8"], "--force"),
+        (["evaluate", "INT8", "--data", "nowhere"], "unknown data set"),
+        (["evaluate", "README.md"], ".onnx"),
+        (["evaluate", "broken.onnx"], "not a whole ONNX"),
+        (["import", "--model", "torchvision:resnet"], "allowed: resnet"),
+        (["import", "--weights", "none.pth"], "no such file"),
+        (["import", "--mean", "1,2"], "go together"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_the_users_mistakes_are_one_line_and_exit_2(micronet, chain, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "broken.onnx").write_bytes(b"\x08\x0agarbage")
+    (tmp_path / "README.md").write_text("x")
+    before = sorted(tmp_path.iterdir())
+    places = {"INT8": chain / "int8.safetensors", "FUSED": chain / "fused.safetensors"}
+    done = micronet(*(places.get(argument, argument) for argument in arguments))
+    assert done.code == 2
+    assert message in done.err
+    assert done.err.strip().count("\n") == 0
+    assert done.out == ""
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("arguments", [["train", "--optimizer", "adm"], ["train", "--colour"], ["nonsense"]])
+def test_wrong_options_exit_2(micronet, arguments):
+    assert micronet(*arguments).code == 2
+
+
+def original_checkpoint(path, prefix):
+    """Write what the original micronet would: other names, the same layers in the same order."""
+    from micronet.models.build import ModelSpec, build
+
+    model = build(ModelSpec("nin", {"widths": [16, 12, 8, 16, 16, 16, 16, 16]}))
+    state, block = {}, 0
+    for name, tensor in model.state_dict().items():
+        if name.endswith("conv.weight"):
+            block += 1
+        part = "bn" if ".bn." in name else "tnn_bin_conv"
+        state[f"{prefix}tnn_bin_model.{block}.{part}.{name.rpartition('.')[2]}"] = tensor
+    torch.save({"cfg": [16, 12, 8, 16, 16, 16, 16, 16], "best_acc": 90.0, "state_dict": state}, path)
+    return model
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_the_originals_checkpoints_come_in(micronet, tmp_path, prefix):
+    from micronet.artifact import load
+
+    model = original_checkpoint(tmp_path / "nin_prune.pth", prefix)
+    done = micronet(
+        "import", "--model", "nin", "--weights", tmp_path / "nin_prune.pth", "-o", tmp_path / "a.safetensors"
+    )
+    assert done.code == 0, done.err
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(load(tmp_path / "a.safetensors").model.eval()(images), model.eval()(images))
+
+
+def test_a_pickle_with_code_is_refused_and_not_run(micronet, tmp_path):
+    marker = tmp_path / "ran"
+
+    class Evil:
+        def __reduce__(self):
+            return (open, (str(marker), "w"))
+
+    torch.save({"state_dict": Evil()}, tmp_path / "evil.pth")
+    done = micronet("import", "--weights", tmp_path / "evil.pth", "-o", tmp_path / "a.safetensors")
+    assert done.code == 2
+    assert "more than tensors" in done.err
+    assert not marker.exists()
+
+
+MINE = """
+from torch import nn
+class Net(nn.Module):
+    def __init__(self, classes=2):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3)
+        self.fc = nn.Linear(8, classes)
+    def forward(self, x):
+        return self.fc(nn.functional.relu(self.conv(x)).mean((2, 3)))
+"""
+
+
+@pytest.mark.parametrize("kind", ["torchvision", "file"])
+def test_foreign_networks_go_the_whole_way(micronet, tmp_path, monkeypatch, kind):
+    from tests.data.test_data import make_folder
+
+    monkeypatch.chdir(tmp_path)
+    folder = make_folder(tmp_path / "images", sizes=((40, 40),), count=8)
+    (tmp_path / "mine.py").write_text(MINE)
+    network = ["--model", "mine.py:Net"] if kind == "file" else ["--model", "torchvision:resnet18"]
+    args = [] if kind == "file" else ["--model-args", '{"num_classes": 2}']
+    code = network if kind == "file" else []
+    steps = (
+        ["import", *network, *args, "-o", "r.safetensors"],
+        ["quantize", "r.safetensors", *code, "--data", folder, "--epochs", "1", "-o", "q.safetensors"],
+        ["evaluate", "q.safetensors", *code],
+        ["export-onnx", "q.safetensors", *code, "-o", "q.onnx"],
+        ["evaluate", "q.onnx"],
+    )
+    for step in steps:
+        done = micronet(*step)
+        assert done.code == 0, (step, done.err)
+    if kind == "file":
+        assert "--trust-code" in micronet("evaluate", "q.safetensors").err
+        assert micronet("evaluate", "q.safetensors", "--trust-code").code == 0

@@ -1,0 +1,54 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from micronet.cli.app import run
+
+TINY = ["--width", "0.1", "--limit", "160", "--batch-size", "32", "--epochs", "1"]
+
+
+@pytest.fixture(autouse=True)
+def _fixed_seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def micronet(capsys) -> Callable[..., SimpleNamespace]:
+    """Run a command in this process; gives its exit code, both outputs and, where asked for, its JSON."""
+
+    def call(*arguments: object) -> SimpleNamespace:
+        capsys.readouterr()
+        code = run([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        parsed = json.loads(captured.out) if "--json" in arguments and code == 0 else None
+        return SimpleNamespace(code=code, out=captured.out, err=captured.err, json=parsed)
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def chain(tmp_path_factory) -> Path:
+    """A folder with one tiny network's float, int8, fused and exported files, made by the commands."""
+    folder = tmp_path_factory.mktemp("chain")
+    for arguments in (
+        ["train", *TINY, "-o", folder / "float.safetensors"],
+        [
+            "quantize",
+            folder / "float.safetensors",
+            "--epochs",
+            "1",
+            "--limit",
+            "160",
+            "-o",
+            folder / "int8.safetensors",
+        ],
+        ["bn-fuse", folder / "int8.safetensors", "-o", folder / "fused.safetensors"],
+        ["export-onnx", folder / "float.safetensors", "-o", folder / "float.onnx"],
+        ["export-onnx", folder / "fused.safetensors", "-o", folder / "int8.onnx"],
+    ):
+        assert run([*map(str, arguments), "--quiet"]) == 0
+    return folder

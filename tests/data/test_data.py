@@ -1,0 +1,219 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from micronet.data.batches import Normalize, augment, batch_count, plain_batches, training_batches
+from micronet.data.dataset import DataSpec
+from micronet.data.load import load_data
+from micronet.data.split import FileSplit, MemorySplit
+from micronet.errors import MicronetError
+
+
+def make_folder(root, sizes=((20, 20),), parts=("train", "test"), count=6):
+    generator = np.random.default_rng(0)
+    for part in parts:
+        for name in ("cat", "dog"):
+            place = root / part / name
+            place.mkdir(parents=True)
+            for index in range(count):
+                width, height = sizes[index % len(sizes)]
+                pixels = generator.integers(0, 256, (height, width, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(place / f"{index}.png")
+    return root
+
+
+def make_arrays(**changes):
+    generator = np.random.default_rng(0)
+    held = {
+        "x_train": generator.integers(0, 256, (40, 8, 8), dtype=np.uint8),
+        "y_train": np.arange(40) % 4,
+        "x_test": generator.integers(0, 256, (12, 8, 8), dtype=np.uint8),
+        "y_test": np.arange(12) % 4,
+    }
+    return {**held, **changes}
+
+
+def test_digits_are_split_three_ways_and_shown_as_colour():
+    data = load_data("digits")
+    assert len(data.train) + len(data.validation) == 1437
+    assert len(data.test) == 360
+    assert data.train.image_shape == (3, 32, 32)
+    assert data.spec.classes == [str(digit) for digit in range(10)]
+
+
+def test_validation_is_disjoint_seeded_and_the_same_every_time():
+    first, again = load_data("digits"), load_data("digits")
+    other = load_data("digits", like=DataSpec(seed=2))
+    everything = torch.arange(len(first.validation))
+    assert torch.equal(first.validation.images(everything), again.validation.images(everything))
+    assert not torch.equal(first.validation.labels, other.validation.labels)
+    train = {image.numpy().tobytes() for image in first.train.images(torch.arange(len(first.train)))}
+    whole = load_data("digits", like=DataSpec(seed=2))
+    rows = torch.cat([whole.train.images(torch.arange(len(whole.train))), whole.validation.images(everything)])
+    validation = {image.numpy().tobytes() for image in first.validation.images(everything)}
+    assert len(train | validation) == len({image.numpy().tobytes() for image in rows})
+    assert not train & validation
+
+
+def test_statistics_are_the_training_images_own():
+    data = load_data("digits")
+    pixels = data.train.images(torch.arange(len(data.train))).double() / 255
+    np.testing.assert_allclose(data.spec.mean, pixels.mean((0, 2, 3)), atol=5.1e-5)
+    np.testing.assert_allclose(data.spec.std, pixels.std((0, 2, 3), correction=0), atol=5.1e-5)
+
+
+def test_normalize_is_the_formula():
+    images = torch.randint(256, (2, 3, 4, 4), dtype=torch.uint8)
+    spec = DataSpec(mean=[0.1, 0.2, 0.3], std=[0.4, 0.5, 0.6])
+    expected = (images.double() / 255 - torch.tensor(spec.mean).view(1, 3, 1, 1)) / torch.tensor(spec.std).view(
+        1, 3, 1, 1
+    )
+    torch.testing.assert_close(Normalize.from_spec(spec)(images).double(), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_augmented_images_are_shifted_windows_of_the_padded_image(flip):
+    images = torch.randint(1, 256, (16, 3, 16, 16), dtype=torch.uint8)
+    out = augment(images, torch.Generator().manual_seed(0), flip=flip)
+    padded = torch.nn.functional.pad(images, (2, 2, 2, 2))
+    for image, result in zip(padded, out, strict=True):
+        windows = [image[:, y : y + 16, x : x + 16] for y in range(5) for x in range(5)]
+        candidates = windows + ([window.flip(-1) for window in windows] if flip else [])
+        assert any(torch.equal(result, candidate) for candidate in candidates)
+
+
+def test_an_epochs_batches_follow_from_seed_and_epoch_alone():
+    data = load_data("digits", limit=100)
+
+    def draw(seed, epoch):
+        return [images for images, _ in training_batches(data.train, data.spec, 32, seed=seed, epoch=epoch)]
+
+    assert all(torch.equal(a, b) for a, b in zip(draw(1, 1), draw(1, 1), strict=True))
+    assert not torch.equal(draw(1, 1)[0], draw(1, 2)[0])
+    assert not torch.equal(draw(1, 1)[0], draw(2, 1)[0])
+
+
+@pytest.mark.parametrize("size", [1, 2, 31, 32, 33, 64, 65])
+def test_batch_count_is_the_number_of_batches(size):
+    split = MemorySplit(torch.zeros(size, 1, 4, 4, dtype=torch.uint8), torch.zeros(size, dtype=torch.int64))
+    batches = list(training_batches(split, DataSpec(mean=[0.5], std=[0.5]), 32, seed=1, epoch=1))
+    assert len(batches) == batch_count(split, 32)
+    assert all(len(labels) > 1 for _, labels in batches) or size == 1
+
+
+def test_evaluation_never_sees_augmentation():
+    data = load_data("digits")
+    images = torch.cat([batch for batch, _ in plain_batches(data.test, data.spec)])
+    expected = Normalize.from_spec(data.spec)(data.test.images(torch.arange(len(data.test))))
+    assert torch.equal(images, expected)
+
+
+@pytest.mark.parametrize("sizes", [((20, 20),), ((30, 20), (20, 41))])
+def test_a_folder_in_memory_and_streamed_gives_the_same_images(tmp_path, monkeypatch, sizes):
+    root = make_folder(tmp_path, sizes)
+    held = load_data(str(root), image_size=16)
+    monkeypatch.setattr("micronet.data.folder.MEMORY_BYTES", 0)
+    streamed = load_data(str(root), image_size=16)
+    assert isinstance(streamed.test, FileSplit)
+    assert isinstance(held.test, MemorySplit)
+    for (left, ours), (right, theirs) in zip(
+        plain_batches(held.test, held.spec, 5), plain_batches(streamed.test, streamed.spec, 5), strict=True
+    ):
+        assert torch.equal(left, right)
+        assert torch.equal(ours, theirs)
+
+
+def test_a_folders_val_validates_where_there_is_a_test(tmp_path):
+    data = load_data(str(make_folder(tmp_path, parts=("train", "val", "test"), count=4)))
+    assert (len(data.train), len(data.validation), len(data.test)) == (8, 8, 8)
+
+
+def test_evaluating_touches_no_training_image(tmp_path):
+    root = make_folder(tmp_path)
+    spec = load_data(str(root)).spec
+    (root / "train" / "cat" / "0.png").write_bytes(b"broken")
+    data = load_data(None, like=spec)
+    assert data.spec == spec
+    assert len(data.test) == 12
+
+
+def test_a_network_keeps_its_own_preprocessing():
+    spec = load_data("digits").spec
+    data = load_data("digits", like=DataSpec(**{**spec.to_json(), "mean": [0.5] * 3, "image_size": 16}))
+    assert data.spec.mean == [0.5] * 3
+    assert data.test.image_shape == (3, 16, 16)
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (8, 8, 3), (3, 8, 8), (8, 8, 1)])
+def test_arrays_of_every_layout(tmp_path, shape):
+    generator = np.random.default_rng(0)
+    images = {
+        part: generator.integers(0, 256, (n, *shape), dtype=np.uint8) for part, n in (("x_train", 40), ("x_test", 12))
+    }
+    np.savez(tmp_path / "d.npz", **make_arrays(**images))
+    data = load_data(str(tmp_path / "d.npz"))
+    assert data.train.image_shape[1:] == (8, 8)
+    assert data.spec.channels == (3 if 3 in shape else 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"x_train": np.zeros((40, 8, 8), np.float32)}, "uint8"),
+        ({"y_train": np.zeros(39, int)}, "one label"),
+        ({"y_train": -np.ones(40, int)}, "one label"),
+        ({"x_test": np.zeros((12, 8, 9), np.uint8)}, "square"),
+        ({"x_train": np.zeros((0, 8, 8), np.uint8), "y_train": np.zeros(0, int)}, "one label"),
+        ({"classes": np.array(["a", "b"])}, "name 2 classes"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_one_clear_error(tmp_path, changes, message):
+    np.savez(tmp_path / "d.npz", **make_arrays(**changes))
+    with pytest.raises(MicronetError, match=message):
+        load_data(str(tmp_path / "d.npz")).spec  # noqa: B018
+
+
+def test_pickled_arrays_are_refused(tmp_path):
+    np.savez(tmp_path / "d.npz", **make_arrays(x_train=np.array([{"a": 1}], dtype=object)))
+    with pytest.raises(MicronetError, match="cannot be read"):
+        load_data(str(tmp_path / "d.npz")).spec  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("digit", "unknown data set 'digit'; allowed: digits"),
+        ("/no/such/folder", "unknown data set"),
+        ("no.such:thing", "failed"),
+        ("missing.npz", "cannot be read"),
+    ],
+)
+def test_unknown_data_is_one_clear_error(name, message):
+    with pytest.raises(MicronetError, match=message):
+        load_data(name)
+
+
+def test_broken_folders_are_one_clear_error(tmp_path, monkeypatch):
+    with pytest.raises(MicronetError, match="no test"):
+        load_data(str(tmp_path))
+    root = make_folder(tmp_path / "a")
+    (root / "test" / "cat" / "0.png").write_bytes(b"\x89PNG\r\n\x1a\nbroken")
+    with pytest.raises(MicronetError, match=r"test/cat/0.png cannot be read"):
+        load_data(str(root)).test  # noqa: B018
+    monkeypatch.setattr("micronet.data.folder.MEMORY_BYTES", 0)
+    data = load_data(str(root))
+    with pytest.raises(MicronetError, match=r"^\S*test/cat/0.png cannot be read[^\n]*$"):
+        list(plain_batches(data.test, data.spec))
+    (root / "test" / "emu").mkdir()
+    with pytest.raises(MicronetError, match="emu"):
+        load_data(str(root)).test  # noqa: B018
+    wide = make_folder(tmp_path / "b", sizes=((30, 20),))
+    with pytest.raises(MicronetError, match="--image-size"):
+        load_data(str(wide))
+
+
+def test_other_classes_than_the_networks_are_refused():
+    spec = load_data("digits").spec
+    with pytest.raises(MicronetError, match="10 classes"):
+        load_data("digits", like=DataSpec(**{**spec.to_json(), "classes": ["cat", "dog"]}))

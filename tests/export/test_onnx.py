@@ -1,0 +1,116 @@
+import collections
+
+import onnx
+import pytest
+import torch
+
+from micronet.artifact import Artifact, load
+from micronet.data.batches import plain_batches
+from micronet.data.dataset import DataSpec
+from micronet.data.load import load_data
+from micronet.export.check import compare_layers, compare_outputs
+from micronet.export.onnx import to_onnx
+from micronet.export.operators import INT32_MAX, room_for_bias
+from micronet.models.build import ModelSpec, build
+from micronet.quantization.calibrate import calibrate
+from micronet.quantization.config import QuantConfig
+from micronet.quantization.quantize import quantize_model
+from micronet.runtime.options import RuntimeOptions
+
+IMAGES = torch.randn(16, 3, 32, 32)
+
+
+def quantized(name, args, **config):
+    spec = ModelSpec(name, args)
+    model = build(spec)
+    with torch.no_grad():
+        for _ in range(3):
+            model(IMAGES)
+    model, record = quantize_model(model.eval(), QuantConfig(**config))
+    calibrate(model, [IMAGES])
+    return Artifact(model.eval(), spec, [record])
+
+
+def test_every_quantized_weight_is_an_int8_initialiser(chain):
+    proto = onnx.load(chain / "int8.onnx")
+    initializers = {tensor.name: tensor for tensor in proto.graph.initializer}
+    sources = {node.output[0]: node.input[0] for node in proto.graph.node if node.op_type == "DequantizeLinear"}
+    layers = [node for node in proto.graph.node if node.op_type == "Conv"]
+    assert len(layers) == 9
+    for layer in layers:
+        assert initializers[sources[layer.input[1]]].data_type == onnx.TensorProto.INT8
+        assert initializers[sources[layer.input[2]]].data_type == onnx.TensorProto.INT32
+    floats = [t for t in proto.graph.initializer if t.data_type == onnx.TensorProto.FLOAT and len(t.dims) > 1]
+    assert not floats
+
+
+def test_the_int8_file_is_a_quarter_of_the_float_one(chain):
+    small, large = ((chain / name).stat().st_size for name in ("int8.onnx", "float.onnx"))
+    assert small <= 0.25 * large + 9 * 2048
+
+
+def test_no_zero_point_is_shared_and_no_path_is_left(chain):
+    proto = onnx.load(chain / "int8.onnx")
+    points = [n.input[2] for n in proto.graph.node if n.op_type == "DequantizeLinear" and len(n.input) > 2]
+    assert len(points) == len(set(points))
+    assert b"/site-packages/" not in (chain / "int8.onnx").read_bytes()
+    assert "classes" in next(entry.value for entry in proto.metadata_props if entry.key == "micronet")
+
+
+def test_layer_by_layer_onnxruntime_is_within_one_step_on_real_images(chain):
+    artifact = load(chain / "int8.safetensors")
+    data = load_data(None, like=DataSpec(**artifact.data))
+    images, _ = next(plain_batches(data.test, data.spec))
+    proto = to_onnx(artifact, images)
+    worst = compare_layers(artifact.model, proto, images)
+    assert len(worst) == 10
+    assert max(worst.values()) <= 1
+
+
+CONFIGS = [{}, {"q_type": "asym"}, {"q_type": "asym", "q_level": "layer"}, {"q_level": "layer"}, {"w_bits": 4},
+           {"a_bits": 4}, {"a_sign": "signed"}, {"a_bits": 32}, {"w_bits": 32}]  # fmt: skip
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: "-".join(f"{k}={v}" for k, v in config.items()))
+def test_every_config_exports_and_agrees_layer_by_layer(config):
+    artifact = quantized("nin", {"width": 0.1}, **config)
+    proto = to_onnx(artifact, IMAGES)
+    worst = compare_layers(artifact.model, proto, IMAGES)
+    assert max(worst.values(), default=0) <= 1
+    assert bool(worst) == (config.get("a_bits") != 32)
+
+
+def test_sixteen_bits_export_and_agree():
+    artifact = quantized("nin", {"width": 0.1}, w_bits=16, a_bits=16)
+    agreement = compare_outputs(artifact.model, to_onnx(artifact, IMAGES), [IMAGES])
+    assert agreement.error < 1e-2  # float32 sums do not resolve a 16-bit grid, so single steps flip
+
+
+def test_a_residual_network_runs_in_integers_from_end_to_end(tmp_path):
+    import onnxruntime
+
+    artifact = quantized("resnet18", {"width": 0.1})
+    proto = to_onnx(artifact, IMAGES)
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    counts = collections.Counter(node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node)
+    assert (counts["QLinearConv"], counts["QLinearAdd"], counts["QGemm"]) == (20, 8, 1)
+
+
+def test_float_networks_agree():
+    spec = ModelSpec("resnet18", {"width": 0.1})
+    model = build(spec).eval()
+    agreement = compare_outputs(model, to_onnx(Artifact(model, spec), IMAGES), [IMAGES], RuntimeOptions())
+    assert agreement.classes == 1
+    assert agreement.error < 1e-5
+
+
+def test_a_large_bias_beside_no_weight_still_fits_int32():
+    weight_scale, input_scale = torch.tensor([1e-18, 0.01]), torch.tensor(0.02)
+    bias = torch.tensor([5.0, -3.0])
+    room = room_for_bias(weight_scale, input_scale, bias)
+    assert ((bias / room.bias_scale).abs() <= INT32_MAX).all()
+    assert room.weight_scale[1] == weight_scale[1]
+    torch.testing.assert_close((bias / room.bias_scale).round() * room.bias_scale, bias, rtol=1e-6, atol=1e-3)

@@ -1,0 +1,102 @@
+import pytest
+import torch
+
+from micronet import registry
+from micronet.errors import MicronetError
+from micronet.evaluation import count_macs
+from micronet.models.build import ModelSpec, build, check_same_code, describe
+
+# Counted from the original's networks: all parameters, multiply-accumulates at 3x32x32.
+COUNTS = {
+    "nin": (969_822, 222_486_528),
+    "nin_3x3": (674_910, 146_989_056),
+    "nin_gc": (591_390, 157_679_616),
+    "resnet18": (11_173_962, 555_422_720),
+}
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_counts_are_the_originals(name):
+    model = build(ModelSpec(name))
+    counted = sum(parameter.numel() for parameter in model.parameters()), count_macs(model, (3, 32, 32))
+    assert counted == COUNTS[name]
+
+
+def test_the_originals_pruned_grouped_network_has_its_counts():
+    model = build(ModelSpec("nin_gc", {"widths": [154, 162, 144, 304, 320, 320, 608, 584]}))
+    assert sum(parameter.numel() for parameter in model.parameters()) == 222_994
+    assert count_macs(model, (3, 32, 32)) == 62_344_192
+
+
+@pytest.mark.parametrize("name", registry.MODELS)
+def test_every_network_takes_any_class_count_and_channels(name):
+    args = {"num_classes": 7, "in_channels": 1, "width": 0.1}
+    model = build(ModelSpec(name, args)).eval()
+    size = 28 if name == "lenet" else 24
+    assert model(torch.zeros(2, 1, size, size)).shape == (2, 7)
+
+
+@pytest.mark.parametrize("width", [0.05, 0.3, 0.77, 1.5])
+def test_grouped_widths_stay_legal(width):
+    model = build(ModelSpec("nin_gc", {"width": width})).eval()
+    assert model(torch.zeros(1, 3, 16, 16)).shape == (1, 10)
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "message"),
+    [
+        ("nim", {}, "unknown model 'nim'; allowed: nin"),
+        ("torchvision:resnet19", {}, "allowed: resnet1"),
+        ("nin", {"image_size": 4}, "--image-size"),
+        ("nin", {"widths": [1, 2]}, "takes 8"),
+        ("nin_gc", {"widths": [155, 162, 144, 304, 320, 320, 608, 584]}, "width 1 is 155"),
+        ("lenet", {"image_size": 8}, "--image-size"),
+        ("nin", {"depth": 3}, "refused its arguments"),
+    ],
+)
+def test_impossible_networks_are_one_clear_error(name, args, message):
+    with pytest.raises(MicronetError, match=message):
+        build(ModelSpec(name, args))
+
+
+SOURCE = """from torch import nn
+def make(classes=3):
+    return nn.Sequential(nn.Flatten(), nn.Linear(12, classes))
+"""
+
+
+def test_a_users_file_runs_only_when_trusted(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(SOURCE)
+    spec = describe(f"{file}:make", {"classes": 5})
+    assert spec.source == SOURCE
+    with pytest.raises(MicronetError, match="--trust-code"):
+        build(spec)
+    file.unlink()  # the recorded text is enough
+    assert build(spec, trusted=True)(torch.zeros(1, 3, 2, 2)).shape == (1, 5)
+
+
+def test_changed_code_is_noticed(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(SOURCE)
+    recorded = describe(f"{file}:make")
+    check_same_code(describe(f"{file}:make"), recorded)
+    file.write_text(SOURCE + "# changed\n")
+    with pytest.raises(MicronetError, match="not the code"):
+        check_same_code(describe(f"{file}:make"), recorded)
+
+
+@pytest.mark.parametrize(
+    ("source", "attribute", "message"),
+    [
+        ("1/0", "make", "ZeroDivisionError"),
+        ("def (", "make", "SyntaxError"),
+        (SOURCE, "mak", "allowed: make"),
+        ("def make(): return 3", "make", "not a torch.nn.Module"),
+    ],
+)
+def test_a_users_broken_file_is_one_clear_error(tmp_path, source, attribute, message):
+    file = tmp_path / "mine.py"
+    file.write_text(source)
+    with pytest.raises(MicronetError, match=message):
+        build(describe(f"{file}:{attribute}"), trusted=True)

@@ -1,0 +1,160 @@
+"""Placement and folding on whole networks."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import micronet
+from micronet.errors import MicronetError
+from micronet.models.build import ModelSpec, build
+from micronet.quantization.calibrate import calibrate, each_quantizer
+from micronet.quantization.config import QuantConfig
+from micronet.quantization.fold import fold_model
+from micronet.quantization.functional import broadcast
+from micronet.quantization.quantize import quantize_model
+
+IMAGES = torch.randn(8, 3, 32, 32)
+
+
+class Functional(nn.Module):
+    """Functional calls, a shared ReLU, an in-place add and dropout, as users write them."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 8, 3, padding=1)
+        self.conv2 = nn.Conv2d(8, 8, 3, padding=1)
+        self.fc = nn.Linear(8 * 16, 4)
+        self.relu = nn.ReLU()
+
+    def forward(self, x):
+        x = self.relu(self.conv1(x))
+        y = self.relu(self.conv2(x))
+        y += x
+        y = F.max_pool2d(F.relu(y), 8)
+        y = F.dropout(y.view(y.size(0), -1), training=self.training)
+        return self.fc(y)
+
+
+class Untraceable(Functional):
+    def forward(self, x):
+        if x.sum() > 1e9:
+            return x
+        return super().forward(x)
+
+
+def randomised(model):
+    """Give batch norms statistics, gains (some negative, some zero) and shifts of every kind."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean)
+            nn.init.uniform_(module.running_var, 0.5, 2)
+            nn.init.normal_(module.weight)
+            nn.init.normal_(module.bias)
+            with torch.no_grad():
+                module.weight[0] = 0
+    return model.eval()
+
+
+def test_one_quantizer_a_tensor_on_nin():
+    model, record = quantize_model(build(ModelSpec("nin", {"width": 0.1})), QuantConfig())
+    calibrate(model, [IMAGES])
+    slots = [slot for _, slot, _ in each_quantizer(model)]
+    assert slots.count("weight_quantizer") == 9
+    assert slots.count("input_quantizer") == 1
+    assert slots.count("output_quantizer") == 9
+    assert not record.result["taps"]
+    assert not record.result["left_float"]
+
+
+def test_both_branches_of_an_add_are_on_grids():
+    model, _ = quantize_model(build(ModelSpec("resnet18", {"width": 0.1})), QuantConfig())
+    calibrate(model, [IMAGES])
+    block = model.layers[1][0]
+    assert block.bn2.output_quantizer is not None
+    assert block.shortcut[1].output_quantizer is not None
+
+
+@pytest.mark.parametrize("kind", [Functional, Untraceable])
+def test_functional_code_is_quantized_and_keeps_its_float_keys(kind):
+    model = kind()
+    quantized, record = quantize_model(model, QuantConfig())
+    calibrate(quantized, [IMAGES])
+    assert set(model.state_dict()) <= set(quantized.state_dict())
+    assert set(record.result["inputs"]) == {"conv1", "conv2", "fc"}
+    assert bool(record.result["taps"]) == (kind is Functional)
+    scores = quantized.eval()(IMAGES)
+    assert torch.equal(scores, quantized(IMAGES)), "dropout must be off in eval"
+    assert F.mse_loss(scores, model.eval()(IMAGES)) < 0.01 * model(IMAGES).var()
+
+
+def test_first_and_last_layers_keep_eight_bits():
+    model, _ = quantize_model(build(ModelSpec("nin", {"width": 0.1})), QuantConfig(w_bits=4, a_bits=4))
+    bits = [quantizer.bits for _, slot, quantizer in each_quantizer(model) if slot == "weight_quantizer"]
+    assert bits == [8, *[4] * 7, 8]
+    same, _ = quantize_model(build(ModelSpec("nin", {"width": 0.1})), QuantConfig(w_bits=4, first_last="same"))
+    assert {quantizer.bits for _, slot, quantizer in each_quantizer(same) if slot == "weight_quantizer"} == {4}
+
+
+def test_the_model_given_is_not_changed():
+    model = Functional()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    calibrate(quantize_model(model, QuantConfig())[0], [IMAGES])
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert type(model.conv1) is nn.Conv2d
+
+
+def test_calibration_changes_neither_weights_nor_batch_norms():
+    model, _ = quantize_model(build(ModelSpec("nin", {"width": 0.1})), QuantConfig())
+    names = [name for name in model.state_dict() if "quantizer" not in name]
+    before = {name: model.state_dict()[name].clone() for name in names}
+    calibrate(model.train(), [IMAGES, 3 * IMAGES])
+    assert all(torch.equal(before[name], model.state_dict()[name]) for name in names)
+    assert model.training
+
+
+def test_a_layer_that_is_never_called_is_reported_and_an_uncalled_one_found():
+    attention = nn.Sequential(nn.Flatten(), nn.Linear(12, 4))
+    attention.unused = nn.Linear(3, 3)
+    attention.forward = lambda x: attention[1](attention[0](x))
+    with pytest.raises(MicronetError, match="no batch"):
+        calibrate(micronet.quantize(Functional()), [])
+
+
+@pytest.mark.parametrize("name", ["nin", "nin_gc", "resnet18", "torchvision:resnet18"])
+def test_folding_float_is_exact(name):
+    args = {} if ":" in name else {"width": 0.1}
+    model = randomised(build(ModelSpec(name, args))).double()
+    folded, _ = fold_model(model)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
+    x = IMAGES.double()
+    torch.testing.assert_close(folded(x), model(x), rtol=1e-9, atol=1e-9)
+
+
+def test_folding_a_transposed_convolution_is_exact():
+    for groups in (1, 2):
+        model = nn.Sequential(nn.ConvTranspose2d(4, 6, 3, 2, groups=groups), nn.BatchNorm2d(6))
+        randomised(model).double()
+        x = torch.randn(2, 4, 5, 5).double()
+        torch.testing.assert_close(fold_model(model)[0](x), model(x), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("q_type", ["sym", "asym"])
+@pytest.mark.parametrize("q_level", ["channel", "layer"])
+def test_folding_a_quantized_network_keeps_its_integers(q_level, q_type):
+    model = randomised(build(ModelSpec("nin", {"width": 0.2})))
+    quantized, _ = quantize_model(model, QuantConfig(q_level=q_level, q_type=q_type))
+    calibrate(quantized, [IMAGES])
+    folded, _ = fold_model(quantized)
+    for name in ("features.0", "features.1", "features.8"):
+        before, after = quantized.get_submodule(name), folded.get_submodule(name)
+        gain = before.bn.weight
+        sign = broadcast(gain.sign(), before.conv.weight, 0)
+        old = before.conv.weight_quantizer
+        levels = old.integers(before.conv.weight) - broadcast(old.zero_point, before.conv.weight, old.axis)
+        new = after.conv.weight_quantizer
+        found = new.integers(after.conv.weight) - broadcast(new.zero_point, after.conv.weight, new.axis)
+        assert torch.equal(found, levels * sign)
+        assert float(new.scale[0]) == 1
+    difference = (folded.eval()(IMAGES) - quantized.eval()(IMAGES)).norm() / quantized(IMAGES).norm()
+    assert difference < 0.02  # values that lie on a rounding boundary may fall to the other side

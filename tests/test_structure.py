@@ -1,0 +1,86 @@
+"""The rooms of the house: imports run one way, heavy libraries stay where they belong."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1] / "micronet"
+# From the ground up; a module may import its own level's modules and those of levels below.
+LEVELS = [
+    {"errors", "settings", "registry", "progress", "history", "files", "header", "layer_table", "training_config"},
+    {"models"},
+    {"artifact", "data", "graph", "machine", "evaluation", "importing"},
+    {"checkpoint", "training"},
+    {"pruning", "quantization"},
+    {"export", "runtime", "report", "recipe", "deploy"},
+    {"cli", "api", "__init__"},
+]
+FORBIDDEN = [("pruning", "quantization"), ("quantization", "pruning"), ("runtime", "training")]
+CLI_ONLY = {"typer", "rich", "click"}
+
+
+def _room(path: Path) -> str:
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def _imports(path: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+            if node.module == "micronet":
+                found |= {f"micronet.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return found
+
+
+def _level(room: str) -> int:
+    return next(index for index, rooms in enumerate(LEVELS) if room in rooms)
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_run_downwards(path):
+    room = _room(path)
+    for module in _imports(path):
+        top, _, rest = module.partition(".")
+        if top in CLI_ONLY:
+            assert room == "cli", f"{path} imports {module}"
+        if top == "micronet" and rest:
+            other = rest.partition(".")[0]
+            if room == "__init__":
+                continue
+            assert _level(other) <= _level(room), f"{path} imports {module}, which is above it"
+            assert (room, other) not in FORBIDDEN, f"{path} imports {module}"
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_hold_one_noun(path):
+    assert len(path.read_text().splitlines()) <= 300
+
+
+def test_every_module_says_what_it_computes():
+    for path in ROOT.rglob("*.py"):
+        assert ast.get_docstring(ast.parse(path.read_text())), path
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["quantize", "--help"], ["--version"]])
+def test_help_needs_no_torch(arguments):
+    code = (
+        "import sys; from micronet.cli.app import run; code = run(sys.argv[1:]); "
+        "sys.exit(code or ('torch' in sys.modules) or ('numpy' in sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_inspect_needs_no_torch(chain):
+    code = "import sys; from micronet.cli.app import run; sys.exit(run(sys.argv[1:]) or 'torch' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "inspect", str(chain / "int8.safetensors")], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "quantize" in done.stdout
