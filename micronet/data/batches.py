@@ -8,6 +8,7 @@ which is what makes a resumed training end bit-identical.
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -90,7 +91,7 @@ def batch_count(split: Split, batch_size: int) -> int:
 
 def _read(split: Split, batches: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
     if isinstance(split, FileSplit):
-        loader = DataLoader(
+        loader: DataLoader[Any] = DataLoader(
             split,  # type: ignore[arg-type]  # a sequence is all that a DataLoader asks for
             batch_sampler=[indices.tolist() for indices in batches],
             num_workers=os.cpu_count() or 1,

@@ -7,6 +7,7 @@ integers and calls a custom operator; the exporter translates that to QuantizeLi
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import onnx_ir as ir
 import torch
 from onnxscript import opset21 as op
 from torch import Tensor, nn
@@ -45,6 +46,8 @@ def _(x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
 
 
 def _translate_dequantize(q: Any, scale: Any, zero_point: Any, axis: int) -> Any:
+    if q.dtype == ir.DataType.INT32:  # a bias: ONNX wants its zero point 0, which is what none at all says
+        return op.DequantizeLinear(q, scale, axis=axis)
     if axis < 0:
         return op.DequantizeLinear(q, scale, zero_point)
     return op.DequantizeLinear(q, scale, zero_point, axis=axis)

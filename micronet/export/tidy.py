@@ -9,6 +9,11 @@ import copy
 
 import onnx
 
+# Attributes that the exporter writes although they say what the operator does anyway (axis: of per-channel scales).
+_DEFAULTS = {
+    "QuantizeLinear": {"axis": 1, "block_size": 0, "output_dtype": 0, "saturate": 1, "precision": 0},
+    "DequantizeLinear": {"axis": 1, "block_size": 0, "output_dtype": 0},
+}
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
 
@@ -22,14 +27,30 @@ def tidy(proto: onnx.ModelProto) -> None:
         node.name = name if used[name] == 1 else f"{name}.{used[name]}"
         del node.metadata_props[:]
         node.doc_string = ""
+        if node.op_type in _DEFAULTS:
+            for attribute in [a for a in node.attribute if _DEFAULTS[node.op_type].get(a.name) == a.i]:
+                node.attribute.remove(attribute)
     for described in (graph, *graph.input, *graph.output, *graph.initializer):
         del described.metadata_props[:]
     del graph.value_info[:]  # any reader infers the shapes again
     _own_zero_points(graph)
+    _shorten_names(graph)
     read = {name for node in graph.node for name in node.input}
     kept = [tensor for tensor in graph.initializer if tensor.name in read]
     del graph.initializer[:]
     graph.initializer.extend(kept)
+
+
+def _shorten_names(graph: onnx.GraphProto) -> None:
+    """Name stored tensors ``layer.weight.scale`` rather than ``layer.weight_quantizer.scale``."""
+    short = {tensor.name: tensor.name.replace("_quantizer.", ".") for tensor in graph.initializer}
+    if len(set(short.values())) < len(short):
+        return
+    for tensor in graph.initializer:
+        tensor.name = short[tensor.name]
+    for node in graph.node:
+        for index, name in enumerate(node.input):
+            node.input[index] = short.get(name, name)
 
 
 def _module(node: onnx.NodeProto) -> str:
