@@ -35,7 +35,7 @@ def quantize(model: nn.Module, **config: Any) -> nn.Module:
 def fuse(model: nn.Module) -> nn.Module:
     """Return a copy of a model with every batch norm folded into the layer before it. Raises as ``bn-fuse`` does."""
     check_order(history(model), "bn-fuse")
-    return _extend(model, *fold_model(model))
+    return _extend(model, *fold_model(model, history(model)))
 
 
 def save(

@@ -18,7 +18,7 @@ def run(artifact: Input, *, code: CodeOptions, output: OutputOptions) -> None:
     check_target(path, output.force)
     opened = stages.open_artifact(artifact, code)
     check_order(opened.history, NAME)
-    model, record = fold_model(opened.model)
+    model, record = fold_model(opened.model, opened.history)
     if not output.json and not output.quiet:
         console.print_line(f"folded {len(record.result['pairs'])} batch norms")
     stages.finish(opened.after(record, model=model), path, output)

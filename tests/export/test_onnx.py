@@ -14,6 +14,7 @@ from micronet.export.operators import INT32_MAX, room_for_bias
 from micronet.models.build import ModelSpec, build
 from micronet.quantization.calibrate import calibrate
 from micronet.quantization.config import QuantConfig
+from micronet.quantization.fold import fold_model
 from micronet.quantization.quantize import quantize_model
 from micronet.runtime.options import RuntimeOptions
 
@@ -97,6 +98,20 @@ def test_a_residual_network_runs_in_integers_from_end_to_end(tmp_path):
     onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
     counts = collections.Counter(node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node)
     assert (counts["QLinearConv"], counts["QLinearAdd"], counts["QGemm"]) == (20, 8, 1)
+
+
+def test_a_fused_network_agrees_but_for_rare_rounding_ties():
+    artifact = quantized("nin", {"width": 0.2})
+    fused, record = fold_model(artifact.model, artifact.history)
+    fused_artifact = artifact.after(record, model=fused)
+    proto = to_onnx(fused_artifact, IMAGES)
+    stored = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
+    for layer in ("features.0", "features.10"):
+        conv = fused.get_submodule(layer).conv
+        values = stored[f"{layer}.conv.bias.q"] * stored[f"{layer}.conv.bias.scale"].astype("float64")
+        torch.testing.assert_close(torch.from_numpy(values).float(), conv.bias.detach(), rtol=1e-6, atol=1e-7)
+    agreement = compare_outputs(fused, proto, [IMAGES])
+    assert agreement.error <= compare_outputs(artifact.model, proto, [IMAGES]).error
 
 
 def test_float_networks_agree():
