@@ -108,6 +108,8 @@ def open_session(model: bytes, options: RuntimeOptions, name: str) -> onnxruntim
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = 3
     settings.intra_op_num_threads = options.threads or os.cpu_count() or 1
+    # Idle threads would otherwise spin on the cores that the next predictor is being timed on.
+    settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if options.arithmetic == "exact":
         settings.add_session_config_entry(EXACT_INT8, "1")
     try:
