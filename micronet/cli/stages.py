@@ -53,8 +53,6 @@ def train(model: ModelOptions, data: DataOptions, training: TrainConfig, run: Ru
     """Train a network from scratch; the artifact's history is that."""
     dataset = open_data(data, seed=run.seed)
     artifact = new_artifact(model, dataset.spec, run.seed)
-    if run.resume and run.output.exists() and not run.force:
-        raise MicronetError(f"{run.output} is trained already; there is nothing to resume")
     fitted = fit_artifact(artifact, dataset, training, run)
     return fitted.after(StageRecord("train", training.to_json()))
 

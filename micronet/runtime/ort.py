@@ -16,6 +16,8 @@ from micronet.runtime.options import RuntimeOptions
 
 # Keeps the int8 kernels of x86 processors without VNNI from saturating in their 16-bit intermediate sums.
 EXACT_INT8 = "session.x64quantprecision"
+# An optimisation that quantizes weights which were left float on purpose, where activations have Q/DQ.
+QUANTIZES_FLOAT_WEIGHTS = "WeightBiasQuantization"
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
@@ -110,10 +112,16 @@ def open_session(model: bytes, options: RuntimeOptions, name: str) -> onnxruntim
     settings.intra_op_num_threads = options.threads or os.cpu_count() or 1
     # Idle threads would otherwise spin on the cores that the next predictor is being timed on.
     settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    if options.arithmetic == "exact":
+    exact = options.arithmetic == "exact"
+    if exact:
         settings.add_session_config_entry(EXACT_INT8, "1")
     try:
-        return onnxruntime.InferenceSession(model, settings, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(
+            model,
+            settings,
+            providers=["CPUExecutionProvider"],
+            disabled_optimizers=[QUANTIZES_FLOAT_WEIGHTS] if exact else None,
+        )
     except Exception as error:
         raise MicronetError(f"ONNX Runtime cannot run {name}: {str(error).splitlines()[0]}") from error
 

@@ -69,7 +69,7 @@ def test_layer_by_layer_onnxruntime_is_within_one_step_on_real_images(chain):
 
 
 CONFIGS = [{}, {"q_type": "asym"}, {"q_type": "asym", "q_level": "layer"}, {"q_level": "layer"}, {"w_bits": 4},
-           {"a_bits": 4}, {"a_sign": "signed"}, {"a_bits": 32}]  # fmt: skip
+           {"a_bits": 4}, {"a_sign": "signed"}, {"a_bits": 32}, {"w_bits": 32}]  # fmt: skip
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: "-".join(f"{k}={v}" for k, v in config.items()))
