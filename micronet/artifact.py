@@ -69,7 +69,7 @@ def load(path: Path, model: str | nn.Module | None = None, *, trust_code: bool =
     Raises MicronetError where the file is not a whole artifact, its code is not trusted, or a tensor does not fit.
     """
     header, _ = read_header(path)
-    spec = ModelSpec(**header.model)
+    spec = ModelSpec.from_json(header.model)
     network = _build(spec, model, trust_code)
     for record in header.history:
         if record.stage in registry.RESTORE:
@@ -124,7 +124,11 @@ def versions() -> dict[str, str]:
 def _build(spec: ModelSpec, model: str | nn.Module | None, trust_code: bool) -> nn.Module:
     if isinstance(model, nn.Module):
         return model
-    if model is not None and spec.runs_user_code:
+    if model is not None and not spec.runs_user_code:
+        if model != spec.name:
+            raise MicronetError(f"this artifact is a {spec.name}, not a {model}; leave --model out")
+        return build(spec)
+    if model is not None:
         check_same_code(describe(model), spec)
         trust_code = True
         spec = replace(spec, name=model)  # the file may have moved; its text is the same

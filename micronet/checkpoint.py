@@ -16,6 +16,7 @@ from micronet.artifact import fill, write_tensors
 from micronet.errors import MicronetError
 
 _KEY = "micronet-checkpoint"
+_SHAPE = {"identity": dict, "rows": list, "groups": list, "numbers": dict}
 
 
 @dataclass
@@ -86,8 +87,10 @@ class Checkpoint:
         try:
             with safe_open(self.path, "pt") as file:
                 header = json.loads((file.metadata() or {})[_KEY])
+                if not all(isinstance(header[key], kind) for key, kind in _SHAPE.items()):
+                    raise ValueError("its header")
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
-        except (SafetensorError, OSError, KeyError, ValueError) as error:
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
             raise MicronetError(f"{self.path} is no whole checkpoint ({error}); add --force to start again") from error
         changed = [key for key, value in self.identity.items() if header["identity"].get(key) != value]
         if changed:

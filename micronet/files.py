@@ -8,8 +8,10 @@ from pathlib import Path
 from micronet.errors import FailedError, MicronetError
 
 
-def check_target(path: Path, force: bool) -> None:
-    """Raise MicronetError where ``path`` cannot be written or would be overwritten without ``force``."""
+def check_target(path: Path, force: bool, suffix: str = ".safetensors") -> None:
+    """Raise MicronetError where ``path`` has another suffix, cannot be written, or is there and not to be replaced."""
+    if path.suffix != suffix:
+        raise MicronetError(f"{path}: the output is a {suffix} file; give -o a name that ends so")
     if path.is_dir():
         raise MicronetError(f"{path} is a folder; give -o a file name")
     if path.exists() and not force:

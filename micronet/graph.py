@@ -11,7 +11,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from micronet.models.layers import Tap
+from micronet.models.layers import ModeCall, Tap
 
 # Modules and calls that only move values: what was on a grid stays on it.
 _MOVING_MODULES = (
@@ -63,6 +63,9 @@ _AVERAGING_CALLS: set[object] = {F.avg_pool1d, F.avg_pool2d, F.avg_pool3d, F.ada
 _AVERAGING_METHODS = {"mean"}
 
 
+_ELEMENTWISE_ON_FEATURES = (nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Dropout, nn.Identity, Tap)
+
+
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return getattr(m, "is_leaf", False) or super().is_leaf_module(m, module_qualified_name)
@@ -73,7 +76,7 @@ class Graph:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self.fx = _Tracer().trace(model)
+        self.fx = _traced(model, training=False)
         self._modules = dict(model.named_modules())
 
     def calls(self) -> Iterator[tuple[fx.Node, nn.Module]]:
@@ -140,6 +143,26 @@ class Graph:
                     waiting.append(user)
         return seen
 
+    def _owns_parameters(self, layer: nn.Module) -> bool:
+        """Tell whether a layer's weight is a plain parameter that no other module uses."""
+        if hasattr(layer, "parametrizations"):
+            return False
+        own = set(map(id, layer.parameters(recurse=False)))
+        others = (p for m in self.model.modules() if m is not layer for p in m.parameters(recurse=False))
+        return not any(id(parameter) in own for parameter in others)
+
+    def _is_matrix(self, node: fx.Node) -> bool:
+        """Tell whether a tensor is known to be (N, features), where a batch norm's channels are a linear's outputs."""
+        while node.op == "call_module" and isinstance(self.module(node), _ELEMENTWISE_ON_FEATURES):
+            node = _tensor_inputs(node)[0]
+        flattened = node.target is torch.flatten or (node.op, node.target) == ("call_method", "flatten")
+        if flattened:
+            return tuple(node.args[1:]) == (1,) and not node.kwargs
+        if node.op == "call_method" and node.target in ("view", "reshape"):
+            return len(node.args) == 3
+        module = self.module(node)
+        return isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) == (1, -1)
+
     def conv_bn_pairs(self) -> list[tuple[str, str]]:
         """Return (convolution or linear, batch norm) names where the norm is the only reader of the layer's output."""
         pairs = []
@@ -153,6 +176,8 @@ class Graph:
                 and norm.track_running_stats
                 and len(layer_node.users) == 1
                 and self.call_count(layer) == 1
+                and self._owns_parameters(layer)
+                and (not isinstance(layer, nn.Linear) or self._is_matrix(layer_node))
                 and getattr(layer, "output_quantizer", None) is None
             ):
                 pairs.append((str(layer_node.target), str(node.target)))
@@ -160,9 +185,9 @@ class Graph:
 
 
 def trace(model: nn.Module) -> Graph | None:
-    """Trace a network; None where its forward depends on data or does what torch.fx cannot follow."""
+    """Trace a network; None where its forward depends on data, or on its mode in more than a function's argument."""
     try:
-        return Graph(model)
+        return Graph(model) if _mode_keys(model) is not None else None
     except Exception:  # a user's forward may raise anything when run on proxies
         return None
 
@@ -171,18 +196,22 @@ def add_taps(model: nn.Module, places: list[str]) -> nn.Module:
     """Return the network with a ``Tap`` behind each of the named nodes of its graph; its state-dict keys stay.
 
     A tap is where a quantizer of a tensor sits that no module of its own produces: a functional add or relu, or a
-    module that is called more than once. Functional dropout becomes a module, since tracing would freeze its mode.
+    module that is called more than once. A functional dropout becomes a module, since tracing would freeze its mode.
     """
+    keys = _mode_keys(model)
+    if keys is None:
+        raise ValueError("its forward differs between training and evaluation")
     graph = Graph(model)
     nodes = {node.name: node for node in graph.fx.nodes}
     outlined = fx.GraphModule(model, graph.fx)
+    outlined.training = model.training
     for place in places:
         node = nodes[place]
         outlined.add_submodule(tap_name(place), Tap())
         with graph.fx.inserting_after(node):
             tap = graph.fx.call_module(tap_name(place), (node,))
         node.replace_all_uses_with(tap, delete_user_cb=lambda user, tap=tap: user is not tap)
-    _outline_dropout(outlined)
+    _outline_modes(outlined, keys)
     outlined.recompile()
     return outlined
 
@@ -192,15 +221,44 @@ def tap_name(place: str) -> str:
     return f"{place}_tap"
 
 
-def _outline_dropout(model: fx.GraphModule) -> None:
+def _outline_modes(model: fx.GraphModule, keys: dict[str, str | int]) -> None:
+    """Turn calls whose arguments say ``training`` into modules that follow the network's mode."""
     for node in list(model.graph.nodes):
-        if node.op == "call_function" and node.target is F.dropout:
-            rate = node.kwargs.get("p", node.args[1] if len(node.args) > 1 else 0.5)
-            model.add_submodule(f"{node.name}_module", nn.Dropout(rate))
-            with model.graph.inserting_after(node):
-                dropout = model.graph.call_module(f"{node.name}_module", (_tensor_inputs(node)[0],))
-            node.replace_all_uses_with(dropout)
-            model.graph.erase_node(node)
+        if node.name in keys:
+            model.add_submodule(f"{node.name}_mode", ModeCall(node.target, keys[node.name]))
+            node.target, node.op = f"{node.name}_mode", "call_module"
+
+
+def _mode_keys(model: nn.Module) -> dict[str, str | int] | None:
+    """Return, for each function call that is told the mode, where in its arguments; None where more depends on it."""
+    nodes = [list(_traced(model, training).nodes) for training in (True, False)]
+    if len(nodes[0]) != len(nodes[1]):
+        return None
+    keys: dict[str, str | int] = {}
+    for train, evaluation in zip(*nodes, strict=True):
+        if (train.op, train.target, len(train.args)) != (evaluation.op, evaluation.target, len(evaluation.args)):
+            return None
+        places: list[str | int] = [i for i, arg in enumerate(train.args) if str(arg) != str(evaluation.args[i])]
+        places += [key for key, arg in train.kwargs.items() if str(arg) != str(evaluation.kwargs.get(key))]
+        if not places:
+            continue
+        values = [
+            node.args[p] if isinstance(p, int) else node.kwargs[p] for node in (train, evaluation) for p in places
+        ]
+        if train.op != "call_function" or values != [True, False]:
+            return None
+        keys[evaluation.name] = places[0]
+    return keys
+
+
+def _traced(model: nn.Module, training: bool) -> fx.Graph:
+    """Trace a network in a mode; every module's own mode is put back."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        return _Tracer().trace(model.train(training))
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
 
 
 def _is_call(node: fx.Node, functions: set[object], methods: set[str]) -> bool:

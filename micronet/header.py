@@ -44,7 +44,13 @@ class Header:
         """Build a header from its JSON object; raise KeyError or TypeError where it is not one."""
         fields = {key: item for key, item in value.items() if key in cls.__dataclass_fields__}
         fields["history"] = [StageRecord(**record) for record in value["history"]]
-        return cls(**fields)
+        header = cls(**fields)
+        for name in ("model", "metrics", "versions", "tied"):
+            if not isinstance(getattr(header, name), dict):
+                raise TypeError(f"{name} is no object")
+        if not all(isinstance(part, dict) for record in header.history for part in (record.config, record.result)):
+            raise TypeError("a history record is no object")
+        return header
 
 
 class TensorInfo(NamedTuple):
@@ -61,14 +67,17 @@ def read_header(path: Path) -> tuple[Header, dict[str, TensorInfo]]:
     Raises MicronetError that says what the file is instead, where it is not a whole artifact.
     """
     raw, data_bytes = _read_raw(path)
-    tensors = {
-        name: TensorInfo(entry["dtype"], tuple(entry["shape"]), entry["data_offsets"][1] - entry["data_offsets"][0])
-        for name, entry in raw.items()
-        if name != "__metadata__"
-    }
+    try:
+        tensors = {
+            name: TensorInfo(entry["dtype"], tuple(entry["shape"]), entry["data_offsets"][1] - entry["data_offsets"][0])
+            for name, entry in raw.items()
+            if name != "__metadata__"
+        }
+    except (KeyError, TypeError) as error:
+        raise MicronetError(f"{path} has a damaged tensor table ({error}); make it again") from error
     if data_bytes != sum(info.size_bytes for info in tensors.values()):
         raise MicronetError(f"{path} is truncated: {data_bytes} bytes of tensors; make it again or copy it again")
-    metadata = raw.get("__metadata__", {})
+    metadata = raw.get("__metadata__") or {}
     if KEY not in metadata:
         raise MicronetError(
             f"{path} is a safetensors file that micronet did not write; bring it in with: "

@@ -44,7 +44,10 @@ def preprocessing(name: str, mean: str | None, std: str | None) -> DataSpec:
     if (mean is None) != (std is None):
         raise MicronetError("--mean and --std go together; give both")
     if mean is not None and std is not None:
-        return DataSpec(mean=_numbers(mean, "--mean"), std=_numbers(std, "--std"))
+        means, stds = _numbers(mean, "--mean"), _numbers(std, "--std")
+        if len(means) != len(stds) or min(stds) <= 0:
+            raise MicronetError("--mean and --std need one number a channel each, and every --std above 0")
+        return DataSpec(mean=means, std=stds)
     return DataSpec(**IMAGENET) if name.startswith(TORCHVISION) else DataSpec()  # type: ignore[arg-type]
 
 

@@ -31,6 +31,11 @@ def pick_device(name: str | None) -> torch.device:
     return torch.device(name)
 
 
+def usable_cores() -> int:
+    """Return how many cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def tune_allocator() -> None:
     """Make glibc keep freed memory; page faults otherwise take a quarter to a half of a CPU training step.
 
@@ -50,7 +55,7 @@ def describe() -> dict[str, str | int]:
     """Return the processor's name, its cores, torch's threads and the GPU if there is one."""
     found: dict[str, str | int] = {
         "processor": _processor(),
-        "cores": os.cpu_count() or 1,
+        "cores": usable_cores(),
         "threads": torch.get_num_threads(),
     }
     if torch.cuda.is_available():

@@ -4,7 +4,11 @@ Adding a model, a data set, a scheme, a stage or a runtime is one new file and o
 are parametrized over these tables.
 """
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from micronet.errors import unknown
@@ -50,6 +54,16 @@ def load_object(reference: str) -> Any:
     """Import the object named by ``"module:attribute"``."""
     module, _, attribute = reference.partition(":")
     return getattr(import_module(module), attribute)
+
+
+@contextmanager
+def importable_from(folder: Path) -> Iterator[None]:
+    """Let the user's code, and its imports of its neighbours, be found in a folder."""
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
 
 
 def resolve(table: dict[str, str], name: str, noun: str) -> Any:

@@ -20,7 +20,9 @@ BATCHES = (1, 64)
 
 @dataclass(frozen=True)
 class Row:
-    """One network's figures. ``accuracy``, ``drop``, ``agreement`` 0..1 (the last two against the first row).
+    """One network's figures, on ``images`` test images.
+
+    ``accuracy``, ``drop``, ``agreement``: 0..1, the last two against the first row.
 
     ``size_bytes``: of the file. ``compression``: 1 - size over the first row's. Latencies: a call of 1 or 64 images.
     """
@@ -28,6 +30,7 @@ class Row:
     name: str
     runtime: str
     stages: list[str]
+    images: int
     accuracy: float
     loss: float
     drop: float
@@ -65,6 +68,7 @@ def compare(networks: Sequence[tuple[Path, Network]], data: Dataset, progress: P
                 name=path.name,
                 runtime=network.runtime,
                 stages=list(network.stages),
+                images=results[index].images,
                 accuracy=results[index].accuracy,
                 loss=results[index].loss,
                 drop=results[0].accuracy - results[index].accuracy,

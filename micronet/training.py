@@ -67,6 +67,8 @@ class Trainer:
         rows = checkpoint.begin(self.model, optimizer, resume=resume, force=force)
         if rows:
             self.progress.line(f"resuming after epoch {len(rows)} of {self.config.epochs}")
+        elif resume:
+            self.progress.line("no interrupted training found; starting from the beginning")
         log = _Log(self.output, rows)
         for epoch in range(len(rows) + 1, self.config.epochs + 1):
             start = time.perf_counter()
@@ -78,8 +80,7 @@ class Trainer:
             log.append(row)
             self.progress.line(_summary(row, self.config.epochs))
         log.close()
-        checkpoint.load_best(self.model)
-        checkpoint.remove()
+        checkpoint.load_best(self.model)  # its file stays until the artifact is saved
         return max(rows, key=_rank)
 
     def _train_epoch(self, optimizer: torch.optim.Optimizer, epoch: int) -> dict[str, float]:
@@ -106,7 +107,10 @@ class Trainer:
         return {"loss": total / images, "images_per_s": round(images / (time.perf_counter() - started), 1)}
 
     def _step(self, optimizer: torch.optim.Optimizer, inputs: Tensor, labels: Tensor) -> float:
-        loss = F.cross_entropy(self.model(inputs), labels, label_smoothing=self.config.label_smoothing)
+        scores = self.model(inputs)
+        if not isinstance(scores, Tensor):  # networks with auxiliary heads give several in training; the first counts
+            scores = scores[0]
+        loss = F.cross_entropy(scores, labels, label_smoothing=self.config.label_smoothing)
         if self.penalty is not None:
             loss = loss + self.penalty(self.model)
         optimizer.zero_grad(set_to_none=True)
@@ -187,8 +191,10 @@ def check_scores(model: nn.Module, images: Tensor, classes: int) -> None:
     try:
         with torch.no_grad():
             scores = model.eval()(images)
-    except (RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+    except MicronetError:
+        raise
+    except Exception as error:  # a network's forward may refuse its input with anything
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise MicronetError(f"images of shape {tuple(images.shape[1:])} do not fit the network: {reason}") from error
     finally:
         model.train(training)

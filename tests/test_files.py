@@ -35,7 +35,7 @@ def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path):
 
 
 def test_a_target_that_exists_needs_force(tmp_path):
-    target = tmp_path / "a.bin"
+    target = tmp_path / "a.safetensors"
     check_target(target, force=False)
     target.write_bytes(b"old")
     with pytest.raises(MicronetError, match="--force"):
@@ -45,4 +45,4 @@ def test_a_target_that_exists_needs_force(tmp_path):
 
 def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(MicronetError, match="mkdir"):
-        check_target(tmp_path / "no" / "a.bin", force=True)
+        check_target(tmp_path / "no" / "a.safetensors", force=True)

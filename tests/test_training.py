@@ -50,7 +50,9 @@ def test_ctrl_c_exits_130_with_one_line(tmp_path):
         time.sleep(0.005)
     os.kill(process.pid, signal.SIGINT)
     assert process.wait() == 130
-    assert "Traceback" not in process.stderr.read()
+    error = process.stderr.read()
+    assert "Traceback" not in error
+    assert error.splitlines()[-1].startswith("error: interrupted")
 
 
 def test_a_loss_that_is_no_number_fails_in_one_line(micronet, tmp_path):
@@ -58,6 +60,23 @@ def test_a_loss_that_is_no_number_fails_in_one_line(micronet, tmp_path):
     assert done.code == 1
     assert "lower --lr" in done.err
     assert not (tmp_path / "a.safetensors").exists()
+
+
+def test_a_training_that_cannot_be_saved_is_not_lost(micronet, tmp_path, monkeypatch):
+    from micronet.cli import stages
+    from micronet.errors import FailedError
+
+    def full_disk(artifact, path):
+        raise FailedError("No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(stages, "save", full_disk)
+        assert micronet(*TRAIN, "-o", tmp_path / "a.safetensors").code == 1
+    assert (tmp_path / "a.checkpoint.safetensors").exists()
+    done = micronet(*TRAIN, "-o", tmp_path / "a.safetensors", "--resume")
+    assert "resuming after epoch 4 of 4" in done.err
+    assert done.code == 0
+    assert not (tmp_path / "a.checkpoint.safetensors").exists()
 
 
 @pytest.mark.parametrize("schedule", ["one-cycle", "step"])

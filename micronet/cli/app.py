@@ -22,6 +22,8 @@ from micronet.cli import (
 )
 from micronet.errors import MicronetError
 
+INTERRUPTED = 130  # 128 + SIGINT, as shells count
+
 app = typer.Typer(
     name="micronet",
     no_args_is_help=True,
@@ -62,14 +64,13 @@ def run(arguments: list[str]) -> int:
     """Run one command and return its exit code; no exception that a user can cause passes."""
     try:
         app(arguments, standalone_mode=True)
-    except SystemExit as stop:
+    except SystemExit as stop:  # Typer has turned Ctrl-C into an exit by now
+        if stop.code == INTERRUPTED:
+            console.print_error("interrupted; every file on disk is whole, and --resume goes on with a training")
         return stop.code if isinstance(stop.code, int) else 1
     except MicronetError as error:
         console.print_error(str(error))
         return error.exit_code
-    except KeyboardInterrupt:
-        console.print_error("interrupted; what is on disk is whole, --resume goes on with a training")
-        return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

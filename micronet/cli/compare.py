@@ -38,4 +38,4 @@ def run(
     elif markdown:
         console.print_line(to_markdown(rows))
     else:
-        console.print_table(COLUMNS, [cells(row) for row in rows])
+        console.print_table(COLUMNS, [cells(row) for row in rows], f"{rows[0].images:,} test images")

@@ -31,7 +31,7 @@ def run(
         console.print_json(kept)
         return
     for label, value in (
-        ("accuracy", f"{row.accuracy:.2%}"),
+        ("accuracy", f"{row.accuracy:.2%} of {row.images:,} images"),
         ("loss", f"{row.loss:.4f}"),
         ("latency, 1 image", f"{row.latency_ms:.2f} ms, p95 {row.latency_p95_ms:.2f} ms"),
         ("latency, 64 images", f"{row.latency_batch64_ms:.2f} ms, p95 {row.latency_batch64_p95_ms:.2f} ms"),

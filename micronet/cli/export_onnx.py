@@ -24,25 +24,23 @@ def run(
     """Export to ONNX with quantized weights as int8 and a dynamic batch, in the form ONNX Runtime is fast with."""
     from dataclasses import replace
 
-    import torch
-
     from micronet.cli import console, stages
-    from micronet.data.batches import plain_batches
+    from micronet.data.batches import plain_batches, random_subset
     from micronet.export.check import compare_outputs, require_agreement
     from micronet.export.onnx import to_onnx, write_onnx
     from micronet.files import check_target
 
     path = output.output or default_name(artifact, ".onnx")
-    check_target(path, output.force)
+    check_target(path, output.force, ".onnx")
     opened = stages.open_artifact(artifact, code)
     dataset = stages.open_data(data, opened)
-    images = dataset.test.subset(torch.arange(min(check_images, len(dataset.test))))
+    images = random_subset(dataset.test, check_images, dataset.spec.seed)
     first, _ = next(plain_batches(images, dataset.spec))
     opened = replace(opened, data=dataset.spec.to_json())
     stages.check_fit(opened.model, first, dataset)
     proto = to_onnx(opened, first)
     agreement = compare_outputs(opened.model, proto, (batch for batch, _ in plain_batches(images, dataset.spec)))
-    require_agreement(agreement)
+    require_agreement(opened.model, proto, first, agreement)
     write_onnx(proto, path)
     size = path.stat().st_size
     if output.json:

@@ -14,6 +14,7 @@ from micronet.cli.options import (
     default_name,
     with_configs,
 )
+from micronet.errors import MicronetError
 from micronet.quantization.config import QuantConfig
 from micronet.training_config import TrainConfig
 
@@ -49,6 +50,8 @@ def run(
     ending = f"-w{quantization.w_bits}a{quantization.a_bits}.safetensors"
     path = output.output or default_name(begun, ending)
     check_target(path, output.force)
+    if artifact is not None and (model.width is not None or model.model_args is not None):
+        raise MicronetError("--width and --model-args make a new network; leave them out when an artifact is given")
     with console.progress(output.quiet or output.json) as progress:
         job = stages.make_run(path, running, output, progress)
         if artifact is None:
@@ -56,7 +59,7 @@ def run(
         else:
             floating = quantize_stage.open_float(artifact, model, trust_code)
         quantized = quantize_stage.quantize(floating, quantization, training, data, job)
-    stages.finish(quantized, path, output)
+    stages.finish_training(quantized, path, output)
     if not output.json and not output.quiet:
         for name, why in quantized.history[-1].result["left_float"].items():
             console.print_line(f"left float: {name} ({why})")

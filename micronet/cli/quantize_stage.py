@@ -4,9 +4,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from micronet.artifact import Artifact, load, save
+from micronet.checkpoint import Checkpoint
 from micronet.cli import stages
 from micronet.cli.options import DataOptions, ModelOptions
-from micronet.data.batches import plain_batches
+from micronet.data.batches import plain_batches, random_subset
+from micronet.errors import MicronetError
 from micronet.files import check_target
 from micronet.history import StageRecord, check_order
 from micronet.quantization.calibrate import calibrate, observing
@@ -15,7 +17,7 @@ from micronet.quantization.quantize import quantize_model
 from micronet.training import Run, check_scores, fit_artifact
 from micronet.training_config import TrainConfig
 
-CALIBRATION_BATCHES = 4
+CALIBRATION_IMAGES = 256
 CALIBRATION_BATCH = 64
 
 
@@ -31,10 +33,14 @@ def float_artifact(model: ModelOptions, data: DataOptions, run: Run) -> Artifact
     """Train the network that there is no artifact of yet, and keep it beside the output."""
     path = run.output.with_name(f"{run.output.stem}-float.safetensors")
     if run.resume and path.exists():
-        return load(path)
+        artifact = load(path, model.model if ":" in model.model else None)
+        if artifact.spec.name != model.model:
+            raise MicronetError(f"{path} is a {artifact.spec.name}, not a {model.model}; give another -o, or --force")
+        return artifact
     check_target(path, run.force)
     artifact = stages.train(model, data, TrainConfig(), replace(run, output=path))
     save(artifact, path)
+    Checkpoint.beside(path, {}).remove()
     run.progress.line(f"wrote {path}  test accuracy {artifact.metrics['test_accuracy']:.2%}")
     return artifact
 
@@ -46,7 +52,8 @@ def quantize(artifact: Artifact, config: QuantConfig, training: TrainConfig, dat
     check_scores(artifact.model.cpu(), images, len(dataset.spec.classes or []))
     model, record = quantize_model(artifact.model, config)
     model.to(run.device)
-    batches = plain_batches(dataset.train, dataset.spec, CALIBRATION_BATCH, CALIBRATION_BATCHES)
+    chosen = random_subset(dataset.train, CALIBRATION_IMAGES, run.seed)
+    batches = plain_batches(chosen, dataset.spec, CALIBRATION_BATCH)
     calibrate(model, (inputs.to(run.device) for inputs, _ in batches))
     began = replace(artifact, model=model, history=[*artifact.history, record])
     fitted = fit_artifact(began, dataset, training, run, observing)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from micronet.artifact import Artifact, load, save
+from micronet.checkpoint import Checkpoint
 from micronet.cli import console
 from micronet.cli.options import CodeOptions, DataOptions, ModelOptions, OutputOptions, RunConfig, parse_json_object
 from micronet.data.dataset import Dataset, DataSpec
@@ -35,7 +36,7 @@ def open_artifact(path: Path, code: CodeOptions) -> Artifact:
 
 def open_data(options: DataOptions, artifact: Artifact | None = None, seed: int = 1) -> Dataset:
     """Open the data named, or those an artifact remembers, or the default ones."""
-    like = DataSpec(**artifact.data) if artifact and artifact.data else DataSpec(seed=seed)
+    like = DataSpec.from_json(artifact.data) if artifact and artifact.data else DataSpec(seed=seed)
     name = options.data or (None if like.name else DEFAULT_DATA)
     return load_data(name, image_size=options.image_size, limit=options.limit, like=like)
 
@@ -67,6 +68,12 @@ def finish(artifact: Artifact, path: Path, output: OutputOptions) -> None:
         accuracy = artifact.metrics.get("test_accuracy")
         tested = f"  test accuracy {accuracy:.2%}" if accuracy is not None else ""
         console.print_line(f"wrote {path}  {summary['size_bytes']:,} bytes{tested}")
+
+
+def finish_training(artifact: Artifact, path: Path, output: OutputOptions) -> None:
+    """Finish, and only then let go of the checkpoint that could have brought the training back."""
+    finish(artifact, path, output)
+    Checkpoint.beside(path, {}).remove()
 
 
 def check_fit(model: nn.Module, images: torch.Tensor, data: Dataset) -> None:

@@ -39,6 +39,10 @@ class Normalize:
 
     def __call__(self, images: Tensor) -> Tensor:
         """(B, C, H, W) uint8 -> (B, C, H, W) float32 in channels-last memory: (x / 255 - mean) / std."""
+        if images.shape[1] != len(self.mean):
+            raise MicronetError(
+                f"the network expects images of {len(self.mean)} channels, the data have {images.shape[1]}"
+            )
         scale = (1 / (255 * self.std)).view(1, -1, 1, 1)
         shift = (-self.mean / self.std).view(1, -1, 1, 1)
         return images.to(torch.float32, memory_format=torch.channels_last).mul_(scale).add_(shift)
@@ -65,6 +69,12 @@ def plain_batches(
     normalize = Normalize.from_spec(spec)
     for images, labels in _read(split, list(torch.split(torch.arange(len(split)), batch_size))[:limit]):
         yield normalize(images), labels
+
+
+def random_subset(split: Split, count: int, seed: int) -> Split:
+    """Return ``count`` images drawn with a seed: a folder's first ones would all be of one class."""
+    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))
+    return split.subset(order[:count])
 
 
 def augment(images: Tensor, generator: torch.Generator, *, flip: bool) -> Tensor:

@@ -39,6 +39,14 @@ class DataSpec:
     limit: int | None = None
     seed: int = 1
 
+    @classmethod
+    def from_json(cls, value: Any) -> "DataSpec":
+        """Build a spec from its JSON object, or an empty one from None. Raises MicronetError where it is damaged."""
+        try:
+            return cls(**(value or {}))
+        except TypeError as error:
+            raise MicronetError(f"the recorded data set is damaged ({error})") from error
+
     def to_json(self) -> dict[str, Any]:
         """Return the spec as a JSON object."""
         return asdict(self)

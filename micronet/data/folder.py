@@ -24,7 +24,7 @@ def folder(root: Path, image_size: int | None) -> Source:
     if test is None:
         raise MicronetError(f"{root} has no test/ or val/ folder; expected train/<class>/*.jpg and test/<class>/*.jpg")
     train = splits.get("train")
-    classes = sorted(entry.name for entry in (train or test).iterdir() if entry.is_dir())
+    classes = sorted(entry.name for entry in (train or test).iterdir() if entry.is_dir() and entry.name[0] != ".")
     if len(classes) < 2:
         raise MicronetError(f"{train or test} holds {len(classes)} class folders; at least two are needed")
     size = image_size or _first_size(train or test)
@@ -49,10 +49,17 @@ def list_images(place: Path) -> list[Path]:
 
 
 def _read(place: Path, classes: list[str], size: int) -> Split:
-    strangers = sorted(entry.name for entry in place.iterdir() if entry.is_dir() and entry.name not in classes)
+    strangers = sorted(
+        entry.name for entry in place.iterdir() if entry.is_dir() and entry.name[0] != "." and entry.name not in classes
+    )
     if strangers:
         raise MicronetError(f"{place} has classes that the training images lack: {', '.join(strangers[:5])}")
     found = [(path, label) for label, name in enumerate(classes) for path in list_images(place / name)]
+    empty = set(range(len(classes))) - {label for _, label in found}
+    if found and empty and place.name == "train":
+        raise MicronetError(
+            f"{place} has classes without images: {', '.join(classes[label] for label in sorted(empty))}"
+        )
     if not found:
         raise MicronetError(f"{place} holds no images ({', '.join(sorted(SUFFIXES))})")
     paths = [path for path, _ in found]

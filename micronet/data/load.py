@@ -24,6 +24,8 @@ def load_data(
     place = name or like.name
     if place is None:
         raise MicronetError("this artifact remembers no data set; name one with --data")
+    if name is None and ":" in place and not Path(place).exists():  # a file must not say what code to run
+        raise MicronetError(f"the data were made by {place}, which is code: name it again with --data {place}")
     if limit is not None and limit < 2:
         raise MicronetError(f"--limit is {limit}; allowed: 2 or more")
     if image_size is not None and image_size < 1:
@@ -64,20 +66,24 @@ def _source(name: str) -> Callable[[int | None], Source]:
 
 def _npz(path: Path) -> Mapping[str, Any]:
     import zipfile
+    import zlib
 
     import numpy as np
 
     try:
         with np.load(path, allow_pickle=False) as file:
             return {key: file[key] for key in file.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise MicronetError(f"{path} cannot be read as .npz ({error})") from error
+    except OSError as error:
+        raise MicronetError(f"{path} cannot be read ({error.strerror or 'damaged'})") from error
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise MicronetError(f"{path} cannot be read as .npz of plain arrays; it is damaged or pickled") from error
 
 
 def _call(name: str) -> Mapping[str, Any]:
     module, _, attribute = name.partition(":")
     try:
-        result = getattr(import_module(module), attribute)()
+        with registry.importable_from(Path.cwd()):
+            result = getattr(import_module(module), attribute)()
     except Exception as error:
         raise MicronetError(f"--data {name} failed: {type(error).__name__}: {error}") from error
     if not isinstance(result, Mapping):

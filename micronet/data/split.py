@@ -5,7 +5,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -97,7 +97,7 @@ def decode(path: Path, size: int) -> Tensor:
     """Read one image file as (3, size, size) uint8 RGB. Raises MicronetError where it is no readable image."""
     try:
         with Image.open(path) as image:
-            rgb = image.convert("RGB")
+            rgb = _eight_bits(ImageOps.exif_transpose(image)).convert("RGB")
             if rgb.size != (size, size):
                 rgb = _square(rgb, size)
             return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
@@ -111,6 +111,15 @@ def resize(images: Tensor, size: int | None) -> Tensor:
         return images
     resampled = F.interpolate(images.float(), (size, size), mode="bilinear", antialias=True, align_corners=False)
     return resampled.round().clamp(0, 255).to(torch.uint8)
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Scale 16-bit grey to 8 bits, which a plain conversion would clip to white; refuse float pixels."""
+    if image.mode == "F":
+        raise ValueError("its pixels are floats of unknown range")
+    if image.mode.startswith("I"):
+        return Image.fromarray((np.asarray(image).astype(np.int64).clip(0, 65535) // 257).astype(np.uint8))
+    return image
 
 
 def _square(image: Image.Image, size: int) -> Image.Image:

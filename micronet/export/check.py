@@ -19,6 +19,9 @@ from micronet.runtime.options import RuntimeOptions
 from micronet.runtime.ort import open_session
 
 LEAST_AGREEMENT = 0.99  # share of classes; a rounding that flips at a boundary may turn a close call
+LARGEST_FLOAT_ERROR = 1e-3  # of the scores of a network without quantizers
+LARGEST_STEPS = 2  # one for a rounding tie, one for float32 sums in a long float stretch between two grids
+INTEGER_BITS = 8  # float32 sums do not resolve wider grids, so single steps say nothing there
 
 
 class Agreement(NamedTuple):
@@ -48,8 +51,17 @@ def compare_outputs(
     return Agreement(same / images, (difference / max(spread, 1e-30)) ** 0.5, images)
 
 
-def require_agreement(agreement: Agreement) -> None:
-    """Raise FailedError where an exported model does not agree with torch."""
+def require_agreement(model: nn.Module, proto: onnx.ModelProto, images: Tensor, agreement: Agreement) -> None:
+    """Raise FailedError where an exported model is not the torch model: other classes, or a layer that is off."""
+    quantizers = [quantizer for _, _, quantizer in each_quantizer(model)]
+    if not quantizers and agreement.error > LARGEST_FLOAT_ERROR:
+        raise FailedError(f"the exported model's scores are {agreement.error:.2%} off torch's; nothing was written")
+    if max((quantizer.bits for quantizer in quantizers), default=0) <= INTEGER_BITS:
+        wrong = {name: steps for name, steps in compare_layers(model, proto, images).items() if steps > LARGEST_STEPS}
+        if wrong:
+            raise FailedError(
+                f"the exported model is more than {LARGEST_STEPS} steps off torch in {wrong}; nothing was written"
+            )
     if agreement.classes < LEAST_AGREEMENT:
         raise FailedError(
             f"the exported model puts only {agreement.classes:.2%} of {agreement.images} images into torch's class "

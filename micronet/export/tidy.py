@@ -14,6 +14,7 @@ _DEFAULTS = {
     "QuantizeLinear": {"axis": 1, "block_size": 0, "output_dtype": 0, "saturate": 1, "precision": 0},
     "DequantizeLinear": {"axis": 1, "block_size": 0, "output_dtype": 0},
 }
+_INPUTS = ("q", "scale", "zero_point")  # of QuantizeLinear and DequantizeLinear
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
 
@@ -33,12 +34,28 @@ def tidy(proto: onnx.ModelProto) -> None:
     for described in (graph, *graph.input, *graph.output, *graph.initializer):
         del described.metadata_props[:]
     del graph.value_info[:]  # any reader infers the shapes again
-    _own_zero_points(graph)
+    _one_reader_each(graph)
+    _own_initializers(graph)
     _shorten_names(graph)
     read = {name for node in graph.node for name in node.input}
     kept = [tensor for tensor in graph.initializer if tensor.name in read]
     del graph.initializer[:]
     graph.initializer.extend(kept)
+
+
+def _one_reader_each(graph: onnx.GraphProto) -> None:
+    """Give every reader of a stored tensor a DequantizeLinear of its own: a layer called twice has two.
+
+    ONNX Runtime splits them itself otherwise, with initialisers shared, and then refuses its exact int8 mode.
+    """
+    stored = {tensor.name for tensor in graph.initializer}
+    for node in [node for node in graph.node if node.op_type == "DequantizeLinear" and node.input[0] in stored]:
+        readers = [(other, i) for other in graph.node for i, name in enumerate(other.input) if name == node.output[0]]
+        for number, (reader, index) in enumerate(readers[1:], 2):
+            twin = copy.deepcopy(node)
+            twin.name, twin.output[0] = f"{node.name}_{number}", f"{node.output[0]}.reader_{number}"
+            graph.node.insert(list(graph.node).index(node), twin)
+            reader.input[index] = twin.output[0]
 
 
 def _shorten_names(graph: onnx.GraphProto) -> None:
@@ -62,8 +79,8 @@ def _module(node: onnx.NodeProto) -> str:
     return ""
 
 
-def _own_zero_points(graph: onnx.GraphProto) -> None:
-    """Give every Q and DQ node a zero-point initialiser of its own.
+def _own_initializers(graph: onnx.GraphProto) -> None:
+    """Give every Q and DQ node a zero point of its own, and every DQ of a stored tensor all of its inputs.
 
     The exporter shares equal ones, which ONNX Runtime's exact int8 mode refuses ("Attempt to replace the existing
     tensor").
@@ -71,11 +88,14 @@ def _own_zero_points(graph: onnx.GraphProto) -> None:
     initializers = {tensor.name: tensor for tensor in graph.initializer}
     taken: set[str] = set()
     for node in graph.node:
-        if node.op_type in ("QuantizeLinear", "DequantizeLinear") and len(node.input) > 2:
-            shared = node.input[2]
+        if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
+            continue
+        for index, shared in enumerate(node.input):
+            if shared not in initializers or (index != 2 and node.input[0] not in initializers):
+                continue
             if shared in taken:
                 own = copy.deepcopy(initializers[shared])
-                own.name = f"{node.name}.zero_point"
+                own.name = f"{node.name}.{_INPUTS[index]}"
                 graph.initializer.append(own)
-                node.input[2] = own.name
-            taken.add(node.input[2])
+                node.input[index] = own.name
+            taken.add(node.input[index])

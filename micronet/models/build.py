@@ -7,8 +7,7 @@ text and SHA-256, so that an artifact still loads where the file is gone and a c
 
 import hashlib
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from inspect import signature
@@ -37,6 +36,17 @@ class ModelSpec:
     def runs_user_code(self) -> bool:
         """Whether building it executes code that is neither ours nor torchvision's."""
         return ":" in self.name and not self.name.startswith(TORCHVISION)
+
+    @classmethod
+    def from_json(cls, value: Any) -> "ModelSpec":
+        """Build a spec from its JSON object. Raises MicronetError where it is not one."""
+        try:
+            spec = cls(**value)
+        except TypeError as error:
+            raise MicronetError(f"the recorded model is damaged ({error})") from error
+        if not isinstance(spec.name, str) or not isinstance(spec.args, dict):
+            raise MicronetError("the recorded model is damaged (its name or arguments)")
+        return spec
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields that are set, as a JSON object."""
@@ -117,10 +127,10 @@ def _user_factory(spec: ModelSpec) -> Callable[..., Any]:
     file, attribute = _split(spec.name)
     try:
         if file is None:
-            with _importable_from(Path.cwd()):
+            with registry.importable_from(Path.cwd()):
                 module = import_module(spec.name.partition(":")[0])
         else:
-            with _importable_from(file.parent):
+            with registry.importable_from(file.parent):
                 module = _run(spec.source or "", f"{file.name}:{(spec.sha256 or '')[:8]}")
     except Exception as error:
         raise MicronetError(f"model {spec.name}: its code failed: {type(error).__name__}: {error}") from error
@@ -143,16 +153,6 @@ def _run(source: str, title: str) -> ModuleType:
     sys.modules[module.__name__] = module  # dataclasses and typing look a class's module up there
     exec(compile(source, title, "exec"), module.__dict__)
     return module
-
-
-@contextmanager
-def _importable_from(folder: Path) -> Iterator[None]:
-    """Let the user's code import its neighbours."""
-    sys.path.insert(0, str(folder))
-    try:
-        yield
-    finally:
-        sys.path.remove(str(folder))
 
 
 def _sha256(text: str) -> str:

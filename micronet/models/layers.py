@@ -1,5 +1,8 @@
 """Small layers that our networks share, each a leaf of the traced graph, so that a stage can attach to its output."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -24,6 +27,23 @@ class Tap(Leaf):
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x`` itself."""
         return x
+
+
+class ModeCall(Leaf):
+    """A function that takes ``training``, called with the mode the network is in now."""
+
+    def __init__(self, function: Callable[..., Tensor], key: str | int) -> None:
+        super().__init__()
+        self._function = function
+        self._key = key
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Call the function with its mode argument replaced by this module's mode."""
+        if isinstance(self._key, int):
+            args = (*args[: self._key], self.training, *args[self._key + 1 :])
+        else:
+            kwargs = {**kwargs, self._key: self.training}
+        return self._function(*args, **kwargs)
 
 
 class ChannelShuffle(Leaf):

@@ -59,6 +59,9 @@ def check_calibrated(model: nn.Module) -> None:
         raise MicronetError(
             f"{len(blind)} quantizers saw no data, so their layers are not called as modules: {', '.join(blind[:5])}"
         )
+    broken = [f"{name}.{slot}" for name, slot, quantizer in each_quantizer(model) if quantizer.scale.isnan().any()]
+    if broken:
+        raise MicronetError(f"NaN or infinity reached {len(broken)} quantizers: {', '.join(broken[:5])}")
 
 
 def freeze(model: nn.Module) -> None:

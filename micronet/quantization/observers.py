@@ -49,7 +49,7 @@ class Observer(nn.Module):
     @property
     def empty(self) -> bool:
         """Whether nothing was observed yet."""
-        return bool((self.low > self.high).any())
+        return bool((self.low > self.high).any())  # NaN is not empty: data were seen
 
 
 class MinMax(Observer):

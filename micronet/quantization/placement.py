@@ -53,6 +53,8 @@ def place(model: nn.Module, config: QuantConfig) -> Placement:
     graph = trace(model)
     placement = _place_untraced(model, config) if graph is None else _GraphPlacement(graph, config).placement
     for name, module in model.named_modules():
+        if isinstance(module, nn.MultiheadAttention):
+            placement.left_float[name] = "MultiheadAttention multiplies its packed weights itself"
         if isinstance(module, (nn.modules.conv._ConvNd, nn.Linear)) and name not in placement.inputs:
             if has_weight_slot(module):
                 placement.left_float[name] = "it is never called as a module of its own"
@@ -91,7 +93,10 @@ class _GraphPlacement:
             return
         bits = self._scheme.layer_bits(config.a_bits, config, at_edge=at_edge)
         source = self._graph.origin(self._graph.inputs(node)[0])
-        if source.op == "placeholder":
+        if self._graph.call_count(layer) > 1:  # its inputs have scales of their own, so its bias has no one unit
+            self._quantize_output(source, bits)
+            self.placement.inputs[name] = None
+        elif source.op == "placeholder":
             quantizer = self._scheme.activation_quantizer(config, bits, non_negative=False)
             self.placement.put(name, "input_quantizer", quantizer)
             self.placement.inputs[name] = f"{name}.input_quantizer"

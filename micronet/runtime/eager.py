@@ -8,7 +8,7 @@ import torch
 from micronet.artifact import load
 from micronet.data.dataset import DataSpec
 from micronet.evaluation import Scores, count_macs
-from micronet.machine import pick_device
+from micronet.machine import pick_device, usable_cores
 from micronet.runtime.options import RuntimeOptions
 
 
@@ -19,11 +19,10 @@ class EagerPredictor:
 
     def __init__(self, path: Path, options: RuntimeOptions) -> None:
         artifact = load(path, options.model, trust_code=options.trust_code)
-        if options.threads is not None:
-            torch.set_num_threads(options.threads)
+        torch.set_num_threads(options.threads or usable_cores())
         self._device = pick_device(options.device)
         self._model = artifact.model.eval().to(self._device).to(memory_format=torch.channels_last)
-        self.data = DataSpec(**artifact.data) if artifact.data else None
+        self.data = DataSpec.from_json(artifact.data) if artifact.data else None
         self.params = sum(parameter.numel() for parameter in self._model.parameters())
         self.stages = [record.stage for record in artifact.history]
 

@@ -1,7 +1,6 @@
 """ONNX files run by ONNX Runtime."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import onnxruntime
 from micronet.data.dataset import DataSpec
 from micronet.errors import MicronetError
 from micronet.evaluation import Scores
+from micronet.machine import usable_cores
 from micronet.runtime.options import RuntimeOptions
 
 # Keeps the int8 kernels of x86 processors without VNNI from saturating in their 16-bit intermediate sums.
@@ -27,14 +27,16 @@ class OrtPredictor:
     runtime = "onnxruntime"
 
     def __init__(self, path: Path, options: RuntimeOptions) -> None:
+        if options.device is not None and options.device != "cpu":
+            raise MicronetError(f"{path}: ONNX Runtime runs on the CPU here; leave --device {options.device} out")
         proto = read_onnx(path)
         self._session = open_session(path.read_bytes(), options, str(path))
         self._input = self._session.get_inputs()[0].name
         self._graph = proto.graph
         about = next((entry.value for entry in proto.metadata_props if entry.key == "micronet"), "{}")
-        found = json.loads(about)
-        self.data = DataSpec(**found["data"]) if found.get("data") else None
-        self.stages = [record["stage"] for record in found.get("history", [])]
+        found = _metadata(about)
+        self.data = DataSpec.from_json(found["data"]) if found.get("data") else None
+        self.stages = [str(record.get("stage")) for record in found.get("history") or []]
         self.params = sum(_elements(tensor) for tensor in self._weights())
 
     def __call__(self, images: Any) -> Scores:
@@ -109,7 +111,7 @@ def open_session(model: bytes, options: RuntimeOptions, name: str) -> onnxruntim
     """Open a session on the CPU. Raises MicronetError where ONNX Runtime refuses the model."""
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = 3
-    settings.intra_op_num_threads = options.threads or os.cpu_count() or 1
+    settings.intra_op_num_threads = options.threads or usable_cores()
     # Idle threads would otherwise spin on the cores that the next predictor is being timed on.
     settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
     exact = options.arithmetic == "exact"
@@ -133,6 +135,14 @@ def _with_batch_of_one(graph: Any, image_shape: tuple[int, int, int]) -> onnx.Mo
     for dim, value in zip(shape.dim, (1, *image_shape), strict=False):
         dim.dim_value = value
     return onnx.helper.make_model(copied, opset_imports=[onnx.helper.make_opsetid("", 21)])
+
+
+def _metadata(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    return found if isinstance(found, dict) else {}
 
 
 def _elements(tensor: Any) -> int:

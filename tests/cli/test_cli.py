@@ -115,6 +115,19 @@ def test_the_originals_checkpoints_come_in(micronet, tmp_path, prefix):
     assert torch.equal(load(tmp_path / "a.safetensors").model.eval()(images), model.eval()(images))
 
 
+def test_a_file_cannot_say_what_code_to_run(micronet, chain, tmp_path):
+    from dataclasses import replace
+
+    from micronet.artifact import load, save
+
+    artifact = load(chain / "float.safetensors")
+    evil = tmp_path / "evil.safetensors"
+    save(replace(artifact, data={**artifact.data, "name": "webbrowser:main"}), evil)
+    done = micronet("evaluate", evil)
+    assert done.code == 2
+    assert "--data webbrowser:main" in done.err
+
+
 def test_a_pickle_with_code_is_refused_and_not_run(micronet, tmp_path):
     marker = tmp_path / "ran"
 

@@ -6,7 +6,7 @@ from PIL import Image
 from micronet.data.batches import Normalize, augment, batch_count, plain_batches, training_batches
 from micronet.data.dataset import DataSpec
 from micronet.data.load import load_data
-from micronet.data.split import FileSplit, MemorySplit
+from micronet.data.split import FileSplit, MemorySplit, decode
 from micronet.errors import MicronetError
 
 
@@ -177,7 +177,7 @@ def test_arrays_that_do_not_fit_are_one_clear_error(tmp_path, changes, message):
 
 def test_pickled_arrays_are_refused(tmp_path):
     np.savez(tmp_path / "d.npz", **make_arrays(x_train=np.array([{"a": 1}], dtype=object)))
-    with pytest.raises(MicronetError, match="cannot be read"):
+    with pytest.raises(MicronetError, match="pickled"):
         load_data(str(tmp_path / "d.npz")).spec  # noqa: B018
 
 
@@ -193,6 +193,27 @@ def test_pickled_arrays_are_refused(tmp_path):
 def test_unknown_data_is_one_clear_error(name, message):
     with pytest.raises(MicronetError, match=message):
         load_data(name)
+
+
+def test_sixteen_bit_grey_is_scaled_and_orientation_kept(tmp_path):
+    ramp = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
+    Image.fromarray(ramp).save(tmp_path / "grey.png")
+    assert torch.equal(decode(tmp_path / "grey.png", 16)[0].flatten(), torch.arange(256, dtype=torch.uint8))
+    image = Image.new("RGB", (16, 16))
+    image.putpixel((0, 0), (255, 255, 255))
+    exif = image.getexif()
+    exif[0x0112] = 3  # upside down
+    image.save(tmp_path / "turned.png", exif=exif)
+    assert decode(tmp_path / "turned.png", 16)[:, 15, 15].tolist() == [255] * 3
+
+
+def test_hidden_folders_are_no_classes_and_empty_ones_are_named(tmp_path):
+    root = make_folder(tmp_path)
+    (root / "train" / ".ipynb_checkpoints").mkdir()
+    assert load_data(str(root)).spec.classes == ["cat", "dog"]
+    (root / "train" / "emu").mkdir()
+    with pytest.raises(MicronetError, match="without images: emu"):
+        load_data(str(root)).train  # noqa: B018
 
 
 def test_broken_folders_are_one_clear_error(tmp_path, monkeypatch):

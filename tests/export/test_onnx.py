@@ -114,6 +114,15 @@ def test_a_fused_network_agrees_but_for_rare_rounding_ties():
     assert agreement.error <= compare_outputs(artifact.model, proto, [IMAGES]).error
 
 
+def test_a_layer_that_is_called_twice_exports():
+    from tests.quantization.test_networks import Modes
+
+    model, record = quantize_model(Modes().eval(), QuantConfig())
+    calibrate(model, [IMAGES])
+    proto = to_onnx(Artifact(model.eval(), ModelSpec("modes.py:Modes"), [record]), IMAGES)
+    assert max(compare_layers(model, proto, IMAGES).values()) <= 1
+
+
 def test_float_networks_agree():
     spec = ModelSpec("resnet18", {"width": 0.1})
     model = build(spec).eval()

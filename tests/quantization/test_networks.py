@@ -88,6 +88,80 @@ def test_functional_code_is_quantized_and_keeps_its_float_keys(kind):
     assert F.mse_loss(scores, model.eval()(IMAGES)) < 0.01 * model(IMAGES).var()
 
 
+class Modes(nn.Module):
+    """Randomness told by an argument, a layer called twice, a tensor read by an add."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+        self.fc = nn.Linear(3, 4)
+
+    def forward(self, x):
+        x = F.relu(self.conv(F.relu(self.conv(x) + x)))
+        x = F.dropout2d(x, 0.5, training=self.training)
+        return self.fc(F.dropout(x, 0.1, False).mean((2, 3)))
+
+
+def test_randomness_follows_the_mode_after_quantization():
+    model = Modes().eval()
+    quantized = micronet.quantize(model)
+    calibrate(quantized, [IMAGES])
+    assert torch.equal(quantized.eval()(IMAGES), quantized(IMAGES))
+    assert (quantized(IMAGES) - model(IMAGES)).norm() < 0.05 * model(IMAGES).norm()
+    assert not torch.equal(quantized.train()(IMAGES), quantized(IMAGES))
+
+
+def test_a_forward_that_differs_by_mode_is_not_frozen_in_one():
+    class Auxiliary(Functional):
+        def forward(self, x):
+            scores = super().forward(x)
+            return (scores, scores) if self.training else scores
+
+    quantized = micronet.quantize(Auxiliary())
+    calibrate(quantized, [IMAGES])
+    assert isinstance(quantized.train()(IMAGES), tuple)
+    assert isinstance(quantized.eval()(IMAGES), torch.Tensor)
+
+
+def test_nan_weights_are_found():
+    model = Functional()
+    with torch.no_grad():
+        model.conv1.weight[0, 0, 0, 0] = float("nan")
+    with pytest.raises(MicronetError, match="NaN"):
+        calibrate(micronet.quantize(model), [IMAGES])
+
+
+def _tied():
+    model = nn.Sequential(nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3), nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3))
+    model[2].weight = model[0].weight
+    return model
+
+
+def _parametrized():
+    return nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 3)), nn.BatchNorm2d(4))
+
+
+@pytest.mark.parametrize(
+    ("make", "shape"),
+    [
+        (_tied, (2, 3, 9, 9)),
+        (_parametrized, (2, 3, 9, 9)),
+        (lambda: nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6)), (2, 6, 5)),
+    ],
+    ids=["tied", "parametrized", "three-dimensional"],
+)
+def test_what_cannot_be_folded_is_left_alone(make, shape):
+    with pytest.raises(MicronetError, match="nothing to fold"):
+        fold_model(make().eval())
+
+
+def test_a_linear_layers_batch_norm_folds_behind_a_flatten():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 4)).double()
+    nn.init.normal_(model[2].running_mean)
+    x = torch.randn(5, 3, 2, 2).double()
+    torch.testing.assert_close(fold_model(model.eval())[0](x), model(x), rtol=1e-10, atol=1e-10)
+
+
 def test_first_and_last_layers_keep_eight_bits():
     model, _ = quantize_model(build(ModelSpec("nin", {"width": 0.1})), QuantConfig(w_bits=4, a_bits=4))
     bits = [quantizer.bits for _, slot, quantizer in each_quantizer(model) if slot == "weight_quantizer"]
