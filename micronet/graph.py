@@ -11,10 +11,11 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from micronet.models.layers import ModeCall, Tap
+from micronet.models.layers import Add, ChannelShuffle, ModeCall, Tap
 
 # Modules and calls that only move values: what was on a grid stays on it.
 _MOVING_MODULES = (
+    ChannelShuffle,
     nn.Identity,
     nn.Flatten,
     nn.Unflatten,
@@ -29,7 +30,6 @@ _MOVING_MODULES = (
     nn.Dropout2d,
     nn.Dropout3d,
 )
-_MOVING_MODULE_NAMES = ("ChannelShuffle", "StochasticDepth", "Permute")
 _MOVING_CALLS: set[object] = {
     torch.flatten, torch.reshape, torch.permute, torch.transpose, torch.squeeze, torch.unsqueeze, torch.chunk,
     torch.split, torch.max_pool2d, F.max_pool1d, F.max_pool2d, F.max_pool3d, F.adaptive_max_pool2d, F.dropout,
@@ -72,11 +72,16 @@ class _Tracer(fx.Tracer):
 
 
 class Graph:
-    """The traced graph of a network, with questions about its nodes."""
+    """The traced graph of a network in evaluation, with questions about its nodes.
+
+    ``mode_keys``: the function calls that are told the mode, and where in their arguments; None where more than that
+    differs in training.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.fx = _traced(model, training=False)
+        self.mode_keys = _mode_keys(_traced(model, training=True), self.fx)
         self._modules = dict(model.named_modules())
 
     def calls(self) -> Iterator[tuple[fx.Node, nn.Module]]:
@@ -95,24 +100,23 @@ class Graph:
 
     def origin(self, node: fx.Node) -> fx.Node:
         """Return the node whose values ``node``'s tensor holds: back through flattening, max-pooling and the like."""
-        while self.moves_only(node) and not hasattr(self.module(node), "output_quantizer"):
-            node = _tensor_inputs(node)[0]
+        while self.moves_only(node):
+            node = self.inputs(node)[0]
         return node
 
     def moves_only(self, node: fx.Node) -> bool:
         """Tell whether a node's output holds no value that its input does not (padding of a max-pool aside)."""
         if node.op == "call_module":
-            module = self.module(node)
-            return isinstance(module, _MOVING_MODULES) or type(module).__name__ in _MOVING_MODULE_NAMES
+            return isinstance(self.module(node), _MOVING_MODULES)
         if node.target is operator.getitem:  # a piece of a split tensor; of anything else it may be a new tensor
-            return self.moves_only(_tensor_inputs(node)[0])
-        return _is_call(node, _MOVING_CALLS, _MOVING_METHODS) and bool(_tensor_inputs(node))
+            return self.moves_only(self.inputs(node)[0])
+        return _is_call(node, _MOVING_CALLS, _MOVING_METHODS) and bool(self.inputs(node))
 
     def joins(self, node: fx.Node) -> bool:
         """Tell whether a node adds or concatenates several tensors."""
         if node.op == "call_module":
-            return type(self.module(node)).__name__ in ("Add", "Concat")
-        return _is_call(node, _JOINING_CALLS, _JOINING_METHODS) and len(_tensor_inputs(node)) > 1
+            return isinstance(self.module(node), Add)
+        return _is_call(node, _JOINING_CALLS, _JOINING_METHODS) and len(self.inputs(node)) > 1
 
     def averages(self, node: fx.Node) -> bool:
         """Tell whether a node is an average pool."""
@@ -123,14 +127,14 @@ class Graph:
     def non_negative(self, node: fx.Node) -> bool:
         """Tell whether a node's output is never below zero: a ReLU, a sigmoid, or an average or a move of such."""
         if self.moves_only(node) or self.averages(node):
-            return self.non_negative(_tensor_inputs(node)[0])
+            return self.non_negative(self.inputs(node)[0])
         if node.op == "call_module":
             return isinstance(self.module(node), _NON_NEGATIVE_MODULES)
         return _is_call(node, _NON_NEGATIVE_CALLS, _NON_NEGATIVE_METHODS)
 
     def inputs(self, node: fx.Node) -> list[fx.Node]:
         """Return the nodes whose outputs a node reads, those inside lists included."""
-        return _tensor_inputs(node)
+        return list(node.all_input_nodes)
 
     def reachable(self, node: fx.Node) -> set[fx.Node]:
         """Return every node that a node's output can influence."""
@@ -154,7 +158,7 @@ class Graph:
     def _is_matrix(self, node: fx.Node) -> bool:
         """Tell whether a tensor is known to be (N, features), where a batch norm's channels are a linear's outputs."""
         while node.op == "call_module" and isinstance(self.module(node), _ELEMENTWISE_ON_FEATURES):
-            node = _tensor_inputs(node)[0]
+            node = self.inputs(node)[0]
         flattened = node.target is torch.flatten or (node.op, node.target) == ("call_method", "flatten")
         if flattened:
             return tuple(node.args[1:]) == (1,) and not node.kwargs
@@ -169,7 +173,7 @@ class Graph:
         for node, norm in self.calls():
             if not isinstance(norm, nn.modules.batchnorm._BatchNorm) or self.call_count(norm) != 1:
                 continue
-            layer_node = _tensor_inputs(node)[0]
+            layer_node = self.inputs(node)[0]
             layer = self.module(layer_node)
             if (
                 isinstance(layer, (nn.modules.conv._ConvNd, nn.Linear))
@@ -187,9 +191,10 @@ class Graph:
 def trace(model: nn.Module) -> Graph | None:
     """Trace a network; None where its forward depends on data, or on its mode in more than a function's argument."""
     try:
-        return Graph(model) if _mode_keys(model) is not None else None
+        graph = Graph(model)
     except Exception:  # a user's forward may raise anything when run on proxies
         return None
+    return graph if graph.mode_keys is not None else None
 
 
 def add_taps(model: nn.Module, places: list[str]) -> nn.Module:
@@ -198,10 +203,9 @@ def add_taps(model: nn.Module, places: list[str]) -> nn.Module:
     A tap is where a quantizer of a tensor sits that no module of its own produces: a functional add or relu, or a
     module that is called more than once. A functional dropout becomes a module, since tracing would freeze its mode.
     """
-    keys = _mode_keys(model)
-    if keys is None:
-        raise ValueError("its forward differs between training and evaluation")
     graph = Graph(model)
+    if graph.mode_keys is None:
+        raise ValueError("its forward differs between training and evaluation")
     nodes = {node.name: node for node in graph.fx.nodes}
     outlined = fx.GraphModule(model, graph.fx)
     outlined.training = model.training
@@ -211,7 +215,7 @@ def add_taps(model: nn.Module, places: list[str]) -> nn.Module:
         with graph.fx.inserting_after(node):
             tap = graph.fx.call_module(tap_name(place), (node,))
         node.replace_all_uses_with(tap, delete_user_cb=lambda user, tap=tap: user is not tap)
-    _outline_modes(outlined, keys)
+    _outline_modes(outlined, graph.mode_keys)
     outlined.recompile()
     return outlined
 
@@ -229,13 +233,12 @@ def _outline_modes(model: fx.GraphModule, keys: dict[str, str | int]) -> None:
             node.target, node.op = f"{node.name}_mode", "call_module"
 
 
-def _mode_keys(model: nn.Module) -> dict[str, str | int] | None:
+def _mode_keys(training: fx.Graph, evaluating: fx.Graph) -> dict[str, str | int] | None:
     """Return, for each function call that is told the mode, where in its arguments; None where more depends on it."""
-    nodes = [list(_traced(model, training).nodes) for training in (True, False)]
-    if len(nodes[0]) != len(nodes[1]):
+    if len(training.nodes) != len(evaluating.nodes):
         return None
     keys: dict[str, str | int] = {}
-    for train, evaluation in zip(*nodes, strict=True):
+    for train, evaluation in zip(training.nodes, evaluating.nodes, strict=True):
         if (train.op, train.target, len(train.args)) != (evaluation.op, evaluation.target, len(evaluation.args)):
             return None
         places: list[str | int] = [i for i, arg in enumerate(train.args) if str(arg) != str(evaluation.args[i])]
@@ -265,7 +268,3 @@ def _is_call(node: fx.Node, functions: set[object], methods: set[str]) -> bool:
     if node.op == "call_function":
         return node.target in functions
     return node.op == "call_method" and node.target in methods
-
-
-def _tensor_inputs(node: fx.Node) -> list[fx.Node]:
-    return list(node.all_input_nodes)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from micronet.errors import MicronetError
-from micronet.quantization.layers import slots
+from micronet.quantization.layers import SLOTS, Quantized
+from micronet.quantization.observers import MinMax
 from micronet.quantization.quantizer import Quantizer
 
 
@@ -74,15 +75,17 @@ def freeze(model: nn.Module) -> None:
 def refresh_weights(model: nn.Module) -> None:
     """Bring the grids of weights up to date with the weights (a range that is an average is left alone)."""
     for name, slot, quantizer in each_quantizer(model):
-        if slot == "weight_quantizer" and getattr(quantizer, "observer_name", "minmax") == "minmax":
+        if slot == "weight_quantizer" and isinstance(quantizer.observer, MinMax):
             quantizer.observe(_weight(model, name))
 
 
 def each_quantizer(model: nn.Module) -> Iterator[tuple[str, str, Quantizer]]:
     """Yield (module name, slot, quantizer) for every quantizer of a model."""
-    for name, filled in slots(model).items():
-        for slot, quantizer in filled.items():
-            yield name, slot, quantizer
+    for name, module in model.named_modules():
+        if isinstance(module, Quantized):
+            for slot in SLOTS:
+                if (quantizer := getattr(module, slot)) is not None:
+                    yield name, slot, quantizer
 
 
 def _weight(model: nn.Module, name: str) -> Tensor:

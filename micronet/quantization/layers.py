@@ -12,8 +12,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd
 
-from micronet.quantization.quantizer import Quantizer
-
 SLOTS = ("input_quantizer", "weight_quantizer", "bias_quantizer", "output_quantizer")
 
 
@@ -71,16 +69,6 @@ def attach(module: nn.Module, slot: str, quantizer: nn.Module) -> None:
 def has_weight_slot(module: nn.Module) -> bool:
     """Tell whether a module's weight can be quantized here."""
     return isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) or type(module) in (nn.Linear, _QuantizedLinear)
-
-
-def slots(model: nn.Module) -> dict[str, dict[str, Quantizer]]:
-    """Return every quantizer of a model: module name -> slot -> quantizer."""
-    found: dict[str, dict[str, Quantizer]] = {}
-    for name, module in model.named_modules():
-        if isinstance(module, Quantized):
-            filled = {slot: getattr(module, slot) for slot in SLOTS if getattr(module, slot) is not None}
-            found[name] = filled
-    return found
 
 
 def _parameters(module: Any, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -51,7 +51,7 @@ class Placement:
 def place(model: nn.Module, config: QuantConfig) -> Placement:
     """Decide on every quantizer of a float network. Raises MicronetError where there is nothing to quantize."""
     graph = trace(model)
-    placement = _place_untraced(model, config) if graph is None else _GraphPlacement(graph, config).placement
+    placement = (_LayerPlacer(model, config) if graph is None else _GraphPlacer(graph, config)).placement
     for name, module in model.named_modules():
         if isinstance(module, nn.MultiheadAttention):
             placement.left_float[name] = "MultiheadAttention multiplies its packed weights itself"
@@ -65,41 +65,58 @@ def place(model: nn.Module, config: QuantConfig) -> Placement:
     return placement
 
 
-class _GraphPlacement:
+class _Placer:
+    """Puts quantizers where it is told, at the bits the scheme gives that place."""
+
+    def __init__(self, config: QuantConfig) -> None:
+        self.placement = Placement()
+        self._config = config
+        self._scheme = registry.resolve(registry.SCHEMES, config.method, "method")
+
+    def _activation_bits(self, *, at_edge: bool) -> int:
+        bits: int = self._scheme.layer_bits(self._config.a_bits, self._config, at_edge=at_edge)
+        return bits
+
+    def _quantize_weight(self, name: str, layer: Any, *, at_edge: bool) -> None:
+        if self._config.w_bits != FLOAT_BITS:
+            bits = self._scheme.layer_bits(self._config.w_bits, self._config, at_edge=at_edge)
+            quantizer = self._scheme.weight_quantizer(self._config, bits, 0, layer.weight.shape[0])
+            self.placement.put(name, "weight_quantizer", quantizer)
+
+    def _quantize_input(self, name: str, bits: int) -> str:
+        """Give a layer a quantizer of its own input, and return the quantizer's name."""
+        quantizer = self._scheme.activation_quantizer(self._config, bits, non_negative=False)
+        self.placement.put(name, "input_quantizer", quantizer)
+        return f"{name}.input_quantizer"
+
+
+class _GraphPlacer(_Placer):
     """Places the quantizers of a traced network."""
 
     def __init__(self, graph: Graph, config: QuantConfig) -> None:
+        super().__init__(config)
         self._graph = graph
-        self._config = config
-        self._scheme = registry.resolve(registry.SCHEMES, config.method, "method")
         self._layers = {node: module for node, module in graph.calls() if has_weight_slot(module)}
         self._quantizer_of: dict[fx.Node, str] = {}
-        self.placement = Placement()
         for node, module in self._layers.items():
             self._place_layer(node, module)
         if config.a_bits != FLOAT_BITS:
             self._place_reads()
 
-    def _place_layer(self, node: fx.Node, layer: Any) -> None:
-        name, config = str(node.target), self._config
-        at_edge = self._is_first(node) or not self._has_layer_behind(node)
-        if config.w_bits != FLOAT_BITS:
-            bits = self._scheme.layer_bits(config.w_bits, config, at_edge=at_edge)
-            self.placement.put(
-                name, "weight_quantizer", self._scheme.weight_quantizer(config, bits, 0, layer.weight.shape[0])
-            )
-        if config.a_bits == FLOAT_BITS:
+    def _place_layer(self, node: fx.Node, layer: nn.Module) -> None:
+        name = str(node.target)
+        source = self._graph.origin(self._graph.inputs(node)[0])
+        at_edge = source.op == "placeholder" or not self._has_layer_behind(node)
+        self._quantize_weight(name, layer, at_edge=at_edge)
+        if self._config.a_bits == FLOAT_BITS:
             self.placement.inputs[name] = None
             return
-        bits = self._scheme.layer_bits(config.a_bits, config, at_edge=at_edge)
-        source = self._graph.origin(self._graph.inputs(node)[0])
+        bits = self._activation_bits(at_edge=at_edge)
         if self._graph.call_count(layer) > 1:  # its inputs have scales of their own, so its bias has no one unit
             self._quantize_output(source, bits)
             self.placement.inputs[name] = None
         elif source.op == "placeholder":
-            quantizer = self._scheme.activation_quantizer(config, bits, non_negative=False)
-            self.placement.put(name, "input_quantizer", quantizer)
-            self.placement.inputs[name] = f"{name}.input_quantizer"
+            self.placement.inputs[name] = self._quantize_input(name, bits)
         else:
             self.placement.inputs[name] = self._quantize_output(source, bits)
 
@@ -111,7 +128,7 @@ class _GraphPlacement:
         for node in self._graph.fx.nodes:
             last = not self._has_layer_behind(node)
             if self._graph.averages(node) or (self._graph.joins(node) and not last):
-                bits = self._scheme.layer_bits(self._config.a_bits, self._config, at_edge=last)
+                bits = self._activation_bits(at_edge=last)
                 for source in map(self._graph.origin, self._graph.inputs(node)):
                     if source.op != "placeholder":
                         self._quantize_output(source, bits)
@@ -132,27 +149,19 @@ class _GraphPlacement:
             self._quantizer_of[source] = f"{place}.output_quantizer"
         return self._quantizer_of[source]
 
-    def _is_first(self, node: fx.Node) -> bool:
-        return self._graph.origin(self._graph.inputs(node)[0]).op == "placeholder"
-
     def _has_layer_behind(self, node: fx.Node) -> bool:
         return bool(self._graph.reachable(node) & self._layers.keys())
 
 
-def _place_untraced(model: nn.Module, config: QuantConfig) -> Placement:
-    scheme = registry.resolve(registry.SCHEMES, config.method, "method")
-    placement = Placement()
-    layers = {name: module for name, module in model.named_modules() if has_weight_slot(module)}
-    for index, (name, layer) in enumerate(layers.items()):
-        at_edge = index in (0, len(layers) - 1)  # declared order is all there is to go by
-        weight: Any = layer.weight
-        if config.w_bits != FLOAT_BITS:
-            bits = scheme.layer_bits(config.w_bits, config, at_edge=at_edge)
-            placement.put(name, "weight_quantizer", scheme.weight_quantizer(config, bits, 0, weight.shape[0]))
-        placement.inputs[name] = None
-        if config.a_bits != FLOAT_BITS:
-            bits = scheme.layer_bits(config.a_bits, config, at_edge=at_edge)
-            quantizer = scheme.activation_quantizer(config, bits, non_negative=False)
-            placement.put(name, "input_quantizer", quantizer)
-            placement.inputs[name] = f"{name}.input_quantizer"
-    return placement
+class _LayerPlacer(_Placer):
+    """Places the quantizers of a network that cannot be traced: inside its layers alone."""
+
+    def __init__(self, model: nn.Module, config: QuantConfig) -> None:
+        super().__init__(config)
+        layers = {name: module for name, module in model.named_modules() if has_weight_slot(module)}
+        for index, (name, layer) in enumerate(layers.items()):
+            at_edge = index in (0, len(layers) - 1)  # declared order is all there is to go by
+            self._quantize_weight(name, layer, at_edge=at_edge)
+            self.placement.inputs[name] = None
+            if config.a_bits != FLOAT_BITS:
+                self.placement.inputs[name] = self._quantize_input(name, self._activation_bits(at_edge=at_edge))

@@ -1,7 +1,7 @@
 """The ``quantize`` stage: a float network becomes the same network with quantizers in it."""
 
 import copy
-from typing import Any
+from dataclasses import asdict
 
 from torch import nn
 
@@ -18,13 +18,7 @@ def quantize_model(model: nn.Module, config: QuantConfig) -> tuple[nn.Module, St
     """
     placement = place(model, config)
     quantized = placement.apply(copy.deepcopy(model))
-    result: dict[str, Any] = {
-        "taps": placement.taps,
-        "quantizers": placement.quantizers,
-        "inputs": placement.inputs,
-        "left_float": placement.left_float,
-    }
-    return quantized, StageRecord("quantize", config.to_json(), result)
+    return quantized, StageRecord("quantize", config.to_json(), asdict(placement))
 
 
 def restore(model: nn.Module, record: StageRecord) -> nn.Module:
