@@ -16,6 +16,11 @@ class FailedError(MicronetError):
     exit_code = 1
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of what a library's exception says, or its kind where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def unknown(noun: str, got: str, allowed: Iterable[str]) -> MicronetError:
     """Build the error for a name outside a set: the allowed names, the one nearest to ``got`` first."""
     ranked = sorted(allowed, key=lambda name: -SequenceMatcher(None, got.lower(), name.lower()).ratio())

@@ -4,7 +4,8 @@ A torch model, an ONNX Runtime session, a packed network and a TensorRT engine a
 """
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -13,12 +14,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from micronet.errors import MicronetError, first_line
+
 Scores = NDArray[np.float32]
 Predictor = Callable[[NDArray[np.float32]], Scores]
 
 WARM_UP_SECONDS = 0.3
 MEASURE_SECONDS = 1.5  # a predictor and batch size
 FEWEST_ROUNDS = 5
+_NO_SCORES = "the network does not return one row of class scores an image, (N, classes)"
 
 
 class Evaluation(NamedTuple):
@@ -35,6 +39,50 @@ class Latency(NamedTuple):
 
     p50_ms: float
     p95_ms: float
+
+
+def predictor(model: nn.Module) -> Predictor:
+    """Return the predictor that runs a torch model, in the mode it is in, on the device it is on."""
+    device = next(model.parameters()).device
+
+    @torch.inference_mode()
+    def predict(images: NDArray[np.float32]) -> Scores:
+        scores = model(torch.from_numpy(images).to(device, memory_format=torch.channels_last))
+        if not isinstance(scores, Tensor):
+            raise MicronetError(f"{_NO_SCORES}; it returns a {type(scores).__name__}")
+        out: Scores = scores.float().cpu().numpy()
+        return out
+
+    return predict
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[Predictor]:
+    """Give the predictor over a model in eval mode; the mode is put back afterwards."""
+    training = model.training
+    model.eval()
+    try:
+        yield predictor(model)
+    finally:
+        model.train(training)
+
+
+def check_scores(predict: Predictor, images: Tensor, classes: int, name: str = "the network") -> None:
+    """Raise MicronetError where images do not go through a predictor, or it does not score ``classes`` classes."""
+    try:
+        scores = predict(images.numpy())
+    except MicronetError:
+        raise
+    except Exception as error:  # a network's forward may refuse its input with anything
+        shape = tuple(images.shape[1:])
+        raise MicronetError(f"images of shape {shape} do not fit {name}: {first_line(error)}") from error
+    if scores.ndim != 2:
+        raise MicronetError(f"{_NO_SCORES}; its shape is {scores.shape}")
+    if scores.shape[1] != classes:
+        raise MicronetError(
+            f"{name} scores {scores.shape[1]} classes, the data have {classes}; make it with as many, for example "
+            f"""micronet import --model-args '{{"num_classes": {classes}}}'"""
+        )
 
 
 def evaluate(

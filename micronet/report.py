@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from micronet.data.batches import plain_batches
 from micronet.data.dataset import Dataset
@@ -89,12 +88,7 @@ def compare(networks: Sequence[tuple[Path, Network]], data: Dataset, progress: P
 def measure_accuracy(network: Network, data: Dataset, label: str, progress: Progress) -> Evaluation:
     """Evaluate one network on the test images."""
     total = len(data.test)
-    with torch.inference_mode():
-        return evaluate(
-            network,
-            plain_batches(data.test, data.spec),
-            on_batch=lambda done: progress.step(label, done, total),
-        )
+    return evaluate(network, plain_batches(data.test, data.spec), lambda done: progress.step(label, done, total))
 
 
 COLUMNS = (

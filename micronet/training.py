@@ -7,15 +7,13 @@ bit-identical to one that was not.
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -23,53 +21,68 @@ from micronet.artifact import Artifact
 from micronet.checkpoint import Checkpoint
 from micronet.data.batches import batch_count, plain_batches, training_batches
 from micronet.data.dataset import Dataset
-from micronet.errors import FailedError, MicronetError
-from micronet.evaluation import evaluate
+from micronet.errors import FailedError
+from micronet.evaluation import check_scores, evaluate, evaluating
 from micronet.machine import tune_allocator
 from micronet.progress import Progress, Silent
 from micronet.training_config import TrainConfig, learning_rate
 
 SGD_MOMENTUM = 0.9
+Observe = Callable[[nn.Module], AbstractContextManager[Any]]
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where and how a stage that trains runs, apart from what it computes.
+
+    ``output``: the artifact's path; the checkpoint and the log lie beside it.
+    """
+
+    output: Path
+    device: torch.device
+    seed: int = 1
+    resume: bool = False
+    force: bool = False
+    progress: Progress = Silent()  # noqa: RUF009  # it has no state
 
 
 @dataclass
 class Trainer:
     """Fits a model to a data set.
 
-    ``output``: the artifact's path; the checkpoint and the log lie beside it. ``identity``: what must be unchanged for
-    a resume. ``observe``: a context that each epoch's steps run in. ``penalty``: added to the loss (a scalar tensor).
+    ``identity``: what must be unchanged for a resume. ``observe``: a context that each epoch's steps run in.
+    ``penalty``: added to the loss (a scalar tensor).
     """
 
     model: nn.Module
     data: Dataset
     config: TrainConfig
-    output: Path
-    seed: int
-    device: torch.device
+    run: Run
     identity: dict[str, Any]
-    observe: Callable[[nn.Module], AbstractContextManager[None]] = lambda model: nullcontext()
+    observe: Observe = nullcontext
     penalty: Callable[[nn.Module], Tensor] | None = None
-    progress: Progress = Silent()  # noqa: RUF009  # it has no state
 
-    def fit(self, *, resume: bool = False, force: bool = False) -> dict[str, Any]:
+    def fit(self) -> dict[str, Any]:
         """Train, leave the best epoch's weights in the model and return that epoch's numbers.
 
         Raises MicronetError for data that do not fit the model or an unclaimed checkpoint, FailedError when the loss
         is no longer finite; the last checkpoint stays in both cases.
         """
         tune_allocator()
-        self.model.to(self.device).to(memory_format=torch.channels_last)
-        self._check_fit()
+        self.model.to(self.run.device).to(memory_format=torch.channels_last)
+        check_fit(self.model, self.data)
         if not self.config.epochs:
             return {}
         optimizer = self._optimizer()
-        checkpoint = Checkpoint.beside(self.output, {**self.config.to_json(), "seed": self.seed, **self.identity})
-        rows = checkpoint.begin(self.model, optimizer, resume=resume, force=force)
+        checkpoint = Checkpoint.beside(
+            self.run.output, {**self.config.to_json(), "seed": self.run.seed, **self.identity}
+        )
+        rows = checkpoint.begin(self.model, optimizer, resume=self.run.resume, force=self.run.force)
         if rows:
-            self.progress.line(f"resuming after epoch {len(rows)} of {self.config.epochs}")
-        elif resume:
-            self.progress.line("no interrupted training found; starting from the beginning")
-        log = _Log(self.output, rows)
+            self.run.progress.line(f"resuming after epoch {len(rows)} of {self.config.epochs}")
+        elif self.run.resume:
+            self.run.progress.line("no interrupted training found; starting from the beginning")
+        log = _Log(self.run.output, rows)
         for epoch in range(len(rows) + 1, self.config.epochs + 1):
             start = time.perf_counter()
             row = {"epoch": epoch, **self._train_epoch(optimizer, epoch), **self._validate()}
@@ -78,23 +91,23 @@ class Trainer:
             rows.append(row)
             checkpoint.save(self.model, optimizer, rows, best=better)
             log.append(row)
-            self.progress.line(_summary(row, self.config.epochs))
+            self.run.progress.line(_summary(row, self.config.epochs))
         log.close()
         checkpoint.load_best(self.model)  # its file stays until the artifact is saved
         return max(rows, key=_rank)
 
     def _train_epoch(self, optimizer: torch.optim.Optimizer, epoch: int) -> dict[str, float]:
         config, steps = self.config, batch_count(self.data.train, self.config.batch_size)
-        torch.manual_seed(self.seed * 100_003 + epoch)  # dropout
+        torch.manual_seed(self.run.seed * 100_003 + epoch)  # dropout
         self.model.train()
         total, images, started = 0.0, 0, time.perf_counter()
-        batches = training_batches(self.data.train, self.data.spec, config.batch_size, seed=self.seed, epoch=epoch)
+        batches = training_batches(self.data.train, self.data.spec, config.batch_size, seed=self.run.seed, epoch=epoch)
         with self.observe(self.model):
             for step, (inputs, labels) in enumerate(batches):
                 rate = learning_rate(config, (epoch - 1) * steps + step, config.epochs * steps)
                 for group in optimizer.param_groups:
                     group["lr"] = rate
-                loss = self._step(optimizer, inputs.to(self.device), labels.to(self.device))
+                loss = self._step(optimizer, inputs.to(self.run.device), labels.to(self.run.device))
                 if not math.isfinite(loss):
                     raise FailedError(
                         f"the loss became {loss} in epoch {epoch}, step {step + 1}; "
@@ -103,7 +116,7 @@ class Trainer:
                 total += loss * len(labels)
                 images += len(labels)
                 speed = images / (time.perf_counter() - started)
-                self.progress.step(f"epoch {epoch}/{config.epochs}", step + 1, steps, loss=loss, images_per_s=speed)
+                self.run.progress.step(f"epoch {epoch}/{config.epochs}", step + 1, steps, loss=loss, images_per_s=speed)
         return {"loss": total / images, "images_per_s": round(images / (time.perf_counter() - started), 1)}
 
     def _step(self, optimizer: torch.optim.Optimizer, inputs: Tensor, labels: Tensor) -> float:
@@ -131,22 +144,12 @@ class Trainer:
             parameters, lr=config.lr, momentum=SGD_MOMENTUM, nesterov=True, weight_decay=config.weight_decay
         )
 
-    def _check_fit(self) -> None:
-        """Raise MicronetError where one validation image does not go through the model to a score a class."""
-        images, _ = next(plain_batches(self.data.validation, self.data.spec, batch_size=1))
-        check_scores(self.model, images.to(self.device), len(self.data.spec.classes or []))
 
-
-@dataclass(frozen=True)
-class Run:
-    """Where and how a stage that trains runs, apart from what it computes."""
-
-    output: Path
-    device: torch.device
-    seed: int = 1
-    resume: bool = False
-    force: bool = False
-    progress: Progress = Silent()  # noqa: RUF009  # it has no state
+def check_fit(model: nn.Module, data: Dataset) -> None:
+    """Raise MicronetError where one validation image does not go through the model to a score a class."""
+    images, _ = next(plain_batches(data.validation, data.spec, batch_size=1))
+    with evaluating(model) as predict:
+        check_scores(predict, images, len(data.spec.classes or []))
 
 
 def fit_artifact(
@@ -154,7 +157,7 @@ def fit_artifact(
     data: Dataset,
     config: TrainConfig,
     run: Run,
-    observe: Callable[[nn.Module], AbstractContextManager[None]] = lambda model: nullcontext(),
+    observe: Observe = nullcontext,
 ) -> Artifact:
     """Train an artifact's model in place and return the artifact with its data and the metrics of its best epoch.
 
@@ -165,10 +168,7 @@ def fit_artifact(
         "history": [record.to_json() for record in artifact.history],
         "data": data.spec.to_json(),
     }
-    trainer = Trainer(
-        artifact.model, data, config, run.output, run.seed, run.device, identity, observe, progress=run.progress
-    )
-    best = trainer.fit(resume=run.resume, force=run.force)
+    best = Trainer(artifact.model, data, config, run, identity, observe).fit()
     with evaluating(artifact.model) as predict:
         total = len(data.test)
         result = evaluate(
@@ -183,47 +183,6 @@ def fit_artifact(
         "test_images": result.images,
     }
     return replace(artifact, metrics=metrics, data=data.spec.to_json(), seed=run.seed)
-
-
-def check_scores(model: nn.Module, images: Tensor, classes: int) -> None:
-    """Raise MicronetError where images do not go through the model, or it does not score ``classes`` classes."""
-    training = model.training
-    try:
-        with torch.no_grad():
-            scores = model.eval()(images)
-    except MicronetError:
-        raise
-    except Exception as error:  # a network's forward may refuse its input with anything
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise MicronetError(f"images of shape {tuple(images.shape[1:])} do not fit the network: {reason}") from error
-    finally:
-        model.train(training)
-    if not isinstance(scores, Tensor) or scores.dim() != 2:
-        raise MicronetError("the network does not return one row of class scores an image, (N, classes)")
-    if scores.shape[1] != classes:
-        raise MicronetError(
-            f"the network scores {scores.shape[1]} classes, the data have {classes}; make it with as many, for example "
-            f"""micronet import --model-args '{{"num_classes": {classes}}}'"""
-        )
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[Callable[[NDArray[np.float32]], NDArray[np.float32]]]:
-    """Give a predictor over a model in eval mode; the mode is put back afterwards."""
-    device = next(model.parameters()).device
-    training = model.training
-    model.eval()
-
-    def predict(images: NDArray[np.float32]) -> NDArray[np.float32]:
-        inputs = torch.from_numpy(images).to(device, memory_format=torch.channels_last)
-        scores: NDArray[np.float32] = model(inputs).float().cpu().numpy()
-        return scores
-
-    try:
-        with torch.inference_mode():
-            yield predict
-    finally:
-        model.train(training)
 
 
 def _rank(row: dict[str, Any]) -> tuple[float, float]:

@@ -9,6 +9,7 @@ EXAMPLE = "micronet bn-fuse int8.safetensors -o fused.safetensors"
 @with_configs
 def run(artifact: Input, *, code: CodeOptions, output: OutputOptions) -> None:
     """Fold every batch norm into the layer before it; quantized weights keep their integers, biases become int32."""
+    from micronet.artifact import save
     from micronet.cli import console, stages
     from micronet.files import check_target
     from micronet.history import check_order
@@ -21,4 +22,6 @@ def run(artifact: Input, *, code: CodeOptions, output: OutputOptions) -> None:
     model, record = fold_model(opened.model, opened.history)
     if not output.json and not output.quiet:
         console.print_line(f"folded {len(record.result['pairs'])} batch norms")
-    stages.finish(opened.after(record, model=model, metrics={}), path, output)  # measured before: not its own
+    fused = opened.after(record, model=model, metrics={})  # what was measured before is not its own
+    save(fused, path)
+    stages.report(fused, path, output)

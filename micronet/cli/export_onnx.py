@@ -26,6 +26,7 @@ def run(
 
     from micronet.cli import console, stages
     from micronet.data.batches import plain_batches, random_subset
+    from micronet.evaluation import check_scores, evaluating
     from micronet.export.check import compare_outputs, require_agreement
     from micronet.export.onnx import to_onnx, write_onnx
     from micronet.files import check_target
@@ -37,7 +38,8 @@ def run(
     images = random_subset(dataset.test, check_images, dataset.spec.seed)
     first, _ = next(plain_batches(images, dataset.spec))
     opened = replace(opened, data=dataset.spec.to_json())
-    stages.check_fit(opened.model, first, dataset)
+    with evaluating(opened.model) as predict:
+        check_scores(predict, first[:1], len(dataset.spec.classes or []))
     proto = to_onnx(opened, first)
     agreement = compare_outputs(opened.model, proto, (batch for batch, _ in plain_batches(images, dataset.spec)))
     require_agreement(opened.model, proto, first, agreement)

@@ -30,6 +30,7 @@ def run(
     """Make an artifact of any network: a torchvision one, your own factory's, or the original micronet's checkpoint."""
     from dataclasses import replace
 
+    from micronet.artifact import save
     from micronet.cli import stages
     from micronet.data.load import load_data
     from micronet.files import check_target
@@ -41,7 +42,9 @@ def run(
     spec = preprocessing(model.model, mean, std)
     if data.data is not None:
         spec = load_data(data.data, image_size=data.image_size, limit=data.limit, like=spec).spec
-    stages.finish(replace(artifact, data=spec.to_json()), path, output)
+    artifact = replace(artifact, data=spec.to_json())
+    save(artifact, path)
+    stages.report(artifact, path, output)
     if not output.json and not output.quiet and data.data is None:
         console.print_line("it remembers no data set yet: give --data to the next command")
 

@@ -59,7 +59,8 @@ def run(
         else:
             floating = quantize_stage.open_float(artifact, model, trust_code)
         quantized = quantize_stage.quantize(floating, quantization, training, data, job)
-    stages.finish_training(quantized, path, output)
+    stages.keep(quantized, path)
+    stages.report(quantized, path, output)
     if not output.json and not output.quiet:
         for name, why in quantized.history[-1].result["left_float"].items():
             console.print_line(f"left float: {name} ({why})")

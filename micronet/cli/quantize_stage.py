@@ -3,8 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from micronet.artifact import Artifact, load, save
-from micronet.checkpoint import Checkpoint
+from micronet.artifact import Artifact, load
 from micronet.cli import stages
 from micronet.cli.options import DataOptions, ModelOptions
 from micronet.data.batches import plain_batches, random_subset
@@ -14,7 +13,7 @@ from micronet.history import StageRecord, check_order
 from micronet.quantization.calibrate import calibrate, observing
 from micronet.quantization.config import QuantConfig
 from micronet.quantization.quantize import quantize_model
-from micronet.training import Run, check_scores, fit_artifact
+from micronet.training import Run, check_fit, fit_artifact
 from micronet.training_config import TrainConfig
 
 CALIBRATION_IMAGES = 256
@@ -39,8 +38,7 @@ def float_artifact(model: ModelOptions, data: DataOptions, run: Run) -> Artifact
         return artifact
     check_target(path, run.force)
     artifact = stages.train(model, data, TrainConfig(), replace(run, output=path))
-    save(artifact, path)
-    Checkpoint.beside(path, {}).remove()
+    stages.keep(artifact, path)
     run.progress.line(f"wrote {path}  test accuracy {artifact.metrics['test_accuracy']:.2%}")
     return artifact
 
@@ -48,8 +46,7 @@ def float_artifact(model: ModelOptions, data: DataOptions, run: Run) -> Artifact
 def quantize(artifact: Artifact, config: QuantConfig, training: TrainConfig, data: DataOptions, run: Run) -> Artifact:
     """Place quantizers, set their ranges from images that are not augmented, then train with them."""
     dataset = stages.open_data(data, artifact, run.seed)
-    images, _ = next(plain_batches(dataset.validation, dataset.spec, batch_size=1))
-    check_scores(artifact.model.cpu(), images, len(dataset.spec.classes or []))
+    check_fit(artifact.model, dataset)
     model, record = quantize_model(artifact.model, config)
     model.to(run.device)
     chosen = random_subset(dataset.train, CALIBRATION_IMAGES, run.seed)

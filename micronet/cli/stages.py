@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from micronet.artifact import Artifact, load, save
 from micronet.checkpoint import Checkpoint
@@ -18,7 +17,7 @@ from micronet.history import StageRecord
 from micronet.machine import pick_device
 from micronet.models.build import ModelSpec, accepted, build, describe
 from micronet.progress import Progress
-from micronet.training import Run, check_scores, fit_artifact
+from micronet.training import Run, fit_artifact
 from micronet.training_config import TrainConfig
 
 DEFAULT_DATA = "digits"
@@ -36,7 +35,11 @@ def open_artifact(path: Path, code: CodeOptions) -> Artifact:
 
 def open_data(options: DataOptions, artifact: Artifact | None = None, seed: int = 1) -> Dataset:
     """Open the data named, or those an artifact remembers, or the default ones."""
-    like = DataSpec.from_json(artifact.data) if artifact and artifact.data else DataSpec(seed=seed)
+    return open_like(options, DataSpec.from_json(artifact.data) if artifact and artifact.data else DataSpec(seed=seed))
+
+
+def open_like(options: DataOptions, like: DataSpec) -> Dataset:
+    """Open the data named, or those a network's spec remembers, or the default ones, prepared as it expects."""
     name = options.data or (None if like.name else DEFAULT_DATA)
     return load_data(name, image_size=options.image_size, limit=options.limit, like=like)
 
@@ -58,9 +61,14 @@ def train(model: ModelOptions, data: DataOptions, training: TrainConfig, run: Ru
     return fitted.after(StageRecord("train", training.to_json()))
 
 
-def finish(artifact: Artifact, path: Path, output: OutputOptions) -> None:
-    """Save an artifact and print where it is and how good."""
+def keep(artifact: Artifact, path: Path) -> None:
+    """Save what a training made, and only then let go of the checkpoint that could have brought it back."""
     save(artifact, path)
+    Checkpoint.beside(path, {}).remove()
+
+
+def report(artifact: Artifact, path: Path, output: OutputOptions) -> None:
+    """Print where a saved artifact is and how good."""
     summary: dict[str, Any] = {"output": str(path), "size_bytes": path.stat().st_size, **artifact.metrics}
     if output.json:
         console.print_json(summary)
@@ -68,17 +76,6 @@ def finish(artifact: Artifact, path: Path, output: OutputOptions) -> None:
         accuracy = artifact.metrics.get("test_accuracy")
         tested = f"  test accuracy {accuracy:.2%}" if accuracy is not None else ""
         console.print_line(f"wrote {path}  {summary['size_bytes']:,} bytes{tested}")
-
-
-def finish_training(artifact: Artifact, path: Path, output: OutputOptions) -> None:
-    """Finish, and only then let go of the checkpoint that could have brought the training back."""
-    finish(artifact, path, output)
-    Checkpoint.beside(path, {}).remove()
-
-
-def check_fit(model: nn.Module, images: torch.Tensor, data: Dataset) -> None:
-    """Raise MicronetError where a model does not take images or does not score the data's classes."""
-    check_scores(model, images[:1], len(data.spec.classes or []))
 
 
 def _fitting(spec: ModelSpec, data: DataSpec, width: float | None) -> dict[str, Any]:

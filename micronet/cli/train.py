@@ -26,4 +26,5 @@ def run(
     check_target(path, output.force)
     with console.progress(output.quiet or output.json) as progress:
         artifact = stages.train(model, data, training, stages.make_run(path, running, output, progress))
-    stages.finish_training(artifact, path, output)
+    stages.keep(artifact, path)
+    stages.report(artifact, path, output)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from micronet.artifact import Artifact, versions
-from micronet.errors import FailedError, MicronetError
+from micronet.errors import FailedError, MicronetError, first_line
 from micronet.export.operators import INT8_BITS, OPSET, TRANSLATIONS, ActivationGrid, StoredIntegers, room_for_bias
 from micronet.export.tidy import tidy
 from micronet.files import write_atomically
@@ -120,8 +120,7 @@ def _export(model: nn.Module, images: Tensor) -> onnx.ModelProto:
                 verbose=False,
             )
     except Exception as error:  # the exporter raises many kinds; its first line names the operator
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise MicronetError(f"torch cannot export this network to ONNX: {reason}") from error
+        raise MicronetError(f"torch cannot export this network to ONNX: {first_line(error)}") from error
     finally:
         exporter_log.setLevel(level)
     if program is None:

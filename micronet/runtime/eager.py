@@ -7,7 +7,7 @@ import torch
 
 from micronet.artifact import load
 from micronet.data.dataset import DataSpec
-from micronet.evaluation import Scores, count_macs
+from micronet.evaluation import Scores, count_macs, predictor
 from micronet.machine import pick_device, usable_cores
 from micronet.runtime.options import RuntimeOptions
 
@@ -20,18 +20,15 @@ class EagerPredictor:
     def __init__(self, path: Path, options: RuntimeOptions) -> None:
         artifact = load(path, options.model, trust_code=options.trust_code)
         torch.set_num_threads(options.threads or usable_cores())
-        self._device = pick_device(options.device)
-        self._model = artifact.model.eval().to(self._device).to(memory_format=torch.channels_last)
+        self._model = artifact.model.eval().to(pick_device(options.device)).to(memory_format=torch.channels_last)
+        self._predict = predictor(self._model)
         self.data = DataSpec.from_json(artifact.data) if artifact.data else None
         self.params = sum(parameter.numel() for parameter in self._model.parameters())
         self.stages = [record.stage for record in artifact.history]
 
-    @torch.inference_mode()
     def __call__(self, images: Any) -> Scores:
         """Score images."""
-        inputs = torch.from_numpy(images).to(self._device, memory_format=torch.channels_last)
-        scores: Scores = self._model(inputs).float().cpu().numpy()
-        return scores
+        return self._predict(images)
 
     def macs(self, image_shape: tuple[int, int, int]) -> int:
         """Count multiply-accumulates."""

@@ -9,7 +9,7 @@ import onnx
 import onnxruntime
 
 from micronet.data.dataset import DataSpec
-from micronet.errors import MicronetError
+from micronet.errors import MicronetError, first_line
 from micronet.evaluation import Scores
 from micronet.machine import usable_cores
 from micronet.runtime.options import RuntimeOptions
@@ -103,8 +103,7 @@ def read_onnx(path: Path) -> onnx.ModelProto:
         onnx.checker.check_model(proto)
         return proto
     except Exception as error:  # protobuf's and onnx's own kinds; every one means the same to the user
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise MicronetError(f"{path} is not a whole ONNX model ({reason})") from error
+        raise MicronetError(f"{path} is not a whole ONNX model ({first_line(error)})") from error
 
 
 def open_session(model: bytes, options: RuntimeOptions, name: str) -> onnxruntime.InferenceSession:
@@ -125,7 +124,7 @@ def open_session(model: bytes, options: RuntimeOptions, name: str) -> onnxruntim
             disabled_optimizers=[QUANTIZES_FLOAT_WEIGHTS] if exact else None,
         )
     except Exception as error:
-        raise MicronetError(f"ONNX Runtime cannot run {name}: {str(error).splitlines()[0]}") from error
+        raise MicronetError(f"ONNX Runtime cannot run {name}: {first_line(error)}") from error
 
 
 def _with_batch_of_one(graph: Any, image_shape: tuple[int, int, int]) -> onnx.ModelProto:
