@@ -1,6 +1,7 @@
 """``micronet bn-fuse``: batch norms disappear into the layers before them."""
 
-from micronet.cli.options import CodeOptions, Input, OutputOptions, default_name, with_configs
+from micronet.cli.options import Input, OutputOptions, default_name, with_configs
+from micronet.runtime.options import CodeOptions
 
 NAME = "bn-fuse"
 EXAMPLE = "micronet bn-fuse int8.safetensors -o fused.safetensors"

@@ -4,7 +4,8 @@ from typing import Annotated
 
 import typer
 
-from micronet.cli.options import CodeOptions, DataOptions, Input, OutputOptions, default_name, with_configs
+from micronet.cli.options import DataOptions, Input, OutputOptions, default_name, with_configs
+from micronet.runtime.options import CodeOptions
 
 NAME = "export-onnx"
 EXAMPLE = "micronet export-onnx fused.safetensors -o int8.onnx"
@@ -25,7 +26,8 @@ def run(
     from dataclasses import replace
 
     from micronet.cli import console, stages
-    from micronet.data.batches import plain_batches, random_subset
+    from micronet.data.batches import plain_batches
+    from micronet.data.split import draw
     from micronet.evaluation import check_scores, evaluating
     from micronet.export.check import compare_outputs, require_agreement
     from micronet.export.onnx import to_onnx, write_onnx
@@ -35,7 +37,7 @@ def run(
     check_target(path, output.force, ".onnx")
     opened = stages.open_artifact(artifact, code)
     dataset = stages.open_data(data, opened)
-    images = random_subset(dataset.test, check_images, dataset.spec.seed)
+    images = draw(dataset.test, check_images, dataset.spec.seed)
     first, _ = next(plain_batches(images, dataset.spec))
     opened = replace(opened, data=dataset.spec.to_json())
     with evaluating(opened.model) as predict:

@@ -77,14 +77,6 @@ class RunConfig:
         check_range(self, "seed", 0, 2**31)
 
 
-@dataclass(frozen=True)
-class CodeOptions:
-    """Artifacts whose network is the user's own code."""
-
-    model: str | None = setting(None, "Names the code again of an artifact made from path/to/file.py:factory.")
-    trust_code: bool = setting(False, "Run the code recorded in the artifact.")
-
-
 def with_configs(command: Callable[..., None]) -> Callable[..., None]:
     """Expand a command's config parameters into options; other parameters stay as they are."""
     shown: list[inspect.Parameter] = []

@@ -6,7 +6,8 @@ from pathlib import Path
 from micronet.artifact import Artifact, load
 from micronet.cli import stages
 from micronet.cli.options import DataOptions, ModelOptions
-from micronet.data.batches import plain_batches, random_subset
+from micronet.data.batches import plain_batches
+from micronet.data.split import draw
 from micronet.errors import MicronetError
 from micronet.files import check_target
 from micronet.history import StageRecord, check_order
@@ -49,7 +50,7 @@ def quantize(artifact: Artifact, config: QuantConfig, training: TrainConfig, dat
     check_fit(artifact.model, dataset)
     model, record = quantize_model(artifact.model, config)
     model.to(run.device)
-    chosen = random_subset(dataset.train, CALIBRATION_IMAGES, run.seed)
+    chosen = draw(dataset.train, CALIBRATION_IMAGES, run.seed)
     batches = plain_batches(chosen, dataset.spec, CALIBRATION_BATCH)
     calibrate(model, (inputs.to(run.device) for inputs, _ in batches))
     began = replace(artifact, model=model, history=[*artifact.history, record])

@@ -9,7 +9,7 @@ import torch
 from micronet.artifact import Artifact, load, save
 from micronet.checkpoint import Checkpoint
 from micronet.cli import console
-from micronet.cli.options import CodeOptions, DataOptions, ModelOptions, OutputOptions, RunConfig, parse_json_object
+from micronet.cli.options import DataOptions, ModelOptions, OutputOptions, RunConfig, parse_json_object
 from micronet.data.dataset import Dataset, DataSpec
 from micronet.data.load import load_data
 from micronet.errors import MicronetError
@@ -17,6 +17,7 @@ from micronet.history import StageRecord
 from micronet.machine import pick_device
 from micronet.models.build import ModelSpec, accepted, build, describe
 from micronet.progress import Progress
+from micronet.runtime.options import CodeOptions
 from micronet.training import Run, fit_artifact
 from micronet.training_config import TrainConfig
 

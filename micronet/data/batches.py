@@ -5,7 +5,6 @@ training step on the images that fit in memory. Every epoch's order and augmenta
 which is what makes a resumed training end bit-identical.
 """
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +17,7 @@ from torch.utils.data import DataLoader
 from micronet.data.dataset import DataSpec
 from micronet.data.split import FileSplit, Split
 from micronet.errors import MicronetError
+from micronet.machine import usable_cores
 
 CROP_PADDING_SHARE = 1 / 8  # 4 pixels of 32, as CIFAR's usual recipe
 EVALUATION_BATCH = 256
@@ -62,19 +62,11 @@ def training_batches(
         yield normalize(images), labels
 
 
-def plain_batches(
-    split: Split, spec: DataSpec, batch_size: int = EVALUATION_BATCH, limit: int | None = None
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield (images, labels) in order, never augmented; ``limit`` stops after that many batches."""
+def plain_batches(split: Split, spec: DataSpec, batch_size: int = EVALUATION_BATCH) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield (images, labels) in order, never augmented."""
     normalize = Normalize.from_spec(spec)
-    for images, labels in _read(split, list(torch.split(torch.arange(len(split)), batch_size))[:limit]):
+    for images, labels in _read(split, list(torch.split(torch.arange(len(split)), batch_size))):
         yield normalize(images), labels
-
-
-def random_subset(split: Split, count: int, seed: int) -> Split:
-    """Return ``count`` images drawn with a seed: a folder's first ones would all be of one class."""
-    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))
-    return split.subset(order[:count])
 
 
 def augment(images: Tensor, generator: torch.Generator, *, flip: bool) -> Tensor:
@@ -104,7 +96,7 @@ def _read(split: Split, batches: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]
         loader: DataLoader[Any] = DataLoader(
             split,  # type: ignore[arg-type]  # a sequence is all that a DataLoader asks for
             batch_sampler=[indices.tolist() for indices in batches],
-            num_workers=os.cpu_count() or 1,
+            num_workers=usable_cores(),
         )
         try:
             yield from loader

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from micronet.data.split import Split
+from micronet.data.split import Split, draw
 from micronet.errors import MicronetError
 
 Augment = Literal["none", "crop", "crop-flip"]
@@ -116,15 +116,14 @@ class Dataset:
         limit = self._partial.limit
         if limit is None or limit >= len(split):
             return split
-        order = torch.randperm(len(split), generator=torch.Generator().manual_seed(self._partial.seed))
-        return split.subset(order[:limit])
+        return draw(split, limit, self._partial.seed)
 
 
 def _statistics(split: Split) -> tuple[list[float], list[float]]:
     """Return the mean and standard deviation per channel, of pixels scaled to 0..1, to four digits."""
-    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))[:STATISTICS_IMAGES]
+    split = draw(split, STATISTICS_IMAGES, seed=0)
     count, total, squares = 0, torch.zeros(()), torch.zeros(())
-    for indices in torch.split(order, 500):
+    for indices in torch.split(torch.arange(len(split)), 500):
         pixels = (split.images(indices).double() / 255).transpose(0, 1).flatten(1)
         count += pixels.shape[1]
         total = total + pixels.sum(1)

@@ -1,6 +1,5 @@
 """Folders of images: ``train/<class>/*`` and ``test/<class>/*`` (or ``val``; with both, ``val`` validates)."""
 
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -12,6 +11,7 @@ from PIL import Image
 from micronet.data.dataset import Source
 from micronet.data.split import FileSplit, MemorySplit, Split, decode
 from micronet.errors import MicronetError
+from micronet.machine import usable_cores
 
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 MEMORY_BYTES = 2_000_000_000  # larger splits are decoded as they are needed
@@ -66,7 +66,7 @@ def _read(place: Path, classes: list[str], size: int) -> Split:
     labels = torch.tensor([label for _, label in found])
     if len(paths) * 3 * size * size > MEMORY_BYTES:
         return FileSplit(paths, labels, size)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoding releases the interpreter lock
+    with ThreadPoolExecutor(usable_cores()) as pool:  # decoding releases the interpreter lock
         images = torch.empty(len(paths), 3, size, size, dtype=torch.uint8)
         for index, image in enumerate(pool.map(partial(decode, size=size), paths)):
             images[index] = image

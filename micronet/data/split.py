@@ -35,6 +35,12 @@ class Split(Protocol):
         """Return the split of the given images, in the given order."""
 
 
+def draw(split: Split, count: int, seed: int) -> Split:
+    """Return ``count`` images (or all) drawn with a seed: a folder's first ones would all be of one class."""
+    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))
+    return split.subset(order[:count])
+
+
 class MemorySplit:
     """Images held as one (N, C, H, W) uint8 tensor."""
 

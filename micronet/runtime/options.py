@@ -7,7 +7,15 @@ from micronet.settings import check_choices, check_range, setting
 
 
 @dataclass(frozen=True)
-class RuntimeOptions:
+class CodeOptions:
+    """Artifacts whose network is the user's own code."""
+
+    model: str | None = setting(None, "Names the code again of an artifact made from path/to/file.py:factory.")
+    trust_code: bool = setting(False, "Run the code recorded in the artifact.")
+
+
+@dataclass(frozen=True)
+class RuntimeOptions(CodeOptions):
     """How to run it.
 
     ``exact`` arithmetic costs about a third of ONNX Runtime's int8 speed on x86 processors without VNNI, whose fast
@@ -19,8 +27,6 @@ class RuntimeOptions:
     arithmetic: Literal["exact", "fast"] = setting(
         "exact", "ONNX Runtime's int8 kernels: exact, or fast and saturating on x86 without VNNI."
     )
-    model: str | None = setting(None, "Names the code again of an artifact made from path/to/file.py:factory.")
-    trust_code: bool = setting(False, "Run the code recorded in an artifact.")
 
     def __post_init__(self) -> None:
         check_choices(self)

@@ -37,7 +37,10 @@ class OrtPredictor:
         found = _metadata(about)
         self.data = DataSpec.from_json(found["data"]) if found.get("data") else None
         self.stages = [str(record.get("stage")) for record in found.get("history") or []]
-        self.params = sum(_elements(tensor) for tensor in self._weights())
+        self._stored = _stored_weights(proto.graph)
+        read = [name for node in proto.graph.node if node.op_type in WEIGHTED for name in node.input[1:]]
+        weights = {self._stored[name].name: self._stored[name] for name in read if name in self._stored}
+        self.params = sum(map(_elements, weights.values()))
 
     def __call__(self, images: Any) -> Scores:
         """Score images."""
@@ -54,7 +57,7 @@ class OrtPredictor:
         shapes |= {info.name: [d.dim_value for d in info.type.tensor_type.shape.dim] for info in graph.output}
         total = 0
         for node in graph.node:
-            weight = self._weight_of(node)
+            weight = self._stored.get(node.input[1]) if node.op_type in WEIGHTED else None
             if weight is None:
                 continue
             out = shapes.get(node.output[0], [])
@@ -68,28 +71,14 @@ class OrtPredictor:
                 total += _elements(weight) * int(np.prod(out[:-1]))
         return total
 
-    def _weights(self) -> list[Any]:
-        """Return the initialisers that are weights or biases of layers, each once."""
-        initializers = {tensor.name: tensor for tensor in self._graph.initializer}
-        found = {}
-        for node in self._graph.node:
-            if node.op_type in WEIGHTED:
-                for name in node.input[1:]:
-                    source = self._stored(name)
-                    if source in initializers:
-                        found[source] = initializers[source]
-        return list(found.values())
 
-    def _weight_of(self, node: Any) -> Any:
-        initializers = {tensor.name: tensor for tensor in self._graph.initializer}
-        return initializers.get(self._stored(node.input[1])) if node.op_type in WEIGHTED else None
-
-    def _stored(self, name: str) -> str:
-        """Return the initialiser behind a tensor name, through the DequantizeLinear that reads it."""
-        for node in self._graph.node:
-            if node.op_type == "DequantizeLinear" and name in node.output:
-                return str(node.input[0])
-        return name
+def _stored_weights(graph: Any) -> dict[str, Any]:
+    """Return tensor name -> the initialiser it is, or that the DequantizeLinear which makes it reads."""
+    stored = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "DequantizeLinear" and node.input[0] in stored:
+            stored[node.output[0]] = stored[node.input[0]]
+    return stored
 
 
 def read_onnx(path: Path) -> onnx.ModelProto:
