@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from difflib import SequenceMatcher
 
+MOST_NAMES = 16  # in one message
+
 
 class MicronetError(Exception):
     """A mistake the user can mend. The message says what was got, what is allowed and what to type next."""
@@ -24,4 +26,5 @@ def first_line(error: BaseException) -> str:
 def unknown(noun: str, got: str, allowed: Iterable[str]) -> MicronetError:
     """Build the error for a name outside a set: the allowed names, the one nearest to ``got`` first."""
     ranked = sorted(allowed, key=lambda name: -SequenceMatcher(None, got.lower(), name.lower()).ratio())
-    return MicronetError(f"unknown {noun} {got!r}; allowed: {', '.join(ranked)}")
+    more = f", … ({len(ranked)} in all)" if len(ranked) > MOST_NAMES else ""
+    return MicronetError(f"unknown {noun} {got!r}; allowed: {', '.join(ranked[:MOST_NAMES])}{more}")

@@ -75,8 +75,11 @@ def read_header(path: Path) -> tuple[Header, dict[str, TensorInfo]]:
         }
     except (KeyError, TypeError) as error:
         raise MicronetError(f"{path} has a damaged tensor table ({error}); make it again") from error
-    if data_bytes != sum(info.size_bytes for info in tensors.values()):
-        raise MicronetError(f"{path} is truncated: {data_bytes} bytes of tensors; make it again or copy it again")
+    expected = sum(info.size_bytes for info in tensors.values())
+    if data_bytes != expected:
+        raise MicronetError(
+            f"{path} is truncated or damaged: {data_bytes:,} bytes of tensors where {expected:,} belong; copy it again"
+        )
     metadata = raw.get("__metadata__") or {}
     if KEY not in metadata:
         raise MicronetError(

@@ -27,6 +27,7 @@ def run(
 
     from micronet.cli import console, stages
     from micronet.data.batches import plain_batches
+    from micronet.data.dataset import DataSpec
     from micronet.data.split import draw
     from micronet.evaluation import check_scores, evaluating
     from micronet.export.check import compare_outputs, require_agreement
@@ -36,7 +37,7 @@ def run(
     path = output.output or default_name(artifact, ".onnx")
     check_target(path, output.force, ".onnx")
     opened = stages.open_artifact(artifact, code)
-    dataset = stages.open_data(data, opened)
+    dataset = stages.open_to_test(data, DataSpec.from_json(opened.data))
     images = draw(dataset.test, check_images, dataset.spec.seed)
     first, _ = next(plain_batches(images, dataset.spec))
     opened = replace(opened, data=dataset.spec.to_json())

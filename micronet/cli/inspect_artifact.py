@@ -32,12 +32,14 @@ def run(artifact: Input, *, report: ReportOptions) -> None:
             f"data      {data['name']}, {len(data['classes'])} classes, "
             f"{data['channels']}x{data['image_size']}x{data['image_size']}, mean {data['mean']}, std {data['std']}"
         )
-    console.print_line(f"seed      {header.seed}")
+    if header.seed is not None:
+        console.print_line(f"seed      {header.seed}")
     console.print_line("history")
     for number, record in enumerate(header.history, 1):
         settings = ", ".join(f"{key}={value}" for key, value in record.config.items())
         console.print_line(f"  {number}. {record.stage}  {settings}")
-    console.print_line("metrics   " + ", ".join(f"{key} {_short(value)}" for key, value in header.metrics.items()))
+    if header.metrics:
+        console.print_line("metrics   " + ", ".join(f"{key} {_short(value)}" for key, value in header.metrics.items()))
     console.print_line("versions  " + ", ".join(f"{name} {version}" for name, version in header.versions.items()))
     if header.command:
         console.print_line(f"command   {header.command}")

@@ -41,7 +41,7 @@ class DataOptions:
     data: str | None = setting(
         None,
         "digits, cifar10, cifar100, mnist, fashion-mnist, a folder with train/ and test/, a file.npz, or "
-        "pkg.mod:factory; default: what the artifact was made with, else digits.",
+        "pkg.mod:factory; default: what the artifact was made with; from nothing, digits.",
     )
     image_size: int | None = setting(None, "Pixels a side; images are resized and cropped to it.")
     limit: int | None = setting(None, "Use only so many training and test images, for a quick trial.")

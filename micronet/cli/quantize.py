@@ -44,15 +44,14 @@ def run(
     Without an artifact the network of --model is trained on --data first, with the defaults of `micronet train`.
     """
     from micronet.cli import quantize_stage, stages
-    from micronet.files import check_target
 
     begun = artifact or Path(f"{model.model.rpartition(':')[2]}.safetensors")
     ending = f"-w{quantization.w_bits}a{quantization.a_bits}.safetensors"
     path = output.output or default_name(begun, ending)
-    check_target(path, output.force)
+    stages.check_output(path, output, running)
     if artifact is not None and (model.width is not None or model.model_args is not None):
         raise MicronetError("--width and --model-args make a new network; leave them out when an artifact is given")
-    with console.progress(output.quiet or output.json) as progress:
+    with console.progress(output.quiet) as progress:
         job = stages.make_run(path, running, output, progress)
         if artifact is None:
             floating = quantize_stage.float_artifact(model, data, job)

@@ -13,6 +13,7 @@ from micronet.cli.options import DataOptions, ModelOptions, OutputOptions, RunCo
 from micronet.data.dataset import Dataset, DataSpec
 from micronet.data.load import load_data
 from micronet.errors import MicronetError
+from micronet.files import check_target
 from micronet.history import StageRecord
 from micronet.machine import pick_device
 from micronet.models.build import ModelSpec, accepted, build, describe
@@ -35,14 +36,14 @@ def open_artifact(path: Path, code: CodeOptions) -> Artifact:
 
 
 def open_data(options: DataOptions, artifact: Artifact | None = None, seed: int = 1) -> Dataset:
-    """Open the data named, or those an artifact remembers, or the default ones."""
-    return open_like(options, DataSpec.from_json(artifact.data) if artifact and artifact.data else DataSpec(seed=seed))
+    """Open the data named, or those an artifact remembers; without an artifact, the default ones."""
+    like = DataSpec(name=DEFAULT_DATA, seed=seed) if artifact is None else DataSpec.from_json(artifact.data)
+    return load_data(options.data, image_size=options.image_size, limit=options.limit, like=like)
 
 
-def open_like(options: DataOptions, like: DataSpec) -> Dataset:
-    """Open the data named, or those a network's spec remembers, or the default ones, prepared as it expects."""
-    name = options.data or (None if like.name else DEFAULT_DATA)
-    return load_data(name, image_size=options.image_size, limit=options.limit, like=like)
+def open_to_test(options: DataOptions, like: DataSpec) -> Dataset:
+    """Open the data named, or those a spec remembers: all test images, on however few the network was trained."""
+    return load_data(options.data, image_size=options.image_size, limit=options.limit, like=replace(like, limit=None))
 
 
 def new_artifact(options: ModelOptions, spec: DataSpec, seed: int) -> Artifact:
@@ -62,6 +63,13 @@ def train(model: ModelOptions, data: DataOptions, training: TrainConfig, run: Ru
     return fitted.after(StageRecord("train", training.to_json()))
 
 
+def check_output(path: Path, output: OutputOptions, running: RunConfig) -> None:
+    """Raise MicronetError where a training's result cannot be written, or is there already."""
+    if running.resume and path.exists() and not output.force:
+        raise MicronetError(f"{path} is finished, so there is nothing to resume; --force trains it anew")
+    check_target(path, output.force)
+
+
 def keep(artifact: Artifact, path: Path) -> None:
     """Save what a training made, and only then let go of the checkpoint that could have brought it back."""
     save(artifact, path)
@@ -75,7 +83,8 @@ def report(artifact: Artifact, path: Path, output: OutputOptions) -> None:
         console.print_json(summary)
     elif not output.quiet:
         accuracy = artifact.metrics.get("test_accuracy")
-        tested = f"  test accuracy {accuracy:.2%}" if accuracy is not None else ""
+        images = artifact.metrics.get("test_images", 0)
+        tested = f"  test accuracy {accuracy:.2%} of {images:,} images" if accuracy is not None else ""
         console.print_line(f"wrote {path}  {summary['size_bytes']:,} bytes{tested}")
 
 

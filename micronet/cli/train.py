@@ -20,11 +20,10 @@ def run(
 ) -> None:
     """Train a network from scratch."""
     from micronet.cli import stages
-    from micronet.files import check_target
 
     path = output.output or Path(f"{model.model.rpartition(':')[2]}.safetensors")
-    check_target(path, output.force)
-    with console.progress(output.quiet or output.json) as progress:
+    stages.check_output(path, output, running)
+    with console.progress(output.quiet) as progress:
         artifact = stages.train(model, data, training, stages.make_run(path, running, output, progress))
     stages.keep(artifact, path)
     stages.report(artifact, path, output)

@@ -23,7 +23,7 @@ def load_data(
     like = like or DataSpec()
     place = name or like.name
     if place is None:
-        raise MicronetError("this artifact remembers no data set; name one with --data")
+        raise MicronetError("no data set is remembered; name one with --data (and perhaps --image-size)")
     if name is None and ":" in place and not Path(place).exists():  # a file must not say what code to run
         raise MicronetError(f"the data were made by {place}, which is code: name it again with --data {place}")
     if limit is not None and limit < 2:

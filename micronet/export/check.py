@@ -20,7 +20,6 @@ from micronet.runtime.ort import open_session
 
 LEAST_AGREEMENT = 0.99  # share of classes; a rounding that flips at a boundary may turn a close call
 LARGEST_FLOAT_ERROR = 1e-3  # of the scores of a network without quantizers
-LARGEST_STEPS = 2  # one for a rounding tie, one for float32 sums in a long float stretch between two grids
 INTEGER_BITS = 8  # float32 sums do not resolve wider grids, so single steps say nothing there
 
 
@@ -57,11 +56,9 @@ def require_agreement(model: nn.Module, proto: onnx.ModelProto, images: Tensor, 
     if not quantizers and agreement.error > LARGEST_FLOAT_ERROR:
         raise FailedError(f"the exported model's scores are {agreement.error:.2%} off torch's; nothing was written")
     if max((quantizer.bits for quantizer in quantizers), default=0) <= INTEGER_BITS:
-        wrong = {name: steps for name, steps in compare_layers(model, proto, images).items() if steps > LARGEST_STEPS}
+        wrong = {name: steps for name, steps in compare_layers(model, proto, images).items() if steps > 1}
         if wrong:
-            raise FailedError(
-                f"the exported model is more than {LARGEST_STEPS} steps off torch in {wrong}; nothing was written"
-            )
+            raise FailedError(f"the exported model is more than one step off torch in {wrong}; nothing was written")
     if agreement.classes < LEAST_AGREEMENT:
         raise FailedError(
             f"the exported model puts only {agreement.classes:.2%} of {agreement.images} images into torch's class "
@@ -78,6 +75,9 @@ def compare_layers(
     ``model``: the quantized torch model the file was exported from.
     """
     theirs = _integers(proto, images, options or RuntimeOptions())
+    known = {f"{name}.{slot}" for name, slot, _ in each_quantizer(model)}
+    if strangers := theirs.keys() - known:
+        raise FailedError(f"the exported model has quantizers that torch's has not: {', '.join(sorted(strangers)[:5])}")
     worst: dict[str, int] = {}
     handles = []
     for name, slot, quantizer in each_quantizer(model):

@@ -71,7 +71,7 @@ def with_integers(model: nn.Module, history: list[StageRecord]) -> nn.Module:
         if slot == "weight_quantizer":
             _store_weight(layer, quantizer, scales.get(inputs.get(name) or ""))
         else:
-            setattr(layer, slot, ActivationGrid(quantizer.qparams(torch.empty(0)), quantizer.bits))
+            setattr(layer, slot, ActivationGrid(quantizer.qparams(torch.empty(0)), quantizer.bits, f"{name}.{slot}"))
     return model
 
 

@@ -28,8 +28,8 @@ def dequantize_integers(q: Tensor, scale: Tensor, zero_point: Tensor, axis: int)
 
 
 @torch.library.custom_op("micronet::quantize_dequantize", mutates_args=())
-def quantize_dequantize(x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
-    """Return ``x`` on the whole grid of the zero point's integer type."""
+def quantize_dequantize(x: Tensor, scale: Tensor, zero_point: Tensor, name: str) -> Tensor:
+    """Return ``x`` on the whole grid of the zero point's integer type; ``name`` tells whose quantizer this is."""
     limits = torch.iinfo(zero_point.dtype)
     shift = zero_point.to(torch.float32)
     return ((x / scale).round_().add_(shift).clamp_(limits.min, limits.max) - shift) * scale
@@ -41,7 +41,7 @@ def _(q: Tensor, scale: Tensor, zero_point: Tensor, axis: int) -> Tensor:
 
 
 @quantize_dequantize.register_fake
-def _(x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+def _(x: Tensor, scale: Tensor, zero_point: Tensor, name: str) -> Tensor:
     return torch.empty_like(x)
 
 
@@ -53,7 +53,7 @@ def _translate_dequantize(q: Any, scale: Any, zero_point: Any, axis: int) -> Any
     return op.DequantizeLinear(q, scale, zero_point, axis=axis)
 
 
-def _translate_quantize_dequantize(x: Any, scale: Any, zero_point: Any) -> Any:
+def _translate_quantize_dequantize(x: Any, scale: Any, zero_point: Any, name: str) -> Any:
     return op.DequantizeLinear(op.QuantizeLinear(x, scale, zero_point), scale, zero_point)
 
 
@@ -93,8 +93,9 @@ class ActivationGrid(nn.Module):
     scale: Tensor
     zero_point: Tensor
 
-    def __init__(self, qparams: QParams, bits: int) -> None:
+    def __init__(self, qparams: QParams, bits: int, name: str) -> None:
         super().__init__()
+        self.name = name
         dtype = torch.uint8 if bits <= INT8_BITS else torch.uint16
         limits = torch.iinfo(dtype)
         shift = (limits.max + 1) // 2 if qparams.qmin < 0 else 0
@@ -109,7 +110,7 @@ class ActivationGrid(nn.Module):
         """Return ``x`` on its grid."""
         if self.bounds is not None:
             x = x.clamp(*self.bounds)
-        out: Tensor = torch.ops.micronet.quantize_dequantize(x, self.scale, self.zero_point)
+        out: Tensor = torch.ops.micronet.quantize_dequantize(x, self.scale, self.zero_point, self.name)
         return out
 
 

@@ -6,6 +6,7 @@ paths of the machine it ran on.
 
 import ast
 import copy
+import re
 
 import onnx
 
@@ -16,6 +17,8 @@ _DEFAULTS = {
 }
 _INPUTS = ("q", "scale", "zero_point")  # of QuantizeLinear and DequantizeLinear
 _SCOPES = "pkg.torch.onnx.name_scopes"
+_CALL = "pkg.torch.onnx.fx_node"
+_NAME = re.compile(r"quantize_dequantize\S*\(args = \(.*, ([\w.]+)\), kwargs")
 
 
 def tidy(proto: onnx.ModelProto) -> None:
@@ -23,7 +26,7 @@ def tidy(proto: onnx.ModelProto) -> None:
     graph = proto.graph
     used: dict[str, int] = {}
     for node in graph.node:
-        name = f"{_module(node)}.{node.op_type}".lstrip(".")
+        name = f"{_owner(node)}.{node.op_type}".lstrip(".")
         used[name] = used.get(name, 0) + 1
         node.name = name if used[name] == 1 else f"{name}.{used[name]}"
         del node.metadata_props[:]
@@ -70,13 +73,16 @@ def _shorten_names(graph: onnx.GraphProto) -> None:
             node.input[index] = short.get(name, name)
 
 
-def _module(node: onnx.NodeProto) -> str:
-    """Return the name of the module a node was exported from."""
-    for entry in node.metadata_props:
-        if entry.key == _SCOPES:
-            scopes = ast.literal_eval(entry.value)
-            return str(scopes[-2]) if len(scopes) > 1 else ""
-    return ""
+def _owner(node: onnx.NodeProto) -> str:
+    """Return the name of the module a node was exported from; a quantizer is known by the name it was called with.
+
+    The scopes that the exporter writes leave out a quantizer where the network is a traced graph.
+    """
+    written = {entry.key: entry.value for entry in node.metadata_props}
+    if node.op_type == "QuantizeLinear" and (named := _NAME.search(written.get(_CALL, ""))):
+        return named[1]
+    scopes = ast.literal_eval(written.get(_SCOPES, "[]"))
+    return str(scopes[-2]) if len(scopes) > 1 else ""
 
 
 def _own_initializers(graph: onnx.GraphProto) -> None:

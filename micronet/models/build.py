@@ -21,6 +21,7 @@ from micronet import registry
 from micronet.errors import MicronetError, unknown
 
 TORCHVISION = "torchvision:"
+_FORMS = ("torchvision:NAME", "pkg.mod:factory", "path/to/file.py:factory")
 
 
 @dataclass(frozen=True)
@@ -109,10 +110,12 @@ def accepted(spec: ModelSpec, offers: dict[str, Any]) -> dict[str, Any]:
 def _factory(spec: ModelSpec) -> Callable[..., Any]:
     if spec.name.startswith(TORCHVISION):
         return _torchvision(spec.name.removeprefix(TORCHVISION))
-    if ":" not in spec.name:
-        factory: Callable[..., Any] = registry.resolve(registry.MODELS, spec.name, "model")
-        return factory
-    return _user_factory(spec)
+    if ":" in spec.name:
+        return _user_factory(spec)
+    if spec.name not in registry.MODELS:
+        raise unknown("model", spec.name, [*registry.MODELS, *_FORMS])
+    factory: Callable[..., Any] = registry.load_object(registry.MODELS[spec.name])
+    return factory
 
 
 def _torchvision(name: str) -> Callable[..., Any]:

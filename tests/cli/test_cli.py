@@ -34,6 +34,19 @@ def test_compare_measures_everything(micronet, chain):
     assert table.startswith("| name | runtime |")
 
 
+def test_an_imported_network_compares_with_its_quantized_child(micronet, tmp_path):
+    from tests.data.test_data import make_folder
+
+    folder = make_folder(tmp_path / "images", sizes=((40, 40),), count=8)
+    files = [tmp_path / name for name in ("r.safetensors", "q.safetensors")]
+    args = ["--model", "torchvision:resnet18", "--model-args", '{"num_classes": 2}']
+    assert micronet("import", *args, "-o", files[0]).code == 0
+    assert "--data" in micronet("evaluate", files[0]).err
+    assert micronet("quantize", files[0], "--data", folder, "--epochs", "1", "-o", files[1]).code == 0
+    rows = micronet("compare", *files, "--json").json["rows"]
+    assert [row["images"] for row in rows] == [16, 16]
+
+
 def test_inspect_tells_everything(micronet, chain):
     shown = micronet("inspect", chain / "fused.safetensors", "--json").json
     assert [record["stage"] for record in shown["history"]] == ["train", "quantize", "bn-fuse"]
@@ -56,13 +69,14 @@ def test_inspect_tells_everything(micronet, chain):
         (["train", "--model-args", "{"], "no JSON"),
         (["quantize", "missing.safetensors"], "does not exist"),
         (["quantize", "--w-bits", "1"], "--w-bits"),
-        (["quantize", "INT8", "-o", "x.safetensors"], "finetune"),
+        (["quantize", "INT8", "-o", "x.safetensors"], "quantize the float artifact again"),
         (["bn-fuse", "FUSED", "-o", "x.safetensors"], "export-onnx"),
         (["bn-fuse", "INT8", "-o", "INT8"], "--force"),
         (["evaluate", "INT8", "--data", "nowhere"], "unknown data set"),
         (["evaluate", "README.md"], ".onnx"),
         (["evaluate", "broken.onnx"], "not a whole ONNX"),
         (["import", "--model", "torchvision:resnet"], "allowed: resnet"),
+        (["train", "--resume", "-o", "INT8"], "nothing to resume"),
         (["import", "--weights", "none.pth"], "no such file"),
         (["import", "--mean", "1,2"], "go together"),
     ],

@@ -12,7 +12,7 @@ from micronet.export.check import compare_layers, compare_outputs
 from micronet.export.onnx import to_onnx
 from micronet.export.operators import INT32_MAX, room_for_bias
 from micronet.models.build import ModelSpec, build
-from micronet.quantization.calibrate import calibrate
+from micronet.quantization.calibrate import calibrate, each_quantizer
 from micronet.quantization.config import QuantConfig
 from micronet.quantization.fold import fold_model
 from micronet.quantization.quantize import quantize_model
@@ -85,6 +85,14 @@ def test_sixteen_bits_export_and_agree():
     artifact = quantized("nin", {"width": 0.1}, w_bits=16, a_bits=16)
     agreement = compare_outputs(artifact.model, to_onnx(artifact, IMAGES), [IMAGES])
     assert agreement.error < 1e-2  # float32 sums do not resolve a 16-bit grid, so single steps flip
+
+
+def test_every_quantizer_is_judged_also_in_a_traced_graph_with_equal_scales():
+    artifact = quantized("torchvision:mobilenet_v2", {"num_classes": 4}, a_bits=8)  # its ReLU6 outputs share scales
+    worst = compare_layers(artifact.model, to_onnx(artifact, IMAGES), IMAGES)
+    slots = [f"{name}.{slot}" for name, slot, _ in each_quantizer(artifact.model) if slot != "weight_quantizer"]
+    assert sorted(worst) == sorted(slots)
+    assert max(worst.values()) <= 1
 
 
 def test_a_residual_network_runs_in_integers_from_end_to_end(tmp_path):
