@@ -147,7 +147,7 @@ class Graph:
                     waiting.append(user)
         return seen
 
-    def _owns_parameters(self, layer: nn.Module) -> bool:
+    def owns_parameters(self, layer: nn.Module) -> bool:
         """Tell whether a layer's weight is a plain parameter that no other module uses."""
         if hasattr(layer, "parametrizations"):
             return False
@@ -180,7 +180,7 @@ class Graph:
                 and norm.track_running_stats
                 and len(layer_node.users) == 1
                 and self.call_count(layer) == 1
-                and self._owns_parameters(layer)
+                and self.owns_parameters(layer)
                 and (not isinstance(layer, nn.Linear) or self._is_matrix(layer_node))
                 and getattr(layer, "output_quantizer", None) is None
             ):

@@ -23,6 +23,7 @@ MODELS = {
     "resnet101": "micronet.models.resnet:resnet101",
     "resnet152": "micronet.models.resnet:resnet152",
     "lenet": "micronet.models.lenet:lenet",
+    "lenet_bn": "micronet.models.lenet:lenet_bn",
 }
 
 DATA = {
@@ -39,6 +40,7 @@ SCHEMES = {
 
 # Stages that change a model's structure, and the function that rebuilds that structure from a record.
 RESTORE = {
+    "prune": "micronet.pruning.prune:restore",
     "quantize": "micronet.quantization.quantize:restore",
     "bn-fuse": "micronet.quantization.fold:restore",
 }

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from micronet.artifact import Artifact
 from micronet.checkpoint import Checkpoint
 from micronet.data.batches import batch_count, plain_batches, training_batches
 from micronet.data.dataset import Dataset
+from micronet.distillation import Teacher, open_teacher
 from micronet.errors import FailedError
 from micronet.evaluation import check_scores, evaluate, evaluating
 from micronet.machine import tune_allocator
@@ -29,6 +30,22 @@ from micronet.training_config import TrainConfig, learning_rate
 
 SGD_MOMENTUM = 0.9
 Observe = Callable[[nn.Module], AbstractContextManager[Any]]
+
+
+@dataclass(frozen=True)
+class Procedure:
+    """What a stage adds to plain training.
+
+    ``observe``: a context that each epoch's steps run in. ``penalty``: called between backward and the optimizer's
+    step to add to the gradients. ``keep``: the epoch whose weights stay, the best on the validation images or the last.
+    """
+
+    observe: Observe = nullcontext
+    penalty: Callable[[], None] | None = None
+    keep: Literal["best", "last"] = "best"
+
+
+PLAIN = Procedure()
 
 
 @dataclass(frozen=True)
@@ -50,8 +67,7 @@ class Run:
 class Trainer:
     """Fits a model to a data set.
 
-    ``identity``: what must be unchanged for a resume. ``observe``: a context that each epoch's steps run in.
-    ``penalty``: added to the loss (a scalar tensor).
+    ``identity``: what must be unchanged for a resume. ``teacher``: a network to learn from as well.
     """
 
     model: nn.Module
@@ -59,11 +75,11 @@ class Trainer:
     config: TrainConfig
     run: Run
     identity: dict[str, Any]
-    observe: Observe = nullcontext
-    penalty: Callable[[nn.Module], Tensor] | None = None
+    procedure: Procedure = PLAIN
+    teacher: Teacher | None = None
 
     def fit(self) -> dict[str, Any]:
-        """Train, leave the best epoch's weights in the model and return that epoch's numbers.
+        """Train, leave the kept epoch's weights in the model and return that epoch's numbers.
 
         Raises MicronetError for data that do not fit the model or an unclaimed checkpoint, FailedError when the loss
         is no longer finite; the last checkpoint stays in both cases.
@@ -87,14 +103,17 @@ class Trainer:
             start = time.perf_counter()
             row = {"epoch": epoch, **self._train_epoch(optimizer, epoch), **self._validate()}
             row["seconds"] = round(time.perf_counter() - start, 3)
-            better = not rows or _rank(row) > max(map(_rank, rows))
             rows.append(row)
-            checkpoint.save(self.model, optimizer, rows, best=better)
+            checkpoint.save(self.model, optimizer, rows, best=self._kept(rows) is row)
             log.append(row)
             self.run.progress.line(_summary(row, self.config.epochs))
         log.close()
         checkpoint.load_best(self.model)  # its file stays until the artifact is saved
-        return max(rows, key=_rank)
+        return self._kept(rows)
+
+    def _kept(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return the epoch whose weights stay; of equal ones the first."""
+        return rows[-1] if self.procedure.keep == "last" else max(rows, key=_rank)
 
     def _train_epoch(self, optimizer: torch.optim.Optimizer, epoch: int) -> dict[str, float]:
         config, steps = self.config, batch_count(self.data.train, self.config.batch_size)
@@ -102,7 +121,7 @@ class Trainer:
         self.model.train()
         total, images, started = 0.0, 0, time.perf_counter()
         batches = training_batches(self.data.train, self.data.spec, config.batch_size, seed=self.run.seed, epoch=epoch)
-        with self.observe(self.model):
+        with self.procedure.observe(self.model):
             for step, (inputs, labels) in enumerate(batches):
                 rate = learning_rate(config, (epoch - 1) * steps + step, config.epochs * steps)
                 for group in optimizer.param_groups:
@@ -124,10 +143,12 @@ class Trainer:
         if not isinstance(scores, Tensor):  # networks with auxiliary heads give several in training; the first counts
             scores = scores[0]
         loss = F.cross_entropy(scores, labels, label_smoothing=self.config.label_smoothing)
-        if self.penalty is not None:
-            loss = loss + self.penalty(self.model)
+        if self.teacher is not None:
+            loss = self.teacher.blend(loss, scores, inputs)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
+        if self.procedure.penalty is not None:
+            self.procedure.penalty()
         optimizer.step()
         return float(loss.detach())
 
@@ -157,9 +178,9 @@ def fit_artifact(
     data: Dataset,
     config: TrainConfig,
     run: Run,
-    observe: Observe = nullcontext,
+    procedure: Procedure = PLAIN,
 ) -> Artifact:
-    """Train an artifact's model in place and return the artifact with its data and the metrics of its best epoch.
+    """Train an artifact's model in place and return the artifact with its data and the metrics of the epoch kept.
 
     Its history is as it was: the caller knows which stage this is. Raises what ``Trainer.fit`` raises.
     """
@@ -167,8 +188,10 @@ def fit_artifact(
         "model": artifact.spec.to_json(),
         "history": [record.to_json() for record in artifact.history],
         "data": data.spec.to_json(),
+        "keep": procedure.keep,
     }
-    best = Trainer(artifact.model, data, config, run, identity, observe).fit()
+    teacher = open_teacher(config, artifact, data.spec, run.device)
+    kept = Trainer(artifact.model, data, config, run, identity, procedure, teacher).fit()
     with evaluating(artifact.model) as predict:
         total = len(data.test)
         result = evaluate(
@@ -177,7 +200,7 @@ def fit_artifact(
             lambda done: run.progress.step("testing", done, total),
         )
     metrics = {
-        **{name: value for name, value in best.items() if name.startswith(("epoch", "validation"))},
+        **{name: value for name, value in kept.items() if name.startswith(("epoch", "validation"))},
         "test_accuracy": result.accuracy,
         "test_loss": result.loss,
         "test_images": result.images,

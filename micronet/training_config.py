@@ -2,11 +2,13 @@
 
 import math
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from micronet.settings import check_choices, check_range, setting
 
 ONE_CYCLE_RISE = 0.25  # share of the steps in which the learning rate rises
+TEACHING = ("distill", "distill_weight", "temperature")
 STEP_DECAYS = (0.5, 0.75, 0.9)  # shares of the steps after which it falls to a tenth
 
 
@@ -23,6 +25,9 @@ class TrainConfig:
         "one-cycle", "Learning rate: up, then down to zero; or divided by ten at 50, 75 and 90 % of the steps."
     )
     label_smoothing: float = setting(0.0, "Share of the target given to all classes alike.")
+    distill: Path | None = setting(None, "An artifact to learn from as well; its scores are soft labels.")  # noqa: RUF009
+    distill_weight: float = setting(0.5, "Share of the loss that the teacher's soft labels have.")
+    temperature: float = setting(4.0, "Divides both networks' scores before they are compared with the teacher's.")
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -31,10 +36,15 @@ class TrainConfig:
         check_range(self, "batch_size", 1)
         check_range(self, "weight_decay", 0)
         check_range(self, "label_smoothing", 0, 0.99)
+        check_range(self, "distill_weight", 0, 1)
+        check_range(self, "temperature", 0.01)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the fields as a JSON object."""
-        return asdict(self)
+        """Return the fields as a JSON object, those of a teacher only where there is one."""
+        fields = asdict(self)
+        if self.distill is None:
+            return {name: value for name, value in fields.items() if name not in TEACHING}
+        return {**fields, "distill": str(self.distill)}
 
 
 def learning_rate(config: TrainConfig, step: int, steps: int) -> float:

@@ -13,9 +13,9 @@ LEVELS = [
     {"errors", "settings", "registry", "progress", "history", "files", "header", "layer_table", "training_config"},
     {"models"},
     {"artifact", "data", "graph", "machine", "evaluation", "importing"},
-    {"checkpoint", "training"},
+    {"checkpoint", "distillation", "training"},
     {"pruning", "quantization"},
-    {"export", "runtime", "report", "recipe", "deploy"},
+    {"export", "runtime", "report", "prediction", "recipe", "deploy"},
     {"cli", "api", "__init__"},
 ]
 FORBIDDEN = [("pruning", "quantization"), ("quantization", "pruning"), ("runtime", "training")]

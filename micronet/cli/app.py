@@ -15,11 +15,17 @@ from micronet.cli import (
     console,
     evaluate,
     export_onnx,
+    finetune,
     import_model,
     inspect_artifact,
+    predict,
+    prune,
     quantize,
+    sparse_train,
     train,
 )
+from micronet.cli import run as run_recipe
+from micronet.cli.old_spellings import modern
 from micronet.errors import MicronetError
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
@@ -34,7 +40,22 @@ app = typer.Typer(
     "Every command reads an artifact (one .safetensors file), does one thing and writes a new one.",
 )
 
-for command in (train, import_model, quantize, bn_fuse, export_onnx, evaluate, compare, inspect_artifact):
+COMMANDS = (
+    train,
+    import_model,
+    sparse_train,
+    prune,
+    finetune,
+    quantize,
+    bn_fuse,
+    export_onnx,
+    evaluate,
+    compare,
+    predict,
+    inspect_artifact,
+    run_recipe,
+)
+for command in COMMANDS:
     app.command(command.NAME, epilog=f"Example:  {command.EXAMPLE}")(command.run)
 
 
@@ -63,7 +84,7 @@ def main() -> None:
 def run(arguments: list[str]) -> int:
     """Run one command and return its exit code; no exception that a user can cause passes."""
     try:
-        app(arguments, standalone_mode=True)
+        app(modern(arguments), standalone_mode=True)
     except SystemExit as stop:  # Typer has turned Ctrl-C into an exit by now
         if stop.code == INTERRUPTED:
             console.print_error("interrupted; every file on disk is whole, and --resume goes on with a training")

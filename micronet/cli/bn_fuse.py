@@ -13,13 +13,11 @@ def run(artifact: Input, *, code: CodeOptions, output: OutputOptions) -> None:
     from micronet.artifact import save
     from micronet.cli import console, stages
     from micronet.files import check_target
-    from micronet.history import check_order
     from micronet.quantization.fold import fold_model
 
     path = output.output or default_name(artifact, "-fused.safetensors")
     check_target(path, output.force)
-    opened = stages.open_artifact(artifact, code)
-    check_order(opened.history, NAME)
+    opened = stages.open_artifact(artifact, code, NAME)
     model, record = fold_model(opened.model, opened.history)
     if not output.json and not output.quiet:
         console.print_line(f"folded {len(record.result['pairs'])} batch norms")

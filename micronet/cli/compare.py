@@ -7,6 +7,7 @@ import typer
 
 from micronet.cli import console
 from micronet.cli.options import DataOptions, ReportOptions, with_configs
+from micronet.errors import FailedError
 from micronet.runtime.options import RuntimeOptions
 
 NAME = "compare"
@@ -17,6 +18,9 @@ EXAMPLE = "micronet compare float.safetensors int8.safetensors int8.onnx"
 def run(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Artifacts and .onnx files.")],
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the table as Markdown.")] = False,
+    max_drop: Annotated[
+        float | None, typer.Option(help="Exit 1 where a network is more points of accuracy below the first.")
+    ] = None,
     *,
     data: DataOptions,
     runtime: RuntimeOptions,
@@ -39,3 +43,10 @@ def run(
         console.print_line(to_markdown(rows))
     else:
         console.print_table(COLUMNS, [cells(row) for row in rows], f"{rows[0].images:,} test images")
+    if max_drop is not None:
+        fallen = [row for row in rows if 100 * row.drop > max_drop]
+        if fallen:
+            worst = max(fallen, key=lambda row: row.drop)
+            raise FailedError(
+                f"{worst.name} is {100 * worst.drop:.2f} points below {rows[0].name}; --max-drop allows {max_drop:g}"
+            )

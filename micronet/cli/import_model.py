@@ -36,10 +36,10 @@ def run(
     from micronet.files import check_target
     from micronet.importing import import_model, preprocessing
 
-    path = output.output or Path(f"{model.model.rpartition(':')[2]}.safetensors")
+    path = output.output or model.file
     check_target(path, output.force)
-    artifact = import_model(model.model, _arguments(model), weights)
-    spec = preprocessing(model.model, mean, std)
+    artifact = import_model(model.name, _arguments(model), weights)
+    spec = preprocessing(model.name, mean, std)
     if data.data is not None:
         spec = load_data(data.data, image_size=data.image_size, limit=data.limit, like=spec).spec
     artifact = replace(artifact, data=spec.to_json())

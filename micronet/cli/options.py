@@ -23,8 +23,10 @@ Input = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="An artifact (.s
 class ModelOptions:
     """Which network."""
 
-    model: str = setting(
-        "nin", "A network of ours, torchvision:NAME, pkg.mod:factory or path/to/file.py:factory. Runs code you name."
+    model: str | None = setting(
+        None,
+        "A network of ours, torchvision:NAME, pkg.mod:factory or path/to/file.py:factory, whose code then runs; "
+        "default: nin.",
     )
     width: float | None = setting(None, "Multiplies every layer's channels (our networks only); default 1.")
     model_args: str | None = setting(None, "The factory's arguments as JSON, for example '{\"num_classes\": 10}'.")
@@ -32,6 +34,21 @@ class ModelOptions:
     def __post_init__(self) -> None:
         if self.width is not None:
             check_range(self, "width", 0.01, 16)
+
+    @property
+    def name(self) -> str:
+        """The network named, or the default one."""
+        return self.model or "nin"
+
+    @property
+    def file(self) -> Path:
+        """The artifact's default path."""
+        return Path(f"{self.name.rpartition(':')[2]}.safetensors")
+
+    def check_unused(self) -> None:
+        """Raise MicronetError where a new network is described although an artifact is given."""
+        if self.width is not None or self.model_args is not None:
+            raise MicronetError("--width and --model-args make a new network; leave them out when an artifact is given")
 
 
 @dataclass(frozen=True)
@@ -91,14 +108,20 @@ def with_configs(command: Callable[..., None]) -> Callable[..., None]:
         configs[name] = (config, [item.name for item in fields(config)])
         shown.extend(_option(item, getattr(default, item.name), panel) for item in fields(config))
 
-    @functools.wraps(command)
-    def run(**values: Any) -> None:
-        built = {
-            name: build(**{key: values.pop(key) for key in keys if key in values})
+    def build_configs(values: dict[str, Any]) -> dict[str, Any]:
+        """Build every config from the values there are. Raises MicronetError where one is out of its range."""
+        return {
+            name: build(**{key: values[key] for key in keys if key in values})
             for name, (build, keys) in configs.items()
         }
-        command(**values, **built)
 
+    @functools.wraps(command)
+    def run(**values: Any) -> None:
+        built = build_configs(values)
+        taken = {key for _, keys in configs.values() for key in keys}
+        command(**{key: value for key, value in values.items() if key not in taken}, **built)
+
+    run.check = build_configs  # type: ignore[attr-defined]  # for those who have values but want nothing run yet
     run.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in shown}
     return run

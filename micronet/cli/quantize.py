@@ -14,8 +14,8 @@ from micronet.cli.options import (
     default_name,
     with_configs,
 )
-from micronet.errors import MicronetError
 from micronet.quantization.config import QuantConfig
+from micronet.runtime.options import CodeOptions
 from micronet.training_config import TrainConfig
 
 NAME = "quantize"
@@ -45,18 +45,18 @@ def run(
     """
     from micronet.cli import quantize_stage, stages
 
-    begun = artifact or Path(f"{model.model.rpartition(':')[2]}.safetensors")
+    begun = artifact or model.file
     ending = f"-w{quantization.w_bits}a{quantization.a_bits}.safetensors"
     path = output.output or default_name(begun, ending)
     stages.check_output(path, output, running)
-    if artifact is not None and (model.width is not None or model.model_args is not None):
-        raise MicronetError("--width and --model-args make a new network; leave them out when an artifact is given")
+    if artifact is not None:
+        model.check_unused()
     with console.progress(output.quiet) as progress:
         job = stages.make_run(path, running, output, progress)
         if artifact is None:
             floating = quantize_stage.float_artifact(model, data, job)
         else:
-            floating = quantize_stage.open_float(artifact, model, trust_code)
+            floating = stages.open_artifact(artifact, CodeOptions(model.model, trust_code), NAME)
         quantized = quantize_stage.quantize(floating, quantization, training, data, job)
     stages.keep(quantized, path)
     stages.report(quantized, path, output)

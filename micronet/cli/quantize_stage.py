@@ -1,7 +1,6 @@
 """The quantize command's work: a float artifact, however it is got, through calibration and training."""
 
 from dataclasses import replace
-from pathlib import Path
 
 from micronet.artifact import Artifact, load
 from micronet.cli import stages
@@ -10,32 +9,24 @@ from micronet.data.batches import plain_batches
 from micronet.data.split import draw
 from micronet.errors import MicronetError
 from micronet.files import check_target
-from micronet.history import StageRecord, check_order
+from micronet.history import StageRecord
 from micronet.quantization.calibrate import calibrate, observing
 from micronet.quantization.config import QuantConfig
 from micronet.quantization.quantize import quantize_model
-from micronet.training import Run, check_fit, fit_artifact
+from micronet.training import Procedure, Run, check_fit, fit_artifact
 from micronet.training_config import TrainConfig
 
 CALIBRATION_IMAGES = 256
 CALIBRATION_BATCH = 64
 
 
-def open_float(path: Path, model: ModelOptions, trust_code: bool) -> Artifact:
-    """Load the artifact to quantize; ``--model`` names its code again where it is the user's."""
-    named = model.model if ":" in model.model else None
-    artifact = load(path, named, trust_code=trust_code)
-    check_order(artifact.history, "quantize")
-    return artifact
-
-
 def float_artifact(model: ModelOptions, data: DataOptions, run: Run) -> Artifact:
     """Train the network that there is no artifact of yet, and keep it beside the output."""
     path = run.output.with_name(f"{run.output.stem}-float.safetensors")
     if run.resume and path.exists():
-        artifact = load(path, model.model if ":" in model.model else None)
-        if artifact.spec.name != model.model:
-            raise MicronetError(f"{path} is a {artifact.spec.name}, not a {model.model}; give another -o, or --force")
+        artifact = load(path, model.model if ":" in model.name else None)
+        if artifact.spec.name != model.name:
+            raise MicronetError(f"{path} is a {artifact.spec.name}, not a {model.name}; give another -o, or --force")
         return artifact
     check_target(path, run.force)
     artifact = stages.train(model, data, TrainConfig(), replace(run, output=path))
@@ -54,6 +45,6 @@ def quantize(artifact: Artifact, config: QuantConfig, training: TrainConfig, dat
     batches = plain_batches(chosen, dataset.spec, CALIBRATION_BATCH)
     calibrate(model, (inputs.to(run.device) for inputs, _ in batches))
     began = replace(artifact, model=model, history=[*artifact.history, record])
-    fitted = fit_artifact(began, dataset, training, run, observing)
+    fitted = fit_artifact(began, dataset, training, run, Procedure(observing))
     trained = StageRecord(record.stage, {**config.to_json(), **training.to_json()}, record.result)
     return replace(fitted, history=[*artifact.history, trained])

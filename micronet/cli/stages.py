@@ -13,13 +13,14 @@ from micronet.cli.options import DataOptions, ModelOptions, OutputOptions, RunCo
 from micronet.data.dataset import Dataset, DataSpec
 from micronet.data.load import load_data
 from micronet.errors import MicronetError
+from micronet.evaluation import count_macs
 from micronet.files import check_target
-from micronet.history import StageRecord
+from micronet.history import StageRecord, check_order
 from micronet.machine import pick_device
 from micronet.models.build import ModelSpec, accepted, build, describe
 from micronet.progress import Progress
 from micronet.runtime.options import CodeOptions
-from micronet.training import Run, fit_artifact
+from micronet.training import PLAIN, Procedure, Run, fit_artifact
 from micronet.training_config import TrainConfig
 
 DEFAULT_DATA = "digits"
@@ -30,9 +31,12 @@ def make_run(path: Path, running: RunConfig, output: OutputOptions, progress: Pr
     return Run(path, pick_device(running.device), running.seed, running.resume, output.force, progress)
 
 
-def open_artifact(path: Path, code: CodeOptions) -> Artifact:
-    """Load an artifact the way the user says its code may be run."""
-    return load(path, code.model, trust_code=code.trust_code)
+def open_artifact(path: Path, code: CodeOptions, stage: str | None = None) -> Artifact:
+    """Load an artifact the way the user says its code may be run; for a ``stage``, where that may come next."""
+    artifact = load(path, code.model, trust_code=code.trust_code)
+    if stage is not None:
+        check_order(artifact.history, stage)
+    return artifact
 
 
 def open_data(options: DataOptions, artifact: Artifact | None = None, seed: int = 1) -> Dataset:
@@ -48,7 +52,7 @@ def open_to_test(options: DataOptions, like: DataSpec) -> Dataset:
 
 def new_artifact(options: ModelOptions, spec: DataSpec, seed: int) -> Artifact:
     """Build a network for data, with the initial weights that the seed gives."""
-    described = describe(options.model, parse_json_object(options.model_args, "model_args"))
+    described = describe(options.name, parse_json_object(options.model_args, "model_args"))
     args = {**_fitting(described, spec, options.width), **described.args}
     described = replace(described, args=args)
     torch.manual_seed(seed)
@@ -59,8 +63,21 @@ def train(model: ModelOptions, data: DataOptions, training: TrainConfig, run: Ru
     """Train a network from scratch; the artifact's history is that."""
     dataset = open_data(data, seed=run.seed)
     artifact = new_artifact(model, dataset.spec, run.seed)
-    fitted = fit_artifact(artifact, dataset, training, run)
-    return fitted.after(StageRecord("train", training.to_json()))
+    return fit_stage("train", artifact, dataset, training, run)
+
+
+def fit_stage(
+    stage: str,
+    artifact: Artifact,
+    dataset: Dataset,
+    training: TrainConfig,
+    run: Run,
+    procedure: Procedure = PLAIN,
+    **config: Any,
+) -> Artifact:
+    """Train an artifact and record that as a stage, with the stage's own ``config`` besides the training's."""
+    fitted = fit_artifact(artifact, dataset, training, run, procedure)
+    return fitted.after(StageRecord(stage, {**config, **training.to_json()}))
 
 
 def check_output(path: Path, output: OutputOptions, running: RunConfig) -> None:
@@ -86,6 +103,15 @@ def report(artifact: Artifact, path: Path, output: OutputOptions) -> None:
         images = artifact.metrics.get("test_images", 0)
         tested = f"  test accuracy {accuracy:.2%} of {images:,} images" if accuracy is not None else ""
         console.print_line(f"wrote {path}  {summary['size_bytes']:,} bytes{tested}")
+
+
+def sizes(artifact: Artifact) -> dict[str, int | None]:
+    """Return a network's parameters and, where its image size is known, its multiply-accumulates for one image."""
+    spec = DataSpec.from_json(artifact.data)
+    macs = None
+    if spec.channels is not None and spec.image_size is not None:
+        macs = count_macs(artifact.model, (spec.channels, spec.image_size, spec.image_size))
+    return {"params": sum(parameter.numel() for parameter in artifact.model.parameters()), "macs": macs}
 
 
 def _fitting(spec: ModelSpec, data: DataSpec, width: float | None) -> dict[str, Any]:

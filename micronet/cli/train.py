@@ -1,7 +1,5 @@
 """``micronet train``: a network from scratch."""
 
-from pathlib import Path
-
 from micronet.cli import console
 from micronet.cli.options import DataOptions, ModelOptions, OutputOptions, RunConfig, with_configs
 from micronet.training_config import TrainConfig
@@ -21,7 +19,7 @@ def run(
     """Train a network from scratch."""
     from micronet.cli import stages
 
-    path = output.output or Path(f"{model.model.rpartition(':')[2]}.safetensors")
+    path = output.output or model.file
     stages.check_output(path, output, running)
     with console.progress(output.quiet) as progress:
         artifact = stages.train(model, data, training, stages.make_run(path, running, output, progress))

@@ -9,28 +9,33 @@ SMALLEST_IMAGE = 16  # two unpadded 5x5 convolutions, each halved
 
 
 class LeNet(nn.Module):
-    """Convolution, pool, ReLU twice; then linear, ReLU, dropout, linear."""
+    """Convolution, batch norm where wanted, pool, ReLU twice; then linear, the same norm, ReLU, dropout, linear."""
 
-    def __init__(self, num_classes: int, in_channels: int, image_size: int, widths: list[int]) -> None:
+    def __init__(
+        self, num_classes: int, in_channels: int, image_size: int, widths: list[int], batch_norm: bool
+    ) -> None:
         super().__init__()
         first, second, hidden = widths
         side = ((image_size - 4) // 2 - 4) // 2
         self.conv1 = nn.Conv2d(in_channels, first, 5)
+        self.bn1 = nn.BatchNorm2d(first) if batch_norm else nn.Identity()
         self.pool1 = nn.MaxPool2d(2)
         self.relu1 = nn.ReLU(inplace=True)
         self.conv2 = nn.Conv2d(first, second, 5)
+        self.bn2 = nn.BatchNorm2d(second) if batch_norm else nn.Identity()
         self.pool2 = nn.MaxPool2d(2)
         self.relu2 = nn.ReLU(inplace=True)
         self.fc1 = nn.Linear(second * side * side, hidden)
+        self.bn3 = nn.BatchNorm1d(hidden) if batch_norm else nn.Identity()
         self.relu3 = nn.ReLU(inplace=True)
         self.dropout = nn.Dropout()
         self.fc2 = nn.Linear(hidden, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, image_size, image_size) images -> (N, classes) scores."""
-        x = self.relu1(self.pool1(self.conv1(x)))
-        x = self.relu2(self.pool2(self.conv2(x)))
-        x = self.dropout(self.relu3(self.fc1(flatten(x))))
+        x = self.relu1(self.pool1(self.bn1(self.conv1(x))))
+        x = self.relu2(self.pool2(self.bn2(self.conv2(x))))
+        x = self.dropout(self.relu3(self.bn3(self.fc1(flatten(x)))))
         scores: Tensor = self.fc2(x)
         return scores
 
@@ -41,6 +46,7 @@ def lenet(
     image_size: int = 28,
     width: float = 1.0,
     widths: list[int] | None = None,
+    batch_norm: bool = False,
 ) -> LeNet:
     """Build LeNet; ``widths`` are the two convolutions' and the hidden layer's."""
     if image_size < SMALLEST_IMAGE:
@@ -48,4 +54,15 @@ def lenet(
     widths = widths or [scale_width(channels, width) for channels in (10, 20, 50)]
     if len(widths) != 3 or min(widths) < 1:
         raise MicronetError(f"widths is {widths}; lenet takes three positive numbers")
-    return LeNet(num_classes, in_channels, image_size, widths)
+    return LeNet(num_classes, in_channels, image_size, widths, batch_norm)
+
+
+def lenet_bn(
+    num_classes: int = 10,
+    in_channels: int = 1,
+    image_size: int = 28,
+    width: float = 1.0,
+    widths: list[int] | None = None,
+) -> LeNet:
+    """Build LeNet with batch norms, whose scales pruning judges channels by."""
+    return lenet(num_classes, in_channels, image_size, width, widths, batch_norm=True)

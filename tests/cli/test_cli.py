@@ -2,18 +2,21 @@ import shlex
 
 import pytest
 import torch
+from PIL import Image
 
 from micronet.cli import app
 from micronet.cli.app import run
 
-COMMANDS = (app.train, app.quantize, app.bn_fuse, app.export_onnx, app.evaluate, app.compare,
-            app.inspect_artifact, app.import_model)  # fmt: skip
+IN_ORDER = (app.train, app.sparse_train, app.prune, app.finetune, app.quantize, app.bn_fuse, app.export_onnx,
+            app.evaluate, app.compare, app.predict, app.inspect_artifact, app.import_model)  # fmt: skip
 
 
 def test_every_help_shows_an_example_and_every_example_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert len(COMMANDS) == len(app.app.registered_commands)
-    for command in COMMANDS:
+    assert {*IN_ORDER, app.run_recipe} == set(app.COMMANDS)  # a recipe of configs/ takes minutes: scripts/demo runs it
+    Image.new("RGB", (40, 32)).save("photo.png")
+    assert run(["run", "--help"]) == 0
+    for command in IN_ORDER:
         assert run([command.NAME, "--help"]) == 0
         assert command.EXAMPLE.split()[2] in capsys.readouterr().out
         assert run(shlex.split(command.EXAMPLE)[1:]) == 0, command.EXAMPLE

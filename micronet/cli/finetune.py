@@ -1,0 +1,37 @@
+"""``micronet finetune``: more training, whatever was done to the network before."""
+
+from micronet.cli import console
+from micronet.cli.options import DataOptions, Input, OutputOptions, RunConfig, default_name, with_configs
+from micronet.runtime.options import CodeOptions
+from micronet.training_config import TrainConfig
+
+NAME = "finetune"
+EXAMPLE = "micronet finetune pruned.safetensors --epochs 2 --distill float.safetensors -o finetuned.safetensors"
+
+TUNING = TrainConfig(epochs=4, lr=0.005)
+
+
+@with_configs
+def run(
+    artifact: Input,
+    *,
+    training: TrainConfig = TUNING,
+    data: DataOptions,
+    code: CodeOptions,
+    running: RunConfig,
+    output: OutputOptions,
+) -> None:
+    """Train an artifact further: a float or pruned one as it is, a quantized one with its quantizers (QAT)."""
+    from micronet.cli import stages
+    from micronet.quantization.calibrate import observing
+    from micronet.training import Procedure
+
+    path = output.output or default_name(artifact, "-finetuned.safetensors")
+    stages.check_output(path, output, running)
+    with console.progress(output.quiet) as progress:
+        job = stages.make_run(path, running, output, progress)
+        opened = stages.open_artifact(artifact, code, NAME)
+        dataset = stages.open_data(data, opened, job.seed)
+        tuned = stages.fit_stage(NAME, opened, dataset, training, job, Procedure(observing))
+    stages.keep(tuned, path)
+    stages.report(tuned, path, output)

@@ -1,0 +1,111 @@
+"""The spellings of the micronet of 2021: taken where ours means the same, answered with ours where it does not."""
+
+import json
+from collections.abc import Callable
+
+from micronet.errors import MicronetError
+
+_VALUES = {
+    "--q-type": {"0": "sym", "1": "asym"},
+    "--q-level": {"0": "channel", "1": "layer"},
+    "--weight-observer": {"0": "minmax", "1": "moving-average"},
+    "--model-type": {"0": "nin", "1": "nin_gc", "2": "resnet18"},
+}
+_NAMES = {
+    "--normal-regular": "--regular",
+    "--wd": "--weight-decay",
+    "--train-batch-size": "--batch-size",
+    "--end-epochs": "--epochs",
+    "--model-type": "--model",
+    "--save": "--output",
+}
+_SPARSE = "the sparsity penalty is a command of its own: micronet sparse-train [ARTIFACT] --s 1e-4"
+_ANSWERS = {
+    "-sr": _SPARSE,
+    "--sparsity-regularization": _SPARSE,
+    "--bn-fuse": "batch norms are folded by a command of its own, after quantize: micronet bn-fuse ARTIFACT",
+    "--evaluate": "measuring is a command of its own: micronet evaluate FILE",
+    "--layers": "layers are found by tracing the network; leave it out",
+    "--quant-type": "an artifact knows what it is; leave it out",
+    "--eval-batch-size": "evaluation chooses its batches itself; leave it out",
+    "--start-epochs": "go on with an interrupted training with --resume",
+    "--prune-quant": "give the pruned artifact itself: micronet quantize pruned.safetensors",
+    "--prune-qat": "give the pruned artifact itself: micronet quantize pruned.safetensors",
+    "--W": "binary and ternary weights are not here yet; --w-bits takes 2 to 16",
+    "--A": "binary activations are not here yet; --a-bits takes 2 to 16",
+}
+
+
+def modern(arguments: list[str]) -> list[str]:
+    """Return a command line in today's spelling. Raises MicronetError where an old option has become something else."""
+    words: list[str] = []
+    rest = list(arguments)
+    while rest:
+        word = rest.pop(0)
+        if word == "--":
+            return [*words, word, *rest]
+        if not word.startswith("-") or word == "-":
+            words.append(word)
+            continue
+        typed, equals, value = word.partition("=")
+        name = typed.replace("_", "-") if typed.startswith("--") else typed
+        if equals:
+            rest.insert(0, value)
+        if name in _ANSWERS:
+            raise MicronetError(f"{typed}: {_ANSWERS[name]}")
+        if name in _REWRITTEN:
+            words += _REWRITTEN[name](rest)
+        elif equals:
+            rest.pop(0)
+            words.append(f"{_NAMES.get(name, name)}={_VALUES.get(name, {}).get(value, value)}")
+        else:
+            words.append(_NAMES.get(name, name))
+            if name in _VALUES and rest:
+                words.append(_VALUES[name].get(rest[0], rest[0]))
+                rest.pop(0)
+    return words
+
+
+def _cpu(rest: list[str]) -> list[str]:
+    return ["--device", "cpu"]
+
+
+def _gpu(rest: list[str]) -> list[str]:
+    number = rest.pop(0) if rest else "0"
+    if not number.isdigit():
+        raise MicronetError(f"--gpu_id {number}: one device a command: --device cuda:0")
+    return ["--device", f"cuda:{number}"]
+
+
+def _refine(rest: list[str]) -> list[str]:
+    """``--refine FILE``: the file is the command's artifact now."""
+    if not rest:
+        raise MicronetError("--refine: give the artifact itself, for example micronet finetune pruned.safetensors")
+    path = rest.pop(0)
+    if not path.endswith(".safetensors"):
+        raise MicronetError(
+            f"--refine {path}: bring the checkpoint in first, micronet import --model nin --weights {path}, "
+            "then give the artifact itself, for example micronet finetune nin.safetensors"
+        )
+    return [path]
+
+
+def _grouped_widths(rest: list[str]) -> list[str]:
+    widths = []
+    while rest and rest[0].isdigit():
+        widths.append(int(rest.pop(0)))
+    args = json.dumps({"widths": widths or [154, 162, 144, 304, 320, 320, 608, 584]})
+    raise MicronetError(
+        "--gc_refine: micronet prune cuts nin_gc with its weights, so no widths are typed; to train that "
+        f"network from scratch: micronet train --model nin_gc --model-args '{args}'"
+    )
+
+
+_REWRITTEN: dict[str, Callable[[list[str]], list[str]]] = {
+    "--cpu": _cpu,
+    "--gpu-id": _gpu,
+    "--refine": _refine,
+    "--prune-refine": _refine,
+    "--gc-refine": _grouped_widths,
+    "--gc-prune-refine": _grouped_widths,
+}

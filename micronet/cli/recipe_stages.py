@@ -1,0 +1,192 @@
+"""A recipe's stages bound to the commands they name: checked as the command line checks, then called from here."""
+
+import shlex
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from inspect import Parameter, signature
+from pathlib import Path
+from types import ModuleType, UnionType
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+from typer.models import ArgumentInfo
+
+from micronet.errors import MicronetError, unknown
+from micronet.recipe import Recipe, Stage
+from micronet.settings import flag
+
+RUNS_OVER = ("force", "resume", "quiet", "json")  # how a stage runs, not what it computes
+_SUFFIX = {"export-onnx": ".onnx"}
+
+
+@dataclass(frozen=True)
+class BoundStage:
+    """A stage with the function that runs it, all its options, its output file and the files it reads."""
+
+    stage: Stage
+    module: ModuleType
+    options: dict[str, Any]
+    output: Path | None
+    inputs: list[Path]
+
+    @property
+    def can_resume(self) -> bool:
+        """Whether the command trains, so that it can go on after it was killed."""
+        return "resume" in _parameters(self.module)
+
+    def line(self) -> str:
+        """Return the command line that does the same."""
+        return shlex.join(["micronet", *self._arguments()])
+
+    def run(self, **how: Any) -> None:
+        """Call the command. Raises what the command raises."""
+        parameters = _parameters(self.module)
+        defaults = {name: item.default for name, item in parameters.items()}
+        with _as_command_line(self._arguments()):
+            self.module.run(**{**defaults, **self.options, **{key: how[key] for key in how if key in parameters}})
+
+    def _arguments(self) -> list[str]:
+        words: list[str] = [self.stage.command]
+        for name, value in self.options.items():
+            items = value if isinstance(value, list) else [value]
+            if _is_argument(_parameters(self.module)[name]):
+                words += map(str, items)
+            elif value is True:
+                words.append(flag(name))
+            elif value not in (False, None):
+                words += [flag(name), str(value)]
+        return words
+
+
+def bind(recipe: Recipe, commands: Mapping[str, ModuleType], first_options: Mapping[str, Any]) -> list[BoundStage]:
+    """Check every stage of a recipe before any of them runs; ``first_options`` go to the first stage besides its own.
+
+    A recipe that does not end in ``compare`` gets one over all files it makes. Raises MicronetError with the line.
+    """
+    bound: list[BoundStage] = []
+    stages = list(recipe.stages)
+    if stages[-1].command != "compare":
+        stages.append(Stage("compare", "compare", {}, stages[-1].line, {}))
+    for index, stage in enumerate(stages):
+        if stage.command not in commands:
+            line = stage.lines.get("command", stage.line)
+            raise recipe.error(line, str(unknown("command", stage.command, commands)))
+        more = first_options if index == 0 else {}
+        bound.append(_bind(recipe, stage, commands[stage.command], more, bound))
+    return bound
+
+
+def _bind(
+    recipe: Recipe, stage: Stage, module: ModuleType, more: Mapping[str, Any], earlier: list[BoundStage]
+) -> BoundStage:
+    parameters = _parameters(module)
+    options = {**stage.options, **{key: value for key, value in more.items() if key in parameters}}
+    for name, value in options.items():
+        line = stage.lines.get(name, stage.line)
+        if name not in parameters or name in RUNS_OVER:
+            known = [key for key in parameters if key not in RUNS_OVER]
+            raise recipe.error(line, str(unknown(f"option of {stage.command}:", name, known)))
+        if not _accepts(parameters[name].annotation, value):
+            raise recipe.error(line, f"{name} is {value!r}; expected {_describe(parameters[name].annotation)}")
+    made = {bound.stage.name: bound.output for bound in earlier if bound.output is not None}
+    options = {name: _resolved(parameters[name].annotation, value, made) for name, value in options.items()}
+    options = {**_default_input(recipe, stage, parameters, options, earlier), **options}
+    output = None
+    if "output" in parameters:
+        suffix = _SUFFIX.get(stage.command, ".safetensors")
+        output = recipe.folder / (stage.options.get("output") or f"{stage.name}{suffix}")
+        options["output"] = output
+    try:
+        module.run.check(options)
+    except MicronetError as error:
+        raise recipe.error(stage.line, f"{stage.command}: {error}") from error
+    inputs = [path for name, value in options.items() if name != "output" for path in _paths(value)]
+    return BoundStage(stage, module, options, output, inputs)
+
+
+def _default_input(
+    recipe: Recipe,
+    stage: Stage,
+    parameters: Mapping[str, Parameter],
+    options: Mapping[str, Any],
+    earlier: list[BoundStage],
+) -> dict[str, Any]:
+    """Return the input a stage has when it names none: the artifact made last, for compare all files made."""
+    name = next((name for name, item in parameters.items() if _is_argument(item)), None)
+    if name is None or name in options:
+        return {}
+    made = [bound.output for bound in earlier if bound.output is not None]
+    if name == "files":
+        found: list[Path] | Path | None = made or None
+    else:
+        found = next((path for path in reversed(made) if path.suffix == ".safetensors"), None)
+    if found is None and parameters[name].default is Parameter.empty:
+        raise recipe.error(stage.line, f"{stage.command} needs an {name}, and no stage before it makes one")
+    return {} if found is None else {name: found}
+
+
+def _parameters(module: ModuleType) -> Mapping[str, Parameter]:
+    return signature(module.run).parameters
+
+
+def _is_argument(parameter: Parameter) -> bool:
+    if get_origin(parameter.annotation) is not Annotated:
+        return False
+    return any(isinstance(item, ArgumentInfo) for item in parameter.annotation.__metadata__)
+
+
+def _bare(annotation: Any) -> Any:
+    return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
+
+
+def _accepts(annotation: Any, value: Any) -> bool:
+    """Tell whether a TOML value can be what an option's type says."""
+    kind = _bare(annotation)
+    if isinstance(kind, UnionType):
+        return any(_accepts(item, value) for item in get_args(kind))
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
+    if get_origin(kind) is list:
+        return isinstance(value, list) and all(_accepts(get_args(kind)[0], item) for item in value)
+    if kind is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, str if kind is Path else kind)
+
+
+def _describe(annotation: Any) -> str:
+    kind = _bare(annotation)
+    if get_origin(kind) is Literal:
+        return " or ".join(map(repr, get_args(kind)))
+    if get_origin(kind) is list:
+        return "a list of files or stage names"
+    kinds = [item for item in get_args(kind) if item is not type(None)] if isinstance(kind, UnionType) else [kind]
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a file"}
+    return " or ".join(names.get(item, str(item)) for item in kinds)
+
+
+def _resolved(annotation: Any, value: Any, made: Mapping[str, Path]) -> Any:
+    """Turn a file option's text into a path: of the stage of that name, where there is one."""
+    kind = _bare(annotation)
+    if isinstance(value, list):
+        return [_resolved(get_args(kind)[0], item, made) for item in value]
+    takes_path = kind is Path or (isinstance(kind, UnionType) and Path in get_args(kind))
+    return made.get(value, Path(value)) if takes_path else value
+
+
+def _paths(value: Any) -> list[Path]:
+    items = value if isinstance(value, list) else [value]
+    return [item for item in items if isinstance(item, Path)]
+
+
+@contextmanager
+def _as_command_line(arguments: list[str]) -> Iterator[None]:
+    """Let an artifact's header record the stage's own command line."""
+    typed = sys.argv
+    sys.argv = ["micronet", *arguments]
+    try:
+        yield
+    finally:
+        sys.argv = typed

@@ -1,0 +1,58 @@
+"""``micronet sparse-train``: training that shows which channels a network can do without."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from micronet.cli import console
+from micronet.cli.options import DataOptions, ModelOptions, OutputOptions, RunConfig, default_name, with_configs
+from micronet.pruning.config import SparsityConfig
+from micronet.runtime.options import CodeOptions
+from micronet.training_config import TrainConfig
+
+NAME = "sparse-train"
+EXAMPLE = "micronet sparse-train float.safetensors --s 1e-3 --epochs 2 -o sparse.safetensors"
+
+
+@with_configs
+def run(
+    artifact: Annotated[
+        Path | None,
+        typer.Argument(metavar="[ARTIFACT]", help="A float artifact; without one the network begins untrained."),
+    ] = None,
+    trust_code: Annotated[bool, typer.Option("--trust-code", help="Run the code recorded in an artifact.")] = False,
+    *,
+    sparsity: SparsityConfig,
+    training: TrainConfig,
+    model: ModelOptions,
+    data: DataOptions,
+    running: RunConfig,
+    output: OutputOptions,
+) -> None:
+    """Train with an L1 penalty on batch-norm scales, so that channels the network can do without approach zero.
+
+    The weights of the last epoch are kept, not of the best: the penalty needs its time. The batch norm of the class
+    scores is left alone.
+    """
+    from micronet.cli import stages
+    from micronet.history import StageRecord
+    from micronet.pruning.criteria.bn_scale import penalty
+    from micronet.pruning.prune import cuttable
+    from micronet.training import Procedure
+
+    path = output.output or default_name(artifact or model.file, "-sparse.safetensors")
+    stages.check_output(path, output, running)
+    with console.progress(output.quiet) as progress:
+        job = stages.make_run(path, running, output, progress)
+        if artifact is None:
+            dataset = stages.open_data(data, seed=job.seed)
+            opened = stages.new_artifact(model, dataset.spec, job.seed).after(StageRecord("train", {"epochs": 0}))
+        else:
+            model.check_unused()
+            opened = stages.open_artifact(artifact, CodeOptions(model.model, trust_code), NAME)
+            dataset = stages.open_data(data, opened, job.seed)
+        procedure = Procedure(penalty=penalty(opened.model, cuttable(opened.model), sparsity.s), keep="last")
+        sparse = stages.fit_stage(NAME, opened, dataset, training, job, procedure, **sparsity.to_json())
+    stages.keep(sparse, path)
+    stages.report(sparse, path, output)

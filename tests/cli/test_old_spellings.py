@@ -1,0 +1,43 @@
+import re
+
+import pytest
+
+from micronet.cli.old_spellings import modern
+from micronet.errors import MicronetError
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("prune a.safetensors --percent 0.5 --normal_regular 8", "prune a.safetensors --percent 0.5 --regular 8"),
+        ("quantize --q_type 1 --q_level 0 --w_bits 8", "quantize --q-type asym --q-level channel --w-bits 8"),
+        ("quantize --q_type=0 --weight_observer=1", "quantize --q-type=sym --weight-observer=moving-average"),
+        ("quantize --q-type asym --w_bits=4", "quantize --q-type asym --w-bits=4"),
+        ("quantize --refine nin.safetensors --cpu", "quantize nin.safetensors --device cpu"),
+        ("train --model_type 1 --wd 1e-5 --gpu_id 0", "train --model nin_gc --weight-decay 1e-5 --device cuda:0"),
+        ("train --train_batch_size 50 --end_epochs 300", "train --batch-size 50 --epochs 300"),
+        ("train -o a_b.safetensors -- --x_y", "train -o a_b.safetensors -- --x_y"),
+    ],
+)
+def test_old_options_mean_what_they_meant(old, new):
+    assert modern(old.split()) == new.split()
+
+
+@pytest.mark.parametrize(
+    ("old", "answer"),
+    [
+        ("train -sr --s 1e-4", "micronet sparse-train"),
+        ("train --gc_refine 154 162 144", '{"widths": [154, 162, 144]}'),
+        ("quantize --refine nin_finetune.pth", "micronet import --model nin --weights nin_finetune.pth"),
+        ("quantize --bn_fuse 1", "micronet bn-fuse"),
+        ("prune --layers 9", "leave it out"),
+        ("train --gpu_id 0,1", "--device cuda:0"),
+        ("quantize --W 2", "--w-bits"),
+    ],
+)
+def test_what_became_something_else_is_answered(micronet, old, answer):
+    with pytest.raises(MicronetError, match=re.escape(answer)):
+        modern(old.split())
+    done = micronet(*old.split())
+    assert done.code == 2
+    assert answer.split()[0] in done.err

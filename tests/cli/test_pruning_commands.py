@@ -1,0 +1,176 @@
+import pytest
+import torch
+
+from micronet.artifact import load
+
+
+@pytest.fixture
+def pruned(chain, tmp_path, micronet):
+    path = tmp_path / "pruned.safetensors"
+    done = micronet("prune", chain / "float.safetensors", "--percent", 0.5, "-o", path, "--json")
+    assert done.code == 0, done.err
+    return path
+
+
+def test_prune_reports_what_the_files_hold(micronet, chain, tmp_path):
+    path = tmp_path / "p.safetensors"
+    shown = micronet("prune", chain / "float.safetensors", "--percent", 0.5, "-o", path, "--json").json
+    assert shown["before"]["size_bytes"] == (chain / "float.safetensors").stat().st_size
+    assert shown["after"]["size_bytes"] == path.stat().st_size < shown["before"]["size_bytes"]
+    assert shown["after"]["params"] == sum(p.numel() for p in load(path).model.parameters())
+    assert shown["cut"] == shown["asked"] == shown["total"] // 2
+    assert sum(group["before"] - group["after"] for group in shown["groups"]) == shown["cut"]
+    row = micronet("compare", path, "--json").json["rows"][0]
+    assert row["macs"] == shown["after"]["macs"]
+
+
+def test_a_dry_run_prints_the_plan_and_writes_nothing(micronet, chain, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = micronet("prune", chain / "float.safetensors", "--dry-run", "--percent", 0.99)
+    assert done.code == 0
+    assert "the least it may have" in done.out
+    assert "output" in done.out
+    assert not list(tmp_path.iterdir())
+    assert not list(chain.glob("*pruned*"))
+
+
+def test_the_chain_goes_on_from_a_pruned_artifact(micronet, pruned, chain, tmp_path):
+    tuned, int8, fused, onnx = (
+        tmp_path / name for name in ("t.safetensors", "q.safetensors", "f.safetensors", "q.onnx")
+    )
+    few = ["--epochs", 1, "--limit", 160]
+    assert micronet("finetune", pruned, *few, "--distill", chain / "float.safetensors", "-o", tuned).code == 0
+    assert micronet("quantize", tuned, *few, "-o", int8).code == 0
+    assert micronet("finetune", int8, *few, "-o", tmp_path / "again.safetensors").code == 0
+    assert micronet("bn-fuse", int8, "-o", fused).code == 0
+    assert micronet("export-onnx", fused, "-o", onnx).code == 0
+    assert onnx.stat().st_size < (chain / "int8.onnx").stat().st_size
+    stages = [record["stage"] for record in micronet("inspect", fused, "--json").json["history"]]
+    assert stages == ["train", "prune", "finetune", "quantize", "bn-fuse"]
+    for stage in ("prune", "sparse-train"):
+        done = micronet(stage, int8, "-o", tmp_path / "x.safetensors")
+        assert done.code == 2
+        assert "prune first, then quantize" in done.err
+
+
+def test_finetuning_a_quantized_artifact_moves_its_ranges(micronet, chain, tmp_path):
+    path = tmp_path / "a.safetensors"
+    before = load(chain / "int8.safetensors").model.state_dict()
+    assert micronet("finetune", chain / "int8.safetensors", "--epochs", 1, "--lr", 0.01, "-o", path).code == 0
+    after = load(path).model.state_dict()
+    moved = [name for name in before if name.endswith("output_quantizer.scale") and before[name] != after[name]]
+    assert moved
+
+
+def test_a_teacher_changes_what_is_learned_and_resumes(micronet, chain, tmp_path, monkeypatch):
+    def tune(name, *more):
+        path = tmp_path / name
+        done = micronet("finetune", chain / "float.safetensors", "--epochs", 2, "--limit", 100, "-o", path, *more)
+        assert done.code == 0, done.err
+        return load(path)
+
+    teacher = ["--distill", chain / "int8.safetensors"]
+    alone, taught = tune("a.safetensors"), tune("b.safetensors", *teacher, "--distill-weight", 0.9)
+    weights = [next(artifact.model.parameters()) for artifact in (alone, taught)]
+    assert not torch.equal(*weights)
+    assert taught.history[-1].config["distill"] == str(chain / "int8.safetensors")
+    assert "distill" not in alone.history[-1].config
+    zero = tune("c.safetensors", *teacher, "--distill-weight", 0)
+    torch.testing.assert_close(next(zero.model.parameters()), weights[0])
+
+
+def test_the_loss_with_a_teacher_is_hintons():
+    from micronet.distillation import Teacher
+
+    teacher = torch.nn.Linear(4, 3)
+    inputs, scores = torch.randn(5, 4), torch.randn(5, 3)
+    blended = Teacher(teacher, 0.3, 2.0).blend(torch.tensor(1.5), scores, inputs)
+    p, q = (teacher(inputs) / 2).softmax(1), (scores / 2).softmax(1)
+    expected = 0.7 * 1.5 + 0.3 * 4 * (p * (p / q).log()).sum(1).mean()
+    torch.testing.assert_close(blended, expected)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["prune", "FLOAT", "--percent", "1"], "0 up to but not 1"),
+        (["prune", "FLOAT", "--percent", "-0.1"], "0 up to but not 1"),
+        (["prune", "FLOAT", "--percent", "nan"], "0 up to but not 1"),
+        (["prune", "FLOAT", "--regular", "0"], "--regular"),
+        (["prune", "FLOAT", "--regular", "999"], "cannot be a multiple of 999"),
+        (["prune", "FUSED"], "prune first, then quantize"),
+        (["finetune", "FUSED"], "from before bn-fuse"),
+        (["sparse-train", "FLOAT", "--s", "-1"], "--s"),
+        (["sparse-train", "FLOAT", "--width", "0.5"], "leave them out"),
+        (["sparse-train", "FLOAT", "--model", "lenet"], "not a lenet"),
+        (["quantize", "FLOAT", "--model", "lenet"], "not a lenet"),
+        (["finetune", "FLOAT", "--distill", "nowhere.safetensors"], "does not exist"),
+        (["finetune", "FLOAT", "--temperature", "0"], "--temperature"),
+        (["predict", "FLOAT", "nowhere.png"], "does not exist"),
+        (["predict", "FLOAT", "broken.png"], "cannot be read as an image"),
+        (["predict", "FLOAT", "."], "cannot be read as an image"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_mistakes_are_one_line_and_exit_2(micronet, chain, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG garbage")
+    before = sorted(tmp_path.iterdir())
+    places = {"FLOAT": chain / "float.safetensors", "FUSED": chain / "fused.safetensors"}
+    output = [] if arguments[0] == "predict" else ["-o", "x.safetensors"]
+    done = micronet(*(places.get(argument, argument) for argument in arguments), *output)
+    assert done.code == 2
+    assert message in done.err
+    assert done.err.strip().count("\n") == 0
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_teacher_of_other_images_or_classes_is_refused(micronet, chain, tmp_path):
+    from tests.data.test_data import make_folder
+
+    folder = make_folder(tmp_path / "images", sizes=((32, 32),), count=8)
+    few = ["--model", "lenet", "--epochs", 1, "--data", folder]
+    done = micronet("train", *few, "--distill", chain / "float.safetensors", "-o", tmp_path / "a.safetensors")
+    assert done.code == 2
+    assert "expects images of" in done.err
+
+
+def test_predict_says_what_evaluate_counts(micronet, chain, tmp_path):
+    """The classes it names are those that the network gives to the same pixels."""
+    from PIL import Image
+
+    from micronet.data.load import load_data
+
+    dataset = load_data("digits")
+    places = torch.arange(6)
+    images = dataset.test.images(places)
+    folder = tmp_path / "digits"
+    folder.mkdir()
+    for index, image in enumerate(images):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{index}.png")
+    for name in ("float.safetensors", "int8.onnx"):
+        shown = micronet("predict", chain / name, folder, "--top", 10, "--json").json
+        assert [entry["image"] for entry in shown] == [str(folder / f"{index}.png") for index in range(6)]
+        for entry in shown:
+            scores = [ranked["score"] for ranked in entry["classes"]]
+            assert scores == sorted(scores, reverse=True)
+            assert sum(scores) == pytest.approx(1, abs=1e-5)
+    from micronet.data.batches import Normalize
+
+    model = load(chain / "float.safetensors").model.eval()
+    shown = micronet("predict", chain / "float.safetensors", folder, "--json").json
+    expected = model(Normalize.from_spec(dataset.spec)(images)).argmax(1).tolist()
+    assert [entry["classes"][0]["name"] for entry in shown] == [dataset.spec.classes[index] for index in expected]
+    assert "%" in micronet("predict", chain / "float.safetensors", folder / "0.png", "--top", 1).out
+
+
+def test_compare_fails_on_a_drop(micronet, chain, tmp_path):
+    worse = tmp_path / "worse.safetensors"
+    assert micronet("prune", chain / "float.safetensors", "--percent", 0.9, "-o", worse).code == 0
+    files = [chain / "float.safetensors", worse]
+    rows = micronet("compare", *files, "--json").json["rows"]
+    drop = 100 * rows[1]["drop"]
+    assert micronet("compare", *files, "--max-drop", drop + 0.01).code == 0
+    done = micronet("compare", *files, "--max-drop", drop - 0.01)
+    assert done.code == 1
+    assert "worse.safetensors" in done.err

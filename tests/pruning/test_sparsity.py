@@ -1,0 +1,78 @@
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from micronet.artifact import load
+from micronet.models.build import ModelSpec, build
+from micronet.pruning.criteria.bn_scale import penalty, scores
+from micronet.pruning.prune import cuttable
+
+
+def scales(model):
+    return [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+
+
+def test_the_penalty_adds_the_l1_subgradient_to_every_scale_but_the_last():
+    model = build(ModelSpec("nin", {"width": 0.1}))
+    norms = scales(model)
+    norms[0].weight.data[:2] = torch.tensor([-0.5, 0.0])
+    images, labels = torch.randn(4, 3, 32, 32), torch.randint(10, (4,))
+    F.cross_entropy(model(images), labels).backward()
+    plain = [norm.weight.grad.clone() for norm in norms]
+    penalty(model, cuttable(model), 0.01)()
+    for norm, before in zip(norms[:-1], plain[:-1], strict=True):
+        torch.testing.assert_close(norm.weight.grad, before + 0.01 * norm.weight.sign(), rtol=0, atol=0)
+    assert norms[0].weight.grad[1] == plain[0][1]
+    assert torch.equal(norms[-1].weight.grad, plain[-1])
+
+
+def test_sparse_training_shrinks_scales_and_keeps_the_last_epoch(micronet, chain, tmp_path):
+    def train(s):
+        path = tmp_path / f"{s}.safetensors"
+        done = micronet(
+            "sparse-train",
+            chain / "float.safetensors",
+            "--s",
+            s,
+            "--epochs",
+            "3",
+            "--limit",
+            "160",
+            "-o",
+            path,
+            "--json",
+        )
+        assert done.code == 0, done.err
+        assert done.json["epoch"] == 3
+        artifact = load(path)
+        assert artifact.history[-1].config["s"] == s
+        return sum(float(norm.weight.abs().sum()) for norm in scales(artifact.model)[:-1])
+
+    assert train(0.1) < train(0.0)
+
+
+def test_sparse_training_begins_from_nothing_too(micronet, tmp_path):
+    path = tmp_path / "a.safetensors"
+    done = micronet("sparse-train", "--width", 0.1, "--limit", 100, "--epochs", 1, "-o", path)
+    assert done.code == 0, done.err
+    assert [record.stage for record in load(path).history] == ["train", "sparse-train"]
+
+
+def test_a_joint_channel_is_worth_the_mean_of_its_scales():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.bn_a = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
+            self.b, self.bn_b = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+            self.last = nn.Conv2d(4, 2, 1)
+
+        def forward(self, x):
+            x = self.bn_a(self.a(x))
+            return self.last(x + self.bn_b(self.b(x)))
+
+    model = Block()
+    model.bn_a.weight.data = torch.tensor([1.0, -2.0, 3.0, 0.0])
+    model.bn_b.weight.data = torch.tensor([3.0, 0.0, -1.0, 0.0])
+    flow = cuttable(model)
+    assert np.array_equal(scores(model, flow)[0], [2.0, 1.0, 2.0, 0.0])
