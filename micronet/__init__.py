@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from micronet.api import fuse, load, quantize, save
+    from micronet.api import fuse, load, prune, quantize, save
     from micronet.artifact import Artifact
     from micronet.errors import MicronetError
     from micronet.quantization.calibrate import calibrate, freeze, observing
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 _HOME = {
     "quantize": "micronet.api",
     "fuse": "micronet.api",
+    "prune": "micronet.api",
     "save": "micronet.api",
     "load": "micronet.api",
     "calibrate": "micronet.quantization.calibrate",
@@ -24,7 +25,7 @@ _HOME = {
     "MicronetError": "micronet.errors",
 }
 
-__all__ = ["Artifact", "MicronetError", "calibrate", "freeze", "fuse", "load", "observing", "quantize", "save"]
+__all__ = ["Artifact", "MicronetError", "calibrate", "freeze", "fuse", "load", "observing", "prune", "quantize", "save"]
 
 
 def __getattr__(name: str) -> Any:

@@ -10,6 +10,8 @@ from micronet.errors import MicronetError
 from micronet.files import check_target
 from micronet.history import StageRecord, check_order
 from micronet.models.build import describe
+from micronet.pruning.config import PruneConfig
+from micronet.pruning.prune import prune_model
 from micronet.quantization.config import QuantConfig
 from micronet.quantization.fold import fold_model
 from micronet.quantization.quantize import quantize_model
@@ -25,11 +27,18 @@ def quantize(model: nn.Module, **config: Any) -> nn.Module:
     Raises MicronetError for an impossible config or a model with nothing to quantize.
     """
     check_order(history(model), "quantize")
-    try:
-        checked = QuantConfig(**config)
-    except TypeError as error:
-        raise MicronetError(f"{error}; allowed: {', '.join(QuantConfig.__dataclass_fields__)}") from error
-    return _extend(model, *quantize_model(model, checked))
+    return _extend(model, *quantize_model(model, _config(QuantConfig, config)))
+
+
+def prune(model: nn.Module, **config: Any) -> nn.Module:
+    """Return a copy of a float model with channels cut, which goes on training as it is.
+
+    ``config``: the fields of ``PruneConfig`` (``percent=0.5, regular=8``). Channels are judged by the scales of the
+    batch norms behind them. Raises MicronetError for an impossible config or a model that cannot be traced.
+    """
+    check_order(history(model), "prune")
+    pruned, record, _ = prune_model(model, _config(PruneConfig, config))
+    return _extend(model, pruned, record)
 
 
 def fuse(model: nn.Module) -> nn.Module:
@@ -68,6 +77,14 @@ def history(model: nn.Module) -> list[StageRecord]:
     """Return what was done to a model through this API."""
     records: list[StageRecord] = getattr(model, _HISTORY, [])
     return records
+
+
+def _config(kind: Any, fields: dict[str, Any]) -> Any:
+    """Build a config. Raises MicronetError that names the fields there are, where another is given."""
+    try:
+        return kind(**fields)
+    except TypeError as error:
+        raise MicronetError(f"{error}; allowed: {', '.join(kind.__dataclass_fields__)}") from error
 
 
 def _extend(before: nn.Module, after: nn.Module, record: StageRecord) -> nn.Module:

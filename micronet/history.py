@@ -33,7 +33,7 @@ FORBIDDEN = {
     ("prune", "quantize"): _PRUNE_FIRST,
     ("prune", "bn-fuse"): _UNFUSED,
     ("finetune", "bn-fuse"): _UNFUSED,
-    ("quantize", "quantize"): "it is quantized already: quantize the float artifact again",
+    ("quantize", "quantize"): "it is quantized already: go on with finetune, or quantize the float artifact again",
     ("bn-fuse", "bn-fuse"): "its batch normalisations are folded already: go on with export-onnx",
 }
 

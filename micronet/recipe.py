@@ -90,7 +90,7 @@ def _stage(recipe: Recipe, table: dict[str, Any], lines: dict[str, int]) -> Stag
         raise recipe.error(lines.get("name", line), "a stage's name is letters, digits, - and _, as its file will be")
     if any(earlier.name == name for earlier in recipe.stages):
         raise recipe.error(
-            line, f'there is a stage {name!r} before; give this one a name of its own: name = "{name}-2"'
+            lines.get("name", line), f'there is a stage {name!r} before; name this one, for example "{name}-2"'
         )
     options = {key.replace("-", "_"): item for key, item in table.items() if key not in _OWN_KEYS}
     return Stage(name, command, options, line, {key.replace("-", "_"): number for key, number in lines.items()})
