@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from micronet import artifact as artifacts
-from micronet.errors import MicronetError
+from micronet.errors import unknown
 from micronet.files import check_target
 from micronet.history import StageRecord, check_order
 from micronet.models.build import describe
@@ -30,14 +30,15 @@ def quantize(model: nn.Module, **config: Any) -> nn.Module:
     return _extend(model, *quantize_model(model, _config(QuantConfig, config)))
 
 
-def prune(model: nn.Module, **config: Any) -> nn.Module:
+def prune(model: nn.Module, example_input: Tensor | None = None, **config: Any) -> nn.Module:
     """Return a copy of a float model with channels cut, which goes on training as it is.
 
     ``config``: the fields of ``PruneConfig`` (``percent=0.5, regular=8``). Channels are judged by the scales of the
-    batch norms behind them. Raises MicronetError for an impossible config or a model that cannot be traced.
+    batch norms behind them. ``example_input``: a batch on which the copy is then held against the whole model with the
+    cut channels silenced. Raises MicronetError for an impossible config or a model that cannot be traced.
     """
     check_order(history(model), "prune")
-    pruned, record, _ = prune_model(model, _config(PruneConfig, config))
+    pruned, record, _ = prune_model(model, _config(PruneConfig, config), example_input)
     return _extend(model, pruned, record)
 
 
@@ -81,10 +82,10 @@ def history(model: nn.Module) -> list[StageRecord]:
 
 def _config(kind: Any, fields: dict[str, Any]) -> Any:
     """Build a config. Raises MicronetError that names the fields there are, where another is given."""
-    try:
-        return kind(**fields)
-    except TypeError as error:
-        raise MicronetError(f"{error}; allowed: {', '.join(kind.__dataclass_fields__)}") from error
+    for name in fields:
+        if name not in kind.__dataclass_fields__:
+            raise unknown("setting", name, kind.__dataclass_fields__)
+    return kind(**fields)
 
 
 def _extend(before: nn.Module, after: nn.Module, record: StageRecord) -> nn.Module:

@@ -1,5 +1,6 @@
 """Writing files so that a crash, a full disk or Ctrl-C leaves either the old file or the new one, never half of one."""
 
+import hashlib
 import os
 import tempfile
 from collections.abc import Callable
@@ -50,6 +51,12 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
     write_atomically(path, write)
+
+
+def file_hash(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _umask() -> int:

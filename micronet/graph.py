@@ -11,7 +11,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from micronet.models.layers import Add, ChannelShuffle, ModeCall, Tap
+from micronet.models.layers import Add, ChannelShuffle, Tap
 
 # Modules and calls that only move values: what was on a grid stays on it.
 _MOVING_MODULES = (
@@ -37,6 +37,10 @@ _MOVING_CALLS: set[object] = {
 _MOVING_METHODS = {
     "flatten", "view", "reshape", "permute", "transpose", "contiguous", "squeeze", "unsqueeze", "chunk", "split",
 }  # fmt: skip
+_MAX_POOLS = (
+    nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d,
+)  # fmt: skip
+_MAX_POOL_CALLS: set[object] = {torch.max_pool2d, F.max_pool1d, F.max_pool2d, F.max_pool3d, F.adaptive_max_pool2d}
 _JOINING_CALLS: set[object] = {operator.add, operator.iadd, torch.add, torch.cat, torch.concat, torch.concatenate}
 _JOINING_METHODS = {"add", "add_"}
 _NON_NEGATIVE_MODULES = (nn.ReLU, nn.ReLU6, nn.Sigmoid, nn.Hardsigmoid, nn.Softmax)
@@ -112,6 +116,18 @@ class Graph:
             return self.moves_only(self.inputs(node)[0])
         return _is_call(node, _MOVING_CALLS, _MOVING_METHODS) and bool(self.inputs(node))
 
+    def is_relu(self, node: fx.Node) -> bool:
+        """Tell whether a node is a ReLU, as a module or a call."""
+        if node.op == "call_module":
+            return isinstance(self.module(node), nn.ReLU)
+        return _is_call(node, {F.relu, torch.relu}, {"relu", "relu_"})
+
+    def pools(self, node: fx.Node) -> bool:
+        """Tell whether a node is a max-pool: what it gives out it has chosen among its input's values."""
+        if node.op == "call_module":
+            return isinstance(self.module(node), _MAX_POOLS)
+        return _is_call(node, _MAX_POOL_CALLS, set())
+
     def joins(self, node: fx.Node) -> bool:
         """Tell whether a node adds or concatenates several tensors."""
         if node.op == "call_module":
@@ -149,7 +165,7 @@ class Graph:
 
     def owns_parameters(self, layer: nn.Module) -> bool:
         """Tell whether a layer's weight is a plain parameter that no other module uses."""
-        if hasattr(layer, "parametrizations"):
+        if hasattr(layer, "parametrizations") or "weight" not in layer._parameters:  # a hook makes it anew, perhaps
             return False
         own = set(map(id, layer.parameters(recurse=False)))
         others = (p for m in self.model.modules() if m is not layer for p in m.parameters(recurse=False))
@@ -195,42 +211,6 @@ def trace(model: nn.Module) -> Graph | None:
     except Exception:  # a user's forward may raise anything when run on proxies
         return None
     return graph if graph.mode_keys is not None else None
-
-
-def add_taps(model: nn.Module, places: list[str]) -> nn.Module:
-    """Return the network with a ``Tap`` behind each of the named nodes of its graph; its state-dict keys stay.
-
-    A tap is where a quantizer of a tensor sits that no module of its own produces: a functional add or relu, or a
-    module that is called more than once. A functional dropout becomes a module, since tracing would freeze its mode.
-    """
-    graph = Graph(model)
-    if graph.mode_keys is None:
-        raise ValueError("its forward differs between training and evaluation")
-    nodes = {node.name: node for node in graph.fx.nodes}
-    outlined = fx.GraphModule(model, graph.fx)
-    outlined.training = model.training
-    for place in places:
-        node = nodes[place]
-        outlined.add_submodule(tap_name(place), Tap())
-        with graph.fx.inserting_after(node):
-            tap = graph.fx.call_module(tap_name(place), (node,))
-        node.replace_all_uses_with(tap, delete_user_cb=lambda user, tap=tap: user is not tap)
-    _outline_modes(outlined, graph.mode_keys)
-    outlined.recompile()
-    return outlined
-
-
-def tap_name(place: str) -> str:
-    """Return the name of the tap behind the node called ``place``."""
-    return f"{place}_tap"
-
-
-def _outline_modes(model: fx.GraphModule, keys: dict[str, str | int]) -> None:
-    """Turn calls whose arguments say ``training`` into modules that follow the network's mode."""
-    for node in list(model.graph.nodes):
-        if node.name in keys:
-            model.add_submodule(f"{node.name}_mode", ModeCall(node.target, keys[node.name]))
-            node.target, node.op = f"{node.name}_mode", "call_module"
 
 
 def _mode_keys(training: fx.Graph, evaluating: fx.Graph) -> dict[str, str | int] | None:

@@ -55,10 +55,19 @@ def _by_slot(described: dict[str, Any]) -> dict[str, Any]:
 
 
 def _describe(slot: str, quantizer: dict[str, Any]) -> str:
-    sign = "signed" if quantizer.get("signed") else "unsigned"
-    kind = "sym" if quantizer.get("symmetric") else "asym"
-    level = "per channel" if quantizer.get("axis") is not None else "per tensor"
-    return f"{slot.removesuffix(_SLOT_SUFFIX)} {quantizer['bits']}-bit {kind} {sign} {level}"
+    """Say in a few words what a quantizer is: ``weight 8-bit sym signed per channel``, ``output sign``."""
+    words = [slot.removesuffix(_SLOT_SUFFIX)]
+    if "bits" in quantizer:
+        words.append(f"{quantizer['bits']}-bit")
+    if quantizer["scheme"] != "iao":
+        words.append(quantizer["scheme"])
+    if "symmetric" in quantizer:
+        words.append("sym" if quantizer["symmetric"] else "asym")
+    if "signed" in quantizer:
+        words.append("signed" if quantizer["signed"] else "unsigned")
+    if "axis" in quantizer:
+        words.append("per channel" if quantizer["axis"] is not None else "per tensor")
+    return " ".join(words)
 
 
 def _elements(info: TensorInfo) -> int:

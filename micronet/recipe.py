@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from micronet.errors import MicronetError, unknown
-from micronet.files import write_text
+from micronet.files import file_hash, write_text
 
 _STAGE_HEADER = re.compile(r"^\s*\[\[\s*stage\s*\]\]")
 _KEY = re.compile(r"""^\s*["']?([\w-]+)["']?\s*=""")
@@ -86,13 +86,19 @@ def _stage(recipe: Recipe, table: dict[str, Any], lines: dict[str, int]) -> Stag
     command, name = table.get("command"), table.get("name", table.get("command"))
     if not isinstance(command, str):
         raise recipe.error(line, 'this stage names no command; add, for example, command = "train"')
-    if not isinstance(name, str) or not re.fullmatch(r"[\w.-]+", name):
+    if not isinstance(name, str) or not re.fullmatch(r"\w[\w-]*", name):
         raise recipe.error(lines.get("name", line), "a stage's name is letters, digits, - and _, as its file will be")
     if any(earlier.name == name for earlier in recipe.stages):
         raise recipe.error(
             lines.get("name", line), f'there is a stage {name!r} before; name this one, for example "{name}-2"'
         )
-    options = {key.replace("-", "_"): item for key, item in table.items() if key not in _OWN_KEYS}
+    options: dict[str, Any] = {}
+    for key, value in table.items():
+        if key not in _OWN_KEYS:
+            option = key.replace("-", "_")
+            if option in options:
+                raise recipe.error(lines.get(key, line), f"{option} is there twice, once with - and once with _")
+            options[option] = value
     return Stage(name, command, options, line, {key.replace("-", "_"): number for key, number in lines.items()})
 
 
@@ -130,6 +136,10 @@ class Journal:
         entry = self.entries.get(stage, {})
         return bool(entry.get("key") == key and output.exists() and entry.get("output") == file_hash(output))
 
+    def owns(self, stage: str) -> bool:
+        """Tell whether a stage of this name was begun here before, so that its file may be written anew."""
+        return stage in self.entries
+
     def begun(self, stage: str, key: str) -> bool:
         """Tell whether a stage was begun with this key and not finished."""
         return self.entries.get(stage) == {"key": key}
@@ -149,9 +159,3 @@ def stage_key(command: str, options: Mapping[str, Any], inputs: list[Path], vers
     files = [file_hash(path) for path in inputs if path.is_file()]
     asked = [version, command, sorted((key, str(value)) for key, value in options.items()), files]
     return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
-
-
-def file_hash(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

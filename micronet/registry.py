@@ -36,6 +36,20 @@ DATA = {
 
 SCHEMES = {
     "iao": "micronet.quantization.schemes.iao:IAO",
+    "dorefa": "micronet.quantization.schemes.dorefa:DoReFa",
+    "lsq": "micronet.quantization.schemes.lsq:LSQ",
+    "wbwtab": "micronet.quantization.schemes.wbwtab:WbWtAb",
+}
+
+# A quantizer's name in a record -> its class.
+QUANTIZERS = {
+    "iao": "micronet.quantization.schemes.iao:AffineQuantizer",
+    "dorefa-weight": "micronet.quantization.schemes.dorefa:TanhQuantizer",
+    "dorefa-activation": "micronet.quantization.schemes.dorefa:ClippedQuantizer",
+    "lsq": "micronet.quantization.schemes.lsq:LearnedQuantizer",
+    "binary": "micronet.quantization.schemes.wbwtab:BinaryQuantizer",
+    "ternary": "micronet.quantization.schemes.wbwtab:TernaryQuantizer",
+    "sign": "micronet.quantization.schemes.wbwtab:SignQuantizer",
 }
 
 # Stages that change a model's structure, and the function that rebuilds that structure from a record.

@@ -1,10 +1,12 @@
 """Config fields with a help text: one dataclass gives the flag, the recipe key, the JSON key and the check."""
 
 import math
-from dataclasses import field
+from dataclasses import asdict, field
 from typing import Any, Literal, get_args, get_origin
 
 from micronet.errors import MicronetError, unknown
+
+_NUMBERS: dict[Any, tuple[type, ...]] = {int: (int,), float: (int, float)}
 
 
 def setting(default: Any, help: str, short: str | None = None) -> Any:
@@ -17,10 +19,21 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def check_choices(config: Any) -> None:
-    """Raise MicronetError where a ``Literal`` field of a dataclass holds a value outside its choices."""
+class Settings:
+    """Base of config dataclasses."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as a JSON object."""
+        return asdict(self)  # type: ignore[call-overload, no-any-return]  # every subclass is a dataclass
+
+
+def check_values(config: Any) -> None:
+    """Raise MicronetError where a number or a ``Literal`` field of a dataclass holds what it cannot be."""
     for name, item in type(config).__dataclass_fields__.items():
         value = getattr(config, name)
+        wanted = _NUMBERS.get(item.type)
+        if wanted and (isinstance(value, bool) or not isinstance(value, wanted)):
+            raise MicronetError(f"{flag(name)} is {value!r}; expected a {'whole ' * (item.type is int)}number")
         if get_origin(item.type) is Literal and value not in get_args(item.type):
             raise unknown(f"value for {flag(name)}:", str(value), map(str, get_args(item.type)))
 

@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +24,7 @@ from micronet.data.dataset import Dataset
 from micronet.distillation import Teacher, open_teacher
 from micronet.errors import FailedError
 from micronet.evaluation import check_scores, evaluate, evaluating
+from micronet.files import file_hash
 from micronet.machine import tune_allocator
 from micronet.progress import Progress, Silent
 from micronet.training_config import TrainConfig, learning_rate
@@ -38,11 +39,13 @@ class Procedure:
 
     ``observe``: a context that each epoch's steps run in. ``penalty``: called between backward and the optimizer's
     step to add to the gradients. ``keep``: the epoch whose weights stay, the best on the validation images or the last.
+    ``config``: the stage's own settings.
     """
 
     observe: Observe = nullcontext
     penalty: Callable[[], None] | None = None
     keep: Literal["best", "last"] = "best"
+    config: dict[str, Any] = field(default_factory=dict)
 
 
 PLAIN = Procedure()
@@ -158,12 +161,21 @@ class Trainer:
         return {"validation_accuracy": result.accuracy, "validation_loss": result.loss}
 
     def _optimizer(self) -> torch.optim.Optimizer:
-        config, parameters = self.config, [p for p in self.model.parameters() if p.requires_grad]
+        config = self.config
+        undecayed = {
+            id(getattr(module, name))
+            for module in self.model.modules()
+            for name in getattr(module, "no_weight_decay", ())
+        }
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        groups = [
+            {"params": [p for p in trained if id(p) not in undecayed], "weight_decay": config.weight_decay},
+            {"params": [p for p in trained if id(p) in undecayed], "weight_decay": 0.0},
+        ]
+        groups = [group for group in groups if group["params"]]
         if config.optimizer == "adam":
-            return torch.optim.Adam(parameters, lr=config.lr, weight_decay=config.weight_decay)
-        return torch.optim.SGD(
-            parameters, lr=config.lr, momentum=SGD_MOMENTUM, nesterov=True, weight_decay=config.weight_decay
-        )
+            return torch.optim.Adam(groups, lr=config.lr)
+        return torch.optim.SGD(groups, lr=config.lr, momentum=SGD_MOMENTUM, nesterov=True)
 
 
 def check_fit(model: nn.Module, data: Dataset) -> None:
@@ -184,13 +196,14 @@ def fit_artifact(
 
     Its history is as it was: the caller knows which stage this is. Raises what ``Trainer.fit`` raises.
     """
+    teacher = open_teacher(config, artifact, data.spec, run.device)
     identity = {
         "model": artifact.spec.to_json(),
         "history": [record.to_json() for record in artifact.history],
         "data": data.spec.to_json(),
-        "keep": procedure.keep,
+        "stage": {"keep": procedure.keep, **procedure.config},
+        "teacher": None if config.distill is None else file_hash(config.distill),
     }
-    teacher = open_teacher(config, artifact, data.spec, run.device)
     kept = Trainer(artifact.model, data, config, run, identity, procedure, teacher).fit()
     with evaluating(artifact.model) as predict:
         total = len(data.test)

@@ -1,11 +1,11 @@
 """What a user chooses about training, and the learning rate that follows; no torch here, so ``--help`` stays fast."""
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from micronet.settings import check_choices, check_range, setting
+from micronet.settings import Settings, check_range, check_values, setting
 
 ONE_CYCLE_RISE = 0.25  # share of the steps in which the learning rate rises
 TEACHING = ("distill", "distill_weight", "temperature")
@@ -13,7 +13,7 @@ STEP_DECAYS = (0.5, 0.75, 0.9)  # shares of the steps after which it falls to a 
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Settings):
     """How to train."""
 
     epochs: int = setting(8, "Passes over the training images; 0 trains nothing.")
@@ -30,7 +30,7 @@ class TrainConfig:
     temperature: float = setting(4.0, "Divides both networks' scores before they are compared with the teacher's.")
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check_values(self)
         check_range(self, "epochs", 0)
         check_range(self, "lr", 0)
         check_range(self, "batch_size", 1)
@@ -41,7 +41,7 @@ class TrainConfig:
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as a JSON object, those of a teacher only where there is one."""
-        fields = asdict(self)
+        fields = super().to_json()
         if self.distill is None:
             return {name: value for name, value in fields.items() if name not in TEACHING}
         return {**fields, "distill": str(self.distill)}

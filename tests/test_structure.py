@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1] / "micronet"
 LEVELS = [
     {"errors", "settings", "registry", "progress", "history", "files", "header", "layer_table", "training_config"},
     {"models"},
-    {"artifact", "data", "graph", "machine", "evaluation", "importing"},
+    {"artifact", "data", "graph", "outline", "machine", "evaluation", "importing"},
     {"checkpoint", "distillation", "training"},
     {"pruning", "quantization"},
     {"export", "runtime", "report", "prediction", "recipe", "deploy"},

@@ -57,13 +57,21 @@ def modern(arguments: list[str]) -> list[str]:
             words += _REWRITTEN[name](rest)
         elif equals:
             rest.pop(0)
-            words.append(f"{_NAMES.get(name, name)}={_VALUES.get(name, {}).get(value, value)}")
+            words.append(f"{_NAMES.get(name, name)}={_value(name, value)}")
         else:
             words.append(_NAMES.get(name, name))
             if name in _VALUES and rest:
-                words.append(_VALUES[name].get(rest[0], rest[0]))
-                rest.pop(0)
+                words.append(_value(name, rest.pop(0)))
     return words
+
+
+def _value(name: str, typed: str) -> str:
+    """Return today's word for an option's number. Raises MicronetError for a number it never had."""
+    known = _VALUES.get(name, {})
+    if known and typed.isdigit() and typed not in known:
+        allowed = ", ".join(f"{word} ({number})" for number, word in known.items())
+        raise MicronetError(f"{name} is {typed}; allowed: {allowed}")
+    return known.get(typed, typed)
 
 
 def _cpu(rest: list[str]) -> list[str]:

@@ -34,6 +34,7 @@ class ModelOptions:
     def __post_init__(self) -> None:
         if self.width is not None:
             check_range(self, "width", 0.01, 16)
+        parse_json_object(self.model_args, "model_args")
 
     @property
     def name(self) -> str:
@@ -150,6 +151,7 @@ def parse_json_object(text: str | None, name: str) -> dict[str, Any]:
 def _option(item: Any, default: Any, panel: str) -> inspect.Parameter:
     names = [flag(item.name), *filter(None, [item.metadata.get("short")])]
     option = typer.Option(*names, help=item.metadata["help"], rich_help_panel=panel)
+    kind, default = (str, str(default)) if item.type == int | str else (item.type, default)  # Typer has no unions
     return inspect.Parameter(
-        item.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[item.type, option]
+        item.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option]
     )

@@ -26,6 +26,8 @@ def run(
 
     Exactly floor(percent * channels) go, where neither --regular nor grouped convolutions ask for other widths.
     """
+    import torch
+
     from micronet.artifact import save
     from micronet.cli import stages
     from micronet.files import check_target
@@ -35,7 +37,9 @@ def run(
     if not dry_run:
         check_target(path, output.force)
     opened = stages.open_artifact(artifact, code, NAME)
-    model, record, plan = prune_model(opened.model, pruning)
+    shape = stages.image_shape(opened)
+    example = None if shape is None else torch.rand(2, *shape)
+    model, record, plan = prune_model(opened.model, pruning, example)
     pruned = opened.after(record, model=model, metrics={})
     summary: dict[str, Any] = {
         "asked": plan.asked,

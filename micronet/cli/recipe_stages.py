@@ -4,7 +4,7 @@ import shlex
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from inspect import Parameter, signature
 from pathlib import Path
 from types import ModuleType, UnionType
@@ -16,7 +16,7 @@ from micronet.errors import MicronetError, unknown
 from micronet.recipe import Recipe, Stage
 from micronet.settings import flag
 
-RUNS_OVER = ("force", "resume", "quiet", "json")  # how a stage runs, not what it computes
+RUNS_OVER = ("force", "resume", "quiet", "json", "dry_run")  # how a stage runs, not what it computes
 _SUFFIX = {"export-onnx": ".onnx"}
 
 
@@ -54,13 +54,13 @@ class BoundStage:
                 words += map(str, items)
             elif value is True:
                 words.append(flag(name))
-            elif value not in (False, None):
+            elif value is not False and value is not None:
                 words += [flag(name), str(value)]
         return words
 
 
-def bind(recipe: Recipe, commands: Mapping[str, ModuleType], first_options: Mapping[str, Any]) -> list[BoundStage]:
-    """Check every stage of a recipe before any of them runs; ``first_options`` go to the first stage besides its own.
+def bind(recipe: Recipe, commands: Mapping[str, ModuleType], data: str | None = None) -> list[BoundStage]:
+    """Check every stage of a recipe before any of them runs; ``data`` go to the first stage that takes data.
 
     A recipe that does not end in ``compare`` gets one over all files it makes. Raises MicronetError with the line.
     """
@@ -68,21 +68,20 @@ def bind(recipe: Recipe, commands: Mapping[str, ModuleType], first_options: Mapp
     stages = list(recipe.stages)
     if stages[-1].command != "compare":
         stages.append(Stage("compare", "compare", {}, stages[-1].line, {}))
-    for index, stage in enumerate(stages):
+    for stage in stages:
         if stage.command not in commands:
             line = stage.lines.get("command", stage.line)
             raise recipe.error(line, str(unknown("command", stage.command, commands)))
-        more = first_options if index == 0 else {}
-        bound.append(_bind(recipe, stage, commands[stage.command], more, bound))
+        module = commands[stage.command]
+        if data is not None and "data" in _parameters(module):
+            stage, data = replace(stage, options={**stage.options, "data": data}), None
+        bound.append(_bind(recipe, stage, module, bound))
     return bound
 
 
-def _bind(
-    recipe: Recipe, stage: Stage, module: ModuleType, more: Mapping[str, Any], earlier: list[BoundStage]
-) -> BoundStage:
+def _bind(recipe: Recipe, stage: Stage, module: ModuleType, earlier: list[BoundStage]) -> BoundStage:
     parameters = _parameters(module)
-    options = {**stage.options, **{key: value for key, value in more.items() if key in parameters}}
-    for name, value in options.items():
+    for name, value in stage.options.items():
         line = stage.lines.get(name, stage.line)
         if name not in parameters or name in RUNS_OVER:
             known = [key for key in parameters if key not in RUNS_OVER]
@@ -90,19 +89,39 @@ def _bind(
         if not _accepts(parameters[name].annotation, value):
             raise recipe.error(line, f"{name} is {value!r}; expected {_describe(parameters[name].annotation)}")
     made = {bound.stage.name: bound.output for bound in earlier if bound.output is not None}
-    options = {name: _resolved(parameters[name].annotation, value, made) for name, value in options.items()}
+    options = {name: _resolved(parameters[name].annotation, value, made) for name, value in stage.options.items()}
     options = {**_default_input(recipe, stage, parameters, options, earlier), **options}
+    inputs = [path for name, value in options.items() if name != "output" for path in _paths(value)]
+    for path in inputs:
+        if path not in made.values() and not path.exists():
+            raise recipe.error(stage.line, str(unknown("stage or file", str(path), made)))
     output = None
     if "output" in parameters:
         suffix = _SUFFIX.get(stage.command, ".safetensors")
         output = recipe.folder / (stage.options.get("output") or f"{stage.name}{suffix}")
+        _check_output(recipe, stage, output, [*made.values(), *inputs])
         options["output"] = output
     try:
         module.run.check(options)
     except MicronetError as error:
         raise recipe.error(stage.line, f"{stage.command}: {error}") from error
-    inputs = [path for name, value in options.items() if name != "output" for path in _paths(value)]
-    return BoundStage(stage, module, options, output, inputs)
+    return BoundStage(stage, module, options, output, [*inputs, *_files_named(stage.options)])
+
+
+def _check_output(recipe: Recipe, stage: Stage, output: Path, taken: list[Path]) -> None:
+    """Raise MicronetError where a stage would write over what it or another stage reads or writes, or cannot write."""
+    line = stage.lines.get("output", stage.line)
+    if output.resolve() in [path.resolve() for path in taken]:
+        raise recipe.error(line, f"{output} is another stage's file or this stage's input; write to another")
+    if output.parent != recipe.folder and not output.parent.is_dir():
+        raise recipe.error(line, f"{output.parent} is no folder; create it first (mkdir -p {output.parent})")
+
+
+def _files_named(options: Mapping[str, Any]) -> list[Path]:
+    """Return the files that text options name: ``data = "x.npz"``, ``model = "net.py:Net"``."""
+    texts = [value for value in options.values() if isinstance(value, str)]
+    named = [Path(part) for text in texts for part in (text, text.rpartition(":")[0]) if part]
+    return [path for path in named if path.is_file()]
 
 
 def _default_input(
@@ -122,7 +141,7 @@ def _default_input(
     else:
         found = next((path for path in reversed(made) if path.suffix == ".safetensors"), None)
     if found is None and parameters[name].default is Parameter.empty:
-        raise recipe.error(stage.line, f"{stage.command} needs an {name}, and no stage before it makes one")
+        raise recipe.error(stage.line, f"{stage.command} needs {name}, and no stage before it makes one")
     return {} if found is None else {name: found}
 
 
@@ -153,6 +172,8 @@ def _accepts(annotation: Any, value: Any) -> bool:
         return isinstance(value, (int, float)) and not isinstance(value, bool)
     if kind is int:
         return isinstance(value, int) and not isinstance(value, bool)
+    if kind is str:
+        return isinstance(value, (str, int)) and not isinstance(value, bool)  # w_bits = 8, w_bits = "binary"
     return isinstance(value, str if kind is Path else kind)
 
 
@@ -172,6 +193,8 @@ def _resolved(annotation: Any, value: Any, made: Mapping[str, Path]) -> Any:
     kind = _bare(annotation)
     if isinstance(value, list):
         return [_resolved(get_args(kind)[0], item, made) for item in value]
+    if kind is str:
+        return str(value)
     takes_path = kind is Path or (isinstance(kind, UnionType) and Path in get_args(kind))
     return made.get(value, Path(value)) if takes_path else value
 

@@ -1,7 +1,7 @@
 """``micronet run``: a recipe, stage by stage."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -19,7 +19,9 @@ def run(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder for the results; default: what the recipe says.")
     ] = None,
-    data: Annotated[str | None, typer.Option(help="The first stage's data, in the recipe's place.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Data of the first stage that takes any, instead of the recipe's.")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N, for every stage.")] = None,
     begin: Annotated[
         str | None, typer.Option("--from", help="Run this stage and all behind it, even where they are unchanged.")
@@ -42,8 +44,7 @@ def run(
     read = read_recipe(recipe)
     read = replace(read, folder=output or read.folder)
     commands = {command.NAME: command for command in COMMANDS if command.NAME != NAME}
-    first: dict[str, Any] = {} if data is None else {"data": data}
-    stages = recipe_stages.bind(read, commands, first)
+    stages = recipe_stages.bind(read, commands, data)
     names = [bound.stage.name for bound in stages]
     if begin is not None and begin not in names:
         raise MicronetError(f"{recipe}: {unknown('stage', begin, names)}")
@@ -59,7 +60,11 @@ def run(
         if path is not None and not anew and journal.done(stage.name, key, path):
             _say(f"{stage.name}: unchanged, {path} is kept", quiet)
             continue
+        if report.json and path is None and bound is not stages[-1]:
+            continue  # one JSON document, the last stage's
         _say(f"$ {bound.line()}", quiet)
+        if path is not None and path.exists() and not force and not journal.owns(stage.name):
+            raise MicronetError(f"{path} exists and this recipe did not make it; add --force to overwrite it, or -o")
         begun = bound.can_resume and not anew and journal.begun(stage.name, key)
         if path is not None:
             journal.note(stage.name, key)

@@ -38,7 +38,7 @@ def run(
     from micronet.cli import stages
     from micronet.history import StageRecord
     from micronet.pruning.criteria.bn_scale import penalty
-    from micronet.pruning.prune import cuttable
+    from micronet.pruning.prune import channel_flow
     from micronet.training import Procedure
 
     path = output.output or default_name(artifact or model.file, "-sparse.safetensors")
@@ -52,7 +52,8 @@ def run(
             model.check_unused()
             opened = stages.open_artifact(artifact, CodeOptions(model.model, trust_code), NAME)
             dataset = stages.open_data(data, opened, job.seed)
-        procedure = Procedure(penalty=penalty(opened.model, cuttable(opened.model), sparsity.s), keep="last")
-        sparse = stages.fit_stage(NAME, opened, dataset, training, job, procedure, **sparsity.to_json())
+        pushed = penalty(opened.model, channel_flow(opened.model), sparsity.s)
+        procedure = Procedure(penalty=pushed, keep="last", config=sparsity.to_json())
+        sparse = stages.fit_stage(NAME, opened, dataset, training, job, procedure)
     stages.keep(sparse, path)
     stages.report(sparse, path, output)

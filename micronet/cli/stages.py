@@ -73,11 +73,10 @@ def fit_stage(
     training: TrainConfig,
     run: Run,
     procedure: Procedure = PLAIN,
-    **config: Any,
 ) -> Artifact:
-    """Train an artifact and record that as a stage, with the stage's own ``config`` besides the training's."""
+    """Train an artifact and record that as a stage."""
     fitted = fit_artifact(artifact, dataset, training, run, procedure)
-    return fitted.after(StageRecord(stage, {**config, **training.to_json()}))
+    return fitted.after(StageRecord(stage, {**procedure.config, **training.to_json()}))
 
 
 def check_output(path: Path, output: OutputOptions, running: RunConfig) -> None:
@@ -105,12 +104,18 @@ def report(artifact: Artifact, path: Path, output: OutputOptions) -> None:
         console.print_line(f"wrote {path}  {summary['size_bytes']:,} bytes{tested}")
 
 
+def image_shape(artifact: Artifact) -> tuple[int, int, int] | None:
+    """Return (C, H, W) of the images an artifact remembers, or None where it knows of none."""
+    spec = DataSpec.from_json(artifact.data)
+    if spec.channels is None or spec.image_size is None:
+        return None
+    return spec.channels, spec.image_size, spec.image_size
+
+
 def sizes(artifact: Artifact) -> dict[str, int | None]:
     """Return a network's parameters and, where its image size is known, its multiply-accumulates for one image."""
-    spec = DataSpec.from_json(artifact.data)
-    macs = None
-    if spec.channels is not None and spec.image_size is not None:
-        macs = count_macs(artifact.model, (spec.channels, spec.image_size, spec.image_size))
+    shape = image_shape(artifact)
+    macs = None if shape is None else count_macs(artifact.model, shape)
     return {"params": sum(parameter.numel() for parameter in artifact.model.parameters()), "macs": macs}
 
 

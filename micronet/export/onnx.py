@@ -18,15 +18,16 @@ from torch import Tensor, nn
 
 from micronet.artifact import Artifact, versions
 from micronet.errors import FailedError, MicronetError, first_line
-from micronet.export.operators import INT8_BITS, OPSET, TRANSLATIONS, ActivationGrid, StoredIntegers, room_for_bias
+from micronet.export.operators import OPSET, TRANSLATIONS, ActivationGrid, Sign, StoredIntegers, room_for_bias
 from micronet.export.tidy import tidy
 from micronet.files import write_atomically
 from micronet.graph import trace
 from micronet.history import StageRecord
 from micronet.quantization.calibrate import check_calibrated, each_quantizer
 from micronet.quantization.fold import fold_model
-from micronet.quantization.functional import quantize
+from micronet.quantization.functional import dequantize, quantize
 from micronet.quantization.quantizer import Quantizer
+from micronet.quantization.schemes.wbwtab import SignQuantizer
 
 INPUT, OUTPUT = "images", "scores"
 METADATA_KEY = "micronet"
@@ -62,14 +63,16 @@ def with_integers(model: nn.Module, history: list[StageRecord]) -> nn.Module:
         (record.result["inputs"] for record in history if record.stage == "quantize"), {}
     )
     scales = {
-        f"{name}.{slot}": quantizer.scale
+        f"{name}.{slot}": quantizer.qparams(torch.empty(0)).scale
         for name, slot, quantizer in each_quantizer(model)
-        if slot in ("input_quantizer", "output_quantizer")
+        if slot in ("input_quantizer", "output_quantizer") and not isinstance(quantizer, SignQuantizer)
     }
     for name, slot, quantizer in list(each_quantizer(model)):
         layer: Any = model.get_submodule(name)
         if slot == "weight_quantizer":
             _store_weight(layer, quantizer, scales.get(inputs.get(name) or ""))
+        elif isinstance(quantizer, SignQuantizer):
+            setattr(layer, slot, Sign())
         else:
             setattr(layer, slot, ActivationGrid(quantizer.qparams(torch.empty(0)), quantizer.bits, f"{name}.{slot}"))
     return model
@@ -80,14 +83,15 @@ def _store_weight(layer: Any, quantizer: Quantizer, input_scale: Tensor | None) 
     """Put a layer's weight, and its bias where the input's scale is known, into integers."""
     weight, bias = layer.weight, layer.bias
     grid = quantizer.qparams(weight)
+    stored = dequantize(quantizer.integers(weight), grid)
     if bias is not None and input_scale is not None:
         room = room_for_bias(grid.scale, input_scale, bias)
         grid = grid._replace(scale=room.weight_scale)
         q = (bias.double() / room.bias_scale.double()).round().to(torch.int32)
         layer.bias_quantizer = StoredIntegers(q, room.bias_scale, torch.zeros_like(q), 0)
         layer.bias = nn.Parameter(torch.zeros(0))
-    dtype = torch.int8 if quantizer.bits <= INT8_BITS else torch.int16
-    q = quantize(weight, grid).to(dtype)
+    dtype = torch.int8 if grid.qmax <= torch.iinfo(torch.int8).max else torch.int16
+    q = quantize(stored, grid).to(dtype)
     layer.weight_quantizer = StoredIntegers(q, grid.scale, grid.zero_point, grid.axis)
     layer.weight = nn.Parameter(torch.zeros(0))  # the float copy must not reach the file
 

@@ -114,6 +114,14 @@ class ActivationGrid(nn.Module):
         return out
 
 
+class Sign(nn.Module):
+    """A binary activation; its values are exact in float, so it needs no integers of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return +1 where x >= 0, else -1."""
+        return torch.where(x >= 0, 1.0, -1.0)
+
+
 class BiasRoom(NamedTuple):
     """A weight's scale, widened where its bias would not fit int32, and the bias's own scale."""
 

@@ -43,11 +43,12 @@ def cut(model: nn.Module, old: Flow, new: Flow, kept: dict[int, list[int]]) -> d
     for name, layer in old.layers.items():
         module: Any = model.get_submodule(name)
         outputs = _positions(layer.outputs, new.layers[name].outputs, kept)
-        inputs = _positions(layer.inputs, new.layers[name].inputs, kept)
-        rows = _all(module.weight.shape[0]) if outputs is None else outputs
-        weight = module.weight[rows] if inputs is None else _columns(module, rows, inputs)
-        bias = None if module.bias is None else module.bias[rows]
-        sizes = _sizes(module, len(rows), None if inputs is None else len(inputs))
+        inputs = None
+        if layer.inputs is not None and (after := new.layers[name].inputs) is not None:
+            inputs = _positions(layer.inputs, after, kept)
+        weight = module.weight[outputs] if inputs is None else _columns(module, outputs, inputs)
+        bias = None if module.bias is None else module.bias[outputs]
+        sizes = _sizes(module, len(outputs), None if inputs is None else len(inputs))
         if sizes:
             changed[name] = sizes
             resize(module, sizes)
@@ -57,7 +58,7 @@ def cut(model: nn.Module, old: Flow, new: Flow, kept: dict[int, list[int]]) -> d
     for name, ids in old.norms.items():
         norm: Any = model.get_submodule(name)
         places = _positions(ids, new.norms[name], kept)
-        if places is not None and len(places) < len(ids):
+        if len(places) < len(ids):
             vectors = {key: getattr(norm, key)[places] for key in _VECTORS if getattr(norm, key, None) is not None}
             changed[name] = {_vector_size(norm): len(places)}
             resize(norm, changed[name])
@@ -79,10 +80,8 @@ def _columns(module: Any, rows: Tensor, inputs: Tensor) -> Tensor:
     return torch.cat([piece[:, columns - group * width] for group, (piece, columns) in enumerate(pieces)])
 
 
-def _positions(old: Ids | None, new: Ids | None, kept: dict[int, list[int]]) -> Tensor | None:
-    """Return where in the old tensor each channel of the new one is; None where the channels are not cut."""
-    if old is None or new is None:
-        return None
+def _positions(old: Ids, new: Ids, kept: dict[int, list[int]]) -> Tensor:
+    """Return where in the old tensor each channel of the new one is."""
     places: dict[int, list[int]] = {}
     for position, number in enumerate(old.tolist()):
         places.setdefault(number, []).append(position)
@@ -118,7 +117,3 @@ def _shape(module: Any, name: str) -> tuple[int, ...]:
         inputs = module.in_channels // module.groups
         return (module.out_channels, inputs, *module.kernel_size) if name == "weight" else (module.out_channels,)
     return (getattr(module, _vector_size(module)),)
-
-
-def _all(count: int) -> Tensor:
-    return torch.arange(count)

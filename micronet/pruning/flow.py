@@ -38,6 +38,9 @@ _POINTWISE_METHODS = {"relu", "relu_", "sigmoid", "tanh", "clamp", "contiguous"}
 _ADDS: set[object] = {operator.add, operator.iadd, torch.add}
 
 
+Layout = Literal["map", "features", "matrix", "sizes", "other"]
+
+
 class Channels(NamedTuple):
     """The channels of one tensor.
 
@@ -47,7 +50,7 @@ class Channels(NamedTuple):
     """
 
     ids: Ids | None
-    layout: Literal["map", "features", "matrix", "sizes", "other"]
+    layout: Layout
 
 
 class Pieces(NamedTuple):
@@ -61,10 +64,10 @@ class Pieces(NamedTuple):
 
 @dataclass
 class Layer:
-    """A layer's channels: numbers at its input and its output; None where they are not ours to cut."""
+    """A layer's channels: numbers at its input, None where they are not ours to cut, and at its output."""
 
     inputs: Ids | None
-    outputs: Ids | None
+    outputs: Ids
 
 
 class Flow:
@@ -76,7 +79,7 @@ class Flow:
     """
 
     def __init__(self, graph: Graph, widths: Mapping[int, int] | None = None, like: "Flow | None" = None) -> None:
-        """Number the channels of a network; of the same network with other ``widths``, where ``like`` it is given."""
+        """Number the channels of a network. The other arguments are ``with_widths``'s."""
         self.layers: dict[str, Layer] = {}
         self.norms: dict[str, Ids] = {}
         self.pieces: list[Pieces] = []
@@ -84,13 +87,22 @@ class Flow:
         self._numbering: Numbering = Numbering(widths, None if like is None else like._numbering)
         self._repeats: dict[str, int] = {} if like is None else like._repeats
         self._values: dict[fx.Node, Channels] = {}
+        self._opaque: dict[str, str] = {}  # modules that are used in some way that cannot be followed, and why
         for node in graph.fx.nodes:
             self._values[node] = self._visit(node)
         self._settle()
 
+    def with_widths(self, widths: Mapping[int, int]) -> "Flow":
+        """Return the flow of the same network with other widths of its groups."""
+        return Flow(self._graph, widths, self)
+
     def _visit(self, node: fx.Node) -> Channels:
         if node.op == "placeholder":
             return Channels(None, "map")
+        if node.op == "get_attr":
+            owner, _, attribute = str(node.target).rpartition(".")
+            self._opaque[owner] = f"its {attribute} is read by the forward itself"
+            return Channels(None, "other")
         if node.op == "call_module":
             return self._visit_module(node, str(node.target), self._graph.module(node))
         if node.op == "output":
@@ -101,7 +113,7 @@ class Flow:
 
     def _visit_module(self, node: fx.Node, name: str, module: Any) -> Channels:
         x = self._first(node)
-        if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) and x.layout == "map":
+        if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
             return self._convolve(name, module, x)
         if isinstance(module, nn.Linear) and x.layout in ("features", "matrix"):
             return self._multiply(name, module, x)
@@ -117,6 +129,7 @@ class Flow:
             return self._flatten(x)
         if self._graph.joins(node):
             return self._join_by_adding(node)
+        self._opaque[name] = "it reads what cannot be followed"
         return self._give_up(node, f"{name} ({type(module).__name__}) is not understood by pruning")
 
     def _visit_call(self, node: fx.Node) -> Channels:
@@ -126,7 +139,7 @@ class Flow:
             return self._join_by_adding(node) if len(self._graph.inputs(node)) > 1 else x
         if node.target in (torch.cat, torch.concat) and _argument(node, 1, "dim", 0) == 1:
             return self._join_by_stringing(node)
-        if node.target in _POINTWISE_CALLS or method in _POINTWISE_METHODS:
+        if (node.target in _POINTWISE_CALLS or method in _POINTWISE_METHODS) and len(self._graph.inputs(node)) == 1:
             return x
         if node.target in _POOL_CALLS and x.layout == "map":
             return x
@@ -134,6 +147,8 @@ class Flow:
             return self._flatten(x)
         if method in ("view", "reshape") and self._keeps_batch(node):
             return self._flatten(x)
+        if method in ("view", "reshape") and len(node.args) == 3:
+            return self._give_up(node, "its forward writes sizes down", "matrix")
         if method == "size" and _argument(node, 1, "dim", None) in (0, 2, 3):
             return Channels(None, "other")
         if node.target is getattr and node.args[1] == "shape":
@@ -148,10 +163,13 @@ class Flow:
         return self._values[sources[0]] if sources else Channels(None, "other")
 
     def _convolve(self, name: str, conv: Any, x: Channels) -> Channels:
+        if x.layout != "map":
+            self._numbering.pin(x.ids, f"{name} reads it in another shape")
+            x = Channels(None, "map")
         plain = self._owned(name, conv, x)
         depthwise = conv.groups == conv.in_channels > 1
         if depthwise and x.ids is not None:
-            out: Ids | None = np.repeat(x.ids, conv.out_channels // conv.in_channels)
+            out: Ids = np.repeat(x.ids, conv.out_channels // conv.in_channels)
         else:
             out = self._numbering.new(name, conv.out_channels)
             if conv.groups > 1:
@@ -171,7 +189,8 @@ class Flow:
         return Channels(out, "matrix")
 
     def _normalise(self, name: str, norm: Any, x: Channels) -> Channels:
-        if not self._owned(name, norm, x) or x.ids is None or x.layout == "other":
+        if not self._owned(name, norm, x) or x.ids is None:
+            self._opaque[name] = "it reads what cannot be followed"
             return x
         size = norm.num_parameters if isinstance(norm, nn.PReLU) else norm.num_features
         if size == 1 and isinstance(norm, nn.PReLU):
@@ -195,33 +214,35 @@ class Flow:
 
     def _join_by_adding(self, node: fx.Node) -> Channels:
         values = [self._values[source] for source in self._graph.inputs(node)]
+        if len({value.layout for value in values}) > 1 or any(value.ids is None for value in values):
+            return self._give_up(node, "it is added to channels that cannot be cut", values[0].layout)
         for other in values[1:]:
             self._numbering.unify(values[0].ids, other.ids)
-        return values[0]
+        return max(values, key=lambda value: len(value.ids))  # type: ignore[arg-type]  # one may be broadcast
 
     def _join_by_stringing(self, node: fx.Node) -> Channels:
         tensors: Any = _argument(node, 0, "tensors", ())
-        values = [self._values[source] for source in tensors]  # one of them may be there twice
+        values = [self._values[t] for t in tensors] if isinstance(tensors, (list, tuple)) else []  # perhaps one twice
         known = [value.ids for value in values if value.ids is not None]
-        if len(known) == len(values) and len({value.layout for value in values}) == 1:
+        if known and len(known) == len(values) and {value.layout for value in values} in ({"map"}, {"matrix"}):
             return Channels(np.concatenate(known), values[0].layout)
         return self._give_up(node, "it is concatenated with channels that cannot be cut")
 
     def _keeps_batch(self, node: fx.Node) -> bool:
-        """Tell whether a reshape is to (batch, all the rest); sizes written as numbers other than the batch's pin."""
+        """Tell whether a reshape is to (batch, all the rest); sizes written down as numbers are no batch's."""
         if len(node.args) != 3 or node.args[2] != -1:
             return False
         size = node.args[1]
         if not isinstance(size, fx.Node):
-            return True
+            return False
         if size.target is operator.getitem:
             return bool(size.args[1] == 0)
         return size.target == "size" and _argument(size, 1, "dim", None) == 0
 
-    def _give_up(self, node: fx.Node, why: str) -> Channels:
+    def _give_up(self, node: fx.Node, why: str, layout: Layout = "other") -> Channels:
         for source in self._graph.inputs(node):
             self._numbering.pin(self._values[source].ids, why)
-        return Channels(None, "other")
+        return Channels(None, layout)
 
     def _owned(self, name: str, module: nn.Module, x: Channels) -> bool:
         """Tell whether a layer's parameters are its own; pin its input where they are not."""
@@ -241,7 +262,7 @@ class Flow:
         if ids is not None:
             self.pieces.append(Pieces(ids, count, True, why))
 
-    def _note(self, name: str, inputs: Ids | None, outputs: Ids | None) -> None:
+    def _note(self, name: str, inputs: Ids | None, outputs: Ids) -> None:
         if name in self.layers:  # called again: both inputs must be cut alike
             self._numbering.unify(self.layers[name].inputs, inputs)
             self._numbering.unify(self.layers[name].outputs, outputs)
@@ -251,9 +272,15 @@ class Flow:
     def _settle(self) -> None:
         """Name every channel by its group's root."""
         numbering = self._numbering
+        for name, why in self._opaque.items():
+            channels = [self.norms.get(name)]
+            if name in self.layers:
+                channels += [self.layers[name].inputs, self.layers[name].outputs]
+            for ids in channels:
+                numbering.pin(ids, f"{name}: {why}")
         for layer in self.layers.values():
             layer.inputs = None if layer.inputs is None else numbering.canonical(layer.inputs)
-            layer.outputs = None if layer.outputs is None else numbering.canonical(layer.outputs)
+            layer.outputs = numbering.canonical(layer.outputs)
         self.norms = {name: numbering.canonical(ids) for name, ids in self.norms.items()}
         self.pieces = [piece._replace(ids=numbering.canonical(piece.ids)) for piece in self.pieces]
         self.names = numbering.names()

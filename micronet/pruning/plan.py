@@ -14,7 +14,6 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import NDArray
 
-from micronet.graph import Graph
 from micronet.pruning.config import PruneConfig
 from micronet.pruning.flow import Flow
 from micronet.pruning.numbering import STRIDE
@@ -55,8 +54,7 @@ class Plan:
 class Planner:
     """Decides on the widths and the channels of one network."""
 
-    def __init__(self, graph: Graph, flow: Flow, scores: Scores, config: PruneConfig, unjudged: str) -> None:
-        self._graph = graph
+    def __init__(self, flow: Flow, scores: Scores, config: PruneConfig, unjudged: str) -> None:
         self._flow = flow
         self._scores = scores
         self._config = config
@@ -75,7 +73,7 @@ class Planner:
         total = sum(self._flow.widths[group] for group in self._free)
         asked = int(Fraction(str(self._config.percent)) * total)  # exact: 0.29 of 100 is 29, in floats 28
         widths = self._settle_pieces(self._round(self._threshold(asked)))
-        new = _signatures(Flow(self._graph, widths, self._flow))
+        new = _signatures(self._flow.with_widths(widths))
         groups = {
             group: GroupPlan(
                 self._flow.names[group],
@@ -118,7 +116,7 @@ class Planner:
     def _settle_pieces(self, widths: dict[int, int]) -> dict[int, int]:
         """Lower widths until every channel can stay in the piece it is in; where none will do, keep the group whole."""
         while True:
-            new = _signatures(Flow(self._graph, widths, self._flow))
+            new = _signatures(self._flow.with_widths(widths))
             stuck = [group for group in new if not self._fits(group, widths[group], new[group])]
             if not stuck:
                 return widths

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from micronet.errors import MicronetError
 from micronet.quantization.layers import SLOTS, Quantized
 from micronet.quantization.observers import MinMax
-from micronet.quantization.quantizer import Quantizer
+from micronet.quantization.quantizer import Quantizer, RangedQuantizer
 
 
 @contextmanager
@@ -55,12 +55,14 @@ def calibrate(model: nn.Module, batches: Iterable[Tensor | tuple[Any, ...]], cou
 
 def check_calibrated(model: nn.Module) -> None:
     """Raise MicronetError that names the quantizers which have seen no data."""
-    blind = [f"{name}.{slot}" for name, slot, quantizer in each_quantizer(model) if quantizer.observer.empty]
+    blind = [f"{name}.{slot}" for name, slot, quantizer in each_quantizer(model) if quantizer.empty]
     if blind:
         raise MicronetError(
             f"{len(blind)} quantizers saw no data, so their layers are not called as modules: {', '.join(blind[:5])}"
         )
-    broken = [f"{name}.{slot}" for name, slot, quantizer in each_quantizer(model) if quantizer.scale.isnan().any()]
+    broken = [
+        f"{name}.{slot}" for name, slot, quantizer in each_quantizer(model) if _broken(model, name, slot, quantizer)
+    ]
     if broken:
         raise MicronetError(f"NaN or infinity reached {len(broken)} quantizers: {', '.join(broken[:5])}")
 
@@ -75,7 +77,8 @@ def freeze(model: nn.Module) -> None:
 def refresh_weights(model: nn.Module) -> None:
     """Bring the grids of weights up to date with the weights (a range that is an average is left alone)."""
     for name, slot, quantizer in each_quantizer(model):
-        if slot == "weight_quantizer" and isinstance(quantizer.observer, MinMax):
+        follows = isinstance(quantizer, RangedQuantizer) and isinstance(quantizer.observer, MinMax)
+        if slot == "weight_quantizer" and follows:
             quantizer.observe(_weight(model, name))
 
 
@@ -86,6 +89,12 @@ def each_quantizer(model: nn.Module) -> Iterator[tuple[str, str, Quantizer]]:
             for slot in SLOTS:
                 if (quantizer := getattr(module, slot)) is not None:
                     yield name, slot, quantizer
+
+
+def _broken(model: nn.Module, name: str, slot: str, quantizer: Quantizer) -> bool:
+    """Tell whether a scale is not a number; of a weight's quantizer, for that weight."""
+    x = _weight(model, name) if slot == "weight_quantizer" else torch.empty(0)
+    return bool(quantizer.qparams(x).scale.isnan().any())
 
 
 def _weight(model: nn.Module, name: str) -> Tensor:

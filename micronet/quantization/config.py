@@ -1,43 +1,65 @@
 """What a user chooses about quantization, checked once; no torch here, so that ``--help`` stays fast."""
 
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 from micronet.errors import MicronetError
-from micronet.settings import check_choices, flag, setting
+from micronet.settings import Settings, check_range, check_values, flag, setting
 
 FLOAT_BITS = 32
-BITS = (*range(2, 17), FLOAT_BITS)
+NUMBERS = range(2, 17)
+Bits = int | str
+WEIGHT_LEVELS = ("binary", "ternary")
+ACTIVATION_LEVELS = ("binary",)
 
 
 @dataclass(frozen=True)
-class QuantConfig:
+class QuantConfig(Settings):
     """How to quantize."""
 
-    method: Literal["iao"] = setting("iao", "Quantization scheme.")
-    w_bits: int = setting(8, "Bits of the weights: 2 to 16, or 32 to leave them float.")
-    a_bits: int = setting(8, "Bits of the activations: 2 to 16, or 32 to leave them float.")
-    q_type: Literal["sym", "asym"] = setting("sym", "Symmetric grids (zero point 0), or asymmetric ones.")
+    method: Literal["iao", "dorefa", "lsq"] = setting("iao", "Scheme behind bits that are numbers.")
+    w_bits: Bits = setting(8, "Bits of the weights: 2 to 16, binary, ternary, or 32 to leave them float.")  # noqa: RUF009
+    a_bits: Bits = setting(8, "Bits of the activations: 2 to 16, binary, or 32 to leave them float.")  # noqa: RUF009
+    q_type: Literal["sym", "asym"] = setting("sym", "Symmetric grids (zero point 0), or asymmetric ones (iao).")
     q_level: Literal["channel", "layer"] = setting("channel", "One weight scale an output channel, or one a layer.")
     weight_observer: Literal["minmax", "moving-average"] = setting(
-        "minmax", "Weight range: of the weights as they are, or averaged over training steps."
+        "minmax", "Weight range: of the weights as they are, or averaged over training steps (iao)."
     )
     a_sign: Literal["auto", "signed"] = setting(
         "auto", "Symmetric activations that are never negative: an unsigned grid (auto), or signed as TensorRT needs."
     )
-    first_last: Literal["8bit", "same"] = setting(
-        "8bit", "First and last layer: at least 8 bits, or the same bits as the rest."
+    first_last: Literal["auto", "float", "8bit", "same"] = setting(
+        "auto", "First and last layer: float where weights are binary or ternary, else at least 8 bits; or as named."
     )
+    a_gain: float = setting(0.1, "DoReFa's activations are clipped to 1 / this: 1 is the paper's, 0.1 covers 0 to 10.")
+    a_ste: Literal["ste", "saturate", "soft"] = setting("saturate", "Gradient of binary activations.")
+    w_ste: Literal["ste", "saturate", "soft"] = setting("ste", "Gradient of binary and ternary weights.")
+    no_alpha: bool = setting(False, "Binary and ternary weights without a magnitude a channel.")
+    include: str | None = setting(None, "Quantize these layers only: names or globs, with commas between them.")
+    exclude: str | None = setting(None, "Leave these layers float: names or globs, with commas between them.")
 
     def __post_init__(self) -> None:
-        check_choices(self)
-        for name in ("w_bits", "a_bits"):
-            bits = getattr(self, name)
-            if bits not in BITS:
-                raise MicronetError(f"{flag(name)} is {bits}; allowed: {BITS[0]} to {BITS[-2]}, or {FLOAT_BITS} (off)")
+        check_values(self)
+        check_range(self, "a_gain", 1e-3, 1e3)
+        for name, levels in (("w_bits", WEIGHT_LEVELS), ("a_bits", ACTIVATION_LEVELS)):
+            object.__setattr__(self, name, _bits(name, getattr(self, name), levels))
         if self.w_bits == self.a_bits == FLOAT_BITS:
             raise MicronetError("--w-bits 32 with --a-bits 32 quantizes nothing; lower one of them")
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the fields as a JSON object."""
-        return asdict(self)
+    @property
+    def edge(self) -> Literal["float", "8bit", "same"]:
+        """What becomes of the first and the last layer."""
+        if self.first_last != "auto":
+            return self.first_last
+        return "float" if self.w_bits in WEIGHT_LEVELS else "8bit"
+
+
+def _bits(name: str, value: Bits, levels: tuple[str, ...]) -> Bits:
+    """Return bits as a number or one of the named levels. Raises MicronetError for anything else."""
+    number = int(value) if str(value).isdigit() else value
+    if number in levels or number == FLOAT_BITS or number in NUMBERS:
+        return number
+    words = "".join(f"{level}, " for level in levels)
+    raise MicronetError(
+        f"{flag(name)} is {value}; allowed: {NUMBERS[0]} to {NUMBERS[-1]}, {words}or {FLOAT_BITS} (off)"
+    )

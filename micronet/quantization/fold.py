@@ -3,6 +3,8 @@
 With k = gamma / sqrt(running_var + eps): w' = k * w, b' = (b - running_mean) * k + beta (Jacob et al. 2017,
 arXiv:1712.05877, section 3.2). On a quantized layer the integers keep their values: each channel's scale takes |k|, a
 negative k flips integers and zero point, k = 0 makes the channel all zeros; one scale a layer becomes one a channel.
+Where only the sign of the output is read on, every channel is divided by |k| first: w' = w sign(k), and b' is a
+threshold, with the sign of the batch norm's own output (k = 0: that of beta).
 Its bias is rounded to the unit of an integer runtime's sums, a few thousandths of an output's step at most.
 """
 
@@ -11,14 +13,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from micronet.errors import MicronetError
-from micronet.graph import trace
+from micronet.graph import Graph, trace
 from micronet.history import StageRecord
+from micronet.models.layers import Tap
 from micronet.quantization.functional import broadcast, dequantize
-from micronet.quantization.layers import Quantized, attach
+from micronet.quantization.layers import Quantized, attach, channel_axis
 from micronet.quantization.quantizer import Quantizer, rebuild
+from micronet.quantization.schemes.wbwtab import SignQuantizer
 
 
 def fold_model(model: nn.Module, history: Sequence[StageRecord] = ()) -> tuple[nn.Module, StageRecord]:
@@ -31,13 +35,14 @@ def fold_model(model: nn.Module, history: Sequence[StageRecord] = ()) -> tuple[n
     graph = trace(folded)
     if graph is None:
         raise MicronetError("the network cannot be traced by torch.fx, so its batch norms cannot be matched to layers")
-    pairs = graph.conv_bn_pairs()
+    pairs = [pair for pair in graph.conv_bn_pairs() if not _shares_scales(folded.get_submodule(pair[0]))]
     if not pairs:
         raise MicronetError("no batch norm directly follows a convolution or linear layer; there is nothing to fold")
+    signed = {str(node.target) for node, _ in graph.calls() if _only_signs_read(graph, node)}
     quantizers: dict[str, dict[str, Any]] = {}
     for layer_name, norm_name in pairs:
         layer: Any = folded.get_submodule(layer_name)
-        fold_pair(layer, folded.get_submodule(norm_name))
+        fold_pair(layer, folded.get_submodule(norm_name), before_sign=norm_name in signed)
         if (quantizer := getattr(layer, "weight_quantizer", None)) is not None:
             quantizers[layer_name] = quantizer.describe()
         _remove_norm(folded, norm_name)
@@ -59,12 +64,19 @@ def restore(model: nn.Module, record: StageRecord) -> nn.Module:
 
 
 @torch.no_grad()
-def fold_pair(layer: Any, norm: Any) -> None:
-    """Fold one batch norm's running statistics, gain and shift into the layer before it, in place."""
+def fold_pair(layer: Any, norm: Any, *, before_sign: bool = False) -> None:
+    """Fold one batch norm's running statistics, gain and shift into the layer before it, in place.
+
+    ``before_sign``: only the output's sign counts, so each channel is divided by |k| (where k is not 0): weights keep
+    their magnitude, and the bias is a threshold.
+    """
     std = (norm.running_var.double() + norm.eps).sqrt()
     gain = norm.weight.double() if norm.affine else torch.ones_like(std)
     shift = norm.bias.double() if norm.affine else torch.zeros_like(std)
     factor = gain / std
+    if before_sign:
+        size = torch.where(factor == 0, 1.0, factor.abs())
+        factor, shift = factor / size, shift / size
     bias = layer.bias.double() if layer.bias is not None else torch.zeros_like(std)
     dtype = layer.weight.dtype
     quantizer: Quantizer | None = getattr(layer, "weight_quantizer", None)
@@ -79,12 +91,36 @@ def fold_pair(layer: Any, norm: Any) -> None:
         layer.bias.copy_(folded)
 
 
+def _only_signs_read(graph: Graph, node: fx.Node) -> bool:
+    """Tell whether a tensor goes to signs alone, by ways on which a positive factor a channel changes no sign."""
+    module = graph.module(node)
+    quantizer = getattr(module, "output_quantizer", None)
+    if quantizer is not None:
+        return isinstance(quantizer, SignQuantizer)
+    return bool(node.users) and all(_keeps_signs(graph, user) for user in node.users)
+
+
+def _keeps_signs(graph: Graph, node: fx.Node) -> bool:
+    module = graph.module(node)
+    if isinstance(getattr(module, "input_quantizer", None), SignQuantizer):
+        return True
+    passes = graph.moves_only(node) or graph.averages(node) or isinstance(module, (Tap, nn.ReLU))
+    return passes and _only_signs_read(graph, node)
+
+
+def _shares_scales(layer: Any) -> bool:
+    """Tell whether a quantized layer's groups share their weight scales, so that a factor a channel has no place."""
+    grouped = getattr(layer, "transposed", False) and layer.groups > 1
+    return grouped and getattr(layer, "weight_quantizer", None) is not None
+
+
 def _fold_quantized(layer: Any, quantizer: Quantizer, factor: Tensor) -> None:
     old = quantizer.qparams(layer.weight)
+    axis = channel_axis(layer)
     levels = quantizer.integers(layer.weight) - broadcast(old.zero_point, layer.weight, old.axis)
-    scaled = quantizer.scaled(factor)
+    scaled = quantizer.scaled(factor, layer.weight, axis)
     new = scaled.qparams(layer.weight)
-    flipped = levels * broadcast(factor.sign(), layer.weight, 0) + broadcast(new.zero_point, layer.weight, 0)
+    flipped = levels * broadcast(factor.sign(), layer.weight, axis) + broadcast(new.zero_point, layer.weight, axis)
     layer.weight.copy_(dequantize(flipped, new))
     attach(layer, "weight_quantizer", scaled)
 
@@ -102,8 +138,10 @@ def _snap_biases(model: nn.Module, inputs: dict[str, str | None]) -> None:
         if source is None or weight is None or layer.bias is None:
             continue
         module, _, slot = source.rpartition(".")
-        read: Any = getattr(model.get_submodule(module), slot)
-        unit = read.scale.double() * weight.scale.double()
+        read: Quantizer = getattr(model.get_submodule(module), slot)
+        if isinstance(read, SignQuantizer):  # a bias moved by half a unit would turn signs, and no runtime asks for it
+            continue
+        unit = read.qparams(layer.weight).scale.double() * weight.qparams(layer.weight).scale.double()
         layer.bias.copy_((layer.bias.double() / unit).round() * unit)
 
 

@@ -6,11 +6,12 @@ Jacob et al. 2017, arXiv:1712.05877, equation 1 and section 3.1 (zero is exactly
 the narrow range -(2^(b-1) - 1) .. 2^(b-1) - 1, so that a fold by a negative factor can flip their integers.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+Ste = Literal["ste", "saturate", "soft"]
 SMALLEST_SCALE = 2.0**-60  # an all-zero tensor's; the product of two such scales is still a normal float32
 
 
@@ -66,6 +67,25 @@ def fake_quantize(x: Tensor, qparams: QParams) -> Tensor:
     return out
 
 
+def learned_step(x: Tensor, qparams: QParams, gradient_scale: float) -> Tensor:
+    """Return ``x`` on a symmetric grid whose scale is learned (Esser et al. 2020, arXiv:1902.08153, equations 1 to 3).
+
+    The scale's gradient, times ``gradient_scale``, is q - x/scale inside the grid, qmin below it, qmax above it.
+    """
+    out: Tensor = _LearnedStep.apply(x, qparams.scale, qparams, gradient_scale)
+    return out
+
+
+def sign(x: Tensor, ste: Ste) -> Tensor:
+    """Return +1 where x >= 0, else -1.
+
+    Gradient: 1 (``ste``), 1 where |x| < 1 (``saturate``), max(0, 1 - |x|) (``soft``). Hubara et al. 2016,
+    arXiv:1602.02830, equations 1 and 4.
+    """
+    out: Tensor = _Sign.apply(x, ste)
+    return out
+
+
 def broadcast(values: Tensor, like: Tensor, axis: int | None) -> Tensor:
     """Shape per-channel ``values`` (C,) for arithmetic with ``like``, channels on ``axis``."""
     if axis is None:
@@ -98,3 +118,56 @@ class _FakeQuantize(torch.autograd.Function):
             return torch.ops.aten.hardtanh_backward(gradients[0], x, float(lowest), float(highest)), None
         inside = (x >= broadcast(lowest, x, axis)) & (x <= broadcast(highest, x, axis))
         return gradients[0] * inside, None
+
+
+def straight_through(x: Tensor, value: Tensor) -> Tensor:
+    """Return ``value`` exactly, with the gradient of ``x`` (Bengio et al. 2013, arXiv:1308.3432)."""
+    out: Tensor = _StraightThrough.apply(x, value)
+    return out
+
+
+class _StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, value: Tensor) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0], None
+
+
+class _LearnedStep(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, qparams: QParams, gradient_scale: float) -> Tensor:
+        ctx.save_for_backward(x, scale)
+        ctx.grid = qparams.qmin, qparams.qmax, qparams.axis, gradient_scale
+        return quantize(x, qparams).mul_(broadcast(scale, x, qparams.axis))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        x, scale = ctx.saved_tensors
+        qmin, qmax, axis, gradient_scale = ctx.grid
+        upstream = gradients[0]
+        steps = x / broadcast(scale, x, axis)
+        q = steps.round().clamp_(qmin, qmax)
+        inside = (steps - q).abs() <= 0.5  # farther from its level than half a step: it was clamped
+        slope = torch.where(inside, q - steps, q).mul_(upstream)
+        total = slope.sum() if axis is None else slope.transpose(0, axis).flatten(1).sum(1)
+        return upstream * inside, total * gradient_scale, None, None
+
+
+class _Sign(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, ste: Ste) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.ste = ste
+        return torch.where(x >= 0, 1.0, -1.0).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (x,) = ctx.saved_tensors
+        if ctx.ste == "ste":
+            return gradients[0], None
+        if ctx.ste == "saturate":
+            return torch.ops.aten.hardtanh_backward(gradients[0], x, -1.0, 1.0), None
+        return gradients[0] * (1 - x.abs()).clamp_(min=0), None

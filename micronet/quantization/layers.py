@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 SLOTS = ("input_quantizer", "weight_quantizer", "bias_quantizer", "output_quantizer")
 
@@ -46,6 +46,23 @@ class _QuantizedConv(Quantized):
         return out
 
 
+class _QuantizedConvTranspose(Quantized):
+    """A transposed convolution of any dimension."""
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        layer: Any = self
+        if layer.input_quantizer is not None:
+            input = layer.input_quantizer(input)
+        dimensions = len(layer.kernel_size)
+        padding = layer._output_padding(
+            input, output_size, layer.stride, layer.padding, layer.kernel_size, dimensions, layer.dilation
+        )
+        weight, bias = _parameters(layer, layer.weight, layer.bias)
+        convolve = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}[dimensions]
+        out: Tensor = convolve(input, weight, bias, layer.stride, layer.padding, padding, layer.groups, layer.dilation)
+        return out if layer.output_quantizer is None else layer.output_quantizer(out)
+
+
 class _LinearCompute(nn.Linear):
     """Linear with its weight and bias taken through their slots."""
 
@@ -68,7 +85,12 @@ def attach(module: nn.Module, slot: str, quantizer: nn.Module) -> None:
 
 def has_weight_slot(module: nn.Module) -> bool:
     """Tell whether a module's weight can be quantized here."""
-    return isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) or type(module) in (nn.Linear, _QuantizedLinear)
+    return isinstance(module, _ConvNd) or type(module) in (nn.Linear, _QuantizedLinear)
+
+
+def channel_axis(layer: nn.Module) -> int:
+    """Return the axis of a layer's weight that its output channels are on; transposed, those of one group."""
+    return 1 if getattr(layer, "transposed", False) else 0
 
 
 def _parameters(module: Any, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -83,5 +105,9 @@ def _parameters(module: Any, weight: Tensor, bias: Tensor | None) -> tuple[Tenso
 def _quantized_class(float_class: Any) -> type[nn.Module]:
     if float_class is nn.Linear:
         return _QuantizedLinear
-    base = _QuantizedConv if issubclass(float_class, _ConvNd) else Quantized
+    base: type[Quantized] = Quantized
+    if issubclass(float_class, _ConvTransposeNd):
+        base = _QuantizedConvTranspose
+    elif issubclass(float_class, _ConvNd):
+        base = _QuantizedConv
     return type(f"Quantized{float_class.__name__}", (base, float_class), {"__module__": __name__})

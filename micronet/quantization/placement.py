@@ -7,41 +7,62 @@ computes an add in integers only where both of its inputs are on grids). A netwo
 quantizers in its layers alone.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, field
+from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import fx, nn
 
 from micronet import registry
-from micronet.errors import MicronetError
-from micronet.graph import Graph, add_taps, tap_name, trace
-from micronet.quantization.config import FLOAT_BITS, QuantConfig
-from micronet.quantization.layers import attach, has_weight_slot
+from micronet.errors import MicronetError, unknown
+from micronet.graph import Graph, trace
+from micronet.outline import Outline, Split, rewrite, split_name, tap_name
+from micronet.quantization.config import FLOAT_BITS, Bits, QuantConfig
+from micronet.quantization.layers import attach, channel_axis, has_weight_slot
 from micronet.quantization.quantizer import Quantizer, rebuild
+from micronet.settings import flag
+
+FIRST_LAST_BITS = 8
 
 
 @dataclass
 class Placement:
     """Where quantizers go.
 
-    ``taps``: graph nodes behind which a named place is added. ``quantizers``: module -> slot -> description.
+    ``taps``: graph nodes behind which a named place is added. ``splits``: places on the way to some readers alone.
+    ``dropped``: ReLUs that a sign takes the place of. ``quantizers``: module -> slot -> description.
     ``inputs``: quantized layer -> the quantizer (``module.slot``) its input comes through, or None.
     ``left_float``: layers with weights that stay float, and why.
     """
 
     taps: list[str] = field(default_factory=list)
+    splits: list[Split] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)
     quantizers: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     inputs: dict[str, str | None] = field(default_factory=dict)
     left_float: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "Placement":
+        """Build a placement from its JSON object. Raises TypeError where it is not one."""
+        return cls(**{**value, "splits": [Split(**split) for split in value.get("splits", [])]})
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the placement as a JSON object."""
+        return asdict(self)
 
     def put(self, module: str, slot: str, quantizer: Quantizer) -> None:
         """Note that a quantizer goes into a slot."""
         self.quantizers.setdefault(module, {})[slot] = quantizer.describe()
 
     def apply(self, model: nn.Module) -> nn.Module:
-        """Return the network with its taps and quantizers; modules are swapped in place."""
-        if self.taps:
-            model = add_taps(model, self.taps)
+        """Return the network with its places and quantizers; modules are swapped in place."""
+        if self.taps or self.splits:
+            model = rewrite(model, Outline(self.taps, self.splits))
+        for name in self.dropped:
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, nn.Identity())
         for name, described in self.quantizers.items():
             for slot, description in described.items():
                 attach(model.get_submodule(name), slot, rebuild(description))
@@ -57,7 +78,7 @@ def place(model: nn.Module, config: QuantConfig) -> Placement:
             placement.left_float[name] = "MultiheadAttention multiplies its packed weights itself"
         if isinstance(module, (nn.modules.conv._ConvNd, nn.Linear)) and name not in placement.inputs:
             if has_weight_slot(module):
-                placement.left_float[name] = "it is never called as a module of its own"
+                placement.left_float.setdefault(name, "it is never called as a module of its own")
             else:
                 placement.left_float[name] = f"{type(module).__name__} is not quantized yet"
     if not placement.inputs:
@@ -65,28 +86,69 @@ def place(model: nn.Module, config: QuantConfig) -> Placement:
     return placement
 
 
-class _Placer:
-    """Puts quantizers where it is told, at the bits the scheme gives that place."""
+def _chosen(config: QuantConfig, names: Collection[str]) -> set[str]:
+    """Return the layers that --include and --exclude leave. Raises MicronetError where a name or glob matches none."""
 
-    def __init__(self, config: QuantConfig) -> None:
+    def matching(option: str) -> set[str]:
+        found: set[str] = set()
+        for pattern in filter(None, map(str.strip, (getattr(config, option) or "").split(","))):
+            matched = {name for name in names if fnmatchcase(name, pattern)}
+            if not matched:
+                raise MicronetError(f"{flag(option)}: {unknown('layer', pattern, names)}")
+            found |= matched
+        return found
+
+    return (matching("include") if config.include else set(names)) - matching("exclude")
+
+
+def _at_least_8(bits: Bits) -> int:
+    return max(bits, FIRST_LAST_BITS) if isinstance(bits, int) else FIRST_LAST_BITS
+
+
+class _Placer:
+    """Puts quantizers where it is told, at the bits that place gets."""
+
+    def __init__(self, config: QuantConfig, names: Collection[str]) -> None:
         self.placement = Placement()
         self._config = config
-        self._scheme = registry.resolve(registry.SCHEMES, config.method, "method")
+        self._chosen = _chosen(config, names)
+        schemes = {
+            bits: registry.resolve(registry.SCHEMES, "wbwtab" if isinstance(bits, str) else config.method, "method")
+            for bits in (config.w_bits, config.a_bits)
+        }
+        self._weights, self._activations = schemes[config.w_bits], schemes[config.a_bits]
+        self._numbers = registry.resolve(registry.SCHEMES, config.method, "method")
+        for scheme in (self._weights, self._activations):
+            scheme.check(config)
 
-    def _activation_bits(self, *, at_edge: bool) -> int:
-        bits: int = self._scheme.layer_bits(self._config.a_bits, self._config, at_edge=at_edge)
-        return bits
+    def _stays_float(self, name: str, *, at_edge: bool) -> bool:
+        """Note a layer that is left float by choice, and tell whether it is."""
+        if name not in self._chosen:
+            self.placement.left_float[name] = "by choice"
+        elif at_edge and self._config.edge == "float":
+            self.placement.left_float[name] = "first or last layer"
+        return name in self.placement.left_float
 
     def _quantize_weight(self, name: str, layer: Any, *, at_edge: bool) -> None:
-        if self._config.w_bits != FLOAT_BITS:
-            bits = self._scheme.layer_bits(self._config.w_bits, self._config, at_edge=at_edge)
-            quantizer = self._scheme.weight_quantizer(self._config, bits, 0, layer.weight.shape[0])
-            self.placement.put(name, "weight_quantizer", quantizer)
+        config, bits, scheme = self._config, self._config.w_bits, self._weights
+        if bits == FLOAT_BITS:
+            return
+        if at_edge and config.edge == "8bit":
+            bits, scheme = _at_least_8(bits), self._numbers
+        axis = channel_axis(layer)
+        quantizer = scheme.weight_quantizer(config, bits, axis, layer.weight.shape[axis])
+        self.placement.put(name, "weight_quantizer", quantizer)
 
-    def _quantize_input(self, name: str, bits: int) -> str:
+    def _activation_quantizer(self, *, at_edge: bool, non_negative: bool) -> Quantizer:
+        bits, scheme = self._config.a_bits, self._activations
+        if at_edge and self._config.edge == "8bit":
+            bits, scheme = _at_least_8(bits), self._numbers
+        quantizer: Quantizer = scheme.activation_quantizer(self._config, bits, non_negative=non_negative)
+        return quantizer
+
+    def _quantize_input(self, name: str, *, at_edge: bool) -> str:
         """Give a layer a quantizer of its own input, and return the quantizer's name."""
-        quantizer = self._scheme.activation_quantizer(self._config, bits, non_negative=False)
-        self.placement.put(name, "input_quantizer", quantizer)
+        self.placement.put(name, "input_quantizer", self._activation_quantizer(at_edge=at_edge, non_negative=False))
         return f"{name}.input_quantizer"
 
 
@@ -94,31 +156,80 @@ class _GraphPlacer(_Placer):
     """Places the quantizers of a traced network."""
 
     def __init__(self, graph: Graph, config: QuantConfig) -> None:
-        super().__init__(config)
-        self._graph = graph
         self._layers = {node: module for node, module in graph.calls() if has_weight_slot(module)}
+        super().__init__(config, [str(node.target) for node in self._layers])
+        self._graph = graph
         self._quantizer_of: dict[fx.Node, str] = {}
         for node, module in self._layers.items():
             self._place_layer(node, module)
-        if config.a_bits != FLOAT_BITS:
+        if config.a_bits not in (FLOAT_BITS, "binary"):
             self._place_reads()
 
     def _place_layer(self, node: fx.Node, layer: nn.Module) -> None:
         name = str(node.target)
         source = self._graph.origin(self._graph.inputs(node)[0])
-        at_edge = source.op == "placeholder" or not self._has_layer_behind(node)
-        self._quantize_weight(name, layer, at_edge=at_edge)
-        if self._config.a_bits == FLOAT_BITS:
-            self.placement.inputs[name] = None
+        at_edge = self._at_edge(node)
+        if self._stays_float(name, at_edge=at_edge):
             return
-        bits = self._activation_bits(at_edge=at_edge)
-        if self._graph.call_count(layer) > 1:  # its inputs have scales of their own, so its bias has no one unit
-            self._quantize_output(source, bits)
-            self.placement.inputs[name] = None
+        self._quantize_weight(name, layer, at_edge=at_edge)
+        self.placement.inputs[name] = None
+        if self._config.a_bits == FLOAT_BITS:
+            return
+        if self._is_binary(at_edge):
+            self.placement.inputs[name] = self._binarize(node)
+        elif self._graph.call_count(layer) > 1:  # its inputs have scales of their own, so its bias has no one unit
+            self._quantize_output(source, at_edge=at_edge)
         elif source.op == "placeholder":
-            self.placement.inputs[name] = self._quantize_input(name, bits)
+            self.placement.inputs[name] = self._quantize_input(name, at_edge=at_edge)
         else:
-            self.placement.inputs[name] = self._quantize_output(source, bits)
+            self.placement.inputs[name] = self._quantize_output(source, at_edge=at_edge)
+
+    def _at_edge(self, node: fx.Node) -> bool:
+        source = self._graph.origin(self._graph.inputs(node)[0])
+        return source.op == "placeholder" or not self._has_layer_behind(node)
+
+    def _is_binary(self, at_edge: bool) -> bool:
+        return self._config.a_bits == "binary" and not (at_edge and self._config.edge != "same")
+
+    def _binarize(self, node: fx.Node) -> str:
+        """Put a sign right before a layer, behind any pool, in the place of the ReLU there (sign of that is constant).
+
+        Where others read the same tensor, or the ReLU's, the way to the layer is split off with its own sign.
+        """
+        read = self._graph.inputs(node)[0]
+        if read.op == "placeholder":
+            return self._quantize_input(str(node.target), at_edge=False)
+        before = self._graph.origin(read)
+        relu = before if self._graph.is_relu(before) else None
+        readers = self._signed_readers(relu or read)
+        if readers is None:
+            split = Split(read.name, relu.name if relu else None, [])
+            split = next((known for known in self.placement.splits if known.read == read.name), split)
+            if split not in self.placement.splits:
+                self.placement.splits.append(split)
+            split.readers.append(node.name)
+            place = split_name(read.name)
+            self.placement.put(place, "output_quantizer", self._activation_quantizer(at_edge=False, non_negative=False))
+            return f"{place}.output_quantizer"
+        if relu is not None and str(relu.target) not in self.placement.dropped:
+            self.placement.dropped.append(str(relu.target))
+        return self._quantize_output(read, at_edge=False)
+
+    def _signed_readers(self, start: fx.Node) -> bool | None:
+        """Tell that nothing but layers with signs of their own reads a tensor; None where that is not so."""
+        module = self._graph.module(start)
+        if module is None or self._graph.call_count(module) > 1:
+            return None
+        waiting, seen = list(start.users), 0
+        while waiting:
+            node = waiting.pop()
+            if self._graph.moves_only(node) and self._graph.module(node) is not None:
+                waiting += node.users
+            elif node in self._layers and self._is_binary(self._at_edge(node)) and str(node.target) in self._chosen:
+                seen += 1
+            else:
+                return None
+        return seen > 0
 
     def _place_reads(self) -> None:
         """Quantize what average pools read, and what adds and concatenations between layers read.
@@ -128,12 +239,11 @@ class _GraphPlacer(_Placer):
         for node in self._graph.fx.nodes:
             last = not self._has_layer_behind(node)
             if self._graph.averages(node) or (self._graph.joins(node) and not last):
-                bits = self._activation_bits(at_edge=last)
                 for source in map(self._graph.origin, self._graph.inputs(node)):
                     if source.op != "placeholder":
-                        self._quantize_output(source, bits)
+                        self._quantize_output(source, at_edge=last)
 
-    def _quantize_output(self, source: fx.Node, bits: int) -> str:
+    def _quantize_output(self, source: fx.Node, *, at_edge: bool) -> str:
         """Give a node's output a quantizer, once, and return the quantizer's name."""
         if source not in self._quantizer_of:
             module = self._graph.module(source)
@@ -142,9 +252,7 @@ class _GraphPlacer(_Placer):
                 place = tap_name(source.name)
             else:
                 place = str(source.target)
-            quantizer = self._scheme.activation_quantizer(
-                self._config, bits, non_negative=self._graph.non_negative(source)
-            )
+            quantizer = self._activation_quantizer(at_edge=at_edge, non_negative=self._graph.non_negative(source))
             self.placement.put(place, "output_quantizer", quantizer)
             self._quantizer_of[source] = f"{place}.output_quantizer"
         return self._quantizer_of[source]
@@ -157,11 +265,13 @@ class _LayerPlacer(_Placer):
     """Places the quantizers of a network that cannot be traced: inside its layers alone."""
 
     def __init__(self, model: nn.Module, config: QuantConfig) -> None:
-        super().__init__(config)
         layers = {name: module for name, module in model.named_modules() if has_weight_slot(module)}
+        super().__init__(config, layers)
         for index, (name, layer) in enumerate(layers.items()):
             at_edge = index in (0, len(layers) - 1)  # declared order is all there is to go by
+            if self._stays_float(name, at_edge=at_edge):
+                continue
             self._quantize_weight(name, layer, at_edge=at_edge)
             self.placement.inputs[name] = None
             if config.a_bits != FLOAT_BITS:
-                self.placement.inputs[name] = self._quantize_input(name, self._activation_bits(at_edge=at_edge))
+                self.placement.inputs[name] = self._quantize_input(name, at_edge=at_edge)

@@ -1,7 +1,6 @@
 """The ``quantize`` stage: a float network becomes the same network with quantizers in it."""
 
 import copy
-from dataclasses import asdict
 
 from torch import nn
 
@@ -18,9 +17,9 @@ def quantize_model(model: nn.Module, config: QuantConfig) -> tuple[nn.Module, St
     """
     placement = place(model, config)
     quantized = placement.apply(copy.deepcopy(model))
-    return quantized, StageRecord("quantize", config.to_json(), asdict(placement))
+    return quantized, StageRecord("quantize", config.to_json(), placement.to_json())
 
 
 def restore(model: nn.Module, record: StageRecord) -> nn.Module:
     """Rebuild the structure that a record describes."""
-    return Placement(**record.result).apply(model)
+    return Placement.from_json(record.result).apply(model)

@@ -10,44 +10,92 @@ from micronet.errors import MicronetError
 from micronet.quantization.functional import QParams, fake_quantize, quantize
 from micronet.quantization.observers import Observer
 
+NOT_CALIBRATED = (
+    "a quantizer is not calibrated: run micronet.calibrate(model, batches) first, "
+    "or train inside micronet.observing(model)"
+)
+
 
 class Quantizer(nn.Module):
     """Base of all schemes' quantizers.
 
-    A subclass gives ``qparams`` and ``scheme``; where its grid is not uniform and affine it also overrides ``forward``
-    and ``integers``. The law: (integers(x) - zero_point) * scale == forward(x).
+    A subclass gives ``scheme``, ``qparams`` and ``describe``. The law: (integers(x) - zero_point) * scale ==
+    forward(x).
     """
 
     scheme: str
-    observer: Observer
-    scale: Tensor
-    zero_point: Tensor
 
     def __init__(self, bits: int, axis: int | None, channels: int | None) -> None:
         super().__init__()
-        shape = () if channels is None else (channels,)
         self.bits = bits
         self.axis = axis
         self.channels = channels
         self.observing = False
-        self._calibrated = False
-        self.register_buffer("scale", torch.full(shape, torch.nan))
-        self.register_buffer("zero_point", torch.zeros(shape))
 
     def qparams(self, x: Tensor) -> QParams:
         """Return the grid for ``x``."""
-        raise NotImplementedError
-
-    def refresh(self) -> None:
-        """Compute scale and zero point from the observed range."""
         raise NotImplementedError
 
     def describe(self) -> dict[str, Any]:
         """Return what ``rebuild`` needs to make an equal quantizer, JSON values only."""
         raise NotImplementedError
 
-    def scaled(self, factor: Tensor) -> "Quantizer":
-        """Return the frozen per-channel quantizer of ``factor * w`` (factor: (channels,)) that keeps w's integers."""
+    def scaled(self, factor: Tensor, x: Tensor, axis: int) -> "Quantizer":
+        """Return the frozen quantizer of ``factor * x`` that keeps x's integers; factor: (channels,), on ``axis``."""
+        raise NotImplementedError
+
+    def observe(self, x: Tensor) -> None:
+        """Let the quantizer's range, where it has one, follow ``x``."""
+
+    def freeze(self) -> None:
+        """Keep the present grid whatever is observed from now on."""
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the grid stays as it is."""
+        return False
+
+    @property
+    def empty(self) -> bool:
+        """Whether the grid awaits data."""
+        return False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``x`` on the grid: same shape and dtype. Raises MicronetError before any range is known."""
+        if self.observing:
+            self.observe(x)
+        self.check_calibrated()
+        return self.project(x)
+
+    def project(self, x: Tensor) -> Tensor:
+        """Return ``x`` on the grid, with the scheme's gradient."""
+        return fake_quantize(x, self.qparams(x))
+
+    def integers(self, x: Tensor) -> Tensor:
+        """Return the integers of ``x``, as float32."""
+        self.check_calibrated()
+        return quantize(x, self.qparams(x))
+
+    def check_calibrated(self) -> None:
+        """Raise MicronetError where the quantizer has no range yet."""
+
+
+class RangedQuantizer(Quantizer):
+    """A quantizer whose scale and zero point are buffers that follow an observed range."""
+
+    observer: Observer
+    scale: Tensor
+    zero_point: Tensor
+
+    def __init__(self, bits: int, axis: int | None, channels: int | None) -> None:
+        super().__init__(bits, axis, channels)
+        shape = () if channels is None else (channels,)
+        self._calibrated = False
+        self.register_buffer("scale", torch.full(shape, torch.nan))
+        self.register_buffer("zero_point", torch.zeros(shape))
+
+    def refresh(self) -> None:
+        """Compute scale and zero point from the observed range."""
         raise NotImplementedError
 
     def observe(self, x: Tensor) -> None:
@@ -61,32 +109,27 @@ class Quantizer(nn.Module):
         """Keep the present grid whatever is observed from now on."""
         self.observer.frozen.fill_(True)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return ``x`` on the grid: same shape and dtype. Raises MicronetError before any range is known."""
-        if self.observing:
-            self.observe(x)
-        self.check_calibrated()
-        return fake_quantize(x, self.qparams(x))
+    @property
+    def frozen(self) -> bool:
+        """Whether the grid stays as it is."""
+        return bool(self.observer.frozen)
 
-    def integers(self, x: Tensor) -> Tensor:
-        """Return the integers of ``x``, as float32."""
-        self.check_calibrated()
-        return quantize(x, self.qparams(x))
+    @property
+    def empty(self) -> bool:
+        """Whether nothing was observed yet."""
+        return self.observer.empty
 
     def check_calibrated(self) -> None:
         """Raise MicronetError where the quantizer has no range yet."""
         if not self._calibrated:  # asked of the tensor once, not at every step
             if not bool((self.scale > 0).all()):
-                raise MicronetError(
-                    "a quantizer is not calibrated: run micronet.calibrate(model, batches) first, "
-                    "or train inside micronet.observing(model)"
-                )
+                raise MicronetError(NOT_CALIBRATED)
             self._calibrated = True
 
 
 def rebuild(described: dict[str, Any]) -> Quantizer:
     """Make the quantizer that ``describe`` described, uncalibrated."""
     arguments = dict(described)
-    scheme = registry.resolve(registry.SCHEMES, arguments.pop("scheme"), "method")
-    quantizer: Quantizer = scheme.rebuild(**arguments)
+    build = registry.resolve(registry.QUANTIZERS, arguments.pop("scheme"), "quantizer")
+    quantizer: Quantizer = build(**arguments)
     return quantizer

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from micronet.settings import check_choices, check_range, setting
+from micronet.settings import check_range, check_values, setting
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,6 @@ class RuntimeOptions(CodeOptions):
     )
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check_values(self)
         if self.threads is not None:
             check_range(self, "threads", 1)

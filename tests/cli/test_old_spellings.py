@@ -33,6 +33,8 @@ def test_old_options_mean_what_they_meant(old, new):
         ("prune --layers 9", "leave it out"),
         ("train --gpu_id 0,1", "--device cuda:0"),
         ("quantize --W 2", "--w-bits"),
+        ("train --model_type 7", "nin (0), nin_gc (1)"),
+        ("quantize --q_type 5", "sym (0), asym (1)"),
     ],
 )
 def test_what_became_something_else_is_answered(micronet, old, answer):

@@ -80,6 +80,18 @@ def test_a_teacher_changes_what_is_learned_and_resumes(micronet, chain, tmp_path
     assert not torch.equal(*weights)
     assert taught.history[-1].config["distill"] == str(chain / "int8.safetensors")
     assert "distill" not in alone.history[-1].config
+    changed = tmp_path / "teacher.safetensors"
+    changed.write_bytes((chain / "int8.safetensors").read_bytes())
+    kept = tmp_path / "d.checkpoint.safetensors"
+    with monkeypatch.context() as patched:
+        patched.setattr("micronet.cli.stages.save", lambda *_: (_ for _ in ()).throw(OSError("full")))
+        few = ["--epochs", 2, "--limit", 100, "--distill", changed, "-o", tmp_path / "d.safetensors"]
+        assert micronet("finetune", chain / "float.safetensors", *few).code == 1
+    assert kept.exists()
+    changed.write_bytes((chain / "float.safetensors").read_bytes())
+    done = micronet("finetune", chain / "float.safetensors", *few, "--resume")
+    assert done.code == 2
+    assert "teacher" in done.err
     zero = tune("c.safetensors", *teacher, "--distill-weight", 0)
     torch.testing.assert_close(next(zero.model.parameters()), weights[0])
 

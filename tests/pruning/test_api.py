@@ -14,7 +14,7 @@ def network():
 
 def test_a_users_network_is_pruned_quantized_saved_and_loaded(tmp_path):
     whole = network()
-    pruned = micronet.prune(whole, percent=0.5)
+    pruned = micronet.prune(whole, torch.randn(2, 3, 12, 12), percent=0.5)
     assert sum(p.numel() for p in pruned.parameters()) < sum(p.numel() for p in whole.parameters())
     assert whole[0].out_channels == 8
     images = torch.randn(4, 3, 12, 12)
@@ -28,7 +28,15 @@ def test_a_users_network_is_pruned_quantized_saved_and_loaded(tmp_path):
         micronet.prune(quantized)
 
 
-@pytest.mark.parametrize(("config", "message"), [({"percent": 1}, "percent"), ({"share": 0.5}, "allowed: percent")])
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"percent": 1}, "percent"),
+        ({"share": 0.5}, "unknown setting 'share'"),
+        ({"regular": 2.5}, "whole number"),
+        ({"percent": "0.5"}, "a number"),
+    ],
+)
 def test_impossible_configs_are_refused(config, message):
     with pytest.raises(micronet.MicronetError, match=message):
         micronet.prune(network(), **config)

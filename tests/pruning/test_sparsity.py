@@ -6,7 +6,7 @@ from torch.nn import functional as F
 from micronet.artifact import load
 from micronet.models.build import ModelSpec, build
 from micronet.pruning.criteria.bn_scale import penalty, scores
-from micronet.pruning.prune import cuttable
+from micronet.pruning.prune import channel_flow
 
 
 def scales(model):
@@ -20,7 +20,7 @@ def test_the_penalty_adds_the_l1_subgradient_to_every_scale_but_the_last():
     images, labels = torch.randn(4, 3, 32, 32), torch.randint(10, (4,))
     F.cross_entropy(model(images), labels).backward()
     plain = [norm.weight.grad.clone() for norm in norms]
-    penalty(model, cuttable(model), 0.01)()
+    penalty(model, channel_flow(model), 0.01)()
     for norm, before in zip(norms[:-1], plain[:-1], strict=True):
         torch.testing.assert_close(norm.weight.grad, before + 0.01 * norm.weight.sign(), rtol=0, atol=0)
     assert norms[0].weight.grad[1] == plain[0][1]
@@ -74,5 +74,22 @@ def test_a_joint_channel_is_worth_the_mean_of_its_scales():
     model = Block()
     model.bn_a.weight.data = torch.tensor([1.0, -2.0, 3.0, 0.0])
     model.bn_b.weight.data = torch.tensor([3.0, 0.0, -1.0, 0.0])
-    flow = cuttable(model)
+    flow = channel_flow(model)
     assert np.array_equal(scores(model, flow)[0], [2.0, 1.0, 2.0, 0.0])
+
+
+def test_a_penalty_of_another_weight_is_not_resumed(micronet, chain, tmp_path, monkeypatch):
+    few = [chain / "float.safetensors", "--epochs", 2, "--limit", 100, "-o", tmp_path / "a.safetensors"]
+    with monkeypatch.context() as patched:
+        patched.setattr("micronet.cli.stages.save", lambda *_: (_ for _ in ()).throw(OSError("full")))
+        assert micronet("sparse-train", *few, "--s", 1e-5).code == 1
+    done = micronet("sparse-train", *few, "--s", 10, "--resume")
+    assert done.code == 2
+    assert "stage" in done.err
+    assert micronet("sparse-train", *few, "--s", 1e-5, "--resume").code == 0
+
+
+def test_nothing_to_penalise_is_said(micronet, tmp_path):
+    done = micronet("sparse-train", "--model", "lenet", "--limit", 100, "-o", tmp_path / "a.safetensors")
+    assert done.code == 2
+    assert "nothing to push" in done.err

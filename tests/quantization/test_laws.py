@@ -7,28 +7,49 @@ import torch
 from micronet import registry
 from micronet.errors import MicronetError
 from micronet.quantization.config import QuantConfig
-from micronet.quantization.functional import QParams, fake_quantize
+from micronet.quantization.functional import QParams, fake_quantize, learned_step, sign
 from micronet.quantization.observers import MinMax, MovingAverage
-from micronet.quantization.quantizer import rebuild
+from micronet.quantization.quantizer import RangedQuantizer, rebuild
+from micronet.quantization.schemes.dorefa import TanhQuantizer
+from micronet.quantization.schemes.lsq import LearnedQuantizer
+from micronet.quantization.schemes.wbwtab import BinaryQuantizer, TernaryQuantizer
 
-CASES = [
+STES = ("ste", "saturate", "soft")
+
+NUMBERS = [
     (method, bits, q_type, q_level, slot)
-    for method in registry.SCHEMES
+    for method in ("iao", "dorefa", "lsq")
     for bits in (2, 4, 8, 16)
-    for q_type in ("sym", "asym")
+    for q_type in (("sym", "asym") if method == "iao" else ("sym",))
     for q_level in ("channel", "layer")
     for slot in ("weight", "activation", "non-negative")
+    if q_level == "channel" or slot == "weight"
+]
+LEVELS = [
+    *[("wbwtab", bits, ste, alpha, "weight") for bits in ("binary", "ternary") for ste in STES for alpha in (0, 1)],
+    *[("wbwtab", "binary", ste, 1, "activation") for ste in STES],
 ]
 
 
-@pytest.fixture(params=CASES, ids=lambda case: "-".join(map(str, case)))
-def quantizer(request):
-    method, bits, q_type, q_level, slot = request.param
-    config = QuantConfig(method=method, w_bits=bits, a_bits=bits, q_type=q_type, q_level=q_level)
+def make(case):
+    method, bits, third, fourth, slot = case
     scheme = registry.resolve(registry.SCHEMES, method, "method")
+    if method == "wbwtab":
+        config = QuantConfig(w_bits=bits, a_ste=third, w_ste=third, no_alpha=not fourth)
+    else:
+        config = QuantConfig(method=method, w_bits=bits, a_bits=bits, q_type=third, q_level=fourth)
     if slot == "weight":
         return scheme.weight_quantizer(config, bits, 0, 6)
     return scheme.activation_quantizer(config, bits, non_negative=slot == "non-negative")
+
+
+@pytest.fixture(params=NUMBERS + LEVELS, ids=lambda case: "-".join(map(str, case)))
+def quantizer(request):
+    return make(request.param)
+
+
+def has_range(quantizer):
+    return isinstance(quantizer, RangedQuantizer | LearnedQuantizer)
 
 
 def sample():
@@ -49,13 +70,17 @@ def test_levels_integers_and_zero(quantizer):
     torch.testing.assert_close((q - grid.zero_point.view(shape)) * grid.scale.view(shape), out, rtol=0, atol=0)
     assert q.min() >= grid.qmin
     assert q.max() <= grid.qmax
-    assert grid.qmax - grid.qmin < 2**quantizer.bits
     assert torch.equal(q, q.round())
-    assert torch.equal(quantizer(torch.zeros_like(x)), torch.zeros_like(x))
+    step = 2 if quantizer.scheme in ("dorefa-weight", "binary", "sign") else 1  # their integers are odd
+    assert (grid.qmax - grid.qmin) // step < 2**quantizer.bits
+    assert step == 1 or (q % 2 == 1).all()
+    if step == 1:
+        assert torch.equal(quantizer(torch.zeros_like(x)), torch.zeros_like(x))
 
 
-def test_in_range_error_is_half_a_step(quantizer):
-    x = sample()
+@pytest.mark.parametrize("case", [case for case in NUMBERS if case[0] != "dorefa" or case[4] != "weight"], ids=str)
+def test_in_range_error_is_half_a_step(case):
+    quantizer, x = make(case), sample()
     quantizer.observe(x)
     grid = quantizer.qparams(x)
     shape = (-1, 1, 1) if grid.axis is not None else ()
@@ -81,12 +106,16 @@ def test_it_observes_only_when_told(quantizer):
     for training in (True, False):
         quantizer.train(training)(100 * sample())
     assert all(torch.equal(before[name], tensor) for name, tensor in quantizer.state_dict().items())
+    grid = quantizer.qparams(sample())
     quantizer.freeze()
     quantizer.observe(100 * sample())
-    assert torch.equal(before["scale"], quantizer.scale)
+    if has_range(quantizer):
+        assert torch.equal(grid.scale, quantizer.qparams(sample()).scale)
 
 
-def test_without_a_range_it_says_what_to_run(quantizer):
+@pytest.mark.parametrize("case", [case for case in NUMBERS if case[0] != "dorefa"], ids=str)
+def test_without_a_range_it_says_what_to_run(case):
+    quantizer = make(case)
     with pytest.raises(MicronetError, match="calibrate"):
         quantizer(sample())
 
@@ -144,7 +173,19 @@ def test_a_moving_average_moves_a_tenth_and_survives_a_reload():
     torch.testing.assert_close(again.low, torch.tensor(-1.8))
 
 
-@pytest.mark.parametrize("config", [{"w_bits": 1}, {"a_bits": 33}, {"w_bits": 32, "a_bits": 32}, {"q_type": "both"}])
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"w_bits": 1},
+        {"a_bits": 33},
+        {"w_bits": 32, "a_bits": 32},
+        {"q_type": "both"},
+        {"a_bits": "ternary"},
+        {"w_bits": "nary"},
+        {"w_bits": 8.5},
+        {"a_gain": 0},
+    ],
+)
 def test_impossible_configs_are_one_clear_error(config):
     with pytest.raises(MicronetError, match=r"allowed|lower one"):
         QuantConfig(**config)
@@ -153,5 +194,110 @@ def test_impossible_configs_are_one_clear_error(config):
 def test_the_defaults_are_the_table():
     assert QuantConfig().to_json() == {
         "method": "iao", "w_bits": 8, "a_bits": 8, "q_type": "sym", "q_level": "channel",
-        "weight_observer": "minmax", "a_sign": "auto", "first_last": "8bit",
+        "weight_observer": "minmax", "a_sign": "auto", "first_last": "auto", "a_gain": 0.1, "a_ste": "saturate",
+        "w_ste": "ste", "no_alpha": False, "include": None, "exclude": None,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("axis", [None, 0])
+def test_a_learned_steps_gradient_is_the_papers(axis):
+    """Esser et al. 2020, equations 2 and 3, in NumPy."""
+    x = (3 * torch.randn(4, 50)).requires_grad_()
+    scale = (torch.rand(4) + 0.2 if axis == 0 else torch.tensor(0.3)).requires_grad_()
+    upstream = torch.randn(4, 50)
+    learned_step(x, QParams(scale, torch.zeros_like(scale), -7, 7, axis), 0.25).backward(upstream)
+    step = scale.detach().numpy()[:, None] if axis == 0 else scale.detach().numpy()
+    v, g = x.detach().numpy() / step, upstream.numpy()
+    q = np.clip(np.round(v), -7, 7)
+    inside = (np.round(v) >= -7) & (np.round(v) <= 7)
+    slope = g * np.where(inside, q - v, q) * 0.25
+    np.testing.assert_array_equal(x.grad.numpy(), g * inside)
+    expected = slope.sum(1) if axis == 0 else slope.sum()
+    np.testing.assert_allclose(scale.grad.numpy(), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("ste", STES)
+def test_a_signs_gradient_and_its_value_at_zero(ste):
+    x = torch.tensor([-2.0, -1.0, -0.4, -0.0, 0.0, 0.4, 1.0, 2.0]).requires_grad_()
+    out = sign(x, ste)
+    assert out.tolist() == [-1, -1, -1, 1, 1, 1, 1, 1]
+    out.backward(torch.full((8,), 2.0))
+    values = x.detach().numpy()
+    slope = {"ste": np.ones(8), "saturate": np.abs(values) < 1, "soft": np.maximum(0, 1 - np.abs(values))}[ste]
+    np.testing.assert_allclose(x.grad.numpy(), 2 * slope)
+
+
+def numpy_gradient(function, w, upstream):
+    """Differentiate sum(upstream * function(w)) by central differences, in float64."""
+    gradient = np.zeros_like(w)
+    for index in np.ndindex(w.shape):
+        ends = []
+        for move in (1e-6, -1e-6):
+            moved = w.copy()
+            moved[index] += move
+            ends.append((upstream * function(moved)).sum())
+        gradient[index] = (ends[0] - ends[1]) / 2e-6
+    return gradient
+
+
+def test_a_binary_weights_gradient_goes_through_alpha_and_the_signs():
+    w = torch.randn(3, 4, 2).double()
+    upstream = torch.randn(3, 4, 2).double()
+    x = w.clone().requires_grad_()
+    BinaryQuantizer(0, 3, True, "ste")(x).backward(upstream)
+    levels = np.where(w.numpy() - w.numpy().mean(1, keepdims=True) >= 0, 1.0, -1.0)
+
+    def alpha(v):
+        return np.abs(v - v.mean(1, keepdims=True)).mean((1, 2), keepdims=True)
+
+    through_alpha = numpy_gradient(lambda v: alpha(v) * levels, w.numpy(), upstream.numpy())
+    through_signs = alpha(w.numpy()) * upstream.numpy()
+    through_signs -= through_signs.mean(1, keepdims=True)  # the centring's
+    np.testing.assert_allclose(x.grad.numpy(), through_alpha + through_signs, atol=1e-6)
+
+
+def test_a_ternary_weights_gradient_goes_through_alpha_and_the_levels():
+    w = torch.randn(3, 4, 2).double()
+    upstream = torch.randn(3, 4, 2).double()
+    x = w.clone().requires_grad_()
+    TernaryQuantizer(0, 3, True, "ste")(x).backward(upstream)
+    size = np.abs(w.numpy())
+    used = size > 0.7 * size.mean((1, 2), keepdims=True)
+    levels = np.sign(w.numpy()) * used
+
+    def alpha(v):
+        return (np.abs(v) * used).sum((1, 2), keepdims=True) / used.sum((1, 2), keepdims=True)
+
+    through_alpha = numpy_gradient(lambda v: alpha(v) * levels, w.numpy(), upstream.numpy())
+    np.testing.assert_allclose(x.grad.numpy(), through_alpha + alpha(w.numpy()) * upstream.numpy(), atol=1e-6)
+
+
+def test_a_ternary_weight_on_the_threshold_is_zero_and_out_of_alpha():
+    w = torch.tensor([[1.0, 1.0, 1.0, 0.7, 0.0, 0.0, 4.0, -0.3]])  # mean magnitude 1, threshold 0.7
+    quantizer = TernaryQuantizer(0, 1, True, "ste")
+    assert quantizer.integers(w).tolist() == [[1, 1, 1, 0, 0, 0, 1, 0]]
+    torch.testing.assert_close(quantizer.qparams(w).scale, torch.tensor([7 / 4]))
+
+
+def test_a_dorefa_weights_gradient_is_tanhs():
+    w = torch.randn(5, 4).double()
+    upstream = torch.randn(5, 4).double()
+    x = w.clone().requires_grad_()
+    TanhQuantizer(3)(x).backward(upstream)
+    np.testing.assert_allclose(x.grad.numpy(), upstream.numpy() * (1 - np.tanh(w.numpy()) ** 2), rtol=1e-12)
+
+
+def test_a_dorefa_weight_is_the_papers_times_its_magnitude():
+    """Zhou et al. 2016, equation 9: 2 quantize_k(tanh(w) / (2 max|tanh(w)|) + 1/2) - 1."""
+    w = torch.randn(6, 5).double()
+    t = np.tanh(w.numpy())
+    n = 2**4 - 1
+    unit = 2 * np.round((t / (2 * np.abs(t).max()) + 0.5) * n) / n - 1
+    np.testing.assert_allclose(TanhQuantizer(4)(w).detach().numpy(), unit * np.abs(t).max(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [BinaryQuantizer, TernaryQuantizer])
+def test_depthwise_weights_of_few_levels_are_not_all_zero(kind):
+    w = torch.randn(6, 1, 3, 3)
+    out = kind(0, 6, True, "ste")(w)
+    assert (out.flatten(1).abs().amax(1) > 0).all()

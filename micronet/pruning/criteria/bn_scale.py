@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from micronet.errors import MicronetError
 from micronet.pruning.flow import Flow
 from micronet.pruning.numbering import STRIDE
 
@@ -22,6 +23,7 @@ def scores(model: nn.Module, flow: Flow) -> dict[int, NDArray[np.float64]]:
     """Return (channels,) scores of every group that has a batch norm on all its channels; higher is worth more.
 
     Where channels are added to others, or several batch norms read them, it is the mean of their scales' magnitudes.
+    Raises MicronetError where a scale is NaN.
     """
     sums = {group: np.zeros(width) for group, width in flow.widths.items()}
     judges = {group: np.zeros(width) for group, width in flow.widths.items()}
@@ -34,17 +36,28 @@ def scores(model: nn.Module, flow: Flow) -> dict[int, NDArray[np.float64]]:
             mine = ids // STRIDE == group
             np.add.at(sums[group], ids[mine] % STRIDE, worth[mine])
             np.add.at(judges[group], ids[mine] % STRIDE, 1)
-    return {group: total / judges[group] for group, total in sums.items() if judges[group].all()}
+    found = {group: total / judges[group] for group, total in sums.items() if judges[group].all()}
+    if any(np.isnan(worth).any() for worth in found.values()):
+        raise MicronetError("a batch norm's scale is NaN: the network has diverged; train it anew with a lower --lr")
+    return found
 
 
 def penalty(model: nn.Module, flow: Flow, s: float) -> Callable[[], None]:
-    """Return the function that adds ``s * sign(gamma)`` to the gradients of the scales that pruning may judge by."""
+    """Return the function that adds ``s * sign(gamma)`` to the gradients of the scales that pruning may judge by.
+
+    Raises MicronetError where there are none.
+    """
     cuttable = flow.widths.keys() - flow.pinned.keys()
     scales = [
         scale
         for name, ids in flow.norms.items()
         if set(np.unique(ids // STRIDE).tolist()) & cuttable and (scale := _scale(model, name)) is not None
     ]
+
+    if not scales:
+        raise MicronetError(
+            "no batch norm of this network scales channels that could be cut, so there is nothing to push"
+        )
 
     @torch.no_grad()
     def add() -> None:

@@ -14,12 +14,10 @@ from torch import Tensor
 from micronet.quantization.config import QuantConfig
 from micronet.quantization.functional import QParams, affine_qparams, integer_range, symmetric_qparams
 from micronet.quantization.observers import OBSERVERS
-from micronet.quantization.quantizer import Quantizer
-
-FIRST_LAST_BITS = 8
+from micronet.quantization.quantizer import Quantizer, RangedQuantizer
 
 
-class AffineQuantizer(Quantizer):
+class AffineQuantizer(RangedQuantizer):
     """A uniform grid of 2^bits levels (2^bits - 1 where narrow), symmetric or with a zero point."""
 
     scheme = "iao"
@@ -70,16 +68,15 @@ class AffineQuantizer(Quantizer):
         }
 
     @torch.no_grad()
-    def scaled(self, factor: Tensor) -> "AffineQuantizer":
-        """Return the quantizer of ``factor * w``: scale times \\|factor\\|, zero point mirrored where it is negative.
+    def scaled(self, factor: Tensor, x: Tensor, axis: int) -> "AffineQuantizer":
+        """Return the quantizer of ``factor * x``: scale times \\|factor\\|, zero point mirrored where it is negative.
 
         Where the factor is 0 the integers are 0 and the scale is 1.
         """
-        described = {**self.describe(), "axis": self.axis or 0, "channels": len(factor)}
+        described = {**self.describe(), "axis": axis, "channels": len(factor)}
         described.pop("scheme")
         other = AffineQuantizer(**described)
-        dead = factor == 0
-        other.scale.copy_(torch.where(dead, 1.0, self.scale * factor.abs()))
+        other.scale.copy_(torch.where(factor == 0, 1.0, self.scale * factor.abs()))
         other.zero_point.copy_(self.zero_point * factor.sign())
         ends = torch.stack([self.observer.low * factor, self.observer.high * factor])
         other.observer.low.copy_(ends.amin(0))
@@ -88,15 +85,26 @@ class AffineQuantizer(Quantizer):
         return other
 
 
-class IAO:
-    """The scheme: which quantizers it makes, and at how many bits for which layer."""
+@torch.no_grad()
+def frozen_grid(bits: int, scale: Tensor, factor: Tensor, axis: int) -> AffineQuantizer:
+    """Return the frozen symmetric grid, one scale an output channel, of weights times ``factor`` (channels,).
 
-    rebuild = AffineQuantizer
+    ``scale``: what the weights had, () or (channels,). Where the factor is 0 the scale is 1.
+    """
+    grid = AffineQuantizer(bits, True, True, True, "minmax", axis, len(factor))
+    grid.scale.copy_(torch.where(factor == 0, 1.0, scale * factor.abs()))
+    grid.observer.high.copy_(grid.scale * grid.qmax)
+    grid.observer.low.copy_(-grid.observer.high)
+    grid.freeze()
+    return grid
+
+
+class IAO:
+    """The scheme."""
 
     @staticmethod
-    def layer_bits(bits: int, config: QuantConfig, *, at_edge: bool) -> int:
-        """Return the bits of a slot; first and last layers keep at least 8 unless the config says otherwise."""
-        return max(bits, FIRST_LAST_BITS) if at_edge and config.first_last == "8bit" else bits
+    def check(config: QuantConfig) -> None:
+        """Everything that a config can say is possible."""
 
     @staticmethod
     def weight_quantizer(config: QuantConfig, bits: int, axis: int, channels: int) -> Quantizer:

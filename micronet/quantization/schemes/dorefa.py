@@ -1,0 +1,106 @@
+"""DoReFa (Zhou et al. 2016, arXiv:1606.06160): fixed ranges instead of observed ones.
+
+Weights (equation 9): t = tanh(w), 2^k levels between -max|t| and max|t|; the integers are odd, so zero is no level (a
+zero weight becomes half a step). Activations (equation 11): clipped to 0..1 and rounded to 2^k levels. Deviations:
+weights keep the magnitude max|t| instead of being stretched to 1, so that a network trained in float begins near where
+it was and needs no batch norm behind each layer; ``a_gain`` widens the clip to 1 / a_gain (the micronet of 2021
+multiplied its activations by 0.1 and never divided again); tensors that can be negative are clipped symmetrically.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from micronet.errors import MicronetError
+from micronet.quantization.config import QuantConfig
+from micronet.quantization.functional import SMALLEST_SCALE, QParams, broadcast, integer_range, straight_through
+from micronet.quantization.quantizer import Quantizer
+from micronet.quantization.schemes.iao import AffineQuantizer, frozen_grid
+
+
+class TanhQuantizer(Quantizer):
+    """The weights' grid: odd integers q in -(2^k - 1) .. 2^k - 1, scale max|tanh w| / (2^k - 1), zero point 0."""
+
+    scheme = "dorefa-weight"
+
+    def __init__(self, bits: int, axis: int | None = None, channels: int | None = None) -> None:
+        super().__init__(bits, axis, channels)
+        self.qmax = 2**bits - 1
+
+    def qparams(self, x: Tensor) -> QParams:
+        """Return the grid of a weight."""
+        size = x.detach().tanh().abs()
+        largest = size.amax() if self.axis is None else size.transpose(0, self.axis).flatten(1).amax(1)
+        scale = (largest / self.qmax).clamp(min=SMALLEST_SCALE)
+        return QParams(scale, torch.zeros_like(scale), -self.qmax, self.qmax, self.axis)
+
+    def project(self, x: Tensor) -> Tensor:
+        """Return ``x`` on its grid; the gradient is tanh's, straight through the rounding."""
+        t, grid = x.tanh(), self.qparams(x)
+        on_grid = self._odd(t.detach(), grid).mul_(broadcast(grid.scale, x, grid.axis))
+        return straight_through(t, on_grid)
+
+    def integers(self, x: Tensor) -> Tensor:
+        """Return the odd integers of ``x``, as float32."""
+        return self._odd(x.detach().tanh(), self.qparams(x))
+
+    def _odd(self, t: Tensor, grid: QParams) -> Tensor:
+        levels = (t / broadcast(grid.scale, t, grid.axis)).add_(self.qmax).div_(2).round_()
+        return levels.mul_(2).sub_(self.qmax).clamp_(-self.qmax, self.qmax)
+
+    def describe(self) -> dict[str, Any]:
+        """Return the constructor's arguments and the scheme's name."""
+        return {"scheme": self.scheme, "bits": self.bits, "axis": self.axis, "channels": self.channels}
+
+    @torch.no_grad()
+    def scaled(self, factor: Tensor, x: Tensor, axis: int) -> AffineQuantizer:
+        """Return the frozen grid of ``factor * x``; odd integers of k bits need a grid of k + 1."""
+        return frozen_grid(self.bits + 1, self.qparams(x).scale, factor, axis)
+
+
+class ClippedQuantizer(Quantizer):
+    """The activations' grid: 0 .. limit, or -limit .. limit, in equal steps, zero point 0."""
+
+    scheme = "dorefa-activation"
+
+    def __init__(self, bits: int, signed: bool, limit: float) -> None:
+        super().__init__(bits, None, None)
+        self.signed = signed
+        self.limit = limit
+        self.qmin, self.qmax = integer_range(bits, signed=signed, narrow=signed)
+
+    def qparams(self, x: Tensor) -> QParams:
+        """Return the grid, which depends on nothing."""
+        scale = torch.tensor(self.limit / self.qmax, device=x.device)
+        return QParams(scale, torch.zeros_like(scale), self.qmin, self.qmax, None)
+
+    @property
+    def frozen(self) -> bool:
+        """Always: the range is fixed."""
+        return True
+
+    def describe(self) -> dict[str, Any]:
+        """Return the constructor's arguments and the scheme's name."""
+        return {"scheme": self.scheme, "bits": self.bits, "signed": self.signed, "limit": self.limit}
+
+
+class DoReFa:
+    """The scheme."""
+
+    @staticmethod
+    def check(config: QuantConfig) -> None:
+        """Raise MicronetError where the scheme cannot do what is asked."""
+        if config.q_type != "sym":
+            raise MicronetError("--method dorefa has grids of its own; leave --q-type asym out, or use --method iao")
+
+    @staticmethod
+    def weight_quantizer(config: QuantConfig, bits: int, axis: int, channels: int) -> Quantizer:
+        """Make the quantizer of a weight with ``channels`` output channels on ``axis``."""
+        per_channel = config.q_level == "channel"
+        return TanhQuantizer(bits, axis if per_channel else None, channels if per_channel else None)
+
+    @staticmethod
+    def activation_quantizer(config: QuantConfig, bits: int, *, non_negative: bool) -> Quantizer:
+        """Make the quantizer of an activation."""
+        return ClippedQuantizer(bits, not (non_negative and config.a_sign == "auto"), 1 / config.a_gain)

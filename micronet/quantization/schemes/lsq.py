@@ -1,0 +1,117 @@
+"""Learned step size quantization (Esser et al. 2020, arXiv:1902.08153): the scale is a parameter, trained too.
+
+The scale begins at 2 mean|x| / sqrt(qmax) of the first batch (section 2.1); its gradient is multiplied by
+1 / sqrt(N qmax), N the weights, or an image's features, that share it (section 2.2). Deviations: one scale an output
+channel for weights unless ``q_level`` is ``layer``; what is trained is the scale's logarithm, so that a step of Adam
+changes a small scale by as large a share as a large one (Jain et al. 2019, arXiv:1903.08066, section 3.3).
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from micronet.errors import MicronetError
+from micronet.quantization.config import QuantConfig
+from micronet.quantization.functional import (
+    SMALLEST_SCALE,
+    QParams,
+    fake_quantize,
+    integer_range,
+    learned_step,
+)
+from micronet.quantization.quantizer import NOT_CALIBRATED, Quantizer
+from micronet.quantization.schemes.iao import AffineQuantizer, frozen_grid
+
+
+class LearnedQuantizer(Quantizer):
+    """A symmetric grid with a learned scale, zero point 0."""
+
+    scheme = "lsq"
+    no_weight_decay = ("log_scale",)
+    fixed: Tensor
+
+    def __init__(self, bits: int, signed: bool, axis: int | None = None, channels: int | None = None) -> None:
+        super().__init__(bits, axis, channels)
+        self.signed = signed
+        self.qmin, self.qmax = integer_range(bits, signed=signed, narrow=signed)
+        self.log_scale = nn.Parameter(torch.full(() if channels is None else (channels,), torch.nan))
+        self.register_buffer("fixed", torch.tensor(False))
+
+    def qparams(self, x: Tensor) -> QParams:
+        """Return the grid, which does not depend on ``x``."""
+        scale = self.log_scale.exp()
+        return QParams(scale, torch.zeros_like(scale), self.qmin, self.qmax, self.axis)
+
+    @torch.no_grad()
+    def observe(self, x: Tensor) -> None:
+        """Set the scale from the first data seen; from then on training sets it."""
+        if self.empty and x.numel():
+            size = x.abs()
+            mean = size.mean() if self.axis is None else size.transpose(0, self.axis).flatten(1).mean(1)
+            self.log_scale.copy_((2 * mean / math.sqrt(self.qmax)).clamp(min=SMALLEST_SCALE).log())
+
+    def project(self, x: Tensor) -> Tensor:
+        """Return ``x`` on the grid; while training, with the scale's gradient."""
+        grid = self.qparams(x)
+        if self.frozen:
+            return fake_quantize(x, grid._replace(scale=grid.scale.detach()))
+        sharing = x[0].numel() if self.channels is None and not isinstance(x, nn.Parameter) else x.numel()
+        return learned_step(x, grid, 1 / math.sqrt(max(1, sharing // (self.channels or 1)) * self.qmax))
+
+    def freeze(self) -> None:
+        """Train the scale no more."""
+        self.fixed.fill_(True)
+        self.log_scale.requires_grad_(False)
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the scale is trained no more."""
+        return bool(self.fixed)
+
+    @property
+    def empty(self) -> bool:
+        """Whether no data were seen yet."""
+        return bool(self.log_scale.isnan().any())
+
+    def check_calibrated(self) -> None:
+        """Raise MicronetError where the scale was never set."""
+        if self.empty:
+            raise MicronetError(NOT_CALIBRATED)
+
+    def describe(self) -> dict[str, Any]:
+        """Return the constructor's arguments and the scheme's name."""
+        return {
+            "scheme": self.scheme,
+            "bits": self.bits,
+            "signed": self.signed,
+            "axis": self.axis,
+            "channels": self.channels,
+        }
+
+    @torch.no_grad()
+    def scaled(self, factor: Tensor, x: Tensor, axis: int) -> AffineQuantizer:
+        """Return the frozen grid of ``factor * x``."""
+        return frozen_grid(self.bits, self.qparams(x).scale, factor, axis)
+
+
+class LSQ:
+    """The scheme."""
+
+    @staticmethod
+    def check(config: QuantConfig) -> None:
+        """Raise MicronetError where the scheme cannot do what is asked."""
+        if config.q_type != "sym":
+            raise MicronetError("--method lsq learns symmetric grids; leave --q-type asym out, or use --method iao")
+
+    @staticmethod
+    def weight_quantizer(config: QuantConfig, bits: int, axis: int, channels: int) -> Quantizer:
+        """Make the quantizer of a weight with ``channels`` output channels on ``axis``."""
+        per_channel = config.q_level == "channel"
+        return LearnedQuantizer(bits, True, axis if per_channel else None, channels if per_channel else None)
+
+    @staticmethod
+    def activation_quantizer(config: QuantConfig, bits: int, *, non_negative: bool) -> Quantizer:
+        """Make the quantizer of an activation."""
+        return LearnedQuantizer(bits, signed=not (non_negative and config.a_sign == "auto"))

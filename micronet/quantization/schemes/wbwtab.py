@@ -1,0 +1,167 @@
+"""Weights of one or three levels, activations of two (the scheme that micronet has always called wbwtab).
+
+Binary weights: alpha * sign(w - mean of w over the inputs), alpha the mean magnitude of an output channel (Rastegari et
+al. 2016, arXiv:1603.05279, equation 6). Ternary weights: alpha * t, t = sign(w) where |w| > 0.7 mean|w|, else 0; alpha
+the mean magnitude of those (Li et al. 2016, arXiv:1605.04711, equation 7). Activations: sign (Hubara et al. 2016,
+arXiv:1602.02830). sign(0) is +1. Deviations from the micronet of 2021: the trained weights are never changed by a
+forward; a layer with one input channel is not centred, which would make it all zeros; |w| on the threshold is 0
+and out of alpha; a filter of zeros stays zeros.
+"""
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from micronet.quantization.config import QuantConfig
+from micronet.quantization.functional import SMALLEST_SCALE, QParams, Ste, broadcast, sign, straight_through
+from micronet.quantization.quantizer import Quantizer
+from micronet.quantization.schemes.iao import AffineQuantizer, frozen_grid
+
+TERNARY_THRESHOLD = 0.7  # of the mean magnitude: Li et al. 2016, equation 6
+
+
+class LevelQuantizer(Quantizer):
+    """Weights of levels {-1, +1} or {-1, 0, +1}, times alpha an output channel; zero point 0."""
+
+    def __init__(self, axis: int, channels: int, alpha: bool, ste: Ste) -> None:
+        super().__init__({"binary": 1, "ternary": 2}[self.scheme], axis, channels)
+        self.alpha = alpha
+        self.ste: Ste = ste
+
+    def levels(self, x: Tensor) -> Tensor:
+        """Return the integers of ``x``, differentiable straight through."""
+        raise NotImplementedError
+
+    def magnitude(self, x: Tensor, levels: Tensor) -> Tensor:
+        """Return alpha, (channels,)."""
+        raise NotImplementedError
+
+    def _scale(self, x: Tensor, levels: Tensor) -> Tensor:
+        if not self.alpha:
+            return torch.ones(self.channels or 1, device=x.device, dtype=x.dtype)
+        return self.magnitude(x, levels).clamp(min=SMALLEST_SCALE)
+
+    @torch.no_grad()
+    def qparams(self, x: Tensor) -> QParams:
+        """Return the grid of a weight."""
+        scale = self._scale(x, self.levels(x))
+        return QParams(scale, torch.zeros_like(scale), -1, 1, self.axis)
+
+    def project(self, x: Tensor) -> Tensor:
+        """Return ``x`` on its levels; the gradient goes through the levels and through alpha."""
+        levels = self.levels(x)
+        return levels * broadcast(self._scale(x, levels.detach()), x, self.axis)
+
+    @torch.no_grad()
+    def integers(self, x: Tensor) -> Tensor:
+        """Return the levels of ``x``, as float32."""
+        return self.levels(x)
+
+    def describe(self) -> dict[str, Any]:
+        """Return the constructor's arguments and the scheme's name."""
+        return {
+            "scheme": self.scheme,
+            "axis": self.axis,
+            "channels": self.channels,
+            "alpha": self.alpha,
+            "ste": self.ste,
+        }
+
+    @torch.no_grad()
+    def scaled(self, factor: Tensor, x: Tensor, axis: int) -> AffineQuantizer:
+        """Return the frozen grid of ``factor * x``: three levels, two of them in use where binary."""
+        return frozen_grid(2, self.qparams(x).scale, factor, axis)
+
+    def _by_channel(self, x: Tensor) -> Tensor:
+        """(channels, everything else)."""
+        return x.transpose(0, self.axis or 0).flatten(1)
+
+
+class BinaryQuantizer(LevelQuantizer):
+    """Levels -1 and +1."""
+
+    scheme = "binary"
+
+    def levels(self, x: Tensor) -> Tensor:
+        """Return the signs of the centred weight."""
+        return sign(self._centred(x), self.ste)
+
+    def magnitude(self, x: Tensor, levels: Tensor) -> Tensor:
+        """Return the mean magnitude of each output channel of the centred weight."""
+        return self._by_channel(self._centred(x)).abs().mean(1)
+
+    def _centred(self, x: Tensor) -> Tensor:
+        inputs = 0 if self.axis else 1
+        return x - x.mean(inputs, keepdim=True) if x.shape[inputs] > 1 else x
+
+
+class TernaryQuantizer(LevelQuantizer):
+    """Levels -1, 0 and +1."""
+
+    scheme = "ternary"
+
+    def levels(self, x: Tensor) -> Tensor:
+        """Return the signs of weights beyond the threshold, 0 for the rest."""
+        threshold = TERNARY_THRESHOLD * self._by_channel(x.detach()).abs().mean(1)
+        t = x.detach().sign() * (x.detach().abs() > broadcast(threshold, x, self.axis))
+        return straight_through(x if self.ste == "ste" else sign(x, self.ste), t)
+
+    def magnitude(self, x: Tensor, levels: Tensor) -> Tensor:
+        """Return the mean magnitude of each output channel's weights beyond the threshold."""
+        used = self._by_channel(levels != 0)
+        return (self._by_channel(x.abs()) * used).sum(1) / used.sum(1).clamp(min=1)
+
+
+class SignQuantizer(Quantizer):
+    """Activations as -1 or +1; scale 1, zero point 0."""
+
+    scheme = "sign"
+
+    def __init__(self, ste: Ste) -> None:
+        super().__init__(1, None, None)
+        self.ste: Ste = ste
+
+    def qparams(self, x: Tensor) -> QParams:
+        """Return the grid, which depends on nothing."""
+        one = torch.ones((), device=x.device)
+        return QParams(one, torch.zeros_like(one), -1, 1, None)
+
+    @property
+    def frozen(self) -> bool:
+        """Always: there is no range."""
+        return True
+
+    def project(self, x: Tensor) -> Tensor:
+        """Return the signs."""
+        return sign(x, self.ste)
+
+    def integers(self, x: Tensor) -> Tensor:
+        """Return the signs, as float32."""
+        return sign(x.detach(), self.ste)
+
+    def describe(self) -> dict[str, Any]:
+        """Return the constructor's arguments and the scheme's name."""
+        return {"scheme": self.scheme, "ste": self.ste}
+
+
+LEVELS: dict[str, Literal["binary", "ternary"]] = {"binary": "binary", "ternary": "ternary"}
+
+
+class WbWtAb:
+    """The scheme behind the bits called ``binary`` and ``ternary``."""
+
+    @staticmethod
+    def check(config: QuantConfig) -> None:
+        """Everything that a config can say is possible."""
+
+    @staticmethod
+    def weight_quantizer(config: QuantConfig, bits: str, axis: int, channels: int) -> Quantizer:
+        """Make the quantizer of a weight with ``channels`` output channels on ``axis``."""
+        kind = BinaryQuantizer if bits == "binary" else TernaryQuantizer
+        return kind(axis, channels, not config.no_alpha, config.w_ste)
+
+    @staticmethod
+    def activation_quantizer(config: QuantConfig, bits: str, *, non_negative: bool) -> Quantizer:
+        """Make the quantizer of an activation."""
+        return SignQuantizer(config.a_ste)

@@ -1,0 +1,213 @@
+"""Networks as users write them: whatever is cut, the rest must compute what it did, and what is not must be named.
+
+The oracle knows nothing of the pruner: without biases and with batch norms that only scale, a channel whose producing
+rows are zero is zero wherever it goes, so the whole network with such rows must give what the cut one gives.
+"""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from micronet.errors import MicronetError
+from micronet.pruning.config import PruneConfig
+from micronet.pruning.prune import prune_model
+
+IMAGES = torch.randn(4, 3, 8, 8, dtype=torch.float64)
+
+
+class Parts(nn.Module):
+    """Layers for the forwards below."""
+
+    def __init__(self, forward):
+        super().__init__()
+        self.c1, self.b1 = nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.c2, self.b2 = nn.Conv2d(8, 12, 3, padding=1, bias=False), nn.BatchNorm2d(12)
+        self.c3, self.c4 = nn.Conv2d(12, 5, 1, bias=False), nn.Conv2d(8, 5, 1, bias=False)
+        self.cx, self.bx = nn.Conv2d(3, 8, 1, bias=False), nn.BatchNorm2d(8)
+        self.one = nn.Conv2d(8, 1, 1, bias=False)
+        self.b_mix, self.dw = nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False)
+        self.fc_two = nn.Linear(8 * 64 + 8 * 16, 5, bias=False)
+        self.fc_view = nn.Linear(512, 5, bias=False)
+        self.fc_batch = nn.Linear(2 * 512, 5, bias=False)
+        self.fc_pooled = nn.Linear(16, 5, bias=False)
+        self.fc1, self.bn1d, self.fc2 = nn.Linear(192, 16, bias=False), nn.BatchNorm1d(16), nn.Linear(16, 5, bias=False)
+        self.hi = nn.Parameter(torch.rand(1, 8, 1, 1) + 0.5)
+        self.prelu, self.up = nn.PReLU(8), nn.ConvTranspose2d(8, 8, 2, 2, bias=False)
+        self._forward = [forward]
+
+    def forward(self, x):
+        return self._forward[0](self, x)
+
+    def stem(self, x):
+        return F.relu(self.b1(self.c1(x)))
+
+    def head(self, x):
+        return self.c3(F.relu(self.b2(self.c2(x)))).mean((2, 3))
+
+
+def maps_of_two_sizes(m, x):
+    a = m.stem(x)
+    b = F.relu(m.bx(m.cx(F.max_pool2d(x, 2))))
+    return m.fc_two(torch.cat([a.flatten(1), b.flatten(1)], 1))
+
+
+def pooled_and_flattened(m, x):
+    pooled = [F.adaptive_avg_pool2d(branch, 1) for branch in (m.stem(x), F.relu(m.bx(m.cx(x))))]
+    return m.fc_pooled(torch.cat(pooled, 1).flatten(1))
+
+
+def layer_that_also_reads_a_flip(m, x):
+    a, b = m.stem(x), m.stem(torch.flip(x, [3]))
+    return m.c4(a).mean((2, 3)) + m.head(b)
+
+
+def layer_called_twice(m, x):
+    return m.head(m.stem(x)) + m.head(m.stem(F.max_pool2d(x, 2)))
+
+
+def layer_on_followed_and_not(m, x):
+    b = F.relu(m.c1(torch.flip(x, [3])))
+    return m.head(m.stem(x)) + b.mean((1, 2, 3)).unsqueeze(1)
+
+
+def norm_shared_with_what_cannot_be_followed(m, x):
+    return m.head(m.stem(x)) + m.c4(m.b1(torch.abs(m.cx(x)))).mean((2, 3))
+
+
+def prelu_shared_with_what_cannot_be_followed(m, x):
+    return m.head(m.prelu(m.b1(m.c1(x)))) + m.c4(m.prelu(torch.abs(m.cx(x)))).mean((2, 3))
+
+
+def broadcast_add_small_first(m, x):
+    a = m.stem(x)
+    return m.head(m.one(a) + a)
+
+
+def broadcast_add_small_last(m, x):
+    a = m.stem(x)
+    return m.head(m.dw(m.b_mix(a + m.one(a))))
+
+
+def clamp_between_tensors(m, x):
+    return m.head(m.b1(m.c1(x)).clamp(max=m.bx(m.cx(x))))
+
+
+def clamp_between_parameters(m, x):
+    return m.head(torch.clamp(m.b1(m.c1(x)), -m.hi, m.hi))
+
+
+def weight_read_by_the_forward(m, x):
+    return m.head(m.stem(x)) + m.c4(F.conv2d(x, m.c1.weight, padding=1)).mean((2, 3))
+
+
+def scale_read_by_the_forward(m, x):
+    return m.head(m.stem(x)) * m.b1.weight.sum()
+
+
+def view_that_folds_the_batch(m, x):
+    return m.fc_batch(m.stem(x).view(2, -1))
+
+
+def view_from_the_size(m, x):
+    return m.fc_view(m.stem(x).view(x.size(0), -1)) + m.fc_view(m.stem(x).reshape(x.shape[0], -1))
+
+
+def cat_of_a_split(m, x):
+    return m.head(torch.cat(m.stem(x).chunk(2, 1)[::-1], 1))
+
+
+def cat_of_the_same_twice(m, x):
+    a = F.adaptive_avg_pool2d(m.stem(x), 1)
+    return m.fc_pooled(torch.cat([a, a], 1).flatten(1))
+
+
+def normalised_by_the_forward(m, x):
+    return m.head(m.stem((x.to(x.dtype) - 0.5) / 0.2))
+
+
+def matrix_from_a_view(m, x):
+    return m.fc2(F.relu(m.bn1d(m.fc1(x.view(-1, 192)))))
+
+
+def gated_channels(m, x):
+    a = m.stem(x)
+    return m.head(a * torch.sigmoid(m.bx(m.cx(F.adaptive_avg_pool2d(x, 1)))))
+
+
+def sliced(m, x):
+    a = m.stem(x)
+    return m.head(torch.cat([a[:, 4:], a[:, :4]], 1))
+
+
+def permuted(m, x):
+    return m.head(m.stem(x).permute(0, 1, 3, 2))
+
+
+def averaged_over_channels(m, x):
+    a = m.stem(x)
+    return m.head(a) + a.mean(1, keepdim=True).mean((2, 3))
+
+
+def transposed_convolution(m, x):
+    return m.head(F.relu(m.up(m.stem(x))))
+
+
+def residual(m, x):
+    a = m.stem(x)
+    return m.head(a + m.dw(a) + m.bx(m.cx(x)))
+
+
+FORWARDS = [value for value in list(globals().values()) if getattr(value, "__code__", None) and value.__code__.co_varnames[:2] == ("m", "x")]  # fmt: skip  # noqa: E501
+# Those whose channels can all be followed, and the layers that must have lost some.
+CUT = {
+    pooled_and_flattened: {"c1", "cx"}, layer_called_twice: {"c1", "c2"}, broadcast_add_small_last: {"c2"},
+    cat_of_the_same_twice: {"c1"}, normalised_by_the_forward: {"c1", "c2"}, matrix_from_a_view: {"fc1"},
+    residual: {"c1", "c2", "cx"}, view_from_the_size: {"c1"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("percent", [0, 0.3, 0.5, 0.8])
+@pytest.mark.parametrize("forward", FORWARDS, ids=lambda forward: forward.__name__)
+def test_what_is_cut_changes_nothing_else(forward, percent):
+    model = Parts(forward).double().eval()
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            nn.init.normal_(module.weight)
+            nn.init.uniform_(module.running_var, 0.5, 2)
+    try:
+        pruned, _, plan = prune_model(model, PruneConfig(percent), IMAGES)
+    except MicronetError as error:
+        assert forward not in CUT, error
+        assert "no channel of this network can be cut" in str(error)
+        return
+    whole = copy.deepcopy(model)
+    for group in plan.groups.values():
+        cut = [channel for channel in range(group.before) if channel not in group.kept]
+        for layer in group.layers:
+            whole.get_submodule(layer).weight.data[cut] = 0
+        assert group.note or group.after == group.before or percent
+    torch.testing.assert_close(pruned(IMAGES), whole(IMAGES), rtol=1e-9, atol=1e-10)
+    if percent == 0.8:
+        lost = {layer for group in plan.groups.values() if group.after < group.before for layer in group.layers}
+        assert lost >= CUT.get(forward, set())
+
+
+@pytest.mark.parametrize("wrap", [nn.utils.weight_norm, nn.utils.spectral_norm, nn.utils.parametrizations.weight_norm])
+def test_layers_whose_weights_are_made_anew_are_left_whole_or_refused(wrap):
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 1),
+    )  # fmt: skip
+    model[3] = wrap(model[3])
+    images = torch.randn(2, 3, 4, 4)
+    model.train()(images)
+    try:
+        pruned, _, plan = prune_model(model.eval(), PruneConfig(0.5), images)
+    except MicronetError as error:
+        assert "cannot be copied" in str(error)
+        return
+    assert pruned(images).shape == (2, 4, 4, 4)
+    assert [group.after < group.before for group in plan.groups.values()] == [False, False, True, False]
