@@ -34,7 +34,10 @@ def layer_table(header: Header, tensors: dict[str, TensorInfo]) -> list[Layer]:
             "x".join(map(str, held["weight"].shape)) if "weight" in held else "",
             sum(_elements(held[leaf]) for leaf in _PARAMETERS if leaf in held),
             sum(info.size_bytes for info in held.values()),
-            ", ".join(_describe(slot, text) for slot, text in described.get(name, {}).items()),
+            ", ".join(
+                f"{slot.removesuffix(_SLOT_SUFFIX)} {describe_slot(quantizer)}"
+                for slot, quantizer in described.get(name, {}).items()
+            ),
         )
         for name, held in sorted(modules.items(), key=lambda item: _natural(item[0]))
     ]
@@ -54,9 +57,9 @@ def _by_slot(described: dict[str, Any]) -> dict[str, Any]:
     return {"weight_quantizer": described} if "scheme" in described else described
 
 
-def _describe(slot: str, quantizer: dict[str, Any]) -> str:
-    """Say in a few words what a quantizer is: ``weight 8-bit sym signed per channel``, ``output sign``."""
-    words = [slot.removesuffix(_SLOT_SUFFIX)]
+def describe_slot(quantizer: dict[str, Any]) -> str:
+    """Say in a few words what a described quantizer is: ``8-bit sym signed per channel``, ``sign``."""
+    words = []
     if "bits" in quantizer:
         words.append(f"{quantizer['bits']}-bit")
     if quantizer["scheme"] != "iao":

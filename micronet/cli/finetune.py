@@ -21,9 +21,12 @@ def run(
     running: RunConfig,
     output: OutputOptions,
 ) -> None:
-    """Train an artifact further: a float or pruned one as it is, a quantized one with its quantizers (QAT)."""
+    """Train an artifact further: float or pruned as it is, quantized with its quantizers.
+
+    That is QAT, or QAFT where the ranges are frozen.
+    """
     from micronet.cli import stages
-    from micronet.quantization.calibrate import observing
+    from micronet.quantization.calibrate import frozen, is_frozen, observing
     from micronet.training import Procedure
 
     path = output.output or default_name(artifact, "-finetuned.safetensors")
@@ -32,6 +35,7 @@ def run(
         job = stages.make_run(path, running, output, progress)
         opened = stages.open_artifact(artifact, code, NAME)
         dataset = stages.open_data(data, opened, job.seed)
-        tuned = stages.fit_stage(NAME, opened, dataset, training, job, Procedure(observing))
+        procedure = Procedure(frozen if is_frozen(opened.model) else observing)
+        tuned = stages.fit_stage(NAME, opened, dataset, training, job, procedure)
     stages.keep(tuned, path)
     stages.report(tuned, path, output)

@@ -9,6 +9,8 @@ _VALUES = {
     "--q-type": {"0": "sym", "1": "asym"},
     "--q-level": {"0": "channel", "1": "layer"},
     "--weight-observer": {"0": "minmax", "1": "moving-average"},
+    "--W": {"2": "binary", "3": "ternary", "32": "32"},
+    "--A": {"2": "binary", "32": "32"},
     "--model-type": {"0": "nin", "1": "nin_gc", "2": "resnet18"},
 }
 _NAMES = {
@@ -18,12 +20,15 @@ _NAMES = {
     "--end-epochs": "--epochs",
     "--model-type": "--model",
     "--save": "--output",
+    "--W": "--w-bits",
+    "--A": "--a-bits",
 }
 _SPARSE = "the sparsity penalty is a command of its own: micronet sparse-train [ARTIFACT] --s 1e-4"
 _ANSWERS = {
     "-sr": _SPARSE,
     "--sparsity-regularization": _SPARSE,
-    "--bn-fuse": "batch norms are folded by a command of its own, after quantize: micronet bn-fuse ARTIFACT",
+    "--ptq": "micronet quantize ARTIFACT --mode ptq",
+    "--qaft": "micronet quantize ARTIFACT --mode qaft",
     "--evaluate": "measuring is a command of its own: micronet evaluate FILE",
     "--layers": "layers are found by tracing the network; leave it out",
     "--quant-type": "an artifact knows what it is; leave it out",
@@ -31,8 +36,6 @@ _ANSWERS = {
     "--start-epochs": "go on with an interrupted training with --resume",
     "--prune-quant": "give the pruned artifact itself: micronet quantize pruned.safetensors",
     "--prune-qat": "give the pruned artifact itself: micronet quantize pruned.safetensors",
-    "--W": "binary and ternary weights are not here yet; --w-bits takes 2 to 16",
-    "--A": "binary activations are not here yet; --a-bits takes 2 to 16",
 }
 
 
@@ -85,6 +88,12 @@ def _gpu(rest: list[str]) -> list[str]:
     return ["--device", f"cuda:{number}"]
 
 
+def _fold(rest: list[str]) -> list[str]:
+    """``--bn_fuse 0`` and ``1``: a flag now."""
+    wanted = rest.pop(0) if rest and rest[0] in ("0", "1") else "1"
+    return ["--bn-fuse"] if wanted == "1" else []
+
+
 def _refine(rest: list[str]) -> list[str]:
     """``--refine FILE``: the file is the command's artifact now."""
     if not rest:
@@ -110,6 +119,7 @@ def _grouped_widths(rest: list[str]) -> list[str]:
 
 
 _REWRITTEN: dict[str, Callable[[list[str]], list[str]]] = {
+    "--bn-fuse": _fold,
     "--cpu": _cpu,
     "--gpu-id": _gpu,
     "--refine": _refine,

@@ -1,7 +1,8 @@
-"""``micronet quantize``: quantization-aware training of an artifact, or of the default network from nothing."""
+"""``micronet quantize``: quantizers into a network, with training (QAT), without (PTQ), or training on (QAFT)."""
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -14,6 +15,8 @@ from micronet.cli.options import (
     default_name,
     with_configs,
 )
+from micronet.errors import MicronetError
+from micronet.quantization.calibration_config import CalibrationConfig
 from micronet.quantization.config import QuantConfig
 from micronet.runtime.options import CodeOptions
 from micronet.training_config import TrainConfig
@@ -22,6 +25,7 @@ NAME = "quantize"
 EXAMPLE = "micronet quantize float.safetensors --w-bits 8 --a-bits 8 --q-type sym --epochs 1 -o int8.safetensors"
 
 GENTLE = TrainConfig(epochs=2, lr=0.001)  # the float network is trained already
+QAFT_LR = 1e-5
 
 
 @with_configs
@@ -31,35 +35,94 @@ def run(
         typer.Argument(metavar="[ARTIFACT]", help="A float artifact; without one a network is trained first."),
     ] = None,
     trust_code: Annotated[bool, typer.Option("--trust-code", help="Run the code recorded in an artifact.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan, layer by layer, and write nothing.")
+    ] = False,
     *,
     quantization: QuantConfig,
+    calibration: CalibrationConfig,
     training: TrainConfig = GENTLE,
     model: ModelOptions,
     data: DataOptions,
     running: RunConfig,
     output: OutputOptions,
 ) -> None:
-    """Quantize a network and train it to live with that (QAT).
+    """Quantize a network and train it to live with that (QAT); --mode ptq trains nothing and takes seconds.
 
     Without an artifact the network of --model is trained on --data first, with the defaults of `micronet train`.
+    --mode qaft takes a quantized artifact and trains on with its ranges frozen, at a learning rate of 1e-5 unless
+    another is given.
     """
     from micronet.cli import quantize_stage, stages
 
-    begun = artifact or model.file
-    ending = f"-w{quantization.w_bits}a{quantization.a_bits}.safetensors"
-    path = output.output or default_name(begun, ending)
-    stages.check_output(path, output, running)
+    code = CodeOptions(model.model, trust_code)
     if artifact is not None:
         model.check_unused()
+    if dry_run:
+        _print_plan(_plan(artifact, code, quantization), output.json)
+        return
+    path = output.output or default_name(artifact or model.file, _ending(quantization, calibration))
+    stages.check_output(path, output, running)
     with console.progress(output.quiet) as progress:
         job = stages.make_run(path, running, output, progress)
         if artifact is None:
-            floating = quantize_stage.float_artifact(model, data, job)
+            opened, artifact = quantize_stage.float_artifact(model, data, job)
         else:
-            floating = stages.open_artifact(artifact, CodeOptions(model.model, trust_code), NAME)
-        quantized = quantize_stage.quantize(floating, quantization, training, data, job)
-    stages.keep(quantized, path)
-    stages.report(quantized, path, output)
+            opened = stages.open_artifact(artifact, code)
+        if calibration.mode == "qaft":
+            slow = replace(training, lr=QAFT_LR) if training.lr == GENTLE.lr else training
+            done = quantize_stage.qaft(
+                opened, quantize_stage.Wish(quantization, calibration, slow, data, artifact), job
+            )
+        else:
+            wish = quantize_stage.Wish(quantization, calibration, training, data, artifact)
+            done = quantize_stage.quantize(opened, wish, job)
+    stages.keep(done, path)
+    stages.report(done, path, output)
     if not output.json and not output.quiet:
-        for name, why in quantized.history[-1].result["left_float"].items():
+        for name, why in done.history[-1].result.get("left_float", {}).items():
             console.print_line(f"left float: {name} ({why})")
+
+
+def _ending(quantization: QuantConfig, calibration: CalibrationConfig) -> str:
+    if calibration.mode == "qaft":
+        return "-qaft.safetensors"
+    return f"-w{quantization.w_bits}a{quantization.a_bits}.safetensors"
+
+
+def _plan(artifact: Path | None, code: CodeOptions, quantization: QuantConfig) -> list[dict[str, Any]]:
+    """Return, for each layer, its weight's and its input's quantizer, or why it stays float."""
+    from micronet.cli import stages
+    from micronet.layer_table import describe_slot
+    from micronet.quantization.quantize import quantize_model
+
+    if artifact is None:
+        raise MicronetError(
+            "--dry-run plans for an artifact; give one, for example micronet quantize float.safetensors"
+        )
+    opened = stages.open_artifact(artifact, code, NAME)
+    placed = quantize_model(opened.model, quantization)[1].result
+    rows = []
+    for name, source in placed["inputs"].items():
+        weight = placed["quantizers"].get(name, {}).get("weight_quantizer")
+        module, _, slot = (source or "").rpartition(".")
+        read = placed["quantizers"].get(module, {}).get(slot)
+        rows.append(
+            {
+                "layer": name,
+                "weight": describe_slot(weight) if weight else "float",
+                "input": f"{describe_slot(read)}, at {module}" if read else "float",
+                "note": "",
+            }
+        )
+    rows += [
+        {"layer": name, "weight": "float", "input": "float", "note": why} for name, why in placed["left_float"].items()
+    ]
+    return rows
+
+
+def _print_plan(rows: list[dict[str, Any]], json: bool) -> None:
+    if json:
+        console.print_json(rows)
+    else:
+        console.print_table(("layer", "weight", "input", "note"), [tuple(row.values()) for row in rows])

@@ -24,7 +24,7 @@ from micronet.files import write_atomically
 from micronet.graph import trace
 from micronet.history import StageRecord
 from micronet.quantization.calibrate import check_calibrated, each_quantizer
-from micronet.quantization.fold import fold_model
+from micronet.quantization.fold import fold_model, has_taken_norms
 from micronet.quantization.functional import dequantize, quantize
 from micronet.quantization.quantizer import Quantizer
 from micronet.quantization.schemes.wbwtab import SignQuantizer
@@ -101,7 +101,8 @@ def _folded(model: nn.Module) -> nn.Module:
     model = copy.deepcopy(model).cpu().eval()
     model = model.to(memory_format=torch.contiguous_format)
     graph = trace(model)
-    return fold_model(model)[0] if graph is not None and graph.conv_bn_pairs() else model
+    foldable = graph is not None and (graph.conv_bn_pairs() or has_taken_norms(model))
+    return fold_model(model)[0] if foldable else model
 
 
 def _export(model: nn.Module, images: Tensor) -> onnx.ModelProto:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from micronet.errors import MicronetError
-from micronet.quantization.layers import SLOTS, Quantized
+from micronet.quantization.layers import SLOTS, Quantized, effective_weight
 from micronet.quantization.observers import MinMax
 from micronet.quantization.quantizer import Quantizer, RangedQuantizer
 
@@ -73,6 +73,27 @@ def freeze(model: nn.Module) -> None:
         quantizer.freeze()
 
 
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Train with every range and every batch norm's statistics as they are (QAFT), inside this context."""
+    freeze(model)
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    modes = [norm.training for norm in norms]
+    for norm in norms:
+        norm.eval()
+    try:
+        yield
+    finally:
+        for norm, mode in zip(norms, modes, strict=True):
+            norm.train(mode)
+
+
+def is_frozen(model: nn.Module) -> bool:
+    """Tell whether a model is quantized and none of its ranges follows data any more."""
+    ranged = [quantizer.frozen for _, _, quantizer in each_quantizer(model) if quantizer.ranged]
+    return bool(ranged) and all(ranged)
+
+
 @torch.no_grad()
 def refresh_weights(model: nn.Module) -> None:
     """Bring the grids of weights up to date with the weights (a range that is an average is left alone)."""
@@ -98,6 +119,4 @@ def _broken(model: nn.Module, name: str, slot: str, quantizer: Quantizer) -> boo
 
 
 def _weight(model: nn.Module, name: str) -> Tensor:
-    weight = model.get_submodule(name).weight
-    assert isinstance(weight, Tensor)
-    return weight
+    return effective_weight(model.get_submodule(name))

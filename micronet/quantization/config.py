@@ -35,6 +35,7 @@ class QuantConfig(Settings):
     a_ste: Literal["ste", "saturate", "soft"] = setting("saturate", "Gradient of binary activations.")
     w_ste: Literal["ste", "saturate", "soft"] = setting("ste", "Gradient of binary and ternary weights.")
     no_alpha: bool = setting(False, "Binary and ternary weights without a magnitude a channel.")
+    bn_fuse: bool = setting(False, "Fold batch norms into the convolutions before them while training.")
     include: str | None = setting(None, "Quantize these layers only: names or globs, with commas between them.")
     exclude: str | None = setting(None, "Leave these layers float: names or globs, with commas between them.")
 

@@ -20,7 +20,7 @@ from micronet.graph import Graph, trace
 from micronet.history import StageRecord
 from micronet.models.layers import Tap
 from micronet.quantization.functional import broadcast, dequantize
-from micronet.quantization.layers import Quantized, attach, channel_axis
+from micronet.quantization.layers import Quantized, attach, channel_axis, effective_weight, norm_factor
 from micronet.quantization.quantizer import Quantizer, rebuild
 from micronet.quantization.schemes.wbwtab import SignQuantizer
 
@@ -36,7 +36,10 @@ def fold_model(model: nn.Module, history: Sequence[StageRecord] = ()) -> tuple[n
     if graph is None:
         raise MicronetError("the network cannot be traced by torch.fx, so its batch norms cannot be matched to layers")
     pairs = [pair for pair in graph.conv_bn_pairs() if not _shares_scales(folded.get_submodule(pair[0]))]
-    if not pairs:
+    taken = [
+        name for name, module in folded.named_modules() if isinstance(module, Quantized) and module.norm is not None
+    ]
+    if not pairs and not taken:
         raise MicronetError("no batch norm directly follows a convolution or linear layer; there is nothing to fold")
     signed = {str(node.target) for node, _ in graph.calls() if _only_signs_read(graph, node)}
     quantizers: dict[str, dict[str, Any]] = {}
@@ -46,18 +49,25 @@ def fold_model(model: nn.Module, history: Sequence[StageRecord] = ()) -> tuple[n
         if (quantizer := getattr(layer, "weight_quantizer", None)) is not None:
             quantizers[layer_name] = quantizer.describe()
         _remove_norm(folded, norm_name)
+    for name in taken:
+        _fold_taken(folded.get_submodule(name))
+        quantizers[name] = folded.get_submodule(name).weight_quantizer.describe()  # type: ignore[union-attr, operator]
     for record in history:
         _snap_biases(folded, record.result.get("inputs", {}))
-    return folded, StageRecord("bn-fuse", {}, {"pairs": [list(pair) for pair in pairs], "quantizers": quantizers})
+    result = {"pairs": [list(pair) for pair in pairs], "taken": taken, "quantizers": quantizers}
+    return folded, StageRecord("bn-fuse", {}, result)
 
 
 def restore(model: nn.Module, record: StageRecord) -> nn.Module:
     """Rebuild the structure that a record describes; the values come from the file."""
-    for layer_name, norm_name in record.result["pairs"]:
+    for layer_name in [*(pair[0] for pair in record.result["pairs"]), *record.result.get("taken", [])]:
         layer: Any = model.get_submodule(layer_name)
         if layer.bias is None:
             layer.bias = nn.Parameter(torch.zeros(_out_channels(layer)))
+    for _, norm_name in record.result["pairs"]:
         _remove_norm(model, norm_name)
+    for layer_name in record.result.get("taken", []):
+        model.get_submodule(layer_name).norm = None  # type: ignore[assignment]
     for layer_name, description in record.result["quantizers"].items():
         attach(model.get_submodule(layer_name), "weight_quantizer", rebuild(description))
     return model
@@ -89,6 +99,25 @@ def fold_pair(layer: Any, norm: Any, *, before_sign: bool = False) -> None:
         layer.bias = nn.Parameter(folded)
     else:
         layer.bias.copy_(folded)
+
+
+@torch.no_grad()
+def _fold_taken(layer: Any) -> None:
+    """Fold for good the batch norm that a convolution has folded while training: its integers are what they were."""
+    factor = norm_factor(layer.norm, safe=False)
+    weight = effective_weight(layer)
+    scaled = layer.weight_quantizer.scaled(torch.ones_like(factor), weight, 0)
+    grid = layer.weight_quantizer.qparams(weight)
+    layer.weight.copy_(dequantize(layer.weight_quantizer.integers(weight), grid))
+    bias = layer.norm.bias - layer.norm.running_mean * factor
+    layer.bias = nn.Parameter(bias if layer.bias is None else bias + layer.bias * factor)
+    layer.norm = None
+    attach(layer, "weight_quantizer", scaled)
+
+
+def has_taken_norms(model: nn.Module) -> bool:
+    """Tell whether a convolution of a model folds its batch norm while training."""
+    return any(isinstance(module, Quantized) and module.norm is not None for module in model.modules())
 
 
 def _only_signs_read(graph: Graph, node: fx.Node) -> bool:

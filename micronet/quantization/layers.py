@@ -8,6 +8,7 @@ readers share it; the input slot serves the network's input and networks that ca
 from functools import cache
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
@@ -24,6 +25,7 @@ class Quantized(nn.Module):
     weight_quantizer: nn.Module | None
     bias_quantizer: nn.Module | None
     output_quantizer: nn.Module | None
+    norm: nn.Module | None  # of a convolution that folds it while training
 
     def forward(self, *inputs: Any, **options: Any) -> Any:
         """Compute what the float module computes, with the slots' quantizers around and inside it."""
@@ -39,10 +41,30 @@ class Quantized(nn.Module):
 
 
 class _QuantizedConv(Quantized):
-    """A convolution of any dimension: torch calls this with the weight it should use."""
+    """A convolution of any dimension: torch calls this with the weight it should use.
+
+    With a ``norm`` its batch norm is folded into the weight before that is quantized (Jacob et al. 2017, section 3.2;
+    Krishnamoorthi 2018, section 3.2.2). While the norm trains, the one convolution's output, with the running factor
+    taken out again, gives the batch's statistics, so 32 bits compute what a convolution and a batch norm do; in eval
+    mode, or frozen, the folded weight and bias are all there is.
+    """
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        out: Tensor = super()._conv_forward(input, *_parameters(self, weight, bias))  # type: ignore[misc]
+        convolve: Any = super()._conv_forward  # type: ignore[misc]
+        if self.norm is None:
+            plain: Tensor = convolve(input, *_parameters(self, weight, bias))
+            return plain
+        norm: Any = self.norm
+        factor = norm_factor(norm, safe=norm.training)
+        weight, _ = _parameters(self, weight * per_row(factor, weight), None)
+        if not norm.training:
+            folded = norm.bias - norm.running_mean * factor
+            out: Tensor = convolve(input, weight, folded if bias is None else folded + bias * factor)
+            return out
+        raw = convolve(input, weight, None) / per_channel(factor, input)
+        if bias is not None:
+            raw = raw + per_channel(bias, input)
+        out = norm(raw)
         return out
 
 
@@ -74,13 +96,50 @@ class _QuantizedLinear(Quantized, _LinearCompute):
     """A linear layer."""
 
 
+def norm_factor(norm: Any, *, safe: bool) -> Tensor:
+    """Return gamma / sqrt(running_var + eps); ``safe``: never 0, so that one can divide by it."""
+    gamma = norm.weight
+    if safe:
+        tiny = torch.finfo(gamma.dtype).eps
+        gamma = torch.where(gamma.abs() < tiny, torch.full_like(gamma, tiny), gamma)
+    factor: Tensor = gamma / (norm.running_var + norm.eps).sqrt()
+    return factor
+
+
+def per_row(values: Tensor, weight: Tensor) -> Tensor:
+    """Shape one value an output channel for arithmetic with a convolution's weight."""
+    return values.view(-1, *[1] * (weight.dim() - 1))
+
+
+def per_channel(values: Tensor, x: Tensor) -> Tensor:
+    """Shape one value a channel for arithmetic with a tensor (N, C, ...)."""
+    return values.view(1, -1, *[1] * (x.dim() - 2))
+
+
+def take_norm(layer: Any, norm: nn.Module) -> None:
+    """Give a convolution its batch norm, to be folded while it trains."""
+    _make_quantized(layer)
+    layer.norm = norm
+
+
+def effective_weight(layer: Any) -> Tensor:
+    """Return the weight that a layer's quantizer sees: with the norm's running factor where it has taken its norm."""
+    weight: Tensor = layer.weight
+    norm = getattr(layer, "norm", None)
+    return weight if norm is None else weight * per_row(norm_factor(norm, safe=False), weight)
+
+
 def attach(module: nn.Module, slot: str, quantizer: nn.Module) -> None:
     """Put a quantizer into a slot of a module, which becomes a quantized module if it is not one."""
+    _make_quantized(module)
+    setattr(module, slot, quantizer)
+
+
+def _make_quantized(module: nn.Module) -> None:
     if not isinstance(module, Quantized):
         module.__class__ = _quantized_class(type(module))  # type: ignore[arg-type]  # mypy: a class is hashable
-        for name in SLOTS:
+        for name in (*SLOTS, "norm"):
             module.register_module(name, None)
-    setattr(module, slot, quantizer)
 
 
 def has_weight_slot(module: nn.Module) -> bool:

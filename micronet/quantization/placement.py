@@ -19,7 +19,7 @@ from micronet.errors import MicronetError, unknown
 from micronet.graph import Graph, trace
 from micronet.outline import Outline, Split, rewrite, split_name, tap_name
 from micronet.quantization.config import FLOAT_BITS, Bits, QuantConfig
-from micronet.quantization.layers import attach, channel_axis, has_weight_slot
+from micronet.quantization.layers import attach, channel_axis, has_weight_slot, take_norm
 from micronet.quantization.quantizer import Quantizer, rebuild
 from micronet.settings import flag
 
@@ -31,7 +31,8 @@ class Placement:
     """Where quantizers go.
 
     ``taps``: graph nodes behind which a named place is added. ``splits``: places on the way to some readers alone.
-    ``dropped``: ReLUs that a sign takes the place of. ``quantizers``: module -> slot -> description.
+    ``fused``: (convolution, batch norm) that the convolution folds while training. ``dropped``: ReLUs that a sign
+    takes the place of. ``quantizers``: module -> slot -> description.
     ``inputs``: quantized layer -> the quantizer (``module.slot``) its input comes through, or None.
     ``left_float``: layers with weights that stay float, and why.
     """
@@ -39,6 +40,7 @@ class Placement:
     taps: list[str] = field(default_factory=list)
     splits: list[Split] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
+    fused: list[list[str]] = field(default_factory=list)
     quantizers: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     inputs: dict[str, str | None] = field(default_factory=dict)
     left_float: dict[str, str] = field(default_factory=dict)
@@ -60,7 +62,9 @@ class Placement:
         """Return the network with its places and quantizers; modules are swapped in place."""
         if self.taps or self.splits:
             model = rewrite(model, Outline(self.taps, self.splits))
-        for name in self.dropped:
+        for layer, norm in self.fused:
+            take_norm(model.get_submodule(layer), model.get_submodule(norm))
+        for name in [*self.dropped, *(norm for _, norm in self.fused)]:
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, nn.Identity())
         for name, described in self.quantizers.items():
@@ -162,6 +166,8 @@ class _GraphPlacer(_Placer):
         self._quantizer_of: dict[fx.Node, str] = {}
         for node, module in self._layers.items():
             self._place_layer(node, module)
+        if config.bn_fuse:
+            self.placement.fused = [list(pair) for pair in graph.conv_bn_pairs() if self._can_fold(*pair)]
         if config.a_bits not in (FLOAT_BITS, "binary"):
             self._place_reads()
 
@@ -183,6 +189,12 @@ class _GraphPlacer(_Placer):
             self.placement.inputs[name] = self._quantize_input(name, at_edge=at_edge)
         else:
             self.placement.inputs[name] = self._quantize_output(source, at_edge=at_edge)
+
+    def _can_fold(self, layer: str, norm: str) -> bool:
+        """Tell whether a quantized convolution can fold its batch norm while it trains."""
+        convolution = isinstance(self._graph.model.get_submodule(layer), (nn.Conv1d, nn.Conv2d, nn.Conv3d))
+        affine = bool(getattr(self._graph.model.get_submodule(norm), "affine", False))
+        return convolution and affine and "weight_quantizer" in self.placement.quantizers.get(layer, {})
 
     def _at_edge(self, node: fx.Node) -> bool:
         source = self._graph.origin(self._graph.inputs(node)[0])
@@ -267,6 +279,8 @@ class _LayerPlacer(_Placer):
     def __init__(self, model: nn.Module, config: QuantConfig) -> None:
         layers = {name: module for name, module in model.named_modules() if has_weight_slot(module)}
         super().__init__(config, layers)
+        if config.bn_fuse:
+            raise MicronetError("--bn-fuse needs a network that torch.fx can trace, to find its batch norms")
         for index, (name, layer) in enumerate(layers.items()):
             at_edge = index in (0, len(layers) - 1)  # declared order is all there is to go by
             if self._stays_float(name, at_edge=at_edge):

@@ -1,5 +1,6 @@
 """What every quantizer is: a module that puts a tensor on a grid of few levels and can name the integers."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ class Quantizer(nn.Module):
     """
 
     scheme: str
+    ranged = False  # whether it has a range that follows data or is trained
 
     def __init__(self, bits: int, axis: int | None, channels: int | None) -> None:
         super().__init__()
@@ -31,6 +33,7 @@ class Quantizer(nn.Module):
         self.axis = axis
         self.channels = channels
         self.observing = False
+        self.recorder: Callable[[Tensor], None] | None = None  # hears of what passes, which then passes unchanged
 
     def qparams(self, x: Tensor) -> QParams:
         """Return the grid for ``x``."""
@@ -47,6 +50,9 @@ class Quantizer(nn.Module):
     def observe(self, x: Tensor) -> None:
         """Let the quantizer's range, where it has one, follow ``x``."""
 
+    def set_range(self, low: float, high: float) -> None:
+        """Cover [low, high] from now on, where the quantizer has a range."""
+
     def freeze(self) -> None:
         """Keep the present grid whatever is observed from now on."""
 
@@ -62,6 +68,9 @@ class Quantizer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x`` on the grid: same shape and dtype. Raises MicronetError before any range is known."""
+        if self.recorder is not None:
+            self.recorder(x)
+            return x
         if self.observing:
             self.observe(x)
         self.check_calibrated()
@@ -83,6 +92,7 @@ class Quantizer(nn.Module):
 class RangedQuantizer(Quantizer):
     """A quantizer whose scale and zero point are buffers that follow an observed range."""
 
+    ranged = True
     observer: Observer
     scale: Tensor
     zero_point: Tensor
@@ -97,6 +107,13 @@ class RangedQuantizer(Quantizer):
     def refresh(self) -> None:
         """Compute scale and zero point from the observed range."""
         raise NotImplementedError
+
+    def set_range(self, low: float, high: float) -> None:
+        """Cover [low, high] from now on."""
+        self.observer.low.fill_(low)
+        self.observer.high.fill_(high)
+        self.refresh()
+        self._calibrated = True
 
     def observe(self, x: Tensor) -> None:
         """Let the observer see ``x`` and follow its range; a frozen range stays."""

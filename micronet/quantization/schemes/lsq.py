@@ -29,6 +29,7 @@ class LearnedQuantizer(Quantizer):
     """A symmetric grid with a learned scale, zero point 0."""
 
     scheme = "lsq"
+    ranged = True
     no_weight_decay = ("log_scale",)
     fixed: Tensor
 
@@ -51,6 +52,11 @@ class LearnedQuantizer(Quantizer):
             size = x.abs()
             mean = size.mean() if self.axis is None else size.transpose(0, self.axis).flatten(1).mean(1)
             self.log_scale.copy_((2 * mean / math.sqrt(self.qmax)).clamp(min=SMALLEST_SCALE).log())
+
+    @torch.no_grad()
+    def set_range(self, low: float, high: float) -> None:
+        """Let the outermost levels lie on the larger of the ends."""
+        self.log_scale.fill_(math.log(max(abs(low), abs(high), SMALLEST_SCALE) / self.qmax))
 
     def project(self, x: Tensor) -> Tensor:
         """Return ``x`` on the grid; while training, with the scale's gradient."""

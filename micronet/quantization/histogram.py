@@ -1,0 +1,141 @@
+"""The values of a tensor over many batches in a fixed number of bins, and the ranges that follow from them.
+
+Memory is O(bins) whatever the data: where a value falls outside, the bins' width doubles and neighbours merge.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from micronet.quantization.functional import QParams, affine_qparams, dequantize, quantize, symmetric_qparams
+
+BINS = 2048  # half of them below zero
+CANDIDATES = 128  # clips that entropy and mse try
+Calibrator = Literal["minmax", "percentile", "entropy", "mse"]
+
+
+@dataclass
+class Histogram:
+    """Counts over [-limit, limit]; ``low`` and ``high`` are the exact ends of what was seen."""
+
+    counts: Tensor = field(default_factory=lambda: torch.zeros(BINS, dtype=torch.float64))
+    limit: float = 0.0
+    low: float = float("inf")
+    high: float = float("-inf")
+
+    @torch.no_grad()
+    def add(self, x: Tensor) -> None:
+        """Count the values of ``x``; not-numbers make the ends not-numbers."""
+        if not x.numel():
+            return
+        low, high = (float(end) for end in torch.aminmax(x))
+        self.low, self.high = min(self.low, low), max(self.high, high)
+        largest = max(abs(low), abs(high))
+        if not largest < float("inf"):
+            self.low = self.high = float("nan")
+            return
+        if self.limit == 0.0:
+            self.limit = largest or 2.0**-60
+        while largest > self.limit:
+            self._widen()
+        self.counts += torch.histc(x.float(), BINS, -self.limit, self.limit).cpu().double()
+
+    def _widen(self) -> None:
+        merged = self.counts.view(-1, 2).sum(1)
+        self.counts = torch.zeros_like(self.counts)
+        self.counts[BINS // 4 : BINS * 3 // 4] = merged
+        self.limit *= 2
+
+    @property
+    def centers(self) -> Tensor:
+        """(BINS,) the middle of each bin."""
+        width = 2 * self.limit / BINS
+        return (torch.arange(BINS, dtype=torch.float64) + 0.5) * width - self.limit
+
+    def quantile(self, share: float) -> float:
+        """Return the value that ``share`` of all values lie at or below, to a bin's width."""
+        total = self.counts.cumsum(0)
+        index = int(torch.searchsorted(total, share * float(total[-1])))
+        edge = float(self.centers[min(index, BINS - 1)]) + self.limit / BINS
+        return min(max(edge, self.low), self.high)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What a range is for: the integers of the grid, and whether it is symmetric."""
+
+    qmin: int
+    qmax: int
+    symmetric: bool
+
+    def qparams(self, low: float, high: float) -> QParams:
+        """Return the grid over a range."""
+        ends = torch.tensor(low), torch.tensor(high)
+        if self.symmetric:
+            return QParams(*symmetric_qparams(*ends, self.qmax), self.qmin, self.qmax, None)
+        return QParams(*affine_qparams(*ends, self.qmin, self.qmax), self.qmin, self.qmax, None)
+
+
+def find_range(histogram: Histogram, grid: Grid, calibrator: Calibrator, percentile: float) -> tuple[float, float]:
+    """Return the (low, high) that a calibrator gives.
+
+    ``percentile``: in percent; of magnitudes where the grid is symmetric, else that share between both ends.
+    ``mse``: least sum of squared errors (Banner et al. 2019, arXiv:1810.05723, found by search). ``entropy``: least
+    Kullback-Leibler divergence between the values and what the grid can tell apart (Migacz 2017, TensorRT's).
+    """
+    low, high = histogram.low, histogram.high
+    if calibrator == "minmax" or not high > low:
+        return low, high
+    if calibrator == "percentile":
+        share = percentile / 100
+        if grid.symmetric:
+            magnitudes = _folded(histogram)
+            limit = magnitudes.quantile(share)
+            return max(low, -limit), min(high, limit)
+        return histogram.quantile((1 - share) / 2), histogram.quantile((1 + share) / 2)
+    loss = _squared_error if calibrator == "mse" else _divergence
+    shares = torch.linspace(1 / CANDIDATES, 1, CANDIDATES, dtype=torch.float64).tolist()
+    best = min(shares, key=lambda part: loss(histogram, grid.qparams(low * part, high * part)))
+    return low * best, high * best
+
+
+def _folded(histogram: Histogram) -> Histogram:
+    """Return the histogram of magnitudes."""
+    half = BINS // 2
+    counts = torch.zeros_like(histogram.counts)
+    counts[half:] = histogram.counts[half:] + histogram.counts[:half].flip(0)
+    largest = max(abs(histogram.low), abs(histogram.high))
+    return Histogram(counts, histogram.limit, 0.0, largest)
+
+
+def _squared_error(histogram: Histogram, qparams: QParams) -> float:
+    x = histogram.centers
+    error = dequantize(quantize(x, qparams), qparams) - x
+    return float((histogram.counts * error.square()).sum())
+
+
+def _divergence(histogram: Histogram, qparams: QParams) -> float:
+    """KL(P || Q): P the values with all beyond the clip at its ends, Q the same spread evenly in each level."""
+    x, counts = histogram.centers, histogram.counts.clone()
+    middle = BINS // 2  # zero is exact on every grid; what ReLUs have put there would outweigh all the rest
+    counts[middle], counts[middle - 1] = counts[middle + 1].clone(), counts[middle - 2].clone()
+    lowest = (qparams.qmin - 0.5 - qparams.zero_point) * qparams.scale
+    highest = (qparams.qmax + 0.5 - qparams.zero_point) * qparams.scale
+    inside = (x >= lowest) & (x <= highest)
+    if not bool(inside.any()):
+        return float("inf")
+    level = (quantize(x, qparams) - qparams.qmin).long()[inside]
+    kept = counts[inside]
+    p = kept.clone()
+    p[0] += counts[x < lowest].sum()
+    p[-1] += counts[x > highest].sum()
+    used = (p > 0).double()
+    levels = qparams.qmax - qparams.qmin + 1
+    total = torch.zeros(levels, dtype=torch.float64).index_add_(0, level, kept)
+    bins = torch.zeros(levels, dtype=torch.float64).index_add_(0, level, used)
+    q = used * (total / bins.clamp(min=1))[level]
+    p, q = p / p.sum(), (q + 1e-12 * used) / (q + 1e-12 * used).sum()
+    found = p > 0
+    return float((p[found] * (p[found] / q[found]).log()).sum())
