@@ -21,6 +21,7 @@ from micronet.cli import (
     predict,
     prune,
     quantize,
+    sensitivity,
     sparse_train,
     train,
 )
@@ -53,6 +54,7 @@ COMMANDS = (
     compare,
     predict,
     inspect_artifact,
+    sensitivity,
     run_recipe,
 )
 for command in COMMANDS:

@@ -18,6 +18,7 @@ from micronet.cli.options import (
 from micronet.errors import MicronetError
 from micronet.quantization.calibration_config import CalibrationConfig
 from micronet.quantization.config import QuantConfig
+from micronet.quantization.recovery_config import RecoveryConfig
 from micronet.runtime.options import CodeOptions
 from micronet.training_config import TrainConfig
 
@@ -41,6 +42,7 @@ def run(
     *,
     quantization: QuantConfig,
     calibration: CalibrationConfig,
+    recovery: RecoveryConfig,
     training: TrainConfig = GENTLE,
     model: ModelOptions,
     data: DataOptions,
@@ -69,14 +71,11 @@ def run(
             opened, artifact = quantize_stage.float_artifact(model, data, job)
         else:
             opened = stages.open_artifact(artifact, code)
-        if calibration.mode == "qaft":
-            slow = replace(training, lr=QAFT_LR) if training.lr == GENTLE.lr else training
-            done = quantize_stage.qaft(
-                opened, quantize_stage.Wish(quantization, calibration, slow, data, artifact), job
-            )
-        else:
-            wish = quantize_stage.Wish(quantization, calibration, training, data, artifact)
-            done = quantize_stage.quantize(opened, wish, job)
+        if calibration.mode == "qaft" and training.lr == GENTLE.lr:
+            training = replace(training, lr=QAFT_LR)
+        wish = quantize_stage.Wish(quantization, calibration, recovery, training, data, artifact)
+        work = quantize_stage.qaft if calibration.mode == "qaft" else quantize_stage.quantize
+        done = work(opened, wish, job)
     stages.keep(done, path)
     stages.report(done, path, output)
     if not output.json and not output.quiet:

@@ -1,8 +1,7 @@
 """The quantize command's work: a float artifact, however it is got, through calibration and training."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 
 import torch
@@ -16,13 +15,20 @@ from micronet.data.dataset import Dataset
 from micronet.data.folder import list_images
 from micronet.data.split import FileSplit, Split, draw
 from micronet.errors import MicronetError
+from micronet.evaluation import evaluate, evaluating
 from micronet.files import check_target, file_hash
+from micronet.graph import trace
 from micronet.history import StageRecord, check_order
+from micronet.quantization.adaround import adaround
 from micronet.quantization.calibrate import calibrate, freeze, frozen, observing
 from micronet.quantization.calibration_config import CalibrationConfig
 from micronet.quantization.config import QuantConfig
+from micronet.quantization.fold import fold_model
 from micronet.quantization.ptq import Statistics, collect, load_statistics, save_statistics, set_ranges
 from micronet.quantization.quantize import quantize_model
+from micronet.quantization.recovery import correct_biases, equalize, reestimate_norms
+from micronet.quantization.recovery_config import RecoveryConfig
+from micronet.quantization.sensitivity import keep_sensitive, measure_sensitivity
 from micronet.training import Procedure, Run, check_fit, fit_artifact
 from micronet.training_config import TrainConfig
 
@@ -35,6 +41,7 @@ class Wish:
 
     quantization: QuantConfig
     calibration: CalibrationConfig
+    recovery: RecoveryConfig
     training: TrainConfig
     data: DataOptions
     path: Path
@@ -60,13 +67,20 @@ def quantize(artifact: Artifact, wish: Wish, run: Run) -> Artifact:
     check_order(artifact.history, "quantize")
     dataset = stages.open_data(wish.data, artifact, run.seed)
     check_fit(artifact.model, dataset)
-    model, record = quantize_model(artifact.model, wish.quantization)
-    model.to(run.device)
+    artifact.model.to(run.device)
+    if wish.recovery.equalize:
+        artifact = _equalized(artifact, run)
+    config = wish.quantization
+    if wish.recovery.target_drop is not None:
+        config = _meeting_target(artifact.model, dataset, wish, run)
+    model, record = quantize_model(artifact.model, config)
     training = wish.training if wish.calibration.mode == "qat" else replace(wish.training, epochs=0)
     _set_ranges(model, dataset, wish, run)
+    _recover(artifact.model, model, dataset, wish, run)
     began = replace(artifact, model=model, history=[*artifact.history, record])
     fitted = fit_artifact(began, dataset, training, run, Procedure(observing))
-    asked = {**wish.quantization.to_json(), **_said(wish.calibration)}
+    recovered = {name: value for name, value in wish.recovery.to_json().items() if value}
+    asked = {**config.to_json(), **_said(wish.calibration), **recovered}
     if training.epochs:
         asked |= training.to_json()
     return replace(fitted, history=[*artifact.history, StageRecord(record.stage, asked, record.result)])
@@ -83,10 +97,54 @@ def qaft(artifact: Artifact, wish: Wish, run: Run) -> Artifact:
     return stages.fit_stage("finetune", artifact, dataset, wish.training, run, procedure)
 
 
+def _equalized(artifact: Artifact, run: Run) -> Artifact:
+    """Fold what batch norms there are, then balance the layers."""
+    graph = trace(artifact.model)
+    if graph is not None and graph.conv_bn_pairs():
+        folded, record = fold_model(artifact.model)
+        artifact = artifact.after(record, model=folded)
+    run.progress.line(f"equalized {equalize(artifact.model)} pairs of layers")
+    return artifact
+
+
+def _meeting_target(model: nn.Module, dataset: Dataset, wish: Wish, run: Run) -> QuantConfig:
+    batches = list(images(dataset, wish.calibration, run.seed, run.device))
+    accuracy = validation_accuracy(dataset)
+    ranked = measure_sensitivity(model, wish.quantization, batches, accuracy, run.progress)
+    target = (wish.recovery.target_drop or 0) / 100
+    config = keep_sensitive(model, wish.quantization, ranked, batches, accuracy, target)
+    run.progress.line(f"kept at 8 bits: {config.keep_8bit or 'no layer'}")
+    return config
+
+
+def _recover(floating: nn.Module, model: nn.Module, dataset: Dataset, wish: Wish, run: Run) -> None:
+    asked = wish.recovery
+    if not (asked.adaround or asked.bias_correct or asked.bn_reestimate):
+        return
+    batches = list(images(dataset, wish.calibration, run.seed, run.device))
+    if asked.adaround:
+        count = adaround(floating, model, batches, run.progress, run.seed)
+        run.progress.line(f"chose the rounding of {count} layers")
+    if asked.bn_reestimate:
+        run.progress.line(f"estimated {reestimate_norms(model, batches)} batch norms anew")
+    if asked.bias_correct:
+        run.progress.line(f"corrected the mean of {correct_biases(floating, model, batches)} layers")
+
+
+def validation_accuracy(dataset: Dataset) -> Callable[[nn.Module], float]:
+    """Return a function that evaluates a network on the validation images."""
+
+    def accuracy(model: nn.Module) -> float:
+        with evaluating(model) as predict:
+            return evaluate(predict, plain_batches(dataset.validation, dataset.spec)).accuracy
+
+    return accuracy
+
+
 def _set_ranges(model: nn.Module, dataset: Dataset, wish: Wish, run: Run) -> None:
     asked = wish.calibration
     if asked.mode == "qat" and asked.calibrator == "minmax" and asked.calib_cache is None:
-        calibrate(model, _images(dataset, asked, run))  # averages, as training goes on with
+        calibrate(model, images(dataset, asked, run.seed, run.device))  # averages, as training goes on with
         return
     statistics = _statistics(model, dataset, wish, run)
     set_ranges(model, statistics, asked.calibrator, asked.percentile)
@@ -95,25 +153,23 @@ def _set_ranges(model: nn.Module, dataset: Dataset, wish: Wish, run: Run) -> Non
 def _statistics(model: nn.Module, dataset: Dataset, wish: Wish, run: Run) -> Statistics:
     cache = wish.calibration.calib_cache
     if cache is None:
-        return collect(model, _images(dataset, wish.calibration, run))
+        return collect(model, images(dataset, wish.calibration, run.seed, run.device))
     network = file_hash(wish.path)
     if cache.exists():
         run.progress.line(f"activation statistics from {cache}")
         return load_statistics(cache, network)
-    statistics = collect(model, _images(dataset, wish.calibration, run))
+    statistics = collect(model, images(dataset, wish.calibration, run.seed, run.device))
     save_statistics(statistics, cache, network)
     run.progress.line(f"wrote {cache}")
     return statistics
 
 
-def _images(dataset: Dataset, asked: CalibrationConfig, run: Run) -> Iterator[Tensor]:
+def images(dataset: Dataset, asked: CalibrationConfig, seed: int, device: torch.device) -> Iterator[Tensor]:
     """Yield the images to calibrate on, never augmented: drawn from the training images, or from a folder."""
     split: Split = dataset.train if asked.calib_data is None else _folder(asked.calib_data, dataset)
     count = asked.calib_batches * CALIBRATION_BATCH
-    batches = plain_batches(draw(split, count, run.seed), dataset.spec, CALIBRATION_BATCH)
-    for done, (inputs, _) in enumerate(islice(batches, asked.calib_batches), 1):
-        run.progress.step("calibrating", done, asked.calib_batches)
-        yield inputs.to(run.device)
+    for inputs, _ in plain_batches(draw(split, count, seed), dataset.spec, CALIBRATION_BATCH):
+        yield inputs.to(device)
 
 
 def _folder(place: Path, dataset: Dataset) -> Split:

@@ -39,6 +39,8 @@ class QuantConfig(Settings):
     include: str | None = setting(None, "Quantize these layers only: names or globs, with commas between them.")
     exclude: str | None = setting(None, "Leave these layers float: names or globs, with commas between them.")
 
+    keep_8bit: str | None = setting(None, "Layers that keep at least 8 bits: names or globs, with commas between them.")
+
     def __post_init__(self) -> None:
         check_values(self)
         check_range(self, "a_gain", 1e-3, 1e3)

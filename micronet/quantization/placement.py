@@ -10,7 +10,7 @@ quantizers in its layers alone.
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, Literal
 
 from torch import fx, nn
 
@@ -24,6 +24,7 @@ from micronet.quantization.quantizer import Quantizer, rebuild
 from micronet.settings import flag
 
 FIRST_LAST_BITS = 8
+Rule = Literal["float", "8bit", "same"]
 
 
 @dataclass
@@ -90,19 +91,15 @@ def place(model: nn.Module, config: QuantConfig) -> Placement:
     return placement
 
 
-def _chosen(config: QuantConfig, names: Collection[str]) -> set[str]:
-    """Return the layers that --include and --exclude leave. Raises MicronetError where a name or glob matches none."""
-
-    def matching(option: str) -> set[str]:
-        found: set[str] = set()
-        for pattern in filter(None, map(str.strip, (getattr(config, option) or "").split(","))):
-            matched = {name for name in names if fnmatchcase(name, pattern)}
-            if not matched:
-                raise MicronetError(f"{flag(option)}: {unknown('layer', pattern, names)}")
-            found |= matched
-        return found
-
-    return (matching("include") if config.include else set(names)) - matching("exclude")
+def matching(config: QuantConfig, option: str, names: Collection[str]) -> set[str]:
+    """Return the layers that an option's names and globs mean. Raises MicronetError where one of them means none."""
+    found: set[str] = set()
+    for pattern in filter(None, map(str.strip, (getattr(config, option) or "").split(","))):
+        matched = {name for name in names if fnmatchcase(name, pattern)}
+        if not matched:
+            raise MicronetError(f"{flag(option)}: {unknown('layer', pattern, names)}")
+        found |= matched
+    return found
 
 
 def _at_least_8(bits: Bits) -> int:
@@ -115,7 +112,8 @@ class _Placer:
     def __init__(self, config: QuantConfig, names: Collection[str]) -> None:
         self.placement = Placement()
         self._config = config
-        self._chosen = _chosen(config, names)
+        self._chosen = (matching(config, "include", names) or set(names)) - matching(config, "exclude", names)
+        self._kept = matching(config, "keep_8bit", names)
         schemes = {
             bits: registry.resolve(registry.SCHEMES, "wbwtab" if isinstance(bits, str) else config.method, "method")
             for bits in (config.w_bits, config.a_bits)
@@ -125,34 +123,37 @@ class _Placer:
         for scheme in (self._weights, self._activations):
             scheme.check(config)
 
-    def _stays_float(self, name: str, *, at_edge: bool) -> bool:
-        """Note a layer that is left float by choice, and tell whether it is."""
+    def _rule(self, name: str, *, at_edge: bool) -> Rule:
+        """Return what becomes of a layer; note one that is left float."""
         if name not in self._chosen:
             self.placement.left_float[name] = "by choice"
-        elif at_edge and self._config.edge == "float":
+            return "float"
+        if name in self._kept:
+            return "8bit"
+        if at_edge and self._config.edge == "float":
             self.placement.left_float[name] = "first or last layer"
-        return name in self.placement.left_float
+        return self._config.edge if at_edge else "same"
 
-    def _quantize_weight(self, name: str, layer: Any, *, at_edge: bool) -> None:
+    def _quantize_weight(self, name: str, layer: Any, rule: Rule) -> None:
         config, bits, scheme = self._config, self._config.w_bits, self._weights
         if bits == FLOAT_BITS:
             return
-        if at_edge and config.edge == "8bit":
+        if rule == "8bit":
             bits, scheme = _at_least_8(bits), self._numbers
         axis = channel_axis(layer)
         quantizer = scheme.weight_quantizer(config, bits, axis, layer.weight.shape[axis])
         self.placement.put(name, "weight_quantizer", quantizer)
 
-    def _activation_quantizer(self, *, at_edge: bool, non_negative: bool) -> Quantizer:
+    def _activation_quantizer(self, rule: Rule, *, non_negative: bool) -> Quantizer:
         bits, scheme = self._config.a_bits, self._activations
-        if at_edge and self._config.edge == "8bit":
+        if rule == "8bit":
             bits, scheme = _at_least_8(bits), self._numbers
         quantizer: Quantizer = scheme.activation_quantizer(self._config, bits, non_negative=non_negative)
         return quantizer
 
-    def _quantize_input(self, name: str, *, at_edge: bool) -> str:
+    def _quantize_input(self, name: str, rule: Rule) -> str:
         """Give a layer a quantizer of its own input, and return the quantizer's name."""
-        self.placement.put(name, "input_quantizer", self._activation_quantizer(at_edge=at_edge, non_negative=False))
+        self.placement.put(name, "input_quantizer", self._activation_quantizer(rule, non_negative=False))
         return f"{name}.input_quantizer"
 
 
@@ -174,21 +175,21 @@ class _GraphPlacer(_Placer):
     def _place_layer(self, node: fx.Node, layer: nn.Module) -> None:
         name = str(node.target)
         source = self._graph.origin(self._graph.inputs(node)[0])
-        at_edge = self._at_edge(node)
-        if self._stays_float(name, at_edge=at_edge):
+        rule = self._rule(name, at_edge=self._at_edge(node))
+        if rule == "float":
             return
-        self._quantize_weight(name, layer, at_edge=at_edge)
+        self._quantize_weight(name, layer, rule)
         self.placement.inputs[name] = None
         if self._config.a_bits == FLOAT_BITS:
             return
-        if self._is_binary(at_edge):
+        if self._config.a_bits == "binary" and rule == "same":
             self.placement.inputs[name] = self._binarize(node)
         elif self._graph.call_count(layer) > 1:  # its inputs have scales of their own, so its bias has no one unit
-            self._quantize_output(source, at_edge=at_edge)
+            self._quantize_output(source, rule)
         elif source.op == "placeholder":
-            self.placement.inputs[name] = self._quantize_input(name, at_edge=at_edge)
+            self.placement.inputs[name] = self._quantize_input(name, rule)
         else:
-            self.placement.inputs[name] = self._quantize_output(source, at_edge=at_edge)
+            self.placement.inputs[name] = self._quantize_output(source, rule)
 
     def _can_fold(self, layer: str, norm: str) -> bool:
         """Tell whether a quantized convolution can fold its batch norm while it trains."""
@@ -200,9 +201,6 @@ class _GraphPlacer(_Placer):
         source = self._graph.origin(self._graph.inputs(node)[0])
         return source.op == "placeholder" or not self._has_layer_behind(node)
 
-    def _is_binary(self, at_edge: bool) -> bool:
-        return self._config.a_bits == "binary" and not (at_edge and self._config.edge != "same")
-
     def _binarize(self, node: fx.Node) -> str:
         """Put a sign right before a layer, behind any pool, in the place of the ReLU there (sign of that is constant).
 
@@ -210,7 +208,7 @@ class _GraphPlacer(_Placer):
         """
         read = self._graph.inputs(node)[0]
         if read.op == "placeholder":
-            return self._quantize_input(str(node.target), at_edge=False)
+            return self._quantize_input(str(node.target), "same")
         before = self._graph.origin(read)
         relu = before if self._graph.is_relu(before) else None
         readers = self._signed_readers(relu or read)
@@ -221,11 +219,11 @@ class _GraphPlacer(_Placer):
                 self.placement.splits.append(split)
             split.readers.append(node.name)
             place = split_name(read.name)
-            self.placement.put(place, "output_quantizer", self._activation_quantizer(at_edge=False, non_negative=False))
+            self.placement.put(place, "output_quantizer", self._activation_quantizer("same", non_negative=False))
             return f"{place}.output_quantizer"
         if relu is not None and str(relu.target) not in self.placement.dropped:
             self.placement.dropped.append(str(relu.target))
-        return self._quantize_output(read, at_edge=False)
+        return self._quantize_output(read, "same")
 
     def _signed_readers(self, start: fx.Node) -> bool | None:
         """Tell that nothing but layers with signs of their own reads a tensor; None where that is not so."""
@@ -237,7 +235,7 @@ class _GraphPlacer(_Placer):
             node = waiting.pop()
             if self._graph.moves_only(node) and self._graph.module(node) is not None:
                 waiting += node.users
-            elif node in self._layers and self._is_binary(self._at_edge(node)) and str(node.target) in self._chosen:
+            elif node in self._layers and self._rule(str(node.target), at_edge=self._at_edge(node)) == "same":
                 seen += 1
             else:
                 return None
@@ -253,9 +251,9 @@ class _GraphPlacer(_Placer):
             if self._graph.averages(node) or (self._graph.joins(node) and not last):
                 for source in map(self._graph.origin, self._graph.inputs(node)):
                     if source.op != "placeholder":
-                        self._quantize_output(source, at_edge=last)
+                        self._quantize_output(source, self._config.edge if last else "same")
 
-    def _quantize_output(self, source: fx.Node, *, at_edge: bool) -> str:
+    def _quantize_output(self, source: fx.Node, rule: Rule) -> str:
         """Give a node's output a quantizer, once, and return the quantizer's name."""
         if source not in self._quantizer_of:
             module = self._graph.module(source)
@@ -264,7 +262,7 @@ class _GraphPlacer(_Placer):
                 place = tap_name(source.name)
             else:
                 place = str(source.target)
-            quantizer = self._activation_quantizer(at_edge=at_edge, non_negative=self._graph.non_negative(source))
+            quantizer = self._activation_quantizer(rule, non_negative=self._graph.non_negative(source))
             self.placement.put(place, "output_quantizer", quantizer)
             self._quantizer_of[source] = f"{place}.output_quantizer"
         return self._quantizer_of[source]
@@ -283,9 +281,10 @@ class _LayerPlacer(_Placer):
             raise MicronetError("--bn-fuse needs a network that torch.fx can trace, to find its batch norms")
         for index, (name, layer) in enumerate(layers.items()):
             at_edge = index in (0, len(layers) - 1)  # declared order is all there is to go by
-            if self._stays_float(name, at_edge=at_edge):
+            rule = self._rule(name, at_edge=at_edge)
+            if rule == "float":
                 continue
-            self._quantize_weight(name, layer, at_edge=at_edge)
+            self._quantize_weight(name, layer, rule)
             self.placement.inputs[name] = None
             if config.a_bits != FLOAT_BITS:
-                self.placement.inputs[name] = self._quantize_input(name, at_edge=at_edge)
+                self.placement.inputs[name] = self._quantize_input(name, rule)

@@ -8,7 +8,8 @@ from micronet.cli import app
 from micronet.cli.app import run
 
 IN_ORDER = (app.train, app.sparse_train, app.prune, app.finetune, app.quantize, app.bn_fuse, app.export_onnx,
-            app.evaluate, app.compare, app.predict, app.inspect_artifact, app.import_model)  # fmt: skip
+            app.evaluate, app.compare, app.predict, app.inspect_artifact, app.import_model,
+            app.sensitivity)  # fmt: skip
 
 
 def test_every_help_shows_an_example_and_every_example_runs(tmp_path, monkeypatch, capsys):

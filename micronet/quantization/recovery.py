@@ -1,0 +1,186 @@
+"""Accuracy won back without training: what batch norms, biases and the balance between layers can still give.
+
+Equalization: Nagel et al. 2019, arXiv:1906.04721, section 4.1. Bias correction: the same, section 4.2, with the data
+in the place of the assumed distribution. Batch norms estimated anew: Sun et al. 2019, arXiv:1903.11316, and others.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from micronet.errors import MicronetError
+from micronet.graph import Graph, trace
+from micronet.quantization.layers import Quantized
+
+EQUALIZATION_ROUNDS = 40
+SMALLEST_RANGE = 1e-8  # a channel with smaller weights than that is left as it is
+
+
+@torch.no_grad()
+def equalize(model: nn.Module) -> int:
+    """Balance the weight ranges of layers that follow one another, in place; return how many pairs there were.
+
+    A channel's range out of one layer becomes that into the next, which changes nothing where only what passes
+    positive factors lies between (ReLU, pools, shuffles). Batch norms must be folded.
+    Raises MicronetError where the network cannot be traced or has no such pair.
+    """
+    graph = trace(model)
+    if graph is None:
+        raise MicronetError("--equalize needs a network that torch.fx can trace")
+    pairs = _pairs(graph)
+    if not pairs:
+        raise MicronetError("--equalize found no two layers with only a ReLU between them; fold batch norms first")
+    for _ in range(EQUALIZATION_ROUNDS):
+        for first, second in pairs:
+            _balance(first, second)
+    return len(pairs)
+
+
+def _pairs(graph: Graph) -> list[tuple[Any, Any]]:
+    """Return the pairs of layers, each the only reader of the one before."""
+    found = []
+    for node, layer in graph.calls():
+        if not _has_rows(layer) or graph.call_count(layer) > 1 or not graph.owns_parameters(layer):
+            continue
+        after = _only_reader(graph, node)
+        reader = graph.module(after) if after is not None else None
+        if after is None or reader is None or not _has_rows(reader) or graph.call_count(reader) > 1:
+            continue
+        same = _columns_of(reader, layer) is not None
+        if same and graph.owns_parameters(reader):
+            found.append((layer, reader))
+    return found
+
+
+def _only_reader(graph: Graph, node: fx.Node) -> fx.Node | None:
+    """Return the layer that alone reads a node, through a ReLU and pools; None where there is none."""
+    while len(node.users) == 1:
+        node = next(iter(node.users))
+        module = graph.module(node)
+        if _has_rows(module):
+            return node
+        spatial = graph.is_relu(node) or graph.pools(node) or graph.averages(node) or isinstance(module, nn.Identity)
+        if not spatial:
+            return None
+    return None
+
+
+def _has_rows(layer: Any) -> bool:
+    return isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear))
+
+
+def _columns_of(reader: Any, layer: Any) -> Tensor | None:
+    """Return a view of the reader's weight with the layer's output channels first; None where they do not match."""
+    channels, weight = layer.weight.shape[0], reader.weight
+    groups = getattr(reader, "groups", 1)
+    if groups == 1:
+        return weight.transpose(0, 1) if weight.shape[1] == channels else None
+    if groups == channels and weight.shape[0] == channels:  # depthwise
+        return weight  # type: ignore[no-any-return]
+    return None
+
+
+def _balance(first: Any, second: Any) -> None:
+    columns = _columns_of(second, first)
+    assert columns is not None
+    out, into = first.weight.flatten(1).abs().amax(1), columns.flatten(1).abs().amax(1)
+    factor = torch.where((out > SMALLEST_RANGE) & (into > SMALLEST_RANGE), (out / into).sqrt(), torch.ones_like(out))
+    first.weight.div_(factor.view(-1, *[1] * (first.weight.dim() - 1)))
+    if first.bias is not None:
+        first.bias.div_(factor)
+    columns.mul_(factor.view(-1, *[1] * (columns.dim() - 1)))
+
+
+@torch.no_grad()
+def reestimate_norms(model: nn.Module, batches: Iterable[Tensor]) -> int:
+    """Set the statistics of every batch norm to those of the batches, in place; return how many there are.
+
+    Raises MicronetError where there is none.
+    """
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    norms = [norm for norm in norms if norm.track_running_stats]
+    if not norms:
+        raise MicronetError("--bn-reestimate: the network has no batch norm")
+    kept = [(norm.momentum, norm.training) for norm in norms]
+    was_training = model.training
+    model.eval()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the plain mean over the batches
+        norm.train()
+    for batch in batches:
+        model(batch)
+    for norm, (momentum, training) in zip(norms, kept, strict=True):
+        norm.momentum = momentum
+        norm.train(training)
+    model.train(was_training)
+    return len(norms)
+
+
+@torch.no_grad()
+def correct_biases(floating: nn.Module, quantized: nn.Module, batches: list[Tensor]) -> int:
+    """Move what each quantized layer gives on average back to what it gave in float, in place, front to back.
+
+    The correction goes into the layer's bias, or where it has none into the mean of the batch norm behind it.
+    Returns how many layers were corrected. Raises MicronetError where none could be.
+    """
+    corrected = 0
+    for name, module in quantized.named_modules():
+        layer: Any = module
+        if not isinstance(layer, Quantized) or layer.weight_quantizer is None:
+            continue
+        place = _where_to_correct(quantized, name, layer)
+        if place is None:
+            continue
+        target, sign = place
+        shift = _mean_output(floating, name, batches) - _mean_output(quantized, name, batches)
+        target.add_(shift, alpha=sign)
+        corrected += 1
+    if not corrected:
+        raise MicronetError("--bias-correct: no quantized layer has a bias, or a batch norm behind it")
+    return corrected
+
+
+def _where_to_correct(model: nn.Module, name: str, layer: Any) -> tuple[Tensor, float] | None:
+    if layer.bias is not None:
+        return layer.bias, 1.0
+    graph = trace(model)
+    norms = dict(graph.conv_bn_pairs()) if graph is not None else {}
+    if name in norms:
+        return model.get_submodule(norms[name]).running_mean, -1.0  # type: ignore[return-value]
+    return None
+
+
+def _mean_output(model: nn.Module, name: str, batches: list[Tensor]) -> Tensor:
+    """Return the mean of a layer's output by channel, (C,), in eval mode."""
+    total: list[Tensor] = []
+
+    def hook(module: nn.Module, inputs: tuple[Any, ...], out: Tensor) -> None:
+        channels = (
+            out.flatten(2).mean((0, 2))
+            if out.dim() > 2 and not isinstance(module, nn.Linear)
+            else out.flatten(0, -2).mean(0)
+        )
+        total.append(channels)
+
+    with _evaluated(model):
+        handle = model.get_submodule(name).register_forward_hook(hook)
+        try:
+            for batch in batches:
+                model(batch)
+        finally:
+            handle.remove()
+    return torch.stack(total).mean(0)
+
+
+@contextmanager
+def _evaluated(model: nn.Module) -> Iterator[None]:
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)

@@ -1,0 +1,82 @@
+import numpy as np
+import pytest
+import torch
+
+from micronet.quantization.functional import dequantize, quantize
+from micronet.quantization.histogram import BINS, CANDIDATES, Grid, Histogram, find_range
+
+
+def filled(*batches):
+    histogram = Histogram()
+    for batch in batches:
+        histogram.add(batch)
+    return histogram
+
+
+def test_nothing_is_lost_when_the_range_grows():
+    x = torch.cat([torch.randn(1000), 50 * torch.randn(1000), torch.tensor([-700.0, 3.0])])
+    histogram = filled(*x.split(300))
+    assert histogram.counts.shape == (BINS,)
+    assert histogram.counts.sum() == len(x)
+    assert (histogram.low, histogram.high) == (float(x.min()), float(x.max()))
+    edges = np.linspace(-histogram.limit, histogram.limit, BINS + 1)
+    expected, _ = np.histogram(x.numpy(), edges)
+    assert np.abs(np.cumsum(histogram.counts.numpy() - expected)).max() <= 4  # values on an edge may fall either way
+
+
+@pytest.mark.parametrize("share", [0.5, 0.9, 0.999])
+def test_quantiles_are_right_to_a_bin(share):
+    x = torch.randn(20000)
+    histogram = filled(*x.split(5000))
+    width = 2 * histogram.limit / BINS
+    assert histogram.quantile(share) == pytest.approx(float(np.quantile(x.numpy(), share)), abs=2 * width)
+
+
+GRIDS = [Grid(0, 15, True), Grid(-7, 7, True), Grid(0, 15, False), Grid(0, 255, False)]
+
+
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+def test_mse_finds_the_least_error_of_all_clips(grid):
+    x = torch.randn(20000).abs() if grid.qmin == 0 and grid.symmetric else torch.randn(20000)
+    x[:5] *= 6
+    low, high = find_range(filled(x), grid, "mse", 100)
+
+    def error(low, high):
+        qparams = grid.qparams(low, high)
+        return float((dequantize(quantize(x, qparams), qparams) - x).square().mean())
+
+    every = [error(part * float(x.min()), part * float(x.max())) for part in np.linspace(1 / CANDIDATES, 1, CANDIDATES)]
+    assert error(low, high) <= min(every) * 1.02
+    assert error(low, high) < 0.9 * error(float(x.min()), float(x.max())) or grid.qmax == 255
+
+
+@pytest.mark.parametrize("calibrator", ["minmax", "percentile", "entropy", "mse"])
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+def test_ranges_are_inside_what_was_seen(calibrator, grid):
+    x = torch.randn(5000).relu() if grid.qmin == 0 and grid.symmetric else torch.randn(5000)
+    histogram = filled(x)
+    low, high = find_range(histogram, grid, calibrator, 99.0)
+    assert histogram.low - 1e-6 <= low <= high <= histogram.high + 1e-6
+    assert high > 0.3 * histogram.high
+    assert find_range(histogram, grid, "minmax", 99.0) == (histogram.low, histogram.high)
+
+
+def test_a_percentile_leaves_out_its_share():
+    x = torch.linspace(0, 1, 10001)
+    low, high = find_range(filled(x), Grid(0, 255, True), "percentile", 90.0)
+    assert high == pytest.approx(0.9, abs=2e-3)
+    low, high = find_range(filled(x - 0.5), Grid(0, 255, False), "percentile", 90.0)
+    assert (low, high) == pytest.approx((-0.45, 0.45), abs=2e-3)
+
+
+@pytest.mark.parametrize("x", [torch.zeros(10), torch.full((10,), 3.0), torch.full((10,), -3.0)], ids=["0", "3", "-3"])
+@pytest.mark.parametrize("calibrator", ["minmax", "percentile", "entropy", "mse"])
+def test_constant_tensors_have_a_range(x, calibrator):
+    low, high = find_range(filled(x), Grid(0, 255, False), calibrator, 99.9)
+    assert low <= float(x[0]) <= high
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_no_number_stays_visible(bad):
+    histogram = filled(torch.randn(10), torch.tensor([1.0, bad]), torch.randn(10))
+    assert not histogram.high < float("inf")

@@ -1,0 +1,251 @@
+"""Ways to win accuracy back: each keeps what it must keep, and helps where it is meant to, on a depthwise network."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from micronet.errors import FailedError, MicronetError
+from micronet.progress import Silent
+from micronet.quantization.adaround import adaround, rectified_sigmoid
+from micronet.quantization.calibrate import each_quantizer
+from micronet.quantization.config import QuantConfig
+from micronet.quantization.fold import fold_model
+from micronet.quantization.ptq import collect, set_ranges
+from micronet.quantization.quantize import quantize_model
+from micronet.quantization.recovery import correct_biases, equalize, reestimate_norms
+from micronet.quantization.sensitivity import keep_sensitive, measure_sensitivity
+
+BATCHES = [torch.randn(16, 3, 16, 16) for _ in range(3)]
+
+
+def depthwise():
+    """A small network of depthwise and pointwise convolutions whose channels differ widely in size."""
+    layers = [nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU()]
+    for _ in range(2):
+        layers += [nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.BatchNorm2d(8), nn.ReLU()]
+        layers += [nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8), nn.ReLU()]
+    model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+    for batch in BATCHES:
+        model.train()(batch)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.weight.data = torch.logspace(-1.5, 1, 8)[torch.randperm(8)]
+            nn.init.normal_(module.bias, std=0.1)
+    return model.eval()
+
+
+def quantized(model, **config):
+    made, record = quantize_model(model, QuantConfig(**config))
+    set_ranges(made, collect(made, BATCHES), "minmax", 100.0)
+    return made, record
+
+
+def error(left, right):
+    out = [torch.cat([model.eval()(batch) for batch in BATCHES]).detach() for model in (left, right)]
+    return float((out[0] - out[1]).norm() / out[1].norm())
+
+
+def test_equalizing_changes_nothing_in_float_and_helps_one_scale_a_layer():
+    model, _ = fold_model(depthwise())
+    model = model.double()
+    balanced = copy.deepcopy(model)
+    assert equalize(balanced) == 4
+    x = BATCHES[0].double()
+    torch.testing.assert_close(balanced(x), model(x), rtol=1e-9, atol=1e-9)
+    before, _ = quantized(model.float(), q_level="layer", w_bits=8, a_bits=32)
+    after, _ = quantized(balanced.float(), q_level="layer", w_bits=8, a_bits=32)
+    assert error(after, model) < error(before, model)
+    for first, second in ((3, 6), (9, 12)):  # a depthwise and a pointwise convolution
+        out = balanced[first].weight.flatten(1).abs().amax(1)
+        into = balanced[second].weight.transpose(0, 1).flatten(1).abs().amax(1)
+        torch.testing.assert_close(out, into, rtol=0.05, atol=0)
+    with pytest.raises(MicronetError, match="fold batch norms first"):
+        equalize(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)))
+
+
+def test_norms_estimated_anew_are_the_plain_statistics_and_touch_no_weight():
+    model = depthwise()
+    weights = {
+        name: value.clone() for name, value in model.state_dict().items() if "running" not in name and "num" not in name
+    }
+    assert reestimate_norms(model, BATCHES) == 5
+    state = model.state_dict()
+    assert all(torch.equal(state[name], value) for name, value in weights.items())
+    firsts = [model[0](batch) for batch in BATCHES]
+    torch.testing.assert_close(model[1].running_mean, torch.stack([x.mean((0, 2, 3)) for x in firsts]).mean(0))
+    variance = torch.stack([x.var((0, 2, 3)) for x in firsts]).mean(0)
+    torch.testing.assert_close(model[1].running_var, variance)
+    assert model[1].momentum == 0.1
+    assert not model.training
+    with pytest.raises(MicronetError, match="no batch norm"):
+        reestimate_norms(nn.Sequential(nn.Linear(2, 2)), BATCHES)
+
+
+@pytest.mark.parametrize("folded", [True, False])
+def test_corrected_layers_have_the_float_networks_means(folded):
+    model = depthwise()
+    if folded:
+        model, _ = fold_model(model)
+    made, record = quantized(model, w_bits=3, a_bits=32, first_last="same")
+    before = error(made, model)
+    assert correct_biases(model, made, BATCHES) == len(record.result["inputs"])
+    assert error(made, model) < before
+    means = [torch.stack([network(batch).mean(0) for batch in BATCHES]).mean(0) for network in (made.eval(), model)]
+    torch.testing.assert_close(*means, rtol=1e-3, atol=1e-4)
+
+
+def test_learned_rounding_beats_the_nearest_and_stays_on_the_grid():
+    model, _ = fold_model(depthwise())
+    made, _ = quantized(model, w_bits=3, a_bits=32, first_last="same")
+    nearest = error(made, model)
+    whole = {name: module.weight.clone() for name, module in made.named_modules() if hasattr(module, "weight")}
+    assert adaround(model, made, BATCHES) == 6
+    assert error(made, model) < 0.95 * nearest
+    for name, slot, quantizer in each_quantizer(made):
+        if slot == "weight_quantizer":
+            weight = made.get_submodule(name).weight
+            torch.testing.assert_close(quantizer(weight), weight.detach(), rtol=1e-6, atol=1e-8)
+            steps = (weight - whole[name]).abs() / quantizer.scale.view(-1, *[1] * (weight.dim() - 1))
+            assert steps.max() <= 1 + 1e-4  # up or down, never farther
+            assert quantizer.frozen
+    assert rectified_sigmoid(torch.tensor([-100.0, 100.0])).tolist() == [0, 1]
+    with pytest.raises(MicronetError, match="--method iao"):
+        adaround(model, quantized(model, method="lsq", a_bits=32)[0], BATCHES)
+
+
+def test_sensitivity_ranks_layers_and_a_target_keeps_the_worst_at_eight_bits():
+    model, _ = fold_model(depthwise())
+    config = QuantConfig(w_bits=2, a_bits=8, q_level="layer", first_last="same")
+
+    def accuracy(network):  # how near the scores are: unlike a share of right answers, every layer moves it
+        return 1 - error(network, model)
+
+    ranked = measure_sensitivity(model, config, BATCHES, accuracy, Silent())
+    assert len(ranked) == 6
+    assert [item.sqnr_db for item in ranked] == sorted(item.sqnr_db for item in ranked)
+    alone, _ = quantized(model, w_bits=2, a_bits=8, q_level="layer", first_last="same", include=ranked[0].layer)
+    assert {name for name, slot, _ in each_quantizer(alone) if slot == "weight_quantizer"} == {ranked[0].layer}
+    loose = keep_sensitive(model, config, ranked, BATCHES, accuracy, 1.0)
+    assert loose.keep_8bit is None
+    whole, _ = quantized(model, w_bits=2, a_bits=8, q_level="layer", first_last="same")
+    target = (1 - accuracy(whole)) / 3
+    tight = keep_sensitive(model, config, ranked, BATCHES, accuracy, target)
+    kept = tight.keep_8bit.split(",")
+    assert kept == [item.layer for item in ranked[: len(kept)]]
+    bits = {
+        name: quantizer.bits
+        for name, slot, quantizer in each_quantizer(quantize_model(model, tight)[0])
+        if slot == "weight_quantizer"
+    }
+    assert {name for name, number in bits.items() if number == 8} == set(kept)
+    with pytest.raises(FailedError, match="target-drop"):
+        keep_sensitive(model, config, ranked, BATCHES, lambda m: float(m is model), 0.0)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        ["--equalize"],
+        ["--adaround"],
+        ["--bias-correct"],
+        ["--bn-reestimate"],
+        ["--target-drop", "50"],
+        ["--calib-data", "DIGITS"],
+        ["--mode", "qat", "--calibrator", "mse"],
+    ],
+    ids=lambda option: option[0],
+)
+def test_the_commands_option_runs_reloads_and_is_recorded(micronet, chain, tmp_path, option):
+    from PIL import Image
+
+    (tmp_path / "images").mkdir()
+    Image.new("L", (40, 32)).save(tmp_path / "images" / "a.png")
+    option = [tmp_path / "images" if word == "DIGITS" else word for word in option]
+    path = tmp_path / "a.safetensors"
+    mode = [] if "--mode" in option else ["--mode", "ptq"]
+    done = micronet(
+        "quantize",
+        chain / "float.safetensors",
+        *mode,
+        "--w-bits",
+        4,
+        "--epochs",
+        1,
+        "--limit",
+        160,
+        *option,
+        "-o",
+        path,
+    )
+    assert done.code == 0, done.err
+    record = micronet("inspect", path, "--json").json["history"][-1]
+    assert record["config"][option[0].removeprefix("--").replace("-", "_")]
+    assert micronet("evaluate", path).code == 0
+    fused = tmp_path / "fused.safetensors"
+    if option[0] == "--equalize":
+        fused = path
+    else:
+        assert micronet("bn-fuse", path, "-o", fused).code == 0
+    done = micronet("export-onnx", fused, "-o", tmp_path / "a.onnx")
+    assert done.code == 0, done.err
+
+
+def test_statistics_are_kept_for_other_bits_and_refused_for_another_network(micronet, chain, tmp_path):
+    cache = ["--calib-cache", tmp_path / "cache.safetensors"]
+    start = ["quantize", chain / "float.safetensors", "--mode", "ptq", "--limit", 160]
+    assert "wrote" in micronet(*start, *cache, "-o", tmp_path / "a.safetensors").err
+    assert "activation statistics from" in micronet(*start, *cache, "--a-bits", 4, "-o", tmp_path / "b.safetensors").err
+    assert micronet(*start, "--a-bits", 4, "-o", tmp_path / "c.safetensors").code == 0
+    from safetensors.torch import load_file
+
+    left, right = (load_file(tmp_path / name) for name in ("b.safetensors", "c.safetensors"))
+    assert all(torch.equal(left[name], right[name]) for name in left)
+    other = tmp_path / "other.safetensors"
+    assert micronet("train", "--width", 0.1, "--limit", 100, "--epochs", 1, "--seed", 2, "-o", other).code == 0
+    done = micronet("quantize", other, "--mode", "ptq", *cache, "-o", tmp_path / "d.safetensors")
+    assert done.code == 2
+    assert "another artifact" in done.err
+    cache[1].write_bytes(b"garbage")
+    done = micronet(*start, *cache, "-o", tmp_path / "d.safetensors")
+    assert done.code == 2
+    assert "no calibration statistics" in done.err
+    assert (
+        "no folder with images"
+        in micronet(*start, "--calib-data", tmp_path / "no", "-o", tmp_path / "d.safetensors").err
+    )
+
+
+def test_qaft_trains_weights_and_moves_no_range(micronet, chain, tmp_path):
+    from micronet.artifact import load
+
+    path, again = tmp_path / "qaft.safetensors", tmp_path / "again.safetensors"
+    few = ["--epochs", 1, "--limit", 160]
+    done = micronet("quantize", chain / "int8.safetensors", "--mode", "qaft", *few, "-o", path)
+    assert done.code == 0, done.err
+    assert micronet("finetune", path, *few, "-o", again).code == 0
+    before, after, later = (load(p).model.state_dict() for p in (chain / "int8.safetensors", path, again))
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert all(name.endswith((".weight", ".bias", ".frozen")) for name in moved)
+    assert any(name.endswith("conv.weight") for name in moved)
+    for name in before:
+        if "running" in name or "scale" in name:
+            assert torch.equal(before[name], later[name])
+    assert load(path).history[-1].config["mode"] == "qaft"
+    assert load(path).history[-1].config["lr"] == 1e-5
+    done = micronet("quantize", chain / "float.safetensors", "--mode", "qaft", "-o", tmp_path / "x.safetensors")
+    assert done.code == 2
+    assert "--mode ptq" in done.err
+
+
+def test_sensitivity_prints_draws_and_speaks_json(micronet, chain, tmp_path):
+    start = ["sensitivity", chain / "float.safetensors", "--w-bits", 2, "--a-bits", 8, "--limit", 160]
+    rows = micronet(*start, "--json").json
+    assert len(rows) == 9
+    assert rows[0]["sqnr_db"] <= rows[-1]["sqnr_db"]
+    assert "SQNR" in micronet(*start).out
+    pytest.importorskip("matplotlib")
+    assert micronet(*start, "--plot", tmp_path / "a.svg").code == 0
+    assert (tmp_path / "a.svg").read_text().startswith("<?xml")
+    assert micronet(*start, "--plot", tmp_path / "a.nonsense").code == 2
