@@ -1,0 +1,96 @@
+"""PTQ, QAT, QAFT and bn-fuse in every legal order, on networks of many kinds: saved, reloaded, exported."""
+
+import numpy as np
+import pytest
+import torch
+
+from micronet.artifact import Artifact, load, save
+from micronet.export.onnx import to_onnx, write_onnx
+from micronet.graph import trace
+from micronet.history import StageRecord, check_order
+from micronet.models.build import ModelSpec, build
+from micronet.quantization.calibrate import calibrate, freeze, frozen, observing
+from micronet.quantization.config import QuantConfig
+from micronet.quantization.fold import fold_model
+from micronet.quantization.ptq import collect, set_ranges
+from micronet.quantization.quantize import quantize_model
+from micronet.runtime.options import RuntimeOptions
+from micronet.runtime.ort import OrtPredictor
+
+IMAGES = torch.randn(4, 3, 32, 32)
+NETWORKS = {
+    "nin": {"width": 0.1},
+    "nin_gc": {"width": 0.1},
+    "resnet18": {"width": 0.1},
+    "torchvision:mobilenet_v2": {"num_classes": 10, "width_mult": 0.25},
+    "torchvision:vit_b_16": {"num_classes": 10, "image_size": 32},
+}
+ORDERS = [
+    ["ptq", "bn-fuse"],
+    ["bn-fuse", "ptq", "qaft"],
+    ["ptq", "qaft", "qaft", "bn-fuse"],
+    ["qat", "qat", "qaft", "bn-fuse"],
+    ["qat --bn-fuse", "qaft", "bn-fuse"],
+]
+
+
+def train_once(model, context):
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-4)
+    model.train()
+    with context(model):
+        model(IMAGES).square().mean().backward()
+        optimizer.step()
+    model.eval()
+
+
+def apply(artifact, step):
+    """Do one step as its command does."""
+    model, history = artifact.model, artifact.history
+    if step == "bn-fuse":
+        check_order(history, "bn-fuse")
+        folded, record = fold_model(model, history)
+        return artifact.after(record, model=folded)
+    quantized = any(record.stage == "quantize" for record in history)
+    if step == "qaft" or quantized:
+        if not any(record.stage == "bn-fuse" for record in history):
+            check_order(history, "finetune")
+        if step == "qaft":
+            freeze(model)
+        train_once(model, frozen if step == "qaft" else observing)
+        return artifact.after(StageRecord("finetune"))
+    check_order(history, "quantize")
+    model, record = quantize_model(model, QuantConfig(bn_fuse=step.endswith("bn-fuse")))
+    if step == "ptq":
+        set_ranges(model, collect(model, [IMAGES]), "mse", 100.0)
+    else:
+        calibrate(model, [IMAGES])
+        train_once(model, observing)
+    return artifact.after(record, model=model)
+
+
+@pytest.mark.parametrize("order", ORDERS, ids=" > ".join)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if "vit" in name else ()) for name in NETWORKS]
+)
+def test_every_legal_order_saves_reloads_and_exports(tmp_path, name, order):
+    spec = ModelSpec(name, NETWORKS[name])
+    torch.manual_seed(1)
+    model = build(spec).train()
+    for _ in range(3):
+        model(IMAGES)  # batch norms get statistics
+    if "vit" in name:
+        order = [step for step in order if step != "bn-fuse"]
+    artifact = Artifact(model.eval(), spec, [StageRecord("import")])
+    for step in order:
+        artifact = apply(artifact, step)
+        path = tmp_path / "a.safetensors"
+        save(artifact, path)
+        again = load(path)
+        artifact.model.eval()
+        assert torch.equal(again.model.eval()(IMAGES), artifact.model(IMAGES)), step
+        assert [record.to_json() for record in again.history] == [record.to_json() for record in artifact.history]
+    assert trace(artifact.model) is not None
+    write_onnx(to_onnx(artifact, IMAGES), tmp_path / "a.onnx")
+    scores = OrtPredictor(tmp_path / "a.onnx", RuntimeOptions())(IMAGES.numpy())
+    expected = artifact.model(IMAGES).detach().numpy()
+    assert np.linalg.norm(scores - expected) < 0.05 * np.linalg.norm(expected)
