@@ -117,10 +117,10 @@ class Graph:
         return _is_call(node, _MOVING_CALLS, _MOVING_METHODS) and bool(self.inputs(node))
 
     def is_relu(self, node: fx.Node) -> bool:
-        """Tell whether a node is a ReLU, as a module or a call."""
+        """Tell whether a node is a ReLU or a ReLU6, as a module or a call."""
         if node.op == "call_module":
-            return isinstance(self.module(node), nn.ReLU)
-        return _is_call(node, {F.relu, torch.relu}, {"relu", "relu_"})
+            return isinstance(self.module(node), (nn.ReLU, nn.ReLU6))
+        return _is_call(node, {F.relu, F.relu6, torch.relu}, {"relu", "relu_"})
 
     def pools(self, node: fx.Node) -> bool:
         """Tell whether a node is a max-pool: what it gives out it has chosen among its input's values."""

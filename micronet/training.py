@@ -133,7 +133,7 @@ class Trainer:
                 if not math.isfinite(loss):
                     raise FailedError(
                         f"the loss became {loss} in epoch {epoch}, step {step + 1}; "
-                        f"lower --lr (it is {config.lr:g}) and start again with --force"
+                        f"lower --lr (it is {config.peak_lr:g}) and start again with --force"
                     )
                 total += loss * len(labels)
                 images += len(labels)
@@ -174,8 +174,8 @@ class Trainer:
         ]
         groups = [group for group in groups if group["params"]]
         if config.optimizer == "adam":
-            return torch.optim.Adam(groups, lr=config.lr)
-        return torch.optim.SGD(groups, lr=config.lr, momentum=SGD_MOMENTUM, nesterov=True)
+            return torch.optim.Adam(groups, lr=config.peak_lr)
+        return torch.optim.SGD(groups, lr=config.peak_lr, momentum=SGD_MOMENTUM, nesterov=True)
 
 
 def check_fit(model: nn.Module, data: Dataset) -> None:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from micronet.settings import Settings, check_range, check_values, setting
 
 ONE_CYCLE_RISE = 0.25  # share of the steps in which the learning rate rises
+DEFAULT_LR = 0.01
 TEACHING = ("distill", "distill_weight", "temperature")
 STEP_DECAYS = (0.5, 0.75, 0.9)  # shares of the steps after which it falls to a tenth
 
@@ -17,7 +18,7 @@ class TrainConfig(Settings):
     """How to train."""
 
     epochs: int = setting(8, "Passes over the training images; 0 trains nothing.")
-    lr: float = setting(0.01, "Highest learning rate.")
+    lr: float | None = setting(None, "Highest learning rate; default: 0.01, or what suits the command.")
     batch_size: int = setting(64, "Images a step.")
     weight_decay: float = setting(0.0, "L2 penalty on all weights.")
     optimizer: Literal["adam", "sgd"] = setting("adam", "Adam, or SGD with Nesterov momentum 0.9.")
@@ -32,16 +33,22 @@ class TrainConfig(Settings):
     def __post_init__(self) -> None:
         check_values(self)
         check_range(self, "epochs", 0)
-        check_range(self, "lr", 0)
+        if self.lr is not None:
+            check_range(self, "lr", 0)
         check_range(self, "batch_size", 1)
         check_range(self, "weight_decay", 0)
         check_range(self, "label_smoothing", 0, 0.99)
         check_range(self, "distill_weight", 0, 1)
         check_range(self, "temperature", 0.01)
 
+    @property
+    def peak_lr(self) -> float:
+        """The highest learning rate."""
+        return DEFAULT_LR if self.lr is None else self.lr
+
     def to_json(self) -> dict[str, Any]:
         """Return the fields as a JSON object, those of a teacher only where there is one."""
-        fields = super().to_json()
+        fields = {**super().to_json(), "lr": self.peak_lr}
         if self.distill is None:
             return {name: value for name, value in fields.items() if name not in TEACHING}
         return {**fields, "distill": str(self.distill)}
@@ -54,7 +61,7 @@ def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
     """
     share = (step + 0.5) / steps
     if config.schedule == "step":
-        return config.lr * 0.1 ** sum(share > decay for decay in STEP_DECAYS)
+        return config.peak_lr * 0.1 ** sum(share > decay for decay in STEP_DECAYS)
     if share < ONE_CYCLE_RISE:
-        return config.lr * (1 - math.cos(math.pi * share / ONE_CYCLE_RISE)) / 2
-    return config.lr * (1 + math.cos(math.pi * (share - ONE_CYCLE_RISE) / (1 - ONE_CYCLE_RISE))) / 2
+        return config.peak_lr * (1 - math.cos(math.pi * share / ONE_CYCLE_RISE)) / 2
+    return config.peak_lr * (1 + math.cos(math.pi * (share - ONE_CYCLE_RISE) / (1 - ONE_CYCLE_RISE))) / 2

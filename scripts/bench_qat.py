@@ -14,7 +14,7 @@ import importlib.util
 import statistics
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack
 
 import torch
 from torch import Tensor, nn
@@ -128,17 +128,16 @@ def brevitas(model: nn.Module) -> nn.Module | None:
     return model
 
 
-def step(model: nn.Module, watched: bool) -> Callable[[Tensor, Tensor], None]:
+def step(model: nn.Module) -> Callable[[Tensor, Tensor], None]:
     """Return a function that trains a model by one batch with Adam."""
     model.train().to(memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
 
     def run(images: Tensor, labels: Tensor) -> None:
-        with observing(model) if watched else nullcontext():
-            loss = F.cross_entropy(model(images), labels)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
+        loss = F.cross_entropy(model(images), labels)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
 
     return run
 
@@ -155,17 +154,19 @@ def main() -> None:
     base = build(ModelSpec("nin", {"width": asked.width}))
     images = torch.randn(asked.batch, 3, 32, 32).contiguous(memory_format=torch.channels_last)
     labels = torch.randint(10, (asked.batch,))
-    models: dict[str, tuple[nn.Module, bool]] = {"float": (copy.deepcopy(base), False)}
+    models: dict[str, nn.Module] = {"float": copy.deepcopy(base)}
+    watching = ExitStack()
     for name, config in OURS.items():
         model, _ = quantize_model(base, config)
         calibrate(model, [images])
-        models[name] = model, True
-    models["plain autograd (2021's formulas)"] = rival(base, PlainFakeQuant), False
-    models["plain autograd, batch norms folded"] = rival(base, PlainFakeQuant, fold=True), False
-    models["torch's fake_quantize"] = rival(base, NativeFakeQuant), False
+        watching.enter_context(observing(model))  # as an epoch of training does
+        models[name] = model
+    models["plain autograd (2021's formulas)"] = rival(base, PlainFakeQuant)
+    models["plain autograd, batch norms folded"] = rival(base, PlainFakeQuant, fold=True)
+    models["torch's fake_quantize"] = rival(base, NativeFakeQuant)
     if (other := brevitas(base)) is not None:
-        models["Brevitas W8A8"] = other, False
-    steps = {name: step(model, watched) for name, (model, watched) in models.items()}
+        models["Brevitas W8A8"] = other
+    steps = {name: step(model) for name, model in models.items()}
     times: dict[str, list[float]] = {name: [] for name in steps}
     for turn in range(asked.rounds + 2):
         for name, run in steps.items():

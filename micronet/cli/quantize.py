@@ -17,7 +17,7 @@ from micronet.cli.options import (
 )
 from micronet.errors import MicronetError
 from micronet.quantization.calibration_config import CalibrationConfig
-from micronet.quantization.config import QuantConfig
+from micronet.quantization.config import Bits, QuantConfig
 from micronet.quantization.recovery_config import RecoveryConfig
 from micronet.runtime.options import CodeOptions
 from micronet.training_config import TrainConfig
@@ -25,8 +25,10 @@ from micronet.training_config import TrainConfig
 NAME = "quantize"
 EXAMPLE = "micronet quantize float.safetensors --w-bits 8 --a-bits 8 --q-type sym --epochs 1 -o int8.safetensors"
 
-GENTLE = TrainConfig(epochs=2, lr=0.001)  # the float network is trained already
+GENTLE = TrainConfig(epochs=2)  # the float network is trained already
 QAFT_LR = 1e-5
+# The fewest bits of weights and activations, and the learning rate that has served them best (see BENCHMARKS.md).
+LEARNING_RATES = ((1, 0.005), (3, 0.005), (6, 0.002), (16, 0.001))
 
 
 @with_configs
@@ -71,8 +73,8 @@ def run(
             opened, artifact = quantize_stage.float_artifact(model, data, job)
         else:
             opened = stages.open_artifact(artifact, code)
-        if calibration.mode == "qaft" and training.lr == GENTLE.lr:
-            training = replace(training, lr=QAFT_LR)
+        if training.lr is None:
+            training = replace(training, lr=_learning_rate(quantization, calibration))
         wish = quantize_stage.Wish(quantization, calibration, recovery, training, data, artifact)
         work = quantize_stage.qaft if calibration.mode == "qaft" else quantize_stage.quantize
         done = work(opened, wish, job)
@@ -81,6 +83,18 @@ def run(
     if not output.json and not output.quiet:
         for name, why in done.history[-1].result.get("left_float", {}).items():
             console.print_line(f"left float: {name} ({why})")
+
+
+def _learning_rate(quantization: QuantConfig, calibration: CalibrationConfig) -> float:
+    """Return the default learning rate: the fewer the bits, the farther the weights have to go."""
+    if calibration.mode == "qaft":
+        return QAFT_LR
+    fewest = min(_count(quantization.w_bits), _count(quantization.a_bits))
+    return next(rate for bits, rate in LEARNING_RATES if fewest <= bits)
+
+
+def _count(bits: Bits) -> int:
+    return bits if isinstance(bits, int) else {"binary": 1, "ternary": 2}[bits]
 
 
 def _ending(quantization: QuantConfig, calibration: CalibrationConfig) -> str:

@@ -95,6 +95,14 @@ def broadcast(values: Tensor, like: Tensor, axis: int | None) -> Tensor:
     return values.view(shape)
 
 
+def _passed(gradient: Tensor, x: Tensor, lowest: Tensor, highest: Tensor, axis: int | None) -> Tensor:
+    """Return the gradient where x lies between two bounds, else 0."""
+    if axis is None:  # one pass; hardtanh's gradient is 0 on its own bounds, which no level is
+        out: Tensor = torch.ops.aten.hardtanh_backward(gradient, x, float(lowest), float(highest))
+        return out
+    return gradient * ((x >= broadcast(lowest, x, axis)) & (x <= broadcast(highest, x, axis)))
+
+
 class _FakeQuantize(torch.autograd.Function):
     """Saves its input and the grid, nothing of the size of the output; recomputes the mask in backward."""
 
@@ -114,10 +122,7 @@ class _FakeQuantize(torch.autograd.Function):
         # The integer is clamped where x lies more than half a step beyond the outermost level.
         lowest = (qmin - 0.5 - zero_point) * scale
         highest = (qmax + 0.5 - zero_point) * scale
-        if axis is None:  # one pass; hardtanh's gradient is 0 on its own bounds, which no level is
-            return torch.ops.aten.hardtanh_backward(gradients[0], x, float(lowest), float(highest)), None
-        inside = (x >= broadcast(lowest, x, axis)) & (x <= broadcast(highest, x, axis))
-        return gradients[0] * inside, None
+        return _passed(gradients[0], x, lowest, highest, axis), None
 
 
 def straight_through(x: Tensor, value: Tensor) -> Tensor:
@@ -148,12 +153,12 @@ class _LearnedStep(torch.autograd.Function):
         x, scale = ctx.saved_tensors
         qmin, qmax, axis, gradient_scale = ctx.grid
         upstream = gradients[0]
-        steps = x / broadcast(scale, x, axis)
-        q = steps.round().clamp_(qmin, qmax)
-        inside = (steps - q).abs() <= 0.5  # farther from its level than half a step: it was clamped
-        slope = torch.where(inside, q - steps, q).mul_(upstream)
-        total = slope.sum() if axis is None else slope.transpose(0, axis).flatten(1).sum(1)
-        return upstream * inside, total * gradient_scale, None, None
+        passed = _passed(upstream, x, (qmin - 0.5) * scale, (qmax + 0.5) * scale, axis)
+        q = (x / broadcast(scale, x, axis)).round_().clamp_(qmin, qmax)
+        # Inside the slope is q - x / scale, outside q: in all sum(g q) - sum(passed x) / scale.
+        slope = q.mul_(upstream), passed * x
+        sums = [part.sum() if axis is None else part.transpose(0, axis).flatten(1).sum(1) for part in slope]
+        return passed, (sums[0] - sums[1] / scale) * gradient_scale, None, None
 
 
 class _Sign(torch.autograd.Function):

@@ -49,6 +49,11 @@ class Histogram:
         self.limit *= 2
 
     @property
+    def empty(self) -> bool:
+        """Whether no value was seen."""
+        return self.low == float("inf")
+
+    @property
     def centers(self) -> Tensor:
         """(BINS,) the middle of each bin."""
         width = 2 * self.limit / BINS

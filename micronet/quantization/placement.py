@@ -169,7 +169,7 @@ class _GraphPlacer(_Placer):
             self._place_layer(node, module)
         if config.bn_fuse:
             self.placement.fused = [list(pair) for pair in graph.conv_bn_pairs() if self._can_fold(*pair)]
-        if config.a_bits not in (FLOAT_BITS, "binary"):
+        if config.a_bits not in (FLOAT_BITS, "binary") and config.include is None:
             self._place_reads()
 
     def _place_layer(self, node: fx.Node, layer: nn.Module) -> None:
@@ -209,8 +209,15 @@ class _GraphPlacer(_Placer):
         read = self._graph.inputs(node)[0]
         if read.op == "placeholder":
             return self._quantize_input(str(node.target), "same")
-        before = self._graph.origin(read)
+        before = read
+        while self._graph.moves_only(before) or self._graph.averages(before):
+            before = self._graph.inputs(before)[0]
         relu = before if self._graph.is_relu(before) else None
+        if relu is None and self._graph.non_negative(read):
+            raise MicronetError(
+                f"the input of {node.target} is never negative, so a binary activation there is constant; "
+                f"leave the layer out with --exclude {node.target}"
+            )
         readers = self._signed_readers(relu or read)
         if readers is None:
             split = Split(read.name, relu.name if relu else None, [])
@@ -233,7 +240,7 @@ class _GraphPlacer(_Placer):
         waiting, seen = list(start.users), 0
         while waiting:
             node = waiting.pop()
-            if self._graph.moves_only(node) and self._graph.module(node) is not None:
+            if (self._graph.moves_only(node) or self._graph.averages(node)) and self._graph.module(node) is not None:
                 waiting += node.users
             elif node in self._layers and self._rule(str(node.target), at_edge=self._at_edge(node)) == "same":
                 seen += 1
@@ -248,10 +255,11 @@ class _GraphPlacer(_Placer):
         """
         for node in self._graph.fx.nodes:
             last = not self._has_layer_behind(node)
-            if self._graph.averages(node) or (self._graph.joins(node) and not last):
+            rule = self._config.edge if last else "same"
+            if rule != "float" and (self._graph.averages(node) or (self._graph.joins(node) and not last)):
                 for source in map(self._graph.origin, self._graph.inputs(node)):
                     if source.op != "placeholder":
-                        self._quantize_output(source, self._config.edge if last else "same")
+                        self._quantize_output(source, rule)
 
     def _quantize_output(self, source: fx.Node, rule: Rule) -> str:
         """Give a node's output a quantizer, once, and return the quantizer's name."""

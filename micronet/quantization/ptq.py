@@ -57,7 +57,7 @@ def set_ranges(model: nn.Module, statistics: Statistics, calibrator: Any, percen
             quantizer.observe(effective_weight(model.get_submodule(name)))
         elif not quantizer.frozen:
             histogram = statistics.get(f"{name}.{slot}")
-            if histogram is not None and histogram.limit:
+            if histogram is not None and not histogram.empty:
                 grid = quantizer.qparams(torch.empty(0))
                 wanted = Grid(grid.qmin, grid.qmax, getattr(quantizer, "symmetric", True))
                 quantizer.set_range(*find_range(histogram, wanted, calibrator, percentile))

@@ -237,3 +237,27 @@ def test_sixteen_bit_dorefa_without_batch_norm_is_the_float_network():
     calibrate(quantized, [images])
     error = (quantized(images) - model(images)).norm() / model(images).norm()
     assert error < 1e-3
+
+
+@pytest.mark.parametrize("pool", [nn.AvgPool2d(2), nn.MaxPool2d(2)])
+@pytest.mark.parametrize("act", [nn.ReLU(), nn.ReLU6()])
+def test_no_sign_is_of_what_is_never_negative(pool, act):
+    """A sign behind a ReLU, or behind an average of one, would be +1 everywhere."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), act, pool, nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 2, 3))
+    quantized, record = quantize_model(model, QuantConfig(w_bits=8, a_bits="binary"))
+    calibrate(quantized, [IMAGES])
+    assert record.result["dropped"] == ["1"]
+    seen = []
+    quantized[3].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    quantized(IMAGES)
+    assert set(seen[0].unique().tolist()) == {-1, 1}
+    gated = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Sigmoid(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 2, 3))
+    with pytest.raises(MicronetError, match="--exclude 2"):
+        quantize_model(gated, QuantConfig(a_bits="binary"))
+
+
+@pytest.mark.parametrize("value", [0.0, 3.0, -3.0])
+def test_constant_activations_calibrate(value):
+    model, _ = quantize_model(Residual(), QuantConfig())
+    calibrate(model, [torch.full((4, 3, 16, 16), value)])
+    assert torch.isfinite(model.eval()(IMAGES)).all()
