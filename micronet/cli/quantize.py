@@ -73,6 +73,7 @@ def run(
             opened, artifact = quantize_stage.float_artifact(model, data, job)
         else:
             opened = stages.open_artifact(artifact, code)
+        _check_mode(quantization, calibration, recovery, training)
         if training.lr is None:
             training = replace(training, lr=_learning_rate(quantization, calibration))
         wish = quantize_stage.Wish(quantization, calibration, recovery, training, data, artifact)
@@ -83,6 +84,17 @@ def run(
     if not output.json and not output.quiet:
         for name, why in done.history[-1].result.get("left_float", {}).items():
             console.print_line(f"left float: {name} ({why})")
+
+
+def _check_mode(
+    quantization: QuantConfig, calibration: CalibrationConfig, recovery: RecoveryConfig, training: TrainConfig
+) -> None:
+    """Raise MicronetError for settings that the mode has no use for."""
+    if calibration.mode == "ptq" and training != GENTLE:
+        raise MicronetError("--mode ptq trains nothing; leave the training options out, or use --mode qat")
+    untouched = (quantization, replace(calibration, mode="qat"), recovery)
+    if calibration.mode == "qaft" and untouched != (QuantConfig(), CalibrationConfig(), RecoveryConfig()):
+        raise MicronetError("--mode qaft trains what is quantized already; leave the options of quantization out")
 
 
 def _learning_rate(quantization: QuantConfig, calibration: CalibrationConfig) -> float:

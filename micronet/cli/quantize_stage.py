@@ -1,5 +1,7 @@
 """The quantize command's work: a float artifact, however it is got, through calibration and training."""
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,11 +18,11 @@ from micronet.data.folder import list_images
 from micronet.data.split import FileSplit, Split, draw
 from micronet.errors import MicronetError
 from micronet.evaluation import evaluate, evaluating
-from micronet.files import check_target, file_hash
+from micronet.files import check_target
 from micronet.graph import trace
 from micronet.history import StageRecord, check_order
 from micronet.quantization.adaround import adaround
-from micronet.quantization.calibrate import calibrate, freeze, frozen, observing
+from micronet.quantization.calibrate import calibrate, freeze, freeze_activations, frozen, observing
 from micronet.quantization.calibration_config import CalibrationConfig
 from micronet.quantization.config import QuantConfig
 from micronet.quantization.fold import fold_model
@@ -28,7 +30,7 @@ from micronet.quantization.ptq import Statistics, collect, load_statistics, save
 from micronet.quantization.quantize import quantize_model
 from micronet.quantization.recovery import correct_biases, equalize, reestimate_norms
 from micronet.quantization.recovery_config import RecoveryConfig
-from micronet.quantization.sensitivity import keep_sensitive, measure_sensitivity
+from micronet.quantization.sensitivity import Probe, keep_sensitive, measure_sensitivity
 from micronet.training import Procedure, Run, check_fit, fit_artifact
 from micronet.training_config import TrainConfig
 
@@ -37,7 +39,7 @@ CALIBRATION_BATCH = 64
 
 @dataclass(frozen=True)
 class Wish:
-    """What is asked of the command. ``path``: the artifact's file, which statistics for reuse are tied to."""
+    """What is asked of the command. ``path``: the artifact's file."""
 
     quantization: QuantConfig
     calibration: CalibrationConfig
@@ -65,6 +67,11 @@ def float_artifact(model: ModelOptions, data: DataOptions, run: Run) -> tuple[Ar
 def quantize(artifact: Artifact, wish: Wish, run: Run) -> Artifact:
     """Place quantizers, set their ranges from images that are not augmented, then (QAT) train with them."""
     check_order(artifact.history, "quantize")
+    recovery = wish.recovery
+    if wish.quantization.bn_fuse and (recovery.equalize or recovery.bias_correct or recovery.bn_reestimate):
+        raise MicronetError(
+            "--bn-fuse folds batch norms while training; leave it out with --equalize, --bias-correct, --bn-reestimate"
+        )
     dataset = stages.open_data(wish.data, artifact, run.seed)
     check_fit(artifact.model, dataset)
     artifact.model.to(run.device)
@@ -75,12 +82,12 @@ def quantize(artifact: Artifact, wish: Wish, run: Run) -> Artifact:
         config = _meeting_target(artifact.model, dataset, wish, run)
     model, record = quantize_model(artifact.model, config)
     training = wish.training if wish.calibration.mode == "qat" else replace(wish.training, epochs=0)
-    _set_ranges(model, dataset, wish, run)
+    _set_ranges(model, artifact.model, dataset, wish, run)
     _recover(artifact.model, model, dataset, wish, run)
     began = replace(artifact, model=model, history=[*artifact.history, record])
-    fitted = fit_artifact(began, dataset, training, run, Procedure(observing))
-    recovered = {name: value for name, value in wish.recovery.to_json().items() if value}
-    asked = {**config.to_json(), **_said(wish.calibration), **recovered}
+    said = {**_said(wish.calibration), **{name: value for name, value in recovery.to_json().items() if value}}
+    fitted = fit_artifact(began, dataset, training, run, Procedure(observing, config=said))
+    asked = {**config.to_json(), **said}
     if training.epochs:
         asked |= training.to_json()
     return replace(fitted, history=[*artifact.history, StageRecord(record.stage, asked, record.result)])
@@ -109,10 +116,10 @@ def _equalized(artifact: Artifact, run: Run) -> Artifact:
 
 def _meeting_target(model: nn.Module, dataset: Dataset, wish: Wish, run: Run) -> QuantConfig:
     batches = list(images(dataset, wish.calibration, run.seed, run.device))
-    accuracy = validation_accuracy(dataset)
-    ranked = measure_sensitivity(model, wish.quantization, batches, accuracy, run.progress)
+    probe = Probe(batches, wish.calibration, validation_accuracy(dataset))
+    ranked = measure_sensitivity(model, wish.quantization, probe, run.progress)
     target = (wish.recovery.target_drop or 0) / 100
-    config = keep_sensitive(model, wish.quantization, ranked, batches, accuracy, target)
+    config = keep_sensitive(model, wish.quantization, ranked, probe, target)
     run.progress.line(f"kept at 8 bits: {config.keep_8bit or 'no layer'}")
     return config
 
@@ -141,20 +148,23 @@ def validation_accuracy(dataset: Dataset) -> Callable[[nn.Module], float]:
     return accuracy
 
 
-def _set_ranges(model: nn.Module, dataset: Dataset, wish: Wish, run: Run) -> None:
+def _set_ranges(model: nn.Module, floating: nn.Module, dataset: Dataset, wish: Wish, run: Run) -> None:
     asked = wish.calibration
     if asked.mode == "qat" and asked.calibrator == "minmax" and asked.calib_cache is None:
         calibrate(model, images(dataset, asked, run.seed, run.device))  # averages, as training goes on with
         return
-    statistics = _statistics(model, dataset, wish, run)
+    statistics = _statistics(model, floating, dataset, wish, run)
     set_ranges(model, statistics, asked.calibrator, asked.percentile)
+    if asked.mode == "qat" and asked.calibrator != "minmax":  # training would move them to the batches' ends
+        freeze_activations(model)
 
 
-def _statistics(model: nn.Module, dataset: Dataset, wish: Wish, run: Run) -> Statistics:
+def _statistics(model: nn.Module, floating: nn.Module, dataset: Dataset, wish: Wish, run: Run) -> Statistics:
     cache = wish.calibration.calib_cache
     if cache is None:
         return collect(model, images(dataset, wish.calibration, run.seed, run.device))
-    network = file_hash(wish.path)
+    shown = {**_said(replace(wish.calibration, mode="ptq", calibrator="minmax")), "seed": run.seed}
+    network = _hash(floating, shown, dataset.spec.to_json())
     if cache.exists():
         run.progress.line(f"activation statistics from {cache}")
         return load_statistics(cache, network)
@@ -162,6 +172,15 @@ def _statistics(model: nn.Module, dataset: Dataset, wish: Wish, run: Run) -> Sta
     save_statistics(statistics, cache, network)
     run.progress.line(f"wrote {cache}")
     return statistics
+
+
+def _hash(model: nn.Module, *settings: object) -> str:
+    """Return the hash of all that statistics follow from: a network's tensors, and which images it is shown."""
+    found = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        found.update(name.encode())
+        found.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()
 
 
 def images(dataset: Dataset, asked: CalibrationConfig, seed: int, device: torch.device) -> Iterator[Tensor]:

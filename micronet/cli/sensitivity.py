@@ -37,14 +37,14 @@ def run(
     """
     from micronet.cli import quantize_stage, stages
     from micronet.machine import pick_device
-    from micronet.quantization.sensitivity import measure_sensitivity
+    from micronet.quantization.sensitivity import Probe, measure_sensitivity
 
     opened = stages.open_artifact(artifact, code, "quantize")
     dataset = stages.open_data(data, opened)
     with console.progress(report.quiet) as progress:
-        batches = quantize_stage.images(dataset, calibration, 1, pick_device("cpu"))
-        accuracy = quantize_stage.validation_accuracy(dataset)
-        rows = measure_sensitivity(opened.model, quantization, list(batches), accuracy, progress)
+        batches = list(quantize_stage.images(dataset, calibration, 1, pick_device("cpu")))
+        probe = Probe(batches, calibration, quantize_stage.validation_accuracy(dataset))
+        rows = measure_sensitivity(opened.model, quantization, probe, progress)
     if plot is not None:
         _draw([row.layer for row in rows], [row.sqnr_db for row in rows], plot)
     if report.json:

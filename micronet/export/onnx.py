@@ -90,7 +90,7 @@ def _store_weight(layer: Any, quantizer: Quantizer, input_scale: Tensor | None) 
         q = (bias.double() / room.bias_scale.double()).round().to(torch.int32)
         layer.bias_quantizer = StoredIntegers(q, room.bias_scale, torch.zeros_like(q), 0)
         layer.bias = nn.Parameter(torch.zeros(0))
-    dtype = torch.int8 if grid.qmax <= torch.iinfo(torch.int8).max else torch.int16
+    dtype = next(kind for kind in (torch.int8, torch.int16, torch.int32) if grid.qmax <= torch.iinfo(kind).max)
     q = quantize(stored, grid).to(dtype)
     layer.weight_quantizer = StoredIntegers(q, grid.scale, grid.zero_point, grid.axis)
     layer.weight = nn.Parameter(torch.zeros(0))  # the float copy must not reach the file

@@ -50,7 +50,9 @@ def adaround(
     if not names:
         raise MicronetError("--adaround: no layer has weights on a uniform grid (--method iao)")
     for done, name in enumerate(names, 1):
-        _round_layer(quantized.get_submodule(name), _watch(floating, quantized, name, batches), seed)
+        seen = _watch(floating, quantized, name, batches)
+        if seen is not None:
+            _round_layer(quantized.get_submodule(name), seen, seed)
         progress.step("choosing the rounding", done, len(names))
     return len(names)
 
@@ -97,23 +99,27 @@ def _regulariser(v: Tensor, share: float) -> Tensor | float:
 def _compute(layer: Any, x: Tensor, weight: Tensor) -> Tensor:
     if isinstance(layer, nn.Linear):
         return F.linear(x, weight, layer.bias)
-    convolve = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[weight.dim() - 2]
-    return convolve(x, weight, layer.bias, layer.stride, layer.padding, layer.dilation, layer.groups)
+    plain: Any = next(kind for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d) if isinstance(layer, kind))
+    out: Tensor = plain._conv_forward(layer, x, weight, layer.bias)  # with the layer's own kind of padding
+    return out
 
 
 @torch.no_grad()
-def _watch(floating: nn.Module, quantized: nn.Module, name: str, batches: list[Tensor]) -> _Seen:
-    """Return the layer's input in the quantized network, and what it gave in the float one."""
+def _watch(floating: nn.Module, quantized: nn.Module, name: str, batches: list[Tensor]) -> _Seen | None:
+    """Return the layer's input in the quantized network, and what it gave in the float one.
+
+    None where it is called several times: its calls' inputs need not be of one size.
+    """
     inputs: list[Tensor] = []
     wanted: list[Tensor] = []
     layer: Any = quantized.get_submodule(name)
 
     def reads(module: nn.Module, given: tuple[Tensor, ...]) -> None:
         x = given[0]
-        inputs.append(x if layer.input_quantizer is None else layer.input_quantizer(x))
+        inputs.append((x if layer.input_quantizer is None else layer.input_quantizer(x)).clone())
 
     def gives(module: nn.Module, given: tuple[Tensor, ...], out: Tensor) -> None:
-        wanted.append(out)
+        wanted.append(out.clone())  # an in-place ReLU may come next
 
     handles = [
         layer.register_forward_pre_hook(reads),
@@ -126,4 +132,4 @@ def _watch(floating: nn.Module, quantized: nn.Module, name: str, batches: list[T
     finally:
         for handle in handles:
             handle.remove()
-    return _Seen(torch.cat(inputs), torch.cat(wanted))
+    return _Seen(torch.cat(inputs), torch.cat(wanted)) if len(inputs) == len(batches) else None

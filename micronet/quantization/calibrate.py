@@ -73,6 +73,13 @@ def freeze(model: nn.Module) -> None:
         quantizer.freeze()
 
 
+def freeze_activations(model: nn.Module) -> None:
+    """Keep the ranges of activations as they are from now on; weights' follow the weights."""
+    for _, slot, quantizer in each_quantizer(model):
+        if slot != "weight_quantizer":
+            quantizer.freeze()
+
+
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
     """Train with every range and every batch norm's statistics as they are (QAFT), inside this context."""

@@ -40,7 +40,7 @@ def fold_model(model: nn.Module, history: Sequence[StageRecord] = ()) -> tuple[n
         name for name, module in folded.named_modules() if isinstance(module, Quantized) and module.norm is not None
     ]
     if not pairs and not taken:
-        raise MicronetError("no batch norm directly follows a convolution or linear layer; there is nothing to fold")
+        raise MicronetError("no batch norm directly follows a layer that could take it; there is nothing to fold")
     signed = {str(node.target) for node, _ in graph.calls() if _only_signs_read(graph, node)}
     quantizers: dict[str, dict[str, Any]] = {}
     for layer_name, norm_name in pairs:

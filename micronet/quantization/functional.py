@@ -153,7 +153,7 @@ class _LearnedStep(torch.autograd.Function):
         x, scale = ctx.saved_tensors
         qmin, qmax, axis, gradient_scale = ctx.grid
         upstream = gradients[0]
-        passed = _passed(upstream, x, (qmin - 0.5) * scale, (qmax + 0.5) * scale, axis)
+        passed = _passed(upstream, x, qmin * scale, qmax * scale, axis)
         q = (x / broadcast(scale, x, axis)).round_().clamp_(qmin, qmax)
         # Inside the slope is q - x / scale, outside q: in all sum(g q) - sum(passed x) / scale.
         slope = q.mul_(upstream), passed * x

@@ -30,7 +30,11 @@ class Quantized(nn.Module):
     def forward(self, *inputs: Any, **options: Any) -> Any:
         """Compute what the float module computes, with the slots' quantizers around and inside it."""
         if self.input_quantizer is not None:
-            inputs = (self.input_quantizer(inputs[0]), *inputs[1:])
+            if inputs:
+                inputs = (self.input_quantizer(inputs[0]), *inputs[1:])
+            else:
+                name = next(iter(options))  # fc(input=x)
+                options = {**options, name: self.input_quantizer(options[name])}
         out = super().forward(*inputs, **options)
         return out if self.output_quantizer is None else self.output_quantizer(out)
 

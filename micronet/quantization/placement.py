@@ -7,12 +7,15 @@ computes an add in integers only where both of its inputs are on grids). A netwo
 quantizers in its layers alone.
 """
 
+import operator
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
+import torch
 from torch import fx, nn
+from torch.nn import functional as F
 
 from micronet import registry
 from micronet.errors import MicronetError, unknown
@@ -24,6 +27,10 @@ from micronet.quantization.quantizer import Quantizer, rebuild
 from micronet.settings import flag
 
 FIRST_LAST_BITS = 8
+_WEIGHED_CALLS: set[object] = {
+    F.linear, F.bilinear, F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d,
+    torch.matmul, torch.bmm, operator.matmul, F.scaled_dot_product_attention,
+}  # fmt: skip
 Rule = Literal["float", "8bit", "same"]
 
 
@@ -81,6 +88,8 @@ def place(model: nn.Module, config: QuantConfig) -> Placement:
     for name, module in model.named_modules():
         if isinstance(module, nn.MultiheadAttention):
             placement.left_float[name] = "MultiheadAttention multiplies its packed weights itself"
+        if isinstance(module, (nn.RNNBase, nn.Bilinear, nn.RNNCellBase)):
+            placement.left_float[name] = f"{type(module).__name__} is not quantized yet"
         if isinstance(module, (nn.modules.conv._ConvNd, nn.Linear)) and name not in placement.inputs:
             if has_weight_slot(module):
                 placement.left_float.setdefault(name, "it is never called as a module of its own")
@@ -165,12 +174,18 @@ class _GraphPlacer(_Placer):
         super().__init__(config, [str(node.target) for node in self._layers])
         self._graph = graph
         self._quantizer_of: dict[fx.Node, str] = {}
+        self._rule_of: dict[fx.Node, Rule] = {}
         for node, module in self._layers.items():
             self._place_layer(node, module)
         if config.bn_fuse:
             self.placement.fused = [list(pair) for pair in graph.conv_bn_pairs() if self._can_fold(*pair)]
-        if config.a_bits not in (FLOAT_BITS, "binary") and config.include is None:
+            if not self.placement.fused:
+                raise MicronetError("--bn-fuse: no convolution whose weight is quantized has a batch norm behind it")
+        if config.a_bits not in (FLOAT_BITS, "binary"):
             self._place_reads()
+        for node in graph.fx.nodes:
+            if node.op == "call_function" and node.target in _WEIGHED_CALLS:
+                self.placement.left_float[f"{node.name}()"] = "a function call in the forward"
 
     def _place_layer(self, node: fx.Node, layer: nn.Module) -> None:
         name = str(node.target)
@@ -178,7 +193,8 @@ class _GraphPlacer(_Placer):
         rule = self._rule(name, at_edge=self._at_edge(node))
         if rule == "float":
             return
-        self._quantize_weight(name, layer, rule)
+        if name not in self.placement.inputs:
+            self._quantize_weight(name, layer, rule)
         self.placement.inputs[name] = None
         if self._config.a_bits == FLOAT_BITS:
             return
@@ -198,8 +214,10 @@ class _GraphPlacer(_Placer):
         return convolution and affine and "weight_quantizer" in self.placement.quantizers.get(layer, {})
 
     def _at_edge(self, node: fx.Node) -> bool:
-        source = self._graph.origin(self._graph.inputs(node)[0])
-        return source.op == "placeholder" or not self._has_layer_behind(node)
+        """Tell whether a call of a layer, or another call of the same layer, is first or last."""
+        calls = [other for other in self._layers if other.target == node.target]
+        sources = [self._graph.origin(self._graph.inputs(call)[0]) for call in calls]
+        return any(source.op == "placeholder" for source in sources) or not all(map(self._has_layer_behind, calls))
 
     def _binarize(self, node: fx.Node) -> str:
         """Put a sign right before a layer, behind any pool, in the place of the ReLU there (sign of that is constant).
@@ -258,21 +276,31 @@ class _GraphPlacer(_Placer):
             rule = self._config.edge if last else "same"
             if rule != "float" and (self._graph.averages(node) or (self._graph.joins(node) and not last)):
                 for source in map(self._graph.origin, self._graph.inputs(node)):
-                    if source.op != "placeholder":
+                    if self._comes_from_chosen(source):
                         self._quantize_output(source, rule)
 
+    def _comes_from_chosen(self, source: fx.Node) -> bool:
+        """Tell whether a tensor comes from a layer that is quantized, through norms, activations and the like."""
+        while source not in self._layers:
+            if len(self._graph.inputs(source)) != 1:
+                return source.op != "placeholder" and self._config.include is None
+            source = self._graph.inputs(source)[0]
+        return str(source.target) in self._chosen
+
     def _quantize_output(self, source: fx.Node, rule: Rule) -> str:
-        """Give a node's output a quantizer, once, and return the quantizer's name."""
-        if source not in self._quantizer_of:
+        """Give a node's output a quantizer, once, and return the quantizer's name; with more bits where one asks."""
+        if source not in self._quantizer_of or (rule == "8bit" and self._rule_of[source] == "same"):
             module = self._graph.module(source)
             if module is None or self._graph.call_count(module) > 1:
-                self.placement.taps.append(source.name)
+                if source.name not in self.placement.taps:
+                    self.placement.taps.append(source.name)
                 place = tap_name(source.name)
             else:
                 place = str(source.target)
             quantizer = self._activation_quantizer(rule, non_negative=self._graph.non_negative(source))
             self.placement.put(place, "output_quantizer", quantizer)
             self._quantizer_of[source] = f"{place}.output_quantizer"
+            self._rule_of[source] = rule
         return self._quantizer_of[source]
 
     def _has_layer_behind(self, node: fx.Node) -> bool:
@@ -287,6 +315,8 @@ class _LayerPlacer(_Placer):
         super().__init__(config, layers)
         if config.bn_fuse:
             raise MicronetError("--bn-fuse needs a network that torch.fx can trace, to find its batch norms")
+        if config.a_bits == "binary":
+            raise MicronetError("binary activations need a network that torch.fx can trace, to take its ReLUs' places")
         for index, (name, layer) in enumerate(layers.items()):
             at_edge = index in (0, len(layers) - 1)  # declared order is all there is to go by
             rule = self._rule(name, at_edge=at_edge)

@@ -1,6 +1,6 @@
 """Post-training quantization: ranges from the float network's activations, nothing trained.
 
-Statistics are of the network in eval mode with every quantizer out of the way, so they serve any bits.
+Statistics are of the network in eval mode with every quantizer but signs out of the way, so they serve any bits.
 """
 
 import json
@@ -19,6 +19,7 @@ from micronet.quantization.calibrate import check_calibrated, each_quantizer, re
 from micronet.quantization.histogram import BINS, Grid, Histogram, find_range
 from micronet.quantization.layers import effective_weight
 from micronet.quantization.quantizer import Quantizer
+from micronet.quantization.schemes.wbwtab import SignQuantizer
 
 _KEY = "micronet-calibration"
 Statistics = dict[str, Histogram]
@@ -57,7 +58,11 @@ def set_ranges(model: nn.Module, statistics: Statistics, calibrator: Any, percen
             quantizer.observe(effective_weight(model.get_submodule(name)))
         elif not quantizer.frozen:
             histogram = statistics.get(f"{name}.{slot}")
-            if histogram is not None and not histogram.empty:
+            if histogram is None:
+                raise MicronetError(
+                    f"there are no statistics of {name}.{slot}: they were taken with other layers chosen"
+                )
+            if not histogram.empty:
                 grid = quantizer.qparams(torch.empty(0))
                 wanted = Grid(grid.qmin, grid.qmax, getattr(quantizer, "symmetric", True))
                 quantizer.set_range(*find_range(histogram, wanted, calibrator, percentile))
@@ -83,7 +88,9 @@ def load_statistics(path: Path, network: str) -> Statistics:
     except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
         raise MicronetError(f"{path} holds no calibration statistics ({error}); remove it or name another") from error
     if not sound or header.get("network") != network:
-        raise MicronetError(f"{path} holds the statistics of another artifact; remove it or name another --calib-cache")
+        raise MicronetError(
+            f"{path} holds the statistics of another artifact, or of other images; remove it or name another"
+        )
     return found
 
 
@@ -92,6 +99,8 @@ def _recording(model: nn.Module, statistics: Statistics) -> Iterator[None]:
     """Put every quantizer out of the way; those of activations count what passes."""
     quantizers: list[Quantizer] = []
     for name, slot, quantizer in each_quantizer(model):
+        if isinstance(quantizer, SignQuantizer):
+            continue  # a network without its signs is not the one whose ranges are wanted
         quantizers.append(quantizer)
         if slot == "weight_quantizer":
             quantizer.recorder = _ignore

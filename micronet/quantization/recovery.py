@@ -24,7 +24,7 @@ def equalize(model: nn.Module) -> int:
     """Balance the weight ranges of layers that follow one another, in place; return how many pairs there were.
 
     A channel's range out of one layer becomes that into the next, which changes nothing where only what passes
-    positive factors lies between (ReLU, pools, shuffles). Batch norms must be folded.
+    positive factors lies between (ReLU, pools; not ReLU6). Batch norms must be folded.
     Raises MicronetError where the network cannot be traced or has no such pair.
     """
     graph = trace(model)
@@ -49,8 +49,8 @@ def _pairs(graph: Graph) -> list[tuple[Any, Any]]:
         reader = graph.module(after) if after is not None else None
         if after is None or reader is None or not _has_rows(reader) or graph.call_count(reader) > 1:
             continue
-        same = _columns_of(reader, layer) is not None
-        if same and graph.owns_parameters(reader):
+        alike = isinstance(layer, nn.Linear) == isinstance(reader, nn.Linear)  # else the channels lie on other axes
+        if alike and _columns_of(reader, layer) is not None and graph.owns_parameters(reader):
             found.append((layer, reader))
     return found
 
@@ -62,8 +62,8 @@ def _only_reader(graph: Graph, node: fx.Node) -> fx.Node | None:
         module = graph.module(node)
         if _has_rows(module):
             return node
-        spatial = graph.is_relu(node) or graph.pools(node) or graph.averages(node) or isinstance(module, nn.Identity)
-        if not spatial:
+        relu = graph.is_relu(node) and not isinstance(module, nn.ReLU6) and node.target is not nn.functional.relu6
+        if not (relu or graph.pools(node) or graph.averages(node) or isinstance(module, nn.Identity)):
             return None
     return None
 

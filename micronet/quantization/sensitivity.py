@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from micronet.errors import FailedError
 from micronet.progress import Progress
+from micronet.quantization.calibration_config import CalibrationConfig
 from micronet.quantization.config import QuantConfig
 from micronet.quantization.ptq import Statistics, collect, set_ranges
 from micronet.quantization.quantize import quantize_model
@@ -25,13 +26,21 @@ class Sensitivity(NamedTuple):
     drop: float
 
 
-def measure_sensitivity(
-    model: nn.Module, config: QuantConfig, batches: list[Tensor], accuracy: Accuracy, progress: Progress
-) -> list[Sensitivity]:
+@dataclass(frozen=True)
+class Probe:
+    """What networks are judged by: images to calibrate on, how, and what their accuracy is."""
+
+    batches: list[Tensor]
+    calibration: CalibrationConfig
+    accuracy: Accuracy
+
+
+def measure_sensitivity(model: nn.Module, config: QuantConfig, probe: Probe, progress: Progress) -> list[Sensitivity]:
     """Quantize each layer alone at the config's bits; return the layers, the most sensitive (by SQNR) first.
 
     Raises what quantizing raises.
     """
+    batches, accuracy = probe.batches, probe.accuracy
     every, record = quantize_model(model, config)
     statistics = collect(every, batches)
     reference = _scores(model, batches)
@@ -39,7 +48,7 @@ def measure_sensitivity(
     found = []
     names = list(record.result["inputs"])
     for done, name in enumerate(names, 1):
-        alone = _quantized(model, replace(config, include=name, exclude=None), statistics)
+        alone = _quantized(model, replace(config, include=name, exclude=None), statistics, probe.calibration)
         noise = _scores(alone, batches) - reference
         found.append(Sensitivity(name, _decibels(reference, noise), base - accuracy(alone)))
         progress.step("measuring layers", done, len(names))
@@ -47,26 +56,22 @@ def measure_sensitivity(
 
 
 def keep_sensitive(
-    model: nn.Module,
-    config: QuantConfig,
-    ranked: list[Sensitivity],
-    batches: list[Tensor],
-    accuracy: Accuracy,
-    target: float,
+    model: nn.Module, config: QuantConfig, ranked: list[Sensitivity], probe: Probe, target: float
 ) -> QuantConfig:
     """Return the config that keeps as few of the most sensitive layers at 8 bits as a drop of ``target`` (0..1) allows.
 
     The drop is that of the network quantized without training. Raises FailedError where 8 bits everywhere exceed it.
     """
-    statistics = collect(quantize_model(model, config)[0], batches)
+    accuracy = probe.accuracy
+    statistics = collect(quantize_model(model, config)[0], probe.batches)
     base = accuracy(model)
 
     def kept(count: int) -> QuantConfig:
-        names = ",".join(item.layer for item in ranked[:count])
-        return replace(config, keep_8bit=names or None)
+        names = [config.keep_8bit or "", *(item.layer for item in ranked[:count])]
+        return replace(config, keep_8bit=",".join(filter(None, names)) or None)
 
     def drop(count: int) -> float:
-        return base - accuracy(_quantized(model, kept(count), statistics))
+        return base - accuracy(_quantized(model, kept(count), statistics, probe.calibration))
 
     low, high = 0, len(ranked)
     if (whole := drop(high)) > target:
@@ -80,9 +85,11 @@ def keep_sensitive(
     return kept(low)
 
 
-def _quantized(model: nn.Module, config: QuantConfig, statistics: Statistics) -> nn.Module:
+def _quantized(
+    model: nn.Module, config: QuantConfig, statistics: Statistics, calibration: CalibrationConfig
+) -> nn.Module:
     quantized, _ = quantize_model(model, config)
-    set_ranges(quantized, statistics, "mse", 100.0)
+    set_ranges(quantized, statistics, calibration.calibrator, calibration.percentile)
     return quantized
 
 

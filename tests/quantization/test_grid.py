@@ -261,3 +261,90 @@ def test_constant_activations_calibrate(value):
     model, _ = quantize_model(Residual(), QuantConfig())
     calibrate(model, [torch.full((4, 3, 16, 16), value)])
     assert torch.isfinite(model.eval()(IMAGES)).all()
+
+
+def test_a_learned_step_of_zeros_can_grow():
+    from micronet.quantization.schemes.lsq import LearnedQuantizer
+
+    weight = torch.randn(4, 9)
+    weight[1] = 0
+    quantizer = LearnedQuantizer(4, True, True, 0, 4)
+    quantizer.observe(weight)
+    scale = quantizer.qparams(weight).scale
+    torch.testing.assert_close(scale[1], scale[[0, 2, 3]].mean())
+    quantizer = LearnedQuantizer(4, False, False)
+    quantizer.observe(torch.zeros(5))
+    assert quantizer(torch.ones(5)).min() > 0.1
+    with pytest.raises(MicronetError, match="NaN"):
+        LearnedQuantizer(4, False, False).observe(torch.tensor([1.0, float("nan")]))
+
+
+def test_a_tensor_read_at_two_widths_gets_the_wider():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c, self.d = (nn.Conv2d(3 if n == "a" else 8, 8, 1) for n in "abcd")
+
+        def forward(self, x):
+            x = F.relu(self.a(x))
+            return self.d(F.relu(self.b(x)) + F.relu(self.c(x)))
+
+    _, record = quantize_model(Two(), QuantConfig(w_bits=4, a_bits=4, keep_8bit="c"))
+    quantizers = record.result["quantizers"]
+    assert quantizers["c"]["weight_quantizer"]["bits"] == 8
+    module, _, slot = record.result["inputs"]["c"].rpartition(".")
+    assert quantizers[module][slot]["bits"] == 8
+    assert quantizers["b"]["weight_quantizer"]["bits"] == 4
+
+
+def test_calls_that_stay_float_are_named():
+    class Calls(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn, self.fc, self.w = nn.GRU(4, 4, batch_first=True), nn.Linear(4, 4), nn.Parameter(torch.randn(4, 4))
+
+        def forward(self, x):
+            return self.fc(input=F.linear(self.rnn(x)[0], self.w))
+
+    model, record = quantize_model(Calls(), QuantConfig())
+    assert record.result["left_float"] == {
+        "linear()": "a function call in the forward",
+        "rnn": "GRU is not quantized yet",
+    }
+    calibrate(model, [torch.randn(2, 3, 4)])
+
+
+def test_a_layer_called_twice_follows_its_rule_once():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.d = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 4, 1)
+
+        def forward(self, x):
+            return self.d(F.relu(self.a(F.relu(self.a(x)))))
+
+    _, record = quantize_model(Twice(), QuantConfig(w_bits=2))
+    assert record.result["quantizers"]["a"]["weight_quantizer"]["bits"] == 8
+    with pytest.raises(MicronetError, match="no convolution or linear layer"):
+        quantize_model(Twice(), QuantConfig(w_bits="binary"))
+
+
+def test_sixteen_bit_dorefa_is_exported_whole(tmp_path):
+    import copy
+
+    from micronet.export.onnx import with_integers
+
+    model, record = quantize_model(Residual(), QuantConfig(method="dorefa", w_bits=16, a_bits=16))
+    calibrate(model, [IMAGES])
+    expected = model.eval()(IMAGES)
+    exported = with_integers(copy.deepcopy(model), [record])(IMAGES)
+    assert (exported - expected).norm() < 1e-3 * expected.norm()
+
+
+def test_an_untraceable_network_has_no_binary_activations():
+    class Untraceable(Residual):
+        def forward(self, x):
+            return super().forward(x) if x.sum() < 1e9 else x
+
+    with pytest.raises(MicronetError, match=r"torch\.fx can trace"):
+        quantize_model(Untraceable(), QuantConfig(a_bits="binary"))

@@ -1,6 +1,7 @@
 """Ways to win accuracy back: each keeps what it must keep, and helps where it is meant to, on a depthwise network."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,12 +11,13 @@ from micronet.errors import FailedError, MicronetError
 from micronet.progress import Silent
 from micronet.quantization.adaround import adaround, rectified_sigmoid
 from micronet.quantization.calibrate import each_quantizer
+from micronet.quantization.calibration_config import CalibrationConfig
 from micronet.quantization.config import QuantConfig
 from micronet.quantization.fold import fold_model
 from micronet.quantization.ptq import collect, set_ranges
 from micronet.quantization.quantize import quantize_model
 from micronet.quantization.recovery import correct_biases, equalize, reestimate_norms
-from micronet.quantization.sensitivity import keep_sensitive, measure_sensitivity
+from micronet.quantization.sensitivity import Probe, keep_sensitive, measure_sensitivity
 
 BATCHES = [torch.randn(16, 3, 16, 16) for _ in range(3)]
 
@@ -122,16 +124,17 @@ def test_sensitivity_ranks_layers_and_a_target_keeps_the_worst_at_eight_bits():
     def accuracy(network):  # how near the scores are: unlike a share of right answers, every layer moves it
         return 1 - error(network, model)
 
-    ranked = measure_sensitivity(model, config, BATCHES, accuracy, Silent())
+    probe = Probe(BATCHES, CalibrationConfig(), accuracy)
+    ranked = measure_sensitivity(model, config, probe, Silent())
     assert len(ranked) == 6
     assert [item.sqnr_db for item in ranked] == sorted(item.sqnr_db for item in ranked)
     alone, _ = quantized(model, w_bits=2, a_bits=8, q_level="layer", first_last="same", include=ranked[0].layer)
     assert {name for name, slot, _ in each_quantizer(alone) if slot == "weight_quantizer"} == {ranked[0].layer}
-    loose = keep_sensitive(model, config, ranked, BATCHES, accuracy, 1.0)
+    loose = keep_sensitive(model, config, ranked, probe, 1.0)
     assert loose.keep_8bit is None
     whole, _ = quantized(model, w_bits=2, a_bits=8, q_level="layer", first_last="same")
     target = (1 - accuracy(whole)) / 3
-    tight = keep_sensitive(model, config, ranked, BATCHES, accuracy, target)
+    tight = keep_sensitive(model, config, ranked, probe, target)
     kept = tight.keep_8bit.split(",")
     assert kept == [item.layer for item in ranked[: len(kept)]]
     bits = {
@@ -141,7 +144,9 @@ def test_sensitivity_ranks_layers_and_a_target_keeps_the_worst_at_eight_bits():
     }
     assert {name for name, number in bits.items() if number == 8} == set(kept)
     with pytest.raises(FailedError, match="target-drop"):
-        keep_sensitive(model, config, ranked, BATCHES, lambda m: float(m is model), 0.0)
+        keep_sensitive(model, config, ranked, replace(probe, accuracy=lambda m: float(m is model)), 0.0)
+    mine = keep_sensitive(model, replace(config, keep_8bit=ranked[-1].layer), ranked, probe, 1.0)
+    assert mine.keep_8bit == ranked[-1].layer
 
 
 @pytest.mark.parametrize(
@@ -164,21 +169,9 @@ def test_the_commands_option_runs_reloads_and_is_recorded(micronet, chain, tmp_p
     Image.new("L", (40, 32)).save(tmp_path / "images" / "a.png")
     option = [tmp_path / "images" if word == "DIGITS" else word for word in option]
     path = tmp_path / "a.safetensors"
-    mode = [] if "--mode" in option else ["--mode", "ptq"]
-    done = micronet(
-        "quantize",
-        chain / "float.safetensors",
-        *mode,
-        "--w-bits",
-        4,
-        "--epochs",
-        1,
-        "--limit",
-        160,
-        *option,
-        "-o",
-        path,
-    )
+    mode = ["--epochs", 1] if "--mode" in option else ["--mode", "ptq"]
+    start = ["quantize", chain / "float.safetensors", *mode, "--w-bits", 4, "--limit", 160]
+    done = micronet(*start, *option, "-o", path)
     assert done.code == 0, done.err
     record = micronet("inspect", path, "--json").json["history"][-1]
     assert record["config"][option[0].removeprefix("--").replace("-", "_")]
@@ -249,3 +242,55 @@ def test_sensitivity_prints_draws_and_speaks_json(micronet, chain, tmp_path):
     assert micronet(*start, "--plot", tmp_path / "a.svg").code == 0
     assert (tmp_path / "a.svg").read_text().startswith("<?xml")
     assert micronet(*start, "--plot", tmp_path / "a.nonsense").code == 2
+
+
+def test_equalizing_leaves_alone_what_it_would_change():
+    """ReLU6 is not homogeneous; a linear layer may read another axis than the channels'."""
+    for model, images in (
+        (nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU6(), nn.Conv2d(8, 8, 3)), BATCHES[0]),
+        (nn.Sequential(nn.Conv1d(3, 8, 1), nn.ReLU(), nn.Linear(8, 5)), torch.randn(2, 3, 8)),
+    ):
+        before = model(images)
+        with pytest.raises(MicronetError, match="no two layers"):
+            equalize(model)
+        assert torch.equal(model(images), before)
+
+
+def test_learned_rounding_sees_what_a_layer_gives_before_an_in_place_relu():
+    model, _ = fold_model(depthwise())
+    for module in model.modules():
+        if isinstance(module, nn.ReLU):
+            module.inplace = True
+    made, _ = quantized(model, w_bits=3, a_bits=32, first_last="same")
+    nearest = error(made, model)
+    adaround(model, made, BATCHES)
+    assert error(made, model) < 0.95 * nearest
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--mode", "ptq", "--epochs", 3], "trains nothing"),
+        (["--mode", "ptq", "--lr", 0.1], "trains nothing"),
+        (["--mode", "qaft", "--w-bits", 4], "leave the options of quantization out"),
+        (["--bn-fuse", "--equalize"], "leave it out"),
+        (["--bn-fuse", "--w-bits", 32], "no convolution whose weight is quantized"),
+        (["--include", "nothing"], "unknown layer"),
+        (["--calib-data", "README.md"], "no folder with images"),
+    ],
+    ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) else "",
+)
+def test_options_that_would_do_nothing_are_refused(micronet, chain, tmp_path, options, message):
+    done = micronet("quantize", chain / "float.safetensors", *options, "-o", tmp_path / "a.safetensors")
+    assert done.code == 2
+    assert message in done.err
+
+
+def test_statistics_are_of_the_equalized_network(micronet, chain, tmp_path):
+    start = ["quantize", chain / "float.safetensors", "--mode", "ptq", "--limit", 160]
+    cache = ["--calib-cache", tmp_path / "c.safetensors"]
+    assert micronet(*start, *cache, "-o", tmp_path / "a.safetensors").code == 0
+    for more in (["--equalize"], ["--calib-batches", 1], ["--seed", 5]):
+        done = micronet(*start, *cache, *more, "-o", tmp_path / "b.safetensors")
+        assert done.code == 2
+        assert "another artifact, or of other images" in done.err

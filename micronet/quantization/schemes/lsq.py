@@ -24,6 +24,8 @@ from micronet.quantization.functional import (
 from micronet.quantization.quantizer import NOT_CALIBRATED, Quantizer
 from micronet.quantization.schemes.iao import AffineQuantizer, frozen_grid
 
+NOTHING = 1e-6  # a channel of such a share of the largest one's mean magnitude is taken for zeros
+
 
 class LearnedQuantizer(Quantizer):
     """A symmetric grid with a learned scale, zero point 0."""
@@ -33,10 +35,14 @@ class LearnedQuantizer(Quantizer):
     no_weight_decay = ("log_scale",)
     fixed: Tensor
 
-    def __init__(self, bits: int, signed: bool, axis: int | None = None, channels: int | None = None) -> None:
+    def __init__(
+        self, bits: int, signed: bool, weight: bool, axis: int | None = None, channels: int | None = None
+    ) -> None:
         super().__init__(bits, axis, channels)
         self.signed = signed
-        self.qmin, self.qmax = integer_range(bits, signed=signed, narrow=signed)
+        self.weight = weight
+        self._ready = False  # asked of the tensor once, not at every step
+        self.qmin, self.qmax = integer_range(bits, signed=signed, narrow=weight)
         self.log_scale = nn.Parameter(torch.full(() if channels is None else (channels,), torch.nan))
         self.register_buffer("fixed", torch.tensor(False))
 
@@ -48,10 +54,15 @@ class LearnedQuantizer(Quantizer):
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:
         """Set the scale from the first data seen; from then on training sets it."""
-        if self.empty and x.numel():
+        if not self._ready and self.empty and x.numel():
             size = x.abs()
             mean = size.mean() if self.axis is None else size.transpose(0, self.axis).flatten(1).mean(1)
-            self.log_scale.copy_((2 * mean / math.sqrt(self.qmax)).clamp(min=SMALLEST_SCALE).log())
+            if not bool(mean.isfinite().all()):
+                raise MicronetError("NaN or infinity reached a quantizer; look at the weights and the images")
+            some = mean > NOTHING * mean.max()
+            usual = mean[some].mean() if bool(some.any()) else torch.ones_like(mean.sum())
+            mean = torch.where(some, mean, usual)  # of a channel of zeros nothing is known; it must be able to grow
+            self.log_scale.copy_((2 * mean / math.sqrt(self.qmax)).log())
 
     @torch.no_grad()
     def set_range(self, low: float, high: float) -> None:
@@ -63,8 +74,8 @@ class LearnedQuantizer(Quantizer):
         grid = self.qparams(x)
         if self.frozen:
             return fake_quantize(x, grid._replace(scale=grid.scale.detach()))
-        sharing = x[0].numel() if self.channels is None and not isinstance(x, nn.Parameter) else x.numel()
-        return learned_step(x, grid, 1 / math.sqrt(max(1, sharing // (self.channels or 1)) * self.qmax))
+        sharing = (x if self.weight else x[0]).numel() // (self.channels or 1)
+        return learned_step(x, grid, 1 / math.sqrt(max(1, sharing) * self.qmax))
 
     def freeze(self) -> None:
         """Train the scale no more."""
@@ -83,8 +94,10 @@ class LearnedQuantizer(Quantizer):
 
     def check_calibrated(self) -> None:
         """Raise MicronetError where the scale was never set."""
-        if self.empty:
-            raise MicronetError(NOT_CALIBRATED)
+        if not self._ready:
+            if self.empty:
+                raise MicronetError(NOT_CALIBRATED)
+            self._ready = True
 
     def describe(self) -> dict[str, Any]:
         """Return the constructor's arguments and the scheme's name."""
@@ -92,6 +105,7 @@ class LearnedQuantizer(Quantizer):
             "scheme": self.scheme,
             "bits": self.bits,
             "signed": self.signed,
+            "weight": self.weight,
             "axis": self.axis,
             "channels": self.channels,
         }
@@ -115,9 +129,10 @@ class LSQ:
     def weight_quantizer(config: QuantConfig, bits: int, axis: int, channels: int) -> Quantizer:
         """Make the quantizer of a weight with ``channels`` output channels on ``axis``."""
         per_channel = config.q_level == "channel"
-        return LearnedQuantizer(bits, True, axis if per_channel else None, channels if per_channel else None)
+        shared = (axis, channels) if per_channel else (None, None)
+        return LearnedQuantizer(bits, True, True, *shared)
 
     @staticmethod
     def activation_quantizer(config: QuantConfig, bits: int, *, non_negative: bool) -> Quantizer:
         """Make the quantizer of an activation."""
-        return LearnedQuantizer(bits, signed=not (non_negative and config.a_sign == "auto"))
+        return LearnedQuantizer(bits, not (non_negative and config.a_sign == "auto"), weight=False)

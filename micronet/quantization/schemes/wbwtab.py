@@ -4,7 +4,8 @@ Binary weights: alpha * sign(w - mean of w over the inputs), alpha the mean magn
 al. 2016, arXiv:1603.05279, equation 6). Ternary weights: alpha * t, t = sign(w) where |w| > 0.7 mean|w|, else 0; alpha
 the mean magnitude of those (Li et al. 2016, arXiv:1605.04711, equation 7). Activations: sign (Hubara et al. 2016,
 arXiv:1602.02830). sign(0) is +1. Deviations from the micronet of 2021: the trained weights are never changed by a
-forward; a layer with one input channel is not centred, which would make it all zeros; |w| on the threshold is 0
+forward, nor clamped; a layer with one input channel is not centred, which would make it all zeros, nor is a transposed
+convolution, whose groups lie on the same axis; |w| on the threshold is 0
 and out of alpha; a filter of zeros stays zeros.
 """
 
@@ -92,8 +93,9 @@ class BinaryQuantizer(LevelQuantizer):
         return self._by_channel(self._centred(x)).abs().mean(1)
 
     def _centred(self, x: Tensor) -> Tensor:
-        inputs = 0 if self.axis else 1
-        return x - x.mean(inputs, keepdim=True) if x.shape[inputs] > 1 else x
+        if self.axis or x.shape[1] == 1:
+            return x
+        return x - x.mean(1, keepdim=True)
 
 
 class TernaryQuantizer(LevelQuantizer):
