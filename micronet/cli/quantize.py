@@ -28,7 +28,7 @@ EXAMPLE = "micronet quantize float.safetensors --w-bits 8 --a-bits 8 --q-type sy
 GENTLE = TrainConfig(epochs=2)  # the float network is trained already
 QAFT_LR = 1e-5
 # The fewest bits of weights and activations, and the learning rate that has served them best (see BENCHMARKS.md).
-LEARNING_RATES = ((1, 0.005), (3, 0.005), (6, 0.002), (16, 0.001))
+LEARNING_RATES = ((1, 0.01), (3, 0.005), (6, 0.002), (16, 0.001))
 
 
 @with_configs
@@ -54,6 +54,7 @@ def run(
     """Quantize a network and train it to live with that (QAT); --mode ptq trains nothing and takes seconds.
 
     Without an artifact the network of --model is trained on --data first, with the defaults of `micronet train`.
+    Binary and ternary networks learn from the float artifact's scores too, unless --distill names another teacher.
     --mode qaft takes a quantized artifact and trains on with its ranges frozen, at a learning rate of 1e-5 unless
     another is given.
     """
@@ -76,6 +77,9 @@ def run(
         _check_mode(quantization, calibration, recovery, training)
         if training.lr is None:
             training = replace(training, lr=_learning_rate(quantization, calibration))
+        if _has_levels(quantization) and calibration.mode == "qat" and training.distill is None:
+            training = replace(training, distill=artifact)
+            progress.line(f"learning from {artifact} too; --distill-weight 0 learns from the labels alone")
         wish = quantize_stage.Wish(quantization, calibration, recovery, training, data, artifact)
         work = quantize_stage.qaft if calibration.mode == "qaft" else quantize_stage.quantize
         done = work(opened, wish, job)
@@ -103,6 +107,11 @@ def _learning_rate(quantization: QuantConfig, calibration: CalibrationConfig) ->
         return QAFT_LR
     fewest = min(_count(quantization.w_bits), _count(quantization.a_bits))
     return next(rate for bits, rate in LEARNING_RATES if fewest <= bits)
+
+
+def _has_levels(quantization: QuantConfig) -> bool:
+    """Tell whether weights or activations are binary or ternary, where a teacher has paid."""
+    return isinstance(quantization.w_bits, str) or isinstance(quantization.a_bits, str)
 
 
 def _count(bits: Bits) -> int:

@@ -348,3 +348,25 @@ def test_an_untraceable_network_has_no_binary_activations():
 
     with pytest.raises(MicronetError, match=r"torch\.fx can trace"):
         quantize_model(Untraceable(), QuantConfig(a_bits="binary"))
+
+
+@pytest.mark.parametrize(
+    ("options", "rate", "taught"),
+    [
+        ([], 0.001, False),
+        (["--w-bits", 4], 0.002, False),
+        (["--a-bits", 2], 0.005, False),
+        (["--a-bits", "binary"], 0.01, True),
+        (["--w-bits", "ternary", "--lr", 0.003], 0.003, True),
+    ],
+    ids=str,
+)
+def test_the_fewer_the_bits_the_higher_the_rate_and_levels_learn_from_the_float_network(
+    micronet, chain, tmp_path, options, rate, taught
+):
+    path = tmp_path / "a.safetensors"
+    start = chain / "float.safetensors"
+    assert micronet("quantize", start, *options, "--epochs", 1, "--limit", 100, "-o", path).code == 0
+    config = micronet("inspect", path, "--json").json["history"][-1]["config"]
+    assert config["lr"] == rate
+    assert config.get("distill") == (str(start) if taught else None)
