@@ -28,7 +28,7 @@ EXAMPLE = "micronet quantize float.safetensors --w-bits 8 --a-bits 8 --q-type sy
 GENTLE = TrainConfig(epochs=2)  # the float network is trained already
 QAFT_LR = 1e-5
 # The fewest bits of weights and activations, and the learning rate that has served them best (see BENCHMARKS.md).
-LEARNING_RATES = ((1, 0.01), (3, 0.005), (6, 0.002), (16, 0.001))
+LEARNING_RATES = ((1, 0.02), (3, 0.005), (6, 0.002), (16, 0.001))
 
 
 @with_configs
