@@ -7,7 +7,7 @@ import torch
 from micronet import registry
 from micronet.errors import MicronetError
 from micronet.quantization.config import QuantConfig
-from micronet.quantization.functional import QParams, fake_quantize, learned_step, sign
+from micronet.quantization.functional import QParams, fake_quantize, learned_step, quantize, sign
 from micronet.quantization.observers import MinMax, MovingAverage
 from micronet.quantization.quantizer import RangedQuantizer, rebuild
 from micronet.quantization.schemes.dorefa import TanhQuantizer
@@ -302,3 +302,22 @@ def test_depthwise_weights_of_few_levels_are_not_all_zero(kind):
     w = torch.randn(6, 1, 3, 3)
     out = kind(0, 6, True, "ste")(w)
     assert (out.flatten(1).abs().amax(1) > 0).all()
+
+
+@pytest.mark.parametrize("zero_point", [0.0, 3.0])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_large_tensors_done_in_pieces_are_what_they_are_in_one(memory_format, zero_point):
+    x = (5 * torch.randn(40, 16, 32, 32)).contiguous(memory_format=memory_format)
+    scale = torch.tensor(0.3, requires_grad=True)
+    grid = QParams(scale.detach(), torch.tensor(zero_point), -8, 7, None)
+    out = fake_quantize(x, grid)
+    assert torch.equal(out, (quantize(x, grid) - zero_point) * grid.scale)
+    assert out.is_contiguous(memory_format=memory_format)
+    upstream = torch.randn_like(x)
+    x.requires_grad_()
+    learned_step(x, QParams(scale, torch.tensor(0.0), -8, 7, None), 1.0).backward(upstream)
+    v = x.detach() / 0.3
+    inside = (v > -8) & (v < 7)
+    torch.testing.assert_close(x.grad, upstream * inside)
+    slope = torch.where(inside, v.round().clamp(-8, 7) - v, v.round().clamp(-8, 7)).double() * upstream
+    torch.testing.assert_close(scale.grad, slope.sum().float(), rtol=1e-3, atol=1e-1)
