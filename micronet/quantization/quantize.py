@@ -6,7 +6,8 @@ from torch import nn
 
 from micronet.history import StageRecord
 from micronet.quantization.config import QuantConfig
-from micronet.quantization.placement import Placement, place
+from micronet.quantization.placement import Placement
+from micronet.quantization.placer import place
 
 
 def quantize_model(model: nn.Module, config: QuantConfig) -> tuple[nn.Module, StageRecord]:

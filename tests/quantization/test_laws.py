@@ -321,3 +321,27 @@ def test_large_tensors_done_in_pieces_are_what_they_are_in_one(memory_format, ze
     torch.testing.assert_close(x.grad, upstream * inside)
     slope = torch.where(inside, v.round().clamp(-8, 7) - v, v.round().clamp(-8, 7)).double() * upstream
     torch.testing.assert_close(scale.grad, slope.sum().float(), rtol=1e-3, atol=1e-1)
+
+
+@pytest.mark.parametrize("axis", [None, 0])
+@pytest.mark.parametrize("q_type", ["sym", "asym"])
+def test_equals_torchs_own_fake_quantize_but_on_ties(axis, q_type):
+    """torch multiplies by 1 / scale where ONNX and we divide, so the two may differ next to a half step alone."""
+    config = QuantConfig(q_type=q_type, q_level="layer" if axis is None else "channel")
+    scheme = registry.resolve(registry.SCHEMES, "iao", "method")
+    quantizer = scheme.weight_quantizer(config, 8, 0, 6)
+    x = torch.randn(6, 4000) * torch.rand(6, 1)
+    quantizer.observe(x)
+    grid = quantizer.qparams(x)
+    if axis is None:
+        expected = torch.fake_quantize_per_tensor_affine(
+            x, float(grid.scale), int(grid.zero_point), grid.qmin, grid.qmax
+        )
+        steps = x / grid.scale
+    else:
+        zero = grid.zero_point.to(torch.int32)
+        expected = torch.fake_quantize_per_channel_affine(x, grid.scale, zero, 0, grid.qmin, grid.qmax)
+        steps = x / grid.scale.view(-1, 1)
+    far = ((steps - steps.floor()) - 0.5).abs() >= 1e-5
+    assert far.float().mean() > 0.99
+    assert torch.equal(quantizer(x)[far], expected[far])

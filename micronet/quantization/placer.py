@@ -1,0 +1,281 @@
+"""Which tensors of a network get a quantizer, and where it sits.
+
+One quantizer a tensor: the tensor is named by its origin, the node of the traced graph whose values it holds, and the
+quantizer sits in that module's output slot, so every reader sees the same numbers. Quantized are the inputs of every
+convolution and linear layer, of every average pool, and of every add or concatenation between layers (a runtime
+computes an add in integers only where both of its inputs are on grids). A network that cannot be traced gets input
+quantizers in its layers alone.
+"""
+
+import operator
+from collections.abc import Collection
+from fnmatch import fnmatchcase
+from typing import Any, Literal
+
+import torch
+from torch import fx, nn
+from torch.nn import functional as F
+
+from micronet import registry
+from micronet.errors import MicronetError, unknown
+from micronet.graph import Graph, trace
+from micronet.outline import Split, split_name, tap_name
+from micronet.quantization.config import FLOAT_BITS, Bits, QuantConfig
+from micronet.quantization.layers import channel_axis, has_weight_slot
+from micronet.quantization.placement import Placement
+from micronet.quantization.quantizer import Quantizer
+from micronet.settings import flag
+
+FIRST_LAST_BITS = 8
+_WEIGHED_CALLS: set[object] = {
+    F.linear, F.bilinear, F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d,
+    torch.matmul, torch.bmm, operator.matmul, F.scaled_dot_product_attention,
+}  # fmt: skip
+Rule = Literal["float", "8bit", "same"]
+
+
+def place(model: nn.Module, config: QuantConfig) -> Placement:
+    """Decide on every quantizer of a float network. Raises MicronetError where there is nothing to quantize."""
+    graph = trace(model)
+    placement = (_LayerPlacer(model, config) if graph is None else _GraphPlacer(graph, config)).placement
+    for name, module in model.named_modules():
+        if isinstance(module, nn.MultiheadAttention):
+            placement.left_float[name] = "MultiheadAttention multiplies its packed weights itself"
+        if isinstance(module, (nn.RNNBase, nn.Bilinear, nn.RNNCellBase)):
+            placement.left_float[name] = f"{type(module).__name__} is not quantized yet"
+        if isinstance(module, (nn.modules.conv._ConvNd, nn.Linear)) and name not in placement.inputs:
+            if has_weight_slot(module):
+                placement.left_float.setdefault(name, "it is never called as a module of its own")
+            else:
+                placement.left_float[name] = f"{type(module).__name__} is not quantized yet"
+    if not placement.inputs:
+        raise MicronetError("the network has no convolution or linear layer that could be quantized")
+    return placement
+
+
+def matching(config: QuantConfig, option: str, names: Collection[str]) -> set[str]:
+    """Return the layers that an option's names and globs mean. Raises MicronetError where one of them means none."""
+    found: set[str] = set()
+    for pattern in filter(None, map(str.strip, (getattr(config, option) or "").split(","))):
+        matched = {name for name in names if fnmatchcase(name, pattern)}
+        if not matched:
+            raise MicronetError(f"{flag(option)}: {unknown('layer', pattern, names)}")
+        found |= matched
+    return found
+
+
+def _at_least_8(bits: Bits) -> int:
+    return max(bits, FIRST_LAST_BITS) if isinstance(bits, int) else FIRST_LAST_BITS
+
+
+class _Placer:
+    """Puts quantizers where it is told, at the bits that place gets."""
+
+    def __init__(self, config: QuantConfig, names: Collection[str]) -> None:
+        self.placement = Placement()
+        self._config = config
+        self._chosen = (matching(config, "include", names) or set(names)) - matching(config, "exclude", names)
+        self._kept = matching(config, "keep_8bit", names)
+        schemes = {
+            bits: registry.resolve(registry.SCHEMES, "wbwtab" if isinstance(bits, str) else config.method, "method")
+            for bits in (config.w_bits, config.a_bits)
+        }
+        self._weights, self._activations = schemes[config.w_bits], schemes[config.a_bits]
+        self._numbers = registry.resolve(registry.SCHEMES, config.method, "method")
+        for scheme in (self._weights, self._activations):
+            scheme.check(config)
+
+    def _rule(self, name: str, *, at_edge: bool) -> Rule:
+        """Return what becomes of a layer; note one that is left float."""
+        if name not in self._chosen:
+            self.placement.left_float[name] = "by choice"
+            return "float"
+        if name in self._kept:
+            return "8bit"
+        if at_edge and self._config.edge == "float":
+            self.placement.left_float[name] = "first or last layer"
+        return self._config.edge if at_edge else "same"
+
+    def _quantize_weight(self, name: str, layer: Any, rule: Rule) -> None:
+        config, bits, scheme = self._config, self._config.w_bits, self._weights
+        if bits == FLOAT_BITS:
+            return
+        if rule == "8bit":
+            bits, scheme = _at_least_8(bits), self._numbers
+        axis = channel_axis(layer)
+        quantizer = scheme.weight_quantizer(config, bits, axis, layer.weight.shape[axis])
+        self.placement.put(name, "weight_quantizer", quantizer)
+
+    def _activation_quantizer(self, rule: Rule, *, non_negative: bool) -> Quantizer:
+        bits, scheme = self._config.a_bits, self._activations
+        if rule == "8bit":
+            bits, scheme = _at_least_8(bits), self._numbers
+        quantizer: Quantizer = scheme.activation_quantizer(self._config, bits, non_negative=non_negative)
+        return quantizer
+
+    def _quantize_input(self, name: str, rule: Rule) -> str:
+        """Give a layer a quantizer of its own input, and return the quantizer's name."""
+        self.placement.put(name, "input_quantizer", self._activation_quantizer(rule, non_negative=False))
+        return f"{name}.input_quantizer"
+
+
+class _GraphPlacer(_Placer):
+    """Places the quantizers of a traced network."""
+
+    def __init__(self, graph: Graph, config: QuantConfig) -> None:
+        self._layers = {node: module for node, module in graph.calls() if has_weight_slot(module)}
+        super().__init__(config, [str(node.target) for node in self._layers])
+        self._graph = graph
+        self._quantizer_of: dict[fx.Node, str] = {}
+        self._rule_of: dict[fx.Node, Rule] = {}
+        for node, module in self._layers.items():
+            self._place_layer(node, module)
+        if config.bn_fuse:
+            self.placement.fused = [list(pair) for pair in graph.conv_bn_pairs() if self._can_fold(*pair)]
+            if not self.placement.fused:
+                raise MicronetError("--bn-fuse: no convolution whose weight is quantized has a batch norm behind it")
+        if config.a_bits not in (FLOAT_BITS, "binary"):
+            self._place_reads()
+        for node in graph.fx.nodes:
+            if node.op == "call_function" and node.target in _WEIGHED_CALLS:
+                self.placement.left_float[f"{node.name}()"] = "a function call in the forward"
+
+    def _place_layer(self, node: fx.Node, layer: nn.Module) -> None:
+        name = str(node.target)
+        source = self._graph.origin(self._graph.inputs(node)[0])
+        rule = self._rule(name, at_edge=self._at_edge(node))
+        if rule == "float":
+            return
+        if name not in self.placement.inputs:
+            self._quantize_weight(name, layer, rule)
+        self.placement.inputs[name] = None
+        if self._config.a_bits == FLOAT_BITS:
+            return
+        if self._config.a_bits == "binary" and rule == "same":
+            self.placement.inputs[name] = self._binarize(node)
+        elif self._graph.call_count(layer) > 1:  # its inputs have scales of their own, so its bias has no one unit
+            self._quantize_output(source, rule)
+        elif source.op == "placeholder":
+            self.placement.inputs[name] = self._quantize_input(name, rule)
+        else:
+            self.placement.inputs[name] = self._quantize_output(source, rule)
+
+    def _can_fold(self, layer: str, norm: str) -> bool:
+        """Tell whether a quantized convolution can fold its batch norm while it trains."""
+        convolution = isinstance(self._graph.model.get_submodule(layer), (nn.Conv1d, nn.Conv2d, nn.Conv3d))
+        affine = bool(getattr(self._graph.model.get_submodule(norm), "affine", False))
+        return convolution and affine and "weight_quantizer" in self.placement.quantizers.get(layer, {})
+
+    def _at_edge(self, node: fx.Node) -> bool:
+        """Tell whether a call of a layer, or another call of the same layer, is first or last."""
+        calls = [other for other in self._layers if other.target == node.target]
+        sources = [self._graph.origin(self._graph.inputs(call)[0]) for call in calls]
+        return any(source.op == "placeholder" for source in sources) or not all(map(self._has_layer_behind, calls))
+
+    def _binarize(self, node: fx.Node) -> str:
+        """Put a sign right before a layer, behind any pool, in the place of the ReLU there (sign of that is constant).
+
+        Where others read the same tensor, or the ReLU's, the way to the layer is split off with its own sign.
+        """
+        read = self._graph.inputs(node)[0]
+        if read.op == "placeholder":
+            return self._quantize_input(str(node.target), "same")
+        before = read
+        while self._graph.moves_only(before) or self._graph.averages(before):
+            before = self._graph.inputs(before)[0]
+        relu = before if self._graph.is_relu(before) else None
+        if relu is None and self._graph.non_negative(read):
+            raise MicronetError(
+                f"the input of {node.target} is never negative, so a binary activation there is constant; "
+                f"leave the layer out with --exclude {node.target}"
+            )
+        readers = self._signed_readers(relu or read)
+        if readers is None:
+            split = Split(read.name, relu.name if relu else None, [])
+            split = next((known for known in self.placement.splits if known.read == read.name), split)
+            if split not in self.placement.splits:
+                self.placement.splits.append(split)
+            split.readers.append(node.name)
+            place = split_name(read.name)
+            self.placement.put(place, "output_quantizer", self._activation_quantizer("same", non_negative=False))
+            return f"{place}.output_quantizer"
+        if relu is not None and str(relu.target) not in self.placement.dropped:
+            self.placement.dropped.append(str(relu.target))
+        return self._quantize_output(read, "same")
+
+    def _signed_readers(self, start: fx.Node) -> bool | None:
+        """Tell that nothing but layers with signs of their own reads a tensor; None where that is not so."""
+        module = self._graph.module(start)
+        if module is None or self._graph.call_count(module) > 1:
+            return None
+        waiting, seen = list(start.users), 0
+        while waiting:
+            node = waiting.pop()
+            if (self._graph.moves_only(node) or self._graph.averages(node)) and self._graph.module(node) is not None:
+                waiting += node.users
+            elif node in self._layers and self._rule(str(node.target), at_edge=self._at_edge(node)) == "same":
+                seen += 1
+            else:
+                return None
+        return seen > 0
+
+    def _place_reads(self) -> None:
+        """Quantize what average pools read, and what adds and concatenations between layers read.
+
+        A runtime keeps the layer before in integers only where the layer's output is on a grid too.
+        """
+        for node in self._graph.fx.nodes:
+            last = not self._has_layer_behind(node)
+            rule = self._config.edge if last else "same"
+            if rule != "float" and (self._graph.averages(node) or (self._graph.joins(node) and not last)):
+                for source in map(self._graph.origin, self._graph.inputs(node)):
+                    if self._comes_from_chosen(source):
+                        self._quantize_output(source, rule)
+
+    def _comes_from_chosen(self, source: fx.Node) -> bool:
+        """Tell whether a tensor comes from a layer that is quantized, through norms, activations and the like."""
+        while source not in self._layers:
+            if len(self._graph.inputs(source)) != 1:
+                return source.op != "placeholder" and self._config.include is None
+            source = self._graph.inputs(source)[0]
+        return str(source.target) in self._chosen
+
+    def _quantize_output(self, source: fx.Node, rule: Rule) -> str:
+        """Give a node's output a quantizer, once, and return the quantizer's name; with more bits where one asks."""
+        if source not in self._quantizer_of or (rule == "8bit" and self._rule_of[source] == "same"):
+            module = self._graph.module(source)
+            if module is None or self._graph.call_count(module) > 1:
+                if source.name not in self.placement.taps:
+                    self.placement.taps.append(source.name)
+                place = tap_name(source.name)
+            else:
+                place = str(source.target)
+            quantizer = self._activation_quantizer(rule, non_negative=self._graph.non_negative(source))
+            self.placement.put(place, "output_quantizer", quantizer)
+            self._quantizer_of[source] = f"{place}.output_quantizer"
+            self._rule_of[source] = rule
+        return self._quantizer_of[source]
+
+    def _has_layer_behind(self, node: fx.Node) -> bool:
+        return bool(self._graph.reachable(node) & self._layers.keys())
+
+
+class _LayerPlacer(_Placer):
+    """Places the quantizers of a network that cannot be traced: inside its layers alone."""
+
+    def __init__(self, model: nn.Module, config: QuantConfig) -> None:
+        layers = {name: module for name, module in model.named_modules() if has_weight_slot(module)}
+        super().__init__(config, layers)
+        if config.bn_fuse:
+            raise MicronetError("--bn-fuse needs a network that torch.fx can trace, to find its batch norms")
+        if config.a_bits == "binary":
+            raise MicronetError("binary activations need a network that torch.fx can trace, to take its ReLUs' places")
+        for index, (name, layer) in enumerate(layers.items()):
+            at_edge = index in (0, len(layers) - 1)  # declared order is all there is to go by
+            rule = self._rule(name, at_edge=at_edge)
+            if rule == "float":
+                continue
+            self._quantize_weight(name, layer, rule)
+            self.placement.inputs[name] = None
+            if config.a_bits != FLOAT_BITS:
+                self.placement.inputs[name] = self._quantize_input(name, rule)
