@@ -58,13 +58,8 @@ class PlainFakeQuant(nn.Module):
         return q.clamp(-127, 127) * scale
 
 
-class NativeFakeQuant(nn.Module):
+class NativeFakeQuant(PlainFakeQuant):
     """Symmetric 8 bits by torch's own fused operators."""
-
-    def __init__(self, per_channel: bool) -> None:
-        super().__init__()
-        self.per_channel = per_channel
-        self.largest = torch.tensor(0.0)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x on its grid."""

@@ -59,7 +59,6 @@ class Pieces(NamedTuple):
     ids: Ids
     number: int
     fixed: bool
-    why: str
 
 
 @dataclass
@@ -173,8 +172,8 @@ class Flow:
         else:
             out = self._numbering.new(name, conv.out_channels)
             if conv.groups > 1:
-                self._split(out, conv.groups, f"{name} has {conv.groups} groups")
-                self._split(x.ids, conv.groups, f"{name} has {conv.groups} groups")
+                self._split(out, conv.groups)
+                self._split(x.ids, conv.groups)
         if not plain:
             self._numbering.pin(out, f"{name} shares its weight")
         self._note(name, x.ids, out)
@@ -206,7 +205,7 @@ class Flow:
     def _shuffle(self, x: Channels, groups: int) -> Channels:
         if x.ids is None:
             return x
-        self.pieces.append(Pieces(x.ids, groups, False, f"channels of {groups} groups are shuffled"))
+        self.pieces.append(Pieces(x.ids, groups, fixed=False))
         return Channels(x.ids.reshape(groups, -1).T.ravel(), x.layout)
 
     def _flatten(self, x: Channels) -> Channels:
@@ -258,9 +257,9 @@ class Flow:
         repeat = self._repeats.setdefault(name, features // len(x.ids))
         return np.repeat(x.ids, repeat)
 
-    def _split(self, ids: Ids | None, count: int, why: str) -> None:
+    def _split(self, ids: Ids | None, count: int) -> None:
         if ids is not None:
-            self.pieces.append(Pieces(ids, count, True, why))
+            self.pieces.append(Pieces(ids, count, fixed=True))
 
     def _note(self, name: str, inputs: Ids | None, outputs: Ids) -> None:
         if name in self.layers:  # called again: both inputs must be cut alike

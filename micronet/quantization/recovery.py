@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils.hooks import RemovableHandle
 
 from micronet.errors import MicronetError
 from micronet.graph import Graph, trace
@@ -127,53 +128,52 @@ def correct_biases(floating: nn.Module, quantized: nn.Module, batches: list[Tens
     The correction goes into the layer's bias, or where it has none into the mean of the batch norm behind it.
     Returns how many layers were corrected. Raises MicronetError where none could be.
     """
-    corrected = 0
-    for name, module in quantized.named_modules():
+    places = _places_to_correct(quantized)
+    if not places:
+        raise MicronetError("--bias-correct: no quantized layer has a bias, or a batch norm behind it")
+    wanted = _mean_outputs(floating, list(places), batches)
+    for name, (target, sign) in places.items():
+        target.add_(wanted[name] - _mean_outputs(quantized, [name], batches)[name], alpha=sign)
+    return len(places)
+
+
+def _places_to_correct(model: nn.Module) -> dict[str, tuple[Tensor, float]]:
+    """Return, for each quantized layer, the tensor that moves its mean, and with which sign."""
+    graph = trace(model)
+    norms = dict(graph.conv_bn_pairs()) if graph is not None else {}
+    places: dict[str, tuple[Tensor, float]] = {}
+    for name, module in model.named_modules():
         layer: Any = module
         if not isinstance(layer, Quantized) or layer.weight_quantizer is None:
             continue
-        place = _where_to_correct(quantized, name, layer)
-        if place is None:
-            continue
-        target, sign = place
-        shift = _mean_output(floating, name, batches) - _mean_output(quantized, name, batches)
-        target.add_(shift, alpha=sign)
-        corrected += 1
-    if not corrected:
-        raise MicronetError("--bias-correct: no quantized layer has a bias, or a batch norm behind it")
-    return corrected
+        if layer.bias is not None:
+            places[name] = layer.bias, 1.0
+        elif name in norms:
+            norm: Any = model.get_submodule(norms[name])
+            places[name] = norm.running_mean, -1.0
+    return places
 
 
-def _where_to_correct(model: nn.Module, name: str, layer: Any) -> tuple[Tensor, float] | None:
-    if layer.bias is not None:
-        return layer.bias, 1.0
-    graph = trace(model)
-    norms = dict(graph.conv_bn_pairs()) if graph is not None else {}
-    if name in norms:
-        return model.get_submodule(norms[name]).running_mean, -1.0  # type: ignore[return-value]
-    return None
+def _mean_outputs(model: nn.Module, names: list[str], batches: list[Tensor]) -> dict[str, Tensor]:
+    """Return the mean of layers' outputs by channel, (C,) each, in eval mode."""
+    total: dict[str, list[Tensor]] = {name: [] for name in names}
 
+    def watch(name: str) -> RemovableHandle:
+        def hook(module: nn.Module, inputs: tuple[Any, ...], out: Tensor) -> None:
+            last = out.dim() == 2 or isinstance(module, nn.Linear)  # the axis that the channels are on
+            total[name].append(out.flatten(0, -2).mean(0) if last else out.flatten(2).mean((0, 2)))
 
-def _mean_output(model: nn.Module, name: str, batches: list[Tensor]) -> Tensor:
-    """Return the mean of a layer's output by channel, (C,), in eval mode."""
-    total: list[Tensor] = []
+        return model.get_submodule(name).register_forward_hook(hook)
 
-    def hook(module: nn.Module, inputs: tuple[Any, ...], out: Tensor) -> None:
-        channels = (
-            out.flatten(2).mean((0, 2))
-            if out.dim() > 2 and not isinstance(module, nn.Linear)
-            else out.flatten(0, -2).mean(0)
-        )
-        total.append(channels)
-
-    with _evaluated(model):
-        handle = model.get_submodule(name).register_forward_hook(hook)
-        try:
+    handles = [watch(name) for name in names]
+    try:
+        with _evaluated(model):
             for batch in batches:
                 model(batch)
-        finally:
+    finally:
+        for handle in handles:
             handle.remove()
-    return torch.stack(total).mean(0)
+    return {name: torch.stack(means).mean(0) for name, means in total.items()}
 
 
 @contextmanager

@@ -9,7 +9,7 @@ convolution, whose groups lie on the same axis; |w| on the threshold is 0
 and out of alpha; a filter of zeros stays zeros.
 """
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -145,9 +145,6 @@ class SignQuantizer(Quantizer):
     def describe(self) -> dict[str, Any]:
         """Return the constructor's arguments and the scheme's name."""
         return {"scheme": self.scheme, "ste": self.ste}
-
-
-LEVELS: dict[str, Literal["binary", "ternary"]] = {"binary": "binary", "ternary": "ternary"}
 
 
 class WbWtAb:
