@@ -143,9 +143,9 @@ def _places_to_correct(model: nn.Module) -> dict[str, tuple[Tensor, float]]:
     norms = dict(graph.conv_bn_pairs()) if graph is not None else {}
     places: dict[str, tuple[Tensor, float]] = {}
     for name, module in model.named_modules():
-        layer: Any = module
-        if not isinstance(layer, Quantized) or layer.weight_quantizer is None:
+        if not isinstance(module, Quantized) or module.weight_quantizer is None:
             continue
+        layer: Any = module
         if layer.bias is not None:
             places[name] = layer.bias, 1.0
         elif name in norms:
