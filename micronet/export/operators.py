@@ -101,7 +101,7 @@ class ActivationGrid(nn.Module):
         shift = (limits.max + 1) // 2 if qparams.qmin < 0 else 0
         clipped = (qparams.qmin + shift, qparams.qmax + shift) != (limits.min, limits.max)
         zero_point = float(qparams.zero_point)
-        scale = float(qparams.scale)
+        scale = float(qparams.scale.detach())
         self.bounds = ((qparams.qmin - zero_point) * scale, (qparams.qmax - zero_point) * scale) if clipped else None
         self.register_buffer("scale", qparams.scale.clone())
         self.register_buffer("zero_point", (qparams.zero_point + shift).to(dtype))

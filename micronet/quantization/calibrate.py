@@ -19,7 +19,13 @@ def observing(model: nn.Module) -> Iterator[None]:
     """Let every quantizer that is not frozen follow the data that passes inside this context.
 
     On the way out the weight quantizers look once more, so that their grids fit the weights as the last step left them.
+    Raises MicronetError for a DataParallel, whose replicas forget what they observe.
     """
+    if isinstance(model, nn.DataParallel):
+        raise MicronetError(
+            "nn.DataParallel trains copies, and what their quantizers observe is lost; pass the network that it wraps, "
+            "and train on one device"
+        )
     quantizers = [quantizer for _, _, quantizer in each_quantizer(model)]
     for quantizer in quantizers:
         quantizer.observing = True

@@ -63,9 +63,12 @@ def dequantize(q: Tensor, qparams: QParams) -> Tensor:
     return (q - broadcast(qparams.zero_point, q, qparams.axis)) * broadcast(qparams.scale, q, qparams.axis)
 
 
-def fake_quantize(x: Tensor, qparams: QParams) -> Tensor:
-    """Return ``x`` on its grid; straight-through gradient: 1 where the integer needed no clamp, else 0."""
-    out: Tensor = _FakeQuantize.apply(x, qparams)
+def fake_quantize(x: Tensor, qparams: QParams, *, rectified: bool = False) -> Tensor:
+    """Return ``x`` on its grid; straight-through gradient: 1 where the integer needed no clamp, else 0.
+
+    ``rectified``: of relu(x) and with its gradient, on a grid whose lowest level is 0.
+    """
+    out: Tensor = _FakeQuantize.apply(x, qparams, rectified)
     return out
 
 
@@ -144,19 +147,19 @@ class _FakeQuantize(torch.autograd.Function):
     """Saves its input and the grid, nothing of the size of the output; recomputes the mask in backward."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, qparams: QParams) -> Tensor:
+    def forward(ctx: Any, x: Tensor, qparams: QParams, rectified: bool) -> Tensor:
         ctx.save_for_backward(x, qparams.scale, qparams.zero_point)
-        ctx.grid = qparams.qmin, qparams.qmax, qparams.axis
+        ctx.grid = qparams.qmin, qparams.qmax, qparams.axis, rectified
         return _on_grid(x, qparams)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         x, scale, zero_point = ctx.saved_tensors
-        qmin, qmax, axis = ctx.grid
+        qmin, qmax, axis, rectified = ctx.grid
         # The integer is clamped where x lies more than half a step beyond the outermost level.
-        lowest = (qmin - 0.5 - zero_point) * scale
+        lowest = (qmin - (0 if rectified else 0.5) - zero_point) * scale
         highest = (qmax + 0.5 - zero_point) * scale
-        return _passed(gradients[0], x, lowest, highest, axis), None
+        return _passed(gradients[0], x, lowest, highest, axis), None, None
 
 
 def straight_through(x: Tensor, value: Tensor) -> Tensor:
@@ -189,9 +192,10 @@ class _LearnedStep(torch.autograd.Function):
         upstream = gradients[0]
         # Inside the slope is q - x / scale, outside q: in all sum(g q) - sum(passed x) / scale.
         if axis is None:
+            step = float(scale.detach())
             passed, total = torch.empty_like(x), torch.zeros_like(scale)
             for part, given, into in _pieces(x, upstream, passed):
-                into.copy_(_passed(given, part, qmin * scale, qmax * scale, None))
+                torch.ops.aten.hardtanh_backward(given, part, qmin * step, qmax * step, grad_input=into)
                 q = (part / scale).round_().clamp_(qmin, qmax)
                 total += _dot(q, given) - _dot(into, part) / scale
             return passed, total * gradient_scale, None, None

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from micronet.quantization.quantizer import Quantizer
+
 SLOTS = ("input_quantizer", "weight_quantizer", "bias_quantizer", "output_quantizer")
 
 
@@ -87,6 +89,18 @@ class _QuantizedConvTranspose(Quantized):
         convolve = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}[dimensions]
         out: Tensor = convolve(input, weight, bias, layer.stride, layer.padding, padding, layer.groups, layer.dilation)
         return out if layer.output_quantizer is None else layer.output_quantizer(out)
+
+
+class _QuantizedReLU(Quantized):
+    """A ReLU, which the grid of its output may do the work of."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        relu: Any = self
+        quantizer = relu.output_quantizer
+        if relu.inplace or relu.input_quantizer is not None or not isinstance(quantizer, Quantizer):
+            out: Tensor = super().forward(input)
+            return out
+        return quantizer.rectified(input)
 
 
 class _LinearCompute(nn.Linear):
@@ -173,4 +187,6 @@ def _quantized_class(float_class: Any) -> type[nn.Module]:
         base = _QuantizedConvTranspose
     elif issubclass(float_class, _ConvNd):
         base = _QuantizedConv
+    elif float_class is nn.ReLU:
+        base = _QuantizedReLU
     return type(f"Quantized{float_class.__name__}", (base, float_class), {"__module__": __name__})

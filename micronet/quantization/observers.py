@@ -28,11 +28,14 @@ class Observer(nn.Module):
         self.register_buffer("frozen", torch.tensor(False))
 
     @torch.no_grad()
-    def forward(self, x: Tensor) -> None:
-        """Widen or move the range by the values of ``x``."""
+    def forward(self, x: Tensor, *, rectified: bool = False) -> None:
+        """Widen or move the range by the values of ``x``; ``rectified``: by 0 and those above it."""
         if x.numel() == 0:
             return
-        if self.axis is None:
+        if rectified:
+            high = x.amax().clamp(min=0)
+            low = torch.zeros_like(high)
+        elif self.axis is None:
             low, high = x.amin(), x.amax()  # a sixth of the time of torch.aminmax on a CPU
         else:
             low, high = torch.aminmax(x.transpose(0, self.axis).flatten(1), dim=1)

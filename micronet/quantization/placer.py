@@ -250,11 +250,22 @@ class _GraphPlacer(_Placer):
                 place = tap_name(source.name)
             else:
                 place = str(source.target)
+                if self._alone_in_place(source):
+                    self.placement.rectified.append(place)
             quantizer = self._activation_quantizer(rule, non_negative=self._graph.non_negative(source))
             self.placement.put(place, "output_quantizer", quantizer)
             self._quantizer_of[source] = f"{place}.output_quantizer"
             self._rule_of[source] = rule
         return self._quantizer_of[source]
+
+    def _alone_in_place(self, node: fx.Node) -> bool:
+        """Tell whether a node is a ReLU in place on a tensor of its own, which nobody else reads."""
+        module = self._graph.module(node)
+        if type(module) is not nn.ReLU or not module.inplace:
+            return False
+        read = self._graph.inputs(node)[0]
+        fresh = read in self._layers or isinstance(self._graph.module(read), nn.modules.batchnorm._BatchNorm)
+        return fresh and len(read.users) == 1
 
     def _has_layer_behind(self, node: fx.Node) -> bool:
         return bool(self._graph.reachable(node) & self._layers.keys())

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from micronet import registry
 from micronet.errors import MicronetError
@@ -47,8 +48,8 @@ class Quantizer(nn.Module):
         """Return the frozen quantizer of ``factor * x`` that keeps x's integers; factor: (channels,), on ``axis``."""
         raise NotImplementedError
 
-    def observe(self, x: Tensor) -> None:
-        """Let the quantizer's range, where it has one, follow ``x``."""
+    def observe(self, x: Tensor, *, rectified: bool = False) -> None:
+        """Let the quantizer's range, where it has one, follow ``x``; ``rectified``: what is above 0 of it."""
 
     def set_range(self, low: float, high: float) -> None:
         """Cover [low, high] from now on, where the quantizer has a range."""
@@ -75,6 +76,21 @@ class Quantizer(nn.Module):
             self.observe(x)
         self.check_calibrated()
         return self.project(x)
+
+    def rectified(self, x: Tensor) -> Tensor:
+        """Return ``forward(relu(x))``: a grid that begins at 0 clamps as the ReLU does, and saves its two passes."""
+        grid = self.qparams(x)
+        if self.recorder is not None or grid.qmin != 0 or bool(grid.zero_point):
+            plain: Tensor = self(F.relu(x))
+            return plain
+        if self.observing:
+            self.observe(x, rectified=True)
+        self.check_calibrated()
+        return self.project_rectified(x)
+
+    def project_rectified(self, x: Tensor) -> Tensor:
+        """Return ``project(relu(x))`` on a grid that begins at 0."""
+        return fake_quantize(x, self.qparams(x), rectified=True)
 
     def project(self, x: Tensor) -> Tensor:
         """Return ``x`` on the grid, with the scheme's gradient."""
@@ -115,10 +131,10 @@ class RangedQuantizer(Quantizer):
         self.refresh()
         self._calibrated = True
 
-    def observe(self, x: Tensor) -> None:
+    def observe(self, x: Tensor, *, rectified: bool = False) -> None:
         """Let the observer see ``x`` and follow its range; a frozen range stays."""
         if not self.observer.frozen:
-            self.observer(x)
+            self.observer(x, rectified=rectified)
             self.refresh()
             self._calibrated = True
 

@@ -63,6 +63,12 @@ def test_t12_t13_ranges_survive_a_reload_and_go_on_where_they_were(q_type, q_lev
     torch.testing.assert_close(moved, 0.9 * high + 0.1 * 0.01 * IMAGES.max())  # a tenth of the way, not all of it
 
 
+def test_t14_data_parallel_whose_replicas_forget_their_ranges_is_refused():
+    model, _ = quantize_model(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3)), QuantConfig())
+    with pytest.raises(MicronetError, match="DataParallel"):
+        calibrate(nn.DataParallel(model), [IMAGES])
+
+
 def test_t16_a_range_of_another_shape_is_refused(tmp_path, chain):
     from micronet.artifact import fill
 

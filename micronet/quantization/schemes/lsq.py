@@ -52,10 +52,10 @@ class LearnedQuantizer(Quantizer):
         return QParams(scale, torch.zeros_like(scale), self.qmin, self.qmax, self.axis)
 
     @torch.no_grad()
-    def observe(self, x: Tensor) -> None:
+    def observe(self, x: Tensor, *, rectified: bool = False) -> None:
         """Set the scale from the first data seen; from then on training sets it."""
         if not self._ready and self.empty and x.numel():
-            size = x.abs()
+            size = x.clamp(min=0) if rectified else x.abs()
             mean = size.mean() if self.axis is None else size.transpose(0, self.axis).flatten(1).mean(1)
             if not bool(mean.isfinite().all()):
                 raise MicronetError("NaN or infinity reached a quantizer; look at the weights and the images")
@@ -76,6 +76,10 @@ class LearnedQuantizer(Quantizer):
             return fake_quantize(x, grid._replace(scale=grid.scale.detach()))
         sharing = (x if self.weight else x[0]).numel() // (self.channels or 1)
         return learned_step(x, grid, 1 / math.sqrt(max(1, sharing) * self.qmax))
+
+    def project_rectified(self, x: Tensor) -> Tensor:
+        """Return ``project(relu(x))`` on a grid that begins at 0, below which nothing has a gradient anyway."""
+        return super().project_rectified(x) if self.frozen else self.project(x)
 
     def freeze(self) -> None:
         """Train the scale no more."""
