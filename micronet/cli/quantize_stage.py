@@ -16,7 +16,7 @@ from micronet.data.batches import plain_batches
 from micronet.data.dataset import Dataset
 from micronet.data.folder import list_images
 from micronet.data.split import FileSplit, Split, draw
-from micronet.errors import MicronetError
+from micronet.errors import FailedError, MicronetError
 from micronet.evaluation import evaluate, evaluating
 from micronet.files import check_target
 from micronet.graph import trace
@@ -74,7 +74,7 @@ def quantize(artifact: Artifact, wish: Wish, run: Run) -> Artifact:
         )
     dataset = stages.open_data(wish.data, artifact, run.seed)
     check_fit(artifact.model, dataset)
-    artifact.model.to(run.device)
+    original = artifact.model.to(run.device)
     if wish.recovery.equalize:
         artifact = _equalized(artifact, run)
     config = wish.quantization
@@ -90,6 +90,10 @@ def quantize(artifact: Artifact, wish: Wish, run: Run) -> Artifact:
     asked = {**config.to_json(), **said}
     if training.epochs:
         asked |= training.to_json()
+    if recovery.target_drop is not None:
+        _check_target(
+            lost=validation_accuracy(dataset)(original) - validation_accuracy(dataset)(fitted.model), wish=wish
+        )
     return replace(fitted, history=[*artifact.history, StageRecord(record.stage, asked, record.result)])
 
 
@@ -122,6 +126,16 @@ def _meeting_target(model: nn.Module, dataset: Dataset, wish: Wish, run: Run) ->
     config = keep_sensitive(model, wish.quantization, ranked, probe, target)
     run.progress.line(f"kept at 8 bits: {config.keep_8bit or 'no layer'}")
     return config
+
+
+def _check_target(*, lost: float, wish: Wish) -> None:
+    """Hold what is delivered against what was asked: training and recovery come after the choice of bits."""
+    target = wish.recovery.target_drop or 0
+    if 100 * lost > target:
+        raise FailedError(
+            f"the drop is {100 * lost:.2f} points after {wish.calibration.mode}, --target-drop allows {target:g}; "
+            "train longer, or leave out what was to recover accuracy"
+        )
 
 
 def _recover(floating: nn.Module, model: nn.Module, dataset: Dataset, wish: Wish, run: Run) -> None:

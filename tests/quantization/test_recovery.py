@@ -294,3 +294,12 @@ def test_statistics_are_of_the_equalized_network(micronet, chain, tmp_path):
         done = micronet(*start, *cache, *more, "-o", tmp_path / "b.safetensors")
         assert done.code == 2
         assert "another artifact, or of other images" in done.err
+
+
+def test_a_training_that_loses_more_than_the_target_fails_and_writes_nothing(micronet, chain, tmp_path):
+    few = ["--epochs", 1, "--limit", 160, "--lr", 5, "--device", "cpu"]
+    out = tmp_path / "q.safetensors"
+    done = micronet("quantize", chain / "float.safetensors", "--target-drop", 5, *few, "-o", out)
+    assert done.code == 1
+    assert "points after qat, --target-drop allows 5" in done.err
+    assert not out.exists()

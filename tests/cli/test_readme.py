@@ -1,0 +1,61 @@
+"""Every command of the READMEs: its names and options exist, and (slow) it runs, as written, one after the other."""
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+import typer.main
+from PIL import Image
+
+from micronet.cli.app import app, run
+from micronet.cli.old_spellings import modern
+from tests.data.test_data import make_folder
+
+ROOT = Path(__file__).parents[2]
+TRAINS = {"train", "sparse-train", "finetune", "quantize"}
+
+
+def commands(name):
+    """Return the arguments of every micronet command in a README's shell blocks, comments left out."""
+    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / name).read_text(encoding="utf-8"), re.DOTALL)
+    lines = [line for block in blocks for line in block.splitlines() if line.startswith("micronet ")]
+    return [shlex.split(line, comments=True)[1:] for line in lines]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [pytest.param(found, id=" ".join(found)) for name in ("README.md", "README.zh-CN.md") for found in commands(name)],
+)
+def test_t43_every_readme_command_has_the_options_it_uses(arguments):
+    name, *rest = modern(arguments)
+    command = typer.main.get_command(app).commands[name]
+    with command.make_context(name, rest) as context:  # raises where an option is unknown or a value impossible
+        assert context.params
+
+
+def test_the_translation_has_the_same_chain():
+    chain = {command[0] for command in commands("README.md")}
+    assert {command[0] for command in commands("README.zh-CN.md")} <= chain
+    assert len(commands("README.md")) > 20
+
+
+@pytest.mark.slow
+def test_t43_every_readme_command_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    make_folder(tmp_path / "path/to/images", sizes=((64, 64),), count=8)
+    Image.new("RGB", (40, 32)).save("photo.jpg")
+    for number, arguments in enumerate(commands("README.md")):
+        if "cifar10" in arguments or "configs/digits.toml" in arguments:
+            continue  # scripts/demo runs the digits recipe; CIFAR-10 is no part of the repository
+        if arguments[0] in TRAINS and "ptq" not in arguments:
+            arguments = [*arguments, "--epochs", "1"]
+        for promise in {"--max-drop", "--target-drop"}.intersection(arguments):
+            arguments = [*arguments, promise, "100"]  # an epoch teaches too little for a promise of one point
+        if arguments[0] in {"train", "quantize"} and "-o" not in arguments:
+            arguments = [*arguments, "-o", f"{number}.safetensors"]
+        assert run([*arguments, "--force"] if arguments[0] in TRAINS else arguments) == 0, (
+            arguments, capsys.readouterr().err
+        )  # fmt: skip
