@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from micronet import artifact as artifacts
 from micronet.errors import unknown
@@ -11,6 +11,7 @@ from micronet.files import check_target
 from micronet.history import StageRecord, check_order
 from micronet.models.build import describe
 from micronet.pruning.config import PruneConfig
+from micronet.pruning.network import Example
 from micronet.pruning.prune import prune_model
 from micronet.quantization.config import QuantConfig
 from micronet.quantization.fold import fold_model
@@ -30,12 +31,13 @@ def quantize(model: nn.Module, **config: Any) -> nn.Module:
     return _extend(model, *quantize_model(model, _config(QuantConfig, config)))
 
 
-def prune(model: nn.Module, example_input: Tensor | None = None, **config: Any) -> nn.Module:
+def prune(model: nn.Module, example_input: Example, **config: Any) -> nn.Module:
     """Return a copy of a float model with channels cut, which goes on training as it is.
 
-    ``config``: the fields of ``PruneConfig`` (``percent=0.5, regular=8``). Channels are judged by the scales of the
-    batch norms behind them. ``example_input``: a batch on which the copy is then held against the whole model with the
-    cut channels silenced. Raises MicronetError for an impossible config or a model that cannot be traced.
+    ``example_input``: a batch, or a tuple of a model's several inputs; from its shapes follows which channels belong
+    together, and on it the copy is held against the whole model with the cut channels silenced.
+    ``config``: the fields of ``PruneConfig`` (``percent=0.5, regular=8, criterion="l2"``).
+    Raises MicronetError for an impossible config or a model that cannot be traced.
     """
     check_order(history(model), "prune")
     pruned, record, _ = prune_model(model, _config(PruneConfig, config), example_input)

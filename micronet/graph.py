@@ -84,8 +84,8 @@ class Graph:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self.fx = _traced(model, training=False)
-        self.mode_keys = _mode_keys(_traced(model, training=True), self.fx)
+        self.fx = traced(model, training=False)
+        self.mode_keys = _mode_keys(traced(model, training=True), self.fx)
         self._modules = dict(model.named_modules())
 
     def calls(self) -> Iterator[tuple[fx.Node, nn.Module]]:
@@ -234,7 +234,7 @@ def _mode_keys(training: fx.Graph, evaluating: fx.Graph) -> dict[str, str | int]
     return keys
 
 
-def _traced(model: nn.Module, training: bool) -> fx.Graph:
+def traced(model: nn.Module, *, training: bool) -> fx.Graph:
     """Trace a network in a mode; every module's own mode is put back."""
     modes = {module: module.training for module in model.modules()}
     try:

@@ -52,6 +52,16 @@ QUANTIZERS = {
     "sign": "micronet.quantization.schemes.wbwtab:SignQuantizer",
 }
 
+# What judges channels: a module with scores(model, flow) and, perhaps, a penalty that prepares for it.
+CRITERIA = {
+    "bn-scale": "micronet.pruning.criteria.bn_scale",
+    "l1": "micronet.pruning.criteria.l1",
+    "l2": "micronet.pruning.criteria.l2",
+    "fpgm": "micronet.pruning.criteria.fpgm",
+    "taylor": "micronet.pruning.criteria.taylor",
+    "random": "micronet.pruning.criteria.random",
+}
+
 # Stages that change a model's structure, and the function that rebuilds that structure from a record.
 RESTORE = {
     "prune": "micronet.pruning.prune:restore",
@@ -67,9 +77,10 @@ PREDICTORS = {
 
 
 def load_object(reference: str) -> Any:
-    """Import the object named by ``"module:attribute"``."""
+    """Import the object named by ``"module:attribute"``, or a module by its name alone."""
     module, _, attribute = reference.partition(":")
-    return getattr(import_module(module), attribute)
+    found = import_module(module)
+    return getattr(found, attribute) if attribute else found
 
 
 @contextmanager

@@ -17,6 +17,9 @@ EXAMPLE = "micronet prune sparse.safetensors --percent 0.5 --regular 8 -o pruned
 def run(
     artifact: Input,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")] = False,
+    input_shape: Annotated[
+        str | None, typer.Option(metavar="C,H,W", help="Of an image, where no data set is known. Default: 3,224,224.")
+    ] = None,
     *,
     pruning: PruneConfig,
     code: CodeOptions,
@@ -26,8 +29,6 @@ def run(
 
     Exactly floor(percent * channels) go, where neither --regular nor grouped convolutions ask for other widths.
     """
-    import torch
-
     from micronet.artifact import save
     from micronet.cli import stages
     from micronet.files import check_target
@@ -37,8 +38,7 @@ def run(
     if not dry_run:
         check_target(path, output.force)
     opened = stages.open_artifact(artifact, code, NAME)
-    shape = stages.image_shape(opened)
-    example = None if shape is None else torch.rand(2, *shape)
+    example = stages.example_input(opened, input_shape)
     model, record, plan = prune_model(opened.model, pruning, example)
     pruned = opened.after(record, model=model, metrics={})
     summary: dict[str, Any] = {

@@ -35,6 +35,8 @@ def run(
     The weights of the last epoch are kept, not of the best: the penalty needs its time. The batch norm of the class
     scores is left alone.
     """
+    import torch
+
     from micronet.cli import stages
     from micronet.history import StageRecord
     from micronet.pruning.criteria.bn_scale import penalty
@@ -52,7 +54,9 @@ def run(
             model.check_unused()
             opened = stages.open_artifact(artifact, CodeOptions(model.model, trust_code), NAME)
             dataset = stages.open_data(data, opened, job.seed)
-        pushed = penalty(opened.model, channel_flow(opened.model), sparsity.s)
+        size = dataset.spec.image_size or 0
+        example = torch.rand(2, dataset.spec.channels or 0, size, size)
+        pushed = penalty(opened.model, channel_flow(opened.model, example), sparsity.s)
         procedure = Procedure(penalty=pushed, keep="last", config=sparsity.to_json())
         sparse = stages.fit_stage(NAME, opened, dataset, training, job, procedure)
     stages.keep(sparse, path)

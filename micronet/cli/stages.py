@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from micronet.artifact import Artifact, load, save
 from micronet.checkpoint import Checkpoint
@@ -24,6 +25,7 @@ from micronet.training import PLAIN, Procedure, Run, fit_artifact
 from micronet.training_config import TrainConfig
 
 DEFAULT_DATA = "digits"
+USUAL_SHAPE = (3, 224, 224)  # of torchvision's networks
 
 
 def make_run(path: Path, running: RunConfig, output: OutputOptions, progress: Progress) -> Run:
@@ -110,6 +112,17 @@ def image_shape(artifact: Artifact) -> tuple[int, int, int] | None:
     if spec.channels is None or spec.image_size is None:
         return None
     return spec.channels, spec.image_size, spec.image_size
+
+
+def example_input(artifact: Artifact, asked: str | None = None) -> Tensor:
+    """Return two random images of the shape asked for (``C,H,W``), remembered, or usual for what the network reads."""
+    shape = image_shape(artifact) or USUAL_SHAPE
+    if asked is not None:
+        parts = asked.split(",")
+        if len(parts) != 3 or not all(part.strip().isdigit() and int(part) > 0 for part in parts):
+            raise MicronetError(f"--input-shape is {asked!r}; allowed: channels,height,width, for example 3,224,224")
+        shape = int(parts[0]), int(parts[1]), int(parts[2])
+    return torch.rand(2, *shape)
 
 
 def sizes(artifact: Artifact) -> dict[str, int | None]:

@@ -1,10 +1,13 @@
 """What a user chooses about pruning, checked once; no torch here, so that ``--help`` stays fast."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Literal
 
 from micronet.errors import MicronetError
-from micronet.settings import Settings, check_range, check_values, setting
+from micronet.settings import Settings, check_range, check_values, flag, setting
+
+TARGETS = ("target_macs", "target_params", "target_latency")
 
 
 @dataclass(frozen=True)
@@ -13,19 +16,53 @@ class PruneConfig(Settings):
 
     percent: float = setting(0.5, "Share of the prunable channels to cut, 0 up to but not 1.")
     regular: int = setting(1, "Make every width a multiple of this; 8 or 16 is what kernels are fast with.")
+    criterion: Literal["bn-scale", "l1", "l2", "fpgm", "taylor", "random"] = setting(
+        "bn-scale", "What a channel is judged by: its batch norm's scale, its weights' size, their distance to others, "
+        "their effect on the loss.",
+    )  # fmt: skip
+    scope: Literal["global", "layer"] = setting("global", "Compare all channels, or cut the same share of each layer.")
+    min_channels: int = setting(1, "The least width of a layer (layers that have fewer are left whole).")
+    exclude: str | None = setting(None, "Layers to leave whole: names and globs, by commas.")
+    widths: str | None = setting(None, "The widths themselves, one a prunable group, by commas, in place of --percent.")
+    target_macs: float | None = setting(None, "Cut until this share of the multiply-accumulates is left.")
+    target_params: float | None = setting(None, "Cut until this share of the parameters is left.")
+    target_latency: float | None = setting(
+        None, "Cut until ONNX Runtime, measured here on one image, takes this share of its time."
+    )
 
     def __post_init__(self) -> None:
         check_values(self)
         if not (math.isfinite(self.percent) and 0 <= self.percent < 1):
             raise MicronetError(f"--percent is {self.percent:g}; allowed: 0 up to but not 1, for example 0.5 for half")
         check_range(self, "regular", 1)
+        check_range(self, "min_channels", 1)
+        for name in TARGETS:
+            value = getattr(self, name)
+            if value is not None and not 0 < value < 1:
+                raise MicronetError(
+                    f"{flag(name)} is {value:g}; allowed: above 0 and below 1, for example 0.5 for half"
+                )
+        percent = next(field.default for field in fields(self) if field.name == "percent")
+        ways = [name for name in ("widths", *TARGETS) if getattr(self, name) is not None]
+        ways += ["percent"] if self.percent != percent else []
+        if len(ways) > 1:
+            raise MicronetError(f"{' and '.join(map(flag, ways))} each say how much to cut; give one of them")
+
+    @property
+    def target(self) -> tuple[str, float] | None:
+        """Return the cost that has a target and the share of it that may be left, or None."""
+        for name in TARGETS:
+            value: float | None = getattr(self, name)
+            if value is not None:
+                return name, value
+        return None
 
 
 @dataclass(frozen=True)
 class SparsityConfig(Settings):
     """How to make channels sparse."""
 
-    s: float = setting(1e-4, "Weight of the L1 penalty on batch-norm scales.")
+    s: float = setting(1e-4, "Weight of the penalty.")
 
     def __post_init__(self) -> None:
         check_values(self)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from micronet.pruning.flow import Flow
-from micronet.pruning.numbering import STRIDE, Ids
+from micronet.pruning.numbering import FIXED, STRIDE, Ids
 
 Sizes = dict[str, int]
 _VECTORS = ("weight", "bias", "running_mean", "running_var")
@@ -46,7 +46,7 @@ def cut(model: nn.Module, old: Flow, new: Flow, kept: dict[int, list[int]]) -> d
         inputs = None
         if layer.inputs is not None and (after := new.layers[name].inputs) is not None:
             inputs = _positions(layer.inputs, after, kept)
-        weight = module.weight[outputs] if inputs is None else _columns(module, outputs, inputs)
+        weight = _columns(module, outputs, inputs)
         bias = None if module.bias is None else module.bias[outputs]
         sizes = _sizes(module, len(outputs), None if inputs is None else len(inputs))
         if sizes:
@@ -67,10 +67,15 @@ def cut(model: nn.Module, old: Flow, new: Flow, kept: dict[int, list[int]]) -> d
     return changed
 
 
-def _columns(module: Any, rows: Tensor, inputs: Tensor) -> Tensor:
+def _columns(module: Any, rows: Tensor, inputs: Tensor | None) -> Tensor:
     """Return a weight's rows with the input channels kept; in a grouped convolution each group's own."""
-    weight: Tensor = module.weight[rows]
     groups = getattr(module, "groups", 1)
+    if getattr(module, "transposed", False):  # (inputs, outputs / groups, ...)
+        whole: Tensor = module.weight if inputs is None else module.weight[inputs]
+        return whole[:, rows] if groups == 1 else whole
+    weight: Tensor = module.weight[rows]
+    if inputs is None:
+        return weight
     if groups == 1:
         return weight[:, inputs]
     if groups == module.in_channels:  # depthwise: a row has one column, its own
@@ -89,9 +94,10 @@ def _positions(old: Ids, new: Ids, kept: dict[int, list[int]]) -> Tensor:
     found = []
     for number in new.tolist():
         group, channel = divmod(number, STRIDE)
-        occurrence = seen.get(number, 0)  # a channel that was flattened has several positions, in order
-        seen[number] = occurrence + 1
-        found.append(places[group * STRIDE + kept[group][channel]][occurrence])
+        was = FIXED if number == FIXED else group * STRIDE + kept[group][channel]
+        occurrence = seen.get(was, 0)  # a channel that was flattened has several positions, in order
+        seen[was] = occurrence + 1
+        found.append(places[was][occurrence])
     return torch.from_numpy(np.array(found, dtype=np.int64))
 
 
@@ -114,6 +120,10 @@ def _shape(module: Any, name: str) -> tuple[int, ...]:
     if isinstance(module, nn.Linear):
         return (module.out_features, module.in_features) if name == "weight" else (module.out_features,)
     if isinstance(module, nn.modules.conv._ConvNd):
-        inputs = module.in_channels // module.groups
-        return (module.out_channels, inputs, *module.kernel_size) if name == "weight" else (module.out_channels,)
+        if name == "bias":
+            return (module.out_channels,)
+        ends = module.out_channels, module.in_channels // module.groups
+        if module.transposed:
+            ends = module.in_channels, module.out_channels // module.groups
+        return (*ends, *module.kernel_size)
     return (getattr(module, _vector_size(module)),)

@@ -1,64 +1,27 @@
 """Channel numbers flowing through a network: which channel sits at which position of every layer.
 
-Each convolution or linear layer numbers its output channels anew; every other operation does to the numbers what it
-does to the channels themselves, so a shuffle permutes them and a concatenation strings them together. Layers whose
-channels are added to one another share their numbers. Run again with smaller widths, the same flow tells where
-each channel of the pruned network sits, whatever lies between. What is not understood pins its channels.
+The traced forward is run on numbers in the place of values: tensors of the same shapes whose elements say which channel
+they belong to. A convolution or linear layer numbers its output channels anew; what only moves values (views,
+permutations, shuffles, concatenations, splits) is run on the numbers as it is; what adds or multiplies values makes
+their channels equals. Run again with other widths, the same flow tells where each channel of the pruned network
+sits, whatever lies between. What is not understood pins its channels.
 """
 
-import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
+from torch.utils._pytree import tree_leaves, tree_map
 
-from micronet.graph import Graph
-from micronet.models.layers import ChannelShuffle, Tap
-from micronet.pruning.numbering import Ids, Numbering
-
-_POINTWISE_MODULES = (
-    nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Mish, nn.Sigmoid, nn.Tanh, nn.Hardswish,
-    nn.Hardsigmoid, nn.Hardtanh, nn.Softplus, nn.Identity, nn.Dropout, nn.Dropout2d, Tap,
-)  # fmt: skip
-_POOLS = (
-    nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.LPPool2d, nn.Upsample, nn.ZeroPad2d,
-)  # fmt: skip
-_POINTWISE_CALLS: set[object] = {
-    F.relu, F.relu6, F.leaky_relu, F.elu, F.gelu, F.silu, F.mish, F.sigmoid, F.tanh, F.hardswish, F.hardsigmoid,
-    F.hardtanh, F.softplus, F.dropout, F.dropout2d, torch.relu, torch.sigmoid, torch.tanh, torch.clamp,
-}  # fmt: skip
-_POOL_CALLS: set[object] = {
-    F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d, torch.max_pool2d, F.interpolate,
-}  # fmt: skip
-_POINTWISE_METHODS = {"relu", "relu_", "sigmoid", "tanh", "clamp", "contiguous"}
-_ADDS: set[object] = {operator.add, operator.iadd, torch.add}
-
-
-Layout = Literal["map", "features", "matrix", "sizes", "other"]
-
-
-class Channels(NamedTuple):
-    """The channels of one tensor.
-
-    ``ids``: (C,) number of the channel at each position, or None where they are not ours to cut.
-    ``layout``: a map (N, C, H, W); features (N, C * positions) that a map was flattened to; a matrix (N, C); the
-    sizes of a tensor; or anything else.
-    """
-
-    ids: Ids | None
-    layout: Layout
-
-
-class Pieces(NamedTuple):
-    """Channels that an operation takes in ``number`` equal pieces; ``fixed``: a channel must stay in its piece."""
-
-    ids: Ids
-    number: int
-    fixed: bool
+from micronet.models.layers import ChannelShuffle
+from micronet.pruning import operations as ops
+from micronet.pruning.network import Network, Shape
+from micronet.pruning.numbering import FIXED, Ids, Numbering
+from micronet.pruning.step import Step, distinct, fixed, shuffled, sizes, spread, varies, vector
 
 
 @dataclass
@@ -69,204 +32,239 @@ class Layer:
     outputs: Ids
 
 
+class Reshaped(NamedTuple):
+    """A reshape: the channels it takes, and the sizes of those of its output's axes that they lie along."""
+
+    ids: Ids
+    sizes: tuple[int | None, ...]
+
+
 class Flow:
-    """The numbers at every layer of a traced network.
+    """The numbers at every layer of a network.
 
     ``layers``: convolutions and linear layers by name. ``norms``: modules with one value a channel.
-    ``pieces``: what must stay equal. ``widths``: channels of each group. ``pinned``: group -> why it is never cut.
-    ``names``: the layers that produce each group.
+    ``widths``: channels of each group. ``pinned``: group -> why it is never cut. ``names``: the layers that produce
+    each group. ``units``: group -> the number that its width must be a multiple of, where it is not 1; ``follow`` finds
+    them. ``grouped``: (channels, number) that a grouped layer takes in equal pieces. ``reshaped``: by graph and
+    node.
     """
 
-    def __init__(self, graph: Graph, widths: Mapping[int, int] | None = None, like: "Flow | None" = None) -> None:
-        """Number the channels of a network. The other arguments are ``with_widths``'s."""
+    def __init__(
+        self,
+        network: Network,
+        widths: Mapping[int, int] | None = None,
+        like: "Flow | None" = None,
+        pinned: Mapping[int, str] | None = None,
+    ) -> None:
+        """Number the channels; ``widths`` of the groups of another flow it is ``like``; ``pinned`` from the start."""
         self.layers: dict[str, Layer] = {}
         self.norms: dict[str, Ids] = {}
-        self.pieces: list[Pieces] = []
-        self._graph = graph
-        self._numbering: Numbering = Numbering(widths, None if like is None else like._numbering)
-        self._repeats: dict[str, int] = {} if like is None else like._repeats
-        self._values: dict[fx.Node, Channels] = {}
+        self.grouped: list[tuple[Ids, int]] = []
+        self.reshaped: dict[tuple[int, str], Reshaped] = {}
+        self.units: dict[int, int] = {}
+        self.network = network
+        self._numbering: Numbering = Numbering(widths, None if like is None else like._numbering, pinned)
         self._opaque: dict[str, str] = {}  # modules that are used in some way that cannot be followed, and why
-        for node in graph.fx.nodes:
-            self._values[node] = self._visit(node)
+        self._modules = dict(network.model.named_modules())
+        self._owners = _owners(network.model)
+        for index, graph in enumerate(network.graphs):
+            self._run(index, graph)
         self._settle()
 
-    def with_widths(self, widths: Mapping[int, int]) -> "Flow":
-        """Return the flow of the same network with other widths of its groups."""
-        return Flow(self._graph, widths, self)
+    def _run(self, index: int, graph: fx.Graph) -> None:
+        values: dict[fx.Node, Any] = {}
+        for node in graph.nodes:
+            args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
+            step = Step(node, (index, node.name), list(args), dict(kwargs), self.network.results)
+            values[node] = self._visit(step)
 
-    def _visit(self, node: fx.Node) -> Channels:
+    def _visit(self, step: Step) -> Any:
+        node = step.node
         if node.op == "placeholder":
-            return Channels(None, "map")
+            return step.blank()
         if node.op == "get_attr":
             owner, _, attribute = str(node.target).rpartition(".")
             self._opaque[owner] = f"its {attribute} is read by the forward itself"
-            return Channels(None, "other")
-        if node.op == "call_module":
-            return self._visit_module(node, str(node.target), self._graph.module(node))
+            return step.blank()
         if node.op == "output":
-            for source in self._graph.inputs(node):
-                self._numbering.pin(self._values[source].ids, "its channels are the network's output")
-            return Channels(None, "other")
-        return self._visit_call(node)
+            return self._give_up(step, "its channels are the network's output")
+        if not step.numbers:
+            return step.blank() if node.op == "call_module" else tree_map(fixed, step.call())
+        if node.op == "call_module":
+            return self._visit_module(step, str(node.target), self._modules[str(node.target)])
+        return self._visit_call(step)
 
-    def _visit_module(self, node: fx.Node, name: str, module: Any) -> Channels:
-        x = self._first(node)
-        if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
-            return self._convolve(name, module, x)
-        if isinstance(module, nn.Linear) and x.layout in ("features", "matrix"):
-            return self._multiply(name, module, x)
-        if isinstance(module, (nn.modules.batchnorm._BatchNorm, nn.PReLU)):
-            return self._normalise(name, module, x)
-        if isinstance(module, _POINTWISE_MODULES) and len(self._graph.inputs(node)) == 1:
-            return x
-        if isinstance(module, _POOLS) and x.layout == "map":
-            return x
-        if isinstance(module, ChannelShuffle) and x.layout == "map":
-            return self._shuffle(x, module.groups)
-        if isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) == (1, -1):
-            return self._flatten(x)
-        if self._graph.joins(node):
-            return self._join_by_adding(node)
+    def _visit_module(self, step: Step, name: str, module: Any) -> Any:
+        if isinstance(module, nn.modules.conv._ConvNd):
+            return self._convolve(step, name, module)
+        if isinstance(module, nn.Linear):
+            return self._multiply(step, name, module)
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            return self._normalise(step, name, module.affine or module.track_running_stats)
+        if isinstance(module, nn.PReLU):
+            return self._normalise(step, name, module.num_parameters > 1)
+        if isinstance(module, ops.POINTWISE_MODULES):
+            return step.numbers[0]
+        if isinstance(module, ops.COMBINING_MODULES):
+            return self._combine(step)
+        if isinstance(module, ops.POOLS):
+            return self._pool(step)
+        if isinstance(module, (ChannelShuffle, nn.ChannelShuffle)):
+            return self._move(step, lambda x: shuffled(x, module.groups), module.groups)
+        if isinstance(module, ops.MOVING_MODULES):
+            return self._move(step, module)
         self._opaque[name] = "it reads what cannot be followed"
-        return self._give_up(node, f"{name} ({type(module).__name__}) is not understood by pruning")
+        return self._give_up(step, f"{name} ({type(module).__name__}) is not understood by pruning")
 
-    def _visit_call(self, node: fx.Node) -> Channels:
-        x = self._first(node)
-        method = str(node.target) if node.op == "call_method" else ""
-        if node.target in _ADDS or method in ("add", "add_"):
-            return self._join_by_adding(node) if len(self._graph.inputs(node)) > 1 else x
-        if node.target in (torch.cat, torch.concat) and _argument(node, 1, "dim", 0) == 1:
-            return self._join_by_stringing(node)
-        if (node.target in _POINTWISE_CALLS or method in _POINTWISE_METHODS) and len(self._graph.inputs(node)) == 1:
-            return x
-        if node.target in _POOL_CALLS and x.layout == "map":
-            return x
-        if (node.target is torch.flatten or method == "flatten") and tuple(node.args[1:]) == (1,) and not node.kwargs:
-            return self._flatten(x)
-        if method in ("view", "reshape") and self._keeps_batch(node):
-            return self._flatten(x)
-        if method in ("view", "reshape") and len(node.args) == 3:
-            return self._give_up(node, "its forward writes sizes down", "matrix")
-        if method == "size" and _argument(node, 1, "dim", None) in (0, 2, 3):
-            return Channels(None, "other")
-        if node.target is getattr and node.args[1] == "shape":
-            return Channels(x.ids, "sizes")
-        if node.target is operator.getitem and x.layout == "sizes" and node.args[1] in (0, 2, 3):
-            return Channels(None, "other")
-        what = method or getattr(node.target, "__name__", str(node.target))
-        return self._give_up(node, f"{what} in its forward is not understood by pruning")
+    def _visit_call(self, step: Step) -> Any:
+        target, method = step.node.target, str(step.node.target) if step.node.op == "call_method" else ""
+        if method in ops.TELLING_METHODS or (target is getattr and step.args[1] in ops.TELLING_ATTRIBUTES):
+            return step.call()
+        if target in ops.MOVING_CALLS or method in ops.MOVING_METHODS:
+            return self._move(step)
+        pointwise = target in ops.POINTWISE_CALLS or method in ops.POINTWISE_METHODS
+        if pointwise or target in ops.COMBINING_CALLS or method in ops.COMBINING_METHODS:
+            return self._combine(step)
+        if target in ops.REDUCING_CALLS or method in ops.REDUCING_METHODS:
+            return self._reduce(step)
+        if target in ops.POOL_CALLS or (target is F.pad and len(step.args[1]) // 2 <= step.numbers[0].dim() - 2):
+            return self._pool(step)
+        what = method or getattr(target, "__name__", str(target))
+        return self._give_up(step, f"{what} in its forward is not understood by pruning")
 
-    def _first(self, node: fx.Node) -> Channels:
-        sources = self._graph.inputs(node)
-        return self._values[sources[0]] if sources else Channels(None, "other")
-
-    def _convolve(self, name: str, conv: Any, x: Channels) -> Channels:
-        if x.layout != "map":
-            self._numbering.pin(x.ids, f"{name} reads it in another shape")
-            x = Channels(None, "map")
-        plain = self._owned(name, conv, x)
+    def _convolve(self, step: Step, name: str, conv: Any) -> Tensor:
+        x = step.numbers[0]
+        read = vector(x, 1) if x.dim() == len(conv.kernel_size) + 2 else None
         depthwise = conv.groups == conv.in_channels > 1
-        if depthwise and x.ids is not None:
-            out: Ids = np.repeat(x.ids, conv.out_channels // conv.in_channels)
+        if depthwise and read is not None and FIXED not in read:
+            out: Ids = np.repeat(read, conv.out_channels // conv.in_channels)
         else:
             out = self._numbering.new(name, conv.out_channels)
-            if conv.groups > 1:
-                self._split(out, conv.groups)
-                self._split(x.ids, conv.groups)
-        if not plain:
-            self._numbering.pin(out, f"{name} shares its weight")
-        self._note(name, x.ids, out)
-        return Channels(out, "map")
+            if depthwise or (conv.transposed and conv.groups > 1):
+                self._opaque[name] = f"{type(conv).__name__} with groups reads what cannot be cut"
+            elif conv.groups > 1:
+                self.grouped += [(ids, conv.groups) for ids in (out, read) if ids is not None]
+        self._note(step, name, read, out)
+        return spread(out, 1, (x.shape[0], len(out), *step.result[2:]))
 
-    def _multiply(self, name: str, linear: nn.Linear, x: Channels) -> Channels:
-        plain = self._owned(name, linear, x)
+    def _multiply(self, step: Step, name: str, linear: nn.Linear) -> Tensor:
+        x = step.numbers[0]
         out = self._numbering.new(name, linear.out_features)
-        if not plain:
-            self._numbering.pin(out, f"{name} shares its weight")
-        self._note(name, self._spread(name, x, linear.in_features), out)
-        return Channels(out, "matrix")
+        self._note(step, name, vector(x, -1), out)
+        return spread(out, x.dim() - 1, (*x.shape[:-1], len(out)))
 
-    def _normalise(self, name: str, norm: Any, x: Channels) -> Channels:
-        if not self._owned(name, norm, x) or x.ids is None:
+    def _note(self, step: Step, name: str, read: Ids | None, out: Ids) -> None:
+        if read is None:
+            self._pin(step.numbers, f"{name} reads it in another shape")
+        if name not in self._owners:
+            self._opaque[name] = "it shares its weight, or makes it anew"
+        if name not in self.layers:
+            self.layers[name] = Layer(read, out)
+            return
+        known = self.layers[name]  # called again: both inputs must be cut alike
+        if known.inputs is None or read is None:
+            self._opaque[name] = "it also reads what cannot be followed"
+        else:
+            self._numbering.unify(known.inputs, read)
+        self._numbering.unify(known.outputs, out)
+
+    def _normalise(self, step: Step, name: str, has_values: bool) -> Any:
+        x = step.numbers[0]
+        if not has_values:
+            return x
+        ids = vector(x, 1) if x.dim() > 1 else None
+        if ids is None or name not in self._owners:
             self._opaque[name] = "it reads what cannot be followed"
-            return x
-        size = norm.num_parameters if isinstance(norm, nn.PReLU) else norm.num_features
-        if size == 1 and isinstance(norm, nn.PReLU):
-            return x
-        ids = self._spread(name, x, size)
-        if ids is None:
-            return x
+            return self._give_up(step, f"{name} reads it in another shape")
         if name in self.norms:
             self._numbering.unify(self.norms[name], ids)
-        self.norms[name] = ids
-        return Channels(ids, "matrix" if x.layout == "features" else x.layout)
+        self.norms.setdefault(name, ids)
+        return x
 
-    def _shuffle(self, x: Channels, groups: int) -> Channels:
-        if x.ids is None:
-            return x
-        self.pieces.append(Pieces(x.ids, groups, fixed=False))
-        return Channels(x.ids.reshape(groups, -1).T.ravel(), x.layout)
+    def _move(self, step: Step, call: Callable[..., Any] | None = None, pieces: int = 1) -> Any:
+        try:
+            moved = step.call(call)
+        except (RuntimeError, IndexError, TypeError, ValueError):  # sizes that are written down and no longer fit
+            return self._give_up(step, "its forward writes sizes down")
+        taken = np.concatenate([distinct(ids) for ids in step.numbers])
+        if isinstance(moved, Tensor):
+            along = (pieces, None) if pieces > 1 else tuple(sizes(moved))
+            self.reshaped[step.key] = Reshaped(taken, along)
+        return moved
 
-    def _flatten(self, x: Channels) -> Channels:
-        return Channels(x.ids, "features") if x.layout == "map" else x
+    def _pool(self, step: Step) -> Any:
+        ids = vector(step.numbers[0], 1)
+        shapes = [leaf for leaf in tree_leaves(step.result) if isinstance(leaf, Shape)]
+        if ids is None or len(shapes) != 1 or len(shapes[0]) != step.numbers[0].dim():
+            return self._give_up(step, f"{step.node.name} is over its channels")
+        return spread(ids, 1, (step.numbers[0].shape[0], len(ids), *shapes[0][2:]))
 
-    def _join_by_adding(self, node: fx.Node) -> Channels:
-        values = [self._values[source] for source in self._graph.inputs(node)]
-        if len({value.layout for value in values}) > 1 or any(value.ids is None for value in values):
-            return self._give_up(node, "it is added to channels that cannot be cut", values[0].layout)
-        for other in values[1:]:
-            self._numbering.unify(values[0].ids, other.ids)
-        return max(values, key=lambda value: len(value.ids))  # type: ignore[arg-type]  # one may be broadcast
+    def _reduce(self, step: Step) -> Any:
+        x, dims = step.numbers[0], step.argument(1, "dim")
+        keep = bool(step.argument(2, "keepdim", False))
+        axes = list(range(x.dim())) if dims is None else [dims] if isinstance(dims, int) else list(dims)
+        if any(varies(x, axis) for axis in axes):
+            return self._give_up(step, f"{step.node.name} is over its channels")
+        return torch.amin(x, axes, keepdim=keep)
 
-    def _join_by_stringing(self, node: fx.Node) -> Channels:
-        tensors: Any = _argument(node, 0, "tensors", ())
-        values = [self._values[t] for t in tensors] if isinstance(tensors, (list, tuple)) else []  # perhaps one twice
-        known = [value.ids for value in values if value.ids is not None]
-        if known and len(known) == len(values) and {value.layout for value in values} in ({"map"}, {"matrix"}):
-            return Channels(np.concatenate(known), values[0].layout)
-        return self._give_up(node, "it is concatenated with channels that cannot be cut")
+    def _combine(self, step: Step) -> Any:
+        out = step.numbers[0]
+        try:
+            for other in step.numbers[1:]:
+                out = self._pair(out, other)
+        except RuntimeError:  # at other widths they no longer fit one another
+            return self._give_up(step, "its forward writes sizes down")
+        return out
 
-    def _keeps_batch(self, node: fx.Node) -> bool:
-        """Tell whether a reshape is to (batch, all the rest); sizes written down as numbers are no batch's."""
-        if len(node.args) != 3 or node.args[2] != -1:
-            return False
-        size = node.args[1]
-        if not isinstance(size, fx.Node):
-            return False
-        if size.target is operator.getitem:
-            return bool(size.args[1] == 0)
-        return size.target == "size" and _argument(size, 1, "dim", None) == 0
+    def _pair(self, left: Tensor, right: Tensor) -> Tensor:
+        """Make equals of the numbers at the same place of two tensors; what is alone there must not be cut.
 
-    def _give_up(self, node: fx.Node, why: str, layout: Layout = "other") -> Channels:
-        for source in self._graph.inputs(node):
-            self._numbering.pin(self._values[source].ids, why)
-        return Channels(None, layout)
+        A tensor that is broadcast along the other's channels goes with any number of them.
+        """
+        depth = max(left.dim(), right.dim())
+        left, right = (x.reshape(*[1] * (depth - x.dim()), *x.shape) for x in (left, right))
+        sides = [left, right]
+        for side, other in ((0, 1), (1, 0)):
+            x, y = sides[side], sides[other]
+            if any(x.size(axis) == 1 and varies(y, axis) for axis in range(depth)):
+                self._pin([x], "it is broadcast along channels")
+                sides[side] = torch.full_like(x, FIXED)
+        for side, other in ((0, 1), (1, 0)):
+            x, y = sides[side], sides[other]
+            held = any(y.size(axis) > 1 and varies(x, axis) for axis in range(depth))
+            if held and bool((y == FIXED).any()):
+                wide, lone = _broadcast(x, y)
+                self._pin([wide[lone == FIXED]], "it is combined with what cannot be cut")
+        a, b = _broadcast(*sides)
+        dense = [slice(0, 1) if a.stride(i) == b.stride(i) == 0 else slice(None) for i in range(depth)]
+        pairs = torch.stack([a[tuple(dense)], b[tuple(dense)]]).flatten(1)
+        ours, theirs = np.unique(pairs[:, (pairs != FIXED).all(0)].numpy(), axis=1)
+        self._numbering.unify(ours, theirs)
+        if bool((pairs[0] != FIXED).all()):
+            return a
+        return b if bool((pairs[1] != FIXED).all()) else torch.where(a == FIXED, b, a)
 
-    def _owned(self, name: str, module: nn.Module, x: Channels) -> bool:
-        """Tell whether a layer's parameters are its own; pin its input where they are not."""
-        owned = self._graph.owns_parameters(module)
-        if not owned:
-            self._numbering.pin(x.ids, f"{name} shares its weight")
-        return owned
+    def _give_up(self, step: Step, why: str) -> Any:
+        self._pin(step.numbers, why)
+        return step.blank()
 
-    def _spread(self, name: str, x: Channels, features: int) -> Ids | None:
-        """Repeat each channel's number for the positions that flattening has made features of."""
-        if x.ids is None or x.layout != "features":
-            return x.ids
-        repeat = self._repeats.setdefault(name, features // len(x.ids))
-        return np.repeat(x.ids, repeat)
+    def _pin(self, tensors: Sequence[Tensor], why: str) -> None:
+        for ids in tensors:
+            self._numbering.pin(distinct(ids), why)
 
-    def _split(self, ids: Ids | None, count: int) -> None:
-        if ids is not None:
-            self.pieces.append(Pieces(ids, count, fixed=True))
+    def with_widths(self, widths: Mapping[int, int]) -> "Flow":
+        """Return the flow of the same network with other widths of its groups."""
+        return Flow(self.network, widths, self, self.pinned)
 
-    def _note(self, name: str, inputs: Ids | None, outputs: Ids) -> None:
-        if name in self.layers:  # called again: both inputs must be cut alike
-            self._numbering.unify(self.layers[name].inputs, inputs)
-            self._numbering.unify(self.layers[name].outputs, outputs)
-        else:
-            self.layers[name] = Layer(inputs, outputs)
+    def pieces(self, name: str) -> int:
+        """Return in how many groups a layer takes its channels; 1 for a depthwise one, whose channels are its own."""
+        module: Any = self._modules[name]
+        groups: int = getattr(module, "groups", 1)
+        return 1 if groups == getattr(module, "in_channels", 0) else groups
+
+    def root(self, group: int) -> int:
+        """Return the group that stands for all those a group's channels are added to."""
+        return self._numbering.root(group)
 
     def _settle(self) -> None:
         """Name every channel by its group's root."""
@@ -281,11 +279,28 @@ class Flow:
             layer.inputs = None if layer.inputs is None else numbering.canonical(layer.inputs)
             layer.outputs = numbering.canonical(layer.outputs)
         self.norms = {name: numbering.canonical(ids) for name, ids in self.norms.items()}
-        self.pieces = [piece._replace(ids=numbering.canonical(piece.ids)) for piece in self.pieces]
+        self.grouped = [(numbering.canonical(ids), number) for ids, number in self.grouped]
+        self.reshaped = {key: move._replace(ids=numbering.canonical(move.ids)) for key, move in self.reshaped.items()}
         self.names = numbering.names()
         self.widths = {group: numbering.widths[group] for group in self.names}
         self.pinned = {numbering.root(group): why for group, why in reversed(numbering.pinned.items())}
 
 
-def _argument(node: fx.Node, position: int, name: str, default: object) -> object:
-    return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
+def _broadcast(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    shape = [max(sizes) if min(sizes) else 0 for sizes in zip(left.shape, right.shape, strict=True)]
+    return left.expand(shape), right.expand(shape)
+
+
+def _owners(model: nn.Module) -> set[str]:
+    """Return the modules whose weight is a plain parameter that no other module uses."""
+    holders: dict[int, int] = {}
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            holders[id(parameter)] = holders.get(id(parameter), 0) + 1
+    return {
+        name
+        for name, module in model.named_modules()
+        if not hasattr(module, "parametrizations")
+        and ("weight" in module._parameters)
+        and all(holders[id(parameter)] == 1 for parameter in module.parameters(recurse=False))
+    }

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 Ids = NDArray[np.int64]
 STRIDE = 1 << 32  # a number is group * STRIDE + channel
+FIXED = -1  # the number of whatever is not a channel of ours
 
 
 class Numbering:
@@ -15,10 +16,15 @@ class Numbering:
     ``widths``: channels of each group. ``pinned``: group -> why it is never cut.
     """
 
-    def __init__(self, chosen: Mapping[int, int] | None = None, like: "Numbering | None" = None) -> None:
+    def __init__(
+        self,
+        chosen: Mapping[int, int] | None = None,
+        like: "Numbering | None" = None,
+        pinned: Mapping[int, str] | None = None,
+    ) -> None:
         """Begin; to number the same network with ``chosen`` widths, name the numbering it is ``like``."""
         self.widths: dict[int, int] = {}
-        self.pinned: dict[int, str] = {}
+        self.pinned: dict[int, str] = dict(pinned or {})
         self._chosen = chosen
         self._like = like
         self._number: dict[str, int] = {}
@@ -33,27 +39,32 @@ class Numbering:
         self.widths[group] = width
         return group * STRIDE + np.arange(width, dtype=np.int64)
 
-    def unify(self, left: Ids | None, right: Ids | None) -> None:
-        """Let channels be one another's equals, position by position; pin both where that is not simply so."""
-        if left is None or right is None:
-            self.pin(left, "it is added to channels that cannot be cut")
-            self.pin(right, "it is added to channels that cannot be cut")
+    def unify(self, left: Ids, right: Ids) -> None:
+        """Let channels be one another's equals, pair by pair; pin those of groups that are not wholly so, in order."""
+        if left.shape != right.shape:
+            self.pin(left, "it is combined with another number of channels")
+            self.pin(right, "it is combined with another number of channels")
             return
         left, right = self.canonical(left), self.canonical(right)
-        if np.array_equal(left, right):
-            return
-        groups = [self._whole_group(ids) for ids in (left, right)]
-        if groups[0] is None or groups[1] is None or len(left) != len(right):
-            self.pin(left, "it is added to channels in another order")
-            self.pin(right, "it is added to channels in another order")
-            return
-        self._parent[max(groups[0], groups[1])] = min(groups[0], groups[1])
+        differ = left != right
+        pairs = np.unique(np.stack([left[differ], right[differ]]), axis=1)
+        pair_groups = pairs // STRIDE
+        for ours, theirs in np.unique(pair_groups, axis=1).T.tolist():
+            of_pair = pairs[:, (pair_groups[0] == ours) & (pair_groups[1] == theirs)]
+            if FIXED in (ours, theirs):
+                self.pin(of_pair.ravel(), "it is combined with what cannot be cut")
+            elif not self._whole(ours, theirs, of_pair % STRIDE):
+                self.pin(of_pair.ravel(), "it is combined with channels in another order")
+            else:
+                roots = self.root(ours), self.root(theirs)
+                self._parent[max(roots)] = min(roots)
 
     def pin(self, ids: Ids | None, why: str) -> None:
         """Never cut these channels."""
         if ids is not None:
             for group in np.unique(ids // STRIDE).tolist():
-                self.pinned.setdefault(group, why)
+                if group != FIXED:
+                    self.pinned.setdefault(group, why)
 
     def root(self, group: int) -> int:
         """Return the group that stands for all those a group's channels are added to."""
@@ -64,8 +75,8 @@ class Numbering:
     def canonical(self, ids: Ids) -> Ids:
         """Name every channel by its group's root."""
         groups, places = np.unique(ids // STRIDE, return_inverse=True)
-        roots = np.array([self.root(group) for group in groups.tolist()], dtype=np.int64)
-        numbers: Ids = roots[places] * STRIDE + ids % STRIDE
+        roots = np.array([g if g == FIXED else self.root(g) for g in groups.tolist()], dtype=np.int64)
+        numbers: Ids = np.where(ids == FIXED, FIXED, roots[places.reshape(ids.shape)] * STRIDE + ids % STRIDE)
         return numbers
 
     def names(self) -> dict[int, list[str]]:
@@ -75,8 +86,13 @@ class Numbering:
             found.setdefault(self.root(group), []).append(name)
         return found
 
-    def _whole_group(self, ids: Ids) -> int | None:
-        """Return the group that ids are, all of it and in order; None where they are not."""
-        group = int(ids[0]) // STRIDE
-        whole = group * STRIDE + np.arange(self.widths[group], dtype=np.int64)
-        return group if np.array_equal(ids, whole) else None
+    def _whole(self, ours: int, theirs: int, pairs: Ids) -> bool:
+        """Tell whether pairs of channels (2, n) are all those of two groups, each with its like."""
+        width = self.widths[ours]
+        whole = width == self.widths[theirs] == pairs.shape[1] and ours != theirs
+        return bool(whole and (pairs == np.arange(width)).all())
+
+
+def groups_of(ids: Ids) -> list[int]:
+    """Return the groups that channels are of."""
+    return [group for group in np.unique(ids // STRIDE).tolist() if group != FIXED]

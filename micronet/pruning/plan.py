@@ -7,19 +7,22 @@ multiples (ties up). Where an operation takes the channels in equal pieces, the 
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
 
+from micronet.errors import MicronetError, unknown
 from micronet.pruning.config import PruneConfig
 from micronet.pruning.flow import Flow
-from micronet.pruning.numbering import STRIDE
+from micronet.pruning.numbering import FIXED, STRIDE, Ids, groups_of
 
 Scores = Mapping[int, NDArray[np.float64]]
-Signatures = dict[int, list[tuple[int, ...]]]
+Signature = tuple[tuple[str, int], ...]
+Signatures = dict[int, list[Signature]]
 
 
 @dataclass(frozen=True)
@@ -43,9 +46,10 @@ class GroupPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """Every group's fate. ``asked``, ``cut``, ``total``: channels, of those that may be cut at all."""
+    """Every group's fate. ``asked``, ``cut``, ``total``: channels, of those that may be cut. ``flow``: with them."""
 
     groups: dict[int, GroupPlan]
+    flow: Flow
     asked: int
     cut: int
     total: int
@@ -58,22 +62,57 @@ class Planner:
         self._flow = flow
         self._scores = scores
         self._config = config
-        self._notes = {group: flow.pinned.get(group, unjudged) for group in flow.widths}
-        self._units = {group: self._unit(group) for group in flow.widths}
+        self._why = {group: flow.pinned.get(group, unjudged) for group in flow.widths}
+        self._notes = dict(self._why)
+        self._units = {group: math.lcm(config.regular, flow.units.get(group, 1)) for group in flow.widths}
+        self._least = {group: math.ceil(config.min_channels / unit) * unit for group, unit in self._units.items()}
+        chosen_out = self._excluded()
         self._free = [group for group in flow.widths if group not in flow.pinned and group in scores]
         for group in list(self._free):
-            self._notes[group] = ""
-            if self._units[group] > flow.widths[group]:
+            self._why[group] = "by choice" if group in chosen_out else ""
+            if self._least[group] > flow.widths[group]:
+                self._why[group] = f"{flow.widths[group]} channels cannot be a multiple of {self._units[group]}"
+                if self._least[group] > self._units[group]:
+                    self._why[group] = f"{flow.widths[group]} channels are fewer than {self._least[group]}"
+            if self._why[group]:
                 self._free.remove(group)
-                self._notes[group] = f"{flow.widths[group]} channels cannot be a multiple of {self._units[group]}"
         self._old = _signatures(flow)
 
-    def plan(self) -> Plan:
-        """Choose widths, then channels."""
+    @property
+    def free(self) -> list[int]:
+        """Return the groups that may be cut."""
+        return list(self._free)
+
+    def plan(self, percent: float) -> Plan:
+        """Cut a share of the channels: choose widths, then channels."""
+        self._notes = dict(self._why)
         total = sum(self._flow.widths[group] for group in self._free)
-        asked = int(Fraction(str(self._config.percent)) * total)  # exact: 0.29 of 100 is 29, in floats 28
-        widths = self._settle_pieces(self._round(self._threshold(asked)))
-        new = _signatures(self._flow.with_widths(widths))
+        asked = int(Fraction(str(percent)) * total)  # exact: 0.29 of 100 is 29, in floats 28
+        counts = self._threshold(asked) if self._config.scope == "global" else self._shares(percent)
+        return self._carry_out(self._round(counts), asked)
+
+    def plan_widths(self, wanted: Mapping[int, int]) -> Plan:
+        """Cut some groups to given widths. Raises MicronetError where a group cannot have its width."""
+        self._notes = dict(self._why)
+        for group, width in wanted.items():
+            unit, most = self._units[group], self._flow.widths[group]
+            if not 1 <= width <= most or (width % unit and width != most):
+                multiple = f", a multiple of {unit}" if unit > 1 else ""
+                raise MicronetError(
+                    f"{', '.join(self._flow.names[group])} cannot have {width} channels; allowed: 1 to {most}{multiple}"
+                )
+        plan = self._carry_out({**self._flow.widths, **wanted}, 0)
+        for group, width in wanted.items():
+            if plan.groups[group].after != width:
+                raise MicronetError(
+                    f"{', '.join(self._flow.names[group])} cannot have {width} channels beside the other widths, its "
+                    f"channels are read in groups with those of {self._named(self._neighbours(group) - {group})}"
+                )
+        return plan
+
+    def _carry_out(self, widths: dict[int, int], asked: int) -> Plan:
+        widths, flow = self._settle_pieces(widths)
+        new = _signatures(flow)
         groups = {
             group: GroupPlan(
                 self._flow.names[group],
@@ -84,7 +123,29 @@ class Planner:
             for group in self._flow.widths
         }
         cut = sum(groups[group].before - groups[group].after for group in self._free)
-        return Plan(groups, asked, cut, total)
+        total = sum(self._flow.widths[group] for group in self._free)
+        return Plan(groups, flow, asked, cut, total)
+
+    def _excluded(self) -> set[int]:
+        names = {name: group for group, layers in self._flow.names.items() for name in layers}
+        found: set[int] = set()
+        for pattern in filter(None, map(str.strip, (self._config.exclude or "").split(","))):
+            matched = {group for name, group in names.items() if fnmatchcase(name, pattern)}
+            if not matched:
+                raise MicronetError(f"--exclude: {unknown('layer', pattern, names)}")
+            found |= matched
+        return found
+
+    def _named(self, groups: Iterable[int]) -> str:
+        return ", ".join(name for group in sorted(groups) for name in self._flow.names[group]) or "themselves"
+
+    def _shares(self, percent: float) -> dict[int, int]:
+        """Return how many channels of each free group are left when each loses the same share."""
+        widths = self._flow.widths
+        return {
+            group: max(self._least[group], widths[group] - int(Fraction(str(percent)) * widths[group]))
+            for group in self._free
+        }
 
     def _threshold(self, asked: int) -> dict[int, int]:
         """Return how many channels of each free group are left when the ``asked`` lowest-scored are gone."""
@@ -93,33 +154,37 @@ class Planner:
             order = np.argsort(-self._scores[group], kind="stable")
             for rank, channel in enumerate(order.tolist()):
                 score = float(self._scores[group][channel])
-                entries.append((score, group, -rank, rank >= self._units[group]))
+                entries.append((score, group, -rank, rank >= self._least[group]))
         entries.sort()
         unprotected = Counter(group for _, group, _, _ in entries[:asked])
         cut = Counter(group for _, group, _, loose in [entry for entry in entries if entry[3]][:asked])
         for group in self._free:
-            if self._flow.widths[group] - unprotected[group] < self._units[group]:
-                self._note(group, f"kept {self._units[group]}, the least it may have")
+            if self._flow.widths[group] - unprotected[group] < self._least[group]:
+                self._note(group, f"kept {self._least[group]}, the least it may have")
         return {group: self._flow.widths[group] - cut[group] for group in self._free}
 
     def _round(self, counts: dict[int, int]) -> dict[int, int]:
-        """Round widths to the nearest multiple (ties up), at least one, at most what the group has."""
+        """Round widths to the nearest multiple (ties up), at least the least, at most what the group has."""
         widths = dict(self._flow.widths)
         for group, count in counts.items():
             unit, most = self._units[group], self._flow.widths[group]
-            multiple = max(1, min(math.floor(count / unit + 0.5), most // unit)) * unit
-            widths[group] = multiple
-            if multiple != count:
+            multiple = min(math.floor(count / unit + 0.5), most // unit) * unit
+            widths[group] = max(self._least[group], multiple)
+            if widths[group] != count:
                 self._note(group, f"{count} made a multiple of {unit}")
         return widths
 
-    def _settle_pieces(self, widths: dict[int, int]) -> dict[int, int]:
+    def _settle_pieces(self, widths: dict[int, int]) -> tuple[dict[int, int], Flow]:
         """Lower widths until every channel can stay in the piece it is in; where none will do, keep the group whole."""
         while True:
-            new = _signatures(self._flow.with_widths(widths))
+            flow = self._flow.with_widths(widths)
+            new = _signatures(flow)
             stuck = [group for group in new if not self._fits(group, widths[group], new[group])]
+            stuck += [
+                self._flow.root(group) for group in flow.pinned if self._flow.root(group) not in self._flow.pinned
+            ]
             if not stuck:
-                return widths
+                return widths, flow
             for group in stuck:
                 if group in self._free and widths[group] < self._flow.widths[group]:
                     self._lower(group, widths)
@@ -137,50 +202,57 @@ class Planner:
 
     def _neighbours(self, group: int) -> set[int]:
         found: set[int] = set()
-        for pieces in self._flow.pieces:
-            members = set((pieces.ids // STRIDE).tolist())
+        operations = [ids for ids, _ in self._flow.grouped] + [move.ids for move in self._flow.reshaped.values()]
+        for members in map(set, map(groups_of, operations)):
             if group in members:
                 found |= members
         return found
 
-    def _fits(self, group: int, width: int, new: list[tuple[int, ...]]) -> bool:
+    def _fits(self, group: int, width: int, new: list[Signature]) -> bool:
         old = self._old[group]
         if width == len(old):
             return new == old
         have, need = Counter(old), Counter(new)
         return all(have[signature] >= count for signature, count in need.items())
 
-    def _choose(self, group: int, new: list[tuple[int, ...]]) -> list[int]:
+    def _choose(self, group: int, new: list[Signature]) -> list[int]:
         """Return the best channels for the places of a group's new width, each from the piece its place is in."""
         width = self._flow.widths[group]
         if len(new) == width:
             return list(range(width))
         old = self._old.get(group, [()] * width)
         best = np.argsort(-self._scores[group], kind="stable").tolist()
-        chosen: dict[tuple[int, ...], list[int]] = {}
+        chosen: dict[Signature, list[int]] = {}
         for signature, count in Counter(new).items():
             chosen[signature] = sorted([channel for channel in best if old[channel] == signature][:count])
         return [chosen[signature].pop(0) for signature in new]
-
-    def _unit(self, group: int) -> int:
-        """Return the number that a group's width must be a multiple of."""
-        counts = [pieces.number for pieces in self._flow.pieces if (pieces.ids // STRIDE == group).any()]
-        return math.lcm(self._config.regular, *counts)
 
     def _note(self, group: int, text: str) -> None:
         self._notes[group] = "; ".join(filter(None, [self._notes[group], text]))
 
 
 def _signatures(flow: Flow) -> Signatures:
-    """Return, for each channel of each group that is taken in pieces, the piece it is in for every operation."""
-    found: dict[int, list[list[int]]] = {}
-    for pieces in flow.pieces:
-        if not pieces.fixed:
-            continue
-        size = len(pieces.ids) // pieces.number
-        for position, number in enumerate(pieces.ids.tolist()):
-            group, channel = divmod(number, STRIDE)
-            if group not in found:
-                found[group] = [[] for _ in range(flow.widths[group])]
-            found[group][channel].append(position // size)
-    return {group: [tuple(places) for places in channels] for group, channels in found.items()}
+    """Return, for each channel of each group, where it is read: the layers, and the piece of those with groups.
+
+    A channel may take the place of another only where both are read alike.
+    """
+    found: dict[int, list[list[tuple[str, int]]]] = {
+        group: [[] for _ in range(width)] for group, width in flow.widths.items()
+    }
+
+    def note(reader: str, ids: Ids, pieces: int) -> None:
+        size = len(ids) // pieces
+        for position, number in enumerate(ids.tolist()):
+            if number != FIXED:
+                group, channel = divmod(number, STRIDE)
+                found[group][channel].append((reader, position // size))
+
+    for name, layer in flow.layers.items():
+        pieces = flow.pieces(name)
+        if layer.inputs is not None:
+            note(f"{name} reads", layer.inputs, pieces)
+        if pieces > 1:
+            note(f"{name} writes", layer.outputs, pieces)
+    for name, ids in flow.norms.items():
+        note(name, ids, 1)
+    return {group: [tuple(sorted(places)) for places in channels] for group, channels in found.items()}

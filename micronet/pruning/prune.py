@@ -2,46 +2,133 @@
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
+from micronet import registry
 from micronet.errors import FailedError, MicronetError, first_line
-from micronet.graph import Graph, trace
+from micronet.evaluation import count_macs
 from micronet.history import StageRecord
 from micronet.pruning.config import PruneConfig
-from micronet.pruning.criteria import bn_scale
-from micronet.pruning.cut import cut, resize
+from micronet.pruning.cut import Sizes, cut, resize
 from micronet.pruning.flow import Flow
-from micronet.pruning.numbering import STRIDE, Ids
+from micronet.pruning.network import Example, as_inputs, open_network
+from micronet.pruning.numbering import FIXED, STRIDE, Ids
 from micronet.pruning.plan import Plan, Planner
+from micronet.pruning.scaling import follow
+from micronet.settings import flag
 
+PARTS = 1000  # a target is met to within this many parts of the channels
 TOLERANCE = 1e-6  # relative, of float64 arithmetic in another order
 
 
+Cost = Callable[[nn.Module], float]
+
+
 def prune_model(
-    model: nn.Module, config: PruneConfig, example: Tensor | None = None
+    model: nn.Module, config: PruneConfig, example: Example, cost: Cost | None = None
 ) -> tuple[nn.Module, StageRecord, Plan]:
     """Return a copy of a network with channels cut, the record that rebuilds it, and what was decided.
 
-    ``example``: an input, on which the cut network is then held against the whole one with its cut channels silenced.
+    ``example``: an input, or a tuple of them. The shapes that follow from it tell which channels belong together, and
+    on it the cut network is then held against the whole one with its cut channels silenced. ``cost``: what a network
+    costs, where the config has a target for latency; parameters and multiply-accumulates are counted here.
     Raises MicronetError where the network cannot be traced or copied, or has no channels that could be judged;
     FailedError where the cut network does not compute what it should.
     """
-    try:
-        pruned = copy.deepcopy(model)
-    except RuntimeError as error:  # hooks of old-style weight norms hold tensors that cannot be copied
-        raise MicronetError(f"the network cannot be copied: {first_line(error)}") from error
-    graph = _trace(pruned)
-    old = Flow(graph)
-    plan = _plan(graph, old, config)
-    new = old.with_widths({group: chosen.after for group, chosen in plan.groups.items()})
-    kept = {group: chosen.kept for group, chosen in plan.groups.items()}
-    sizes = cut(pruned, old, new, kept)
-    if example is not None:
-        _check(model, pruned, old, kept, example)
+    pruner = Pruner(model, config, example)
+    if config.widths is not None:
+        plan = pruner.planner.plan_widths(_widths(config.widths, pruner))
+    elif config.target is not None:
+        plan = _meet(pruner, *config.target, cost)
+    else:
+        plan = pruner.planner.plan(config.percent)
+    pruned, sizes = pruner.cut(plan)
+    pruner.check(pruned, plan)
     return pruned, StageRecord("prune", config.to_json(), {"sizes": sizes}), plan
+
+
+class Pruner:
+    """One network with its channels followed and judged, and the copies of it that a plan cuts."""
+
+    def __init__(self, model: nn.Module, config: PruneConfig, example: Example) -> None:
+        """Raises MicronetError where nothing of the network can be cut."""
+        self.model, self.example = model, example
+        self.flow = channel_flow(model, example)
+        criterion = registry.resolve(registry.CRITERIA, config.criterion, "criterion")
+        self.planner = Planner(self.flow, criterion.scores(model, self.flow), config, criterion.WHY_UNJUDGED)
+        if not self.planner.free:
+            whole = list(self.planner.plan(0).groups.values())[:3]
+            reasons = "; ".join(f"{', '.join(group.layers)}: {group.note}" for group in whole)
+            raise MicronetError(
+                f"no channel of this network can be cut ({reasons or 'no layer of it can be followed'})"
+            )
+
+    def cut(self, plan: Plan) -> tuple[nn.Module, dict[str, Sizes]]:
+        """Return a copy with all but the plan's channels cut, and the new sizes of its layers."""
+        try:
+            pruned = copy.deepcopy(self.model)
+        except RuntimeError as error:  # hooks of old-style weight norms hold tensors that cannot be copied
+            raise MicronetError(f"the network cannot be copied: {first_line(error)}") from error
+        return pruned, cut(pruned, self.flow, plan.flow, _kept(plan))
+
+    def check(self, pruned: nn.Module, plan: Plan) -> None:
+        """Raise FailedError where a cut network's output is not that of the whole one with cut channels silenced."""
+        _check(self.model, pruned, self.flow, _kept(plan), self.example)
+
+
+def _kept(plan: Plan) -> dict[int, list[int]]:
+    return {group: chosen.kept for group, chosen in plan.groups.items()}
+
+
+def _widths(asked: str, pruner: Pruner) -> dict[int, int]:
+    """Return the widths that ``--widths`` gives, one a group that may be cut, in the order of the forward."""
+    parts = [part.strip() for part in asked.replace(",", " ").split()]
+    free = pruner.planner.free
+    if len(parts) != len(free) or not all(part.isdigit() for part in parts):
+        now = ",".join(str(pruner.flow.widths[group]) for group in free)
+        raise MicronetError(f"--widths has {len(parts)} numbers; this network takes {len(free)}, now {now}")
+    return dict(zip(free, map(int, parts), strict=True))
+
+
+def _meet(pruner: Pruner, target: str, share: float, cost: Cost | None) -> Plan:
+    """Return the plan that cuts as little as a target allows, to a thousandth of the channels.
+
+    Raises FailedError where the network cannot be made so small.
+    """
+    if cost is None:
+        if target == "target_latency":
+            raise MicronetError("target_latency needs a cost: a function from a network to its latency")
+        count = _count_macs if target == "target_macs" else _count_parameters
+        cost = partial(count, pruner.example)
+    limit = share * cost(pruner.model)
+    low, high = 0, PARTS - 1
+    plan = pruner.planner.plan(high / PARTS)
+    if (least := cost(pruner.cut(plan)[0])) > limit:
+        raise FailedError(
+            f"{flag(target)} {share:g} cannot be met: with all cut that can be, {share * least / limit:.3f} is left"
+        )
+    while low < high:
+        middle = (low + high) // 2
+        tried = pruner.planner.plan(middle / PARTS)
+        if cost(pruner.cut(tried)[0]) <= limit:
+            high, plan = middle, tried
+        else:
+            low = middle + 1
+    return plan
+
+
+def _count_parameters(example: Example, model: nn.Module) -> float:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _count_macs(example: Example, model: nn.Module) -> float:
+    shape = (example if isinstance(example, Tensor) else example[0]).shape
+    return float(count_macs(model, (shape[1], shape[2], shape[3])) or 0)
 
 
 def restore(model: nn.Module, record: StageRecord) -> nn.Module:
@@ -51,49 +138,36 @@ def restore(model: nn.Module, record: StageRecord) -> nn.Module:
     return model
 
 
-def channel_flow(model: nn.Module) -> Flow:
+def channel_flow(model: nn.Module, example: Example) -> Flow:
     """Return the flow of a network's channels. Raises MicronetError where it cannot be traced."""
-    return Flow(_trace(model))
-
-
-def _plan(graph: Graph, flow: Flow, config: PruneConfig) -> Plan:
-    scores = bn_scale.scores(graph.model, flow)
-    plan = Planner(flow, scores, config, bn_scale.WHY_UNJUDGED).plan()
-    if not plan.total:
-        reasons = "; ".join(f"{', '.join(group.layers)}: {group.note}" for group in list(plan.groups.values())[:3])
-        raise MicronetError(f"no channel of this network can be cut ({reasons or 'no layer of it can be followed'})")
-    return plan
-
-
-def _trace(model: nn.Module) -> Graph:
-    graph = trace(model)
-    if graph is None:
-        raise MicronetError("the network cannot be traced by torch.fx, so which channels belong together is unknown")
-    return graph
+    return follow(open_network(model, example))
 
 
 @torch.no_grad()
-def _check(model: nn.Module, pruned: nn.Module, flow: Flow, kept: dict[int, list[int]], example: Tensor) -> None:
+def _check(model: nn.Module, pruned: nn.Module, flow: Flow, kept: dict[int, list[int]], example: Example) -> None:
     """Raise FailedError where the cut network's output is not that of the whole one with cut channels silenced."""
     whole, small = (copy.deepcopy(network).double().eval() for network in (model, pruned))
     for name, layer in flow.layers.items():
         if layer.inputs is not None:
             whole.get_submodule(name).register_forward_pre_hook(_silence(layer.inputs, kept))
+    expected = whole(*as_inputs(whole, example))
     try:
-        expected = whole(example.double())
-    except RuntimeError:  # the network itself takes no such input; not the cut's fault
-        return
-    try:
-        found = small(example.double())
-    except (RuntimeError, ValueError) as error:
+        found = small(*as_inputs(small, example))
+    except (RuntimeError, ValueError, TypeError, AssertionError) as error:
         raise FailedError(f"the pruned network does not run, which is a bug: {first_line(error)}") from error
-    if isinstance(expected, Tensor) and (found - expected).norm() > TOLERANCE * expected.norm():
+    pairs = zip(_tensors(expected), _tensors(found), strict=True)
+    if not all((have - want).norm() <= TOLERANCE * want.norm() for want, have in pairs):
         raise FailedError("the pruned network does not compute what it should, which is a bug; nothing was written")
+
+
+def _tensors(outputs: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
 
 
 def _silence(ids: Ids, kept: dict[int, list[int]]) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
     """Return a hook that zeroes the channels of a layer's input that are cut."""
-    mask = torch.tensor([channel in kept[group] for group, channel in (divmod(i, STRIDE) for i in ids.tolist())])
+    staying = {group: set(channels) for group, channels in kept.items()}
+    mask = torch.tensor([i == FIXED or i % STRIDE in staying[i // STRIDE] for i in ids.tolist()])
 
     def hook(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         x = inputs[0]

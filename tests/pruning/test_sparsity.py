@@ -20,7 +20,7 @@ def test_the_penalty_adds_the_l1_subgradient_to_every_scale_but_the_last():
     images, labels = torch.randn(4, 3, 32, 32), torch.randint(10, (4,))
     F.cross_entropy(model(images), labels).backward()
     plain = [norm.weight.grad.clone() for norm in norms]
-    penalty(model, channel_flow(model), 0.01)()
+    penalty(model, channel_flow(model, images), 0.01)()
     for norm, before in zip(norms[:-1], plain[:-1], strict=True):
         torch.testing.assert_close(norm.weight.grad, before + 0.01 * norm.weight.sign(), rtol=0, atol=0)
     assert norms[0].weight.grad[1] == plain[0][1]
@@ -74,7 +74,7 @@ def test_a_joint_channel_is_worth_the_mean_of_its_scales():
     model = Block()
     model.bn_a.weight.data = torch.tensor([1.0, -2.0, 3.0, 0.0])
     model.bn_b.weight.data = torch.tensor([3.0, 0.0, -1.0, 0.0])
-    flow = channel_flow(model)
+    flow = channel_flow(model, torch.randn(2, 3, 6, 6))
     assert np.array_equal(scores(model, flow)[0], [2.0, 1.0, 2.0, 0.0])
 
 

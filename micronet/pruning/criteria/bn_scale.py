@@ -14,7 +14,7 @@ from torch import nn
 
 from micronet.errors import MicronetError
 from micronet.pruning.flow import Flow
-from micronet.pruning.numbering import STRIDE
+from micronet.pruning.numbering import STRIDE, groups_of
 
 WHY_UNJUDGED = "no batch norm with a scale follows it"
 
@@ -32,7 +32,7 @@ def scores(model: nn.Module, flow: Flow) -> dict[int, NDArray[np.float64]]:
         if scale is None:
             continue
         worth = scale.detach().abs().double().cpu().numpy()
-        for group in np.unique(ids // STRIDE).tolist():
+        for group in groups_of(ids):
             mine = ids // STRIDE == group
             np.add.at(sums[group], ids[mine] % STRIDE, worth[mine])
             np.add.at(judges[group], ids[mine] % STRIDE, 1)
@@ -51,7 +51,7 @@ def penalty(model: nn.Module, flow: Flow, s: float) -> Callable[[], None]:
     scales = [
         scale
         for name, ids in flow.norms.items()
-        if set(np.unique(ids // STRIDE).tolist()) & cuttable and (scale := _scale(model, name)) is not None
+        if set(groups_of(ids)) & cuttable and (scale := _scale(model, name)) is not None
     ]
 
     if not scales:

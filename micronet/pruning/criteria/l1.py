@@ -1,0 +1,13 @@
+"""Channels judged by the sum of their weights' magnitudes (Li et al. 2017, arXiv:1608.08710, section 3.1)."""
+
+from torch import nn
+
+from micronet.pruning.criteria.rows import WHY_UNJUDGED, Scores, judge
+from micronet.pruning.flow import Flow
+
+__all__ = ["WHY_UNJUDGED", "scores"]
+
+
+def scores(model: nn.Module, flow: Flow) -> Scores:
+    """Return (channels,) scores of every group; higher is worth more."""
+    return judge(model, flow, lambda rows: rows.abs().sum(1))

@@ -1,0 +1,65 @@
+"""What operations do to channels: those that only move values, those on one value at a time, those that combine."""
+
+import operator
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torchvision.ops import stochastic_depth
+
+from micronet.models.layers import Add, Tap
+
+# Run on the numbers as they are.
+MOVING_MODULES = (nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle)
+MOVING_CALLS: set[object] = {
+    operator.getitem, torch.flatten, torch.reshape, torch.permute, torch.transpose, torch.squeeze, torch.unsqueeze,
+    torch.chunk, torch.split, torch.unbind, torch.roll, torch.flip, torch.narrow, torch.select, torch.swapaxes,
+    torch.movedim, torch.cat, torch.concat, torch.concatenate, torch.stack, F.pixel_shuffle, F.pixel_unshuffle,
+}  # fmt: skip
+MOVING_METHODS = {
+    "flatten", "view", "reshape", "permute", "transpose", "squeeze", "unsqueeze", "chunk", "split", "unbind", "roll",
+    "flip", "narrow", "select", "swapaxes", "movedim", "expand", "expand_as", "repeat", "unflatten", "t",
+}  # fmt: skip
+
+# Each value becomes another, whatever lies beside it.
+POINTWISE_MODULES = (
+    nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Mish, nn.Sigmoid, nn.Tanh, nn.Hardswish,
+    nn.Hardsigmoid, nn.Hardtanh, nn.Softplus, nn.CELU, nn.SELU, nn.LogSigmoid, nn.Softsign, nn.Identity, nn.Dropout,
+    nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, Tap,
+)  # fmt: skip
+POINTWISE_CALLS: set[object] = {
+    F.relu, F.relu6, F.leaky_relu, F.elu, F.gelu, F.silu, F.mish, F.sigmoid, F.tanh, F.hardswish, F.hardsigmoid,
+    F.hardtanh, F.softplus, F.dropout, F.dropout2d, torch.relu, torch.sigmoid, torch.tanh, torch.clamp, torch.abs,
+    torch.neg, torch.exp, torch.sqrt, operator.neg, stochastic_depth,
+}  # fmt: skip
+POINTWISE_METHODS = {
+    "relu", "relu_", "sigmoid", "tanh", "clamp", "contiguous", "float", "to", "detach", "clone", "abs", "neg", "exp",
+    "sqrt", "type",
+}  # fmt: skip
+
+# Values at the same place, of tensors that are broadcast to one another, become one.
+COMBINING_MODULES = (Add,)
+COMBINING_CALLS: set[object] = {
+    operator.add, operator.iadd, operator.sub, operator.isub, operator.mul, operator.imul, operator.truediv, torch.add,
+    torch.sub, torch.mul, torch.multiply, torch.div, torch.maximum, torch.minimum,
+}  # fmt: skip
+COMBINING_METHODS = {"add", "add_", "sub", "sub_", "mul", "mul_", "div", "div_"}
+
+# Values become one over some axes.
+REDUCING_CALLS: set[object] = {torch.mean, torch.sum, torch.amax, torch.amin}
+REDUCING_METHODS = {"mean", "sum", "amax", "amin"}
+
+# Each channel's map becomes another map, beside the others.
+POOLS = (
+    nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.LPPool2d,
+    nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d,
+    nn.AdaptiveMaxPool3d, nn.Upsample, nn.ZeroPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d,
+)  # fmt: skip
+POOL_CALLS: set[object] = {
+    F.max_pool1d, F.max_pool2d, F.max_pool3d, F.avg_pool1d, F.avg_pool2d, F.avg_pool3d, F.adaptive_avg_pool1d,
+    F.adaptive_avg_pool2d, F.adaptive_avg_pool3d, F.adaptive_max_pool2d, torch.max_pool2d, F.interpolate,
+}  # fmt: skip
+
+# What tells of a tensor, not its values.
+TELLING_METHODS = {"size", "dim", "ndimension", "numel", "element_size", "is_floating_point"}
+TELLING_ATTRIBUTES = {"shape", "ndim", "device", "dtype", "is_cuda", "requires_grad"}
