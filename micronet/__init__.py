@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from micronet.api import fuse, load, prune, quantize, save
+    from micronet.api import export_onnx, fuse, load, prune, quantize, save
     from micronet.artifact import Artifact
     from micronet.errors import MicronetError
     from micronet.quantization.calibrate import calibrate, freeze, observing
@@ -17,6 +17,7 @@ _HOME = {
     "fuse": "micronet.api",
     "prune": "micronet.api",
     "save": "micronet.api",
+    "export_onnx": "micronet.api",
     "load": "micronet.api",
     "calibrate": "micronet.quantization.calibrate",
     "freeze": "micronet.quantization.calibrate",
@@ -25,7 +26,19 @@ _HOME = {
     "MicronetError": "micronet.errors",
 }
 
-__all__ = ["Artifact", "MicronetError", "calibrate", "freeze", "fuse", "load", "observing", "prune", "quantize", "save"]
+__all__ = [
+    "Artifact",
+    "MicronetError",
+    "calibrate",
+    "export_onnx",
+    "freeze",
+    "fuse",
+    "load",
+    "observing",
+    "prune",
+    "quantize",
+    "save",
+]
 
 
 def __getattr__(name: str) -> Any:

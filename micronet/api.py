@@ -3,13 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from micronet import artifact as artifacts
 from micronet.errors import unknown
 from micronet.files import check_target
 from micronet.history import StageRecord, check_order
-from micronet.models.build import describe
+from micronet.models.build import ModelSpec, describe
 from micronet.pruning.config import PruneConfig
 from micronet.pruning.network import Example
 from micronet.pruning.prune import prune_model
@@ -48,6 +48,19 @@ def fuse(model: nn.Module) -> nn.Module:
     """Return a copy of a model with every batch norm folded into the layer before it. Raises as ``bn-fuse`` does."""
     check_order(history(model), "bn-fuse")
     return _extend(model, *fold_model(model, history(model)))
+
+
+def export_onnx(model: nn.Module, example_input: Tensor, path: str | Path, *, force: bool = False) -> None:
+    """Write a model's ONNX file, weights as the integers they are; the batch is dynamic.
+
+    ``example_input``: any input (N, ...), float32. Raises MicronetError where torch cannot export the model, a
+    quantizer has no range, or the path is taken.
+    """
+    from micronet.export.onnx import to_onnx, write_onnx
+
+    check_target(Path(path), force, ".onnx")
+    artifact = artifacts.Artifact(model, ModelSpec(type(model).__name__, {}), history(model))
+    write_onnx(to_onnx(artifact, example_input), Path(path))
 
 
 def save(

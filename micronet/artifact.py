@@ -8,6 +8,7 @@ import json
 import platform
 import shlex
 import sys
+from collections import OrderedDict
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -100,7 +101,9 @@ def fill(model: nn.Module, tensors: dict[str, Tensor], source: str) -> None:
     ]
     if problems:
         raise MicronetError(f"the tensors of {source} do not fit the network: {'; '.join(problems)}")
-    model.load_state_dict(tensors)
+    state = OrderedDict(tensors)
+    state._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]  # a few modules ask their version
+    model.load_state_dict(state)
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], key: str, header: dict[str, Any]) -> None:

@@ -140,6 +140,10 @@ class Graph:
             return isinstance(self.module(node), _AVERAGING_MODULES)
         return _is_call(node, _AVERAGING_CALLS, _AVERAGING_METHODS)
 
+    def averages_space(self, node: fx.Node) -> bool:
+        """Tell whether a node averages over the last axes, as a pool does, and never over a named one."""
+        return self.averages(node) and node.target is not torch.mean and node.op != "call_method"
+
     def non_negative(self, node: fx.Node) -> bool:
         """Tell whether a node's output is never below zero: a ReLU, a sigmoid, or an average or a move of such."""
         if self.moves_only(node) or self.averages(node):

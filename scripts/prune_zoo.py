@@ -63,8 +63,8 @@ def prune_one(name: str, size: int, onnx: bool, folder: Path) -> tuple[str, bool
     counts = share >= 0.4 and params >= 0.25 and same and not lacking
     note = "" if counts else "reloads otherwise" if not same else ", ".join(lacking[:2]) or "too little went"
     return (
-        f"| {name} | {share:.0%} | {1 - plan.total / whole:.0%} | {before / 1e6:.1f} -> {after / 1e6:.1f} | {params:.0%} "
-        f"| {seconds:.1f} | {'yes' if counts else 'no: ' + note} |"
+        f"| {name} | {share:.0%} | {1 - plan.total / whole:.0%} | {before / 1e6:.1f} -> {after / 1e6:.1f} "
+        f"| {params:.0%} | {seconds:.1f} | {'yes' if counts else 'no: ' + note} |"
     ), counts
 
 
@@ -79,7 +79,8 @@ def main() -> None:
     names = asked.names or models.list_models(module=models)
     print(f"{describe()}, {versions()}; {asked.size} pixels\n")
     print(
-        "| network | cut | pinned | parameters, M | fewer | seconds | counts |\n| --- | ---: | ---: | --- | ---: | ---: | --- |"
+        "| network | cut | pinned | parameters, M | fewer | seconds | counts |\n"
+        "| --- | ---: | ---: | --- | ---: | ---: | --- |"
     )
     total = 0
     with tempfile.TemporaryDirectory() as folder:

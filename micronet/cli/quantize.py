@@ -64,6 +64,8 @@ def run(
     if artifact is not None:
         model.check_unused()
     if dry_run:
+        if recovery.target_drop is not None:
+            raise MicronetError("--target-drop is found by measuring, which --dry-run does not; leave one of them out")
         _print_plan(_plan(artifact, code, quantization), output.json)
         return
     path = output.output or default_name(artifact or model.file, _ending(quantization, calibration))
@@ -96,6 +98,13 @@ def _check_mode(
     """Raise MicronetError for settings that the mode has no use for."""
     if calibration.mode == "ptq" and training != GENTLE:
         raise MicronetError("--mode ptq trains nothing; leave the training options out, or use --mode qat")
+    without = replace(recovery, equalize=False, target_drop=None)
+    if calibration.mode == "qat" and without != RecoveryConfig():
+        raise MicronetError(
+            "--adaround, --bias-correct and --bn-reestimate stand in for training; leave them out, or use --mode ptq"
+        )
+    if quantization.method == "dorefa" and quantization.a_bits != "binary" and calibration.calibrator != "minmax":
+        raise MicronetError("--method dorefa has activations of a fixed range, 1 / --a-gain; leave --calibrator out")
     untouched = (quantization, replace(calibration, mode="qat"), recovery)
     if calibration.mode == "qaft" and untouched != (QuantConfig(), CalibrationConfig(), RecoveryConfig()):
         raise MicronetError("--mode qaft trains what is quantized already; leave the options of quantization out")

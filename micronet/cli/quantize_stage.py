@@ -1,7 +1,6 @@
 """The quantize command's work: a float artifact, however it is got, through calibration and training."""
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -149,7 +148,8 @@ def _recover(floating: nn.Module, model: nn.Module, dataset: Dataset, wish: Wish
     if asked.bn_reestimate:
         run.progress.line(f"estimated {reestimate_norms(model, batches)} batch norms anew")
     if asked.bias_correct:
-        run.progress.line(f"corrected the mean of {correct_biases(floating, model, batches)} layers")
+        count = correct_biases(floating, model, batches, norms_estimated=asked.bn_reestimate)
+        run.progress.line(f"corrected the mean of {count} layers")
 
 
 def validation_accuracy(dataset: Dataset) -> Callable[[nn.Module], float]:
@@ -177,22 +177,22 @@ def _statistics(model: nn.Module, floating: nn.Module, dataset: Dataset, wish: W
     cache = wish.calibration.calib_cache
     if cache is None:
         return collect(model, images(dataset, wish.calibration, run.seed, run.device))
-    shown = {**_said(replace(wish.calibration, mode="ptq", calibrator="minmax")), "seed": run.seed}
-    network = _hash(floating, shown, dataset.spec.to_json())
+    shown = list(images(dataset, wish.calibration, run.seed, run.device))
+    network = _hash(floating, shown)
     if cache.exists():
         run.progress.line(f"activation statistics from {cache}")
         return load_statistics(cache, network)
-    statistics = collect(model, images(dataset, wish.calibration, run.seed, run.device))
+    statistics = collect(model, shown)
     save_statistics(statistics, cache, network)
     run.progress.line(f"wrote {cache}")
     return statistics
 
 
-def _hash(model: nn.Module, *settings: object) -> str:
-    """Return the hash of all that statistics follow from: a network's tensors, and which images it is shown."""
-    found = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        found.update(name.encode())
+def _hash(model: nn.Module, shown: list[Tensor]) -> str:
+    """Return the hash of all that statistics follow from: a network's tensors, and the images it is shown."""
+    found = hashlib.sha256()
+    for name, tensor in [*sorted(model.state_dict().items()), *(("images", batch) for batch in shown)]:
+        found.update(f"{name} {tuple(tensor.shape)}".encode())
         found.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return found.hexdigest()
 

@@ -24,8 +24,8 @@ from micronet.files import write_atomically
 from micronet.graph import trace
 from micronet.history import StageRecord
 from micronet.quantization.calibrate import check_calibrated, each_quantizer
-from micronet.quantization.fold import fold_model, has_taken_norms
-from micronet.quantization.functional import dequantize, quantize
+from micronet.quantization.fold import fold_model, foldable_pairs, has_taken_norms, shares_scales
+from micronet.quantization.functional import dequantize, quantize, stored
 from micronet.quantization.quantizer import Quantizer
 from micronet.quantization.schemes.wbwtab import SignQuantizer
 
@@ -83,15 +83,16 @@ def _store_weight(layer: Any, quantizer: Quantizer, input_scale: Tensor | None) 
     """Put a layer's weight, and its bias where the input's scale is known, into integers."""
     weight, bias = layer.weight, layer.bias
     grid = quantizer.qparams(weight)
-    stored = dequantize(quantizer.integers(weight), grid)
-    if bias is not None and input_scale is not None:
+    values = dequantize(quantizer.integers(weight), grid)
+    grid = stored(grid)
+    if bias is not None and input_scale is not None and not shares_scales(layer):
         room = room_for_bias(grid.scale, input_scale, bias)
         grid = grid._replace(scale=room.weight_scale)
         q = (bias.double() / room.bias_scale.double()).round().to(torch.int32)
         layer.bias_quantizer = StoredIntegers(q, room.bias_scale, torch.zeros_like(q), 0)
         layer.bias = nn.Parameter(torch.zeros(0))
     dtype = next(kind for kind in (torch.int8, torch.int16, torch.int32) if grid.qmax <= torch.iinfo(kind).max)
-    q = quantize(stored, grid).to(dtype)
+    q = quantize(values, grid).to(dtype)
     layer.weight_quantizer = StoredIntegers(q, grid.scale, grid.zero_point, grid.axis)
     layer.weight = nn.Parameter(torch.zeros(0))  # the float copy must not reach the file
 
@@ -101,7 +102,7 @@ def _folded(model: nn.Module) -> nn.Module:
     model = copy.deepcopy(model).cpu().eval()
     model = model.to(memory_format=torch.contiguous_format)
     graph = trace(model)
-    foldable = graph is not None and (graph.conv_bn_pairs() or has_taken_norms(model))
+    foldable = graph is not None and (foldable_pairs(graph) or has_taken_norms(model))
     return fold_model(model)[0] if foldable else model
 
 

@@ -262,6 +262,11 @@ class Flow:
         groups: int = getattr(module, "groups", 1)
         return 1 if groups == getattr(module, "in_channels", 0) else groups
 
+    @property
+    def known(self) -> set[int]:
+        """Return every group, those that others stand for included."""
+        return self._numbering.groups
+
     def root(self, group: int) -> int:
         """Return the group that stands for all those a group's channels are added to."""
         return self._numbering.root(group)

@@ -32,9 +32,13 @@ class Numbering:
 
     def new(self, name: str, width: int) -> Ids:
         """Number the outputs of a layer; of one seen before, with the numbers it has."""
-        group = self._number.setdefault(name, len(self._number))
+        known = {} if self._like is None else self._like._number
+        if name not in self._number:
+            unknown = sum(other not in known for other in self._number)
+            self._number[name] = known.get(name, len(known) + unknown)
+        group = self._number[name]
         self._parent.setdefault(group, group)
-        if self._chosen is not None and self._like is not None:
+        if name in known and self._chosen is not None and self._like is not None:
             width = self._chosen[self._like.root(group)]
         self.widths[group] = width
         return group * STRIDE + np.arange(width, dtype=np.int64)
@@ -78,6 +82,11 @@ class Numbering:
         roots = np.array([g if g == FIXED else self.root(g) for g in groups.tolist()], dtype=np.int64)
         numbers: Ids = np.where(ids == FIXED, FIXED, roots[places.reshape(ids.shape)] * STRIDE + ids % STRIDE)
         return numbers
+
+    @property
+    def groups(self) -> set[int]:
+        """Return every group, those that others stand for included."""
+        return set(self.widths)
 
     def names(self) -> dict[int, list[str]]:
         """Return the layers of every group, under the group's root."""

@@ -179,10 +179,9 @@ class Planner:
         while True:
             flow = self._flow.with_widths(widths)
             new = _signatures(flow)
-            stuck = [group for group in new if not self._fits(group, widths[group], new[group])]
-            stuck += [
-                self._flow.root(group) for group in flow.pinned if self._flow.root(group) not in self._flow.pinned
-            ]
+            stuck = [group for group in self._flow.widths if not self._fits(group, widths[group], new[group])]
+            now = {self._flow.root(group) for group in flow.pinned if group in self._flow.known}
+            stuck += now - self._flow.pinned.keys()
             if not stuck:
                 return widths, flow
             for group in stuck:

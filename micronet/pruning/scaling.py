@@ -30,7 +30,7 @@ def follow(network: Network) -> Flow:
 
 def _stuck(flow: Flow, double: Flow) -> dict[int, str]:
     """Return the groups that are not pinned yet and do not bear twice the width, and why."""
-    found = {flow.root(group): why for group, why in double.pinned.items()}
+    found = {flow.root(group): why for group, why in double.pinned.items() if group in flow.known}
     readers = {name: (layer.inputs, double.layers[name].inputs) for name, layer in flow.layers.items()}
     readers |= {f"{name} (norm)": (ids, double.norms[name]) for name, ids in flow.norms.items()}
     for name, (before, after) in readers.items():

@@ -48,7 +48,10 @@ def adaround(
         and module.norm is None
     ]
     if not names:
-        raise MicronetError("--adaround: no layer has weights on a uniform grid (--method iao)")
+        raise MicronetError(
+            "--adaround: no layer has weights on a uniform grid with a rounding to choose; it needs --method iao, "
+            "--w-bits of 2 to 16, and no --bn-fuse"
+        )
     for done, name in enumerate(names, 1):
         seen = _watch(floating, quantized, name, batches)
         if seen is not None:

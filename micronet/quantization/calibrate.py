@@ -19,7 +19,8 @@ def observing(model: nn.Module) -> Iterator[None]:
     """Let every quantizer that is not frozen follow the data that passes inside this context.
 
     On the way out the weight quantizers look once more, so that their grids fit the weights as the last step left them.
-    Raises MicronetError for a DataParallel, whose replicas forget what they observe.
+    Raises MicronetError for a DataParallel, whose replicas forget what they observe, and at the end where NaN or
+    infinity reached a quantizer.
     """
     if isinstance(model, nn.DataParallel):
         raise MicronetError(
@@ -35,6 +36,7 @@ def observing(model: nn.Module) -> Iterator[None]:
         for quantizer in quantizers:
             quantizer.observing = False
         refresh_weights(model)
+    _check_finite(model)
 
 
 @torch.no_grad()
@@ -50,7 +52,12 @@ def calibrate(model: nn.Module, batches: Iterable[Tensor | tuple[Any, ...]], cou
     try:
         with observing(model):
             for batch in islice(batches, count):
-                model(batch[0] if isinstance(batch, (tuple, list)) else batch)
+                images = batch[0] if isinstance(batch, (tuple, list)) else batch
+                if not isinstance(images, Tensor):
+                    raise MicronetError(
+                        f"a batch is a tensor or a tuple that begins with one, not a {type(images).__name__}"
+                    )
+                model(images)
                 seen += 1
     finally:
         model.train(was_training)
@@ -66,8 +73,14 @@ def check_calibrated(model: nn.Module) -> None:
         raise MicronetError(
             f"{len(blind)} quantizers saw no data, so their layers are not called as modules: {', '.join(blind[:5])}"
         )
+    _check_finite(model)
+
+
+def _check_finite(model: nn.Module) -> None:
     broken = [
-        f"{name}.{slot}" for name, slot, quantizer in each_quantizer(model) if _broken(model, name, slot, quantizer)
+        f"{name}.{slot}"
+        for name, slot, quantizer in each_quantizer(model)
+        if not quantizer.empty and _broken(model, name, slot, quantizer)
     ]
     if broken:
         raise MicronetError(f"NaN or infinity reached {len(broken)} quantizers: {', '.join(broken[:5])}")
@@ -128,7 +141,7 @@ def each_quantizer(model: nn.Module) -> Iterator[tuple[str, str, Quantizer]]:
 def _broken(model: nn.Module, name: str, slot: str, quantizer: Quantizer) -> bool:
     """Tell whether a scale is not a number; of a weight's quantizer, for that weight."""
     x = _weight(model, name) if slot == "weight_quantizer" else torch.empty(0)
-    return bool(quantizer.qparams(x).scale.isnan().any())
+    return not bool(quantizer.qparams(x).scale.isfinite().all())
 
 
 def _weight(model: nn.Module, name: str) -> Tensor:

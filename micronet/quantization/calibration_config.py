@@ -4,7 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from micronet.errors import MicronetError
 from micronet.settings import Settings, check_range, check_values, setting
+
+PERCENTILE = 99.99
 
 
 @dataclass(frozen=True)
@@ -17,7 +20,7 @@ class CalibrationConfig(Settings):
     calibrator: Literal["minmax", "percentile", "entropy", "mse"] = setting(
         "minmax", "Activation ranges: all values; a share of them; least divergence; least squared error."
     )
-    percentile: float = setting(99.99, "Share of values in the range, in percent, of the percentile calibrator.")
+    percentile: float = setting(PERCENTILE, "Share of values in the range, in percent, of the percentile calibrator.")
     calib_batches: int = setting(4, "Batches of 64 images to calibrate on.")
     calib_data: Path | None = setting(None, "A folder of images, labelled or not; default: training images.")  # noqa: RUF009
     calib_cache: Path | None = setting(  # noqa: RUF009
@@ -28,3 +31,5 @@ class CalibrationConfig(Settings):
         check_values(self)
         check_range(self, "percentile", 50, 100)
         check_range(self, "calib_batches", 1)
+        if self.percentile != PERCENTILE and self.calibrator != "percentile":
+            raise MicronetError("--percentile is for --calibrator percentile; name that, or leave it out")

@@ -1,6 +1,6 @@
 """What a user chooses about quantization, checked once; no torch here, so that ``--help`` stays fast."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 from micronet.errors import MicronetError
@@ -48,6 +48,16 @@ class QuantConfig(Settings):
             object.__setattr__(self, name, _bits(name, getattr(self, name), levels))
         if self.w_bits == self.a_bits == FLOAT_BITS:
             raise MicronetError("--w-bits 32 with --a-bits 32 quantizes nothing; lower one of them")
+        with_levels = self.w_bits in WEIGHT_LEVELS
+        for name, serves, what in (
+            ("w_ste", with_levels, "--w-bits binary or ternary"),
+            ("no_alpha", with_levels, "--w-bits binary or ternary"),
+            ("a_ste", self.a_bits in ACTIVATION_LEVELS, "--a-bits binary"),
+            ("weight_observer", self.method == "iao", "--method iao"),
+        ):
+            default = next(item.default for item in fields(self) if item.name == name)
+            if not serves and getattr(self, name) != default:
+                raise MicronetError(f"{flag(name)} is for {what}; leave it out")
 
     @property
     def edge(self) -> Literal["float", "8bit", "same"]:

@@ -19,7 +19,7 @@ from micronet.errors import MicronetError
 from micronet.graph import Graph, trace
 from micronet.history import StageRecord
 from micronet.models.layers import Tap
-from micronet.quantization.functional import broadcast, dequantize
+from micronet.quantization.functional import broadcast, dequantize, stored
 from micronet.quantization.layers import Quantized, attach, channel_axis, effective_weight, norm_factor
 from micronet.quantization.quantizer import Quantizer, rebuild
 from micronet.quantization.schemes.wbwtab import SignQuantizer
@@ -35,13 +35,13 @@ def fold_model(model: nn.Module, history: Sequence[StageRecord] = ()) -> tuple[n
     graph = trace(folded)
     if graph is None:
         raise MicronetError("the network cannot be traced by torch.fx, so its batch norms cannot be matched to layers")
-    pairs = [pair for pair in graph.conv_bn_pairs() if not _shares_scales(folded.get_submodule(pair[0]))]
+    pairs = foldable_pairs(graph)
     taken = [
         name for name, module in folded.named_modules() if isinstance(module, Quantized) and module.norm is not None
     ]
     if not pairs and not taken:
         raise MicronetError("no batch norm directly follows a layer that could take it; there is nothing to fold")
-    signed = {str(node.target) for node, _ in graph.calls() if _only_signs_read(graph, node)}
+    signed = {str(node.target) for node, _ in graph.calls() if _only_signs_read(graph, node, in_place=True)}
     quantizers: dict[str, dict[str, Any]] = {}
     for layer_name, norm_name in pairs:
         layer: Any = folded.get_submodule(layer_name)
@@ -115,29 +115,39 @@ def _fold_taken(layer: Any) -> None:
     attach(layer, "weight_quantizer", scaled)
 
 
+def foldable_pairs(graph: Graph) -> list[tuple[str, str]]:
+    """Return the (layer, batch norm) pairs of a network that folding would fold."""
+    return [pair for pair in graph.conv_bn_pairs() if not shares_scales(graph.model.get_submodule(pair[0]))]
+
+
 def has_taken_norms(model: nn.Module) -> bool:
     """Tell whether a convolution of a model folds its batch norm while training."""
     return any(isinstance(module, Quantized) and module.norm is not None for module in model.modules())
 
 
-def _only_signs_read(graph: Graph, node: fx.Node) -> bool:
-    """Tell whether a tensor goes to signs alone, by ways on which a positive factor a channel changes no sign."""
+def _only_signs_read(graph: Graph, node: fx.Node, *, in_place: bool) -> bool:
+    """Tell whether a tensor goes to signs alone, by ways on which a positive factor a channel changes no sign.
+
+    ``in_place``: its channels still lie where a pool expects them, so that none mixes two of them.
+    """
     module = graph.module(node)
     quantizer = getattr(module, "output_quantizer", None)
     if quantizer is not None:
         return isinstance(quantizer, SignQuantizer)
-    return bool(node.users) and all(_keeps_signs(graph, user) for user in node.users)
+    return bool(node.users) and all(_keeps_signs(graph, user, in_place) for user in node.users)
 
 
-def _keeps_signs(graph: Graph, node: fx.Node) -> bool:
+def _keeps_signs(graph: Graph, node: fx.Node, in_place: bool) -> bool:
     module = graph.module(node)
     if isinstance(getattr(module, "input_quantizer", None), SignQuantizer):
         return True
-    passes = graph.moves_only(node) or graph.averages(node) or isinstance(module, (Tap, nn.ReLU))
-    return passes and _only_signs_read(graph, node)
+    pools = graph.pools(node) or graph.averages_space(node)
+    stays = pools or isinstance(module, (Tap, nn.ReLU, nn.Identity))
+    passes = stays or graph.moves_only(node)
+    return passes and (in_place or not pools) and _only_signs_read(graph, node, in_place=in_place and stays)
 
 
-def _shares_scales(layer: Any) -> bool:
+def shares_scales(layer: Any) -> bool:
     """Tell whether a quantized layer's groups share their weight scales, so that a factor a channel has no place."""
     grouped = getattr(layer, "transposed", False) and layer.groups > 1
     return grouped and getattr(layer, "weight_quantizer", None) is not None
@@ -164,13 +174,13 @@ def _snap_biases(model: nn.Module, inputs: dict[str, str | None]) -> None:
     for name, source in inputs.items():
         layer: Any = model.get_submodule(name)
         weight: Quantizer | None = getattr(layer, "weight_quantizer", None)
-        if source is None or weight is None or layer.bias is None:
+        if source is None or weight is None or layer.bias is None or shares_scales(layer):
             continue
         module, _, slot = source.rpartition(".")
         read: Quantizer = getattr(model.get_submodule(module), slot)
         if isinstance(read, SignQuantizer):  # a bias moved by half a unit would turn signs, and no runtime asks for it
             continue
-        unit = read.qparams(layer.weight).scale.double() * weight.qparams(layer.weight).scale.double()
+        unit = read.qparams(layer.weight).scale.double() * stored(weight.qparams(layer.weight)).scale.double()
         layer.bias.copy_((layer.bias.double() / unit).round() * unit)
 
 

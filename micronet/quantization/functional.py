@@ -63,6 +63,19 @@ def dequantize(q: Tensor, qparams: QParams) -> Tensor:
     return (q - broadcast(qparams.zero_point, q, qparams.axis)) * broadcast(qparams.scale, q, qparams.axis)
 
 
+def stored(qparams: QParams) -> QParams:
+    """Return a weight's grid as int8 stores it: of few bits, the integers times the largest power of two that fits.
+
+    The values are the same to the last bit. The unit of the layer's sums, input scale times weight scale, is as much
+    finer, so that a bias rounded to it stays put.
+    """
+    largest = max(abs(qparams.qmin), abs(qparams.qmax))
+    factor = 2 ** max(0, (127 // largest).bit_length() - 1)
+    return QParams(
+        qparams.scale / factor, qparams.zero_point * factor, qparams.qmin * factor, qparams.qmax * factor, qparams.axis
+    )
+
+
 def fake_quantize(x: Tensor, qparams: QParams, *, rectified: bool = False) -> Tensor:
     """Return ``x`` on its grid; straight-through gradient: 1 where the integer needed no clamp, else 0.
 

@@ -13,6 +13,8 @@ from micronet.quantization.functional import QParams, affine_qparams, dequantize
 
 BINS = 2048  # half of them below zero
 CANDIDATES = 128  # clips that entropy and mse try
+COUNTED_AT_ONCE = 1 << 22  # torch.histc counts in float32, where 2^24 + 1 is 2^24
+SEARCHES = 3  # of either end of an asymmetric range, the other held
 Calibrator = Literal["minmax", "percentile", "entropy", "mse"]
 
 
@@ -40,7 +42,8 @@ class Histogram:
             self.limit = largest or 2.0**-60
         while largest > self.limit:
             self._widen()
-        self.counts += torch.histc(x.float(), BINS, -self.limit, self.limit).cpu().double()
+        for part in torch.split(x.float().reshape(-1), COUNTED_AT_ONCE):
+            self.counts += torch.histc(part, BINS, -self.limit, self.limit).cpu().double()
 
     def _widen(self) -> None:
         merged = self.counts.view(-1, 2).sum(1)
@@ -102,8 +105,19 @@ def find_range(histogram: Histogram, grid: Grid, calibrator: Calibrator, percent
         return histogram.quantile((1 - share) / 2), histogram.quantile((1 + share) / 2)
     loss = _squared_error if calibrator == "mse" else _divergence
     shares = torch.linspace(1 / CANDIDATES, 1, CANDIDATES, dtype=torch.float64).tolist()
-    best = min(shares, key=lambda part: loss(histogram, grid.qparams(low * part, high * part)))
-    return low * best, high * best
+    if grid.symmetric or low >= 0 or high <= 0:
+        best = min(shares, key=lambda part: loss(histogram, grid.qparams(low * part, high * part)))
+        return low * best, high * best
+    ends = [low, high]
+    for turn in range(2 * SEARCHES):  # a single far value at one end must not cost the other
+        end = turn % 2
+        others = [(low, high)[end] * part for part in shares]
+        ends[end] = min(others, key=lambda value: loss(histogram, grid.qparams(*_with(ends, end, value))))
+    return ends[0], ends[1]
+
+
+def _with(ends: list[float], end: int, value: float) -> tuple[float, float]:
+    return (value, ends[1]) if end == 0 else (ends[0], value)
 
 
 def _folded(histogram: Histogram) -> Histogram:

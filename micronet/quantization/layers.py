@@ -98,9 +98,10 @@ class _QuantizedReLU(Quantized):
         relu: Any = self
         quantizer = relu.output_quantizer
         if relu.inplace or relu.input_quantizer is not None or not isinstance(quantizer, Quantizer):
-            out: Tensor = super().forward(input)
-            return out
-        return quantizer.rectified(input)
+            plain: Tensor = super().forward(input)
+            return plain
+        out: Tensor = quantizer(input, rectified=True)
+        return out
 
 
 class _LinearCompute(nn.Linear):

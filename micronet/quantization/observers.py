@@ -39,7 +39,7 @@ class Observer(nn.Module):
             low, high = x.amin(), x.amax()  # a sixth of the time of torch.aminmax on a CPU
         else:
             low, high = torch.aminmax(x.transpose(0, self.axis).flatten(1), dim=1)
-        self.update(low, high)
+        self.update(low.to(self.low.dtype), high.to(self.high.dtype))  # autocast's may be half as wide
 
     def update(self, low: Tensor, high: Tensor) -> None:
         """Take in the range of one more batch."""

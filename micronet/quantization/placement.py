@@ -16,8 +16,8 @@ class Placement:
 
     ``taps``: graph nodes behind which a named place is added. ``splits``: places on the way to some readers alone.
     ``fused``: (convolution, batch norm) that the convolution folds while training. ``dropped``: ReLUs that a sign
-    takes the place of. ``rectified``: ReLUs in place whose input nothing else reads, so that the grid of their output
-    may do their work. ``quantizers``: module -> slot -> description.
+    takes the place of. ``out_of_place``: ReLUs in place whose input nothing else reads and whose output's grid
+    begins at 0: it does their work, and their input stays. ``quantizers``: module -> slot -> description.
     ``inputs``: quantized layer -> the quantizer (``module.slot``) its input comes through, or None.
     ``left_float``: layers with weights that stay float, and why.
     """
@@ -26,7 +26,7 @@ class Placement:
     splits: list[Split] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
     fused: list[list[str]] = field(default_factory=list)
-    rectified: list[str] = field(default_factory=list)
+    out_of_place: list[str] = field(default_factory=list)
     quantizers: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     inputs: dict[str, str | None] = field(default_factory=dict)
     left_float: dict[str, str] = field(default_factory=dict)
@@ -53,7 +53,7 @@ class Placement:
         for name in [*self.dropped, *(norm for _, norm in self.fused)]:
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, nn.Identity())
-        for name in self.rectified:
+        for name in self.out_of_place:
             model.get_submodule(name).inplace = False  # type: ignore[assignment]  # mypy knows tensors and modules
         for name, described in self.quantizers.items():
             for slot, description in described.items():

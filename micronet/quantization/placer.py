@@ -84,6 +84,8 @@ class _Placer:
         self._numbers = registry.resolve(registry.SCHEMES, config.method, "method")
         for scheme in (self._weights, self._activations):
             scheme.check(config)
+        if names and not self._chosen:
+            raise MicronetError("--include and --exclude leave no layer to quantize")
 
     def _rule(self, name: str, *, at_edge: bool) -> Rule:
         """Return what becomes of a layer; note one that is left float."""
@@ -189,6 +191,12 @@ class _GraphPlacer(_Placer):
                 f"the input of {node.target} is never negative, so a binary activation there is constant; "
                 f"leave the layer out with --exclude {node.target}"
             )
+        module = None if relu is None else self._graph.module(relu)
+        if relu is not None and getattr(module, "inplace", False) and len(self._graph.inputs(relu)[0].users) > 1:
+            raise MicronetError(
+                f"{relu.target} works in place on a tensor that is read again, so no sign can take its place; "
+                f"set its inplace to False, or leave the layer out with --exclude {node.target}"
+            )
         readers = self._signed_readers(relu or read)
         if readers is None:
             split = Split(read.name, relu.name if relu else None, [])
@@ -250,9 +258,9 @@ class _GraphPlacer(_Placer):
                 place = tap_name(source.name)
             else:
                 place = str(source.target)
-                if self._alone_in_place(source):
-                    self.placement.rectified.append(place)
             quantizer = self._activation_quantizer(rule, non_negative=self._graph.non_negative(source))
+            if getattr(quantizer, "qmin", -1) == 0 and self._alone_in_place(source):
+                self.placement.out_of_place.append(place)
             self.placement.put(place, "output_quantizer", quantizer)
             self._quantizer_of[source] = f"{place}.output_quantizer"
             self._rule_of[source] = rule

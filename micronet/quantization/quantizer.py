@@ -67,26 +67,24 @@ class Quantizer(nn.Module):
         """Whether the grid awaits data."""
         return False
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return ``x`` on the grid: same shape and dtype. Raises MicronetError before any range is known."""
+    def forward(self, x: Tensor, *, rectified: bool = False) -> Tensor:
+        """Return ``x`` on the grid: same shape and dtype. Raises MicronetError before any range is known.
+
+        ``rectified``: relu(x) on the grid. One that begins at 0 clamps as the ReLU does, and saves its two passes.
+        """
+        if rectified and (self.recorder is not None or not self._begins_at_zero(x)):
+            x, rectified = F.relu(x), False
         if self.recorder is not None:
             self.recorder(x)
             return x
         if self.observing:
-            self.observe(x)
+            self.observe(x, rectified=rectified)
         self.check_calibrated()
-        return self.project(x)
+        return self.project_rectified(x) if rectified else self.project(x)
 
-    def rectified(self, x: Tensor) -> Tensor:
-        """Return ``forward(relu(x))``: a grid that begins at 0 clamps as the ReLU does, and saves its two passes."""
+    def _begins_at_zero(self, x: Tensor) -> bool:
         grid = self.qparams(x)
-        if self.recorder is not None or grid.qmin != 0 or bool(grid.zero_point):
-            plain: Tensor = self(F.relu(x))
-            return plain
-        if self.observing:
-            self.observe(x, rectified=True)
-        self.check_calibrated()
-        return self.project_rectified(x)
+        return grid.qmin == 0 and not bool(grid.zero_point)
 
     def project_rectified(self, x: Tensor) -> Tensor:
         """Return ``project(relu(x))`` on a grid that begins at 0."""

@@ -57,14 +57,19 @@ def _pairs(graph: Graph) -> list[tuple[Any, Any]]:
 
 
 def _only_reader(graph: Graph, node: fx.Node) -> fx.Node | None:
-    """Return the layer that alone reads a node, through a ReLU and pools; None where there is none."""
+    """Return the layer that alone reads a node, through a ReLU and pools; None where there is none.
+
+    Behind a linear layer the last axis is that of its channels, which a pool would mix.
+    """
+    mixes = isinstance(graph.module(node), nn.Linear)
     while len(node.users) == 1:
         node = next(iter(node.users))
         module = graph.module(node)
         if _has_rows(module):
             return node
         relu = graph.is_relu(node) and not isinstance(module, nn.ReLU6) and node.target is not nn.functional.relu6
-        if not (relu or graph.pools(node) or graph.averages(node) or isinstance(module, nn.Identity)):
+        pools = not mixes and (graph.pools(node) or graph.averages_space(node))
+        if not (relu or pools or isinstance(module, nn.Identity)):
             return None
     return None
 
@@ -99,7 +104,8 @@ def _balance(first: Any, second: Any) -> None:
 def reestimate_norms(model: nn.Module, batches: Iterable[Tensor]) -> int:
     """Set the statistics of every batch norm to those of the batches, in place; return how many there are.
 
-    Raises MicronetError where there is none.
+    Every image counts alike, but a batch of one, which has no variance of its own. Raises MicronetError where there is
+    no batch norm, or no larger batch.
     """
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     norms = [norm for norm in norms if norm.track_running_stats]
@@ -108,27 +114,37 @@ def reestimate_norms(model: nn.Module, batches: Iterable[Tensor]) -> int:
     kept = [(norm.momentum, norm.training) for norm in norms]
     was_training = model.training
     model.eval()
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # the plain mean over the batches
-        norm.train()
-    for batch in batches:
-        model(batch)
-    for norm, (momentum, training) in zip(norms, kept, strict=True):
-        norm.momentum = momentum
-        norm.train(training)
-    model.train(was_training)
+    seen = 0
+    try:
+        for norm in norms:
+            norm.train()
+        for batch in batches:
+            if len(batch) > 1:
+                seen += len(batch)
+                for norm in norms:
+                    norm.momentum = len(batch) / seen  # the first replaces what was there
+                model(batch)
+    finally:
+        for norm, (momentum, training) in zip(norms, kept, strict=True):
+            norm.momentum = momentum
+            norm.train(training)
+        model.train(was_training)
+    if not seen:
+        raise MicronetError("--bn-reestimate needs a batch of at least two images")
     return len(norms)
 
 
 @torch.no_grad()
-def correct_biases(floating: nn.Module, quantized: nn.Module, batches: list[Tensor]) -> int:
+def correct_biases(
+    floating: nn.Module, quantized: nn.Module, batches: list[Tensor], *, norms_estimated: bool = False
+) -> int:
     """Move what each quantized layer gives on average back to what it gave in float, in place, front to back.
 
     The correction goes into the layer's bias, or where it has none into the mean of the batch norm behind it.
+    ``norms_estimated``: the batch norms are of the quantized network already, so layers before one need no correction.
     Returns how many layers were corrected. Raises MicronetError where none could be.
     """
-    places = _places_to_correct(quantized)
+    places = _places_to_correct(quantized, norms_estimated)
     if not places:
         raise MicronetError("--bias-correct: no quantized layer has a bias, or a batch norm behind it")
     wanted = _mean_outputs(floating, list(places), batches)
@@ -137,7 +153,7 @@ def correct_biases(floating: nn.Module, quantized: nn.Module, batches: list[Tens
     return len(places)
 
 
-def _places_to_correct(model: nn.Module) -> dict[str, tuple[Tensor, float]]:
+def _places_to_correct(model: nn.Module, norms_estimated: bool) -> dict[str, tuple[Tensor, float]]:
     """Return, for each quantized layer, the tensor that moves its mean, and with which sign."""
     graph = trace(model)
     norms = dict(graph.conv_bn_pairs()) if graph is not None else {}
@@ -146,6 +162,8 @@ def _places_to_correct(model: nn.Module) -> dict[str, tuple[Tensor, float]]:
         if not isinstance(module, Quantized) or module.weight_quantizer is None:
             continue
         layer: Any = module
+        if norms_estimated and name in norms:
+            continue
         if layer.bias is not None:
             places[name] = layer.bias, 1.0
         elif name in norms:
@@ -161,11 +179,13 @@ def _mean_outputs(model: nn.Module, names: list[str], batches: list[Tensor]) -> 
     def watch(name: str) -> RemovableHandle:
         def hook(module: nn.Module, inputs: tuple[Any, ...], out: Tensor) -> None:
             last = out.dim() == 2 or isinstance(module, nn.Linear)  # the axis that the channels are on
-            total[name].append(out.flatten(0, -2).mean(0) if last else out.flatten(2).mean((0, 2)))
+            mean = out.flatten(0, -2).mean(0) if last else out.flatten(2).mean((0, 2))
+            total[name].append(len(out) * mean)
 
         return model.get_submodule(name).register_forward_hook(hook)
 
     handles = [watch(name) for name in names]
+    images = sum(map(len, batches))
     try:
         with _evaluated(model):
             for batch in batches:
@@ -173,7 +193,7 @@ def _mean_outputs(model: nn.Module, names: list[str], batches: list[Tensor]) -> 
     finally:
         for handle in handles:
             handle.remove()
-    return {name: torch.stack(means).mean(0) for name, means in total.items()}
+    return {name: torch.stack(means).sum(0) / images for name, means in total.items()}
 
 
 @contextmanager

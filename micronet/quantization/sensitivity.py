@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from micronet.errors import FailedError
 from micronet.progress import Progress
+from micronet.quantization.calibrate import each_quantizer
 from micronet.quantization.calibration_config import CalibrationConfig
 from micronet.quantization.config import QuantConfig
 from micronet.quantization.ptq import Statistics, collect, set_ranges
@@ -48,7 +49,7 @@ def measure_sensitivity(model: nn.Module, config: QuantConfig, probe: Probe, pro
     found = []
     names = list(record.result["inputs"])
     for done, name in enumerate(names, 1):
-        alone = _quantized(model, replace(config, include=name, exclude=None), statistics, probe.calibration)
+        alone = _quantized(model, replace(config, include=_exactly(name), exclude=None), statistics, probe)
         noise = _scores(alone, batches) - reference
         found.append(Sensitivity(name, _decibels(reference, noise), base - accuracy(alone)))
         progress.step("measuring layers", done, len(names))
@@ -58,8 +59,10 @@ def measure_sensitivity(model: nn.Module, config: QuantConfig, probe: Probe, pro
 def keep_sensitive(
     model: nn.Module, config: QuantConfig, ranked: list[Sensitivity], probe: Probe, target: float
 ) -> QuantConfig:
-    """Return the config that keeps as few of the most sensitive layers at 8 bits as a drop of ``target`` (0..1) allows.
+    """Return the config that keeps the most sensitive layers at 8 bits, so many that the drop is at most ``target``.
 
+    The target is a share, 0..1. How many is found by halving, so one fewer exceeds the target, but a much smaller
+    number might not.
     The drop is that of the network quantized without training. Raises FailedError where 8 bits everywhere exceed it.
     """
     accuracy = probe.accuracy
@@ -71,7 +74,7 @@ def keep_sensitive(
         return replace(config, keep_8bit=",".join(filter(None, names)) or None)
 
     def drop(count: int) -> float:
-        return base - accuracy(_quantized(model, kept(count), statistics, probe.calibration))
+        return base - accuracy(_quantized(model, kept(count), statistics, probe))
 
     low, high = 0, len(ranked)
     if (whole := drop(high)) > target:
@@ -85,10 +88,17 @@ def keep_sensitive(
     return kept(low)
 
 
-def _quantized(
-    model: nn.Module, config: QuantConfig, statistics: Statistics, calibration: CalibrationConfig
-) -> nn.Module:
+def _exactly(name: str) -> str:
+    """Return the glob that means one name."""
+    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
+
+
+def _quantized(model: nn.Module, config: QuantConfig, statistics: Statistics, probe: Probe) -> nn.Module:
     quantized, _ = quantize_model(model, config)
+    places = {f"{name}.{slot}" for name, slot, q in each_quantizer(quantized) if slot != "weight_quantizer"}
+    if not places <= statistics.keys():  # layers at 8 bits beside binary activations have places of their own
+        statistics = {**statistics, **collect(quantized, probe.batches)}
+    calibration = probe.calibration
     set_ranges(quantized, statistics, calibration.calibrator, calibration.percentile)
     return quantized
 
@@ -105,4 +115,7 @@ def _scores(model: nn.Module, batches: Iterable[Tensor]) -> Tensor:
 
 def _decibels(signal: Tensor, noise: Tensor) -> float:
     power = float(noise.double().square().sum())
-    return math.inf if power == 0 else 10 * math.log10(float(signal.double().square().sum()) / power)
+    total = float(signal.double().square().sum())
+    if power == 0 or total == 0:
+        return math.inf if power == 0 else -math.inf
+    return 10 * math.log10(total / power)

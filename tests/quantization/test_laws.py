@@ -35,7 +35,10 @@ def make(case):
     method, bits, third, fourth, slot = case
     scheme = registry.resolve(registry.SCHEMES, method, "method")
     if method == "wbwtab":
-        config = QuantConfig(w_bits=bits, a_ste=third, w_ste=third, no_alpha=not fourth)
+        if slot == "weight":
+            config = QuantConfig(w_bits=bits, w_ste=third, no_alpha=not fourth)
+        else:
+            config = QuantConfig(a_bits=bits, a_ste=third)
     else:
         config = QuantConfig(method=method, w_bits=bits, a_bits=bits, q_type=third, q_level=fourth)
     if slot == "weight":

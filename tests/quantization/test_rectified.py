@@ -44,7 +44,7 @@ def test_rectified_is_forward_of_a_relu(name, is_frozen):
         plain.freeze()
     short = copy.deepcopy(plain)
     expected, state = pull(lambda quantizer, x: quantizer(F.relu(x)), plain)
-    found, short_state = pull(lambda quantizer, x: quantizer.rectified(x), short)
+    found, short_state = pull(lambda quantizer, x: quantizer(x, rectified=True), short)
     assert all(torch.equal(left, right) for left, right in zip(found, expected, strict=True))
     assert all(torch.equal(state[key], short_state[key]) for key in state)
 
@@ -53,7 +53,7 @@ def test_a_range_that_reaches_below_zero_still_gets_the_relu():
     quantizer = AffineQuantizer(4, False, False, False, "moving-average")
     quantizer.observe(X)
     assert quantizer.zero_point > 0
-    assert torch.equal(quantizer.rectified(X), quantizer(F.relu(X)))
+    assert torch.equal(quantizer(X, rectified=True), quantizer(F.relu(X)))
 
 
 class ReadTwice(nn.Module):
@@ -74,7 +74,7 @@ def test_a_relu_in_place_stays_where_its_input_is_read_again():
     images = torch.randn(4, 3, 8, 8)
     model = ReadTwice()
     quantized, record = quantize_model(model, QuantConfig(w_bits=16, a_bits=16))
-    assert record.result["rectified"] == ["relu_a"]
+    assert record.result["out_of_place"] == ["relu_a"]
     calibrate(quantized, [images])
     torch.testing.assert_close(quantized(images), model(images), rtol=1e-3, atol=1e-3)
 
@@ -86,7 +86,7 @@ def test_a_network_trains_as_with_its_relus(context):
     short, record = quantize_model(
         nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Conv2d(4, 2, 3)), QuantConfig()
     )
-    assert record.result["rectified"] == ["2"]
+    assert record.result["out_of_place"] == ["2"]
     calibrate(short, [images])
     plain = copy.deepcopy(short)
     plain[2].inplace = True  # the way of a ReLU that has other readers

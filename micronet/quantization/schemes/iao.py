@@ -51,8 +51,7 @@ class AffineQuantizer(RangedQuantizer):
             scale, zero_point = symmetric_qparams(low, high, self.qmax)
         else:
             scale, zero_point = affine_qparams(low, high, self.qmin, self.qmax)
-        self.scale.copy_(scale)
-        self.zero_point.copy_(zero_point)
+        self.scale, self.zero_point = scale, zero_point  # not in place: a backward may still need the old ones
 
     def describe(self) -> dict[str, Any]:
         """Return the constructor's arguments and the scheme's name."""

@@ -1,6 +1,7 @@
 """Learned step size quantization (Esser et al. 2020, arXiv:1902.08153): the scale is a parameter, trained too.
 
-The scale begins at 2 mean|x| / sqrt(qmax) of the first batch (section 2.1); its gradient is multiplied by
+The scale begins at 2 mean|x| / sqrt(qmax) of the first batch (section 2.1), or at max|x| / qmax where that is less, as
+it is from about 5 bits on: the outer half of the levels would lie beyond every value. Its gradient is multiplied by
 1 / sqrt(N qmax), N the weights, or an image's features, that share it (section 2.2). Deviations: one scale an output
 channel for weights unless ``q_level`` is ``layer``; what is trained is the scale's logarithm, so that a step of Adam
 changes a small scale by as large a share as a large one (Jain et al. 2019, arXiv:1903.08066, section 3.3).
@@ -56,13 +57,15 @@ class LearnedQuantizer(Quantizer):
         """Set the scale from the first data seen; from then on training sets it."""
         if not self._ready and self.empty and x.numel():
             size = x.clamp(min=0) if rectified else x.abs()
-            mean = size.mean() if self.axis is None else size.transpose(0, self.axis).flatten(1).mean(1)
+            rows = size.reshape(1, -1) if self.axis is None else size.transpose(0, self.axis).flatten(1)
+            mean, largest = rows.mean(1).view_as(self.log_scale), rows.amax(1).view_as(self.log_scale)
             if not bool(mean.isfinite().all()):
                 raise MicronetError("NaN or infinity reached a quantizer; look at the weights and the images")
             some = mean > NOTHING * mean.max()
-            usual = mean[some].mean() if bool(some.any()) else torch.ones_like(mean.sum())
-            mean = torch.where(some, mean, usual)  # of a channel of zeros nothing is known; it must be able to grow
-            self.log_scale.copy_((2 * mean / math.sqrt(self.qmax)).log())
+            scale = torch.minimum(2 * mean / math.sqrt(self.qmax), largest / self.qmax)
+            usual = scale[some].mean() if bool(some.any()) else scale.new_tensor(2 / math.sqrt(self.qmax))
+            # Of a channel of zeros nothing is known; it must be able to grow.
+            self.log_scale.copy_(torch.where(some, scale, usual).log())
 
     @torch.no_grad()
     def set_range(self, low: float, high: float) -> None:
