@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from micronet.errors import MicronetError
 
+_GROUPED = ("--gc-refine", "--gc-prune-refine")
 _VALUES = {
     "--q-type": {"0": "sym", "1": "asym"},
     "--q-level": {"0": "channel", "1": "layer"},
@@ -23,6 +24,7 @@ _NAMES = {
     "--W": "--w-bits",
     "--A": "--a-bits",
 }
+ORIGINAL_WIDTHS = ("154", "162", "144", "304", "320", "320", "608", "584")  # that it printed for nin_gc
 _SPARSE = "the sparsity penalty is a command of its own: micronet sparse-train [ARTIFACT] --s 1e-4"
 _ANSWERS = {
     "-sr": _SPARSE,
@@ -54,6 +56,12 @@ def modern(arguments: list[str]) -> list[str]:
         name = typed.replace("_", "-") if typed.startswith("--") else typed
         if equals:
             rest.insert(0, value)
+        if name in _GROUPED and "prune" not in words:
+            numbers = [int(word) for word in _grouped_widths(rest)[1].split(",")]
+            raise MicronetError(
+                f"{typed} is for micronet prune ARTIFACT, which cuts nin_gc with its weights; to train that network "
+                f"from scratch: micronet train --model nin_gc --model-args '{json.dumps({'widths': numbers})}'"
+            )
         if name in _ANSWERS:
             raise MicronetError(f"{typed}: {_ANSWERS[name]}")
         if name in _REWRITTEN:
@@ -108,14 +116,11 @@ def _refine(rest: list[str]) -> list[str]:
 
 
 def _grouped_widths(rest: list[str]) -> list[str]:
+    """``--gc_refine 154 162 ...``: the widths of the pruned nin_gc, which prune cuts with its weights."""
     widths = []
     while rest and rest[0].isdigit():
-        widths.append(int(rest.pop(0)))
-    args = json.dumps({"widths": widths or [154, 162, 144, 304, 320, 320, 608, 584]})
-    raise MicronetError(
-        "--gc_refine: micronet prune cuts nin_gc with its weights, so no widths are typed; to train that "
-        f"network from scratch: micronet train --model nin_gc --model-args '{args}'"
-    )
+        widths.append(rest.pop(0))
+    return ["--widths", ",".join(widths or ORIGINAL_WIDTHS)]
 
 
 _REWRITTEN: dict[str, Callable[[list[str]], list[str]]] = {

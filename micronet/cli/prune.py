@@ -1,13 +1,18 @@
 """``micronet prune``: channels are cut out of the weights, so that the network is smaller and faster for real."""
 
+from functools import partial
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from micronet.cli import console
-from micronet.cli.options import Input, OutputOptions, default_name, with_configs
+from micronet.cli.finetune import TUNING
+from micronet.cli.options import DataOptions, Input, OutputOptions, RunConfig, default_name, with_configs
+from micronet.errors import MicronetError
 from micronet.pruning.config import PruneConfig
 from micronet.runtime.options import CodeOptions
+from micronet.training_config import TrainConfig
 
 NAME = "prune"
 EXAMPLE = "micronet prune sparse.safetensors --percent 0.5 --regular 8 -o pruned.safetensors"
@@ -17,36 +22,67 @@ EXAMPLE = "micronet prune sparse.safetensors --percent 0.5 --regular 8 -o pruned
 def run(
     artifact: Input,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")] = False,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Measure latency in ONNX Runtime, and accuracy before any training.")
+    ] = False,
+    steps: Annotated[
+        int, typer.Option(help="Prune so many times, each a part of it, and train after each (--epochs, --lr, ...).")
+    ] = 0,
+    sensitivity: Annotated[
+        bool, typer.Option("--sensitivity", help="Cut each group of channels alone and print what that costs.")
+    ] = False,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw the sensitivity into this .png or .svg (needs matplotlib).")
+    ] = None,
     input_shape: Annotated[
         str | None, typer.Option(metavar="C,H,W", help="Of an image, where no data set is known. Default: 3,224,224.")
     ] = None,
     *,
     pruning: PruneConfig,
+    training: TrainConfig = TUNING,
+    data: DataOptions,
     code: CodeOptions,
+    running: RunConfig,
     output: OutputOptions,
 ) -> None:
-    """Cut the channels whose batch-norm scales are smallest, over the whole network, and carry the rest's weights over.
+    """Cut the channels that matter least, over the whole network, and carry the rest's weights over.
 
     Exactly floor(percent * channels) go, where neither --regular nor grouped convolutions ask for other widths.
     """
     from micronet.artifact import save
-    from micronet.cli import stages
+    from micronet.cli import prune_stage, stages
     from micronet.files import check_target
-    from micronet.pruning.prune import prune_model
 
+    _check(steps, sensitivity, dry_run, plot, training)
+    if running.resume and not steps:
+        raise MicronetError("--resume goes on with --steps; prune alone takes seconds, so leave it out")
     path = output.output or default_name(artifact, "-pruned.safetensors")
-    if not dry_run:
+    if not dry_run and not sensitivity:
         check_target(path, output.force)
-    opened = stages.open_artifact(artifact, code, NAME)
-    example = stages.example_input(opened, input_shape)
-    model, record, plan = prune_model(opened.model, pruning, example)
-    pruned = opened.after(record, model=model, metrics={})
+    with console.progress(output.quiet) as progress:
+        job = stages.make_run(path, running, output, progress)
+        opened = stages.open_artifact(artifact, code, NAME)
+        known = data.data is not None or stages.image_shape(opened) is not None
+        open_data = partial(stages.open_data, data, opened, job.seed) if known else None
+        task = prune_stage.Task(opened, stages.example_input(opened, input_shape), open_data, code)
+        if sensitivity:
+            _print_sensitivity(prune_stage.sensitivity(task, pruning, job), plot, output.json)
+            return
+        if steps:
+            pruned = prune_stage.prune_in_steps(task, pruning, steps, training, job)
+            stages.keep(pruned, path)
+            stages.report(pruned, path, output)
+            return
+        pruned, plan = prune_stage.prune(task, pruning, job.seed)
+        measured: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
+        if measure:
+            measured = prune_stage.gains(opened, pruned, task)
     summary: dict[str, Any] = {
         "asked": plan.asked,
         "cut": plan.cut,
         "total": plan.total,
-        "before": {**stages.sizes(opened), "size_bytes": artifact.stat().st_size},
-        "after": stages.sizes(pruned),
+        "before": {**stages.sizes(opened), "size_bytes": artifact.stat().st_size, **measured[0]},
+        "after": {**stages.sizes(pruned), **measured[1]},
         "groups": [
             {"layers": group.layers, "before": group.before, "after": group.after, "note": group.note}
             for group in plan.groups.values()
@@ -62,17 +98,56 @@ def run(
         _print(summary)
 
 
+def _check(steps: int, sensitivity: bool, dry_run: bool, plot: Path | None, training: TrainConfig) -> None:
+    """Raise MicronetError for options that have no use beside one another."""
+    if steps < 0:
+        raise MicronetError(f"--steps is {steps}; allowed: 1 or more, each with training after it")
+    if steps and (dry_run or sensitivity):
+        raise MicronetError("--steps trains; leave it out with --dry-run and --sensitivity")
+    if plot is not None and not sensitivity:
+        raise MicronetError("--plot draws what --sensitivity measures; add that")
+    if training != TUNING and not steps:
+        raise MicronetError("prune alone trains nothing; add --steps 1, or go on with micronet finetune")
+
+
 def _print(summary: dict[str, Any]) -> None:
     rows = [
         (", ".join(group["layers"]), str(group["before"]), str(group["after"]), group["note"])
         for group in summary["groups"]
     ]
     console.print_table(("layers", "before", "after", "note"), rows)
-    wanted = "" if summary["asked"] == summary["cut"] else f" ({summary['asked']:,} asked for)"
+    wanted = "" if summary["asked"] in (0, summary["cut"]) else f" ({summary['asked']:,} asked for)"
     console.print_line(f"channels  {summary['cut']:,} of {summary['total']:,} cut{wanted}")
     for label, key in (("params", "params"), ("MACs", "macs"), ("bytes", "size_bytes")):
         before, after = summary["before"].get(key), summary["after"].get(key)
         if before and after:
             console.print_line(f"{label:<10}{before:,} -> {after:,}  ({1 - after / before:.1%} less)")
+    before, after = summary["before"], summary["after"]
+    if "latency_ms" in after:
+        was, now = before["latency_ms"], after["latency_ms"]
+        console.print_line(f"latency   {was:.2f} -> {now:.2f} ms  (one image, ONNX Runtime; {1 - now / was:.1%} less)")
+    if "test_accuracy" in after:
+        was, now = before["test_accuracy"], after["test_accuracy"]
+        console.print_line(f"accuracy  {was:.2%} -> {now:.2%}  before any training")
     if "output" in summary:
         console.print_line(f"wrote {summary['output']}  go on with: micronet finetune {summary['output']}")
+
+
+def _print_sensitivity(rows: list[Any], plot: Path | None, json: bool) -> None:
+    from micronet.cli.prune_stage import draw_sensitivity
+    from micronet.pruning.sensitivity import SHARES
+
+    if plot is not None:
+        draw_sensitivity(rows, plot)
+    if json:
+        console.print_json([row._asdict() for row in rows])
+        return
+    shown = [
+        (
+            ", ".join(row.layers),
+            str(row.channels),
+            *(f"{100 * row.drops[share]:+.2f} pt" if share in row.drops else "-" for share in SHARES),
+        )
+        for row in rows
+    ]
+    console.print_table(("layers", "channels", *(f"{share:.0%} cut" for share in SHARES)), shown)

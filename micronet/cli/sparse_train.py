@@ -30,16 +30,16 @@ def run(
     running: RunConfig,
     output: OutputOptions,
 ) -> None:
-    """Train with an L1 penalty on batch-norm scales, so that channels the network can do without approach zero.
+    """Train with a penalty (L1 on batch-norm scales), so that channels the network can do without approach zero.
 
     The weights of the last epoch are kept, not of the best: the penalty needs its time. The batch norm of the class
     scores is left alone.
     """
     import torch
 
+    from micronet import registry
     from micronet.cli import stages
     from micronet.history import StageRecord
-    from micronet.pruning.criteria.bn_scale import penalty
     from micronet.pruning.prune import channel_flow
     from micronet.training import Procedure
 
@@ -56,7 +56,8 @@ def run(
             dataset = stages.open_data(data, opened, job.seed)
         size = dataset.spec.image_size or 0
         example = torch.rand(2, dataset.spec.channels or 0, size, size)
-        pushed = penalty(opened.model, channel_flow(opened.model, example), sparsity.s)
+        criterion = registry.resolve(registry.CRITERIA, sparsity.criterion, "criterion")
+        pushed = criterion.penalty(opened.model, channel_flow(opened.model, example), sparsity.s)
         procedure = Procedure(penalty=pushed, keep="last", config=sparsity.to_json())
         sparse = stages.fit_stage(NAME, opened, dataset, training, job, procedure)
     stages.keep(sparse, path)

@@ -1,7 +1,7 @@
 """What a user chooses about pruning, checked once; no torch here, so that ``--help`` stays fast."""
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 from micronet.errors import MicronetError
@@ -48,6 +48,17 @@ class PruneConfig(Settings):
         if len(ways) > 1:
             raise MicronetError(f"{' and '.join(map(flag, ways))} each say how much to cut; give one of them")
 
+    def share_a_step(self, steps: int) -> "PruneConfig":
+        """Return what to do in each of several steps so that all together do what this says."""
+        if steps == 1:
+            return self
+        if self.widths is not None:
+            raise MicronetError("--widths are reached in one step; leave --steps out")
+        if self.target is not None:
+            name, share = self.target
+            return replace(self, **{name: share ** (1 / steps)})
+        return replace(self, percent=1 - (1 - self.percent) ** (1 / steps))
+
     @property
     def target(self) -> tuple[str, float] | None:
         """Return the cost that has a target and the share of it that may be left, or None."""
@@ -63,6 +74,9 @@ class SparsityConfig(Settings):
     """How to make channels sparse."""
 
     s: float = setting(1e-4, "Weight of the penalty.")
+    criterion: Literal["bn-scale", "l1", "l2"] = setting(
+        "bn-scale", "What is pushed towards zero: batch norms' scales; weights; whole channels' weights (group lasso)."
+    )
 
     def __post_init__(self) -> None:
         check_values(self)

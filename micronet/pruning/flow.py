@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from micronet.models.layers import ChannelShuffle
 from micronet.pruning import operations as ops
-from micronet.pruning.network import Network, Shape
+from micronet.pruning.network import Network, Shape, owners
 from micronet.pruning.numbering import FIXED, Ids, Numbering
 from micronet.pruning.step import Step, distinct, fixed, shuffled, sizes, spread, varies, vector
 
@@ -66,7 +66,7 @@ class Flow:
         self._numbering: Numbering = Numbering(widths, None if like is None else like._numbering, pinned)
         self._opaque: dict[str, str] = {}  # modules that are used in some way that cannot be followed, and why
         self._modules = dict(network.model.named_modules())
-        self._owners = _owners(network.model)
+        self._owners = owners(network.model)
         for index, graph in enumerate(network.graphs):
             self._run(index, graph)
         self._settle()
@@ -294,18 +294,3 @@ class Flow:
 def _broadcast(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
     shape = [max(sizes) if min(sizes) else 0 for sizes in zip(left.shape, right.shape, strict=True)]
     return left.expand(shape), right.expand(shape)
-
-
-def _owners(model: nn.Module) -> set[str]:
-    """Return the modules whose weight is a plain parameter that no other module uses."""
-    holders: dict[int, int] = {}
-    for module in model.modules():
-        for parameter in module.parameters(recurse=False):
-            holders[id(parameter)] = holders.get(id(parameter), 0) + 1
-    return {
-        name
-        for name, module in model.named_modules()
-        if not hasattr(module, "parametrizations")
-        and ("weight" in module._parameters)
-        and all(holders[id(parameter)] == 1 for parameter in module.parameters(recurse=False))
-    }

@@ -65,6 +65,21 @@ def as_inputs(model: nn.Module, example: Example) -> tuple[Any, ...]:
     return tuple(x.to(own.device, own.dtype) if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs)
 
 
+def owners(model: nn.Module) -> set[str]:
+    """Return the modules whose weight is a plain parameter that no other module uses."""
+    holders: dict[int, int] = {}
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            holders[id(parameter)] = holders.get(id(parameter), 0) + 1
+    return {
+        name
+        for name, module in model.named_modules()
+        if not hasattr(module, "parametrizations")
+        and ("weight" in module._parameters)
+        and all(holders[id(parameter)] == 1 for parameter in module.parameters(recurse=False))
+    }
+
+
 class _Recorder(fx.Interpreter):
     """Runs a forward and notes what each node gives out."""
 

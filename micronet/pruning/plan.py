@@ -110,6 +110,10 @@ class Planner:
                 )
         return plan
 
+    def rounded(self, group: int, share: float) -> int:
+        """Return the width that a free group has without a share of its channels."""
+        return self._round({group: round((1 - share) * self._flow.widths[group])})[group]
+
     def _carry_out(self, widths: dict[int, int], asked: int) -> Plan:
         widths, flow = self._settle_pieces(widths)
         new = _signatures(flow)

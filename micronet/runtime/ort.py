@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
+from numpy.typing import NDArray
 
 from micronet.data.dataset import DataSpec
 from micronet.errors import MicronetError, first_line
-from micronet.evaluation import Scores
+from micronet.evaluation import Predictor, Scores
 from micronet.machine import usable_cores
 from micronet.runtime.options import RuntimeOptions
 
@@ -114,6 +115,18 @@ def open_session(model: bytes, options: RuntimeOptions, name: str) -> onnxruntim
         )
     except Exception as error:
         raise MicronetError(f"ONNX Runtime cannot run {name}: {first_line(error)}") from error
+
+
+def session_predictor(model: bytes, options: RuntimeOptions) -> Predictor:
+    """Return the predictor that runs a serialized ONNX model."""
+    session = open_session(model, options, "the model")
+    name = session.get_inputs()[0].name
+
+    def predict(images: NDArray[np.float32]) -> Scores:
+        scores: Scores = session.run(None, {name: images})[0]
+        return scores
+
+    return predict
 
 
 def _with_batch_of_one(graph: Any, image_shape: tuple[int, int, int]) -> onnx.ModelProto:

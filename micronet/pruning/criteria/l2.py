@@ -2,12 +2,22 @@
 
 from torch import nn
 
-from micronet.pruning.criteria.rows import WHY_UNJUDGED, Scores, judge
+from micronet.pruning.criteria.rows import WHY_UNJUDGED, Penalty, Scores, judge, push
 from micronet.pruning.flow import Flow
 
-__all__ = ["WHY_UNJUDGED", "scores"]
+__all__ = ["WHY_UNJUDGED", "penalty", "scores"]
 
 
 def scores(model: nn.Module, flow: Flow) -> Scores:
     """Return (channels,) scores of every group; higher is worth more."""
     return judge(model, flow, lambda rows: rows.norm(dim=1))
+
+
+def penalty(model: nn.Module, flow: Flow, s: float) -> Penalty:
+    """Return the function that adds the group lasso's subgradient before an optimizer's step.
+
+    That is ``s * sqrt(n) * w / |w|`` for a channel of n weights (Wen et al. 2016, arXiv:1608.03665, equation 1).
+    """
+    return push(
+        model, flow, s, lambda rows: rows / rows.norm(dim=1, keepdim=True).clamp(min=1e-12) * len(rows[0]) ** 0.5
+    )

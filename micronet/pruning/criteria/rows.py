@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from micronet.errors import MicronetError
 from micronet.pruning.flow import Flow
-from micronet.pruning.numbering import FIXED, STRIDE
+from micronet.pruning.numbering import FIXED, STRIDE, groups_of
 
+Penalty = Callable[[], None]
 Scores = dict[int, NDArray[np.float64]]
 WHY_UNJUDGED = "no weights make it"
 
@@ -46,3 +47,28 @@ def judge(model: nn.Module, flow: Flow, worth: Callable[[Tensor], Tensor], *, of
                 np.add.at(sums[group], layer.outputs[mine] % STRIDE, found[mine])
                 judges[group] += 1
     return {group: total / judges[group] for group, total in sums.items() if judges[group]}
+
+
+def push(model: nn.Module, flow: Flow, s: float, slope: Callable[[Tensor], Tensor]) -> Penalty:
+    """Return the function that adds ``s * slope(rows)`` to the gradients of the weights that make cuttable channels.
+
+    ``slope``: (rows, weights) -> the penalty's subgradient, of the same shape. Raises MicronetError where there
+    are none.
+    """
+    weights: list[tuple[nn.Parameter, bool]] = []
+    for name, layer in flow.layers.items():
+        module: Any = model.get_submodule(name)
+        if set(groups_of(layer.outputs)) - flow.pinned.keys():
+            weights.append((module.weight, bool(getattr(module, "transposed", False))))
+    if not weights:
+        raise MicronetError("no layer of this network makes channels that could be cut, so there is nothing to push")
+
+    @torch.no_grad()
+    def add() -> None:
+        for weight, transposed in weights:
+            if weight.grad is not None:
+                rows = weight.transpose(0, 1) if transposed else weight
+                pushed = slope(rows.flatten(1)).view_as(rows)
+                weight.grad.add_(pushed.transpose(0, 1) if transposed else pushed, alpha=s)
+
+    return add

@@ -1,0 +1,226 @@
+"""What is cut: criteria, scopes, targets, widths; each by its law."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import micronet
+from micronet import registry
+from micronet.errors import FailedError, MicronetError
+from micronet.evaluation import count_macs
+from micronet.models.build import ModelSpec, build
+from micronet.pruning.config import PruneConfig
+from micronet.pruning.prune import channel_flow, prune_model
+
+IMAGES = torch.randn(2, 3, 32, 32)
+
+
+def pair():
+    return nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 4, 3))
+
+
+def scores(criterion, model, images=IMAGES):
+    return registry.resolve(registry.CRITERIA, criterion, "criterion").scores(model, channel_flow(model, images))[0]
+
+
+@pytest.mark.parametrize("criterion", [name for name in registry.CRITERIA if name != "taylor"])
+def test_every_criterion_prunes_and_says_the_same_twice(criterion):
+    model = build(ModelSpec("nin", {"width": 0.25})).eval()
+    one, _, plan = prune_model(model, PruneConfig(0.4, criterion=criterion), IMAGES)
+    two, _, _ = prune_model(model, PruneConfig(0.4, criterion=criterion), IMAGES)
+    assert plan.cut == plan.asked > 0
+    assert torch.equal(one(IMAGES), two(IMAGES))
+
+
+def test_filters_are_judged_by_their_papers_formulas():
+    model = pair()
+    rows = model[0].weight.detach().double().flatten(1).numpy()
+    expected = {
+        "l1": np.abs(rows).sum(1),
+        "l2": np.sqrt((rows**2).sum(1)),
+        "fpgm": np.array([sum(np.sqrt(((a - b) ** 2).sum()) for b in rows) for a in rows]),
+        "bn-scale": model[1].weight.detach().abs().numpy(),
+    }
+    for criterion, worth in expected.items():
+        np.testing.assert_allclose(scores(criterion, model), worth / worth.mean(), rtol=1e-6)
+
+
+def test_taylor_scores_are_the_square_of_weight_times_gradient_and_need_gradients():
+    model = pair()
+    with pytest.raises(MicronetError, match="no gradient"):
+        scores("taylor", model)
+    model(IMAGES).square().mean().backward()
+    product = (model[0].weight.double() * model[0].weight.grad.double()).detach().flatten(1).sum(1).square().numpy()
+    np.testing.assert_allclose(scores("taylor", model), product / product.mean(), rtol=1e-6)
+
+
+@pytest.mark.parametrize(("criterion", "slope"), [
+    ("l1", lambda rows: rows.sign()), ("l2", lambda rows: rows / rows.norm(dim=1, keepdim=True) * 27**0.5),
+])  # fmt: skip
+def test_a_penalty_adds_its_subgradient_to_what_may_be_cut_alone(criterion, slope):
+    model = pair()
+    penalty = registry.resolve(registry.CRITERIA, criterion, "criterion").penalty
+    model(IMAGES).square().mean().backward()
+    before = [model[0].weight.grad.clone(), model[3].weight.grad.clone()]
+    penalty(model, channel_flow(model, IMAGES), 0.01)()
+    pushed = 0.01 * slope(model[0].weight.detach().flatten(1)).view_as(model[0].weight)
+    torch.testing.assert_close(model[0].weight.grad, before[0] + pushed)
+    assert torch.equal(model[3].weight.grad, before[1])  # its channels are the output
+
+
+def test_layers_without_batch_norms_are_judged_by_their_weights():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 2, 1))
+    with pytest.raises(MicronetError, match="no batch norm with a scale follows it"):
+        micronet.prune(model, IMAGES)
+    assert micronet.prune(model, IMAGES, criterion="l2", scope="layer")[2].out_channels == 4
+
+
+def test_the_layer_scope_cuts_the_same_share_of_every_layer():
+    model = build(ModelSpec("nin", {"width": 0.5})).eval()
+    _, _, plan = prune_model(model, PruneConfig(0.25, criterion="l2", scope="layer"), IMAGES)
+    shares = [group.after / group.before for group in plan.groups.values()][:-1]
+    assert all(0.75 <= share <= 0.78 for share in shares)
+
+
+@pytest.mark.parametrize("target", ["target_macs", "target_params"])
+def test_a_target_is_met_and_hardly_more(target):
+    model = build(ModelSpec("nin", {"width": 0.25})).eval()
+    pruned, _, _ = prune_model(model, PruneConfig(criterion="l2", **{target: 0.5}), IMAGES)
+
+    def cost(network):
+        if target == "target_macs":
+            return count_macs(network, (3, 32, 32))
+        return sum(p.numel() for p in network.parameters())
+
+    assert 0.48 < cost(pruned) / cost(model) <= 0.5
+    with pytest.raises(FailedError, match="cannot be met"):
+        prune_model(model, PruneConfig(criterion="l2", min_channels=16, **{target: 0.01}), IMAGES)
+
+
+def test_a_cost_of_ones_own_is_met():
+    model = build(ModelSpec("nin", {"width": 0.25})).eval()
+    seen = []
+
+    def widest(network):
+        seen.append(max(m.out_channels for m in network.modules() if isinstance(m, nn.Conv2d)))
+        return seen[-1]
+
+    prune_model(model, PruneConfig(criterion="l2", scope="layer", target_latency=0.5), IMAGES, widest)
+    assert len(seen) > 3
+    with pytest.raises(MicronetError, match="needs a cost"):
+        prune_model(model, PruneConfig(target_latency=0.5), IMAGES)
+
+
+def test_widths_are_taken_as_they_are_or_refused_with_the_reason():
+    model = build(ModelSpec("nin_gc", {})).eval()
+    # What the micronet of 2021 printed for its pruned nin_gc, brought to what its groups allow.
+    pruned, _, plan = prune_model(model, PruneConfig(widths="154 162 144 304 320 320 608 584"), IMAGES)
+    assert [group.after for group in plan.groups.values()][:8] == [154, 162, 144, 304, 320, 320, 608, 584]
+    assert pruned(IMAGES).shape == (2, 10)
+    with pytest.raises(MicronetError, match="takes 8, now 256"):
+        prune_model(model, PruneConfig(widths="154,162"), IMAGES)
+    with pytest.raises(MicronetError, match="cannot have 155 channels; allowed: 1 to 256, a multiple of 2"):
+        prune_model(model, PruneConfig(widths="155 162 144 304 320 320 608 584"), IMAGES)
+
+
+def test_excluded_layers_and_small_ones_stay_whole():
+    model = build(ModelSpec("nin", {"width": 0.25})).eval()
+    _, _, plan = prune_model(model, PruneConfig(0.5, exclude="features.[12].*", min_channels=30), IMAGES)
+    by_layer = {group.layers[0]: group for group in plan.groups.values()}
+    assert by_layer["features.1.conv"].note == "by choice"
+    assert by_layer["features.1.conv"].after == by_layer["features.1.conv"].before
+    assert all(group.after >= min(30, group.before) for group in plan.groups.values())
+    with pytest.raises(MicronetError, match="exclude"):
+        prune_model(model, PruneConfig(0.5, exclude="nothing*"), IMAGES)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"target_macs": 1.5}, "between 0 and 1|above 0 and below 1"),
+        ({"target_macs": 0.5, "target_params": 0.5}, "give one of them"),
+        ({"percent": 0.3, "target_params": 0.5}, "give one of them"),
+        ({"criterion": "magic"}, "criterion"),
+        ({"min_channels": 0}, "min-channels"),
+    ],
+)
+def test_impossible_choices_are_refused(config, message):
+    with pytest.raises(MicronetError, match=message):
+        PruneConfig(**config)
+
+
+def test_steps_cut_together_what_one_step_would():
+    parts = PruneConfig(0.5).share_a_step(3)
+    assert (1 - parts.percent) ** 3 == pytest.approx(0.5)
+    assert PruneConfig(target_macs=0.25).share_a_step(2).target_macs == 0.5
+    with pytest.raises(MicronetError, match="one step"):
+        PruneConfig(widths="1,2").share_a_step(2)
+
+
+class Gated(nn.Module):
+    """Several inputs and outputs; squeeze-and-excitation; a split, each half on its own way; attention aside."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.bn = nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16)
+        self.squeeze, self.excite = nn.Conv2d(16, 4, 1), nn.Conv2d(4, 16, 1)
+        self.left, self.right = nn.Conv2d(8, 12, 3, padding=1), nn.Conv2d(8, 12, 3, padding=1)
+        self.head, self.mask = nn.Linear(24, 5), nn.Conv2d(24, 1, 1)
+        self.of_other = nn.Linear(7, 24)
+
+    def forward(self, x, other, scale=2.0):
+        x = F.relu(self.bn(self.stem(x)))
+        x = x * torch.sigmoid(self.excite(F.relu(self.squeeze(x.mean((2, 3), keepdim=True)))))
+        a, b = x.chunk(2, dim=1)
+        y = torch.cat([F.relu(self.left(a)), F.relu(self.right(b))], 1) * scale
+        return {"classes": self.head(y.mean((2, 3)) + self.of_other(other).relu()), "mask": self.mask(y)}
+
+
+def test_several_inputs_and_outputs_gates_and_splits():
+    model = Gated().eval()
+    example = torch.randn(2, 3, 8, 8), torch.randn(2, 7)
+    pruned = micronet.prune(model, example, percent=0.5, criterion="l2", scope="layer")
+    assert pruned.stem.out_channels == 8
+    assert pruned.squeeze.out_channels == 2
+    assert pruned.left.in_channels + pruned.right.in_channels == 8
+    assert pruned(*example)["mask"].shape == (2, 1, 8, 8)
+
+
+class Attention(nn.Module):
+    """A block of a transformer: what attention and norms read stays, the hidden layer goes."""
+
+    def __init__(self):
+        super().__init__()
+        self.patches, self.norm = nn.Conv2d(3, 16, 4, 4), nn.LayerNorm(16)
+        self.attention = nn.MultiheadAttention(16, 4, batch_first=True)
+        self.up, self.down, self.head = nn.Linear(16, 64), nn.Linear(64, 16), nn.Linear(16, 3)
+
+    def forward(self, x):
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = x + self.attention(self.norm(x), self.norm(x), self.norm(x), need_weights=False)[0]
+        return self.head((x + self.down(F.gelu(self.up(x)))).mean(1))
+
+
+def test_a_transformers_hidden_layers_are_cut_and_the_rest_is_named():
+    model = Attention().eval()
+    pruned, _, plan = prune_model(model, PruneConfig(0.5, criterion="l2"), torch.randn(2, 3, 16, 16))
+    assert (pruned.up.out_features, pruned.down.in_features) == (32, 32)
+    whole = next(group for group in plan.groups.values() if "patches" in group.layers)
+    assert "norm" in whole.note
+
+
+def test_the_line_that_cannot_be_traced_is_named():
+    class Branches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 8, 1)
+
+        def forward(self, x):
+            return self.conv(x) if x.sum() > 0 else x
+
+    with pytest.raises(MicronetError, match=r"test_choice\.py:\d+ \(return self\.conv"):
+        micronet.prune(Branches(), IMAGES)
+    with pytest.raises(MicronetError, match="does not take the example"):
+        micronet.prune(pair(), torch.randn(2, 4, 8, 8))
