@@ -146,25 +146,34 @@ def channel_flow(model: nn.Module, example: Example) -> Flow:
 @torch.no_grad()
 def _check(model: nn.Module, pruned: nn.Module, flow: Flow, kept: dict[int, list[int]], example: Example) -> None:
     """Raise FailedError where the cut network's output is not that of the whole one with cut channels silenced."""
-    whole, small = (copy.deepcopy(network).double().eval() for network in (model, pruned))
-    for name, layer in flow.layers.items():
-        if layer.inputs is not None:
-            whole.get_submodule(name).register_forward_pre_hook(_silence(layer.inputs, kept))
-    expected = whole(*as_inputs(whole, example))
+    silenced = {name: _silence(layer.inputs, kept) for name, layer in flow.layers.items() if layer.inputs is not None}
+    wanted = _outputs(model, example, silenced)
     try:
-        found = small(*as_inputs(small, example))
+        found = _outputs(pruned, example, {})
     except (RuntimeError, ValueError, TypeError, AssertionError) as error:
         raise FailedError(f"the pruned network does not run, which is a bug: {first_line(error)}") from error
-    pairs = zip(_tensors(expected), _tensors(found), strict=True)
-    if not all((have - want).norm() <= TOLERANCE * want.norm() for want, have in pairs):
-        raise FailedError("the pruned network does not compute what it should, which is a bug; nothing was written")
+    for want, have in zip(wanted, found, strict=True):
+        if not bool(want.isfinite().all()):
+            raise MicronetError(
+                "the network gives NaN or infinity, so nothing of it can be judged; look at its weights"
+            )
+        if not (have - want).norm() <= TOLERANCE * want.norm():
+            raise FailedError("the pruned network does not compute what it should, which is a bug; nothing was written")
 
 
-def _tensors(outputs: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+Hook = Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]
 
 
-def _silence(ids: Ids, kept: dict[int, list[int]]) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
+def _outputs(model: nn.Module, example: Example, hooks: dict[str, Hook]) -> list[Tensor]:
+    """Return what a network gives in float64; only one such copy lives at a time."""
+    exact = copy.deepcopy(model).double().eval()
+    for name, hook in hooks.items():
+        exact.get_submodule(name).register_forward_pre_hook(hook)
+    leaves = tree_leaves(exact(*as_inputs(exact, example)))
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+
+
+def _silence(ids: Ids, kept: dict[int, list[int]]) -> Hook:
     """Return a hook that zeroes the channels of a layer's input that are cut."""
     staying = {group: set(channels) for group, channels in kept.items()}
     mask = torch.tensor([i == FIXED or i % STRIDE in staying[i // STRIDE] for i in ids.tolist()])
