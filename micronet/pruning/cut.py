@@ -46,9 +46,10 @@ def cut(model: nn.Module, old: Flow, new: Flow, kept: dict[int, list[int]]) -> d
         inputs = None
         if layer.inputs is not None and (after := new.layers[name].inputs) is not None:
             inputs = _positions(layer.inputs, after, kept)
-        weight = _columns(module, outputs, inputs)
+        whole = old.loses_groups(name)
+        weight = _columns(module, outputs, inputs, whole)
         bias = None if module.bias is None else module.bias[outputs]
-        sizes = _sizes(module, len(outputs), None if inputs is None else len(inputs))
+        sizes = _sizes(module, len(outputs), None if inputs is None else len(inputs), whole)
         if sizes:
             changed[name] = sizes
             resize(module, sizes)
@@ -67,7 +68,7 @@ def cut(model: nn.Module, old: Flow, new: Flow, kept: dict[int, list[int]]) -> d
     return changed
 
 
-def _columns(module: Any, rows: Tensor, inputs: Tensor | None) -> Tensor:
+def _columns(module: Any, rows: Tensor, inputs: Tensor | None, whole_groups: bool) -> Tensor:
     """Return a weight's rows with the input channels kept; in a grouped convolution each group's own."""
     groups = getattr(module, "groups", 1)
     if getattr(module, "transposed", False):  # (inputs, outputs / groups, ...)
@@ -78,7 +79,7 @@ def _columns(module: Any, rows: Tensor, inputs: Tensor | None) -> Tensor:
         return weight
     if groups == 1:
         return weight[:, inputs]
-    if groups == module.in_channels:  # depthwise: a row has one column, its own
+    if groups == module.in_channels or whole_groups:  # a row keeps its columns, which are its own
         return weight
     width = module.in_channels // groups
     pieces = zip(weight.chunk(groups), inputs.chunk(groups), strict=True)
@@ -101,7 +102,7 @@ def _positions(old: Ids, new: Ids, kept: dict[int, list[int]]) -> Tensor:
     return torch.from_numpy(np.array(found, dtype=np.int64))
 
 
-def _sizes(module: Any, outputs: int, inputs: int | None) -> Sizes:
+def _sizes(module: Any, outputs: int, inputs: int | None, whole_groups: bool) -> Sizes:
     """Return the sizes of a layer that change."""
     if isinstance(module, nn.Linear):
         wanted = {"in_features": inputs or module.in_features, "out_features": outputs}
@@ -109,6 +110,8 @@ def _sizes(module: Any, outputs: int, inputs: int | None) -> Sizes:
         wanted = {"in_channels": inputs or module.in_channels, "out_channels": outputs}
         if module.groups == module.in_channels > 1:
             wanted["groups"] = wanted["in_channels"]
+        if whole_groups:
+            wanted["groups"] = wanted["in_channels"] // (module.in_channels // module.groups)
     return {name: size for name, size in wanted.items() if getattr(module, name) != size}
 
 

@@ -7,6 +7,7 @@ their channels equals. Run again with other widths, the same flow tells where ea
 sits, whatever lies between. What is not understood pins its channels.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -20,8 +21,19 @@ from torch.utils._pytree import tree_leaves, tree_map
 from micronet.models.layers import ChannelShuffle
 from micronet.pruning import operations as ops
 from micronet.pruning.network import Network, Shape, owners
-from micronet.pruning.numbering import FIXED, Ids, Numbering
-from micronet.pruning.step import Step, distinct, fixed, shuffled, sizes, spread, varies, vector
+from micronet.pruning.numbering import FIXED, STRIDE, Ids, Numbering
+from micronet.pruning.step import (
+    Step,
+    broadcast,
+    distinct,
+    fixed,
+    is_whole_group,
+    shuffled,
+    sizes,
+    spread,
+    varies,
+    vector,
+)
 
 
 @dataclass
@@ -45,7 +57,8 @@ class Flow:
     ``layers``: convolutions and linear layers by name. ``norms``: modules with one value a channel.
     ``widths``: channels of each group. ``pinned``: group -> why it is never cut. ``names``: the layers that produce
     each group. ``units``: group -> the number that its width must be a multiple of, where it is not 1; ``follow`` finds
-    them. ``grouped``: (channels, number) that a grouped layer takes in equal pieces. ``reshaped``: by graph and
+    them. ``blocks``: group -> how many channels that lie together go or stay together.
+    ``grouped``: (channels, number) that a grouped layer takes in equal pieces. ``reshaped``: by graph and
     node.
     """
 
@@ -64,6 +77,8 @@ class Flow:
         self.units: dict[int, int] = {}
         self.network = network
         self._numbering: Numbering = Numbering(widths, None if like is None else like._numbering, pinned)
+        self.blocks: dict[int, int] = {}
+        self._in_blocks: set[str] = set()
         self._opaque: dict[str, str] = {}  # modules that are used in some way that cannot be followed, and why
         self._modules = dict(network.model.named_modules())
         self._owners = owners(network.model)
@@ -142,6 +157,9 @@ class Flow:
             out = self._numbering.new(name, conv.out_channels)
             if depthwise or (conv.transposed and conv.groups > 1):
                 self._opaque[name] = f"{type(conv).__name__} with groups reads what cannot be cut"
+            elif name in self.network.blocks and read is not None and is_whole_group(read, len(out)):
+                self._numbering.unify(read, out)  # a group's inputs and outputs go together
+                self._in_blocks.add(name)
             elif conv.groups > 1:
                 self.grouped += [(ids, conv.groups) for ids in (out, read) if ids is not None]
         self._note(step, name, read, out)
@@ -233,9 +251,9 @@ class Flow:
             x, y = sides[side], sides[other]
             held = any(y.size(axis) > 1 and varies(x, axis) for axis in range(depth))
             if held and bool((y == FIXED).any()):
-                wide, lone = _broadcast(x, y)
+                wide, lone = broadcast(x, y)
                 self._pin([wide[lone == FIXED]], "it is combined with what cannot be cut")
-        a, b = _broadcast(*sides)
+        a, b = broadcast(*sides)
         dense = [slice(0, 1) if a.stride(i) == b.stride(i) == 0 else slice(None) for i in range(depth)]
         pairs = torch.stack([a[tuple(dense)], b[tuple(dense)]]).flatten(1)
         ours, theirs = np.unique(pairs[:, (pairs != FIXED).all(0)].numpy(), axis=1)
@@ -256,11 +274,15 @@ class Flow:
         """Return the flow of the same network with other widths of its groups."""
         return Flow(self.network, widths, self, self.pinned)
 
+    def loses_groups(self, name: str) -> bool:
+        """Tell whether a grouped convolution loses whole groups."""
+        return name in self._in_blocks
+
     def pieces(self, name: str) -> int:
-        """Return in how many groups a layer takes its channels; 1 for a depthwise one, whose channels are its own."""
+        """Return in how many groups a layer takes its channels; 1 where none need stay in one."""
         module: Any = self._modules[name]
         groups: int = getattr(module, "groups", 1)
-        return 1 if groups == getattr(module, "in_channels", 0) else groups
+        return 1 if groups == getattr(module, "in_channels", 0) or self.loses_groups(name) else groups
 
     @property
     def known(self) -> set[int]:
@@ -286,11 +308,9 @@ class Flow:
         self.norms = {name: numbering.canonical(ids) for name, ids in self.norms.items()}
         self.grouped = [(numbering.canonical(ids), number) for ids, number in self.grouped]
         self.reshaped = {key: move._replace(ids=numbering.canonical(move.ids)) for key, move in self.reshaped.items()}
+        for name in self._in_blocks:
+            group = numbering.root(int(self.layers[name].outputs[0]) // STRIDE)
+            self.blocks[group] = math.lcm(self.blocks.get(group, 1), self.network.blocks[name])
         self.names = numbering.names()
         self.widths = {group: numbering.widths[group] for group in self.names}
         self.pinned = {numbering.root(group): why for group, why in reversed(numbering.pinned.items())}
-
-
-def _broadcast(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-    shape = [max(sizes) if min(sizes) else 0 for sizes in zip(left.shape, right.shape, strict=True)]
-    return left.expand(shape), right.expand(shape)

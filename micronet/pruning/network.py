@@ -1,5 +1,6 @@
 """A network as pruning sees it: its traced forwards, and what every node of them gave out for a real input."""
 
+import math
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,15 +25,17 @@ class Network:
     """A network, its traced forwards (as in evaluation and as in training), and their nodes' results.
 
     ``results``: (forward, node's name) -> what a real input led to, with a ``Shape`` in the place of each tensor.
+    ``blocks``: grouped convolutions that lose whole groups, rather than some channels of each -> channels of a group.
     """
 
     model: nn.Module
     graphs: Sequence[fx.Graph]
     results: Mapping[tuple[int, str], Any]
+    blocks: Mapping[str, int]
 
 
-def open_network(model: nn.Module, example: Example) -> Network:
-    """Trace a network and run it once on an example, in eval mode.
+def open_network(model: nn.Module, example: Example, regular: int = 1) -> Network:
+    """Trace a network and run it once on an example, in eval mode; ``regular``: what widths should be multiples of.
 
     Raises MicronetError where torch.fx cannot trace it (naming the line), or it does not take the example.
     """
@@ -55,7 +58,18 @@ def open_network(model: nn.Module, example: Example) -> Network:
     finally:
         for module, mode in modes.items():
             module.training = mode
-    return Network(model, graphs, results)
+    return Network(model, graphs, results, _blocks(model, regular))
+
+
+def _blocks(model: nn.Module, regular: int) -> dict[str, int]:
+    """Return the grouped convolutions that bear finer widths by losing whole groups, and a group's channels."""
+    return {
+        name: conv.in_channels // conv.groups
+        for name, conv in model.named_modules()
+        if isinstance(conv, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
+        and 1 < conv.groups < conv.in_channels == conv.out_channels
+        and math.lcm(regular, conv.in_channels // conv.groups) < math.lcm(regular, conv.groups)
+    }
 
 
 def as_inputs(model: nn.Module, example: Example) -> tuple[Any, ...]:

@@ -215,6 +215,8 @@ class Planner:
         old = self._old[group]
         if width == len(old):
             return new == old
+        if group in self._flow.blocks:
+            return len({*old, *new}) == 1
         have, need = Counter(old), Counter(new)
         return all(have[signature] >= count for signature, count in need.items())
 
@@ -223,12 +225,22 @@ class Planner:
         width = self._flow.widths[group]
         if len(new) == width:
             return list(range(width))
+        if group in self._flow.blocks:
+            return self._choose_blocks(group, len(new))
         old = self._old.get(group, [()] * width)
         best = np.argsort(-self._scores[group], kind="stable").tolist()
         chosen: dict[Signature, list[int]] = {}
         for signature, count in Counter(new).items():
             chosen[signature] = sorted([channel for channel in best if old[channel] == signature][:count])
         return [chosen[signature].pop(0) for signature in new]
+
+    def _choose_blocks(self, group: int, width: int) -> list[int]:
+        """Return the channels of the blocks that are best on average."""
+        size = self._flow.blocks[group]
+        worth = self._scores[group].reshape(-1, size).mean(1)
+        blocks = np.sort(np.argsort(-worth, kind="stable")[: width // size])
+        chosen: list[int] = (blocks[:, None] * size + np.arange(size)).ravel().tolist()
+        return chosen
 
     def _note(self, group: int, text: str) -> None:
         self._notes[group] = "; ".join(filter(None, [self._notes[group], text]))

@@ -58,7 +58,7 @@ class Pruner:
     def __init__(self, model: nn.Module, config: PruneConfig, example: Example) -> None:
         """Raises MicronetError where nothing of the network can be cut."""
         self.model, self.example = model, example
-        self.flow = channel_flow(model, example)
+        self.flow = channel_flow(model, example, config.regular)
         criterion = registry.resolve(registry.CRITERIA, config.criterion, "criterion")
         self.planner = Planner(self.flow, criterion.scores(model, self.flow), config, criterion.WHY_UNJUDGED)
         if not self.planner.free:
@@ -138,9 +138,9 @@ def restore(model: nn.Module, record: StageRecord) -> nn.Module:
     return model
 
 
-def channel_flow(model: nn.Module, example: Example) -> Flow:
+def channel_flow(model: nn.Module, example: Example, regular: int = 1) -> Flow:
     """Return the flow of a network's channels. Raises MicronetError where it cannot be traced."""
-    return follow(open_network(model, example))
+    return follow(open_network(model, example, regular))
 
 
 @torch.no_grad()

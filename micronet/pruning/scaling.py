@@ -47,7 +47,7 @@ def _grown(flow: Flow, ids: Ids) -> int:
 
 
 def _units(flow: Flow, double: Flow) -> dict[int, int]:
-    units: dict[int, int] = {}
+    units = dict(flow.blocks)
     for ids, number in flow.grouped:
         for group in groups_of(ids):
             units[group] = math.lcm(units.get(group, 1), number)

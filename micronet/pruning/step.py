@@ -9,7 +9,7 @@ from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves, tree_map
 
 from micronet.pruning.network import Shape
-from micronet.pruning.numbering import FIXED, Ids
+from micronet.pruning.numbering import FIXED, STRIDE, Ids
 
 
 class Step:
@@ -97,3 +97,14 @@ def varies(x: Tensor, axis: int) -> bool:
 def sizes(x: Tensor) -> list[int | None]:
     """Return the sizes of the axes along which numbers differ, None for the others."""
     return [x.size(axis) if varies(x, axis) else None for axis in range(x.dim())]
+
+
+def is_whole_group(ids: Ids, width: int) -> bool:
+    """Tell whether channels are all those of one group, in order."""
+    return len(ids) == width and FIXED not in ids and bool((ids == ids[0] // STRIDE * STRIDE + np.arange(width)).all())
+
+
+def broadcast(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """Return two tensors of as many axes expanded to one shape. Raises RuntimeError where they do not fit."""
+    shape = [max(sizes) if min(sizes) else 0 for sizes in zip(left.shape, right.shape, strict=True)]
+    return left.expand(shape), right.expand(shape)

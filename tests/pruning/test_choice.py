@@ -224,3 +224,20 @@ def test_the_line_that_cannot_be_traced_is_named():
         micronet.prune(Branches(), IMAGES)
     with pytest.raises(MicronetError, match="does not take the example"):
         micronet.prune(pair(), torch.randn(2, 4, 8, 8))
+
+
+@pytest.mark.parametrize("regular", [1, 8])
+def test_convolutions_of_many_groups_lose_whole_groups(regular):
+    model = nn.Sequential(
+        nn.Conv2d(3, 104, 1), nn.BatchNorm2d(104), nn.ReLU(), nn.Conv2d(104, 104, 3, padding=1, groups=13),
+        nn.BatchNorm2d(104), nn.ReLU(), nn.Conv2d(104, 5, 1),
+    ).eval()  # fmt: skip
+    nn.init.uniform_(model[1].weight)
+    pruned, _, plan = prune_model(model, PruneConfig(0.5, regular=regular), IMAGES)
+    assert (pruned[0].out_channels, pruned[3].groups, pruned[3].out_channels) == (56, 7, 56)
+    assert [len(group.layers) for group in plan.groups.values()] == [2, 1]
+    kept = np.array(plan.groups[0].kept).reshape(7, 8)
+    assert (kept == kept[:, :1] + np.arange(8)).all()
+    assert torch.equal(pruned[3].weight, model[3].weight[plan.groups[0].kept])
+    again, _, _ = prune_model(pruned, PruneConfig(0.5, regular=8), IMAGES)
+    assert again[3].groups == 4
