@@ -20,11 +20,11 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from micronet.models.layers import ChannelShuffle
 from micronet.pruning import operations as ops
+from micronet.pruning.combining import combine
 from micronet.pruning.network import Network, Shape, owners
 from micronet.pruning.numbering import FIXED, STRIDE, Ids, Numbering
 from micronet.pruning.step import (
     Step,
-    broadcast,
     distinct,
     fixed,
     is_whole_group,
@@ -229,38 +229,14 @@ class Flow:
         out = step.numbers[0]
         try:
             for other in step.numbers[1:]:
-                out = self._pair(out, other)
+                found = combine(out, other)
+                for ids, why in found.alone:
+                    self._pin([ids], why)
+                self._numbering.unify(*found.equals)
+                out = found.numbers
         except RuntimeError:  # at other widths they no longer fit one another
             return self._give_up(step, "its forward writes sizes down")
         return out
-
-    def _pair(self, left: Tensor, right: Tensor) -> Tensor:
-        """Make equals of the numbers at the same place of two tensors; what is alone there must not be cut.
-
-        A tensor that is broadcast along the other's channels goes with any number of them.
-        """
-        depth = max(left.dim(), right.dim())
-        left, right = (x.reshape(*[1] * (depth - x.dim()), *x.shape) for x in (left, right))
-        sides = [left, right]
-        for side, other in ((0, 1), (1, 0)):
-            x, y = sides[side], sides[other]
-            if any(x.size(axis) == 1 and varies(y, axis) for axis in range(depth)):
-                self._pin([x], "it is broadcast along channels")
-                sides[side] = torch.full_like(x, FIXED)
-        for side, other in ((0, 1), (1, 0)):
-            x, y = sides[side], sides[other]
-            held = any(y.size(axis) > 1 and varies(x, axis) for axis in range(depth))
-            if held and bool((y == FIXED).any()):
-                wide, lone = broadcast(x, y)
-                self._pin([wide[lone == FIXED]], "it is combined with what cannot be cut")
-        a, b = broadcast(*sides)
-        dense = [slice(0, 1) if a.stride(i) == b.stride(i) == 0 else slice(None) for i in range(depth)]
-        pairs = torch.stack([a[tuple(dense)], b[tuple(dense)]]).flatten(1)
-        ours, theirs = np.unique(pairs[:, (pairs != FIXED).all(0)].numpy(), axis=1)
-        self._numbering.unify(ours, theirs)
-        if bool((pairs[0] != FIXED).all()):
-            return a
-        return b if bool((pairs[1] != FIXED).all()) else torch.where(a == FIXED, b, a)
 
     def _give_up(self, step: Step, why: str) -> Any:
         self._pin(step.numbers, why)
