@@ -15,6 +15,7 @@ from micronet.runtime.options import CodeOptions
 from micronet.training_config import TrainConfig
 
 NAME = "prune"
+DATA_ARE_OPTIONAL = True  # only measuring and training between steps read them
 EXAMPLE = "micronet prune sparse.safetensors --percent 0.5 --regular 8 -o pruned.safetensors"
 
 
@@ -54,8 +55,6 @@ def run(
     from micronet.files import check_target
 
     _check(steps, sensitivity, dry_run, plot, training)
-    if running.resume and not steps:
-        raise MicronetError("--resume goes on with --steps; prune alone takes seconds, so leave it out")
     path = output.output or default_name(artifact, "-pruned.safetensors")
     if not dry_run and not sensitivity:
         check_target(path, output.force)

@@ -73,7 +73,8 @@ def bind(recipe: Recipe, commands: Mapping[str, ModuleType], data: str | None = 
             line = stage.lines.get("command", stage.line)
             raise recipe.error(line, str(unknown("command", stage.command, commands)))
         module = commands[stage.command]
-        if data is not None and "data" in _parameters(module):
+        reads = "data" in _parameters(module) and not getattr(module, "DATA_ARE_OPTIONAL", False)
+        if data is not None and reads:
             stage, data = replace(stage, options={**stage.options, "data": data}), None
         bound.append(_bind(recipe, stage, module, bound))
     return bound

@@ -8,6 +8,7 @@ sits, whatever lies between. What is not understood pins its channels.
 """
 
 import math
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -135,6 +136,8 @@ class Flow:
         target, method = step.node.target, str(step.node.target) if step.node.op == "call_method" else ""
         if method in ops.TELLING_METHODS or (target is getattr and step.args[1] in ops.TELLING_ATTRIBUTES):
             return step.call()
+        if target is operator.getitem and any(isinstance(leaf, Tensor) for leaf in tree_leaves(step.args[1])):
+            return self._give_up(step, "it is indexed by a tensor in its forward")
         if target in ops.MOVING_CALLS or method in ops.MOVING_METHODS:
             return self._move(step)
         pointwise = target in ops.POINTWISE_CALLS or method in ops.POINTWISE_METHODS

@@ -23,7 +23,7 @@ from micronet.pruning.scaling import follow
 from micronet.settings import flag
 
 PARTS = 1000  # a target is met to within this many parts of the channels
-TOLERANCE = 1e-6  # relative, of float64 arithmetic in another order
+TOLERANCE = 1e-9  # relative, of float64 arithmetic in another order
 
 
 Cost = Callable[[nn.Module], float]
@@ -74,7 +74,10 @@ class Pruner:
             pruned = copy.deepcopy(self.model)
         except RuntimeError as error:  # hooks of old-style weight norms hold tensors that cannot be copied
             raise MicronetError(f"the network cannot be copied: {first_line(error)}") from error
-        return pruned, cut(pruned, self.flow, plan.flow, _kept(plan))
+        try:
+            return pruned, cut(pruned, self.flow, plan.flow, _kept(plan))
+        except (IndexError, KeyError) as error:
+            raise FailedError(f"the channels of this network were followed wrongly, which is a bug: {error}") from error
 
     def check(self, pruned: nn.Module, plan: Plan) -> None:
         """Raise FailedError where a cut network's output is not that of the whole one with cut channels silenced."""
@@ -128,7 +131,9 @@ def _count_parameters(example: Example, model: nn.Module) -> float:
 
 def _count_macs(example: Example, model: nn.Module) -> float:
     shape = (example if isinstance(example, Tensor) else example[0]).shape
-    return float(count_macs(model, (shape[1], shape[2], shape[3])) or 0)
+    if len(shape) != 4:
+        raise MicronetError("target_macs counts the work on one input of images (N, C, H, W); use target_params")
+    return float(count_macs(model, (shape[1], shape[2], shape[3])))
 
 
 def restore(model: nn.Module, record: StageRecord) -> nn.Module:
@@ -147,7 +152,13 @@ def channel_flow(model: nn.Module, example: Example, regular: int = 1) -> Flow:
 def _check(model: nn.Module, pruned: nn.Module, flow: Flow, kept: dict[int, list[int]], example: Example) -> None:
     """Raise FailedError where the cut network's output is not that of the whole one with cut channels silenced."""
     silenced = {name: _silence(layer.inputs, kept) for name, layer in flow.layers.items() if layer.inputs is not None}
-    wanted = _outputs(model, example, silenced)
+    try:
+        wanted = _outputs(model, example, silenced)
+    except RuntimeError as error:
+        raise MicronetError(
+            f"the network does not run in float64, in which the cut one is held against it: {first_line(error)}; "
+            "leave casts to a fixed dtype out of the forward"
+        ) from error
     try:
         found = _outputs(pruned, example, {})
     except (RuntimeError, ValueError, TypeError, AssertionError) as error:

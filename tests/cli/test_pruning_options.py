@@ -100,7 +100,6 @@ def test_a_network_of_ones_own_needs_its_input_shape(micronet, tmp_path):
         (["--epochs", 3], "add --steps 1"),
         (["--steps", 2, "--dry-run"], "leave it out"),
         (["--plot", "a.png"], "--sensitivity"),
-        (["--resume"], "goes on with --steps"),
         (["--steps", -1], "1 or more"),
         (["--widths", "1,2"], "this network takes 8"),
     ],
