@@ -81,13 +81,8 @@ def sensitivity(task: Task, config: PruneConfig, run: Run) -> list[GroupSensitiv
     """Cut each group of channels alone and measure on the validation images."""
     if config.criterion == "taylor":
         _accumulate(task.artifact.model, task.data, run.seed)
-    dataset = task.data
-
-    def accuracy(model: nn.Module) -> float:
-        with evaluating(model) as predict:
-            return evaluate(predict, plain_batches(dataset.validation, dataset.spec)).accuracy
-
-    return measure_sensitivity(Pruner(task.artifact.model, config, task.example), accuracy, run.progress)
+    pruner = Pruner(task.artifact.model, config, task.example)
+    return measure_sensitivity(pruner, stages.validation_accuracy(task.data), run.progress)
 
 
 def gains(before: Artifact, after: Artifact, task: Task) -> tuple[dict[str, Any], dict[str, Any]]:

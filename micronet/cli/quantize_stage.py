@@ -1,7 +1,7 @@
 """The quantize command's work: a float artifact, however it is got, through calibration and training."""
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,7 +16,6 @@ from micronet.data.dataset import Dataset
 from micronet.data.folder import list_images
 from micronet.data.split import FileSplit, Split, draw
 from micronet.errors import FailedError, MicronetError
-from micronet.evaluation import evaluate, evaluating
 from micronet.files import check_target
 from micronet.graph import trace
 from micronet.history import StageRecord, check_order
@@ -90,9 +89,8 @@ def quantize(artifact: Artifact, wish: Wish, run: Run) -> Artifact:
     if training.epochs:
         asked |= training.to_json()
     if recovery.target_drop is not None:
-        _check_target(
-            lost=validation_accuracy(dataset)(original) - validation_accuracy(dataset)(fitted.model), wish=wish
-        )
+        accuracy = stages.validation_accuracy(dataset)
+        _check_target(lost=accuracy(original) - accuracy(fitted.model), wish=wish)
     return replace(fitted, history=[*artifact.history, StageRecord(record.stage, asked, record.result)])
 
 
@@ -119,7 +117,7 @@ def _equalized(artifact: Artifact, run: Run) -> Artifact:
 
 def _meeting_target(model: nn.Module, dataset: Dataset, wish: Wish, run: Run) -> QuantConfig:
     batches = list(images(dataset, wish.calibration, run.seed, run.device))
-    probe = Probe(batches, wish.calibration, validation_accuracy(dataset))
+    probe = Probe(batches, wish.calibration, stages.validation_accuracy(dataset))
     ranked = measure_sensitivity(model, wish.quantization, probe, run.progress)
     target = (wish.recovery.target_drop or 0) / 100
     config = keep_sensitive(model, wish.quantization, ranked, probe, target)
@@ -150,16 +148,6 @@ def _recover(floating: nn.Module, model: nn.Module, dataset: Dataset, wish: Wish
     if asked.bias_correct:
         count = correct_biases(floating, model, batches, norms_estimated=asked.bn_reestimate)
         run.progress.line(f"corrected the mean of {count} layers")
-
-
-def validation_accuracy(dataset: Dataset) -> Callable[[nn.Module], float]:
-    """Return a function that evaluates a network on the validation images."""
-
-    def accuracy(model: nn.Module) -> float:
-        with evaluating(model) as predict:
-            return evaluate(predict, plain_batches(dataset.validation, dataset.spec)).accuracy
-
-    return accuracy
 
 
 def _set_ranges(model: nn.Module, floating: nn.Module, dataset: Dataset, wish: Wish, run: Run) -> None:

@@ -43,7 +43,7 @@ def run(
     dataset = stages.open_data(data, opened)
     with console.progress(report.quiet) as progress:
         batches = list(quantize_stage.images(dataset, calibration, 1, pick_device("cpu")))
-        probe = Probe(batches, calibration, quantize_stage.validation_accuracy(dataset))
+        probe = Probe(batches, calibration, stages.validation_accuracy(dataset))
         rows = measure_sensitivity(opened.model, quantization, probe, progress)
     if plot is not None:
         _draw([row.layer for row in rows], [row.sqnr_db for row in rows], plot)

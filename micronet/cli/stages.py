@@ -1,20 +1,22 @@
 """What the commands that train share: putting a network, data and a run together. Imports torch, so import it late."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from micronet.artifact import Artifact, load, save
 from micronet.checkpoint import Checkpoint
 from micronet.cli import console
 from micronet.cli.options import DataOptions, ModelOptions, OutputOptions, RunConfig, parse_json_object
+from micronet.data.batches import plain_batches
 from micronet.data.dataset import Dataset, DataSpec
 from micronet.data.load import load_data
 from micronet.errors import MicronetError
-from micronet.evaluation import count_macs
+from micronet.evaluation import count_macs, evaluate, evaluating
 from micronet.files import check_target
 from micronet.history import StageRecord, check_order
 from micronet.machine import pick_device
@@ -123,6 +125,16 @@ def example_input(artifact: Artifact, asked: str | None = None) -> Tensor:
             raise MicronetError(f"--input-shape is {asked!r}; allowed: channels,height,width, for example 3,224,224")
         shape = int(parts[0]), int(parts[1]), int(parts[2])
     return torch.rand(2, *shape)
+
+
+def validation_accuracy(dataset: Dataset) -> Callable[[nn.Module], float]:
+    """Return a function that evaluates a network on the validation images."""
+
+    def accuracy(model: nn.Module) -> float:
+        with evaluating(model) as predict:
+            return evaluate(predict, plain_batches(dataset.validation, dataset.spec)).accuracy
+
+    return accuracy
 
 
 def sizes(artifact: Artifact) -> dict[str, int | None]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from micronet.errors import MicronetError
 from micronet.pruning.flow import Flow
-from micronet.pruning.numbering import FIXED, STRIDE, groups_of
+from micronet.pruning.numbering import STRIDE, groups_of
 
 Penalty = Callable[[], None]
 Scores = dict[int, NDArray[np.float64]]
@@ -41,9 +41,9 @@ def judge(model: nn.Module, flow: Flow, worth: Callable[[Tensor], Tensor], *, of
             continue
         found = worth(rows.flatten(1)).cpu().numpy()
         found = found / (found.mean() or 1.0)
-        for group in np.unique(layer.outputs // STRIDE).tolist():
+        for group in groups_of(layer.outputs):
             mine = layer.outputs // STRIDE == group
-            if group != FIXED and len(np.unique(layer.outputs[mine])) == flow.widths[group]:
+            if len(np.unique(layer.outputs[mine])) == flow.widths[group]:
                 np.add.at(sums[group], layer.outputs[mine] % STRIDE, found[mine])
                 judges[group] += 1
     return {group: total / judges[group] for group, total in sums.items() if judges[group]}
