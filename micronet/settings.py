@@ -1,7 +1,9 @@
 """Config fields with a help text: one dataclass gives the flag, the recipe key, the JSON key and the check."""
 
 import math
+from collections.abc import Collection
 from dataclasses import asdict, field
+from fnmatch import fnmatchcase
 from typing import Any, Literal, get_args, get_origin
 
 from micronet.errors import MicronetError, unknown
@@ -44,3 +46,14 @@ def check_range(config: Any, name: str, low: float, high: float = math.inf) -> N
     if not (math.isfinite(value) and low <= value <= high):
         allowed = f"{low:g} or more" if high == math.inf else f"{low:g} to {high:g}"
         raise MicronetError(f"{flag(name)} is {value:g}; allowed: {allowed}")
+
+
+def matching(config: Any, option: str, names: Collection[str]) -> set[str]:
+    """Return the layers that an option's names and globs mean. Raises MicronetError where one of them means none."""
+    found: set[str] = set()
+    for pattern in filter(None, map(str.strip, (getattr(config, option) or "").split(","))):
+        matched = {name for name in names if fnmatchcase(name, pattern)}
+        if not matched:
+            raise MicronetError(f"{flag(option)}: {unknown('layer', pattern, names)}")
+        found |= matched
+    return found

@@ -46,15 +46,16 @@ def run(
     running: RunConfig,
     output: OutputOptions,
 ) -> None:
-    """Cut the channels that matter least, over the whole network, and carry the rest's weights over.
+    """Cut the channels that matter least and carry the rest's weights over.
 
-    Exactly floor(percent * channels) go, where neither --regular nor grouped convolutions ask for other widths.
+    Of the channels that may be cut floor(percent * channels) go, where neither --regular nor the network's grouped
+    layers ask for other widths; with --steps, that share in all to within a channel a step.
     """
     from micronet.artifact import save
     from micronet.cli import prune_stage, stages
     from micronet.files import check_target
 
-    _check(steps, sensitivity, dry_run, plot, training)
+    _check(steps, sensitivity, dry_run, measure, plot, training)
     path = output.output or default_name(artifact, "-pruned.safetensors")
     if not dry_run and not sensitivity:
         check_target(path, output.force)
@@ -97,12 +98,16 @@ def run(
         _print(summary)
 
 
-def _check(steps: int, sensitivity: bool, dry_run: bool, plot: Path | None, training: TrainConfig) -> None:
+def _check(
+    steps: int, sensitivity: bool, dry_run: bool, measure: bool, plot: Path | None, training: TrainConfig
+) -> None:
     """Raise MicronetError for options that have no use beside one another."""
     if steps < 0:
         raise MicronetError(f"--steps is {steps}; allowed: 1 or more, each with training after it")
     if steps and (dry_run or sensitivity):
         raise MicronetError("--steps trains; leave it out with --dry-run and --sensitivity")
+    if measure and (steps or sensitivity):
+        raise MicronetError("--measure is of one cut; leave it out with --steps and --sensitivity")
     if plot is not None and not sensitivity:
         raise MicronetError("--plot draws what --sensitivity measures; add that")
     if training != TUNING and not steps:
@@ -120,16 +125,20 @@ def _print(summary: dict[str, Any]) -> None:
     for label, key in (("params", "params"), ("MACs", "macs"), ("bytes", "size_bytes")):
         before, after = summary["before"].get(key), summary["after"].get(key)
         if before and after:
-            console.print_line(f"{label:<10}{before:,} -> {after:,}  ({1 - after / before:.1%} less)")
+            console.print_line(f"{label:<10}{before:,} -> {after:,}  ({_change(before, after)})")
     before, after = summary["before"], summary["after"]
     if "latency_ms" in after:
         was, now = before["latency_ms"], after["latency_ms"]
-        console.print_line(f"latency   {was:.2f} -> {now:.2f} ms  (one image, ONNX Runtime; {1 - now / was:.1%} less)")
+        console.print_line(f"latency   {was:.2f} -> {now:.2f} ms  (one image, ONNX Runtime; {_change(was, now)})")
     if "test_accuracy" in after:
         was, now = before["test_accuracy"], after["test_accuracy"]
         console.print_line(f"accuracy  {was:.2%} -> {now:.2%}  before any training")
     if "output" in summary:
         console.print_line(f"wrote {summary['output']}  go on with: micronet finetune {summary['output']}")
+
+
+def _change(before: float, after: float) -> str:
+    return f"{abs(1 - after / before):.1%} {'more' if after > before else 'less'}"
 
 
 def _print_sensitivity(rows: list[Any], plot: Path | None, json: bool) -> None:

@@ -11,9 +11,10 @@ from torch.nn import functional as F
 
 from micronet.artifact import Artifact
 from micronet.cli import stages
+from micronet.cli.plots import draw
 from micronet.data.batches import plain_batches
 from micronet.data.dataset import Dataset
-from micronet.data.split import draw
+from micronet.data.split import draw as draw_images
 from micronet.errors import MicronetError
 from micronet.evaluation import Predictor, evaluate, evaluating, latencies
 from micronet.export.onnx import to_onnx
@@ -68,13 +69,24 @@ def prune_in_steps(task: Task, config: PruneConfig, steps: int, training: TrainC
     for step in range(1, steps + 1):
         path = run.output.with_name(f"{run.output.stem}-step{step}.safetensors")
         if run.resume and path.exists():
-            artifact = stages.open_artifact(path, task.code)
+            artifact = _made_before(path, task.code, artifact, part)
             continue
         pruned, plan = prune(replace(task, artifact=artifact), part, run.seed)
         run.progress.line(f"step {step} of {steps}: cut {plan.cut:,} of {plan.total:,} channels")
         artifact = stages.fit_stage("finetune", pruned, task.data, training, replace(run, output=path))
         stages.keep(artifact, path)
     return artifact
+
+
+def _made_before(path: Path, code: CodeOptions, before: Artifact, config: PruneConfig) -> Artifact:
+    """Return an earlier run's step. Raises MicronetError where it is not this run's."""
+    made = stages.open_artifact(path, code)
+    pruned = made.history[len(before.history) :][:1]
+    if made.history[: len(before.history)] != before.history or [record.config for record in pruned] != [
+        config.to_json()
+    ]:
+        raise MicronetError(f"{path} was made with other settings; give those, or remove it and leave --resume out")
+    return made
 
 
 def sensitivity(task: Task, config: PruneConfig, run: Run) -> list[GroupSensitivity]:
@@ -99,22 +111,17 @@ def gains(before: Artifact, after: Artifact, task: Task) -> tuple[dict[str, Any]
 
 
 def draw_sensitivity(rows: list[GroupSensitivity], path: Path) -> None:
-    """Draw a line a group, accuracy lost over the share cut. Raises MicronetError where that cannot be done."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise MicronetError("--plot needs matplotlib: pip install 'micronet[plot]'") from None
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    axes = figure.subplots()
-    for row in rows:
-        axes.plot([0, *row.drops], [0, *(100 * drop for drop in row.drops.values())], marker="o", label=row.layers[0])
-    axes.set_xlabel("share of the group's channels cut")
-    axes.set_ylabel("accuracy lost, points")
-    axes.legend(fontsize=7)
-    try:
-        figure.savefig(path)
-    except (ValueError, OSError) as error:
-        raise MicronetError(f"--plot {path}: {error}") from error
+    """Draw a line a group, accuracy lost over the share cut."""
+
+    def fill(axes: Any) -> None:
+        for row in rows:
+            lost = [0, *(100 * drop for drop in row.drops.values())]
+            axes.plot([0, *row.drops], lost, marker="o", label=row.layers[0])
+        axes.set_xlabel("share of the group's channels cut")
+        axes.set_ylabel("accuracy lost, points")
+        axes.legend(fontsize=7)
+
+    draw(path, (8, 5), fill)
 
 
 class _Latency:
@@ -140,7 +147,7 @@ def _accumulate(model: nn.Module, dataset: Dataset, seed: int) -> None:
     """Let the loss's gradients on some training images add up in a network's parameters."""
     was_training = model.training
     model.eval().zero_grad(set_to_none=True)
-    images = draw(dataset.train, GRADIENT_BATCHES * BATCH, seed)
+    images = draw_images(dataset.train, GRADIENT_BATCHES * BATCH, seed)
     for inputs, labels in plain_batches(images, dataset.spec, BATCH):
         loss = F.cross_entropy(model(inputs), labels)
         loss.backward()  # type: ignore[no-untyped-call]

@@ -1,13 +1,13 @@
 """``micronet sensitivity``: which layers suffer most from few bits."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from micronet.cli import console
 from micronet.cli.options import DataOptions, Input, ReportOptions, with_configs
-from micronet.errors import MicronetError
+from micronet.cli.plots import draw
 from micronet.quantization.calibration_config import CalibrationConfig
 from micronet.quantization.config import QuantConfig
 from micronet.runtime.options import CodeOptions
@@ -64,16 +64,10 @@ def run(
 
 
 def _draw(names: list[str], values: list[float], path: Path) -> None:
-    """Draw a bar a layer. Raises MicronetError where matplotlib is not there, or the file's kind is not known."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise MicronetError("--plot needs matplotlib: pip install 'micronet[plot]'") from None
-    figure = Figure(figsize=(8, 0.3 * len(names) + 1.2), layout="constrained")
-    axes = figure.subplots()
-    axes.barh(names[::-1], values[::-1])
-    axes.set_xlabel("signal to quantization noise of the scores, dB (longer is better)")
-    try:
-        figure.savefig(path)
-    except (ValueError, OSError) as error:
-        raise MicronetError(f"--plot {path}: {error}") from error
+    """Draw a bar a layer."""
+
+    def fill(axes: Any) -> None:
+        axes.barh(names[::-1], values[::-1])
+        axes.set_xlabel("signal to quantization noise of the scores, dB (longer is better)")
+
+    draw(path, (8, 0.3 * len(names) + 1.2), fill)

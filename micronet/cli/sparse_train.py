@@ -30,10 +30,10 @@ def run(
     running: RunConfig,
     output: OutputOptions,
 ) -> None:
-    """Train with a penalty (L1 on batch-norm scales), so that channels the network can do without approach zero.
+    """Train with the penalty of a pruning criterion, so that channels the network can do without approach zero.
 
-    The weights of the last epoch are kept, not of the best: the penalty needs its time. The batch norm of the class
-    scores is left alone.
+    The weights of the last epoch are kept, not of the best: the penalty needs its time. What cannot be cut, like the
+    class scores, is left alone.
     """
     import torch
 

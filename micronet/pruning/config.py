@@ -48,6 +48,9 @@ class PruneConfig(Settings):
         if len(ways) > 1:
             raise MicronetError(f"{' and '.join(map(flag, ways))} each say how much to cut; give one of them")
 
+        if self.widths is not None and self.min_channels > 1:
+            raise MicronetError("--widths say every width; leave --min-channels out")
+
     def share_a_step(self, steps: int) -> "PruneConfig":
         """Return what to do in each of several steps so that all together do what this says."""
         if steps == 1:

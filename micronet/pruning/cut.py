@@ -42,10 +42,10 @@ def cut(model: nn.Module, old: Flow, new: Flow, kept: dict[int, list[int]]) -> d
     changed: dict[str, Sizes] = {}
     for name, layer in old.layers.items():
         module: Any = model.get_submodule(name)
-        outputs = _positions(layer.outputs, new.layers[name].outputs, kept)
+        outputs = positions(layer.outputs, new.layers[name].outputs, kept)
         inputs = None
         if layer.inputs is not None and (after := new.layers[name].inputs) is not None:
-            inputs = _positions(layer.inputs, after, kept)
+            inputs = positions(layer.inputs, after, kept)
         whole = old.loses_groups(name)
         weight = _columns(module, outputs, inputs, whole)
         bias = None if module.bias is None else module.bias[outputs]
@@ -58,7 +58,7 @@ def cut(model: nn.Module, old: Flow, new: Flow, kept: dict[int, list[int]]) -> d
                 module.bias.copy_(bias)
     for name, ids in old.norms.items():
         norm: Any = model.get_submodule(name)
-        places = _positions(ids, new.norms[name], kept)
+        places = positions(ids, new.norms[name], kept)
         if len(places) < len(ids):
             vectors = {key: getattr(norm, key)[places] for key in _VECTORS if getattr(norm, key, None) is not None}
             changed[name] = {_vector_size(norm): len(places)}
@@ -86,8 +86,8 @@ def _columns(module: Any, rows: Tensor, inputs: Tensor | None, whole_groups: boo
     return torch.cat([piece[:, columns - group * width] for group, (piece, columns) in enumerate(pieces)])
 
 
-def _positions(old: Ids, new: Ids, kept: dict[int, list[int]]) -> Tensor:
-    """Return where in the old tensor each channel of the new one is."""
+def positions(old: Ids, new: Ids, kept: dict[int, list[int]]) -> Tensor:
+    """Return where in the old tensor each channel of the new one is; ``kept``: group -> old channel of each new."""
     places: dict[int, list[int]] = {}
     for position, number in enumerate(old.tolist()):
         places.setdefault(number, []).append(position)

@@ -10,8 +10,7 @@ sits, whatever lies between. What is not understood pins its channels.
 import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +24,8 @@ from micronet.pruning.combining import combine
 from micronet.pruning.network import Network, Shape, owners
 from micronet.pruning.numbering import FIXED, STRIDE, Ids, Numbering
 from micronet.pruning.step import (
+    Layer,
+    Reshaped,
     Step,
     distinct,
     fixed,
@@ -37,30 +38,14 @@ from micronet.pruning.step import (
 )
 
 
-@dataclass
-class Layer:
-    """A layer's channels: numbers at its input, None where they are not ours to cut, and at its output."""
-
-    inputs: Ids | None
-    outputs: Ids
-
-
-class Reshaped(NamedTuple):
-    """A reshape: the channels it takes, and the sizes of those of its output's axes that they lie along."""
-
-    ids: Ids
-    sizes: tuple[int | None, ...]
-
-
 class Flow:
     """The numbers at every layer of a network.
 
     ``layers``: convolutions and linear layers by name. ``norms``: modules with one value a channel.
-    ``widths``: channels of each group. ``pinned``: group -> why it is never cut. ``names``: the layers that produce
-    each group. ``units``: group -> the number that its width must be a multiple of, where it is not 1; ``follow`` finds
-    them. ``blocks``: group -> how many channels that lie together go or stay together.
-    ``grouped``: (channels, number) that a grouped layer takes in equal pieces. ``reshaped``: by graph and
-    node.
+    ``widths``: channels of each group. ``pinned``: group -> why it is never cut. ``names``: the layers that make it.
+    ``units``: group -> what its width must be a multiple of, where that is not 1; ``follow`` finds them. ``blocks``:
+    group -> how many channels that lie together go or stay together. ``grouped``: (channels, number) that a grouped
+    layer takes in equal pieces. ``reshaped``, and ``scalars`` (channels, numbers they meet): by graph and node.
     """
 
     def __init__(
@@ -75,6 +60,7 @@ class Flow:
         self.norms: dict[str, Ids] = {}
         self.grouped: list[tuple[Ids, int]] = []
         self.reshaped: dict[tuple[int, str], Reshaped] = {}
+        self.scalars: dict[tuple[int, str], tuple[Ids, list[float]]] = {}
         self.units: dict[int, int] = {}
         self.network = network
         self._numbering: Numbering = Numbering(widths, None if like is None else like._numbering, pinned)
@@ -111,11 +97,18 @@ class Flow:
         return self._visit_call(step)
 
     def _visit_module(self, step: Step, name: str, module: Any) -> Any:
+        if module._forward_hooks or module._forward_pre_hooks:
+            self._opaque[name] = "a hook may change what it reads and gives"
+            self._visit_kind(step, name, module)
+            return self._give_up(step, f"{name} has a hook")
+        return self._visit_kind(step, name, module)
+
+    def _visit_kind(self, step: Step, name: str, module: Any) -> Any:
         if isinstance(module, nn.modules.conv._ConvNd):
             return self._convolve(step, name, module)
         if isinstance(module, nn.Linear):
             return self._multiply(step, name, module)
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        if isinstance(module, nn.modules.batchnorm._NormBase):
             return self._normalise(step, name, module.affine or module.track_running_stats)
         if isinstance(module, nn.PReLU):
             return self._normalise(step, name, module.num_parameters > 1)
@@ -129,8 +122,8 @@ class Flow:
             return self._move(step, lambda x: shuffled(x, module.groups), module.groups)
         if isinstance(module, ops.MOVING_MODULES):
             return self._move(step, module)
-        self._opaque[name] = "it reads what cannot be followed"
-        return self._give_up(step, f"{name} ({type(module).__name__}) is not understood by pruning")
+        self._opaque[name] = what = f"{type(module).__name__} is not understood by pruning"
+        return self._give_up(step, f"{name}: {what}")
 
     def _visit_call(self, step: Step) -> Any:
         target, method = step.node.target, str(step.node.target) if step.node.op == "call_method" else ""
@@ -140,6 +133,8 @@ class Flow:
             return self._give_up(step, "it is indexed by a tensor in its forward")
         if target in ops.MOVING_CALLS or method in ops.MOVING_METHODS:
             return self._move(step)
+        if ops.writes_part(step.node):
+            return self._give_up(step, "a part of it is written in place")
         pointwise = target in ops.POINTWISE_CALLS or method in ops.POINTWISE_METHODS
         if pointwise or target in ops.COMBINING_CALLS or method in ops.COMBINING_METHODS:
             return self._combine(step)
@@ -153,6 +148,8 @@ class Flow:
     def _convolve(self, step: Step, name: str, conv: Any) -> Tensor:
         x = step.numbers[0]
         read = vector(x, 1) if x.dim() == len(conv.kernel_size) + 2 else None
+        if x.dim() != len(conv.kernel_size) + 2:
+            self._opaque[name] = "it reads one image without a batch"
         depthwise = conv.groups == conv.in_channels > 1
         if depthwise and read is not None and FIXED not in read:
             out: Ids = np.repeat(read, conv.out_channels // conv.in_channels)
@@ -191,9 +188,10 @@ class Flow:
 
     def _normalise(self, step: Step, name: str, has_values: bool) -> Any:
         x = step.numbers[0]
-        if not has_values:
+        fits = ops.rank(self._modules[name]) in (None, x.dim())
+        if fits and not has_values:
             return x
-        ids = vector(x, 1) if x.dim() > 1 else None
+        ids = vector(x, 1) if fits and x.dim() > 1 else None
         if ids is None or name not in self._owners:
             self._opaque[name] = "it reads what cannot be followed"
             return self._give_up(step, f"{name} reads it in another shape")
@@ -211,17 +209,22 @@ class Flow:
         if isinstance(moved, Tensor):
             along = (pieces, None) if pieces > 1 else tuple(sizes(moved))
             self.reshaped[step.key] = Reshaped(taken, along)
+        elif any(not torch.equal(piece, moved[0]) for piece in moved):  # pieces of the channels' axis
+            self.reshaped[step.key] = Reshaped(taken, (len(moved),))
         return moved
 
     def _pool(self, step: Step) -> Any:
         ids = vector(step.numbers[0], 1)
         shapes = [leaf for leaf in tree_leaves(step.result) if isinstance(leaf, Shape)]
+        of = self._modules[str(step.node.target)] if step.node.op == "call_module" else step.node.target
+        if ops.rank(of) not in (None, step.numbers[0].dim()):
+            return self._give_up(step, f"{step.node.name} is not over images of a batch")
         if ids is None or len(shapes) != 1 or len(shapes[0]) != step.numbers[0].dim():
             return self._give_up(step, f"{step.node.name} is over its channels")
         return spread(ids, 1, (step.numbers[0].shape[0], len(ids), *shapes[0][2:]))
 
     def _reduce(self, step: Step) -> Any:
-        x, dims = step.numbers[0], step.argument(1, "dim")
+        x, dims = step.numbers[0], step.argument(1, "dim", step.kwargs.get("axis"))
         keep = bool(step.argument(2, "keepdim", False))
         axes = list(range(x.dim())) if dims is None else [dims] if isinstance(dims, int) else list(dims)
         if any(varies(x, axis) for axis in axes):
@@ -230,6 +233,8 @@ class Flow:
 
     def _combine(self, step: Step) -> Any:
         out = step.numbers[0]
+        plain = [leaf for leaf in tree_leaves((step.args, step.kwargs)) if isinstance(leaf, (int, float))]
+        self.scalars[step.key] = (np.concatenate([distinct(ids) for ids in step.numbers]), plain)
         try:
             for other in step.numbers[1:]:
                 found = combine(out, other)

@@ -1,9 +1,10 @@
 """What operations do to channels: those that only move values, those on one value at a time, those that combine."""
 
 import operator
+from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.nn import functional as F
 from torchvision.ops import stochastic_depth
 
@@ -30,18 +31,19 @@ POINTWISE_MODULES = (
 POINTWISE_CALLS: set[object] = {
     F.relu, F.relu6, F.leaky_relu, F.elu, F.gelu, F.silu, F.mish, F.sigmoid, F.tanh, F.hardswish, F.hardsigmoid,
     F.hardtanh, F.softplus, F.dropout, F.dropout2d, torch.relu, torch.sigmoid, torch.tanh, torch.clamp, torch.abs,
-    torch.neg, torch.exp, torch.sqrt, operator.neg, stochastic_depth,
+    torch.neg, torch.exp, torch.sqrt, torch.pow, torch.square, operator.neg, operator.pow, operator.gt, operator.ge,
+    operator.lt, operator.le, stochastic_depth,
 }  # fmt: skip
 POINTWISE_METHODS = {
     "relu", "relu_", "sigmoid", "tanh", "clamp", "contiguous", "float", "to", "detach", "clone", "abs", "neg", "exp",
-    "sqrt", "type",
+    "sqrt", "type", "pow", "square", "half", "double", "bfloat16", "type_as", "masked_fill",
 }  # fmt: skip
 
 # Values at the same place, of tensors that are broadcast to one another, become one.
 COMBINING_MODULES = (Add,)
 COMBINING_CALLS: set[object] = {
     operator.add, operator.iadd, operator.sub, operator.isub, operator.mul, operator.imul, operator.truediv, torch.add,
-    torch.sub, torch.mul, torch.multiply, torch.div, torch.maximum, torch.minimum,
+    torch.sub, torch.mul, torch.multiply, torch.div, torch.maximum, torch.minimum, torch.where,
 }  # fmt: skip
 COMBINING_METHODS = {"add", "add_", "sub", "sub_", "mul", "mul_", "div", "div_"}
 
@@ -63,3 +65,25 @@ POOL_CALLS: set[object] = {
 # What tells of a tensor, not its values.
 TELLING_METHODS = {"size", "dim", "ndimension", "numel", "element_size", "is_floating_point"}
 TELLING_ATTRIBUTES = {"shape", "ndim", "device", "dtype", "is_cuda", "requires_grad"}
+
+# What gives a part of a tensor, whose values are the tensor's own.
+PARTS = {operator.getitem, torch.chunk, torch.split, torch.narrow, torch.select, torch.unbind}
+PART_METHODS = {"chunk", "split", "narrow", "select", "unbind"}
+IN_PLACE = {operator.iadd, operator.isub, operator.imul, operator.itruediv}
+
+
+def rank(operation: Any) -> int | None:
+    """Return how many axes an operation's batched input has, by its name (``MaxPool2d``: 4); None where any number."""
+    name = getattr(operation, "__name__", type(operation).__name__)
+    norm = isinstance(operation, nn.modules.batchnorm._BatchNorm)  # BatchNorm1d takes (N, C) and (N, C, L) alike
+    return int(name[-2]) + 2 if name[-2:] in ("1d", "2d", "3d") and not norm else None
+
+
+def writes_part(node: fx.Node) -> bool:
+    """Tell whether a node writes into a part of a tensor, which others may read as a whole."""
+    target, method = node.target, str(node.target) if node.op == "call_method" else ""
+    in_place = target in IN_PLACE or (method.endswith("_") and not method.endswith("__")) or node.kwargs.get("inplace")
+    source = node.args[0] if node.args else None
+    if not in_place or not isinstance(source, fx.Node):
+        return False
+    return source.target in PARTS or (source.op == "call_method" and source.target in PART_METHODS)

@@ -9,16 +9,16 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
 
-from micronet.errors import MicronetError, unknown
+from micronet.errors import MicronetError
 from micronet.pruning.config import PruneConfig
 from micronet.pruning.flow import Flow
 from micronet.pruning.numbering import FIXED, STRIDE, Ids, groups_of
+from micronet.settings import matching
 
 Scores = Mapping[int, NDArray[np.float64]]
 Signature = tuple[tuple[str, int], ...]
@@ -131,14 +131,8 @@ class Planner:
         return Plan(groups, flow, asked, cut, total)
 
     def _excluded(self) -> set[int]:
-        names = {name: group for group, layers in self._flow.names.items() for name in layers}
-        found: set[int] = set()
-        for pattern in filter(None, map(str.strip, (self._config.exclude or "").split(","))):
-            matched = {group for name, group in names.items() if fnmatchcase(name, pattern)}
-            if not matched:
-                raise MicronetError(f"--exclude: {unknown('layer', pattern, names)}")
-            found |= matched
-        return found
+        groups = {name: group for group, layers in self._flow.names.items() for name in layers}
+        return {groups[name] for name in matching(self._config, "exclude", groups)}
 
     def _named(self, groups: Iterable[int]) -> str:
         return ", ".join(name for group in sorted(groups) for name in self._flow.names[group]) or "themselves"
@@ -180,7 +174,8 @@ class Planner:
 
     def _settle_pieces(self, widths: dict[int, int]) -> tuple[dict[int, int], Flow]:
         """Lower widths until every channel can stay in the piece it is in; where none will do, keep the group whole."""
-        while True:
+        asked, whole = dict(widths), dict(self._flow.widths)
+        while True:  # ends: a group goes down, then up, to whole, and stays there
             flow = self._flow.with_widths(widths)
             new = _signatures(flow)
             stuck = [group for group in self._flow.widths if not self._fits(group, widths[group], new[group])]
@@ -188,20 +183,23 @@ class Planner:
             stuck += now - self._flow.pinned.keys()
             if not stuck:
                 return widths, flow
+            before = dict(widths)
             for group in stuck:
-                if group in self._free and widths[group] < self._flow.widths[group]:
-                    self._lower(group, widths)
+                if group in self._free and widths[group] < whole[group]:
+                    widths[group] = self._next(group, widths[group], asked[group])
                 else:  # it cannot move, so those it shares pieces with must not
-                    for other in self._neighbours(group):
-                        widths[other] = self._flow.widths[other]
+                    widths |= {other: whole[other] for other in self._neighbours(group)}
+            if widths == before:
+                widths = dict(whole)
 
-    def _lower(self, group: int, widths: dict[int, int]) -> None:
-        smaller = widths[group] - self._units[group]
-        widths[group] = smaller if smaller > 0 else self._flow.widths[group]
-        if smaller > 0:
-            self._note(group, f"{widths[group]} is what its groups of channels allow")
-        else:
-            self._note(group, "no smaller width keeps its channels in their groups")
+    def _next(self, group: int, width: int, asked: int) -> int:
+        """Return the width to try after one that does not fit: ever smaller ones, then ever larger ones."""
+        unit, whole = self._units[group], self._flow.widths[group]
+        following = width - unit if width <= asked else width + unit
+        if following < max(self._least[group], unit):
+            following = asked + unit
+        self._note(group, "the width is what its groups of channels allow")
+        return min(following, whole)
 
     def _neighbours(self, group: int) -> set[int]:
         found: set[int] = set()

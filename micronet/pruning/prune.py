@@ -3,28 +3,23 @@
 import copy
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from micronet import registry
 from micronet.errors import FailedError, MicronetError, first_line
 from micronet.evaluation import count_macs
 from micronet.history import StageRecord
+from micronet.pruning.check import check
 from micronet.pruning.config import PruneConfig
 from micronet.pruning.cut import Sizes, cut, resize
 from micronet.pruning.flow import Flow
-from micronet.pruning.network import Example, as_inputs, open_network
-from micronet.pruning.numbering import FIXED, STRIDE, Ids
+from micronet.pruning.network import Example, open_network
 from micronet.pruning.plan import Plan, Planner
 from micronet.pruning.scaling import follow
 from micronet.settings import flag
 
 PARTS = 1000  # a target is met to within this many parts of the channels
-TOLERANCE = 1e-9  # relative, of float64 arithmetic in another order
-
 
 Cost = Callable[[nn.Module], float]
 
@@ -81,7 +76,7 @@ class Pruner:
 
     def check(self, pruned: nn.Module, plan: Plan) -> None:
         """Raise FailedError where a cut network's output is not that of the whole one with cut channels silenced."""
-        _check(self.model, pruned, self.flow, _kept(plan), self.example)
+        check(self.model, pruned, self.flow, plan.flow, _kept(plan), self.example)
 
 
 def _kept(plan: Plan) -> dict[int, list[int]]:
@@ -92,7 +87,9 @@ def _widths(asked: str, pruner: Pruner) -> dict[int, int]:
     """Return the widths that ``--widths`` gives, one a group that may be cut, in the order of the forward."""
     parts = [part.strip() for part in asked.replace(",", " ").split()]
     free = pruner.planner.free
-    if len(parts) != len(free) or not all(part.isdigit() for part in parts):
+    if wrong := [part for part in parts if not part.isdigit()]:
+        raise MicronetError(f"--widths has {wrong[0]!r}; allowed: whole numbers by commas")
+    if len(parts) != len(free):
         now = ",".join(str(pruner.flow.widths[group]) for group in free)
         raise MicronetError(f"--widths has {len(parts)} numbers; this network takes {len(free)}, now {now}")
     return dict(zip(free, map(int, parts), strict=True))
@@ -146,52 +143,3 @@ def restore(model: nn.Module, record: StageRecord) -> nn.Module:
 def channel_flow(model: nn.Module, example: Example, regular: int = 1) -> Flow:
     """Return the flow of a network's channels. Raises MicronetError where it cannot be traced."""
     return follow(open_network(model, example, regular))
-
-
-@torch.no_grad()
-def _check(model: nn.Module, pruned: nn.Module, flow: Flow, kept: dict[int, list[int]], example: Example) -> None:
-    """Raise FailedError where the cut network's output is not that of the whole one with cut channels silenced."""
-    silenced = {name: _silence(layer.inputs, kept) for name, layer in flow.layers.items() if layer.inputs is not None}
-    try:
-        wanted = _outputs(model, example, silenced)
-    except RuntimeError as error:
-        raise MicronetError(
-            f"the network does not run in float64, in which the cut one is held against it: {first_line(error)}; "
-            "leave casts to a fixed dtype out of the forward"
-        ) from error
-    try:
-        found = _outputs(pruned, example, {})
-    except (RuntimeError, ValueError, TypeError, AssertionError) as error:
-        raise FailedError(f"the pruned network does not run, which is a bug: {first_line(error)}") from error
-    for want, have in zip(wanted, found, strict=True):
-        if not bool(want.isfinite().all()):
-            raise MicronetError(
-                "the network gives NaN or infinity, so nothing of it can be judged; look at its weights"
-            )
-        if not (have - want).norm() <= TOLERANCE * want.norm():
-            raise FailedError("the pruned network does not compute what it should, which is a bug; nothing was written")
-
-
-Hook = Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]
-
-
-def _outputs(model: nn.Module, example: Example, hooks: dict[str, Hook]) -> list[Tensor]:
-    """Return what a network gives in float64; only one such copy lives at a time."""
-    exact = copy.deepcopy(model).double().eval()
-    for name, hook in hooks.items():
-        exact.get_submodule(name).register_forward_pre_hook(hook)
-    leaves = tree_leaves(exact(*as_inputs(exact, example)))
-    return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
-
-
-def _silence(ids: Ids, kept: dict[int, list[int]]) -> Hook:
-    """Return a hook that zeroes the channels of a layer's input that are cut."""
-    staying = {group: set(channels) for group, channels in kept.items()}
-    mask = torch.tensor([i == FIXED or i % STRIDE in staying[i // STRIDE] for i in ids.tolist()])
-
-    def hook(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        x = inputs[0]
-        shape = [-1] if isinstance(module, nn.Linear) else [1, -1, *[1] * (x.dim() - 2)]
-        return (x * mask.to(x).view(shape), *inputs[1:])
-
-    return hook

@@ -1,7 +1,8 @@
 """One node of a traced forward, run on channel numbers in the place of values."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -10,6 +11,21 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from micronet.pruning.network import Shape
 from micronet.pruning.numbering import FIXED, STRIDE, Ids
+
+
+@dataclass
+class Layer:
+    """A layer's channels: numbers at its input, None where they are not ours to cut, and at its output."""
+
+    inputs: Ids | None
+    outputs: Ids
+
+
+class Reshaped(NamedTuple):
+    """A reshape: the channels it takes, and the sizes of those of its output's axes that they lie along."""
+
+    ids: Ids
+    sizes: tuple[int | None, ...]
 
 
 class Step:

@@ -9,7 +9,6 @@ quantizers in its layers alone.
 
 import operator
 from collections.abc import Collection
-from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 import torch
@@ -17,14 +16,14 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from micronet import registry
-from micronet.errors import MicronetError, unknown
+from micronet.errors import MicronetError
 from micronet.graph import Graph, trace
 from micronet.outline import Split, split_name, tap_name
 from micronet.quantization.config import FLOAT_BITS, Bits, QuantConfig
 from micronet.quantization.layers import channel_axis, has_weight_slot
 from micronet.quantization.placement import Placement
 from micronet.quantization.quantizer import Quantizer
-from micronet.settings import flag
+from micronet.settings import matching
 
 FIRST_LAST_BITS = 8
 _WEIGHED_CALLS: set[object] = {
@@ -51,17 +50,6 @@ def place(model: nn.Module, config: QuantConfig) -> Placement:
     if not placement.inputs:
         raise MicronetError("the network has no convolution or linear layer that could be quantized")
     return placement
-
-
-def matching(config: QuantConfig, option: str, names: Collection[str]) -> set[str]:
-    """Return the layers that an option's names and globs mean. Raises MicronetError where one of them means none."""
-    found: set[str] = set()
-    for pattern in filter(None, map(str.strip, (getattr(config, option) or "").split(","))):
-        matched = {name for name in names if fnmatchcase(name, pattern)}
-        if not matched:
-            raise MicronetError(f"{flag(option)}: {unknown('layer', pattern, names)}")
-        found |= matched
-    return found
 
 
 def _at_least_8(bits: Bits) -> int:

@@ -16,7 +16,8 @@ def scores(model: nn.Module, flow: Flow) -> Scores:
 def penalty(model: nn.Module, flow: Flow, s: float) -> Penalty:
     """Return the function that adds the group lasso's subgradient before an optimizer's step.
 
-    That is ``s * sqrt(n) * w / |w|`` for a channel of n weights (Wen et al. 2016, arXiv:1608.03665, equation 1).
+    That is ``s * sqrt(n) * w / |w|`` for a channel of n weights (the group lasso of Yuan & Lin 2006, whose
+    sqrt(n) makes groups of other sizes compare).
     """
     return push(
         model, flow, s, lambda rows: rows / rows.norm(dim=1, keepdim=True).clamp(min=1e-12) * len(rows[0]) ** 0.5

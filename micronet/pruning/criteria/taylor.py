@@ -1,7 +1,8 @@
 """Channels judged by what the loss would change without them, to first order.
 
 Molchanov et al. 2019, arXiv:1906.10771, equation 8: (sum of weight times gradient)^2 over a channel's weights. The
-gradients are those that the parameters hold: run a loss backward on some batches first.
+gradients are those that the parameters hold: run a loss backward on some batches first. Deviation: the paper squares
+each batch's and averages; here the gradient of all the batches together is squared once.
 """
 
 from torch import nn
