@@ -10,16 +10,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnx
 import torch
+from onnx import TensorProto
 from torch import Tensor, nn
 
 from micronet.errors import FailedError
 from micronet.quantization.calibrate import each_quantizer
 from micronet.quantization.functional import dequantize, quantize
 from micronet.runtime.options import RuntimeOptions
-from micronet.runtime.ort import open_session
+from micronet.runtime.ort import open_session, run
 
 LEAST_AGREEMENT = 0.99  # share of classes; a rounding that flips at a boundary may turn a close call
-LARGEST_FLOAT_ERROR = 1e-3  # of the scores of a network without quantizers
+LARGEST_FLOAT_ERROR = {TensorProto.FLOAT: 1e-3, TensorProto.FLOAT16: 2e-2}  # of scores, by the kind of the weights
 INTEGER_BITS = 8  # float32 sums do not resolve wider grids, so single steps say nothing there
 
 
@@ -42,7 +43,7 @@ def compare_outputs(
     model = model.eval()
     for batch in batches:
         ours = model(batch).double().numpy()
-        theirs = session.run(None, {session.get_inputs()[0].name: batch.contiguous().numpy()})[0].astype(np.float64)
+        theirs = run(session, batch.numpy())[0].astype(np.float64)
         same += int((ours.argmax(1) == theirs.argmax(1)).sum())
         images += len(batch)
         difference += float(np.square(ours - theirs).sum())
@@ -53,7 +54,9 @@ def compare_outputs(
 def require_agreement(model: nn.Module, proto: onnx.ModelProto, images: Tensor, agreement: Agreement) -> None:
     """Raise FailedError where an exported model is not the torch model: other classes, or a layer that is off."""
     quantizers = [quantizer for _, _, quantizer in each_quantizer(model)]
-    if not quantizers and agreement.error > LARGEST_FLOAT_ERROR:
+    kinds = {tensor.data_type for tensor in proto.graph.initializer} & LARGEST_FLOAT_ERROR.keys()
+    allowed = max((LARGEST_FLOAT_ERROR[kind] for kind in kinds), default=LARGEST_FLOAT_ERROR[TensorProto.FLOAT])
+    if not quantizers and agreement.error > allowed:
         raise FailedError(f"the exported model's scores are {agreement.error:.2%} off torch's; nothing was written")
     if max((quantizer.bits for quantizer in quantizers), default=0) <= INTEGER_BITS:
         wrong = {name: steps for name, steps in compare_layers(model, proto, images).items() if steps > 1}
@@ -97,8 +100,9 @@ def _judge(key: str, theirs: Any, worst: dict[str, int]) -> Any:
 
     def hook(quantizer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         grid = quantizer.qparams(inputs[0])
-        shift = 2 ** (theirs.dtype.itemsize * 8 - 1) if grid.qmin < 0 else 0
-        other = torch.from_numpy(theirs.astype(np.float32)) - shift
+        shifted = grid.qmin < 0 and theirs.dtype.kind == "u"
+        shift = 2 ** (theirs.dtype.itemsize * 8 - 1) if shifted else 0
+        other = torch.from_numpy(theirs.astype(np.float32)).view_as(inputs[0]) - shift  # a file may flatten first
         worst[key] = int((quantize(inputs[0], grid) - other).abs().max())
         return dequantize(other, grid)
 
@@ -117,5 +121,5 @@ def _integers(proto: onnx.ModelProto, images: Tensor, options: RuntimeOptions) -
             exposed.graph.output.append(onnx.helper.make_tensor_value_info(node.output[0], kind, None))
             names.append(node.name.removesuffix(".QuantizeLinear"))
     session = open_session(exposed.SerializeToString(), options, "the exported model")
-    outputs = session.run(None, {session.get_inputs()[0].name: images.contiguous().numpy()})
+    outputs = run(session, images.numpy())
     return dict(zip(names, outputs[len(proto.graph.output) :], strict=True))

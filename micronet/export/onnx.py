@@ -1,8 +1,8 @@
 """From an artifact to an ONNX model whose weights are integers.
 
 Batch norms are folded, quantized layers hold their int8 weight, scale and zero point and an int32 bias, activations go
-through QuantizeLinear and DequantizeLinear in the form ONNX Runtime fuses on x86: unsigned, one pair a tensor, its own
-zero-point initialiser for every node.
+through QuantizeLinear and DequantizeLinear in the form the target fuses: unsigned for ONNX Runtime on x86, signed
+for TensorRT; one pair a tensor, its own zero-point initialiser for every node.
 """
 
 import copy
@@ -17,8 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from micronet.artifact import Artifact, versions
+from micronet.data.dataset import DataSpec
 from micronet.errors import FailedError, MicronetError, first_line
-from micronet.export.operators import OPSET, TRANSLATIONS, ActivationGrid, Sign, StoredIntegers, room_for_bias
+from micronet.export.config import AXES, ExportConfig
+from micronet.export.operators import ActivationGrid, Sign, StoredIntegers, room_for_bias, translations
+from micronet.export.rewrite import embed_preprocessing, quantize_behind_reshapes, to_half, to_int4
 from micronet.export.tidy import tidy
 from micronet.files import write_atomically
 from micronet.graph import trace
@@ -28,22 +31,38 @@ from micronet.quantization.fold import fold_model, foldable_pairs, has_taken_nor
 from micronet.quantization.functional import dequantize, quantize, stored
 from micronet.quantization.quantizer import Quantizer
 from micronet.quantization.schemes.wbwtab import SignQuantizer
+from micronet.runtime.ort import METADATA_KEY
 
 INPUT, OUTPUT = "images", "scores"
-METADATA_KEY = "micronet"
+LARGEST = 2**31 - 2**20  # bytes of weights that protobuf can hold beside the graph
 
 
-def to_onnx(artifact: Artifact, images: Tensor) -> onnx.ModelProto:
-    """Return an artifact's ONNX model; the batch is dynamic.
+def to_onnx(artifact: Artifact, images: Tensor, config: ExportConfig | None = None) -> onnx.ModelProto:
+    """Return an artifact's ONNX model.
 
-    images: (N, C, H, W) float32, any real ones; they fix C, H and W.
-    Raises MicronetError where torch cannot export the network, or a quantizer has no range.
+    images: (N, C, H, W) float32, any real ones; they fix the axes that are not free.
+    Raises MicronetError where torch cannot export the network, a quantizer has no range, or its integers are none that
+    the target takes.
     """
+    config = config or ExportConfig()
     check_calibrated(artifact.model)
-    model = with_integers(_folded(artifact.model), artifact.history)
-    proto = _export(model, images)
+    _check_size(artifact.model)
+    quantized = any(True for _ in each_quantizer(artifact.model))
+    if quantized and config.precision == "fp16":
+        raise MicronetError("--precision fp16 is for float networks; this one's integers are smaller already")
+    model = with_integers(_folded(artifact.model), artifact.history, signed=config.target == "tensorrt")
+    proto = _export(model, images, config)
     tidy(proto)
-    onnx.helper.set_model_props(proto, _metadata(artifact))
+    about = _about(artifact)
+    if config.target == "tensorrt":
+        quantize_behind_reshapes(proto)
+    if config.int4_storage:
+        to_int4(proto)
+    if config.precision == "fp16":
+        proto, about["kept_float32"] = to_half(proto, images.numpy())
+    if config.embed_preprocessing:
+        embed_preprocessing(proto, DataSpec.from_json(artifact.data or {}))
+    onnx.helper.set_model_props(proto, {METADATA_KEY: json.dumps(about, sort_keys=True)})
     onnx.checker.check_model(proto, full_check=True)
     return proto
 
@@ -57,8 +76,20 @@ def write_onnx(proto: onnx.ModelProto, path: Path) -> None:
     write_atomically(path, write)
 
 
-def with_integers(model: nn.Module, history: list[StageRecord]) -> nn.Module:
-    """Swap the quantizers of a folded model, in place, for modules that hold integers; return the model."""
+def _check_size(model: nn.Module) -> None:
+    size = sum(tensor.nbytes for tensor in model.state_dict().values())
+    if size >= LARGEST:
+        raise MicronetError(
+            f"the network is {size:,} bytes, and an ONNX file of 2 GiB or more needs its weights in a second file, "
+            "which micronet reads but does not write; prune or quantize it first"
+        )
+
+
+def with_integers(model: nn.Module, history: list[StageRecord], *, signed: bool = False) -> nn.Module:
+    """Swap the quantizers of a folded model, in place, for modules that hold integers; return the model.
+
+    ``signed``: for TensorRT, with int8 activations, and biases in float, since it dequantizes no int32.
+    """
     inputs: dict[str, str | None] = next(
         (record.result["inputs"] for record in history if record.stage == "quantize"), {}
     )
@@ -70,11 +101,12 @@ def with_integers(model: nn.Module, history: list[StageRecord]) -> nn.Module:
     for name, slot, quantizer in list(each_quantizer(model)):
         layer: Any = model.get_submodule(name)
         if slot == "weight_quantizer":
-            _store_weight(layer, quantizer, scales.get(inputs.get(name) or ""))
+            _store_weight(layer, quantizer, None if signed else scales.get(inputs.get(name) or ""))
         elif isinstance(quantizer, SignQuantizer):
             setattr(layer, slot, Sign())
         else:
-            setattr(layer, slot, ActivationGrid(quantizer.qparams(torch.empty(0)), quantizer.bits, f"{name}.{slot}"))
+            grid = quantizer.qparams(torch.empty(0))
+            setattr(layer, slot, ActivationGrid(grid, quantizer.bits, f"{name}.{slot}", signed=signed))
     return model
 
 
@@ -106,7 +138,8 @@ def _folded(model: nn.Module) -> nn.Module:
     return fold_model(model)[0] if foldable else model
 
 
-def _export(model: nn.Module, images: Tensor) -> onnx.ModelProto:
+def _export(model: nn.Module, images: Tensor, config: ExportConfig) -> onnx.ModelProto:
+    free = {AXES[name]: torch.export.Dim(name) for name in config.free_axes}
     exporter_log = logging.getLogger("torch.onnx")
     level = exporter_log.level
     exporter_log.setLevel(logging.ERROR)
@@ -115,18 +148,19 @@ def _export(model: nn.Module, images: Tensor) -> onnx.ModelProto:
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
                 model,
-                (images[:2].contiguous(),),
+                (images[: 2 if free else 1].contiguous(),),  # an example of one makes torch write 1 down
                 dynamo=True,
-                opset_version=OPSET,
+                opset_version=config.opset,
                 input_names=[INPUT],
                 output_names=[OUTPUT],
-                dynamic_shapes=({0: torch.export.Dim("batch")},),
-                custom_translation_table=TRANSLATIONS,
+                dynamic_shapes=(free,),
+                custom_translation_table=translations(config.opset),
                 optimize=True,
                 verbose=False,
             )
     except Exception as error:  # the exporter raises many kinds; its first line names the operator
-        raise MicronetError(f"torch cannot export this network to ONNX: {first_line(error)}") from error
+        free_sides = " with free sides; try --dynamic batch" * (len(free) > 1)
+        raise MicronetError(f"torch cannot export this network to ONNX{free_sides}: {first_line(error)}") from error
     finally:
         exporter_log.setLevel(level)
     if program is None:
@@ -135,12 +169,11 @@ def _export(model: nn.Module, images: Tensor) -> onnx.ModelProto:
     return proto
 
 
-def _metadata(artifact: Artifact) -> dict[str, str]:
+def _about(artifact: Artifact) -> dict[str, Any]:
     """Return what a reader of the file needs: classes, preprocessing and what was done to the network."""
-    about = {
+    return {
         "model": artifact.spec.name,
         "history": [{"stage": record.stage, "config": record.config} for record in artifact.history],
         "data": artifact.data,
         "versions": versions(),
     }
-    return {METADATA_KEY: json.dumps(about, sort_keys=True)}

@@ -8,13 +8,13 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import onnx_ir as ir
+import onnxscript
 import torch
-from onnxscript import opset21 as op
 from torch import Tensor, nn
 
+from micronet.errors import MicronetError
 from micronet.quantization.functional import QParams, broadcast
 
-OPSET = 21
 INT8_BITS = 8
 INT32_MAX = 2**31 - 1
 
@@ -45,22 +45,24 @@ def _(x: Tensor, scale: Tensor, zero_point: Tensor, name: str) -> Tensor:
     return torch.empty_like(x)
 
 
-def _translate_dequantize(q: Any, scale: Any, zero_point: Any, axis: int) -> Any:
-    if q.dtype == ir.DataType.INT32:  # a bias: ONNX wants its zero point 0, which is what none at all says
-        return op.DequantizeLinear(q, scale, axis=axis)
-    if axis < 0:
-        return op.DequantizeLinear(q, scale, zero_point)
-    return op.DequantizeLinear(q, scale, zero_point, axis=axis)
+def translations(opset: int) -> dict[Any, Callable[..., Any]]:
+    """Return how the exporter writes the operators here, in an ONNX operator set."""
+    op = getattr(onnxscript, f"opset{opset}")
 
+    def write_dequantize(q: Any, scale: Any, zero_point: Any, axis: int) -> Any:
+        if q.dtype == ir.DataType.INT32:  # a bias: ONNX wants its zero point 0, which is what none at all says
+            return op.DequantizeLinear(q, scale, axis=axis)
+        if axis < 0:
+            return op.DequantizeLinear(q, scale, zero_point)
+        return op.DequantizeLinear(q, scale, zero_point, axis=axis)
 
-def _translate_quantize_dequantize(x: Any, scale: Any, zero_point: Any, name: str) -> Any:
-    return op.DequantizeLinear(op.QuantizeLinear(x, scale, zero_point), scale, zero_point)
+    def write_quantize_dequantize(x: Any, scale: Any, zero_point: Any, name: str) -> Any:
+        return op.DequantizeLinear(op.QuantizeLinear(x, scale, zero_point), scale, zero_point)
 
-
-TRANSLATIONS: dict[Any, Callable[..., Any]] = {
-    torch.ops.micronet.dequantize.default: _translate_dequantize,
-    torch.ops.micronet.quantize_dequantize.default: _translate_quantize_dequantize,
-}
+    return {
+        torch.ops.micronet.dequantize.default: write_dequantize,
+        torch.ops.micronet.quantize_dequantize.default: write_quantize_dequantize,
+    }
 
 
 class StoredIntegers(nn.Module):
@@ -86,19 +88,21 @@ class StoredIntegers(nn.Module):
 class ActivationGrid(nn.Module):
     """An activation's quantizer as ONNX can say it: a clip where the grid is narrower than its integer type, then Q/DQ.
 
-    The integers are unsigned, a signed grid's shifted by half their range: the same values, and the form that
-    ONNX Runtime's x86 kernels are fast with.
+    For ONNX Runtime the integers are unsigned, a signed grid's shifted by half their range: the same values, and the
+    form that its x86 kernels are fast with. For TensorRT they are int8 with zero point 0, which is all it takes.
     """
 
     scale: Tensor
     zero_point: Tensor
 
-    def __init__(self, qparams: QParams, bits: int, name: str) -> None:
+    def __init__(self, qparams: QParams, bits: int, name: str, *, signed: bool = False) -> None:
         super().__init__()
         self.name = name
-        dtype = torch.uint8 if bits <= INT8_BITS else torch.uint16
+        if signed:
+            _check_signed(qparams, name)
+        dtype = torch.int8 if signed else torch.uint8 if bits <= INT8_BITS else torch.uint16
         limits = torch.iinfo(dtype)
-        shift = (limits.max + 1) // 2 if qparams.qmin < 0 else 0
+        shift = (limits.max + 1) // 2 if qparams.qmin < 0 and not signed else 0
         clipped = (qparams.qmin + shift, qparams.qmax + shift) != (limits.min, limits.max)
         zero_point = float(qparams.zero_point)
         scale = float(qparams.scale.detach())
@@ -112,6 +116,20 @@ class ActivationGrid(nn.Module):
             x = x.clamp(*self.bounds)
         out: Tensor = torch.ops.micronet.quantize_dequantize(x, self.scale, self.zero_point, self.name)
         return out
+
+
+def _check_signed(qparams: QParams, name: str) -> None:
+    """Raise MicronetError where a grid is none that TensorRT takes."""
+    limits = torch.iinfo(torch.int8)
+    if bool((qparams.zero_point != 0).any()):
+        raise MicronetError(
+            f"{name} has a zero point, which TensorRT refuses; quantize with --q-type sym, or export for --target ort"
+        )
+    if qparams.qmin < limits.min or qparams.qmax > limits.max:
+        raise MicronetError(
+            f"{name} has integers of {qparams.qmin} to {qparams.qmax}, and TensorRT takes int8 alone; quantize with "
+            "--a-sign signed and --a-bits 8 or fewer, or export for --target ort"
+        )
 
 
 class Sign(nn.Module):

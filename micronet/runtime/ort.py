@@ -19,6 +19,10 @@ from micronet.runtime.options import RuntimeOptions
 EXACT_INT8 = "session.x64quantprecision"
 # An optimisation that quantizes weights which were left float on purpose, where activations have Q/DQ.
 QUANTIZES_FLOAT_WEIGHTS = "WeightBiasQuantization"
+# One that moves int8 Q/DQ pairs past pools and reshapes, and then does not load what it has made.
+MOVES_SIGNED_GRIDS = "QDQPropagationTransformer"
+SIGNED_GRID_BUG = "output_dtype INT8 does not match y_zero_point type UINT8"
+METADATA_KEY = "micronet"
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
@@ -30,12 +34,9 @@ class OrtPredictor:
     def __init__(self, path: Path, options: RuntimeOptions) -> None:
         if options.device is not None and options.device != "cpu":
             raise MicronetError(f"{path}: ONNX Runtime runs on the CPU here; leave --device {options.device} out")
-        proto = read_onnx(path)
-        self._session = open_session(path.read_bytes(), options, str(path))
-        self._input = self._session.get_inputs()[0].name
-        self._graph = proto.graph
-        about = next((entry.value for entry in proto.metadata_props if entry.key == "micronet"), "{}")
-        found = _metadata(about)
+        self._proto = proto = read_onnx(path)
+        self._session = open_session(path, options, str(path))
+        found = metadata(proto)
         self.data = DataSpec.from_json(found["data"]) if found.get("data") else None
         self.stages = [str(record.get("stage")) for record in found.get("history") or []]
         self._stored = _stored_weights(proto.graph)
@@ -46,14 +47,14 @@ class OrtPredictor:
     def __call__(self, images: Any) -> Scores:
         """Score images."""
         try:
-            scores: Scores = self._session.run(None, {self._input: np.ascontiguousarray(images)})[0]
+            scores: Scores = run(self._session, images)[0]
         except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
             raise MicronetError(f"ONNX Runtime refused images of shape {images.shape[1:]}: {error}") from error
         return scores
 
     def macs(self, image_shape: tuple[int, int, int]) -> int | None:
         """Count multiply-accumulates of convolutions and matrix products, from the inferred shapes."""
-        graph = onnx.shape_inference.infer_shapes(_with_batch_of_one(self._graph, image_shape)).graph
+        graph = onnx.shape_inference.infer_shapes(_with_batch_of_one(self._proto, image_shape)).graph
         shapes = {info.name: [d.dim_value for d in info.type.tensor_type.shape.dim] for info in graph.value_info}
         shapes |= {info.name: [d.dim_value for d in info.type.tensor_type.shape.dim] for info in graph.output}
         total = 0
@@ -96,7 +97,7 @@ def read_onnx(path: Path) -> onnx.ModelProto:
         raise MicronetError(f"{path} is not a whole ONNX model ({first_line(error)})") from error
 
 
-def open_session(model: bytes, options: RuntimeOptions, name: str) -> onnxruntime.InferenceSession:
+def open_session(model: bytes | Path, options: RuntimeOptions, name: str) -> onnxruntime.InferenceSession:
     """Open a session on the CPU. Raises MicronetError where ONNX Runtime refuses the model."""
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = 3
@@ -106,39 +107,67 @@ def open_session(model: bytes, options: RuntimeOptions, name: str) -> onnxruntim
     exact = options.arithmetic == "exact"
     if exact:
         settings.add_session_config_entry(EXACT_INT8, "1")
-    try:
-        return onnxruntime.InferenceSession(
-            model,
-            settings,
-            providers=["CPUExecutionProvider"],
-            disabled_optimizers=[QUANTIZES_FLOAT_WEIGHTS] if exact else None,
-        )
-    except Exception as error:
-        raise MicronetError(f"ONNX Runtime cannot run {name}: {first_line(error)}") from error
+    source = str(model) if isinstance(model, Path) else model  # a file's weights may lie in a second one
+    disabled = [QUANTIZES_FLOAT_WEIGHTS] if exact else []
+    for without in (disabled, [*disabled, MOVES_SIGNED_GRIDS]):
+        try:
+            return onnxruntime.InferenceSession(
+                source, settings, providers=["CPUExecutionProvider"], disabled_optimizers=without
+            )
+        except Exception as error:
+            if SIGNED_GRID_BUG not in str(error) or MOVES_SIGNED_GRIDS in without:
+                raise MicronetError(f"ONNX Runtime cannot run {name}: {first_line(error)}") from error
+    raise AssertionError("unreachable")
 
 
 def session_predictor(model: bytes, options: RuntimeOptions) -> Predictor:
     """Return the predictor that runs a serialized ONNX model."""
     session = open_session(model, options, "the model")
-    name = session.get_inputs()[0].name
 
     def predict(images: NDArray[np.float32]) -> Scores:
-        scores: Scores = session.run(None, {name: images})[0]
+        scores: Scores = run(session, images)[0]
         return scores
 
     return predict
 
 
-def _with_batch_of_one(graph: Any, image_shape: tuple[int, int, int]) -> onnx.ModelProto:
-    copied = onnx.GraphProto()
-    copied.CopyFrom(graph)
-    shape = copied.input[0].type.tensor_type.shape
+def run(session: onnxruntime.InferenceSession, images: NDArray[np.float32]) -> list[Any]:
+    """Return a session's outputs for normalised images (N, C, H, W), in as many calls as its batch size asks for."""
+    entry = session.get_inputs()[0]
+    inputs = _pixels(session, images) if entry.type == "tensor(uint8)" else images
+    size = entry.shape[0] if entry.shape and isinstance(entry.shape[0], int) else len(inputs)
+    calls = []
+    for start in range(0, len(inputs), size):
+        part = inputs[start : start + size]
+        whole = np.concatenate([part, np.repeat(part[-1:], size - len(part), 0)]) if len(part) < size else part
+        calls.append([out[: len(part)] for out in session.run(None, {entry.name: np.ascontiguousarray(whole)})])
+    return calls[0] if len(calls) == 1 else [np.concatenate(outs) for outs in zip(*calls, strict=True)]
+
+
+def _pixels(session: onnxruntime.InferenceSession, images: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Return the 8-bit pixels that images were made from, for a model that normalises them by itself."""
+    about = _parsed(session.get_modelmeta().custom_metadata_map.get(METADATA_KEY, "{}"))
+    spec = about.get("data") or {}
+    std, mean = (np.array(spec.get(key) or [default], np.float32) for key, default in (("std", 1), ("mean", 0)))
+    pixels = (images * std.reshape(1, -1, 1, 1) + mean.reshape(1, -1, 1, 1)) * 255
+    return pixels.round().clip(0, 255).astype(np.uint8)
+
+
+def metadata(proto: onnx.ModelProto) -> dict[str, Any]:
+    """Return what micronet wrote into a model: ``data``, ``history``, …; nothing for one from elsewhere."""
+    return _parsed(next((entry.value for entry in proto.metadata_props if entry.key == METADATA_KEY), "{}"))
+
+
+def _with_batch_of_one(proto: onnx.ModelProto, image_shape: tuple[int, int, int]) -> onnx.ModelProto:
+    copied = onnx.ModelProto()
+    copied.CopyFrom(proto)
+    shape = copied.graph.input[0].type.tensor_type.shape
     for dim, value in zip(shape.dim, (1, *image_shape), strict=False):
         dim.dim_value = value
-    return onnx.helper.make_model(copied, opset_imports=[onnx.helper.make_opsetid("", 21)])
+    return copied
 
 
-def _metadata(text: str) -> dict[str, Any]:
+def _parsed(text: str) -> dict[str, Any]:
     try:
         found = json.loads(text)
     except ValueError:
