@@ -16,6 +16,7 @@ _VALUES = {
 }
 _NAMES = {
     "--normal-regular": "--regular",
+    "--calibration-cache": "--calib-cache",
     "--wd": "--weight-decay",
     "--train-batch-size": "--batch-size",
     "--end-epochs": "--epochs",

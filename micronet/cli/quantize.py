@@ -35,7 +35,10 @@ LEARNING_RATES = ((1, 0.02), (3, 0.005), (6, 0.002), (16, 0.001))
 def run(
     artifact: Annotated[
         Path | None,
-        typer.Argument(metavar="[ARTIFACT]", help="A float artifact; without one a network is trained first."),
+        typer.Argument(
+            metavar="[ARTIFACT]",
+            help="A float artifact, or with --mode ptq any float .onnx; without one a network is trained first.",
+        ),
     ] = None,
     trust_code: Annotated[bool, typer.Option("--trust-code", help="Run the code recorded in an artifact.")] = False,
     dry_run: Annotated[
@@ -60,6 +63,10 @@ def run(
     """
     from micronet.cli import quantize_stage, stages
 
+    if artifact is not None and artifact.suffix == ".onnx":
+        _check_file_options(dry_run, calibration, recovery, training)
+        _quantize_file(artifact, quantization, calibration, data, running.seed, output)
+        return
     code = CodeOptions(model.model, trust_code)
     if artifact is not None:
         model.check_unused()
@@ -108,6 +115,42 @@ def _check_mode(
     untouched = (quantization, replace(calibration, mode="qat"), recovery)
     if calibration.mode == "qaft" and untouched != (QuantConfig(), CalibrationConfig(), RecoveryConfig()):
         raise MicronetError("--mode qaft trains what is quantized already; leave the options of quantization out")
+
+
+def _check_file_options(
+    dry_run: bool, calibration: CalibrationConfig, recovery: RecoveryConfig, training: TrainConfig
+) -> None:
+    """Raise MicronetError for what cannot be done to an ONNX file."""
+    if calibration.mode != "ptq":
+        raise MicronetError("an ONNX file cannot be trained; add --mode ptq, or give the artifact it came from")
+    if dry_run or recovery != RecoveryConfig() or training != GENTLE:
+        raise MicronetError(
+            "an ONNX file takes no --dry-run, no options of recovery and none of training; give the artifact"
+        )
+
+
+def _quantize_file(
+    file: Path, quantization: QuantConfig, calibration: CalibrationConfig, data: DataOptions, seed: int,
+    output: OutputOptions,
+) -> None:  # fmt: skip
+    from micronet.cli.onnx_stage import Source, accuracies, check_config, to_int8
+    from micronet.export.onnx import write_onnx
+    from micronet.files import check_target
+    from micronet.runtime.ort import read_onnx
+
+    path = output.output or default_name(file, "-int8.onnx")
+    check_target(path, output.force, ".onnx")
+    check_config(quantization)
+    with console.progress(output.quiet) as progress:
+        source = Source(read_onnx(file), file, data, seed)
+        small = to_int8(source, calibration, quantization, progress)
+        was, now = accuracies(source, [source.proto, small])
+    write_onnx(small, path)
+    size = path.stat().st_size
+    if output.json:
+        console.print_json({"output": str(path), "size_bytes": size, "test_accuracy": now, "float_test_accuracy": was})
+    elif not output.quiet:
+        console.print_line(f"wrote {path}  {size:,} bytes  test accuracy {now:.2%}, of the float file {was:.2%}")
 
 
 def _learning_rate(quantization: QuantConfig, calibration: CalibrationConfig) -> float:

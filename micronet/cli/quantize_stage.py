@@ -21,7 +21,7 @@ from micronet.graph import trace
 from micronet.history import StageRecord, check_order
 from micronet.quantization.adaround import adaround
 from micronet.quantization.calibrate import calibrate, freeze, freeze_activations, frozen, observing
-from micronet.quantization.calibration_config import CalibrationConfig
+from micronet.quantization.calibration_config import CalibrationConfig, RangeConfig
 from micronet.quantization.config import QuantConfig
 from micronet.quantization.fold import fold_model
 from micronet.quantization.ptq import Statistics, collect, load_statistics, save_statistics, set_ranges
@@ -185,7 +185,7 @@ def _hash(model: nn.Module, shown: list[Tensor]) -> str:
     return found.hexdigest()
 
 
-def images(dataset: Dataset, asked: CalibrationConfig, seed: int, device: torch.device) -> Iterator[Tensor]:
+def images(dataset: Dataset, asked: RangeConfig, seed: int, device: torch.device) -> Iterator[Tensor]:
     """Yield the images to calibrate on, never augmented: drawn from the training images, or from a folder."""
     split: Split = dataset.train if asked.calib_data is None else _folder(asked.calib_data, dataset)
     count = asked.calib_batches * CALIBRATION_BATCH

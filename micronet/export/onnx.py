@@ -23,7 +23,7 @@ from micronet.export.config import AXES, ExportConfig
 from micronet.export.operators import ActivationGrid, Sign, StoredIntegers, room_for_bias, translations
 from micronet.export.rewrite import embed_preprocessing, quantize_behind_reshapes, to_half, to_int4
 from micronet.export.tidy import tidy
-from micronet.files import write_atomically
+from micronet.files import write_bytes
 from micronet.graph import trace
 from micronet.history import StageRecord
 from micronet.quantization.calibrate import check_calibrated, each_quantizer
@@ -69,11 +69,7 @@ def to_onnx(artifact: Artifact, images: Tensor, config: ExportConfig | None = No
 
 def write_onnx(proto: onnx.ModelProto, path: Path) -> None:
     """Write an ONNX model, whole or not at all."""
-
-    def write(temporary: Path) -> None:
-        temporary.write_bytes(proto.SerializeToString())
-
-    write_atomically(path, write)
+    write_bytes(path, proto.SerializeToString())
 
 
 def _check_size(model: nn.Module) -> None:

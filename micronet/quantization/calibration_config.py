@@ -11,12 +11,9 @@ PERCENTILE = 99.99
 
 
 @dataclass(frozen=True)
-class CalibrationConfig(Settings):
+class RangeConfig(Settings):
     """How ranges are found."""
 
-    mode: Literal["qat", "ptq", "qaft"] = setting(
-        "qat", "Train with quantizers; or set ranges from data alone; or train a quantized artifact, ranges frozen."
-    )
     calibrator: Literal["minmax", "percentile", "entropy", "mse"] = setting(
         "minmax", "Activation ranges: all values; a share of them; least divergence; least squared error."
     )
@@ -33,3 +30,12 @@ class CalibrationConfig(Settings):
         check_range(self, "calib_batches", 1)
         if self.percentile != PERCENTILE and self.calibrator != "percentile":
             raise MicronetError("--percentile is for --calibrator percentile; name that, or leave it out")
+
+
+@dataclass(frozen=True)
+class CalibrationConfig(RangeConfig):
+    """How ranges are found, and whether the network is trained."""
+
+    mode: Literal["qat", "ptq", "qaft"] = setting(
+        "qat", "Train with quantizers; or set ranges from data alone; or train a quantized artifact, ranges frozen."
+    )

@@ -13,6 +13,9 @@ from micronet.quantization.functional import QParams, affine_qparams, dequantize
 
 BINS = 2048  # half of them below zero
 CANDIDATES = 128  # clips that entropy and mse try
+FEWEST_BINS = (
+    BINS // 8
+)  # in a clip that entropy judges, as TensorRT's begins with 128 of a half; any whole range has more
 COUNTED_AT_ONCE = 1 << 22  # torch.histc counts in float32, where 2^24 + 1 is 2^24
 SEARCHES = 3  # of either end of an asymmetric range, the other held
 Calibrator = Literal["minmax", "percentile", "entropy", "mse"]
@@ -143,8 +146,8 @@ def _divergence(histogram: Histogram, qparams: QParams) -> float:
     lowest = (qparams.qmin - 0.5 - qparams.zero_point) * qparams.scale
     highest = (qparams.qmax + 0.5 - qparams.zero_point) * qparams.scale
     inside = (x >= lowest) & (x <= highest)
-    if not bool(inside.any()):
-        return float("inf")
+    if int(inside.sum()) < min(qparams.qmax - qparams.qmin + 1, FEWEST_BINS):
+        return float("inf")  # every bin has a level of its own there, so nothing would be lost but what is clipped
     level = (quantize(x, qparams) - qparams.qmin).long()[inside]
     kept = counts[inside]
     p = kept.clone()

@@ -296,3 +296,12 @@ def test_every_observer_stays_where_it_was_told_while_frozen():
     model(10 * IMAGES)
     assert all(map(torch.equal, before, [q.scale for _, _, q in each_quantizer(model)]))
     assert integer_range(4, signed=True, narrow=True) == (-7, 7)
+
+
+def test_the_entropy_calibrator_does_not_clip_a_handful_of_values_to_next_to_nothing():
+    torch.manual_seed(0)
+    histogram = Histogram()
+    histogram.add(torch.randn(160))
+    for grid in (Grid(-128, 127, True), Grid(0, 255, False)):
+        low, high = find_range(histogram, grid, "entropy", 99.99)
+        assert high - low > 0.2 * (histogram.high - histogram.low)

@@ -1,0 +1,101 @@
+"""Do torch and ONNX Runtime agree, for every scheme on every kind of network?
+
+    python scripts/export_zoo.py --data cifar10-folder --folder /tmp/zoo [--networks nin resnet18] [--images 1000]
+
+For nin, nin_gc, resnet18 (half width each) and torchvision's mobilenet_v2: trains a float network, quantizes it by each
+scheme, fuses, exports, and holds ONNX Runtime against torch on test images: the share of images put into the same
+class, the scores' relative error, and the largest difference of any activation's integers when each layer is given the
+same input. Files in the folder are kept, so that an interrupted run goes on. Prints a Markdown table.
+"""
+
+import argparse
+from pathlib import Path
+
+import onnx
+import torch
+
+from micronet.artifact import Artifact, load
+from micronet.cli.app import run
+from micronet.data.batches import plain_batches
+from micronet.data.dataset import DataSpec
+from micronet.data.load import load_data
+from micronet.data.split import draw
+from micronet.export.check import compare_layers, compare_outputs
+from micronet.machine import describe
+
+NETWORKS = {
+    "nin": ["--model", "nin", "--width", "0.5"],
+    "nin_gc": ["--model", "nin_gc", "--width", "0.5"],
+    "resnet18": ["--model", "resnet18", "--width", "0.5"],
+    "mobilenet_v2": ["--model", "torchvision:mobilenet_v2", "--lr", "0.005"],
+}
+TRAINED = ["--epochs", "1", "--limit", "4000"]
+SCHEMES = {
+    "float": None,
+    "W8A8 sym channel": ["--mode", "ptq"],
+    "W8A8 sym layer": ["--mode", "ptq", "--q-level", "layer"],
+    "W8A8 asym channel": ["--mode", "ptq", "--q-type", "asym"],
+    "W8A8 asym layer": ["--mode", "ptq", "--q-type", "asym", "--q-level", "layer"],
+    "DoReFa W4A4": ["--method", "dorefa", "--w-bits", "4", "--a-bits", "4", *TRAINED],
+    "LSQ W4A4": ["--method", "lsq", "--w-bits", "4", "--a-bits", "4", *TRAINED],
+    "W1A1": ["--w-bits", "binary", "--a-bits", "binary", *TRAINED],
+    "WtA32": ["--w-bits", "ternary", "--a-bits", "32", *TRAINED],
+}
+CHUNK = 100
+
+
+def make(*arguments: object) -> None:
+    """Run a command of micronet, where its output is not there yet."""
+    if not Path(str(arguments[-1])).exists() and run([*map(str, arguments), "--quiet"]):
+        raise SystemExit(f"failed: {' '.join(map(str, arguments))}")
+
+
+def exported(folder: Path, network: str, scheme: str, data: str) -> tuple[Path, Path]:
+    """Return the artifact, fused, and the ONNX file of a network by a scheme."""
+    base = folder / f"{network}.safetensors"
+    make("train", *NETWORKS[network], "--data", data, "--limit", 8000, "--epochs", 4, "--output", base)
+    stem = folder / f"{network}-{scheme.replace(' ', '-')}"
+    quantized = base
+    if SCHEMES[scheme] is not None:
+        quantized = stem.with_suffix(".safetensors")
+        make("quantize", base, *SCHEMES[scheme], "--output", quantized)
+    fused = stem.with_name(f"{stem.name}-fused.safetensors")
+    make("bn-fuse", quantized, "--output", fused)
+    make("export-onnx", fused, "--check-images", CHUNK, "--output", stem.with_suffix(".onnx"))
+    return fused, stem.with_suffix(".onnx")
+
+
+def agreement(artifact: Artifact, proto: onnx.ModelProto, images: int) -> tuple[float, float, int]:
+    """Return the share of same classes, the scores' error, the worst integer."""
+    data = load_data(None, like=DataSpec.from_json(artifact.data))
+    chosen = draw(data.test, images, 1)
+    batches = [batch for batch, _ in plain_batches(chosen, data.spec, CHUNK)]
+    outputs = compare_outputs(artifact.model, proto, batches)
+    worst = [max(compare_layers(artifact.model, proto, batch).values(), default=0) for batch in batches]
+    return outputs.classes, outputs.error, max(worst)
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=NETWORKS)
+    parser.add_argument("--schemes", nargs="+", default=list(SCHEMES), choices=SCHEMES)
+    parser.add_argument("--images", type=int, default=1000)
+    asked = parser.parse_args()
+    asked.folder.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(1)
+    print(f"{describe()}; {asked.images} test images\n")
+    print("| network | scheme | same class | score error | largest step, layer by layer | bytes |")
+    print("| --- | --- | ---: | ---: | ---: | ---: |")
+    for network in asked.networks:
+        for scheme in asked.schemes:
+            fused, file = exported(asked.folder, network, scheme, asked.data)
+            same, error, step = agreement(load(fused), onnx.load(file), asked.images)
+            size = file.stat().st_size
+            print(f"| {network} | {scheme} | {same:.2%} | {error:.4%} | {step} | {size:,} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""Float ONNX files made int8 from data: ranges, caches, files from elsewhere."""
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from micronet.errors import MicronetError
+from micronet.export import posttraining as pt
+from micronet.export.onnx import to_onnx
+from micronet.runtime.options import RuntimeOptions
+from micronet.runtime.ort import session_predictor
+from tests.export.test_targets import plain
+
+IMAGES = np.random.default_rng(0).standard_normal((16, 3, 32, 32), dtype=np.float32)
+
+
+def scores(proto):
+    return session_predictor(proto.SerializeToString(), RuntimeOptions())(IMAGES)
+
+
+@pytest.fixture(scope="module")
+def floating():
+    artifact = plain("resnet18", {"width": 0.1})
+    artifact.model.train()
+    with torch.no_grad():
+        for _ in range(3):
+            artifact.model(torch.from_numpy(IMAGES))
+    artifact.model.eval()
+    return to_onnx(artifact, torch.from_numpy(IMAGES))
+
+
+@pytest.mark.parametrize(("signed", "symmetric"), [(False, False), (False, True), (True, True)])
+@pytest.mark.parametrize("calibrator", ["minmax", "percentile", "entropy", "mse"])
+def test_every_calibrator_gives_a_file_of_integers_that_computes_much_the_same(floating, calibrator, signed, symmetric):
+    folded = pt.prepare(floating)
+    ranges = pt.find_ranges(pt.collect(folded, [IMAGES]), calibrator, 99.99, symmetric=symmetric)
+    small = pt.quantize(folded, ranges, signed=signed, symmetric=symmetric, per_channel=True, bits=8)
+    onnx.checker.check_model(small)
+    kinds = [tensor.data_type for tensor in small.graph.initializer if len(tensor.dims) == 4]
+    assert kinds and set(kinds) == {onnx.TensorProto.INT8}
+    points = {int(np.abs(onnx.numpy_helper.to_array(t).astype(int)).max()) for t in small.graph.initializer
+              if t.name.endswith("_zero_point") and t.data_type != onnx.TensorProto.INT32}  # fmt: skip
+    assert points == {0} if signed else len(points) > 1
+    wanted = scores(floating)
+    error = np.linalg.norm(scores(small) - wanted) / np.linalg.norm(wanted - wanted.mean(1, keepdims=True))
+    assert error < 0.2
+
+
+def test_ranges_are_of_the_tensors_values(floating):
+    found = pt.collect(pt.prepare(floating), [IMAGES[:8], IMAGES[8:]])
+    low, high = pt.find_ranges({"images": found["images"]}, "minmax", 99.99, symmetric=False)["images"]
+    assert (low, high) == (float(IMAGES.min()), float(IMAGES.max()))
+
+
+def test_seven_bits_are_at_most_64(floating):
+    folded = pt.prepare(floating)
+    ranges = pt.find_ranges(pt.collect(folded, [IMAGES]), "minmax", 99.99, symmetric=False)
+    small = pt.quantize(folded, ranges, signed=False, symmetric=False, per_channel=True, bits=7)
+    weights = [onnx.numpy_helper.to_array(t) for t in small.graph.initializer if len(t.dims) == 4]
+    assert weights and max(int(np.abs(weight.astype(int)).max()) for weight in weights) <= 64
+
+
+def test_a_cache_of_tensorrt_is_read_and_an_old_one_of_an_old_name_is_refused(tmp_path, floating):
+    path = tmp_path / "c"
+    path.write_text("TRT-8503-EntropyCalibration2\nimages: 3c010a14\n(Unnamed Layer* 1) [Conv]: 0\n")
+    ranges = pt.read_legacy_cache(path)
+    assert ranges["images"][1] == pytest.approx(127 * float(np.frombuffer(bytes.fromhex("3c010a14"), ">f4")[0]))
+    assert ranges["(Unnamed Layer* 1) [Conv]"] == (0, 0)
+    with pytest.raises(MicronetError, match="of another network"):
+        pt.quantize(pt.prepare(floating), {"x": (-1.0, 1.0)}, signed=True, symmetric=True, per_channel=True, bits=8)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"", "no calibration cache"),
+        (b"\xff\xfe\x00", "no calibration cache"),
+        (b"something else\n", "its first line is 'something else'"),
+        (b"TRT-7000-EntropyCalibration2\n", "holds no range"),
+        (b"TRT-7000-EntropyCalibration2\nimages: zzzz\n", "line 2"),
+        (b"TRT-7000-EntropyCalibration2\nimages\n", "line 2"),
+        (b"TRT-7000-EntropyCalibration2\nimages: 7fc00000\n", "line 2"),
+        (b"TRT-7000-EntropyCalibration2\nimages: bf800000\n", "line 2"),
+    ],
+    ids=["empty", "binary", "other", "no-lines", "no-hex", "no-colon", "nan", "negative"],
+)
+def test_a_damaged_cache_is_one_line(tmp_path, text, message):
+    path = tmp_path / "c"
+    path.write_bytes(text)
+    with pytest.raises(MicronetError, match=message):
+        pt.read_legacy_cache(path)
+
+
+def test_models_that_cannot_be_quantized_are_refused(floating):
+    folded = pt.prepare(floating)
+    ranges = pt.find_ranges(pt.collect(folded, [IMAGES]), "minmax", 99.99, symmetric=False)
+    small = pt.quantize(folded, ranges, signed=False, symmetric=False, per_channel=True, bits=8)
+    with pytest.raises(MicronetError, match="quantized already"):
+        pt.prepare(small)
+    with pytest.raises(MicronetError, match="no image to calibrate on"):
+        pt.collect(pt.prepare(floating), [])
+    with pytest.raises(MicronetError, match="NaN or infinity"):
+        pt.find_ranges(pt.collect(pt.prepare(floating), [IMAGES * np.nan]), "minmax", 99.99, symmetric=False)
+
+
+def test_the_command_quantizes_a_file_without_its_code(micronet, chain, tmp_path):
+    proto = onnx.load(chain / "float.onnx")
+    del proto.metadata_props[:]
+    onnx.save(proto, tmp_path / "foreign.onnx")
+    small = tmp_path / "foreign-int8.onnx"
+    unknown = micronet("quantize", tmp_path / "foreign.onnx", "--mode", "ptq")
+    assert unknown.code == 2 and "name them with --data" in unknown.err and not small.exists()
+    done = micronet("quantize", tmp_path / "foreign.onnx", "--mode", "ptq", "--data", "digits", "--json")
+    assert done.code == 0, done.err
+    assert small.stat().st_size < 0.7 * (tmp_path / "foreign.onnx").stat().st_size
+    assert abs(done.json["test_accuracy"] - done.json["float_test_accuracy"]) < 0.05
+    assert micronet("compare", tmp_path / "foreign.onnx", small, "--data", "digits", "--json").code == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "add --mode ptq"),
+        (["--mode", "ptq", "--w-bits", "4"], "--w-bits 7 or 8"),
+        (["--mode", "ptq", "--method", "lsq"], "--w-bits 7 or 8"),
+        (["--mode", "ptq", "--equalize"], "no options of recovery"),
+        (["--mode", "ptq", "--a-sign", "signed", "--q-type", "asym"], "goes with --q-type sym"),
+    ],
+)
+def test_what_a_file_does_not_take_is_said(micronet, chain, tmp_path, options, message):
+    done = micronet("quantize", chain / "float.onnx", *options, "-o", tmp_path / "x.onnx")
+    assert done.code == 2 and message in done.err and not list(tmp_path.iterdir())
