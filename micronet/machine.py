@@ -3,7 +3,10 @@
 import ctypes
 import os
 import platform
+import re
 import sys
+from functools import cache
+from pathlib import Path
 
 import torch
 
@@ -29,6 +32,16 @@ def pick_device(name: str | None) -> torch.device:
         if int(index or 0) >= count:
             raise MicronetError(f"--device {name}: torch sees {count} CUDA devices; use --device cpu")
     return torch.device(name)
+
+
+@cache
+def has_vnni() -> bool:
+    """Tell whether the processor multiplies 8-bit numbers into 32-bit sums (VNNI); False where it does not tell."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text(errors="replace")
+    except OSError:
+        return False
+    return re.search(r"^flags\s*:.*\b(avx512_vnni|avx_vnni)\b", flags, re.MULTILINE) is not None
 
 
 def usable_cores() -> int:
@@ -57,6 +70,7 @@ def describe() -> dict[str, str | int]:
         "processor": _processor(),
         "cores": usable_cores(),
         "threads": torch.get_num_threads(),
+        "vnni": has_vnni(),
     }
     if torch.cuda.is_available():
         found["gpu"] = torch.cuda.get_device_name()

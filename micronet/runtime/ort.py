@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from micronet.data.dataset import DataSpec
 from micronet.errors import MicronetError, first_line
 from micronet.evaluation import Predictor, Scores
-from micronet.machine import usable_cores
+from micronet.machine import has_vnni, usable_cores
 from micronet.runtime.options import RuntimeOptions
 
 # Keeps the int8 kernels of x86 processors without VNNI from saturating in their 16-bit intermediate sums.
@@ -32,8 +32,6 @@ class OrtPredictor:
     runtime = "onnxruntime"
 
     def __init__(self, path: Path, options: RuntimeOptions) -> None:
-        if options.device is not None and options.device != "cpu":
-            raise MicronetError(f"{path}: ONNX Runtime runs on the CPU here; leave --device {options.device} out")
         self._proto = proto = read_onnx(path)
         self._session = open_session(path, options, str(path))
         found = metadata(proto)
@@ -98,26 +96,37 @@ def read_onnx(path: Path) -> onnx.ModelProto:
 
 
 def open_session(model: bytes | Path, options: RuntimeOptions, name: str) -> onnxruntime.InferenceSession:
-    """Open a session on the CPU. Raises MicronetError where ONNX Runtime refuses the model."""
+    """Open a session, on the CPU unless told otherwise. Raises MicronetError where ONNX Runtime refuses the model."""
+    providers = _providers(options.device)
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = 3
     settings.intra_op_num_threads = options.threads or usable_cores()
     # Idle threads would otherwise spin on the cores that the next predictor is being timed on.
     settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
     exact = options.arithmetic == "exact"
-    if exact:
+    if exact and not has_vnni():
         settings.add_session_config_entry(EXACT_INT8, "1")
     source = str(model) if isinstance(model, Path) else model  # a file's weights may lie in a second one
     disabled = [QUANTIZES_FLOAT_WEIGHTS] if exact else []
     for without in (disabled, [*disabled, MOVES_SIGNED_GRIDS]):
         try:
-            return onnxruntime.InferenceSession(
-                source, settings, providers=["CPUExecutionProvider"], disabled_optimizers=without
-            )
+            return onnxruntime.InferenceSession(source, settings, providers=providers, disabled_optimizers=without)
         except Exception as error:
             if SIGNED_GRID_BUG not in str(error) or MOVES_SIGNED_GRIDS in without:
                 raise MicronetError(f"ONNX Runtime cannot run {name}: {first_line(error)}") from error
     raise AssertionError("unreachable")
+
+
+def _providers(device: str | None) -> list[Any]:
+    """Return ONNX Runtime's names for a device, the CPU behind it for what the device cannot run."""
+    kind, _, index = (device or "cpu").partition(":")
+    if kind == "cpu":
+        return ["CPUExecutionProvider"]
+    if kind != "cuda" or "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        raise MicronetError(
+            f"--device {device}: this ONNX Runtime has no such device; leave it out, or for cuda install onnxruntime-gpu"
+        )
+    return [("CUDAExecutionProvider", {"device_id": int(index or 0)}), "CPUExecutionProvider"]
 
 
 def session_predictor(model: bytes, options: RuntimeOptions) -> Predictor:

@@ -1,0 +1,122 @@
+"""How much faster is int8 in ONNX Runtime than float, and how exact?
+
+    python scripts/bench_onnx.py [--networks nin resnet18] [--batch 1 64] [--threads 1] [--rounds 15]
+
+For each network (initial weights, calibrated on noise: speed and arithmetic do not ask what is learned) the float file
+and its W8A8 and W7A8 files run in turns in one process, by micronet's exact and fast arithmetic, which are the same
+where the processor has VNNI, and W8A8 by the exact kernels that ONNX Runtime has for processors without. "over
+float": the median over rounds of float time over own time in the same round. "error": the scores' distance from the
+same file run without any optimisation, which simulates the integers in float, over the scores' spread.
+"""
+
+import argparse
+import os
+import statistics
+import time
+from collections.abc import Callable
+
+import numpy as np
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+
+from micronet.artifact import Artifact
+from micronet.export.onnx import to_onnx
+from micronet.machine import describe
+from micronet.models.build import ModelSpec, build
+from micronet.quantization.calibrate import calibrate
+from micronet.quantization.config import QuantConfig
+from micronet.quantization.quantize import quantize_model
+from micronet.runtime.options import RuntimeOptions
+from micronet.runtime.ort import EXACT_INT8, session_predictor
+
+NETWORKS = {"nin": ("nin", {}, 32), "nin_gc": ("nin_gc", {}, 32), "resnet18": ("torchvision:resnet18", {}, 224)}
+Run = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+
+
+def simulated(model: bytes) -> Run:
+    """Return a file's run without any optimisation."""
+    settings = onnxruntime.SessionOptions()
+    settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(model, settings, providers=["CPUExecutionProvider"])
+    return lambda images: session.run(None, {"images": images})[0]
+
+
+def without_vnni(model: bytes, threads: int) -> Run:
+    """Return a file's run by the exact kernels for processors without VNNI, whatever this one has."""
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = threads
+    settings.add_session_config_entry(EXACT_INT8, "1")
+    session = onnxruntime.InferenceSession(model, settings, providers=["CPUExecutionProvider"])
+    return lambda images: session.run(None, {"images": images})[0]
+
+
+def files(name: str) -> dict[str, bytes]:
+    """Return a network's float, W8A8 and W7A8 files."""
+    kind, args, side = NETWORKS[name]
+    spec = ModelSpec(kind, args)
+    torch.manual_seed(1)
+    model, images = build(spec), torch.randn(8, 3, side, side)
+    with torch.no_grad():
+        for _ in range(3):
+            model(images)  # batch norms get statistics
+    found = {"float": to_onnx(Artifact(model.eval(), spec), images).SerializeToString()}
+    for label, bits in (("W8A8", 8), ("W7A8", 7)):
+        quantized, record = quantize_model(model, QuantConfig(w_bits=bits, first_last="same"))
+        calibrate(quantized, [images])
+        found[label] = to_onnx(Artifact(quantized.eval(), spec, [record]), images).SerializeToString()
+    return found
+
+
+def error(run: Run, reference: Run, images: NDArray[np.float32]) -> float:
+    """Return the relative distance of the scores."""
+    wanted, found = reference(images), run(images)
+    return float(np.linalg.norm(found - wanted) / np.linalg.norm(wanted - wanted.mean(1, keepdims=True)))
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", nargs="+", default=["nin", "resnet18"], choices=NETWORKS)
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 64])
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=15)
+    asked = parser.parse_args()
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, set(sorted(os.sched_getaffinity(0))[: asked.threads]))
+    print(f"{describe()}; {asked.threads} threads\n")
+    print("| network | batch | file | ms (median) | over float | error | bytes |")
+    print("| --- | ---: | --- | ---: | ---: | ---: | ---: |")
+    for name in asked.networks:
+        made = files(name)
+        runs: dict[str, tuple[Run, str]] = {}
+        for label, file, arithmetic in (
+            ("float", "float", "exact"), ("W8A8, exact", "W8A8", "exact"), ("W8A8, fast", "W8A8", "fast"),
+            ("W7A8, exact", "W7A8", "exact"), ("W7A8, fast", "W7A8", "fast"),
+        ):  # fmt: skip
+            options = RuntimeOptions(threads=asked.threads, arithmetic=arithmetic)
+            runs[label] = session_predictor(made[file], options), file
+        runs["W8A8, x64quantprecision"] = without_vnni(made["W8A8"], asked.threads), "W8A8"
+        for batch in asked.batch:
+            images = np.random.default_rng(0).standard_normal((batch, 3, *[NETWORKS[name][2]] * 2), dtype=np.float32)
+            few = np.resize(images, (8, *images.shape[1:]))
+            times: dict[str, list[float]] = {label: [] for label in runs}
+            for round_ in range(asked.rounds + 1):
+                order = list(runs) if round_ % 2 else list(runs)[::-1]
+                for label in order:
+                    start = time.perf_counter()
+                    runs[label][0](images)
+                    times[label].append(time.perf_counter() - start)
+            for label, (run, file) in runs.items():
+                own = times[label][1:]  # the first round warms up
+                ratio = statistics.median(a / b for a, b in zip(times["float"][1:], own, strict=True))
+                off = error(run, simulated(made[file]), few)
+                print(
+                    f"| {name} | {batch} | {label} | {1000 * statistics.median(own):.2f} | {ratio:.2f} | {off:.3%} | "
+                    f"{len(made[file]):,} |",
+                    flush=True,
+                )
+
+
+if __name__ == "__main__":
+    main()
