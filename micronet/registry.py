@@ -73,6 +73,8 @@ RESTORE = {
 PREDICTORS = {
     ".safetensors": "micronet.runtime.eager:EagerPredictor",
     ".onnx": "micronet.runtime.ort:OrtPredictor",
+    ".packed": "micronet.runtime.packed_network:PackedPredictor",
+    ".engine": "micronet.deploy.tensorrt.engine:EnginePredictor",
 }
 
 

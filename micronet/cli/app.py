@@ -11,6 +11,7 @@ import typer
 
 from micronet.cli import (
     bn_fuse,
+    check_onnx,
     compare,
     console,
     evaluate,
@@ -18,12 +19,15 @@ from micronet.cli import (
     finetune,
     import_model,
     inspect_artifact,
+    pack,
     predict,
     prune,
     quantize,
     sensitivity,
     sparse_train,
     train,
+    trt_build,
+    trt_eval,
 )
 from micronet.cli import run as run_recipe
 from micronet.cli.old_spellings import modern
@@ -50,6 +54,10 @@ COMMANDS = (
     quantize,
     bn_fuse,
     export_onnx,
+    check_onnx,
+    pack,
+    trt_build,
+    trt_eval,
     evaluate,
     compare,
     predict,

@@ -16,7 +16,9 @@ EXAMPLE = "micronet compare float.safetensors int8.safetensors int8.onnx"
 
 @with_configs
 def run(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Artifacts and .onnx files.")],
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE...", help="Artifacts, .onnx, .packed and .engine files.")
+    ],
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the table as Markdown.")] = False,
     max_drop: Annotated[
         float | None, typer.Option(help="Exit 1 where a network is more points of accuracy below the first.")

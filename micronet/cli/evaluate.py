@@ -15,7 +15,7 @@ EXAMPLE = "micronet evaluate int8.onnx --json"
 
 @with_configs
 def run(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="An artifact or an .onnx file.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="An artifact, or an .onnx, .packed or .engine file.")],
     *,
     data: DataOptions,
     runtime: RuntimeOptions,

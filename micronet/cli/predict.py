@@ -15,7 +15,7 @@ EXAMPLE = "micronet predict int8.onnx photo.png --top 3"
 
 @with_configs
 def run(
-    file: Annotated[Path, typer.Argument(metavar="NETWORK", help="An artifact or an .onnx file.")],
+    file: Annotated[Path, typer.Argument(metavar="NETWORK", help="An artifact, or an .onnx, .packed or .engine file.")],
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files, or folders of them.")],
     top: Annotated[int, typer.Option(min=1, help="Classes to name for each image.")] = 5,
     *,

@@ -27,7 +27,7 @@ from micronet.progress import Progress
 from micronet.quantization.calibration_config import RangeConfig
 from micronet.quantization.config import QuantConfig
 from micronet.runtime.options import CodeOptions
-from micronet.runtime.ort import metadata, read_onnx
+from micronet.runtime.ort import metadata, read_onnx, stored_parameters
 
 SIGNED = QuantConfig(a_sign="signed")  # what TensorRT takes: symmetric, int8, a scale a channel of weights
 SEED = 1
@@ -59,6 +59,7 @@ def build(wish: Wish, progress: Progress) -> Engine:
         "source_sha256": source,
         "engine_sha256": hashlib.sha256(engine.data).hexdigest(),
         "metadata": about or None,
+        "params": stored_parameters(proto.graph),
     }
     return Engine(engine.data, described)
 

@@ -38,9 +38,7 @@ class OrtPredictor:
         self.data = DataSpec.from_json(found["data"]) if found.get("data") else None
         self.stages = [str(record.get("stage")) for record in found.get("history") or []]
         self._stored = _stored_weights(proto.graph)
-        read = [name for node in proto.graph.node if node.op_type in WEIGHTED for name in node.input[1:]]
-        weights = {self._stored[name].name: self._stored[name] for name in read if name in self._stored}
-        self.params = sum(map(_elements, weights.values()))
+        self.params = stored_parameters(proto.graph)
 
     def __call__(self, images: Any) -> Scores:
         """Score images."""
@@ -70,6 +68,13 @@ class OrtPredictor:
             else:
                 total += _elements(weight) * int(np.prod(out[:-1]))
         return total
+
+
+def stored_parameters(graph: Any) -> int:
+    """Return the number of weights and biases that a graph holds."""
+    stored = _stored_weights(graph)
+    read = [name for node in graph.node if node.op_type in WEIGHTED for name in node.input[1:]]
+    return sum(map(_elements, {stored[name].name: stored[name] for name in read if name in stored}.values()))
 
 
 def _stored_weights(graph: Any) -> dict[str, Any]:
@@ -124,7 +129,7 @@ def _providers(device: str | None) -> list[Any]:
         return ["CPUExecutionProvider"]
     if kind != "cuda" or "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
         raise MicronetError(
-            f"--device {device}: this ONNX Runtime has no such device; leave it out, or for cuda install onnxruntime-gpu"
+            f"--device {device}: this ONNX Runtime has none; leave it out, or for cuda install onnxruntime-gpu"
         )
     return [("CUDAExecutionProvider", {"device_id": int(index or 0)}), "CPUExecutionProvider"]
 

@@ -8,13 +8,14 @@ from micronet.cli import app
 from micronet.cli.app import run
 
 IN_ORDER = (app.train, app.sparse_train, app.prune, app.finetune, app.quantize, app.bn_fuse, app.export_onnx,
-            app.evaluate, app.compare, app.predict, app.inspect_artifact, app.import_model,
+            app.check_onnx, app.pack, app.evaluate, app.compare, app.predict, app.inspect_artifact, app.import_model,
             app.sensitivity)  # fmt: skip
 
 
 def test_every_help_shows_an_example_and_every_example_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert {*IN_ORDER, app.run_recipe} == set(app.COMMANDS)  # a recipe of configs/ takes minutes: scripts/demo runs it
+    # A recipe of configs/ takes minutes: scripts/demo runs it. Engines: tests/deploy.
+    assert {*IN_ORDER, app.run_recipe, app.trt_build, app.trt_eval} == set(app.COMMANDS)
     Image.new("RGB", (40, 32)).save("photo.png")
     assert run(["run", "--help"]) == 0
     for command in IN_ORDER:

@@ -1,0 +1,1 @@
+"""Networks on the hardware they are meant for."""

@@ -1,0 +1,1 @@
+"""TensorRT and TensorRT-RTX: engines for NVIDIA GPUs, made from ONNX files and run."""

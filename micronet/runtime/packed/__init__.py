@@ -1,0 +1,1 @@
+"""Networks in their smallest form, run without torch."""

@@ -1,0 +1,35 @@
+"""Packed files as the networks that ``evaluate``, ``compare`` and ``predict`` open."""
+
+from pathlib import Path
+from typing import Any
+
+from micronet.data.dataset import DataSpec
+from micronet.errors import MicronetError
+from micronet.evaluation import Scores
+from micronet.runtime.options import RuntimeOptions
+from micronet.runtime.packed.predictor import PackedNetwork
+
+
+class PackedPredictor:
+    """A packed network with a name tag."""
+
+    runtime = "packed"
+
+    def __init__(self, path: Path, options: RuntimeOptions) -> None:
+        if not path.exists():
+            raise MicronetError(f"{path} does not exist; make it with micronet pack")
+        if options.device not in (None, "cpu"):
+            raise MicronetError(f"{path}: packed networks run on the CPU; leave --device {options.device} out")
+        self._network = PackedNetwork(path)
+        about = self._network.program.about
+        self.data = DataSpec.from_json(about["data"]) if about.get("data") else None
+        self.stages = [str(stage) for stage in about.get("stages") or []]
+        self.params = self._network.program.weights
+
+    def __call__(self, images: Any) -> Scores:
+        """Score images."""
+        return self._network(images)
+
+    def macs(self, image_shape: tuple[int, int, int]) -> int | None:
+        """Return None: a packed file does not tell its layers' sizes without running."""
+        return None
