@@ -37,6 +37,7 @@ def run(
     integers = fused(file)
     errors = sum(finding.severity == "error" for finding in findings)
     warnings = len(findings) - errors
+    counted = f"{errors} error{'s' * (errors != 1)}, {warnings} warning{'s' * (warnings != 1)}"
     if report.json:
         found = [finding._asdict() for finding in findings]
         console.print_json({"findings": found, "fused": integers, "errors": errors, "warnings": warnings})
@@ -44,10 +45,10 @@ def run(
         if findings:
             console.print_table(("severity", "rule", "where", "what", "cure"), _rows(findings))
         console.print_line(_fusion(integers))
-        console.print_line(f"{errors} errors, {warnings} warnings")
+        console.print_line(counted)
     if strict and findings:
         rules = ", ".join(dict.fromkeys(finding.rule for finding in findings))
-        raise FailedError(f"{file}: {errors} errors, {warnings} warnings ({rules})")
+        raise FailedError(f"{file}: {counted} ({rules})")
 
 
 def _rows(findings: "list[Finding]") -> list[tuple[str, ...]]:

@@ -151,7 +151,7 @@ class GraphView:
 
     def _bound(self, node: NodeProto, index: int) -> float | None:
         tensor = self.stored.get(node.input[index]) if len(node.input) > index else None
-        return None if tensor is None else float(numpy_helper.to_array(tensor))
+        return None if tensor is None else float(numpy_helper.to_array(tensor).item())
 
     def _grid(self, node: NodeProto) -> Grid:
         point = self.stored.get(node.input[2]) if len(node.input) > 2 and node.input[2] else None
@@ -188,7 +188,7 @@ class GraphView:
         source = self.source(name)
         if source is None:
             return self.stored.get(name), None
-        if source.op_type in MOVES or source.op_type not in (QUANTIZE, DEQUANTIZE):
+        if source.op_type not in (QUANTIZE, DEQUANTIZE):
             return None, None
         if source.input[0] in self.stored:
             return self.stored[source.input[0]], self._grid(source)

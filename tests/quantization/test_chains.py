@@ -1,10 +1,12 @@
 """PTQ, QAT, QAFT and bn-fuse in every legal order, on networks of many kinds: saved, reloaded, exported."""
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
 from micronet.artifact import Artifact, load, save
+from micronet.export.check import compare_layers
 from micronet.export.onnx import to_onnx, write_onnx
 from micronet.graph import trace
 from micronet.history import StageRecord, check_order
@@ -102,6 +104,6 @@ def test_every_legal_order_saves_reloads_and_exports(tmp_path, name, order):
     write_onnx(to_onnx(artifact, IMAGES), tmp_path / "a.onnx")
     scores = OrtPredictor(tmp_path / "a.onnx", RuntimeOptions())(IMAGES.numpy())
     expected = artifact.model(IMAGES).detach().numpy()
-    # Without bn-fuse torch's biases are float where the file's are int32, which a dozen blocks of noise multiply.
-    most = 0.1 if "vit" in name else 0.05
-    assert np.linalg.norm(scores - expected) < most * np.linalg.norm(expected)
+    assert max(compare_layers(artifact.model, onnx.load(tmp_path / "a.onnx"), IMAGES).values(), default=0) <= 1
+    if "vit" not in name:  # an untrained transformer's dozen blocks multiply every step that a rounding takes
+        assert np.linalg.norm(scores - expected) < 0.05 * np.linalg.norm(expected)

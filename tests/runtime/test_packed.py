@@ -175,8 +175,9 @@ def test_damaged_files_are_one_line(packed, tmp_path):
         ("operations", [{**first, "kernel": 3}, *rest]), ("operations", [{**first, "surprise": 1}, *rest]),
         ("operations", [{**first, "scale": None}, *rest]), ("operations", [{**first, "pads": [9**9] * 4}, *rest]), ("operations", [{"op": "relu", "in": []}]), ("operations", 7),
     ]:  # fmt: skip
-        text = json.dumps({"__metadata__": {"micronet-packed": json.dumps({**told, key: value})},
-                           **{k: v for k, v in json.loads(whole[8 : 8 + header]).items() if k != "__metadata__"}})  # fmt: skip
+        changed = json.loads(whole[8 : 8 + header])
+        changed["__metadata__"] = {"micronet-packed": json.dumps({**told, key: value})}
+        text = json.dumps(changed)
         body = text.encode() + b" " * (-len(text) % 8)
         cases.append(len(body).to_bytes(8, "little") + body + whole[8 + header :])
     for data in cases:
