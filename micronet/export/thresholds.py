@@ -94,7 +94,8 @@ def threshold(conv: Operation, input_scale: float) -> Operation:
     bias = np.zeros(outs) if conv.bias is None else conv.bias.astype(np.float64)
     bias = bias * scale if conv.bias is not None and conv.bias.dtype == np.int32 else bias
     flipped = scale < 0
-    weight = conv.weight.copy()
+    unit = max(1, int(np.gcd.reduce(np.abs(conv.weight), axis=None)))  # few bits lie widely in int8
+    weight, scale = conv.weight // unit, scale * unit
     weight[flipped] *= -1
     beyond = np.abs(weight).reshape(outs, -1).sum(1).astype(np.float64) * 256 + 1  # more than any sum of 8-bit numbers
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -1,5 +1,6 @@
 """Every rule of the linter finds the graph that breaks it and leaves one that does not; ONNX Runtime confirms it."""
 
+import collections
 import platform
 
 import numpy as np
@@ -8,11 +9,11 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from micronet.export.graph_view import GraphView
 from micronet.export.lint import RULES, fused, lint
 from micronet.runtime.ort import EXACT_INT8
 
 WIDTH = 16
+OPSETS = [helper.make_opsetid("", 21), helper.make_opsetid("com.example", 1)]
 x86_only = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="ONNX Runtime's x86 kernels")
 
 
@@ -50,8 +51,8 @@ class Graph:
         return self.op("Conv", x, weight or self.weight(), *more)
 
     def gemm(self, x):
-        q = self.op("DequantizeLinear", self.put(np.ones((WIDTH * 64, WIDTH), np.int8)), self.put(np.float32(0.01)))
-        return self.op("Gemm", x, q)
+        q = self.put(np.ones((WIDTH * 64, WIDTH), np.int8))
+        return self.op("Gemm", x, self.op("DequantizeLinear", q, self.put(np.float32(0.01)), self.put(np.int8(0))))
 
     def model(self, output):
         graph = helper.make_graph(
@@ -61,16 +62,16 @@ class Graph:
             [helper.make_empty_tensor_value_info(output)],
             self.stored,
         )
-        proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+        proto = helper.make_model(graph, opset_imports=OPSETS, ir_version=10)
         return onnx.shape_inference.infer_shapes(proto)
 
 
-def chain(kind=np.uint8, zero_point=0, between=("Relu",), first_scale=0.02, **weight):
+def two_layers(kind=np.uint8, zero_point=0, between=("Relu",), first_scale=0.02, weight_kind=np.int8, top=60):
     """Return two quantized convolutions with something between each and the grid behind it."""
     g = Graph()
     x = g.grid("x", kind, zero_point, first_scale)
     for _ in range(2):
-        x = g.conv(x, weight=g.weight(**weight))
+        x = g.conv(x, weight=g.weight(kind=weight_kind, top=top))
         for op in between:
             x = g.op(op, x)
         x = g.grid(x, kind, zero_point)
@@ -106,6 +107,10 @@ def moved(op, *shape, kind=np.int8, behind=False, **attributes):
     g = Graph()
     y = g.op(op, g.grid(g.conv(g.grid("x", kind)), kind), *map(g.put, shape), **attributes)
     return g.model(g.grid(y, kind) if behind else y)
+
+
+def pooled(kind):
+    return moved("MaxPool", kind=kind, kernel_shape=[2, 2])
 
 
 def flattened(op, *shape, behind=False):
@@ -182,28 +187,156 @@ def foreign(domain):
     return g.model(g.op("Relu", "x", domain=domain))
 
 
-SIGNED_CHAIN = chain(np.int8, between=())
-GOOD = chain()
-# rule, target, severity, what breaks it, what does not
+GOOD = two_layers()
+SIGNED = two_layers(np.int8, between=())
+# rule, target, severity, a graph that breaks it, one that does not
 CASES = [
     ("mixed-inputs", "ort", "warning", joined("Add", False), joined("Add", True)),
     ("mixed-inputs", "ort", "warning", joined("Concat", False, axis=1), joined("Concat", True, axis=1)),
-    ("kept-activation", "ort", "warning", chain(zero_point=128), GOOD),
-    ("kept-activation", "ort", "warning", chain(np.int8), chain(np.int8, -128)),
+    ("kept-activation", "ort", "warning", two_layers(zero_point=128), GOOD),
+    ("kept-activation", "ort", "warning", two_layers(np.int8), two_layers(np.int8, -128)),
     ("kept-activation", "ort", "warning", residual_relu(128), residual_relu(0)),
     ("kept-activation", "ort", "warning", clipped(5.0), clipped(6.0)),
     ("float-output", "ort", "warning", unquantized_output(False), unquantized_output(True)),
-    ("signed-activations", "ort", "warning", SIGNED_CHAIN, GOOD),
-    ("unsigned-integers", "tensorrt", "error", GOOD, SIGNED_CHAIN),
-    (
-        "unsigned-integers",
-        "tensorrt",
-        "error",
-        chain(np.int8, kind_of_weights := 0, between=())
-        if False
-        else chain(np.int8, between=(), top=3, **{"kind": np.uint8})
-        if False
-        else GOOD,
-        SIGNED_CHAIN,
-    ),
+    ("signed-activations", "ort", "warning", SIGNED, GOOD),
+    ("unsigned-integers", "tensorrt", "error", GOOD, SIGNED),
+    ("unsigned-integers", "tensorrt", "error", two_layers(np.int8, between=(), weight_kind=np.uint8), SIGNED),
+    ("zero-points", "tensorrt", "error", two_layers(np.int8, -128), SIGNED),
+    ("activation-scales", "ort", "error", two_layers(first_scale=[0.02] * WIDTH), GOOD),
+    ("activation-scales", "tensorrt", "warning", two_layers(first_scale=[0.02] * WIDTH), GOOD),
+    ("saturating-weights", "ort", "warning", two_layers(top=65), two_layers(top=64)),
+    ("channel-widths", "ort", "warning", widths(12, 16), widths(8, 24, 3)),
+    ("channel-widths", "ort", "warning", widths(12, 16, grids=False), widths(8, 24, 3, grids=False)),
+    ("channel-widths-of-tensorrt", "tensorrt", "warning", widths(24, 16), widths(32, 16, 3)),
+    ("channel-widths-of-tensorrt", "tensorrt", "warning", widths(12, 3, grids=False), widths(24, 3, grids=False)),
+    ("float-layers", "both", "warning", float_weight(False), float_weight(True)),
+    ("float-layers", "both", "warning", transposed(True), transposed(False)),
+    ("float-activations", "ort", "warning", float_activation(False), float_activation(True)),
+    ("sixteen-bits", "ort", "warning", two_layers(np.uint16), GOOD),
+    ("sixteen-bits", "tensorrt", "error", two_layers(np.int16), SIGNED),
+    ("sixteen-bits", "ort", "warning", two_layers(weight_kind=np.int16), GOOD),
+    ("four-bit-weights", "ort", "warning", four_bits(), GOOD),
+    ("four-bit-weights", "tensorrt", "error", four_bits(), GOOD),
+    ("shared-integers", "ort", "error", two_weights(shared=True), two_weights()),
+    ("shared-integers", "ort", "error", two_readers_of_one_weight(), two_weights()),
+    ("shared-integers", "ort", "error", two_weights(shared=True), two_weights(shared=True, top=60)),
+    ("signed-before-move", "ort", "error", moved("Reshape", [1, -1]), moved("Reshape", [1, -1], behind=True)),
+    ("signed-before-move", "ort", "error", pooled(np.int8), pooled(np.uint8)),
+    ("flatten", "ort", "warning", flattened("Flatten"), flattened("Reshape", [1, -1])),
+    ("flatten", "ort", "warning", flattened("Flatten"), flattened("Flatten", behind=True)),
+    ("float-storage", "both", "warning", stored_in_float(), GOOD),
+    ("int32-bias", "tensorrt", "error", with_bias(True), with_bias(False)),
+    ("foreign-operator", "tensorrt", "error", foreign("com.example"), foreign("")),
 ]
+
+
+def ids(cases):
+    seen = collections.Counter()
+    for rule, target, *_ in cases:
+        seen[rule, target] += 1
+        yield f"{rule}-{target}-{seen[rule, target]}"
+
+
+@pytest.mark.parametrize(("rule", "target", "severity", "bad", "good"), CASES, ids=ids(CASES))
+def test_a_rule_finds_what_breaks_it_and_nothing_else(rule, target, severity, bad, good):
+    found = [finding for finding in lint(bad, target) if finding.rule == rule]
+    assert {finding.severity for finding in found} == {severity}
+    assert all(finding.node and finding.message and finding.cure for finding in found)
+    assert rule not in {finding.rule for finding in lint(good, target)}
+
+
+def test_every_rule_is_broken_here_and_no_two_share_a_name():
+    names = [rule.name for rule in RULES]
+    assert sorted(names) == sorted({rule for rule, *_ in CASES})
+
+
+SLOW = {"mixed-inputs", "kept-activation", "float-output", "float-activations", "sixteen-bits", "four-bit-weights",
+        "flatten"}  # fmt: skip
+PROVABLE = [case for case in CASES if case[0] in SLOW and case[1] == "ort"]
+
+
+@x86_only
+@pytest.mark.parametrize(("rule", "target", "severity", "bad", "good"), PROVABLE, ids=ids(PROVABLE))
+def test_onnxruntime_runs_in_float_what_a_rule_says_it_does(rule, target, severity, bad, good):
+    slow, fast = fused(bad), fused(good)
+    assert any(count["integer"] < count["all"] for count in slow.values())
+    assert all(count["integer"] == count["all"] for count in fast.values())
+
+
+@x86_only
+def test_onnxruntime_does_not_load_int8_in_front_of_a_move():
+    assert fused(pooled(np.int8)) is None
+    assert fused(pooled(np.uint8)) is not None
+
+
+@x86_only
+@pytest.mark.parametrize("bad", [two_weights(shared=True), two_readers_of_one_weight()], ids=["point", "weight"])
+def test_the_exact_arithmetic_of_onnxruntime_does_not_load_shared_integers(bad):
+    settings = onnxruntime.SessionOptions()
+    settings.log_severity_level = 4
+    settings.add_session_config_entry(EXACT_INT8, "1")
+    for proto in (two_weights(), two_weights(shared=True, top=60)):
+        onnxruntime.InferenceSession(proto.SerializeToString(), settings, providers=["CPUExecutionProvider"])
+    with pytest.raises(Exception, match=r"graph_utils|existing tensor"):
+        onnxruntime.InferenceSession(bad.SerializeToString(), settings, providers=["CPUExecutionProvider"])
+
+
+def test_for_both_targets_the_worse_severity_counts_and_errors_come_first():
+    severities = [finding.severity for finding in lint(two_layers(np.uint16), "both")]
+    assert severities == sorted(severities)
+    assert {finding.severity for finding in lint(two_layers(np.uint16), "both") if finding.rule == "sixteen-bits"} == {
+        "error"
+    }
+
+
+def test_constants_made_by_nodes_are_stored_tensors_too():
+    proto = two_layers(zero_point=128)
+    nodes = [helper.make_node("Constant", [], [tensor.name], value=tensor) for tensor in proto.graph.initializer]
+    rules = {finding.rule for finding in lint(proto, "both")}
+    nodes += proto.graph.node
+    del proto.graph.initializer[:], proto.graph.node[:]
+    proto.graph.node.extend(nodes)
+    assert {finding.rule for finding in lint(proto, "both")} == rules
+
+
+def test_the_worst_widths_are_named_first():
+    finding = next(f for f in lint(widths(33, 9, 16), "ort") if f.rule == "channel-widths")
+    assert "33 outputs" not in finding.message.split(",")[2]
+    assert " 9 " in finding.message.partition(":")[2].split(",")[0]
+
+
+def test_our_int8_file_has_no_error_and_runs_in_integers(micronet, chain):
+    shown = micronet("check-onnx", chain / "int8.onnx", "--json")
+    assert shown.json["errors"] == 0
+    assert {finding["rule"] for finding in shown.json["findings"]} <= {"saturating-weights", "channel-widths"}
+    assert shown.json["fused"]["convolutions"] == {"integer": 9, "all": 9}
+    assert len(shown.json["findings"]) == shown.json["warnings"]
+
+
+def test_the_table_says_what_the_rules_say(micronet, chain):
+    shown = micronet("check-onnx", chain / "int8.onnx", "--target", "tensorrt")
+    assert shown.code == 0
+    assert "unsigned-integers" in shown.out and "--target tensorrt" in shown.out
+    assert "9 of 9 convolutions" in shown.out
+    assert shown.out.splitlines()[-1].endswith("warning") or shown.out.splitlines()[-1].endswith("warnings")
+
+
+def test_strict_fails_where_anything_is_found(micronet, chain, tmp_path):
+    shown = micronet("check-onnx", chain / "int8.onnx", "--target", "tensorrt", "--strict")
+    assert shown.code == 1
+    assert "int32-bias" in shown.err and len(shown.err.strip().splitlines()) == 1
+    onnx.save(GOOD, tmp_path / "good.onnx")
+    assert micronet("check-onnx", tmp_path / "good.onnx", "--strict").code == 0
+
+
+@pytest.mark.parametrize("content", [b"", b"not a model"], ids=["empty", "text"])
+def test_a_broken_file_is_the_users_mistake(micronet, tmp_path, content):
+    (tmp_path / "broken.onnx").write_bytes(content)
+    shown = micronet("check-onnx", tmp_path / "broken.onnx", "--json")
+    assert shown.code == 2
+    assert len(shown.err.strip().splitlines()) == 1
+
+
+def test_the_command_is_found_in_the_help(micronet):
+    assert "check-onnx" in micronet("--help").out
+    assert micronet("check-onnx", "x.onnx", "--target", "tpu").code == 2

@@ -173,7 +173,8 @@ def test_damaged_files_are_one_line(packed, tmp_path):
         ("operations", [{"op": "conv", "in": [0], "shape": [10**9, 10**9], "levels": [0, 1, 2]}]),
         ("operations", told["operations"][:-6]), ("operations", [{**first, "stride": [0, 1]}, *rest]),
         ("operations", [{**first, "kernel": 3}, *rest]), ("operations", [{**first, "surprise": 1}, *rest]),
-        ("operations", [{**first, "scale": None}, *rest]), ("operations", [{**first, "pads": [9**9] * 4}, *rest]), ("operations", [{"op": "relu", "in": []}]), ("operations", 7),
+        ("operations", [{**first, "scale": None}, *rest]), ("operations", [{**first, "pads": [9**9] * 4}, *rest]),
+        ("operations", [{"op": "relu", "in": []}]), ("operations", 7),
     ]:  # fmt: skip
         changed = json.loads(whole[8 : 8 + header])
         changed["__metadata__"] = {"micronet-packed": json.dumps({**told, key: value})}

@@ -14,6 +14,7 @@ from micronet.errors import MicronetError
 from micronet.runtime.packed.program import Operation, Program
 
 EXACT_FLOAT32 = 2**24
+FEW_CHANNELS = 16
 Array = NDArray[Any]
 
 
@@ -35,14 +36,25 @@ class Value(NamedTuple):
         return self.data if self.scale is None or not self.zero_point else self.data.astype(np.int16) - self.zero_point
 
 
-def run(program: Program, images: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Score images (N, C, H, W). Raises MicronetError where they are of another size."""
+Step = Callable[[int, Operation, list[Any]], Any]
+
+
+def plain(index: int, operation: Operation, inputs: list[Any]) -> Value:
+    """Run one operation with numpy."""
+    return RUN[operation.kind](operation, *inputs)
+
+
+def run(program: Program, images: NDArray[np.float32], step: Step = plain) -> NDArray[np.float32]:
+    """Score images (N, C, H, W); ``step`` runs an operation, given its number.
+
+    Raises MicronetError where the images are of another size.
+    """
     if images.ndim != 4 or list(images.shape[1:]) != program.shape:
         raise MicronetError(f"the packed network takes images of {program.shape}, not {list(images.shape[1:])}")
-    values = [Value(np.ascontiguousarray(images.transpose(0, 2, 3, 1)))]
+    values: list[Any] = [Value(np.ascontiguousarray(images.transpose(0, 2, 3, 1)))]
     last_use = {source: index for index, op in enumerate(program.operations) for source in op.inputs}
     for index, operation in enumerate(program.operations):
-        values.append(RUN[operation.kind](operation, *[values[source] for source in operation.inputs]))
+        values.append(step(index, operation, [values[source] for source in operation.inputs]))
         for source in operation.inputs:
             if last_use[source] == index:
                 values[source] = Value(np.zeros(0))  # let go of the memory
@@ -64,6 +76,11 @@ def conv_sums(x: Array, operation: Operation) -> Array:
     wide = (x.shape[2] - (width - 1) * dx - 1) // sx + 1
     if high < 1 or wide < 1 or x.shape[3] != inner * groups or outs % groups:
         raise MicronetError("the packed network's layers do not fit one another; make it anew with micronet pack")
+    if groups == 1 and inner < FEW_CHANNELS:  # the products of single places would be too small to be fast
+        seen = np.lib.stride_tricks.sliding_window_view(x, ((height - 1) * dy + 1, (width - 1) * dx + 1), (1, 2))
+        seen = seen[:, ::sy, ::sx, :, ::dy, ::dx].reshape(len(x) * high * wide, -1)
+        found: Array = (seen @ weight.reshape(outs, -1).T).reshape(len(x), high, wide, outs)
+        return found
     sums = np.zeros((len(x), high, wide, outs), x.dtype)
     each = outs // groups
     for i in range(height):
@@ -84,8 +101,8 @@ def _exact(x: Array, weight: Array) -> Array:
     return x.astype(np.float32 if largest < EXACT_FLOAT32 else np.float64)
 
 
-def _scaled(sums: Array, operation: Operation, x: Value) -> Value:
-    """Return a layer's output from its sums: scales, then the bias."""
+def scaled(sums: Array, operation: Operation, x: Value) -> Value:
+    """Return a layer's output from its sums over ``x``: scales, then the bias."""
     assert operation.weight is not None
     out = sums.astype(np.float32)
     unit: Array = np.array(1 if x.scale is None else x.scale, np.float32)
@@ -98,13 +115,13 @@ def _scaled(sums: Array, operation: Operation, x: Value) -> Value:
 
 
 def _conv(operation: Operation, x: Value) -> Value:
-    return _scaled(conv_sums(x.centred(), operation), operation, x)
+    return scaled(conv_sums(x.centred(), operation), operation, x)
 
 
 def _linear(operation: Operation, x: Value) -> Value:
     assert operation.weight is not None
     data = _exact(x.centred(), operation.weight)
-    return _scaled(data @ operation.weight.astype(data.dtype).T, operation, x)
+    return scaled(data @ operation.weight.astype(data.dtype).T, operation, x)
 
 
 def _threshold(operation: Operation, x: Value) -> Value:

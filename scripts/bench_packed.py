@@ -1,0 +1,135 @@
+"""How fast is a packed network beside ONNX Runtime, float and int8, in the same run?
+
+    OPENBLAS_NUM_THREADS=1 python scripts/bench_packed.py [--network nin] [--batch 1 64] [--threads 1 2] [--layers]
+
+Initial weights (speed does not ask what is learned), interleaved in one process, pinned to as many cores as threads.
+OPENBLAS_NUM_THREADS=1: numpy's products run on the threads that are timed. "over fp32" and "over int8": the median over
+rounds of ONNX Runtime's time over own time in the same round. ``--layers``: each binary layer alone, a batch of one, in billions of operations a second (two a product).
+"""
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from micronet.artifact import Artifact
+from micronet.export.onnx import to_onnx
+from micronet.export.pack import pack_model
+from micronet.machine import describe
+from micronet.models.build import ModelSpec, build
+from micronet.quantization.calibrate import calibrate
+from micronet.quantization.config import QuantConfig
+from micronet.quantization.quantize import quantize_model
+from micronet.runtime.options import RuntimeOptions
+from micronet.runtime.ort import session_predictor
+from micronet.runtime.packed.fast import Bits, prepare
+from micronet.runtime.packed.predictor import PackedNetwork
+from micronet.runtime.packed.program import Program, to_bytes
+
+BINARY = {"w_bits": "binary", "a_bits": "binary"}
+SCHEMES = {
+    "W1A1": BINARY,
+    "W1A1, first and last 8-bit": {**BINARY, "first_last": "8bit"},
+    "W1A1, all layers": {**BINARY, "first_last": "same"},
+    "WtA1": {"w_bits": "ternary", "a_bits": "binary"},
+    "W2A8": {"w_bits": 2, "method": "lsq"},
+}
+
+
+def quantized(spec: ModelSpec, images: torch.Tensor, **config: object) -> Artifact:
+    """Return a network by a scheme."""
+    torch.manual_seed(1)
+    model = build(spec)
+    with torch.no_grad():
+        for _ in range(3):
+            model(images)
+    model, record = quantize_model(model.eval(), QuantConfig(**config))
+    calibrate(model, [images])
+    return Artifact(model.eval(), spec, [record])
+
+
+def layers(program: Program) -> None:
+    """Print each binary layer's speed."""
+    print("\n| layer | products | us | GOP/s |\n| --- | ---: | ---: | ---: |")
+    side = program.shape[1]
+    for number, operation in enumerate(program.operations, 1):
+        weight, at = operation.weight, operation.attributes
+        if operation.kind == "max_pool" or at.get("stride", [1, 1])[0] > 1:
+            side //= at.get("stride", [1, 1])[0]
+        fast = prepare(operation)
+        if fast is None or weight is None:
+            continue
+        channels = weight.shape[1] * at.get("group", 1)
+        x = Bits(
+            np.random.default_rng(0).integers(0, 256, (1, side, side, -(-channels // 8)), dtype=np.uint8), channels
+        )
+        times = []
+        for _ in range(200):
+            start = time.perf_counter()
+            out = fast(x)
+            times.append(time.perf_counter() - start)
+        spent = statistics.median(times)
+        products = out.data.shape[1] * out.data.shape[2] * weight.size
+        print(f"| {number}: {'x'.join(map(str, weight.shape))} | {products / 1e6:.1f} M | {1e6 * spent:.0f} | "
+              f"{2 * products / spent / 1e9:.0f} |")  # fmt: skip
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--network", default="nin", choices=["nin", "nin_3x3", "nin_gc", "resnet18"])
+    parser.add_argument("--schemes", nargs="+", default=list(SCHEMES), choices=SCHEMES)
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 64])
+    parser.add_argument("--threads", type=int, nargs="+", default=[1])
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--layers", action="store_true")
+    asked = parser.parse_args()
+    spec, images = ModelSpec(asked.network, {}), torch.randn(8, 3, 32, 32)
+    cores = sorted(os.sched_getaffinity(0))
+    plain = build(spec)
+    plain.train()(images)
+    models = {
+        "fp32": to_onnx(Artifact(plain.eval(), spec), images).SerializeToString(),
+        "int8": to_onnx(quantized(spec, images), images).SerializeToString(),
+    }
+    programs = {name: pack_model(to_onnx(quantized(spec, images, **SCHEMES[name]), images)) for name in asked.schemes}
+    with tempfile.TemporaryDirectory() as folder:
+        paths = {name: Path(folder) / f"{index}.packed" for index, name in enumerate(programs)}
+        for name, program in programs.items():
+            paths[name].write_bytes(to_bytes(program))
+        print(f"{describe()}; {asked.network}\n")
+        print("| threads | batch | network | bytes | ms (median) | over fp32 | over int8 |")
+        print("| ---: | ---: | --- | ---: | ---: | ---: | ---: |")
+        for threads in asked.threads:
+            os.sched_setaffinity(0, set(cores[:threads]))
+            options = RuntimeOptions(threads=threads)
+            runs = {f"ONNX Runtime {name}": session_predictor(model, options) for name, model in models.items()}
+            runs |= {f"packed {name}": PackedNetwork(path, threads) for name, path in paths.items()}
+            sizes = [*map(len, models.values()), *(path.stat().st_size for path in paths.values())]
+            for batch in asked.batch:
+                batches = np.random.default_rng(0).standard_normal((batch, 3, 32, 32), dtype=np.float32)
+                times: dict[str, list[float]] = {name: [] for name in runs}
+                for round_ in range(asked.rounds + 2):
+                    for name in list(runs) if round_ % 2 else list(runs)[::-1]:
+                        start = time.perf_counter()
+                        runs[name](batches)
+                        times[name].append(time.perf_counter() - start)
+                for (name, own), size in zip(times.items(), sizes, strict=True):
+                    over = [statistics.median(a / b for a, b in zip(times[f"ONNX Runtime {kind}"][2:], own[2:],
+                                                                    strict=True)) for kind in models]  # fmt: skip
+                    print(f"| {threads} | {batch} | {name} | {size:,} | {1000 * statistics.median(own[2:]):.2f} | "
+                          f"{over[0]:.2f} | {over[1]:.2f} |", flush=True)  # fmt: skip
+            if asked.layers and threads == 1:
+                for name in programs:
+                    print(f"\n{name}")
+                    layers(programs[name])
+                print()
+
+
+if __name__ == "__main__":
+    main()
