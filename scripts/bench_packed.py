@@ -4,7 +4,8 @@
 
 Initial weights (speed does not ask what is learned), interleaved in one process, pinned to as many cores as threads.
 OPENBLAS_NUM_THREADS=1: numpy's products run on the threads that are timed. "over fp32" and "over int8": the median over
-rounds of ONNX Runtime's time over own time in the same round. ``--layers``: each binary layer alone, a batch of one, in billions of operations a second (two a product).
+rounds of ONNX Runtime's time over own time in the same round. ``--layers``: each binary layer alone, one image, in
+billions of operations a second (two a product).
 """
 
 import argparse

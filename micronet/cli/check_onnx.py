@@ -21,13 +21,14 @@ LISTED = 3  # nodes of one rule in the table; --json lists them all
 def run(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="An .onnx file, from micronet or from elsewhere.")],
     target: Annotated[Literal["ort", "tensorrt", "both"], typer.Option(help="Where it is to run.")] = "ort",
-    strict: Annotated[bool, typer.Option("--strict", help="Exit 1 where anything is found.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit 1 where an error or a warning is found.")] = False,
     *,
     report: ReportOptions,
 ) -> None:
     """Say what makes an ONNX file slow or wrong in ONNX Runtime or TensorRT, and what to do about it.
 
-    An error means wrong results, or a file that does not load or build; a warning, one that is slow or large.
+    An error means wrong results, or a file that does not load or build; a warning, one that is slow or large; a note,
+    what depends on the machine.
     """
     from micronet.export.lint import fused, lint
     from micronet.runtime.ort import read_onnx
@@ -36,7 +37,7 @@ def run(
     findings = lint(proto, target)
     integers = fused(file)
     errors = sum(finding.severity == "error" for finding in findings)
-    warnings = len(findings) - errors
+    warnings = sum(finding.severity == "warning" for finding in findings)
     counted = f"{errors} error{'s' * (errors != 1)}, {warnings} warning{'s' * (warnings != 1)}"
     if report.json:
         found = [finding._asdict() for finding in findings]
@@ -46,8 +47,8 @@ def run(
             console.print_table(("severity", "rule", "where", "what", "cure"), _rows(findings))
         console.print_line(_fusion(integers))
         console.print_line(counted)
-    if strict and findings:
-        rules = ", ".join(dict.fromkeys(finding.rule for finding in findings))
+    if strict and errors + warnings:
+        rules = ", ".join(dict.fromkeys(finding.rule for finding in findings if finding.severity != "note"))
         raise FailedError(f"{file}: {counted} ({rules})")
 
 

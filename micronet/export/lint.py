@@ -8,7 +8,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import onnx
 import onnxruntime
@@ -17,7 +17,7 @@ from onnx import NodeProto, TensorProto
 from micronet.export.graph_view import CLIPS, MOVES, QUANTIZE, GraphView, Layer, title
 
 Target = Literal["ort", "tensorrt", "both"]
-Severity = Literal["error", "warning"]
+Severity = Literal["error", "warning", "note"]
 Places = Iterator[tuple[NodeProto, str]]  # where, and what is the matter there
 Find = Callable[[GraphView], Places]
 RULES: "list[Rule]" = []  # each function below that is decorated with its cure and severity
@@ -58,7 +58,7 @@ def lint(proto: onnx.ModelProto, target: Target) -> list[Finding]:
     for known in RULES:
         degrees = [degree for name, degree in known.severity.items() if target in (name, "both")]
         if degrees:
-            severity: Severity = "error" if "error" in degrees else "warning"
+            severity = next(degree for degree in get_args(Severity) if degree in degrees)
             found += [Finding(known.name, severity, title(at), text, known.cure) for at, text in known.find(graph)]
     return sorted(found, key=lambda finding: finding.severity)
 
@@ -154,7 +154,7 @@ def _activation_scales(graph: GraphView) -> Places:
             yield grid.node, f"{grid.scale.size} scales for one activation: fails in ONNX Runtime, float in TensorRT"
 
 
-@rule("run it with session.x64quantprecision=1, which --arithmetic exact is", ort="warning")
+@rule("session.x64quantprecision=1, which --arithmetic exact is there; or quantize with --w-bits 7", ort="note")
 def _saturating_weights(graph: GraphView) -> Places:
     if wide := [layer.node for layer in graph.layers if layer.saturates]:
         yield wide[0], f"int8 weights beyond half their range in {len(wide)} layers: they saturate on x86 without VNNI"

@@ -69,8 +69,8 @@ UNSATURATED = 64  # 2 * 255 * 64 < 2^15: two products of 8-bit activations fit a
 def stored(qparams: QParams) -> QParams:
     """Return a weight's grid as int8 stores it: of 7 bits or fewer, times the largest power of two within 64.
 
-    Beyond 64 the 16-bit sums of x86 without VNNI saturate. The values are the same to the last bit. The unit of the layer's sums, input scale times weight scale, is as much
-    finer, so that a bias rounded to it stays put.
+    Beyond 64 the 16-bit sums of x86 without VNNI saturate. The values are the same to the last bit. The unit of the
+    layer's sums, input scale times weight scale, is as much finer, so that a bias rounded to it stays put.
     """
     largest = max(abs(qparams.qmin), abs(qparams.qmax))
     factor = 2 ** max(0, (UNSATURATED // largest).bit_length() - 1)

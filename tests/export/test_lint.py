@@ -204,7 +204,7 @@ CASES = [
     ("zero-points", "tensorrt", "error", two_layers(np.int8, -128), SIGNED),
     ("activation-scales", "ort", "error", two_layers(first_scale=[0.02] * WIDTH), GOOD),
     ("activation-scales", "tensorrt", "warning", two_layers(first_scale=[0.02] * WIDTH), GOOD),
-    ("saturating-weights", "ort", "warning", two_layers(top=65), two_layers(top=64)),
+    ("saturating-weights", "ort", "note", two_layers(top=65), two_layers(top=64)),
     ("channel-widths", "ort", "warning", widths(12, 16), widths(8, 24, 3)),
     ("channel-widths", "ort", "warning", widths(12, 16, grids=False), widths(8, 24, 3, grids=False)),
     ("channel-widths-of-tensorrt", "tensorrt", "warning", widths(24, 16), widths(32, 16, 3)),
@@ -310,7 +310,8 @@ def test_our_int8_file_has_no_error_and_runs_in_integers(micronet, chain):
     assert shown.json["errors"] == 0
     assert {finding["rule"] for finding in shown.json["findings"]} <= {"saturating-weights", "channel-widths"}
     assert shown.json["fused"]["convolutions"] == {"integer": 9, "all": 9}
-    assert len(shown.json["findings"]) == shown.json["warnings"]
+    counted = [finding for finding in shown.json["findings"] if finding["severity"] != "note"]
+    assert len(counted) == shown.json["warnings"]
 
 
 def test_the_table_says_what_the_rules_say(micronet, chain):

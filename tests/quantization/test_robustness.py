@@ -49,7 +49,7 @@ def test_stored_grids_hold_the_same_values(bits, q_type):
     grid, wide = quantizer.qparams(weight), stored(quantizer.qparams(weight))
     assert torch.equal(dequantize(quantize(quantizer(weight), wide), wide), quantizer(weight))
     assert wide.qmin >= -127
-    assert 63 < wide.qmax <= 127
+    assert 32 < wide.qmax <= (127 if bits == 8 else 64)  # beyond 64 the sums of x86 without VNNI saturate
     assert (wide.scale <= grid.scale).all()
 
 
