@@ -45,7 +45,7 @@ def test_a_killed_and_resumed_training_ends_bit_identical(tmp_path):
 
 
 def test_ctrl_c_exits_130_with_one_line(tmp_path):
-    process = start(tmp_path / "a.safetensors")
+    process = start(tmp_path / "a.safetensors", "--epochs", "50")
     while not (tmp_path / "a.checkpoint.safetensors").exists() and process.poll() is None:
         time.sleep(0.005)
     os.kill(process.pid, signal.SIGINT)

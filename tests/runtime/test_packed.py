@@ -18,8 +18,7 @@ from micronet.errors import MicronetError
 from micronet.export.onnx import to_onnx
 from micronet.export.pack import pack_model
 from micronet.export.thresholds import threshold
-from micronet.runtime.options import RuntimeOptions
-from micronet.runtime.ort import session_predictor
+from micronet.quantization.fold import fold_model
 from micronet.runtime.packed.codec import levels_of, pack, size, unpack
 from micronet.runtime.packed.predictor import PackedNetwork
 from micronet.runtime.packed.program import Operation, read, to_bytes
@@ -87,16 +86,18 @@ def test_thresholds_are_the_sign_of_the_scaled_sum(seed):
 
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_a_packed_network_computes_what_its_onnx_file_computes(network, scheme, tmp_path):
+def test_a_packed_network_computes_what_torch_computes(network, scheme, tmp_path):
     artifact = quantized(network, NETWORKS[network], **SCHEMES[scheme])
-    proto = to_onnx(artifact, IMAGES)
+    model, record = fold_model(artifact.model, artifact.history)
+    proto = to_onnx(artifact.after(record, model=model), IMAGES)
     data = to_bytes(pack_model(proto))
     (tmp_path / "x.packed").write_bytes(data)
     ours = PackedNetwork(tmp_path / "x.packed")(IMAGES.numpy())
-    theirs = session_predictor(proto.SerializeToString(), RuntimeOptions())(IMAGES.numpy())
+    with torch.no_grad():
+        theirs = model.eval()(IMAGES).numpy()
     spread = np.linalg.norm(theirs - theirs.mean(1, keepdims=True))
-    # Untrained: a sum beside a boundary may fall to either side in float32, and what follows then differs.
-    assert np.linalg.norm(ours - theirs) < 0.3 * spread
+    # An 8-bit first layer's sums are often exactly 0, which is +1 here; in float a rounding decides.
+    assert np.linalg.norm(ours - theirs) < (0.5 if scheme == "W1A1-8bit" else 0.01) * spread
     assert len(data) < proto.ByteSize()
 
 
