@@ -126,7 +126,7 @@ def main() -> None:
                     print(f"| {threads} | {batch} | {name} | {size:,} | {1000 * statistics.median(own[2:]):.2f} | "
                           f"{over[0]:.2f} | {over[1]:.2f} |", flush=True)  # fmt: skip
             if asked.layers and threads == 1:
-                for name in programs:
+                for name in [name for name in programs if "A1" in name]:
                     print(f"\n{name}")
                     layers(programs[name])
                 print()
