@@ -24,6 +24,7 @@ from micronet.export.posttraining import (
     prepare,
     quantize,
     read_legacy_cache,
+    without_range,
 )
 from micronet.progress import Progress
 from micronet.quantization.calibration_config import RangeConfig
@@ -31,7 +32,7 @@ from micronet.quantization.config import QuantConfig
 from micronet.quantization.histogram import Histogram
 from micronet.quantization.ptq import load_statistics, save_statistics
 from micronet.runtime.options import RuntimeOptions
-from micronet.runtime.ort import metadata, session_predictor
+from micronet.runtime.ort import image_input, metadata, session_predictor
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Source:
 
 def input_shape(proto: onnx.ModelProto) -> list[int | None]:
     """Return the sizes of a model's input, None for those that are free."""
-    dims = proto.graph.input[0].type.tensor_type.shape.dim
+    dims = image_input(proto).type.tensor_type.shape.dim
     return [dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else None for dim in dims]
 
 
@@ -102,7 +103,10 @@ def _ranges(source: Source, asked: RangeConfig, progress: Progress, *, symmetric
         if not symmetric:
             raise MicronetError(f"{cache} holds TensorRT's symmetric ranges; add --q-type sym")
         progress.line(f"ranges from {cache}, written by TensorRT")
-        return read_legacy_cache(cache)
+        found = read_legacy_cache(cache)
+        if missing := without_range(source.proto, found):
+            progress.line(f"not in {cache}, so what reads them stays float: {', '.join(missing[:8])}")
+        return found
     return find_ranges(_histograms(source, asked, progress), asked.calibrator, asked.percentile, symmetric=symmetric)
 
 

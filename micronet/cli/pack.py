@@ -28,13 +28,16 @@ def run(
     file runs with numpy alone (evaluate, compare and predict take it). What it cannot hold is named and nothing is
     written; nor is a file that puts test images into other classes than torch does.
     """
+    import numpy as np
+    from onnx import TensorProto
+
     from micronet.cli import console, stages
     from micronet.data.batches import plain_batches
     from micronet.data.dataset import DataSpec
     from micronet.data.split import draw
     from micronet.errors import FailedError
     from micronet.evaluation import agreement, evaluate, evaluating
-    from micronet.export.check import LEAST_AGREEMENT
+    from micronet.export.check import LARGEST_FLOAT_ERROR, LEAST_AGREEMENT
     from micronet.export.onnx import to_onnx
     from micronet.export.pack import pack_model
     from micronet.files import check_target, write_bytes
@@ -52,6 +55,12 @@ def run(
         ours = evaluate(predict, plain_batches(images, dataset.spec))
     theirs = evaluate(lambda batch: run_packed(program, batch), plain_batches(images, dataset.spec, 32))
     same = agreement(ours, theirs)
+    wanted = opened.model.eval()(first).detach().numpy()
+    error = float(np.linalg.norm(run_packed(program, first.numpy()) - wanted) / np.linalg.norm(wanted))
+    if not any(operation.kind in ("quantize", "sign", "threshold") for operation in program.operations) and (
+        error > LARGEST_FLOAT_ERROR[TensorProto.FLOAT]
+    ):
+        raise FailedError(f"the packed network's scores are {error:.2%} off torch's; nothing was written")
     if same < LEAST_AGREEMENT:
         raise FailedError(
             f"the packed network puts only {same:.2%} of {ours.images} images into torch's class; nothing was written"

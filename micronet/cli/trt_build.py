@@ -27,7 +27,7 @@ def run(
 ) -> None:
     """Build a TensorRT engine: strongly typed, int8 by explicit Q/DQ.
 
-    TensorRT-RTX builds without a GPU (pip install 'micronet[tensorrt-rtx]'); running an engine takes one. int8 of a
+    TensorRT-RTX builds without a GPU (pip install 'micronet\\[tensorrt-rtx]'); running an engine takes one. int8 of a
     float network calibrates here, on the CPU; --calib-cache also takes the caches that TensorRT wrote up to version
     10. Beside the engine lies a JSON file with its shapes, its layers' datatypes and where it came from.
     """

@@ -19,8 +19,9 @@ from micronet.deploy.tensorrt.build import Engine, build_engine
 from micronet.deploy.tensorrt.config import BuildConfig, Profile, usual_profile
 from micronet.errors import MicronetError
 from micronet.export.config import AXES, ExportConfig
+from micronet.export.lint import lint
 from micronet.export.onnx import to_onnx
-from micronet.export.posttraining import is_quantized
+from micronet.export.posttraining import check_finite, is_quantized
 from micronet.export.rewrite import to_half
 from micronet.files import file_hash, write_bytes, write_text
 from micronet.progress import Progress
@@ -48,7 +49,10 @@ def build(wish: Wish, progress: Progress) -> Engine:
     """Return the engine, and its description with where it came from."""
     proto = read_onnx(wish.file) if wish.file.suffix == ".onnx" else _exported(wish)
     about = metadata(proto)
+    check_finite(proto)
     precision, proto = _typed(Source(proto, wish.file, wish.data, SEED), wish, progress)
+    if wrong := [finding for finding in lint(proto, "tensorrt") if finding.severity == "error"]:
+        raise MicronetError(f"{wrong[0].node}: {wrong[0].message}; {wrong[0].cure}")
     progress.line(f"building for {precision}")
     engine = build_engine(proto, _profiles(proto, wish.engine), wish.engine)
     source = file_hash(wish.file)
@@ -73,9 +77,10 @@ def write(engine: Engine, path: Path) -> None:
 def _exported(wish: Wish) -> onnx.ModelProto:
     artifact = stages.open_artifact(wish.file, wish.code)
     profiles = wish.engine.profiles
-    free = [name for name, axis in AXES.items() if not profiles or _varies(profiles, axis)]
-    dynamic = ",".join(free if profiles else ["batch"]) or "none"
-    config = ExportConfig(target="tensorrt", dynamic=dynamic)
+    if any(len(profile.usual) != len(AXES) + 1 for profile in profiles):
+        raise MicronetError("an artifact's shapes have four sizes, NxCxHxW, for example 1x3x224x224")
+    sides = [name for name, axis in AXES.items() if name != "batch" and _varies(profiles, axis)]
+    config = ExportConfig(target="tensorrt", dynamic=",".join(["batch", *sides]))
     return to_onnx(artifact, _example(artifact, profiles), config)
 
 
@@ -102,7 +107,8 @@ def _typed(source: Source, wish: Wish, progress: Progress) -> tuple[str, onnx.Mo
         return "int8", to_int8(source, wish.ranges, SIGNED, progress)
     _check_unused(wish, f"--precision {asked} takes no ranges")
     if asked != "fp16":
-        return "fp32", source.proto
+        halves = any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in source.proto.graph.initializer)
+        return "fp16" if halves else "fp32", source.proto
     half, kept = to_half(source.proto, _images(source, wish).numpy())
     if kept:
         progress.line(f"kept in float32, beyond half's range: {', '.join(kept)}")

@@ -20,7 +20,7 @@ from micronet.artifact import Artifact, versions
 from micronet.data.dataset import DataSpec
 from micronet.errors import FailedError, MicronetError, first_line
 from micronet.export.config import AXES, ExportConfig
-from micronet.export.operators import ActivationGrid, Sign, StoredIntegers, room_for_bias, translations
+from micronet.export.operators import INT8_BITS, ActivationGrid, Sign, StoredIntegers, room_for_bias, translations
 from micronet.export.rewrite import embed_preprocessing, quantize_behind_reshapes, to_half, to_int4
 from micronet.export.tidy import tidy
 from micronet.files import write_bytes
@@ -34,6 +34,7 @@ from micronet.quantization.schemes.wbwtab import SignQuantizer
 from micronet.runtime.ort import METADATA_KEY
 
 INPUT, OUTPUT = "images", "scores"
+SIXTEEN_BITS_OPSET = 21
 LARGEST = 2**31 - 2**20  # bytes of weights that protobuf can hold beside the graph
 
 
@@ -50,6 +51,9 @@ def to_onnx(artifact: Artifact, images: Tensor, config: ExportConfig | None = No
     quantized = any(True for _ in each_quantizer(artifact.model))
     if quantized and config.precision == "fp16":
         raise MicronetError("--precision fp16 is for float networks; this one's integers are smaller already")
+    widest = max((quantizer.bits for _, _, quantizer in each_quantizer(artifact.model)), default=0)
+    if widest > INT8_BITS and config.opset < SIXTEEN_BITS_OPSET:
+        raise MicronetError(f"quantizers of {widest} bits need --opset {SIXTEEN_BITS_OPSET} or later")
     model = with_integers(_folded(artifact.model), artifact.history, signed=config.target == "tensorrt")
     proto = _export(model, images, config)
     tidy(proto)

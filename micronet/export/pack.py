@@ -141,6 +141,8 @@ def _greater(draft: Draft, node: onnx.NodeProto) -> None:
 
 def _pool(draft: Draft, node: onnx.NodeProto) -> None:
     at = _attributes(node)
+    if _unless(at.get("dilations"), [1, 1]):
+        raise MicronetError(f"{node.name}: the packed runtime has no pools with gaps (dilation)")
     if at.get("ceil_mode", 0) or at.get("auto_pad", b"NOTSET") != b"NOTSET" or len(at["kernel_shape"]) != 2:
         raise MicronetError(f"{node.name}: the packed runtime has pools of images without ceil_mode")
     told: dict[str, Any] = {

@@ -3,6 +3,8 @@
 The ranges come from our histograms (all four calibrators, memory O(bins)) or from a calibration cache of TensorRT.
 """
 
+import re
+import struct
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -17,19 +19,31 @@ from onnx import TensorProto, helper
 from micronet.errors import MicronetError, first_line
 from micronet.quantization.histogram import Calibrator, Grid, Histogram, find_range
 from micronet.runtime.options import RuntimeOptions
-from micronet.runtime.ort import open_session, run
+from micronet.runtime.ort import image_input, open_session, run
 
 Range = tuple[float, float]
 QUANTIZED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "MaxPool", "AveragePool", "GlobalAveragePool", "Concat")
 OLDEST_OPSET = 13  # scales of a weight's channels
 INT8_MAX = 127
 LEGACY_HEADER = "TRT-"
+LEGACY_LINE = re.compile(r"\s*(?P<name>\S.*?)\s*:\s*(?P<scale>[0-9a-fA-F]{1,8})\s*")
+LEAST_SCALE, GREATEST_SCALE = 2.0**-126, 2.0**120  # normal float32, and 127 of it too
 
 
 def is_quantized(proto: onnx.ModelProto) -> bool:
     """Tell whether a model has Q/DQ nodes or integer operators already."""
     kinds = {node.op_type for node in proto.graph.node}
     return bool(kinds & {"QuantizeLinear", "DequantizeLinear", "QLinearConv", "ConvInteger", "MatMulInteger"})
+
+
+def check_finite(proto: onnx.ModelProto) -> None:
+    """Raise MicronetError where a stored tensor holds NaN or infinity."""
+    for tensor in proto.graph.initializer:
+        if (
+            tensor.data_type in (TensorProto.FLOAT, TensorProto.FLOAT16)
+            and not np.isfinite(onnx.numpy_helper.to_array(tensor)).all()
+        ):
+            raise MicronetError(f"{tensor.name} of the model holds NaN or infinity; train it anew with a lower --lr")
 
 
 def prepare(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -39,6 +53,7 @@ def prepare(proto: onnx.ModelProto) -> onnx.ModelProto:
     """
     if is_quantized(proto):
         raise MicronetError("the model is quantized already; give the float one")
+    check_finite(proto)
     opset = next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
     if opset < OLDEST_OPSET:
         try:
@@ -72,14 +87,15 @@ def collect(proto: onnx.ModelProto, batches: Iterable[NDArray[np.float32]]) -> d
     exposed = onnx.ModelProto()
     exposed.CopyFrom(proto)
     known = {output.name for output in proto.graph.output}
-    inner = [name for name in names if name not in known and name != proto.graph.input[0].name]
+    images_name = image_input(proto).name
+    inner = [name for name in names if name not in known and name != images_name]
     exposed.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in inner)
     session = open_session(exposed.SerializeToString(), RuntimeOptions(), "the model")
     order = [output.name for output in session.get_outputs()]
     found: dict[str, Histogram] = {name: Histogram() for name in names}
     batches = iter(batches)
     for images in batches:
-        values = dict(zip(order, run(session, images), strict=True)) | {proto.graph.input[0].name: images}
+        values = dict(zip(order, run(session, images), strict=True)) | {images_name: images}
         for name in names:
             found[name].add(torch.from_numpy(np.ascontiguousarray(values[name])))
     if any(histogram.empty for histogram in found.values()):
@@ -114,14 +130,13 @@ def read_legacy_cache(path: Path) -> dict[str, Range]:
         raise MicronetError(f"{path} is no calibration cache of TensorRT; its first line is {header[:40]!r}")
     ranges: dict[str, Range] = {}
     for number, line in enumerate(filter(str.strip, lines), 2):
-        name, colon, word = line.rpartition(":")
-        try:
-            scale = float(np.array(bytes.fromhex(word.strip().rjust(8, "0"))[:4]).view(">f4")) if colon else np.nan
-        except ValueError:
-            scale = np.nan
-        if not 0 <= scale < np.inf:
-            raise MicronetError(f"{path}, line {number}: {line[:60]!r} is no 'name: hexadecimal float'")
-        ranges[name.strip()] = (-INT8_MAX * scale, INT8_MAX * scale)
+        match = LEGACY_LINE.fullmatch(line)
+        scale = struct.unpack(">f", bytes.fromhex(match["scale"].rjust(8, "0")))[0] if match else 0.0
+        if match is not None and scale == 0:  # nothing but zeros was seen: no range
+            continue
+        if match is None or not LEAST_SCALE <= scale <= GREATEST_SCALE or match["name"] in ranges:
+            raise MicronetError(f"{path}, line {number}: {line[:60]!r} is no 'name: hexadecimal float' of its own")
+        ranges[match["name"]] = (-INT8_MAX * scale, INT8_MAX * scale)
     if not ranges:
         raise MicronetError(f"{path} holds no range")
     return ranges
@@ -156,7 +171,10 @@ def quantize(
         QuantType.QInt8 if signed else QuantType.QUInt8, TensorsData(CalibrationMethod.MinMax, data), nodes, [],
         list(QUANTIZED), settings,
     )  # fmt: skip
-    quantizer.quantize_model()
+    try:
+        quantizer.quantize_model()
+    except Exception as error:  # the library raises many kinds for a node that it cannot quantize
+        raise MicronetError(f"ONNX Runtime's quantizer cannot do this model: {first_line(error)}") from error
     quantizer.model.topological_sort()
     model: onnx.ModelProto = quantizer.model.model
     helper.set_model_props(model, {entry.key: entry.value for entry in proto.metadata_props})
@@ -173,7 +191,13 @@ def _has_ranges(proto: onnx.ModelProto, node: onnx.NodeProto, ranges: Mapping[st
     stored = {tensor.name for tensor in proto.graph.initializer}
     tensors = [name for name in node.input if name and name not in stored] + [node.output[0]]
     outputs = {output.name for output in proto.graph.output}
-    return node.op_type in QUANTIZED and all(name in ranges or name in outputs for name in tensors)
+    grouped = node.op_type == "ConvTranspose" and any(at.name == "group" and at.i > 1 for at in node.attribute)
+    return node.op_type in QUANTIZED and not grouped and all(name in ranges or name in outputs for name in tensors)
+
+
+def without_range(proto: onnx.ModelProto, ranges: Mapping[str, Range]) -> list[str]:
+    """Return the tensors that quantizable nodes read and that have no range, so that those nodes stay float."""
+    return [name for name in _activations(proto) if name not in ranges]
 
 
 def _activations(proto: onnx.ModelProto) -> list[str]:

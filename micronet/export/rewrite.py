@@ -16,7 +16,7 @@ from micronet.errors import MicronetError
 from micronet.runtime.options import RuntimeOptions
 from micronet.runtime.ort import open_session, run
 
-HALF_MAX = 65504.0  # the largest finite half
+HALF_MAX, HALF_LEAST = 65504.0, 2.0**-14  # the largest finite half, the least normal one
 INT4 = (-8, 7)
 RESHAPES = ("Reshape", "Flatten")
 
@@ -41,18 +41,20 @@ def _overflowing(proto: onnx.ModelProto, images: NDArray[np.float32]) -> list[st
     produced = [node.output[0] for node in proto.graph.node]
     inferred = onnx.shape_inference.infer_shapes(proto).graph
     kinds = {info.name: info.type.tensor_type.elem_type for info in [*inferred.value_info, *inferred.output]}
-    outputs = {output.name for output in proto.graph.output}
+    outputs = [output.name for output in proto.graph.output]
     floats = [name for name in produced if kinds.get(name) == TensorProto.FLOAT and name not in outputs]
     exposed.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in floats)
     session = open_session(exposed.SerializeToString(), RuntimeOptions(), "the exported model")
-    values = run(session, images)[len(proto.graph.output) :]
-    large = {name for name, value in zip(floats, values, strict=True) if _beyond(value)}
+    values = run(session, images)
+    large = {name for name, value in zip([*outputs, *floats], values, strict=True) if _beyond(value)}
     large |= {tensor.name for tensor in proto.graph.initializer if _beyond(numpy_helper.to_array(tensor))}
     return [node.name for node in proto.graph.node if large & {*node.input, *node.output}]
 
 
 def _beyond(value: NDArray[np.generic]) -> bool:
-    return value.dtype == np.float32 and value.size > 0 and not float(np.abs(value).max()) <= HALF_MAX
+    """Tell whether half cannot hold a tensor: its largest value is too large, or so small that it is not normal."""
+    largest = float(np.abs(value).max()) if value.dtype == np.float32 and value.size else 0.0
+    return largest != 0 and not HALF_LEAST <= largest <= HALF_MAX
 
 
 def to_int4(proto: onnx.ModelProto) -> int:
@@ -66,6 +68,8 @@ def to_int4(proto: onnx.ModelProto) -> int:
         if node.op_type != "DequantizeLinear" or node.input[0] not in stored:
             continue
         if stored[node.input[0]].data_type != TensorProto.INT8:
+            continue
+        if len(node.input) > 2 and numpy_helper.to_array(stored[node.input[2]]).any():
             continue
         integers, scale = (numpy_helper.to_array(stored[name]).astype(np.float64) for name in node.input[:2])
         unit = float(np.gcd.reduce(np.abs(integers).astype(np.int64), axis=None) or 1)  # few bits lie widely in int8

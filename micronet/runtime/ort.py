@@ -42,10 +42,7 @@ class OrtPredictor:
 
     def __call__(self, images: Any) -> Scores:
         """Score images."""
-        try:
-            scores: Scores = run(self._session, images)[0]
-        except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
-            raise MicronetError(f"ONNX Runtime refused images of shape {images.shape[1:]}: {error}") from error
+        scores: Scores = run(self._session, images)[0]
         return scores
 
     def macs(self, image_shape: tuple[int, int, int]) -> int | None:
@@ -68,6 +65,16 @@ class OrtPredictor:
             else:
                 total += _elements(weight) * int(np.prod(out[:-1]))
         return total
+
+
+def image_input(proto: onnx.ModelProto) -> onnx.ValueInfoProto:
+    """Return a model's one input. Raises MicronetError where it has none, or several."""
+    stored = {tensor.name for tensor in proto.graph.initializer}  # old files list these as inputs too
+    inputs = [entry for entry in proto.graph.input if entry.name not in stored]
+    if len(inputs) != 1:
+        raise MicronetError(f"the model has {len(inputs)} inputs; micronet runs networks of one")
+    found: onnx.ValueInfoProto = inputs[0]
+    return found
 
 
 def stored_parameters(graph: Any) -> int:
@@ -147,6 +154,8 @@ def session_predictor(model: bytes, options: RuntimeOptions) -> Predictor:
 
 def run(session: onnxruntime.InferenceSession, images: NDArray[np.float32]) -> list[Any]:
     """Return a session's outputs for normalised images (N, C, H, W), in as many calls as its batch size asks for."""
+    if len(session.get_inputs()) != 1:
+        raise MicronetError(f"the model has {len(session.get_inputs())} inputs; micronet runs networks of one")
     entry = session.get_inputs()[0]
     inputs = _pixels(session, images) if entry.type == "tensor(uint8)" else images
     size = entry.shape[0] if entry.shape and isinstance(entry.shape[0], int) else len(inputs)
@@ -154,15 +163,29 @@ def run(session: onnxruntime.InferenceSession, images: NDArray[np.float32]) -> l
     for start in range(0, len(inputs), size):
         part = inputs[start : start + size]
         whole = np.concatenate([part, np.repeat(part[-1:], size - len(part), 0)]) if len(part) < size else part
-        calls.append([out[: len(part)] for out in session.run(None, {entry.name: np.ascontiguousarray(whole)})])
-    return calls[0] if len(calls) == 1 else [np.concatenate(outs) for outs in zip(*calls, strict=True)]
+        try:
+            outs = session.run(None, {entry.name: np.ascontiguousarray(whole)})
+        except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
+            shape = tuple(images.shape[1:])
+            raise MicronetError(f"ONNX Runtime refused images of shape {shape}: {first_line(error)}") from error
+        # Only what has a row an image is cut: a tensor inside may hold windows, or nothing of the batch.
+        calls.append([out[: len(part)] if out.ndim and len(out) == size else out for out in outs])
+    return calls[0] if len(calls) == 1 else [_joined(outs) for outs in zip(*calls, strict=True)]
+
+
+def _joined(outs: tuple[Any, ...]) -> Any:
+    return np.concatenate(outs) if outs[0].ndim else np.stack(outs)
 
 
 def _pixels(session: onnxruntime.InferenceSession, images: NDArray[np.float32]) -> NDArray[np.uint8]:
     """Return the 8-bit pixels that images were made from, for a model that normalises them by itself."""
     about = _parsed(session.get_modelmeta().custom_metadata_map.get(METADATA_KEY, "{}"))
     spec = about.get("data") or {}
-    std, mean = (np.array(spec.get(key) or [default], np.float32) for key, default in (("std", 1), ("mean", 0)))
+    if not spec.get("std") or not spec.get("mean"):
+        raise MicronetError(
+            "the model takes 8-bit pixels and does not tell how its images are normalised; export it with micronet"
+        )
+    std, mean = (np.array(spec[key], np.float32) for key in ("std", "mean"))
     pixels = (images * std.reshape(1, -1, 1, 1) + mean.reshape(1, -1, 1, 1)) * 255
     return pixels.round().clip(0, 255).astype(np.uint8)
 
@@ -175,7 +198,7 @@ def metadata(proto: onnx.ModelProto) -> dict[str, Any]:
 def _with_batch_of_one(proto: onnx.ModelProto, image_shape: tuple[int, int, int]) -> onnx.ModelProto:
     copied = onnx.ModelProto()
     copied.CopyFrom(proto)
-    shape = copied.graph.input[0].type.tensor_type.shape
+    shape = image_input(copied).type.tensor_type.shape
     for dim, value in zip(shape.dim, (1, *image_shape), strict=False):
         dim.dim_value = value
     return copied
@@ -186,7 +209,11 @@ def _parsed(text: str) -> dict[str, Any]:
         found = json.loads(text)
     except ValueError:
         found = None
-    return found if isinstance(found, dict) else {}
+    if not isinstance(found, dict) or not isinstance(found.get("data") or {}, dict):
+        return {}
+    records = found.get("history")
+    sound = isinstance(records, list) and all(isinstance(record, dict) for record in records)
+    return {**found, "history": records if sound else []}
 
 
 def _elements(tensor: Any) -> int:

@@ -198,3 +198,13 @@ def test_mistakes_are_one_line_and_nothing_is_written(micronet, chain, tmp_path,
     done = micronet("trt-build", chain / source, *options, "-o", tmp_path / "x.engine")
     assert (done.code, len(done.err.strip().splitlines()[-1:])) == (2, 1)
     assert message in done.err and not list(tmp_path.iterdir())
+
+
+def test_a_fixed_batch_builds_and_a_file_of_wrong_numbers_does_not(micronet, chain, tmp_path):
+    four = ["--min-shape", "4x3x32x32", "--opt-shape", "4x3x32x32", "--max-shape", "4x3x32x32"]
+    assert micronet("trt-build", chain / "float.safetensors", *four, "-o", tmp_path / "four.engine").code == 0
+    unsigned = micronet("trt-build", chain / "int8.onnx", "-o", tmp_path / "x.engine")
+    assert unsigned.code == 2 and not (tmp_path / "x.engine").exists()
+    short = micronet("trt-build", chain / "float.safetensors", "--min-shape", "1x3", "--opt-shape", "1x3",
+                     "--max-shape", "1x3", "-o", tmp_path / "x.engine")  # fmt: skip
+    assert short.code == 2 and "four sizes" in short.err

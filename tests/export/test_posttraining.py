@@ -66,7 +66,7 @@ def test_a_cache_of_tensorrt_is_read_and_an_old_one_of_an_old_name_is_refused(tm
     path.write_text("TRT-8503-EntropyCalibration2\nimages: 3c010a14\n(Unnamed Layer* 1) [Conv]: 0\n")
     ranges = pt.read_legacy_cache(path)
     assert ranges["images"][1] == pytest.approx(127 * float(np.frombuffer(bytes.fromhex("3c010a14"), ">f4")[0]))
-    assert ranges["(Unnamed Layer* 1) [Conv]"] == (0, 0)
+    assert list(ranges) == ["images"]
     with pytest.raises(MicronetError, match="of another network"):
         pt.quantize(pt.prepare(floating), {"x": (-1.0, 1.0)}, signed=True, symmetric=True, per_channel=True, bits=8)
 
@@ -131,3 +131,59 @@ def test_the_command_quantizes_a_file_without_its_code(micronet, chain, tmp_path
 def test_what_a_file_does_not_take_is_said(micronet, chain, tmp_path, options, message):
     done = micronet("quantize", chain / "float.onnx", *options, "-o", tmp_path / "x.onnx")
     assert done.code == 2 and message in done.err and not list(tmp_path.iterdir())
+
+
+def windows():
+    """A model that puts four windows of an image behind one another, then convolves them."""
+    node = onnx.helper.make_node
+    nodes = [
+        node("Reshape", ["images", "parted"], ["five"]), node("Transpose", ["five"], ["turned"], perm=[0, 2, 1, 3, 4]),
+        node("Reshape", ["turned", "four"], ["w"]), node("Conv", ["w", "k"], ["c"], kernel_shape=[1, 1]),
+        node("ReduceMean", ["c", "axes"], ["m"], keepdims=0), node("Reshape", ["m", "back"], ["scores"]),
+    ]  # fmt: skip
+    values = {"parted": [0, 3, 4, 8, 32], "four": [-1, 3, 8, 32], "axes": [2, 3], "back": [-1, 8]}
+    stored = [onnx.numpy_helper.from_array(np.array(v), name) for name, v in values.items()]
+    stored.append(onnx.numpy_helper.from_array(np.ones((2, 3, 1, 1), np.float32), "k"))
+    image, scores = (
+        onnx.helper.make_tensor_value_info(name, 1, shape)
+        for name, shape in (("images", ["n", 3, 32, 32]), ("scores", ["n", 8]))
+    )
+    graph = onnx.helper.make_graph(nodes, "g", [image], [scores], stored)
+    return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 21)], ir_version=10)
+
+
+def test_ranges_see_every_value_of_a_tensor_whose_first_axis_is_not_the_batch():
+    images = IMAGES.copy()
+    images[-1, :, -8:] *= 100
+    folded = pt.prepare(windows())
+    low, high = pt.find_ranges(pt.collect(folded, [images]), "minmax", 99.99, symmetric=False)["c"]
+    assert max(-low, high) > 100
+
+
+@pytest.mark.parametrize(
+    "line", ["c:", "c: 00000001", "c: 7f7fffff", ": 3d010a14", "x: 3c010a143c010a14", "images: 3c010a14"]
+)
+def test_a_line_of_a_cache_that_cannot_be_meant_is_refused(tmp_path, line):
+    path = tmp_path / "c"
+    path.write_text(f"TRT-8503-EntropyCalibration2\nimages: 3c010a14\n{line}\n")
+    with pytest.raises(MicronetError, match="line 3"):
+        pt.read_legacy_cache(path)
+
+
+def test_weights_that_are_no_numbers_are_named(floating):
+    broken = onnx.ModelProto()
+    broken.CopyFrom(floating)
+    first = next(tensor for tensor in broken.graph.initializer if len(tensor.dims) == 4)
+    values = onnx.numpy_helper.to_array(first).copy()
+    values.flat[0] = np.nan
+    first.CopyFrom(onnx.numpy_helper.from_array(values, first.name))
+    with pytest.raises(MicronetError, match="holds NaN or infinity"):
+        pt.prepare(broken)
+
+
+def test_two_inputs_are_one_line(micronet, tmp_path):
+    proto = windows()
+    proto.graph.input.append(onnx.helper.make_tensor_value_info("other", 1, ["n", 3]))
+    onnx.save(proto, tmp_path / "two.onnx")
+    done = micronet("quantize", tmp_path / "two.onnx", "--mode", "ptq", "--data", "digits")
+    assert done.code == 2 and "has 2 inputs" in done.err and len(done.err.strip().splitlines()) == 1

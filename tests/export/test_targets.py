@@ -140,3 +140,31 @@ def test_the_command_takes_the_options(micronet, chain, tmp_path):
     assert micronet("evaluate", tmp_path / "half.onnx", "--json").code == 0
     refused = micronet("export-onnx", chain / "int8.safetensors", "--target", "tensorrt", "-o", tmp_path / "t.onnx")
     assert refused.code == 2 and "--a-sign signed" in refused.err and not (tmp_path / "t.onnx").exists()
+
+
+def test_half_keeps_what_it_cannot_hold_at_either_end():
+    for factor in (1e9, 1e-9):
+        artifact = plain()
+        with torch.no_grad():
+            artifact.model.get_submodule("features.10.conv").weight.mul_(factor)
+        kept = metadata(to_onnx(artifact, IMAGES, ExportConfig(precision="fp16")))["kept_float32"]
+        assert any("features.10" in name for name in kept)
+
+
+def test_sixteen_bits_need_a_later_opset():
+    with pytest.raises(MicronetError, match="--opset 21 or later"):
+        to_onnx(quantized(*NIN, w_bits=16, a_bits=16), IMAGES, ExportConfig(opset=18))
+
+
+def test_4_bit_weights_with_zero_points_stay_as_they_are():
+    artifact = quantized(*NIN, w_bits=4, q_type="asym", first_last="same")
+    packed = to_onnx(artifact, IMAGES, ExportConfig(int4_storage=True))
+    assert max(compare_layers(artifact.model, packed, IMAGES).values()) <= 1
+
+
+def test_pixels_for_a_model_that_does_not_tell_its_normalisation_are_refused():
+    artifact = Artifact(plain().model, ModelSpec(*NIN), data=SPEC.to_json())
+    proto = to_onnx(artifact, IMAGES, ExportConfig(embed_preprocessing=True))
+    del proto.metadata_props[:]
+    with pytest.raises(MicronetError, match="does not tell how its images are normalised"):
+        session_predictor(proto.SerializeToString(), RuntimeOptions())(IMAGES.numpy())

@@ -12,12 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from micronet.artifact import load
+from micronet.artifact import Artifact, load
 from micronet.cli.app import run as command
 from micronet.errors import MicronetError
 from micronet.export.onnx import to_onnx
 from micronet.export.pack import pack_model
 from micronet.export.thresholds import threshold
+from micronet.models.build import ModelSpec
 from micronet.quantization.fold import fold_model
 from micronet.runtime.packed.codec import levels_of, pack, size, unpack
 from micronet.runtime.packed.predictor import PackedNetwork
@@ -197,3 +198,24 @@ def test_what_the_runtime_does_not_have_is_named():
     artifact = plain("torchvision:vit_b_16", {"image_size": 32, "num_classes": 3})
     with pytest.raises(MicronetError, match=r"does not have .*LayerNormalization"):
         pack_model(to_onnx(artifact, IMAGES))
+
+
+def test_a_pool_with_gaps_is_named():
+    class Gaps(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.pool = torch.nn.Conv2d(3, 8, 3), torch.nn.MaxPool2d(3, 1, dilation=2)
+
+        def forward(self, x):
+            return self.pool(self.conv(x)).mean((2, 3))
+
+    with pytest.raises(MicronetError, match="no pools with gaps"):
+        pack_model(to_onnx(Artifact(Gaps().eval(), ModelSpec("gaps.py:Gaps")), IMAGES))
+
+
+def test_sixteen_bit_activations_pack():
+    artifact = quantized("nin", {"width": 0.1}, w_bits=16, a_bits=16)
+    program = pack_model(to_onnx(artifact, IMAGES))
+    with torch.no_grad():
+        wanted = artifact.model.eval()(IMAGES).numpy()
+    assert np.linalg.norm(run(program, IMAGES.numpy()) - wanted) < 0.01 * np.linalg.norm(wanted)

@@ -78,7 +78,7 @@ def usual_profile(shape: Shape) -> Profile:
 
 def _parse(text: str, name: str) -> Shape:
     parts = text.strip().lower().split("x")
-    if not all(part.isdigit() and int(part) > 0 for part in parts):
+    if not all(part.isascii() and part.isdigit() and 0 < int(part) < 2**31 for part in parts):
         raise MicronetError(f"{flag(name)} is {text!r}; allowed: sizes joined by x, for example 1x3x224x224")
     return tuple(map(int, parts))
 

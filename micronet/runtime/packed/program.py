@@ -23,12 +23,14 @@ from micronet.runtime.packed.codec import Levels, levels_of, pack, size, unpack
 FORMAT = 1
 KEY = "micronet-packed"
 LARGEST = 1 << 31  # elements of a weight, beyond which a header is not believed
+INT32_MAX = 2**31 - 1
 LARGEST_SIZE = 4096  # of a kernel, a stride, a pad
+# Operation -> how many values it reads; a concatenation any number.
 OPERATIONS = {
-    "conv", "linear", "threshold", "sign", "relu", "clip", "quantize", "max_pool", "average_pool", "mean", "add",
-    "mul", "concat", "flatten", "shuffle", "affine",
+    "conv": 1, "linear": 1, "threshold": 1, "sign": 1, "relu": 1, "clip": 1, "quantize": 1, "max_pool": 1,
+    "average_pool": 1, "mean": 1, "add": 2, "mul": 2, "concat": 2, "flatten": 1, "shuffle": 1, "affine": 1,
 }  # fmt: skip
-PARTS = ("packed", "integers", "floats")
+PARTS: dict[str, type] = {"packed": np.uint8, "integers": np.int32, "floats": np.float32}
 
 
 @dataclass
@@ -68,8 +70,7 @@ def to_bytes(program: Program) -> bytes:
     """Return a program as its file's bytes."""
     parts: dict[str, list[NDArray[Any]]] = {name: [] for name in PARTS}
     told = [_tell(operation, parts) for operation in program.operations]
-    dtypes = {"packed": np.uint8, "integers": np.int32, "floats": np.float32}
-    tensors = {name: np.concatenate([np.zeros(0, dtypes[name]), *parts[name]]) for name in PARTS}
+    tensors = {name: np.concatenate([np.zeros(0, kind), *parts[name]]) for name, kind in PARTS.items()}
     header = {"format": FORMAT, "shape": program.shape, "operations": told, "about": program.about}
     return save(tensors, {KEY: json.dumps(header, separators=(",", ":"), sort_keys=True)})
 
@@ -79,9 +80,14 @@ def read(path: Path) -> Program:
     try:
         with safe_open(path, "numpy") as file:
             header = json.loads((file.metadata() or {})[KEY])
-            parts = {name: _Part(file.get_tensor(name)) for name in PARTS}
-    except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
+            tensors = {name: file.get_tensor(name) for name in PARTS}
+        if any(tensors[name].dtype != kind or tensors[name].ndim != 1 for name, kind in PARTS.items()):
+            raise ValueError("its tensors are of other kinds")
+        if not isinstance(header, dict):
+            raise ValueError("its header is no object")
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError, RecursionError) as error:
         raise MicronetError(f"{path} is no packed network ({error}); make it with micronet pack") from error
+    parts = {name: _Part(tensor) for name, tensor in tensors.items()}
     if header.get("format") != FORMAT:
         raise MicronetError(f"{path} is of format {header.get('format')}; this micronet reads {FORMAT}")
     try:
@@ -89,7 +95,7 @@ def read(path: Path) -> Program:
         shape = [_positive(item) for item in header["shape"]]
         if not operations or len(shape) != 3 or any(part.rest for part in parts.values()):
             raise ValueError("its parts do not add up")
-        about = dict(header["about"])
+        about = _checked(dict(header["about"]))
     except (KeyError, ValueError, TypeError, IndexError, AttributeError, OverflowError) as error:
         raise MicronetError(f"{path} is damaged ({error}); make it anew with micronet pack") from error
     return Program(operations, shape, about)
@@ -137,8 +143,8 @@ _ATTRIBUTES: dict[str, Callable[[Any], bool]] = {
     "group": lambda value: isinstance(value, int) and value > 0,
     "groups": lambda value: isinstance(value, int) and value > 0,
     "scale": lambda value: _number(value) and 0 < value < float("inf"),
-    "zero_point": lambda value: isinstance(value, int),
-    "range": _pair,
+    "zero_point": lambda value: isinstance(value, int) and not isinstance(value, bool),
+    "range": lambda value: _pair(value) and all(isinstance(end, int) and abs(end) < 2**31 for end in value),
     "bounds": _pair,
     "keep": lambda value: value is True,
     "count_pads": lambda value: value is True,
@@ -200,15 +206,33 @@ def _restore(told: dict[str, Any], number: int, parts: dict[str, _Part]) -> Oper
     for name, value in told.items():
         if not _ATTRIBUTES[name](value):
             raise ValueError(f"its {name} is {value!r}")
+    if kind == "quantize" and not told["range"][0] <= told["zero_point"] <= told["range"][1]:
+        raise ValueError("a zero point lies outside its range")
+    needed = {"conv": weight, "threshold": weight, "linear": weight}
+    if (kind in needed and weight is None) or (kind == "threshold" and limits is None):
+        raise ValueError(f"a {kind} has no numbers")
+    if len(inputs) != OPERATIONS[kind] and kind != "concat":
+        raise ValueError(f"a {kind} reads {len(inputs)} values")
     for values in (weight, scale, bias):
         if values is not None and not np.isfinite(values).all():
             raise ValueError("it holds NaN or infinity")
     return Operation(kind, list(inputs), told, weight, scale, bias, limits)
 
 
+def _checked(about: dict[str, Any]) -> dict[str, Any]:
+    """Return what a file tells of its network. Raises ValueError where that is not of the kinds it should be."""
+    data, stages = about.get("data") or {}, about.get("stages") or []
+    classes = data.get("classes") or [] if isinstance(data, dict) else None
+    if not isinstance(stages, list) or not isinstance(classes, list) or not all(isinstance(c, str) for c in classes):
+        raise ValueError("what it tells of its data is none")
+    return about
+
+
 def _unpacked(part: _Part, grid: list[int], shape: tuple[int, ...]) -> NDArray[np.int32]:
     offset, step, count = map(int, grid)
     levels = Levels(offset, _positive(step), _positive(count))
+    if abs(offset) + step * count > INT32_MAX:
+        raise ValueError("a weight's integers are beyond 32 bits")
     return unpack(part.take(size(prod(shape), levels.number)), levels, shape)
 
 

@@ -33,7 +33,7 @@ class Value(NamedTuple):
 
     def centred(self) -> Array:
         """Return integers about their zero point, or the values where they are float."""
-        return self.data if self.scale is None or not self.zero_point else self.data.astype(np.int16) - self.zero_point
+        return self.data if self.scale is None or not self.zero_point else self.data.astype(np.int32) - self.zero_point
 
 
 Step = Callable[[int, Operation, list[Any]], Any]
