@@ -64,6 +64,9 @@ def run(
     from micronet.cli import quantize_stage, stages
 
     if artifact is not None and artifact.suffix == ".onnx":
+        model.check_unused()
+        if model.model is not None or trust_code:
+            raise MicronetError("an ONNX file needs no code; leave --model and --trust-code out")
         _check_file_options(dry_run, calibration, recovery, training)
         _quantize_file(artifact, quantization, calibration, data, running.seed, output)
         return

@@ -30,8 +30,12 @@ class ExportConfig(Settings):
         check_values(self)
         check_range(self, "opset", OLDEST_OPSET, NEWEST_OPSET)
         for name in self.free_axes:
+            if name == "none":
+                raise MicronetError("--dynamic none frees no axis; leave the others out")
             if name not in AXES:
                 raise unknown("axis for --dynamic:", name, [*AXES, "none"])
+        if len(set(self.free_axes)) < len(self.free_axes):
+            raise MicronetError(f"--dynamic {self.dynamic} names an axis twice")
         if self.int4_storage and self.opset < INT4_OPSET:
             raise MicronetError(f"--int4-storage needs --opset {INT4_OPSET} or later")
         if self.int4_storage and self.target == "tensorrt":

@@ -123,6 +123,7 @@ def test_the_command_quantizes_a_file_without_its_code(micronet, chain, tmp_path
     [
         ([], "add --mode ptq"),
         (["--mode", "ptq", "--w-bits", "4"], "--w-bits 7 or 8"),
+        (["--mode", "ptq", "--model", "nin"], "needs no code"),
         (["--mode", "ptq", "--method", "lsq"], "--w-bits 7 or 8"),
         (["--mode", "ptq", "--equalize"], "no options of recovery"),
         (["--mode", "ptq", "--a-sign", "signed", "--q-type", "asym"], "goes with --q-type sym"),

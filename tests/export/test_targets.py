@@ -123,6 +123,8 @@ def test_embedded_preprocessing_takes_the_pixels():
     [
         ({"opset": 17}, "allowed: 18 to 23"),
         ({"dynamic": "batch,depth"}, "depth"),
+        ({"dynamic": "none,batch"}, "leave the others out"),
+        ({"dynamic": "batch,batch"}, "twice"),
         ({"int4_storage": True, "opset": 20}, "--opset 21 or later"),
         ({"int4_storage": True, "target": "tensorrt"}, "leave --int4-storage out"),
     ],
