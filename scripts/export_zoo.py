@@ -1,6 +1,6 @@
 """Do torch and ONNX Runtime agree, for every scheme on every kind of network?
 
-    python scripts/export_zoo.py --data cifar10-folder --folder /tmp/zoo [--networks nin resnet18] [--images 1000]
+    python scripts/export_zoo.py --data FOLDER --folder OUT [--networks nin resnet18] [--images 1000]
 
 For nin, nin_gc, resnet18 (half width each) and torchvision's mobilenet_v2: trains a float network, quantizes it by each
 scheme, fuses, exports, and holds ONNX Runtime against torch on test images: the share of images put into the same
@@ -29,18 +29,25 @@ NETWORKS = {
     "resnet18": ["--model", "resnet18", "--width", "0.5"],
     "mobilenet_v2": ["--model", "torchvision:mobilenet_v2", "--lr", "0.005"],
 }
-TRAINED = ["--epochs", "1", "--limit", "4000"]
-SCHEMES = {
-    "float": None,
-    "W8A8 sym channel": ["--mode", "ptq"],
-    "W8A8 sym layer": ["--mode", "ptq", "--q-level", "layer"],
-    "W8A8 asym channel": ["--mode", "ptq", "--q-type", "asym"],
-    "W8A8 asym layer": ["--mode", "ptq", "--q-type", "asym", "--q-level", "layer"],
-    "DoReFa W4A4": ["--method", "dorefa", "--w-bits", "4", "--a-bits", "4", *TRAINED],
-    "LSQ W4A4": ["--method", "lsq", "--w-bits", "4", "--a-bits", "4", *TRAINED],
-    "W1A1": ["--w-bits", "binary", "--a-bits", "binary", *TRAINED],
-    "WtA32": ["--w-bits", "ternary", "--a-bits", "32", *TRAINED],
-}
+
+
+def schemes(images: int) -> dict[str, list[str] | None]:
+    """Return the options of quantize by scheme, None for float; ``images``: that one epoch of training takes."""
+    trained = ["--epochs", "1", "--limit", str(images)]
+    return {
+        "float": None,
+        "W8A8 sym channel": ["--mode", "ptq"],
+        "W8A8 sym layer": ["--mode", "ptq", "--q-level", "layer"],
+        "W8A8 asym channel": ["--mode", "ptq", "--q-type", "asym"],
+        "W8A8 asym layer": ["--mode", "ptq", "--q-type", "asym", "--q-level", "layer"],
+        "DoReFa W4A4": ["--method", "dorefa", "--w-bits", "4", "--a-bits", "4", *trained],
+        "LSQ W4A4": ["--method", "lsq", "--w-bits", "4", "--a-bits", "4", *trained],
+        "W1A1": ["--w-bits", "binary", "--a-bits", "binary", *trained],
+        "WtA32": ["--w-bits", "ternary", "--a-bits", "32", *trained],
+    }
+
+
+SCHEMES = schemes(4000)
 CHUNK = 100
 
 

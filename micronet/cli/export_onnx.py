@@ -29,13 +29,7 @@ def run(
     Nothing is written where ONNX Runtime does not compute what torch computes. What is in the way of speed:
     micronet check-onnx.
     """
-    from dataclasses import replace
-
     from micronet.cli import console, stages
-    from micronet.data.batches import plain_batches
-    from micronet.data.dataset import DataSpec
-    from micronet.data.split import draw
-    from micronet.evaluation import check_scores, evaluating
     from micronet.export.check import compare_outputs, require_agreement
     from micronet.export.onnx import to_onnx, write_onnx
     from micronet.files import check_target
@@ -43,16 +37,11 @@ def run(
 
     path = output.output or default_name(artifact, ".onnx")
     check_target(path, output.force, ".onnx")
-    opened = stages.open_artifact(artifact, code)
-    dataset = stages.open_to_test(data, DataSpec.from_json(opened.data))
-    images = draw(dataset.test, check_images, dataset.spec.seed)
-    first, _ = next(plain_batches(images, dataset.spec))
-    opened = replace(opened, data=dataset.spec.to_json())
-    with evaluating(opened.model) as predict:
-        check_scores(predict, first[:1], len(dataset.spec.classes or []))
+    opened, batches = stages.open_to_export(artifact, code, data, check_images)
+    first = next(batches())
     proto = to_onnx(opened, first, export)
     kept = metadata(proto).get("kept_float32", [])
-    agreement = compare_outputs(opened.model, proto, (batch for batch, _ in plain_batches(images, dataset.spec)))
+    agreement = compare_outputs(opened.model, proto, batches())
     require_agreement(opened.model, proto, first, agreement)
     write_onnx(proto, path)
     size = path.stat().st_size

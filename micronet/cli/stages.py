@@ -1,6 +1,6 @@
 """What the commands that train share: putting a network, data and a run together. Imports torch, so import it late."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,9 @@ from micronet.cli.options import DataOptions, ModelOptions, OutputOptions, RunCo
 from micronet.data.batches import plain_batches
 from micronet.data.dataset import Dataset, DataSpec
 from micronet.data.load import load_data
+from micronet.data.split import draw
 from micronet.errors import MicronetError
-from micronet.evaluation import count_macs, evaluate, evaluating
+from micronet.evaluation import check_scores, count_macs, evaluate, evaluating
 from micronet.files import check_target
 from micronet.history import StageRecord, check_order
 from micronet.machine import pick_device
@@ -52,6 +53,25 @@ def open_data(options: DataOptions, artifact: Artifact | None = None, seed: int 
 def open_to_test(options: DataOptions, like: DataSpec) -> Dataset:
     """Open the data named, or those a spec remembers: all test images, on however few the network was trained."""
     return load_data(options.data, image_size=options.image_size, limit=options.limit, like=replace(like, limit=None))
+
+
+def open_to_export(
+    path: Path, code: CodeOptions, options: DataOptions, count: int
+) -> tuple[Artifact, Callable[[], Iterator[Tensor]]]:
+    """Return an artifact, and what gives batches of ``count`` test images to hold an exported file against.
+
+    Raises MicronetError where its network does not take them.
+    """
+    artifact = open_artifact(path, code)
+    dataset = open_to_test(options, DataSpec.from_json(artifact.data))
+    chosen = draw(dataset.test, count, dataset.spec.seed)
+
+    def batches() -> Iterator[Tensor]:
+        return (images for images, _ in plain_batches(chosen, dataset.spec))
+
+    with evaluating(artifact.model) as predict:
+        check_scores(predict, next(batches())[:1], len(dataset.spec.classes or []))
+    return replace(artifact, data=dataset.spec.to_json()), batches
 
 
 def new_artifact(options: ModelOptions, spec: DataSpec, seed: int) -> Artifact:

@@ -14,6 +14,7 @@ from onnx import TensorProto
 from torch import Tensor, nn
 
 from micronet.errors import FailedError
+from micronet.evaluation import Predictor
 from micronet.quantization.calibrate import each_quantizer
 from micronet.quantization.functional import dequantize, quantize
 from micronet.runtime.options import RuntimeOptions
@@ -33,17 +34,22 @@ class Agreement(NamedTuple):
     images: int
 
 
-@torch.no_grad()
 def compare_outputs(
     model: nn.Module, proto: onnx.ModelProto, batches: Iterable[Tensor], options: RuntimeOptions | None = None
 ) -> Agreement:
     """Run torch and ONNX Runtime on the same images (N, C, H, W)."""
     session = open_session(proto.SerializeToString(), options or RuntimeOptions(), "the exported model")
+    return compare_scores(model, lambda images: run(session, images)[0], batches)
+
+
+@torch.no_grad()
+def compare_scores(model: nn.Module, predict: Predictor, batches: Iterable[Tensor]) -> Agreement:
+    """Run torch and another runtime of the same network on the same images (N, C, H, W)."""
     same, images, difference, spread = 0, 0, 0.0, 0.0
     model = model.eval()
     for batch in batches:
         ours = model(batch).double().numpy()
-        theirs = run(session, batch.numpy())[0].astype(np.float64)
+        theirs = predict(batch.numpy()).astype(np.float64)
         same += int((ours.argmax(1) == theirs.argmax(1)).sum())
         images += len(batch)
         difference += float(np.square(ours - theirs).sum())

@@ -13,9 +13,8 @@ from micronet.quantization.functional import QParams, affine_qparams, dequantize
 
 BINS = 2048  # half of them below zero
 CANDIDATES = 128  # clips that entropy and mse try
-FEWEST_BINS = (
-    BINS // 8
-)  # in a clip that entropy judges, as TensorRT's begins with 128 of a half; any whole range has more
+# Of a clip that entropy judges, as TensorRT's begins with 128 of a half; any whole range has more.
+FEWEST_BINS = BINS // 8
 COUNTED_AT_ONCE = 1 << 22  # torch.histc counts in float32, where 2^24 + 1 is 2^24
 SEARCHES = 3  # of either end of an asymmetric range, the other held
 Calibrator = Literal["minmax", "percentile", "entropy", "mse"]

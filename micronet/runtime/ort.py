@@ -14,6 +14,7 @@ from micronet.errors import MicronetError, first_line
 from micronet.evaluation import Predictor, Scores
 from micronet.machine import has_vnni, usable_cores
 from micronet.runtime.options import RuntimeOptions
+from micronet.runtime.pixels import to_pixels
 
 # Keeps the int8 kernels of x86 processors without VNNI from saturating in their 16-bit intermediate sums.
 EXACT_INT8 = "session.x64quantprecision"
@@ -178,16 +179,8 @@ def _joined(outs: tuple[Any, ...]) -> Any:
 
 
 def _pixels(session: onnxruntime.InferenceSession, images: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Return the 8-bit pixels that images were made from, for a model that normalises them by itself."""
     about = _parsed(session.get_modelmeta().custom_metadata_map.get(METADATA_KEY, "{}"))
-    spec = about.get("data") or {}
-    if not spec.get("std") or not spec.get("mean"):
-        raise MicronetError(
-            "the model takes 8-bit pixels and does not tell how its images are normalised; export it with micronet"
-        )
-    std, mean = (np.array(spec[key], np.float32) for key in ("std", "mean"))
-    pixels = (images * std.reshape(1, -1, 1, 1) + mean.reshape(1, -1, 1, 1)) * 255
-    return pixels.round().clip(0, 255).astype(np.uint8)
+    return to_pixels(images, DataSpec.from_json(about.get("data") or {}))
 
 
 def metadata(proto: onnx.ModelProto) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from micronet.data.dataset import DataSpec
 from micronet.data.load import load_data
 from micronet.data.split import draw
 from micronet.export.check import compare_layers, compare_outputs
+from scripts.export_zoo import schemes
 
 NETWORKS = {
     "nin": ["--model", "nin", "--width", "0.1"],
@@ -20,26 +21,18 @@ NETWORKS = {
     "resnet18": ["--model", "resnet18", "--width", "0.1"],
     "mobilenet_v2": ["--model", "torchvision:mobilenet_v2"],
 }
-TRAINED = ["--epochs", "1", "--limit", "320"]
-SCHEMES = {
-    "float": None,
-    "W8A8-channel": ["--mode", "ptq"],
-    "W8A8-layer": ["--mode", "ptq", "--q-level", "layer"],
-    "W8A8-asym-channel": ["--mode", "ptq", "--q-type", "asym"],
-    "W8A8-asym-layer": ["--mode", "ptq", "--q-type", "asym", "--q-level", "layer"],
-    "DoReFa-W4A4": ["--method", "dorefa", "--w-bits", "4", "--a-bits", "4", *TRAINED],
-    "LSQ-W4A4": ["--method", "lsq", "--w-bits", "4", "--a-bits", "4", *TRAINED],
-    "W1A1": ["--w-bits", "binary", "--a-bits", "binary", *TRAINED],
-    "WtA32": ["--w-bits", "ternary", "--a-bits", "32", *TRAINED],
-}
+SCHEMES = schemes(320)
 IN_CI = {
-    ("nin", "W8A8-asym-layer"), ("nin", "W1A1"), ("nin_gc", "DoReFa-W4A4"), ("nin_gc", "WtA32"),
-    ("resnet18", "LSQ-W4A4"), ("mobilenet_v2", "W8A8-channel"),
+    ("nin", "W8A8 asym layer"), ("nin", "W1A1"), ("nin_gc", "DoReFa W4A4"), ("nin_gc", "WtA32"),
+    ("resnet18", "LSQ W4A4"), ("mobilenet_v2", "W8A8 sym channel"),
 }  # fmt: skip
 IMAGES, CHUNK = 1000, 100
 PAIRS = [
     pytest.param(
-        network, scheme, marks=[] if (network, scheme) in IN_CI else pytest.mark.slow, id=f"{network}-{scheme}"
+        network,
+        scheme,
+        marks=[] if (network, scheme) in IN_CI else pytest.mark.slow,
+        id=f"{network}-{scheme}".replace(" ", "-"),
     )
     for network in NETWORKS
     for scheme in SCHEMES

@@ -15,6 +15,7 @@ from micronet.deploy.tensorrt.library import logger
 from micronet.errors import FailedError, MicronetError, first_line
 from micronet.evaluation import Scores
 from micronet.runtime.options import RuntimeOptions
+from micronet.runtime.pixels import to_pixels
 
 _NOT_OPENED = f"not opened; if it was made for another GPU, {REBUILD}"
 
@@ -140,7 +141,8 @@ class EnginePredictor:
     def _copy_in(self, images: NDArray[np.float32], fitting: Range) -> dict[str, Memory]:
         memory = self._prepare((max(len(images), fitting.low[0]), *images.shape[1:]), fitting.profile)
         entry = memory[self._input]
-        entry.host[: len(images)] = self._pixels(images) if entry.host.dtype == np.uint8 else images
+        eight_bit = entry.host.dtype == np.uint8
+        entry.host[: len(images)] = to_pixels(images, self.data or DataSpec()) if eight_bit else images
         entry.host[len(images) :] = 0
         self._cuda.memcpy_htod_async(entry.device, entry.host, self._stream)
         return memory
@@ -175,13 +177,6 @@ class EnginePredictor:
 
     def _execute(self) -> None:
         self._working(self._context.execute_async_v3(self._stream.handle), "the run failed")
-
-    def _pixels(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return the 8-bit pixels that normalised images were made from, for a network that normalises by itself."""
-        spec = self.data or DataSpec()
-        std, mean = (np.array(v or [d], np.float32).reshape(1, -1, 1, 1) for v, d in ((spec.std, 1), (spec.mean, 0)))
-        pixels: NDArray[np.float32] = ((images * std + mean) * 255).round().clip(0, 255)
-        return pixels
 
     def _working(self, result: Any, otherwise: str) -> Any:
         """Return what a call gave. Raises FailedError with the library's own words where that is None or False."""
