@@ -1,0 +1,86 @@
+"""How weights lie in memory for the compiled steps, and what the padding of binary convolutions is off by."""
+
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from micronet.runtime.packed.products import BITS, BYTEWISE, FEWEST, FLOATS, INTEGERS, ITEM, LANES, MOST, MOST_BITS, NIBBLES, WORDS
+
+Array = NDArray[Any]
+HELD = {BITS: 8 * ITEM, INTEGERS: ITEM // WORDS, FLOATS: 1}  # values of an item
+
+
+def vectors_of(product: int, outs: int) -> int:
+    """Return how many vectors hold a layer's output channels."""
+    fewest = FEWEST if product == BITS else 1
+    return -(-outs // (LANES * fewest)) * fewest
+
+
+def planes_of(weight: Array) -> list[Array]:
+    """Return binary weights as one plane of bits, ternary ones as two: each is the mean of two signs."""
+    return [weight > 0] if np.abs(weight).min() else [weight >= 0, weight > 0]
+
+
+def laid_out(weight: Array, product: int, runs: int) -> NDArray[np.uint8]:
+    """Return weights (outputs, rows, columns, inputs) as ``products.accumulate`` reads them, flat.
+
+    runs: how many runs of items a pixel's products are read in, each a row of the kernel, or a place of it.
+    """
+    outs = len(weight)
+    room = vectors_of(product, outs) * LANES
+    parts = []
+    for plane in planes_of(weight) if product == BITS else [weight]:
+        padded = np.zeros((room, runs, weight[0].size // runs), plane.dtype)
+        padded[:outs] = plane.reshape(outs, runs, -1)
+        parts.append(_items(padded, product))
+    ends = np.cumsum([0, *_blocks(room // LANES, MOST_BITS if product == BITS else MOST)]) * LANES
+    blocks = [_block(part[first:end], product) for first, end in pairwise(ends) for part in parts]
+    return np.concatenate(blocks)
+
+
+def _blocks(vectors: int, most: int) -> list[int]:
+    """Return the sizes of the blocks that a layer's vectors are taken in: 4, 2 or 1."""
+    found = []
+    while vectors:
+        found.append(2 if min(most, vectors) == 3 else min(most, vectors))
+        vectors -= found[-1]
+    return found
+
+
+def _items(weight: Array, product: int) -> Array:
+    """(outputs, runs, values) -> (outputs, runs, items' bytes), uint8."""
+    outs, runs, values = weight.shape
+    padded = np.zeros((outs, runs, -(-values // HELD[product]) * HELD[product]), weight.dtype)
+    padded[..., :values] = weight
+    if product == BITS:
+        return np.packbits(padded, axis=-1, bitorder="little")
+    kind = np.float32 if product == FLOATS else np.int8 if WORDS == 1 else np.int16
+    return np.ascontiguousarray(padded.astype(kind)).view(np.uint8)
+
+
+def _block(items: Array, product: int) -> NDArray[np.uint8]:
+    """Lay the channels of a block side by side: 16 items a vector, or 32 bytes of bits."""
+    outs, runs, size = items.shape
+    if product == BITS and BYTEWISE:
+        vectors = items.reshape(outs // 32, 32, runs, size).transpose(2, 3, 0, 1)
+        if NIBBLES == 2:
+            vectors = np.stack([vectors & 15, vectors >> 4], -2)
+        return np.ascontiguousarray(vectors).ravel()
+    vectors = items.reshape(outs // LANES, LANES, runs, size // ITEM, ITEM).transpose(2, 3, 0, 1, 4)
+    return np.ascontiguousarray(vectors).ravel()
+
+
+def border_classes(count: int, stride: int, dilation: int, kernel: int, pad: int, size: int) -> tuple[Array, Array]:
+    """Return for each output place its class, and for each class which places of the kernel lie in the map."""
+    places = np.arange(count)[:, None] * stride - pad + np.arange(kernel) * dilation
+    masks, classes = np.unique((places >= 0) & (places < size), axis=0, return_inverse=True)
+    return classes.reshape(-1), masks
+
+
+def border_sums(weight: Array, rows: Array, columns: Array) -> Array:
+    """Return the sums of weights (outputs, rows, columns, inputs) inside the map: (row, column classes, outputs)."""
+    places = weight.sum(3).astype(np.int64)
+    found: Array = np.einsum("ohw,rh,cw->rco", places, rows.astype(np.int64), columns.astype(np.int64))
+    return found
