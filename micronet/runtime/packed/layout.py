@@ -18,9 +18,17 @@ def vectors_of(product: int, outs: int) -> int:
     return -(-outs // (LANES * fewest)) * fewest
 
 
-def planes_of(weight: Array) -> list[Array]:
-    """Return binary weights as one plane of bits, ternary ones as two: each is the mean of two signs."""
-    return [weight > 0] if np.abs(weight).min() else [weight >= 0, weight > 0]
+def planes_of(weight: Array, product: int) -> list[Array]:
+    """Return weights as what is added up: a ternary weight is the mean of two signs, a wide one a sum of int8."""
+    if product == BITS:
+        return [weight > 0] if np.abs(weight).min() else [weight >= 0, weight > 0]
+    if product == FLOATS or WORDS > 1:
+        return [weight]
+    parts, left = [], weight
+    while not parts or left.any():
+        parts.append(left.clip(-127, 127))
+        left = left - parts[-1]
+    return parts
 
 
 def laid_out(weight: Array, product: int, runs: int) -> NDArray[np.uint8]:
@@ -31,7 +39,7 @@ def laid_out(weight: Array, product: int, runs: int) -> NDArray[np.uint8]:
     outs = len(weight)
     room = vectors_of(product, outs) * LANES
     parts = []
-    for plane in planes_of(weight) if product == BITS else [weight]:
+    for plane in planes_of(weight, product):
         padded = np.zeros((room, runs, weight[0].size // runs), plane.dtype)
         padded[:outs] = plane.reshape(outs, runs, -1)
         parts.append(_items(padded, product))

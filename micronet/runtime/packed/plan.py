@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from micronet.runtime.packed.layout import HELD, border_classes, border_sums, laid_out, planes_of, vectors_of
-from micronet.runtime.packed.products import BITS, FLOATS, INTEGERS, LANES, PIXELS, WORDS
+from micronet.runtime.packed.products import BITS, FEWEST, FLOATS, INTEGERS, LANES, PIXELS, WORDS
 from micronet.runtime.packed.program import Operation, Program
 from micronet.runtime.packed.steps import (
     ADD,
@@ -27,6 +27,7 @@ from micronet.runtime.packed.steps import (
 Array = NDArray[Any]
 LINE = 64  # bytes of a cache line
 ALONE = {"relu", "clip"}
+FLAT = {"linear", "relu", "clip", "sign", "quantize", "add", "mul", "concat"}  # they read flat maps
 
 
 class Unfit(Exception):
@@ -125,6 +126,8 @@ class Plan:
         for index, operation in enumerate(program.operations):
             if index not in self._done:
                 self._translate(index, operation)
+        if not self._steps:
+            raise Unfit("a program that computes nothing")
         self.input, last = self._maps[0], self._maps[len(program.operations)]
         self.output = self._float(last)
         self.flat = last.flat
@@ -204,13 +207,17 @@ class Plan:
     def _translate(self, index: int, operation: Operation) -> None:
         inputs = [self._maps[source] for source in operation.inputs]
         x = inputs[0]
+        if operation.kind not in FLAT and any(each.flat and each.rows * each.columns > 1 for each in inputs):
+            raise Unfit("a flat map that is read as a map")
         if operation.kind in ("conv", "linear", "threshold"):
             self._layer(index, operation, x)
         elif operation.kind in ("max_pool", "average_pool", "mean"):
             self._pool(index, operation, x)
         elif operation.kind == "flatten":
-            self._maps[index + 1] = x if x.rows == x.columns == 1 else self._flattened(x)
+            self._maps[index + 1] = self._flattened(x)
         elif operation.kind == "shuffle":
+            if x.channels % operation.attributes["groups"]:
+                raise Unfit("a shuffle of uneven groups")
             made = self._new(x.kind, x.rows, x.columns, x.channels, scale=x.scale, zero=x.zero)
             self._add(Step({"step": SHUFFLE, "groups": operation.attributes["groups"]}, x, made))
             self._maps[index + 1] = made
@@ -222,7 +229,7 @@ class Plan:
     def _flattened(self, x: Map) -> Map:
         """Return a map as its readers see it flat: only a linear layer and the program's end know how to."""
         value = next(value for value, known in self._maps.items() if known is x)
-        if len(self._readers[value]) > 1:
+        if len(self._readers[value]) > 1 and x.rows * x.columns > 1:
             raise Unfit("a map that is read flat and as it is")
         x.flat = True
         return x
@@ -290,6 +297,7 @@ class Plan:
         maximum = operation.kind == "max_pool"
         x = x if maximum else self._float(x)
         made = self._new(x.kind, rows, columns, x.channels, scale=x.scale, zero=x.zero)
+        made.flat = operation.kind == "mean" and not operation.attributes.get("keep")
         numbers = {
             "step": POOL if maximum else MEAN, "kernel_y": ky, "kernel_x": kx, "stride_y": sy, "stride_x": sx,
             "top": top, "left": left, "high": x.rows, "wide": x.columns, "count_pads": bool(at.get("count_pads")),
@@ -305,10 +313,14 @@ class Plan:
             if weight.shape[1] != x.channels * math.prod(sides) or (not x.flat and x.rows * x.columns > 1):
                 raise Unfit("a linear layer over the pixels of a map")
             weight, at = weight.reshape(len(weight), x.channels, *sides), {}
+        if any(part is not None and part.size != len(weight) for part in (operation.bias, operation.limits)):
+            raise Unfit("a layer whose numbers are not one an output")
         product = self._product(weight, x)
         x = self._float(x) if product == FLOATS else x
         weight = weight.transpose(0, 2, 3, 1)
         groups = at.get("group", 1)
+        if operation.kind == "threshold" and operation.limits is None:
+            raise Unfit("a threshold without limits")
         if weight.shape[3] * groups != x.channels or len(weight) % groups:
             raise Unfit("layers that do not fit one another")
         (sy, sx), (dy, dx) = at.get("stride", [1, 1]), at.get("dilation", [1, 1])
@@ -319,6 +331,7 @@ class Plan:
         if operation.kind == "threshold":
             finish = Finish(index + 1, kind=BITS)
         out = self._finished(finish, rows, columns, len(weight))
+        out.flat = operation.kind == "linear"
         weight, groups = _merged(weight, groups, product, out.kind)
         inner, each = weight.shape[3], len(weight) // groups
         own = x
@@ -345,7 +358,8 @@ class Plan:
         if x.kind == BITS:
             unit = max(1, int(np.abs(weight).max()))
             return BITS if np.isin(weight, (-unit, 0, unit)).all() else FLOATS
-        if np.abs(weight).max() > 127:
+        largest = np.abs(weight.astype(np.int64))
+        if largest.max() > 255 or largest.reshape(len(weight), -1).sum(1).max() * 255 > 2**31 - 1:
             raise Unfit("weights of more than 8 bits")
         return INTEGERS
 
@@ -376,7 +390,8 @@ class Plan:
         if step.weight is not None:
             numbers |= self._weights(step, numbers["product"])
         whole_rows = numbers["step"] == MAP and numbers["operation"] != SCALE and out.channels == x.channels
-        if whole_rows and BITS not in (x.kind, out.kind) and (y is None or numbers["y_row"]):
+        whole_rows = whole_rows and (x.channels % 32 == 0 or BITS not in (x.kind, out.kind, y and y.kind))
+        if whole_rows and (y is None or numbers["y_row"]):
             numbers |= {"channels": x.columns * x.channels, "columns": 1}  # a row's pixels lie side by side
         return numbers
 
@@ -388,7 +403,7 @@ class Plan:
         (dy, dx), size = step.dilation, x.offset(8) // 8 if x.kind != BITS else 0
         beside = dx == 1 and (inner % 32 == 0 and x.pixel * 8 == inner if x.kind == BITS else x.pixel == inner * size)
         runs = high if beside else high * wide
-        planes = len(planes_of(weight)) if product == BITS else 1
+        planes = len(planes_of(weight, product))
         offsets = [
             row * dy * x.row + column * dx * x.pixel for row in range(high) for column in range(1 if beside else wide)
         ]
@@ -417,7 +432,7 @@ class _Layer(NamedTuple):
         weight, operation, bits = self.weight, self.operation, self.product == BITS
         magnitude = max(1, int(np.abs(weight).max())) if bits else 1
         signs = weight // magnitude if bits else weight
-        planes = len(planes_of(signs)) if bits else 1
+        planes = len(planes_of(signs, self.product))
         rows, row_masks = self._classes(0)
         columns, column_masks = self._classes(1)
         base = np.zeros((1, 1, len(weight)), np.int64)
@@ -535,7 +550,7 @@ def _merged(weight: Array, groups: int, product: int, out: int) -> tuple[Array, 
     outs, high, wide, inner = weight.shape
     each = outs // groups
     for together in (size for size in range(1, groups + 1) if groups % size == 0):
-        whole = not (together * inner % 8 and product == BITS) and not (together * each % LANES and out == BITS)
+        whole = not (together * inner % 8 and product == BITS) and not (together * each % (LANES * FEWEST) and out == BITS)
         if together == groups or (whole and together * each >= LANES):
             break
     if together == 1:

@@ -5,7 +5,9 @@ network = PackedNetwork("int8.packed")
 scores = network(images)  # (N, C, H, W) float32, normalised -> (N, K)
 """
 
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,49 +16,74 @@ from numpy.typing import NDArray
 
 from micronet.errors import MicronetError
 from micronet.runtime.packed.program import Program, read
-from micronet.runtime.packed.run import Step, plain, run
+from micronet.runtime.packed.run import check_images, run
 
 BATCH = 8  # images at once: what lies between layers stays in the caches
+Scoring = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 
 class PackedNetwork:
-    """A packed file, ready to run. ``classes``: their names, or None. ``kernel``: what runs its binary layers."""
+    """A packed file, ready to run. ``classes``: their names, or None. ``kernel``: what runs it."""
 
     def __init__(self, path: str | Path, threads: int = 1) -> None:
-        """Open a file; ``threads``: over images. Raises MicronetError where it is no packed network, or is damaged."""
+        """Open a file. Raises MicronetError where it is no packed network, or is damaged.
+
+        threads: over images, or where there are fewer images than threads over the rows of each layer.
+        """
         self.program = read(Path(path))
         data: dict[str, Any] = self.program.about.get("data") or {}
         self.classes: list[str] | None = data.get("classes")
-        self._step, self.kernel = _steps(self.program)
-        self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
-        self._threads = threads
+        with _told():
+            self._score, self.kernel = _scoring(self.program, threads)
 
     def __call__(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
         """Score images (N, C, H, W), normalised as the network was trained.
 
         Raises MicronetError where they are of another size, or the file's layers do not fit one another.
         """
+        check_images(self.program, images)
+        with _told():
+            return self._score(images)
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Turn what a file that was made to confuse raises into one line."""
+    try:
+        yield
+    except (ValueError, IndexError, KeyError, TypeError, AssertionError) as error:
+        raise MicronetError(f"the packed network's layers do not fit one another ({error}); pack it anew") from error
+
+
+def _scoring(program: Program, threads: int) -> tuple[Scoring, str]:
+    """Return what scores images, and its name: compiled steps where numba is there and they have all, else numpy."""
+    try:
+        from micronet.runtime.packed import products
+        from micronet.runtime.packed.compiled import CompiledNetwork
+        from micronet.runtime.packed.plan import Unfit
+    except ImportError:
+        return _InBatches(program, threads), "numpy (pip install 'micronet[fast]' for compiled kernels)"
+    except RuntimeError as error:  # numba finds no place to keep what it compiles
+        return _InBatches(program, threads), f"numpy ({error})"
+    try:
+        return CompiledNetwork(program, threads), products.WAY
+    except Unfit as error:
+        return _InBatches(program, threads), f"numpy (not compiled: {error})"
+
+
+class _InBatches:
+    """A program run by numpy, on threads over images."""
+
+    def __init__(self, program: Program, threads: int) -> None:
+        self._program, self._threads = program, threads
+        self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
+
+    def __call__(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Score images."""
         size = max(1, min(BATCH, -(-len(images) // self._threads)))
         parts = [images[start : start + size] for start in range(0, len(images), size)]
-        try:
-            scores = map(self._run, parts) if self._pool is None else self._pool.map(self._run, parts)
-            return np.concatenate(list(scores))
-        except (ValueError, IndexError, KeyError, TypeError, AssertionError) as error:
-            raise MicronetError(
-                f"the packed network's layers do not fit one another ({error}); pack it anew"
-            ) from error
+        score = self._pool.map if self._pool else map
+        return np.concatenate(list(score(self._run, parts)))
 
     def _run(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        return run(self.program, images, self._step)
-
-
-def _steps(program: Program) -> tuple[Step, str]:
-    """Return what runs the operations: compiled kernels where a binary layer has use for them and numba is there."""
-    if not any(operation.kind == "threshold" for operation in program.operations):
-        return plain, "numpy"
-    try:
-        from micronet.runtime.packed import kernels
-        from micronet.runtime.packed.fast import FastSteps
-    except ImportError:
-        return plain, "numpy (pip install 'micronet[fast]' for compiled kernels)"
-    return FastSteps(program), kernels.WAY
+        return run(self._program, images)

@@ -36,25 +36,19 @@ class Value(NamedTuple):
         return self.data if self.scale is None or not self.zero_point else self.data.astype(np.int32) - self.zero_point
 
 
-Step = Callable[[int, Operation, list[Any]], Any]
-
-
-def plain(index: int, operation: Operation, inputs: list[Any]) -> Value:
-    """Run one operation with numpy."""
-    return RUN[operation.kind](operation, *inputs)
-
-
-def run(program: Program, images: NDArray[np.float32], step: Step = plain) -> NDArray[np.float32]:
-    """Score images (N, C, H, W); ``step`` runs an operation, given its number.
-
-    Raises MicronetError where the images are of another size.
-    """
+def check_images(program: Program, images: NDArray[np.float32]) -> None:
+    """Raise MicronetError where images are not (N, C, H, W) of the program's size."""
     if images.ndim != 4 or list(images.shape[1:]) != program.shape:
         raise MicronetError(f"the packed network takes images of {program.shape}, not {list(images.shape[1:])}")
-    values: list[Any] = [Value(np.ascontiguousarray(images.transpose(0, 2, 3, 1)))]
+
+
+def run(program: Program, images: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Score images (N, C, H, W). Raises MicronetError where they are of another size."""
+    check_images(program, images)
+    values: list[Value] = [Value(np.ascontiguousarray(images.transpose(0, 2, 3, 1)))]
     last_use = {source: index for index, op in enumerate(program.operations) for source in op.inputs}
     for index, operation in enumerate(program.operations):
-        values.append(step(index, operation, [values[source] for source in operation.inputs]))
+        values.append(RUN[operation.kind](operation, *[values[source] for source in operation.inputs]))
         for source in operation.inputs:
             if last_use[source] == index:
                 values[source] = Value(np.zeros(0))  # let go of the memory

@@ -11,6 +11,7 @@ from numba import njit
 from micronet.runtime.packed.products import (
     BITS,
     COMPILED,
+    DEPOSITS,
     FLOATS,
     INTEGER,
     INTEGERS,
@@ -21,6 +22,13 @@ from micronet.runtime.packed.products import (
     WORDS,
     accumulate,
     arrive,
+    deposit,
+    floats_to_floats,
+    floats_to_integers,
+    integers_to_floats,
+    integers_to_integers,
+    put_word,
+    signs_of,
 )
 
 CONV, MAP, POOL, MEAN, SHUFFLE, ALIGN = range(6)  # kinds of step
@@ -61,7 +69,7 @@ def execute(steps, images, memory, constants, table, thread, threads, counter): 
     """
     integers, floats = memory.view(INTEGER), memory.view(np.float32)
     sums = np.empty(PIXELS * MOST_BITS * LANES, np.int32)
-    room = max(LANES * MOST_BITS, steps["channels"].max())
+    room = max(LANES * MOST_BITS, steps["channels"].max() + LANES)
     values, second = np.empty(room, np.float32), np.empty(room, np.float32)
     places = np.empty((PIXELS, 2), np.int64)
     waited = 0
@@ -74,7 +82,7 @@ def execute(steps, images, memory, constants, table, thread, threads, counter): 
             x = step.x_buffer * images + image * step.x_size + step.x + row * step.stride_y * step.x_row
             out = step.out_buffer * images + image * step.out_size + step.out + row * step.out_row
             if step.step == CONV:
-                _convolve(step, x, out, row, memory, integers, floats, constants, sums, places, values, table)
+                _convolve(step, x, out, row, memory, constants, sums, places, values, table)
             elif step.step == MAP:
                 y = step.y_buffer * images + image * step.y_size + step.y + row * step.y_row
                 _map(step, x, y, out, memory, integers, floats, constants[3], values, second)
@@ -94,85 +102,108 @@ def execute(steps, images, memory, constants, table, thread, threads, counter): 
 
 
 @njit(**COMPILED)  # type: ignore[untyped-decorator, unused-ignore]
-def _convolve(step, x, out, row, memory, integers, floats, constants, sums, places, values, table):  # type: ignore[no-untyped-def]
+def _convolve(step, x, out, row, memory, constants, sums, places, values, table):  # type: ignore[no-untyped-def]
     """Run a row of a convolution, then the signs of its sums, or their scale and what else follows."""
     _, ints, longs, _ = constants
     runs = longs[step.runs : step.runs + step.run_count]
     column_class = ints[step.column_class : step.column_class + step.columns]
     row_class = ints[step.row_class + row] * step.column_classes
     lanes, signs = step.vectors * LANES, step.limits >= 0
+    size = 0 if step.out_kind == BITS else WORDS if step.out_kind == INTEGERS else 4
     pixels, skip = memory.ctypes.data + x, step.stride_x * step.x_pixel
     most = MOST_BITS if step.product == BITS else MOST
-    following = constants[0].ctypes.data + step.weights
-    spare = sums.ctypes.data
+    following, spare = constants[0].ctypes.data + step.weights, values.ctypes.data
     block = 0
     while block < step.vectors:
         vectors = min(most, step.vectors - block)
         if vectors == 3:
             vectors = 2
-        weights = following
-        limits = constants[1].ctypes.data + 4 * (step.limits + block * LANES)
+        weights, channel = following, block * LANES
+        numbers = constants[1].ctypes.data + 4 * ((step.limits if signs else step.base) + channel)
+        to = memory.ctypes.data + out + (channel // 8 if step.out_kind == BITS else channel * size)
+        whole = vectors if signs else min(vectors, (step.channels - channel) // LANES)
         for start in range(0, step.columns, PIXELS):
             column = max(0, min(start, step.columns - PIXELS))
             inside = min(PIXELS, step.columns - column)
-            if signs:
-                for pixel in range(PIXELS):
-                    places[pixel, 0], places[pixel, 1] = limits, spare
-                for pixel in range(inside):
-                    places[pixel, 0] = limits + 4 * (row_class + column_class[column + pixel]) * lanes
-                    places[pixel, 1] = memory.ctypes.data + out + (column + pixel) * step.out_pixel + 2 * block
+            for pixel in range(inside):
+                places[pixel, 0] = numbers + 4 * (row_class + column_class[column + pixel]) * lanes
+                places[pixel, 1] = to + (column + pixel) * step.out_pixel
+            for pixel in range(inside, PIXELS):
+                places[pixel, 0], places[pixel, 1] = numbers, spare
             following = accumulate(
                 step.product, vectors, pixels + column * skip, skip, runs, step.length, weights,
                 0 if signs else sums.ctypes.data, places, table,
             )  # fmt: skip
-            if not signs:
-                count = min(vectors * LANES, step.channels - block * LANES)
+            if signs:
+                continue
+            if size and whole:
+                _finish(step, channel, inside, vectors, whole, sums.ctypes.data, places, constants)
+            if not size or whole < vectors:
+                done = whole if size else 0
+                left = min(vectors * LANES, step.channels - channel) - done * LANES
                 for pixel in range(inside):
-                    kind = row_class + column_class[column + pixel]
-                    own = sums[pixel * vectors * LANES : pixel * vectors * LANES + count]
-                    _scale(step, own, kind * lanes, block * LANES, count, constants, values)
-                    place = out + (column + pixel) * step.out_pixel
-                    _put(step, values, count, place, block * LANES, memory, integers, floats)
+                    place = places[pixel, 1] - memory.ctypes.data + done * LANES * size
+                    places[0, 0], places[0, 1] = places[pixel, 0] + 4 * done * LANES, spare
+                    own = sums.ctypes.data + 4 * LANES * (pixel * vectors + done)
+                    _finish(step, channel + done * LANES, 1, vectors, vectors - done, own, places, constants)
+                    if size:
+                        memory[place : place + left * size] = values.view(np.uint8)[: left * size]
+                    else:
+                        _put_signs(values, left, place, memory)
         block += vectors
 
 
 @njit(**COMPILED)  # type: ignore[untyped-decorator, unused-ignore]
-def _scale(step, sums, kind, channel, count, constants, values):  # type: ignore[no-untyped-def]
-    """Turn a pixel's sums, from a channel on, into values."""
-    _, ints, _, reals = constants
-    unit = reals[step.unit + channel : step.unit + channel + count]
-    bias = reals[step.bias + channel : step.bias + channel + count]
-    if step.product == FLOATS:
-        real = sums.view(np.float32)
-        for lane in range(count):
-            values[lane] = real[lane] * unit[lane] + bias[lane]
+def _finish(step, channel, pixels, vectors, count, sums, places, constants):  # type: ignore[no-untyped-def]
+    """Turn sums into what the step's output holds, as ``products._finish`` does; signs begin as floats."""
+    unit, bias = constants[3].ctypes.data + 4 * (step.unit + channel), constants[3].ctypes.data + 4 * (step.bias + channel)
+    factor, zero, at = np.int32(step.factor), np.int32(step.out_zero), places.ctypes.data
+    if step.out_kind == INTEGERS:
+        if step.product == FLOATS:
+            floats_to_integers(at, pixels, vectors, count, sums, unit, bias, factor, step.least, step.most,
+                               step.out_scale, step.low, step.top_level, zero)  # fmt: skip
+        else:
+            integers_to_integers(at, pixels, vectors, count, sums, unit, bias, factor, step.least, step.most,
+                                 step.out_scale, step.low, step.top_level, zero)  # fmt: skip
+    elif step.product == FLOATS:
+        floats_to_floats(at, pixels, vectors, count, sums, unit, bias, factor, step.least, step.most, step.out_scale,
+                         step.low, step.top_level, zero)  # fmt: skip
     else:
-        base, factor = ints[step.base + kind + channel : step.base + kind + channel + count], np.int32(step.factor)
-        for lane in range(count):
-            values[lane] = np.float32(base[lane] + factor * sums[lane]) * unit[lane] + bias[lane]
+        integers_to_floats(at, pixels, vectors, count, sums, unit, bias, factor, step.least, step.most, step.out_scale,
+                           step.low, step.top_level, zero)  # fmt: skip
 
 
 @njit(**COMPILED)  # type: ignore[untyped-decorator, unused-ignore]
-def _put(step, values, count, place, channel, memory, integers, floats):  # type: ignore[no-untyped-def]
-    """Store a pixel's ``count`` values, from a channel (a multiple of 8) on, as what the step's output holds."""
+def _put_signs(values, count, place, memory):  # type: ignore[no-untyped-def]
+    """Store ``count`` values' signs as bits; ``values`` goes on to a whole vector."""
+    for first in range(0, count, LANES):
+        bits = signs_of(values.ctypes.data + 4 * first)
+        left = count - first
+        if left < LANES:
+            bits &= (1 << left) - 1
+        memory[place + first // 8] = bits & 255
+        if left > 8:
+            memory[place + first // 8 + 1] = bits >> 8
+
+
+@njit(**COMPILED)  # type: ignore[untyped-decorator, unused-ignore]
+def _put(step, values, count, place, memory, integers, floats):  # type: ignore[no-untyped-def]
+    """Store a pixel's ``count`` values as what the step's output holds."""
     least, most = step.least, step.most
     if step.out_kind == FLOATS:
-        real = floats[place // 4 + channel : place // 4 + channel + count]
+        real = floats[place // 4 : place // 4 + count]
         for lane in range(count):
             real[lane] = min(max(values[lane], least), most)
     elif step.out_kind == INTEGERS:
         scale, low, top_level, zero = step.out_scale, step.low, step.top_level, np.int32(step.out_zero)
-        whole = integers[place // WORDS + channel : place // WORDS + channel + count]
+        whole = integers[place // WORDS : place // WORDS + count]
         for lane in range(count):
             scaled = min(max(values[lane], least), most) / scale
             whole[lane] = np.int32((min(max(scaled, low), top_level) + ROUND) - ROUND) + zero
     else:
-        at = place + channel // 8
-        for first in range(0, count, 8):
-            byte = 0
-            for bit in range(min(8, count - first)):
-                byte |= np.int64(min(max(values[first + bit], least), most) >= 0) << bit
-            memory[at + first // 8] = byte
+        for lane in range(count):
+            values[lane] = min(max(values[lane], least), most)
+        _put_signs(values, count, place, memory)
 
 
 @njit(**COMPILED)  # type: ignore[untyped-decorator, unused-ignore]
@@ -195,7 +226,7 @@ def _map(step, x, y, out, memory, integers, floats, reals, values, second):  # t
             unit, bias = reals[step.unit : step.unit + channels], reals[step.bias : step.bias + channels]
             for lane in range(channels):
                 values[lane] = values[lane] * unit[lane] + bias[lane]
-        _put(step, values, channels, out + column * step.out_pixel, 0, memory, integers, floats)
+        _put(step, values, channels, out + column * step.out_pixel, memory, integers, floats)
 
 
 @njit(**COMPILED)  # type: ignore[untyped-decorator, unused-ignore]
@@ -278,6 +309,9 @@ def _shuffle(step, x, out, memory, integers, floats):  # type: ignore[no-untyped
     groups, each = step.groups, step.channels // step.groups
     for column in range(step.columns):
         at, place = x + column * step.x_pixel, out + column * step.out_pixel
+        if step.x_kind == BITS and DEPOSITS and 64 % groups == 0 and step.channels % 64 == 0:
+            _deposit_bits(step, memory.ctypes.data + at, memory.ctypes.data + place)
+            continue
         if step.x_kind == BITS:
             memory[place : place + step.out_pixel] = 0
         for group in range(groups):
@@ -292,6 +326,21 @@ def _shuffle(step, x, out, memory, integers, floats):  # type: ignore[no-untyped
                     floats[place // 4 + target] = floats[at // 4 + source]
                 source += 1
                 target += groups
+
+
+@njit(**COMPILED)  # type: ignore[untyped-decorator, unused-ignore]
+def _deposit_bits(step, x, out):  # type: ignore[no-untyped-def]
+    """Shuffle a pixel's bits, 64 at a time: so many of each group in turn."""
+    each, share = step.channels // step.groups, 64 // step.groups
+    mask = 0
+    for place in range(0, 64, step.groups):
+        mask |= 1 << place
+    for word in range(step.channels // 64):
+        found = 0
+        for group in range(step.groups):
+            first = group * each + word * share
+            found |= deposit(x + (first >> 3), first & 7, mask << group)
+        put_word(found, out + 8 * word)
 
 
 @njit(**COMPILED)  # type: ignore[untyped-decorator, unused-ignore]
