@@ -28,7 +28,6 @@ from micronet.quantization.config import QuantConfig
 from micronet.quantization.quantize import quantize_model
 from micronet.runtime.options import RuntimeOptions
 from micronet.runtime.ort import session_predictor
-from micronet.runtime.packed.fast import Bits, prepare
 from micronet.runtime.packed.predictor import PackedNetwork
 from micronet.runtime.packed.program import Program, to_bytes
 
@@ -40,6 +39,11 @@ SCHEMES = {
     "WtA1": {"w_bits": "ternary", "a_bits": "binary"},
     "W2A8": {"w_bits": 2, "method": "lsq"},
 }
+
+
+# Products a cycle that the vector units allow: on Zen 4 (four units of 256 bits) three operations for 256 products; with
+# AVX2 tables (two shuffles a cycle) two for 128.
+LIMITS = {"avx512": 341, "avx2": 256}
 
 
 def quantized(spec: ModelSpec, images: torch.Tensor, **config: object) -> Artifact:
@@ -55,29 +59,48 @@ def quantized(spec: ModelSpec, images: torch.Tensor, **config: object) -> Artifa
 
 
 def layers(program: Program) -> None:
-    """Print each binary layer's speed."""
-    print("\n| layer | products | us | GOP/s |\n| --- | ---: | ---: | ---: |")
-    side = program.shape[1]
-    for number, operation in enumerate(program.operations, 1):
-        weight, at = operation.weight, operation.attributes
-        if operation.kind == "max_pool" or at.get("stride", [1, 1])[0] > 1:
-            side //= at.get("stride", [1, 1])[0]
-        fast = prepare(operation)
-        if fast is None or weight is None:
+    """Print each binary layer's speed, one image, and its share of the most the core can do at the clock measured."""
+    from micronet.runtime.packed.plan import Plan
+    from micronet.runtime.packed.products import BITS, TABLE, WAY
+    from micronet.runtime.packed.steps import execute
+
+    plan, counter = Plan(program), np.zeros(1, np.int64)
+    memory, hertz = plan.memory(1), clock()
+    limit = LIMITS.get(WAY)
+    print(f"\nclock {hertz / 1e9:.2f} GHz; {WAY}" + (f": at most {limit} products a cycle" if limit else ""))
+    print("\n| layer | products | us | GOP/s | of the limit |\n| --- | ---: | ---: | ---: | ---: |")
+    for number, (row, step) in enumerate(zip(plan.steps, plan.layers, strict=True), 1):
+        if step.weight is None or row["product"] != BITS:
             continue
-        channels = weight.shape[1] * at.get("group", 1)
-        x = Bits(
-            np.random.default_rng(0).integers(0, 256, (1, side, side, -(-channels // 8)), dtype=np.uint8), channels
-        )
         times = []
         for _ in range(200):
             start = time.perf_counter()
-            out = fast(x)
+            execute(plan.steps[number - 1 : number], 1, memory, plan.constants, TABLE, 0, 1, counter)
             times.append(time.perf_counter() - start)
         spent = statistics.median(times)
-        products = out.data.shape[1] * out.data.shape[2] * weight.size
-        print(f"| {number}: {'x'.join(map(str, weight.shape))} | {products / 1e6:.1f} M | {1e6 * spent:.0f} | "
-              f"{2 * products / spent / 1e9:.0f} |")  # fmt: skip
+        products = int(row["rows"] * row["columns"]) * step.weight.size
+        share = "" if limit is None else f"{products / spent / hertz / limit:.0%}"
+        print(f"| {number}: {'x'.join(map(str, step.weight.shape))} | {products / 1e6:.1f} M | {1e6 * spent:.0f} | "
+              f"{2 * products / spent / 1e9:.0f} | {share} |")  # fmt: skip
+
+
+def clock() -> float:
+    """Return the core's cycles a second, by a chain of additions that each wait for the one before."""
+    from numba import njit
+
+    @njit
+    def chain(count: int, value: int) -> int:
+        for _ in range(count):
+            value = (value ^ (value << 1)) + 1  # three operations, one cycle each, that cannot overlap
+        return value
+
+    chain(1, 1)
+    rates = []
+    for _ in range(5):
+        start = time.perf_counter()
+        chain(10_000_000, 1)
+        rates.append(30_000_000 / (time.perf_counter() - start))
+    return max(rates)
 
 
 def main() -> None:

@@ -75,6 +75,9 @@ def drawn(seed):
                 quantize(count, draw, 0.3) if follower == "quantize"
                 else Operation(follower, [count], {"bounds": [-0.5, 6]} if follower == "clip" else {})
             )  # fmt: skip
+    if operations[-1].kind in ("threshold", "sign"):  # what reads bits must not see any beyond the channels
+        weight = rng.choice([-1, 1], (20, outs, 1, 1)).astype(np.int32)
+        operations.append(Operation("conv", [len(operations)], {}, weight, np.ones(1, np.float32)))
     images = rng.normal(size=(draw.choice([1, 2, 3]), inner * groups, side, side + draw.choice([0, 3])))
     return Program(operations, list(images.shape[1:]), {}), images.astype(np.float32)
 
@@ -85,7 +88,7 @@ def check(program, images, threads=1):
     found = CompiledNetwork(program, threads)(images)
     assert found.shape == wanted.shape
     first = program.operations[0].kind
-    if program.operations[-1].kind in ("threshold", "sign") and first != "conv":
+    if program.operations[-2:][0].kind in ("threshold", "sign") and first != "conv":
         np.testing.assert_array_equal(found, wanted)
     else:
         np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4 * max(1e-6, np.abs(wanted).max()))
@@ -124,7 +127,7 @@ def operations_of(seed):
         [Operation("max_pool", [n], {"kernel": [1, 1]}), Operation("concat", [n + 1, n, n + 1])],
         [Operation("affine", [n], scale=np.linspace(-1, 1, channels, dtype=np.float32),
                    bias=np.ones(channels, np.float32)), Operation("sign", [n + 1])],
-        [Operation("flatten", [n])],
+        [Operation("relu", [n]), Operation("flatten", [n + 1])],
         [Operation("flatten", [n]), Operation("linear", [n + 1], {}, np.random.default_rng(seed).normal(
             size=(5, channels * 6 * 7)).astype(np.float32))],
         [Operation("add", [n, n]), Operation("relu", [n + 1]), quantize(n + 2, draw), Operation("add", [n + 3, n])],

@@ -27,6 +27,7 @@ from micronet.runtime.packed.steps import (
 Array = NDArray[Any]
 LINE = 64  # bytes of a cache line
 ALONE = {"relu", "clip"}
+NEVER = {BITS: -1, INTEGERS: 2**31 - 1, FLOATS: 0x7F800000}  # limits that no sum passes; infinity
 FLAT = {"linear", "relu", "clip", "sign", "quantize", "add", "mul", "concat"}  # they read flat maps
 
 
@@ -105,7 +106,7 @@ class Step:
 
 
 class Plan:
-    """A program's steps and constants. ``image``: bytes of all maps of one image.
+    """A program's steps and constants. ``image``: bytes of all maps of one image. ``layers``: each step before it had a place.
 
     Raises Unfit where the compiled steps do not have something.
     """
@@ -120,13 +121,13 @@ class Plan:
         self._maps: dict[int, Map] = {0: Map(FLOATS, rows, columns, channels)}
         self._as_floats: dict[int, Map] = {}
         self._all: list[Map] = [self._maps[0]]
-        self._steps: list[Step] = []
+        self.layers: list[Step] = []
         self._done: set[int] = set()
         self._constants = _Constants()
         for index, operation in enumerate(program.operations):
             if index not in self._done:
                 self._translate(index, operation)
-        if not self._steps:
+        if not self.layers:
             raise Unfit("a program that computes nothing")
         self.input, last = self._maps[0], self._maps[len(program.operations)]
         self.output = self._float(last)
@@ -134,7 +135,7 @@ class Plan:
         self.image = 0
         for each in self._all:
             each.buffer, self.image = self.image, self.image + each.size
-        self.steps = np.array([tuple(self._placed(step)[name] for name in STEP.names or ()) for step in self._steps], STEP)
+        self.steps = np.array([tuple(self._placed(step)[name] for name in STEP.names or ()) for step in self.layers], STEP)
         self.constants = self._constants.arrays()
         self.largest = max(each.size for each in self._all)
 
@@ -365,7 +366,7 @@ class Plan:
 
     def _add(self, step: Step, *, wait: bool = True) -> None:
         step.numbers["wait"] = wait
-        self._steps.append(step)
+        self.layers.append(step)
 
     def _placed(self, step: Step) -> dict[str, Any]:
         """Return a step's fields, now that every map has its place."""
@@ -448,10 +449,12 @@ class _Layer(NamedTuple):
         }  # fmt: skip
         alone = finish.least == -math.inf and finish.most == math.inf and finish.kind == BITS
         if operation.limits is not None:
-            found["limits"] = constants.ints(self._padded(self._limits(base, magnitude, planes)))
+            found["limits"] = constants.ints(self._padded(self._limits(base, magnitude, planes), NEVER[self.product]))
         elif self.product == FLOATS and alone and operation.scale is None:
             bias = np.zeros(len(weight)) if operation.bias is None else operation.bias[self.part]
-            found["limits"] = constants.ints(self._padded((-bias.astype(np.float32)).view(np.int32)[None, None]))
+            found["limits"] = constants.ints(
+                self._padded((-bias.astype(np.float32)).view(np.int32)[None, None], NEVER[FLOATS])
+            )
         else:
             found |= self._scales(base * magnitude, constants)
         return found
@@ -484,10 +487,10 @@ class _Layer(NamedTuple):
             "base": constants.ints(self._padded(base)), "unit": constants.floats(unit), "bias": constants.floats(bias),
         }  # fmt: skip
 
-    def _padded(self, values: Array) -> Array:
+    def _padded(self, values: Array, fill: int = 0) -> Array:
         """(row classes, column classes, outputs) -> whole vectors of outputs."""
         lanes = vectors_of(self.product, len(self.weight)) * LANES
-        return np.pad(values, ((0, 0), (0, 0), (0, lanes - values.shape[-1])))
+        return np.pad(values, ((0, 0), (0, 0), (0, lanes - values.shape[-1])), constant_values=fill)
 
     def _classes(self, axis: int) -> tuple[Array, Array]:
         size = (self.x.rows, self.x.columns)[axis]
