@@ -27,7 +27,9 @@ from micronet.runtime.packed.plan import Plan, Unfit
 def quantize(source, draw, scale=0.05):
     """Eight bits, unsigned or signed, or fewer."""
     low, high = draw.choice([(0, 255), (-128, 127), (-127, 127), (0, 15), (-8, 7)])
-    return Operation("quantize", [source], {"scale": scale, "zero_point": draw.randint(low, high), "range": [low, high]})
+    return Operation(
+        "quantize", [source], {"scale": scale, "zero_point": draw.randint(low, high), "range": [low, high]}
+    )
 
 
 def drawn_weight(draw, rng, kind, shape):

@@ -6,7 +6,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from micronet.runtime.packed.products import BITS, BYTEWISE, FEWEST, FLOATS, INTEGERS, ITEM, LANES, MOST, MOST_BITS, NIBBLES, WORDS
+from micronet.runtime.packed.products import (
+    BITS,
+    BYTEWISE,
+    FEWEST,
+    FLOATS,
+    INTEGERS,
+    ITEM,
+    LANES,
+    MOST,
+    MOST_BITS,
+    NIBBLES,
+    WORDS,
+)
 
 Array = NDArray[Any]
 HELD = {BITS: 8 * ITEM, INTEGERS: ITEM // WORDS, FLOATS: 1}  # values of an item

@@ -135,7 +135,9 @@ class Plan:
         self.image = 0
         for each in self._all:
             each.buffer, self.image = self.image, self.image + each.size
-        self.steps = np.array([tuple(self._placed(step)[name] for name in STEP.names or ()) for step in self.layers], STEP)
+        self.steps = np.array(
+            [tuple(self._placed(step)[name] for name in STEP.names or ()) for step in self.layers], STEP
+        )
         self.constants = self._constants.arrays()
         self.largest = max(each.size for each in self._all)
 
@@ -152,7 +154,11 @@ class Plan:
         """Return a float map (N, H, W, C) in memory."""
         start = each.buffer * images + each.place([0, 0, 0, 0])
         return np.ndarray(
-            (images, each.rows, each.columns, each.channels), np.float32, memory, start, (each.size, each.row, each.pixel, 4)
+            (images, each.rows, each.columns, each.channels),
+            np.float32,
+            memory,
+            start,
+            (each.size, each.row, each.pixel, 4),
         )
 
     def _new(self, kind: int, rows: int, columns: int, channels: int, **more: Any) -> Map:
@@ -237,14 +243,16 @@ class Plan:
 
     def _by_value(self, index: int, operation: Operation, inputs: list[Map]) -> None:
         x, kind = inputs[0], operation.kind
-        finish, doing, constants = self._finish(index), COPY, {}
+        if kind in ("sign", "quantize"):
+            finish = Finish(index + 1, kind=BITS if kind == "sign" else INTEGERS, quantize=operation.attributes)
+        else:
+            finish = self._finish(index)
+        doing, constants = COPY, {}
         if kind in ALONE:
             if finish.least != -math.inf or finish.most != math.inf:
                 raise Unfit("one clipping behind another")
             low, high = operation.attributes.get("bounds", [0, math.inf])
             finish = finish._replace(least=low, most=high)
-        elif kind in ("sign", "quantize"):
-            finish = Finish(index + 1, kind=BITS if kind == "sign" else INTEGERS, quantize=operation.attributes)
         elif kind == "affine":
             assert operation.scale is not None and operation.bias is not None
             doing = SCALE
@@ -252,7 +260,7 @@ class Plan:
                 "unit": self._constants.floats(np.broadcast_to(operation.scale, x.channels)),
                 "bias": self._constants.floats(np.broadcast_to(operation.bias, x.channels)),
             }
-        else:
+        elif kind in ("add", "mul"):
             doing = ADD if kind == "add" else MULTIPLY
             if inputs[1].rows * inputs[1].columns > x.rows * x.columns:
                 inputs = inputs[::-1]
@@ -553,7 +561,9 @@ def _merged(weight: Array, groups: int, product: int, out: int) -> tuple[Array, 
     outs, high, wide, inner = weight.shape
     each = outs // groups
     for together in (size for size in range(1, groups + 1) if groups % size == 0):
-        whole = not (together * inner % 8 and product == BITS) and not (together * each % (LANES * FEWEST) and out == BITS)
+        whole = not (together * inner % 8 and product == BITS) and not (
+            together * each % (LANES * FEWEST) and out == BITS
+        )
         if together == groups or (whole and together * each >= LANES):
             break
     if together == 1:
@@ -563,4 +573,3 @@ def _merged(weight: Array, groups: int, product: int, out: int) -> tuple[Array, 
         at = channel // each % together * inner
         joined[channel, ..., at : at + inner] = weight[channel]
     return joined, groups // together
-

@@ -212,9 +212,7 @@ def _bytewise(pairs: int) -> Any:
     return intrinsic(typer)
 
 
-def _emit_bytewise(
-    builder: Any, pairs: int, x: Any, step: Any, length: Any, weights: Any, table: Any, to: Any
-) -> None:
+def _emit_bytewise(builder: Any, pairs: int, x: Any, step: Any, length: Any, weights: Any, table: Any, to: Any) -> None:
     entry = builder.block
     block, after = builder.append_basic_block("bytes"), builder.append_basic_block("widen")
     builder.branch(block)
@@ -338,7 +336,10 @@ def _emit_finish(
     builder.position_at_end(turn)
     next_pixel = builder.add(pixel, one64)
     builder.cbranch(builder.icmp_signed("<", next_pixel, pixels), outer, after)
-    for phi, first, then, last in ((pixel, zero64, next_pixel, (entry, turn)), (index, zero64, following, (outer, block))):
+    for phi, first, then, last in (
+        (pixel, zero64, next_pixel, (entry, turn)),
+        (index, zero64, following, (outer, block)),
+    ):
         phi.add_incoming(first, last[0])
         phi.add_incoming(then, last[1])
     builder.position_at_end(after)

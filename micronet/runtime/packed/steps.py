@@ -156,7 +156,10 @@ def _convolve(step, x, out, row, memory, constants, sums, places, values, table)
 @njit(**COMPILED)  # type: ignore[untyped-decorator, unused-ignore]
 def _finish(step, channel, pixels, vectors, count, sums, places, constants):  # type: ignore[no-untyped-def]
     """Turn sums into what the step's output holds, as ``products._finish`` does; signs begin as floats."""
-    unit, bias = constants[3].ctypes.data + 4 * (step.unit + channel), constants[3].ctypes.data + 4 * (step.bias + channel)
+    unit, bias = (
+        constants[3].ctypes.data + 4 * (step.unit + channel),
+        constants[3].ctypes.data + 4 * (step.bias + channel),
+    )
     factor, zero, at = np.int32(step.factor), np.int32(step.out_zero), places.ctypes.data
     if step.out_kind == INTEGERS:
         if step.product == FLOATS:
