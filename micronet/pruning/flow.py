@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from micronet.models.layers import ChannelShuffle
 from micronet.pruning import operations as ops
 from micronet.pruning.combining import combine
+from micronet.pruning.heads import ATTENTION_CALLS, ATTENTION_METHODS, follow_heads
 from micronet.pruning.network import Network, Shape, owners
 from micronet.pruning.numbering import FIXED, STRIDE, Ids, Numbering
 from micronet.pruning.step import (
@@ -66,6 +67,7 @@ class Flow:
         self._numbering: Numbering = Numbering(widths, None if like is None else like._numbering, pinned)
         self.blocks: dict[int, int] = {}
         self._in_blocks: set[str] = set()
+        self._together: list[tuple[int, int]] = []  # (group, channels that go or stay together)
         self._opaque: dict[str, str] = {}  # modules that are used in some way that cannot be followed, and why
         self._modules = dict(network.model.named_modules())
         self._owners = owners(network.model)
@@ -118,6 +120,8 @@ class Flow:
             return self._combine(step)
         if isinstance(module, ops.POOLS):
             return self._pool(step)
+        if isinstance(module, nn.Softmax):
+            return self._softmax(step, module.dim)
         if isinstance(module, (ChannelShuffle, nn.ChannelShuffle)):
             return self._move(step, lambda x: shuffled(x, module.groups), module.groups)
         if isinstance(module, ops.MOVING_MODULES):
@@ -131,13 +135,18 @@ class Flow:
             return step.call()
         if target is operator.getitem and any(isinstance(leaf, Tensor) for leaf in tree_leaves(step.args[1])):
             return self._give_up(step, "it is indexed by a tensor in its forward")
-        if target in ops.MOVING_CALLS or method in ops.MOVING_METHODS:
+        turned = target is getattr and step.args[1] in ops.MOVING_ATTRIBUTES
+        if turned or target in ops.MOVING_CALLS or method in ops.MOVING_METHODS:
             return self._move(step)
         if ops.writes_part(step.node):
             return self._give_up(step, "a part of it is written in place")
         pointwise = target in ops.POINTWISE_CALLS or method in ops.POINTWISE_METHODS
         if pointwise or target in ops.COMBINING_CALLS or method in ops.COMBINING_METHODS:
             return self._combine(step)
+        if target in ATTENTION_CALLS or method in ATTENTION_METHODS:
+            return self._attend(step)
+        if target in ops.SOFTMAX_CALLS or method == "softmax":
+            return self._softmax(step, step.argument(1, "dim"))
         if target in ops.REDUCING_CALLS or method in ops.REDUCING_METHODS:
             return self._reduce(step)
         if target in ops.POOL_CALLS or (target is F.pad and len(step.args[1]) // 2 <= step.numbers[0].dim() - 2):
@@ -170,6 +179,22 @@ class Flow:
         out = self._numbering.new(name, linear.out_features)
         self._note(step, name, vector(x, -1), out)
         return spread(out, x.dim() - 1, (*x.shape[:-1], len(out)))
+
+    def _attend(self, step: Step) -> Any:
+        found = follow_heads(step, self._numbering.widths)
+        if found is None:
+            return self._give_up(step, f"the heads of {step.node.name} in its forward cannot be followed")
+        first = found.tied[0]
+        for other in found.tied[1:]:
+            self._numbering.unify(first.ravel(), other.ravel())
+        self._together.append((int(first[0, 0]) // STRIDE, first.shape[1]))
+        return found.numbers
+
+    def _softmax(self, step: Step, axis: int | None) -> Any:
+        x = step.numbers[0]
+        if axis is None or varies(x, axis % x.dim()):
+            return self._give_up(step, f"{step.node.name} is over its channels")
+        return x
 
     def _note(self, step: Step, name: str, read: Ids | None, out: Ids) -> None:
         if read is None:
@@ -224,6 +249,8 @@ class Flow:
         return spread(ids, 1, (step.numbers[0].shape[0], len(ids), *shapes[0][2:]))
 
     def _reduce(self, step: Step) -> Any:
+        if not step.node.users:
+            return step.blank()
         x, dims = step.numbers[0], step.argument(1, "dim", step.kwargs.get("axis"))
         keep = bool(step.argument(2, "keepdim", False))
         axes = list(range(x.dim())) if dims is None else [dims] if isinstance(dims, int) else list(dims)
@@ -293,8 +320,10 @@ class Flow:
         self.grouped = [(numbering.canonical(ids), number) for ids, number in self.grouped]
         self.reshaped = {key: move._replace(ids=numbering.canonical(move.ids)) for key, move in self.reshaped.items()}
         for name in self._in_blocks:
-            group = numbering.root(int(self.layers[name].outputs[0]) // STRIDE)
-            self.blocks[group] = math.lcm(self.blocks.get(group, 1), self.network.blocks[name])
+            self._together.append((int(self.layers[name].outputs[0]) // STRIDE, self.network.blocks[name]))
+        for group, size in self._together:
+            root = numbering.root(group)
+            self.blocks[root] = math.lcm(self.blocks.get(root, 1), size)
         self.names = numbering.names()
         self.widths = {group: numbering.widths[group] for group in self.names}
         self.pinned = {numbering.root(group): why for group, why in reversed(numbering.pinned.items())}

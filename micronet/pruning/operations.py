@@ -22,6 +22,8 @@ MOVING_METHODS = {
     "flip", "narrow", "select", "swapaxes", "movedim", "expand", "expand_as", "repeat", "unflatten", "t",
 }  # fmt: skip
 
+MOVING_ATTRIBUTES = {"T", "mT"}
+
 # Each value becomes another, whatever lies beside it.
 POINTWISE_MODULES = (
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Mish, nn.Sigmoid, nn.Tanh, nn.Hardswish,
@@ -46,6 +48,9 @@ COMBINING_CALLS: set[object] = {
     torch.sub, torch.mul, torch.multiply, torch.div, torch.maximum, torch.minimum, torch.where,
 }  # fmt: skip
 COMBINING_METHODS = {"add", "add_", "sub", "sub_", "mul", "mul_", "div", "div_"}
+
+# Values along an axis become shares of their sum.
+SOFTMAX_CALLS: set[object] = {F.softmax, torch.softmax}
 
 # Values become one over some axes.
 REDUCING_CALLS: set[object] = {torch.mean, torch.sum, torch.amax, torch.amin}
