@@ -5,22 +5,17 @@ part of one cannot, since the scores' scale is of its width. The scores (..., he
 the head's first channel.
 """
 
-import operator
 from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from micronet.models.attention import attend, weigh
+from micronet.models.attention import weigh
 from micronet.pruning.numbering import FIXED, STRIDE, Ids
+from micronet.pruning.operations import MATRIX_CALLS
 from micronet.pruning.step import Step, is_whole_group, varies
-
-MATRIX_CALLS: set[object] = {torch.matmul, torch.bmm, operator.matmul}
-ATTENTION_CALLS: set[object] = {attend, weigh, F.scaled_dot_product_attention, *MATRIX_CALLS}
-ATTENTION_METHODS = {"matmul", "bmm"}
 
 Widths = Mapping[int, int]
 

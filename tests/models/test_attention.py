@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from micronet.errors import MicronetError
+from micronet.evaluation import count_macs
 from micronet.graph import trace
 from micronet.models.attention import Attention, splittable
 from micronet.models.transformer import attentions, split
@@ -153,3 +154,19 @@ def test_an_attention_used_twice_stays_one():
     assert isinstance(model.a, Attention)
     with pytest.raises(ValueError, match="a is no attention"):
         split(model, ["a"])
+
+
+def test_the_work_of_torchs_attention_is_counted_as_ours_is():
+    class Images(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.TransformerEncoderLayer(E, HEADS, 16, batch_first=True)
+            self.cross = nn.MultiheadAttention(E, HEADS, kdim=4, vdim=4, batch_first=True)
+
+        def forward(self, x):
+            return self.cross(self.inner(x.flatten(2)), key=x[..., :4].flatten(2), value=x[..., :4].flatten(2))[0]
+
+    theirs = Images()
+    work = count_macs(theirs, (3, 1, E))
+    assert work == 3 * (4 * E * E + 2 * 16 * E) + 3 * (2 * E * E + 2 * 4 * E)
+    assert count_macs(split(theirs, attentions(theirs)), (3, 1, E)) == work

@@ -7,6 +7,7 @@ cut heads at 0.
 import copy
 import math
 
+import onnx
 import pytest
 import torch
 from torch import nn
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 
 from micronet.artifact import Artifact, load, save
 from micronet.errors import MicronetError
+from micronet.export.check import compare_layers
 from micronet.history import StageRecord
 from micronet.models.attention import Attention
 from micronet.models.build import ModelSpec
@@ -327,3 +329,56 @@ def test_a_pruned_vision_transformer_reloads(tmp_path):
     save(Artifact(pruned, ModelSpec(factory, args), [StageRecord("import"), record]), path)
     again = load(path, trust_code=True).model.eval()
     assert torch.equal(again(images), pruned(images))
+
+
+CODE = """
+import torch
+from torch import nn
+
+
+class Tiny(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.patch, self.norm, self.relu = nn.Conv2d(3, 24, 8, 8), nn.BatchNorm2d(24), nn.ReLU()
+        self.places = nn.Parameter(torch.randn(1, 16, 24))
+        self.blocks = nn.TransformerEncoder(nn.TransformerEncoderLayer(24, 4, 48, 0.1, batch_first=True), 2)
+        self.head = nn.Linear(24, 10)
+
+    def forward(self, x):
+        x = self.relu(self.norm(self.patch(x))).flatten(2).transpose(1, 2) + self.places
+        return self.head(self.blocks(x).mean(1))
+"""
+
+
+def test_a_pruned_transformer_goes_through_every_command(tmp_path, micronet):
+    code = tmp_path / "tiny.py"
+    code.write_text(CODE)
+    path = {stage: tmp_path / f"{stage}.safetensors" for stage in ("float", "pruned", "tuned", "int8", "fused")}
+    short, trust = ["--limit", 64, "--epochs", 1], "--trust-code"
+    steps = [
+        ["train", "--model", f"{code}:Tiny", *short, "-o", path["float"]],
+        ["prune", path["float"], "--criterion", "l2", "--scope", "layer", trust, "-o", path["pruned"]],
+        ["finetune", path["pruned"], *short, trust, "-o", path["tuned"]],
+        ["quantize", path["tuned"], *short, trust, "-o", path["int8"]],
+        ["bn-fuse", path["int8"], trust, "-o", path["fused"]],
+        ["export-onnx", path["fused"], trust, "-o", tmp_path / "int8.onnx"],
+    ]
+    for step in steps:
+        done = micronet(*step)
+        assert done.code == 0, done.err
+    quantized = load(path["int8"], trust_code=True)
+    attention = quantized.model.get_submodule("blocks.layers.0.self_attn")
+    assert attention.q_proj.out_features == 12
+    assert all(getattr(attention, f"{name}_proj").weight_quantizer is not None for name in ("q", "k", "v", "out"))
+    assert "attend()" in quantized.history[-1].result["left_float"]
+    sizes = micronet("compare", path["float"], path["pruned"], path["fused"], tmp_path / "int8.onnx", trust, "--json")
+    whole, pruned, *_ = sizes.json["rows"]
+    assert pruned["macs"] < whole["macs"]
+    assert pruned["params"] < whole["params"]
+    fused = load(path["fused"], trust_code=True).model.eval()
+    steps = compare_layers(fused, onnx.load(tmp_path / "int8.onnx"), torch.rand(4, 3, 32, 32))
+    assert len(steps) > 10
+    assert max(steps.values()) <= 1
+    packed = micronet("pack", path["fused"], trust, "-o", tmp_path / "a.packed")
+    assert packed.code == 2
+    assert "does not have LayerNormalization, MatMul" in packed.err
