@@ -66,7 +66,14 @@ class Decoder(nn.TransformerDecoder):
     ) -> Tensor:
         """(N, T, E) and (N, S, E) -> (N, T, E), (T, N, E) and so on without ``batch_first``."""
         for layer in self.layers:
-            tgt = layer(tgt, memory, tgt_mask, memory_mask, tgt_key_padding_mask, memory_key_padding_mask)
+            tgt = layer(
+                tgt,
+                memory,
+                tgt_mask=tgt_mask,
+                memory_mask=memory_mask,
+                tgt_key_padding_mask=tgt_key_padding_mask,
+                memory_key_padding_mask=memory_key_padding_mask,
+            )
         return tgt if self.norm is None else self.norm(tgt)
 
 

@@ -148,8 +148,11 @@ def test_cut_heads_equal_silenced_ones(name, criterion):
     assert torch.equal(again.double().eval()(*INPUTS), pruned(*INPUTS))
     pruned.train()(*INPUTS).sum().backward()
     assert not [key for key, parameter in pruned.named_parameters() if parameter.grad is None]
-    smaller, _, _ = prune_model(pruned.eval(), PruneConfig(0.5, criterion="l2", scope="layer"), INPUTS)
+    smaller, last, _ = prune_model(pruned.eval(), PruneConfig(0.5, criterion="l2", scope="layer"), INPUTS)
     assert smaller.get_submodule(attentions[0]).num_heads == 1
+    again = restore(restore(network_of(model), record), last)
+    again.load_state_dict(smaller.state_dict())
+    assert torch.equal(again.eval()(*INPUTS), smaller(*INPUTS))
 
 
 def network_of(model):
