@@ -6,7 +6,7 @@ A torch model, an ONNX Runtime session, a packed network and a TensorRT engine a
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -132,18 +132,21 @@ def latencies(predictors: Sequence[Predictor], inputs: Sequence[NDArray[np.float
 
 
 def count_macs(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
-    """Count the multiply-accumulates of convolutions and linear layers for one image (C, H, W)."""
+    """Count the multiply-accumulates of convolutions and linear layers, attention's own included, for one image."""
     total = 0
 
-    def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def hook(module: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Any], output: Any) -> None:
         nonlocal total
-        if isinstance(module, nn.Linear):
+        if isinstance(module, nn.MultiheadAttention):  # its four projections are no layers of their own
+            read = [*inputs[:3], *(named[name] for name in ("query", "key", "value") if name in named)]
+            total += sum(x.numel() for x in (*read, output[0])) * module.embed_dim
+        elif isinstance(module, nn.Linear):
             total += output.numel() * module.in_features
         elif isinstance(module, nn.modules.conv._ConvNd):
             positions = inputs[0] if module.transposed else output
             total += positions.numel() * module.weight[0].numel()
 
-    handles = [module.register_forward_hook(hook) for module in model.modules()]
+    handles = [module.register_forward_hook(hook, with_kwargs=True) for module in model.modules()]
     training = model.training
     device = next(model.parameters()).device
     try:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from micronet.errors import FailedError, MicronetError, first_line
+from micronet.models.transformer import attentions
 from micronet.pruning.cut import positions
 from micronet.pruning.flow import Flow
 from micronet.pruning.network import Example, as_inputs
@@ -30,15 +31,22 @@ class _Seen:
 
 
 @torch.no_grad()
-def check(model: nn.Module, pruned: nn.Module, old: Flow, new: Flow, kept: dict[int, list[int]], ex: Example) -> None:
+def check(pruned: nn.Module, old: Flow, new: Flow, kept: dict[int, list[int]], ex: Example) -> None:
     """Raise FailedError where the cut network's output is not that of the whole one with cut channels silenced.
 
     ``old``, ``new``: the flow of channels before and after. ``kept``: group -> old channel of each new. The forward
     of training is held against the whole one's too, where it is another and does not draw at random.
     """
+    model = old.network.model
+    uncalled = {f"{name}.out_proj" for name in attentions(pruned)}  # an attention left whole calls no layers
+    called = dict(pruned.named_modules()).keys() - uncalled
     silencers = {name: _silence(layer.inputs, kept) for name, layer in old.layers.items() if layer.inputs is not None}
-    places = {name: positions(layer.outputs, new.layers[name].outputs, kept) for name, layer in old.layers.items()}
-    everything = {name: torch.arange(len(layer.outputs)) for name, layer in new.layers.items()}
+    places = {
+        name: positions(layer.outputs, new.layers[name].outputs, kept)
+        for name, layer in old.layers.items()
+        if name in called
+    }
+    everything = {name: torch.arange(len(new.layers[name].outputs)) for name in places}
     dtype = torch.float64
     for training in [False, True][: len(old.network.graphs)]:
         try:
@@ -87,11 +95,10 @@ def _run(
     layers: list[tuple[str, Tensor, float]] = []
     for module in exact.modules():  # batch statistics and dropout would hide what is compared
         module.training &= not module.__module__.startswith("torch.nn.")
+    for name, silence in silencers.items():
+        exact.get_submodule(name).register_forward_pre_hook(silence)
     for name, at in places.items():
-        layer = exact.get_submodule(name)
-        if name in silencers:
-            layer.register_forward_pre_hook(silencers[name])
-        layer.register_forward_hook(_note(name, at, layers))
+        exact.get_submodule(name).register_forward_hook(_note(name, at, layers))
     inputs = as_inputs(exact, example)
     leaves = [leaf for leaf in tree_leaves(exact(*inputs)) if isinstance(leaf, Tensor)]
     return _Seen([leaf.to(dtype) for leaf in leaves], layers)

@@ -1,5 +1,6 @@
 """Two tensors' numbers where their values are added, multiplied and the like."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +17,15 @@ class Combined(NamedTuple):
     numbers: Tensor
     equals: tuple[Ids, Ids]
     alone: list[tuple[Tensor, str]]
+
+
+def combine_all(tensors: Sequence[Tensor]) -> tuple[Tensor, list[Combined]]:
+    """Combine tensors one after the other; return the last result and every meeting. Raises RuntimeError."""
+    out, met = tensors[0], []
+    for other in tensors[1:]:
+        met.append(combine(out, other))
+        out = met[-1].numbers
+    return out, met
 
 
 def combine(left: Tensor, right: Tensor) -> Combined:

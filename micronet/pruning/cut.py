@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from micronet.pruning.flow import Flow
 from micronet.pruning.numbering import FIXED, STRIDE, Ids
+from micronet.pruning.step import Layer
 
 Sizes = dict[str, int]
 _VECTORS = ("weight", "bias", "running_mean", "running_var")
@@ -33,6 +34,15 @@ def resize(module: Any, sizes: Sizes) -> None:
             setattr(module, name, new)
 
 
+def changed_layers(old: Flow, new: Flow) -> list[str]:
+    """Return the convolutions and linear layers that have fewer inputs or outputs in a new flow."""
+    return [name for name, layer in old.layers.items() if _lengths(layer) != _lengths(new.layers[name])]
+
+
+def _lengths(layer: Layer) -> tuple[int, int | None]:
+    return len(layer.outputs), None if layer.inputs is None else len(layer.inputs)
+
+
 @torch.no_grad()
 def cut(model: nn.Module, old: Flow, new: Flow, kept: dict[int, list[int]]) -> dict[str, Sizes]:
     """Cut every layer of a model to the channels kept, in place; return the new sizes of those that changed.
@@ -40,7 +50,8 @@ def cut(model: nn.Module, old: Flow, new: Flow, kept: dict[int, list[int]]) -> d
     ``old``, ``new``: the flow of channels before and with the new widths. ``kept``: group -> old channel of each new.
     """
     changed: dict[str, Sizes] = {}
-    for name, layer in old.layers.items():
+    for name in changed_layers(old, new):
+        layer = old.layers[name]
         module: Any = model.get_submodule(name)
         outputs = positions(layer.outputs, new.layers[name].outputs, kept)
         inputs = None
@@ -49,13 +60,11 @@ def cut(model: nn.Module, old: Flow, new: Flow, kept: dict[int, list[int]]) -> d
         whole = old.loses_groups(name)
         weight = _columns(module, outputs, inputs, whole)
         bias = None if module.bias is None else module.bias[outputs]
-        sizes = _sizes(module, len(outputs), None if inputs is None else len(inputs), whole)
-        if sizes:
-            changed[name] = sizes
-            resize(module, sizes)
-            module.weight.copy_(weight)
-            if bias is not None:
-                module.bias.copy_(bias)
+        changed[name] = _sizes(module, len(outputs), None if inputs is None else len(inputs), whole)
+        resize(module, changed[name])
+        module.weight.copy_(weight)
+        if bias is not None:
+            module.bias.copy_(bias)
     for name, ids in old.norms.items():
         norm: Any = model.get_submodule(name)
         places = positions(ids, new.norms[name], kept)

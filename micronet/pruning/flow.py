@@ -18,9 +18,9 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves, tree_map
 
-from micronet.models.layers import ChannelShuffle
 from micronet.pruning import operations as ops
-from micronet.pruning.combining import combine
+from micronet.pruning.combining import combine_all
+from micronet.pruning.heads import follow_heads
 from micronet.pruning.network import Network, Shape, owners
 from micronet.pruning.numbering import FIXED, STRIDE, Ids, Numbering
 from micronet.pruning.step import (
@@ -30,8 +30,8 @@ from micronet.pruning.step import (
     distinct,
     fixed,
     is_whole_group,
+    reshaped,
     shuffled,
-    sizes,
     spread,
     varies,
     vector,
@@ -44,7 +44,7 @@ class Flow:
     ``layers``: convolutions and linear layers by name. ``norms``: modules with one value a channel.
     ``widths``: channels of each group. ``pinned``: group -> why it is never cut. ``names``: the layers that make it.
     ``units``: group -> what its width must be a multiple of, where that is not 1; ``follow`` finds them. ``blocks``:
-    group -> how many channels that lie together go or stay together. ``grouped``: (channels, number) that a grouped
+    group -> how many neighbours go or stay together, as a head's do. ``grouped``: (channels, number) that a grouped
     layer takes in equal pieces. ``reshaped``, and ``scalars`` (channels, numbers they meet): by graph and node.
     """
 
@@ -66,6 +66,7 @@ class Flow:
         self._numbering: Numbering = Numbering(widths, None if like is None else like._numbering, pinned)
         self.blocks: dict[int, int] = {}
         self._in_blocks: set[str] = set()
+        self._together: list[tuple[int, int]] = []  # (group, channels that go or stay together)
         self._opaque: dict[str, str] = {}  # modules that are used in some way that cannot be followed, and why
         self._modules = dict(network.model.named_modules())
         self._owners = owners(network.model)
@@ -112,13 +113,13 @@ class Flow:
             return self._normalise(step, name, module.affine or module.track_running_stats)
         if isinstance(module, nn.PReLU):
             return self._normalise(step, name, module.num_parameters > 1)
-        if isinstance(module, ops.POINTWISE_MODULES):
-            return step.numbers[0]
-        if isinstance(module, ops.COMBINING_MODULES):
+        if isinstance(module, (*ops.POINTWISE_MODULES, *ops.COMBINING_MODULES)):
             return self._combine(step)
         if isinstance(module, ops.POOLS):
             return self._pool(step)
-        if isinstance(module, (ChannelShuffle, nn.ChannelShuffle)):
+        if isinstance(module, nn.Softmax):
+            return self._reduce(step, module.dim)
+        if isinstance(module, ops.SHUFFLES):
             return self._move(step, lambda x: shuffled(x, module.groups), module.groups)
         if isinstance(module, ops.MOVING_MODULES):
             return self._move(step, module)
@@ -126,24 +127,23 @@ class Flow:
         return self._give_up(step, f"{name}: {what}")
 
     def _visit_call(self, step: Step) -> Any:
-        target, method = step.node.target, str(step.node.target) if step.node.op == "call_method" else ""
-        if method in ops.TELLING_METHODS or (target is getattr and step.args[1] in ops.TELLING_ATTRIBUTES):
+        kind = ops.kind(step.node)
+        if kind == "telling":
             return step.call()
-        if target is operator.getitem and any(isinstance(leaf, Tensor) for leaf in tree_leaves(step.args[1])):
+        if step.node.target is operator.getitem and any(isinstance(x, Tensor) for x in tree_leaves(step.args[1])):
             return self._give_up(step, "it is indexed by a tensor in its forward")
-        if target in ops.MOVING_CALLS or method in ops.MOVING_METHODS:
+        if kind == "moving":
             return self._move(step)
         if ops.writes_part(step.node):
             return self._give_up(step, "a part of it is written in place")
-        pointwise = target in ops.POINTWISE_CALLS or method in ops.POINTWISE_METHODS
-        if pointwise or target in ops.COMBINING_CALLS or method in ops.COMBINING_METHODS:
-            return self._combine(step)
-        if target in ops.REDUCING_CALLS or method in ops.REDUCING_METHODS:
-            return self._reduce(step)
-        if target in ops.POOL_CALLS or (target is F.pad and len(step.args[1]) // 2 <= step.numbers[0].dim() - 2):
-            return self._pool(step)
-        what = method or getattr(target, "__name__", str(target))
-        return self._give_up(step, f"{what} in its forward is not understood by pruning")
+        if step.node.target is F.pad and len(step.args[1]) // 2 <= step.numbers[0].dim() - 2:
+            kind = "pooling"
+        follow = {
+            "combining": self._combine, "attending": self._attend, "reducing": self._reduce, "pooling": self._pool,
+        }.get(kind)  # fmt: skip
+        return (
+            follow(step) if follow else self._give_up(step, f"{step.name} in its forward is not understood by pruning")
+        )
 
     def _convolve(self, step: Step, name: str, conv: Any) -> Tensor:
         x = step.numbers[0]
@@ -160,6 +160,7 @@ class Flow:
             elif name in self.network.blocks and read is not None and is_whole_group(read, len(out)):
                 self._numbering.unify(read, out)  # a group's inputs and outputs go together
                 self._in_blocks.add(name)
+                self._together.append((int(out[0]) // STRIDE, self.network.blocks[name]))
             elif conv.groups > 1:
                 self.grouped += [(ids, conv.groups) for ids in (out, read) if ids is not None]
         self._note(step, name, read, out)
@@ -170,6 +171,15 @@ class Flow:
         out = self._numbering.new(name, linear.out_features)
         self._note(step, name, vector(x, -1), out)
         return spread(out, x.dim() - 1, (*x.shape[:-1], len(out)))
+
+    def _attend(self, step: Step) -> Any:
+        found = follow_heads(step, self._numbering.widths)
+        if found is None:
+            return self._give_up(step, f"the heads of {step.node.name} in its forward cannot be followed")
+        for heads in found.tied:
+            self._numbering.unify(found.tied[0].ravel(), heads.ravel())
+        self._together.append((int(heads[0, 0]) // STRIDE, heads.shape[1]))
+        return found.numbers
 
     def _note(self, step: Step, name: str, read: Ids | None, out: Ids) -> None:
         if read is None:
@@ -195,9 +205,7 @@ class Flow:
         if ids is None or name not in self._owners:
             self._opaque[name] = "it reads what cannot be followed"
             return self._give_up(step, f"{name} reads it in another shape")
-        if name in self.norms:
-            self._numbering.unify(self.norms[name], ids)
-        self.norms.setdefault(name, ids)
+        self._numbering.unify(self.norms.setdefault(name, ids), ids)
         return x
 
     def _move(self, step: Step, call: Callable[..., Any] | None = None, pieces: int = 1) -> Any:
@@ -205,45 +213,39 @@ class Flow:
             moved = step.call(call)
         except (RuntimeError, IndexError, TypeError, ValueError):  # sizes that are written down and no longer fit
             return self._give_up(step, "its forward writes sizes down")
-        taken = np.concatenate([distinct(ids) for ids in step.numbers])
-        if isinstance(moved, Tensor):
-            along = (pieces, None) if pieces > 1 else tuple(sizes(moved))
-            self.reshaped[step.key] = Reshaped(taken, along)
-        elif any(not torch.equal(piece, moved[0]) for piece in moved):  # pieces of the channels' axis
-            self.reshaped[step.key] = Reshaped(taken, (len(moved),))
+        if (found := reshaped(step.numbers, moved, pieces)) is not None:
+            self.reshaped[step.key] = found
         return moved
 
     def _pool(self, step: Step) -> Any:
-        ids = vector(step.numbers[0], 1)
+        x, ids = step.numbers[0], vector(step.numbers[0], 1)
         shapes = [leaf for leaf in tree_leaves(step.result) if isinstance(leaf, Shape)]
         of = self._modules[str(step.node.target)] if step.node.op == "call_module" else step.node.target
-        if ops.rank(of) not in (None, step.numbers[0].dim()):
-            return self._give_up(step, f"{step.node.name} is not over images of a batch")
-        if ids is None or len(shapes) != 1 or len(shapes[0]) != step.numbers[0].dim():
-            return self._give_up(step, f"{step.node.name} is over its channels")
-        return spread(ids, 1, (step.numbers[0].shape[0], len(ids), *shapes[0][2:]))
+        fits = ops.rank(of) in (None, x.dim()) and len(shapes) == 1 and len(shapes[0]) == x.dim()
+        if ids is None or not fits:
+            return self._give_up(step, f"{step.node.name} is over its channels, or not over images of a batch")
+        return spread(ids, 1, (x.shape[0], len(ids), *shapes[0][2:]))
 
-    def _reduce(self, step: Step) -> Any:
-        x, dims = step.numbers[0], step.argument(1, "dim", step.kwargs.get("axis"))
-        keep = bool(step.argument(2, "keepdim", False))
+    def _reduce(self, step: Step, dims: Any = None) -> Any:
+        """Follow what makes one value of those along some axes, or shares of their sum."""
+        x, dims = step.numbers[0], step.argument(1, "dim", step.kwargs.get("axis", dims))
         axes = list(range(x.dim())) if dims is None else [dims] if isinstance(dims, int) else list(dims)
-        if any(varies(x, axis) for axis in axes):
+        if step.node.users and any(varies(x, axis % x.dim()) for axis in axes):
             return self._give_up(step, f"{step.node.name} is over its channels")
-        return torch.amin(x, axes, keepdim=keep)
+        keep = bool(step.argument(2, "keepdim", False))
+        return x if ops.is_softmax(step.node) else torch.amin(x, axes, keepdim=keep)
 
     def _combine(self, step: Step) -> Any:
-        out = step.numbers[0]
         plain = [leaf for leaf in tree_leaves((step.args, step.kwargs)) if isinstance(leaf, (int, float))]
         self.scalars[step.key] = (np.concatenate([distinct(ids) for ids in step.numbers]), plain)
         try:
-            for other in step.numbers[1:]:
-                found = combine(out, other)
-                for ids, why in found.alone:
-                    self._pin([ids], why)
-                self._numbering.unify(*found.equals)
-                out = found.numbers
+            out, met = combine_all(step.numbers)
         except RuntimeError:  # at other widths they no longer fit one another
             return self._give_up(step, "its forward writes sizes down")
+        for pair in met:
+            for ids, why in pair.alone:
+                self._pin([ids], why)
+            self._numbering.unify(*pair.equals)
         return out
 
     def _give_up(self, step: Step, why: str) -> Any:
@@ -281,10 +283,8 @@ class Flow:
         """Name every channel by its group's root."""
         numbering = self._numbering
         for name, why in self._opaque.items():
-            channels = [self.norms.get(name)]
-            if name in self.layers:
-                channels += [self.layers[name].inputs, self.layers[name].outputs]
-            for ids in channels:
+            layer = self.layers.get(name)
+            for ids in (self.norms.get(name), *([layer.inputs, layer.outputs] if layer else [])):
                 numbering.pin(ids, f"{name}: {why}")
         for layer in self.layers.values():
             layer.inputs = None if layer.inputs is None else numbering.canonical(layer.inputs)
@@ -292,9 +292,9 @@ class Flow:
         self.norms = {name: numbering.canonical(ids) for name, ids in self.norms.items()}
         self.grouped = [(numbering.canonical(ids), number) for ids, number in self.grouped]
         self.reshaped = {key: move._replace(ids=numbering.canonical(move.ids)) for key, move in self.reshaped.items()}
-        for name in self._in_blocks:
-            group = numbering.root(int(self.layers[name].outputs[0]) // STRIDE)
-            self.blocks[group] = math.lcm(self.blocks.get(group, 1), self.network.blocks[name])
+        for group, size in self._together:
+            root = numbering.root(group)
+            self.blocks[root] = math.lcm(self.blocks.get(root, 1), size)
         self.names = numbering.names()
         self.widths = {group: numbering.widths[group] for group in self.names}
         self.pinned = {numbering.root(group): why for group, why in reversed(numbering.pinned.items())}

@@ -8,9 +8,11 @@ from torch import fx, nn
 from torch.nn import functional as F
 from torchvision.ops import stochastic_depth
 
-from micronet.models.layers import Add, Tap
+from micronet.models.attention import attend, weigh
+from micronet.models.layers import Add, ChannelShuffle, Tap
 
 # Run on the numbers as they are.
+SHUFFLES = (ChannelShuffle, nn.ChannelShuffle)
 MOVING_MODULES = (nn.Flatten, nn.Unflatten, nn.PixelShuffle, nn.PixelUnshuffle)
 MOVING_CALLS: set[object] = {
     operator.getitem, torch.flatten, torch.reshape, torch.permute, torch.transpose, torch.squeeze, torch.unsqueeze,
@@ -21,6 +23,8 @@ MOVING_METHODS = {
     "flatten", "view", "reshape", "permute", "transpose", "squeeze", "unsqueeze", "chunk", "split", "unbind", "roll",
     "flip", "narrow", "select", "swapaxes", "movedim", "expand", "expand_as", "repeat", "unflatten", "t",
 }  # fmt: skip
+
+MOVING_ATTRIBUTES = {"T", "mT"}
 
 # Each value becomes another, whatever lies beside it.
 POINTWISE_MODULES = (
@@ -47,9 +51,15 @@ COMBINING_CALLS: set[object] = {
 }  # fmt: skip
 COMBINING_METHODS = {"add", "add_", "sub", "sub_", "mul", "mul_", "div", "div_"}
 
-# Values become one over some axes.
-REDUCING_CALLS: set[object] = {torch.mean, torch.sum, torch.amax, torch.amin}
-REDUCING_METHODS = {"mean", "sum", "amax", "amin"}
+# Attention, and its two products.
+MATRIX_CALLS: set[object] = {torch.matmul, torch.bmm, operator.matmul}
+ATTENDING_CALLS: set[object] = {attend, weigh, F.scaled_dot_product_attention, *MATRIX_CALLS}
+ATTENDING_METHODS = {"matmul", "bmm"}
+
+# Values become one over some axes, or shares of their sum along one.
+SOFTMAX_CALLS: set[object] = {F.softmax, torch.softmax}
+REDUCING_CALLS: set[object] = {torch.mean, torch.sum, torch.amax, torch.amin, *SOFTMAX_CALLS}
+REDUCING_METHODS = {"mean", "sum", "amax", "amin", "softmax"}
 
 # Each channel's map becomes another map, beside the others.
 POOLS = (
@@ -70,6 +80,31 @@ TELLING_ATTRIBUTES = {"shape", "ndim", "device", "dtype", "is_cuda", "requires_g
 PARTS = {operator.getitem, torch.chunk, torch.split, torch.narrow, torch.select, torch.unbind}
 PART_METHODS = {"chunk", "split", "narrow", "select", "unbind"}
 IN_PLACE = {operator.iadd, operator.isub, operator.imul, operator.itruediv}
+
+
+_KINDS: tuple[tuple[str, set[object], set[str]], ...] = (
+    ("telling", set(), TELLING_METHODS),
+    ("moving", MOVING_CALLS, MOVING_METHODS),
+    ("combining", POINTWISE_CALLS | COMBINING_CALLS, POINTWISE_METHODS | COMBINING_METHODS),
+    ("attending", ATTENDING_CALLS, ATTENDING_METHODS),
+    ("reducing", REDUCING_CALLS, REDUCING_METHODS),
+    ("pooling", POOL_CALLS, set()),
+)
+
+
+def kind(node: fx.Node) -> str:
+    """Return what a call does to channels: telling, moving, combining, attending, reducing, pooling; "" if unknown."""
+    if node.target is getattr:
+        return (
+            "telling" if node.args[1] in TELLING_ATTRIBUTES else "moving" if node.args[1] in MOVING_ATTRIBUTES else ""
+        )
+    is_method = node.op == "call_method"
+    return next((name for name, calls, methods in _KINDS if node.target in (methods if is_method else calls)), "")
+
+
+def is_softmax(node: fx.Node) -> bool:
+    """Tell whether a node that reduces keeps its axes: a softmax, as a module, a call or a method."""
+    return node.op == "call_module" or node.target in SOFTMAX_CALLS or node.target == "softmax"
 
 
 def rank(operation: Any) -> int | None:

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -10,9 +11,10 @@ from micronet import registry
 from micronet.errors import FailedError, MicronetError, first_line
 from micronet.evaluation import count_macs
 from micronet.history import StageRecord
+from micronet.models import transformer
 from micronet.pruning.check import check
 from micronet.pruning.config import PruneConfig
-from micronet.pruning.cut import Sizes, cut, resize
+from micronet.pruning.cut import changed_layers, cut, resize
 from micronet.pruning.flow import Flow
 from micronet.pruning.network import Example, open_network
 from micronet.pruning.plan import Plan, Planner
@@ -42,9 +44,9 @@ def prune_model(
         plan = _meet(pruner, *config.target, cost)
     else:
         plan = pruner.planner.plan(config.percent)
-    pruned, sizes = pruner.cut(plan)
+    pruned, result = pruner.cut(plan)
     pruner.check(pruned, plan)
-    return pruned, StageRecord("prune", config.to_json(), {"sizes": sizes}), plan
+    return pruned, StageRecord("prune", config.to_json(), result), plan
 
 
 class Pruner:
@@ -53,9 +55,10 @@ class Pruner:
     def __init__(self, model: nn.Module, config: PruneConfig, example: Example) -> None:
         """Raises MicronetError where nothing of the network can be cut."""
         self.model, self.example = model, example
-        self.flow = channel_flow(model, example, config.regular)
+        self.flow = _flow_of_heads(model, example, config.regular) or channel_flow(model, example, config.regular)
         criterion = registry.resolve(registry.CRITERIA, config.criterion, "criterion")
-        self.planner = Planner(self.flow, criterion.scores(model, self.flow), config, criterion.WHY_UNJUDGED)
+        scores = criterion.scores(self.flow.network.model, self.flow)
+        self.planner = Planner(self.flow, scores, config, criterion.WHY_UNJUDGED)
         if not self.planner.free:
             whole = list(self.planner.plan(0).groups.values())[:3]
             reasons = "; ".join(f"{', '.join(group.layers)}: {group.note}" for group in whole)
@@ -63,20 +66,20 @@ class Pruner:
                 f"no channel of this network can be cut ({reasons or 'no layer of it can be followed'})"
             )
 
-    def cut(self, plan: Plan) -> tuple[nn.Module, dict[str, Sizes]]:
-        """Return a copy with all but the plan's channels cut, and the new sizes of its layers."""
+    def cut(self, plan: Plan) -> tuple[nn.Module, dict[str, Any]]:
+        """Return a copy with all but the plan's channels cut, and what ``restore`` needs to do the same."""
+        layers = changed_layers(self.flow, plan.flow)
+        heads = [name for name in transformer.attentions(self.model) if f"{name}.out_proj" in layers]
+        pruned = transformer.split(_copied(self.model), heads)
         try:
-            pruned = copy.deepcopy(self.model)
-        except RuntimeError as error:  # hooks of old-style weight norms hold tensors that cannot be copied
-            raise MicronetError(f"the network cannot be copied: {first_line(error)}") from error
-        try:
-            return pruned, cut(pruned, self.flow, plan.flow, _kept(plan))
+            result: dict[str, Any] = {"sizes": cut(pruned, self.flow, plan.flow, _kept(plan))}
         except (IndexError, KeyError) as error:
             raise FailedError(f"the channels of this network were followed wrongly, which is a bug: {error}") from error
+        return pruned, {"attention": heads, **result} if heads else result
 
     def check(self, pruned: nn.Module, plan: Plan) -> None:
         """Raise FailedError where a cut network's output is not that of the whole one with cut channels silenced."""
-        check(self.model, pruned, self.flow, plan.flow, _kept(plan), self.example)
+        check(pruned, self.flow, plan.flow, _kept(plan), self.example)
 
 
 def _kept(plan: Plan) -> dict[int, list[int]]:
@@ -135,6 +138,7 @@ def _count_macs(example: Example, model: nn.Module) -> float:
 
 def restore(model: nn.Module, record: StageRecord) -> nn.Module:
     """Rebuild the structure that a record describes; the values come from the file."""
+    transformer.split(model, record.result.get("attention", []))
     for name, sizes in record.result["sizes"].items():
         resize(model.get_submodule(name), sizes)
     return model
@@ -143,3 +147,26 @@ def restore(model: nn.Module, record: StageRecord) -> nn.Module:
 def channel_flow(model: nn.Module, example: Example, regular: int = 1) -> Flow:
     """Return the flow of a network's channels. Raises MicronetError where it cannot be traced."""
     return follow(open_network(model, example, regular))
+
+
+def _flow_of_heads(model: nn.Module, example: Example, regular: int) -> Flow | None:
+    """Return the flow of a network whose attentions have layers of their own; None where it has none, or needs torch's.
+
+    The flow's network is a copy that shares the model's tensors, those of its attentions aside.
+    """
+    names = transformer.attentions(model)
+    if not names:
+        return None
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    try:
+        return channel_flow(transformer.split(_copied(model, shared), names), example, regular)
+    except MicronetError:  # a forward that reads an attention's own tensors, perhaps
+        return None
+
+
+def _copied(model: nn.Module, shared: dict[int, Any] | None = None) -> nn.Module:
+    """Return a copy of a network with the ``shared`` objects, by id, left as they are. Raises MicronetError."""
+    try:
+        return copy.deepcopy(model, shared)
+    except RuntimeError as error:  # hooks of old-style weight norms hold tensors that cannot be copied
+        raise MicronetError(f"the network cannot be copied: {first_line(error)}") from error

@@ -36,6 +36,9 @@ def _stuck(flow: Flow, double: Flow) -> dict[int, str]:
     for name, (before, after) in readers.items():
         if before is not None and (after is None or len(after) != _grown(flow, before)):
             found |= dict.fromkeys(groups_of(before), f"{name} reads it after sizes that are written down")
+    for group, size in flow.blocks.items():
+        if double.blocks.get(group) != size:
+            found[group] = "its forward has as many heads at any width"
     for key, (ids, plain) in flow.scalars.items():
         if key in double.scalars and double.scalars[key][1] != plain:
             found |= dict.fromkeys(groups_of(ids), "its forward computes with the number of channels")

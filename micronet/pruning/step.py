@@ -39,6 +39,11 @@ class Step:
         self.numbers: list[Tensor] = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
 
     @property
+    def name(self) -> str:
+        """Return what the node calls."""
+        return getattr(self.node.target, "__name__", str(self.node.target))
+
+    @property
     def result(self) -> Any:
         """What a real input led to, shapes in the place of tensors."""
         return self._results[self.key]
@@ -108,6 +113,15 @@ def varies(x: Tensor, axis: int) -> bool:
         if x.stride(other) == 0 and x.size(other) > 1:
             x = x.narrow(other, 0, 1)
     return not bool((x == x.narrow(axis, 0, 1)).all())
+
+
+def reshaped(numbers: Sequence[Tensor], moved: Any, pieces: int = 1) -> Reshaped | None:
+    """Return how tensors were moved: into a tensor, in ``pieces`` of them, or into several, where those differ."""
+    taken = np.concatenate([distinct(ids) for ids in numbers])
+    if isinstance(moved, Tensor):
+        return Reshaped(taken, (pieces, None) if pieces > 1 else tuple(sizes(moved)))
+    differ = any(not torch.equal(piece, moved[0]) for piece in moved)  # pieces of the channels' axis
+    return Reshaped(taken, (len(moved),)) if differ else None
 
 
 def sizes(x: Tensor) -> list[int | None]:

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from micronet import registry
 from micronet.errors import MicronetError
 from micronet.graph import Graph, trace
+from micronet.models.attention import attend, weigh
 from micronet.outline import Split, split_name, tap_name
 from micronet.quantization.config import FLOAT_BITS, Bits, QuantConfig
 from micronet.quantization.layers import channel_axis, has_weight_slot
@@ -28,7 +29,7 @@ from micronet.settings import matching
 FIRST_LAST_BITS = 8
 _WEIGHED_CALLS: set[object] = {
     F.linear, F.bilinear, F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d,
-    torch.matmul, torch.bmm, operator.matmul, F.scaled_dot_product_attention,
+    torch.matmul, torch.bmm, operator.matmul, F.scaled_dot_product_attention, attend, weigh,
 }  # fmt: skip
 Rule = Literal["float", "8bit", "same"]
 

@@ -15,12 +15,14 @@ from torch.nn import functional as F
 
 import micronet
 from micronet.errors import MicronetError
+from micronet.models.attention import Attention
 from micronet.models.layers import Add, ChannelShuffle
 from micronet.pruning.config import PruneConfig
 from micronet.pruning.prune import prune_model
 
 WIDTHS = [4, 8, 12]
-BLOCKS = ["conv", "grouped", "depthwise", "residual", "concat", "split", "gate", "shuffle", "pool", "up", "prelu"]
+KEEPING = ("depthwise", "residual", "split", "gate", "shuffle", "pool", "prelu", "attention")  # as many channels
+BLOCKS = ["conv", "grouped", "concat", "up", *KEEPING]
 
 
 class Block(nn.Module):
@@ -29,7 +31,7 @@ class Block(nn.Module):
     def __init__(self, kind, channels, width):
         super().__init__()
         self.kind = kind
-        keeps = kind in ("depthwise", "residual", "split", "gate", "shuffle", "pool", "prelu")
+        keeps = kind in KEEPING
         self.width = channels if keeps else 2 * width if kind == "concat" else width
         groups = {"grouped": 4, "depthwise": channels}.get(kind, 1)
         out = channels if keeps else width
@@ -38,6 +40,7 @@ class Block(nn.Module):
         self.norm, self.act, self.add = nn.BatchNorm2d(out), nn.ReLU(), Add()
         self.other = nn.Conv2d(channels, out, 1, bias=False)
         self.part = nn.Conv2d(channels // 2, channels // 2, 1, bias=False)
+        self.attention = Attention.from_torch(nn.MultiheadAttention(channels, channels // 2, bias=False))
         self.shuffle, self.prelu = ChannelShuffle(2), nn.PReLU(channels)
         self.squeeze, self.excite = nn.Conv2d(channels, 4, 1, bias=False), nn.Conv2d(4, channels, 1, bias=False)
 
@@ -48,6 +51,9 @@ class Block(nn.Module):
             return self.shuffle(x)
         if self.kind == "prelu":
             return self.prelu(x)
+        if self.kind == "attention":
+            pixels = x.flatten(2).permute(2, 0, 1)
+            return x + self.attention(pixels, pixels, pixels)[0].permute(1, 2, 0).unflatten(2, x.shape[2:])
         if self.kind == "split":
             left, right = x.chunk(2, 1)
             return torch.cat([right, self.part(left)], 1)

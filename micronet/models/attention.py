@@ -1,0 +1,179 @@
+"""Multi-head attention with any number of heads, in place of torch's, whose heads must fill the embedding.
+
+softmax(q k^T / sqrt(d)) v a head, the heads side by side projected back (Vaswani et al. 2017, arXiv:1706.03762, section
+3.2). Four linear layers make q, k, v and the output; the first three are as wide as the heads need, whatever the
+width of what they read.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+from micronet.errors import MicronetError
+
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
+
+
+class Attention(nn.Module):
+    """What ``nn.MultiheadAttention`` computes, called as that is; ``num_heads`` follows from the layers' widths."""
+
+    # A torch.nn.TransformerEncoderLayer reads these to see whether it may go around its attention.
+    in_proj_weight = in_proj_bias = None
+    _qkv_same_embed_dim = False
+
+    def __init__(self, head_dim: int, *, dropout: float = 0.0, batch_first: bool = False) -> None:
+        """Begin without layers; ``from_torch`` gives it some."""
+        super().__init__()
+        self.head_dim, self.dropout, self.batch_first = head_dim, dropout, batch_first
+        self.q_proj: nn.Linear
+        self.k_proj: nn.Linear
+        self.v_proj: nn.Linear
+        self.out_proj: nn.Linear
+
+    @classmethod
+    def from_torch(cls, attention: nn.MultiheadAttention) -> "Attention":
+        """Return the same attention with layers of its own, gradients carried over. It must be ``splittable``."""
+        split = cls(attention.head_dim, dropout=attention.dropout, batch_first=attention.batch_first)
+        for name, weight, bias in zip(PROJECTIONS, _weights(attention), _biases(attention), strict=True):
+            layer = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
+            layer.weight, layer.bias = weight, bias  # type: ignore[assignment]
+            setattr(split, name, layer)
+        return split.train(attention.training)
+
+    @property
+    def num_heads(self) -> int:
+        """How many heads there are."""
+        return self.q_proj.out_features // self.head_dim
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return (N, L, E) and the weights: (N, L, S), the mean over heads; (N, heads, L, S); or None.
+
+        ``query``: (N, L, E); ``key``, ``value``: (N, S, ...), without ``batch_first`` (L, N, E) and (S, N, ...); or any
+        of them without N. ``attn_mask``: (L, S) or (N * heads, L, S); ``key_padding_mask``: (N, S); bool, True where
+        nothing is looked at, or float, added. ``is_causal`` only hints at what ``attn_mask`` is.
+        Raises MicronetError for the hint alone.
+        """
+        if attn_mask is None and is_causal:
+            raise MicronetError("is_causal says what attn_mask is; give attn_mask too")
+        q, k, v = (
+            _apart(layer(x if self.batch_first else x.transpose(0, -2)), self.head_dim)
+            for layer, x in ((self.q_proj, query), (self.k_proj, key), (self.v_proj, value))
+        )
+        masks, weights = (attn_mask, key_padding_mask), None
+        if need_weights:
+            weights = weigh(q, k, *masks, dropout=self.dropout, training=self.training)
+            out = torch.matmul(weights, v)
+            weights = weights.mean(-3) if average_attn_weights else weights
+        else:
+            out = attend(q, k, v, *masks, dropout=self.dropout, training=self.training)
+        out = self.out_proj(out.transpose(-3, -2).flatten(-2))
+        return out if self.batch_first else out.transpose(0, -2), weights
+
+    def extra_repr(self) -> str:
+        """Name the sizes."""
+        return f"num_heads={self.num_heads}, head_dim={self.head_dim}, batch_first={self.batch_first}"
+
+
+def splittable(module: nn.Module) -> bool:
+    """Tell whether a module is torch's attention, as it is, of a kind that ``Attention`` can stand for."""
+    return (
+        type(module) is nn.MultiheadAttention
+        and module.bias_k is None
+        and not module.add_zero_attn
+        and not (module._forward_hooks or module._forward_pre_hooks)
+    )
+
+
+@fx.wrap  # one node of a traced graph: what it does depends on the masks' shapes
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    attn_mask: Tensor | None,
+    key_padding_mask: Tensor | None,
+    *,
+    dropout: float,
+    training: bool,
+) -> Tensor:
+    """Return softmax(q k^T / sqrt(d)) v: (..., heads, L, d) of q (..., heads, L, d), k and v (..., heads, S, d)."""
+    mask = _joined(q, attn_mask, key_padding_mask)
+    return F.scaled_dot_product_attention(q, k, v, mask, dropout if training else 0.0)
+
+
+@fx.wrap
+def weigh(
+    q: Tensor,
+    k: Tensor,
+    attn_mask: Tensor | None,
+    key_padding_mask: Tensor | None,
+    *,
+    dropout: float,
+    training: bool,
+) -> Tensor:
+    """Return softmax(q k^T / sqrt(d)), (..., heads, L, S), for q (..., heads, L, d) and k (..., heads, S, d)."""
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+    mask = _joined(q, attn_mask, key_padding_mask)
+    return F.dropout(torch.softmax(scores if mask is None else scores + mask, -1), dropout, training)
+
+
+def _joined(q: Tensor, attn_mask: Tensor | None, key_padding_mask: Tensor | None) -> Tensor | None:
+    """Return what is added to the scores (..., heads, L, S), or None."""
+    mask = None
+    if attn_mask is not None:
+        mask = _added(attn_mask, q.dtype)
+        if mask.dim() == 3:  # (N * heads, L, S)
+            mask = mask.view(*q.shape[:-2], *mask.shape[1:])
+    if key_padding_mask is not None:
+        padding = _added(key_padding_mask, q.dtype).unsqueeze(-2).unsqueeze(-2)  # (N, 1, 1, S)
+        mask = padding if mask is None else mask + padding
+    return mask
+
+
+def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a mask as numbers to add to scores: -inf where a bool one is True."""
+    if mask.is_floating_point():
+        return mask.to(dtype)
+    return torch.zeros_like(mask, dtype=dtype).masked_fill(mask, float("-inf"))
+
+
+def _apart(x: Tensor, head_dim: int) -> Tensor:
+    """(..., L, heads * d) -> (..., heads, L, d)."""
+    apart: Tensor = x.unflatten(-1, (-1, head_dim)).transpose(-3, -2)  # type: ignore[no-untyped-call]
+    return apart
+
+
+def _weights(attention: Any) -> Iterator[nn.Parameter]:
+    """Yield the weights of q, k, v and the output."""
+    if attention.in_proj_weight is not None:
+        yield from _thirds(attention.in_proj_weight)
+    else:
+        yield from (attention.q_proj_weight, attention.k_proj_weight, attention.v_proj_weight)
+    yield attention.out_proj.weight
+
+
+def _biases(attention: Any) -> Iterator[nn.Parameter | None]:
+    """Yield the biases of q, k, v and the output, None where there are none."""
+    yield from [None] * 3 if attention.in_proj_bias is None else _thirds(attention.in_proj_bias)
+    yield attention.out_proj.bias
+
+
+def _thirds(parameter: nn.Parameter) -> Iterator[nn.Parameter]:
+    """Yield the three parameters that one holds stacked."""
+    grads = (None,) * 3 if parameter.grad is None else parameter.grad.chunk(3)
+    for part, grad in zip(parameter.detach().chunk(3), grads, strict=True):
+        own = nn.Parameter(part.clone(), requires_grad=parameter.requires_grad)
+        own.grad = grad
+        yield own

@@ -1,0 +1,387 @@
+"""Attention loses whole heads, or stays as it is: the rest must compute what it did.
+
+The oracle knows nothing of the pruner: torch's own attention, with the columns of its output projection that read the
+cut heads at 0.
+"""
+
+import copy
+import math
+
+import onnx
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from micronet.artifact import Artifact, load, save
+from micronet.errors import MicronetError
+from micronet.export.check import compare_layers
+from micronet.history import StageRecord
+from micronet.models.attention import Attention
+from micronet.models.build import ModelSpec
+from micronet.pruning.config import PruneConfig
+from micronet.pruning.prune import prune_model, restore
+
+CLOSE = {"rtol": 1e-9, "atol": 1e-9}
+E, HEADS, HIDDEN = 24, 4, 20
+D = E // HEADS
+CONFIG = PruneConfig(0.5, criterion="l2", scope="layer")
+
+
+class Wrapped(nn.Module):
+    """A network around one of torch's modules."""
+
+    def __init__(self, inner, forward):
+        super().__init__()
+        self.inner, self.embed, self.other, self.head = inner, nn.Linear(5, E), nn.Linear(4, E), nn.Linear(E, 3)
+        self._forward = [forward]
+
+    def forward(self, x, y):
+        x, y = self.embed(x), self.other(y)
+        return self.head(self._forward[0](self.inner, x, y) + y.mean(1, keepdim=True))
+
+
+def self_attention(inner, x, y):
+    return x + inner(x, x, x, need_weights=False)[0]
+
+
+def self_attention_that_weighs(inner, x, y):
+    return x + inner(x, x, x)[0]
+
+
+def cross_attention(inner, x, y):
+    return x + inner(x, y, y)[0]
+
+
+def causal_attention(inner, x, y):
+    mask = nn.Transformer.generate_square_subsequent_mask(6, dtype=torch.float64)
+    return x + inner(x, x, x, attn_mask=mask, is_causal=True, need_weights=False)[0]
+
+
+def alone(inner, x, y):
+    return inner(x)
+
+
+def both(inner, x, y):
+    return inner(y, x)
+
+
+def cut_of(group):
+    return [channel for channel in range(group.before) if channel not in group.kept]
+
+
+def silence(model, groups):
+    """Zero what reads the cut heads of torch's attentions, and what makes other channels that are cut."""
+    for name, group in groups.items():
+        attention, _, projection = name.rpartition(".")
+        if projection == "q_proj":
+            model.get_submodule(attention).out_proj.weight.data[:, cut_of(group)] = 0
+        elif projection == "linear1":
+            model.get_submodule(f"{attention}.linear2").weight.data[:, cut_of(group)] = 0
+        elif projection not in ("k_proj", "v_proj"):
+            layer = model.get_submodule(name)
+            layer.weight.data[cut_of(group)] = 0
+            if layer.bias is not None:
+                layer.bias.data[cut_of(group)] = 0
+
+
+def networks():
+    layer = {"dim_feedforward": HIDDEN, "batch_first": True}
+    encoder = nn.TransformerEncoderLayer(E, HEADS, **layer)
+    decoder = nn.TransformerDecoderLayer(E, HEADS, **layer)
+    first = nn.MultiheadAttention(E, HEADS)
+    return {
+        "self": (nn.MultiheadAttention(E, HEADS, batch_first=True), self_attention),
+        "weighs": (nn.MultiheadAttention(E, HEADS, batch_first=True), self_attention_that_weighs),
+        "no bias": (nn.MultiheadAttention(E, HEADS, bias=False, batch_first=True), self_attention),
+        "sequence first": (first, self_attention),
+        "cross": (nn.MultiheadAttention(E, HEADS, batch_first=True), cross_attention),
+        "sizes": (nn.MultiheadAttention(E, HEADS, kdim=E, vdim=E, batch_first=True), cross_attention),
+        "causal": (nn.MultiheadAttention(E, HEADS, batch_first=True), causal_attention),
+        "encoder layer": (encoder, alone),
+        "norm first": (nn.TransformerEncoderLayer(E, HEADS, norm_first=True, activation="gelu", **layer), alone),
+        "encoder": (nn.TransformerEncoder(encoder, 2), alone),
+        "decoder layer": (decoder, both),
+        "decoder": (nn.TransformerDecoder(decoder, 2), both),
+        "transformer": (nn.Transformer(E, HEADS, 1, 1, **layer), both),
+    }
+
+
+NAMES = list(networks())
+INPUTS = torch.randn(2, 6, 5, dtype=torch.float64), torch.randn(2, 6, 4, dtype=torch.float64)
+
+
+def network(name):
+    torch.manual_seed(NAMES.index(name))
+    model = Wrapped(*networks()[name]).double().eval()
+    for parameter in model.parameters():
+        if parameter.dim() == 1:
+            nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+@pytest.mark.parametrize("criterion", ["l2", "random", "taylor"])
+@pytest.mark.parametrize("name", NAMES)
+def test_cut_heads_equal_silenced_ones(name, criterion):
+    model = network(name)
+    if criterion == "taylor":
+        model(*INPUTS).square().sum().backward()
+    before = copy.deepcopy(model)
+    pruned, record, plan = prune_model(model, PruneConfig(0.5, criterion=criterion, scope="layer"), INPUTS)
+    torch.testing.assert_close(model(*INPUTS), before(*INPUTS), rtol=0, atol=0)
+    groups = {layer: group for group in plan.groups.values() for layer in group.layers}
+    attentions = [name for name, module in model.named_modules() if isinstance(module, nn.MultiheadAttention)]
+    for name in attentions:
+        cut = pruned.get_submodule(name)
+        assert isinstance(cut, Attention)
+        assert (cut.num_heads, cut.head_dim) == (2, D)
+        kept = groups[f"{name}.q_proj"].kept
+        assert [channel % D for channel in kept] == 2 * list(range(D))
+        assert groups[f"{name}.q_proj"] is groups[f"{name}.k_proj"] is groups[f"{name}.v_proj"]
+    for name, module in pruned.named_modules():
+        if name.endswith("linear1"):
+            assert module.out_features == HIDDEN // 2
+    silence(before, groups)
+    torch.testing.assert_close(pruned(*INPUTS), before(*INPUTS), **CLOSE)
+    again = restore(network_of(model), record)
+    again.load_state_dict(pruned.state_dict())
+    assert torch.equal(again.double().eval()(*INPUTS), pruned(*INPUTS))
+    pruned.train()(*INPUTS).sum().backward()
+    assert not [key for key, parameter in pruned.named_parameters() if parameter.grad is None]
+    smaller, last, _ = prune_model(pruned.eval(), PruneConfig(0.5, criterion="l2", scope="layer"), INPUTS)
+    assert smaller.get_submodule(attentions[0]).num_heads == 1
+    again = restore(restore(network_of(model), record), last)
+    again.load_state_dict(smaller.state_dict())
+    assert torch.equal(again.eval()(*INPUTS), smaller(*INPUTS))
+
+
+def network_of(model):
+    """Return the same float network, with other weights."""
+    fresh = copy.deepcopy(model)
+    for parameter in fresh.parameters():
+        parameter.data.zero_()
+    return fresh
+
+
+def test_the_head_with_the_smallest_weights_goes():
+    model = network("self")
+    model.inner.in_proj_weight.data.view(3, HEADS, D, E)[:, 1] *= 1e-3
+    _, _, plan = prune_model(model, PruneConfig(D / E, criterion="l2", scope="layer"), INPUTS)
+    kept = next(group.kept for group in plan.groups.values() if "inner.v_proj" in group.layers)
+    assert sorted({channel // D for channel in kept}) == [0, 2, 3]
+
+
+def test_an_attention_that_keeps_its_heads_stays_torchs():
+    model = network("encoder")
+    exclude = "inner.layers.0.self_attn.*"
+    pruned, record, _ = prune_model(model, PruneConfig(0.5, criterion="l2", scope="layer", exclude=exclude), INPUTS)
+    assert type(pruned.inner.layers[0]) is nn.TransformerEncoderLayer
+    assert type(pruned.inner.layers[0].self_attn) is nn.MultiheadAttention
+    assert isinstance(pruned.inner.layers[1].self_attn, Attention)
+    assert record.result["attention"] == ["inner.layers.1.self_attn"]
+    with torch.no_grad():  # where torch would go around the layers' modules
+        assert pruned(*INPUTS).isfinite().all()
+
+
+def test_widths_are_whole_heads_of_the_multiple_asked_for():
+    pruned, _, _ = prune_model(network("self"), PruneConfig(0.5, regular=4, criterion="l2", scope="layer"), INPUTS)
+    assert pruned.inner.q_proj.out_features == 12  # heads of 6 and multiples of 4
+    with pytest.raises(MicronetError, match=r"q_proj.* cannot have 20 channels; .* a multiple of 6"):
+        prune_model(network("self"), PruneConfig(widths="24,20", criterion="l2"), INPUTS)
+
+
+def weights_are_given_out(inner, x, y):
+    out, weights = inner(x, x, x)
+    return out + weights.sum()
+
+
+def mask_for_each_head(inner, x, y):
+    return inner(x, x, x, attn_mask=torch.zeros(2 * HEADS, 6, 6, dtype=torch.float64), need_weights=False)[0]
+
+
+def own_tensors_are_read(inner, x, y):
+    return inner(x, x, x)[0] * inner.in_proj_weight.sum()
+
+
+@pytest.mark.parametrize("forward", [weights_are_given_out, mask_for_each_head, own_tensors_are_read])
+def test_heads_that_others_count_are_left_whole(forward):
+    model = Wrapped(nn.MultiheadAttention(E, HEADS, batch_first=True), forward).double().eval()
+    model.head = nn.Sequential(nn.Linear(E, 8), nn.ReLU(), nn.Linear(8, 3)).double()
+    pruned, _, _ = prune_model(model, CONFIG, INPUTS)
+    assert pruned.inner.num_heads == HEADS
+    assert pruned.head[0].out_features == 4
+
+
+@pytest.mark.parametrize("options", [{"add_bias_kv": True}, {"add_zero_attn": True}])
+def test_kinds_of_attention_that_are_not_understood_are_named(options):
+    model = Wrapped(nn.MultiheadAttention(E, HEADS, batch_first=True, **options), self_attention).double()
+    model.head = nn.Sequential(nn.Linear(E, 8), nn.ReLU(), nn.Linear(8, 3)).double()
+    pruned, _, plan = prune_model(model, CONFIG, INPUTS)
+    assert type(pruned.inner) is nn.MultiheadAttention
+    notes = {layer: group.note for group in plan.groups.values() for layer in group.layers}
+    assert "MultiheadAttention is not understood" in notes["embed"]
+
+
+class ByHand(nn.Module):
+    """Attention as users write it."""
+
+    def __init__(self, forward):
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(5, E) for _ in range(3))
+        self.qkv, self.proj = nn.Linear(5, 3 * E), nn.Linear(E, 3)
+        self.first, self.second = nn.Linear(5, 8), nn.Linear(8, 5)
+        self._forward = [forward]
+
+    def forward(self, x, y):
+        return self._forward[0](self, x + self.second(F.relu(self.first(x))))
+
+    def heads(self, x):
+        return (layer(x).unflatten(-1, (-1, D)).transpose(1, 2) for layer in (self.q, self.k, self.v))
+
+
+def with_torchs_call(m, x):
+    q, k, v = m.heads(x)
+    return m.proj(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2))
+
+
+def with_two_products(m, x):
+    q, k, v = m.heads(x)
+    scores = (q @ k.transpose(-2, -1)) * D**-0.5
+    mask = torch.ones(6, 6, dtype=torch.bool).triu(1)
+    scores = scores.masked_fill(mask, float("-inf")).softmax(dim=-1)
+    return m.proj(torch.matmul(scores, v).transpose(1, 2).flatten(2))
+
+
+def with_scores_of_the_width(m, x):
+    q, k, v = m.heads(x)
+    weights = torch.softmax(q.matmul(k.mT) / math.sqrt(q.size(-1)), -1)
+    return m.proj((weights @ v).transpose(1, 2).reshape(x.size(0), 6, -1))
+
+
+def with_heads_written_down(m, x):
+    q, k, v = (layer(x).unflatten(-1, (HEADS, -1)).transpose(1, 2) for layer in (m.q, m.k, m.v))
+    return m.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+def with_one_layer(m, x):
+    b, n, _ = x.shape
+    q, k, v = m.qkv(x).reshape(b, n, 3, HEADS, D).permute(2, 0, 3, 1, 4).unbind(0)
+    return m.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, E))
+
+
+def with_a_bias_for_each_head(m, x):
+    q, k, v = m.heads(x)
+    bias = torch.ones(HEADS, 6, 6, dtype=torch.float64)
+    return m.proj(F.scaled_dot_product_attention(q, k, v, bias).transpose(1, 2).flatten(2))
+
+
+def with_heads_that_talk(m, x):
+    q, k, v = m.heads(x)
+    weights = (q @ k.mT).softmax(1)
+    return m.proj((weights @ v).transpose(1, 2).flatten(2))
+
+
+def with_heads_averaged(m, x):
+    q, k, v = m.heads(x)
+    return m.proj(((q @ k.mT).softmax(-1).mean(1, keepdim=True) @ v).transpose(1, 2).flatten(2))
+
+
+def with_values_of_another_order(m, x):
+    q, k, v = m.heads(x)
+    return m.proj(F.scaled_dot_product_attention(q, k, v.flip(1)).transpose(1, 2).flatten(2))
+
+
+BY_HAND = {
+    with_torchs_call: True, with_two_products: True, with_scores_of_the_width: True, with_heads_written_down: False,
+    with_one_layer: False, with_a_bias_for_each_head: False, with_heads_that_talk: False, with_heads_averaged: False,
+    with_values_of_another_order: False,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("forward", "is_cut"), BY_HAND.items(), ids=lambda item: getattr(item, "__name__", ""))
+def test_attention_written_by_hand_loses_whole_heads_or_none(forward, is_cut):
+    torch.manual_seed(0)
+    model = ByHand(forward).double().eval()
+    whole = copy.deepcopy(model)
+    pruned, _, plan = prune_model(model, CONFIG, INPUTS)
+    groups = {layer: group for group in plan.groups.values() for layer in group.layers}
+    assert pruned.first.out_features == 4
+    whole.second.weight.data[:, [c for c in range(8) if c not in groups["first"].kept]] = 0
+    layer = "qkv" if forward is with_one_layer else "v"
+    assert bool(groups[layer].note) != is_cut
+    if is_cut:
+        assert groups["q"] is groups["k"] is groups["v"]
+        assert [pruned.q.out_features, pruned.v.out_features, pruned.proj.in_features] == [E // 2] * 3
+        whole.proj.weight.data[:, [c for c in range(E) if c not in groups["v"].kept]] = 0
+    torch.testing.assert_close(pruned(*INPUTS), whole(*INPUTS), **CLOSE)
+
+
+def test_a_pruned_vision_transformer_reloads(tmp_path):
+    from torchvision.models import VisionTransformer
+
+    factory = "torchvision.models:VisionTransformer"
+    args = {
+        "image_size": 16, "patch_size": 8, "num_layers": 2, "num_heads": 4, "hidden_dim": 16, "mlp_dim": 32,
+        "num_classes": 3,
+    }  # fmt: skip
+    images = torch.randn(2, 3, 16, 16)
+    pruned, record, plan = prune_model(VisionTransformer(**args).eval(), CONFIG, images)
+    assert pruned.encoder.layers.encoder_layer_0.self_attention.num_heads == 2
+    assert "combined with what cannot be cut" in plan.groups[0].note  # the class token and the places
+    path = tmp_path / "pruned.safetensors"
+    save(Artifact(pruned, ModelSpec(factory, args), [StageRecord("import"), record]), path)
+    again = load(path, trust_code=True).model.eval()
+    assert torch.equal(again(images), pruned(images))
+
+
+CODE = """
+import torch
+from torch import nn
+
+
+class Tiny(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.patch, self.norm, self.relu = nn.Conv2d(3, 24, 8, 8), nn.BatchNorm2d(24), nn.ReLU()
+        self.places = nn.Parameter(torch.randn(1, 16, 24))
+        self.blocks = nn.TransformerEncoder(nn.TransformerEncoderLayer(24, 4, 48, 0.1, batch_first=True), 2)
+        self.head = nn.Linear(24, 10)
+
+    def forward(self, x):
+        x = self.relu(self.norm(self.patch(x))).flatten(2).transpose(1, 2) + self.places
+        return self.head(self.blocks(x).mean(1))
+"""
+
+
+def test_a_pruned_transformer_goes_through_every_command(tmp_path, micronet):
+    code = tmp_path / "tiny.py"
+    code.write_text(CODE)
+    path = {stage: tmp_path / f"{stage}.safetensors" for stage in ("float", "pruned", "tuned", "int8", "fused")}
+    short, trust = ["--limit", 64, "--epochs", 1], "--trust-code"
+    steps = [
+        ["train", "--model", f"{code}:Tiny", *short, "-o", path["float"]],
+        ["prune", path["float"], "--criterion", "l2", "--scope", "layer", trust, "-o", path["pruned"]],
+        ["finetune", path["pruned"], *short, trust, "-o", path["tuned"]],
+        ["quantize", path["tuned"], *short, trust, "-o", path["int8"]],
+        ["bn-fuse", path["int8"], trust, "-o", path["fused"]],
+        ["export-onnx", path["fused"], trust, "-o", tmp_path / "int8.onnx"],
+    ]
+    for step in steps:
+        done = micronet(*step)
+        assert done.code == 0, done.err
+    quantized = load(path["int8"], trust_code=True)
+    attention = quantized.model.get_submodule("blocks.layers.0.self_attn")
+    assert attention.q_proj.out_features == 12
+    assert all(getattr(attention, f"{name}_proj").weight_quantizer is not None for name in ("q", "k", "v", "out"))
+    assert "attend()" in quantized.history[-1].result["left_float"]
+    sizes = micronet("compare", path["float"], path["pruned"], path["fused"], tmp_path / "int8.onnx", trust, "--json")
+    whole, pruned, *_ = sizes.json["rows"]
+    assert pruned["macs"] < whole["macs"]
+    assert pruned["params"] < whole["params"]
+    fused = load(path["fused"], trust_code=True).model.eval()
+    steps = compare_layers(fused, onnx.load(tmp_path / "int8.onnx"), torch.rand(4, 3, 32, 32))
+    assert len(steps) > 10
+    assert max(steps.values()) <= 1
+    packed = micronet("pack", path["fused"], trust, "-o", tmp_path / "a.packed")
+    assert packed.code == 2
+    assert "does not have LayerNormalization, MatMul" in packed.err
