@@ -41,8 +41,8 @@ SCHEMES = {
 }
 
 
-# Products a cycle that the vector units allow: on Zen 4 (four units of 256 bits) three operations for 256 products; with
-# AVX2 tables (two shuffles a cycle) two for 128.
+# Products a cycle that the vector units allow: on Zen 4 (four of 256 bits) three operations for 256 products; by AVX2's
+# tables, of which two a cycle are read, two for 128.
 LIMITS = {"avx512": 341, "avx2": 256}
 
 
@@ -60,8 +60,8 @@ def quantized(spec: ModelSpec, images: torch.Tensor, **config: object) -> Artifa
 
 def layers(program: Program) -> None:
     """Print each binary layer's speed, one image, and its share of the most the core can do at the clock measured."""
+    from micronet.runtime.packed.emit import BITS, TABLE, WAY
     from micronet.runtime.packed.plan import Plan
-    from micronet.runtime.packed.products import BITS, TABLE, WAY
     from micronet.runtime.packed.steps import execute
 
     plan, counter = Plan(program), np.zeros(1, np.int64)

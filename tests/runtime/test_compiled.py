@@ -19,9 +19,10 @@ from tests.export.test_onnx import IMAGES, quantized
 
 pytest.importorskip("numba", reason="pip install 'micronet[fast]'")
 
-from micronet.runtime.packed import products
+from micronet.runtime.packed import emit
 from micronet.runtime.packed.compiled import CompiledNetwork
-from micronet.runtime.packed.plan import Plan, Unfit
+from micronet.runtime.packed.maps import Unfit
+from micronet.runtime.packed.plan import Plan
 
 
 def quantize(source, draw, scale=0.05):
@@ -160,7 +161,7 @@ def test_whole_networks_compute_what_numpy_computes(network, width, config, tmp_
     wanted = run(program, images)
     for threads in (1, 2):
         opened = PackedNetwork(tmp_path / "x.packed", threads)
-        assert opened.kernel == products.WAY
+        assert opened.kernel == emit.WAY
         np.testing.assert_allclose(opened(images), wanted, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(opened(images[:1]), wanted[:1], rtol=1e-4, atol=1e-5)  # two threads over its rows
 
@@ -195,7 +196,7 @@ def test_every_way_computes_the_same(way):
         "for seed in range(60):\n"
         "    test_a_layer_computes_what_numpy_computes(seed)\n"
         "test_what_is_no_layer_computes_what_numpy_computes(0)\n"
-        "print(products.WAY)\n"
+        "print(emit.WAY)\n"
     )
     environment = {**os.environ, "MICRONET_KERNEL": way}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
@@ -213,8 +214,8 @@ def test_what_the_steps_do_not_have_is_left_to_numpy(monkeypatch, tmp_path):
     assert network.kernel == "numpy (not compiled: activations of more than 8 bits)"
     images = np.random.default_rng(0).normal(size=(5, 3, 4, 4)).astype(np.float32)
     np.testing.assert_array_equal(network(images), run(program, images))
-    monkeypatch.setitem(sys.modules, "micronet.runtime.packed.products", None)
-    monkeypatch.delattr("micronet.runtime.packed.products")
+    monkeypatch.setitem(sys.modules, "micronet.runtime.packed.emit", None)
+    monkeypatch.delattr("micronet.runtime.packed.emit")
     assert "pip install" in predictor._scoring(program, 1)[1]
 
 

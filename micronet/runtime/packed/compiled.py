@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from micronet.runtime.packed.emit import TABLE
 from micronet.runtime.packed.plan import Plan
-from micronet.runtime.packed.products import TABLE
 from micronet.runtime.packed.program import Program
-from micronet.runtime.packed.steps import STEP, execute
+from micronet.runtime.packed.steps import execute
+from micronet.runtime.packed.table import STEP
 
 BATCH = 8  # images at once at most
 CACHE = 1 << 19  # bytes; what lies between two steps should stay in the processor's own cache

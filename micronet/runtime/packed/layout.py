@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from micronet.runtime.packed.products import (
+from micronet.runtime.packed.emit import (
     BITS,
     BYTEWISE,
     FEWEST,
@@ -36,7 +36,8 @@ def planes_of(weight: Array, product: int) -> list[Array]:
         return [weight > 0] if np.abs(weight).min() else [weight >= 0, weight > 0]
     if product == FLOATS or WORDS > 1:
         return [weight]
-    parts, left = [], weight
+    parts: list[Array] = []
+    left = weight
     while not parts or left.any():
         parts.append(left.clip(-127, 127))
         left = left - parts[-1]

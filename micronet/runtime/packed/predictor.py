@@ -58,15 +58,15 @@ def _told() -> Iterator[None]:
 def _scoring(program: Program, threads: int) -> tuple[Scoring, str]:
     """Return what scores images, and its name: compiled steps where numba is there and they have all, else numpy."""
     try:
-        from micronet.runtime.packed import products
+        from micronet.runtime.packed import emit
         from micronet.runtime.packed.compiled import CompiledNetwork
-        from micronet.runtime.packed.plan import Unfit
+        from micronet.runtime.packed.maps import Unfit
     except ImportError:
         return _InBatches(program, threads), "numpy (pip install 'micronet[fast]' for compiled kernels)"
     except RuntimeError as error:  # numba finds no place to keep what it compiles
         return _InBatches(program, threads), f"numpy ({error})"
     try:
-        return CompiledNetwork(program, threads), products.WAY
+        return CompiledNetwork(program, threads), emit.WAY
     except Unfit as error:
         return _InBatches(program, threads), f"numpy (not compiled: {error})"
 

@@ -1,0 +1,79 @@
+"""Which instructions this processor has, and the small words in which the compiled steps are written for LLVM.
+
+Three ways, by what the processor has: ``avx512`` (VPOPCNTD, VPDPBUSD), ``avx2``, and ``portable`` for any other.
+"""
+
+import os
+from collections.abc import Callable
+from typing import Any, cast
+
+import numpy as np
+from llvmlite import binding, ir
+from numba import njit
+from numba.extending import intrinsic
+
+LANES = 16  # output channels of a vector
+PIXELS = 4  # that share the weights in registers
+ITEM = 4  # bytes
+BITS, INTEGERS, FLOATS = range(3)  # what a tensor holds
+FLUSH = 7  # items whose differing bits, 8 a byte at most, a uint8 holds
+I8, I16, I32, I64, F32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
+INTS, REALS = ir.VectorType(I32, LANES), ir.VectorType(F32, LANES)
+BYTES, WIDE = ir.VectorType(I8, 32), ir.VectorType(I32, 32)
+
+
+def way() -> str:
+    """Return which way this process takes; the variable MICRONET_KERNEL names another one."""
+    asked = os.environ.get("MICRONET_KERNEL")
+    if asked:
+        return asked
+    features = binding.get_host_cpu_features()
+    if all(features.get(name) for name in ("avx512vpopcntdq", "avx512vnni", "avx512bw")):
+        return "avx512"
+    return "avx2" if features.get("avx2") else "portable"
+
+
+WAY = way()
+BYTEWISE = WAY != "avx512"  # bits are counted by the byte
+NIBBLES = 2 if WAY == "avx2" else 1  # bytes in memory of eight weights
+INTEGER = np.uint8 if WAY == "avx512" else np.int16  # a whole number of an item; uint8 as it is, int16 centred
+WORDS = np.dtype(INTEGER).itemsize  # its bytes
+FEWEST = 2 if BYTEWISE else 1  # vectors a block of binary weights is a multiple of
+MOST_BITS, MOST = 4, 1 if BYTEWISE else 4  # vectors that the registers hold, of bits and of others
+DEPOSITS = bool(binding.get_host_cpu_features().get("bmi2")) and WAY != "portable"
+TABLE = np.array(
+    [[bin(i ^ half).count("1") for half in (byte & 15, byte >> 4) for i in range(16)] for byte in range(256)], np.uint8
+)
+
+primitive = cast("Callable[[Callable[..., Any]], Callable[..., Any]]", intrinsic)
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile a function without Python in it; kept on the disk, but for a way that is not this processor's own."""
+    cache = "MICRONET_KERNEL" not in os.environ
+    return cast("Callable[..., Any]", njit(nogil=True, error_model="numpy", cache=cache)(function))
+
+
+def load(builder: Any, kind: Any, address: Any, offset: int = 0) -> Any:
+    """Return what lies at an address, so many bytes on."""
+    place = builder.add(address, ir.Constant(I64, offset)) if offset else address
+    return builder.load(builder.inttoptr(place, kind.as_pointer()), align=1)
+
+
+def store(builder: Any, value: Any, address: Any, offset: int = 0) -> None:
+    """Put a value at an address, so many bytes on."""
+    place = builder.add(address, ir.Constant(I64, offset)) if offset else address
+    builder.store(value, builder.inttoptr(place, value.type.as_pointer()), align=1)
+
+
+def spread(builder: Any, value: Any, lanes: int) -> Any:
+    """Return a vector that holds one value in every lane."""
+    kind = ir.VectorType(value.type, lanes)
+    first = builder.insert_element(ir.Constant(kind, ir.Undefined), value, ir.Constant(I32, 0))
+    return builder.shuffle_vector(first, first, ir.Constant(ir.VectorType(I32, lanes), [0] * lanes))
+
+
+def call(builder: Any, name: str, result: Any, *args: Any) -> Any:
+    """Call one of LLVM's own functions."""
+    function = builder.module.declare_intrinsic(name, (), ir.FunctionType(result, [arg.type for arg in args]))
+    return builder.call(function, args)

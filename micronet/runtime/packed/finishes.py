@@ -1,0 +1,148 @@
+"""What follows a convolution's sums, vector by vector, and what moves bits and holds threads together."""
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+
+from micronet.runtime.packed.emit import (
+    FLOATS,
+    I8,
+    I16,
+    I64,
+    INTEGERS,
+    INTS,
+    LANES,
+    REALS,
+    WORDS,
+    call,
+    load,
+    primitive,
+    spread,
+    store,
+)
+
+
+def _finish(source: Any, out: int) -> Any:
+    """Return the primitive that turns sums (pixels, vectors, LANES) into what a map holds: scaled, clipped, rounded.
+
+    Of each pixel ``count`` vectors: ((base + factor * sums) * unit + bias), between least and most, over scale, between
+    low and top, rounded half to even, plus zero; floats have no base, and as ``out`` end at most. places: address of
+    (pixels, 2) int64, where a pixel's base lies and where its values go. sums, unit, bias: addresses.
+    """
+
+    def typer(
+        context: Any, places: Any, pixels: Any, vectors: Any, count: Any, sums: Any, unit: Any, bias: Any, factor: Any,
+        least: Any, most: Any, scale: Any, low: Any, top: Any, zero: Any,
+    ) -> Any:  # fmt: skip
+        signature = types.void(*[types.intp] * 7, types.int32, *[types.float32] * 5, types.int32)
+
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            _emit_finish(builder, source, out, *args)
+            return context.get_dummy_value()
+
+        return signature, codegen
+
+    return primitive(typer)
+
+
+def _emit_finish(
+    builder: Any, source: Any, out: int, places: Any, pixels: Any, vectors: Any, count: Any, sums: Any, unit: Any,
+    bias: Any, *ends: Any,
+) -> None:  # fmt: skip
+    factor, least, most, scale, low, top, zero = (spread(builder, end, LANES) for end in ends)
+    zero64, one64 = ir.Constant(I64, 0), ir.Constant(I64, 1)
+    entry = builder.block
+    outer, block, turn, after = (builder.append_basic_block(name) for name in ("pixel", "vector", "turn", "done"))
+    builder.branch(outer)
+
+    builder.position_at_end(outer)
+    pixel = builder.phi(I64)
+    place = builder.add(places, builder.mul(pixel, ir.Constant(I64, 16)))
+    base, to = load(builder, I64, place), load(builder, I64, place, 8)
+    own = builder.add(sums, builder.mul(builder.mul(pixel, vectors), ir.Constant(I64, LANES * 4)))
+    builder.branch(block)
+
+    builder.position_at_end(block)
+    index = builder.phi(I64)
+    at = builder.mul(index, ir.Constant(I64, LANES * 4))
+    value = load(builder, source, builder.add(own, at))
+    if source is INTS:
+        whole = builder.add(load(builder, INTS, builder.add(base, at)), builder.mul(factor, value))
+        value = builder.sitofp(whole, REALS)
+    value = builder.fmul(value, load(builder, REALS, builder.add(unit, at)))
+    value = builder.fadd(value, load(builder, REALS, builder.add(bias, at)))
+    value = _between(builder, value, least, most)
+    size = 4
+    if out == INTEGERS:
+        scaled = _between(builder, builder.fdiv(value, scale), low, top)
+        whole = builder.add(builder.fptosi(call(builder, "llvm.rint.v16f32", REALS, scaled), INTS), zero)
+        value, size = builder.trunc(whole, ir.VectorType(I8 if WORDS == 1 else I16, LANES)), WORDS
+    store(builder, value, builder.add(to, builder.mul(index, ir.Constant(I64, LANES * size))))
+    following = builder.add(index, one64)
+    builder.cbranch(builder.icmp_signed("<", following, count), block, turn)
+
+    builder.position_at_end(turn)
+    next_pixel = builder.add(pixel, one64)
+    builder.cbranch(builder.icmp_signed("<", next_pixel, pixels), outer, after)
+    for phi, first, then, last in (
+        (pixel, zero64, next_pixel, (entry, turn)),
+        (index, zero64, following, (outer, block)),
+    ):
+        phi.add_incoming(first, last[0])
+        phi.add_incoming(then, last[1])
+    builder.position_at_end(after)
+
+
+def _between(builder: Any, value: Any, low: Any, high: Any) -> Any:
+    for end, compared in ((low, ">"), (high, "<")):
+        value = builder.select(builder.fcmp_unordered(compared, value, end), value, end)
+    return value
+
+
+@primitive
+def signs_of(context: Any, values: Any) -> Any:
+    """Return one bit for each of 16 floats, given their address: whether it is at least 0."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        value = load(builder, REALS, args[0])
+        found = builder.fcmp_ordered(">=", value, ir.Constant(REALS, [0.0] * LANES))
+        return builder.zext(builder.bitcast(found, I16), I64)
+
+    return types.intp(types.intp), codegen
+
+
+@primitive
+def deposit(context: Any, place: Any, shift: Any, mask: Any) -> Any:
+    """Return the bits that lie ``shift`` bits behind an address, each at the next 1 of a mask (PDEP)."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        bits = builder.lshr(load(builder, I64, args[0]), args[1])
+        return call(builder, "llvm.x86.bmi.pdep.64", I64, bits, args[2])
+
+    return types.int64(types.intp, types.int64, types.int64), codegen
+
+
+@primitive
+def put_word(context: Any, word: Any, place: Any) -> Any:
+    """Store 64 bits at an address."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        store(builder, *args)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.intp), codegen
+
+
+@primitive
+def arrive(context: Any, counter: Any, amount: Any) -> Any:
+    """Add to a counter (int64, its address) that threads share, and return what it was before."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.atomic_rmw("add", builder.inttoptr(args[0], I64.as_pointer()), args[1], "seq_cst")
+
+    return types.intp(types.intp, types.intp), codegen
+
+
+integers_to_floats, integers_to_integers = _finish(INTS, FLOATS), _finish(INTS, INTEGERS)
+floats_to_floats, floats_to_integers = _finish(REALS, FLOATS), _finish(REALS, INTEGERS)
