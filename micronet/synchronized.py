@@ -62,7 +62,7 @@ class _Synchronized(_BatchNorm):
 @torch.no_grad()
 def _statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return (channels,) mean and biased variance of all processes' (N, C, ...), and () how many values a channel."""
-    var, mean = torch.var_mean(x.float(), _other_axes(x), correction=0)
+    var, mean = torch.var_mean(_wide(x), _other_axes(x), correction=0)
     count = mean.new_tensor([x.numel() // x.shape[1]])
     own = torch.cat([mean, var, count])
     each = [torch.empty_like(own) for _ in range(distributed.processes())]
@@ -87,8 +87,8 @@ class _Normalize(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         """The gradient of batch normalisation (Ioffe and Szegedy 2015, section 3), its two means over all processes."""
         x, weight, mean, scale, count = ctx.saved_tensors
-        gradient, axes = gradients[0].float(), _other_axes(x)
-        normal = (x.float() - _per_channel(mean, x)) * _per_channel(scale, x)
+        gradient, axes = _wide(gradients[0]), _other_axes(x)
+        normal = (_wide(x) - _per_channel(mean, x)) * _per_channel(scale, x)
         own = torch.stack([gradient.sum(axes), (gradient * normal).sum(axes)])
         means = distributed.total(own) / count
         inner = gradient - _per_channel(means[0], x) - normal * _per_channel(means[1], x)
@@ -97,6 +97,11 @@ class _Normalize(torch.autograd.Function):
         if weight is None:
             return back, None, None, None, None, None, None
         return back, own[1], own[0], None, None, None, None
+
+
+def _wide(x: Tensor) -> Tensor:
+    """Return ``x`` in 32 bits at least: sums in 16 would be of nothing."""
+    return x if x.dtype == torch.float64 else x.float()
 
 
 def _other_axes(x: Tensor) -> list[int]:
