@@ -161,13 +161,11 @@ def with_configs(command: Callable[..., None]) -> Callable[..., None]:
         taken = {key for _, keys in configs.values() for key in keys}
         own = {key: value for key, value in values.items() if key not in taken}
         spread = next((config for config in built.values() if isinstance(config, SpreadConfig)), None)
-        if spread is None or (spread.wanted == 1 and ranks.world_size() == 1):
-            command(**own, **built)
-        elif ranks.world_size() > 1:
-            from micronet import distributed
-
-            with distributed.group():
-                command(**own, **built)
+        call = functools.partial(command, **own, **built)
+        if ranks.world_size() > 1:
+            _join(call, spread)
+        elif spread is None or spread.wanted == 1:
+            call()
         else:
             from micronet.cli.launch import launch
 
@@ -179,6 +177,18 @@ def with_configs(command: Callable[..., None]) -> Callable[..., None]:
     run.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in shown}
     return run
+
+
+def _join(call: Callable[[], None], spread: SpreadConfig | None) -> None:
+    """Run a command as one of several processes. Raises MicronetError for one that knows only one."""
+    from micronet import distributed
+
+    if spread is None:
+        error = MicronetError("this command runs in one process; leave torchrun out")
+        error.told = ranks.rank() > 0
+        raise error
+    with distributed.group():
+        call()
 
 
 def spell(name: str, command: Callable[..., None], values: Mapping[str, Any]) -> list[str]:
