@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from micronet.artifact import fill, write_tensors
 from micronet.errors import FailedError, MicronetError
+from micronet.files import remove_leftovers
 
 _KEY = "micronet-checkpoint"
 _SHAPE = {"identity": dict, "reached": dict, "groups": list, "numbers": dict}
@@ -71,6 +72,7 @@ class Checkpoint:
 
         Raises MicronetError where a checkpoint is there and neither resume nor force was asked for.
         """
+        remove_leftovers(self.path)
         if not self.path.exists():
             return Reached()
         if resume:
