@@ -62,6 +62,7 @@ class Step:
 
     def _spread(self, inputs: Tensor) -> None:
         """Let gradients be those of all processes. ``inputs``: any that the network takes."""
+        warnings.filterwarnings("ignore", "Grad strides do not match")  # of 1x1 kernels both layouts are the same one
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # of a new name that the oldest torch we take has not
             self._network = DistributedDataParallel(
