@@ -43,10 +43,11 @@ def launch(words: list[str], processes: int) -> None:
     except SignalException as stop:
         raise typer.Exit(128 + stop.sigval) from None
     except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
-        if failure.exitcode < 0:
+        killed = [rank for rank, failure in error.failures.items() if failure.exitcode < 0]
+        if killed:  # the others, which lost it, may have been seen to end before it, and have left the word to us
+            rank, failure = killed[0], error.failures[killed[0]]
             raise FailedError(
                 f"process {rank} of {processes} was killed ({signal.Signals(-failure.exitcode).name}); "
                 "the last checkpoint is whole: add --resume to go on from it"
             ) from None
-        raise typer.Exit(failure.exitcode) from None
+        raise typer.Exit(error.get_first_failure()[1].exitcode) from None
