@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from micronet import registry
-from micronet.errors import MicronetError
+from micronet.errors import FailedError, MicronetError
 from micronet.files import write_atomically
 from micronet.header import KEY, Header, read_header
 from micronet.history import StageRecord
@@ -107,10 +107,16 @@ def fill(model: nn.Module, tensors: dict[str, Tensor], source: str) -> None:
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], key: str, header: dict[str, Any]) -> None:
-    """Write tensors and one JSON metadata entry as a safetensors file, atomically."""
+    """Write tensors and one JSON metadata entry as a safetensors file, whole or not at all.
+
+    Raises FailedError where the disk refuses.
+    """
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps(header, sort_keys=True)
-    write_atomically(path, lambda temporary: save_file(contiguous, temporary, {key: text}))
+    try:
+        write_atomically(path, lambda temporary: save_file(contiguous, temporary, {key: text}))
+    except SafetensorError as error:  # what the system says comes in this, not as an OSError
+        raise FailedError(f"{path} could not be written: {error}") from error
 
 
 def versions() -> dict[str, str]:

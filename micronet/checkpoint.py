@@ -1,10 +1,12 @@
-"""What a training needs to go on after it was killed: weights, best weights, optimizer state and the epochs' numbers.
+"""What a training needs to go on after it was killed: weights, best weights, optimizer state and how far it was.
 
-One safetensors file beside the artifact, written after each epoch, gone when the training is done.
+One safetensors file beside the artifact, written after each epoch and now and then within one, gone when the training
+is done.
 """
 
 import json
-from dataclasses import dataclass, field
+import time
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,42 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from micronet.artifact import fill, write_tensors
-from micronet.errors import MicronetError
+from micronet.errors import FailedError, MicronetError
+from micronet.files import remove_leftovers
 
 _KEY = "micronet-checkpoint"
-_SHAPE = {"identity": dict, "rows": list, "groups": list, "numbers": dict}
+_SHAPE = {"identity": dict, "reached": dict, "groups": list, "numbers": dict}
+
+
+@dataclass
+class Reached:
+    """How far a training is.
+
+    ``rows``: the numbers of the epochs that are whole. Of the next one: ``step``, the steps taken; ``loss``, the sum
+    over their ``images``. ``scaler``: of fp16's gradients.
+    """
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    step: int = 0
+    loss: float = 0.0
+    images: int = 0
+    scaler: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that runs, from 1."""
+        return len(self.rows) + 1
+
+    def add_step(self, loss: float, images: int) -> None:
+        """Add one step's mean loss over its images."""
+        self.step += 1
+        self.loss += loss * images
+        self.images += images
+
+    def end_epoch(self, row: dict[str, Any]) -> None:
+        """Add a whole epoch's numbers."""
+        self.rows.append(row)
+        self.step, self.loss, self.images = 0, 0.0, 0
 
 
 @dataclass
@@ -26,21 +60,21 @@ class Checkpoint:
     path: Path
     identity: dict[str, Any]
     _best: dict[str, Tensor] = field(default_factory=dict)
+    _saved: float = field(default_factory=time.monotonic)
 
     @classmethod
     def beside(cls, output: Path, identity: dict[str, Any]) -> "Checkpoint":
         """Return the checkpoint that belongs to an artifact's path."""
         return cls(output.with_name(f"{output.stem}.checkpoint.safetensors"), identity)
 
-    def begin(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, *, resume: bool, force: bool
-    ) -> list[dict[str, Any]]:
-        """Return the epochs already trained, their state loaded into model and optimizer; none without ``resume``.
+    def begin(self, model: nn.Module, optimizer: torch.optim.Optimizer, *, resume: bool, force: bool) -> Reached:
+        """Return how far the training was, its state loaded into model and optimizer; nowhere without ``resume``.
 
         Raises MicronetError where a checkpoint is there and neither resume nor force was asked for.
         """
+        remove_leftovers(self.path)
         if not self.path.exists():
-            return []
+            return Reached()
         if resume:
             return self._load(model, optimizer)
         if not force:
@@ -48,12 +82,13 @@ class Checkpoint:
                 f"an interrupted training left {self.path}; add --resume to go on with it, --force to start again"
             )
         self.remove()
-        return []
+        return Reached()
 
-    def save(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, rows: list[dict[str, Any]], *, best: bool
-    ) -> None:
-        """Write the state after an epoch; ``best`` says that these are the best weights so far."""
+    def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, reached: Reached, *, best: bool = False) -> None:
+        """Write the state; ``best`` says that these are the best weights so far.
+
+        Raises FailedError where the disk refuses; the checkpoint before stays whole.
+        """
         if best:
             self._best = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
         tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
@@ -68,12 +103,23 @@ class Checkpoint:
                     numbers.setdefault(str(index), {})[name] = value
         header = {
             "identity": self.identity,
-            "rows": rows,
+            "reached": asdict(reached),
             "groups": state["param_groups"],
             "numbers": numbers,
         }
+        self._saved = time.monotonic()
         distinct = {name: tensor.clone() for name, tensor in tensors.items()}  # tied weights are written twice here
-        write_tensors(self.path, distinct, _KEY, header)
+        try:
+            write_tensors(self.path, distinct, _KEY, header)
+        except FailedError as error:
+            if self.path.exists():
+                raise FailedError(f"{error}; the checkpoint before is whole: make room, then add --resume") from error
+            raise
+
+    @property
+    def age_s(self) -> float:
+        """Seconds since the state was last written, or since this object was made."""
+        return time.monotonic() - self._saved
 
     def load_best(self, model: nn.Module) -> None:
         """Put the best epoch's weights into the model."""
@@ -83,12 +129,13 @@ class Checkpoint:
         """Delete the file."""
         self.path.unlink(missing_ok=True)
 
-    def _load(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    def _load(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Reached:
         try:
             with safe_open(self.path, "pt") as file:
                 header = json.loads((file.metadata() or {})[_KEY])
                 if not all(isinstance(header[key], kind) for key, kind in _SHAPE.items()):
                     raise ValueError("its header")
+                reached = Reached(**header["reached"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
             raise MicronetError(f"{self.path} is no whole checkpoint ({error}); add --force to start again") from error
@@ -100,8 +147,7 @@ class Checkpoint:
         fill(model, _under("model.", tensors), str(self.path))
         self._best = _under("best.", tensors)
         self._load_optimizer(optimizer, header, _under("optimizer.", tensors))
-        rows: list[dict[str, Any]] = header["rows"]
-        return rows
+        return reached
 
     @staticmethod
     def _load_optimizer(optimizer: torch.optim.Optimizer, header: dict[str, Any], tensors: dict[str, Tensor]) -> None:

@@ -10,6 +10,15 @@ class MicronetError(Exception):
     """A mistake the user can mend. The message says what was got, what is allowed and what to type next."""
 
     exit_code = 2
+    label = "error"
+    told = False  # whether another process of the same run has printed an error already
+
+
+class StoppedError(MicronetError):
+    """The time that the user allowed is over; what was done is kept."""
+
+    exit_code = 3
+    label = "stopped"
 
 
 class FailedError(MicronetError):

@@ -64,6 +64,15 @@ def tune_allocator() -> None:
         mallopt(parameter, value)
 
 
+def memory_mib() -> int:
+    """Return how much memory this process holds, in MiB; 0 where the system does not tell."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except (OSError, ValueError, IndexError):
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE") >> 20
+
+
 def describe() -> dict[str, str | int]:
     """Return the processor's name, its cores, torch's threads and the GPU if there is one."""
     found: dict[str, str | int] = {

@@ -1,35 +1,37 @@
-"""The only training loop: epochs over a data set, the best kept by validation, a checkpoint after each.
+"""The only training loop: epochs over a data set, the best kept by validation, checkpoints after each and within.
 
-What an epoch does follows from (seed, epoch) and the checkpoint alone, so a training that was killed and resumed ends
-bit-identical to one that was not.
+What a step does follows from (seed, epoch, step) and the checkpoint alone, so a training that was killed and resumed
+ends bit-identical to one that was not.
 """
 
-import json
 import math
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
+from micronet import distributed, ranks
 from micronet.artifact import Artifact
-from micronet.checkpoint import Checkpoint
-from micronet.data.batches import batch_count, plain_batches, training_batches
+from micronet.checkpoint import Checkpoint, Reached
+from micronet.data.batches import batch_sizes, plain_batches, training_batches
 from micronet.data.dataset import Dataset
 from micronet.distillation import Teacher, open_teacher
-from micronet.errors import FailedError
-from micronet.evaluation import check_scores, evaluate, evaluating
+from micronet.errors import FailedError, MicronetError, StoppedError
+from micronet.evaluation import Evaluation, check_scores, evaluate, evaluating
 from micronet.files import file_hash
-from micronet.machine import tune_allocator
+from micronet.machine import memory_mib, tune_allocator
 from micronet.progress import Progress, Silent
+from micronet.synchronized import synchronized
 from micronet.training_config import TrainConfig, learning_rate
+from micronet.training_log import Log
+from micronet.training_step import NotFiniteError, Step, make_optimizer
 
-SGD_MOMENTUM = 0.9
 Observe = Callable[[nn.Module], AbstractContextManager[Any]]
 
 
@@ -55,7 +57,8 @@ PLAIN = Procedure()
 class Run:
     """Where and how a stage that trains runs, apart from what it computes.
 
-    ``output``: the artifact's path; the checkpoint and the log lie beside it.
+    ``output``: the artifact's path; the checkpoint and the log lie beside it. ``deadline``: in seconds of
+    time.monotonic. ``compiled``: by torch.compile.
     """
 
     output: Path
@@ -64,6 +67,9 @@ class Run:
     resume: bool = False
     force: bool = False
     progress: Progress = Silent()  # noqa: RUF009  # it has no state
+    deadline: float = math.inf
+    checkpoint_minutes: float = 10.0
+    compiled: bool = False
 
 
 @dataclass
@@ -85,97 +91,138 @@ class Trainer:
         """Train, leave the kept epoch's weights in the model and return that epoch's numbers.
 
         Raises MicronetError for data that do not fit the model or an unclaimed checkpoint, FailedError when the loss
-        is no longer finite; the last checkpoint stays in both cases.
+        is no longer finite, StoppedError at the deadline; the last checkpoint stays in all cases.
         """
         tune_allocator()
         self.model.to(self.run.device).to(memory_format=torch.channels_last)
         check_fit(self.model, self.data)
         if not self.config.epochs:
             return {}
-        optimizer = self._optimizer()
-        checkpoint = Checkpoint.beside(
-            self.run.output, {**self.config.to_json(), "seed": self.run.seed, **self.identity}
+        self._check_config()
+        optimizer = make_optimizer(self.model, self.config)
+        settings = {name: value for name, value in self.config.to_json().items() if name != "patience"}
+        checkpoint = Checkpoint.beside(self.run.output, {**settings, "seed": self.run.seed, **self.identity})
+        reached = distributed.from_leader(
+            lambda: checkpoint.begin(self.model, optimizer, resume=self.run.resume, force=self.run.force)
         )
-        rows = checkpoint.begin(self.model, optimizer, resume=self.run.resume, force=self.run.force)
-        if rows:
-            self.run.progress.line(f"resuming after epoch {len(rows)} of {self.config.epochs}")
+        distributed.follow(self.model, optimizer)
+        self._say_where(reached)
+        with synchronized(self.model):
+            step = Step(
+                self.model, optimizer, self.config, self.run.device, self.run.compiled, self.teacher,
+                self.procedure.penalty,
+            )  # fmt: skip
+            step.scaler.load_state_dict(reached.scaler)
+            self._train(step, checkpoint, reached)
+        if distributed.leads():
+            checkpoint.load_best(self.model)  # its file stays until the artifact is saved
+        distributed.follow(self.model)
+        return self._kept(reached.rows)
+
+    def _check_config(self) -> None:
+        batch, processes = min(self.config.batch_size, len(self.data.train)), distributed.processes()
+        if batch < processes:
+            raise MicronetError(f"batches of {batch} images cannot be shared by {processes} processes; use fewer")
+        if self.config.patience is not None and self.procedure.keep == "last":
+            raise MicronetError("--patience waits for a better epoch, and here the last is kept; leave it out")
+
+    def _say_where(self, reached: Reached) -> None:
+        if reached.step:
+            where = f"resuming in epoch {reached.epoch} of {self.config.epochs}, after step {reached.step}"
+        elif reached.rows:
+            where = f"resuming after epoch {len(reached.rows)} of {self.config.epochs}"
         elif self.run.resume:
-            self.run.progress.line("no interrupted training found; starting from the beginning")
-        log = _Log(self.run.output, rows)
-        for epoch in range(len(rows) + 1, self.config.epochs + 1):
+            where = "no interrupted training found; starting from the beginning"
+        else:
+            return
+        self.run.progress.line(where)
+
+    def _train(self, step: Step, checkpoint: Checkpoint, reached: Reached) -> None:
+        """Train the epochs that are left."""
+        log = Log(self.run.output, reached.rows)
+        while reached.epoch <= self.config.epochs and not self._out_of_patience(reached.rows):
             start = time.perf_counter()
-            row = {"epoch": epoch, **self._train_epoch(optimizer, epoch), **self._validate()}
-            row["seconds"] = round(time.perf_counter() - start, 3)
-            rows.append(row)
-            checkpoint.save(self.model, optimizer, rows, best=self._kept(rows) is row)
+            row = {"epoch": reached.epoch, **self._train_epoch(step, checkpoint, reached)}
+            row |= distributed.from_leader(self._validate)
+            row |= {"seconds": round(time.perf_counter() - start, 3), "memory_mib": memory_mib()}
+            reached.end_epoch(row)
+            reached.scaler = step.scaler.state_dict()
+            if distributed.leads():
+                checkpoint.save(self.model, step.optimizer, reached, best=self._kept(reached.rows) is row)
             log.append(row)
-            self.run.progress.line(_summary(row, self.config.epochs))
+            self.run.progress.line(_summary(reached.rows, self.config.epochs))
+            if reached.epoch <= self.config.epochs:
+                self._save_if_due(step, checkpoint, reached)
         log.close()
-        checkpoint.load_best(self.model)  # its file stays until the artifact is saved
-        return self._kept(rows)
+
+    def _out_of_patience(self, rows: list[dict[str, Any]]) -> bool:
+        if self.config.patience is None or not rows:
+            return False
+        since = len(rows) - self._kept(rows)["epoch"]
+        if since < self.config.patience:
+            return False
+        self.run.progress.line(f"no better validation for {since} epochs (--patience)")
+        return True
 
     def _kept(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """Return the epoch whose weights stay; of equal ones the first."""
         return rows[-1] if self.procedure.keep == "last" else max(rows, key=_rank)
 
-    def _train_epoch(self, optimizer: torch.optim.Optimizer, epoch: int) -> dict[str, float]:
-        config, steps = self.config, batch_count(self.data.train, self.config.batch_size)
-        torch.manual_seed(self.run.seed * 100_003 + epoch)  # dropout
+    def _train_epoch(self, step: Step, checkpoint: Checkpoint, reached: Reached) -> dict[str, float]:
+        """Take the steps of an epoch that are left, writing checkpoints on the way."""
+        config, epoch = self.config, reached.epoch
+        sizes = batch_sizes(len(self.data.train), config.batch_size)
+        steps = math.ceil(len(sizes) / config.accumulate)
+        batches = training_batches(
+            self.data.train, self.data.spec, config.batch_size,
+            seed=self.run.seed, epoch=epoch, start=reached.step * config.accumulate,
+        )  # fmt: skip
         self.model.train()
-        total, images, started = 0.0, 0, time.perf_counter()
-        batches = training_batches(self.data.train, self.data.spec, config.batch_size, seed=self.run.seed, epoch=epoch)
+        before, started = reached.images, time.perf_counter()
         with self.procedure.observe(self.model):
-            for step, (inputs, labels) in enumerate(batches):
-                rate = learning_rate(config, (epoch - 1) * steps + step, config.epochs * steps)
-                for group in optimizer.param_groups:
+            while reached.step < steps:
+                torch.manual_seed(_dropout_seed(self.run.seed, epoch, reached.step))
+                rate = learning_rate(config, (epoch - 1) * steps + reached.step, config.epochs * steps)
+                for group in step.optimizer.param_groups:
                     group["lr"] = rate
-                loss = self._step(optimizer, inputs.to(self.run.device), labels.to(self.run.device))
-                if not math.isfinite(loss):
-                    raise FailedError(
-                        f"the loss became {loss} in epoch {epoch}, step {step + 1}; "
-                        f"lower --lr (it is {config.peak_lr:g}) and start again with --force"
-                    )
-                total += loss * len(labels)
-                images += len(labels)
-                speed = images / (time.perf_counter() - started)
-                self.run.progress.step(f"epoch {epoch}/{config.epochs}", step + 1, steps, loss=loss, images_per_s=speed)
-        return {"loss": total / images, "images_per_s": round(images / (time.perf_counter() - started), 1)}
+                part = sizes[reached.step * config.accumulate :][: config.accumulate]
+                try:
+                    loss = step(islice(batches, len(part)), part)
+                except NotFiniteError as error:
+                    raise self._diverged(error, reached) from None
+                reached.add_step(loss, sum(part))
+                speed = (reached.images - before) / (time.perf_counter() - started)
+                numbers = {"loss": loss, "images_per_s": speed, "memory_mib": memory_mib()}
+                self.run.progress.step(f"epoch {epoch}/{config.epochs}", reached.step, steps, **numbers)
+                if reached.step < steps:
+                    self._save_if_due(step, checkpoint, reached)
+        speed = (reached.images - before) / (time.perf_counter() - started)
+        return {"loss": reached.loss / reached.images, "images_per_s": round(speed, 1)}
 
-    def _step(self, optimizer: torch.optim.Optimizer, inputs: Tensor, labels: Tensor) -> float:
-        scores = self.model(inputs)
-        if not isinstance(scores, Tensor):  # networks with auxiliary heads give several in training; the first counts
-            scores = scores[0]
-        loss = F.cross_entropy(scores, labels, label_smoothing=self.config.label_smoothing)
-        if self.teacher is not None:
-            loss = self.teacher.blend(loss, scores, inputs)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        if self.procedure.penalty is not None:
-            self.procedure.penalty()
-        optimizer.step()
-        return float(loss.detach())
+    def _save_if_due(self, step: Step, checkpoint: Checkpoint, reached: Reached) -> None:
+        """Write a checkpoint where the last one is old; at the deadline write one and raise StoppedError."""
+        deadline = self.run.deadline
+        late = deadline < math.inf and distributed.from_leader(lambda: time.monotonic() >= deadline)
+        if distributed.leads() and (late or checkpoint.age_s >= 60 * self.run.checkpoint_minutes):
+            reached.scaler = step.scaler.state_dict()
+            checkpoint.save(self.model, step.optimizer, reached)
+        if late:
+            raise StoppedError(
+                f"--max-time is over in epoch {reached.epoch} of {self.config.epochs}, after step {reached.step}; "
+                "the same command with --resume goes on"
+            )
+
+    def _diverged(self, error: NotFiniteError, reached: Reached) -> FailedError:
+        layer = f", first in layer {error.layer}" if error.layer else ""
+        return FailedError(
+            f"{error} in epoch {reached.epoch}, step {reached.step + 1}{layer}; "
+            f"lower --lr (it is {self.config.peak_lr:g}) and start again with --force"
+        )
 
     def _validate(self) -> dict[str, float]:
         with evaluating(self.model) as predict:
             result = evaluate(predict, plain_batches(self.data.validation, self.data.spec))
         return {"validation_accuracy": result.accuracy, "validation_loss": result.loss}
-
-    def _optimizer(self) -> torch.optim.Optimizer:
-        config = self.config
-        undecayed = {
-            id(getattr(module, name))
-            for module in self.model.modules()
-            for name in getattr(module, "no_weight_decay", ())
-        }
-        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        groups = [
-            {"params": [p for p in trained if id(p) not in undecayed], "weight_decay": config.weight_decay},
-            {"params": [p for p in trained if id(p) in undecayed], "weight_decay": 0.0},
-        ]
-        groups = [group for group in groups if group["params"]]
-        if config.optimizer == "adam":
-            return torch.optim.Adam(groups, lr=config.peak_lr)
-        return torch.optim.SGD(groups, lr=config.peak_lr, momentum=SGD_MOMENTUM, nesterov=True)
 
 
 def check_fit(model: nn.Module, data: Dataset) -> None:
@@ -205,13 +252,17 @@ def fit_artifact(
         "teacher": None if config.distill is None else file_hash(config.distill),
     }
     kept = Trainer(artifact.model, data, config, run, identity, procedure, teacher).fit()
-    with evaluating(artifact.model) as predict:
+
+    def test() -> Evaluation:
         total = len(data.test)
-        result = evaluate(
-            predict,
-            plain_batches(data.test, data.spec),
-            lambda done: run.progress.step("testing", done, total),
-        )
+        with evaluating(artifact.model) as predict:
+            return evaluate(
+                predict,
+                plain_batches(data.test, data.spec),
+                lambda done: run.progress.step("testing", done, total),
+            )
+
+    result = distributed.from_leader(test)
     metrics = {
         **{name: value for name, value in kept.items() if name.startswith(("epoch", "validation"))},
         "test_accuracy": result.accuracy,
@@ -226,34 +277,15 @@ def _rank(row: dict[str, Any]) -> tuple[float, float]:
     return row["validation_accuracy"], -row["validation_loss"]
 
 
-def _summary(row: dict[str, Any], epochs: int) -> str:
+def _dropout_seed(seed: int, epoch: int, step: int) -> int:
+    """Return a number for each step and process, so that what a step draws does not depend on those before."""
+    return (((seed * 100_003 + epoch) * 1_000_003 + step) * 1_009 + ranks.rank()) % 2**63
+
+
+def _summary(rows: list[dict[str, Any]], epochs: int) -> str:
+    row, left = rows[-1], epochs - len(rows)
+    ahead = f"  {left * row['seconds'] / 60:.1f} min left" if left else ""
     return (
         f"epoch {row['epoch']}/{epochs}  loss {row['loss']:.4f}  validation {row['validation_accuracy']:.2%}  "
-        f"{row['images_per_s']:.0f} images/s"
+        f"{row['images_per_s']:.0f} images/s  {row['memory_mib']} MiB{ahead}"
     )
-
-
-class _Log:
-    """The epochs' numbers as JSON lines beside the artifact, and in TensorBoard where that is installed."""
-
-    def __init__(self, output: Path, rows: list[dict[str, Any]]) -> None:
-        self._path = output.with_name(f"{output.stem}.metrics.jsonl")
-        self._path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        self._board: Any = None
-        with suppress(ImportError):
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._board = SummaryWriter(str(output.with_name(f"{output.stem}.tensorboard")))
-
-    def append(self, row: dict[str, Any]) -> None:
-        """Add one epoch."""
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-        if self._board is not None:
-            for name, value in row.items():
-                self._board.add_scalar(name, value, row["epoch"])
-
-    def close(self) -> None:
-        """Flush what is buffered."""
-        if self._board is not None:
-            self._board.close()

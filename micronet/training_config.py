@@ -10,6 +10,7 @@ from micronet.settings import Settings, check_range, check_values, setting
 ONE_CYCLE_RISE = 0.25  # share of the steps in which the learning rate rises
 DEFAULT_LR = 0.01
 TEACHING = ("distill", "distill_weight", "temperature")
+UNUSED = {"accumulate": 1, "amp": "off", "patience": None}  # recorded only where something else was asked
 STEP_DECAYS = (0.5, 0.75, 0.9)  # shares of the steps after which it falls to a tenth
 
 
@@ -19,7 +20,12 @@ class TrainConfig(Settings):
 
     epochs: int = setting(8, "Passes over the training images; 0 trains nothing.")
     lr: float | None = setting(None, "Highest learning rate; default: 0.01, or what suits the command.")
-    batch_size: int = setting(64, "Images a step.")
+    batch_size: int = setting(64, "Images a batch, over all processes.")
+    accumulate: int = setting(1, "Batches a step: their gradients add up as one larger batch's.")
+    amp: Literal["off", "bf16", "fp16"] = setting(
+        "off", "Compute forward and backward in 16 bits; fp16 needs a GPU (untried there)."
+    )
+    patience: int | None = setting(None, "Stop after so many epochs without a better validation.")
     weight_decay: float = setting(0.0, "L2 penalty on all weights.")
     optimizer: Literal["adam", "sgd"] = setting("adam", "Adam, or SGD with Nesterov momentum 0.9.")
     schedule: Literal["one-cycle", "step"] = setting(
@@ -36,6 +42,9 @@ class TrainConfig(Settings):
         if self.lr is not None:
             check_range(self, "lr", 0)
         check_range(self, "batch_size", 1)
+        check_range(self, "accumulate", 1)
+        if self.patience is not None:
+            check_range(self, "patience", 1)
         check_range(self, "weight_decay", 0)
         check_range(self, "label_smoothing", 0, 0.99)
         check_range(self, "distill_weight", 0, 1)
@@ -47,8 +56,9 @@ class TrainConfig(Settings):
         return DEFAULT_LR if self.lr is None else self.lr
 
     def to_json(self) -> dict[str, Any]:
-        """Return the fields as a JSON object, those of a teacher only where there is one."""
+        """Return the fields as a JSON object, those of a teacher and the like only where they take part."""
         fields = {**super().to_json(), "lr": self.peak_lr}
+        fields = {name: value for name, value in fields.items() if name not in UNUSED or value != UNUSED[name]}
         if self.distill is None:
             return {name: value for name, value in fields.items() if name not in TEACHING}
         return {**fields, "distill": str(self.distill)}

@@ -10,10 +10,21 @@ import pytest
 ROOT = Path(__file__).parents[1] / "micronet"
 # From the ground up; a module may import its own level's modules and those of levels below.
 LEVELS = [
-    {"errors", "settings", "registry", "progress", "history", "files", "header", "layer_table", "training_config"},
+    {
+        "errors",
+        "settings",
+        "registry",
+        "progress",
+        "history",
+        "files",
+        "header",
+        "layer_table",
+        "ranks",
+        "training_config",
+    },
     {"models"},
-    {"artifact", "data", "graph", "outline", "machine", "evaluation", "importing"},
-    {"checkpoint", "distillation", "training"},
+    {"artifact", "data", "graph", "outline", "machine", "evaluation", "importing", "distributed", "synchronized"},
+    {"checkpoint", "distillation", "training", "training_log", "training_step"},
     {"pruning", "quantization"},
     {"export", "runtime", "report", "prediction", "recipe", "deploy"},
     {"cli", "api", "__init__"},

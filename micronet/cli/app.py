@@ -1,6 +1,7 @@
 """The ``micronet`` command: its subcommands and the one place where errors become a line and an exit code.
 
-Exit codes: 0 done; 1 failed; 2 the user's mistake; 130 interrupted. Nothing here imports torch, so ``--help`` is fast.
+Exit codes: 0 done; 1 failed; 2 the user's mistake; 3 stopped at --max-time; 130 interrupted. Nothing here imports
+torch, so ``--help`` is fast.
 """
 
 import os
@@ -9,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from micronet import ranks
 from micronet.cli import (
     bn_fuse,
     check_onnx,
@@ -88,7 +90,12 @@ def _options(
 
 def main() -> None:
     """Run the command line and exit."""
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    if ranks.world_size() > 1:  # threads of torch's process group that outlive the interpreter would abort the process
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def run(arguments: list[str]) -> int:
@@ -96,11 +103,12 @@ def run(arguments: list[str]) -> int:
     try:
         app(modern(arguments), standalone_mode=True)
     except SystemExit as stop:  # Typer has turned Ctrl-C into an exit by now
-        if stop.code == INTERRUPTED:
+        if stop.code == INTERRUPTED and ranks.rank() == 0:
             console.print_error("interrupted; every file on disk is whole, and --resume goes on with a training")
         return stop.code if isinstance(stop.code, int) else 1
     except MicronetError as error:
-        console.print_error(str(error))
+        if not error.told:
+            console.print_error(str(error), error.label)
         return error.exit_code
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

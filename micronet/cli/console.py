@@ -1,4 +1,7 @@
-"""What the commands print: results on standard output, progress and errors on standard error."""
+"""What the commands print: results on standard output, progress and errors on standard error.
+
+Of several processes only the first prints; an error is for whoever has it first to tell.
+"""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -10,9 +13,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, Tim
 from rich.progress import Progress as RichProgress
 from rich.table import Table
 
+from micronet import ranks
 from micronet.progress import Progress, Silent
 
-out = Console(highlight=False, soft_wrap=True)
+_first = ranks.rank() == 0
+out = Console(highlight=False, soft_wrap=True, quiet=not _first)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
@@ -42,7 +47,7 @@ class Bar:
 @contextmanager
 def progress(quiet: bool) -> Iterator[Progress]:
     """Give a progress display for the time of a command's work."""
-    if quiet:
+    if quiet or not _first:
         yield Silent()
     elif not err.is_terminal:
         yield Bar(None)
@@ -60,7 +65,8 @@ def progress(quiet: bool) -> Iterator[Progress]:
 
 def print_json(value: Any) -> None:
     """Print a value as JSON on standard output and nothing else."""
-    print(json.dumps(value, indent=2))  # noqa: T201  # not rich: no wrapping, no colour
+    if _first:
+        print(json.dumps(value, indent=2))  # noqa: T201  # not rich: no wrapping, no colour
 
 
 def print_line(text: str) -> None:
@@ -70,7 +76,7 @@ def print_line(text: str) -> None:
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None) -> None:
     """Print a table, numbers to the right."""
-    wide = Console(width=max(out.width, 160)) if not out.is_terminal else out
+    wide = Console(width=max(out.width, 160), quiet=not _first) if not out.is_terminal else out
     table = Table(title=title, title_justify="left")
     for index, column in enumerate(columns):
         numeric = all(row[index][:1] in "+-0123456789?" for row in rows if row[index]) and bool(rows)
@@ -80,6 +86,6 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: st
     wide.print(table)
 
 
-def print_error(text: str) -> None:
+def print_error(text: str, label: str = "error") -> None:
     """Print one error line."""
-    err.print(f"error: {' '.join(text.split())}", markup=False, style="red" if err.is_terminal else None)
+    err.print(f"{label}: {' '.join(text.split())}", markup=False, style="red" if err.is_terminal else None)

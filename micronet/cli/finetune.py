@@ -1,7 +1,7 @@
 """``micronet finetune``: more training, whatever was done to the network before."""
 
 from micronet.cli import console
-from micronet.cli.options import DataOptions, Input, OutputOptions, RunConfig, default_name, with_configs
+from micronet.cli.options import DataOptions, Input, OutputOptions, SpreadConfig, default_name, with_configs
 from micronet.runtime.options import CodeOptions
 from micronet.training_config import TrainConfig
 
@@ -18,7 +18,7 @@ def run(
     training: TrainConfig = TUNING,
     data: DataOptions,
     code: CodeOptions,
-    running: RunConfig,
+    running: SpreadConfig,
     output: OutputOptions,
 ) -> None:
     """Train an artifact further: float or pruned as it is, quantized with its quantizers.

@@ -6,13 +6,15 @@ the fields instead, with the default instance's values as defaults, and hands th
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_origin
 
 import typer
+from typer.models import ArgumentInfo
 
+from micronet import ranks
 from micronet.errors import MicronetError
 from micronet.settings import check_range, flag, setting
 
@@ -90,9 +92,46 @@ class RunConfig:
     seed: int = setting(1, "Seed of weights, order, augmentation and validation split.")
     device: str | None = setting(None, "cpu, cuda or cuda:N; default: the best present.")
     resume: bool = setting(False, "Go on with a training that was interrupted.")
+    max_time: float | None = setting(
+        None, "Minutes after which training stops at a checkpoint, with exit code 3; --resume goes on."
+    )
+    checkpoint_minutes: float = setting(10.0, "Write a checkpoint so often within an epoch too; 0: at every step.")
+    compile: bool = setting(False, "Compile the training step with torch.compile (untried on a GPU).")
 
     def __post_init__(self) -> None:
         check_range(self, "seed", 0, 2**31)
+        check_range(self, "checkpoint_minutes", 0)
+        if self.max_time is not None:
+            check_range(self, "max_time", 0)
+
+
+@dataclass(frozen=True)
+class SpreadConfig(RunConfig):
+    """How it runs, perhaps in several processes."""
+
+    device: str | None = setting(
+        None, "cpu, cuda, cuda:N, or 0,1 for a process on each of these GPUs (untried); default: the best present."
+    )
+    processes: int | None = setting(None, "Train in so many processes of this machine, each with its part of a batch.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.processes is not None:
+            check_range(self, "processes", 1, 1024)
+        if self.gpus and not all(gpu.isdigit() for gpu in self.gpus):
+            raise MicronetError(f"--device is {self.device!r}; allowed: numbers of GPUs, for example 0,1")
+        if self.gpus and self.processes not in (None, len(self.gpus)):
+            raise MicronetError(f"--device {self.device} is {len(self.gpus)} processes; leave --processes out")
+
+    @property
+    def gpus(self) -> list[str]:
+        """The numbers of the GPUs named, one a process."""
+        return self.device.split(",") if self.device is not None and self.device[:1].isdigit() else []
+
+    @property
+    def wanted(self) -> int:
+        """How many processes are asked for."""
+        return self.processes or max(1, len(self.gpus))
 
 
 def with_configs(command: Callable[..., None]) -> Callable[..., None]:
@@ -120,12 +159,58 @@ def with_configs(command: Callable[..., None]) -> Callable[..., None]:
     def run(**values: Any) -> None:
         built = build_configs(values)
         taken = {key for _, keys in configs.values() for key in keys}
-        command(**{key: value for key, value in values.items() if key not in taken}, **built)
+        own = {key: value for key, value in values.items() if key not in taken}
+        spread = next((config for config in built.values() if isinstance(config, SpreadConfig)), None)
+        call = functools.partial(command, **own, **built)
+        if ranks.world_size() > 1:
+            _join(call, spread)
+        elif spread is None or spread.wanted == 1:
+            call()
+        else:
+            from micronet.cli.launch import launch
+
+            defaults = {parameter.name: parameter.default for parameter in shown}
+            chosen = {key: value for key, value in values.items() if value != defaults[key]}
+            launch(spell(command.__globals__["NAME"], run, chosen), spread.wanted)
 
     run.check = build_configs  # type: ignore[attr-defined]  # for those who have values but want nothing run yet
     run.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in shown}
     return run
+
+
+def _join(call: Callable[[], None], spread: SpreadConfig | None) -> None:
+    """Run a command as one of several processes. Raises MicronetError for one that knows only one."""
+    from micronet import distributed
+
+    if spread is None:
+        error = MicronetError("this command runs in one process; leave torchrun out")
+        error.told = ranks.rank() > 0
+        raise error
+    with distributed.group():
+        call()
+
+
+def spell(name: str, command: Callable[..., None], values: Mapping[str, Any]) -> list[str]:
+    """Return the words of the command line that calls a command with these values."""
+    words: list[str] = [name]
+    parameters = inspect.signature(command).parameters
+    for key, value in values.items():
+        items = value if isinstance(value, list) else [value]
+        if is_argument(parameters[key]):
+            words += map(str, items)
+        elif value is True:
+            words.append(flag(key))
+        elif value is not False and value is not None:
+            words += [flag(key), str(value)]
+    return words
+
+
+def is_argument(parameter: inspect.Parameter) -> bool:
+    """Tell whether a command's parameter is positional on the command line."""
+    if get_origin(parameter.annotation) is not Annotated:
+        return False
+    return any(isinstance(item, ArgumentInfo) for item in parameter.annotation.__metadata__)
 
 
 def default_name(beside: Path, ending: str) -> Path:

@@ -11,7 +11,7 @@ from micronet.cli.options import (
     DataOptions,
     ModelOptions,
     OutputOptions,
-    RunConfig,
+    SpreadConfig,
     default_name,
     with_configs,
 )
@@ -51,7 +51,7 @@ def run(
     training: TrainConfig = GENTLE,
     model: ModelOptions,
     data: DataOptions,
-    running: RunConfig,
+    running: SpreadConfig,
     output: OutputOptions,
 ) -> None:
     """Quantize a network and train it to live with that (QAT); --mode ptq trains nothing and takes seconds.

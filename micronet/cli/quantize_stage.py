@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from micronet import distributed
 from micronet.artifact import Artifact, load
 from micronet.cli import stages
 from micronet.cli.options import DataOptions, ModelOptions
@@ -50,12 +51,12 @@ class Wish:
 def float_artifact(model: ModelOptions, data: DataOptions, run: Run) -> tuple[Artifact, Path]:
     """Train the network that there is no artifact of yet, and keep it beside the output; return it and its path."""
     path = run.output.with_name(f"{run.output.stem}-float.safetensors")
-    if run.resume and path.exists():
+    if run.resume and distributed.from_leader(path.exists):
         artifact = load(path, model.model if ":" in model.name else None)
         if artifact.spec.name != model.name:
             raise MicronetError(f"{path} is a {artifact.spec.name}, not a {model.name}; give another -o, or --force")
         return artifact, path
-    check_target(path, run.force)
+    distributed.from_leader(lambda: check_target(path, run.force))
     artifact = stages.train(model, data, TrainConfig(), replace(run, output=path))
     stages.keep(artifact, path)
     run.progress.line(f"wrote {path}  test accuracy {artifact.metrics['test_accuracy']:.2%}")
@@ -167,11 +168,11 @@ def _statistics(model: nn.Module, floating: nn.Module, dataset: Dataset, wish: W
         return collect(model, images(dataset, wish.calibration, run.seed, run.device))
     shown = list(images(dataset, wish.calibration, run.seed, run.device))
     network = _hash(floating, shown)
-    if cache.exists():
+    if distributed.from_leader(cache.exists):
         run.progress.line(f"activation statistics from {cache}")
         return load_statistics(cache, network)
     statistics = collect(model, shown)
-    save_statistics(statistics, cache, network)
+    distributed.from_leader(lambda: save_statistics(statistics, cache, network))
     run.progress.line(f"wrote {cache}")
     return statistics
 

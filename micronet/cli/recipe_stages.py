@@ -10,11 +10,9 @@ from pathlib import Path
 from types import ModuleType, UnionType
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from typer.models import ArgumentInfo
-
+from micronet.cli.options import is_argument, spell
 from micronet.errors import MicronetError, unknown
 from micronet.recipe import Recipe, Stage
-from micronet.settings import flag
 
 RUNS_OVER = ("force", "resume", "quiet", "json", "dry_run")  # how a stage runs, not what it computes
 _SUFFIX = {"export-onnx": ".onnx"}
@@ -47,16 +45,7 @@ class BoundStage:
             self.module.run(**{**defaults, **self.options, **{key: how[key] for key in how if key in parameters}})
 
     def _arguments(self) -> list[str]:
-        words: list[str] = [self.stage.command]
-        for name, value in self.options.items():
-            items = value if isinstance(value, list) else [value]
-            if _is_argument(_parameters(self.module)[name]):
-                words += map(str, items)
-            elif value is True:
-                words.append(flag(name))
-            elif value is not False and value is not None:
-                words += [flag(name), str(value)]
-        return words
+        return spell(self.stage.command, self.module.run, self.options)
 
 
 def bind(recipe: Recipe, commands: Mapping[str, ModuleType], data: str | None = None) -> list[BoundStage]:
@@ -133,7 +122,7 @@ def _default_input(
     earlier: list[BoundStage],
 ) -> dict[str, Any]:
     """Return the input a stage has when it names none: the artifact made last, for compare all files made."""
-    name = next((name for name, item in parameters.items() if _is_argument(item)), None)
+    name = next((name for name, item in parameters.items() if is_argument(item)), None)
     if name is None or name in options:
         return {}
     made = [bound.output for bound in earlier if bound.output is not None]
@@ -148,12 +137,6 @@ def _default_input(
 
 def _parameters(module: ModuleType) -> Mapping[str, Parameter]:
     return signature(module.run).parameters
-
-
-def _is_argument(parameter: Parameter) -> bool:
-    if get_origin(parameter.annotation) is not Annotated:
-        return False
-    return any(isinstance(item, ArgumentInfo) for item in parameter.annotation.__metadata__)
 
 
 def _bare(annotation: Any) -> Any:

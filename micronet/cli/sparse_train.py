@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from micronet.cli import console
-from micronet.cli.options import DataOptions, ModelOptions, OutputOptions, RunConfig, default_name, with_configs
+from micronet.cli.options import DataOptions, ModelOptions, OutputOptions, SpreadConfig, default_name, with_configs
 from micronet.pruning.config import SparsityConfig
 from micronet.runtime.options import CodeOptions
 from micronet.training_config import TrainConfig
@@ -27,7 +27,7 @@ def run(
     training: TrainConfig,
     model: ModelOptions,
     data: DataOptions,
-    running: RunConfig,
+    running: SpreadConfig,
     output: OutputOptions,
 ) -> None:
     """Train with the penalty of a pruning criterion, so that channels the network can do without approach zero.

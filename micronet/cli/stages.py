@@ -1,5 +1,7 @@
 """What the commands that train share: putting a network, data and a run together. Imports torch, so import it late."""
 
+import math
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from micronet import distributed
 from micronet.artifact import Artifact, load, save
 from micronet.checkpoint import Checkpoint
 from micronet.cli import console
@@ -33,7 +36,20 @@ USUAL_SHAPE = (3, 224, 224)  # of torchvision's networks
 
 def make_run(path: Path, running: RunConfig, output: OutputOptions, progress: Progress) -> Run:
     """Return where and how a training runs."""
-    return Run(path, pick_device(running.device), running.seed, running.resume, output.force, progress)
+    device = pick_device(distributed.own_device(running.device))
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return Run(
+        output=path,
+        device=device,
+        seed=running.seed,
+        resume=running.resume,
+        force=output.force,
+        progress=progress,
+        deadline=math.inf if running.max_time is None else time.monotonic() + 60 * running.max_time,
+        checkpoint_minutes=running.checkpoint_minutes,
+        compiled=running.compile,
+    )
 
 
 def open_artifact(path: Path, code: CodeOptions, stage: str | None = None) -> Artifact:
@@ -105,15 +121,23 @@ def fit_stage(
 
 def check_output(path: Path, output: OutputOptions, running: RunConfig) -> None:
     """Raise MicronetError where a training's result cannot be written, or is there already."""
-    if running.resume and path.exists() and not output.force:
-        raise MicronetError(f"{path} is finished, so there is nothing to resume; --force trains it anew")
-    check_target(path, output.force)
+
+    def check() -> None:
+        if running.resume and path.exists() and not output.force:
+            raise MicronetError(f"{path} is finished, so there is nothing to resume; --force trains it anew")
+        check_target(path, output.force)
+
+    distributed.from_leader(check)
 
 
 def keep(artifact: Artifact, path: Path) -> None:
     """Save what a training made, and only then let go of the checkpoint that could have brought it back."""
-    save(artifact, path)
-    Checkpoint.beside(path, {}).remove()
+
+    def write() -> None:
+        save(artifact, path)
+        Checkpoint.beside(path, {}).remove()
+
+    distributed.from_leader(write)
 
 
 def report(artifact: Artifact, path: Path, output: OutputOptions) -> None:

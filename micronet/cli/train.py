@@ -1,7 +1,7 @@
 """``micronet train``: a network from scratch."""
 
 from micronet.cli import console
-from micronet.cli.options import DataOptions, ModelOptions, OutputOptions, RunConfig, with_configs
+from micronet.cli.options import DataOptions, ModelOptions, OutputOptions, SpreadConfig, with_configs
 from micronet.training_config import TrainConfig
 
 NAME = "train"
@@ -13,7 +13,7 @@ def run(
     model: ModelOptions,
     data: DataOptions,
     training: TrainConfig,
-    running: RunConfig,
+    running: SpreadConfig,
     output: OutputOptions,
 ) -> None:
     """Train a network from scratch."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
+from micronet import distributed
 from micronet.data.dataset import DataSpec
 from micronet.data.split import FileSplit, Split
 from micronet.errors import MicronetError
@@ -49,17 +50,23 @@ class Normalize:
 
 
 def training_batches(
-    split: Split, spec: DataSpec, batch_size: int, *, seed: int, epoch: int
+    split: Split, spec: DataSpec, batch_size: int, *, seed: int, epoch: int, start: int = 0
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield augmented (images, labels) of one epoch; the last, smaller batch too unless it holds one image."""
+    """Yield augmented (images, labels) of one epoch from batch ``start`` on; those before are not read.
+
+    Of several processes each gets its part of every batch, so that all together see what one alone would.
+    """
     generator = torch.Generator().manual_seed(seed * 100_003 + epoch)
     order = torch.randperm(len(split), generator=generator)
-    batches = [indices for indices in torch.split(order, batch_size) if len(indices) > 1 or len(order) == 1]
+    sizes = batch_sizes(len(split), batch_size)
+    flip, side = spec.augment == "crop-flip", split.image_shape[1]
+    moves = [None if spec.augment == "none" else draw_moves(size, side, generator, flip=flip) for size in sizes]
+    parts = [distributed.my_part(size) for size in sizes]
+    indices = [whole[part] for whole, part in zip(torch.split(order[: sum(sizes)], sizes), parts, strict=True)]
     normalize = Normalize.from_spec(spec)
-    for images, labels in _read(split, batches):
-        if spec.augment != "none":
-            images = augment(images, generator, flip=spec.augment == "crop-flip")
-        yield normalize(images), labels
+    batches = _read(split, indices[start:])
+    for (images, labels), move, part in zip(batches, moves[start:], parts[start:], strict=True):
+        yield normalize(images if move is None else augment(images, move[:, part])), labels
 
 
 def plain_batches(split: Split, spec: DataSpec, batch_size: int = EVALUATION_BATCH) -> Iterator[tuple[Tensor, Tensor]]:
@@ -69,26 +76,40 @@ def plain_batches(split: Split, spec: DataSpec, batch_size: int = EVALUATION_BAT
         yield normalize(images), labels
 
 
-def augment(images: Tensor, generator: torch.Generator, *, flip: bool) -> Tensor:
-    """Shift each image by up to an eighth of its side (black edges) and, with ``flip``, mirror half of them.
+def draw_moves(count: int, side: int, generator: torch.Generator, *, flip: bool) -> Tensor:
+    """Draw how each of ``count`` images of ``side`` pixels moves: (3, count) top, left, and 1 where it is mirrored."""
+    shifts = torch.randint(2 * _padding(side) + 1, (2, count), generator=generator)
+    mirrored = torch.rand(count, generator=generator) < 0.5 if flip else torch.zeros(count, dtype=torch.bool)
+    return torch.cat([shifts, mirrored[None].long()])
 
-    images: (B, C, H, W) uint8; returns the same shape and dtype.
+
+def augment(images: Tensor, moves: Tensor) -> Tensor:
+    """Shift each image by up to an eighth of its side (black edges) and mirror those that ``moves`` says.
+
+    images: (B, C, H, W) uint8; moves: (3, B) as ``draw_moves`` gives; returns the images' shape and dtype.
     """
     count, _, height, width = images.shape
-    padding = round(height * CROP_PADDING_SHARE)
-    windows = F.pad(images, (padding,) * 4).unfold(2, height, 1).unfold(3, width, 1)
-    top, left = torch.randint(2 * padding + 1, (2, count), generator=generator)
+    top, left, mirrored = moves
+    windows = F.pad(images, (_padding(height),) * 4).unfold(2, height, 1).unfold(3, width, 1)
     cropped = windows[torch.arange(count), :, top, left]
-    if not flip:
+    if not mirrored.any():
         return cropped
-    mirrored = torch.rand(count, generator=generator) < 0.5
-    return torch.where(mirrored.view(-1, 1, 1, 1), cropped.flip(-1), cropped)
+    return torch.where(mirrored.bool().view(-1, 1, 1, 1), cropped.flip(-1), cropped)
 
 
-def batch_count(split: Split, batch_size: int) -> int:
-    """Return how many batches ``training_batches`` yields an epoch."""
-    whole, rest = divmod(len(split), batch_size)
-    return whole + (1 if rest > 1 or (rest == 1 and whole == 0) else 0)
+def batch_sizes(images: int, batch_size: int) -> list[int]:
+    """Return how many images each batch of an epoch holds, over all processes.
+
+    The last is smaller; it is left out where it holds one image, or not one for each process, unless it is the only
+    one.
+    """
+    whole, rest = divmod(images, batch_size)
+    kept = rest >= max(2, distributed.processes()) or (whole == 0 and rest > 0)
+    return [batch_size] * whole + [rest] * kept
+
+
+def _padding(side: int) -> int:
+    return round(side * CROP_PADDING_SHARE)
 
 
 def _read(split: Split, batches: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:

@@ -9,6 +9,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from micronet import distributed
+
 MOMENTUM = 0.1  # share of a new batch in a moving average, as batch normalisation's
 
 
@@ -65,10 +67,14 @@ class MinMax(Observer):
 
 
 class MovingAverage(Observer):
-    """An exponential moving average of each batch's range (Jacob et al. 2017, section 3.1); the first is copied."""
+    """An exponential moving average of each batch's range (Jacob et al. 2017, section 3.1); the first is copied.
+
+    Where several processes train, a batch is all their parts of it.
+    """
 
     def update(self, low: Tensor, high: Tensor) -> None:
         """Move a tenth of the way to the newest range."""
+        low, high = distributed.widest(low, high)
         fresh = self.low > self.high
         self.low.copy_(torch.where(fresh, low, torch.lerp(self.low, low, MOMENTUM)))
         self.high.copy_(torch.where(fresh, high, torch.lerp(self.high, high, MOMENTUM)))

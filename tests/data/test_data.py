@@ -3,7 +3,8 @@ import pytest
 import torch
 from PIL import Image
 
-from micronet.data.batches import Normalize, augment, batch_count, plain_batches, training_batches
+from micronet import distributed
+from micronet.data.batches import Normalize, augment, batch_sizes, draw_moves, plain_batches, training_batches
 from micronet.data.dataset import DataSpec
 from micronet.data.load import load_data
 from micronet.data.split import FileSplit, MemorySplit, decode
@@ -75,7 +76,7 @@ def test_normalize_is_the_formula():
 @pytest.mark.parametrize("flip", [False, True])
 def test_augmented_images_are_shifted_windows_of_the_padded_image(flip):
     images = torch.randint(1, 256, (16, 3, 16, 16), dtype=torch.uint8)
-    out = augment(images, torch.Generator().manual_seed(0), flip=flip)
+    out = augment(images, draw_moves(16, 16, torch.Generator().manual_seed(0), flip=flip))
     padded = torch.nn.functional.pad(images, (2, 2, 2, 2))
     for image, result in zip(padded, out, strict=True):
         windows = [image[:, y : y + 16, x : x + 16] for y in range(5) for x in range(5)]
@@ -95,11 +96,32 @@ def test_an_epochs_batches_follow_from_seed_and_epoch_alone():
 
 
 @pytest.mark.parametrize("size", [1, 2, 31, 32, 33, 64, 65])
-def test_batch_count_is_the_number_of_batches(size):
+def test_batch_sizes_are_those_of_the_batches(size):
     split = MemorySplit(torch.zeros(size, 1, 4, 4, dtype=torch.uint8), torch.zeros(size, dtype=torch.int64))
     batches = list(training_batches(split, DataSpec(mean=[0.5], std=[0.5]), 32, seed=1, epoch=1))
-    assert len(batches) == batch_count(split, 32)
+    assert [len(labels) for _, labels in batches] == batch_sizes(size, 32)
     assert all(len(labels) > 1 for _, labels in batches) or size == 1
+
+
+def test_batches_from_the_middle_of_an_epoch_are_those_of_the_whole_epoch():
+    data = load_data("digits", limit=100)
+    whole = list(training_batches(data.train, data.spec, 16, seed=1, epoch=3))
+    rest = list(training_batches(data.train, data.spec, 16, seed=1, epoch=3, start=2))
+    assert len(rest) == len(whole) - 2
+    assert all(torch.equal(a, b) for (a, _), (b, _) in zip(whole[2:], rest, strict=True))
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_the_parts_of_several_processes_are_one_processs_batches(monkeypatch, world):
+    data = load_data("digits", limit=100)
+    whole = list(training_batches(data.train, data.spec, 16, seed=1, epoch=1))
+    parts = []
+    for rank in range(world):
+        monkeypatch.setattr(distributed, "my_part", lambda n, r=rank: slice(r * n // world, (r + 1) * n // world))
+        parts.append(list(training_batches(data.train, data.spec, 16, seed=1, epoch=1)))
+    for batch, *pieces in zip(whole, *parts, strict=True):
+        for index in (0, 1):
+            assert torch.equal(batch[index], torch.cat([piece[index] for piece in pieces]))
 
 
 def test_evaluation_never_sees_augmentation():

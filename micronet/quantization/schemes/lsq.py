@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from micronet import distributed
 from micronet.errors import MicronetError
 from micronet.quantization.config import QuantConfig
 from micronet.quantization.functional import (
@@ -59,6 +60,8 @@ class LearnedQuantizer(Quantizer):
             size = x.clamp(min=0) if rectified else x.abs()
             rows = size.reshape(1, -1) if self.axis is None else size.transpose(0, self.axis).flatten(1)
             mean, largest = rows.mean(1).view_as(self.log_scale), rows.amax(1).view_as(self.log_scale)
+            mean = distributed.total(mean) / distributed.processes()
+            _, largest = distributed.widest(largest, largest)
             if not bool(mean.isfinite().all()):
                 raise MicronetError("NaN or infinity reached a quantizer; look at the weights and the images")
             some = mean > NOTHING * mean.max()

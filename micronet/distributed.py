@@ -1,0 +1,143 @@
+"""Several processes as one: who they are to each other, and the few things they tell each other.
+
+In a process that is alone every function here changes nothing, so whoever calls them need not ask. Process 0 leads: it
+alone reads checkpoints, writes files and prints; the others follow what it says and see their part of every batch.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
+
+from micronet import ranks
+from micronet.errors import FailedError, MicronetError
+
+WAIT = timedelta(hours=2)  # for one another: while process 0 evaluates, the others wait
+LAUNCHED = "MICRONET_LAUNCHED"  # set where our own launcher watches, and reports a process that was killed
+T = TypeVar("T")
+
+
+class LostError(FailedError):
+    """Another process of the same run has ended."""
+
+
+@contextmanager
+def group() -> Iterator[None]:
+    """Be one of the processes that the environment tells of, inside this context.
+
+    An error is marked as told where another process has printed one. Raises LostError where another process ended.
+    """
+    store, rank, world = next(iter(rendezvous("env://", timeout=WAIT)))
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=WAIT)
+    try:
+        yield
+    except MicronetError as error:
+        error.told = not _first_to_fail(store)
+        raise
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+            raise
+        lost = LostError(
+            f"another of the {world} processes ended; the last checkpoint is whole: add --resume to go on from it"
+        )
+        lost.told = LAUNCHED in os.environ or not _first_to_fail(store)
+        raise lost from error
+    finally:
+        dist.destroy_process_group()
+
+
+def processes() -> int:
+    """Return how many processes work together."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def leads() -> bool:
+    """Tell whether this process is the one that writes and prints."""
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def my_part(count: int) -> slice:
+    """Return this process's part of ``count`` images; the parts differ by one image at most."""
+    if not dist.is_initialized():
+        return slice(0, count)
+    rank, world = dist.get_rank(), dist.get_world_size()
+    return slice(rank * count // world, (rank + 1) * count // world)
+
+
+def from_leader(work: Callable[[], T]) -> T:
+    """Return what ``work`` gives in process 0, where alone it runs; its MicronetError is raised in all of them."""
+    if processes() == 1:
+        return work()
+    said: list[Any] = [None]
+    if leads():
+        try:
+            said = [work()]
+        except MicronetError as error:
+            said = [error]
+    dist.broadcast_object_list(said, src=0, device=torch.device("cpu"))
+    if isinstance(said[0], MicronetError):
+        raise said[0]
+    result: T = said[0]
+    return result
+
+
+def total(value: Tensor) -> Tensor:
+    """Return the sum of a tensor over all processes."""
+    if processes() > 1:
+        value = value.clone()
+        dist.all_reduce(value)
+    return value
+
+
+def widest(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the least of all processes' ``low`` and the greatest of their ``high``, in one message."""
+    if processes() == 1:
+        return low, high
+    ends = torch.stack([-low, high])
+    dist.all_reduce(ends, dist.ReduceOp.MAX)
+    return -ends[0], ends[1]
+
+
+def follow(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
+    """Give every process the weights, buffers and optimizer state of process 0."""
+    if processes() == 1:
+        return
+    for tensor in model.state_dict().values():
+        same = tensor.contiguous()  # a message has no memory layout
+        dist.broadcast(same, src=0)
+        tensor.copy_(same)
+    if optimizer is not None:
+        state = from_leader(optimizer.state_dict)
+        if not leads():
+            optimizer.load_state_dict(state)
+
+
+def own_device(name: str | None) -> str | None:
+    """Return the device of this process: ``name``, or of several GPUs (``0,1`` or any) the one that is its own.
+
+    Raises MicronetError where one GPU is named for several processes.
+    """
+    if name is not None and name[:1].isdigit():
+        numbers = name.split(",")
+        if ranks.local_rank() >= len(numbers):
+            raise MicronetError(f"--device {name} names {len(numbers)} GPUs for more processes; name one for each")
+        return f"cuda:{numbers[ranks.local_rank()]}"
+    if processes() == 1 or name == "cpu" or (name is None and not torch.cuda.is_available()):
+        return name
+    if name is not None and name != "cuda":
+        raise MicronetError(f"--device {name} is one device for several processes; give --device 0,1 or cpu")
+    return f"cuda:{ranks.local_rank()}"
+
+
+def _first_to_fail(store: Any) -> bool:
+    try:
+        return bool(store.add("micronet-failures", 1) == 1)
+    except (RuntimeError, dist.DistError):
+        return True  # whoever kept the count is gone

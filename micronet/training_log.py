@@ -1,0 +1,38 @@
+"""The epochs' numbers as JSON lines beside the artifact, and in TensorBoard where that is installed."""
+
+import json
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from micronet import distributed
+
+
+class Log:
+    """The two files; of several processes only the first writes them."""
+
+    def __init__(self, output: Path, rows: list[dict[str, Any]]) -> None:
+        self._path = output.with_name(f"{output.stem}.metrics.jsonl")
+        self._board: Any = None
+        if not distributed.leads():
+            return
+        self._path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        with suppress(ImportError):
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(output.with_name(f"{output.stem}.tensorboard")))
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Add one epoch."""
+        if not distributed.leads():
+            return
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        if self._board is not None:
+            for name, value in row.items():
+                self._board.add_scalar(name, value, row["epoch"])
+
+    def close(self) -> None:
+        """Flush what is buffered."""
+        if self._board is not None:
+            self._board.close()
