@@ -1,26 +1,23 @@
 """Batches of a split: shuffled, augmented and normalised on whole uint8 tensors.
 
-Random crops are one gather from a strided view of the padded batch, so augmentation costs less than a hundredth of a
-training step on the images that fit in memory. Every epoch's order and augmentation follow from (seed, epoch) alone,
-which is what makes a resumed training end bit-identical.
+Every epoch's order and augmentation follow from (seed, epoch) alone, however many processes decode the images, which is
+what makes a resumed training end bit-identical.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
-from torch.utils.data import DataLoader
 
 from micronet.data.dataset import DataSpec
-from micronet.data.split import FileSplit, Split
+from micronet.data.split import Split
+from micronet.data.views import Views
 from micronet.errors import MicronetError
-from micronet.machine import usable_cores
 
-CROP_PADDING_SHARE = 1 / 8  # 4 pixels of 32, as CIFAR's usual recipe
-EVALUATION_BATCH = 256
+MOST_EVALUATED, FEWEST_EVALUATED = 256, 16  # images a batch; more are no faster on a CPU
+EVALUATION_PIXELS = 2**21  # a batch: large images in fewer, so that a deep network's maps stay below a few gigabytes
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -31,11 +28,11 @@ class Normalize:
     std: Tensor
 
     @classmethod
-    def from_spec(cls, spec: DataSpec) -> "Normalize":
+    def from_spec(cls, spec: DataSpec, device: torch.device = CPU) -> "Normalize":
         """Build it from a spec whose mean and std are known."""
         if spec.mean is None or spec.std is None:
             raise ValueError("the spec has no mean and std")
-        return cls(torch.tensor(spec.mean), torch.tensor(spec.std))
+        return cls(torch.tensor(spec.mean, device=device), torch.tensor(spec.std, device=device))
 
     def __call__(self, images: Tensor) -> Tensor:
         """(B, C, H, W) uint8 -> (B, C, H, W) float32 in channels-last memory: (x / 255 - mean) / std."""
@@ -49,40 +46,37 @@ class Normalize:
 
 
 def training_batches(
-    split: Split, spec: DataSpec, batch_size: int, *, seed: int, epoch: int
+    split: Split, spec: DataSpec, batch_size: int, *, seed: int, epoch: int, device: torch.device = CPU
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield augmented (images, labels) of one epoch; the last, smaller batch too unless it holds one image."""
+    """Yield augmented (images, labels) of one epoch; the last, smaller batch too unless it holds one image.
+
+    How an image is augmented follows from (seed, epoch, its index) alone. On a GPU a batch is copied from pinned memory
+    as bytes while the one before is in use, and augmented and normalised there.
+    """
     generator = torch.Generator().manual_seed(seed * 100_003 + epoch)
     order = torch.randperm(len(split), generator=generator)
+    views = Views.draw(split, spec.augment, generator)
     batches = [indices for indices in torch.split(order, batch_size) if len(indices) > 1 or len(order) == 1]
+    normalize = Normalize.from_spec(spec, device)
+
+    def prepare(images: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
+        if device.type == "cuda":
+            images = images.pin_memory().to(device, non_blocking=True)
+        seen = images if views is None else views.of(indices).apply(images)
+        return normalize(seen), split.labels[indices].to(device)
+
+    prepared = map(prepare, split.stream(batches), batches)
+    return prepared if device.type == "cpu" else _ahead(prepared)
+
+
+def plain_batches(split: Split, spec: DataSpec, batch_size: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield (images, labels) in order, never augmented; by default as many as fill a machine and fit its memory."""
     normalize = Normalize.from_spec(spec)
-    for images, labels in _read(split, batches):
-        if spec.augment != "none":
-            images = augment(images, generator, flip=spec.augment == "crop-flip")
-        yield normalize(images), labels
-
-
-def plain_batches(split: Split, spec: DataSpec, batch_size: int = EVALUATION_BATCH) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield (images, labels) in order, never augmented."""
-    normalize = Normalize.from_spec(spec)
-    for images, labels in _read(split, list(torch.split(torch.arange(len(split)), batch_size))):
-        yield normalize(images), labels
-
-
-def augment(images: Tensor, generator: torch.Generator, *, flip: bool) -> Tensor:
-    """Shift each image by up to an eighth of its side (black edges) and, with ``flip``, mirror half of them.
-
-    images: (B, C, H, W) uint8; returns the same shape and dtype.
-    """
-    count, _, height, width = images.shape
-    padding = round(height * CROP_PADDING_SHARE)
-    windows = F.pad(images, (padding,) * 4).unfold(2, height, 1).unfold(3, width, 1)
-    top, left = torch.randint(2 * padding + 1, (2, count), generator=generator)
-    cropped = windows[torch.arange(count), :, top, left]
-    if not flip:
-        return cropped
-    mirrored = torch.rand(count, generator=generator) < 0.5
-    return torch.where(mirrored.view(-1, 1, 1, 1), cropped.flip(-1), cropped)
+    _, height, width = split.image_shape
+    fitting = max(FEWEST_EVALUATED, min(MOST_EVALUATED, EVALUATION_PIXELS // (height * width)))
+    batches = torch.split(torch.arange(len(split)), batch_size or fitting)
+    for indices, images in zip(batches, split.stream(batches), strict=True):
+        yield normalize(images), split.labels[indices]
 
 
 def batch_count(split: Split, batch_size: int) -> int:
@@ -91,17 +85,10 @@ def batch_count(split: Split, batch_size: int) -> int:
     return whole + (1 if rest > 1 or (rest == 1 and whole == 0) else 0)
 
 
-def _read(split: Split, batches: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-    if isinstance(split, FileSplit):
-        loader: DataLoader[Any] = DataLoader(
-            split,  # type: ignore[arg-type]  # a sequence is all that a DataLoader asks for
-            batch_sampler=[indices.tolist() for indices in batches],
-            num_workers=usable_cores(),
-        )
-        try:
-            yield from loader
-        except MicronetError as error:  # a worker's error carries its traceback in its text
-            raise MicronetError(str(error).strip().splitlines()[-1].partition("MicronetError: ")[2]) from None
-        return
-    for indices in batches:
-        yield split.images(indices), split.labels[indices]
+def _ahead(batches: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield each batch when the copy of the next one has begun."""
+    waiting = next(batches)
+    for following in batches:
+        yield waiting
+        waiting = following
+    yield waiting
