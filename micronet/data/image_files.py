@@ -91,7 +91,7 @@ class ImageFiles:
         loader: DataLoader[Any] = DataLoader(
             _Decoder(self._names, self.size, chunks),  # type: ignore[arg-type]  # it is all that a DataLoader asks for
             batch_size=None,
-            num_workers=min(max(1, usable_cores() // local_processes()), MOST_WORKERS, len(chunks)),
+            num_workers=min(max(1, usable_cores() // local_processes() - 1), MOST_WORKERS, len(chunks)),
             prefetch_factor=CHUNKS_AHEAD,
             worker_init_fn=_ignore_interrupts,
             generator=torch.Generator(),  # or it would draw from the one that dropout draws from
