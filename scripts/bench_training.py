@@ -130,11 +130,10 @@ def main() -> None:
     for _ in range(asked.rounds):
         for name, pairs in steps.items():
             pairs.append((measure("plain", name), measure("ours", name)))
+            print(f"{name}: plain {pairs[-1][0]:.0f}, ours {pairs[-1][1]:.0f} images/s", file=sys.stderr, flush=True)
     loaded = loading(asked)
     print(f"{describe()}, torch {versions()['torch']}; batch {BATCH}, {asked.rounds} rounds")
-    print(
-        "| network | plain loop (images/s) | ours | ours / plain (median of pairs) | least | loading, of ours |"
-    )
+    print("| network | plain loop (images/s) | ours | ours / plain (median of pairs) | least | loading, of ours |")
     print("| --- | ---: | ---: | ---: | ---: | ---: |")
     ours_alone = statistics.median(loaded["ours"])
     for name, pairs in steps.items():
