@@ -79,7 +79,7 @@ class ImageFiles:
         if decoded:
             self._pixels[unknown] = torch.cat(decoded)
             self._known[unknown] = True
-        return self._pixels[rows]
+        return self._pixels.index_select(0, rows)
 
     def _decode(self, rows: Tensor) -> Tensor:
         return _Decoder(self._names, self.size, [rows]).decode(0)
