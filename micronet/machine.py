@@ -5,6 +5,7 @@ import os
 import platform
 import re
 import sys
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -18,6 +19,9 @@ _MALLOPT = {
     -1: 2**31 - 1,  # M_TRIM_THRESHOLD: freed memory stays with the process
     -2: 256 << 20,  # M_TOP_PAD: grow in large pieces
 }
+
+_MEMORY_WHERE_UNTOLD = 4 << 30  # bytes, on systems without /proc/meminfo
+_CGROUP = Path("/sys/fs/cgroup")
 
 
 def pick_device(name: str | None) -> torch.device:
@@ -47,6 +51,22 @@ def has_vnni() -> bool:
 def usable_cores() -> int:
     """Return how many cores this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def local_processes() -> int:
+    """Return how many processes of one training share this machine, as torchrun tells each of them."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def available_memory() -> int:
+    """Return the bytes that can still be had: of the machine or, where that is less, of this container."""
+    machine = _MEMORY_WHERE_UNTOLD
+    with suppress(OSError, IndexError):
+        machine = int(re.findall(r"MemAvailable:\s*(\d+) kB", Path("/proc/meminfo").read_text())[0]) * 1024
+    with suppress(OSError, ValueError):  # "max": no limit
+        limit, used = (int((_CGROUP / f"memory.{name}").read_text()) for name in ("max", "current"))
+        machine = min(machine, limit - used)
+    return max(0, machine)
 
 
 def tune_allocator() -> None:

@@ -8,8 +8,7 @@ import torch
 
 from micronet.data.batches import Normalize
 from micronet.data.dataset import DataSpec
-from micronet.data.folder import list_images
-from micronet.data.split import decode
+from micronet.data.image_files import decode, list_images
 from micronet.errors import MicronetError
 from micronet.evaluation import check_scores
 from micronet.progress import Progress

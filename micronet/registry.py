@@ -69,6 +69,28 @@ RESTORE = {
     "bn-fuse": "micronet.quantization.fold:restore",
 }
 
+# The subcommands, in the order that the help lists them: modules with run, EXAMPLE and NAME, which is the key.
+COMMANDS = {
+    "train": "micronet.cli.train",
+    "import": "micronet.cli.import_model",
+    "sparse-train": "micronet.cli.sparse_train",
+    "prune": "micronet.cli.prune",
+    "finetune": "micronet.cli.finetune",
+    "quantize": "micronet.cli.quantize",
+    "bn-fuse": "micronet.cli.bn_fuse",
+    "export-onnx": "micronet.cli.export_onnx",
+    "check-onnx": "micronet.cli.check_onnx",
+    "pack": "micronet.cli.pack",
+    "trt-build": "micronet.cli.trt_build",
+    "trt-eval": "micronet.cli.trt_eval",
+    "evaluate": "micronet.cli.evaluate",
+    "compare": "micronet.cli.compare",
+    "predict": "micronet.cli.predict",
+    "inspect": "micronet.cli.inspect_artifact",
+    "sensitivity": "micronet.cli.sensitivity",
+    "run": "micronet.cli.run",
+}
+
 # A file's suffix -> the runtime that opens it as a predictor.
 PREDICTORS = {
     ".safetensors": "micronet.runtime.eager:EagerPredictor",

@@ -14,7 +14,7 @@ from micronet.cli import stages
 from micronet.cli.options import DataOptions, ModelOptions
 from micronet.data.batches import plain_batches
 from micronet.data.dataset import Dataset
-from micronet.data.folder import list_images
+from micronet.data.image_files import list_images
 from micronet.data.split import FileSplit, Split, draw
 from micronet.errors import FailedError, MicronetError
 from micronet.files import check_target
@@ -198,7 +198,7 @@ def _folder(place: Path, dataset: Dataset) -> Split:
     paths = list_images(place) if place.is_dir() else []
     if not paths:
         raise MicronetError(f"--calib-data {place}: no folder with images in it")
-    return FileSplit(paths, torch.zeros(len(paths), dtype=torch.int64), dataset.spec.image_size or 0)
+    return FileSplit.of(paths, torch.zeros(len(paths), dtype=torch.int64), dataset.spec.image_size or 0)
 
 
 def _said(asked: CalibrationConfig) -> dict[str, object]:

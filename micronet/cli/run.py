@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from micronet import registry
 from micronet.cli import console
 from micronet.cli.options import ReportOptions, with_configs
 from micronet.errors import MicronetError, unknown
@@ -38,12 +39,11 @@ def run(
     from importlib.metadata import version
 
     from micronet.cli import recipe_stages
-    from micronet.cli.app import COMMANDS
     from micronet.recipe import Journal, read_recipe, stage_key
 
     read = read_recipe(recipe)
     read = replace(read, folder=output or read.folder)
-    commands = {command.NAME: command for command in COMMANDS if command.NAME != NAME}
+    commands = {name: registry.load_object(place) for name, place in registry.COMMANDS.items() if name != NAME}
     stages = recipe_stages.bind(read, commands, data)
     names = [bound.stage.name for bound in stages]
     if begin is not None and begin not in names:

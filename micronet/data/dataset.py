@@ -12,12 +12,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from micronet.data.split import Split, draw
+from micronet.data.image_files import image_memory
+from micronet.data.split import FileSplit, Split, draw
 from micronet.errors import MicronetError
 
 Augment = Literal["none", "crop", "crop-flip"]
 VALIDATION_SHARE = 0.1
 STATISTICS_IMAGES = 10_000  # enough for means to four digits
+STATISTICS_PIXELS = 500_000  # counted at a time
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 
 
@@ -88,9 +90,9 @@ class Dataset:
 
     @cached_property
     def _fit_and_validation(self) -> tuple[Split, Split]:
-        whole = self._limited(self._source.train())
+        whole = self._prepared(self._source.train())
         if self._source.validation is not None:
-            return whole, self._limited(self._source.validation())
+            return whole, self._prepared(self._source.validation())
         order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(self._partial.seed))
         count = max(1, round(len(whole) * VALIDATION_SHARE))
         if count >= len(whole):
@@ -110,27 +112,36 @@ class Dataset:
     @cached_property
     def test(self) -> Split:
         """The images that are only reported on."""
-        return self._limited(self._source.test())
+        return self._prepared(self._source.test())
 
-    def _limited(self, split: Split) -> Split:
+    @cached_property
+    def _room(self) -> int:
+        """Bytes still free for decoded images."""
+        return image_memory()
+
+    def _prepared(self, split: Split) -> Split:
+        """Return as many images as the limit says, remembered once decoded while there is room for all of them."""
         limit = self._partial.limit
-        if limit is None or limit >= len(split):
+        if limit is not None and limit < len(split):
+            split = draw(split, limit, self._partial.seed)
+        if not isinstance(split, FileSplit) or split.size_bytes > self._room:
             return split
-        return draw(split, limit, self._partial.seed)
+        self._room -= split.size_bytes
+        return split.remembering()
 
 
 def _statistics(split: Split) -> tuple[list[float], list[float]]:
     """Return the mean and standard deviation per channel, of pixels scaled to 0..1, to four digits."""
     split = draw(split, STATISTICS_IMAGES, seed=0)
-    count, total, squares = 0, torch.zeros(()), torch.zeros(())
-    for indices in torch.split(torch.arange(len(split)), 500):
-        pixels = (split.images(indices).double() / 255).transpose(0, 1).flatten(1)
-        count += pixels.shape[1]
-        total = total + pixels.sum(1)
-        squares = squares + pixels.square().sum(1)
-    mean = total / count
-    std = (squares / count - mean.square()).clamp(min=1e-4).sqrt()
-    return _rounded(mean), _rounded(std)
+    channels, height, width = split.image_shape
+    counts = torch.zeros(channels, 256, dtype=torch.float64)  # of each channel's pixel values
+    for images in split.stream(torch.split(torch.arange(len(split)), max(1, STATISTICS_PIXELS // (height * width)))):
+        for channel in range(channels):
+            counts[channel] += torch.bincount(images[:, channel].flatten(), minlength=256)
+    shares, values = counts / counts.sum(1, keepdim=True), torch.arange(256).double() / 255
+    mean = shares @ values
+    variance = shares @ values.square() - mean.square()
+    return _rounded(mean), _rounded(variance.clamp(min=1e-4).sqrt())
 
 
 def _rounded(values: Tensor) -> list[float]:

@@ -1,7 +1,7 @@
 """Folders of images: ``train/<class>/*`` and ``test/<class>/*`` (or ``val``; with both, ``val`` validates)."""
 
+import itertools
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -9,12 +9,9 @@ import torch
 from PIL import Image
 
 from micronet.data.dataset import Source
-from micronet.data.split import FileSplit, MemorySplit, Split, decode
+from micronet.data.image_files import SUFFIXES, list_images
+from micronet.data.split import FileSplit, Split
 from micronet.errors import MicronetError
-from micronet.machine import usable_cores
-
-SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-MEMORY_BYTES = 2_000_000_000  # larger splits are decoded as they are needed
 
 
 def folder(root: Path, image_size: int | None) -> Source:
@@ -27,7 +24,7 @@ def folder(root: Path, image_size: int | None) -> Source:
     classes = sorted(entry.name for entry in (train or test).iterdir() if entry.is_dir() and entry.name[0] != ".")
     if len(classes) < 2:
         raise MicronetError(f"{train or test} holds {len(classes)} class folders; at least two are needed")
-    size = image_size or _first_size(train or test)
+    size = image_size or _first_size(train or test, classes)
 
     def reader(place: Path | None) -> Callable[[], Split]:
         if place is None:
@@ -43,38 +40,28 @@ def folder(root: Path, image_size: int | None) -> Source:
     )
 
 
-def list_images(place: Path) -> list[Path]:
-    """Return the image files below a folder, sorted by name."""
-    return sorted(path for path in place.rglob("*") if path.suffix.lower() in SUFFIXES)
-
-
 def _read(place: Path, classes: list[str], size: int) -> Split:
     strangers = sorted(
         entry.name for entry in place.iterdir() if entry.is_dir() and entry.name[0] != "." and entry.name not in classes
     )
     if strangers:
         raise MicronetError(f"{place} has classes that the training images lack: {', '.join(strangers[:5])}")
-    found = [(path, label) for label, name in enumerate(classes) for path in list_images(place / name)]
+    found = [(str(path), label) for label, name in enumerate(classes) for path in list_images(place / name)]
     empty = set(range(len(classes))) - {label for _, label in found}
     if found and empty and place.name == "train":
         raise MicronetError(
             f"{place} has classes without images: {', '.join(classes[label] for label in sorted(empty))}"
         )
     if not found:
-        raise MicronetError(f"{place} holds no images ({', '.join(sorted(SUFFIXES))})")
-    paths = [path for path, _ in found]
+        flat = f"images, but not in folders named by their class as {place.parent / 'train'} has them"
+        none = f"no images ({', '.join(sorted(SUFFIXES))})"
+        raise MicronetError(f"{place} holds {flat if list_images(place) else none}")
     labels = torch.tensor([label for _, label in found])
-    if len(paths) * 3 * size * size > MEMORY_BYTES:
-        return FileSplit(paths, labels, size)
-    with ThreadPoolExecutor(usable_cores()) as pool:  # decoding releases the interpreter lock
-        images = torch.empty(len(paths), 3, size, size, dtype=torch.uint8)
-        for index, image in enumerate(pool.map(partial(decode, size=size), paths)):
-            images[index] = image
-    return MemorySplit(images, labels)
+    return FileSplit.of([path for path, _ in found], labels, size)
 
 
-def _first_size(place: Path) -> int:
-    for path in list_images(place):
+def _first_size(place: Path, classes: list[str]) -> int:
+    for path in itertools.chain.from_iterable(list_images(place / name) for name in classes):
         try:
             with Image.open(path) as image:
                 width, height = image.size

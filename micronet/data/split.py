@@ -1,15 +1,14 @@
 """One split of a data set: labelled uint8 images, in memory or decoded from files when asked for."""
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional as F
 
-from micronet.errors import MicronetError
+from micronet.data.image_files import ImageFiles
 
 
 class Split(Protocol):
@@ -24,12 +23,11 @@ class Split(Protocol):
     def image_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of every image."""
 
-    @property
-    def in_memory(self) -> bool:
-        """Whether ``images`` is a mere look-up."""
-
     def images(self, indices: Tensor) -> Tensor:
         """Return the images at ``indices`` (B,) int64 as (B, C, H, W) uint8."""
+
+    def stream(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
+        """Yield ``images`` of each of ``batches``, made ready before they are asked for where that takes time."""
 
     def subset(self, indices: Tensor) -> "Split":
         """Return the split of the given images, in the given order."""
@@ -43,8 +41,6 @@ def draw(split: Split, count: int, seed: int) -> Split:
 
 class MemorySplit:
     """Images held as one (N, C, H, W) uint8 tensor."""
-
-    in_memory = True
 
     def __init__(self, images: Tensor, labels: Tensor) -> None:
         self._images = images
@@ -61,54 +57,56 @@ class MemorySplit:
 
     def images(self, indices: Tensor) -> Tensor:
         """Return the images at ``indices``."""
-        return self._images[indices]
+        return self._images.index_select(0, indices)  # twice as fast as [indices]
+
+    def stream(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
+        """Yield the images of each of ``batches``."""
+        return map(self.images, batches)
 
     def subset(self, indices: Tensor) -> "MemorySplit":
         """Return the split of the given images."""
-        return MemorySplit(self._images[indices], self.labels[indices])
+        return MemorySplit(self._images.index_select(0, indices), self.labels[indices])
 
 
 class FileSplit:
-    """Image files, decoded, resized (short side) and centre-cropped to a square when asked for."""
+    """Images decoded from files as they are needed. ``rows``: (N,) int64, which of the ``files`` they are."""
 
-    in_memory = False
+    def __init__(self, files: ImageFiles, rows: Tensor, labels: Tensor) -> None:
+        self._files, self._rows, self.labels = files, rows, labels
 
-    def __init__(self, paths: list[Path], labels: Tensor, image_size: int) -> None:
-        self.paths = paths
-        self.labels = labels
-        self._size = image_size
+    @classmethod
+    def of(cls, paths: Sequence[Path | str], labels: Tensor, image_size: int) -> "FileSplit":
+        """Build the split of all of ``paths``."""
+        return cls(ImageFiles(paths, image_size), torch.arange(len(paths)), labels)
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.labels)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(3, size, size)."""
-        return 3, self._size, self._size
+        return 3, self._files.size, self._files.size
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all pixels."""
+        return len(self) * 3 * self._files.size**2
 
     def images(self, indices: Tensor) -> Tensor:
-        """Decode the images at ``indices``."""
-        return torch.stack([decode(self.paths[index], self._size) for index in indices.tolist()])
+        """Decode the images at ``indices``, here and now."""
+        return self._files.read(self._rows[indices])
+
+    def stream(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
+        """Yield the images of each of ``batches``, decoded ahead by worker processes."""
+        return self._files.stream([self._rows[indices] for indices in batches])
 
     def subset(self, indices: Tensor) -> "FileSplit":
-        """Return the split of the given files."""
-        return FileSplit([self.paths[index] for index in indices.tolist()], self.labels[indices], self._size)
+        """Return the split of the given images; what either decodes and remembers, both know."""
+        return FileSplit(self._files, self._rows[indices], self.labels[indices])
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """Return one image and its label, for torch's DataLoader."""
-        return decode(self.paths[index], self._size), self.labels[index]
-
-
-def decode(path: Path, size: int) -> Tensor:
-    """Read one image file as (3, size, size) uint8 RGB. Raises MicronetError where it is no readable image."""
-    try:
-        with Image.open(path) as image:
-            rgb = _eight_bits(ImageOps.exif_transpose(image)).convert("RGB")
-            if rgb.size != (size, size):
-                rgb = _square(rgb, size)
-            return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
-    except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise MicronetError(f"{path} cannot be read as an image ({error}); mend it or take it away") from error
+    def remembering(self) -> "FileSplit":
+        """Return the same images, each decoded once only."""
+        return FileSplit(self._files.remembering(self._rows), torch.arange(len(self)), self.labels)
 
 
 def resize(images: Tensor, size: int | None) -> Tensor:
@@ -117,20 +115,3 @@ def resize(images: Tensor, size: int | None) -> Tensor:
         return images
     resampled = F.interpolate(images.float(), (size, size), mode="bilinear", antialias=True, align_corners=False)
     return resampled.round().clamp(0, 255).to(torch.uint8)
-
-
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """Scale 16-bit grey to 8 bits, which a plain conversion would clip to white; refuse float pixels."""
-    if image.mode == "F":
-        raise ValueError("its pixels are floats of unknown range")
-    if image.mode.startswith("I"):
-        return Image.fromarray((np.asarray(image).astype(np.int64).clip(0, 65535) // 257).astype(np.uint8))
-    return image
-
-
-def _square(image: Image.Image, size: int) -> Image.Image:
-    width, height = image.size
-    scale = size / min(width, height)
-    wide, high = max(size, round(width * scale)), max(size, round(height * scale))
-    left, top = (wide - size) // 2, (high - size) // 2
-    return image.resize((wide, high), Image.Resampling.BILINEAR).crop((left, top, left + size, top + size))

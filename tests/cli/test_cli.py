@@ -4,24 +4,41 @@ import pytest
 import torch
 from PIL import Image
 
-from micronet.cli import app
+from micronet import registry
 from micronet.cli.app import run
 
-IN_ORDER = (app.train, app.sparse_train, app.prune, app.finetune, app.quantize, app.bn_fuse, app.export_onnx,
-            app.check_onnx, app.pack, app.evaluate, app.compare, app.predict, app.inspect_artifact, app.import_model,
-            app.sensitivity)  # fmt: skip
+IN_ORDER = ("train", "sparse-train", "prune", "finetune", "quantize", "bn-fuse", "export-onnx", "check-onnx", "pack",
+            "evaluate", "compare", "predict", "inspect", "import", "sensitivity")  # fmt: skip
 
 
 def test_every_help_shows_an_example_and_every_example_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     # A recipe of configs/ takes minutes: scripts/demo runs it. Engines: tests/deploy.
-    assert {*IN_ORDER, app.run_recipe, app.trt_build, app.trt_eval} == set(app.COMMANDS)
+    assert {*IN_ORDER, "run", "trt-build", "trt-eval"} == set(registry.COMMANDS)
     Image.new("RGB", (40, 32)).save("photo.png")
     assert run(["run", "--help"]) == 0
-    for command in IN_ORDER:
+    for command in map(registry.load_object, map(registry.COMMANDS.__getitem__, IN_ORDER)):
         assert run([command.NAME, "--help"]) == 0
         assert command.EXAMPLE.split()[2] in capsys.readouterr().out
         assert run(shlex.split(command.EXAMPLE)[1:]) == 0, command.EXAMPLE
+
+
+@pytest.mark.parametrize(("name", "place"), registry.COMMANDS.items())
+def test_a_commands_file_knows_its_name(name, place):
+    assert name == registry.load_object(place).NAME
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [("micronet qu", {"quantize"}), ("micronet prune --sco", {"--scope"}), ("micronet train --optimizer s", {"sgd"})],
+)
+def test_shells_complete_commands_options_and_values(monkeypatch, capsys, typed, expected):
+    monkeypatch.setenv("_MICRONET_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", typed)
+    monkeypatch.setenv("COMP_CWORD", str(len(typed.split()) - 1))
+    monkeypatch.setattr("sys.argv", ["micronet"])
+    assert run([]) == 0
+    assert set(capsys.readouterr().out.split()) == expected
 
 
 def test_compare_measures_everything(micronet, chain):

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from micronet.data.batches import Normalize
 from micronet.data.dataset import IMAGENET, DataSpec
-from micronet.data.folder import list_images
+from micronet.data.image_files import list_images
 from micronet.errors import MicronetError
 from micronet.progress import Progress, Silent
 

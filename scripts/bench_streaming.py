@@ -1,0 +1,113 @@
+#!/usr/bin/env python
+"""Memory of a training on a folder of many images, over the whole process tree, streamed and remembered.
+
+    python scripts/bench_streaming.py --folder /tmp/many [--images 100000] [--model lenet_bn] [--image-size 32]
+
+Makes the folder where it is not there: small JPEGs of smooth noise in 100 classes, 95 % train/ and 5 % val/. Then runs
+``micronet train`` for an epoch, once with MICRONET_IMAGE_MEMORY=0 (every image is decoded each time) and once with the
+default, and looks at the processes ten times a second. PSS: memory shared by processes is counted once; RSS counts it
+in each. Prints a Markdown table for BENCHMARKS.md.
+"""
+
+import argparse
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from micronet.machine import describe
+
+CLASSES = 100
+MICRONET = "import sys; from micronet.cli.app import run; sys.exit(run(sys.argv[1:]))"
+
+
+def make(folder: Path, count: int) -> None:
+    """Write the images."""
+    random = np.random.default_rng(0)
+    for index in range(count):
+        part = "val" if index % 20 == 0 else "train"
+        place = folder / part / f"n{index // 20 % CLASSES:08}" / f"{index}.JPEG"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        blocks = Image.fromarray(random.integers(0, 256, (4, 5, 3), dtype=np.uint8))
+        blocks.resize((80, 64), Image.Resampling.BICUBIC).save(place, quality=85)
+
+
+def tree(root: int) -> list[int]:
+    """Return a process and all that it has started, by number."""
+    found = [root]
+    for process in found:
+        for task in Path(f"/proc/{process}/task").glob("*/children"):
+            found += map(int, task.read_text().split())
+    return found
+
+
+def memory(root: int) -> tuple[int, int, int]:
+    """Return the processes of a tree, their RSS and their PSS in bytes."""
+    rss = pss = count = 0
+    for process in tree(root):
+        try:
+            said = Path(f"/proc/{process}/smaps_rollup").read_text()
+        except OSError:  # it has just ended
+            continue
+        count += 1
+        rss += 1024 * int(re.findall(r"^Rss:\s+(\d+)", said, re.MULTILINE)[0])
+        pss += 1024 * int(re.findall(r"^Pss:\s+(\d+)", said, re.MULTILINE)[0])
+    return count, rss, pss
+
+
+def train(asked: argparse.Namespace, variables: dict[str, str]) -> list[str]:
+    """Train for an epoch and return the table's cells."""
+    with tempfile.TemporaryDirectory() as results:
+        output = Path(results) / "a.safetensors"
+        options = ["train", "--model", asked.model, "--image-size", asked.image_size, "--data", asked.folder,
+                   "--epochs", 1, "-o", output]  # fmt: skip
+        running = subprocess.Popen(
+            [sys.executable, "-c", MICRONET, *map(str, options)], env={**os.environ, **variables}
+        )
+        seen = []
+        while running.poll() is None:
+            seen.append(memory(running.pid))
+            time.sleep(0.1)
+        if running.returncode:
+            raise SystemExit(running.returncode)
+        row = json.loads(output.with_name("a.metrics.jsonl").read_text().splitlines()[-1])
+    quarter = len(seen) // 4
+    second, last = (
+        statistics.median(pss for *_, pss in part) for part in (seen[quarter : 2 * quarter], seen[-quarter:])
+    )
+    figures = [max(rss for _, rss, _ in seen), max(pss for *_, pss in seen), second, last]
+    return [str(max(count for count, *_ in seen)), *(f"{figure / 2**20:,.0f}" for figure in figures),
+            f"{row['images_per_s']:,.0f}"]  # fmt: skip
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--images", type=int, default=100_000)
+    parser.add_argument("--model", default="lenet_bn")
+    parser.add_argument("--image-size", type=int, default=32)
+    asked = parser.parse_args()
+    if not asked.folder.exists():
+        make(asked.folder, asked.images)
+    rows = {
+        "streamed": train(asked, {"MICRONET_IMAGE_MEMORY": "0"}),
+        "the default": train(asked, {}),
+    }
+    print(f"{describe()}; {asked.model}, {asked.images} images, {asked.image_size} pixels a side; MiB")
+    print("| images | processes | RSS, most | PSS, most | PSS, 2nd quarter | PSS, last quarter | images/s |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
+    for name, cells in rows.items():
+        print(f"| {name} | {' | '.join(cells)} |")
+
+
+if __name__ == "__main__":
+    main()

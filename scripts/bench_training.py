@@ -1,0 +1,168 @@
+#!/usr/bin/env python
+"""Images a CPU second of training, against a plain PyTorch loop on the same network and images.
+
+    OMP_NUM_THREADS=1 python scripts/bench_training.py --data /tmp/cifar [--rounds 5] [--images 640]
+
+``--data``: a folder with train/<class>/*.jpg and test/<class>/*.jpg of 32 x 32 pixels. The plain loop is the micronet
+of 2021's: torchvision's ImageFolder and transforms in a DataLoader, Adam, contiguous tensors, the C library's own
+allocator. Ours is ``micronet train``'s. CPU seconds, the kernel's included, are counted rather than the clock's, since
+they hang less on what else the machine does. How memory is given out is one setting a process, so each measurement is a
+process of its own, in turns; within one, the first epoch (or 3 steps) is not counted. Then the loaders alone by the
+clock, and what share of our step ours takes. For steps with quantizers see bench_qat.py. Prints Markdown tables for
+BENCHMARKS.md.
+"""
+
+import argparse
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Subset
+from torchvision import datasets, transforms
+
+from micronet.artifact import versions
+from micronet.data.batches import training_batches
+from micronet.data.load import load_data
+from micronet.machine import describe
+from micronet.models.build import ModelSpec, build
+from micronet.progress import Silent
+from micronet.training import Run, Trainer
+from micronet.training_config import TrainConfig
+
+BATCH = 64
+RATE = 0.01
+SKIPPED_STEPS = 3
+
+
+def plain_loader(asked: argparse.Namespace, workers: int) -> DataLoader[Any]:
+    """Return the loader of the micronet of 2021."""
+    transform = transforms.Compose(
+        [
+            transforms.RandomCrop(32, padding=4),
+            transforms.RandomHorizontalFlip(),
+            transforms.ToTensor(),
+            transforms.Normalize((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+        ]
+    )
+    images = datasets.ImageFolder(str(asked.data / "train"), transform)
+    chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(1))[: asked.images].tolist()
+    return DataLoader(Subset(images, chosen), BATCH, shuffle=True, num_workers=workers)
+
+
+def plain(asked: argparse.Namespace, name: str) -> float:
+    """Train as in 2021; return images a CPU second."""
+    model = build(ModelSpec(name, {})).train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=RATE)
+    start, images = 0.0, 0
+    for step, (inputs, labels) in enumerate(plain_loader(asked, workers=0)):
+        if step == SKIPPED_STEPS:
+            start, images = time.process_time(), 0
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(inputs), labels)
+        loss.backward()
+        optimizer.step()
+        images += len(labels)
+    return images / (time.process_time() - start)
+
+
+class Clock(Silent):
+    """Progress that notes the CPU seconds at the end of every training step, and the epoch it was of."""
+
+    def __init__(self) -> None:
+        self.steps: list[tuple[str, float]] = []
+
+    def step(self, label: str, done: int, total: int, **numbers: float) -> None:
+        """Note a step."""
+        self.steps.append((label, time.process_time()))
+
+
+def ours(asked: argparse.Namespace, name: str) -> float:
+    """Train as ``micronet train`` does; return the second epoch's images a CPU second."""
+    data = load_data(str(asked.data), limit=asked.images)
+    config, clock = TrainConfig(epochs=2, batch_size=BATCH, lr=RATE), Clock()
+    with tempfile.TemporaryDirectory() as folder:
+        run = Run(Path(folder) / "a.safetensors", torch.device("cpu"), progress=clock)
+        Trainer(build(ModelSpec(name, {})), data, config, run, {}).fit()
+    times = [spent for label, spent in clock.steps if label.startswith("epoch 2")]
+    rest = len(data.train) % BATCH or BATCH
+    return (BATCH * (len(times) - 2) + rest) / (times[-1] - times[0])
+
+
+def measure(which: str, name: str) -> float:
+    """Run ``ours`` or ``plain`` in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, *sys.argv, "--only", f"{which} {name}"], check=True, stdout=subprocess.PIPE, text=True
+    )
+    return float(done.stdout.split()[-1])
+
+
+def rate(batches: Iterable[tuple[Tensor, Tensor]]) -> float:
+    """Return the images a second that batches come at."""
+    start = time.perf_counter()
+    count = sum(len(labels) for _, labels in batches)
+    return count / (time.perf_counter() - start)
+
+
+def loading(asked: argparse.Namespace) -> dict[str, list[float]]:
+    """Return each loader's images a second, in turns; ours remembers, as in every epoch but the first."""
+    data = load_data(str(asked.data), limit=asked.images)
+    loaders: dict[str, Callable[[], Iterable[tuple[Tensor, Tensor]]]] = {
+        "ours": lambda: training_batches(data.train, data.spec, BATCH, seed=1, epoch=1),
+        **{f"ImageFolder, {n} workers": lambda n=n: plain_loader(asked, n) for n in (0, 1, 2)},  # type: ignore[misc]
+    }
+    rate(loaders["ours"]())
+    found: dict[str, list[float]] = {name: [] for name in loaders}
+    for _ in range(asked.rounds):
+        for name, load in loaders.items():
+            found[name].append(rate(load()))
+    return found
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--images", type=int, default=640)
+    parser.add_argument("--models", default="nin,nin_gc")
+    parser.add_argument("--only", help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.only:
+        which, name = asked.only.split()
+        print({"ours": ours, "plain": plain}[which](asked, name))
+        return
+    steps: dict[str, list[tuple[float, float]]] = {name: [] for name in asked.models.split(",")}
+    for _ in range(asked.rounds):
+        for name, pairs in steps.items():
+            pairs.append((measure("plain", name), measure("ours", name)))
+            print(
+                f"{name}: plain {pairs[-1][0]:.0f}, ours {pairs[-1][1]:.0f} images a CPU second",
+                file=sys.stderr,
+                flush=True,
+            )
+    loaded = loading(asked)
+    print(f"{describe()}, torch {versions()['torch']}; batch {BATCH}, {asked.rounds} rounds")
+    print("| network | plain loop (images a CPU second) | ours | ours / plain (median of pairs) | least | loading |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: |")
+    ours_alone = statistics.median(loaded["ours"])
+    for name, pairs in steps.items():
+        slow, fast = (statistics.median(side) for side in zip(*pairs, strict=True))
+        ratios = [own / base for base, own in pairs]
+        print(f"| {name} | {slow:.0f} | {fast:.0f} | {statistics.median(ratios):.2f} | {min(ratios):.2f} | "
+              f"{fast / ours_alone:.2%} |")  # fmt: skip
+    print("\n| loader | images/s | ours over it (median of rounds) |\n| --- | ---: | ---: |")
+    for name, found in loaded.items():
+        ratio = statistics.median(own / other for own, other in zip(loaded["ours"], found, strict=True))
+        print(f"| {name} | {statistics.median(found):,.0f} | {ratio:.1f} |")
+
+
+if __name__ == "__main__":
+    main()
