@@ -175,7 +175,7 @@ class Trainer:
         steps = math.ceil(len(sizes) / config.accumulate)
         batches = training_batches(
             self.data.train, self.data.spec, config.batch_size,
-            seed=self.run.seed, epoch=epoch, start=reached.step * config.accumulate,
+            seed=self.run.seed, epoch=epoch, start=reached.step * config.accumulate, device=self.run.device,
         )  # fmt: skip
         self.model.train()
         before, started = reached.images, time.perf_counter()

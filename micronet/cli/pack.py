@@ -25,7 +25,7 @@ def run(
     """Write a network at its weights' true width: 1 bit binary, five ternary weights a byte, 2 to 8 bits dense.
 
     Batch norms are folded; with binary activations scales, biases and batch norms become one threshold a channel. The
-    file runs with numpy alone (evaluate, compare and predict take it). What it cannot hold is named and nothing is
+    file runs without torch (evaluate, compare and predict take it). What it cannot hold is named and nothing is
     written; nor is a file that puts test images into other classes than torch does.
     """
     from onnx import TensorProto

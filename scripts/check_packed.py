@@ -1,0 +1,80 @@
+"""Does a packed network put real images where torch does, and where it does not, is the first layer's rounding why?
+
+    python scripts/check_packed.py fused.safetensors [--data DATA] [--limit N]
+
+Behind a float first layer all is integers, so a sign may differ from torch's only where the first layer's sum lies
+closer to 0 than float32 can tell: within K * 2^-24 * sum(|w| |x|), K products (Higham 2002, eq. 3.5). The script counts
+the images that fall into another class, and the signs of the first layer that differ beyond that bound, which is a bug.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from micronet.artifact import load
+from micronet.data.batches import plain_batches
+from micronet.data.load import load_data
+from micronet.export.onnx import to_onnx
+from micronet.export.pack import pack_model
+from micronet.runtime.packed.compiled import CompiledNetwork
+from micronet.runtime.packed.program import Program
+
+ROUNDING = 2.0**-24  # of float32
+
+
+def first_layer(program: Program) -> Program | None:
+    """Return a program up to the signs behind its first layer, or None where that is not a float convolution."""
+    if [operation.kind for operation in program.operations[:2]] != ["conv", "sign"]:
+        return None
+    return Program(program.operations[:2], program.shape, {})
+
+
+def beyond(program: Program, images: torch.Tensor, signs: np.ndarray) -> tuple[int, int]:
+    """Return how many signs (N, H, W, C) differ from the sums' in float64, and how many of them beyond the bound."""
+    conv = program.operations[0]
+    assert conv.weight is not None
+    weight, at = torch.from_numpy(conv.weight).double(), conv.attributes
+    top, left, bottom, right = at.get("pads", [0, 0, 0, 0])
+    padded = F.pad(images.double(), (left, right, top, bottom))
+    how = {"stride": at.get("stride", 1), "dilation": at.get("dilation", 1), "groups": at.get("group", 1)}
+    bias = torch.zeros(len(weight)).double() if conv.bias is None else torch.from_numpy(conv.bias).double()
+    exact = F.conv2d(padded, weight, bias, **how).permute(0, 2, 3, 1).numpy()
+    size = F.conv2d(padded.abs(), weight.abs(), bias.abs(), **how).permute(0, 2, 3, 1).numpy()
+    differ = (exact >= 0) != (signs > 0)
+    return int(differ.sum()), int((differ & (np.abs(exact) > (weight[0].numel() + 1) * ROUNDING * size)).sum())
+
+
+def main() -> None:
+    """Print what differs; exit 1 where a sign does beyond the bound, or more than one image of a thousand."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("artifact", type=Path)
+    parser.add_argument("--data")
+    parser.add_argument("--limit", type=int)
+    asked = parser.parse_args()
+    artifact = load(asked.artifact)
+    data = load_data(asked.data or (artifact.data or {})["name"], limit=asked.limit)
+    program = pack_model(to_onnx(artifact, next(plain_batches(data.test, data.spec, 2))[0]))
+    network, start = CompiledNetwork(program, 2), first_layer(program)
+    begin = None if start is None else CompiledNetwork(start, 2)
+    seen = missed = differing = wrong = signs = 0
+    for images, _ in plain_batches(data.test, data.spec):
+        with torch.no_grad():
+            theirs = artifact.model.eval()(images).argmax(1).numpy()
+        seen += len(images)
+        missed += int((network(images.numpy()).argmax(1) != theirs).sum())
+        if begin is not None and start is not None:
+            found = begin(images.numpy())
+            signs += found.size
+            differing, wrong = (a + b for a, b in zip((differing, wrong), beyond(start, images, found), strict=True))
+    print(f"{seen - missed} of {seen} images in torch's class ({1 - missed / seen:.2%})")
+    if begin is not None:
+        print(f"first layer: {differing} of {signs:,} signs are not the exact sum's, {wrong} of them beyond rounding")
+    sys.exit(wrong > 0 or missed > seen / 1000)
+
+
+if __name__ == "__main__":
+    main()
