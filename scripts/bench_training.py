@@ -31,7 +31,7 @@ from torchvision import datasets, transforms
 from micronet.artifact import versions
 from micronet.data.batches import training_batches
 from micronet.data.load import load_data
-from micronet.machine import describe
+from micronet.machine import describe, tune_allocator
 from micronet.models.build import ModelSpec, build
 from micronet.progress import Silent
 from micronet.training import Run, Trainer
@@ -112,7 +112,11 @@ def rate(batches: Iterable[tuple[Tensor, Tensor]]) -> float:
 
 
 def loading(asked: argparse.Namespace) -> dict[str, list[float]]:
-    """Return each loader's images a second, in turns; ours remembers, as in every epoch but the first."""
+    """Return each loader's images a second, in turns; ours remembers, as in every epoch but the first.
+
+    All have the allocator set as ours has it.
+    """
+    tune_allocator()
     data = load_data(str(asked.data), limit=asked.images)
     loaders: dict[str, Callable[[], Iterable[tuple[Tensor, Tensor]]]] = {
         "ours": lambda: training_batches(data.train, data.spec, BATCH, seed=1, epoch=1),
