@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from micronet.errors import MicronetError
 
@@ -82,6 +83,15 @@ def tune_allocator() -> None:
         return
     for parameter, value in _MALLOPT.items():
         mallopt(parameter, value)
+
+
+def memory_format(model: nn.Module) -> torch.memory_format:
+    """Return how maps should lie in memory for a model's training step on this device to be fast.
+
+    Channels last, but where convolutions have groups of several channels: oneDNN runs those in 0.8 of the time if not.
+    """
+    grouped = any(1 < getattr(module, "groups", 1) < getattr(module, "in_channels", 0) for module in model.modules())
+    return torch.contiguous_format if grouped else torch.channels_last
 
 
 def memory_mib() -> int:

@@ -25,7 +25,7 @@ from micronet.distillation import Teacher, open_teacher
 from micronet.errors import FailedError, MicronetError, StoppedError
 from micronet.evaluation import Evaluation, check_scores, evaluate, evaluating
 from micronet.files import file_hash
-from micronet.machine import memory_mib, tune_allocator
+from micronet.machine import memory_format, memory_mib, tune_allocator
 from micronet.progress import Progress, Silent
 from micronet.synchronized import synchronized
 from micronet.training_config import TrainConfig, learning_rate
@@ -94,7 +94,7 @@ class Trainer:
         is no longer finite, StoppedError at the deadline; the last checkpoint stays in all cases.
         """
         tune_allocator()
-        self.model.to(self.run.device).to(memory_format=torch.channels_last)
+        self.model.to(self.run.device).to(memory_format=memory_format(self.model))
         check_fit(self.model, self.data)
         if not self.config.epochs:
             return {}

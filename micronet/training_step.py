@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from micronet import distributed
 from micronet.distillation import Teacher
 from micronet.errors import MicronetError
+from micronet.machine import memory_format
 from micronet.training_config import TrainConfig
 
 SGD_MOMENTUM = 0.9
@@ -80,7 +81,7 @@ class Step:
         self.optimizer.zero_grad(set_to_none=True)
         loss = torch.zeros((), device=self.device)
         for (images, labels), left in zip(batches, reversed(range(len(sizes))), strict=True):
-            inputs = images.to(self.device, non_blocking=True)
+            inputs = images.to(self.device, non_blocking=True, memory_format=memory_format(self.model))
             share = len(labels) / sum(sizes)
             if distributed.processes() > 1 and not isinstance(self._network, DistributedDataParallel):
                 self._spread(inputs)
