@@ -9,6 +9,7 @@ import threading
 import numpy as np
 import pytest
 
+from micronet.errors import MicronetError
 from micronet.export.onnx import to_onnx
 from micronet.export.pack import pack_model
 from micronet.runtime.packed import predictor
@@ -229,3 +230,67 @@ def test_numbers_that_do_not_fit_their_layer_are_not_run(part):
     weight = rng.choice([-1, 1], (40, 8, 3, 3)).astype(np.int32)
     with pytest.raises((Unfit, ValueError)):
         Plan(Program([Operation("sign", [0]), Operation(kind, [1], {}, weight, **numbers)], [8, 5, 5], {}))
+
+
+def test_a_threshold_may_be_read_by_what_others_fuse():
+    weight, limits = np.ones((5, 3, 1, 1), np.int32), np.ones(5, np.int32)
+    images = np.random.default_rng(0).normal(size=(2, 3, 4, 4)).astype(np.float32)
+    for follower in (Operation("relu", [2]), Operation("clip", [2], {"bounds": [-0.5, 0.5]}), Operation("sign", [2])):
+        program = Program([Operation("sign", [0]), Operation("threshold", [1], {}, weight, limits=limits), follower],
+                          [3, 4, 4], {})  # fmt: skip
+        check(program, images)
+
+
+def test_shapes_are_numpys_where_maps_are_one_pixel():
+    images = np.random.default_rng(0).normal(size=(2, 8, 4, 4)).astype(np.float32)
+    weight = np.ones((4, 8), np.float32)
+    for tail in (
+        [Operation("mean", [0]), Operation("shuffle", [1], {"groups": 4})],
+        [Operation("mean", [0], {"keep": True}), Operation("linear", [1], {}, weight)],
+        [Operation("mean", [0]), Operation("linear", [1], {}, weight), Operation("shuffle", [2], {"groups": 2})],
+    ):
+        check(Program(tail, [8, 4, 4], {}), images)
+
+
+@pytest.mark.parametrize(
+    ("operations", "why"),
+    [([Operation("quantize", [0], {"scale": 0.01, "zero_point": 0, "range": [-100, 155]})], "8 bits"),
+     ([Operation("sign", [0]), Operation("conv", [1], {}, np.full((2, 3, 1, 1), 2**30, np.int32))], "32 bits"),
+     ([Operation("sign", [0]), Operation("conv", [1], {}, np.arange(6, dtype=np.int32).reshape(2, 3, 1, 1) * 2**22)],
+      "wide weights")],
+    ids=["range", "overflow", "inexact"],
+)  # fmt: skip
+def test_what_would_be_inexact_is_left_to_numpy(operations, why):
+    with pytest.raises(Unfit, match=why):
+        Plan(Program(operations, [3, 4, 4], {}))
+
+
+def test_a_stride_beyond_the_map_reads_nothing_beyond_memory():
+    conv = Operation("conv", [0], {"stride": [1, 4096]}, np.ones((1, 16384, 1, 1), np.float32))
+    check(Program([conv], [16384, 1, 1], {}), np.ones((1, 16384, 1, 1), np.float32))
+
+
+def test_no_images_give_no_scores():
+    program, images = drawn(0)
+    for threads in (1, 2):
+        assert len(CompiledNetwork(program, threads)(images[:0])) == 0
+
+
+def test_an_unknown_kernel_is_one_line(monkeypatch):
+    monkeypatch.setenv("MICRONET_KERNEL", "foo")
+    with pytest.raises(MicronetError, match=r"this processor has .*portable"):
+        emit.way()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_process_has_threads_of_its_own():
+    code = (
+        "import os\nfrom tests.runtime.test_compiled import *\n"
+        "program, images = operations_of(3)\n"
+        "network = CompiledNetwork(program[6], 2)\nnetwork(images)\n"
+        "child = os.fork()\n"
+        "if not child:\n    network(images)\n    os._exit(7)\n"
+        "print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
+    assert done.stdout.strip() == "7", done.stderr

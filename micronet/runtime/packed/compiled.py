@@ -1,9 +1,9 @@
 """Running a packed network by compiled steps, on threads over images, or over the rows of one image."""
 
 import logging
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -26,27 +26,27 @@ class CompiledNetwork:
     def __init__(self, program: Program, threads: int) -> None:
         self._plan = Plan(program)
         self._threads = threads
-        self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
-        self._together = threading.Lock()  # threads that wait for one another must all be running
+        self._start()
         self._spare: dict[int, list[NDArray[np.uint8]]] = {}
         self._size = max(1, min(BATCH, CACHE // (2 * self._plan.largest)))
-        compile_steps()
+
+    def _start(self) -> None:
+        self._process = os.getpid()
+        self._pool = ThreadPoolExecutor(self._threads) if self._threads > 1 else None
+        self._together = threading.Lock()  # threads that wait for one another must all be running
 
     def __call__(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
         """Score images (N, C, H, W), float32."""
-        if self._pool is None:
-            shares = [images]
-        elif len(images) >= self._threads:
-            ends = [len(images) * thread // self._threads for thread in range(self._threads + 1)]
-            shares = [images[first:end] for first, end in pairwise(ends)]
-        else:
+        if not len(images):
+            return self(np.zeros((1, *images.shape[1:]), np.float32))[:0]
+        if self._process != os.getpid():  # a fork has none of the threads
+            self._start()
+        if self._pool is not None and len(images) < self._threads:
             return self._score(images, rows=True)
+        size = max(1, min(self._size, -(-len(images) // self._threads)))
+        parts = [images[start : start + size] for start in range(0, len(images), size)]
         run = self._pool.map if self._pool else map
-        return np.concatenate(list(run(self._in_batches, shares)))
-
-    def _in_batches(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        parts = [images[start : start + self._size] for start in range(0, len(images), self._size)]
-        return np.concatenate([self._score(part) for part in parts])
+        return np.concatenate(list(run(self._score, parts)))
 
     def _score(self, images: NDArray[np.float32], *, rows: bool = False) -> NDArray[np.float32]:
         """Score images at once, with ``rows`` by all threads, each its share of every step's rows."""
@@ -61,12 +61,16 @@ class CompiledNetwork:
         counter = np.zeros(1, np.int64)
         if rows and self._pool is not None:
             with self._together:
-                work = [
-                    self._pool.submit(execute, *given, thread, self._threads, counter)
-                    for thread in range(self._threads)
-                ]
-                for each in work:
-                    each.result()
+                try:
+                    work = [
+                        self._pool.submit(execute, *given, thread, self._threads, counter)
+                        for thread in range(self._threads)
+                    ]
+                    for each in work:
+                        each.result()
+                except BaseException:
+                    counter[0] = 1 << 62  # let those that wait for the others go
+                    raise
         else:
             execute(*given, 0, 1, counter)
         found = plan.view(memory, plan.output, count)
@@ -92,4 +96,4 @@ def compile_steps() -> None:
 
 
 def _tell() -> None:
-    logging.getLogger(__name__).warning("compiling for this processor, which takes half a minute once; kept on disk")
+    logging.getLogger(__name__).warning("preparing the steps for this processor; the first time takes half a minute")

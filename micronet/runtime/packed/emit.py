@@ -3,14 +3,18 @@
 Three ways, by what the processor has: ``avx512`` (VPOPCNTD, VPDPBUSD), ``avx2``, and ``portable`` for any other.
 """
 
+import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 from llvmlite import binding, ir
-from numba import njit
+from numba import config, njit
 from numba.extending import intrinsic
+
+from micronet.errors import MicronetError
 
 LANES = 16  # output channels of a vector
 PIXELS = 4  # that share the weights in registers
@@ -25,12 +29,22 @@ BYTES, WIDE = ir.VectorType(I8, 32), ir.VectorType(I32, 32)
 def way() -> str:
     """Return which way this process takes; the variable MICRONET_KERNEL names another one."""
     asked = os.environ.get("MICRONET_KERNEL")
-    if asked:
-        return asked
-    features = binding.get_host_cpu_features()
+    features = (
+        {}
+        if getattr(config, "CPU_NAME", None) or getattr(config, "CPU_FEATURES", None)
+        else binding.get_host_cpu_features()
+    )
+    ways = _ways(features)
+    if asked and asked not in ways:
+        raise MicronetError(f"MICRONET_KERNEL is {asked!r}; this processor has {', '.join(ways)}")
+    return asked or ways[0]
+
+
+def _ways(features: Mapping[str, bool]) -> list[str]:
+    """Return the ways that a processor has, the fastest first."""
     if all(features.get(name) for name in ("avx512vpopcntdq", "avx512vnni", "avx512bw")):
-        return "avx512"
-    return "avx2" if features.get("avx2") else "portable"
+        return ["avx512", "avx2", "portable"]
+    return ["avx2", "portable"] if features.get("avx2") else ["portable"]
 
 
 WAY = way()
@@ -45,13 +59,18 @@ TABLE = np.array(
     [[bin(i ^ half).count("1") for half in (byte & 15, byte >> 4) for i in range(16)] for byte in range(256)], np.uint8
 )
 
+SOURCES = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))).hexdigest()
 primitive = cast("Callable[[Callable[..., Any]], Callable[..., Any]]", intrinsic)
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile a function without Python in it; kept on the disk, but for a way that is not this processor's own."""
     cache = "MICRONET_KERNEL" not in os.environ
-    return cast("Callable[..., Any]", njit(nogil=True, error_model="numpy", cache=cache)(function))
+    made = cast("Callable[..., Any]", njit(nogil=True, error_model="numpy", cache=cache)(function))
+    stored: Any = getattr(getattr(made, "_cache", None), "_cache_file", None)
+    if hasattr(stored, "_source_stamp"):  # numba looks at one file, but compiles in what that file imports
+        stored._source_stamp = SOURCES
+    return made
 
 
 def load(builder: Any, kind: Any, address: Any, offset: int = 0) -> Any:

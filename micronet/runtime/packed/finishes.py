@@ -1,9 +1,11 @@
 """What follows a convolution's sums, vector by vector, and what moves bits and holds threads together."""
 
+import os
 from typing import Any
 
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 
 from micronet.runtime.packed.emit import (
     FLOATS,
@@ -146,3 +148,17 @@ def arrive(context: Any, counter: Any, amount: Any) -> Any:
 
 integers_to_floats, integers_to_integers = _finish(INTS, FLOATS), _finish(INTS, INTEGERS)
 floats_to_floats, floats_to_integers = _finish(REALS, FLOATS), _finish(REALS, INTEGERS)
+
+
+@primitive
+def give_way(context: Any) -> Any:
+    """Let another thread have the core, where the system has a word for that."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        if os.name == "posix":
+            kind = ir.FunctionType(ir.IntType(32), [])
+            function: Any = cgutils.get_or_insert_function
+            builder.call(function(builder.module, kind, "sched_yield"), [])
+        return context.get_dummy_value()
+
+    return types.void(), codegen

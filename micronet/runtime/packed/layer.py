@@ -7,7 +7,7 @@ import numpy as np
 
 from micronet.runtime.packed.emit import BITS, FEWEST, FLOATS, INTEGERS, LANES
 from micronet.runtime.packed.layout import border_classes, border_sums, planes_of, vectors_of
-from micronet.runtime.packed.maps import LINE, Array, Finish, Map
+from micronet.runtime.packed.maps import LINE, Array, Finish, Map, Unfit
 from micronet.runtime.packed.program import Operation
 
 NEVER = {BITS: -1, INTEGERS: 2**31 - 1, FLOATS: 0x7F800000}  # limits that no sum passes; infinity
@@ -33,7 +33,9 @@ class Constants:
         return self._keep("bytes", room)
 
     def ints(self, values: Array) -> int:
-        """Keep int32 and return where they begin."""
+        """Keep int32 and return where they begin. Raises Unfit where they are wider."""
+        if values.size and not -(2**31) <= values.min() <= values.max() < 2**31:
+            raise Unfit("sums of more than 32 bits")
         return self._keep("ints", values.astype(np.int32))
 
     def offsets(self, values: list[int]) -> int:
@@ -100,7 +102,7 @@ class Layer(NamedTuple):
         if self.product == FLOATS:
             return np.broadcast_to(limits, (1, 1, len(limits))).astype(np.float32).view(np.int32)
         if self.product == INTEGERS:
-            return (limits - base).clip(-(2**31), 2**31 - 1)
+            return (limits - base).clip(-(2**31) + 1, 2**31 - 1)
         # A sum of weights of some magnitude is at least its limit where one of signs is at least its share of it.
         return ((base - -(-limits // magnitude)) // (2 // planes)).clip(-1, 2**31 - 1)
 
@@ -110,6 +112,11 @@ class Layer(NamedTuple):
         if operation.scale is not None:
             own = np.broadcast_to(operation.scale, self.operation.weight.shape[0])[self.part]  # type: ignore[union-attr]
             unit = own * unit
+        most = np.abs(self.weight.astype(np.float64)).reshape(len(self.weight), -1).sum(1) * (
+            256 if self.product else 1
+        )
+        if self.product != FLOATS and (np.abs(base) + most).max() >= 2**31:
+            raise Unfit("sums of more than 32 bits")
         bias = np.zeros(len(self.weight), np.float32)
         if operation.bias is not None:
             if operation.bias.dtype == np.int32 and self.product != FLOATS:
@@ -119,7 +126,8 @@ class Layer(NamedTuple):
             else:
                 bias = operation.bias[self.part]
         return {
-            "base": constants.ints(self._padded(base)), "unit": constants.floats(unit), "bias": constants.floats(bias),
+            "base": constants.ints(self._padded(base)), "unit": constants.floats(self._padded(unit[None, None])),
+            "bias": constants.floats(self._padded(bias[None, None])),
         }  # fmt: skip
 
     def _padded(self, values: Array, fill: int = 0) -> Array:

@@ -6,7 +6,7 @@ from micronet.runtime.packed.emit import BITS
 from micronet.runtime.packed.layer import Constants
 from micronet.runtime.packed.layout import HELD, laid_out, planes_of, vectors_of
 from micronet.runtime.packed.maps import Step
-from micronet.runtime.packed.table import MAP, SCALE, STEP
+from micronet.runtime.packed.table import CONV, MAP, SCALE, STEP
 
 
 def placed(step: Step, constants: Constants) -> dict[str, Any]:
@@ -31,6 +31,8 @@ def placed(step: Step, constants: Constants) -> dict[str, Any]:
             numbers |= {"y_row": 0, "y_pixel": 0}
     if step.weight is not None:
         numbers |= _weights(step, numbers["product"], constants)
+    if numbers["step"] == CONV and out.columns == 1:
+        numbers["stride_x"] = 1  # its block of pixels reads no further than the map does
     whole_rows = numbers["step"] == MAP and numbers["operation"] != SCALE and out.channels == x.channels
     whole_rows = whole_rows and (x.channels % 32 == 0 or BITS not in (x.kind, out.kind, y and y.kind))
     if whole_rows and (y is None or numbers["y_row"]):

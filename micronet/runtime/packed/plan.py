@@ -6,14 +6,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from micronet.errors import MicronetError
 from micronet.runtime.packed.emit import BITS, FLOATS, INTEGERS, PIXELS, WORDS
 from micronet.runtime.packed.layer import Constants, Layer, merged
 from micronet.runtime.packed.maps import LINE, Array, Finish, Map, Step, Unfit, ends
 from micronet.runtime.packed.placing import placed
 from micronet.runtime.packed.program import Operation, Program
+from micronet.runtime.packed.run import EXACT_FLOAT32
 from micronet.runtime.packed.table import ADD, ALIGN, CONV, COPY, MAP, MEAN, MULTIPLY, POOL, SCALE, SHUFFLE, STEP
 
 ALONE = {"relu", "clip"}
+MOST_MEMORY = 1 << 34  # bytes of an image
 FLAT = {"linear", "relu", "clip", "sign", "quantize", "add", "mul", "concat"}  # they read flat maps
 
 
@@ -53,11 +56,14 @@ class Plan:
             [tuple(placed(step, self._constants)[name] for name in STEP.names or ()) for step in self.layers], STEP
         )
         self.constants = self._constants.arrays()
+        if self.image > MOST_MEMORY:
+            raise MicronetError(f"one image's maps take {self.image >> 30} GiB; the file is damaged, or too large")
         self.largest = max(each.size for each in self._all)
 
     def memory(self, images: int) -> NDArray[np.uint8]:
         """Return room for the maps of so many images, their padding filled."""
-        reach = PIXELS * max(each.pixel * 4 for each in self._all) + LINE  # the last block of pixels reads beyond
+        skips = [step.x.pixel * step.numbers.get("stride_x", 1) for step in self.layers]
+        reach = PIXELS * max(skips) + LINE  # the last block of pixels reads beyond
         memory = np.zeros(-(-(self.image * images + reach) // LINE) * LINE, np.uint8)
         for each in self._all:
             if each.kind == INTEGERS and each.zero:
@@ -92,9 +98,9 @@ class Plan:
             self._as_floats[id(x)] = made
         return self._as_floats[id(x)]
 
-    def _finish(self, index: int) -> Finish:
+    def _finish(self, index: int, least: float = -math.inf, most: float = math.inf) -> Finish:
         """Return what follows an operation's values that can be done while they are at hand."""
-        found = Finish(index + 1)
+        found = Finish(index + 1, least, most)
         while len(self._readers[found.value]) == 1:
             (reader,) = self._readers[found.value]
             operation = self._program.operations[reader]
@@ -117,7 +123,7 @@ class Plan:
         made = self._new(finish.kind, rows, columns, channels)
         if finish.kind == INTEGERS:
             low, high = finish.quantize["range"]
-            if low < -128 or high > 255 or high - low > 255:
+            if low < -128 or high > (255 if low >= 0 else 127):
                 raise Unfit("activations of more than 8 bits")
             made.scale = finish.quantize["scale"]
             if WORDS == 1:
@@ -139,7 +145,7 @@ class Plan:
         elif operation.kind == "shuffle":
             if x.channels % operation.attributes["groups"]:
                 raise Unfit("a shuffle of uneven groups")
-            made = self._new(x.kind, x.rows, x.columns, x.channels, scale=x.scale, zero=x.zero)
+            made = self._new(x.kind, x.rows, x.columns, x.channels, scale=x.scale, zero=x.zero, flat=x.flat)
             self._add(Step({"step": SHUFFLE, "groups": operation.attributes["groups"]}, x, made))
             self._maps[index + 1] = made
         elif operation.kind == "concat":
@@ -150,24 +156,21 @@ class Plan:
     def _flattened(self, x: Map) -> Map:
         """Return a map as its readers see it flat: only a linear layer and the program's end know how to."""
         value = next(value for value, known in self._maps.items() if known is x)
-        if len(self._readers[value]) > 1 and x.rows * x.columns > 1:
+        if len(self._readers[value]) > 1:
             raise Unfit("a map that is read flat and as it is")
         x.flat = True
         return x
 
     def _by_value(self, index: int, operation: Operation, inputs: list[Map]) -> None:
         x, kind = inputs[0], operation.kind
+        doing, constants = COPY, {}
         if kind in ("sign", "quantize"):
             finish = Finish(index + 1, kind=BITS if kind == "sign" else INTEGERS, quantize=operation.attributes)
+        elif kind in ALONE:
+            finish = self._finish(index, *operation.attributes.get("bounds", [0, math.inf]))
         else:
             finish = self._finish(index)
-        doing, constants = COPY, {}
-        if kind in ALONE:
-            if finish.least != -math.inf or finish.most != math.inf:
-                raise Unfit("one clipping behind another")
-            low, high = operation.attributes.get("bounds", [0, math.inf])
-            finish = finish._replace(least=low, most=high)
-        elif kind == "affine":
+        if kind == "affine":
             assert operation.scale is not None and operation.bias is not None
             doing = SCALE
             constants = {
@@ -220,7 +223,7 @@ class Plan:
         maximum = operation.kind == "max_pool"
         x = x if maximum else self._float(x)
         made = self._new(x.kind, rows, columns, x.channels, scale=x.scale, zero=x.zero)
-        made.flat = operation.kind == "mean" and not operation.attributes.get("keep")
+        made.flat = x.flat or (operation.kind == "mean" and not operation.attributes.get("keep"))
         numbers = {
             "step": POOL if maximum else MEAN, "kernel_y": ky, "kernel_x": kx, "stride_y": sy, "stride_x": sx,
             "top": top, "left": left, "high": x.rows, "wide": x.columns, "count_pads": bool(at.get("count_pads")),
@@ -238,6 +241,8 @@ class Plan:
             weight, at = weight.reshape(len(weight), x.channels, *sides), {}
         if any(part is not None and part.size != len(weight) for part in (operation.bias, operation.limits)):
             raise Unfit("a layer whose numbers are not one an output")
+        if operation.kind == "threshold" and (x.kind == FLOATS or weight.dtype.kind != "i"):
+            raise Unfit("a threshold of floats")
         product = self._product(weight, x)
         x = self._float(x) if product == FLOATS else x
         weight = weight.transpose(0, 2, 3, 1)
@@ -250,11 +255,9 @@ class Plan:
         pads = at.get("pads", [0, 0, 0, 0])
         rows = (x.rows + pads[0] + pads[2] - (weight.shape[1] - 1) * dy - 1) // sy + 1
         columns = (x.columns + pads[1] + pads[3] - (weight.shape[2] - 1) * dx - 1) // sx + 1
-        finish = self._finish(index)
-        if operation.kind == "threshold":
-            finish = Finish(index + 1, kind=BITS)
+        finish = Finish(index + 1, kind=BITS) if operation.kind == "threshold" else self._finish(index)
         out = self._finished(finish, rows, columns, len(weight))
-        out.flat = operation.kind == "linear"
+        out.flat = operation.kind == "linear" and x.flat
         weight, groups = merged(weight, groups, product, out.kind)
         inner, each = weight.shape[3], len(weight) // groups
         own = x
@@ -278,10 +281,14 @@ class Plan:
         """Return which products a layer's sums are made of."""
         if weight.dtype.kind != "i" or x.kind == FLOATS:
             return FLOATS
-        if x.kind == BITS:
-            unit = max(1, int(np.abs(weight).max()))
-            return BITS if np.isin(weight, (-unit, 0, unit)).all() else FLOATS
         largest = np.abs(weight.astype(np.int64))
+        if x.kind == BITS:
+            unit = max(1, int(largest.max()))
+            if np.isin(weight, (-unit, 0, unit)).all():
+                return BITS
+            if largest.reshape(len(weight), -1).sum(1).max() >= EXACT_FLOAT32:
+                raise Unfit("sums of signs and wide weights")
+            return FLOATS
         if largest.max() > 255 or largest.reshape(len(weight), -1).sum(1).max() * 255 > 2**31 - 1:
             raise Unfit("weights of more than 8 bits")
         return INTEGERS

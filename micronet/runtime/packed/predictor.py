@@ -51,7 +51,7 @@ def _told() -> Iterator[None]:
     """Turn what a file that was made to confuse raises into one line."""
     try:
         yield
-    except (ValueError, IndexError, KeyError, TypeError, AssertionError) as error:
+    except (ValueError, ArithmeticError, IndexError, KeyError, TypeError, AssertionError) as error:
         raise MicronetError(f"the packed network's layers do not fit one another ({error}); pack it anew") from error
 
 
@@ -59,12 +59,16 @@ def _scoring(program: Program, threads: int) -> tuple[Scoring, str]:
     """Return what scores images, and its name: compiled steps where numba is there and they have all, else numpy."""
     try:
         from micronet.runtime.packed import emit
-        from micronet.runtime.packed.compiled import CompiledNetwork
+        from micronet.runtime.packed.compiled import CompiledNetwork, compile_steps
         from micronet.runtime.packed.maps import Unfit
     except ImportError:
         return _InBatches(program, threads), "numpy (pip install 'micronet[fast]' for compiled kernels)"
     except RuntimeError as error:  # numba finds no place to keep what it compiles
         return _InBatches(program, threads), f"numpy ({error})"
+    try:
+        compile_steps()
+    except Exception as error:  # numba or LLVM fails in many ways, none of which is the file's fault
+        return _InBatches(program, threads), f"numpy (numba: {str(error).strip().splitlines()[0]})"
     try:
         return CompiledNetwork(program, threads), emit.WAY
     except Unfit as error:
@@ -81,7 +85,7 @@ class _InBatches:
     def __call__(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
         """Score images."""
         size = max(1, min(BATCH, -(-len(images) // self._threads)))
-        parts = [images[start : start + size] for start in range(0, len(images), size)]
+        parts = [images[start : start + size] for start in range(0, max(1, len(images)), size)]
         score = self._pool.map if self._pool else map
         return np.concatenate(list(score(self._run, parts)))
 

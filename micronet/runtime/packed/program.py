@@ -25,6 +25,7 @@ KEY = "micronet-packed"
 LARGEST = 1 << 31  # elements of a weight, beyond which a header is not believed
 INT32_MAX = 2**31 - 1
 LARGEST_SIZE = 4096  # of a kernel, a stride, a pad
+LARGEST_SIDE = 1 << 16  # of an image
 # Operation -> how many values it reads; a concatenation any number.
 OPERATIONS = {
     "conv": 1, "linear": 1, "threshold": 1, "sign": 1, "relu": 1, "clip": 1, "quantize": 1, "max_pool": 1,
@@ -93,6 +94,8 @@ def read(path: Path) -> Program:
     try:
         operations = [_restore(told, number, parts) for number, told in enumerate(header["operations"])]
         shape = [_positive(item) for item in header["shape"]]
+        if max(shape) > LARGEST_SIDE:
+            raise ValueError("its images are too large")
         if not operations or len(shape) != 3 or any(part.rest for part in parts.values()):
             raise ValueError("its parts do not add up")
         about = _checked(dict(header["about"]))
@@ -132,9 +135,13 @@ def _number(value: Any) -> bool:
 
 
 def _pair(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(map(_number, value))
+    return isinstance(value, list) and len(value) == 2 and all(map(_number, value)) and value[0] <= value[1]
 
 
+_NEEDED = {
+    "clip": ("bounds",), "quantize": ("scale", "zero_point", "range"), "max_pool": ("kernel",),
+    "average_pool": ("kernel",), "shuffle": ("groups",),
+}  # fmt: skip
 _ATTRIBUTES: dict[str, Callable[[Any], bool]] = {
     "kernel": _sizes(2, 1),
     "stride": _sizes(2, 1),
@@ -208,6 +215,14 @@ def _restore(told: dict[str, Any], number: int, parts: dict[str, _Part]) -> Oper
             raise ValueError(f"its {name} is {value!r}")
     if kind == "quantize" and not told["range"][0] <= told["zero_point"] <= told["range"][1]:
         raise ValueError("a zero point lies outside its range")
+    if (limits is not None) != (kind == "threshold") or (
+        kind == "threshold" and weight is not None and weight.dtype.kind != "i"
+    ):
+        raise ValueError("its limits do not fit it")
+    if any(name not in told for name in _NEEDED.get(kind, ())):
+        raise ValueError(f"a {kind} lacks what it does")
+    if "pool" in kind and any(pad >= size for pad, size in zip(told.get("pads", []), 2 * told["kernel"], strict=False)):
+        raise ValueError("a pool looks beyond the map alone")
     needed = {"conv": weight, "threshold": weight, "linear": weight}
     if (kind in needed and weight is None) or (kind == "threshold" and limits is None):
         raise ValueError(f"a {kind} has no numbers")

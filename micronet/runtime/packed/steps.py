@@ -18,6 +18,7 @@ from micronet.runtime.packed.finishes import (
     arrive,
     floats_to_floats,
     floats_to_integers,
+    give_way,
     integers_to_floats,
     integers_to_integers,
 )
@@ -25,12 +26,14 @@ from micronet.runtime.packed.products import accumulate
 from micronet.runtime.packed.table import CONV, MAP, MEAN, POOL, SHUFFLE
 from micronet.runtime.packed.values import put_signs, run_align, run_map, run_mean, run_pool, run_shuffle
 
+PATIENCE = 200  # turns to wait for another thread before the core is offered to it
+
 
 @compiled
 def execute(steps, images, memory, constants, table, thread, threads, counter):  # type: ignore[no-untyped-def]
     """Run steps on ``images`` images whose input is in ``memory`` (uint8).
 
-    constants: (uint8, int32, int64, float32) arrays. table: ``products.TABLE``. thread of threads: which share of each
+    constants: (uint8, int32, int64, float32) arrays. table: ``emit.TABLE``. thread of threads: which share of each
     step's rows is done here; ``counter`` (int64, one of 0) makes the threads wait for each other.
     """
     integers, floats = memory.view(INTEGER), memory.view(np.float32)
@@ -63,8 +66,11 @@ def execute(steps, images, memory, constants, table, thread, threads, counter): 
         if threads > 1 and step.wait:
             waited += 1
             arrive(counter.ctypes.data, 1)
+            turns = 0
             while arrive(counter.ctypes.data, 0) < waited * threads:
-                pass
+                turns += 1
+                if turns > PATIENCE:
+                    give_way()
 
 
 @compiled
@@ -121,7 +127,7 @@ def _convolve(step, x, out, row, memory, constants, sums, places, values, table)
 
 @compiled
 def _finish(step, channel, pixels, vectors, count, sums, places, constants):  # type: ignore[no-untyped-def]
-    """Turn sums into what the step's output holds, as ``products._finish`` does; signs begin as floats."""
+    """Turn sums into what the step's output holds, as ``finishes._finish`` does; signs begin as floats."""
     unit, bias = (
         constants[3].ctypes.data + 4 * (step.unit + channel),
         constants[3].ctypes.data + 4 * (step.bias + channel),
