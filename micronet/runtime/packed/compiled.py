@@ -17,6 +17,7 @@ from micronet.runtime.packed.table import STEP
 
 BATCH = 8  # images at once at most
 CACHE = 1 << 19  # bytes; what lies between two steps should stay in the processor's own cache
+WORTH = 5_000_000  # vectors of products an image, from which on (milliseconds) threads share its rows
 PATIENCE = 1.5  # seconds a start may take before it is said why
 
 
@@ -26,6 +27,9 @@ class CompiledNetwork:
     def __init__(self, program: Program, threads: int) -> None:
         self._plan = Plan(program)
         self._threads = threads
+        steps = self._plan.steps
+        products = steps["rows"] * steps["columns"] * steps["vectors"] * steps["run_count"] * steps["length"]
+        self._work = int(products.sum())
         self._start()
         self._spare: dict[int, list[NDArray[np.uint8]]] = {}
         self._size = max(1, min(BATCH, CACHE // (2 * self._plan.largest)))
@@ -41,7 +45,7 @@ class CompiledNetwork:
             return self(np.zeros((1, *images.shape[1:]), np.float32))[:0]
         if self._process != os.getpid():  # a fork has none of the threads
             self._start()
-        if self._pool is not None and len(images) < self._threads:
+        if self._pool is not None and len(images) < self._threads and self._work >= WORTH:
             return self._score(images, rows=True)
         size = max(1, min(self._size, -(-len(images) // self._threads)))
         parts = [images[start : start + size] for start in range(0, len(images), size)]
