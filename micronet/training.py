@@ -151,8 +151,8 @@ class Trainer:
                 checkpoint.save(self.model, step.optimizer, reached, best=self._kept(reached.rows) is row)
             log.append(row)
             self.run.progress.line(_summary(reached.rows, self.config.epochs))
-            if reached.epoch <= self.config.epochs:
-                self._save_if_due(step, checkpoint, reached)
+            if reached.epoch <= self.config.epochs and self._is_late():
+                raise self._stopped(reached)
         log.close()
 
     def _out_of_patience(self, rows: list[dict[str, Any]]) -> bool:
@@ -201,16 +201,22 @@ class Trainer:
 
     def _save_if_due(self, step: Step, checkpoint: Checkpoint, reached: Reached) -> None:
         """Write a checkpoint where the last one is old; at the deadline write one and raise StoppedError."""
-        deadline = self.run.deadline
-        late = deadline < math.inf and distributed.from_leader(lambda: time.monotonic() >= deadline)
+        late = self._is_late()
         if distributed.leads() and (late or checkpoint.age_s >= 60 * self.run.checkpoint_minutes):
             reached.scaler = step.scaler.state_dict()
             checkpoint.save(self.model, step.optimizer, reached)
         if late:
-            raise StoppedError(
-                f"--max-time is over in epoch {reached.epoch} of {self.config.epochs}, after step {reached.step}; "
-                "the same command with --resume goes on"
-            )
+            raise self._stopped(reached)
+
+    def _is_late(self) -> bool:
+        deadline = self.run.deadline
+        return deadline < math.inf and distributed.from_leader(lambda: time.monotonic() >= deadline)
+
+    def _stopped(self, reached: Reached) -> StoppedError:
+        return StoppedError(
+            f"--max-time is over in epoch {reached.epoch} of {self.config.epochs}, after step {reached.step}; "
+            "the same command with --resume goes on"
+        )
 
     def _diverged(self, error: NotFiniteError, reached: Reached) -> FailedError:
         layer = f", first in layer {error.layer}" if error.layer else ""

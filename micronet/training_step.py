@@ -53,12 +53,14 @@ class Step:
     teacher: Teacher | None = None
     penalty: Callable[[], None] | None = None
     _network: Any = field(init=False)
+    _layout: torch.memory_format = field(init=False)
     scaler: torch.amp.GradScaler = field(init=False)
 
     def __post_init__(self) -> None:
         if self.config.amp == "fp16" and self.device.type != "cuda":
             raise MicronetError("--amp fp16 needs a GPU; use --amp bf16, or leave it out")
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.config.amp == "fp16")
+        self._layout = memory_format(self.model)
         self._network = torch.compile(self.model) if self.compiled else self.model
 
     def _spread(self, inputs: Tensor) -> None:
@@ -81,7 +83,7 @@ class Step:
         self.optimizer.zero_grad(set_to_none=True)
         loss = torch.zeros((), device=self.device)
         for (images, labels), left in zip(batches, reversed(range(len(sizes))), strict=True):
-            inputs = images.to(self.device, non_blocking=True, memory_format=memory_format(self.model))
+            inputs = images.to(self.device, non_blocking=True, memory_format=self._layout)
             share = len(labels) / sum(sizes)
             if distributed.processes() > 1 and not isinstance(self._network, DistributedDataParallel):
                 self._spread(inputs)
