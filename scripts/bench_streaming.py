@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Memory of a training on a folder of many images, over the whole process tree, streamed and remembered.
 
-    python scripts/bench_streaming.py --folder /tmp/many [--images 100000] [--model lenet_bn] [--image-size 32]
+    python scripts/bench_streaming.py --folder many [--images 100000] [--model lenet_bn] [--image-size 32]
 
 Makes the folder where it is not there: small JPEGs of smooth noise in 100 classes, 95 % train/ and 5 % val/. Then runs
 ``micronet train`` for an epoch, once with MICRONET_IMAGE_MEMORY=0 (every image is decoded each time) and once with the

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Images a CPU second of training, against a plain PyTorch loop on the same network and images.
 
-    OMP_NUM_THREADS=1 python scripts/bench_training.py --data /tmp/cifar [--rounds 5] [--images 640]
+    OMP_NUM_THREADS=1 python scripts/bench_training.py --data path/to/cifar10 [--rounds 5] [--images 640]
 
 ``--data``: a folder with train/<class>/*.jpg and test/<class>/*.jpg of 32 x 32 pixels. The plain loop is the micronet
 of 2021's: torchvision's ImageFolder and transforms in a DataLoader, Adam, contiguous tensors, the C library's own
