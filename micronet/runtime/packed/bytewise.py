@@ -1,5 +1,6 @@
 """Sums of products of signs where bits are counted by the byte: 32 output channels beside one another."""
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -31,20 +32,10 @@ from micronet.runtime.packed.emit import (
 
 def _bytewise(pairs: int) -> Any:
     """Return the primitive that adds the differing bits of ``length`` bytes to ``sums`` (PIXELS, pairs, 32) int32."""
-
-    def typer(context: Any, x: Any, step: Any, length: Any, weights: Any, table: Any, sums: Any) -> Any:
-        signature = types.void(*[types.intp] * 6)
-
-        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            _emit_bytewise(builder, pairs, *args)
-            return context.get_dummy_value()
-
-        return signature, codegen
-
-    return primitive(typer)
+    return primitive(types.void, [types.intp] * 6, partial(_emit_bytewise, pairs))
 
 
-def _emit_bytewise(builder: Any, pairs: int, x: Any, step: Any, length: Any, weights: Any, table: Any, to: Any) -> None:
+def _emit_bytewise(pairs: int, builder: Any, x: Any, step: Any, length: Any, weights: Any, table: Any, to: Any) -> None:
     entry = builder.block
     block, after = builder.append_basic_block("bytes"), builder.append_basic_block("widen")
     builder.branch(block)
@@ -94,29 +85,19 @@ def _differences(builder: Any, byte: Any, table: Any, own: Any, sums: Any) -> li
     return found
 
 
-@primitive
-def _compare_counts(context: Any, sums: Any, limits: Any, to: Any) -> Any:
-    """Store the signs of 16 counts of differing bits, all given by their addresses."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        counts, most = (load(builder, INTS, address) for address in args[:2])
-        store(builder, builder.bitcast(builder.icmp_signed("<=", counts, most), I16), args[2])
-        return context.get_dummy_value()
-
-    return types.void(types.intp, types.intp, types.intp), codegen
+def _emit_compare(builder: Any, sums: Any, limits: Any, to: Any) -> None:
+    """Store the signs of 16 counts of differing bits."""
+    found = builder.icmp_signed("<=", load(builder, INTS, sums), load(builder, INTS, limits))
+    store(builder, builder.bitcast(found, I16), to)
 
 
-@primitive
-def _move(context: Any, sums: Any, to: Any) -> Any:
-    """Copy 16 sums, given by their addresses."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        store(builder, load(builder, INTS, args[0]), args[1])
-        return context.get_dummy_value()
-
-    return types.void(types.intp, types.intp), codegen
+def _emit_move(builder: Any, sums: Any, to: Any) -> None:
+    """Copy 16 sums."""
+    store(builder, load(builder, INTS, sums), to)
 
 
+_compare_counts = primitive(types.void, [types.intp] * 3, _emit_compare)
+_move = primitive(types.void, [types.intp] * 2, _emit_move)
 _bytes1, _bytes2 = _bytewise(1), _bytewise(2)
 
 

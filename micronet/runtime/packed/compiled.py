@@ -3,19 +3,19 @@
 import logging
 import os
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from micronet.runtime.packed.batches import BATCH, in_batches, start_pool
 from micronet.runtime.packed.emit import TABLE
 from micronet.runtime.packed.plan import Plan
 from micronet.runtime.packed.program import Program
 from micronet.runtime.packed.steps import execute
 from micronet.runtime.packed.table import STEP
 
-BATCH = 8  # images at once at most
 CACHE = 1 << 19  # bytes; what lies between two steps should stay in the processor's own cache
 WORTH = 5_000_000  # vectors of products an image, from which on (milliseconds) threads share its rows
 PATIENCE = 1.5  # seconds a start may take before it is said why
@@ -36,7 +36,7 @@ class CompiledNetwork:
 
     def _start(self) -> None:
         self._process = os.getpid()
-        self._pool = ThreadPoolExecutor(self._threads) if self._threads > 1 else None
+        self._pool = start_pool(self._threads)
         self._together = threading.Lock()  # threads that wait for one another must all be running
 
     def __call__(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -47,10 +47,7 @@ class CompiledNetwork:
             self._start()
         if self._pool is not None and len(images) < self._threads and self._work >= WORTH:
             return self._score(images, rows=True)
-        size = max(1, min(self._size, -(-len(images) // self._threads)))
-        parts = [images[start : start + size] for start in range(0, len(images), size)]
-        run = self._pool.map if self._pool else map
-        return np.concatenate(list(run(self._score, parts)))
+        return in_batches(self._score, images, self._size, self._threads, self._pool)
 
     def _score(self, images: NDArray[np.float32], *, rows: bool = False) -> NDArray[np.float32]:
         """Score images at once, with ``rows`` by all threads, each its share of every step's rows."""
@@ -85,6 +82,7 @@ class CompiledNetwork:
         return scores
 
 
+@cache  # once a process
 def compile_steps() -> None:
     """Compile the steps for this processor, or read what an earlier process has compiled from the disk."""
     told = threading.Timer(PATIENCE, _tell)

@@ -5,13 +5,14 @@ Three ways, by what the processor has: ``avx512`` (VPOPCNTD, VPDPBUSD), ``avx2``
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from inspect import Parameter, Signature
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 from llvmlite import binding, ir
-from numba import config, njit
+from numba import config, njit, types
 from numba.extending import intrinsic
 
 from micronet.errors import MicronetError
@@ -29,24 +30,19 @@ BYTES, WIDE = ir.VectorType(I8, 32), ir.VectorType(I32, 32)
 def way() -> str:
     """Return which way this process takes; the variable MICRONET_KERNEL names another one."""
     asked = os.environ.get("MICRONET_KERNEL")
-    features = (
-        {}
-        if getattr(config, "CPU_NAME", None) or getattr(config, "CPU_FEATURES", None)
-        else binding.get_host_cpu_features()
-    )
-    ways = _ways(features)
+    ways = ["portable"]
+    if FEATURES.get("avx2"):
+        ways.insert(0, "avx2")
+    if all(FEATURES.get(name) for name in ("avx512vpopcntdq", "avx512vnni", "avx512bw")):
+        ways.insert(0, "avx512")
     if asked and asked not in ways:
         raise MicronetError(f"MICRONET_KERNEL is {asked!r}; this processor has {', '.join(ways)}")
     return asked or ways[0]
 
 
-def _ways(features: Mapping[str, bool]) -> list[str]:
-    """Return the ways that a processor has, the fastest first."""
-    if all(features.get(name) for name in ("avx512vpopcntdq", "avx512vnni", "avx512bw")):
-        return ["avx512", "avx2", "portable"]
-    return ["avx2", "portable"] if features.get("avx2") else ["portable"]
-
-
+# Where numba is told to compile for another processor, nothing is known of it.
+_ELSEWHERE = any(getattr(config, name, None) for name in ("CPU_NAME", "CPU_FEATURES"))
+FEATURES: Mapping[str, bool] = {} if _ELSEWHERE else binding.get_host_cpu_features()
 WAY = way()
 BYTEWISE = WAY != "avx512"  # bits are counted by the byte
 NIBBLES = 2 if WAY == "avx2" else 1  # bytes in memory of eight weights
@@ -54,13 +50,12 @@ INTEGER = np.uint8 if WAY == "avx512" else np.int16  # a whole number of an item
 WORDS = np.dtype(INTEGER).itemsize  # its bytes
 FEWEST = 2 if BYTEWISE else 1  # vectors a block of binary weights is a multiple of
 MOST_BITS, MOST = 4, 1 if BYTEWISE else 4  # vectors that the registers hold, of bits and of others
-DEPOSITS = bool(binding.get_host_cpu_features().get("bmi2")) and WAY != "portable"
+DEPOSITS = bool(FEATURES.get("bmi2")) and WAY != "portable"
 TABLE = np.array(
     [[bin(i ^ half).count("1") for half in (byte & 15, byte >> 4) for i in range(16)] for byte in range(256)], np.uint8
 )
 
 SOURCES = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))).hexdigest()
-primitive = cast("Callable[[Callable[..., Any]], Callable[..., Any]]", intrinsic)
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -71,6 +66,22 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     if hasattr(stored, "_source_stamp"):  # numba looks at one file, but compiles in what that file imports
         stored._source_stamp = SOURCES
     return made
+
+
+def primitive(result: Any, kinds: Sequence[Any], emit: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function for compiled code, of arguments of these kinds: what ``emit(builder, *arguments)`` writes."""
+
+    def typer(context: Any, *arguments: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+            found = emit(builder, *values)
+            return context.get_dummy_value() if result is types.void else found
+
+        return result(*kinds), codegen
+
+    names = ["context", *(f"x{number}" for number in range(len(kinds)))]  # numba wants each argument named
+    named = [Parameter(name, Parameter.POSITIONAL_OR_KEYWORD) for name in names]
+    typer.__signature__ = Signature(named)  # type: ignore[attr-defined]
+    return cast("Callable[..., Any]", intrinsic(typer))
 
 
 def load(builder: Any, kind: Any, address: Any, offset: int = 0) -> Any:

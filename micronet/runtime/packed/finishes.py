@@ -1,6 +1,7 @@
 """What follows a convolution's sums, vector by vector, and what moves bits and holds threads together."""
 
 import os
+from functools import partial
 from typing import Any
 
 from llvmlite import ir
@@ -30,26 +31,15 @@ def _finish(source: Any, out: int) -> Any:
 
     Of each pixel ``count`` vectors: ((base + factor * sums) * unit + bias), between least and most, over scale, between
     low and top, rounded half to even, plus zero; floats have no base, and as ``out`` end at most. places: address of
-    (pixels, 2) int64, where a pixel's base lies and where its values go. sums, unit, bias: addresses.
+    (pixels, 2) int64, where a pixel's base lies and where its values go. sums, unit, bias: addresses. The arguments'
+    order is that of ``_emit_finish``.
     """
-
-    def typer(
-        context: Any, places: Any, pixels: Any, vectors: Any, count: Any, sums: Any, unit: Any, bias: Any, factor: Any,
-        least: Any, most: Any, scale: Any, low: Any, top: Any, zero: Any,
-    ) -> Any:  # fmt: skip
-        signature = types.void(*[types.intp] * 7, types.int32, *[types.float32] * 5, types.int32)
-
-        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            _emit_finish(builder, source, out, *args)
-            return context.get_dummy_value()
-
-        return signature, codegen
-
-    return primitive(typer)
+    kinds = [*[types.intp] * 7, types.int32, *[types.float32] * 5, types.int32]
+    return primitive(types.void, kinds, partial(_emit_finish, source, out))
 
 
 def _emit_finish(
-    builder: Any, source: Any, out: int, places: Any, pixels: Any, vectors: Any, count: Any, sums: Any, unit: Any,
+    source: Any, out: int, builder: Any, places: Any, pixels: Any, vectors: Any, count: Any, sums: Any, unit: Any,
     bias: Any, *ends: Any,
 ) -> None:  # fmt: skip
     factor, least, most, scale, low, top, zero = (spread(builder, end, LANES) for end in ends)
@@ -102,63 +92,33 @@ def _between(builder: Any, value: Any, low: Any, high: Any) -> Any:
     return value
 
 
-@primitive
-def signs_of(context: Any, values: Any) -> Any:
+def _emit_signs(builder: Any, values: Any) -> Any:
     """Return one bit for each of 16 floats, given their address: whether it is at least 0."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        value = load(builder, REALS, args[0])
-        found = builder.fcmp_ordered(">=", value, ir.Constant(REALS, [0.0] * LANES))
-        return builder.zext(builder.bitcast(found, I16), I64)
-
-    return types.intp(types.intp), codegen
+    found = builder.fcmp_ordered(">=", load(builder, REALS, values), ir.Constant(REALS, [0.0] * LANES))
+    return builder.zext(builder.bitcast(found, I16), I64)
 
 
-@primitive
-def deposit(context: Any, place: Any, shift: Any, mask: Any) -> Any:
+def _emit_deposit(builder: Any, place: Any, shift: Any, mask: Any) -> Any:
     """Return the bits that lie ``shift`` bits behind an address, each at the next 1 of a mask (PDEP)."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        bits = builder.lshr(load(builder, I64, args[0]), args[1])
-        return call(builder, "llvm.x86.bmi.pdep.64", I64, bits, args[2])
-
-    return types.int64(types.intp, types.int64, types.int64), codegen
+    return call(builder, "llvm.x86.bmi.pdep.64", I64, builder.lshr(load(builder, I64, place), shift), mask)
 
 
-@primitive
-def put_word(context: Any, word: Any, place: Any) -> Any:
-    """Store 64 bits at an address."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        store(builder, *args)
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.intp), codegen
-
-
-@primitive
-def arrive(context: Any, counter: Any, amount: Any) -> Any:
+def _emit_arrive(builder: Any, counter: Any, amount: Any) -> Any:
     """Add to a counter (int64, its address) that threads share, and return what it was before."""
+    return builder.atomic_rmw("add", builder.inttoptr(counter, I64.as_pointer()), amount, "seq_cst")
 
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.atomic_rmw("add", builder.inttoptr(args[0], I64.as_pointer()), args[1], "seq_cst")
 
-    return types.intp(types.intp, types.intp), codegen
+def _emit_way(builder: Any) -> None:
+    """Let another thread have the core, where the system has a word for that."""
+    if os.name == "posix":
+        function: Any = cgutils.get_or_insert_function
+        builder.call(function(builder.module, ir.FunctionType(ir.IntType(32), []), "sched_yield"), [])
 
 
 integers_to_floats, integers_to_integers = _finish(INTS, FLOATS), _finish(INTS, INTEGERS)
 floats_to_floats, floats_to_integers = _finish(REALS, FLOATS), _finish(REALS, INTEGERS)
-
-
-@primitive
-def give_way(context: Any) -> Any:
-    """Let another thread have the core, where the system has a word for that."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        if os.name == "posix":
-            kind = ir.FunctionType(ir.IntType(32), [])
-            function: Any = cgutils.get_or_insert_function
-            builder.call(function(builder.module, kind, "sched_yield"), [])
-        return context.get_dummy_value()
-
-    return types.void(), codegen
+signs_of = primitive(types.intp, [types.intp], _emit_signs)
+deposit = primitive(types.int64, [types.intp, types.int64, types.int64], _emit_deposit)
+put_word = primitive(types.void, [types.int64, types.intp], store)
+arrive = primitive(types.intp, [types.intp] * 2, _emit_arrive)
+give_way = primitive(types.void, [], _emit_way)

@@ -1,6 +1,5 @@
 """The numbers of a layer, as the compiled steps read them."""
 
-import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -84,10 +83,9 @@ class Layer(NamedTuple):
             "row_class": constants.ints(rows), "column_class": constants.ints(columns),
             "column_classes": len(column_masks), "factor": -magnitude * (2 // planes) if bits else 1,
         }  # fmt: skip
-        alone = finish.least == -math.inf and finish.most == math.inf and finish.kind == BITS
         if operation.limits is not None:
             found["limits"] = constants.ints(self._padded(self._limits(base, magnitude, planes), NEVER[self.product]))
-        elif self.product == FLOATS and alone and operation.scale is None:
+        elif self.product == FLOATS and finish.kind == BITS and not finish.clips and operation.scale is None:
             bias = np.zeros(len(weight)) if operation.bias is None else operation.bias[self.part]
             found["limits"] = constants.ints(
                 self._padded((-bias.astype(np.float32)).view(np.int32)[None, None], NEVER[FLOATS])
@@ -112,10 +110,8 @@ class Layer(NamedTuple):
         if operation.scale is not None:
             own = np.broadcast_to(operation.scale, self.operation.weight.shape[0])[self.part]  # type: ignore[union-attr]
             unit = own * unit
-        most = np.abs(self.weight.astype(np.float64)).reshape(len(self.weight), -1).sum(1) * (
-            256 if self.product else 1
-        )
-        if self.product != FLOATS and (np.abs(base) + most).max() >= 2**31:
+        largest = np.abs(self.weight.astype(np.float64)).sum((1, 2, 3)) * (256 if self.product == INTEGERS else 1)
+        if self.product != FLOATS and (np.abs(base) + largest).max() >= 2**31:
             raise Unfit("sums of more than 32 bits")
         bias = np.zeros(len(self.weight), np.float32)
         if operation.bias is not None:

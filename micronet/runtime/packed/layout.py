@@ -61,11 +61,16 @@ def laid_out(weight: Array, product: int, runs: int) -> NDArray[np.uint8]:
     return np.concatenate(blocks)
 
 
+def block_size(left: int, most: int) -> int:
+    """Return how many of the vectors that are left a block takes: 4, 2 or 1."""
+    return 2 if min(most, left) == 3 else min(most, left)
+
+
 def _blocks(vectors: int, most: int) -> list[int]:
-    """Return the sizes of the blocks that a layer's vectors are taken in: 4, 2 or 1."""
+    """Return the sizes of the blocks that a layer's vectors are taken in."""
     found = []
     while vectors:
-        found.append(2 if min(most, vectors) == 3 else min(most, vectors))
+        found.append(block_size(vectors, most))
         vectors -= found[-1]
     return found
 

@@ -70,6 +70,11 @@ class Finish(NamedTuple):
     kind: int = FLOATS
     quantize: dict[str, Any] = {}  # noqa: RUF012  # never written
 
+    @property
+    def clips(self) -> bool:
+        """Whether values are clipped."""
+        return self.least > -math.inf or self.most < math.inf
+
 
 @dataclass
 class Step:

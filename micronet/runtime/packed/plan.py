@@ -104,7 +104,7 @@ class Plan:
         while len(self._readers[found.value]) == 1:
             (reader,) = self._readers[found.value]
             operation = self._program.operations[reader]
-            if operation.kind in ALONE and found.least == -math.inf and found.most == math.inf:
+            if operation.kind in ALONE and not found.clips:
                 low, high = operation.attributes.get("bounds", [0, math.inf])
                 found = found._replace(value=reader + 1, least=low, most=high)
             elif operation.kind == "sign":
@@ -241,14 +241,12 @@ class Plan:
             weight, at = weight.reshape(len(weight), x.channels, *sides), {}
         if any(part is not None and part.size != len(weight) for part in (operation.bias, operation.limits)):
             raise Unfit("a layer whose numbers are not one an output")
-        if operation.kind == "threshold" and (x.kind == FLOATS or weight.dtype.kind != "i"):
-            raise Unfit("a threshold of floats")
+        if operation.kind == "threshold" and (x.kind == FLOATS or weight.dtype.kind != "i" or operation.limits is None):
+            raise Unfit("a threshold of floats, or without limits")
         product = self._product(weight, x)
         x = self._float(x) if product == FLOATS else x
         weight = weight.transpose(0, 2, 3, 1)
         groups = at.get("group", 1)
-        if operation.kind == "threshold" and operation.limits is None:
-            raise Unfit("a threshold without limits")
         if weight.shape[3] * groups != x.channels or len(weight) % groups:
             raise Unfit("layers that do not fit one another")
         (sy, sx), (dy, dx) = at.get("stride", [1, 1]), at.get("dilation", [1, 1])

@@ -6,8 +6,8 @@ scores = network(images)  # (N, C, H, W) float32, normalised -> (N, K)
 """
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from micronet.errors import MicronetError
+from micronet.runtime.packed.batches import BATCH, in_batches, start_pool
 from micronet.runtime.packed.program import Program, read
 from micronet.runtime.packed.run import check_images, run
 
-BATCH = 8  # images at once: what lies between layers stays in the caches
 Scoring = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 
@@ -62,32 +62,20 @@ def _scoring(program: Program, threads: int) -> tuple[Scoring, str]:
         from micronet.runtime.packed.compiled import CompiledNetwork, compile_steps
         from micronet.runtime.packed.maps import Unfit
     except ImportError:
-        return _InBatches(program, threads), "numpy (pip install 'micronet[fast]' for compiled kernels)"
+        return _by_numpy(program, threads), "numpy (pip install 'micronet[fast]' for compiled kernels)"
     except RuntimeError as error:  # numba finds no place to keep what it compiles
-        return _InBatches(program, threads), f"numpy ({error})"
+        return _by_numpy(program, threads), f"numpy ({error})"
     try:
         compile_steps()
     except Exception as error:  # numba or LLVM fails in many ways, none of which is the file's fault
-        return _InBatches(program, threads), f"numpy (numba: {str(error).strip().splitlines()[0]})"
+        return _by_numpy(program, threads), f"numpy (numba: {str(error).strip().splitlines()[0]})"
     try:
         return CompiledNetwork(program, threads), emit.WAY
     except Unfit as error:
-        return _InBatches(program, threads), f"numpy (not compiled: {error})"
+        return _by_numpy(program, threads), f"numpy (not compiled: {error})"
 
 
-class _InBatches:
-    """A program run by numpy, on threads over images."""
-
-    def __init__(self, program: Program, threads: int) -> None:
-        self._program, self._threads = program, threads
-        self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
-
-    def __call__(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Score images."""
-        size = max(1, min(BATCH, -(-len(images) // self._threads)))
-        parts = [images[start : start + size] for start in range(0, max(1, len(images)), size)]
-        score = self._pool.map if self._pool else map
-        return np.concatenate(list(score(self._run, parts)))
-
-    def _run(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        return run(self._program, images)
+def _by_numpy(program: Program, threads: int) -> Scoring:
+    """Return what scores images without compiled steps."""
+    pool = start_pool(threads)
+    return lambda images: in_batches(partial(run, program), images, BATCH, threads, pool)

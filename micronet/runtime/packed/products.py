@@ -10,6 +10,7 @@ K - 2 m, m the number of bits that differ. Three ways, by what the processor has
 - ``portable``: the same by what LLVM makes of population counts and products on any processor.
 """
 
+from functools import partial
 from typing import Any
 
 from llvmlite import ir
@@ -73,27 +74,15 @@ ADD = {BITS: (_add_bits, INTS), INTEGERS: (_add_integers, INTS), FLOATS: (_add_f
 def _product(kind: int, vectors: int) -> Any:
     """Return the primitive that sums a block's products, to ``sums`` (PIXELS, vectors, LANES) of 32 bits, or as signs.
 
-    x: address of the first pixel; step: bytes to the next one; runs: address of ``count`` offsets (int64), at each of
-    which ``length`` items lie; weights: address, by run, item, vector, lane. sums: 0 where the sums shall be compared
-    instead; ``places`` then holds for each pixel the address of its limits, and of where its signs go.
+    Its arguments are sizes and addresses: x, the first pixel; step, bytes to the next one; runs, ``count`` offsets
+    (int64), at each of which ``length`` items lie; weights, by run, item, vector, lane. sums: 0 where the sums shall be
+    compared instead; ``places`` then holds for each pixel the address of its limits, and of where its signs go.
     """
-
-    def typer(
-        context: Any, x: Any, step: Any, runs: Any, count: Any, length: Any, weights: Any, sums: Any, places: Any
-    ) -> Any:
-        signature = types.void(*[types.intp] * 8)
-
-        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            _emit_product(builder, kind, vectors, *args)
-            return context.get_dummy_value()
-
-        return signature, codegen
-
-    return primitive(typer)
+    return primitive(types.void, [types.intp] * 8, partial(_emit_product, kind, vectors))
 
 
 def _emit_product(
-    builder: Any, kind: int, vectors: int, x: Any, step: Any, runs: Any, count: Any, length: Any, weights: Any, to: Any,
+    kind: int, vectors: int, builder: Any, x: Any, step: Any, runs: Any, count: Any, length: Any, weights: Any, to: Any,
     places: Any,
 ) -> None:  # fmt: skip
     add, lanes = ADD[kind]

@@ -224,7 +224,7 @@ def _restore(told: dict[str, Any], number: int, parts: dict[str, _Part]) -> Oper
     if "pool" in kind and any(pad >= size for pad, size in zip(told.get("pads", []), 2 * told["kernel"], strict=False)):
         raise ValueError("a pool looks beyond the map alone")
     needed = {"conv": weight, "threshold": weight, "linear": weight}
-    if (kind in needed and weight is None) or (kind == "threshold" and limits is None):
+    if kind in needed and weight is None:
         raise ValueError(f"a {kind} has no numbers")
     if len(inputs) != OPERATIONS[kind] and kind != "concat":
         raise ValueError(f"a {kind} reads {len(inputs)} values")

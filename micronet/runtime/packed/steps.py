@@ -22,10 +22,12 @@ from micronet.runtime.packed.finishes import (
     integers_to_floats,
     integers_to_integers,
 )
+from micronet.runtime.packed.layout import block_size
 from micronet.runtime.packed.products import accumulate
 from micronet.runtime.packed.table import CONV, MAP, MEAN, POOL, SHUFFLE
 from micronet.runtime.packed.values import put_signs, run_align, run_map, run_mean, run_pool, run_shuffle
 
+_block_size = compiled(block_size)
 PATIENCE = 200  # turns to wait for another thread before the core is offered to it
 
 
@@ -87,9 +89,7 @@ def _convolve(step, x, out, row, memory, constants, sums, places, values, table)
     following, spare = constants[0].ctypes.data + step.weights, values.ctypes.data
     block = 0
     while block < step.vectors:
-        vectors = min(most, step.vectors - block)
-        if vectors == 3:
-            vectors = 2
+        vectors = _block_size(step.vectors - block, most)
         weights, channel = following, block * LANES
         numbers = constants[1].ctypes.data + 4 * ((step.limits if signs else step.base) + channel)
         to = memory.ctypes.data + out + (channel // 8 if step.out_kind == BITS else channel * size)
