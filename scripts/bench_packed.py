@@ -5,7 +5,8 @@
 Initial weights (speed does not ask what is learned), interleaved in one process, pinned to as many cores as threads.
 OPENBLAS_NUM_THREADS=1: numpy's products run on the threads that are timed. "over fp32" and "over int8": the median over
 rounds of ONNX Runtime's time over own time in the same round. ``--layers``: each binary layer alone, one image, in
-billions of operations a second (two a product).
+billions of operations a second (two a product); then, of the nin family, all of them together beside the same blocks
+alone in ONNX Runtime.
 """
 
 import argparse
@@ -13,10 +14,13 @@ import os
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from micronet.artifact import Artifact
 from micronet.export.onnx import to_onnx
@@ -56,6 +60,57 @@ def quantized(spec: ModelSpec, images: torch.Tensor, **config: object) -> Artifa
     model, record = quantize_model(model.eval(), QuantConfig(**config))
     calibrate(model, [images])
     return Artifact(model.eval(), spec, [record])
+
+
+def middle(artifact: Artifact, images: torch.Tensor) -> bytes:
+    """Return a nin's blocks without the first and the last as an ONNX model of their own."""
+    first, *between, _ = artifact.model.features
+    with torch.no_grad():
+        return to_onnx(Artifact(nn.Sequential(*between), artifact.spec), first(images)).SerializeToString()
+
+
+def ratios(times: dict[str, list[float]], name: str) -> list[float]:
+    """Return ONNX Runtime's time over a network's, fp32's and int8's: medians over the rounds, less two to warm up."""
+    return [
+        statistics.median(a / b for a, b in zip(times[f"ONNX Runtime {kind}"][2:], times[name][2:], strict=True))
+        for kind in ("fp32", "int8")
+    ]
+
+
+def interleave(runs: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Return each run's seconds, round by round, in alternating order."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for number in range(rounds + 2):
+        for name in list(runs) if number % 2 else list(runs)[::-1]:
+            start = time.perf_counter()
+            runs[name]()
+            times[name].append(time.perf_counter() - start)
+    return times
+
+
+def together(program: Program, theirs: dict[str, bytes], batches: list[int], rounds: int) -> None:
+    """Print the speed of all binary layers, with the pools between them, beside ONNX Runtime's of the same blocks."""
+    from micronet.runtime.packed.emit import BITS, TABLE
+    from micronet.runtime.packed.plan import Plan
+    from micronet.runtime.packed.steps import execute
+
+    plan, counter = Plan(program), np.zeros(1, np.int64)
+    binary = [i for i, (row, step) in enumerate(zip(plan.steps, plan.layers, strict=True))
+              if step.weight is not None and row["product"] == BITS]  # fmt: skip
+    steps = plan.steps[binary[0] : binary[-1] + 1]
+    options = RuntimeOptions(threads=1)
+    sessions = {f"ONNX Runtime {kind}": session_predictor(model, options) for kind, model in theirs.items()}
+    width = plan.layers[binary[0] - 1].weight.shape[0]  # what the first layer hands on
+    print("\n| batch | binary layers | ms (median) | over fp32 | over int8 |\n| ---: | --- | ---: | ---: | ---: |")
+    for batch in batches:
+        memory = plan.memory(batch)
+        values = np.random.default_rng(0).standard_normal((batch, width, 32, 32), dtype=np.float32)
+        runs: dict[str, Callable[[], object]] = {name: partial(run, values) for name, run in sessions.items()}
+        runs["packed"] = partial(execute, steps, batch, memory, plan.constants, TABLE, 0, batch, counter)
+        times = interleave(runs, rounds)
+        for name, own in times.items():
+            over = ratios(times, name)
+            print(f"| {batch} | {name} | {1000 * statistics.median(own[2:]):.3f} | {over[0]:.2f} | {over[1]:.2f} |")
 
 
 def layers(program: Program) -> None:
@@ -117,10 +172,8 @@ def main() -> None:
     cores = sorted(os.sched_getaffinity(0))
     plain = build(spec)
     plain.train()(images)
-    models = {
-        "fp32": to_onnx(Artifact(plain.eval(), spec), images).SerializeToString(),
-        "int8": to_onnx(quantized(spec, images), images).SerializeToString(),
-    }
+    artifacts = {"fp32": Artifact(plain.eval(), spec), "int8": quantized(spec, images)}
+    models = {kind: to_onnx(artifact, images).SerializeToString() for kind, artifact in artifacts.items()}
     programs = {name: pack_model(to_onnx(quantized(spec, images, **SCHEMES[name]), images)) for name in asked.schemes}
     with tempfile.TemporaryDirectory() as folder:
         paths = {name: Path(folder) / f"{index}.packed" for index, name in enumerate(programs)}
@@ -137,21 +190,18 @@ def main() -> None:
             sizes = [*map(len, models.values()), *(path.stat().st_size for path in paths.values())]
             for batch in asked.batch:
                 batches = np.random.default_rng(0).standard_normal((batch, 3, 32, 32), dtype=np.float32)
-                times: dict[str, list[float]] = {name: [] for name in runs}
-                for round_ in range(asked.rounds + 2):
-                    for name in list(runs) if round_ % 2 else list(runs)[::-1]:
-                        start = time.perf_counter()
-                        runs[name](batches)
-                        times[name].append(time.perf_counter() - start)
+                times = interleave({name: partial(run, batches) for name, run in runs.items()}, asked.rounds)
                 for (name, own), size in zip(times.items(), sizes, strict=True):
-                    over = [statistics.median(a / b for a, b in zip(times[f"ONNX Runtime {kind}"][2:], own[2:],
-                                                                    strict=True)) for kind in models]  # fmt: skip
+                    over = ratios(times, name)
                     print(f"| {threads} | {batch} | {name} | {size:,} | {1000 * statistics.median(own[2:]):.2f} | "
                           f"{over[0]:.2f} | {over[1]:.2f} |", flush=True)  # fmt: skip
             if asked.layers and threads == 1:
                 for name in [name for name in programs if "A1" in name]:
                     print(f"\n{name}")
                     layers(programs[name])
+                    if asked.network.startswith("nin") and "all layers" not in name:
+                        between = {kind: middle(artifact, images) for kind, artifact in artifacts.items()}
+                        together(programs[name], between, asked.batch, asked.rounds)
                 print()
 
 
