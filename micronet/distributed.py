@@ -4,7 +4,6 @@ In a process that is alone every function here changes nothing, so whoever calls
 alone reads checkpoints, writes files and prints; the others follow what it says and see their part of every batch.
 """
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -16,10 +15,11 @@ from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 
 from micronet import ranks
-from micronet.errors import FailedError, MicronetError
+from micronet.errors import CAUSED, FailedError, MicronetError
 
-WAIT = timedelta(hours=2)  # for one another: while process 0 evaluates, the others wait
-LAUNCHED = "MICRONET_LAUNCHED"  # set where our own launcher watches, and reports a process that was killed
+WAIT = timedelta(hours=2)  # for one another: while process 0 reads a checkpoint or saves, the others wait
+LOST = 4  # exit code of a process that lost another one and leaves it to our launcher to say so
+RESUME = "the same command with --resume goes on from its last checkpoint, if it had written one"
 T = TypeVar("T")
 
 
@@ -27,28 +27,38 @@ class LostError(FailedError):
     """Another process of the same run has ended."""
 
 
+class ToldError(Exception):
+    """The end of a process where another one says why. ``exit_code``: its own."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__(f"ended with exit code {exit_code}")
+        self.exit_code = exit_code
+
+
 @contextmanager
 def group() -> Iterator[None]:
     """Be one of the processes that the environment tells of, inside this context.
 
-    An error is marked as told where another process has printed one. Raises LostError where another process ended.
+    Of the errors that a user can cause the first one passes, in whichever process it is; where another process has had
+    one before, ToldError is raised. Raises LostError where another process ended.
     """
     store, rank, world = next(iter(rendezvous("env://", timeout=WAIT)))
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=WAIT)
     try:
         yield
-    except MicronetError as error:
-        error.told = not _first_to_fail(store)
-        raise
+    except CAUSED as error:
+        if _first_to_fail(store):
+            raise
+        raise ToldError(getattr(error, "exit_code", FailedError.exit_code)) from error
     except RuntimeError as error:
         if not isinstance(error, dist.DistError) and "gloo" not in str(error):
             raise
-        lost = LostError(
-            f"another of the {world} processes ended; the last checkpoint is whole: add --resume to go on from it"
-        )
-        lost.told = LAUNCHED in os.environ or not _first_to_fail(store)
-        raise lost from error
+        if ranks.launched():
+            raise ToldError(LOST) from error
+        if not _first_to_fail(store):
+            raise ToldError(LostError.exit_code) from error
+        raise LostError(f"another of the {world} processes ended; {RESUME}") from error
     finally:
         dist.destroy_process_group()
 
@@ -72,17 +82,17 @@ def my_part(count: int) -> slice:
 
 
 def from_leader(work: Callable[[], T]) -> T:
-    """Return what ``work`` gives in process 0, where alone it runs; its MicronetError is raised in all of them."""
+    """Return what ``work`` gives in process 0, where alone it runs; its error is raised in all of them."""
     if processes() == 1:
         return work()
     said: list[Any] = [None]
     if leads():
         try:
             said = [work()]
-        except MicronetError as error:
+        except CAUSED as error:
             said = [error]
     dist.broadcast_object_list(said, src=0, device=torch.device("cpu"))
-    if isinstance(said[0], MicronetError):
+    if isinstance(said[0], CAUSED):
         raise said[0]
     result: T = said[0]
     return result
