@@ -81,6 +81,13 @@ def my_part(count: int) -> slice:
     return slice(rank * count // world, (rank + 1) * count // world)
 
 
+def my_turns() -> slice:
+    """Return which items of a list are this process's: every second one of two processes, and so on."""
+    if not dist.is_initialized():
+        return slice(None)
+    return slice(dist.get_rank(), None, dist.get_world_size())
+
+
 def from_leader(work: Callable[[], T]) -> T:
     """Return what ``work`` gives in process 0, where alone it runs; its error is raised in all of them."""
     if processes() == 1:

@@ -166,9 +166,12 @@ def image_memory() -> int:
     if said is None:
         return int(available_memory() * MEMORY_SHARE / ranks.local_world_size())
     try:
-        return int(float(said) * 2**30)
+        room = int(float(said) * 2**30)
     except (ValueError, OverflowError):
-        raise MicronetError(f"{MEMORY_VARIABLE} is {said!r}; allowed: a number of GiB, 0 to keep no image") from None
+        room = -1
+    if room < 0:
+        raise MicronetError(f"{MEMORY_VARIABLE} is {said!r}; allowed: a number of GiB, 0 to keep no image")
+    return room
 
 
 @contextmanager
