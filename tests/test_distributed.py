@@ -1,5 +1,6 @@
 """Two processes compute what one computes: in float64, where the order of sums leaves nothing to see."""
 
+import errno
 import json
 import os
 import signal
@@ -14,21 +15,32 @@ from safetensors.torch import load_file
 from torch import multiprocessing, nn
 
 from micronet import distributed
+from micronet.data.dataset import DataSpec
+from micronet.data.split import MemorySplit
+from micronet.distillation import Teacher
+from micronet.evaluation import evaluate_together
+from micronet.pruning.criteria import bn_scale
+from micronet.pruning.prune import channel_flow
 from micronet.quantization.calibrate import calibrate, observing
 from micronet.quantization.config import QuantConfig
 from micronet.quantization.quantize import quantize_model
 from micronet.synchronized import synchronized
 from micronet.training_config import TrainConfig
-from micronet.training_step import Step, make_optimizer
+from micronet.training_step import SGD_MOMENTUM, Step, make_optimizer
 
 CASES = {
-    "float": None,
-    "w8a8": QuantConfig(w_bits=8, a_bits=8),
-    "asym": QuantConfig(w_bits=8, a_bits=8, q_type="asym", weight_observer="moving-average"),
-    "bn-fused": QuantConfig(w_bits=8, a_bits=8, bn_fuse=True),
-    "lsq": QuantConfig(method="lsq", w_bits=4, a_bits=4),
+    "float": {},
+    "w8a8": {"quantized": QuantConfig(w_bits=8, a_bits=8)},
+    "asym": {"quantized": QuantConfig(w_bits=8, a_bits=8, q_type="asym", weight_observer="moving-average")},
+    "bn-fused": {"quantized": QuantConfig(w_bits=8, a_bits=8, bn_fuse=True)},
+    "lsq": {"quantized": QuantConfig(method="lsq", w_bits=4, a_bits=4)},
+    "accumulated": {"accumulate": 2},
+    "sparse": {"sparsity": 0.1},
+    "taught": {"taught": True},
+    "bf16": {"amp": "bf16"},
 }
 BATCHES = [9, 8, 5]  # two processes cannot share all of them evenly
+LR = 0.05
 
 
 def network():
@@ -39,30 +51,60 @@ def network():
     ).double()  # fmt: skip
 
 
-def train(config):
+def train(quantized=None, accumulate=1, sparsity=0.0, taught=False, amp="off"):
     """Return the losses of a few steps and the network after them."""
     images = torch.randn(sum(BATCHES), 1, 8, 8, generator=torch.Generator().manual_seed(1)).double()
     labels = torch.arange(len(images)) % 3
     model = network()
-    if config is not None:
-        model = quantize_model(model, config)[0].double()
+    if quantized is not None:
+        model = quantize_model(model, quantized)[0].double()
         calibrate(model, [images[distributed.my_part(8)]])
-    training = TrainConfig(optimizer="sgd", lr=0.05)
+    penalty = bn_scale.penalty(model, channel_flow(model, images), sparsity) if sparsity else None
+    teacher = Teacher(network().eval(), 0.5, 4.0) if taught else None
+    if amp != "off":
+        model, images = model.float(), images.float()  # autocast leaves float64 as it is
+    training = TrainConfig(optimizer="sgd", lr=LR, amp=amp)
     losses = []
     with synchronized(model), observing(model):
-        step = Step(model.train(), make_optimizer(model, training), training, torch.device("cpu"))
-        for x, y in zip(images.split(BATCHES), labels.split(BATCHES), strict=True):
-            part = distributed.my_part(len(x))
-            losses.append(step([(x[part], y[part])], [len(x)]))
+        optimizer = make_optimizer(model, training)
+        step = Step(model.train(), optimizer, training, torch.device("cpu"), teacher=teacher, penalty=penalty)
+        batches = zip(images.split(BATCHES), labels.split(BATCHES), strict=True)
+        parts = [(x[distributed.my_part(len(x))], y[distributed.my_part(len(y))]) for x, y in batches]
+        for first in range(0, len(BATCHES), accumulate):
+            together = slice(first, first + accumulate)
+            losses.append(step(parts[together], BATCHES[together]))
     return losses, model.state_dict()
+
+
+def evaluated():
+    """Return the accuracy and loss on three batches, and how many images this process has seen for that."""
+    pixels = torch.randint(256, (600, 1, 2, 2), generator=torch.Generator().manual_seed(2), dtype=torch.uint8)
+    seen = []
+
+    def predict(images):
+        seen.append(len(images))
+        return images.reshape(len(images), 4)
+
+    split = MemorySplit(pixels, torch.arange(600) % 4)
+    return *evaluate_together(predict, split, DataSpec(mean=[0.5], std=[0.5])), sum(seen)
+
+
+def no_room():
+    raise OSError(errno.ENOSPC, "No space left on device", "a.safetensors")
 
 
 def work(rank, folder, port):
     torch.set_num_threads(1)
     os.environ.update(RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="localhost", MASTER_PORT=str(port))
-    with distributed.group():
-        results = {name: train(config) for name, config in CASES.items()}
-    torch.save(results, folder / f"{rank}.pt")
+    ends = []
+    try:
+        with distributed.group():
+            results = {name: train(**case) for name, case in CASES.items()}
+            numbers = evaluated()
+            distributed.from_leader(no_room)
+    except (OSError, distributed.ToldError) as error:
+        ends = [type(error).__name__, getattr(error, "exit_code", 1)]
+    torch.save({"trained": results, "evaluated": numbers, "ends": ends}, folder / f"{rank}.pt")
     os._exit(0)
 
 
@@ -80,13 +122,28 @@ def of_two(tmp_path_factory):
 
 @pytest.mark.parametrize("case", CASES)
 def test_two_processes_compute_what_one_does(of_two, case):
-    losses, state = train(CASES[case])
+    losses, state = train(**CASES[case])
+    # Losses are summed in 32 bits. In bf16 each process rounds its part of a gradient, of 1 at most, to 8 bits, and
+    # a gradient takes part in 1 / (1 - momentum) steps.
+    loss_rel, weights = (2**-7, 2**-8 * LR / (1 - SGD_MOMENTUM)) if case == "bf16" else (1e-6, 1e-9)
     for rank in (0, 1):
-        theirs, other = of_two[rank][case]
-        assert theirs == pytest.approx(losses, rel=1e-6)  # they are summed in 32 bits
+        theirs, other = of_two[rank]["trained"][case]
+        assert theirs == pytest.approx(losses, rel=loss_rel)
         for name, tensor in state.items():
-            torch.testing.assert_close(other[name], tensor, rtol=1e-9, atol=1e-9, msg=f"{name} of process {rank}")
+            torch.testing.assert_close(other[name], tensor, rtol=weights, atol=weights)
     assert any(not torch.equal(state[name], network().state_dict().get(name, state[name])) for name in state)
+
+
+def test_two_processes_evaluate_what_one_does_and_each_a_part(of_two):
+    accuracy, loss, images = evaluated()
+    assert images == 600
+    assert [numbers["evaluated"][0] for numbers in of_two] == [accuracy] * 2
+    assert [numbers["evaluated"][1] for numbers in of_two] == pytest.approx([loss] * 2, rel=1e-12)
+    assert [numbers["evaluated"][2] for numbers in of_two] == [256 + 88, 256]
+
+
+def test_what_the_system_refuses_one_process_ends_all_and_one_tells(of_two):
+    assert sorted(numbers["ends"] for numbers in of_two) == [["OSError", 1], ["ToldError", 1]]
 
 
 TINY = ["train", "--width", "0.1", "--limit", "200", "--epochs", "3", "--batch-size", "32", "--optimizer", "sgd"]
