@@ -20,18 +20,12 @@ def launched() -> bool:
 
 
 def check() -> None:
-    """Raise MicronetError where what torchrun tells is there but makes no sense."""
-    if not started():
-        return
+    """Raise MicronetError where what torchrun tells is there but is no number."""
     for name in _NUMBERS:
-        if not os.environ.get(name, "0").isdigit():
+        if started() and not os.environ.get(name, "0").isdigit():
             raise MicronetError(
                 f"the environment's {name} is {os.environ[name]!r}, no number; unset {name}, or let torchrun set it"
             )
-    if rank() >= world_size():
-        raise MicronetError(
-            f"the environment's RANK is {rank()}, its WORLD_SIZE {world_size()}; unset both, or let torchrun set them"
-        )
 
 
 def rank() -> int:

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from micronet.data.dataset import DataSpec
 from micronet.data.split import MemorySplit
 from micronet.distillation import Teacher
 from micronet.evaluation import evaluate_together
+from micronet.header import read_header
 from micronet.pruning.criteria import bn_scale
 from micronet.pruning.prune import channel_flow
 from micronet.quantization.calibrate import calibrate, observing
@@ -149,12 +151,23 @@ def test_what_the_system_refuses_one_process_ends_all_and_one_tells(of_two):
 TINY = ["train", "--width", "0.1", "--limit", "200", "--epochs", "3", "--batch-size", "32", "--optimizer", "sgd"]
 
 
-def start(output, *more):
-    command = [sys.executable, "-m", "micronet.cli.app", *TINY, "-o", str(output), *more]
+def start(output, *more, by=()):
+    command = [sys.executable, *by, "-m", "micronet.cli.app", *TINY, "-o", str(output), *more]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True
     )
+
+
+def said(process):
+    """Wait for a process; return the lines of its standard error that are no epoch's."""
+    _, error = process.communicate(timeout=60)
+    return [line for line in error.splitlines() if not line.startswith("epoch ")]
+
+
+def wait_for(checkpoint, process):
+    while not checkpoint.exists() and process.poll() is None:
+        time.sleep(0.01)
 
 
 def ranks_below(parent):
@@ -176,14 +189,10 @@ def ranks_below(parent):
 def test_a_killed_process_ends_the_run_in_one_line_and_one_process_goes_on(micronet, tmp_path):
     output, checkpoint = tmp_path / "a.safetensors", tmp_path / "a.checkpoint.safetensors"
     process = start(output, "--processes", "2", "--checkpoint-minutes", "0")
-    while not checkpoint.exists() and process.poll() is None:
-        time.sleep(0.01)
+    wait_for(checkpoint, process)
     os.kill(ranks_below(process.pid)[1], signal.SIGKILL)
-    _, error = process.communicate(timeout=60)
+    assert said(process) == [f"error: process 1 of 2 was killed (SIGKILL); {distributed.RESUME}"]
     assert process.returncode == 1
-    assert [line for line in error.splitlines() if not line.startswith("epoch ")] == [
-        "error: process 1 of 2 was killed (SIGKILL); the last checkpoint is whole: add --resume to go on from it"
-    ]
     assert not output.exists()
     alone = micronet(*TINY, "-o", output, "--resume")
     assert alone.code == 0
@@ -196,16 +205,36 @@ def test_a_killed_process_ends_the_run_in_one_line_and_one_process_goes_on(micro
 def test_several_processes_tell_a_mistake_once(tmp_path):
     (tmp_path / "a.safetensors").touch()
     process = start(tmp_path / "a.safetensors", "--processes", "2")
-    _, error = process.communicate(timeout=60)
+    (line,) = said(process)
     assert process.returncode == 2
-    assert len(error.splitlines()) == 1
-    assert "--force" in error
+    assert "--force" in line
+
+
+def test_ctrl_c_ends_several_processes_in_one_line(tmp_path):
+    process = start(tmp_path / "a.safetensors", "--processes", "2", "--epochs", "50")
+    wait_for(tmp_path / "a.checkpoint.safetensors", process)
+    os.killpg(process.pid, signal.SIGINT)
+    (line,) = said(process)
+    assert process.returncode == 130
+    assert line.startswith("error: interrupted")
+
+
+def test_torchrun_goes_on_with_what_one_process_began(micronet, tmp_path):
+    output = tmp_path / "a.safetensors"
+    assert micronet(*TINY, "-o", output, "--max-time", "0").code == 3
+    process = start(output, "--resume", by=["-m", "torch.distributed.run", "--nproc-per-node", "2"])
+    assert [line for line in said(process) if "resuming" in line] == ["resuming in epoch 1 of 3, after step 1"]
+    assert process.returncode == 0
+    rows = [json.loads(line) for line in (tmp_path / "a.metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    assert read_header(output)[0].command == shlex.join(["micronet", *TINY, "-o", str(output), "--resume"])
 
 
 @pytest.mark.parametrize(
     ("options", "said"),
     [
         (["--device", "0,x"], "numbers of GPUs"),
+        (["--device", "0,0"], "a GPU twice"),
         (["--device", "0,1", "--processes", "3"], "is 2 processes"),
         (["--processes", "0"], "allowed: 1"),
     ],
