@@ -18,7 +18,7 @@ def start(output, epochs, *more):
     return subprocess.Popen(command, stderr=subprocess.PIPE)
 
 
-@pytest.mark.parametrize(("kills", "epochs"), [(4, "5"), pytest.param(50, "40", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("kills", "epochs"), [(4, "15"), pytest.param(50, "40", marks=pytest.mark.slow)])
 def test_kills_and_resumes_change_nothing(tmp_path, kills, epochs):
     whole, killed = tmp_path / "whole.safetensors", tmp_path / "killed.safetensors"
     checkpoint = tmp_path / "killed.checkpoint.safetensors"
