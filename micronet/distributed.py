@@ -5,7 +5,7 @@ alone reads checkpoints, writes files and prints; the others follow what it says
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -18,17 +18,14 @@ from micronet import ranks
 from micronet.errors import CAUSED, FailedError, MicronetError
 
 WAIT = timedelta(hours=2)  # for one another: while process 0 reads a checkpoint or saves, the others wait
+TELLING = timedelta(seconds=10)  # for another process's line
 LOST = 4  # exit code of a process that lost another one and leaves it to our launcher to say so
 RESUME = "the same command with --resume goes on from its last checkpoint, if it had written one"
 T = TypeVar("T")
 
 
-class LostError(FailedError):
-    """Another process of the same run has ended."""
-
-
-class ToldError(Exception):
-    """The end of a process where another one says why. ``exit_code``: its own."""
+class EndedError(Exception):
+    """The end of a process of several, after one of them has said why. ``exit_code``: the same in all of them."""
 
     def __init__(self, exit_code: int) -> None:
         super().__init__(f"ended with exit code {exit_code}")
@@ -36,11 +33,11 @@ class ToldError(Exception):
 
 
 @contextmanager
-def group() -> Iterator[None]:
+def group(tell: Callable[[Exception], int]) -> Iterator[None]:
     """Be one of the processes that the environment tells of, inside this context.
 
-    Of the errors that a user can cause the first one passes, in whichever process it is; where another process has had
-    one before, ToldError is raised. Raises LostError where another process ended.
+    Of the errors that a user can cause, and of the loss of another process, the first is told by ``tell``, which
+    returns an exit code, in whichever process it is; EndedError is raised in each.
     """
     store, rank, world = next(iter(rendezvous("env://", timeout=WAIT)))
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
@@ -48,19 +45,29 @@ def group() -> Iterator[None]:
     try:
         yield
     except CAUSED as error:
-        if _first_to_fail(store):
-            raise
-        raise ToldError(getattr(error, "exit_code", FailedError.exit_code)) from error
+        raise EndedError(_tell_once(error, tell, store)) from error
     except RuntimeError as error:
         if not isinstance(error, dist.DistError) and "gloo" not in str(error):
             raise
-        if ranks.launched():
-            raise ToldError(LOST) from error
-        if not _first_to_fail(store):
-            raise ToldError(LostError.exit_code) from error
-        raise LostError(f"another of the {world} processes ended; {RESUME}") from error
+        lost = FailedError(f"another of the {world} processes ended; {RESUME}")
+        raise EndedError(_tell_once(lost, (lambda _: LOST) if ranks.launched() else tell, store)) from error
     finally:
         dist.destroy_process_group()
+
+
+def _tell_once(error: Exception, tell: Callable[[Exception], int], store: Any) -> int:
+    """Tell an error unless another process has one to tell, and wait for that; return the exit code of all.
+
+    The launcher ends the other processes when one has ended, so none may end before it is told.
+    """
+    with suppress(RuntimeError):  # who kept the count, or was to tell, is gone
+        if store.add("micronet-errors", 1) > 1:
+            store.wait(["micronet-exit-code"], TELLING)
+            return int(store.get("micronet-exit-code"))
+    code = tell(error)
+    with suppress(RuntimeError):
+        store.set("micronet-exit-code", str(code))
+    return code
 
 
 def processes() -> int:
@@ -151,10 +158,3 @@ def own_device(name: str | None) -> str | None:
     if name is not None and name != "cuda":
         raise MicronetError(f"--device {name} is one device for several processes; give --device 0,1 or cpu")
     return f"cuda:{ranks.local_rank()}"
-
-
-def _first_to_fail(store: Any) -> bool:
-    try:
-        return bool(store.add("micronet-failures", 1) == 1)
-    except (RuntimeError, dist.DistError):
-        return True  # whoever kept the count is gone

@@ -14,7 +14,7 @@ import typer
 
 from micronet import ranks
 from micronet.cli import console
-from micronet.errors import CAUSED, FailedError, MicronetError
+from micronet.errors import FailedError, MicronetError
 
 
 def carry_out(call: Callable[[], None], processes: int | None, words: Callable[[], list[str]]) -> None:
@@ -37,12 +37,10 @@ def _join(call: Callable[[], None]) -> None:
     from micronet import distributed
 
     try:
-        with distributed.group():
+        with distributed.group(console.tell):
             call()
-    except distributed.ToldError as ended:
+    except distributed.EndedError as ended:
         raise typer.Exit(ended.exit_code) from None
-    except CAUSED as error:
-        raise typer.Exit(console.tell(error)) from None
 
 
 def _launch(words: list[str], processes: int) -> None:
