@@ -4,9 +4,8 @@ In a process that is alone every function here changes nothing, so whoever calls
 alone reads checkpoints, writes files and prints; the others follow what it says and see their part of every batch.
 """
 
-import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -16,41 +15,59 @@ from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 
 from micronet import ranks
-from micronet.errors import FailedError, MicronetError
+from micronet.errors import CAUSED, FailedError, MicronetError
 
-WAIT = timedelta(hours=2)  # for one another: while process 0 evaluates, the others wait
-LAUNCHED = "MICRONET_LAUNCHED"  # set where our own launcher watches, and reports a process that was killed
+WAIT = timedelta(hours=2)  # for one another: while process 0 reads a checkpoint or saves, the others wait
+TELLING = timedelta(seconds=10)  # for another process's line
+LOST = 4  # exit code of a process that lost another one and leaves it to our launcher to say so
+RESUME = "the same command with --resume goes on from its last checkpoint, if it had written one"
 T = TypeVar("T")
 
 
-class LostError(FailedError):
-    """Another process of the same run has ended."""
+class EndedError(Exception):
+    """The end of a process of several, after one of them has said why. ``exit_code``: the same in all of them."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__(f"ended with exit code {exit_code}")
+        self.exit_code = exit_code
 
 
 @contextmanager
-def group() -> Iterator[None]:
+def group(tell: Callable[[Exception], int]) -> Iterator[None]:
     """Be one of the processes that the environment tells of, inside this context.
 
-    An error is marked as told where another process has printed one. Raises LostError where another process ended.
+    Of the errors that a user can cause, and of the loss of another process, the first is told by ``tell``, which
+    returns an exit code, in whichever process it is; EndedError is raised in each.
     """
     store, rank, world = next(iter(rendezvous("env://", timeout=WAIT)))
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=WAIT)
     try:
         yield
-    except MicronetError as error:
-        error.told = not _first_to_fail(store)
-        raise
+    except CAUSED as error:
+        raise EndedError(_tell_once(error, tell, store)) from error
     except RuntimeError as error:
         if not isinstance(error, dist.DistError) and "gloo" not in str(error):
             raise
-        lost = LostError(
-            f"another of the {world} processes ended; the last checkpoint is whole: add --resume to go on from it"
-        )
-        lost.told = LAUNCHED in os.environ or not _first_to_fail(store)
-        raise lost from error
+        lost = FailedError(f"another of the {world} processes ended; {RESUME}")
+        raise EndedError(_tell_once(lost, (lambda _: LOST) if ranks.launched() else tell, store)) from error
     finally:
         dist.destroy_process_group()
+
+
+def _tell_once(error: Exception, tell: Callable[[Exception], int], store: Any) -> int:
+    """Tell an error unless another process has one to tell, and wait for that; return the exit code of all.
+
+    The launcher ends the other processes when one has ended, so none may end before it is told.
+    """
+    with suppress(RuntimeError):  # who kept the count, or was to tell, is gone
+        if store.add("micronet-errors", 1) > 1:
+            store.wait(["micronet-exit-code"], TELLING)
+            return int(store.get("micronet-exit-code"))
+    code = tell(error)
+    with suppress(RuntimeError):
+        store.set("micronet-exit-code", str(code))
+    return code
 
 
 def processes() -> int:
@@ -71,18 +88,25 @@ def my_part(count: int) -> slice:
     return slice(rank * count // world, (rank + 1) * count // world)
 
 
+def my_turns() -> slice:
+    """Return which items of a list are this process's: every second one of two processes, and so on."""
+    if not dist.is_initialized():
+        return slice(None)
+    return slice(dist.get_rank(), None, dist.get_world_size())
+
+
 def from_leader(work: Callable[[], T]) -> T:
-    """Return what ``work`` gives in process 0, where alone it runs; its MicronetError is raised in all of them."""
+    """Return what ``work`` gives in process 0, where alone it runs; its error is raised in all of them."""
     if processes() == 1:
         return work()
     said: list[Any] = [None]
     if leads():
         try:
             said = [work()]
-        except MicronetError as error:
+        except CAUSED as error:
             said = [error]
     dist.broadcast_object_list(said, src=0, device=torch.device("cpu"))
-    if isinstance(said[0], MicronetError):
+    if isinstance(said[0], CAUSED):
         raise said[0]
     result: T = said[0]
     return result
@@ -134,10 +158,3 @@ def own_device(name: str | None) -> str | None:
     if name is not None and name != "cuda":
         raise MicronetError(f"--device {name} is one device for several processes; give --device 0,1 or cpu")
     return f"cuda:{ranks.local_rank()}"
-
-
-def _first_to_fail(store: Any) -> bool:
-    try:
-        return bool(store.add("micronet-failures", 1) == 1)
-    except (RuntimeError, dist.DistError):
-        return True  # whoever kept the count is gone

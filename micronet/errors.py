@@ -11,7 +11,6 @@ class MicronetError(Exception):
 
     exit_code = 2
     label = "error"
-    told = False  # whether another process of the same run has printed an error already
 
 
 class StoppedError(MicronetError):
@@ -25,6 +24,10 @@ class FailedError(MicronetError):
     """A failure that was nobody's typing mistake: a diverged training, a full disk, an export that does not agree."""
 
     exit_code = 1
+
+
+# What a user can cause: mistakes, failures, what the system refuses.
+CAUSED = (MicronetError, OSError, MemoryError)
 
 
 def first_line(error: BaseException) -> str:

@@ -14,6 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from micronet import distributed
+from micronet.data.batches import plain_batches
+from micronet.data.dataset import DataSpec
+from micronet.data.split import Split
 from micronet.errors import MicronetError, first_line
 
 Scores = NDArray[np.float32]
@@ -89,6 +93,29 @@ def evaluate(
     predict: Predictor, batches: Iterable[tuple[Tensor, Tensor]], on_batch: Callable[[int], None] | None = None
 ) -> Evaluation:
     """Run a predictor over (images, labels) batches; ``on_batch`` hears of the images done so far."""
+    correct, loss, classes = _tally(predict, batches, on_batch)
+    if not classes:
+        raise ValueError("no images to evaluate on")
+    given = np.concatenate(classes)
+    return Evaluation(correct / len(given), loss / len(given), len(given), given)
+
+
+def evaluate_together(
+    predict: Predictor, split: Split, spec: DataSpec, on_batch: Callable[[int], None] | None = None
+) -> tuple[float, float]:
+    """Return a predictor's accuracy and loss on a split, of whose batches each process does every so many.
+
+    The batches are those that one process would do, and so are the numbers. ``on_batch`` hears of this process's.
+    """
+    correct, loss, _ = _tally(predict, plain_batches(split, spec, turns=distributed.my_turns()), on_batch)
+    correct, loss = distributed.total(torch.tensor([correct, loss], dtype=torch.float64)).tolist()
+    return correct / len(split), loss / len(split)
+
+
+def _tally(
+    predict: Predictor, batches: Iterable[tuple[Tensor, Tensor]], on_batch: Callable[[int], None] | None
+) -> tuple[float, float, list[NDArray[np.int64]]]:
+    """Return how many images are classified rightly, the sum of their losses, and the classes given, batch by batch."""
     classes: list[NDArray[np.int64]] = []
     correct, loss, images = 0, 0.0, 0
     for inputs, labels in batches:
@@ -100,9 +127,7 @@ def evaluate(
         images += len(labels)
         if on_batch is not None:
             on_batch(images)
-    if not images:
-        raise ValueError("no images to evaluate on")
-    return Evaluation(correct / images, loss / images, images, np.concatenate(classes))
+    return correct, loss, classes
 
 
 def agreement(left: Evaluation, right: Evaluation) -> float:

@@ -54,9 +54,10 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def local_processes() -> int:
-    """Return how many processes of one training share this machine, as torchrun tells each of them."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+def usable_threads() -> int:
+    """Return how many threads to compute with: what OMP_NUM_THREADS says, or one a core."""
+    said = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()  # "4,2": of nested regions; the outer counts
+    return int(said) if said.isdigit() and int(said) > 0 else usable_cores()
 
 
 def available_memory() -> int:

@@ -69,7 +69,7 @@ RESTORE = {
     "bn-fuse": "micronet.quantization.fold:restore",
 }
 
-# The subcommands, in the order that the help lists them: modules with run, EXAMPLE and NAME, which is the key.
+# The subcommands, in the order that the help lists them: modules with run and EXAMPLE.
 COMMANDS = {
     "train": "micronet.cli.train",
     "import": "micronet.cli.import_model",

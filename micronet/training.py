@@ -23,7 +23,7 @@ from micronet.data.batches import batch_sizes, plain_batches, training_batches
 from micronet.data.dataset import Dataset
 from micronet.distillation import Teacher, open_teacher
 from micronet.errors import FailedError, MicronetError, StoppedError
-from micronet.evaluation import Evaluation, check_scores, evaluate, evaluating
+from micronet.evaluation import check_scores, evaluate_together, evaluating
 from micronet.files import file_hash
 from micronet.machine import memory_format, memory_mib, tune_allocator
 from micronet.progress import Progress, Silent
@@ -143,7 +143,7 @@ class Trainer:
         while reached.epoch <= self.config.epochs and not self._out_of_patience(reached.rows):
             start = time.perf_counter()
             row = {"epoch": reached.epoch, **self._train_epoch(step, checkpoint, reached)}
-            row |= distributed.from_leader(self._validate)
+            row |= self._validate()
             row |= {"seconds": round(time.perf_counter() - start, 3), "memory_mib": memory_mib()}
             reached.end_epoch(row)
             reached.scaler = step.scaler.state_dict()
@@ -227,8 +227,8 @@ class Trainer:
 
     def _validate(self) -> dict[str, float]:
         with evaluating(self.model) as predict:
-            result = evaluate(predict, plain_batches(self.data.validation, self.data.spec))
-        return {"validation_accuracy": result.accuracy, "validation_loss": result.loss}
+            accuracy, loss = evaluate_together(predict, self.data.validation, self.data.spec)
+        return {"validation_accuracy": accuracy, "validation_loss": loss}
 
 
 def check_fit(model: nn.Module, data: Dataset) -> None:
@@ -259,21 +259,17 @@ def fit_artifact(
     }
     kept = Trainer(artifact.model, data, config, run, identity, procedure, teacher).fit()
 
-    def test() -> Evaluation:
-        total = len(data.test)
-        with evaluating(artifact.model) as predict:
-            return evaluate(
-                predict,
-                plain_batches(data.test, data.spec),
-                lambda done: run.progress.step("testing", done, total),
-            )
-
-    result = distributed.from_leader(test)
+    images = len(data.test)
+    own = images // distributed.processes()  # or a batch more
+    with evaluating(artifact.model) as predict:
+        accuracy, loss = evaluate_together(
+            predict, data.test, data.spec, lambda done: run.progress.step("testing", min(done, own), own)
+        )
     metrics = {
         **{name: value for name, value in kept.items() if name.startswith(("epoch", "validation"))},
-        "test_accuracy": result.accuracy,
-        "test_loss": result.loss,
-        "test_images": result.images,
+        "test_accuracy": accuracy,
+        "test_loss": loss,
+        "test_images": images,
     }
     return replace(artifact, metrics=metrics, data=data.spec.to_json(), seed=run.seed)
 

@@ -1,11 +1,13 @@
 """The epochs' numbers as JSON lines beside the artifact, and in TensorBoard where that is installed."""
 
 import json
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from micronet import distributed
+from micronet.errors import FailedError
 
 
 class Log:
@@ -16,7 +18,8 @@ class Log:
         self._board: Any = None
         if not distributed.leads():
             return
-        self._path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        with self._disk():
+            self._path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         with suppress(ImportError):
             from torch.utils.tensorboard import SummaryWriter
 
@@ -26,7 +29,7 @@ class Log:
         """Add one epoch."""
         if not distributed.leads():
             return
-        with self._path.open("a", encoding="utf-8") as file:
+        with self._disk(), self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         if self._board is not None:
             for name, value in row.items():
@@ -36,3 +39,12 @@ class Log:
         """Flush what is buffered."""
         if self._board is not None:
             self._board.close()
+
+    @contextmanager
+    def _disk(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise FailedError(
+                f"{self._path} could not be written: {error.strerror or error}; make room, then add --resume"
+            ) from error

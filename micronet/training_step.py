@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
@@ -95,7 +96,8 @@ class Step:
             loss += part.detach()
         value = float(distributed.total(loss))
         if value != value or abs(value) == float("inf"):
-            raise NotFiniteError(value, first_broken(self.model, inputs))
+            with self._precision():
+                raise NotFiniteError(value, first_broken(self.model, inputs))
         if self.penalty is not None:
             self.scaler.unscale_(self.optimizer)
             self.penalty()
@@ -103,8 +105,11 @@ class Step:
         self.scaler.update()
         return value
 
+    def _precision(self) -> torch.autocast:
+        return torch.autocast(self.device.type, _DTYPES.get(self.config.amp), enabled=self.config.amp != "off")
+
     def _loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
-        with torch.autocast(self.device.type, _DTYPES.get(self.config.amp), enabled=self.config.amp != "off"):
+        with self._precision():
             scores = self._network(inputs)
             if not isinstance(scores, Tensor):  # auxiliary heads give several in training; the first counts
                 scores = scores[0]
@@ -131,7 +136,10 @@ def _leaves_some_out(model: nn.Module, inputs: Tensor) -> bool:
 
 @torch.no_grad()
 def first_broken(model: nn.Module, inputs: Tensor) -> str | None:
-    """Return the name of the first module, in the order they run, that gives NaN or infinity for these inputs."""
+    """Return the name of the first module, in the order they run, that gives NaN or infinity for these inputs.
+
+    Running statistics and ranges stay as they are: what moves are copies.
+    """
     broken: list[str] = []
 
     def watch(name: str) -> Any:
@@ -143,7 +151,7 @@ def first_broken(model: nn.Module, inputs: Tensor) -> str | None:
 
     hooks = [module.register_forward_hook(watch(name)) for name, module in model.named_modules() if name]
     try:
-        model(inputs)
+        functional_call(model, {name: buffer.clone() for name, buffer in model.named_buffers()}, inputs)
     finally:
         for hook in hooks:
             hook.remove()

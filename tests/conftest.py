@@ -16,6 +16,14 @@ def _fixed_seed():
     torch.manual_seed(0)
 
 
+def as_rank(monkeypatch, rank, world):
+    """Let this process be one of several on one machine, as torchrun tells it."""
+    told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "MASTER_PORT": 29500}
+    for name, number in told.items():
+        monkeypatch.setenv(name, str(number))
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+
+
 @pytest.fixture
 def micronet(capsys) -> Callable[..., SimpleNamespace]:
     """Run a command in this process; gives its exit code, both outputs and, where asked for, its JSON."""

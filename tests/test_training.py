@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from micronet.training_config import TrainConfig, learning_rate
-from micronet.training_step import Step, make_optimizer
+from micronet.training_step import NotFiniteError, Step, first_broken, make_optimizer
 
 TRAIN = ["train", "--width", "0.1", "--limit", "300", "--epochs", "4", "--batch-size", "16"]
 
@@ -22,12 +22,11 @@ def start(output, *more, preexec_fn=None):
     return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, preexec_fn=preexec_fn)
 
 
-@pytest.mark.parametrize("minutes", ["10", "0"])
-def test_a_killed_and_resumed_training_ends_bit_identical(tmp_path, minutes):
+def test_a_killed_and_resumed_training_ends_bit_identical(tmp_path):
     whole, killed = tmp_path / "whole.safetensors", tmp_path / "killed.safetensors"
     assert start(whole).wait() == 0
     checkpoint = tmp_path / "killed.checkpoint.safetensors"
-    process = start(killed, "--checkpoint-minutes", minutes)
+    process = start(killed)
     while not checkpoint.exists() and process.poll() is None:
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
@@ -39,7 +38,7 @@ def test_a_killed_and_resumed_training_ends_bit_identical(tmp_path, minutes):
     assert "--resume" in unclaimed.stderr.read()
     resumed = start(killed, "--resume")
     assert resumed.wait() == 0
-    assert ("resuming after epoch" if minutes == "10" else "resuming in epoch") in resumed.stderr.read()
+    assert "resuming after epoch" in resumed.stderr.read()
     left, right = load_file(whole), load_file(killed)
     assert left.keys() == right.keys()
     assert all(torch.equal(left[name], right[name]) for name in left)
@@ -54,9 +53,8 @@ def test_ctrl_c_exits_130_with_one_line(tmp_path):
         time.sleep(0.005)
     os.kill(process.pid, signal.SIGINT)
     assert process.wait() == 130
-    error = process.stderr.read()
-    assert "Traceback" not in error
-    assert error.splitlines()[-1].startswith("error: interrupted")
+    (line,) = [line for line in process.stderr.read().splitlines() if not line.startswith("epoch ")]
+    assert line.startswith("error: interrupted")
 
 
 def test_a_loss_that_is_no_number_fails_in_one_line(micronet, tmp_path):
@@ -65,6 +63,30 @@ def test_a_loss_that_is_no_number_fails_in_one_line(micronet, tmp_path):
     assert "lower --lr" in done.err
     assert "first in layer features." in done.err
     assert not (tmp_path / "a.safetensors").exists()
+
+
+def test_the_search_for_what_broke_computes_as_the_step_and_moves_nothing():
+    model = nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(4, 2, bias=False))
+    nn.init.constant_(model[2].weight, 3.4e38 / 4)  # as a sum finite in 32 bits, not in bf16
+    model[0].weight.data.zero_()
+    model[0].bias.data.fill_(1)
+    training = TrainConfig(amp="bf16")
+    step = Step(model, make_optimizer(model, training), training, torch.device("cpu"))
+    images = torch.randn(3, 1, 2, 2)
+    assert first_broken(model, images) is None
+    with pytest.raises(NotFiniteError) as raised:
+        step([(images, torch.tensor([0, 1, 0]))], [3])
+    assert raised.value.layer == "2"
+    assert int(model[0].num_batches_tracked) == 1  # by the step alone
+    assert first_broken(model, images * float("inf")) == "0"
+    assert int(model[0].num_batches_tracked) == 1
+
+
+def test_a_log_that_finds_no_room_says_what_to_do(micronet, tmp_path):
+    (tmp_path / "a.metrics.jsonl").symlink_to("/dev/full")
+    done = micronet(*TRAIN, "--epochs", "1", "-o", tmp_path / "a.safetensors")
+    assert done.code == 1
+    assert "a.metrics.jsonl could not be written: No space left on device; make room, then add --resume" in done.err
 
 
 def test_a_training_that_cannot_be_saved_is_not_lost(micronet, tmp_path, monkeypatch):

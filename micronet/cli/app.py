@@ -4,9 +4,11 @@ Exit codes: 0 done; 1 failed; 2 the user's mistake; 3 stopped at --max-time; 130
 torch, so ``--help`` is fast.
 """
 
+import io
 import os
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext, redirect_stdout
 from typing import Annotated, Any
 
 import typer
@@ -15,9 +17,10 @@ from typer.core import TyperGroup
 from micronet import ranks, registry
 from micronet.cli import console
 from micronet.cli.old_spellings import modern
-from micronet.errors import MicronetError
+from micronet.errors import CAUSED
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
+_UsageError: Any = typer.BadParameter.__base__  # click's; newer Typers bring it themselves
 
 
 class _Commands(Mapping[str, Any]):
@@ -78,8 +81,9 @@ def _options(
 
 def main() -> None:
     """Run the command line and exit."""
+    sys.argv[0] = "micronet"  # an artifact records the command line, however Python was told to run it
     code = run(sys.argv[1:])
-    if ranks.world_size() > 1:  # threads of torch's process group that outlive the interpreter would abort the process
+    if ranks.started():  # threads of torch's process group that outlive the interpreter would abort the process
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
@@ -87,27 +91,24 @@ def main() -> None:
 
 
 def run(arguments: list[str]) -> int:
-    """Run one command and return its exit code; no exception that a user can cause passes."""
+    """Run one command and return its exit code; no exception that a user can cause passes.
+
+    Of several processes only the first prints results and what is wrong with the command line.
+    """
     try:
-        app(modern(arguments), standalone_mode=True)
+        ranks.check()
+        first = ranks.rank() == 0
+        with nullcontext() if first else redirect_stdout(io.StringIO()):
+            # Alone, Typer prints what is wrong and exits by itself; where not, it returns an exit code or None.
+            return app(modern(arguments), prog_name="micronet", standalone_mode=first) or 0
     except SystemExit as stop:  # Typer has turned Ctrl-C into an exit by now
-        if stop.code == INTERRUPTED and ranks.rank() == 0:
+        if stop.code == INTERRUPTED and not ranks.launched():
             console.print_error("interrupted; every file on disk is whole, and --resume goes on with a training")
         return stop.code if isinstance(stop.code, int) else 1
-    except MicronetError as error:
-        if not error.told:
-            console.print_error(str(error), error.label)
-        return error.exit_code
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except MemoryError:
-        console.print_error("out of memory; lower --batch-size, --image-size or --limit")
-        return 1
-    except OSError as error:
-        console.print_error(f"{error.filename or 'a file'}: {error.strerror or error}")
-        return 1
-    return 0
+    except CAUSED as error:
+        return console.tell(error) if ranks.rank() == 0 else getattr(error, "exit_code", 1)
+    except _UsageError as error:
+        return int(error.exit_code)
 
 
 if __name__ == "__main__":

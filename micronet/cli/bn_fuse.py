@@ -3,7 +3,6 @@
 from micronet.cli.options import Input, OutputOptions, default_name, with_configs
 from micronet.runtime.options import CodeOptions
 
-NAME = "bn-fuse"
 EXAMPLE = "micronet bn-fuse int8.safetensors -o fused.safetensors"
 
 
@@ -17,7 +16,7 @@ def run(artifact: Input, *, code: CodeOptions, output: OutputOptions) -> None:
 
     path = output.output or default_name(artifact, "-fused.safetensors")
     check_target(path, output.force)
-    opened = stages.open_artifact(artifact, code, NAME)
+    opened = stages.open_artifact(artifact, code, "bn-fuse")
     model, record = fold_model(opened.model, opened.history)
     if not output.json and not output.quiet:
         console.print_line(f"folded {len(record.result['pairs'])} batch norms")

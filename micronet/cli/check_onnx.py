@@ -12,7 +12,6 @@ from micronet.errors import FailedError
 if TYPE_CHECKING:
     from micronet.export.lint import Finding
 
-NAME = "check-onnx"
 EXAMPLE = "micronet check-onnx int8.onnx --target ort"
 LISTED = 3  # nodes of one rule in the table; --json lists them all
 

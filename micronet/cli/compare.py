@@ -10,7 +10,6 @@ from micronet.cli.options import DataOptions, ReportOptions, with_configs
 from micronet.errors import FailedError
 from micronet.runtime.options import RuntimeOptions
 
-NAME = "compare"
 EXAMPLE = "micronet compare float.safetensors int8.safetensors int8.onnx"
 
 

@@ -1,9 +1,8 @@
-"""What the commands print: results on standard output, progress and errors on standard error.
-
-Of several processes only the first prints; an error is for whoever has it first to tell.
-"""
+"""What the commands print: results on standard output, progress and errors on standard error."""
 
 import json
+import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -14,10 +13,10 @@ from rich.progress import Progress as RichProgress
 from rich.table import Table
 
 from micronet import ranks
+from micronet.errors import MicronetError
 from micronet.progress import Progress, Silent
 
-_first = ranks.rank() == 0
-out = Console(highlight=False, soft_wrap=True, quiet=not _first)
+out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
@@ -46,8 +45,8 @@ class Bar:
 
 @contextmanager
 def progress(quiet: bool) -> Iterator[Progress]:
-    """Give a progress display for the time of a command's work."""
-    if quiet or not _first:
+    """Give a progress display for the time of a command's work; of several processes only the first shows any."""
+    if quiet or ranks.rank() > 0:
         yield Silent()
     elif not err.is_terminal:
         yield Bar(None)
@@ -65,8 +64,7 @@ def progress(quiet: bool) -> Iterator[Progress]:
 
 def print_json(value: Any) -> None:
     """Print a value as JSON on standard output and nothing else."""
-    if _first:
-        print(json.dumps(value, indent=2))  # noqa: T201  # not rich: no wrapping, no colour
+    print(json.dumps(value, indent=2))  # noqa: T201  # not rich: no wrapping, no colour
 
 
 def print_line(text: str) -> None:
@@ -76,7 +74,7 @@ def print_line(text: str) -> None:
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None) -> None:
     """Print a table, numbers to the right."""
-    wide = Console(width=max(out.width, 160), quiet=not _first) if not out.is_terminal else out
+    wide = Console(width=max(out.width, 160)) if not out.is_terminal else out
     table = Table(title=title, title_justify="left")
     for index, column in enumerate(columns):
         numeric = all(row[index][:1] in "+-0123456789?" for row in rows if row[index]) and bool(rows)
@@ -89,3 +87,18 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: st
 def print_error(text: str, label: str = "error") -> None:
     """Print one error line."""
     err.print(f"{label}: {' '.join(text.split())}", markup=False, style="red" if err.is_terminal else None)
+
+
+def tell(error: Exception) -> int:
+    """Print an error that a user can cause as one line; return the exit code that goes with it."""
+    if isinstance(error, BrokenPipeError):  # nobody reads on, and the interpreter must not notice that too
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    if isinstance(error, MicronetError):
+        print_error(str(error), error.label)
+        return error.exit_code
+    if isinstance(error, OSError):
+        print_error(f"{error.filename or 'a file'}: {error.strerror or error}")
+    else:
+        print_error("out of memory; lower --batch-size, --image-size or --limit")
+    return 1

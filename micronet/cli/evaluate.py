@@ -9,7 +9,6 @@ from micronet.cli import console
 from micronet.cli.options import DataOptions, ReportOptions, with_configs
 from micronet.runtime.options import RuntimeOptions
 
-NAME = "evaluate"
 EXAMPLE = "micronet evaluate int8.onnx --json"
 
 

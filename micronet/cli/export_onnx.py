@@ -8,7 +8,6 @@ from micronet.cli.options import DataOptions, Input, OutputOptions, default_name
 from micronet.export.config import ExportConfig
 from micronet.runtime.options import CodeOptions
 
-NAME = "export-onnx"
 EXAMPLE = "micronet export-onnx fused.safetensors -o int8.onnx"
 
 

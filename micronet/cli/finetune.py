@@ -5,7 +5,6 @@ from micronet.cli.options import DataOptions, Input, OutputOptions, SpreadConfig
 from micronet.runtime.options import CodeOptions
 from micronet.training_config import TrainConfig
 
-NAME = "finetune"
 EXAMPLE = "micronet finetune pruned.safetensors --epochs 2 --distill float.safetensors -o finetuned.safetensors"
 
 TUNING = TrainConfig(epochs=4, lr=0.005)
@@ -33,10 +32,10 @@ def run(
     stages.check_output(path, output, running)
     with console.progress(output.quiet) as progress:
         job = stages.make_run(path, running, output, progress)
-        opened = stages.open_artifact(artifact, code, NAME)
+        opened = stages.open_artifact(artifact, code, "finetune")
         dataset = stages.open_data(data, opened, job.seed)
         stays = is_frozen(opened.model) or any(record.config.get("mode") == "qaft" for record in opened.history)
         procedure = Procedure(frozen if stays else observing)
-        tuned = stages.fit_stage(NAME, opened, dataset, training, job, procedure)
+        tuned = stages.fit_stage("finetune", opened, dataset, training, job, procedure)
     stages.keep(tuned, path)
     stages.report(tuned, path, output)

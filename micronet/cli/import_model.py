@@ -8,7 +8,6 @@ import typer
 from micronet.cli import console
 from micronet.cli.options import DataOptions, ModelOptions, OutputOptions, parse_json_object, with_configs
 
-NAME = "import"
 EXAMPLE = "micronet import --model torchvision:resnet18 --model-args '{\"num_classes\": 10}' -o resnet18.safetensors"
 
 

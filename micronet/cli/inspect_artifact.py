@@ -5,7 +5,6 @@ from typing import Any
 from micronet.cli import console
 from micronet.cli.options import Input, ReportOptions, with_configs
 
-NAME = "inspect"
 EXAMPLE = "micronet inspect int8.safetensors"
 
 

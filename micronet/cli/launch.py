@@ -1,20 +1,49 @@
-"""A command started anew in several processes of this machine, as torchrun would, by the same part of torch."""
+"""How a command is carried out: in this process, as one of several, or in several that are started for it.
+
+They are started as torchrun would, by the same part of torch.
+"""
 
 import logging
 import os
-import signal
 import sys
+from collections.abc import Callable
+from signal import Signals
 from uuid import uuid4
 
 import typer
 
-from micronet.errors import FailedError
+from micronet import ranks
+from micronet.cli import console
+from micronet.errors import FailedError, MicronetError
 
-# The artifact's header records the command line, which begins with the program's name.
-_PROGRAM = "import sys; sys.argv[0] = 'micronet'; from micronet.cli.app import main; main()"
+
+def carry_out(call: Callable[[], None], processes: int | None, words: Callable[[], list[str]]) -> None:
+    """Run a command. ``processes``: how many are asked for, None where it knows only one; ``words``: its command line.
+
+    Raises MicronetError where a command that knows only one is one of several.
+    """
+    if ranks.world_size() > 1:
+        if processes is None:
+            raise MicronetError("this command runs in one process; leave torchrun out")
+        _join(call)
+    elif processes is None or processes == 1:
+        call()
+    else:
+        _launch(words(), processes)
 
 
-def launch(words: list[str], processes: int) -> None:
+def _join(call: Callable[[], None]) -> None:
+    """Run a command as one of several processes; the one that has the first error tells it."""
+    from micronet import distributed
+
+    try:
+        with distributed.group(console.tell):
+            call()
+    except distributed.EndedError as ended:
+        raise typer.Exit(ended.exit_code) from None
+
+
+def _launch(words: list[str], processes: int) -> None:
     """Run a command line in so many processes and wait; ends with the exit code of the first that failed.
 
     Raises FailedError where one was killed.
@@ -23,12 +52,10 @@ def launch(words: list[str], processes: int) -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    from micronet.distributed import LAUNCHED
     from micronet.machine import usable_cores
 
-    os.environ[LAUNCHED] = "1"
+    os.environ[ranks.LAUNCHED] = "1"
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // processes)))
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # what it would say, we say in one line
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -38,16 +65,25 @@ def launch(words: list[str], processes: int) -> None:
         rdzv_endpoint="localhost:0",
         max_restarts=0,
     )
+    logging.disable()  # what torch would say of the processes' ends, we say in one line
     try:
-        elastic_launch(config, sys.executable)("-c", _PROGRAM, *words)
+        elastic_launch(config, sys.executable)("-m", "micronet.cli.app", *words)
     except SignalException as stop:
         raise typer.Exit(128 + stop.sigval) from None
     except ChildFailedError as error:
-        killed = [rank for rank, failure in error.failures.items() if failure.exitcode < 0]
-        if killed:  # the others, which lost it, may have been seen to end before it, and have left the word to us
-            rank, failure = killed[0], error.failures[killed[0]]
-            raise FailedError(
-                f"process {rank} of {processes} was killed ({signal.Signals(-failure.exitcode).name}); "
-                "the last checkpoint is whole: add --resume to go on from it"
-            ) from None
-        raise typer.Exit(error.get_first_failure()[1].exitcode) from None
+        raise _ended({rank: failure.exitcode for rank, failure in error.failures.items()}, processes) from None
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def _ended(codes: dict[int, int], processes: int) -> Exception:
+    """Return what to raise for the exit codes of the ranks that failed, in the order in which they were seen to end."""
+    from micronet.distributed import LOST, RESUME
+
+    said = [code for code in codes.values() if code > 0 and code != LOST]
+    if said:  # torch ends the other processes with signals then, which are nobody's news
+        return typer.Exit(said[0])
+    for rank, code in codes.items():
+        if code < 0:
+            return FailedError(f"process {rank} of {processes} was killed ({Signals(-code).name}); {RESUME}")
+    return FailedError(f"the {processes} processes lost one another; {RESUME}")

@@ -14,7 +14,8 @@ from typing import Annotated, Any, get_origin
 import typer
 from typer.models import ArgumentInfo
 
-from micronet import ranks
+from micronet import registry
+from micronet.cli.launch import carry_out
 from micronet.errors import MicronetError
 from micronet.settings import check_range, flag, setting
 
@@ -120,6 +121,8 @@ class SpreadConfig(RunConfig):
             check_range(self, "processes", 1, 1024)
         if self.gpus and not all(gpu.isdigit() for gpu in self.gpus):
             raise MicronetError(f"--device is {self.device!r}; allowed: numbers of GPUs, for example 0,1")
+        if len(set(map(int, self.gpus))) < len(self.gpus):
+            raise MicronetError(f"--device {self.device} names a GPU twice; name one for each process")
         if self.gpus and self.processes not in (None, len(self.gpus)):
             raise MicronetError(f"--device {self.device} is {len(self.gpus)} processes; leave --processes out")
 
@@ -160,35 +163,18 @@ def with_configs(command: Callable[..., None]) -> Callable[..., None]:
         built = build_configs(values)
         taken = {key for _, keys in configs.values() for key in keys}
         own = {key: value for key, value in values.items() if key not in taken}
-        spread = next((config for config in built.values() if isinstance(config, SpreadConfig)), None)
-        call = functools.partial(command, **own, **built)
-        if ranks.world_size() > 1:
-            _join(call, spread)
-        elif spread is None or spread.wanted == 1:
-            call()
-        else:
-            from micronet.cli.launch import launch
+        processes = next((config.wanted for config in built.values() if isinstance(config, SpreadConfig)), None)
+        carry_out(functools.partial(command, **own, **built), processes, lambda: command_line(values))
 
-            defaults = {parameter.name: parameter.default for parameter in shown}
-            chosen = {key: value for key, value in values.items() if value != defaults[key]}
-            launch(spell(command.__globals__["NAME"], run, chosen), spread.wanted)
+    def command_line(values: dict[str, Any]) -> list[str]:
+        name = next(name for name, place in registry.COMMANDS.items() if place == command.__module__)
+        defaults = {parameter.name: parameter.default for parameter in shown}
+        return spell(name, run, {key: value for key, value in values.items() if value != defaults[key]})
 
     run.check = build_configs  # type: ignore[attr-defined]  # for those who have values but want nothing run yet
     run.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in shown}
     return run
-
-
-def _join(call: Callable[[], None], spread: SpreadConfig | None) -> None:
-    """Run a command as one of several processes. Raises MicronetError for one that knows only one."""
-    from micronet import distributed
-
-    if spread is None:
-        error = MicronetError("this command runs in one process; leave torchrun out")
-        error.told = ranks.rank() > 0
-        raise error
-    with distributed.group():
-        call()
 
 
 def spell(name: str, command: Callable[..., None], values: Mapping[str, Any]) -> list[str]:

@@ -7,7 +7,6 @@ import typer
 from micronet.cli.options import DataOptions, Input, OutputOptions, default_name, with_configs
 from micronet.runtime.options import CodeOptions
 
-NAME = "pack"
 EXAMPLE = "micronet pack fused.safetensors -o small.packed"
 
 

@@ -9,7 +9,6 @@ from micronet.cli import console
 from micronet.cli.options import ReportOptions, with_configs
 from micronet.runtime.options import RuntimeOptions
 
-NAME = "predict"
 EXAMPLE = "micronet predict int8.onnx photo.png --top 3"
 
 

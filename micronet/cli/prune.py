@@ -14,7 +14,6 @@ from micronet.pruning.config import PruneConfig
 from micronet.runtime.options import CodeOptions
 from micronet.training_config import TrainConfig
 
-NAME = "prune"
 DATA_ARE_OPTIONAL = True  # only measuring and training between steps read them
 EXAMPLE = "micronet prune sparse.safetensors --percent 0.5 --regular 8 -o pruned.safetensors"
 
@@ -61,7 +60,7 @@ def run(
         check_target(path, output.force)
     with console.progress(output.quiet) as progress:
         job = stages.make_run(path, running, output, progress)
-        opened = stages.open_artifact(artifact, code, NAME)
+        opened = stages.open_artifact(artifact, code, "prune")
         known = data.data is not None or stages.image_shape(opened) is not None
         open_data = partial(stages.open_data, data, opened, job.seed) if known else None
         task = prune_stage.Task(opened, stages.example_input(opened, input_shape), open_data, code)

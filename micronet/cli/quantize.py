@@ -22,7 +22,6 @@ from micronet.quantization.recovery_config import RecoveryConfig
 from micronet.runtime.options import CodeOptions
 from micronet.training_config import TrainConfig
 
-NAME = "quantize"
 EXAMPLE = "micronet quantize float.safetensors --w-bits 8 --a-bits 8 --q-type sym --epochs 1 -o int8.safetensors"
 
 GENTLE = TrainConfig(epochs=2)  # the float network is trained already
@@ -189,7 +188,7 @@ def _plan(artifact: Path | None, code: CodeOptions, quantization: QuantConfig) -
         raise MicronetError(
             "--dry-run plans for an artifact; give one, for example micronet quantize float.safetensors"
         )
-    opened = stages.open_artifact(artifact, code, NAME)
+    opened = stages.open_artifact(artifact, code, "quantize")
     placed = quantize_model(opened.model, quantization)[1].result
     rows = []
     for name, source in placed["inputs"].items():

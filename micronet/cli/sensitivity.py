@@ -12,7 +12,6 @@ from micronet.quantization.calibration_config import CalibrationConfig
 from micronet.quantization.config import QuantConfig
 from micronet.runtime.options import CodeOptions
 
-NAME = "sensitivity"
 EXAMPLE = "micronet sensitivity float.safetensors --w-bits 4 --a-bits 4"
 
 BAR = 40  # characters

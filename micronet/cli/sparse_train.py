@@ -11,7 +11,6 @@ from micronet.pruning.config import SparsityConfig
 from micronet.runtime.options import CodeOptions
 from micronet.training_config import TrainConfig
 
-NAME = "sparse-train"
 EXAMPLE = "micronet sparse-train float.safetensors --s 1e-3 --epochs 2 -o sparse.safetensors"
 
 
@@ -52,13 +51,13 @@ def run(
             opened = stages.new_artifact(model, dataset.spec, job.seed).after(StageRecord("train", {"epochs": 0}))
         else:
             model.check_unused()
-            opened = stages.open_artifact(artifact, CodeOptions(model.model, trust_code), NAME)
+            opened = stages.open_artifact(artifact, CodeOptions(model.model, trust_code), "sparse-train")
             dataset = stages.open_data(data, opened, job.seed)
         size = dataset.spec.image_size or 0
         example = torch.rand(2, dataset.spec.channels or 0, size, size)
         criterion = registry.resolve(registry.CRITERIA, sparsity.criterion, "criterion")
         pushed = criterion.penalty(opened.model, channel_flow(opened.model, example), sparsity.s)
         procedure = Procedure(penalty=pushed, keep="last", config=sparsity.to_json())
-        sparse = stages.fit_stage(NAME, opened, dataset, training, job, procedure)
+        sparse = stages.fit_stage("sparse-train", opened, dataset, training, job, procedure)
     stages.keep(sparse, path)
     stages.report(sparse, path, output)

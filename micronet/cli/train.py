@@ -4,7 +4,6 @@ from micronet.cli import console
 from micronet.cli.options import DataOptions, ModelOptions, OutputOptions, SpreadConfig, with_configs
 from micronet.training_config import TrainConfig
 
-NAME = "train"
 EXAMPLE = "micronet train --model nin --width 0.25 --data digits --epochs 2 -o float.safetensors"
 
 

@@ -11,7 +11,6 @@ from micronet.deploy.tensorrt.config import BuildConfig
 from micronet.quantization.calibration_config import RangeConfig
 from micronet.runtime.options import CodeOptions
 
-NAME = "trt-build"
 EXAMPLE = "micronet trt-build float.safetensors --precision int8 --calibrator entropy -o int8.engine"
 
 

@@ -10,7 +10,6 @@ from micronet.cli.options import DataOptions, ReportOptions, with_configs
 from micronet.errors import MicronetError
 from micronet.runtime.options import RuntimeOptions
 
-NAME = "trt-eval"
 EXAMPLE = "micronet trt-eval int8.engine --onnx int8.onnx --batch-sizes 1,8,32"
 COLUMNS = ("input", "p50", "p95", "p99", "GPU alone", "images/s")
 

@@ -84,12 +84,17 @@ def training_batches(
     return _ahead(prepared) if device.type == "cuda" else prepared
 
 
-def plain_batches(split: Split, spec: DataSpec, batch_size: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield (images, labels) in order, never augmented; by default as many as fill a machine and fit its memory."""
+def plain_batches(
+    split: Split, spec: DataSpec, batch_size: int | None = None, turns: slice = slice(None)
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield (images, labels) in order, never augmented; by default as many as fill a machine and fit its memory.
+
+    ``turns``: which of the batches.
+    """
     normalize = Normalize.from_spec(spec)
     _, height, width = split.image_shape
     fitting = max(FEWEST_EVALUATED, min(MOST_EVALUATED, EVALUATION_PIXELS // (height * width)))
-    batches = torch.split(torch.arange(len(split)), batch_size or fitting)
+    batches = torch.split(torch.arange(len(split)), batch_size or fitting)[turns]
     for indices, images in zip(batches, split.stream(batches), strict=True):
         yield normalize(images), split.labels[indices]
 

@@ -71,6 +71,7 @@ class Dataset:
     def __init__(self, source: Source, spec: DataSpec) -> None:
         self._source = source
         self._partial = replace(spec, classes=source.classes, augment=source.augment)
+        self._room = image_memory()  # bytes still free for decoded images
 
     @cached_property
     def spec(self) -> DataSpec:
@@ -113,11 +114,6 @@ class Dataset:
     def test(self) -> Split:
         """The images that are only reported on."""
         return self._prepared(self._source.test())
-
-    @cached_property
-    def _room(self) -> int:
-        """Bytes still free for decoded images."""
-        return image_memory()
 
     def _prepared(self, split: Split) -> Split:
         """Return as many images as the limit says, remembered once decoded while there is room for all of them."""

@@ -18,8 +18,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from micronet import ranks
 from micronet.errors import FailedError, MicronetError, first_line
-from micronet.machine import available_memory, local_processes, usable_cores
+from micronet.machine import available_memory, usable_cores
 
 SUFFIXES = {
     *(".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm"),
@@ -91,7 +92,7 @@ class ImageFiles:
         loader: DataLoader[Any] = DataLoader(
             _Decoder(self._names, self.size, chunks),  # type: ignore[arg-type]  # it is all that a DataLoader asks for
             batch_size=None,
-            num_workers=min(max(1, usable_cores() // local_processes() - 1), MOST_WORKERS, len(chunks)),
+            num_workers=min(max(1, usable_cores() // ranks.local_world_size() - 1), MOST_WORKERS, len(chunks)),
             prefetch_factor=CHUNKS_AHEAD,
             worker_init_fn=_ignore_interrupts,
             generator=torch.Generator(),  # or it would draw from the one that dropout draws from
@@ -163,11 +164,14 @@ def image_memory() -> int:
     """Return the bytes that decoded images may take: what the user says in GiB, or a share of what is free."""
     said = os.environ.get(MEMORY_VARIABLE)
     if said is None:
-        return int(available_memory() * MEMORY_SHARE / local_processes())
+        return int(available_memory() * MEMORY_SHARE / ranks.local_world_size())
     try:
-        return int(float(said) * 2**30)
+        room = int(float(said) * 2**30)
     except (ValueError, OverflowError):
-        raise MicronetError(f"{MEMORY_VARIABLE} is {said!r}; allowed: a number of GiB, 0 to keep no image") from None
+        room = -1
+    if room < 0:
+        raise MicronetError(f"{MEMORY_VARIABLE} is {said!r}; allowed: a number of GiB, 0 to keep no image")
+    return room
 
 
 @contextmanager

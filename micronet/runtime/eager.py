@@ -8,7 +8,7 @@ import torch
 from micronet.artifact import load
 from micronet.data.dataset import DataSpec
 from micronet.evaluation import Scores, count_macs, predictor
-from micronet.machine import pick_device, usable_cores
+from micronet.machine import pick_device, usable_threads
 from micronet.runtime.options import RuntimeOptions
 
 
@@ -19,7 +19,7 @@ class EagerPredictor:
 
     def __init__(self, path: Path, options: RuntimeOptions) -> None:
         artifact = load(path, options.model, trust_code=options.trust_code)
-        torch.set_num_threads(options.threads or usable_cores())
+        torch.set_num_threads(options.threads or usable_threads())
         self._model = artifact.model.eval().to(pick_device(options.device)).to(memory_format=torch.channels_last)
         self._predict = predictor(self._model)
         self.data = DataSpec.from_json(artifact.data) if artifact.data else None

@@ -23,7 +23,7 @@ class RuntimeOptions(CodeOptions):
     """
 
     device: str | None = setting(None, "cpu, cuda or cuda:N, for torch; default: the best present.")
-    threads: int | None = setting(None, "Threads a network runs on; default: all cores.")
+    threads: int | None = setting(None, "Threads a network runs on; default: OMP_NUM_THREADS, or all cores.")
     arithmetic: Literal["exact", "fast"] = setting(
         "exact", "ONNX Runtime's int8 kernels: exact, or fast and saturating on x86 without VNNI."
     )

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from micronet.data.dataset import DataSpec
 from micronet.errors import MicronetError, first_line
 from micronet.evaluation import Predictor, Scores
-from micronet.machine import has_vnni, usable_cores
+from micronet.machine import has_vnni, usable_threads
 from micronet.runtime.options import RuntimeOptions
 from micronet.runtime.pixels import to_pixels
 
@@ -113,7 +113,7 @@ def open_session(model: bytes | Path, options: RuntimeOptions, name: str) -> onn
     providers = _providers(options.device)
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = 3
-    settings.intra_op_num_threads = options.threads or usable_cores()
+    settings.intra_op_num_threads = options.threads or usable_threads()
     # Idle threads would otherwise spin on the cores that the next predictor is being timed on.
     settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
     exact = options.arithmetic == "exact"

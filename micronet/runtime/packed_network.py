@@ -6,7 +6,7 @@ from typing import Any
 from micronet.data.dataset import DataSpec
 from micronet.errors import MicronetError
 from micronet.evaluation import Scores
-from micronet.machine import usable_cores
+from micronet.machine import usable_threads
 from micronet.runtime.options import RuntimeOptions
 from micronet.runtime.packed.predictor import PackedNetwork
 
@@ -21,7 +21,7 @@ class PackedPredictor:
             raise MicronetError(f"{path} does not exist; make it with micronet pack")
         if options.device not in (None, "cpu"):
             raise MicronetError(f"{path}: packed networks run on the CPU; leave --device {options.device} out")
-        self._network = PackedNetwork(path, options.threads or usable_cores())
+        self._network = PackedNetwork(path, options.threads or usable_threads())
         about = self._network.program.about
         self.data = DataSpec.from_json(about["data"]) if about.get("data") else None
         self.stages = [str(stage) for stage in about.get("stages") or []]

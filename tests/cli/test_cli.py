@@ -29,11 +29,6 @@ def test_every_help_shows_an_example_and_every_example_runs(tmp_path, monkeypatc
         assert run([*shlex.split(command.EXAMPLE)[1:], *short]) == 0, command.EXAMPLE
 
 
-@pytest.mark.parametrize(("name", "place"), registry.COMMANDS.items())
-def test_a_commands_file_knows_its_name(name, place):
-    assert name == registry.load_object(place).NAME
-
-
 @pytest.mark.parametrize(
     ("typed", "expected"),
     [("micronet qu", {"quantize"}), ("micronet prune --sco", {"--scope"}), ("micronet train --optimizer s", {"sgd"})],

@@ -14,6 +14,7 @@ from micronet.data.batches import plain_batches, training_batches
 from micronet.data.image_files import ImageFiles, image_memory, list_images
 from micronet.data.load import load_data
 from micronet.errors import FailedError, MicronetError
+from tests.conftest import as_rank
 from tests.data.test_data import make_folder
 
 BROKEN = b"\x89PNG\r\n\x1a\nbroken"
@@ -71,7 +72,7 @@ def test_room_is_shared_by_the_splits(tmp_path, monkeypatch):
         data.test.images(torch.arange(8))
 
 
-@pytest.mark.parametrize("said", ["much", "nan", "inf"])
+@pytest.mark.parametrize("said", ["much", "nan", "inf", "-1"])
 def test_memory_that_is_no_number_is_one_clear_error(monkeypatch, said):
     monkeypatch.setenv("MICRONET_IMAGE_MEMORY", said)
     with pytest.raises(MicronetError, match="MICRONET_IMAGE_MEMORY is"):
@@ -82,7 +83,7 @@ def test_memory_is_shared_by_the_processes_of_a_training(monkeypatch):
     monkeypatch.delenv("MICRONET_IMAGE_MEMORY", raising=False)
     monkeypatch.setattr(image_files, "available_memory", lambda: 1000)
     assert image_memory() == 250
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    as_rank(monkeypatch, 0, 2)
     assert image_memory() == 125
 
 

@@ -1,0 +1,21 @@
+import pytest
+
+from micronet.machine import usable_cores, usable_threads
+
+
+@pytest.mark.parametrize(("said", "threads"), [("3", 3), ("3,2", 3), ("0", None), ("many", None), (None, None)])
+def test_as_many_threads_as_openmp_is_told_or_one_a_core(monkeypatch, said, threads):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if said is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", said)
+    assert usable_threads() == (threads or usable_cores())
+
+
+def test_networks_are_run_with_as_many_threads(micronet, monkeypatch, chain):
+    import torch
+
+    before = torch.get_num_threads()
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert micronet("evaluate", chain / "float.safetensors", "--limit", "8").code == 0
+    assert torch.get_num_threads() == 3
+    torch.set_num_threads(before)
