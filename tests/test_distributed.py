@@ -167,7 +167,7 @@ def start(output, *more, by=()):
 
 def said(process):
     """Wait for a process; return the lines of its standard error that are no epoch's."""
-    _, error = process.communicate(timeout=60)
+    _, error = process.communicate(timeout=240)
     return [line for line in error.splitlines() if not line.startswith("epoch ")]
 
 
