@@ -43,7 +43,7 @@ def prune_model(
     elif config.target is not None:
         plan = _meet(pruner, *config.target, cost)
     else:
-        plan = pruner.planner.plan(config.percent)
+        plan = pruner.planner.plan(config.share)
     pruned, result = pruner.cut(plan)
     pruner.check(pruned, plan)
     return pruned, StageRecord("prune", config.to_json(), result), plan
