@@ -1,6 +1,5 @@
 """What a user chooses about pruning, checked once; no torch here, so that ``--help`` stays fast."""
 
-import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -45,10 +44,8 @@ class PruneConfig(Settings):
                 raise MicronetError(
                     f"{flag(name)} is {value:g}; allowed: above 0 and below 1, for example 0.5 for half"
                 )
-        ways = [name for name in ("percent", "widths", *TARGETS) if getattr(self, name) is not None]
-        if len(ways) > 1:
-            raise MicronetError(f"{' and '.join(map(flag, ways))} each say how much to cut; give one of them")
-
+        if len(self.ways) > 1:
+            raise MicronetError(f"{' and '.join(map(flag, self.ways))} each say how much to cut; give one of them")
         if self.widths is not None and self.min_channels > 1:
             raise MicronetError("--widths say every width; leave --min-channels out")
 
@@ -62,6 +59,11 @@ class PruneConfig(Settings):
             name, share = self.target
             return replace(self, **{name: share ** (1 / steps)})
         return replace(self, percent=1 - (1 - self.share) ** (1 / steps))
+
+    @property
+    def ways(self) -> list[str]:
+        """Return the fields given that say how much to cut."""
+        return [name for name in ("percent", "widths", *TARGETS) if getattr(self, name) is not None]
 
     @property
     def share(self) -> float:
@@ -84,8 +86,9 @@ class SparsityConfig(Settings):
 
     s: float = setting(1e-4, "Weight of the penalty.")
     criterion: Literal["bn-scale", "l1", "l2"] = setting(
-        "bn-scale", "What is pushed towards zero: batch norms' scales; weights; whole channels' weights (group lasso)."
-    )
+        "bn-scale", "What is pushed towards zero: batch norms' scales; weights; whole channels' weights (group lasso). "
+        "The heads of torch's attention are not pushed.",
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         check_values(self)

@@ -72,6 +72,11 @@ POOL_CALLS: set[object] = {
     F.adaptive_avg_pool2d, F.adaptive_avg_pool3d, F.adaptive_max_pool2d, torch.max_pool2d, F.interpolate,
 }  # fmt: skip
 
+# Means and variances over channels: without some of these the others would be scaled anew.
+NORMALISING_MODULES = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm)
+NORMALISING_CALLS: set[object] = {F.layer_norm, F.group_norm, F.rms_norm, F.local_response_norm, F.normalize}
+WHY_WHOLE = "normalises over its channels, so that each depends on all"
+
 # What tells of a tensor, not its values.
 TELLING_METHODS = {"size", "dim", "ndimension", "numel", "element_size", "is_floating_point"}
 TELLING_ATTRIBUTES = {"shape", "ndim", "device", "dtype", "is_cuda", "requires_grad"}

@@ -137,7 +137,10 @@ class Planner:
     def _asking(self, group: int) -> str:
         """Return which layers take a group's channels in equal pieces, in words; may be empty."""
         flow = self._flow
-        ends = {name: [ids for ids in (layer.inputs, layer.outputs) if ids is not None] for name, layer in flow.layers.items()}
+        ends = {
+            name: [ids for ids in (layer.inputs, layer.outputs) if ids is not None]
+            for name, layer in flow.layers.items()
+        }
         asking = [name for name in ends if flow.pieces(name) > 1 and any(group in groups_of(ids) for ids in ends[name])]
         return f" for the groups of {', '.join(asking)}" if asking else ""
 
