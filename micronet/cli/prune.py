@@ -59,8 +59,6 @@ def run(
     _check(steps, sensitivity, dry_run, measure, plot, training)
     if sensitivity and pruning.ways:
         raise MicronetError(f"--sensitivity cuts shares of its own; leave {flag(pruning.ways[0])} out")
-    if running.resume and not steps:
-        raise MicronetError("--resume goes on with a training, and there is none without --steps; leave it out")
     path = output.output or default_name(artifact, "-pruned.safetensors")
     if not dry_run and not sensitivity:
         check_target(path, output.force)

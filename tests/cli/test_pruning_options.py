@@ -108,7 +108,6 @@ def test_a_network_of_ones_own_needs_its_input_shape(micronet, tmp_path):
         (["--widths", "1,2"], "this network takes 8"),
         (["--percent", 0.5, "--target-params", 0.5], "--percent and --target-params each say how much"),
         (["--sensitivity", "--percent", 0.3], "leave --percent out"),
-        (["--resume"], "--steps"),
         (["--steps", 1, "--measure"], "--measure is of one cut"),
         (["--widths", "8,8,8,8,8,8,8,8", "--min-channels", 8], "leave --min-channels out"),
     ],
