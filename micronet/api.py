@@ -1,5 +1,6 @@
 """The stages as functions on any ``torch.nn.Module``, around any training loop."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,16 +32,25 @@ def quantize(model: nn.Module, **config: Any) -> nn.Module:
     return _extend(model, *quantize_model(model, _config(QuantConfig, config)))
 
 
-def prune(model: nn.Module, example_input: Example, **config: Any) -> nn.Module:
+def prune(
+    model: nn.Module,
+    example_input: Example,
+    *,
+    cost: Callable[[nn.Module], float] | None = None,
+    in_place: bool = False,
+    **config: Any,
+) -> nn.Module:
     """Return a copy of a float model with channels cut, which goes on training as it is.
 
     ``example_input``: a batch, or a tuple of a model's several inputs; from its shapes follows which channels belong
     together, and on it the copy is held against the whole model with the cut channels silenced.
+    ``cost``: what a network costs, for ``target_latency``. ``in_place``: cut ``model`` itself and return it; its
+    parameters are new ones, so make the optimizer afterwards.
     ``config``: the fields of ``PruneConfig`` (``percent=0.5, regular=8, criterion="l2"``).
     Raises MicronetError for an impossible config or a model that cannot be traced.
     """
     check_order(history(model), "prune")
-    pruned, record, _ = prune_model(model, _config(PruneConfig, config), example_input)
+    pruned, record, _ = prune_model(model, _config(PruneConfig, config), example_input, cost, in_place=in_place)
     return _extend(model, pruned, record)
 
 

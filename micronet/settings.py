@@ -8,7 +8,13 @@ from typing import Any, Literal, get_args, get_origin
 
 from micronet.errors import MicronetError, unknown
 
-_NUMBERS: dict[Any, tuple[type, ...]] = {int: (int,), float: (int, float)}
+_NONE = type(None)
+_KINDS: dict[Any, tuple[tuple[type, ...], str]] = {
+    int: ((int,), "a whole number"),
+    float: ((int, float), "a number"),
+    float | None: ((int, float, _NONE), "a number"),
+    str | None: ((str, _NONE), "text, several by commas"),
+}
 
 
 def setting(default: Any, help: str, short: str | None = None) -> Any:
@@ -30,12 +36,12 @@ class Settings:
 
 
 def check_values(config: Any) -> None:
-    """Raise MicronetError where a number or a ``Literal`` field of a dataclass holds what it cannot be."""
+    """Raise MicronetError where a number, text or a ``Literal`` field of a dataclass holds what it cannot be."""
     for name, item in type(config).__dataclass_fields__.items():
         value = getattr(config, name)
-        wanted = _NUMBERS.get(item.type)
-        if wanted and (isinstance(value, bool) or not isinstance(value, wanted)):
-            raise MicronetError(f"{flag(name)} is {value!r}; expected a {'whole ' * (item.type is int)}number")
+        types, expected = _KINDS.get(item.type, ((object,), ""))
+        if expected and (isinstance(value, bool) or not isinstance(value, types)):
+            raise MicronetError(f"{flag(name)} is {value!r}; expected {expected}")
         if get_origin(item.type) is Literal and value not in get_args(item.type):
             raise unknown(f"value for {flag(name)}:", str(value), map(str, get_args(item.type)))
 

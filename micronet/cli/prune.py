@@ -12,6 +12,7 @@ from micronet.cli.options import DataOptions, Input, OutputOptions, RunConfig, d
 from micronet.errors import MicronetError
 from micronet.pruning.config import PruneConfig
 from micronet.runtime.options import CodeOptions
+from micronet.settings import flag
 from micronet.training_config import TrainConfig
 
 DATA_ARE_OPTIONAL = True  # only measuring and training between steps read them
@@ -55,6 +56,8 @@ def run(
     from micronet.files import check_target
 
     _check(steps, sensitivity, dry_run, measure, plot, training)
+    if sensitivity and pruning.ways:
+        raise MicronetError(f"--sensitivity cuts shares of its own; leave {flag(pruning.ways[0])} out")
     path = output.output or default_name(artifact, "-pruned.safetensors")
     if not dry_run and not sensitivity:
         check_target(path, output.force)
@@ -80,8 +83,8 @@ def run(
         "asked": plan.asked,
         "cut": plan.cut,
         "total": plan.total,
-        "before": {**stages.sizes(opened), "size_bytes": artifact.stat().st_size, **measured[0]},
-        "after": {**stages.sizes(pruned), **measured[1]},
+        "before": {**stages.sizes(opened.model, task.example), "size_bytes": artifact.stat().st_size, **measured[0]},
+        "after": {**stages.sizes(pruned.model, task.example), **measured[1]},
         "groups": [
             {"layers": group.layers, "before": group.before, "after": group.after, "note": group.note}
             for group in plan.groups.values()

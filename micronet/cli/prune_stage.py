@@ -69,7 +69,7 @@ def prune_in_steps(task: Task, config: PruneConfig, steps: int, training: TrainC
     for step in range(1, steps + 1):
         path = run.output.with_name(f"{run.output.stem}-step{step}.safetensors")
         if run.resume and path.exists():
-            artifact = _made_before(path, task.code, artifact, part)
+            artifact = _made_before(path, replace(task, artifact=artifact), part, training, run.seed)
             continue
         pruned, plan = prune(replace(task, artifact=artifact), part, run.seed)
         run.progress.line(f"step {step} of {steps}: cut {plan.cut:,} of {plan.total:,} channels")
@@ -78,13 +78,13 @@ def prune_in_steps(task: Task, config: PruneConfig, steps: int, training: TrainC
     return artifact
 
 
-def _made_before(path: Path, code: CodeOptions, before: Artifact, config: PruneConfig) -> Artifact:
+def _made_before(path: Path, task: Task, config: PruneConfig, training: TrainConfig, seed: int) -> Artifact:
     """Return an earlier run's step. Raises MicronetError where it is not this run's."""
-    made = stages.open_artifact(path, code)
-    pruned = made.history[len(before.history) :][:1]
-    if made.history[: len(before.history)] != before.history or [record.config for record in pruned] != [
-        config.to_json()
-    ]:
+    made = stages.open_artifact(path, task.code)
+    before = task.artifact.history
+    step = [record.config for record in made.history[len(before) :]]
+    same = made.history[: len(before)] == before and step == [config.to_json(), training.to_json()]
+    if not same or (made.data, made.seed) != (task.data.spec.to_json(), seed):
         raise MicronetError(f"{path} was made with other settings; give those, or remove it and leave --resume out")
     return made
 

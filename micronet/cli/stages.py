@@ -181,11 +181,10 @@ def validation_accuracy(dataset: Dataset) -> Callable[[nn.Module], float]:
     return accuracy
 
 
-def sizes(artifact: Artifact) -> dict[str, int | None]:
-    """Return a network's parameters and, where its image size is known, its multiply-accumulates for one image."""
-    shape = image_shape(artifact)
-    macs = None if shape is None else count_macs(artifact.model, shape)
-    return {"params": sum(parameter.numel() for parameter in artifact.model.parameters()), "macs": macs}
+def sizes(model: nn.Module, images: Tensor) -> dict[str, int]:
+    """Return a network's parameters and its multiply-accumulates for one image of a batch's shape."""
+    macs = count_macs(model, (images.shape[1], images.shape[2], images.shape[3]))
+    return {"params": sum(parameter.numel() for parameter in model.parameters()), "macs": macs}
 
 
 def _fitting(spec: ModelSpec, data: DataSpec, width: float | None) -> dict[str, Any]:

@@ -1,12 +1,12 @@
 """What a user chooses about pruning, checked once; no torch here, so that ``--help`` stays fast."""
 
-import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from micronet.errors import MicronetError
 from micronet.settings import Settings, check_range, check_values, flag, setting
 
+USUAL_SHARE = 0.5
 TARGETS = ("target_macs", "target_params", "target_latency")
 
 
@@ -14,7 +14,9 @@ TARGETS = ("target_macs", "target_params", "target_latency")
 class PruneConfig(Settings):
     """How to prune."""
 
-    percent: float = setting(0.5, "Share of the prunable channels to cut, 0 up to but not 1.")
+    percent: float | None = setting(
+        None, f"Share of the prunable channels to cut, 0 up to but not 1. Default: {USUAL_SHARE}."
+    )
     regular: int = setting(1, "Make every width a multiple of this; 8 or 16 is what kernels are fast with.")
     criterion: Literal["bn-scale", "l1", "l2", "fpgm", "taylor", "random"] = setting(
         "bn-scale", "What a channel is judged by: its batch norm's scale, its weights' size, their distance to others, "
@@ -32,8 +34,8 @@ class PruneConfig(Settings):
 
     def __post_init__(self) -> None:
         check_values(self)
-        if not (math.isfinite(self.percent) and 0 <= self.percent < 1):
-            raise MicronetError(f"--percent is {self.percent:g}; allowed: 0 up to but not 1, for example 0.5 for half")
+        if not 0 <= self.share < 1:  # NaN is not
+            raise MicronetError(f"--percent is {self.share:g}; allowed: 0 up to but not 1, for example 0.5 for half")
         check_range(self, "regular", 1)
         check_range(self, "min_channels", 1)
         for name in TARGETS:
@@ -42,12 +44,8 @@ class PruneConfig(Settings):
                 raise MicronetError(
                     f"{flag(name)} is {value:g}; allowed: above 0 and below 1, for example 0.5 for half"
                 )
-        percent = next(field.default for field in fields(self) if field.name == "percent")
-        ways = [name for name in ("widths", *TARGETS) if getattr(self, name) is not None]
-        ways += ["percent"] if self.percent != percent else []
-        if len(ways) > 1:
-            raise MicronetError(f"{' and '.join(map(flag, ways))} each say how much to cut; give one of them")
-
+        if len(self.ways) > 1:
+            raise MicronetError(f"{' and '.join(map(flag, self.ways))} each say how much to cut; give one of them")
         if self.widths is not None and self.min_channels > 1:
             raise MicronetError("--widths say every width; leave --min-channels out")
 
@@ -60,7 +58,17 @@ class PruneConfig(Settings):
         if self.target is not None:
             name, share = self.target
             return replace(self, **{name: share ** (1 / steps)})
-        return replace(self, percent=1 - (1 - self.percent) ** (1 / steps))
+        return replace(self, percent=1 - (1 - self.share) ** (1 / steps))
+
+    @property
+    def ways(self) -> list[str]:
+        """Return the fields given that say how much to cut."""
+        return [name for name in ("percent", "widths", *TARGETS) if getattr(self, name) is not None]
+
+    @property
+    def share(self) -> float:
+        """Return the share of the channels to cut, where neither widths nor a target say how much."""
+        return USUAL_SHARE if self.percent is None else self.percent
 
     @property
     def target(self) -> tuple[str, float] | None:
@@ -78,8 +86,9 @@ class SparsityConfig(Settings):
 
     s: float = setting(1e-4, "Weight of the penalty.")
     criterion: Literal["bn-scale", "l1", "l2"] = setting(
-        "bn-scale", "What is pushed towards zero: batch norms' scales; weights; whole channels' weights (group lasso)."
-    )
+        "bn-scale", "What is pushed towards zero: batch norms' scales; weights; whole channels' weights (group lasso). "
+        "The heads of torch's attention are not pushed.",
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         check_values(self)

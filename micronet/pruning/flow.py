@@ -123,7 +123,7 @@ class Flow:
             return self._move(step, lambda x: shuffled(x, module.groups), module.groups)
         if isinstance(module, ops.MOVING_MODULES):
             return self._move(step, module)
-        self._opaque[name] = what = f"{type(module).__name__} is not understood by pruning"
+        self._opaque[name] = what = f"{type(module).__name__} {ops.why_whole(module)}"
         return self._give_up(step, f"{name}: {what}")
 
     def _visit_call(self, step: Step) -> Any:
@@ -141,9 +141,8 @@ class Flow:
         follow = {
             "combining": self._combine, "attending": self._attend, "reducing": self._reduce, "pooling": self._pool,
         }.get(kind)  # fmt: skip
-        return (
-            follow(step) if follow else self._give_up(step, f"{step.name} in its forward is not understood by pruning")
-        )
+        why = ops.why_whole(step.node.target)
+        return follow(step) if follow else self._give_up(step, f"{step.name} in its forward {why}")
 
     def _convolve(self, step: Step, name: str, conv: Any) -> Tensor:
         x = step.numbers[0]

@@ -114,7 +114,8 @@ def _trace(model: nn.Module, *, training: bool) -> fx.Graph:
         return traced(model, training=training)
     except Exception as error:  # a user's forward may raise anything when run on proxies
         own = [frame for frame in traceback.extract_tb(error.__traceback__) if "/torch/" not in frame.filename]
-        where = f" at {own[-1].filename}:{own[-1].lineno} ({own[-1].line})" if own else ""
+        line = f" ({own[-1].line})" if own and own[-1].line else ""  # it has no text in code of an artifact's
+        where = f" at {own[-1].filename}:{own[-1].lineno}{line}" if own else ""
         raise MicronetError(
             f"the network cannot be traced by torch.fx, so which channels belong together is unknown: "
             f"{first_line(error)}{where}; write the forward without branches on values, or put that part into a "

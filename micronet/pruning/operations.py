@@ -72,6 +72,10 @@ POOL_CALLS: set[object] = {
     F.adaptive_avg_pool2d, F.adaptive_avg_pool3d, F.adaptive_max_pool2d, torch.max_pool2d, F.interpolate,
 }  # fmt: skip
 
+# Means and variances over channels: without some of these the others would be scaled anew.
+NORMALISING_MODULES = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm)
+NORMALISING_CALLS: set[object] = {F.layer_norm, F.group_norm, F.rms_norm, F.local_response_norm, F.normalize}
+
 # What tells of a tensor, not its values.
 TELLING_METHODS = {"size", "dim", "ndimension", "numel", "element_size", "is_floating_point"}
 TELLING_ATTRIBUTES = {"shape", "ndim", "device", "dtype", "is_cuda", "requires_grad"}
@@ -122,3 +126,10 @@ def writes_part(node: fx.Node) -> bool:
     if not in_place or not isinstance(source, fx.Node):
         return False
     return source.target in PARTS or (source.op == "call_method" and source.target in PART_METHODS)
+
+
+def why_whole(of: Any) -> str:
+    """Return why a module or call that is not followed leaves its channels whole."""
+    if isinstance(of, NORMALISING_MODULES) or of in NORMALISING_CALLS:
+        return "normalises over its channels, so that each depends on all"
+    return "is not understood by pruning"

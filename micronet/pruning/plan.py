@@ -97,7 +97,7 @@ class Planner:
         for group, width in wanted.items():
             unit, most = self._units[group], self._flow.widths[group]
             if not 1 <= width <= most or (width % unit and width != most):
-                multiple = f", a multiple of {unit}" if unit > 1 else ""
+                multiple = f", a multiple of {unit}{self._asking(group)}" if unit > 1 else ""
                 raise MicronetError(
                     f"{', '.join(self._flow.names[group])} cannot have {width} channels; allowed: 1 to {most}{multiple}"
                 )
@@ -134,6 +134,16 @@ class Planner:
         groups = {name: group for group, layers in self._flow.names.items() for name in layers}
         return {groups[name] for name in matching(self._config, "exclude", groups)}
 
+    def _asking(self, group: int) -> str:
+        """Return which layers take a group's channels in equal pieces, in words; may be empty."""
+        flow = self._flow
+        ends = {
+            name: [ids for ids in (layer.inputs, layer.outputs) if ids is not None]
+            for name, layer in flow.layers.items()
+        }
+        asking = [name for name in ends if flow.pieces(name) > 1 and any(group in groups_of(ids) for ids in ends[name])]
+        return f" for the groups of {', '.join(asking)}" if asking else ""
+
     def _named(self, groups: Iterable[int]) -> str:
         return ", ".join(name for group in sorted(groups) for name in self._flow.names[group]) or "themselves"
 
@@ -147,15 +157,16 @@ class Planner:
 
     def _threshold(self, asked: int) -> dict[int, int]:
         """Return how many channels of each free group are left when the ``asked`` lowest-scored are gone."""
-        entries: list[tuple[float, int, int, bool]] = []
+        entries: list[tuple[float, float, int, bool]] = []
         for group in self._free:
             order = np.argsort(-self._scores[group], kind="stable")
             for rank, channel in enumerate(order.tolist()):
                 score = float(self._scores[group][channel])
-                entries.append((score, group, -rank, rank >= self._least[group]))
+                # of equals, as untrained scales are, every group loses the same share
+                entries.append((score, -rank / len(order), group, rank >= self._least[group]))
         entries.sort()
-        unprotected = Counter(group for _, group, _, _ in entries[:asked])
-        cut = Counter(group for _, group, _, loose in [entry for entry in entries if entry[3]][:asked])
+        unprotected = Counter(group for _, _, group, _ in entries[:asked])
+        cut = Counter(group for _, _, group, loose in [entry for entry in entries if entry[3]][:asked])
         for group in self._free:
             if self._flow.widths[group] - unprotected[group] < self._least[group]:
                 self._note(group, f"kept {self._least[group]}, the least it may have")
@@ -178,7 +189,9 @@ class Planner:
         while True:  # ends: a group goes down, then up, to whole, and stays there
             flow = self._flow.with_widths(widths)
             new = _signatures(flow)
-            stuck = [group for group in self._flow.widths if not self._fits(group, widths[group], new[group])]
+            joined = self._flow.widths.keys() - new.keys()  # at width 1, with one that is broadcast along its channels
+            stuck = [g for g in self._flow.widths if g in joined or not self._fits(g, widths[g], new[g])]
+            stuck += {flow.root(group) for group in joined}
             now = {self._flow.root(group) for group in flow.pinned if group in self._flow.known}
             stuck += now - self._flow.pinned.keys()
             if not stuck:
@@ -241,7 +254,8 @@ class Planner:
         return chosen
 
     def _note(self, group: int, text: str) -> None:
-        self._notes[group] = "; ".join(filter(None, [self._notes[group], text]))
+        known = filter(None, self._notes[group].split("; "))
+        self._notes[group] = "; ".join(dict.fromkeys([*known, text]))
 
 
 def _signatures(flow: Flow) -> Signatures:

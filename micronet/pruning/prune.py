@@ -27,9 +27,11 @@ Cost = Callable[[nn.Module], float]
 
 
 def prune_model(
-    model: nn.Module, config: PruneConfig, example: Example, cost: Cost | None = None
+    model: nn.Module, config: PruneConfig, example: Example, cost: Cost | None = None, *, in_place: bool = False
 ) -> tuple[nn.Module, StageRecord, Plan]:
     """Return a copy of a network with channels cut, the record that rebuilds it, and what was decided.
+
+    ``in_place``: cut the network itself and return it, once a copy has passed the check.
 
     ``example``: an input, or a tuple of them. The shapes that follow from it tell which channels belong together, and
     on it the cut network is then held against the whole one with its cut channels silenced. ``cost``: what a network
@@ -43,9 +45,11 @@ def prune_model(
     elif config.target is not None:
         plan = _meet(pruner, *config.target, cost)
     else:
-        plan = pruner.planner.plan(config.percent)
+        plan = pruner.planner.plan(config.share)
     pruned, result = pruner.cut(plan)
     pruner.check(pruned, plan)
+    if in_place:
+        pruned, result = pruner.cut(plan, in_place=True)
     return pruned, StageRecord("prune", config.to_json(), result), plan
 
 
@@ -60,17 +64,20 @@ class Pruner:
         scores = criterion.scores(self.flow.network.model, self.flow)
         self.planner = Planner(self.flow, scores, config, criterion.WHY_UNJUDGED)
         if not self.planner.free:
-            whole = list(self.planner.plan(0).groups.values())[:3]
-            reasons = "; ".join(f"{', '.join(group.layers)}: {group.note}" for group in whole)
+            whole = self.planner.plan(0).groups.values()
+            first = sorted(whole, key=lambda group: group.note != criterion.WHY_UNJUDGED)[
+                :3
+            ]  # another would judge them
+            reasons = "; ".join(f"{_short(group.layers)}: {group.note}" for group in first)
             raise MicronetError(
                 f"no channel of this network can be cut ({reasons or 'no layer of it can be followed'})"
             )
 
-    def cut(self, plan: Plan) -> tuple[nn.Module, dict[str, Any]]:
-        """Return a copy with all but the plan's channels cut, and what ``restore`` needs to do the same."""
+    def cut(self, plan: Plan, *, in_place: bool = False) -> tuple[nn.Module, dict[str, Any]]:
+        """Return a copy, or the network itself, with channels cut, and what ``restore`` needs to do the same."""
         layers = changed_layers(self.flow, plan.flow)
         heads = [name for name in transformer.attentions(self.model) if f"{name}.out_proj" in layers]
-        pruned = transformer.split(_copied(self.model), heads)
+        pruned = transformer.split(self.model if in_place else _copied(self.model), heads)
         try:
             result: dict[str, Any] = {"sizes": cut(pruned, self.flow, plan.flow, _kept(plan))}
         except (IndexError, KeyError) as error:
@@ -80,6 +87,10 @@ class Pruner:
     def check(self, pruned: nn.Module, plan: Plan) -> None:
         """Raise FailedError where a cut network's output is not that of the whole one with cut channels silenced."""
         check(pruned, self.flow, plan.flow, _kept(plan), self.example)
+
+
+def _short(layers: list[str]) -> str:
+    return layers[0] if len(layers) == 1 else f"{layers[0]} and {len(layers) - 1} more"
 
 
 def _kept(plan: Plan) -> dict[int, list[int]]:

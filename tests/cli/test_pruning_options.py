@@ -64,6 +64,8 @@ def test_steps_prune_and_train_and_resume(micronet, chain, tmp_path):
     assert "step 1" not in done.err
     again = load(path).model.state_dict()
     assert all(torch.equal(weights[name], again[name]) for name in weights)
+    for other in (["--epochs", 2], ["--limit", 50], ["--seed", 2]):
+        assert "made with other settings" in micronet(*ask, *other, "--resume", "--force").err
 
 
 def test_the_originals_widths_are_taken_by_prune(micronet, tmp_path):
@@ -91,7 +93,9 @@ def test_a_network_of_ones_own_needs_its_input_shape(micronet, tmp_path):
     assert "does not take the example" in micronet(*ask).err
     assert "channels,height,width" in micronet(*ask, "--input-shape", "1x9x9").err
     assert "name one with --data" in micronet(*ask, "--input-shape", "1,9,9", "--criterion", "taylor").err
-    assert micronet(*ask, "--input-shape", "1,9,9").code == 0
+    done = micronet(*ask, "--input-shape", "1,9,9", "--json")
+    assert done.code == 0, done.err
+    assert done.json["after"]["macs"] < done.json["before"]["macs"]
 
 
 @pytest.mark.parametrize(
@@ -102,6 +106,10 @@ def test_a_network_of_ones_own_needs_its_input_shape(micronet, tmp_path):
         (["--plot", "a.png"], "--sensitivity"),
         (["--steps", -1], "1 or more"),
         (["--widths", "1,2"], "this network takes 8"),
+        (["--percent", 0.5, "--target-params", 0.5], "--percent and --target-params each say how much"),
+        (["--sensitivity", "--percent", 0.3], "leave --percent out"),
+        (["--steps", 1, "--measure"], "--measure is of one cut"),
+        (["--widths", "8,8,8,8,8,8,8,8", "--min-channels", 8], "leave --min-channels out"),
     ],
 )
 def test_options_without_use_are_answered(micronet, chain, tmp_path, options, message):

@@ -35,6 +35,7 @@ def test_a_users_network_is_pruned_quantized_saved_and_loaded(tmp_path):
         ({"share": 0.5}, "unknown setting 'share'"),
         ({"regular": 2.5}, "whole number"),
         ({"percent": "0.5"}, "a number"),
+        ({"exclude": ["0"]}, "--exclude is .*; expected text"),
     ],
 )
 def test_impossible_configs_are_refused(config, message):
@@ -53,3 +54,27 @@ def test_a_network_that_cannot_be_traced_is_refused():
 
     with pytest.raises(micronet.MicronetError, match="cannot be traced"):
         micronet.prune(Untraceable(), torch.randn(2, 3, 4, 4))
+
+
+def test_a_network_is_pruned_in_place():
+    model, images = network().eval(), torch.randn(2, 3, 12, 12)
+    copy = micronet.prune(model, images)
+    assert micronet.prune(model, images, in_place=True) is model
+    assert model[0].out_channels == copy[0].out_channels < 8
+    assert torch.equal(model(images), copy(images))
+
+
+def test_an_attention_loses_heads_in_place():
+    model, images = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True).eval(), torch.randn(2, 5, 16)
+    copy = micronet.prune(model, images, criterion="l2")
+    assert micronet.prune(model, images, criterion="l2", in_place=True) is model
+    assert model.self_attn.num_heads < 4
+    assert torch.equal(model(images), copy(images))
+
+
+def test_a_users_cost_is_a_target():
+    def cost(model):
+        return model[0].out_channels
+
+    pruned = micronet.prune(network(), torch.randn(2, 3, 12, 12), criterion="l2", target_latency=0.5, cost=cost)
+    assert pruned[0].out_channels <= 4

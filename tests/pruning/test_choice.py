@@ -72,7 +72,7 @@ def test_a_penalty_adds_its_subgradient_to_what_may_be_cut_alone(criterion, slop
 
 def test_layers_without_batch_norms_are_judged_by_their_weights():
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 2, 1))
-    with pytest.raises(MicronetError, match="no batch norm with a scale follows it"):
+    with pytest.raises(MicronetError, match="no batch norm with a scale follows it; --criterion l2"):
         micronet.prune(model, IMAGES)
     assert micronet.prune(model, IMAGES, criterion="l2", scope="layer")[2].out_channels == 4
 
@@ -241,3 +241,65 @@ def test_convolutions_of_many_groups_lose_whole_groups(regular):
     assert torch.equal(pruned[3].weight, model[3].weight[plan.groups[0].kept])
     again, _, _ = prune_model(pruned, PruneConfig(0.5, regular=8), IMAGES)
     assert again[3].groups == 4
+
+
+def test_equal_scores_cost_every_layer_the_same_share():
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 16, 3), nn.BatchNorm2d(16), nn.ReLU(),
+        nn.Conv2d(16, 2, 1),
+    )  # fmt: skip
+    pruned = micronet.prune(model, IMAGES)  # untrained: every scale is 1
+    assert (pruned[0].out_channels, pruned[3].out_channels) == (4, 8)
+
+
+def test_a_note_is_made_once_and_a_width_names_the_layer_that_forbids_it():
+    model = nn.Sequential(
+        nn.Conv2d(3, 24, 1), nn.Conv2d(24, 24, 1, groups=4), nn.Conv2d(24, 24, 1, groups=6), nn.Conv2d(24, 2, 1)
+    )
+    _, _, plan = prune_model(model, PruneConfig(criterion="l2"), IMAGES)
+    for group in plan.groups.values():
+        notes = group.note.split("; ")
+        assert len(notes) == len(set(notes))
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1, groups=2), nn.Conv2d(8, 2, 1))
+    with pytest.raises(MicronetError, match="a multiple of 2 for the groups of 1"):
+        micronet.prune(model, IMAGES, criterion="l2", widths="3,4")
+
+
+@pytest.mark.parametrize("other", [{"target_params": 0.5}, {"widths": "3"}])
+def test_the_usual_share_given_beside_another_way_is_refused(other):
+    with pytest.raises(MicronetError, match=r"--percent and --.* each say how much to cut"):
+        PruneConfig(percent=0.5, **other)
+
+
+@pytest.mark.parametrize(
+    "norm", [nn.LayerNorm(8), nn.GroupNorm(2, 8), nn.RMSNorm(8)], ids=lambda norm: type(norm).__name__
+)
+def test_what_a_norm_reads_stays_whole_and_the_plan_says_why(norm):
+    class Normalised(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.norm, self.wide, self.head = nn.Linear(4, 8), norm, nn.Linear(8, 16), nn.Linear(16, 2)
+
+        def forward(self, x):
+            return self.head(F.relu(self.wide(self.norm(self.embed(x)))))
+
+    _, _, plan = prune_model(Normalised(), PruneConfig(criterion="l2"), torch.randn(3, 4))
+    kept = next(group for group in plan.groups.values() if group.layers == ["embed"])
+    assert kept.note == f"norm: {type(norm).__name__} normalises over its channels, so that each depends on all"
+
+
+@pytest.mark.parametrize("way", [{"percent": 0.97}, {"target_params": 0.5}], ids=str)
+def test_a_layer_gated_by_one_channel_never_gets_as_narrow_as_the_gate(way):
+    class Gated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.gate = nn.Conv2d(3, 16, 1), nn.Conv2d(16, 1, 1)
+            self.next, self.head = nn.Conv2d(16, 16, 1), nn.Conv2d(16, 2, 1)
+
+        def forward(self, x):
+            x = self.conv(x)
+            return self.head(F.relu(self.next(x * self.gate(x).sigmoid())))
+
+    pruned = micronet.prune(Gated(), IMAGES, criterion="l2", **way)  # held against the whole one in there
+    assert pruned.gate.out_channels == 1 < pruned.conv.out_channels < 16
+    assert pruned(IMAGES).shape == (2, 2, 32, 32)

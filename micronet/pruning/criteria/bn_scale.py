@@ -16,7 +16,7 @@ from micronet.errors import MicronetError
 from micronet.pruning.flow import Flow
 from micronet.pruning.numbering import STRIDE, groups_of
 
-WHY_UNJUDGED = "no batch norm with a scale follows it"
+WHY_UNJUDGED = "no batch norm with a scale follows it; --criterion l2 judges by weights"
 
 
 def scores(model: nn.Module, flow: Flow) -> dict[int, NDArray[np.float64]]:
@@ -56,7 +56,8 @@ def penalty(model: nn.Module, flow: Flow, s: float) -> Callable[[], None]:
 
     if not scales:
         raise MicronetError(
-            "no batch norm of this network scales channels that could be cut, so there is nothing to push"
+            "no batch norm of this network scales channels that could be cut, so there is nothing to push; "
+            "--criterion l2 pushes weights"
         )
 
     @torch.no_grad()
