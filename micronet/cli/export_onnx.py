@@ -32,6 +32,7 @@ def run(
     from micronet.cli import console, stages
     from micronet.export.check import compare_outputs, require_agreement
     from micronet.export.onnx import to_onnx, write_onnx
+    from micronet.export.rewrite import kept_line
     from micronet.files import check_target
     from micronet.runtime.ort import metadata
 
@@ -40,7 +41,7 @@ def run(
     opened, batches = stages.open_to_export(artifact, code, data, check_images)
     first = next(batches())
     proto = to_onnx(opened, first, export)
-    kept = metadata(proto).get("kept_float32", [])
+    kept = metadata(proto).get("kept_float32", {})
     agreement = compare_outputs(opened.model, proto, batches())
     require_agreement(opened.model, proto, first, agreement)
     write_onnx(proto, path)
@@ -53,4 +54,4 @@ def run(
             f"relative score error {agreement.error:.4%}"
         )
         if kept:
-            console.print_line(f"kept in float32, beyond half's range: {', '.join(kept)}")
+            console.print_line(kept_line(kept))

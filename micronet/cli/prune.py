@@ -53,8 +53,9 @@ def run(
     """
     from micronet.artifact import save
     from micronet.cli import prune_stage, stages
-    from micronet.files import check_target
+    from micronet.files import check_place, check_target
 
+    check_place(plot)
     _check(steps, sensitivity, dry_run, measure, plot, training)
     path = output.output or default_name(artifact, "-pruned.safetensors")
     if not dry_run and not sensitivity:

@@ -22,7 +22,7 @@ from micronet.export.config import AXES, ExportConfig
 from micronet.export.lint import lint
 from micronet.export.onnx import to_onnx
 from micronet.export.posttraining import check_finite, is_quantized
-from micronet.export.rewrite import to_half
+from micronet.export.rewrite import kept_line, to_half
 from micronet.files import file_hash, write_bytes, write_text
 from micronet.progress import Progress
 from micronet.quantization.calibration_config import RangeConfig
@@ -111,7 +111,7 @@ def _typed(source: Source, wish: Wish, progress: Progress) -> tuple[str, onnx.Mo
         return "fp16" if halves else "fp32", source.proto
     half, kept = to_half(source.proto, _images(source, wish).numpy())
     if kept:
-        progress.line(f"kept in float32, beyond half's range: {', '.join(kept)}")
+        progress.line(kept_line(kept))
     return "fp16", half
 
 

@@ -39,7 +39,7 @@ class OrtPredictor:
         self.data = DataSpec.from_json(found["data"]) if found.get("data") else None
         self.stages = [str(record.get("stage")) for record in found.get("history") or []]
         self._stored = _stored_weights(proto.graph)
-        self.params = stored_parameters(proto.graph)
+        self.params = _count(proto.graph, self._stored)
 
     def __call__(self, images: Any) -> Scores:
         """Score images."""
@@ -80,7 +80,10 @@ def image_input(proto: onnx.ModelProto) -> onnx.ValueInfoProto:
 
 def stored_parameters(graph: Any) -> int:
     """Return the number of weights and biases that a graph holds."""
-    stored = _stored_weights(graph)
+    return _count(graph, _stored_weights(graph))
+
+
+def _count(graph: Any, stored: dict[str, Any]) -> int:
     read = [name for node in graph.node if node.op_type in WEIGHTED for name in node.input[1:]]
     return sum(map(_elements, {stored[name].name: stored[name] for name in read if name in stored}.values()))
 

@@ -11,6 +11,7 @@ from micronet.errors import MicronetError
 from micronet.export.check import compare_layers, compare_outputs, require_agreement
 from micronet.export.config import ExportConfig
 from micronet.export.onnx import to_onnx
+from micronet.export.rewrite import kept_line
 from micronet.models.build import ModelSpec, build
 from micronet.runtime.options import RuntimeOptions
 from micronet.runtime.ort import metadata, open_session, session_predictor
@@ -81,7 +82,7 @@ def test_half_precision_halves_the_file_and_names_what_would_overflow():
     assert half.ByteSize() < 0.55 * whole.ByteSize()
     assert half.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT
     require_agreement(artifact.model, half, IMAGES, compare_outputs(artifact.model, half, [IMAGES]))
-    assert metadata(half)["kept_float32"] == []
+    assert metadata(half)["kept_float32"] == {}
     with torch.no_grad():
         artifact.model.fc.weight.mul_(1e7)
     kept = metadata(to_onnx(artifact, IMAGES, ExportConfig(precision="fp16")))["kept_float32"]
@@ -137,19 +138,20 @@ def test_impossible_options_are_one_line(options, message):
 def test_the_command_takes_the_options(micronet, chain, tmp_path):
     small = micronet("export-onnx", chain / "float.safetensors", "--precision", "fp16", "--embed-preprocessing",
                      "--dynamic", "none", "-o", tmp_path / "half.onnx", "--json")  # fmt: skip
-    assert small.code == 0 and small.json["kept_float32"] == []
+    assert small.code == 0 and small.json["kept_float32"] == {}
     assert micronet("evaluate", tmp_path / "half.onnx", "--json").code == 0
     refused = micronet("export-onnx", chain / "int8.safetensors", "--target", "tensorrt", "-o", tmp_path / "t.onnx")
     assert refused.code == 2 and "--a-sign signed" in refused.err and not (tmp_path / "t.onnx").exists()
 
 
 def test_half_keeps_what_it_cannot_hold_at_either_end():
-    for factor in (1e9, 1e-9):
+    for factor, why in ((1e9, "too large"), (1e-9, "too small")):
         artifact = plain()
         with torch.no_grad():
             artifact.model.get_submodule("features.10.conv").weight.mul_(factor)
         kept = metadata(to_onnx(artifact, IMAGES, ExportConfig(precision="fp16")))["kept_float32"]
-        assert any("features.10" in name for name in kept)
+        assert any("features.10" in name and said == why for name, said in kept.items())
+        assert f"({why} for half)" in kept_line(kept)
 
 
 def test_sixteen_bits_need_a_later_opset():
