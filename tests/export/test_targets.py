@@ -47,7 +47,12 @@ def test_for_tensorrt_every_activation_is_int8_with_zero_point_0_and_no_bias_is_
 
 @pytest.mark.parametrize(
     ("config", "advice"),
-    [({"q_type": "asym"}, "--q-type sym"), ({}, "--a-sign signed"), ({"a_bits": 16}, "int8 alone")],
+    [
+        ({"q_type": "asym"}, "zero point.*--q-type sym"),
+        ({"q_type": "asym", "a_bits": 32}, "weight_quantizer has a zero point.*--q-type sym"),
+        ({}, "--q-type sym --a-sign signed"),
+        ({"a_bits": 16}, "int8 alone"),
+    ],
 )
 def test_what_tensorrt_does_not_take_is_refused_with_the_option_to_change(config, advice):
     with pytest.raises(MicronetError, match=advice):
@@ -171,3 +176,19 @@ def test_pixels_for_a_model_that_does_not_tell_its_normalisation_are_refused():
     del proto.metadata_props[:]
     with pytest.raises(MicronetError, match="does not tell how its images are normalised"):
         session_predictor(proto.SerializeToString(), RuntimeOptions())(IMAGES.numpy())
+
+
+def test_a_network_that_does_not_take_its_input_or_torch_does_not_export_is_one_plain_line(capfd):
+    class Branches(torch.nn.Module):
+        def forward(self, x):
+            return x.flatten(1) + 1 if x.sum() > 0 else x.flatten(1)
+
+    flat = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 2))
+    for model, images, message in (
+        (flat, torch.randn(2, 3, 48, 48), "does not take an input of 2x3x48x48: mat1 and mat2"),
+        (Branches(), IMAGES, "cannot export this network to ONNX: Could not guard"),
+    ):
+        with pytest.raises(MicronetError, match=message) as caught:
+            to_onnx(Artifact(model.eval(), ModelSpec("mine.py:Mine")), images)
+        assert "\x1b" not in str(caught.value) and "\n" not in str(caught.value)
+    assert capfd.readouterr() == ("", "")
