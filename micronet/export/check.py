@@ -88,9 +88,7 @@ def drift(agreement: Agreement, history: Iterable[StageRecord]) -> str | None:
     cure = "measure the file itself, with micronet evaluate"
     if all(record.stage != "bn-fuse" for record in history):
         cure = "run micronet bn-fuse first, which rounds torch's biases as the file's are"
-    return (
-        f"the scores are {agreement.error:.2%} off torch's: no layer is more than a step off, but steps add up; {cure}"
-    )
+    return f"the scores are {agreement.error:.2%} off torch's: single steps that flipped add up; {cure}"
 
 
 @torch.no_grad()

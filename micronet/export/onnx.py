@@ -42,11 +42,10 @@ from micronet.quantization.fold import fold_model, foldable_pairs, has_taken_nor
 from micronet.quantization.functional import dequantize, quantize, stored
 from micronet.quantization.quantizer import Quantizer
 from micronet.quantization.schemes.wbwtab import SignQuantizer
-from micronet.runtime.ort import METADATA_KEY
+from micronet.runtime.ort import METADATA_KEY, check_size
 
 INPUT, OUTPUT = "images", "scores"
 SIXTEEN_BITS_OPSET = 21
-LARGEST = 2**31 - 2**20  # bytes of weights that protobuf can hold beside the graph
 
 
 def to_onnx(artifact: Artifact, images: Tensor, config: ExportConfig | None = None) -> onnx.ModelProto:
@@ -58,7 +57,6 @@ def to_onnx(artifact: Artifact, images: Tensor, config: ExportConfig | None = No
     """
     config = config or ExportConfig()
     check_calibrated(artifact.model)
-    _check_size(artifact.model)
     quantized = any(True for _ in each_quantizer(artifact.model))
     if quantized and config.precision == "fp16":
         raise MicronetError("--precision fp16 is for float networks; this one's integers are smaller already")
@@ -66,6 +64,7 @@ def to_onnx(artifact: Artifact, images: Tensor, config: ExportConfig | None = No
     if widest > INT8_BITS and config.opset < SIXTEEN_BITS_OPSET:
         raise MicronetError(f"quantizers of {widest} bits need --opset {SIXTEEN_BITS_OPSET} or later")
     model = with_integers(_folded(artifact.model), artifact.history, signed=config.target == "tensorrt")
+    check_size(sum(tensor.nbytes for tensor in model.state_dict().values()))
     proto = _export(model, images, config)
     tidy(proto)
     about = _about(artifact)
@@ -85,15 +84,6 @@ def to_onnx(artifact: Artifact, images: Tensor, config: ExportConfig | None = No
 def write_onnx(proto: onnx.ModelProto, path: Path) -> None:
     """Write an ONNX model, whole or not at all."""
     write_bytes(path, proto.SerializeToString())
-
-
-def _check_size(model: nn.Module) -> None:
-    size = sum(tensor.nbytes for tensor in model.state_dict().values())
-    if size >= LARGEST:
-        raise MicronetError(
-            f"the network is {size:,} bytes, and an ONNX file of 2 GiB or more needs its weights in a second file, "
-            "which micronet reads but does not write; prune or quantize it first"
-        )
 
 
 def with_integers(model: nn.Module, history: list[StageRecord], *, signed: bool = False) -> nn.Module:

@@ -24,6 +24,7 @@ QUANTIZES_FLOAT_WEIGHTS = "WeightBiasQuantization"
 MOVES_SIGNED_GRIDS = "QDQPropagationTransformer"
 SIGNED_GRID_BUG = "output_dtype INT8 does not match y_zero_point type UINT8"
 METADATA_KEY = "micronet"
+LARGEST = 2**31 - 2**20  # bytes of weights that protobuf can hold beside the graph
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
@@ -97,6 +98,15 @@ def _stored_weights(graph: Any) -> dict[str, Any]:
     return stored
 
 
+def check_size(weights_bytes: int) -> None:
+    """Raise MicronetError where weights are more than one protobuf message holds, which is how models are handed on."""
+    if weights_bytes >= LARGEST:
+        raise MicronetError(
+            f"the network's weights are {weights_bytes:,} bytes, and this goes for less than {LARGEST:,} (2 GiB, what "
+            "an ONNX file holds in one piece); prune or quantize the network first"
+        )
+
+
 def read_onnx(path: Path) -> onnx.ModelProto:
     """Parse an ONNX file. Raises MicronetError where it is not a whole one."""
     if not path.exists():
@@ -105,7 +115,7 @@ def read_onnx(path: Path) -> onnx.ModelProto:
         proto = onnx.load(path)
         if not proto.graph.node:
             raise ValueError("it holds no graph")
-        onnx.checker.check_model(proto)
+        onnx.checker.check_model(path)  # not proto: with weights from a second file that may be too large
         return proto
     except Exception as error:  # protobuf's and onnx's own kinds; every one means the same to the user
         raise MicronetError(f"{path} is not a whole ONNX model ({first_line(error)})") from error

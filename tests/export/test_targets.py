@@ -11,6 +11,7 @@ from micronet.errors import MicronetError
 from micronet.export.check import compare_layers, compare_outputs, require_agreement
 from micronet.export.config import ExportConfig
 from micronet.export.onnx import to_onnx
+from micronet.export.posttraining import prepare
 from micronet.export.rewrite import kept_line
 from micronet.models.build import ModelSpec, build
 from micronet.runtime.options import RuntimeOptions
@@ -192,3 +193,16 @@ def test_a_network_that_does_not_take_its_input_or_torch_does_not_export_is_one_
             to_onnx(Artifact(model.eval(), ModelSpec("mine.py:Mine")), images)
         assert "\x1b" not in str(caught.value) and "\n" not in str(caught.value)
     assert capfd.readouterr() == ("", "")
+
+
+def test_too_many_weights_are_told_before_the_export_and_integers_are_counted_as_such(monkeypatch):
+    whole = plain()
+    size = sum(tensor.nbytes for tensor in whole.model.state_dict().values())
+    monkeypatch.setattr("micronet.runtime.ort.LARGEST", size // 2)
+    assert to_onnx(quantized(*NIN), IMAGES).ByteSize() < size  # a quarter of the weights
+    proto = onnx.ModelProto()
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros(size, np.uint8), "weight"))
+    monkeypatch.setattr("torch.onnx.export", None)
+    for attempt in (lambda: to_onnx(whole, IMAGES), lambda: prepare(proto)):
+        with pytest.raises(MicronetError, match=r"2 GiB.*prune or quantize"):
+            attempt()
