@@ -3,7 +3,7 @@ import errno
 import pytest
 
 from micronet.errors import FailedError, MicronetError
-from micronet.files import check_target, write_atomically
+from micronet.files import check_place, check_target, write_atomically, write_bytes
 
 
 def test_a_failing_write_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -46,3 +46,17 @@ def test_a_target_that_exists_needs_force(tmp_path):
 def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(MicronetError, match="mkdir"):
         check_target(tmp_path / "no" / "a.safetensors", force=True)
+
+
+def test_writing_to_a_link_writes_what_it_names(tmp_path):
+    (tmp_path / "kept").mkdir()
+    target, link = tmp_path / "kept" / "a.bin", tmp_path / "link.bin"
+    link.symlink_to(target)
+    for data in (b"first", b"second"):  # a link to nothing yet, then to a file
+        write_bytes(link, data)
+        assert link.is_symlink() and target.read_bytes() == data
+    assert list((tmp_path / "kept").iterdir()) == [target]
+    link.unlink()
+    link.symlink_to(tmp_path / "no" / "a.bin")
+    with pytest.raises(MicronetError, match="mkdir"):
+        check_place(link)

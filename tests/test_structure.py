@@ -20,6 +20,7 @@ LEVELS = [
         "history",
         "files",
         "header",
+        "kinds",
         "layer_table",
         "ranks",
         "training_config",

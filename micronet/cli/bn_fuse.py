@@ -19,7 +19,12 @@ def run(artifact: Input, *, code: CodeOptions, output: OutputOptions) -> None:
     opened = stages.open_artifact(artifact, code, "bn-fuse")
     model, record = fold_model(opened.model, opened.history)
     if not output.json and not output.quiet:
-        console.print_line(f"folded {len(record.result['pairs'])} batch norms")
+        folded = len(record.result["pairs"]) + len(record.result["taken"])
+        console.print_line(
+            f"folded {folded} batch norms"
+            if folded
+            else "no batch norm to fold; biases rounded to the unit of the integers' sums"
+        )
     fused = opened.after(record, model=model, metrics={})  # what was measured before is not its own
     save(fused, path)
     stages.report(fused, path, output)

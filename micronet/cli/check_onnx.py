@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from micronet.cli import console
-from micronet.cli.options import ReportOptions, with_configs
+from micronet.cli.options import ReportOptions, of_kind, with_configs
 from micronet.errors import FailedError
 
 if TYPE_CHECKING:
@@ -18,7 +18,12 @@ LISTED = 3  # nodes of one rule in the table; --json lists them all
 
 @with_configs
 def run(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="An .onnx file, from micronet or from elsewhere.")],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE", help="An .onnx file, from micronet or from elsewhere.", callback=of_kind(".onnx")
+        ),
+    ],
     target: Annotated[Literal["ort", "tensorrt", "both"], typer.Option(help="Where it is to run.")] = "ort",
     strict: Annotated[bool, typer.Option("--strict", help="Exit 1 where an error or a warning is found.")] = False,
     *,
@@ -34,7 +39,7 @@ def run(
 
     proto = read_onnx(file)
     findings = lint(proto, target)
-    integers = fused(file)
+    integers = fused(proto, file)
     errors = sum(finding.severity == "error" for finding in findings)
     warnings = sum(finding.severity == "warning" for finding in findings)
     counted = f"{errors} error{'s' * (errors != 1)}, {warnings} warning{'s' * (warnings != 1)}"

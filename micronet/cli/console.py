@@ -1,6 +1,7 @@
 """What the commands print: results on standard output, progress and errors on standard error."""
 
 import json
+import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -64,7 +65,16 @@ def progress(quiet: bool) -> Iterator[Progress]:
 
 def print_json(value: Any) -> None:
     """Print a value as JSON on standard output and nothing else."""
-    print(json.dumps(value, indent=2))  # noqa: T201  # not rich: no wrapping, no colour
+    print(json.dumps(_without_nan(value), indent=2, allow_nan=False))  # noqa: T201  # not rich: no wrapping, no colour
+
+
+def _without_nan(value: Any) -> Any:
+    """Return a value with null for every number that JSON has no word for: NaN and the infinities."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    return [_without_nan(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def print_line(text: str) -> None:

@@ -17,9 +17,30 @@ from typer.models import ArgumentInfo
 from micronet import registry
 from micronet.cli.launch import carry_out
 from micronet.errors import MicronetError
+from micronet.kinds import check_kind
 from micronet.settings import check_range, flag, setting
 
-Input = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="An artifact (.safetensors).", show_default=False)]
+
+def of_kind(*taken: str) -> Callable[[Path | None], Path | None]:
+    """Make a callback that refuses an argument of another kind, before a command asks about its output."""
+
+    def check(path: Path | None) -> Path | None:
+        if path is not None:
+            check_kind(path, *taken)
+        return path
+
+    return check
+
+
+Input = Annotated[
+    Path,
+    typer.Argument(
+        metavar="ARTIFACT",
+        help="An artifact (.safetensors).",
+        show_default=False,
+        callback=of_kind(".safetensors"),
+    ),
+]
 
 
 @dataclass(frozen=True)

@@ -53,8 +53,9 @@ def run(
     """
     from micronet.artifact import save
     from micronet.cli import prune_stage, stages
-    from micronet.files import check_target
+    from micronet.files import check_place, check_target
 
+    check_place(plot)
     _check(steps, sensitivity, dry_run, measure, plot, training)
     if sensitivity and pruning.ways:
         raise MicronetError(f"--sensitivity cuts shares of its own; leave {flag(pruning.ways[0])} out")

@@ -13,6 +13,7 @@ from micronet.cli.options import (
     OutputOptions,
     SpreadConfig,
     default_name,
+    of_kind,
     with_configs,
 )
 from micronet.errors import MicronetError
@@ -37,6 +38,7 @@ def run(
         typer.Argument(
             metavar="[ARTIFACT]",
             help="A float artifact, or with --mode ptq any float .onnx; without one a network is trained first.",
+            callback=of_kind(".safetensors", ".onnx"),
         ),
     ] = None,
     trust_code: Annotated[bool, typer.Option("--trust-code", help="Run the code recorded in an artifact.")] = False,
@@ -61,7 +63,9 @@ def run(
     another is given.
     """
     from micronet.cli import quantize_stage, stages
+    from micronet.files import check_cache
 
+    check_cache(calibration.calib_cache)
     if artifact is not None and artifact.suffix == ".onnx":
         model.check_unused()
         if model.model is not None or trust_code:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from micronet.cli import console
-from micronet.cli.options import DataOptions, OutputOptions, default_name, with_configs
+from micronet.cli.options import DataOptions, OutputOptions, default_name, of_kind, with_configs
 from micronet.deploy.tensorrt.config import BuildConfig
 from micronet.quantization.calibration_config import RangeConfig
 from micronet.runtime.options import CodeOptions
@@ -16,7 +16,15 @@ EXAMPLE = "micronet trt-build float.safetensors --precision int8 --calibrator en
 
 @with_configs
 def run(
-    file: Annotated[Path, typer.Argument(metavar="INPUT", help="An artifact or an .onnx file.", show_default=False)],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="INPUT",
+            help="An artifact or an .onnx file.",
+            show_default=False,
+            callback=of_kind(".safetensors", ".onnx"),
+        ),
+    ],
     *,
     engine: BuildConfig,
     ranges: RangeConfig = RangeConfig(calibrator="entropy"),  # noqa: B008
@@ -32,10 +40,12 @@ def run(
     """
     from micronet.cli import trt_stage
     from micronet.deploy.tensorrt.build import datatypes
-    from micronet.files import check_target
+    from micronet.files import check_cache, check_place, check_target
 
     path = output.output or default_name(file, ".engine")
     check_target(path, output.force, ".engine")
+    check_cache(ranges.calib_cache)
+    check_place(engine.timing_cache)
     with console.progress(output.quiet) as progress:
         built = trt_stage.build(trt_stage.Wish(file, engine, ranges, data, code), progress)
     trt_stage.write(built, path)

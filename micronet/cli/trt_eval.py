@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from micronet.cli import console
-from micronet.cli.options import DataOptions, ReportOptions, with_configs
+from micronet.cli.options import DataOptions, ReportOptions, of_kind, with_configs
 from micronet.errors import MicronetError
 from micronet.runtime.options import RuntimeOptions
 
@@ -16,7 +16,12 @@ COLUMNS = ("input", "p50", "p95", "p99", "GPU alone", "images/s")
 
 @with_configs
 def run(
-    file: Annotated[Path, typer.Argument(metavar="ENGINE", help="An .engine of trt-build.", show_default=False)],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="ENGINE", help="An .engine of trt-build.", show_default=False, callback=of_kind(".engine")
+        ),
+    ],
     onnx: Annotated[Path | None, typer.Option(help="Model to agree with, run by ONNX Runtime on the CPU.")] = None,
     batch_sizes: Annotated[
         str, typer.Option(help="Batches to time; larger than the engine's run in parts.")

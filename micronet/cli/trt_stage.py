@@ -21,8 +21,8 @@ from micronet.errors import MicronetError
 from micronet.export.config import AXES, ExportConfig
 from micronet.export.lint import lint
 from micronet.export.onnx import to_onnx
-from micronet.export.posttraining import check_finite, is_quantized
-from micronet.export.rewrite import to_half
+from micronet.export.posttraining import check_stored, is_quantized
+from micronet.export.rewrite import kept_line, to_half
 from micronet.files import file_hash, write_bytes, write_text
 from micronet.progress import Progress
 from micronet.quantization.calibration_config import RangeConfig
@@ -49,7 +49,7 @@ def build(wish: Wish, progress: Progress) -> Engine:
     """Return the engine, and its description with where it came from."""
     proto = read_onnx(wish.file) if wish.file.suffix == ".onnx" else _exported(wish)
     about = metadata(proto)
-    check_finite(proto)
+    check_stored(proto)
     precision, proto = _typed(Source(proto, wish.file, wish.data, SEED), wish, progress)
     if wrong := [finding for finding in lint(proto, "tensorrt") if finding.severity == "error"]:
         raise MicronetError(f"{wrong[0].node}: {wrong[0].message}; {wrong[0].cure}")
@@ -111,7 +111,7 @@ def _typed(source: Source, wish: Wish, progress: Progress) -> tuple[str, onnx.Mo
         return "fp16" if halves else "fp32", source.proto
     half, kept = to_half(source.proto, _images(source, wish).numpy())
     if kept:
-        progress.line(f"kept in float32, beyond half's range: {', '.join(kept)}")
+        progress.line(kept_line(kept))
     return "fp16", half
 
 

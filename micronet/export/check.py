@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from micronet.errors import FailedError
 from micronet.evaluation import Predictor
+from micronet.history import StageRecord
 from micronet.quantization.calibrate import each_quantizer
 from micronet.quantization.functional import dequantize, quantize
 from micronet.runtime.options import RuntimeOptions
@@ -22,6 +23,7 @@ from micronet.runtime.ort import open_session, run
 
 LEAST_AGREEMENT = 0.99  # share of classes; a rounding that flips at a boundary may turn a close call
 LARGEST_FLOAT_ERROR = {TensorProto.FLOAT: 1e-3, TensorProto.FLOAT16: 2e-2}  # of scores, by the kind of the weights
+USUAL_ERROR = 0.01  # of the scores: what is more comes of many steps that flipped, as biases off the integers' grid do
 INTEGER_BITS = 8  # float32 sums do not resolve wider grids, so single steps say nothing there
 
 
@@ -73,6 +75,20 @@ def require_agreement(model: nn.Module, proto: onnx.ModelProto, images: Tensor, 
             f"the exported model puts only {agreement.classes:.2%} of {agreement.images} images into torch's class "
             f"(relative score error {agreement.error:.2%}); nothing was written"
         )
+
+
+def drift(agreement: Agreement, history: Iterable[StageRecord]) -> str | None:
+    """Say what to do where an exported model agrees layer by layer, and its scores are off torch's all the same.
+
+    So it is with every scheme: a bias that is rounded in the file alone turns values to the next step, and of few bits
+    a step is large.
+    """
+    if agreement.error <= USUAL_ERROR:
+        return None
+    cure = "measure the file itself, with micronet evaluate"
+    if all(record.stage != "bn-fuse" for record in history):
+        cure = "run micronet bn-fuse first, which rounds torch's biases as the file's are"
+    return f"the scores are {agreement.error:.2%} off torch's: single steps that flipped add up; {cure}"
 
 
 @torch.no_grad()

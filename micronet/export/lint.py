@@ -52,7 +52,7 @@ class Rule(NamedTuple):
 
 
 def lint(proto: onnx.ModelProto, target: Target) -> list[Finding]:
-    """Return everything that the rules for a target find in a model, errors first."""
+    """Return everything that the rules for a target find in a model, the worst first."""
     graph = GraphView(proto)
     found = []
     for known in RULES:
@@ -60,25 +60,26 @@ def lint(proto: onnx.ModelProto, target: Target) -> list[Finding]:
         if degrees:
             severity = next(degree for degree in get_args(Severity) if degree in degrees)
             found += [Finding(known.name, severity, title(at), text, known.cure) for at, text in known.find(graph)]
-    return sorted(found, key=lambda finding: finding.severity)
+    return sorted(found, key=lambda finding: get_args(Severity).index(finding.severity))
 
 
-def fused(model: onnx.ModelProto | Path) -> dict[str, dict[str, int]] | None:
-    """Count what ONNX Runtime computes in integers, at full optimisation, of what the file holds.
+def fused(proto: onnx.ModelProto, file: Path | None = None) -> dict[str, dict[str, int]] | None:
+    """Count what ONNX Runtime computes in integers, at full optimisation, of what a model holds.
 
-    Returns ``integer`` and ``all`` for convolutions, matrix products and additions; None where it refuses the file.
+    ``file``: where the model was read from, for weights that are too many for one message.
+    Returns ``integer`` and ``all`` for convolutions, matrix products and additions; None where it refuses the model.
     """
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = 4
     with tempfile.TemporaryDirectory() as folder:
         settings.optimized_model_filepath = str(Path(folder) / "optimised.onnx")
         try:
-            source = str(model) if isinstance(model, Path) else model.SerializeToString()
+            source = str(file) if file else proto.SerializeToString()
             onnxruntime.InferenceSession(source, settings, providers=["CPUExecutionProvider"])
         except Exception:  # ONNX Runtime's exceptions share no base class of their own
             return None
         optimised = onnx.load(settings.optimized_model_filepath, load_external_data=False)
-    graph = GraphView(onnx.load(model) if isinstance(model, Path) else model)
+    graph = GraphView(proto)
     constant = graph.stored.keys()  # the addition of one is no join of two branches
     held = Counter(node.op_type for node in graph.nodes if node.op_type != "Add" or constant.isdisjoint(node.input))
     run = Counter(node.op_type for node in optimised.graph.node)

@@ -6,9 +6,12 @@ for TensorRT; one pair a tensor, its own zero-point initialiser for every node.
 """
 
 import copy
+import io
 import json
 import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,15 @@ from micronet.artifact import Artifact, versions
 from micronet.data.dataset import DataSpec
 from micronet.errors import FailedError, MicronetError, first_line
 from micronet.export.config import AXES, ExportConfig
-from micronet.export.operators import INT8_BITS, ActivationGrid, Sign, StoredIntegers, room_for_bias, translations
+from micronet.export.operators import (
+    INT8_BITS,
+    ActivationGrid,
+    Sign,
+    StoredIntegers,
+    check_signed,
+    room_for_bias,
+    translations,
+)
 from micronet.export.rewrite import embed_preprocessing, quantize_behind_reshapes, to_half, to_int4
 from micronet.export.tidy import tidy
 from micronet.files import write_bytes
@@ -31,11 +42,10 @@ from micronet.quantization.fold import fold_model, foldable_pairs, has_taken_nor
 from micronet.quantization.functional import dequantize, quantize, stored
 from micronet.quantization.quantizer import Quantizer
 from micronet.quantization.schemes.wbwtab import SignQuantizer
-from micronet.runtime.ort import METADATA_KEY
+from micronet.runtime.ort import METADATA_KEY, check_size
 
 INPUT, OUTPUT = "images", "scores"
 SIXTEEN_BITS_OPSET = 21
-LARGEST = 2**31 - 2**20  # bytes of weights that protobuf can hold beside the graph
 
 
 def to_onnx(artifact: Artifact, images: Tensor, config: ExportConfig | None = None) -> onnx.ModelProto:
@@ -47,7 +57,6 @@ def to_onnx(artifact: Artifact, images: Tensor, config: ExportConfig | None = No
     """
     config = config or ExportConfig()
     check_calibrated(artifact.model)
-    _check_size(artifact.model)
     quantized = any(True for _ in each_quantizer(artifact.model))
     if quantized and config.precision == "fp16":
         raise MicronetError("--precision fp16 is for float networks; this one's integers are smaller already")
@@ -55,6 +64,7 @@ def to_onnx(artifact: Artifact, images: Tensor, config: ExportConfig | None = No
     if widest > INT8_BITS and config.opset < SIXTEEN_BITS_OPSET:
         raise MicronetError(f"quantizers of {widest} bits need --opset {SIXTEEN_BITS_OPSET} or later")
     model = with_integers(_folded(artifact.model), artifact.history, signed=config.target == "tensorrt")
+    check_size(sum(tensor.nbytes for tensor in model.state_dict().values()))
     proto = _export(model, images, config)
     tidy(proto)
     about = _about(artifact)
@@ -76,15 +86,6 @@ def write_onnx(proto: onnx.ModelProto, path: Path) -> None:
     write_bytes(path, proto.SerializeToString())
 
 
-def _check_size(model: nn.Module) -> None:
-    size = sum(tensor.nbytes for tensor in model.state_dict().values())
-    if size >= LARGEST:
-        raise MicronetError(
-            f"the network is {size:,} bytes, and an ONNX file of 2 GiB or more needs its weights in a second file, "
-            "which micronet reads but does not write; prune or quantize it first"
-        )
-
-
 def with_integers(model: nn.Module, history: list[StageRecord], *, signed: bool = False) -> nn.Module:
     """Swap the quantizers of a folded model, in place, for modules that hold integers; return the model.
 
@@ -101,6 +102,8 @@ def with_integers(model: nn.Module, history: list[StageRecord], *, signed: bool 
     for name, slot, quantizer in list(each_quantizer(model)):
         layer: Any = model.get_submodule(name)
         if slot == "weight_quantizer":
+            if signed:
+                check_signed(stored(quantizer.qparams(layer.weight)), f"{name}.{slot}")
             _store_weight(layer, quantizer, None if signed else scales.get(inputs.get(name) or ""))
         elif isinstance(quantizer, SignQuantizer):
             setattr(layer, slot, Sign())
@@ -140,15 +143,13 @@ def _folded(model: nn.Module) -> nn.Module:
 
 def _export(model: nn.Module, images: Tensor, config: ExportConfig) -> onnx.ModelProto:
     free = {AXES[name]: torch.export.Dim(name) for name in config.free_axes}
-    exporter_log = logging.getLogger("torch.onnx")
-    level = exporter_log.level
-    exporter_log.setLevel(logging.ERROR)
+    example = images[: 2 if free else 1].contiguous()  # an example of one makes torch write 1 down
+    _run(model, example)
     try:
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")
+        with _silence(), torch.no_grad():
             program = torch.onnx.export(
                 model,
-                (images[: 2 if free else 1].contiguous(),),  # an example of one makes torch write 1 down
+                (example,),
                 dynamo=True,
                 opset_version=config.opset,
                 input_names=[INPUT],
@@ -158,15 +159,38 @@ def _export(model: nn.Module, images: Tensor, config: ExportConfig) -> onnx.Mode
                 optimize=True,
                 verbose=False,
             )
-    except Exception as error:  # the exporter raises many kinds; its first line names the operator
+    except Exception as error:  # the exporter raises many kinds around the one whose first line tells the reason
         free_sides = " with free sides; try --dynamic batch" * (len(free) > 1)
-        raise MicronetError(f"torch cannot export this network to ONNX{free_sides}: {first_line(error)}") from error
-    finally:
-        exporter_log.setLevel(level)
+        reason = first_line(error.__cause__ or error)
+        raise MicronetError(f"torch cannot export this network to ONNX{free_sides}: {reason}") from error
     if program is None:
         raise FailedError("torch's exporter returned nothing")
     proto: onnx.ModelProto = program.model_proto
     return proto
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Keep torch from logging and printing, over many lines, what its exception tells as well."""
+    log = logging.getLogger("torch")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)
+
+
+@torch.no_grad()
+def _run(model: nn.Module, images: Tensor) -> None:
+    """Raise MicronetError where a network does not take images: of the exporter's many lines none says so plainly."""
+    try:
+        model(images)
+    except Exception as error:  # whatever the user's code raises
+        shape = "x".join(map(str, images.shape))
+        raise MicronetError(f"the network does not take an input of {shape}: {first_line(error)}") from error
 
 
 def _about(artifact: Artifact) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from micronet.quantization.functional import QParams, broadcast
 
 INT8_BITS = 8
 INT32_MAX = 2**31 - 1
+FOR_TENSORRT = "quantize with --q-type sym --a-sign signed and 8 bits or fewer (dorefa: 7), or export for --target ort"
 
 
 @torch.library.custom_op("micronet::dequantize", mutates_args=())
@@ -99,7 +100,7 @@ class ActivationGrid(nn.Module):
         super().__init__()
         self.name = name
         if signed:
-            _check_signed(qparams, name)
+            check_signed(qparams, name)
         dtype = torch.int8 if signed else torch.uint8 if bits <= INT8_BITS else torch.uint16
         limits = torch.iinfo(dtype)
         shift = (limits.max + 1) // 2 if qparams.qmin < 0 and not signed else 0
@@ -118,17 +119,14 @@ class ActivationGrid(nn.Module):
         return out
 
 
-def _check_signed(qparams: QParams, name: str) -> None:
+def check_signed(qparams: QParams, name: str) -> None:
     """Raise MicronetError where a grid is none that TensorRT takes."""
     limits = torch.iinfo(torch.int8)
     if bool((qparams.zero_point != 0).any()):
-        raise MicronetError(
-            f"{name} has a zero point, which TensorRT refuses; quantize with --q-type sym, or export for --target ort"
-        )
+        raise MicronetError(f"{name} has a zero point, which TensorRT refuses; {FOR_TENSORRT}")
     if qparams.qmin < limits.min or qparams.qmax > limits.max:
         raise MicronetError(
-            f"{name} has integers of {qparams.qmin} to {qparams.qmax}, and TensorRT takes int8 alone; quantize with "
-            "--a-sign signed and --a-bits 8 or fewer, or export for --target ort"
+            f"{name} has integers of {qparams.qmin} to {qparams.qmax}, and TensorRT takes int8 alone; {FOR_TENSORRT}"
         )
 
 

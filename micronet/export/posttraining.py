@@ -19,7 +19,7 @@ from onnx import TensorProto, helper
 from micronet.errors import MicronetError, first_line
 from micronet.quantization.histogram import Calibrator, Grid, Histogram, find_range
 from micronet.runtime.options import RuntimeOptions
-from micronet.runtime.ort import image_input, open_session, run
+from micronet.runtime.ort import check_size, image_input, open_session, run
 
 Range = tuple[float, float]
 QUANTIZED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "MaxPool", "AveragePool", "GlobalAveragePool", "Concat")
@@ -36,8 +36,9 @@ def is_quantized(proto: onnx.ModelProto) -> bool:
     return bool(kinds & {"QuantizeLinear", "DequantizeLinear", "QLinearConv", "ConvInteger", "MatMulInteger"})
 
 
-def check_finite(proto: onnx.ModelProto) -> None:
-    """Raise MicronetError where a stored tensor holds NaN or infinity."""
+def check_stored(proto: onnx.ModelProto) -> None:
+    """Raise MicronetError where a stored tensor holds NaN or infinity, or all are too many for one message."""
+    check_size(sum(len(tensor.raw_data) for tensor in proto.graph.initializer))
     for tensor in proto.graph.initializer:
         if (
             tensor.data_type in (TensorProto.FLOAT, TensorProto.FLOAT16)
@@ -53,7 +54,7 @@ def prepare(proto: onnx.ModelProto) -> onnx.ModelProto:
     """
     if is_quantized(proto):
         raise MicronetError("the model is quantized already; give the float one")
-    check_finite(proto)
+    check_stored(proto)
     opset = next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
     if opset < OLDEST_OPSET:
         try:

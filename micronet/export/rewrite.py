@@ -21,22 +21,27 @@ INT4 = (-8, 7)
 RESHAPES = ("Reshape", "Flatten")
 
 
-def to_half(proto: onnx.ModelProto, images: NDArray[np.float32]) -> tuple[onnx.ModelProto, list[str]]:
-    """Return a float model with half tensors, float32 in and out, and the nodes that stay in float32.
+def to_half(proto: onnx.ModelProto, images: NDArray[np.float32]) -> tuple[onnx.ModelProto, dict[str, str]]:
+    """Return a float model with half tensors, float32 in and out, and the nodes that stay in float32, each with why.
 
     Those are the nodes whose values are beyond half's range on ``images`` (N, C, H, W), or whose stored tensors are.
     """
     from onnxruntime.transformers.float16 import convert_float_to_float16
     from onnxruntime.transformers.onnx_model import OnnxModel
 
-    kept = _overflowing(proto, images)
-    half = convert_float_to_float16(proto, keep_io_types=True, node_block_list=kept, disable_shape_infer=False)
+    kept = _beyond_half(proto, images)
+    half = convert_float_to_float16(proto, keep_io_types=True, node_block_list=list(kept), disable_shape_infer=False)
     del half.graph.value_info[:]
     OnnxModel.graph_topological_sort(half.graph)  # the casts come last
     return half, kept
 
 
-def _overflowing(proto: onnx.ModelProto, images: NDArray[np.float32]) -> list[str]:
+def kept_line(kept: dict[str, str]) -> str:
+    """Tell which nodes stay in float32, and why."""
+    return f"kept in float32: {', '.join(f'{name} ({why} for half)' for name, why in kept.items())}"
+
+
+def _beyond_half(proto: onnx.ModelProto, images: NDArray[np.float32]) -> dict[str, str]:
     exposed = copy.deepcopy(proto)
     produced = [node.output[0] for node in proto.graph.node]
     inferred = onnx.shape_inference.infer_shapes(proto).graph
@@ -46,15 +51,21 @@ def _overflowing(proto: onnx.ModelProto, images: NDArray[np.float32]) -> list[st
     exposed.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in floats)
     session = open_session(exposed.SerializeToString(), RuntimeOptions(), "the exported model")
     values = run(session, images)
-    large = {name for name, value in zip([*outputs, *floats], values, strict=True) if _beyond(value)}
-    large |= {tensor.name for tensor in proto.graph.initializer if _beyond(numpy_helper.to_array(tensor))}
-    return [node.name for node in proto.graph.node if large & {*node.input, *node.output}]
+    beyond = {name: _misfit(value) for name, value in zip([*outputs, *floats], values, strict=True)}
+    beyond |= {tensor.name: _misfit(numpy_helper.to_array(tensor)) for tensor in proto.graph.initializer}
+    return {
+        node.name: why
+        for node in proto.graph.node
+        if (why := next(filter(None, map(beyond.get, (*node.input, *node.output))), None))
+    }
 
 
-def _beyond(value: NDArray[np.generic]) -> bool:
-    """Tell whether half cannot hold a tensor: its largest value is too large, or so small that it is not normal."""
+def _misfit(value: NDArray[np.generic]) -> str | None:
+    """Say why half cannot hold a tensor: its largest value is too large, or so small that it is not normal."""
     largest = float(np.abs(value).max()) if value.dtype == np.float32 and value.size else 0.0
-    return largest != 0 and not HALF_LEAST <= largest <= HALF_MAX
+    if largest == 0 or HALF_LEAST <= largest <= HALF_MAX:
+        return None
+    return "too small" if largest < HALF_LEAST else "too large"
 
 
 def to_int4(proto: onnx.ModelProto) -> int:

@@ -28,8 +28,9 @@ from micronet.quantization.schemes.wbwtab import SignQuantizer
 def fold_model(model: nn.Module, history: Sequence[StageRecord] = ()) -> tuple[nn.Module, StageRecord]:
     """Return a copy of a network with every foldable batch norm folded, and the record that rebuilds it.
 
-    ``history`` tells which quantizer a layer's input comes through; with it, biases take their int32 grid.
-    Raises MicronetError where the network cannot be traced or nothing can be folded.
+    ``history`` tells which quantizer a layer's input comes through; with it, biases take their int32 grid, also where
+    a quantized network has no batch norm to fold.
+    Raises MicronetError where the network cannot be traced, or there is neither a batch norm nor a bias to change.
     """
     folded = copy.deepcopy(model)
     graph = trace(folded)
@@ -39,8 +40,6 @@ def fold_model(model: nn.Module, history: Sequence[StageRecord] = ()) -> tuple[n
     taken = [
         name for name, module in folded.named_modules() if isinstance(module, Quantized) and module.norm is not None
     ]
-    if not pairs and not taken:
-        raise MicronetError("no batch norm directly follows a layer that could take it; there is nothing to fold")
     signed = {str(node.target) for node, _ in graph.calls() if _only_signs_read(graph, node, in_place=True)}
     quantizers: dict[str, dict[str, Any]] = {}
     for layer_name, norm_name in pairs:
@@ -52,8 +51,9 @@ def fold_model(model: nn.Module, history: Sequence[StageRecord] = ()) -> tuple[n
     for name in taken:
         _fold_taken(folded.get_submodule(name))
         quantizers[name] = folded.get_submodule(name).weight_quantizer.describe()  # type: ignore[union-attr, operator]
-    for record in history:
-        _snap_biases(folded, record.result.get("inputs", {}))
+    snapped = [name for record in history for name in _snap_biases(folded, record.result.get("inputs", {}))]
+    if not pairs and not taken and not snapped:
+        raise MicronetError("no batch norm directly follows a layer that could take it; there is nothing to fold")
     result = {"pairs": [list(pair) for pair in pairs], "taken": taken, "quantizers": quantizers}
     return folded, StageRecord("bn-fuse", {}, result)
 
@@ -165,12 +165,15 @@ def _fold_quantized(layer: Any, quantizer: Quantizer, factor: Tensor) -> None:
 
 
 @torch.no_grad()
-def _snap_biases(model: nn.Module, inputs: dict[str, str | None]) -> None:
+def _snap_biases(model: nn.Module, inputs: dict[str, str | None]) -> list[str]:
     """Round each quantized layer's bias to a multiple of input scale times weight scale (Jacob et al. 2017, eq. 11).
+
+    Returns the names of the layers.
 
     An integer runtime adds the bias to its int32 sums in this unit. Left off it, half a unit turns about one value in
     two thousand to the next level in each layer, and torch and the runtime drift apart.
     """
+    snapped = []
     for name, source in inputs.items():
         layer: Any = model.get_submodule(name)
         weight: Quantizer | None = getattr(layer, "weight_quantizer", None)
@@ -182,6 +185,8 @@ def _snap_biases(model: nn.Module, inputs: dict[str, str | None]) -> None:
             continue
         unit = read.qparams(layer.weight).scale.double() * stored(weight.qparams(layer.weight)).scale.double()
         layer.bias.copy_((layer.bias.double() / unit).round() * unit)
+        snapped.append(name)
+    return snapped
 
 
 def _per_output(layer: Any, factor: Tensor) -> Tensor:

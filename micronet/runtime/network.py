@@ -8,6 +8,7 @@ from micronet import registry
 from micronet.data.dataset import DataSpec
 from micronet.errors import MicronetError
 from micronet.evaluation import Scores
+from micronet.kinds import check_kind
 from micronet.runtime.options import RuntimeOptions
 
 
@@ -28,6 +29,7 @@ class Network(Protocol):
 
 def open_network(path: Path, options: RuntimeOptions) -> Network:
     """Open a file by its suffix. Raises MicronetError for a file that is missing, damaged or of another kind."""
+    check_kind(path, *registry.PREDICTORS)
     if path.suffix not in registry.PREDICTORS:
         raise MicronetError(f"{path}: expected {' or '.join(registry.PREDICTORS)}, got {path.suffix or 'no suffix'}")
     runtime = registry.load_object(registry.PREDICTORS[path.suffix])

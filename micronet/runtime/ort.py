@@ -24,6 +24,7 @@ QUANTIZES_FLOAT_WEIGHTS = "WeightBiasQuantization"
 MOVES_SIGNED_GRIDS = "QDQPropagationTransformer"
 SIGNED_GRID_BUG = "output_dtype INT8 does not match y_zero_point type UINT8"
 METADATA_KEY = "micronet"
+LARGEST = 2**31 - 2**20  # bytes of weights that protobuf can hold beside the graph
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
@@ -39,7 +40,7 @@ class OrtPredictor:
         self.data = DataSpec.from_json(found["data"]) if found.get("data") else None
         self.stages = [str(record.get("stage")) for record in found.get("history") or []]
         self._stored = _stored_weights(proto.graph)
-        self.params = stored_parameters(proto.graph)
+        self.params = _count(proto.graph, self._stored)
 
     def __call__(self, images: Any) -> Scores:
         """Score images."""
@@ -80,7 +81,10 @@ def image_input(proto: onnx.ModelProto) -> onnx.ValueInfoProto:
 
 def stored_parameters(graph: Any) -> int:
     """Return the number of weights and biases that a graph holds."""
-    stored = _stored_weights(graph)
+    return _count(graph, _stored_weights(graph))
+
+
+def _count(graph: Any, stored: dict[str, Any]) -> int:
     read = [name for node in graph.node if node.op_type in WEIGHTED for name in node.input[1:]]
     return sum(map(_elements, {stored[name].name: stored[name] for name in read if name in stored}.values()))
 
@@ -94,6 +98,15 @@ def _stored_weights(graph: Any) -> dict[str, Any]:
     return stored
 
 
+def check_size(weights_bytes: int) -> None:
+    """Raise MicronetError where weights are more than one protobuf message holds, which is how models are handed on."""
+    if weights_bytes >= LARGEST:
+        raise MicronetError(
+            f"the network's weights are {weights_bytes:,} bytes, and this goes for less than {LARGEST:,} (2 GiB, what "
+            "an ONNX file holds in one piece); prune or quantize the network first"
+        )
+
+
 def read_onnx(path: Path) -> onnx.ModelProto:
     """Parse an ONNX file. Raises MicronetError where it is not a whole one."""
     if not path.exists():
@@ -102,7 +115,7 @@ def read_onnx(path: Path) -> onnx.ModelProto:
         proto = onnx.load(path)
         if not proto.graph.node:
             raise ValueError("it holds no graph")
-        onnx.checker.check_model(proto)
+        onnx.checker.check_model(path)  # not proto: with weights from a second file that may be too large
         return proto
     except Exception as error:  # protobuf's and onnx's own kinds; every one means the same to the user
         raise MicronetError(f"{path} is not a whole ONNX model ({first_line(error)})") from error

@@ -1,3 +1,4 @@
+import json
 import shlex
 
 import pytest
@@ -5,6 +6,7 @@ import torch
 from PIL import Image
 
 from micronet import registry
+from micronet.cli import console
 from micronet.cli.app import run
 
 IN_ORDER = ("train", "sparse-train", "prune", "finetune", "quantize", "bn-fuse", "export-onnx", "check-onnx", "pack",
@@ -214,3 +216,52 @@ def test_foreign_networks_go_the_whole_way(micronet, tmp_path, monkeypatch, kind
     if kind == "file":
         assert "--trust-code" in micronet("evaluate", "q.safetensors").err
         assert micronet("evaluate", "q.safetensors", "--trust-code").code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["export-onnx", "ONNX"], "is an ONNX file; expected an artifact (.safetensors)"),
+        (["trt-build", "x.engine"], "is a TensorRT engine; expected an artifact (.safetensors) or an ONNX file"),
+        (["check-onnx", "FLOAT"], "is an artifact; expected an ONNX file (.onnx): micronet export-onnx"),
+        (["evaluate", "x.pth"], "micronet import --model NAME --weights"),
+        (["quantize", "folder", "--mode", "ptq"], "folder is a folder"),
+        (["trt-eval", "ONNX"], "expected a TensorRT engine (.engine): micronet evaluate"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_file_of_another_kind_is_told_what_it_is_and_what_takes_it(
+    micronet, chain, tmp_path, monkeypatch, arguments, message
+):
+    monkeypatch.chdir(tmp_path)
+    for name in ("x.engine", "x.pth"):
+        (tmp_path / name).touch()
+    (tmp_path / "folder").mkdir()
+    places = {"ONNX": chain / "float.onnx", "FLOAT": chain / "float.safetensors"}
+    done = micronet(*(places.get(argument, argument) for argument in arguments))
+    assert done.code == 2
+    assert message in done.err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["quantize", "FLOAT", "--mode", "ptq", "--calib-cache", "no/a.cache", "-o", "q.safetensors"],
+        ["trt-build", "FLOAT", "--precision", "int8", "--calib-cache", "no/a.cache", "-o", "i.engine"],
+        ["trt-build", "FLOAT", "--timing-cache", "no/a.cache", "-o", "f.engine"],
+        ["sensitivity", "FLOAT", "--plot", "no/a.png"],
+        ["prune", "FLOAT", "--sensitivity", "--plot", "no/a.png"],
+    ],
+    ids=" ".join,
+)
+def test_a_missing_folder_is_told_before_the_work(micronet, chain, tmp_path, monkeypatch, arguments):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("micronet.cli.stages.open_artifact", None)  # nothing is opened, let alone calibrated
+    done = micronet(*(chain / "float.safetensors" if argument == "FLOAT" else argument for argument in arguments))
+    assert done.code == 2
+    assert "mkdir -p" in done.err
+
+
+def test_json_holds_null_where_a_number_is_none(capsys):
+    console.print_json({"loss": float("nan"), "rows": [(1.5, float("inf"))]})
+    assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail) == {"loss": None, "rows": [[1.5, None]]}

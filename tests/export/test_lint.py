@@ -341,3 +341,11 @@ def test_a_broken_file_is_the_users_mistake(micronet, tmp_path, content):
 def test_the_command_is_found_in_the_help(micronet):
     assert "check-onnx" in micronet("--help").out
     assert micronet("check-onnx", "x.onnx", "--target", "tpu").code == 2
+
+
+def test_findings_come_worst_first():
+    graph = Graph()  # wide weights: a note; a float output: a warning; uint8 for TensorRT: an error
+    x = graph.grid("x", np.uint8)
+    found = lint(graph.model(graph.conv(x, weight=graph.weight(top=127))), "both")
+    ranks = [("error", "warning", "note").index(finding.severity) for finding in found]
+    assert ranks == sorted(ranks) and set(ranks) == {0, 1, 2}

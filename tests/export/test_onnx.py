@@ -8,7 +8,8 @@ from micronet.artifact import Artifact, load
 from micronet.data.batches import plain_batches
 from micronet.data.dataset import DataSpec
 from micronet.data.load import load_data
-from micronet.export.check import compare_layers, compare_outputs
+from micronet.errors import MicronetError
+from micronet.export.check import USUAL_ERROR, compare_layers, compare_outputs, drift
 from micronet.export.onnx import to_onnx
 from micronet.export.operators import INT32_MAX, room_for_bias
 from micronet.models.build import ModelSpec, build
@@ -146,3 +147,31 @@ def test_a_large_bias_beside_no_weight_still_fits_int32():
     assert ((bias / room.bias_scale).abs() <= INT32_MAX).all()
     assert room.weight_scale[1] == weight_scale[1]
     torch.testing.assert_close((bias / room.bias_scale).round() * room.bias_scale, bias, rtol=1e-6, atol=1e-3)
+
+
+def vision_transformer():
+    """A network with layer norms alone, and biases that are not 0."""
+    from torchvision.models import VisionTransformer
+
+    model = VisionTransformer(
+        image_size=32, patch_size=8, num_layers=2, num_heads=2, hidden_dim=16, mlp_dim=32, num_classes=4
+    )
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter, std=0.3)
+    torch.nn.init.normal_(model.heads.head.weight)  # torchvision begins with zeros
+    return model.eval()
+
+
+def test_bn_fuse_of_a_quantized_network_without_batch_norms_makes_torch_and_the_file_agree():
+    model, record = quantize_model(vision_transformer(), QuantConfig(w_bits=4, a_bits=4))  # few bits: large steps
+    calibrate(model, [IMAGES])
+    before = Artifact(model.eval(), ModelSpec("torchvision:vit"), [record])
+    fused, told = fold_model(model, [record])
+    after = before.after(told, model=fused)
+    loose, tight = (compare_outputs(found.model, to_onnx(found, IMAGES), [IMAGES]) for found in (before, after))
+    assert "micronet bn-fuse" in drift(loose, before.history)
+    assert tight.error < 1e-5 and drift(tight, after.history) is None
+    assert "micronet evaluate" in drift(tight._replace(error=2 * USUAL_ERROR), after.history)
+    with pytest.raises(MicronetError, match="nothing to fold"):
+        fold_model(vision_transformer())

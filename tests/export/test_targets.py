@@ -11,6 +11,8 @@ from micronet.errors import MicronetError
 from micronet.export.check import compare_layers, compare_outputs, require_agreement
 from micronet.export.config import ExportConfig
 from micronet.export.onnx import to_onnx
+from micronet.export.posttraining import prepare
+from micronet.export.rewrite import kept_line
 from micronet.models.build import ModelSpec, build
 from micronet.runtime.options import RuntimeOptions
 from micronet.runtime.ort import metadata, open_session, session_predictor
@@ -46,7 +48,12 @@ def test_for_tensorrt_every_activation_is_int8_with_zero_point_0_and_no_bias_is_
 
 @pytest.mark.parametrize(
     ("config", "advice"),
-    [({"q_type": "asym"}, "--q-type sym"), ({}, "--a-sign signed"), ({"a_bits": 16}, "int8 alone")],
+    [
+        ({"q_type": "asym"}, "zero point.*--q-type sym"),
+        ({"q_type": "asym", "a_bits": 32}, "weight_quantizer has a zero point.*--q-type sym"),
+        ({}, "--q-type sym --a-sign signed"),
+        ({"a_bits": 16}, "int8 alone"),
+    ],
 )
 def test_what_tensorrt_does_not_take_is_refused_with_the_option_to_change(config, advice):
     with pytest.raises(MicronetError, match=advice):
@@ -81,7 +88,7 @@ def test_half_precision_halves_the_file_and_names_what_would_overflow():
     assert half.ByteSize() < 0.55 * whole.ByteSize()
     assert half.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT
     require_agreement(artifact.model, half, IMAGES, compare_outputs(artifact.model, half, [IMAGES]))
-    assert metadata(half)["kept_float32"] == []
+    assert metadata(half)["kept_float32"] == {}
     with torch.no_grad():
         artifact.model.fc.weight.mul_(1e7)
     kept = metadata(to_onnx(artifact, IMAGES, ExportConfig(precision="fp16")))["kept_float32"]
@@ -137,19 +144,20 @@ def test_impossible_options_are_one_line(options, message):
 def test_the_command_takes_the_options(micronet, chain, tmp_path):
     small = micronet("export-onnx", chain / "float.safetensors", "--precision", "fp16", "--embed-preprocessing",
                      "--dynamic", "none", "-o", tmp_path / "half.onnx", "--json")  # fmt: skip
-    assert small.code == 0 and small.json["kept_float32"] == []
+    assert small.code == 0 and small.json["kept_float32"] == {}
     assert micronet("evaluate", tmp_path / "half.onnx", "--json").code == 0
     refused = micronet("export-onnx", chain / "int8.safetensors", "--target", "tensorrt", "-o", tmp_path / "t.onnx")
     assert refused.code == 2 and "--a-sign signed" in refused.err and not (tmp_path / "t.onnx").exists()
 
 
 def test_half_keeps_what_it_cannot_hold_at_either_end():
-    for factor in (1e9, 1e-9):
+    for factor, why in ((1e9, "too large"), (1e-9, "too small")):
         artifact = plain()
         with torch.no_grad():
             artifact.model.get_submodule("features.10.conv").weight.mul_(factor)
         kept = metadata(to_onnx(artifact, IMAGES, ExportConfig(precision="fp16")))["kept_float32"]
-        assert any("features.10" in name for name in kept)
+        assert any("features.10" in name and said == why for name, said in kept.items())
+        assert f"({why} for half)" in kept_line(kept)
 
 
 def test_sixteen_bits_need_a_later_opset():
@@ -169,3 +177,32 @@ def test_pixels_for_a_model_that_does_not_tell_its_normalisation_are_refused():
     del proto.metadata_props[:]
     with pytest.raises(MicronetError, match="does not tell how its images are normalised"):
         session_predictor(proto.SerializeToString(), RuntimeOptions())(IMAGES.numpy())
+
+
+def test_a_network_that_does_not_take_its_input_or_torch_does_not_export_is_one_plain_line(capfd):
+    class Branches(torch.nn.Module):
+        def forward(self, x):
+            return x.flatten(1) + 1 if x.sum() > 0 else x.flatten(1)
+
+    flat = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 2))
+    for model, images, message in (
+        (flat, torch.randn(2, 3, 48, 48), "does not take an input of 2x3x48x48: mat1 and mat2"),
+        (Branches(), IMAGES, "cannot export this network to ONNX: Could not guard"),
+    ):
+        with pytest.raises(MicronetError, match=message) as caught:
+            to_onnx(Artifact(model.eval(), ModelSpec("mine.py:Mine")), images)
+        assert "\x1b" not in str(caught.value) and "\n" not in str(caught.value)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_too_many_weights_are_told_before_the_export_and_integers_are_counted_as_such(monkeypatch):
+    whole = plain()
+    size = sum(tensor.nbytes for tensor in whole.model.state_dict().values())
+    monkeypatch.setattr("micronet.runtime.ort.LARGEST", size // 2)
+    assert to_onnx(quantized(*NIN), IMAGES).ByteSize() < size  # a quarter of the weights
+    proto = onnx.ModelProto()
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros(size, np.uint8), "weight"))
+    monkeypatch.setattr("torch.onnx.export", None)
+    for attempt in (lambda: to_onnx(whole, IMAGES), lambda: prepare(proto)):
+        with pytest.raises(MicronetError, match=r"2 GiB.*prune or quantize"):
+            attempt()
