@@ -351,7 +351,8 @@ def test_trt_eval_refuses_what_it_cannot_do(exported, micronet, options, words):
 
 def test_trt_eval_sends_other_networks_to_evaluate(chain, micronet):
     done = micronet("trt-eval", chain / "float.onnx")
-    assert done.code == 2 and "float.onnx is no .engine; micronet evaluate" in done.err
+    assert done.code == 2 and "float.onnx is an ONNX file; expected a TensorRT engine" in done.err
+    assert "micronet evaluate" in done.err
 
 
 def _gpu_present():
