@@ -20,6 +20,7 @@ from micronet.errors import FailedError, MicronetError
 from micronet.files import check_target
 from micronet.graph import trace
 from micronet.history import StageRecord, check_order
+from micronet.models import transformer
 from micronet.quantization.adaround import adaround
 from micronet.quantization.calibrate import calibrate, freeze, freeze_activations, frozen, observing
 from micronet.quantization.calibration_config import CalibrationConfig, RangeConfig
@@ -82,7 +83,8 @@ def quantize(artifact: Artifact, wish: Wish, run: Run) -> Artifact:
     model, record = quantize_model(artifact.model, config)
     training = wish.training if wish.calibration.mode == "qat" else replace(wish.training, epochs=0)
     _set_ranges(model, artifact.model, dataset, wish, run)
-    _recover(artifact.model, model, dataset, wish, run)
+    floating = transformer.opened(artifact.model) if record.result["attention"] else artifact.model
+    _recover(floating, model, dataset, wish, run)
     began = replace(artifact, model=model, history=[*artifact.history, record])
     said = {**_said(wish.calibration), **{name: value for name, value in recovery.to_json().items() if value}}
     fitted = fit_artifact(began, dataset, training, run, Procedure(observing, config=said))

@@ -6,6 +6,8 @@ padded positions; here they hold what the layers make of them, as in torch's own
 at what a mask is, so it need not be passed on.
 """
 
+import copy
+
 from torch import Tensor, nn
 
 from micronet.models.attention import Attention, splittable
@@ -112,6 +114,15 @@ _TRACEABLE: dict[type[nn.Module], type[nn.Module]] = {
 def attentions(model: nn.Module) -> list[str]:
     """Return the names of torch's attentions that can have fewer heads."""
     return [name for name, module in model.named_modules() if splittable(module)]
+
+
+def opened(model: nn.Module) -> nn.Module:
+    """Return a copy of a network with all its attentions split; it shares the other tensors with the network.
+
+    Raises RuntimeError where the network cannot be copied.
+    """
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return split(copy.deepcopy(model, shared), attentions(model))
 
 
 def split(model: nn.Module, names: list[str]) -> nn.Module:

@@ -163,21 +163,19 @@ def channel_flow(model: nn.Module, example: Example, regular: int = 1) -> Flow:
 def _flow_of_heads(model: nn.Module, example: Example, regular: int) -> Flow | None:
     """Return the flow of a network whose attentions have layers of their own; None where it has none, or needs torch's.
 
-    The flow's network is a copy that shares the model's tensors, those of its attentions aside.
+    The flow's network is ``transformer.opened``.
     """
-    names = transformer.attentions(model)
-    if not names:
+    if not transformer.attentions(model):
         return None
-    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     try:
-        return channel_flow(transformer.split(_copied(model, shared), names), example, regular)
-    except MicronetError:  # a forward that reads an attention's own tensors, perhaps
+        return channel_flow(transformer.opened(model), example, regular)
+    except (MicronetError, RuntimeError):  # a forward that reads an attention's own tensors, perhaps
         return None
 
 
-def _copied(model: nn.Module, shared: dict[int, Any] | None = None) -> nn.Module:
-    """Return a copy of a network with the ``shared`` objects, by id, left as they are. Raises MicronetError."""
+def _copied(model: nn.Module) -> nn.Module:
+    """Return a copy of a network. Raises MicronetError."""
     try:
-        return copy.deepcopy(model, shared)
+        return copy.deepcopy(model)
     except RuntimeError as error:  # hooks of old-style weight norms hold tensors that cannot be copied
         raise MicronetError(f"the network cannot be copied: {first_line(error)}") from error

@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import nn
 
+from micronet.models import transformer
 from micronet.outline import Outline, Split, rewrite
 from micronet.quantization.layers import attach, take_norm
 from micronet.quantization.quantizer import Quantizer, rebuild
@@ -14,14 +15,16 @@ from micronet.quantization.quantizer import Quantizer, rebuild
 class Placement:
     """Where quantizers go.
 
-    ``taps``: graph nodes behind which a named place is added. ``splits``: places on the way to some readers alone.
-    ``fused``: (convolution, batch norm) that the convolution folds while training. ``dropped``: ReLUs that a sign
-    takes the place of. ``out_of_place``: ReLUs in place whose input nothing else reads and whose output's grid
-    begins at 0: it does their work, and their input stays. ``quantizers``: module -> slot -> description.
+    ``attention``: torch's attentions that get layers of their own first, which can be quantized. ``taps``: graph nodes
+    behind which a named place is added. ``splits``: places on the way to some readers alone. ``fused``: (convolution,
+    batch norm) that the convolution folds while training. ``dropped``: ReLUs that a sign takes the place of.
+    ``out_of_place``: ReLUs in place whose input nothing else reads and whose output's grid begins at 0: it does their
+    work, and their input stays. ``quantizers``: module -> slot -> description.
     ``inputs``: quantized layer -> the quantizer (``module.slot``) its input comes through, or None.
     ``left_float``: layers with weights that stay float, and why.
     """
 
+    attention: list[str] = field(default_factory=list)
     taps: list[str] = field(default_factory=list)
     splits: list[Split] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
@@ -46,6 +49,7 @@ class Placement:
 
     def apply(self, model: nn.Module) -> nn.Module:
         """Return the network with its places and quantizers; modules are swapped in place."""
+        transformer.split(model, self.attention)
         if self.taps or self.splits:
             model = rewrite(model, Outline(self.taps, self.splits))
         for layer, norm in self.fused:

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from micronet import registry
 from micronet.errors import MicronetError
 from micronet.graph import Graph, trace
+from micronet.models import transformer
 from micronet.models.attention import attend, weigh
 from micronet.outline import Split, split_name, tap_name
 from micronet.quantization.config import FLOAT_BITS, Bits, QuantConfig
@@ -36,8 +37,13 @@ Rule = Literal["float", "8bit", "same"]
 
 def place(model: nn.Module, config: QuantConfig) -> Placement:
     """Decide on every quantizer of a float network. Raises MicronetError where there is nothing to quantize."""
-    graph = trace(model)
+    heads = transformer.attentions(model)
+    graph = trace(transformer.opened(model)) if heads else None
+    if graph is None:  # a forward may read an attention's own tensors
+        heads, graph = [], trace(model)
+    model = model if graph is None else graph.model
     placement = (_LayerPlacer(model, config) if graph is None else _GraphPlacer(graph, config)).placement
+    placement.attention = heads
     for name, module in model.named_modules():
         if isinstance(module, nn.MultiheadAttention):
             placement.left_float[name] = "MultiheadAttention multiplies its packed weights itself"

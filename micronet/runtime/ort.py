@@ -18,6 +18,8 @@ from micronet.runtime.pixels import to_pixels
 
 # Keeps the int8 kernels of x86 processors without VNNI from saturating in their 16-bit intermediate sums.
 EXACT_INT8 = "session.x64quantprecision"
+# Float activations times int8 weights are summed in float (1), where the default (4) rounds the activations to 8 bits.
+FLOAT_PRODUCTS = ("session.qdq_matmulnbits_accuracy_level", "1")
 # An optimisation that quantizes weights which were left float on purpose, where activations have Q/DQ.
 QUANTIZES_FLOAT_WEIGHTS = "WeightBiasQuantization"
 # One that moves int8 Q/DQ pairs past pools and reshapes, and then does not load what it has made.
@@ -130,8 +132,10 @@ def open_session(model: bytes | Path, options: RuntimeOptions, name: str) -> onn
     # Idle threads would otherwise spin on the cores that the next predictor is being timed on.
     settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
     exact = options.arithmetic == "exact"
-    if exact and not has_vnni():
-        settings.add_session_config_entry(EXACT_INT8, "1")
+    if exact:
+        settings.add_session_config_entry(*FLOAT_PRODUCTS)
+        if not has_vnni():
+            settings.add_session_config_entry(EXACT_INT8, "1")
     source = str(model) if isinstance(model, Path) else model  # a file's weights may lie in a second one
     disabled = [QUANTIZES_FLOAT_WEIGHTS] if exact else []
     for without in (disabled, [*disabled, MOVES_SIGNED_GRIDS]):

@@ -163,6 +163,13 @@ def vision_transformer():
     return model.eval()
 
 
+def test_float_activations_stay_float_beside_integer_weights():
+    model, record = quantize_model(vision_transformer(), QuantConfig(a_bits=32))
+    calibrate(model, [IMAGES])
+    artifact = Artifact(model.eval(), ModelSpec("torchvision:vit"), [record])
+    assert compare_outputs(model, to_onnx(artifact, IMAGES), [IMAGES]).error < 1e-5
+
+
 def test_bn_fuse_of_a_quantized_network_without_batch_norms_makes_torch_and_the_file_agree():
     model, record = quantize_model(vision_transformer(), QuantConfig(w_bits=4, a_bits=4))  # few bits: large steps
     calibrate(model, [IMAGES])

@@ -7,12 +7,15 @@ from torch.nn import functional as F
 
 import micronet
 from micronet.errors import MicronetError
+from micronet.models import transformer
 from micronet.models.build import ModelSpec, build
+from micronet.quantization.adaround import adaround
 from micronet.quantization.calibrate import calibrate, each_quantizer
 from micronet.quantization.config import QuantConfig
 from micronet.quantization.fold import fold_model
 from micronet.quantization.functional import broadcast
-from micronet.quantization.quantize import quantize_model
+from micronet.quantization.quantize import quantize_model, restore
+from micronet.quantization.recovery import correct_biases
 
 IMAGES = torch.randn(8, 3, 32, 32)
 
@@ -232,3 +235,54 @@ def test_folding_a_quantized_network_keeps_its_integers(q_level, q_type):
         assert float(new.scale[0]) == 1
     difference = (folded.eval()(IMAGES) - quantized.eval()(IMAGES)).norm() / quantized(IMAGES).norm()
     assert difference < 0.02  # values that lie on a rounding boundary may fall to the other side
+
+
+class Attending(nn.Module):
+    """Self-attention between linear layers, as torch has it; ``reads``: its forward reads the attention's tensors."""
+
+    def __init__(self, reads=False):
+        super().__init__()
+        self.reads = reads
+        self.embed, self.head = nn.Linear(6, 8), nn.Linear(8, 3)
+        self.inner = nn.TransformerEncoderLayer(8, 2, dim_feedforward=12, dropout=0.0, batch_first=True)
+
+    def forward(self, x):
+        x = self.embed(x)
+        if self.reads:
+            x = x * self.inner.self_attn.in_proj_weight.sum()
+        return self.head(self.inner(x).mean(1))
+
+
+TOKENS = torch.randn(32, 5, 6)
+PROJECTIONS = [f"inner.self_attn.{name}" for name in ("q_proj", "k_proj", "v_proj", "out_proj")]
+
+
+def test_attention_is_quantized_layer_by_layer():
+    model = Attending()
+    quantized, record = quantize_model(model, QuantConfig(w_bits=16, a_bits=16))
+    calibrate(quantized, [TOKENS])
+    assert set(PROJECTIONS) < set(record.result["inputs"])
+    assert len({record.result["inputs"][name] for name in PROJECTIONS[:3]}) == 1  # one tensor, one grid
+    assert list(record.result["left_float"]) == ["attend()"]  # the products of activations
+    torch.testing.assert_close(quantized.eval()(TOKENS), model.eval()(TOKENS), rtol=0, atol=1e-2)
+    again = restore(Attending(), record)
+    again.load_state_dict(quantized.state_dict())
+    assert torch.equal(again.eval()(TOKENS), quantized(TOKENS))
+    assert type(model.inner.self_attn) is nn.MultiheadAttention
+
+
+def test_attention_whose_tensors_a_forward_reads_stays_as_it_is():
+    quantized, record = quantize_model(Attending(reads=True), QuantConfig())
+    assert type(quantized.inner.self_attn) is nn.MultiheadAttention
+    assert "inner.self_attn" in record.result["left_float"]
+
+
+def test_recovery_reaches_the_layers_of_attention():
+    model = Attending().eval()
+    quantized, _ = quantize_model(model, QuantConfig(w_bits=3, a_bits=32, first_last="same"))
+    calibrate(quantized, [TOKENS])
+    before = (quantized.eval()(TOKENS) - model(TOKENS)).square().mean()
+    reference = transformer.opened(model)
+    assert adaround(reference, quantized, [TOKENS]) == len(PROJECTIONS) + 4
+    assert correct_biases(reference, quantized, [TOKENS]) == len(PROJECTIONS) + 4
+    assert (quantized(TOKENS) - model(TOKENS)).square().mean() < before
