@@ -35,7 +35,7 @@ def carry_out(call: Callable[[], None], processes: int | None, words: Callable[[
 
 def _join(call: Callable[[], None]) -> None:
     """Run a command as one of several processes; the one that has the first error tells it."""
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # each of its tries to reach the others is a warning
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # we say once what it says of every try to meet the others
     # Ctrl-C ends the process at once until the work begins: torch waits for the others without hearing it.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     from micronet import distributed
