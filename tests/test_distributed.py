@@ -193,6 +193,16 @@ def ranks_below(parent):
     return found
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux tells a process of its parent's end")
+def test_the_processes_of_a_killed_launcher_end_too(tmp_path):
+    process = start(tmp_path / "a.safetensors", "--processes", "2", "--epochs", "500")
+    wait_for(tmp_path / "a.checkpoint.safetensors", process)
+    assert sorted(ranks_below(process.pid)) == [0, 1]
+    process.kill()
+    process.communicate(timeout=60)  # they hold its output open until they end
+    assert not (tmp_path / "a.safetensors").exists()
+
+
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the processes in /proc")
 def test_a_killed_process_ends_the_run_in_one_line_and_one_process_goes_on(micronet, tmp_path):
     output, checkpoint = tmp_path / "a.safetensors", tmp_path / "a.checkpoint.safetensors"

@@ -3,6 +3,7 @@
 They are started as torchrun would, by the same part of torch.
 """
 
+import ctypes
 import logging
 import os
 import signal
@@ -16,6 +17,8 @@ import typer
 from micronet import ranks
 from micronet.cli import console
 from micronet.errors import FailedError, MicronetError
+
+_PR_SET_PDEATHSIG = 1  # prctl.h: the signal that comes when the parent ends
 
 
 def carry_out(call: Callable[[], None], processes: int | None, words: Callable[[], list[str]]) -> None:
@@ -38,6 +41,8 @@ def _join(call: Callable[[], None]) -> None:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # we say once what it says of every try to meet the others
     # Ctrl-C ends the process at once until the work begins: torch waits for the others without hearing it.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if ranks.launched() and sys.platform == "linux":  # or a killed launcher's processes would go on, unseen, and write
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     from micronet import distributed
 
     try:
