@@ -112,9 +112,8 @@ class Checkpoint:
         try:
             write_tensors(self.path, distinct, _KEY, header)
         except FailedError as error:
-            if self.path.exists():
-                raise FailedError(f"{error}; the checkpoint before is whole: make room, then add --resume") from error
-            raise
+            kept = "the checkpoint before is whole: make room, then add --resume"
+            raise FailedError(f"{error}; {kept if self.path.exists() else 'make room, then start again'}") from error
 
     @property
     def age_s(self) -> float:

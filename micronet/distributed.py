@@ -4,6 +4,7 @@ In a process that is alone every function here changes nothing, so whoever calls
 alone reads checkpoints, writes files and prints; the others follow what it says and see their part of every batch.
 """
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -15,9 +16,10 @@ from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 
 from micronet import ranks
-from micronet.errors import CAUSED, FailedError, MicronetError
+from micronet.errors import CAUSED, FailedError, MicronetError, first_line
 
 WAIT = timedelta(hours=2)  # for one another: while process 0 reads a checkpoint or saves, the others wait
+MEETING = timedelta(minutes=10)  # of all processes, on however many machines, before they begin
 TELLING = timedelta(seconds=10)  # for another process's line
 LOST = 4  # exit code of a process that lost another one and leaves it to our launcher to say so
 RESUME = "the same command with --resume goes on from its last checkpoint, if it had written one"
@@ -37,11 +39,13 @@ def group(tell: Callable[[Exception], int]) -> Iterator[None]:
     """Be one of the processes that the environment tells of, inside this context.
 
     Of the errors that a user can cause, and of the loss of another process, the first is told by ``tell``, which
-    returns an exit code, in whichever process it is; EndedError is raised in each.
+    returns an exit code, in whichever process it is; EndedError is raised in each. One that does not meet the others
+    tells that itself.
     """
-    store, rank, world = next(iter(rendezvous("env://", timeout=WAIT)))
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=WAIT)
+    try:
+        store, world = _meet()
+    except FailedError as error:
+        raise EndedError(tell(error)) from error
     try:
         yield
     except CAUSED as error:
@@ -53,6 +57,25 @@ def group(tell: Callable[[Exception], int]) -> Iterator[None]:
         raise EndedError(_tell_once(lost, (lambda _: LOST) if ranks.launched() else tell, store)) from error
     finally:
         dist.destroy_process_group()
+
+
+def _meet() -> tuple[Any, int]:
+    """Join the processes that the environment tells of; return the store they share and how many they are.
+
+    Raises FailedError where this one cannot reach them.
+    """
+    try:
+        store, rank, world = next(iter(rendezvous("env://", timeout=MEETING)))
+        store.set_timeout(WAIT)
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=WAIT)
+    except (RuntimeError, ValueError) as error:
+        raise FailedError(
+            f"process {ranks.rank()} of {ranks.world_size()} did not meet the others at "
+            f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} ({first_line(error)}); start all of them, with "
+            "the first machine's address and a port that is free there (torchrun's --master-addr and --master-port)"
+        ) from error
+    return store, world
 
 
 def _tell_once(error: Exception, tell: Callable[[Exception], int], store: Any) -> int:

@@ -5,9 +5,11 @@ import json
 import os
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -191,6 +193,16 @@ def ranks_below(parent):
     return found
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux tells a process of its parent's end")
+def test_the_processes_of_a_killed_launcher_end_too(tmp_path):
+    process = start(tmp_path / "a.safetensors", "--processes", "2", "--epochs", "500")
+    wait_for(tmp_path / "a.checkpoint.safetensors", process)
+    assert sorted(ranks_below(process.pid)) == [0, 1]
+    process.kill()
+    process.communicate(timeout=60)  # they hold its output open until they end
+    assert not (tmp_path / "a.safetensors").exists()
+
+
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the processes in /proc")
 def test_a_killed_process_ends_the_run_in_one_line_and_one_process_goes_on(micronet, tmp_path):
     output, checkpoint = tmp_path / "a.safetensors", tmp_path / "a.checkpoint.safetensors"
@@ -223,6 +235,26 @@ def test_ctrl_c_ends_several_processes_in_one_line(tmp_path):
     (line,) = said(process)
     assert process.returncode == 130
     assert line.startswith("error: interrupted")
+
+
+def test_processes_that_cannot_meet_say_so_in_one_line_and_ctrl_c_ends_their_wait(tmp_path, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        for name, value in {"RANK": 0, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
+            monkeypatch.setenv(name, str(value))
+        refused = start(tmp_path / "a.safetensors")
+        (line,) = said(refused)
+        assert refused.returncode == 1
+        assert line.startswith(f"error: process 0 of 2 did not meet the others at 127.0.0.1:{port} (")
+        assert "--master-port" in line
+    waiting = start(tmp_path / "a.safetensors")
+    while waiting.poll() is None:
+        with suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+            break
+        time.sleep(0.01)
+    waiting.send_signal(signal.SIGINT)
+    assert not said(waiting)
+    assert waiting.returncode == -signal.SIGINT
 
 
 def test_torchrun_goes_on_with_what_one_process_began(micronet, tmp_path):

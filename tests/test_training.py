@@ -159,6 +159,9 @@ def test_a_full_disk_leaves_the_checkpoint_before_and_says_so(tmp_path):
         return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
     output, checkpoint = tmp_path / "a.safetensors", tmp_path / "a.checkpoint.safetensors"
+    full = start(output, "--max-time", "0", preexec_fn=limited(1000))
+    assert full.wait() == 1
+    assert full.stderr.read().endswith("; make room, then start again\n")
     stopped = start(output, "--max-time", "0")
     assert stopped.wait() == 3
     before = checkpoint.read_bytes()
@@ -184,9 +187,11 @@ def test_sixteen_bits_train_and_the_artifact_stays_in_thirty_two(micronet, tmp_p
 
 @pytest.mark.slow
 def test_a_compiled_step_leaves_the_artifact_as_it_is(micronet, tmp_path):
-    done = micronet(*TRAIN, "--epochs", "1", "--compile", "-o", tmp_path / "a.safetensors")
-    assert done.code == 0
-    assert micronet("evaluate", tmp_path / "a.safetensors").code == 0
+    path = tmp_path / "a.safetensors"
+    assert micronet(*TRAIN, "--epochs", "1", "--compile", "-o", path).code == 0
+    assert micronet("evaluate", path).code == 0
+    folding = ["quantize", path, "--epochs", "1", "--bn-fuse", "--compile", "-o", tmp_path / "q.safetensors"]
+    assert micronet(*folding).code == 0
 
 
 @pytest.mark.parametrize("schedule", ["one-cycle", "step"])

@@ -3,11 +3,13 @@
 They are started as torchrun would, by the same part of torch.
 """
 
+import ctypes
 import logging
 import os
+import signal
 import sys
-from collections.abc import Callable
-from signal import Signals
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from uuid import uuid4
 
 import typer
@@ -15,6 +17,8 @@ import typer
 from micronet import ranks
 from micronet.cli import console
 from micronet.errors import FailedError, MicronetError
+
+_PR_SET_PDEATHSIG = 1  # prctl.h: the signal that comes when the parent ends
 
 
 def carry_out(call: Callable[[], None], processes: int | None, words: Callable[[], list[str]]) -> None:
@@ -34,10 +38,16 @@ def carry_out(call: Callable[[], None], processes: int | None, words: Callable[[
 
 def _join(call: Callable[[], None]) -> None:
     """Run a command as one of several processes; the one that has the first error tells it."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # we say once what it says of every try to meet the others
+    # Ctrl-C ends the process at once until the work begins: torch waits for the others without hearing it.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if ranks.launched() and sys.platform == "linux":  # or a killed launcher's processes would go on, unseen, and write
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     from micronet import distributed
 
     try:
         with distributed.group(console.tell):
+            signal.signal(signal.SIGINT, signal.default_int_handler)
             call()
     except distributed.EndedError as ended:
         raise typer.Exit(ended.exit_code) from None
@@ -48,9 +58,10 @@ def _launch(words: list[str], processes: int) -> None:
 
     Raises FailedError where one was killed.
     """
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+    with _interrupts_waiting():
+        from torch.distributed.elastic.multiprocessing.api import SignalException
+        from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+        from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     from micronet.machine import usable_cores
 
@@ -76,6 +87,19 @@ def _launch(words: list[str], processes: int) -> None:
         logging.disable(logging.NOTSET)
 
 
+@contextmanager
+def _interrupts_waiting() -> Iterator[None]:
+    """Let Ctrl-C wait for the end of this context: some of what torch imports catches it and goes on."""
+    pressed: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: pressed.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if pressed:
+        raise KeyboardInterrupt
+
+
 def _ended(codes: dict[int, int], processes: int) -> Exception:
     """Return what to raise for the exit codes of the ranks that failed, in the order in which they were seen to end."""
     from micronet.distributed import LOST, RESUME
@@ -85,5 +109,5 @@ def _ended(codes: dict[int, int], processes: int) -> Exception:
         return typer.Exit(said[0])
     for rank, code in codes.items():
         if code < 0:
-            return FailedError(f"process {rank} of {processes} was killed ({Signals(-code).name}); {RESUME}")
+            return FailedError(f"process {rank} of {processes} was killed ({signal.Signals(-code).name}); {RESUME}")
     return FailedError(f"the {processes} processes lost one another; {RESUME}")

@@ -18,6 +18,7 @@ from micronet.data.split import draw as draw_images
 from micronet.errors import MicronetError
 from micronet.evaluation import Predictor, evaluate, evaluating, latencies
 from micronet.export.onnx import to_onnx
+from micronet.machine import memory_format
 from micronet.pruning.config import PruneConfig
 from micronet.pruning.plan import Plan
 from micronet.pruning.prune import Pruner, prune_model
@@ -147,8 +148,8 @@ def _accumulate(model: nn.Module, dataset: Dataset, seed: int) -> None:
     """Let the loss's gradients on some training images add up in a network's parameters."""
     was_training = model.training
     model.eval().zero_grad(set_to_none=True)
-    images = draw_images(dataset.train, GRADIENT_BATCHES * BATCH, seed)
+    images, layout = draw_images(dataset.train, GRADIENT_BATCHES * BATCH, seed), memory_format(model)
     for inputs, labels in plain_batches(images, dataset.spec, BATCH):
-        loss = F.cross_entropy(model(inputs), labels)
+        loss = F.cross_entropy(model(inputs.contiguous(memory_format=layout)), labels)
         loss.backward()  # type: ignore[no-untyped-call]
     model.train(was_training)

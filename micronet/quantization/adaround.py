@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from micronet.errors import MicronetError
+from micronet.machine import memory_format
 from micronet.progress import Progress, Silent
 from micronet.quantization.functional import broadcast
 from micronet.quantization.layers import Quantized
@@ -77,10 +78,13 @@ def _round_layer(layer: Any, seen: _Seen, seed: int) -> None:
     v = torch.logit((rest - low) / (high - low)).requires_grad_()
     optimizer = torch.optim.Adam([v], lr=LEARNING_RATE)
     generator = torch.Generator().manual_seed(seed)
+    inputs = seen.inputs
+    if inputs.dim() == 4:
+        inputs = inputs.contiguous(memory_format=memory_format(layer))
     for step in range(STEPS):
         some = torch.randint(len(seen.inputs), (min(BATCH, len(seen.inputs)),), generator=generator)
         q = (floor + rectified_sigmoid(v) + zero).clamp(quantizer.qmin, quantizer.qmax)
-        out = _compute(layer, seen.inputs[some], (q - zero) * scale)
+        out = _compute(layer, inputs[some], (q - zero) * scale)
         loss = (out - seen.wanted[some]).square().sum(1).mean() + _regulariser(v, step / STEPS)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]

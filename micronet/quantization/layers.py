@@ -60,6 +60,11 @@ class _QuantizedConv(Quantized):
         if self.norm is None:
             plain: Tensor = convolve(input, *_parameters(self, weight, bias))
             return plain
+        normal: Tensor = self._convolve_and_normalise(convolve, input, weight, bias)
+        return normal
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # the norm moves statistics that the weight came from
+    def _convolve_and_normalise(self, convolve: Any, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         norm: Any = self.norm
         factor = norm_factor(norm, safe=norm.training)
         weight, _ = _parameters(self, weight * per_row(factor, weight), None)
@@ -70,8 +75,8 @@ class _QuantizedConv(Quantized):
         raw = convolve(input, weight, None) / per_channel(factor, input)
         if bias is not None:
             raw = raw + per_channel(bias, input)
-        out = norm(raw)
-        return out
+        normal: Tensor = norm(raw)
+        return normal
 
 
 class _QuantizedConvTranspose(Quantized):

@@ -67,6 +67,7 @@ class Quantizer(nn.Module):
         """Whether the grid awaits data."""
         return False
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # which way it takes depends on the numbers
     def forward(self, x: Tensor, *, rectified: bool = False) -> Tensor:
         """Return ``x`` on the grid: same shape and dtype. Raises MicronetError before any range is known.
 

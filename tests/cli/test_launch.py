@@ -1,9 +1,11 @@
 """Who says what, and with which exit code, where a command is one of several processes or starts them."""
 
+import signal
+
 import pytest
 import typer
 
-from micronet.cli.launch import _ended
+from micronet.cli.launch import _ended, _interrupts_waiting
 from micronet.distributed import LOST
 from micronet.errors import FailedError
 from tests.conftest import as_rank
@@ -32,6 +34,16 @@ def test_the_launcher_speaks_for_processes_that_could_not(codes, said):
     ended = _ended(codes, 2)
     assert isinstance(ended, FailedError)
     assert str(ended).startswith(said)
+
+
+def test_ctrl_c_waits_for_imports_that_would_swallow_it():
+    before = signal.getsignal(signal.SIGINT)
+    passed = []
+    with pytest.raises(KeyboardInterrupt), _interrupts_waiting():
+        signal.raise_signal(signal.SIGINT)
+        passed.append(True)
+    assert passed
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 @pytest.mark.parametrize(
