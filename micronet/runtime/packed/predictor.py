@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from micronet.errors import MicronetError
 from micronet.runtime.packed.batches import BATCH, in_batches, start_pool
 from micronet.runtime.packed.program import Program, read
-from micronet.runtime.packed.run import check_images, run
+from micronet.runtime.packed.run import check_images, count_macs, run
 
 Scoring = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
@@ -44,6 +44,11 @@ class PackedNetwork:
         check_images(self.program, images)
         with _told():
             return self._score(images)
+
+    def macs(self) -> int:
+        """Return the multiply-accumulates of an image."""
+        with _told():
+            return count_macs(self.program)
 
 
 @contextmanager
