@@ -23,7 +23,7 @@ from micronet.models.build import ModelSpec
 from micronet.quantization.fold import fold_model
 from micronet.runtime.packed.codec import levels_of, pack, size, unpack
 from micronet.runtime.packed.predictor import PackedNetwork
-from micronet.runtime.packed.program import Operation, read, to_bytes
+from micronet.runtime.packed.program import Operation, Program, read, to_bytes
 from micronet.runtime.packed.run import conv_sums, run
 from tests.export.test_onnx import IMAGES, quantized
 from tests.export.test_targets import plain
@@ -247,6 +247,14 @@ def test_numpy_gives_no_scores_for_no_images(packed, monkeypatch):
     monkeypatch.setitem(sys.modules, "micronet.runtime.packed.compiled", None)
     network = PackedNetwork(packed)
     assert network.kernel.startswith("numpy") and network(IMAGES.numpy()[:0]).shape == (0, 10)
+
+
+def test_a_map_beyond_memory_is_one_line(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "micronet.runtime.packed.compiled", None)
+    conv = Operation("conv", [0], {"pads": [2000] * 4}, np.ones((1 << 22, 1, 1, 1), np.float32))
+    (tmp_path / "x.packed").write_bytes(to_bytes(Program([conv], [1, 1, 1], {})))
+    with pytest.raises(MicronetError, match="Unable to allocate"):
+        PackedNetwork(tmp_path / "x.packed")(np.zeros((1, 1, 1, 1), np.float32))
 
 
 def test_scores_that_are_not_finite_are_no_prediction(micronet, packed, tmp_path):

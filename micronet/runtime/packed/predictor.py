@@ -56,7 +56,7 @@ def _told() -> Iterator[None]:
     """Turn what a file that was made to confuse raises into one line."""
     try:
         yield
-    except (ValueError, ArithmeticError, IndexError, KeyError, TypeError, AssertionError) as error:
+    except (ValueError, ArithmeticError, IndexError, KeyError, TypeError, AssertionError, MemoryError) as error:
         raise MicronetError(f"the packed network's layers do not fit one another ({error}); pack it anew") from error
 
 
