@@ -9,7 +9,7 @@ import torch
 from micronet.data.batches import Normalize
 from micronet.data.dataset import DataSpec
 from micronet.data.image_files import decode, list_images
-from micronet.errors import MicronetError
+from micronet.errors import FailedError, MicronetError
 from micronet.evaluation import check_scores
 from micronet.progress import Progress
 from micronet.runtime.network import Network
@@ -53,6 +53,8 @@ def _predict_batch(network: Network, spec: DataSpec, paths: list[Path], name: st
     inputs = Normalize.from_spec(spec)(images)
     check_scores(network, inputs[:1], len(classes), name)
     shares = torch.from_numpy(network(inputs.contiguous().numpy())).softmax(1)
+    if not shares.isfinite().all():
+        raise FailedError(f"{name} gives scores that are not finite: its weights are damaged, or its training failed")
     for path, row in zip(paths, shares, strict=True):
         order = row.argsort(descending=True, stable=True).tolist()
         yield Prediction(path, [Ranked(classes[index], float(row[index])) for index in order])

@@ -165,18 +165,31 @@ def _mean(draft: Draft, node: onnx.NodeProto) -> None:
 
 
 def _reshape(draft: Draft, node: onnx.NodeProto) -> None:
-    """A flatten, or the first of reshape, transpose, reshape: a channel shuffle."""
-    shape = [] if node.op_type == "Flatten" else draft.stored[node.input[1]].tolist()
-    if len(shape) in (0, 2):
+    """A flatten, or the first of reshape, transpose, reshape: a channel shuffle, with a flatten in its last or none."""
+    sides = draft.sides.get(node.input[0], [0])  # (C, H, W)
+    if node.op_type == "Flatten" or _flattens(draft, node, sides):
         draft.add(node, "flatten", [node.input[0]])
         return
+    shape = draft.stored[node.input[1]].tolist()
     transposes = [other for other in draft.graph.node if other.input[0] == node.output[0]]
     lasts = [other for other in draft.graph.node if transposes and other.input[0] == transposes[0].output[0]]
-    swapped = len(shape) == 5 and len(transposes) == len(lasts) == 1 and transposes[0].op_type == "Transpose"
-    if not swapped or list(_attributes(transposes[0])["perm"]) != [0, 2, 1, 3, 4] or lasts[0].op_type != "Reshape":
+    parted = len(shape) == 5 and shape[3:] == sides[1:] and len(transposes) == len(lasts) == 1
+    swapped = parted and transposes[0].op_type == "Transpose" and lasts[0].op_type == "Reshape"
+    if not swapped or list(_attributes(transposes[0])["perm"]) != [0, 2, 1, 3, 4]:
         raise MicronetError(f"{node.name}: the packed runtime reshapes to shuffle channels or to flatten alone")
-    draft.alias[transposes[0].output[0]] = node.output[0]
-    draft.add(lasts[0], "shuffle", [node.input[0]], at={"groups": int(shape[1])})
+    draft.add(transposes[0], "shuffle", [node.input[0]], at={"groups": int(shape[1])})
+    if _flattens(draft, lasts[0], sides):
+        draft.add(lasts[0], "flatten", [transposes[0].output[0]])
+    elif draft.sides.get(lasts[0].output[0]) == sides:
+        draft.alias[lasts[0].output[0]] = transposes[0].output[0]
+    else:
+        raise MicronetError(f"{lasts[0].name}: the packed runtime shuffles channels within maps of one size")
+
+
+def _flattens(draft: Draft, node: onnx.NodeProto, sides: list[int]) -> bool:
+    """Return whether a reshape makes one row of each image."""
+    shape = draft.stored[node.input[1]].tolist()
+    return len(shape) == 2 and shape[1] in (-1, math.prod(sides))
 
 
 def _unary(kind: str) -> Callable[[Draft, onnx.NodeProto], None]:

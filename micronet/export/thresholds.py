@@ -26,6 +26,11 @@ class Draft:
         self.steps: dict[str, tuple[Operation, list[str]]] = {}
         self.alias: dict[str, str] = {}  # a value that is another: dequantized integers, identities
         self.nodes = {name: node for node in proto.graph.node for name in node.output}
+        inferred = onnx.shape_inference.infer_shapes(proto).graph
+        self.sides = {  # of a value, without its batch; 0: unknown
+            info.name: [dim.dim_value for dim in info.type.tensor_type.shape.dim][1:]
+            for info in [*inferred.input, *inferred.value_info, *inferred.output]
+        }
         self.weights: dict[str, tuple[NDArray[Any], NDArray[np.float32] | None]] = {}
 
     def name(self, value: str) -> str:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from torch.nn import functional as F
 
 from micronet.artifact import Artifact, load
@@ -22,7 +23,7 @@ from micronet.models.build import ModelSpec
 from micronet.quantization.fold import fold_model
 from micronet.runtime.packed.codec import levels_of, pack, size, unpack
 from micronet.runtime.packed.predictor import PackedNetwork
-from micronet.runtime.packed.program import Operation, read, to_bytes
+from micronet.runtime.packed.program import Operation, Program, read, to_bytes
 from micronet.runtime.packed.run import conv_sums, run
 from tests.export.test_onnx import IMAGES, quantized
 from tests.export.test_targets import plain
@@ -144,6 +145,7 @@ def test_the_commands_take_packed_files(micronet, chain, packed):
     assert [row["runtime"] for row in rows] == ["torch", "packed"]
     assert rows[1]["agreement"] >= 0.999 and rows[1]["size_bytes"] == packed.stat().st_size
     assert rows[1]["stages"] == [record.stage for record in load(chain / "fused.safetensors").history]
+    assert rows[1]["macs"] == rows[0]["macs"] > 0
     assert micronet("evaluate", packed, "--json").json["accuracy"] == rows[1]["accuracy"]
     assert micronet("evaluate", packed, "--device", "cuda").code == 2
     assert micronet("evaluate", packed.with_name("none.packed")).code == 2
@@ -211,6 +213,58 @@ def test_a_pool_with_gaps_is_named():
 
     with pytest.raises(MicronetError, match="no pools with gaps"):
         pack_model(to_onnx(Artifact(Gaps().eval(), ModelSpec("gaps.py:Gaps")), IMAGES))
+
+
+class Reshaped(torch.nn.Module):
+    """Maps of 8 channels and 5 x 5 pixels, shuffled and made anew in some shape."""
+
+    def __init__(self, shuffled, shape):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 8, 3, 7)
+        self.shuffled, self.shape = shuffled, shape
+
+    def forward(self, x):
+        x = self.conv(x)
+        if self.shuffled:
+            x = x.reshape(-1, 2, 4, 5, 5).transpose(1, 2)
+        return x.reshape(self.shape)
+
+
+def test_a_shuffle_may_end_flat():
+    model = Reshaped(True, (-1, 200)).eval()
+    found = run(pack_model(to_onnx(Artifact(model, ModelSpec("x.py:Reshaped")), IMAGES)), IMAGES.numpy())
+    with torch.no_grad():
+        np.testing.assert_allclose(found, model(IMAGES).numpy(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("shuffled", "shape"), [(False, (-1, 8)), (True, (-1, 8)), (True, (-1, 40, 1, 5))])
+def test_other_reshapes_are_named(shuffled, shape):
+    with pytest.raises(MicronetError, match=r"Reshape.*: the packed runtime (reshapes|shuffles)"):
+        pack_model(to_onnx(Artifact(Reshaped(shuffled, shape).eval(), ModelSpec("x.py:Reshaped")), IMAGES))
+
+
+def test_numpy_gives_no_scores_for_no_images(packed, monkeypatch):
+    monkeypatch.setitem(sys.modules, "micronet.runtime.packed.compiled", None)
+    network = PackedNetwork(packed)
+    assert network.kernel.startswith("numpy") and network(IMAGES.numpy()[:0]).shape == (0, 10)
+
+
+def test_a_map_beyond_memory_is_one_line(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "micronet.runtime.packed.compiled", None)
+    conv = Operation("conv", [0], {"pads": [2000] * 4}, np.ones((1 << 22, 1, 1, 1), np.float32))
+    (tmp_path / "x.packed").write_bytes(to_bytes(Program([conv], [1, 1, 1], {})))
+    with pytest.raises(MicronetError, match="Unable to allocate"):
+        PackedNetwork(tmp_path / "x.packed")(np.zeros((1, 1, 1, 1), np.float32))
+
+
+def test_scores_that_are_not_finite_are_no_prediction(micronet, packed, tmp_path):
+    program = read(packed)
+    weight = np.full((10, 3, 1, 1), 3e38, np.float32)
+    program.operations[:] = [Operation("conv", [0], {}, weight), Operation("mean", [1])]
+    (tmp_path / "x.packed").write_bytes(to_bytes(program))
+    Image.new("RGB", (32, 32), "white").save(tmp_path / "x.png")
+    done = micronet("predict", tmp_path / "x.packed", tmp_path / "x.png")
+    assert done.code == 1 and "not finite" in done.err
 
 
 def test_sixteen_bit_activations_pack():

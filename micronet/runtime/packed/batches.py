@@ -20,7 +20,9 @@ def in_batches(
     pool: ThreadPoolExecutor | None,
 ) -> NDArray[Any]:  # fmt: skip
     """Score images (N, C, H, W), at most ``most`` at once and so that each thread has some."""
-    size = max(1, min(most, -(-len(images) // threads)))
-    parts = [images[start : start + size] for start in range(0, max(1, len(images)), size)]
+    if not len(images):
+        return score(np.zeros((1, *images.shape[1:]), np.float32))[:0]
+    size = min(most, -(-len(images) // threads))
+    parts = [images[start : start + size] for start in range(0, len(images), size)]
     run = pool.map if pool else map
     return np.concatenate(list(run(score, parts)))

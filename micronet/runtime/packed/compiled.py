@@ -41,11 +41,9 @@ class CompiledNetwork:
 
     def __call__(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
         """Score images (N, C, H, W), float32."""
-        if not len(images):
-            return self(np.zeros((1, *images.shape[1:]), np.float32))[:0]
         if self._process != os.getpid():  # a fork has none of the threads
             self._start()
-        if self._pool is not None and len(images) < self._threads and self._work >= WORTH:
+        if self._pool is not None and 0 < len(images) < self._threads and self._work >= WORTH:
             return self._score(images, rows=True)
         return in_batches(self._score, images, self._size, self._threads, self._pool)
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from micronet.errors import MicronetError
 from micronet.runtime.packed.batches import BATCH, in_batches, start_pool
 from micronet.runtime.packed.program import Program, read
-from micronet.runtime.packed.run import check_images, run
+from micronet.runtime.packed.run import check_images, count_macs, run
 
 Scoring = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
@@ -45,13 +45,18 @@ class PackedNetwork:
         with _told():
             return self._score(images)
 
+    def macs(self) -> int:
+        """Return the multiply-accumulates of an image."""
+        with _told():
+            return count_macs(self.program)
+
 
 @contextmanager
 def _told() -> Iterator[None]:
     """Turn what a file that was made to confuse raises into one line."""
     try:
         yield
-    except (ValueError, ArithmeticError, IndexError, KeyError, TypeError, AssertionError) as error:
+    except (ValueError, ArithmeticError, IndexError, KeyError, TypeError, AssertionError, MemoryError) as error:
         raise MicronetError(f"the packed network's layers do not fit one another ({error}); pack it anew") from error
 
 

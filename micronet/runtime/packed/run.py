@@ -4,7 +4,7 @@ Maps lie as (N, H, W, C), so that a convolution is one matrix product for each p
 is exact where no sum reaches 2^24; where one could, it is done in float64.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -45,14 +45,31 @@ def check_images(program: Program, images: NDArray[np.float32]) -> None:
 def run(program: Program, images: NDArray[np.float32]) -> NDArray[np.float32]:
     """Score images (N, C, H, W). Raises MicronetError where they are of another size."""
     check_images(program, images)
+    for _, value in _walk(program, images):
+        last = value
+    return np.ascontiguousarray(last.real(), dtype=np.float32)
+
+
+def count_macs(program: Program) -> int:
+    """Return the multiply-accumulates of an image, by the sizes of what each layer gives."""
+    image = np.zeros((1, *program.shape), np.float32)
+    return sum(
+        value.data.size * operation.weight[0].size
+        for operation, value in _walk(program, image)
+        if operation.weight is not None
+    )
+
+
+def _walk(program: Program, images: NDArray[np.float32]) -> Iterator[tuple[Operation, Value]]:
+    """Give each operation and the value that it makes of the images."""
     values: list[Value] = [Value(np.ascontiguousarray(images.transpose(0, 2, 3, 1)))]
     last_use = {source: index for index, op in enumerate(program.operations) for source in op.inputs}
     for index, operation in enumerate(program.operations):
         values.append(RUN[operation.kind](operation, *[values[source] for source in operation.inputs]))
+        yield operation, values[-1]
         for source in operation.inputs:
             if last_use[source] == index:
                 values[source] = Value(np.zeros(0))  # let go of the memory
-    return np.ascontiguousarray(values[-1].real(), dtype=np.float32)
 
 
 def conv_sums(x: Array, operation: Operation) -> Array:
