@@ -44,7 +44,8 @@ def _with_others(norm_class: Any) -> Any:
 class _Synchronized(_BatchNorm):
     """A batch norm that, while it trains, asks the other processes."""
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    eager = ("forward",)
+
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
             return super().forward(input)

@@ -62,7 +62,7 @@ class Step:
             raise MicronetError("--amp fp16 needs a GPU; use --amp bf16, or leave it out")
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.config.amp == "fp16")
         self._layout = memory_format(self.model)
-        self._network = torch.compile(self.model) if self.compiled else self.model
+        self._network = _compile(self.model) if self.compiled else self.model
 
     def _spread(self, inputs: Tensor) -> None:
         """Let gradients be those of all processes. ``inputs``: any that the network takes."""
@@ -132,6 +132,18 @@ def _leaves_some_out(model: nn.Module, inputs: Tensor) -> bool:
         scores = trial(inputs)
         (scores if isinstance(scores, Tensor) else scores[0]).sum().backward()
     return any(parameter.requires_grad and parameter.grad is None for parameter in trial.parameters())
+
+
+def _compile(model: nn.Module) -> Any:
+    """Compile a network, but for the methods that its modules' classes name as ``eager``.
+
+    Their classes do not say so to torch themselves, as that loads its compiler, which takes a second.
+    """
+    for kind in {type(module) for module in model.modules()}:
+        for method in getattr(kind, "eager", ()):
+            around = torch.compiler.disable(getattr(kind, method))  # type: ignore[no-untyped-call]
+            setattr(kind, method, around)
+    return torch.compile(model)
 
 
 @torch.no_grad()

@@ -55,6 +55,8 @@ class _QuantizedConv(Quantized):
     mode, or frozen, the folded weight and bias are all there is.
     """
 
+    eager = ("_convolve_and_normalise",)  # torch.compile goes around it: it moves statistics that its weight came from
+
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         convolve: Any = super()._conv_forward  # type: ignore[misc]
         if self.norm is None:
@@ -63,7 +65,6 @@ class _QuantizedConv(Quantized):
         normal: Tensor = self._convolve_and_normalise(convolve, input, weight, bias)
         return normal
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # the norm moves statistics that the weight came from
     def _convolve_and_normalise(self, convolve: Any, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         norm: Any = self.norm
         factor = norm_factor(norm, safe=norm.training)

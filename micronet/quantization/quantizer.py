@@ -27,6 +27,7 @@ class Quantizer(nn.Module):
 
     scheme: str
     ranged = False  # whether it has a range that follows data or is trained
+    eager = ("forward",)  # torch.compile goes around it: which way it takes depends on the numbers
 
     def __init__(self, bits: int, axis: int | None, channels: int | None) -> None:
         super().__init__()
@@ -67,7 +68,6 @@ class Quantizer(nn.Module):
         """Whether the grid awaits data."""
         return False
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # which way it takes depends on the numbers
     def forward(self, x: Tensor, *, rectified: bool = False) -> Tensor:
         """Return ``x`` on the grid: same shape and dtype. Raises MicronetError before any range is known.
 
