@@ -1,6 +1,7 @@
 """Torch and ONNX Runtime agree, for every scheme on every kind of network: classes, and every layer within one step.
 
-Images: the UCI digits, 1,000 of them. `pytest -m slow tests/export/test_agreement.py` runs all pairs; CI some.
+Images: the UCI digits, 1,000 of them; the networks know most, or their scores would lie too close for "same class".
+`pytest -m slow tests/export/test_agreement.py` runs all pairs; CI some.
 """
 
 import onnx
@@ -45,7 +46,7 @@ def floats(tmp_path_factory):
 
     def trained(network):
         path = folder / f"{network}.safetensors"
-        arguments = ["train", *NETWORKS[network], "--limit", "640", "--epochs", "2", "-o", path, "--quiet"]
+        arguments = ["train", *NETWORKS[network], "--limit", "640", "--epochs", "5", "-o", path, "--quiet"]
         assert path.exists() or run([*map(str, arguments)]) == 0
         return path
 
