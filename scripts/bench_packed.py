@@ -50,23 +50,34 @@ SCHEMES = {
 LIMITS = {"avx512": 341, "avx2": 256}
 
 
-def quantized(spec: ModelSpec, images: torch.Tensor, **config: object) -> Artifact:
-    """Return a network by a scheme."""
+def floating(spec: ModelSpec, images: torch.Tensor) -> nn.Module:
+    """Return a network with batch norms that have seen images."""
     torch.manual_seed(1)
     model = build(spec)
     with torch.no_grad():
         for _ in range(3):
             model(images)
-    model, record = quantize_model(model.eval(), QuantConfig(**config))
+    return model.eval()
+
+
+def quantized(model: nn.Module, spec: ModelSpec, images: torch.Tensor, **config: object) -> Artifact:
+    """Return a network by a scheme."""
+    model, record = quantize_model(model, QuantConfig(**config))
     calibrate(model, [images])
     return Artifact(model.eval(), spec, [record])
 
 
-def middle(artifact: Artifact, images: torch.Tensor) -> bytes:
-    """Return a nin's blocks without the first and the last as an ONNX model of their own."""
-    first, *between, _ = artifact.model.features
+def in_onnx(model: nn.Module, spec: ModelSpec, images: torch.Tensor) -> dict[str, bytes]:
+    """Return a network as float and as int8 ONNX model."""
+    artifacts = {"fp32": Artifact(model, spec), "int8": quantized(model, spec, images)}
+    return {kind: to_onnx(artifact, images).SerializeToString() for kind, artifact in artifacts.items()}
+
+
+def between_ends(model: nn.Module, images: torch.Tensor) -> tuple[nn.Module, torch.Tensor]:
+    """Return a nin's blocks without the first and the last, and what the first hands them."""
+    first, *between, _ = model.features
     with torch.no_grad():
-        return to_onnx(Artifact(nn.Sequential(*between), artifact.spec), first(images)).SerializeToString()
+        return nn.Sequential(*between), first(images)
 
 
 def ratios(times: dict[str, list[float]], name: str) -> list[float]:
@@ -106,7 +117,7 @@ def together(program: Program, theirs: dict[str, bytes], batches: list[int], rou
         memory = plan.memory(batch)
         values = np.random.default_rng(0).standard_normal((batch, width, 32, 32), dtype=np.float32)
         runs: dict[str, Callable[[], object]] = {name: partial(run, values) for name, run in sessions.items()}
-        runs["packed"] = partial(execute, steps, batch, memory, plan.constants, TABLE, 0, batch, counter)
+        runs["packed"] = partial(execute, steps, batch, memory, plan.constants, TABLE, 0, 1, counter)
         times = interleave(runs, rounds)
         for name, own in times.items():
             over = ratios(times, name)
@@ -170,11 +181,11 @@ def main() -> None:
     asked = parser.parse_args()
     spec, images = ModelSpec(asked.network, {}), torch.randn(8, 3, 32, 32)
     cores = sorted(os.sched_getaffinity(0))
-    plain = build(spec)
-    plain.train()(images)
-    artifacts = {"fp32": Artifact(plain.eval(), spec), "int8": quantized(spec, images)}
-    models = {kind: to_onnx(artifact, images).SerializeToString() for kind, artifact in artifacts.items()}
-    programs = {name: pack_model(to_onnx(quantized(spec, images, **SCHEMES[name]), images)) for name in asked.schemes}
+    plain = floating(spec, images)
+    models = in_onnx(plain, spec, images)
+    programs = {
+        name: pack_model(to_onnx(quantized(plain, spec, images, **SCHEMES[name]), images)) for name in asked.schemes
+    }
     with tempfile.TemporaryDirectory() as folder:
         paths = {name: Path(folder) / f"{index}.packed" for index, name in enumerate(programs)}
         for name, program in programs.items():
@@ -200,8 +211,8 @@ def main() -> None:
                     print(f"\n{name}")
                     layers(programs[name])
                     if asked.network.startswith("nin") and "all layers" not in name:
-                        between = {kind: middle(artifact, images) for kind, artifact in artifacts.items()}
-                        together(programs[name], between, asked.batch, asked.rounds)
+                        between, handed = between_ends(plain, images)
+                        together(programs[name], in_onnx(between, spec, handed), asked.batch, asked.rounds)
                 print()
 
 
