@@ -104,7 +104,7 @@ class ImageFiles:
                 if isinstance(decoded, MicronetError):
                     raise decoded
                 yield decoded
-        except RuntimeError as error:
+        except (RuntimeError, OSError, EOFError) as error:  # the last two where it ended while it handed images over
             raise FailedError(
                 f"a process that decodes images ended ({first_line(error)}); where memory ran out, lower --batch-size "
                 f"or set {MEMORY_VARIABLE}=0"

@@ -146,6 +146,17 @@ def test_a_killed_worker_is_one_clear_error(tmp_path, small_chunks):
         list(batches)
 
 
+@pytest.mark.parametrize("loss", [ConnectionResetError(104, "Connection reset by peer"), EOFError()])
+def test_a_worker_that_ends_while_it_hands_images_over_is_the_same_error(tmp_path, monkeypatch, small_chunks, loss):
+    def lost(queue, *args):
+        raise loss
+
+    monkeypatch.setattr("torch.utils.data.dataloader._MultiProcessingDataLoaderIter._next_data", lost)
+    files = ImageFiles(list_images(make_folder(tmp_path, count=4)), 16)
+    with pytest.raises(FailedError, match="a process that decodes images ended"):
+        list(files.stream(torch.split(torch.arange(16), 4)))
+
+
 def test_ctrl_c_ends_a_training_and_its_workers(tmp_path):
     root = make_folder(tmp_path / "images", count=30)
     code = "import sys; from micronet.cli.app import run; sys.exit(run(sys.argv[1:]))"
