@@ -64,11 +64,10 @@ class Pruner:
         scores = criterion.scores(self.flow.network.model, self.flow)
         self.planner = Planner(self.flow, scores, config, criterion.WHY_UNJUDGED)
         if not self.planner.free:
-            whole = self.planner.plan(0).groups.values()
-            first = sorted(whole, key=lambda group: group.note != criterion.WHY_UNJUDGED)[
-                :3
-            ]  # another would judge them
-            reasons = "; ".join(f"{_short(group.layers)}: {group.note}" for group in first)
+            whole = list(self.planner.plan(0).groups.values())
+            # Those come first that another criterion would judge.
+            whole = sorted(whole, key=lambda group: group.note != criterion.WHY_UNJUDGED)
+            reasons = "; ".join(f"{_short(group.layers)}: {group.note}" for group in whole[:3])
             raise MicronetError(
                 f"no channel of this network can be cut ({reasons or 'no layer of it can be followed'})"
             )

@@ -62,8 +62,7 @@ class _QuantizedConv(Quantized):
         if self.norm is None:
             plain: Tensor = convolve(input, *_parameters(self, weight, bias))
             return plain
-        normal: Tensor = self._convolve_and_normalise(convolve, input, weight, bias)
-        return normal
+        return self._convolve_and_normalise(convolve, input, weight, bias)
 
     def _convolve_and_normalise(self, convolve: Any, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         norm: Any = self.norm
