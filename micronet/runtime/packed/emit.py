@@ -5,7 +5,7 @@ Three ways, by what the processor has: ``avx512`` (VPOPCNTD, VPDPBUSD), ``avx2``
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from inspect import Parameter, Signature
 from pathlib import Path
 from typing import Any, cast
@@ -21,10 +21,8 @@ LANES = 16  # output channels of a vector
 PIXELS = 4  # that share the weights in registers
 ITEM = 4  # bytes
 BITS, INTEGERS, FLOATS = range(3)  # what a tensor holds
-FLUSH = 7  # items whose differing bits, 8 a byte at most, a uint8 holds
 I8, I16, I32, I64, F32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
 INTS, REALS = ir.VectorType(I32, LANES), ir.VectorType(F32, LANES)
-BYTES, WIDE = ir.VectorType(I8, 32), ir.VectorType(I32, 32)
 
 
 def way() -> str:
@@ -46,15 +44,15 @@ FEATURES: Mapping[str, bool] = {} if _ELSEWHERE else binding.get_host_cpu_featur
 WAY = way()
 BYTEWISE = WAY != "avx512"  # bits are counted by the byte
 NIBBLES = 2 if WAY == "avx2" else 1  # bytes in memory of eight weights
-INTEGER = np.uint8 if WAY == "avx512" else np.int16  # a whole number of an item; uint8 as it is, int16 centred
-WORDS = np.dtype(INTEGER).itemsize  # its bytes
 FEWEST = 2 if BYTEWISE else 1  # vectors a block of binary weights is a multiple of
-MOST_BITS, MOST = 4, 1 if BYTEWISE else 4  # vectors that the registers hold, of bits and of others
+MOST_BITS, MOST = (6, 1) if BYTEWISE else (4, 4)  # vectors that the registers hold, of bits and of others
+PAIRS = WAY == "avx2"  # small integers have a way of their own
 DEPOSITS = bool(FEATURES.get("bmi2")) and WAY != "portable"
 TABLE = np.array(
     [[bin(i ^ half).count("1") for half in (byte & 15, byte >> 4) for i in range(16)] for byte in range(256)], np.uint8
 )
 
+binding.initialize_native_asmparser()
 SOURCES = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))).hexdigest()
 
 
@@ -101,6 +99,12 @@ def spread(builder: Any, value: Any, lanes: int) -> Any:
     kind = ir.VectorType(value.type, lanes)
     first = builder.insert_element(ir.Constant(kind, ir.Undefined), value, ir.Constant(I32, 0))
     return builder.shuffle_vector(first, first, ir.Constant(ir.VectorType(I32, lanes), [0] * lanes))
+
+
+def shuffled(builder: Any, first: Any, second: Any, places: Iterable[int]) -> Any:
+    """Return a vector of two vectors' lanes."""
+    chosen = list(places)
+    return builder.shuffle_vector(first, second, ir.Constant(ir.VectorType(I32, len(chosen)), chosen))
 
 
 def call(builder: Any, name: str, result: Any, *args: Any) -> Any:

@@ -12,12 +12,12 @@ from micronet.runtime.packed.emit import (
     FLOATS,
     I8,
     I16,
+    I32,
     I64,
     INTEGERS,
     INTS,
     LANES,
     REALS,
-    WORDS,
     call,
     load,
     primitive,
@@ -30,17 +30,17 @@ def _finish(source: Any, out: int) -> Any:
     """Return the primitive that turns sums (pixels, vectors, LANES) into what a map holds: scaled, clipped, rounded.
 
     Of each pixel ``count`` vectors: ((base + factor * sums) * unit + bias), between least and most, over scale, between
-    low and top, rounded half to even, plus zero; floats have no base, and as ``out`` end at most. places: address of
-    (pixels, 2) int64, where a pixel's base lies and where its values go. sums, unit, bias: addresses. The arguments'
-    order is that of ``_emit_finish``.
+    low and top, rounded half to even, plus zero; floats have no base, and as ``out`` end at most. Addresses: base, a
+    pixel's ``classes`` (int32) times ``class_size`` bytes on; to, where the first pixel's values go, the next one's
+    ``to_step`` bytes on; sums, unit, bias. The arguments' order is that of ``_emit_finish``.
     """
-    kinds = [*[types.intp] * 7, types.int32, *[types.float32] * 5, types.int32]
+    kinds = [*[types.intp] * 11, types.int32, *[types.float32] * 5, types.int32]
     return primitive(types.void, kinds, partial(_emit_finish, source, out))
 
 
 def _emit_finish(
-    source: Any, out: int, builder: Any, places: Any, pixels: Any, vectors: Any, count: Any, sums: Any, unit: Any,
-    bias: Any, *ends: Any,
+    source: Any, out: int, builder: Any, classes: Any, class_size: Any, bases: Any, first: Any, to_step: Any,
+    pixels: Any, vectors: Any, count: Any, sums: Any, unit: Any, bias: Any, *ends: Any,
 ) -> None:  # fmt: skip
     factor, least, most, scale, low, top, zero = (spread(builder, end, LANES) for end in ends)
     zero64, one64 = ir.Constant(I64, 0), ir.Constant(I64, 1)
@@ -50,8 +50,9 @@ def _emit_finish(
 
     builder.position_at_end(outer)
     pixel = builder.phi(I64)
-    place = builder.add(places, builder.mul(pixel, ir.Constant(I64, 16)))
-    base, to = load(builder, I64, place), load(builder, I64, place, 8)
+    of_class = load(builder, I32, builder.add(classes, builder.mul(pixel, ir.Constant(I64, 4))))
+    base = builder.add(bases, builder.mul(builder.sext(of_class, I64), class_size))
+    to = builder.add(first, builder.mul(pixel, to_step))
     own = builder.add(sums, builder.mul(builder.mul(pixel, vectors), ir.Constant(I64, LANES * 4)))
     builder.branch(block)
 
@@ -69,7 +70,7 @@ def _emit_finish(
     if out == INTEGERS:
         scaled = _between(builder, builder.fdiv(value, scale), low, top)
         whole = builder.add(builder.fptosi(call(builder, "llvm.rint.v16f32", REALS, scaled), INTS), zero)
-        value, size = builder.trunc(whole, ir.VectorType(I8 if WORDS == 1 else I16, LANES)), WORDS
+        value, size = builder.trunc(whole, ir.VectorType(I8, LANES)), 1
     store(builder, value, builder.add(to, builder.mul(index, ir.Constant(I64, LANES * size))))
     following = builder.add(index, one64)
     builder.cbranch(builder.icmp_signed("<", following, count), block, turn)
@@ -77,11 +78,11 @@ def _emit_finish(
     builder.position_at_end(turn)
     next_pixel = builder.add(pixel, one64)
     builder.cbranch(builder.icmp_signed("<", next_pixel, pixels), outer, after)
-    for phi, first, then, last in (
+    for phi, start, then, last in (
         (pixel, zero64, next_pixel, (entry, turn)),
         (index, zero64, following, (outer, block)),
     ):
-        phi.add_incoming(first, last[0])
+        phi.add_incoming(start, last[0])
         phi.add_incoming(then, last[1])
     builder.position_at_end(after)
 
@@ -112,7 +113,7 @@ def _emit_way(builder: Any) -> None:
     """Let another thread have the core, where the system has a word for that."""
     if os.name == "posix":
         function: Any = cgutils.get_or_insert_function
-        builder.call(function(builder.module, ir.FunctionType(ir.IntType(32), []), "sched_yield"), [])
+        builder.call(function(builder.module, ir.FunctionType(I32, []), "sched_yield"), [])
 
 
 integers_to_floats, integers_to_integers = _finish(INTS, FLOATS), _finish(INTS, INTEGERS)

@@ -4,8 +4,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from micronet.runtime.packed.emit import BITS, FEWEST, FLOATS, INTEGERS, LANES
-from micronet.runtime.packed.layout import border_classes, border_sums, planes_of, vectors_of
+from micronet.runtime.packed.emit import BITS, BYTEWISE, FEWEST, FLOATS, INTEGERS, LANES
+from micronet.runtime.packed.layout import border_classes, border_sums, halved, planes_of, vectors_of
 from micronet.runtime.packed.maps import LINE, Array, Finish, Map, Unfit
 from micronet.runtime.packed.program import Operation
 
@@ -64,27 +64,34 @@ class Layer(NamedTuple):
     dilation: tuple[int, int]
     sides: tuple[int, int]
 
+    def units(self) -> tuple[Array, int]:
+        """Return weights without the factor that all of them have, and that factor."""
+        if self.product == FLOATS:
+            return self.weight, 1
+        factor = max(1, int(np.gcd.reduce(np.abs(self.weight), axis=None)))
+        return self.weight // factor, factor
+
     def constants(self, constants: Constants, finish: Finish) -> dict[str, Any]:
         """Return the fields that hold a layer's numbers: limits to compare its sums with, or scales and biases."""
-        weight, operation, bits = self.weight, self.operation, self.product == BITS
-        magnitude = max(1, int(np.abs(weight).max())) if bits else 1
-        signs = weight // magnitude if bits else weight
-        planes = len(planes_of(signs, self.product))
+        weight, magnitude = self.units()
+        operation, bits = self.operation, self.product == BITS
+        planes = len(planes_of(weight, self.product))
         rows, row_masks = self._classes(0)
         columns, column_masks = self._classes(1)
         base = np.zeros((1, 1, len(weight)), np.int64)
         if bits:  # sum = products - (2 / planes) * differing + (what the padding, taken for -1, is off by)
-            base = weight[0].size + signs.sum((1, 2, 3)) - border_sums(signs, row_masks, column_masks)
+            base = weight[0].size + weight.sum((1, 2, 3)) - border_sums(weight, row_masks, column_masks)
         else:
             rows, columns, column_masks = np.zeros_like(rows), np.zeros_like(columns), column_masks[:1]
         if self.product == INTEGERS:  # the padding is zero as stored, so that it weighs nothing
             base = base - self.x.zero * weight.sum((1, 2, 3)).astype(np.int64)
         found: dict[str, Any] = {
             "row_class": constants.ints(rows), "column_class": constants.ints(columns),
-            "column_classes": len(column_masks), "factor": -magnitude * (2 // planes) if bits else 1,
+            "column_classes": len(column_masks), "factor": magnitude * (-2 // planes if bits else 1),
         }  # fmt: skip
         if operation.limits is not None:
-            found["limits"] = constants.ints(self._padded(self._limits(base, magnitude, planes), NEVER[self.product]))
+            limits = self._padded(self._limits(base, magnitude, planes), NEVER[self.product])
+            found["limits"] = constants.ints(halved(limits) if bits and BYTEWISE else limits)
         elif self.product == FLOATS and finish.kind == BITS and not finish.clips and operation.scale is None:
             bias = np.zeros(len(weight)) if operation.bias is None else operation.bias[self.part]
             found["limits"] = constants.ints(
@@ -99,10 +106,10 @@ class Layer(NamedTuple):
         limits = self.operation.limits[self.part].astype(np.int64)
         if self.product == FLOATS:
             return np.broadcast_to(limits, (1, 1, len(limits))).astype(np.float32).view(np.int32)
+        limits = -(-limits // magnitude)  # what the sum of weights without their factor is to be at least
         if self.product == INTEGERS:
             return (limits - base).clip(-(2**31) + 1, 2**31 - 1)
-        # A sum of weights of some magnitude is at least its limit where one of signs is at least its share of it.
-        return ((base - -(-limits // magnitude)) // (2 // planes)).clip(-1, 2**31 - 1)
+        return ((base - limits) // (2 // planes)).clip(-1, 2**31 - 1)
 
     def _scales(self, base: Array, constants: Constants) -> dict[str, int]:
         operation = self.operation

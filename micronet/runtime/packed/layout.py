@@ -17,11 +17,12 @@ from micronet.runtime.packed.emit import (
     MOST,
     MOST_BITS,
     NIBBLES,
-    WORDS,
+    PAIRS,
 )
 
 Array = NDArray[Any]
-HELD = {BITS: 8 * ITEM, INTEGERS: ITEM // WORDS, FLOATS: 1}  # values of an item
+WORTH_PAIRS = 8  # items between two widenings
+HELD = {BITS: 8 * ITEM, INTEGERS: ITEM, FLOATS: 1}  # values of an item
 
 
 def vectors_of(product: int, outs: int) -> int:
@@ -34,7 +35,7 @@ def planes_of(weight: Array, product: int) -> list[Array]:
     """Return weights as what is added up: a ternary weight is the mean of two signs, a wide one a sum of int8."""
     if product == BITS:
         return [weight > 0] if np.abs(weight).min() else [weight >= 0, weight > 0]
-    if product == FLOATS or WORDS > 1:
+    if product == FLOATS:
         return [weight]
     parts: list[Array] = []
     left = weight
@@ -62,8 +63,43 @@ def laid_out(weight: Array, product: int, runs: int) -> NDArray[np.uint8]:
 
 
 def block_size(left: int, most: int) -> int:
-    """Return how many of the vectors that are left a block takes: 4, 2 or 1."""
+    """Return how many of the vectors that are left a block takes: 4, 2 or 1, of bytewise sums 6, 4 or 2."""
+    if left == 8 and most == 6:
+        return 4  # and 4 are faster than 6 and 2
     return 2 if min(most, left) == 3 else min(most, left)
+
+
+def even_share(count: int, most: int) -> int:
+    """Return how many of some things, at most so many, each of as few parts as can be holds."""
+    parts = -(-count // most)
+    return -(-count // parts)
+
+
+def most_items(weight: Array, product: int) -> int:
+    """Return how many items are summed before the sums need to be widened; 0: all."""
+    if product == BITS and BYTEWISE:
+        return 7  # whose differing bits, 8 a byte at most, a uint8 holds
+    if product == INTEGERS and PAIRS:
+        items = (2**15 - 1) // (2 * 255 * max(1, min(127, int(np.abs(weight).max()))))  # sums of pairs, int16
+        return items if items >= WORTH_PAIRS else 0
+    return 0
+
+
+def cut(offsets: list[int], length: int, most: int) -> tuple[list[int], int]:
+    """Cut runs into equal ones of at most so many items: their offsets and their length."""
+    fitting = next(size for size in range(min(length, most or length), 0, -1) if length % size == 0)
+    return [offset + at * ITEM for offset in offsets for at in range(0, length, fitting)], fitting
+
+
+def halved(limits: Array) -> Array:
+    """Return limits of counts (..., channels) as sums of bytes are compared with them, int32 (..., channels // 2).
+
+    Of 32 channels the even ones lie before the odd ones, int16; counts are to be less.
+    """
+    *rest, channels = limits.shape
+    less = (limits + 1).clip(0, 2**15 - 1).astype(np.int16)
+    parted = less.reshape(*rest, channels // 32, 16, 2).swapaxes(-1, -2)
+    return np.ascontiguousarray(parted).reshape(*rest, channels).view(np.int32)
 
 
 def _blocks(vectors: int, most: int) -> list[int]:
@@ -82,7 +118,7 @@ def _items(weight: Array, product: int) -> Array:
     padded[..., :values] = weight
     if product == BITS:
         return np.packbits(padded, axis=-1, bitorder="little")
-    kind = np.float32 if product == FLOATS else np.int8 if WORDS == 1 else np.int16
+    kind = np.float32 if product == FLOATS else np.int8
     return np.ascontiguousarray(padded.astype(kind)).view(np.uint8)
 
 
@@ -92,7 +128,7 @@ def _block(items: Array, product: int) -> NDArray[np.uint8]:
     if product == BITS and BYTEWISE:
         vectors = items.reshape(outs // 32, 32, runs, size).transpose(2, 3, 0, 1)
         if NIBBLES == 2:
-            vectors = np.stack([vectors & 15, vectors >> 4], -2)
+            vectors = np.stack([vectors & 15, vectors >> 4], -3)
         return np.ascontiguousarray(vectors).ravel()
     vectors = items.reshape(outs // LANES, LANES, runs, size // ITEM, ITEM).transpose(2, 3, 0, 1, 4)
     return np.ascontiguousarray(vectors).ravel()

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
-from micronet.runtime.packed.emit import BITS, FLOATS, INTEGERS, WORDS
+from micronet.runtime.packed.emit import BITS, FLOATS, INTEGERS
 
 Array = NDArray[Any]
 LINE = 64  # bytes of a cache line
@@ -38,7 +38,7 @@ class Map:
         """Bytes from one pixel to the next."""
         if self.kind == BITS:
             return -(-self.channels // 32) * 4
-        return self.channels * (4 if self.kind == FLOATS else WORDS)
+        return self.channels * (4 if self.kind == FLOATS else 1)
 
     @property
     def row(self) -> int:
@@ -58,7 +58,7 @@ class Map:
         """Return the bytes from a pixel's begin to a channel."""
         if self.kind == BITS:
             return channel // 8
-        return channel * (4 if self.kind == FLOATS else WORDS)
+        return channel * (4 if self.kind == FLOATS else 1)
 
 
 class Finish(NamedTuple):

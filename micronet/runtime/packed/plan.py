@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from micronet.errors import MicronetError
-from micronet.runtime.packed.emit import BITS, FLOATS, INTEGERS, PIXELS, WORDS
+from micronet.runtime.packed.emit import BITS, BYTEWISE, FLOATS, INTEGERS, PIXELS
 from micronet.runtime.packed.layer import Constants, Layer, merged
 from micronet.runtime.packed.maps import LINE, Array, Finish, Map, Step, Unfit, ends
 from micronet.runtime.packed.placing import placed
@@ -16,6 +16,7 @@ from micronet.runtime.packed.run import EXACT_FLOAT32
 from micronet.runtime.packed.table import ADD, ALIGN, CONV, COPY, MAP, MEAN, MULTIPLY, POOL, SCALE, SHUFFLE, STEP
 
 ALONE = {"relu", "clip"}
+MOST_COUNTED = 2**14 if BYTEWISE else 2**31  # signs; of ternary weights' two planes an int16 holds the counts
 MOST_MEMORY = 1 << 34  # bytes of an image
 FLAT = {"linear", "relu", "clip", "sign", "quantize", "add", "mul", "concat"}  # they read flat maps
 
@@ -126,8 +127,7 @@ class Plan:
             if low < -128 or high > (255 if low >= 0 else 127):
                 raise Unfit("activations of more than 8 bits")
             made.scale = finish.quantize["scale"]
-            if WORDS == 1:
-                made.zero = finish.quantize["zero_point"] + (128 if low < 0 else 0)
+            made.zero = finish.quantize["zero_point"] + (128 if low < 0 else 0)
         self._maps[finish.value] = made
         return made
 
@@ -271,7 +271,7 @@ class Plan:
             lone = Layer(operation, part, weight[part], product, x, pads, (sy, sx), (dy, dx), (rows, columns))
             step = Step(
                 {**numbers, **lone.constants(self._constants, finish)}, own, out, pads=pads, dilation=[dy, dx],
-                x_channel=group * own.channels // groups, channel=group * each, weight=weight[part],
+                x_channel=group * own.channels // groups, channel=group * each, weight=lone.units()[0],
             )  # fmt: skip
             self._add(step, wait=group == groups - 1)
 
@@ -282,7 +282,7 @@ class Plan:
         largest = np.abs(weight.astype(np.int64))
         if x.kind == BITS:
             unit = max(1, int(largest.max()))
-            if np.isin(weight, (-unit, 0, unit)).all():
+            if np.isin(weight, (-unit, 0, unit)).all() and weight[0].size < MOST_COUNTED:
                 return BITS
             if largest.reshape(len(weight), -1).sum(1).max() >= EXACT_FLOAT32:
                 raise Unfit("sums of signs and wide weights")

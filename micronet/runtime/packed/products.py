@@ -1,13 +1,7 @@
 """The inner loops of convolutions: sums of products of packed items, compiled by numba for the processor at hand.
 
-An item is 32 bits of a pixel: 32 signs as bits, whole numbers, or one float. Sixteen output channels lie beside one
-another in a vector; four pixels share the weights in registers. Of signs x and weights w the sum of K products is
-K - 2 m, m the number of bits that differ. Three ways, by what the processor has:
-
-- ``avx512``: bits by xor and VPOPCNTD, four 8-bit integers an item by VPDPBUSD;
-- ``avx2``: bits by weights as nibbles, looked up (VPSHUFB) in the table of differences that the image's byte selects,
-  128 products in two instructions; two 16-bit integers an item by VPMADDWD;
-- ``portable``: the same by what LLVM makes of population counts and products on any processor.
+An item is 32 bits of a pixel: 32 signs as bits, four whole numbers as uint8, or one float. Sixteen output channels lie
+beside one another in a vector; four pixels share the weights in registers. ``sums`` has what is done with an item.
 """
 
 from functools import partial
@@ -15,175 +9,211 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 
-from micronet.runtime.packed.bytewise import accumulate_bytes
 from micronet.runtime.packed.emit import (
     BITS,
     BYTEWISE,
-    F32,
-    FLOATS,
-    I16,
+    I8,
     I32,
     I64,
     INTEGERS,
-    INTS,
     ITEM,
     LANES,
-    NIBBLES,
+    PAIRS,
     PIXELS,
-    REALS,
     WAY,
-    call,
     compiled,
     load,
     primitive,
-    spread,
     store,
 )
+from micronet.runtime.packed.sums import BitSum, ByteSum, FloatSum, IntegerSum, PairSum, Sum, WordSum
 
 
-def _add_bits(builder: Any, total: Any, x: Any, weight: Any) -> Any:
-    return builder.add(total, call(builder, "llvm.ctpop.v16i32", INTS, builder.xor(x, weight)))
+def _product(own: Sum) -> Any:
+    """Return the primitive that sums the products of a row's pixels and a block's channels.
 
-
-def _add_floats(builder: Any, total: Any, x: Any, weight: Any) -> Any:
-    return call(builder, "llvm.fmuladd.v16f32", REALS, x, weight, total)
-
-
-def _add_integers(builder: Any, total: Any, x: Any, weight: Any) -> Any:
-    if WAY == "avx512":
-        return call(builder, "llvm.x86.avx512.vpdpbusd.512", INTS, total, x, weight)
-    if WAY == "avx2":
-        halves, pairs = [], ir.VectorType(I16, 16)
-        for start in (0, 8):
-            lanes = ir.Constant(ir.VectorType(I32, 8), [*range(start, start + 8)])
-            sides = [builder.bitcast(builder.shuffle_vector(side, side, lanes), pairs) for side in (x, weight)]
-            halves.append(call(builder, "llvm.x86.avx2.pmadd.wd", ir.VectorType(I32, 8), *sides))
-        return builder.add(
-            total, builder.shuffle_vector(*halves, ir.Constant(ir.VectorType(I32, LANES), [*range(LANES)]))
-        )
-    half = ir.Constant(INTS, [16] * LANES)
-    for sides in ([builder.shl(side, half) for side in (x, weight)], [x, weight]):
-        total = builder.add(total, builder.mul(*(builder.ashr(side, half) for side in sides)))
-    return total
-
-
-ADD = {BITS: (_add_bits, INTS), INTEGERS: (_add_integers, INTS), FLOATS: (_add_floats, REALS)}
-
-
-def _product(kind: int, vectors: int) -> Any:
-    """Return the primitive that sums a block's products, to ``sums`` (PIXELS, vectors, LANES) of 32 bits, or as signs.
-
-    Its arguments are sizes and addresses: x, the first pixel; step, bytes to the next one; runs, ``count`` offsets
-    (int64), at each of which ``length`` items lie; weights, by run, item, vector, lane. sums: 0 where the sums shall be
-    compared instead; ``places`` then holds for each pixel the address of its limits, and of where its signs go.
+    Sums go to ``sums`` (columns, at least PIXELS; vectors, LANES) of 32 bits; where that is 0, their signs to ``out``.
+    Its arguments are sizes and addresses: x, the first pixel; step, bytes to the next one; columns; runs, ``count``
+    offsets (int64), at each of which ``length`` items lie; items, as many as are summed before sums are widened;
+    weights, by run, item, vector, lane; limits, a pixel's ``classes`` (int32) times ``class_size`` bytes on; out,
+    the first pixel's signs; out_step, bytes to the next one's; spare, room for those of none; table: ``TABLE``.
     """
-    return primitive(types.void, [types.intp] * 8, partial(_emit_product, kind, vectors))
+    return primitive(types.void, [types.intp] * 16, partial(_emit_product, own))
 
 
 def _emit_product(
-    kind: int, vectors: int, builder: Any, x: Any, step: Any, runs: Any, count: Any, length: Any, weights: Any, to: Any,
-    places: Any,
+    own: Sum, builder: Any, x: Any, step: Any, columns: Any, runs: Any, count: Any, length: Any, items: Any,
+    weights: Any, to: Any, classes: Any, class_size: Any, limits: Any, out: Any, out_step: Any, spare: Any, table: Any,
 ) -> None:  # fmt: skip
-    add, lanes = ADD[kind]
+    number, zero = partial(ir.Constant, I64), ir.Constant(I64, 0)
     entry = builder.block
-    outer, inner, turn, after, keep, compare, end = (
-        builder.append_basic_block(name) for name in ("run", "item", "turn", "after", "keep", "compare", "end")
+    across, outer, begin, inner, turn, after, keep, compare, ended, end = map(
+        builder.append_basic_block,
+        ("columns", "run", "begin", "item", "turn", "after", "keep", "compare", "ended", "end"),
     )
-    block = [(pixel, vector) for pixel in range(PIXELS) for vector in range(vectors)]
-    started = [ir.Constant(lanes, [0] * LANES)] * len(block)
+    nothing = [ir.Constant(own.lanes, [0] * own.lanes.count)] * (PIXELS * own.parts)
+    kept, none = _room(builder, PIXELS * own.parts * own.spread_over * 32) if own.wide else (zero, zero)
+    bytes_long = builder.mul(length, number(ITEM))
+    distance = builder.sub(columns, number(PIXELS))
+    last = builder.select(builder.icmp_signed(">", distance, zero), distance, zero)
+    builder.branch(across)
+
+    builder.position_at_end(across)
+    column = builder.phi(I64)
+    left = builder.add(x, builder.mul(column, step))
     builder.branch(outer)
 
     builder.position_at_end(outer)
-    run, at, *totals = [builder.phi(kind) for kind in (I64, I64, *[lanes] * len(block))]
-    offset = load(builder, I64, builder.add(runs, builder.mul(run, ir.Constant(I64, 8))))
-    first = builder.add(x, offset)
-    pixels = [builder.add(first, builder.mul(step, ir.Constant(I64, pixel))) for pixel in range(PIXELS)]
+    state = [builder.phi(kind) for kind in (I64, I64, I64, I64, *[own.lanes] * len(nothing))]
+    run, at, since, before, *totals = state
+    first = builder.add(left, load(builder, I64, builder.add(runs, builder.mul(run, number(8)))))
+    pixels = [builder.add(first, builder.mul(step, number(pixel))) for pixel in range(PIXELS)]
+    grown_since = builder.add(since, length)
+
+    builder.position_at_end(begin)
+    begun = [builder.phi(kind) for kind in (I64, I64, *[own.lanes] * len(nothing))]
+    _join(begun, [grown_since, before, *totals], outer)
+    builder.position_at_end(outer)
+    if own.wide is None:
+        builder.branch(begin)
+    else:
+        full = builder.append_basic_block("full")
+        builder.cbranch(builder.icmp_signed(">", grown_since, items), full, begin)
+        builder.position_at_end(full)
+        for place, wide in enumerate(_widened(own, builder, totals, before)):
+            store(builder, wide, kept, place * 32)
+        builder.branch(begin)
+        _join(begun, [length, kept, *nothing], full)
+    builder.position_at_end(begin)
     builder.branch(inner)
 
     builder.position_at_end(inner)
-    item, weight, *sums = [builder.phi(kind) for kind in (I64, I64, *[lanes] * len(block))]
-    own = [load(builder, lanes, weight, vector * LANES * 4) for vector in range(vectors)]
-    grown = []
-    for pixel in range(PIXELS):
-        value = load(builder, F32 if kind == FLOATS else I32, builder.add(pixels[pixel], item))
-        same = spread(builder, value, LANES)
-        for vector in range(vectors):
-            grown.append(add(builder, sums[pixel * vectors + vector], same, own[vector]))
-    next_item = builder.add(item, ir.Constant(I64, ITEM))
-    next_weight = builder.add(weight, ir.Constant(I64, vectors * LANES * 4))
-    bytes_long = builder.mul(length, ir.Constant(I64, ITEM))
+    inside = [builder.phi(kind) for kind in (I64, I64, *[own.lanes] * len(nothing))]
+    item, weight, *sums = inside
+    values = [load(builder, own.held, builder.add(pixels[pixel], item)) for pixel in range(PIXELS)]
+    grown = [total for each in own.add(builder, values, weight, table, _parted(sums)) for total in each]
+    next_item, next_weight = builder.add(item, number(own.turn)), builder.add(weight, number(own.row))
     builder.cbranch(builder.icmp_signed("<", next_item, bytes_long), inner, turn)
+    _join(inside, [zero, at, *begun[2:]], begin)
+    _join(inside, [next_item, next_weight, *grown], inner)
 
     builder.position_at_end(turn)
-    next_run = builder.add(run, ir.Constant(I64, 1))
+    next_run = builder.add(run, number(1))
     builder.cbranch(builder.icmp_signed("<", next_run, count), outer, after)
+    _join(state, [zero, weights, zero, none, *nothing], across)
+    _join(state, [next_run, next_weight, *begun[:2], *grown], turn)
 
-    for phi, value in zip([run, at, *totals], [ir.Constant(I64, 0), weights, *started], strict=True):
-        phi.add_incoming(value, entry)
-    for phi, value in zip([run, at, *totals], [next_run, next_weight, *grown], strict=True):
-        phi.add_incoming(value, turn)
-    for phi, value in zip([item, weight, *sums], [ir.Constant(I64, 0), at, *totals], strict=True):
-        phi.add_incoming(value, outer)
-    for phi, value in zip([item, weight, *sums], [next_item, next_weight, *grown], strict=True):
-        phi.add_incoming(value, inner)
     builder.position_at_end(after)
-    builder.cbranch(builder.icmp_signed("!=", to, ir.Constant(I64, 0)), keep, compare)
+    found = _parted(_widened(own, builder, grown, begun[1]) if own.wide else grown)
+    builder.cbranch(builder.icmp_signed("!=", to, zero), keep, compare)
     builder.position_at_end(keep)
-    for number, value in enumerate(grown):
-        store(builder, value, to, number * LANES * 4)
-    builder.branch(end)
+    place = builder.add(to, builder.mul(column, number(own.vectors * LANES * 4)))
+    for index, total in enumerate(total for sums in found for total in own.whole(builder, sums)):
+        store(builder, total, place, index * LANES * 4)
+    builder.branch(ended)
     builder.position_at_end(compare)
-    ends = [[load(builder, I64, places, (pixel * 2 + which) * 8) for which in (0, 1)] for pixel in range(PIXELS)]
-    for (pixel, vector), value in zip(block, grown, strict=True):
-        limits = load(builder, lanes, ends[pixel][0], vector * LANES * 4)
-        store(builder, _compared(builder, kind, value, limits), ends[pixel][1], vector * 2)
-    builder.branch(end)
+    for pixel, sums in enumerate(found):
+        here = builder.add(column, number(pixel))
+        exists = builder.icmp_signed("<", here, columns)
+        known = builder.select(exists, here, column)
+        of_class = load(builder, I32, builder.add(classes, builder.mul(known, number(4))))
+        own_limits = builder.add(limits, builder.mul(builder.sext(of_class, I64), class_size))
+        target = builder.select(exists, builder.add(out, builder.mul(here, out_step)), spare)
+        for index, signs in enumerate(own.signs(builder, sums, own_limits)):
+            store(builder, signs, target, index * signs.type.width // 8)
+    builder.branch(ended)
+
+    builder.position_at_end(ended)
+    further = builder.add(column, number(PIXELS))
+    following = builder.select(builder.icmp_signed("<", further, last), further, last)
+    builder.cbranch(builder.icmp_signed("<", column, last), across, end)
+    _join([column], [zero], entry)
+    _join([column], [following], ended)
     builder.position_at_end(end)
 
 
-def _compared(builder: Any, kind: int, sums: Any, limits: Any) -> Any:
-    """Return one bit a lane: of differing bits at most, of other sums at least so many."""
-    if kind == FLOATS:
-        found = builder.fcmp_ordered(">=", sums, limits)
-    else:
-        found = builder.icmp_signed("<=" if kind == BITS else ">=", sums, limits)
-    return builder.bitcast(found, I16)
+def _room(builder: Any, size: int) -> tuple[Any, Any]:
+    """Return the addresses of bytes for wide sums, and of as many zeros."""
+    words: Any = cgutils
+    room = words.alloca_once(builder, ir.ArrayType(I8, size))
+    zeros = ir.Constant(ir.ArrayType(I8, size), bytearray(size))
+    none = words.global_constant(builder.module, f"micronet.zeros.{size}", zeros)
+    return builder.ptrtoint(room, I64), builder.ptrtoint(none, I64)
 
 
-_floats1, _floats2, _floats4 = (_product(FLOATS, vectors) for vectors in (1, 2, 4))
-_integers1, _integers2, _integers4 = (_product(INTEGERS, vectors) for vectors in (1, 2, 4))
-_bits1, _bits2, _bits4 = (_product(BITS, vectors) for vectors in (1, 2, 4))
+def _widened(own: Sum, builder: Any, sums: list[Any], before: Any) -> list[Any]:
+    """Return sums as wide ones, with those added that lie at an address."""
+    found = [wide for total in sums for wide in own.widen(builder, total)]
+    return [builder.add(wide, load(builder, own.wide, before, at * 32)) for at, wide in enumerate(found)]
+
+
+def _parted(sums: list[Any]) -> list[list[Any]]:
+    """Return the sums of each pixel."""
+    each = len(sums) // PIXELS
+    return [sums[pixel * each : (pixel + 1) * each] for pixel in range(PIXELS)]
+
+
+def _join(phis: list[Any], values: list[Any], block: Any) -> None:
+    """Give values to what a block that leads here hands on."""
+    for phi, value in zip(phis, values, strict=True):
+        phi.add_incoming(value, block)
+
+
+_floats1, _floats2, _floats4 = (_product(FloatSum(vectors)) for vectors in (1, 2, 4))
+_integer_sum = WordSum if WAY == "avx2" else IntegerSum
+_integers1, _integers2, _integers4 = (_product(_integer_sum(vectors)) for vectors in (1, 2, 4))
+_pairs1 = _product(PairSum(1))
+_bits1, _bits2, _bits4 = (_product(BitSum(vectors)) for vectors in (1, 2, 4))
+_bytes2, _bytes4, _bytes6 = (_product(ByteSum(vectors)) for vectors in (2, 4, 6))
 
 
 @compiled
-def accumulate(kind, vectors, x, step, offsets, length, weights, sums, places, table):  # type: ignore[no-untyped-def]
-    """Sum the products of a block of pixels and channels; see ``_product``. Return the address of the next weights.
-
-    offsets: int64, one a run of items. places: int64 (PIXELS, 2). table: ``TABLE``. The others: addresses and sizes.
-    """
-    runs, count, ends = offsets.ctypes.data, len(offsets), places.ctypes.data
-    if kind == BITS:
-        if BYTEWISE:
-            accumulate_bytes(vectors, x, step, offsets, length, weights, sums, places, table)
-            return weights + count * length * vectors * LANES * ITEM * NIBBLES
-        if vectors == 4:
-            _bits4(x, step, runs, count, length, weights, sums, ends)
-        elif vectors == 2:
-            _bits2(x, step, runs, count, length, weights, sums, ends)
+def accumulate(  # type: ignore[no-untyped-def]
+    kind, vectors, x, step, columns, runs, count, length, items, weights, sums, classes, class_size, limits, out,
+    out_step, spare, table,
+):  # fmt: skip
+    """Sum the products of a row's pixels and a block's channels; see ``_product``."""
+    if kind == BITS and BYTEWISE:
+        if vectors == 6:
+            _bytes6(x, step, columns, runs, count, length, items, weights, sums, classes, class_size, limits, out,
+                    out_step, spare, table)  # fmt: skip
+        elif vectors == 4:
+            _bytes4(x, step, columns, runs, count, length, items, weights, sums, classes, class_size, limits, out,
+                    out_step, spare, table)  # fmt: skip
         else:
-            _bits1(x, step, runs, count, length, weights, sums, ends)
+            _bytes2(x, step, columns, runs, count, length, items, weights, sums, classes, class_size, limits, out,
+                    out_step, spare, table)  # fmt: skip
+    elif kind == BITS:
+        if vectors == 4:
+            _bits4(x, step, columns, runs, count, length, items, weights, sums, classes, class_size, limits, out,
+                   out_step, spare, table)  # fmt: skip
+        elif vectors == 2:
+            _bits2(x, step, columns, runs, count, length, items, weights, sums, classes, class_size, limits, out,
+                   out_step, spare, table)  # fmt: skip
+        else:
+            _bits1(x, step, columns, runs, count, length, items, weights, sums, classes, class_size, limits, out,
+                   out_step, spare, table)  # fmt: skip
+    elif kind == INTEGERS and PAIRS and items:
+        _pairs1(x, step, columns, runs, count, length, items, weights, sums, classes, class_size, limits, out,
+                out_step, spare, table)  # fmt: skip
     elif kind == INTEGERS:
         if BYTEWISE or vectors == 1:
-            _integers1(x, step, runs, count, length, weights, sums, ends)
+            _integers1(x, step, columns, runs, count, length, items, weights, sums, classes, class_size, limits, out,
+                       out_step, spare, table)  # fmt: skip
         elif vectors == 2:
-            _integers2(x, step, runs, count, length, weights, sums, ends)
+            _integers2(x, step, columns, runs, count, length, items, weights, sums, classes, class_size, limits, out,
+                       out_step, spare, table)  # fmt: skip
         else:
-            _integers4(x, step, runs, count, length, weights, sums, ends)
+            _integers4(x, step, columns, runs, count, length, items, weights, sums, classes, class_size, limits, out,
+                       out_step, spare, table)  # fmt: skip
     elif BYTEWISE or vectors == 1:
-        _floats1(x, step, runs, count, length, weights, sums, ends)
+        _floats1(x, step, columns, runs, count, length, items, weights, sums, classes, class_size, limits, out,
+                 out_step, spare, table)  # fmt: skip
     elif vectors == 2:
-        _floats2(x, step, runs, count, length, weights, sums, ends)
+        _floats2(x, step, columns, runs, count, length, items, weights, sums, classes, class_size, limits, out,
+                 out_step, spare, table)  # fmt: skip
     else:
-        _floats4(x, step, runs, count, length, weights, sums, ends)
-    return weights + count * length * vectors * LANES * ITEM
+        _floats4(x, step, columns, runs, count, length, items, weights, sums, classes, class_size, limits, out,
+                 out_step, spare, table)  # fmt: skip

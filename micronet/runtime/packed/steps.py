@@ -4,14 +4,15 @@ import numpy as np
 
 from micronet.runtime.packed.emit import (
     BITS,
+    BYTEWISE,
     FLOATS,
-    INTEGER,
     INTEGERS,
+    ITEM,
     LANES,
     MOST,
     MOST_BITS,
+    NIBBLES,
     PIXELS,
-    WORDS,
     compiled,
 )
 from micronet.runtime.packed.finishes import (
@@ -22,12 +23,13 @@ from micronet.runtime.packed.finishes import (
     integers_to_floats,
     integers_to_integers,
 )
-from micronet.runtime.packed.layout import block_size
+from micronet.runtime.packed.layout import block_size, even_share
 from micronet.runtime.packed.products import accumulate
 from micronet.runtime.packed.table import CONV, MAP, MEAN, POOL, SHUFFLE
 from micronet.runtime.packed.values import put_signs, run_align, run_map, run_mean, run_pool, run_shuffle
 
-_block_size = compiled(block_size)
+_block_size, _even_share = compiled(block_size), compiled(even_share)
+STRIPE = 32  # pixels whose sums are kept until they are finished
 PATIENCE = 200  # turns to wait for another thread before the core is offered to it
 
 
@@ -38,11 +40,10 @@ def execute(steps, images, memory, constants, table, thread, threads, counter): 
     constants: (uint8, int32, int64, float32) arrays. table: ``emit.TABLE``. thread of threads: which share of each
     step's rows is done here; ``counter`` (int64, one of 0) makes the threads wait for each other.
     """
-    integers, floats = memory.view(INTEGER), memory.view(np.float32)
-    sums = np.empty(PIXELS * MOST_BITS * LANES, np.int32)
+    floats = memory.view(np.float32)
+    sums = np.empty((STRIPE + PIXELS) * MOST_BITS * LANES, np.int32)
     room = max(LANES * MOST_BITS, steps["channels"].max() + LANES)
     values, second = np.empty(room, np.float32), np.empty(room, np.float32)
-    places = np.empty((PIXELS, 2), np.int64)
     waited = 0
     for index in range(len(steps)):
         step = steps[index]
@@ -53,16 +54,16 @@ def execute(steps, images, memory, constants, table, thread, threads, counter): 
             x = step.x_buffer * images + image * step.x_size + step.x + row * step.stride_y * step.x_row
             out = step.out_buffer * images + image * step.out_size + step.out + row * step.out_row
             if step.step == CONV:
-                _convolve(step, x, out, row, memory, constants, sums, places, values, table)
+                _convolve(step, x, out, row, memory, constants, sums, values, table)
             elif step.step == MAP:
                 y = step.y_buffer * images + image * step.y_size + step.y + row * step.y_row
-                run_map(step, x, y, out, memory, integers, floats, constants[3], values, second)
+                run_map(step, x, y, out, memory, floats, constants[3], values, second)
             elif step.step == POOL:
-                run_pool(step, x, out, row, memory, integers, floats)
+                run_pool(step, x, out, row, memory, floats)
             elif step.step == MEAN:
                 run_mean(step, x, out, row, floats)
             elif step.step == SHUFFLE:
-                run_shuffle(step, x, out, memory, integers, floats)
+                run_shuffle(step, x, out, memory, floats)
             else:
                 run_align(step, x, out, memory)
         if threads > 1 and step.wait:
@@ -76,73 +77,73 @@ def execute(steps, images, memory, constants, table, thread, threads, counter): 
 
 
 @compiled
-def _convolve(step, x, out, row, memory, constants, sums, places, values, table):  # type: ignore[no-untyped-def]
+def _convolve(step, x, out, row, memory, constants, sums, values, table):  # type: ignore[no-untyped-def]
     """Run a row of a convolution, then the signs of its sums, or their scale and what else follows."""
-    _, ints, longs, _ = constants
-    runs = longs[step.runs : step.runs + step.run_count]
-    column_class = ints[step.column_class : step.column_class + step.columns]
-    row_class = ints[step.row_class + row] * step.column_classes
+    here, ints = np.int64(memory.ctypes.data), np.int64(constants[1].ctypes.data)
+    runs = np.int64(constants[2].ctypes.data) + 8 * step.runs
+    spare, known, room = np.int64(values.ctypes.data), np.int64(table.ctypes.data), np.int64(sums.ctypes.data)
     lanes, signs = step.vectors * LANES, step.limits >= 0
-    size = 0 if step.out_kind == BITS else WORDS if step.out_kind == INTEGERS else 4
-    pixels, skip = memory.ctypes.data + x, step.stride_x * step.x_pixel
-    most = MOST_BITS if step.product == BITS else MOST
-    following, spare = constants[0].ctypes.data + step.weights, values.ctypes.data
+    size = 0 if step.out_kind == BITS else 1 if step.out_kind == INTEGERS else 4
+    bits = step.product == BITS
+    most = MOST_BITS if bits else MOST
+    limit = 2 if BYTEWISE and signs and bits else 4  # bytes
+    row_class = limit * lanes * constants[1][step.row_class + row] * step.column_classes
+    numbers = ints + 4 * (step.limits if signs else step.base) + row_class
+    weights, skip = np.int64(constants[0].ctypes.data) + step.weights, step.stride_x * step.x_pixel
+    items = step.run_count * step.length * (ITEM * NIBBLES if bits else ITEM)
+    stripe = _even_share(step.columns, STRIPE)
     block = 0
     while block < step.vectors:
         vectors = _block_size(step.vectors - block, most)
-        weights, channel = following, block * LANES
-        numbers = constants[1].ctypes.data + 4 * ((step.limits if signs else step.base) + channel)
-        to = memory.ctypes.data + out + (channel // 8 if step.out_kind == BITS else channel * size)
+        channel = block * LANES
         whole = vectors if signs else min(vectors, (step.channels - channel) // LANES)
-        for start in range(0, step.columns, PIXELS):
-            column = max(0, min(start, step.columns - PIXELS))
-            inside = min(PIXELS, step.columns - column)
-            for pixel in range(inside):
-                places[pixel, 0] = numbers + 4 * (row_class + column_class[column + pixel]) * lanes
-                places[pixel, 1] = to + (column + pixel) * step.out_pixel
-            for pixel in range(inside, PIXELS):
-                places[pixel, 0], places[pixel, 1] = numbers, spare
-            following = accumulate(
-                step.product, vectors, pixels + column * skip, skip, runs, step.length, weights,
-                0 if signs else sums.ctypes.data, places, table,
+        first = out + (channel // 8 if step.out_kind == BITS else channel * size)
+        for column in range(0, step.columns, stripe):
+            columns, to = min(stripe, step.columns - column), first + column * step.out_pixel
+            classes, own = ints + 4 * (step.column_class + column), numbers + limit * channel
+            accumulate(
+                step.product, vectors, here + x + column * skip, skip, columns, runs, step.run_count, step.length,
+                step.items, weights, 0 if signs else room, classes, limit * lanes, own, here + to, step.out_pixel,
+                spare, known,
             )  # fmt: skip
             if signs:
                 continue
             if size and whole:
-                _finish(step, channel, inside, vectors, whole, sums.ctypes.data, places, constants)
-            if not size or whole < vectors:
-                done = whole if size else 0
-                left = min(vectors * LANES, step.channels - channel) - done * LANES
-                for pixel in range(inside):
-                    place = places[pixel, 1] - memory.ctypes.data + done * LANES * size
-                    places[0, 0], places[0, 1] = places[pixel, 0] + 4 * done * LANES, spare
-                    own = sums.ctypes.data + 4 * LANES * (pixel * vectors + done)
-                    _finish(step, channel + done * LANES, 1, vectors, vectors - done, own, places, constants)
-                    if size:
-                        memory[place : place + left * size] = values.view(np.uint8)[: left * size]
-                    else:
-                        put_signs(values, left, place, memory)
+                _finish(step, channel, classes, own, here + to, columns, vectors, whole, room, constants)
+            done = whole if size else 0
+            if done == vectors:
+                continue
+            left = min(vectors * LANES, step.channels - channel) - done * LANES
+            for pixel in range(columns):
+                place = to + pixel * step.out_pixel + done * LANES * size
+                _finish(step, channel + done * LANES, classes + 4 * pixel, own + 4 * done * LANES, spare, 1, vectors,
+                        vectors - done, room + 4 * LANES * (pixel * vectors + done), constants)  # fmt: skip
+                if size:
+                    memory[place : place + left * size] = values.view(np.uint8)[: left * size]
+                else:
+                    put_signs(values, left, place, memory)
+        weights += vectors * LANES * items
         block += vectors
 
 
 @compiled
-def _finish(step, channel, pixels, vectors, count, sums, places, constants):  # type: ignore[no-untyped-def]
+def _finish(step, channel, classes, base, to, pixels, vectors, count, sums, constants):  # type: ignore[no-untyped-def]
     """Turn sums into what the step's output holds, as ``finishes._finish`` does; signs begin as floats."""
-    unit, bias = (
-        constants[3].ctypes.data + 4 * (step.unit + channel),
-        constants[3].ctypes.data + 4 * (step.bias + channel),
-    )
-    factor, zero, at = np.int32(step.factor), np.int32(step.out_zero), places.ctypes.data
+    numbers = np.int64(constants[3].ctypes.data)
+    unit, bias = numbers + 4 * (step.unit + channel), numbers + 4 * (step.bias + channel)
+    factor, zero = np.int32(step.factor), np.int32(step.out_zero)
+    size, further = 4 * step.vectors * LANES, step.out_pixel
+    least, most, scale, low, top = step.least, step.most, step.out_scale, step.low, step.top_level
     if step.out_kind == INTEGERS:
         if step.product == FLOATS:
-            floats_to_integers(at, pixels, vectors, count, sums, unit, bias, factor, step.least, step.most,
-                               step.out_scale, step.low, step.top_level, zero)  # fmt: skip
+            floats_to_integers(classes, size, base, to, further, pixels, vectors, count, sums, unit, bias, factor,
+                               least, most, scale, low, top, zero)  # fmt: skip
         else:
-            integers_to_integers(at, pixels, vectors, count, sums, unit, bias, factor, step.least, step.most,
-                                 step.out_scale, step.low, step.top_level, zero)  # fmt: skip
+            integers_to_integers(classes, size, base, to, further, pixels, vectors, count, sums, unit, bias, factor,
+                                 least, most, scale, low, top, zero)  # fmt: skip
     elif step.product == FLOATS:
-        floats_to_floats(at, pixels, vectors, count, sums, unit, bias, factor, step.least, step.most, step.out_scale,
-                         step.low, step.top_level, zero)  # fmt: skip
+        floats_to_floats(classes, size, base, to, further, pixels, vectors, count, sums, unit, bias, factor,
+                         least, most, scale, low, top, zero)  # fmt: skip
     else:
-        integers_to_floats(at, pixels, vectors, count, sums, unit, bias, factor, step.least, step.most, step.out_scale,
-                           step.low, step.top_level, zero)  # fmt: skip
+        integers_to_floats(classes, size, base, to, further, pixels, vectors, count, sums, unit, bias, factor,
+                           least, most, scale, low, top, zero)  # fmt: skip

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from micronet.runtime.packed.emit import BITS, DEPOSITS, FLOATS, INTEGERS, LANES, WORDS, compiled
+from micronet.runtime.packed.emit import BITS, DEPOSITS, FLOATS, INTEGERS, LANES, compiled
 from micronet.runtime.packed.finishes import deposit, put_word, signs_of
 from micronet.runtime.packed.table import ADD, MULTIPLY, SCALE
 
@@ -23,7 +23,7 @@ def put_signs(values, count, place, memory):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _put(step, values, count, place, memory, integers, floats):  # type: ignore[no-untyped-def]
+def _put(step, values, count, place, memory, floats):  # type: ignore[no-untyped-def]
     """Store a pixel's ``count`` values as what the step's output holds."""
     least, most = step.least, step.most
     if step.out_kind == FLOATS:
@@ -32,7 +32,7 @@ def _put(step, values, count, place, memory, integers, floats):  # type: ignore[
             real[lane] = min(max(values[lane], least), most)
     elif step.out_kind == INTEGERS:
         scale, low, top_level, zero = step.out_scale, step.low, step.top_level, np.int32(step.out_zero)
-        whole = integers[place // WORDS : place // WORDS + count]
+        whole = memory[place : place + count]
         for lane in range(count):
             scaled = min(max(values[lane], least), most) / scale
             whole[lane] = np.int32((min(max(scaled, low), top_level) + ROUND) - ROUND) + zero
@@ -43,14 +43,14 @@ def _put(step, values, count, place, memory, integers, floats):  # type: ignore[
 
 
 @compiled
-def run_map(step, x, y, out, memory, integers, floats, reals, values, second):  # type: ignore[no-untyped-def]
+def run_map(step, x, y, out, memory, floats, reals, values, second):  # type: ignore[no-untyped-def]
     """Run a row of what is done value by value."""
     channels = step.channels
     for column in range(step.columns):
-        _take(step.x_kind, step.x_zero, step.x_scale, channels, x + column * step.x_pixel, memory, integers, floats,
+        _take(step.x_kind, step.x_zero, step.x_scale, channels, x + column * step.x_pixel, memory, floats,
               values)  # fmt: skip
         if step.operation == ADD or step.operation == MULTIPLY:
-            _take(step.y_kind, step.y_zero, step.y_scale, channels, y + column * step.y_pixel, memory, integers, floats,
+            _take(step.y_kind, step.y_zero, step.y_scale, channels, y + column * step.y_pixel, memory, floats,
                   second)  # fmt: skip
             if step.operation == ADD:
                 for lane in range(channels):
@@ -62,16 +62,16 @@ def run_map(step, x, y, out, memory, integers, floats, reals, values, second):  
             unit, bias = reals[step.unit : step.unit + channels], reals[step.bias : step.bias + channels]
             for lane in range(channels):
                 values[lane] = values[lane] * unit[lane] + bias[lane]
-        _put(step, values, channels, out + column * step.out_pixel, memory, integers, floats)
+        _put(step, values, channels, out + column * step.out_pixel, memory, floats)
 
 
 @compiled
-def _take(kind, zero, scale, count, place, memory, integers, floats, values):  # type: ignore[no-untyped-def]
+def _take(kind, zero, scale, count, place, memory, floats, values):  # type: ignore[no-untyped-def]
     """Read a pixel's values."""
     if kind == FLOATS:
         values[:count] = floats[place // 4 : place // 4 + count]
     elif kind == INTEGERS:
-        whole, middle = integers[place // WORDS : place // WORDS + count], np.int32(zero)
+        whole, middle = memory[place : place + count], np.int32(zero)
         for lane in range(count):
             values[lane] = np.float32(np.int32(whole[lane]) - middle) * scale
     else:
@@ -80,14 +80,14 @@ def _take(kind, zero, scale, count, place, memory, integers, floats, values):  #
 
 
 @compiled
-def run_pool(step, x, out, row, memory, integers, floats):  # type: ignore[no-untyped-def]
+def run_pool(step, x, out, row, memory, floats):  # type: ignore[no-untyped-def]
     """Run a row of a maximum pool; of signs it is the or of bits. What lies outside the map counts nothing."""
     for column in range(step.columns):
         place = out + column * step.out_pixel
         if step.x_kind == BITS:
             _most_bits(step, x, place, row, column, memory)
         elif step.x_kind == INTEGERS:
-            _most(step, x, place, row, column, integers, WORDS)
+            _most(step, x, place, row, column, memory, 1)
         else:
             _most(step, x, place, row, column, floats, 4)
 
@@ -140,7 +140,7 @@ def run_mean(step, x, out, row, floats):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def run_shuffle(step, x, out, memory, integers, floats):  # type: ignore[no-untyped-def]
+def run_shuffle(step, x, out, memory, floats):  # type: ignore[no-untyped-def]
     """Run a row of a channel shuffle: (groups, each) -> (each, groups)."""
     groups, each = step.groups, step.channels // step.groups
     for column in range(step.columns):
@@ -157,7 +157,7 @@ def run_shuffle(step, x, out, memory, integers, floats):  # type: ignore[no-unty
                     bit = memory[at + (source >> 3)] >> (source & 7) & 1
                     memory[place + (target >> 3)] |= bit << (target & 7)
                 elif step.x_kind == INTEGERS:
-                    integers[place // WORDS + target] = integers[at // WORDS + source]
+                    memory[place + target] = memory[at + source]
                 else:
                     floats[place // 4 + target] = floats[at // 4 + source]
                 source += 1
