@@ -28,8 +28,10 @@ class QuantConfig(Settings):
     a_sign: Literal["auto", "signed"] = setting(
         "auto", "Symmetric activations that are never negative: an unsigned grid (auto), or signed as TensorRT needs."
     )
-    first_last: Literal["auto", "float", "8bit", "same"] = setting(
-        "auto", "First and last layer: float where weights are binary or ternary, else at least 8 bits; or as named."
+    first_last: Literal["auto", "float", "8bit", "8bit-input", "same"] = setting(
+        "auto",
+        "First and last layer: float where weights are binary or ternary, else at least 8 bits; or as named: "
+        "8bit-input has the weights of the others and reads 8 bits.",
     )
     a_gain: float = setting(0.1, "DoReFa's activations are clipped to 1 / this: 1 is the paper's, 0.1 covers 0 to 10.")
     a_ste: Literal["ste", "saturate", "soft"] = setting("saturate", "Gradient of binary activations.")
@@ -60,7 +62,7 @@ class QuantConfig(Settings):
                 raise MicronetError(f"{flag(name)} is for {what}; leave it out")
 
     @property
-    def edge(self) -> Literal["float", "8bit", "same"]:
+    def edge(self) -> Literal["float", "8bit", "8bit-input", "same"]:
         """What becomes of the first and the last layer."""
         if self.first_last != "auto":
             return self.first_last

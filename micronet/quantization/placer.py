@@ -32,7 +32,8 @@ _WEIGHED_CALLS: set[object] = {
     F.linear, F.bilinear, F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d,
     torch.matmul, torch.bmm, operator.matmul, F.scaled_dot_product_attention, attend, weigh,
 }  # fmt: skip
-Rule = Literal["float", "8bit", "same"]
+Rule = Literal["float", "8bit", "8bit-input", "same"]
+READS_8BIT = ("8bit", "8bit-input")
 
 
 def place(model: nn.Module, config: QuantConfig) -> Placement:
@@ -105,7 +106,7 @@ class _Placer:
 
     def _activation_quantizer(self, rule: Rule, *, non_negative: bool) -> Quantizer:
         bits, scheme = self._config.a_bits, self._activations
-        if rule == "8bit":
+        if rule in READS_8BIT:
             bits, scheme = _at_least_8(bits), self._numbers
         quantizer: Quantizer = scheme.activation_quantizer(self._config, bits, non_negative=non_negative)
         return quantizer
@@ -245,7 +246,7 @@ class _GraphPlacer(_Placer):
 
     def _quantize_output(self, source: fx.Node, rule: Rule) -> str:
         """Give a node's output a quantizer, once, and return the quantizer's name; with more bits where one asks."""
-        if source not in self._quantizer_of or (rule == "8bit" and self._rule_of[source] == "same"):
+        if source not in self._quantizer_of or (rule in READS_8BIT and self._rule_of[source] == "same"):
             module = self._graph.module(source)
             if module is None or self._graph.call_count(module) > 1:
                 if source.name not in self.placement.taps:

@@ -175,15 +175,18 @@ def test_layers_are_chosen_by_name_and_glob(option, names):
         quantize_model(Residual(), QuantConfig(**{option: "cnov"}))
 
 
-@pytest.mark.parametrize("first_last", ["auto", "float", "8bit", "same"])
+@pytest.mark.parametrize("first_last", ["auto", "float", "8bit", "8bit-input", "same"])
 @pytest.mark.parametrize("w_bits", [4, "binary"])
 def test_first_and_last_layers_follow_their_rule(w_bits, first_last):
     _, record = quantize_model(Residual(), QuantConfig(w_bits=w_bits, a_bits=4, first_last=first_last))
     found = record.result["quantizers"].get("stem", {}).get("weight_quantizer", {})
     expected = {"float": None, "8bit": 8, "same": 1 if w_bits == "binary" else 4}
     expected["auto"] = expected["float" if w_bits == "binary" else "8bit"]
+    expected["8bit-input"] = expected["same"]
     kind = found.get("bits", {"binary": 1}.get(found.get("scheme")))
     assert kind == expected[first_last]
+    reads = record.result["quantizers"].get("stem", {}).get("input_quantizer", {}).get("bits")
+    assert reads == (None if kind is None else 4 if first_last == "same" else 8)
 
 
 def test_a_network_in_another_order_of_declaration_is_quantized_alike():

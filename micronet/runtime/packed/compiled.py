@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from micronet.runtime.packed.batches import BATCH, in_batches, start_pool
-from micronet.runtime.packed.emit import TABLE
+from micronet.runtime.packed.emit import ITEM, TABLE
 from micronet.runtime.packed.plan import Plan
 from micronet.runtime.packed.program import Program
 from micronet.runtime.packed.steps import execute
@@ -28,7 +28,7 @@ class CompiledNetwork:
         self._plan = Plan(program)
         self._threads = threads
         steps = self._plan.steps
-        products = steps["rows"] * steps["columns"] * steps["vectors"] * steps["run_count"] * steps["length"]
+        products = steps["rows"] * steps["columns"] * steps["vectors"] * steps["run_count"] * steps["length"] // ITEM
         self._work = int(products.sum())
         self._start()
         self._spare: dict[int, list[NDArray[np.uint8]]] = {}

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from micronet.runtime.packed.emit import BITS
+from micronet.runtime.packed.emit import BITS, ITEM
 from micronet.runtime.packed.layer import Constants
-from micronet.runtime.packed.layout import HELD, cut, laid_out, most_items, planes_of, vectors_of
+from micronet.runtime.packed.layout import HELD, cut, laid_out, most_bytes, planes_of, vectors_of
 from micronet.runtime.packed.maps import Step
 from micronet.runtime.packed.table import CONV, MAP, SCALE, STEP
 
@@ -52,9 +52,9 @@ def _weights(step: Step, product: int, constants: Constants) -> dict[str, int]:
     offsets = [
         row * dy * x.row + column * dx * x.pixel for row in range(high) for column in range(1 if beside else wide)
     ]
-    most = most_items(weight, product)
-    parts, length = cut(planes * offsets, -(-(weight[0].size // runs) // HELD[product]), most)
+    most = most_bytes(weight, product)
+    parts, length = cut(planes * offsets, -(-(weight[0].size // runs) // HELD[product]) * ITEM, most)
     return {
         "weights": constants.bytes(laid_out(weight, product, runs)), "runs": constants.offsets(parts),
-        "run_count": len(parts), "length": length, "items": most, "vectors": vectors_of(product, len(weight)),
+        "run_count": len(parts), "length": length, "unwidened": most, "vectors": vectors_of(product, len(weight)),
     }  # fmt: skip

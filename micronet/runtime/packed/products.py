@@ -18,7 +18,6 @@ from micronet.runtime.packed.emit import (
     I32,
     I64,
     INTEGERS,
-    ITEM,
     LANES,
     PAIRS,
     PIXELS,
@@ -44,7 +43,7 @@ def _product(own: Sum) -> Any:
 
 
 def _emit_product(
-    own: Sum, builder: Any, x: Any, step: Any, columns: Any, runs: Any, count: Any, length: Any, items: Any,
+    own: Sum, builder: Any, x: Any, step: Any, columns: Any, runs: Any, count: Any, length: Any, most: Any,
     weights: Any, to: Any, classes: Any, class_size: Any, limits: Any, out: Any, out_step: Any, spare: Any, table: Any,
 ) -> None:  # fmt: skip
     number, zero = partial(ir.Constant, I64), ir.Constant(I64, 0)
@@ -55,7 +54,6 @@ def _emit_product(
     )
     nothing = [ir.Constant(own.lanes, [0] * own.lanes.count)] * (PIXELS * own.parts)
     kept, none = _room(builder, PIXELS * own.parts * own.spread_over * 32) if own.wide else (zero, zero)
-    bytes_long = builder.mul(length, number(ITEM))
     distance = builder.sub(columns, number(PIXELS))
     last = builder.select(builder.icmp_signed(">", distance, zero), distance, zero)
     builder.branch(across)
@@ -80,7 +78,7 @@ def _emit_product(
         builder.branch(begin)
     else:
         full = builder.append_basic_block("full")
-        builder.cbranch(builder.icmp_signed(">", grown_since, items), full, begin)
+        builder.cbranch(builder.icmp_signed(">", grown_since, most), full, begin)
         builder.position_at_end(full)
         for place, wide in enumerate(_widened(own, builder, totals, before)):
             store(builder, wide, kept, place * 32)
@@ -92,10 +90,10 @@ def _emit_product(
     builder.position_at_end(inner)
     inside = [builder.phi(kind) for kind in (I64, I64, *[own.lanes] * len(nothing))]
     item, weight, *sums = inside
-    values = [load(builder, own.held, builder.add(pixels[pixel], item)) for pixel in range(PIXELS)]
-    grown = [total for each in own.add(builder, values, weight, table, _parted(sums)) for total in each]
+    places = [builder.add(pixel, item) for pixel in pixels]
+    grown = [total for each in own.add(builder, places, weight, table, _parted(sums)) for total in each]
     next_item, next_weight = builder.add(item, number(own.turn)), builder.add(weight, number(own.row))
-    builder.cbranch(builder.icmp_signed("<", next_item, bytes_long), inner, turn)
+    builder.cbranch(builder.icmp_signed("<", next_item, length), inner, turn)
     _join(inside, [zero, at, *begun[2:]], begin)
     _join(inside, [next_item, next_weight, *grown], inner)
 
@@ -171,49 +169,49 @@ _bytes2, _bytes4, _bytes6 = (_product(ByteSum(vectors)) for vectors in (2, 4, 6)
 
 @compiled
 def accumulate(  # type: ignore[no-untyped-def]
-    kind, vectors, x, step, columns, runs, count, length, items, weights, sums, classes, class_size, limits, out,
+    kind, vectors, x, step, columns, runs, count, length, most, weights, sums, classes, class_size, limits, out,
     out_step, spare, table,
 ):  # fmt: skip
     """Sum the products of a row's pixels and a block's channels; see ``_product``."""
     if kind == BITS and BYTEWISE:
         if vectors == 6:
-            _bytes6(x, step, columns, runs, count, length, items, weights, sums, classes, class_size, limits, out,
+            _bytes6(x, step, columns, runs, count, length, most, weights, sums, classes, class_size, limits, out,
                     out_step, spare, table)  # fmt: skip
         elif vectors == 4:
-            _bytes4(x, step, columns, runs, count, length, items, weights, sums, classes, class_size, limits, out,
+            _bytes4(x, step, columns, runs, count, length, most, weights, sums, classes, class_size, limits, out,
                     out_step, spare, table)  # fmt: skip
         else:
-            _bytes2(x, step, columns, runs, count, length, items, weights, sums, classes, class_size, limits, out,
+            _bytes2(x, step, columns, runs, count, length, most, weights, sums, classes, class_size, limits, out,
                     out_step, spare, table)  # fmt: skip
     elif kind == BITS:
         if vectors == 4:
-            _bits4(x, step, columns, runs, count, length, items, weights, sums, classes, class_size, limits, out,
+            _bits4(x, step, columns, runs, count, length, most, weights, sums, classes, class_size, limits, out,
                    out_step, spare, table)  # fmt: skip
         elif vectors == 2:
-            _bits2(x, step, columns, runs, count, length, items, weights, sums, classes, class_size, limits, out,
+            _bits2(x, step, columns, runs, count, length, most, weights, sums, classes, class_size, limits, out,
                    out_step, spare, table)  # fmt: skip
         else:
-            _bits1(x, step, columns, runs, count, length, items, weights, sums, classes, class_size, limits, out,
+            _bits1(x, step, columns, runs, count, length, most, weights, sums, classes, class_size, limits, out,
                    out_step, spare, table)  # fmt: skip
-    elif kind == INTEGERS and PAIRS and items:
-        _pairs1(x, step, columns, runs, count, length, items, weights, sums, classes, class_size, limits, out,
+    elif kind == INTEGERS and PAIRS and most:
+        _pairs1(x, step, columns, runs, count, length, most, weights, sums, classes, class_size, limits, out,
                 out_step, spare, table)  # fmt: skip
     elif kind == INTEGERS:
         if BYTEWISE or vectors == 1:
-            _integers1(x, step, columns, runs, count, length, items, weights, sums, classes, class_size, limits, out,
+            _integers1(x, step, columns, runs, count, length, most, weights, sums, classes, class_size, limits, out,
                        out_step, spare, table)  # fmt: skip
         elif vectors == 2:
-            _integers2(x, step, columns, runs, count, length, items, weights, sums, classes, class_size, limits, out,
+            _integers2(x, step, columns, runs, count, length, most, weights, sums, classes, class_size, limits, out,
                        out_step, spare, table)  # fmt: skip
         else:
-            _integers4(x, step, columns, runs, count, length, items, weights, sums, classes, class_size, limits, out,
+            _integers4(x, step, columns, runs, count, length, most, weights, sums, classes, class_size, limits, out,
                        out_step, spare, table)  # fmt: skip
     elif BYTEWISE or vectors == 1:
-        _floats1(x, step, columns, runs, count, length, items, weights, sums, classes, class_size, limits, out,
+        _floats1(x, step, columns, runs, count, length, most, weights, sums, classes, class_size, limits, out,
                  out_step, spare, table)  # fmt: skip
     elif vectors == 2:
-        _floats2(x, step, columns, runs, count, length, items, weights, sums, classes, class_size, limits, out,
+        _floats2(x, step, columns, runs, count, length, most, weights, sums, classes, class_size, limits, out,
                  out_step, spare, table)  # fmt: skip
     else:
-        _floats4(x, step, columns, runs, count, length, items, weights, sums, classes, class_size, limits, out,
+        _floats4(x, step, columns, runs, count, length, most, weights, sums, classes, class_size, limits, out,
                  out_step, spare, table)  # fmt: skip

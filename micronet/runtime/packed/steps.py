@@ -7,7 +7,6 @@ from micronet.runtime.packed.emit import (
     BYTEWISE,
     FLOATS,
     INTEGERS,
-    ITEM,
     LANES,
     MOST,
     MOST_BITS,
@@ -40,7 +39,7 @@ def execute(steps, images, memory, constants, table, thread, threads, counter): 
     constants: (uint8, int32, int64, float32) arrays. table: ``emit.TABLE``. thread of threads: which share of each
     step's rows is done here; ``counter`` (int64, one of 0) makes the threads wait for each other.
     """
-    floats = memory.view(np.float32)
+    words, floats = memory.view(np.uint32), memory.view(np.float32)
     sums = np.empty((STRIPE + PIXELS) * MOST_BITS * LANES, np.int32)
     room = max(LANES * MOST_BITS, steps["channels"].max() + LANES)
     values, second = np.empty(room, np.float32), np.empty(room, np.float32)
@@ -59,7 +58,7 @@ def execute(steps, images, memory, constants, table, thread, threads, counter): 
                 y = step.y_buffer * images + image * step.y_size + step.y + row * step.y_row
                 run_map(step, x, y, out, memory, floats, constants[3], values, second)
             elif step.step == POOL:
-                run_pool(step, x, out, row, memory, floats)
+                run_pool(step, x, out, row, memory, words, floats)
             elif step.step == MEAN:
                 run_mean(step, x, out, row, floats)
             elif step.step == SHUFFLE:
@@ -90,7 +89,7 @@ def _convolve(step, x, out, row, memory, constants, sums, values, table):  # typ
     row_class = limit * lanes * constants[1][step.row_class + row] * step.column_classes
     numbers = ints + 4 * (step.limits if signs else step.base) + row_class
     weights, skip = np.int64(constants[0].ctypes.data) + step.weights, step.stride_x * step.x_pixel
-    items = step.run_count * step.length * (ITEM * NIBBLES if bits else ITEM)
+    size_of_lane = step.run_count * step.length * (NIBBLES if bits else 1)
     stripe = _even_share(step.columns, STRIPE)
     block = 0
     while block < step.vectors:
@@ -103,7 +102,7 @@ def _convolve(step, x, out, row, memory, constants, sums, values, table):  # typ
             classes, own = ints + 4 * (step.column_class + column), numbers + limit * channel
             accumulate(
                 step.product, vectors, here + x + column * skip, skip, columns, runs, step.run_count, step.length,
-                step.items, weights, 0 if signs else room, classes, limit * lanes, own, here + to, step.out_pixel,
+                step.unwidened, weights, 0 if signs else room, classes, limit * lanes, own, here + to, step.out_pixel,
                 spare, known,
             )  # fmt: skip
             if signs:
@@ -122,7 +121,7 @@ def _convolve(step, x, out, row, memory, constants, sums, values, table):  # typ
                     memory[place : place + left * size] = values.view(np.uint8)[: left * size]
                 else:
                     put_signs(values, left, place, memory)
-        weights += vectors * LANES * items
+        weights += vectors * LANES * size_of_lane
         block += vectors
 
 

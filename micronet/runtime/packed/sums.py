@@ -4,11 +4,13 @@ A turn reads so many bytes of each pixel, and its weights once for all pixels. S
 before they could overflow. Of signs x and weights w the sum of K products is K - 2 m, m the number of bits that differ.
 """
 
+import itertools
 from typing import Any
 
 from llvmlite import ir
 
 from micronet.runtime.packed.emit import (
+    BYTES_AT_ONCE,
     F32,
     I8,
     I16,
@@ -49,17 +51,14 @@ class Sum:
         self.vectors = self.parts = vectors
         self.row = vectors * LANES * 4
 
-    def add(self, builder: Any, values: list[Any], weights: Any, table: Any, sums: list[list[Any]]) -> list[list[Any]]:
-        """Return each pixel's sums with the products of its value and the weights at an address."""
+    def add(self, builder: Any, places: list[Any], weights: Any, table: Any, sums: list[list[Any]]) -> list[list[Any]]:
+        """Return each pixel's sums with the products of what lies at its place and the weights at an address."""
         own = [load(builder, self.lanes, weights, vector * LANES * 4) for vector in range(self.vectors)]
         found = []
-        for value, before in zip(values, sums, strict=True):
-            same = self._ready(builder, spread(builder, value, LANES))
+        for place, before in zip(places, sums, strict=True):
+            same = spread(builder, load(builder, self.held, place), LANES)
             found.append([self._grown(builder, *each, same) for each in zip(before, own, strict=True)])
         return found
-
-    def _ready(self, builder: Any, same: Any) -> Any:
-        return same
 
     def _grown(self, builder: Any, total: Any, weight: Any, x: Any) -> Any:
         raise NotImplementedError
@@ -76,7 +75,7 @@ class Sum:
         """Return a pixel's signs, a bit a channel, in integers that follow one another. limits: their address."""
         found = []
         for vector, total in enumerate(self.whole(builder, sums)):
-            limit = load(builder, self.lanes if self.wide is None else INTS, limits, vector * LANES * 4)
+            limit = load(builder, self.lanes, limits, vector * LANES * 4)
             found.append(builder.bitcast(self._compared(builder, total, limit), I16))
         return found
 
@@ -129,16 +128,16 @@ class WordSum(Sum):
         super().__init__(vectors)
         self.parts = 2 * vectors
 
-    def add(self, builder: Any, values: list[Any], weights: Any, table: Any, sums: list[list[Any]]) -> list[list[Any]]:
-        """Return each pixel's sums with the products of its value and the weights at an address."""
+    def add(self, builder: Any, places: list[Any], weights: Any, table: Any, sums: list[list[Any]]) -> list[list[Any]]:
+        """Return each pixel's sums with the products of what lies at its place and the weights at an address."""
         eight = ir.Constant(WORDS, [8] * 16)
         own = []
         for part in range(self.parts):
             both = load(builder, WORDS, weights, part * 32)
             own.append((builder.ashr(builder.shl(both, eight), eight), builder.ashr(both, eight)))
         found = []
-        for value, before in zip(values, sums, strict=True):
-            both = builder.bitcast(spread(builder, value, 8), WORDS)
+        for place, before in zip(places, sums, strict=True):
+            both = builder.bitcast(spread(builder, load(builder, I32, place), 8), WORDS)
             sides = builder.and_(both, ir.Constant(WORDS, [255] * 16)), builder.lshr(both, eight)
             grown = []
             for total, mine in zip(before, own, strict=True):
@@ -150,15 +149,14 @@ class WordSum(Sum):
 
     def whole(self, builder: Any, sums: list[Any]) -> list[Any]:
         """Return a pixel's sums as vectors of LANES of 32 bits."""
-        return [shuffled(builder, *sums[part : part + 2], range(LANES)) for part in range(0, self.parts, 2)]
+        return [shuffled(builder, sums[part], sums[part + 1], range(LANES)) for part in range(0, self.parts, 2)]
 
     def signs(self, builder: Any, sums: list[Any], limits: Any) -> list[Any]:
         """Return a pixel's signs, a bit a channel."""
-        found = []
-        for vector, total in enumerate(self.whole(builder, sums)):
-            limit = load(builder, INTS, limits, vector * LANES * 4)
-            found.append(builder.bitcast(builder.icmp_signed(">=", total, limit), I16))
-        return found
+        return [
+            builder.bitcast(builder.icmp_signed(">=", total, load(builder, HALF, limits, part * 32)), I8)
+            for part, total in enumerate(sums)
+        ]
 
 
 class PairSum(WordSum):
@@ -166,12 +164,12 @@ class PairSum(WordSum):
 
     lanes, wide = WORDS, HALF
 
-    def add(self, builder: Any, values: list[Any], weights: Any, table: Any, sums: list[list[Any]]) -> list[list[Any]]:
-        """Return each pixel's sums with the products of its value and the weights at an address."""
+    def add(self, builder: Any, places: list[Any], weights: Any, table: Any, sums: list[list[Any]]) -> list[list[Any]]:
+        """Return each pixel's sums with the products of what lies at its place and the weights at an address."""
         own = [load(builder, BYTES, weights, part * 32) for part in range(self.parts)]
         found = []
-        for value, before in zip(values, sums, strict=True):
-            same = builder.bitcast(spread(builder, value, 8), BYTES)
+        for place, before in zip(places, sums, strict=True):
+            same = builder.bitcast(spread(builder, load(builder, I32, place), 8), BYTES)
             found.append([
                 builder.add(total, call(builder, "llvm.x86.avx2.pmadd.ub.sw", WORDS, same, weight))
                 for total, weight in zip(before, own, strict=True)
@@ -184,33 +182,34 @@ class PairSum(WordSum):
 
 
 class ByteSum(Sum):
-    """Numbers of differing bits, eight signs a turn, 32 channels a vector of 8 bits; limits lie as ``layout.halved``.
+    """Numbers of differing bits, sixteen signs a turn, 32 channels a vector of 8 bits; limits lie as ``layout.halved``.
 
     On AVX2 by weights as nibbles, looked up (VPSHUFB) in the table of differences that the pixel's byte selects: 128
     products in two instructions. Else by population counts.
     """
 
-    held, turn, limit = I8, 1, 2
+    turn, limit = BYTES_AT_ONCE, 2
     lanes, wide, spread_over = BYTES, WORDS, 2
 
     def __init__(self, vectors: int) -> None:
         super().__init__(vectors)
         self.parts = vectors // 2
-        self.row = self.parts * 32 * NIBBLES
+        self.row = self.turn * self.parts * 32 * NIBBLES
 
-    def add(self, builder: Any, values: list[Any], weights: Any, table: Any, sums: list[list[Any]]) -> list[list[Any]]:
+    def add(self, builder: Any, places: list[Any], weights: Any, table: Any, sums: list[list[Any]]) -> list[list[Any]]:
         """Return each pixel's sums with the bits added in which its byte differs from the weights at an address."""
-        for half in range(NIBBLES):
-            places = [(half * self.parts + part) * 32 for part in range(self.parts)]
-            own = [load(builder, BYTES, weights, place) for place in places[:IN_REGISTERS]]
+        for byte, half in itertools.product(range(self.turn), range(NIBBLES)):
+            rows = [((byte * NIBBLES + half) * self.parts + part) * 32 for part in range(self.parts)]
+            own = [load(builder, BYTES, weights, row) for row in rows[:IN_REGISTERS]]
             grown = []
-            for value, before in zip(values, sums, strict=True):
+            for place, before in zip(places, sums, strict=True):
+                value = load(builder, I8, place, byte)
                 if NIBBLES == 2:
                     row = builder.add(table, builder.mul(builder.zext(value, I64), ir.Constant(I64, 32)))
                     known = load(builder, ir.VectorType(I8, 16), row, half * 16)
                     both = shuffled(builder, known, known, [*range(16), *range(16)])
                     counts = [call(builder, "llvm.x86.avx2.pshuf.b", BYTES, both, weight) for weight in own]
-                    counts += [_looked_up(builder, both, weights, place) for place in places[IN_REGISTERS:]]
+                    counts += [_looked_up(builder, both, weights, row) for row in rows[IN_REGISTERS:]]
                 else:
                     same = spread(builder, value, 32)
                     counts = [call(builder, "llvm.ctpop.v32i8", BYTES, builder.xor(same, weight)) for weight in own]
@@ -230,14 +229,14 @@ class ByteSum(Sum):
         """Return a pixel's counts as vectors of LANES of 32 bits."""
         found = []
         for part in range(0, len(sums), 2):
-            channels = shuffled(builder, *sums[part : part + 2], [16 * (c % 2) + c // 2 for c in range(32)])
+            channels = shuffled(builder, sums[part], sums[part + 1], [16 * (c % 2) + c // 2 for c in range(32)])
             both = builder.zext(channels, WIDE)
             found += [shuffled(builder, both, both, range(first, first + LANES)) for first in (0, LANES)]
         return found
 
     def signs(self, builder: Any, sums: list[Any], limits: Any) -> list[Any]:
         """Return a pixel's signs: 1 where fewer bits differ than the limit."""
-        found, eight = [], ir.Constant(WORDS, [8] * 16)
+        found = []
         for part in range(0, len(sums), 2):
             even, odd = (
                 builder.sext(
@@ -245,12 +244,16 @@ class ByteSum(Sum):
                 )
                 for side in (0, 1)
             )
-            channels = builder.bitcast(builder.or_(builder.lshr(even, eight), builder.shl(odd, eight)), BYTES)
+            channels = builder.select(
+                ir.Constant(ir.VectorType(ir.IntType(1), 32), [0, 1] * 16),
+                builder.bitcast(odd, BYTES),
+                builder.bitcast(even, BYTES),
+            )
             found.append(builder.bitcast(builder.icmp_signed("<", channels, ir.Constant(BYTES, [0] * 32)), I32))
         return found
 
 
-def _looked_up(builder: Any, table: Any, weights: Any, place: int) -> Any:
+def _looked_up(builder: Any, table: Any, weights: Any, row: int) -> Any:
     """Return what a table of 16 bytes has for nibbles that stay in memory: LLVM would rather spill sums than load."""
     kind = ir.FunctionType(BYTES, [BYTES, I64])
-    return builder.asm(kind, f"vpshufb {place}($2), $1, $0", "=x,x,r", [table, weights], side_effect=False)
+    return builder.asm(kind, f"vpshufb {row}($2), $1, $0", "=x,x,r", [table, weights], side_effect=False)

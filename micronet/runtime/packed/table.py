@@ -22,7 +22,7 @@ STEP = np.dtype(
         ("stride_y", np.int64), ("stride_x", np.int64), ("kernel_y", np.int64), ("kernel_x", np.int64),
         ("top", np.int64), ("left", np.int64), ("groups", np.int64), ("count_pads", np.int64),
         # a convolution's, places in the constants
-        ("product", np.int64), ("vectors", np.int64), ("length", np.int64), ("items", np.int64),
+        ("product", np.int64), ("vectors", np.int64), ("length", np.int64), ("unwidened", np.int64),
         ("runs", np.int64), ("run_count", np.int64), ("weights", np.int64), ("limits", np.int64), ("base", np.int64),
         ("row_class", np.int64), ("column_class", np.int64), ("column_classes", np.int64), ("factor", np.int64),
         ("unit", np.int64), ("bias", np.int64),

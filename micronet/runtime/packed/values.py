@@ -80,12 +80,12 @@ def _take(kind, zero, scale, count, place, memory, floats, values):  # type: ign
 
 
 @compiled
-def run_pool(step, x, out, row, memory, floats):  # type: ignore[no-untyped-def]
+def run_pool(step, x, out, row, memory, words, floats):  # type: ignore[no-untyped-def]
     """Run a row of a maximum pool; of signs it is the or of bits. What lies outside the map counts nothing."""
     for column in range(step.columns):
         place = out + column * step.out_pixel
         if step.x_kind == BITS:
-            _most_bits(step, x, place, row, column, memory)
+            _most_bits(step, x, place, row, column, words)
         elif step.x_kind == INTEGERS:
             _most(step, x, place, row, column, memory, 1)
         else:
@@ -110,15 +110,15 @@ def _most(step, x, place, row, column, held, size):  # type: ignore[no-untyped-d
 
 
 @compiled
-def _most_bits(step, x, place, row, column, memory):  # type: ignore[no-untyped-def]
+def _most_bits(step, x, place, row, column, words):  # type: ignore[no-untyped-def]
     """Put the or of a window in its place."""
-    top, left, count = row * step.stride_y - step.top, column * step.stride_x - step.left, step.out_pixel
-    found = memory[place : place + count]
+    top, left, count = row * step.stride_y - step.top, column * step.stride_x - step.left, step.out_pixel // 4
+    found = words[place // 4 : place // 4 + count]
     found[:] = 0
     for i in range(max(0, -top), min(step.kernel_y, step.high - top)):
         for j in range(max(0, -left), min(step.kernel_x, step.wide - left)):
-            at = x + (i - step.top) * step.x_row + (left + j) * step.x_pixel
-            seen = memory[at : at + count]
+            at = (x + (i - step.top) * step.x_row + (left + j) * step.x_pixel) // 4
+            seen = words[at : at + count]
             for c in range(count):
                 found[c] |= seen[c]
 
