@@ -44,7 +44,6 @@ FEATURES: Mapping[str, bool] = {} if _ELSEWHERE else binding.get_host_cpu_featur
 WAY = way()
 BYTEWISE = WAY != "avx512"  # bits are counted by the byte
 NIBBLES = 2 if WAY == "avx2" else 1  # bytes in memory of eight weights
-BYTES_AT_ONCE = 2  # of bits that are counted by the byte
 FEWEST = 2 if BYTEWISE else 1  # vectors a block of binary weights is a multiple of
 MOST_BITS, MOST = (6, 1) if BYTEWISE else (4, 4)  # vectors that the registers hold, of bits and of others
 PAIRS = WAY == "avx2"  # small integers have a way of their own

@@ -8,7 +8,6 @@ from numpy.typing import NDArray
 
 from micronet.runtime.packed.emit import (
     BITS,
-    BYTES_AT_ONCE,
     BYTEWISE,
     FEWEST,
     FLOATS,
@@ -79,7 +78,7 @@ def even_share(count: int, most: int) -> int:
 def most_bytes(weight: Array, product: int) -> int:
     """Return how many bytes of a pixel are summed before the sums need to be widened; 0: all."""
     if product == BITS and BYTEWISE:
-        return 30  # whose differing bits, 8 a byte at most, a uint8 holds
+        return 31  # whose differing bits, 8 a byte at most, a uint8 holds
     if product == INTEGERS and PAIRS:
         items = (2**15 - 1) // (2 * 255 * max(1, min(127, int(np.abs(weight).max()))))  # sums of pairs, int16
         return items * ITEM if items >= WORTH_PAIRS else 0
@@ -88,7 +87,7 @@ def most_bytes(weight: Array, product: int) -> int:
 
 def cut(offsets: list[int], length: int, most: int) -> tuple[list[int], int]:
     """Cut runs of so many bytes into equal ones of at most ``most``: their offsets and their length."""
-    step = ITEM if most % ITEM == 0 else BYTES_AT_ONCE
+    step = ITEM if most % ITEM == 0 else 1  # where 31 fit, bytes are taken one by one
     fitting = next(size for size in range(min(length, most or length), 0, -step) if length % size == 0)
     return [offset + at for offset in offsets for at in range(0, length, fitting)], fitting
 

@@ -4,13 +4,11 @@ A turn reads so many bytes of each pixel, and its weights once for all pixels. S
 before they could overflow. Of signs x and weights w the sum of K products is K - 2 m, m the number of bits that differ.
 """
 
-import itertools
 from typing import Any
 
 from llvmlite import ir
 
 from micronet.runtime.packed.emit import (
-    BYTES_AT_ONCE,
     F32,
     I8,
     I16,
@@ -182,28 +180,28 @@ class PairSum(WordSum):
 
 
 class ByteSum(Sum):
-    """Numbers of differing bits, sixteen signs a turn, 32 channels a vector of 8 bits; limits lie as ``layout.halved``.
+    """Numbers of differing bits, eight signs a turn, 32 channels a vector of 8 bits; limits lie as ``layout.halved``.
 
     On AVX2 by weights as nibbles, looked up (VPSHUFB) in the table of differences that the pixel's byte selects: 128
     products in two instructions. Else by population counts.
     """
 
-    turn, limit = BYTES_AT_ONCE, 2
+    turn, limit = 1, 2
     lanes, wide, spread_over = BYTES, WORDS, 2
 
     def __init__(self, vectors: int) -> None:
         super().__init__(vectors)
         self.parts = vectors // 2
-        self.row = self.turn * self.parts * 32 * NIBBLES
+        self.row = self.parts * 32 * NIBBLES
 
     def add(self, builder: Any, places: list[Any], weights: Any, table: Any, sums: list[list[Any]]) -> list[list[Any]]:
         """Return each pixel's sums with the bits added in which its byte differs from the weights at an address."""
-        for byte, half in itertools.product(range(self.turn), range(NIBBLES)):
-            rows = [((byte * NIBBLES + half) * self.parts + part) * 32 for part in range(self.parts)]
+        for half in range(NIBBLES):
+            rows = [(half * self.parts + part) * 32 for part in range(self.parts)]
             own = [load(builder, BYTES, weights, row) for row in rows[:IN_REGISTERS]]
             grown = []
             for place, before in zip(places, sums, strict=True):
-                value = load(builder, I8, place, byte)
+                value = load(builder, I8, place)
                 if NIBBLES == 2:
                     row = builder.add(table, builder.mul(builder.zext(value, I64), ir.Constant(I64, 32)))
                     known = load(builder, ir.VectorType(I8, 16), row, half * 16)
