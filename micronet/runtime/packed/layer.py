@@ -4,8 +4,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from micronet.runtime.packed.emit import BITS, BYTEWISE, FEWEST, FLOATS, INTEGERS, LANES
-from micronet.runtime.packed.layout import border_classes, border_sums, halved, planes_of, vectors_of
+from micronet.runtime.packed.emit import BITS, FEWEST, FLOATS, INTEGERS, LANES
+from micronet.runtime.packed.layout import (
+    border_classes,
+    border_sums,
+    compared_by_bytes,
+    limit_bytes,
+    planes_of,
+    vectors_of,
+)
 from micronet.runtime.packed.maps import LINE, Array, Finish, Map, Unfit
 from micronet.runtime.packed.program import Operation
 
@@ -91,7 +98,8 @@ class Layer(NamedTuple):
         }  # fmt: skip
         if operation.limits is not None:
             limits = self._padded(self._limits(base, magnitude, planes), NEVER[self.product])
-            found["limits"] = constants.ints(halved(limits) if bits and BYTEWISE else limits)
+            size = limit_bytes(weight, self.product)
+            found["limits"] = constants.ints(compared_by_bytes(limits, size) if size < 4 else limits)
         elif self.product == FLOATS and finish.kind == BITS and not finish.clips and operation.scale is None:
             bias = np.zeros(len(weight)) if operation.bias is None else operation.bias[self.part]
             found["limits"] = constants.ints(

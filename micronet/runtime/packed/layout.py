@@ -22,6 +22,7 @@ from micronet.runtime.packed.emit import (
 
 Array = NDArray[Any]
 WORTH_PAIRS = 8  # items between two widenings
+MOST_COUNTED = 31  # bytes whose differing bits, 8 each at most, a uint8 holds
 HELD = {BITS: 8 * ITEM, INTEGERS: ITEM, FLOATS: 1}  # values of an item
 
 
@@ -78,7 +79,9 @@ def even_share(count: int, most: int) -> int:
 def most_bytes(weight: Array, product: int) -> int:
     """Return how many bytes of a pixel are summed before the sums need to be widened; 0: all."""
     if product == BITS and BYTEWISE:
-        return 31  # whose differing bits, 8 a byte at most, a uint8 holds
+        _, high, wide, inner = weight.shape
+        size = len(planes_of(weight, product)) * high * wide * -(-inner // HELD[BITS]) * ITEM
+        return MOST_COUNTED if size > MOST_COUNTED else 0
     if product == INTEGERS and PAIRS:
         items = (2**15 - 1) // (2 * 255 * max(1, min(127, int(np.abs(weight).max()))))  # sums of pairs, int16
         return items * ITEM if items >= WORTH_PAIRS else 0
@@ -92,15 +95,25 @@ def cut(offsets: list[int], length: int, most: int) -> tuple[list[int], int]:
     return [offset + at for offset in offsets for at in range(0, length, fitting)], fitting
 
 
-def halved(limits: Array) -> Array:
-    """Return limits of counts (..., channels) as sums of bytes are compared with them, int32 (..., channels // 2).
+def limit_bytes(weight: Array, product: int) -> int:
+    """Return the bytes of a limit that sums are compared with."""
+    if product == BITS and BYTEWISE:
+        return 2 if most_bytes(weight, product) else 1
+    return 4
 
-    Of 32 channels the even ones lie before the odd ones, int16; counts are to be less.
+
+def compared_by_bytes(limits: Array, size: int) -> Array:
+    """Return the most differing bits (..., channels) of a +1 as limits of ``size`` bytes that counts are to be below.
+
+    Of two bytes, 32 channels' even ones lie before the odd ones. As int32 (..., channels * size / 4).
     """
     *rest, channels = limits.shape
-    less = (limits + 1).clip(0, 2**15 - 1).astype(np.int16)
-    parted = less.reshape(*rest, channels // 32, 16, 2).swapaxes(-1, -2)
-    return np.ascontiguousarray(parted).reshape(*rest, channels).view(np.int32)
+    less = (limits + 1).clip(0, 255 if size == 1 else 2**15 - 1)
+    if size == 1:
+        parted = less.astype(np.uint8)
+    else:
+        parted = less.astype(np.int16).reshape(*rest, channels // 32, 16, 2).swapaxes(-1, -2).reshape(*rest, channels)
+    return np.ascontiguousarray(parted).view(np.int32)
 
 
 def _blocks(vectors: int, most: int) -> list[int]:

@@ -27,7 +27,7 @@ from micronet.runtime.packed.emit import (
     primitive,
     store,
 )
-from micronet.runtime.packed.sums import BitSum, ByteSum, FloatSum, IntegerSum, PairSum, Sum, WordSum
+from micronet.runtime.packed.sums import BitSum, FewSum, FloatSum, IntegerSum, ManySum, PairSum, Sum, WordSum
 
 
 def _product(own: Sum) -> Any:
@@ -164,7 +164,8 @@ _integer_sum = WordSum if WAY == "avx2" else IntegerSum
 _integers1, _integers2, _integers4 = (_product(_integer_sum(vectors)) for vectors in (1, 2, 4))
 _pairs1 = _product(PairSum(1))
 _bits1, _bits2, _bits4 = (_product(BitSum(vectors)) for vectors in (1, 2, 4))
-_bytes2, _bytes4, _bytes6 = (_product(ByteSum(vectors)) for vectors in (2, 4, 6))
+_few2, _few4, _few6 = (_product(FewSum(vectors)) for vectors in (2, 4, 6))
+_many2, _many4, _many6 = (_product(ManySum(vectors)) for vectors in (2, 4, 6))
 
 
 @compiled
@@ -173,16 +174,26 @@ def accumulate(  # type: ignore[no-untyped-def]
     out_step, spare, table,
 ):  # fmt: skip
     """Sum the products of a row's pixels and a block's channels; see ``_product``."""
-    if kind == BITS and BYTEWISE:
+    if kind == BITS and BYTEWISE and most:
         if vectors == 6:
-            _bytes6(x, step, columns, runs, count, length, most, weights, sums, classes, class_size, limits, out,
-                    out_step, spare, table)  # fmt: skip
+            _many6(x, step, columns, runs, count, length, most, weights, sums, classes, class_size, limits, out,
+                   out_step, spare, table)  # fmt: skip
         elif vectors == 4:
-            _bytes4(x, step, columns, runs, count, length, most, weights, sums, classes, class_size, limits, out,
-                    out_step, spare, table)  # fmt: skip
+            _many4(x, step, columns, runs, count, length, most, weights, sums, classes, class_size, limits, out,
+                   out_step, spare, table)  # fmt: skip
         else:
-            _bytes2(x, step, columns, runs, count, length, most, weights, sums, classes, class_size, limits, out,
-                    out_step, spare, table)  # fmt: skip
+            _many2(x, step, columns, runs, count, length, most, weights, sums, classes, class_size, limits, out,
+                   out_step, spare, table)  # fmt: skip
+    elif kind == BITS and BYTEWISE:
+        if vectors == 6:
+            _few6(x, step, columns, runs, count, length, most, weights, sums, classes, class_size, limits, out,
+                  out_step, spare, table)  # fmt: skip
+        elif vectors == 4:
+            _few4(x, step, columns, runs, count, length, most, weights, sums, classes, class_size, limits, out,
+                  out_step, spare, table)  # fmt: skip
+        else:
+            _few2(x, step, columns, runs, count, length, most, weights, sums, classes, class_size, limits, out,
+                  out_step, spare, table)  # fmt: skip
     elif kind == BITS:
         if vectors == 4:
             _bits4(x, step, columns, runs, count, length, most, weights, sums, classes, class_size, limits, out,

@@ -23,9 +23,10 @@ from micronet.runtime.packed.finishes import (
     integers_to_integers,
 )
 from micronet.runtime.packed.layout import block_size, even_share
+from micronet.runtime.packed.pools import run_pool
 from micronet.runtime.packed.products import accumulate
 from micronet.runtime.packed.table import CONV, MAP, MEAN, POOL, SHUFFLE
-from micronet.runtime.packed.values import put_signs, run_align, run_map, run_mean, run_pool, run_shuffle
+from micronet.runtime.packed.values import put_signs, run_align, run_map, run_mean, run_shuffle
 
 _block_size, _even_share = compiled(block_size), compiled(even_share)
 STRIPE = 32  # pixels whose sums are kept until they are finished
@@ -39,9 +40,9 @@ def execute(steps, images, memory, constants, table, thread, threads, counter): 
     constants: (uint8, int32, int64, float32) arrays. table: ``emit.TABLE``. thread of threads: which share of each
     step's rows is done here; ``counter`` (int64, one of 0) makes the threads wait for each other.
     """
-    words, floats = memory.view(np.uint32), memory.view(np.float32)
+    floats = memory.view(np.float32)
     sums = np.empty((STRIPE + PIXELS) * MOST_BITS * LANES, np.int32)
-    room = max(LANES * MOST_BITS, steps["channels"].max() + LANES)
+    room = max(LANES * MOST_BITS, steps["channels"].max() + LANES, (steps["wide"] * steps["channels"]).max())
     values, second = np.empty(room, np.float32), np.empty(room, np.float32)
     waited = 0
     for index in range(len(steps)):
@@ -58,7 +59,7 @@ def execute(steps, images, memory, constants, table, thread, threads, counter): 
                 y = step.y_buffer * images + image * step.y_size + step.y + row * step.y_row
                 run_map(step, x, y, out, memory, floats, constants[3], values, second)
             elif step.step == POOL:
-                run_pool(step, x, out, row, memory, words, floats)
+                run_pool(step, x, out, row, memory, second)
             elif step.step == MEAN:
                 run_mean(step, x, out, row, floats)
             elif step.step == SHUFFLE:
@@ -85,7 +86,7 @@ def _convolve(step, x, out, row, memory, constants, sums, values, table):  # typ
     size = 0 if step.out_kind == BITS else 1 if step.out_kind == INTEGERS else 4
     bits = step.product == BITS
     most = MOST_BITS if bits else MOST
-    limit = 2 if BYTEWISE and signs and bits else 4  # bytes
+    limit = (2 if step.unwidened else 1) if BYTEWISE and signs and bits else 4  # bytes
     row_class = limit * lanes * constants[1][step.row_class + row] * step.column_classes
     numbers = ints + 4 * (step.limits if signs else step.base) + row_class
     weights, skip = np.int64(constants[0].ctypes.data) + step.weights, step.stride_x * step.x_pixel

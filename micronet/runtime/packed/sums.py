@@ -26,8 +26,7 @@ from micronet.runtime.packed.emit import (
 )
 
 BYTES, WORDS, HALF = ir.VectorType(I8, 32), ir.VectorType(I16, 16), ir.VectorType(I32, 8)  # of 256 bits
-WIDE_WORDS, WIDE = ir.VectorType(I16, 32), ir.VectorType(I32, 32)
-
+WIDE = ir.VectorType(I32, 32)
 
 IN_REGISTERS = 2 if NIBBLES == 2 else 3  # vectors of a turn's weights of bits
 
@@ -179,15 +178,15 @@ class PairSum(WordSum):
         return [call(builder, "llvm.x86.avx2.pmadd.wd", HALF, total, ir.Constant(WORDS, [1] * 16))]
 
 
-class ByteSum(Sum):
-    """Numbers of differing bits, eight signs a turn, 32 channels a vector of 8 bits; limits lie as ``layout.halved``.
+class FewSum(Sum):
+    """Numbers of differing bits, at most 255 of them, eight signs a turn, 32 channels a vector of 8 bits.
 
     On AVX2 by weights as nibbles, looked up (VPSHUFB) in the table of differences that the pixel's byte selects: 128
-    products in two instructions. Else by population counts.
+    products in two instructions. Else by population counts. Limits lie as ``layout.compared_by_bytes`` has them.
     """
 
-    turn, limit = 1, 2
-    lanes, wide, spread_over = BYTES, WORDS, 2
+    turn, limit = 1, 1
+    lanes = BYTES
 
     def __init__(self, vectors: int) -> None:
         super().__init__(vectors)
@@ -203,9 +202,9 @@ class ByteSum(Sum):
             for place, before in zip(places, sums, strict=True):
                 value = load(builder, I8, place)
                 if NIBBLES == 2:
-                    row = builder.add(table, builder.mul(builder.zext(value, I64), ir.Constant(I64, 32)))
-                    known = load(builder, ir.VectorType(I8, 16), row, half * 16)
-                    both = shuffled(builder, known, known, [*range(16), *range(16)])
+                    known = builder.add(table, builder.mul(builder.zext(value, I64), ir.Constant(I64, 32)))
+                    loaded = load(builder, ir.VectorType(I8, 16), known, half * 16)
+                    both = shuffled(builder, loaded, loaded, [*range(16), *range(16)])
                     counts = [call(builder, "llvm.x86.avx2.pshuf.b", BYTES, both, weight) for weight in own]
                     counts += [_looked_up(builder, both, weights, row) for row in rows[IN_REGISTERS:]]
                 else:
@@ -214,6 +213,24 @@ class ByteSum(Sum):
                 grown.append([builder.add(*each) for each in zip(before, counts, strict=True)])
             sums = grown
         return sums
+
+    def whole(self, builder: Any, sums: list[Any]) -> list[Any]:
+        """Return a pixel's counts as vectors of LANES of 32 bits."""
+        return _in_lanes(builder, [builder.zext(total, WIDE) for total in sums])
+
+    def signs(self, builder: Any, sums: list[Any], limits: Any) -> list[Any]:
+        """Return a pixel's signs: 1 where fewer bits differ than the limit."""
+        return [
+            builder.bitcast(builder.icmp_unsigned("<", total, load(builder, BYTES, limits, part * 32)), I32)
+            for part, total in enumerate(sums)
+        ]
+
+
+class ManySum(FewSum):
+    """Numbers of differing bits, widened to 16 bits every 31 bytes: the even channels' and the odd ones'."""
+
+    limit = 2
+    wide, spread_over = WORDS, 2
 
     def widen(self, builder: Any, total: Any) -> list[Any]:
         """Return a vector of counts as the even channels' and the odd ones', 16 bits each."""
@@ -225,12 +242,9 @@ class ByteSum(Sum):
 
     def whole(self, builder: Any, sums: list[Any]) -> list[Any]:
         """Return a pixel's counts as vectors of LANES of 32 bits."""
-        found = []
-        for part in range(0, len(sums), 2):
-            channels = shuffled(builder, sums[part], sums[part + 1], [16 * (c % 2) + c // 2 for c in range(32)])
-            both = builder.zext(channels, WIDE)
-            found += [shuffled(builder, both, both, range(first, first + LANES)) for first in (0, LANES)]
-        return found
+        in_order = [16 * (channel % 2) + channel // 2 for channel in range(32)]
+        pairs = [shuffled(builder, sums[part], sums[part + 1], in_order) for part in range(0, len(sums), 2)]
+        return _in_lanes(builder, [builder.zext(pair, WIDE) for pair in pairs])
 
     def signs(self, builder: Any, sums: list[Any], limits: Any) -> list[Any]:
         """Return a pixel's signs: 1 where fewer bits differ than the limit."""
@@ -249,6 +263,11 @@ class ByteSum(Sum):
             )
             found.append(builder.bitcast(builder.icmp_signed("<", channels, ir.Constant(BYTES, [0] * 32)), I32))
         return found
+
+
+def _in_lanes(builder: Any, sums: list[Any]) -> list[Any]:
+    """Return vectors of 32 integers as twice as many of LANES."""
+    return [shuffled(builder, total, total, range(first, first + LANES)) for total in sums for first in (0, LANES)]
 
 
 def _looked_up(builder: Any, table: Any, weights: Any, row: int) -> Any:

@@ -1,4 +1,4 @@
-"""The steps that are no convolution: value by value, pools, shuffles."""
+"""The steps that are no convolution or maximum pool: value by value, means, shuffles."""
 
 import numpy as np
 
@@ -77,50 +77,6 @@ def _take(kind, zero, scale, count, place, memory, floats, values):  # type: ign
     else:
         for lane in range(count):
             values[lane] = np.float32(1) if memory[place + (lane >> 3)] >> (lane & 7) & 1 else np.float32(-1)
-
-
-@compiled
-def run_pool(step, x, out, row, memory, words, floats):  # type: ignore[no-untyped-def]
-    """Run a row of a maximum pool; of signs it is the or of bits. What lies outside the map counts nothing."""
-    for column in range(step.columns):
-        place = out + column * step.out_pixel
-        if step.x_kind == BITS:
-            _most_bits(step, x, place, row, column, words)
-        elif step.x_kind == INTEGERS:
-            _most(step, x, place, row, column, memory, 1)
-        else:
-            _most(step, x, place, row, column, floats, 4)
-
-
-@compiled
-def _most(step, x, place, row, column, held, size):  # type: ignore[no-untyped-def]
-    """Put the maximum of a window in its place."""
-    top, left, count = row * step.stride_y - step.top, column * step.stride_x - step.left, step.channels
-    found, fresh = held[place // size : place // size + count], True
-    for i in range(max(0, -top), min(step.kernel_y, step.high - top)):
-        for j in range(max(0, -left), min(step.kernel_x, step.wide - left)):
-            at = (x + (i - step.top) * step.x_row + (left + j) * step.x_pixel) // size
-            seen = held[at : at + count]
-            if fresh:
-                found[:] = seen
-            else:
-                for c in range(count):
-                    found[c] = max(found[c], seen[c])
-            fresh = False
-
-
-@compiled
-def _most_bits(step, x, place, row, column, words):  # type: ignore[no-untyped-def]
-    """Put the or of a window in its place."""
-    top, left, count = row * step.stride_y - step.top, column * step.stride_x - step.left, step.out_pixel // 4
-    found = words[place // 4 : place // 4 + count]
-    found[:] = 0
-    for i in range(max(0, -top), min(step.kernel_y, step.high - top)):
-        for j in range(max(0, -left), min(step.kernel_x, step.wide - left)):
-            at = (x + (i - step.top) * step.x_row + (left + j) * step.x_pixel) // 4
-            seen = words[at : at + count]
-            for c in range(count):
-                found[c] |= seen[c]
 
 
 @compiled
