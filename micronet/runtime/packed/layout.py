@@ -108,12 +108,10 @@ def compared_by_bytes(limits: Array, size: int) -> Array:
     Of two bytes, 32 channels' even ones lie before the odd ones. As int32 (..., channels * size / 4).
     """
     *rest, channels = limits.shape
-    less = (limits + 1).clip(0, 255 if size == 1 else 2**15 - 1)
     if size == 1:
-        parted = less.astype(np.uint8)
-    else:
-        parted = less.astype(np.int16).reshape(*rest, channels // 32, 16, 2).swapaxes(-1, -2).reshape(*rest, channels)
-    return np.ascontiguousarray(parted).view(np.int32)
+        return (limits + 1).clip(0, 255).astype(np.uint8).view(np.int32)
+    less = (limits + 1).clip(0, 2**15 - 1).astype(np.int16).reshape(*rest, channels // 32, 16, 2)
+    return np.ascontiguousarray(less.swapaxes(-1, -2)).reshape(*rest, channels).view(np.int32)
 
 
 def _blocks(vectors: int, most: int) -> list[int]:

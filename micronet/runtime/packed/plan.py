@@ -16,7 +16,7 @@ from micronet.runtime.packed.run import EXACT_FLOAT32
 from micronet.runtime.packed.table import ADD, ALIGN, CONV, COPY, MAP, MEAN, MULTIPLY, POOL, SCALE, SHUFFLE, STEP
 
 ALONE = {"relu", "clip"}
-MOST_COUNTED = 2**14 if BYTEWISE else 2**31  # signs; of ternary weights' two planes an int16 holds the counts
+MOST_SIGNS = 2**14 if BYTEWISE else 2**31  # of a sum: an int16 holds the counts of ternary weights' two planes
 MOST_MEMORY = 1 << 34  # bytes of an image
 FLAT = {"linear", "relu", "clip", "sign", "quantize", "add", "mul", "concat"}  # they read flat maps
 
@@ -282,7 +282,7 @@ class Plan:
         largest = np.abs(weight.astype(np.int64))
         if x.kind == BITS:
             unit = max(1, int(largest.max()))
-            if np.isin(weight, (-unit, 0, unit)).all() and weight[0].size < MOST_COUNTED:
+            if np.isin(weight, (-unit, 0, unit)).all() and weight[0].size < MOST_SIGNS:
                 return BITS
             if largest.reshape(len(weight), -1).sum(1).max() >= EXACT_FLOAT32:
                 raise Unfit("sums of signs and wide weights")
