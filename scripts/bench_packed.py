@@ -42,6 +42,7 @@ SCHEMES = {
     "W1A1, first and last W1A8": {**BINARY, "first_last": "8bit-input"},
     "W1A1, all layers": {**BINARY, "first_last": "same"},
     "WtA1": {"w_bits": "ternary", "a_bits": "binary"},
+    "WtA1, first and last WtA8": {"w_bits": "ternary", "a_bits": "binary", "first_last": "8bit-input"},
     "W2A8": {"w_bits": 2, "method": "lsq"},
 }
 
