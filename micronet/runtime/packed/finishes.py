@@ -31,15 +31,15 @@ def _finish(source: Any, out: int) -> Any:
 
     Of each pixel ``count`` vectors: ((base + factor * sums) * unit + bias), between least and most, over scale, between
     low and top, rounded half to even, plus zero; floats have no base, and as ``out`` end at most. Addresses: base, a
-    pixel's ``classes`` (int32) times ``class_size`` bytes on; to, where the first pixel's values go, the next one's
-    ``to_step`` bytes on; sums, unit, bias. The arguments' order is that of ``_emit_finish``.
+    pixel's ``classes`` (int32) bytes on; to, where the first pixel's values go, the next one's ``to_step`` bytes on;
+    sums, unit, bias. The arguments' order is that of ``_emit_finish``.
     """
-    kinds = [*[types.intp] * 11, types.int32, *[types.float32] * 5, types.int32]
+    kinds = [*[types.intp] * 10, types.int32, *[types.float32] * 5, types.int32]
     return primitive(types.void, kinds, partial(_emit_finish, source, out))
 
 
 def _emit_finish(
-    source: Any, out: int, builder: Any, classes: Any, class_size: Any, bases: Any, first: Any, to_step: Any,
+    source: Any, out: int, builder: Any, classes: Any, bases: Any, first: Any, to_step: Any,
     pixels: Any, vectors: Any, count: Any, sums: Any, unit: Any, bias: Any, *ends: Any,
 ) -> None:  # fmt: skip
     factor, least, most, scale, low, top, zero = (spread(builder, end, LANES) for end in ends)
@@ -51,7 +51,7 @@ def _emit_finish(
     builder.position_at_end(outer)
     pixel = builder.phi(I64)
     of_class = load(builder, I32, builder.add(classes, builder.mul(pixel, ir.Constant(I64, 4))))
-    base = builder.add(bases, builder.mul(builder.sext(of_class, I64), class_size))
+    base = builder.add(bases, builder.sext(of_class, I64))
     to = builder.add(first, builder.mul(pixel, to_step))
     own = builder.add(sums, builder.mul(builder.mul(pixel, vectors), ir.Constant(I64, LANES * 4)))
     builder.branch(block)

@@ -92,13 +92,15 @@ class Layer(NamedTuple):
             rows, columns, column_masks = np.zeros_like(rows), np.zeros_like(columns), column_masks[:1]
         if self.product == INTEGERS:  # the padding is zero as stored, so that it weighs nothing
             base = base - self.x.zero * weight.sum((1, 2, 3)).astype(np.int64)
+        size = limit_bytes(weight, self.product) if operation.limits is not None else 4
+        across = vectors_of(self.product, len(weight)) * LANES * size  # bytes of a class
         found: dict[str, Any] = {
-            "row_class": constants.ints(rows), "column_class": constants.ints(columns),
-            "column_classes": len(column_masks), "factor": magnitude * (-2 // planes if bits else 1),
+            "row_class": constants.ints(rows * len(column_masks) * across),
+            "column_class": constants.ints(columns * across),
+            "factor": magnitude * (-2 // planes if bits else 1),
         }  # fmt: skip
         if operation.limits is not None:
             limits = self._padded(self._limits(base, magnitude, planes), NEVER[self.product])
-            size = limit_bytes(weight, self.product)
             found["limits"] = constants.ints(compared_by_bytes(limits, size) if size < 4 else limits)
         elif self.product == FLOATS and finish.kind == BITS and not finish.clips and operation.scale is None:
             bias = np.zeros(len(weight)) if operation.bias is None else operation.bias[self.part]

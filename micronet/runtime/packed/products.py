@@ -35,16 +35,16 @@ def _product(own: Sum) -> Any:
 
     Sums go to ``sums`` (columns, at least PIXELS; vectors, LANES) of 32 bits; where that is 0, their signs to ``out``.
     Its arguments are sizes and addresses: x, the first pixel; step, bytes to the next one; columns; runs, ``count``
-    offsets (int64), at each of which ``length`` items lie; items, as many as are summed before sums are widened;
-    weights, by run, item, vector, lane; limits, a pixel's ``classes`` (int32) times ``class_size`` bytes on; out,
-    the first pixel's signs; out_step, bytes to the next one's; spare, room for those of none; table: ``TABLE``.
+    offsets (int64), at each of which ``length`` bytes lie; most, the bytes that are summed before sums are widened;
+    weights, by run, item, vector, lane; limits, a pixel's ``classes`` (int32) bytes on; out, the first pixel's signs;
+    out_step, bytes to the next one's; spare, room for those of none; kept, for wide sums; table: ``TABLE``.
     """
     return primitive(types.void, [types.intp] * 16, partial(_emit_product, own))
 
 
 def _emit_product(
     own: Sum, builder: Any, x: Any, step: Any, columns: Any, runs: Any, count: Any, length: Any, most: Any,
-    weights: Any, to: Any, classes: Any, class_size: Any, limits: Any, out: Any, out_step: Any, spare: Any, table: Any,
+    weights: Any, to: Any, classes: Any, limits: Any, out: Any, out_step: Any, spare: Any, kept: Any, table: Any,
 ) -> None:  # fmt: skip
     number, zero = partial(ir.Constant, I64), ir.Constant(I64, 0)
     entry = builder.block
@@ -53,7 +53,7 @@ def _emit_product(
         ("columns", "run", "begin", "item", "turn", "after", "keep", "compare", "ended", "end"),
     )
     nothing = [ir.Constant(own.lanes, [0] * own.lanes.count)] * (PIXELS * own.parts)
-    kept, none = _room(builder, PIXELS * own.parts * own.spread_over * 32) if own.wide else (zero, zero)
+    none = _zeros(builder, PIXELS * own.parts * own.spread_over * 32) if own.wide else zero
     distance = builder.sub(columns, number(PIXELS))
     last = builder.select(builder.icmp_signed(">", distance, zero), distance, zero)
     builder.branch(across)
@@ -117,7 +117,7 @@ def _emit_product(
         exists = builder.icmp_signed("<", here, columns)
         known = builder.select(exists, here, column)
         of_class = load(builder, I32, builder.add(classes, builder.mul(known, number(4))))
-        own_limits = builder.add(limits, builder.mul(builder.sext(of_class, I64), class_size))
+        own_limits = builder.add(limits, builder.sext(of_class, I64))
         target = builder.select(exists, builder.add(out, builder.mul(here, out_step)), spare)
         for index, signs in enumerate(own.signs(builder, sums, own_limits)):
             store(builder, signs, target, index * signs.type.width // 8)
@@ -132,13 +132,11 @@ def _emit_product(
     builder.position_at_end(end)
 
 
-def _room(builder: Any, size: int) -> tuple[Any, Any]:
-    """Return the addresses of bytes for wide sums, and of as many zeros."""
+def _zeros(builder: Any, size: int) -> Any:
+    """Return the address of so many zeros."""
     words: Any = cgutils
-    room = words.alloca_once(builder, ir.ArrayType(I8, size))
     zeros = ir.Constant(ir.ArrayType(I8, size), bytearray(size))
-    none = words.global_constant(builder.module, f"micronet.zeros.{size}", zeros)
-    return builder.ptrtoint(room, I64), builder.ptrtoint(none, I64)
+    return builder.ptrtoint(words.global_constant(builder.module, f"micronet.zeros.{size}", zeros), I64)
 
 
 def _widened(own: Sum, builder: Any, sums: list[Any], before: Any) -> list[Any]:
@@ -170,59 +168,59 @@ _many2, _many4, _many6 = (_product(ManySum(vectors)) for vectors in (2, 4, 6))
 
 @compiled
 def accumulate(  # type: ignore[no-untyped-def]
-    kind, vectors, x, step, columns, runs, count, length, most, weights, sums, classes, class_size, limits, out,
-    out_step, spare, table,
+    kind, vectors, x, step, columns, runs, count, length, most, weights, sums, classes, limits, out,
+    out_step, spare, kept, table,
 ):  # fmt: skip
     """Sum the products of a row's pixels and a block's channels; see ``_product``."""
     if kind == BITS and BYTEWISE and most:
         if vectors == 6:
-            _many6(x, step, columns, runs, count, length, most, weights, sums, classes, class_size, limits, out,
-                   out_step, spare, table)  # fmt: skip
+            _many6(x, step, columns, runs, count, length, most, weights, sums, classes, limits, out,
+                   out_step, spare, kept, table)  # fmt: skip
         elif vectors == 4:
-            _many4(x, step, columns, runs, count, length, most, weights, sums, classes, class_size, limits, out,
-                   out_step, spare, table)  # fmt: skip
+            _many4(x, step, columns, runs, count, length, most, weights, sums, classes, limits, out,
+                   out_step, spare, kept, table)  # fmt: skip
         else:
-            _many2(x, step, columns, runs, count, length, most, weights, sums, classes, class_size, limits, out,
-                   out_step, spare, table)  # fmt: skip
+            _many2(x, step, columns, runs, count, length, most, weights, sums, classes, limits, out,
+                   out_step, spare, kept, table)  # fmt: skip
     elif kind == BITS and BYTEWISE:
         if vectors == 6:
-            _few6(x, step, columns, runs, count, length, most, weights, sums, classes, class_size, limits, out,
-                  out_step, spare, table)  # fmt: skip
+            _few6(x, step, columns, runs, count, length, most, weights, sums, classes, limits, out,
+                  out_step, spare, kept, table)  # fmt: skip
         elif vectors == 4:
-            _few4(x, step, columns, runs, count, length, most, weights, sums, classes, class_size, limits, out,
-                  out_step, spare, table)  # fmt: skip
+            _few4(x, step, columns, runs, count, length, most, weights, sums, classes, limits, out,
+                  out_step, spare, kept, table)  # fmt: skip
         else:
-            _few2(x, step, columns, runs, count, length, most, weights, sums, classes, class_size, limits, out,
-                  out_step, spare, table)  # fmt: skip
+            _few2(x, step, columns, runs, count, length, most, weights, sums, classes, limits, out,
+                  out_step, spare, kept, table)  # fmt: skip
     elif kind == BITS:
         if vectors == 4:
-            _bits4(x, step, columns, runs, count, length, most, weights, sums, classes, class_size, limits, out,
-                   out_step, spare, table)  # fmt: skip
+            _bits4(x, step, columns, runs, count, length, most, weights, sums, classes, limits, out,
+                   out_step, spare, kept, table)  # fmt: skip
         elif vectors == 2:
-            _bits2(x, step, columns, runs, count, length, most, weights, sums, classes, class_size, limits, out,
-                   out_step, spare, table)  # fmt: skip
+            _bits2(x, step, columns, runs, count, length, most, weights, sums, classes, limits, out,
+                   out_step, spare, kept, table)  # fmt: skip
         else:
-            _bits1(x, step, columns, runs, count, length, most, weights, sums, classes, class_size, limits, out,
-                   out_step, spare, table)  # fmt: skip
+            _bits1(x, step, columns, runs, count, length, most, weights, sums, classes, limits, out,
+                   out_step, spare, kept, table)  # fmt: skip
     elif kind == INTEGERS and PAIRS and most:
-        _pairs1(x, step, columns, runs, count, length, most, weights, sums, classes, class_size, limits, out,
-                out_step, spare, table)  # fmt: skip
+        _pairs1(x, step, columns, runs, count, length, most, weights, sums, classes, limits, out,
+                out_step, spare, kept, table)  # fmt: skip
     elif kind == INTEGERS:
         if BYTEWISE or vectors == 1:
-            _integers1(x, step, columns, runs, count, length, most, weights, sums, classes, class_size, limits, out,
-                       out_step, spare, table)  # fmt: skip
+            _integers1(x, step, columns, runs, count, length, most, weights, sums, classes, limits, out,
+                       out_step, spare, kept, table)  # fmt: skip
         elif vectors == 2:
-            _integers2(x, step, columns, runs, count, length, most, weights, sums, classes, class_size, limits, out,
-                       out_step, spare, table)  # fmt: skip
+            _integers2(x, step, columns, runs, count, length, most, weights, sums, classes, limits, out,
+                       out_step, spare, kept, table)  # fmt: skip
         else:
-            _integers4(x, step, columns, runs, count, length, most, weights, sums, classes, class_size, limits, out,
-                       out_step, spare, table)  # fmt: skip
+            _integers4(x, step, columns, runs, count, length, most, weights, sums, classes, limits, out,
+                       out_step, spare, kept, table)  # fmt: skip
     elif BYTEWISE or vectors == 1:
-        _floats1(x, step, columns, runs, count, length, most, weights, sums, classes, class_size, limits, out,
-                 out_step, spare, table)  # fmt: skip
+        _floats1(x, step, columns, runs, count, length, most, weights, sums, classes, limits, out,
+                 out_step, spare, kept, table)  # fmt: skip
     elif vectors == 2:
-        _floats2(x, step, columns, runs, count, length, most, weights, sums, classes, class_size, limits, out,
-                 out_step, spare, table)  # fmt: skip
+        _floats2(x, step, columns, runs, count, length, most, weights, sums, classes, limits, out,
+                 out_step, spare, kept, table)  # fmt: skip
     else:
-        _floats4(x, step, columns, runs, count, length, most, weights, sums, classes, class_size, limits, out,
-                 out_step, spare, table)  # fmt: skip
+        _floats4(x, step, columns, runs, count, length, most, weights, sums, classes, limits, out,
+                 out_step, spare, kept, table)  # fmt: skip

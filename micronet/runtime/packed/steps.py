@@ -1,5 +1,7 @@
 """A packed network's steps, compiled: a table of them runs from the images to the scores without Python between."""
 
+from collections import namedtuple
+
 import numpy as np
 
 from micronet.runtime.packed.emit import (
@@ -33,6 +35,15 @@ STRIPE = 32  # pixels whose sums are kept until they are finished
 PATIENCE = 200  # turns to wait for another thread before the core is offered to it
 
 
+# Addresses. spare: of values of no pixel, or of a last vector. kept: of wide sums.
+Places = namedtuple("Places", "memory weights ints offsets reals table sums spare kept")
+
+
+@compiled
+def _address(array):  # type: ignore[no-untyped-def]
+    return np.int64(array.ctypes.data)
+
+
 @compiled
 def execute(steps, images, memory, constants, table, thread, threads, counter):  # type: ignore[no-untyped-def]
     """Run steps on ``images`` images whose input is in ``memory`` (uint8).
@@ -44,6 +55,10 @@ def execute(steps, images, memory, constants, table, thread, threads, counter): 
     sums = np.empty((STRIPE + PIXELS) * MOST_BITS * LANES, np.int32)
     room = max(LANES * MOST_BITS, steps["channels"].max() + LANES, (steps["wide"] * steps["channels"]).max())
     values, second = np.empty(room, np.float32), np.empty(room, np.float32)
+    kept = np.empty(PIXELS * MOST_BITS * LANES, np.int32)
+    weights, ints, offsets, reals = constants
+    places = Places(_address(memory), _address(weights), _address(ints), _address(offsets), _address(reals),
+                    _address(table), _address(sums), _address(values), _address(kept))  # fmt: skip
     waited = 0
     for index in range(len(steps)):
         step = steps[index]
@@ -54,10 +69,10 @@ def execute(steps, images, memory, constants, table, thread, threads, counter): 
             x = step.x_buffer * images + image * step.x_size + step.x + row * step.stride_y * step.x_row
             out = step.out_buffer * images + image * step.out_size + step.out + row * step.out_row
             if step.step == CONV:
-                _convolve(step, x, out, row, memory, constants, sums, values, table)
+                _convolve(step, x, out, row, memory, ints, values, places)
             elif step.step == MAP:
                 y = step.y_buffer * images + image * step.y_size + step.y + row * step.y_row
-                run_map(step, x, y, out, memory, floats, constants[3], values, second)
+                run_map(step, x, y, out, memory, floats, reals, values, second)
             elif step.step == POOL:
                 run_pool(step, x, out, row, memory, second)
             elif step.step == MEAN:
@@ -77,19 +92,16 @@ def execute(steps, images, memory, constants, table, thread, threads, counter): 
 
 
 @compiled
-def _convolve(step, x, out, row, memory, constants, sums, values, table):  # type: ignore[no-untyped-def]
+def _convolve(step, x, out, row, memory, ints, values, places):  # type: ignore[no-untyped-def]
     """Run a row of a convolution, then the signs of its sums, or their scale and what else follows."""
-    here, ints = np.int64(memory.ctypes.data), np.int64(constants[1].ctypes.data)
-    runs = np.int64(constants[2].ctypes.data) + 8 * step.runs
-    spare, known, room = np.int64(values.ctypes.data), np.int64(table.ctypes.data), np.int64(sums.ctypes.data)
-    lanes, signs = step.vectors * LANES, step.limits >= 0
+    here, runs = places.memory, places.offsets + 8 * step.runs
+    signs = step.limits >= 0
     size = 0 if step.out_kind == BITS else 1 if step.out_kind == INTEGERS else 4
     bits = step.product == BITS
     most = MOST_BITS if bits else MOST
     limit = (2 if step.unwidened else 1) if BYTEWISE and signs and bits else 4  # bytes
-    row_class = limit * lanes * constants[1][step.row_class + row] * step.column_classes
-    numbers = ints + 4 * (step.limits if signs else step.base) + row_class
-    weights, skip = np.int64(constants[0].ctypes.data) + step.weights, step.stride_x * step.x_pixel
+    numbers = places.ints + 4 * (step.limits if signs else step.base) + ints[step.row_class + row]
+    weights, skip = places.weights + step.weights, step.stride_x * step.x_pixel
     size_of_lane = step.run_count * step.length * (NIBBLES if bits else 1)
     stripe = _even_share(step.columns, STRIPE)
     block = 0
@@ -100,24 +112,25 @@ def _convolve(step, x, out, row, memory, constants, sums, values, table):  # typ
         first = out + (channel // 8 if step.out_kind == BITS else channel * size)
         for column in range(0, step.columns, stripe):
             columns, to = min(stripe, step.columns - column), first + column * step.out_pixel
-            classes, own = ints + 4 * (step.column_class + column), numbers + limit * channel
+            classes, own = places.ints + 4 * (step.column_class + column), numbers + limit * channel
             accumulate(
                 step.product, vectors, here + x + column * skip, skip, columns, runs, step.run_count, step.length,
-                step.unwidened, weights, 0 if signs else room, classes, limit * lanes, own, here + to, step.out_pixel,
-                spare, known,
+                step.unwidened, weights, 0 if signs else places.sums, classes, own, here + to, step.out_pixel,
+                places.spare, places.kept, places.table,
             )  # fmt: skip
             if signs:
                 continue
             if size and whole:
-                _finish(step, channel, classes, own, here + to, columns, vectors, whole, room, constants)
+                _finish(step, channel, classes, own, here + to, columns, vectors, whole, places.sums, places)
             done = whole if size else 0
             if done == vectors:
                 continue
             left = min(vectors * LANES, step.channels - channel) - done * LANES
             for pixel in range(columns):
                 place = to + pixel * step.out_pixel + done * LANES * size
-                _finish(step, channel + done * LANES, classes + 4 * pixel, own + 4 * done * LANES, spare, 1, vectors,
-                        vectors - done, room + 4 * LANES * (pixel * vectors + done), constants)  # fmt: skip
+                sums = places.sums + 4 * LANES * (pixel * vectors + done)
+                _finish(step, channel + done * LANES, classes + 4 * pixel, own + 4 * done * LANES, places.spare, 1,
+                        vectors, vectors - done, sums, places)  # fmt: skip
                 if size:
                     memory[place : place + left * size] = values.view(np.uint8)[: left * size]
                 else:
@@ -127,23 +140,21 @@ def _convolve(step, x, out, row, memory, constants, sums, values, table):  # typ
 
 
 @compiled
-def _finish(step, channel, classes, base, to, pixels, vectors, count, sums, constants):  # type: ignore[no-untyped-def]
+def _finish(step, channel, classes, base, to, pixels, vectors, count, sums, places):  # type: ignore[no-untyped-def]
     """Turn sums into what the step's output holds, as ``finishes._finish`` does; signs begin as floats."""
-    numbers = np.int64(constants[3].ctypes.data)
-    unit, bias = numbers + 4 * (step.unit + channel), numbers + 4 * (step.bias + channel)
-    factor, zero = np.int32(step.factor), np.int32(step.out_zero)
-    size, further = 4 * step.vectors * LANES, step.out_pixel
+    unit, bias = places.reals + 4 * (step.unit + channel), places.reals + 4 * (step.bias + channel)
+    factor, zero, further = np.int32(step.factor), np.int32(step.out_zero), step.out_pixel
     least, most, scale, low, top = step.least, step.most, step.out_scale, step.low, step.top_level
     if step.out_kind == INTEGERS:
         if step.product == FLOATS:
-            floats_to_integers(classes, size, base, to, further, pixels, vectors, count, sums, unit, bias, factor,
+            floats_to_integers(classes, base, to, further, pixels, vectors, count, sums, unit, bias, factor,
                                least, most, scale, low, top, zero)  # fmt: skip
         else:
-            integers_to_integers(classes, size, base, to, further, pixels, vectors, count, sums, unit, bias, factor,
+            integers_to_integers(classes, base, to, further, pixels, vectors, count, sums, unit, bias, factor,
                                  least, most, scale, low, top, zero)  # fmt: skip
     elif step.product == FLOATS:
-        floats_to_floats(classes, size, base, to, further, pixels, vectors, count, sums, unit, bias, factor,
+        floats_to_floats(classes, base, to, further, pixels, vectors, count, sums, unit, bias, factor,
                          least, most, scale, low, top, zero)  # fmt: skip
     else:
-        integers_to_floats(classes, size, base, to, further, pixels, vectors, count, sums, unit, bias, factor,
+        integers_to_floats(classes, base, to, further, pixels, vectors, count, sums, unit, bias, factor,
                            least, most, scale, low, top, zero)  # fmt: skip

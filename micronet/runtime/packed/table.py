@@ -21,10 +21,10 @@ STEP = np.dtype(
         ("rows", np.int64), ("columns", np.int64), ("channels", np.int64), ("high", np.int64), ("wide", np.int64),
         ("stride_y", np.int64), ("stride_x", np.int64), ("kernel_y", np.int64), ("kernel_x", np.int64),
         ("top", np.int64), ("left", np.int64), ("groups", np.int64), ("count_pads", np.int64),
-        # a convolution's, places in the constants
+        # a convolution's, places in the constants; of a row's or column's class, the bytes to its limits or base
         ("product", np.int64), ("vectors", np.int64), ("length", np.int64), ("unwidened", np.int64),
         ("runs", np.int64), ("run_count", np.int64), ("weights", np.int64), ("limits", np.int64), ("base", np.int64),
-        ("row_class", np.int64), ("column_class", np.int64), ("column_classes", np.int64), ("factor", np.int64),
+        ("row_class", np.int64), ("column_class", np.int64), ("factor", np.int64),
         ("unit", np.int64), ("bias", np.int64),
         # whole numbers: zero is where 0 lies; low and high, the ends of what a value may be before it is stored
         ("x_zero", np.int64), ("y_zero", np.int64), ("out_zero", np.int64),
