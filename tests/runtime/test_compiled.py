@@ -150,9 +150,10 @@ def test_what_is_no_layer_computes_what_numpy_computes(seed):
 @pytest.mark.parametrize(
     "config",
     [{"w_bits": "binary"}, {"w_bits": "ternary"}, {"w_bits": "binary", "first_last": "8bit"},
-     {"w_bits": "binary", "first_last": "same"}, {"a_bits": 8}, {"a_bits": 8, "q_type": "asym"},
+     {"w_bits": "binary", "first_last": "8bit-input"}, {"w_bits": "binary", "first_last": "same"},
+     {"a_bits": 8}, {"a_bits": 8, "q_type": "asym"},
      {"a_bits": 8, "w_bits": 2, "method": "lsq"}, {"a_bits": 32, "w_bits": "ternary"}],
-    ids=["W1A1", "WtA1", "W1A1-8bit", "W1A1-all", "W8A8", "W8A8-asym", "W2A8", "WtA32"],
+    ids=["W1A1", "WtA1", "W1A1-8bit", "W1A1-W1A8", "W1A1-all", "W8A8", "W8A8-asym", "W2A8", "WtA32"],
 )  # fmt: skip
 @pytest.mark.parametrize(("network", "width"), [("nin", 0.25), ("nin_gc", 0.5), ("resnet18", 0.25)])
 def test_whole_networks_compute_what_numpy_computes(network, width, config, tmp_path, monkeypatch):

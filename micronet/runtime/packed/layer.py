@@ -6,9 +6,9 @@ import numpy as np
 
 from micronet.runtime.packed.emit import BITS, FEWEST, FLOATS, INTEGERS, LANES
 from micronet.runtime.packed.layout import (
+    below,
     border_classes,
     border_sums,
-    compared_by_bytes,
     limit_bytes,
     planes_of,
     vectors_of,
@@ -101,7 +101,7 @@ class Layer(NamedTuple):
         }  # fmt: skip
         if operation.limits is not None:
             limits = self._padded(self._limits(base, magnitude, planes), NEVER[self.product])
-            found["limits"] = constants.ints(compared_by_bytes(limits, size) if size < 4 else limits)
+            found["limits"] = constants.ints(below(limits, size) if size < 4 else limits)
         elif self.product == FLOATS and finish.kind == BITS and not finish.clips and operation.scale is None:
             bias = np.zeros(len(weight)) if operation.bias is None else operation.bias[self.part]
             found["limits"] = constants.ints(

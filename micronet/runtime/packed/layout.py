@@ -102,7 +102,7 @@ def limit_bytes(weight: Array, product: int) -> int:
     return 4
 
 
-def compared_by_bytes(limits: Array, size: int) -> Array:
+def below(limits: Array, size: int) -> Array:
     """Return the most differing bits (..., channels) of a +1 as limits of ``size`` bytes that counts are to be below.
 
     Of two bytes, 32 channels' even ones lie before the odd ones. As int32 (..., channels * size / 4).

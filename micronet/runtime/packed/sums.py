@@ -35,11 +35,11 @@ class Sum:
     """Sums of 32 bits: one vector of LANES for each pixel and each of ``vectors``.
 
     held, turn: what is read of a pixel at once, and its bytes. lanes, parts: the type of the vectors that a pixel's
-    sums lie in, and their number. row: bytes of weights of a turn. limit: bytes of a limit to compare a sum with.
+    sums lie in, and their number. row: bytes of weights of a turn. Limits to compare sums with lie as sums do.
     """
 
     held: Any = I32
-    turn, limit = 4, 4
+    turn = 4
     lanes: Any = INTS
     wide: Any = None  # the type that the sums are widened to, ``spread_over`` vectors of it for each of theirs
     spread_over = 1
@@ -182,10 +182,10 @@ class FewSum(Sum):
     """Numbers of differing bits, at most 255 of them, eight signs a turn, 32 channels a vector of 8 bits.
 
     On AVX2 by weights as nibbles, looked up (VPSHUFB) in the table of differences that the pixel's byte selects: 128
-    products in two instructions. Else by population counts. Limits lie as ``layout.compared_by_bytes`` has them.
+    products in two instructions. Else by population counts. Limits lie as ``layout.below`` has them.
     """
 
-    turn, limit = 1, 1
+    turn = 1
     lanes = BYTES
 
     def __init__(self, vectors: int) -> None:
@@ -229,7 +229,6 @@ class FewSum(Sum):
 class ManySum(FewSum):
     """Numbers of differing bits, widened to 16 bits every 31 bytes: the even channels' and the odd ones'."""
 
-    limit = 2
     wide, spread_over = WORDS, 2
 
     def widen(self, builder: Any, total: Any) -> list[Any]:
