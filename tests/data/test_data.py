@@ -74,15 +74,18 @@ def test_normalize_is_the_formula():
     torch.testing.assert_close(Normalize.from_spec(spec)(images).double(), expected, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize(("height", "width"), [(16, 16), (72, 8), (8, 40)])
 @pytest.mark.parametrize("flip", [False, True])
-def test_augmented_images_are_shifted_windows_of_the_padded_image(flip):
-    images = torch.randint(1, 256, (16, 3, 16, 16), dtype=torch.uint8)
-    out = augment(images, draw_moves(16, 16, torch.Generator().manual_seed(0), flip=flip))
-    padded = torch.nn.functional.pad(images, (2, 2, 2, 2))
-    for image, result in zip(padded, out, strict=True):
-        windows = [image[:, y : y + 16, x : x + 16] for y in range(5) for x in range(5)]
-        candidates = windows + ([window.flip(-1) for window in windows] if flip else [])
-        assert any(torch.equal(result, candidate) for candidate in candidates)
+def test_augmented_images_are_shifted_windows_of_the_padded_image(flip, height, width):
+    images = torch.randint(1, 256, (64, 3, height, width), dtype=torch.uint8)
+    moves = draw_moves(64, height, torch.Generator().manual_seed(0), flip=flip)
+    room = round(height / 8)
+    padded = torch.nn.functional.pad(images, (room,) * 4)
+    for image, result, (top, left, mirrored) in zip(padded, augment(images, moves), moves.T.tolist(), strict=True):
+        window = image[:, top : top + height, left : left + width]
+        assert torch.equal(result, window.flip(-1) if mirrored else window)
+    assert moves[2].any() == flip
+    assert set(moves[0].tolist()) == set(range(2 * room + 1))
 
 
 def test_an_epochs_batches_follow_from_seed_and_epoch_alone():
