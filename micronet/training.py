@@ -286,7 +286,8 @@ def _dropout_seed(seed: int, epoch: int, step: int) -> int:
 
 def _summary(rows: list[dict[str, Any]], epochs: int) -> str:
     row, left = rows[-1], epochs - len(rows)
-    ahead = f"  {left * row['seconds'] / 60:.1f} min left" if left else ""
+    seconds = left * row["seconds"]
+    ahead = f"  {seconds / 60:.1f} min left" if seconds >= 60 else f"  {seconds:.0f} s left" if left else ""
     return (
         f"epoch {row['epoch']}/{epochs}  loss {row['loss']:.4f}  validation {row['validation_accuracy']:.2%}  "
         f"{row['images_per_s']:.0f} images/s  {row['memory_mib']} MiB{ahead}"

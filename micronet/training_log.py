@@ -11,15 +11,18 @@ from micronet.errors import FailedError
 
 
 class Log:
-    """The two files; of several processes only the first writes them."""
+    """The two files; of several processes only the first writes them, from the first epoch's end on.
+
+    rows: of the epochs before, where a training goes on.
+    """
 
     def __init__(self, output: Path, rows: list[dict[str, Any]]) -> None:
         self._path = output.with_name(f"{output.stem}.metrics.jsonl")
+        self._unwritten = list(rows)
+        self._mode = "w"
         self._board: Any = None
         if not distributed.leads():
             return
-        with self._disk():
-            self._path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         with suppress(ImportError):
             from torch.utils.tensorboard import SummaryWriter
 
@@ -29,8 +32,10 @@ class Log:
         """Add one epoch."""
         if not distributed.leads():
             return
-        with self._disk(), self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        self._unwritten.append(row)
+        with self._disk(), self._path.open(self._mode, encoding="utf-8") as file:
+            file.writelines(json.dumps(each) + "\n" for each in self._unwritten)
+        self._unwritten, self._mode = [], "a"
         if self._board is not None:
             for name, value in row.items():
                 self._board.add_scalar(name, value, row["epoch"])
