@@ -39,8 +39,10 @@ def drawn_weight(draw, rng, kind, shape):
     if kind == "float":
         return rng.normal(size=shape).astype(np.float32)
     if kind == "integers":
-        most = draw.choice([127, 255])  # less a zero point, weights have 9 bits
-        return rng.integers(-most, most, shape, endpoint=True).astype(np.int32)
+        most = draw.choice([1, 2, 5, 8, 9, 128, 255])  # less a zero point, weights have 9 bits
+        return rng.integers(-most, most, shape, endpoint=True).astype(np.int32) * (
+            draw.choice([1, 3]) if most < 9 else 1
+        )
     levels = np.array([-1, 1] if kind == "binary" else [-1, 0, 1]) * draw.choice([1, 64])
     return rng.choice(levels, shape).astype(np.int32)
 
@@ -49,9 +51,9 @@ def drawn(seed):
     """A convolution of some product, what is before it and what follows, and images."""
     draw, rng = random.Random(seed), np.random.default_rng(seed)
     groups = draw.choice([1, 1, 1, 2, 3, 8])
-    inner = draw.choice([1, 2, 8, 16, 24, 32, 40]) if groups > 1 else draw.choice([1, 3, 7, 8, 24, 32, 96, 300])
+    inner = draw.choice([1, 2, 8, 16, 24, 32, 40]) if groups > 1 else draw.choice([1, 3, 7, 8, 24, 32, 96, 300, 352])
     each = draw.choice([1, 5, 8, 16, 24, 40]) if groups > 1 else draw.choice([1, 10, 16, 40, 48, 70, 96, 130])
-    size, side = draw.choice([1, 3, 5]), draw.choice([9, 10, 13])
+    size, side = draw.choice([1, 3, 5, 7]), draw.choice([9, 10, 13])
     reads, kind = draw.choice(
         [("sign", "binary"), ("sign", "ternary"), ("quantize", "integers"), ("quantize", "binary"), (None, "float"),
          ("quantize", "float"), ("sign", "integers")]
@@ -82,7 +84,8 @@ def drawn(seed):
     if operations[-1].kind in ("threshold", "sign"):  # what reads bits must not see any beyond the channels
         weight = rng.choice([-1, 1], (20, outs, 1, 1)).astype(np.int32)
         operations.append(Operation("conv", [len(operations)], {}, weight, np.ones(1, np.float32)))
-    images = rng.normal(size=(draw.choice([1, 2, 3]), inner * groups, side, side + draw.choice([0, 3])))
+    wide = side + draw.choice([0, 3, 25])  # rows of more than 32 pixels are done in parts
+    images = rng.normal(size=(draw.choice([1, 2, 3]), inner * groups, side, wide))
     return Program(operations, list(images.shape[1:]), {}), images.astype(np.float32)
 
 
@@ -261,12 +264,42 @@ def test_shapes_are_numpys_where_maps_are_one_pixel():
 
 
 @pytest.mark.parametrize(
+    ("groups", "each", "inner", "size"),
+    [(1, 20, 3640, 3), (1, 20, 3650, 3), (4, 4, 1024, 3), (2, 8, 1024, 3), (32, 1, 1024, 1), (13, 1, 5000, 1)],
+)
+@pytest.mark.parametrize("kind", ["threshold", "conv"])
+def test_sums_of_tens_of_thousands_of_signs_are_exact(kind, groups, each, inner, size):
+    """Counts of 16 bits hold 32,766 of them; small groups are joined, with zeros between that count."""
+    rng = np.random.default_rng(0)
+    weight = rng.choice([-1, 1], (groups * each, inner, size, size)).astype(np.int32)
+    weight[:, : inner // 3] = 1
+    limits = rng.integers(-150, 150, groups * each).astype(np.int32)
+    numbers = {"limits": limits} if kind == "threshold" else {"scale": np.ones(1, np.float32)}
+    images = rng.normal(size=(2, groups * inner, size, size)).astype(np.float32)
+    program = Program([Operation("sign", [0]), Operation(kind, [1], {"group": groups}, weight, **numbers)],
+                      list(images.shape[1:]), {})  # fmt: skip
+    np.testing.assert_array_equal(CompiledNetwork(program, 1)(images), run(program, images))
+
+
+def test_a_pool_hands_nan_on():
+    images = np.arange(64, dtype=np.float32).reshape(1, 1, 8, 8).repeat(9, 1)
+    images[0, :, 3, 4] = np.nan
+    program = Program(
+        [Operation("max_pool", [0], {"kernel": [3, 3], "stride": [2, 2], "pads": [1] * 4})], [9, 8, 8], {}
+    )
+    np.testing.assert_array_equal(CompiledNetwork(program, 1)(images), run(program, images))
+
+
+@pytest.mark.parametrize(
     ("operations", "why"),
     [([Operation("quantize", [0], {"scale": 0.01, "zero_point": 0, "range": [-100, 155]})], "8 bits"),
      ([Operation("sign", [0]), Operation("conv", [1], {}, np.full((2, 3, 1, 1), 2**30, np.int32))], "32 bits"),
      ([Operation("sign", [0]), Operation("conv", [1], {}, np.arange(6, dtype=np.int32).reshape(2, 3, 1, 1) * 2**22)],
-      "wide weights")],
-    ids=["range", "overflow", "inexact"],
+      "wide weights"),
+     ([Operation("quantize", [0], {"scale": 0.01, "zero_point": 0, "range": [0, 255]}),
+       Operation("conv", [1], {}, np.full((2, 3, 1, 1), 127, np.int32), np.ones(1, np.float32),
+                 np.full(2, 2**31 - 200, np.int32))], "32 bits")],
+    ids=["range", "overflow", "inexact", "bias"],
 )  # fmt: skip
 def test_what_would_be_inexact_is_left_to_numpy(operations, why):
     with pytest.raises(Unfit, match=why):

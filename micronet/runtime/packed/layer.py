@@ -127,9 +127,6 @@ class Layer(NamedTuple):
         if operation.scale is not None:
             own = np.broadcast_to(operation.scale, self.operation.weight.shape[0])[self.part]  # type: ignore[union-attr]
             unit = own * unit
-        largest = np.abs(self.weight.astype(np.float64)).sum((1, 2, 3)) * (256 if self.product == INTEGERS else 1)
-        if self.product != FLOATS and (np.abs(base) + largest).max() >= 2**31:
-            raise Unfit("sums of more than 32 bits")
         bias = np.zeros(len(self.weight), np.float32)
         if operation.bias is not None:
             if operation.bias.dtype == np.int32 and self.product != FLOATS:
@@ -138,6 +135,9 @@ class Layer(NamedTuple):
                 bias = operation.bias[self.part].astype(np.float32) * unit
             else:
                 bias = operation.bias[self.part]
+        largest = np.abs(self.weight.astype(np.float64)).sum((1, 2, 3)) * (256 if self.product == INTEGERS else 1)
+        if self.product != FLOATS and (np.abs(base) + largest).max() >= 2**31:
+            raise Unfit("sums of more than 32 bits")
         return {
             "base": constants.ints(self._padded(base)), "unit": constants.floats(self._padded(unit[None, None])),
             "bias": constants.floats(self._padded(bias[None, None])),

@@ -23,6 +23,7 @@ from micronet.runtime.packed.emit import (
 Array = NDArray[Any]
 WORTH_PAIRS = 8  # items between two widenings
 MOST_COUNTED = 31  # bytes whose differing bits, 8 each at most, a uint8 holds
+MOST_DIFFERING = 2**15 - 2 if BYTEWISE else 2**31 - 1  # of a sum: an int16 holds them, and a limit above them
 HELD = {BITS: 8 * ITEM, INTEGERS: ITEM, FLOATS: 1}  # values of an item
 
 
@@ -44,6 +45,12 @@ def planes_of(weight: Array, product: int) -> list[Array]:
         parts.append(left.clip(-127, 127))
         left = left - parts[-1]
     return parts
+
+
+def most_differing(weight: Array) -> int:
+    """Return how many bits of binary or ternary weights can differ from signs, over all planes."""
+    zeros = (weight == 0).any()
+    return int((weight[0].size + zeros * (weight != 0).reshape(len(weight), -1).sum(1)).max())
 
 
 def laid_out(weight: Array, product: int, runs: int) -> NDArray[np.uint8]:
@@ -83,7 +90,7 @@ def most_bytes(weight: Array, product: int) -> int:
         size = len(planes_of(weight, product)) * high * wide * -(-inner // HELD[BITS]) * ITEM
         return MOST_COUNTED if size > MOST_COUNTED else 0
     if product == INTEGERS and PAIRS:
-        items = (2**15 - 1) // (2 * 255 * max(1, min(127, int(np.abs(weight).max()))))  # sums of pairs, int16
+        items = (2**15 - 1) // (2 * 255 * max(1, int(np.abs(weight).max())))  # sums of pairs, int16
         return items * ITEM if items >= WORTH_PAIRS else 0
     return 0
 

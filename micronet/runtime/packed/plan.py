@@ -7,8 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from micronet.errors import MicronetError
-from micronet.runtime.packed.emit import BITS, BYTEWISE, FLOATS, INTEGERS, PIXELS
+from micronet.runtime.packed.emit import BITS, FLOATS, INTEGERS, PIXELS
 from micronet.runtime.packed.layer import Constants, Layer, merged
+from micronet.runtime.packed.layout import MOST_DIFFERING, most_differing
 from micronet.runtime.packed.maps import LINE, Array, Finish, Map, Step, Unfit, ends
 from micronet.runtime.packed.placing import placed
 from micronet.runtime.packed.program import Operation, Program
@@ -16,7 +17,6 @@ from micronet.runtime.packed.run import EXACT_FLOAT32
 from micronet.runtime.packed.table import ADD, ALIGN, CONV, COPY, MAP, MEAN, MULTIPLY, POOL, SCALE, SHUFFLE, STEP
 
 ALONE = {"relu", "clip"}
-MOST_SIGNS = 2**14 if BYTEWISE else 2**31  # of a sum: an int16 holds the counts of ternary weights' two planes
 MOST_MEMORY = 1 << 34  # bytes of an image
 FLAT = {"linear", "relu", "clip", "sign", "quantize", "add", "mul", "concat"}  # they read flat maps
 
@@ -256,7 +256,10 @@ class Plan:
         finish = Finish(index + 1, kind=BITS) if operation.kind == "threshold" else self._finish(index)
         out = self._finished(finish, rows, columns, len(weight))
         out.flat = operation.kind == "linear" and x.flat
-        weight, groups = merged(weight, groups, product, out.kind)
+        apart, weight, groups = weight, *merged(weight, groups, product, out.kind)
+        if product == BITS and most_differing(weight) > MOST_DIFFERING:  # with the zeros between the merged groups
+            product, x = self._as_reals(apart), self._float(x)
+            weight, groups = merged(apart, at.get("group", 1), product, out.kind)
         inner, each = weight.shape[3], len(weight) // groups
         own = x
         if product == BITS and groups > 1 and inner % 32:
@@ -282,14 +285,18 @@ class Plan:
         largest = np.abs(weight.astype(np.int64))
         if x.kind == BITS:
             unit = max(1, int(largest.max()))
-            if np.isin(weight, (-unit, 0, unit)).all() and weight[0].size < MOST_SIGNS:
+            if np.isin(weight, (-unit, 0, unit)).all():
                 return BITS
-            if largest.reshape(len(weight), -1).sum(1).max() >= EXACT_FLOAT32:
-                raise Unfit("sums of signs and wide weights")
-            return FLOATS
+            return self._as_reals(weight)
         if largest.max() > 255 or largest.reshape(len(weight), -1).sum(1).max() * 255 > 2**31 - 1:
             raise Unfit("weights of more than 8 bits")
         return INTEGERS
+
+    def _as_reals(self, weight: Array) -> int:
+        """Return the product of floats where it is exact for signs. Raises Unfit where it is not."""
+        if np.abs(weight.astype(np.int64)).reshape(len(weight), -1).sum(1).max() >= EXACT_FLOAT32:
+            raise Unfit("sums of signs and wide weights")
+        return FLOATS
 
     def _add(self, step: Step, *, wait: bool = True) -> None:
         step.numbers["wait"] = wait

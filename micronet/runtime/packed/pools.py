@@ -22,7 +22,7 @@ from micronet.runtime.packed.emit import (
 )
 
 VECTOR = 32  # bytes
-HELD = {BITS: (I32, 4), INTEGERS: (I8, 1), FLOATS: (F32, 4)}  # a kind of map's items, and their bytes
+ITEMS = {BITS: (I32, 4), INTEGERS: (I8, 1), FLOATS: (F32, 4)}  # a kind of map's items, and their bytes
 
 
 def _joined(kind: int, lanes: int) -> Any:
@@ -36,7 +36,7 @@ def _joined(kind: int, lanes: int) -> Any:
 
 def _emit_joined(kind: int, lanes: int, builder: Any, to: Any, held: Any, size: Any, step: Any, count: Any) -> None:
     number, zero = partial(ir.Constant, I64), ir.Constant(I64, 0)
-    item, width = HELD[kind]
+    item, width = ITEMS[kind]
     vector = ir.VectorType(item, lanes)
     last = builder.sub(size, number(width * lanes))
     entry = builder.block
@@ -52,8 +52,10 @@ def _emit_joined(kind: int, lanes: int, builder: Any, to: Any, held: Any, size: 
     if kind == BITS:
         joined = builder.or_(found, seen)
     else:
-        larger = builder.icmp_unsigned if kind == INTEGERS else builder.fcmp_ordered
-        joined = builder.select(larger(">", seen, found), seen, found)
+        larger = (builder.icmp_unsigned if kind == INTEGERS else builder.fcmp_ordered)(">", seen, found)
+        if kind == FLOATS:  # NaN stays, as in numpy
+            larger = builder.or_(larger, builder.fcmp_unordered("uno", seen, seen))
+        joined = builder.select(larger, seen, found)
     following = builder.add(place, number(1))
     builder.cbranch(builder.icmp_signed("<", following, count), over, turn)
     builder.position_at_end(turn)
@@ -71,12 +73,12 @@ def _emit_joined(kind: int, lanes: int, builder: Any, to: Any, held: Any, size: 
     builder.position_at_end(after)
 
 
-_bits8, _integers32, _floats8 = (_joined(kind, VECTOR // HELD[kind][1]) for kind in (BITS, INTEGERS, FLOATS))
+_bits8, _integers32, _floats8 = (_joined(kind, VECTOR // ITEMS[kind][1]) for kind in (BITS, INTEGERS, FLOATS))
 _bits1, _integers1, _floats1 = (_joined(kind, 1) for kind in (BITS, INTEGERS, FLOATS))
 
 
 @compiled
-def _join(kind, to, held, size, step, count):  # type: ignore[no-untyped-def]
+def _join_places(kind, to, held, size, step, count):  # type: ignore[no-untyped-def]
     """Join places by what they hold; see ``_joined``."""
     if kind == BITS:
         if size < VECTOR:
@@ -103,9 +105,11 @@ def run_pool(step, x, out, row, memory, spare):  # type: ignore[no-untyped-def]
     here, joined, pixel = np.int64(memory.ctypes.data), np.int64(spare.ctypes.data), step.x_pixel
     top = row * step.stride_y - step.top
     first, beyond = max(0, -top), min(step.kernel_y, step.high - top)
-    _join(step.x_kind, joined, here + x + (first - step.top) * step.x_row, step.wide * pixel, step.x_row,
+    _join_places(step.x_kind, joined, here + x + (first - step.top) * step.x_row, step.wide * pixel, step.x_row,
           beyond - first)  # fmt: skip
     for column in range(step.columns):
         left = column * step.stride_x - step.left
         first, beyond = max(0, left), min(left + step.kernel_x, step.wide)
-        _join(step.x_kind, here + out + column * step.out_pixel, joined + first * pixel, pixel, pixel, beyond - first)
+        _join_places(
+            step.x_kind, here + out + column * step.out_pixel, joined + first * pixel, pixel, pixel, beyond - first
+        )

@@ -1,7 +1,7 @@
 """The inner loops of convolutions: sums of products of packed items, compiled by numba for the processor at hand.
 
-An item is 32 bits of a pixel: 32 signs as bits, four whole numbers as uint8, or one float. Sixteen output channels lie
-beside one another in a vector; four pixels share the weights in registers. ``sums`` has what is done with an item.
+Items of 32 bits hold 32 signs, four whole numbers as uint8, or one float. Output channels lie beside one another in
+vectors; four pixels share the weights in registers. ``sums`` has what is done with an item, or a byte of one.
 """
 
 from functools import partial
@@ -72,7 +72,7 @@ def _emit_product(
 
     builder.position_at_end(begin)
     begun = [builder.phi(kind) for kind in (I64, I64, *[own.lanes] * len(nothing))]
-    _join(begun, [grown_since, before, *totals], outer)
+    _hand_on(begun, [grown_since, before, *totals], outer)
     builder.position_at_end(outer)
     if own.wide is None:
         builder.branch(begin)
@@ -83,7 +83,7 @@ def _emit_product(
         for place, wide in enumerate(_widened(own, builder, totals, before)):
             store(builder, wide, kept, place * 32)
         builder.branch(begin)
-        _join(begun, [length, kept, *nothing], full)
+        _hand_on(begun, [length, kept, *nothing], full)
     builder.position_at_end(begin)
     builder.branch(inner)
 
@@ -94,14 +94,14 @@ def _emit_product(
     grown = [total for each in own.add(builder, places, weight, table, _parted(sums)) for total in each]
     next_item, next_weight = builder.add(item, number(own.turn)), builder.add(weight, number(own.row))
     builder.cbranch(builder.icmp_signed("<", next_item, length), inner, turn)
-    _join(inside, [zero, at, *begun[2:]], begin)
-    _join(inside, [next_item, next_weight, *grown], inner)
+    _hand_on(inside, [zero, at, *begun[2:]], begin)
+    _hand_on(inside, [next_item, next_weight, *grown], inner)
 
     builder.position_at_end(turn)
     next_run = builder.add(run, number(1))
     builder.cbranch(builder.icmp_signed("<", next_run, count), outer, after)
-    _join(state, [zero, weights, zero, none, *nothing], across)
-    _join(state, [next_run, next_weight, *begun[:2], *grown], turn)
+    _hand_on(state, [zero, weights, zero, none, *nothing], across)
+    _hand_on(state, [next_run, next_weight, *begun[:2], *grown], turn)
 
     builder.position_at_end(after)
     found = _parted(_widened(own, builder, grown, begun[1]) if own.wide else grown)
@@ -127,8 +127,8 @@ def _emit_product(
     further = builder.add(column, number(PIXELS))
     following = builder.select(builder.icmp_signed("<", further, last), further, last)
     builder.cbranch(builder.icmp_signed("<", column, last), across, end)
-    _join([column], [zero], entry)
-    _join([column], [following], ended)
+    _hand_on([column], [zero], entry)
+    _hand_on([column], [following], ended)
     builder.position_at_end(end)
 
 
@@ -151,7 +151,7 @@ def _parted(sums: list[Any]) -> list[list[Any]]:
     return [sums[pixel * each : (pixel + 1) * each] for pixel in range(PIXELS)]
 
 
-def _join(phis: list[Any], values: list[Any], block: Any) -> None:
+def _hand_on(phis: list[Any], values: list[Any], block: Any) -> None:
     """Give values to what a block that leads here hands on."""
     for phi, value in zip(phis, values, strict=True):
         phi.add_incoming(value, block)

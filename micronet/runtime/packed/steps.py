@@ -52,10 +52,10 @@ def execute(steps, images, memory, constants, table, thread, threads, counter): 
     step's rows is done here; ``counter`` (int64, one of 0) makes the threads wait for each other.
     """
     floats = memory.view(np.float32)
-    sums = np.empty((STRIPE + PIXELS) * MOST_BITS * LANES, np.int32)
-    room = max(LANES * MOST_BITS, steps["channels"].max() + LANES, (steps["wide"] * steps["channels"]).max())
+    room = max(LANES * MOST_BITS, steps["channels"].max() + LANES)
     values, second = np.empty(room, np.float32), np.empty(room, np.float32)
-    kept = np.empty(PIXELS * MOST_BITS * LANES, np.int32)
+    pooled = np.empty((steps["wide"] * steps["x_pixel"]).max(), np.uint8)
+    sums, kept = np.empty(STRIPE * MOST_BITS * LANES, np.int32), np.empty(PIXELS * MOST_BITS * LANES, np.int32)
     weights, ints, offsets, reals = constants
     places = Places(_address(memory), _address(weights), _address(ints), _address(offsets), _address(reals),
                     _address(table), _address(sums), _address(values), _address(kept))  # fmt: skip
@@ -74,7 +74,7 @@ def execute(steps, images, memory, constants, table, thread, threads, counter): 
                 y = step.y_buffer * images + image * step.y_size + step.y + row * step.y_row
                 run_map(step, x, y, out, memory, floats, reals, values, second)
             elif step.step == POOL:
-                run_pool(step, x, out, row, memory, second)
+                run_pool(step, x, out, row, memory, pooled)
             elif step.step == MEAN:
                 run_mean(step, x, out, row, floats)
             elif step.step == SHUFFLE:
@@ -89,6 +89,7 @@ def execute(steps, images, memory, constants, table, thread, threads, counter): 
                 turns += 1
                 if turns > PATIENCE:
                     give_way()
+    return sums.size + kept.size  # numba lets go of an array after its last use, and an address is none
 
 
 @compiled
