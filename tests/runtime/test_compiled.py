@@ -60,7 +60,7 @@ def drawn(seed):
     )  # fmt: skip
     weight = drawn_weight(draw, rng, kind, (groups * each, inner, size, size))
     at = {"stride": [draw.choice([1, 2]), draw.choice([1, 2])], "pads": [draw.choice([0, 1, 2]) for _ in range(4)],
-          "dilation": [draw.choice([1, 2])] * 2, "group": groups}  # fmt: skip
+          "dilation": [draw.choice([1, 2]) if size < 7 else 1] * 2, "group": groups}  # fmt: skip
     operations = []
     if reads:
         operations.append(Operation("sign", [0]) if reads == "sign" else quantize(0, draw))
