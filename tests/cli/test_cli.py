@@ -1,5 +1,7 @@
 import json
 import shlex
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -265,3 +267,8 @@ def test_a_missing_folder_is_told_before_the_work(micronet, chain, tmp_path, mon
 def test_json_holds_null_where_a_number_is_none(capsys):
     console.print_json({"loss": float("nan"), "rows": [(1.5, float("inf"))]})
     assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail) == {"loss": None, "rows": [[1.5, None]]}
+
+
+def test_python_runs_the_package_as_the_command():
+    done = subprocess.run([sys.executable, "-m", "micronet", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("micronet ")
