@@ -17,7 +17,7 @@ from micronet.quantization.recovery import correct_biases, equalize, reestimate_
 from micronet.quantization.schemes.iao import AffineQuantizer
 from micronet.quantization.schemes.lsq import LearnedQuantizer
 from micronet.runtime.options import RuntimeOptions
-from micronet.runtime.ort import OrtPredictor
+from micronet.runtime.ort import EXACT_INT8, OrtPredictor
 
 IMAGES = torch.randn(16, 3, 12, 12)
 
@@ -234,7 +234,9 @@ def test_two_outputs_export(tmp_path):
     micronet.export_onnx(quantized.eval(), IMAGES, tmp_path / "d.onnx")
     import onnxruntime
 
-    found = onnxruntime.InferenceSession(str(tmp_path / "d.onnx")).run(None, {"images": IMAGES.numpy()})
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry(EXACT_INT8, "1")
+    found = onnxruntime.InferenceSession(str(tmp_path / "d.onnx"), options).run(None, {"images": IMAGES.numpy()})
     for wanted, have in zip(quantized(IMAGES), found, strict=True):
         assert decibels(wanted, torch.from_numpy(have)) > 30
 

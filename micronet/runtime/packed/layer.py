@@ -15,6 +15,7 @@ from micronet.runtime.packed.layout import (
 )
 from micronet.runtime.packed.maps import LINE, Array, Finish, Map, Unfit
 from micronet.runtime.packed.program import Operation
+from micronet.runtime.packed.run import EXACT_FLOAT32
 
 NEVER = {BITS: -1, INTEGERS: 2**31 - 1, FLOATS: 0x7F800000}  # limits that no sum passes; infinity
 
@@ -153,6 +154,26 @@ class Layer(NamedTuple):
         return border_classes(
             self.sides[axis], self.stride[axis], self.dilation[axis], self.weight.shape[1 + axis], self.pads[axis], size
         )
+
+
+def product_of(weight: Array, x: Map) -> int:
+    """Return which products a layer's sums are made of. Raises Unfit where none is exact."""
+    if weight.dtype.kind != "i" or x.kind == FLOATS:
+        return FLOATS
+    largest = np.abs(weight.astype(np.int64))
+    if x.kind == BITS:
+        unit = max(1, int(largest.max()))
+        return BITS if np.isin(weight, (-unit, 0, unit)).all() else as_reals(weight)
+    if largest.max() > 255 or largest.reshape(len(weight), -1).sum(1).max() * 255 > 2**31 - 1:
+        raise Unfit("weights of more than 8 bits")
+    return INTEGERS
+
+
+def as_reals(weight: Array) -> int:
+    """Return the product of floats where it is exact for signs. Raises Unfit where it is not."""
+    if np.abs(weight.astype(np.int64)).reshape(len(weight), -1).sum(1).max() >= EXACT_FLOAT32:
+        raise Unfit("sums of signs and wide weights")
+    return FLOATS
 
 
 def merged(weight: Array, groups: int, product: int, out: int) -> tuple[Array, int]:

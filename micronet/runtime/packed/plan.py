@@ -8,12 +8,11 @@ from numpy.typing import NDArray
 
 from micronet.errors import MicronetError
 from micronet.runtime.packed.emit import BITS, FLOATS, INTEGERS, PIXELS
-from micronet.runtime.packed.layer import Constants, Layer, merged
+from micronet.runtime.packed.layer import Constants, Layer, as_reals, merged, product_of
 from micronet.runtime.packed.layout import MOST_DIFFERING, most_differing
-from micronet.runtime.packed.maps import LINE, Array, Finish, Map, Step, Unfit, ends
+from micronet.runtime.packed.maps import LINE, Finish, Map, Step, Unfit, ends
 from micronet.runtime.packed.placing import placed
 from micronet.runtime.packed.program import Operation, Program
-from micronet.runtime.packed.run import EXACT_FLOAT32
 from micronet.runtime.packed.table import ADD, ALIGN, CONV, COPY, MAP, MEAN, MULTIPLY, POOL, SCALE, SHUFFLE, STEP
 
 ALONE = {"relu", "clip"}
@@ -243,7 +242,7 @@ class Plan:
             raise Unfit("a layer whose numbers are not one an output")
         if operation.kind == "threshold" and (x.kind == FLOATS or weight.dtype.kind != "i" or operation.limits is None):
             raise Unfit("a threshold of floats, or without limits")
-        product = self._product(weight, x)
+        product = product_of(weight, x)
         x = self._float(x) if product == FLOATS else x
         weight = weight.transpose(0, 2, 3, 1)
         groups = at.get("group", 1)
@@ -258,7 +257,7 @@ class Plan:
         out.flat = operation.kind == "linear" and x.flat
         apart, weight, groups = weight, *merged(weight, groups, product, out.kind)
         if product == BITS and most_differing(weight) > MOST_DIFFERING:  # with the zeros between the merged groups
-            product, x = self._as_reals(apart), self._float(x)
+            product, x = as_reals(apart), self._float(x)
             weight, groups = merged(apart, at.get("group", 1), product, out.kind)
         inner, each = weight.shape[3], len(weight) // groups
         own = x
@@ -277,26 +276,6 @@ class Plan:
                 x_channel=group * own.channels // groups, channel=group * each, weight=lone.units()[0],
             )  # fmt: skip
             self._add(step, wait=group == groups - 1)
-
-    def _product(self, weight: Array, x: Map) -> int:
-        """Return which products a layer's sums are made of."""
-        if weight.dtype.kind != "i" or x.kind == FLOATS:
-            return FLOATS
-        largest = np.abs(weight.astype(np.int64))
-        if x.kind == BITS:
-            unit = max(1, int(largest.max()))
-            if np.isin(weight, (-unit, 0, unit)).all():
-                return BITS
-            return self._as_reals(weight)
-        if largest.max() > 255 or largest.reshape(len(weight), -1).sum(1).max() * 255 > 2**31 - 1:
-            raise Unfit("weights of more than 8 bits")
-        return INTEGERS
-
-    def _as_reals(self, weight: Array) -> int:
-        """Return the product of floats where it is exact for signs. Raises Unfit where it is not."""
-        if np.abs(weight.astype(np.int64)).reshape(len(weight), -1).sum(1).max() >= EXACT_FLOAT32:
-            raise Unfit("sums of signs and wide weights")
-        return FLOATS
 
     def _add(self, step: Step, *, wait: bool = True) -> None:
         step.numbers["wait"] = wait
