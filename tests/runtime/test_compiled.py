@@ -177,6 +177,13 @@ def test_whole_networks_compute_what_numpy_computes(network, width, config, tmp_
     np.testing.assert_allclose(opened(images[:1]), wanted[:1], rtol=1e-4, atol=1e-5)
 
 
+def test_a_plan_keeps_each_weight_once():
+    weight = np.random.default_rng(0).choice([-1, 1], (64, 64, 3, 3)).astype(np.int32)
+    conv = Operation("conv", [1], {}, weight, np.ones(1, np.float32))
+    plan = Plan(Program([Operation("sign", [0]), conv], [64, 8, 8], {}))
+    assert plan.constants[0].size == plan.steps["weights"].max() + weight.size // 8 * emit.NIBBLES
+
+
 def test_callers_may_share_a_network(monkeypatch):
     monkeypatch.setattr(compiled, "WORTH", 0)
     programs, images = operations_of(3)
