@@ -52,8 +52,8 @@ class Plan:
         self.image = 0
         for each in self._all:
             each.buffer, self.image = self.image, self.image + each.size
-        rows = [placed(step, self._constants) for step in self.layers]
-        self.steps = np.array([tuple(row[name] for name in STEP.names or ()) for row in rows], STEP)
+        fields = [placed(step, self._constants) for step in self.layers]
+        self.steps = np.array([tuple(own[name] for name in STEP.names or ()) for own in fields], STEP)
         self.constants = self._constants.arrays()
         if self.image > MOST_MEMORY:
             raise MicronetError(f"one image's maps take {self.image >> 30} GiB; the file is damaged, or too large")
