@@ -71,9 +71,10 @@ class Sum:
     def signs(self, builder: Any, sums: list[Any], limits: Any) -> list[Any]:
         """Return a pixel's signs, a bit a channel, in integers that follow one another. limits: their address."""
         found = []
-        for vector, total in enumerate(self.whole(builder, sums)):
-            limit = load(builder, self.lanes, limits, vector * LANES * 4)
-            found.append(builder.bitcast(self._compared(builder, total, limit), I16))
+        for part, total in enumerate(sums):
+            kind, size = total.type, 64 if total.type.count == LANES else 32  # bytes
+            same = self._compared(builder, total, load(builder, kind, limits, part * size))
+            found.append(builder.bitcast(same, ir.IntType(kind.count)))
         return found
 
     def _compared(self, builder: Any, total: Any, limit: Any) -> Any:
@@ -148,13 +149,6 @@ class WordSum(Sum):
         """Return a pixel's sums as vectors of LANES of 32 bits."""
         return [shuffled(builder, sums[part], sums[part + 1], range(LANES)) for part in range(0, self.parts, 2)]
 
-    def signs(self, builder: Any, sums: list[Any], limits: Any) -> list[Any]:
-        """Return a pixel's signs, a bit a channel."""
-        return [
-            builder.bitcast(builder.icmp_signed(">=", total, load(builder, HALF, limits, part * 32)), I8)
-            for part, total in enumerate(sums)
-        ]
-
 
 class PairSum(WordSum):
     """The same for small weights: sums of 16 bits of two products of bytes (VPMADDUBSW)."""
@@ -218,12 +212,8 @@ class FewSum(Sum):
         """Return a pixel's counts as vectors of LANES of 32 bits."""
         return _in_lanes(builder, [builder.zext(total, WIDE) for total in sums])
 
-    def signs(self, builder: Any, sums: list[Any], limits: Any) -> list[Any]:
-        """Return a pixel's signs: 1 where fewer bits differ than the limit."""
-        return [
-            builder.bitcast(builder.icmp_unsigned("<", total, load(builder, BYTES, limits, part * 32)), I32)
-            for part, total in enumerate(sums)
-        ]
+    def _compared(self, builder: Any, total: Any, limit: Any) -> Any:
+        return builder.icmp_unsigned("<", total, limit)
 
 
 class ManySum(FewSum):
