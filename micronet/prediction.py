@@ -8,7 +8,7 @@ import torch
 
 from micronet.data.batches import Normalize
 from micronet.data.dataset import DataSpec
-from micronet.data.image_files import decode, list_images
+from micronet.data.image_files import channels_first, decode, list_images
 from micronet.errors import FailedError, MicronetError
 from micronet.evaluation import check_scores
 from micronet.progress import Progress
@@ -47,7 +47,7 @@ def predict(network: Network, places: list[Path], name: str, progress: Progress)
 
 def _predict_batch(network: Network, spec: DataSpec, paths: list[Path], name: str) -> Iterator[Prediction]:
     size, classes = spec.image_size or 0, spec.classes or []
-    images = torch.stack([decode(path, size) for path in paths])
+    images = channels_first(torch.stack([decode(path, size) for path in paths]))
     if spec.channels == 1:
         images = images.float().mean(1, keepdim=True).round().to(torch.uint8)
     inputs = Normalize.from_spec(spec)(images)

@@ -1,6 +1,6 @@
 """Batches of a split: shuffled, augmented and normalised on whole uint8 tensors.
 
-A random crop is one copied slice an image, so augmentation costs less than a hundredth of a training step. Every
+One look-up of windows crops a whole batch, so augmentation costs less than a hundredth of a training step. Every
 epoch's order and augmentation follow from (seed, epoch) alone, however many processes decode the images, which is what
 makes a resumed training end bit-identical.
 """
@@ -10,10 +10,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
 
 from micronet import distributed
 from micronet.data.dataset import DataSpec
+from micronet.data.image_files import channels_first
 from micronet.data.split import Split
 from micronet.errors import MicronetError
 
@@ -25,28 +27,32 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Normalize:
-    """Turns uint8 images into the float32 input a network expects."""
+    """Turns uint8 images into the float32 input a network expects: scale * x + shift, a number a channel each."""
 
-    mean: Tensor
-    std: Tensor
+    scale: Tensor
+    shift: Tensor
 
     @classmethod
     def from_spec(cls, spec: DataSpec, device: torch.device = CPU) -> "Normalize":
         """Build it from a spec whose mean and std are known."""
         if spec.mean is None or spec.std is None:
             raise ValueError("the spec has no mean and std")
-        return cls(torch.tensor(spec.mean, device=device), torch.tensor(spec.std, device=device))
+        mean, std = torch.tensor(spec.mean), torch.tensor(spec.std)
+        return cls((1 / (255 * std)).to(device), (-mean / std).to(device))
 
     def __call__(self, images: Tensor) -> Tensor:
         """(B, C, H, W) uint8 -> (B, C, H, W) float32 in channels-last memory: (x / 255 - mean) / std."""
-        if images.shape[1] != len(self.mean):
+        if images.shape[1] != len(self.scale):
             raise MicronetError(
-                f"the network expects images of {len(self.mean)} channels, the data have {images.shape[1]}"
+                f"the network expects images of {len(self.scale)} channels, the data have {images.shape[1]}"
             )
-        scale = (1 / (255 * self.std)).view(1, -1, 1, 1)
-        shift = (-self.mean / self.std).view(1, -1, 1, 1)
-        # Channels change their order last: scaling is three times as fast where a channel's pixels lie together.
-        return images.float().mul_(scale).add_(shift).contiguous(memory_format=torch.channels_last)
+        normalised = images.contiguous(memory_format=torch.channels_last).float()
+        count, channels, height, width = images.shape
+        # Whole rows are scaled three times as fast as pixels of a few channels.
+        rows = normalised.permute(0, 2, 3, 1).view(count, height, width * channels)
+        scale, shift = (each.expand(width, channels).flatten() for each in (self.scale, self.shift))
+        rows.mul_(scale).add_(shift)
+        return normalised
 
 
 def training_batches(
@@ -109,21 +115,21 @@ def draw_moves(count: int, side: int, generator: torch.Generator, *, flip: bool)
 def augment(images: Tensor, moves: Tensor) -> Tensor:
     """Shift each image by up to an eighth of its side (black edges) and mirror those that ``moves`` says.
 
-    images: (B, C, H, W) uint8, on the CPU; moves: (3, B) as ``draw_moves`` gives; returns the images' shape and dtype.
+    images: (B, C, H, W) uint8, on the CPU; moves: (3, B) as ``draw_moves`` gives; returns the images' shape and dtype,
+    a pixel's channels side by side in memory.
     """
-    seen, found = images.numpy(), np.zeros(images.shape, np.uint8)  # whose slices cost a tenth of torch's
-    _, _, height, width = images.shape
-    for image, moved, (top, left, mirrored) in zip(seen, found, moves.T.tolist(), strict=True):
-        (y, to_y), (x, to_x) = _overlap(top - _padding(height), height), _overlap(left - _padding(height), width)
-        rows = moved[:, to_y]
-        (rows[..., ::-1] if mirrored else rows)[..., to_x] = image[:, y, x]
-    return torch.from_numpy(found)
-
-
-def _overlap(shift: int, size: int) -> tuple[slice, slice]:
-    """Return which of ``size`` places a window sees that begins ``shift`` of them on, and where in it they lie."""
-    first, seen = max(0, shift), max(0, size - abs(shift))
-    return slice(first, first + seen), slice(max(0, -shift), max(0, -shift) + seen)
+    pixels = images.permute(0, 2, 3, 1).numpy()
+    count, height, width, channels = pixels.shape
+    top, left, mirrored = moves.numpy()
+    rim = _padding(height)
+    framed = np.zeros((count, height + 2 * rim, width + 2 * rim, channels), np.uint8)
+    framed[:, rim : rim + height, rim : rim + width] = pixels
+    rows = framed.reshape(count, height + 2 * rim, -1)  # each one run of bytes
+    windows = sliding_window_view(rows, (height, width * channels), (1, 2))
+    found = windows[np.arange(count), top, left * channels].reshape(pixels.shape)
+    turned = mirrored.nonzero()
+    found[turned] = torch.from_numpy(found[turned]).flip(2).numpy()  # numpy takes four times as long to flip
+    return channels_first(torch.from_numpy(found))
 
 
 def batch_sizes(images: int, batch_size: int) -> list[int]:

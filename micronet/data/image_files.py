@@ -41,7 +41,7 @@ class ImageFiles:
         self._names = np.array([os.fsencode(path) for path in paths])
         self.size = size
         count = len(self._names) if remember else 0
-        self._pixels = torch.empty(count, 3, size, size, dtype=torch.uint8)  # costs memory only where written
+        self._pixels = torch.empty(count, size, size, 3, dtype=torch.uint8)  # costs memory only where written
         self._known = torch.zeros(count, dtype=torch.bool)
 
     def remembering(self, rows: Tensor) -> "ImageFiles":
@@ -76,17 +76,17 @@ class ImageFiles:
     def _images(self, rows: Tensor, unknown: Tensor, decoded: list[Tensor]) -> Tensor:
         """Return the images of ``rows``, of which the ``unknown`` ones have just been decoded."""
         if not len(self._known):
-            return torch.cat(decoded)
+            return channels_first(torch.cat(decoded))
         if decoded:
             self._pixels[unknown] = torch.cat(decoded)
             self._known[unknown] = True
-        return self._pixels.index_select(0, rows)
+        return channels_first(self._pixels.index_select(0, rows))
 
     def _decode(self, rows: Tensor) -> Tensor:
         return _Decoder(self._names, self.size, [rows]).decode(0)
 
     def _decode_ahead(self, chunks: list[Tensor]) -> Iterator[Tensor]:
-        """Yield the images of each chunk, decoded by worker processes while earlier ones are in use."""
+        """Yield the pixels of each chunk, decoded by worker processes while earlier ones are in use."""
         if not chunks:
             return
         loader: DataLoader[Any] = DataLoader(
@@ -128,12 +128,22 @@ class _Decoder:
             return error
 
     def decode(self, index: int) -> Tensor:
-        """Decode a chunk as (B, 3, size, size) uint8."""
+        """Decode a chunk as (B, size, size, 3) uint8."""
         rows = self._chunks[index]
-        images = torch.empty(len(rows), 3, self._size, self._size, dtype=torch.uint8)
+        images = torch.empty(len(rows), self._size, self._size, 3, dtype=torch.uint8)
         for image, name in zip(images, self._names[rows.numpy()], strict=True):
             image.copy_(decode(Path(os.fsdecode(name)), self._size))
         return images
+
+
+def channels_first(pixels: Tensor) -> Tensor:
+    """Return (B, H, W, C), contiguous, seen as (B, C, H, W).
+
+    Images of one channel get the strides of plain memory: by others torch would run every network channels last, also
+    those of ``machine.memory_format`` for which that is wrong.
+    """
+    count, height, width, channels = pixels.shape
+    return pixels.view(count, 1, height, width) if channels == 1 else pixels.permute(0, 3, 1, 2)
 
 
 def list_images(place: Path) -> list[Path]:
@@ -146,7 +156,7 @@ def list_images(place: Path) -> list[Path]:
 
 
 def decode(path: Path, size: int) -> Tensor:
-    """Read one image file as (3, size, size) uint8 RGB, resized (short side) and centre-cropped.
+    """Read one image file as (size, size, 3) uint8 RGB, resized (short side) and centre-cropped.
 
     Raises MicronetError where it is no readable image.
     """
@@ -155,7 +165,7 @@ def decode(path: Path, size: int) -> Tensor:
             rgb = _eight_bits(ImageOps.exif_transpose(image)).convert("RGB")
             if rgb.size != (size, size):
                 rgb = _square(rgb, size)
-            return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
+            return torch.from_numpy(np.array(rgb))
     except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise MicronetError(f"{path} cannot be read as an image ({error}); mend it or take it away") from error
 

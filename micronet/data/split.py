@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from micronet.data.image_files import ImageFiles
+from micronet.data.image_files import ImageFiles, channels_first
 
 
 class Split(Protocol):
@@ -40,10 +40,10 @@ def draw(split: Split, count: int, seed: int) -> Split:
 
 
 class MemorySplit:
-    """Images held as one (N, C, H, W) uint8 tensor."""
+    """Images (N, C, H, W) uint8 held in memory."""
 
     def __init__(self, images: Tensor, labels: Tensor) -> None:
-        self._images = images
+        self._pixels = images.permute(0, 2, 3, 1).contiguous()
         self.labels = labels
 
     def __len__(self) -> int:
@@ -52,12 +52,12 @@ class MemorySplit:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(C, H, W)."""
-        _, channels, height, width = self._images.shape
+        _, height, width, channels = self._pixels.shape
         return channels, height, width
 
     def images(self, indices: Tensor) -> Tensor:
         """Return the images at ``indices``."""
-        return self._images.index_select(0, indices)  # twice as fast as [indices]
+        return channels_first(self._pixels.index_select(0, indices))  # twice as fast as [indices]
 
     def stream(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
         """Yield the images of each of ``batches``."""
@@ -65,7 +65,7 @@ class MemorySplit:
 
     def subset(self, indices: Tensor) -> "MemorySplit":
         """Return the split of the given images."""
-        return MemorySplit(self._images.index_select(0, indices), self.labels[indices])
+        return MemorySplit(self.images(indices), self.labels[indices])
 
 
 class FileSplit:

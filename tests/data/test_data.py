@@ -208,13 +208,13 @@ def test_unknown_data_is_one_clear_error(name, message):
 def test_sixteen_bit_grey_is_scaled_and_orientation_kept(tmp_path):
     ramp = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
     Image.fromarray(ramp).save(tmp_path / "grey.png")
-    assert torch.equal(decode(tmp_path / "grey.png", 16)[0].flatten(), torch.arange(256, dtype=torch.uint8))
+    assert torch.equal(decode(tmp_path / "grey.png", 16)[..., 0].flatten(), torch.arange(256, dtype=torch.uint8))
     image = Image.new("RGB", (16, 16))
     image.putpixel((0, 0), (255, 255, 255))
     exif = image.getexif()
     exif[0x0112] = 3  # upside down
     image.save(tmp_path / "turned.png", exif=exif)
-    assert decode(tmp_path / "turned.png", 16)[:, 15, 15].tolist() == [255] * 3
+    assert decode(tmp_path / "turned.png", 16)[15, 15].tolist() == [255] * 3
 
 
 def test_hidden_folders_are_no_classes_and_empty_ones_are_named(tmp_path):
