@@ -117,7 +117,7 @@ def together(program: Program, theirs: dict[str, bytes], batches: list[int], rou
     width = plan.layers[binary[0] - 1].weight.shape[0]  # what the first layer hands on
     print("\n| batch | binary layers | ms (median) | over fp32 | over int8 |\n| ---: | --- | ---: | ---: | ---: |")
     for batch in batches:
-        memory = plan.memory(batch)
+        memory = plan.room(batch).memory
         values = np.random.default_rng(0).standard_normal((batch, width, 32, 32), dtype=np.float32)
         runs: dict[str, Callable[[], object]] = {name: partial(run, values) for name, run in sessions.items()}
         runs["packed"] = partial(execute, steps, batch, memory, plan.constants, TABLE, 0, 1, counter)
@@ -134,7 +134,7 @@ def layers(program: Program) -> None:
     from micronet.runtime.packed.steps import execute
 
     plan, counter = Plan(program), np.zeros(1, np.int64)
-    memory, hertz = plan.memory(1), clock()
+    memory, hertz = plan.room(1).memory, clock()
     limit = LIMITS.get(WAY)
     print(f"\nclock {hertz / 1e9:.2f} GHz; {WAY}" + (f": at most {limit} products a cycle" if limit else ""))
     print("\n| layer | products | us | GOP/s | of the limit |\n| --- | ---: | ---: | ---: | ---: |")

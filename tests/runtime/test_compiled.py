@@ -184,6 +184,26 @@ def test_a_plan_keeps_each_weight_once():
     assert plan.constants[0].size == plan.steps["weights"].max() + weight.size // 8 * emit.NIBBLES
 
 
+def test_vectors_lie_in_one_cache_line():
+    """What lies in two takes a tenth longer to read."""
+    for seed in range(3):
+        plan = Plan(drawn(seed)[0])
+        assert all(each.ctypes.data % 64 == 0 for each in (*plan.constants, plan.room(2).memory))
+
+
+@pytest.mark.parametrize("channels", [3, 32, 40])
+@pytest.mark.parametrize("first", ["sign", "relu", "clip", "quantize", "add"])
+def test_images_are_read_by_what_comes_first_and_by_others(first, channels):
+    images = np.random.default_rng(0).normal(size=(3, channels, 5, 7)).astype(np.float32)
+    begun = {
+        "clip": Operation("clip", [0], {"bounds": [-0.5, 0.5]}),
+        "quantize": Operation("quantize", [0], {"scale": 0.05, "zero_point": 3, "range": [-128, 127]}),
+        "add": Operation("add", [0, 0]),
+    }.get(first, Operation(first, [0]))
+    check(Program([begun], [channels, 5, 7], {}), images)
+    check(Program([begun, Operation("add", [0, 1])], [channels, 5, 7], {}), images)
+
+
 def test_callers_may_share_a_network(monkeypatch):
     monkeypatch.setattr(compiled, "WORTH", 0)
     programs, images = operations_of(3)

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from micronet.runtime.packed.batches import BATCH, in_batches, start_pool
 from micronet.runtime.packed.emit import ITEM, TABLE
+from micronet.runtime.packed.maps import Room
 from micronet.runtime.packed.plan import Plan
 from micronet.runtime.packed.program import Program
-from micronet.runtime.packed.run import FEW_CHANNELS
 from micronet.runtime.packed.steps import execute
 from micronet.runtime.packed.table import STEP
 
@@ -32,7 +32,7 @@ class CompiledNetwork:
         products = steps["rows"] * steps["columns"] * steps["vectors"] * steps["run_count"] * steps["length"] // ITEM
         self._work = int(products.sum())
         self._start()
-        self._spare: dict[int, list[NDArray[np.uint8]]] = {}
+        self._spare: dict[int, list[Room]] = {}
         self._size = max(1, min(BATCH, CACHE // (2 * self._plan.largest)))
 
     def _start(self) -> None:
@@ -53,16 +53,11 @@ class CompiledNetwork:
         plan, count = self._plan, len(images)
         spare = self._spare.setdefault(count, [])
         try:
-            memory = spare.pop()
+            room = spare.pop()
         except IndexError:
-            memory = plan.memory(count)
-        taken = plan.view(memory, plan.input, count)
-        if images.shape[1] <= FEW_CHANNELS:  # by channels in half the time
-            for channel in range(images.shape[1]):
-                taken[..., channel] = images[:, channel]
-        else:
-            taken[...] = images.transpose(0, 2, 3, 1)
-        given = plan.steps, count, memory, plan.constants, TABLE
+            room = plan.room(count)
+        room.images[...] = images
+        given = plan.steps, count, room.memory, plan.constants, TABLE
         counter = np.zeros(1, np.int64)
         if rows and self._pool is not None:
             with self._together:
@@ -78,11 +73,9 @@ class CompiledNetwork:
                     raise
         else:
             execute(*given, 0, 1, counter)
-        found = plan.view(memory, plan.output, count)
-        if plan.flat:
-            found = found.transpose(0, 3, 1, 2).reshape(count, -1)
+        found = room.scores.transpose(0, 3, 1, 2).reshape(count, -1) if plan.flat else room.scores
         scores: NDArray[np.float32] = np.array(found, order="C")
-        spare.append(memory)
+        spare.append(room)
         return scores
 
 

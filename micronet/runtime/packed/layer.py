@@ -13,7 +13,7 @@ from micronet.runtime.packed.layout import (
     planes_of,
     vectors_of,
 )
-from micronet.runtime.packed.maps import LINE, Array, Finish, Map, Unfit
+from micronet.runtime.packed.maps import LINE, Array, Finish, Map, Unfit, zeros
 from micronet.runtime.packed.program import Operation
 from micronet.runtime.packed.run import EXACT_FLOAT32
 
@@ -56,7 +56,10 @@ class Constants:
     def arrays(self) -> tuple[Array, ...]:
         """Return all that was kept: uint8, int32, int64 and float32."""
         kinds = {"bytes": np.uint8, "ints": np.int32, "offsets": np.int64, "floats": np.float32}
-        return tuple(np.concatenate([np.zeros(0, kind), *self._parts[name]]) for name, kind in kinds.items())
+        found = tuple(zeros(self._sizes[name], kind) for name, kind in kinds.items())
+        for values, parts in zip(found, self._parts.values(), strict=True):
+            np.concatenate([values[:0], *parts], out=values)
+        return found
 
 
 class Layer(NamedTuple):

@@ -6,7 +6,7 @@ from micronet.runtime.packed.emit import BITS, ITEM
 from micronet.runtime.packed.layer import Constants
 from micronet.runtime.packed.layout import HELD, cut, laid_out, most_bytes, planes_of, vectors_of
 from micronet.runtime.packed.maps import Step
-from micronet.runtime.packed.table import CONV, MAP, SCALE, STEP
+from micronet.runtime.packed.table import CONV, MAP, PLANES, SCALE, STEP
 
 
 def placed(step: Step, constants: Constants) -> dict[str, Any]:
@@ -37,6 +37,9 @@ def placed(step: Step, constants: Constants) -> dict[str, Any]:
     whole_rows = whole_rows and (x.channels % 32 == 0 or BITS not in (x.kind, out.kind, y and y.kind))
     if whole_rows and (y is None or numbers["y_row"]):
         numbers |= {"channels": x.columns * x.channels, "columns": 1}  # a row's pixels lie side by side
+    numbers["room"] = numbers["channels"]
+    if numbers["step"] == PLANES:
+        numbers |= {"x_row": x.offset(x.columns), "room": x.columns * x.channels}
     return numbers
 
 

@@ -4,16 +4,28 @@ import math
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from micronet.errors import MicronetError
 from micronet.runtime.packed.emit import BITS, FLOATS, INTEGERS, PIXELS
 from micronet.runtime.packed.layer import Constants, Layer, as_reals, merged, product_of
 from micronet.runtime.packed.layout import MOST_DIFFERING, most_differing
-from micronet.runtime.packed.maps import LINE, Finish, Map, Step, Unfit, ends
+from micronet.runtime.packed.maps import LINE, Finish, Map, Room, Step, Unfit, ends, zeros
 from micronet.runtime.packed.placing import placed
 from micronet.runtime.packed.program import Operation, Program
-from micronet.runtime.packed.table import ADD, ALIGN, CONV, COPY, MAP, MEAN, MULTIPLY, POOL, SCALE, SHUFFLE, STEP
+from micronet.runtime.packed.table import (
+    ADD,
+    ALIGN,
+    CONV,
+    COPY,
+    MAP,
+    MEAN,
+    MULTIPLY,
+    PLANES,
+    POOL,
+    SCALE,
+    SHUFFLE,
+    STEP,
+)
 
 ALONE = {"relu", "clip"}
 MOST_MEMORY = 1 << 34  # bytes of an image
@@ -35,19 +47,20 @@ class Plan:
         for index, operation in enumerate(program.operations):
             for source in operation.inputs:
                 self._readers[source].append(index)
-        self._maps: dict[int, Map] = {0: Map(FLOATS, rows, columns, channels)}
+        self._maps: dict[int, Map] = {}
         self._as_floats: dict[int, Map] = {}
-        self._all: list[Map] = [self._maps[0]]
+        self._all: list[Map] = []
         self.layers: list[Step] = []
         self._done: set[int] = set()
         self._constants = Constants()
+        self._images, finish = self._new(FLOATS, rows, columns, channels), self._finish(-1)
+        pixels = self._finished(finish, rows, columns, channels)
+        self._add(Step({"step": PLANES, **ends(finish)}, self._images, pixels))
         for index, operation in enumerate(program.operations):
             if index not in self._done:
                 self._translate(index, operation)
-        if not self.layers:
-            raise Unfit("a program that computes nothing")
-        self.input, last = self._maps[0], self._maps[len(program.operations)]
-        self.output = self._float(last)
+        last = self._maps[len(program.operations)]
+        self._scores = self._float(last)
         self.flat = last.flat
         self.image = 0
         for each in self._all:
@@ -59,26 +72,15 @@ class Plan:
             raise MicronetError(f"one image's maps take {self.image >> 30} GiB; the file is damaged, or too large")
         self.largest = max(each.size for each in self._all)
 
-    def memory(self, images: int) -> NDArray[np.uint8]:
+    def room(self, images: int) -> Room:
         """Return room for the maps of so many images, their padding filled."""
         skips = [step.x.pixel * step.numbers.get("stride_x", 1) for step in self.layers]
         reach = PIXELS * max(skips) + LINE  # the last block of pixels reads beyond
-        memory = np.zeros(-(-(self.image * images + reach) // LINE) * LINE, np.uint8)
+        memory = zeros(-(-(self.image * images + reach) // LINE) * LINE, np.uint8)
         for each in self._all:
             if each.kind == INTEGERS and each.zero:
                 memory[each.buffer * images : (each.buffer + each.size) * images] = each.zero
-        return memory
-
-    def view(self, memory: NDArray[np.uint8], each: Map, images: int) -> NDArray[np.float32]:
-        """Return a float map (N, H, W, C) in memory."""
-        start = each.buffer * images + each.place([0, 0, 0, 0])
-        return np.ndarray(
-            (images, each.rows, each.columns, each.channels),
-            np.float32,
-            memory,
-            start,
-            (each.size, each.row, each.pixel, 4),
-        )
+        return Room(memory, self._images.planes(memory, images), self._scores.pixels(memory, images))
 
     def _new(self, kind: int, rows: int, columns: int, channels: int, **more: Any) -> Map:
         if rows < 1 or columns < 1:

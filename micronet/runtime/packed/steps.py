@@ -27,8 +27,8 @@ from micronet.runtime.packed.finishes import (
 from micronet.runtime.packed.layout import block_size, even_share
 from micronet.runtime.packed.pools import run_pool
 from micronet.runtime.packed.products import accumulate
-from micronet.runtime.packed.table import CONV, MAP, MEAN, POOL, SHUFFLE
-from micronet.runtime.packed.values import put_signs, run_align, run_map, run_mean, run_shuffle
+from micronet.runtime.packed.table import CONV, MAP, MEAN, PLANES, POOL, SHUFFLE
+from micronet.runtime.packed.values import put_signs, run_align, run_map, run_mean, run_planes, run_shuffle
 
 _block_size, _even_share = compiled(block_size), compiled(even_share)
 STRIPE = 32  # pixels whose sums are kept until they are finished
@@ -52,7 +52,7 @@ def execute(steps, images, memory, constants, table, thread, threads, counter): 
     step's rows is done here; ``counter`` (int64, one of 0) makes the threads wait for each other.
     """
     floats = memory.view(np.float32)
-    room = max(LANES * MOST_BITS, steps["channels"].max() + LANES)
+    room = max(LANES * MOST_BITS, steps["room"].max() + LANES)
     values, second = np.empty(room, np.float32), np.empty(room, np.float32)
     pooled = np.empty((steps["wide"] * steps["x_pixel"]).max(), np.uint8)
     sums, kept = np.empty(STRIPE * MOST_BITS * LANES, np.int32), np.empty(PIXELS * MOST_BITS * LANES, np.int32)
@@ -79,6 +79,8 @@ def execute(steps, images, memory, constants, table, thread, threads, counter): 
                 run_mean(step, x, out, row, floats)
             elif step.step == SHUFFLE:
                 run_shuffle(step, x, out, memory, floats)
+            elif step.step == PLANES:
+                run_planes(step, x, out, memory, floats, values)
             else:
                 run_align(step, x, out, memory)
         if threads > 1 and step.wait:

@@ -2,12 +2,12 @@
 
 Maps lie in one block of memory, image by image, row by row, pixel by pixel, channels side by side: signs as bits in
 words of 32, whole numbers as uint8 or float32, with room around them for the padding of the convolutions that
-read them. ``plan`` makes the tables.
+read them. Only the images themselves lie channel by channel. ``plan`` makes the tables.
 """
 
 import numpy as np
 
-CONV, MAP, POOL, MEAN, SHUFFLE, ALIGN = range(6)  # kinds of step
+CONV, MAP, POOL, MEAN, SHUFFLE, ALIGN, PLANES = range(7)  # kinds of step
 COPY, ADD, MULTIPLY, SCALE = range(4)  # what a MAP step does
 SIDES = ("x", "y", "out")  # the maps that a step reads and writes
 
@@ -21,6 +21,7 @@ STEP = np.dtype(
         ("rows", np.int64), ("columns", np.int64), ("channels", np.int64), ("high", np.int64), ("wide", np.int64),
         ("stride_y", np.int64), ("stride_x", np.int64), ("kernel_y", np.int64), ("kernel_x", np.int64),
         ("top", np.int64), ("left", np.int64), ("groups", np.int64), ("count_pads", np.int64),
+        ("room", np.int64),  # values that are at hand at once
         # a convolution's, places in the constants; of a row's or column's class, the bytes to its limits or base
         ("product", np.int64), ("vectors", np.int64), ("length", np.int64), ("unwidened", np.int64),
         ("runs", np.int64), ("run_count", np.int64), ("weights", np.int64), ("limits", np.int64), ("base", np.int64),

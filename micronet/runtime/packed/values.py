@@ -23,6 +23,20 @@ def put_signs(values, count, place, memory):  # type: ignore[no-untyped-def]
 
 
 @compiled
+def run_planes(step, x, out, memory, floats, values):  # type: ignore[no-untyped-def]
+    """Run a row of an image: (channels, rows, columns) -> (rows, columns, channels)."""
+    channels, columns = step.channels, step.columns
+    for channel in range(channels):
+        plane = (x + channel * step.rows * step.x_row) // 4
+        for column in range(columns):
+            values[column * channels + channel] = floats[plane + column]
+    together = 1 if step.out_kind == BITS and channels % 32 else columns
+    for column in range(0, columns, together):
+        _put(step, values[column * channels :], together * channels, out + column * step.out_pixel, memory,
+             floats)  # fmt: skip
+
+
+@compiled
 def _put(step, values, count, place, memory, floats):  # type: ignore[no-untyped-def]
     """Store a pixel's ``count`` values as what the step's output holds."""
     least, most = step.least, step.most
