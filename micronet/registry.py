@@ -9,9 +9,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from micronet.errors import unknown
+
+
+class Command(NamedTuple):
+    """A subcommand: its module, and what the list of all says of it, so that the list imports none of them."""
+
+    module: str
+    summary: str
+
 
 MODELS = {
     "nin": "micronet.models.nin:nin",
@@ -71,24 +79,66 @@ RESTORE = {
 
 # The subcommands, in the order that the help lists them: modules with run and EXAMPLE.
 COMMANDS = {
-    "train": "micronet.cli.train",
-    "import": "micronet.cli.import_model",
-    "sparse-train": "micronet.cli.sparse_train",
-    "prune": "micronet.cli.prune",
-    "finetune": "micronet.cli.finetune",
-    "quantize": "micronet.cli.quantize",
-    "bn-fuse": "micronet.cli.bn_fuse",
-    "export-onnx": "micronet.cli.export_onnx",
-    "check-onnx": "micronet.cli.check_onnx",
-    "pack": "micronet.cli.pack",
-    "trt-build": "micronet.cli.trt_build",
-    "trt-eval": "micronet.cli.trt_eval",
-    "evaluate": "micronet.cli.evaluate",
-    "compare": "micronet.cli.compare",
-    "predict": "micronet.cli.predict",
-    "inspect": "micronet.cli.inspect_artifact",
-    "sensitivity": "micronet.cli.sensitivity",
-    "run": "micronet.cli.run",
+    "train": Command("micronet.cli.train", "Train a network from scratch."),
+    "import": Command(
+        "micronet.cli.import_model",
+        "Make an artifact of any network: torchvision's, your own factory's, or the original micronet's checkpoint.",
+    ),
+    "sparse-train": Command(
+        "micronet.cli.sparse_train",
+        "Train with the penalty of a pruning criterion, so that channels the network can do without approach zero.",
+    ),
+    "prune": Command("micronet.cli.prune", "Cut the channels that matter least and carry the rest's weights over."),
+    "finetune": Command(
+        "micronet.cli.finetune", "Train an artifact further: float or pruned as it is, quantized with its quantizers."
+    ),
+    "quantize": Command(
+        "micronet.cli.quantize",
+        "Quantize a network and train it to live with that (QAT); --mode ptq trains nothing and takes seconds.",
+    ),
+    "bn-fuse": Command(
+        "micronet.cli.bn_fuse",
+        "Fold every batch norm into the layer before it; quantized weights keep their integers, biases become int32.",
+    ),
+    "export-onnx": Command(
+        "micronet.cli.export_onnx",
+        "Export to ONNX with quantized weights as int8, in the form ONNX Runtime or TensorRT is fast with.",
+    ),
+    "check-onnx": Command(
+        "micronet.cli.check_onnx",
+        "Say what makes an ONNX file slow or wrong in ONNX Runtime or TensorRT, and what to do about it.",
+    ),
+    "pack": Command(
+        "micronet.cli.pack",
+        "Write a network at its weights' true width: 1 bit binary, five ternary weights a byte, 2 to 8 bits dense.",
+    ),
+    "trt-build": Command("micronet.cli.trt_build", "Build a TensorRT engine: strongly typed, int8 by explicit Q/DQ."),
+    "trt-eval": Command(
+        "micronet.cli.trt_eval",
+        "Run a TensorRT engine on an NVIDIA GPU: accuracy or mean IoU, latency and images a second by batch size.",
+    ),
+    "evaluate": Command(
+        "micronet.cli.evaluate", "Measure accuracy and loss on the test images, and latency at 1 and 64 images."
+    ),
+    "compare": Command(
+        "micronet.cli.compare",
+        "Put networks side by side: accuracy, MACs, bytes, latency, agreement. The first is what others are held to.",
+    ),
+    "predict": Command(
+        "micronet.cli.predict", "Name the likeliest classes of images, with the network's probability of each."
+    ),
+    "inspect": Command(
+        "micronet.cli.inspect_artifact",
+        "Show an artifact's network, history, data, metrics and layers, without loading it.",
+    ),
+    "sensitivity": Command(
+        "micronet.cli.sensitivity",
+        "Quantize one layer at a time, without training: the scores' signal-to-noise ratio, and the accuracy lost.",
+    ),
+    "run": Command(
+        "micronet.cli.run",
+        "Run a recipe's commands in order; skip those whose options and input files are unchanged; end in a compare.",
+    ),
 }
 
 # A file's suffix -> the runtime that opens it as a predictor.

@@ -108,7 +108,13 @@ def test_help_imports_nothing_heavy(arguments):
     assert not _modules_after(*arguments) & HEAVY
 
 
+def test_the_list_of_commands_imports_none_of_them():
+    assert not _modules_after("--help") & {each.module for each in registry.COMMANDS.values()}
+
+
 def test_inspect_imports_nothing_heavy_and_no_other_command(chain):
     found = _modules_after("inspect", str(chain / "int8.safetensors"))
     assert not found & HEAVY
-    assert {name for name in found if name in registry.COMMANDS.values()} == {"micronet.cli.inspect_artifact"}
+    assert {name for name in found if name in {each.module for each in registry.COMMANDS.values()}} == {
+        "micronet.cli.inspect_artifact"
+    }

@@ -12,7 +12,7 @@ from contextlib import nullcontext, redirect_stdout
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from micronet import ranks, registry
 from micronet.cli import console
@@ -23,14 +23,22 @@ INTERRUPTED = 130  # 128 + SIGINT, as shells count
 _UsageError: Any = typer.BadParameter.__base__  # click's; newer Typers bring it themselves
 
 
+class _Command(TyperCommand):
+    """A command's name and summary, until it is called: then its module is imported, and Typer's command built."""
+
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        """Return a context of the command itself."""
+        module = registry.load_object(registry.COMMANDS[str(self.name)].module)
+        single = typer.Typer(add_completion=False, **_LOOK)
+        single.command(self.name, epilog=f"Example:  {module.EXAMPLE}")(module.run)
+        return typer.main.get_command(single).make_context(info_name, args, parent, **extra)
+
+
 class _Commands(Mapping[str, Any]):
-    """Typer's commands by name, each imported and built when it is asked for."""
+    """Typer's commands by name."""
 
     def __getitem__(self, name: str) -> Any:
-        module = registry.load_object(registry.COMMANDS[name])
-        single = typer.Typer(add_completion=False, **_LOOK)
-        single.command(name, epilog=f"Example:  {module.EXAMPLE}")(module.run)
-        return typer.main.get_command(single)
+        return _Command(name, help=registry.COMMANDS[name].summary)
 
     def __iter__(self) -> Iterator[str]:
         return iter(registry.COMMANDS)

@@ -27,7 +27,7 @@ def run(
     runtime: RuntimeOptions,
     report: ReportOptions,
 ) -> None:
-    """Put networks side by side: accuracy, MACs, file bytes, latency, agreement. The first is what others are held to.
+    """Put networks side by side: accuracy, MACs, bytes, latency, agreement. The first is what others are held to.
 
     Sizes are the files' bytes; times are measured here, in turns. An artifact keeps float weights to go on training
     with, so quantization shows in the size of the exported file.

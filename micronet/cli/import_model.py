@@ -26,7 +26,7 @@ def run(
     data: DataOptions,
     output: OutputOptions,
 ) -> None:
-    """Make an artifact of any network: a torchvision one, your own factory's, or the original micronet's checkpoint."""
+    """Make an artifact of any network: torchvision's, your own factory's, or the original micronet's checkpoint."""
     from dataclasses import replace
 
     from micronet.artifact import save

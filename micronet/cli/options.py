@@ -188,7 +188,7 @@ def with_configs(command: Callable[..., None]) -> Callable[..., None]:
         carry_out(functools.partial(command, **own, **built), processes, lambda: command_line(values))
 
     def command_line(values: dict[str, Any]) -> list[str]:
-        name = next(name for name, place in registry.COMMANDS.items() if place == command.__module__)
+        name = next(name for name, each in registry.COMMANDS.items() if each.module == command.__module__)
         defaults = {parameter.name: parameter.default for parameter in shown}
         return spell(name, run, {key: value for key, value in values.items() if value != defaults[key]})
 

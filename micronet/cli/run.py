@@ -42,7 +42,7 @@ def run(
 
     read = read_recipe(recipe)
     read = replace(read, folder=output or read.folder)
-    commands = {name: registry.load_object(place) for name, place in registry.COMMANDS.items() if name != "run"}
+    commands = {name: registry.load_object(each.module) for name, each in registry.COMMANDS.items() if name != "run"}
     stages = recipe_stages.bind(read, commands, data)
     names = [bound.stage.name for bound in stages]
     if begin is not None and begin not in names:

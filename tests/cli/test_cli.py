@@ -26,11 +26,18 @@ def test_every_help_shows_an_example_and_every_example_runs(tmp_path, monkeypatc
     Image.new("RGB", (40, 32)).save("photo.png")
     assert run(["run", "--help"]) == 0
     for name in IN_ORDER:
-        command = registry.load_object(registry.COMMANDS[name])
+        command = registry.load_object(registry.COMMANDS[name].module)
         assert run([name, "--help"]) == 0
         assert command.EXAMPLE.split()[2] in capsys.readouterr().out
         short = ["--epochs", "1", "--limit", "160"] if name in TRAINING else []
         assert run([*shlex.split(command.EXAMPLE)[1:], *short]) == 0, command.EXAMPLE
+
+
+@pytest.mark.parametrize("name", registry.COMMANDS)
+def test_the_list_of_commands_says_what_their_help_does(name):
+    module, summary = registry.COMMANDS[name]
+    text = registry.load_object(module).run.__doc__
+    assert " ".join(text.split("\n\n")[0].split()) == summary
 
 
 @pytest.mark.parametrize(

@@ -247,7 +247,7 @@ def test_changed_code_of_a_users_network_is_noticed(micronet, recipe, tmp_path):
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.toml")), ids=lambda path: path.stem)
 def test_every_recipe_that_ships_is_sound(path):
-    commands = {name: registry.load_object(place) for name, place in registry.COMMANDS.items() if name != "run"}
+    commands = {name: registry.load_object(each.module) for name, each in registry.COMMANDS.items() if name != "run"}
     stages = bind(read_recipe(path), commands)
     assert stages[-1].stage.command == "compare"
     assert stages[0].output.suffix == ".safetensors"
