@@ -25,7 +25,9 @@ class TrainConfig(Settings):
     amp: Literal["off", "bf16", "fp16"] = setting(
         "off", "Compute forward and backward in 16 bits; fp16 needs a GPU (untried there)."
     )
-    patience: int | None = setting(None, "Stop after so many epochs without a better validation.")
+    patience: int | None = setting(
+        None, "Stop after so many epochs without a better validation: more right, or as many at a lower loss."
+    )
     weight_decay: float = setting(0.0, "L2 penalty on all weights.")
     optimizer: Literal["adam", "sgd"] = setting("adam", "Adam, or SGD with Nesterov momentum 0.9.")
     schedule: Literal["one-cycle", "step"] = setting(

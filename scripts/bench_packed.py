@@ -138,13 +138,13 @@ def layers(program: Program) -> None:
     limit = LIMITS.get(WAY)
     print(f"\nclock {hertz / 1e9:.2f} GHz; {WAY}" + (f": at most {limit} products a cycle" if limit else ""))
     print("\n| layer | products | us | GOP/s | of the limit |\n| --- | ---: | ---: | ---: | ---: |")
-    for number, (row, step) in enumerate(zip(plan.steps, plan.layers, strict=True), 1):
+    for number, (row, step) in enumerate(zip(plan.steps, plan.layers, strict=True)):  # 0 turns the images
         if step.weight is None or row["product"] != BITS:
             continue
         times = []
         for _ in range(200):
             start = time.perf_counter()
-            execute(plan.steps[number - 1 : number], 1, memory, plan.constants, TABLE, 0, 1, counter)
+            execute(plan.steps[number : number + 1], 1, memory, plan.constants, TABLE, 0, 1, counter)
             times.append(time.perf_counter() - start)
         spent = statistics.median(times)
         products = int(row["rows"] * row["columns"]) * step.weight.size

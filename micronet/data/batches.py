@@ -124,7 +124,7 @@ def augment(images: Tensor, moves: Tensor) -> Tensor:
     rim = _padding(height)
     framed = np.zeros((count, height + 2 * rim, width + 2 * rim, channels), np.uint8)
     framed[:, rim : rim + height, rim : rim + width] = pixels
-    rows = framed.reshape(count, height + 2 * rim, -1)  # each one run of bytes
+    rows = framed.reshape(count, height + 2 * rim, (width + 2 * rim) * channels)  # each one run of bytes
     windows = sliding_window_view(rows, (height, width * channels), (1, 2))
     found = windows[np.arange(count), top, left * channels].reshape(pixels.shape)
     turned = mirrored.nonzero()

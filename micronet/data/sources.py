@@ -72,7 +72,7 @@ def arrays(held: Mapping[str, Any], image_size: int | None) -> Source:
 
 
 def _from_arrays(part: str, x: Any, y: Any, image_size: int | None) -> MemorySplit:
-    x, y = np.asarray(x), np.asarray(y)
+    x, y = np.ascontiguousarray(x), np.asarray(y)
     if x.dtype != np.uint8 or y.dtype.kind not in "iu":
         raise MicronetError(f"x_{part} is {x.dtype} and y_{part} {y.dtype}; expected uint8 images, integer labels")
     if x.ndim == 3:
@@ -83,8 +83,7 @@ def _from_arrays(part: str, x: Any, y: Any, image_size: int | None) -> MemorySpl
         raise MicronetError(f"x_{part} has shape {x.shape}; expected square images of 1 or 3 channels")
     if len(x) == 0 or y.shape != (len(x),) or y.min() < 0:
         raise MicronetError(f"x_{part} has {len(x)} images, y_{part} shape {y.shape}; expected one label >= 0 an image")
-    images = torch.from_numpy(np.ascontiguousarray(x))
-    return MemorySplit(resize(images, image_size), torch.from_numpy(y.astype(np.int64)))
+    return MemorySplit(resize(torch.from_numpy(x), image_size), torch.from_numpy(y.astype(np.int64)))
 
 
 def _torchvision(name: str, image_size: int | None, augment: Augment) -> Source:
@@ -103,7 +102,7 @@ def _torchvision(name: str, image_size: int | None, augment: Augment) -> Source:
     def split(train: bool) -> Split:
         data = read(train)
         pixels = torch.as_tensor(data.data)
-        images: Tensor = pixels.unsqueeze(1) if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2).contiguous()
+        images: Tensor = pixels.unsqueeze(1) if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2)
         return MemorySplit(resize(images, image_size), torch.as_tensor(data.targets))
 
     return Source(list(read(False).classes), lambda: split(True), lambda: split(False), augment=augment)

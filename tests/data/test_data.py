@@ -74,6 +74,19 @@ def test_normalize_is_the_formula():
     torch.testing.assert_close(Normalize.from_spec(spec)(images).double(), expected, rtol=0, atol=1e-6)
 
 
+def test_grey_images_have_the_strides_of_plain_memory():
+    """By others torch would run networks channels last for which ``machine.memory_format`` says not to."""
+    split = MemorySplit(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64))
+    spec = DataSpec(mean=[0.5], std=[0.5], augment="crop-flip")
+    for batches in (training_batches(split, spec, 2, seed=0, epoch=1), plain_batches(split, spec, 2)):
+        assert next(iter(batches))[0].stride() == (64, 64, 8, 1)
+
+
+def test_no_images_are_augmented_to_none():
+    moves = draw_moves(0, 8, torch.Generator().manual_seed(0), flip=True)
+    assert augment(torch.zeros(0, 3, 8, 8, dtype=torch.uint8), moves).shape == (0, 3, 8, 8)
+
+
 @pytest.mark.parametrize(("height", "width"), [(16, 16), (72, 8), (8, 40)])
 @pytest.mark.parametrize("flip", [False, True])
 def test_augmented_images_are_shifted_windows_of_the_padded_image(flip, height, width):

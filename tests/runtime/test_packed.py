@@ -191,9 +191,11 @@ def test_damaged_files_are_one_line(packed, tmp_path):
             read(damaged)
 
 
-def test_images_of_another_size_are_refused(packed):
+def test_images_of_another_size_or_kind_are_refused(packed):
     with pytest.raises(MicronetError, match=r"takes images of \[3, 32, 32\], not \[3, 16, 16\]"):
         PackedNetwork(packed)(np.zeros((1, 3, 16, 16), np.float32))
+    with pytest.raises(MicronetError, match="as they were normalised for training, not uint8"):
+        PackedNetwork(packed)(np.zeros((1, 3, 32, 32), np.uint8))
 
 
 def test_what_the_runtime_does_not_have_is_named():

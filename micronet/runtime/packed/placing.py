@@ -37,9 +37,9 @@ def placed(step: Step, constants: Constants) -> dict[str, Any]:
     whole_rows = whole_rows and (x.channels % 32 == 0 or BITS not in (x.kind, out.kind, y and y.kind))
     if whole_rows and (y is None or numbers["y_row"]):
         numbers |= {"channels": x.columns * x.channels, "columns": 1}  # a row's pixels lie side by side
-    numbers["room"] = numbers["channels"]
+    numbers["at_hand"] = numbers["channels"]
     if numbers["step"] == PLANES:
-        numbers |= {"x_row": x.offset(x.columns), "room": x.columns * x.channels}
+        numbers |= {"x_row": x.offset(x.columns), "at_hand": x.columns * x.channels}
     return numbers
 
 

@@ -39,7 +39,7 @@ class PackedNetwork:
     def __call__(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
         """Score images (N, C, H, W), normalised as the network was trained.
 
-        Raises MicronetError where they are of another size, or the file's layers do not fit one another.
+        Raises MicronetError where they are of another size or no floats, or the file's layers do not fit one another.
         """
         check_images(self.program, images)
         with _told():

@@ -37,7 +37,9 @@ class Value(NamedTuple):
 
 
 def check_images(program: Program, images: NDArray[np.float32]) -> None:
-    """Raise MicronetError where images are not (N, C, H, W) of the program's size."""
+    """Raise MicronetError where images are not floats (N, C, H, W) of the program's size."""
+    if images.dtype.kind != "f":
+        raise MicronetError(f"the packed network takes images as they were normalised for training, not {images.dtype}")
     if images.ndim != 4 or list(images.shape[1:]) != program.shape:
         raise MicronetError(f"the packed network takes images of {program.shape}, not {list(images.shape[1:])}")
 

@@ -52,7 +52,7 @@ def execute(steps, images, memory, constants, table, thread, threads, counter): 
     step's rows is done here; ``counter`` (int64, one of 0) makes the threads wait for each other.
     """
     floats = memory.view(np.float32)
-    room = max(LANES * MOST_BITS, steps["room"].max() + LANES)
+    room = max(LANES * MOST_BITS, steps["at_hand"].max() + LANES)
     values, second = np.empty(room, np.float32), np.empty(room, np.float32)
     pooled = np.empty((steps["wide"] * steps["x_pixel"]).max(), np.uint8)
     sums, kept = np.empty(STRIPE * MOST_BITS * LANES, np.int32), np.empty(PIXELS * MOST_BITS * LANES, np.int32)

@@ -21,7 +21,7 @@ STEP = np.dtype(
         ("rows", np.int64), ("columns", np.int64), ("channels", np.int64), ("high", np.int64), ("wide", np.int64),
         ("stride_y", np.int64), ("stride_x", np.int64), ("kernel_y", np.int64), ("kernel_x", np.int64),
         ("top", np.int64), ("left", np.int64), ("groups", np.int64), ("count_pads", np.int64),
-        ("room", np.int64),  # values that are at hand at once
+        ("at_hand", np.int64),  # values at once
         # a convolution's, places in the constants; of a row's or column's class, the bytes to its limits or base
         ("product", np.int64), ("vectors", np.int64), ("length", np.int64), ("unwidened", np.int64),
         ("runs", np.int64), ("run_count", np.int64), ("weights", np.int64), ("limits", np.int64), ("base", np.int64),
