@@ -4,7 +4,8 @@
 
 Initial weights (speed does not ask what is learned), interleaved in one process, pinned to as many cores as threads.
 OPENBLAS_NUM_THREADS=1: numpy's products run on the threads that are timed. "over fp32" and "over int8": the median over
-rounds of ONNX Runtime's time over own time in the same round. ``--layers``: each binary layer alone, one image, in
+rounds of ONNX Runtime's time over own time in the same round; "least": the same of each one's least time, which is what
+the core does while nobody else uses what it shares. ``--layers``: each binary layer alone, one image, in
 billions of operations a second (two a product); then, of the nin family, all of them together beside the same blocks
 alone in ONNX Runtime.
 """
@@ -82,12 +83,16 @@ def between_ends(model: nn.Module, images: torch.Tensor) -> tuple[nn.Module, tor
         return nn.Sequential(*between), first(images)
 
 
-def ratios(times: dict[str, list[float]], name: str) -> list[float]:
-    """Return ONNX Runtime's time over a network's, fp32's and int8's: medians over the rounds, less two to warm up."""
-    return [
-        statistics.median(a / b for a, b in zip(times[f"ONNX Runtime {kind}"][2:], times[name][2:], strict=True))
-        for kind in ("fp32", "int8")
-    ]
+def ratios(times: dict[str, list[float]], name: str) -> str:
+    """Return ONNX Runtime's time over a network's, fp32's and int8's, less two rounds to warm up, as cells of a table.
+
+    Medians over the rounds, and least time over least time.
+    """
+    own, found = times[name][2:], []
+    for kind in ("fp32", "int8"):
+        theirs = times[f"ONNX Runtime {kind}"][2:]
+        found += [statistics.median(a / b for a, b in zip(theirs, own, strict=True)), min(theirs) / min(own)]
+    return "{:.2f} (least {:.2f}) | {:.2f} (least {:.2f})".format(*found)
 
 
 def interleave(runs: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
@@ -123,8 +128,7 @@ def together(program: Program, theirs: dict[str, bytes], batches: list[int], rou
         runs["packed"] = partial(execute, steps, batch, memory, plan.constants, TABLE, 0, 1, counter)
         times = interleave(runs, rounds)
         for name, own in times.items():
-            over = ratios(times, name)
-            print(f"| {batch} | {name} | {1000 * statistics.median(own[2:]):.3f} | {over[0]:.2f} | {over[1]:.2f} |")
+            print(f"| {batch} | {name} | {1000 * statistics.median(own[2:]):.3f} | {ratios(times, name)} |")
 
 
 def layers(program: Program) -> None:
@@ -206,9 +210,8 @@ def main() -> None:
                 batches = np.random.default_rng(0).standard_normal((batch, 3, 32, 32), dtype=np.float32)
                 times = interleave({name: partial(run, batches) for name, run in runs.items()}, asked.rounds)
                 for (name, own), size in zip(times.items(), sizes, strict=True):
-                    over = ratios(times, name)
                     print(f"| {threads} | {batch} | {name} | {size:,} | {1000 * statistics.median(own[2:]):.2f} | "
-                          f"{over[0]:.2f} | {over[1]:.2f} |", flush=True)  # fmt: skip
+                          f"{ratios(times, name)} |", flush=True)  # fmt: skip
             if asked.layers and threads == 1:
                 for name in [name for name in programs if "A1" in name]:
                     print(f"\n{name}")
