@@ -81,6 +81,7 @@ def test_every_module_says_what_it_computes():
         assert ast.get_docstring(ast.parse(path.read_text())), path
 
 
+OWN_COMMANDS = {each.module for each in registry.COMMANDS.values()}
 HEAVY = {
     "torch",
     "torchvision",
@@ -109,12 +110,10 @@ def test_help_imports_nothing_heavy(arguments):
 
 
 def test_the_list_of_commands_imports_none_of_them():
-    assert not _modules_after("--help") & {each.module for each in registry.COMMANDS.values()}
+    assert not _modules_after("--help") & OWN_COMMANDS
 
 
 def test_inspect_imports_nothing_heavy_and_no_other_command(chain):
     found = _modules_after("inspect", str(chain / "int8.safetensors"))
     assert not found & HEAVY
-    assert {name for name in found if name in {each.module for each in registry.COMMANDS.values()}} == {
-        "micronet.cli.inspect_artifact"
-    }
+    assert found & OWN_COMMANDS == {"micronet.cli.inspect_artifact"}
