@@ -1,5 +1,7 @@
 """What went wrong once on networks and data of all kinds, and must not again."""
 
+import statistics
+
 import pytest
 import torch
 from torch import nn
@@ -23,7 +25,13 @@ IMAGES = torch.randn(16, 3, 12, 12)
 
 
 def decibels(reference, found):
+    reference, found = reference.detach(), found.detach()
     return float(10 * torch.log10(reference.square().sum() / (found - reference).square().sum().clamp(min=1e-30)))
+
+
+def of_most_images(reference, found):
+    """The median image's signal to noise: one value at a tie may go the other way on another CPU, and few bits show."""
+    return statistics.median(decibels(*pair) for pair in zip(reference, found, strict=True))
 
 
 def chain_of_norms():
@@ -61,12 +69,20 @@ def test_bn_fuse_and_the_file_keep_few_bits_as_they_are(config, tmp_path):
     model, record = quantize_model(chain_of_norms(), QuantConfig(**config, first_last="same"))
     calibrate(model, [IMAGES])
     model.eval()
+    exact, _ = fold_model(model)
+    assert of_most_images(model(IMAGES), exact(IMAGES)) > 100
     folded, _ = fold_model(model, [record])
-    assert decibels(model(IMAGES), folded(IMAGES)) > 20  # 0 to 10 with the bias on the unit of the bare integers
+    for name, source in record.result["inputs"].items():
+        owner, _, slot = source.rpartition(".")
+        layer, unsnapped = folded.get_submodule(name), exact.get_submodule(name)
+        step = getattr(folded.get_submodule(owner), slot).qparams(layer.weight).scale
+        largest = layer.weight.detach().flatten(1).abs().amax(1)
+        # Half a unit, of which the largest weight has more than 32; with the bare integers' unit 1 to 7.
+        assert ((layer.bias - unsnapped.bias).abs() <= step * largest / 64).all()
     model._micronet_history = [record]
     micronet.export_onnx(micronet.fuse(model), IMAGES, tmp_path / "a.onnx")
     scores = OrtPredictor(tmp_path / "a.onnx", RuntimeOptions())(IMAGES.numpy())
-    assert decibels(model(IMAGES), torch.from_numpy(scores)) > 20
+    assert of_most_images(folded(IMAGES), torch.from_numpy(scores)) > 100
 
 
 def test_eight_learned_bits_are_all_used():
