@@ -3,7 +3,6 @@
 Three ways, by what the processor has: ``avx512`` (VPOPCNTD, VPDPBUSD), ``avx2``, and ``portable`` for any other.
 """
 
-import hashlib
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from inspect import Parameter, Signature
@@ -16,6 +15,7 @@ from numba import config, njit, types
 from numba.extending import intrinsic
 
 from micronet.errors import MicronetError
+from micronet.runtime.packed.kept import Kept
 
 LANES = 16  # output channels of a vector
 PIXELS = 4  # that share the weights in registers
@@ -53,16 +53,15 @@ TABLE = np.array(
 )
 
 binding.initialize_native_asmparser()
-SOURCES = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))).hexdigest()
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile a function without Python in it; kept on the disk, but for a way that is not this processor's own."""
     cache = "MICRONET_KERNEL" not in os.environ
     made = cast("Callable[..., Any]", njit(nogil=True, error_model="numpy", cache=cache)(function))
-    stored: Any = getattr(getattr(made, "_cache", None), "_cache_file", None)
-    if hasattr(stored, "_source_stamp"):  # numba looks at one file, but compiles in what that file imports
-        stored._source_stamp = SOURCES
+    store: Any = getattr(made, "_cache", None)
+    if hasattr(store, "_cache_file"):  # numba's own looks at one file, but compiles in what that file imports
+        store._cache_file = Kept(Path(store.cache_path), f"{function.__module__}.{function.__qualname__}")
     return made
 
 
