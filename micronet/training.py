@@ -4,6 +4,7 @@ What a step does follows from (seed, epoch, step) and the checkpoint alone, so a
 ends bit-identical to one that was not.
 """
 
+import hashlib
 import math
 import time
 from collections.abc import Callable
@@ -254,6 +255,7 @@ def fit_artifact(
         "model": artifact.spec.to_json(),
         "history": [record.to_json() for record in artifact.history],
         "data": data.spec.to_json(),
+        "images": hashlib.sha256(data.train.labels.numpy().tobytes()).hexdigest(),  # which are drawn follows from them
         "stage": {"keep": procedure.keep, **procedure.config},
         "teacher": None if config.distill is None else file_hash(config.distill),
     }

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from micronet.artifact import load
+from tests.data.test_data import make_folder
 
 
 @pytest.fixture
@@ -94,6 +95,22 @@ def test_a_teacher_changes_what_is_learned_and_resumes(micronet, chain, tmp_path
     assert "teacher" in done.err
     zero = tune("c.safetensors", *teacher, "--distill-weight", 0)
     torch.testing.assert_close(next(zero.model.parameters()), weights[0])
+
+
+def test_a_folder_with_other_images_is_not_resumed(micronet, tmp_path, monkeypatch):
+    folder, start = make_folder(tmp_path / "images"), tmp_path / "start.safetensors"
+    assert micronet("train", "--data", folder, "--width", 0.1, "--epochs", 1, "-o", start).code == 0
+    ask = ["finetune", start, "--data", folder, "--epochs", 1, "-o", tmp_path / "a.safetensors"]
+    with monkeypatch.context() as patched:
+        patched.setattr("micronet.cli.stages.save", lambda *_: (_ for _ in ()).throw(OSError("full")))
+        assert micronet(*ask).code == 1
+    first = next((folder / "train").rglob("*.png"))
+    first.with_stem("added").write_bytes(first.read_bytes())
+    done = micronet(*ask, "--resume")
+    assert done.code == 2
+    assert "other settings (images)" in done.err
+    first.with_stem("added").unlink()
+    assert micronet(*ask, "--resume").code == 0
 
 
 def test_the_loss_with_a_teacher_is_hintons():
