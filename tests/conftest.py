@@ -16,6 +16,12 @@ def pytest_collectstart(collector):
     torch.manual_seed(1)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Nor what a file's own fixtures draw on the tests before."""
+    torch.manual_seed(2)
+
+
 @pytest.fixture(autouse=True)
 def _fixed_seed():
     torch.manual_seed(0)

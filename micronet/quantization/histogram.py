@@ -149,6 +149,8 @@ def _divergence(histogram: Histogram, qparams: QParams) -> float:
         return float("inf")  # every bin has a level of its own there, so nothing would be lost but what is clipped
     level = (quantize(x, qparams) - qparams.qmin).long()[inside]
     kept = counts[inside]
+    if not kept.any():
+        return float("inf")  # of two ends alone nothing could be told apart, so nothing would be lost
     p = kept.clone()
     p[0] += counts[x < lowest].sum()
     p[-1] += counts[x > highest].sum()

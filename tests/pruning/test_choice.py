@@ -205,7 +205,7 @@ class Attention(nn.Module):
 
 def test_a_transformers_hidden_layers_are_cut_and_the_rest_is_named():
     model = Attention().eval()
-    pruned, _, plan = prune_model(model, PruneConfig(0.5, criterion="l2"), torch.randn(2, 3, 16, 16))
+    pruned, _, plan = prune_model(model, PruneConfig(0.5, scope="layer", criterion="l2"), torch.randn(2, 3, 16, 16))
     assert (pruned.up.out_features, pruned.down.in_features) == (32, 32)
     whole = next(group for group in plan.groups.values() if "patches" in group.layers)
     assert "norm" in whole.note

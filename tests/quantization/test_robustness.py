@@ -323,3 +323,9 @@ def test_the_entropy_calibrator_does_not_clip_a_handful_of_values_to_next_to_not
     for grid in (Grid(-128, 127, True), Grid(0, 255, False)):
         low, high = find_range(histogram, grid, "entropy", 99.99)
         assert high - low > 0.2 * (histogram.high - histogram.low)
+
+
+def test_the_entropy_calibrator_does_not_clip_all_where_no_value_is_near_zero():
+    histogram = Histogram()
+    histogram.add(torch.cat([torch.linspace(-1, -0.5, 80), torch.linspace(0.5, 1, 80)]))
+    assert find_range(histogram, Grid(-127, 127, True), "entropy", 99.99)[1] > 0.9
