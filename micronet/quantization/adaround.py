@@ -5,17 +5,19 @@ the squared error of the layer's output on the quantized network's own input, pl
 (equation 24). The rounded weight then lies on the grid, whose scale is frozen.
 """
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.hooks import RemovableHandle
 
 from micronet.errors import MicronetError
 from micronet.machine import memory_format
 from micronet.progress import Progress, Silent
 from micronet.quantization.functional import broadcast
-from micronet.quantization.layers import Quantized, call_order
+from micronet.quantization.layers import Quantized
 from micronet.quantization.schemes.iao import AffineQuantizer
 
 STEPS = 400
@@ -60,6 +62,23 @@ def adaround(
             _round_layer(quantized.get_submodule(name), seen, seed)
         progress.step("choosing the rounding", done, len(names))
     return len(names)
+
+
+@torch.no_grad()
+def call_order(model: nn.Module, names: Iterable[str], images: Tensor) -> list[str]:
+    """Return the names of the layers that a forward pass calls, in the order of their first calls."""
+    order: dict[str, None] = {}
+
+    def watch(name: str) -> RemovableHandle:
+        return model.get_submodule(name).register_forward_pre_hook(lambda *_: order.setdefault(name))
+
+    handles = [watch(name) for name in names]
+    try:
+        model(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return list(order)
 
 
 def rectified_sigmoid(v: Tensor) -> Tensor:

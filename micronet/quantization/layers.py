@@ -5,7 +5,6 @@ Slots: ``input_quantizer`` (of the first input), ``weight_quantizer``, ``bias_qu
 readers share it; the input slot serves the network's input and networks that cannot be traced.
 """
 
-from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
@@ -13,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
-from torch.utils.hooks import RemovableHandle
 
 from micronet.quantization.quantizer import Quantizer
 
@@ -198,20 +196,3 @@ def _quantized_class(float_class: Any) -> type[nn.Module]:
     elif float_class is nn.ReLU:
         base = _QuantizedReLU
     return type(f"Quantized{float_class.__name__}", (base, float_class), {"__module__": __name__})
-
-
-@torch.no_grad()
-def call_order(model: nn.Module, names: Iterable[str], images: Tensor) -> list[str]:
-    """Return the names of the layers that a forward pass calls, in the order of their first calls."""
-    order: dict[str, None] = {}
-
-    def watch(name: str) -> RemovableHandle:
-        return model.get_submodule(name).register_forward_pre_hook(lambda *_: order.setdefault(name))
-
-    handles = [watch(name) for name in names]
-    try:
-        model(images)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return list(order)

@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from micronet.errors import MicronetError
 from micronet.graph import Graph, trace
-from micronet.quantization.layers import Quantized, call_order
+from micronet.quantization.layers import Quantized
 
 EQUALIZATION_ROUNDS = 40
 SMALLEST_RANGE = 1e-8  # a channel with smaller weights than that is left as it is
@@ -147,13 +147,11 @@ def correct_biases(
     places = _places_to_correct(quantized, norms_estimated)
     if not places:
         raise MicronetError("--bias-correct: no quantized layer has a bias, or a batch norm behind it")
-    with _evaluated(quantized):
-        order = call_order(quantized, places, batches[0])
-    wanted = _mean_outputs(floating, order, batches)
-    for name in order:
+    wanted = _mean_outputs(floating, places, batches)
+    for name, mean in wanted.items():
         target, sign = places[name]
-        target.add_(wanted[name] - _mean_outputs(quantized, [name], batches)[name], alpha=sign)
-    return len(order)
+        target.add_(mean - _mean_outputs(quantized, [name], batches)[name], alpha=sign)
+    return len(wanted)
 
 
 def _places_to_correct(model: nn.Module, norms_estimated: bool) -> dict[str, tuple[Tensor, float]]:
@@ -175,15 +173,15 @@ def _places_to_correct(model: nn.Module, norms_estimated: bool) -> dict[str, tup
     return places
 
 
-def _mean_outputs(model: nn.Module, names: list[str], batches: list[Tensor]) -> dict[str, Tensor]:
-    """Return the mean of layers' outputs by channel, (C,) each, in eval mode."""
-    total: dict[str, list[Tensor]] = {name: [] for name in names}
+def _mean_outputs(model: nn.Module, names: Iterable[str], batches: list[Tensor]) -> dict[str, Tensor]:
+    """Return the mean of layers' outputs by channel, (C,) each, in eval mode and in the order of their first calls."""
+    total: dict[str, list[Tensor]] = {}
 
     def watch(name: str) -> RemovableHandle:
         def hook(module: nn.Module, inputs: tuple[Any, ...], out: Tensor) -> None:
             last = out.dim() == 2 or isinstance(module, nn.Linear)  # the axis that the channels are on
             mean = out.flatten(0, -2).mean(0) if last else out.flatten(2).mean((0, 2))
-            total[name].append(len(out) * mean)
+            total.setdefault(name, []).append(len(out) * mean)
 
         return model.get_submodule(name).register_forward_hook(hook)
 

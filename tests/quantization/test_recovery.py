@@ -9,12 +9,11 @@ from torch import nn
 
 from micronet.errors import FailedError, MicronetError
 from micronet.progress import Silent
-from micronet.quantization.adaround import adaround, rectified_sigmoid
+from micronet.quantization.adaround import adaround, call_order, rectified_sigmoid
 from micronet.quantization.calibrate import calibrate, each_quantizer
 from micronet.quantization.calibration_config import CalibrationConfig
 from micronet.quantization.config import QuantConfig
 from micronet.quantization.fold import fold_model
-from micronet.quantization.layers import call_order
 from micronet.quantization.ptq import collect, set_ranges
 from micronet.quantization.quantize import quantize_model
 from micronet.quantization.recovery import correct_biases, equalize, reestimate_norms

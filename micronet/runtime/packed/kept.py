@@ -26,7 +26,9 @@ DIGEST = hashlib.sha256().digest_size
 class Kept:
     """The code of one function, by what it was compiled for; numba calls ``load`` and ``save`` with that as the key.
 
-    folder: whom numba lets write into it can run code in this process, as in any of its caches.
+    folder: numba's own choice, beside the ``.pyc`` files or in the user's cache, never what a user names. Who may write
+    there can run code in this process, through those files as through any cache of numba's; the digest only tells whole
+    files from damaged ones.
     """
 
     def __init__(self, folder: Path, function: str) -> None:
