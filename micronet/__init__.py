@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from micronet.api import export_onnx, fuse, load, prune, quantize, save
-    from micronet.artifact import Artifact
+    from micronet.artifact.artifact import Artifact
     from micronet.errors import MicronetError
     from micronet.quantization.calibrate import calibrate, freeze, observing
 
@@ -22,7 +22,7 @@ _HOME = {
     "calibrate": "micronet.quantization.calibrate",
     "freeze": "micronet.quantization.calibrate",
     "observing": "micronet.quantization.calibrate",
-    "Artifact": "micronet.artifact",
+    "Artifact": "micronet.artifact.artifact",
     "MicronetError": "micronet.errors",
 }
 

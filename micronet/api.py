@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from micronet import artifact as artifacts
+from micronet.artifact import artifact as artifacts
+from micronet.artifact.history import StageRecord, check_order
+from micronet.core.files import check_target
 from micronet.errors import unknown
-from micronet.files import check_target
-from micronet.history import StageRecord, check_order
 from micronet.models.build import ModelSpec, describe
 from micronet.pruning.config import PruneConfig
 from micronet.pruning.network import Example
@@ -66,7 +66,7 @@ def export_onnx(model: nn.Module, example_input: Tensor, path: str | Path, *, fo
     ``example_input``: any input (N, ...), float32. Raises MicronetError where torch cannot export the model, a
     quantizer has no range, or the path is taken.
     """
-    from micronet.export.onnx import to_onnx, write_onnx
+    from micronet.onnx.export import to_onnx, write_onnx
 
     check_target(Path(path), force, ".onnx")
     artifact = artifacts.Artifact(model, ModelSpec(type(model).__name__, {}), history(model))

@@ -22,8 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from micronet.core.files import file_hash, write_text
 from micronet.errors import MicronetError, unknown
-from micronet.files import file_hash, write_text
 
 _STAGE_HEADER = re.compile(r"^\s*\[\[\s*stage\s*\]\]")
 _KEY = re.compile(r"""^\s*["']?([\w-]+)["']?\s*=""")

@@ -143,10 +143,10 @@ COMMANDS = {
 
 # A file's suffix -> the runtime that opens it as a predictor.
 PREDICTORS = {
-    ".safetensors": "micronet.runtime.eager:EagerPredictor",
-    ".onnx": "micronet.runtime.ort:OrtPredictor",
-    ".packed": "micronet.runtime.packed_network:PackedPredictor",
-    ".engine": "micronet.deploy.tensorrt.engine:EnginePredictor",
+    ".safetensors": "micronet.runtimes.torch:EagerPredictor",
+    ".onnx": "micronet.runtimes.onnxruntime:OrtPredictor",
+    ".packed": "micronet.runtimes.packed.network:PackedPredictor",
+    ".engine": "micronet.runtimes.tensorrt.engine:EnginePredictor",
 }
 
 

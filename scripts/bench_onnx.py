@@ -20,15 +20,15 @@ import onnxruntime
 import torch
 from numpy.typing import NDArray
 
-from micronet.artifact import Artifact
-from micronet.export.onnx import to_onnx
-from micronet.machine import describe
+from micronet.artifact.artifact import Artifact
+from micronet.core.machine import describe
 from micronet.models.build import ModelSpec, build
+from micronet.onnx.export import to_onnx
 from micronet.quantization.calibrate import calibrate
 from micronet.quantization.config import QuantConfig
 from micronet.quantization.quantize import quantize_model
-from micronet.runtime.options import RuntimeOptions
-from micronet.runtime.ort import EXACT_INT8, session_predictor
+from micronet.runtimes.config import RuntimeOptions
+from micronet.runtimes.onnxruntime import EXACT_INT8, session_predictor
 
 NETWORKS = {"nin": ("nin", {}, 32), "nin_gc": ("nin_gc", {}, 32), "resnet18": ("torchvision:resnet18", {}, 224)}
 Run = Callable[[NDArray[np.float32]], NDArray[np.float32]]

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from micronet.artifact import versions
-from micronet.machine import describe, tune_allocator
+from micronet.artifact.artifact import versions
+from micronet.core.machine import describe, tune_allocator
 from micronet.models.build import ModelSpec, build
 from micronet.models.layers import ConvBNReLU
 from micronet.quantization.calibrate import calibrate, observing

@@ -28,14 +28,14 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Subset
 from torchvision import datasets, transforms
 
-from micronet.artifact import versions
+from micronet.artifact.artifact import versions
+from micronet.core.machine import describe, tune_allocator
+from micronet.core.progress import Silent
 from micronet.data.batches import training_batches
 from micronet.data.load import load_data
-from micronet.machine import describe, tune_allocator
 from micronet.models.build import ModelSpec, build
-from micronet.progress import Silent
-from micronet.training import Run, Trainer
-from micronet.training_config import TrainConfig
+from micronet.training.config import TrainConfig
+from micronet.training.loop import Run, Trainer
 
 BATCH = 64
 RATE = 0.01

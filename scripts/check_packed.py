@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from micronet.artifact import load
+from micronet.artifact.artifact import load
 from micronet.data.batches import plain_batches
 from micronet.data.load import load_data
-from micronet.export.onnx import to_onnx
-from micronet.export.pack import pack_model
-from micronet.runtime.packed.compiled import CompiledNetwork
-from micronet.runtime.packed.program import Program
+from micronet.onnx.export import to_onnx
+from micronet.packed.program import Program
+from micronet.packed.writer import pack_model
+from micronet.runtimes.packed.compiled import CompiledNetwork
 
 ROUNDING = 2.0**-24  # of float32
 

@@ -14,14 +14,14 @@ from pathlib import Path
 import onnx
 import torch
 
-from micronet.artifact import Artifact, load
+from micronet.artifact.artifact import Artifact, load
 from micronet.cli.app import run
+from micronet.core.machine import describe
 from micronet.data.batches import plain_batches
 from micronet.data.dataset import DataSpec
 from micronet.data.load import load_data
 from micronet.data.split import draw
-from micronet.export.check import compare_layers, compare_outputs
-from micronet.machine import describe
+from micronet.onnx.check import compare_layers, compare_outputs
 
 NETWORKS = {
     "nin": ["--model", "nin", "--width", "0.5"],

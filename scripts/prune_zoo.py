@@ -21,11 +21,11 @@ from pathlib import Path
 import torch
 from torchvision import models
 
-from micronet.artifact import Artifact, load, save, versions
-from micronet.export.onnx import to_onnx
-from micronet.history import StageRecord
-from micronet.machine import describe
+from micronet.artifact.artifact import Artifact, load, save, versions
+from micronet.artifact.history import StageRecord
+from micronet.core.machine import describe
 from micronet.models.build import ModelSpec, build
+from micronet.onnx.export import to_onnx
 from micronet.pruning.config import PruneConfig
 from micronet.pruning.prune import prune_model
 

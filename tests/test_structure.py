@@ -12,27 +12,17 @@ from micronet import registry
 ROOT = Path(__file__).parents[1] / "micronet"
 # From the ground up; a module may import its own level's modules and those of levels below.
 LEVELS = [
-    {
-        "errors",
-        "settings",
-        "registry",
-        "progress",
-        "history",
-        "files",
-        "header",
-        "kinds",
-        "layer_table",
-        "ranks",
-        "training_config",
-    },
+    {"errors", "registry"},
+    {"core"},
     {"models"},
-    {"artifact", "data", "graph", "outline", "machine", "evaluation", "importing", "distributed", "synchronized"},
-    {"checkpoint", "distillation", "training", "training_log", "training_step"},
+    {"artifact", "data", "graph", "evaluation"},
+    {"training"},
     {"pruning", "quantization"},
-    {"export", "runtime", "report", "prediction", "recipe", "deploy"},
-    {"cli", "api", "__init__"},
+    {"onnx", "packed", "runtimes"},
+    {"stages", "recipe", "api"},
+    {"cli", "__init__"},
 ]
-FORBIDDEN = [("pruning", "quantization"), ("quantization", "pruning"), ("runtime", "training")]
+FORBIDDEN = [("pruning", "quantization"), ("quantization", "pruning"), ("runtimes", "training")]
 CLI_ONLY = {"typer", "rich", "click"}
 
 

@@ -14,9 +14,10 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from micronet import ranks, registry
+from micronet import registry
 from micronet.cli import console
 from micronet.cli.old_spellings import modern
+from micronet.core import ranks
 from micronet.errors import CAUSED
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells count

@@ -1,7 +1,7 @@
 """``micronet bn-fuse``: batch norms disappear into the layers before them."""
 
 from micronet.cli.options import Input, OutputOptions, default_name, with_configs
-from micronet.runtime.options import CodeOptions
+from micronet.runtimes.config import CodeOptions
 
 EXAMPLE = "micronet bn-fuse int8.safetensors -o fused.safetensors"
 
@@ -9,9 +9,9 @@ EXAMPLE = "micronet bn-fuse int8.safetensors -o fused.safetensors"
 @with_configs
 def run(artifact: Input, *, code: CodeOptions, output: OutputOptions) -> None:
     """Fold every batch norm into the layer before it; quantized weights keep their integers, biases become int32."""
-    from micronet.artifact import save
+    from micronet.artifact.artifact import save
     from micronet.cli import console, stages
-    from micronet.files import check_target
+    from micronet.core.files import check_target
     from micronet.quantization.fold import fold_model
 
     path = output.output or default_name(artifact, "-fused.safetensors")

@@ -10,7 +10,7 @@ from micronet.cli.options import ReportOptions, of_kind, with_configs
 from micronet.errors import FailedError
 
 if TYPE_CHECKING:
-    from micronet.export.lint import Finding
+    from micronet.onnx.lint import Finding
 
 EXAMPLE = "micronet check-onnx int8.onnx --target ort"
 LISTED = 3  # nodes of one rule in the table; --json lists them all
@@ -34,8 +34,8 @@ def run(
     An error means wrong results, or a file that does not load or build; a warning, one that is slow or large; a note,
     what depends on the machine.
     """
-    from micronet.export.lint import fused, lint
-    from micronet.runtime.ort import read_onnx
+    from micronet.onnx.lint import fused, lint
+    from micronet.runtimes.onnxruntime import read_onnx
 
     proto = read_onnx(file)
     findings = lint(proto, target)

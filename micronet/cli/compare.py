@@ -8,7 +8,7 @@ import typer
 from micronet.cli import console
 from micronet.cli.options import DataOptions, ReportOptions, with_configs
 from micronet.errors import FailedError
-from micronet.runtime.options import RuntimeOptions
+from micronet.runtimes.config import RuntimeOptions
 
 EXAMPLE = "micronet compare float.safetensors int8.safetensors int8.onnx"
 
@@ -33,9 +33,9 @@ def run(
     with, so quantization shows in the size of the exported file.
     """
     from micronet.cli.measure import measure
-    from micronet.machine import describe
-    from micronet.report import COLUMNS, cells
-    from micronet.report import markdown as to_markdown
+    from micronet.core.machine import describe
+    from micronet.evaluation.report import COLUMNS, cells
+    from micronet.evaluation.report import markdown as to_markdown
 
     rows = measure(files, data, runtime, report)
     if report.json:

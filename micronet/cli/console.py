@@ -13,9 +13,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, Tim
 from rich.progress import Progress as RichProgress
 from rich.table import Table
 
-from micronet import ranks
+from micronet.core import ranks
+from micronet.core.progress import Progress, Silent
 from micronet.errors import MicronetError
-from micronet.progress import Progress, Silent
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)

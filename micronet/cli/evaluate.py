@@ -7,7 +7,7 @@ import typer
 
 from micronet.cli import console
 from micronet.cli.options import DataOptions, ReportOptions, with_configs
-from micronet.runtime.options import RuntimeOptions
+from micronet.runtimes.config import RuntimeOptions
 
 EXAMPLE = "micronet evaluate int8.onnx --json"
 

@@ -5,8 +5,8 @@ from typing import Annotated
 import typer
 
 from micronet.cli.options import DataOptions, Input, OutputOptions, default_name, with_configs
-from micronet.export.config import ExportConfig
-from micronet.runtime.options import CodeOptions
+from micronet.onnx.config import ExportConfig
+from micronet.runtimes.config import CodeOptions
 
 EXAMPLE = "micronet export-onnx fused.safetensors -o int8.onnx"
 
@@ -31,11 +31,11 @@ def run(
     What is in the way of speed: micronet check-onnx.
     """
     from micronet.cli import console, stages
-    from micronet.export.check import compare_outputs, drift, require_agreement
-    from micronet.export.onnx import to_onnx, write_onnx
-    from micronet.export.rewrite import kept_line
-    from micronet.files import check_target
-    from micronet.runtime.ort import metadata
+    from micronet.core.files import check_target
+    from micronet.onnx.check import compare_outputs, drift, require_agreement
+    from micronet.onnx.export import to_onnx, write_onnx
+    from micronet.onnx.rewrite import kept_line
+    from micronet.runtimes.onnxruntime import metadata
 
     path = output.output or default_name(artifact, ".onnx")
     check_target(path, output.force, ".onnx")

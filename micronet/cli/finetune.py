@@ -2,8 +2,8 @@
 
 from micronet.cli import console
 from micronet.cli.options import DataOptions, Input, OutputOptions, SpreadConfig, default_name, with_configs
-from micronet.runtime.options import CodeOptions
-from micronet.training_config import TrainConfig
+from micronet.runtimes.config import CodeOptions
+from micronet.training.config import TrainConfig
 
 EXAMPLE = "micronet finetune pruned.safetensors --epochs 2 --distill float.safetensors -o finetuned.safetensors"
 
@@ -26,7 +26,7 @@ def run(
     """
     from micronet.cli import stages
     from micronet.quantization.calibrate import frozen, is_frozen, observing
-    from micronet.training import Procedure
+    from micronet.training.loop import Procedure
 
     path = output.output or default_name(artifact, "-finetuned.safetensors")
     stages.check_output(path, output, running)

@@ -29,11 +29,11 @@ def run(
     """Make an artifact of any network: torchvision's, your own factory's, or the original micronet's checkpoint."""
     from dataclasses import replace
 
-    from micronet.artifact import save
+    from micronet.artifact.artifact import save
+    from micronet.artifact.foreign import import_model, preprocessing
     from micronet.cli import stages
+    from micronet.core.files import check_target
     from micronet.data.load import load_data
-    from micronet.files import check_target
-    from micronet.importing import import_model, preprocessing
 
     path = output.output or model.file
     check_target(path, output.force)

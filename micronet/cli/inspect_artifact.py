@@ -11,8 +11,8 @@ EXAMPLE = "micronet inspect int8.safetensors"
 @with_configs
 def run(artifact: Input, *, report: ReportOptions) -> None:
     """Show an artifact's network, history, data, metrics and layers, without loading it."""
-    from micronet.header import read_header
-    from micronet.layer_table import layer_table
+    from micronet.artifact.header import read_header
+    from micronet.artifact.layer_table import layer_table
 
     header, tensors = read_header(artifact)
     layers = layer_table(header, tensors)

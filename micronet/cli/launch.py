@@ -14,8 +14,8 @@ from uuid import uuid4
 
 import typer
 
-from micronet import ranks
 from micronet.cli import console
+from micronet.core import ranks
 from micronet.errors import FailedError, MicronetError
 
 _PR_SET_PDEATHSIG = 1  # prctl.h: the signal that comes when the parent ends
@@ -43,7 +43,7 @@ def _join(call: Callable[[], None]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     if ranks.launched() and sys.platform == "linux":  # or a killed launcher's processes would go on, unseen, and write
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    from micronet import distributed
+    from micronet.training import distributed
 
     try:
         with distributed.group(console.tell):
@@ -63,7 +63,7 @@ def _launch(words: list[str], processes: int) -> None:
         from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
         from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    from micronet.machine import usable_cores
+    from micronet.core.machine import usable_cores
 
     os.environ[ranks.LAUNCHED] = "1"
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // processes)))
@@ -102,7 +102,7 @@ def _interrupts_waiting() -> Iterator[None]:
 
 def _ended(codes: dict[int, int], processes: int) -> Exception:
     """Return what to raise for the exit codes of the ranks that failed, in the order in which they were seen to end."""
-    from micronet.distributed import LOST, RESUME
+    from micronet.training.distributed import LOST, RESUME
 
     said = [code for code in codes.values() if code > 0 and code != LOST]
     if said:  # torch ends the other processes with signals then, which are nobody's news

@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 
 from micronet.cli.options import DataOptions
 from micronet.cli.quantize_stage import images
+from micronet.core.progress import Progress
 from micronet.data.batches import plain_batches
 from micronet.data.dataset import Dataset, DataSpec
 from micronet.data.load import load_data
 from micronet.errors import MicronetError
-from micronet.evaluation import evaluate
-from micronet.export.posttraining import (
+from micronet.evaluation.accuracy import evaluate
+from micronet.onnx.posttraining import (
     LEGACY_HEADER,
     Range,
     collect,
@@ -26,13 +27,12 @@ from micronet.export.posttraining import (
     read_legacy_cache,
     without_range,
 )
-from micronet.progress import Progress
 from micronet.quantization.calibration_config import RangeConfig
 from micronet.quantization.config import QuantConfig
 from micronet.quantization.histogram import Histogram
 from micronet.quantization.ptq import load_statistics, save_statistics
-from micronet.runtime.options import RuntimeOptions
-from micronet.runtime.ort import image_input, metadata, session_predictor
+from micronet.runtimes.config import RuntimeOptions
+from micronet.runtimes.onnxruntime import image_input, metadata, session_predictor
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ import typer
 from typer.models import ArgumentInfo
 
 from micronet import registry
+from micronet.artifact.kinds import check_kind
 from micronet.cli.launch import carry_out
+from micronet.core.config import check_range, flag, setting
 from micronet.errors import MicronetError
-from micronet.kinds import check_kind
-from micronet.settings import check_range, flag, setting
 
 
 def of_kind(*taken: str) -> Callable[[Path | None], Path | None]:

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from micronet.cli.options import DataOptions, Input, OutputOptions, default_name, with_configs
-from micronet.runtime.options import CodeOptions
+from micronet.runtimes.config import CodeOptions
 
 EXAMPLE = "micronet pack fused.safetensors -o small.packed"
 
@@ -30,13 +30,13 @@ def run(
     from onnx import TensorProto
 
     from micronet.cli import console, stages
+    from micronet.core.files import check_target, write_bytes
     from micronet.errors import FailedError
-    from micronet.export.check import LARGEST_FLOAT_ERROR, LEAST_AGREEMENT, compare_scores
-    from micronet.export.onnx import to_onnx
-    from micronet.export.pack import pack_model
-    from micronet.files import check_target, write_bytes
-    from micronet.runtime.packed.program import to_bytes
-    from micronet.runtime.packed.run import run as run_packed
+    from micronet.onnx.check import LARGEST_FLOAT_ERROR, LEAST_AGREEMENT, compare_scores
+    from micronet.onnx.export import to_onnx
+    from micronet.packed.program import to_bytes
+    from micronet.packed.writer import pack_model
+    from micronet.runtimes.packed.run import run as run_packed
 
     path = output.output or default_name(artifact, ".packed")
     check_target(path, output.force, ".packed")

@@ -7,7 +7,7 @@ import typer
 
 from micronet.cli import console
 from micronet.cli.options import ReportOptions, with_configs
-from micronet.runtime.options import RuntimeOptions
+from micronet.runtimes.config import RuntimeOptions
 
 EXAMPLE = "micronet predict int8.onnx photo.png --top 3"
 
@@ -22,8 +22,8 @@ def run(
     report: ReportOptions,
 ) -> None:
     """Name the likeliest classes of images, with the network's probability of each."""
-    from micronet.prediction import predict
-    from micronet.runtime.network import open_network
+    from micronet.evaluation.predict import predict
+    from micronet.runtimes.network import open_network
 
     network = open_network(file, runtime)
     with console.progress(report.quiet) as progress:

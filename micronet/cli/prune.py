@@ -9,11 +9,11 @@ import typer
 from micronet.cli import console
 from micronet.cli.finetune import TUNING
 from micronet.cli.options import DataOptions, Input, OutputOptions, RunConfig, default_name, with_configs
+from micronet.core.config import flag
 from micronet.errors import MicronetError
 from micronet.pruning.config import PruneConfig
-from micronet.runtime.options import CodeOptions
-from micronet.settings import flag
-from micronet.training_config import TrainConfig
+from micronet.runtimes.config import CodeOptions
+from micronet.training.config import TrainConfig
 
 DATA_ARE_OPTIONAL = True  # only measuring and training between steps read them
 EXAMPLE = "micronet prune sparse.safetensors --percent 0.5 --regular 8 -o pruned.safetensors"
@@ -51,9 +51,9 @@ def run(
     Of the channels that may be cut floor(percent * channels) go, where neither --regular nor the network's grouped
     layers ask for other widths; with --steps, that share in all to within a channel a step.
     """
-    from micronet.artifact import save
+    from micronet.artifact.artifact import save
     from micronet.cli import prune_stage, stages
-    from micronet.files import check_place, check_target
+    from micronet.core.files import check_place, check_target
 
     check_place(plot)
     _check(steps, sensitivity, dry_run, measure, plot, training)

@@ -9,24 +9,24 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from micronet.artifact import Artifact
+from micronet.artifact.artifact import Artifact
 from micronet.cli import stages
-from micronet.cli.plots import draw
+from micronet.core.machine import memory_format
 from micronet.data.batches import plain_batches
 from micronet.data.dataset import Dataset
 from micronet.data.split import draw as draw_images
 from micronet.errors import MicronetError
-from micronet.evaluation import Predictor, evaluate, evaluating, latencies
-from micronet.export.onnx import to_onnx
-from micronet.machine import memory_format
+from micronet.evaluation.accuracy import Predictor, evaluate, evaluating, latencies
+from micronet.evaluation.plot import draw
+from micronet.onnx.export import to_onnx
 from micronet.pruning.config import PruneConfig
 from micronet.pruning.plan import Plan
 from micronet.pruning.prune import Pruner, prune_model
 from micronet.pruning.sensitivity import GroupSensitivity, measure_sensitivity
-from micronet.runtime.options import CodeOptions, RuntimeOptions
-from micronet.runtime.ort import session_predictor
-from micronet.training import Run
-from micronet.training_config import TrainConfig
+from micronet.runtimes.config import CodeOptions, RuntimeOptions
+from micronet.runtimes.onnxruntime import session_predictor
+from micronet.training.config import TrainConfig
+from micronet.training.loop import Run
 
 GRADIENT_BATCHES = 8
 BATCH = 64

@@ -20,8 +20,8 @@ from micronet.errors import MicronetError
 from micronet.quantization.calibration_config import CalibrationConfig
 from micronet.quantization.config import Bits, QuantConfig
 from micronet.quantization.recovery_config import RecoveryConfig
-from micronet.runtime.options import CodeOptions
-from micronet.training_config import TrainConfig
+from micronet.runtimes.config import CodeOptions
+from micronet.training.config import TrainConfig
 
 EXAMPLE = "micronet quantize float.safetensors --w-bits 8 --a-bits 8 --q-type sym --epochs 1 -o int8.safetensors"
 
@@ -63,7 +63,7 @@ def run(
     another is given.
     """
     from micronet.cli import quantize_stage, stages
-    from micronet.files import check_cache
+    from micronet.core.files import check_cache
 
     check_cache(calibration.calib_cache)
     if artifact is not None and artifact.suffix == ".onnx":
@@ -140,9 +140,9 @@ def _quantize_file(
     output: OutputOptions,
 ) -> None:  # fmt: skip
     from micronet.cli.onnx_stage import Source, accuracies, check_config, to_int8
-    from micronet.export.onnx import write_onnx
-    from micronet.files import check_target
-    from micronet.runtime.ort import read_onnx
+    from micronet.core.files import check_target
+    from micronet.onnx.export import write_onnx
+    from micronet.runtimes.onnxruntime import read_onnx
 
     path = output.output or default_name(file, "-int8.onnx")
     check_target(path, output.force, ".onnx")
@@ -184,8 +184,8 @@ def _ending(quantization: QuantConfig, calibration: CalibrationConfig) -> str:
 
 def _plan(artifact: Path | None, code: CodeOptions, quantization: QuantConfig) -> list[dict[str, Any]]:
     """Return, for each layer, its weight's and its input's quantizer, or why it stays float."""
+    from micronet.artifact.layer_table import describe_slot
     from micronet.cli import stages
-    from micronet.layer_table import describe_slot
     from micronet.quantization.quantize import quantize_model
 
     if artifact is None:

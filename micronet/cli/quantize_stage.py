@@ -8,18 +8,17 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from micronet import distributed
-from micronet.artifact import Artifact, load
+from micronet.artifact.artifact import Artifact, load
+from micronet.artifact.history import StageRecord, check_order
 from micronet.cli import stages
 from micronet.cli.options import DataOptions, ModelOptions
+from micronet.core.files import check_target
 from micronet.data.batches import plain_batches
 from micronet.data.dataset import Dataset
 from micronet.data.image_files import list_images
 from micronet.data.split import FileSplit, Split, draw
 from micronet.errors import FailedError, MicronetError
-from micronet.files import check_target
-from micronet.graph import trace
-from micronet.history import StageRecord, check_order
+from micronet.graph.trace import trace
 from micronet.models import transformer
 from micronet.quantization.adaround import adaround
 from micronet.quantization.calibrate import calibrate, freeze, freeze_activations, frozen, observing
@@ -31,8 +30,8 @@ from micronet.quantization.quantize import quantize_model
 from micronet.quantization.recovery import correct_biases, equalize, reestimate_norms
 from micronet.quantization.recovery_config import RecoveryConfig
 from micronet.quantization.sensitivity import Probe, keep_sensitive, measure_sensitivity
-from micronet.training import Procedure, Run, check_fit, fit_artifact
-from micronet.training_config import TrainConfig
+from micronet.training.config import TrainConfig
+from micronet.training.loop import Procedure, Run, check_fit, distributed, fit_artifact
 
 CALIBRATION_BATCH = 64
 

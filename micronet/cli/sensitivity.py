@@ -7,10 +7,10 @@ import typer
 
 from micronet.cli import console
 from micronet.cli.options import DataOptions, Input, ReportOptions, with_configs
-from micronet.cli.plots import draw
+from micronet.evaluation.plot import draw
 from micronet.quantization.calibration_config import CalibrationConfig
 from micronet.quantization.config import QuantConfig
-from micronet.runtime.options import CodeOptions
+from micronet.runtimes.config import CodeOptions
 
 EXAMPLE = "micronet sensitivity float.safetensors --w-bits 4 --a-bits 4"
 
@@ -35,8 +35,8 @@ def run(
     Accuracy is on the validation images, which are split off the training images. The most sensitive layer is first.
     """
     from micronet.cli import quantize_stage, stages
-    from micronet.files import check_place
-    from micronet.machine import pick_device
+    from micronet.core.files import check_place
+    from micronet.core.machine import pick_device
     from micronet.quantization.sensitivity import Probe, measure_sensitivity
 
     check_place(plot)

@@ -8,8 +8,8 @@ import typer
 from micronet.cli import console
 from micronet.cli.options import DataOptions, ModelOptions, OutputOptions, SpreadConfig, default_name, with_configs
 from micronet.pruning.config import SparsityConfig
-from micronet.runtime.options import CodeOptions
-from micronet.training_config import TrainConfig
+from micronet.runtimes.config import CodeOptions
+from micronet.training.config import TrainConfig
 
 EXAMPLE = "micronet sparse-train float.safetensors --s 1e-3 --epochs 2 -o sparse.safetensors"
 
@@ -37,10 +37,10 @@ def run(
     import torch
 
     from micronet import registry
+    from micronet.artifact.history import StageRecord
     from micronet.cli import stages
-    from micronet.history import StageRecord
     from micronet.pruning.prune import channel_flow
-    from micronet.training import Procedure
+    from micronet.training.loop import Procedure
 
     path = output.output or default_name(artifact or model.file, "-sparse.safetensors")
     stages.check_output(path, output, running)

@@ -2,7 +2,7 @@
 
 from micronet.cli import console
 from micronet.cli.options import DataOptions, ModelOptions, OutputOptions, SpreadConfig, with_configs
-from micronet.training_config import TrainConfig
+from micronet.training.config import TrainConfig
 
 EXAMPLE = "micronet train --model nin --width 0.25 --data digits --epochs 2 -o float.safetensors"
 

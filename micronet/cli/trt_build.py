@@ -7,9 +7,9 @@ import typer
 
 from micronet.cli import console
 from micronet.cli.options import DataOptions, OutputOptions, default_name, of_kind, with_configs
-from micronet.deploy.tensorrt.config import BuildConfig
 from micronet.quantization.calibration_config import RangeConfig
-from micronet.runtime.options import CodeOptions
+from micronet.runtimes.config import CodeOptions
+from micronet.runtimes.tensorrt.config import BuildConfig
 
 EXAMPLE = "micronet trt-build float.safetensors --precision int8 --calibrator entropy -o int8.engine"
 
@@ -39,8 +39,8 @@ def run(
     10. Beside the engine lies a JSON file with its shapes, its layers' datatypes and where it came from.
     """
     from micronet.cli import trt_stage
-    from micronet.deploy.tensorrt.build import datatypes
-    from micronet.files import check_cache, check_place, check_target
+    from micronet.core.files import check_cache, check_place, check_target
+    from micronet.runtimes.tensorrt.build import datatypes
 
     path = output.output or default_name(file, ".engine")
     check_target(path, output.force, ".engine")

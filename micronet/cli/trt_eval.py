@@ -8,7 +8,7 @@ import typer
 from micronet.cli import console
 from micronet.cli.options import DataOptions, ReportOptions, of_kind, with_configs
 from micronet.errors import MicronetError
-from micronet.runtime.options import RuntimeOptions
+from micronet.runtimes.config import RuntimeOptions
 
 EXAMPLE = "micronet trt-eval int8.engine --onnx int8.onnx --batch-sizes 1,8,32"
 COLUMNS = ("input", "p50", "p95", "p99", "GPU alone", "images/s")
@@ -47,8 +47,8 @@ def run(
     if folder is not None and (data.data is not None or data.image_size is not None):
         raise MicronetError("--segmentation brings its own images; leave --data and --image-size out, or say --sizes")
     from micronet.cli import trt_measure
-    from micronet.deploy.tensorrt.segmentation import parse_sizes
-    from micronet.deploy.tensorrt.timing import parse_batch_sizes
+    from micronet.runtimes.tensorrt.segmentation import parse_sizes
+    from micronet.runtimes.tensorrt.timing import parse_batch_sizes
 
     wish = trt_measure.Wish(
         file, onnx, parse_batch_sizes(batch_sizes), folder, parse_sizes(sizes) if sizes else [], data, runtime

@@ -10,18 +10,18 @@ from numpy.typing import NDArray
 
 from micronet.cli.options import DataOptions
 from micronet.cli.stages import open_to_test
+from micronet.core.machine import describe, tune_allocator
+from micronet.core.progress import Progress
 from micronet.data.batches import plain_batches
 from micronet.data.dataset import DataSpec
-from micronet.deploy.tensorrt import segmentation
-from micronet.deploy.tensorrt.engine import EnginePredictor
-from micronet.deploy.tensorrt.timing import Timing, sweep
 from micronet.errors import MicronetError
-from micronet.evaluation import agreement, check_scores
-from micronet.machine import describe, tune_allocator
-from micronet.progress import Progress
-from micronet.report import measure_accuracy
-from micronet.runtime.network import Network, open_network
-from micronet.runtime.options import RuntimeOptions
+from micronet.evaluation.accuracy import agreement, check_scores
+from micronet.evaluation.report import measure_accuracy
+from micronet.runtimes.config import RuntimeOptions
+from micronet.runtimes.network import Network, open_network
+from micronet.runtimes.tensorrt import segmentation
+from micronet.runtimes.tensorrt.engine import EnginePredictor
+from micronet.runtimes.tensorrt.timing import Timing, sweep
 
 
 @dataclass(frozen=True)

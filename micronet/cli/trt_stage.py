@@ -10,25 +10,25 @@ import onnx
 import torch
 from torch import Tensor
 
-from micronet.artifact import Artifact
+from micronet.artifact.artifact import Artifact
 from micronet.cli import stages
 from micronet.cli.onnx_stage import Source, input_shape, to_int8
 from micronet.cli.options import DataOptions
+from micronet.core.files import file_hash, write_bytes, write_text
+from micronet.core.progress import Progress
 from micronet.data.batches import plain_batches
-from micronet.deploy.tensorrt.build import Engine, build_engine
-from micronet.deploy.tensorrt.config import BuildConfig, Profile, usual_profile
 from micronet.errors import MicronetError
-from micronet.export.config import AXES, ExportConfig
-from micronet.export.lint import lint
-from micronet.export.onnx import to_onnx
-from micronet.export.posttraining import check_stored, is_quantized
-from micronet.export.rewrite import kept_line, to_half
-from micronet.files import file_hash, write_bytes, write_text
-from micronet.progress import Progress
+from micronet.onnx.config import AXES, ExportConfig
+from micronet.onnx.export import to_onnx
+from micronet.onnx.lint import lint
+from micronet.onnx.posttraining import check_stored, is_quantized
+from micronet.onnx.rewrite import kept_line, to_half
 from micronet.quantization.calibration_config import RangeConfig
 from micronet.quantization.config import QuantConfig
-from micronet.runtime.options import CodeOptions
-from micronet.runtime.ort import metadata, read_onnx, stored_parameters
+from micronet.runtimes.config import CodeOptions
+from micronet.runtimes.onnxruntime import metadata, read_onnx, stored_parameters
+from micronet.runtimes.tensorrt.build import Engine, build_engine
+from micronet.runtimes.tensorrt.config import BuildConfig, Profile, usual_profile
 
 SIGNED = QuantConfig(a_sign="signed")  # what TensorRT takes: symmetric, int8, a scale a channel of weights
 SEED = 1

@@ -13,11 +13,11 @@ import torch
 from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
 
-from micronet import distributed
 from micronet.data.dataset import DataSpec
 from micronet.data.image_files import channels_first
 from micronet.data.split import Split
 from micronet.errors import MicronetError
+from micronet.training import distributed
 
 CROP_PADDING_SHARE = 1 / 8  # 4 pixels of 32, as CIFAR's usual recipe
 MOST_EVALUATED, FEWEST_EVALUATED = 256, 16  # images a batch; more are no faster on a CPU

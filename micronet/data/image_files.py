@@ -18,9 +18,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from micronet import ranks
+from micronet.core import ranks
+from micronet.core.machine import available_memory, usable_cores
 from micronet.errors import FailedError, MicronetError, first_line
-from micronet.machine import available_memory, usable_cores
 
 SUFFIXES = {
     *(".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm"),

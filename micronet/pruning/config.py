@@ -3,8 +3,8 @@
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from micronet.core.config import Settings, check_range, check_values, flag, setting
 from micronet.errors import MicronetError
-from micronet.settings import Settings, check_range, check_values, flag, setting
 
 USUAL_SHARE = 0.5
 TARGETS = ("target_macs", "target_params", "target_latency")

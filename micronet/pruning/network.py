@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_map
 
 from micronet.errors import MicronetError, first_line
-from micronet.graph import traced
+from micronet.graph.trace import traced
 
 Example = Tensor | tuple[Any, ...]
 

@@ -14,11 +14,11 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import NDArray
 
+from micronet.core.config import matching
 from micronet.errors import MicronetError
 from micronet.pruning.config import PruneConfig
 from micronet.pruning.flow import Flow
 from micronet.pruning.numbering import FIXED, STRIDE, Ids, groups_of
-from micronet.settings import matching
 
 Scores = Mapping[int, NDArray[np.float64]]
 Signature = tuple[tuple[str, int], ...]

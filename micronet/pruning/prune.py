@@ -8,9 +8,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from micronet import registry
+from micronet.artifact.history import StageRecord
+from micronet.core.config import flag
 from micronet.errors import FailedError, MicronetError, first_line
-from micronet.evaluation import count_macs
-from micronet.history import StageRecord
+from micronet.evaluation.accuracy import count_macs
 from micronet.models import transformer
 from micronet.pruning.check import check
 from micronet.pruning.config import PruneConfig
@@ -19,7 +20,6 @@ from micronet.pruning.flow import Flow
 from micronet.pruning.network import Example, open_network
 from micronet.pruning.plan import Plan, Planner
 from micronet.pruning.scaling import follow
-from micronet.settings import flag
 
 PARTS = 1000  # a target is met to within this many parts of the channels
 

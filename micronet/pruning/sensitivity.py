@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 from torch import nn
 
+from micronet.core.progress import Progress
 from micronet.errors import MicronetError
-from micronet.progress import Progress
 from micronet.pruning.prune import Pruner
 
 SHARES = (0.25, 0.5, 0.75)

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from micronet.core.config import Settings, check_range, check_values, setting
 from micronet.errors import MicronetError
-from micronet.settings import Settings, check_range, check_values, setting
 
 PERCENTILE = 99.99
 

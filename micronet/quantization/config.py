@@ -3,8 +3,8 @@
 from dataclasses import dataclass, fields
 from typing import Literal
 
+from micronet.core.config import Settings, check_range, check_values, flag, setting
 from micronet.errors import MicronetError
-from micronet.settings import Settings, check_range, check_values, flag, setting
 
 FLOAT_BITS = 32
 NUMBERS = range(2, 17)

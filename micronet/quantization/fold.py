@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from micronet.artifact.history import StageRecord
 from micronet.errors import MicronetError
-from micronet.graph import Graph, trace
-from micronet.history import StageRecord
+from micronet.graph.trace import Graph, trace
 from micronet.models.layers import Tap
 from micronet.quantization.functional import broadcast, dequantize, stored
 from micronet.quantization.layers import Quantized, attach, channel_axis, effective_weight, norm_factor

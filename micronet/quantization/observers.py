@@ -9,7 +9,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from micronet import distributed
+from micronet.training import distributed
 
 MOMENTUM = 0.1  # share of a new batch in a moving average, as batch normalisation's
 

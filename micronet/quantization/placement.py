@@ -5,8 +5,8 @@ from typing import Any
 
 from torch import nn
 
+from micronet.graph.rewrite import Outline, Split, rewrite
 from micronet.models import transformer
-from micronet.outline import Outline, Split, rewrite
 from micronet.quantization.layers import attach, take_norm
 from micronet.quantization.quantizer import Quantizer, rebuild
 

@@ -16,16 +16,16 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from micronet import registry
+from micronet.core.config import matching
 from micronet.errors import MicronetError
-from micronet.graph import Graph, trace
+from micronet.graph.rewrite import Split, split_name, tap_name
+from micronet.graph.trace import Graph, trace
 from micronet.models import transformer
 from micronet.models.attention import attend, weigh
-from micronet.outline import Split, split_name, tap_name
 from micronet.quantization.config import FLOAT_BITS, Bits, QuantConfig
 from micronet.quantization.layers import channel_axis, has_weight_slot
 from micronet.quantization.placement import Placement
 from micronet.quantization.quantizer import Quantizer
-from micronet.settings import matching
 
 FIRST_LAST_BITS = 8
 _WEIGHED_CALLS: set[object] = {

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from micronet.artifact import write_tensors
+from micronet.artifact.artifact import write_tensors
 from micronet.errors import MicronetError
 from micronet.quantization.calibrate import check_calibrated, each_quantizer, refresh_weights
 from micronet.quantization.histogram import BINS, Grid, Histogram, find_range

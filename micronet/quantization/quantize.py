@@ -4,7 +4,7 @@ import copy
 
 from torch import nn
 
-from micronet.history import StageRecord
+from micronet.artifact.history import StageRecord
 from micronet.quantization.config import QuantConfig
 from micronet.quantization.placement import Placement
 from micronet.quantization.placer import place

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from torch.utils.hooks import RemovableHandle
 
 from micronet.errors import MicronetError
-from micronet.graph import Graph, trace
+from micronet.graph.trace import Graph, trace
 from micronet.quantization.layers import Quantized
 
 EQUALIZATION_ROUNDS = 40

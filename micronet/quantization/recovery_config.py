@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from micronet.settings import Settings, check_range, check_values, setting
+from micronet.core.config import Settings, check_range, check_values, setting
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from micronet.core.progress import Progress
 from micronet.errors import FailedError
-from micronet.progress import Progress
 from micronet.quantization.calibrate import each_quantizer
 from micronet.quantization.calibration_config import CalibrationConfig
 from micronet.quantization.config import QuantConfig

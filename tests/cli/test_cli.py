@@ -152,7 +152,7 @@ def original_checkpoint(path, prefix):
 
 @pytest.mark.parametrize("prefix", ["", "module."])
 def test_the_originals_checkpoints_come_in(micronet, tmp_path, prefix):
-    from micronet.artifact import load
+    from micronet.artifact.artifact import load
 
     model = original_checkpoint(tmp_path / "nin_prune.pth", prefix)
     done = micronet(
@@ -166,7 +166,7 @@ def test_the_originals_checkpoints_come_in(micronet, tmp_path, prefix):
 def test_a_file_cannot_say_what_code_to_run(micronet, chain, tmp_path):
     from dataclasses import replace
 
-    from micronet.artifact import load, save
+    from micronet.artifact.artifact import load, save
 
     artifact = load(chain / "float.safetensors")
     evil = tmp_path / "evil.safetensors"

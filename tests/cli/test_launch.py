@@ -6,8 +6,8 @@ import pytest
 import typer
 
 from micronet.cli.launch import _ended, _interrupts_waiting
-from micronet.distributed import LOST
 from micronet.errors import FailedError
+from micronet.training.distributed import LOST
 from tests.conftest import as_rank
 
 

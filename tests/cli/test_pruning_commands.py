@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from micronet.artifact import load
+from micronet.artifact.artifact import load
 from tests.data.test_data import make_folder
 
 
@@ -114,7 +114,7 @@ def test_a_folder_with_other_images_is_not_resumed(micronet, tmp_path, monkeypat
 
 
 def test_the_loss_with_a_teacher_is_hintons():
-    from micronet.distillation import Teacher
+    from micronet.training.distillation import Teacher
 
     teacher = torch.nn.Linear(4, 3)
     inputs, scores = torch.randn(5, 4), torch.randn(5, 3)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import micronet as api
-from micronet.artifact import load
+from micronet.artifact.artifact import load
 
 
 def fresh(channels=8):

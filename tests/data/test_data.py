@@ -3,13 +3,13 @@ import pytest
 import torch
 from PIL import Image
 
-from micronet import distributed
 from micronet.data.batches import Normalize, augment, batch_sizes, draw_moves, plain_batches, training_batches
 from micronet.data.dataset import DataSpec
 from micronet.data.image_files import decode
 from micronet.data.load import load_data
 from micronet.data.split import MemorySplit
 from micronet.errors import MicronetError
+from micronet.training import distributed
 
 
 def make_folder(root, sizes=((20, 20),), parts=("train", "test"), count=6):

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from micronet.errors import MicronetError
-from micronet.evaluation import count_macs
-from micronet.graph import trace
+from micronet.evaluation.accuracy import count_macs
+from micronet.graph.trace import trace
 from micronet.models.attention import Attention, splittable
 from micronet.models.transformer import attentions, split
 

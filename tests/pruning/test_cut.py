@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from micronet.artifact import load, save
+from micronet.artifact.artifact import load, save
 from micronet.models.build import ModelSpec, build
 from micronet.models.layers import Add, ChannelShuffle
 from micronet.pruning.config import PruneConfig
@@ -261,7 +261,7 @@ def test_a_flow_run_again_with_the_same_widths_is_the_same():
 
 @pytest.mark.parametrize("sizes", [{"conv9": {"in_channels": 3}}, {"features.0.conv": {"stride": 2}}])
 def test_a_record_that_does_not_fit_is_refused(tmp_path, micronet, chain, sizes):
-    from micronet.history import StageRecord
+    from micronet.artifact.history import StageRecord
 
     artifact = load(chain / "float.safetensors")
     save(artifact.after(StageRecord("prune", {}, {"sizes": sizes})), tmp_path / "a.safetensors")

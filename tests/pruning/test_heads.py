@@ -13,12 +13,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from micronet.artifact import Artifact, load, save
+from micronet.artifact.artifact import Artifact, load, save
+from micronet.artifact.history import StageRecord
 from micronet.errors import MicronetError
-from micronet.export.check import compare_layers
-from micronet.history import StageRecord
 from micronet.models.attention import Attention
 from micronet.models.build import ModelSpec
+from micronet.onnx.check import compare_layers
 from micronet.pruning.config import PruneConfig
 from micronet.pruning.prune import prune_model, restore
 

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from micronet.artifact import load
+from micronet.artifact.artifact import load
 from micronet.models.build import ModelSpec, build
 from micronet.pruning.criteria.bn_scale import penalty, scores
 from micronet.pruning.prune import channel_flow

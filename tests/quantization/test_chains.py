@@ -5,19 +5,19 @@ import onnx
 import pytest
 import torch
 
-from micronet.artifact import Artifact, load, save
-from micronet.export.check import compare_layers
-from micronet.export.onnx import to_onnx, write_onnx
-from micronet.graph import trace
-from micronet.history import StageRecord, check_order
+from micronet.artifact.artifact import Artifact, load, save
+from micronet.artifact.history import StageRecord, check_order
+from micronet.graph.trace import trace
 from micronet.models.build import ModelSpec, build
+from micronet.onnx.check import compare_layers
+from micronet.onnx.export import to_onnx, write_onnx
 from micronet.quantization.calibrate import calibrate, freeze, frozen, observing
 from micronet.quantization.config import QuantConfig
 from micronet.quantization.fold import fold_model
 from micronet.quantization.ptq import collect, set_ranges
 from micronet.quantization.quantize import quantize_model
-from micronet.runtime.options import RuntimeOptions
-from micronet.runtime.ort import OrtPredictor
+from micronet.runtimes.config import RuntimeOptions
+from micronet.runtimes.onnxruntime import OrtPredictor
 
 IMAGES = torch.randn(4, 3, 32, 32)
 NETWORKS = {

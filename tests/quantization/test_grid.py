@@ -335,7 +335,7 @@ def test_a_layer_called_twice_follows_its_rule_once():
 def test_sixteen_bit_dorefa_is_exported_whole(tmp_path):
     import copy
 
-    from micronet.export.onnx import with_integers
+    from micronet.onnx.export import with_integers
 
     model, record = quantize_model(Residual(), QuantConfig(method="dorefa", w_bits=16, a_bits=16))
     calibrate(model, [IMAGES])

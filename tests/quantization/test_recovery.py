@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
+from micronet.core.progress import Silent
 from micronet.errors import FailedError, MicronetError
-from micronet.progress import Silent
 from micronet.quantization.adaround import adaround, call_order, rectified_sigmoid
 from micronet.quantization.calibrate import calibrate, each_quantizer
 from micronet.quantization.calibration_config import CalibrationConfig
@@ -234,7 +234,7 @@ def test_statistics_are_kept_for_other_bits_and_refused_for_another_network(micr
 
 
 def test_qaft_trains_weights_and_moves_no_range(micronet, chain, tmp_path):
-    from micronet.artifact import load
+    from micronet.artifact.artifact import load
 
     path, again = tmp_path / "qaft.safetensors", tmp_path / "again.safetensors"
     few = ["--epochs", 1, "--limit", 160]

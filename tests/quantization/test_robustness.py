@@ -18,8 +18,8 @@ from micronet.quantization.quantize import quantize_model
 from micronet.quantization.recovery import correct_biases, equalize, reestimate_norms
 from micronet.quantization.schemes.iao import AffineQuantizer
 from micronet.quantization.schemes.lsq import LearnedQuantizer
-from micronet.runtime.options import RuntimeOptions
-from micronet.runtime.ort import EXACT_INT8, OrtPredictor
+from micronet.runtimes.config import RuntimeOptions
+from micronet.runtimes.onnxruntime import EXACT_INT8, OrtPredictor
 
 IMAGES = torch.randn(16, 3, 12, 12)
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from micronet.artifact import load
+from micronet.artifact.artifact import load
 from micronet.errors import MicronetError
 from micronet.quantization.calibrate import calibrate, each_quantizer, frozen, observing
 from micronet.quantization.config import QuantConfig
@@ -70,7 +70,7 @@ def test_t14_data_parallel_whose_replicas_forget_their_ranges_is_refused():
 
 
 def test_t16_a_range_of_another_shape_is_refused(tmp_path, chain):
-    from micronet.artifact import fill
+    from micronet.artifact.artifact import fill
 
     model = load(chain / "int8.safetensors").model
     tensors = dict(model.state_dict())

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from micronet import distributed
 from micronet.errors import MicronetError
 from micronet.quantization.config import QuantConfig
 from micronet.quantization.functional import (
@@ -25,6 +24,7 @@ from micronet.quantization.functional import (
 )
 from micronet.quantization.quantizer import NOT_CALIBRATED, Quantizer
 from micronet.quantization.schemes.iao import AffineQuantizer, frozen_grid
+from micronet.training import distributed
 
 NOTHING = 1e-6  # a channel of such a share of the largest one's mean magnitude is taken for zeros
 

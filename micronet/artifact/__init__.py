@@ -1,0 +1,1 @@
+"""The artifact: one self-describing file that every command reads and writes."""

@@ -1,0 +1,168 @@
+"""A model and everything known about it, in one file that every command reads and writes.
+
+Loading builds the network from its name, replays the structure of each recorded stage, then loads the tensors
+strictly. Nothing is pickled.
+"""
+
+import json
+import platform
+import shlex
+import sys
+from collections import OrderedDict
+from dataclasses import dataclass, field, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from micronet import registry
+from micronet.artifact.header import KEY, Header, read_header
+from micronet.artifact.history import StageRecord
+from micronet.core.files import write_atomically
+from micronet.errors import FailedError, MicronetError
+from micronet.models.build import ModelSpec, build, check_same_code, describe
+
+_PACKAGES = ("micronet", "torch", "torchvision", "numpy", "onnx", "onnxruntime")
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A network, how to build it, what was done to it and what was measured.
+
+    ``data`` is a DataSpec as JSON (the data set and the preprocessing that the network expects) or None.
+    """
+
+    model: nn.Module
+    spec: ModelSpec
+    history: list[StageRecord] = field(default_factory=list)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] | None = None
+    seed: int | None = None
+
+    def after(self, record: StageRecord, **changes: Any) -> "Artifact":
+        """Return the artifact with one more record in its history and the given fields replaced."""
+        return replace(self, history=[*self.history, record], **changes)
+
+
+def save(artifact: Artifact, path: Path) -> None:
+    """Write an artifact to ``path``, whole or not at all. Raises FailedError where the disk refuses."""
+    tensors, tied = _untie(artifact.model.state_dict())
+    header = Header(
+        model=artifact.spec.to_json(),
+        history=artifact.history,
+        metrics=artifact.metrics,
+        data=artifact.data,
+        seed=artifact.seed,
+        command=shlex.join(["micronet", *sys.argv[1:]]) if Path(sys.argv[0]).name == "micronet" else "",
+        versions=versions(),
+        tied=tied,
+    )
+    write_tensors(path, tensors, KEY, header.to_json())
+
+
+def load(path: Path, model: str | nn.Module | None = None, *, trust_code: bool = False) -> Artifact:
+    """Read an artifact.
+
+    ``model`` names the user's code again (``path/to/file.py:factory``), or is a freshly built network to fill.
+    Raises MicronetError where the file is not a whole artifact, its code is not trusted, or a tensor does not fit.
+    """
+    header, _ = read_header(path)
+    spec = ModelSpec.from_json(header.model)
+    network = _build(spec, model, trust_code)
+    for record in header.history:
+        if record.stage in registry.RESTORE:
+            network = _restore(path, network, record)
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise MicronetError(f"{path} is damaged: {error}") from error
+    tensors.update({name: tensors[stored] for name, stored in header.tied.items() if stored in tensors})
+    fill(network, tensors, str(path))
+    return Artifact(network, spec, header.history, header.metrics, header.data, header.seed)
+
+
+def fill(model: nn.Module, tensors: dict[str, Tensor], source: str) -> None:
+    """Load tensors into a model, every name and shape matched; raise MicronetError that lists what does not match."""
+    own = model.state_dict()
+    missing = [name for name in own if name not in tensors]
+    surplus = [name for name in tensors if name not in own]
+    wrong = [
+        f"{name} {tuple(tensors[name].shape)} for {tuple(own[name].shape)}"
+        for name in own
+        if name in tensors and tensors[name].shape != own[name].shape
+    ]
+    problems = [
+        f"{len(found)} {what} ({', '.join(found[:3])}{', …' if len(found) > 3 else ''})"
+        for found, what in ((missing, "missing"), (surplus, "unknown"), (wrong, "of another shape"))
+        if found
+    ]
+    if problems:
+        raise MicronetError(f"the tensors of {source} do not fit the network: {'; '.join(problems)}")
+    state = OrderedDict(tensors)
+    state._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]  # a few modules ask their version
+    model.load_state_dict(state)
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], key: str, header: dict[str, Any]) -> None:
+    """Write tensors and one JSON metadata entry as a safetensors file, whole or not at all.
+
+    Raises FailedError where the disk refuses.
+    """
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    text = json.dumps(header, sort_keys=True)
+    try:
+        write_atomically(path, lambda temporary: save_file(contiguous, temporary, {key: text}))
+    except SafetensorError as error:  # what the system says comes in this, not as an OSError
+        raise FailedError(f"{path} could not be written: {error}") from error
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that decide what a model computes."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _build(spec: ModelSpec, model: str | nn.Module | None, trust_code: bool) -> nn.Module:
+    if isinstance(model, nn.Module):
+        return model
+    if model is not None and not spec.runs_user_code:
+        if model != spec.name:
+            raise MicronetError(f"this artifact is a {spec.name}, not a {model}; leave --model out")
+        return build(spec)
+    if model is not None:
+        check_same_code(describe(model), spec)
+        trust_code = True
+        spec = replace(spec, name=model)  # the file may have moved; its text is the same
+    return build(spec, trusted=trust_code)
+
+
+def _restore(path: Path, network: nn.Module, record: StageRecord) -> nn.Module:
+    restore = registry.load_object(registry.RESTORE[record.stage])
+    try:
+        restored: nn.Module = restore(network, record)
+    except (KeyError, AttributeError, TypeError, ValueError) as error:
+        raise MicronetError(f"{path}: its {record.stage} record does not fit the network ({error})") from error
+    return restored
+
+
+def _untie(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the distinct tensors, and for each repeated one the name it is stored under."""
+    stored: dict[tuple[Any, ...], str] = {}
+    tensors: dict[str, Tensor] = {}
+    tied: dict[str, str] = {}
+    for name, tensor in state.items():
+        place = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+        if tensor.numel() and place in stored:
+            tied[name] = stored[place]
+        else:
+            stored[place] = name
+            tensors[name] = tensor
+    return tensors, tied

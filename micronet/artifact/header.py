@@ -1,0 +1,146 @@
+"""The JSON header of an artifact file, read without loading a tensor and without torch.
+
+An artifact is one safetensors file (https://huggingface.co/docs/safetensors): eight bytes of header length, a JSON
+header, then raw tensors. Ours carries one metadata entry, ``micronet``, whose value is the JSON of ``Header``.
+"""
+
+import json
+import struct
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from micronet.artifact.history import StageRecord
+from micronet.errors import MicronetError
+
+FORMAT = 1
+KEY = "micronet"
+LARGEST_HEADER = 100_000_000  # the format's own limit, in bytes
+
+
+@dataclass(frozen=True)
+class Header:
+    """Everything about an artifact but its tensors.
+
+    ``model``: a ModelSpec as JSON. ``data``: a DataSpec as JSON, or None. ``metrics``: numbers measured when it was
+    written. ``tied``: names of tensors that are stored under another name, because they are the same tensor.
+    """
+
+    model: dict[str, Any]
+    history: list[StageRecord]
+    metrics: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] | None = None
+    seed: int | None = None
+    command: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
+    tied: dict[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the header as a JSON object."""
+        return {"format": FORMAT, **asdict(self)}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "Header":
+        """Build a header from its JSON object; raise KeyError or TypeError where it is not one."""
+        fields = {key: item for key, item in value.items() if key in cls.__dataclass_fields__}
+        fields["history"] = [StageRecord(**record) for record in value["history"]]
+        header = cls(**fields)
+        for name in ("model", "metrics", "versions", "tied"):
+            if not isinstance(getattr(header, name), dict):
+                raise TypeError(f"{name} is no object")
+        if not all(isinstance(part, dict) for record in header.history for part in (record.config, record.result)):
+            raise TypeError("a history record is no object")
+        return header
+
+
+class TensorInfo(NamedTuple):
+    """A stored tensor's safetensors dtype name, shape and size in bytes."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    size_bytes: int
+
+
+def read_header(path: Path) -> tuple[Header, dict[str, TensorInfo]]:
+    """Return an artifact's header and its tensors' shapes.
+
+    Raises MicronetError that says what the file is instead, where it is not a whole artifact.
+    """
+    raw, data_bytes = _read_raw(path)
+    try:
+        tensors = {
+            name: TensorInfo(entry["dtype"], tuple(entry["shape"]), entry["data_offsets"][1] - entry["data_offsets"][0])
+            for name, entry in raw.items()
+            if name != "__metadata__"
+        }
+    except (KeyError, TypeError) as error:
+        raise MicronetError(f"{path} has a damaged tensor table ({error}); make it again") from error
+    expected = sum(info.size_bytes for info in tensors.values())
+    if data_bytes != expected:
+        raise MicronetError(
+            f"{path} is truncated or damaged: {data_bytes:,} bytes of tensors where {expected:,} belong; copy it again"
+        )
+    metadata = raw.get("__metadata__") or {}
+    if KEY not in metadata:
+        raise MicronetError(
+            f"{path} is a safetensors file that micronet did not write; bring it in with: "
+            f"micronet import --model NAME --weights {path}"
+        )
+    try:
+        value = json.loads(metadata[KEY])
+        if value["format"] > FORMAT:
+            raise MicronetError(
+                f"{path} has format {value['format']}; this micronet reads up to {FORMAT}: pip install -U micronet"
+            )
+        return Header.from_json(value), tensors
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise MicronetError(f"{path} has a damaged micronet header ({error}); make it again") from error
+
+
+def _read_raw(path: Path) -> tuple[dict[str, Any], int]:
+    """Return the safetensors JSON header and the number of bytes behind it."""
+    if path.is_dir():
+        raise MicronetError(f"{path} is a folder; expected an artifact (.safetensors)")
+    if not path.exists():
+        raise MicronetError(f"{path} does not exist; make it with micronet train or micronet import")
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            start = file.read(8)
+            length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+            if not 2 <= length <= min(LARGEST_HEADER, size - 8):
+                raise ValueError("no header")
+            raw = json.loads(file.read(length))
+        for name, entry in raw.items():
+            if name != "__metadata__":
+                begin, end = entry["data_offsets"]
+                if not 0 <= begin <= end:
+                    raise ValueError("offsets")
+        return raw, size - 8 - length
+    except OSError as error:
+        raise MicronetError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise MicronetError(f"{path} is {_what(path)}, not an artifact (.safetensors) of micronet") from error
+
+
+_SIGNATURES = [
+    (b"PK\x03\x04", "a PyTorch or zip file"),
+    (b"\x80", "a pickle"),
+    (b"\x89PNG", "a PNG image"),
+    (b"\xff\xd8", "a JPEG image"),
+    (b"\x08", "an ONNX file"),
+]
+
+
+def _what(path: Path) -> str:
+    """Say in a few words what a file seems to be, by its first bytes."""
+    with path.open("rb") as file:
+        start = file.read(8)
+    if not start:
+        return "an empty file"
+    for signature, what in _SIGNATURES:
+        if start.startswith(signature):
+            if signature in (b"PK\x03\x04", b"\x80"):
+                return f"{what} (bring it in with: micronet import --model NAME --weights {path})"
+            return what
+    return "truncated, damaged or of another kind"

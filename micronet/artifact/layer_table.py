@@ -1,0 +1,85 @@
+"""An artifact's layers as a table, from its header alone."""
+
+from typing import Any, NamedTuple
+
+from micronet.artifact.header import Header, TensorInfo
+
+_PARAMETERS = ("weight", "bias")
+_SLOT_SUFFIX = "_quantizer"
+
+
+class Layer(NamedTuple):
+    """One module with tensors of its own: weight shape, parameters, stored bytes, and how it is quantized."""
+
+    name: str
+    shape: str
+    params: int
+    size_bytes: int
+    quantization: str
+
+
+def layer_table(header: Header, tensors: dict[str, TensorInfo]) -> list[Layer]:
+    """Group an artifact's tensors by the module they belong to, in their stored order of names."""
+    described: dict[str, dict[str, Any]] = {}
+    for record in header.history:
+        for module, slots in record.result.get("quantizers", {}).items():
+            described.setdefault(module, {}).update(_by_slot(slots))
+    modules: dict[str, dict[str, TensorInfo]] = {}
+    for name, info in tensors.items():
+        owner, leaf = _owner(name)
+        modules.setdefault(owner, {})[leaf] = info
+    return [
+        Layer(
+            name,
+            "x".join(map(str, held["weight"].shape)) if "weight" in held else "",
+            sum(_elements(held[leaf]) for leaf in _PARAMETERS if leaf in held),
+            sum(info.size_bytes for info in held.values()),
+            ", ".join(
+                f"{slot.removesuffix(_SLOT_SUFFIX)} {describe_slot(quantizer)}"
+                for slot, quantizer in described.get(name, {}).items()
+            ),
+        )
+        for name, held in sorted(modules.items(), key=lambda item: _natural(item[0]))
+    ]
+
+
+def _owner(name: str) -> tuple[str, str]:
+    """Split a tensor's name into its module and the rest; a quantizer's tensors belong to the module it sits in."""
+    parts = name.split(".")
+    for index, part in enumerate(parts):
+        if part.endswith(_SLOT_SUFFIX):
+            return ".".join(parts[:index]), ".".join(parts[index:])
+    return ".".join(parts[:-1]), parts[-1]
+
+
+def _by_slot(described: dict[str, Any]) -> dict[str, Any]:
+    """Return slot -> description; the bn-fuse record holds the weight's description alone."""
+    return {"weight_quantizer": described} if "scheme" in described else described
+
+
+def describe_slot(quantizer: dict[str, Any]) -> str:
+    """Say in a few words what a described quantizer is: ``8-bit sym signed per channel``, ``sign``."""
+    words = []
+    if "bits" in quantizer:
+        words.append(f"{quantizer['bits']}-bit")
+    if quantizer["scheme"] != "iao":
+        words.append(quantizer["scheme"])
+    if "symmetric" in quantizer:
+        words.append("sym" if quantizer["symmetric"] else "asym")
+    if "signed" in quantizer:
+        words.append("signed" if quantizer["signed"] else "unsigned")
+    if "axis" in quantizer:
+        words.append("per channel" if quantizer["axis"] is not None else "per tensor")
+    return " ".join(words)
+
+
+def _elements(info: TensorInfo) -> int:
+    total = 1
+    for size in info.shape:
+        total *= size
+    return total
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Sort key that puts 10 after 9."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in name.split(".")]

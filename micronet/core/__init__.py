@@ -1,0 +1,1 @@
+"""What every room needs: configs, files, progress, the machine. Nothing here imports torch."""

@@ -1,1 +1,0 @@
-"""Networks on the hardware they are meant for."""

@@ -1,0 +1,1 @@
+"""Measuring any predictor: accuracy, latency, cost, reports."""

@@ -1,0 +1,81 @@
+"""Image files through a network: every image's classes, the likeliest first."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from micronet.core.progress import Progress
+from micronet.data.batches import Normalize
+from micronet.data.dataset import DataSpec
+from micronet.data.image_files import channels_first, decode, list_images
+from micronet.errors import FailedError, MicronetError
+from micronet.evaluation.accuracy import check_scores
+from micronet.runtimes.network import Network
+
+BATCH = 32
+
+
+class Ranked(NamedTuple):
+    """A class and its probability, the softmax of the network's scores."""
+
+    name: str
+    score: float
+
+
+class Prediction(NamedTuple):
+    """What a network sees in an image file: all classes, the likeliest first."""
+
+    image: Path
+    classes: list[Ranked]
+
+
+def predict(network: Network, places: list[Path], name: str, progress: Progress) -> list[Prediction]:
+    """Run a network over image files and folders of them, prepared as its training images were.
+
+    Raises MicronetError for a file that is no readable image, and a network that does not tell its input's size.
+    """
+    spec = _known(network.data, name)
+    paths = [path for place in places for path in _images(place)]
+    found: list[Prediction] = []
+    for start in range(0, len(paths), BATCH):
+        found += _predict_batch(network, spec, paths[start : start + BATCH], name)
+        progress.step("predicting", len(found), len(paths))
+    return found
+
+
+def _predict_batch(network: Network, spec: DataSpec, paths: list[Path], name: str) -> Iterator[Prediction]:
+    size, classes = spec.image_size or 0, spec.classes or []
+    images = channels_first(torch.stack([decode(path, size) for path in paths]))
+    if spec.channels == 1:
+        images = images.float().mean(1, keepdim=True).round().to(torch.uint8)
+    inputs = Normalize.from_spec(spec)(images)
+    check_scores(network, inputs[:1], len(classes), name)
+    shares = torch.from_numpy(network(inputs.contiguous().numpy())).softmax(1)
+    if not shares.isfinite().all():
+        raise FailedError(f"{name} gives scores that are not finite: its weights are damaged, or its training failed")
+    for path, row in zip(paths, shares, strict=True):
+        order = row.argsort(descending=True, stable=True).tolist()
+        yield Prediction(path, [Ranked(classes[index], float(row[index])) for index in order])
+
+
+def _known(spec: DataSpec | None, name: str) -> DataSpec:
+    """Return the spec where it tells all that an image's preparation needs."""
+    if spec is None or None in (spec.image_size, spec.mean, spec.std, spec.classes):
+        raise MicronetError(
+            f"{name} does not tell how its images are prepared or what its classes are called; "
+            "make it with micronet train, or micronet import --data"
+        )
+    return spec
+
+
+def _images(place: Path) -> list[Path]:
+    if not place.exists():
+        raise MicronetError(f"{place} does not exist; give image files or folders of them")
+    if not place.is_dir():
+        return [place]
+    found = list_images(place)
+    if not found:
+        raise MicronetError(f"{place} holds no images")
+    return found

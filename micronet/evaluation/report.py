@@ -1,0 +1,129 @@
+"""Rows of ``compare``: networks side by side on the same data, everything measured, as data and as Markdown."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from micronet.core.machine import tune_allocator
+from micronet.core.progress import Progress, Silent
+from micronet.data.batches import plain_batches
+from micronet.data.dataset import Dataset
+from micronet.evaluation.accuracy import Evaluation, agreement, evaluate, latencies
+from micronet.runtimes.network import Network
+
+BATCHES = (1, 64)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One network's figures, on ``images`` test images.
+
+    ``accuracy``, ``drop``, ``agreement``: 0..1, the last two against the first row.
+
+    ``size_bytes``: of the file. ``compression``: 1 - size over the first row's. Latencies: a call of 1 or 64 images.
+    """
+
+    name: str
+    runtime: str
+    stages: list[str]
+    images: int
+    accuracy: float
+    loss: float
+    drop: float
+    agreement: float
+    macs: int | None
+    params: int
+    size_bytes: int
+    compression: float
+    latency_ms: float
+    latency_p95_ms: float
+    latency_batch64_ms: float
+    latency_batch64_p95_ms: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the row as a JSON object."""
+        return asdict(self)
+
+
+def compare(networks: Sequence[tuple[Path, Network]], data: Dataset, progress: Progress | None = None) -> list[Row]:
+    """Measure networks on the test images, in turns where time is measured."""
+    tune_allocator()
+    progress = progress or Silent()
+    results = [measure_accuracy(network, data, f"evaluating {path.name}", progress) for path, network in networks]
+    sample = next(plain_batches(data.test, data.spec, batch_size=max(BATCHES)))[0].contiguous().numpy()
+    timings = []
+    for index, size in enumerate(BATCHES):
+        progress.step(f"timing batches of {size}", index, len(BATCHES))
+        batch = np.resize(sample, (size, *sample.shape[1:]))
+        timings.append(latencies([network for _, network in networks], [batch] * len(networks)))
+    rows = []
+    for index, (path, network) in enumerate(networks):
+        size_bytes, base_bytes = path.stat().st_size, networks[0][0].stat().st_size
+        rows.append(
+            Row(
+                name=path.name,
+                runtime=network.runtime,
+                stages=list(network.stages),
+                images=results[index].images,
+                accuracy=results[index].accuracy,
+                loss=results[index].loss,
+                drop=results[0].accuracy - results[index].accuracy,
+                agreement=agreement(results[0], results[index]),
+                macs=network.macs((sample.shape[1], sample.shape[2], sample.shape[3])),
+                params=network.params,
+                size_bytes=size_bytes,
+                compression=1 - size_bytes / base_bytes,
+                latency_ms=timings[0][index].p50_ms,
+                latency_p95_ms=timings[0][index].p95_ms,
+                latency_batch64_ms=timings[1][index].p50_ms,
+                latency_batch64_p95_ms=timings[1][index].p95_ms,
+            )
+        )
+    return rows
+
+
+def measure_accuracy(network: Network, data: Dataset, label: str, progress: Progress) -> Evaluation:
+    """Evaluate one network on the test images."""
+    total = len(data.test)
+    return evaluate(network, plain_batches(data.test, data.spec), lambda done: progress.step(label, done, total))
+
+
+COLUMNS = (
+    "name",
+    "runtime",
+    "accuracy",
+    "drop",
+    "agrees",
+    "MACs",
+    "params",
+    "bytes",
+    "smaller",
+    "1 image",
+    "64 images",
+)
+
+
+def cells(row: Row) -> list[str]:
+    """Format a row for people, one string a column."""
+    return [
+        row.name,
+        row.runtime,
+        f"{row.accuracy:.2%}",
+        f"{100 * row.drop:+.2f} pt",
+        f"{row.agreement:.2%}",
+        "?" if row.macs is None else f"{row.macs / 1e6:.1f} M",
+        f"{row.params:,}",
+        f"{row.size_bytes:,}",
+        f"{row.compression:.1%}",
+        f"{row.latency_ms:.2f} ms (p95 {row.latency_p95_ms:.2f})",
+        f"{row.latency_batch64_ms:.1f} ms (p95 {row.latency_batch64_p95_ms:.1f})",
+    ]
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """Return the rows as a Markdown table."""
+    lines = [COLUMNS, ["---"] * 2 + ["---:"] * (len(COLUMNS) - 2), *map(cells, rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,1 +1,0 @@
-"""Networks as files that other runtimes open."""

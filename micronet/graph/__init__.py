@@ -1,0 +1,1 @@
+"""A network as a graph of tensors: tracing, operator tables, rewriting."""

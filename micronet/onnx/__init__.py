@@ -1,0 +1,1 @@
+"""ONNX files: export, lint, post-training quantization, graph rewriting."""

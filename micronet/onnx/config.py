@@ -1,0 +1,50 @@
+"""What a user chooses about an ONNX file, checked once; no torch here, so that ``--help`` stays fast."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from micronet.core.config import Settings, check_range, check_values, setting
+from micronet.errors import MicronetError, unknown
+
+OLDEST_OPSET, NEWEST_OPSET = 18, 23  # the oldest that torch's exporter writes, the newest that ONNX Runtime 1.23 reads
+INT4_OPSET = 21
+AXES = {"batch": 0, "height": 2, "width": 3}
+
+
+@dataclass(frozen=True)
+class ExportConfig(Settings):
+    """What the ONNX file is like."""
+
+    target: Literal["ort", "tensorrt"] = setting(
+        "ort", "Whose kernels to suit: ONNX Runtime (unsigned activations) or TensorRT (signed, zero points 0)."
+    )
+    opset: int = setting(21, "ONNX operator set, 18 to 23.")
+    dynamic: str = setting("batch", "Axes that are free: of batch, height, width, by commas; or none.")
+    precision: Literal["fp32", "fp16"] = setting(
+        "fp32", "Of a float network's tensors; fp16 halves the file, inputs and scores stay float32."
+    )
+    int4_storage: bool = setting(False, "Store weights of up to 4 bits two a byte: smaller, slower in ONNX Runtime.")
+    embed_preprocessing: bool = setting(False, "Take 8-bit pixels: the images' normalisation becomes part of the file.")
+
+    def __post_init__(self) -> None:
+        check_values(self)
+        check_range(self, "opset", OLDEST_OPSET, NEWEST_OPSET)
+        for name in self.free_axes:
+            if name == "none":
+                raise MicronetError("--dynamic none frees no axis; leave the others out")
+            if name not in AXES:
+                raise unknown("axis for --dynamic:", name, [*AXES, "none"])
+        if len(set(self.free_axes)) < len(self.free_axes):
+            raise MicronetError(f"--dynamic {self.dynamic} names an axis twice")
+        if self.int4_storage and self.opset < INT4_OPSET:
+            raise MicronetError(f"--int4-storage needs --opset {INT4_OPSET} or later")
+        if self.int4_storage and self.target == "tensorrt":
+            raise MicronetError(
+                "TensorRT does not build 4-bit weights beside 8-bit activations; leave --int4-storage out: its engine "
+                "holds them as int8"
+            )
+
+    @property
+    def free_axes(self) -> list[str]:
+        """Return the names of the axes that are free."""
+        return [] if self.dynamic == "none" else [part.strip() for part in self.dynamic.split(",")]

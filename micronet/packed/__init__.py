@@ -1,0 +1,1 @@
+"""The packed format: a network at its weights' true width."""

@@ -1,0 +1,36 @@
+"""Packed files as the networks that ``evaluate``, ``compare`` and ``predict`` open."""
+
+from pathlib import Path
+from typing import Any
+
+from micronet.core.machine import usable_threads
+from micronet.data.dataset import DataSpec
+from micronet.errors import MicronetError
+from micronet.evaluation.accuracy import Scores
+from micronet.runtimes.config import RuntimeOptions
+from micronet.runtimes.packed.predictor import PackedNetwork
+
+
+class PackedPredictor:
+    """A packed network with a name tag."""
+
+    runtime = "packed"
+
+    def __init__(self, path: Path, options: RuntimeOptions) -> None:
+        if not path.exists():
+            raise MicronetError(f"{path} does not exist; make it with micronet pack")
+        if options.device not in (None, "cpu"):
+            raise MicronetError(f"{path}: packed networks run on the CPU; leave --device {options.device} out")
+        self._network = PackedNetwork(path, options.threads or usable_threads())
+        about = self._network.program.about
+        self.data = DataSpec.from_json(about["data"]) if about.get("data") else None
+        self.stages = [str(stage) for stage in about.get("stages") or []]
+        self.params = self._network.program.weights
+
+    def __call__(self, images: Any) -> Scores:
+        """Score images."""
+        return self._network(images)
+
+    def macs(self, image_shape: tuple[int, int, int]) -> int | None:
+        """Count the multiply-accumulates for one image; a packed network takes one size of them alone."""
+        return self._network.macs()

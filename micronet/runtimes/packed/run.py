@@ -1,0 +1,230 @@
+"""Running a packed network with numpy alone: integers stay integers, and every sum of them is exact.
+
+Maps lie as (N, H, W, C), so that a convolution is one matrix product for each place of its kernel. A float32 product
+is exact where no sum reaches 2^24; where one could, it is done in float64.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from micronet.errors import MicronetError
+from micronet.packed.program import Operation, Program
+
+EXACT_FLOAT32 = 2**24
+FEW_CHANNELS = 16
+Array = NDArray[Any]
+
+
+class Value(NamedTuple):
+    """A tensor (N, H, W, C) or (N, C). Integers of a grid where there is a ``scale``: (data - zero_point) * scale."""
+
+    data: Array
+    scale: float | None = None
+    zero_point: int = 0
+
+    def real(self) -> Array:
+        """Return the values, float32."""
+        if self.scale is None:
+            return self.data
+        return (self.data.astype(np.float32) - np.float32(self.zero_point)) * np.float32(self.scale)
+
+    def centred(self) -> Array:
+        """Return integers about their zero point, or the values where they are float."""
+        return self.data if self.scale is None or not self.zero_point else self.data.astype(np.int32) - self.zero_point
+
+
+def check_images(program: Program, images: NDArray[np.float32]) -> None:
+    """Raise MicronetError where images are not floats (N, C, H, W) of the program's size."""
+    if images.dtype.kind != "f":
+        raise MicronetError(f"the packed network takes images as they were normalised for training, not {images.dtype}")
+    if images.ndim != 4 or list(images.shape[1:]) != program.shape:
+        raise MicronetError(f"the packed network takes images of {program.shape}, not {list(images.shape[1:])}")
+
+
+def run(program: Program, images: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Score images (N, C, H, W). Raises MicronetError where they are of another size."""
+    check_images(program, images)
+    for _, value in _walk(program, images):
+        last = value
+    return np.ascontiguousarray(last.real(), dtype=np.float32)
+
+
+def count_macs(program: Program) -> int:
+    """Return the multiply-accumulates of an image, by the sizes of what each layer gives."""
+    image = np.zeros((1, *program.shape), np.float32)
+    return sum(
+        value.data.size * operation.weight[0].size
+        for operation, value in _walk(program, image)
+        if operation.weight is not None
+    )
+
+
+def _walk(program: Program, images: NDArray[np.float32]) -> Iterator[tuple[Operation, Value]]:
+    """Give each operation and the value that it makes of the images."""
+    values: list[Value] = [Value(np.ascontiguousarray(images.transpose(0, 2, 3, 1)))]
+    last_use = {source: index for index, op in enumerate(program.operations) for source in op.inputs}
+    for index, operation in enumerate(program.operations):
+        values.append(RUN[operation.kind](operation, *[values[source] for source in operation.inputs]))
+        yield operation, values[-1]
+        for source in operation.inputs:
+            if last_use[source] == index:
+                values[source] = Value(np.zeros(0))  # let go of the memory
+
+
+def conv_sums(x: Array, operation: Operation) -> Array:
+    """Return a convolution's sums, without scale and bias: x (N, H, W, C) -> (N, H', W', O), float32 or float64."""
+    weight, at = operation.weight, operation.attributes
+    assert weight is not None
+    groups, (dy, dx) = at.get("group", 1), at.get("dilation", [1, 1])
+    top, left, bottom, right = at.get("pads", [0, 0, 0, 0])
+    sy, sx = at.get("stride", [1, 1])
+    x = _exact(x, weight)
+    weight = weight.astype(x.dtype)
+    x = np.pad(x, ((0, 0), (top, bottom), (left, right), (0, 0)))
+    outs, inner, height, width = weight.shape
+    high = (x.shape[1] - (height - 1) * dy - 1) // sy + 1
+    wide = (x.shape[2] - (width - 1) * dx - 1) // sx + 1
+    if high < 1 or wide < 1 or x.shape[3] != inner * groups or outs % groups:
+        raise MicronetError("the packed network's layers do not fit one another; make it anew with micronet pack")
+    if groups == 1 and inner < FEW_CHANNELS:  # the products of single places would be too small to be fast
+        seen = np.lib.stride_tricks.sliding_window_view(x, ((height - 1) * dy + 1, (width - 1) * dx + 1), (1, 2))
+        seen = seen[:, ::sy, ::sx, :, ::dy, ::dx].reshape(len(x) * high * wide, -1)
+        found: Array = (seen @ weight.reshape(outs, -1).T).reshape(len(x), high, wide, outs)
+        return found
+    sums = np.zeros((len(x), high, wide, outs), x.dtype)
+    each = outs // groups
+    for i in range(height):
+        for j in range(width):
+            seen = x[:, i * dy : i * dy + (high - 1) * sy + 1 : sy, j * dx : j * dx + (wide - 1) * sx + 1 : sx]
+            for group in range(groups):
+                part = np.ascontiguousarray(seen[..., group * inner : (group + 1) * inner])
+                own = weight[group * each : (group + 1) * each, :, i, j]
+                sums[..., group * each : (group + 1) * each] += part @ own.T
+    return sums
+
+
+def _exact(x: Array, weight: Array) -> Array:
+    """Return a layer's input in the float type in which its sums are exact, or float32 where it is float anyway."""
+    if x.dtype.kind == "f" or weight.dtype.kind == "f":
+        return x.astype(np.float32)
+    largest = int(np.abs(weight).reshape(len(weight), -1).sum(1).max()) * int(np.abs(x).max(initial=0))
+    return x.astype(np.float32 if largest < EXACT_FLOAT32 else np.float64)
+
+
+def scaled(sums: Array, operation: Operation, x: Value) -> Value:
+    """Return a layer's output from its sums over ``x``: scales, then the bias."""
+    assert operation.weight is not None
+    out = sums.astype(np.float32)
+    unit: Array = np.array(1 if x.scale is None else x.scale, np.float32)
+    if operation.scale is not None:
+        unit = operation.scale * unit
+    if operation.bias is not None and operation.bias.dtype == np.int32:
+        return Value((sums + operation.bias).astype(np.float32) * unit)
+    out = out * unit if operation.scale is not None or x.scale is not None else out
+    return Value(out if operation.bias is None else out + operation.bias)
+
+
+def _conv(operation: Operation, x: Value) -> Value:
+    return scaled(conv_sums(x.centred(), operation), operation, x)
+
+
+def _linear(operation: Operation, x: Value) -> Value:
+    assert operation.weight is not None
+    data = _exact(x.centred(), operation.weight)
+    return scaled(data @ operation.weight.astype(data.dtype).T, operation, x)
+
+
+def _threshold(operation: Operation, x: Value) -> Value:
+    """A convolution of integers and the sign behind it: each sum against its channel's least."""
+    sums = conv_sums(x.centred(), operation)
+    return Value(np.where(sums >= operation.limits, np.int8(1), np.int8(-1)), 1.0)
+
+
+def _sign(operation: Operation, x: Value) -> Value:
+    return Value(np.where(x.real() >= 0, np.int8(1), np.int8(-1)), 1.0)
+
+
+def _relu(operation: Operation, x: Value) -> Value:
+    return Value(np.maximum(x.real(), np.float32(0)))
+
+
+def _clip(operation: Operation, x: Value) -> Value:
+    low, high = operation.attributes["bounds"]
+    return Value(x.real().clip(np.float32(low), np.float32(high)))
+
+
+def _quantize(operation: Operation, x: Value) -> Value:
+    at = operation.attributes
+    scale, zero_point = np.float32(at["scale"]), int(at["zero_point"])
+    low, high = at["range"]
+    kind = np.uint8 if low >= 0 and high <= 255 else np.int8 if low >= -128 and high <= 127 else np.int32
+    q = np.rint(x.real() / scale) + zero_point
+    return Value(q.clip(low, high).astype(kind), float(scale), zero_point)
+
+
+def _max_pool(operation: Operation, x: Value) -> Value:
+    data = x.data
+    low: Any = -np.inf if data.dtype.kind == "f" else np.iinfo(data.dtype).min
+    return x._replace(data=_windows(operation, data, low).max((-2, -1)))
+
+
+def _average_pool(operation: Operation, x: Value) -> Value:
+    data = x.real()
+    total = _windows(operation, data, 0).sum((-2, -1))
+    if operation.attributes.get("count_pads"):
+        return Value(total / np.float32(np.prod(operation.attributes["kernel"])))
+    ones = np.ones((1, *data.shape[1:3], 1), np.float32)
+    return Value((total / _windows(operation, ones, 0).sum((-2, -1))).astype(np.float32))
+
+
+def _windows(operation: Operation, data: Array, fill: Any) -> Array:
+    at = operation.attributes
+    top, left, bottom, right = at.get("pads", [0, 0, 0, 0])
+    sy, sx = at.get("stride", [1, 1])
+    data = np.pad(data, ((0, 0), (top, bottom), (left, right), (0, 0)), constant_values=fill)
+    return np.lib.stride_tricks.sliding_window_view(data, tuple(at["kernel"]), (1, 2))[:, ::sy, ::sx]
+
+
+def _mean(operation: Operation, x: Value) -> Value:
+    out = x.real().mean((1, 2), dtype=np.float32)
+    return Value(out[:, None, None, :] if operation.attributes.get("keep") else out)
+
+
+def _add(operation: Operation, x: Value, y: Value) -> Value:
+    return Value(x.real() + y.real())
+
+
+def _mul(operation: Operation, x: Value, y: Value) -> Value:
+    return Value(x.real() * y.real())
+
+
+def _concat(operation: Operation, *parts: Value) -> Value:
+    if len({(part.scale, part.zero_point) for part in parts}) == 1:
+        return parts[0]._replace(data=np.concatenate([part.data for part in parts], -1))
+    return Value(np.concatenate([part.real() for part in parts], -1))
+
+
+def _flatten(operation: Operation, x: Value) -> Value:
+    data = x.data if x.data.ndim == 2 else x.data.transpose(0, 3, 1, 2)  # as the linear layer's weights were trained
+    return x._replace(data=np.ascontiguousarray(data).reshape(len(data), -1))
+
+
+def _shuffle(operation: Operation, x: Value) -> Value:
+    *rest, channels = x.data.shape
+    parted = x.data.reshape(*rest, operation.attributes["groups"], -1)
+    return x._replace(data=parted.swapaxes(-1, -2).reshape(*rest, channels))
+
+
+def _affine(operation: Operation, x: Value) -> Value:
+    assert operation.scale is not None and operation.bias is not None
+    return Value(x.real() * operation.scale + operation.bias)
+
+
+RUN: dict[str, Callable[..., Value]] = {
+    "conv": _conv, "linear": _linear, "threshold": _threshold, "sign": _sign, "relu": _relu, "clip": _clip,
+    "quantize": _quantize, "max_pool": _max_pool, "average_pool": _average_pool, "mean": _mean, "add": _add,
+    "mul": _mul, "concat": _concat, "flatten": _flatten, "shuffle": _shuffle, "affine": _affine,
+}  # fmt: skip

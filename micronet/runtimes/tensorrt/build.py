@@ -1,0 +1,178 @@
+"""From an ONNX model to a TensorRT engine, by one path for TensorRT 10, 11 and TensorRT-RTX.
+
+The network is strongly typed: what is half or int8 in the model is so in the engine, and nothing else is. TensorRT 10
+asks for that by a flag, the later ones know nothing else.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import onnx
+
+from micronet.core.files import write_bytes
+from micronet.errors import FailedError, MicronetError
+from micronet.runtimes.tensorrt.config import GIB, BuildConfig, Profile
+from micronet.runtimes.tensorrt.library import backend_of, library, logger
+
+_LAYER = re.compile(r"^Name: (?P<name>[^,]*), LayerType: (?P<kind>\w+), Inputs: (?P<rest>.*)$", re.MULTILINE)
+_DATATYPE = re.compile(r"Datatype: (\w+)")
+_FROM = re.compile(r"\[ONNX Layer: ([^\]]+)\]")
+MULTIPLIES = ("correlation", "gemm", "deconv", "conv", "convolution")  # kernels that multiply by weights
+
+
+class Engine(NamedTuple):
+    """A serialized engine and what is known of it (JSON)."""
+
+    data: bytes
+    about: dict[str, Any]
+
+
+def build_engine(proto: onnx.ModelProto, profiles: Sequence[Profile], config: BuildConfig) -> Engine:
+    """Build an engine; ``profiles``: for the model's one input, none where its shape is fixed.
+
+    Raises MicronetError where the model cannot be parsed, naming the node, or a profile does not fit it; FailedError
+    where the library is not installed or the build fails.
+    """
+    trt = library(config.backend)
+    log = logger(trt)
+    log.clear()
+    builder = trt.Builder(log)
+    network = builder.create_network(_strongly_typed(trt))
+    _parse(trt, network, proto, log)
+    settings = builder.create_builder_config()
+    settings.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(config.workspace * GIB))
+    settings.builder_optimization_level = config.optimization_level
+    settings.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # the log then tells every layer's datatypes
+    _add_profiles(builder, settings, network, profiles)
+    _choose_gpus(trt, settings, config.compute_capability)
+    cache = _read_timings(trt, settings, config.timing_cache)
+    built = builder.build_serialized_network(network, settings)
+    if built is None:
+        raise FailedError(f"{backend_of(trt)} could not build the engine: {_last_error(log)}")
+    if cache is not None and config.timing_cache is not None:
+        write_bytes(config.timing_cache, bytes(settings.get_timing_cache().serialize()))
+    about = {
+        "backend": backend_of(trt),
+        "version": trt.__version__,
+        "inputs": [_tensor(network.get_input(i)) for i in range(network.num_inputs)],
+        "outputs": [_tensor(network.get_output(i)) for i in range(network.num_outputs)],
+        "profiles": [_shapes(network.get_input(0).name, profile) for profile in profiles],
+        "layers": layers(log.layers),
+    }
+    return Engine(bytes(built), about)
+
+
+def layers(log: str) -> list[dict[str, Any]]:
+    """Return the engine's layers as the builder's detailed log tells them.
+
+    ``name``, ``kind``, the datatypes of ``inputs``, ``constants`` and ``outputs``, and the ONNX nodes it came ``from``.
+    """
+    found = []
+    for match in _LAYER.finditer(log):
+        inputs, _, rest = match["rest"].partition(", Constants: ")
+        constants, _, rest = rest.partition(", Outputs: ")
+        outputs, _, rest = rest.partition(", TacticName: ")
+        found.append(
+            {
+                "name": match["name"],
+                "kind": match["kind"],
+                "inputs": _DATATYPE.findall(inputs),
+                "constants": _DATATYPE.findall(constants),
+                "outputs": _DATATYPE.findall(outputs),
+                "from": _FROM.findall(rest),
+            }
+        )
+    return found
+
+
+def datatypes(about: dict[str, Any]) -> dict[str, int]:
+    """Count an engine's multiplying layers by the datatype that they read: the proof that int8 was chosen."""
+    reads = [layer["inputs"][0] for layer in about["layers"] if layer["kind"] in MULTIPLIES and layer["inputs"]]
+    return dict(Counter(reads))
+
+
+def _strongly_typed(trt: Any) -> int:
+    flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    return 0 if flag is None else 1 << int(flag)
+
+
+def _parse(trt: Any, network: Any, proto: onnx.ModelProto, log: Any) -> None:
+    parser = trt.OnnxParser(network, log)
+    if not parser.parse(proto.SerializeToString()):
+        errors = [parser.get_error(index) for index in range(parser.num_errors)]
+        told = "; ".join(_told(error) for error in errors[:3]) or _last_error(log)
+        raise MicronetError(f"{backend_of(trt)} does not take this model: {told}")
+    if not network.num_layers or not network.num_outputs:
+        raise MicronetError(f"{backend_of(trt)} found nothing to compute in this model; look at it with check-onnx")
+    if network.num_inputs != 1:
+        raise MicronetError(f"the model has {network.num_inputs} inputs; engines are built for networks of one")
+
+
+def _told(error: Any) -> str:
+    said = error.desc()
+    why = f" ({said})" if said and said != "false" else ""
+    return f"{error.node_operator() or 'a node'} {error.node_name()!r} is not supported{why}"
+
+
+def _add_profiles(builder: Any, settings: Any, network: Any, profiles: Sequence[Profile]) -> None:
+    entry = network.get_input(0)
+    axes = tuple(entry.shape)
+    if -1 in axes and not profiles:
+        raise MicronetError(
+            f"the model's input is {_named(axes)}; give its sizes with --min-shape, --opt-shape and --max-shape"
+        )
+    for profile in profiles:
+        for shape in (profile.smallest, profile.usual, profile.largest):
+            if len(shape) != len(axes) or any(axis not in (-1, size) for axis, size in zip(axes, shape, strict=True)):
+                raise MicronetError(f"the shape {_named(shape)} does not fit the model's input {_named(axes)}")
+        if -1 in axes:
+            made = builder.create_optimization_profile()
+            made.set_shape(entry.name, profile.smallest, profile.usual, profile.largest)
+            if settings.add_optimization_profile(made) < 0:
+                raise MicronetError(f"the profile {_named(profile.smallest)} to {_named(profile.largest)} was refused")
+
+
+def _choose_gpus(trt: Any, settings: Any, capability: str | None) -> None:
+    if capability is None:
+        return
+    if not hasattr(settings, "set_compute_capability"):
+        raise MicronetError(f"{backend_of(trt)} builds for the GPU at hand; leave --compute-capability out")
+    wanted = [part.strip() for part in capability.split(",")]
+    known = {name for name in dir(trt.ComputeCapability) if name.startswith("SM")}
+    settings.num_compute_capabilities = len(wanted)
+    for index, part in enumerate(wanted):
+        name = f"SM{part.replace('.', '')}"
+        if name not in known:
+            numbers = ", ".join(f"{key[2:-1]}.{key[-1]}" for key in sorted(known, key=lambda key: int(key[2:])))
+            raise MicronetError(f"--compute-capability is {part}; {backend_of(trt)} knows {numbers}")
+        settings.set_compute_capability(getattr(trt.ComputeCapability, name), index)
+
+
+def _read_timings(trt: Any, settings: Any, path: Path | None) -> Any:
+    if path is None:
+        return None
+    if backend_of(trt) == "tensorrt-rtx":
+        raise MicronetError("TensorRT-RTX times its kernels on the GPU that runs them; leave --timing-cache out")
+    cache = settings.create_timing_cache(path.read_bytes() if path.exists() else b"")
+    if cache is None or not settings.set_timing_cache(cache, False):
+        raise MicronetError(f"{path} is no timing cache of this version and GPU; remove it or name another")
+    return cache
+
+
+def _tensor(tensor: Any) -> dict[str, Any]:
+    return {"name": tensor.name, "shape": list(tensor.shape), "dtype": str(tensor.dtype).rpartition(".")[2].lower()}
+
+
+def _shapes(name: str, profile: Profile) -> list[dict[str, list[int]]]:
+    return [{name: list(shape)} for shape in (profile.smallest, profile.usual, profile.largest)]
+
+
+def _named(shape: Sequence[int]) -> str:
+    return "x".join("?" if size == -1 else str(size) for size in shape)
+
+
+def _last_error(log: Any) -> str:
+    return log.errors()[-1] if log.errors() else "it gave no reason"

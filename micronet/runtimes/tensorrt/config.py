@@ -1,0 +1,91 @@
+"""What a user chooses about an engine, checked once; no torch here, so that ``--help`` stays fast."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from micronet.core.config import Settings, check_range, check_values, flag, setting
+from micronet.errors import MicronetError
+
+Shape = tuple[int, ...]
+SHAPES = ("min_shape", "opt_shape", "max_shape")
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Shapes of the input that an engine is built for: the smallest, the one it is tuned for, the largest."""
+
+    smallest: Shape
+    usual: Shape
+    largest: Shape
+
+
+@dataclass(frozen=True)
+class BuildConfig(Settings):
+    """What the engine is like."""
+
+    precision: Literal["auto", "fp32", "fp16", "int8"] = setting(
+        "auto", "auto: int8 where the network is quantized, else fp32. int8 of a float network calibrates first."
+    )
+    min_shape: str | None = setting(None, "Smallest input, NxCxHxW; several profiles by commas. Default: batch 1.")
+    opt_shape: str | None = setting(None, "The input to be fast with. Default: batch 8.")
+    max_shape: str | None = setting(None, "Largest input. Default: batch 32.")
+    workspace: float = setting(1.0, "GiB of GPU memory that layers may work in.")
+    optimization_level: int = setting(3, "0 (builds fast) to 5 (looks for the fastest kernels).")
+    timing_cache: Path | None = setting(  # noqa: RUF009
+        None, "File of kernel timings, read where it is there and written: later builds are faster. TensorRT alone."
+    )
+    backend: Literal["auto", "tensorrt", "tensorrt-rtx"] = setting(
+        "auto", "The library: TensorRT builds on the GPU that will run, TensorRT-RTX anywhere."
+    )
+    compute_capability: str | None = setting(
+        None, "GPUs that TensorRT-RTX builds for, for example 8.6 or 8.6,8.9; default: all that it knows."
+    )
+
+    def __post_init__(self) -> None:
+        check_values(self)
+        check_range(self, "workspace", 0.001, 1024)
+        check_range(self, "optimization_level", 0, 5)
+        for part in (self.compute_capability or "").split(","):
+            if part and not re.fullmatch(r"\s*\d{1,2}\.\d\s*", part):
+                raise MicronetError(f"--compute-capability is {part!r}; allowed: for example 8.6")
+        given = [name for name in SHAPES if getattr(self, name) is not None]
+        if given and len(given) < len(SHAPES):
+            missing = [flag(name) for name in SHAPES if name not in given]
+            raise MicronetError(f"a profile is three shapes; give {' and '.join(missing)} too")
+        _ = self.profiles
+
+    @property
+    def profiles(self) -> list[Profile]:
+        """Return the profiles asked for, none where they are left to the input."""
+        if self.min_shape is None or self.opt_shape is None or self.max_shape is None:
+            return []
+        columns = [
+            [_parse(part, name) for part in (getattr(self, name)).split(",")]
+            for name in SHAPES
+        ]  # fmt: skip
+        if len({len(column) for column in columns}) > 1:
+            raise MicronetError("--min-shape, --opt-shape and --max-shape name another number of profiles each")
+        return [_ordered(*shapes) for shapes in zip(*columns, strict=True)]
+
+
+def usual_profile(shape: Shape) -> Profile:
+    """Return the profile for batches of 1 to 32 images (C, H, W)."""
+    return Profile((1, *shape), (8, *shape), (32, *shape))
+
+
+def _parse(text: str, name: str) -> Shape:
+    parts = text.strip().lower().split("x")
+    if not all(part.isascii() and part.isdigit() and 0 < int(part) < 2**31 for part in parts):
+        raise MicronetError(f"{flag(name)} is {text!r}; allowed: sizes joined by x, for example 1x3x224x224")
+    return tuple(map(int, parts))
+
+
+def _ordered(smallest: Shape, usual: Shape, largest: Shape) -> Profile:
+    same = len(smallest) == len(usual) == len(largest)
+    if not same or not all(a <= b <= c for a, b, c in zip(smallest, usual, largest, strict=True)):
+        shown = ["x".join(map(str, shape)) for shape in (smallest, usual, largest)]
+        raise MicronetError(f"a profile's shapes must not fall from min to opt to max; got {', '.join(shown)}")
+    return Profile(smallest, usual, largest)

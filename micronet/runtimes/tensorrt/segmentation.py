@@ -1,0 +1,191 @@
+"""Semantic segmentation: pixel accuracy and mean intersection over union, scores averaged over image sizes.
+
+An image is scored at every size; each size's scores are resampled to the label map's size, bilinear, and their softmax
+averaged. A pixel labelled below 0 or 255 counts for nothing. Works with whatever returns (N, K, h, w), engine or not.
+
+Both measures come from one confusion matrix in a few lines of NumPy, which is no reason for a further dependency;
+torchmetrics, whose mean over classes is the same, ignores one label alone. A class that neither labels nor predictions
+know is left out of the mean, which the customary ``intersection / (union + eps)`` would count as 0.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from torch.nn import functional as F
+
+from micronet.core.progress import Progress, Silent
+from micronet.data.batches import Normalize
+from micronet.data.dataset import IMAGENET, DataSpec
+from micronet.data.image_files import list_images
+from micronet.errors import MicronetError
+
+VOID = 255  # the label of what belongs to no class, as Pascal VOC and Cityscapes write it
+SIDE_MULTIPLE = 8  # to which sides are rounded: segmentation networks score at an eighth of the image's size
+LABEL_MODES = ("L", "P", "I", "I;16")  # Pillow's names of one whole number a pixel
+
+Size = int | tuple[int, int]  # the shorter side, or height and width
+
+
+class Segmentation(NamedTuple):
+    """Figures over all counted pixels, 0..1. ``class_iou``: None for a class that is nowhere.
+
+    ``agreement``: share of pixels that a reference puts into the same class, None without a reference.
+    """
+
+    pixel_accuracy: float
+    mean_iou: float
+    class_iou: list[float | None]
+    images: int
+    agreement: float | None
+
+
+class Pair(NamedTuple):
+    """An image file and its label map's."""
+
+    image: Path
+    label: Path
+
+
+def evaluate_segmentation(
+    predict: Callable[[NDArray[np.float32]], Any],
+    pairs: Sequence[Pair],
+    sizes: Sequence[Size],
+    spec: DataSpec,
+    progress: Progress | None = None,
+    reference: Callable[[NDArray[np.float32]], Any] | None = None,
+) -> Segmentation:
+    """Measure a predictor, (N, C, H, W) float32 -> (N, K, h, w), on images and label maps.
+
+    Raises MicronetError for unreadable files, labels that the network does not score, and maps without any label.
+    """
+    progress = progress or Silent()
+    matrix: NDArray[np.int64] | None = None
+    same = total = 0
+    for index, pair in enumerate(pairs):
+        progress.step("segmenting", index, len(pairs))
+        image, labels = read_image(pair.image), read_labels(pair.label)
+        scores = multi_scale_scores(predict, image, labels.shape, sizes, spec)
+        classes = scores.argmax(0)
+        counted = _confusion(labels, classes, len(scores), pair.label)
+        matrix = counted if matrix is None else matrix + counted
+        if reference is not None:
+            same += int((multi_scale_scores(reference, image, labels.shape, sizes, spec).argmax(0) == classes).sum())
+            total += classes.size
+    if matrix is None or not matrix.sum():
+        raise MicronetError("no pixel is labelled, so there is nothing to measure")
+    accuracy, iou = measures(matrix)
+    known = [value for value in iou if value is not None]
+    return Segmentation(accuracy, float(np.mean(known)), iou, len(pairs), same / total if total else None)
+
+
+def multi_scale_scores(
+    predict: Callable[[NDArray[np.float32]], Any],
+    image: Tensor,
+    shape: tuple[int, int],
+    sizes: Sequence[Size],
+    spec: DataSpec,
+) -> NDArray[np.float32]:
+    """Return the probabilities (K, height, width) of an image (C, H, W) uint8, the mean over sizes."""
+    mean: Tensor | None = None
+    for size in sizes:
+        scores = predict(prepare(image, size, spec))
+        if scores.ndim != 4:
+            raise MicronetError(f"a segmentation network returns scores (N, K, h, w); this one's are {scores.shape}")
+        full = F.interpolate(torch.from_numpy(scores), shape, mode="bilinear", align_corners=False)
+        shares = full[0].softmax(0)
+        mean = shares if mean is None else mean + shares
+    if mean is None:
+        raise ValueError("no sizes")
+    return (mean / len(sizes)).numpy()
+
+
+def measures(matrix: NDArray[np.int64]) -> tuple[float, list[float | None]]:
+    """Return pixel accuracy and each class's intersection over union of a matrix (K labels, K predictions)."""
+    right = matrix.diagonal()
+    union = matrix.sum(0) + matrix.sum(1) - right
+    iou = [float(r / u) if u else None for r, u in zip(right, union, strict=True)]
+    return float(right.sum() / matrix.sum()), iou
+
+
+def prepare(image: Tensor, size: Size, spec: DataSpec) -> NDArray[np.float32]:
+    """Resample and normalise an image (C, H, W) uint8 to (1, C, h, w) float32."""
+    pixels = F.interpolate(image[None].float(), scaled(image.shape[1:], size), mode="bilinear", antialias=True)
+    if spec.channels == 1:
+        pixels = pixels.mean(1, keepdim=True)
+    normalised: NDArray[np.float32] = Normalize.from_spec(_normalisation(spec))(pixels).contiguous().numpy()
+    return normalised
+
+
+def scaled(shape: Sequence[int], size: Size) -> tuple[int, int]:
+    """Return the height and width that an image (H, W) is scored at: those given, or of the given shorter side."""
+    if isinstance(size, tuple):
+        return size
+    height, width = (max(1, round(side * size / min(shape) / SIDE_MULTIPLE)) * SIDE_MULTIPLE for side in shape)
+    return height, width
+
+
+def parse_sizes(text: str) -> list[Size]:
+    """Parse ``256,400x608``. Raises MicronetError for anything but whole numbers and pairs of them."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(re.fullmatch(r"[1-9]\d*(x[1-9]\d*)?", part) for part in parts):
+        raise MicronetError(f"--sizes is {text!r}; allowed: shorter sides or heights x widths, such as 256,400x608")
+    found: list[Size] = []
+    for part in parts:
+        height, _, width = part.partition("x")
+        found.append((int(height), int(width)) if width else int(height))
+    return found
+
+
+def list_pairs(folder: Path) -> list[Pair]:
+    """Find ``images/NAME.jpg`` and ``labels/NAME.png`` in a folder. Raises MicronetError where one lacks the other."""
+    labels = {path.stem: path for path in list_images(folder / "labels")}
+    images = list_images(folder / "images")
+    if not images:
+        raise MicronetError(f"{folder} holds no images; expected images/NAME.jpg and labels/NAME.png")
+    missing = [path for path in images if path.stem not in labels]
+    if missing:
+        raise MicronetError(f"{missing[0]} has no label map; expected {folder / 'labels' / missing[0].stem}.png")
+    return [Pair(path, labels[path.stem]) for path in images]
+
+
+def read_image(path: Path) -> Tensor:
+    """Read an image as (3, H, W) uint8."""
+    return torch.from_numpy(np.array(_open(path, "RGB"))).permute(2, 0, 1)
+
+
+def read_labels(path: Path) -> NDArray[np.int64]:
+    """Read a label map as (H, W) int64: one whole number a pixel, a palette's indices too."""
+    image = _open(path)
+    if image.mode not in LABEL_MODES:
+        raise MicronetError(f"{path} is no label map: its pixels are {image.mode}, expected one whole number a pixel")
+    return np.array(image).astype(np.int64)
+
+
+def _confusion(labels: NDArray[np.int64], classes: NDArray[np.int64], count: int, path: Path) -> NDArray[np.int64]:
+    valid = (labels >= 0) & (labels != VOID)
+    highest = int(labels[valid].max(initial=0))
+    if highest >= count:
+        raise MicronetError(f"{path} has the label {highest}, the network scores {count} classes, from 0")
+    pairs: NDArray[np.int64] = np.bincount(labels[valid] * count + classes[valid], minlength=count * count)
+    return pairs.reshape(count, count)
+
+
+def _normalisation(spec: DataSpec) -> DataSpec:
+    """Return the spec, or one of ImageNet's mean and std, as segmentation networks are wont, where it has none."""
+    return spec if spec.mean and spec.std else DataSpec(mean=IMAGENET["mean"], std=IMAGENET["std"])
+
+
+def _open(path: Path, mode: str | None = None) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return image.convert(mode) if mode else image.copy()
+    except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise MicronetError(f"{path} cannot be read as an image ({error}); mend it or take it away") from error

@@ -1,0 +1,35 @@
+"""Artifacts run by PyTorch, as they are trained: quantized ones simulate their integers in float."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from micronet.artifact.artifact import load
+from micronet.core.machine import pick_device, usable_threads
+from micronet.data.dataset import DataSpec
+from micronet.evaluation.accuracy import Scores, count_macs, predictor
+from micronet.runtimes.config import RuntimeOptions
+
+
+class EagerPredictor:
+    """A torch network in eval mode."""
+
+    runtime = "torch"
+
+    def __init__(self, path: Path, options: RuntimeOptions) -> None:
+        artifact = load(path, options.model, trust_code=options.trust_code)
+        torch.set_num_threads(options.threads or usable_threads())
+        self._model = artifact.model.eval().to(pick_device(options.device)).to(memory_format=torch.channels_last)
+        self._predict = predictor(self._model)
+        self.data = DataSpec.from_json(artifact.data) if artifact.data else None
+        self.params = sum(parameter.numel() for parameter in self._model.parameters())
+        self.stages = [record.stage for record in artifact.history]
+
+    def __call__(self, images: Any) -> Scores:
+        """Score images."""
+        return self._predict(images)
+
+    def macs(self, image_shape: tuple[int, int, int]) -> int:
+        """Count multiply-accumulates."""
+        return count_macs(self._model, image_shape)

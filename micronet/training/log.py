@@ -1,0 +1,55 @@
+"""The epochs' numbers as JSON lines beside the artifact, and in TensorBoard where that is installed."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from micronet.errors import FailedError
+from micronet.training import distributed
+
+
+class Log:
+    """The two files; of several processes only the first writes them, from the first epoch's end on.
+
+    rows: of the epochs before, where a training goes on.
+    """
+
+    def __init__(self, output: Path, rows: list[dict[str, Any]]) -> None:
+        self._path = output.with_name(f"{output.stem}.metrics.jsonl")
+        self._unwritten = list(rows)
+        self._mode = "w"
+        self._board: Any = None
+        if not distributed.leads():
+            return
+        with suppress(ImportError):
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(output.with_name(f"{output.stem}.tensorboard")))
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Add one epoch."""
+        if not distributed.leads():
+            return
+        self._unwritten.append(row)
+        with self._disk(), self._path.open(self._mode, encoding="utf-8") as file:
+            file.writelines(json.dumps(each) + "\n" for each in self._unwritten)
+        self._unwritten, self._mode = [], "a"
+        if self._board is not None:
+            for name, value in row.items():
+                self._board.add_scalar(name, value, row["epoch"])
+
+    def close(self) -> None:
+        """Flush what is buffered."""
+        if self._board is not None:
+            self._board.close()
+
+    @contextmanager
+    def _disk(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise FailedError(
+                f"{self._path} could not be written: {error.strerror or error}; make room, then add --resume"
+            ) from error

@@ -1,0 +1,171 @@
+import json
+import struct
+from contextlib import suppress
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from micronet.artifact.artifact import Artifact, load, save
+from micronet.artifact.header import read_header
+from micronet.artifact.history import StageRecord
+from micronet.errors import MicronetError
+from micronet.models.build import ModelSpec, build
+from micronet.quantization.calibrate import calibrate
+from micronet.quantization.config import QuantConfig
+from micronet.quantization.fold import fold_model
+from micronet.quantization.quantize import quantize_model
+
+IMAGES = torch.randn(8, 3, 32, 32)
+NETWORKS = [("nin", {"width": 0.1}), ("nin_gc", {"width": 0.1}), ("resnet18", {"width": 0.1}),
+            ("torchvision:resnet18", {"num_classes": 7})]  # fmt: skip
+CHAINS = [(), ("fuse",), ("quantize",), ("quantize", "fuse"), ("fuse", "quantize")]
+
+
+def through(model, chain, **config):
+    """Put a float model through stages; return it with its records."""
+    records = [StageRecord("train")]
+    model.train()
+    with torch.no_grad():
+        for _ in range(2):
+            model(IMAGES)
+    model.eval()
+    for stage in chain:
+        if stage == "quantize":
+            model, record = quantize_model(model, QuantConfig(**config))
+            calibrate(model, [IMAGES])
+        else:
+            model, record = fold_model(model)
+        records.append(record)
+    return model.eval(), records
+
+
+@pytest.mark.parametrize("q_type", ["sym", "asym"])
+@pytest.mark.parametrize("q_level", ["channel", "layer"])
+@pytest.mark.parametrize("chain", CHAINS, ids="-".join)
+@pytest.mark.parametrize(("name", "args"), NETWORKS, ids=[name for name, _ in NETWORKS])
+def test_save_and_load_is_bit_exact(tmp_path, name, args, chain, q_level, q_type):
+    if "quantize" not in chain and (q_level, q_type) != ("channel", "sym"):
+        pytest.skip("the quantization settings do not matter here")
+    spec = ModelSpec(name, args)
+    model, records = through(build(spec), chain, q_type=q_type, q_level=q_level)
+    path = tmp_path / "a.safetensors"
+    save(Artifact(model, spec, records, {"accuracy": 0.5}, None, 3), path)
+    again = load(path)
+    assert again.history == records
+    assert (again.metrics, again.seed) == ({"accuracy": 0.5}, 3)
+    for (name, left), (other, right) in zip(model.state_dict().items(), again.model.state_dict().items(), strict=True):
+        assert name == other
+        assert torch.equal(left, right), name
+    with torch.no_grad():
+        assert torch.equal(model(IMAGES), again.model.eval()(IMAGES))
+
+
+def test_saving_twice_gives_the_same_bytes(tmp_path):
+    spec = ModelSpec("nin", {"width": 0.1})
+    artifact = Artifact(build(spec), spec, [StageRecord("train")])
+    for name in ("a", "b"):
+        save(artifact, tmp_path / name)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(4, 4)
+        self.second = nn.Linear(4, 4)
+        self.second.weight = self.first.weight
+
+    def forward(self, x):
+        return self.second(self.first(x))
+
+
+def test_tied_tensors_are_stored_once_and_tied_again(tmp_path):
+    model, path = Tied(), tmp_path / "tied.safetensors"
+    save(Artifact(model, ModelSpec("tied.py:Tied"), [StageRecord("import")]), path)
+    header, tensors = read_header(path)
+    assert header.tied == {"second.weight": "first.weight"}
+    assert len(tensors) == 3
+    again = load(path, Tied()).model
+    assert again.second.weight is again.first.weight
+    assert torch.equal(again.first.weight, model.first.weight)
+
+
+def _artifact(tmp_path):
+    spec = ModelSpec("nin", {"width": 0.1})
+    path = tmp_path / "good.safetensors"
+    save(Artifact(build(spec), spec, [StageRecord("train")]), path)
+    return path
+
+
+@pytest.mark.parametrize("share", [0.0, 0.0001, 0.01, 0.5, 0.999])
+def test_a_truncated_file_is_one_clear_error(tmp_path, share):
+    path = _artifact(tmp_path)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * share)])
+    with pytest.raises(MicronetError, match=r"truncated|empty"):
+        load(path)
+
+
+def _with_header(path, change):
+    """Rewrite an artifact's micronet header."""
+    content = path.read_bytes()
+    length = struct.unpack("<Q", content[:8])[0]
+    raw = json.loads(content[8 : 8 + length])
+    value = json.loads(raw["__metadata__"]["micronet"])
+    change(value)
+    raw["__metadata__"]["micronet"] = json.dumps(value)
+    text = json.dumps(raw).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + content[8 + length :])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda value: value.update(format=99), "pip install -U"),
+        (lambda value: value.pop("history"), "damaged"),
+        (lambda value: value.update(history=[{"no": "stage"}]), "damaged"),
+        (lambda value: value.update(model={"name": "nope"}), "unknown model"),
+        (lambda value: value.update(model={"name": "nin", "args": {"colour": 1}}), "refused its arguments"),
+        (lambda value: value.update(history=[{"stage": "bn-fuse", "config": {}, "result": {"pairs": [["a", "b"]]}}]),
+         "does not fit"),
+        (lambda value: value.update(model={"name": "nin", "args": {"width": 0.2}}), "do not fit"),
+    ],
+)  # fmt: skip
+def test_a_hostile_header_is_one_clear_error(tmp_path, change, message):
+    path = _artifact(tmp_path)
+    _with_header(path, change)
+    with pytest.raises(MicronetError, match=message):
+        load(path)
+
+
+def test_other_files_are_named_for_what_they_are(tmp_path):
+    pickle = tmp_path / "model.pth"
+    torch.save({"state_dict": {}}, pickle)
+    foreign = tmp_path / "foreign.safetensors"
+    save_file({"a": torch.zeros(2)}, foreign)
+    picture = tmp_path / "picture.png"
+    picture.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(100))
+    for path, message in (
+        (pickle, "micronet import"),
+        (foreign, "micronet did not write"),
+        (picture, "PNG image"),
+        (tmp_path, "folder"),
+        (tmp_path / "missing.safetensors", "does not exist"),
+    ):
+        with pytest.raises(MicronetError, match=message):
+            load(path)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_random_damage_never_escapes_as_another_exception(tmp_path, seed):
+    path = _artifact(tmp_path)
+    content = bytearray(path.read_bytes())
+    generator = torch.Generator().manual_seed(seed)
+    length = struct.unpack("<Q", content[:8])[0]
+    for position in torch.randint(8 + length, (5,), generator=generator).tolist():
+        content[position] = int(torch.randint(256, (1,), generator=generator))
+    path.write_bytes(bytes(content))
+    with suppress(MicronetError):
+        load(path)

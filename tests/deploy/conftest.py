@@ -1,9 +1,0 @@
-import pytest
-
-from tests.deploy.fake_gpu import Gpu
-
-
-@pytest.fixture
-def gpu(monkeypatch):
-    """A machine with one GPU, TensorRT and pycuda, all of them fakes."""
-    return Gpu().install(monkeypatch)

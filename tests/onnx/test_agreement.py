@@ -1,0 +1,73 @@
+"""Torch and ONNX Runtime agree, for every scheme on every kind of network: classes, and every layer within one step.
+
+Images: the UCI digits, 1,000 of them; the networks know most, or their scores would lie too close for "same class".
+`pytest -m slow tests/export/test_agreement.py` runs all pairs; CI some.
+"""
+
+import onnx
+import pytest
+
+from micronet.artifact.artifact import load
+from micronet.cli.app import run
+from micronet.data.batches import plain_batches
+from micronet.data.dataset import DataSpec
+from micronet.data.load import load_data
+from micronet.data.split import draw
+from micronet.onnx.check import compare_layers, compare_outputs
+from scripts.export_zoo import schemes
+
+NETWORKS = {
+    "nin": ["--model", "nin", "--width", "0.1"],
+    "nin_gc": ["--model", "nin_gc", "--width", "0.25"],
+    "resnet18": ["--model", "resnet18", "--width", "0.1"],
+    "mobilenet_v2": ["--model", "torchvision:mobilenet_v2"],
+}
+SCHEMES = schemes(320)
+IN_CI = {
+    ("nin", "W8A8 asym layer"), ("nin", "W1A1"), ("nin_gc", "DoReFa W4A4"), ("nin_gc", "WtA32"),
+    ("resnet18", "LSQ W4A4"), ("mobilenet_v2", "W8A8 sym channel"),
+}  # fmt: skip
+IMAGES, CHUNK = 1000, 100
+PAIRS = [
+    pytest.param(
+        network,
+        scheme,
+        marks=[] if (network, scheme) in IN_CI else pytest.mark.slow,
+        id=f"{network}-{scheme}".replace(" ", "-"),
+    )
+    for network in NETWORKS
+    for scheme in SCHEMES
+]
+
+
+@pytest.fixture(scope="module")
+def floats(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("floats")
+
+    def trained(network):
+        path = folder / f"{network}.safetensors"
+        arguments = ["train", *NETWORKS[network], "--limit", "640", "--epochs", "5", "-o", path, "--quiet"]
+        assert path.exists() or run([*map(str, arguments)]) == 0
+        return path
+
+    return trained
+
+
+@pytest.mark.parametrize(("network", "scheme"), PAIRS)
+def test_torch_and_onnxruntime_agree(network, scheme, floats, tmp_path):
+    source = floats(network)
+    steps = [["bn-fuse", source, "-o", tmp_path / "fused.safetensors"]]
+    if SCHEMES[scheme] is not None:
+        steps = [
+            ["quantize", source, *SCHEMES[scheme], "-o", tmp_path / "q.safetensors"],
+            ["bn-fuse", tmp_path / "q.safetensors", "-o", tmp_path / "fused.safetensors"],
+        ]
+    steps.append(["export-onnx", tmp_path / "fused.safetensors", "-o", tmp_path / "x.onnx"])
+    for step in steps:
+        assert run([*map(str, step), "--quiet"]) == 0
+    artifact, proto = load(tmp_path / "fused.safetensors"), onnx.load(tmp_path / "x.onnx")
+    data = load_data(None, like=DataSpec(**{**artifact.data, "limit": None}))
+    batches = [images for images, _ in plain_batches(draw(data.train, IMAGES, 1), data.spec, CHUNK)]
+    assert compare_outputs(artifact.model, proto, batches).classes >= 0.999
+    for images in batches:
+        assert max(compare_layers(artifact.model, proto, images).values(), default=0) <= 1

@@ -1,0 +1,184 @@
+import collections
+
+import onnx
+import pytest
+import torch
+
+from micronet.artifact.artifact import Artifact, load
+from micronet.data.batches import plain_batches
+from micronet.data.dataset import DataSpec
+from micronet.data.load import load_data
+from micronet.errors import MicronetError
+from micronet.models.build import ModelSpec, build
+from micronet.onnx.check import USUAL_ERROR, compare_layers, compare_outputs, drift
+from micronet.onnx.export import to_onnx
+from micronet.onnx.operators import INT32_MAX, room_for_bias
+from micronet.quantization.calibrate import calibrate, each_quantizer
+from micronet.quantization.config import QuantConfig
+from micronet.quantization.fold import fold_model
+from micronet.quantization.quantize import quantize_model
+from micronet.runtimes.config import RuntimeOptions
+
+IMAGES = torch.randn(16, 3, 32, 32)
+
+
+def quantized(name, args, **config):
+    spec = ModelSpec(name, args)
+    model = build(spec)
+    with torch.no_grad():
+        for _ in range(3):
+            model(IMAGES)
+    model, record = quantize_model(model.eval(), QuantConfig(**config))
+    calibrate(model, [IMAGES])
+    return Artifact(model.eval(), spec, [record])
+
+
+def test_every_quantized_weight_is_an_int8_initialiser(chain):
+    proto = onnx.load(chain / "int8.onnx")
+    initializers = {tensor.name: tensor for tensor in proto.graph.initializer}
+    sources = {node.output[0]: node.input[0] for node in proto.graph.node if node.op_type == "DequantizeLinear"}
+    layers = [node for node in proto.graph.node if node.op_type == "Conv"]
+    assert len(layers) == 9
+    for layer in layers:
+        assert initializers[sources[layer.input[1]]].data_type == onnx.TensorProto.INT8
+        assert initializers[sources[layer.input[2]]].data_type == onnx.TensorProto.INT32
+    floats = [t for t in proto.graph.initializer if t.data_type == onnx.TensorProto.FLOAT and len(t.dims) > 1]
+    assert not floats
+
+
+def test_the_int8_file_is_a_quarter_of_the_float_one(chain):
+    small, large = ((chain / name).stat().st_size for name in ("int8.onnx", "float.onnx"))
+    assert small <= 0.25 * large + 9 * 2048
+
+
+def test_no_zero_point_is_shared_and_no_path_is_left(chain):
+    proto = onnx.load(chain / "int8.onnx")
+    points = [n.input[2] for n in proto.graph.node if n.op_type == "DequantizeLinear" and len(n.input) > 2]
+    assert len(points) == len(set(points))
+    assert b"/site-packages/" not in (chain / "int8.onnx").read_bytes()
+    assert "classes" in next(entry.value for entry in proto.metadata_props if entry.key == "micronet")
+
+
+def test_layer_by_layer_onnxruntime_is_within_one_step_on_real_images(chain):
+    artifact = load(chain / "int8.safetensors")
+    data = load_data(None, like=DataSpec(**artifact.data))
+    images, _ = next(plain_batches(data.test, data.spec))
+    proto = to_onnx(artifact, images)
+    worst = compare_layers(artifact.model, proto, images)
+    assert len(worst) == 10
+    assert max(worst.values()) <= 1
+
+
+CONFIGS = [{}, {"q_type": "asym"}, {"q_type": "asym", "q_level": "layer"}, {"q_level": "layer"}, {"w_bits": 4},
+           {"a_bits": 4}, {"a_sign": "signed"}, {"a_bits": 32}, {"w_bits": 32}]  # fmt: skip
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: "-".join(f"{k}={v}" for k, v in config.items()))
+def test_every_config_exports_and_agrees_layer_by_layer(config):
+    artifact = quantized("nin", {"width": 0.1}, **config)
+    proto = to_onnx(artifact, IMAGES)
+    worst = compare_layers(artifact.model, proto, IMAGES)
+    assert max(worst.values(), default=0) <= 1
+    assert bool(worst) == (config.get("a_bits") != 32)
+
+
+def test_sixteen_bits_export_and_agree():
+    artifact = quantized("nin", {"width": 0.1}, w_bits=16, a_bits=16)
+    agreement = compare_outputs(artifact.model, to_onnx(artifact, IMAGES), [IMAGES])
+    assert agreement.error < 1e-2  # float32 sums do not resolve a 16-bit grid, so single steps flip
+
+
+def test_every_quantizer_is_judged_also_in_a_traced_graph_with_equal_scales():
+    artifact = quantized("torchvision:mobilenet_v2", {"num_classes": 4}, a_bits=8)  # its ReLU6 outputs share scales
+    worst = compare_layers(artifact.model, to_onnx(artifact, IMAGES), IMAGES)
+    slots = [f"{name}.{slot}" for name, slot, _ in each_quantizer(artifact.model) if slot != "weight_quantizer"]
+    assert sorted(worst) == sorted(slots)
+    assert max(worst.values()) <= 1
+
+
+def test_a_residual_network_runs_in_integers_from_end_to_end(tmp_path):
+    import onnxruntime
+
+    artifact = quantized("resnet18", {"width": 0.1})
+    proto = to_onnx(artifact, IMAGES)
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    counts = collections.Counter(node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node)
+    assert (counts["QLinearConv"], counts["QLinearAdd"], counts["QGemm"]) == (20, 8, 1)
+
+
+def test_a_fused_network_agrees_but_for_rare_rounding_ties():
+    artifact = quantized("nin", {"width": 0.2})
+    fused, record = fold_model(artifact.model, artifact.history)
+    fused_artifact = artifact.after(record, model=fused)
+    proto = to_onnx(fused_artifact, IMAGES)
+    stored = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
+    for layer in ("features.0", "features.10"):
+        conv = fused.get_submodule(layer).conv
+        values = stored[f"{layer}.conv.bias.q"] * stored[f"{layer}.conv.bias.scale"].astype("float64")
+        torch.testing.assert_close(torch.from_numpy(values).float(), conv.bias.detach(), rtol=1e-6, atol=1e-7)
+    agreement = compare_outputs(fused, proto, [IMAGES])
+    assert agreement.error <= compare_outputs(artifact.model, proto, [IMAGES]).error
+
+
+def test_a_layer_that_is_called_twice_exports():
+    from tests.quantization.test_networks import Modes
+
+    model, record = quantize_model(Modes().eval(), QuantConfig())
+    calibrate(model, [IMAGES])
+    proto = to_onnx(Artifact(model.eval(), ModelSpec("modes.py:Modes"), [record]), IMAGES)
+    assert max(compare_layers(model, proto, IMAGES).values()) <= 1
+
+
+def test_float_networks_agree():
+    spec = ModelSpec("resnet18", {"width": 0.1})
+    model = build(spec).eval()
+    agreement = compare_outputs(model, to_onnx(Artifact(model, spec), IMAGES), [IMAGES], RuntimeOptions())
+    assert agreement.classes == 1
+    assert agreement.error < 1e-5
+
+
+def test_a_large_bias_beside_no_weight_still_fits_int32():
+    weight_scale, input_scale = torch.tensor([1e-18, 0.01]), torch.tensor(0.02)
+    bias = torch.tensor([5.0, -3.0])
+    room = room_for_bias(weight_scale, input_scale, bias)
+    assert ((bias / room.bias_scale).abs() <= INT32_MAX).all()
+    assert room.weight_scale[1] == weight_scale[1]
+    torch.testing.assert_close((bias / room.bias_scale).round() * room.bias_scale, bias, rtol=1e-6, atol=1e-3)
+
+
+def vision_transformer():
+    """A network with layer norms alone, and biases that are not 0."""
+    from torchvision.models import VisionTransformer
+
+    model = VisionTransformer(
+        image_size=32, patch_size=8, num_layers=2, num_heads=2, hidden_dim=16, mlp_dim=32, num_classes=4
+    )
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter, std=0.3)
+    torch.nn.init.normal_(model.heads.head.weight)  # torchvision begins with zeros
+    return model.eval()
+
+
+def test_float_activations_stay_float_beside_integer_weights():
+    model, record = quantize_model(vision_transformer(), QuantConfig(a_bits=32))
+    calibrate(model, [IMAGES])
+    artifact = Artifact(model.eval(), ModelSpec("torchvision:vit"), [record])
+    assert compare_outputs(model, to_onnx(artifact, IMAGES), [IMAGES]).error < 1e-5
+
+
+def test_bn_fuse_of_a_quantized_network_without_batch_norms_makes_torch_and_the_file_agree():
+    model, record = quantize_model(vision_transformer(), QuantConfig(w_bits=4, a_bits=4))  # few bits: large steps
+    calibrate(model, [IMAGES])
+    before = Artifact(model.eval(), ModelSpec("torchvision:vit"), [record])
+    fused, told = fold_model(model, [record])
+    after = before.after(told, model=fused)
+    loose, tight = (compare_outputs(found.model, to_onnx(found, IMAGES), [IMAGES]) for found in (before, after))
+    assert "micronet bn-fuse" in drift(loose, before.history)
+    assert tight.error < 1e-5 and drift(tight, after.history) is None
+    assert "micronet evaluate" in drift(tight._replace(error=2 * USUAL_ERROR), after.history)
+    with pytest.raises(MicronetError, match="nothing to fold"):
+        fold_model(vision_transformer())

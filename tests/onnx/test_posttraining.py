@@ -1,0 +1,190 @@
+"""Float ONNX files made int8 from data: ranges, caches, files from elsewhere."""
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from micronet.errors import MicronetError
+from micronet.onnx import posttraining as pt
+from micronet.onnx.export import to_onnx
+from micronet.runtimes.config import RuntimeOptions
+from micronet.runtimes.onnxruntime import session_predictor
+from tests.onnx.test_targets import plain
+
+IMAGES = np.random.default_rng(0).standard_normal((16, 3, 32, 32), dtype=np.float32)
+
+
+def scores(proto):
+    return session_predictor(proto.SerializeToString(), RuntimeOptions())(IMAGES)
+
+
+@pytest.fixture(scope="module")
+def floating():
+    artifact = plain("resnet18", {"width": 0.1})
+    artifact.model.train()
+    with torch.no_grad():
+        for _ in range(3):
+            artifact.model(torch.from_numpy(IMAGES))
+    artifact.model.eval()
+    return to_onnx(artifact, torch.from_numpy(IMAGES))
+
+
+@pytest.mark.parametrize(("signed", "symmetric"), [(False, False), (False, True), (True, True)])
+@pytest.mark.parametrize("calibrator", ["minmax", "percentile", "entropy", "mse"])
+def test_every_calibrator_gives_a_file_of_integers_that_computes_much_the_same(floating, calibrator, signed, symmetric):
+    folded = pt.prepare(floating)
+    ranges = pt.find_ranges(pt.collect(folded, [IMAGES]), calibrator, 99.99, symmetric=symmetric)
+    small = pt.quantize(folded, ranges, signed=signed, symmetric=symmetric, per_channel=True, bits=8)
+    onnx.checker.check_model(small)
+    kinds = [tensor.data_type for tensor in small.graph.initializer if len(tensor.dims) == 4]
+    assert kinds and set(kinds) == {onnx.TensorProto.INT8}
+    points = {int(np.abs(onnx.numpy_helper.to_array(t).astype(int)).max()) for t in small.graph.initializer
+              if t.name.endswith("_zero_point") and t.data_type != onnx.TensorProto.INT32}  # fmt: skip
+    assert points == {0} if signed else len(points) > 1
+    wanted = scores(floating)
+    error = np.linalg.norm(scores(small) - wanted) / np.linalg.norm(wanted - wanted.mean(1, keepdims=True))
+    assert error < 0.2
+
+
+def test_ranges_are_of_the_tensors_values(floating):
+    found = pt.collect(pt.prepare(floating), [IMAGES[:8], IMAGES[8:]])
+    low, high = pt.find_ranges({"images": found["images"]}, "minmax", 99.99, symmetric=False)["images"]
+    assert (low, high) == (float(IMAGES.min()), float(IMAGES.max()))
+
+
+def test_seven_bits_are_at_most_64(floating):
+    folded = pt.prepare(floating)
+    ranges = pt.find_ranges(pt.collect(folded, [IMAGES]), "minmax", 99.99, symmetric=False)
+    small = pt.quantize(folded, ranges, signed=False, symmetric=False, per_channel=True, bits=7)
+    weights = [onnx.numpy_helper.to_array(t) for t in small.graph.initializer if len(t.dims) == 4]
+    assert weights and max(int(np.abs(weight.astype(int)).max()) for weight in weights) <= 64
+
+
+def test_a_cache_of_tensorrt_is_read_and_an_old_one_of_an_old_name_is_refused(tmp_path, floating):
+    path = tmp_path / "c"
+    path.write_text("TRT-8503-EntropyCalibration2\nimages: 3c010a14\n(Unnamed Layer* 1) [Conv]: 0\n")
+    ranges = pt.read_legacy_cache(path)
+    assert ranges["images"][1] == pytest.approx(127 * float(np.frombuffer(bytes.fromhex("3c010a14"), ">f4")[0]))
+    assert list(ranges) == ["images"]
+    with pytest.raises(MicronetError, match="of another network"):
+        pt.quantize(pt.prepare(floating), {"x": (-1.0, 1.0)}, signed=True, symmetric=True, per_channel=True, bits=8)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"", "no calibration cache"),
+        (b"\xff\xfe\x00", "no calibration cache"),
+        (b"something else\n", "its first line is 'something else'"),
+        (b"TRT-7000-EntropyCalibration2\n", "holds no range"),
+        (b"TRT-7000-EntropyCalibration2\nimages: zzzz\n", "line 2"),
+        (b"TRT-7000-EntropyCalibration2\nimages\n", "line 2"),
+        (b"TRT-7000-EntropyCalibration2\nimages: 7fc00000\n", "line 2"),
+        (b"TRT-7000-EntropyCalibration2\nimages: bf800000\n", "line 2"),
+    ],
+    ids=["empty", "binary", "other", "no-lines", "no-hex", "no-colon", "nan", "negative"],
+)
+def test_a_damaged_cache_is_one_line(tmp_path, text, message):
+    path = tmp_path / "c"
+    path.write_bytes(text)
+    with pytest.raises(MicronetError, match=message):
+        pt.read_legacy_cache(path)
+
+
+def test_models_that_cannot_be_quantized_are_refused(floating):
+    folded = pt.prepare(floating)
+    ranges = pt.find_ranges(pt.collect(folded, [IMAGES]), "minmax", 99.99, symmetric=False)
+    small = pt.quantize(folded, ranges, signed=False, symmetric=False, per_channel=True, bits=8)
+    with pytest.raises(MicronetError, match="quantized already"):
+        pt.prepare(small)
+    with pytest.raises(MicronetError, match="no image to calibrate on"):
+        pt.collect(pt.prepare(floating), [])
+    with pytest.raises(MicronetError, match="NaN or infinity"):
+        pt.find_ranges(pt.collect(pt.prepare(floating), [IMAGES * np.nan]), "minmax", 99.99, symmetric=False)
+
+
+def test_the_command_quantizes_a_file_without_its_code(micronet, chain, tmp_path):
+    proto = onnx.load(chain / "float.onnx")
+    del proto.metadata_props[:]
+    onnx.save(proto, tmp_path / "foreign.onnx")
+    small = tmp_path / "foreign-int8.onnx"
+    unknown = micronet("quantize", tmp_path / "foreign.onnx", "--mode", "ptq")
+    assert unknown.code == 2 and "name them with --data" in unknown.err and not small.exists()
+    done = micronet("quantize", tmp_path / "foreign.onnx", "--mode", "ptq", "--data", "digits", "--json")
+    assert done.code == 0, done.err
+    assert small.stat().st_size < 0.7 * (tmp_path / "foreign.onnx").stat().st_size
+    assert abs(done.json["test_accuracy"] - done.json["float_test_accuracy"]) < 0.05
+    assert micronet("compare", tmp_path / "foreign.onnx", small, "--data", "digits", "--json").code == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "add --mode ptq"),
+        (["--mode", "ptq", "--w-bits", "4"], "--w-bits 7 or 8"),
+        (["--mode", "ptq", "--model", "nin"], "needs no code"),
+        (["--mode", "ptq", "--method", "lsq"], "--w-bits 7 or 8"),
+        (["--mode", "ptq", "--equalize"], "no options of recovery"),
+        (["--mode", "ptq", "--a-sign", "signed", "--q-type", "asym"], "goes with --q-type sym"),
+    ],
+)
+def test_what_a_file_does_not_take_is_said(micronet, chain, tmp_path, options, message):
+    done = micronet("quantize", chain / "float.onnx", *options, "-o", tmp_path / "x.onnx")
+    assert done.code == 2 and message in done.err and not list(tmp_path.iterdir())
+
+
+def windows():
+    """A model that puts four windows of an image behind one another, then convolves them."""
+    node = onnx.helper.make_node
+    nodes = [
+        node("Reshape", ["images", "parted"], ["five"]), node("Transpose", ["five"], ["turned"], perm=[0, 2, 1, 3, 4]),
+        node("Reshape", ["turned", "four"], ["w"]), node("Conv", ["w", "k"], ["c"], kernel_shape=[1, 1]),
+        node("ReduceMean", ["c", "axes"], ["m"], keepdims=0), node("Reshape", ["m", "back"], ["scores"]),
+    ]  # fmt: skip
+    values = {"parted": [0, 3, 4, 8, 32], "four": [-1, 3, 8, 32], "axes": [2, 3], "back": [-1, 8]}
+    stored = [onnx.numpy_helper.from_array(np.array(v), name) for name, v in values.items()]
+    stored.append(onnx.numpy_helper.from_array(np.ones((2, 3, 1, 1), np.float32), "k"))
+    image, scores = (
+        onnx.helper.make_tensor_value_info(name, 1, shape)
+        for name, shape in (("images", ["n", 3, 32, 32]), ("scores", ["n", 8]))
+    )
+    graph = onnx.helper.make_graph(nodes, "g", [image], [scores], stored)
+    return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 21)], ir_version=10)
+
+
+def test_ranges_see_every_value_of_a_tensor_whose_first_axis_is_not_the_batch():
+    images = IMAGES.copy()
+    images[-1, :, -8:] *= 100
+    folded = pt.prepare(windows())
+    low, high = pt.find_ranges(pt.collect(folded, [images]), "minmax", 99.99, symmetric=False)["c"]
+    assert max(-low, high) > 100
+
+
+@pytest.mark.parametrize(
+    "line", ["c:", "c: 00000001", "c: 7f7fffff", ": 3d010a14", "x: 3c010a143c010a14", "images: 3c010a14"]
+)
+def test_a_line_of_a_cache_that_cannot_be_meant_is_refused(tmp_path, line):
+    path = tmp_path / "c"
+    path.write_text(f"TRT-8503-EntropyCalibration2\nimages: 3c010a14\n{line}\n")
+    with pytest.raises(MicronetError, match="line 3"):
+        pt.read_legacy_cache(path)
+
+
+def test_weights_that_are_no_numbers_are_named(floating):
+    broken = onnx.ModelProto()
+    broken.CopyFrom(floating)
+    first = next(tensor for tensor in broken.graph.initializer if len(tensor.dims) == 4)
+    values = onnx.numpy_helper.to_array(first).copy()
+    values.flat[0] = np.nan
+    first.CopyFrom(onnx.numpy_helper.from_array(values, first.name))
+    with pytest.raises(MicronetError, match="holds NaN or infinity"):
+        pt.prepare(broken)
+
+
+def test_two_inputs_are_one_line(micronet, tmp_path):
+    proto = windows()
+    proto.graph.input.append(onnx.helper.make_tensor_value_info("other", 1, ["n", 3]))
+    onnx.save(proto, tmp_path / "two.onnx")
+    done = micronet("quantize", tmp_path / "two.onnx", "--mode", "ptq", "--data", "digits")
+    assert done.code == 2 and "has 2 inputs" in done.err and len(done.err.strip().splitlines()) == 1

@@ -1,0 +1,208 @@
+"""The same network as files for other targets, axes, precisions: each runs and computes what torch computes."""
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from micronet.artifact.artifact import Artifact
+from micronet.data.dataset import DataSpec
+from micronet.errors import MicronetError
+from micronet.models.build import ModelSpec, build
+from micronet.onnx.check import compare_layers, compare_outputs, require_agreement
+from micronet.onnx.config import ExportConfig
+from micronet.onnx.export import to_onnx
+from micronet.onnx.posttraining import prepare
+from micronet.onnx.rewrite import kept_line
+from micronet.runtimes.config import RuntimeOptions
+from micronet.runtimes.onnxruntime import metadata, open_session, session_predictor
+from tests.onnx.test_onnx import IMAGES, quantized
+
+NIN = ("nin", {"width": 0.1})
+SPEC = DataSpec("folder", ["a", "b"], 3, 32, [0.4, 0.5, 0.6], [0.2, 0.25, 0.3])
+
+
+def plain(name="nin", args=None):
+    spec = ModelSpec(name, args or {"width": 0.1})
+    return Artifact(build(spec).eval(), spec)
+
+
+def kinds(proto):
+    return {tensor.data_type for tensor in proto.graph.initializer}
+
+
+@pytest.mark.parametrize("name", ["nin", "nin_gc", "resnet18", "lenet_bn"])
+def test_for_tensorrt_every_activation_is_int8_with_zero_point_0_and_no_bias_is_int32(name):
+    args = {"width": 0.1} if name in ("nin", "nin_gc", "resnet18") else {"in_channels": 3, "image_size": 32}
+    artifact = quantized(name, args, a_sign="signed")
+    proto = to_onnx(artifact, IMAGES, ExportConfig(target="tensorrt"))
+    stored = {tensor.name: tensor for tensor in proto.graph.initializer}
+    for node in proto.graph.node:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            point = onnx.numpy_helper.to_array(stored[node.input[2]])
+            assert point.dtype == np.int8 and not point.any()
+    assert onnx.TensorProto.INT32 not in kinds(proto)
+    worst = compare_layers(artifact.model, proto, IMAGES)
+    assert worst and max(worst.values()) <= 1
+
+
+@pytest.mark.parametrize(
+    ("config", "advice"),
+    [
+        ({"q_type": "asym"}, "zero point.*--q-type sym"),
+        ({"q_type": "asym", "a_bits": 32}, "weight_quantizer has a zero point.*--q-type sym"),
+        ({}, "--q-type sym --a-sign signed"),
+        ({"a_bits": 16}, "int8 alone"),
+    ],
+)
+def test_what_tensorrt_does_not_take_is_refused_with_the_option_to_change(config, advice):
+    with pytest.raises(MicronetError, match=advice):
+        to_onnx(quantized(*NIN, **config), IMAGES, ExportConfig(target="tensorrt"))
+
+
+@pytest.mark.parametrize("opset", [18, 20, 21, 23])
+def test_every_opset_runs_and_agrees(opset):
+    artifact = quantized(*NIN)
+    proto = to_onnx(artifact, IMAGES, ExportConfig(opset=opset))
+    assert [entry.version for entry in proto.opset_import if not entry.domain] == [opset]
+    assert max(compare_layers(artifact.model, proto, IMAGES).values()) <= 1
+
+
+@pytest.mark.parametrize(("name", "args"), [NIN, ("resnet18", {"width": 0.1})], ids=["nin", "resnet18"])
+def test_free_sides_take_other_sizes(name, args):
+    artifact = quantized(name, args)
+    proto = to_onnx(artifact, IMAGES, ExportConfig(dynamic="batch,height,width"))
+    for shape in [(1, 3, 32, 32), (3, 3, 48, 40), (2, 3, 64, 64)]:
+        images = torch.randn(shape)
+        assert compare_outputs(artifact.model, proto, [images]).error < 0.05
+
+
+def test_no_free_axis_writes_the_shape_down():
+    proto = to_onnx(plain(), IMAGES, ExportConfig(dynamic="none"))
+    assert [dim.dim_value for dim in proto.graph.input[0].type.tensor_type.shape.dim] == [1, 3, 32, 32]
+
+
+def test_half_precision_halves_the_file_and_names_what_would_overflow():
+    artifact = plain("resnet18", {"width": 0.25})
+    whole, half = to_onnx(artifact, IMAGES), to_onnx(artifact, IMAGES, ExportConfig(precision="fp16"))
+    assert half.ByteSize() < 0.55 * whole.ByteSize()
+    assert half.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+    require_agreement(artifact.model, half, IMAGES, compare_outputs(artifact.model, half, [IMAGES]))
+    assert metadata(half)["kept_float32"] == {}
+    with torch.no_grad():
+        artifact.model.fc.weight.mul_(1e7)
+    kept = metadata(to_onnx(artifact, IMAGES, ExportConfig(precision="fp16")))["kept_float32"]
+    assert kept and all("fc" in name for name in kept)
+
+
+def test_half_precision_of_a_quantized_network_is_refused():
+    with pytest.raises(MicronetError, match="float networks"):
+        to_onnx(quantized(*NIN), IMAGES, ExportConfig(precision="fp16"))
+
+
+def test_4_bit_storage_halves_the_weights_and_changes_no_layer():
+    artifact = quantized(*NIN, w_bits=4, first_last="same")
+    plainly, packed = to_onnx(artifact, IMAGES), to_onnx(artifact, IMAGES, ExportConfig(int4_storage=True))
+    assert onnx.TensorProto.INT4 in kinds(packed) and packed.ByteSize() < plainly.ByteSize()
+    assert max(compare_layers(artifact.model, packed, IMAGES).values()) <= 1  # other kernels, so single steps may flip
+    with pytest.raises(MicronetError, match="no weight of this network has 4 bits"):
+        to_onnx(quantized(*NIN), IMAGES, ExportConfig(int4_storage=True))
+
+
+def test_embedded_preprocessing_takes_the_pixels():
+    artifact = Artifact(plain().model, ModelSpec(*NIN), data=SPEC.to_json())
+    proto = to_onnx(artifact, IMAGES, ExportConfig(embed_preprocessing=True))
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 3, 32, 32), dtype=np.uint8)
+    mean, std = (np.array(values, np.float32).reshape(1, 3, 1, 1) for values in (SPEC.mean, SPEC.std))
+    images = (pixels / np.float32(255) - mean) / std
+    with torch.no_grad():
+        wanted = artifact.model(torch.from_numpy(images)).numpy()
+    session = open_session(proto.SerializeToString(), RuntimeOptions(), "it")
+    np.testing.assert_allclose(session.run(None, {"images": pixels})[0], wanted, rtol=1e-4, atol=1e-4)
+    through = session_predictor(proto.SerializeToString(), RuntimeOptions())(images)  # the predictors' interface
+    np.testing.assert_allclose(through, wanted, rtol=1e-4, atol=1e-4)
+    with pytest.raises(MicronetError, match="how its images are normalised"):
+        to_onnx(plain(), IMAGES, ExportConfig(embed_preprocessing=True))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"opset": 17}, "allowed: 18 to 23"),
+        ({"dynamic": "batch,depth"}, "depth"),
+        ({"dynamic": "none,batch"}, "leave the others out"),
+        ({"dynamic": "batch,batch"}, "twice"),
+        ({"int4_storage": True, "opset": 20}, "--opset 21 or later"),
+        ({"int4_storage": True, "target": "tensorrt"}, "leave --int4-storage out"),
+    ],
+)
+def test_impossible_options_are_one_line(options, message):
+    with pytest.raises(MicronetError, match=message):
+        ExportConfig(**options)
+
+
+def test_the_command_takes_the_options(micronet, chain, tmp_path):
+    small = micronet("export-onnx", chain / "float.safetensors", "--precision", "fp16", "--embed-preprocessing",
+                     "--dynamic", "none", "-o", tmp_path / "half.onnx", "--json")  # fmt: skip
+    assert small.code == 0 and small.json["kept_float32"] == {}
+    assert micronet("evaluate", tmp_path / "half.onnx", "--json").code == 0
+    refused = micronet("export-onnx", chain / "int8.safetensors", "--target", "tensorrt", "-o", tmp_path / "t.onnx")
+    assert refused.code == 2 and "--a-sign signed" in refused.err and not (tmp_path / "t.onnx").exists()
+
+
+def test_half_keeps_what_it_cannot_hold_at_either_end():
+    for factor, why in ((1e9, "too large"), (1e-9, "too small")):
+        artifact = plain()
+        with torch.no_grad():
+            artifact.model.get_submodule("features.10.conv").weight.mul_(factor)
+        kept = metadata(to_onnx(artifact, IMAGES, ExportConfig(precision="fp16")))["kept_float32"]
+        assert any("features.10" in name and said == why for name, said in kept.items())
+        assert f"({why} for half)" in kept_line(kept)
+
+
+def test_sixteen_bits_need_a_later_opset():
+    with pytest.raises(MicronetError, match="--opset 21 or later"):
+        to_onnx(quantized(*NIN, w_bits=16, a_bits=16), IMAGES, ExportConfig(opset=18))
+
+
+def test_4_bit_weights_with_zero_points_stay_as_they_are():
+    artifact = quantized(*NIN, w_bits=4, q_type="asym", first_last="same")
+    packed = to_onnx(artifact, IMAGES, ExportConfig(int4_storage=True))
+    assert max(compare_layers(artifact.model, packed, IMAGES).values()) <= 1
+
+
+def test_pixels_for_a_model_that_does_not_tell_its_normalisation_are_refused():
+    artifact = Artifact(plain().model, ModelSpec(*NIN), data=SPEC.to_json())
+    proto = to_onnx(artifact, IMAGES, ExportConfig(embed_preprocessing=True))
+    del proto.metadata_props[:]
+    with pytest.raises(MicronetError, match="does not tell how its images are normalised"):
+        session_predictor(proto.SerializeToString(), RuntimeOptions())(IMAGES.numpy())
+
+
+def test_a_network_that_does_not_take_its_input_or_torch_does_not_export_is_one_plain_line(capfd):
+    class Branches(torch.nn.Module):
+        def forward(self, x):
+            return x.flatten(1) + 1 if x.sum() > 0 else x.flatten(1)
+
+    flat = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 2))
+    for model, images, message in (
+        (flat, torch.randn(2, 3, 48, 48), "does not take an input of 2x3x48x48: mat1 and mat2"),
+        (Branches(), IMAGES, "cannot export this network to ONNX: Could not guard"),
+    ):
+        with pytest.raises(MicronetError, match=message) as caught:
+            to_onnx(Artifact(model.eval(), ModelSpec("mine.py:Mine")), images)
+        assert "\x1b" not in str(caught.value) and "\n" not in str(caught.value)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_too_many_weights_are_told_before_the_export_and_integers_are_counted_as_such(monkeypatch):
+    whole = plain()
+    size = sum(tensor.nbytes for tensor in whole.model.state_dict().values())
+    monkeypatch.setattr("micronet.runtimes.onnxruntime.LARGEST", size // 2)
+    assert to_onnx(quantized(*NIN), IMAGES).ByteSize() < size  # a quarter of the weights
+    proto = onnx.ModelProto()
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros(size, np.uint8), "weight"))
+    monkeypatch.setattr("torch.onnx.export", None)
+    for attempt in (lambda: to_onnx(whole, IMAGES), lambda: prepare(proto)):
+        with pytest.raises(MicronetError, match=r"2 GiB.*prune or quantize"):
+            attempt()

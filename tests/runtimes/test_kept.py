@@ -1,0 +1,49 @@
+"""Compiled code on the disk is that of these sources, whole, or not there."""
+
+import subprocess
+import sys
+
+import pytest
+
+from micronet.runtimes.packed import kept
+from micronet.runtimes.packed.kept import Kept
+
+
+def test_code_comes_back_for_its_own_function_key_and_version_only(tmp_path, monkeypatch):
+    store = Kept(tmp_path, "module.first")
+    store.save("int32", "code")
+    assert store.load("int32") == "code"
+    assert store.load("int64") is None
+    assert Kept(tmp_path, "module.second").load("int32") is None
+    monkeypatch.setattr(kept, "SOURCES", "another version's")
+    assert store.load("int32") is None
+    store.save("int32", "newer")
+    assert [path.name for path in tmp_path.iterdir()] == [store.path("int32").name]  # the old version's is gone
+    assert store.load("int32") == "newer"
+
+
+@pytest.mark.parametrize("left", [0, 10])
+def test_damaged_code_is_compiled_again(left, tmp_path):
+    store = Kept(tmp_path, "module.function")
+    store.save(1, ["some", "code"])
+    path = store.path(1)
+    path.write_bytes(path.read_bytes()[:left])
+    assert store.load(1) is None
+
+
+def test_where_nothing_can_be_kept_the_work_goes_on(tmp_path):
+    Kept(tmp_path / "missing", "module.function").save(1, "code")
+    assert not any(tmp_path.iterdir())
+
+
+def test_the_next_process_compiles_nothing():
+    code = (
+        "from tests.runtimes.test_compiled import *\n"
+        "from micronet.runtimes.packed import steps\n"
+        "program, images = operations_of(3)\n"
+        "CompiledNetwork(program[6], 1)(images)\n"
+        "print(len(steps.execute.stats.cache_hits), len(steps.execute.stats.cache_misses))\n"
+    )
+    for _ in range(2):  # the first may be the one that compiles
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["1", "0"]

@@ -1,0 +1,283 @@
+"""Two processes compute what one computes: in float64, where the order of sums leaves nothing to see."""
+
+import errno
+import json
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import multiprocessing, nn
+
+from micronet.artifact.header import read_header
+from micronet.data.dataset import DataSpec
+from micronet.data.split import MemorySplit
+from micronet.evaluation.accuracy import evaluate_together
+from micronet.pruning.criteria import bn_scale
+from micronet.pruning.prune import channel_flow
+from micronet.quantization.calibrate import calibrate, observing
+from micronet.quantization.config import QuantConfig
+from micronet.quantization.quantize import quantize_model
+from micronet.training import distributed
+from micronet.training.config import TrainConfig
+from micronet.training.distillation import Teacher
+from micronet.training.step import SGD_MOMENTUM, Step, make_optimizer
+from micronet.training.synchronized import synchronized
+
+CASES = {
+    "float": {},
+    "w8a8": {"quantized": QuantConfig(w_bits=8, a_bits=8)},
+    "asym": {"quantized": QuantConfig(w_bits=8, a_bits=8, q_type="asym", weight_observer="moving-average")},
+    "bn-fused": {"quantized": QuantConfig(w_bits=8, a_bits=8, bn_fuse=True)},
+    "lsq": {"quantized": QuantConfig(method="lsq", w_bits=4, a_bits=4)},
+    "accumulated": {"accumulate": 2},
+    "sparse": {"sparsity": 0.1},
+    "taught": {"taught": True},
+    "bf16": {"amp": "bf16"},
+}
+BATCHES = [9, 8, 5]  # two processes cannot share all of them evenly
+LR = 0.05
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6, momentum=None),
+        nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3),
+    ).double()  # fmt: skip
+
+
+def train(quantized=None, accumulate=1, sparsity=0.0, taught=False, amp="off"):
+    """Return the losses of a few steps and the network after them."""
+    images = torch.randn(sum(BATCHES), 1, 8, 8, generator=torch.Generator().manual_seed(1)).double()
+    labels = torch.arange(len(images)) % 3
+    model = network()
+    if quantized is not None:
+        model = quantize_model(model, quantized)[0].double()
+        calibrate(model, [images[distributed.my_part(8)]])
+    penalty = bn_scale.penalty(model, channel_flow(model, images), sparsity) if sparsity else None
+    teacher = Teacher(network().eval(), 0.5, 4.0) if taught else None
+    if amp != "off":
+        model, images = model.float(), images.float()  # autocast leaves float64 as it is
+    training = TrainConfig(optimizer="sgd", lr=LR, amp=amp)
+    losses = []
+    with synchronized(model), observing(model):
+        optimizer = make_optimizer(model, training)
+        step = Step(model.train(), optimizer, training, torch.device("cpu"), teacher=teacher, penalty=penalty)
+        batches = zip(images.split(BATCHES), labels.split(BATCHES), strict=True)
+        parts = [(x[distributed.my_part(len(x))], y[distributed.my_part(len(y))]) for x, y in batches]
+        for first in range(0, len(BATCHES), accumulate):
+            together = slice(first, first + accumulate)
+            losses.append(step(parts[together], BATCHES[together]))
+    return losses, model.state_dict()
+
+
+def evaluated():
+    """Return the accuracy and loss on three batches, and how many images this process has seen for that."""
+    pixels = torch.randint(256, (600, 1, 2, 2), generator=torch.Generator().manual_seed(2), dtype=torch.uint8)
+    seen = []
+
+    def predict(images):
+        seen.append(len(images))
+        return images.reshape(len(images), 4)
+
+    split = MemorySplit(pixels, torch.arange(600) % 4)
+    return *evaluate_together(predict, split, DataSpec(mean=[0.5], std=[0.5])), sum(seen)
+
+
+def no_room():
+    raise OSError(errno.ENOSPC, "No space left on device", "a.safetensors")
+
+
+def work(rank, folder, port):
+    torch.set_num_threads(1)
+    os.environ.update(RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="localhost", MASTER_PORT=str(port))
+    told = []
+
+    def tell(error):
+        told.append(str(error))
+        return 7
+
+    try:
+        with distributed.group(tell):
+            results = {name: train(**case) for name, case in CASES.items()}
+            numbers = evaluated()
+            distributed.from_leader(no_room)
+    except distributed.EndedError as ended:
+        told.append(ended.exit_code)
+    torch.save({"trained": results, "evaluated": numbers, "told": told}, folder / f"{rank}.pt")
+    os._exit(0)
+
+
+def free_port():
+    store = torch.distributed.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    return store.port
+
+
+@pytest.fixture(scope="module")
+def of_two(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    multiprocessing.spawn(work, (folder, free_port()), 2)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_compute_what_one_does(of_two, case):
+    losses, state = train(**CASES[case])
+    # Losses are summed in 32 bits. In bf16 each process rounds its part of a gradient, of 1 at most, to 8 bits, and
+    # a gradient takes part in 1 / (1 - momentum) steps.
+    loss_rel, weights = (2**-7, 2**-8 * LR / (1 - SGD_MOMENTUM)) if case == "bf16" else (1e-6, 1e-9)
+    for rank in (0, 1):
+        theirs, other = of_two[rank]["trained"][case]
+        assert theirs == pytest.approx(losses, rel=loss_rel)
+        for name, tensor in state.items():
+            torch.testing.assert_close(other[name], tensor, rtol=weights, atol=weights)
+    assert any(not torch.equal(state[name], network().state_dict().get(name, state[name])) for name in state)
+
+
+def test_two_processes_evaluate_what_one_does_and_each_a_part(of_two):
+    accuracy, loss, images = evaluated()
+    assert images == 600
+    assert [numbers["evaluated"][0] for numbers in of_two] == [accuracy] * 2
+    assert [numbers["evaluated"][1] for numbers in of_two] == pytest.approx([loss] * 2, rel=1e-12)
+    assert [numbers["evaluated"][2] for numbers in of_two] == [256 + 88, 256]
+
+
+def test_what_the_system_refuses_one_process_ends_all_and_one_tells(of_two):
+    line = "[Errno 28] No space left on device: 'a.safetensors'"
+    assert sorted((numbers["told"] for numbers in of_two), key=len) == [[7], [line, 7]]
+
+
+TINY = ["train", "--width", "0.1", "--limit", "200", "--epochs", "3", "--batch-size", "32", "--optimizer", "sgd"]
+
+
+def start(output, *more, by=()):
+    command = [sys.executable, *by, "-m", "micronet.cli.app", *TINY, "-o", str(output), *more]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True
+    )
+
+
+def said(process):
+    """Wait for a process; return the lines of its standard error that are no epoch's."""
+    _, error = process.communicate(timeout=240)
+    return [line for line in error.splitlines() if not line.startswith("epoch ")]
+
+
+def wait_for(checkpoint, process):
+    while not checkpoint.exists() and process.poll() is None:
+        time.sleep(0.01)
+
+
+def ranks_below(parent):
+    """Return the ranks' process ids, by rank."""
+    found = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            if int(stat.read_text().rpartition(")")[2].split()[1]) == parent:
+                pairs = (item.partition("=") for item in (stat.parent / "environ").read_text().split("\0"))
+                environment = {name: value for name, _, value in pairs}
+                if "RANK" in environment:
+                    found[int(environment["RANK"])] = int(stat.parent.name)
+        except OSError:
+            continue
+    return found
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux tells a process of its parent's end")
+def test_the_processes_of_a_killed_launcher_end_too(tmp_path):
+    process = start(tmp_path / "a.safetensors", "--processes", "2", "--epochs", "500")
+    wait_for(tmp_path / "a.checkpoint.safetensors", process)
+    assert sorted(ranks_below(process.pid)) == [0, 1]
+    process.kill()
+    process.communicate(timeout=60)  # they hold its output open until they end
+    assert not (tmp_path / "a.safetensors").exists()
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the processes in /proc")
+def test_a_killed_process_ends_the_run_in_one_line_and_one_process_goes_on(micronet, tmp_path):
+    output, checkpoint = tmp_path / "a.safetensors", tmp_path / "a.checkpoint.safetensors"
+    process = start(output, "--processes", "2", "--checkpoint-minutes", "0")
+    wait_for(checkpoint, process)
+    os.kill(ranks_below(process.pid)[1], signal.SIGKILL)
+    assert said(process) == [f"error: process 1 of 2 was killed (SIGKILL); {distributed.RESUME}"]
+    assert process.returncode == 1
+    assert not output.exists()
+    alone = micronet(*TINY, "-o", output, "--resume")
+    assert alone.code == 0
+    assert "resuming" in alone.err
+    assert all(tensor.isfinite().all() for tensor in load_file(output).values())
+    rows = [json.loads(line) for line in (tmp_path / "a.metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+
+
+def test_several_processes_tell_a_mistake_once(tmp_path):
+    (tmp_path / "a.safetensors").touch()
+    process = start(tmp_path / "a.safetensors", "--processes", "2")
+    (line,) = said(process)
+    assert process.returncode == 2
+    assert "--force" in line
+
+
+def test_ctrl_c_ends_several_processes_in_one_line(tmp_path):
+    process = start(tmp_path / "a.safetensors", "--processes", "2", "--epochs", "50")
+    wait_for(tmp_path / "a.checkpoint.safetensors", process)
+    os.killpg(process.pid, signal.SIGINT)
+    (line,) = said(process)
+    assert process.returncode == 130
+    assert line.startswith("error: interrupted")
+
+
+def test_processes_that_cannot_meet_say_so_in_one_line_and_ctrl_c_ends_their_wait(tmp_path, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        for name, value in {"RANK": 0, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
+            monkeypatch.setenv(name, str(value))
+        refused = start(tmp_path / "a.safetensors")
+        (line,) = said(refused)
+        assert refused.returncode == 1
+        assert line.startswith(f"error: process 0 of 2 did not meet the others at 127.0.0.1:{port} (")
+        assert "--master-port" in line
+    waiting = start(tmp_path / "a.safetensors")
+    while waiting.poll() is None:
+        with suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+            break
+        time.sleep(0.01)
+    waiting.send_signal(signal.SIGINT)
+    assert not said(waiting)
+    assert waiting.returncode == -signal.SIGINT
+
+
+def test_torchrun_goes_on_with_what_one_process_began(micronet, tmp_path):
+    output = tmp_path / "a.safetensors"
+    assert micronet(*TINY, "-o", output, "--max-time", "0").code == 3
+    process = start(output, "--resume", by=["-m", "torch.distributed.run", "--nproc-per-node", "2"])
+    assert [line for line in said(process) if "resuming" in line] == ["resuming in epoch 1 of 3, after step 1"]
+    assert process.returncode == 0
+    rows = [json.loads(line) for line in (tmp_path / "a.metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    assert read_header(output)[0].command == shlex.join(["micronet", *TINY, "-o", str(output), "--resume"])
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--device", "0,x"], "numbers of GPUs"),
+        (["--device", "0,0"], "a GPU twice"),
+        (["--device", "0,1", "--processes", "3"], "is 2 processes"),
+        (["--processes", "0"], "allowed: 1"),
+    ],
+)
+def test_impossible_processes_are_refused(micronet, options, said):
+    done = micronet("train", *options)
+    assert done.code == 2
+    assert said in done.err

@@ -1,0 +1,205 @@
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from micronet.training.config import TrainConfig, learning_rate
+from micronet.training.step import NotFiniteError, Step, first_broken, make_optimizer
+
+TRAIN = ["train", "--width", "0.1", "--limit", "300", "--epochs", "4", "--batch-size", "16"]
+
+
+def start(output, *more, preexec_fn=None):
+    command = [sys.executable, "-m", "micronet.cli.app", *TRAIN, "-o", str(output), *more]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, preexec_fn=preexec_fn)
+
+
+def test_a_killed_and_resumed_training_ends_bit_identical(tmp_path):
+    whole, killed = tmp_path / "whole.safetensors", tmp_path / "killed.safetensors"
+    assert start(whole).wait() == 0
+    checkpoint = tmp_path / "killed.checkpoint.safetensors"
+    process = start(killed)
+    while not checkpoint.exists() and process.poll() is None:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert checkpoint.exists()
+    assert not killed.exists()
+    unclaimed = start(killed)
+    assert unclaimed.wait() == 2
+    assert "--resume" in unclaimed.stderr.read()
+    resumed = start(killed, "--resume")
+    assert resumed.wait() == 0
+    assert "resuming after epoch" in resumed.stderr.read()
+    left, right = load_file(whole), load_file(killed)
+    assert left.keys() == right.keys()
+    assert all(torch.equal(left[name], right[name]) for name in left)
+    assert not checkpoint.exists()
+    rows = [json.loads(line) for line in (tmp_path / "killed.metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
+
+
+def test_ctrl_c_exits_130_with_one_line(tmp_path):
+    process = start(tmp_path / "a.safetensors", "--epochs", "50")
+    while not (tmp_path / "a.checkpoint.safetensors").exists() and process.poll() is None:
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGINT)
+    assert process.wait() == 130
+    (line,) = [line for line in process.stderr.read().splitlines() if not line.startswith("epoch ")]
+    assert line.startswith("error: interrupted")
+
+
+def test_a_loss_that_is_no_number_fails_in_one_line(micronet, tmp_path):
+    done = micronet(*TRAIN, "--lr", "1e30", "--optimizer", "sgd", "-o", tmp_path / "a.safetensors")
+    assert done.code == 1
+    assert "lower --lr" in done.err
+    assert "first in layer features." in done.err
+    assert not (tmp_path / "a.safetensors").exists()
+
+
+def test_the_search_for_what_broke_computes_as_the_step_and_moves_nothing():
+    model = nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(4, 2, bias=False))
+    nn.init.constant_(model[2].weight, 3.4e38 / 4)  # as a sum finite in 32 bits, not in bf16
+    model[0].weight.data.zero_()
+    model[0].bias.data.fill_(1)
+    training = TrainConfig(amp="bf16")
+    step = Step(model, make_optimizer(model, training), training, torch.device("cpu"))
+    images = torch.randn(3, 1, 2, 2)
+    assert first_broken(model, images) is None
+    with pytest.raises(NotFiniteError) as raised:
+        step([(images, torch.tensor([0, 1, 0]))], [3])
+    assert raised.value.layer == "2"
+    assert int(model[0].num_batches_tracked) == 1  # by the step alone
+    assert first_broken(model, images * float("inf")) == "0"
+    assert int(model[0].num_batches_tracked) == 1
+
+
+def test_a_log_that_finds_no_room_says_what_to_do(micronet, tmp_path):
+    (tmp_path / "a.metrics.jsonl").symlink_to("/dev/full")
+    done = micronet(*TRAIN, "--epochs", "1", "-o", tmp_path / "a.safetensors")
+    assert done.code == 1
+    assert "a.metrics.jsonl could not be written: No space left on device; make room, then add --resume" in done.err
+
+
+def test_a_training_that_cannot_be_saved_is_not_lost(micronet, tmp_path, monkeypatch):
+    from micronet.cli import stages
+    from micronet.errors import FailedError
+
+    def full_disk(artifact, path):
+        raise FailedError("No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(stages, "save", full_disk)
+        assert micronet(*TRAIN, "-o", tmp_path / "a.safetensors").code == 1
+    assert (tmp_path / "a.checkpoint.safetensors").exists()
+    done = micronet(*TRAIN, "-o", tmp_path / "a.safetensors", "--resume")
+    assert "resuming after epoch 4 of 4" in done.err
+    assert done.code == 0
+    assert not (tmp_path / "a.checkpoint.safetensors").exists()
+
+
+def test_training_stops_at_its_time_and_goes_on_bit_identical(micronet, tmp_path):
+    whole, stopped = tmp_path / "whole.safetensors", tmp_path / "stopped.safetensors"
+    quantize = ["quantize", "--epochs", "2", "--limit", "200", "--batch-size", "32", "--bn-fuse"]
+    assert micronet(*TRAIN, "--epochs", "1", "-o", tmp_path / "float.safetensors").code == 0
+    assert micronet(*quantize, tmp_path / "float.safetensors", "-o", whole).code == 0
+    for stop in range(2):
+        done = micronet(
+            *quantize, tmp_path / "float.safetensors", "-o", stopped, "--max-time", "0", *["--resume"] * stop
+        )
+        assert done.code == 3
+        where = f"in epoch 1 of 2, after step {stop + 1}"
+        assert done.err.splitlines()[-1] == (
+            f"stopped: --max-time is over {where}; the same command with --resume goes on"
+        )
+        assert not stopped.exists()
+    assert micronet(*quantize, tmp_path / "float.safetensors", "-o", stopped, "--resume").code == 0
+    left, right = load_file(whole), load_file(stopped)
+    assert all(torch.equal(left[name], right[name]) for name in left)
+
+
+def test_patience_ends_a_training_that_gets_no_better(micronet, tmp_path):
+    done = micronet(*TRAIN, "--epochs", "9", "--lr", "0", "--patience", "2", "-o", tmp_path / "a.safetensors", "--json")
+    assert done.code == 0
+    rows = [json.loads(line) for line in (tmp_path / "a.metrics.jsonl").read_text().splitlines()]
+    best = max(rows, key=lambda row: (row["validation_accuracy"], -row["validation_loss"]))["epoch"]
+    assert len(rows) == best + 2 < 9
+    assert done.json["epoch"] == best
+    refused = micronet("sparse-train", "--epochs", "1", "--patience", "2", "-o", tmp_path / "b.safetensors")
+    assert refused.code == 2
+    assert "--patience" in refused.err
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_accumulated_batches_are_one_larger_batch(optimizer):
+    config = TrainConfig(optimizer=optimizer, lr=0.05, label_smoothing=0.1)
+    images, labels = torch.randn(20, 3, 8, 8), torch.arange(20) % 4
+    trained = []
+    for sizes in ([20], [8, 8, 4]):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 4)).double()
+        step = Step(model, make_optimizer(model, config), config, torch.device("cpu"))
+        for _ in range(3):
+            step(zip(images.double().split(sizes), labels.split(sizes), strict=True), sizes)
+        trained.append(model.state_dict())
+    for name, tensor in trained[0].items():
+        torch.testing.assert_close(trained[1][name], tensor, rtol=1e-9, atol=1e-9)
+
+
+def test_a_full_disk_leaves_the_checkpoint_before_and_says_so(tmp_path):
+    def limited(size):
+        return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+    output, checkpoint = tmp_path / "a.safetensors", tmp_path / "a.checkpoint.safetensors"
+    full = start(output, "--max-time", "0", preexec_fn=limited(1000))
+    assert full.wait() == 1
+    assert full.stderr.read().endswith("; make room, then start again\n")
+    stopped = start(output, "--max-time", "0")
+    assert stopped.wait() == 3
+    before = checkpoint.read_bytes()
+    (tmp_path / ".a.checkpoint.safetensors.killed").touch()
+    full = start(output, "--resume", preexec_fn=limited(len(before) // 2))
+    assert full.wait() == 1
+    error = full.stderr.read().splitlines()[-1]
+    assert error.startswith(f"error: {checkpoint} could not be written: ")
+    assert error.endswith("the checkpoint before is whole: make room, then add --resume")
+    assert checkpoint.read_bytes() == before
+    assert not list(tmp_path.glob(".*"))
+    assert start(output, "--resume").wait() == 0
+
+
+def test_sixteen_bits_train_and_the_artifact_stays_in_thirty_two(micronet, tmp_path):
+    assert micronet(*TRAIN, "--epochs", "1", "--amp", "bf16", "-o", tmp_path / "a.safetensors").code == 0
+    tensors = load_file(tmp_path / "a.safetensors")
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.float32, torch.int64}
+    refused = micronet(*TRAIN, "--amp", "fp16", "--device", "cpu", "-o", tmp_path / "b.safetensors")
+    assert refused.code == 2
+    assert "--amp bf16" in refused.err
+
+
+@pytest.mark.slow
+def test_a_compiled_step_leaves_the_artifact_as_it_is(micronet, tmp_path):
+    path = tmp_path / "a.safetensors"
+    assert micronet(*TRAIN, "--epochs", "1", "--compile", "-o", path).code == 0
+    assert micronet("evaluate", path).code == 0
+    folding = ["quantize", path, "--epochs", "1", "--bn-fuse", "--compile", "-o", tmp_path / "q.safetensors"]
+    assert micronet(*folding).code == 0
+
+
+@pytest.mark.parametrize("schedule", ["one-cycle", "step"])
+@pytest.mark.parametrize("steps", [1, 2, 7, 1000])
+def test_the_learning_rate_stays_between_zero_and_its_highest(schedule, steps):
+    config = TrainConfig(lr=0.5, schedule=schedule)
+    rates = [learning_rate(config, step, steps) for step in range(steps)]
+    assert all(0 < rate <= 0.5 for rate in rates)
+    if steps == 1000:
+        assert max(rates) == pytest.approx(0.5, rel=1e-3)
+        assert rates[-1] < 0.001
