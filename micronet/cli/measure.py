@@ -10,9 +10,10 @@ from micronet.data.batches import plain_batches
 from micronet.data.dataset import DataSpec
 from micronet.errors import MicronetError
 from micronet.evaluation.accuracy import check_scores
+from micronet.evaluation.network import Network
 from micronet.evaluation.report import Row, compare
 from micronet.runtimes.config import RuntimeOptions
-from micronet.runtimes.network import Network, open_network
+from micronet.runtimes.network import open_network
 
 
 def measure(files: list[Path], data: DataOptions, runtime: RuntimeOptions, report: ReportOptions) -> list[Row]:

@@ -11,13 +11,15 @@ from torch.nn import functional as F
 
 from micronet.artifact.artifact import Artifact
 from micronet.cli import stages
-from micronet.core.machine import memory_format
 from micronet.data.batches import plain_batches
 from micronet.data.dataset import Dataset
 from micronet.data.split import draw as draw_images
 from micronet.errors import MicronetError
-from micronet.evaluation.accuracy import Predictor, evaluate, evaluating, latencies
+from micronet.evaluation.accuracy import evaluate, evaluating
+from micronet.evaluation.latency import latencies
+from micronet.evaluation.network import Predictor
 from micronet.evaluation.plot import draw
+from micronet.models.device import memory_format
 from micronet.onnx.export import to_onnx
 from micronet.pruning.config import PruneConfig
 from micronet.pruning.plan import Plan

@@ -30,8 +30,9 @@ from micronet.quantization.quantize import quantize_model
 from micronet.quantization.recovery import correct_biases, equalize, reestimate_norms
 from micronet.quantization.recovery_config import RecoveryConfig
 from micronet.quantization.sensitivity import Probe, keep_sensitive, measure_sensitivity
+from micronet.training import distributed
 from micronet.training.config import TrainConfig
-from micronet.training.loop import Procedure, Run, check_fit, distributed, fit_artifact
+from micronet.training.loop import Procedure, Run, check_fit, fit_artifact
 
 CALIBRATION_BATCH = 64
 

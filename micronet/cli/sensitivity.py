@@ -36,7 +36,7 @@ def run(
     """
     from micronet.cli import quantize_stage, stages
     from micronet.core.files import check_place
-    from micronet.core.machine import pick_device
+    from micronet.models.device import pick_device
     from micronet.quantization.sensitivity import Probe, measure_sensitivity
 
     check_place(plot)

@@ -15,19 +15,21 @@ from micronet.artifact.history import StageRecord, check_order
 from micronet.cli import console
 from micronet.cli.options import DataOptions, ModelOptions, OutputOptions, RunConfig, parse_json_object
 from micronet.core.files import check_target
-from micronet.core.machine import pick_device
 from micronet.core.progress import Progress
 from micronet.data.batches import plain_batches
 from micronet.data.dataset import Dataset, DataSpec
 from micronet.data.load import load_data
 from micronet.data.split import draw
 from micronet.errors import MicronetError
-from micronet.evaluation.accuracy import check_scores, count_macs, evaluate, evaluating
+from micronet.evaluation.accuracy import check_scores, evaluate, evaluating
+from micronet.evaluation.cost import count_macs
 from micronet.models.build import ModelSpec, accepted, build, describe
+from micronet.models.device import pick_device
 from micronet.runtimes.config import CodeOptions
+from micronet.training import distributed
 from micronet.training.checkpoint import Checkpoint
 from micronet.training.config import TrainConfig
-from micronet.training.loop import PLAIN, Procedure, Run, distributed, fit_artifact
+from micronet.training.loop import PLAIN, Procedure, Run, fit_artifact
 
 DEFAULT_DATA = "digits"
 USUAL_SHAPE = (3, 224, 224)  # of torchvision's networks

@@ -16,9 +16,10 @@ from micronet.data.batches import plain_batches
 from micronet.data.dataset import DataSpec
 from micronet.errors import MicronetError
 from micronet.evaluation.accuracy import agreement, check_scores
+from micronet.evaluation.network import Network
 from micronet.evaluation.report import measure_accuracy
 from micronet.runtimes.config import RuntimeOptions
-from micronet.runtimes.network import Network, open_network
+from micronet.runtimes.network import open_network
 from micronet.runtimes.tensorrt import segmentation
 from micronet.runtimes.tensorrt.engine import EnginePredictor
 from micronet.runtimes.tensorrt.timing import Timing, sweep

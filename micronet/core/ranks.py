@@ -48,6 +48,11 @@ def local_world_size() -> int:
     return _number("LOCAL_WORLD_SIZE", 1)
 
 
+def part_of(count: int) -> slice:
+    """Return this process's part of ``count`` items; the parts differ by one item at most."""
+    return slice(rank() * count // world_size(), (rank() + 1) * count // world_size())
+
+
 def _number(name: str, alone: int) -> int:
     text = os.environ.get(name, "")
     return int(text) if started() and text.isdigit() else alone

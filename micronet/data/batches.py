@@ -13,11 +13,11 @@ import torch
 from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
 
+from micronet.core import ranks
 from micronet.data.dataset import DataSpec
 from micronet.data.image_files import channels_first
 from micronet.data.split import Split
 from micronet.errors import MicronetError
-from micronet.training import distributed
 
 CROP_PADDING_SHARE = 1 / 8  # 4 pixels of 32, as CIFAR's usual recipe
 MOST_EVALUATED, FEWEST_EVALUATED = 256, 16  # images a batch; more are no faster on a CPU
@@ -75,7 +75,7 @@ def training_batches(
     sizes = batch_sizes(len(split), batch_size)
     flip, side = spec.augment == "crop-flip", split.image_shape[1]
     moves = [None if spec.augment == "none" else draw_moves(size, side, generator, flip=flip) for size in sizes]
-    parts = [distributed.my_part(size) for size in sizes]
+    parts = [ranks.part_of(size) for size in sizes]
     batches = [whole[part] for whole, part in zip(torch.split(order[: sum(sizes)], sizes), parts, strict=True)]
     own = [move if move is None else move[:, part] for move, part in zip(moves, parts, strict=True)]
     normalize = Normalize.from_spec(spec, device)
@@ -139,7 +139,7 @@ def batch_sizes(images: int, batch_size: int) -> list[int]:
     one.
     """
     whole, rest = divmod(images, batch_size)
-    kept = rest >= max(2, distributed.processes()) or (whole == 0 and rest > 0)
+    kept = rest >= max(2, ranks.world_size()) or (whole == 0 and rest > 0)
     return [batch_size] * whole + [rest] * kept
 
 

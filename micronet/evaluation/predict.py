@@ -12,7 +12,7 @@ from micronet.data.dataset import DataSpec
 from micronet.data.image_files import channels_first, decode, list_images
 from micronet.errors import FailedError, MicronetError
 from micronet.evaluation.accuracy import check_scores
-from micronet.runtimes.network import Network
+from micronet.evaluation.network import Network
 
 BATCH = 32
 

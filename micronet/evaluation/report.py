@@ -11,8 +11,9 @@ from micronet.core.machine import tune_allocator
 from micronet.core.progress import Progress, Silent
 from micronet.data.batches import plain_batches
 from micronet.data.dataset import Dataset
-from micronet.evaluation.accuracy import Evaluation, agreement, evaluate, latencies
-from micronet.runtimes.network import Network
+from micronet.evaluation.accuracy import Evaluation, agreement, evaluate
+from micronet.evaluation.latency import latencies
+from micronet.evaluation.network import Network
 
 BATCHES = (1, 64)
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from micronet.artifact.history import StageRecord
 from micronet.errors import FailedError
-from micronet.evaluation.accuracy import Predictor
+from micronet.evaluation.network import Predictor
 from micronet.quantization.calibrate import each_quantizer
 from micronet.quantization.functional import dequantize, quantize
 from micronet.runtimes.config import RuntimeOptions

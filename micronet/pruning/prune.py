@@ -11,7 +11,7 @@ from micronet import registry
 from micronet.artifact.history import StageRecord
 from micronet.core.config import flag
 from micronet.errors import FailedError, MicronetError, first_line
-from micronet.evaluation.accuracy import count_macs
+from micronet.evaluation.cost import count_macs
 from micronet.models import transformer
 from micronet.pruning.check import check
 from micronet.pruning.config import PruneConfig

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
-from micronet.core.machine import memory_format
 from micronet.core.progress import Progress, Silent
 from micronet.errors import MicronetError
+from micronet.models.device import memory_format
 from micronet.quantization.functional import broadcast
 from micronet.quantization.layers import Quantized
 from micronet.quantization.schemes.iao import AffineQuantizer

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from micronet.core.machine import has_vnni, usable_threads
 from micronet.data.dataset import DataSpec
 from micronet.errors import MicronetError, first_line
-from micronet.evaluation.accuracy import Predictor, Scores
+from micronet.evaluation.network import Predictor, Scores
 from micronet.runtimes.config import RuntimeOptions
 from micronet.runtimes.pixels import to_pixels
 

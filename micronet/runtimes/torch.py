@@ -6,9 +6,12 @@ from typing import Any
 import torch
 
 from micronet.artifact.artifact import load
-from micronet.core.machine import pick_device, usable_threads
+from micronet.core.machine import usable_threads
 from micronet.data.dataset import DataSpec
-from micronet.evaluation.accuracy import Scores, count_macs, predictor
+from micronet.evaluation.accuracy import predictor
+from micronet.evaluation.cost import count_macs
+from micronet.evaluation.network import Scores
+from micronet.models.device import pick_device
 from micronet.runtimes.config import RuntimeOptions
 
 

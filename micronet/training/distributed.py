@@ -103,14 +103,6 @@ def leads() -> bool:
     return not dist.is_initialized() or dist.get_rank() == 0
 
 
-def my_part(count: int) -> slice:
-    """Return this process's part of ``count`` images; the parts differ by one image at most."""
-    if not dist.is_initialized():
-        return slice(0, count)
-    rank, world = dist.get_rank(), dist.get_world_size()
-    return slice(rank * count // world, (rank + 1) * count // world)
-
-
 def my_turns() -> slice:
     """Return which items of a list are this process's: every second one of two processes, and so on."""
     if not dist.is_initialized():

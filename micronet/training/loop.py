@@ -20,12 +20,13 @@ from torch import nn
 from micronet.artifact.artifact import Artifact
 from micronet.core import ranks
 from micronet.core.files import file_hash
-from micronet.core.machine import memory_format, memory_mib, tune_allocator
+from micronet.core.machine import memory_mib, tune_allocator
 from micronet.core.progress import Progress, Silent
 from micronet.data.batches import batch_sizes, plain_batches, training_batches
 from micronet.data.dataset import Dataset
 from micronet.errors import FailedError, MicronetError, StoppedError
-from micronet.evaluation.accuracy import check_scores, evaluate_together, evaluating
+from micronet.evaluation.accuracy import check_scores, evaluating
+from micronet.models.device import memory_format
 from micronet.training import distributed
 from micronet.training.checkpoint import Checkpoint, Reached
 from micronet.training.config import TrainConfig, learning_rate
@@ -33,6 +34,7 @@ from micronet.training.distillation import Teacher, open_teacher
 from micronet.training.log import Log
 from micronet.training.step import NotFiniteError, Step, make_optimizer
 from micronet.training.synchronized import synchronized
+from micronet.training.validation import evaluate_together
 
 Observe = Callable[[nn.Module], AbstractContextManager[Any]]
 

@@ -13,8 +13,8 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from micronet.core.machine import memory_format
 from micronet.errors import MicronetError
+from micronet.models.device import memory_format
 from micronet.training import distributed
 from micronet.training.config import TrainConfig
 from micronet.training.distillation import Teacher

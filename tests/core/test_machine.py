@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from micronet.core.machine import memory_format, usable_cores, usable_threads
+from micronet.core.machine import usable_cores, usable_threads
+from micronet.models.device import memory_format
 from micronet.models.resnet import resnet18
 
 

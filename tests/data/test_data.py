@@ -9,7 +9,7 @@ from micronet.data.image_files import decode
 from micronet.data.load import load_data
 from micronet.data.split import MemorySplit
 from micronet.errors import MicronetError
-from micronet.training import distributed
+from tests.conftest import as_rank
 
 
 def make_folder(root, sizes=((20, 20),), parts=("train", "test"), count=6):
@@ -134,7 +134,7 @@ def test_the_parts_of_several_processes_are_one_processs_batches(monkeypatch, wo
     whole = list(training_batches(data.train, data.spec, 16, seed=1, epoch=1))
     parts = []
     for rank in range(world):
-        monkeypatch.setattr(distributed, "my_part", lambda n, r=rank: slice(r * n // world, (r + 1) * n // world))
+        as_rank(monkeypatch, rank, world)
         parts.append(list(training_batches(data.train, data.spec, 16, seed=1, epoch=1)))
     for batch, *pieces in zip(whole, *parts, strict=True):
         for index in (0, 1):

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from micronet.errors import MicronetError
-from micronet.evaluation.accuracy import count_macs
+from micronet.evaluation.cost import count_macs
 from micronet.graph.trace import trace
 from micronet.models.attention import Attention, splittable
 from micronet.models.transformer import attentions, split

@@ -3,7 +3,7 @@ import torch
 
 from micronet import registry
 from micronet.errors import MicronetError
-from micronet.evaluation.accuracy import count_macs
+from micronet.evaluation.cost import count_macs
 from micronet.models.build import ModelSpec, build, check_same_code, describe
 
 # Counted from the original's networks: all parameters, multiply-accumulates at 3x32x32.

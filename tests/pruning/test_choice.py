@@ -9,7 +9,7 @@ from torch.nn import functional as F
 import micronet
 from micronet import registry
 from micronet.errors import FailedError, MicronetError
-from micronet.evaluation.accuracy import count_macs
+from micronet.evaluation.cost import count_macs
 from micronet.models.build import ModelSpec, build
 from micronet.pruning.config import PruneConfig
 from micronet.pruning.prune import channel_flow, prune_model

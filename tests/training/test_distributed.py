@@ -18,9 +18,9 @@ from safetensors.torch import load_file
 from torch import multiprocessing, nn
 
 from micronet.artifact.header import read_header
+from micronet.core import ranks
 from micronet.data.dataset import DataSpec
 from micronet.data.split import MemorySplit
-from micronet.evaluation.accuracy import evaluate_together
 from micronet.pruning.criteria import bn_scale
 from micronet.pruning.prune import channel_flow
 from micronet.quantization.calibrate import calibrate, observing
@@ -31,6 +31,7 @@ from micronet.training.config import TrainConfig
 from micronet.training.distillation import Teacher
 from micronet.training.step import SGD_MOMENTUM, Step, make_optimizer
 from micronet.training.synchronized import synchronized
+from micronet.training.validation import evaluate_together
 
 CASES = {
     "float": {},
@@ -62,7 +63,7 @@ def train(quantized=None, accumulate=1, sparsity=0.0, taught=False, amp="off"):
     model = network()
     if quantized is not None:
         model = quantize_model(model, quantized)[0].double()
-        calibrate(model, [images[distributed.my_part(8)]])
+        calibrate(model, [images[ranks.part_of(8)]])
     penalty = bn_scale.penalty(model, channel_flow(model, images), sparsity) if sparsity else None
     teacher = Teacher(network().eval(), 0.5, 4.0) if taught else None
     if amp != "off":
@@ -73,7 +74,7 @@ def train(quantized=None, accumulate=1, sparsity=0.0, taught=False, amp="off"):
         optimizer = make_optimizer(model, training)
         step = Step(model.train(), optimizer, training, torch.device("cpu"), teacher=teacher, penalty=penalty)
         batches = zip(images.split(BATCHES), labels.split(BATCHES), strict=True)
-        parts = [(x[distributed.my_part(len(x))], y[distributed.my_part(len(y))]) for x, y in batches]
+        parts = [(x[ranks.part_of(len(x))], y[ranks.part_of(len(y))]) for x, y in batches]
         for first in range(0, len(BATCHES), accumulate):
             together = slice(first, first + accumulate)
             losses.append(step(parts[together], BATCHES[together]))

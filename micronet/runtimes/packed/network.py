@@ -6,7 +6,7 @@ from typing import Any
 from micronet.core.machine import usable_threads
 from micronet.data.dataset import DataSpec
 from micronet.errors import MicronetError
-from micronet.evaluation.accuracy import Scores
+from micronet.evaluation.network import Scores
 from micronet.runtimes.config import RuntimeOptions
 from micronet.runtimes.packed.predictor import PackedNetwork
 

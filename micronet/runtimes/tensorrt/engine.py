@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from micronet.data.dataset import DataSpec
 from micronet.errors import FailedError, MicronetError, first_line
-from micronet.evaluation.accuracy import Scores
+from micronet.evaluation.network import Scores
 from micronet.runtimes.config import RuntimeOptions
 from micronet.runtimes.pixels import to_pixels
 from micronet.runtimes.tensorrt.about import REBUILD, library_of, read_about

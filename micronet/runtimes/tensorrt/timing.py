@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from micronet.core.progress import Progress
 from micronet.errors import MicronetError
-from micronet.evaluation.accuracy import FEWEST_ROUNDS, MEASURE_SECONDS, WARM_UP_SECONDS, Scores
+from micronet.evaluation.latency import FEWEST_ROUNDS, MEASURE_SECONDS, WARM_UP_SECONDS
+from micronet.evaluation.network import Scores
 
 DEVICE_ROUNDS = 50
 
