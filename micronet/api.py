@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from micronet.artifact import artifact as artifacts
 from micronet.artifact.history import StageRecord, check_order
-from micronet.core.files import check_target
+from micronet.core.files import check_output_path
 from micronet.errors import unknown
-from micronet.models.build import ModelSpec, describe
+from micronet.models.build import ModelSpec, make_spec
 from micronet.pruning.config import PruneConfig
 from micronet.pruning.network import Example
 from micronet.pruning.prune import prune_model
@@ -68,7 +68,7 @@ def export_onnx(model: nn.Module, example_input: Tensor, path: str | Path, *, fo
     """
     from micronet.onnx.export import to_onnx, write_onnx
 
-    check_target(Path(path), force, ".onnx")
+    check_output_path(Path(path), force, ".onnx")
     artifact = artifacts.Artifact(model, ModelSpec(type(model).__name__, {}), history(model))
     write_onnx(to_onnx(artifact, example_input), Path(path))
 
@@ -81,11 +81,11 @@ def save(
     ``build``: how to make the float network again, ``pkg.mod:factory``, ``path/to/file.py:factory`` or one of
     micronet's names; ``args``: the factory's arguments. Raises MicronetError where the path is taken.
     """
-    check_target(Path(path), force)
+    check_output_path(Path(path), force)
     records = history(model)
     if not records or records[0].stage != "import":
         records = [StageRecord("import", {"model": build}), *records]
-    artifacts.save(artifacts.Artifact(model, describe(build, args), records), Path(path))
+    artifacts.save(artifacts.Artifact(model, make_spec(build, args), records), Path(path))
 
 
 def load(path: str | Path, model: str | nn.Module | None = None, *, trust_code: bool = False) -> nn.Module:

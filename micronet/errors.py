@@ -27,7 +27,7 @@ class FailedError(MicronetError):
 
 
 # What a user can cause: mistakes, failures, what the system refuses.
-CAUSED = (MicronetError, OSError, MemoryError)
+USER_ERRORS = (MicronetError, OSError, MemoryError)
 
 
 def first_line(error: BaseException) -> str:

@@ -21,8 +21,8 @@ import torch
 from numpy.typing import NDArray
 
 from micronet.artifact.artifact import Artifact
-from micronet.core.machine import describe
-from micronet.models.build import ModelSpec, build
+from micronet.core.machine import describe_machine
+from micronet.models.build import ModelSpec, build_model
 from micronet.onnx.export import to_onnx
 from micronet.quantization.calibrate import calibrate
 from micronet.quantization.config import QuantConfig
@@ -56,7 +56,7 @@ def files(name: str) -> dict[str, bytes]:
     kind, args, side = NETWORKS[name]
     spec = ModelSpec(kind, args)
     torch.manual_seed(1)
-    model, images = build(spec), torch.randn(8, 3, side, side)
+    model, images = build_model(spec), torch.randn(8, 3, side, side)
     with torch.no_grad():
         for _ in range(3):
             model(images)  # batch norms get statistics
@@ -84,7 +84,7 @@ def main() -> None:
     asked = parser.parse_args()
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, set(sorted(os.sched_getaffinity(0))[: asked.threads]))
-    print(f"{describe()}; {asked.threads} threads\n")
+    print(f"{describe_machine()}; {asked.threads} threads\n")
     print("| network | batch | file | ms (median) | over float | error | bytes |")
     print("| --- | ---: | --- | ---: | ---: | ---: | ---: |")
     for name in asked.networks:

@@ -24,8 +24,8 @@ import torch
 from torch import nn
 
 from micronet.artifact.artifact import Artifact
-from micronet.core.machine import describe
-from micronet.models.build import ModelSpec, build
+from micronet.core.machine import describe_machine
+from micronet.models.build import ModelSpec, build_model
 from micronet.onnx.export import to_onnx
 from micronet.packed.program import Program, to_bytes
 from micronet.packed.writer import pack_model
@@ -56,7 +56,7 @@ LIMITS = {"avx512": 341, "avx2": 256}
 def floating(spec: ModelSpec, images: torch.Tensor) -> nn.Module:
     """Return a network with batch norms that have seen images."""
     torch.manual_seed(1)
-    model = build(spec)
+    model = build_model(spec)
     with torch.no_grad():
         for _ in range(3):
             model(images)
@@ -197,7 +197,7 @@ def main() -> None:
         paths = {name: Path(folder) / f"{index}.packed" for index, name in enumerate(programs)}
         for name, program in programs.items():
             paths[name].write_bytes(to_bytes(program))
-        print(f"{describe()}; {asked.network}\n")
+        print(f"{describe_machine()}; {asked.network}\n")
         print("| threads | batch | network | bytes | ms (median) | over fp32 | over int8 |")
         print("| ---: | ---: | --- | ---: | ---: | ---: | ---: |")
         for threads in asked.threads:

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from micronet.artifact.artifact import versions
-from micronet.core.machine import describe, tune_allocator
-from micronet.models.build import ModelSpec, build
+from micronet.core.machine import describe_machine, tune_allocator
+from micronet.models.build import ModelSpec, build_model
 from micronet.models.layers import ConvBNReLU
 from micronet.quantization.calibrate import calibrate, observing
 from micronet.quantization.config import QuantConfig
@@ -146,7 +146,7 @@ def main() -> None:
     asked = parser.parse_args()
     tune_allocator()
     torch.manual_seed(0)
-    base = build(ModelSpec("nin", {"width": asked.width}))
+    base = build_model(ModelSpec("nin", {"width": asked.width}))
     images = torch.randn(asked.batch, 3, 32, 32).contiguous(memory_format=torch.channels_last)
     labels = torch.randint(10, (asked.batch,))
     models: dict[str, nn.Module] = {"float": copy.deepcopy(base)}
@@ -169,7 +169,7 @@ def main() -> None:
             run(images, labels)
             if turn >= 2:
                 times[name].append(time.perf_counter() - start)
-    print(f"{describe()}, torch {versions()['torch']}; nin width {asked.width}, batch {asked.batch}, "
+    print(f"{describe_machine()}, torch {versions()['torch']}; nin width {asked.width}, batch {asked.batch}, "
           f"{asked.rounds} interleaved steps")  # fmt: skip
     print("| step | ms (median) | over float (median of pairs) |\n| --- | ---: | ---: |")
     for name, found in times.items():

@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from micronet.core.machine import describe
+from micronet.core.machine import describe_machine
 
 MICRONET = "import sys; from micronet.cli.app import main; sys.argv[0] = 'micronet'; main()"
 COMPLETE = {"_MICRONET_COMPLETE": "complete_bash", "COMP_WORDS": "micronet quantize --calib", "COMP_CWORD": "2"}
@@ -53,7 +53,7 @@ def main() -> None:
         for _ in range(asked.rounds):
             for name, call in calls.items():
                 spent[name].append(seconds(*call))
-    print(f"{describe()}; {asked.rounds} rounds")
+    print(f"{describe_machine()}; {asked.rounds} rounds")
     print("| call | median (s) | least | most |\n| --- | ---: | ---: | ---: |")
     for name, found in spent.items():
         print(f"| {name} | {statistics.median(found):.2f} | {min(found):.2f} | {max(found):.2f} |")

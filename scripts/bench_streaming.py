@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from micronet.core.machine import describe
+from micronet.core.machine import describe_machine
 
 CLASSES = 100
 MICRONET = "import sys; from micronet.cli.app import run; sys.exit(run(sys.argv[1:]))"
@@ -102,7 +102,7 @@ def main() -> None:
         "streamed": train(asked, {"MICRONET_IMAGE_MEMORY": "0"}),
         "the default": train(asked, {}),
     }
-    print(f"{describe()}; {asked.model}, {asked.images} images, {asked.image_size} pixels a side; MiB")
+    print(f"{describe_machine()}; {asked.model}, {asked.images} images, {asked.image_size} pixels a side; MiB")
     print("| images | processes | RSS, most | PSS, most | PSS, 2nd quarter | PSS, last quarter | images/s |")
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
     for name, cells in rows.items():

@@ -29,13 +29,13 @@ from torch.utils.data import DataLoader, Subset
 from torchvision import datasets, transforms
 
 from micronet.artifact.artifact import versions
-from micronet.core.machine import describe, tune_allocator
+from micronet.core.machine import describe_machine, tune_allocator
 from micronet.core.progress import Silent
-from micronet.data.batches import training_batches
+from micronet.data.batches import train_batches
 from micronet.data.load import load_data
-from micronet.models.build import ModelSpec, build
+from micronet.models.build import ModelSpec, build_model
 from micronet.training.config import TrainConfig
-from micronet.training.loop import Run, Trainer
+from micronet.training.loop import RunContext, Trainer
 
 BATCH = 64
 RATE = 0.01
@@ -59,7 +59,7 @@ def plain_loader(asked: argparse.Namespace, workers: int) -> DataLoader[Any]:
 
 def plain(asked: argparse.Namespace, name: str) -> float:
     """Train as in 2021; return images a CPU second."""
-    model = build(ModelSpec(name, {})).train()
+    model = build_model(ModelSpec(name, {})).train()
     optimizer = torch.optim.Adam(model.parameters(), lr=RATE)
     start, images = 0.0, 0
     for step, (inputs, labels) in enumerate(plain_loader(asked, workers=0)):
@@ -89,8 +89,8 @@ def ours(asked: argparse.Namespace, name: str) -> float:
     data = load_data(str(asked.data), limit=asked.images)
     config, clock = TrainConfig(epochs=2, batch_size=BATCH, lr=RATE), Clock()
     with tempfile.TemporaryDirectory() as folder:
-        run = Run(Path(folder) / "a.safetensors", torch.device("cpu"), progress=clock)
-        Trainer(build(ModelSpec(name, {})), data, config, run, {}).fit()
+        run = RunContext(Path(folder) / "a.safetensors", torch.device("cpu"), progress=clock)
+        Trainer(build_model(ModelSpec(name, {})), data, config, run, {}).fit()
     times = [spent for label, spent in clock.steps if label.startswith("epoch 2")]
     rest = len(data.train) % BATCH or BATCH
     return (BATCH * (len(times) - 2) + rest) / (times[-1] - times[0])
@@ -119,7 +119,7 @@ def loading(asked: argparse.Namespace) -> dict[str, list[float]]:
     tune_allocator()
     data = load_data(str(asked.data), limit=asked.images)
     loaders: dict[str, Callable[[], Iterable[tuple[Tensor, Tensor]]]] = {
-        "ours": lambda: training_batches(data.train, data.spec, BATCH, seed=1, epoch=1),
+        "ours": lambda: train_batches(data.train, data.spec, BATCH, seed=1, epoch=1),
         **{f"ImageFolder, {n} workers": lambda n=n: plain_loader(asked, n) for n in (0, 1, 2)},  # type: ignore[misc]
     }
     rate(loaders["ours"]())
@@ -153,7 +153,7 @@ def main() -> None:
                 flush=True,
             )
     loaded = loading(asked)
-    print(f"{describe()}, torch {versions()['torch']}; batch {BATCH}, {asked.rounds} rounds")
+    print(f"{describe_machine()}, torch {versions()['torch']}; batch {BATCH}, {asked.rounds} rounds")
     print("| network | plain loop (images a CPU second) | ours | ours / plain (median of pairs) | least | loading |")
     print("| --- | ---: | ---: | ---: | ---: | ---: |")
     ours_alone = statistics.median(loaded["ours"])

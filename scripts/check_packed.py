@@ -16,7 +16,7 @@ import torch
 from torch.nn import functional as F
 
 from micronet.artifact.artifact import load
-from micronet.data.batches import plain_batches
+from micronet.data.batches import eval_batches
 from micronet.data.load import load_data
 from micronet.onnx.export import to_onnx
 from micronet.packed.program import Program
@@ -57,11 +57,11 @@ def main() -> None:
     asked = parser.parse_args()
     artifact = load(asked.artifact)
     data = load_data(asked.data or (artifact.data or {})["name"], limit=asked.limit)
-    program = pack_model(to_onnx(artifact, next(plain_batches(data.test, data.spec, 2))[0]))
+    program = pack_model(to_onnx(artifact, next(eval_batches(data.test, data.spec, 2))[0]))
     network, start = CompiledNetwork(program, 2), first_layer(program)
     begin = None if start is None else CompiledNetwork(start, 2)
     seen = missed = differing = wrong = signs = 0
-    for images, _ in plain_batches(data.test, data.spec):
+    for images, _ in eval_batches(data.test, data.spec):
         with torch.no_grad():
             theirs = artifact.model.eval()(images).argmax(1).numpy()
         seen += len(images)

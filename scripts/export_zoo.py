@@ -16,11 +16,11 @@ import torch
 
 from micronet.artifact.artifact import Artifact, load
 from micronet.cli.app import run
-from micronet.core.machine import describe
-from micronet.data.batches import plain_batches
+from micronet.core.machine import describe_machine
+from micronet.data.batches import eval_batches
 from micronet.data.dataset import DataSpec
 from micronet.data.load import load_data
-from micronet.data.split import draw
+from micronet.data.split import random_subset
 from micronet.onnx.check import compare_layers, compare_outputs
 
 NETWORKS = {
@@ -77,8 +77,8 @@ def exported(folder: Path, network: str, scheme: str, data: str) -> tuple[Path, 
 def agreement(artifact: Artifact, proto: onnx.ModelProto, images: int) -> tuple[float, float, int]:
     """Return the share of same classes, the scores' error, the worst integer."""
     data = load_data(None, like=DataSpec.from_json(artifact.data))
-    chosen = draw(data.test, images, 1)
-    batches = [batch for batch, _ in plain_batches(chosen, data.spec, CHUNK)]
+    chosen = random_subset(data.test, images, 1)
+    batches = [batch for batch, _ in eval_batches(chosen, data.spec, CHUNK)]
     outputs = compare_outputs(artifact.model, proto, batches)
     worst = [max(compare_layers(artifact.model, proto, batch).values(), default=0) for batch in batches]
     return outputs.classes, outputs.error, max(worst)
@@ -95,7 +95,7 @@ def main() -> None:
     asked = parser.parse_args()
     asked.folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(1)
-    print(f"{describe()}; {asked.images} test images\n")
+    print(f"{describe_machine()}; {asked.images} test images\n")
     print("| network | scheme | same class | score error | largest step, layer by layer | bytes |")
     print("| --- | --- | ---: | ---: | ---: | ---: |")
     for network in asked.networks:

@@ -23,8 +23,8 @@ from torchvision import models
 
 from micronet.artifact.artifact import Artifact, load, save, versions
 from micronet.artifact.history import StageRecord
-from micronet.core.machine import describe
-from micronet.models.build import ModelSpec, build
+from micronet.core.machine import describe_machine
+from micronet.models.build import ModelSpec, build_model
 from micronet.onnx.export import to_onnx
 from micronet.pruning.config import PruneConfig
 from micronet.pruning.prune import prune_model
@@ -37,7 +37,7 @@ def prune_one(name: str, size: int, onnx: bool, folder: Path) -> tuple[str, bool
     """Prune one network; return its row of the table, and whether it counts."""
     torch.manual_seed(0)
     spec = ModelSpec(f"torchvision:{name}", {})
-    model = build(spec).eval()
+    model = build_model(spec).eval()
     before = sum(p.numel() for p in model.parameters())
     images = torch.rand(2, 3, size, size)
     start = time.perf_counter()
@@ -74,7 +74,7 @@ def prune_by_torch_pruning(name: str, size: int) -> tuple[str, bool]:
     import torch_pruning as tp
 
     torch.manual_seed(0)
-    model = build(ModelSpec(f"torchvision:{name}", {})).eval()
+    model = build_model(ModelSpec(f"torchvision:{name}", {})).eval()
     before = sum(p.numel() for p in model.parameters())
     images = torch.rand(2, 3, size, size)
     classes = [
@@ -105,7 +105,7 @@ def main() -> None:
     asked = parser.parse_args()
     warnings.simplefilter("ignore")
     names = asked.names or models.list_models(module=models)
-    print(f"{describe()}, {versions()}; {asked.size} pixels\n")
+    print(f"{describe_machine()}, {versions()}; {asked.size} pixels\n")
     print(
         "| network | cut | pinned | parameters, M | fewer | seconds | counts |\n"
         "| --- | ---: | ---: | --- | ---: | ---: | --- |"

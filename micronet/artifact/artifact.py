@@ -23,7 +23,7 @@ from micronet.artifact.header import KEY, Header, read_header
 from micronet.artifact.history import StageRecord
 from micronet.core.files import write_atomically
 from micronet.errors import FailedError, MicronetError
-from micronet.models.build import ModelSpec, build, check_same_code, describe
+from micronet.models.build import ModelSpec, build_model, check_same_code, make_spec
 
 _PACKAGES = ("micronet", "torch", "torchvision", "numpy", "onnx", "onnxruntime")
 
@@ -80,11 +80,11 @@ def load(path: Path, model: str | nn.Module | None = None, *, trust_code: bool =
     except (SafetensorError, OSError) as error:
         raise MicronetError(f"{path} is damaged: {error}") from error
     tensors.update({name: tensors[stored] for name, stored in header.tied.items() if stored in tensors})
-    fill(network, tensors, str(path))
+    load_state(network, tensors, str(path))
     return Artifact(network, spec, header.history, header.metrics, header.data, header.seed)
 
 
-def fill(model: nn.Module, tensors: dict[str, Tensor], source: str) -> None:
+def load_state(model: nn.Module, tensors: dict[str, Tensor], source: str) -> None:
     """Load tensors into a model, every name and shape matched; raise MicronetError that lists what does not match."""
     own = model.state_dict()
     missing = [name for name in own if name not in tensors]
@@ -136,12 +136,12 @@ def _build(spec: ModelSpec, model: str | nn.Module | None, trust_code: bool) -> 
     if model is not None and not spec.runs_user_code:
         if model != spec.name:
             raise MicronetError(f"this artifact is a {spec.name}, not a {model}; leave --model out")
-        return build(spec)
+        return build_model(spec)
     if model is not None:
-        check_same_code(describe(model), spec)
+        check_same_code(make_spec(model), spec)
         trust_code = True
         spec = replace(spec, name=model)  # the file may have moved; its text is the same
-    return build(spec, trusted=trust_code)
+    return build_model(spec, trusted=trust_code)
 
 
 def _restore(path: Path, network: nn.Module, record: StageRecord) -> nn.Module:

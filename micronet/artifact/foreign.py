@@ -11,11 +11,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from micronet.artifact.artifact import Artifact, fill
+from micronet.artifact.artifact import Artifact, load_state
 from micronet.artifact.history import StageRecord
 from micronet.data.dataset import IMAGENET, DataSpec
 from micronet.errors import MicronetError
-from micronet.models.build import TORCHVISION, build, describe
+from micronet.models.build import TORCHVISION, build_model, make_spec
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
 _ORIGINALS = ("nin", "nin_3x3", "nin_gc")
@@ -26,15 +26,15 @@ def import_model(name: str, args: dict[str, Any], weights: Path | None) -> Artif
 
     Raises MicronetError where the network cannot be built or the tensors do not fit it.
     """
-    spec = describe(name, args)
+    spec = make_spec(name, args)
     tensors = read_weights(weights) if weights else None
     if tensors is not None and name in _ORIGINALS:
-        spec = describe(name, {**_widths(name, tensors), **args})
-    model = build(spec, trusted=True)
+        spec = make_spec(name, {**_widths(name, tensors), **args})
+    model = build_model(spec, trusted=True)
     if tensors is not None:
         if name in _ORIGINALS and tensors.keys() != model.state_dict().keys():
             tensors = _by_position(tensors, model.state_dict())
-        fill(model, tensors, str(weights))
+        load_state(model, tensors, str(weights))
     record = StageRecord("import", {"model": name, "weights": str(weights) if weights else None})
     return Artifact(model, spec, [record])
 

@@ -16,7 +16,7 @@ KINDS = {
 }
 
 
-def check_kind(path: Path, *taken: str) -> None:
+def check_file_kind(path: Path, *taken: str) -> None:
     """Raise MicronetError where a path is a folder, or by its suffix a file of none of the kinds ``taken``.
 
     A file whose suffix tells nothing passes: whoever opens it looks at its bytes.

@@ -8,7 +8,7 @@ _PARAMETERS = ("weight", "bias")
 _SLOT_SUFFIX = "_quantizer"
 
 
-class Layer(NamedTuple):
+class LayerRow(NamedTuple):
     """One module with tensors of its own: weight shape, parameters, stored bytes, and how it is quantized."""
 
     name: str
@@ -18,7 +18,7 @@ class Layer(NamedTuple):
     quantization: str
 
 
-def layer_table(header: Header, tensors: dict[str, TensorInfo]) -> list[Layer]:
+def layer_table(header: Header, tensors: dict[str, TensorInfo]) -> list[LayerRow]:
     """Group an artifact's tensors by the module they belong to, in their stored order of names."""
     described: dict[str, dict[str, Any]] = {}
     for record in header.history:
@@ -29,7 +29,7 @@ def layer_table(header: Header, tensors: dict[str, TensorInfo]) -> list[Layer]:
         owner, leaf = _owner(name)
         modules.setdefault(owner, {})[leaf] = info
     return [
-        Layer(
+        LayerRow(
             name,
             "x".join(map(str, held["weight"].shape)) if "weight" in held else "",
             sum(_elements(held[leaf]) for leaf in _PARAMETERS if leaf in held),

@@ -18,7 +18,7 @@ from micronet import registry
 from micronet.cli import console
 from micronet.cli.old_spellings import modern
 from micronet.core import ranks
-from micronet.errors import CAUSED
+from micronet.errors import USER_ERRORS
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
 _UsageError: Any = typer.BadParameter.__base__  # click's; newer Typers bring it themselves
@@ -92,7 +92,7 @@ def main() -> None:
     """Run the command line and exit."""
     sys.argv[0] = "micronet"  # an artifact records the command line, however Python was told to run it
     code = run(sys.argv[1:])
-    if ranks.started():  # threads of torch's process group that outlive the interpreter would abort the process
+    if ranks.is_distributed():  # threads of torch's process group that outlive the interpreter would abort the process
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
@@ -105,16 +105,16 @@ def run(arguments: list[str]) -> int:
     Of several processes only the first prints results and what is wrong with the command line.
     """
     try:
-        ranks.check()
+        ranks.check_environment()
         first = ranks.rank() == 0
         with nullcontext() if first else redirect_stdout(io.StringIO()):
             # Alone, Typer prints what is wrong and exits by itself; where not, it returns an exit code or None.
             return app(modern(arguments), prog_name="micronet", standalone_mode=first) or 0
     except SystemExit as stop:  # Typer has turned Ctrl-C into an exit by now
-        if stop.code == INTERRUPTED and not ranks.launched():
+        if stop.code == INTERRUPTED and not ranks.is_launched():
             console.print_error("interrupted; every file on disk is whole, and --resume goes on with a training")
         return stop.code if isinstance(stop.code, int) else 1
-    except CAUSED as error:
+    except USER_ERRORS as error:
         return console.tell(error) if ranks.rank() == 0 else getattr(error, "exit_code", 1)
     except _UsageError as error:
         return int(error.exit_code)

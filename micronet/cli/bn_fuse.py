@@ -11,11 +11,11 @@ def run(artifact: Input, *, code: CodeOptions, output: OutputOptions) -> None:
     """Fold every batch norm into the layer before it; quantized weights keep their integers, biases become int32."""
     from micronet.artifact.artifact import save
     from micronet.cli import console, stages
-    from micronet.core.files import check_target
+    from micronet.core.files import check_output_path
     from micronet.quantization.fold import fold_model
 
     path = output.output or default_name(artifact, "-fused.safetensors")
-    check_target(path, output.force)
+    check_output_path(path, output.force)
     opened = stages.open_artifact(artifact, code, "bn-fuse")
     model, record = fold_model(opened.model, opened.history)
     if not output.json and not output.quiet:

@@ -33,13 +33,13 @@ def run(
     with, so quantization shows in the size of the exported file.
     """
     from micronet.cli.measure import measure
-    from micronet.core.machine import describe
+    from micronet.core.machine import describe_machine
     from micronet.evaluation.report import COLUMNS, cells
     from micronet.evaluation.report import markdown as to_markdown
 
     rows = measure(files, data, runtime, report)
     if report.json:
-        console.print_json({"machine": describe(), "rows": [row.to_json() for row in rows]})
+        console.print_json({"machine": describe_machine(), "rows": [row.to_json() for row in rows]})
     elif markdown:
         console.print_line(to_markdown(rows))
     else:

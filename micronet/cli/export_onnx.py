@@ -31,14 +31,14 @@ def run(
     What is in the way of speed: micronet check-onnx.
     """
     from micronet.cli import console, stages
-    from micronet.core.files import check_target
+    from micronet.core.files import check_output_path
     from micronet.onnx.check import compare_outputs, drift, require_agreement
     from micronet.onnx.export import to_onnx, write_onnx
     from micronet.onnx.rewrite import kept_line
     from micronet.runtimes.onnxruntime import metadata
 
     path = output.output or default_name(artifact, ".onnx")
-    check_target(path, output.force, ".onnx")
+    check_output_path(path, output.force, ".onnx")
     opened, batches = stages.open_to_export(artifact, code, data, check_images)
     first = next(batches())
     proto = to_onnx(opened, first, export)

@@ -26,7 +26,7 @@ def run(
     """
     from micronet.cli import stages
     from micronet.quantization.calibrate import frozen, is_frozen, observing
-    from micronet.training.loop import Procedure
+    from micronet.training.loop import TrainHooks
 
     path = output.output or default_name(artifact, "-finetuned.safetensors")
     stages.check_output(path, output, running)
@@ -35,7 +35,7 @@ def run(
         opened = stages.open_artifact(artifact, code, "finetune")
         dataset = stages.open_data(data, opened, job.seed)
         stays = is_frozen(opened.model) or any(record.config.get("mode") == "qaft" for record in opened.history)
-        procedure = Procedure(frozen if stays else observing)
+        procedure = TrainHooks(frozen if stays else observing)
         tuned = stages.fit_stage("finetune", opened, dataset, training, job, procedure)
     stages.keep(tuned, path)
     stages.report(tuned, path, output)

@@ -32,11 +32,11 @@ def run(
     from micronet.artifact.artifact import save
     from micronet.artifact.foreign import import_model, preprocessing
     from micronet.cli import stages
-    from micronet.core.files import check_target
+    from micronet.core.files import check_output_path
     from micronet.data.load import load_data
 
     path = output.output or model.file
-    check_target(path, output.force)
+    check_output_path(path, output.force)
     artifact = import_model(model.name, _arguments(model), weights)
     spec = preprocessing(model.name, mean, std)
     if data.data is not None:

@@ -41,15 +41,15 @@ def _join(call: Callable[[], None]) -> None:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # we say once what it says of every try to meet the others
     # Ctrl-C ends the process at once until the work begins: torch waits for the others without hearing it.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    if ranks.launched() and sys.platform == "linux":  # or a killed launcher's processes would go on, unseen, and write
+    if ranks.is_launched() and sys.platform == "linux":  # or a killed launcher leaves writers behind
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     from micronet.training import distributed
 
     try:
-        with distributed.group(console.tell):
+        with distributed.process_group(console.tell):
             signal.signal(signal.SIGINT, signal.default_int_handler)
             call()
-    except distributed.EndedError as ended:
+    except distributed.ProcessExitError as ended:
         raise typer.Exit(ended.exit_code) from None
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from micronet.cli import console
 from micronet.cli.options import DataOptions, ReportOptions
 from micronet.cli.stages import open_to_test
-from micronet.data.batches import plain_batches
+from micronet.data.batches import eval_batches
 from micronet.data.dataset import DataSpec
 from micronet.errors import MicronetError
 from micronet.evaluation.accuracy import check_scores
@@ -23,7 +23,7 @@ def measure(files: list[Path], data: DataOptions, runtime: RuntimeOptions, repor
     for file, network in networks:
         _check_same_input(file, network, like)
     dataset = open_to_test(data, like)
-    image, _ = next(plain_batches(dataset.test, dataset.spec, batch_size=1))
+    image, _ = next(eval_batches(dataset.test, dataset.spec, batch_size=1))
     for file, network in networks:
         check_scores(network, image, len(dataset.spec.classes or []), str(file))
     with console.progress(report.quiet) as progress:

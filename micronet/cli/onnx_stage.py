@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from micronet.cli.options import DataOptions
 from micronet.cli.quantize_stage import images
 from micronet.core.progress import Progress
-from micronet.data.batches import plain_batches
+from micronet.data.batches import eval_batches
 from micronet.data.dataset import Dataset, DataSpec
 from micronet.data.load import load_data
 from micronet.errors import MicronetError
@@ -94,7 +94,7 @@ def accuracies(source: Source, models: list[onnx.ModelProto]) -> list[float]:
     """Return the test accuracy of each of several models."""
     data = source.open_data()
     predictors = [session_predictor(model.SerializeToString(), RuntimeOptions()) for model in models]
-    return [evaluate(predict, plain_batches(data.test, data.spec)).accuracy for predict in predictors]
+    return [evaluate(predict, eval_batches(data.test, data.spec)).accuracy for predict in predictors]
 
 
 def _ranges(source: Source, asked: RangeConfig, progress: Progress, *, symmetric: bool) -> dict[str, Range]:

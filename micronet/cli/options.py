@@ -15,7 +15,7 @@ import typer
 from typer.models import ArgumentInfo
 
 from micronet import registry
-from micronet.artifact.kinds import check_kind
+from micronet.artifact.kinds import check_file_kind
 from micronet.cli.launch import carry_out
 from micronet.core.config import check_range, flag, setting
 from micronet.errors import MicronetError
@@ -26,7 +26,7 @@ def of_kind(*taken: str) -> Callable[[Path | None], Path | None]:
 
     def check(path: Path | None) -> Path | None:
         if path is not None:
-            check_kind(path, *taken)
+            check_file_kind(path, *taken)
         return path
 
     return check

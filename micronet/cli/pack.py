@@ -30,7 +30,7 @@ def run(
     from onnx import TensorProto
 
     from micronet.cli import console, stages
-    from micronet.core.files import check_target, write_bytes
+    from micronet.core.files import check_output_path, write_bytes
     from micronet.errors import FailedError
     from micronet.onnx.check import LARGEST_FLOAT_ERROR, LEAST_AGREEMENT, compare_scores
     from micronet.onnx.export import to_onnx
@@ -39,7 +39,7 @@ def run(
     from micronet.runtimes.packed.run import run as run_packed
 
     path = output.output or default_name(artifact, ".packed")
-    check_target(path, output.force, ".packed")
+    check_output_path(path, output.force, ".packed")
     opened, batches = stages.open_to_export(artifact, code, data, check_images)
     program = pack_model(to_onnx(opened, next(batches())))
     found = compare_scores(opened.model, lambda images: run_packed(program, images), batches())

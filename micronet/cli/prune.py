@@ -53,15 +53,15 @@ def run(
     """
     from micronet.artifact.artifact import save
     from micronet.cli import prune_stage, stages
-    from micronet.core.files import check_place, check_target
+    from micronet.core.files import check_output_path, check_writable
 
-    check_place(plot)
+    check_writable(plot)
     _check(steps, sensitivity, dry_run, measure, plot, training)
     if sensitivity and pruning.ways:
         raise MicronetError(f"--sensitivity cuts shares of its own; leave {flag(pruning.ways[0])} out")
     path = output.output or default_name(artifact, "-pruned.safetensors")
     if not dry_run and not sensitivity:
-        check_target(path, output.force)
+        check_output_path(path, output.force)
     with console.progress(output.quiet) as progress:
         job = stages.make_run(path, running, output, progress)
         opened = stages.open_artifact(artifact, code, "prune")

@@ -11,9 +11,9 @@ from torch.nn import functional as F
 
 from micronet.artifact.artifact import Artifact
 from micronet.cli import stages
-from micronet.data.batches import plain_batches
+from micronet.data.batches import eval_batches
 from micronet.data.dataset import Dataset
-from micronet.data.split import draw as draw_images
+from micronet.data.split import random_subset
 from micronet.errors import MicronetError
 from micronet.evaluation.accuracy import evaluate, evaluating
 from micronet.evaluation.latency import latencies
@@ -28,7 +28,7 @@ from micronet.pruning.sensitivity import GroupSensitivity, measure_sensitivity
 from micronet.runtimes.config import CodeOptions, RuntimeOptions
 from micronet.runtimes.onnxruntime import session_predictor
 from micronet.training.config import TrainConfig
-from micronet.training.loop import Run
+from micronet.training.loop import RunContext
 
 GRADIENT_BATCHES = 8
 BATCH = 64
@@ -65,7 +65,7 @@ def prune(task: Task, config: PruneConfig, seed: int) -> tuple[Artifact, Plan]:
     return task.artifact.after(record, model=pruned, metrics={}), plan
 
 
-def prune_in_steps(task: Task, config: PruneConfig, steps: int, training: TrainConfig, run: Run) -> Artifact:
+def prune_in_steps(task: Task, config: PruneConfig, steps: int, training: TrainConfig, run: RunContext) -> Artifact:
     """Prune a little and train, several times; each step's artifact stays beside the output, for a resume."""
     part = config.share_a_step(steps)
     artifact = task.artifact
@@ -92,7 +92,7 @@ def _made_before(path: Path, task: Task, config: PruneConfig, training: TrainCon
     return made
 
 
-def sensitivity(task: Task, config: PruneConfig, run: Run) -> list[GroupSensitivity]:
+def sensitivity(task: Task, config: PruneConfig, run: RunContext) -> list[GroupSensitivity]:
     """Cut each group of channels alone and measure on the validation images."""
     if config.criterion == "taylor":
         _accumulate(task.artifact.model, task.data, run.seed)
@@ -108,7 +108,7 @@ def gains(before: Artifact, after: Artifact, task: Task) -> tuple[dict[str, Any]
     if task.open_data is not None:
         for shown, artifact in zip(found, (before, after), strict=True):
             with evaluating(artifact.model) as predict:
-                batches = plain_batches(task.data.test, task.data.spec)
+                batches = eval_batches(task.data.test, task.data.spec)
                 shown["test_accuracy"] = evaluate(predict, batches).accuracy
     return found[0], found[1]
 
@@ -150,8 +150,8 @@ def _accumulate(model: nn.Module, dataset: Dataset, seed: int) -> None:
     """Let the loss's gradients on some training images add up in a network's parameters."""
     was_training = model.training
     model.eval().zero_grad(set_to_none=True)
-    images, layout = draw_images(dataset.train, GRADIENT_BATCHES * BATCH, seed), memory_format(model)
-    for inputs, labels in plain_batches(images, dataset.spec, BATCH):
+    images, layout = random_subset(dataset.train, GRADIENT_BATCHES * BATCH, seed), memory_format(model)
+    for inputs, labels in eval_batches(images, dataset.spec, BATCH):
         loss = F.cross_entropy(model(inputs.contiguous(memory_format=layout)), labels)
         loss.backward()  # type: ignore[no-untyped-call]
     model.train(was_training)

@@ -63,9 +63,9 @@ def run(
     another is given.
     """
     from micronet.cli import quantize_stage, stages
-    from micronet.core.files import check_cache
+    from micronet.core.files import check_cache_path
 
-    check_cache(calibration.calib_cache)
+    check_cache_path(calibration.calib_cache)
     if artifact is not None and artifact.suffix == ".onnx":
         model.check_unused()
         if model.model is not None or trust_code:
@@ -140,12 +140,12 @@ def _quantize_file(
     output: OutputOptions,
 ) -> None:  # fmt: skip
     from micronet.cli.onnx_stage import Source, accuracies, check_config, to_int8
-    from micronet.core.files import check_target
+    from micronet.core.files import check_output_path
     from micronet.onnx.export import write_onnx
     from micronet.runtimes.onnxruntime import read_onnx
 
     path = output.output or default_name(file, "-int8.onnx")
-    check_target(path, output.force, ".onnx")
+    check_output_path(path, output.force, ".onnx")
     check_config(quantization)
     with console.progress(output.quiet) as progress:
         source = Source(read_onnx(file), file, data, seed)

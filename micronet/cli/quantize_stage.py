@@ -12,11 +12,11 @@ from micronet.artifact.artifact import Artifact, load
 from micronet.artifact.history import StageRecord, check_order
 from micronet.cli import stages
 from micronet.cli.options import DataOptions, ModelOptions
-from micronet.core.files import check_target
-from micronet.data.batches import plain_batches
+from micronet.core.files import check_output_path
+from micronet.data.batches import eval_batches
 from micronet.data.dataset import Dataset
 from micronet.data.image_files import list_images
-from micronet.data.split import FileSplit, Split, draw
+from micronet.data.split import FileSplit, ImageSplit, random_subset
 from micronet.errors import FailedError, MicronetError
 from micronet.graph.trace import trace
 from micronet.models import transformer
@@ -32,7 +32,7 @@ from micronet.quantization.recovery_config import RecoveryConfig
 from micronet.quantization.sensitivity import Probe, keep_sensitive, measure_sensitivity
 from micronet.training import distributed
 from micronet.training.config import TrainConfig
-from micronet.training.loop import Procedure, Run, check_fit, fit_artifact
+from micronet.training.loop import RunContext, TrainHooks, check_model_fits, fit_artifact
 
 CALIBRATION_BATCH = 64
 
@@ -49,22 +49,22 @@ class Wish:
     path: Path
 
 
-def float_artifact(model: ModelOptions, data: DataOptions, run: Run) -> tuple[Artifact, Path]:
+def float_artifact(model: ModelOptions, data: DataOptions, run: RunContext) -> tuple[Artifact, Path]:
     """Train the network that there is no artifact of yet, and keep it beside the output; return it and its path."""
     path = run.output.with_name(f"{run.output.stem}-float.safetensors")
-    if run.resume and distributed.from_leader(path.exists):
+    if run.resume and distributed.from_rank_zero(path.exists):
         artifact = load(path, model.model if ":" in model.name else None)
         if artifact.spec.name != model.name:
             raise MicronetError(f"{path} is a {artifact.spec.name}, not a {model.name}; give another -o, or --force")
         return artifact, path
-    distributed.from_leader(lambda: check_target(path, run.force))
+    distributed.from_rank_zero(lambda: check_output_path(path, run.force))
     artifact = stages.train(model, data, TrainConfig(), replace(run, output=path))
     stages.keep(artifact, path)
     run.progress.line(f"wrote {path}  test accuracy {artifact.metrics['test_accuracy']:.2%}")
     return artifact, path
 
 
-def quantize(artifact: Artifact, wish: Wish, run: Run) -> Artifact:
+def quantize(artifact: Artifact, wish: Wish, run: RunContext) -> Artifact:
     """Place quantizers, set their ranges from images that are not augmented, then (QAT) train with them."""
     check_order(artifact.history, "quantize")
     recovery = wish.recovery
@@ -73,7 +73,7 @@ def quantize(artifact: Artifact, wish: Wish, run: Run) -> Artifact:
             "--bn-fuse folds batch norms while training; leave it out with --equalize, --bias-correct, --bn-reestimate"
         )
     dataset = stages.open_data(wish.data, artifact, run.seed)
-    check_fit(artifact.model, dataset)
+    check_model_fits(artifact.model, dataset)
     original = artifact.model.to(run.device)
     if wish.recovery.equalize:
         artifact = _equalized(artifact, run)
@@ -83,11 +83,11 @@ def quantize(artifact: Artifact, wish: Wish, run: Run) -> Artifact:
     model, record = quantize_model(artifact.model, config)
     training = wish.training if wish.calibration.mode == "qat" else replace(wish.training, epochs=0)
     _set_ranges(model, artifact.model, dataset, wish, run)
-    floating = transformer.opened(artifact.model) if record.result["attention"] else artifact.model
+    floating = transformer.with_split_attentions(artifact.model) if record.result["attention"] else artifact.model
     _recover(floating, model, dataset, wish, run)
     began = replace(artifact, model=model, history=[*artifact.history, record])
     said = {**_said(wish.calibration), **{name: value for name, value in recovery.to_json().items() if value}}
-    fitted = fit_artifact(began, dataset, training, run, Procedure(observing, config=said))
+    fitted = fit_artifact(began, dataset, training, run, TrainHooks(observing, config=said))
     asked = {**config.to_json(), **said}
     if training.epochs:
         asked |= training.to_json()
@@ -97,18 +97,18 @@ def quantize(artifact: Artifact, wish: Wish, run: Run) -> Artifact:
     return replace(fitted, history=[*artifact.history, StageRecord(record.stage, asked, record.result)])
 
 
-def qaft(artifact: Artifact, wish: Wish, run: Run) -> Artifact:
+def qaft(artifact: Artifact, wish: Wish, run: RunContext) -> Artifact:
     """Train a quantized artifact with its ranges and batch norms frozen."""
     if not any(record.stage == "quantize" for record in artifact.history):
         raise MicronetError(f"--mode qaft trains a quantized artifact; first: micronet quantize {wish.path} --mode ptq")
     check_order(artifact.history, "finetune")
     dataset = stages.open_data(wish.data, artifact, run.seed)
     freeze(artifact.model)
-    procedure = Procedure(frozen, config={"mode": "qaft"})
+    procedure = TrainHooks(frozen, config={"mode": "qaft"})
     return stages.fit_stage("finetune", artifact, dataset, wish.training, run, procedure)
 
 
-def _equalized(artifact: Artifact, run: Run) -> Artifact:
+def _equalized(artifact: Artifact, run: RunContext) -> Artifact:
     """Fold what batch norms there are, then balance the layers."""
     graph = trace(artifact.model)
     if graph is not None and graph.conv_bn_pairs():
@@ -118,7 +118,7 @@ def _equalized(artifact: Artifact, run: Run) -> Artifact:
     return artifact
 
 
-def _meeting_target(model: nn.Module, dataset: Dataset, wish: Wish, run: Run) -> QuantConfig:
+def _meeting_target(model: nn.Module, dataset: Dataset, wish: Wish, run: RunContext) -> QuantConfig:
     batches = list(images(dataset, wish.calibration, run.seed, run.device))
     probe = Probe(batches, wish.calibration, stages.validation_accuracy(dataset))
     ranked = measure_sensitivity(model, wish.quantization, probe, run.progress)
@@ -138,7 +138,7 @@ def _check_target(*, lost: float, wish: Wish) -> None:
         )
 
 
-def _recover(floating: nn.Module, model: nn.Module, dataset: Dataset, wish: Wish, run: Run) -> None:
+def _recover(floating: nn.Module, model: nn.Module, dataset: Dataset, wish: Wish, run: RunContext) -> None:
     asked = wish.recovery
     if not (asked.adaround or asked.bias_correct or asked.bn_reestimate):
         return
@@ -153,7 +153,7 @@ def _recover(floating: nn.Module, model: nn.Module, dataset: Dataset, wish: Wish
         run.progress.line(f"corrected the mean of {count} layers")
 
 
-def _set_ranges(model: nn.Module, floating: nn.Module, dataset: Dataset, wish: Wish, run: Run) -> None:
+def _set_ranges(model: nn.Module, floating: nn.Module, dataset: Dataset, wish: Wish, run: RunContext) -> None:
     asked = wish.calibration
     if asked.mode == "qat" and asked.calibrator == "minmax" and asked.calib_cache is None:
         calibrate(model, images(dataset, asked, run.seed, run.device))  # averages, as training goes on with
@@ -164,17 +164,17 @@ def _set_ranges(model: nn.Module, floating: nn.Module, dataset: Dataset, wish: W
         freeze_activations(model)
 
 
-def _statistics(model: nn.Module, floating: nn.Module, dataset: Dataset, wish: Wish, run: Run) -> Statistics:
+def _statistics(model: nn.Module, floating: nn.Module, dataset: Dataset, wish: Wish, run: RunContext) -> Statistics:
     cache = wish.calibration.calib_cache
     if cache is None:
         return collect(model, images(dataset, wish.calibration, run.seed, run.device))
     shown = list(images(dataset, wish.calibration, run.seed, run.device))
     network = _hash(floating, shown)
-    if distributed.from_leader(cache.exists):
+    if distributed.from_rank_zero(cache.exists):
         run.progress.line(f"activation statistics from {cache}")
         return load_statistics(cache, network)
     statistics = collect(model, shown)
-    distributed.from_leader(lambda: save_statistics(statistics, cache, network))
+    distributed.from_rank_zero(lambda: save_statistics(statistics, cache, network))
     run.progress.line(f"wrote {cache}")
     return statistics
 
@@ -190,13 +190,13 @@ def _hash(model: nn.Module, shown: list[Tensor]) -> str:
 
 def images(dataset: Dataset, asked: RangeConfig, seed: int, device: torch.device) -> Iterator[Tensor]:
     """Yield the images to calibrate on, never augmented: drawn from the training images, or from a folder."""
-    split: Split = dataset.train if asked.calib_data is None else _folder(asked.calib_data, dataset)
+    split: ImageSplit = dataset.train if asked.calib_data is None else _folder(asked.calib_data, dataset)
     count = asked.calib_batches * CALIBRATION_BATCH
-    for inputs, _ in plain_batches(draw(split, count, seed), dataset.spec, CALIBRATION_BATCH):
+    for inputs, _ in eval_batches(random_subset(split, count, seed), dataset.spec, CALIBRATION_BATCH):
         yield inputs.to(device)
 
 
-def _folder(place: Path, dataset: Dataset) -> Split:
+def _folder(place: Path, dataset: Dataset) -> ImageSplit:
     paths = list_images(place) if place.is_dir() else []
     if not paths:
         raise MicronetError(f"--calib-data {place}: no folder with images in it")

@@ -35,11 +35,11 @@ def run(
     Accuracy is on the validation images, which are split off the training images. The most sensitive layer is first.
     """
     from micronet.cli import quantize_stage, stages
-    from micronet.core.files import check_place
+    from micronet.core.files import check_writable
     from micronet.models.device import pick_device
     from micronet.quantization.sensitivity import Probe, measure_sensitivity
 
-    check_place(plot)
+    check_writable(plot)
     opened = stages.open_artifact(artifact, code, "quantize")
     dataset = stages.open_data(data, opened)
     with console.progress(report.quiet) as progress:

@@ -40,7 +40,7 @@ def run(
     from micronet.artifact.history import StageRecord
     from micronet.cli import stages
     from micronet.pruning.prune import channel_flow
-    from micronet.training.loop import Procedure
+    from micronet.training.loop import TrainHooks
 
     path = output.output or default_name(artifact or model.file, "-sparse.safetensors")
     stages.check_output(path, output, running)
@@ -57,7 +57,7 @@ def run(
         example = torch.rand(2, dataset.spec.channels or 0, size, size)
         criterion = registry.resolve(registry.CRITERIA, sparsity.criterion, "criterion")
         pushed = criterion.penalty(opened.model, channel_flow(opened.model, example), sparsity.s)
-        procedure = Procedure(penalty=pushed, keep="last", config=sparsity.to_json())
+        procedure = TrainHooks(penalty=pushed, keep="last", config=sparsity.to_json())
         sparse = stages.fit_stage("sparse-train", opened, dataset, training, job, procedure)
     stages.keep(sparse, path)
     stages.report(sparse, path, output)

@@ -14,33 +14,33 @@ from micronet.artifact.artifact import Artifact, load, save
 from micronet.artifact.history import StageRecord, check_order
 from micronet.cli import console
 from micronet.cli.options import DataOptions, ModelOptions, OutputOptions, RunConfig, parse_json_object
-from micronet.core.files import check_target
+from micronet.core.files import check_output_path
 from micronet.core.progress import Progress
-from micronet.data.batches import plain_batches
+from micronet.data.batches import eval_batches
 from micronet.data.dataset import Dataset, DataSpec
 from micronet.data.load import load_data
-from micronet.data.split import draw
+from micronet.data.split import random_subset
 from micronet.errors import MicronetError
 from micronet.evaluation.accuracy import check_scores, evaluate, evaluating
 from micronet.evaluation.cost import count_macs
-from micronet.models.build import ModelSpec, accepted, build, describe
+from micronet.models.build import ModelSpec, accepted_args, build_model, make_spec
 from micronet.models.device import pick_device
 from micronet.runtimes.config import CodeOptions
 from micronet.training import distributed
 from micronet.training.checkpoint import Checkpoint
 from micronet.training.config import TrainConfig
-from micronet.training.loop import PLAIN, Procedure, Run, fit_artifact
+from micronet.training.loop import NO_HOOKS, RunContext, TrainHooks, fit_artifact
 
 DEFAULT_DATA = "digits"
 USUAL_SHAPE = (3, 224, 224)  # of torchvision's networks
 
 
-def make_run(path: Path, running: RunConfig, output: OutputOptions, progress: Progress) -> Run:
+def make_run(path: Path, running: RunConfig, output: OutputOptions, progress: Progress) -> RunContext:
     """Return where and how a training runs."""
-    device = pick_device(distributed.own_device(running.device))
+    device = pick_device(distributed.local_device(running.device))
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    return Run(
+    return RunContext(
         output=path,
         device=device,
         seed=running.seed,
@@ -81,10 +81,10 @@ def open_to_export(
     """
     artifact = open_artifact(path, code)
     dataset = open_to_test(options, DataSpec.from_json(artifact.data))
-    chosen = draw(dataset.test, count, dataset.spec.seed)
+    chosen = random_subset(dataset.test, count, dataset.spec.seed)
 
     def batches() -> Iterator[Tensor]:
-        return (images for images, _ in plain_batches(chosen, dataset.spec))
+        return (images for images, _ in eval_batches(chosen, dataset.spec))
 
     with evaluating(artifact.model) as predict:
         check_scores(predict, next(batches())[:1], len(dataset.spec.classes or []))
@@ -93,14 +93,14 @@ def open_to_export(
 
 def new_artifact(options: ModelOptions, spec: DataSpec, seed: int) -> Artifact:
     """Build a network for data, with the initial weights that the seed gives."""
-    described = describe(options.name, parse_json_object(options.model_args, "model_args"))
+    described = make_spec(options.name, parse_json_object(options.model_args, "model_args"))
     args = {**_fitting(described, spec, options.width), **described.args}
     described = replace(described, args=args)
     torch.manual_seed(seed)
-    return Artifact(build(described, trusted=True), described, [])
+    return Artifact(build_model(described, trusted=True), described, [])
 
 
-def train(model: ModelOptions, data: DataOptions, training: TrainConfig, run: Run) -> Artifact:
+def train(model: ModelOptions, data: DataOptions, training: TrainConfig, run: RunContext) -> Artifact:
     """Train a network from scratch; the artifact's history is that."""
     dataset = open_data(data, seed=run.seed)
     artifact = new_artifact(model, dataset.spec, run.seed)
@@ -112,8 +112,8 @@ def fit_stage(
     artifact: Artifact,
     dataset: Dataset,
     training: TrainConfig,
-    run: Run,
-    procedure: Procedure = PLAIN,
+    run: RunContext,
+    procedure: TrainHooks = NO_HOOKS,
 ) -> Artifact:
     """Train an artifact and record that as a stage."""
     fitted = fit_artifact(artifact, dataset, training, run, procedure)
@@ -126,9 +126,9 @@ def check_output(path: Path, output: OutputOptions, running: RunConfig) -> None:
     def check() -> None:
         if running.resume and path.exists() and not output.force:
             raise MicronetError(f"{path} is finished, so there is nothing to resume; --force trains it anew")
-        check_target(path, output.force)
+        check_output_path(path, output.force)
 
-    distributed.from_leader(check)
+    distributed.from_rank_zero(check)
 
 
 def keep(artifact: Artifact, path: Path) -> None:
@@ -138,7 +138,7 @@ def keep(artifact: Artifact, path: Path) -> None:
         save(artifact, path)
         Checkpoint.beside(path, {}).remove()
 
-    distributed.from_leader(write)
+    distributed.from_rank_zero(write)
 
 
 def report(artifact: Artifact, path: Path, output: OutputOptions) -> None:
@@ -177,7 +177,7 @@ def validation_accuracy(dataset: Dataset) -> Callable[[nn.Module], float]:
 
     def accuracy(model: nn.Module) -> float:
         with evaluating(model) as predict:
-            return evaluate(predict, plain_batches(dataset.validation, dataset.spec)).accuracy
+            return evaluate(predict, eval_batches(dataset.validation, dataset.spec)).accuracy
 
     return accuracy
 
@@ -194,7 +194,7 @@ def _fitting(spec: ModelSpec, data: DataSpec, width: float | None) -> dict[str, 
     offers = {"num_classes": classes, "in_channels": data.channels, "image_size": data.image_size}
     if width is not None:
         offers["width"] = width  # type: ignore[assignment]
-    taken = accepted(spec, offers)
+    taken = accepted_args(spec, offers)
     if width is not None and "width" not in taken:
         raise MicronetError(f"--width works for micronet's own networks; {spec.name} takes --model-args")
     if spec.name.startswith("torchvision:"):

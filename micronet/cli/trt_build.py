@@ -39,13 +39,13 @@ def run(
     10. Beside the engine lies a JSON file with its shapes, its layers' datatypes and where it came from.
     """
     from micronet.cli import trt_stage
-    from micronet.core.files import check_cache, check_place, check_target
+    from micronet.core.files import check_cache_path, check_output_path, check_writable
     from micronet.runtimes.tensorrt.build import datatypes
 
     path = output.output or default_name(file, ".engine")
-    check_target(path, output.force, ".engine")
-    check_cache(ranges.calib_cache)
-    check_place(engine.timing_cache)
+    check_output_path(path, output.force, ".engine")
+    check_cache_path(ranges.calib_cache)
+    check_writable(engine.timing_cache)
     with console.progress(output.quiet) as progress:
         built = trt_stage.build(trt_stage.Wish(file, engine, ranges, data, code), progress)
     trt_stage.write(built, path)

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from micronet.cli.options import DataOptions
 from micronet.cli.stages import open_to_test
-from micronet.core.machine import describe, tune_allocator
+from micronet.core.machine import describe_machine, tune_allocator
 from micronet.core.progress import Progress
-from micronet.data.batches import plain_batches
+from micronet.data.batches import eval_batches
 from micronet.data.dataset import DataSpec
 from micronet.errors import MicronetError
 from micronet.evaluation.accuracy import agreement, check_scores
@@ -54,7 +54,7 @@ def measure(wish: Wish, progress: Progress) -> dict[str, Any]:
         "engine": str(wish.file),
         "size_bytes": wish.file.stat().st_size,
         **{key: engine.about.get(key) for key in ("backend", "version", "precision")},
-        "machine": {**describe(), "gpu": engine.gpu},
+        "machine": {**describe_machine(), "gpu": engine.gpu},
         **figures,
         "timings": [timing._asdict() for timing in timings],
     }
@@ -71,7 +71,7 @@ def _classify(
 ) -> tuple[dict[str, Any], list[NDArray[np.float32]]]:
     """Return accuracy, loss and agreement on the test images, and some of these to time."""
     dataset = open_to_test(wish.data, engine.data or (reference and reference.data) or DataSpec())
-    sample = next(plain_batches(dataset.test, dataset.spec, max(wish.batch_sizes)))[0].contiguous()
+    sample = next(eval_batches(dataset.test, dataset.spec, max(wish.batch_sizes)))[0].contiguous()
     classes = len(dataset.spec.classes or [])
     check_scores(engine, sample[:1], classes, str(wish.file))
     if reference is not None:

@@ -16,7 +16,7 @@ from micronet.cli.onnx_stage import Source, input_shape, to_int8
 from micronet.cli.options import DataOptions
 from micronet.core.files import file_hash, write_bytes, write_text
 from micronet.core.progress import Progress
-from micronet.data.batches import plain_batches
+from micronet.data.batches import eval_batches
 from micronet.errors import MicronetError
 from micronet.onnx.config import AXES, ExportConfig
 from micronet.onnx.export import to_onnx
@@ -124,7 +124,7 @@ def _images(source: Source, wish: Wish) -> Tensor:
     """Return images to find overflows on: real ones where the data are known, else noise."""
     if wish.data.data is not None or (metadata(source.proto).get("data") or {}).get("name"):
         data = source.open_data()
-        return next(plain_batches(data.test, data.spec))[0].contiguous()
+        return next(eval_batches(data.test, data.spec))[0].contiguous()
     usual = wish.engine.profiles[0].usual if wish.engine.profiles else None
     return torch.randn(usual or [size or 1 for size in input_shape(source.proto)])
 

@@ -10,22 +10,22 @@ from pathlib import Path
 from micronet.errors import FailedError, MicronetError
 
 
-def check_target(path: Path, force: bool, suffix: str = ".safetensors") -> None:
+def check_output_path(path: Path, force: bool, suffix: str = ".safetensors") -> None:
     """Raise MicronetError where ``path`` has another suffix, cannot be written, or is there and not to be replaced."""
     if path.suffix != suffix:
         raise MicronetError(f"{path}: the output is a {suffix} file; give -o a name that ends so")
-    check_place(path)
+    check_writable(path)
     if path.exists() and not force:
         raise MicronetError(f"{path} exists; add --force to overwrite it, or give another name with -o")
 
 
-def check_cache(path: Path | None) -> None:
+def check_cache_path(path: Path | None) -> None:
     """Raise MicronetError where a cache, if there is one, is no file to read and cannot be written either."""
     if path is None or not path.is_file():
-        check_place(path)
+        check_writable(path)
 
 
-def check_place(path: Path | None) -> None:
+def check_writable(path: Path | None) -> None:
     """Raise MicronetError where no file can be written at ``path``, if there is one; to ask before the work."""
     if path is None:
         return

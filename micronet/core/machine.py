@@ -78,7 +78,7 @@ def memory_mib() -> int:
     return pages * os.sysconf("SC_PAGE_SIZE") >> 20
 
 
-def describe() -> dict[str, str | int]:
+def describe_machine() -> dict[str, str | int]:
     """Return the processor's name, its cores, torch's threads and the GPU if there is one."""
     found: dict[str, str | int] = {
         "processor": _processor(),

@@ -9,20 +9,20 @@ _NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # schedulers set
 _NUMBERS = ("RANK", "WORLD_SIZE", "MASTER_PORT", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 
 
-def started() -> bool:
+def is_distributed() -> bool:
     """Tell whether something like torchrun has started this process: all that it tells one is there."""
     return all(name in os.environ for name in _NEEDED)
 
 
-def launched() -> bool:
+def is_launched() -> bool:
     """Tell whether our own launcher watches this process."""
-    return started() and LAUNCHED in os.environ
+    return is_distributed() and LAUNCHED in os.environ
 
 
-def check() -> None:
+def check_environment() -> None:
     """Raise MicronetError where what torchrun tells is there but is no number."""
     for name in _NUMBERS:
-        if started() and not os.environ.get(name, "0").isdigit():
+        if is_distributed() and not os.environ.get(name, "0").isdigit():
             raise MicronetError(
                 f"the environment's {name} is {os.environ[name]!r}, no number; unset {name}, or let torchrun set it"
             )
@@ -48,11 +48,11 @@ def local_world_size() -> int:
     return _number("LOCAL_WORLD_SIZE", 1)
 
 
-def part_of(count: int) -> slice:
+def shard(count: int) -> slice:
     """Return this process's part of ``count`` items; the parts differ by one item at most."""
     return slice(rank() * count // world_size(), (rank() + 1) * count // world_size())
 
 
 def _number(name: str, alone: int) -> int:
     text = os.environ.get(name, "")
-    return int(text) if started() and text.isdigit() else alone
+    return int(text) if is_distributed() and text.isdigit() else alone

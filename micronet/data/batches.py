@@ -16,7 +16,7 @@ from torch import Tensor
 from micronet.core import ranks
 from micronet.data.dataset import DataSpec
 from micronet.data.image_files import channels_first
-from micronet.data.split import Split
+from micronet.data.split import ImageSplit
 from micronet.errors import MicronetError
 
 CROP_PADDING_SHARE = 1 / 8  # 4 pixels of 32, as CIFAR's usual recipe
@@ -55,8 +55,8 @@ class Normalize:
         return normalised
 
 
-def training_batches(
-    split: Split,
+def train_batches(
+    split: ImageSplit,
     spec: DataSpec,
     batch_size: int,
     *,
@@ -75,7 +75,7 @@ def training_batches(
     sizes = batch_sizes(len(split), batch_size)
     flip, side = spec.augment == "crop-flip", split.image_shape[1]
     moves = [None if spec.augment == "none" else draw_moves(size, side, generator, flip=flip) for size in sizes]
-    parts = [ranks.part_of(size) for size in sizes]
+    parts = [ranks.shard(size) for size in sizes]
     batches = [whole[part] for whole, part in zip(torch.split(order[: sum(sizes)], sizes), parts, strict=True)]
     own = [move if move is None else move[:, part] for move, part in zip(moves, parts, strict=True)]
     normalize = Normalize.from_spec(spec, device)
@@ -90,8 +90,8 @@ def training_batches(
     return _ahead(prepared) if device.type == "cuda" else prepared
 
 
-def plain_batches(
-    split: Split, spec: DataSpec, batch_size: int | None = None, turns: slice = slice(None)
+def eval_batches(
+    split: ImageSplit, spec: DataSpec, batch_size: int | None = None, turns: slice = slice(None)
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield (images, labels) in order, never augmented; by default as many as fill a machine and fit its memory.
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from micronet.data.image_files import image_memory
-from micronet.data.split import FileSplit, Split, draw
+from micronet.data.split import FileSplit, ImageSplit, random_subset
 from micronet.errors import MicronetError
 
 Augment = Literal["none", "crop", "crop-flip"]
@@ -55,20 +55,20 @@ class DataSpec:
 
 
 @dataclass(frozen=True)
-class Source:
+class DataSource:
     """What a source of images offers: class names and functions that read its splits."""
 
     classes: list[str]
-    train: Callable[[], Split]
-    test: Callable[[], Split]
-    validation: Callable[[], Split] | None = None
+    train: Callable[[], ImageSplit]
+    test: Callable[[], ImageSplit]
+    validation: Callable[[], ImageSplit] | None = None
     augment: Augment = "none"
 
 
 class Dataset:
     """Three splits and the spec that describes them."""
 
-    def __init__(self, source: Source, spec: DataSpec) -> None:
+    def __init__(self, source: DataSource, spec: DataSpec) -> None:
         self._source = source
         self._partial = replace(spec, classes=source.classes, augment=source.augment)
         self._room = image_memory()  # bytes still free for decoded images
@@ -90,7 +90,7 @@ class Dataset:
         return spec
 
     @cached_property
-    def _fit_and_validation(self) -> tuple[Split, Split]:
+    def _fit_and_validation(self) -> tuple[ImageSplit, ImageSplit]:
         whole = self._prepared(self._source.train())
         if self._source.validation is not None:
             return whole, self._prepared(self._source.validation())
@@ -101,34 +101,34 @@ class Dataset:
         return whole.subset(order[count:]), whole.subset(order[:count])
 
     @property
-    def train(self) -> Split:
+    def train(self) -> ImageSplit:
         """The images that weights are fitted to."""
         return self._fit_and_validation[0]
 
     @property
-    def validation(self) -> Split:
+    def validation(self) -> ImageSplit:
         """The images that the best epoch is chosen on."""
         return self._fit_and_validation[1]
 
     @cached_property
-    def test(self) -> Split:
+    def test(self) -> ImageSplit:
         """The images that are only reported on."""
         return self._prepared(self._source.test())
 
-    def _prepared(self, split: Split) -> Split:
+    def _prepared(self, split: ImageSplit) -> ImageSplit:
         """Return as many images as the limit says, remembered once decoded while there is room for all of them."""
         limit = self._partial.limit
         if limit is not None and limit < len(split):
-            split = draw(split, limit, self._partial.seed)
+            split = random_subset(split, limit, self._partial.seed)
         if not isinstance(split, FileSplit) or split.size_bytes > self._room:
             return split
         self._room -= split.size_bytes
         return split.remembering()
 
 
-def _statistics(split: Split) -> tuple[list[float], list[float]]:
+def _statistics(split: ImageSplit) -> tuple[list[float], list[float]]:
     """Return the mean and standard deviation per channel, of pixels scaled to 0..1, to four digits."""
-    split = draw(split, STATISTICS_IMAGES, seed=0)
+    split = random_subset(split, STATISTICS_IMAGES, seed=0)
     channels, height, width = split.image_shape
     counts = torch.zeros(channels, 256, dtype=torch.float64)  # of each channel's pixel values
     for images in split.stream(torch.split(torch.arange(len(split)), max(1, STATISTICS_PIXELS // (height * width)))):

@@ -8,13 +8,13 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from micronet.data.dataset import Source
+from micronet.data.dataset import DataSource
 from micronet.data.image_files import SUFFIXES, list_images
-from micronet.data.split import FileSplit, Split
+from micronet.data.split import FileSplit, ImageSplit
 from micronet.errors import MicronetError
 
 
-def folder(root: Path, image_size: int | None) -> Source:
+def folder(root: Path, image_size: int | None) -> DataSource:
     """Open a folder. Without an image size the first image's is taken; it must then be square."""
     splits = {name: root / name for name in ("train", "val", "test") if (root / name).is_dir()}
     test = splits.get("test") or splits.get("val")
@@ -26,12 +26,12 @@ def folder(root: Path, image_size: int | None) -> Source:
         raise MicronetError(f"{train or test} holds {len(classes)} class folders; at least two are needed")
     size = image_size or _first_size(train or test, classes)
 
-    def reader(place: Path | None) -> Callable[[], Split]:
+    def reader(place: Path | None) -> Callable[[], ImageSplit]:
         if place is None:
             raise MicronetError(f"{root} has no train/ folder, which this command needs")
         return partial(_read, place, classes, size)
 
-    return Source(
+    return DataSource(
         classes=classes,
         train=lambda: reader(train)(),
         test=reader(test),
@@ -40,7 +40,7 @@ def folder(root: Path, image_size: int | None) -> Source:
     )
 
 
-def _read(place: Path, classes: list[str], size: int) -> Split:
+def _read(place: Path, classes: list[str], size: int) -> ImageSplit:
     strangers = sorted(
         entry.name for entry in place.iterdir() if entry.is_dir() and entry.name[0] != "." and entry.name not in classes
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from micronet import registry
-from micronet.data.dataset import Dataset, DataSpec, Source
+from micronet.data.dataset import Dataset, DataSource, DataSpec
 from micronet.data.folder import folder
 from micronet.data.sources import arrays
 from micronet.errors import MicronetError, unknown
@@ -49,11 +49,11 @@ def load_data(
     return Dataset(source, spec)
 
 
-def _source(name: str) -> Callable[[int | None], Source]:
+def _source(name: str) -> Callable[[int | None], DataSource]:
     """Return the function that opens the named source at an image size."""
     path = Path(name)
     if name in registry.DATA:
-        opened: Callable[[int | None], Source] = registry.resolve(registry.DATA, name, "data set")
+        opened: Callable[[int | None], DataSource] = registry.resolve(registry.DATA, name, "data set")
         return opened
     if path.is_dir():
         return lambda size: folder(path, size)

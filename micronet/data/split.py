@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from micronet.data.image_files import ImageFiles, channels_first
 
 
-class Split(Protocol):
+class ImageSplit(Protocol):
     """Labelled images. ``labels``: (N,) int64."""
 
     labels: Tensor
@@ -29,11 +29,11 @@ class Split(Protocol):
     def stream(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
         """Yield ``images`` of each of ``batches``, made ready before they are asked for where that takes time."""
 
-    def subset(self, indices: Tensor) -> "Split":
+    def subset(self, indices: Tensor) -> "ImageSplit":
         """Return the split of the given images, in the given order."""
 
 
-def draw(split: Split, count: int, seed: int) -> Split:
+def random_subset(split: ImageSplit, count: int, seed: int) -> ImageSplit:
     """Return ``count`` images (or all) drawn with a seed: a folder's first ones would all be of one class."""
     order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))
     return split.subset(order[:count])

@@ -9,7 +9,7 @@ import numpy as np
 
 from micronet.core.machine import tune_allocator
 from micronet.core.progress import Progress, Silent
-from micronet.data.batches import plain_batches
+from micronet.data.batches import eval_batches
 from micronet.data.dataset import Dataset
 from micronet.evaluation.accuracy import Evaluation, agreement, evaluate
 from micronet.evaluation.latency import latencies
@@ -54,7 +54,7 @@ def compare(networks: Sequence[tuple[Path, Network]], data: Dataset, progress: P
     tune_allocator()
     progress = progress or Silent()
     results = [measure_accuracy(network, data, f"evaluating {path.name}", progress) for path, network in networks]
-    sample = next(plain_batches(data.test, data.spec, batch_size=max(BATCHES)))[0].contiguous().numpy()
+    sample = next(eval_batches(data.test, data.spec, batch_size=max(BATCHES)))[0].contiguous().numpy()
     timings = []
     for index, size in enumerate(BATCHES):
         progress.step(f"timing batches of {size}", index, len(BATCHES))
@@ -89,7 +89,7 @@ def compare(networks: Sequence[tuple[Path, Network]], data: Dataset, progress: P
 def measure_accuracy(network: Network, data: Dataset, label: str, progress: Progress) -> Evaluation:
     """Evaluate one network on the test images."""
     total = len(data.test)
-    return evaluate(network, plain_batches(data.test, data.spec), lambda done: progress.step(label, done, total))
+    return evaluate(network, eval_batches(data.test, data.spec), lambda done: progress.step(label, done, total))
 
 
 COLUMNS = (

@@ -87,7 +87,7 @@ class Attention(nn.Module):
         return f"num_heads={self.num_heads}, head_dim={self.head_dim}, batch_first={self.batch_first}"
 
 
-def splittable(module: nn.Module) -> bool:
+def is_splittable(module: nn.Module) -> bool:
     """Tell whether a module is torch's attention, as it is, of a kind that ``Attention`` can stand for."""
     return (
         type(module) is nn.MultiheadAttention

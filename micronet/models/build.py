@@ -54,7 +54,7 @@ class ModelSpec:
         return {key: value for key, value in asdict(self).items() if value is not None}
 
 
-def describe(name: str, args: dict[str, Any] | None = None) -> ModelSpec:
+def make_spec(name: str, args: dict[str, Any] | None = None) -> ModelSpec:
     """Return the spec of a network named on the command line; a user's file is read, not run."""
     file, _ = _split(name)
     if file is None:
@@ -75,7 +75,7 @@ def check_same_code(named: ModelSpec, recorded: ModelSpec) -> None:
         )
 
 
-def build(spec: ModelSpec, *, trusted: bool = False) -> nn.Module:
+def build_model(spec: ModelSpec, *, trusted: bool = False) -> nn.Module:
     """Build the network with its initial weights.
 
     Raises MicronetError for an unknown name, arguments the factory refuses, or user code that is not ``trusted``.
@@ -99,7 +99,7 @@ def build(spec: ModelSpec, *, trusted: bool = False) -> nn.Module:
     return model
 
 
-def accepted(spec: ModelSpec, offers: dict[str, Any]) -> dict[str, Any]:
+def accepted_args(spec: ModelSpec, offers: dict[str, Any]) -> dict[str, Any]:
     """Return those of ``offers`` (name -> value) that the factory of one of our networks has a parameter for."""
     if spec.name not in registry.MODELS:
         return {}

@@ -10,7 +10,7 @@ import copy
 
 from torch import Tensor, nn
 
-from micronet.models.attention import Attention, splittable
+from micronet.models.attention import Attention, is_splittable
 
 
 class EncoderLayer(nn.TransformerEncoderLayer):
@@ -111,21 +111,21 @@ _TRACEABLE: dict[type[nn.Module], type[nn.Module]] = {
 }
 
 
-def attentions(model: nn.Module) -> list[str]:
+def splittable_attentions(model: nn.Module) -> list[str]:
     """Return the names of torch's attentions that can have fewer heads."""
-    return [name for name, module in model.named_modules() if splittable(module)]
+    return [name for name, module in model.named_modules() if is_splittable(module)]
 
 
-def opened(model: nn.Module) -> nn.Module:
+def with_split_attentions(model: nn.Module) -> nn.Module:
     """Return a copy of a network with all its attentions split; it shares the other tensors with the network.
 
     Raises RuntimeError where the network cannot be copied.
     """
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    return split(copy.deepcopy(model, shared), attentions(model))
+    return split_attentions(copy.deepcopy(model, shared), splittable_attentions(model))
 
 
-def split(model: nn.Module, names: list[str]) -> nn.Module:
+def split_attentions(model: nn.Module, names: list[str]) -> nn.Module:
     """Give attentions layers of their own, in place, and torch's transformers around them a forward for that.
 
     Names stay, but for those of the attentions' own tensors. Raises AttributeError where a name is not there,
@@ -134,7 +134,7 @@ def split(model: nn.Module, names: list[str]) -> nn.Module:
     replaced: dict[int, Attention] = {}
     for name in names:
         module = model.get_submodule(name)
-        if not splittable(module):
+        if not is_splittable(module):
             raise ValueError(f"{name} is no attention whose heads can be cut")
         replaced[id(module)] = Attention.from_torch(module)  # type: ignore[arg-type]
     for parent in list(model.modules()):

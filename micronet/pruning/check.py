@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from micronet.errors import FailedError, MicronetError, first_line
-from micronet.models.transformer import attentions
+from micronet.models.transformer import splittable_attentions
 from micronet.pruning.cut import positions
 from micronet.pruning.flow import Flow
 from micronet.pruning.network import Example, as_inputs
@@ -38,7 +38,7 @@ def check(pruned: nn.Module, old: Flow, new: Flow, kept: dict[int, list[int]], e
     of training is held against the whole one's too, where it is another and does not draw at random.
     """
     model = old.network.model
-    uncalled = {f"{name}.out_proj" for name in attentions(pruned)}  # an attention left whole calls no layers
+    uncalled = {f"{name}.out_proj" for name in splittable_attentions(pruned)}  # an attention left whole calls no layers
     called = dict(pruned.named_modules()).keys() - uncalled
     silencers = {name: _silence(layer.inputs, kept) for name, layer in old.layers.items() if layer.inputs is not None}
     places = {

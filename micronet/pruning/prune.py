@@ -75,8 +75,8 @@ class Pruner:
     def cut(self, plan: Plan, *, in_place: bool = False) -> tuple[nn.Module, dict[str, Any]]:
         """Return a copy, or the network itself, with channels cut, and what ``restore`` needs to do the same."""
         layers = changed_layers(self.flow, plan.flow)
-        heads = [name for name in transformer.attentions(self.model) if f"{name}.out_proj" in layers]
-        pruned = transformer.split(self.model if in_place else _copied(self.model), heads)
+        heads = [name for name in transformer.splittable_attentions(self.model) if f"{name}.out_proj" in layers]
+        pruned = transformer.split_attentions(self.model if in_place else _copied(self.model), heads)
         try:
             result: dict[str, Any] = {"sizes": cut(pruned, self.flow, plan.flow, _kept(plan))}
         except (IndexError, KeyError) as error:
@@ -148,7 +148,7 @@ def _count_macs(example: Example, model: nn.Module) -> float:
 
 def restore(model: nn.Module, record: StageRecord) -> nn.Module:
     """Rebuild the structure that a record describes; the values come from the file."""
-    transformer.split(model, record.result.get("attention", []))
+    transformer.split_attentions(model, record.result.get("attention", []))
     for name, sizes in record.result["sizes"].items():
         resize(model.get_submodule(name), sizes)
     return model
@@ -162,12 +162,12 @@ def channel_flow(model: nn.Module, example: Example, regular: int = 1) -> Flow:
 def _flow_of_heads(model: nn.Module, example: Example, regular: int) -> Flow | None:
     """Return the flow of a network whose attentions have layers of their own; None where it has none, or needs torch's.
 
-    The flow's network is ``transformer.opened``.
+    The flow's network is ``transformer.with_split_attentions``.
     """
-    if not transformer.attentions(model):
+    if not transformer.splittable_attentions(model):
         return None
     try:
-        return channel_flow(transformer.opened(model), example, regular)
+        return channel_flow(transformer.with_split_attentions(model), example, regular)
     except (MicronetError, RuntimeError):  # a forward that reads an attention's own tensors, perhaps
         return None
 

@@ -74,7 +74,7 @@ class MovingAverage(Observer):
 
     def update(self, low: Tensor, high: Tensor) -> None:
         """Move a tenth of the way to the newest range."""
-        low, high = distributed.widest(low, high)
+        low, high = distributed.range_over_ranks(low, high)
         fresh = self.low > self.high
         self.low.copy_(torch.where(fresh, low, torch.lerp(self.low, low, MOMENTUM)))
         self.high.copy_(torch.where(fresh, high, torch.lerp(self.high, high, MOMENTUM)))

@@ -49,7 +49,7 @@ class Placement:
 
     def apply(self, model: nn.Module) -> nn.Module:
         """Return the network with its places and quantizers; modules are swapped in place."""
-        transformer.split(model, self.attention)
+        transformer.split_attentions(model, self.attention)
         if self.taps or self.splits:
             model = rewrite(model, Outline(self.taps, self.splits))
         for layer, norm in self.fused:

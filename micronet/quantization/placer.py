@@ -38,8 +38,8 @@ READS_8BIT = ("8bit", "8bit-input")
 
 def place(model: nn.Module, config: QuantConfig) -> Placement:
     """Decide on every quantizer of a float network. Raises MicronetError where there is nothing to quantize."""
-    heads = transformer.attentions(model)
-    graph = trace(transformer.opened(model)) if heads else None
+    heads = transformer.splittable_attentions(model)
+    graph = trace(transformer.with_split_attentions(model)) if heads else None
     if graph is None:  # a forward may read an attention's own tensors
         heads, graph = [], trace(model)
     model = model if graph is None else graph.model

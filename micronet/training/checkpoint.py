@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from micronet.artifact.artifact import fill, write_tensors
+from micronet.artifact.artifact import load_state, write_tensors
 from micronet.core.files import remove_leftovers
 from micronet.errors import FailedError, MicronetError
 
@@ -23,7 +23,7 @@ _SHAPE = {"identity": dict, "reached": dict, "groups": list, "numbers": dict}
 
 
 @dataclass
-class Reached:
+class TrainState:
     """How far a training is.
 
     ``rows``: the numbers of the epochs that are whole. Of the next one: ``step``, the steps taken; ``loss``, the sum
@@ -67,14 +67,14 @@ class Checkpoint:
         """Return the checkpoint that belongs to an artifact's path."""
         return cls(output.with_name(f"{output.stem}.checkpoint.safetensors"), identity)
 
-    def begin(self, model: nn.Module, optimizer: torch.optim.Optimizer, *, resume: bool, force: bool) -> Reached:
+    def begin(self, model: nn.Module, optimizer: torch.optim.Optimizer, *, resume: bool, force: bool) -> TrainState:
         """Return how far the training was, its state loaded into model and optimizer; nowhere without ``resume``.
 
         Raises MicronetError where a checkpoint is there and neither resume nor force was asked for.
         """
         remove_leftovers(self.path)
         if not self.path.exists():
-            return Reached()
+            return TrainState()
         if resume:
             return self._load(model, optimizer)
         if not force:
@@ -82,9 +82,11 @@ class Checkpoint:
                 f"an interrupted training left {self.path}; add --resume to go on with it, --force to start again"
             )
         self.remove()
-        return Reached()
+        return TrainState()
 
-    def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, reached: Reached, *, best: bool = False) -> None:
+    def save(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, reached: TrainState, *, best: bool = False
+    ) -> None:
         """Write the state; ``best`` says that these are the best weights so far.
 
         Raises FailedError where the disk refuses; the checkpoint before stays whole.
@@ -128,13 +130,13 @@ class Checkpoint:
         """Delete the file."""
         self.path.unlink(missing_ok=True)
 
-    def _load(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Reached:
+    def _load(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> TrainState:
         try:
             with safe_open(self.path, "pt") as file:
                 header = json.loads((file.metadata() or {})[_KEY])
                 if not all(isinstance(header[key], kind) for key, kind in _SHAPE.items()):
                     raise ValueError("its header")
-                reached = Reached(**header["reached"])
+                reached = TrainState(**header["reached"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
             raise MicronetError(f"{self.path} is no whole checkpoint ({error}); add --force to start again") from error
@@ -143,7 +145,7 @@ class Checkpoint:
             raise MicronetError(
                 f"{self.path} was made with other settings ({', '.join(changed)}); give the same, or --force"
             )
-        fill(model, _under("model.", tensors), str(self.path))
+        load_state(model, _under("model.", tensors), str(self.path))
         self._best = _under("best.", tensors)
         self._load_optimizer(optimizer, header, _under("optimizer.", tensors))
         return reached

@@ -42,7 +42,7 @@ class Teacher:
         return (1 - self.weight) * loss + self.weight * self.temperature**2 * divergence
 
 
-def open_teacher(config: TrainConfig, student: Artifact, spec: DataSpec, device: torch.device) -> Teacher | None:
+def load_teacher(config: TrainConfig, student: Artifact, spec: DataSpec, device: torch.device) -> Teacher | None:
     """Load the teacher a config names, or return None where it names none.
 
     Where it is made by the very code of the student, which the user has allowed to run, it needs no further word.

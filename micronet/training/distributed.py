@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 
 from micronet.core import ranks
-from micronet.errors import CAUSED, FailedError, MicronetError, first_line
+from micronet.errors import USER_ERRORS, FailedError, MicronetError, first_line
 
 WAIT = timedelta(hours=2)  # for one another: while process 0 reads a checkpoint or saves, the others wait
 MEETING = timedelta(minutes=10)  # of all processes, on however many machines, before they begin
@@ -26,7 +26,7 @@ RESUME = "the same command with --resume goes on from its last checkpoint, if it
 T = TypeVar("T")
 
 
-class EndedError(Exception):
+class ProcessExitError(Exception):
     """The end of a process of several, after one of them has said why. ``exit_code``: the same in all of them."""
 
     def __init__(self, exit_code: int) -> None:
@@ -35,26 +35,26 @@ class EndedError(Exception):
 
 
 @contextmanager
-def group(tell: Callable[[Exception], int]) -> Iterator[None]:
+def process_group(tell: Callable[[Exception], int]) -> Iterator[None]:
     """Be one of the processes that the environment tells of, inside this context.
 
     Of the errors that a user can cause, and of the loss of another process, the first is told by ``tell``, which
-    returns an exit code, in whichever process it is; EndedError is raised in each. One that does not meet the others
+    returns an exit code, in whichever process it is; ProcessExitError is raised in each. One that does not meet the others
     tells that itself.
     """
     try:
         store, world = _meet()
     except FailedError as error:
-        raise EndedError(tell(error)) from error
+        raise ProcessExitError(tell(error)) from error
     try:
         yield
-    except CAUSED as error:
-        raise EndedError(_tell_once(error, tell, store)) from error
+    except USER_ERRORS as error:
+        raise ProcessExitError(_tell_once(error, tell, store)) from error
     except RuntimeError as error:
         if not isinstance(error, dist.DistError) and "gloo" not in str(error):
             raise
         lost = FailedError(f"another of the {world} processes ended; {RESUME}")
-        raise EndedError(_tell_once(lost, (lambda _: LOST) if ranks.launched() else tell, store)) from error
+        raise ProcessExitError(_tell_once(lost, (lambda _: LOST) if ranks.is_launched() else tell, store)) from error
     finally:
         dist.destroy_process_group()
 
@@ -93,72 +93,72 @@ def _tell_once(error: Exception, tell: Callable[[Exception], int], store: Any) -
     return code
 
 
-def processes() -> int:
+def world_size() -> int:
     """Return how many processes work together."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def leads() -> bool:
+def is_rank_zero() -> bool:
     """Tell whether this process is the one that writes and prints."""
     return not dist.is_initialized() or dist.get_rank() == 0
 
 
-def my_turns() -> slice:
+def own_batches() -> slice:
     """Return which items of a list are this process's: every second one of two processes, and so on."""
     if not dist.is_initialized():
         return slice(None)
     return slice(dist.get_rank(), None, dist.get_world_size())
 
 
-def from_leader(work: Callable[[], T]) -> T:
+def from_rank_zero(work: Callable[[], T]) -> T:
     """Return what ``work`` gives in process 0, where alone it runs; its error is raised in all of them."""
-    if processes() == 1:
+    if world_size() == 1:
         return work()
     said: list[Any] = [None]
-    if leads():
+    if is_rank_zero():
         try:
             said = [work()]
-        except CAUSED as error:
+        except USER_ERRORS as error:
             said = [error]
     dist.broadcast_object_list(said, src=0, device=torch.device("cpu"))
-    if isinstance(said[0], CAUSED):
+    if isinstance(said[0], USER_ERRORS):
         raise said[0]
     result: T = said[0]
     return result
 
 
-def total(value: Tensor) -> Tensor:
+def sum_over_ranks(value: Tensor) -> Tensor:
     """Return the sum of a tensor over all processes."""
-    if processes() > 1:
+    if world_size() > 1:
         value = value.clone()
         dist.all_reduce(value)
     return value
 
 
-def widest(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+def range_over_ranks(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
     """Return the least of all processes' ``low`` and the greatest of their ``high``, in one message."""
-    if processes() == 1:
+    if world_size() == 1:
         return low, high
     ends = torch.stack([-low, high])
     dist.all_reduce(ends, dist.ReduceOp.MAX)
     return -ends[0], ends[1]
 
 
-def follow(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
+def broadcast_state(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> None:
     """Give every process the weights, buffers and optimizer state of process 0."""
-    if processes() == 1:
+    if world_size() == 1:
         return
     for tensor in model.state_dict().values():
         same = tensor.contiguous()  # a message has no memory layout
         dist.broadcast(same, src=0)
         tensor.copy_(same)
     if optimizer is not None:
-        state = from_leader(optimizer.state_dict)
-        if not leads():
+        state = from_rank_zero(optimizer.state_dict)
+        if not is_rank_zero():
             optimizer.load_state_dict(state)
 
 
-def own_device(name: str | None) -> str | None:
+def local_device(name: str | None) -> str | None:
     """Return the device of this process: ``name``, or of several GPUs (``0,1`` or any) the one that is its own.
 
     Raises MicronetError where one GPU is named for several processes.
@@ -168,7 +168,7 @@ def own_device(name: str | None) -> str | None:
         if ranks.local_rank() >= len(numbers):
             raise MicronetError(f"--device {name} names {len(numbers)} GPUs for more processes; name one for each")
         return f"cuda:{numbers[ranks.local_rank()]}"
-    if processes() == 1 or name == "cpu" or (name is None and not torch.cuda.is_available()):
+    if world_size() == 1 or name == "cpu" or (name is None and not torch.cuda.is_available()):
         return name
     if name is not None and name != "cuda":
         raise MicronetError(f"--device {name} is one device for several processes; give --device 0,1 or cpu")

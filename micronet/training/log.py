@@ -10,7 +10,7 @@ from micronet.errors import FailedError
 from micronet.training import distributed
 
 
-class Log:
+class MetricsLog:
     """The two files; of several processes only the first writes them, from the first epoch's end on.
 
     rows: of the epochs before, where a training goes on.
@@ -21,7 +21,7 @@ class Log:
         self._unwritten = list(rows)
         self._mode = "w"
         self._board: Any = None
-        if not distributed.leads():
+        if not distributed.is_rank_zero():
             return
         with suppress(ImportError):
             from torch.utils.tensorboard import SummaryWriter
@@ -30,7 +30,7 @@ class Log:
 
     def append(self, row: dict[str, Any]) -> None:
         """Add one epoch."""
-        if not distributed.leads():
+        if not distributed.is_rank_zero():
             return
         self._unwritten.append(row)
         with self._disk(), self._path.open(self._mode, encoding="utf-8") as file:

@@ -22,25 +22,25 @@ from micronet.core import ranks
 from micronet.core.files import file_hash
 from micronet.core.machine import memory_mib, tune_allocator
 from micronet.core.progress import Progress, Silent
-from micronet.data.batches import batch_sizes, plain_batches, training_batches
+from micronet.data.batches import batch_sizes, eval_batches, train_batches
 from micronet.data.dataset import Dataset
 from micronet.errors import FailedError, MicronetError, StoppedError
 from micronet.evaluation.accuracy import check_scores, evaluating
 from micronet.models.device import memory_format
 from micronet.training import distributed
-from micronet.training.checkpoint import Checkpoint, Reached
+from micronet.training.checkpoint import Checkpoint, TrainState
 from micronet.training.config import TrainConfig, learning_rate
-from micronet.training.distillation import Teacher, open_teacher
-from micronet.training.log import Log
-from micronet.training.step import NotFiniteError, Step, make_optimizer
+from micronet.training.distillation import Teacher, load_teacher
+from micronet.training.log import MetricsLog
+from micronet.training.step import NotFiniteError, TrainStep, make_optimizer
 from micronet.training.synchronized import synchronized
-from micronet.training.validation import evaluate_together
+from micronet.training.validation import evaluate_distributed
 
 Observe = Callable[[nn.Module], AbstractContextManager[Any]]
 
 
 @dataclass(frozen=True)
-class Procedure:
+class TrainHooks:
     """What a stage adds to plain training.
 
     ``observe``: a context that each epoch's steps run in. ``penalty``: called between backward and the optimizer's
@@ -54,11 +54,11 @@ class Procedure:
     config: dict[str, Any] = field(default_factory=dict)
 
 
-PLAIN = Procedure()
+NO_HOOKS = TrainHooks()
 
 
 @dataclass(frozen=True)
-class Run:
+class RunContext:
     """Where and how a stage that trains runs, apart from what it computes.
 
     ``output``: the artifact's path; the checkpoint and the log lie beside it. ``deadline``: in seconds of
@@ -86,9 +86,9 @@ class Trainer:
     model: nn.Module
     data: Dataset
     config: TrainConfig
-    run: Run
+    run: RunContext
     identity: dict[str, Any]
-    procedure: Procedure = PLAIN
+    procedure: TrainHooks = NO_HOOKS
     teacher: Teacher | None = None
 
     def fit(self) -> dict[str, Any]:
@@ -99,38 +99,38 @@ class Trainer:
         """
         tune_allocator()
         self.model.to(self.run.device).to(memory_format=memory_format(self.model))
-        check_fit(self.model, self.data)
+        check_model_fits(self.model, self.data)
         if not self.config.epochs:
             return {}
         self._check_config()
         optimizer = make_optimizer(self.model, self.config)
         settings = {name: value for name, value in self.config.to_json().items() if name != "patience"}
         checkpoint = Checkpoint.beside(self.run.output, {**settings, "seed": self.run.seed, **self.identity})
-        reached = distributed.from_leader(
+        reached = distributed.from_rank_zero(
             lambda: checkpoint.begin(self.model, optimizer, resume=self.run.resume, force=self.run.force)
         )
-        distributed.follow(self.model, optimizer)
+        distributed.broadcast_state(self.model, optimizer)
         self._say_where(reached)
         with synchronized(self.model):
-            step = Step(
+            step = TrainStep(
                 self.model, optimizer, self.config, self.run.device, self.run.compiled, self.teacher,
                 self.procedure.penalty,
             )  # fmt: skip
             step.scaler.load_state_dict(reached.scaler)
             self._train(step, checkpoint, reached)
-        if distributed.leads():
+        if distributed.is_rank_zero():
             checkpoint.load_best(self.model)  # its file stays until the artifact is saved
-        distributed.follow(self.model)
+        distributed.broadcast_state(self.model)
         return self._kept(reached.rows)
 
     def _check_config(self) -> None:
-        batch, processes = min(self.config.batch_size, len(self.data.train)), distributed.processes()
+        batch, processes = min(self.config.batch_size, len(self.data.train)), distributed.world_size()
         if batch < processes:
             raise MicronetError(f"batches of {batch} images cannot be shared by {processes} processes; use fewer")
         if self.config.patience is not None and self.procedure.keep == "last":
             raise MicronetError("--patience waits for a better epoch, and here the last is kept; leave it out")
 
-    def _say_where(self, reached: Reached) -> None:
+    def _say_where(self, reached: TrainState) -> None:
         if reached.step:
             where = f"resuming in epoch {reached.epoch} of {self.config.epochs}, after step {reached.step}"
         elif reached.rows:
@@ -141,9 +141,9 @@ class Trainer:
             return
         self.run.progress.line(where)
 
-    def _train(self, step: Step, checkpoint: Checkpoint, reached: Reached) -> None:
+    def _train(self, step: TrainStep, checkpoint: Checkpoint, reached: TrainState) -> None:
         """Train the epochs that are left."""
-        log = Log(self.run.output, reached.rows)
+        log = MetricsLog(self.run.output, reached.rows)
         while reached.epoch <= self.config.epochs and not self._out_of_patience(reached.rows):
             start = time.perf_counter()
             row = {"epoch": reached.epoch, **self._train_epoch(step, checkpoint, reached)}
@@ -151,7 +151,7 @@ class Trainer:
             row |= {"seconds": round(time.perf_counter() - start, 3), "memory_mib": memory_mib()}
             reached.end_epoch(row)
             reached.scaler = step.scaler.state_dict()
-            if distributed.leads():
+            if distributed.is_rank_zero():
                 checkpoint.save(self.model, step.optimizer, reached, best=self._kept(reached.rows) is row)
             log.append(row)
             self.run.progress.line(_summary(reached.rows, self.config.epochs))
@@ -172,12 +172,12 @@ class Trainer:
         """Return the epoch whose weights stay; of equal ones the first."""
         return rows[-1] if self.procedure.keep == "last" else max(rows, key=_rank)
 
-    def _train_epoch(self, step: Step, checkpoint: Checkpoint, reached: Reached) -> dict[str, float]:
+    def _train_epoch(self, step: TrainStep, checkpoint: Checkpoint, reached: TrainState) -> dict[str, float]:
         """Take the steps of an epoch that are left, writing checkpoints on the way."""
         config, epoch = self.config, reached.epoch
         sizes = batch_sizes(len(self.data.train), config.batch_size)
         steps = math.ceil(len(sizes) / config.accumulate)
-        batches = training_batches(
+        batches = train_batches(
             self.data.train, self.data.spec, config.batch_size,
             seed=self.run.seed, epoch=epoch, start=reached.step * config.accumulate, device=self.run.device,
         )  # fmt: skip
@@ -203,10 +203,10 @@ class Trainer:
         speed = (reached.images - before) / (time.perf_counter() - started)
         return {"loss": reached.loss / reached.images, "images_per_s": round(speed, 1)}
 
-    def _save_if_due(self, step: Step, checkpoint: Checkpoint, reached: Reached) -> None:
+    def _save_if_due(self, step: TrainStep, checkpoint: Checkpoint, reached: TrainState) -> None:
         """Write a checkpoint where the last one is old; at the deadline write one and raise StoppedError."""
         late = self._is_late()
-        if distributed.leads() and (late or checkpoint.age_s >= 60 * self.run.checkpoint_minutes):
+        if distributed.is_rank_zero() and (late or checkpoint.age_s >= 60 * self.run.checkpoint_minutes):
             reached.scaler = step.scaler.state_dict()
             checkpoint.save(self.model, step.optimizer, reached)
         if late:
@@ -214,15 +214,15 @@ class Trainer:
 
     def _is_late(self) -> bool:
         deadline = self.run.deadline
-        return deadline < math.inf and distributed.from_leader(lambda: time.monotonic() >= deadline)
+        return deadline < math.inf and distributed.from_rank_zero(lambda: time.monotonic() >= deadline)
 
-    def _stopped(self, reached: Reached) -> StoppedError:
+    def _stopped(self, reached: TrainState) -> StoppedError:
         return StoppedError(
             f"--max-time is over in epoch {reached.epoch} of {self.config.epochs}, after step {reached.step}; "
             "the same command with --resume goes on"
         )
 
-    def _diverged(self, error: NotFiniteError, reached: Reached) -> FailedError:
+    def _diverged(self, error: NotFiniteError, reached: TrainState) -> FailedError:
         layer = f", first in layer {error.layer}" if error.layer else ""
         return FailedError(
             f"{error} in epoch {reached.epoch}, step {reached.step + 1}{layer}; "
@@ -231,13 +231,13 @@ class Trainer:
 
     def _validate(self) -> dict[str, float]:
         with evaluating(self.model) as predict:
-            accuracy, loss = evaluate_together(predict, self.data.validation, self.data.spec)
+            accuracy, loss = evaluate_distributed(predict, self.data.validation, self.data.spec)
         return {"validation_accuracy": accuracy, "validation_loss": loss}
 
 
-def check_fit(model: nn.Module, data: Dataset) -> None:
+def check_model_fits(model: nn.Module, data: Dataset) -> None:
     """Raise MicronetError where one validation image does not go through the model to a score a class."""
-    images, _ = next(plain_batches(data.validation, data.spec, batch_size=1))
+    images, _ = next(eval_batches(data.validation, data.spec, batch_size=1))
     with evaluating(model) as predict:
         check_scores(predict, images, len(data.spec.classes or []))
 
@@ -246,14 +246,14 @@ def fit_artifact(
     artifact: Artifact,
     data: Dataset,
     config: TrainConfig,
-    run: Run,
-    procedure: Procedure = PLAIN,
+    run: RunContext,
+    procedure: TrainHooks = NO_HOOKS,
 ) -> Artifact:
     """Train an artifact's model in place and return the artifact with its data and the metrics of the epoch kept.
 
     Its history is as it was: the caller knows which stage this is. Raises what ``Trainer.fit`` raises.
     """
-    teacher = open_teacher(config, artifact, data.spec, run.device)
+    teacher = load_teacher(config, artifact, data.spec, run.device)
     identity = {
         "model": artifact.spec.to_json(),
         "history": [record.to_json() for record in artifact.history],
@@ -265,9 +265,9 @@ def fit_artifact(
     kept = Trainer(artifact.model, data, config, run, identity, procedure, teacher).fit()
 
     images = len(data.test)
-    own = images // distributed.processes()  # or a batch more
+    own = images // distributed.world_size()  # or a batch more
     with evaluating(artifact.model) as predict:
-        accuracy, loss = evaluate_together(
+        accuracy, loss = evaluate_distributed(
             predict, data.test, data.spec, lambda done: run.progress.step("testing", min(done, own), own)
         )
     metrics = {

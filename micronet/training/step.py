@@ -40,7 +40,7 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
 
 
 @dataclass
-class Step:
+class TrainStep:
     """What is called once a step. ``compiled``: by torch.compile.
 
     ``penalty``: called between backward and the optimizer's step to add to the gradients.
@@ -86,18 +86,18 @@ class Step:
         for (images, labels), left in zip(batches, reversed(range(len(sizes))), strict=True):
             inputs = images.to(self.device, non_blocking=True, memory_format=self._layout)
             share = len(labels) / sum(sizes)
-            if distributed.processes() > 1 and not isinstance(self._network, DistributedDataParallel):
+            if distributed.world_size() > 1 and not isinstance(self._network, DistributedDataParallel):
                 self._spread(inputs)
-            together = self._network.no_sync() if left and distributed.processes() > 1 else nullcontext()
+            together = self._network.no_sync() if left and distributed.world_size() > 1 else nullcontext()
             with together:
                 part = self._loss(inputs, labels.to(self.device, non_blocking=True)) * share
                 # DDP averages over processes what is to be a sum
-                self.scaler.scale(part * distributed.processes()).backward()  # type: ignore[no-untyped-call]
+                self.scaler.scale(part * distributed.world_size()).backward()  # type: ignore[no-untyped-call]
             loss += part.detach()
-        value = float(distributed.total(loss))
+        value = float(distributed.sum_over_ranks(loss))
         if value != value or abs(value) == float("inf"):
             with self._precision():
-                raise NotFiniteError(value, first_broken(self.model, inputs))
+                raise NotFiniteError(value, first_non_finite(self.model, inputs))
         if self.penalty is not None:
             self.scaler.unscale_(self.optimizer)
             self.penalty()
@@ -147,7 +147,7 @@ def _compile(model: nn.Module) -> Any:
 
 
 @torch.no_grad()
-def first_broken(model: nn.Module, inputs: Tensor) -> str | None:
+def first_non_finite(model: nn.Module, inputs: Tensor) -> str | None:
     """Return the name of the first module, in the order they run, that gives NaN or infinity for these inputs.
 
     Running statistics and ranges stay as they are: what moves are copies.

@@ -23,7 +23,7 @@ from micronet.training import distributed
 def synchronized(model: nn.Module) -> Iterator[None]:
     """Let every batch norm of a model normalise by the statistics of all processes, inside this context."""
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
-    if distributed.processes() == 1:
+    if distributed.world_size() == 1:
         norms = []
     classes = [type(norm) for norm in norms]
     for norm, own in zip(norms, classes, strict=True):
@@ -66,7 +66,7 @@ def _statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     var, mean = torch.var_mean(_wide(x), _other_axes(x), correction=0)
     count = mean.new_tensor([x.numel() // x.shape[1]])
     own = torch.cat([mean, var, count])
-    each = [torch.empty_like(own) for _ in range(distributed.processes())]
+    each = [torch.empty_like(own) for _ in range(distributed.world_size())]
     dist.all_gather(each, own)
     means, variances, counts = torch.split(torch.stack(each), [len(mean), len(var), 1], dim=1)
     share = counts / counts.sum()
@@ -91,7 +91,7 @@ class _Normalize(torch.autograd.Function):
         gradient, axes = _wide(gradients[0]), _other_axes(x)
         normal = (_wide(x) - _per_channel(mean, x)) * _per_channel(scale, x)
         own = torch.stack([gradient.sum(axes), (gradient * normal).sum(axes)])
-        means = distributed.total(own) / count
+        means = distributed.sum_over_ranks(own) / count
         inner = gradient - _per_channel(means[0], x) - normal * _per_channel(means[1], x)
         factor = scale if weight is None else scale * weight
         back = (inner * _per_channel(factor, x)).to(x.dtype)

@@ -11,7 +11,7 @@ from micronet.artifact.artifact import Artifact, load, save
 from micronet.artifact.header import read_header
 from micronet.artifact.history import StageRecord
 from micronet.errors import MicronetError
-from micronet.models.build import ModelSpec, build
+from micronet.models.build import ModelSpec, build_model
 from micronet.quantization.calibrate import calibrate
 from micronet.quantization.config import QuantConfig
 from micronet.quantization.fold import fold_model
@@ -49,7 +49,7 @@ def test_save_and_load_is_bit_exact(tmp_path, name, args, chain, q_level, q_type
     if "quantize" not in chain and (q_level, q_type) != ("channel", "sym"):
         pytest.skip("the quantization settings do not matter here")
     spec = ModelSpec(name, args)
-    model, records = through(build(spec), chain, q_type=q_type, q_level=q_level)
+    model, records = through(build_model(spec), chain, q_type=q_type, q_level=q_level)
     path = tmp_path / "a.safetensors"
     save(Artifact(model, spec, records, {"accuracy": 0.5}, None, 3), path)
     again = load(path)
@@ -64,7 +64,7 @@ def test_save_and_load_is_bit_exact(tmp_path, name, args, chain, q_level, q_type
 
 def test_saving_twice_gives_the_same_bytes(tmp_path):
     spec = ModelSpec("nin", {"width": 0.1})
-    artifact = Artifact(build(spec), spec, [StageRecord("train")])
+    artifact = Artifact(build_model(spec), spec, [StageRecord("train")])
     for name in ("a", "b"):
         save(artifact, tmp_path / name)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
@@ -95,7 +95,7 @@ def test_tied_tensors_are_stored_once_and_tied_again(tmp_path):
 def _artifact(tmp_path):
     spec = ModelSpec("nin", {"width": 0.1})
     path = tmp_path / "good.safetensors"
-    save(Artifact(build(spec), spec, [StageRecord("train")]), path)
+    save(Artifact(build_model(spec), spec, [StageRecord("train")]), path)
     return path
 
 

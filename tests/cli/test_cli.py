@@ -137,9 +137,9 @@ def test_wrong_options_exit_2(micronet, arguments):
 
 def original_checkpoint(path, prefix):
     """Write what the original micronet would: other names, the same layers in the same order."""
-    from micronet.models.build import ModelSpec, build
+    from micronet.models.build import ModelSpec, build_model
 
-    model = build(ModelSpec("nin", {"widths": [16, 12, 8, 16, 16, 16, 16, 16]}))
+    model = build_model(ModelSpec("nin", {"widths": [16, 12, 8, 16, 16, 16, 16, 16]}))
     state, block = {}, 0
     for name, tensor in model.state_dict().items():
         if name.endswith("conv.weight"):

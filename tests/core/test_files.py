@@ -2,7 +2,7 @@ import errno
 
 import pytest
 
-from micronet.core.files import check_place, check_target, write_atomically, write_bytes
+from micronet.core.files import check_output_path, check_writable, write_atomically, write_bytes
 from micronet.errors import FailedError, MicronetError
 
 
@@ -36,16 +36,16 @@ def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path):
 
 def test_a_target_that_exists_needs_force(tmp_path):
     target = tmp_path / "a.safetensors"
-    check_target(target, force=False)
+    check_output_path(target, force=False)
     target.write_bytes(b"old")
     with pytest.raises(MicronetError, match="--force"):
-        check_target(target, force=False)
-    check_target(target, force=True)
+        check_output_path(target, force=False)
+    check_output_path(target, force=True)
 
 
 def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(MicronetError, match="mkdir"):
-        check_target(tmp_path / "no" / "a.safetensors", force=True)
+        check_output_path(tmp_path / "no" / "a.safetensors", force=True)
 
 
 def test_writing_to_a_link_writes_what_it_names(tmp_path):
@@ -59,4 +59,4 @@ def test_writing_to_a_link_writes_what_it_names(tmp_path):
     link.unlink()
     link.symlink_to(tmp_path / "no" / "a.bin")
     with pytest.raises(MicronetError, match="mkdir"):
-        check_place(link)
+        check_writable(link)

@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from micronet.data.batches import Normalize, augment, batch_sizes, draw_moves, plain_batches, training_batches
+from micronet.data.batches import Normalize, augment, batch_sizes, draw_moves, eval_batches, train_batches
 from micronet.data.dataset import DataSpec
 from micronet.data.image_files import decode
 from micronet.data.load import load_data
@@ -78,7 +78,7 @@ def test_grey_images_have_the_strides_of_plain_memory():
     """By others torch would run networks channels last for which ``machine.memory_format`` says not to."""
     split = MemorySplit(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.zeros(4, dtype=torch.int64))
     spec = DataSpec(mean=[0.5], std=[0.5], augment="crop-flip")
-    for batches in (training_batches(split, spec, 2, seed=0, epoch=1), plain_batches(split, spec, 2)):
+    for batches in (train_batches(split, spec, 2, seed=0, epoch=1), eval_batches(split, spec, 2)):
         assert next(iter(batches))[0].stride() == (64, 64, 8, 1)
 
 
@@ -105,7 +105,7 @@ def test_an_epochs_batches_follow_from_seed_and_epoch_alone():
     data = load_data("digits", limit=100)
 
     def draw(seed, epoch):
-        return [images for images, _ in training_batches(data.train, data.spec, 32, seed=seed, epoch=epoch)]
+        return [images for images, _ in train_batches(data.train, data.spec, 32, seed=seed, epoch=epoch)]
 
     assert all(torch.equal(a, b) for a, b in zip(draw(1, 1), draw(1, 1), strict=True))
     assert not torch.equal(draw(1, 1)[0], draw(1, 2)[0])
@@ -115,15 +115,15 @@ def test_an_epochs_batches_follow_from_seed_and_epoch_alone():
 @pytest.mark.parametrize("size", [1, 2, 31, 32, 33, 64, 65])
 def test_batch_sizes_are_those_of_the_batches(size):
     split = MemorySplit(torch.zeros(size, 1, 4, 4, dtype=torch.uint8), torch.zeros(size, dtype=torch.int64))
-    batches = list(training_batches(split, DataSpec(mean=[0.5], std=[0.5]), 32, seed=1, epoch=1))
+    batches = list(train_batches(split, DataSpec(mean=[0.5], std=[0.5]), 32, seed=1, epoch=1))
     assert [len(labels) for _, labels in batches] == batch_sizes(size, 32)
     assert all(len(labels) > 1 for _, labels in batches) or size == 1
 
 
 def test_batches_from_the_middle_of_an_epoch_are_those_of_the_whole_epoch():
     data = load_data("digits", limit=100)
-    whole = list(training_batches(data.train, data.spec, 16, seed=1, epoch=3))
-    rest = list(training_batches(data.train, data.spec, 16, seed=1, epoch=3, start=2))
+    whole = list(train_batches(data.train, data.spec, 16, seed=1, epoch=3))
+    rest = list(train_batches(data.train, data.spec, 16, seed=1, epoch=3, start=2))
     assert len(rest) == len(whole) - 2
     assert all(torch.equal(a, b) for (a, _), (b, _) in zip(whole[2:], rest, strict=True))
 
@@ -131,11 +131,11 @@ def test_batches_from_the_middle_of_an_epoch_are_those_of_the_whole_epoch():
 @pytest.mark.parametrize("world", [2, 3])
 def test_the_parts_of_several_processes_are_one_processs_batches(monkeypatch, world):
     data = load_data("digits", limit=100)
-    whole = list(training_batches(data.train, data.spec, 16, seed=1, epoch=1))
+    whole = list(train_batches(data.train, data.spec, 16, seed=1, epoch=1))
     parts = []
     for rank in range(world):
         as_rank(monkeypatch, rank, world)
-        parts.append(list(training_batches(data.train, data.spec, 16, seed=1, epoch=1)))
+        parts.append(list(train_batches(data.train, data.spec, 16, seed=1, epoch=1)))
     for batch, *pieces in zip(whole, *parts, strict=True):
         for index in (0, 1):
             assert torch.equal(batch[index], torch.cat([piece[index] for piece in pieces]))
@@ -143,7 +143,7 @@ def test_the_parts_of_several_processes_are_one_processs_batches(monkeypatch, wo
 
 def test_evaluation_never_sees_augmentation():
     data = load_data("digits")
-    images = torch.cat([batch for batch, _ in plain_batches(data.test, data.spec)])
+    images = torch.cat([batch for batch, _ in eval_batches(data.test, data.spec)])
     expected = Normalize.from_spec(data.spec)(data.test.images(torch.arange(len(data.test))))
     assert torch.equal(images, expected)
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from micronet.data import image_files
-from micronet.data.batches import plain_batches, training_batches
+from micronet.data.batches import eval_batches, train_batches
 from micronet.data.image_files import ImageFiles, image_memory, list_images
 from micronet.data.load import load_data
 from micronet.errors import FailedError, MicronetError
@@ -41,7 +41,7 @@ def test_memory_and_workers_change_no_pixel(tmp_path, monkeypatch, small_chunks,
     monkeypatch.setattr(image_files, "usable_cores", lambda: cores)
     for epoch in (1, 2):
         read = [
-            [*training_batches(data.train, data.spec, 5, seed=1, epoch=epoch), *plain_batches(data.test, data.spec, 5)]
+            [*train_batches(data.train, data.spec, 5, seed=1, epoch=epoch), *eval_batches(data.test, data.spec, 5)]
             for data in (kept, streamed)
         ]
         for (left, ours), (right, theirs) in zip(*read, strict=True):
@@ -52,12 +52,12 @@ def test_memory_and_workers_change_no_pixel(tmp_path, monkeypatch, small_chunks,
 def test_files_are_decoded_once_where_there_is_room(tmp_path, monkeypatch, small_chunks):
     root = make_folder(tmp_path)
     kept, streamed = (open_folder(root, monkeypatch, gib) for gib in ("1", "0"))
-    first = torch.cat([images for images, _ in plain_batches(kept.test, kept.spec, 5)])
+    first = torch.cat([images for images, _ in eval_batches(kept.test, kept.spec, 5)])
     for path in list_images(root):
         path.write_bytes(BROKEN)
-    assert torch.equal(torch.cat([images for images, _ in plain_batches(kept.test, kept.spec, 4)]), first)
+    assert torch.equal(torch.cat([images for images, _ in eval_batches(kept.test, kept.spec, 4)]), first)
     with pytest.raises(MicronetError, match="cannot be read"):
-        next(plain_batches(streamed.test, kept.spec, 4))
+        next(eval_batches(streamed.test, kept.spec, 4))
 
 
 def test_room_is_shared_by_the_splits(tmp_path, monkeypatch):
@@ -134,7 +134,7 @@ def test_a_broken_image_is_named_in_one_line(tmp_path, monkeypatch, broken):
     (root / "test" / broken).write_bytes(BROKEN)
     data = open_folder(root, monkeypatch, "0")
     with pytest.raises(MicronetError, match=rf"^\S*test/{broken} cannot be read[^\n]*$"):
-        list(plain_batches(data.test, data.spec, 4))
+        list(eval_batches(data.test, data.spec, 4))
 
 
 def test_a_killed_worker_is_one_clear_error(tmp_path, small_chunks):
@@ -211,7 +211,7 @@ def test_imagenets_layout_is_read(tmp_path):
                 Image.new(mode, (50 + index, 40)).save(place, "PNG" if index == 3 else "JPEG")  # ImageNet holds a PNG
     data = load_data(str(tmp_path), image_size=32)
     assert (len(data.train), len(data.validation), len(data.test)) == (7, 1, 8)
-    assert [images.shape for images, _ in plain_batches(data.test, data.spec)] == [(8, 3, 32, 32)]
+    assert [images.shape for images, _ in eval_batches(data.test, data.spec)] == [(8, 3, 32, 32)]
 
 
 def test_a_flat_val_folder_is_one_clear_error(tmp_path):

@@ -9,8 +9,8 @@ from torch import nn
 from micronet.errors import MicronetError
 from micronet.evaluation.cost import count_macs
 from micronet.graph.trace import trace
-from micronet.models.attention import Attention, splittable
-from micronet.models.transformer import attentions, split
+from micronet.models.attention import Attention, is_splittable
+from micronet.models.transformer import split_attentions, splittable_attentions
 
 TIGHT = {"rtol": 1e-10, "atol": 1e-12}
 N, L, S, E, HEADS = 3, 5, 7, 12, 4
@@ -91,10 +91,10 @@ def test_its_number_of_heads_is_free():
 
 @pytest.mark.parametrize("options", [{"add_bias_kv": True}, {"add_zero_attn": True}])
 def test_what_it_cannot_stand_for_is_left(options):
-    assert not splittable(nn.MultiheadAttention(E, HEADS, **options))
+    assert not is_splittable(nn.MultiheadAttention(E, HEADS, **options))
     hooked = nn.MultiheadAttention(E, HEADS)
     hooked.register_forward_hook(lambda *_: None)
-    assert not splittable(hooked)
+    assert not is_splittable(hooked)
 
 
 def networks():
@@ -119,8 +119,8 @@ def test_transformers_around_it_compute_what_torchs_do(name):
     torch.manual_seed(0)
     theirs, inputs, options = networks()[name]
     theirs = theirs.double()
-    ours = split(copy.deepcopy(theirs), attentions(theirs))
-    assert not attentions(ours)
+    ours = split_attentions(copy.deepcopy(theirs), splittable_attentions(theirs))
+    assert not splittable_attentions(ours)
     for training in (True, False):
         outputs = []
         for model in (theirs, ours):
@@ -134,7 +134,7 @@ def test_transformers_around_it_compute_what_torchs_do(name):
 def test_an_encoder_with_padding_does_not_go_around_our_attention():
     torch.manual_seed(0)
     theirs = nn.TransformerEncoder(nn.TransformerEncoderLayer(E, HEADS, 16, batch_first=True), 2).eval()
-    ours = split(copy.deepcopy(theirs), ["layers.1.self_attn"])  # a mixed one
+    ours = split_attentions(copy.deepcopy(theirs), ["layers.1.self_attn"])  # a mixed one
     x, padding = torch.randn(N, L, E), torch.zeros(N, L, dtype=torch.bool)
     padding[1, 3:] = True
     with torch.no_grad():
@@ -149,11 +149,11 @@ def test_an_attention_used_twice_stays_one():
             self.a = nn.MultiheadAttention(E, HEADS)
             self.b = self.a
 
-    model = split(Twice(), ["a"])
+    model = split_attentions(Twice(), ["a"])
     assert model.a is model.b
     assert isinstance(model.a, Attention)
     with pytest.raises(ValueError, match="a is no attention"):
-        split(model, ["a"])
+        split_attentions(model, ["a"])
 
 
 def test_the_work_of_torchs_attention_is_counted_as_ours_is():
@@ -169,4 +169,4 @@ def test_the_work_of_torchs_attention_is_counted_as_ours_is():
     theirs = Images()
     work = count_macs(theirs, (3, 1, E))
     assert work == 3 * (4 * E * E + 2 * 16 * E) + 3 * (2 * E * E + 2 * 4 * E)
-    assert count_macs(split(theirs, attentions(theirs)), (3, 1, E)) == work
+    assert count_macs(split_attentions(theirs, splittable_attentions(theirs)), (3, 1, E)) == work

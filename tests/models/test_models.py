@@ -4,7 +4,7 @@ import torch
 from micronet import registry
 from micronet.errors import MicronetError
 from micronet.evaluation.cost import count_macs
-from micronet.models.build import ModelSpec, build, check_same_code, describe
+from micronet.models.build import ModelSpec, build_model, check_same_code, make_spec
 
 # Counted from the original's networks: all parameters, multiply-accumulates at 3x32x32.
 COUNTS = {
@@ -17,13 +17,13 @@ COUNTS = {
 
 @pytest.mark.parametrize("name", COUNTS)
 def test_counts_are_the_originals(name):
-    model = build(ModelSpec(name))
+    model = build_model(ModelSpec(name))
     counted = sum(parameter.numel() for parameter in model.parameters()), count_macs(model, (3, 32, 32))
     assert counted == COUNTS[name]
 
 
 def test_the_originals_pruned_grouped_network_has_its_counts():
-    model = build(ModelSpec("nin_gc", {"widths": [154, 162, 144, 304, 320, 320, 608, 584]}))
+    model = build_model(ModelSpec("nin_gc", {"widths": [154, 162, 144, 304, 320, 320, 608, 584]}))
     assert sum(parameter.numel() for parameter in model.parameters()) == 222_994
     assert count_macs(model, (3, 32, 32)) == 62_344_192
 
@@ -31,14 +31,14 @@ def test_the_originals_pruned_grouped_network_has_its_counts():
 @pytest.mark.parametrize("name", registry.MODELS)
 def test_every_network_takes_any_class_count_and_channels(name):
     args = {"num_classes": 7, "in_channels": 1, "width": 0.1}
-    model = build(ModelSpec(name, args)).eval()
+    model = build_model(ModelSpec(name, args)).eval()
     size = 28 if name.startswith("lenet") else 24
     assert model(torch.zeros(2, 1, size, size)).shape == (2, 7)
 
 
 @pytest.mark.parametrize("width", [0.05, 0.3, 0.77, 1.5])
 def test_grouped_widths_stay_legal(width):
-    model = build(ModelSpec("nin_gc", {"width": width})).eval()
+    model = build_model(ModelSpec("nin_gc", {"width": width})).eval()
     assert model(torch.zeros(1, 3, 16, 16)).shape == (1, 10)
 
 
@@ -56,7 +56,7 @@ def test_grouped_widths_stay_legal(width):
 )
 def test_impossible_networks_are_one_clear_error(name, args, message):
     with pytest.raises(MicronetError, match=message):
-        build(ModelSpec(name, args))
+        build_model(ModelSpec(name, args))
 
 
 SOURCE = """from torch import nn
@@ -68,22 +68,22 @@ def make(classes=3):
 def test_a_users_file_runs_only_when_trusted(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(SOURCE)
-    spec = describe(f"{file}:make", {"classes": 5})
+    spec = make_spec(f"{file}:make", {"classes": 5})
     assert spec.source == SOURCE
     with pytest.raises(MicronetError, match="--trust-code"):
-        build(spec)
+        build_model(spec)
     file.unlink()  # the recorded text is enough
-    assert build(spec, trusted=True)(torch.zeros(1, 3, 2, 2)).shape == (1, 5)
+    assert build_model(spec, trusted=True)(torch.zeros(1, 3, 2, 2)).shape == (1, 5)
 
 
 def test_changed_code_is_noticed(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(SOURCE)
-    recorded = describe(f"{file}:make")
-    check_same_code(describe(f"{file}:make"), recorded)
+    recorded = make_spec(f"{file}:make")
+    check_same_code(make_spec(f"{file}:make"), recorded)
     file.write_text(SOURCE + "# changed\n")
     with pytest.raises(MicronetError, match="not the code"):
-        check_same_code(describe(f"{file}:make"), recorded)
+        check_same_code(make_spec(f"{file}:make"), recorded)
 
 
 @pytest.mark.parametrize(
@@ -99,4 +99,4 @@ def test_a_users_broken_file_is_one_clear_error(tmp_path, source, attribute, mes
     file = tmp_path / "mine.py"
     file.write_text(source)
     with pytest.raises(MicronetError, match=message):
-        build(describe(f"{file}:{attribute}"), trusted=True)
+        build_model(make_spec(f"{file}:{attribute}"), trusted=True)

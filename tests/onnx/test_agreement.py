@@ -9,10 +9,10 @@ import pytest
 
 from micronet.artifact.artifact import load
 from micronet.cli.app import run
-from micronet.data.batches import plain_batches
+from micronet.data.batches import eval_batches
 from micronet.data.dataset import DataSpec
 from micronet.data.load import load_data
-from micronet.data.split import draw
+from micronet.data.split import random_subset
 from micronet.onnx.check import compare_layers, compare_outputs
 from scripts.export_zoo import schemes
 
@@ -67,7 +67,7 @@ def test_torch_and_onnxruntime_agree(network, scheme, floats, tmp_path):
         assert run([*map(str, step), "--quiet"]) == 0
     artifact, proto = load(tmp_path / "fused.safetensors"), onnx.load(tmp_path / "x.onnx")
     data = load_data(None, like=DataSpec(**{**artifact.data, "limit": None}))
-    batches = [images for images, _ in plain_batches(draw(data.train, IMAGES, 1), data.spec, CHUNK)]
+    batches = [images for images, _ in eval_batches(random_subset(data.train, IMAGES, 1), data.spec, CHUNK)]
     assert compare_outputs(artifact.model, proto, batches).classes >= 0.999
     for images in batches:
         assert max(compare_layers(artifact.model, proto, images).values(), default=0) <= 1

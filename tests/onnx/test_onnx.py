@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from micronet.artifact.artifact import Artifact, load
-from micronet.data.batches import plain_batches
+from micronet.data.batches import eval_batches
 from micronet.data.dataset import DataSpec
 from micronet.data.load import load_data
 from micronet.errors import MicronetError
-from micronet.models.build import ModelSpec, build
+from micronet.models.build import ModelSpec, build_model
 from micronet.onnx.check import USUAL_ERROR, compare_layers, compare_outputs, drift
 from micronet.onnx.export import to_onnx
 from micronet.onnx.operators import INT32_MAX, room_for_bias
@@ -24,7 +24,7 @@ IMAGES = torch.randn(16, 3, 32, 32)
 
 def quantized(name, args, **config):
     spec = ModelSpec(name, args)
-    model = build(spec)
+    model = build_model(spec)
     with torch.no_grad():
         for _ in range(3):
             model(IMAGES)
@@ -62,7 +62,7 @@ def test_no_zero_point_is_shared_and_no_path_is_left(chain):
 def test_layer_by_layer_onnxruntime_is_within_one_step_on_real_images(chain):
     artifact = load(chain / "int8.safetensors")
     data = load_data(None, like=DataSpec(**artifact.data))
-    images, _ = next(plain_batches(data.test, data.spec))
+    images, _ = next(eval_batches(data.test, data.spec))
     proto = to_onnx(artifact, images)
     worst = compare_layers(artifact.model, proto, images)
     assert len(worst) == 10
@@ -134,7 +134,7 @@ def test_a_layer_that_is_called_twice_exports():
 
 def test_float_networks_agree():
     spec = ModelSpec("resnet18", {"width": 0.1})
-    model = build(spec).eval()
+    model = build_model(spec).eval()
     agreement = compare_outputs(model, to_onnx(Artifact(model, spec), IMAGES), [IMAGES], RuntimeOptions())
     assert agreement.classes == 1
     assert agreement.error < 1e-5

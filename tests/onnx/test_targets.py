@@ -8,7 +8,7 @@ import torch
 from micronet.artifact.artifact import Artifact
 from micronet.data.dataset import DataSpec
 from micronet.errors import MicronetError
-from micronet.models.build import ModelSpec, build
+from micronet.models.build import ModelSpec, build_model
 from micronet.onnx.check import compare_layers, compare_outputs, require_agreement
 from micronet.onnx.config import ExportConfig
 from micronet.onnx.export import to_onnx
@@ -24,7 +24,7 @@ SPEC = DataSpec("folder", ["a", "b"], 3, 32, [0.4, 0.5, 0.6], [0.2, 0.25, 0.3])
 
 def plain(name="nin", args=None):
     spec = ModelSpec(name, args or {"width": 0.1})
-    return Artifact(build(spec).eval(), spec)
+    return Artifact(build_model(spec).eval(), spec)
 
 
 def kinds(proto):

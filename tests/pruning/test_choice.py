@@ -10,7 +10,7 @@ import micronet
 from micronet import registry
 from micronet.errors import FailedError, MicronetError
 from micronet.evaluation.cost import count_macs
-from micronet.models.build import ModelSpec, build
+from micronet.models.build import ModelSpec, build_model
 from micronet.pruning.config import PruneConfig
 from micronet.pruning.prune import channel_flow, prune_model
 
@@ -27,7 +27,7 @@ def scores(criterion, model, images=IMAGES):
 
 @pytest.mark.parametrize("criterion", [name for name in registry.CRITERIA if name != "taylor"])
 def test_every_criterion_prunes_and_says_the_same_twice(criterion):
-    model = build(ModelSpec("nin", {"width": 0.25})).eval()
+    model = build_model(ModelSpec("nin", {"width": 0.25})).eval()
     one, _, plan = prune_model(model, PruneConfig(0.4, criterion=criterion), IMAGES)
     two, _, _ = prune_model(model, PruneConfig(0.4, criterion=criterion), IMAGES)
     assert plan.cut == plan.asked > 0
@@ -78,7 +78,7 @@ def test_layers_without_batch_norms_are_judged_by_their_weights():
 
 
 def test_the_layer_scope_cuts_the_same_share_of_every_layer():
-    model = build(ModelSpec("nin", {"width": 0.5})).eval()
+    model = build_model(ModelSpec("nin", {"width": 0.5})).eval()
     _, _, plan = prune_model(model, PruneConfig(0.25, criterion="l2", scope="layer"), IMAGES)
     shares = [group.after / group.before for group in plan.groups.values()][:-1]
     assert all(0.75 <= share <= 0.78 for share in shares)
@@ -86,7 +86,7 @@ def test_the_layer_scope_cuts_the_same_share_of_every_layer():
 
 @pytest.mark.parametrize("target", ["target_macs", "target_params"])
 def test_a_target_is_met_and_hardly_more(target):
-    model = build(ModelSpec("nin", {"width": 0.25})).eval()
+    model = build_model(ModelSpec("nin", {"width": 0.25})).eval()
     pruned, _, _ = prune_model(model, PruneConfig(criterion="l2", **{target: 0.5}), IMAGES)
 
     def cost(network):
@@ -100,7 +100,7 @@ def test_a_target_is_met_and_hardly_more(target):
 
 
 def test_a_cost_of_ones_own_is_met():
-    model = build(ModelSpec("nin", {"width": 0.25})).eval()
+    model = build_model(ModelSpec("nin", {"width": 0.25})).eval()
     seen = []
 
     def widest(network):
@@ -114,7 +114,7 @@ def test_a_cost_of_ones_own_is_met():
 
 
 def test_widths_are_taken_as_they_are_or_refused_with_the_reason():
-    model = build(ModelSpec("nin_gc", {})).eval()
+    model = build_model(ModelSpec("nin_gc", {})).eval()
     # What the micronet of 2021 printed for its pruned nin_gc, brought to what its groups allow.
     pruned, _, plan = prune_model(model, PruneConfig(widths="154 162 144 304 320 320 608 584"), IMAGES)
     assert [group.after for group in plan.groups.values()][:8] == [154, 162, 144, 304, 320, 320, 608, 584]
@@ -126,7 +126,7 @@ def test_widths_are_taken_as_they_are_or_refused_with_the_reason():
 
 
 def test_excluded_layers_and_small_ones_stay_whole():
-    model = build(ModelSpec("nin", {"width": 0.25})).eval()
+    model = build_model(ModelSpec("nin", {"width": 0.25})).eval()
     _, _, plan = prune_model(model, PruneConfig(0.5, exclude="features.[12].*", min_channels=30), IMAGES)
     by_layer = {group.layers[0]: group for group in plan.groups.values()}
     assert by_layer["features.1.conv"].note == "by choice"

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from micronet.artifact.artifact import load, save
-from micronet.models.build import ModelSpec, build
+from micronet.models.build import ModelSpec, build_model
 from micronet.models.layers import Add, ChannelShuffle
 from micronet.pruning.config import PruneConfig
 from micronet.pruning.prune import channel_flow, prune_model, restore
@@ -112,7 +112,7 @@ def test_cut_equals_masked_on_random_networks(seed):
 @pytest.mark.parametrize("regular", [1, 8, 16])
 @pytest.mark.parametrize(("name", "width"), [("nin", 0.5), ("nin_gc", 0.5), ("nin_gc", 1.0), ("nin_gc", 0.1)])
 def test_cut_equals_masked_on_nin(name, width, regular):
-    model = randomise(build(ModelSpec(name, {"width": width})))
+    model = randomise(build_model(ModelSpec(name, {"width": width})))
     flat = nn.Sequential()
     for layer in model.features:
         if isinstance(layer, (ChannelShuffle, nn.MaxPool2d)):
@@ -196,7 +196,7 @@ def test_what_is_not_understood_is_left_whole_and_named():
 
 
 def test_tied_scales_and_every_share_give_the_exact_count():
-    model = randomise(build(ModelSpec("nin", {"widths": [16, 12, 8, 16, 16, 16, 16, 16]})))
+    model = randomise(build_model(ModelSpec("nin", {"widths": [16, 12, 8, 16, 16, 16, 16, 16]})))
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.ones_(module.weight)
@@ -253,7 +253,7 @@ def test_pruning_a_pruned_artifact_again_reloads(tmp_path, micronet, chain):
 
 
 def test_a_flow_run_again_with_the_same_widths_is_the_same():
-    flow = channel_flow(build(ModelSpec("nin_gc", {"width": 0.25})), torch.randn(2, 3, 32, 32))
+    flow = channel_flow(build_model(ModelSpec("nin_gc", {"width": 0.25})), torch.randn(2, 3, 32, 32))
     again = flow.with_widths(flow.widths)
     for name, layer in flow.layers.items():
         assert np.array_equal(layer.outputs, again.layers[name].outputs)

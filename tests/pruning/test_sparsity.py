@@ -4,7 +4,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from micronet.artifact.artifact import load
-from micronet.models.build import ModelSpec, build
+from micronet.models.build import ModelSpec, build_model
 from micronet.pruning.criteria.bn_scale import penalty, scores
 from micronet.pruning.prune import channel_flow
 
@@ -14,7 +14,7 @@ def scales(model):
 
 
 def test_the_penalty_adds_the_l1_subgradient_to_every_scale_but_the_last():
-    model = build(ModelSpec("nin", {"width": 0.1}))
+    model = build_model(ModelSpec("nin", {"width": 0.1}))
     norms = scales(model)
     norms[0].weight.data[:2] = torch.tensor([-0.5, 0.0])
     images, labels = torch.randn(4, 3, 32, 32), torch.randint(10, (4,))

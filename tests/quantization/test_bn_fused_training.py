@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from micronet.models.build import ModelSpec, build
+from micronet.models.build import ModelSpec, build_model
 from micronet.quantization.calibrate import calibrate, frozen, observing
 from micronet.quantization.config import QuantConfig
 from micronet.quantization.fold import fold_model
@@ -50,7 +50,7 @@ def test_in_32_bits_it_is_a_convolution_and_a_batch_norm(size, bias):
 @pytest.mark.parametrize("level", ["channel", "layer"])
 def test_a_network_trains_folds_and_reloads(method, level):
     config = QuantConfig(method=method, q_level=level, bn_fuse=True)
-    model, record = quantize_model(build(ModelSpec("nin", {"width": 0.1})), config)
+    model, record = quantize_model(build_model(ModelSpec("nin", {"width": 0.1})), config)
     assert not any(isinstance(module, nn.BatchNorm2d) and ".norm" not in name for name, module in model.named_modules())
     calibrate(model, [IMAGES])
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
@@ -59,7 +59,7 @@ def test_a_network_trains_folds_and_reloads(method, level):
             model.train()(IMAGES).square().mean().backward()
             optimizer.step()
             optimizer.zero_grad()
-    again = restore(build(ModelSpec("nin", {"width": 0.1})), record)
+    again = restore(build_model(ModelSpec("nin", {"width": 0.1})), record)
     again.load_state_dict(model.state_dict())
     assert torch.equal(again.eval()(IMAGES), model.eval()(IMAGES))
     folded, fusion = fold_model(model, [record])
@@ -71,14 +71,14 @@ def test_a_network_trains_folds_and_reloads(method, level):
         torch.testing.assert_close(after.weight_quantizer(after.weight), on_grid, rtol=1e-6, atol=1e-8)
     error = (folded(IMAGES) - model(IMAGES)).norm() / model(IMAGES).norm()
     assert error < 0.05  # biases have moved to their integer grid, which is coarse where DoReFa's clip is wide
-    reloaded = restore_fold(restore(build(ModelSpec("nin", {"width": 0.1})), record), fusion)
+    reloaded = restore_fold(restore(build_model(ModelSpec("nin", {"width": 0.1})), record), fusion)
     reloaded.load_state_dict(folded.state_dict())
     assert torch.equal(reloaded.eval()(IMAGES), folded.eval()(IMAGES))
 
 
 def test_frozen_it_trains_what_the_integer_network_computes():
     """QAFT: ranges and statistics stay; output is that of eval mode."""
-    model, _ = quantize_model(build(ModelSpec("nin", {"width": 0.1})), QuantConfig(bn_fuse=True))
+    model, _ = quantize_model(build_model(ModelSpec("nin", {"width": 0.1})), QuantConfig(bn_fuse=True))
     calibrate(model, [IMAGES])
     before = {
         name: value.clone() for name, value in model.state_dict().items() if "quantizer" in name or "running" in name

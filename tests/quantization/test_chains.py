@@ -8,7 +8,7 @@ import torch
 from micronet.artifact.artifact import Artifact, load, save
 from micronet.artifact.history import StageRecord, check_order
 from micronet.graph.trace import trace
-from micronet.models.build import ModelSpec, build
+from micronet.models.build import ModelSpec, build_model
 from micronet.onnx.check import compare_layers
 from micronet.onnx.export import to_onnx, write_onnx
 from micronet.quantization.calibrate import calibrate, freeze, frozen, observing
@@ -83,7 +83,7 @@ def cases():
 def test_every_legal_order_saves_reloads_and_exports(tmp_path, name, order):
     spec = ModelSpec(name, NETWORKS[name])
     torch.manual_seed(1)
-    model = build(spec).train()
+    model = build_model(spec).train()
     for module in model.modules():
         if isinstance(module, torch.nn.Linear) and not module.weight.any():
             torch.nn.init.normal_(module.weight, std=0.02)  # torchvision's transformer begins with a head of zeros

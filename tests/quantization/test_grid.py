@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from micronet.errors import MicronetError
-from micronet.models.build import ModelSpec, build
+from micronet.models.build import ModelSpec, build_model
 from micronet.models.layers import Add
 from micronet.quantization.calibrate import calibrate, each_quantizer, observing
 from micronet.quantization.config import QuantConfig
@@ -107,7 +107,7 @@ def test_binary_activations_take_the_place_of_the_relu_and_leave_others_theirs()
 
 def test_nin_in_binary_pools_before_its_signs_and_needs_no_new_graph():
     model, record = quantize_model(
-        build(ModelSpec("nin", {"width": 0.1})), QuantConfig(w_bits="binary", a_bits="binary")
+        build_model(ModelSpec("nin", {"width": 0.1})), QuantConfig(w_bits="binary", a_bits="binary")
     )
     assert not record.result["taps"]
     assert not record.result["splits"]
@@ -122,7 +122,7 @@ def test_nin_in_binary_pools_before_its_signs_and_needs_no_new_graph():
 @pytest.mark.parametrize("name", ["nin", "nin_gc", "resnet18"])
 def test_a_batch_norm_before_signs_becomes_a_threshold(name, weights):
     """T24: gains above, below and at zero; every sign of the folded network is the unfolded one's, in float64."""
-    model = build(ModelSpec(name, {"width": 0.2}))
+    model = build_model(ModelSpec(name, {"width": 0.2}))
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.normal_(module.weight)
@@ -158,7 +158,9 @@ def record_signs(model, images):
 
 def test_float_activations_get_the_ordinary_fusion():
     """T23: with A=32 the fused network equals the unfused."""
-    model, record = quantize_model(build(ModelSpec("nin", {"width": 0.1})), QuantConfig(w_bits="binary", a_bits=32))
+    model, record = quantize_model(
+        build_model(ModelSpec("nin", {"width": 0.1})), QuantConfig(w_bits="binary", a_bits=32)
+    )
     images = torch.randn(4, 3, 32, 32)
     calibrate(model, [images])
     folded, _ = fold_model(model.eval(), [record])

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 import micronet
 from micronet.errors import MicronetError
 from micronet.models import transformer
-from micronet.models.build import ModelSpec, build
+from micronet.models.build import ModelSpec, build_model
 from micronet.quantization.adaround import adaround
 from micronet.quantization.calibrate import calibrate, each_quantizer
 from micronet.quantization.config import QuantConfig
@@ -60,7 +60,7 @@ def randomised(model):
 
 
 def test_one_quantizer_a_tensor_on_nin():
-    model, record = quantize_model(build(ModelSpec("nin", {"width": 0.1})), QuantConfig())
+    model, record = quantize_model(build_model(ModelSpec("nin", {"width": 0.1})), QuantConfig())
     calibrate(model, [IMAGES])
     slots = [slot for _, slot, _ in each_quantizer(model)]
     assert slots.count("weight_quantizer") == 9
@@ -71,7 +71,7 @@ def test_one_quantizer_a_tensor_on_nin():
 
 
 def test_both_branches_of_an_add_are_on_grids():
-    model, _ = quantize_model(build(ModelSpec("resnet18", {"width": 0.1})), QuantConfig())
+    model, _ = quantize_model(build_model(ModelSpec("resnet18", {"width": 0.1})), QuantConfig())
     calibrate(model, [IMAGES])
     block = model.layers[1][0]
     assert block.bn2.output_quantizer is not None
@@ -166,10 +166,10 @@ def test_a_linear_layers_batch_norm_folds_behind_a_flatten():
 
 
 def test_first_and_last_layers_keep_eight_bits():
-    model, _ = quantize_model(build(ModelSpec("nin", {"width": 0.1})), QuantConfig(w_bits=4, a_bits=4))
+    model, _ = quantize_model(build_model(ModelSpec("nin", {"width": 0.1})), QuantConfig(w_bits=4, a_bits=4))
     bits = [quantizer.bits for _, slot, quantizer in each_quantizer(model) if slot == "weight_quantizer"]
     assert bits == [8, *[4] * 7, 8]
-    same, _ = quantize_model(build(ModelSpec("nin", {"width": 0.1})), QuantConfig(w_bits=4, first_last="same"))
+    same, _ = quantize_model(build_model(ModelSpec("nin", {"width": 0.1})), QuantConfig(w_bits=4, first_last="same"))
     assert {quantizer.bits for _, slot, quantizer in each_quantizer(same) if slot == "weight_quantizer"} == {4}
 
 
@@ -182,7 +182,7 @@ def test_the_model_given_is_not_changed():
 
 
 def test_calibration_changes_neither_weights_nor_batch_norms():
-    model, _ = quantize_model(build(ModelSpec("nin", {"width": 0.1})), QuantConfig())
+    model, _ = quantize_model(build_model(ModelSpec("nin", {"width": 0.1})), QuantConfig())
     names = [name for name in model.state_dict() if "quantizer" not in name]
     before = {name: model.state_dict()[name].clone() for name in names}
     calibrate(model.train(), [IMAGES, 3 * IMAGES])
@@ -201,7 +201,7 @@ def test_a_layer_that_is_never_called_is_reported_and_an_uncalled_one_found():
 @pytest.mark.parametrize("name", ["nin", "nin_gc", "resnet18", "torchvision:resnet18"])
 def test_folding_float_is_exact(name):
     args = {} if ":" in name else {"width": 0.1}
-    model = randomised(build(ModelSpec(name, args))).double()
+    model = randomised(build_model(ModelSpec(name, args))).double()
     folded, _ = fold_model(model)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
     x = IMAGES.double()
@@ -219,7 +219,7 @@ def test_folding_a_transposed_convolution_is_exact():
 @pytest.mark.parametrize("q_type", ["sym", "asym"])
 @pytest.mark.parametrize("q_level", ["channel", "layer"])
 def test_folding_a_quantized_network_keeps_its_integers(q_level, q_type):
-    model = randomised(build(ModelSpec("nin", {"width": 0.2})))
+    model = randomised(build_model(ModelSpec("nin", {"width": 0.2})))
     quantized, _ = quantize_model(model, QuantConfig(q_level=q_level, q_type=q_type))
     calibrate(quantized, [IMAGES])
     folded, _ = fold_model(quantized)
@@ -282,7 +282,7 @@ def test_recovery_reaches_the_layers_of_attention():
     model = Attending().eval()
     quantized, _ = quantize_model(model, QuantConfig(w_bits=3, a_bits=32, first_last="same"))
     calibrate(quantized, [TOKENS])
-    reference = transformer.opened(model)
+    reference = transformer.with_split_attentions(model)
     assert adaround(reference, quantized, [TOKENS]) == len(PROJECTIONS) + 4
     assert correct_biases(reference, quantized, [TOKENS]) == len(PROJECTIONS) + 4
     means = [{name: mean_of(network, name) for name in PROJECTIONS} for network in (reference, quantized)]

@@ -70,14 +70,14 @@ def test_t14_data_parallel_whose_replicas_forget_their_ranges_is_refused():
 
 
 def test_t16_a_range_of_another_shape_is_refused(tmp_path, chain):
-    from micronet.artifact.artifact import fill
+    from micronet.artifact.artifact import load_state
 
     model = load(chain / "int8.safetensors").model
     tensors = dict(model.state_dict())
     name = next(name for name in tensors if name.endswith("weight_quantizer.scale"))
     tensors[name] = tensors[name][:1]
     with pytest.raises(MicronetError, match="another shape"):
-        fill(model, tensors, "the file")
+        load_state(model, tensors, "the file")
 
 
 def test_t17_ranges_are_those_of_the_stream():

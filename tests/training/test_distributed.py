@@ -29,9 +29,9 @@ from micronet.quantization.quantize import quantize_model
 from micronet.training import distributed
 from micronet.training.config import TrainConfig
 from micronet.training.distillation import Teacher
-from micronet.training.step import SGD_MOMENTUM, Step, make_optimizer
+from micronet.training.step import SGD_MOMENTUM, TrainStep, make_optimizer
 from micronet.training.synchronized import synchronized
-from micronet.training.validation import evaluate_together
+from micronet.training.validation import evaluate_distributed
 
 CASES = {
     "float": {},
@@ -63,7 +63,7 @@ def train(quantized=None, accumulate=1, sparsity=0.0, taught=False, amp="off"):
     model = network()
     if quantized is not None:
         model = quantize_model(model, quantized)[0].double()
-        calibrate(model, [images[ranks.part_of(8)]])
+        calibrate(model, [images[ranks.shard(8)]])
     penalty = bn_scale.penalty(model, channel_flow(model, images), sparsity) if sparsity else None
     teacher = Teacher(network().eval(), 0.5, 4.0) if taught else None
     if amp != "off":
@@ -72,9 +72,9 @@ def train(quantized=None, accumulate=1, sparsity=0.0, taught=False, amp="off"):
     losses = []
     with synchronized(model), observing(model):
         optimizer = make_optimizer(model, training)
-        step = Step(model.train(), optimizer, training, torch.device("cpu"), teacher=teacher, penalty=penalty)
+        step = TrainStep(model.train(), optimizer, training, torch.device("cpu"), teacher=teacher, penalty=penalty)
         batches = zip(images.split(BATCHES), labels.split(BATCHES), strict=True)
-        parts = [(x[ranks.part_of(len(x))], y[ranks.part_of(len(y))]) for x, y in batches]
+        parts = [(x[ranks.shard(len(x))], y[ranks.shard(len(y))]) for x, y in batches]
         for first in range(0, len(BATCHES), accumulate):
             together = slice(first, first + accumulate)
             losses.append(step(parts[together], BATCHES[together]))
@@ -91,7 +91,7 @@ def evaluated():
         return images.reshape(len(images), 4)
 
     split = MemorySplit(pixels, torch.arange(600) % 4)
-    return *evaluate_together(predict, split, DataSpec(mean=[0.5], std=[0.5])), sum(seen)
+    return *evaluate_distributed(predict, split, DataSpec(mean=[0.5], std=[0.5])), sum(seen)
 
 
 def no_room():
@@ -108,11 +108,11 @@ def work(rank, folder, port):
         return 7
 
     try:
-        with distributed.group(tell):
+        with distributed.process_group(tell):
             results = {name: train(**case) for name, case in CASES.items()}
             numbers = evaluated()
-            distributed.from_leader(no_room)
-    except distributed.EndedError as ended:
+            distributed.from_rank_zero(no_room)
+    except distributed.ProcessExitError as ended:
         told.append(ended.exit_code)
     torch.save({"trained": results, "evaluated": numbers, "told": told}, folder / f"{rank}.pt")
     os._exit(0)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from micronet.training.config import TrainConfig, learning_rate
-from micronet.training.step import NotFiniteError, Step, first_broken, make_optimizer
+from micronet.training.step import NotFiniteError, TrainStep, first_non_finite, make_optimizer
 
 TRAIN = ["train", "--width", "0.1", "--limit", "300", "--epochs", "4", "--batch-size", "16"]
 
@@ -71,14 +71,14 @@ def test_the_search_for_what_broke_computes_as_the_step_and_moves_nothing():
     model[0].weight.data.zero_()
     model[0].bias.data.fill_(1)
     training = TrainConfig(amp="bf16")
-    step = Step(model, make_optimizer(model, training), training, torch.device("cpu"))
+    step = TrainStep(model, make_optimizer(model, training), training, torch.device("cpu"))
     images = torch.randn(3, 1, 2, 2)
-    assert first_broken(model, images) is None
+    assert first_non_finite(model, images) is None
     with pytest.raises(NotFiniteError) as raised:
         step([(images, torch.tensor([0, 1, 0]))], [3])
     assert raised.value.layer == "2"
     assert int(model[0].num_batches_tracked) == 1  # by the step alone
-    assert first_broken(model, images * float("inf")) == "0"
+    assert first_non_finite(model, images * float("inf")) == "0"
     assert int(model[0].num_batches_tracked) == 1
 
 
@@ -146,7 +146,7 @@ def test_accumulated_batches_are_one_larger_batch(optimizer):
     for sizes in ([20], [8, 8, 4]):
         torch.manual_seed(0)
         model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 4)).double()
-        step = Step(model, make_optimizer(model, config), config, torch.device("cpu"))
+        step = TrainStep(model, make_optimizer(model, config), config, torch.device("cpu"))
         for _ in range(3):
             step(zip(images.double().split(sizes), labels.split(sizes), strict=True), sizes)
         trained.append(model.state_dict())

@@ -60,8 +60,8 @@ class LearnedQuantizer(Quantizer):
             size = x.clamp(min=0) if rectified else x.abs()
             rows = size.reshape(1, -1) if self.axis is None else size.transpose(0, self.axis).flatten(1)
             mean, largest = rows.mean(1).view_as(self.log_scale), rows.amax(1).view_as(self.log_scale)
-            mean = distributed.total(mean) / distributed.processes()
-            _, largest = distributed.widest(largest, largest)
+            mean = distributed.sum_over_ranks(mean) / distributed.world_size()
+            _, largest = distributed.range_over_ranks(largest, largest)
             if not bool(mean.isfinite().all()):
                 raise MicronetError("NaN or infinity reached a quantizer; look at the weights and the images")
             some = mean > NOTHING * mean.max()
