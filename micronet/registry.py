@@ -145,7 +145,7 @@ COMMANDS = {
 PREDICTORS = {
     ".safetensors": "micronet.runtimes.torch:EagerPredictor",
     ".onnx": "micronet.runtimes.onnxruntime:OrtPredictor",
-    ".packed": "micronet.runtimes.packed.network:PackedPredictor",
+    ".packed": "micronet.runtimes.packed.adapter:PackedPredictor",
     ".engine": "micronet.runtimes.tensorrt.engine:EnginePredictor",
 }
 

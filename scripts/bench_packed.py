@@ -27,8 +27,8 @@ from micronet.artifact.artifact import Artifact
 from micronet.core.machine import describe_machine
 from micronet.models.build import ModelSpec, build_model
 from micronet.onnx.export import to_onnx
+from micronet.packed.from_onnx import pack_model
 from micronet.packed.program import Program, to_bytes
-from micronet.packed.writer import pack_model
 from micronet.quantization.calibrate import calibrate
 from micronet.quantization.config import QuantConfig
 from micronet.quantization.quantize import quantize_model
@@ -109,9 +109,9 @@ def interleave(runs: dict[str, Callable[[], object]], rounds: int) -> dict[str, 
 
 def together(program: Program, theirs: dict[str, bytes], batches: list[int], rounds: int) -> None:
     """Print the speed of all binary layers, with the pools between them, beside ONNX Runtime's of the same blocks."""
-    from micronet.runtimes.packed.emit import BITS, TABLE
-    from micronet.runtimes.packed.plan import Plan
-    from micronet.runtimes.packed.steps import execute
+    from micronet.runtimes.packed.execution_plan import Plan
+    from micronet.runtimes.packed.kernels.cpu import BITS, TABLE
+    from micronet.runtimes.packed.kernels.interpreter import execute
 
     plan, counter = Plan(program), np.zeros(1, np.int64)
     binary = [i for i, (row, step) in enumerate(zip(plan.steps, plan.layers, strict=True))
@@ -133,9 +133,9 @@ def together(program: Program, theirs: dict[str, bytes], batches: list[int], rou
 
 def layers(program: Program) -> None:
     """Print each binary layer's speed, one image, and its share of the most the core can do at the clock measured."""
-    from micronet.runtimes.packed.emit import BITS, TABLE, WAY
-    from micronet.runtimes.packed.plan import Plan
-    from micronet.runtimes.packed.steps import execute
+    from micronet.runtimes.packed.execution_plan import Plan
+    from micronet.runtimes.packed.kernels.cpu import BITS, TABLE, WAY
+    from micronet.runtimes.packed.kernels.interpreter import execute
 
     plan, counter = Plan(program), np.zeros(1, np.int64)
     memory, hertz = plan.room(1).memory, clock()

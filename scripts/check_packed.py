@@ -19,9 +19,9 @@ from micronet.artifact.artifact import load
 from micronet.data.batches import eval_batches
 from micronet.data.load import load_data
 from micronet.onnx.export import to_onnx
+from micronet.packed.from_onnx import pack_model
 from micronet.packed.program import Program
-from micronet.packed.writer import pack_model
-from micronet.runtimes.packed.compiled import CompiledNetwork
+from micronet.runtimes.packed.compiled_backend import CompiledNetwork
 
 ROUNDING = 2.0**-24  # of float32
 

@@ -19,12 +19,12 @@ from micronet.errors import MicronetError
 from micronet.models.build import ModelSpec
 from micronet.onnx.export import to_onnx
 from micronet.packed.codec import levels_of, pack, size, unpack
+from micronet.packed.from_onnx import pack_model
 from micronet.packed.program import Operation, Program, read, to_bytes
 from micronet.packed.thresholds import threshold
-from micronet.packed.writer import pack_model
 from micronet.quantization.fold import fold_model
+from micronet.runtimes.packed.numpy_backend import conv_sums, run
 from micronet.runtimes.packed.predictor import PackedNetwork
-from micronet.runtimes.packed.run import conv_sums, run
 from tests.onnx.test_onnx import IMAGES, quantized
 from tests.onnx.test_targets import plain
 
@@ -246,13 +246,13 @@ def test_other_reshapes_are_named(shuffled, shape):
 
 
 def test_numpy_gives_no_scores_for_no_images(packed, monkeypatch):
-    monkeypatch.setitem(sys.modules, "micronet.runtimes.packed.compiled", None)
+    monkeypatch.setitem(sys.modules, "micronet.runtimes.packed.compiled_backend", None)
     network = PackedNetwork(packed)
     assert network.kernel.startswith("numpy") and network(IMAGES.numpy()[:0]).shape == (0, 10)
 
 
 def test_a_map_beyond_memory_is_one_line(monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "micronet.runtimes.packed.compiled", None)
+    monkeypatch.setitem(sys.modules, "micronet.runtimes.packed.compiled_backend", None)
     conv = Operation("conv", [0], {"pads": [2000] * 4}, np.ones((1 << 22, 1, 1, 1), np.float32))
     (tmp_path / "x.packed").write_bytes(to_bytes(Program([conv], [1, 1, 1], {})))
     with pytest.raises(MicronetError, match="Unable to allocate"):

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from micronet.errors import MicronetError
 from micronet.packed.program import Program, read
 from micronet.runtimes.packed.batches import BATCH, in_batches, start_pool
-from micronet.runtimes.packed.run import check_images, count_macs, run
+from micronet.runtimes.packed.numpy_backend import check_images, count_macs, run
 
 Scoring = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
@@ -63,9 +63,9 @@ def _told() -> Iterator[None]:
 def _scoring(program: Program, threads: int) -> tuple[Scoring, str]:
     """Return what scores images, and its name: compiled steps where numba is there and they have all, else numpy."""
     try:
-        from micronet.runtimes.packed import emit
-        from micronet.runtimes.packed.compiled import CompiledNetwork, compile_steps
-        from micronet.runtimes.packed.maps import Unfit
+        from micronet.runtimes.packed.compiled_backend import CompiledNetwork, compile_steps
+        from micronet.runtimes.packed.feature_maps import Unfit
+        from micronet.runtimes.packed.kernels import cpu as emit
     except ImportError:
         return _by_numpy(program, threads), "numpy (pip install 'micronet[fast]' for compiled kernels)"
     except RuntimeError as error:  # numba finds no place to keep what it compiles

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from micronet.runtimes.packed.emit import BITS, DEPOSITS, FLOATS, INTEGERS, LANES, compiled
-from micronet.runtimes.packed.finishes import deposit, put_word, signs_of
-from micronet.runtimes.packed.table import ADD, MULTIPLY, SCALE
+from micronet.runtimes.packed.kernels.cpu import BITS, DEPOSITS, FLOATS, INTEGERS, LANES, compiled
+from micronet.runtimes.packed.kernels.epilogue import deposit, put_word, signs_of
+from micronet.runtimes.packed.kernels.instructions import ADD, MULTIPLY, SCALE
 
 ROUND = np.float32(12582912)  # 1.5 * 2^23: added and taken away again, it leaves a float32 rounded half to even
 

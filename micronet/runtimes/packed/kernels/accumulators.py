@@ -8,7 +8,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from micronet.runtimes.packed.emit import (
+from micronet.runtimes.packed.kernels.cpu import (
     F32,
     I8,
     I16,

@@ -11,19 +11,20 @@ import pytest
 
 from micronet.errors import MicronetError
 from micronet.onnx.export import to_onnx
+from micronet.packed.from_onnx import pack_model
 from micronet.packed.program import Operation, Program, to_bytes
-from micronet.packed.writer import pack_model
 from micronet.runtimes.packed import predictor
+from micronet.runtimes.packed.numpy_backend import run
 from micronet.runtimes.packed.predictor import PackedNetwork
-from micronet.runtimes.packed.run import run
 from tests.onnx.test_onnx import IMAGES, quantized
 
 pytest.importorskip("numba", reason="pip install 'micronet[fast]'")
 
-from micronet.runtimes.packed import compiled, emit
-from micronet.runtimes.packed.compiled import CompiledNetwork
-from micronet.runtimes.packed.maps import Unfit
-from micronet.runtimes.packed.plan import Plan
+from micronet.runtimes.packed import compiled_backend as compiled
+from micronet.runtimes.packed.compiled_backend import CompiledNetwork
+from micronet.runtimes.packed.execution_plan import Plan
+from micronet.runtimes.packed.feature_maps import Unfit
+from micronet.runtimes.packed.kernels import cpu as emit
 
 
 def quantize(source, draw, scale=0.05):
@@ -231,7 +232,7 @@ def test_every_way_computes_the_same(way):
     if way == "avx2" and not binding.get_host_cpu_features().get("avx2"):
         pytest.skip("the processor has no AVX2")
     code = (
-        "from tests.runtimes.test_compiled import *\n"
+        "from tests.runtimes.test_compiled_backend import *\n"
         "for seed in range(60):\n"
         "    test_a_layer_computes_what_numpy_computes(seed)\n"
         "test_what_is_no_layer_computes_what_numpy_computes(0)\n"
@@ -253,8 +254,8 @@ def test_what_the_steps_do_not_have_is_left_to_numpy(monkeypatch, tmp_path):
     assert network.kernel == "numpy (not compiled: activations of more than 8 bits)"
     images = np.random.default_rng(0).normal(size=(5, 3, 4, 4)).astype(np.float32)
     np.testing.assert_array_equal(network(images), run(program, images))
-    monkeypatch.setitem(sys.modules, "micronet.runtimes.packed.emit", None)
-    monkeypatch.delattr("micronet.runtimes.packed.emit")
+    monkeypatch.setitem(sys.modules, "micronet.runtimes.packed.kernels.cpu", None)
+    monkeypatch.delattr("micronet.runtimes.packed.kernels.cpu")
     assert "pip install" in predictor._scoring(program, 1)[1]
 
 
@@ -353,7 +354,7 @@ def test_an_unknown_kernel_is_one_line(monkeypatch):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_forked_process_has_threads_of_its_own():
     code = (
-        "import os\nfrom tests.runtimes.test_compiled import *\n"
+        "import os\nfrom tests.runtimes.test_compiled_backend import *\n"
         "program, images = operations_of(3)\n"
         "network = CompiledNetwork(program[6], 2)\nnetwork(images)\n"
         "child = os.fork()\n"

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from micronet.runtimes.packed.emit import (
+from micronet.runtimes.packed.kernels.cpu import (
     BITS,
     BYTEWISE,
     FEWEST,

@@ -5,8 +5,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from micronet.packed.program import Operation
-from micronet.runtimes.packed.emit import BITS, FEWEST, FLOATS, INTEGERS, LANES
-from micronet.runtimes.packed.layout import (
+from micronet.runtimes.packed.feature_maps import LINE, Array, Finish, Map, Unfit, zeros
+from micronet.runtimes.packed.kernels.cpu import BITS, FEWEST, FLOATS, INTEGERS, LANES
+from micronet.runtimes.packed.numpy_backend import EXACT_FLOAT32
+from micronet.runtimes.packed.weight_layout import (
     below,
     border_classes,
     border_sums,
@@ -14,8 +16,6 @@ from micronet.runtimes.packed.layout import (
     planes_of,
     vectors_of,
 )
-from micronet.runtimes.packed.maps import LINE, Array, Finish, Map, Unfit, zeros
-from micronet.runtimes.packed.run import EXACT_FLOAT32
 
 NEVER = {BITS: -1, INTEGERS: 2**31 - 1, FLOATS: 0x7F800000}  # limits that no sum passes; infinity
 

@@ -11,7 +11,17 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from micronet.runtimes.packed.emit import (
+from micronet.runtimes.packed.kernels.accumulators import (
+    BitSum,
+    FewSum,
+    FloatSum,
+    IntegerSum,
+    ManySum,
+    PairSum,
+    Sum,
+    WordSum,
+)
+from micronet.runtimes.packed.kernels.cpu import (
     BITS,
     BYTEWISE,
     I8,
@@ -27,7 +37,6 @@ from micronet.runtimes.packed.emit import (
     primitive,
     store,
 )
-from micronet.runtimes.packed.sums import BitSum, FewSum, FloatSum, IntegerSum, ManySum, PairSum, Sum, WordSum
 
 
 def _product(own: Sum) -> Any:

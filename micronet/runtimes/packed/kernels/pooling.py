@@ -7,7 +7,7 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 
-from micronet.runtimes.packed.emit import (
+from micronet.runtimes.packed.kernels.cpu import (
     BITS,
     F32,
     FLOATS,

@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from micronet.runtimes.packed import kept
-from micronet.runtimes.packed.kept import Kept
+from micronet.runtimes.packed.kernels import kernel_cache as kept
+from micronet.runtimes.packed.kernels.kernel_cache import Kept
 
 
 def test_code_comes_back_for_its_own_function_key_and_version_only(tmp_path, monkeypatch):
@@ -38,8 +38,8 @@ def test_where_nothing_can_be_kept_the_work_goes_on(tmp_path):
 
 def test_the_next_process_compiles_nothing():
     code = (
-        "from tests.runtimes.test_compiled import *\n"
-        "from micronet.runtimes.packed import steps\n"
+        "from tests.runtimes.test_compiled_backend import *\n"
+        "from micronet.runtimes.packed.kernels import interpreter as steps\n"
         "program, images = operations_of(3)\n"
         "CompiledNetwork(program[6], 1)(images)\n"
         "print(len(steps.execute.stats.cache_hits), len(steps.execute.stats.cache_misses))\n"

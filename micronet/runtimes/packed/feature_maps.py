@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from micronet.runtimes.packed.emit import BITS, FLOATS, INTEGERS
+from micronet.runtimes.packed.kernels.cpu import BITS, FLOATS, INTEGERS
 
 Array = NDArray[Any]
 LINE = 64  # bytes of a cache line

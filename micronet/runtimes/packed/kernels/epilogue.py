@@ -8,7 +8,7 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from micronet.runtimes.packed.emit import (
+from micronet.runtimes.packed.kernels.cpu import (
     FLOATS,
     I8,
     I16,

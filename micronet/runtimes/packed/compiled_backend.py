@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from micronet.packed.program import Program
 from micronet.runtimes.packed.batches import BATCH, in_batches, start_pool
-from micronet.runtimes.packed.emit import ITEM, TABLE
-from micronet.runtimes.packed.maps import Room
-from micronet.runtimes.packed.plan import Plan
-from micronet.runtimes.packed.steps import execute
-from micronet.runtimes.packed.table import STEP
+from micronet.runtimes.packed.execution_plan import Plan
+from micronet.runtimes.packed.feature_maps import Room
+from micronet.runtimes.packed.kernels.cpu import ITEM, TABLE
+from micronet.runtimes.packed.kernels.instructions import STEP
+from micronet.runtimes.packed.kernels.interpreter import execute
 
 CACHE = 1 << 19  # bytes; what lies between two steps should stay in the processor's own cache
 WORTH = 5_000_000  # vectors of products an image, from which on (milliseconds) threads share its rows

@@ -7,12 +7,11 @@ import numpy as np
 
 from micronet.errors import MicronetError
 from micronet.packed.program import Operation, Program
-from micronet.runtimes.packed.emit import BITS, FLOATS, INTEGERS, PIXELS
-from micronet.runtimes.packed.layer import Constants, Layer, as_reals, merged, product_of
-from micronet.runtimes.packed.layout import MOST_DIFFERING, most_differing
-from micronet.runtimes.packed.maps import LINE, Finish, Map, Room, Step, Unfit, ends, zeros
-from micronet.runtimes.packed.placing import placed
-from micronet.runtimes.packed.table import (
+from micronet.runtimes.packed.conv_constants import Constants, Layer, as_reals, merged, product_of
+from micronet.runtimes.packed.encoding import placed
+from micronet.runtimes.packed.feature_maps import LINE, Finish, Map, Room, Step, Unfit, ends, zeros
+from micronet.runtimes.packed.kernels.cpu import BITS, FLOATS, INTEGERS, PIXELS
+from micronet.runtimes.packed.kernels.instructions import (
     ADD,
     ALIGN,
     CONV,
@@ -26,6 +25,7 @@ from micronet.runtimes.packed.table import (
     SHUFFLE,
     STEP,
 )
+from micronet.runtimes.packed.weight_layout import MOST_DIFFERING, most_differing
 
 ALONE = {"relu", "clip"}
 MOST_MEMORY = 1 << 34  # bytes of an image

@@ -4,7 +4,8 @@ from collections import namedtuple
 
 import numpy as np
 
-from micronet.runtimes.packed.emit import (
+from micronet.runtimes.packed.kernels.convolution import accumulate
+from micronet.runtimes.packed.kernels.cpu import (
     BITS,
     BYTEWISE,
     FLOATS,
@@ -16,7 +17,15 @@ from micronet.runtimes.packed.emit import (
     PIXELS,
     compiled,
 )
-from micronet.runtimes.packed.finishes import (
+from micronet.runtimes.packed.kernels.elementwise import (
+    put_signs,
+    run_align,
+    run_map,
+    run_mean,
+    run_planes,
+    run_shuffle,
+)
+from micronet.runtimes.packed.kernels.epilogue import (
     arrive,
     floats_to_floats,
     floats_to_integers,
@@ -24,11 +33,9 @@ from micronet.runtimes.packed.finishes import (
     integers_to_floats,
     integers_to_integers,
 )
-from micronet.runtimes.packed.layout import block_size, even_share
-from micronet.runtimes.packed.pools import run_pool
-from micronet.runtimes.packed.products import accumulate
-from micronet.runtimes.packed.table import CONV, MAP, MEAN, PLANES, POOL, SHUFFLE
-from micronet.runtimes.packed.values import put_signs, run_align, run_map, run_mean, run_planes, run_shuffle
+from micronet.runtimes.packed.kernels.instructions import CONV, MAP, MEAN, PLANES, POOL, SHUFFLE
+from micronet.runtimes.packed.kernels.pooling import run_pool
+from micronet.runtimes.packed.weight_layout import block_size, even_share
 
 _block_size, _even_share = compiled(block_size), compiled(even_share)
 STRIPE = 32  # pixels whose sums are kept until they are finished

@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from micronet.runtimes.packed.emit import BITS, ITEM
-from micronet.runtimes.packed.layer import Constants
-from micronet.runtimes.packed.layout import HELD, cut, laid_out, most_bytes, planes_of, vectors_of
-from micronet.runtimes.packed.maps import Step
-from micronet.runtimes.packed.table import CONV, MAP, PLANES, SCALE, STEP
+from micronet.runtimes.packed.conv_constants import Constants
+from micronet.runtimes.packed.feature_maps import Step
+from micronet.runtimes.packed.kernels.cpu import BITS, ITEM
+from micronet.runtimes.packed.kernels.instructions import CONV, MAP, PLANES, SCALE, STEP
+from micronet.runtimes.packed.weight_layout import HELD, cut, laid_out, most_bytes, planes_of, vectors_of
 
 
 def placed(step: Step, constants: Constants) -> dict[str, Any]:

@@ -18,7 +18,8 @@ from numba.core.serialize import dumps
 from micronet.core.files import write_bytes
 from micronet.errors import MicronetError
 
-SOURCES = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))).hexdigest()
+_FILES = sorted(Path(__file__).parents[1].rglob("*.py"))
+SOURCES = hashlib.sha256(b"".join(path.read_bytes() for path in _FILES)).hexdigest()
 SUFFIX = ".code"
 DIGEST = hashlib.sha256().digest_size
 

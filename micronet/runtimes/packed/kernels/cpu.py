@@ -15,7 +15,7 @@ from numba import config, njit, types
 from numba.extending import intrinsic
 
 from micronet.errors import MicronetError
-from micronet.runtimes.packed.kept import Kept
+from micronet.runtimes.packed.kernels.kernel_cache import Kept
 
 LANES = 16  # output channels of a vector
 PIXELS = 4  # that share the weights in registers
