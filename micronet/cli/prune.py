@@ -57,8 +57,8 @@ def run(
 
     check_writable(plot)
     _check(steps, sensitivity, dry_run, measure, plot, training)
-    if sensitivity and pruning.ways:
-        raise MicronetError(f"--sensitivity cuts shares of its own; leave {flag(pruning.ways[0])} out")
+    if sensitivity and pruning.goals:
+        raise MicronetError(f"--sensitivity cuts shares of its own; leave {flag(pruning.goals[0])} out")
     path = output.output or default_name(artifact, "-pruned.safetensors")
     if not dry_run and not sensitivity:
         check_output_path(path, output.force)

@@ -67,7 +67,7 @@ def prune(task: Task, config: PruneConfig, seed: int) -> tuple[Artifact, Plan]:
 
 def prune_in_steps(task: Task, config: PruneConfig, steps: int, training: TrainConfig, run: RunContext) -> Artifact:
     """Prune a little and train, several times; each step's artifact stays beside the output, for a resume."""
-    part = config.share_a_step(steps)
+    part = config.share_per_step(steps)
     artifact = task.artifact
     for step in range(1, steps + 1):
         path = run.output.with_name(f"{run.output.stem}-step{step}.safetensors")

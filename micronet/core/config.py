@@ -1,25 +1,62 @@
-"""Config fields with a help text: one dataclass gives the flag, the recipe key, the JSON key and the check."""
+"""Settings, each declared once.
+
+A config is a dataclass whose fields are made by ``setting``. From that one declaration follow the command-line option,
+the recipe key, the API keyword, the check of its value, the entry in an artifact's history and the JSON Schema.
+A config may hold other configs (``group``); their settings then appear beside its own, under one flat set of names.
+"""
 
 import math
-from collections.abc import Collection
-from dataclasses import asdict, field
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields, is_dataclass
 from fnmatch import fnmatchcase
-from typing import Any, Literal, get_args, get_origin
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from micronet.errors import MicronetError, unknown
 
-_NONE = type(None)
-_KINDS: dict[Any, tuple[tuple[type, ...], str]] = {
-    int: ((int,), "a whole number"),
-    float: ((int, float), "a number"),
-    float | None: ((int, float, _NONE), "a number"),
-    str | None: ((str, _NONE), "text, several by commas"),
-}
+C = TypeVar("C")
+_WORDS: dict[Any, str] = {
+    bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path", list: "a list",
+}  # fmt: skip
 
 
-def setting(default: Any, help: str, short: str | None = None) -> Any:
-    """Declare a dataclass field with the help text, and perhaps the one-letter flag, of the command line."""
-    return field(default=default, metadata={"help": help, "short": short})
+def setting(
+    default: Any = MISSING,
+    help: str = "",
+    short: str | None = None,
+    *,
+    low: float = -math.inf,
+    high: float = math.inf,
+    basic: bool = False,
+    metavar: str | None = None,
+    argument: bool = False,
+    kinds: tuple[str, ...] = (),
+    run_only: bool = False,
+) -> Any:
+    """Declare one setting.
+
+    Args:
+        default: Its default value; left out, the setting is required.
+        help: One or two sentences for ``--help``, the API's documentation and the schema.
+        short: A one-letter option, for example ``-o``.
+        low: The smallest number allowed.
+        high: The largest number allowed.
+        basic: Whether ``--help`` shows it before the advanced options.
+        metavar: The placeholder of its value in ``--help``.
+        argument: Whether the command line takes it by position.
+        kinds: The file suffixes it takes, if it names a file.
+        run_only: Whether it says how a command runs, not what it computes; recipes do not take it.
+    """
+    about = {"help": help, "short": short, "low": low, "high": high, "basic": basic, "metavar": metavar}
+    about |= {"argument": argument, "kinds": kinds, "run_only": run_only}
+    return field(default=default, metadata=about)
+
+
+def group(config: Any) -> Any:
+    """Declare a config inside a config: a class, or an instance that holds other defaults."""
+    default = config() if isinstance(config, type) else config
+    return field(default_factory=lambda: default, metadata={"group": default})
 
 
 def flag(name: str) -> str:
@@ -28,34 +65,148 @@ def flag(name: str) -> str:
 
 
 class Settings:
-    """Base of config dataclasses."""
+    """Base of the config dataclasses: checks every value against its declaration."""
+
+    def __post_init__(self) -> None:
+        check_values(self)
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as a JSON object."""
         return asdict(self)  # type: ignore[call-overload, no-any-return]  # every subclass is a dataclass
 
 
+@dataclass(frozen=True)
+class Option:
+    """One setting of a config, found among its groups. ``title``: what its group is about."""
+
+    field: Field[Any]
+    default: Any
+    title: str
+
+    @property
+    def name(self) -> str:
+        """The setting's name."""
+        return self.field.name
+
+    @property
+    def about(self) -> Mapping[str, Any]:
+        """What ``setting`` declared."""
+        return self.field.metadata
+
+    @property
+    def required(self) -> bool:
+        """Whether there is no default."""
+        return self.default is MISSING
+
+
+def options(config: type) -> Iterator[Option]:
+    """Yield every setting of a config class and of its groups, in the order declared."""
+    for item in fields(config):
+        inner = item.metadata.get("group")
+        if inner is None:
+            yield Option(item, item.default, "")
+            continue
+        title = (inner.__doc__ or "").splitlines()[0].rstrip(".")
+        for sub in fields(inner):
+            yield Option(sub, getattr(inner, sub.name), title)
+
+
+def build(config: type[C], values: Mapping[str, Any]) -> C:
+    """Make a config from a flat mapping of its settings; those left out take their defaults.
+
+    Raises:
+        MicronetError: A name is unknown, a value is not allowed, or a required setting is missing.
+    """
+    known = {option.name: option for option in options(config)}
+    for name in values:
+        if name not in known:
+            raise unknown("setting", name, known)
+    if missing := [option for option in known.values() if option.required and option.name not in values]:
+        raise MicronetError(f"{_spelled(missing[0].field)} is missing; {missing[0].about['help']}")
+    made: dict[str, Any] = {}
+    for item in fields(config):  # type: ignore[arg-type]  # a dataclass
+        inner = item.metadata.get("group")
+        if inner is not None:
+            own = {sub.name: values.get(sub.name, getattr(inner, sub.name)) for sub in fields(inner)}
+            made[item.name] = type(inner)(**own)
+        elif item.name in values:
+            made[item.name] = values[item.name]
+    return config(**made)
+
+
+def flatten(config: Any) -> dict[str, Any]:
+    """Return a config's settings and those of its groups as one flat mapping."""
+    flat: dict[str, Any] = {}
+    for item in fields(config):
+        value = getattr(config, item.name)
+        flat |= flatten(value) if is_dataclass(value) else {item.name: value}
+    return flat
+
+
+def changed(config: Any) -> dict[str, Any]:
+    """Return those of a config's settings that differ from their defaults."""
+    values = flatten(config)
+    return {
+        option.name: values[option.name] for option in options(type(config)) if values[option.name] != option.default
+    }
+
+
 def check_values(config: Any) -> None:
-    """Raise MicronetError where a number, text or a ``Literal`` field of a dataclass holds what it cannot be."""
-    for name, item in type(config).__dataclass_fields__.items():
-        value = getattr(config, name)
-        types, expected = _KINDS.get(item.type, ((object,), ""))
-        if expected and (isinstance(value, bool) or not isinstance(value, types)):
-            raise MicronetError(f"{flag(name)} is {value!r}; expected {expected}")
-        if get_origin(item.type) is Literal and value not in get_args(item.type):
-            raise unknown(f"value for {flag(name)}:", str(value), map(str, get_args(item.type)))
+    """Raise MicronetError if a value of a config is not of its field's type, not a choice or out of its bounds."""
+    for item in fields(config):
+        if "help" in item.metadata:
+            check_value(item, getattr(config, item.name))
 
 
-def check_range(config: Any, name: str, low: float, high: float = math.inf) -> None:
-    """Raise MicronetError where a number of a dataclass is not finite or lies outside [low, high]."""
-    value = getattr(config, name)
-    if not (math.isfinite(value) and low <= value <= high):
-        allowed = f"{low:g} or more" if high == math.inf else f"{low:g} to {high:g}"
-        raise MicronetError(f"{flag(name)} is {value:g}; allowed: {allowed}")
+def check_value(item: Field[Any], value: Any) -> None:
+    """Raise MicronetError if ``value`` is not what the setting ``item`` allows."""
+    kinds = alternatives(item.type)
+    if value is None and NoneType in kinds:
+        return
+    if not any(accepts(kind, value) for kind in kinds):
+        choices = [str(choice) for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
+        if choices:
+            raise unknown(f"value for {_spelled(item)}:", str(value), choices)
+        raise MicronetError(f"{_spelled(item)} is {value!r}; expected {describe(item.type)}")
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        low, high = item.metadata["low"], item.metadata["high"]
+        if not (math.isfinite(value) and low <= value <= high):
+            raise MicronetError(f"{_spelled(item)} is {value:g}; allowed: {_interval(low, high)}")
+
+
+def alternatives(kind: Any) -> tuple[Any, ...]:
+    """Return the members of a union type, or the type itself."""
+    return get_args(kind) if isinstance(kind, UnionType) else (kind,)
+
+
+def accepts(kind: Any, value: Any) -> bool:
+    """Return True if a value is of a type that settings have."""
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
+    if get_origin(kind) is list:
+        return isinstance(value, list) and all(accepts(get_args(kind)[0], item) for item in value)
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, (int, float) if kind is float else kind)
+
+
+def describe(kind: Any) -> str:
+    """Describe a setting's type in words: ``a whole number or text``."""
+    words = []
+    for one in alternatives(kind):
+        if get_origin(one) is Literal:
+            words += [repr(choice) for choice in get_args(one)]
+        elif one is not NoneType:
+            words.append(_WORDS.get(get_origin(one) or one, "another value"))
+    return " or ".join(words)
 
 
 def matching(config: Any, option: str, names: Collection[str]) -> set[str]:
-    """Return the layers that an option's names and globs mean. Raises MicronetError where one of them means none."""
+    """Return the layers that a setting's comma-separated names and globs match.
+
+    Raises:
+        MicronetError: A pattern matches no layer.
+    """
     found: set[str] = set()
     for pattern in filter(None, map(str.strip, (getattr(config, option) or "").split(","))):
         matched = {name for name in names if fnmatchcase(name, pattern)}
@@ -63,3 +214,46 @@ def matching(config: Any, option: str, names: Collection[str]) -> set[str]:
             raise MicronetError(f"{flag(option)}: {unknown('layer', pattern, names)}")
         found |= matched
     return found
+
+
+def json_schema(config: type) -> dict[str, Any]:
+    """Return the JSON Schema of a config's settings as an object, for editors and other tools."""
+    listed = [option for option in options(config) if not option.about["run_only"]]
+    schema: dict[str, Any] = {"type": "object", "additionalProperties": False, "properties": {}}
+    for option in listed:
+        about = {"description": option.about["help"], **_schema_of(option.field.type)}
+        for name, key in (("low", "minimum"), ("high", "maximum")):
+            if math.isfinite(option.about[name]):
+                about[key] = option.about[name]
+        if option.default is not MISSING and option.default is not None:
+            about["default"] = str(option.default) if isinstance(option.default, Path) else option.default
+        schema["properties"][option.name] = about
+    return schema
+
+
+def _schema_of(kind: Any) -> dict[str, Any]:
+    kinds = [one for one in alternatives(kind) if one is not NoneType]
+    if len(kinds) > 1:
+        return {"anyOf": [_schema_of(one) for one in kinds]}
+    if get_origin(kinds[0]) is Literal:
+        return {"enum": list(get_args(kinds[0]))}
+    if get_origin(kinds[0]) is list:
+        return {"type": "array", "items": _schema_of(get_args(kinds[0])[0])}
+    return {"type": {bool: "boolean", int: "integer", float: "number"}.get(kinds[0], "string")}
+
+
+def _spelled(item: Field[Any]) -> str:
+    return item.metadata["metavar"] or item.name.upper() if item.metadata["argument"] else flag(item.name)
+
+
+def _interval(low: float, high: float) -> str:
+    if high == math.inf:
+        return f"{low:g} or more"
+    return f"up to {high:g}" if low == -math.inf else f"{low:g} to {high:g}"
+
+
+def check_range(config: Any, name: str, low: float, high: float = math.inf) -> None:
+    """Raise MicronetError if a number is not finite or lies outside [low, high] (until every config declares it)."""
+    value = getattr(config, name)
+    if not (math.isfinite(value) and low <= value <= high):
+        raise MicronetError(f"{flag(name)} is {value:g}; allowed: {_interval(low, high)}")

@@ -1,9 +1,9 @@
-"""What a user chooses about an ONNX file, checked once; no torch here, so that ``--help`` stays fast."""
+"""The settings of an ONNX export. No torch here, so ``--help`` stays fast."""
 
 from dataclasses import dataclass
 from typing import Literal
 
-from micronet.core.config import Settings, check_range, check_values, setting
+from micronet.core.config import Settings, setting
 from micronet.errors import MicronetError, unknown
 
 OLDEST_OPSET, NEWEST_OPSET = 18, 23  # the oldest that torch's exporter writes, the newest that ONNX Runtime 1.23 reads
@@ -13,25 +13,28 @@ AXES = {"batch": 0, "height": 2, "width": 3}
 
 @dataclass(frozen=True)
 class ExportConfig(Settings):
-    """What the ONNX file is like."""
+    """ONNX export."""
 
     target: Literal["ort", "tensorrt"] = setting(
-        "ort", "Whose kernels to suit: ONNX Runtime (unsigned activations) or TensorRT (signed, zero points 0)."
+        "ort",
+        "The runtime to suit: ONNX Runtime (unsigned activations) or TensorRT (signed, zero point 0).",
+        basic=True,
     )
-    opset: int = setting(21, "ONNX operator set, 18 to 23.")
-    dynamic: str = setting("batch", "Axes that are free: of batch, height, width, by commas; or none.")
+    opset: int = setting(21, "ONNX operator set, 18 to 23.", low=OLDEST_OPSET, high=NEWEST_OPSET, basic=True)
+    dynamic: str = setting(
+        "batch", "Dynamic axes: any of batch, height and width, separated by commas, or none.", basic=True
+    )
     precision: Literal["fp32", "fp16"] = setting(
-        "fp32", "Of a float network's tensors; fp16 halves the file, inputs and scores stay float32."
+        "fp32", "Precision of a float network; fp16 halves the file. Inputs and outputs stay float32.", basic=True
     )
-    int4_storage: bool = setting(False, "Store weights of up to 4 bits two a byte: smaller, slower in ONNX Runtime.")
-    embed_preprocessing: bool = setting(False, "Take 8-bit pixels: the images' normalisation becomes part of the file.")
+    int4_storage: bool = setting(False, "Store weights of up to 4 bits two per byte: smaller, slower in ONNX Runtime.")
+    embed_preprocessing: bool = setting(False, "Take 8-bit pixels: the normalization becomes part of the file.")
 
     def __post_init__(self) -> None:
-        check_values(self)
-        check_range(self, "opset", OLDEST_OPSET, NEWEST_OPSET)
+        super().__post_init__()
         for name in self.free_axes:
             if name == "none":
-                raise MicronetError("--dynamic none frees no axis; leave the others out")
+                raise MicronetError("--dynamic none makes no axis dynamic; leave the other names out")
             if name not in AXES:
                 raise unknown("axis for --dynamic:", name, [*AXES, "none"])
         if len(set(self.free_axes)) < len(self.free_axes):

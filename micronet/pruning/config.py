@@ -1,95 +1,93 @@
-"""What a user chooses about pruning, checked once; no torch here, so that ``--help`` stays fast."""
+"""The settings of pruning. No torch here, so ``--help`` stays fast."""
 
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from micronet.core.config import Settings, check_range, check_values, flag, setting
+from micronet.core.config import Settings, flag, setting
 from micronet.errors import MicronetError
 
-USUAL_SHARE = 0.5
+DEFAULT_SHARE = 0.5
 TARGETS = ("target_macs", "target_params", "target_latency")
 
 
 @dataclass(frozen=True)
 class PruneConfig(Settings):
-    """How to prune."""
+    """Pruning."""
 
     percent: float | None = setting(
-        None, f"Share of the prunable channels to cut, 0 up to but not 1. Default: {USUAL_SHARE}."
+        None, f"Share of the prunable channels to cut: at least 0, less than 1. Default: {DEFAULT_SHARE}.", basic=True
     )
-    regular: int = setting(1, "Make every width a multiple of this; 8 or 16 is what kernels are fast with.")
+    regular: int = setting(
+        1, "Make every width a multiple of this; kernels run fastest at multiples of 8 or 16.", low=1, basic=True
+    )
     criterion: Literal["bn-scale", "l1", "l2", "fpgm", "taylor", "random"] = setting(
-        "bn-scale", "What a channel is judged by: its batch norm's scale, its weights' size, their distance to others, "
-        "their effect on the loss.",
-    )  # fmt: skip
-    scope: Literal["global", "layer"] = setting("global", "Compare all channels, or cut the same share of each layer.")
-    min_channels: int = setting(1, "The least width of a layer (layers that have fewer are left whole).")
-    exclude: str | None = setting(None, "Layers to leave whole: names and globs, by commas.")
-    widths: str | None = setting(None, "The widths themselves, one a prunable group, by commas, in place of --percent.")
-    target_macs: float | None = setting(None, "Cut until this share of the multiply-accumulates is left.")
+        "bn-scale",
+        "How channels are ranked: by batch-norm scale, size of the weights, distance to the geometric median (fpgm), "
+        "or effect on the loss (taylor).",
+        basic=True,
+    )
+    scope: Literal["global", "layer"] = setting(
+        "global", "Rank all channels together, or cut the same share of every layer."
+    )
+    min_channels: int = setting(1, "Smallest width of a layer; narrower layers stay as they are.", low=1)
+    exclude: str | None = setting(None, "Layers to leave alone: names and globs, separated by commas.")
+    widths: str | None = setting(
+        None, "The widths themselves, one per prunable group, separated by commas. Replaces --percent."
+    )
+    target_macs: float | None = setting(None, "Cut until this share of the multiply-accumulates is left.", basic=True)
     target_params: float | None = setting(None, "Cut until this share of the parameters is left.")
     target_latency: float | None = setting(
-        None, "Cut until ONNX Runtime, measured here on one image, takes this share of its time."
+        None, "Cut until this share of the latency is left: one image in ONNX Runtime, measured on this machine."
     )
 
     def __post_init__(self) -> None:
-        check_values(self)
-        if not 0 <= self.share < 1:  # NaN is not
-            raise MicronetError(f"--percent is {self.share:g}; allowed: 0 up to but not 1, for example 0.5 for half")
-        check_range(self, "regular", 1)
-        check_range(self, "min_channels", 1)
+        super().__post_init__()
+        if not 0 <= self.share < 1:
+            raise MicronetError(f"--percent is {self.share:g}; allowed: at least 0 and below 1, for example 0.5")
         for name in TARGETS:
             value = getattr(self, name)
             if value is not None and not 0 < value < 1:
-                raise MicronetError(
-                    f"{flag(name)} is {value:g}; allowed: above 0 and below 1, for example 0.5 for half"
-                )
-        if len(self.ways) > 1:
-            raise MicronetError(f"{' and '.join(map(flag, self.ways))} each say how much to cut; give one of them")
+                raise MicronetError(f"{flag(name)} is {value:g}; allowed: above 0 and below 1, for example 0.5")
+        if len(self.goals) > 1:
+            raise MicronetError(f"{' and '.join(map(flag, self.goals))} both set how much to cut; give only one")
         if self.widths is not None and self.min_channels > 1:
-            raise MicronetError("--widths say every width; leave --min-channels out")
+            raise MicronetError("--widths sets every width; leave --min-channels out")
 
-    def share_a_step(self, steps: int) -> "PruneConfig":
-        """Return what to do in each of several steps so that all together do what this says."""
+    def share_per_step(self, steps: int) -> "PruneConfig":
+        """Return the config of each of several equal steps that together cut what this one does."""
         if steps == 1:
             return self
         if self.widths is not None:
-            raise MicronetError("--widths are reached in one step; leave --steps out")
+            raise MicronetError("--widths takes a single step; leave --steps out")
         if self.target is not None:
             name, share = self.target
             return replace(self, **{name: share ** (1 / steps)})
         return replace(self, percent=1 - (1 - self.share) ** (1 / steps))
 
     @property
-    def ways(self) -> list[str]:
-        """Return the fields given that say how much to cut."""
+    def goals(self) -> list[str]:
+        """The settings given that say how much to cut."""
         return [name for name in ("percent", "widths", *TARGETS) if getattr(self, name) is not None]
 
     @property
     def share(self) -> float:
-        """Return the share of the channels to cut, where neither widths nor a target say how much."""
-        return USUAL_SHARE if self.percent is None else self.percent
+        """The share of the channels to cut if neither widths nor a target decide."""
+        return DEFAULT_SHARE if self.percent is None else self.percent
 
     @property
     def target(self) -> tuple[str, float] | None:
-        """Return the cost that has a target and the share of it that may be left, or None."""
-        for name in TARGETS:
-            value: float | None = getattr(self, name)
-            if value is not None:
-                return name, value
-        return None
+        """The target that is set and the share that may be left, or None."""
+        return next(((name, getattr(self, name)) for name in TARGETS if getattr(self, name) is not None), None)
 
 
 @dataclass(frozen=True)
 class SparsityConfig(Settings):
-    """How to make channels sparse."""
+    """Sparsity."""
 
-    s: float = setting(1e-4, "Weight of the penalty.")
+    s: float = setting(1e-4, "Weight of the sparsity penalty.", low=0, basic=True)
     criterion: Literal["bn-scale", "l1", "l2"] = setting(
-        "bn-scale", "What is pushed towards zero: batch norms' scales; weights; whole channels' weights (group lasso). "
-        "The heads of torch's attention are not pushed.",
-    )  # fmt: skip
-
-    def __post_init__(self) -> None:
-        check_values(self)
-        check_range(self, "s", 0)
+        "bn-scale",
+        "What the penalty pushes towards zero: batch-norm scales, weights, or the weights of whole channels "
+        "(group lasso). Attention heads are left alone.",
+        basic=True,
+    )

@@ -1,10 +1,10 @@
-"""What a user chooses about finding ranges, checked once; no torch here, so that ``--help`` stays fast."""
+"""The settings of calibration. No torch here, so ``--help`` stays fast."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from micronet.core.config import Settings, check_range, check_values, setting
+from micronet.core.config import Settings, setting
 from micronet.errors import MicronetError
 
 PERCENTILE = 99.99
@@ -12,30 +12,38 @@ PERCENTILE = 99.99
 
 @dataclass(frozen=True)
 class RangeConfig(Settings):
-    """How ranges are found."""
+    """Calibration."""
 
     calibrator: Literal["minmax", "percentile", "entropy", "mse"] = setting(
-        "minmax", "Activation ranges: all values; a share of them; least divergence; least squared error."
+        "minmax",
+        "Activation ranges: all values, a percentile of them, least KL divergence (entropy), or least squared error.",
     )
-    percentile: float = setting(PERCENTILE, "Share of values in the range, in percent, of the percentile calibrator.")
-    calib_batches: int = setting(4, "Batches of 64 images to calibrate on.")
-    calib_data: Path | None = setting(None, "A folder of images, labelled or not; default: training images.")  # noqa: RUF009
-    calib_cache: Path | None = setting(  # noqa: RUF009
-        None, "File of activation statistics: written where it is not there, else read, for other bits."
+    percentile: float = setting(
+        PERCENTILE, "Percentage of the values inside the range, for --calibrator percentile.", low=50, high=100
+    )
+    calib_batches: int = setting(4, "Batches of 64 images to calibrate on.", low=1)
+    calib_data: Path | None = setting(
+        None, "A folder of images to calibrate on, labelled or not; default: training images.", metavar="FOLDER"
+    )
+    calib_cache: Path | None = setting(
+        None,
+        "File of activation statistics: read if it exists, otherwise written. Serves any bit width.",
+        metavar="FILE",
     )
 
     def __post_init__(self) -> None:
-        check_values(self)
-        check_range(self, "percentile", 50, 100)
-        check_range(self, "calib_batches", 1)
+        super().__post_init__()
         if self.percentile != PERCENTILE and self.calibrator != "percentile":
-            raise MicronetError("--percentile is for --calibrator percentile; name that, or leave it out")
+            raise MicronetError("--percentile only applies to --calibrator percentile; add that, or leave it out")
 
 
 @dataclass(frozen=True)
 class CalibrationConfig(RangeConfig):
-    """How ranges are found, and whether the network is trained."""
+    """Calibration and training mode."""
 
     mode: Literal["qat", "ptq", "qaft"] = setting(
-        "qat", "Train with quantizers; or set ranges from data alone; or train a quantized artifact, ranges frozen."
+        "qat",
+        "Train with quantizers (qat), calibrate without training (ptq), or train a quantized artifact with frozen "
+        "ranges (qaft).",
+        basic=True,
     )

@@ -1,9 +1,9 @@
-"""What a user chooses about quantization, checked once; no torch here, so that ``--help`` stays fast."""
+"""The settings of quantization. No torch here, so ``--help`` stays fast."""
 
 from dataclasses import dataclass, fields
 from typing import Literal
 
-from micronet.core.config import Settings, check_range, check_values, flag, setting
+from micronet.core.config import Settings, flag, setting
 from micronet.errors import MicronetError
 
 FLOAT_BITS = 32
@@ -15,37 +15,43 @@ ACTIVATION_LEVELS = ("binary",)
 
 @dataclass(frozen=True)
 class QuantConfig(Settings):
-    """How to quantize."""
+    """Quantization."""
 
-    method: Literal["iao", "dorefa", "lsq"] = setting("iao", "Scheme behind bits that are numbers.")
-    w_bits: Bits = setting(8, "Bits of the weights: 2 to 16, binary, ternary, or 32 to leave them float.")  # noqa: RUF009
-    a_bits: Bits = setting(8, "Bits of the activations: 2 to 16, binary, or 32 to leave them float.")  # noqa: RUF009
-    q_type: Literal["sym", "asym"] = setting("sym", "Symmetric grids (zero point 0), or asymmetric ones (iao).")
-    q_level: Literal["channel", "layer"] = setting("channel", "One weight scale an output channel, or one a layer.")
+    method: Literal["iao", "dorefa", "lsq"] = setting("iao", "Quantization scheme for numeric bit widths.", basic=True)
+    w_bits: Bits = setting(  # noqa: RUF009
+        8, "Bits per weight: 2 to 16, binary, ternary, or 32 for float.", basic=True, metavar="BITS"
+    )
+    a_bits: Bits = setting(  # noqa: RUF009
+        8, "Bits per activation: 2 to 16, binary, or 32 for float.", basic=True, metavar="BITS"
+    )
+    q_type: Literal["sym", "asym"] = setting(
+        "sym", "Symmetric grids (zero point 0) or asymmetric ones (iao only).", basic=True
+    )
+    q_level: Literal["channel", "layer"] = setting("channel", "One weight scale per output channel, or one per layer.")
     weight_observer: Literal["minmax", "moving-average"] = setting(
-        "minmax", "Weight range: of the weights as they are, or averaged over training steps (iao)."
+        "minmax", "Weight range: of the current weights, or averaged over training steps (iao only)."
     )
     a_sign: Literal["auto", "signed"] = setting(
-        "auto", "Symmetric activations that are never negative: an unsigned grid (auto), or signed as TensorRT needs."
+        "auto", "Grid of symmetric activations that are never negative: unsigned (auto), or signed for TensorRT."
     )
     first_last: Literal["auto", "float", "8bit", "8bit-input", "same"] = setting(
         "auto",
-        "First and last layer: float where weights are binary or ternary, else at least 8 bits; or as named: "
-        "8bit-input has the weights of the others and reads 8 bits.",
+        "First and last layer. auto: float if weights are binary or ternary, otherwise at least 8 bits. 8bit-input: "
+        "weights as in the other layers, activations with 8 bits.",
     )
-    a_gain: float = setting(0.1, "DoReFa's activations are clipped to 1 / this: 1 is the paper's, 0.1 covers 0 to 10.")
+    a_gain: float = setting(
+        0.1, "DoReFa clips activations to 1 / gain: 1 is the paper's, 0.1 covers 0 to 10.", low=1e-3, high=1e3
+    )
     a_ste: Literal["ste", "saturate", "soft"] = setting("saturate", "Gradient of binary activations.")
     w_ste: Literal["ste", "saturate", "soft"] = setting("ste", "Gradient of binary and ternary weights.")
-    no_alpha: bool = setting(False, "Binary and ternary weights without a magnitude a channel.")
-    bn_fuse: bool = setting(False, "Fold batch norms into the convolutions before them while training.")
-    include: str | None = setting(None, "Quantize these layers only: names or globs, with commas between them.")
-    exclude: str | None = setting(None, "Leave these layers float: names or globs, with commas between them.")
-
-    keep_8bit: str | None = setting(None, "Layers that keep at least 8 bits: names or globs, with commas between them.")
+    no_alpha: bool = setting(False, "Leave out the per-channel scale (alpha) of binary and ternary weights.")
+    bn_fuse: bool = setting(False, "Fold batch norms into the convolutions before them during training.")
+    include: str | None = setting(None, "Quantize only these layers: names and globs, separated by commas.")
+    exclude: str | None = setting(None, "Leave these layers float: names and globs, separated by commas.")
+    keep_8bit: str | None = setting(None, "Layers that keep at least 8 bits: names and globs, separated by commas.")
 
     def __post_init__(self) -> None:
-        check_values(self)
-        check_range(self, "a_gain", 1e-3, 1e3)
+        super().__post_init__()
         for name, levels in (("w_bits", WEIGHT_LEVELS), ("a_bits", ACTIVATION_LEVELS)):
             object.__setattr__(self, name, _bits(name, getattr(self, name), levels))
         if self.w_bits == self.a_bits == FLOAT_BITS:
@@ -59,18 +65,18 @@ class QuantConfig(Settings):
         ):
             default = next(item.default for item in fields(self) if item.name == name)
             if not serves and getattr(self, name) != default:
-                raise MicronetError(f"{flag(name)} is for {what}; leave it out")
+                raise MicronetError(f"{flag(name)} only applies to {what}; leave it out")
 
     @property
     def edge(self) -> Literal["float", "8bit", "8bit-input", "same"]:
-        """What becomes of the first and the last layer."""
+        """How the first and the last layer are quantized."""
         if self.first_last != "auto":
             return self.first_last
         return "float" if self.w_bits in WEIGHT_LEVELS else "8bit"
 
 
 def _bits(name: str, value: Bits, levels: tuple[str, ...]) -> Bits:
-    """Return bits as a number or one of the named levels. Raises MicronetError for anything else."""
+    """Return bits as a number or one of the named levels; raise MicronetError for anything else."""
     number = int(value) if str(value).isdigit() else value
     if number in levels or number == FLOAT_BITS or number in NUMBERS:
         return number

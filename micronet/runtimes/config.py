@@ -1,34 +1,33 @@
-"""How to run a network; no torch here, so that ``--help`` stays fast."""
+"""The settings of running a network. No torch here, so ``--help`` stays fast."""
 
 from dataclasses import dataclass
 from typing import Literal
 
-from micronet.core.config import check_range, check_values, setting
+from micronet.core.config import Settings, setting
 
 
 @dataclass(frozen=True)
-class CodeOptions:
-    """Artifacts whose network is the user's own code."""
+class CodeOptions(Settings):
+    """Your own network code."""
 
-    model: str | None = setting(None, "Names the code again of an artifact made from path/to/file.py:factory.")
+    model: str | None = setting(
+        None, "The code of an artifact made from path/to/file.py:factory, named again so that it may run."
+    )
     trust_code: bool = setting(False, "Run the code recorded in the artifact.")
 
 
 @dataclass(frozen=True)
 class RuntimeOptions(CodeOptions):
-    """How to run it.
+    """Runtime.
 
-    ``exact`` arithmetic costs about a third of ONNX Runtime's int8 speed on x86 processors without VNNI, whose fast
-    kernels saturate in their 16-bit intermediate sums; with VNNI it costs nothing.
+    On x86 processors without VNNI, ``exact`` arithmetic costs about a third of ONNX Runtime's int8 speed, because its
+    fast kernels saturate in 16-bit intermediate sums. With VNNI it costs nothing.
     """
 
-    device: str | None = setting(None, "cpu, cuda or cuda:N, for torch; default: the best present.")
-    threads: int | None = setting(None, "Threads a network runs on; default: OMP_NUM_THREADS, or all cores.")
-    arithmetic: Literal["exact", "fast"] = setting(
-        "exact", "ONNX Runtime's int8 kernels: exact, or fast and saturating on x86 without VNNI."
+    device: str | None = setting(None, "cpu, cuda or cuda:N, for torch; default: the best one present.", basic=True)
+    threads: int | None = setting(
+        None, "Threads that a network runs on; default: OMP_NUM_THREADS, or one per core.", low=1, high=1024, basic=True
     )
-
-    def __post_init__(self) -> None:
-        check_values(self)
-        if self.threads is not None:
-            check_range(self, "threads", 1)
+    arithmetic: Literal["exact", "fast"] = setting(
+        "exact", "ONNX Runtime's int8 kernels: exact, or fast but saturating on x86 without VNNI."
+    )

@@ -1,56 +1,48 @@
-"""What a user chooses about training, and the learning rate that follows; no torch here, so ``--help`` stays fast."""
+"""The settings of a training, and the learning rate they imply. No torch here, so ``--help`` stays fast."""
 
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from micronet.core.config import Settings, check_range, check_values, setting
+from micronet.core.config import Settings, setting
 
 ONE_CYCLE_RISE = 0.25  # share of the steps in which the learning rate rises
 DEFAULT_LR = 0.01
-TEACHING = ("distill", "distill_weight", "temperature")
-UNUSED = {"accumulate": 1, "amp": "off", "patience": None}  # recorded only where something else was asked
-STEP_DECAYS = (0.5, 0.75, 0.9)  # shares of the steps after which it falls to a tenth
+DISTILLATION = ("distill", "distill_weight", "temperature")
+UNUSED = {"accumulate": 1, "amp": "off", "patience": None}  # recorded only if changed
+STEP_DECAYS = (0.5, 0.75, 0.9)  # shares of the steps after which the learning rate is divided by ten
 
 
 @dataclass(frozen=True)
 class TrainConfig(Settings):
-    """How to train."""
+    """Training."""
 
-    epochs: int = setting(8, "Passes over the training images; 0 trains nothing.")
-    lr: float | None = setting(None, "Highest learning rate; default: 0.01, or what suits the command.")
-    batch_size: int = setting(64, "Images a batch, over all processes.")
-    accumulate: int = setting(1, "Batches a step: their gradients add up as one larger batch's.")
+    epochs: int = setting(8, "Passes over the training images; 0 trains nothing.", low=0, basic=True)
+    lr: float | None = setting(
+        None, "Peak learning rate; default: 0.01, or one that suits the command.", low=0, basic=True
+    )
+    batch_size: int = setting(64, "Images per batch, summed over all processes.", low=1, basic=True)
+    accumulate: int = setting(1, "Batches per optimizer step; their gradients add up.", low=1)
     amp: Literal["off", "bf16", "fp16"] = setting(
-        "off", "Compute forward and backward in 16 bits; fp16 needs a GPU (untried there)."
+        "off", "Mixed precision: run forward and backward in 16 bits. fp16 needs a GPU (untried there)."
     )
     patience: int | None = setting(
-        None, "Stop after so many epochs without a better validation: more right, or as many at a lower loss."
+        None, "Stop after N epochs without improvement in validation accuracy (ties: loss).", low=1, metavar="N"
     )
-    weight_decay: float = setting(0.0, "L2 penalty on all weights.")
+    weight_decay: float = setting(0.0, "L2 penalty on the weights.", low=0)
     optimizer: Literal["adam", "sgd"] = setting("adam", "Adam, or SGD with Nesterov momentum 0.9.")
     schedule: Literal["one-cycle", "step"] = setting(
-        "one-cycle", "Learning rate: up, then down to zero; or divided by ten at 50, 75 and 90 % of the steps."
+        "one-cycle", "Learning rate: up and then down to zero, or divided by ten after 50, 75 and 90 % of the steps."
     )
-    label_smoothing: float = setting(0.0, "Share of the target given to all classes alike.")
-    distill: Path | None = setting(None, "An artifact to learn from as well; its scores are soft labels.")  # noqa: RUF009
-    distill_weight: float = setting(0.5, "Share of the loss that the teacher's soft labels have.")
-    temperature: float = setting(4.0, "Divides both networks' scores before they are compared with the teacher's.")
-
-    def __post_init__(self) -> None:
-        check_values(self)
-        check_range(self, "epochs", 0)
-        if self.lr is not None:
-            check_range(self, "lr", 0)
-        check_range(self, "batch_size", 1)
-        check_range(self, "accumulate", 1)
-        if self.patience is not None:
-            check_range(self, "patience", 1)
-        check_range(self, "weight_decay", 0)
-        check_range(self, "label_smoothing", 0, 0.99)
-        check_range(self, "distill_weight", 0, 1)
-        check_range(self, "temperature", 0.01)
+    label_smoothing: float = setting(
+        0.0, "Probability that the training target spreads evenly over all classes.", low=0, high=0.99
+    )
+    distill: Path | None = setting(
+        None, "An artifact to learn from: its scores serve as soft labels.", metavar="ARTIFACT"
+    )
+    distill_weight: float = setting(0.5, "Weight of the soft labels in the loss.", low=0, high=1)
+    temperature: float = setting(4.0, "Softmax temperature of both networks' scores in distillation.", low=0.01)
 
     @property
     def peak_lr(self) -> float:
@@ -58,11 +50,11 @@ class TrainConfig(Settings):
         return DEFAULT_LR if self.lr is None else self.lr
 
     def to_json(self) -> dict[str, Any]:
-        """Return the fields as a JSON object, those of a teacher and the like only where they take part."""
+        """Return the fields as a JSON object, without those that took no part."""
         fields = {**super().to_json(), "lr": self.peak_lr}
         fields = {name: value for name, value in fields.items() if name not in UNUSED or value != UNUSED[name]}
         if self.distill is None:
-            return {name: value for name, value in fields.items() if name not in TEACHING}
+            return {name: value for name, value in fields.items() if name not in DISTILLATION}
         return {**fields, "distill": str(self.distill)}
 
 

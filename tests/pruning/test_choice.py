@@ -152,11 +152,11 @@ def test_impossible_choices_are_refused(config, message):
 
 
 def test_steps_cut_together_what_one_step_would():
-    parts = PruneConfig(0.5).share_a_step(3)
+    parts = PruneConfig(0.5).share_per_step(3)
     assert (1 - parts.percent) ** 3 == pytest.approx(0.5)
-    assert PruneConfig(target_macs=0.25).share_a_step(2).target_macs == 0.5
+    assert PruneConfig(target_macs=0.25).share_per_step(2).target_macs == 0.5
     with pytest.raises(MicronetError, match="one step"):
-        PruneConfig(widths="1,2").share_a_step(2)
+        PruneConfig(widths="1,2").share_per_step(2)
 
 
 class Gated(nn.Module):

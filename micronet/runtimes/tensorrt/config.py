@@ -1,11 +1,11 @@
-"""What a user chooses about an engine, checked once; no torch here, so that ``--help`` stays fast."""
+"""The settings of a TensorRT engine. No torch here, so ``--help`` stays fast."""
 
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from micronet.core.config import Settings, check_range, check_values, flag, setting
+from micronet.core.config import Settings, flag, setting
 from micronet.errors import MicronetError
 
 Shape = tuple[int, ...]
@@ -24,30 +24,32 @@ class Profile:
 
 @dataclass(frozen=True)
 class BuildConfig(Settings):
-    """What the engine is like."""
+    """TensorRT engine."""
 
     precision: Literal["auto", "fp32", "fp16", "int8"] = setting(
-        "auto", "auto: int8 where the network is quantized, else fp32. int8 of a float network calibrates first."
+        "auto",
+        "auto: int8 if the network is quantized, otherwise fp32. A float network is calibrated for int8.",
+        basic=True,
     )
-    min_shape: str | None = setting(None, "Smallest input, NxCxHxW; several profiles by commas. Default: batch 1.")
-    opt_shape: str | None = setting(None, "The input to be fast with. Default: batch 8.")
-    max_shape: str | None = setting(None, "Largest input. Default: batch 32.")
-    workspace: float = setting(1.0, "GiB of GPU memory that layers may work in.")
-    optimization_level: int = setting(3, "0 (builds fast) to 5 (looks for the fastest kernels).")
+    min_shape: str | None = setting(
+        None, "Smallest input, NxCxHxW; separate several profiles by commas. Default: batch 1.", basic=True
+    )
+    opt_shape: str | None = setting(None, "The input to optimize for. Default: batch 8.", basic=True)
+    max_shape: str | None = setting(None, "Largest input. Default: batch 32.", basic=True)
+    workspace: float = setting(1.0, "GiB of GPU memory for scratch space.", low=0.001, high=1024)
+    optimization_level: int = setting(3, "0 (fast build) to 5 (exhaustive search for fast kernels).", low=0, high=5)
     timing_cache: Path | None = setting(  # noqa: RUF009
-        None, "File of kernel timings, read where it is there and written: later builds are faster. TensorRT alone."
+        None, "File of kernel timings, read and updated: makes later builds faster. TensorRT only."
     )
     backend: Literal["auto", "tensorrt", "tensorrt-rtx"] = setting(
-        "auto", "The library: TensorRT builds on the GPU that will run, TensorRT-RTX anywhere."
+        "auto", "The library: TensorRT builds on the GPU that will run the engine, TensorRT-RTX anywhere.", basic=True
     )
     compute_capability: str | None = setting(
-        None, "GPUs that TensorRT-RTX builds for, for example 8.6 or 8.6,8.9; default: all that it knows."
+        None, "GPUs that TensorRT-RTX builds for, for example 8.6 or 8.6,8.9; default: all that it supports."
     )
 
     def __post_init__(self) -> None:
-        check_values(self)
-        check_range(self, "workspace", 0.001, 1024)
-        check_range(self, "optimization_level", 0, 5)
+        super().__post_init__()
         for part in (self.compute_capability or "").split(","):
             if part and not re.fullmatch(r"\s*\d{1,2}\.\d\s*", part):
                 raise MicronetError(f"--compute-capability is {part!r}; allowed: for example 8.6")
@@ -59,7 +61,7 @@ class BuildConfig(Settings):
 
     @property
     def profiles(self) -> list[Profile]:
-        """Return the profiles asked for, none where they are left to the input."""
+        """The profiles given; empty if they follow from the input."""
         if self.min_shape is None or self.opt_shape is None or self.max_shape is None:
             return []
         columns = [
@@ -67,7 +69,9 @@ class BuildConfig(Settings):
             for name in SHAPES
         ]  # fmt: skip
         if len({len(column) for column in columns}) > 1:
-            raise MicronetError("--min-shape, --opt-shape and --max-shape name another number of profiles each")
+            raise MicronetError(
+                "--min-shape, --opt-shape and --max-shape list different numbers of profiles; give one of each per profile"
+            )
         return [_ordered(*shapes) for shapes in zip(*columns, strict=True)]
 
 
