@@ -93,7 +93,7 @@ class DataOptions:
 class OutputOptions:
     """Where the result goes."""
 
-    output: Path | None = setting(None, "File to write; default: a name beside the input, which is printed.", "-o")  # noqa: RUF009
+    output: Path | None = setting(None, "File to write; default: a name beside the input, which is printed.", "-o")
     force: bool = setting(False, "Overwrite the output.")
     json: bool = setting(False, "Print the result as JSON.")
     quiet: bool = setting(False, "Print errors only.", "-q")
