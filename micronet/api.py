@@ -12,7 +12,7 @@ from micronet.core.files import check_output_path
 from micronet.errors import unknown
 from micronet.models.build import ModelSpec, make_spec
 from micronet.pruning.config import PruneConfig
-from micronet.pruning.network import Example
+from micronet.models.inputs import Example
 from micronet.pruning.prune import prune_model
 from micronet.quantization.config import QuantConfig
 from micronet.quantization.fold import fold_model

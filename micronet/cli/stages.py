@@ -184,7 +184,7 @@ def validation_accuracy(dataset: Dataset) -> Callable[[nn.Module], float]:
 
 def sizes(model: nn.Module, images: Tensor) -> dict[str, int]:
     """Return a network's parameters and its multiply-accumulates for one image of a batch's shape."""
-    macs = count_macs(model, (images.shape[1], images.shape[2], images.shape[3]))
+    macs = count_macs(model, images[:1])
     return {"params": sum(parameter.numel() for parameter in model.parameters()), "macs": macs}
 
 

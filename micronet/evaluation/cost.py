@@ -1,34 +1,47 @@
-"""What a network costs: multiply-accumulates."""
+"""What a network costs: multiply-accumulates (MACs)."""
 
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from micronet.models.inputs import Example, as_inputs
+from micronet.models.modes import eval_mode
 
 
-def count_macs(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
-    """Count the multiply-accumulates of convolutions and linear layers, attention's own included, for one image."""
-    total = 0
+def count_macs(model: nn.Module, example: Example) -> int:
+    """Count the multiply-accumulates of one forward pass in eval mode.
 
-    def hook(module: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Any], output: Any) -> None:
-        nonlocal total
-        if isinstance(module, nn.MultiheadAttention):  # its four projections are no layers of their own
-            read = [*inputs[:3], *(named[name] for name in ("query", "key", "value") if name in named)]
-            total += sum(x.numel() for x in (*read, output[0])) * module.embed_dim
-        elif isinstance(module, nn.Linear):
-            total += output.numel() * module.in_features
-        elif isinstance(module, nn.modules.conv._ConvNd):
-            positions = inputs[0] if module.transposed else output
-            total += positions.numel() * module.weight[0].numel()
+    Counted are all matrix products and convolutions, in modules or functional calls; biases, activations, norms and
+    pools are not. Zero padding and masked attention count in full, as in ``torch.utils.flop_counter``.
 
-    handles = [module.register_forward_hook(hook, with_kwargs=True) for module in model.modules()]
-    training = model.training
-    device = next(model.parameters()).device
+    Args:
+        model: The network, float or quantized (a quantized layer counts like its float layer).
+        example: Its input, or a tuple of its inputs. The count is for this whole batch: give one sample.
+    """
+    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.mkldnn_rnn_layer: _rnn_layer_flops})
+    with eval_mode(model), torch.no_grad(), _countable_kernels(), counter:
+        model(*as_inputs(model, example))
+    return counter.get_total_flops() // 2
+
+
+@contextmanager
+def _countable_kernels() -> Iterator[None]:
+    """Run attention and recurrent layers as matrix products: the counter does not know their fused kernels."""
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with torch.inference_mode():
-            model.eval()(torch.zeros(1, *image_shape, device=device))
+        with sdpa_kernel(SDPBackend.MATH), torch.backends.cudnn.flags(enabled=False):
+            yield
     finally:
-        model.train(training)
-        for handle in handles:
-            handle.remove()
-    return total
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+
+
+def _rnn_layer_flops(x: list[int], input_weight: list[int], hidden_weight: list[int], *_: Any, **__: Any) -> int:
+    """Return the FLOPs of oneDNN's LSTM layer, by shapes; ``x``: (steps, N, features)."""
+    return 2 * x[0] * x[1] * (math.prod(input_weight) + math.prod(hidden_weight))

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from micronet.errors import FailedError, MicronetError, first_line
+from micronet.models.inputs import Example, as_inputs
 from micronet.models.transformer import splittable_attentions
 from micronet.pruning.cut import positions
 from micronet.pruning.flow import Flow
-from micronet.pruning.network import Example, as_inputs
 from micronet.pruning.numbering import FIXED, STRIDE, Ids
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}  # relative, of sums in another order

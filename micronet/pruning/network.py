@@ -12,8 +12,7 @@ from torch.utils._pytree import tree_map
 
 from micronet.errors import MicronetError, first_line
 from micronet.graph.trace import traced
-
-Example = Tensor | tuple[Any, ...]
+from micronet.models.inputs import Example, as_inputs
 
 
 class Shape(tuple[int, ...]):
@@ -70,13 +69,6 @@ def _blocks(model: nn.Module, regular: int) -> dict[str, int]:
         and 1 < conv.groups < conv.in_channels == conv.out_channels
         and math.lcm(regular, conv.in_channels // conv.groups) < math.lcm(regular, conv.groups)
     }
-
-
-def as_inputs(model: nn.Module, example: Example) -> tuple[Any, ...]:
-    """Return an example as the network's positional inputs, of its own dtype and on its device."""
-    own = next(model.parameters(), torch.empty(0))
-    inputs = example if isinstance(example, tuple) else (example,)
-    return tuple(x.to(own.device, own.dtype) if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs)
 
 
 def owners(model: nn.Module) -> set[str]:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from micronet import registry
 from micronet.artifact.history import StageRecord
@@ -13,11 +13,12 @@ from micronet.core.config import flag
 from micronet.errors import FailedError, MicronetError, first_line
 from micronet.evaluation.cost import count_macs
 from micronet.models import transformer
+from micronet.models.inputs import Example
 from micronet.pruning.check import check
 from micronet.pruning.config import PruneConfig
 from micronet.pruning.cut import changed_layers, cut, resize
 from micronet.pruning.flow import Flow
-from micronet.pruning.network import Example, open_network
+from micronet.pruning.network import open_network
 from micronet.pruning.plan import Plan, Planner
 from micronet.pruning.scaling import follow
 
@@ -116,8 +117,7 @@ def _meet(pruner: Pruner, target: str, share: float, cost: Cost | None) -> Plan:
     if cost is None:
         if target == "target_latency":
             raise MicronetError("target_latency needs a cost: a function from a network to its latency")
-        count = _count_macs if target == "target_macs" else _count_parameters
-        cost = partial(count, pruner.example)
+        cost = partial(count_macs, example=pruner.example) if target == "target_macs" else _count_parameters
     limit = share * cost(pruner.model)
     low, high = 0, PARTS - 1
     plan = pruner.planner.plan(high / PARTS)
@@ -135,15 +135,8 @@ def _meet(pruner: Pruner, target: str, share: float, cost: Cost | None) -> Plan:
     return plan
 
 
-def _count_parameters(example: Example, model: nn.Module) -> float:
+def _count_parameters(model: nn.Module) -> float:
     return sum(parameter.numel() for parameter in model.parameters())
-
-
-def _count_macs(example: Example, model: nn.Module) -> float:
-    shape = (example if isinstance(example, Tensor) else example[0]).shape
-    if len(shape) != 4:
-        raise MicronetError("target_macs counts the work on one input of images (N, C, H, W); use target_params")
-    return float(count_macs(model, (shape[1], shape[2], shape[3])))
 
 
 def restore(model: nn.Module, record: StageRecord) -> nn.Module:

@@ -35,4 +35,4 @@ class EagerPredictor:
 
     def macs(self, image_shape: tuple[int, int, int]) -> int:
         """Count multiply-accumulates."""
-        return count_macs(self._model, image_shape)
+        return count_macs(self._model, torch.zeros(1, *image_shape))
