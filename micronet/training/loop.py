@@ -33,7 +33,6 @@ from micronet.training.config import TrainConfig, learning_rate
 from micronet.training.distillation import Teacher, load_teacher
 from micronet.training.log import MetricsLog
 from micronet.training.step import NotFiniteError, TrainStep, make_optimizer
-from micronet.training.synchronized import synchronized
 from micronet.training.validation import evaluate_distributed
 
 Observe = Callable[[nn.Module], AbstractContextManager[Any]]
@@ -111,13 +110,11 @@ class Trainer:
         )
         distributed.broadcast_state(self.model, optimizer)
         self._say_where(reached)
-        with synchronized(self.model):
-            step = TrainStep(
-                self.model, optimizer, self.config, self.run.device, self.run.compiled, self.teacher,
-                self.procedure.penalty,
-            )  # fmt: skip
-            step.scaler.load_state_dict(reached.scaler)
-            self._train(step, checkpoint, reached)
+        step = TrainStep(
+            self.model, optimizer, self.config, self.run.device, self.run.compiled, self.teacher, self.procedure.penalty
+        )
+        step.scaler.load_state_dict(reached.scaler)
+        self._train(step, checkpoint, reached)
         if distributed.is_rank_zero():
             checkpoint.load_best(self.model)  # its file stays until the artifact is saved
         distributed.broadcast_state(self.model)

@@ -1,74 +1,81 @@
-"""Batch norms whose statistics are of the whole batch, not of one process's part of it.
+"""Batch normalization over the whole batch when several processes each hold a part of it.
 
-torch's SyncBatchNorm is for GPUs alone and would replace the modules; here the modules stay, whatever else they are
-(quantized, folded into a convolution while training), and take one more base class for the time of a training.
-The statistics are combined by Chan et al.'s rule (1979, "Updating formulae"), so nothing cancels.
+torch's SyncBatchNorm works only on GPUs and replaces the modules. Here the modules stay as they are (quantized, folded
+into a convolution, called as a function): a torch function mode intercepts the batch-norm call itself. Statistics of
+the ranks are combined by Chan et al.'s rule (1979, "Updating formulae"), which does not cancel.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
 
+from micronet.models.uncompiled import uncompiled
 from micronet.training import distributed
 
 
 @contextmanager
-def synchronized(model: nn.Module) -> Iterator[None]:
-    """Let every batch norm of a model normalise by the statistics of all processes, inside this context."""
-    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+def synchronized_batch_norm() -> Iterator[None]:
+    """Inside this context, normalize by the statistics of all ranks wherever a batch norm uses its batch's.
+
+    Every rank must make the same calls in the same order.
+    """
     if distributed.world_size() == 1:
-        norms = []
-    classes = [type(norm) for norm in norms]
-    for norm, own in zip(norms, classes, strict=True):
-        norm.__class__ = _with_others(own)  # type: ignore[arg-type]  # mypy: a class is hashable
-    try:
         yield
-    finally:
-        for norm, own in zip(norms, classes, strict=True):
-            norm.__class__ = own
+        return
+    with _SynchronizedBatchNorm():
+        yield
 
 
-@cache
-def _with_others(norm_class: Any) -> Any:
-    """Return the class with its forward's last step replaced: ``_Synchronized`` lies right before ``_BatchNorm``."""
-    return type(norm_class.__name__, (norm_class, _Synchronized), {"__module__": __name__})
+class _SynchronizedBatchNorm(TorchFunctionMode):
+    """Replace ``F.batch_norm`` and ``torch.batch_norm``, called with ``training=True``."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is F.batch_norm:
+            return _batch_norm(*args, **kwargs)
+        if func is torch.batch_norm:
+            return _torch_batch_norm(*args, **kwargs)
+        return func(*args, **kwargs)
 
 
-class _Synchronized(_BatchNorm):
-    """A batch norm that, while it trains, asks the other processes."""
+@uncompiled  # it communicates
+def _batch_norm(input: Tensor, running_mean: Tensor | None, running_var: Tensor | None, weight: Tensor | None = None,
+                bias: Tensor | None = None, training: bool = False, momentum: float = 0.1,
+                eps: float = 1e-5) -> Tensor:  # fmt: skip
+    """Compute ``F.batch_norm`` with the statistics of all ranks. input: (N, C, ...); the rest: (C,) or None."""
+    if not training:
+        return F.batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
+    mean, var, count = _statistics(input)
+    if running_mean is not None and running_var is not None:
+        with torch.no_grad():
+            running_mean.lerp_(mean, momentum)
+            running_var.lerp_(var * count / (count - 1).clamp(min=1), momentum)
+    out: Tensor = _Normalize.apply(input, weight, bias, mean, var, count, eps)
+    return out
 
-    eager = ("forward",)
 
-    def forward(self, input: Tensor) -> Tensor:
-        if not self.training:
-            return super().forward(input)
-        mean, var, count = _statistics(input)
-        if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)
-            share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
-            with torch.no_grad():
-                self.running_mean.lerp_(mean, share)
-                self.running_var.lerp_(var * count / (count - 1).clamp(min=1), share)
-        out: Tensor = _Normalize.apply(input, self.weight, self.bias, mean, var, count, self.eps)
-        return out
+def _torch_batch_norm(input: Tensor, weight: Tensor | None, bias: Tensor | None, running_mean: Tensor | None,
+                      running_var: Tensor | None, training: bool, momentum: float, eps: float,
+                      cudnn_enabled: bool) -> Tensor:  # fmt: skip
+    """Compute ``torch.batch_norm``, whose arguments come in another order."""
+    return _batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
 
 
 @torch.no_grad()
 def _statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return (channels,) mean and biased variance of all processes' (N, C, ...), and () how many values a channel."""
-    var, mean = torch.var_mean(_wide(x), _other_axes(x), correction=0)
+    """Return (C,) mean and biased variance over all ranks of (N, C, ...), and () the number of values per channel."""
+    var, mean = torch.var_mean(_at_least_float32(x), _other_axes(x), correction=0)
     count = mean.new_tensor([x.numel() // x.shape[1]])
     own = torch.cat([mean, var, count])
-    each = [torch.empty_like(own) for _ in range(distributed.world_size())]
-    dist.all_gather(each, own)
-    means, variances, counts = torch.split(torch.stack(each), [len(mean), len(var), 1], dim=1)
+    gathered = [torch.empty_like(own) for _ in range(distributed.world_size())]
+    dist.all_gather(gathered, own)
+    means, variances, counts = torch.split(torch.stack(gathered), [len(mean), len(var), 1], dim=1)
     share = counts / counts.sum()
     mean = (means * share).sum(0)
     var = ((variances + (means - mean).square()) * share).sum(0)
@@ -76,7 +83,7 @@ def _statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class _Normalize(torch.autograd.Function):
-    """(x - mean) / sqrt(var + eps) * weight + bias, where mean and var depend on x in every process."""
+    """(x - mean) / sqrt(var + eps) * weight + bias, where mean and var depend on x of every rank."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, var: Tensor,
@@ -86,10 +93,10 @@ class _Normalize(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
-        """The gradient of batch normalisation (Ioffe and Szegedy 2015, section 3), its two means over all processes."""
+        """Return batch normalization's gradient (Ioffe and Szegedy 2015, section 3), its two means over all ranks."""
         x, weight, mean, scale, count = ctx.saved_tensors
-        gradient, axes = _wide(gradients[0]), _other_axes(x)
-        normal = (_wide(x) - _per_channel(mean, x)) * _per_channel(scale, x)
+        gradient, axes = _at_least_float32(gradients[0]), _other_axes(x)
+        normal = (_at_least_float32(x) - _per_channel(mean, x)) * _per_channel(scale, x)
         own = torch.stack([gradient.sum(axes), (gradient * normal).sum(axes)])
         means = distributed.sum_over_ranks(own) / count
         inner = gradient - _per_channel(means[0], x) - normal * _per_channel(means[1], x)
@@ -100,8 +107,8 @@ class _Normalize(torch.autograd.Function):
         return back, own[1], own[0], None, None, None, None
 
 
-def _wide(x: Tensor) -> Tensor:
-    """Return ``x`` in 32 bits at least: sums in 16 would be of nothing."""
+def _at_least_float32(x: Tensor) -> Tensor:
+    """Return ``x`` in float32 or float64: sums in half precision lose accuracy."""
     return x if x.dtype == torch.float64 else x.float()
 
 

@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import multiprocessing, nn
+from torch.nn import functional as F
 
 from micronet.artifact.header import read_header
 from micronet.core import ranks
@@ -30,7 +31,6 @@ from micronet.training import distributed
 from micronet.training.config import TrainConfig
 from micronet.training.distillation import Teacher
 from micronet.training.step import SGD_MOMENTUM, TrainStep, make_optimizer
-from micronet.training.synchronized import synchronized
 from micronet.training.validation import evaluate_distributed
 
 CASES = {
@@ -43,24 +43,42 @@ CASES = {
     "sparse": {"sparsity": 0.1},
     "taught": {"taught": True},
     "bf16": {"amp": "bf16"},
+    "functional": {"functional": True},
 }
 BATCHES = [9, 8, 5]  # two processes cannot share all of them evenly
 LR = 0.05
 
 
-def network():
+class FunctionalNorm(nn.BatchNorm2d):
+    """A batch norm as other libraries write it, by either of torch's functions."""
+
+    def __init__(self, channels, direct):
+        super().__init__(channels)
+        self.direct = direct
+
+    def forward(self, x):
+        if self.direct:
+            means, weights = (self.running_mean, self.running_var), (self.weight, self.bias)
+            return torch.batch_norm(x, *weights, *means, self.training, 0.1, self.eps, False)
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, training=self.training)
+
+
+def network(functional=False):
     torch.manual_seed(0)
+    norms = [nn.BatchNorm2d(4), nn.BatchNorm2d(6, momentum=None)]
+    if functional:
+        norms = [FunctionalNorm(4, False), FunctionalNorm(6, True)]
     return nn.Sequential(
-        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6, momentum=None),
-        nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3),
+        nn.Conv2d(1, 4, 3), norms[0], nn.ReLU(), nn.Conv2d(4, 6, 3), norms[1], nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3),
     ).double()  # fmt: skip
 
 
-def train(quantized=None, accumulate=1, sparsity=0.0, taught=False, amp="off"):
+def train(quantized=None, accumulate=1, sparsity=0.0, taught=False, amp="off", functional=False, compiled=False):
     """Return the losses of a few steps and the network after them."""
     images = torch.randn(sum(BATCHES), 1, 8, 8, generator=torch.Generator().manual_seed(1)).double()
     labels = torch.arange(len(images)) % 3
-    model = network()
+    model = network(functional)
     if quantized is not None:
         model = quantize_model(model, quantized)[0].double()
         calibrate(model, [images[ranks.shard(8)]])
@@ -70,9 +88,9 @@ def train(quantized=None, accumulate=1, sparsity=0.0, taught=False, amp="off"):
         model, images = model.float(), images.float()  # autocast leaves float64 as it is
     training = TrainConfig(optimizer="sgd", lr=LR, amp=amp)
     losses = []
-    with synchronized(model), observing(model):
+    with observing(model):
         optimizer = make_optimizer(model, training)
-        step = TrainStep(model.train(), optimizer, training, torch.device("cpu"), teacher=teacher, penalty=penalty)
+        step = TrainStep(model.train(), optimizer, training, torch.device("cpu"), compiled, teacher, penalty)
         batches = zip(images.split(BATCHES), labels.split(BATCHES), strict=True)
         parts = [(x[ranks.shard(len(x))], y[ranks.shard(len(y))]) for x, y in batches]
         for first in range(0, len(BATCHES), accumulate):
