@@ -18,12 +18,8 @@ class QuantConfig(Settings):
     """Quantization."""
 
     method: Literal["iao", "dorefa", "lsq"] = setting("iao", "Quantization scheme for numeric bit widths.", basic=True)
-    w_bits: Bits = setting(
-        8, "Bits per weight: 2 to 16, binary, ternary, or 32 for float.", basic=True, metavar="BITS"
-    )
-    a_bits: Bits = setting(
-        8, "Bits per activation: 2 to 16, binary, or 32 for float.", basic=True, metavar="BITS"
-    )
+    w_bits: Bits = setting(8, "Bits per weight: 2 to 16, binary, ternary, or 32 for float.", basic=True, metavar="BITS")
+    a_bits: Bits = setting(8, "Bits per activation: 2 to 16, binary, or 32 for float.", basic=True, metavar="BITS")
     q_type: Literal["sym", "asym"] = setting(
         "sym", "Symmetric grids (zero point 0) or asymmetric ones (iao only).", basic=True
     )

@@ -17,10 +17,18 @@ from torch import Tensor, fx, nn
 
 from micronet.artifact.history import StageRecord
 from micronet.errors import MicronetError
+from micronet.graph import ops
 from micronet.graph.trace import Graph, trace
 from micronet.models.layers import Tap
 from micronet.quantization.functional import broadcast, dequantize, stored
-from micronet.quantization.layers import Quantized, attach, channel_axis, effective_weight, norm_factor
+from micronet.quantization.layers import (
+    Quantized,
+    channel_axis,
+    effective_weight,
+    norm_factor,
+    quantized,
+    replace_modules,
+)
 from micronet.quantization.quantizer import Quantizer, rebuild
 from micronet.quantization.schemes.wbwtab import SignQuantizer
 
@@ -47,7 +55,7 @@ def fold_model(model: nn.Module, history: Sequence[StageRecord] = ()) -> tuple[n
         fold_pair(layer, folded.get_submodule(norm_name), before_sign=norm_name in signed)
         if (quantizer := getattr(layer, "weight_quantizer", None)) is not None:
             quantizers[layer_name] = quantizer.describe()
-        _remove_norm(folded, norm_name)
+    folded = _remove_norms(folded, pairs)
     for name in taken:
         _fold_taken(folded.get_submodule(name))
         quantizers[name] = folded.get_submodule(name).weight_quantizer.describe()  # type: ignore[union-attr, operator]
@@ -64,12 +72,11 @@ def restore(model: nn.Module, record: StageRecord) -> nn.Module:
         layer: Any = model.get_submodule(layer_name)
         if layer.bias is None:
             layer.bias = nn.Parameter(torch.zeros(_out_channels(layer)))
-    for _, norm_name in record.result["pairs"]:
-        _remove_norm(model, norm_name)
+    model = _remove_norms(model, record.result["pairs"])
     for layer_name in record.result.get("taken", []):
         model.get_submodule(layer_name).norm = None  # type: ignore[assignment]
     for layer_name, description in record.result["quantizers"].items():
-        attach(model.get_submodule(layer_name), "weight_quantizer", rebuild(description))
+        model.get_submodule(layer_name).weight_quantizer = rebuild(description)
     return model
 
 
@@ -104,7 +111,7 @@ def fold_pair(layer: Any, norm: Any, *, before_sign: bool = False) -> None:
 @torch.no_grad()
 def _fold_taken(layer: Any) -> None:
     """Fold for good the batch norm that a convolution has folded while training: its integers are what they were."""
-    factor = norm_factor(layer.norm, safe=False)
+    factor = norm_factor(layer.norm, nonzero=False)
     weight = effective_weight(layer)
     scaled = layer.weight_quantizer.scaled(torch.ones_like(factor), weight, 0)
     grid = layer.weight_quantizer.qparams(weight)
@@ -112,7 +119,7 @@ def _fold_taken(layer: Any) -> None:
     bias = layer.norm.bias - layer.norm.running_mean * factor
     layer.bias = nn.Parameter(bias if layer.bias is None else bias + layer.bias * factor)
     layer.norm = None
-    attach(layer, "weight_quantizer", scaled)
+    layer.weight_quantizer = scaled
 
 
 def foldable_pairs(graph: Graph) -> list[tuple[str, str]]:
@@ -141,9 +148,9 @@ def _keeps_signs(graph: Graph, node: fx.Node, in_place: bool) -> bool:
     module = graph.module(node)
     if isinstance(getattr(module, "input_quantizer", None), SignQuantizer):
         return True
-    pools = graph.pools(node) or graph.averages_space(node)
+    pools = graph.matches(node, ops.MAX_POOL | ops.AVERAGE_POOL)
     stays = pools or isinstance(module, (Tap, nn.ReLU, nn.Identity))
-    passes = stays or graph.moves_only(node)
+    passes = stays or graph.preserves_values(node)
     return passes and (in_place or not pools) and _only_signs_read(graph, node, in_place=in_place and stays)
 
 
@@ -161,7 +168,7 @@ def _fold_quantized(layer: Any, quantizer: Quantizer, factor: Tensor) -> None:
     new = scaled.qparams(layer.weight)
     flipped = levels * broadcast(factor.sign(), layer.weight, axis) + broadcast(new.zero_point, layer.weight, axis)
     layer.weight.copy_(dequantize(flipped, new))
-    attach(layer, "weight_quantizer", scaled)
+    layer.weight_quantizer = scaled
 
 
 @torch.no_grad()
@@ -205,11 +212,13 @@ def _out_channels(layer: Any) -> int:
     return channels
 
 
-def _remove_norm(model: nn.Module, name: str) -> None:
-    """Put an identity where a batch norm was; the quantizer of its output stays."""
-    norm = model.get_submodule(name)
-    identity = nn.Identity()
-    if isinstance(norm, Quantized) and norm.output_quantizer is not None:
-        attach(identity, "output_quantizer", norm.output_quantizer)
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, identity)
+def _remove_norms(model: nn.Module, pairs: Sequence[Sequence[str]]) -> nn.Module:
+    """Return the network with identities in place of folded batch norms; an output's quantizer stays."""
+    identities: dict[nn.Module, nn.Module] = {}
+    for _, name in pairs:
+        norm, identity = model.get_submodule(name), nn.Identity()
+        if isinstance(norm, Quantized) and norm.output_quantizer is not None:
+            identity = quantized(identity)
+            identity.output_quantizer = norm.output_quantizer
+        identities[norm] = identity
+    return replace_modules(model, identities)

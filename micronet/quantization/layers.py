@@ -1,10 +1,14 @@
-"""A quantized layer is the float layer with slots for quantizers, swapped in place: same object, same parameters.
+"""Quantized layers: float layers with slots for quantizers.
 
-Slots: ``input_quantizer`` (of the first input), ``weight_quantizer``, ``bias_quantizer`` (export only) and
-``output_quantizer``. An activation's quantizer sits in the output slot of the module that produces it, so that all its
-readers share it; the input slot serves the network's input and networks that cannot be traced.
+A quantized layer is a new module that shares the parameters, buffers, submodules and hooks of the float layer it
+replaces, so optimizers and state-dict keys stay valid. Slots: ``input_quantizer`` (first input), ``weight_quantizer``,
+``bias_quantizer`` (export only) and ``output_quantizer``. An activation's quantizer sits in the output slot of the
+module that produces it, so all readers share it; the input slot serves the network's input and networks that cannot be
+traced.
 """
 
+import copy
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
@@ -13,24 +17,26 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from micronet.models.uncompiled import uncompiled
+from micronet.quantization.functional import SMALLEST_SCALE
 from micronet.quantization.quantizer import Quantizer
 
 SLOTS = ("input_quantizer", "weight_quantizer", "bias_quantizer", "output_quantizer")
 
 
 class Quantized(nn.Module):
-    """What a quantized module adds to its float class; mixed in by ``attach``, never built directly."""
+    """Base of quantized modules: the slots, and a forward that applies the input's and the output's quantizer."""
 
-    is_leaf = True  # a node of the traced graph, as the float module was
+    is_leaf = True  # one node of the traced graph, as the float module was
 
     input_quantizer: nn.Module | None
     weight_quantizer: nn.Module | None
     bias_quantizer: nn.Module | None
     output_quantizer: nn.Module | None
-    norm: nn.Module | None  # of a convolution that folds it while training
+    norm: nn.Module | None  # the batch norm that a convolution folds while training
 
     def forward(self, *inputs: Any, **options: Any) -> Any:
-        """Compute what the float module computes, with the slots' quantizers around and inside it."""
+        """Compute the float module's output, with the first input and the output quantized."""
         if self.input_quantizer is not None:
             if inputs:
                 inputs = (self.input_quantizer(inputs[0]), *inputs[1:])
@@ -41,42 +47,39 @@ class Quantized(nn.Module):
         return out if self.output_quantizer is None else self.output_quantizer(out)
 
     def extra_repr(self) -> str:
-        """Name the slots in use."""
+        """Add the names of the slots in use to the float module's description."""
         used = [slot for slot in SLOTS if getattr(self, slot) is not None]
         return ", ".join([super().extra_repr(), *used])
 
 
 class _QuantizedConv(Quantized):
-    """A convolution of any dimension: torch calls this with the weight it should use.
+    """A convolution of any dimension.
 
-    With a ``norm`` its batch norm is folded into the weight before that is quantized (Jacob et al. 2017, section 3.2;
-    Krishnamoorthi 2018, section 3.2.2). While the norm trains, the one convolution's output, with the running factor
-    taken out again, gives the batch's statistics, so 32 bits compute what a convolution and a batch norm do; in eval
-    mode, or frozen, the folded weight and bias are all there is.
+    With a ``norm``, the batch norm is folded into the weight before the weight is quantized (Jacob et al. 2017,
+    section 3.2; Krishnamoorthi 2018, section 3.2.2). While the norm trains, one convolution is computed with the
+    folded weight; its output, divided by the running factor, gives the batch statistics, so at 32 bits the result is
+    that of a convolution and a batch norm. In eval mode the folded weight and bias are used as they are.
     """
 
-    eager = ("_convolve_and_normalise",)  # torch.compile goes around it: it moves statistics that its weight came from
-
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Override torch's private hook, which every ``ConvNd.forward`` calls; the only way to keep its padding."""
         convolve: Any = super()._conv_forward  # type: ignore[misc]
         if self.norm is None:
-            plain: Tensor = convolve(input, *_parameters(self, weight, bias))
-            return plain
-        return self._convolve_and_normalise(convolve, input, weight, bias)
+            return _with_quantized(self, lambda w, b: convolve(input, w, b), weight, bias)
+        return self._convolve_and_normalize(convolve, input, weight, bias)
 
-    def _convolve_and_normalise(self, convolve: Any, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    @uncompiled  # it updates the running statistics that its own weight was computed from
+    def _convolve_and_normalize(self, convolve: Any, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         norm: Any = self.norm
-        factor = norm_factor(norm, safe=norm.training)
-        weight, _ = _parameters(self, weight * per_row(factor, weight), None)
+        factor = norm_factor(norm, nonzero=norm.training)
+        weight = weight * per_row(factor, weight)
         if not norm.training:
             folded = norm.bias - norm.running_mean * factor
-            out: Tensor = convolve(input, weight, folded if bias is None else folded + bias * factor)
-            return out
-        raw = convolve(input, weight, None) / per_channel(factor, input)
-        if bias is not None:
-            raw = raw + per_channel(bias, input)
-        normal: Tensor = norm(raw)
-        return normal
+            folded = folded if bias is None else folded + bias * factor
+            return _with_quantized(self, lambda w, _: convolve(input, w, folded), weight, None)
+        raw = _with_quantized(self, lambda w, _: convolve(input, w, None), weight, None) / per_channel(factor, weight)
+        normalized: Tensor = norm(raw if bias is None else raw + per_channel(bias, weight))
+        return normalized
 
 
 class _QuantizedConvTranspose(Quantized):
@@ -87,17 +90,17 @@ class _QuantizedConvTranspose(Quantized):
         if layer.input_quantizer is not None:
             input = layer.input_quantizer(input)
         dimensions = len(layer.kernel_size)
-        padding = layer._output_padding(
+        padding = layer._output_padding(  # private in torch, and the only rule for output_size
             input, output_size, layer.stride, layer.padding, layer.kernel_size, dimensions, layer.dilation
         )
-        weight, bias = _parameters(layer, layer.weight, layer.bias)
+        weight, bias = _quantized_parameters(layer, layer.weight, layer.bias)
         convolve = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}[dimensions]
         out: Tensor = convolve(input, weight, bias, layer.stride, layer.padding, padding, layer.groups, layer.dilation)
         return out if layer.output_quantizer is None else layer.output_quantizer(out)
 
 
 class _QuantizedReLU(Quantized):
-    """A ReLU, which the grid of its output may do the work of."""
+    """A ReLU whose output quantizer clamps at 0 itself if its grid begins there."""
 
     def forward(self, input: Tensor) -> Tensor:
         relu: Any = self
@@ -109,21 +112,50 @@ class _QuantizedReLU(Quantized):
         return out
 
 
-class _LinearCompute(nn.Linear):
-    """Linear with its weight and bias taken through their slots."""
+class _LinearWithSlots(nn.Linear):
+    """A linear layer that reads its weight and bias through their slots."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return F.linear(input, *_parameters(self, self.weight, self.bias))
+        return _with_quantized(self, lambda w, b: F.linear(input, w, b), self.weight, self.bias)
 
 
-class _QuantizedLinear(Quantized, _LinearCompute):
+class _QuantizedLinear(Quantized, _LinearWithSlots):
     """A linear layer."""
 
 
-def norm_factor(norm: Any, *, safe: bool) -> Tensor:
-    """Return gamma / sqrt(running_var + eps); ``safe``: never 0, so that one can divide by it."""
+def quantized(module: nn.Module) -> Any:
+    """Return a quantized module with empty slots that shares all state of a float one; a quantized one is returned.
+
+    Replace the float module with it by ``replace_modules``.
+    """
+    if isinstance(module, Quantized):
+        return module
+    kind = _quantized_class(type(module))  # type: ignore[arg-type]  # mypy: a class is hashable
+    other = kind.__new__(kind)
+    other.__dict__.update(module.__dict__)
+    for registry in ("_parameters", "_buffers", "_modules"):  # the tensors are shared, the tables are not
+        other.__dict__[registry] = module.__dict__[registry].copy()
+    for name in (*SLOTS, "norm"):
+        other.register_module(name, None)
+    return other
+
+
+def replace_modules(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> nn.Module:
+    """Return the network with modules replaced wherever they are used, lists and other plain attributes included.
+
+    Parameters and buffers are shared with ``model``.
+    """
+    if not replacements:
+        return model
+    memo: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    memo |= {id(old): new for old, new in replacements.items()}
+    return copy.deepcopy(model, memo)  # looks each object up in the memo before it copies it
+
+
+def norm_factor(norm: Any, *, nonzero: bool) -> Tensor:
+    """Return gamma / sqrt(running_var + eps), (channels,); ``nonzero``: with a tiny gamma in place of 0."""
     gamma = norm.weight
-    if safe:
+    if nonzero:
         tiny = torch.finfo(gamma.dtype).eps
         gamma = torch.where(gamma.abs() < tiny, torch.full_like(gamma, tiny), gamma)
     factor: Tensor = gamma / (norm.running_var + norm.eps).sqrt()
@@ -131,57 +163,45 @@ def norm_factor(norm: Any, *, safe: bool) -> Tensor:
 
 
 def per_row(values: Tensor, weight: Tensor) -> Tensor:
-    """Shape one value an output channel for arithmetic with a convolution's weight."""
+    """Shape one value per output channel (C,) for arithmetic with a layer's weight (C, ...)."""
     return values.view(-1, *[1] * (weight.dim() - 1))
 
 
-def per_channel(values: Tensor, x: Tensor) -> Tensor:
-    """Shape one value a channel for arithmetic with a tensor (N, C, ...)."""
-    return values.view(1, -1, *[1] * (x.dim() - 2))
-
-
-def take_norm(layer: Any, norm: nn.Module) -> None:
-    """Give a convolution its batch norm, to be folded while it trains."""
-    _make_quantized(layer)
-    layer.norm = norm
+def per_channel(values: Tensor, weight: Tensor) -> Tensor:
+    """Shape one value per output channel (C,) for arithmetic with the output of the layer with this weight."""
+    return values.view(-1, *[1] * (weight.dim() - 2))
 
 
 def effective_weight(layer: Any) -> Tensor:
-    """Return the weight that a layer's quantizer sees: with the norm's running factor where it has taken its norm."""
+    """Return the weight that a layer's quantizer reads: multiplied by the norm's running factor if there is a norm."""
     weight: Tensor = layer.weight
     norm = getattr(layer, "norm", None)
-    return weight if norm is None else weight * per_row(norm_factor(norm, safe=False), weight)
-
-
-def attach(module: nn.Module, slot: str, quantizer: nn.Module) -> None:
-    """Put a quantizer into a slot of a module, which becomes a quantized module if it is not one."""
-    _make_quantized(module)
-    setattr(module, slot, quantizer)
-
-
-def _make_quantized(module: nn.Module) -> None:
-    if not isinstance(module, Quantized):
-        module.__class__ = _quantized_class(type(module))  # type: ignore[arg-type]  # mypy: a class is hashable
-        for name in (*SLOTS, "norm"):
-            module.register_module(name, None)
+    return weight if norm is None else weight * per_row(norm_factor(norm, nonzero=False), weight)
 
 
 def has_weight_slot(module: nn.Module) -> bool:
-    """Tell whether a module's weight can be quantized here."""
+    """Return True if this package can quantize the module's weight."""
     return isinstance(module, _ConvNd) or type(module) in (nn.Linear, _QuantizedLinear)
 
 
 def channel_axis(layer: nn.Module) -> int:
-    """Return the axis of a layer's weight that its output channels are on; transposed, those of one group."""
+    """Return the weight's axis of output channels (transposed convolutions: the output channels of one group)."""
     return 1 if getattr(layer, "transposed", False) else 0
 
 
-def _parameters(module: Any, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    if module.weight_quantizer is not None:
-        weight = module.weight_quantizer(weight)
-    if bias is not None and module.bias_quantizer is not None:
-        bias = module.bias_quantizer(bias)
+def _quantized_parameters(layer: Any, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    if layer.weight_quantizer is not None:
+        weight = layer.weight_quantizer(weight)
+    if bias is not None and layer.bias_quantizer is not None:
+        bias = layer.bias_quantizer(bias)
     return weight, bias
+
+
+def _with_quantized(
+    layer: Any, compute: Callable[[Tensor, Tensor | None], Tensor], weight: Tensor, bias: Tensor | None
+) -> Tensor:
+    """Return ``compute(weight, bias)`` with both quantized."""
+    return compute(*_quantized_parameters(layer, weight, bias))
 
 
 @cache

@@ -5,9 +5,9 @@ from typing import Any
 
 from torch import nn
 
-from micronet.graph.rewrite import Outline, Split, rewrite
+from micronet.graph.rewrite import Branch, Outline, rewrite
 from micronet.models import transformer
-from micronet.quantization.layers import attach, take_norm
+from micronet.quantization.layers import quantized, replace_modules
 from micronet.quantization.quantizer import Quantizer, rebuild
 
 
@@ -26,7 +26,7 @@ class Placement:
 
     attention: list[str] = field(default_factory=list)
     taps: list[str] = field(default_factory=list)
-    splits: list[Split] = field(default_factory=list)
+    splits: list[Branch] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
     fused: list[list[str]] = field(default_factory=list)
     out_of_place: list[str] = field(default_factory=list)
@@ -37,7 +37,7 @@ class Placement:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Placement":
         """Build a placement from its JSON object. Raises TypeError where it is not one."""
-        return cls(**{**value, "splits": [Split(**split) for split in value.get("splits", [])]})
+        return cls(**{**value, "splits": [Branch(**split) for split in value.get("splits", [])]})
 
     def to_json(self) -> dict[str, Any]:
         """Return the placement as a JSON object."""
@@ -48,18 +48,25 @@ class Placement:
         self.quantizers.setdefault(module, {})[slot] = quantizer.describe()
 
     def apply(self, model: nn.Module) -> nn.Module:
-        """Return the network with its places and quantizers; modules are swapped in place."""
+        """Return the network with taps and quantizers.
+
+        It shares the model's parameters and buffers; do not use ``model`` itself afterwards.
+        """
         transformer.split_attentions(model, self.attention)
         if self.taps or self.splits:
             model = rewrite(model, Outline(self.taps, self.splits))
-        for layer, norm in self.fused:
-            take_norm(model.get_submodule(layer), model.get_submodule(norm))
-        for name in [*self.dropped, *(norm for _, norm in self.fused)]:
-            parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, nn.Identity())
         for name in self.out_of_place:
             model.get_submodule(name).inplace = False  # type: ignore[assignment]  # mypy knows tensors and modules
-        for name, described in self.quantizers.items():
-            for slot, description in described.items():
-                attach(model.get_submodule(name), slot, rebuild(description))
-        return model
+        new: dict[nn.Module, Any] = {}
+        for name in self.dropped:
+            new[model.get_submodule(name)] = nn.Identity()
+        for name, norm_name in self.fused:
+            layer, norm = model.get_submodule(name), model.get_submodule(norm_name)
+            new[layer], new[norm] = quantized(layer), nn.Identity()
+            new[layer].norm = norm
+        for name, slots in self.quantizers.items():
+            module = model.get_submodule(name)
+            new[module] = quantized(new.get(module, module))
+            for slot, description in slots.items():
+                setattr(new[module], slot, rebuild(description))
+        return replace_modules(model, new)

@@ -7,31 +7,24 @@ computes an add in integers only where both of its inputs are on grids). A netwo
 quantizers in its layers alone.
 """
 
-import operator
 from collections.abc import Collection
 from typing import Any, Literal
 
-import torch
 from torch import fx, nn
-from torch.nn import functional as F
 
 from micronet import registry
 from micronet.core.config import matching
 from micronet.errors import MicronetError
-from micronet.graph.rewrite import Split, split_name, tap_name
+from micronet.graph import ops
+from micronet.graph.rewrite import Branch, branch_name, tap_name
 from micronet.graph.trace import Graph, trace
 from micronet.models import transformer
-from micronet.models.attention import attend, weigh
 from micronet.quantization.config import FLOAT_BITS, Bits, QuantConfig
 from micronet.quantization.layers import channel_axis, has_weight_slot
 from micronet.quantization.placement import Placement
 from micronet.quantization.quantizer import Quantizer
 
 FIRST_LAST_BITS = 8
-_WEIGHED_CALLS: set[object] = {
-    F.linear, F.bilinear, F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d,
-    torch.matmul, torch.bmm, operator.matmul, F.scaled_dot_product_attention, attend, weigh,
-}  # fmt: skip
 Rule = Literal["float", "8bit", "8bit-input", "same"]
 READS_8BIT = ("8bit", "8bit-input")
 
@@ -50,7 +43,7 @@ def place(model: nn.Module, config: QuantConfig) -> Placement:
             placement.left_float[name] = "MultiheadAttention multiplies its packed weights itself"
         if isinstance(module, (nn.RNNBase, nn.Bilinear, nn.RNNCellBase)):
             placement.left_float[name] = f"{type(module).__name__} is not quantized yet"
-        if isinstance(module, (nn.modules.conv._ConvNd, nn.Linear)) and name not in placement.inputs:
+        if isinstance(module, (*ops.CONVOLUTIONS, nn.Linear)) and name not in placement.inputs:
             if has_weight_slot(module):
                 placement.left_float.setdefault(name, "it is never called as a module of its own")
             else:
@@ -135,7 +128,7 @@ class _GraphPlacer(_Placer):
         if config.a_bits not in (FLOAT_BITS, "binary"):
             self._place_reads()
         for node in graph.fx.nodes:
-            if node.op == "call_function" and node.target in _WEIGHED_CALLS:
+            if node.op == "call_function" and ops.WEIGHTED.matches(node):
                 self.placement.left_float[f"{node.name}()"] = "a function call in the forward"
 
     def _place_layer(self, node: fx.Node, layer: nn.Module) -> None:
@@ -179,10 +172,10 @@ class _GraphPlacer(_Placer):
         if read.op == "placeholder":
             return self._quantize_input(str(node.target), "same")
         before = read
-        while self._graph.moves_only(before) or self._graph.averages(before):
+        while self._graph.preserves_values(before) or self._graph.matches(before, ops.AVERAGE):
             before = self._graph.inputs(before)[0]
-        relu = before if self._graph.is_relu(before) else None
-        if relu is None and self._graph.non_negative(read):
+        relu = before if self._graph.matches(before, ops.ANY_RELU) else None
+        if relu is None and self._graph.is_non_negative(read):
             raise MicronetError(
                 f"the input of {node.target} is never negative, so a binary activation there is constant; "
                 f"leave the layer out with --exclude {node.target}"
@@ -195,12 +188,12 @@ class _GraphPlacer(_Placer):
             )
         readers = self._signed_readers(relu or read)
         if readers is None:
-            split = Split(read.name, relu.name if relu else None, [])
+            split = Branch(read.name, relu.name if relu else None, [])
             split = next((known for known in self.placement.splits if known.read == read.name), split)
             if split not in self.placement.splits:
                 self.placement.splits.append(split)
             split.readers.append(node.name)
-            place = split_name(read.name)
+            place = branch_name(read.name)
             self.placement.put(place, "output_quantizer", self._activation_quantizer("same", non_negative=False))
             return f"{place}.output_quantizer"
         if relu is not None and str(relu.target) not in self.placement.dropped:
@@ -215,7 +208,9 @@ class _GraphPlacer(_Placer):
         waiting, seen = list(start.users), 0
         while waiting:
             node = waiting.pop()
-            if (self._graph.moves_only(node) or self._graph.averages(node)) and self._graph.module(node) is not None:
+            if (self._graph.preserves_values(node) or self._graph.matches(node, ops.AVERAGE)) and self._graph.module(
+                node
+            ) is not None:
                 waiting += node.users
             elif node in self._layers and self._rule(str(node.target), at_edge=self._at_edge(node)) == "same":
                 seen += 1
@@ -231,7 +226,7 @@ class _GraphPlacer(_Placer):
         for node in self._graph.fx.nodes:
             last = not self._has_layer_behind(node)
             rule = self._config.edge if last else "same"
-            if rule != "float" and (self._graph.averages(node) or (self._graph.joins(node) and not last)):
+            if rule != "float" and (self._graph.matches(node, ops.AVERAGE) or (self._graph.is_join(node) and not last)):
                 for source in map(self._graph.origin, self._graph.inputs(node)):
                     if self._comes_from_chosen(source):
                         self._quantize_output(source, rule)
@@ -254,7 +249,7 @@ class _GraphPlacer(_Placer):
                 place = tap_name(source.name)
             else:
                 place = str(source.target)
-            quantizer = self._activation_quantizer(rule, non_negative=self._graph.non_negative(source))
+            quantizer = self._activation_quantizer(rule, non_negative=self._graph.is_non_negative(source))
             if getattr(quantizer, "qmin", -1) == 0 and self._alone_in_place(source):
                 self.placement.out_of_place.append(place)
             self.placement.put(place, "output_quantizer", quantizer)
@@ -268,7 +263,7 @@ class _GraphPlacer(_Placer):
         if type(module) is not nn.ReLU or not module.inplace:
             return False
         read = self._graph.inputs(node)[0]
-        fresh = read in self._layers or isinstance(self._graph.module(read), nn.modules.batchnorm._BatchNorm)
+        fresh = read in self._layers or isinstance(self._graph.module(read), ops.BATCH_NORMS)
         return fresh and len(read.users) == 1
 
     def _has_layer_behind(self, node: fx.Node) -> bool:

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from micronet import registry
 from micronet.errors import MicronetError
+from micronet.models.uncompiled import uncompiled
 from micronet.quantization.functional import QParams, fake_quantize, quantize
 from micronet.quantization.observers import Observer
 
@@ -27,7 +28,6 @@ class Quantizer(nn.Module):
 
     scheme: str
     ranged = False  # whether it has a range that follows data or is trained
-    eager = ("forward",)  # torch.compile goes around it: which way it takes depends on the numbers
 
     def __init__(self, bits: int, axis: int | None, channels: int | None) -> None:
         super().__init__()
@@ -68,6 +68,7 @@ class Quantizer(nn.Module):
         """Whether the grid awaits data."""
         return False
 
+    @uncompiled  # its branches depend on tensor values
     def forward(self, x: Tensor, *, rectified: bool = False) -> Tensor:
         """Return ``x`` on the grid: same shape and dtype. Raises MicronetError before any range is known.
 

@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from torch.utils.hooks import RemovableHandle
 
 from micronet.errors import MicronetError
+from micronet.graph import ops
 from micronet.graph.trace import Graph, trace
 from micronet.quantization.layers import Quantized
 
@@ -44,14 +45,14 @@ def _pairs(graph: Graph) -> list[tuple[Any, Any]]:
     """Return the pairs of layers, each the only reader of the one before."""
     found = []
     for node, layer in graph.calls():
-        if not _has_rows(layer) or graph.call_count(layer) > 1 or not graph.owns_parameters(layer):
+        if not _has_rows(layer) or graph.call_count(layer) > 1 or not graph.owns_weight(layer):
             continue
         after = _only_reader(graph, node)
         reader = graph.module(after) if after is not None else None
         if after is None or reader is None or not _has_rows(reader) or graph.call_count(reader) > 1:
             continue
         alike = isinstance(layer, nn.Linear) == isinstance(reader, nn.Linear)  # else the channels lie on other axes
-        if alike and _columns_of(reader, layer) is not None and graph.owns_parameters(reader):
+        if alike and _columns_of(reader, layer) is not None and graph.owns_weight(reader):
             found.append((layer, reader))
     return found
 
@@ -67,8 +68,8 @@ def _only_reader(graph: Graph, node: fx.Node) -> fx.Node | None:
         module = graph.module(node)
         if _has_rows(module):
             return node
-        relu = graph.is_relu(node) and not isinstance(module, nn.ReLU6) and node.target is not nn.functional.relu6
-        pools = not mixes and (graph.pools(node) or graph.averages_space(node))
+        relu = graph.matches(node, ops.RELU)
+        pools = not mixes and graph.matches(node, ops.MAX_POOL | ops.AVERAGE_POOL)
         if not (relu or pools or isinstance(module, nn.Identity)):
             return None
     return None

@@ -1,14 +1,16 @@
 """How much each layer suffers from few bits: one layer quantized at a time, the rest float."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from micronet.core.progress import Progress
+from micronet.evaluation import plot
 from micronet.errors import FailedError
 from micronet.quantization.calibrate import each_quantizer
 from micronet.quantization.calibration_config import CalibrationConfig
@@ -19,7 +21,7 @@ from micronet.quantization.quantize import quantize_model
 Accuracy = Callable[[nn.Module], float]
 
 
-class Sensitivity(NamedTuple):
+class LayerSensitivity(NamedTuple):
     """A layer quantized alone: the scores' signal-to-noise ratio in decibels, and the accuracy lost, 0..1."""
 
     layer: str
@@ -36,7 +38,9 @@ class Probe:
     accuracy: Accuracy
 
 
-def measure_sensitivity(model: nn.Module, config: QuantConfig, probe: Probe, progress: Progress) -> list[Sensitivity]:
+def measure_sensitivity(
+    model: nn.Module, config: QuantConfig, probe: Probe, progress: Progress
+) -> list[LayerSensitivity]:
     """Quantize each layer alone at the config's bits; return the layers, the most sensitive (by SQNR) first.
 
     Raises what quantizing raises.
@@ -51,13 +55,13 @@ def measure_sensitivity(model: nn.Module, config: QuantConfig, probe: Probe, pro
     for done, name in enumerate(names, 1):
         alone = _quantized(model, replace(config, include=_exactly(name), exclude=None), statistics, probe)
         noise = _scores(alone, batches) - reference
-        found.append(Sensitivity(name, _decibels(reference, noise), base - accuracy(alone)))
+        found.append(LayerSensitivity(name, _decibels(reference, noise), base - accuracy(alone)))
         progress.step("measuring layers", done, len(names))
     return sorted(found, key=lambda item: item.sqnr_db)
 
 
 def keep_sensitive(
-    model: nn.Module, config: QuantConfig, ranked: list[Sensitivity], probe: Probe, target: float
+    model: nn.Module, config: QuantConfig, ranked: list[LayerSensitivity], probe: Probe, target: float
 ) -> QuantConfig:
     """Return the config that keeps the most sensitive layers at 8 bits, so many that the drop is at most ``target``.
 
@@ -119,3 +123,13 @@ def _decibels(signal: Tensor, noise: Tensor) -> float:
     if power == 0 or total == 0:
         return math.inf if power == 0 else -math.inf
     return 10 * math.log10(total / power)
+
+
+def draw(rows: Sequence[LayerSensitivity], path: Path) -> None:
+    """Draw one bar per layer, its signal-to-noise ratio, into a .png or .svg file."""
+
+    def fill(axes: Any) -> None:
+        axes.barh([row.layer for row in rows][::-1], [row.sqnr_db for row in rows][::-1])
+        axes.set_xlabel("signal to quantization noise of the scores, dB (longer is better)")
+
+    plot.draw(path, (8, 0.3 * len(rows) + 1.2), fill)

@@ -10,7 +10,7 @@ from micronet.quantization.config import QuantConfig
 from micronet.quantization.fold import fold_model
 from micronet.quantization.fold import restore as restore_fold
 from micronet.quantization.functional import dequantize
-from micronet.quantization.layers import effective_weight, take_norm
+from micronet.quantization.layers import effective_weight, quantized
 from micronet.quantization.quantize import quantize_model, restore
 
 IMAGES = torch.randn(8, 3, 32, 32)
@@ -26,7 +26,8 @@ def test_in_32_bits_it_is_a_convolution_and_a_batch_norm(size, bias):
     plain = nn.Sequential(nn.Conv2d(3, 6, 3, bias=bias), nn.BatchNorm2d(6))
     plain[0].load_state_dict(conv.state_dict())
     plain[1].load_state_dict(norm.state_dict())
-    take_norm(conv, norm)
+    conv = quantized(conv)
+    conv.norm = norm
     for _ in range(3):
         x = torch.randn(size, 3, 6, 6)
         outputs = conv(x), plain(x)
