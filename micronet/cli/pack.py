@@ -35,7 +35,7 @@ def run(
     from micronet.onnx.check import LARGEST_FLOAT_ERROR, LEAST_AGREEMENT, compare_scores
     from micronet.onnx.export import to_onnx
     from micronet.packed.from_onnx import pack_model
-    from micronet.packed.program import to_bytes
+    from micronet.packed.file_format import to_bytes
     from micronet.runtimes.packed.numpy_backend import run as run_packed
 
     path = output.output or default_name(artifact, ".packed")

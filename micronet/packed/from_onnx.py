@@ -1,6 +1,6 @@
-"""From an ONNX model, as ``to_onnx`` makes it, to the smallest form that runs: a packed program.
+"""Conversion of an ONNX model, as ``to_onnx`` exports it, into a packed program.
 
-Dequantized integers stay integers; what ``thresholds`` can do without floats is done without.
+Dequantized integers stay integers, and ``thresholds`` removes floats where it can.
 """
 
 import math
@@ -12,227 +12,221 @@ import onnx
 from numpy.typing import NDArray
 
 from micronet.errors import MicronetError
+from micronet.packed.builder import ProgramBuilder
 from micronet.packed.program import Program
-from micronet.packed.thresholds import Draft, fuse_thresholds, move_signs
+from micronet.packed.thresholds import fuse_thresholds, move_signs
 from micronet.runtimes.onnxruntime import metadata
 
 
 def pack_model(proto: onnx.ModelProto) -> Program:
-    """Return a model as a packed program.
-
-    Raises MicronetError that names what the packed runtime does not have, before anything runs.
-    """
-    draft = Draft(proto)
-    lacking = sorted({node.op_type for node in proto.graph.node if node.op_type not in _TRANSLATE})
-    if lacking:
-        raise MicronetError(f"the packed runtime does not have {', '.join(lacking)}; use the ONNX file")
+    """Convert an ONNX model. Raises MicronetError that names every operator the packed runtime does not have."""
+    builder = ProgramBuilder(proto)
+    missing = sorted({node.op_type for node in proto.graph.node if node.op_type not in _CONVERTERS})
+    if missing:
+        raise MicronetError(f"the packed runtime does not have {', '.join(missing)}; use the ONNX file instead")
     for node in proto.graph.node:
-        if node.output[0] not in draft.steps and node.output[0] not in draft.alias:
-            _TRANSLATE[node.op_type](draft, node)
-    move_signs(draft)
-    fuse_thresholds(draft, draft.name(proto.graph.output[0].name))
-    return _numbered(draft, proto)
+        if node.output[0] not in builder.operations and node.output[0] not in builder.aliases:
+            _CONVERTERS[node.op_type](builder, node)
+    move_signs(builder)
+    fuse_thresholds(builder, builder.resolve(proto.graph.output[0].name))
+    return _build(builder, proto)
 
 
-def _numbered(draft: Draft, proto: onnx.ModelProto) -> Program:
-    """Return the operations that the output needs, in an order that works, by number."""
-    order: list[str] = []
-    _visit(draft, draft.name(proto.graph.output[0].name), order)
+def _build(builder: ProgramBuilder, proto: onnx.ModelProto) -> Program:
+    """Number the operations that the output depends on, in topological order."""
+    order = _topological_order(builder, builder.resolve(proto.graph.output[0].name))
     number = {proto.graph.input[0].name: 0} | {name: index for index, name in enumerate(order, 1)}
     for name in order:
-        operation, inputs = draft.steps[name]
+        operation, inputs = builder.operations[name]
         operation.inputs = [number[item] for item in inputs]
-    dims = [dim.dim_value for dim in proto.graph.input[0].type.tensor_type.shape.dim]
-    if len(dims) != 4 or 0 in dims[1:]:
-        raise MicronetError("a packed network is of images of one size; export without free sides")
+    shape = [dim.dim_value for dim in proto.graph.input[0].type.tensor_type.shape.dim]
+    if len(shape) != 4 or 0 in shape[1:]:
+        raise MicronetError("packed networks take images of one size; export the model without dynamic height or width")
     about = {key: value for key, value in metadata(proto).items() if key in ("model", "data")}
     about["stages"] = [record.get("stage") for record in metadata(proto).get("history") or []]
-    return Program([draft.steps[name][0] for name in order], dims[1:], about)
+    return Program([builder.operations[name][0] for name in order], shape[1:], about)
 
 
-def _visit(draft: Draft, name: str, order: list[str]) -> None:
-    stack = [(name, False)]
+def _topological_order(builder: ProgramBuilder, output: str) -> list[str]:
+    order: list[str] = []
+    stack = [(output, False)]
     while stack:
-        current, ready = stack.pop()
-        if current not in draft.steps or current in order:
+        current, inputs_done = stack.pop()
+        if current not in builder.operations or current in order:
             continue
-        if ready:
+        if inputs_done:
             order.append(current)
             continue
         stack.append((current, True))
-        stack += [(item, False) for item in reversed(draft.steps[current][1])]
-
-
-def _integers(draft: Draft, value: str) -> tuple[NDArray[Any], NDArray[np.float32] | None]:
-    """Return a stored tensor as integers and their scale, or as float32 alone."""
-    if value in draft.stored:
-        return draft.stored[value].astype(np.float32), None
-    if value in draft.weights:
-        return draft.weights[value]
-    raise MicronetError(f"{value} is computed, not stored; the packed runtime multiplies by stored weights alone")
+        stack += [(item, False) for item in reversed(builder.operations[current][1])]
+    return order
 
 
 def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
     return {entry.name: onnx.helper.get_attribute_value(entry) for entry in node.attribute}
 
 
-def _conv(draft: Draft, node: onnx.NodeProto) -> None:
-    at = _attributes(node)
-    weight, scale = _integers(draft, node.input[1])
-    if weight.ndim != 4 or at.get("auto_pad", b"NOTSET") != b"NOTSET":
-        raise MicronetError(f"{node.name}: the packed runtime has convolutions of images, with their pads written down")
-    told = {
-        "group": at.get("group", 1) if at.get("group", 1) > 1 else None,
-        "stride": _unless(at.get("strides"), [1, 1]),
-        "pads": _unless(at.get("pads"), [0, 0, 0, 0]),
-        "dilation": _unless(at.get("dilations"), [1, 1]),
+def _conv(builder: ProgramBuilder, node: onnx.NodeProto) -> None:
+    given = _attributes(node)
+    weight, scale = builder.weight(node.input[1])
+    if weight.ndim != 4 or given.get("auto_pad", b"NOTSET") != b"NOTSET":
+        raise MicronetError(f"{node.name}: the packed runtime only has 2-D convolutions with explicit pads")
+    attributes = {
+        "group": given.get("group", 1) if given.get("group", 1) > 1 else None,
+        "stride": _unless_default(given.get("strides"), [1, 1]),
+        "pads": _unless_default(given.get("pads"), [0, 0, 0, 0]),
+        "dilation": _unless_default(given.get("dilations"), [1, 1]),
     }
-    draft.add(node, "conv", [node.input[0]], at=told, weight=weight, scale=scale, bias=_bias(draft, node))
+    builder.add(node, "conv", [node.input[0]], attributes=attributes, weight=weight, scale=scale,
+                bias=_bias(builder, node))  # fmt: skip
 
 
-def _gemm(draft: Draft, node: onnx.NodeProto) -> None:
-    at = _attributes(node)
-    weight, scale = _integers(draft, node.input[1])
-    if at.get("alpha", 1.0) != 1 or at.get("beta", 1.0) != 1 or at.get("transA", 0):
-        raise MicronetError(f"{node.name}: the packed runtime has no scaled or transposed products")
-    weight = weight if at.get("transB", 0) else np.ascontiguousarray(weight.T)
-    draft.add(node, "linear", [node.input[0]], weight=weight, scale=scale, bias=_bias(draft, node))
+def _gemm(builder: ProgramBuilder, node: onnx.NodeProto) -> None:
+    given = _attributes(node)
+    weight, scale = builder.weight(node.input[1])
+    if given.get("alpha", 1.0) != 1 or given.get("beta", 1.0) != 1 or given.get("transA", 0):
+        raise MicronetError(f"{node.name}: the packed runtime does not have Gemm with alpha, beta or transA")
+    weight = weight if given.get("transB", 0) else np.ascontiguousarray(weight.T)
+    builder.add(node, "linear", [node.input[0]], weight=weight, scale=scale, bias=_bias(builder, node))
 
 
-def _bias(draft: Draft, node: onnx.NodeProto) -> NDArray[Any] | None:
+def _bias(builder: ProgramBuilder, node: onnx.NodeProto) -> NDArray[Any] | None:
     if len(node.input) < 3 or not node.input[2]:
         return None
-    bias, scale = _integers(draft, node.input[2])
+    bias, scale = builder.weight(node.input[2])
     return bias if scale is None else bias.astype(np.int32)
 
 
-def _dequantize(draft: Draft, node: onnx.NodeProto) -> None:
-    if node.input[0] not in draft.stored:
-        draft.alias[node.output[0]] = node.input[0]  # an activation: it stays integers
+def _dequantize(builder: ProgramBuilder, node: onnx.NodeProto) -> None:
+    if node.input[0] not in builder.constants:
+        builder.aliases[node.output[0]] = node.input[0]  # an activation: it stays integer
         return
-    q = draft.stored[node.input[0]].astype(np.int32)
+    q = builder.constants[node.input[0]].astype(np.int32)
     axis = _attributes(node).get("axis", 1)
-    along = [-1 if index == axis else 1 for index in range(q.ndim)]
+    shape = [-1 if index == axis else 1 for index in range(q.ndim)]
     if len(node.input) > 2:
-        q = q - draft.stored[node.input[2]].astype(np.int32).reshape(along)
-    draft.weights[node.output[0]] = q, draft.stored[node.input[1]].astype(np.float32).reshape(-1)
+        q = q - builder.constants[node.input[2]].astype(np.int32).reshape(shape)
+    builder.dequantized[node.output[0]] = q, builder.constants[node.input[1]].astype(np.float32).reshape(-1)
 
 
-def _quantize(draft: Draft, node: onnx.NodeProto) -> None:
-    zero_point = draft.stored[node.input[2]]
+def _quantize(builder: ProgramBuilder, node: onnx.NodeProto) -> None:
+    zero_point = builder.constants[node.input[2]]
     limits = np.iinfo(zero_point.dtype)
-    told = {
-        "scale": float(draft.stored[node.input[1]]),
+    attributes = {
+        "scale": float(builder.constants[node.input[1]]),
         "zero_point": int(zero_point),
         "range": [int(limits.min), int(limits.max)],
     }
-    draft.add(node, "quantize", [node.input[0]], at=told)
+    builder.add(node, "quantize", [node.input[0]], attributes=attributes)
 
 
-def _greater(draft: Draft, node: onnx.NodeProto) -> None:
-    wheres = [other for other in draft.graph.node if other.op_type == "Where" and other.input[0] == node.output[0]]
-    zero = draft.stored.get(node.input[1])
-    for where in wheres:
-        ends = [float(draft.stored[name].reshape(-1)[0]) for name in where.input[1:] if name in draft.stored]
-        if zero is None or zero.any() or ends != [1.0, -1.0]:
-            raise MicronetError(f"{node.name}: the packed runtime compares with 0 alone, for a sign")
-        draft.add(where, "sign", [node.input[0]])
+def _greater_or_equal(builder: ProgramBuilder, node: onnx.NodeProto) -> None:
+    """Convert x >= 0 ? 1 : -1 into a sign."""
+    zero = builder.constants.get(node.input[1])
+    for where in builder.graph.node:
+        if where.op_type != "Where" or where.input[0] != node.output[0]:
+            continue
+        values = [builder.constants[name].reshape(-1)[0] for name in where.input[1:] if name in builder.constants]
+        if zero is None or zero.any() or values != [1.0, -1.0]:
+            raise MicronetError(f"{node.name}: the packed runtime only has comparisons with 0 that compute a sign")
+        builder.add(where, "sign", [node.input[0]])
 
 
-def _pool(draft: Draft, node: onnx.NodeProto) -> None:
-    at = _attributes(node)
-    if _unless(at.get("dilations"), [1, 1]):
-        raise MicronetError(f"{node.name}: the packed runtime has no pools with gaps (dilation)")
-    if at.get("ceil_mode", 0) or at.get("auto_pad", b"NOTSET") != b"NOTSET" or len(at["kernel_shape"]) != 2:
-        raise MicronetError(f"{node.name}: the packed runtime has pools of images without ceil_mode")
-    told: dict[str, Any] = {
-        "kernel": list(at["kernel_shape"]),
-        "stride": _unless(at.get("strides"), [1, 1]),
-        "pads": _unless(at.get("pads"), [0, 0, 0, 0]),
+def _pool(builder: ProgramBuilder, node: onnx.NodeProto) -> None:
+    given = _attributes(node)
+    if _unless_default(given.get("dilations"), [1, 1]):
+        raise MicronetError(f"{node.name}: the packed runtime does not have dilated pools")
+    if given.get("ceil_mode", 0) or given.get("auto_pad", b"NOTSET") != b"NOTSET" or len(given["kernel_shape"]) != 2:
+        raise MicronetError(f"{node.name}: the packed runtime only has 2-D pools with explicit pads, without ceil_mode")
+    attributes: dict[str, Any] = {
+        "kernel": list(given["kernel_shape"]),
+        "stride": _unless_default(given.get("strides"), [1, 1]),
+        "pads": _unless_default(given.get("pads"), [0, 0, 0, 0]),
     }
     if node.op_type == "AveragePool":
-        told["count_pads"] = bool(at.get("count_include_pad", 0)) or None
-    draft.add(node, "max_pool" if node.op_type == "MaxPool" else "average_pool", [node.input[0]], at=told)
+        attributes["count_pads"] = bool(given.get("count_include_pad", 0)) or None
+    kind = "max_pool" if node.op_type == "MaxPool" else "average_pool"
+    builder.add(node, kind, [node.input[0]], attributes=attributes)
 
 
-def _mean(draft: Draft, node: onnx.NodeProto) -> None:
-    at = _attributes(node)
-    axes = [int(axis) % 4 for axis in (draft.stored[node.input[1]] if len(node.input) > 1 else (2, 3))]
+def _mean(builder: ProgramBuilder, node: onnx.NodeProto) -> None:
+    given = _attributes(node)
+    axes = [int(axis) % 4 for axis in (builder.constants[node.input[1]] if len(node.input) > 1 else (2, 3))]
     if sorted(axes) != [2, 3]:
-        raise MicronetError(f"{node.name}: the packed runtime averages over height and width alone")
-    keep = node.op_type == "GlobalAveragePool" or bool(at.get("keepdims", 1))
-    draft.add(node, "mean", [node.input[0]], at={"keep": keep or None})
+        raise MicronetError(f"{node.name}: the packed runtime only averages over height and width, not axes {axes}")
+    keep = node.op_type == "GlobalAveragePool" or bool(given.get("keepdims", 1))
+    builder.add(node, "mean", [node.input[0]], attributes={"keep": keep or None})
 
 
-def _reshape(draft: Draft, node: onnx.NodeProto) -> None:
-    """A flatten, or the first of reshape, transpose, reshape: a channel shuffle, with a flatten in its last or none."""
-    sides = draft.sides.get(node.input[0], [0])  # (C, H, W)
-    if node.op_type == "Flatten" or _flattens(draft, node, sides):
-        draft.add(node, "flatten", [node.input[0]])
+def _reshape(builder: ProgramBuilder, node: onnx.NodeProto) -> None:
+    """Convert a flatten, or a channel shuffle (reshape, transpose, reshape), which may end flat."""
+    sides = builder.shapes.get(node.input[0], [0])  # (C, H, W)
+    if node.op_type == "Flatten" or _flattens(builder, node, sides):
+        builder.add(node, "flatten", [node.input[0]])
         return
-    shape = draft.stored[node.input[1]].tolist()
-    transposes = [other for other in draft.graph.node if other.input[0] == node.output[0]]
-    lasts = [other for other in draft.graph.node if transposes and other.input[0] == transposes[0].output[0]]
-    parted = len(shape) == 5 and shape[3:] == sides[1:] and len(transposes) == len(lasts) == 1
-    swapped = parted and transposes[0].op_type == "Transpose" and lasts[0].op_type == "Reshape"
+    shape = builder.constants[node.input[1]].tolist()
+    transposes = [other for other in builder.graph.node if other.input[0] == node.output[0]]
+    last = [other for other in builder.graph.node if transposes and other.input[0] == transposes[0].output[0]]
+    grouped = len(shape) == 5 and shape[3:] == sides[1:] and len(transposes) == len(last) == 1
+    swapped = grouped and transposes[0].op_type == "Transpose" and last[0].op_type == "Reshape"
     if not swapped or list(_attributes(transposes[0])["perm"]) != [0, 2, 1, 3, 4]:
-        raise MicronetError(f"{node.name}: the packed runtime reshapes to shuffle channels or to flatten alone")
-    draft.add(transposes[0], "shuffle", [node.input[0]], at={"groups": int(shape[1])})
-    if _flattens(draft, lasts[0], sides):
-        draft.add(lasts[0], "flatten", [transposes[0].output[0]])
-    elif draft.sides.get(lasts[0].output[0]) == sides:
-        draft.alias[lasts[0].output[0]] = transposes[0].output[0]
+        raise MicronetError(f"{node.name}: the packed runtime reshapes only to flatten or to shuffle channels")
+    builder.add(transposes[0], "shuffle", [node.input[0]], attributes={"groups": int(shape[1])})
+    if _flattens(builder, last[0], sides):
+        builder.add(last[0], "flatten", [transposes[0].output[0]])
+    elif builder.shapes.get(last[0].output[0]) == sides:
+        builder.aliases[last[0].output[0]] = transposes[0].output[0]
     else:
-        raise MicronetError(f"{lasts[0].name}: the packed runtime shuffles channels within maps of one size")
+        raise MicronetError(f"{last[0].name}: the packed runtime shuffles channels only if the shape stays the same")
 
 
-def _flattens(draft: Draft, node: onnx.NodeProto, sides: list[int]) -> bool:
-    """Return whether a reshape makes one row of each image."""
-    shape = draft.stored[node.input[1]].tolist()
+def _flattens(builder: ProgramBuilder, node: onnx.NodeProto, sides: list[int]) -> bool:
+    """Return True if a reshape makes one row of each image of shape ``sides``."""
+    shape = builder.constants[node.input[1]].tolist()
     return len(shape) == 2 and shape[1] in (-1, math.prod(sides))
 
 
-def _unary(kind: str) -> Callable[[Draft, onnx.NodeProto], None]:
-    return lambda draft, node: draft.add(node, kind, [node.input[0]])
+def _unary(kind: str) -> Callable[[ProgramBuilder, onnx.NodeProto], None]:
+    return lambda builder, node: builder.add(node, kind, [node.input[0]])
 
 
-def _clip(draft: Draft, node: onnx.NodeProto) -> None:
-    ends = [float(draft.stored[name]) if name else end for name, end in
-            zip([*node.input[1:], "", ""], (-math.inf, math.inf), strict=False)]  # fmt: skip
-    draft.add(node, "clip", [node.input[0]], at={"bounds": ends})
+def _clip(builder: ProgramBuilder, node: onnx.NodeProto) -> None:
+    bounds = [float(builder.constants[name]) if name else default for name, default in
+              zip([*node.input[1:], "", ""], (-math.inf, math.inf), strict=False)]  # fmt: skip
+    builder.add(node, "clip", [node.input[0]], attributes={"bounds": bounds})
 
 
-def _several(kind: str) -> Callable[[Draft, onnx.NodeProto], None]:
-    def translate(draft: Draft, node: onnx.NodeProto) -> None:
-        if any(name in draft.stored for name in node.input):
-            raise MicronetError(f"{node.name}: the packed runtime does not combine with a stored tensor")
+def _combine(kind: str) -> Callable[[ProgramBuilder, onnx.NodeProto], None]:
+    def convert(builder: ProgramBuilder, node: onnx.NodeProto) -> None:
+        if any(name in builder.constants for name in node.input):
+            raise MicronetError(f"{node.name}: the packed runtime does not have {node.op_type} with a constant")
         if kind == "concat" and _attributes(node)["axis"] not in (1, -3):
-            raise MicronetError(f"{node.name}: the packed runtime joins channels alone")
-        draft.add(node, kind, list(node.input))
+            raise MicronetError(f"{node.name}: the packed runtime concatenates only channels")
+        builder.add(node, kind, list(node.input))
 
-    return translate
-
-
-def _norm(draft: Draft, node: onnx.NodeProto) -> None:
-    gamma, beta, mean, variance = (draft.stored[name].astype(np.float64) for name in node.input[1:5])
-    factor = gamma / np.sqrt(variance + _attributes(node).get("epsilon", 1e-5))
-    shift = (beta - mean * factor).astype(np.float32)
-    draft.add(node, "affine", [node.input[0]], scale=factor.astype(np.float32), bias=shift)
+    return convert
 
 
-def _same(draft: Draft, node: onnx.NodeProto) -> None:
-    draft.alias[node.output[0]] = node.input[0]
+def _batch_norm(builder: ProgramBuilder, node: onnx.NodeProto) -> None:
+    gamma, beta, mean, variance = (builder.constants[name].astype(np.float64) for name in node.input[1:5])
+    scale = gamma / np.sqrt(variance + _attributes(node).get("epsilon", 1e-5))
+    bias = (beta - mean * scale).astype(np.float32)
+    builder.add(node, "affine", [node.input[0]], scale=scale.astype(np.float32), bias=bias)
 
 
-def _unless(values: Any, usual: list[int]) -> list[int] | None:
-    found = usual if values is None else list(values)
-    return None if found == usual else found
+def _alias(builder: ProgramBuilder, node: onnx.NodeProto) -> None:
+    builder.aliases[node.output[0]] = node.input[0]
 
 
-_TRANSLATE: dict[str, Callable[[Draft, onnx.NodeProto], None]] = {
+def _unless_default(values: Any, default: list[int]) -> list[int] | None:
+    found = default if values is None else list(values)
+    return None if found == default else found
+
+
+_CONVERTERS: dict[str, Callable[[ProgramBuilder, onnx.NodeProto], None]] = {
     "Conv": _conv, "Gemm": _gemm, "DequantizeLinear": _dequantize, "QuantizeLinear": _quantize,
-    "GreaterOrEqual": _greater, "Where": _same, "Relu": _unary("relu"), "Clip": _clip, "MaxPool": _pool,
+    "GreaterOrEqual": _greater_or_equal, "Where": _alias, "Relu": _unary("relu"), "Clip": _clip, "MaxPool": _pool,
     "AveragePool": _pool, "GlobalAveragePool": _mean, "ReduceMean": _mean, "Reshape": _reshape, "Flatten": _reshape,
-    "Transpose": _same, "Add": _several("add"), "Mul": _several("mul"), "Concat": _several("concat"),
-    "BatchNormalization": _norm, "Identity": _same, "Dropout": _same,
+    "Transpose": _alias, "Add": _combine("add"), "Mul": _combine("mul"), "Concat": _combine("concat"),
+    "BatchNormalization": _batch_norm, "Identity": _alias, "Dropout": _alias,
 }  # fmt: skip

@@ -11,8 +11,9 @@ import pytest
 
 from micronet.errors import MicronetError
 from micronet.onnx.export import to_onnx
+from micronet.packed.file_format import to_bytes
 from micronet.packed.from_onnx import pack_model
-from micronet.packed.program import Operation, Program, to_bytes
+from micronet.packed.program import Operation, Program
 from micronet.runtimes.packed import predictor
 from micronet.runtimes.packed.numpy_backend import run
 from micronet.runtimes.packed.predictor import PackedNetwork
@@ -20,11 +21,11 @@ from tests.onnx.test_onnx import IMAGES, quantized
 
 pytest.importorskip("numba", reason="pip install 'micronet[fast]'")
 
-from micronet.runtimes.packed import compiled_backend as compiled
+from micronet.runtimes.packed import compiled_backend
 from micronet.runtimes.packed.compiled_backend import CompiledNetwork
-from micronet.runtimes.packed.execution_plan import Plan
-from micronet.runtimes.packed.feature_maps import Unfit
-from micronet.runtimes.packed.kernels import cpu as emit
+from micronet.runtimes.packed.execution_plan import ExecutionPlan
+from micronet.runtimes.packed.feature_maps import UnsupportedProgram
+from micronet.runtimes.packed.kernels import cpu
 
 
 def quantize(source, draw, scale=0.05):
@@ -172,24 +173,24 @@ def test_whole_networks_compute_what_numpy_computes(network, width, config, tmp_
     wanted = run(program, images)
     for threads in (1, 2):
         opened = PackedNetwork(tmp_path / "x.packed", threads)
-        assert opened.kernel == emit.WAY
+        assert opened.kernel == cpu.INSTRUCTION_SET
         np.testing.assert_allclose(opened(images), wanted, rtol=1e-4, atol=1e-5)
-    monkeypatch.setattr(compiled, "WORTH", 0)  # two threads over its rows
+    monkeypatch.setattr(compiled_backend, "MIN_SHARED_WORK", 0)  # two threads over its rows
     np.testing.assert_allclose(opened(images[:1]), wanted[:1], rtol=1e-4, atol=1e-5)
 
 
 def test_a_plan_keeps_each_weight_once():
     weight = np.random.default_rng(0).choice([-1, 1], (64, 64, 3, 3)).astype(np.int32)
     conv = Operation("conv", [1], {}, weight, np.ones(1, np.float32))
-    plan = Plan(Program([Operation("sign", [0]), conv], [64, 8, 8], {}))
-    assert plan.constants[0].size == plan.steps["weights"].max() + weight.size // 8 * emit.NIBBLES
+    plan = ExecutionPlan(Program([Operation("sign", [0]), conv], [64, 8, 8], {}))
+    assert plan.constants[0].size == plan.instructions["weights"].max() + weight.size // 8 * cpu.WEIGHT_EXPANSION
 
 
 def test_vectors_lie_in_one_cache_line():
     """What lies in two takes a tenth longer to read."""
     for seed in range(3):
-        plan = Plan(drawn(seed)[0])
-        assert all(each.ctypes.data % 64 == 0 for each in (*plan.constants, plan.room(2).memory))
+        plan = ExecutionPlan(drawn(seed)[0])
+        assert all(each.ctypes.data % 64 == 0 for each in (*plan.constants, plan.workspace(2).memory))
 
 
 @pytest.mark.parametrize("channels", [3, 32, 40])
@@ -206,7 +207,7 @@ def test_images_are_read_by_what_comes_first_and_by_others(first, channels):
 
 
 def test_callers_may_share_a_network(monkeypatch):
-    monkeypatch.setattr(compiled, "WORTH", 0)
+    monkeypatch.setattr(compiled_backend, "MIN_SHARED_WORK", 0)
     programs, images = operations_of(3)
     network = CompiledNetwork(programs[6], 2)
     wanted = run(programs[6], images)
@@ -236,7 +237,7 @@ def test_every_way_computes_the_same(way):
         "for seed in range(60):\n"
         "    test_a_layer_computes_what_numpy_computes(seed)\n"
         "test_what_is_no_layer_computes_what_numpy_computes(0)\n"
-        "print(emit.WAY)\n"
+        "print(cpu.INSTRUCTION_SET)\n"
     )
     environment = {**os.environ, "MICRONET_KERNEL": way}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
@@ -247,8 +248,8 @@ def test_every_way_computes_the_same(way):
 def test_what_the_steps_do_not_have_is_left_to_numpy(monkeypatch, tmp_path):
     wide = Operation("quantize", [0], {"scale": 0.1, "zero_point": 0, "range": [-32768, 32767]})
     program = Program([wide], [3, 4, 4], {})
-    with pytest.raises(Unfit, match="more than 8 bits"):
-        Plan(program)
+    with pytest.raises(UnsupportedProgram, match="more than 8 bits"):
+        ExecutionPlan(program)
     (tmp_path / "x.packed").write_bytes(to_bytes(program))
     network = PackedNetwork(tmp_path / "x.packed", threads=2)
     assert network.kernel == "numpy (not compiled: activations of more than 8 bits)"
@@ -256,7 +257,7 @@ def test_what_the_steps_do_not_have_is_left_to_numpy(monkeypatch, tmp_path):
     np.testing.assert_array_equal(network(images), run(program, images))
     monkeypatch.setitem(sys.modules, "micronet.runtimes.packed.kernels.cpu", None)
     monkeypatch.delattr("micronet.runtimes.packed.kernels.cpu")
-    assert "pip install" in predictor._scoring(program, 1)[1]
+    assert "pip install" in predictor._choose_backend(program, 1)[1]
 
 
 @pytest.mark.parametrize("part", ["bias", "limits", "scale"])
@@ -267,8 +268,8 @@ def test_numbers_that_do_not_fit_their_layer_are_not_run(part):
         numbers["limits"] = None
     kind = "threshold" if part == "limits" else "conv"
     weight = rng.choice([-1, 1], (40, 8, 3, 3)).astype(np.int32)
-    with pytest.raises((Unfit, ValueError)):
-        Plan(Program([Operation("sign", [0]), Operation(kind, [1], {}, weight, **numbers)], [8, 5, 5], {}))
+    with pytest.raises((UnsupportedProgram, ValueError)):
+        ExecutionPlan(Program([Operation("sign", [0]), Operation(kind, [1], {}, weight, **numbers)], [8, 5, 5], {}))
 
 
 def test_a_threshold_may_be_read_by_what_others_fuse():
@@ -330,8 +331,8 @@ def test_a_pool_hands_nan_on():
     ids=["range", "overflow", "inexact", "bias"],
 )  # fmt: skip
 def test_what_would_be_inexact_is_left_to_numpy(operations, why):
-    with pytest.raises(Unfit, match=why):
-        Plan(Program(operations, [3, 4, 4], {}))
+    with pytest.raises(UnsupportedProgram, match=why):
+        ExecutionPlan(Program(operations, [3, 4, 4], {}))
 
 
 def test_a_stride_beyond_the_map_reads_nothing_beyond_memory():
@@ -348,7 +349,7 @@ def test_no_images_give_no_scores():
 def test_an_unknown_kernel_is_one_line(monkeypatch):
     monkeypatch.setenv("MICRONET_KERNEL", "foo")
     with pytest.raises(MicronetError, match=r"this processor has .*portable"):
-        emit.way()
+        cpu.check_requested()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")

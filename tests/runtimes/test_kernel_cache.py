@@ -5,17 +5,17 @@ import sys
 
 import pytest
 
-from micronet.runtimes.packed.kernels import kernel_cache as kept
-from micronet.runtimes.packed.kernels.kernel_cache import Kept
+from micronet.runtimes.packed.kernels import kernel_cache
+from micronet.runtimes.packed.kernels.kernel_cache import KernelCache
 
 
 def test_code_comes_back_for_its_own_function_key_and_version_only(tmp_path, monkeypatch):
-    store = Kept(tmp_path, "module.first")
+    store = KernelCache(tmp_path, "module.first")
     store.save("int32", "code")
     assert store.load("int32") == "code"
     assert store.load("int64") is None
-    assert Kept(tmp_path, "module.second").load("int32") is None
-    monkeypatch.setattr(kept, "SOURCES", "another version's")
+    assert KernelCache(tmp_path, "module.second").load("int32") is None
+    monkeypatch.setattr(kernel_cache, "SOURCES", "another version's")
     assert store.load("int32") is None
     store.save("int32", "newer")
     assert [path.name for path in tmp_path.iterdir()] == [store.path("int32").name]  # the old version's is gone
@@ -24,7 +24,7 @@ def test_code_comes_back_for_its_own_function_key_and_version_only(tmp_path, mon
 
 @pytest.mark.parametrize("left", [0, 10])
 def test_damaged_code_is_compiled_again(left, tmp_path):
-    store = Kept(tmp_path, "module.function")
+    store = KernelCache(tmp_path, "module.function")
     store.save(1, ["some", "code"])
     path = store.path(1)
     path.write_bytes(path.read_bytes()[:left])
@@ -32,17 +32,17 @@ def test_damaged_code_is_compiled_again(left, tmp_path):
 
 
 def test_where_nothing_can_be_kept_the_work_goes_on(tmp_path):
-    Kept(tmp_path / "missing", "module.function").save(1, "code")
+    KernelCache(tmp_path / "missing", "module.function").save(1, "code")
     assert not any(tmp_path.iterdir())
 
 
 def test_the_next_process_compiles_nothing():
     code = (
         "from tests.runtimes.test_compiled_backend import *\n"
-        "from micronet.runtimes.packed.kernels import interpreter as steps\n"
+        "from micronet.runtimes.packed.kernels import interpreter\n"
         "program, images = operations_of(3)\n"
         "CompiledNetwork(program[6], 1)(images)\n"
-        "print(len(steps.execute.stats.cache_hits), len(steps.execute.stats.cache_misses))\n"
+        "print(len(interpreter.execute.stats.cache_hits), len(interpreter.execute.stats.cache_misses))\n"
     )
     for _ in range(2):  # the first may be the one that compiles
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -18,9 +18,10 @@ from micronet.cli.app import run as command
 from micronet.errors import MicronetError
 from micronet.models.build import ModelSpec
 from micronet.onnx.export import to_onnx
-from micronet.packed.codec import levels_of, pack, size, unpack
+from micronet.packed.codec import find_levels, pack, packed_bytes, unpack
+from micronet.packed.file_format import read, to_bytes
 from micronet.packed.from_onnx import pack_model
-from micronet.packed.program import Operation, Program, read, to_bytes
+from micronet.packed.program import Operation, Program
 from micronet.packed.thresholds import threshold
 from micronet.quantization.fold import fold_model
 from micronet.runtimes.packed.numpy_backend import conv_sums, run
@@ -45,16 +46,16 @@ SCHEMES = {
 @settings(max_examples=200, deadline=None)
 def test_unpacking_gives_back_the_integers_bit_for_bit(offset, step, count, drawn):
     values = np.array([offset + step * (item % count) for item in drawn])
-    levels = levels_of(values)
+    levels = find_levels(values)
     data = pack(values, levels)
-    assert data.size == size(len(values), levels.number)
+    assert data.size == packed_bytes(len(values), levels.number)
     np.testing.assert_array_equal(unpack(data, levels, values.shape), values)
 
 
 @pytest.mark.parametrize(("values", "bits"), [([-1, 1], 1), ([-1, 0, 1], 1.6), ([-15, -13, 15], 4), ([-8, -7, 7], 4)])
 def test_weights_are_as_wide_as_their_levels(values, bits):
     drawn = np.array(values * 400)
-    assert pack(drawn, levels_of(drawn)).size == pytest.approx(drawn.size * bits / 8, abs=1)
+    assert pack(drawn, find_levels(drawn)).size == pytest.approx(drawn.size * bits / 8, abs=1)
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -124,7 +125,7 @@ def test_nin_gc_is_as_small_as_promised(config, most):
     for operation in program.operations:
         for values in (operation.weight, operation.limits):
             if values is not None and values.dtype.kind == "i":
-                parts += size(values.size, levels_of(values).number)
+                parts += packed_bytes(values.size, find_levels(values).number)
         floats = [operation.weight, operation.scale, operation.bias]
         parts += sum(
             4 * v.size for v in floats if v is not None and not (v is operation.weight and v.dtype.kind == "i")

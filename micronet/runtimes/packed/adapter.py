@@ -12,15 +12,15 @@ from micronet.runtimes.packed.predictor import PackedNetwork
 
 
 class PackedPredictor:
-    """A packed network with a name tag."""
+    """A packed network with what is known of it: its data, stages and number of weights."""
 
     runtime = "packed"
 
     def __init__(self, path: Path, options: RuntimeOptions) -> None:
         if not path.exists():
-            raise MicronetError(f"{path} does not exist; make it with micronet pack")
+            raise MicronetError(f"{path} does not exist; create it with micronet pack")
         if options.device not in (None, "cpu"):
-            raise MicronetError(f"{path}: packed networks run on the CPU; leave --device {options.device} out")
+            raise MicronetError(f"{path}: packed networks only run on the CPU; drop --device {options.device}")
         self._network = PackedNetwork(path, options.threads or usable_threads())
         about = self._network.program.about
         self.data = DataSpec.from_json(about["data"]) if about.get("data") else None
@@ -28,9 +28,9 @@ class PackedPredictor:
         self.params = self._network.program.weights
 
     def __call__(self, images: Any) -> Scores:
-        """Score images."""
+        """Score images (N, C, H, W) -> (N, K)."""
         return self._network(images)
 
     def macs(self, image_shape: tuple[int, int, int]) -> int | None:
-        """Count the multiply-accumulates for one image; a packed network takes one size of them alone."""
+        """Return the multiply-accumulates per image; a packed network takes only one image shape."""
         return self._network.macs()

@@ -1,7 +1,7 @@
-"""Running a packed network with numpy alone: integers stay integers, and every sum of them is exact.
+"""Running a packed network with numpy only: integers stay integers, and every sum of them is exact.
 
-Maps lie as (N, H, W, C), so that a convolution is one matrix product for each place of its kernel. A float32 product
-is exact where no sum reaches 2^24; where one could, it is done in float64.
+Feature maps are (N, H, W, C), so that a convolution is one matrix product per kernel position. A float32 product of
+integers is exact if no sum reaches 2^24; otherwise it is computed in float64.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,7 +19,7 @@ Array = NDArray[Any]
 
 
 class Value(NamedTuple):
-    """A tensor (N, H, W, C) or (N, C). Integers of a grid where there is a ``scale``: (data - zero_point) * scale."""
+    """A tensor (N, H, W, C) or (N, C). With a ``scale``, integers for (data - zero_point) * scale."""
 
     data: Array
     scale: float | None = None
@@ -32,20 +32,25 @@ class Value(NamedTuple):
         return (self.data.astype(np.float32) - np.float32(self.zero_point)) * np.float32(self.scale)
 
     def centred(self) -> Array:
-        """Return integers about their zero point, or the values where they are float."""
+        """Return integers minus their zero point, or float values as they are."""
         return self.data if self.scale is None or not self.zero_point else self.data.astype(np.int32) - self.zero_point
 
 
 def check_images(program: Program, images: NDArray[np.float32]) -> None:
-    """Raise MicronetError where images are not floats (N, C, H, W) of the program's size."""
+    """Raise MicronetError if images are not floats (N, C, H, W) of the program's size."""
     if images.dtype.kind != "f":
-        raise MicronetError(f"the packed network takes images as they were normalised for training, not {images.dtype}")
+        raise MicronetError(
+            f"the packed network expects float images, normalised as for training, but got {images.dtype}"
+        )
     if images.ndim != 4 or list(images.shape[1:]) != program.shape:
-        raise MicronetError(f"the packed network takes images of {program.shape}, not {list(images.shape[1:])}")
+        raise MicronetError(
+            f"the packed network expects images of shape (N, {', '.join(map(str, program.shape))}), "
+            f"but got {images.shape}"
+        )
 
 
 def run(program: Program, images: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Score images (N, C, H, W). Raises MicronetError where they are of another size."""
+    """Score images (N, C, H, W) -> (N, K). Raises MicronetError if they have another size."""
     check_images(program, images)
     for _, value in _walk(program, images):
         last = value
@@ -53,7 +58,7 @@ def run(program: Program, images: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def count_macs(program: Program) -> int:
-    """Return the multiply-accumulates of an image, by the sizes of what each layer gives."""
+    """Return the multiply-accumulates per image, from each layer's output size."""
     image = np.zeros((1, *program.shape), np.float32)
     return sum(
         value.data.size * operation.weight[0].size
@@ -63,82 +68,82 @@ def count_macs(program: Program) -> int:
 
 
 def _walk(program: Program, images: NDArray[np.float32]) -> Iterator[tuple[Operation, Value]]:
-    """Give each operation and the value that it makes of the images."""
+    """Yield each operation and its output for the images."""
     values: list[Value] = [Value(np.ascontiguousarray(images.transpose(0, 2, 3, 1)))]
     last_use = {source: index for index, op in enumerate(program.operations) for source in op.inputs}
     for index, operation in enumerate(program.operations):
-        values.append(RUN[operation.kind](operation, *[values[source] for source in operation.inputs]))
+        values.append(OPERATORS[operation.kind](operation, *[values[source] for source in operation.inputs]))
         yield operation, values[-1]
         for source in operation.inputs:
             if last_use[source] == index:
-                values[source] = Value(np.zeros(0))  # let go of the memory
+                values[source] = Value(np.zeros(0))  # free the memory
 
 
 def conv_sums(x: Array, operation: Operation) -> Array:
-    """Return a convolution's sums, without scale and bias: x (N, H, W, C) -> (N, H', W', O), float32 or float64."""
-    weight, at = operation.weight, operation.attributes
+    """Convolve without scale and bias: x (N, H, W, C) -> (N, H', W', O), float32 or float64, exact for integers."""
+    weight, attributes = operation.weight, operation.attributes
     assert weight is not None
-    groups, (dy, dx) = at.get("group", 1), at.get("dilation", [1, 1])
-    top, left, bottom, right = at.get("pads", [0, 0, 0, 0])
-    sy, sx = at.get("stride", [1, 1])
+    groups, (dy, dx) = attributes.get("group", 1), attributes.get("dilation", [1, 1])
+    top, left, bottom, right = attributes.get("pads", [0, 0, 0, 0])
+    sy, sx = attributes.get("stride", [1, 1])
     x = _exact(x, weight)
     weight = weight.astype(x.dtype)
     x = np.pad(x, ((0, 0), (top, bottom), (left, right), (0, 0)))
-    outs, inner, height, width = weight.shape
-    high = (x.shape[1] - (height - 1) * dy - 1) // sy + 1
-    wide = (x.shape[2] - (width - 1) * dx - 1) // sx + 1
-    if high < 1 or wide < 1 or x.shape[3] != inner * groups or outs % groups:
-        raise MicronetError("the packed network's layers do not fit one another; make it anew with micronet pack")
-    if groups == 1 and inner < FEW_CHANNELS:  # the products of single places would be too small to be fast
+    outputs, inputs, height, width = weight.shape
+    rows = (x.shape[1] - (height - 1) * dy - 1) // sy + 1
+    columns = (x.shape[2] - (width - 1) * dx - 1) // sx + 1
+    if rows < 1 or columns < 1 or x.shape[3] != inputs * groups or outputs % groups:
+        raise MicronetError("the layers of the packed network do not fit each other; pack the network again")
+    if groups == 1 and inputs < FEW_CHANNELS:  # products per kernel position would be too small to be fast
         seen = np.lib.stride_tricks.sliding_window_view(x, ((height - 1) * dy + 1, (width - 1) * dx + 1), (1, 2))
-        seen = seen[:, ::sy, ::sx, :, ::dy, ::dx].reshape(len(x) * high * wide, -1)
-        found: Array = (seen @ weight.reshape(outs, -1).T).reshape(len(x), high, wide, outs)
-        return found
-    sums = np.zeros((len(x), high, wide, outs), x.dtype)
-    each = outs // groups
+        seen = seen[:, ::sy, ::sx, :, ::dy, ::dx].reshape(len(x) * rows * columns, -1)
+        product: Array = (seen @ weight.reshape(outputs, -1).T).reshape(len(x), rows, columns, outputs)
+        return product
+    sums = np.zeros((len(x), rows, columns, outputs), x.dtype)
+    each = outputs // groups
     for i in range(height):
         for j in range(width):
-            seen = x[:, i * dy : i * dy + (high - 1) * sy + 1 : sy, j * dx : j * dx + (wide - 1) * sx + 1 : sx]
+            seen = x[:, i * dy : i * dy + (rows - 1) * sy + 1 : sy, j * dx : j * dx + (columns - 1) * sx + 1 : sx]
             for group in range(groups):
-                part = np.ascontiguousarray(seen[..., group * inner : (group + 1) * inner])
-                own = weight[group * each : (group + 1) * each, :, i, j]
-                sums[..., group * each : (group + 1) * each] += part @ own.T
+                part = np.ascontiguousarray(seen[..., group * inputs : (group + 1) * inputs])
+                taps = weight[group * each : (group + 1) * each, :, i, j]
+                sums[..., group * each : (group + 1) * each] += part @ taps.T
     return sums
 
 
 def _exact(x: Array, weight: Array) -> Array:
-    """Return a layer's input in the float type in which its sums are exact, or float32 where it is float anyway."""
+    """Return a layer's input in the float type in which sums of integers are exact; floats as float32."""
     if x.dtype.kind == "f" or weight.dtype.kind == "f":
         return x.astype(np.float32)
     largest = int(np.abs(weight).reshape(len(weight), -1).sum(1).max()) * int(np.abs(x).max(initial=0))
     return x.astype(np.float32 if largest < EXACT_FLOAT32 else np.float64)
 
 
-def scaled(sums: Array, operation: Operation, x: Value) -> Value:
-    """Return a layer's output from its sums over ``x``: scales, then the bias."""
+def _scale(sums: Array, operation: Operation, x: Value) -> Value:
+    """Apply a layer's scales and bias to its sums over ``x``."""
     assert operation.weight is not None
     out = sums.astype(np.float32)
-    unit: Array = np.array(1 if x.scale is None else x.scale, np.float32)
+    scale: Array = np.array(1 if x.scale is None else x.scale, np.float32)
     if operation.scale is not None:
-        unit = operation.scale * unit
+        scale = operation.scale * scale
     if operation.bias is not None and operation.bias.dtype == np.int32:
-        return Value((sums + operation.bias).astype(np.float32) * unit)
-    out = out * unit if operation.scale is not None or x.scale is not None else out
+        return Value((sums + operation.bias).astype(np.float32) * scale)
+    out = out * scale if operation.scale is not None or x.scale is not None else out
     return Value(out if operation.bias is None else out + operation.bias)
 
 
 def _conv(operation: Operation, x: Value) -> Value:
-    return scaled(conv_sums(x.centred(), operation), operation, x)
+    return _scale(conv_sums(x.centred(), operation), operation, x)
 
 
 def _linear(operation: Operation, x: Value) -> Value:
     assert operation.weight is not None
     data = _exact(x.centred(), operation.weight)
-    return scaled(data @ operation.weight.astype(data.dtype).T, operation, x)
+    return _scale(data @ operation.weight.astype(data.dtype).T, operation, x)
 
 
 def _threshold(operation: Operation, x: Value) -> Value:
-    """A convolution of integers and the sign behind it: each sum against its channel's least."""
+    """Compute the sign of a convolution of integers by comparing each sum with its channel's limit."""
     sums = conv_sums(x.centred(), operation)
     return Value(np.where(sums >= operation.limits, np.int8(1), np.int8(-1)), 1.0)
 
@@ -157,9 +162,9 @@ def _clip(operation: Operation, x: Value) -> Value:
 
 
 def _quantize(operation: Operation, x: Value) -> Value:
-    at = operation.attributes
-    scale, zero_point = np.float32(at["scale"]), int(at["zero_point"])
-    low, high = at["range"]
+    attributes = operation.attributes
+    scale, zero_point = np.float32(attributes["scale"]), int(attributes["zero_point"])
+    low, high = attributes["range"]
     kind = np.uint8 if low >= 0 and high <= 255 else np.int8 if low >= -128 and high <= 127 else np.int32
     q = np.rint(x.real() / scale) + zero_point
     return Value(q.clip(low, high).astype(kind), float(scale), zero_point)
@@ -181,11 +186,11 @@ def _average_pool(operation: Operation, x: Value) -> Value:
 
 
 def _windows(operation: Operation, data: Array, fill: Any) -> Array:
-    at = operation.attributes
-    top, left, bottom, right = at.get("pads", [0, 0, 0, 0])
-    sy, sx = at.get("stride", [1, 1])
+    attributes = operation.attributes
+    top, left, bottom, right = attributes.get("pads", [0, 0, 0, 0])
+    sy, sx = attributes.get("stride", [1, 1])
     data = np.pad(data, ((0, 0), (top, bottom), (left, right), (0, 0)), constant_values=fill)
-    return np.lib.stride_tricks.sliding_window_view(data, tuple(at["kernel"]), (1, 2))[:, ::sy, ::sx]
+    return np.lib.stride_tricks.sliding_window_view(data, tuple(attributes["kernel"]), (1, 2))[:, ::sy, ::sx]
 
 
 def _mean(operation: Operation, x: Value) -> Value:
@@ -208,14 +213,14 @@ def _concat(operation: Operation, *parts: Value) -> Value:
 
 
 def _flatten(operation: Operation, x: Value) -> Value:
-    data = x.data if x.data.ndim == 2 else x.data.transpose(0, 3, 1, 2)  # as the linear layer's weights were trained
+    data = x.data if x.data.ndim == 2 else x.data.transpose(0, 3, 1, 2)  # NCHW, as in training
     return x._replace(data=np.ascontiguousarray(data).reshape(len(data), -1))
 
 
 def _shuffle(operation: Operation, x: Value) -> Value:
     *rest, channels = x.data.shape
-    parted = x.data.reshape(*rest, operation.attributes["groups"], -1)
-    return x._replace(data=parted.swapaxes(-1, -2).reshape(*rest, channels))
+    grouped = x.data.reshape(*rest, operation.attributes["groups"], -1)
+    return x._replace(data=grouped.swapaxes(-1, -2).reshape(*rest, channels))
 
 
 def _affine(operation: Operation, x: Value) -> Value:
@@ -223,7 +228,7 @@ def _affine(operation: Operation, x: Value) -> Value:
     return Value(x.real() * operation.scale + operation.bias)
 
 
-RUN: dict[str, Callable[..., Value]] = {
+OPERATORS: dict[str, Callable[..., Value]] = {
     "conv": _conv, "linear": _linear, "threshold": _threshold, "sign": _sign, "relu": _relu, "clip": _clip,
     "quantize": _quantize, "max_pool": _max_pool, "average_pool": _average_pool, "mean": _mean, "add": _add,
     "mul": _mul, "concat": _concat, "flatten": _flatten, "shuffle": _shuffle, "affine": _affine,

@@ -1,4 +1,4 @@
-"""Packed networks as predictors, by numpy and safetensors, and numba to be fast: no torch in the process.
+"""Packed networks as predictors. Needs numpy and safetensors, and numba to be fast; imports neither torch nor onnx.
 
 from micronet.runtimes.packed.predictor import PackedNetwork
 network = PackedNetwork("int8.packed")
@@ -15,72 +15,88 @@ import numpy as np
 from numpy.typing import NDArray
 
 from micronet.errors import MicronetError
-from micronet.packed.program import Program, read
-from micronet.runtimes.packed.batches import BATCH, in_batches, start_pool
+from micronet.packed.file_format import read
+from micronet.packed.program import Program
+from micronet.runtimes.packed.batches import MAX_BATCH, score_in_batches, start_pool
 from micronet.runtimes.packed.numpy_backend import check_images, count_macs, run
 
-Scoring = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+Score = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 
 class PackedNetwork:
-    """A packed file, ready to run. ``classes``: their names, or None. ``kernel``: what runs it."""
+    """A packed file, ready to run.
+
+    classes: the names of its classes, or None. kernel: the instruction set of its kernels, or "numpy" and the reason.
+    """
 
     def __init__(self, path: str | Path, threads: int = 1) -> None:
-        """Open a file. Raises MicronetError where it is no packed network, or is damaged.
+        """Open a file.
 
-        threads: over images, or where there are fewer images than threads over the rows of each layer.
+        Args:
+            path: a file written by ``micronet pack``.
+            threads: they share the images, or the rows of each layer if there are fewer images than threads.
+
+        Raises:
+            MicronetError: if the file is damaged or not a packed network.
         """
         self.program = read(Path(path))
         data: dict[str, Any] = self.program.about.get("data") or {}
         self.classes: list[str] | None = data.get("classes")
-        with _told():
-            self._score, self.kernel = _scoring(self.program, threads)
+        with _explain_errors():
+            self._score, self.kernel = _choose_backend(self.program, threads)
 
     def __call__(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Score images (N, C, H, W), normalised as the network was trained.
+        """Score images.
 
-        Raises MicronetError where they are of another size or no floats, or the file's layers do not fit one another.
+        Args:
+            images: (N, C, H, W), floating point, normalised as for training.
+
+        Returns:
+            Scores (N, K), float32.
+
+        Raises:
+            MicronetError: if the images have another size or are not floats, or if the file's layers do not fit.
         """
         check_images(self.program, images)
-        with _told():
+        with _explain_errors():
             return self._score(images)
 
     def macs(self) -> int:
-        """Return the multiply-accumulates of an image."""
-        with _told():
+        """Return the multiply-accumulates per image."""
+        with _explain_errors():
             return count_macs(self.program)
 
 
 @contextmanager
-def _told() -> Iterator[None]:
-    """Turn what a file that was made to confuse raises into one line."""
+def _explain_errors() -> Iterator[None]:
+    """Turn errors from malformed files into MicronetError."""
     try:
         yield
     except (ValueError, ArithmeticError, IndexError, KeyError, TypeError, AssertionError, MemoryError) as error:
-        raise MicronetError(f"the packed network's layers do not fit one another ({error}); pack it anew") from error
+        raise MicronetError(
+            f"the layers of the packed network do not fit each other ({error}); pack the network again"
+        ) from error
 
 
-def _scoring(program: Program, threads: int) -> tuple[Scoring, str]:
-    """Return what scores images, and its name: compiled steps where numba is there and they have all, else numpy."""
+def _choose_backend(program: Program, threads: int) -> tuple[Score, str]:
+    """Return the fastest backend that can run a program, and its description: compiled kernels, or else numpy."""
     try:
-        from micronet.runtimes.packed.compiled_backend import CompiledNetwork, compile_steps
-        from micronet.runtimes.packed.feature_maps import Unfit
-        from micronet.runtimes.packed.kernels import cpu as emit
+        from micronet.runtimes.packed.compiled_backend import CompiledNetwork, compile_kernels
+        from micronet.runtimes.packed.feature_maps import UnsupportedProgram
+        from micronet.runtimes.packed.kernels import cpu
     except ImportError:
-        return _by_numpy(program, threads), "numpy (pip install 'micronet[fast]' for compiled kernels)"
-    except RuntimeError as error:  # numba finds no place to keep what it compiles
-        return _by_numpy(program, threads), f"numpy ({error})"
+        return _numpy_backend(program, threads), "numpy (pip install 'micronet[fast]' for compiled kernels)"
+    cpu.check_requested()
     try:
-        compile_steps()
-    except Exception as error:  # numba or LLVM fails in many ways, none of which is the file's fault
-        return _by_numpy(program, threads), f"numpy (numba: {str(error).strip().splitlines()[0]})"
+        compile_kernels()
+    except Exception as error:  # numba and LLVM fail in many ways, none of which is the file's fault
+        return _numpy_backend(program, threads), f"numpy (numba: {str(error).strip().splitlines()[0]})"
     try:
-        return CompiledNetwork(program, threads), emit.WAY
-    except Unfit as error:
-        return _by_numpy(program, threads), f"numpy (not compiled: {error})"
+        return CompiledNetwork(program, threads), cpu.INSTRUCTION_SET
+    except UnsupportedProgram as error:
+        return _numpy_backend(program, threads), f"numpy (not compiled: {error})"
 
 
-def _by_numpy(program: Program, threads: int) -> Scoring:
-    """Return what scores images without compiled steps."""
+def _numpy_backend(program: Program, threads: int) -> Score:
     pool = start_pool(threads)
-    return lambda images: in_batches(partial(run, program), images, BATCH, threads, pool)
+    return lambda images: score_in_batches(partial(run, program), images, MAX_BATCH, threads, pool)

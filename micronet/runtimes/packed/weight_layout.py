@@ -1,4 +1,4 @@
-"""How weights lie in memory for the compiled steps, and what the padding of binary convolutions is off by."""
+"""How kernels expect weights and limits in memory, and what the padding of binary convolutions adds to their sums."""
 
 from itertools import pairwise
 from typing import Any
@@ -7,122 +7,131 @@ import numpy as np
 from numpy.typing import NDArray
 
 from micronet.runtimes.packed.kernels.cpu import (
+    BIT_VECTOR_MULTIPLE,
     BITS,
-    BYTEWISE,
-    FEWEST,
-    FLOATS,
-    INTEGERS,
-    ITEM,
+    COUNTS_BYTES,
+    FLOAT32,
+    HAS_MADDUBS,
+    ITEM_BYTES,
     LANES,
-    MOST,
-    MOST_BITS,
-    NIBBLES,
-    PAIRS,
+    MAX_BIT_VECTORS,
+    MAX_VECTORS,
+    UINT8,
+    WEIGHT_EXPANSION,
 )
 
 Array = NDArray[Any]
-WORTH_PAIRS = 8  # items between two widenings
-MOST_COUNTED = 31  # bytes whose differing bits, 8 each at most, a uint8 holds
-MOST_DIFFERING = 2**15 - 2 if BYTEWISE else 2**31 - 1  # of a sum: an int16 holds them, and a limit above them
-HELD = {BITS: 8 * ITEM, INTEGERS: ITEM, FLOATS: 1}  # values of an item
+MIN_MADDUBS_ITEMS = 8  # between two widenings; with fewer, VPMADDUBSW is not faster
+MAX_COUNTED_BYTES = 31  # their differing bits, at most 8 each, fit in a uint8
+MAX_DIFFERING = 2**15 - 2 if COUNTS_BYTES else 2**31 - 1  # bits per sum: an int16 holds that number and one more
+ITEM_VALUES = {BITS: 8 * ITEM_BYTES, UINT8: ITEM_BYTES, FLOAT32: 1}
 
 
-def vectors_of(product: int, outs: int) -> int:
+def vector_count(arithmetic: int, outputs: int) -> int:
     """Return how many vectors hold a layer's output channels."""
-    fewest = FEWEST if product == BITS else 1
-    return -(-outs // (LANES * fewest)) * fewest
+    multiple = BIT_VECTOR_MULTIPLE if arithmetic == BITS else 1
+    return -(-outputs // (LANES * multiple)) * multiple
 
 
-def planes_of(weight: Array, product: int) -> list[Array]:
-    """Return weights as what is added up: a ternary weight is the mean of two signs, a wide one a sum of int8."""
-    if product == BITS:
-        return [weight > 0] if np.abs(weight).min() else [weight >= 0, weight > 0]
-    if product == FLOATS:
+def plane_count(weight: Array, arithmetic: int) -> int:
+    """Return how many planes ``weight_planes`` makes of weights."""
+    if arithmetic == BITS:
+        return 1 if np.abs(weight).min() else 2
+    return 1 if arithmetic == FLOAT32 else max(1, -(-int(np.abs(weight).max()) // 127))
+
+
+def weight_planes(weight: Array, arithmetic: int) -> list[Array]:
+    """Split weights into planes whose products are added: a ternary weight is the mean of two signs, a wide one a sum
+    of int8 values.
+    """
+    if arithmetic == BITS:
+        return [weight > 0] if plane_count(weight, BITS) == 1 else [weight >= 0, weight > 0]
+    if arithmetic == FLOAT32:
         return [weight]
-    parts: list[Array] = []
-    left = weight
-    while not parts or left.any():
-        parts.append(left.clip(-127, 127))
-        left = left - parts[-1]
-    return parts
+    planes = []
+    for _ in range(plane_count(weight, arithmetic)):
+        planes.append(weight.clip(-127, 127))
+        weight = weight - planes[-1]
+    return planes
 
 
-def most_differing(weight: Array) -> int:
-    """Return how many bits of binary or ternary weights can differ from signs, over all planes."""
+def max_differing(weight: Array) -> int:
+    """Return how many bits of binary or ternary weights can differ from signs in one sum, over all planes."""
     zeros = (weight == 0).any()
     return int((weight[0].size + zeros * (weight != 0).reshape(len(weight), -1).sum(1)).max())
 
 
-def laid_out(weight: Array, product: int, runs: int) -> NDArray[np.uint8]:
-    """Return weights (outputs, rows, columns, inputs) as ``products.accumulate`` reads them, flat.
+def pack_weights(weight: Array, arithmetic: int, runs: int) -> NDArray[np.uint8]:
+    """Return weights (outputs, kernel rows, kernel columns, inputs) in the order in which ``accumulate`` reads them.
 
-    runs: how many runs of items a pixel's products are read in, each a row of the kernel, or a place of it.
+    runs: how many runs of items each pixel is read in; a run is a row of the kernel, or one position in it.
     """
-    outs = len(weight)
-    room = vectors_of(product, outs) * LANES
-    parts = []
-    for plane in planes_of(weight, product):
-        padded = np.zeros((room, runs, weight[0].size // runs), plane.dtype)
-        padded[:outs] = plane.reshape(outs, runs, -1)
-        parts.append(_items(padded, product))
-    ends = np.cumsum([0, *_blocks(room // LANES, MOST_BITS if product == BITS else MOST)]) * LANES
-    blocks = [_block(part[first:end], product) for first, end in pairwise(ends) for part in parts]
+    outputs = len(weight)
+    vectors = vector_count(arithmetic, outputs)
+    planes = []
+    for plane in weight_planes(weight, arithmetic):
+        padded = np.zeros((vectors * LANES, runs, weight[0].size // runs), plane.dtype)
+        padded[:outputs] = plane.reshape(outputs, runs, -1)
+        planes.append(_items(padded, arithmetic))
+    ends = np.cumsum([0, *_block_sizes(vectors, MAX_BIT_VECTORS if arithmetic == BITS else MAX_VECTORS)]) * LANES
+    blocks = [_block(plane[first:end], arithmetic) for first, end in pairwise(ends) for plane in planes]
     return np.concatenate(blocks)
 
 
 def block_size(left: int, most: int) -> int:
-    """Return how many of the vectors that are left a block takes: 4, 2 or 1, of bytewise sums 6, 4 or 2."""
+    """Return how many of the remaining vectors the next block takes: 4, 2 or 1, or when counting bytes 6, 4 or 2."""
     if left == 8 and most == 6:
-        return 4  # and 4 are faster than 6 and 2
+        return 4  # two blocks of 4 are faster than 6 and 2
     return 2 if min(most, left) == 3 else min(most, left)
 
 
 def even_share(count: int, most: int) -> int:
-    """Return how many of some things, at most so many, each of as few parts as can be holds."""
+    """Return the largest part of ``count`` things, split evenly into as few parts of at most ``most`` as possible."""
     parts = -(-count // most)
     return -(-count // parts)
 
 
-def most_bytes(weight: Array, product: int) -> int:
-    """Return how many bytes of a pixel are summed before the sums need to be widened; 0: all."""
-    if product == BITS and BYTEWISE:
-        _, high, wide, inner = weight.shape
-        size = len(planes_of(weight, product)) * high * wide * -(-inner // HELD[BITS]) * ITEM
-        return MOST_COUNTED if size > MOST_COUNTED else 0
-    if product == INTEGERS and PAIRS:
-        items = (2**15 - 1) // (2 * 255 * max(1, int(np.abs(weight).max())))  # sums of pairs, int16
-        return items * ITEM if items >= WORTH_PAIRS else 0
+def widen_interval(weight: Array, arithmetic: int) -> int:
+    """Return after how many bytes of a pixel narrow sums must be widened; 0 if never."""
+    if arithmetic == BITS and COUNTS_BYTES:
+        _, rows, columns, inputs = weight.shape
+        size = plane_count(weight, arithmetic) * rows * columns * -(-inputs // ITEM_VALUES[BITS]) * ITEM_BYTES
+        return MAX_COUNTED_BYTES if size > MAX_COUNTED_BYTES else 0
+    if arithmetic == UINT8 and HAS_MADDUBS:
+        items = (2**15 - 1) // (2 * 255 * max(1, int(np.abs(weight).max())))  # int16 sums of two products
+        return items * ITEM_BYTES if items >= MIN_MADDUBS_ITEMS else 0
     return 0
 
 
-def cut(offsets: list[int], length: int, most: int) -> tuple[list[int], int]:
-    """Cut runs of so many bytes into equal ones of at most ``most``: their offsets and their length."""
-    step = ITEM if most % ITEM == 0 else 1  # where 31 fit, bytes are taken one by one
+def split_runs(offsets: list[int], length: int, most: int) -> tuple[list[int], int]:
+    """Split runs of ``length`` bytes into equal ones of at most ``most``: their offsets and their length."""
+    step = ITEM_BYTES if most % ITEM_BYTES == 0 else 1  # kernels that widen every 31 bytes read single bytes
     fitting = next(size for size in range(min(length, most or length), 0, -step) if length % size == 0)
     return [offset + at for offset in offsets for at in range(0, length, fitting)], fitting
 
 
-def limit_bytes(weight: Array, product: int) -> int:
-    """Return the bytes of a limit that sums are compared with."""
-    if product == BITS and BYTEWISE:
-        return 2 if most_bytes(weight, product) else 1
+def limit_bytes(weight: Array, arithmetic: int) -> int:
+    """Return the bytes per limit that sums are compared with."""
+    if arithmetic == BITS and COUNTS_BYTES:
+        return 2 if widen_interval(weight, arithmetic) else 1
     return 4
 
 
-def below(limits: Array, size: int) -> Array:
-    """Return the most differing bits (..., channels) of a +1 as limits of ``size`` bytes that counts are to be below.
+def strict_limits(limits: Array, size: int) -> Array:
+    """Turn the most differing bits that still give +1 into limits of ``size`` bytes that counts must be below.
 
-    Of two bytes, 32 channels' even ones lie before the odd ones. As int32 (..., channels * size / 4).
+    limits: (..., channels). Of two bytes, each 32 channels' even limits precede the odd ones. Returned as int32
+    (..., channels * size / 4).
     """
     *rest, channels = limits.shape
     if size == 1:
         return (limits + 1).clip(0, 255).astype(np.uint8).view(np.int32)
-    less = (limits + 1).clip(0, 2**15 - 1).astype(np.int16).reshape(*rest, channels // 32, 16, 2)
-    return np.ascontiguousarray(less.swapaxes(-1, -2)).reshape(*rest, channels).view(np.int32)
+    below = (limits + 1).clip(0, 2**15 - 1).astype(np.int16).reshape(*rest, channels // 32, 16, 2)
+    return np.ascontiguousarray(below.swapaxes(-1, -2)).reshape(*rest, channels).view(np.int32)
 
 
-def _blocks(vectors: int, most: int) -> list[int]:
-    """Return the sizes of the blocks that a layer's vectors are taken in."""
+def _block_sizes(vectors: int, most: int) -> list[int]:
+    """Return the sizes of the blocks that a layer's vectors are processed in."""
     found = []
     while vectors:
         found.append(block_size(vectors, most))
@@ -130,38 +139,38 @@ def _blocks(vectors: int, most: int) -> list[int]:
     return found
 
 
-def _items(weight: Array, product: int) -> Array:
-    """(outputs, runs, values) -> (outputs, runs, items' bytes), uint8."""
-    outs, runs, values = weight.shape
-    padded = np.zeros((outs, runs, -(-values // HELD[product]) * HELD[product]), weight.dtype)
+def _items(weight: Array, arithmetic: int) -> Array:
+    """Pack (outputs, runs, values) into (outputs, runs, bytes of items), uint8."""
+    outputs, runs, values = weight.shape
+    per_item = ITEM_VALUES[arithmetic]
+    padded = np.zeros((outputs, runs, -(-values // per_item) * per_item), weight.dtype)
     padded[..., :values] = weight
-    if product == BITS:
+    if arithmetic == BITS:
         return np.packbits(padded, axis=-1, bitorder="little")
-    kind = np.float32 if product == FLOATS else np.int8
-    return np.ascontiguousarray(padded.astype(kind)).view(np.uint8)
+    return np.ascontiguousarray(padded.astype(np.float32 if arithmetic == FLOAT32 else np.int8)).view(np.uint8)
 
 
-def _block(items: Array, product: int) -> NDArray[np.uint8]:
-    """Lay the channels of a block side by side: 16 items a vector, or 32 bytes of bits."""
-    outs, runs, size = items.shape
-    if product == BITS and BYTEWISE:
-        vectors = items.reshape(outs // 32, 32, runs, size).transpose(2, 3, 0, 1)
-        if NIBBLES == 2:
+def _block(items: Array, arithmetic: int) -> NDArray[np.uint8]:
+    """Interleave the channels of a block: 16 items per vector, or 32 bytes of bits."""
+    outputs, runs, size = items.shape
+    if arithmetic == BITS and COUNTS_BYTES:
+        vectors = items.reshape(outputs // 32, 32, runs, size).transpose(2, 3, 0, 1)
+        if WEIGHT_EXPANSION == 2:
             vectors = np.stack([vectors & 15, vectors >> 4], -3)
         return np.ascontiguousarray(vectors).ravel()
-    vectors = items.reshape(outs // LANES, LANES, runs, size // ITEM, ITEM).transpose(2, 3, 0, 1, 4)
+    vectors = items.reshape(outputs // LANES, LANES, runs, size // ITEM_BYTES, ITEM_BYTES).transpose(2, 3, 0, 1, 4)
     return np.ascontiguousarray(vectors).ravel()
 
 
 def border_classes(count: int, stride: int, dilation: int, kernel: int, pad: int, size: int) -> tuple[Array, Array]:
-    """Return for each output place its class, and for each class which places of the kernel lie in the map."""
+    """Return each output position's class, and per class a mask of the kernel positions that lie inside the map."""
     places = np.arange(count)[:, None] * stride - pad + np.arange(kernel) * dilation
     masks, classes = np.unique((places >= 0) & (places < size), axis=0, return_inverse=True)
     return classes.reshape(-1), masks
 
 
 def border_sums(weight: Array, rows: Array, columns: Array) -> Array:
-    """Return the sums of weights (outputs, rows, columns, inputs) inside the map: (row, column classes, outputs)."""
+    """Sum the weights (outputs, rows, columns, inputs) inside the map: (row classes, column classes, outputs)."""
     places = weight.sum(3).astype(np.int64)
     found: Array = np.einsum("ohw,rh,cw->rco", places, rows.astype(np.int64), columns.astype(np.int64))
     return found

@@ -1,7 +1,7 @@
-"""The inner loops of convolutions: sums of products of packed items, compiled by numba for the processor at hand.
+"""The inner loops of convolutions: sums of products of packed items.
 
-Items of 32 bits hold 32 signs, four whole numbers as uint8, or one float. Output channels lie beside one another in
-vectors; four pixels share the weights in registers. ``sums`` has what is done with an item, or a byte of one.
+Items of 32 bits hold 32 signs, four uint8 values, or one float32. Output channels lie side by side in vectors; four
+pixels share the weights in registers. ``accumulators`` defines what happens to one item.
 """
 
 from functools import partial
@@ -12,224 +12,220 @@ from numba import types
 from numba.core import cgutils
 
 from micronet.runtimes.packed.kernels.accumulators import (
-    BitSum,
-    FewSum,
-    FloatSum,
-    IntegerSum,
-    ManySum,
-    PairSum,
-    Sum,
-    WordSum,
+    Accumulator,
+    ByteCountAccumulator,
+    FloatAccumulator,
+    IntegerAccumulator,
+    MaddAccumulator,
+    MaddubsAccumulator,
+    WidenedByteCountAccumulator,
+    WordPopcountAccumulator,
 )
 from micronet.runtimes.packed.kernels.cpu import (
     BITS,
-    BYTEWISE,
-    I8,
-    I32,
-    I64,
-    INTEGERS,
+    BLOCK_PIXELS,
+    COUNTS_BYTES,
+    HAS_MADDUBS,
+    INSTRUCTION_SET,
     LANES,
-    PAIRS,
-    PIXELS,
-    WAY,
-    compiled,
-    load,
-    primitive,
-    store,
+    UINT8,
 )
+from micronet.runtimes.packed.kernels.kernel_cache import jit
+from micronet.runtimes.packed.kernels.llvm import I8, I32, I64, load, make_intrinsic, store
 
 
-def _product(own: Sum) -> Any:
-    """Return the primitive that sums the products of a row's pixels and a block's channels.
+def _kernel(accumulator: Accumulator) -> Any:
+    """Return the intrinsic that accumulates one row of pixels for one block of channels.
 
-    Sums go to ``sums`` (columns, at least PIXELS; vectors, LANES) of 32 bits; where that is 0, their signs to ``out``.
-    Its arguments are sizes and addresses: x, the first pixel; step, bytes to the next one; columns; runs, ``count``
-    offsets (int64), at each of which ``length`` bytes lie; most, the bytes that are summed before sums are widened;
-    weights, by run, item, vector, lane; limits, a pixel's ``classes`` (int32) bytes on; out, the first pixel's signs;
-    out_step, bytes to the next one's; spare, room for those of none; kept, for wide sums; table: ``TABLE``.
+    It writes 32-bit sums to ``sums`` (pixels, at least BLOCK_PIXELS; vectors; LANES), or signs to ``out`` if that is 0.
+    All arguments are addresses or byte counts, unless they say otherwise:
+        x: the first pixel; x_step: from one pixel to the next; columns: the number of pixels.
+        runs: ``count`` offsets (int64) from a pixel to a run of ``length`` bytes.
+        widen_after: after how many bytes narrow sums are widened.
+        weights: by run, item, vector, lane.
+        classes: per pixel, the offset (int32) of its border class in ``limits``.
+        out: the first pixel's signs; out_step: from one pixel's to the next one's.
+        unused: where signs beyond the last pixel go; wide: room for widened sums; table: ``cpu.DIFFERENCE_TABLE``.
     """
-    return primitive(types.void, [types.intp] * 16, partial(_emit_product, own))
+    return make_intrinsic(types.void, [types.intp] * 16, partial(_emit_kernel, accumulator))
 
 
-def _emit_product(
-    own: Sum, builder: Any, x: Any, step: Any, columns: Any, runs: Any, count: Any, length: Any, most: Any,
-    weights: Any, to: Any, classes: Any, limits: Any, out: Any, out_step: Any, spare: Any, kept: Any, table: Any,
+def _emit_kernel(
+    accumulator: Accumulator, builder: Any, x: Any, x_step: Any, columns: Any, runs: Any, count: Any, length: Any,
+    widen_after: Any, weights: Any, sums_out: Any, classes: Any, limits: Any, out: Any, out_step: Any, unused: Any,
+    wide: Any, table: Any,
 ) -> None:  # fmt: skip
     number, zero = partial(ir.Constant, I64), ir.Constant(I64, 0)
     entry = builder.block
-    across, outer, begin, inner, turn, after, keep, compare, ended, end = map(
+    next_columns, next_run, begin_run, next_item, end_run, finish, write_sums, write_signs, end_columns, end = map(
         builder.append_basic_block,
         ("columns", "run", "begin", "item", "turn", "after", "keep", "compare", "ended", "end"),
     )
-    nothing = [ir.Constant(own.lanes, [0] * own.lanes.count)] * (PIXELS * own.parts)
-    none = _zeros(builder, PIXELS * own.parts * own.spread_over * 32) if own.wide else zero
-    distance = builder.sub(columns, number(PIXELS))
+    vector = accumulator.vector_type
+    nothing = [ir.Constant(vector, [0] * vector.count)] * (BLOCK_PIXELS * accumulator.parts)
+    wide_zeros = zero
+    if accumulator.wide_type:
+        wide_zeros = _zeros(builder, BLOCK_PIXELS * accumulator.parts * accumulator.wide_parts * 32)
+    distance = builder.sub(columns, number(BLOCK_PIXELS))
     last = builder.select(builder.icmp_signed(">", distance, zero), distance, zero)
-    builder.branch(across)
+    builder.branch(next_columns)
 
-    builder.position_at_end(across)
+    builder.position_at_end(next_columns)  # a block of pixels; the last block may overlap the one before
     column = builder.phi(I64)
-    left = builder.add(x, builder.mul(column, step))
-    builder.branch(outer)
+    left = builder.add(x, builder.mul(column, x_step))
+    builder.branch(next_run)
 
-    builder.position_at_end(outer)
-    state = [builder.phi(kind) for kind in (I64, I64, I64, I64, *[own.lanes] * len(nothing))]
-    run, at, since, before, *totals = state
+    builder.position_at_end(next_run)
+    state = [builder.phi(kind) for kind in (I64, I64, I64, I64, *[vector] * len(nothing))]
+    run, weight_start, since_widened, wide_before, *totals = state
     first = builder.add(left, load(builder, I64, builder.add(runs, builder.mul(run, number(8)))))
-    pixels = [builder.add(first, builder.mul(step, number(pixel))) for pixel in range(PIXELS)]
-    grown_since = builder.add(since, length)
+    pixels = [builder.add(first, builder.mul(x_step, number(pixel))) for pixel in range(BLOCK_PIXELS)]
+    since = builder.add(since_widened, length)
 
-    builder.position_at_end(begin)
-    begun = [builder.phi(kind) for kind in (I64, I64, *[own.lanes] * len(nothing))]
-    _hand_on(begun, [grown_since, before, *totals], outer)
-    builder.position_at_end(outer)
-    if own.wide is None:
-        builder.branch(begin)
+    builder.position_at_end(begin_run)
+    begun = [builder.phi(kind) for kind in (I64, I64, *[vector] * len(nothing))]
+    _add_incoming(begun, [since, wide_before, *totals], next_run)
+    builder.position_at_end(next_run)
+    if accumulator.wide_type is None:
+        builder.branch(begin_run)
     else:
-        full = builder.append_basic_block("full")
-        builder.cbranch(builder.icmp_signed(">", grown_since, most), full, begin)
-        builder.position_at_end(full)
-        for place, wide in enumerate(_widened(own, builder, totals, before)):
-            store(builder, wide, kept, place * 32)
-        builder.branch(begin)
-        _hand_on(begun, [length, kept, *nothing], full)
-    builder.position_at_end(begin)
-    builder.branch(inner)
+        widen = builder.append_basic_block("full")
+        builder.cbranch(builder.icmp_signed(">", since, widen_after), widen, begin_run)
+        builder.position_at_end(widen)
+        for index, total in enumerate(_widened(accumulator, builder, totals, wide_before)):
+            store(builder, total, wide, index * 32)
+        builder.branch(begin_run)
+        _add_incoming(begun, [length, wide, *nothing], widen)
+    builder.position_at_end(begin_run)
+    builder.branch(next_item)
 
-    builder.position_at_end(inner)
-    inside = [builder.phi(kind) for kind in (I64, I64, *[own.lanes] * len(nothing))]
+    builder.position_at_end(next_item)
+    inside = [builder.phi(kind) for kind in (I64, I64, *[vector] * len(nothing))]
     item, weight, *sums = inside
     places = [builder.add(pixel, item) for pixel in pixels]
-    grown = [total for each in own.add(builder, places, weight, table, _parted(sums)) for total in each]
-    next_item, next_weight = builder.add(item, number(own.turn)), builder.add(weight, number(own.row))
-    builder.cbranch(builder.icmp_signed("<", next_item, length), inner, turn)
-    _hand_on(inside, [zero, at, *begun[2:]], begin)
-    _hand_on(inside, [next_item, next_weight, *grown], inner)
+    grown = [total for each in accumulator.add(builder, places, weight, table, _by_pixel(sums)) for total in each]
+    item_after = builder.add(item, number(accumulator.step_bytes))
+    weight_after = builder.add(weight, number(accumulator.weight_bytes))
+    builder.cbranch(builder.icmp_signed("<", item_after, length), next_item, end_run)
+    _add_incoming(inside, [zero, weight_start, *begun[2:]], begin_run)
+    _add_incoming(inside, [item_after, weight_after, *grown], next_item)
 
-    builder.position_at_end(turn)
-    next_run = builder.add(run, number(1))
-    builder.cbranch(builder.icmp_signed("<", next_run, count), outer, after)
-    _hand_on(state, [zero, weights, zero, none, *nothing], across)
-    _hand_on(state, [next_run, next_weight, *begun[:2], *grown], turn)
+    builder.position_at_end(end_run)
+    run_after = builder.add(run, number(1))
+    builder.cbranch(builder.icmp_signed("<", run_after, count), next_run, finish)
+    _add_incoming(state, [zero, weights, zero, wide_zeros, *nothing], next_columns)
+    _add_incoming(state, [run_after, weight_after, *begun[:2], *grown], end_run)
 
-    builder.position_at_end(after)
-    found = _parted(_widened(own, builder, grown, begun[1]) if own.wide else grown)
-    builder.cbranch(builder.icmp_signed("!=", to, zero), keep, compare)
-    builder.position_at_end(keep)
-    place = builder.add(to, builder.mul(column, number(own.vectors * LANES * 4)))
-    for index, total in enumerate(total for sums in found for total in own.whole(builder, sums)):
+    builder.position_at_end(finish)
+    found = _by_pixel(_widened(accumulator, builder, grown, begun[1]) if accumulator.wide_type else grown)
+    builder.cbranch(builder.icmp_signed("!=", sums_out, zero), write_sums, write_signs)
+    builder.position_at_end(write_sums)
+    place = builder.add(sums_out, builder.mul(column, number(accumulator.vectors * LANES * 4)))
+    for index, total in enumerate(total for sums in found for total in accumulator.as_int32(builder, sums)):
         store(builder, total, place, index * LANES * 4)
-    builder.branch(ended)
-    builder.position_at_end(compare)
-    for pixel, sums in enumerate(found):
-        here = builder.add(column, number(pixel))
-        exists = builder.icmp_signed("<", here, columns)
-        known = builder.select(exists, here, column)
-        of_class = load(builder, I32, builder.add(classes, builder.mul(known, number(4))))
-        own_limits = builder.add(limits, builder.sext(of_class, I64))
-        target = builder.select(exists, builder.add(out, builder.mul(here, out_step)), spare)
-        for index, signs in enumerate(own.signs(builder, sums, own_limits)):
-            store(builder, signs, target, index * signs.type.width // 8)
-    builder.branch(ended)
+    builder.branch(end_columns)
+    builder.position_at_end(write_signs)
+    _emit_signs(accumulator, builder, found, column, columns, classes, limits, out, out_step, unused)
+    builder.branch(end_columns)
 
-    builder.position_at_end(ended)
-    further = builder.add(column, number(PIXELS))
-    following = builder.select(builder.icmp_signed("<", further, last), further, last)
-    builder.cbranch(builder.icmp_signed("<", column, last), across, end)
-    _hand_on([column], [zero], entry)
-    _hand_on([column], [following], ended)
+    builder.position_at_end(end_columns)
+    further = builder.add(column, number(BLOCK_PIXELS))
+    column_after = builder.select(builder.icmp_signed("<", further, last), further, last)
+    builder.cbranch(builder.icmp_signed("<", column, last), next_columns, end)
+    _add_incoming([column], [zero], entry)
+    _add_incoming([column], [column_after], end_columns)
     builder.position_at_end(end)
 
 
+def _emit_signs(
+    accumulator: Accumulator, builder: Any, sums: list[list[Any]], column: Any, columns: Any, classes: Any,
+    limits: Any, out: Any, out_step: Any, unused: Any,
+) -> None:  # fmt: skip
+    """Compare each pixel's sums with its limits and store the signs; those beyond the last column go to ``unused``."""
+    number = partial(ir.Constant, I64)
+    for pixel, totals in enumerate(sums):
+        here = builder.add(column, number(pixel))
+        exists = builder.icmp_signed("<", here, columns)
+        known = builder.select(exists, here, column)
+        offset = load(builder, I32, builder.add(classes, builder.mul(known, number(4))))
+        own_limits = builder.add(limits, builder.sext(offset, I64))
+        target = builder.select(exists, builder.add(out, builder.mul(here, out_step)), unused)
+        for index, signs in enumerate(accumulator.signs(builder, totals, own_limits)):
+            store(builder, signs, target, index * signs.type.width // 8)
+
+
 def _zeros(builder: Any, size: int) -> Any:
-    """Return the address of so many zeros."""
-    words: Any = cgutils
+    """Return the address of ``size`` zero bytes."""
+    untyped: Any = cgutils
     zeros = ir.Constant(ir.ArrayType(I8, size), bytearray(size))
-    return builder.ptrtoint(words.global_constant(builder.module, f"micronet.zeros.{size}", zeros), I64)
+    return builder.ptrtoint(untyped.global_constant(builder.module, f"micronet.zeros.{size}", zeros), I64)
 
 
-def _widened(own: Sum, builder: Any, sums: list[Any], before: Any) -> list[Any]:
-    """Return sums as wide ones, with those added that lie at an address."""
-    found = [wide for total in sums for wide in own.widen(builder, total)]
-    return [builder.add(wide, load(builder, own.wide, before, at * 32)) for at, wide in enumerate(found)]
+def _widened(accumulator: Accumulator, builder: Any, sums: list[Any], before: Any) -> list[Any]:
+    """Return narrow sums widened, plus the wide sums at address ``before``."""
+    found = [wide for total in sums for wide in accumulator.widen(builder, total)]
+    return [
+        builder.add(wide, load(builder, accumulator.wide_type, before, index * 32)) for index, wide in enumerate(found)
+    ]
 
 
-def _parted(sums: list[Any]) -> list[list[Any]]:
-    """Return the sums of each pixel."""
-    each = len(sums) // PIXELS
-    return [sums[pixel * each : (pixel + 1) * each] for pixel in range(PIXELS)]
+def _by_pixel(sums: list[Any]) -> list[list[Any]]:
+    """Return a flat list of sums as one list per pixel."""
+    each = len(sums) // BLOCK_PIXELS
+    return [sums[pixel * each : (pixel + 1) * each] for pixel in range(BLOCK_PIXELS)]
 
 
-def _hand_on(phis: list[Any], values: list[Any], block: Any) -> None:
-    """Give values to what a block that leads here hands on."""
+def _add_incoming(phis: list[Any], values: list[Any], block: Any) -> None:
+    """Give each phi node its value for control flow from ``block``."""
     for phi, value in zip(phis, values, strict=True):
         phi.add_incoming(value, block)
 
 
-_floats1, _floats2, _floats4 = (_product(FloatSum(vectors)) for vectors in (1, 2, 4))
-_integer_sum = WordSum if WAY == "avx2" else IntegerSum
-_integers1, _integers2, _integers4 = (_product(_integer_sum(vectors)) for vectors in (1, 2, 4))
-_pairs1 = _product(PairSum(1))
-_bits1, _bits2, _bits4 = (_product(BitSum(vectors)) for vectors in (1, 2, 4))
-_few2, _few4, _few6 = (_product(FewSum(vectors)) for vectors in (2, 4, 6))
-_many2, _many4, _many6 = (_product(ManySum(vectors)) for vectors in (2, 4, 6))
+_integer_class = MaddAccumulator if INSTRUCTION_SET == "avx2" else IntegerAccumulator
+_float1, _float2, _float4 = (_kernel(FloatAccumulator(vectors)) for vectors in (1, 2, 4))
+_integer1, _integer2, _integer4 = (_kernel(_integer_class(vectors)) for vectors in (1, 2, 4))
+_maddubs1 = _kernel(MaddubsAccumulator(1))
+_word1, _word2, _word4 = (_kernel(WordPopcountAccumulator(vectors)) for vectors in (1, 2, 4))
+_byte2, _byte4, _byte6 = (_kernel(ByteCountAccumulator(vectors)) for vectors in (2, 4, 6))
+_wide2, _wide4, _wide6 = (_kernel(WidenedByteCountAccumulator(vectors)) for vectors in (2, 4, 6))
 
 
-@compiled
-def accumulate(  # type: ignore[no-untyped-def]
-    kind, vectors, x, step, columns, runs, count, length, most, weights, sums, classes, limits, out,
-    out_step, spare, kept, table,
-):  # fmt: skip
-    """Sum the products of a row's pixels and a block's channels; see ``_product``."""
-    if kind == BITS and BYTEWISE and most:
+@jit
+def accumulate(arithmetic, vectors, widen_after, arguments):  # type: ignore[no-untyped-def]
+    """Accumulate one row of pixels for one block of channels; ``_kernel`` lists the arguments."""
+    if arithmetic == BITS and COUNTS_BYTES and widen_after:
         if vectors == 6:
-            _many6(x, step, columns, runs, count, length, most, weights, sums, classes, limits, out,
-                   out_step, spare, kept, table)  # fmt: skip
+            _wide6(*arguments)
         elif vectors == 4:
-            _many4(x, step, columns, runs, count, length, most, weights, sums, classes, limits, out,
-                   out_step, spare, kept, table)  # fmt: skip
+            _wide4(*arguments)
         else:
-            _many2(x, step, columns, runs, count, length, most, weights, sums, classes, limits, out,
-                   out_step, spare, kept, table)  # fmt: skip
-    elif kind == BITS and BYTEWISE:
+            _wide2(*arguments)
+    elif arithmetic == BITS and COUNTS_BYTES:
         if vectors == 6:
-            _few6(x, step, columns, runs, count, length, most, weights, sums, classes, limits, out,
-                  out_step, spare, kept, table)  # fmt: skip
+            _byte6(*arguments)
         elif vectors == 4:
-            _few4(x, step, columns, runs, count, length, most, weights, sums, classes, limits, out,
-                  out_step, spare, kept, table)  # fmt: skip
+            _byte4(*arguments)
         else:
-            _few2(x, step, columns, runs, count, length, most, weights, sums, classes, limits, out,
-                  out_step, spare, kept, table)  # fmt: skip
-    elif kind == BITS:
+            _byte2(*arguments)
+    elif arithmetic == BITS:
         if vectors == 4:
-            _bits4(x, step, columns, runs, count, length, most, weights, sums, classes, limits, out,
-                   out_step, spare, kept, table)  # fmt: skip
+            _word4(*arguments)
         elif vectors == 2:
-            _bits2(x, step, columns, runs, count, length, most, weights, sums, classes, limits, out,
-                   out_step, spare, kept, table)  # fmt: skip
+            _word2(*arguments)
         else:
-            _bits1(x, step, columns, runs, count, length, most, weights, sums, classes, limits, out,
-                   out_step, spare, kept, table)  # fmt: skip
-    elif kind == INTEGERS and PAIRS and most:
-        _pairs1(x, step, columns, runs, count, length, most, weights, sums, classes, limits, out,
-                out_step, spare, kept, table)  # fmt: skip
-    elif kind == INTEGERS:
-        if BYTEWISE or vectors == 1:
-            _integers1(x, step, columns, runs, count, length, most, weights, sums, classes, limits, out,
-                       out_step, spare, kept, table)  # fmt: skip
+            _word1(*arguments)
+    elif arithmetic == UINT8 and HAS_MADDUBS and widen_after:
+        _maddubs1(*arguments)
+    elif arithmetic == UINT8:
+        if COUNTS_BYTES or vectors == 1:
+            _integer1(*arguments)
         elif vectors == 2:
-            _integers2(x, step, columns, runs, count, length, most, weights, sums, classes, limits, out,
-                       out_step, spare, kept, table)  # fmt: skip
+            _integer2(*arguments)
         else:
-            _integers4(x, step, columns, runs, count, length, most, weights, sums, classes, limits, out,
-                       out_step, spare, kept, table)  # fmt: skip
-    elif BYTEWISE or vectors == 1:
-        _floats1(x, step, columns, runs, count, length, most, weights, sums, classes, limits, out,
-                 out_step, spare, kept, table)  # fmt: skip
+            _integer4(*arguments)
+    elif COUNTS_BYTES or vectors == 1:
+        _float1(*arguments)
     elif vectors == 2:
-        _floats2(x, step, columns, runs, count, length, most, weights, sums, classes, limits, out,
-                 out_step, spare, kept, table)  # fmt: skip
+        _float2(*arguments)
     else:
-        _floats4(x, step, columns, runs, count, length, most, weights, sums, classes, limits, out,
-                 out_step, spare, kept, table)  # fmt: skip
+        _float4(*arguments)

@@ -1,125 +1,120 @@
-"""What follows a convolution's sums, vector by vector, and what moves bits and holds threads together."""
+"""What follows a convolution's sums, fused into it: scale, bias, clipping, and rounding to integers."""
 
-import os
 from functools import partial
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 
-from micronet.runtimes.packed.kernels.cpu import (
-    FLOATS,
+from micronet.runtimes.packed.kernels.cpu import FLOAT32, LANES, UINT8
+from micronet.runtimes.packed.kernels.kernel_cache import jit
+from micronet.runtimes.packed.kernels.llvm import (
+    FLOAT_VECTOR,
     I8,
-    I16,
     I32,
     I64,
-    INTEGERS,
-    INTS,
-    LANES,
-    REALS,
+    INT_VECTOR,
+    broadcast,
     call,
     load,
-    primitive,
-    spread,
+    make_intrinsic,
     store,
 )
 
 
-def _finish(source: Any, out: int) -> Any:
-    """Return the primitive that turns sums (pixels, vectors, LANES) into what a map holds: scaled, clipped, rounded.
+def _kernel(source: Any, out_dtype: int) -> Any:
+    """Return the intrinsic that turns sums (pixels, vectors, LANES) into the values of a feature map.
 
-    Of each pixel ``count`` vectors: ((base + factor * sums) * unit + bias), between least and most, over scale, between
-    low and top, rounded half to even, plus zero; floats have no base, and as ``out`` end at most. Addresses: base, a
-    pixel's ``classes`` (int32) bytes on; to, where the first pixel's values go, the next one's ``to_step`` bytes on;
-    sums, unit, bias. The arguments' order is that of ``_emit_finish``.
+    value = clip((base + factor * sum) * scale + bias, clip_low, clip_high); float32 sums have no base. Then for UINT8:
+    round_half_even(clip(value / out_scale, level_low, level_high)) + zero_point. Addresses: sums, scale, bias; base, to
+    which a pixel's ``classes`` entry (int32) is added; out, ``out_step`` bytes from one pixel to the next. ``count`` of
+    the ``vectors`` of each pixel are processed. ``_emit_epilogue`` has the order of the arguments.
     """
     kinds = [*[types.intp] * 10, types.int32, *[types.float32] * 5, types.int32]
-    return primitive(types.void, kinds, partial(_emit_finish, source, out))
+    return make_intrinsic(types.void, kinds, partial(_emit_epilogue, source, out_dtype))
 
 
-def _emit_finish(
-    source: Any, out: int, builder: Any, classes: Any, bases: Any, first: Any, to_step: Any,
-    pixels: Any, vectors: Any, count: Any, sums: Any, unit: Any, bias: Any, *ends: Any,
+def _emit_epilogue(
+    source: Any, out_dtype: int, builder: Any, classes: Any, bases: Any, out: Any, out_step: Any,
+    pixels: Any, vectors: Any, count: Any, sums: Any, scale: Any, bias: Any, *constants: Any,
 ) -> None:  # fmt: skip
-    factor, least, most, scale, low, top, zero = (spread(builder, end, LANES) for end in ends)
-    zero64, one64 = ir.Constant(I64, 0), ir.Constant(I64, 1)
+    factor, clip_low, clip_high, out_scale, level_low, level_high, zero_point = (
+        broadcast(builder, constant, LANES) for constant in constants
+    )
+    zero, one = ir.Constant(I64, 0), ir.Constant(I64, 1)
     entry = builder.block
-    outer, block, turn, after = (builder.append_basic_block(name) for name in ("pixel", "vector", "turn", "done"))
-    builder.branch(outer)
+    next_pixel, next_vector, end_pixel, end = (
+        builder.append_basic_block(name) for name in ("pixel", "vector", "turn", "done")
+    )
+    builder.branch(next_pixel)
 
-    builder.position_at_end(outer)
+    builder.position_at_end(next_pixel)
     pixel = builder.phi(I64)
-    of_class = load(builder, I32, builder.add(classes, builder.mul(pixel, ir.Constant(I64, 4))))
-    base = builder.add(bases, builder.sext(of_class, I64))
-    to = builder.add(first, builder.mul(pixel, to_step))
-    own = builder.add(sums, builder.mul(builder.mul(pixel, vectors), ir.Constant(I64, LANES * 4)))
-    builder.branch(block)
+    offset = load(builder, I32, builder.add(classes, builder.mul(pixel, ir.Constant(I64, 4))))
+    base = builder.add(bases, builder.sext(offset, I64))
+    to = builder.add(out, builder.mul(pixel, out_step))
+    pixel_sums = builder.add(sums, builder.mul(builder.mul(pixel, vectors), ir.Constant(I64, LANES * 4)))
+    builder.branch(next_vector)
 
-    builder.position_at_end(block)
+    builder.position_at_end(next_vector)
     index = builder.phi(I64)
     at = builder.mul(index, ir.Constant(I64, LANES * 4))
-    value = load(builder, source, builder.add(own, at))
-    if source is INTS:
-        whole = builder.add(load(builder, INTS, builder.add(base, at)), builder.mul(factor, value))
-        value = builder.sitofp(whole, REALS)
-    value = builder.fmul(value, load(builder, REALS, builder.add(unit, at)))
-    value = builder.fadd(value, load(builder, REALS, builder.add(bias, at)))
-    value = _between(builder, value, least, most)
+    value = load(builder, source, builder.add(pixel_sums, at))
+    if source is INT_VECTOR:
+        whole = builder.add(load(builder, INT_VECTOR, builder.add(base, at)), builder.mul(factor, value))
+        value = builder.sitofp(whole, FLOAT_VECTOR)
+    value = builder.fmul(value, load(builder, FLOAT_VECTOR, builder.add(scale, at)))
+    value = builder.fadd(value, load(builder, FLOAT_VECTOR, builder.add(bias, at)))
+    value = _clip(builder, value, clip_low, clip_high)
     size = 4
-    if out == INTEGERS:
-        scaled = _between(builder, builder.fdiv(value, scale), low, top)
-        whole = builder.add(builder.fptosi(call(builder, "llvm.rint.v16f32", REALS, scaled), INTS), zero)
-        value, size = builder.trunc(whole, ir.VectorType(I8, LANES)), 1
+    if out_dtype == UINT8:
+        levels = _clip(builder, builder.fdiv(value, out_scale), level_low, level_high)
+        rounded = builder.fptosi(call(builder, "llvm.rint.v16f32", FLOAT_VECTOR, levels), INT_VECTOR)
+        value, size = builder.trunc(builder.add(rounded, zero_point), ir.VectorType(I8, LANES)), 1
     store(builder, value, builder.add(to, builder.mul(index, ir.Constant(I64, LANES * size))))
-    following = builder.add(index, one64)
-    builder.cbranch(builder.icmp_signed("<", following, count), block, turn)
+    index_after = builder.add(index, one)
+    builder.cbranch(builder.icmp_signed("<", index_after, count), next_vector, end_pixel)
 
-    builder.position_at_end(turn)
-    next_pixel = builder.add(pixel, one64)
-    builder.cbranch(builder.icmp_signed("<", next_pixel, pixels), outer, after)
-    for phi, start, then, last in (
-        (pixel, zero64, next_pixel, (entry, turn)),
-        (index, zero64, following, (outer, block)),
+    builder.position_at_end(end_pixel)
+    pixel_after = builder.add(pixel, one)
+    builder.cbranch(builder.icmp_signed("<", pixel_after, pixels), next_pixel, end)
+    for phi, start, after, blocks in (
+        (pixel, zero, pixel_after, (entry, end_pixel)),
+        (index, zero, index_after, (next_pixel, next_vector)),
     ):
-        phi.add_incoming(start, last[0])
-        phi.add_incoming(then, last[1])
-    builder.position_at_end(after)
+        phi.add_incoming(start, blocks[0])
+        phi.add_incoming(after, blocks[1])
+    builder.position_at_end(end)
 
 
-def _between(builder: Any, value: Any, low: Any, high: Any) -> Any:
-    for end, compared in ((low, ">"), (high, "<")):
-        value = builder.select(builder.fcmp_unordered(compared, value, end), value, end)
+def _clip(builder: Any, value: Any, low: Any, high: Any) -> Any:
+    for bound, comparison in ((low, ">"), (high, "<")):
+        value = builder.select(builder.fcmp_unordered(comparison, value, bound), value, bound)
     return value
 
 
-def _emit_signs(builder: Any, values: Any) -> Any:
-    """Return one bit for each of 16 floats, given their address: whether it is at least 0."""
-    found = builder.fcmp_ordered(">=", load(builder, REALS, values), ir.Constant(REALS, [0.0] * LANES))
-    return builder.zext(builder.bitcast(found, I16), I64)
+_integers_to_floats, _integers_to_uint8 = _kernel(INT_VECTOR, FLOAT32), _kernel(INT_VECTOR, UINT8)
+_floats_to_floats, _floats_to_uint8 = _kernel(FLOAT_VECTOR, FLOAT32), _kernel(FLOAT_VECTOR, UINT8)
 
 
-def _emit_deposit(builder: Any, place: Any, shift: Any, mask: Any) -> Any:
-    """Return the bits that lie ``shift`` bits behind an address, each at the next 1 of a mask (PDEP)."""
-    return call(builder, "llvm.x86.bmi.pdep.64", I64, builder.lshr(load(builder, I64, place), shift), mask)
+@jit
+def apply_epilogue(step, channel, classes, base, out, pixels, vectors, count, sums, reals):  # type: ignore[no-untyped-def]
+    """Turn an instruction's sums into its output, from ``channel`` on; for signs, into the floats before them.
 
-
-def _emit_arrive(builder: Any, counter: Any, amount: Any) -> Any:
-    """Add to a counter (int64, its address) that threads share, and return what it was before."""
-    return builder.atomic_rmw("add", builder.inttoptr(counter, I64.as_pointer()), amount, "seq_cst")
-
-
-def _emit_way(builder: Any) -> None:
-    """Let another thread have the core, where the system has a word for that."""
-    if os.name == "posix":
-        function: Any = cgutils.get_or_insert_function
-        builder.call(function(builder.module, ir.FunctionType(I32, []), "sched_yield"), [])
-
-
-integers_to_floats, integers_to_integers = _finish(INTS, FLOATS), _finish(INTS, INTEGERS)
-floats_to_floats, floats_to_integers = _finish(REALS, FLOATS), _finish(REALS, INTEGERS)
-signs_of = primitive(types.intp, [types.intp], _emit_signs)
-deposit = primitive(types.int64, [types.intp, types.int64, types.int64], _emit_deposit)
-put_word = primitive(types.void, [types.int64, types.intp], store)
-arrive = primitive(types.intp, [types.intp] * 2, _emit_arrive)
-give_way = primitive(types.void, [], _emit_way)
+    reals: the address of the float32 constants; see ``_kernel`` for the other arguments.
+    """
+    arguments = (
+        classes, base, out, step.out_pixel, pixels, vectors, count, sums, reals + 4 * (step.scale + channel),
+        reals + 4 * (step.bias + channel), np.int32(step.factor), step.clip_low, step.clip_high, step.out_scale,
+        step.level_low, step.level_high, np.int32(step.out_zero_point),
+    )  # fmt: skip
+    if step.out_dtype == UINT8:
+        if step.arithmetic == FLOAT32:
+            _floats_to_uint8(*arguments)
+        else:
+            _integers_to_uint8(*arguments)
+    elif step.arithmetic == FLOAT32:
+        _floats_to_floats(*arguments)
+    else:
+        _integers_to_floats(*arguments)

@@ -1,57 +1,79 @@
-"""Compiled code on the disk: one file for each function, its arguments, processor, and version of the sources.
+"""Compiled kernels on disk: one file per function, signature, processor and version of the sources.
 
-numba's own cache numbers its files, writes an index of them first and each file after it, and takes the numbers of
-earlier versions again: a process that reads between the two runs an earlier version's code. Here a name says all that
-a file's code depends on, and a file appears whole.
+numba's own cache writes an index first and the numbered code files after it, and reuses the numbers of earlier
+versions, so a process that reads in between runs an earlier version's code. It also ignores changes in the modules that
+a function calls. Here the file name is a hash of everything that the code depends on, and each file is written at once.
 """
 
 import hashlib
 import pickle
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numba
 from numba.core.serialize import dumps
 
 from micronet.core.files import write_bytes
 from micronet.errors import MicronetError
+from micronet.runtimes.packed.kernels.cpu import INSTRUCTION_SET
 
 _FILES = sorted(Path(__file__).parents[1].rglob("*.py"))
 SOURCES = hashlib.sha256(b"".join(path.read_bytes() for path in _FILES)).hexdigest()
 SUFFIX = ".code"
-DIGEST = hashlib.sha256().digest_size
+DIGEST_BYTES = hashlib.sha256().digest_size
 
 
-class Kept:
-    """The code of one function, by what it was compiled for; numba calls ``load`` and ``save`` with that as the key.
+def jit(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile a function with numba, without the GIL and Python's division checks, and cache the code on disk."""
+    compiled = cast("Callable[..., Any]", numba.njit(nogil=True, error_model="numpy")(function))
+    with suppress(RuntimeError):  # compile_kernels calls enable_cache again and reports it
+        enable_cache(compiled)
+    return compiled
 
-    folder: numba's own choice, beside the ``.pyc`` files or in the user's cache, never what a user names. Who may write
-    there can run code in this process, through those files as through any cache of numba's; the digest only tells whole
-    files from damaged ones.
+
+def enable_cache(compiled: Any) -> None:
+    """Make numba cache a function in a KernelCache. Raises RuntimeError if numba finds no writable folder."""
+    compiled.enable_caching()
+    # Private: numba lets nobody choose where it stores code. tests/runtimes/test_kernel_cache.py checks the attributes.
+    cache = compiled._cache
+    if hasattr(cache, "_cache_file"):
+        function = compiled.py_func
+        cache._cache_file = KernelCache(Path(cache.cache_path), f"{function.__module__}.{function.__qualname__}")
+    else:
+        cache.disable()
+
+
+class KernelCache:
+    """The compiled code of one function, by signature. numba calls ``load`` and ``save``.
+
+    folder: chosen by numba, beside the ``.pyc`` files or in the user's cache. Whoever can write there can run code in
+        this process, as with every cache of numba's; the digest only detects damaged files.
     """
 
     def __init__(self, folder: Path, function: str) -> None:
         self.folder, self.function = folder, function
 
     def path(self, key: Any) -> Path:
-        """Return where the code for ``key`` lies: (signature, processor, hashes of the function's own bytecode)."""
-        told = repr((self.function, key, numba.__version__, sys.implementation.cache_tag))
-        return self.folder / f"{SOURCES[:16]}-{hashlib.sha256(told.encode()).hexdigest()[:32]}{SUFFIX}"
+        """Return the file for a key of numba's: (signature, processor, hashes of the function's bytecode)."""
+        name = repr((self.function, key, INSTRUCTION_SET, numba.__version__, sys.implementation.cache_tag))
+        return self.folder / f"{SOURCES[:16]}-{hashlib.sha256(name.encode()).hexdigest()[:32]}{SUFFIX}"
 
     def load(self, key: Any) -> Any:
-        """Return what was saved, or None where nothing whole is there."""
+        """Return the saved code, or None if its file is missing or damaged."""
         try:
-            found = self.path(key).read_bytes()
+            data = self.path(key).read_bytes()
         except OSError:
             return None
-        digest, code = found[:DIGEST], found[DIGEST:]
+        digest, code = data[:DIGEST_BYTES], data[DIGEST_BYTES:]
         return pickle.loads(code) if hashlib.sha256(code).digest() == digest else None  # noqa: S301 - our own, whole
 
     def save(self, key: Any, data: Any) -> None:
-        """Keep code for the next process, in place of that of other versions; where that fails, it compiles again."""
+        """Save code and delete that of other versions; if the folder is not writable, do nothing."""
         with suppress(OSError, MicronetError):
+            # Private: numba's pickler handles what the standard one cannot. The same test checks it.
             code: bytes = dumps(data)  # type: ignore[no-untyped-call]
             write_bytes(self.path(key), hashlib.sha256(code).digest() + code)
             for path in self.folder.glob(f"*{SUFFIX}"):

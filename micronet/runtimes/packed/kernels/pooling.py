@@ -1,4 +1,4 @@
-"""Maximum pools: of signs the or of their bits."""
+"""Max pools (of signs: the OR of their bits) and average pools."""
 
 from functools import partial
 from typing import Any
@@ -7,109 +7,117 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 
-from micronet.runtimes.packed.kernels.cpu import (
-    BITS,
-    F32,
-    FLOATS,
-    I8,
-    I32,
-    I64,
-    INTEGERS,
-    compiled,
-    load,
-    primitive,
-    store,
-)
+from micronet.runtimes.packed.kernels.cpu import BITS, FLOAT32, UINT8
+from micronet.runtimes.packed.kernels.kernel_cache import jit
+from micronet.runtimes.packed.kernels.llvm import F32, I8, I32, I64, load, make_intrinsic, store
 
-VECTOR = 32  # bytes
-ITEMS = {BITS: (I32, 4), INTEGERS: (I8, 1), FLOATS: (F32, 4)}  # a kind of map's items, and their bytes
+VECTOR_BYTES = 32
+ITEMS = {BITS: (I32, 4), UINT8: (I8, 1), FLOAT32: (F32, 4)}  # element type -> LLVM type of an item, its bytes
 
 
-def _joined(kind: int, lanes: int) -> Any:
-    """Return the primitive that joins ``count`` places: of each ``size`` bytes, the next place ``step`` bytes on.
+def _kernel(dtype: int, lanes: int) -> Any:
+    """Return the intrinsic that takes the maximum of ``count`` places: (out, first place, size, step, count).
 
-    Its arguments are sizes and addresses: to, held (the first place), size, step, count. size: at least the bytes of
-    as many items as lanes.
+    Places are ``size`` bytes each, at least those of ``lanes`` items, and ``step`` bytes apart.
     """
-    return primitive(types.void, [types.intp] * 5, partial(_emit_joined, kind, lanes))
+    return make_intrinsic(types.void, [types.intp] * 5, partial(_emit_maximum, dtype, lanes))
 
 
-def _emit_joined(kind: int, lanes: int, builder: Any, to: Any, held: Any, size: Any, step: Any, count: Any) -> None:
+def _emit_maximum(dtype: int, lanes: int, builder: Any, out: Any, start: Any, size: Any, step: Any, count: Any) -> None:
     number, zero = partial(ir.Constant, I64), ir.Constant(I64, 0)
-    item, width = ITEMS[kind]
+    item, width = ITEMS[dtype]
     vector = ir.VectorType(item, lanes)
     last = builder.sub(size, number(width * lanes))
     entry = builder.block
-    across, over, turn, after = map(builder.append_basic_block, ("across", "over", "turn", "after"))
-    builder.branch(across)
-    builder.position_at_end(across)
+    next_vector, next_place, end_vector, end = map(builder.append_basic_block, ("across", "over", "turn", "after"))
+    builder.branch(next_vector)
+    builder.position_at_end(next_vector)
     offset = builder.phi(I64)
-    first = load(builder, vector, builder.add(held, offset))
-    builder.branch(over)
-    builder.position_at_end(over)
-    place, found = builder.phi(I64), builder.phi(vector)
-    seen = load(builder, vector, builder.add(builder.add(held, offset), builder.mul(place, step)))
-    if kind == BITS:
-        joined = builder.or_(found, seen)
-    else:
-        larger = (builder.icmp_unsigned if kind == INTEGERS else builder.fcmp_ordered)(">", seen, found)
-        if kind == FLOATS:  # NaN stays, as in numpy
-            larger = builder.or_(larger, builder.fcmp_unordered("uno", seen, seen))
-        joined = builder.select(larger, seen, found)
-    following = builder.add(place, number(1))
-    builder.cbranch(builder.icmp_signed("<", following, count), over, turn)
-    builder.position_at_end(turn)
-    store(builder, joined, builder.add(to, offset))
+    first = load(builder, vector, builder.add(start, offset))
+    builder.branch(next_place)
+    builder.position_at_end(next_place)
+    place, before = builder.phi(I64), builder.phi(vector)
+    value = load(builder, vector, builder.add(builder.add(start, offset), builder.mul(place, step)))
+    maximum = _maximum(builder, dtype, value, before)
+    place_after = builder.add(place, number(1))
+    builder.cbranch(builder.icmp_signed("<", place_after, count), next_place, end_vector)
+    builder.position_at_end(end_vector)
+    store(builder, maximum, builder.add(out, offset))
     further = builder.add(offset, number(width * lanes))
-    next_offset = builder.select(builder.icmp_signed("<", further, last), further, last)
-    builder.cbranch(builder.icmp_signed("<", offset, last), across, after)
-    for phi, start, then, blocks in (
-        (offset, zero, next_offset, (entry, turn)),
-        (place, zero, following, (across, over)),
-        (found, first, joined, (across, over)),
+    offset_after = builder.select(builder.icmp_signed("<", further, last), further, last)
+    builder.cbranch(builder.icmp_signed("<", offset, last), next_vector, end)
+    for phi, initial, after, blocks in (
+        (offset, zero, offset_after, (entry, end_vector)),
+        (place, zero, place_after, (next_vector, next_place)),
+        (before, first, maximum, (next_vector, next_place)),
     ):
-        phi.add_incoming(start, blocks[0])
-        phi.add_incoming(then, blocks[1])
-    builder.position_at_end(after)
+        phi.add_incoming(initial, blocks[0])
+        phi.add_incoming(after, blocks[1])
+    builder.position_at_end(end)
 
 
-_bits8, _integers32, _floats8 = (_joined(kind, VECTOR // ITEMS[kind][1]) for kind in (BITS, INTEGERS, FLOATS))
-_bits1, _integers1, _floats1 = (_joined(kind, 1) for kind in (BITS, INTEGERS, FLOATS))
+def _maximum(builder: Any, dtype: int, value: Any, before: Any) -> Any:
+    if dtype == BITS:
+        return builder.or_(before, value)
+    larger = (builder.icmp_unsigned if dtype == UINT8 else builder.fcmp_ordered)(">", value, before)
+    if dtype == FLOAT32:  # NaN wins, as in numpy
+        larger = builder.or_(larger, builder.fcmp_unordered("uno", value, value))
+    return builder.select(larger, value, before)
 
 
-@compiled
-def _join_places(kind, to, held, size, step, count):  # type: ignore[no-untyped-def]
-    """Join places by what they hold; see ``_joined``."""
-    if kind == BITS:
-        if size < VECTOR:
-            _bits1(to, held, size, step, count)
+_bits8, _uint32, _floats8 = (_kernel(dtype, VECTOR_BYTES // ITEMS[dtype][1]) for dtype in (BITS, UINT8, FLOAT32))
+_bits1, _uint1, _floats1 = (_kernel(dtype, 1) for dtype in (BITS, UINT8, FLOAT32))
+
+
+@jit
+def _take_maximum(dtype, out, start, size, step, count):  # type: ignore[no-untyped-def]
+    """Take the maximum of places by element type; see ``_kernel``."""
+    arguments = (out, start, size, step, count)
+    if dtype == BITS:
+        if size < VECTOR_BYTES:
+            _bits1(*arguments)
         else:
-            _bits8(to, held, size, step, count)
-    elif kind == INTEGERS:
-        if size < VECTOR:
-            _integers1(to, held, size, step, count)
+            _bits8(*arguments)
+    elif dtype == UINT8:
+        if size < VECTOR_BYTES:
+            _uint1(*arguments)
         else:
-            _integers32(to, held, size, step, count)
-    elif size < VECTOR:
-        _floats1(to, held, size, step, count)
+            _uint32(*arguments)
+    elif size < VECTOR_BYTES:
+        _floats1(*arguments)
     else:
-        _floats8(to, held, size, step, count)
+        _floats8(*arguments)
 
 
-@compiled
-def run_pool(step, x, out, row, memory, spare):  # type: ignore[no-untyped-def]
-    """Run a row of a maximum pool; what lies outside the map counts nothing. spare: room for a row of the input.
+@jit
+def run_max_pool(step, x, out, row, memory, scratch):  # type: ignore[no-untyped-def]
+    """Run one row of a max pool; padding never wins. scratch: room for a row of the input (bytes).
 
-    The rows of all windows are joined first, then each window's columns.
+    The rows of all windows are reduced first, then each window's columns.
     """
-    here, joined, pixel = np.int64(memory.ctypes.data), np.int64(spare.ctypes.data), step.x_pixel
-    top = row * step.stride_y - step.top
-    first, beyond = max(0, -top), min(step.kernel_y, step.high - top)
-    _join_places(step.x_kind, joined, here + x + (first - step.top) * step.x_row, step.wide * pixel, step.x_row,
-          beyond - first)  # fmt: skip
+    start, reduced, pixel = np.int64(memory.ctypes.data), np.int64(scratch.ctypes.data), step.x_pixel
+    top = row * step.stride_y - step.pad_top
+    first, end = max(0, -top), min(step.kernel_y, step.x_rows - top)
+    _take_maximum(step.x_dtype, reduced, start + x + (first - step.pad_top) * step.x_row, step.x_columns * pixel,
+                  step.x_row, end - first)  # fmt: skip
     for column in range(step.columns):
-        left = column * step.stride_x - step.left
-        first, beyond = max(0, left), min(left + step.kernel_x, step.wide)
-        _join_places(
-            step.x_kind, here + out + column * step.out_pixel, joined + first * pixel, pixel, pixel, beyond - first
-        )
+        left = column * step.stride_x - step.pad_left
+        first, end = max(0, left), min(left + step.kernel_x, step.x_columns)
+        _take_maximum(step.x_dtype, start + out + column * step.out_pixel, reduced + first * pixel, pixel, pixel,
+                      end - first)  # fmt: skip
+
+
+@jit
+def run_average_pool(step, x, out, row, floats):  # type: ignore[no-untyped-def]
+    """Run one row of an average pool of floats."""
+    top, channels = row * step.stride_y - step.pad_top, step.channels
+    for column in range(step.columns):
+        left, place, count = column * step.stride_x - step.pad_left, (out + column * step.out_pixel) // 4, 0
+        total = floats[place : place + channels]
+        total[:] = 0
+        for i in range(max(0, -top), min(step.kernel_y, step.x_rows - top)):
+            for j in range(max(0, -left), min(step.kernel_x, step.x_columns - left)):
+                at = (x + (i - step.pad_top) * step.x_row + (left + j) * step.x_pixel) // 4
+                count += 1
+                total += floats[at : at + channels]
+        total /= np.float32(step.kernel_y * step.kernel_x if step.count_pads else count)
