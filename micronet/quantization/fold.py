@@ -71,12 +71,13 @@ def restore(model: nn.Module, record: StageRecord) -> nn.Module:
     for layer_name in [*(pair[0] for pair in record.result["pairs"]), *record.result.get("taken", [])]:
         layer: Any = model.get_submodule(layer_name)
         if layer.bias is None:
-            layer.bias = nn.Parameter(torch.zeros(_out_channels(layer)))
+            layer.bias = nn.Parameter(layer.weight.new_zeros(_out_channels(layer)))
     model = _remove_norms(model, record.result["pairs"])
     for layer_name in record.result.get("taken", []):
         model.get_submodule(layer_name).norm = None  # type: ignore[assignment]
     for layer_name, description in record.result["quantizers"].items():
-        model.get_submodule(layer_name).weight_quantizer = rebuild(description)
+        layer = model.get_submodule(layer_name)
+        layer.weight_quantizer = rebuild(description, layer.weight)
     return model
 
 

@@ -1,6 +1,7 @@
 """Where quantizers go in a network, as data: what a record of the quantize stage holds and what rebuilds it."""
 
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from typing import Any
 
 from torch import nn
@@ -67,6 +68,7 @@ class Placement:
         for name, slots in self.quantizers.items():
             module = model.get_submodule(name)
             new[module] = quantized(new.get(module, module))
+            like = next(chain(module.parameters(), model.parameters()))
             for slot, description in slots.items():
-                setattr(new[module], slot, rebuild(description))
+                setattr(new[module], slot, rebuild(description, like))
         return replace_modules(model, new)

@@ -160,9 +160,14 @@ class RangedQuantizer(Quantizer):
             self._calibrated = True
 
 
-def rebuild(described: dict[str, Any]) -> Quantizer:
-    """Make the quantizer that ``describe`` described, uncalibrated."""
+def rebuild(described: dict[str, Any], like: Tensor) -> Quantizer:
+    """Return the uncalibrated quantizer that ``describe`` described.
+
+    Args:
+        described: The constructor's arguments and the scheme's name.
+        like: A tensor whose device the quantizer goes to, and whose dtype it takes if that is wider than float32.
+    """
     arguments = dict(described)
     build = registry.resolve(registry.QUANTIZERS, arguments.pop("scheme"), "quantizer")
     quantizer: Quantizer = build(**arguments)
-    return quantizer
+    return quantizer.to(like.device, torch.promote_types(like.dtype, torch.float32))

@@ -74,7 +74,7 @@ class AffineQuantizer(RangedQuantizer):
         """
         described = {**self.describe(), "axis": axis, "channels": len(factor)}
         described.pop("scheme")
-        other = AffineQuantizer(**described)
+        other = AffineQuantizer(**described).to(self.scale)
         other.scale.copy_(torch.where(factor == 0, 1.0, self.scale * factor.abs()))
         other.zero_point.copy_(self.zero_point * factor.sign())
         ends = torch.stack([self.observer.low * factor, self.observer.high * factor])
@@ -90,7 +90,7 @@ def frozen_grid(bits: int, scale: Tensor, factor: Tensor, axis: int) -> AffineQu
 
     ``scale``: what the weights had, () or (channels,). Where the factor is 0 the scale is 1.
     """
-    grid = AffineQuantizer(bits, True, True, True, "minmax", axis, len(factor))
+    grid = AffineQuantizer(bits, True, True, True, "minmax", axis, len(factor)).to(scale)
     grid.scale.copy_(torch.where(factor == 0, 1.0, scale * factor.abs()))
     grid.observer.high.copy_(grid.scale * grid.qmax)
     grid.observer.low.copy_(-grid.observer.high)
