@@ -83,8 +83,8 @@ def train_batches(
     def prepare(images: Tensor, indices: Tensor, move: Tensor | None) -> tuple[Tensor, Tensor]:
         seen = images if move is None else augment(images, move)
         if device.type == "cuda":
-            seen = seen.pin_memory().to(device, non_blocking=True)
-        return normalize(seen), split.labels[indices].to(device)
+            seen = seen.pin_memory()
+        return normalize(seen.to(device, non_blocking=True)), split.labels[indices].to(device)
 
     prepared = map(prepare, split.stream(batches[start:]), batches[start:], own[start:])
     return _ahead(prepared) if device.type == "cuda" else prepared

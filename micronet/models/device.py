@@ -1,15 +1,15 @@
-"""Which device a network runs on, and how its tensors lie in memory there."""
+"""The device a network runs on, and the memory format of its tensors."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from micronet.errors import MicronetError
 
-_ONEDNN_BLOCK = 16  # channels that it computes at once, with AVX-512
+_ONEDNN_BLOCK = 16  # channels that oneDNN computes at a time with AVX-512
 
 
 def pick_device(name: str | None) -> torch.device:
-    """Return the device called ``cpu``, ``cuda`` or ``cuda:N``; without a name the best one present."""
+    """Return the device called ``cpu``, ``cuda`` or ``cuda:N``; without a name, CUDA if available, else the CPU."""
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     kind, _, index = name.partition(":")
@@ -18,16 +18,18 @@ def pick_device(name: str | None) -> torch.device:
     if kind == "cuda":
         count = torch.cuda.device_count()
         if int(index or 0) >= count:
-            raise MicronetError(f"--device {name}: torch sees {count} CUDA devices; use --device cpu")
+            raise MicronetError(f"--device {name} is not available: torch sees {count} CUDA devices; use --device cpu")
     return torch.device(name)
 
 
 def memory_format(model: nn.Module) -> torch.memory_format:
-    """Return how maps should lie in memory for a model's training step to be right and, on this device, fast.
+    """Return the memory format in which a model's training steps are correct and, on a CPU, fastest.
 
-    Channels last, but where convolutions have groups of several channels: oneDNN runs those in 0.8 of the time if not.
-    Nor where one skips pixels and reads few channels: there oneDNN writes past its memory in the backward pass, and the
-    gradient is wrong or the process dies (its issue 6035; 3.12 does).
+    Channels last, with three exceptions:
+    - Grouped convolutions of several channels per group: oneDNN needs 0.8 of the time with contiguous tensors.
+    - Strided 1x1 convolutions with few input channels: oneDNN overruns its buffer in backward, so the gradient is
+      wrong or the process crashes (oneDNN issue 6035; version 3.12 has it).
+    - Weights of five dimensions, which have no such format.
     """
     convolutions = [module for module in model.modules() if isinstance(module, nn.modules.conv._ConvNd)]
     grouped = any(1 < layer.groups < layer.in_channels for layer in convolutions)
@@ -35,4 +37,15 @@ def memory_format(model: nn.Module) -> torch.memory_format:
         set(layer.kernel_size) == {1} and max(layer.stride) > 1 and layer.in_channels < _ONEDNN_BLOCK
         for layer in convolutions
     )
-    return torch.contiguous_format if grouped or unsafe else torch.channels_last
+    return torch.contiguous_format if grouped or unsafe else inference_format(model)
+
+
+def inference_format(model: nn.Module) -> torch.memory_format:
+    """Return the memory format for a model that only runs forward: channels last if all its tensors can have it."""
+    five = any(tensor.dim() == 5 for tensor in (*model.parameters(), *model.buffers()))
+    return torch.contiguous_format if five else torch.channels_last
+
+
+def place_input(x: Tensor, device: torch.device, layout: torch.memory_format) -> Tensor:
+    """Return an input of any rank on a device; one of four dimensions gets the memory format."""
+    return x.to(device, non_blocking=True, memory_format=layout if x.dim() == 4 else torch.contiguous_format)

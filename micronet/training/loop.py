@@ -113,7 +113,8 @@ class Trainer:
         step = TrainStep(
             self.model, optimizer, self.config, self.run.device, self.run.compiled, self.teacher, self.procedure.penalty
         )
-        step.scaler.load_state_dict(reached.scaler)
+        if reached.scaler:  # torch refuses the empty state of a new training
+            step.scaler.load_state_dict(reached.scaler)
         self._train(step, checkpoint, reached)
         if distributed.is_rank_zero():
             checkpoint.load_best(self.model)  # its file stays until the artifact is saved

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from micronet.errors import MicronetError
-from micronet.models.device import memory_format
+from micronet.models.device import memory_format, place_input
 from micronet.training import distributed
 from micronet.training.config import TrainConfig
 from micronet.training.distillation import Teacher
@@ -64,7 +64,7 @@ class TrainStep:
     scaler: torch.amp.GradScaler = field(init=False)
 
     def __post_init__(self) -> None:
-        if self.config.amp == "fp16" and self.device.type != "cuda":
+        if self.config.amp == "fp16" and self.device.type == "cpu":
             raise MicronetError("--amp fp16 needs a GPU; use --amp bf16, or leave it out")
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.config.amp == "fp16")
         self._layout = memory_format(self.model)
@@ -84,7 +84,7 @@ class TrainStep:
         loss = torch.zeros((), device=self.device)
         with synchronized_batch_norm(), self._first_warnings_hidden():
             for (images, labels), left in zip(batches, reversed(range(len(sizes))), strict=True):
-                inputs = images.to(self.device, non_blocking=True, memory_format=self._layout)
+                inputs = place_input(images, self.device, self._layout)
                 loss += self._backward(inputs, labels, share=len(labels) / sum(sizes), more_follow=left > 0)
             value = float(distributed.sum_over_ranks(loss))
             if value != value or abs(value) == float("inf"):
