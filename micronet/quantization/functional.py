@@ -88,19 +88,19 @@ def fake_quantize(x: Tensor, qparams: QParams, *, rectified: bool = False) -> Te
     return out
 
 
-def learned_step(x: Tensor, qparams: QParams, gradient_scale: float) -> Tensor:
+def learned_step(x: Tensor, qparams: QParams, gradient_scale: float, *, rectified: bool = False) -> Tensor:
     """Return ``x`` on a symmetric grid whose scale is learned (Esser et al. 2020, arXiv:1902.08153, equations 1 to 3).
 
     The scale's gradient, times ``gradient_scale``, is q - x/scale inside the grid, qmin below it, qmax above it.
     """
-    out: Tensor = _LearnedStep.apply(x, qparams.scale, qparams, gradient_scale)
+    out: Tensor = _LearnedStep.apply(x, qparams.scale, qparams, gradient_scale, rectified)
     return out
 
 
 def sign(x: Tensor, ste: Ste) -> Tensor:
     """Return +1 where x >= 0, else -1.
 
-    Gradient: 1 (``ste``), 1 where |x| < 1 (``saturate``), max(0, 1 - |x|) (``soft``). Hubara et al. 2016,
+    Gradient: 1 (``ste``), 1 where |x| <= 1 (``saturate``), max(0, 1 - |x|) (``soft``). Hubara et al. 2016,
     arXiv:1602.02830, equations 1 and 4.
     """
     out: Tensor = _Sign.apply(x, ste)
@@ -151,12 +151,23 @@ def _on_grid(x: Tensor, qparams: QParams) -> Tensor:
     return out
 
 
-def _passed(gradient: Tensor, x: Tensor, lowest: Tensor, highest: Tensor, axis: int | None) -> Tensor:
-    """Return the gradient where x lies between two bounds, else 0."""
-    if axis is None:  # one pass; hardtanh's gradient is 0 on its own bounds, which no level is
-        out: Tensor = torch.ops.aten.hardtanh_backward(gradient, x, float(lowest), float(highest))
+def _open_interval(lowest: Tensor, highest: Tensor, x: Tensor, *, rectified: bool) -> tuple[Tensor, Tensor]:
+    """Return the bounds of the open interval that holds [lowest, highest]; ``rectified``: (lowest, highest].
+
+    One floating-point number farther out, because ``hardtanh_backward``, which masks in one pass, excludes its bounds.
+    """
+    exact = torch.float64 if x.dtype == torch.float64 else torch.float32  # half precision is compared in float32
+    lowest, highest = lowest.to(exact), highest.to(exact)
+    infinity = torch.full_like(highest, torch.inf)
+    return lowest if rectified else lowest.nextafter(-infinity), highest.nextafter(infinity)
+
+
+def _mask_gradient(gradient: Tensor, x: Tensor, low: Tensor, high: Tensor, axis: int | None) -> Tensor:
+    """Return the gradient where low < x < high, else 0."""
+    if axis is None:
+        out: Tensor = torch.ops.aten.hardtanh_backward(gradient, x, float(low), float(high))
         return out
-    return gradient * ((x >= broadcast(lowest, x, axis)) & (x <= broadcast(highest, x, axis)))
+    return gradient * ((x > broadcast(low, x, axis)) & (x < broadcast(high, x, axis)))
 
 
 class _FakeQuantize(torch.autograd.Function):
@@ -175,7 +186,8 @@ class _FakeQuantize(torch.autograd.Function):
         # The integer is clamped where x lies more than half a step beyond the outermost level.
         lowest = (qmin - (0 if rectified else 0.5) - zero_point) * scale
         highest = (qmax + 0.5 - zero_point) * scale
-        return _passed(gradients[0], x, lowest, highest, axis), None, None
+        bounds = _open_interval(lowest, highest, x, rectified=rectified)
+        return _mask_gradient(gradients[0], x, *bounds, axis), None, None
 
 
 def straight_through(x: Tensor, value: Tensor) -> Tensor:
@@ -196,29 +208,29 @@ class _StraightThrough(torch.autograd.Function):
 
 class _LearnedStep(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, qparams: QParams, gradient_scale: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, scale: Tensor, qparams: QParams, gradient_scale: float, rectified: bool) -> Tensor:
         ctx.save_for_backward(x, scale)
-        ctx.grid = qparams.qmin, qparams.qmax, qparams.axis, gradient_scale
+        ctx.grid = qparams.qmin, qparams.qmax, qparams.axis, gradient_scale, rectified
         return _on_grid(x, qparams)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         x, scale = ctx.saved_tensors
-        qmin, qmax, axis, gradient_scale = ctx.grid
+        qmin, qmax, axis, gradient_scale, rectified = ctx.grid
         upstream = gradients[0]
+        low, high = _open_interval(qmin * scale.detach(), qmax * scale.detach(), x, rectified=rectified)
         # Inside the slope is q - x / scale, outside q: in all sum(g q) - sum(passed x) / scale.
         if axis is None:
-            step = float(scale.detach())
             passed, total = torch.empty_like(x), torch.zeros_like(scale)
             for part, given, into in _pieces(x, upstream, passed):
-                torch.ops.aten.hardtanh_backward(given, part, qmin * step, qmax * step, grad_input=into)
+                torch.ops.aten.hardtanh_backward(given, part, float(low), float(high), grad_input=into)
                 q = (part / scale).round_().clamp_(qmin, qmax)
                 total += _dot(q, given) - _dot(into, part) / scale
-            return passed, total * gradient_scale, None, None
-        passed = _passed(upstream, x, qmin * scale, qmax * scale, axis)
+            return passed, total * gradient_scale, None, None, None
+        passed = _mask_gradient(upstream, x, low, high, axis)
         q = (x / broadcast(scale, x, axis)).round_().clamp_(qmin, qmax)
         sums = [part.transpose(0, axis).flatten(1).sum(1) for part in (q.mul_(upstream), passed * x)]
-        return passed, (sums[0] - sums[1] / scale) * gradient_scale, None, None
+        return passed, (sums[0] - sums[1] / scale) * gradient_scale, None, None, None
 
 
 class _Sign(torch.autograd.Function):
@@ -234,5 +246,6 @@ class _Sign(torch.autograd.Function):
         if ctx.ste == "ste":
             return gradients[0], None
         if ctx.ste == "saturate":
-            return torch.ops.aten.hardtanh_backward(gradients[0], x, -1.0, 1.0), None
+            above = 1 + torch.finfo(x.dtype).eps  # the next number, since hardtanh_backward excludes its bounds
+            return torch.ops.aten.hardtanh_backward(gradients[0], x, -above, above), None
         return gradients[0] * (1 - x.abs()).clamp_(min=0), None

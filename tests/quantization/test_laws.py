@@ -227,7 +227,7 @@ def test_a_signs_gradient_and_its_value_at_zero(ste):
     assert out.tolist() == [-1, -1, -1, 1, 1, 1, 1, 1]
     out.backward(torch.full((8,), 2.0))
     values = x.detach().numpy()
-    slope = {"ste": np.ones(8), "saturate": np.abs(values) < 1, "soft": np.maximum(0, 1 - np.abs(values))}[ste]
+    slope = {"ste": np.ones(8), "saturate": np.abs(values) <= 1, "soft": np.maximum(0, 1 - np.abs(values))}[ste]
     np.testing.assert_allclose(x.grad.numpy(), 2 * slope)
 
 

@@ -75,17 +75,17 @@ class LearnedQuantizer(Quantizer):
         """Let the outermost levels lie on the larger of the ends."""
         self.log_scale.fill_(math.log(max(abs(low), abs(high), SMALLEST_SCALE) / self.qmax))
 
-    def project(self, x: Tensor) -> Tensor:
+    def project(self, x: Tensor, *, rectified: bool = False) -> Tensor:
         """Return ``x`` on the grid; while training, with the scale's gradient."""
         grid = self.qparams(x)
         if self.frozen:
-            return fake_quantize(x, grid._replace(scale=grid.scale.detach()))
+            return fake_quantize(x, grid._replace(scale=grid.scale.detach()), rectified=rectified)
         sharing = (x if self.weight else x[0]).numel() // (self.channels or 1)
-        return learned_step(x, grid, 1 / math.sqrt(max(1, sharing) * self.qmax))
+        return learned_step(x, grid, 1 / math.sqrt(max(1, sharing) * self.qmax), rectified=rectified)
 
     def project_rectified(self, x: Tensor) -> Tensor:
-        """Return ``project(relu(x))`` on a grid that begins at 0, below which nothing has a gradient anyway."""
-        return super().project_rectified(x) if self.frozen else self.project(x)
+        """Return ``project(relu(x))``; the grid must begin at 0."""
+        return self.project(x, rectified=True)
 
     def freeze(self) -> None:
         """Train the scale no more."""
