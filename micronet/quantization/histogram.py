@@ -3,6 +3,7 @@
 Memory is O(bins) whatever the data: where a value falls outside, the bins' width doubles and neighbours merge.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -89,11 +90,16 @@ class Grid:
 
 
 def find_range(histogram: Histogram, grid: Grid, calibrator: Calibrator, percentile: float) -> tuple[float, float]:
-    """Return the (low, high) that a calibrator gives.
+    """Return the range (low, high) that a calibrator chooses.
 
-    ``percentile``: in percent; of magnitudes where the grid is symmetric, else that share between both ends.
-    ``mse``: least sum of squared errors (Banner et al. 2019, arXiv:1810.05723, found by search). ``entropy``: least
-    Kullback-Leibler divergence between the values and what the grid can tell apart (Migacz 2017, TensorRT's).
+    Args:
+        histogram: The values seen.
+        grid: The grid that the range is for.
+        calibrator: ``minmax``: all values. ``percentile``: that share of them. ``mse``: the clip of least squared error
+            (Banner et al. 2019, arXiv:1810.05723, by search). ``entropy``: the clip of least Kullback-Leibler
+            divergence between the values and their levels (Migacz 2017, TensorRT). The divergence ignores how far
+            clipped values move, so ``entropy`` tries only clips whose squared error is at most that of ``minmax``.
+        percentile: In percent; of magnitudes if the grid is symmetric, else the rest is split between both ends.
     """
     low, high = histogram.low, histogram.high
     if calibrator == "minmax" or not high > low:
@@ -101,28 +107,30 @@ def find_range(histogram: Histogram, grid: Grid, calibrator: Calibrator, percent
     if calibrator == "percentile":
         share = percentile / 100
         if grid.symmetric:
-            magnitudes = _folded(histogram)
-            limit = magnitudes.quantile(share)
+            limit = _magnitudes(histogram).quantile(share)
             return max(low, -limit), min(high, limit)
         return histogram.quantile((1 - share) / 2), histogram.quantile((1 + share) / 2)
-    loss = _squared_error if calibrator == "mse" else _divergence
+    largest_error = _squared_error(histogram, grid.qparams(low, high))
+
+    def loss(low: float, high: float) -> float:
+        qparams = grid.qparams(low, high)
+        error = _squared_error(histogram, qparams)
+        if calibrator == "mse":
+            return error
+        return _divergence(histogram, qparams) if error <= largest_error else math.inf
+
     shares = torch.linspace(1 / CANDIDATES, 1, CANDIDATES, dtype=torch.float64).tolist()
     if grid.symmetric or low >= 0 or high <= 0:
-        best = min(shares, key=lambda part: loss(histogram, grid.qparams(low * part, high * part)))
+        best = min(shares, key=lambda share: loss(low * share, high * share))
         return low * best, high * best
-    ends = [low, high]
-    for turn in range(2 * SEARCHES):  # a single far value at one end must not cost the other
-        end = turn % 2
-        others = [(low, high)[end] * part for part in shares]
-        ends[end] = min(others, key=lambda value: loss(histogram, grid.qparams(*_with(ends, end, value))))
-    return ends[0], ends[1]
+    lows, highs = [low * share for share in shares], [high * share for share in shares]
+    for _ in range(SEARCHES):  # one end at a time: an outlier at one end must not narrow the other
+        low = min(lows, key=lambda end: loss(end, high))
+        high = min(highs, key=lambda end: loss(low, end))
+    return low, high
 
 
-def _with(ends: list[float], end: int, value: float) -> tuple[float, float]:
-    return (value, ends[1]) if end == 0 else (ends[0], value)
-
-
-def _folded(histogram: Histogram) -> Histogram:
+def _magnitudes(histogram: Histogram) -> Histogram:
     """Return the histogram of magnitudes."""
     half = BINS // 2
     counts = torch.zeros_like(histogram.counts)

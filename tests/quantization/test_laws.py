@@ -94,7 +94,7 @@ def test_in_range_error_is_half_a_step(case):
 
 def test_a_rebuilt_quantizer_goes_on_exactly(quantizer):
     quantizer.observe(sample())
-    again = rebuild(quantizer.describe())
+    again = rebuild(quantizer.describe(), sample())
     again.load_state_dict(quantizer.state_dict())
     for _ in range(2):
         x = sample()
