@@ -15,10 +15,14 @@ from micronet.errors import unknown
 
 
 class Command(NamedTuple):
-    """A subcommand: its module, and what the list of all says of it, so that the list imports none of them."""
+    """A command: its stage, what the list of commands says of it, and what prints its result.
 
-    module: str
+    The list imports no stage, so that ``micronet --help`` stays fast.
+    """
+
+    stage: str
     summary: str
+    view: str = "micronet.cli.views.written"
 
 
 MODELS = {
@@ -70,76 +74,93 @@ CRITERIA = {
     "random": "micronet.pruning.criteria.random",
 }
 
-# Stages that change a model's structure, and the function that rebuilds that structure from a record.
-RESTORE = {
-    "prune": "micronet.pruning.prune:restore",
-    "quantize": "micronet.quantization.quantize:restore",
-    "bn-fuse": "micronet.quantization.fold:restore",
-}
-
-# The subcommands, in the order that the help lists them: modules with run and EXAMPLE.
-COMMANDS = {
-    "train": Command("micronet.cli.train", "Train a network from scratch."),
+# The stages, in the order that the help lists them. A recipe may hold any of them.
+STAGES = {
+    "train": Command("micronet.stages.train:TRAIN", "Train a network from scratch."),
     "import": Command(
-        "micronet.cli.import_model",
-        "Make an artifact of any network: torchvision's, your own factory's, or the original micronet's checkpoint.",
+        "micronet.stages.import_model:IMPORT", "Make an artifact of any network.", "micronet.cli.views.import_model"
     ),
     "sparse-train": Command(
-        "micronet.cli.sparse_train",
-        "Train with the penalty of a pruning criterion, so that channels the network can do without approach zero.",
+        "micronet.stages.sparse_train:SPARSE_TRAIN",
+        "Train with a sparsity penalty, so that channels the network can do without approach zero.",
     ),
-    "prune": Command("micronet.cli.prune", "Cut the channels that matter least and carry the rest's weights over."),
-    "finetune": Command(
-        "micronet.cli.finetune", "Train an artifact further: float or pruned as it is, quantized with its quantizers."
+    "prune": Command(
+        "micronet.stages.prune:PRUNE", "Cut the channels that matter least.", "micronet.cli.views.prune"
     ),
+    "finetune": Command("micronet.stages.finetune:FINETUNE", "Train an artifact further, pruned or quantized."),
     "quantize": Command(
-        "micronet.cli.quantize",
-        "Quantize a network and train it to live with that (QAT); --mode ptq trains nothing and takes seconds.",
+        "micronet.stages.quantize:QUANTIZE",
+        "Quantize a network: with training (QAT), or by calibration alone in seconds (--mode ptq).",
+        "micronet.cli.views.quantize",
     ),
     "bn-fuse": Command(
-        "micronet.cli.bn_fuse",
-        "Fold every batch norm into the layer before it; quantized weights keep their integers, biases become int32.",
+        "micronet.stages.bn_fuse:BN_FUSE",
+        "Fold every batch norm into the layer before it.",
+        "micronet.cli.views.bn_fuse",
     ),
     "export-onnx": Command(
-        "micronet.cli.export_onnx",
-        "Export to ONNX with quantized weights as int8, in the form ONNX Runtime or TensorRT is fast with.",
+        "micronet.stages.export_onnx:EXPORT_ONNX",
+        "Export to ONNX, with quantized weights as int8.",
+        "micronet.cli.views.export_onnx",
     ),
     "check-onnx": Command(
-        "micronet.cli.check_onnx",
-        "Say what makes an ONNX file slow or wrong in ONNX Runtime or TensorRT, and what to do about it.",
+        "micronet.stages.check_onnx:CHECK_ONNX",
+        "Report what makes an ONNX file slow or wrong, and what to do about it.",
+        "micronet.cli.views.check_onnx",
     ),
     "pack": Command(
-        "micronet.cli.pack",
-        "Write a network at its weights' true width: 1 bit binary, five ternary weights a byte, 2 to 8 bits dense.",
+        "micronet.stages.pack:PACK",
+        "Write a network at its weights' true width: 1 bit binary, five ternary weights per byte, 2 to 8 bits dense.",
+        "micronet.cli.views.pack",
     ),
-    "trt-build": Command("micronet.cli.trt_build", "Build a TensorRT engine: strongly typed, int8 by explicit Q/DQ."),
+    "trt-build": Command(
+        "micronet.stages.trt_build:TRT_BUILD",
+        "Build a TensorRT engine: strongly typed, int8 by explicit Q/DQ.",
+        "micronet.cli.views.trt_build",
+    ),
     "trt-eval": Command(
-        "micronet.cli.trt_eval",
-        "Run a TensorRT engine on an NVIDIA GPU: accuracy or mean IoU, latency and images a second by batch size.",
+        "micronet.stages.trt_eval:TRT_EVAL",
+        "Run a TensorRT engine on an NVIDIA GPU: accuracy or mean IoU, latency and throughput by batch size.",
+        "micronet.cli.views.trt_eval",
     ),
     "evaluate": Command(
-        "micronet.cli.evaluate", "Measure accuracy and loss on the test images, and latency at 1 and 64 images."
+        "micronet.stages.evaluate:EVALUATE",
+        "Measure accuracy and loss on the test images, and latency at 1 and 64 images.",
+        "micronet.cli.views.evaluate",
     ),
     "compare": Command(
-        "micronet.cli.compare",
-        "Put networks side by side: accuracy, MACs, bytes, latency, agreement. The first is what others are held to.",
+        "micronet.stages.compare:COMPARE",
+        "Compare networks: accuracy, MACs, bytes, latency, agreement.",
+        "micronet.cli.views.compare",
     ),
     "predict": Command(
-        "micronet.cli.predict", "Name the likeliest classes of images, with the network's probability of each."
+        "micronet.stages.predict:PREDICT",
+        "List the likeliest classes of images, with their probabilities.",
+        "micronet.cli.views.predict",
     ),
     "inspect": Command(
-        "micronet.cli.inspect_artifact",
+        "micronet.stages.inspect_artifact:INSPECT",
         "Show an artifact's network, history, data, metrics and layers, without loading it.",
+        "micronet.cli.views.inspect_artifact",
     ),
     "sensitivity": Command(
-        "micronet.cli.sensitivity",
-        "Quantize one layer at a time, without training: the scores' signal-to-noise ratio, and the accuracy lost.",
-    ),
-    "run": Command(
-        "micronet.cli.run",
-        "Run a recipe's commands in order; skip those whose options and input files are unchanged; end in a compare.",
+        "micronet.stages.sensitivity:SENSITIVITY",
+        "Quantize one layer at a time and measure the signal-to-noise ratio of the scores and the accuracy lost.",
+        "micronet.cli.views.sensitivity",
     ),
 }
+# Every command: the stages, and what works on recipes.
+COMMANDS = {
+    **STAGES,
+    "run": Command(
+        "micronet.recipe.run:RUN", "Run a recipe: stages in order, skipping those that are unchanged.",
+        "micronet.cli.views.nothing",
+    ),
+    "schema": Command(
+        "micronet.recipe.schema:SCHEMA", "Print the JSON Schema of recipes, for editors that complete keys.",
+        "micronet.cli.views.schema",
+    ),
+}  # fmt: skip
 
 # A file's suffix -> the runtime that opens it as a predictor.
 PREDICTORS = {

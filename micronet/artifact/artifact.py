@@ -6,8 +6,6 @@ strictly. Nothing is pickled.
 
 import json
 import platform
-import shlex
-import sys
 from collections import OrderedDict
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -22,10 +20,11 @@ from micronet import registry
 from micronet.artifact.header import KEY, Header, read_header
 from micronet.artifact.history import StageRecord
 from micronet.core.files import write_atomically
-from micronet.errors import FailedError, MicronetError
+from micronet.core.version import version as micronet_version
+from micronet.errors import FailedError, MicronetError, unknown
 from micronet.models.build import ModelSpec, build_model, check_same_code, make_spec
 
-_PACKAGES = ("micronet", "torch", "torchvision", "numpy", "onnx", "onnxruntime")
+_PACKAGES = ("torch", "torchvision", "numpy", "onnx", "onnxruntime")
 
 
 @dataclass(frozen=True)
@@ -42,6 +41,11 @@ class Artifact:
     data: dict[str, Any] | None = None
     seed: int | None = None
 
+    @property
+    def left_float(self) -> dict[str, str]:
+        """The layers that quantization left float -> why."""
+        return {name: why for record in self.history for name, why in record.result.get("left_float", {}).items()}
+
     def after(self, record: StageRecord, **changes: Any) -> "Artifact":
         """Return the artifact with one more record in its history and the given fields replaced."""
         return replace(self, history=[*self.history, record], **changes)
@@ -56,7 +60,6 @@ def save(artifact: Artifact, path: Path) -> None:
         metrics=artifact.metrics,
         data=artifact.data,
         seed=artifact.seed,
-        command=shlex.join(["micronet", *sys.argv[1:]]) if Path(sys.argv[0]).name == "micronet" else "",
         versions=versions(),
         tied=tied,
     )
@@ -73,8 +76,7 @@ def load(path: Path, model: str | nn.Module | None = None, *, trust_code: bool =
     spec = ModelSpec.from_json(header.model)
     network = _build(spec, model, trust_code)
     for record in header.history:
-        if record.stage in registry.RESTORE:
-            network = _restore(path, network, record)
+        network = _restore(path, network, record)
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:
@@ -121,7 +123,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], key: str, header: dict
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that decide what a model computes."""
-    found = {"python": platform.python_version()}
+    found = {"python": platform.python_version(), "micronet": micronet_version()}
     for package in _PACKAGES:
         try:
             found[package] = version(package)
@@ -145,9 +147,11 @@ def _build(spec: ModelSpec, model: str | nn.Module | None, trust_code: bool) -> 
 
 
 def _restore(path: Path, network: nn.Module, record: StageRecord) -> nn.Module:
-    restore = registry.load_object(registry.RESTORE[record.stage])
+    if record.stage not in registry.STAGES:
+        raise MicronetError(f"{path}: {unknown('stage', record.stage, registry.STAGES)}")
+    stage = registry.load_object(registry.STAGES[record.stage].stage)
     try:
-        restored: nn.Module = restore(network, record)
+        restored: nn.Module = stage.restore(network, record)
     except (KeyError, AttributeError, TypeError, ValueError) as error:
         raise MicronetError(f"{path}: its {record.stage} record does not fit the network ({error})") from error
     return restored

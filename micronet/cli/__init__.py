@@ -1,1 +1,1 @@
-"""The command line: one small file a command, each parses, makes one call and prints."""
+"""The command line: parses, calls a stage, prints what it made."""

@@ -1,7 +1,7 @@
-"""The ``micronet`` command: its subcommands and the one place where errors become a line and an exit code.
+"""The ``micronet`` command: its subcommands, and the one place where errors become a line and an exit code.
 
-Exit codes: 0 done; 1 failed; 2 the user's mistake; 3 stopped at --max-time; 130 interrupted. Nothing here imports
-torch, so ``--help`` is fast.
+Exit codes: 0 success; 1 failure; 2 user error; 3 stopped by --max-time; 130 interrupted. Nothing here imports torch, so
+``--help`` is fast.
 """
 
 import io
@@ -25,13 +25,15 @@ _UsageError: Any = typer.BadParameter.__base__  # click's; newer Typers bring it
 
 
 class _Command(TyperCommand):
-    """A command's name and summary, until it is called: then its module is imported, and Typer's command built."""
+    """A command's name and summary; its stage is imported, and Typer's command built, only if it is called."""
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
         """Return a context of the command itself."""
-        module = registry.load_object(registry.COMMANDS[str(self.name)].module)
+        from micronet.cli.command import command
+
+        stage = registry.load_object(registry.COMMANDS[str(self.name)].stage)
         single = typer.Typer(add_completion=False, **_LOOK)
-        single.command(self.name, epilog=f"Example:  {module.EXAMPLE}")(module.run)
+        single.command(self.name, epilog=f"Example:  {stage.example}")(command(stage))
         return typer.main.get_command(single).make_context(info_name, args, parent, **extra)
 
 
@@ -49,7 +51,7 @@ class _Commands(Mapping[str, Any]):
 
 
 class _Group(TyperGroup):
-    """Typer's group over commands that are imported late: a fifth of the time that a command takes to answer."""
+    """Typer's group over commands that are imported late, which saves a fifth of a command's response time."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
@@ -73,9 +75,9 @@ app = typer.Typer(
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import version
+        from micronet.core.version import version
 
-        console.print_line(f"micronet {version('micronet')}")
+        console.print_line(f"micronet {version()}")
         raise typer.Exit
 
 
@@ -90,7 +92,6 @@ def _options(
 
 def main() -> None:
     """Run the command line and exit."""
-    sys.argv[0] = "micronet"  # an artifact records the command line, however Python was told to run it
     code = run(sys.argv[1:])
     if ranks.is_distributed():  # threads of torch's process group that outlive the interpreter would abort the process
         sys.stdout.flush()
@@ -100,22 +101,22 @@ def main() -> None:
 
 
 def run(arguments: list[str]) -> int:
-    """Run one command and return its exit code; no exception that a user can cause passes.
+    """Run one command and return its exit code; every error that a user can cause ends here.
 
-    Of several processes only the first prints results and what is wrong with the command line.
+    In distributed runs, only rank 0 prints results and errors of the command line.
     """
     try:
         ranks.check_environment()
         first = ranks.rank() == 0
         with nullcontext() if first else redirect_stdout(io.StringIO()):
-            # Alone, Typer prints what is wrong and exits by itself; where not, it returns an exit code or None.
+            # Standalone, Typer prints usage errors and exits; otherwise it returns an exit code or None.
             return app(modern(arguments), prog_name="micronet", standalone_mode=first) or 0
     except SystemExit as stop:  # Typer has turned Ctrl-C into an exit by now
         if stop.code == INTERRUPTED and not ranks.is_launched():
-            console.print_error("interrupted; every file on disk is whole, and --resume goes on with a training")
+            console.print_error("interrupted; no file was damaged. Repeat a training with --resume to continue it")
         return stop.code if isinstance(stop.code, int) else 1
     except USER_ERRORS as error:
-        return console.tell(error) if ranks.rank() == 0 else getattr(error, "exit_code", 1)
+        return console.report_error(error) if ranks.rank() == 0 else getattr(error, "exit_code", 1)
     except _UsageError as error:
         return int(error.exit_code)
 

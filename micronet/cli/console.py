@@ -1,4 +1,4 @@
-"""What the commands print: results on standard output, progress and errors on standard error."""
+"""Printing: results on standard output, progress and errors on standard error."""
 
 import json
 import math
@@ -22,14 +22,14 @@ err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 class Bar:
-    """Progress as a bar with the time left, where standard error is a terminal; as plain lines elsewhere."""
+    """Progress as a bar with the remaining time on a terminal, as plain lines elsewhere."""
 
     def __init__(self, bars: RichProgress | None) -> None:
         self._bars = bars
         self._tasks: dict[str, TaskID] = {}
 
     def step(self, label: str, done: int, total: int, **numbers: float) -> None:
-        """Move the bar called ``label``; a new label takes the place of the one before."""
+        """Move the bar called ``label``; a new label replaces the previous bar."""
         if self._bars is None:
             return
         if label not in self._tasks:
@@ -44,9 +44,21 @@ class Bar:
         (self._bars.console if self._bars else err).print(text, markup=False)
 
 
+class Lines(Silent):
+    """Prints only the lines that stay, or nothing if ``quiet``."""
+
+    def __init__(self, quiet: bool) -> None:
+        self._quiet = quiet
+
+    def line(self, text: str) -> None:
+        """Print a line."""
+        if not self._quiet:
+            err.print(text, markup=False)
+
+
 @contextmanager
 def progress(quiet: bool) -> Iterator[Progress]:
-    """Give a progress display for the time of a command's work; of several processes only the first shows any."""
+    """Show progress inside this context; in distributed runs only rank 0 does."""
     if quiet or ranks.rank() > 0:
         yield Silent()
     elif not err.is_terminal:
@@ -64,12 +76,12 @@ def progress(quiet: bool) -> Iterator[Progress]:
 
 
 def print_json(value: Any) -> None:
-    """Print a value as JSON on standard output and nothing else."""
+    """Print a value as JSON on standard output."""
     print(json.dumps(_without_nan(value), indent=2, allow_nan=False))  # noqa: T201  # not rich: no wrapping, no colour
 
 
 def _without_nan(value: Any) -> Any:
-    """Return a value with null for every number that JSON has no word for: NaN and the infinities."""
+    """Replace NaN and infinities, which JSON cannot express, by null."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
@@ -83,7 +95,7 @@ def print_line(text: str) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None) -> None:
-    """Print a table, numbers to the right."""
+    """Print a table with numbers aligned right."""
     wide = Console(width=max(out.width, 160)) if not out.is_terminal else out
     table = Table(title=title, title_justify="left")
     for index, column in enumerate(columns):
@@ -99,9 +111,9 @@ def print_error(text: str, label: str = "error") -> None:
     err.print(f"{label}: {' '.join(text.split())}", markup=False, style="red" if err.is_terminal else None)
 
 
-def tell(error: Exception) -> int:
-    """Print an error that a user can cause as one line; return the exit code that goes with it."""
-    if isinstance(error, BrokenPipeError):  # nobody reads on, and the interpreter must not notice that too
+def report_error(error: Exception) -> int:
+    """Print an error that a user can cause as one line; return its exit code."""
+    if isinstance(error, BrokenPipeError):  # the reader closed the pipe; silence shutdown errors
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     if isinstance(error, MicronetError):

@@ -1,7 +1,4 @@
-"""How a command is carried out: in this process, as one of several, or in several that are started for it.
-
-They are started as torchrun would, by the same part of torch.
-"""
+"""Running a command in one process or several, which are started by the same part of torch as torchrun's."""
 
 import ctypes
 import logging
@@ -18,35 +15,41 @@ from micronet.cli import console
 from micronet.core import ranks
 from micronet.errors import FailedError, MicronetError
 
-_PR_SET_PDEATHSIG = 1  # prctl.h: the signal that comes when the parent ends
+_PR_SET_PDEATHSIG = 1  # prctl.h: the signal sent when the parent dies
 
 
-def carry_out(call: Callable[[], None], processes: int | None, words: Callable[[], list[str]]) -> None:
-    """Run a command. ``processes``: how many are asked for, None where it knows only one; ``words``: its command line.
+def run_in_processes(call: Callable[[], None], processes: int | None, words: list[str]) -> None:
+    """Run a command in this process, as one rank of several, or in new processes.
 
-    Raises MicronetError where a command that knows only one is one of several.
+    Args:
+        call: The command's work.
+        processes: How many processes to use; None if the command knows only one.
+        words: The command line, for new processes.
+
+    Raises:
+        MicronetError: A command that knows only one process is one rank of several.
     """
     if ranks.world_size() > 1:
         if processes is None:
             raise MicronetError("this command runs in one process; leave torchrun out")
-        _join(call)
+        _run_rank(call)
     elif processes is None or processes == 1:
         call()
     else:
-        _launch(words(), processes)
+        _launch(words, processes)
 
 
-def _join(call: Callable[[], None]) -> None:
-    """Run a command as one of several processes; the one that has the first error tells it."""
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # we say once what it says of every try to meet the others
-    # Ctrl-C ends the process at once until the work begins: torch waits for the others without hearing it.
+def _run_rank(call: Callable[[], None]) -> None:
+    """Run a command as one rank; the first rank to fail reports its error, and all ranks exit with its code."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # we report a failed rendezvous once ourselves
+    # Ctrl-C ends the process at once until the work begins: torch's rendezvous does not react to it.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    if ranks.is_launched() and sys.platform == "linux":  # or a killed launcher leaves writers behind
+    if ranks.is_launched() and sys.platform == "linux":  # otherwise ranks survive a killed launcher and keep writing
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     from micronet.training import distributed
 
     try:
-        with distributed.process_group(console.tell):
+        with distributed.process_group(console.report_error):
             signal.signal(signal.SIGINT, signal.default_int_handler)
             call()
     except distributed.ProcessExitError as ended:
@@ -54,9 +57,10 @@ def _join(call: Callable[[], None]) -> None:
 
 
 def _launch(words: list[str], processes: int) -> None:
-    """Run a command line in so many processes and wait; ends with the exit code of the first that failed.
+    """Run a command line in new processes and wait; exit with the code of the first that failed.
 
-    Raises FailedError where one was killed.
+    Raises:
+        FailedError: A process was killed.
     """
     with _interrupts_waiting():
         from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -76,9 +80,9 @@ def _launch(words: list[str], processes: int) -> None:
         rdzv_endpoint="localhost:0",
         max_restarts=0,
     )
-    logging.disable()  # what torch would say of the processes' ends, we say in one line
+    logging.disable()  # torch logs pages about failed ranks; we print one line
     try:
-        elastic_launch(config, sys.executable)("-m", "micronet.cli.app", *words)
+        elastic_launch(config, sys.executable)("-P", "-m", "micronet.cli.app", *words)  # -P: import nothing from here
     except SignalException as stop:
         raise typer.Exit(128 + stop.sigval) from None
     except ChildFailedError as error:
@@ -89,7 +93,7 @@ def _launch(words: list[str], processes: int) -> None:
 
 @contextmanager
 def _interrupts_waiting() -> Iterator[None]:
-    """Let Ctrl-C wait for the end of this context: some of what torch imports catches it and goes on."""
+    """Delay Ctrl-C until the end of this context: some of torch's imports would swallow it."""
     pressed: list[int] = []
     before = signal.signal(signal.SIGINT, lambda number, _: pressed.append(number))
     try:
@@ -101,13 +105,13 @@ def _interrupts_waiting() -> Iterator[None]:
 
 
 def _ended(codes: dict[int, int], processes: int) -> Exception:
-    """Return what to raise for the exit codes of the ranks that failed, in the order in which they were seen to end."""
+    """Return what to raise for the exit codes of failed ranks, given in the order in which they ended."""
     from micronet.training.distributed import LOST, RESUME
 
-    said = [code for code in codes.values() if code > 0 and code != LOST]
-    if said:  # torch ends the other processes with signals then, which are nobody's news
-        return typer.Exit(said[0])
+    reported = [code for code in codes.values() if code > 0 and code != LOST]
+    if reported:  # torch then kills the surviving ranks; not worth reporting
+        return typer.Exit(reported[0])
     for rank, code in codes.items():
         if code < 0:
             return FailedError(f"process {rank} of {processes} was killed ({signal.Signals(-code).name}); {RESUME}")
-    return FailedError(f"the {processes} processes lost one another; {RESUME}")
+    return FailedError(f"the {processes} processes lost contact; {RESUME}")

@@ -33,6 +33,8 @@ def setting(
     argument: bool = False,
     kinds: tuple[str, ...] = (),
     run_only: bool = False,
+    api: bool = True,
+    option: str | None = None,
 ) -> Any:
     """Declare one setting.
 
@@ -47,9 +49,11 @@ def setting(
         argument: Whether the command line takes it by position.
         kinds: The file suffixes it takes, if it names a file.
         run_only: Whether it says how a command runs, not what it computes; recipes do not take it.
+        api: Whether the Python API takes it.
+        option: Its spelling on the command line, if it is not ``--`` and the name.
     """
-    about = {"help": help, "short": short, "low": low, "high": high, "basic": basic, "metavar": metavar}
-    about |= {"argument": argument, "kinds": kinds, "run_only": run_only}
+    about: dict[str, Any] = {"help": help, "short": short, "low": low, "high": high, "basic": basic, "metavar": metavar}
+    about |= {"argument": argument, "kinds": kinds, "run_only": run_only, "api": api, "option": option}
     return field(default=default, metadata=about)
 
 
@@ -242,7 +246,24 @@ def _schema_of(kind: Any) -> dict[str, Any]:
     return {"type": {bool: "boolean", int: "integer", float: "number"}.get(kinds[0], "string")}
 
 
+def spell(config: type, values: Mapping[str, Any]) -> list[str]:
+    """Return the command-line words that say what a mapping of settings says."""
+    words: list[str] = []
+    known = {option.name: option for option in options(config)}
+    for name, value in values.items():
+        items = value if isinstance(value, list) else [value]
+        if known[name].about["argument"]:
+            words += map(str, items)
+        elif value is True:
+            words.append(_spelled(known[name].field))
+        elif value is not False and value is not None:
+            words += [_spelled(known[name].field), str(value)]
+    return words
+
+
 def _spelled(item: Field[Any]) -> str:
+    if item.metadata["option"]:
+        return str(item.metadata["option"])
     return item.metadata["metavar"] or item.name.upper() if item.metadata["argument"] else flag(item.name)
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -49,23 +48,38 @@ class Row:
         return asdict(self)
 
 
-def compare(networks: Sequence[tuple[Path, Network]], data: Dataset, progress: Progress | None = None) -> list[Row]:
-    """Measure networks on the test images, in turns where time is measured."""
+@dataclass(frozen=True)
+class Candidate:
+    """A network to compare: its name, the network itself and the size of its file in bytes."""
+
+    name: str
+    network: Network
+    size_bytes: int
+
+
+def compare(candidates: Sequence[Candidate], data: Dataset, progress: Progress | None = None) -> list[Row]:
+    """Measure networks on the test images; latencies are measured in turns.
+
+    Args:
+        candidates: The networks; the first is the reference of drops, agreement and compression.
+        data: Where the test images come from.
+        progress: Where progress is reported.
+    """
     tune_allocator()
     progress = progress or Silent()
-    results = [measure_accuracy(network, data, f"evaluating {path.name}", progress) for path, network in networks]
+    results = [measure_accuracy(each.network, data, f"evaluating {each.name}", progress) for each in candidates]
     sample = next(eval_batches(data.test, data.spec, batch_size=max(BATCHES)))[0].contiguous().numpy()
     timings = []
     for index, size in enumerate(BATCHES):
         progress.step(f"timing batches of {size}", index, len(BATCHES))
         batch = np.resize(sample, (size, *sample.shape[1:]))
-        timings.append(latencies([network for _, network in networks], [batch] * len(networks)))
+        timings.append(latencies([each.network for each in candidates], [batch] * len(candidates)))
     rows = []
-    for index, (path, network) in enumerate(networks):
-        size_bytes, base_bytes = path.stat().st_size, networks[0][0].stat().st_size
+    for index, candidate in enumerate(candidates):
+        network = candidate.network
         rows.append(
             Row(
-                name=path.name,
+                name=candidate.name,
                 runtime=network.runtime,
                 stages=list(network.stages),
                 images=results[index].images,
@@ -75,8 +89,8 @@ def compare(networks: Sequence[tuple[Path, Network]], data: Dataset, progress: P
                 agreement=agreement(results[0], results[index]),
                 macs=network.macs((sample.shape[1], sample.shape[2], sample.shape[3])),
                 params=network.params,
-                size_bytes=size_bytes,
-                compression=1 - size_bytes / base_bytes,
+                size_bytes=candidate.size_bytes,
+                compression=1 - candidate.size_bytes / candidates[0].size_bytes,
                 latency_ms=timings[0][index].p50_ms,
                 latency_p95_ms=timings[0][index].p95_ms,
                 latency_batch64_ms=timings[1][index].p50_ms,

@@ -5,6 +5,7 @@ from typing import Literal
 
 from micronet.core.config import Settings, setting
 from micronet.errors import MicronetError, unknown
+from micronet.quantization.config import QuantConfig
 
 OLDEST_OPSET, NEWEST_OPSET = 18, 23  # the oldest that torch's exporter writes, the newest that ONNX Runtime 1.23 reads
 INT4_OPSET = 21
@@ -51,3 +52,15 @@ class ExportConfig(Settings):
     def free_axes(self) -> list[str]:
         """Return the names of the axes that are free."""
         return [] if self.dynamic == "none" else [part.strip() for part in self.dynamic.split(",")]
+
+
+def check_quantization(config: QuantConfig) -> None:
+    """Raise MicronetError for settings that post-training quantization of an ONNX file cannot follow."""
+    possible = QuantConfig(w_bits=config.w_bits, q_type=config.q_type, q_level=config.q_level, a_sign=config.a_sign)
+    if config.w_bits not in (7, 8) or config != possible:
+        raise MicronetError(
+            "an ONNX file takes --w-bits 7 or 8, --a-bits 8, --q-type, --q-level and --a-sign; for anything else, "
+            "quantize the artifact it came from"
+        )
+    if config.a_sign == "signed" and config.q_type != "sym":
+        raise MicronetError("--a-sign signed, which TensorRT needs, requires --q-type sym")

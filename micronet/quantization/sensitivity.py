@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from micronet.core.progress import Progress
-from micronet.evaluation import plot
 from micronet.errors import FailedError
+from micronet.evaluation import plot
 from micronet.quantization.calibrate import each_quantizer
 from micronet.quantization.calibration_config import CalibrationConfig
 from micronet.quantization.config import QuantConfig

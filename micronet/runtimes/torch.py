@@ -5,13 +5,13 @@ from typing import Any
 
 import torch
 
-from micronet.artifact.artifact import load
+from micronet.artifact.artifact import Artifact, load
 from micronet.core.machine import usable_threads
 from micronet.data.dataset import DataSpec
 from micronet.evaluation.accuracy import predictor
 from micronet.evaluation.cost import count_macs
 from micronet.evaluation.network import Scores
-from micronet.models.device import pick_device
+from micronet.models.device import inference_format, pick_device
 from micronet.runtimes.config import RuntimeOptions
 
 
@@ -20,10 +20,13 @@ class EagerPredictor:
 
     runtime = "torch"
 
-    def __init__(self, path: Path, options: RuntimeOptions) -> None:
-        artifact = load(path, options.model, trust_code=options.trust_code)
+    def __init__(self, source: Path | Artifact, options: RuntimeOptions) -> None:
+        artifact = source
+        if isinstance(artifact, Path):
+            artifact = load(artifact, options.model, trust_code=options.trust_code)
         torch.set_num_threads(options.threads or usable_threads())
-        self._model = artifact.model.eval().to(pick_device(options.device)).to(memory_format=torch.channels_last)
+        self._model = artifact.model.eval().to(pick_device(options.device))
+        self._model.to(memory_format=inference_format(self._model))
         self._predict = predictor(self._model)
         self.data = DataSpec.from_json(artifact.data) if artifact.data else None
         self.params = sum(parameter.numel() for parameter in self._model.parameters())

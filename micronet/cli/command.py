@@ -1,0 +1,87 @@
+"""A command line made from a stage's settings: its options, its help, and running it."""
+
+import inspect
+from collections.abc import Callable
+from types import NoneType
+from typing import Annotated, Any
+
+import typer
+
+from micronet import registry
+from micronet.cli import console
+from micronet.cli.launch import run_in_processes
+from micronet.core.config import Option, alternatives, changed, flag, flatten, options, spell
+from micronet.recipe.run import RUN, run_recipe
+from micronet.stages.config import DistributedConfig
+from micronet.stages.stage import Outcome, Stage, execute, group_of
+
+BASIC = "Options"
+
+
+def command(stage: Stage) -> Callable[..., None]:
+    """Return the function that Typer makes a command of: one parameter for each of the stage's settings."""
+
+    def run(**values: Any) -> None:
+        perform(stage, stage.configure(values))
+
+    parameters = [_parameter(option) for option in sorted(options(stage.Config), key=_order)]
+    run.__doc__ = f"{stage.summary}\n\n{stage.details}".strip()
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
+
+
+def perform(stage: Stage, config: Any) -> Outcome:
+    """Run a stage in as many processes as its config asks for, and print what it made."""
+    group = group_of(config, DistributedConfig)
+    outcome = Outcome(None)
+
+    def work() -> None:
+        nonlocal outcome
+        outcome = _run_here(stage, config)
+
+    words = [stage.name, *spell(stage.Config, changed(config))]
+    run_in_processes(work, None if group is None else group.world_size, words)
+    return outcome
+
+
+def _run_here(stage: Stage, config: Any) -> Outcome:
+    settings = flatten(config)
+    quiet, as_json = settings.get("quiet", False), settings.get("json", False)
+    if stage is RUN:
+        return run_recipe(config, perform, console.Lines(quiet or as_json))
+    with console.progress(quiet) as progress:
+        outcome = execute(stage, config, progress)
+    if as_json:
+        console.print_json(outcome.summary)
+    elif not (quiet and stage.writes(config)):
+        registry.load_object(registry.COMMANDS[stage.name].view).show(outcome.summary, config)
+    stage.judge(config, outcome)
+    return outcome
+
+
+def _order(option: Option) -> tuple[bool, bool]:
+    """Sort arguments first, then what a newcomer needs, then the rest."""
+    return not option.about["argument"], not option.about["basic"]
+
+
+def _parameter(option: Option) -> inspect.Parameter:
+    """Return the parameter of a command's function for one setting."""
+    about, kind = option.about, option.field.type
+    # Typer knows no unions of several types: such settings are text, and the config makes sense of it.
+    several = len([one for one in alternatives(kind) if one is not NoneType]) > 1
+    default = inspect.Parameter.empty if option.required else option.default
+    if several:
+        kind, default = str, str(option.default)
+    elif option.default is not None and not option.required and kind is float:
+        default = float(option.default)
+    shared = {"help": about["help"], "metavar": about["metavar"]}
+    if about["argument"]:
+        declared: Any = typer.Argument(**shared, show_default=False)
+    else:
+        names = [about["option"] or flag(option.name), *filter(None, [about["short"]])]
+        panel = BASIC if about["basic"] else f"Advanced: {option.title or 'other'}"
+        declared = typer.Option(*names, **shared, rich_help_panel=panel)
+    return inspect.Parameter(
+        option.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, declared]
+    )

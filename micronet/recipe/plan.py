@@ -1,0 +1,176 @@
+"""A recipe's entries bound to stages: every setting, file and the order of stages are checked before anything runs."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from micronet import registry
+from micronet.core.config import Option, accepts, alternatives, describe, options
+from micronet.errors import MicronetError, unknown
+from micronet.recipe.reader import Entry, Recipe
+from micronet.stages.stage import Stage, find, uses
+
+OPTIONAL_DATA = ("prune", "import")  # stages that run without data
+
+
+@dataclass(frozen=True)
+class Planned:
+    """An entry with its stage.
+
+    Attributes:
+        entry: The entry as written.
+        stage: The stage that it names.
+        values: Its settings, with inputs and output resolved to paths.
+        output: The file that it writes, or None.
+        inputs: The files that it reads.
+    """
+
+    entry: Entry
+    stage: Stage
+    values: dict[str, Any]
+    output: Path | None
+    inputs: list[Path]
+
+    def config(self, **run_only: Any) -> Any:
+        """Return the stage's config; ``run_only``: settings that say how it runs, applied if the stage has them."""
+        known = {name: value for name, value in run_only.items() if uses(self.stage.Config, name)}
+        return self.stage.configure({**self.values, **known})
+
+
+def plan(recipe: Recipe, data: str | None = None) -> list[Planned]:
+    """Check every entry of a recipe and bind it to its stage.
+
+    Args:
+        recipe: The recipe. One that does not end in ``compare`` gets a comparison of all files that it makes.
+        data: The data of the first stage that reads any, in place of the recipe's.
+
+    Raises:
+        MicronetError: With the line: a name, a value, a file or the order of stages cannot be.
+    """
+    planner = _Planner(recipe)
+    entries = list(recipe.entries)
+    if entries[-1].command != "compare":
+        entries.append(Entry("compare", "compare", {}, entries[-1].line, {}))
+    for entry in entries:
+        stage = planner.stage(entry)
+        if data is not None and uses(stage.Config, "data") and stage.name not in OPTIONAL_DATA:
+            entry, data = replace(entry, options={**entry.options, "data": data}), None
+        planner.add(entry, stage)
+    return planner.planned
+
+
+class _Planner:
+    """Binds entries one after the other, knowing what those before will have made."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.planned: list[Planned] = []
+        self._recipe = recipe
+        self._made: dict[str, Path] = {}
+        self._histories: dict[Path, list[str]] = {}
+
+    def stage(self, entry: Entry) -> Stage:
+        """Return the stage that an entry names."""
+        if entry.command not in registry.STAGES:
+            line = entry.lines.get("command", entry.line)
+            raise self._recipe.error(line, str(unknown("command", entry.command, registry.STAGES)))
+        return find(entry.command)
+
+    def add(self, entry: Entry, stage: Stage) -> None:
+        """Bind one entry."""
+        known = {option.name: option for option in options(stage.Config)}
+        values: dict[str, Any] = {}
+        for name, value in entry.options.items():
+            line = entry.lines.get(name, entry.line)
+            if name not in known or known[name].about["run_only"]:
+                names = [each.name for each in known.values() if not each.about["run_only"]]
+                raise self._recipe.error(line, str(unknown(f"option of {entry.command}:", name, names)))
+            values[name] = self._resolved(known[name], value, line)
+        values = {**self._default_input(entry, known, values), **values}
+        inputs = [path for name, value in values.items() if name != "output" for path in _paths(value)]
+        for path in inputs:
+            if path not in self._made.values() and not path.exists():
+                raise self._recipe.error(entry.line, str(unknown("stage or file", str(path), self._made)))
+        output = self._bind(entry, stage, values, inputs)
+        self.planned.append(Planned(entry, stage, values, output, [*inputs, *_files_named(entry.options)]))
+
+    def _bind(self, entry: Entry, stage: Stage, values: dict[str, Any], inputs: list[Path]) -> Path | None:
+        """Choose the output, build the config and check the order; return the output."""
+        try:
+            suffix = stage.writes(stage.configure(values))
+            output = None
+            if suffix is not None:
+                output = self._recipe.folder / (entry.options.get("output") or f"{entry.name}{suffix}")
+                self._check_output(entry, output, suffix, inputs)
+                values["output"] = output
+            config = stage.configure(values)
+            history = self._history(values.get("artifact"))
+            if history is not None:
+                stage.check_order(history, config)
+        except MicronetError as error:
+            if str(error).startswith(f"{self._recipe.path}, line"):
+                raise
+            raise self._recipe.error(entry.line, f"{entry.command}: {error}") from error
+        if output is not None:
+            self._made[entry.name] = output
+            self._histories[output] = [*(history or []), *stage.records(config)]
+        return output
+
+    def _history(self, path: Path | None) -> list[str] | None:
+        """Return the stages that an input will have gone through; None if it is not an artifact."""
+        if path is None or path in self._histories or path.suffix != ".safetensors":
+            return self._histories.get(path) if path is not None else None
+        from micronet.artifact.header import read_header
+
+        return [record.stage for record in read_header(path)[0].history]
+
+    def _check_output(self, entry: Entry, output: Path, suffix: str, inputs: list[Path]) -> None:
+        """Raise MicronetError if a stage would overwrite a file that is read or written, or cannot write."""
+        line = entry.lines.get("output", entry.line)
+        if output.resolve() in [path.resolve() for path in (*self._made.values(), *inputs)]:
+            raise self._recipe.error(line, f"{output} belongs to another stage or is this stage's input; rename it")
+        if output.suffix != suffix:
+            raise self._recipe.error(line, f"{output}: {entry.command} writes {suffix} files; rename it")
+        if output.parent != self._recipe.folder and not output.parent.is_dir():
+            raise self._recipe.error(line, f"{output.parent} is not a folder; run mkdir -p {output.parent} first")
+
+    def _default_input(self, entry: Entry, known: Mapping[str, Option], values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the input of an entry that names none: the last artifact, or for compare all files made."""
+        option = next((each for each in known.values() if each.about["argument"]), None)
+        if option is None or option.name in values:
+            return {}
+        made = list(self._made.values())
+        if option.name == "files":
+            found: list[Path] | Path | None = made or None
+        else:
+            kinds = option.about["kinds"]
+            suffix = ".safetensors" if ".safetensors" in kinds else kinds[0] if kinds else ""
+            found = next((path for path in reversed(made) if path.suffix == suffix), None)
+        if found is None and option.required:
+            raise self._recipe.error(entry.line, f"{entry.command} needs {option.name}, and no earlier stage makes one")
+        return {} if found is None else {option.name: found}
+
+    def _resolved(self, option: Option, value: Any, line: int) -> Any:
+        """Return a TOML value as the setting takes it; files by the name of the stage that makes them."""
+        kinds = alternatives(option.field.type)
+        if isinstance(value, list) and list[Path] in kinds and all(isinstance(item, str) for item in value):
+            return [self._made.get(item, Path(item)) for item in value]
+        if isinstance(value, str) and Path in kinds:
+            return self._made.get(value, Path(value))
+        if isinstance(value, int) and not isinstance(value, bool) and str in kinds and int not in kinds:
+            return str(value)
+        if not any(accepts(kind, value) for kind in kinds):
+            raise self._recipe.error(line, f"{option.name} is {value!r}; expected {describe(option.field.type)}")
+        return value
+
+
+def _files_named(settings: Mapping[str, Any]) -> list[Path]:
+    """Return the files that text settings name: ``data = "x.npz"``, ``model = "net.py:Net"``."""
+    texts = [value for value in settings.values() if isinstance(value, str)]
+    named = [Path(part) for text in texts for part in (text, text.rpartition(":")[0]) if part]
+    return [path for path in named if path.is_file()]
+
+
+def _paths(value: Any) -> list[Path]:
+    items = value if isinstance(value, list) else [value]
+    return [item for item in items if isinstance(item, Path)]

@@ -1,0 +1,131 @@
+"""Recipes: the command line's own commands as data, in order, in a TOML file.
+
+::
+
+    folder = "runs/nin"          # where results go; default: runs/<the recipe's name>
+
+    [[stage]]
+    command = "train"            # any command; its options are the stage's keys, spelled with _ or -
+    name = "float"               # default: the command; results are NAME.safetensors or NAME.onnx
+    width = 0.25
+
+A stage's input is the artifact of the stage before, unless ``artifact = "NAME"`` names another.
+"""
+
+import re
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from micronet.errors import MicronetError, unknown
+
+_STAGE_HEADER = re.compile(r"^\s*\[\[\s*stage\s*\]\]")
+_KEY = re.compile(r"""^\s*["']?([\w-]+)["']?\s*=""")
+_TOP_KEYS = ("folder", "stage")
+_OWN_KEYS = ("command", "name")
+_PLACES = (Path(__file__).parents[1] / "configs", Path(__file__).parents[2] / "configs")  # in a wheel; in a checkout
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One stage of a recipe, as written.
+
+    Attributes:
+        name: The name that other entries call it by.
+        command: The stage's name.
+        options: Its settings.
+        line: The line on which it begins.
+        lines: The line of each setting.
+    """
+
+    name: str
+    command: str
+    options: dict[str, Any]
+    line: int
+    lines: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A whole recipe; its commands and settings are not checked yet."""
+
+    path: Path
+    folder: Path
+    entries: list[Entry]
+
+    def error(self, line: int, text: str) -> MicronetError:
+        """Return the error for a mistake on a line of the file."""
+        return MicronetError(f"{self.path}, line {line}: {text}")
+
+
+def bundled() -> dict[str, Path]:
+    """Return the recipes that come with micronet, by name."""
+    return {path.stem: path for place in _PLACES for path in sorted(place.glob("*.toml"))}
+
+
+def find_recipe(name: Path) -> Path:
+    """Return the path of a recipe file, or of the bundled recipe of that name."""
+    if name.exists() or name.suffix:
+        return name
+    if str(name) not in bundled():
+        raise unknown("recipe", str(name), [*bundled(), "path/to/recipe.toml"])
+    return bundled()[str(name)]
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Read a recipe; raise MicronetError that names the line if it is not one."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        value = tomllib.loads(text)
+    except FileNotFoundError:
+        raise MicronetError(f"{path} does not exist; bundled recipes: {', '.join(bundled())}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise MicronetError(f"{path} cannot be read ({error})") from error
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise MicronetError(f"{path} is not valid TOML: {error}") from error
+    for key in value:
+        if key not in _TOP_KEYS:
+            raise MicronetError(f"{path}: {unknown('key', key, _TOP_KEYS)}")
+    folder = value.get("folder", f"runs/{path.stem}")
+    tables = value.get("stage", [])
+    if not isinstance(folder, str) or not isinstance(tables, list) or not all(isinstance(t, dict) for t in tables):
+        raise MicronetError(f"{path}: folder must be a string, and every stage a table that begins with [[stage]]")
+    if not tables:
+        raise MicronetError(f'{path} has no stage; begin one with [[stage]] and command = "train"')
+    recipe = Recipe(path, Path(folder), [])
+    for table, lines in zip(tables, _lines(text, len(tables)), strict=True):
+        recipe.entries.append(_entry(recipe, table, lines))
+    return recipe
+
+
+def _entry(recipe: Recipe, table: dict[str, Any], lines: dict[str, int]) -> Entry:
+    line = lines.pop("", 1)
+    command, name = table.get("command"), table.get("name", table.get("command"))
+    if not isinstance(command, str):
+        raise recipe.error(line, 'this stage names no command; add, for example, command = "train"')
+    if not isinstance(name, str) or not re.fullmatch(r"\w[\w-]*", name):
+        raise recipe.error(lines.get("name", line), "a stage's name may hold letters, digits, - and _ only")
+    if any(earlier.name == name for earlier in recipe.entries):
+        raise recipe.error(
+            lines.get("name", line), f'an earlier stage is called {name!r}; name this one, for example "{name}-2"'
+        )
+    options: dict[str, Any] = {}
+    for key, value in table.items():
+        if key not in _OWN_KEYS:
+            option = key.replace("-", "_")
+            if option in options:
+                raise recipe.error(lines.get(key, line), f"{option} is given twice, once with - and once with _")
+            options[option] = value
+    return Entry(name, command, options, line, {key.replace("-", "_"): number for key, number in lines.items()})
+
+
+def _lines(text: str, count: int) -> list[dict[str, int]]:
+    """Return, for each stage, the line of its header (under "") and of each of its keys."""
+    found: list[dict[str, int]] = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if _STAGE_HEADER.match(line):
+            found.append({"": number})
+        elif found and (match := _KEY.match(line)):
+            found[-1].setdefault(match[1], number)
+    return found if len(found) == count else [{} for _ in range(count)]

@@ -1,0 +1,69 @@
+"""The JSON Schema of recipes and of single stages, from the declarations of their settings."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from micronet import registry
+from micronet.core.config import json_schema, setting
+from micronet.errors import unknown
+from micronet.stages.stage import Context, Outcome, Stage, find
+
+DRAFT = "http://json-schema.org/draft-07/schema#"
+
+
+@dataclass(frozen=True)
+class SchemaSettings:
+    """The settings of ``schema``."""
+
+    of: str = setting("recipe", "recipe, or the name of a stage.", argument=True, metavar="[SUBJECT]")
+
+
+class Schema(Stage):
+    """Prints a schema."""
+
+    name = "schema"
+    details = "A recipe names it in its first line: #:schema recipe.schema.json"
+    example = "micronet schema recipe"
+    Config = SchemaSettings
+    suffix = None
+    product = "dict[str, object]"
+
+    def run(self, artifact: Any, config: SchemaSettings, context: Context) -> Outcome:
+        """Return the schema of recipes or of one stage."""
+        if config.of == "recipe":
+            schema = recipe_schema()
+        elif config.of in registry.STAGES:
+            schema = stage_schema(find(config.of))
+        else:
+            raise unknown("schema", config.of, ["recipe", *registry.STAGES])
+        return Outcome(schema, schema)
+
+
+def recipe_schema() -> dict[str, Any]:
+    """Return the JSON Schema of a whole recipe."""
+    tables = []
+    for name in registry.STAGES:
+        stage = stage_schema(find(name))
+        own = {"command": {"const": name}, "name": {"type": "string", "pattern": r"^\w[\w-]*$"}}
+        properties = {**own, **{key: value for key, value in stage["properties"].items() if key != "output"}}
+        properties["output"] = {"type": "string", "description": "The file's name in the recipe's folder."}
+        tables.append({**stage, "properties": properties, "required": ["command"]})
+    return {
+        "$schema": DRAFT,
+        "title": "micronet recipe",
+        "type": "object",
+        "properties": {
+            "folder": {"type": "string", "description": "Where results go; default: runs/<the recipe's name>."},
+            "stage": {"type": "array", "items": {"oneOf": tables}},
+        },
+        "required": ["stage"],
+        "additionalProperties": False,
+    }
+
+
+def stage_schema(stage: Stage) -> dict[str, Any]:
+    """Return the JSON Schema of a stage's settings."""
+    return {"title": stage.name, "description": stage.summary, **json_schema(stage.Config)}
+
+
+SCHEMA = Schema()

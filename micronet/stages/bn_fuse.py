@@ -1,0 +1,58 @@
+"""The ``bn-fuse`` stage: batch norms disappear into the layers before them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from micronet.core.config import group
+from micronet.runtimes.config import CodeOptions
+from micronet.stages.config import OutputConfig, input_file
+from micronet.stages.stage import Context, Outcome, Stage
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from micronet.artifact.artifact import Artifact
+    from micronet.artifact.history import StageRecord
+
+
+@dataclass(frozen=True)
+class BnFuseSettings:
+    """The settings of ``bn-fuse``."""
+
+    artifact: Path = input_file()
+    code: CodeOptions = group(CodeOptions)
+    output: OutputConfig = group(OutputConfig)
+
+
+class BnFuse(Stage):
+    """Folds batch norms."""
+
+    name = "bn-fuse"
+    details = "Quantized weights keep their integers, and biases become int32."
+    example = "micronet bn-fuse int8.safetensors -o fused.safetensors"
+    Config = BnFuseSettings
+    cannot_follow = {"bn-fuse": "its batch norms are folded already; continue with export-onnx"}  # noqa: RUF012
+
+    def default_output(self, config: Any) -> Path:
+        """Return a name beside the input."""
+        return self.input(config).with_name(f"{self.input(config).stem}-fused.safetensors")
+
+    def run(self, artifact: "Artifact | None", config: BnFuseSettings, context: Context) -> Outcome:
+        """Fold every batch norm into the layer before it."""
+        from micronet.quantization.fold import fold_model
+
+        assert artifact is not None
+        model, record = fold_model(artifact.model, artifact.history)
+        folded = len(record.result["pairs"]) + len(record.result["taken"])
+        fused = artifact.after(record, model=model, metrics={})  # metrics of the unfused network are not its own
+        return Outcome(fused, {"folded": folded})
+
+    def restore(self, model: "nn.Module", record: "StageRecord") -> "nn.Module":
+        """Fold what was folded."""
+        from micronet.quantization.fold import restore
+
+        return restore(model, record)
+
+
+BN_FUSE = BnFuse()

@@ -1,0 +1,134 @@
+"""The ``compare`` report: networks side by side, everything measured."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from micronet.core.config import group, setting
+from micronet.errors import FailedError, MicronetError
+from micronet.runtimes.config import RuntimeOptions
+from micronet.stages.config import DataConfig, ReportConfig
+from micronet.stages.stage import Context, Outcome, Stage
+
+if TYPE_CHECKING:
+    from micronet.artifact.artifact import Artifact
+    from micronet.data.dataset import DataSpec
+    from micronet.evaluation.network import Network
+    from micronet.evaluation.report import Row
+
+NETWORKS = (".safetensors", ".onnx", ".packed", ".engine")
+
+
+@dataclass(frozen=True)
+class CompareSettings:
+    """The settings of ``compare``."""
+
+    files: list[Path] = setting(
+        help="Artifacts, .onnx, .packed and .engine files.", argument=True, kinds=NETWORKS, metavar="FILE..."
+    )
+    markdown: bool = setting(False, "Print the table as Markdown.", api=False, run_only=True, basic=True)
+    max_drop: float | None = setting(
+        None, "Exit with 1 if a network loses more percentage points of accuracy than this against the first.",
+        basic=True,
+    )  # fmt: skip
+    data: DataConfig = group(DataConfig)
+    runtime: RuntimeOptions = group(RuntimeOptions)
+    report: ReportConfig = group(ReportConfig)
+
+
+class Compare(Stage):
+    """Compares networks."""
+
+    name = "compare"
+    details = (
+        "The first network is the reference. Sizes are file sizes, and latencies are measured on this machine, in "
+        "turns. An artifact keeps float weights so that training can continue; quantization shows in the size of the "
+        "exported file."
+    )
+    example = "micronet compare float.safetensors int8.safetensors int8.onnx"
+    Config = CompareSettings
+    suffix = None
+    product = "list[Row]"
+
+    def run(self, artifact: "Artifact | None", config: CompareSettings, context: Context) -> Outcome:
+        """Measure every network on the test images."""
+        from micronet.core.machine import describe_machine
+
+        rows = measure(config.files, config.data, config.runtime, context)
+        summary = {"machine": describe_machine(), "rows": [row.to_json() for row in rows]}
+        return Outcome(rows, summary)
+
+    def judge(self, config: CompareSettings, outcome: Outcome) -> None:
+        """Raise FailedError that names the worst network if one loses more than ``max_drop`` percentage points."""
+        rows = outcome.product
+        worst = max(rows, key=lambda row: row.drop)
+        if config.max_drop is not None and 100 * worst.drop > config.max_drop:
+            raise FailedError(
+                f"{worst.name} is {100 * worst.drop:.2f} points below {rows[0].name}; "
+                f"--max-drop allows {config.max_drop:g}"
+            )
+
+
+def measure(files: list[Path], data: DataConfig, runtime: RuntimeOptions, context: Context) -> "list[Row]":
+    """Open every network and the data that the first one remembers, or that are named; measure them all.
+
+    Raises:
+        MicronetError: A file cannot be opened, the networks take different inputs, or do not score the data's classes.
+    """
+    from micronet.data.batches import eval_batches
+    from micronet.evaluation.accuracy import check_scores
+    from micronet.evaluation.report import Candidate, compare
+    from micronet.stages.inputs import open_test_data
+
+    candidates = []
+    for file in files:
+        network, size_bytes = _open(file, runtime, context)
+        candidates.append(Candidate(file.name, network, size_bytes))
+    like = _common_spec([each.network.data for each in candidates if each.network.data])
+    for each in candidates:
+        _check_same_input(each.name, each.network, like)
+    dataset = open_test_data(data, like)
+    image, _ = next(eval_batches(dataset.test, dataset.spec, batch_size=1))
+    for file, each in zip(files, candidates, strict=True):
+        check_scores(each.network, image, len(dataset.spec.classes or []), str(file))
+    return compare(candidates, dataset, context.progress)
+
+
+def _open(file: Path, runtime: RuntimeOptions, context: Context) -> "tuple[Network, int]":
+    """Open a network; return it with the size of its file in bytes."""
+    from micronet.runtimes.network import open_network
+
+    if file not in context.artifacts:
+        return open_network(file, runtime), file.stat().st_size
+    from micronet.artifact.artifact import save
+    from micronet.runtimes.torch import EagerPredictor
+
+    with TemporaryDirectory() as folder:
+        written = Path(folder) / "network.safetensors"
+        save(context.artifacts[file], written)
+        return EagerPredictor(context.artifacts[file], runtime), written.stat().st_size
+
+
+def _common_spec(specs: "list[DataSpec]") -> "DataSpec":
+    """Return what the networks expect of their images: the first one's values, completed by the others'."""
+    from micronet.data.dataset import DataSpec
+
+    known: dict[str, Any] = {}
+    for spec in specs:
+        known = {**{key: value for key, value in spec.to_json().items() if value is not None}, **known}
+    return replace(DataSpec(), **known)
+
+
+def _check_same_input(name: str, network: "Network", like: "DataSpec") -> None:
+    """Raise MicronetError if a network expects images prepared in another way than the first."""
+    for key in ("image_size", "mean", "std"):
+        own = getattr(network.data, key, None)
+        if own is not None and own != getattr(like, key):
+            raise MicronetError(
+                f"{name} expects images with {key} {own}, but an earlier file expects {getattr(like, key)}; "
+                "evaluate it on its own"
+            )
+
+
+COMPARE = Compare()

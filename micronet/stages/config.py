@@ -1,0 +1,158 @@
+"""Settings that stages share. No torch here, so ``--help`` stays fast."""
+
+import json
+from dataclasses import MISSING, dataclass
+from pathlib import Path
+from typing import Any
+
+from micronet.core.config import Settings, flag, setting
+from micronet.errors import MicronetError
+
+DEFAULT_MODEL = "nin"
+ARTIFACT = (".safetensors",)
+MODELS = "nin, nin_gc, resnet18, torchvision:NAME, pkg.mod:factory or path/to/file.py:factory (whose code then runs)"
+
+
+def input_file(
+    help: str = "An artifact (.safetensors).",
+    default: Any = MISSING,
+    *,
+    kinds: tuple[str, ...] = ARTIFACT,
+    metavar: str = "ARTIFACT",
+) -> Any:
+    """Declare the file that a stage reads."""
+    return setting(default, help, argument=True, kinds=kinds, metavar=metavar)
+
+
+@dataclass(frozen=True)
+class ModelConfig(Settings):
+    """Network."""
+
+    model: str | None = setting(None, f"{MODELS}; default: {DEFAULT_MODEL}.", basic=True)
+    width: float | None = setting(
+        None, "Factor on the channels of every layer (built-in networks only); default: 1.", low=0.01, high=16
+    )
+    model_args: str | None = setting(
+        None, "The factory's arguments as JSON, for example '{\"num_classes\": 10}'.", metavar="JSON"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        parse_json_object(self.model_args, "model_args")
+
+    @property
+    def name(self) -> str:
+        """The network named, or the default one."""
+        return self.model or DEFAULT_MODEL
+
+    @property
+    def file(self) -> Path:
+        """The artifact's default path."""
+        return Path(f"{self.name.rpartition(':')[2]}.safetensors")
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The factory's arguments."""
+        return parse_json_object(self.model_args, "model_args")
+
+    def check_unused(self) -> None:
+        """Raise MicronetError if a new network is described although an artifact is given."""
+        if self.width is not None or self.model_args is not None:
+            raise MicronetError("--width and --model-args describe a new network; leave them out with an artifact")
+
+
+@dataclass(frozen=True)
+class DataConfig(Settings):
+    """Data."""
+
+    data: str | None = setting(
+        None,
+        "digits, cifar10, cifar100, mnist, fashion-mnist, a folder with train/ and test/, a file.npz, or "
+        "pkg.mod:factory. Default: the data that the artifact was made with; without an artifact, digits.",
+        basic=True,
+    )
+    image_size: int | None = setting(
+        None, "Resize and crop images to squares with sides of this many pixels.", low=1, high=16384
+    )
+    limit: int | None = setting(None, "Use at most N training and N test images.", low=2, metavar="N")
+
+
+@dataclass(frozen=True)
+class OutputConfig(Settings):
+    """Output."""
+
+    output: Path | None = setting(
+        None, "File to write. Default: a name derived from the input, which is printed.", "-o", basic=True
+    )
+    force: bool = setting(False, "Overwrite existing files.", run_only=True)
+    json: bool = setting(False, "Print the result as JSON.", run_only=True, api=False, basic=True)
+    quiet: bool = setting(False, "Print errors only.", "-q", run_only=True, api=False)
+
+
+@dataclass(frozen=True)
+class ReportConfig(Settings):
+    """Report."""
+
+    json: bool = setting(False, "Print the result as JSON.", run_only=True, api=False, basic=True)
+    quiet: bool = setting(False, "Show no progress.", "-q", run_only=True, api=False)
+
+
+@dataclass(frozen=True)
+class RunConfig(Settings):
+    """Run."""
+
+    seed: int = setting(1, "Seed for weights, order, augmentation and the validation split.", low=0, high=2**31)
+    device: str | None = setting(None, "cpu, cuda or cuda:N; default: the best one present.", basic=True)
+    resume: bool = setting(False, "Continue an interrupted training.", run_only=True)
+    max_time: float | None = setting(
+        None, "Minutes after which training stops at a checkpoint with exit code 3; --resume continues.", low=0
+    )
+    checkpoint_minutes: float = setting(10.0, "Minutes between checkpoints within an epoch (0: every step).", low=0)
+    compile: bool = setting(False, "Compile the training step with torch.compile (untried on a GPU).")
+
+
+@dataclass(frozen=True)
+class DistributedConfig(RunConfig):
+    """Run."""
+
+    device: str | None = setting(
+        None,
+        "cpu, cuda, cuda:N, or a list such as 0,1 for one process per GPU (untried); default: the best one present.",
+        basic=True,
+    )
+    processes: int | None = setting(
+        None, "Train in N processes on this machine, each with its part of every batch.", low=1, high=1024, metavar="N",
+        api=False,
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.gpus and not all(gpu.isdigit() for gpu in self.gpus):
+            raise MicronetError(f"--device is {self.device!r}; allowed: GPU numbers, for example 0,1")
+        if len(set(map(int, self.gpus))) < len(self.gpus):
+            raise MicronetError(f"--device {self.device} names a GPU twice; name one for each process")
+        if self.gpus and self.processes not in (None, len(self.gpus)):
+            raise MicronetError(f"--device {self.device} means {len(self.gpus)} processes; leave --processes out")
+
+    @property
+    def gpus(self) -> list[str]:
+        """The numbers of the GPUs named, one per process."""
+        return self.device.split(",") if self.device is not None and self.device[:1].isdigit() else []
+
+    @property
+    def world_size(self) -> int:
+        """The number of processes."""
+        return self.processes or max(1, len(self.gpus))
+
+
+def parse_json_object(text: str | None, name: str) -> dict[str, Any]:
+    """Parse a setting that holds a JSON object; raise MicronetError if it does not."""
+    if text is None:
+        return {}
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise MicronetError(f"{flag(name)} is not valid JSON ({error}); try '{{\"num_classes\": 10}}'") from error
+    if not isinstance(value, dict):
+        raise MicronetError(f"{flag(name)} is a JSON {type(value).__name__}; expected an object")
+    return value

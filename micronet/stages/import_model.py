@@ -1,0 +1,62 @@
+"""The ``import`` stage: any network becomes an artifact."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from micronet.core.config import group, setting
+from micronet.stages.config import DataConfig, ModelConfig, OutputConfig
+from micronet.stages.stage import Context, Outcome, Stage
+
+if TYPE_CHECKING:
+    from micronet.artifact.artifact import Artifact
+
+
+@dataclass(frozen=True)
+class ImportSettings:
+    """The settings of ``import``."""
+
+    weights: Path | None = setting(
+        None, "File of weights (.safetensors, .pth, .pt). Default: initial weights drawn from --seed.", basic=True
+    )
+    mean: str | None = setting(
+        None, "Mean of each channel of the network's input pixels, 0..1, as 0.485,0.456,0.406.", basic=True
+    )
+    std: str | None = setting(None, "Standard deviation of each channel, likewise.", basic=True)
+    seed: int = setting(1, "Seed for the initial weights.", low=0, high=2**31)
+    model: ModelConfig = group(ModelConfig)
+    data: DataConfig = group(DataConfig)
+    output: OutputConfig = group(OutputConfig)
+
+
+class Import(Stage):
+    """Makes an artifact of a network from elsewhere."""
+
+    name = "import"
+    details = "Networks of torchvision, your own factory, or checkpoints of the original micronet (2021)."
+    example = (
+        "micronet import --model torchvision:resnet18 --model-args '{\"num_classes\": 10}' -o resnet18.safetensors"
+    )
+    Config = ImportSettings
+    begins = True
+
+    def default_output(self, config: Any) -> Path:
+        """Return a name after the network's."""
+        file: Path = config.model.file
+        return file
+
+    def run(self, artifact: "Artifact | None", config: ImportSettings, context: Context) -> Outcome:
+        """Build the network and fill it."""
+        from micronet.artifact.foreign import import_model, preprocessing
+        from micronet.data.load import load_data
+
+        model, data = config.model, config.data
+        arguments = model.arguments if model.width is None else {"width": model.width, **model.arguments}
+        imported = import_model(model.name, arguments, config.weights, config.seed)
+        spec = preprocessing(model.name, config.mean, config.std)
+        if data.data is not None:
+            spec = load_data(data.data, image_size=data.image_size, limit=data.limit, like=spec).spec
+        return Outcome(replace(imported, data=spec.to_json()), {"data": spec.name})
+
+
+IMPORT = Import()

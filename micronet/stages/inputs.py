@@ -1,0 +1,102 @@
+"""Networks, data and example inputs for the stages. Imports torch, so import it late."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from micronet.artifact.artifact import Artifact
+from micronet.data.batches import eval_batches
+from micronet.data.dataset import Dataset, DataSpec
+from micronet.data.load import load_data
+from micronet.data.split import random_subset
+from micronet.errors import MicronetError
+from micronet.evaluation.accuracy import check_scores, evaluate, evaluating
+from micronet.models.build import ModelSpec, accepted_args, build_model, make_spec
+from micronet.stages.config import DataConfig, ModelConfig
+
+DEFAULT_DATA = "digits"
+DEFAULT_SHAPE = (3, 224, 224)  # of torchvision's classification networks
+
+
+def open_data(config: DataConfig, artifact: Artifact | None = None, seed: int = 1) -> Dataset:
+    """Open the data named, or those an artifact remembers; without an artifact, the default data."""
+    like = DataSpec(name=DEFAULT_DATA, seed=seed) if artifact is None else DataSpec.from_json(artifact.data)
+    return load_data(config.data, image_size=config.image_size, limit=config.limit, like=like)
+
+
+def open_test_data(config: DataConfig, like: DataSpec) -> Dataset:
+    """Open the data named, or those a spec remembers, with all test images whatever the training's limit was."""
+    return load_data(config.data, image_size=config.image_size, limit=config.limit, like=replace(like, limit=None))
+
+
+def export_batches(
+    artifact: Artifact, config: DataConfig, count: int
+) -> tuple[Artifact, Callable[[], Iterator[Tensor]]]:
+    """Return the artifact with its data, and a function that yields batches of ``count`` test images (N, C, H, W).
+
+    Raises:
+        MicronetError: The network does not take the images.
+    """
+    dataset = open_test_data(config, DataSpec.from_json(artifact.data))
+    chosen = random_subset(dataset.test, count, dataset.spec.seed)
+
+    def batches() -> Iterator[Tensor]:
+        return (images for images, _ in eval_batches(chosen, dataset.spec))
+
+    with evaluating(artifact.model) as predict:
+        check_scores(predict, next(batches())[:1], len(dataset.spec.classes or []))
+    return replace(artifact, data=dataset.spec.to_json()), batches
+
+
+def new_artifact(config: ModelConfig, spec: DataSpec, seed: int) -> Artifact:
+    """Build a network that fits the data, with initial weights drawn from the seed."""
+    described = make_spec(config.name, config.arguments)
+    described = replace(described, args={**_fitting(described, spec, config.width), **described.args})
+    torch.manual_seed(seed)
+    return Artifact(build_model(described, trusted=True), described, [])
+
+
+def image_shape(artifact: Artifact) -> tuple[int, int, int] | None:
+    """Return the (C, H, W) of the images that an artifact remembers, or None."""
+    spec = DataSpec.from_json(artifact.data)
+    if spec.channels is None or spec.image_size is None:
+        return None
+    return spec.channels, spec.image_size, spec.image_size
+
+
+def example_input(artifact: Artifact, input_shape: str | None = None) -> Tensor:
+    """Return two random images of the shape given (``C,H,W``), remembered, or usual for image classifiers."""
+    shape = image_shape(artifact) or DEFAULT_SHAPE
+    if input_shape is not None:
+        parts = input_shape.split(",")
+        if len(parts) != 3 or not all(part.strip().isdigit() and 0 < int(part) < 2**15 for part in parts):
+            raise MicronetError(
+                f"--input-shape is {input_shape!r}; allowed: channels,height,width, for example 3,224,224"
+            )
+        shape = int(parts[0]), int(parts[1]), int(parts[2])
+    return torch.rand(2, *shape)
+
+
+def validation_accuracy(dataset: Dataset) -> Callable[[nn.Module], float]:
+    """Return a function from a network to its accuracy on the validation images, 0..1."""
+
+    def accuracy(model: nn.Module) -> float:
+        with evaluating(model) as predict:
+            return evaluate(predict, eval_batches(dataset.validation, dataset.spec)).accuracy
+
+    return accuracy
+
+
+def _fitting(spec: ModelSpec, data: DataSpec, width: float | None) -> dict[str, Any]:
+    """Return the factory arguments that fit a network to data."""
+    classes = len(data.classes or [])
+    offers: dict[str, Any] = {"num_classes": classes, "in_channels": data.channels, "image_size": data.image_size}
+    if width is not None:
+        offers["width"] = width
+    taken = accepted_args(spec, offers)
+    if width is not None and "width" not in taken:
+        raise MicronetError(f"--width only applies to built-in networks; for {spec.name} use --model-args")
+    return {"num_classes": classes} if spec.name.startswith("torchvision:") else taken

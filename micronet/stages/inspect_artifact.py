@@ -1,0 +1,48 @@
+"""The ``inspect`` report: what an artifact is, read from its header alone, without torch."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from micronet.core.config import group
+from micronet.stages.config import ReportConfig, input_file
+from micronet.stages.stage import Context, Outcome, Stage
+
+if TYPE_CHECKING:
+    from micronet.artifact.artifact import Artifact
+
+
+@dataclass(frozen=True)
+class InspectSettings:
+    """The settings of ``inspect``."""
+
+    artifact: Path = input_file()
+    report: ReportConfig = group(ReportConfig)
+
+
+class Inspect(Stage):
+    """Shows what an artifact is."""
+
+    name = "inspect"
+    example = "micronet inspect int8.safetensors"
+    Config = InspectSettings
+    suffix = None
+    product = "dict[str, object]"
+
+    def open(self, config: Any, source: "Artifact | None") -> None:
+        """Open nothing: the header is enough."""
+
+    def run(self, artifact: "Artifact | None", config: InspectSettings, context: Context) -> Outcome:
+        """Read the header."""
+        from micronet.artifact.header import read_header
+        from micronet.artifact.layer_table import layer_table
+
+        header, tensors = read_header(config.artifact)
+        value: dict[str, Any] = header.to_json()
+        value["model"].pop("source", None)
+        layers = [layer._asdict() for layer in layer_table(header, tensors)]
+        about = {"file": str(config.artifact), **value, "size_bytes": config.artifact.stat().st_size, "layers": layers}
+        return Outcome(about, about)
+
+
+INSPECT = Inspect()

@@ -1,0 +1,31 @@
+"""Writing results: the path is checked before the work, the file is written whole after it, by rank 0 only."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from micronet.core.files import check_output_path
+from micronet.errors import MicronetError
+
+
+def check_output(path: Path, suffix: str, *, force: bool, resume: bool) -> None:
+    """Raise MicronetError if a result cannot be written to a path, or one is there already."""
+    from micronet.training import distributed
+
+    def check() -> None:
+        if resume and path.exists() and not force:
+            raise MicronetError(f"{path} is finished, so there is nothing to resume; --force starts again")
+        check_output_path(path, force, suffix)
+
+    distributed.from_rank_zero(check)
+
+
+def finish(write: Callable[[], None], path: Path) -> None:
+    """Write a result, and only then remove the checkpoint that could have recreated it."""
+    from micronet.training import distributed
+    from micronet.training.checkpoint import Checkpoint
+
+    def work() -> None:
+        write()
+        Checkpoint.beside(path, {}).remove()
+
+    distributed.from_rank_zero(work)

@@ -1,0 +1,253 @@
+"""The work of ``quantize``: placing, calibrating, recovering accuracy, training."""
+
+import hashlib
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from micronet.artifact.artifact import Artifact, load, save
+from micronet.artifact.history import StageRecord
+from micronet.artifact.layer_table import describe_slot
+from micronet.core.files import check_output_path
+from micronet.data.dataset import Dataset
+from micronet.errors import FailedError, MicronetError
+from micronet.graph.trace import trace
+from micronet.models import transformer
+from micronet.quantization.adaround import adaround
+from micronet.quantization.calibrate import calibrate, freeze, freeze_activations, frozen, observing
+from micronet.quantization.calibration_config import CalibrationConfig
+from micronet.quantization.config import QuantConfig
+from micronet.quantization.fold import fold_model
+from micronet.quantization.ptq import Statistics, collect, load_statistics, save_statistics, set_ranges
+from micronet.quantization.quantize import quantize_model
+from micronet.quantization.recovery import correct_biases, equalize, reestimate_norms
+from micronet.quantization.recovery_config import RecoveryConfig
+from micronet.quantization.sensitivity import Probe, keep_sensitive, measure_sensitivity
+from micronet.stages.calibration import calibration_batches
+from micronet.stages.config import DataConfig, ModelConfig
+from micronet.stages.fitting import fit_stage
+from micronet.stages.inputs import new_artifact, open_data, validation_accuracy
+from micronet.stages.output import finish
+from micronet.training import distributed
+from micronet.training.config import TrainConfig
+from micronet.training.context import RunContext, TrainHooks
+from micronet.training.loop import check_model_fits, fit_artifact
+
+
+@dataclass(frozen=True)
+class Quantizing:
+    """A float network to quantize, or a quantized one to train on.
+
+    Attributes:
+        artifact: The network.
+        settings: The stage's config.
+        run: Where and how a training runs.
+        batches: Inputs to calibrate on, in place of a data set.
+    """
+
+    artifact: Artifact
+    settings: Any
+    run: RunContext
+    batches: list[Tensor] | None = None
+
+    @property
+    def quantization(self) -> QuantConfig:
+        """How to quantize."""
+        config: QuantConfig = self.settings.quantization
+        return config
+
+    @property
+    def calibration(self) -> CalibrationConfig:
+        """How to calibrate."""
+        config: CalibrationConfig = self.settings.calibration
+        return config
+
+    @property
+    def recovery(self) -> RecoveryConfig:
+        """How to recover accuracy."""
+        config: RecoveryConfig = self.settings.recovery
+        return config
+
+    @cached_property
+    def dataset(self) -> Dataset | None:
+        """The data set; None if only inputs are given, or nothing."""
+        data: DataConfig = self.settings.data
+        remembered = (self.artifact.data or {}).get("name")
+        if data.data is None and remembered is None and (self.batches is not None or self.artifact.data is None):
+            return None
+        return open_data(data, self.artifact, self.run.seed)
+
+    @cached_property
+    def calibration_inputs(self) -> list[Tensor]:
+        """The inputs to calibrate on; empty if there are none."""
+        if self.batches is not None:
+            return [batch.to(self.run.device) for batch in self.batches]
+        if self.dataset is None:
+            return []
+        return list(calibration_batches(self.dataset, self.calibration, self.run.seed, self.run.device))
+
+    def run_quantization(self) -> Artifact:
+        """Place quantizers, set their ranges and, for QAT, train with them."""
+        dataset, recovery = self.dataset, self.recovery
+        if dataset is not None:
+            check_model_fits(self.artifact.model, dataset)
+        elif self.calibration.mode == "ptq" and not self.calibration_inputs:
+            raise MicronetError("--mode ptq calibrates on data; name them with --data")
+        original = self.artifact.model.to(self.run.device)
+        artifact = self._equalized() if recovery.equalize else self.artifact
+        config = self.quantization
+        if recovery.target_drop is not None:
+            config = self._config_within_target(artifact.model)
+        model, record = quantize_model(artifact.model, config)
+        if self.calibration_inputs:
+            self._set_ranges(model, artifact.model)
+            floating = transformer.with_split_attentions(artifact.model) if record.result["attention"] else artifact.model
+            self._recover(floating, model)
+        settings = {
+            **_recorded(self.calibration),
+            **{name: value for name, value in recovery.to_json().items() if value},
+        }
+        training: TrainConfig = self.settings.training
+        if dataset is None:
+            return replace(artifact.after(record, model=model), metrics={})
+        if self.calibration.mode != "qat":
+            training = replace(training, epochs=0)
+        began = replace(artifact, model=model, history=[*artifact.history, record])
+        fitted = fit_artifact(began, dataset, training, self.run, TrainHooks(observing, config=settings))
+        recorded = {**config.to_json(), **settings, **(training.to_json() if training.epochs else {})}
+        if recovery.target_drop is not None:
+            accuracy = validation_accuracy(dataset)
+            self._check_target(drop=accuracy(original) - accuracy(fitted.model))
+        return replace(fitted, history=[*artifact.history, StageRecord(record.stage, recorded, record.result)])
+
+    def qaft(self) -> Artifact:
+        """Train a quantized artifact with frozen ranges and batch norms."""
+        dataset = open_data(self.settings.data, self.artifact, self.run.seed)
+        freeze(self.artifact.model)
+        hooks = TrainHooks(frozen, config={"mode": "qaft"})
+        return fit_stage("finetune", self.artifact, dataset, self.settings.training, self.run, hooks)
+
+    def _equalized(self) -> Artifact:
+        """Fold batch norms if there are any, then balance the layers."""
+        artifact = self.artifact
+        graph = trace(artifact.model)
+        if graph is not None and graph.conv_bn_pairs():
+            folded, record = fold_model(artifact.model)
+            artifact = artifact.after(record, model=folded)
+        self.run.progress.line(f"equalized {equalize(artifact.model)} pairs of layers")
+        return artifact
+
+    def _config_within_target(self, model: nn.Module) -> QuantConfig:
+        if self.dataset is None:
+            raise MicronetError("--target-drop measures accuracy; name the data with --data")
+        probe = Probe(self.calibration_inputs, self.calibration, validation_accuracy(self.dataset))
+        ranked = measure_sensitivity(model, self.quantization, probe, self.run.progress)
+        config = keep_sensitive(model, self.quantization, ranked, probe, (self.recovery.target_drop or 0) / 100)
+        self.run.progress.line(f"layers that keep 8 bits: {config.keep_8bit or 'none'}")
+        return config
+
+    def _check_target(self, *, drop: float) -> None:
+        """Raise FailedError if the final drop exceeds the target; training and recovery follow the choice of bits."""
+        target = self.recovery.target_drop or 0
+        if 100 * drop > target:
+            raise FailedError(
+                f"the drop is {100 * drop:.2f} points after {self.calibration.mode}; --target-drop allows {target:g}. "
+                "Train longer, or drop the recovery options"
+            )
+
+    def _recover(self, floating: nn.Module, model: nn.Module) -> None:
+        recovery, progress, batches = self.recovery, self.run.progress, self.calibration_inputs
+        if recovery.adaround:
+            progress.line(
+                f"learned the rounding of {adaround(floating, model, batches, progress, self.run.seed)} layers"
+            )
+        if recovery.bn_reestimate:
+            progress.line(f"re-estimated {reestimate_norms(model, batches)} batch norms")
+        if recovery.bias_correct:
+            count = correct_biases(floating, model, batches, norms_estimated=recovery.bn_reestimate)
+            progress.line(f"corrected the mean output of {count} layers")
+
+    def _set_ranges(self, model: nn.Module, floating: nn.Module) -> None:
+        config = self.calibration
+        if config.mode == "qat" and config.calibrator == "minmax" and config.calib_cache is None:
+            calibrate(model, self.calibration_inputs)  # moving averages, which training continues
+            return
+        set_ranges(model, self._statistics(model, floating), config.calibrator, config.percentile)
+        if config.mode == "qat" and config.calibrator != "minmax":  # training would move them to the batches' extremes
+            freeze_activations(model)
+
+    def _statistics(self, model: nn.Module, floating: nn.Module) -> Statistics:
+        cache = self.calibration.calib_cache
+        if cache is None:
+            return collect(model, self.calibration_inputs)
+        network = _digest(floating, self.calibration_inputs)
+        if distributed.from_rank_zero(cache.exists):
+            self.run.progress.line(f"activation statistics from {cache}")
+            return load_statistics(cache, network)
+        statistics = collect(model, self.calibration_inputs)
+        distributed.from_rank_zero(lambda: save_statistics(statistics, cache, network))
+        self.run.progress.line(f"wrote {cache}")
+        return statistics
+
+
+def float_artifact(model: ModelConfig, data: DataConfig, run: RunContext) -> tuple[Artifact, Path]:
+    """Train the float network if none is given, and keep it beside the output; return it and its path."""
+    path = run.output.with_name(f"{run.output.stem}-float.safetensors")
+    if run.resume and distributed.from_rank_zero(path.exists):
+        artifact = load(path, model.model if ":" in model.name else None)
+        if artifact.spec.name != model.name:
+            raise MicronetError(
+                f"{path} is a {artifact.spec.name}, not a {model.name}; choose another output with -o, or add --force"
+            )
+        return artifact, path
+    distributed.from_rank_zero(lambda: check_output_path(path, run.force))
+    dataset = open_data(data, seed=run.seed)
+    fresh = new_artifact(model, dataset.spec, run.seed)
+    artifact = fit_stage("train", fresh, dataset, TrainConfig(), replace(run, output=path))
+    finish(lambda: save(artifact, path), path)
+    run.progress.line(f"wrote {path}  test accuracy {artifact.metrics['test_accuracy']:.2%}")
+    return artifact, path
+
+
+def plan(artifact: Artifact, config: QuantConfig) -> list[dict[str, Any]]:
+    """Return one row per layer: the quantizers of its weight and its input, or why it stays float."""
+    placed = quantize_model(artifact.model, config)[1].result
+    rows = []
+    for name, source in placed["inputs"].items():
+        weight = placed["quantizers"].get(name, {}).get("weight_quantizer")
+        module, _, slot = (source or "").rpartition(".")
+        activation = placed["quantizers"].get(module, {}).get(slot)
+        rows.append(
+            {
+                "layer": name,
+                "weight": describe_slot(weight) if weight else "float",
+                "input": f"{describe_slot(activation)}, at {module}" if activation else "float",
+                "note": "",
+            }
+        )
+    left = placed["left_float"].items()
+    return rows + [{"layer": name, "weight": "float", "input": "float", "note": why} for name, why in left]
+
+
+def _digest(model: nn.Module, inputs: list[Tensor]) -> str:
+    """Return the SHA-256 of all that statistics depend on: the network's tensors and the inputs."""
+    found = hashlib.sha256()
+    for name, tensor in [*sorted(model.state_dict().items()), *(("images", batch) for batch in inputs)]:
+        found.update(f"{name} {tuple(tensor.shape)}".encode())
+        found.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()
+
+
+def _recorded(config: CalibrationConfig) -> dict[str, object]:
+    """Return the calibration settings that took part, for the record."""
+    recorded: dict[str, object] = {
+        "mode": config.mode, "calibrator": config.calibrator, "calib_batches": config.calib_batches,
+    }  # fmt: skip
+    if config.calibrator == "percentile":
+        recorded["percentile"] = config.percentile
+    if config.calib_data is not None:
+        recorded["calib_data"] = str(config.calib_data)
+    return recorded

@@ -1,0 +1,122 @@
+"""The work of ``quantize FILE.onnx --mode ptq``: a float ONNX file, whoever made it, calibrated and made int8."""
+
+import hashlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from micronet.core.progress import Progress
+from micronet.data.batches import eval_batches
+from micronet.data.dataset import Dataset, DataSpec
+from micronet.data.load import load_data
+from micronet.errors import MicronetError
+from micronet.evaluation.accuracy import evaluate
+from micronet.onnx import posttraining
+from micronet.quantization.calibration_config import RangeConfig
+from micronet.quantization.config import QuantConfig
+from micronet.quantization.histogram import Histogram
+from micronet.quantization.ptq import load_statistics, save_statistics
+from micronet.runtimes.config import RuntimeOptions
+from micronet.runtimes.onnxruntime import image_input, metadata, read_onnx, session_predictor
+from micronet.stages.calibration import calibration_batches
+from micronet.stages.config import DataConfig
+from micronet.stages.stage import Context, Outcome
+
+
+@dataclass(frozen=True)
+class FloatModel:
+    """A float ONNX model, its ``file`` (for messages), and where its images come from."""
+
+    proto: onnx.ModelProto
+    file: Path
+    data: DataConfig
+    seed: int
+
+    def open_data(self) -> Dataset:
+        """Open the data named, or those that the model remembers; MicronetError if there are none."""
+        remembered = metadata(self.proto).get("data")
+        if self.data.data is None and not (remembered or {}).get("name"):
+            raise MicronetError(f"{self.file} does not say which data it is for; name them with --data")
+        size = self.data.image_size or fixed_side(self.proto)
+        like = DataSpec.from_json(remembered) if remembered else DataSpec(seed=self.seed)
+        return load_data(self.data.data, image_size=size, limit=self.data.limit, like=like)
+
+
+def quantize_file(config: Any, context: Context) -> Outcome:
+    """Quantize the ONNX file that the config of ``quantize`` names."""
+    model = FloatModel(read_onnx(config.artifact), config.artifact, config.data, config.run.seed)
+    int8 = to_int8(model, config.calibration, config.quantization, context.progress)
+    before, after = _accuracies(model, [model.proto, int8])
+    return Outcome(int8, {"test_accuracy": after, "float_test_accuracy": before})
+
+
+def to_int8(model: FloatModel, ranges: RangeConfig, config: QuantConfig, progress: Progress) -> onnx.ModelProto:
+    """Return a float model as int8; of ``config``, the signs, symmetry, levels and the weights' bits apply."""
+    folded = posttraining.prepare(model.proto)
+    symmetric = config.q_type == "sym"
+    found = _ranges(replace(model, proto=folded), ranges, progress, symmetric=symmetric)
+    return posttraining.quantize_onnx(
+        folded,
+        found,
+        signed=config.a_sign == "signed",
+        symmetric=symmetric,
+        per_channel=config.q_level == "channel",
+        bits=config.w_bits if isinstance(config.w_bits, int) else 0,
+    )
+
+
+def input_shape(proto: onnx.ModelProto) -> list[int | None]:
+    """Return the sizes of a model's input, None for those that are dynamic."""
+    dims = image_input(proto).type.tensor_type.shape.dim
+    return [dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else None for dim in dims]
+
+
+def fixed_side(proto: onnx.ModelProto) -> int | None:
+    """Return the side in pixels of a model's square images if it takes only one size."""
+    shape = input_shape(proto)
+    return shape[2] if len(shape) == 4 and shape[2] == shape[3] else None
+
+
+def _accuracies(model: FloatModel, protos: list[onnx.ModelProto]) -> list[float]:
+    data = model.open_data()
+    predictors = [session_predictor(proto.SerializeToString(), RuntimeOptions()) for proto in protos]
+    return [evaluate(predict, eval_batches(data.test, data.spec)).accuracy for predict in predictors]
+
+
+def _ranges(
+    model: FloatModel, config: RangeConfig, progress: Progress, *, symmetric: bool
+) -> dict[str, posttraining.ValueRange]:
+    cache, header = config.calib_cache, posttraining.LEGACY_HEADER.encode()
+    if cache is not None and cache.exists() and cache.read_bytes()[: len(header)] == header:
+        if not symmetric:
+            raise MicronetError(f"{cache} holds TensorRT's symmetric ranges; add --q-type sym")
+        progress.line(f"ranges from {cache}, written by TensorRT")
+        found = posttraining.read_legacy_cache(cache)
+        if missing := posttraining.without_range(model.proto, found):
+            progress.line(f"not in {cache}, so their consumers stay float: {', '.join(missing[:8])}")
+        return found
+    histograms = _histograms(model, config, progress)
+    return posttraining.find_ranges(histograms, config.calibrator, config.percentile, symmetric=symmetric)
+
+
+def _histograms(model: FloatModel, config: RangeConfig, progress: Progress) -> dict[str, Histogram]:
+    batches: list[NDArray[np.float32]] = []
+    for batch in calibration_batches(model.open_data(), config, model.seed):
+        batches.append(batch.contiguous().numpy())
+        progress.step("reading images", len(batches), config.calib_batches)
+    if config.calib_cache is None:
+        return posttraining.collect(model.proto, batches)
+    key = hashlib.sha256(model.proto.SerializeToString(deterministic=True))
+    for images in batches:
+        key.update(images.tobytes())
+    if config.calib_cache.exists():
+        progress.line(f"activation statistics from {config.calib_cache}")
+        return load_statistics(config.calib_cache, key.hexdigest())
+    found = posttraining.collect(model.proto, batches)
+    save_statistics(found, config.calib_cache, key.hexdigest())
+    progress.line(f"wrote {config.calib_cache}")
+    return found

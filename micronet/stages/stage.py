@@ -1,0 +1,217 @@
+"""What every stage is, and the one sequence in which any of them runs: open, check the order, run, write, report."""
+
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from micronet import registry
+from micronet.artifact.history import StageRecord
+from micronet.artifact.kinds import check_file_kind
+from micronet.core.config import build, flatten, options
+from micronet.core.progress import Progress, Silent
+from micronet.errors import MicronetError, unknown
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from micronet.artifact.artifact import Artifact
+
+PRUNE_FIRST = "prune first, then quantize: run it on the float artifact"
+BEFORE_FUSING = "use the artifact from before bn-fuse"
+
+
+@dataclass(frozen=True)
+class Context:
+    """What surrounds a stage while it runs.
+
+    Attributes:
+        output: The file that it writes; a name in a temporary folder if nothing is kept.
+        progress: Where it reports progress.
+        batches: Input tensors given in memory, which replace the data set in calibration and tracing.
+        artifacts: Networks given in memory, by the paths that stand for them in the config.
+    """
+
+    output: Path
+    progress: Progress = field(default_factory=Silent)
+    batches: "list[Tensor] | None" = None
+    artifacts: "Mapping[Path, Artifact]" = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a stage made: the product itself, and a summary of JSON values for people and scripts."""
+
+    product: Any
+    summary: Any = field(default_factory=dict)
+
+
+class Stage:
+    """Base of all stages.
+
+    Attributes:
+        name: The name on the command line, in recipes and in histories.
+        details: What ``--help`` says after the summary.
+        example: A command line that works.
+        Config: The dataclass of its settings.
+        suffix: The suffix of the file that it writes, or None if it only reports.
+        begins: Whether it begins a history.
+        cannot_follow: Stages that must not come before it -> why not, and what to do instead.
+        product: The type of its product, for the typed API.
+    """
+
+    name: ClassVar[str]
+    details: ClassVar[str] = ""
+    example: ClassVar[str]
+    Config: ClassVar[Any]
+    suffix: ClassVar[str | None] = ".safetensors"
+    begins: ClassVar[bool] = False
+    cannot_follow: ClassVar[Mapping[str, str]] = {}
+    product: ClassVar[str] = "Artifact"
+
+    @property
+    def summary(self) -> str:
+        """One sentence that says what the stage does."""
+        return registry.COMMANDS[self.name].summary
+
+    def configure(self, values: Mapping[str, Any]) -> Any:
+        """Make the config from a flat mapping of settings; raise MicronetError for values that cannot be."""
+        config = build(self.Config, values)
+        for option in options(self.Config):
+            value = flatten(config)[option.name]
+            for path in value if isinstance(value, list) else [value]:
+                if isinstance(path, Path) and option.about["kinds"]:
+                    check_file_kind(path, *option.about["kinds"])
+        self.check(config)
+        return config
+
+    def check(self, config: Any) -> None:
+        """Raise MicronetError if settings contradict one another."""
+
+    def check_order(self, history: Iterable[str], config: Any) -> None:
+        """Raise MicronetError if this stage may not follow the stages of a history; the message says what to do."""
+        history = list(history)
+        if self.begins and history:
+            raise MicronetError(f"{self.name} begins a history; this artifact has one already: {' -> '.join(history)}")
+        for earlier in history:
+            if earlier in self.cannot_follow:
+                raise MicronetError(f"{self.name} cannot follow {earlier}: {self.cannot_follow[earlier]}")
+
+    def trains(self, config: Any) -> bool:
+        """Return True if the stage trains, so that it can be resumed."""
+        return uses(self.Config, "resume")
+
+    def records(self, config: Any) -> list[str]:
+        """Return the names of the stages that running this one adds to a history."""
+        return [self.name] if self.suffix == ".safetensors" else []
+
+    def writes(self, config: Any) -> str | None:
+        """Return the suffix of the file that the stage writes with this config, or None."""
+        return self.suffix
+
+    def default_output(self, config: Any) -> Path:
+        """Return the path to write to if none is given."""
+        return self.input(config).with_name(f"{self.input(config).stem}-{self.name}{self.writes(config)}")
+
+    def input(self, config: Any) -> Path:
+        """Return the input file's path."""
+        path: Path = next(flatten(config)[option.name] for option in options(self.Config) if option.about["argument"])
+        return path
+
+    def open(self, config: Any, source: "Artifact | None") -> "Artifact | None":
+        """Return the input: ``source`` if it was given in memory, otherwise the artifact that the config names."""
+        from micronet.artifact.artifact import load
+
+        values = flatten(config)
+        path = values.get("artifact")
+        if source is not None or path is None or path.suffix != ".safetensors":
+            return source
+        return load(path, values.get("model"), trust_code=values.get("trust_code", False))
+
+    def run(self, artifact: "Artifact | None", config: Any, context: Context) -> Outcome:
+        """Do the stage's work and return what it made."""
+        raise NotImplementedError
+
+    def judge(self, config: Any, outcome: Outcome) -> None:
+        """Raise FailedError if the outcome breaks a promise that the config asks for."""
+
+    def write(self, product: Any, path: Path) -> None:
+        """Write the product."""
+        from micronet.artifact.artifact import save
+
+        save(product, path)
+
+    def restore(self, model: "nn.Module", record: StageRecord) -> "nn.Module":
+        """Rebuild the structure that a record describes; stages that change no structure return the model as it is."""
+        return model
+
+
+def find(name: str) -> Stage:
+    """Return the stage of a name; raise MicronetError with the names there are if there is none."""
+    if name not in registry.STAGES:
+        raise unknown("stage", name, registry.STAGES)
+    stage: Stage = registry.load_object(registry.STAGES[name].stage)
+    return stage
+
+
+def execute(
+    stage: Stage,
+    config: Any,
+    progress: Progress | None = None,
+    *,
+    source: "Artifact | None" = None,
+    batches: "list[Tensor] | None" = None,
+    artifacts: "Mapping[Path, Artifact] | None" = None,
+    keep: bool = True,
+) -> Outcome:
+    """Run a stage from its input to its written output.
+
+    Args:
+        stage: The stage.
+        config: Its config, from ``stage.configure``.
+        progress: Where it reports progress.
+        source: The input in memory, in place of the file that the config names.
+        batches: Input tensors, in place of the data set in calibration and tracing.
+        artifacts: Networks in memory, by the paths that stand for them in the config.
+        keep: Whether to write the product if the config names no output.
+
+    Returns:
+        The product and its summary; ``output`` and ``size_bytes`` are in the summary of a written file.
+
+    Raises:
+        MicronetError: The input, the settings, their order or the output cannot be.
+    """
+    from micronet.stages.output import check_output, finish
+
+    values = flatten(config)
+    with ExitStack() as temporary:
+        suffix = stage.writes(config)
+        written = suffix is not None and (keep or values.get("output") is not None)
+        if written:
+            path = values["output"] or stage.default_output(config)
+            check_output(path, suffix or "", force=values["force"], resume=values.get("resume", False))
+        else:
+            path = Path(temporary.enter_context(TemporaryDirectory())) / f"result{suffix or ''}"
+        artifact = stage.open(config, source)
+        if artifact is not None:
+            stage.check_order([record.stage for record in artifact.history], config)
+        outcome = stage.run(artifact, config, Context(path, progress or Silent(), batches, artifacts or {}))
+        if written and outcome.product is not None:
+            finish(lambda: stage.write(outcome.product, path), path)
+            if isinstance(outcome.summary, dict):
+                outcome.summary.update(output=str(path), size_bytes=path.stat().st_size)
+    return outcome
+
+
+def uses(config: Any, name: str) -> bool:
+    """Return True if a config class has a setting of this name."""
+    return any(option.name == name for option in options(config))
+
+
+def group_of(config: Any, kind: type) -> Any:
+    """Return the group of a config that is of a kind, or None."""
+    return next(
+        (getattr(config, each.name) for each in fields(config) if isinstance(getattr(config, each.name), kind)), None
+    )

@@ -1,0 +1,138 @@
+"""The ``trt-eval`` report: a TensorRT engine's accuracy, agreement with the ONNX file, latency and throughput."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from micronet.core.config import group, setting
+from micronet.errors import MicronetError
+from micronet.runtimes.config import RuntimeOptions
+from micronet.stages.config import DataConfig, ReportConfig, input_file
+from micronet.stages.stage import Context, Outcome, Stage
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from micronet.artifact.artifact import Artifact
+    from micronet.evaluation.network import Network
+    from micronet.runtimes.tensorrt.engine import EnginePredictor
+
+
+@dataclass(frozen=True)
+class TrtEvalSettings:
+    """The settings of ``trt-eval``."""
+
+    file: Path = input_file("An .engine of trt-build.", kinds=(".engine",), metavar="ENGINE")
+    onnx: Path | None = setting(None, "Reference model, run by ONNX Runtime on the CPU.", basic=True)
+    batch_sizes: str = setting(
+        "1,8,32", "Batch sizes to time; batches larger than the engine's run in parts.", basic=True
+    )
+    segmentation: Path | None = setting(
+        None, "Folder with images/NAME.jpg and labels/NAME.png, for a segmentation network.", metavar="FOLDER"
+    )
+    sizes: str | None = setting(
+        None, "Segmentation: shorter sides, or HxW, over which scores are averaged; default: the engine's own size."
+    )
+    data: DataConfig = group(DataConfig)
+    runtime: RuntimeOptions = group(RuntimeOptions)
+    report: ReportConfig = group(ReportConfig)
+
+
+class TrtEval(Stage):
+    """Evaluates an engine."""
+
+    name = "trt-eval"
+    details = "It needs the library that built the engine, in the same version, and pycuda. Untried on hardware so far."
+    example = "micronet trt-eval int8.engine --onnx int8.onnx --batch-sizes 1,8,32"
+    Config = TrtEvalSettings
+    suffix = None
+    product = "dict[str, object]"
+
+    def check(self, config: TrtEvalSettings) -> None:
+        """Refuse settings of the other task."""
+        if config.segmentation is None and config.sizes is not None:
+            raise MicronetError("--sizes is for --segmentation FOLDER; for classification use --image-size")
+        if config.segmentation is not None and (config.data.data is not None or config.data.image_size is not None):
+            raise MicronetError(
+                "--segmentation names its own images; leave --data and --image-size out (sizes are set by --sizes)"
+            )
+
+    def run(self, artifact: "Artifact | None", config: TrtEvalSettings, context: Context) -> Outcome:
+        """Open the engine, and the reference if one is named, and measure both."""
+        from micronet.core.machine import describe_machine, tune_allocator
+        from micronet.runtimes.network import open_network
+        from micronet.runtimes.tensorrt.engine import EnginePredictor
+        from micronet.runtimes.tensorrt.timing import parse_batch_sizes, sweep
+
+        tune_allocator()
+        batch_sizes = parse_batch_sizes(config.batch_sizes)
+        engine = EnginePredictor(config.file, config.runtime)
+        reference = None
+        if config.onnx is not None:
+            if config.onnx.suffix != ".onnx":
+                raise MicronetError(f"--onnx is {config.onnx}; expected an .onnx file")
+            reference = open_network(config.onnx, replace(config.runtime, device=None))  # --device is for the engine
+        measure = _classify if config.segmentation is None else _segment
+        figures, samples = measure(config, engine, reference, context)
+        timings = [timing for sample in samples for timing in sweep(engine, sample, batch_sizes, context.progress)]
+        summary = {
+            "engine": str(config.file),
+            "size_bytes": config.file.stat().st_size,
+            **{key: engine.about.get(key) for key in ("backend", "version", "precision")},
+            "machine": {**describe_machine(), "gpu": engine.gpu},
+            **figures,
+            "timings": [timing._asdict() for timing in timings],
+        }
+        return Outcome(summary, summary)
+
+
+def _classify(
+    config: TrtEvalSettings, engine: "EnginePredictor", reference: "Network | None", context: Context
+) -> "tuple[dict[str, Any], list[NDArray[np.float32]]]":
+    """Return accuracy, loss and agreement on the test images, and some of these to time."""
+    from micronet.data.batches import eval_batches
+    from micronet.data.dataset import DataSpec
+    from micronet.evaluation.accuracy import agreement, check_scores
+    from micronet.evaluation.report import measure_accuracy
+    from micronet.runtimes.tensorrt.timing import parse_batch_sizes
+    from micronet.stages.inputs import open_test_data
+
+    dataset = open_test_data(config.data, engine.data or (reference and reference.data) or DataSpec())
+    largest = max(parse_batch_sizes(config.batch_sizes))
+    sample = next(eval_batches(dataset.test, dataset.spec, largest))[0].contiguous()
+    classes = len(dataset.spec.classes or [])
+    check_scores(engine, sample[:1], classes, str(config.file))
+    if reference is not None:
+        check_scores(reference, sample[:1], classes, str(config.onnx))
+    found = measure_accuracy(engine, dataset, f"evaluating {config.file.name}", context.progress)
+    figures = {"images": found.images, "accuracy": found.accuracy, "loss": found.loss, "agreement": None}
+    if reference is not None:
+        other = measure_accuracy(reference, dataset, f"evaluating {reference.runtime}", context.progress)
+        figures |= {"agreement": agreement(other, found), "onnx_accuracy": other.accuracy}
+    return figures, [sample.numpy()]
+
+
+def _segment(
+    config: TrtEvalSettings, engine: "EnginePredictor", reference: "Network | None", context: Context
+) -> "tuple[dict[str, Any], list[NDArray[np.float32]]]":
+    """Return the figures of segmentation, and one image at each size to time."""
+    from micronet.data.dataset import DataSpec
+    from micronet.runtimes.tensorrt import segmentation
+
+    pairs = segmentation.list_pairs(config.segmentation or Path())[: config.data.limit]
+    spec = engine.data or (reference and reference.data) or DataSpec()
+    sizes = segmentation.parse_sizes(config.sizes) if config.sizes else _only_size(engine, config.file)
+    found = segmentation.evaluate_segmentation(engine, pairs, sizes, spec, context.progress, reference)
+    image = segmentation.read_image(pairs[0].image)
+    return found._asdict(), [segmentation.prepare(image, size, spec) for size in sizes]
+
+
+def _only_size(engine: "EnginePredictor", file: Path) -> "list[int | tuple[int, int]]":
+    _, _, height, width = engine.ranges[0].high
+    if len(engine.ranges) > 1 or engine.ranges[0].low[2:] != (height, width):
+        raise MicronetError(f"{file} takes inputs of {' or '.join(map(str, engine.ranges))}; choose with --sizes")
+    return [(height, width)]
+
+
+TRT_EVAL = TrtEval()
