@@ -1,8 +1,7 @@
-"""Batches of a split: shuffled, augmented and normalised on whole uint8 tensors.
+"""Batches of a split: shuffled, augmented and normalised as whole uint8 tensors.
 
-One look-up of windows crops a whole batch, so augmentation costs less than a hundredth of a training step. Every
-epoch's order and augmentation follow from (seed, epoch) alone, however many processes decode the images, which is what
-makes a resumed training end bit-identical.
+The order and augmentation of an epoch depend only on (seed, epoch), however many processes decode the images, so a
+resumed training ends bit-identical.
 """
 
 from collections.abc import Iterator
@@ -19,15 +18,15 @@ from micronet.data.image_files import channels_first
 from micronet.data.split import ImageSplit
 from micronet.errors import MicronetError
 
-CROP_PADDING_SHARE = 1 / 8  # 4 pixels of 32, as CIFAR's usual recipe
-MOST_EVALUATED, FEWEST_EVALUATED = 256, 16  # images a batch; more are no faster on a CPU
-EVALUATION_PIXELS = 2**21  # a batch: large images in fewer, so that a deep network's maps stay below a few gigabytes
+CROP_PADDING_SHARE = 1 / 8  # of an image's height: 4 pixels of 32, the usual recipe for CIFAR
+MAX_EVAL_BATCH, MIN_EVAL_BATCH = 256, 16  # images per batch; more than 256 are no faster on a CPU
+EVAL_BATCH_PIXELS = 2**21  # large images come in smaller batches: a deep network's maps stay below a few GB
 CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
 class Normalize:
-    """Turns uint8 images into the float32 input a network expects: scale * x + shift, a number a channel each."""
+    """Turns uint8 images into a network's float32 input: scale * x + shift, with one scale and shift per channel."""
 
     scale: Tensor
     shift: Tensor
@@ -44,11 +43,12 @@ class Normalize:
         """(B, C, H, W) uint8 -> (B, C, H, W) float32 in channels-last memory: (x / 255 - mean) / std."""
         if images.shape[1] != len(self.scale):
             raise MicronetError(
-                f"the network expects images of {len(self.scale)} channels, the data have {images.shape[1]}"
+                f"the network expects images of {len(self.scale)} channels, but the data have {images.shape[1]}; "
+                "use data with the same channels, or train a network on these"
             )
         normalised = images.contiguous(memory_format=torch.channels_last).float()
         count, channels, height, width = images.shape
-        # Whole rows are scaled three times as fast as pixels of a few channels.
+        # Scaling whole rows is three times as fast as scaling pixels of a few channels.
         rows = normalised.permute(0, 2, 3, 1).view(count, height, width * channels)
         scale, shift = (each.expand(width, channels).flatten() for each in (self.scale, self.shift))
         rows.mul_(scale).add_(shift)
@@ -65,86 +65,98 @@ def train_batches(
     start: int = 0,
     device: torch.device = CPU,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield augmented (images, labels) of one epoch from batch ``start`` on; those before are not read.
+    """Yield the augmented images (B, C, H, W) and labels (B,) of one epoch.
 
-    Of several processes each gets its part of every batch, so that all together see what one alone would. On a GPU a
-    batch is copied from pinned memory as bytes while the one before is in use, and normalised there.
+    With several ranks, each gets its part of every batch; together they see what a single process would. For a GPU,
+    each batch is copied as bytes from pinned memory while the previous one is in use, and normalised there.
+
+    Args:
+        batch_size: Images per batch, over all ranks.
+        start: The first batch to yield; those before it are not read.
     """
     generator = torch.Generator().manual_seed(seed * 100_003 + epoch)
     order = torch.randperm(len(split), generator=generator)
     sizes = batch_sizes(len(split), batch_size)
-    flip, side = spec.augment == "crop-flip", split.image_shape[1]
-    moves = [None if spec.augment == "none" else draw_moves(size, side, generator, flip=flip) for size in sizes]
+    flip, height = spec.augment == "crop-flip", split.image_shape[1]
+    drawn = [None if spec.augment == "none" else draw_transforms(n, height, generator, flip=flip) for n in sizes]
     parts = [ranks.shard(size) for size in sizes]
     batches = [whole[part] for whole, part in zip(torch.split(order[: sum(sizes)], sizes), parts, strict=True)]
-    own = [move if move is None else move[:, part] for move, part in zip(moves, parts, strict=True)]
+    own = [each if each is None else each[:, part] for each, part in zip(drawn, parts, strict=True)]
     normalize = Normalize.from_spec(spec, device)
 
-    def prepare(images: Tensor, indices: Tensor, move: Tensor | None) -> tuple[Tensor, Tensor]:
-        seen = images if move is None else augment(images, move)
+    def prepare(images: Tensor, indices: Tensor, transforms: Tensor | None) -> tuple[Tensor, Tensor]:
+        inputs = images if transforms is None else augment(images, transforms)
         if device.type == "cuda":
-            seen = seen.pin_memory()
-        return normalize(seen.to(device, non_blocking=True)), split.labels[indices].to(device)
+            inputs = inputs.pin_memory().to(device, non_blocking=True)
+        return normalize(inputs), split.labels[indices].to(device)
 
     prepared = map(prepare, split.stream(batches[start:]), batches[start:], own[start:])
-    return _ahead(prepared) if device.type == "cuda" else prepared
+    return _one_ahead(prepared) if device.type == "cuda" else prepared
 
 
 def eval_batches(
-    split: ImageSplit, spec: DataSpec, batch_size: int | None = None, turns: slice = slice(None)
+    split: ImageSplit, spec: DataSpec, batch_size: int | None = None, only: slice = slice(None)
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield (images, labels) in order, never augmented; by default as many as fill a machine and fit its memory.
+    """Yield images (B, C, H, W) and labels (B,) in order, not augmented.
 
-    ``turns``: which of the batches.
+    Args:
+        batch_size: Images per batch; by default, what keeps a CPU busy and fits in memory.
+        only: Which of the batches to yield.
     """
     normalize = Normalize.from_spec(spec)
     _, height, width = split.image_shape
-    fitting = max(FEWEST_EVALUATED, min(MOST_EVALUATED, EVALUATION_PIXELS // (height * width)))
-    batches = torch.split(torch.arange(len(split)), batch_size or fitting)[turns]
+    fitting = max(MIN_EVAL_BATCH, min(MAX_EVAL_BATCH, EVAL_BATCH_PIXELS // (height * width)))
+    batches = torch.split(torch.arange(len(split)), batch_size or fitting)[only]
     for indices, images in zip(batches, split.stream(batches), strict=True):
         yield normalize(images), split.labels[indices]
 
 
-def draw_moves(count: int, side: int, generator: torch.Generator, *, flip: bool) -> Tensor:
-    """Draw how each of ``count`` images of ``side`` pixels moves: (3, count) top, left, and 1 where it is mirrored."""
-    shifts = torch.randint(2 * _padding(side) + 1, (2, count), generator=generator)
+def draw_transforms(count: int, height: int, generator: torch.Generator, *, flip: bool) -> Tensor:
+    """Draw the augmentation of ``count`` images: (3, count) int64, top and left of the window, 1 to mirror it."""
+    corners = torch.randint(2 * _padding(height) + 1, (2, count), generator=generator)
     mirrored = torch.rand(count, generator=generator) < 0.5 if flip else torch.zeros(count, dtype=torch.bool)
-    return torch.cat([shifts, mirrored[None].long()])
+    return torch.cat([corners, mirrored[None].long()])
 
 
-def augment(images: Tensor, moves: Tensor) -> Tensor:
-    """Shift each image by up to an eighth of its side (black edges) and mirror those that ``moves`` says.
+def augment(images: Tensor, transforms: Tensor) -> Tensor:
+    """Shift each image by up to an eighth of its height, with black edges, and mirror some.
 
-    images: (B, C, H, W) uint8, on the CPU; moves: (3, B) as ``draw_moves`` gives; returns the images' shape and dtype,
-    a pixel's channels side by side in memory.
+    One look-up of windows crops the whole batch, which costs less than 1 % of a training step.
+
+    Args:
+        images: (B, C, H, W) uint8, on the CPU.
+        transforms: (3, B) from ``draw_transforms``.
+
+    Returns:
+        (B, C, H, W) uint8 in channels-last memory.
     """
     pixels = images.permute(0, 2, 3, 1).numpy()
     count, height, width, channels = pixels.shape
-    top, left, mirrored = moves.numpy()
-    rim = _padding(height)
-    framed = np.zeros((count, height + 2 * rim, width + 2 * rim, channels), np.uint8)
-    framed[:, rim : rim + height, rim : rim + width] = pixels
-    rows = framed.reshape(count, height + 2 * rim, (width + 2 * rim) * channels)  # each one run of bytes
+    top, left, mirrored = transforms.numpy()
+    border = _padding(height)
+    padded = np.zeros((count, height + 2 * border, width + 2 * border, channels), np.uint8)
+    padded[:, border : border + height, border : border + width] = pixels
+    rows = padded.reshape(count, height + 2 * border, (width + 2 * border) * channels)  # each row contiguous
     windows = sliding_window_view(rows, (height, width * channels), (1, 2))
-    found = windows[np.arange(count), top, left * channels].reshape(pixels.shape)
-    turned = mirrored.nonzero()
-    found[turned] = torch.from_numpy(found[turned]).flip(2).numpy()  # numpy takes four times as long to flip
-    return channels_first(torch.from_numpy(found))
+    shifted = windows[np.arange(count), top, left * channels].reshape(pixels.shape)
+    flipped = mirrored.nonzero()
+    shifted[flipped] = torch.from_numpy(shifted[flipped]).flip(2).numpy()  # four times as fast as numpy's flip
+    return channels_first(torch.from_numpy(shifted))
 
 
 def batch_sizes(images: int, batch_size: int) -> list[int]:
-    """Return how many images each batch of an epoch holds, over all processes.
+    """Return the number of images in each batch of an epoch, over all ranks.
 
-    The last is smaller; it is left out where it holds one image, or not one for each process, unless it is the only
-    one.
+    The last batch may be smaller. It is dropped if it has a single image, or fewer images than ranks, unless it is the
+    only batch.
     """
     whole, rest = divmod(images, batch_size)
-    kept = rest >= max(2, ranks.world_size()) or (whole == 0 and rest > 0)
-    return [batch_size] * whole + [rest] * kept
+    keep_rest = rest >= max(2, ranks.world_size()) or (whole == 0 and rest > 0)
+    return [batch_size] * whole + [rest] * keep_rest
 
 
-def _ahead(batches: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield each batch when the copy of the next one has begun."""
+def _one_ahead(batches: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield each batch after the next one's copy has begun."""
     waiting = next(batches)
     for following in batches:
         yield waiting
@@ -152,5 +164,5 @@ def _ahead(batches: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, T
     yield waiting
 
 
-def _padding(side: int) -> int:
-    return round(side * CROP_PADDING_SHARE)
+def _padding(height: int) -> int:
+    return round(height * CROP_PADDING_SHARE)

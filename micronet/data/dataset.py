@@ -1,7 +1,7 @@
-"""A data set as the commands use it: three splits, class names and the preprocessing that a network is trained with.
+"""A data set: three splits, class names and the preprocessing that a network is trained with.
 
-The best epoch is chosen on ``validation`` (split off the training images, seeded); ``test`` is only ever reported.
-Splits are read when first touched, so that ``evaluate`` never decodes training images.
+The best epoch is chosen on ``validation``, a seeded part of the training images; ``test`` is only reported.
+Splits are read when first used, so ``evaluate`` never decodes training images.
 """
 
 from collections.abc import Callable
@@ -18,17 +18,21 @@ from micronet.errors import MicronetError
 
 Augment = Literal["none", "crop", "crop-flip"]
 VALIDATION_SHARE = 0.1
-STATISTICS_IMAGES = 10_000  # enough for means to four digits
-STATISTICS_PIXELS = 500_000  # counted at a time
+STATISTICS_IMAGES = 10_000  # enough for four digits of the means
+STATISTICS_PIXELS = 500_000  # per batch
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 
 
 @dataclass(frozen=True)
 class DataSpec:
-    """Which data a network is for and how images become its input; JSON values only.
+    """The data that a network is for, and how images become its input; JSON values only.
 
-    ``mean`` and ``std``: per channel, of pixels scaled to 0..1. ``image_size``: pixels a side. ``limit``: how many
-    training images (and as many test images) to use, or None for all.
+    Attributes:
+        image_size: Height and width in pixels.
+        mean: Per channel, of pixels scaled to 0..1.
+        std: Per channel, of pixels scaled to 0..1.
+        limit: The maximum number of training images, and of test images; None for all.
+        seed: Determines the validation split and the images chosen by ``limit``.
     """
 
     name: str | None = None
@@ -43,11 +47,13 @@ class DataSpec:
 
     @classmethod
     def from_json(cls, value: Any) -> "DataSpec":
-        """Build a spec from its JSON object, or an empty one from None. Raises MicronetError where it is damaged."""
+        """Build a spec from its JSON object; an empty one from None. Raise MicronetError if it is damaged."""
         try:
             return cls(**(value or {}))
         except TypeError as error:
-            raise MicronetError(f"the recorded data set is damaged ({error})") from error
+            raise MicronetError(
+                f"the file's record of its data set is damaged ({error}); create the file again"
+            ) from error
 
     def to_json(self) -> dict[str, Any]:
         """Return the spec as a JSON object."""
@@ -56,7 +62,7 @@ class DataSpec:
 
 @dataclass(frozen=True)
 class DataSource:
-    """What a source of images offers: class names and functions that read its splits."""
+    """Where images come from: class names, and functions that read the splits."""
 
     classes: list[str]
     train: Callable[[], ImageSplit]
@@ -71,11 +77,11 @@ class Dataset:
     def __init__(self, source: DataSource, spec: DataSpec) -> None:
         self._source = source
         self._partial = replace(spec, classes=source.classes, augment=source.augment)
-        self._room = image_memory()  # bytes still free for decoded images
+        self._cache_bytes = image_memory()  # still free for decoded images
 
     @cached_property
     def spec(self) -> DataSpec:
-        """The spec with image size, channels, mean and std filled in, from the training images where not given."""
+        """The complete spec; image size, channels, mean and std that are not given come from the training images."""
         spec = self._partial
         if spec.image_size is None or spec.channels is None:
             shape = self.train.image_shape if spec.mean is None else self.test.image_shape
@@ -85,7 +91,8 @@ class Dataset:
             spec = replace(spec, mean=mean, std=std)
         if len(spec.mean or []) != spec.channels:
             raise MicronetError(
-                f"the network expects images of {len(spec.mean or [])} channels, the data have {spec.channels}"
+                f"the network expects images of {len(spec.mean or [])} channels, but the data have {spec.channels}; "
+                "use data with the same channels, or train a network on these"
             )
         return spec
 
@@ -97,12 +104,14 @@ class Dataset:
         order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(self._partial.seed))
         count = max(1, round(len(whole) * VALIDATION_SHARE))
         if count >= len(whole):
-            raise MicronetError(f"{len(whole)} training images cannot be split; give more data or a larger --limit")
+            raise MicronetError(
+                f"{len(whole)} training images are too few for a validation split; add images or raise --limit"
+            )
         return whole.subset(order[count:]), whole.subset(order[:count])
 
     @property
     def train(self) -> ImageSplit:
-        """The images that weights are fitted to."""
+        """The images that weights are trained on."""
         return self._fit_and_validation[0]
 
     @property
@@ -112,25 +121,25 @@ class Dataset:
 
     @cached_property
     def test(self) -> ImageSplit:
-        """The images that are only reported on."""
+        """The images that accuracy is reported on."""
         return self._prepared(self._source.test())
 
     def _prepared(self, split: ImageSplit) -> ImageSplit:
-        """Return as many images as the limit says, remembered once decoded while there is room for all of them."""
+        """Apply the limit, and cache decoded images if all of them fit in the memory that is left."""
         limit = self._partial.limit
         if limit is not None and limit < len(split):
             split = random_subset(split, limit, self._partial.seed)
-        if not isinstance(split, FileSplit) or split.size_bytes > self._room:
+        if not isinstance(split, FileSplit) or split.size_bytes > self._cache_bytes:
             return split
-        self._room -= split.size_bytes
-        return split.remembering()
+        self._cache_bytes -= split.size_bytes
+        return split.with_cache()
 
 
 def _statistics(split: ImageSplit) -> tuple[list[float], list[float]]:
     """Return the mean and standard deviation per channel, of pixels scaled to 0..1, to four digits."""
     split = random_subset(split, STATISTICS_IMAGES, seed=0)
     channels, height, width = split.image_shape
-    counts = torch.zeros(channels, 256, dtype=torch.float64)  # of each channel's pixel values
+    counts = torch.zeros(channels, 256, dtype=torch.float64)  # of each pixel value
     for images in split.stream(torch.split(torch.arange(len(split)), max(1, STATISTICS_PIXELS // (height * width)))):
         for channel in range(channels):
             counts[channel] += torch.bincount(images[:, channel].flatten(), minlength=256)

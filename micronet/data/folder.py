@@ -1,4 +1,7 @@
-"""Folders of images: ``train/<class>/*`` and ``test/<class>/*`` (or ``val``; with both, ``val`` validates)."""
+"""Folders of images: ``train/<class>/*`` and ``test/<class>/*``.
+
+``val`` is the validation split if there is also a ``test``; otherwise it is the test split.
+"""
 
 import itertools
 from collections.abc import Callable
@@ -14,22 +17,26 @@ from micronet.data.split import FileSplit, ImageSplit
 from micronet.errors import MicronetError
 
 
-def folder(root: Path, image_size: int | None) -> DataSource:
-    """Open a folder. Without an image size the first image's is taken; it must then be square."""
+def open_folder(root: Path, image_size: int | None) -> DataSource:
+    """Open a folder; without an image size, use the first image's, which must then be square."""
     splits = {name: root / name for name in ("train", "val", "test") if (root / name).is_dir()}
     test = splits.get("test") or splits.get("val")
     if test is None:
-        raise MicronetError(f"{root} has no test/ or val/ folder; expected train/<class>/*.jpg and test/<class>/*.jpg")
+        raise MicronetError(
+            f"{root} has no test/ or val/ folder; expected images in {root}/train/CLASS/ and {root}/test/CLASS/"
+        )
     train = splits.get("train")
     classes = sorted(entry.name for entry in (train or test).iterdir() if entry.is_dir() and entry.name[0] != ".")
     if len(classes) < 2:
-        raise MicronetError(f"{train or test} holds {len(classes)} class folders; at least two are needed")
+        raise MicronetError(f"{train or test} has {len(classes)} class folders; create at least two, one per class")
     size = image_size or _first_size(train or test, classes)
 
-    def reader(place: Path | None) -> Callable[[], ImageSplit]:
-        if place is None:
-            raise MicronetError(f"{root} has no train/ folder, which this command needs")
-        return partial(_read, place, classes, size)
+    def reader(part: Path | None) -> Callable[[], ImageSplit]:
+        if part is None:
+            raise MicronetError(
+                f"{root} has no train/ folder, which this command needs; put images into {root}/train/CLASS/"
+            )
+        return partial(_read, part, classes, size)
 
     return DataSource(
         classes=classes,
@@ -40,34 +47,44 @@ def folder(root: Path, image_size: int | None) -> DataSource:
     )
 
 
-def _read(place: Path, classes: list[str], size: int) -> ImageSplit:
-    strangers = sorted(
-        entry.name for entry in place.iterdir() if entry.is_dir() and entry.name[0] != "." and entry.name not in classes
+def _read(part: Path, classes: list[str], size: int) -> ImageSplit:
+    unknown = sorted(
+        entry.name for entry in part.iterdir() if entry.is_dir() and entry.name[0] != "." and entry.name not in classes
     )
-    if strangers:
-        raise MicronetError(f"{place} has classes that the training images lack: {', '.join(strangers[:5])}")
-    found = [(str(path), label) for label, name in enumerate(classes) for path in list_images(place / name)]
-    empty = set(range(len(classes))) - {label for _, label in found}
-    if found and empty and place.name == "train":
+    if unknown:
         raise MicronetError(
-            f"{place} has classes without images: {', '.join(classes[label] for label in sorted(empty))}"
+            f"{part} has classes that are not among the training images: {', '.join(unknown[:5])}; "
+            f"rename or remove these folders, or add them to {part.parent / 'train'}"
+        )
+    found = [(str(path), label) for label, name in enumerate(classes) for path in list_images(part / name)]
+    empty = set(range(len(classes))) - {label for _, label in found}
+    if found and empty and part.name == "train":
+        raise MicronetError(
+            f"{part} has classes without images: {', '.join(classes[label] for label in sorted(empty))}; "
+            "add images, or remove these folders"
         )
     if not found:
-        flat = f"images, but not in folders named by their class as {place.parent / 'train'} has them"
-        none = f"no images ({', '.join(sorted(SUFFIXES))})"
-        raise MicronetError(f"{place} holds {flat if list_images(place) else none}")
+        if list_images(part):
+            raise MicronetError(f"the images in {part} are not in class folders; move them to {part}/CLASS/")
+        raise _no_images(part)
     labels = torch.tensor([label for _, label in found])
     return FileSplit.of([path for path, _ in found], labels, size)
 
 
-def _first_size(place: Path, classes: list[str]) -> int:
-    for path in itertools.chain.from_iterable(list_images(place / name) for name in classes):
+def _first_size(part: Path, classes: list[str]) -> int:
+    for path in itertools.chain.from_iterable(list_images(part / name) for name in classes):
         try:
             with Image.open(path) as image:
                 width, height = image.size
         except OSError as error:
-            raise MicronetError(f"{path} cannot be read as an image ({error}); mend it or take it away") from error
+            raise MicronetError(f"{path} cannot be read as an image ({error}); fix or remove it") from error
         if width != height:
-            raise MicronetError(f"{path} is {width}x{height}; say how large a square to cut with --image-size")
+            raise MicronetError(
+                f"{path} is {width}x{height}, not square; add --image-size N to resize and crop images to N x N"
+            )
         return width
-    raise MicronetError(f"{place} holds no images ({', '.join(sorted(SUFFIXES))})")
+    raise _no_images(part)
+
+
+def _no_images(part: Path) -> MicronetError:
+    return MicronetError(f"{part} has no images in its class folders; supported: {', '.join(sorted(SUFFIXES))}")

@@ -1,7 +1,7 @@
-"""Image files decoded to square uint8 pixels, ahead of whoever uses them and, where there is room, once only.
+"""Image files, decoded to square uint8 pixels ahead of their use, and only once if they fit in memory.
 
-Worker processes decode the chunks they are given and stop when a few are waiting, so memory stays bounded however many
-files there are. What was decoded is remembered where all of it fits the memory set aside for images.
+Worker processes decode chunks of files and pause when a few chunks are waiting, so memory use does not grow with the
+number of files. Decoded images are cached if all of them fit in the memory reserved for images.
 """
 
 import os
@@ -26,41 +26,48 @@ SUFFIXES = {
     *(".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm"),
     *(".tif", ".tiff", ".webp"),
 }
-CHUNK_BYTES = 2_000_000  # a worker's piece of work: a fraction of a second, and little beside a 64 MB /dev/shm
-CHUNKS_AHEAD = 2  # a worker
-MOST_WORKERS = 16
-MEMORY_SHARE = 1 / 4  # of what is free, for decoded images; the rest is the network's
+CHUNK_BYTES = 2_000_000  # of pixels: a fraction of a second of decoding, and little in a /dev/shm of 64 MB
+CHUNKS_AHEAD = 2  # per worker
+MAX_WORKERS = 16
+MEMORY_SHARE = 1 / 4  # of the free memory for decoded images; the network needs the rest
 MEMORY_VARIABLE = "MICRONET_IMAGE_MEMORY"
 
 
 class ImageFiles:
-    """Files and, if ``remember``, their pixels once they are decoded."""
+    """Image files, each decoded to (size, size) pixels when it is needed.
 
-    def __init__(self, paths: Iterable[Path | str], size: int, *, remember: bool = False) -> None:
-        # One block of bytes: a million Path objects take half a gigabyte, and each worker would come to copy them.
+    Args:
+        cache: Keep decoded pixels in memory.
+    """
+
+    def __init__(self, paths: Iterable[Path | str], size: int, *, cache: bool = False) -> None:
+        # One array of bytes: a million Path objects take half a gigabyte, and every worker would copy them.
         self._names = np.array([os.fsencode(path) for path in paths])
         self.size = size
-        count = len(self._names) if remember else 0
-        self._pixels = torch.empty(count, size, size, 3, dtype=torch.uint8)  # costs memory only where written
-        self._known = torch.zeros(count, dtype=torch.bool)
+        count = len(self._names) if cache else 0
+        self._pixels = torch.empty(count, size, size, 3, dtype=torch.uint8)  # takes no memory until written
+        self._cached = torch.zeros(count, dtype=torch.bool)
 
-    def remembering(self, rows: Tensor) -> "ImageFiles":
-        """Return the files of ``rows`` (N,), which will remember what they decode."""
-        return ImageFiles(map(os.fsdecode, self._names[rows.numpy()]), self.size, remember=True)
+    def with_cache(self, rows: Tensor) -> "ImageFiles":
+        """Return the files at ``rows`` (N,), with a cache of their pixels."""
+        return ImageFiles(map(os.fsdecode, self._names[rows.numpy()]), self.size, cache=True)
 
     def read(self, rows: Tensor) -> Tensor:
-        """Return the images of ``rows`` (B,) as (B, 3, size, size) uint8."""
+        """Return the images at ``rows`` (B,) as (B, 3, size, size) uint8."""
         return next(self.stream([rows]))
 
     def stream(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
-        """Yield the images of each (B,) of ``batches``: the first decoded here, later ones by workers.
+        """Yield the images of each batch of rows, (B,) each.
 
-        So a reader of one batch starts no process. Raises MicronetError that names a file that is no image.
+        The first batch is decoded in this process, so that reading a single batch starts no workers.
+
+        Raises:
+            MicronetError: A file is not a readable image; the message names it.
         """
         for rows in batches[:1]:
-            unknown = self._unknown(rows)
-            yield self._images(rows, unknown, [self._decode(unknown)])
-        needed = [torch.split(self._unknown(rows), self._chunk) for rows in batches[1:]]
+            uncached = self._uncached(rows)
+            yield self._images(rows, uncached, [self._decode(uncached)])
+        needed = [torch.split(self._uncached(rows), self._chunk) for rows in batches[1:]]
         decoded = self._decode_ahead([chunk for chunks in needed for chunk in chunks if len(chunk)])
         for rows, chunks in zip(batches[1:], needed, strict=True):
             yield self._images(rows, torch.cat(chunks), [next(decoded) for chunk in chunks if len(chunk)])
@@ -69,17 +76,17 @@ class ImageFiles:
     def _chunk(self) -> int:
         return max(1, CHUNK_BYTES // (3 * self.size**2))
 
-    def _unknown(self, rows: Tensor) -> Tensor:
-        """Return those of ``rows`` that must be decoded."""
-        return rows[~self._known[rows]] if len(self._known) else rows
+    def _uncached(self, rows: Tensor) -> Tensor:
+        """Return the rows that must be decoded."""
+        return rows[~self._cached[rows]] if len(self._cached) else rows
 
-    def _images(self, rows: Tensor, unknown: Tensor, decoded: list[Tensor]) -> Tensor:
-        """Return the images of ``rows``, of which the ``unknown`` ones have just been decoded."""
-        if not len(self._known):
+    def _images(self, rows: Tensor, uncached: Tensor, decoded: list[Tensor]) -> Tensor:
+        """Return the images at ``rows``; ``decoded``: the pixels of the uncached ones."""
+        if not len(self._cached):
             return channels_first(torch.cat(decoded))
         if decoded:
-            self._pixels[unknown] = torch.cat(decoded)
-            self._known[unknown] = True
+            self._pixels[uncached] = torch.cat(decoded)
+            self._cached[uncached] = True
         return channels_first(self._pixels.index_select(0, rows))
 
     def _decode(self, rows: Tensor) -> Tensor:
@@ -90,12 +97,12 @@ class ImageFiles:
         if not chunks:
             return
         loader: DataLoader[Any] = DataLoader(
-            _Decoder(self._names, self.size, chunks),  # type: ignore[arg-type]  # it is all that a DataLoader asks for
+            _Decoder(self._names, self.size, chunks),  # type: ignore[arg-type]  # it has all that a DataLoader needs
             batch_size=None,
-            num_workers=min(max(1, usable_cores() // ranks.local_world_size() - 1), MOST_WORKERS, len(chunks)),
+            num_workers=min(max(1, usable_cores() // ranks.local_world_size() - 1), MAX_WORKERS, len(chunks)),
             prefetch_factor=CHUNKS_AHEAD,
             worker_init_fn=_ignore_interrupts,
-            generator=torch.Generator(),  # or it would draw from the one that dropout draws from
+            generator=torch.Generator(),  # otherwise it would advance the generator of dropout
         )
         with _child_signals_untouched():
             decoded_chunks = iter(loader)
@@ -104,15 +111,15 @@ class ImageFiles:
                 if isinstance(decoded, MicronetError):
                     raise decoded
                 yield decoded
-        except (RuntimeError, OSError, EOFError) as error:  # the last two where it ended while it handed images over
+        except (RuntimeError, OSError, EOFError) as error:  # the last two if it ended during a transfer
             raise FailedError(
-                f"a process that decodes images ended ({first_line(error)}); where memory ran out, lower --batch-size "
-                f"or set {MEMORY_VARIABLE}=0"
+                f"a process that decodes images ended unexpectedly ({first_line(error)}); if memory ran out, lower "
+                f"--batch-size or set the environment variable {MEMORY_VARIABLE}=0"
             ) from error
 
 
 class _Decoder:
-    """What a worker is given: the names, and the chunks of them that it will be asked for by number."""
+    """A worker's data set: item i is the i-th chunk of files, decoded."""
 
     def __init__(self, names: Any, size: int, chunks: list[Tensor]) -> None:
         self._names, self._size, self._chunks = names, size, chunks
@@ -121,7 +128,7 @@ class _Decoder:
         return len(self._chunks)
 
     def __getitem__(self, index: int) -> Tensor | MicronetError:
-        """Decode a chunk; an error is returned, since one raised in a worker comes out as its traceback's text."""
+        """Decode a chunk. Errors are returned: one raised in a worker would arrive as the text of its traceback."""
         try:
             return self.decode(index)
         except MicronetError as error:
@@ -137,17 +144,17 @@ class _Decoder:
 
 
 def channels_first(pixels: Tensor) -> Tensor:
-    """Return (B, H, W, C), contiguous, seen as (B, C, H, W).
+    """Return a (B, C, H, W) view of contiguous (B, H, W, C) pixels.
 
-    Images of one channel get the strides of plain memory: by others torch would run every network channels last, also
-    those of ``machine.memory_format`` for which that is wrong.
+    Images of one channel get contiguous strides. Otherwise torch would take them for channels last, which
+    ``models.device.memory_format`` rules out for some networks.
     """
     count, height, width, channels = pixels.shape
     return pixels.view(count, 1, height, width) if channels == 1 else pixels.permute(0, 3, 1, 2)
 
 
 def list_images(place: Path) -> list[Path]:
-    """Return the image files below a folder, sorted by name; hidden files and folders are left out."""
+    """Return all image files in a folder and its subfolders, sorted by name, without hidden ones."""
     found = []
     for folder, folders, names in os.walk(place):
         folders[:] = [name for name in folders if name[0] != "."]
@@ -156,9 +163,10 @@ def list_images(place: Path) -> list[Path]:
 
 
 def decode(path: Path, size: int) -> Tensor:
-    """Read one image file as (size, size, 3) uint8 RGB, resized (short side) and centre-cropped.
+    """Read an image file as (size, size, 3) uint8 RGB: shorter side resized, then centre-cropped.
 
-    Raises MicronetError where it is no readable image.
+    Raises:
+        MicronetError: The file is not a readable image.
     """
     try:
         with Image.open(path) as image:
@@ -167,28 +175,30 @@ def decode(path: Path, size: int) -> Tensor:
                 rgb = _square(rgb, size)
             return torch.from_numpy(np.array(rgb))
     except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise MicronetError(f"{path} cannot be read as an image ({error}); mend it or take it away") from error
+        raise MicronetError(f"{path} cannot be read as an image ({error}); fix or remove it") from error
 
 
 def image_memory() -> int:
-    """Return the bytes that decoded images may take: what the user says in GiB, or a share of what is free."""
-    said = os.environ.get(MEMORY_VARIABLE)
-    if said is None:
+    """Return the bytes that decoded images may take: the environment variable's GiB, or a share of free memory."""
+    text = os.environ.get(MEMORY_VARIABLE)
+    if text is None:
         return int(available_memory() * MEMORY_SHARE / ranks.local_world_size())
     try:
-        room = int(float(said) * 2**30)
+        size_bytes = int(float(text) * 2**30)
     except (ValueError, OverflowError):
-        room = -1
-    if room < 0:
-        raise MicronetError(f"{MEMORY_VARIABLE} is {said!r}; allowed: a number of GiB, 0 to keep no image")
-    return room
+        size_bytes = -1
+    if size_bytes < 0:
+        raise MicronetError(
+            f"the environment variable {MEMORY_VARIABLE} is {text!r}; allowed: a number of GiB, or 0 to cache no images"
+        )
+    return size_bytes
 
 
 @contextmanager
 def _child_signals_untouched() -> Iterator[None]:
-    """Put SIGCHLD's handler back: torch's raises a worker's death wherever the program happens to be.
+    """Restore SIGCHLD's handler afterwards: torch's would raise a worker's death anywhere in the program.
 
-    The loader looks for it too, every five seconds that nothing comes.
+    The loader itself also notices a dead worker, within five seconds.
     """
     if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
         yield
@@ -201,12 +211,12 @@ def _child_signals_untouched() -> Iterator[None]:
 
 
 def _ignore_interrupts(worker: int) -> None:
-    """Leave Ctrl-C, which reaches every process of the terminal, to the process that owns the workers."""
+    """Leave Ctrl-C, which the terminal sends to every process, to the process that owns the workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Scale 16-bit grey to 8 bits, which a plain conversion would clip to white; refuse float pixels."""
+    """Scale 16-bit grey, which Pillow's conversion would clip, to 8 bits; refuse float pixels."""
     if image.mode == "F":
         raise ValueError("its pixels are floats of unknown range")
     if image.mode.startswith("I"):

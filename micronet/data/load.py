@@ -1,4 +1,4 @@
-"""From what the user typed after ``--data`` to a data set."""
+"""Loading a data set by the name that the user gives to ``--data``."""
 
 from collections.abc import Callable, Mapping
 from importlib import import_module
@@ -7,25 +7,30 @@ from typing import Any
 
 from micronet import registry
 from micronet.data.dataset import Dataset, DataSource, DataSpec
-from micronet.data.folder import folder
-from micronet.data.sources import arrays
+from micronet.data.folder import open_folder
+from micronet.data.sources import open_arrays
 from micronet.errors import MicronetError, unknown
 
 
 def load_data(
     name: str | None, *, image_size: int | None = None, limit: int | None = None, like: DataSpec | None = None
 ) -> Dataset:
-    """Open a data set; nothing is read before it is needed.
+    """Open a data set; images are read when they are first used.
 
-    ``name``: one of ours, a folder, an ``.npz``, ``pkg.mod:factory``, or None for the one ``like`` was made with.
-    ``like``: the spec of the network the data are for; its preprocessing wins over the data's own.
+    Args:
+        name: A built-in data set, a folder, a ``.npz`` file or ``pkg.mod:factory``; None: the name in ``like``.
+        image_size: Height and width in pixels; None: as in ``like``, or the images' own.
+        limit: The maximum number of training images, and of test images.
+        like: The spec of the network that the data are for; its preprocessing overrides the data's.
     """
     like = like or DataSpec()
     place = name or like.name
     if place is None:
-        raise MicronetError("no data set is remembered; name one with --data (and perhaps --image-size)")
-    if name is None and ":" in place and not Path(place).exists():  # a file must not say what code to run
-        raise MicronetError(f"the data were made by {place}, which is code: name it again with --data {place}")
+        raise MicronetError("the file does not record a data set; name one with --data (and --image-size if needed)")
+    if name is None and ":" in place and not Path(place).exists():  # a file must not choose code to run
+        raise MicronetError(
+            f"the recorded data come from code, {place}, which runs only if you name it: add --data {place}"
+        )
     if limit is not None and limit < 2:
         raise MicronetError(f"--limit is {limit}; allowed: 2 or more")
     if image_size is not None and image_size < 1:
@@ -34,8 +39,8 @@ def load_data(
     source = _source(place)(size)
     if like.classes is not None and like.classes != source.classes:
         raise MicronetError(
-            f"the network was made for {_count(like.classes)}, {place} has {_count(source.classes)}; "
-            "give the data it was made for, or train on these"
+            f"the network was trained on {_count(like.classes)}, but {place} has {_count(source.classes)}; "
+            "use data with the same classes, or train a network on these"
         )
     spec = DataSpec(
         name=str(Path(place).resolve()) if Path(place).exists() else place,
@@ -50,17 +55,17 @@ def load_data(
 
 
 def _source(name: str) -> Callable[[int | None], DataSource]:
-    """Return the function that opens the named source at an image size."""
+    """Return the function that opens the named source with an image size."""
     path = Path(name)
     if name in registry.DATA:
-        opened: Callable[[int | None], DataSource] = registry.resolve(registry.DATA, name, "data set")
-        return opened
+        opener: Callable[[int | None], DataSource] = registry.resolve(registry.DATA, name, "data set")
+        return opener
     if path.is_dir():
-        return lambda size: folder(path, size)
+        return lambda size: open_folder(path, size)
     if path.suffix == ".npz":
-        return lambda size: arrays(_npz(path), size)
+        return lambda size: open_arrays(_npz(path), size)
     if ":" in name:
-        return lambda size: arrays(_call(name), size)
+        return lambda size: open_arrays(_call(name), size)
     raise unknown("data set", name, [*registry.DATA, "a folder", "a file.npz", "pkg.mod:factory"])
 
 
@@ -76,7 +81,9 @@ def _npz(path: Path) -> Mapping[str, Any]:
     except OSError as error:
         raise MicronetError(f"{path} cannot be read ({error.strerror or 'damaged'})") from error
     except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise MicronetError(f"{path} cannot be read as .npz of plain arrays; it is damaged or pickled") from error
+        raise MicronetError(
+            f"{path} is not a valid .npz file of plain arrays: it is damaged or pickled; save it again with numpy.savez"
+        ) from error
 
 
 def _call(name: str) -> Mapping[str, Any]:
@@ -87,7 +94,9 @@ def _call(name: str) -> Mapping[str, Any]:
     except Exception as error:
         raise MicronetError(f"--data {name} failed: {type(error).__name__}: {error}") from error
     if not isinstance(result, Mapping):
-        raise MicronetError(f"--data {name} returned a {type(result).__name__}; expected a dict of arrays as in .npz")
+        raise MicronetError(
+            f"--data {name} returned a {type(result).__name__}; expected a dict of arrays like a .npz file's"
+        )
     return result
 
 

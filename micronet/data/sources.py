@@ -1,7 +1,7 @@
-"""The data sets known by name, and arrays that a user brings.
+"""The built-in data sets, and the user's own arrays.
 
-``digits`` is inside the package (see ``digits.md`` beside it for source and licence); the others are torchvision's
-and are downloaded once, into ``$MICRONET_DATA`` (default ``~/.cache/micronet``).
+``digits`` comes with the package (source and licence: ``digits.md``). torchvision downloads the others once, into
+``$MICRONET_DATA`` (default ``~/.cache/micronet``).
 """
 
 import os
@@ -22,13 +22,13 @@ DIGITS_SIZE = 32
 
 
 def digits(image_size: int | None) -> DataSource:
-    """Open the UCI handwritten digits: 8x8 scans with 17 grey levels, shown as RGB at 32x32 unless told otherwise."""
-    with resources.files("micronet.data").joinpath("digits.npz").open("rb") as file, np.load(file) as stored:
-        held = {key: stored[key] for key in stored.files}
+    """Open the UCI handwritten digits: 8x8 scans of 17 grey levels, resized to 32x32 RGB by default."""
+    with resources.files("micronet.data").joinpath("digits.npz").open("rb") as file, np.load(file) as archive:
+        stored = {key: archive[key] for key in archive.files}
 
     def read(part: str) -> Callable[[], ImageSplit]:
-        grey = torch.from_numpy(held[f"x_{part}"]).unsqueeze(1).expand(-1, 3, -1, -1)
-        labels = torch.from_numpy(held[f"y_{part}"]).long()
+        grey = torch.from_numpy(stored[f"x_{part}"]).unsqueeze(1).expand(-1, 3, -1, -1)
+        labels = torch.from_numpy(stored[f"y_{part}"]).long()
         pixels = (grey.float() * (255 / 16)).round().to(torch.uint8)
         return lambda: MemorySplit(resize(pixels, image_size or DIGITS_SIZE), labels)
 
@@ -55,34 +55,46 @@ def fashion_mnist(image_size: int | None) -> DataSource:
     return _torchvision("FashionMNIST", image_size, "crop-flip")
 
 
-def arrays(held: Mapping[str, Any], image_size: int | None) -> DataSource:
-    """Open arrays: ``x_train``, ``y_train``, ``x_test``, ``y_test`` and, if wanted, ``classes`` (names).
+def open_arrays(stored: Mapping[str, Any], image_size: int | None) -> DataSource:
+    """Open arrays.
 
-    x: uint8, (N, H, W), (N, H, W, C) or (N, C, H, W) with C of 1 or 3. y: integers from 0.
+    Args:
+        stored: ``x_train`` and ``x_test``, uint8 images (N, H, W), (N, H, W, C) or (N, C, H, W) with C of 1 or 3;
+            ``y_train`` and ``y_test``, integer labels (N,) from 0; optionally ``classes``, the class names.
     """
-    missing = [key for key in ("x_train", "y_train", "x_test", "y_test") if key not in held]
+    missing = [key for key in ("x_train", "y_train", "x_test", "y_test") if key not in stored]
     if missing:
-        raise MicronetError(f"the data lack {', '.join(missing)}; expected x_train, y_train, x_test, y_test")
-    splits = {part: _from_arrays(part, held[f"x_{part}"], held[f"y_{part}"], image_size) for part in ("train", "test")}
+        raise MicronetError(
+            f"the data have no {', '.join(missing)}; expected arrays x_train, y_train, x_test and y_test"
+        )
+    splits = {
+        part: _from_arrays(part, stored[f"x_{part}"], stored[f"y_{part}"], image_size) for part in ("train", "test")
+    }
     count = int(max(split.labels.max() for split in splits.values())) + 1
-    classes = [str(name) for name in held["classes"]] if "classes" in held else [str(i) for i in range(count)]
+    classes = [str(name) for name in stored["classes"]] if "classes" in stored else [str(i) for i in range(count)]
     if len(classes) < count:
-        raise MicronetError(f"the data name {len(classes)} classes but label up to {count - 1}")
+        raise MicronetError(
+            f"the data name {len(classes)} classes, but a label is {count - 1}; labels must be below the class count"
+        )
     return DataSource(classes, lambda: splits["train"], lambda: splits["test"])
 
 
 def _from_arrays(part: str, x: Any, y: Any, image_size: int | None) -> MemorySplit:
     x, y = np.ascontiguousarray(x), np.asarray(y)
     if x.dtype != np.uint8 or y.dtype.kind not in "iu":
-        raise MicronetError(f"x_{part} is {x.dtype} and y_{part} {y.dtype}; expected uint8 images, integer labels")
+        raise MicronetError(
+            f"x_{part} is {x.dtype} and y_{part} is {y.dtype}; expected uint8 images and integer labels"
+        )
     if x.ndim == 3:
         x = x[:, None]
     elif x.ndim == 4 and x.shape[1] not in (1, 3) and x.shape[3] in (1, 3):
         x = x.transpose(0, 3, 1, 2)
     if x.ndim != 4 or x.shape[1] not in (1, 3) or x.shape[2] != x.shape[3]:
-        raise MicronetError(f"x_{part} has shape {x.shape}; expected square images of 1 or 3 channels")
+        raise MicronetError(f"x_{part} has shape {x.shape}; expected square images with 1 or 3 channels")
     if len(x) == 0 or y.shape != (len(x),) or y.min() < 0:
-        raise MicronetError(f"x_{part} has {len(x)} images, y_{part} shape {y.shape}; expected one label >= 0 an image")
+        raise MicronetError(
+            f"x_{part} has {len(x)} images and y_{part} has shape {y.shape}; expected one label, 0 or more, per image"
+        )
     return MemorySplit(resize(torch.from_numpy(x), image_size), torch.from_numpy(y.astype(np.int64)))
 
 
@@ -96,7 +108,7 @@ def _torchvision(name: str, image_size: int | None, augment: Augment) -> DataSou
             return getattr(datasets, name)(root, train=train, download=True)
         except (OSError, RuntimeError) as error:
             raise FailedError(
-                f"{name} could not be downloaded to {root} ({error}); give images you have with --data FOLDER"
+                f"{name} could not be downloaded to {root} ({error}); use your own images with --data FOLDER"
             ) from error
 
     def split(train: bool) -> ImageSplit:

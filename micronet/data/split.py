@@ -1,4 +1,4 @@
-"""One split of a data set: labelled uint8 images, in memory or decoded from files when asked for."""
+"""A split of a data set: labelled uint8 images, in memory or decoded from files on demand."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -27,20 +27,20 @@ class ImageSplit(Protocol):
         """Return the images at ``indices`` (B,) int64 as (B, C, H, W) uint8."""
 
     def stream(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
-        """Yield ``images`` of each of ``batches``, made ready before they are asked for where that takes time."""
+        """Yield the images of each batch of indices, decoded ahead of their use if that takes time."""
 
     def subset(self, indices: Tensor) -> "ImageSplit":
-        """Return the split of the given images, in the given order."""
+        """Return the images at ``indices``, in that order, as a split."""
 
 
 def random_subset(split: ImageSplit, count: int, seed: int) -> ImageSplit:
-    """Return ``count`` images (or all) drawn with a seed: a folder's first ones would all be of one class."""
+    """Return at most ``count`` images, drawn at random: a folder's first images would all be of one class."""
     order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))
     return split.subset(order[:count])
 
 
 class MemorySplit:
-    """Images (N, C, H, W) uint8 held in memory."""
+    """Images (N, C, H, W) uint8 in memory."""
 
     def __init__(self, images: Tensor, labels: Tensor) -> None:
         self._pixels = images.permute(0, 2, 3, 1).contiguous()
@@ -60,23 +60,23 @@ class MemorySplit:
         return channels_first(self._pixels.index_select(0, indices))  # twice as fast as [indices]
 
     def stream(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
-        """Yield the images of each of ``batches``."""
+        """Yield the images of each batch of indices."""
         return map(self.images, batches)
 
     def subset(self, indices: Tensor) -> "MemorySplit":
-        """Return the split of the given images."""
+        """Return the images at ``indices`` as a split."""
         return MemorySplit(self.images(indices), self.labels[indices])
 
 
 class FileSplit:
-    """Images decoded from files as they are needed. ``rows``: (N,) int64, which of the ``files`` they are."""
+    """Images decoded from files on demand. ``rows``: (N,) int64, their positions in ``files``."""
 
     def __init__(self, files: ImageFiles, rows: Tensor, labels: Tensor) -> None:
         self._files, self._rows, self.labels = files, rows, labels
 
     @classmethod
     def of(cls, paths: Sequence[Path | str], labels: Tensor, image_size: int) -> "FileSplit":
-        """Build the split of all of ``paths``."""
+        """Build a split of all ``paths``."""
         return cls(ImageFiles(paths, image_size), torch.arange(len(paths)), labels)
 
     def __len__(self) -> int:
@@ -89,28 +89,28 @@ class FileSplit:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of all pixels."""
+        """Size of all decoded images."""
         return len(self) * 3 * self._files.size**2
 
     def images(self, indices: Tensor) -> Tensor:
-        """Decode the images at ``indices``, here and now."""
+        """Return the images at ``indices``, decoded in this process."""
         return self._files.read(self._rows[indices])
 
     def stream(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
-        """Yield the images of each of ``batches``, decoded ahead by worker processes."""
+        """Yield the images of each batch of indices, decoded ahead by worker processes."""
         return self._files.stream([self._rows[indices] for indices in batches])
 
     def subset(self, indices: Tensor) -> "FileSplit":
-        """Return the split of the given images; what either decodes and remembers, both know."""
+        """Return the images at ``indices`` as a split, which shares this one's cache."""
         return FileSplit(self._files, self._rows[indices], self.labels[indices])
 
-    def remembering(self) -> "FileSplit":
-        """Return the same images, each decoded once only."""
-        return FileSplit(self._files.remembering(self._rows), torch.arange(len(self)), self.labels)
+    def with_cache(self) -> "FileSplit":
+        """Return the same images, each of which will be decoded only once."""
+        return FileSplit(self._files.with_cache(self._rows), torch.arange(len(self)), self.labels)
 
 
 def resize(images: Tensor, size: int | None) -> Tensor:
-    """Resample (N, C, H, W) uint8 images to ``size`` pixels a side, bilinear with antialiasing."""
+    """Resize (N, C, H, W) uint8 images to (size, size), bilinear with antialiasing."""
     if size is None or images.shape[-2:] == (size, size):
         return images
     resampled = F.interpolate(images.float(), (size, size), mode="bilinear", antialias=True, align_corners=False)

@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from micronet.data.batches import Normalize, augment, batch_sizes, draw_moves, eval_batches, train_batches
+from micronet.data.batches import Normalize, augment, batch_sizes, draw_transforms, eval_batches, train_batches
 from micronet.data.dataset import DataSpec
 from micronet.data.image_files import decode
 from micronet.data.load import load_data
@@ -83,7 +83,7 @@ def test_grey_images_have_the_strides_of_plain_memory():
 
 
 def test_no_images_are_augmented_to_none():
-    moves = draw_moves(0, 8, torch.Generator().manual_seed(0), flip=True)
+    moves = draw_transforms(0, 8, torch.Generator().manual_seed(0), flip=True)
     assert augment(torch.zeros(0, 3, 8, 8, dtype=torch.uint8), moves).shape == (0, 3, 8, 8)
 
 
@@ -91,7 +91,7 @@ def test_no_images_are_augmented_to_none():
 @pytest.mark.parametrize("flip", [False, True])
 def test_augmented_images_are_shifted_windows_of_the_padded_image(flip, height, width):
     images = torch.randint(1, 256, (64, 3, height, width), dtype=torch.uint8)
-    moves = draw_moves(64, height, torch.Generator().manual_seed(0), flip=flip)
+    moves = draw_transforms(64, height, torch.Generator().manual_seed(0), flip=flip)
     room = round(height / 8)
     padded = torch.nn.functional.pad(images, (room,) * 4)
     for image, result, (top, left, mirrored) in zip(padded, augment(images, moves), moves.T.tolist(), strict=True):

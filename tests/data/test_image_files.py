@@ -218,5 +218,5 @@ def test_a_flat_val_folder_is_one_clear_error(tmp_path):
     root = make_folder(tmp_path, parts=("train",))
     (root / "val").mkdir()
     Image.new("RGB", (20, 20)).save(root / "val" / "ILSVRC2012_val_00000001.png")
-    with pytest.raises(MicronetError, match="named by their class"):
+    with pytest.raises(MicronetError, match="not in class folders"):
         load_data(str(root)).test  # noqa: B018
