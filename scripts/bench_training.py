@@ -35,7 +35,8 @@ from micronet.data.batches import train_batches
 from micronet.data.load import load_data
 from micronet.models.build import ModelSpec, build_model
 from micronet.training.config import TrainConfig
-from micronet.training.loop import RunContext, Trainer
+from micronet.training.context import RunContext
+from micronet.training.loop import Trainer
 
 BATCH = 64
 RATE = 0.01

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from micronet.errors import MicronetError, first_line
 from micronet.evaluation.network import Predictor, Scores
+from micronet.models.device import inference_format, place_input
 
 _NO_SCORES = "the network does not return one row of class scores an image, (N, classes)"
 
@@ -30,11 +31,11 @@ class Evaluation(NamedTuple):
 
 def predictor(model: nn.Module) -> Predictor:
     """Return the predictor that runs a torch model, in the mode it is in, on the device it is on."""
-    device = next(model.parameters()).device
+    device, layout = next(model.parameters()).device, inference_format(model)
 
     @torch.inference_mode()
     def predict(images: NDArray[np.float32]) -> Scores:
-        scores = model(torch.from_numpy(images).to(device, memory_format=torch.channels_last))
+        scores = model(place_input(torch.from_numpy(images), device, layout))
         if not isinstance(scores, Tensor):
             raise MicronetError(f"{_NO_SCORES}; it returns a {type(scores).__name__}")
         out: Scores = scores.float().cpu().numpy()

@@ -1,7 +1,7 @@
-"""What a training needs to go on after it was killed: weights, best weights, optimizer state and how far it was.
+"""Checkpoints: everything that a killed training needs to continue.
 
-One safetensors file beside the artifact, written after each epoch and now and then within one, gone when the training
-is done.
+One safetensors file beside the artifact holds the weights, the best weights so far, the optimizer's state and the
+progress. It is written after each epoch and at intervals within one, and removed when the artifact is saved.
 """
 
 import json
@@ -19,15 +19,19 @@ from micronet.core.files import remove_leftovers
 from micronet.errors import FailedError, MicronetError
 
 _KEY = "micronet-checkpoint"
-_SHAPE = {"identity": dict, "reached": dict, "groups": list, "numbers": dict}
+_HEADER_TYPES = {"identity": dict, "reached": dict, "groups": list, "numbers": dict}
 
 
 @dataclass
 class TrainState:
-    """How far a training is.
+    """The progress of a training.
 
-    ``rows``: the numbers of the epochs that are whole. Of the next one: ``step``, the steps taken; ``loss``, the sum
-    over their ``images``. ``scaler``: of fp16's gradients.
+    Attributes:
+        rows: One row of metrics per finished epoch.
+        step: Steps taken in the epoch after those.
+        loss: Sum of the losses of that epoch's images so far.
+        images: Number of those images.
+        scaler: State of fp16's gradient scaler.
     """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -38,24 +42,28 @@ class TrainState:
 
     @property
     def epoch(self) -> int:
-        """The epoch that runs, from 1."""
+        """The current epoch, from 1."""
         return len(self.rows) + 1
 
     def add_step(self, loss: float, images: int) -> None:
-        """Add one step's mean loss over its images."""
+        """Add a step with its mean loss and its number of images."""
         self.step += 1
         self.loss += loss * images
         self.images += images
 
     def end_epoch(self, row: dict[str, Any]) -> None:
-        """Add a whole epoch's numbers."""
+        """Finish the current epoch with its metrics."""
         self.rows.append(row)
         self.step, self.loss, self.images = 0, 0.0, 0
 
 
 @dataclass
 class Checkpoint:
-    """The file, what must be equal for a resume (``identity``), and the best weights so far."""
+    """A checkpoint file.
+
+    Args:
+        identity: What must be the same when a training is resumed: settings, data, history.
+    """
 
     path: Path
     identity: dict[str, Any]
@@ -68,9 +76,10 @@ class Checkpoint:
         return cls(output.with_name(f"{output.stem}.checkpoint.safetensors"), identity)
 
     def begin(self, model: nn.Module, optimizer: torch.optim.Optimizer, *, resume: bool, force: bool) -> TrainState:
-        """Return how far the training was, its state loaded into model and optimizer; nowhere without ``resume``.
+        """Load a checkpoint into model and optimizer if ``resume``; return the state to train from.
 
-        Raises MicronetError where a checkpoint is there and neither resume nor force was asked for.
+        Raises:
+            MicronetError: A checkpoint exists, but neither ``resume`` nor ``force`` is set; or it cannot be resumed.
         """
         remove_leftovers(self.path)
         if not self.path.exists():
@@ -79,25 +88,27 @@ class Checkpoint:
             return self._load(model, optimizer)
         if not force:
             raise MicronetError(
-                f"an interrupted training left {self.path}; add --resume to go on with it, --force to start again"
+                f"{self.path} is left from an interrupted training; add --resume to continue it, or --force to "
+                "start over"
             )
         self.remove()
         return TrainState()
 
     def save(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, reached: TrainState, *, best: bool = False
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, state: TrainState, *, best: bool = False
     ) -> None:
-        """Write the state; ``best`` says that these are the best weights so far.
+        """Write the checkpoint; ``best`` marks these weights as the best so far.
 
-        Raises FailedError where the disk refuses; the checkpoint before stays whole.
+        Raises:
+            FailedError: The file could not be written; an earlier checkpoint is still complete.
         """
         if best:
             self._best = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
         tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
         tensors |= {f"best.{name}": tensor for name, tensor in self._best.items()}
         numbers: dict[str, dict[str, Any]] = {}
-        state = optimizer.state_dict()
-        for index, slots in state["state"].items():
+        optimizer_state = optimizer.state_dict()
+        for index, slots in optimizer_state["state"].items():
             for name, value in slots.items():
                 if isinstance(value, Tensor):
                     tensors[f"optimizer.{index}.{name}"] = value
@@ -105,63 +116,67 @@ class Checkpoint:
                     numbers.setdefault(str(index), {})[name] = value
         header = {
             "identity": self.identity,
-            "reached": asdict(reached),
-            "groups": state["param_groups"],
+            "reached": asdict(state),
+            "groups": optimizer_state["param_groups"],
             "numbers": numbers,
         }
         self._saved = time.monotonic()
-        distinct = {name: tensor.clone() for name, tensor in tensors.items()}  # tied weights are written twice here
+        distinct = {name: tensor.clone() for name, tensor in tensors.items()}  # safetensors refuses shared memory
         try:
             write_tensors(self.path, distinct, _KEY, header)
         except FailedError as error:
-            kept = "the checkpoint before is whole: make room, then add --resume"
-            raise FailedError(f"{error}; {kept if self.path.exists() else 'make room, then start again'}") from error
+            advice = "free some space, then start again"
+            if self.path.exists():
+                advice = "the previous checkpoint is complete: free some space, then add --resume"
+            raise FailedError(f"{error}; {advice}") from error
 
     @property
     def age_s(self) -> float:
-        """Seconds since the state was last written, or since this object was made."""
+        """Seconds since the last save, or since this object was created."""
         return time.monotonic() - self._saved
 
     def load_best(self, model: nn.Module) -> None:
-        """Put the best epoch's weights into the model."""
+        """Load the best weights into the model."""
         model.load_state_dict(self._best)
 
     def remove(self) -> None:
-        """Delete the file."""
+        """Delete the file if it exists."""
         self.path.unlink(missing_ok=True)
 
     def _load(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> TrainState:
         try:
             with safe_open(self.path, "pt") as file:
                 header = json.loads((file.metadata() or {})[_KEY])
-                if not all(isinstance(header[key], kind) for key, kind in _SHAPE.items()):
-                    raise ValueError("its header")
-                reached = TrainState(**header["reached"])
+                if not all(isinstance(header[key], kind) for key, kind in _HEADER_TYPES.items()):
+                    raise ValueError("wrong types in its header")
+                state = TrainState(**header["reached"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-            raise MicronetError(f"{self.path} is no whole checkpoint ({error}); add --force to start again") from error
+            raise MicronetError(f"{self.path} is damaged ({error}); add --force to start over") from error
         changed = [key for key, value in self.identity.items() if header["identity"].get(key) != value]
         if changed:
             raise MicronetError(
-                f"{self.path} was made with other settings ({', '.join(changed)}); give the same, or --force"
+                f"{self.path} was written with other settings ({', '.join(changed)}); resume with the same settings, "
+                "or add --force to start over"
             )
-        load_state(model, _under("model.", tensors), str(self.path))
-        self._best = _under("best.", tensors)
-        self._load_optimizer(optimizer, header, _under("optimizer.", tensors))
-        return reached
+        load_state(model, _without_prefix("model.", tensors), str(self.path))
+        self._best = _without_prefix("best.", tensors)
+        self._load_optimizer(optimizer, header, _without_prefix("optimizer.", tensors))
+        return state
 
     @staticmethod
     def _load_optimizer(optimizer: torch.optim.Optimizer, header: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        state: dict[int, dict[str, Any]] = {int(index): dict(held) for index, held in header["numbers"].items()}
+        state: dict[int, dict[str, Any]] = {int(index): dict(slots) for index, slots in header["numbers"].items()}
         for name, tensor in tensors.items():
             index, _, slot = name.partition(".")
             parameter = parameters[int(index)]
-            if tensor.shape == parameter.shape:  # the same memory layout too: sums must come out bit-identical
+            if tensor.shape == parameter.shape:  # in the same memory format, so that sums are bit-identical
                 tensor = torch.empty_like(parameter, requires_grad=False).copy_(tensor)
             state.setdefault(int(index), {})[slot] = tensor
         optimizer.load_state_dict({"state": state, "param_groups": header["groups"]})
 
 
-def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _without_prefix(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors whose names start with a prefix, without it."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -1,6 +1,6 @@
-"""Learning from a teacher's scores besides the labels (Hinton et al. 2015, arXiv:1503.02531).
+"""Distillation: learning from a teacher's scores besides the labels (Hinton et al. 2015, arXiv:1503.02531).
 
-loss = (1 - w) * cross-entropy + w * T^2 * KL(softmax(teacher / T) || softmax(student / T)), section 2's T^2 included.
+loss = (1 - w) * cross-entropy + w * T^2 * KL(softmax(teacher / T) || softmax(student / T)); T^2 is from section 2.
 """
 
 from dataclasses import dataclass
@@ -13,29 +13,44 @@ from micronet.artifact.artifact import Artifact, load
 from micronet.artifact.header import read_header
 from micronet.data.dataset import DataSpec
 from micronet.errors import MicronetError
+from micronet.models.device import inference_format
 from micronet.training.config import TrainConfig
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """A network in eval mode that is never trained, and how much its word counts."""
+    """A network in eval mode that is not trained, the weight of its loss and the softmax temperature."""
 
     model: nn.Module
     weight: float
     temperature: float
 
-    def blend(self, loss: Tensor, scores: Tensor, inputs: Tensor) -> Tensor:
-        """Return the loss with the teacher's part in it. scores: (N, K); inputs: (N, C, H, W), what both networks see.
+    @torch.no_grad()
+    def scores(self, inputs: Tensor) -> Tensor:
+        """Return the teacher's scores (N, K) of inputs (N, C, H, W)."""
+        scores: Tensor = self.model(inputs)
+        return scores
 
-        Raises MicronetError where the teacher scores other classes.
+    def blend(self, loss: Tensor, scores: Tensor, inputs: Tensor) -> Tensor:
+        """Return the loss with the teacher's part included.
+
+        Args:
+            loss: The student's loss from the labels.
+            scores: The student's scores, (N, K).
+            inputs: What both networks are given, (N, C, H, W).
+
+        Raises:
+            MicronetError: The teacher's scores have another shape.
         """
-        with torch.no_grad():
-            taught = self.model(inputs)
-        if taught.shape != scores.shape:
-            raise MicronetError(f"the teacher's scores are {tuple(taught.shape)}, the student's {tuple(scores.shape)}")
+        targets = self.scores(inputs)
+        if targets.shape != scores.shape:
+            raise MicronetError(
+                f"the teacher's scores have shape {tuple(targets.shape)}, the student's {tuple(scores.shape)}; "
+                "give a teacher with the student's classes to --distill"
+            )
         divergence = F.kl_div(
             F.log_softmax(scores / self.temperature, 1),
-            F.log_softmax(taught / self.temperature, 1),
+            F.log_softmax(targets / self.temperature, 1),
             reduction="batchmean",
             log_target=True,
         )
@@ -43,10 +58,12 @@ class Teacher:
 
 
 def load_teacher(config: TrainConfig, student: Artifact, spec: DataSpec, device: torch.device) -> Teacher | None:
-    """Load the teacher a config names, or return None where it names none.
+    """Load the teacher that a config names; return None if it names none.
 
-    Where it is made by the very code of the student, which the user has allowed to run, it needs no further word.
-    Raises MicronetError where it expects other images than the student gets.
+    A teacher built by the same code as the student, which the user already trusts, needs no further permission.
+
+    Raises:
+        MicronetError: The teacher expects other images than the student gets.
     """
     if config.distill is None:
         return None
@@ -57,7 +74,8 @@ def load_teacher(config: TrainConfig, student: Artifact, spec: DataSpec, device:
         own = getattr(expected, name)
         if own is not None and own != getattr(spec, name):
             raise MicronetError(
-                f"--distill {config.distill} expects images of {name} {own}, the student gets {getattr(spec, name)}"
+                f"--distill {config.distill} was trained with {name} {own}, but the student's data have "
+                f"{getattr(spec, name)}; give a teacher that was trained on the same data and preprocessing"
             )
-    model = teacher.model.eval().to(device).to(memory_format=torch.channels_last)
-    return Teacher(model, config.distill_weight, config.temperature)
+    model = teacher.model.eval().to(device)
+    return Teacher(model.to(memory_format=inference_format(model)), config.distill_weight, config.temperature)

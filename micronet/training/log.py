@@ -1,4 +1,4 @@
-"""The epochs' numbers as JSON lines beside the artifact, and in TensorBoard where that is installed."""
+"""The metrics of every epoch: JSON lines beside the artifact, and TensorBoard if it is installed."""
 
 import json
 from collections.abc import Iterator
@@ -11,9 +11,11 @@ from micronet.training import distributed
 
 
 class MetricsLog:
-    """The two files; of several processes only the first writes them, from the first epoch's end on.
+    """The log files of a training, which only rank 0 writes, when the first epoch ends.
 
-    rows: of the epochs before, where a training goes on.
+    Args:
+        output: The artifact's path.
+        rows: The metrics of earlier epochs if a training is resumed.
     """
 
     def __init__(self, output: Path, rows: list[dict[str, Any]]) -> None:
@@ -29,11 +31,11 @@ class MetricsLog:
             self._board = SummaryWriter(str(output.with_name(f"{output.stem}.tensorboard")))
 
     def append(self, row: dict[str, Any]) -> None:
-        """Add one epoch."""
+        """Add the metrics of one epoch."""
         if not distributed.is_rank_zero():
             return
         self._unwritten.append(row)
-        with self._disk(), self._path.open(self._mode, encoding="utf-8") as file:
+        with self._clear_errors(), self._path.open(self._mode, encoding="utf-8") as file:
             file.writelines(json.dumps(each) + "\n" for each in self._unwritten)
         self._unwritten, self._mode = [], "a"
         if self._board is not None:
@@ -41,15 +43,15 @@ class MetricsLog:
                 self._board.add_scalar(name, value, row["epoch"])
 
     def close(self) -> None:
-        """Flush what is buffered."""
+        """Write what is buffered and close the files."""
         if self._board is not None:
             self._board.close()
 
     @contextmanager
-    def _disk(self) -> Iterator[None]:
+    def _clear_errors(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
             raise FailedError(
-                f"{self._path} could not be written: {error.strerror or error}; make room, then add --resume"
+                f"{self._path} could not be written ({error.strerror or error}); free some space, then add --resume"
             ) from error

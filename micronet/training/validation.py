@@ -1,4 +1,4 @@
-"""Accuracy and loss on a split, shared by all processes of a training."""
+"""Accuracy and loss on a split, computed by all ranks of a training."""
 
 from collections.abc import Callable
 
@@ -15,10 +15,13 @@ from micronet.training import distributed
 def evaluate_distributed(
     predict: Predictor, split: ImageSplit, spec: DataSpec, on_batch: Callable[[int], None] | None = None
 ) -> tuple[float, float]:
-    """Return a predictor's accuracy and loss on a split, of whose batches each process does every so many.
+    """Return a predictor's accuracy (0..1) and mean loss on a split; each rank computes its own batches.
 
-    The batches are those that one process would do, and so are the numbers. ``on_batch`` hears of this process's.
+    The batches, and thus the results, are those of a single process.
+
+    Args:
+        on_batch: Called after each batch with the number of images that this rank has seen.
     """
-    correct, loss, _ = tally(predict, eval_batches(split, spec, turns=distributed.own_batches()), on_batch)
+    correct, loss, _ = tally(predict, eval_batches(split, spec, only=distributed.own_batches()), on_batch)
     correct, loss = distributed.sum_over_ranks(torch.tensor([correct, loss], dtype=torch.float64)).tolist()
     return correct / len(split), loss / len(split)

@@ -65,7 +65,7 @@ def test_steps_prune_and_train_and_resume(micronet, chain, tmp_path):
     again = load(path).model.state_dict()
     assert all(torch.equal(weights[name], again[name]) for name in weights)
     for other in (["--epochs", 2], ["--limit", 50], ["--seed", 2]):
-        assert "made with other settings" in micronet(*ask, *other, "--resume", "--force").err
+        assert "written with other settings" in micronet(*ask, *other, "--resume", "--force").err
 
 
 def test_the_originals_widths_are_taken_by_prune(micronet, tmp_path):

@@ -264,7 +264,7 @@ def test_processes_that_cannot_meet_say_so_in_one_line_and_ctrl_c_ends_their_wai
         refused = start(tmp_path / "a.safetensors")
         (line,) = said(refused)
         assert refused.returncode == 1
-        assert line.startswith(f"error: process 0 of 2 did not meet the others at 127.0.0.1:{port} (")
+        assert line.startswith(f"error: process 0 of 2 could not reach the others at 127.0.0.1:{port} (")
         assert "--master-port" in line
     waiting = start(tmp_path / "a.safetensors")
     while waiting.poll() is None:

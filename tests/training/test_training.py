@@ -6,12 +6,22 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from micronet.artifact.artifact import Artifact, save
+from micronet.data.batches import eval_batches
+from micronet.data.load import load_data
+from micronet.models.build import ModelSpec
+from micronet.runtimes.config import RuntimeOptions
+from micronet.runtimes.torch import EagerPredictor
 from micronet.training.config import TrainConfig, learning_rate
+from micronet.training.distillation import Teacher
+from micronet.training.context import RunContext
+from micronet.training.loop import Trainer, fit_artifact
 from micronet.training.step import NotFiniteError, TrainStep, first_non_finite, make_optimizer
 
 TRAIN = ["train", "--width", "0.1", "--limit", "300", "--epochs", "4", "--batch-size", "16"]
@@ -86,7 +96,7 @@ def test_a_log_that_finds_no_room_says_what_to_do(micronet, tmp_path):
     (tmp_path / "a.metrics.jsonl").symlink_to("/dev/full")
     done = micronet(*TRAIN, "--epochs", "1", "-o", tmp_path / "a.safetensors")
     assert done.code == 1
-    assert "a.metrics.jsonl could not be written: No space left on device; make room, then add --resume" in done.err
+    assert "a.metrics.jsonl could not be written (No space left on device); free some space, then add --resume" in done.err
 
 
 def test_a_training_that_cannot_be_saved_is_not_lost(micronet, tmp_path, monkeypatch):
@@ -161,7 +171,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_and_says_so(tmp_path):
     output, checkpoint = tmp_path / "a.safetensors", tmp_path / "a.checkpoint.safetensors"
     full = start(output, "--max-time", "0", preexec_fn=limited(1000))
     assert full.wait() == 1
-    assert full.stderr.read().endswith("; make room, then start again\n")
+    assert full.stderr.read().endswith("; free some space, then start again\n")
     stopped = start(output, "--max-time", "0")
     assert stopped.wait() == 3
     before = checkpoint.read_bytes()
@@ -170,7 +180,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_and_says_so(tmp_path):
     assert full.wait() == 1
     error = full.stderr.read().splitlines()[-1]
     assert error.startswith(f"error: {checkpoint} could not be written: ")
-    assert error.endswith("the checkpoint before is whole: make room, then add --resume")
+    assert error.endswith("the previous checkpoint is complete: free some space, then add --resume")
     assert checkpoint.read_bytes() == before
     assert not list(tmp_path.glob(".*"))
     assert start(output, "--resume").wait() == 0
@@ -183,6 +193,40 @@ def test_sixteen_bits_train_and_the_artifact_stays_in_thirty_two(micronet, tmp_p
     refused = micronet(*TRAIN, "--amp", "fp16", "--device", "cpu", "-o", tmp_path / "b.safetensors")
     assert refused.code == 2
     assert "--amp bf16" in refused.err
+
+
+class Volumes(nn.Module):
+    """A network of images whose convolution has three dimensions."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc = nn.Conv3d(1, 4, (3, 3, 3), stride=(1, 4, 4)), nn.Linear(4, 10)
+
+    def forward(self, x):
+        return self.fc(self.conv(x.unsqueeze(1)).mean((2, 3, 4)))
+
+
+def test_three_dimensional_convolutions_train_teach_and_are_evaluated(tmp_path):
+    data = load_data("digits", limit=40)
+    student = Artifact(Volumes(), ModelSpec("volumes"), [])
+    run = RunContext(tmp_path / "a.safetensors", torch.device("cpu"))
+    trained = fit_artifact(student, data, TrainConfig(epochs=1), run)
+    save(trained, run.output)
+    assert 0 <= trained.metrics["test_accuracy"] <= 1
+    predict = EagerPredictor(trained, RuntimeOptions())
+    images, _ = next(eval_batches(data.test, data.spec))
+    teacher = Teacher(trained.model, 0.5, 4.0)
+    np.testing.assert_allclose(predict(images.numpy()), teacher.scores(images).numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_a_checkpoint_without_a_scalers_state_resumes_into_sixteen_bits(tmp_path, monkeypatch):
+    """As before the first step, and as written where gradients are not scaled."""
+    run = RunContext(tmp_path / "a.safetensors", torch.device("cpu"))
+    trainer = Trainer(Volumes(), load_data("digits", limit=40), TrainConfig(epochs=1), run, {})
+    scaler = torch.amp.GradScaler("cpu", enabled=True)
+    monkeypatch.setattr(torch.amp, "GradScaler", lambda *args, **options: scaler)
+    trainer.fit()
+    assert scaler.state_dict()["_growth_tracker"] == 1
 
 
 @pytest.mark.slow
