@@ -9,7 +9,7 @@ traced.
 
 import copy
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -18,7 +18,6 @@ from torch.nn import functional as F
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from micronet.models.uncompiled import uncompiled
-from micronet.quantization.functional import SMALLEST_SCALE
 from micronet.quantization.quantizer import Quantizer
 
 SLOTS = ("input_quantizer", "weight_quantizer", "bias_quantizer", "output_quantizer")
@@ -65,19 +64,20 @@ class _QuantizedConv(Quantized):
         """Override torch's private hook, which every ``ConvNd.forward`` calls; the only way to keep its padding."""
         convolve: Any = super()._conv_forward  # type: ignore[misc]
         if self.norm is None:
-            return _with_quantized(self, lambda w, b: convolve(input, w, b), weight, bias)
-        return self._convolve_and_normalize(convolve, input, weight, bias)
+            return _with_quantized(self, partial(convolve, input), weight, bias)
+        return self._convolve_and_normalize(partial(convolve, input), weight, bias)
 
     @uncompiled  # it updates the running statistics that its own weight was computed from
-    def _convolve_and_normalize(self, convolve: Any, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def _convolve_and_normalize(self, convolve: Any, weight: Tensor, bias: Tensor | None) -> Tensor:
         norm: Any = self.norm
         factor = norm_factor(norm, nonzero=norm.training)
-        weight = weight * per_row(factor, weight)
+        folded_weight = weight * per_row(factor, weight)
         if not norm.training:
-            folded = norm.bias - norm.running_mean * factor
-            folded = folded if bias is None else folded + bias * factor
-            return _with_quantized(self, lambda w, _: convolve(input, w, folded), weight, None)
-        raw = _with_quantized(self, lambda w, _: convolve(input, w, None), weight, None) / per_channel(factor, weight)
+            folded_bias = norm.bias - norm.running_mean * factor
+            return _with_quantized(
+                self, convolve, folded_weight, folded_bias if bias is None else folded_bias + bias * factor
+            )
+        raw = _with_quantized(self, convolve, folded_weight, None) / per_channel(factor, weight)
         normalized: Tensor = norm(raw if bias is None else raw + per_channel(bias, weight))
         return normalized
 
@@ -116,7 +116,7 @@ class _LinearWithSlots(nn.Linear):
     """A linear layer that reads its weight and bias through their slots."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return _with_quantized(self, lambda w, b: F.linear(input, w, b), self.weight, self.bias)
+        return _with_quantized(self, partial(F.linear, input), self.weight, self.bias)
 
 
 class _QuantizedLinear(Quantized, _LinearWithSlots):
@@ -200,8 +200,20 @@ def _quantized_parameters(layer: Any, weight: Tensor, bias: Tensor | None) -> tu
 def _with_quantized(
     layer: Any, compute: Callable[[Tensor, Tensor | None], Tensor], weight: Tensor, bias: Tensor | None
 ) -> Tensor:
-    """Return ``compute(weight, bias)`` with both quantized."""
-    return compute(*_quantized_parameters(layer, weight, bias))
+    """Return ``compute(weight, bias)`` with both quantized.
+
+    Weights of -1, 0 and 1 are multiplied by their scale after ``compute``, as integer runtimes do. With signs as
+    inputs, the sums are then exact, so a sum of zero stays zero and no rounding error decides the next sign.
+    """
+    weight, bias = _quantized_parameters(layer, weight, bias)
+    quantizer = layer.weight_quantizer
+    if not isinstance(quantizer, Quantizer) or not quantizer.unit_levels or quantizer.recorder is not None:
+        return compute(weight, bias)
+    scale = weight.detach().abs().flatten(1).amax(1)
+    scale = torch.where(scale == 0, 1.0, scale)
+    out = compute(weight / per_row(scale, weight), None)
+    scale = per_channel(scale, weight).to(out.dtype)
+    return out * scale if bias is None else torch.addcmul(per_channel(bias, weight).to(out.dtype), out, scale)
 
 
 @cache

@@ -59,6 +59,11 @@ class Quantizer(nn.Module):
         """Keep the present grid whatever is observed from now on."""
 
     @property
+    def unit_levels(self) -> bool:
+        """Whether every value on the grid is -1, 0 or 1 times the scale."""
+        return False
+
+    @property
     def frozen(self) -> bool:
         """Whether the grid stays as it is."""
         return False

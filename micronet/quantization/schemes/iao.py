@@ -44,6 +44,11 @@ class AffineQuantizer(RangedQuantizer):
         """Return the grid, which does not depend on ``x``."""
         return QParams(self.scale, self.zero_point, self.qmin, self.qmax, self.axis)
 
+    @property
+    def unit_levels(self) -> bool:
+        """Whether every value on the grid is -1, 0 or 1 times the scale."""
+        return self.symmetric and self.qmax == 1
+
     def refresh(self) -> None:
         """Compute scale and zero point from the observed range."""
         low, high = self.observer.range()

@@ -53,6 +53,11 @@ class LearnedQuantizer(Quantizer):
         scale = self.log_scale.exp()
         return QParams(scale, torch.zeros_like(scale), self.qmin, self.qmax, self.axis)
 
+    @property
+    def unit_levels(self) -> bool:
+        """Whether every value on the grid is -1, 0 or 1 times the scale."""
+        return self.qmax == 1
+
     @torch.no_grad()
     def observe(self, x: Tensor, *, rectified: bool = False) -> None:
         """Set the scale from the first data seen; from then on training sets it."""

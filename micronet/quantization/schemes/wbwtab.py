@@ -49,6 +49,11 @@ class LevelQuantizer(Quantizer):
         scale = self._scale(x, self.levels(x))
         return QParams(scale, torch.zeros_like(scale), -1, 1, self.axis)
 
+    @property
+    def unit_levels(self) -> bool:
+        """Whether every value on the grid is -1, 0 or 1 times the scale."""
+        return self.alpha
+
     def project(self, x: Tensor) -> Tensor:
         """Return ``x`` on its levels; the gradient goes through the levels and through alpha."""
         levels = self.levels(x)

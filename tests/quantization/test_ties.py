@@ -1,0 +1,56 @@
+"""Sums that are exactly zero in integers are exactly zero in torch: no rounding error decides a sign."""
+
+import pytest
+import torch
+from torch import nn
+
+from micronet.artifact.artifact import Artifact
+from micronet.models.build import ModelSpec, build_model
+from micronet.quantization.calibrate import calibrate
+from micronet.quantization.config import QuantConfig
+from micronet.quantization.fold import fold_model
+from micronet.quantization.quantize import quantize_model
+
+IMAGES = torch.randn(64, 3, 32, 32)
+
+
+def untrained(w_bits, **config):
+    """A network as initialised: batch norms have mean 0 and shift 0, so every threshold is exactly 0."""
+    spec = ModelSpec("nin_gc", {"width": 0.25})
+    model, record = quantize_model(build_model(spec), QuantConfig(w_bits=w_bits, a_bits="binary", **config))
+    calibrate(model, [IMAGES])
+    return Artifact(model.eval(), spec, [record])
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("config", [{}, {"bn_fuse": True}], ids=str)
+@pytest.mark.parametrize("w_bits", ["ternary", "binary", 2])
+def test_an_untrained_network_agrees_with_its_packed_file(w_bits, config, fused):
+    from micronet.onnx.export import to_onnx
+    from micronet.packed.from_onnx import pack_model
+    from micronet.runtimes.packed.numpy_backend import run
+
+    artifact = untrained(w_bits, **config)
+    if fused:
+        model, record = fold_model(artifact.model, artifact.history)
+        artifact = artifact.after(record, model=model.eval())
+    packed = run(pack_model(to_onnx(artifact, IMAGES)), IMAGES.numpy())
+    with torch.no_grad():
+        expected = artifact.model(IMAGES).numpy()
+    assert (packed.argmax(1) == expected.argmax(1)).mean() == 1
+
+
+@pytest.mark.parametrize("layer", [nn.Conv2d(4, 6, 3, groups=2), nn.Conv1d(4, 6, 3, bias=False), nn.Linear(4, 6)])
+@pytest.mark.parametrize("w_bits", ["ternary", "binary", 2])
+def test_levels_before_scales_change_neither_output_nor_gradient(layer, w_bits, monkeypatch):
+    model, _ = quantize_model(nn.Sequential(layer), QuantConfig(w_bits=w_bits, a_bits=32, first_last="same"))
+    model = model.double()
+    x = torch.randn(5, 4, *[6] * (layer.weight.dim() - 2), dtype=torch.float64)
+    calibrate(model, [x])
+    found = []
+    for unit_levels in (True, False):
+        monkeypatch.setattr(type(model[0].weight_quantizer), "unit_levels", unit_levels)
+        out = model(x)
+        found.append([out, *torch.autograd.grad(out.square().sum(), list(model.parameters()))])
+    for left, right in zip(*found, strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-12, atol=1e-12)
