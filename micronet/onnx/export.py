@@ -1,8 +1,8 @@
-"""From an artifact to an ONNX model whose weights are integers.
+"""Export an artifact to an ONNX model whose weights are integers.
 
-Batch norms are folded, quantized layers hold their int8 weight, scale and zero point and an int32 bias, activations go
-through QuantizeLinear and DequantizeLinear in the form the target fuses: unsigned for ONNX Runtime on x86, signed
-for TensorRT; one pair a tensor, its own zero-point initialiser for every node.
+Batch norms are folded. Quantized layers hold an int8 weight, its scale and zero point, and an int32 bias. Activations
+go through QuantizeLinear and DequantizeLinear (Q/DQ) in the form that the target fuses: unsigned for ONNX Runtime on
+x86, signed for TensorRT. Every node has a zero-point initializer of its own.
 """
 
 import copy
@@ -11,7 +11,7 @@ import json
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +28,19 @@ from micronet.graph.trace import trace
 from micronet.onnx.config import AXES, ExportConfig
 from micronet.onnx.operators import (
     INT8_BITS,
-    ActivationGrid,
+    ActivationQDQ,
     Sign,
     StoredIntegers,
-    check_signed,
-    room_for_bias,
+    bias_scales,
+    check_tensorrt_grid,
     translations,
 )
-from micronet.onnx.rewrite import embed_preprocessing, quantize_behind_reshapes, to_half, to_int4
+from micronet.onnx.rewrite import (
+    embed_preprocessing,
+    quantize_after_reshapes,
+    to_half,
+    to_int4,
+)
 from micronet.onnx.tidy import tidy
 from micronet.quantization.calibrate import check_calibrated, each_quantizer
 from micronet.quantization.fold import fold_model, foldable_pairs, has_taken_norms, shares_scales
@@ -49,27 +54,34 @@ SIXTEEN_BITS_OPSET = 21
 
 
 def to_onnx(artifact: Artifact, images: Tensor, config: ExportConfig | None = None) -> onnx.ModelProto:
-    """Return an artifact's ONNX model.
+    """Export an artifact to an ONNX model.
 
-    images: (N, C, H, W) float32, any real ones; they fix the axes that are not free.
-    Raises MicronetError where torch cannot export the network, a quantizer has no range, or its integers are none that
-    the target takes.
+    Args:
+        artifact: The float or quantized network.
+        images: (N, C, H, W) float32; they fix the sizes of the axes that are not dynamic.
+        config: Target, opset and storage; default: for ONNX Runtime.
+
+    Raises:
+        MicronetError: Torch cannot export the network, a quantizer has no range, or the target does not support its
+            integers.
     """
     config = config or ExportConfig()
     check_calibrated(artifact.model)
     quantized = any(True for _ in each_quantizer(artifact.model))
     if quantized and config.precision == "fp16":
-        raise MicronetError("--precision fp16 is for float networks; this one's integers are smaller already")
+        raise MicronetError(
+            "--precision fp16 applies to float networks, and this one is quantized; leave --precision out"
+        )
     widest = max((quantizer.bits for _, _, quantizer in each_quantizer(artifact.model)), default=0)
     if widest > INT8_BITS and config.opset < SIXTEEN_BITS_OPSET:
-        raise MicronetError(f"quantizers of {widest} bits need --opset {SIXTEEN_BITS_OPSET} or later")
+        raise MicronetError(f"{widest}-bit quantizers need --opset {SIXTEEN_BITS_OPSET} or later, got {config.opset}")
     model = with_integers(_folded(artifact.model), artifact.history, signed=config.target == "tensorrt")
     check_size(sum(tensor.nbytes for tensor in model.state_dict().values()))
     proto = _export(model, images, config)
     tidy(proto)
-    about = _about(artifact)
+    about = _metadata(artifact)
     if config.target == "tensorrt":
-        quantize_behind_reshapes(proto)
+        quantize_after_reshapes(proto)
     if config.int4_storage:
         to_int4(proto)
     if config.precision == "fp16":
@@ -82,14 +94,17 @@ def to_onnx(artifact: Artifact, images: Tensor, config: ExportConfig | None = No
 
 
 def write_onnx(proto: onnx.ModelProto, path: Path) -> None:
-    """Write an ONNX model, whole or not at all."""
+    """Write an ONNX model atomically."""
     write_bytes(path, proto.SerializeToString())
 
 
 def with_integers(model: nn.Module, history: list[StageRecord], *, signed: bool = False) -> nn.Module:
-    """Swap the quantizers of a folded model, in place, for modules that hold integers; return the model.
+    """Replace the quantizers of a folded model, in place, by modules that hold integers; return the model.
 
-    ``signed``: for TensorRT, with int8 activations, and biases in float, since it dequantizes no int32.
+    Args:
+        model: The model, its batch norms folded.
+        history: The artifact's records; ``quantize``'s says which quantizer feeds which layer.
+        signed: For TensorRT: int8 activations, and float biases because TensorRT cannot dequantize int32.
     """
     inputs: dict[str, str | None] = next(
         (record.result["inputs"] for record in history if record.stage == "quantize"), {}
@@ -103,37 +118,37 @@ def with_integers(model: nn.Module, history: list[StageRecord], *, signed: bool 
         layer: Any = model.get_submodule(name)
         if slot == "weight_quantizer":
             if signed:
-                check_signed(stored(quantizer.qparams(layer.weight)), f"{name}.{slot}")
+                check_tensorrt_grid(stored(quantizer.qparams(layer.weight)), f"{name}.{slot}")
             _store_weight(layer, quantizer, None if signed else scales.get(inputs.get(name) or ""))
         elif isinstance(quantizer, SignQuantizer):
             setattr(layer, slot, Sign())
         else:
-            grid = quantizer.qparams(torch.empty(0))
-            setattr(layer, slot, ActivationGrid(grid, quantizer.bits, f"{name}.{slot}", signed=signed))
+            qparams = quantizer.qparams(torch.empty(0))
+            setattr(layer, slot, ActivationQDQ(qparams, quantizer.bits, f"{name}.{slot}", signed=signed))
     return model
 
 
 @torch.no_grad()
 def _store_weight(layer: Any, quantizer: Quantizer, input_scale: Tensor | None) -> None:
-    """Put a layer's weight, and its bias where the input's scale is known, into integers."""
+    """Store a layer's weight as integers, and its bias too if the input's scale is known."""
     weight, bias = layer.weight, layer.bias
-    grid = quantizer.qparams(weight)
-    values = dequantize(quantizer.integers(weight), grid)
-    grid = stored(grid)
+    qparams = quantizer.qparams(weight)
+    values = dequantize(quantizer.integers(weight), qparams)
+    qparams = stored(qparams)
     if bias is not None and input_scale is not None and not shares_scales(layer):
-        room = room_for_bias(grid.scale, input_scale, bias)
-        grid = grid._replace(scale=room.weight_scale)
-        q = (bias.double() / room.bias_scale.double()).round().to(torch.int32)
-        layer.bias_quantizer = StoredIntegers(q, room.bias_scale, torch.zeros_like(q), 0)
+        scales = bias_scales(qparams.scale, input_scale, bias)
+        qparams = qparams._replace(scale=scales.weight)
+        q = (bias.double() / scales.bias.double()).round().to(torch.int32)
+        layer.bias_quantizer = StoredIntegers(q, scales.bias, torch.zeros_like(q), 0)
         layer.bias = nn.Parameter(torch.zeros(0))
-    dtype = next(kind for kind in (torch.int8, torch.int16, torch.int32) if grid.qmax <= torch.iinfo(kind).max)
-    q = quantize(values, grid).to(dtype)
-    layer.weight_quantizer = StoredIntegers(q, grid.scale, grid.zero_point, grid.axis)
-    layer.weight = nn.Parameter(torch.zeros(0))  # the float copy must not reach the file
+    dtype = next(each for each in (torch.int8, torch.int16, torch.int32) if qparams.qmax <= torch.iinfo(each).max)
+    q = quantize(values, qparams).to(dtype)
+    layer.weight_quantizer = StoredIntegers(q, qparams.scale, qparams.zero_point, qparams.axis)
+    layer.weight = nn.Parameter(torch.zeros(0))  # keeps the float copy out of the file
 
 
 def _folded(model: nn.Module) -> nn.Module:
-    """Return a contiguous copy on the CPU, in eval mode, its batch norms folded where they follow a layer."""
+    """Return a contiguous copy on the CPU, in eval mode, with batch norms folded into the layers before them."""
     model = copy.deepcopy(model).cpu().eval()
     model = model.to(memory_format=torch.contiguous_format)
     graph = trace(model)
@@ -142,11 +157,11 @@ def _folded(model: nn.Module) -> nn.Module:
 
 
 def _export(model: nn.Module, images: Tensor, config: ExportConfig) -> onnx.ModelProto:
-    free = {AXES[name]: torch.export.Dim(name) for name in config.free_axes}
-    example = images[: 2 if free else 1].contiguous()  # an example of one makes torch write 1 down
-    _run(model, example)
+    dynamic = {AXES[name]: torch.export.Dim(name) for name in config.free_axes}
+    example = images[: 2 if dynamic else 1].contiguous()  # torch would fix the size of an axis of size 1
+    _check_input(model, example)
     try:
-        with _silence(), torch.no_grad():
+        with _silent(), torch.no_grad():
             program = torch.onnx.export(
                 model,
                 (example,),
@@ -154,29 +169,30 @@ def _export(model: nn.Module, images: Tensor, config: ExportConfig) -> onnx.Mode
                 opset_version=config.opset,
                 input_names=[INPUT],
                 output_names=[OUTPUT],
-                dynamic_shapes=(free,),
+                dynamic_shapes=(dynamic,),
                 custom_translation_table=translations(config.opset),
                 optimize=True,
                 verbose=False,
             )
-    except Exception as error:  # the exporter raises many kinds around the one whose first line tells the reason
-        free_sides = " with free sides; try --dynamic batch" * (len(free) > 1)
+    except Exception as error:  # the exporter wraps the error that names the reason in one of several types
         reason = first_line(error.__cause__ or error)
-        raise MicronetError(f"torch cannot export this network to ONNX{free_sides}: {reason}") from error
+        hint = f" (--dynamic {config.dynamic}; try --dynamic batch)" if len(dynamic) > 1 else ""
+        raise MicronetError(f"torch cannot export this network to ONNX{hint}: {reason}") from error
     if program is None:
-        raise FailedError("torch's exporter returned nothing")
+        raise FailedError("torch's ONNX exporter returned nothing")
     proto: onnx.ModelProto = program.model_proto
     return proto
 
 
 @contextmanager
-def _silence() -> Iterator[None]:
-    """Keep torch from logging and printing, over many lines, what its exception tells as well."""
+def _silent() -> Iterator[None]:
+    """Keep torch from reporting, over many lines, what its exception also says; every setting is put back."""
     log = logging.getLogger("torch")
     level = log.level
     log.setLevel(logging.CRITICAL)
     try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        # torch.export prints the graph of a failed export straight to sys.stderr.
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -184,17 +200,17 @@ def _silence() -> Iterator[None]:
 
 
 @torch.no_grad()
-def _run(model: nn.Module, images: Tensor) -> None:
-    """Raise MicronetError where a network does not take images: of the exporter's many lines none says so plainly."""
+def _check_input(model: nn.Module, images: Tensor) -> None:
+    """Raise MicronetError if a network does not accept images; the exporter's own message would hide the reason."""
     try:
         model(images)
-    except Exception as error:  # whatever the user's code raises
+    except Exception as error:  # the user's code may raise anything
         shape = "x".join(map(str, images.shape))
-        raise MicronetError(f"the network does not take an input of {shape}: {first_line(error)}") from error
+        raise MicronetError(f"the network does not accept an input of {shape}: {first_line(error)}") from error
 
 
-def _about(artifact: Artifact) -> dict[str, Any]:
-    """Return what a reader of the file needs: classes, preprocessing and what was done to the network."""
+def _metadata(artifact: Artifact) -> dict[str, Any]:
+    """Return what a reader of the file needs: classes, preprocessing and the stages the network went through."""
     return {
         "model": artifact.spec.name,
         "history": [{"stage": record.stage, "config": record.config} for record in artifact.history],

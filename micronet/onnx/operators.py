@@ -1,7 +1,7 @@
-"""The operators that carry integers through torch's ONNX exporter, and their ONNX translation.
+"""The operators that carry integers through torch's ONNX exporter, and their translation to ONNX.
 
-torch.onnx knows nothing of our quantizers. Before export each becomes one of the modules here, which holds the
-integers and calls a custom operator; the exporter translates that to QuantizeLinear and DequantizeLinear.
+torch.onnx does not know our quantizers. Before the export, each is replaced by one of the modules here, which holds
+the integers and calls a custom operator. The exporter translates that to QuantizeLinear and DequantizeLinear.
 """
 
 from collections.abc import Callable
@@ -17,20 +17,20 @@ from micronet.quantization.functional import QParams, broadcast
 
 INT8_BITS = 8
 INT32_MAX = 2**31 - 1
-FOR_TENSORRT = "quantize with --q-type sym --a-sign signed and 8 bits or fewer (dorefa: 7), or export for --target ort"
+FOR_TENSORRT = "quantize with --q-type sym --a-sign signed and at most 8 bits (dorefa: 7), or export with --target ort"
 
 
 @torch.library.custom_op("micronet::dequantize", mutates_args=())
 def dequantize_integers(q: Tensor, scale: Tensor, zero_point: Tensor, axis: int) -> Tensor:
-    """Return (q - zero_point) * scale as float32; ``axis`` -1: one scale for all."""
-    at = None if axis < 0 else axis
-    values = q.to(torch.float32) - broadcast(zero_point.to(torch.float32), q, at)
-    return values * broadcast(scale, q, at)
+    """Return (q - zero_point) * scale as float32; an ``axis`` of -1 means one scale per tensor."""
+    channels = None if axis < 0 else axis
+    values = q.to(torch.float32) - broadcast(zero_point.to(torch.float32), q, channels)
+    return values * broadcast(scale, q, channels)
 
 
 @torch.library.custom_op("micronet::quantize_dequantize", mutates_args=())
 def quantize_dequantize(x: Tensor, scale: Tensor, zero_point: Tensor, name: str) -> Tensor:
-    """Return ``x`` on the whole grid of the zero point's integer type; ``name`` tells whose quantizer this is."""
+    """Round ``x`` to the full range of the zero point's integer type; ``name`` identifies the quantizer."""
     limits = torch.iinfo(zero_point.dtype)
     shift = zero_point.to(torch.float32)
     return ((x / scale).round_().add_(shift).clamp_(limits.min, limits.max) - shift) * scale
@@ -47,11 +47,11 @@ def _(x: Tensor, scale: Tensor, zero_point: Tensor, name: str) -> Tensor:
 
 
 def translations(opset: int) -> dict[Any, Callable[..., Any]]:
-    """Return how the exporter writes the operators here, in an ONNX operator set."""
+    """Return how the exporter translates these operators for an ONNX opset: torch operator -> function."""
     op = getattr(onnxscript, f"opset{opset}")
 
     def write_dequantize(q: Any, scale: Any, zero_point: Any, axis: int) -> Any:
-        if q.dtype == ir.DataType.INT32:  # a bias: ONNX wants its zero point 0, which is what none at all says
+        if q.dtype == ir.DataType.INT32:  # a bias: ONNX requires zero point 0, the default
             return op.DequantizeLinear(q, scale, axis=axis)
         if axis < 0:
             return op.DequantizeLinear(q, scale, zero_point)
@@ -67,7 +67,7 @@ def translations(opset: int) -> dict[Any, Callable[..., Any]]:
 
 
 class StoredIntegers(nn.Module):
-    """A weight or a bias held as integers; its forward ignores the float tensor that it replaces."""
+    """A weight or bias as integers; its forward ignores the float tensor it replaces."""
 
     q: Tensor
     scale: Tensor
@@ -81,16 +81,16 @@ class StoredIntegers(nn.Module):
         self.register_buffer("zero_point", zero_point.to(q.dtype))
 
     def forward(self, replaced: Tensor) -> Tensor:
-        """Return the values of the integers."""
+        """Return the dequantized values."""
         out: Tensor = torch.ops.micronet.dequantize(self.q, self.scale, self.zero_point, self.axis)
         return out
 
 
-class ActivationGrid(nn.Module):
-    """An activation's quantizer as ONNX can say it: a clip where the grid is narrower than its integer type, then Q/DQ.
+class ActivationQDQ(nn.Module):
+    """An activation quantizer in ONNX's terms: a clip if the grid is narrower than its integer type, then Q/DQ.
 
-    For ONNX Runtime the integers are unsigned, a signed grid's shifted by half their range: the same values, and the
-    form that its x86 kernels are fast with. For TensorRT they are int8 with zero point 0, which is all it takes.
+    For ONNX Runtime the integers are unsigned, because its x86 kernels are fast with them; a signed grid is shifted by
+    half its range, which leaves the values unchanged. TensorRT only supports int8 with zero point 0.
     """
 
     scale: Tensor
@@ -100,7 +100,7 @@ class ActivationGrid(nn.Module):
         super().__init__()
         self.name = name
         if signed:
-            check_signed(qparams, name)
+            check_tensorrt_grid(qparams, name)
         dtype = torch.int8 if signed else torch.uint8 if bits <= INT8_BITS else torch.uint16
         limits = torch.iinfo(dtype)
         shift = (limits.max + 1) // 2 if qparams.qmin < 0 and not signed else 0
@@ -112,47 +112,52 @@ class ActivationGrid(nn.Module):
         self.register_buffer("zero_point", (qparams.zero_point + shift).to(dtype))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return ``x`` on its grid."""
+        """Return ``x`` rounded to the grid."""
         if self.bounds is not None:
             x = x.clamp(*self.bounds)
         out: Tensor = torch.ops.micronet.quantize_dequantize(x, self.scale, self.zero_point, self.name)
         return out
 
 
-def check_signed(qparams: QParams, name: str) -> None:
-    """Raise MicronetError where a grid is none that TensorRT takes."""
+def check_tensorrt_grid(qparams: QParams, name: str) -> None:
+    """Raise MicronetError if TensorRT does not support a quantizer's zero point or range."""
     limits = torch.iinfo(torch.int8)
     if bool((qparams.zero_point != 0).any()):
-        raise MicronetError(f"{name} has a zero point, which TensorRT refuses; {FOR_TENSORRT}")
+        raise MicronetError(f"{name} has a zero point other than 0, which TensorRT does not support; {FOR_TENSORRT}")
     if qparams.qmin < limits.min or qparams.qmax > limits.max:
         raise MicronetError(
-            f"{name} has integers of {qparams.qmin} to {qparams.qmax}, and TensorRT takes int8 alone; {FOR_TENSORRT}"
+            f"{name} has integers {qparams.qmin} to {qparams.qmax}, but TensorRT only supports int8; {FOR_TENSORRT}"
         )
 
 
 class Sign(nn.Module):
-    """A binary activation; its values are exact in float, so it needs no integers of its own."""
+    """A binary activation. Its values are exact in float, so no integers are stored."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return +1 where x >= 0, else -1."""
+        """Return +1 for x >= 0 and -1 otherwise."""
         return torch.where(x >= 0, 1.0, -1.0)
 
 
-class BiasRoom(NamedTuple):
-    """A weight's scale, widened where its bias would not fit int32, and the bias's own scale."""
+class BiasScales(NamedTuple):
+    """The scale of a weight, widened if its bias would not fit int32 otherwise, and the scale of the bias."""
 
-    weight_scale: Tensor
-    bias_scale: Tensor
+    weight: Tensor
+    bias: Tensor
 
 
-def room_for_bias(weight_scale: Tensor, input_scale: Tensor, bias: Tensor) -> BiasRoom:
+def bias_scales(weight_scale: Tensor, input_scale: Tensor, bias: Tensor) -> BiasScales:
     """Return scales with which round(bias / (input_scale * weight_scale)) fits int32.
 
-    Only a channel of next to no weight beside a large bias is widened; its weights then matter less than the bias's
-    own rounding to float32.
+    Only a channel with tiny weights and a large bias is widened. Its weights then matter less than the rounding of its
+    bias to float32.
+
+    Args:
+        weight_scale: One per channel (C,), or a scalar.
+        input_scale: A scalar.
+        bias: (C,) float32.
     """
-    wanted = torch.maximum(weight_scale.double(), bias.abs().double() / (input_scale.double() * INT32_MAX * 0.999))
-    widened = torch.where(wanted > weight_scale.double(), wanted, weight_scale.double()).float()
+    needed = torch.maximum(weight_scale.double(), bias.abs().double() / (input_scale.double() * INT32_MAX * 0.999))
+    widened = torch.where(needed > weight_scale.double(), needed, weight_scale.double()).float()
     if weight_scale.dim() == 0:
         widened = widened.max()
-    return BiasRoom(widened, (widened * input_scale).expand_as(bias).contiguous())
+    return BiasScales(widened, (widened * input_scale).expand_as(bias).contiguous())

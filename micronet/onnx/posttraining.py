@@ -1,6 +1,6 @@
-"""Float ONNX models made int8 from data alone, whoever made them: ONNX Runtime's quantizer, our ranges.
+"""Post-training quantization of float ONNX models from any source: ONNX Runtime's quantizer with micronet's ranges.
 
-The ranges come from our histograms (all four calibrators, memory O(bins)) or from a calibration cache of TensorRT.
+The ranges come from histograms (four calibrators, O(bins) memory per tensor) or from a TensorRT calibration cache.
 """
 
 import re
@@ -21,39 +21,53 @@ from micronet.quantization.histogram import Calibrator, Grid, Histogram, find_ra
 from micronet.runtimes.config import RuntimeOptions
 from micronet.runtimes.onnxruntime import check_size, image_input, open_session, run
 
-Range = tuple[float, float]
-QUANTIZED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "MaxPool", "AveragePool", "GlobalAveragePool", "Concat")
-OLDEST_OPSET = 13  # scales of a weight's channels
+ValueRange = tuple[float, float]  # the smallest and the largest value that the grid covers
+QUANTIZABLE = (
+    "Conv",
+    "ConvTranspose",
+    "Gemm",
+    "MatMul",
+    "Add",
+    "MaxPool",
+    "AveragePool",
+    "GlobalAveragePool",
+    "Concat",
+)
+OLDEST_OPSET = 13  # the first with per-channel scales
 INT8_MAX = 127
 LEGACY_HEADER = "TRT-"
 LEGACY_LINE = re.compile(r"\s*(?P<name>\S.*?)\s*:\s*(?P<scale>[0-9a-fA-F]{1,8})\s*")
-LEAST_SCALE, GREATEST_SCALE = 2.0**-126, 2.0**120  # normal float32, and 127 of it too
+MIN_SCALE, MAX_SCALE = 2.0**-126, 2.0**120  # so that the scale and 127 times the scale are normal float32
 
 
 def is_quantized(proto: onnx.ModelProto) -> bool:
-    """Tell whether a model has Q/DQ nodes or integer operators already."""
-    kinds = {node.op_type for node in proto.graph.node}
-    return bool(kinds & {"QuantizeLinear", "DequantizeLinear", "QLinearConv", "ConvInteger", "MatMulInteger"})
+    """Return True if a model has Q/DQ nodes or integer operators."""
+    ops = {node.op_type for node in proto.graph.node}
+    return bool(ops & {"QuantizeLinear", "DequantizeLinear", "QLinearConv", "ConvInteger", "MatMulInteger"})
 
 
 def check_stored(proto: onnx.ModelProto) -> None:
-    """Raise MicronetError where a stored tensor holds NaN or infinity, or all are too many for one message."""
+    """Raise MicronetError if a stored tensor holds NaN or infinity, or if the weights exceed one protobuf message."""
     check_size(sum(len(tensor.raw_data) for tensor in proto.graph.initializer))
     for tensor in proto.graph.initializer:
         if (
             tensor.data_type in (TensorProto.FLOAT, TensorProto.FLOAT16)
             and not np.isfinite(onnx.numpy_helper.to_array(tensor)).all()
         ):
-            raise MicronetError(f"{tensor.name} of the model holds NaN or infinity; train it anew with a lower --lr")
+            raise MicronetError(
+                f"the model's tensor {tensor.name} holds NaN or infinity; export the model again from finite weights"
+            )
 
 
 def prepare(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a float model with its batch norms and constants folded, by ONNX Runtime.
+    """Return a float model with its batch norms and constants folded by ONNX Runtime.
 
-    Raises MicronetError where the model is of an operator set too old to hold a scale a channel, or is quantized.
+    Raises:
+        MicronetError: The model is already quantized, holds NaN or infinity, or has an opset that is too old for
+            per-channel scales and cannot be converted.
     """
     if is_quantized(proto):
-        raise MicronetError("the model is quantized already; give the float one")
+        raise MicronetError("the model is already quantized; give the file of the float model")
     check_stored(proto)
     opset = next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
     if opset < OLDEST_OPSET:
@@ -61,8 +75,8 @@ def prepare(proto: onnx.ModelProto) -> onnx.ModelProto:
             proto = onnx.version_converter.convert_version(proto, OLDEST_OPSET)
         except Exception as error:  # the converter's errors share no base class
             raise MicronetError(
-                f"the model is of opset {opset}, too old, and cannot be converted: {first_line(error)}; "
-                f"export it anew with opset {OLDEST_OPSET} or later"
+                f"the model has opset {opset} and cannot be converted to opset {OLDEST_OPSET} ({first_line(error)}); "
+                f"export it again with opset {OLDEST_OPSET} or later"
             ) from error
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "folded.onnx"
@@ -80,76 +94,101 @@ def prepare(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def collect(proto: onnx.ModelProto, batches: Iterable[NDArray[np.float32]]) -> dict[str, Histogram]:
-    """Return a histogram of every float tensor that a quantizable node reads or gives, over normalised images.
+    """Run a model and return a histogram of every float tensor that a quantizable node reads or writes.
 
-    Raises MicronetError where there was no batch.
+    Args:
+        proto: A float model from ``prepare``.
+        batches: Normalized images, (N, C, H, W) float32.
+
+    Raises:
+        MicronetError: There is no batch.
     """
     names = _activations(proto)
     exposed = onnx.ModelProto()
     exposed.CopyFrom(proto)
-    known = {output.name for output in proto.graph.output}
-    images_name = image_input(proto).name
-    inner = [name for name in names if name not in known and name != images_name]
-    exposed.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in inner)
+    visible = {output.name for output in proto.graph.output} | {image_input(proto).name}
+    hidden = [name for name in names if name not in visible]
+    exposed.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in hidden)
     session = open_session(exposed.SerializeToString(), RuntimeOptions(), "the model")
-    order = [output.name for output in session.get_outputs()]
-    found: dict[str, Histogram] = {name: Histogram() for name in names}
-    batches = iter(batches)
+    outputs = [output.name for output in session.get_outputs()]
+    histograms: dict[str, Histogram] = {name: Histogram() for name in names}
     for images in batches:
-        values = dict(zip(order, run(session, images), strict=True)) | {images_name: images}
+        values = dict(zip(outputs, run(session, images), strict=True)) | {image_input(proto).name: images}
         for name in names:
-            found[name].add(torch.from_numpy(np.ascontiguousarray(values[name])))
-    if any(histogram.empty for histogram in found.values()):
-        raise MicronetError("there was no image to calibrate on; give at least one")
-    return found
+            histograms[name].add(torch.from_numpy(np.ascontiguousarray(values[name])))
+    if any(histogram.empty for histogram in histograms.values()):
+        raise MicronetError("got no image to calibrate on; give at least one")
+    return histograms
 
 
 def find_ranges(
     histograms: Mapping[str, Histogram], calibrator: Calibrator, percentile: float, *, symmetric: bool
-) -> dict[str, Range]:
-    """Return every tensor's (low, high) for 8 bits. Raises MicronetError where NaN or infinity was seen."""
+) -> dict[str, ValueRange]:
+    """Return the range of every tensor for 8 bits; raise MicronetError if one of them held NaN or infinity."""
     grid = Grid(-INT8_MAX - 1, INT8_MAX, True) if symmetric else Grid(0, 255, False)
     ranges = {name: find_range(item, grid, calibrator, percentile) for name, item in histograms.items()}
     if broken := [name for name, ends in ranges.items() if not np.isfinite(ends).all()]:
-        raise MicronetError(f"NaN or infinity reached {', '.join(broken[:5])} while calibrating")
+        raise MicronetError(
+            f"calibration found NaN or infinity in {', '.join(broken[:5])}; check the model's weights and the images"
+        )
     return ranges
 
 
-def read_legacy_cache(path: Path) -> dict[str, Range]:
-    """Read a calibration cache as TensorRT wrote them up to version 10: ``TRT-…`` and ``name: hex float`` lines.
+def read_legacy_cache(path: Path) -> dict[str, ValueRange]:
+    """Read a calibration cache written by TensorRT 10 or earlier: a ``TRT-…`` header, then ``name: scale`` lines.
 
-    The number is the scale, a float32's bytes in hexadecimal, big end first; a range is 127 of them to either side.
-    Raises MicronetError where the file is none, or a line of it is damaged.
+    The scale is a float32 as big-endian hexadecimal bytes. A tensor's range is 127 scales to either side of 0.
+
+    Raises:
+        MicronetError: The file is not such a cache, or one of its lines is damaged.
     """
     try:
         header, *lines = path.read_text().splitlines()
-    except (UnicodeDecodeError, ValueError) as error:
-        raise MicronetError(f"{path} is no calibration cache; its first line would be TRT-…-EntropyCalibration2") from (
-            error
-        )
+    except ValueError as error:  # not UTF-8, or empty
+        raise MicronetError(
+            f"{path} is not a TensorRT calibration cache; such a file begins with TRT-…-EntropyCalibration2"
+        ) from error
     if not header.startswith(LEGACY_HEADER):
-        raise MicronetError(f"{path} is no calibration cache of TensorRT; its first line is {header[:40]!r}")
-    ranges: dict[str, Range] = {}
+        raise MicronetError(
+            f"{path} is not a TensorRT calibration cache; its first line is {header[:40]!r}, expected TRT-…"
+        )
+    ranges: dict[str, ValueRange] = {}
     for number, line in enumerate(filter(str.strip, lines), 2):
         match = LEGACY_LINE.fullmatch(line)
         scale = struct.unpack(">f", bytes.fromhex(match["scale"].rjust(8, "0")))[0] if match else 0.0
-        if match is not None and scale == 0:  # nothing but zeros was seen: no range
+        if match is not None and scale == 0:  # the tensor was always zero, so it has no range
             continue
-        if match is None or not LEAST_SCALE <= scale <= GREATEST_SCALE or match["name"] in ranges:
-            raise MicronetError(f"{path}, line {number}: {line[:60]!r} is no 'name: hexadecimal float' of its own")
+        if match is None or not MIN_SCALE <= scale <= MAX_SCALE or match["name"] in ranges:
+            raise MicronetError(
+                f"{path}, line {number} is {line[:60]!r}; expected 'name: hexadecimal float', each name once"
+            )
         ranges[match["name"]] = (-INT8_MAX * scale, INT8_MAX * scale)
     if not ranges:
-        raise MicronetError(f"{path} holds no range")
+        raise MicronetError(f"{path} holds no ranges; calibrate again")
     return ranges
 
 
-def quantize(
-    proto: onnx.ModelProto, ranges: Mapping[str, Range], *, signed: bool, symmetric: bool, per_channel: bool, bits: int
+def quantize_onnx(
+    proto: onnx.ModelProto,
+    ranges: Mapping[str, ValueRange],
+    *,
+    signed: bool,
+    symmetric: bool,
+    per_channel: bool,
+    bits: int,
 ) -> onnx.ModelProto:
-    """Return a float model, as ``prepare`` gives it, with int8 weights and Q/DQ on every activation that has a range.
+    """Quantize a float model: int8 weights, and Q/DQ on every activation that has a range.
 
-    ``signed``: int8 activations with zero point 0 and float biases, for TensorRT; else uint8, for ONNX Runtime.
-    ``bits``: of weights, 7 or 8. Raises MicronetError where no node has ranges.
+    Args:
+        proto: A float model from ``prepare``.
+        ranges: The range of every activation, by tensor name.
+        signed: int8 activations with zero point 0 and float biases, for TensorRT; otherwise uint8, for ONNX Runtime.
+        symmetric: Symmetric activation ranges.
+        per_channel: One weight scale per output channel instead of one per layer.
+        bits: 7 or 8, of the weights.
+
+    Raises:
+        MicronetError: No node has a range for all its tensors, or ONNX Runtime's quantizer fails.
     """
     from onnxruntime.quantization import QuantType
     from onnxruntime.quantization.calibrate import CalibrationMethod, TensorData, TensorsData
@@ -158,7 +197,8 @@ def quantize(
     nodes = [node.name for node in _with_names(proto) if _has_ranges(proto, node, ranges)]
     if not nodes:
         raise MicronetError(
-            "no tensor of the model has one of the ranges; they are of another network, whose tensors have other names"
+            "none of the ranges belongs to a tensor of this model; they were calibrated for another network or another "
+            "export of it; calibrate again"
         )
     data = {name: TensorData(lowest=np.float32(low), highest=np.float32(high)) for name, (low, high) in ranges.items()}
     settings = {
@@ -170,12 +210,12 @@ def quantize(
     quantizer = QDQQuantizer(
         proto, per_channel, bits == INT8_MAX.bit_length(), QuantType.QInt8,
         QuantType.QInt8 if signed else QuantType.QUInt8, TensorsData(CalibrationMethod.MinMax, data), nodes, [],
-        list(QUANTIZED), settings,
+        list(QUANTIZABLE), settings,
     )  # fmt: skip
     try:
         quantizer.quantize_model()
-    except Exception as error:  # the library raises many kinds for a node that it cannot quantize
-        raise MicronetError(f"ONNX Runtime's quantizer cannot do this model: {first_line(error)}") from error
+    except Exception as error:  # the library raises many types
+        raise MicronetError(f"ONNX Runtime's quantizer cannot quantize this model: {first_line(error)}") from error
     quantizer.model.topological_sort()
     model: onnx.ModelProto = quantizer.model.model
     helper.set_model_props(model, {entry.key: entry.value for entry in proto.metadata_props})
@@ -183,29 +223,31 @@ def quantize(
 
 
 def _with_names(proto: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+    """Yield the nodes, naming those that have no name."""
     for index, node in enumerate(proto.graph.node):
         node.name = node.name or f"{node.op_type}_{index}"
         yield node
 
 
-def _has_ranges(proto: onnx.ModelProto, node: onnx.NodeProto, ranges: Mapping[str, Range]) -> bool:
+def _has_ranges(proto: onnx.ModelProto, node: onnx.NodeProto, ranges: Mapping[str, ValueRange]) -> bool:
+    """Return True if a node can be quantized: every activation it reads or writes has a range."""
     stored = {tensor.name for tensor in proto.graph.initializer}
     tensors = [name for name in node.input if name and name not in stored] + [node.output[0]]
     outputs = {output.name for output in proto.graph.output}
-    grouped = node.op_type == "ConvTranspose" and any(at.name == "group" and at.i > 1 for at in node.attribute)
-    return node.op_type in QUANTIZED and not grouped and all(name in ranges or name in outputs for name in tensors)
+    grouped = node.op_type == "ConvTranspose" and any(a.name == "group" and a.i > 1 for a in node.attribute)
+    return node.op_type in QUANTIZABLE and not grouped and all(name in ranges or name in outputs for name in tensors)
 
 
-def without_range(proto: onnx.ModelProto, ranges: Mapping[str, Range]) -> list[str]:
-    """Return the tensors that quantizable nodes read and that have no range, so that those nodes stay float."""
+def without_range(proto: onnx.ModelProto, ranges: Mapping[str, ValueRange]) -> list[str]:
+    """Return the tensors of quantizable nodes that have no range; those nodes stay float."""
     return [name for name in _activations(proto) if name not in ranges]
 
 
 def _activations(proto: onnx.ModelProto) -> list[str]:
-    """Return the float tensors that quantizable nodes read and give."""
+    """Return the float tensors that quantizable nodes read and write."""
     stored = {tensor.name for tensor in proto.graph.initializer}
     names: dict[str, None] = {}
     for node in proto.graph.node:
-        if node.op_type in QUANTIZED:
+        if node.op_type in QUANTIZABLE:
             names |= dict.fromkeys(name for name in (*node.input, node.output[0]) if name and name not in stored)
     return list(names)

@@ -1,7 +1,7 @@
-"""What is done to an ONNX graph after torch's exporter: names people can read, no traces of the machine, small.
+"""Clean up an ONNX graph after torch's exporter: readable names, no stack traces, no shared zero points.
 
-The exporter writes a stack trace to every node, which is more bytes than a small network's weights and shows the
-paths of the machine it ran on.
+The exporter writes a stack trace into every node. The traces take more bytes than a small network's weights, and they
+show the paths of the machine on which the export ran.
 """
 
 import ast
@@ -10,7 +10,7 @@ import re
 
 import onnx
 
-# Attributes that the exporter writes although they say what the operator does anyway (axis: of per-channel scales).
+# Attributes that the exporter writes although they equal the operator's defaults.
 _DEFAULTS = {
     "QuantizeLinear": {"axis": 1, "block_size": 0, "output_dtype": 0, "saturate": 1, "precision": 0},
     "DequantizeLinear": {"axis": 1, "block_size": 0, "output_dtype": 0},
@@ -22,7 +22,7 @@ _NAME = re.compile(r"quantize_dequantize\S*\(args = \(.*, ([\w.]+)\), kwargs")
 
 
 def tidy(proto: onnx.ModelProto) -> None:
-    """Name every node after the module it came from, drop traces and unread tensors, unshare zero points; in place."""
+    """Name every node after its module, drop traces and unused tensors, and unshare zero points, all in place."""
     graph = proto.graph
     used: dict[str, int] = {}
     for node in graph.node:
@@ -34,22 +34,22 @@ def tidy(proto: onnx.ModelProto) -> None:
         if node.op_type in _DEFAULTS:
             for attribute in [a for a in node.attribute if _DEFAULTS[node.op_type].get(a.name) == a.i]:
                 node.attribute.remove(attribute)
-    for described in (graph, *graph.input, *graph.output, *graph.initializer):
-        del described.metadata_props[:]
-    del graph.value_info[:]  # any reader infers the shapes again
-    _one_reader_each(graph)
-    _own_initializers(graph)
+    for item in (graph, *graph.input, *graph.output, *graph.initializer):
+        del item.metadata_props[:]
+    del graph.value_info[:]  # readers infer the shapes themselves
+    _unshare_dequantizers(graph)
+    _unshare_initializers(graph)
     _shorten_names(graph)
     read = {name for node in graph.node for name in node.input}
-    kept = [tensor for tensor in graph.initializer if tensor.name in read]
+    used_tensors = [tensor for tensor in graph.initializer if tensor.name in read]
     del graph.initializer[:]
-    graph.initializer.extend(kept)
+    graph.initializer.extend(used_tensors)
 
 
-def _one_reader_each(graph: onnx.GraphProto) -> None:
-    """Give every reader of a stored tensor a DequantizeLinear of its own: a layer called twice has two.
+def _unshare_dequantizers(graph: onnx.GraphProto) -> None:
+    """Give every reader of a stored tensor its own DequantizeLinear; a layer that is called twice gets two.
 
-    ONNX Runtime splits them itself otherwise, with initialisers shared, and then refuses its exact int8 mode.
+    Otherwise ONNX Runtime splits them itself, shares their initializers, and then refuses its exact int8 mode.
     """
     stored = {tensor.name for tensor in graph.initializer}
     for node in [node for node in graph.node if node.op_type == "DequantizeLinear" and node.input[0] in stored]:
@@ -62,7 +62,7 @@ def _one_reader_each(graph: onnx.GraphProto) -> None:
 
 
 def _shorten_names(graph: onnx.GraphProto) -> None:
-    """Name stored tensors ``layer.weight.scale`` rather than ``layer.weight_quantizer.scale``."""
+    """Rename stored tensors from ``layer.weight_quantizer.scale`` to ``layer.weight.scale``."""
     short = {tensor.name: tensor.name.replace("_quantizer.", ".") for tensor in graph.initializer}
     if len(set(short.values())) < len(short):
         return
@@ -74,22 +74,22 @@ def _shorten_names(graph: onnx.GraphProto) -> None:
 
 
 def _owner(node: onnx.NodeProto) -> str:
-    """Return the name of the module a node was exported from; a quantizer is known by the name it was called with.
+    """Return the name of the module from which a node was exported.
 
-    The scopes that the exporter writes leave out a quantizer where the network is a traced graph.
+    A quantizer's name comes from its call, because the exporter's scopes omit quantizers of traced networks.
     """
-    written = {entry.key: entry.value for entry in node.metadata_props}
-    if node.op_type == "QuantizeLinear" and (named := _NAME.search(written.get(_CALL, ""))):
+    props = {entry.key: entry.value for entry in node.metadata_props}
+    if node.op_type == "QuantizeLinear" and (named := _NAME.search(props.get(_CALL, ""))):
         return named[1]
-    scopes = ast.literal_eval(written.get(_SCOPES, "[]"))
+    scopes = ast.literal_eval(props.get(_SCOPES, "[]"))
     return str(scopes[-2]) if len(scopes) > 1 else ""
 
 
-def _own_initializers(graph: onnx.GraphProto) -> None:
-    """Give every Q and DQ node a zero point of its own, and every DQ of a stored tensor all of its inputs.
+def _unshare_initializers(graph: onnx.GraphProto) -> None:
+    """Give every Q and DQ node its own zero point, and every DQ of a stored tensor its own inputs.
 
-    The exporter shares equal ones, which ONNX Runtime's exact int8 mode refuses ("Attempt to replace the existing
-    tensor").
+    The exporter shares equal initializers, which ONNX Runtime's exact int8 mode refuses ("Attempt to replace the
+    existing tensor").
     """
     initializers = {tensor.name: tensor for tensor in graph.initializer}
     taken: set[str] = set()

@@ -12,7 +12,7 @@ from micronet.errors import MicronetError
 from micronet.models.build import ModelSpec, build_model
 from micronet.onnx.check import USUAL_ERROR, compare_layers, compare_outputs, drift
 from micronet.onnx.export import to_onnx
-from micronet.onnx.operators import INT32_MAX, room_for_bias
+from micronet.onnx.operators import INT32_MAX, bias_scales
 from micronet.quantization.calibrate import calibrate, each_quantizer
 from micronet.quantization.config import QuantConfig
 from micronet.quantization.fold import fold_model
@@ -143,10 +143,10 @@ def test_float_networks_agree():
 def test_a_large_bias_beside_no_weight_still_fits_int32():
     weight_scale, input_scale = torch.tensor([1e-18, 0.01]), torch.tensor(0.02)
     bias = torch.tensor([5.0, -3.0])
-    room = room_for_bias(weight_scale, input_scale, bias)
-    assert ((bias / room.bias_scale).abs() <= INT32_MAX).all()
-    assert room.weight_scale[1] == weight_scale[1]
-    torch.testing.assert_close((bias / room.bias_scale).round() * room.bias_scale, bias, rtol=1e-6, atol=1e-3)
+    scales = bias_scales(weight_scale, input_scale, bias)
+    assert ((bias / scales.bias).abs() <= INT32_MAX).all()
+    assert scales.weight[1] == weight_scale[1]
+    torch.testing.assert_close((bias / scales.bias).round() * scales.bias, bias, rtol=1e-6, atol=1e-3)
 
 
 def vision_transformer():

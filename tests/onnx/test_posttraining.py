@@ -35,7 +35,7 @@ def floating():
 def test_every_calibrator_gives_a_file_of_integers_that_computes_much_the_same(floating, calibrator, signed, symmetric):
     folded = pt.prepare(floating)
     ranges = pt.find_ranges(pt.collect(folded, [IMAGES]), calibrator, 99.99, symmetric=symmetric)
-    small = pt.quantize(folded, ranges, signed=signed, symmetric=symmetric, per_channel=True, bits=8)
+    small = pt.quantize_onnx(folded, ranges, signed=signed, symmetric=symmetric, per_channel=True, bits=8)
     onnx.checker.check_model(small)
     kinds = [tensor.data_type for tensor in small.graph.initializer if len(tensor.dims) == 4]
     assert kinds and set(kinds) == {onnx.TensorProto.INT8}
@@ -56,7 +56,7 @@ def test_ranges_are_of_the_tensors_values(floating):
 def test_seven_bits_are_at_most_64(floating):
     folded = pt.prepare(floating)
     ranges = pt.find_ranges(pt.collect(folded, [IMAGES]), "minmax", 99.99, symmetric=False)
-    small = pt.quantize(folded, ranges, signed=False, symmetric=False, per_channel=True, bits=7)
+    small = pt.quantize_onnx(folded, ranges, signed=False, symmetric=False, per_channel=True, bits=7)
     weights = [onnx.numpy_helper.to_array(t) for t in small.graph.initializer if len(t.dims) == 4]
     assert weights and max(int(np.abs(weight.astype(int)).max()) for weight in weights) <= 64
 
@@ -67,17 +67,19 @@ def test_a_cache_of_tensorrt_is_read_and_an_old_one_of_an_old_name_is_refused(tm
     ranges = pt.read_legacy_cache(path)
     assert ranges["images"][1] == pytest.approx(127 * float(np.frombuffer(bytes.fromhex("3c010a14"), ">f4")[0]))
     assert list(ranges) == ["images"]
-    with pytest.raises(MicronetError, match="of another network"):
-        pt.quantize(pt.prepare(floating), {"x": (-1.0, 1.0)}, signed=True, symmetric=True, per_channel=True, bits=8)
+    with pytest.raises(MicronetError, match="calibrated for another network"):
+        pt.quantize_onnx(
+            pt.prepare(floating), {"x": (-1.0, 1.0)}, signed=True, symmetric=True, per_channel=True, bits=8
+        )
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (b"", "no calibration cache"),
-        (b"\xff\xfe\x00", "no calibration cache"),
+        (b"", "not a TensorRT calibration cache"),
+        (b"\xff\xfe\x00", "not a TensorRT calibration cache"),
         (b"something else\n", "its first line is 'something else'"),
-        (b"TRT-7000-EntropyCalibration2\n", "holds no range"),
+        (b"TRT-7000-EntropyCalibration2\n", "holds no ranges"),
         (b"TRT-7000-EntropyCalibration2\nimages: zzzz\n", "line 2"),
         (b"TRT-7000-EntropyCalibration2\nimages\n", "line 2"),
         (b"TRT-7000-EntropyCalibration2\nimages: 7fc00000\n", "line 2"),
@@ -95,8 +97,8 @@ def test_a_damaged_cache_is_one_line(tmp_path, text, message):
 def test_models_that_cannot_be_quantized_are_refused(floating):
     folded = pt.prepare(floating)
     ranges = pt.find_ranges(pt.collect(folded, [IMAGES]), "minmax", 99.99, symmetric=False)
-    small = pt.quantize(folded, ranges, signed=False, symmetric=False, per_channel=True, bits=8)
-    with pytest.raises(MicronetError, match="quantized already"):
+    small = pt.quantize_onnx(folded, ranges, signed=False, symmetric=False, per_channel=True, bits=8)
+    with pytest.raises(MicronetError, match="already quantized"):
         pt.prepare(small)
     with pytest.raises(MicronetError, match="no image to calibrate on"):
         pt.collect(pt.prepare(floating), [])
@@ -125,8 +127,8 @@ def test_the_command_quantizes_a_file_without_its_code(micronet, chain, tmp_path
         (["--mode", "ptq", "--w-bits", "4"], "--w-bits 7 or 8"),
         (["--mode", "ptq", "--model", "nin"], "needs no code"),
         (["--mode", "ptq", "--method", "lsq"], "--w-bits 7 or 8"),
-        (["--mode", "ptq", "--equalize"], "no options of recovery"),
-        (["--mode", "ptq", "--a-sign", "signed", "--q-type", "asym"], "goes with --q-type sym"),
+        (["--mode", "ptq", "--equalize"], "leave out --dry-run and the recovery"),
+        (["--mode", "ptq", "--a-sign", "signed", "--q-type", "asym"], "requires --q-type sym"),
     ],
 )
 def test_what_a_file_does_not_take_is_said(micronet, chain, tmp_path, options, message):

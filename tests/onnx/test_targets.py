@@ -52,7 +52,7 @@ def test_for_tensorrt_every_activation_is_int8_with_zero_point_0_and_no_bias_is_
         ({"q_type": "asym"}, "zero point.*--q-type sym"),
         ({"q_type": "asym", "a_bits": 32}, "weight_quantizer has a zero point.*--q-type sym"),
         ({}, "--q-type sym --a-sign signed"),
-        ({"a_bits": 16}, "int8 alone"),
+        ({"a_bits": 16}, "only supports int8"),
     ],
 )
 def test_what_tensorrt_does_not_take_is_refused_with_the_option_to_change(config, advice):
@@ -105,7 +105,7 @@ def test_4_bit_storage_halves_the_weights_and_changes_no_layer():
     plainly, packed = to_onnx(artifact, IMAGES), to_onnx(artifact, IMAGES, ExportConfig(int4_storage=True))
     assert onnx.TensorProto.INT4 in kinds(packed) and packed.ByteSize() < plainly.ByteSize()
     assert max(compare_layers(artifact.model, packed, IMAGES).values()) <= 1  # other kernels, so single steps may flip
-    with pytest.raises(MicronetError, match="no weight of this network has 4 bits"):
+    with pytest.raises(MicronetError, match="no weight of this network has at most 4 bits"):
         to_onnx(quantized(*NIN), IMAGES, ExportConfig(int4_storage=True))
 
 
@@ -121,7 +121,7 @@ def test_embedded_preprocessing_takes_the_pixels():
     np.testing.assert_allclose(session.run(None, {"images": pixels})[0], wanted, rtol=1e-4, atol=1e-4)
     through = session_predictor(proto.SerializeToString(), RuntimeOptions())(images)  # the predictors' interface
     np.testing.assert_allclose(through, wanted, rtol=1e-4, atol=1e-4)
-    with pytest.raises(MicronetError, match="how its images are normalised"):
+    with pytest.raises(MicronetError, match="how its images are normalized"):
         to_onnx(plain(), IMAGES, ExportConfig(embed_preprocessing=True))
 
 
@@ -130,7 +130,7 @@ def test_embedded_preprocessing_takes_the_pixels():
     [
         ({"opset": 17}, "allowed: 18 to 23"),
         ({"dynamic": "batch,depth"}, "depth"),
-        ({"dynamic": "none,batch"}, "leave the others out"),
+        ({"dynamic": "none,batch"}, "leave the other names out"),
         ({"dynamic": "batch,batch"}, "twice"),
         ({"int4_storage": True, "opset": 20}, "--opset 21 or later"),
         ({"int4_storage": True, "target": "tensorrt"}, "leave --int4-storage out"),
@@ -186,7 +186,7 @@ def test_a_network_that_does_not_take_its_input_or_torch_does_not_export_is_one_
 
     flat = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 2))
     for model, images, message in (
-        (flat, torch.randn(2, 3, 48, 48), "does not take an input of 2x3x48x48: mat1 and mat2"),
+        (flat, torch.randn(2, 3, 48, 48), "does not accept an input of 2x3x48x48: mat1 and mat2"),
         (Branches(), IMAGES, "cannot export this network to ONNX: Could not guard"),
     ):
         with pytest.raises(MicronetError, match=message) as caught:

@@ -43,7 +43,7 @@ class Upsampling(nn.Module):
 def calibrated(artifact):
     folded = posttraining.prepare(to_onnx(artifact, IMAGES))
     ranges = posttraining.find_ranges(posttraining.collect(folded, [IMAGES.numpy()]), "entropy", 99.99, symmetric=True)
-    return posttraining.quantize(folded, ranges, signed=True, symmetric=True, per_channel=True, bits=8)
+    return posttraining.quantize_onnx(folded, ranges, signed=True, symmetric=True, per_channel=True, bits=8)
 
 
 def test_int8_engines_of_resnet18_are_a_third_of_its_float_ones_and_multiply_in_int8():
