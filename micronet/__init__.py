@@ -1,47 +1,50 @@
 """micronet: make a neural network small and fast and put it into production.
 
-The Python API; every name is imported when it is first used, so that ``micronet --help`` needs no torch.
+Every function takes a network as a file, an ``Artifact`` or a plain ``torch.nn.Module`` and returns what it made::
+
+    net = micronet.import_model(model="net.py:Net", weights="net.pth", data="path/to/images")
+    pruned = micronet.prune(net, percent=0.5, criterion="l2")
+    int8 = micronet.quantize(pruned, mode="ptq")
+    micronet.export_onnx(int8, output="int8.onnx")
+    rows = micronet.compare([net, int8, "int8.onnx"])
+
+Nothing is written unless ``output`` names a file. For a training loop of your own: ``quantize`` without data places the
+quantizers, ``calibrate`` and ``observing`` set their ranges, ``freeze`` keeps them.
+
+Names are imported when they are first used, so that ``micronet --help`` needs no torch.
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from micronet.api import export_onnx, fuse, load, prune, quantize, save
-    from micronet.artifact.artifact import Artifact
-    from micronet.errors import MicronetError
-    from micronet.quantization.calibrate import calibrate, freeze, observing
-
-_HOME = {
-    "quantize": "micronet.api",
-    "fuse": "micronet.api",
-    "prune": "micronet.api",
-    "save": "micronet.api",
-    "export_onnx": "micronet.api",
-    "load": "micronet.api",
+_HOMES = {
+    "Artifact": "micronet.artifact.artifact",
+    "FailedError": "micronet.errors",
+    "MicronetError": "micronet.errors",
     "calibrate": "micronet.quantization.calibrate",
     "freeze": "micronet.quantization.calibrate",
+    "load": "micronet.stages.api",
     "observing": "micronet.quantization.calibrate",
-    "Artifact": "micronet.artifact.artifact",
-    "MicronetError": "micronet.errors",
+    "save": "micronet.stages.api",
 }
+_STAGES = (
+    "check_onnx", "compare", "evaluate", "export_onnx", "finetune", "fuse", "import_model", "inspect", "pack",
+    "predict", "prune", "quantize", "run_recipe", "sensitivity", "sparse_train", "train", "trt_build", "trt_eval",
+)  # fmt: skip
 
-__all__ = [
-    "Artifact",
-    "MicronetError",
-    "calibrate",
-    "export_onnx",
-    "freeze",
-    "fuse",
-    "load",
-    "observing",
-    "prune",
-    "quantize",
-    "save",
-]
+__all__ = sorted([*_HOMES, *_STAGES])  # the stub has it as a literal
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name in _HOMES:
+        value = getattr(import_module(_HOMES[name]), name)
+    elif name in _STAGES:
+        value = import_module("micronet.stages.api").function(name)
+    else:
         raise AttributeError(f"module 'micronet' has no attribute {name!r}")
-    return getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,5 +1,6 @@
 """Artifacts run by PyTorch, as they are trained: quantized ones simulate their integers in float."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ class EagerPredictor:
         self._predict = predictor(self._model)
         self.data = DataSpec.from_json(artifact.data) if artifact.data else None
         self.params = sum(parameter.numel() for parameter in self._model.parameters())
-        self.stages = [record.stage for record in artifact.history]
+        self.stages: Sequence[str] = [record.stage for record in artifact.history]
 
     def __call__(self, images: Any) -> Scores:
         """Score images."""

@@ -22,7 +22,7 @@ from micronet.models.device import memory_format
 from micronet.models.modes import eval_mode
 from micronet.onnx.export import to_onnx
 from micronet.pruning.config import PruneConfig
-from micronet.pruning.plan import Plan
+from micronet.pruning.plan import PrunePlan
 from micronet.pruning.prune import Pruner, prune_model
 from micronet.pruning.sensitivity import GroupSensitivity, measure_sensitivity
 from micronet.runtimes.config import CodeOptions, RuntimeOptions
@@ -71,7 +71,7 @@ class Pruning:
             raise MicronetError("the artifact remembers no data set; name one with --data")
         return self.open_data()
 
-    def once(self) -> tuple[Artifact, Plan]:
+    def once(self) -> tuple[Artifact, PrunePlan]:
         """Cut the network's channels once; return it on the CPU, and what was decided."""
         model = self._with_gradients()
         needs_latency = self.config.target is not None and self.config.target[0] == "target_latency"
@@ -102,7 +102,7 @@ class Pruning:
         pruner = Pruner(self._with_gradients(), self.config, self.example)
         return measure_sensitivity(pruner, validation_accuracy(self.data), self.run.progress)
 
-    def summary(self, pruned: Artifact, plan: Plan, source: Path | None, *, measure: bool) -> dict[str, Any]:
+    def summary(self, pruned: Artifact, plan: PrunePlan, source: Path | None, *, measure: bool) -> dict[str, Any]:
         """Return the plan and the network's size before and after, with latency and accuracy if measured."""
         before, after = _sizes(self.artifact.model, self.example), _sizes(pruned.model, self.example)
         if source is not None:
@@ -114,7 +114,7 @@ class Pruning:
             {"layers": group.layers, "before": group.before, "after": group.after, "note": group.note}
             for group in plan.groups.values()
         ]
-        counts = {"asked": plan.asked, "cut": plan.cut, "total": plan.total}
+        counts = {"asked": plan.requested, "cut": plan.cut, "total": plan.total}
         return {**counts, "before": before, "after": after, "groups": groups}
 
     def _with_gradients(self) -> nn.Module:

@@ -104,7 +104,9 @@ class Quantizing:
         model, record = quantize_model(artifact.model, config)
         if self.calibration_inputs:
             self._set_ranges(model, artifact.model)
-            floating = transformer.with_split_attentions(artifact.model) if record.result["attention"] else artifact.model
+            floating = (
+                transformer.with_split_attentions(artifact.model) if record.result["attention"] else artifact.model
+            )
             self._recover(floating, model)
         settings = {
             **_recorded(self.calibration),

@@ -60,7 +60,7 @@ class SparseTrain(Stage):
         import torch
 
         from micronet.artifact.history import StageRecord
-        from micronet.pruning.prune import channel_flow
+        from micronet.pruning.groups import find_groups
         from micronet.stages.fitting import fit_stage, run_context, trained
         from micronet.stages.inputs import new_artifact, open_data
         from micronet.training.context import TrainHooks
@@ -74,7 +74,7 @@ class SparseTrain(Stage):
         example = torch.rand(2, dataset.spec.channels or 0, size, size)
         criterion = registry.resolve(registry.CRITERIA, config.sparsity.criterion, "criterion")
         model = artifact.model.to(run.device)
-        penalty = criterion.penalty(model, channel_flow(model, example.to(run.device)), config.sparsity.s)
+        penalty = criterion.penalty(model, find_groups(model, example.to(run.device)), config.sparsity.s)
         hooks = TrainHooks(penalty=penalty, keep="last", config=config.sparsity.to_json())
         return trained(fit_stage("sparse-train", artifact, dataset, config.training, run, hooks))
 

@@ -1,0 +1,219 @@
+"""The Python API: one function per stage, made from the stage's settings, on artifacts, files or plain modules."""
+
+import copy
+import inspect
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from types import NoneType
+from typing import TYPE_CHECKING, Any
+
+from micronet import registry
+from micronet.core.config import Option, alternatives, flatten, options
+from micronet.errors import MicronetError
+from micronet.stages.stage import Stage, execute, uses
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from micronet.artifact.artifact import Artifact
+
+# The API's name of a stage -> the command's.
+FUNCTIONS = {
+    "train": "train", "import_model": "import", "sparse_train": "sparse-train", "prune": "prune",
+    "finetune": "finetune", "quantize": "quantize", "fuse": "bn-fuse", "export_onnx": "export-onnx",
+    "check_onnx": "check-onnx", "pack": "pack", "trt_build": "trt-build", "trt_eval": "trt-eval",
+    "evaluate": "evaluate", "compare": "compare", "predict": "predict", "inspect": "inspect",
+    "sensitivity": "sensitivity", "run_recipe": "run",
+}  # fmt: skip
+NETWORKS = ("artifact", "file", "files")  # settings that take networks in memory too
+_HELP = {
+    "data": "A data set's name, a folder or a file.npz; or input batches (N, ...), or tuples that begin with one.",
+    "output": "File to write; without it, nothing is written.",
+}
+
+
+def function(name: str) -> Callable[..., Any]:
+    """Return the API's function of a name."""
+    stage: Stage = registry.load_object(registry.COMMANDS[FUNCTIONS[name]].stage)
+
+    def call(*args: Any, **settings: Any) -> Any:
+        bound = signature.bind(*args, **settings)
+        return _call(stage, dict(bound.arguments))
+
+    listed = public_options(stage)
+    signature = inspect.Signature([*map(_parameter, listed), _PROGRESS])
+    call.__name__ = call.__qualname__ = name
+    call.__module__ = "micronet"
+    call.__doc__ = documentation(stage, listed)
+    call.__signature__ = signature  # type: ignore[attr-defined]
+    return call
+
+
+def public_options(stage: Stage) -> list[Option]:
+    """Return the settings that the API takes, those given by position first."""
+    listed = [option for option in options(stage.Config) if option.about["api"]]
+    return sorted(listed, key=lambda option: (not option.about["argument"], not option.about["basic"]))
+
+
+def documentation(stage: Stage, listed: list[Option]) -> str:
+    """Return a function's docstring: what it does, and every keyword."""
+    lines = [stage.summary, "", *([stage.details, ""] if stage.details else []), "Args:"]
+    for option in listed:
+        help = _HELP.get(option.name, option.about["help"])
+        lines.append(f"    {option.name}: {help}")
+    lines += ["    progress: An object with ``step`` and ``line`` that hears of progress.", ""]
+    lines += [f"Returns: {stage.product}.", "", "Raises: MicronetError; its message says what to change."]
+    return "\n".join(lines)
+
+
+def save(
+    network: "Artifact | nn.Module",
+    path: str | Path,
+    build: str | None = None,
+    args: dict[str, Any] | None = None,
+    *,
+    force: bool = False,
+) -> None:
+    """Write a network as an artifact that every command reads.
+
+    Args:
+        network: The network.
+        path: The .safetensors file to write.
+        build: How to build the float network again: ``pkg.mod:factory``, ``path/to/file.py:factory`` or a built-in
+            name. Required for a network that was not built by micronet.
+        args: The factory's arguments.
+        force: Whether to overwrite the file.
+
+    Raises:
+        MicronetError: The file exists, or nothing says how to build the network.
+    """
+    from dataclasses import replace
+
+    from micronet.artifact import artifact as artifacts
+    from micronet.artifact.history import StageRecord
+    from micronet.core.files import check_output_path
+    from micronet.models.build import make_spec
+
+    check_output_path(Path(path), force)
+    held = _artifact(network)
+    if build is not None:
+        records = held.history
+        if not records or records[0].stage not in ("train", "import"):
+            records = [StageRecord("import", {"model": build}), *records]
+        held = replace(held, spec=make_spec(build, args), history=records)
+    if not held.spec.name:
+        raise MicronetError('say how to build the network again, for example build="net.py:Net"')
+    artifacts.save(held, Path(path))
+
+
+def load(path: str | Path, model: "str | nn.Module | None" = None, *, trust_code: bool = False) -> "Artifact":
+    """Read an artifact; its model is in eval mode.
+
+    Args:
+        path: The file.
+        model: A freshly built float network to fill, or the name of the user's code again.
+        trust_code: Whether the code recorded in the file may run.
+
+    Raises:
+        MicronetError: The file is damaged, does not fit, or its code is not trusted.
+    """
+    from micronet.artifact import artifact as artifacts
+
+    loaded = artifacts.load(Path(path), model, trust_code=trust_code)
+    loaded.model.eval()
+    return loaded
+
+
+def _call(stage: Stage, given: dict[str, Any]) -> Any:
+    """Run a stage with the API's values and return its product."""
+    progress = given.pop("progress", None)
+    known = {option.name: option for option in options(stage.Config)}
+    artifacts: dict[Path, Artifact] = {}
+    values = {name: _value(known[name], value, artifacts) for name, value in given.items() if name != "data"}
+    batches = None
+    if isinstance(given.get("data"), (str, Path)):
+        values["data"] = str(given["data"])
+    elif given.get("data") is not None:
+        batches = list(_inputs(given["data"]))
+    try:
+        config = stage.configure(values)
+        if uses(stage.Config, "processes") and flatten(config).get("device", None) and config.run.world_size > 1:
+            raise MicronetError("several GPUs need several processes; start your script with torchrun")
+        source = artifacts.get(values["artifact"]) if values.get("artifact") is not None else None
+        if source is not None:
+            source = copy.deepcopy(source)  # training and folding change networks in place
+        outcome = execute(stage, config, progress, source=source, batches=batches, artifacts=artifacts, keep=False)
+        stage.judge(config, outcome)
+    except MicronetError as error:
+        error.args = (re.sub(r"--([a-z][a-z0-9-]*)", lambda match: match[1].replace("-", "_"), str(error)),)
+        raise
+    return outcome.product
+
+
+def _value(option: Option, value: Any, artifacts: "dict[Path, Artifact]") -> Any:
+    """Return a setting's value: networks in memory by a path that stands for them, text as paths if it names files."""
+    kinds = alternatives(option.field.type)
+    if list[Path] in kinds:
+        items = [value] if isinstance(value, (str, Path)) or not isinstance(value, Iterable) else list(value)
+        return [_path(option, item, artifacts) for item in items]
+    return _path(option, value, artifacts) if Path in kinds and value is not None else value
+
+
+def _path(option: Option, value: Any, artifacts: "dict[Path, Artifact]") -> Path:
+    if isinstance(value, (str, Path)):
+        return Path(value)
+    if option.name not in NETWORKS:
+        raise MicronetError(f"{option.name} is a {type(value).__name__}; expected a path")
+    path = Path(f"network{len(artifacts) + 1}.safetensors")
+    artifacts[path] = _artifact(value)
+    return path
+
+
+def _artifact(network: Any) -> "Artifact":
+    """Return an artifact; a plain module becomes one that does not know how it was built."""
+    from torch import nn
+
+    from micronet.artifact.artifact import Artifact
+    from micronet.models.build import ModelSpec
+
+    if isinstance(network, Artifact):
+        return network
+    if isinstance(network, nn.Module):
+        return Artifact(network, ModelSpec("", {}), [])
+    raise MicronetError(f"a network is a path, an Artifact or a torch.nn.Module, not a {type(network).__name__}")
+
+
+def _inputs(data: Any) -> "Iterator[Tensor]":
+    """Yield input tensors from a tensor or an iterable of batches, each a tensor or a tuple that begins with one."""
+    from torch import Tensor
+
+    for batch in [data] if isinstance(data, Tensor) else data:
+        first = batch[0] if isinstance(batch, (tuple, list)) else batch
+        if not isinstance(first, Tensor):
+            raise MicronetError(
+                f"a batch of data is a tensor or a tuple that begins with one, not a {type(first).__name__}"
+            )
+        yield first
+
+
+def _parameter(option: Option) -> inspect.Parameter:
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD if option.about["argument"] else inspect.Parameter.KEYWORD_ONLY
+    default = inspect.Parameter.empty if option.required else option.default
+    return inspect.Parameter(option.name, kind, default=default, annotation=annotation(option))
+
+
+_PROGRESS = inspect.Parameter("progress", inspect.Parameter.KEYWORD_ONLY, default=None)
+_TYPES: Mapping[Any, str] = {Path: "str | Path", list[Path]: "Sequence[str | Path]", NoneType: "None"}
+
+
+def annotation(option: Option) -> str:
+    """Return a keyword's type as text: paths may be text, networks may be in memory."""
+    network = "Artifact | nn.Module | " if option.name in NETWORKS else ""
+    if option.name == "data":
+        return "str | Path | Tensor | Iterable[Tensor | Sequence[Tensor]] | None"
+    if option.name == "files":
+        return "Sequence[Artifact | nn.Module | str | Path]"
+    kinds = alternatives(option.field.type)
+    names = [_TYPES.get(kind) or inspect.formatannotation(kind).replace("typing.", "") for kind in kinds]
+    return network + " | ".join(names)
