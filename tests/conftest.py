@@ -1,3 +1,6 @@
+import contextlib
+import fcntl
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -7,8 +10,22 @@ import pytest
 import torch
 
 from micronet.cli.app import run
+from micronet.evaluation import latency
 
 TINY = ["--width", "0.1", "--limit", "160", "--batch-size", "32", "--epochs", "1"]
+
+
+def pytest_configure(config):
+    """Take out what costs seconds in every test that exports or compares, and tests nothing.
+
+    Latencies come from a few calls. torch builds its table of ONNX operators once in a process, not in every export.
+    """
+    latency.WARM_UP_SECONDS, latency.MEASURE_SECONDS = 0.0, 0.02
+    with contextlib.suppress(ImportError):  # a private module of torch's: without it, tests take longer and pass
+        from torch.onnx._internal._lazy_import import onnxscript_apis
+
+        build = type(onnxscript_apis).__getattr__  # imports onnxscript, which few tests need
+        onnxscript_apis.get_torchlib_ops = functools.cache(lambda: build(onnxscript_apis, "get_torchlib_ops")())
 
 
 def pytest_collectstart(collector):
@@ -50,24 +67,37 @@ def micronet(capsys) -> Callable[..., SimpleNamespace]:
 
 
 @pytest.fixture(scope="session")
-def chain(tmp_path_factory) -> Path:
-    """A folder with one tiny network's float, int8, fused and exported files, made by the commands."""
-    folder = tmp_path_factory.mktemp("chain")
-    for arguments in (
-        ["train", *TINY, "-o", folder / "float.safetensors"],
-        [
-            "quantize",
-            folder / "float.safetensors",
-            "--epochs",
-            "1",
-            "--limit",
-            "160",
-            "-o",
-            folder / "int8.safetensors",
-        ],
-        ["bn-fuse", folder / "int8.safetensors", "-o", folder / "fused.safetensors"],
-        ["export-onnx", folder / "float.safetensors", "-o", folder / "float.onnx"],
-        ["export-onnx", folder / "fused.safetensors", "-o", folder / "int8.onnx"],
-    ):
-        assert run([*map(str, arguments), "--quiet"]) == 0
-    return folder
+def shared(tmp_path_factory, worker_id) -> Callable[[str, Callable[[Path], None]], Path]:
+    """Make a folder once in a run of the tests, whichever process needs it first; the others wait, then read it."""
+    root = tmp_path_factory.getbasetemp()
+    root = root if worker_id == "master" else root.parent
+
+    def make(name: str, fill: Callable[[Path], None]) -> Path:
+        folder = root / f"shared-{name}"
+        with (root / f"{folder.name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            done = root / f"{folder.name}.done"
+            if not done.exists():
+                folder.mkdir()
+                fill(folder)
+                done.touch()
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def chain(shared) -> Path:
+    """A folder with one tiny network's float, int8, fused and exported files, made by the commands. Read only."""
+
+    def fill(folder: Path) -> None:
+        for arguments in (
+            ["train", *TINY, "-o", folder / "float.safetensors"],
+            ["quantize", folder / "float.safetensors", *TINY[2:4], "--epochs", "1", "-o", folder / "int8.safetensors"],
+            ["bn-fuse", folder / "int8.safetensors", "-o", folder / "fused.safetensors"],
+            ["export-onnx", folder / "float.safetensors", "-o", folder / "float.onnx"],
+            ["export-onnx", folder / "fused.safetensors", "-o", folder / "int8.onnx"],
+        ):
+            assert run([*map(str, arguments), "--quiet"]) == 0
+
+    return shared("chain", fill)
