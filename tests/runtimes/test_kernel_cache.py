@@ -1,49 +1,79 @@
-"""Compiled code on the disk is that of these sources, whole, or not there."""
+"""Compiled code on disk belongs to these sources and is whole, or it is not used."""
 
+import inspect
+import os
 import subprocess
 import sys
 
 import pytest
 
-from micronet.runtimes.packed.kernels import kernel_cache
+pytest.importorskip("numba", reason="pip install 'micronet[fast]'")
+
+from llvmlite import binding, ir
+from numba.core import caching, cgutils
+from numba.core.base import BaseContext
+from numba.core.serialize import dumps
+
+from micronet.runtimes.packed.kernels import interpreter, kernel_cache
 from micronet.runtimes.packed.kernels.kernel_cache import KernelCache
 
 
-def test_code_comes_back_for_its_own_function_key_and_version_only(tmp_path, monkeypatch):
-    store = KernelCache(tmp_path, "module.first")
-    store.save("int32", "code")
-    assert store.load("int32") == "code"
-    assert store.load("int64") is None
+def test_code_is_found_only_for_its_own_function_key_instruction_set_and_version(tmp_path, monkeypatch):
+    cache = KernelCache(tmp_path, "module.first")
+    cache.save("int32", "code")
+    assert cache.load("int32") == "code"
+    assert cache.load("int64") is None
     assert KernelCache(tmp_path, "module.second").load("int32") is None
+    with monkeypatch.context() as patched:
+        patched.setattr(kernel_cache, "INSTRUCTION_SET", "another")
+        assert cache.load("int32") is None
     monkeypatch.setattr(kernel_cache, "SOURCES", "another version's")
-    assert store.load("int32") is None
-    store.save("int32", "newer")
-    assert [path.name for path in tmp_path.iterdir()] == [store.path("int32").name]  # the old version's is gone
-    assert store.load("int32") == "newer"
+    assert cache.load("int32") is None
+    cache.save("int32", "newer")
+    assert [path.name for path in tmp_path.iterdir()] == [cache.path("int32").name]  # the old version is deleted
+    assert cache.load("int32") == "newer"
 
 
 @pytest.mark.parametrize("left", [0, 10])
 def test_damaged_code_is_compiled_again(left, tmp_path):
-    store = KernelCache(tmp_path, "module.function")
-    store.save(1, ["some", "code"])
-    path = store.path(1)
+    cache = KernelCache(tmp_path, "module.function")
+    cache.save(1, ["some", "code"])
+    path = cache.path(1)
     path.write_bytes(path.read_bytes()[:left])
-    assert store.load(1) is None
+    assert cache.load(1) is None
 
 
-def test_where_nothing_can_be_kept_the_work_goes_on(tmp_path):
+def test_a_folder_that_is_not_writable_is_no_error(tmp_path):
     KernelCache(tmp_path / "missing", "module.function").save(1, "code")
     assert not any(tmp_path.iterdir())
 
 
-def test_the_next_process_compiles_nothing():
+@pytest.mark.parametrize("instruction_set", [None, "portable"])
+def test_the_next_process_compiles_nothing(instruction_set):
     code = (
-        "from tests.runtimes.test_compiled_backend import *\n"
-        "from micronet.runtimes.packed.kernels import interpreter\n"
-        "program, images = operations_of(3)\n"
-        "CompiledNetwork(program[6], 1)(images)\n"
-        "print(len(interpreter.execute.stats.cache_hits), len(interpreter.execute.stats.cache_misses))\n"
+        "from micronet.runtimes.packed.compiled_backend import compile_kernels\n"
+        "from micronet.runtimes.packed.kernels.interpreter import execute\n"
+        "compile_kernels()\n"
+        "print(len(execute.stats.cache_hits), len(execute.stats.cache_misses))\n"
     )
-    for _ in range(2):  # the first may be the one that compiles
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    environment = {**os.environ} | ({"MICRONET_KERNEL": instruction_set} if instruction_set else {})
+    for _ in range(2):  # the first process may have to compile
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     assert done.stdout.split() == ["1", "0"]
+
+
+def test_numbas_private_interface_is_the_one_the_cache_relies_on():
+    """If this fails, numba changed: check ``kernel_cache.enable_cache`` and the intrinsics against its new version."""
+    cache = interpreter.execute._cache
+    assert isinstance(cache, caching.FunctionCache) and isinstance(cache._cache_file, KernelCache)
+    assert list(inspect.signature(cache.load_overload).parameters) == ["sig", "target_context"]
+    assert list(inspect.signature(cache.save_overload).parameters) == ["sig", "data"]
+    for method in ("load", "save"):  # numba calls its own object, which ours replaces, the same way
+        theirs = inspect.signature(getattr(caching.IndexDataCacheFile, method))
+        assert list(theirs.parameters)[1:] == list(inspect.signature(getattr(cache._cache_file, method)).parameters)
+    assert cache.cache_path and callable(cache.disable)
+    assert list(inspect.signature(dumps).parameters) == ["obj"] and isinstance(dumps(1), bytes)
+    assert list(inspect.signature(BaseContext.get_dummy_value).parameters) == ["self"]
+    assert list(inspect.signature(cgutils.global_constant).parameters)[:3] == ["builder_or_module", "name", "value"]
+    assert list(inspect.signature(cgutils.get_or_insert_function).parameters) == ["module", "fnty", "name"]
+    assert callable(binding.initialize_native_asmparser) and hasattr(ir.Module, "declare_intrinsic")

@@ -1,0 +1,31 @@
+"""Whole networks, quantized, folded, exported and packed once per process."""
+
+from functools import cache
+
+import torch
+
+from micronet.onnx.export import to_onnx
+from micronet.packed.from_onnx import pack_model
+from micronet.quantization.fold import fold_model
+from tests.onnx.test_onnx import IMAGES, quantized
+
+BINARY = {"w_bits": "binary", "a_bits": "binary"}
+TERNARY = {"w_bits": "ternary", "a_bits": "binary"}
+WIDTHS = {"nin": 0.1, "nin_gc": 1.0, "resnet18": 0.1}
+SCHEMES = {
+    "W1A1": BINARY, "WtA1": TERNARY, "W1A1-8bit": {**BINARY, "first_last": "8bit"},
+    "W1A1-W1A8": {**BINARY, "first_last": "8bit-input"}, "W1A1-all": {**BINARY, "first_last": "same"},
+    "W8A8": {}, "W8A8-asym": {"q_type": "asym"}, "W2A8": {"w_bits": 2, "method": "lsq"}, "W1A8": {"w_bits": "binary"},
+    "WtA8": {"w_bits": "ternary"}, "W4A4-dorefa": {"w_bits": 4, "a_bits": 4, "method": "dorefa"},
+    "WtA32": {"w_bits": "ternary", "a_bits": 32}, "W16A16": {"w_bits": 16, "a_bits": 16},
+}  # fmt: skip
+
+
+@cache
+def packed_network(network, scheme):
+    """Return the torch model, the bytes of its ONNX model and the packed program."""
+    torch.manual_seed(0)
+    artifact = quantized(network, {"width": WIDTHS[network]}, **SCHEMES[scheme])
+    model, record = fold_model(artifact.model, artifact.history)
+    proto = to_onnx(artifact.after(record, model=model), IMAGES)
+    return model.eval(), proto.ByteSize(), pack_model(proto)

@@ -1,0 +1,88 @@
+"""Whole packed networks: torch, numpy and the compiled kernels agree, and the files are as small as promised."""
+
+import numpy as np
+import pytest
+import torch
+
+from micronet.onnx.export import to_onnx
+from micronet.packed.codec import find_levels, packed_bytes
+from micronet.packed.file_format import to_bytes
+from micronet.packed.from_onnx import pack_model
+from micronet.packed.program import Program
+from micronet.runtimes.packed.numpy_backend import run
+from micronet.runtimes.packed.predictor import PackedNetwork
+from tests.onnx.test_onnx import IMAGES
+from tests.onnx.test_targets import plain
+from tests.runtimes.networks import packed_network
+
+# Every scheme, every network several times; tests/runtimes/programs.py combines all kinds of layers at random.
+NETWORKS = [
+    *(("nin", scheme) for scheme in ("W1A1", "W1A1-W1A8", "W1A8", "W2A8", "W4A4-dorefa", "WtA32")),
+    *(("nin_gc", scheme) for scheme in ("W1A1", "WtA1", "W1A1-8bit", "W8A8")),
+    *(("resnet18", scheme) for scheme in ("W1A1-all", "W8A8-asym", "WtA8")),
+]
+
+
+@pytest.mark.parametrize(("network", "scheme"), [*NETWORKS, ("nin", "W16A16")])
+def test_a_packed_network_computes_what_torch_computes(network, scheme):
+    model, onnx_bytes, program = packed_network(network, scheme)
+    ours = run(program, IMAGES.numpy())
+    with torch.no_grad():
+        theirs = model(IMAGES).numpy()
+    spread = np.linalg.norm(theirs - theirs.mean(1, keepdims=True))
+    # Sums of a low-bit or 8-bit first layer are often exactly 0, which is +1 here; in float, rounding decides.
+    ties = scheme in ("W1A1-8bit", "W1A1-W1A8", "W1A1-all")
+    assert np.linalg.norm(ours - theirs) < (0.5 if ties else 0.01) * spread
+    assert len(to_bytes(program)) < onnx_bytes
+
+
+@pytest.mark.parametrize(("network", "scheme"), NETWORKS)
+def test_compiled_kernels_compute_what_numpy_computes(network, scheme, tmp_path, monkeypatch):
+    pytest.importorskip("numba", reason="pip install 'micronet[fast]'")
+    from micronet.runtimes.packed import compiled_backend
+    from micronet.runtimes.packed.compiled_backend import CompiledNetwork
+    from micronet.runtimes.packed.kernels import cpu
+
+    _, _, program = packed_network(network, scheme)
+    (tmp_path / "x.packed").write_bytes(to_bytes(program))
+    images = IMAGES.numpy()
+    first = Program(program.operations[:2], program.shape, {})  # a float layer's sum next to 0 may round either way
+    alike = (CompiledNetwork(first, 1)(images) == run(first, images)).all((1, 2, 3))
+    if first.operations[-1].kind == "sign":
+        images = images[alike]
+    assert len(images) > 8
+    expected = run(program, images)
+    for threads in (1, 2):
+        opened = PackedNetwork(tmp_path / "x.packed", threads)
+        assert opened.kernel == cpu.INSTRUCTION_SET
+        np.testing.assert_allclose(opened(images), expected, rtol=1e-4, atol=1e-5)
+    monkeypatch.setattr(compiled_backend, "MIN_SHARED_WORK", 0)  # two threads share its rows
+    np.testing.assert_allclose(opened(images[:1]), expected[:1], rtol=1e-4, atol=1e-5)
+
+
+def test_a_float_network_packs_too():
+    artifact = plain("nin", {"width": 0.1})
+    proto = to_onnx(artifact, IMAGES)
+    with torch.no_grad():
+        np.testing.assert_allclose(
+            run(pack_model(proto), IMAGES.numpy()), artifact.model(IMAGES).numpy(), rtol=1e-3, atol=1e-4
+        )
+
+
+@pytest.mark.parametrize(
+    ("scheme", "most"), [("W1A1", 210_000), ("WtA1", 250_000), ("W8A8", 630_000), ("W1A1-8bit", 120_000)]
+)
+def test_nin_gc_is_as_small_as_promised(scheme, most):
+    _, _, program = packed_network("nin_gc", scheme)
+    data = to_bytes(program)
+    parts = 0
+    for operation in program.operations:
+        for values in (operation.weight, operation.limits):
+            if values is not None and values.dtype.kind == "i":
+                parts += packed_bytes(values.size, find_levels(values).number)
+        floats = [operation.weight, operation.scale, operation.bias]
+        parts += sum(
+            4 * v.size for v in floats if v is not None and not (v is operation.weight and v.dtype.kind == "i")
+        )
+    assert len(data) <= most
+    assert len(data) <= parts + 8 * 1024
