@@ -2,6 +2,7 @@ import contextlib
 import fcntl
 import functools
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -78,6 +79,7 @@ def shared(tmp_path_factory, worker_id) -> Callable[[str, Callable[[Path], None]
             fcntl.flock(lock, fcntl.LOCK_EX)
             done = root / f"{folder.name}.done"
             if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # what a failed attempt left
                 folder.mkdir()
                 fill(folder)
                 done.touch()
