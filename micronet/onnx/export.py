@@ -36,6 +36,7 @@ from micronet.onnx.operators import (
     translations,
 )
 from micronet.onnx.rewrite import (
+    clip_before_pools,
     embed_preprocessing,
     quantize_after_reshapes,
     to_half,
@@ -79,6 +80,8 @@ def to_onnx(artifact: Artifact, images: Tensor, config: ExportConfig | None = No
     check_size(sum(tensor.nbytes for tensor in model.state_dict().values()))
     proto = _export(model, images, config)
     tidy(proto)
+    if quantized:
+        clip_before_pools(proto)
     about = _metadata(artifact)
     if config.target == "tensorrt":
         quantize_after_reshapes(proto)

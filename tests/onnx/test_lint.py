@@ -2,14 +2,25 @@
 
 import collections
 import platform
+import re
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
+from torch.nn import functional as F
 
-from micronet.onnx.lint import RULES, fused, lint
+from micronet.artifact.artifact import Artifact
+from micronet.models.build import ModelSpec
+from micronet.onnx import posttraining
+from micronet.onnx.check import compare_layers
+from micronet.onnx.export import to_onnx
+from micronet.onnx.lint import PTQ, RULES, count_integer_ops, lint
+from micronet.quantization.calibrate import calibrate
+from micronet.quantization.config import QuantConfig
+from micronet.quantization.quantize import quantize_model
 from micronet.runtimes.onnxruntime import EXACT_INT8
 
 WIDTH = 16
@@ -258,15 +269,15 @@ PROVABLE = [case for case in CASES if case[0] in SLOW and case[1] == "ort"]
 @x86_only
 @pytest.mark.parametrize(("rule", "target", "severity", "bad", "good"), PROVABLE, ids=ids(PROVABLE))
 def test_onnxruntime_runs_in_float_what_a_rule_says_it_does(rule, target, severity, bad, good):
-    slow, fast = fused(bad), fused(good)
+    slow, fast = count_integer_ops(bad), count_integer_ops(good)
     assert any(count["integer"] < count["all"] for count in slow.values())
     assert all(count["integer"] == count["all"] for count in fast.values())
 
 
 @x86_only
 def test_onnxruntime_does_not_load_int8_in_front_of_a_move():
-    assert fused(pooled(np.int8)) is None
-    assert fused(pooled(np.uint8)) is not None
+    assert count_integer_ops(pooled(np.int8)) is None
+    assert count_integer_ops(pooled(np.uint8)) is not None
 
 
 @x86_only
@@ -349,3 +360,88 @@ def test_findings_come_worst_first():
     found = lint(graph.model(graph.conv(x, weight=graph.weight(top=127))), "both")
     ranks = [("error", "warning", "note").index(finding.severity) for finding in found]
     assert ranks == sorted(ranks) and set(ranks) == {0, 1, 2}
+
+
+def max_pooled(*ops):
+    """Return two quantized convolutions, each followed by these operators and a quantizer."""
+    g = Graph()
+    x = g.grid("x")
+    for _ in range(2):
+        x = g.conv(x)
+        for op in ops:
+            x = g.op(op, x, **({"kernel_shape": [2, 2]} if op == "MaxPool" else {}))
+        x = g.grid(x)
+    return g.model(x)
+
+
+@x86_only
+@pytest.mark.parametrize("ops", [("MaxPool",), ("Relu", "MaxPool"), ("MaxPool", "Relu")], ids="-".join)
+def test_a_pooled_output_is_float_only_if_onnxruntime_runs_it_in_float(ops):
+    proto = max_pooled(*ops)
+    count = count_integer_ops(proto)["convolutions"]
+    found = [finding for finding in lint(proto, "ort") if finding.rule == "float-output"]
+    assert len(found) == count["all"] - count["integer"]
+
+
+class Pooled(torch.nn.Module):
+    """The README's LeNet with widths that are multiples of 8: pools come before the activations."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.conv2 = torch.nn.Conv2d(1, 8, 5), torch.nn.Conv2d(8, 16, 5)
+        self.fc1, self.fc2 = torch.nn.Linear(256, 48), torch.nn.Linear(48, 10)
+
+    def forward(self, x):
+        x = F.relu(F.max_pool2d(self.conv1(x), 2))
+        x = F.relu(F.max_pool2d(self.conv2(x), 2))
+        return self.fc2(F.dropout(F.relu(self.fc1(x.view(-1, 256))), training=self.training))
+
+
+@x86_only
+def test_a_network_that_pools_before_its_activations_runs_in_integers():
+    images = torch.randn(16, 1, 28, 28)
+    model, record = quantize_model(Pooled().eval(), QuantConfig())
+    calibrate(model, [images])
+    proto = to_onnx(Artifact(model.eval(), ModelSpec("lenet.py:Pooled"), [record]), images)
+    assert {finding.rule for finding in lint(proto, "ort")} <= {"saturating-weights"}
+    assert count_integer_ops(proto)["convolutions"] == {"integer": 2, "all": 2}
+    worst = compare_layers(model, proto, images)
+    assert len(worst) == 4 and max(worst.values()) <= 1
+
+
+def test_every_cure_is_a_command_with_options_that_exist(micronet, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
+    for rule in RULES:
+        commands = re.findall(r"micronet ([a-z-]+)", rule.cure)
+        assert commands or rule.cure.startswith("none in micronet")
+        shown = "".join(micronet(command, "--help").out for command in commands)
+        for option in re.findall(r"--[a-z0-9-]+", rule.cure):
+            assert re.search(rf"{option}\b", shown), (rule.name, option)
+
+
+class Branches(torch.nn.Module):
+    """A convolution read by SiLU, an addition and a concatenation of unlike branches, and Flatten before a layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.conv2 = torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.Conv2d(8, 8, 3, padding=1)
+        self.fc = torch.nn.Linear(16 * 16, 8)
+
+    def forward(self, x):
+        x = F.silu(self.conv1(x))
+        x = F.max_pool2d(torch.cat([x + self.conv2(x), x], 1), 8)
+        return self.fc(x.flatten(1))
+
+
+def test_post_training_quantization_cures_what_its_rules_find():
+    proto = to_onnx(Artifact(Branches().eval(), ModelSpec("mine.py:Branches")), torch.randn(2, 3, 32, 32))
+    for node in proto.graph.node:
+        if node.op_type == "Reshape":  # as other exporters write it
+            node.CopyFrom(helper.make_node("Flatten", node.input[:1], node.output, node.name))
+    images = np.random.default_rng(0).standard_normal((4, 3, 32, 32), dtype=np.float32)
+    folded = posttraining.prepare(proto)
+    ranges = posttraining.find_ranges(posttraining.collect(folded, [images]), "minmax", 99.99, symmetric=False)
+    small = posttraining.quantize_onnx(folded, ranges, signed=False, symmetric=False, per_channel=True, bits=8)
+    cured = {rule.name for rule in RULES if rule.cure.startswith(PTQ)}
+    assert cured == {"mixed-inputs", "float-output", "activation-scales", "flatten"}
+    assert not cured & {finding.rule for finding in lint(small, "ort")}
