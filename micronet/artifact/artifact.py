@@ -1,7 +1,7 @@
-"""A model and everything known about it, in one file that every command reads and writes.
+"""The artifact: a network with its history, in the one file that every command reads and writes.
 
-Loading builds the network from its name, replays the structure of each recorded stage, then loads the tensors
-strictly. Nothing is pickled.
+Loading builds the network by its name, replays the structure of each recorded stage and then loads the tensors, all of
+which must match. Nothing is pickled.
 """
 
 import json
@@ -31,7 +31,8 @@ _PACKAGES = ("torch", "torchvision", "numpy", "onnx", "onnxruntime")
 class Artifact:
     """A network, how to build it, what was done to it and what was measured.
 
-    ``data`` is a DataSpec as JSON (the data set and the preprocessing that the network expects) or None.
+    Attributes:
+        data: The data set and the preprocessing that the network expects, as a DataSpec's JSON object, or None.
     """
 
     model: nn.Module
@@ -47,12 +48,19 @@ class Artifact:
         return {name: why for record in self.history for name, why in record.result.get("left_float", {}).items()}
 
     def after(self, record: StageRecord, **changes: Any) -> "Artifact":
-        """Return the artifact with one more record in its history and the given fields replaced."""
+        """Return the artifact with a record added to its history and other fields replaced."""
         return replace(self, history=[*self.history, record], **changes)
 
 
-def save(artifact: Artifact, path: Path) -> None:
-    """Write an artifact to ``path``, whole or not at all. Raises FailedError where the disk refuses."""
+def save(artifact: Artifact, path: Path, command: str = "") -> None:
+    """Write an artifact; after a failure, an earlier file at ``path`` is unchanged.
+
+    Args:
+        command: The command line that made the artifact, for the header.
+
+    Raises:
+        FailedError: The file could not be written.
+    """
     tensors, tied = _untie(artifact.model.state_dict())
     header = Header(
         model=artifact.spec.to_json(),
@@ -60,6 +68,7 @@ def save(artifact: Artifact, path: Path) -> None:
         metrics=artifact.metrics,
         data=artifact.data,
         seed=artifact.seed,
+        command=command,
         versions=versions(),
         tied=tied,
     )
@@ -69,28 +78,36 @@ def save(artifact: Artifact, path: Path) -> None:
 def load(path: Path, model: str | nn.Module | None = None, *, trust_code: bool = False) -> Artifact:
     """Read an artifact.
 
-    ``model`` names the user's code again (``path/to/file.py:factory``), or is a freshly built network to fill.
-    Raises MicronetError where the file is not a whole artifact, its code is not trusted, or a tensor does not fit.
+    Args:
+        model: The user's code (``path/to/file.py:factory``), which may then run; or a new network to load into.
+        trust_code: Whether code recorded in the file may run.
+
+    Raises:
+        MicronetError: The file is damaged or not an artifact, its code is not trusted, or a tensor does not fit.
     """
     header, _ = read_header(path)
     spec = ModelSpec.from_json(header.model)
-    network = _build(spec, model, trust_code)
+    network = _build_network(spec, model, trust_code)
     for record in header.history:
         network = _restore(path, network, record)
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:
-        raise MicronetError(f"{path} is damaged: {error}") from error
+        raise MicronetError(f"{path} is damaged ({error}); copy it again or create it again") from error
     tensors.update({name: tensors[stored] for name, stored in header.tied.items() if stored in tensors})
     load_state(network, tensors, str(path))
     return Artifact(network, spec, header.history, header.metrics, header.data, header.seed)
 
 
 def load_state(model: nn.Module, tensors: dict[str, Tensor], source: str) -> None:
-    """Load tensors into a model, every name and shape matched; raise MicronetError that lists what does not match."""
+    """Load tensors into a model; raise MicronetError unless all names and shapes match.
+
+    Args:
+        source: The file they come from, for the message.
+    """
     own = model.state_dict()
     missing = [name for name in own if name not in tensors]
-    surplus = [name for name in tensors if name not in own]
+    unexpected = [name for name in tensors if name not in own]
     wrong = [
         f"{name} {tuple(tensors[name].shape)} for {tuple(own[name].shape)}"
         for name in own
@@ -98,31 +115,32 @@ def load_state(model: nn.Module, tensors: dict[str, Tensor], source: str) -> Non
     ]
     problems = [
         f"{len(found)} {what} ({', '.join(found[:3])}{', …' if len(found) > 3 else ''})"
-        for found, what in ((missing, "missing"), (surplus, "unknown"), (wrong, "of another shape"))
+        for found, what in ((missing, "missing"), (unexpected, "unexpected"), (wrong, "with another shape"))
         if found
     ]
     if problems:
         raise MicronetError(f"the tensors of {source} do not fit the network: {'; '.join(problems)}")
     state = OrderedDict(tensors)
-    state._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]  # a few modules ask their version
+    state._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]  # torch has no public way to pass module versions on
     model.load_state_dict(state)
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], key: str, header: dict[str, Any]) -> None:
-    """Write tensors and one JSON metadata entry as a safetensors file, whole or not at all.
+    """Write a safetensors file with one metadata entry, ``key``, that holds a JSON header.
 
-    Raises FailedError where the disk refuses.
+    Raises:
+        FailedError: The file could not be written; an earlier file at ``path`` is unchanged.
     """
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps(header, sort_keys=True)
     try:
         write_atomically(path, lambda temporary: save_file(contiguous, temporary, {key: text}))
-    except SafetensorError as error:  # what the system says comes in this, not as an OSError
+    except SafetensorError as error:  # it wraps the system's errors
         raise FailedError(f"{path} could not be written: {error}") from error
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that decide what a model computes."""
+    """Return the versions of Python and of the packages that affect a model's results."""
     found = {"python": platform.python_version(), "micronet": micronet_version()}
     for package in _PACKAGES:
         try:
@@ -132,12 +150,12 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _build(spec: ModelSpec, model: str | nn.Module | None, trust_code: bool) -> nn.Module:
+def _build_network(spec: ModelSpec, model: str | nn.Module | None, trust_code: bool) -> nn.Module:
     if isinstance(model, nn.Module):
         return model
     if model is not None and not spec.runs_user_code:
         if model != spec.name:
-            raise MicronetError(f"this artifact is a {spec.name}, not a {model}; leave --model out")
+            raise MicronetError(f"this artifact holds a {spec.name}, not a {model}; leave --model out")
         return build_model(spec)
     if model is not None:
         check_same_code(make_spec(model), spec)
@@ -153,20 +171,22 @@ def _restore(path: Path, network: nn.Module, record: StageRecord) -> nn.Module:
     try:
         restored: nn.Module = stage.restore(network, record)
     except (KeyError, AttributeError, TypeError, ValueError) as error:
-        raise MicronetError(f"{path}: its {record.stage} record does not fit the network ({error})") from error
+        raise MicronetError(
+            f"{path} is damaged: its {record.stage} record does not fit the network ({error}); create it again"
+        ) from error
     return restored
 
 
 def _untie(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the distinct tensors, and for each repeated one the name it is stored under."""
+    """Return the distinct tensors, and for each tied name the name that its tensor is stored under."""
     stored: dict[tuple[Any, ...], str] = {}
     tensors: dict[str, Tensor] = {}
     tied: dict[str, str] = {}
     for name, tensor in state.items():
-        place = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
-        if tensor.numel() and place in stored:
-            tied[name] = stored[place]
+        memory = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+        if tensor.numel() and memory in stored:
+            tied[name] = stored[memory]
         else:
-            stored[place] = name
+            stored[memory] = name
             tensors[name] = tensor
     return tensors, tied

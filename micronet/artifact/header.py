@@ -1,7 +1,7 @@
-"""The JSON header of an artifact file, read without loading a tensor and without torch.
+"""The JSON header of an artifact file, read without torch and without loading tensors.
 
-An artifact is one safetensors file (https://huggingface.co/docs/safetensors): eight bytes of header length, a JSON
-header, then raw tensors. Ours carries one metadata entry, ``micronet``, whose value is the JSON of ``Header``.
+An artifact is a safetensors file (https://huggingface.co/docs/safetensors): the header's length in eight bytes, a JSON
+header, then raw tensors. Its metadata has one entry, ``micronet``, whose value is the JSON of ``Header``.
 """
 
 import json
@@ -20,10 +20,14 @@ LARGEST_HEADER = 100_000_000  # the format's own limit, in bytes
 
 @dataclass(frozen=True)
 class Header:
-    """Everything about an artifact but its tensors.
+    """Everything in an artifact except its tensors.
 
-    ``model``: a ModelSpec as JSON. ``data``: a DataSpec as JSON, or None. ``metrics``: numbers measured when it was
-    written. ``tied``: names of tensors that are stored under another name, because they are the same tensor.
+    Attributes:
+        model: A ModelSpec as JSON.
+        metrics: What was measured before it was written.
+        data: A DataSpec as JSON, or None.
+        command: The command line that made it.
+        tied: Tensors that share memory with another one -> the name that one is stored under.
     """
 
     model: dict[str, Any]
@@ -41,15 +45,15 @@ class Header:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Header":
-        """Build a header from its JSON object; raise KeyError or TypeError where it is not one."""
+        """Build a header from its JSON object; raise KeyError or TypeError if it is damaged."""
         fields = {key: item for key, item in value.items() if key in cls.__dataclass_fields__}
         fields["history"] = [StageRecord(**record) for record in value["history"]]
         header = cls(**fields)
         for name in ("model", "metrics", "versions", "tied"):
             if not isinstance(getattr(header, name), dict):
-                raise TypeError(f"{name} is no object")
+                raise TypeError(f"{name} is not an object")
         if not all(isinstance(part, dict) for record in header.history for part in (record.config, record.result)):
-            raise TypeError("a history record is no object")
+            raise TypeError("a history record is not an object")
         return header
 
 
@@ -62,9 +66,10 @@ class TensorInfo(NamedTuple):
 
 
 def read_header(path: Path) -> tuple[Header, dict[str, TensorInfo]]:
-    """Return an artifact's header and its tensors' shapes.
+    """Return an artifact's header, and the dtypes, shapes and sizes of its tensors.
 
-    Raises MicronetError that says what the file is instead, where it is not a whole artifact.
+    Raises:
+        MicronetError: The file is damaged or not an artifact; the message says what it seems to be.
     """
     raw, data_bytes = _read_raw(path)
     try:
@@ -74,53 +79,54 @@ def read_header(path: Path) -> tuple[Header, dict[str, TensorInfo]]:
             if name != "__metadata__"
         }
     except (KeyError, TypeError) as error:
-        raise MicronetError(f"{path} has a damaged tensor table ({error}); make it again") from error
+        raise MicronetError(f"{path} has a damaged tensor table ({error}); create it again") from error
     expected = sum(info.size_bytes for info in tensors.values())
     if data_bytes != expected:
         raise MicronetError(
-            f"{path} is truncated or damaged: {data_bytes:,} bytes of tensors where {expected:,} belong; copy it again"
+            f"{path} is truncated or damaged: it has {data_bytes:,} bytes of tensors, not {expected:,}; copy it again"
         )
     metadata = raw.get("__metadata__") or {}
     if KEY not in metadata:
         raise MicronetError(
-            f"{path} is a safetensors file that micronet did not write; bring it in with: "
+            f"{path} is a safetensors file that micronet did not write; import it with: "
             f"micronet import --model NAME --weights {path}"
         )
     try:
         value = json.loads(metadata[KEY])
         if value["format"] > FORMAT:
             raise MicronetError(
-                f"{path} has format {value['format']}; this micronet reads up to {FORMAT}: pip install -U micronet"
+                f"{path} has format {value['format']}, but this version reads up to {FORMAT}; update it with "
+                "pip install -U micronet-compress"
             )
         return Header.from_json(value), tensors
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise MicronetError(f"{path} has a damaged micronet header ({error}); make it again") from error
+        raise MicronetError(f"{path} has a damaged micronet header ({error}); create it again") from error
 
 
 def _read_raw(path: Path) -> tuple[dict[str, Any], int]:
-    """Return the safetensors JSON header and the number of bytes behind it."""
+    """Return the safetensors JSON header and the number of bytes after it."""
     if path.is_dir():
         raise MicronetError(f"{path} is a folder; expected an artifact (.safetensors)")
     if not path.exists():
-        raise MicronetError(f"{path} does not exist; make it with micronet train or micronet import")
+        raise MicronetError(f"{path} does not exist; create it with micronet train or micronet import")
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
             start = file.read(8)
             length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
             if not 2 <= length <= min(LARGEST_HEADER, size - 8):
-                raise ValueError("no header")
+                raise ValueError("it has no header")
             raw = json.loads(file.read(length))
         for name, entry in raw.items():
             if name != "__metadata__":
                 begin, end = entry["data_offsets"]
                 if not 0 <= begin <= end:
-                    raise ValueError("offsets")
+                    raise ValueError("wrong offsets")
         return raw, size - 8 - length
     except OSError as error:
         raise MicronetError(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise MicronetError(f"{path} is {_what(path)}, not an artifact (.safetensors) of micronet") from error
+        raise MicronetError(f"{path} is {_describe_file(path)}, not an artifact (.safetensors)") from error
 
 
 _SIGNATURES = [
@@ -132,15 +138,15 @@ _SIGNATURES = [
 ]
 
 
-def _what(path: Path) -> str:
-    """Say in a few words what a file seems to be, by its first bytes."""
+def _describe_file(path: Path) -> str:
+    """Return what a file seems to be, by its first bytes."""
     with path.open("rb") as file:
         start = file.read(8)
     if not start:
         return "an empty file"
-    for signature, what in _SIGNATURES:
+    for signature, description in _SIGNATURES:
         if start.startswith(signature):
             if signature in (b"PK\x03\x04", b"\x80"):
-                return f"{what} (bring it in with: micronet import --model NAME --weights {path})"
-            return what
-    return "truncated, damaged or of another kind"
+                return f"{description} (import it with: micronet import --model NAME --weights {path})"
+            return description
+    return "truncated, damaged or another kind of file"

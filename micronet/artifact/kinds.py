@@ -1,29 +1,32 @@
-"""Which kind of file a command was given, told from its name before any work, and what takes such a file instead."""
+"""Kinds of files, recognised by their suffix, and the commands that take them."""
 
 from pathlib import Path
 
 from micronet.errors import MicronetError
 
-# Suffix -> what such a file is, and what to type with it.
-KINDS = {
-    ".safetensors": ("an artifact", "micronet export-onnx makes an .onnx file of it, trt-build an engine"),
-    ".onnx": ("an ONNX file", "micronet evaluate, check-onnx, trt-build and quantize --mode ptq take it"),
-    ".packed": ("a packed network", "micronet evaluate, compare and predict take it"),
-    ".engine": ("a TensorRT engine", "micronet trt-eval, evaluate and compare take it"),
-    ".pth": ("a PyTorch checkpoint", "micronet import --model NAME --weights brings it in"),
-    ".pt": ("a PyTorch checkpoint", "micronet import --model NAME --weights brings it in"),
-    ".toml": ("a recipe", "micronet run takes it"),
+# Suffix -> what such a file is, and what to do with it.
+FILE_KINDS = {
+    ".safetensors": (
+        "an artifact",
+        "convert it with micronet export-onnx or trt-build",
+    ),
+    ".onnx": ("an ONNX file", "use it with micronet evaluate, check-onnx, trt-build or quantize --mode ptq"),
+    ".packed": ("a packed network", "use it with micronet evaluate, compare or predict"),
+    ".engine": ("a TensorRT engine", "use it with micronet trt-eval, evaluate or compare"),
+    ".pth": ("a PyTorch checkpoint", "import it with micronet import --model NAME --weights FILE"),
+    ".pt": ("a PyTorch checkpoint", "import it with micronet import --model NAME --weights FILE"),
+    ".toml": ("a recipe", "run it with micronet run"),
 }
 
 
 def check_file_kind(path: Path, *taken: str) -> None:
-    """Raise MicronetError where a path is a folder, or by its suffix a file of none of the kinds ``taken``.
+    """Raise MicronetError if a path is a folder, or a known kind of file whose suffix is not in ``taken``.
 
-    A file whose suffix tells nothing passes: whoever opens it looks at its bytes.
+    Unknown suffixes pass; such a file is checked when it is opened.
     """
-    wanted = " or ".join(f"{KINDS[suffix][0]} ({suffix})" for suffix in taken)
+    expected = " or ".join(f"{FILE_KINDS[suffix][0]} ({suffix})" for suffix in taken)
     if path.is_dir():
-        raise MicronetError(f"{path} is a folder; expected {wanted}: name a file in it")
-    what, instead = KINDS.get(path.suffix, ("", ""))
+        raise MicronetError(f"{path} is a folder; expected {expected}; name a file in it")
+    what, instead = FILE_KINDS.get(path.suffix, ("", ""))
     if what and path.suffix not in taken:
-        raise MicronetError(f"{path} is {what}; expected {wanted}: {instead}")
+        raise MicronetError(f"{path} is {what}; expected {expected}; {instead}")

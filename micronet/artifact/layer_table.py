@@ -9,7 +9,7 @@ _SLOT_SUFFIX = "_quantizer"
 
 
 class LayerRow(NamedTuple):
-    """One module with tensors of its own: weight shape, parameters, stored bytes, and how it is quantized."""
+    """A module with tensors of its own: weight shape, parameters, stored bytes, and how it is quantized."""
 
     name: str
     shape: str
@@ -19,7 +19,7 @@ class LayerRow(NamedTuple):
 
 
 def layer_table(header: Header, tensors: dict[str, TensorInfo]) -> list[LayerRow]:
-    """Group an artifact's tensors by the module they belong to, in their stored order of names."""
+    """Return one row per module that has tensors, sorted by name."""
     described: dict[str, dict[str, Any]] = {}
     for record in header.history:
         for module, slots in record.result.get("quantizers", {}).items():
@@ -31,20 +31,20 @@ def layer_table(header: Header, tensors: dict[str, TensorInfo]) -> list[LayerRow
     return [
         LayerRow(
             name,
-            "x".join(map(str, held["weight"].shape)) if "weight" in held else "",
-            sum(_elements(held[leaf]) for leaf in _PARAMETERS if leaf in held),
-            sum(info.size_bytes for info in held.values()),
+            "x".join(map(str, own["weight"].shape)) if "weight" in own else "",
+            sum(_elements(own[leaf]) for leaf in _PARAMETERS if leaf in own),
+            sum(info.size_bytes for info in own.values()),
             ", ".join(
                 f"{slot.removesuffix(_SLOT_SUFFIX)} {describe_slot(quantizer)}"
                 for slot, quantizer in described.get(name, {}).items()
             ),
         )
-        for name, held in sorted(modules.items(), key=lambda item: _natural(item[0]))
+        for name, own in sorted(modules.items(), key=lambda item: _natural(item[0]))
     ]
 
 
 def _owner(name: str) -> tuple[str, str]:
-    """Split a tensor's name into its module and the rest; a quantizer's tensors belong to the module it sits in."""
+    """Split a tensor's name into module and rest; a quantizer's tensors belong to the module that holds it."""
     parts = name.split(".")
     for index, part in enumerate(parts):
         if part.endswith(_SLOT_SUFFIX):
@@ -53,12 +53,12 @@ def _owner(name: str) -> tuple[str, str]:
 
 
 def _by_slot(described: dict[str, Any]) -> dict[str, Any]:
-    """Return slot -> description; the bn-fuse record holds the weight's description alone."""
+    """Return slot -> description; the bn-fuse record holds only the weight's description."""
     return {"weight_quantizer": described} if "scheme" in described else described
 
 
 def describe_slot(quantizer: dict[str, Any]) -> str:
-    """Say in a few words what a described quantizer is: ``8-bit sym signed per channel``, ``sign``."""
+    """Return a recorded quantizer in a few words: ``8-bit sym signed per channel``, ``sign``."""
     words = []
     if "bits" in quantizer:
         words.append(f"{quantizer['bits']}-bit")
@@ -81,5 +81,5 @@ def _elements(info: TensorInfo) -> int:
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    """Sort key that puts 10 after 9."""
+    """Return a sort key that puts 10 after 9."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in name.split(".")]

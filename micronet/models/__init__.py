@@ -1,1 +1,1 @@
-"""Networks: our own by name, anybody's by ``torchvision:name``, ``pkg.mod:factory`` or ``path/to/file.py:factory``."""
+"""Networks: the built-in ones, and what every network needs: building, device, modes, attention."""

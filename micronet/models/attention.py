@@ -1,8 +1,7 @@
-"""Multi-head attention with any number of heads, in place of torch's, whose heads must fill the embedding.
+"""Multi-head attention with any number of heads; in torch's, the heads together are as wide as the embedding.
 
-softmax(q k^T / sqrt(d)) v a head, the heads side by side projected back (Vaswani et al. 2017, arXiv:1706.03762, section
-3.2). Four linear layers make q, k, v and the output; the first three are as wide as the heads need, whatever the
-width of what they read.
+Each head computes softmax(q k^T / sqrt(d)) v; the heads' outputs are concatenated and projected (Vaswani et al. 2017,
+arXiv:1706.03762, section 3.2). q, k, v and the output come from four linear layers.
 """
 
 from collections.abc import Iterator
@@ -18,14 +17,14 @@ PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
 
 
 class Attention(nn.Module):
-    """What ``nn.MultiheadAttention`` computes, called as that is; ``num_heads`` follows from the layers' widths."""
+    """A replacement of ``nn.MultiheadAttention`` whose ``num_heads`` follows from its layers' widths."""
 
-    # A torch.nn.TransformerEncoderLayer reads these to see whether it may go around its attention.
+    # torch.nn.TransformerEncoderLayer reads these to decide whether to use its fast path.
     in_proj_weight = in_proj_bias = None
     _qkv_same_embed_dim = False
 
     def __init__(self, head_dim: int, *, dropout: float = 0.0, batch_first: bool = False) -> None:
-        """Begin without layers; ``from_torch`` gives it some."""
+        """Make an attention without layers; ``from_torch`` adds them."""
         super().__init__()
         self.head_dim, self.dropout, self.batch_first = head_dim, dropout, batch_first
         self.q_proj: nn.Linear
@@ -35,7 +34,7 @@ class Attention(nn.Module):
 
     @classmethod
     def from_torch(cls, attention: nn.MultiheadAttention) -> "Attention":
-        """Return the same attention with layers of its own, gradients carried over. It must be ``splittable``."""
+        """Return an equal attention with separate layers; gradients are copied. It must be ``is_splittable``."""
         split = cls(attention.head_dim, dropout=attention.dropout, batch_first=attention.batch_first)
         for name, weight, bias in zip(PROJECTIONS, _weights(attention), _biases(attention), strict=True):
             layer = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
@@ -45,7 +44,7 @@ class Attention(nn.Module):
 
     @property
     def num_heads(self) -> int:
-        """How many heads there are."""
+        """The number of heads."""
         return self.q_proj.out_features // self.head_dim
 
     def forward(
@@ -59,17 +58,24 @@ class Attention(nn.Module):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """Return (N, L, E) and the weights: (N, L, S), the mean over heads; (N, heads, L, S); or None.
+        """Return the output (N, L, E) and the attention weights.
 
-        ``query``: (N, L, E); ``key``, ``value``: (N, S, ...), without ``batch_first`` (L, N, E) and (S, N, ...); or any
-        of them without N. ``attn_mask``: (L, S) or (N * heads, L, S); ``key_padding_mask``: (N, S); bool, True where
-        nothing is looked at, or float, added. ``is_causal`` only hints at what ``attn_mask`` is.
-        Raises MicronetError for the hint alone.
+        N comes second without ``batch_first``, and may be left out.
+
+        Args:
+            query: (N, L, E).
+            key: (N, S, K).
+            value: (N, S, V).
+            key_padding_mask: (N, S), bool (True: ignore) or float (added to the scores).
+            need_weights: Whether to return the weights; otherwise None.
+            attn_mask: (L, S) or (N * heads, L, S), bool or float likewise.
+            average_attn_weights: Return the mean over heads, (N, L, S), instead of (N, heads, L, S).
+            is_causal: A hint about ``attn_mask``; without that mask, MicronetError is raised.
         """
         if attn_mask is None and is_causal:
-            raise MicronetError("is_causal says what attn_mask is; give attn_mask too")
+            raise MicronetError("is_causal is a hint about attn_mask; give attn_mask too")
         q, k, v = (
-            _apart(layer(x if self.batch_first else x.transpose(0, -2)), self.head_dim)
+            _split_heads(layer(x if self.batch_first else x.transpose(0, -2)), self.head_dim)
             for layer, x in ((self.q_proj, query), (self.k_proj, key), (self.v_proj, value))
         )
         masks, weights = (attn_mask, key_padding_mask), None
@@ -83,12 +89,12 @@ class Attention(nn.Module):
         return out if self.batch_first else out.transpose(0, -2), weights
 
     def extra_repr(self) -> str:
-        """Name the sizes."""
+        """Return the sizes for ``repr``."""
         return f"num_heads={self.num_heads}, head_dim={self.head_dim}, batch_first={self.batch_first}"
 
 
 def is_splittable(module: nn.Module) -> bool:
-    """Tell whether a module is torch's attention, as it is, of a kind that ``Attention`` can stand for."""
+    """Return True if a module is an unmodified ``nn.MultiheadAttention`` that ``Attention`` can replace."""
     return (
         type(module) is nn.MultiheadAttention
         and module.bias_k is None
@@ -97,7 +103,7 @@ def is_splittable(module: nn.Module) -> bool:
     )
 
 
-@fx.wrap  # one node of a traced graph: what it does depends on the masks' shapes
+@fx.wrap  # one node of a traced graph, because it branches on the masks' shapes
 def attend(
     q: Tensor,
     k: Tensor,
@@ -109,7 +115,7 @@ def attend(
     training: bool,
 ) -> Tensor:
     """Return softmax(q k^T / sqrt(d)) v: (..., heads, L, d) of q (..., heads, L, d), k and v (..., heads, S, d)."""
-    mask = _joined(q, attn_mask, key_padding_mask)
+    mask = _merge_masks(q, attn_mask, key_padding_mask)
     return F.scaled_dot_product_attention(q, k, v, mask, dropout if training else 0.0)
 
 
@@ -125,34 +131,34 @@ def weigh(
 ) -> Tensor:
     """Return softmax(q k^T / sqrt(d)), (..., heads, L, S), for q (..., heads, L, d) and k (..., heads, S, d)."""
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
-    mask = _joined(q, attn_mask, key_padding_mask)
+    mask = _merge_masks(q, attn_mask, key_padding_mask)
     return F.dropout(torch.softmax(scores if mask is None else scores + mask, -1), dropout, training)
 
 
-def _joined(q: Tensor, attn_mask: Tensor | None, key_padding_mask: Tensor | None) -> Tensor | None:
-    """Return what is added to the scores (..., heads, L, S), or None."""
+def _merge_masks(q: Tensor, attn_mask: Tensor | None, key_padding_mask: Tensor | None) -> Tensor | None:
+    """Return both masks as one tensor to add to the scores (..., heads, L, S), or None."""
     mask = None
     if attn_mask is not None:
-        mask = _added(attn_mask, q.dtype)
+        mask = _additive(attn_mask, q.dtype)
         if mask.dim() == 3:  # (N * heads, L, S)
             mask = mask.view(*q.shape[:-2], *mask.shape[1:])
     if key_padding_mask is not None:
-        padding = _added(key_padding_mask, q.dtype).unsqueeze(-2).unsqueeze(-2)  # (N, 1, 1, S)
+        padding = _additive(key_padding_mask, q.dtype).unsqueeze(-2).unsqueeze(-2)  # (N, 1, 1, S)
         mask = padding if mask is None else mask + padding
     return mask
 
 
-def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return a mask as numbers to add to scores: -inf where a bool one is True."""
+def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a mask to add to scores: of a bool mask, -inf for True."""
     if mask.is_floating_point():
         return mask.to(dtype)
     return torch.zeros_like(mask, dtype=dtype).masked_fill(mask, float("-inf"))
 
 
-def _apart(x: Tensor, head_dim: int) -> Tensor:
+def _split_heads(x: Tensor, head_dim: int) -> Tensor:
     """(..., L, heads * d) -> (..., heads, L, d)."""
-    apart: Tensor = x.unflatten(-1, (-1, head_dim)).transpose(-3, -2)  # type: ignore[no-untyped-call]
-    return apart
+    heads: Tensor = x.unflatten(-1, (-1, head_dim)).transpose(-3, -2)  # type: ignore[no-untyped-call]
+    return heads
 
 
 def _weights(attention: Any) -> Iterator[nn.Parameter]:
@@ -165,13 +171,13 @@ def _weights(attention: Any) -> Iterator[nn.Parameter]:
 
 
 def _biases(attention: Any) -> Iterator[nn.Parameter | None]:
-    """Yield the biases of q, k, v and the output, None where there are none."""
+    """Yield the biases of q, k, v and the output, or None for each."""
     yield from [None] * 3 if attention.in_proj_bias is None else _thirds(attention.in_proj_bias)
     yield attention.out_proj.bias
 
 
 def _thirds(parameter: nn.Parameter) -> Iterator[nn.Parameter]:
-    """Yield the three parameters that one holds stacked."""
+    """Yield the three parameters stacked in one."""
     grads = (None,) * 3 if parameter.grad is None else parameter.grad.chunk(3)
     for part, grad in zip(parameter.detach().chunk(3), grads, strict=True):
         own = nn.Parameter(part.clone(), requires_grad=parameter.requires_grad)

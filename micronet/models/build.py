@@ -1,8 +1,8 @@
-"""Building a network from its name, and remembering the name so that it can be built again.
+"""Building a network by its name, and recording the name so that it can be built again.
 
-Names: one of ours, ``torchvision:resnet18``, ``pkg.mod:factory`` or ``path/to/file.py:factory``. The last two run
-the user's code, so building them from an artifact needs the user's word (``trusted``); a file is remembered with its
-text and SHA-256, so that an artifact still loads where the file is gone and a changed file is noticed.
+Names: a built-in model, ``torchvision:resnet18``, ``pkg.mod:factory`` or ``path/to/file.py:factory``. The last two run
+the user's code, so building them from an artifact needs permission (``trusted``). A file's text and SHA-256 are
+recorded with its name: the artifact loads without the file, and a changed file is noticed.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ _FORMS = ("torchvision:NAME", "pkg.mod:factory", "path/to/file.py:factory")
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What it takes to build a network: a name, the factory's arguments and, for a user's file, its text."""
+    """What is needed to build a network: its name, the factory's arguments and, for a user's file, its text."""
 
     name: str
     args: dict[str, Any] = field(default_factory=dict)
@@ -35,27 +35,29 @@ class ModelSpec:
 
     @property
     def runs_user_code(self) -> bool:
-        """Whether building it executes code that is neither ours nor torchvision's."""
+        """True if building it runs code from outside micronet and torchvision."""
         return ":" in self.name and not self.name.startswith(TORCHVISION)
 
     @classmethod
     def from_json(cls, value: Any) -> "ModelSpec":
-        """Build a spec from its JSON object. Raises MicronetError where it is not one."""
+        """Build a spec from its JSON object; raise MicronetError if it is damaged."""
         try:
             spec = cls(**value)
         except TypeError as error:
-            raise MicronetError(f"the recorded model is damaged ({error})") from error
+            raise MicronetError(
+                f"the file's record of its model is damaged ({error}); create the file again"
+            ) from error
         if not isinstance(spec.name, str) or not isinstance(spec.args, dict):
-            raise MicronetError("the recorded model is damaged (its name or arguments)")
+            raise MicronetError("the file's record of its model is damaged (name or arguments); create the file again")
         return spec
 
     def to_json(self) -> dict[str, Any]:
-        """Return the fields that are set, as a JSON object."""
+        """Return the fields that are not None as a JSON object."""
         return {key: value for key, value in asdict(self).items() if value is not None}
 
 
 def make_spec(name: str, args: dict[str, Any] | None = None) -> ModelSpec:
-    """Return the spec of a network named on the command line; a user's file is read, not run."""
+    """Return the spec of a named network; a user's file is read but not run."""
     file, _ = _split(name)
     if file is None:
         return ModelSpec(name, args or {})
@@ -67,23 +69,27 @@ def make_spec(name: str, args: dict[str, Any] | None = None) -> ModelSpec:
 
 
 def check_same_code(named: ModelSpec, recorded: ModelSpec) -> None:
-    """Raise MicronetError where the code named now is not the code that made the artifact."""
+    """Raise MicronetError if the named code differs from the code recorded in the artifact."""
     if recorded.sha256 != named.sha256 or (recorded.sha256 is None and recorded.name != named.name):
         raise MicronetError(
-            f"--model {named.name} is not the code this artifact was made with ({recorded.name}, "
-            f"sha256 {(recorded.sha256 or 'none')[:12]}); name that, or use --trust-code for the recorded text"
+            f"--model {named.name} is not the code that this artifact was made with ({recorded.name}, "
+            f"sha256 {(recorded.sha256 or 'none')[:12]}); name that code, or use --trust-code to run the recorded text"
         )
 
 
 def build_model(spec: ModelSpec, *, trusted: bool = False) -> nn.Module:
-    """Build the network with its initial weights.
+    """Build a network with its initial weights.
 
-    Raises MicronetError for an unknown name, arguments the factory refuses, or user code that is not ``trusted``.
+    Args:
+        trusted: Whether user code may run.
+
+    Raises:
+        MicronetError: The name is unknown, the factory failed, or user code is not trusted.
     """
     if spec.runs_user_code and not trusted:
         raise MicronetError(
-            f"this artifact's network comes from {spec.name}, which is code: name it again with "
-            f"--model {spec.name}, or add --trust-code if you trust who made the file"
+            f"this artifact's network is built by code, {spec.name}, which runs only with your permission: add "
+            f"--model {spec.name} to run your own copy, or --trust-code if you trust the author of the artifact"
         )
     factory = _factory(spec)
     try:
@@ -92,15 +98,16 @@ def build_model(spec: ModelSpec, *, trusted: bool = False) -> nn.Module:
         raise
     except Exception as error:
         raise MicronetError(
-            f"model {spec.name} refused its arguments {spec.args}: {type(error).__name__}: {error}"
+            f"model {spec.name} could not be built with arguments {spec.args} ({type(error).__name__}: {error}); "
+            "check --model-args"
         ) from error
     if not isinstance(model, nn.Module):
-        raise MicronetError(f"model {spec.name} returned a {type(model).__name__}, not a torch.nn.Module")
+        raise MicronetError(f"model {spec.name} returned a {type(model).__name__}; expected a torch.nn.Module")
     return model
 
 
 def accepted_args(spec: ModelSpec, offers: dict[str, Any]) -> dict[str, Any]:
-    """Return those of ``offers`` (name -> value) that the factory of one of our networks has a parameter for."""
+    """Return the offered arguments that a built-in model's factory takes; nothing for other models."""
     if spec.name not in registry.MODELS:
         return {}
     parameters = signature(_factory(spec)).parameters
@@ -128,32 +135,37 @@ def _torchvision(name: str) -> Callable[..., Any]:
 
 def _user_factory(spec: ModelSpec) -> Callable[..., Any]:
     file, attribute = _split(spec.name)
+    folder = Path.cwd() if file is None else file.parent
     try:
-        if file is None:
-            with registry.importable_from(Path.cwd()):
+        with registry.importable_from(folder):
+            if file is None:
                 module = import_module(spec.name.partition(":")[0])
-        else:
-            with registry.importable_from(file.parent):
+            else:
                 module = _run(spec.source or "", f"{file.name}:{(spec.sha256 or '')[:8]}")
     except Exception as error:
-        raise MicronetError(f"model {spec.name}: its code failed: {type(error).__name__}: {error}") from error
+        raise MicronetError(f"the code of model {spec.name} failed: {type(error).__name__}: {error}; fix it") from error
     try:
         factory: Callable[..., Any] = getattr(module, attribute)
     except AttributeError:
         public = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
         raise unknown(f"factory in {spec.name.rpartition(':')[0]}:", attribute, public) from None
-    return factory
+
+    def call(**args: Any) -> Any:
+        with registry.importable_from(folder):  # the factory may import its neighbours, too
+            return factory(**args)
+
+    return call
 
 
 def _split(name: str) -> tuple[Path | None, str]:
     """Split ``path/file.py:factory`` into path and factory; the path is None for ``pkg.mod:factory``."""
-    place, _, attribute = name.rpartition(":")
-    return (Path(place) if place.endswith(".py") else None), attribute
+    module, _, attribute = name.rpartition(":")
+    return (Path(module) if module.endswith(".py") else None), attribute
 
 
 def _run(source: str, title: str) -> ModuleType:
     module = ModuleType(f"micronet_user:{title}")
-    sys.modules[module.__name__] = module  # dataclasses and typing look a class's module up there
+    sys.modules[module.__name__] = module  # dataclasses and typing look up a class's module there
     exec(compile(source, title, "exec"), module.__dict__)
     return module
 

@@ -1,4 +1,4 @@
-"""Small layers that our networks share, each a leaf of the traced graph, so that a stage can attach to its output."""
+"""Small layers shared by the built-in networks."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class Leaf(nn.Module):
-    """A module that graph tracing takes as one node."""
+    """A module that is one node of a traced graph, so that a quantizer can be attached to its output."""
 
     is_leaf = True
 
@@ -22,15 +22,19 @@ class Add(Leaf):
 
 
 class Tap(Leaf):
-    """Return the input unchanged: a named place on a tensor that no module produces."""
+    """The identity: gives a name to a tensor that no module produces."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return ``x`` itself."""
+        """Return ``x``."""
         return x
 
 
 class ModeCall(Leaf):
-    """A function that takes ``training``, called with the mode the network is in now."""
+    """A call of a function with a ``training`` argument, which becomes this module's mode.
+
+    Args:
+        key: The argument's position or name.
+    """
 
     def __init__(self, function: Callable[..., Tensor], key: str | int) -> None:
         super().__init__()
@@ -38,7 +42,7 @@ class ModeCall(Leaf):
         self._key = key
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Call the function with its mode argument replaced by this module's mode."""
+        """Call the function with this module's mode."""
         if isinstance(self._key, int):
             args = (*args[: self._key], self.training, *args[self._key + 1 :])
         else:
@@ -47,20 +51,20 @@ class ModeCall(Leaf):
 
 
 class ChannelShuffle(Leaf):
-    """Interleave the channels of ``groups`` groups (Zhang et al. 2017, arXiv:1707.01083, section 3.1)."""
+    """Interleave the channels of groups (Zhang et al. 2017, arXiv:1707.01083, section 3.1)."""
 
     def __init__(self, groups: int) -> None:
         super().__init__()
         self.groups = groups
 
     def forward(self, x: Tensor) -> Tensor:
-        """Permute channels: (N, C, H, W) -> (N, C, H, W), channel g * C/groups + i goes to i * groups + g."""
+        """(N, C, H, W) -> (N, C, H, W); channel g * C/groups + i moves to i * groups + g."""
         n, channels, height, width = x.shape
         return x.view(n, self.groups, channels // self.groups, height, width).transpose(1, 2).reshape(x.shape)
 
 
 class ConvBNReLU(nn.Module):
-    """Convolution, batch normalisation, ReLU, in this order."""
+    """A convolution, a batch norm and a ReLU."""
 
     def __init__(
         self, in_channels: int, out_channels: int, kernel_size: int, *, stride: int = 1, groups: int = 1
@@ -79,7 +83,7 @@ class ConvBNReLU(nn.Module):
 
 
 def initialise(model: nn.Module) -> None:
-    """Draw the weights as the original networks do: convolutions Xavier uniform, linear N(0, 0.01), biases zero."""
+    """Initialise weights as in the original micronet: convolutions Xavier uniform, linear N(0, 0.01), biases 0."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.xavier_uniform_(module.weight)
@@ -90,7 +94,7 @@ def initialise(model: nn.Module) -> None:
 
 
 def scale_width(channels: int, width: float, multiple: int = 1) -> int:
-    """Multiply a channel count by ``width`` and round to the nearest multiple (ties up), at least one multiple."""
+    """Return channels * width, rounded to the nearest multiple (ties up) and at least one multiple."""
     return max(multiple, int(channels * width / multiple + 0.5) * multiple)
 
 

@@ -1,15 +1,15 @@
-"""A small LeNet (LeCun et al. 1998): two 5x5 convolutions, two linear layers; the network of the migration example."""
+"""A small LeNet (LeCun et al. 1998) of two 5x5 convolutions and two linear layers."""
 
 from torch import Tensor, nn
 
 from micronet.errors import MicronetError
 from micronet.models.layers import flatten, scale_width
 
-SMALLEST_IMAGE = 16  # two unpadded 5x5 convolutions, each halved
+SMALLEST_IMAGE = 16  # pixels, for two unpadded 5x5 convolutions, each followed by a pool
 
 
 class LeNet(nn.Module):
-    """Convolution, batch norm where wanted, pool, ReLU twice; then linear, the same norm, ReLU, dropout, linear."""
+    """Two convolutions and two linear layers, with pools, ReLUs, one dropout and optional batch norms."""
 
     def __init__(
         self, num_classes: int, in_channels: int, image_size: int, widths: list[int], batch_norm: bool
@@ -48,12 +48,14 @@ def lenet(
     widths: list[int] | None = None,
     batch_norm: bool = False,
 ) -> LeNet:
-    """Build LeNet; ``widths`` are the two convolutions' and the hidden layer's."""
+    """Build LeNet; ``widths`` (two convolutions, hidden layer) overrides ``width``."""
     if image_size < SMALLEST_IMAGE:
-        raise MicronetError(f"image size {image_size} is too small for lenet; --image-size {SMALLEST_IMAGE} or more")
+        raise MicronetError(
+            f"image size {image_size} is too small for lenet; use --image-size {SMALLEST_IMAGE} or more"
+        )
     widths = widths or [scale_width(channels, width) for channels in (10, 20, 50)]
     if len(widths) != 3 or min(widths) < 1:
-        raise MicronetError(f"widths is {widths}; lenet takes three positive numbers")
+        raise MicronetError(f"widths is {widths}; lenet needs three positive numbers")
     return LeNet(num_classes, in_channels, image_size, widths, batch_norm)
 
 
@@ -64,5 +66,5 @@ def lenet_bn(
     width: float = 1.0,
     widths: list[int] | None = None,
 ) -> LeNet:
-    """Build LeNet with batch norms, whose scales pruning judges channels by."""
+    """Build LeNet with batch norms, whose scales the bn-scale pruning criterion uses."""
     return lenet(num_classes, in_channels, image_size, width, widths, batch_norm=True)

@@ -1,8 +1,8 @@
-"""Network in network (Lin et al. 2013, arXiv:1312.4400) as micronet has always trained it, plain and grouped.
+"""Network in network (Lin et al. 2013, arXiv:1312.4400), plain and grouped, as in the original micronet.
 
-Eight convolution blocks of given widths and a last one that scores the classes. ``nin`` has a 5x5 fourth convolution
-(0.97 M parameters, 0.22 GMACs at 3x32x32); ``nin_3x3`` is the one with 0.67 M and 0.147 GMACs that published tables
-show; ``nin_gc`` groups its convolutions and shuffles channels between them (0.59 M, 0.158 GMACs).
+Eight convolution blocks and a ninth that scores the classes. The fourth convolution of ``nin`` is 5x5 (0.97 M
+parameters, 0.22 GMACs at 3x32x32), that of ``nin_3x3`` 3x3 (0.67 M, 0.147 GMACs, the figures of published tables).
+``nin_gc`` groups its convolutions and shuffles channels between them (0.59 M, 0.158 GMACs).
 """
 
 from itertools import pairwise
@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from micronet.errors import MicronetError
 from micronet.models.layers import ChannelShuffle, ConvBNReLU, flatten, initialise, scale_width
 
-SMALLEST_IMAGE = 8  # two halvings must leave something for a 3x3 convolution
+SMALLEST_IMAGE = 8  # pixels, so that a 3x3 convolution has input after two poolings
 
 
 class Block(NamedTuple):
-    """One convolution block: kernel size, groups, groups whose channels are interleaved before it (1: none)."""
+    """A convolution block: kernel size, groups, and the groups of a channel shuffle before it (1: no shuffle)."""
 
     kernel_size: int
     groups: int = 1
@@ -97,7 +97,7 @@ def nin_gc(
     width: float = 1.0,
     widths: list[int] | None = None,
 ) -> NiN:
-    """Build the grouped network; every width is a multiple of the groups on both of its sides."""
+    """Build the grouped network; each width is a multiple of the groups before and after it."""
     _check_image(image_size)
     if widths is None:
         full = (256, 256, 256, 512, 512, 512, 1024, 1024)
@@ -107,14 +107,14 @@ def nin_gc(
 
 
 def _multiples(blocks: list[Block]) -> list[int]:
-    """Return the number that each width (but the classes') must be a multiple of."""
+    """Return what each width, except the class count, must be a multiple of."""
     return [lcm(block.groups, after.groups, after.shuffle) for block, after in pairwise(blocks)]
 
 
 def _check_widths(blocks: list[Block], widths: list[int]) -> None:
     multiples = _multiples(blocks)
     if len(widths) != len(multiples):
-        raise MicronetError(f"widths has {len(widths)} numbers; this network takes {len(multiples)}")
+        raise MicronetError(f"widths has {len(widths)} numbers; this network needs {len(multiples)}")
     for index, (width, multiple) in enumerate(zip(widths, multiples, strict=True)):
         if width < 1 or width % multiple:
             raise MicronetError(f"width {index + 1} is {width}; allowed: positive multiples of {multiple}")
@@ -122,4 +122,4 @@ def _check_widths(blocks: list[Block], widths: list[int]) -> None:
 
 def _check_image(image_size: int) -> None:
     if image_size < SMALLEST_IMAGE:
-        raise MicronetError(f"image size {image_size} is too small for nin; --image-size {SMALLEST_IMAGE} or more")
+        raise MicronetError(f"image size {image_size} is too small for nin; use --image-size {SMALLEST_IMAGE} or more")

@@ -1,4 +1,4 @@
-"""Residual networks (He et al. 2015, arXiv:1512.03385) with the CIFAR stem: one 3x3 convolution, no first pool."""
+"""Residual networks (He et al. 2015, arXiv:1512.03385) with CIFAR's stem: one 3x3 convolution and no pool."""
 
 from torch import Tensor, nn
 
@@ -29,7 +29,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions and a shortcut; the last widens four times."""
+    """1x1, 3x3 and 1x1 convolutions and a shortcut; the last has four times the channels."""
 
     expansion = 4
 
@@ -56,7 +56,7 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    """A 3x3 stem and four groups of residual blocks, the last three of which halve the image."""
+    """A 3x3 stem and four groups of residual blocks; the last three groups halve the image size."""
 
     def __init__(
         self,

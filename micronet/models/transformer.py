@@ -1,9 +1,9 @@
-"""torch's transformers with forwards that can be traced and whose attention may be ours.
+"""torch's transformers with forwards that can be traced, and whose attention may be ours.
 
-Each is torch's class with another forward: the same numbers without torch's branches on shapes and without its
-shortcut around the layers' modules, which reads an ``nn.MultiheadAttention``'s own tensors. (That shortcut leaves 0 at
-padded positions; here they hold what the layers make of them, as in torch's own training.) ``is_causal`` only hints
-at what a mask is, so it need not be passed on.
+Each is torch's class with another forward: the same results without branches on shapes, and without the fast path that
+bypasses the layers and reads the tensors of ``nn.MultiheadAttention``. (The fast path returns 0 at padded positions;
+here they hold the layers' outputs, as in torch's own training.) ``is_causal`` is only a hint about the mask, so it is
+not passed on.
 """
 
 import copy
@@ -23,7 +23,7 @@ class EncoderLayer(nn.TransformerEncoderLayer):
         src_key_padding_mask: Tensor | None = None,
         is_causal: bool = False,
     ) -> Tensor:
-        """(N, S, E) -> (N, S, E), (S, N, E) without ``batch_first``."""
+        """(N, S, E) -> (N, S, E); (S, N, E) -> (S, N, E) without ``batch_first``."""
         if self.norm_first:
             src = src + self._sa_block(self.norm1(src), src_mask, src_key_padding_mask)
             return src + self._ff_block(self.norm2(src))
@@ -42,14 +42,14 @@ class Encoder(nn.TransformerEncoder):
         src_key_padding_mask: Tensor | None = None,
         is_causal: bool | None = None,
     ) -> Tensor:
-        """(N, S, E) -> (N, S, E), (S, N, E) without ``batch_first``."""
+        """(N, S, E) -> (N, S, E); (S, N, E) -> (S, N, E) without ``batch_first``."""
         for layer in self.layers:
             src = layer(src, src_mask=mask, src_key_padding_mask=src_key_padding_mask)
         return src if self.norm is None else self.norm(src)
 
 
 class DecoderLayer(nn.TransformerDecoderLayer):
-    """torch's own forward, which can be traced where the class is not torch's."""
+    """torch's forward, which can be traced in a class outside torch."""
 
 
 class Decoder(nn.TransformerDecoder):
@@ -66,7 +66,7 @@ class Decoder(nn.TransformerDecoder):
         tgt_is_causal: bool | None = None,
         memory_is_causal: bool = False,
     ) -> Tensor:
-        """(N, T, E) and (N, S, E) -> (N, T, E), (T, N, E) and so on without ``batch_first``."""
+        """(N, T, E) and (N, S, E) -> (N, T, E); N second without ``batch_first``."""
         for layer in self.layers:
             tgt = layer(
                 tgt,
@@ -96,7 +96,7 @@ class Transformer(nn.Transformer):
         tgt_is_causal: bool | None = None,
         memory_is_causal: bool = False,
     ) -> Tensor:
-        """(N, S, E) and (N, T, E) -> (N, T, E), (S, N, E) and so on without ``batch_first``."""
+        """(N, S, E) and (N, T, E) -> (N, T, E); N second without ``batch_first``."""
         memory = self.encoder(src, src_mask, src_key_padding_mask)
         out: Tensor = self.decoder(tgt, memory, tgt_mask, memory_mask, tgt_key_padding_mask, memory_key_padding_mask)
         return out
@@ -112,36 +112,53 @@ _TRACEABLE: dict[type[nn.Module], type[nn.Module]] = {
 
 
 def splittable_attentions(model: nn.Module) -> list[str]:
-    """Return the names of torch's attentions that can have fewer heads."""
+    """Return the names of torch's attentions whose heads can be cut."""
     return [name for name, module in model.named_modules() if is_splittable(module)]
 
 
 def with_split_attentions(model: nn.Module) -> nn.Module:
-    """Return a copy of a network with all its attentions split; it shares the other tensors with the network.
+    """Return a copy of a network with all attentions split; the other tensors are shared with the network.
 
-    Raises RuntimeError where the network cannot be copied.
+    Raises RuntimeError if the network cannot be copied.
     """
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     return split_attentions(copy.deepcopy(model, shared), splittable_attentions(model))
 
 
 def split_attentions(model: nn.Module, names: list[str]) -> nn.Module:
-    """Give attentions layers of their own, in place, and torch's transformers around them a forward for that.
+    """Replace attentions by ``Attention`` in place, and torch's transformers around them by traceable ones.
 
-    Names stay, but for those of the attentions' own tensors. Raises AttributeError where a name is not there,
-    ValueError where it is no attention of torch's.
+    Module names stay the same; only the attentions' own tensors are renamed.
+
+    Returns:
+        The network; a new object only if ``model`` itself is replaced.
+
+    Raises:
+        AttributeError: A name does not exist.
+        ValueError: A named module is not a splittable attention of torch's.
     """
-    replaced: dict[int, Attention] = {}
+    attentions: dict[nn.Module, nn.Module] = {}
     for name in names:
         module = model.get_submodule(name)
         if not is_splittable(module):
-            raise ValueError(f"{name} is no attention whose heads can be cut")
-        replaced[id(module)] = Attention.from_torch(module)  # type: ignore[arg-type]
+            raise ValueError(f"{name} is not an attention whose heads can be cut")
+        attentions[module] = Attention.from_torch(module)  # type: ignore[arg-type]
+    model = _replace(model, attentions)
+    around = [module for module in model.modules() if any(isinstance(inner, Attention) for inner in module.modules())]
+    return _replace(model, {module: _traceable(module) for module in around if type(module) in _TRACEABLE})
+
+
+def _traceable(module: nn.Module) -> nn.Module:
+    """Return a module of the traceable class with the same state, child tables included."""
+    kind = _TRACEABLE[type(module)]
+    other = kind.__new__(kind)
+    other.__dict__.update(module.__dict__)
+    return other
+
+
+def _replace(model: nn.Module, new: dict[nn.Module, nn.Module]) -> nn.Module:
     for parent in list(model.modules()):
         for child, inner in parent._modules.items():
-            if id(inner) in replaced:
-                parent._modules[child] = replaced[id(inner)]
-    for module in model.modules():
-        if type(module) in _TRACEABLE and any(isinstance(inner, Attention) for inner in module.modules()):
-            module.__class__ = _TRACEABLE[type(module)]
-    return model
+            if inner in new:
+                parent._modules[child] = new[inner]
+    return new.get(model, model)

@@ -1,4 +1,4 @@
-"""The ``prune`` stage: a network becomes a smaller one that computes the same without the channels cut."""
+"""Pruning a network: a smaller network that computes the same without the channels that were cut."""
 
 import copy
 from collections.abc import Callable
@@ -14,37 +14,44 @@ from micronet.errors import FailedError, MicronetError, first_line
 from micronet.evaluation.cost import count_macs
 from micronet.models import transformer
 from micronet.models.inputs import Example
-from micronet.pruning.check import check
+from micronet.pruning.channel_map import ChannelMap
+from micronet.pruning.check import check_cut
 from micronet.pruning.config import PruneConfig
-from micronet.pruning.cut import changed_layers, cut, resize
-from micronet.pruning.flow import Flow
-from micronet.pruning.network import open_network
-from micronet.pruning.plan import Plan, Planner
-from micronet.pruning.scaling import follow
+from micronet.pruning.criteria import Criterion
+from micronet.pruning.cut import changed_layers, cut_channels, resize
+from micronet.pruning.groups import find_groups
+from micronet.pruning.plan import Planner, PrunePlan
 
-PARTS = 1000  # a target is met to within this many parts of the channels
+TARGET_STEPS = 1000  # a target is met to within one thousandth of the channels
 
 Cost = Callable[[nn.Module], float]
 
 
 def prune_model(
     model: nn.Module, config: PruneConfig, example: Example, cost: Cost | None = None, *, in_place: bool = False
-) -> tuple[nn.Module, StageRecord, Plan]:
-    """Return a copy of a network with channels cut, the record that rebuilds it, and what was decided.
+) -> tuple[nn.Module, StageRecord, PrunePlan]:
+    """Cut channels of a network.
 
-    ``in_place``: cut the network itself and return it, once a copy has passed the check.
+    Args:
+        model: The network.
+        config: How much to cut, and which channels.
+        example: An input, or a tuple of inputs. It shows which channels belong together, and the pruned network is
+            checked on it against the whole one with the cut channels set to zero.
+        cost: The latency of a network, in any unit; needed for ``target_latency``.
+        in_place: Cut the network itself, after a copy has passed the check.
 
-    ``example``: an input, or a tuple of them. The shapes that follow from it tell which channels belong together, and
-    on it the cut network is then held against the whole one with its cut channels silenced. ``cost``: what a network
-    costs, where the config has a target for latency; parameters and multiply-accumulates are counted here.
-    Raises MicronetError where the network cannot be traced or copied, or has no channels that could be judged;
-    FailedError where the cut network does not compute what it should.
+    Returns:
+        The pruned network, the record that rebuilds its structure, and the plan.
+
+    Raises:
+        MicronetError: The network cannot be traced or copied, or none of its channels can be cut.
+        FailedError: The target cannot be met, or the pruned network fails the check.
     """
     pruner = Pruner(model, config, example)
     if config.widths is not None:
-        plan = pruner.planner.plan_widths(_widths(config.widths, pruner))
+        plan = pruner.planner.plan_widths(_parse_widths(config.widths, pruner))
     elif config.target is not None:
-        plan = _meet(pruner, *config.target, cost)
+        plan = _plan_for_target(pruner, *config.target, cost)
     else:
         plan = pruner.planner.plan(config.share)
     pruned, result = pruner.cut(plan)
@@ -55,81 +62,92 @@ def prune_model(
 
 
 class Pruner:
-    """One network with its channels followed and judged, and the copies of it that a plan cuts."""
+    """A network with its channel groups found and scored.
+
+    Attributes:
+        model: The network.
+        example: Its example input.
+        channels: Its channels.
+        planner: What plans the cuts.
+    """
 
     def __init__(self, model: nn.Module, config: PruneConfig, example: Example) -> None:
-        """Raises MicronetError where nothing of the network can be cut."""
+        """Raise MicronetError if no channel of the network can be cut."""
         self.model, self.example = model, example
-        self.flow = _flow_of_heads(model, example, config.regular) or channel_flow(model, example, config.regular)
-        criterion = registry.resolve(registry.CRITERIA, config.criterion, "criterion")
-        scores = criterion.scores(self.flow.network.model, self.flow)
-        self.planner = Planner(self.flow, scores, config, criterion.WHY_UNJUDGED)
+        self.channels = _find_heads(model, example, config.regular) or find_groups(model, example, config.regular)
+        criterion: Criterion = registry.resolve(registry.CRITERIA, config.criterion, "criterion")
+        scores = criterion.scores(self.channels.network.model, self.channels)
+        self.planner = Planner(self.channels, scores, config, criterion.WHY_UNSCORED)
         if not self.planner.free:
-            whole = list(self.planner.plan(0).groups.values())
-            # Those come first that another criterion would judge.
-            whole = sorted(whole, key=lambda group: group.note != criterion.WHY_UNJUDGED)
-            reasons = "; ".join(f"{_short(group.layers)}: {group.note}" for group in whole[:3])
+            groups = list(self.planner.plan(0).groups.values())
+            groups.sort(key=lambda group: group.note != criterion.WHY_UNSCORED)  # those another criterion can score
+            reasons = "; ".join(f"{_shorten(group.layers)}: {group.note}" for group in groups[:3])
             raise MicronetError(
-                f"no channel of this network can be cut ({reasons or 'no layer of it can be followed'})"
+                f"no channel of this network can be cut ({reasons or 'it has no convolution or linear layer'})"
             )
 
-    def cut(self, plan: Plan, *, in_place: bool = False) -> tuple[nn.Module, dict[str, Any]]:
-        """Return a copy, or the network itself, with channels cut, and what ``restore`` needs to do the same."""
-        layers = changed_layers(self.flow, plan.flow)
+    def cut(self, plan: PrunePlan, *, in_place: bool = False) -> tuple[nn.Module, dict[str, Any]]:
+        """Return the network, or a copy of it, with channels cut, and the result that ``restore`` needs."""
+        layers = changed_layers(self.channels, plan.channels)
         heads = [name for name in transformer.splittable_attentions(self.model) if f"{name}.out_proj" in layers]
-        pruned = transformer.split_attentions(self.model if in_place else _copied(self.model), heads)
+        pruned = transformer.split_attentions(self.model if in_place else _copy(self.model), heads)
         try:
-            result: dict[str, Any] = {"sizes": cut(pruned, self.flow, plan.flow, _kept(plan))}
+            result: dict[str, Any] = {"sizes": cut_channels(pruned, self.channels, plan.channels, plan.keep)}
         except (IndexError, KeyError) as error:
-            raise FailedError(f"the channels of this network were followed wrongly, which is a bug: {error}") from error
+            raise FailedError(
+                f"pruning traced the channels of this network wrongly ({error}); this is a bug in micronet, "
+                "use --exclude to leave out layers"
+            ) from error
         return pruned, {"attention": heads, **result} if heads else result
 
-    def check(self, pruned: nn.Module, plan: Plan) -> None:
-        """Raise FailedError where a cut network's output is not that of the whole one with cut channels silenced."""
-        check(pruned, self.flow, plan.flow, _kept(plan), self.example)
+    def check(self, pruned: nn.Module, plan: PrunePlan) -> None:
+        """Raise FailedError if a pruned network differs from the whole one with the cut channels set to zero."""
+        check_cut(pruned, self.channels, plan.channels, plan.keep, self.example)
 
 
-def _short(layers: list[str]) -> str:
+def restore(model: nn.Module, record: StageRecord) -> nn.Module:
+    """Rebuild the structure that a record describes. The values come from the file."""
+    model = transformer.split_attentions(model, record.result.get("attention", []))
+    for name, sizes in record.result["sizes"].items():
+        resize(model.get_submodule(name), sizes)
+    return model
+
+
+def _shorten(layers: list[str]) -> str:
     return layers[0] if len(layers) == 1 else f"{layers[0]} and {len(layers) - 1} more"
 
 
-def _kept(plan: Plan) -> dict[int, list[int]]:
-    return {group: chosen.kept for group, chosen in plan.groups.items()}
-
-
-def _widths(asked: str, pruner: Pruner) -> dict[int, int]:
-    """Return the widths that ``--widths`` gives, one a group that may be cut, in the order of the forward."""
-    parts = [part.strip() for part in asked.replace(",", " ").split()]
+def _parse_widths(text: str, pruner: Pruner) -> dict[int, int]:
+    """Return the widths in ``--widths``, one per group that may be cut, in execution order."""
+    parts = text.replace(",", " ").split()
     free = pruner.planner.free
-    if wrong := [part for part in parts if not part.isdigit()]:
-        raise MicronetError(f"--widths has {wrong[0]!r}; allowed: whole numbers by commas")
+    if invalid := [part for part in parts if not part.isdigit()]:
+        raise MicronetError(f"--widths has {invalid[0]!r}; allowed: whole numbers separated by commas")
     if len(parts) != len(free):
-        now = ",".join(str(pruner.flow.widths[group]) for group in free)
-        raise MicronetError(f"--widths has {len(parts)} numbers; this network takes {len(free)}, now {now}")
+        now = ",".join(str(pruner.channels.groups[group].width) for group in free)
+        raise MicronetError(f"--widths has {len(parts)} numbers; this network needs {len(free)} (at present {now})")
     return dict(zip(free, map(int, parts), strict=True))
 
 
-def _meet(pruner: Pruner, target: str, share: float, cost: Cost | None) -> Plan:
-    """Return the plan that cuts as little as a target allows, to a thousandth of the channels.
-
-    Raises FailedError where the network cannot be made so small.
-    """
+def _plan_for_target(pruner: Pruner, target: str, share: float, cost: Cost | None) -> PrunePlan:
+    """Return the plan that cuts least and meets a target. Raise FailedError if the network cannot be that small."""
     if cost is None:
         if target == "target_latency":
-            raise MicronetError("target_latency needs a cost: a function from a network to its latency")
+            raise MicronetError("target_latency needs cost, a function that returns the latency of a network")
         cost = partial(count_macs, example=pruner.example) if target == "target_macs" else _count_parameters
     limit = share * cost(pruner.model)
-    low, high = 0, PARTS - 1
-    plan = pruner.planner.plan(high / PARTS)
+    low, high = 0, TARGET_STEPS - 1
+    plan = pruner.planner.plan(high / TARGET_STEPS)
     if (least := cost(pruner.cut(plan)[0])) > limit:
         raise FailedError(
-            f"{flag(target)} {share:g} cannot be met: with all cut that can be, {share * least / limit:.3f} is left"
+            f"{flag(target)} {share:g} cannot be met: {share * least / limit:.3f} is left after cutting all channels "
+            "that can be cut; choose a higher target"
         )
     while low < high:
         middle = (low + high) // 2
-        tried = pruner.planner.plan(middle / PARTS)
-        if cost(pruner.cut(tried)[0]) <= limit:
-            high, plan = middle, tried
+        candidate = pruner.planner.plan(middle / TARGET_STEPS)
+        if cost(pruner.cut(candidate)[0]) <= limit:
+            high, plan = middle, candidate
         else:
             low = middle + 1
     return plan
@@ -139,35 +157,20 @@ def _count_parameters(model: nn.Module) -> float:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def restore(model: nn.Module, record: StageRecord) -> nn.Module:
-    """Rebuild the structure that a record describes; the values come from the file."""
-    transformer.split_attentions(model, record.result.get("attention", []))
-    for name, sizes in record.result["sizes"].items():
-        resize(model.get_submodule(name), sizes)
-    return model
-
-
-def channel_flow(model: nn.Module, example: Example, regular: int = 1) -> Flow:
-    """Return the flow of a network's channels. Raises MicronetError where it cannot be traced."""
-    return follow(open_network(model, example, regular))
-
-
-def _flow_of_heads(model: nn.Module, example: Example, regular: int) -> Flow | None:
-    """Return the flow of a network whose attentions have layers of their own; None where it has none, or needs torch's.
-
-    The flow's network is ``transformer.with_split_attentions``.
-    """
+def _find_heads(model: nn.Module, example: Example, regular: int) -> ChannelMap | None:
+    """Return the channels of a copy of the network whose attentions are split into layers, or None if that fails."""
     if not transformer.splittable_attentions(model):
         return None
     try:
-        return channel_flow(transformer.with_split_attentions(model), example, regular)
-    except (MicronetError, RuntimeError):  # a forward that reads an attention's own tensors, perhaps
+        return find_groups(transformer.with_split_attentions(model), example, regular)
+    except (MicronetError, RuntimeError):  # for example a forward that reads an attention's own tensors
         return None
 
 
-def _copied(model: nn.Module) -> nn.Module:
-    """Return a copy of a network. Raises MicronetError."""
+def _copy(model: nn.Module) -> nn.Module:
     try:
         return copy.deepcopy(model)
-    except RuntimeError as error:  # hooks of old-style weight norms hold tensors that cannot be copied
-        raise MicronetError(f"the network cannot be copied: {first_line(error)}") from error
+    except RuntimeError as error:  # the hooks of old weight norms hold tensors that cannot be copied
+        raise MicronetError(
+            f"the network cannot be copied: {first_line(error)}; remove hooks such as weight_norm first"
+        ) from error

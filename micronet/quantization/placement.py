@@ -53,7 +53,7 @@ class Placement:
 
         It shares the model's parameters and buffers; do not use ``model`` itself afterwards.
         """
-        transformer.split_attentions(model, self.attention)
+        model = transformer.split_attentions(model, self.attention)
         if self.taps or self.splits:
             model = rewrite(model, Outline(self.taps, self.splits))
         for name in self.out_of_place:

@@ -127,7 +127,7 @@ def _with_header(path, change):
         (lambda value: value.pop("history"), "damaged"),
         (lambda value: value.update(history=[{"no": "stage"}]), "damaged"),
         (lambda value: value.update(model={"name": "nope"}), "unknown model"),
-        (lambda value: value.update(model={"name": "nin", "args": {"colour": 1}}), "refused its arguments"),
+        (lambda value: value.update(model={"name": "nin", "args": {"colour": 1}}), "could not be built with arguments"),
         (lambda value: value.update(history=[{"stage": "bn-fuse", "config": {}, "result": {"pairs": [["a", "b"]]}}]),
          "does not fit"),
         (lambda value: value.update(model={"name": "nin", "args": {"width": 0.2}}), "do not fit"),

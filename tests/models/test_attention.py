@@ -152,7 +152,7 @@ def test_an_attention_used_twice_stays_one():
     model = split_attentions(Twice(), ["a"])
     assert model.a is model.b
     assert isinstance(model.a, Attention)
-    with pytest.raises(ValueError, match="a is no attention"):
+    with pytest.raises(ValueError, match="a is not an attention"):
         split_attentions(model, ["a"])
 
 

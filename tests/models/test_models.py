@@ -48,10 +48,10 @@ def test_grouped_widths_stay_legal(width):
         ("nim", {}, "unknown model 'nim'; allowed: nin"),
         ("torchvision:resnet19", {}, "allowed: resnet1"),
         ("nin", {"image_size": 4}, "--image-size"),
-        ("nin", {"widths": [1, 2]}, "takes 8"),
+        ("nin", {"widths": [1, 2]}, "needs 8"),
         ("nin_gc", {"widths": [155, 162, 144, 304, 320, 320, 608, 584]}, "width 1 is 155"),
         ("lenet", {"image_size": 8}, "--image-size"),
-        ("nin", {"depth": 3}, "refused its arguments"),
+        ("nin", {"depth": 3}, "could not be built with arguments"),
     ],
 )
 def test_impossible_networks_are_one_clear_error(name, args, message):
@@ -92,7 +92,7 @@ def test_changed_code_is_noticed(tmp_path):
         ("1/0", "make", "ZeroDivisionError"),
         ("def (", "make", "SyntaxError"),
         (SOURCE, "mak", "allowed: make"),
-        ("def make(): return 3", "make", "not a torch.nn.Module"),
+        ("def make(): return 3", "make", "expected a torch.nn.Module"),
     ],
 )
 def test_a_users_broken_file_is_one_clear_error(tmp_path, source, attribute, message):
@@ -100,3 +100,12 @@ def test_a_users_broken_file_is_one_clear_error(tmp_path, source, attribute, mes
     file.write_text(source)
     with pytest.raises(MicronetError, match=message):
         build_model(make_spec(f"{file}:{attribute}"), trusted=True)
+
+
+def test_a_factory_may_import_its_neighbours_when_it_is_called(tmp_path):
+    (tmp_path / "neighbour_of_mine.py").write_text("WIDTH = 12\n")
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from torch import nn\ndef make():\n    from neighbour_of_mine import WIDTH\n    return nn.Linear(WIDTH, 2)\n"
+    )
+    assert build_model(make_spec(f"{file}:make"), trusted=True).in_features == 12
