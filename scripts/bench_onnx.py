@@ -21,8 +21,8 @@ import torch
 from numpy.typing import NDArray
 
 from micronet.artifact.artifact import Artifact
-from micronet.core.machine import describe_machine
 from micronet.models.build import ModelSpec, build_model
+from micronet.models.device import describe_machine
 from micronet.onnx.export import to_onnx
 from micronet.quantization.calibrate import calibrate
 from micronet.quantization.config import QuantConfig

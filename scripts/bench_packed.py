@@ -24,8 +24,8 @@ import torch
 from torch import nn
 
 from micronet.artifact.artifact import Artifact
-from micronet.core.machine import describe_machine
 from micronet.models.build import ModelSpec, build_model
+from micronet.models.device import describe_machine
 from micronet.onnx.export import to_onnx
 from micronet.packed.file_format import to_bytes
 from micronet.packed.from_onnx import pack_model

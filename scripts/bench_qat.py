@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from micronet.artifact.artifact import versions
-from micronet.core.machine import describe_machine, tune_allocator
+from micronet.core.machine import tune_allocator
 from micronet.models.build import ModelSpec, build_model
+from micronet.models.device import describe_machine
 from micronet.models.layers import ConvBNReLU
 from micronet.quantization.calibrate import calibrate, observing
 from micronet.quantization.config import QuantConfig

@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from micronet.core.machine import describe_machine
+from micronet.models.device import describe_machine
 
 MICRONET = "import sys; from micronet.cli.app import main; sys.argv[0] = 'micronet'; main()"
 COMPLETE = {"_MICRONET_COMPLETE": "complete_bash", "COMP_WORDS": "micronet quantize --calib", "COMP_CWORD": "2"}

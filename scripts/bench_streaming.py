@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from micronet.core.machine import describe_machine
+from micronet.models.device import describe_machine
 
 CLASSES = 100
 MICRONET = "import sys; from micronet.cli.app import run; sys.exit(run(sys.argv[1:]))"

@@ -29,11 +29,12 @@ from torch.utils.data import DataLoader, Subset
 from torchvision import datasets, transforms
 
 from micronet.artifact.artifact import versions
-from micronet.core.machine import describe_machine, tune_allocator
+from micronet.core.machine import tune_allocator
 from micronet.core.progress import Silent
 from micronet.data.batches import train_batches
 from micronet.data.load import load_data
 from micronet.models.build import ModelSpec, build_model
+from micronet.models.device import describe_machine
 from micronet.training.config import TrainConfig
 from micronet.training.context import RunContext
 from micronet.training.loop import Trainer

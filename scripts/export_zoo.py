@@ -16,11 +16,11 @@ import torch
 
 from micronet.artifact.artifact import Artifact, load
 from micronet.cli.app import run
-from micronet.core.machine import describe_machine
 from micronet.data.batches import eval_batches
 from micronet.data.dataset import DataSpec
 from micronet.data.load import load_data
 from micronet.data.split import random_subset
+from micronet.models.device import describe_machine
 from micronet.onnx.check import compare_layers, compare_outputs
 
 NETWORKS = {

@@ -23,8 +23,8 @@ from torchvision import models
 
 from micronet.artifact.artifact import Artifact, load, save, versions
 from micronet.artifact.history import StageRecord
-from micronet.core.machine import describe_machine
 from micronet.models.build import ModelSpec, build_model
+from micronet.models.device import describe_machine
 from micronet.onnx.export import to_onnx
 from micronet.pruning.config import PruneConfig
 from micronet.pruning.prune import prune_model

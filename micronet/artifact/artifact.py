@@ -136,7 +136,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], key: str, header: dict
     try:
         write_atomically(path, lambda temporary: save_file(contiguous, temporary, {key: text}))
     except SafetensorError as error:  # it wraps the system's errors
-        raise FailedError(f"{path} could not be written: {error}") from error
+        raise FailedError(f"{path} could not be written ({error})") from error
 
 
 def versions() -> dict[str, str]:

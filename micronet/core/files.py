@@ -1,4 +1,4 @@
-"""Writing files so that a crash, a full disk or Ctrl-C leaves either the old file or the new one, never half of one."""
+"""Writing files: a crash, a full disk or Ctrl-C leaves the old file or the new one, never half of one."""
 
 import hashlib
 import os
@@ -11,40 +11,47 @@ from micronet.errors import FailedError, MicronetError
 
 
 def check_output_path(path: Path, force: bool, suffix: str = ".safetensors") -> None:
-    """Raise MicronetError where ``path`` has another suffix, cannot be written, or is there and not to be replaced."""
+    """Raise MicronetError if ``path`` has another suffix, cannot be written, or exists without ``force``."""
     if path.suffix != suffix:
-        raise MicronetError(f"{path}: the output is a {suffix} file; give -o a name that ends so")
+        raise MicronetError(f"{path} does not end in {suffix}, the suffix of this output; give another name with -o")
     check_writable(path)
     if path.exists() and not force:
         raise MicronetError(f"{path} exists; add --force to overwrite it, or give another name with -o")
 
 
 def check_cache_path(path: Path | None) -> None:
-    """Raise MicronetError where a cache, if there is one, is no file to read and cannot be written either."""
+    """Raise MicronetError if a cache's path is neither a file nor writable; None passes."""
     if path is None or not path.is_file():
         check_writable(path)
 
 
 def check_writable(path: Path | None) -> None:
-    """Raise MicronetError where no file can be written at ``path``, if there is one; to ask before the work."""
+    """Raise MicronetError if no file can be written at ``path``; None passes. Check this before the work."""
     if path is None:
         return
     if path.is_dir():
-        raise MicronetError(f"{path} is a folder; give a file name")
-    folder = _behind_links(path).parent
+        raise MicronetError(f"{path} is a folder; give the name of a file")
+    folder = _follow_links(path).parent
     if not folder.is_dir():
-        raise MicronetError(f"{folder} is no folder, so {path} cannot be written; create it first (mkdir -p {folder})")
+        raise MicronetError(
+            f"{path} cannot be written because {folder} is not a folder; create it with mkdir -p {folder}"
+        )
     if not os.access(folder, os.W_OK):
-        raise MicronetError(f"{folder} cannot be written to; give another place than {path}")
+        raise MicronetError(f"{path} cannot be written because {folder} is read-only; give a path in another folder")
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Let ``write`` fill a temporary file beside ``path``, sync it to disk, then rename it over ``path``.
+    """Write a temporary file beside ``path``, sync it to disk, then rename it to ``path``.
 
-    Where ``path`` is a link, it stays one and what it names is written.
-    Raises FailedError where the system refuses (no space, no permission); the temporary file is removed in any case.
+    If ``path`` is a symbolic link, its target is written. The temporary file is always removed.
+
+    Args:
+        write: Called with the temporary file's path.
+
+    Raises:
+        FailedError: The system refused, for example because the disk is full.
     """
-    target = _behind_links(path)
+    target = _follow_links(path)
     handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
     os.close(handle)
     temporary = Path(name)
@@ -52,29 +59,29 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         write(temporary)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())  # mkstemp makes files private; ours are ordinary
+        temporary.chmod(0o666 & ~_umask())  # mkstemp makes files private
         temporary.replace(target)
         _sync_folder(target.parent)
     except OSError as error:
-        raise FailedError(f"{path} could not be written: {error.strerror or error}") from error
+        raise FailedError(f"{path} could not be written ({error.strerror or error})") from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def remove_leftovers(path: Path) -> None:
-    """Remove the temporary files of writers of ``path`` that were killed."""
-    target = _behind_links(path)
+    """Remove temporary files that killed processes left when writing ``path``."""
+    target = _follow_links(path)
     for temporary in target.parent.glob(f".{escape(target.name)}.*"):
         temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all. Raises FailedError where the system refuses."""
+    """Write a text file atomically; raise FailedError if the system refuses."""
     write_bytes(path, text.encode())
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file, whole or not at all. Raises FailedError where the system refuses."""
+    """Write a file atomically; raise FailedError if the system refuses."""
 
     def write(temporary: Path) -> None:
         temporary.write_bytes(data)
@@ -83,13 +90,13 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def file_hash(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes, in hexadecimal."""
+    """Return a file's SHA-256 in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _behind_links(path: Path) -> Path:
-    """Return the file that writing to ``path`` is to change."""
+def _follow_links(path: Path) -> Path:
+    """Return the file that ``path`` refers to, through symbolic links."""
     return Path(os.path.realpath(path))
 
 
@@ -100,7 +107,7 @@ def _umask() -> int:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make the rename itself durable, where the system lets a folder be synced."""
+    """Make the rename itself durable, if the system can sync a folder."""
     try:
         handle = os.open(folder, os.O_RDONLY)
     except OSError:

@@ -1,23 +1,23 @@
-"""How long work in the core tells whoever asked for it how far it is; the core itself never prints."""
+"""How long work reports its progress; only the command line prints."""
 
 from typing import Protocol
 
 
 class Progress(Protocol):
-    """Called often; implementations decide what to show."""
+    """Receives progress. It is called often; implementations decide what to show."""
 
     def step(self, label: str, done: int, total: int, **numbers: float) -> None:
-        """Report ``done`` of ``total`` steps of the work called ``label``."""
+        """Report that ``done`` of ``total`` steps of the work called ``label`` are done, with current metrics."""
 
     def line(self, text: str) -> None:
-        """Report one finished piece of work, worth keeping on the screen."""
+        """Report a line that stays on the screen."""
 
 
 class Silent:
-    """Reports nothing."""
+    """Progress that shows nothing."""
 
     def step(self, label: str, done: int, total: int, **numbers: float) -> None:
-        """Ignore it."""
+        """Do nothing."""
 
     def line(self, text: str) -> None:
-        """Ignore it."""
+        """Do nothing."""

@@ -1,55 +1,55 @@
-"""Which of several processes this one is, as torchrun tells them in the environment. No torch here."""
+"""The rank of this process among several, from torchrun's environment variables. No torch here."""
 
 import os
 
 from micronet.errors import MicronetError
 
-LAUNCHED = "MICRONET_LAUNCHED"  # set where our own launcher watches: it says what a lost process or Ctrl-C is
-_NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # schedulers set some of them for purposes of their own
+LAUNCHED = "MICRONET_LAUNCHED"  # set by our own launcher, which reports lost processes and Ctrl-C itself
+_NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # schedulers set some of them for other purposes
 _NUMBERS = ("RANK", "WORLD_SIZE", "MASTER_PORT", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 
 
 def is_distributed() -> bool:
-    """Tell whether something like torchrun has started this process: all that it tells one is there."""
+    """Return True if torchrun or a similar launcher has started this process."""
     return all(name in os.environ for name in _NEEDED)
 
 
 def is_launched() -> bool:
-    """Tell whether our own launcher watches this process."""
+    """Return True if our own launcher has started this process."""
     return is_distributed() and LAUNCHED in os.environ
 
 
 def check_environment() -> None:
-    """Raise MicronetError where what torchrun tells is there but is no number."""
+    """Raise MicronetError if a launcher's variable is not a number."""
     for name in _NUMBERS:
         if is_distributed() and not os.environ.get(name, "0").isdigit():
             raise MicronetError(
-                f"the environment's {name} is {os.environ[name]!r}, no number; unset {name}, or let torchrun set it"
+                f"the environment variable {name} is {os.environ[name]!r}, not a number; unset it or use torchrun"
             )
 
 
 def rank() -> int:
-    """Return this process's number among all of them, from 0."""
+    """Return this process's rank, from 0."""
     return _number("RANK", 0)
 
 
 def local_rank() -> int:
-    """Return this process's number among those of its machine, from 0."""
+    """Return this process's rank on its machine, from 0."""
     return _number("LOCAL_RANK", 0)
 
 
 def world_size() -> int:
-    """Return how many processes there are, over all machines."""
+    """Return the number of processes on all machines."""
     return _number("WORLD_SIZE", 1)
 
 
 def local_world_size() -> int:
-    """Return how many processes there are on this machine."""
+    """Return the number of processes on this machine."""
     return _number("LOCAL_WORLD_SIZE", 1)
 
 
 def shard(count: int) -> slice:
-    """Return this process's part of ``count`` items; the parts differ by one item at most."""
+    """Return this rank's part of ``count`` items; parts differ by at most one item."""
     return slice(rank() * count // world_size(), (rank() + 1) * count // world_size())
 
 

@@ -1,8 +1,9 @@
-"""The device a network runs on, and the memory format of its tensors."""
+"""The device a network runs on, the memory format of its tensors, and the machine around it."""
 
 import torch
 from torch import Tensor, nn
 
+from micronet.core.machine import has_vnni, processor_name, usable_cores
 from micronet.errors import MicronetError
 
 _ONEDNN_BLOCK = 16  # channels that oneDNN computes at a time with AVX-512
@@ -49,3 +50,16 @@ def inference_format(model: nn.Module) -> torch.memory_format:
 def place_input(x: Tensor, device: torch.device, layout: torch.memory_format) -> Tensor:
     """Return an input of any rank on a device; one of four dimensions gets the memory format."""
     return x.to(device, non_blocking=True, memory_format=layout if x.dim() == 4 else torch.contiguous_format)
+
+
+def describe_machine() -> dict[str, str | int]:
+    """Return the processor, cores, torch's threads and the GPU, if any, to print beside measurements."""
+    found: dict[str, str | int] = {
+        "processor": processor_name(),
+        "cores": usable_cores(),
+        "threads": torch.get_num_threads(),
+        "vnni": has_vnni(),
+    }
+    if torch.cuda.is_available():
+        found["gpu"] = torch.cuda.get_device_name()
+    return found

@@ -53,7 +53,7 @@ class Compare(Stage):
 
     def run(self, artifact: "Artifact | None", config: CompareSettings, context: Context) -> Outcome:
         """Measure every network on the test images."""
-        from micronet.core.machine import describe_machine
+        from micronet.models.device import describe_machine
 
         rows = measure(config.files, config.data, config.runtime, context)
         summary = {"machine": describe_machine(), "rows": [row.to_json() for row in rows]}

@@ -60,7 +60,8 @@ class TrtEval(Stage):
 
     def run(self, artifact: "Artifact | None", config: TrtEvalSettings, context: Context) -> Outcome:
         """Open the engine, and the reference if one is named, and measure both."""
-        from micronet.core.machine import describe_machine, tune_allocator
+        from micronet.core.machine import tune_allocator
+        from micronet.models.device import describe_machine
         from micronet.runtimes.network import open_network
         from micronet.runtimes.tensorrt.engine import EnginePredictor
         from micronet.runtimes.tensorrt.timing import parse_batch_sizes, sweep

@@ -155,7 +155,7 @@ def test_a_recipe_killed_at_a_random_moment_ends_with_the_same_files(recipe, tmp
         ('distill = "float"', 'distill = "flaot"', "unknown stage or file 'flaot'; allowed: float"),
         ("width = 0.1", 'model_args = "{bad"', "line 4: train: --model-args is no JSON"),
         ("epochs = 3", "epochs = 3\nbatch_size = 2", "batch_size is there twice"),
-        ('output = "int8.onnx"', 'output = "no/where.onnx"', "out/no is no folder"),
+        ('output = "int8.onnx"', 'output = "no/where.onnx"', "out/no is not a folder"),
         ('name = "fused"', 'name = "fused"\noutput = "int8.safetensors"', "another stage's file or this stage's input"),
         ("percent = 0.5", "percent = 0.5\ndry_run = true", "unknown option of prune: 'dry_run'"),
         ('command = "bn-fuse"', "", "line 36: this stage names no command"),

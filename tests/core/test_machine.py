@@ -1,6 +1,11 @@
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
+from micronet import core
 from micronet.core.machine import usable_cores, usable_threads
 
 
@@ -18,3 +23,9 @@ def test_networks_are_run_with_as_many_threads(micronet, monkeypatch, chain):
     assert micronet("evaluate", chain / "float.safetensors", "--limit", "8").code == 0
     assert torch.get_num_threads() == 3
     torch.set_num_threads(before)
+
+
+def test_nothing_in_the_core_imports_torch():
+    modules = [f"micronet.core.{path.stem}" for path in Path(core.__file__).parent.glob("[!_]*.py")]
+    code = f"import sys, {', '.join(modules)}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -179,7 +179,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_and_says_so(tmp_path):
     full = start(output, "--resume", preexec_fn=limited(len(before) // 2))
     assert full.wait() == 1
     error = full.stderr.read().splitlines()[-1]
-    assert error.startswith(f"error: {checkpoint} could not be written: ")
+    assert error.startswith(f"error: {checkpoint} could not be written (")
     assert error.endswith("the previous checkpoint is complete: free some space, then add --resume")
     assert checkpoint.read_bytes() == before
     assert not list(tmp_path.glob(".*"))
