@@ -87,8 +87,8 @@ def train_batches(
     def prepare(images: Tensor, indices: Tensor, transforms: Tensor | None) -> tuple[Tensor, Tensor]:
         inputs = images if transforms is None else augment(images, transforms)
         if device.type == "cuda":
-            inputs = inputs.pin_memory().to(device, non_blocking=True)
-        return normalize(inputs), split.labels[indices].to(device)
+            inputs = inputs.pin_memory()
+        return normalize(inputs.to(device, non_blocking=True)), split.labels[indices].to(device)
 
     prepared = map(prepare, split.stream(batches[start:]), batches[start:], own[start:])
     return _one_ahead(prepared) if device.type == "cuda" else prepared

@@ -10,17 +10,30 @@ _ONEDNN_BLOCK = 16  # channels that oneDNN computes at a time with AVX-512
 
 
 def pick_device(name: str | None) -> torch.device:
-    """Return the device called ``cpu``, ``cuda`` or ``cuda:N``; without a name, CUDA if available, else the CPU."""
+    """Return a device by name; without a name, CUDA if available, else the CPU.
+
+    Args:
+        name: ``cpu``, ``cuda``, ``cuda:N``, or another kind of device that torch knows (``mps``, ``xpu:N``, ...).
+
+    Raises:
+        MicronetError: If this machine has no such device.
+    """
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    kind, _, index = name.partition(":")
-    if kind not in ("cpu", "cuda") or (index and not index.isdigit()) or (kind == "cpu" and index):
-        raise MicronetError(f"unknown device {name!r}; allowed: cpu, cuda, cuda:0, cuda:1, …")
-    if kind == "cuda":
-        count = torch.cuda.device_count()
-        if int(index or 0) >= count:
-            raise MicronetError(f"--device {name} is not available: torch sees {count} CUDA devices; use --device cpu")
-    return torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise MicronetError(f"unknown device {name!r}; use cpu, cuda, or cuda:N for GPU number N") from None
+    if (device.index or 0) >= (count := _count(device.type)):
+        raise MicronetError(f"--device {name} is not available: torch finds {count} of that kind; use --device cpu")
+    return device
+
+
+def _count(kind: str) -> int:
+    """Return the number of devices of a kind that torch can use here."""
+    module = getattr(torch, kind, None)  # torch.cuda, torch.mps, or what another backend registered
+    count: int = module.device_count() if hasattr(module, "device_count") and module.is_available() else 0
+    return count
 
 
 def memory_format(model: nn.Module) -> torch.memory_format:
