@@ -1,7 +1,7 @@
-"""Rewriting a network's graph where a named place is needed that no module of it is.
+"""Rewriting a network's graph where a quantizer needs a module that the network does not have.
 
 The network becomes a ``torch.fx.GraphModule`` with the same submodules under the same names, so its state-dict keys
-stay.
+stay the same.
 """
 
 from dataclasses import dataclass, field
@@ -13,10 +13,13 @@ from micronet.models.layers import ModeCall, Tap
 
 
 @dataclass(frozen=True)
-class Split:
-    """A place on the way to some readers of a tensor alone, with a ReLU left out of the way.
+class Branch:
+    """A tap that only some consumers of a tensor read. The field names are keys of stored records.
 
-    ``read``: the node that is read. ``without``: the ReLU node before it, or None. ``readers``: nodes to be redirected.
+    Attributes:
+        read: The node that they read now.
+        without: The ReLU node before it that the branch leaves out, or None.
+        readers: The consumers, nodes that will read the tap.
     """
 
     read: str
@@ -26,75 +29,78 @@ class Split:
 
 @dataclass
 class Outline:
-    """What to rewrite. ``taps``: nodes behind which a place is added for all their readers."""
+    """The rewrites of a graph. ``taps``: nodes to put a tap behind, for all their consumers."""
 
     taps: list[str] = field(default_factory=list)
-    splits: list[Split] = field(default_factory=list)
+    splits: list[Branch] = field(default_factory=list)
 
 
-def tap_name(place: str) -> str:
-    """Return the name of the tap behind the node called ``place``."""
-    return f"{place}_tap"
+def tap_name(node: str) -> str:
+    """Return the name of the tap behind a node."""
+    return f"{node}_tap"
 
 
-def split_name(place: str) -> str:
-    """Return the name of the place that a split of the node called ``place`` makes."""
-    return f"{place}_split"
+def branch_name(node: str) -> str:
+    """Return the name of the tap that a branch from a node adds."""
+    return f"{node}_split"
 
 
 def rewrite(model: nn.Module, outline: Outline) -> nn.Module:
-    """Return the network with its places added.
+    """Return the network with its taps and branches added.
 
-    A functional dropout becomes a module, since tracing would freeze its mode. Raises ValueError where the forward
-    differs between training and evaluation in more than that, KeyError where a node is not there.
+    A functional dropout becomes a module, because tracing would freeze its mode.
+
+    Raises:
+        ValueError: The forward differs between training and evaluation in more than function arguments.
+        KeyError: A node does not exist.
     """
     graph = Graph(model)
     if graph.mode_keys is None:
-        raise ValueError("its forward differs between training and evaluation")
+        raise ValueError("the forward differs between training and evaluation")
     nodes = {node.name: node for node in graph.fx.nodes}
     outlined = fx.GraphModule(model, graph.fx)
     outlined.training = model.training
-    for split in outline.splits:  # before the taps, which would stand in the way
-        _split(outlined, graph, nodes, split)
-    for place in outline.taps:
-        node = nodes[place]
-        outlined.add_submodule(tap_name(place), Tap())
+    for branch in outline.splits:  # before the taps, which would get in between
+        _add_branch(outlined, graph, nodes, branch)
+    for name in outline.taps:
+        node = nodes[name]
+        outlined.add_submodule(tap_name(name), Tap())
         with graph.fx.inserting_after(node):
-            tap = graph.fx.call_module(tap_name(place), (node,))
+            tap = graph.fx.call_module(tap_name(name), (node,))
         node.replace_all_uses_with(tap, delete_user_cb=lambda user, tap=tap: user is not tap)
-    _outline_modes(outlined, graph.mode_keys)
+    _outline_mode_calls(outlined, graph.mode_keys)
     graph.fx.eliminate_dead_code()
     outlined.recompile()
     return outlined
 
 
-def _split(outlined: fx.GraphModule, graph: Graph, nodes: dict[str, fx.Node], split: Split) -> None:
-    """Give some readers of a node a place of their own, behind a copy of what lies between it and the ReLU."""
-    read = end = last = nodes[split.read]
-    if split.without is not None:
-        relu = nodes[split.without]
+def _add_branch(outlined: fx.GraphModule, graph: Graph, nodes: dict[str, fx.Node], branch: Branch) -> None:
+    """Add a branch's tap. If it leaves out a ReLU, copy the nodes behind the ReLU to read the ReLU's input."""
+    read = end = last = nodes[branch.read]
+    if branch.without is not None:
+        relu = nodes[branch.without]
         between: list[fx.Node] = []
         node = read
         while node is not relu:
             between.insert(0, node)
             node = graph.inputs(node)[0]
         end, before = graph.inputs(relu)[0], relu
-        _not_in_place(graph, relu)
+        _make_out_of_place(graph, relu)
         for node in between:
             with graph.fx.inserting_after(last):
                 last = graph.fx.node_copy(
                     node, {**{used: used for used in node.all_input_nodes}, before: end}.__getitem__
                 )
             end, before = last, node
-    outlined.add_submodule(split_name(split.read), Tap())
+    outlined.add_submodule(branch_name(branch.read), Tap())
     with graph.fx.inserting_after(last):
-        tap = graph.fx.call_module(split_name(split.read), (end,))
-    for reader in split.readers:
+        tap = graph.fx.call_module(branch_name(branch.read), (end,))
+    for reader in branch.readers:
         nodes[reader].replace_input_with(read, tap)
 
 
-def _not_in_place(graph: Graph, relu: fx.Node) -> None:
-    """Keep a ReLU's input as it is, since it has another reader now."""
+def _make_out_of_place(graph: Graph, relu: fx.Node) -> None:
+    """Stop a ReLU from overwriting its input, which now has another consumer."""
     if relu.op == "call_module":
         graph.module(relu).inplace = False  # type: ignore[union-attr]
     elif relu.op == "call_method":
@@ -103,8 +109,8 @@ def _not_in_place(graph: Graph, relu: fx.Node) -> None:
         relu.args, relu.kwargs = relu.args[:1], {}
 
 
-def _outline_modes(model: fx.GraphModule, keys: dict[str, str | int]) -> None:
-    """Turn calls whose arguments say ``training`` into modules that follow the network's mode."""
+def _outline_mode_calls(model: fx.GraphModule, keys: dict[str, str | int]) -> None:
+    """Turn calls with a ``training`` argument into modules that follow the network's mode."""
     for node in list(model.graph.nodes):
         if node.name in keys:
             model.add_submodule(f"{node.name}_mode", ModeCall(node.target, keys[node.name]))

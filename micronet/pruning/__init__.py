@@ -1,1 +1,1 @@
-"""Channel pruning: which channels belong together, which go, and cutting them out of the weights."""
+"""Channel pruning: find groups of channels, score them, plan which to cut, and cut them out of the weights."""

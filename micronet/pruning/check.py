@@ -1,4 +1,4 @@
-"""Is a cut network the whole one with its cut channels silenced? Its outputs are held against it, and every layer's."""
+"""Checking that a pruned network computes what the whole network computes with the cut channels set to zero."""
 
 import copy
 from collections.abc import Callable
@@ -13,36 +13,46 @@ from torch.utils._pytree import tree_leaves
 from micronet.errors import FailedError, MicronetError, first_line
 from micronet.models.inputs import Example, as_inputs
 from micronet.models.transformer import splittable_attentions
-from micronet.pruning.cut import positions
-from micronet.pruning.flow import Flow
-from micronet.pruning.numbering import FIXED, STRIDE, Ids
+from micronet.pruning.channel_map import ChannelMap
+from micronet.pruning.cut import Keep, positions
+from micronet.pruning.ids import FIXED, STRIDE, Ids
 
-TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}  # relative, of sums in another order
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}  # relative; sums are added up in another order
 
 PreHook = Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]
 
 
 @dataclass
-class _Seen:
-    """What a forward gave: the network's outputs, and each layer's with the scale that its rounding errors have."""
+class _Outputs:
+    """What a forward computed: the network's outputs, and each layer's with the scale of its rounding errors."""
 
     outputs: list[Tensor]
     layers: list[tuple[str, Tensor, float]]
 
 
 @torch.no_grad()
-def check(pruned: nn.Module, old: Flow, new: Flow, kept: dict[int, list[int]], ex: Example) -> None:
-    """Raise FailedError where the cut network's output is not that of the whole one with cut channels silenced.
+def check_cut(pruned: nn.Module, old: ChannelMap, new: ChannelMap, keep: Keep, example: Example) -> None:
+    """Compare a pruned network with the whole one, layer by layer.
 
-    ``old``, ``new``: the flow of channels before and after. ``kept``: group -> old channel of each new. The forward
-    of training is held against the whole one's too, where it is another and does not draw at random.
+    The forward in training mode is compared as well if it differs from the one in eval mode and is not random.
+
+    Args:
+        pruned: The pruned network.
+        old: The channels of the whole network.
+        new: The channels of the pruned network.
+        keep: Group -> the old channel of each new one.
+        example: An input.
+
+    Raises:
+        FailedError: The networks disagree.
+        MicronetError: The whole network outputs NaN or infinity.
     """
     model = old.network.model
-    uncalled = {f"{name}.out_proj" for name in splittable_attentions(pruned)}  # an attention left whole calls no layers
+    uncalled = {f"{name}.out_proj" for name in splittable_attentions(pruned)}  # torch's attention calls no layers
     called = dict(pruned.named_modules()).keys() - uncalled
-    silencers = {name: _silence(layer.inputs, kept) for name, layer in old.layers.items() if layer.inputs is not None}
+    masks = {name: _zero_cut(layer.inputs, keep) for name, layer in old.layers.items() if layer.inputs is not None}
     places = {
-        name: positions(layer.outputs, new.layers[name].outputs, kept)
+        name: positions(layer.outputs, new.layers[name].outputs, keep)
         for name, layer in old.layers.items()
         if name in called
     }
@@ -50,33 +60,37 @@ def check(pruned: nn.Module, old: Flow, new: Flow, kept: dict[int, list[int]], e
     dtype = torch.float64
     for training in [False, True][: len(old.network.graphs)]:
         try:
-            wanted = _run(model, ex, dtype, training, places, silencers)
+            expected = _run(model, example, dtype, training, places, masks)
         except RuntimeError:  # a forward that casts to float32 does not run in float64
             dtype = torch.float32
-            wanted = _run(model, ex, dtype, training, places, silencers)
-        if training and _differ(wanted, _run(model, ex, dtype, training, places, silencers), dtype):
+            expected = _run(model, example, dtype, training, places, masks)
+        if training and _difference(expected, _run(model, example, dtype, training, places, masks), dtype):
             continue
         try:
-            found = _run(pruned, ex, dtype, training, everything, {})
+            actual = _run(pruned, example, dtype, training, everything, {})
         except (RuntimeError, ValueError, TypeError, AssertionError) as error:
-            raise FailedError(f"the pruned network does not run, which is a bug: {first_line(error)}") from error
-        if not all(bool(leaf.isfinite().all()) for leaf in wanted.outputs):
-            raise MicronetError(
-                "the network gives NaN or infinity, so nothing of it can be judged; look at its weights"
-            )
-        if at := _differ(wanted, found, dtype):
             raise FailedError(
-                f"the pruned network does not compute what it should ({at} differs), which is a bug; "
-                "nothing was written; go on with --exclude and that layer's name"
+                f"the pruned network does not run ({first_line(error)}); this is a bug in micronet, nothing was "
+                "written; use --exclude to leave out the layer that causes it"
+            ) from error
+        if not all(bool(leaf.isfinite().all()) for leaf in expected.outputs):
+            raise MicronetError(
+                "the network outputs NaN or infinity for the example input, so pruning cannot be checked; "
+                "look for NaN or very large values in its weights"
+            )
+        if at := _difference(expected, actual, dtype):
+            raise FailedError(
+                f"the pruned network computes something else than it should (first difference: {at}); this is a bug "
+                "in micronet, nothing was written; use --exclude with that layer's name to leave it out"
             )
 
 
-def _differ(wanted: _Seen, found: _Seen, dtype: torch.dtype) -> str:
-    """Return what is not the same in two forwards, or an empty string."""
-    for (name, want, scale), (other, have, _) in zip(wanted.layers, found.layers, strict=True):
+def _difference(expected: _Outputs, actual: _Outputs, dtype: torch.dtype) -> str:
+    """Return the first thing that differs between two forwards, or ""."""
+    for (name, want, scale), (other, have, _) in zip(expected.layers, actual.layers, strict=True):
         if name != other or want.shape != have.shape or not (have - want).norm() <= TOLERANCE[dtype] * scale:
             return name
-    for want, have in zip(wanted.outputs, found.outputs, strict=True):
+    for want, have in zip(expected.outputs, actual.outputs, strict=True):
         if want.shape != have.shape or not (have - want).norm() <= TOLERANCE[dtype] * want.norm():
             return "the output"
     return ""
@@ -88,39 +102,39 @@ def _run(
     dtype: torch.dtype,
     training: bool,
     places: dict[str, Tensor],
-    silencers: dict[str, PreHook],
-) -> _Seen:
-    """Run a copy of a network; only one such copy lives at a time."""
+    masks: dict[str, PreHook],
+) -> _Outputs:
+    """Run a copy of a network, so that only one copy exists at a time."""
     exact = copy.deepcopy(model).to(dtype).train(training)
     layers: list[tuple[str, Tensor, float]] = []
-    for module in exact.modules():  # batch statistics and dropout would hide what is compared
+    for module in exact.modules():  # batch statistics and dropout would hide differences
         module.training &= not module.__module__.startswith("torch.nn.")
-    for name, silence in silencers.items():
-        exact.get_submodule(name).register_forward_pre_hook(silence)
-    for name, at in places.items():
-        exact.get_submodule(name).register_forward_hook(_note(name, at, layers))
+    for name, mask in masks.items():
+        exact.get_submodule(name).register_forward_pre_hook(mask)
+    for name, channels in places.items():
+        exact.get_submodule(name).register_forward_hook(_record(name, channels, layers))
     inputs = as_inputs(exact, example)
     leaves = [leaf for leaf in tree_leaves(exact(*inputs)) if isinstance(leaf, Tensor)]
-    return _Seen([leaf.to(dtype) for leaf in leaves], layers)
+    return _Outputs([leaf.to(dtype) for leaf in leaves], layers)
 
 
-def _note(name: str, places: Tensor, layers: list[tuple[str, Tensor, float]]) -> Callable[..., None]:
-    """Return a hook that notes a layer's output at some channels, and how large its sums' terms are."""
+def _record(name: str, channels: Tensor, layers: list[tuple[str, Tensor, float]]) -> Callable[..., None]:
+    """Return a hook that stores some channels of a layer's output, and the size of the terms that it adds up."""
 
     def hook(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         scale = 0.0
-        with suppress(AttributeError):  # weights that a hook or a parametrization makes need not be there
+        with suppress(AttributeError):  # a hook or a parametrization may compute the weight
             scale = float(module.weight.norm() * inputs[0].norm())
         axis = output.dim() - 1 if isinstance(module, nn.Linear) else 1
-        kept = output.index_select(axis, places.to(output.device))
-        layers.append((name, kept, scale + float(kept.norm())))
+        selected = output.index_select(axis, channels.to(output.device))
+        layers.append((name, selected, scale + float(selected.norm())))
 
     return hook
 
 
-def _silence(ids: Ids, kept: dict[int, list[int]]) -> PreHook:
-    """Return a hook that zeroes the channels of a layer's input that are cut."""
-    staying = {group: set(channels) for group, channels in kept.items()}
+def _zero_cut(ids: Ids, keep: Keep) -> PreHook:
+    """Return a hook that sets the channels of a layer's input that are cut to zero."""
+    staying = {group: set(channels) for group, channels in keep.items()}
     mask = torch.tensor([i == FIXED or i % STRIDE in staying[i // STRIDE] for i in ids.tolist()])
 
     def hook(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:

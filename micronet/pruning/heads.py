@@ -1,7 +1,7 @@
-"""Attention in channel numbers: the queries, keys and values of a head, which go or stay together.
+"""Attention on channel ids: the channels of a head, in queries, keys and values, are kept or cut as one.
 
-softmax(q k^T) v (Vaswani et al. 2017, arXiv:1706.03762, equation 1) keeps the heads apart, so one can go as a whole. A
-part of one cannot, since the scores' scale is of its width. The scores (..., heads, L, S) of a head bear the number of
+softmax(q k^T) v (Vaswani et al. 2017, arXiv:1706.03762, equation 1) never mixes heads, so a whole head can be cut. Part
+of a head cannot: the scale of the scores depends on its width. The scores (..., heads, L, S) of a head carry the id of
 the head's first channel.
 """
 
@@ -12,63 +12,64 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from micronet.graph import ops
 from micronet.models.attention import weigh
-from micronet.pruning.numbering import FIXED, STRIDE, Ids
-from micronet.pruning.operations import MATRIX_CALLS
-from micronet.pruning.step import Step, is_whole_group, varies
+from micronet.pruning.ids import FIXED, STRIDE, Ids, is_whole_group, varies
+from micronet.pruning.node_call import NodeCall
 
 Widths = Mapping[int, int]
 
 
 class Heads(NamedTuple):
-    """``numbers`` of a call's result, and the (heads, d) channels that must be cut alike, whole heads at a time."""
+    """The ids of a call's result, and the arrays (heads, d) of channels that must be cut alike, whole heads at once."""
 
-    numbers: Tensor
+    ids: Tensor
     tied: list[Ids]
 
 
-def follow_heads(step: Step, widths: Widths) -> Heads | None:
-    """Run a call that is attention, or one of its two products; None where its heads cannot be followed.
+def attend_ids(call: NodeCall, widths: Widths) -> Heads | None:
+    """Run attention, or one of its two products, on ids. Return None if the heads cannot be identified.
 
-    ``widths``: channels of each group.
+    Args:
+        call: The node.
+        widths: Group -> number of channels.
     """
-    target = step.node.target
-    if target in MATRIX_CALLS or step.node.op == "call_method":
-        return _multiply(step.numbers[0], step.numbers[1], widths) if len(step.numbers) == 2 else None
-    tensors = [step.argument(0, "query"), step.argument(1, "key")]
-    tensors += [] if target is weigh else [step.argument(2, "value")]
-    masks = [x for x in step.numbers if not any(x is tensor for tensor in tensors)]
+    target = call.node.target
+    if ops.MATMUL.matches(call.node):
+        return _multiply(call.tensors[0], call.tensors[1], widths) if len(call.tensors) == 2 else None
+    inputs = [call.argument(0, "query"), call.argument(1, "key")]
+    inputs += [] if target is weigh else [call.argument(2, "value")]
+    masks = [x for x in call.tensors if not any(x is tensor for tensor in inputs)]
     if any((mask.dim() > 2 and mask.size(-3) > 1) or bool((mask != FIXED).any()) for mask in masks):
-        return None  # a mask for each head
-    tied = [_heads(x, widths) for x in tensors]
-    q, k = tensors[:2]
-    found = _checked(tied)
-    if found is None:
+        return None  # one mask per head
+    tied = _same_shape([_heads(x, widths) for x in inputs])
+    if tied is None:
         return None
-    numbers = _placed(found[0][:, :1], q, k.size(-2)) if target is weigh else _placed(found[2], q, found[2].shape[1])
-    return Heads(numbers, found)
+    q, k = inputs[:2]
+    ids = _place(tied[0][:, :1], q, k.size(-2)) if target is weigh else _place(tied[2], q, tied[2].shape[1])
+    return Heads(ids, tied)
 
 
 def _multiply(left: Tensor, right: Tensor, widths: Widths) -> Heads | None:
-    """Follow the product of queries and keys (..., heads, d, S), or of scores and values."""
+    """Run the product of queries and keys (..., heads, d, S), or of scores and values, on ids."""
     if left.shape[:-2] != right.shape[:-2] or left.dim() < 3:
         return None
     if varies(left, -1 % left.dim()):
-        found = _checked([_heads(left, widths), _heads(right.transpose(-2, -1), widths)])
-        return None if found is None else Heads(_placed(found[0][:, :1], left, right.size(-1)), found)
+        tied = _same_shape([_heads(left, widths), _heads(right.transpose(-2, -1), widths)])
+        return None if tied is None else Heads(_place(tied[0][:, :1], left, right.size(-1)), tied)
     values = _heads(right, widths)
-    found = None if values is None else _checked([_heads_of_scores(left, values.shape[1], widths), values])
-    return None if found is None else Heads(_placed(found[1], left, right.size(-1)), found)
+    tied = None if values is None else _same_shape([_heads_of_scores(left, values.shape[1], widths), values])
+    return None if tied is None else Heads(_place(tied[1], left, right.size(-1)), tied)
 
 
 def _heads(x: Tensor, widths: Widths) -> Ids | None:
-    """Return the (heads, d) numbers of x (..., heads, positions, d); None where they are not one whole group's."""
+    """Return the ids (heads, d) of x (..., heads, positions, d), or None if they are not exactly one group's."""
     ids = _table(x)
     return ids if ids is not None and _is_whole(ids, widths) else None
 
 
 def _heads_of_scores(x: Tensor, d: int, widths: Widths) -> Ids | None:
-    """Return the (heads, d) numbers of the heads that scores (..., heads, L, S) are of; None as ``_heads``."""
+    """Return the ids (heads, d) of the heads that scores (..., heads, L, S) belong to, or None as in ``_heads``."""
     table = _table(x)
     if table is None or FIXED in table or bool((table != table[:, :1]).any()):
         return None
@@ -76,14 +77,14 @@ def _heads_of_scores(x: Tensor, d: int, widths: Widths) -> Ids | None:
     return ids if _is_whole(ids, widths) else None
 
 
-def _checked(tied: list[Ids | None]) -> list[Ids] | None:
-    """Return the heads of several tensors where all are known and of one shape."""
+def _same_shape(tied: list[Ids | None]) -> list[Ids] | None:
+    """Return the heads of several tensors, or None if one is unknown or their shapes differ."""
     known = [ids for ids in tied if ids is not None]
     return known if len(known) == len(tied) and len({ids.shape for ids in known}) == 1 else None
 
 
 def _table(x: Tensor) -> Ids | None:
-    """Return the numbers (heads, d) of x (..., heads, positions, d); None where they differ along other axes."""
+    """Return the ids (heads, d) of x (..., heads, positions, d), or None if they differ along other axes."""
     ends = x.dim() - 3, x.dim() - 1
     others = [axis for axis in range(x.dim()) if axis not in ends]
     if x.dim() < 3 or 0 in x.shape or any(varies(x, axis) for axis in others):
@@ -98,7 +99,7 @@ def _is_whole(ids: Ids, widths: Widths) -> bool:
     return is_whole_group(ids.ravel(), ids.size) and widths[int(ids[0, 0]) // STRIDE] == ids.size
 
 
-def _placed(ids: Ids, like: Tensor, size: int) -> Tensor:
-    """Return numbers (heads, d or 1) at every position, in the shape of ``like`` with a last axis of ``size``."""
-    along = [*[1] * (like.dim() - 3), len(ids), 1, ids.shape[1]]
-    return torch.from_numpy(ids.copy()).view(along).expand(*like.shape[:-1], size)
+def _place(ids: Ids, like: Tensor, size: int) -> Tensor:
+    """Repeat ids (heads, d or 1) at every position, in the shape of ``like`` with a last axis of ``size``."""
+    view = [*[1] * (like.dim() - 3), len(ids), 1, ids.shape[1]]
+    return torch.from_numpy(ids.copy()).view(view).expand(*like.shape[:-1], size)

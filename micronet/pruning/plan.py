@@ -1,8 +1,8 @@
-"""Which channels to keep: one threshold over the whole network, then widths that kernels and groups can work with.
+"""Which channels to keep: one threshold for the whole network, then widths that kernels and grouped layers allow.
 
-The lowest-scored ``floor(percent * total)`` channels go, whichever layers they are in, but none of the best ``unit``
-channels of a layer, where unit is the multiple that its width must keep. The counts that remain are rounded to
-multiples (ties up). Where an operation takes the channels in equal pieces, the best channels of each piece are kept.
+The ``floor(percent * total)`` channels with the lowest scores go, in whichever layers they are, but never the best
+``multiple`` channels of a group. The remaining width is rounded to a multiple (ties up). If a layer takes its channels
+in equal parts, the best channels of each part are kept.
 """
 
 import math
@@ -12,211 +12,230 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
-from numpy.typing import NDArray
 
 from micronet.core.config import matching
 from micronet.errors import MicronetError
+from micronet.pruning.channel_map import ChannelMap
 from micronet.pruning.config import PruneConfig
-from micronet.pruning.flow import Flow
-from micronet.pruning.numbering import FIXED, STRIDE, Ids, groups_of
-
-Scores = Mapping[int, NDArray[np.float64]]
-Signature = tuple[tuple[str, int], ...]
-Signatures = dict[int, list[Signature]]
+from micronet.pruning.criteria import Scores
+from micronet.pruning.ids import groups_of
+from micronet.pruning.signatures import Signature, signatures
 
 
 @dataclass(frozen=True)
 class GroupPlan:
-    """What happens to channels that are cut together.
+    """What happens to one group of channels.
 
-    ``layers``: those that produce them. ``kept``: which channel becomes the new network's channel 0, 1, ...
-    ``note``: what changed the width that the threshold alone would give, or why it stays; may be empty.
+    Attributes:
+        layers: The layers that produce the channels.
+        before: The width before pruning.
+        keep: The old channel of each new one.
+        note: Why the width is not what the threshold alone would give, or why the group stays; may be "".
     """
 
     layers: list[str]
     before: int
-    kept: list[int]
+    keep: list[int]
     note: str
 
     @property
     def after(self) -> int:
-        """Return the new width."""
-        return len(self.kept)
+        """The width after pruning."""
+        return len(self.keep)
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Every group's fate. ``asked``, ``cut``, ``total``: channels, of those that may be cut. ``flow``: with them."""
+class PrunePlan:
+    """What happens to a network.
+
+    Attributes:
+        groups: The plan of each group.
+        channels: The channels of the pruned network.
+        requested: The number of channels that the config asks to cut.
+        cut: The number of channels that are cut.
+        total: The number of channels that may be cut.
+    """
 
     groups: dict[int, GroupPlan]
-    flow: Flow
-    asked: int
+    channels: ChannelMap
+    requested: int
     cut: int
     total: int
 
+    @property
+    def keep(self) -> dict[int, list[int]]:
+        """Group -> the old channel of each new one."""
+        return {number: group.keep for number, group in self.groups.items()}
+
 
 class Planner:
-    """Decides on the widths and the channels of one network."""
+    """Chooses the widths and the channels of one network."""
 
-    def __init__(self, flow: Flow, scores: Scores, config: PruneConfig, unjudged: str) -> None:
-        self._flow = flow
+    def __init__(self, channels: ChannelMap, scores: Scores, config: PruneConfig, why_unscored: str) -> None:
+        self._channels = channels
+        self._groups = channels.groups
         self._scores = scores
         self._config = config
-        self._why = {group: flow.pinned.get(group, unjudged) for group in flow.widths}
+        self._widths = {number: group.width for number, group in self._groups.items()}
+        self._multiple = {n: math.lcm(config.regular, group.multiple) for n, group in self._groups.items()}
+        self._minimum = {n: math.ceil(config.min_channels / m) * m for n, m in self._multiple.items()}
+        excluded = self._excluded()
+        self._why = {
+            number: group.pinned or ("" if number in scores else why_unscored) or self._why_whole(number, excluded)
+            for number, group in self._groups.items()
+        }
         self._notes = dict(self._why)
-        self._units = {group: math.lcm(config.regular, flow.units.get(group, 1)) for group in flow.widths}
-        self._least = {group: math.ceil(config.min_channels / unit) * unit for group, unit in self._units.items()}
-        chosen_out = self._excluded()
-        self._free = [group for group in flow.widths if group not in flow.pinned and group in scores]
-        for group in list(self._free):
-            self._why[group] = "by choice" if group in chosen_out else ""
-            if self._least[group] > flow.widths[group]:
-                self._why[group] = f"{flow.widths[group]} channels cannot be a multiple of {self._units[group]}"
-                if self._least[group] > self._units[group]:
-                    self._why[group] = f"{flow.widths[group]} channels are fewer than {self._least[group]}"
-            if self._why[group]:
-                self._free.remove(group)
-        self._old = _signatures(flow)
+        self._free = [number for number, why in self._why.items() if not why]
+        self._old = signatures(channels)
 
     @property
     def free(self) -> list[int]:
-        """Return the groups that may be cut."""
+        """The groups that may be cut."""
         return list(self._free)
 
-    def plan(self, percent: float) -> Plan:
-        """Cut a share of the channels: choose widths, then channels."""
+    def plan(self, percent: float) -> PrunePlan:
+        """Plan to cut a share of the channels: choose widths, then channels."""
         self._notes = dict(self._why)
-        total = sum(self._flow.widths[group] for group in self._free)
-        asked = int(Fraction(str(percent)) * total)  # exact: 0.29 of 100 is 29, in floats 28
-        counts = self._threshold(asked) if self._config.scope == "global" else self._shares(percent)
-        return self._carry_out(self._round(counts), asked)
+        total = sum(self._widths[group] for group in self._free)
+        requested = int(Fraction(str(percent)) * total)  # exact: 0.29 of 100 is 29; in floats it is 28
+        widths = self._threshold(requested) if self._config.scope == "global" else self._shares(percent)
+        return self._finish(self._round(widths), requested)
 
-    def plan_widths(self, wanted: Mapping[int, int]) -> Plan:
-        """Cut some groups to given widths. Raises MicronetError where a group cannot have its width."""
+    def plan_widths(self, requested: Mapping[int, int]) -> PrunePlan:
+        """Plan to cut some groups to given widths.
+
+        Raises:
+            MicronetError: A group cannot have its width.
+        """
         self._notes = dict(self._why)
-        for group, width in wanted.items():
-            unit, most = self._units[group], self._flow.widths[group]
-            if not 1 <= width <= most or (width % unit and width != most):
-                multiple = f", a multiple of {unit}{self._asking(group)}" if unit > 1 else ""
+        for group, width in requested.items():
+            multiple, widest = self._multiple[group], self._widths[group]
+            if not 1 <= width <= widest or (width % multiple and width != widest):
+                rule = f", a multiple of {multiple}{self._grouped_readers(group)}" if multiple > 1 else ""
                 raise MicronetError(
-                    f"{', '.join(self._flow.names[group])} cannot have {width} channels; allowed: 1 to {most}{multiple}"
+                    f"{self._named([group])} cannot have {width} channels; allowed: 1 to {widest}{rule}"
                 )
-        plan = self._carry_out({**self._flow.widths, **wanted}, 0)
-        for group, width in wanted.items():
+        plan = self._finish({**self._widths, **requested}, 0)
+        for group, width in requested.items():
             if plan.groups[group].after != width:
                 raise MicronetError(
-                    f"{', '.join(self._flow.names[group])} cannot have {width} channels beside the other widths, its "
-                    f"channels are read in groups with those of {self._named(self._neighbours(group) - {group})}"
+                    f"{self._named([group])} cannot have {width} channels together with the other widths: a grouped "
+                    f"layer reads its channels with those of {self._named(self._neighbors(group) - {group})}; "
+                    "change one of these widths"
                 )
         return plan
 
     def rounded(self, group: int, share: float) -> int:
-        """Return the width that a free group has without a share of its channels."""
-        return self._round({group: round((1 - share) * self._flow.widths[group])})[group]
+        """Return the width of a free group after cutting a share of its channels."""
+        return self._round({group: round((1 - share) * self._widths[group])})[group]
 
-    def _carry_out(self, widths: dict[int, int], asked: int) -> Plan:
-        widths, flow = self._settle_pieces(widths)
-        new = _signatures(flow)
-        groups = {
-            group: GroupPlan(
-                self._flow.names[group],
-                self._flow.widths[group],
-                self._choose(group, new.get(group, [()] * widths[group])),
-                self._notes[group],
-            )
-            for group in self._flow.widths
-        }
-        cut = sum(groups[group].before - groups[group].after for group in self._free)
-        total = sum(self._flow.widths[group] for group in self._free)
-        return Plan(groups, flow, asked, cut, total)
+    def _why_whole(self, group: int, excluded: set[int]) -> str:
+        """Return why a group with scores stays whole in spite of them, or ""."""
+        width, multiple, minimum = self._widths[group], self._multiple[group], self._minimum[group]
+        if minimum <= width:
+            return "excluded" if group in excluded else ""
+        if minimum > multiple:
+            return f"{width} channels are fewer than the minimum of {minimum}"
+        return f"{width} channels are too few for a multiple of {multiple}"
+
+    def _finish(self, widths: dict[int, int], requested: int) -> PrunePlan:
+        widths, channels = self._settle_parts(widths)
+        new = signatures(channels)
+        groups: dict[int, GroupPlan] = {}
+        for number, group in self._groups.items():
+            keep = self._choose(number, new.get(number, [()] * widths[number]))
+            groups[number] = GroupPlan(group.layers, group.width, keep, self._notes[number])
+        cut = sum(groups[number].before - groups[number].after for number in self._free)
+        total = sum(self._widths[number] for number in self._free)
+        return PrunePlan(groups, channels, requested, cut, total)
 
     def _excluded(self) -> set[int]:
-        groups = {name: group for group, layers in self._flow.names.items() for name in layers}
-        return {groups[name] for name in matching(self._config, "exclude", groups)}
+        group_of = {name: number for number, group in self._groups.items() for name in group.layers}
+        return {group_of[name] for name in matching(self._config, "exclude", group_of)}
 
-    def _asking(self, group: int) -> str:
-        """Return which layers take a group's channels in equal pieces, in words; may be empty."""
-        flow = self._flow
-        ends = {
-            name: [ids for ids in (layer.inputs, layer.outputs) if ids is not None]
-            for name, layer in flow.layers.items()
-        }
-        asking = [name for name in ends if flow.pieces(name) > 1 and any(group in groups_of(ids) for ids in ends[name])]
-        return f" for the groups of {', '.join(asking)}" if asking else ""
+    def _grouped_readers(self, group: int) -> str:
+        """Return which layers take a group's channels in equal parts, in words; may be ""."""
+        layers = self._channels.layers.items()
+        ends = {name: [ids for ids in (layer.inputs, layer.outputs) if ids is not None] for name, layer in layers}
+        names = [n for n in ends if self._channels.parts(n) > 1 and any(group in groups_of(ids) for ids in ends[n])]
+        return f" for the groups of {', '.join(names)}" if names else ""
 
     def _named(self, groups: Iterable[int]) -> str:
-        return ", ".join(name for group in sorted(groups) for name in self._flow.names[group]) or "themselves"
+        return ", ".join(name for group in sorted(groups) for name in self._groups[group].layers) or "itself"
 
     def _shares(self, percent: float) -> dict[int, int]:
-        """Return how many channels of each free group are left when each loses the same share."""
-        widths = self._flow.widths
+        """Return the width of each free group if each loses the same share."""
+        widths = self._widths
         return {
-            group: max(self._least[group], widths[group] - int(Fraction(str(percent)) * widths[group]))
+            group: max(self._minimum[group], widths[group] - int(Fraction(str(percent)) * widths[group]))
             for group in self._free
         }
 
-    def _threshold(self, asked: int) -> dict[int, int]:
-        """Return how many channels of each free group are left when the ``asked`` lowest-scored are gone."""
+    def _threshold(self, count: int) -> dict[int, int]:
+        """Return the width of each free group without the ``count`` channels of the lowest scores."""
         entries: list[tuple[float, float, int, bool]] = []
         for group in self._free:
             order = np.argsort(-self._scores[group], kind="stable")
             for rank, channel in enumerate(order.tolist()):
                 score = float(self._scores[group][channel])
-                # of equals, as untrained scales are, every group loses the same share
-                entries.append((score, -rank / len(order), group, rank >= self._least[group]))
+                # of equal scores, as in an untrained network, every group loses the same share
+                entries.append((score, -rank / len(order), group, rank >= self._minimum[group]))
         entries.sort()
-        unprotected = Counter(group for _, _, group, _ in entries[:asked])
-        cut = Counter(group for _, _, group, loose in [entry for entry in entries if entry[3]][:asked])
+        unprotected = Counter(group for _, _, group, _ in entries[:count])
+        cut = Counter(group for _, _, group, loose in [entry for entry in entries if entry[3]][:count])
         for group in self._free:
-            if self._flow.widths[group] - unprotected[group] < self._least[group]:
-                self._note(group, f"kept {self._least[group]}, the least it may have")
-        return {group: self._flow.widths[group] - cut[group] for group in self._free}
+            if self._widths[group] - unprotected[group] < self._minimum[group]:
+                self._note(group, f"{self._minimum[group]} channels is the minimum")
+        return {group: self._widths[group] - cut[group] for group in self._free}
 
     def _round(self, counts: dict[int, int]) -> dict[int, int]:
-        """Round widths to the nearest multiple (ties up), at least the least, at most what the group has."""
-        widths = dict(self._flow.widths)
+        """Round widths to the nearest multiple (ties up), within the minimum and the present width."""
+        widths = dict(self._widths)
         for group, count in counts.items():
-            unit, most = self._units[group], self._flow.widths[group]
-            multiple = min(math.floor(count / unit + 0.5), most // unit) * unit
-            widths[group] = max(self._least[group], multiple)
+            multiple, widest = self._multiple[group], self._widths[group]
+            nearest = min(math.floor(count / multiple + 0.5), widest // multiple) * multiple
+            widths[group] = max(self._minimum[group], nearest)
             if widths[group] != count:
-                self._note(group, f"{count} made a multiple of {unit}")
+                self._note(group, f"{count} rounded to a multiple of {multiple}")
         return widths
 
-    def _settle_pieces(self, widths: dict[int, int]) -> tuple[dict[int, int], Flow]:
-        """Lower widths until every channel can stay in the piece it is in; where none will do, keep the group whole."""
-        asked, whole = dict(widths), dict(self._flow.widths)
-        while True:  # ends: a group goes down, then up, to whole, and stays there
-            flow = self._flow.with_widths(widths)
-            new = _signatures(flow)
-            joined = self._flow.widths.keys() - new.keys()  # at width 1, with one that is broadcast along its channels
-            stuck = [g for g in self._flow.widths if g in joined or not self._fits(g, widths[g], new[g])]
-            stuck += {flow.root(group) for group in joined}
-            now = {self._flow.root(group) for group in flow.pinned if group in self._flow.known}
-            stuck += now - self._flow.pinned.keys()
+    def _settle_parts(self, widths: dict[int, int]) -> tuple[dict[int, int], ChannelMap]:
+        """Change widths until every channel can stay in its part. A group that finds no such width stays whole."""
+        first, whole = dict(widths), dict(self._widths)
+        while True:  # this ends: a group goes down, then up to its present width, and stays there
+            channels = self._channels.with_widths(widths)
+            new = signatures(channels)
+            merged = self._widths.keys() - new.keys()  # at width 1, with one that is broadcast along its channels
+            stuck = [g for g in self._widths if g in merged or not self._fits(g, widths[g], new[g])]
+            stuck += {channels.table.root(group) for group in merged}
+            pinned = {
+                self._channels.table.root(group) for group in channels.pinned if group in self._channels.table.widths
+            }
+            stuck += pinned - self._channels.pinned.keys()
             if not stuck:
-                return widths, flow
+                return widths, channels
             before = dict(widths)
             for group in stuck:
                 if group in self._free and widths[group] < whole[group]:
-                    widths[group] = self._next(group, widths[group], asked[group])
-                else:  # it cannot move, so those it shares pieces with must not
-                    widths |= {other: whole[other] for other in self._neighbours(group)}
+                    widths[group] = self._next(group, widths[group], first[group])
+                else:  # it cannot change, so the groups that share its parts must not change either
+                    widths |= {other: whole[other] for other in self._neighbors(group)}
             if widths == before:
                 widths = dict(whole)
 
-    def _next(self, group: int, width: int, asked: int) -> int:
-        """Return the width to try after one that does not fit: ever smaller ones, then ever larger ones."""
-        unit, whole = self._units[group], self._flow.widths[group]
-        following = width - unit if width <= asked else width + unit
-        if following < max(self._least[group], unit):
-            following = asked + unit
-        self._note(group, "the width is what its groups of channels allow")
+    def _next(self, group: int, width: int, first: int) -> int:
+        """Return the width to try after one that does not fit: first smaller ones, then larger ones."""
+        multiple, whole = self._multiple[group], self._widths[group]
+        following = width - multiple if width <= first else width + multiple
+        if following < max(self._minimum[group], multiple):
+            following = first + multiple
+        self._note(group, "limited to a width that the grouped layers allow")
         return min(following, whole)
 
-    def _neighbours(self, group: int) -> set[int]:
+    def _neighbors(self, group: int) -> set[int]:
         found: set[int] = set()
-        operations = [ids for ids, _ in self._flow.grouped] + [move.ids for move in self._flow.reshaped.values()]
+        operations = [ids for ids, _ in self._channels.grouped]
+        operations += [reshape.ids for reshape in self._channels.reshapes.values()]
         for members in map(set, map(groups_of, operations)):
             if group in members:
                 found |= members
@@ -226,18 +245,18 @@ class Planner:
         old = self._old[group]
         if width == len(old):
             return new == old
-        if group in self._flow.blocks:
+        if self._groups[group].block:
             return len({*old, *new}) == 1
         have, need = Counter(old), Counter(new)
         return all(have[signature] >= count for signature, count in need.items())
 
     def _choose(self, group: int, new: list[Signature]) -> list[int]:
-        """Return the best channels for the places of a group's new width, each from the piece its place is in."""
-        width = self._flow.widths[group]
+        """Return the best old channel for each position of a group's new width, from the part that it lies in."""
+        width = self._widths[group]
         if len(new) == width:
             return list(range(width))
-        if group in self._flow.blocks:
-            return self._choose_blocks(group, len(new))
+        if (size := self._groups[group].block) is not None:
+            return self._choose_blocks(group, len(new), size)
         old = self._old.get(group, [()] * width)
         best = np.argsort(-self._scores[group], kind="stable").tolist()
         chosen: dict[Signature, list[int]] = {}
@@ -245,41 +264,13 @@ class Planner:
             chosen[signature] = sorted([channel for channel in best if old[channel] == signature][:count])
         return [chosen[signature].pop(0) for signature in new]
 
-    def _choose_blocks(self, group: int, width: int) -> list[int]:
-        """Return the channels of the blocks that are best on average."""
-        size = self._flow.blocks[group]
-        worth = self._scores[group].reshape(-1, size).mean(1)
-        blocks = np.sort(np.argsort(-worth, kind="stable")[: width // size])
+    def _choose_blocks(self, group: int, width: int, size: int) -> list[int]:
+        """Return the channels of the blocks with the best mean scores."""
+        means = self._scores[group].reshape(-1, size).mean(1)
+        blocks = np.sort(np.argsort(-means, kind="stable")[: width // size])
         chosen: list[int] = (blocks[:, None] * size + np.arange(size)).ravel().tolist()
         return chosen
 
     def _note(self, group: int, text: str) -> None:
         known = filter(None, self._notes[group].split("; "))
         self._notes[group] = "; ".join(dict.fromkeys([*known, text]))
-
-
-def _signatures(flow: Flow) -> Signatures:
-    """Return, for each channel of each group, where it is read: the layers, and the piece of those with groups.
-
-    A channel may take the place of another only where both are read alike.
-    """
-    found: dict[int, list[list[tuple[str, int]]]] = {
-        group: [[] for _ in range(width)] for group, width in flow.widths.items()
-    }
-
-    def note(reader: str, ids: Ids, pieces: int) -> None:
-        size = len(ids) // pieces
-        for position, number in enumerate(ids.tolist()):
-            if number != FIXED:
-                group, channel = divmod(number, STRIDE)
-                found[group][channel].append((reader, position // size))
-
-    for name, layer in flow.layers.items():
-        pieces = flow.pieces(name)
-        if layer.inputs is not None:
-            note(f"{name} reads", layer.inputs, pieces)
-        if pieces > 1:
-            note(f"{name} writes", layer.outputs, pieces)
-    for name, ids in flow.norms.items():
-        note(name, ids, 1)
-    return {group: [tuple(sorted(places)) for places in channels] for group, channels in found.items()}

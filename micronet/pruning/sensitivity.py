@@ -1,21 +1,26 @@
-"""How much each group of channels matters: one group cut at a time, by several shares, the rest whole."""
+"""Sensitivity: the accuracy lost when each group of channels is cut alone, by several shares."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from torch import nn
 
 from micronet.core.progress import Progress
 from micronet.errors import MicronetError
+from micronet.evaluation import plot
 from micronet.pruning.prune import Pruner
 
 SHARES = (0.25, 0.5, 0.75)
 
 
 class GroupSensitivity(NamedTuple):
-    """A group cut alone: the layers that make its channels, their number, and share cut -> accuracy lost (0..1).
+    """The sensitivity of one group.
 
-    A share that the group cannot lose alone, because of what its channels are combined with, is left out.
+    Attributes:
+        layers: The layers that produce its channels.
+        channels: The number of channels.
+        drops: Share cut -> accuracy lost (0 to 1). Shares that the group cannot lose alone are missing.
     """
 
     layers: list[str]
@@ -26,7 +31,7 @@ class GroupSensitivity(NamedTuple):
 def measure_sensitivity(
     pruner: Pruner, accuracy: Callable[[nn.Module], float], progress: Progress, shares: Sequence[float] = SHARES
 ) -> list[GroupSensitivity]:
-    """Cut each group alone; return the groups, the one that loses most first."""
+    """Cut each group alone and measure the accuracy; return the groups, the most sensitive first."""
     base = accuracy(pruner.model)
     found = []
     groups = pruner.planner.free
@@ -38,6 +43,22 @@ def measure_sensitivity(
             except MicronetError:
                 continue
             drops[share] = base - accuracy(pruner.cut(plan)[0])
-        found.append(GroupSensitivity(pruner.flow.names[group], pruner.flow.widths[group], drops))
+        whole = pruner.channels.groups[group]
+        found.append(GroupSensitivity(whole.layers, whole.width, drops))
         progress.step("measuring groups", done, len(groups))
     return sorted(found, key=lambda item: -max(item.drops.values(), default=0))
+
+
+def draw(rows: Sequence[GroupSensitivity], path: Path) -> None:
+    """Draw one line per group, the accuracy lost over the share cut, into a .png or .svg file."""
+
+    def fill(axes: Any) -> None:
+        for row in rows:
+            axes.plot(
+                [0, *row.drops], [0, *(100 * drop for drop in row.drops.values())], marker="o", label=row.layers[0]
+            )
+        axes.set_xlabel("share of the group's channels cut")
+        axes.set_ylabel("accuracy lost, percentage points")
+        axes.legend(fontsize=7)
+
+    plot.draw(path, (8, 5), fill)

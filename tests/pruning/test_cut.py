@@ -13,7 +13,8 @@ from micronet.artifact.artifact import load, save
 from micronet.models.build import ModelSpec, build_model
 from micronet.models.layers import Add, ChannelShuffle
 from micronet.pruning.config import PruneConfig
-from micronet.pruning.prune import channel_flow, prune_model, restore
+from micronet.pruning.groups import find_groups
+from micronet.pruning.prune import prune_model, restore
 
 ACTIVATIONS = (nn.ReLU, nn.Sigmoid, nn.SiLU)  # a sigmoid of a silenced channel is 0.5, so it is readers that count
 
@@ -59,7 +60,7 @@ def silence(model, plan):
     The oracle knows nothing of channel numbers: shuffles, flattening and the like are run on the mask as data.
     """
     masked = copy.deepcopy(model)
-    kept = {layer: group.kept for group in plan.groups.values() for layer in group.layers}
+    kept = {layer: group.keep for group in plan.groups.values() for layer in group.layers}
     mask = None
     for name, module in model.named_children():
         reader = masked.get_submodule(name)
@@ -100,9 +101,9 @@ def test_cut_equals_masked_on_random_networks(seed):
     again.load_state_dict(pruned.state_dict())
     assert torch.equal(again(images), pruned(images))
     for group in plan.groups.values():
-        assert len(set(group.kept)) == group.after <= group.before
+        assert len(set(group.keep)) == group.after <= group.before
     if config.percent == 0:
-        assert plan.asked == 0
+        assert plan.requested == 0
     pruned.train()(images).sum().backward()  # and it goes on training
     for module in pruned.modules():
         if isinstance(module, nn.Conv2d) and module.weight.shape[0] > 5 and module.groups != module.in_channels:
@@ -124,7 +125,7 @@ def test_cut_equals_masked_on_nin(name, width, regular):
     images = torch.randn(2, 3, 32, 32, dtype=torch.float64)
     torch.testing.assert_close(pruned(images), silence(flat, plan)(images), rtol=1e-10, atol=1e-12)
     own, _, same = prune_model(model, PruneConfig(0.4, regular), torch.randn(2, 3, 32, 32))
-    assert [group.kept for group in same.groups.values()] == [group.kept for group in plan.groups.values()]
+    assert [group.keep for group in same.groups.values()] == [group.keep for group in plan.groups.values()]
     torch.testing.assert_close(own(images), pruned(images), rtol=1e-10, atol=1e-12)
     if width == 1.0 and regular == 1:
         units = [2, 2, 16, 16, 4, 32, 32, 8]
@@ -157,7 +158,7 @@ def test_cut_equals_masked_through_adds_and_concatenations():
     model = randomise(Residual())
     pruned, _, plan = prune_model(model, PruneConfig(0.5), torch.randn(2, 3, 8, 8))
     groups = {tuple(group.layers): group for group in plan.groups.values()}
-    joint, wide, after = (groups[key].kept for key in (("stem", "left"), ("wide",), ("after",)))
+    joint, wide, after = (groups[key].keep for key in (("stem", "left"), ("wide",), ("after",)))
     assert min(16 - len(joint), 24 - len(wide), 16 - len(after)) > 0
     masked = copy.deepcopy(model)
 
@@ -186,11 +187,11 @@ class Written(nn.Module):
         return self.fc(F.relu(self.bn(self.conv(x))).view(-1, 8 * 36)) + other
 
 
-def test_what_is_not_understood_is_left_whole_and_named():
+def test_unsupported_operations_leave_channels_whole_and_are_named():
     model = randomise(Written())
     pruned, _, plan = prune_model(model, PruneConfig(0.5), torch.randn(2, 3, 8, 8))
     notes = {tuple(group.layers): (group.before, group.after, group.note) for group in plan.groups.values()}
-    assert notes["conv",] == (8, 8, "fc reads it after sizes that are written down")
+    assert notes["conv",] == (8, 8, "fc reads it after a reshape to fixed sizes")
     assert notes["other",][:2] == (8, 4)
     assert pruned(torch.randn(2, 3, 8, 8).double()).shape == (2, 5)
 
@@ -205,19 +206,19 @@ def test_tied_scales_and_every_share_give_the_exact_count():
         pruned, _, plan = prune_model(model, PruneConfig(hundredths / 100), torch.randn(2, 3, 32, 32))
         asked = hundredths * total // 100
         assert plan.total == total
-        assert plan.asked == asked
+        assert plan.requested == asked
         assert plan.cut == min(asked, total - 8)
         widths = [block.conv.out_channels for block in pruned.features if hasattr(block, "conv")]
         assert widths[:-1] == [group.after for group in plan.groups.values()][:-1]
         assert min(widths) >= 1
-    assert any("the least it may have" in group.note for group in plan.groups.values())
+    assert any("is the minimum" in group.note for group in plan.groups.values())
 
 
 def test_the_weakest_channels_go_by_magnitude():
     model = randomise(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1)))
     model[1].weight.data = torch.tensor([-3.0, 0.5, -0.1, 2.0]).double()
     _, _, plan = prune_model(model, PruneConfig(0.5), torch.randn(2, 3, 8, 8))
-    assert plan.groups[0].kept == [0, 3]
+    assert plan.groups[0].keep == [0, 3]
 
 
 def test_regular_widths_round_to_the_nearest_multiple_ties_up_within_what_there_is():
@@ -236,7 +237,7 @@ def test_regular_widths_round_to_the_nearest_multiple_ties_up_within_what_there_
     _, _, plan = prune_model(model, PruneConfig(26.5 / 68, regular=8), torch.randn(2, 3, 4, 4))
     widths = {group.before: group for group in plan.groups.values()}
     assert [group.after for group in plan.groups.values()] == [16, 8, 16, 5, 2]
-    assert "cannot be a multiple of 8" in widths[5].note
+    assert "too few for a multiple of 8" in widths[5].note
 
 
 def test_pruning_a_pruned_artifact_again_reloads(tmp_path, micronet, chain):
@@ -253,9 +254,9 @@ def test_pruning_a_pruned_artifact_again_reloads(tmp_path, micronet, chain):
 
 
 def test_a_flow_run_again_with_the_same_widths_is_the_same():
-    flow = channel_flow(build_model(ModelSpec("nin_gc", {"width": 0.25})), torch.randn(2, 3, 32, 32))
-    again = flow.with_widths(flow.widths)
-    for name, layer in flow.layers.items():
+    channels = find_groups(build_model(ModelSpec("nin_gc", {"width": 0.25})), torch.randn(2, 3, 32, 32))
+    again = channels.with_widths({number: group.width for number, group in channels.groups.items()})
+    for name, layer in channels.layers.items():
         assert np.array_equal(layer.outputs, again.layers[name].outputs)
 
 

@@ -188,7 +188,7 @@ def test_what_is_cut_changes_nothing_else(forward, percent):
         return
     whole = copy.deepcopy(model)
     for group in plan.groups.values():
-        cut = [channel for channel in range(group.before) if channel not in group.kept]
+        cut = [channel for channel in range(group.before) if channel not in group.keep]
         for layer in group.layers:
             whole.get_submodule(layer).weight.data[cut] = 0
         assert group.note or group.after == group.before or percent

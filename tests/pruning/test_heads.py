@@ -67,7 +67,7 @@ def both(inner, x, y):
 
 
 def cut_of(group):
-    return [channel for channel in range(group.before) if channel not in group.kept]
+    return [channel for channel in range(group.before) if channel not in group.keep]
 
 
 def silence(model, groups):
@@ -135,7 +135,7 @@ def test_cut_heads_equal_silenced_ones(name, criterion):
         cut = pruned.get_submodule(name)
         assert isinstance(cut, Attention)
         assert (cut.num_heads, cut.head_dim) == (2, D)
-        kept = groups[f"{name}.q_proj"].kept
+        kept = groups[f"{name}.q_proj"].keep
         assert [channel % D for channel in kept] == 2 * list(range(D))
         assert groups[f"{name}.q_proj"] is groups[f"{name}.k_proj"] is groups[f"{name}.v_proj"]
     for name, module in pruned.named_modules():
@@ -167,7 +167,7 @@ def test_the_head_with_the_smallest_weights_goes():
     model = network("self")
     model.inner.in_proj_weight.data.view(3, HEADS, D, E)[:, 1] *= 1e-3
     _, _, plan = prune_model(model, PruneConfig(D / E, criterion="l2", scope="layer"), INPUTS)
-    kept = next(group.kept for group in plan.groups.values() if "inner.v_proj" in group.layers)
+    kept = next(group.keep for group in plan.groups.values() if "inner.v_proj" in group.layers)
     assert sorted({channel // D for channel in kept}) == [0, 2, 3]
 
 
@@ -213,13 +213,13 @@ def test_heads_that_others_count_are_left_whole(forward):
 
 
 @pytest.mark.parametrize("options", [{"add_bias_kv": True}, {"add_zero_attn": True}])
-def test_kinds_of_attention_that_are_not_understood_are_named(options):
+def test_kinds_of_attention_that_are_not_supported_are_named(options):
     model = Wrapped(nn.MultiheadAttention(E, HEADS, batch_first=True, **options), self_attention).double()
     model.head = nn.Sequential(nn.Linear(E, 8), nn.ReLU(), nn.Linear(8, 3)).double()
     pruned, _, plan = prune_model(model, CONFIG, INPUTS)
     assert type(pruned.inner) is nn.MultiheadAttention
     notes = {layer: group.note for group in plan.groups.values() for layer in group.layers}
-    assert "MultiheadAttention is not understood" in notes["embed"]
+    assert "MultiheadAttention is not supported" in notes["embed"]
 
 
 class ByHand(nn.Module):
@@ -306,13 +306,13 @@ def test_attention_written_by_hand_loses_whole_heads_or_none(forward, is_cut):
     pruned, _, plan = prune_model(model, CONFIG, INPUTS)
     groups = {layer: group for group in plan.groups.values() for layer in group.layers}
     assert pruned.first.out_features == 4
-    whole.second.weight.data[:, [c for c in range(8) if c not in groups["first"].kept]] = 0
+    whole.second.weight.data[:, [c for c in range(8) if c not in groups["first"].keep]] = 0
     layer = "qkv" if forward is with_one_layer else "v"
     assert bool(groups[layer].note) != is_cut
     if is_cut:
         assert groups["q"] is groups["k"] is groups["v"]
         assert [pruned.q.out_features, pruned.v.out_features, pruned.proj.in_features] == [E // 2] * 3
-        whole.proj.weight.data[:, [c for c in range(E) if c not in groups["v"].kept]] = 0
+        whole.proj.weight.data[:, [c for c in range(E) if c not in groups["v"].keep]] = 0
     torch.testing.assert_close(pruned(*INPUTS), whole(*INPUTS), **CLOSE)
 
 
@@ -327,7 +327,7 @@ def test_a_pruned_vision_transformer_reloads(tmp_path):
     images = torch.randn(2, 3, 16, 16)
     pruned, record, plan = prune_model(VisionTransformer(**args).eval(), CONFIG, images)
     assert pruned.encoder.layers.encoder_layer_0.self_attention.num_heads == 2
-    assert "combined with what cannot be cut" in plan.groups[0].note  # the class token and the places
+    assert "combined with a tensor that cannot be cut" in plan.groups[0].note  # the class token and the places
     path = tmp_path / "pruned.safetensors"
     save(Artifact(pruned, ModelSpec(factory, args), [StageRecord("import"), record]), path)
     again = load(path, trust_code=True).model.eval()

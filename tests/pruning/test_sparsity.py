@@ -6,7 +6,7 @@ from torch.nn import functional as F
 from micronet.artifact.artifact import load
 from micronet.models.build import ModelSpec, build_model
 from micronet.pruning.criteria.bn_scale import penalty, scores
-from micronet.pruning.prune import channel_flow
+from micronet.pruning.groups import find_groups
 
 
 def scales(model):
@@ -20,7 +20,7 @@ def test_the_penalty_adds_the_l1_subgradient_to_every_scale_but_the_last():
     images, labels = torch.randn(4, 3, 32, 32), torch.randint(10, (4,))
     F.cross_entropy(model(images), labels).backward()
     plain = [norm.weight.grad.clone() for norm in norms]
-    penalty(model, channel_flow(model, images), 0.01)()
+    penalty(model, find_groups(model, images), 0.01)()
     for norm, before in zip(norms[:-1], plain[:-1], strict=True):
         torch.testing.assert_close(norm.weight.grad, before + 0.01 * norm.weight.sign(), rtol=0, atol=0)
     assert norms[0].weight.grad[1] == plain[0][1]
@@ -74,14 +74,14 @@ def test_a_joint_channel_is_worth_the_mean_of_its_scales():
     model = Block()
     model.bn_a.weight.data = torch.tensor([1.0, -2.0, 3.0, 0.0])
     model.bn_b.weight.data = torch.tensor([3.0, 0.0, -1.0, 0.0])
-    flow = channel_flow(model, torch.randn(2, 3, 6, 6))
+    flow = find_groups(model, torch.randn(2, 3, 6, 6))
     assert np.array_equal(scores(model, flow)[0], [2.0, 1.0, 2.0, 0.0])
 
 
 def test_a_penalty_of_another_weight_is_not_resumed(micronet, chain, tmp_path, monkeypatch):
     few = [chain / "float.safetensors", "--epochs", 2, "--limit", 100, "-o", tmp_path / "a.safetensors"]
     with monkeypatch.context() as patched:
-        patched.setattr("micronet.cli.stages.save", lambda *_: (_ for _ in ()).throw(OSError("full")))
+        patched.setattr("micronet.artifact.artifact.save", lambda *_: (_ for _ in ()).throw(OSError("full")))
         assert micronet("sparse-train", *few, "--s", 1e-5).code == 1
     done = micronet("sparse-train", *few, "--s", 10, "--resume")
     assert done.code == 2
@@ -92,4 +92,4 @@ def test_a_penalty_of_another_weight_is_not_resumed(micronet, chain, tmp_path, m
 def test_nothing_to_penalise_is_said(micronet, tmp_path):
     done = micronet("sparse-train", "--model", "lenet", "--limit", 100, "-o", tmp_path / "a.safetensors")
     assert done.code == 2
-    assert "nothing to push" in done.err
+    assert "nothing to penalize" in done.err

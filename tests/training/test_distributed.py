@@ -23,7 +23,7 @@ from micronet.core import ranks
 from micronet.data.dataset import DataSpec
 from micronet.data.split import MemorySplit
 from micronet.pruning.criteria import bn_scale
-from micronet.pruning.prune import channel_flow
+from micronet.pruning.groups import find_groups
 from micronet.quantization.calibrate import calibrate, observing
 from micronet.quantization.config import QuantConfig
 from micronet.quantization.quantize import quantize_model
@@ -82,7 +82,7 @@ def train(quantized=None, accumulate=1, sparsity=0.0, taught=False, amp="off", f
     if quantized is not None:
         model = quantize_model(model, quantized)[0].double()
         calibrate(model, [images[ranks.shard(8)]])
-    penalty = bn_scale.penalty(model, channel_flow(model, images), sparsity) if sparsity else None
+    penalty = bn_scale.penalty(model, find_groups(model, images), sparsity) if sparsity else None
     teacher = Teacher(network().eval(), 0.5, 4.0) if taught else None
     if amp != "off":
         model, images = model.float(), images.float()  # autocast leaves float64 as it is

@@ -1,18 +1,18 @@
-"""Channels judged by how far their weights lie from the other channels', in all.
+"""Scores by the total distance of a channel's weights to those of the other channels.
 
-A filter near the geometric median of its layer's is one that the others can stand in for (He et al. 2019,
-arXiv:1811.00250, equation 4).
+The other filters can replace one that lies near their geometric median (He et al. 2019, arXiv:1811.00250, equation 4).
 """
 
 import torch
 from torch import nn
 
-from micronet.pruning.criteria.rows import WHY_UNJUDGED, Scores, judge
-from micronet.pruning.flow import Flow
+from micronet.pruning.channel_map import ChannelMap
+from micronet.pruning.criteria import Scores
+from micronet.pruning.criteria.weights import WHY_UNSCORED, score_rows
 
-__all__ = ["WHY_UNJUDGED", "scores"]
+__all__ = ["WHY_UNSCORED", "scores"]
 
 
-def scores(model: nn.Module, flow: Flow) -> Scores:
-    """Return (channels,) scores of every group; higher is worth more."""
-    return judge(model, flow, lambda rows: torch.cdist(rows, rows).sum(1))
+def scores(model: nn.Module, channels: ChannelMap) -> Scores:
+    """Return the scores of every group."""
+    return score_rows(model, channels, lambda rows: torch.cdist(rows, rows).sum(1))

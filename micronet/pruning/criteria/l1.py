@@ -1,18 +1,19 @@
-"""Channels judged by the sum of their weights' magnitudes (Li et al. 2017, arXiv:1608.08710, section 3.1)."""
+"""Scores by the L1 norm of a channel's weights (Li et al. 2017, arXiv:1608.08710, section 3.1)."""
 
 from torch import nn
 
-from micronet.pruning.criteria.rows import WHY_UNJUDGED, Penalty, Scores, judge, push
-from micronet.pruning.flow import Flow
+from micronet.pruning.channel_map import ChannelMap
+from micronet.pruning.criteria import Penalty, Scores
+from micronet.pruning.criteria.weights import WHY_UNSCORED, penalize_rows, score_rows
 
-__all__ = ["WHY_UNJUDGED", "penalty", "scores"]
-
-
-def scores(model: nn.Module, flow: Flow) -> Scores:
-    """Return (channels,) scores of every group; higher is worth more."""
-    return judge(model, flow, lambda rows: rows.abs().sum(1))
+__all__ = ["WHY_UNSCORED", "penalty", "scores"]
 
 
-def penalty(model: nn.Module, flow: Flow, s: float) -> Penalty:
-    """Return the function that adds the L1 penalty's subgradient, ``s * sign(w)``, before an optimizer's step."""
-    return push(model, flow, s, lambda rows: rows.sign())
+def scores(model: nn.Module, channels: ChannelMap) -> Scores:
+    """Return the scores of every group."""
+    return score_rows(model, channels, lambda rows: rows.abs().sum(1))
+
+
+def penalty(model: nn.Module, channels: ChannelMap, s: float) -> Penalty:
+    """Return the L1 penalty, which adds ``s * sign(w)`` to the gradients."""
+    return penalize_rows(model, channels, s, lambda rows: rows.sign())

@@ -1,24 +1,24 @@
-"""Channels judged by the Euclidean length of their weights (He et al. 2018, arXiv:1808.06866, equation 2)."""
+"""Scores by the L2 norm of a channel's weights (He et al. 2018, arXiv:1808.06866, equation 2)."""
 
 from torch import nn
 
-from micronet.pruning.criteria.rows import WHY_UNJUDGED, Penalty, Scores, judge, push
-from micronet.pruning.flow import Flow
+from micronet.pruning.channel_map import ChannelMap
+from micronet.pruning.criteria import Penalty, Scores
+from micronet.pruning.criteria.weights import WHY_UNSCORED, penalize_rows, score_rows
 
-__all__ = ["WHY_UNJUDGED", "penalty", "scores"]
-
-
-def scores(model: nn.Module, flow: Flow) -> Scores:
-    """Return (channels,) scores of every group; higher is worth more."""
-    return judge(model, flow, lambda rows: rows.norm(dim=1))
+__all__ = ["WHY_UNSCORED", "penalty", "scores"]
 
 
-def penalty(model: nn.Module, flow: Flow, s: float) -> Penalty:
-    """Return the function that adds the group lasso's subgradient before an optimizer's step.
+def scores(model: nn.Module, channels: ChannelMap) -> Scores:
+    """Return the scores of every group."""
+    return score_rows(model, channels, lambda rows: rows.norm(dim=1))
 
-    That is ``s * sqrt(n) * w / |w|`` for a channel of n weights (the group lasso of Yuan & Lin 2006, whose
-    sqrt(n) makes groups of other sizes compare).
+
+def penalty(model: nn.Module, channels: ChannelMap, s: float) -> Penalty:
+    """Return the group lasso, which adds ``s * sqrt(n) * w / |w|`` for a channel of n weights to the gradients.
+
+    The factor sqrt(n) makes groups of different sizes comparable (Yuan & Lin 2006, section 2).
     """
-    return push(
-        model, flow, s, lambda rows: rows / rows.norm(dim=1, keepdim=True).clamp(min=1e-12) * len(rows[0]) ** 0.5
+    return penalize_rows(
+        model, channels, s, lambda rows: rows / rows.norm(dim=1, keepdim=True).clamp(min=1e-12) * len(rows[0]) ** 0.5
     )

@@ -1,15 +1,16 @@
-"""Channels judged by chance, the same every time: what any criterion must do better than."""
+"""Random scores, the same every time: the baseline for every other criterion."""
 
 import numpy as np
 from torch import nn
 
-from micronet.pruning.criteria.rows import WHY_UNJUDGED, Scores
-from micronet.pruning.flow import Flow
+from micronet.pruning.channel_map import ChannelMap
+from micronet.pruning.criteria import Scores
+from micronet.pruning.criteria.weights import WHY_UNSCORED
 
-__all__ = ["WHY_UNJUDGED", "scores"]
+__all__ = ["WHY_UNSCORED", "scores"]
 
 
-def scores(model: nn.Module, flow: Flow) -> Scores:
-    """Return (channels,) scores of every group."""
-    draw = np.random.default_rng(0)
-    return {group: draw.random(width) for group, width in flow.widths.items()}
+def scores(model: nn.Module, channels: ChannelMap) -> Scores:
+    """Return the scores of every group."""
+    generator = np.random.default_rng(0)
+    return {number: generator.random(group.width) for number, group in channels.groups.items()}

@@ -1,18 +1,19 @@
-"""Channels judged by what the loss would change without them, to first order.
+"""Scores by a first-order estimate of how the loss changes without a channel.
 
-Molchanov et al. 2019, arXiv:1906.10771, equation 8: (sum of weight times gradient)^2 over a channel's weights. The
-gradients are those that the parameters hold: run a loss backward on some batches first. Deviation: the paper squares
-each batch's and averages; here the gradient of all the batches together is squared once.
+This is (sum of weight times gradient)^2 over a channel's weights (Molchanov et al. 2019, arXiv:1906.10771, equation 8).
+The gradients are those stored in the parameters: call backward on the loss of some batches first. The paper squares the
+sum for each batch and averages; here the accumulated gradient is squared once.
 """
 
 from torch import nn
 
-from micronet.pruning.criteria.rows import WHY_UNJUDGED, Scores, judge
-from micronet.pruning.flow import Flow
+from micronet.pruning.channel_map import ChannelMap
+from micronet.pruning.criteria import Scores
+from micronet.pruning.criteria.weights import WHY_UNSCORED, score_rows
 
-__all__ = ["WHY_UNJUDGED", "scores"]
+__all__ = ["WHY_UNSCORED", "scores"]
 
 
-def scores(model: nn.Module, flow: Flow) -> Scores:
-    """Return (channels,) scores of every group; higher is worth more. Raises MicronetError without gradients."""
-    return judge(model, flow, lambda rows: rows.sum(1).square(), of_gradients=True)
+def scores(model: nn.Module, channels: ChannelMap) -> Scores:
+    """Return the scores of every group. Raise MicronetError if gradients are missing."""
+    return score_rows(model, channels, lambda rows: rows.sum(1).square(), of_gradients=True)

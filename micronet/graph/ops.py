@@ -1,0 +1,156 @@
+"""Every operator that tracing, quantization and pruning know, in families.
+
+A family lists one operation in its three spellings: modules, functions and tensor methods. The first part names plain
+operations. The second part groups them by what they do to values (for quantization) and to channels (for pruning).
+"""
+
+import operator
+from dataclasses import dataclass
+
+import torch
+from torch import fx, nn
+from torch.nn import functional as F
+from torchvision.ops import stochastic_depth
+
+from micronet.models.attention import attend, weigh
+from micronet.models.layers import Add, ChannelShuffle, Tap
+
+
+@dataclass(frozen=True)
+class Family:
+    """Operators that do the same thing."""
+
+    modules: tuple[type[nn.Module], ...] = ()
+    functions: frozenset[object] = frozenset()
+    methods: frozenset[str] = frozenset()
+
+    def __or__(self, other: "Family") -> "Family":
+        return Family(self.modules + other.modules, self.functions | other.functions, self.methods | other.methods)
+
+    def matches(self, node: fx.Node, module: nn.Module | None = None) -> bool:
+        """Return True if a traced node applies one of these operators; ``module``: the one that the node calls."""
+        if node.op == "call_module":
+            return isinstance(module, self.modules)
+        return node.target in (self.methods if node.op == "call_method" else self.functions)
+
+
+def _family(modules: tuple[type[nn.Module], ...] = (), functions: tuple[object, ...] = (), methods: str = "") -> Family:
+    return Family(modules, frozenset(functions), frozenset(methods.split()))
+
+
+# Layers with weights.
+CONVOLUTIONS = nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d
+BATCH_NORMS = nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm
+INSTANCE_NORMS = nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d
+WEIGHTED_FUNCTIONS = _family(functions=(
+    F.linear, F.bilinear, F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d,
+))  # fmt: skip
+MATMUL = _family(functions=(torch.matmul, torch.bmm, operator.matmul), methods="matmul bmm")
+ATTENTION = _family(functions=(F.scaled_dot_product_attention, attend, weigh))
+
+# Activations.
+RELU = _family((nn.ReLU,), (F.relu, torch.relu), "relu relu_")
+RELU6 = _family((nn.ReLU6,), (F.relu6,))
+SIGMOID = _family((nn.Sigmoid, nn.Hardsigmoid), (F.sigmoid, torch.sigmoid, F.hardsigmoid), "sigmoid")
+SOFTMAX = _family((nn.Softmax,), (F.softmax, torch.softmax), "softmax")
+OTHER_ACTIVATIONS = _family(
+    (
+        nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Mish, nn.Tanh, nn.Hardswish, nn.Hardtanh, nn.Softplus, nn.CELU,
+        nn.SELU, nn.LogSigmoid, nn.Softsign,
+    ),
+    (
+        F.leaky_relu, F.elu, F.gelu, F.silu, F.mish, F.tanh, torch.tanh, F.hardswish, F.hardtanh, F.softplus,
+        torch.clamp,
+    ),
+    "tanh clamp",
+)  # fmt: skip
+
+# Pools, sums and joins.
+MAX_POOL = _family(
+    (
+        nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d,
+        nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d,
+    ),
+    (torch.max_pool2d, F.max_pool1d, F.max_pool2d, F.max_pool3d, F.adaptive_max_pool2d),
+)  # fmt: skip
+AVERAGE_POOL = _family(
+    (
+        nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d,
+        nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d,
+    ),
+    (
+        F.avg_pool1d, F.avg_pool2d, F.avg_pool3d,
+        F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d,
+    ),
+)  # fmt: skip
+RESAMPLE = _family((nn.LPPool2d, nn.Upsample, nn.ZeroPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d), (F.interpolate,))
+MEAN = _family(functions=(torch.mean,), methods="mean")
+ADD = _family((Add,), (operator.add, operator.iadd, torch.add), "add add_")
+CONCATENATE = _family(functions=(torch.cat, torch.concat, torch.concatenate))
+
+# Values in another place or shape.
+RESHAPE = _family(
+    (nn.Flatten, nn.Unflatten),
+    (
+        torch.flatten, torch.reshape, torch.permute, torch.transpose, torch.squeeze, torch.unsqueeze, torch.chunk,
+        torch.split,
+    ),
+    "flatten view reshape permute transpose squeeze unsqueeze chunk split",
+)  # fmt: skip
+REARRANGE = _family(
+    (nn.PixelShuffle, nn.PixelUnshuffle),
+    (
+        torch.unbind, torch.roll, torch.flip, torch.narrow, torch.select, torch.swapaxes, torch.movedim, torch.stack,
+        F.pixel_shuffle, F.pixel_unshuffle,
+    ),
+    "unbind roll flip narrow select swapaxes movedim expand expand_as repeat unflatten t",
+)  # fmt: skip
+DROPOUT = _family((nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d), (F.dropout,))
+SHUFFLES = ChannelShuffle, nn.ChannelShuffle
+
+# Parts of a tensor that share its memory, and functions that write into it.
+PART = _family(
+    functions=(operator.getitem, torch.chunk, torch.split, torch.narrow, torch.select, torch.unbind),
+    methods="chunk split narrow select unbind",
+)
+IN_PLACE = {operator.iadd, operator.isub, operator.imul, operator.itruediv}
+
+# Facts about a tensor other than its values.
+METADATA = _family(methods="size dim ndimension numel element_size is_floating_point")
+METADATA_ATTRIBUTES = {"shape", "ndim", "device", "dtype", "is_cuda", "requires_grad"}
+TRANSPOSING_ATTRIBUTES = {"T", "mT"}
+
+# For quantization: what happens to values.
+KEEPS_MATRIX = nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Dropout, nn.Identity, Tap  # (N, features) stays a matrix
+PRESERVES_VALUES = RESHAPE | MAX_POOL | DROPOUT | _family((ChannelShuffle, nn.Identity), methods="contiguous")
+ANY_RELU = RELU | RELU6
+NON_NEGATIVE = ANY_RELU | SIGMOID | SOFTMAX
+AVERAGE = AVERAGE_POOL | MEAN
+JOIN = ADD | CONCATENATE
+WEIGHTED = WEIGHTED_FUNCTIONS | MATMUL | ATTENTION
+
+# For pruning: what happens to channels.
+MOVES_CHANNELS = RESHAPE | REARRANGE | CONCATENATE | _family(functions=(operator.getitem,))
+ELEMENTWISE = ANY_RELU | SIGMOID | OTHER_ACTIVATIONS | DROPOUT | _family(
+    (nn.Identity, nn.AlphaDropout, Tap),
+    (
+        F.dropout2d, stochastic_depth, torch.abs, torch.neg, torch.exp, torch.sqrt, torch.pow, torch.square,
+        operator.neg, operator.pow, operator.gt, operator.ge, operator.lt, operator.le,
+    ),
+    "contiguous float to detach clone abs neg exp sqrt type pow square half double bfloat16 type_as masked_fill",
+)  # fmt: skip
+BROADCASTS = ADD | _family(
+    functions=(
+        operator.sub, operator.isub, operator.mul, operator.imul, operator.truediv, torch.sub, torch.mul,
+        torch.multiply, torch.div, torch.maximum, torch.minimum, torch.where,
+    ),
+    methods="sub sub_ mul mul_ div div_",
+)  # fmt: skip
+MATCHES_CHANNELS = ELEMENTWISE | BROADCASTS
+REDUCES = SOFTMAX | MEAN | _family(functions=(torch.sum, torch.amax, torch.amin), methods="sum amax amin")
+POOLS_CHANNELS = MAX_POOL | AVERAGE_POOL | RESAMPLE
+MIXES_HEADS = ATTENTION | MATMUL
+NORMALIZES_CHANNELS = _family(
+    (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm),
+    (F.layer_norm, F.group_norm, F.rms_norm, F.local_response_norm, F.normalize),
+)

@@ -1,0 +1,90 @@
+"""Scores and penalties of channels by their weights: one row of a layer's weight per channel."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from micronet.errors import MicronetError
+from micronet.pruning.channel_map import ChannelMap
+from micronet.pruning.criteria import Penalty, Scores
+from micronet.pruning.ids import STRIDE, groups_of
+
+WHY_UNSCORED = "no layer with weights produces it"
+
+
+@torch.no_grad()
+def score_rows(
+    model: nn.Module, channels: ChannelMap, score: Callable[[Tensor], Tensor], *, of_gradients: bool = False
+) -> Scores:
+    """Return the mean score of each channel over the layers that produce it.
+
+    A layer's scores are divided by their mean, because one threshold compares layers of all sizes.
+
+    Args:
+        model: The network.
+        channels: Its channels.
+        score: (rows, weights per row), float64 -> (rows,).
+        of_gradients: Score weight times gradient, not the weight.
+
+    Raises:
+        MicronetError: A weight is NaN or infinite, or a gradient is missing.
+    """
+    sums = {number: np.zeros(group.width) for number, group in channels.groups.items()}
+    counts = dict.fromkeys(channels.groups, 0)
+    for name, layer in channels.layers.items():
+        module: Any = model.get_submodule(name)
+        weight = module.weight.detach().double()
+        if of_gradients:
+            if module.weight.grad is None:
+                raise MicronetError(f"{name} has no gradient; call backward on the loss of some batches before pruning")
+            weight = weight * module.weight.grad.double()
+        if not bool(weight.isfinite().all()):
+            raise MicronetError(f"{name} has NaN or infinite weights; train again with a lower --lr")
+        rows = weight.transpose(0, 1) if getattr(module, "transposed", False) else weight
+        if len(rows) != len(layer.outputs):
+            continue
+        found = score(rows.flatten(1)).cpu().numpy()
+        found = found / (found.mean() or 1.0)
+        for group in groups_of(layer.outputs):
+            mine = layer.outputs // STRIDE == group
+            if len(np.unique(layer.outputs[mine])) == channels.groups[group].width:
+                np.add.at(sums[group], layer.outputs[mine] % STRIDE, found[mine])
+                counts[group] += 1
+    return {group: total / counts[group] for group, total in sums.items() if counts[group]}
+
+
+def penalize_rows(model: nn.Module, channels: ChannelMap, s: float, subgradient: Callable[[Tensor], Tensor]) -> Penalty:
+    """Return a function that adds a penalty's subgradient to the gradients of layers whose channels may be cut.
+
+    Args:
+        model: The network.
+        channels: Its channels.
+        s: The weight of the penalty.
+        subgradient: Rows (rows, weights per row) -> the subgradient, of the same shape.
+
+    Raises:
+        MicronetError: There are no such layers.
+    """
+    weights: list[tuple[nn.Parameter, bool]] = []
+    for name, layer in channels.layers.items():
+        module: Any = model.get_submodule(name)
+        if set(groups_of(layer.outputs)) - channels.pinned.keys():
+            weights.append((module.weight, bool(getattr(module, "transposed", False))))
+    if not weights:
+        raise MicronetError(
+            "no layer of this network produces channels that may be cut, so there is nothing to penalize; "
+            "use micronet train instead"
+        )
+
+    @torch.no_grad()
+    def add() -> None:
+        for weight, transposed in weights:
+            if weight.grad is not None:
+                rows = weight.transpose(0, 1) if transposed else weight
+                slope = subgradient(rows.flatten(1)).view_as(rows)
+                weight.grad.add_(slope.transpose(0, 1) if transposed else slope, alpha=s)
+
+    return add

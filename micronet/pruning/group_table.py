@@ -1,0 +1,139 @@
+"""Groups of channels: every layer starts one; groups merge when their channels must be cut together."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from micronet.pruning.ids import FIXED, STRIDE, Ids
+
+
+@dataclass(frozen=True)
+class ChannelGroup:
+    """Channels that must be cut together, in all layers that produce or read them.
+
+    Attributes:
+        layers: The layers that produce the channels.
+        width: The number of channels.
+        pinned: Why they are never cut, or "".
+        block: How many neighboring channels are kept or cut as one, for example an attention head's. None: any
+            channel can go alone.
+        multiple: What the width must be a multiple of.
+    """
+
+    layers: list[str]
+    width: int
+    pinned: str = ""
+    block: int | None = None
+    multiple: int = 1
+
+
+@dataclass
+class LayerChannels:
+    """The channel ids at a layer's input, None if they cannot be cut, and at its output."""
+
+    inputs: Ids | None
+    outputs: Ids
+
+
+class GroupTable:
+    """Assigns channel ids, merges groups and records which groups are pinned, that is never cut.
+
+    Attributes:
+        widths: Group -> number of channels.
+        pinned: Group -> why it is never cut.
+    """
+
+    def __init__(
+        self,
+        chosen: Mapping[int, int] | None = None,
+        like: "GroupTable | None" = None,
+        pinned: Mapping[int, str] | None = None,
+    ) -> None:
+        """Start empty. With ``like``, layers get the groups of that table, with the ``chosen`` widths."""
+        self.widths: dict[int, int] = {}
+        self.pinned: dict[int, str] = dict(pinned or {})
+        self._chosen = chosen
+        self._like = like
+        self._group: dict[str, int] = {}
+        self._parent: dict[int, int] = {}
+        self._blocks: list[tuple[int, int]] = []
+
+    def assign(self, name: str, width: int) -> Ids:
+        """Return ids for a layer's outputs. A layer gets the same ids every time."""
+        known = {} if self._like is None else self._like._group
+        if name not in self._group:
+            unknown = sum(other not in known for other in self._group)
+            self._group[name] = known.get(name, len(known) + unknown)
+        group = self._group[name]
+        self._parent.setdefault(group, group)
+        if name in known and self._chosen is not None and self._like is not None:
+            width = self._chosen[self._like.root(group)]
+        self.widths[group] = width
+        return group * STRIDE + np.arange(width, dtype=np.int64)
+
+    def merge(self, left: Ids, right: Ids) -> None:
+        """Make channels equal, pair by pair. Pin groups that do not match each other completely and in order."""
+        if left.shape != right.shape:
+            self.pin(left, "it is combined with a different number of channels")
+            self.pin(right, "it is combined with a different number of channels")
+            return
+        left, right = self.canonical(left), self.canonical(right)
+        differ = left != right
+        pairs = np.unique(np.stack([left[differ], right[differ]]), axis=1)
+        pair_groups = pairs // STRIDE
+        for first, second in np.unique(pair_groups, axis=1).T.tolist():
+            of_pair = pairs[:, (pair_groups[0] == first) & (pair_groups[1] == second)]
+            if FIXED in (first, second):
+                self.pin(of_pair.ravel(), "it is combined with a tensor that cannot be cut")
+            elif not self._match(first, second, of_pair % STRIDE):
+                self.pin(of_pair.ravel(), "it is combined with channels in a different order")
+            else:
+                roots = self.root(first), self.root(second)
+                self._parent[max(roots)] = min(roots)
+
+    def pin(self, ids: Ids | None, why: str) -> None:
+        """Never cut these channels. The first reason is kept."""
+        if ids is not None:
+            for group in np.unique(ids // STRIDE).tolist():
+                if group != FIXED:
+                    self.pinned.setdefault(group, why)
+
+    def add_block(self, ids: Ids, size: int) -> None:
+        """Keep or cut every ``size`` neighboring channels of the group of these channels as one."""
+        self._blocks.append((int(ids.flat[0]) // STRIDE, size))
+
+    def root(self, group: int) -> int:
+        """Return the group that represents a group and all groups merged with it."""
+        while self._parent[group] != group:
+            group = self._parent[group]
+        return group
+
+    def canonical(self, ids: Ids) -> Ids:
+        """Replace every id's group by its root."""
+        groups, places = np.unique(ids // STRIDE, return_inverse=True)
+        roots = np.array([g if g == FIXED else self.root(g) for g in groups.tolist()], dtype=np.int64)
+        found: Ids = np.where(ids == FIXED, FIXED, roots[places.reshape(ids.shape)] * STRIDE + ids % STRIDE)
+        return found
+
+    def groups(self) -> dict[int, ChannelGroup]:
+        """Return the merged groups by root."""
+        layers: dict[int, list[str]] = {}
+        for name, group in self._group.items():
+            layers.setdefault(self.root(group), []).append(name)
+        blocks: dict[int, int] = {}
+        for group, size in self._blocks:
+            root = self.root(group)
+            blocks[root] = math.lcm(blocks.get(root, 1), size)
+        pinned = {self.root(group): why for group, why in reversed(self.pinned.items())}
+        return {
+            root: ChannelGroup(names, self.widths[root], pinned.get(root, ""), blocks.get(root))
+            for root, names in layers.items()
+        }
+
+    def _match(self, first: int, second: int, pairs: Ids) -> bool:
+        """Return True if pairs of channels (2, n) are all channels of two groups, each with its counterpart."""
+        width = self.widths[first]
+        complete = width == self.widths[second] == pairs.shape[1] and first != second
+        return bool(complete and (pairs == np.arange(width)).all())

@@ -1,0 +1,81 @@
+"""The groups of channels of a network: which ones can have another width, and what it must be a multiple of.
+
+The network is traced twice, the second time with twice the channels in every group. A group is pinned if the forward
+uses fixed sizes, or if a layer's input does not grow with the channels that it reads. A split axis that does not grow
+is a number of equal parts, so the width must be a multiple of it.
+"""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+from torch import nn
+
+from micronet.models.inputs import Example
+from micronet.pruning.channel_map import ChannelMap
+from micronet.pruning.ids import FIXED, STRIDE, Ids, groups_of
+from micronet.pruning.traced_network import trace_network
+
+
+def find_groups(model: nn.Module, example: Example, regular: int = 1) -> ChannelMap:
+    """Trace a network and return its channels in groups that can be cut.
+
+    Args:
+        model: The network.
+        example: Its input, or a tuple of its inputs.
+        regular: What widths should be multiples of.
+
+    Raises:
+        MicronetError: The network cannot be traced.
+    """
+    network = trace_network(model, example, regular)
+    pinned: dict[int, str] = {}
+    while True:
+        channels = ChannelMap(network, pinned=pinned)
+        double = channels.with_widths(
+            {number: group.width * (1 if group.pinned else 2) for number, group in channels.groups.items()}
+        )
+        fixed = _fixed_groups(channels, double)
+        if not fixed:
+            for number, multiple in _multiples(channels, double).items():
+                channels.groups[number] = replace(channels.groups[number], multiple=multiple)
+            return channels
+        pinned |= fixed
+
+
+def _fixed_groups(channels: ChannelMap, double: ChannelMap) -> dict[int, str]:
+    """Return the groups that turn out not to allow twice the width, and why."""
+    found = {channels.table.root(group): why for group, why in double.pinned.items() if group in channels.table.widths}
+    readers = {name: (layer.inputs, double.layers[name].inputs) for name, layer in channels.layers.items()}
+    readers |= {f"{name} (norm)": (ids, double.norms[name]) for name, ids in channels.norms.items()}
+    for name, (before, after) in readers.items():
+        if before is not None and (after is None or len(after) != _doubled(channels, before)):
+            found |= dict.fromkeys(groups_of(before), f"{name} reads it after a reshape to fixed sizes")
+    for number, group in channels.groups.items():
+        if group.block and (number not in double.groups or double.groups[number].block != group.block):
+            found[number] = "the forward uses a fixed number of heads"
+    for key, (ids, plain) in channels.scalars.items():
+        if key in double.scalars and double.scalars[key][1] != plain:
+            found |= dict.fromkeys(groups_of(ids), "the forward computes with its number of channels")
+    return {number: why for number, why in found.items() if not channels.groups[number].pinned}
+
+
+def _doubled(channels: ChannelMap, ids: Ids) -> int:
+    """Return how many positions these channels take once all groups that are not pinned have twice the width."""
+    fixed = [FIXED, *channels.pinned]
+    groups = np.where(ids == FIXED, FIXED, ids // STRIDE)
+    return int(2 * len(ids) - np.isin(groups, fixed).sum())
+
+
+def _multiples(channels: ChannelMap, double: ChannelMap) -> dict[int, int]:
+    """Return what the width of each group must be a multiple of."""
+    found = {number: group.block or 1 for number, group in channels.groups.items()}
+    for ids, parts in channels.grouped:
+        for number in groups_of(ids):
+            found[number] = math.lcm(found[number], parts)
+    for key, reshape in channels.reshapes.items():
+        after = double.reshapes[key].sizes if key in double.reshapes else ()
+        fixed = [size for size, new in zip(reshape.sizes, after, strict=False) if size is not None and size == new]
+        for number in set(groups_of(reshape.ids)) - channels.pinned.keys():
+            found[number] = math.lcm(found[number], *fixed)
+    return found

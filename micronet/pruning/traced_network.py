@@ -1,0 +1,106 @@
+"""A network as pruning sees it: its traced forwards, and the shapes that their nodes produce for an example input."""
+
+import math
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_map
+
+from micronet.errors import MicronetError, first_line
+from micronet.graph.trace import fx_graph
+from micronet.models.inputs import Example, as_inputs
+from micronet.models.modes import eval_mode
+
+
+class Shape(tuple[int, ...]):
+    """The shape of a tensor that a node produced."""
+
+
+@dataclass(frozen=True)
+class TracedNetwork:
+    """A network with its traced forwards.
+
+    Attributes:
+        model: The network.
+        graphs: Its graph in eval mode, and its graph in training mode if that differs.
+        results: (graph's index, node's name) -> its result for the example, with a ``Shape`` for each tensor.
+        blocks: Grouped convolutions that lose whole groups, not some channels of each group -> channels per group.
+    """
+
+    model: nn.Module
+    graphs: Sequence[fx.Graph]
+    results: Mapping[tuple[int, str], Any]
+    blocks: Mapping[str, int]
+
+
+def trace_network(model: nn.Module, example: Example, regular: int = 1) -> TracedNetwork:
+    """Trace a network and run it on an example in eval mode.
+
+    Args:
+        model: The network.
+        example: Its input, or a tuple of its inputs.
+        regular: What widths should be multiples of.
+
+    Raises:
+        MicronetError: torch.fx cannot trace the network (the error names the line), or it does not take the example.
+    """
+    graphs = [_trace(model, training=False), _trace(model, training=True)]
+    if [(node.op, node.name, node.target) for node in graphs[0].nodes] == [
+        (node.op, node.name, node.target) for node in graphs[1].nodes
+    ]:
+        graphs.pop()
+    results: dict[tuple[int, str], Any] = {}
+    try:
+        with eval_mode(model), torch.no_grad():
+            for index, graph in enumerate(graphs):
+                _Recorder(model, graph, index, results).run(*as_inputs(model, example))
+    except MicronetError:
+        raise
+    except Exception as error:  # a user's forward may raise anything
+        raise MicronetError(
+            f"the network cannot run on the example input: {first_line(error)}; give an input of the right shape"
+        ) from error
+    return TracedNetwork(model, graphs, results, _blocks(model, regular))
+
+
+def _blocks(model: nn.Module, regular: int) -> dict[str, int]:
+    """Return the grouped convolutions that allow finer widths if they lose whole groups -> channels per group."""
+    return {
+        name: conv.in_channels // conv.groups
+        for name, conv in model.named_modules()
+        if isinstance(conv, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
+        and 1 < conv.groups < conv.in_channels == conv.out_channels
+        and math.lcm(regular, conv.in_channels // conv.groups) < math.lcm(regular, conv.groups)
+    }
+
+
+class _Recorder(fx.Interpreter):
+    """Runs a forward and records the result of each node."""
+
+    def __init__(self, model: nn.Module, graph: fx.Graph, index: int, results: dict[tuple[int, str], Any]) -> None:
+        super().__init__(fx.GraphModule(model, graph))
+        self._index, self._results = index, results
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        self._results[self._index, n.name] = tree_map(
+            lambda leaf: Shape(leaf.shape) if isinstance(leaf, Tensor) else leaf, result
+        )
+        return result
+
+
+def _trace(model: nn.Module, *, training: bool) -> fx.Graph:
+    try:
+        return fx_graph(model, training=training)
+    except Exception as error:  # a user's forward may raise anything when it runs on proxies
+        own = [frame for frame in traceback.extract_tb(error.__traceback__) if "/torch/" not in frame.filename]
+        line = f" ({own[-1].line})" if own and own[-1].line else ""  # code recorded in an artifact has no source file
+        where = f" at {own[-1].filename}:{own[-1].lineno}{line}" if own else ""
+        raise MicronetError(
+            f"torch.fx cannot trace the network{where}: {first_line(error)}; remove branches on tensor values from "
+            "the forward, or move them into a module with is_leaf = True, which pruning leaves alone"
+        ) from error
