@@ -1,6 +1,7 @@
 """ONNX models become packed programs, and operators that the packed runtime does not have are named."""
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from torch import nn
@@ -14,46 +15,47 @@ from micronet.runtimes.packed.numpy_backend import run
 from tests.onnx.test_onnx import IMAGES
 
 
-def convert(model):
-    return pack_model(to_onnx(Artifact(model.eval(), ModelSpec("x.py:Model")), IMAGES))
+class Shuffled(nn.Module):
+    """Feature maps of 8 channels and 5 x 5 pixels, shuffled and flattened at once."""
 
-
-class Reshaped(nn.Module):
-    """Feature maps of 8 channels and 5 x 5 pixels, shuffled if asked, in another shape."""
-
-    def __init__(self, shuffled, shape):
+    def __init__(self):
         super().__init__()
         self.conv = nn.Conv2d(3, 8, 3, 7)
-        self.shuffled, self.shape = shuffled, shape
 
     def forward(self, x):
-        x = self.conv(x)
-        if self.shuffled:
-            x = x.reshape(-1, 2, 4, 5, 5).transpose(1, 2)
-        return x.reshape(self.shape)
+        return self.conv(x).reshape(-1, 2, 4, 5, 5).transpose(1, 2).reshape(-1, 200)
 
 
 def test_a_shuffle_may_end_flat():
-    model = Reshaped(True, (-1, 200)).eval()
-    found = run(convert(model), IMAGES.numpy())
+    model = Shuffled().eval()
+    program = pack_model(to_onnx(Artifact(model, ModelSpec("x.py:Shuffled")), IMAGES))
     with torch.no_grad():
-        np.testing.assert_allclose(found, model(IMAGES).numpy(), rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize(("shuffled", "shape"), [(False, (-1, 8)), (True, (-1, 8)), (True, (-1, 40, 1, 5))])
-def test_other_reshapes_are_named(shuffled, shape):
-    with pytest.raises(MicronetError, match=r"Reshape.*: the packed runtime (reshapes|shuffles)"):
-        convert(Reshaped(shuffled, shape))
+        np.testing.assert_allclose(run(program, IMAGES.numpy()), model(IMAGES).numpy(), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
-    ("model", "message"),
+    ("nodes", "message"),
     [
-        (nn.Sequential(nn.Conv2d(3, 8, 32), nn.Flatten(), nn.LayerNorm(8)), "does not have .*LayerNormalization"),
-        (nn.Sequential(nn.Conv2d(3, 8, 3), nn.MaxPool2d(3, 1, dilation=2), nn.Flatten()), "dilated pools"),
+        ("out = Reshape (x, last)", "Reshape_0: the packed runtime reshapes only to flatten or to shuffle"),
+        ("y = Reshape (x, grouped) z = Transpose <perm = [0, 2, 1, 3, 4]> (y) out = Reshape (z, last)",
+         "Reshape_2: the packed runtime shuffles channels only if the shape stays the same"),
+        ("out = LayerNormalization <axis = 1> (x, x)", "does not have LayerNormalization; use the ONNX file"),
+        ("out = MaxPool <kernel_shape = [3, 3], dilations = [2, 2]> (x)", "does not have dilated pools"),
+        ("out = GlobalMaxPool (x) unused = Softmax (x)", "does not have GlobalMaxPool, Softmax"),
+        ("out = ReduceMean (x, channels)", r"only averages over height and width, not axes \[1\]"),
+        ("y = Relu (x) out = Conv (x, y)", "y is not a constant"),
     ],
-    ids=["operator", "dilation"],
-)
-def test_what_the_runtime_does_not_have_is_named(model, message):
+)  # fmt: skip
+@pytest.mark.parametrize("last", [[-1, 8], [-1, 40, 1, 5]])
+def test_what_the_runtime_does_not_have_is_named(nodes, message, last):
+    model = onnx.parser.parse_model(f"""
+        <ir_version: 10, opset_import: ["" : 20]>
+        graph (float[N, 8, 5, 5] x) => (float[N, ?, ?, ?] out)
+        <int64[5] grouped = {{-1, 2, 4, 5, 5}}, int64[1] channels = {{1}},
+         int64[{len(last)}] last = {{{", ".join(map(str, last))}}}>
+        {{ {nodes} }}
+    """)
+    for index, node in enumerate(model.graph.node):
+        node.name = f"{node.op_type}_{index}"
     with pytest.raises(MicronetError, match=message):
-        convert(model)
+        pack_model(model)

@@ -15,11 +15,11 @@ from tests.onnx.test_onnx import IMAGES
 from tests.onnx.test_targets import plain
 from tests.runtimes.networks import packed_network
 
-# Every scheme, every network several times; tests/runtimes/programs.py combines all kinds of layers at random.
+# Every scheme, on one of three networks; tests/runtimes/programs.py combines all kinds of layers at random.
 NETWORKS = [
-    *(("nin", scheme) for scheme in ("W1A1", "W1A1-W1A8", "W1A8", "W2A8", "W4A4-dorefa", "WtA32")),
+    *(("nin", scheme) for scheme in ("W1A1-W1A8", "W1A8", "W2A8", "WtA8", "W4A4-dorefa", "WtA32")),
     *(("nin_gc", scheme) for scheme in ("W1A1", "WtA1", "W1A1-8bit", "W8A8")),
-    *(("resnet18", scheme) for scheme in ("W1A1-all", "W8A8-asym", "WtA8")),
+    *(("resnet18", scheme) for scheme in ("W1A1-all", "W8A8-asym")),
 ]
 
 
@@ -29,10 +29,13 @@ def test_a_packed_network_computes_what_torch_computes(network, scheme):
     ours = run(program, IMAGES.numpy())
     with torch.no_grad():
         theirs = model(IMAGES).numpy()
-    spread = np.linalg.norm(theirs - theirs.mean(1, keepdims=True))
-    # Sums of a low-bit or 8-bit first layer are often exactly 0, which is +1 here; in float, rounding decides.
-    ties = scheme in ("W1A1-8bit", "W1A1-W1A8", "W1A1-all")
-    assert np.linalg.norm(ours - theirs) < (0.5 if ties else 0.01) * spread
+    spread, error = theirs - theirs.mean(1, keepdims=True), ours - theirs
+    if scheme in ("W1A1", "WtA1"):  # a float sum within rounding of 0 may flip a sign, which changes a single image
+        relative = np.linalg.norm(error, axis=1) / np.linalg.norm(spread, axis=1)
+        assert (relative > 0.01).sum() <= 2
+    else:  # sums of a low-bit or 8-bit first layer are often exactly 0, which is +1 here; in float, rounding decides
+        ties = scheme in ("W1A1-8bit", "W1A1-W1A8", "W1A1-all")
+        assert np.linalg.norm(error) < (0.5 if ties else 0.01) * np.linalg.norm(spread)
     assert len(to_bytes(program)) < onnx_bytes
 
 
