@@ -18,7 +18,7 @@ from micronet.errors import FailedError
 from micronet.evaluation.network import Predictor
 from micronet.models.modes import eval_mode
 from micronet.quantization.calibrate import each_quantizer
-from micronet.quantization.functional import dequantize, quantize
+from micronet.quantization.functional import dequantize, to_integers
 from micronet.runtimes.config import RuntimeOptions
 from micronet.runtimes.onnxruntime import open_session, run
 
@@ -158,7 +158,7 @@ def _comparison(key: str, theirs: Any, worst: dict[str, int]) -> Any:
         shifted = qparams.qmin < 0 and theirs.dtype.kind == "u"
         shift = 2 ** (theirs.dtype.itemsize * 8 - 1) if shifted else 0
         other = torch.from_numpy(theirs.astype(np.float32)).view_as(inputs[0]) - shift  # the file may flatten first
-        worst[key] = int((quantize(inputs[0], qparams) - other).abs().max())
+        worst[key] = int((to_integers(inputs[0], qparams) - other).abs().max())
         return dequantize(other, qparams)
 
     return hook

@@ -45,7 +45,7 @@ from micronet.onnx.rewrite import (
 from micronet.onnx.tidy import tidy
 from micronet.quantization.calibrate import check_calibrated, each_quantizer
 from micronet.quantization.fold import fold_model, foldable_pairs, has_taken_norms, shares_scales
-from micronet.quantization.functional import dequantize, quantize, stored
+from micronet.quantization.functional import dequantize, int8_grid, to_integers
 from micronet.quantization.quantizer import Quantizer
 from micronet.quantization.schemes.wbwtab import SignQuantizer
 from micronet.runtimes.onnxruntime import METADATA_KEY, check_size
@@ -121,7 +121,7 @@ def with_integers(model: nn.Module, history: list[StageRecord], *, signed: bool 
         layer: Any = model.get_submodule(name)
         if slot == "weight_quantizer":
             if signed:
-                check_tensorrt_grid(stored(quantizer.qparams(layer.weight)), f"{name}.{slot}")
+                check_tensorrt_grid(int8_grid(quantizer.qparams(layer.weight)), f"{name}.{slot}")
             _store_weight(layer, quantizer, None if signed else scales.get(inputs.get(name) or ""))
         elif isinstance(quantizer, SignQuantizer):
             setattr(layer, slot, Sign())
@@ -137,7 +137,7 @@ def _store_weight(layer: Any, quantizer: Quantizer, input_scale: Tensor | None) 
     weight, bias = layer.weight, layer.bias
     qparams = quantizer.qparams(weight)
     values = dequantize(quantizer.integers(weight), qparams)
-    qparams = stored(qparams)
+    qparams = int8_grid(qparams)
     if bias is not None and input_scale is not None and not shares_scales(layer):
         scales = bias_scales(qparams.scale, input_scale, bias)
         qparams = qparams._replace(scale=scales.weight)
@@ -145,7 +145,7 @@ def _store_weight(layer: Any, quantizer: Quantizer, input_scale: Tensor | None) 
         layer.bias_quantizer = StoredIntegers(q, scales.bias, torch.zeros_like(q), 0)
         layer.bias = nn.Parameter(torch.zeros(0))
     dtype = next(each for each in (torch.int8, torch.int16, torch.int32) if qparams.qmax <= torch.iinfo(each).max)
-    q = quantize(values, qparams).to(dtype)
+    q = to_integers(values, qparams).to(dtype)
     layer.weight_quantizer = StoredIntegers(q, qparams.scale, qparams.zero_point, qparams.axis)
     layer.weight = nn.Parameter(torch.zeros(0))  # keeps the float copy out of the file
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from micronet.errors import MicronetError, first_line
-from micronet.quantization.histogram import Calibrator, Grid, Histogram, find_range
+from micronet.quantization.histogram import Calibrator, GridSpec, Histogram, find_range
 from micronet.runtimes.config import RuntimeOptions
 from micronet.runtimes.onnxruntime import check_size, image_input, open_session, run
 
@@ -125,7 +125,7 @@ def find_ranges(
     histograms: Mapping[str, Histogram], calibrator: Calibrator, percentile: float, *, symmetric: bool
 ) -> dict[str, ValueRange]:
     """Return the range of every tensor for 8 bits; raise MicronetError if one of them held NaN or infinity."""
-    grid = Grid(-INT8_MAX - 1, INT8_MAX, True) if symmetric else Grid(0, 255, False)
+    grid = GridSpec(-INT8_MAX - 1, INT8_MAX, True) if symmetric else GridSpec(0, 255, False)
     ranges = {name: find_range(item, grid, calibrator, percentile) for name, item in histograms.items()}
     if broken := [name for name, ends in ranges.items() if not np.isfinite(ends).all()]:
         raise MicronetError(

@@ -20,7 +20,7 @@ from micronet.errors import MicronetError
 from micronet.graph import ops
 from micronet.graph.trace import Graph, trace
 from micronet.models.layers import Tap
-from micronet.quantization.functional import broadcast, dequantize, stored
+from micronet.quantization.functional import broadcast, dequantize, int8_grid
 from micronet.quantization.layers import (
     Quantized,
     channel_axis,
@@ -191,7 +191,7 @@ def _snap_biases(model: nn.Module, inputs: dict[str, str | None]) -> list[str]:
         read: Quantizer = getattr(model.get_submodule(module), slot)
         if isinstance(read, SignQuantizer):  # a bias moved by half a unit would turn signs, and no runtime asks for it
             continue
-        unit = read.qparams(layer.weight).scale.double() * stored(weight.qparams(layer.weight)).scale.double()
+        unit = read.qparams(layer.weight).scale.double() * int8_grid(weight.qparams(layer.weight)).scale.double()
         layer.bias.copy_((layer.bias.double() / unit).round() * unit)
         snapped.append(name)
     return snapped

@@ -1,9 +1,9 @@
-"""The arithmetic of uniform affine grids, in ONNX's convention.
+"""Arithmetic of uniform affine grids, in ONNX's convention.
 
 q = clamp(round_half_even(x / scale) + zero_point, qmin, qmax), x' = (q - zero_point) * scale.
 
 Jacob et al. 2017, arXiv:1712.05877, equation 1 and section 3.1 (zero is exactly representable). Signed weights use
-the narrow range -(2^(b-1) - 1) .. 2^(b-1) - 1, so that a fold by a negative factor can flip their integers.
+the narrow range -(2^(b-1) - 1) .. 2^(b-1) - 1, so that folding a negative factor can negate their integers.
 """
 
 from collections.abc import Iterator
@@ -13,14 +13,19 @@ import torch
 from torch import Tensor
 
 Ste = Literal["ste", "saturate", "soft"]
-CACHED_ELEMENTS = 1 << 19  # two megabytes of float32
-SMALLEST_SCALE = 2.0**-60  # an all-zero tensor's; the product of two such scales is still a normal float32
+CACHED_ELEMENTS = 1 << 19  # 2 MiB of float32, which fits a processor's cache
+SMALLEST_SCALE = 2.0**-60  # for an all-zero tensor; the product of two such scales is still a normal float32
 
 
 class QParams(NamedTuple):
-    """A grid: ``scale`` and ``zero_point`` broadcast against the tensor on ``axis`` (None: one for all of it).
+    """A grid: the values (q - zero_point) * scale for the integers q from qmin to qmax.
 
-    scale: float32, > 0. zero_point: float32 holding an integer in [qmin, qmax].
+    Attributes:
+        scale: float32, > 0; () or one per channel, (C,).
+        zero_point: float32 that holds an integer in [qmin, qmax]; same shape.
+        qmin: The smallest integer.
+        qmax: The largest integer.
+        axis: The tensor's channel axis, or None for a single scale.
     """
 
     scale: Tensor
@@ -39,59 +44,61 @@ def integer_range(bits: int, *, signed: bool, narrow: bool) -> tuple[int, int]:
 
 
 def symmetric_qparams(low: Tensor, high: Tensor, qmax: int) -> tuple[Tensor, Tensor]:
-    """Return (scale, zero point 0) such that the largest magnitude of [low, high] lies on qmax."""
+    """Return (scale, zero point 0) that put the largest magnitude in [low, high] on qmax."""
     scale = (torch.maximum(low.abs(), high.abs()) / qmax).clamp(min=SMALLEST_SCALE)
     return scale, torch.zeros_like(scale)
 
 
 def affine_qparams(low: Tensor, high: Tensor, qmin: int, qmax: int) -> tuple[Tensor, Tensor]:
-    """Return (scale, zero point) of the grid over [low, high], widened to contain 0."""
+    """Return (scale, zero point) of the grid over [low, high], which is first widened to contain 0."""
     low, high = low.clamp(max=0), high.clamp(min=0)
     scale = ((high - low) / (qmax - qmin)).clamp(min=SMALLEST_SCALE)
     zero_point = (qmin - low / scale).round().clamp(qmin, qmax)
     return scale, zero_point
 
 
-def quantize(x: Tensor, qparams: QParams) -> Tensor:
-    """Return the integers of ``x``, as float32."""
+def to_integers(x: Tensor, qparams: QParams) -> Tensor:
+    """Return the integers of ``x``, stored as floats."""
     q = (x / broadcast(qparams.scale, x, qparams.axis)).round_()
     return q.add_(broadcast(qparams.zero_point, x, qparams.axis)).clamp_(qparams.qmin, qparams.qmax)
 
 
 def dequantize(q: Tensor, qparams: QParams) -> Tensor:
-    """Return the values of integers ``q``."""
+    """Return the values that the integers ``q`` stand for."""
     return (q - broadcast(qparams.zero_point, q, qparams.axis)) * broadcast(qparams.scale, q, qparams.axis)
 
 
-UNSATURATED = 64  # 2 * 255 * 64 < 2^15: two products of 8-bit activations fit an int16
+LARGEST_UNSATURATED = 64  # 2 * 255 * 64 < 2^15: two products with 8-bit activations fit an int16
 
 
-def stored(qparams: QParams) -> QParams:
-    """Return a weight's grid as int8 stores it: of 7 bits or fewer, times the largest power of two within 64.
+def int8_grid(qparams: QParams) -> QParams:
+    """Return the grid of a weight as stored in int8: integers multiplied by a power of two, up to a magnitude of 64.
 
-    Beyond 64 the 16-bit sums of x86 without VNNI saturate. The values are the same to the last bit. The unit of the
-    layer's sums, input scale times weight scale, is as much finer, so that a bias rounded to it stays put.
+    The values do not change. The unit of the layer's sums, input scale times weight scale, becomes finer, and so does
+    the rounding of the bias. Magnitudes above 64 would saturate the 16-bit sums of x86 processors without VNNI.
     """
     largest = max(abs(qparams.qmin), abs(qparams.qmax))
-    factor = 2 ** max(0, (UNSATURATED // largest).bit_length() - 1)
+    factor = 2 ** max(0, (LARGEST_UNSATURATED // largest).bit_length() - 1)
     return QParams(
         qparams.scale / factor, qparams.zero_point * factor, qparams.qmin * factor, qparams.qmax * factor, qparams.axis
     )
 
 
 def fake_quantize(x: Tensor, qparams: QParams, *, rectified: bool = False) -> Tensor:
-    """Return ``x`` on its grid; straight-through gradient: 1 where the integer needed no clamp, else 0.
+    """Return ``x`` rounded to its grid, with a straight-through gradient: 1 up to the clamp bounds, 0 outside.
 
-    ``rectified``: of relu(x) and with its gradient, on a grid whose lowest level is 0.
+    The clamp bounds lie half a step beyond the outermost levels. ``rectified``: apply a ReLU first, for free; the
+    grid must begin at 0.
     """
     out: Tensor = _FakeQuantize.apply(x, qparams, rectified)
     return out
 
 
 def learned_step(x: Tensor, qparams: QParams, gradient_scale: float, *, rectified: bool = False) -> Tensor:
-    """Return ``x`` on a symmetric grid whose scale is learned (Esser et al. 2020, arXiv:1902.08153, equations 1 to 3).
+    """Return ``x`` on a symmetric grid with a learned scale (Esser et al. 2020, arXiv:1902.08153, equations 1 to 3).
 
-    The scale's gradient, times ``gradient_scale``, is q - x/scale inside the grid, qmin below it, qmax above it.
+    The gradient of x is 1 from the lowest to the highest level, else 0. The scale's gradient is q - x/scale there,
+    qmin below and qmax above, times ``gradient_scale``. ``rectified``: as for ``fake_quantize``.
     """
     out: Tensor = _LearnedStep.apply(x, qparams.scale, qparams, gradient_scale, rectified)
     return out
@@ -100,7 +107,7 @@ def learned_step(x: Tensor, qparams: QParams, gradient_scale: float, *, rectifie
 def sign(x: Tensor, ste: Ste) -> Tensor:
     """Return +1 where x >= 0, else -1.
 
-    Gradient: 1 (``ste``), 1 where |x| <= 1 (``saturate``), max(0, 1 - |x|) (``soft``). Hubara et al. 2016,
+    The gradient is 1 (``ste``), 1 where |x| <= 1 (``saturate``), max(0, 1 - |x|) (``soft``). Hubara et al. 2016,
     arXiv:1602.02830, equations 1 and 4.
     """
     out: Tensor = _Sign.apply(x, ste)
@@ -108,7 +115,7 @@ def sign(x: Tensor, ste: Ste) -> Tensor:
 
 
 def broadcast(values: Tensor, like: Tensor, axis: int | None) -> Tensor:
-    """Shape per-channel ``values`` (C,) for arithmetic with ``like``, channels on ``axis``."""
+    """Reshape per-channel ``values`` (C,) to broadcast against ``like``, whose channels are on ``axis``."""
     if axis is None:
         return values
     shape = [1] * like.dim()
@@ -116,8 +123,8 @@ def broadcast(values: Tensor, like: Tensor, axis: int | None) -> Tensor:
     return values.view(shape)
 
 
-def _pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Cut tensors of equal shape along their first axis into pieces that a processor's cache holds."""
+def _chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Split tensors of equal shape along their first axis into chunks that fit a processor's cache."""
     x = tensors[0]
     if x.device.type != "cpu" or x.dim() < 2 or x.numel() <= CACHED_ELEMENTS:
         yield tensors
@@ -127,19 +134,19 @@ def _pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 
 def _dot(left: Tensor, right: Tensor) -> Tensor:
-    """Return the sum of products of two tensors of equal shape, in one pass where both lie in memory alike."""
+    """Return the dot product of two tensors of equal shape, without a copy if their memory layouts match."""
     if left.dim() == 4 and left.is_contiguous(memory_format=torch.channels_last):
         left, right = left.permute(0, 2, 3, 1), right.permute(0, 2, 3, 1)
     return torch.dot(left.reshape(-1), right.reshape(-1))
 
 
-def _on_grid(x: Tensor, qparams: QParams) -> Tensor:
-    """Return ``dequantize(quantize(x))``; a large tensor with one scale piece by piece, in half the time."""
+def _round_to_grid(x: Tensor, qparams: QParams) -> Tensor:
+    """Return ``dequantize(to_integers(x))``; with a single scale chunk by chunk, which halves the time."""
     if qparams.axis is not None:
-        return dequantize(quantize(x, qparams), qparams)
+        return dequantize(to_integers(x, qparams), qparams)
     out, shift = torch.empty_like(x), qparams.zero_point
     shifted = bool(shift.any())
-    for part, into in _pieces(x, out):
+    for part, into in _chunks(x, out):
         torch.div(part, qparams.scale, out=into)
         into.round_()
         if shifted:
@@ -171,19 +178,19 @@ def _mask_gradient(gradient: Tensor, x: Tensor, low: Tensor, high: Tensor, axis:
 
 
 class _FakeQuantize(torch.autograd.Function):
-    """Saves its input and the grid, nothing of the size of the output; recomputes the mask in backward."""
+    """Saves its input and the grid, and recomputes the mask in backward."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, qparams: QParams, rectified: bool) -> Tensor:
         ctx.save_for_backward(x, qparams.scale, qparams.zero_point)
         ctx.grid = qparams.qmin, qparams.qmax, qparams.axis, rectified
-        return _on_grid(x, qparams)
+        return _round_to_grid(x, qparams)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         x, scale, zero_point = ctx.saved_tensors
         qmin, qmax, axis, rectified = ctx.grid
-        # The integer is clamped where x lies more than half a step beyond the outermost level.
+        # An integer is clamped if x lies more than half a step beyond the outermost level.
         lowest = (qmin - (0 if rectified else 0.5) - zero_point) * scale
         highest = (qmax + 0.5 - zero_point) * scale
         bounds = _open_interval(lowest, highest, x, rectified=rectified)
@@ -191,7 +198,7 @@ class _FakeQuantize(torch.autograd.Function):
 
 
 def straight_through(x: Tensor, value: Tensor) -> Tensor:
-    """Return ``value`` exactly, with the gradient of ``x`` (Bengio et al. 2013, arXiv:1308.3432)."""
+    """Return ``value``, with the gradient of ``x`` (Bengio et al. 2013, arXiv:1308.3432)."""
     out: Tensor = _StraightThrough.apply(x, value)
     return out
 
@@ -211,7 +218,7 @@ class _LearnedStep(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, scale: Tensor, qparams: QParams, gradient_scale: float, rectified: bool) -> Tensor:
         ctx.save_for_backward(x, scale)
         ctx.grid = qparams.qmin, qparams.qmax, qparams.axis, gradient_scale, rectified
-        return _on_grid(x, qparams)
+        return _round_to_grid(x, qparams)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
@@ -219,18 +226,18 @@ class _LearnedStep(torch.autograd.Function):
         qmin, qmax, axis, gradient_scale, rectified = ctx.grid
         upstream = gradients[0]
         low, high = _open_interval(qmin * scale.detach(), qmax * scale.detach(), x, rectified=rectified)
-        # Inside the slope is q - x / scale, outside q: in all sum(g q) - sum(passed x) / scale.
+        # The slope is q - x / scale inside and q outside, so the sum is sum(upstream * q) - sum(masked * x) / scale.
         if axis is None:
-            passed, total = torch.empty_like(x), torch.zeros_like(scale)
-            for part, given, into in _pieces(x, upstream, passed):
+            masked, total = torch.empty_like(x), torch.zeros_like(scale)
+            for part, given, into in _chunks(x, upstream, masked):
                 torch.ops.aten.hardtanh_backward(given, part, float(low), float(high), grad_input=into)
                 q = (part / scale).round_().clamp_(qmin, qmax)
                 total += _dot(q, given) - _dot(into, part) / scale
-            return passed, total * gradient_scale, None, None, None
-        passed = _mask_gradient(upstream, x, low, high, axis)
+            return masked, total * gradient_scale, None, None, None
+        masked = _mask_gradient(upstream, x, low, high, axis)
         q = (x / broadcast(scale, x, axis)).round_().clamp_(qmin, qmax)
-        sums = [part.transpose(0, axis).flatten(1).sum(1) for part in (q.mul_(upstream), passed * x)]
-        return passed, (sums[0] - sums[1] / scale) * gradient_scale, None, None, None
+        sums = [part.transpose(0, axis).flatten(1).sum(1) for part in (q.mul_(upstream), masked * x)]
+        return masked, (sums[0] - sums[1] / scale) * gradient_scale, None, None, None
 
 
 class _Sign(torch.autograd.Function):
@@ -238,7 +245,7 @@ class _Sign(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, ste: Ste) -> Tensor:
         ctx.save_for_backward(x)
         ctx.ste = ste
-        return x.sign().add_(0.5).sign_()  # 0 counts as above; a tenth of the time of torch.where on a CPU
+        return x.sign().add_(0.5).sign_()  # sign(0) is +1; takes a tenth of the time of torch.where on a CPU
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from micronet.quantization.functional import QParams, affine_qparams, dequantize, quantize, symmetric_qparams
+from micronet.quantization.functional import QParams, affine_qparams, dequantize, symmetric_qparams, to_integers
 
 BINS = 2048  # half of them below zero
 CANDIDATES = 128  # clips that entropy and mse try
@@ -74,7 +74,7 @@ class Histogram:
 
 
 @dataclass(frozen=True)
-class Grid:
+class GridSpec:
     """What a range is for: the integers of the grid, and whether it is symmetric."""
 
     qmin: int
@@ -89,7 +89,7 @@ class Grid:
         return QParams(*affine_qparams(*ends, self.qmin, self.qmax), self.qmin, self.qmax, None)
 
 
-def find_range(histogram: Histogram, grid: Grid, calibrator: Calibrator, percentile: float) -> tuple[float, float]:
+def find_range(histogram: Histogram, grid: GridSpec, calibrator: Calibrator, percentile: float) -> tuple[float, float]:
     """Return the range (low, high) that a calibrator chooses.
 
     Args:
@@ -141,7 +141,7 @@ def _magnitudes(histogram: Histogram) -> Histogram:
 
 def _squared_error(histogram: Histogram, qparams: QParams) -> float:
     x = histogram.centers
-    error = dequantize(quantize(x, qparams), qparams) - x
+    error = dequantize(to_integers(x, qparams), qparams) - x
     return float((histogram.counts * error.square()).sum())
 
 
@@ -155,7 +155,7 @@ def _divergence(histogram: Histogram, qparams: QParams) -> float:
     inside = (x >= lowest) & (x <= highest)
     if int(inside.sum()) < min(qparams.qmax - qparams.qmin + 1, FEWEST_BINS):
         return float("inf")  # every bin has a level of its own there, so nothing would be lost but what is clipped
-    level = (quantize(x, qparams) - qparams.qmin).long()[inside]
+    level = (to_integers(x, qparams) - qparams.qmin).long()[inside]
     kept = counts[inside]
     if not kept.any():
         return float("inf")  # of two ends alone nothing could be told apart, so nothing would be lost

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from micronet.artifact.artifact import write_tensors
 from micronet.errors import MicronetError
 from micronet.quantization.calibrate import check_calibrated, each_quantizer, refresh_weights
-from micronet.quantization.histogram import BINS, Grid, Histogram, find_range
+from micronet.quantization.histogram import BINS, GridSpec, Histogram, find_range
 from micronet.quantization.layers import effective_weight
 from micronet.quantization.quantizer import Quantizer
 from micronet.quantization.schemes.wbwtab import SignQuantizer
@@ -64,7 +64,7 @@ def set_ranges(model: nn.Module, statistics: Statistics, calibrator: Any, percen
                 )
             if not histogram.empty:
                 grid = quantizer.qparams(torch.empty(0))
-                wanted = Grid(grid.qmin, grid.qmax, getattr(quantizer, "symmetric", True))
+                wanted = GridSpec(grid.qmin, grid.qmax, getattr(quantizer, "symmetric", True))
                 quantizer.set_range(*find_range(histogram, wanted, calibrator, percentile))
     refresh_weights(model)
     check_calibrated(model)

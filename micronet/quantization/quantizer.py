@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from micronet import registry
 from micronet.errors import MicronetError
 from micronet.models.uncompiled import uncompiled
-from micronet.quantization.functional import QParams, fake_quantize, quantize
+from micronet.quantization.functional import QParams, fake_quantize, to_integers
 from micronet.quantization.observers import Observer
 
 NOT_CALIBRATED = (
@@ -104,7 +104,7 @@ class Quantizer(nn.Module):
     def integers(self, x: Tensor) -> Tensor:
         """Return the integers of ``x``, as float32."""
         self.check_calibrated()
-        return quantize(x, self.qparams(x))
+        return to_integers(x, self.qparams(x))
 
     def check_calibrated(self) -> None:
         """Raise MicronetError where the quantizer has no range yet."""

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from micronet.quantization.functional import dequantize, quantize
-from micronet.quantization.histogram import BINS, CANDIDATES, Grid, Histogram, find_range
+from micronet.quantization.functional import dequantize, to_integers
+from micronet.quantization.histogram import BINS, CANDIDATES, GridSpec, Histogram, find_range
 
 
 def filled(*batches):
@@ -32,7 +32,7 @@ def test_quantiles_are_right_to_a_bin(share):
     assert histogram.quantile(share) == pytest.approx(float(np.quantile(x.numpy(), share)), abs=2 * width)
 
 
-GRIDS = [Grid(0, 15, True), Grid(-7, 7, True), Grid(0, 15, False), Grid(0, 255, False)]
+GRIDS = [GridSpec(0, 15, True), GridSpec(-7, 7, True), GridSpec(0, 15, False), GridSpec(0, 255, False)]
 
 
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
@@ -43,7 +43,7 @@ def test_mse_finds_the_least_error_of_all_clips(grid):
 
     def error(low, high):
         qparams = grid.qparams(low, high)
-        return float((dequantize(quantize(x, qparams), qparams) - x).square().mean())
+        return float((dequantize(to_integers(x, qparams), qparams) - x).square().mean())
 
     every = [error(part * float(x.min()), part * float(x.max())) for part in np.linspace(1 / CANDIDATES, 1, CANDIDATES)]
     assert error(low, high) <= min(every) * 1.02
@@ -63,16 +63,16 @@ def test_ranges_are_inside_what_was_seen(calibrator, grid):
 
 def test_a_percentile_leaves_out_its_share():
     x = torch.linspace(0, 1, 10001)
-    low, high = find_range(filled(x), Grid(0, 255, True), "percentile", 90.0)
+    low, high = find_range(filled(x), GridSpec(0, 255, True), "percentile", 90.0)
     assert high == pytest.approx(0.9, abs=2e-3)
-    low, high = find_range(filled(x - 0.5), Grid(0, 255, False), "percentile", 90.0)
+    low, high = find_range(filled(x - 0.5), GridSpec(0, 255, False), "percentile", 90.0)
     assert (low, high) == pytest.approx((-0.45, 0.45), abs=2e-3)
 
 
 @pytest.mark.parametrize("x", [torch.zeros(10), torch.full((10,), 3.0), torch.full((10,), -3.0)], ids=["0", "3", "-3"])
 @pytest.mark.parametrize("calibrator", ["minmax", "percentile", "entropy", "mse"])
 def test_constant_tensors_have_a_range(x, calibrator):
-    low, high = find_range(filled(x), Grid(0, 255, False), calibrator, 99.9)
+    low, high = find_range(filled(x), GridSpec(0, 255, False), calibrator, 99.9)
     assert low <= float(x[0]) <= high
 
 
@@ -89,7 +89,9 @@ def outliers(x):
 @pytest.mark.parametrize(
     "shape", [torch.relu, torch.nn.functional.hardswish, outliers, lambda x: outliers(x).relu(), torch.sigmoid]
 )
-@pytest.mark.parametrize("grid", [Grid(0, 255, True), Grid(-127, 127, True), Grid(0, 255, False), Grid(-7, 7, True)])
+@pytest.mark.parametrize(
+    "grid", [GridSpec(0, 255, True), GridSpec(-127, 127, True), GridSpec(0, 255, False), GridSpec(-7, 7, True)]
+)
 def test_entropy_costs_no_squared_error(shape, grid):
     x = shape(3 * torch.randn(50000))
     if grid.qmin == 0 and grid.symmetric:
@@ -97,7 +99,7 @@ def test_entropy_costs_no_squared_error(shape, grid):
 
     def error(ends):
         qparams = grid.qparams(*ends)
-        return float((dequantize(quantize(x, qparams), qparams) - x).square().mean())
+        return float((dequantize(to_integers(x, qparams), qparams) - x).square().mean())
 
     histogram = filled(x)
     least = error(find_range(histogram, grid, "minmax", 100))

@@ -12,8 +12,8 @@ from micronet.errors import MicronetError
 from micronet.quantization.calibrate import calibrate, each_quantizer, observing
 from micronet.quantization.config import QuantConfig
 from micronet.quantization.fold import fold_model
-from micronet.quantization.functional import dequantize, integer_range, quantize, stored
-from micronet.quantization.histogram import Grid, Histogram, find_range
+from micronet.quantization.functional import dequantize, int8_grid, integer_range, to_integers
+from micronet.quantization.histogram import GridSpec, Histogram, find_range
 from micronet.quantization.quantize import quantize_model
 from micronet.quantization.recovery import correct_biases, equalize, reestimate_norms
 from micronet.quantization.schemes.iao import AffineQuantizer
@@ -54,8 +54,8 @@ def test_stored_grids_hold_the_same_values(bits, q_type):
     weight = torch.randn(6, 30)
     quantizer = AffineQuantizer(bits, q_type == "sym", True, True, "minmax", 0, 6)
     quantizer.observe(weight)
-    grid, wide = quantizer.qparams(weight), stored(quantizer.qparams(weight))
-    assert torch.equal(dequantize(quantize(quantizer(weight), wide), wide), quantizer(weight))
+    grid, wide = quantizer.qparams(weight), int8_grid(quantizer.qparams(weight))
+    assert torch.equal(dequantize(to_integers(quantizer(weight), wide), wide), quantizer(weight))
     assert wide.qmin >= -127
     assert 32 < wide.qmax <= (127 if bits == 8 else 64)  # beyond 64 the sums of x86 without VNNI saturate
     assert (wide.scale <= grid.scale).all()
@@ -156,7 +156,7 @@ def test_a_histogram_counts_more_than_float32_can():
 def test_one_far_value_does_not_cost_the_other_end(calibrator):
     histogram = Histogram()
     histogram.add(torch.cat([torch.rand(100_000), torch.tensor([-8.0])]))
-    low, high = find_range(histogram, Grid(0, 15, symmetric=False), calibrator, 99.99)
+    low, high = find_range(histogram, GridSpec(0, 15, symmetric=False), calibrator, 99.99)
     assert high > 0.9
     assert low > -2 or calibrator == "entropy"  # which counts a value's share, not its error
 
@@ -260,10 +260,10 @@ def test_two_outputs_export(tmp_path):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"w_ste": "soft"}, "w-ste is for"),
-        ({"no_alpha": True}, "no-alpha is for"),
-        ({"a_ste": "soft", "w_bits": "binary"}, "a-ste is for"),
-        ({"method": "lsq", "weight_observer": "moving-average"}, "weight-observer is for"),
+        ({"w_ste": "soft"}, "w-ste only applies to"),
+        ({"no_alpha": True}, "no-alpha only applies to"),
+        ({"a_ste": "soft", "w_bits": "binary"}, "a-ste only applies to"),
+        ({"method": "lsq", "weight_observer": "moving-average"}, "weight-observer only applies to"),
         ({"include": "0", "exclude": "0"}, "leave no layer"),
     ],
 )
@@ -320,7 +320,7 @@ def test_the_entropy_calibrator_does_not_clip_a_handful_of_values_to_next_to_not
     torch.manual_seed(0)
     histogram = Histogram()
     histogram.add(torch.randn(160))
-    for grid in (Grid(-128, 127, True), Grid(0, 255, False)):
+    for grid in (GridSpec(-128, 127, True), GridSpec(0, 255, False)):
         low, high = find_range(histogram, grid, "entropy", 99.99)
         assert high - low > 0.2 * (histogram.high - histogram.low)
 
@@ -328,4 +328,4 @@ def test_the_entropy_calibrator_does_not_clip_a_handful_of_values_to_next_to_not
 def test_the_entropy_calibrator_does_not_clip_all_where_no_value_is_near_zero():
     histogram = Histogram()
     histogram.add(torch.cat([torch.linspace(-1, -0.5, 80), torch.linspace(0.5, 1, 80)]))
-    assert find_range(histogram, Grid(-127, 127, True), "entropy", 99.99)[1] > 0.9
+    assert find_range(histogram, GridSpec(-127, 127, True), "entropy", 99.99)[1] > 0.9
