@@ -1,1 +1,1 @@
-"""What runs a network: one file or folder for each runtime."""
+"""The runtimes that run a network: one file or folder each."""

@@ -1,4 +1,4 @@
-"""Opening any file that holds a network, as a predictor that also knows what it is."""
+"""Open any network file as a predictor."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from micronet.runtimes.config import RuntimeOptions
 
 
 def open_network(path: Path, options: RuntimeOptions) -> Network:
-    """Open a file by its suffix. Raises MicronetError for a file that is missing, damaged or of another kind."""
+    """Open a file with the runtime for its suffix; raise MicronetError if it is missing, damaged or of another kind."""
     check_file_kind(path, *registry.PREDICTORS)
     if path.suffix not in registry.PREDICTORS:
         raise MicronetError(f"{path}: expected {' or '.join(registry.PREDICTORS)}, got {path.suffix or 'no suffix'}")

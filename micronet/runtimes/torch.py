@@ -1,4 +1,4 @@
-"""Artifacts run by PyTorch, as they are trained: quantized ones simulate their integers in float."""
+"""Run artifacts with PyTorch; quantized networks simulate their integers in float, as in training."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,9 +34,9 @@ class EagerPredictor:
         self.stages: Sequence[str] = [record.stage for record in artifact.history]
 
     def __call__(self, images: Any) -> Scores:
-        """Score images."""
+        """Return the scores (N, K) of images (N, C, H, W) float32."""
         return self._predict(images)
 
     def macs(self, image_shape: tuple[int, int, int]) -> int:
-        """Count multiply-accumulates."""
+        """Count the multiply-accumulates for one image (C, H, W)."""
         return count_macs(self._model, torch.zeros(1, *image_shape))

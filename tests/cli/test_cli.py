@@ -108,7 +108,7 @@ def test_inspect_tells_everything(micronet, chain):
         (["bn-fuse", "INT8", "-o", "INT8"], "--force"),
         (["evaluate", "INT8", "--data", "nowhere"], "unknown data set"),
         (["evaluate", "README.md"], ".onnx"),
-        (["evaluate", "broken.onnx"], "not a whole ONNX"),
+        (["evaluate", "broken.onnx"], "not a complete ONNX"),
         (["import", "--model", "torchvision:resnet"], "allowed: resnet"),
         (["train", "--resume", "-o", "INT8"], "nothing to resume"),
         (["import", "--weights", "none.pth"], "no such file"),

@@ -175,7 +175,7 @@ def test_pixels_for_a_model_that_does_not_tell_its_normalisation_are_refused():
     artifact = Artifact(plain().model, ModelSpec(*NIN), data=SPEC.to_json())
     proto = to_onnx(artifact, IMAGES, ExportConfig(embed_preprocessing=True))
     del proto.metadata_props[:]
-    with pytest.raises(MicronetError, match="does not tell how its images are normalised"):
+    with pytest.raises(MicronetError, match="does not record how its images are normalized"):
         session_predictor(proto.SerializeToString(), RuntimeOptions())(IMAGES.numpy())
 
 
@@ -198,7 +198,7 @@ def test_a_network_that_does_not_take_its_input_or_torch_does_not_export_is_one_
 def test_too_many_weights_are_told_before_the_export_and_integers_are_counted_as_such(monkeypatch):
     whole = plain()
     size = sum(tensor.nbytes for tensor in whole.model.state_dict().values())
-    monkeypatch.setattr("micronet.runtimes.onnxruntime.LARGEST", size // 2)
+    monkeypatch.setattr("micronet.runtimes.onnxruntime.MAX_WEIGHT_BYTES", size // 2)
     assert to_onnx(quantized(*NIN), IMAGES).ByteSize() < size  # a quarter of the weights
     proto = onnx.ModelProto()
     proto.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros(size, np.uint8), "weight"))

@@ -56,6 +56,7 @@ class Gpu:
 
     def __init__(self, count=1):
         self.memory = {}  # address -> array
+        self.allocations = 0
         self.contexts = []
         self.runs = []  # what engines were given
         self.count = count
@@ -130,8 +131,13 @@ class Gpu:
 
         class DeviceAllocation:
             def __init__(self, size):
-                self.address = 4096 * (len(gpu.memory) + 1)
+                gpu.allocations += 1
+                self.address = 4096 * gpu.allocations
                 gpu.memory[self.address] = np.zeros(size, np.uint8)
+
+            def free(self):
+                assert not gpu.stream.waiting, "memory is freed that the GPU may still use"
+                del gpu.memory[self.address]
 
             def __int__(self):
                 return self.address

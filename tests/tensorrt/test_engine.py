@@ -13,7 +13,7 @@ from micronet.runtimes.config import RuntimeOptions
 from micronet.runtimes.network import open_network
 from micronet.runtimes.onnxruntime import read_onnx
 from micronet.runtimes.tensorrt import timing
-from micronet.runtimes.tensorrt.engine import EnginePredictor
+from micronet.runtimes.tensorrt.engine import CACHED_SHAPES, EnginePredictor
 from micronet.runtimes.tensorrt.library import library, logger
 from tests.tensorrt.fake_gpu import COMPUTE, MS_PER_IMAGE, Gpu, class_scores, write_engine
 
@@ -45,8 +45,25 @@ def test_memory_is_allocated_once_a_shape(gpu, tmp_path):
     kept = first.copy()
     for count in (4, 2, 4, 2, 4):
         engine(images(count, 3, 8, 8) + count)
-    assert len(gpu.memory) == 2 * 2  # an input and an output for each of two shapes
+    assert gpu.allocations == 2 * 2  # an input and an output for each of two shapes
     np.testing.assert_array_equal(first, kept)  # what was returned is not what the next call writes into
+
+
+def test_memory_is_bounded_whatever_shapes_come(gpu, tmp_path):
+    engine = opened(write_engine(tmp_path / "net.engine", (1, 3, 8, 8), (16, 3, 8, 8)))
+    for count in [*range(1, 17), 1]:  # the last shape's memory was freed long ago
+        batch = images(count, 3, 8, 8)
+        np.testing.assert_array_equal(engine(batch), class_scores(batch))
+        assert len(gpu.memory) <= 2 * CACHED_SHAPES
+    assert gpu.allocations == 2 * 17
+
+
+def test_the_shapes_used_last_stay_in_memory(gpu, tmp_path):
+    engine = opened(write_engine(tmp_path / "net.engine", (1, 3, 8, 8), (16, 3, 8, 8)))
+    for count in range(2, 12):
+        for size in (1, count):  # 1 is used again and again
+            engine(images(size, 3, 8, 8))
+    assert gpu.allocations == 2 * 11
 
 
 def test_a_batch_below_the_smallest_is_filled_up_with_zeros(gpu, tmp_path):
@@ -186,11 +203,11 @@ def _with_failing_runs(path, gpu, monkeypatch):
     ("spoil", "code", "words"),
     [
         (lambda path, *_: path.unlink(), 2, "does not exist; make it with micronet trt-build"),
-        (_without_json, 2, "lacks net.engine.json"),
+        (_without_json, 2, "needs its description net.engine.json"),
         (_damaged_json, 2, "net.engine.json is damaged"),
-        (_exchanged, 2, "damaged or exchanged"),
+        (_exchanged, 2, "damaged or was replaced"),
         (_of_another_kind, 2, "output is BF16"),
-        (_of_another_version, 1, "tensorrt 10.99.0.1, here is 11.0"),
+        (_of_another_version, 1, "tensorrt 10.99.0.1, but 11.0 is installed"),
         (_without_tensorrt, 1, r"pip install 'micronet\[tensorrt\]'"),
         (_without_pycuda, 1, "pip install pycuda"),
         (_without_driver, 1, "no NVIDIA driver on this machine .libcuda"),
@@ -199,10 +216,10 @@ def _with_failing_runs(path, gpu, monkeypatch):
         (
             _with_nonsense,
             1,
-            "not opened; if it was made for another GPU, build it again with micronet trt-build .magic tag",
+            "cannot be opened; if it was built for another GPU, build it again with micronet trt-build .magic tag",
         ),
         (_with_little_memory, 1, "out of memory"),
-        (_with_failing_runs, 1, "the run failed .an illegal memory access"),
+        (_with_failing_runs, 1, "running the engine failed .an illegal memory access"),
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )
@@ -267,7 +284,7 @@ def test_the_real_library_refuses_what_is_no_engine(rtx, gpu, tmp_path, monkeypa
     path = write_engine(tmp_path / "net.engine", (1, 3, 8, 8), backend="tensorrt-rtx", version=rtx.__version__)
     with pytest.raises(
         MicronetError,
-        match=r"not opened; if it was made for another GPU, build it again with micronet trt-build \(.+\)",
+        match=r"cannot be opened; if it was built for another GPU, build it again with micronet trt-build \(.+\)",
     ) as caught:
         opened(path)
     assert caught.value.exit_code == 1
@@ -325,8 +342,7 @@ def test_trt_eval_prints_for_people(exported, chain, micronet):
         assert words in done.out
 
 
-def test_evaluate_takes_an_engine(exported, micronet, monkeypatch):
-    monkeypatch.setattr("micronet.evaluation.accuracy.MEASURE_SECONDS", 0.01)
+def test_evaluate_takes_an_engine(exported, micronet):
     done = micronet("evaluate", exported, "--limit", "32", "--json")
     assert done.json["runtime"] == "tensorrt"
 

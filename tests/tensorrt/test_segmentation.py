@@ -110,7 +110,10 @@ def test_a_palettes_labels_are_its_indices(tmp_path):
 
 @pytest.mark.parametrize(
     ("labels", "words"),
-    [([[0, 3]], "the label 3, the network scores 3 classes"), ([[-1, 255]], "no pixel is labelled")],
+    [
+        ([[0, 3]], "has label 3, but the network scores 3 classes"),
+        ([[-1, 255]], "none of the label maps"),
+    ],
 )
 def test_labels_that_cannot_be_measured_end_in_one_line(tmp_path, labels, words):
     with pytest.raises(MicronetError, match=words):
@@ -118,7 +121,7 @@ def test_labels_that_cannot_be_measured_end_in_one_line(tmp_path, labels, words)
 
 
 def test_class_scores_are_no_segmentation(tmp_path):
-    with pytest.raises(MicronetError, match=r"\(N, K, h, w\); this one's are \(1, 3\)"):
+    with pytest.raises(MicronetError, match=r"\(N, K, h, w\), but got shape \(1, 3\)"):
         evaluate_segmentation(lambda images: np.zeros((1, 3)), [saved(tmp_path, [[0]])], [(1, 1)], PLAIN)
 
 
@@ -128,7 +131,7 @@ def test_a_folder_must_pair_images_with_label_maps(folder):
         list_pairs(folder)
     with pytest.raises(MicronetError, match="holds no images"):
         list_pairs(folder / "labels")
-    with pytest.raises(MicronetError, match="is no label map: its pixels are RGB"):
+    with pytest.raises(MicronetError, match="is not a label map: its pixels are RGB"):
         segmentation.read_labels(folder / "images" / "0.png")
     (folder / "labels" / "0.png").write_bytes(b"no image")
     with pytest.raises(MicronetError, match="cannot be read"):
@@ -160,10 +163,10 @@ def test_trt_eval_segments_at_several_sizes(folder, tmp_path, micronet):
     assert done.json["images"] == 3
     assert done.json["pixel_accuracy"] > 0.9
     assert [each["shape"] for each in done.json["timings"]] == [[2, 3, 32, 48], [2, 3, 64, 96]]
-    shown = micronet(*arguments, "--sizes", "32", "--limit", "1")
-    assert "mean IoU" in shown.out and "of 1 images" in shown.out
+    shown = micronet(*arguments, "--sizes", "32", "--limit", "2")
+    assert "mean IoU" in shown.out and "of 2 images" in shown.out
     unsaid = micronet(*arguments)
-    assert unsaid.code == 2 and "1x3x32x32 to 4x3x96x96; choose some with --sizes" in unsaid.err
+    assert unsaid.code == 2 and "1x3x32x32 to 4x3x96x96; choose with --sizes" in unsaid.err
     large = micronet(*arguments, "--sizes", "128")
     assert large.code == 2 and "built for inputs of 1x3x32x32 to 4x3x96x96, got 1x3x128x192" in large.err
 

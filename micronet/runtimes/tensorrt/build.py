@@ -1,7 +1,7 @@
-"""From an ONNX model to a TensorRT engine, by one path for TensorRT 10, 11 and TensorRT-RTX.
+"""Build a TensorRT engine from an ONNX model, in one way for TensorRT 10, TensorRT 11 and TensorRT-RTX.
 
-The network is strongly typed: what is half or int8 in the model is so in the engine, and nothing else is. TensorRT 10
-asks for that by a flag, the later ones know nothing else.
+The network is strongly typed: the model's tensor types are the engine's. TensorRT 10 needs a flag for this; in later
+versions every network is strongly typed.
 """
 
 import re
@@ -20,21 +20,27 @@ from micronet.runtimes.tensorrt.library import backend_of, library, logger
 _LAYER = re.compile(r"^Name: (?P<name>[^,]*), LayerType: (?P<kind>\w+), Inputs: (?P<rest>.*)$", re.MULTILINE)
 _DATATYPE = re.compile(r"Datatype: (\w+)")
 _FROM = re.compile(r"\[ONNX Layer: ([^\]]+)\]")
-MULTIPLIES = ("correlation", "gemm", "deconv", "conv", "convolution")  # kernels that multiply by weights
+MULTIPLIES = ("correlation", "gemm", "deconv", "conv", "convolution")  # kinds of layers with weights
 
 
 class Engine(NamedTuple):
-    """A serialized engine and what is known of it (JSON)."""
+    """A serialized engine and its description, a JSON object."""
 
     data: bytes
     about: dict[str, Any]
 
 
 def build_engine(proto: onnx.ModelProto, profiles: Sequence[Profile], config: BuildConfig) -> Engine:
-    """Build an engine; ``profiles``: for the model's one input, none where its shape is fixed.
+    """Build an engine.
 
-    Raises MicronetError where the model cannot be parsed, naming the node, or a profile does not fit it; FailedError
-    where the library is not installed or the build fails.
+    Args:
+        proto: A model with one input.
+        profiles: Shapes of the input; none if its shape is fixed.
+        config: The library and the builder's settings.
+
+    Raises:
+        MicronetError: The model cannot be parsed, or a profile does not fit its input.
+        FailedError: The library is not installed, or the build fails.
     """
     trt = library(config.backend)
     log = logger(trt)
@@ -45,7 +51,7 @@ def build_engine(proto: onnx.ModelProto, profiles: Sequence[Profile], config: Bu
     settings = builder.create_builder_config()
     settings.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(config.workspace * GIB))
     settings.builder_optimization_level = config.optimization_level
-    settings.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # the log then tells every layer's datatypes
+    settings.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # the log then lists the datatypes of every layer
     _add_profiles(builder, settings, network, profiles)
     _choose_gpus(trt, settings, config.compute_capability)
     cache = _read_timings(trt, settings, config.timing_cache)
@@ -66,9 +72,11 @@ def build_engine(proto: onnx.ModelProto, profiles: Sequence[Profile], config: Bu
 
 
 def layers(log: str) -> list[dict[str, Any]]:
-    """Return the engine's layers as the builder's detailed log tells them.
+    """Parse the layers of an engine from the builder's detailed log.
 
-    ``name``, ``kind``, the datatypes of ``inputs``, ``constants`` and ``outputs``, and the ONNX nodes it came ``from``.
+    Returns:
+        Per layer, its ``name``, ``kind``, the datatypes of its ``inputs``, ``constants`` and ``outputs``, and the names
+        of the ONNX nodes it was made ``from``.
     """
     found = []
     for match in _LAYER.finditer(log):
@@ -89,7 +97,7 @@ def layers(log: str) -> list[dict[str, Any]]:
 
 
 def datatypes(about: dict[str, Any]) -> dict[str, int]:
-    """Count an engine's multiplying layers by the datatype that they read: the proof that int8 was chosen."""
+    """Count the layers with weights by the datatype of their input; it proves whether int8 is used."""
     reads = [layer["inputs"][0] for layer in about["layers"] if layer["kind"] in MULTIPLIES and layer["inputs"]]
     return dict(Counter(reads))
 
@@ -103,18 +111,18 @@ def _parse(trt: Any, network: Any, proto: onnx.ModelProto, log: Any) -> None:
     parser = trt.OnnxParser(network, log)
     if not parser.parse(proto.SerializeToString()):
         errors = [parser.get_error(index) for index in range(parser.num_errors)]
-        told = "; ".join(_told(error) for error in errors[:3]) or _last_error(log)
-        raise MicronetError(f"{backend_of(trt)} does not take this model: {told}")
+        reason = "; ".join(_parser_error(error) for error in errors[:3]) or _last_error(log)
+        raise MicronetError(f"{backend_of(trt)} cannot parse this model: {reason}; micronet check-onnx lists causes")
     if not network.num_layers or not network.num_outputs:
-        raise MicronetError(f"{backend_of(trt)} found nothing to compute in this model; look at it with check-onnx")
+        raise MicronetError(f"{backend_of(trt)} found nothing to compute in this model; try micronet check-onnx")
     if network.num_inputs != 1:
-        raise MicronetError(f"the model has {network.num_inputs} inputs; engines are built for networks of one")
+        raise MicronetError(f"the model has {network.num_inputs} inputs; engines can be built for models with one")
 
 
-def _told(error: Any) -> str:
-    said = error.desc()
-    why = f" ({said})" if said and said != "false" else ""
-    return f"{error.node_operator() or 'a node'} {error.node_name()!r} is not supported{why}"
+def _parser_error(error: Any) -> str:
+    description = error.desc()
+    reason = f" ({description})" if description and description != "false" else ""
+    return f"{error.node_operator() or 'a node'} {error.node_name()!r} is not supported{reason}"
 
 
 def _add_profiles(builder: Any, settings: Any, network: Any, profiles: Sequence[Profile]) -> None:
@@ -122,32 +130,34 @@ def _add_profiles(builder: Any, settings: Any, network: Any, profiles: Sequence[
     axes = tuple(entry.shape)
     if -1 in axes and not profiles:
         raise MicronetError(
-            f"the model's input is {_named(axes)}; give its sizes with --min-shape, --opt-shape and --max-shape"
+            f"the model's input is {_size(axes)}; give its sizes with --min-shape, --opt-shape and --max-shape"
         )
     for profile in profiles:
         for shape in (profile.smallest, profile.usual, profile.largest):
             if len(shape) != len(axes) or any(axis not in (-1, size) for axis, size in zip(axes, shape, strict=True)):
-                raise MicronetError(f"the shape {_named(shape)} does not fit the model's input {_named(axes)}")
+                raise MicronetError(f"the shape {_size(shape)} does not fit the model's input {_size(axes)}")
         if -1 in axes:
-            made = builder.create_optimization_profile()
-            made.set_shape(entry.name, profile.smallest, profile.usual, profile.largest)
-            if settings.add_optimization_profile(made) < 0:
-                raise MicronetError(f"the profile {_named(profile.smallest)} to {_named(profile.largest)} was refused")
+            created = builder.create_optimization_profile()
+            created.set_shape(entry.name, profile.smallest, profile.usual, profile.largest)
+            if settings.add_optimization_profile(created) < 0:
+                raise MicronetError(
+                    f"TensorRT refused the profile {_size(profile.smallest)} to {_size(profile.largest)}"
+                )
 
 
 def _choose_gpus(trt: Any, settings: Any, capability: str | None) -> None:
     if capability is None:
         return
     if not hasattr(settings, "set_compute_capability"):
-        raise MicronetError(f"{backend_of(trt)} builds for the GPU at hand; leave --compute-capability out")
-    wanted = [part.strip() for part in capability.split(",")]
+        raise MicronetError(f"{backend_of(trt)} only builds for this GPU; leave --compute-capability out")
+    capabilities = [part.strip() for part in capability.split(",")]
     known = {name for name in dir(trt.ComputeCapability) if name.startswith("SM")}
-    settings.num_compute_capabilities = len(wanted)
-    for index, part in enumerate(wanted):
+    settings.num_compute_capabilities = len(capabilities)
+    for index, part in enumerate(capabilities):
         name = f"SM{part.replace('.', '')}"
         if name not in known:
             numbers = ", ".join(f"{key[2:-1]}.{key[-1]}" for key in sorted(known, key=lambda key: int(key[2:])))
-            raise MicronetError(f"--compute-capability is {part}; {backend_of(trt)} knows {numbers}")
+            raise MicronetError(f"--compute-capability is {part}; {backend_of(trt)} supports {numbers}")
         settings.set_compute_capability(getattr(trt.ComputeCapability, name), index)
 
 
@@ -158,7 +168,7 @@ def _read_timings(trt: Any, settings: Any, path: Path | None) -> Any:
         raise MicronetError("TensorRT-RTX times its kernels on the GPU that runs them; leave --timing-cache out")
     cache = settings.create_timing_cache(path.read_bytes() if path.exists() else b"")
     if cache is None or not settings.set_timing_cache(cache, False):
-        raise MicronetError(f"{path} is no timing cache of this version and GPU; remove it or name another")
+        raise MicronetError(f"{path} is not a timing cache of this TensorRT version and GPU; remove it")
     return cache
 
 
@@ -170,9 +180,9 @@ def _shapes(name: str, profile: Profile) -> list[dict[str, list[int]]]:
     return [{name: list(shape)} for shape in (profile.smallest, profile.usual, profile.largest)]
 
 
-def _named(shape: Sequence[int]) -> str:
+def _size(shape: Sequence[int]) -> str:
     return "x".join("?" if size == -1 else str(size) for size in shape)
 
 
 def _last_error(log: Any) -> str:
-    return log.errors()[-1] if log.errors() else "it gave no reason"
+    return log.errors()[-1] if log.errors() else "no reason was given"

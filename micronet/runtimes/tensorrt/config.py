@@ -70,7 +70,8 @@ class BuildConfig(Settings):
         ]  # fmt: skip
         if len({len(column) for column in columns}) > 1:
             raise MicronetError(
-                "--min-shape, --opt-shape and --max-shape list different numbers of profiles; give one of each per profile"
+                "--min-shape, --opt-shape and --max-shape list different numbers of profiles; give one of each for "
+                "every profile"
             )
         return [_ordered(*shapes) for shapes in zip(*columns, strict=True)]
 

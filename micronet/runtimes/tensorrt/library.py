@@ -1,7 +1,7 @@
-"""The TensorRT library: which of the two is installed, and what it says.
+"""Import TensorRT or TensorRT-RTX, and collect its log messages.
 
-TensorRT and TensorRT-RTX are two libraries with one API: the first builds and runs on the GPU it is on, the second
-builds on any machine, without a GPU, and finishes the engine on the GPU that runs it.
+The two libraries share one API. TensorRT builds on the GPU that will run the engine. TensorRT-RTX builds on any
+machine, without a GPU, and completes the engine on the GPU that runs it.
 """
 
 from functools import cache
@@ -20,51 +20,52 @@ _HELP = {
 
 
 def library(backend: str = "auto") -> Any:
-    """Import ``tensorrt``, ``tensorrt-rtx`` or, for ``auto``, the first of them that is there.
+    """Import ``tensorrt``, ``tensorrt-rtx`` or, for ``auto``, the first of them that is installed.
 
-    Raises MicronetError for another name, FailedError where the library is not installed or does not load.
+    Raises:
+        MicronetError: The name is unknown.
+        FailedError: The library is not installed, or does not load.
     """
     if backend not in _HELP:
         raise unknown("backend", backend, _HELP)
     names = list(MODULES) if backend == "auto" else [backend]
-    refused = ""
+    failure = ""
     for name in names:
         try:
             return import_module(MODULES[name])
         except ModuleNotFoundError:
             continue
-        except Exception as error:  # a wheel whose CUDA libraries are missing raises OSError, RuntimeError, …
-            refused = f" ({name} is installed but does not load: {first_line(error)})"
+        except Exception as error:  # a wheel without its CUDA libraries raises OSError, RuntimeError, …
+            failure = f" ({name} is installed but does not load: {first_line(error)})"
     subject = "neither TensorRT nor TensorRT-RTX is" if backend == "auto" else f"{backend} is not"
-    raise FailedError(f"{subject} installed{refused}; {_HELP[backend]}")
+    raise FailedError(f"{subject} installed{failure}; {_HELP[backend]}")
 
 
 def backend_of(trt: Any) -> Backend:
-    """Return which of the two a module from ``library`` is."""
+    """Return the backend's name of a module from ``library``."""
     return "tensorrt-rtx" if trt.__name__ == MODULES["tensorrt-rtx"] else "tensorrt"
 
 
 @cache
 def logger(trt: Any) -> Any:
-    """Return the one logger of a process for a library: an ``ILogger`` with its messages in ``lines``.
+    """Return the process's only logger for a library: an ``ILogger`` that collects messages.
 
-    ``layers``: what a detailed build told of the engine's layers.
-
-    The library keeps the first logger it is given and ignores later ones, hence one for all who build and run.
-    ``clear()`` empties ``lines``, ``errors()`` returns the messages of errors alone.
+    There is one because the library keeps the first logger it gets and ignores later ones. ``lines`` holds warnings
+    and errors, ``errors()`` returns the errors only, ``layers`` is a detailed build's description of the engine's
+    layers, and ``clear()`` drops everything.
     """
 
     class Collector(trt.ILogger):  # type: ignore[misc, name-defined, unused-ignore]  # a base known when it is installed
-        """Keeps what is a warning or worse."""
+        """Collects warnings and errors."""
 
         def __init__(self) -> None:
-            trt.ILogger.__init__(self)  # pybind11 asks for its own constructor by name
+            trt.ILogger.__init__(self)  # pybind11 requires this explicit call
             self.lines: list[str] = []
             self._errors: list[str] = []
             self.layers = ""
 
         def log(self, severity: Any, text: str) -> None:
-            """Take a message."""
+            """Store a message."""
             if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR):
                 self._errors.append(text)
             elif severity != trt.ILogger.WARNING:
@@ -77,7 +78,7 @@ def logger(trt: Any) -> Any:
             return list(self._errors)
 
         def clear(self) -> None:
-            """Forget all messages."""
+            """Drop all messages."""
             self.lines.clear()
             self._errors.clear()
             self.layers = ""

@@ -1,11 +1,10 @@
-"""Semantic segmentation: pixel accuracy and mean intersection over union, scores averaged over image sizes.
+"""Measure semantic segmentation: pixel accuracy and mean intersection over union (IoU), averaged over image sizes.
 
-An image is scored at every size; each size's scores are resampled to the label map's size, bilinear, and their softmax
-averaged. A pixel labelled below 0 or 255 counts for nothing. Works with whatever returns (N, K, h, w), engine or not.
+An image is scored at every size. The scores are resampled bilinearly to the size of the label map, and their softmax is
+averaged. Pixels with a negative label or label 255 are ignored. Any predictor that returns (N, K, h, w) will do.
 
-Both measures come from one confusion matrix in a few lines of NumPy, which is no reason for a further dependency;
-torchmetrics, whose mean over classes is the same, ignores one label alone. A class that neither labels nor predictions
-know is left out of the mean, which the customary ``intersection / (union + eps)`` would count as 0.
+Both figures come from one confusion matrix. A class that occurs neither in the labels nor in the predictions is left
+out of the mean; the common ``intersection / (union + eps)`` would count it as 0.
 """
 
 import re
@@ -26,17 +25,17 @@ from micronet.data.dataset import IMAGENET, DataSpec
 from micronet.data.image_files import list_images
 from micronet.errors import MicronetError
 
-VOID = 255  # the label of what belongs to no class, as Pascal VOC and Cityscapes write it
-SIDE_MULTIPLE = 8  # to which sides are rounded: segmentation networks score at an eighth of the image's size
-LABEL_MODES = ("L", "P", "I", "I;16")  # Pillow's names of one whole number a pixel
+VOID = 255  # the label of pixels without a class in Pascal VOC and Cityscapes
+SIDE_MULTIPLE = 8  # sides are rounded to it: segmentation networks score at 1/8 of the image's size
+LABEL_MODES = ("L", "P", "I", "I;16")  # Pillow's modes with one integer per pixel
 
 Size = int | tuple[int, int]  # the shorter side, or height and width
 
 
 class Segmentation(NamedTuple):
-    """Figures over all counted pixels, 0..1. ``class_iou``: None for a class that is nowhere.
+    """Figures over all labeled pixels, 0..1. ``class_iou`` is None for a class that does not occur.
 
-    ``agreement``: share of pixels that a reference puts into the same class, None without a reference.
+    ``agreement``: share of pixels that a reference puts into the same class; None without a reference.
     """
 
     pixel_accuracy: float
@@ -47,7 +46,7 @@ class Segmentation(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """An image file and its label map's."""
+    """The files of an image and its label map."""
 
     image: Path
     label: Path
@@ -61,9 +60,18 @@ def evaluate_segmentation(
     progress: Progress | None = None,
     reference: Callable[[NDArray[np.float32]], Any] | None = None,
 ) -> Segmentation:
-    """Measure a predictor, (N, C, H, W) float32 -> (N, K, h, w), on images and label maps.
+    """Measure a segmentation network.
 
-    Raises MicronetError for unreadable files, labels that the network does not score, and maps without any label.
+    Args:
+        predict: (N, C, H, W) float32 -> scores (N, K, h, w).
+        pairs: Images and their label maps.
+        sizes: The image sizes whose probabilities are averaged.
+        spec: How images are normalized; ImageNet's way if it does not say.
+        progress: Where steps are reported.
+        reference: A second predictor with which the first is compared.
+
+    Raises:
+        MicronetError: A file is unreadable, a label is out of range, or no pixel is labeled.
     """
     progress = progress or Silent()
     matrix: NDArray[np.int64] | None = None
@@ -79,10 +87,10 @@ def evaluate_segmentation(
             same += int((multi_scale_scores(reference, image, labels.shape, sizes, spec).argmax(0) == classes).sum())
             total += classes.size
     if matrix is None or not matrix.sum():
-        raise MicronetError("no pixel is labelled, so there is nothing to measure")
+        raise MicronetError("none of the label maps has a labeled pixel (all are negative or 255); check the labels")
     accuracy, iou = measures(matrix)
-    known = [value for value in iou if value is not None]
-    return Segmentation(accuracy, float(np.mean(known)), iou, len(pairs), same / total if total else None)
+    present = [value for value in iou if value is not None]
+    return Segmentation(accuracy, float(np.mean(present)), iou, len(pairs), same / total if total else None)
 
 
 def multi_scale_scores(
@@ -92,39 +100,39 @@ def multi_scale_scores(
     sizes: Sequence[Size],
     spec: DataSpec,
 ) -> NDArray[np.float32]:
-    """Return the probabilities (K, height, width) of an image (C, H, W) uint8, the mean over sizes."""
+    """Return the class probabilities (K, height, width) of an image (C, H, W) uint8, averaged over sizes."""
     mean: Tensor | None = None
     for size in sizes:
         scores = predict(prepare(image, size, spec))
         if scores.ndim != 4:
-            raise MicronetError(f"a segmentation network returns scores (N, K, h, w); this one's are {scores.shape}")
+            raise MicronetError(f"a segmentation network must return scores (N, K, h, w), but got shape {scores.shape}")
         full = F.interpolate(torch.from_numpy(scores), shape, mode="bilinear", align_corners=False)
-        shares = full[0].softmax(0)
-        mean = shares if mean is None else mean + shares
+        probabilities = full[0].softmax(0)
+        mean = probabilities if mean is None else mean + probabilities
     if mean is None:
         raise ValueError("no sizes")
     return (mean / len(sizes)).numpy()
 
 
 def measures(matrix: NDArray[np.int64]) -> tuple[float, list[float | None]]:
-    """Return pixel accuracy and each class's intersection over union of a matrix (K labels, K predictions)."""
-    right = matrix.diagonal()
-    union = matrix.sum(0) + matrix.sum(1) - right
-    iou = [float(r / u) if u else None for r, u in zip(right, union, strict=True)]
-    return float(right.sum() / matrix.sum()), iou
+    """Return pixel accuracy and the IoU per class from a confusion matrix (K labels, K predictions)."""
+    correct = matrix.diagonal()
+    union = matrix.sum(0) + matrix.sum(1) - correct
+    iou = [float(c / u) if u else None for c, u in zip(correct, union, strict=True)]
+    return float(correct.sum() / matrix.sum()), iou
 
 
 def prepare(image: Tensor, size: Size, spec: DataSpec) -> NDArray[np.float32]:
-    """Resample and normalise an image (C, H, W) uint8 to (1, C, h, w) float32."""
+    """Resample and normalize an image (C, H, W) uint8 to (1, C, h, w) float32."""
     pixels = F.interpolate(image[None].float(), scaled(image.shape[1:], size), mode="bilinear", antialias=True)
     if spec.channels == 1:
         pixels = pixels.mean(1, keepdim=True)
-    normalised: NDArray[np.float32] = Normalize.from_spec(_normalisation(spec))(pixels).contiguous().numpy()
-    return normalised
+    normalized: NDArray[np.float32] = Normalize.from_spec(_with_normalization(spec))(pixels).contiguous().numpy()
+    return normalized
 
 
 def scaled(shape: Sequence[int], size: Size) -> tuple[int, int]:
-    """Return the height and width that an image (H, W) is scored at: those given, or of the given shorter side."""
+    """Return the height and width at which an image (H, W) is scored."""
     if isinstance(size, tuple):
         return size
     height, width = (max(1, round(side * size / min(shape) / SIDE_MULTIPLE)) * SIDE_MULTIPLE for side in shape)
@@ -132,10 +140,10 @@ def scaled(shape: Sequence[int], size: Size) -> tuple[int, int]:
 
 
 def parse_sizes(text: str) -> list[Size]:
-    """Parse ``256,400x608``. Raises MicronetError for anything but whole numbers and pairs of them."""
+    """Parse ``256,400x608``; raise MicronetError for anything but whole numbers and pairs of them."""
     parts = [part.strip() for part in text.split(",")]
     if not all(re.fullmatch(r"[1-9]\d*(x[1-9]\d*)?", part) for part in parts):
-        raise MicronetError(f"--sizes is {text!r}; allowed: shorter sides or heights x widths, such as 256,400x608")
+        raise MicronetError(f"--sizes is {text!r}; allowed: shorter sides and HEIGHTxWIDTH, for example 256,400x608")
     found: list[Size] = []
     for part in parts:
         height, _, width = part.partition("x")
@@ -144,7 +152,7 @@ def parse_sizes(text: str) -> list[Size]:
 
 
 def list_pairs(folder: Path) -> list[Pair]:
-    """Find ``images/NAME.jpg`` and ``labels/NAME.png`` in a folder. Raises MicronetError where one lacks the other."""
+    """Pair ``images/NAME.jpg`` with ``labels/NAME.png``; raise MicronetError if an image has no label map."""
     labels = {path.stem: path for path in list_images(folder / "labels")}
     images = list_images(folder / "images")
     if not images:
@@ -161,10 +169,10 @@ def read_image(path: Path) -> Tensor:
 
 
 def read_labels(path: Path) -> NDArray[np.int64]:
-    """Read a label map as (H, W) int64: one whole number a pixel, a palette's indices too."""
+    """Read a label map as (H, W) int64, one label per pixel; a palette image gives its indices."""
     image = _open(path)
     if image.mode not in LABEL_MODES:
-        raise MicronetError(f"{path} is no label map: its pixels are {image.mode}, expected one whole number a pixel")
+        raise MicronetError(f"{path} is not a label map: its pixels are {image.mode}, expected one integer per pixel")
     return np.array(image).astype(np.int64)
 
 
@@ -172,13 +180,13 @@ def _confusion(labels: NDArray[np.int64], classes: NDArray[np.int64], count: int
     valid = (labels >= 0) & (labels != VOID)
     highest = int(labels[valid].max(initial=0))
     if highest >= count:
-        raise MicronetError(f"{path} has the label {highest}, the network scores {count} classes, from 0")
+        raise MicronetError(f"{path} has label {highest}, but the network scores {count} classes: 0 to {count - 1}")
     pairs: NDArray[np.int64] = np.bincount(labels[valid] * count + classes[valid], minlength=count * count)
     return pairs.reshape(count, count)
 
 
-def _normalisation(spec: DataSpec) -> DataSpec:
-    """Return the spec, or one of ImageNet's mean and std, as segmentation networks are wont, where it has none."""
+def _with_normalization(spec: DataSpec) -> DataSpec:
+    """Return the spec or, if it has no mean and std, one with ImageNet's, as segmentation networks usually have."""
     return spec if spec.mean and spec.std else DataSpec(mean=IMAGENET["mean"], std=IMAGENET["std"])
 
 
@@ -188,4 +196,4 @@ def _open(path: Path, mode: str | None = None) -> Image.Image:
             image.load()
             return image.convert(mode) if mode else image.copy()
     except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise MicronetError(f"{path} cannot be read as an image ({error}); mend it or take it away") from error
+        raise MicronetError(f"{path} cannot be read as an image ({error}); fix or remove it") from error

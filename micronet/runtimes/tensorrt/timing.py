@@ -1,4 +1,4 @@
-"""How fast an engine is: latency from host to host and on the GPU alone, and images a second, by batch size."""
+"""Measure an engine's speed by batch size: latency with and without copies, and images per second."""
 
 import time
 from collections.abc import Sequence
@@ -15,21 +15,21 @@ from micronet.evaluation.network import Scores
 DEVICE_ROUNDS = 50
 
 
-class Timed(Protocol):
-    """A predictor that also tells how long the GPU computes."""
+class GpuTimed(Protocol):
+    """A predictor that can measure its GPU time."""
 
     def __call__(self, images: NDArray[np.float32]) -> Scores:
-        """Score images (N, C, H, W)."""
+        """Return the scores of images (N, C, H, W)."""
 
     def device_ms(self, images: NDArray[np.float32]) -> float:
-        """Return the milliseconds the GPU computes on images."""
+        """Return the GPU's computing time for images in milliseconds."""
 
 
 class Timing(NamedTuple):
-    """Milliseconds a call for an input of ``shape`` (N, C, H, W), over single calls, one after the other.
+    """Milliseconds per call for an input of ``shape`` (N, C, H, W), with one call at a time.
 
-    ``p50_ms`` to ``p99_ms``: both copies included. ``device_ms``: the median of the GPU's own time. Images a second
-    follow from the median of whole calls; calls that overlap would reach more.
+    ``p50_ms`` to ``p99_ms`` include both copies. ``device_ms`` is the median of the GPU's computing time.
+    ``images_per_second`` follows from ``p50_ms``; overlapping calls would reach more.
     """
 
     shape: list[int]
@@ -40,17 +40,19 @@ class Timing(NamedTuple):
     images_per_second: float
 
 
-def sweep(network: Timed, images: NDArray[np.float32], batch_sizes: Sequence[int], progress: Progress) -> list[Timing]:
-    """Time an engine on batches of every size, filled from images (M, C, H, W) over and over."""
-    found = []
+def sweep(
+    network: GpuTimed, images: NDArray[np.float32], batch_sizes: Sequence[int], progress: Progress
+) -> list[Timing]:
+    """Time an engine on batches of every size, filled by repeating images (M, C, H, W)."""
+    timings = []
     for index, size in enumerate(batch_sizes):
         progress.step(f"timing batches of {size}", index, len(batch_sizes))
-        found.append(measure(network, np.resize(images, (size, *images.shape[1:]))))
-    return found
+        timings.append(measure(network, np.resize(images, (size, *images.shape[1:]))))
+    return timings
 
 
-def measure(network: Timed, batch: NDArray[np.float32]) -> Timing:
-    """Time one batch, warmed up first."""
+def measure(network: GpuTimed, batch: NDArray[np.float32]) -> Timing:
+    """Time one batch (N, C, H, W), after a warm-up."""
     spent = 0.0
     while spent < WARM_UP_SECONDS:
         spent += _seconds(network, batch)
@@ -63,14 +65,14 @@ def measure(network: Timed, batch: NDArray[np.float32]) -> Timing:
 
 
 def parse_batch_sizes(text: str) -> list[int]:
-    """Parse ``1,8,32``. Raises MicronetError for anything but whole numbers of 1 or more."""
+    """Parse ``1,8,32``; raise MicronetError for anything but whole numbers of 1 or more."""
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdigit() and int(part) > 0 for part in parts):
         raise MicronetError(f"--batch-sizes is {text!r}; allowed: whole numbers of 1 or more, such as 1,8,32")
     return [int(part) for part in parts]
 
 
-def _seconds(network: Timed, batch: NDArray[np.float32]) -> float:
+def _seconds(network: GpuTimed, batch: NDArray[np.float32]) -> float:
     start = time.perf_counter()
     network(batch)
     return time.perf_counter() - start
