@@ -85,7 +85,7 @@ def train(
         checkpoint_minutes: Minutes between checkpoints within an epoch (0: every step).
         compile: Compile the training step with torch.compile (untried on a GPU).
         force: Overwrite existing files.
-        progress: An object with ``step`` and ``line`` that hears of progress.
+        progress: An object with ``step`` and ``line`` that receives progress.
 
     Returns: Artifact.
 
@@ -125,7 +125,7 @@ def import_model(
         image_size: Resize and crop images to squares with sides of this many pixels.
         limit: Use at most N training and N test images.
         force: Overwrite existing files.
-        progress: An object with ``step`` and ``line`` that hears of progress.
+        progress: An object with ``step`` and ``line`` that receives progress.
 
     Returns: Artifact.
 
@@ -203,7 +203,7 @@ def sparse_train(
         checkpoint_minutes: Minutes between checkpoints within an epoch (0: every step).
         compile: Compile the training step with torch.compile (untried on a GPU).
         force: Overwrite existing files.
-        progress: An object with ``step`` and ``line`` that hears of progress.
+        progress: An object with ``step`` and ``line`` that receives progress.
 
     Returns: Artifact.
 
@@ -212,6 +212,7 @@ def sparse_train(
 
 def prune(
     artifact: Artifact | nn.Module | str | Path,
+    example_input: Tensor | tuple[Tensor, ...] | None = None,
     *,
     percent: float | None = None,
     regular: int = 1,
@@ -297,7 +298,8 @@ def prune(
         checkpoint_minutes: Minutes between checkpoints within an epoch (0: every step).
         compile: Compile the training step with torch.compile (untried on a GPU).
         force: Overwrite existing files.
-        progress: An object with ``step`` and ``line`` that hears of progress.
+        example_input: An input batch, or a tuple of them; needed if no data set describes the network's input.
+        progress: An object with ``step`` and ``line`` that receives progress.
 
     Returns: Artifact.
 
@@ -367,7 +369,7 @@ def finetune(
         checkpoint_minutes: Minutes between checkpoints within an epoch (0: every step).
         compile: Compile the training step with torch.compile (untried on a GPU).
         force: Overwrite existing files.
-        progress: An object with ``step`` and ``line`` that hears of progress.
+        progress: An object with ``step`` and ``line`` that receives progress.
 
     Returns: Artifact.
 
@@ -495,7 +497,7 @@ def quantize(
         checkpoint_minutes: Minutes between checkpoints within an epoch (0: every step).
         compile: Compile the training step with torch.compile (untried on a GPU).
         force: Overwrite existing files.
-        progress: An object with ``step`` and ``line`` that hears of progress.
+        progress: An object with ``step`` and ``line`` that receives progress.
 
     Returns: Artifact.
 
@@ -521,7 +523,7 @@ def fuse(
         model: The code of an artifact made from path/to/file.py:factory, named again so that it may run.
         trust_code: Run the code recorded in the artifact.
         force: Overwrite existing files.
-        progress: An object with ``step`` and ``line`` that hears of progress.
+        progress: An object with ``step`` and ``line`` that receives progress.
 
     Returns: Artifact.
 
@@ -530,6 +532,7 @@ def fuse(
 
 def export_onnx(
     artifact: Artifact | nn.Module | str | Path,
+    example_input: Tensor | tuple[Tensor, ...] | None = None,
     *,
     target: Literal['ort', 'tensorrt'] = 'ort',
     opset: int = 21,
@@ -567,7 +570,8 @@ def export_onnx(
         model: The code of an artifact made from path/to/file.py:factory, named again so that it may run.
         trust_code: Run the code recorded in the artifact.
         force: Overwrite existing files.
-        progress: An object with ``step`` and ``line`` that hears of progress.
+        example_input: An input batch, or a tuple of them; needed if no data set describes the network's input.
+        progress: An object with ``step`` and ``line`` that receives progress.
 
     Returns: ModelProto.
 
@@ -589,7 +593,7 @@ def check_onnx(
         file: An .onnx file, from micronet or from elsewhere.
         target: The runtime it is for.
         strict: Exit with 1 if there is an error or a warning.
-        progress: An object with ``step`` and ``line`` that hears of progress.
+        progress: An object with ``step`` and ``line`` that receives progress.
 
     Returns: list[Finding].
 
@@ -623,7 +627,7 @@ def pack(
         model: The code of an artifact made from path/to/file.py:factory, named again so that it may run.
         trust_code: Run the code recorded in the artifact.
         force: Overwrite existing files.
-        progress: An object with ``step`` and ``line`` that hears of progress.
+        progress: An object with ``step`` and ``line`` that receives progress.
 
     Returns: Program.
 
@@ -683,7 +687,7 @@ def trt_build(
         model: The code of an artifact made from path/to/file.py:factory, named again so that it may run.
         trust_code: Run the code recorded in the artifact.
         force: Overwrite existing files.
-        progress: An object with ``step`` and ``line`` that hears of progress.
+        progress: An object with ``step`` and ``line`` that receives progress.
 
     Returns: Engine.
 
@@ -725,7 +729,7 @@ def trt_eval(
         model: The code of an artifact made from path/to/file.py:factory, named again so that it may run.
         trust_code: Run the code recorded in the artifact.
         arithmetic: ONNX Runtime's int8 kernels: exact, or fast but saturating on x86 without VNNI.
-        progress: An object with ``step`` and ``line`` that hears of progress.
+        progress: An object with ``step`` and ``line`` that receives progress.
 
     Returns: dict[str, object].
 
@@ -757,7 +761,7 @@ def evaluate(
         model: The code of an artifact made from path/to/file.py:factory, named again so that it may run.
         trust_code: Run the code recorded in the artifact.
         arithmetic: ONNX Runtime's int8 kernels: exact, or fast but saturating on x86 without VNNI.
-        progress: An object with ``step`` and ``line`` that hears of progress.
+        progress: An object with ``step`` and ``line`` that receives progress.
 
     Returns: Row.
 
@@ -793,7 +797,7 @@ def compare(
         model: The code of an artifact made from path/to/file.py:factory, named again so that it may run.
         trust_code: Run the code recorded in the artifact.
         arithmetic: ONNX Runtime's int8 kernels: exact, or fast but saturating on x86 without VNNI.
-        progress: An object with ``step`` and ``line`` that hears of progress.
+        progress: An object with ``step`` and ``line`` that receives progress.
 
     Returns: list[Row].
 
@@ -823,7 +827,7 @@ def predict(
         model: The code of an artifact made from path/to/file.py:factory, named again so that it may run.
         trust_code: Run the code recorded in the artifact.
         arithmetic: ONNX Runtime's int8 kernels: exact, or fast but saturating on x86 without VNNI.
-        progress: An object with ``step`` and ``line`` that hears of progress.
+        progress: An object with ``step`` and ``line`` that receives progress.
 
     Returns: list[Prediction].
 
@@ -839,7 +843,7 @@ def inspect(
 
     Args:
         artifact: An artifact (.safetensors).
-        progress: An object with ``step`` and ``line`` that hears of progress.
+        progress: An object with ``step`` and ``line`` that receives progress.
 
     Returns: dict[str, object].
 
@@ -913,7 +917,7 @@ def sensitivity(
         limit: Use at most N training and N test images.
         model: The code of an artifact made from path/to/file.py:factory, named again so that it may run.
         trust_code: Run the code recorded in the artifact.
-        progress: An object with ``step`` and ``line`` that hears of progress.
+        progress: An object with ``step`` and ``line`` that receives progress.
 
     Returns: list[LayerSensitivity].
 
@@ -941,7 +945,7 @@ def run_recipe(
         device: cpu, cuda or cuda:N, for every stage.
         from_stage: Run this stage and all later ones, even if they are unchanged.
         force: Run every stage, even if it is unchanged.
-        progress: An object with ``step`` and ``line`` that hears of progress.
+        progress: An object with ``step`` and ``line`` that receives progress.
 
     Returns: list[Row].
 

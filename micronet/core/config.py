@@ -135,7 +135,9 @@ def build(config: type[C], values: Mapping[str, Any]) -> C:
             made[item.name] = type(inner)(**own)
         elif item.name in values:
             made[item.name] = values[item.name]
-    return config(**made)
+    whole = config(**made)
+    check_values(whole)
+    return whole
 
 
 def flatten(config: Any) -> dict[str, Any]:
@@ -271,10 +273,3 @@ def _interval(low: float, high: float) -> str:
     if high == math.inf:
         return f"{low:g} or more"
     return f"up to {high:g}" if low == -math.inf else f"{low:g} to {high:g}"
-
-
-def check_range(config: Any, name: str, low: float, high: float = math.inf) -> None:
-    """Raise MicronetError if a number is not finite or lies outside [low, high] (until every config declares it)."""
-    value = getattr(config, name)
-    if not (math.isfinite(value) and low <= value <= high):
-        raise MicronetError(f"{flag(name)} is {value:g}; allowed: {_interval(low, high)}")

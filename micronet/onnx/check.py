@@ -4,7 +4,7 @@ The layer-by-layer check compares torch's integers with ONNX Runtime's at every 
 continues with ONNX Runtime's values, so every layer gets the same input and no difference is counted twice.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,6 +12,7 @@ import onnx
 import torch
 from onnx import TensorProto
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from micronet.artifact.history import StageRecord
 from micronet.errors import FailedError
@@ -40,12 +41,26 @@ class Agreement(NamedTuple):
     images: int
 
 
+@torch.no_grad()
 def compare_outputs(
-    model: nn.Module, proto: onnx.ModelProto, batches: Iterable[Tensor], options: RuntimeOptions | None = None
+    model: nn.Module, proto: onnx.ModelProto, batches: Sequence[Tensor], options: RuntimeOptions | None = None
 ) -> Agreement:
-    """Run torch and ONNX Runtime on the same batches of images, (N, C, H, W) float32."""
+    """Run torch and ONNX Runtime on the same batches, (N, ...) float32.
+
+    If the network does not return one row of scores per sample, there are no classes: their share is NaN, and the error
+    is ||theirs - torch's|| / ||torch's|| over all output tensors.
+    """
     session = open_session(proto.SerializeToString(), options or RuntimeOptions(), "the exported model")
-    return compare_scores(model, lambda images: run(session, images)[0], batches)
+    with eval_mode(model):
+        out = model(batches[0])
+        if isinstance(out, Tensor) and out.dim() == 2:
+            return compare_scores(model, lambda images: run(session, images)[0], batches)
+        difference = size = 0.0
+        for batch in batches:
+            for ours, theirs in zip(tree_leaves(model(batch)), run(session, batch.numpy()), strict=True):
+                difference += float(np.square(ours.double().numpy() - theirs).sum())
+                size += float(ours.double().square().sum())
+    return Agreement(float("nan"), (difference / max(size, 1e-30)) ** 0.5, sum(map(len, batches)))
 
 
 @torch.no_grad()

@@ -51,7 +51,7 @@ def plan(recipe: Recipe, data: str | None = None) -> list[Planned]:
     planner = _Planner(recipe)
     entries = list(recipe.entries)
     if entries[-1].command != "compare":
-        entries.append(Entry("compare", "compare", {}, entries[-1].line, {}))
+        entries.append(Entry("compare", "compare", _code(entries), entries[-1].line, {}))
     for entry in entries:
         stage = planner.stage(entry)
         if data is not None and uses(stage.Config, "data") and stage.name not in OPTIONAL_DATA:
@@ -162,6 +162,12 @@ class _Planner:
         if not any(accepts(kind, value) for kind in kinds):
             raise self._recipe.error(line, f"{option.name} is {value!r}; expected {describe(option.field.type)}")
         return value
+
+
+def _code(entries: list[Entry]) -> dict[str, Any]:
+    """Return the network code that the entries name, if it is one and the same, for the comparison."""
+    models = {entry.options["model"] for entry in entries if ":" in str(entry.options.get("model", ""))}
+    return {"model": models.pop()} if len(models) == 1 else {}
 
 
 def _files_named(settings: Mapping[str, Any]) -> list[Path]:

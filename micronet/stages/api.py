@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from micronet import registry
 from micronet.core.config import Option, alternatives, flatten, options
 from micronet.errors import MicronetError
-from micronet.stages.stage import Stage, execute, uses
+from micronet.stages.stage import Memory, Stage, execute, uses
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -42,7 +42,9 @@ def function(name: str) -> Callable[..., Any]:
         return _call(stage, dict(bound.arguments))
 
     listed = public_options(stage)
-    signature = inspect.Signature([*map(_parameter, listed), _PROGRESS])
+    signature = inspect.Signature(
+        sorted([*map(_parameter, listed), *extra_parameters(stage)], key=lambda each: each.kind)
+    )
     call.__name__ = call.__qualname__ = name
     call.__module__ = "micronet"
     call.__doc__ = documentation(stage, listed)
@@ -62,7 +64,7 @@ def documentation(stage: Stage, listed: list[Option]) -> str:
     for option in listed:
         help = _HELP.get(option.name, option.about["help"])
         lines.append(f"    {option.name}: {help}")
-    lines += ["    progress: An object with ``step`` and ``line`` that hears of progress.", ""]
+    lines += [f"    {each.name}: {_EXTRA_HELP[each.name]}" for each in extra_parameters(stage)] + [""]
     lines += [f"Returns: {stage.product}.", "", "Raises: MicronetError; its message says what to change."]
     return "\n".join(lines)
 
@@ -127,7 +129,7 @@ def load(path: str | Path, model: "str | nn.Module | None" = None, *, trust_code
 
 def _call(stage: Stage, given: dict[str, Any]) -> Any:
     """Run a stage with the API's values and return its product."""
-    progress = given.pop("progress", None)
+    progress, example = given.pop("progress", None), given.pop("example_input", None)
     known = {option.name: option for option in options(stage.Config)}
     artifacts: dict[Path, Artifact] = {}
     values = {name: _value(known[name], value, artifacts) for name, value in given.items() if name != "data"}
@@ -143,7 +145,8 @@ def _call(stage: Stage, given: dict[str, Any]) -> Any:
         source = artifacts.get(values["artifact"]) if values.get("artifact") is not None else None
         if source is not None:
             source = copy.deepcopy(source)  # training and folding change networks in place
-        outcome = execute(stage, config, progress, source=source, batches=batches, artifacts=artifacts, keep=False)
+        memory = Memory(source, artifacts, batches, example)
+        outcome = execute(stage, config, progress, memory, keep=False)
         stage.judge(config, outcome)
     except MicronetError as error:
         error.args = (re.sub(r"--([a-z][a-z0-9-]*)", lambda match: match[1].replace("-", "_"), str(error)),)
@@ -203,7 +206,19 @@ def _parameter(option: Option) -> inspect.Parameter:
     return inspect.Parameter(option.name, kind, default=default, annotation=annotation(option))
 
 
-_PROGRESS = inspect.Parameter("progress", inspect.Parameter.KEYWORD_ONLY, default=None)
+def extra_parameters(stage: Stage) -> list[inspect.Parameter]:
+    """Return the parameters that only the API has."""
+    progress = inspect.Parameter("progress", inspect.Parameter.KEYWORD_ONLY, default=None, annotation="Progress | None")
+    kind, of = inspect.Parameter.POSITIONAL_OR_KEYWORD, "Tensor | tuple[Tensor, ...] | None"
+    example = inspect.Parameter("example_input", kind, default=None, annotation=of)
+    return [example, progress] if stage.name in TRACING else [progress]
+
+
+TRACING = ("prune", "export-onnx")  # stages that need an input to follow
+_EXTRA_HELP = {
+    "example_input": "An input batch, or a tuple of them; needed if no data set describes the network's input.",
+    "progress": "An object with ``step`` and ``line`` that receives progress.",
+}
 _TYPES: Mapping[Any, str] = {Path: "str | Path", list[Path]: "Sequence[str | Path]", NoneType: "None"}
 
 

@@ -99,15 +99,15 @@ def _open(file: Path, runtime: RuntimeOptions, context: Context) -> "tuple[Netwo
     """Open a network; return it with the size of its file in bytes."""
     from micronet.runtimes.network import open_network
 
-    if file not in context.artifacts:
+    if file not in context.memory.artifacts:
         return open_network(file, runtime), file.stat().st_size
     from micronet.artifact.artifact import save
     from micronet.runtimes.torch import EagerPredictor
 
     with TemporaryDirectory() as folder:
         written = Path(folder) / "network.safetensors"
-        save(context.artifacts[file], written)
-        return EagerPredictor(context.artifacts[file], runtime), written.stat().st_size
+        save(context.memory.artifacts[file], written)
+        return EagerPredictor(context.memory.artifacts[file], runtime), written.stat().st_size
 
 
 def _common_spec(specs: "list[DataSpec]") -> "DataSpec":

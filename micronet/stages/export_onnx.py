@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from micronet.core.config import group, setting
+from micronet.errors import MicronetError
 from micronet.onnx.config import ExportConfig
 from micronet.runtimes.config import CodeOptions
 from micronet.stages.config import DataConfig, OutputConfig, input_file
@@ -53,14 +54,16 @@ class ExportOnnx(Stage):
         from micronet.stages.inputs import export_batches
 
         assert artifact is not None
-        if context.batches is None:
+        memory = context.memory
+        if isinstance(memory.example, tuple):
+            raise MicronetError("export-onnx takes networks with one input; this example is a tuple")
+        given = memory.batches if memory.example is None else [memory.example]
+        if given is None:
             artifact, batches = export_batches(artifact, config.data, config.check_images)
-        else:
-            given = [batch.float() for batch in context.batches]
-            batches = lambda: iter(given)  # noqa: E731  # the counterpart of what export_batches returns
-        first = next(batches())
+            given = list(batches())
+        first = given[0]
         proto = to_onnx(artifact, first, config.export)
-        agreement = compare_outputs(artifact.model, proto, batches())
+        agreement = compare_outputs(artifact.model, proto, given)
         require_agreement(artifact.model, proto, first, agreement)
         warning = drift(agreement, artifact.history)
         if warning:

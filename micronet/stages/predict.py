@@ -41,7 +41,7 @@ class Predict(Stage):
         from micronet.runtimes.network import open_network
         from micronet.runtimes.torch import EagerPredictor
 
-        held = context.artifacts.get(config.file)
+        held = context.memory.artifacts.get(config.file)
         network: Network = EagerPredictor(held, config.runtime) if held else open_network(config.file, config.runtime)
         predictions = predict(network, config.images, str(config.file), context.progress)
         summary = [

@@ -104,7 +104,7 @@ class Prune(Stage):
         assert artifact is not None
         check_writable(config.plot)
         run = run_context(config.run, context, force=config.output.force)
-        pruning = Pruning.of(artifact, config, run, context.batches)
+        pruning = Pruning.of(artifact, config, run, context.memory)
         if config.sensitivity:
             rows = pruning.sensitivity()
             if config.plot is not None:

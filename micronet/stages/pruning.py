@@ -19,6 +19,7 @@ from micronet.evaluation.cost import count_macs
 from micronet.evaluation.latency import latencies
 from micronet.evaluation.network import Predictor
 from micronet.models.device import memory_format
+from micronet.models.inputs import Example
 from micronet.models.modes import eval_mode
 from micronet.onnx.export import to_onnx
 from micronet.pruning.config import PruneConfig
@@ -29,6 +30,7 @@ from micronet.runtimes.config import CodeOptions, RuntimeOptions
 from micronet.runtimes.onnxruntime import session_predictor
 from micronet.stages.fitting import fit_stage
 from micronet.stages.inputs import example_input, image_shape, open_data, validation_accuracy
+from micronet.stages.stage import Memory
 from micronet.training.config import TrainConfig
 from micronet.training.context import RunContext
 
@@ -43,7 +45,7 @@ class Pruning:
     Attributes:
         artifact: The network.
         config: How to prune.
-        example: An input batch of the shape that the network takes.
+        example: An input batch, or a tuple of several inputs.
         open_data: Opens the data, or None if no data are known.
         code: How the network's code may run when a step is loaded again.
         run: Where and how training between steps runs.
@@ -51,17 +53,19 @@ class Pruning:
 
     artifact: Artifact
     config: PruneConfig
-    example: Tensor
+    example: Example
     open_data: Callable[[], Dataset] | None
     code: CodeOptions
     run: RunContext
 
     @classmethod
-    def of(cls, artifact: Artifact, config: Any, run: RunContext, batches: list[Tensor] | None) -> "Pruning":
+    def of(cls, artifact: Artifact, config: Any, run: RunContext, memory: Memory) -> "Pruning":
         """Return the work that the stage's config describes."""
         known = config.data.data is not None or image_shape(artifact) is not None
         opener = partial(open_data, config.data, artifact, run.seed) if known else None
-        example = batches[0] if batches else example_input(artifact, config.input_shape)
+        example = memory.example
+        if example is None:
+            example = memory.batches[0] if memory.batches else example_input(artifact, config.input_shape)
         return cls(artifact, config.pruning, example, opener, config.code, run)
 
     @cached_property
@@ -75,7 +79,7 @@ class Pruning:
         """Cut the network's channels once; return it on the CPU, and what was decided."""
         model = self._with_gradients()
         needs_latency = self.config.target is not None and self.config.target[0] == "target_latency"
-        cost = _RelativeLatency(self.artifact, self.example) if needs_latency else None
+        cost = _RelativeLatency(self.artifact, _single(self.example)) if needs_latency else None
         pruned, record, plan = prune_model(model, self.config, self.example, cost)
         for network in (model, pruned):
             network.zero_grad(set_to_none=True)
@@ -104,7 +108,7 @@ class Pruning:
 
     def summary(self, pruned: Artifact, plan: PrunePlan, source: Path | None, *, measure: bool) -> dict[str, Any]:
         """Return the plan and the network's size before and after, with latency and accuracy if measured."""
-        before, after = _sizes(self.artifact.model, self.example), _sizes(pruned.model, self.example)
+        before, after = _sizes(self.artifact.model, self._sample), _sizes(pruned.model, self._sample)
         if source is not None:
             before["size_bytes"] = source.stat().st_size
         if measure:
@@ -116,6 +120,12 @@ class Pruning:
         ]
         counts = {"asked": plan.requested, "cut": plan.cut, "total": plan.total}
         return {**counts, "before": before, "after": after, "groups": groups}
+
+    @property
+    def _sample(self) -> Example:
+        """The example with a batch of one."""
+        whole = self.example
+        return whole[:1] if isinstance(whole, Tensor) else tuple(each[:1] for each in whole)
 
     def _with_gradients(self) -> nn.Module:
         """Return the network; for the criterion taylor with the gradients of some training images."""
@@ -137,9 +147,9 @@ class Pruning:
 
     def _gains(self, pruned: Artifact) -> list[dict[str, float]]:
         """Return the latency of one image in ONNX Runtime and, with data, the test accuracy, before and after."""
-        image = self.example[:1].numpy()
+        image = _single(self._sample).numpy()
         both = (self.artifact, pruned)
-        timed = latencies([_in_onnxruntime(artifact, self.example) for artifact in both], [image, image])
+        timed = latencies([_in_onnxruntime(artifact, _single(self.example)) for artifact in both], [image, image])
         found = [{"latency_ms": latency.p50_ms} for latency in timed]
         if self.open_data is not None:
             for shown, artifact in zip(found, both, strict=True):
@@ -159,6 +169,13 @@ def accumulate_gradients(model: nn.Module, dataset: Dataset, run: RunContext) ->
             inputs, labels = (tensor.to(run.device) for tensor in batch)
             loss = F.cross_entropy(model(inputs.contiguous(memory_format=layout)), labels)
             loss.backward()  # type: ignore[no-untyped-call]
+
+
+def _single(example: Example) -> Tensor:
+    """Return the example of a network with one input."""
+    if isinstance(example, Tensor):
+        return example
+    raise MicronetError("latency in ONNX Runtime is measured for networks with one input; leave --measure out")
 
 
 class _RelativeLatency:
@@ -188,8 +205,8 @@ def keep_step(artifact: Artifact, path: Path) -> None:
     finish(lambda: save(artifact, path), path)
 
 
-def _sizes(model: nn.Module, example: Tensor) -> dict[str, Any]:
+def _sizes(model: nn.Module, example: Example) -> dict[str, Any]:
     return {
         "params": sum(parameter.numel() for parameter in model.parameters()),
-        "macs": count_macs(model, example[:1]),
+        "macs": count_macs(model, example),
     }

@@ -151,7 +151,7 @@ class Quantize(Stage):
         if _has_levels(config.quantization) and config.calibration.mode == "qat" and training.distill is None and path:
             training = replace(training, distill=path)
             context.progress.line(f"also learning from {path}; --distill-weight 0 uses the labels alone")
-        work = Quantizing(artifact, replace(config, training=training), run, context.batches)
+        work = Quantizing(artifact, replace(config, training=training), run, context.memory.batches)
         done = work.qaft() if config.calibration.mode == "qaft" else work.run_quantization()
         return Outcome(done, {**done.metrics, "left_float": done.history[-1].result.get("left_float", {})})
 

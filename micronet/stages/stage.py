@@ -24,20 +24,35 @@ BEFORE_FUSING = "use the artifact from before bn-fuse"
 
 
 @dataclass(frozen=True)
+class Memory:
+    """What the Python API gives in memory.
+
+    Attributes:
+        source: The input network, in place of the file that the config names.
+        artifacts: Networks by the paths that stand for them in the config.
+        batches: Input tensors, in place of the data set in calibration.
+        example: An input or a tuple of inputs, for tracing.
+    """
+
+    source: "Artifact | None" = None
+    artifacts: "Mapping[Path, Artifact]" = field(default_factory=dict)
+    batches: "list[Tensor] | None" = None
+    example: "Tensor | tuple[Any, ...] | None" = None
+
+
+@dataclass(frozen=True)
 class Context:
     """What surrounds a stage while it runs.
 
     Attributes:
         output: The file that it writes; a name in a temporary folder if nothing is kept.
         progress: Where it reports progress.
-        batches: Input tensors given in memory, which replace the data set in calibration and tracing.
-        artifacts: Networks given in memory, by the paths that stand for them in the config.
+        memory: What was given in memory.
     """
 
     output: Path
     progress: Progress = field(default_factory=Silent)
-    batches: "list[Tensor] | None" = None
-    artifacts: "Mapping[Path, Artifact]" = field(default_factory=dict)
+    memory: Memory = field(default_factory=Memory)
 
 
 @dataclass(frozen=True)
@@ -157,14 +172,7 @@ def find(name: str) -> Stage:
 
 
 def execute(
-    stage: Stage,
-    config: Any,
-    progress: Progress | None = None,
-    *,
-    source: "Artifact | None" = None,
-    batches: "list[Tensor] | None" = None,
-    artifacts: "Mapping[Path, Artifact] | None" = None,
-    keep: bool = True,
+    stage: Stage, config: Any, progress: Progress | None = None, memory: Memory | None = None, *, keep: bool = True
 ) -> Outcome:
     """Run a stage from its input to its written output.
 
@@ -172,9 +180,7 @@ def execute(
         stage: The stage.
         config: Its config, from ``stage.configure``.
         progress: Where it reports progress.
-        source: The input in memory, in place of the file that the config names.
-        batches: Input tensors, in place of the data set in calibration and tracing.
-        artifacts: Networks in memory, by the paths that stand for them in the config.
+        memory: What is given in memory rather than in files.
         keep: Whether to write the product if the config names no output.
 
     Returns:
@@ -185,7 +191,7 @@ def execute(
     """
     from micronet.stages.output import check_output, finish
 
-    values = flatten(config)
+    values, memory = flatten(config), memory or Memory()
     with ExitStack() as temporary:
         suffix = stage.writes(config)
         written = suffix is not None and (keep or values.get("output") is not None)
@@ -194,10 +200,10 @@ def execute(
             check_output(path, suffix or "", force=values["force"], resume=values.get("resume", False))
         else:
             path = Path(temporary.enter_context(TemporaryDirectory())) / f"result{suffix or ''}"
-        artifact = stage.open(config, source)
+        artifact = stage.open(config, memory.source)
         if artifact is not None:
             stage.check_order([record.stage for record in artifact.history], config)
-        outcome = stage.run(artifact, config, Context(path, progress or Silent(), batches, artifacts or {}))
+        outcome = stage.run(artifact, config, Context(path, progress or Silent(), memory))
         if written and outcome.product is not None:
             finish(lambda: stage.write(outcome.product, path), path)
             if isinstance(outcome.summary, dict):
