@@ -1,4 +1,4 @@
-"""Procedures over the quantizers of a model: observe, calibrate, freeze. They work around any training loop."""
+"""Procedures over the quantizers of a model: observe, calibrate, freeze. They work with any training loop."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -16,16 +16,18 @@ from micronet.quantization.quantizer import Quantizer, RangedQuantizer
 
 @contextmanager
 def observing(model: nn.Module) -> Iterator[None]:
-    """Let every quantizer that is not frozen follow the data that passes inside this context.
+    """Inside this context, every quantizer that is not frozen updates its range from the data it sees.
 
-    On the way out the weight quantizers look once more, so that their grids fit the weights as the last step left them.
-    Raises MicronetError for a DataParallel, whose replicas forget what they observe, and at the end where NaN or
-    infinity reached a quantizer.
+    On exit the ranges of weights are updated once more, to match the weights after the last step.
+
+    Raises:
+        MicronetError: The model is a DataParallel, whose replicas lose what they observe; or, on exit, NaN or infinity
+            reached a quantizer.
     """
     if isinstance(model, nn.DataParallel):
         raise MicronetError(
-            "nn.DataParallel trains copies, and what their quantizers observe is lost; pass the network that it wraps, "
-            "and train on one device"
+            "nn.DataParallel loses the ranges that its replicas observe; pass the wrapped network (model.module) and "
+            "train it on one device or under torchrun"
         )
     quantizers = [quantizer for _, _, quantizer in each_quantizer(model)]
     for quantizer in quantizers:
@@ -41,10 +43,17 @@ def observing(model: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def calibrate(model: nn.Module, batches: Iterable[Tensor | tuple[Any, ...]], count: int | None = None) -> None:
-    """Run ``count`` batches (None: all) through the model in eval mode and set the ranges from them.
+    """Run batches through the model in eval mode and set the quantizers' ranges from them.
 
-    Weights and batch-norm statistics are untouched. A batch is a tensor or a tuple that begins with one.
-    Raises MicronetError where there was no batch, or where a quantizer saw none of the data.
+    Weights and batch-norm statistics do not change.
+
+    Args:
+        model: A quantized network.
+        batches: Tensors, or tuples whose first item is one, as a DataLoader yields them.
+        count: How many batches to use (None: all).
+
+    Raises:
+        MicronetError: There was no batch, or a quantizer saw no data.
     """
     was_training = model.training
     model.eval()
@@ -55,23 +64,24 @@ def calibrate(model: nn.Module, batches: Iterable[Tensor | tuple[Any, ...]], cou
                 images = batch[0] if isinstance(batch, (tuple, list)) else batch
                 if not isinstance(images, Tensor):
                     raise MicronetError(
-                        f"a batch is a tensor or a tuple that begins with one, not a {type(images).__name__}"
+                        f"cannot calibrate on a {type(images).__name__}; yield tensors, or tuples that begin with one"
                     )
                 model(images)
                 seen += 1
     finally:
         model.train(was_training)
     if not seen:
-        raise MicronetError("there was no batch to calibrate on; give at least one")
+        raise MicronetError("there is no data to calibrate on; pass at least one batch")
     check_calibrated(model)
 
 
 def check_calibrated(model: nn.Module) -> None:
-    """Raise MicronetError that names the quantizers which have seen no data."""
+    """Raise MicronetError if quantizers saw no data, or saw NaN or infinity; the message names them."""
     blind = [f"{name}.{slot}" for name, slot, quantizer in each_quantizer(model) if quantizer.empty]
     if blind:
         raise MicronetError(
-            f"{len(blind)} quantizers saw no data, so their layers are not called as modules: {', '.join(blind[:5])}"
+            f"{len(blind)} quantizers saw no data, because their modules are never called: {', '.join(blind[:5])}; leave "
+            " these layers out with exclude (--exclude)"
         )
     _check_finite(model)
 
@@ -83,17 +93,20 @@ def _check_finite(model: nn.Module) -> None:
         if not quantizer.empty and _broken(model, name, slot, quantizer)
     ]
     if broken:
-        raise MicronetError(f"NaN or infinity reached {len(broken)} quantizers: {', '.join(broken[:5])}")
+        raise MicronetError(
+            f"NaN or infinity reached {len(broken)} quantizers: {', '.join(broken[:5])}; "
+            "check the weights and the input data"
+        )
 
 
 def freeze(model: nn.Module) -> None:
-    """Keep every range as it is from now on."""
+    """Fix every range: later data does not change it."""
     for _, _, quantizer in each_quantizer(model):
         quantizer.freeze()
 
 
 def freeze_activations(model: nn.Module) -> None:
-    """Keep the ranges of activations as they are from now on; weights' follow the weights."""
+    """Fix the ranges of activations; the ranges of weights still follow the weights."""
     for _, slot, quantizer in each_quantizer(model):
         if slot != "weight_quantizer":
             quantizer.freeze()
@@ -101,7 +114,7 @@ def freeze_activations(model: nn.Module) -> None:
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """Train with every range and every batch norm's statistics as they are (QAFT), inside this context."""
+    """Freeze every range for good, and all batch-norm statistics inside this context (QAFT)."""
     freeze(model)
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     modes = [norm.training for norm in norms]
@@ -115,14 +128,14 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
 
 def is_frozen(model: nn.Module) -> bool:
-    """Tell whether a model is quantized and none of its ranges follows data any more."""
+    """Return True if the model has ranges and all of them are frozen."""
     ranged = [quantizer.frozen for _, _, quantizer in each_quantizer(model) if quantizer.ranged]
     return bool(ranged) and all(ranged)
 
 
 @torch.no_grad()
 def refresh_weights(model: nn.Module) -> None:
-    """Bring the grids of weights up to date with the weights (a range that is an average is left alone)."""
+    """Update the ranges of weights from the weights; moving averages are left alone."""
     for name, slot, quantizer in each_quantizer(model):
         follows = isinstance(quantizer, RangedQuantizer) and isinstance(quantizer.observer, MinMax)
         if slot == "weight_quantizer" and follows:
@@ -130,7 +143,7 @@ def refresh_weights(model: nn.Module) -> None:
 
 
 def each_quantizer(model: nn.Module) -> Iterator[tuple[str, str, Quantizer]]:
-    """Yield (module name, slot, quantizer) for every quantizer of a model."""
+    """Yield (module name, slot, quantizer) for each quantizer of a model."""
     for name, module in model.named_modules():
         if isinstance(module, Quantized):
             for slot in SLOTS:
@@ -139,7 +152,7 @@ def each_quantizer(model: nn.Module) -> Iterator[tuple[str, str, Quantizer]]:
 
 
 def _broken(model: nn.Module, name: str, slot: str, quantizer: Quantizer) -> bool:
-    """Tell whether a scale is not a number; of a weight's quantizer, for that weight."""
+    """Return True if a scale is NaN or infinite."""
     x = _weight(model, name) if slot == "weight_quantizer" else torch.empty(0)
     return not bool(quantizer.qparams(x).scale.isfinite().all())
 

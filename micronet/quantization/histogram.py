@@ -1,6 +1,6 @@
-"""The values of a tensor over many batches in a fixed number of bins, and the ranges that follow from them.
+"""Histograms of a tensor's values over many batches, and the quantization ranges that calibrators derive from them.
 
-Memory is O(bins) whatever the data: where a value falls outside, the bins' width doubles and neighbours merge.
+Memory is O(bins): if a value lies outside, the width of the bins doubles and neighbors merge.
 """
 
 import math
@@ -13,17 +13,16 @@ from torch import Tensor
 from micronet.quantization.functional import QParams, affine_qparams, dequantize, symmetric_qparams, to_integers
 
 BINS = 2048  # half of them below zero
-CANDIDATES = 128  # clips that entropy and mse try
-# Of a clip that entropy judges, as TensorRT's begins with 128 of a half; any whole range has more.
-FEWEST_BINS = BINS // 8
+CANDIDATES = 128  # clips that entropy and mse try, per end
+FEWEST_BINS = BINS // 8  # in a clip that entropy considers: TensorRT begins with 128 of 1024 positive bins
 COUNTED_AT_ONCE = 1 << 22  # torch.histc counts in float32, where 2^24 + 1 is 2^24
-SEARCHES = 3  # of either end of an asymmetric range, the other held
+SEARCHES = 3  # alternating searches for each end of an asymmetric range, with the other end fixed
 Calibrator = Literal["minmax", "percentile", "entropy", "mse"]
 
 
 @dataclass
 class Histogram:
-    """Counts over [-limit, limit]; ``low`` and ``high`` are the exact ends of what was seen."""
+    """Counts of values in equal bins over [-limit, limit]; ``low`` and ``high`` are the exact extremes."""
 
     counts: Tensor = field(default_factory=lambda: torch.zeros(BINS, dtype=torch.float64))
     limit: float = 0.0
@@ -32,7 +31,7 @@ class Histogram:
 
     @torch.no_grad()
     def add(self, x: Tensor) -> None:
-        """Count the values of ``x``; not-numbers make the ends not-numbers."""
+        """Count the values of ``x``. NaN or infinity turns ``low`` and ``high`` into NaN."""
         if not x.numel():
             return
         low, high = (float(end) for end in torch.aminmax(x))
@@ -56,17 +55,17 @@ class Histogram:
 
     @property
     def empty(self) -> bool:
-        """Whether no value was seen."""
+        """Whether no value has been counted."""
         return self.low == float("inf")
 
     @property
     def centers(self) -> Tensor:
-        """(BINS,) the middle of each bin."""
+        """The middle of each bin, (BINS,)."""
         width = 2 * self.limit / BINS
         return (torch.arange(BINS, dtype=torch.float64) + 0.5) * width - self.limit
 
     def quantile(self, share: float) -> float:
-        """Return the value that ``share`` of all values lie at or below, to a bin's width."""
+        """Return the value below which ``share`` (0..1) of all values lie, to within a bin's width."""
         total = self.counts.cumsum(0)
         index = int(torch.searchsorted(total, share * float(total[-1])))
         edge = float(self.centers[min(index, BINS - 1)]) + self.limit / BINS
@@ -75,14 +74,14 @@ class Histogram:
 
 @dataclass(frozen=True)
 class GridSpec:
-    """What a range is for: the integers of the grid, and whether it is symmetric."""
+    """The integers of the grid that a range is for, and whether the grid is symmetric."""
 
     qmin: int
     qmax: int
     symmetric: bool
 
     def qparams(self, low: float, high: float) -> QParams:
-        """Return the grid over a range."""
+        """Return the grid over [low, high]."""
         ends = torch.tensor(low), torch.tensor(high)
         if self.symmetric:
             return QParams(*symmetric_qparams(*ends, self.qmax), self.qmin, self.qmax, None)
@@ -146,25 +145,25 @@ def _squared_error(histogram: Histogram, qparams: QParams) -> float:
 
 
 def _divergence(histogram: Histogram, qparams: QParams) -> float:
-    """KL(P || Q): P the values with all beyond the clip at its ends, Q the same spread evenly in each level."""
+    """Return KL(P || Q): P counts clipped values at the ends, Q spreads each level's count evenly over its bins."""
     x, counts = histogram.centers, histogram.counts.clone()
-    middle = BINS // 2  # zero is exact on every grid; what ReLUs have put there would outweigh all the rest
+    middle = BINS // 2  # zero is exact on every grid, and the zeros of ReLUs would dominate
     counts[middle], counts[middle - 1] = counts[middle + 1].clone(), counts[middle - 2].clone()
     lowest = (qparams.qmin - 0.5 - qparams.zero_point) * qparams.scale
     highest = (qparams.qmax + 0.5 - qparams.zero_point) * qparams.scale
     inside = (x >= lowest) & (x <= highest)
     if int(inside.sum()) < min(qparams.qmax - qparams.qmin + 1, FEWEST_BINS):
-        return float("inf")  # every bin has a level of its own there, so nothing would be lost but what is clipped
+        return float("inf")  # each bin would have its own level, so the divergence would be 0
     level = (to_integers(x, qparams) - qparams.qmin).long()[inside]
-    kept = counts[inside]
-    if not kept.any():
-        return float("inf")  # of two ends alone nothing could be told apart, so nothing would be lost
-    p = kept.clone()
+    counts_inside = counts[inside]
+    if not counts_inside.any():
+        return float("inf")  # P and Q would consist of clipped values alone and be equal
+    p = counts_inside.clone()
     p[0] += counts[x < lowest].sum()
     p[-1] += counts[x > highest].sum()
     used = (p > 0).double()
     levels = qparams.qmax - qparams.qmin + 1
-    total = torch.zeros(levels, dtype=torch.float64).index_add_(0, level, kept)
+    total = torch.zeros(levels, dtype=torch.float64).index_add_(0, level, counts_inside)
     bins = torch.zeros(levels, dtype=torch.float64).index_add_(0, level, used)
     q = used * (total / bins.clamp(min=1))[level]
     p, q = p / p.sum(), (q + 1e-12 * used) / (q + 1e-12 * used).sum()

@@ -1,7 +1,7 @@
-"""Ranges of tensors as they pass by.
+"""Observers: they record the range of the tensors that pass.
 
-An observer looks only while a procedure has switched it on; it never reads ``training``. Its range and whether it is
-frozen are buffers, so that a reloaded one goes on exactly. An empty range is (+inf, -inf).
+An observer updates only while a procedure has switched its quantizer's ``observing`` on; it never reads ``training``.
+The range and ``frozen`` are buffers, so a reloaded observer continues exactly. An empty range is (+inf, -inf).
 """
 
 import math
@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from micronet.training import distributed
 
-MOMENTUM = 0.1  # share of a new batch in a moving average, as batch normalisation's
+MOMENTUM = 0.1  # weight of the new batch in a moving average, as in batch normalization
 
 
 class Observer(nn.Module):
-    """Base: holds a range of shape () or (channels,), and says how a new one changes it."""
+    """Base: a range of shape () or (channels,); a subclass defines how a batch updates it."""
 
     low: Tensor
     high: Tensor
@@ -31,20 +31,20 @@ class Observer(nn.Module):
 
     @torch.no_grad()
     def forward(self, x: Tensor, *, rectified: bool = False) -> None:
-        """Widen or move the range by the values of ``x``; ``rectified``: by 0 and those above it."""
+        """Update the range from the values of ``x``; ``rectified``: from those of relu(x)."""
         if x.numel() == 0:
             return
         if rectified:
             high = x.amax().clamp(min=0)
             low = torch.zeros_like(high)
         elif self.axis is None:
-            low, high = x.amin(), x.amax()  # a sixth of the time of torch.aminmax on a CPU
+            low, high = x.amin(), x.amax()  # takes a sixth of the time of torch.aminmax on a CPU
         else:
             low, high = torch.aminmax(x.transpose(0, self.axis).flatten(1), dim=1)
-        self.update(low.to(self.low.dtype), high.to(self.high.dtype))  # autocast's may be half as wide
+        self.update(low.to(self.low.dtype), high.to(self.high.dtype))  # under autocast, x may be in half precision
 
     def update(self, low: Tensor, high: Tensor) -> None:
-        """Take in the range of one more batch."""
+        """Update the range from that of one more batch."""
         raise NotImplementedError
 
     def range(self) -> tuple[Tensor, Tensor]:
@@ -53,27 +53,27 @@ class Observer(nn.Module):
 
     @property
     def empty(self) -> bool:
-        """Whether nothing was observed yet."""
-        return bool((self.low > self.high).any())  # NaN is not empty: data were seen
+        """Whether no data has been observed yet."""
+        return bool((self.low > self.high).any())  # a range of NaN is not empty
 
 
 class MinMax(Observer):
-    """The range of the tensor as it is now: for weights, which are all there at every step."""
+    """The range of the newest tensor: for weights, which are complete at every step."""
 
     def update(self, low: Tensor, high: Tensor) -> None:
-        """Take the newest range."""
+        """Replace the range."""
         self.low.copy_(low)
         self.high.copy_(high)
 
 
 class MovingAverage(Observer):
-    """An exponential moving average of each batch's range (Jacob et al. 2017, section 3.1); the first is copied.
+    """An exponential moving average of the batches' ranges (Jacob et al. 2017, section 3.1); the first is copied.
 
-    Where several processes train, a batch is all their parts of it.
+    In distributed training, a batch's range covers all ranks' parts of it.
     """
 
     def update(self, low: Tensor, high: Tensor) -> None:
-        """Move a tenth of the way to the newest range."""
+        """Move a tenth of the way to the new range."""
         low, high = distributed.range_over_ranks(low, high)
         fresh = self.low > self.high
         self.low.copy_(torch.where(fresh, low, torch.lerp(self.low, low, MOMENTUM)))

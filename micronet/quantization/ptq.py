@@ -1,6 +1,6 @@
-"""Post-training quantization: ranges from the float network's activations, nothing trained.
+"""Post-training quantization: ranges from the activations of the float network, without training.
 
-Statistics are of the network in eval mode with every quantizer but signs out of the way, so they serve any bits.
+Statistics are collected in eval mode with every quantizer except signs disabled, so they are valid for any bit width.
 """
 
 import json
@@ -27,9 +27,9 @@ Statistics = dict[str, Histogram]
 
 @torch.no_grad()
 def collect(model: nn.Module, batches: Iterable[Tensor]) -> Statistics:
-    """Return a histogram for each activation quantizer (``module.slot``), of a float run over the batches.
+    """Return a histogram of the float activations for each activation quantizer (``module.slot``).
 
-    Weights, batch norms and quantizers are untouched. Raises MicronetError where there was no batch.
+    The model does not change. Raises MicronetError if there is no batch.
     """
     statistics: Statistics = {}
     was_training = model.training
@@ -43,15 +43,22 @@ def collect(model: nn.Module, batches: Iterable[Tensor]) -> Statistics:
     finally:
         model.train(was_training)
     if not seen:
-        raise MicronetError("there was no batch to calibrate on; give at least one image")
+        raise MicronetError("there is no data to calibrate on; pass at least one batch")
     return statistics
 
 
 @torch.no_grad()
 def set_ranges(model: nn.Module, statistics: Statistics, calibrator: Any, percentile: float) -> None:
-    """Give every activation quantizer the range that its statistics tell, and every weight quantizer its weight's.
+    """Set the range of every activation quantizer from its statistics, and of every weight quantizer from its weight.
 
-    Raises MicronetError where a quantizer saw no data, or saw NaN or infinity.
+    Args:
+        model: A quantized network.
+        statistics: What ``collect`` returned for this network.
+        calibrator: How to choose a range from a histogram; see ``find_range``.
+        percentile: In percent, for the percentile calibrator.
+
+    Raises:
+        MicronetError: A quantizer saw no data, or saw NaN or infinity.
     """
     for name, slot, quantizer in each_quantizer(model):
         if slot == "weight_quantizer":
@@ -60,25 +67,26 @@ def set_ranges(model: nn.Module, statistics: Statistics, calibrator: Any, percen
             histogram = statistics.get(f"{name}.{slot}")
             if histogram is None:
                 raise MicronetError(
-                    f"there are no statistics of {name}.{slot}: they were taken with other layers chosen"
+                    f"the calibration statistics lack {name}.{slot}, because other layers were quantized then; "
+                    "remove the cache (--calib-cache), or name another file"
                 )
             if not histogram.empty:
                 grid = quantizer.qparams(torch.empty(0))
-                wanted = GridSpec(grid.qmin, grid.qmax, getattr(quantizer, "symmetric", True))
-                quantizer.set_range(*find_range(histogram, wanted, calibrator, percentile))
+                spec = GridSpec(grid.qmin, grid.qmax, getattr(quantizer, "symmetric", True))
+                quantizer.set_range(*find_range(histogram, spec, calibrator, percentile))
     refresh_weights(model)
     check_calibrated(model)
 
 
 def save_statistics(statistics: Statistics, path: Path, network: str) -> None:
-    """Write statistics for reuse; ``network``: the hash of the artifact that they are of."""
+    """Write statistics to a file; ``network``: a hash of the network and images that they come from."""
     tensors = {name: histogram.counts for name, histogram in statistics.items()}
     ends = {name: [item.limit, item.low, item.high] for name, item in statistics.items()}
     write_tensors(path, tensors, _KEY, {"network": network, "ends": ends})
 
 
 def load_statistics(path: Path, network: str) -> Statistics:
-    """Read statistics. Raises MicronetError where the file is none, or of another network."""
+    """Read statistics. Raises MicronetError if the file is damaged, or its network differs from ``network``."""
     try:
         with safe_open(path, "pt") as file:
             header = json.loads((file.metadata() or {})[_KEY])
@@ -86,21 +94,23 @@ def load_statistics(path: Path, network: str) -> Statistics:
         found = {name: Histogram(counts[name], *map(float, ends)) for name, ends in header["ends"].items()}
         sound = all(item.counts.shape == (BINS,) for item in found.values())
     except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
-        raise MicronetError(f"{path} holds no calibration statistics ({error}); remove it or name another") from error
+        raise MicronetError(
+            f"{path} is not a file of calibration statistics ({error}); remove it or name another"
+        ) from error
     if not sound or header.get("network") != network:
         raise MicronetError(
-            f"{path} holds the statistics of another artifact, or of other images; remove it or name another"
+            f"{path} holds calibration statistics of another artifact or of other images; remove it or name another"
         )
     return found
 
 
 @contextmanager
 def _recording(model: nn.Module, statistics: Statistics) -> Iterator[None]:
-    """Put every quantizer out of the way; those of activations count what passes."""
+    """Disable every quantizer inside this context; those of activations count their inputs."""
     quantizers: list[Quantizer] = []
     for name, slot, quantizer in each_quantizer(model):
         if isinstance(quantizer, SignQuantizer):
-            continue  # a network without its signs is not the one whose ranges are wanted
+            continue  # without its signs, the network would compute something else
         quantizers.append(quantizer)
         if slot == "weight_quantizer":
             quantizer.recorder = _ignore
@@ -114,4 +124,4 @@ def _recording(model: nn.Module, statistics: Statistics) -> Iterator[None]:
 
 
 def _ignore(x: Tensor) -> None:
-    """Count nothing: a weight needs no statistics."""
+    """Count nothing: the range of a weight comes from the weight."""

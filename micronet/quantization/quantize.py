@@ -1,4 +1,4 @@
-"""The ``quantize`` stage: a float network becomes the same network with quantizers in it."""
+"""Placing quantizers in a float network, and rebuilding that structure from a record."""
 
 import copy
 
@@ -13,8 +13,11 @@ from micronet.quantization.placer import place
 def quantize_model(model: nn.Module, config: QuantConfig) -> tuple[nn.Module, StageRecord]:
     """Return a copy of a float network with quantizers placed, and the record that rebuilds it.
 
-    The quantizers have no ranges yet: calibrate, or train inside ``observing``.
-    Raises MicronetError where nothing can be quantized.
+    The quantizers have no ranges yet: call ``calibrate``, or train inside ``observing``. The layers that stay float are
+    in ``record.result["left_float"]``, a dictionary from layer name to reason.
+
+    Raises:
+        MicronetError: Nothing in the network can be quantized.
     """
     placement = place(model, config)
     quantized = placement.apply(copy.deepcopy(model))
@@ -22,5 +25,5 @@ def quantize_model(model: nn.Module, config: QuantConfig) -> tuple[nn.Module, St
 
 
 def restore(model: nn.Module, record: StageRecord) -> nn.Module:
-    """Rebuild the structure that a record describes."""
+    """Return the model with the quantizers that a record describes, uncalibrated."""
     return Placement.from_json(record.result).apply(model)

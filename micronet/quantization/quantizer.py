@@ -1,4 +1,4 @@
-"""What every quantizer is: a module that puts a tensor on a grid of few levels and can name the integers."""
+"""The base of all quantizers: modules that round a tensor to a grid of few levels and can return its integers."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,20 +14,19 @@ from micronet.quantization.functional import QParams, fake_quantize, to_integers
 from micronet.quantization.observers import Observer
 
 NOT_CALIBRATED = (
-    "a quantizer is not calibrated: run micronet.calibrate(model, batches) first, "
-    "or train inside micronet.observing(model)"
+    "a quantizer has no range yet; run micronet.calibrate(model, batches), or train inside micronet.observing(model)"
 )
 
 
 class Quantizer(nn.Module):
-    """Base of all schemes' quantizers.
+    """Base of the quantizers of all schemes.
 
-    A subclass gives ``scheme``, ``qparams`` and ``describe``. The law: (integers(x) - zero_point) * scale ==
-    forward(x).
+    A subclass defines ``scheme``, ``qparams`` and ``describe``. The law of every quantizer:
+    (integers(x) - zero_point) * scale == forward(x).
     """
 
     scheme: str
-    ranged = False  # whether it has a range that follows data or is trained
+    ranged = False  # whether it has a range, observed or trained
 
     def __init__(self, bits: int, axis: int | None, channels: int | None) -> None:
         super().__init__()
@@ -35,28 +34,30 @@ class Quantizer(nn.Module):
         self.axis = axis
         self.channels = channels
         self.observing = False
-        self.recorder: Callable[[Tensor], None] | None = None  # hears of what passes, which then passes unchanged
+        self.recorder: Callable[[Tensor], None] | None = (
+            None  # if set, it receives each input, and forward changes nothing
+        )
 
     def qparams(self, x: Tensor) -> QParams:
         """Return the grid for ``x``."""
         raise NotImplementedError
 
     def describe(self) -> dict[str, Any]:
-        """Return what ``rebuild`` needs to make an equal quantizer, JSON values only."""
+        """Return the JSON object from which ``rebuild`` makes an equal quantizer."""
         raise NotImplementedError
 
     def scaled(self, factor: Tensor, x: Tensor, axis: int) -> "Quantizer":
-        """Return the frozen quantizer of ``factor * x`` that keeps x's integers; factor: (channels,), on ``axis``."""
+        """Return the frozen quantizer of ``factor * x``, with the integers of ``x``; factor: (channels,)."""
         raise NotImplementedError
 
     def observe(self, x: Tensor, *, rectified: bool = False) -> None:
-        """Let the quantizer's range, where it has one, follow ``x``; ``rectified``: what is above 0 of it."""
+        """Update the range, if there is one, from ``x``; ``rectified``: from relu(x)."""
 
     def set_range(self, low: float, high: float) -> None:
-        """Cover [low, high] from now on, where the quantizer has a range."""
+        """Set the range, if there is one, to [low, high]."""
 
     def freeze(self) -> None:
-        """Keep the present grid whatever is observed from now on."""
+        """Fix the grid: nothing observed later changes it."""
 
     @property
     def unit_levels(self) -> bool:
@@ -65,19 +66,24 @@ class Quantizer(nn.Module):
 
     @property
     def frozen(self) -> bool:
-        """Whether the grid stays as it is."""
+        """Whether the grid is fixed."""
         return False
 
     @property
     def empty(self) -> bool:
-        """Whether the grid awaits data."""
+        """Whether no data has been observed yet."""
         return False
 
     @uncompiled  # its branches depend on tensor values
     def forward(self, x: Tensor, *, rectified: bool = False) -> Tensor:
-        """Return ``x`` on the grid: same shape and dtype. Raises MicronetError before any range is known.
+        """Return ``x`` rounded to the grid, with the same shape and dtype; observe it first if ``observing``.
 
-        ``rectified``: relu(x) on the grid. One that begins at 0 clamps as the ReLU does, and saves its two passes.
+        Args:
+            x: Any shape.
+            rectified: Round relu(x). A grid that begins at 0 clamps anyway, so this saves the ReLU's two passes.
+
+        Raises:
+            MicronetError: No range is known yet.
         """
         if rectified and (self.recorder is not None or not self._begins_at_zero(x)):
             x, rectified = F.relu(x), False
@@ -94,24 +100,24 @@ class Quantizer(nn.Module):
         return grid.qmin == 0 and not bool(grid.zero_point)
 
     def project_rectified(self, x: Tensor) -> Tensor:
-        """Return ``project(relu(x))`` on a grid that begins at 0."""
+        """Return ``project(relu(x))``; the grid must begin at 0."""
         return fake_quantize(x, self.qparams(x), rectified=True)
 
     def project(self, x: Tensor) -> Tensor:
-        """Return ``x`` on the grid, with the scheme's gradient."""
+        """Return ``x`` rounded to the grid, with the scheme's gradient."""
         return fake_quantize(x, self.qparams(x))
 
     def integers(self, x: Tensor) -> Tensor:
-        """Return the integers of ``x``, as float32."""
+        """Return the integers of ``x``, stored as floats."""
         self.check_calibrated()
         return to_integers(x, self.qparams(x))
 
     def check_calibrated(self) -> None:
-        """Raise MicronetError where the quantizer has no range yet."""
+        """Raise MicronetError if no range is known yet."""
 
 
 class RangedQuantizer(Quantizer):
-    """A quantizer whose scale and zero point are buffers that follow an observed range."""
+    """A quantizer whose scale and zero point are buffers, computed from an observed range."""
 
     ranged = True
     observer: Observer
@@ -130,36 +136,36 @@ class RangedQuantizer(Quantizer):
         raise NotImplementedError
 
     def set_range(self, low: float, high: float) -> None:
-        """Cover [low, high] from now on."""
+        """Set the range to [low, high]."""
         self.observer.low.fill_(low)
         self.observer.high.fill_(high)
         self.refresh()
         self._calibrated = True
 
     def observe(self, x: Tensor, *, rectified: bool = False) -> None:
-        """Let the observer see ``x`` and follow its range; a frozen range stays."""
+        """Update the range from ``x`` unless it is frozen."""
         if not self.observer.frozen:
             self.observer(x, rectified=rectified)
             self.refresh()
             self._calibrated = True
 
     def freeze(self) -> None:
-        """Keep the present grid whatever is observed from now on."""
+        """Fix the grid: nothing observed later changes it."""
         self.observer.frozen.fill_(True)
 
     @property
     def frozen(self) -> bool:
-        """Whether the grid stays as it is."""
+        """Whether the grid is fixed."""
         return bool(self.observer.frozen)
 
     @property
     def empty(self) -> bool:
-        """Whether nothing was observed yet."""
+        """Whether no data has been observed yet."""
         return self.observer.empty
 
     def check_calibrated(self) -> None:
-        """Raise MicronetError where the quantizer has no range yet."""
-        if not self._calibrated:  # asked of the tensor once, not at every step
+        """Raise MicronetError if no range is known yet."""
+        if not self._calibrated:  # read from the tensor once, not at every step
             if not bool((self.scale > 0).all()):
                 raise MicronetError(NOT_CALIBRATED)
             self._calibrated = True

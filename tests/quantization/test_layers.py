@@ -63,7 +63,7 @@ def test_a_shared_module_is_replaced_everywhere():
 
 @pytest.mark.parametrize("bn_fuse", [False, True])
 def test_layers_in_a_plain_list_are_quantized(bn_fuse):
-    model, record = quantize_model(Listed(), QuantConfig(bn_fuse=bn_fuse))
+    model, _ = quantize_model(Listed(), QuantConfig(bn_fuse=bn_fuse))
     images = torch.randn(2, 3, 8, 8)
     calibrate(model, [images])
     seen = []
