@@ -1,0 +1,275 @@
+"""Everything that a network can go through, as a table of checks that give numbers on any device.
+
+A check runs a procedure of the product on one device. Its numbers on another device must be the same: to the last bit
+on the mock device (``test_devices``), within a tolerance on a GPU (``scripts/gpu_check``).
+"""
+
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import micronet
+from micronet import registry
+from micronet.artifact.artifact import load, save
+from micronet.artifact.header import read_header
+from micronet.core.progress import Silent
+from micronet.data.batches import eval_batches
+from micronet.errors import StoppedError
+from micronet.evaluation.accuracy import evaluate, evaluating
+from micronet.evaluation.cost import count_macs
+from micronet.models.device import pick_device
+from micronet.pruning.config import PruneConfig, SparsityConfig
+from micronet.pruning.groups import find_groups
+from micronet.pruning.prune import prune_model
+from micronet.quantization.adaround import adaround
+from micronet.quantization.calibrate import calibrate, freeze, frozen, observing
+from micronet.quantization.calibration_config import CalibrationConfig
+from micronet.quantization.config import QuantConfig
+from micronet.quantization.fold import fold_model
+from micronet.quantization.ptq import collect, set_ranges
+from micronet.quantization.quantize import quantize_model
+from micronet.quantization.recovery import correct_biases, equalize, reestimate_norms
+from micronet.quantization.sensitivity import Probe, keep_sensitive, measure_sensitivity
+from micronet.runtimes.config import RuntimeOptions
+from micronet.runtimes.torch import EagerPredictor
+from micronet.stages.pruning import accumulate_gradients
+from micronet.training.context import NO_HOOKS, RunContext, TrainHooks
+from micronet.training.distillation import Teacher
+from micronet.training.loop import Trainer
+from tests.devices.network import QUICK, artifact, batches, dataset, fit, trained
+from tests.devices.table import ADAM, CHECKS, FLOAT, HALF, LEVEL, SIGN, Outcome, changed, check, outcome
+
+__all__ = ["CHECKS"]
+EXAMPLE = torch.zeros(2, 3, 8, 8)  # on the CPU, as the commands make it
+
+
+def accuracy(model: nn.Module) -> float:
+    """Return the accuracy on the validation images."""
+    with evaluating(model) as predict:
+        return evaluate(predict, eval_batches(dataset().validation, dataset().spec)).accuracy
+
+
+@check("train sgd", FLOAT, accumulate=2, weight_decay=1e-4, label_smoothing=0.1)
+@check("train adam", ADAM, optimizer="adam")
+@check("train bf16", HALF, amp="bf16")
+def train(device: torch.device, folder: Path, **options: Any) -> Outcome:
+    """Train the float network."""
+    fitted = fit(trained(device), device, folder, replace(QUICK, epochs=2, **options))
+    return outcome(fitted.model, loss=fitted.metrics["test_loss"])
+
+
+@check("resume", FLOAT)
+def resume(device: torch.device, folder: Path) -> Outcome:
+    """Stop a training in its first epoch and resume it from the checkpoint."""
+    with suppress(StoppedError):
+        fit(trained(device), device, folder, QUICK, deadline=0.0)
+    return outcome(fit(trained(device), device, folder, QUICK, resume=True).model)
+
+
+@check("distillation", FLOAT)
+def distill(device: torch.device, folder: Path) -> Outcome:
+    """Train with a teacher."""
+    model = nn.Sequential(trained(device))
+    teacher = Teacher(trained(device).eval(), 0.5, 4.0)
+    run = RunContext(folder / "student.safetensors", device)
+    Trainer(model, dataset(), QUICK, run, {}, NO_HOOKS, teacher).fit()
+    return outcome(model)
+
+
+@check("sparse-train bn-scale", FLOAT, criterion="bn-scale")
+@check("sparse-train l1", FLOAT, criterion="l1")
+@check("sparse-train l2", FLOAT, criterion="l2")
+def sparse_train(device: torch.device, folder: Path, criterion: Any) -> Outcome:
+    """Train with a pruning criterion's penalty."""
+    config = SparsityConfig(s=0.01, criterion=criterion)
+    model = trained(device)
+    chosen = registry.resolve(registry.CRITERIA, criterion, "criterion")
+    penalty = chosen.penalty(model, find_groups(model, EXAMPLE), config.s)
+    return outcome(fit(model, device, folder, hooks=TrainHooks(penalty=penalty, keep="last")).model)
+
+
+@check("prune bn-scale", FLOAT, criterion="bn-scale")
+@check("prune l1", FLOAT, criterion="l1")
+@check("prune l2", FLOAT, criterion="l2")
+@check("prune fpgm", FLOAT, criterion="fpgm")
+@check("prune random", FLOAT, criterion="random")
+@check("prune taylor", FLOAT, criterion="taylor")
+@check("prune to target macs", FLOAT, criterion="l1", target_macs=0.5)
+def prune(device: torch.device, folder: Path, **options: Any) -> Outcome:
+    """Prune in two steps, each followed by training."""
+    model = trained(device)
+    part = PruneConfig(**options).share_per_step(2)
+    for _ in range(2):
+        if part.criterion == "taylor":
+            accumulate_gradients(model, dataset(), RunContext(folder / "gradients.safetensors", device))
+        model, _, _ = prune_model(model, part, EXAMPLE)
+        model = fit(model, device, folder).model
+    return outcome(model, macs=count_macs(model, EXAMPLE[:1]))
+
+
+@check("qat iao minmax", LEVEL)
+@check("qat iao moving-average", LEVEL, weight_observer="moving-average")
+@check("qat iao asym layer", LEVEL, q_type="asym", q_level="layer", w_bits=4)
+@check("qat iao bf16", LEVEL, amp="bf16")
+@check("qat dorefa", LEVEL, method="dorefa", w_bits=4, a_bits=4)
+@check("qat lsq", LEVEL, method="lsq", w_bits=4, a_bits=4)
+@check("qat lsq layer", LEVEL, method="lsq", q_level="layer", first_last="same")
+@check("qat binary binary", SIGN, w_bits="binary", a_bits="binary")
+@check("qat ternary binary", SIGN, w_bits="ternary", a_bits="binary", a_ste="soft")
+@check("qat ternary 8", LEVEL, w_bits="ternary", w_ste="saturate")
+@check("qat bn-fused minmax", LEVEL, bn_fuse=True)
+@check("qat bn-fused moving-average", LEVEL, bn_fuse=True, weight_observer="moving-average")
+@check("qat bn-fused lsq", LEVEL, bn_fuse=True, method="lsq")
+def qat(device: torch.device, folder: Path, amp: Any = "off", **options: Any) -> Outcome:
+    """Quantize, calibrate, train with the quantizers, then fold the batch norms."""
+    model, record = quantize_model(trained(device), QuantConfig(**options))
+    calibrate(model, batches(device))
+    fitted = fit(model, device, folder, replace(QUICK, amp=amp), TrainHooks(observing))
+    folded, _ = fold_model(fitted.model, [record])
+    return outcome(fitted.model, folded=outcome(folded).numbers["scores"])
+
+
+@check("qaft", LEVEL)
+def qaft(device: torch.device, folder: Path) -> Outcome:
+    """Train with every range and batch norm frozen."""
+    model, _ = quantize_model(trained(device), QuantConfig(w_bits=4))
+    calibrate(model, batches(device))
+    freeze(model)
+    return outcome(fit(model, device, folder, hooks=TrainHooks(frozen)).model)
+
+
+@check("ptq minmax", LEVEL, calibrator="minmax")
+@check("ptq percentile", LEVEL, calibrator="percentile", percentile=99.0)
+@check("ptq entropy", LEVEL, calibrator="entropy")
+@check("ptq mse", LEVEL, calibrator="mse")
+@check("ptq mse asym", LEVEL, calibrator="mse", q_type="asym")
+@check("ptq mse lsq", LEVEL, calibrator="mse", method="lsq", w_bits=4)
+def ptq(device: torch.device, folder: Path, calibrator: str, percentile: float = 99.99, **options: Any) -> Outcome:
+    """Set the ranges from statistics, without training."""
+    model, _ = quantize_model(trained(device), QuantConfig(a_bits=4, **options))
+    set_ranges(model, collect(model, batches(device)), calibrator, percentile)
+    return outcome(model)
+
+
+@check("adaround", LEVEL)
+def round_weights(device: torch.device, folder: Path) -> Outcome:
+    """Choose the rounding of the weights."""
+    floating = trained(device)
+    model, _ = quantize_model(floating, QuantConfig(w_bits=3))
+    calibrate(model, batches(device))
+    with patch("micronet.quantization.adaround.STEPS", 20):
+        adaround(floating, model, batches(device))
+    return outcome(model)
+
+
+@check("bias correction", LEVEL)
+def correct(device: torch.device, folder: Path) -> Outcome:
+    """Correct the biases of a network of few bits."""
+    floating = trained(device)
+    model, _ = quantize_model(floating, QuantConfig(w_bits=3))
+    calibrate(model, batches(device))
+    return outcome(model, layers=correct_biases(floating, model, batches(device)))
+
+
+@check("batch norm re-estimation", LEVEL)
+def reestimate(device: torch.device, folder: Path) -> Outcome:
+    """Estimate the statistics of the batch norms again."""
+    model, _ = quantize_model(trained(device), QuantConfig(w_bits=3))
+    calibrate(model, batches(device))
+    return outcome(model, norms=reestimate_norms(model, batches(device)))
+
+
+@check("equalization", FLOAT)
+def equalized(device: torch.device, folder: Path) -> Outcome:
+    """Fold the batch norms, then balance the weights of layers that follow one another."""
+    model, _ = fold_model(trained(device))
+    return outcome(model, pairs=equalize(model))
+
+
+@check("target-drop", LEVEL)
+def target_drop(device: torch.device, folder: Path) -> Outcome:
+    """Measure each layer's sensitivity, and keep the most sensitive layers at 8 bits."""
+    model, config = trained(device), QuantConfig(w_bits=2)
+    probe = Probe(batches(device), CalibrationConfig(), accuracy)
+    ranked = measure_sensitivity(model, config, probe, Silent())
+    kept = keep_sensitive(model, config, ranked, probe, 0.0)
+    quantized, _ = quantize_model(model, kept)
+    calibrate(quantized, batches(device))
+    return outcome(quantized, sqnr_db=[item.sqnr_db for item in sorted(ranked)])
+
+
+@check("evaluate", FLOAT)
+def evaluated(device: torch.device, folder: Path) -> Outcome:
+    """Save a network, and evaluate the file on the device."""
+    path = folder / "saved.safetensors"
+    save(artifact(trained(device)), path)
+    network = EagerPredictor(path, RuntimeOptions(device=str(device), trust_code=True))
+    found = evaluate(network, eval_batches(dataset().test, dataset().spec))
+    return Outcome({"loss": torch.tensor(found.loss), "macs": torch.tensor(network.macs((3, 8, 8)))})
+
+
+@check("save and reload", LEVEL)
+def reload(device: torch.device, folder: Path) -> Outcome:
+    """Save a quantized network from the device, and load it to the device again."""
+    model, record = quantize_model(trained(device), QuantConfig(method="lsq", w_bits=4))
+    calibrate(model, batches(device))
+    path = folder / "quantized.safetensors"
+    save(artifact(model).after(record), path)
+    loaded = load(path, trust_code=True).model.to(device)
+    assert torch.equal(outcome(loaded).numbers["scores"], outcome(model).numbers["scores"])
+    return outcome(loaded)
+
+
+@check("tied weights", FLOAT)
+def tied(device: torch.device, folder: Path) -> Outcome:
+    """Save a network with one tensor under two names from the device: it is stored once."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    model[0].weight = model[1].weight
+    save(artifact(model.to(device)), folder / "tied.safetensors")
+    return Outcome({"stored": torch.tensor(len(read_header(folder / "tied.safetensors")[1]))})
+
+
+@check("python api", LEVEL)
+def api(device: torch.device, folder: Path) -> Outcome:
+    """Prune, quantize, train in a loop of one's own, freeze and fuse a model on the device."""
+    pruned = micronet.prune(trained(device), percent=0.25, data=EXAMPLE)
+    quantized = micronet.quantize(pruned, w_bits=4)
+    model = quantized.model
+    micronet.calibrate(model, batches(device))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    model.train()
+    with micronet.observing(model):
+        for images, labels in zip(batches(device), dataset().train.labels.to(device).split(32), strict=True):
+            optimizer.zero_grad()
+            F.cross_entropy(model(images), labels).backward()
+            optimizer.step()
+    micronet.freeze(model)
+    return outcome(micronet.fuse(quantized).model)
+
+
+@check("device names", None)
+def names(device: torch.device, folder: Path) -> Outcome:
+    """Find the device by its name, as --device does."""
+    assert pick_device(str(device)) == device
+    assert pick_device(device.type).type == device.type
+    return Outcome({})
+
+
+@check("fp16 gradient scaler", None)
+def fp16_scaler(device: torch.device, folder: Path) -> Outcome:
+    """Train in fp16 from an empty gradient scaler, and again with a stop and a resume: the ends are equal."""
+    config = replace(QUICK, amp="fp16")
+    whole = fit(trained(device), device, folder, config)
+    with suppress(StoppedError):
+        fit(trained(device), device, folder, config, deadline=0.0)
+    resumed = fit(trained(device), device, folder, config, resume=True)
+    first, second = outcome(whole.model), outcome(resumed.model)
+    assert not changed(first, second), "the resumed training ends elsewhere"
+    assert all(bool(tensor.isfinite().all()) for tensor in second.state.values())
+    return second
