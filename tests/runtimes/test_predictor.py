@@ -15,8 +15,9 @@ from micronet.runtimes.packed.predictor import PackedNetwork
 from tests.runtimes.conftest import OLD_FILES
 
 
-def test_the_commands_take_packed_files(micronet, packed):
-    artifact, path = packed
+def test_the_commands_take_packed_files(micronet, chain, tmp_path):
+    artifact, path = chain / "fused.safetensors", tmp_path / "int8.packed"
+    assert micronet("pack", artifact, "-o", path, "--quiet").code == 0
     rows = micronet("compare", artifact, path, "--json").json["rows"]
     assert [row["runtime"] for row in rows] == ["torch", "packed"]
     assert rows[1]["agreement"] >= 0.999 and rows[1]["size_bytes"] == path.stat().st_size
