@@ -1,6 +1,6 @@
-"""Accuracy, agreement and latency of any predictor: a callable, images (N, C, H, W) float32 -> scores (N, K) float32.
+"""Measure the accuracy and agreement of any predictor, images (N, C, H, W) float32 -> scores (N, K) float32.
 
-A torch model, an ONNX Runtime session, a packed network and a TensorRT engine are all that, so these exist once.
+A torch model, an ONNX Runtime session, a packed network and a TensorRT engine all are predictors.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -16,12 +16,13 @@ from torch.nn import functional as F
 from micronet.errors import MicronetError, first_line
 from micronet.evaluation.network import Predictor, Scores
 from micronet.models.device import inference_format, place_input
+from micronet.models.modes import eval_mode
 
-_NO_SCORES = "the network does not return one row of class scores an image, (N, classes)"
+_NO_SCORES = "the network must return one row of class scores per image, (N, classes)"
 
 
 class Evaluation(NamedTuple):
-    """``accuracy`` 0..1, mean cross-entropy ``loss`` in nats, number of ``images``, and the class given to each."""
+    """``accuracy`` 0..1, mean cross-entropy ``loss`` in nats, number of ``images``, and the ``classes`` predicted."""
 
     accuracy: float
     loss: float
@@ -30,14 +31,14 @@ class Evaluation(NamedTuple):
 
 
 def predictor(model: nn.Module) -> Predictor:
-    """Return the predictor that runs a torch model, in the mode it is in, on the device it is on."""
+    """Return a predictor that runs a torch model, in its present mode and on its device."""
     device, layout = next(model.parameters()).device, inference_format(model)
 
     @torch.inference_mode()
     def predict(images: NDArray[np.float32]) -> Scores:
         scores = model(place_input(torch.from_numpy(images), device, layout))
         if not isinstance(scores, Tensor):
-            raise MicronetError(f"{_NO_SCORES}; it returns a {type(scores).__name__}")
+            raise MicronetError(f"{_NO_SCORES}; got a {type(scores).__name__}")
         out: Scores = scores.float().cpu().numpy()
         return out
 
@@ -46,48 +47,60 @@ def predictor(model: nn.Module) -> Predictor:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[Predictor]:
-    """Give the predictor over a model in eval mode; the mode is put back afterwards."""
-    training = model.training
-    model.eval()
-    try:
+    """Give a predictor for a model, which is in eval mode inside this context."""
+    with eval_mode(model):
         yield predictor(model)
-    finally:
-        model.train(training)
 
 
 def check_scores(predict: Predictor, images: Tensor, classes: int, name: str = "the network") -> None:
-    """Raise MicronetError where images do not go through a predictor, or it does not score ``classes`` classes."""
+    """Run a predictor once to check that it accepts the images and scores the right number of classes.
+
+    Args:
+        predict: The predictor.
+        images: (N, C, H, W) float32; one image is enough.
+        classes: The number of classes in the data.
+        name: What error messages call the network.
+
+    Raises:
+        MicronetError: The predictor refuses the images, or its scores are not (N, ``classes``).
+    """
     try:
         scores = predict(images.numpy())
     except MicronetError:
         raise
-    except Exception as error:  # a network's forward may refuse its input with anything
+    except Exception as error:  # a network's forward may raise anything
         shape = tuple(images.shape[1:])
         raise MicronetError(f"images of shape {shape} do not fit {name}: {first_line(error)}") from error
     if scores.ndim != 2:
-        raise MicronetError(f"{_NO_SCORES}; its shape is {scores.shape}")
+        raise MicronetError(f"{_NO_SCORES}; got shape {scores.shape}")
     if scores.shape[1] != classes:
         raise MicronetError(
-            f"{name} scores {scores.shape[1]} classes, the data have {classes}; make it with as many, for example "
-            f"""micronet import --model-args '{{"num_classes": {classes}}}'"""
+            f"{name} scores {scores.shape[1]} classes, but the data have {classes}; build it for {classes}, for "
+            f"""example with micronet import --model-args '{{"num_classes": {classes}}}'"""
         )
 
 
 def evaluate(
     predict: Predictor, batches: Iterable[tuple[Tensor, Tensor]], on_batch: Callable[[int], None] | None = None
 ) -> Evaluation:
-    """Run a predictor over (images, labels) batches; ``on_batch`` hears of the images done so far."""
+    """Run a predictor over batches and measure its accuracy and loss.
+
+    Args:
+        predict: The predictor.
+        batches: Images (N, C, H, W) float32 and labels (N,) int64.
+        on_batch: Called after every batch with the number of images evaluated so far.
+    """
     correct, loss, classes = tally(predict, batches, on_batch)
     if not classes:
         raise ValueError("no images to evaluate on")
-    given = np.concatenate(classes)
-    return Evaluation(correct / len(given), loss / len(given), len(given), given)
+    predicted = np.concatenate(classes)
+    return Evaluation(correct / len(predicted), loss / len(predicted), len(predicted), predicted)
 
 
 def tally(
     predict: Predictor, batches: Iterable[tuple[Tensor, Tensor]], on_batch: Callable[[int], None] | None
 ) -> tuple[float, float, list[NDArray[np.int64]]]:
-    """Return how many images are classified rightly, the sum of their losses, and the classes given, batch by batch."""
+    """Return the number of correctly classified images, the sum of all losses, and the predicted classes per batch."""
     classes: list[NDArray[np.int64]] = []
     correct, loss, images = 0, 0.0, 0
     for inputs, labels in batches:
@@ -103,5 +116,5 @@ def tally(
 
 
 def agreement(left: Evaluation, right: Evaluation) -> float:
-    """Return the share of images that two evaluations of the same data put into the same class."""
+    """Return the share of images for which two evaluations of the same data predict the same class."""
     return float((left.classes == right.classes).mean())

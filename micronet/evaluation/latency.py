@@ -1,4 +1,4 @@
-"""Latency of predictors, timed in turns."""
+"""Measure the latency of predictors, interleaved."""
 
 import time
 from collections.abc import Sequence
@@ -10,25 +10,21 @@ from numpy.typing import NDArray
 from micronet.evaluation.network import Predictor
 
 WARM_UP_SECONDS = 0.3
-
-
-MEASURE_SECONDS = 1.5  # a predictor and batch size
-
-
-FEWEST_ROUNDS = 5
+MEASURE_SECONDS = 1.5  # per predictor and batch size
+MIN_ROUNDS = 5
 
 
 class Latency(NamedTuple):
-    """Milliseconds a call, over single calls: median and 95th percentile."""
+    """Milliseconds per call: the median and the 95th percentile."""
 
     p50_ms: float
     p95_ms: float
 
 
 def latencies(predictors: Sequence[Predictor], inputs: Sequence[NDArray[np.float32]]) -> list[Latency]:
-    """Time each predictor on its own input, in turns, so that a change of the machine's speed meets them all alike.
+    """Time predictors, each on its own batch (N, C, H, W) float32, after a warm-up.
 
-    Only the call is timed: no data loading, and warmed up first.
+    They run in turns, so that a change in the machine's speed affects all of them alike.
     """
     for predict, images in zip(predictors, inputs, strict=True):
         start = time.perf_counter()
@@ -37,10 +33,10 @@ def latencies(predictors: Sequence[Predictor], inputs: Sequence[NDArray[np.float
             predict(images)
     samples: list[list[float]] = [[] for _ in predictors]
     spent = 0.0
-    while spent < MEASURE_SECONDS * len(predictors) or len(samples[0]) < FEWEST_ROUNDS:
-        for kept, predict, images in zip(samples, predictors, inputs, strict=True):
+    while spent < MEASURE_SECONDS * len(predictors) or len(samples[0]) < MIN_ROUNDS:
+        for own, predict, images in zip(samples, predictors, inputs, strict=True):
             start = time.perf_counter()
             predict(images)
-            kept.append(time.perf_counter() - start)
-            spent += kept[-1]
-    return [Latency(*(1000 * np.percentile(kept, [50, 95])).tolist()) for kept in samples]
+            own.append(time.perf_counter() - start)
+            spent += own[-1]
+    return [Latency(*(1000 * np.percentile(own, [50, 95])).tolist()) for own in samples]

@@ -1,4 +1,4 @@
-"""What runs a network: a predictor, arrays in and arrays out, and one that also knows what it is."""
+"""The interfaces of anything that runs a network: ``Predictor``, and ``Network``, which also describes itself."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -13,7 +13,10 @@ Predictor = Callable[[NDArray[np.float32]], Scores]
 
 
 class Network(Protocol):
-    """A predictor with a name tag. ``params``: elements of weights and biases. ``stages``: what was done to it."""
+    """A predictor that describes itself.
+
+    ``params``: the number of weights and biases. ``stages``: the stages the network went through.
+    """
 
     runtime: str
     data: DataSpec | None
@@ -21,7 +24,7 @@ class Network(Protocol):
     stages: Sequence[str]
 
     def __call__(self, images: Any) -> Scores:
-        """Score images: (N, C, H, W) float32 -> (N, K) float32."""
+        """Return the scores (N, K) float32 of images (N, C, H, W) float32."""
 
     def macs(self, image_shape: tuple[int, int, int]) -> int | None:
-        """Return the multiply-accumulates for one image (C, H, W), or None where they cannot be counted."""
+        """Return the multiply-accumulates for one image (C, H, W), or None if they cannot be counted."""

@@ -1,4 +1,4 @@
-"""Drawings into files, by matplotlib where it is installed."""
+"""Draw figures into files with matplotlib, an optional dependency."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,9 +8,15 @@ from micronet.errors import MicronetError
 
 
 def draw(path: Path, size: tuple[float, float], fill: Callable[[Any], None]) -> None:
-    """Write a figure of some size, inches; ``fill`` draws into its axes.
+    """Write a figure to a file.
 
-    Raises MicronetError where matplotlib is not there, or the file's kind is not known.
+    Args:
+        path: The file; its suffix chooses the format.
+        size: Width and height in inches.
+        fill: Draws into the figure's axes.
+
+    Raises:
+        MicronetError: matplotlib is not installed, or the file cannot be written.
     """
     try:
         from matplotlib.figure import Figure

@@ -1,4 +1,4 @@
-"""Image files through a network: every image's classes, the likeliest first."""
+"""Classify image files: the classes of every image, the most likely first."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,18 +25,26 @@ class Ranked(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """What a network sees in an image file: all classes, the likeliest first."""
+    """The prediction for an image file: all classes, the most likely first."""
 
     image: Path
     classes: list[Ranked]
 
 
 def predict(network: Network, places: list[Path], name: str, progress: Progress) -> list[Prediction]:
-    """Run a network over image files and folders of them, prepared as its training images were.
+    """Run a network over image files and folders, prepared like its training images.
 
-    Raises MicronetError for a file that is no readable image, and a network that does not tell its input's size.
+    Args:
+        network: The network.
+        places: Image files, and folders of them.
+        name: What error messages call the network.
+        progress: Where steps are reported.
+
+    Raises:
+        MicronetError: A file is not a readable image, or the network does not record how images are prepared.
+        FailedError: The scores are not finite.
     """
-    spec = _known(network.data, name)
+    spec = _require_preparation(network.data, name)
     paths = [path for place in places for path in _images(place)]
     found: list[Prediction] = []
     for start in range(0, len(paths), BATCH):
@@ -52,20 +60,20 @@ def _predict_batch(network: Network, spec: DataSpec, paths: list[Path], name: st
         images = images.float().mean(1, keepdim=True).round().to(torch.uint8)
     inputs = Normalize.from_spec(spec)(images)
     check_scores(network, inputs[:1], len(classes), name)
-    shares = torch.from_numpy(network(inputs.contiguous().numpy())).softmax(1)
-    if not shares.isfinite().all():
-        raise FailedError(f"{name} gives scores that are not finite: its weights are damaged, or its training failed")
-    for path, row in zip(paths, shares, strict=True):
+    probabilities = torch.from_numpy(network(inputs.contiguous().numpy())).softmax(1)
+    if not probabilities.isfinite().all():
+        raise FailedError(f"{name} returns scores that are not finite; its weights are damaged or its training failed")
+    for path, row in zip(paths, probabilities, strict=True):
         order = row.argsort(descending=True, stable=True).tolist()
         yield Prediction(path, [Ranked(classes[index], float(row[index])) for index in order])
 
 
-def _known(spec: DataSpec | None, name: str) -> DataSpec:
-    """Return the spec where it tells all that an image's preparation needs."""
+def _require_preparation(spec: DataSpec | None, name: str) -> DataSpec:
+    """Return the spec; raise MicronetError if it does not say how images are prepared."""
     if spec is None or None in (spec.image_size, spec.mean, spec.std, spec.classes):
         raise MicronetError(
-            f"{name} does not tell how its images are prepared or what its classes are called; "
-            "make it with micronet train, or micronet import --data"
+            f"{name} does not record how its images are prepared or the names of its classes; make it with "
+            "micronet train, or micronet import --data"
         )
     return spec
 
@@ -77,5 +85,5 @@ def _images(place: Path) -> list[Path]:
         return [place]
     found = list_images(place)
     if not found:
-        raise MicronetError(f"{place} holds no images")
+        raise MicronetError(f"{place} holds no images; give image files or folders of them")
     return found

@@ -1,4 +1,4 @@
-"""Rows of ``compare``: networks side by side on the same data, everything measured, as data and as Markdown."""
+"""Compare networks on the same data: every figure measured, as rows and as a Markdown table."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -19,11 +19,10 @@ BATCHES = (1, 64)
 
 @dataclass(frozen=True)
 class Row:
-    """One network's figures, on ``images`` test images.
+    """The figures of one network on ``images`` test images.
 
-    ``accuracy``, ``drop``, ``agreement``: 0..1, the last two against the first row.
-
-    ``size_bytes``: of the file. ``compression``: 1 - size over the first row's. Latencies: a call of 1 or 64 images.
+    ``accuracy``, ``drop`` and ``agreement`` are 0..1, the last two relative to the first row. ``size_bytes``: the file.
+    ``compression``: 1 - size / size of the first row. Latencies are medians per call with 1 or 64 images.
     """
 
     name: str
@@ -122,7 +121,7 @@ COLUMNS = (
 
 
 def cells(row: Row) -> list[str]:
-    """Format a row for people, one string a column."""
+    """Format a row as one string per column."""
     return [
         row.name,
         row.runtime,

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from micronet.core.progress import Progress
 from micronet.errors import MicronetError
-from micronet.evaluation.latency import FEWEST_ROUNDS, MEASURE_SECONDS, WARM_UP_SECONDS
+from micronet.evaluation.latency import MEASURE_SECONDS, MIN_ROUNDS, WARM_UP_SECONDS
 from micronet.evaluation.network import Scores
 
 DEVICE_ROUNDS = 50
@@ -57,7 +57,7 @@ def measure(network: GpuTimed, batch: NDArray[np.float32]) -> Timing:
     while spent < WARM_UP_SECONDS:
         spent += _seconds(network, batch)
     samples: list[float] = []
-    while sum(samples) < MEASURE_SECONDS or len(samples) < FEWEST_ROUNDS:
+    while sum(samples) < MEASURE_SECONDS or len(samples) < MIN_ROUNDS:
         samples.append(_seconds(network, batch))
     p50, p95, p99 = (1000 * np.percentile(samples, [50, 95, 99])).tolist()
     device = float(np.median([network.device_ms(batch) for _ in range(DEVICE_ROUNDS)]))
