@@ -1,1 +1,1 @@
-"""Quantizers, where they are placed, and the procedures over them. Knows nothing of pruning."""
+"""Quantizers, their placement, and the procedures over them: calibration, recovery, folding."""

@@ -80,8 +80,8 @@ def check_calibrated(model: nn.Module) -> None:
     blind = [f"{name}.{slot}" for name, slot, quantizer in each_quantizer(model) if quantizer.empty]
     if blind:
         raise MicronetError(
-            f"{len(blind)} quantizers saw no data, because their modules are never called: {', '.join(blind[:5])}; leave "
-            " these layers out with exclude (--exclude)"
+            f"{len(blind)} quantizers saw no data, because their modules are never called: {', '.join(blind[:5])}; "
+            "leave these layers out with exclude (--exclude)"
         )
     _check_finite(model)
 

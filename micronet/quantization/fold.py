@@ -1,11 +1,11 @@
-"""The ``bn-fuse`` stage: a batch normalisation disappears into the convolution or linear layer before it.
+"""Batch-norm folding: a batch norm becomes part of the convolution or linear layer before it.
 
 With k = gamma / sqrt(running_var + eps): w' = k * w, b' = (b - running_mean) * k + beta (Jacob et al. 2017,
-arXiv:1712.05877, section 3.2). On a quantized layer the integers keep their values: each channel's scale takes |k|, a
-negative k flips integers and zero point, k = 0 makes the channel all zeros; one scale a layer becomes one a channel.
-Where only the sign of the output is read on, every channel is divided by |k| first: w' = w sign(k), and b' is a
-threshold, with the sign of the batch norm's own output (k = 0: that of beta).
-Its bias is rounded to the unit of an integer runtime's sums, a few thousandths of an output's step at most.
+arXiv:1712.05877, section 3.2). A quantized layer keeps its integers: each channel's scale is multiplied by |k|, a
+negative k negates integers and zero point, k = 0 makes the channel zero, and a scale per layer becomes one per channel.
+If only the sign of the output is used, every channel is divided by |k| first: w' = w sign(k), and b' is a threshold
+(k = 0: the sign of beta). Biases are rounded to the unit of an integer runtime's sums, which moves an output by a few
+thousandths of its step at most.
 """
 
 import copy
@@ -36,16 +36,22 @@ from micronet.quantization.schemes.wbwtab import SignQuantizer
 def fold_model(model: nn.Module, history: Sequence[StageRecord] = ()) -> tuple[nn.Module, StageRecord]:
     """Return a copy of a network with every foldable batch norm folded, and the record that rebuilds it.
 
-    ``history`` tells which quantizer a layer's input comes through; with it, biases take their int32 grid, also where
-    a quantized network has no batch norm to fold.
-    Raises MicronetError where the network cannot be traced, or there is neither a batch norm nor a bias to change.
+    Args:
+        model: A network, float or quantized.
+        history: Its records. They name the quantizer of each layer's input, which is needed to round the biases of a
+            quantized network. Biases are rounded even if all batch norms were folded before quantization.
+
+    Raises:
+        MicronetError: The network cannot be traced, or it has neither batch norms to fold nor biases to round.
     """
     folded = copy.deepcopy(model)
     graph = trace(folded)
     if graph is None:
-        raise MicronetError("the network cannot be traced by torch.fx, so its batch norms cannot be matched to layers")
+        raise MicronetError(
+            "batch norms cannot be matched to layers, because torch.fx cannot trace this network; use it unfused"
+        )
     pairs = foldable_pairs(graph)
-    taken = [
+    absorbed = [
         name for name, module in folded.named_modules() if isinstance(module, Quantized) and module.norm is not None
     ]
     signed = {str(node.target) for node, _ in graph.calls() if _only_signs_read(graph, node, in_place=True)}
@@ -56,18 +62,20 @@ def fold_model(model: nn.Module, history: Sequence[StageRecord] = ()) -> tuple[n
         if (quantizer := getattr(layer, "weight_quantizer", None)) is not None:
             quantizers[layer_name] = quantizer.describe()
     folded = _remove_norms(folded, pairs)
-    for name in taken:
-        _fold_taken(folded.get_submodule(name))
+    for name in absorbed:
+        _fold_absorbed(folded.get_submodule(name))
         quantizers[name] = folded.get_submodule(name).weight_quantizer.describe()  # type: ignore[union-attr, operator]
-    snapped = [name for record in history for name in _snap_biases(folded, record.result.get("inputs", {}))]
-    if not pairs and not taken and not snapped:
-        raise MicronetError("no batch norm directly follows a layer that could take it; there is nothing to fold")
-    result = {"pairs": [list(pair) for pair in pairs], "taken": taken, "quantizers": quantizers}
+    rounded = [name for record in history for name in _round_biases(folded, record.result.get("inputs", {}))]
+    if not pairs and not absorbed and not rounded:
+        raise MicronetError(
+            "there is nothing to fold: no convolution or linear layer is followed by a batch norm; use the artifact as it is"
+        )
+    result = {"pairs": [list(pair) for pair in pairs], "taken": absorbed, "quantizers": quantizers}
     return folded, StageRecord("bn-fuse", {}, result)
 
 
 def restore(model: nn.Module, record: StageRecord) -> nn.Module:
-    """Rebuild the structure that a record describes; the values come from the file."""
+    """Return the model with the structure that a record describes; the values come from the file."""
     for layer_name in [*(pair[0] for pair in record.result["pairs"]), *record.result.get("taken", [])]:
         layer: Any = model.get_submodule(layer_name)
         if layer.bias is None:
@@ -83,10 +91,10 @@ def restore(model: nn.Module, record: StageRecord) -> nn.Module:
 
 @torch.no_grad()
 def fold_pair(layer: Any, norm: Any, *, before_sign: bool = False) -> None:
-    """Fold one batch norm's running statistics, gain and shift into the layer before it, in place.
+    """Fold a batch norm into the layer before it, in place.
 
-    ``before_sign``: only the output's sign counts, so each channel is divided by |k| (where k is not 0): weights keep
-    their magnitude, and the bias is a threshold.
+    ``before_sign``: only the sign of the output matters, so divide each channel by |k| unless k is 0. Weights keep
+    their magnitude, and the bias becomes a threshold.
     """
     std = (norm.running_var.double() + norm.eps).sqrt()
     gain = norm.weight.double() if norm.affine else torch.ones_like(std)
@@ -110,8 +118,8 @@ def fold_pair(layer: Any, norm: Any, *, before_sign: bool = False) -> None:
 
 
 @torch.no_grad()
-def _fold_taken(layer: Any) -> None:
-    """Fold for good the batch norm that a convolution has folded while training: its integers are what they were."""
+def _fold_absorbed(layer: Any) -> None:
+    """Make permanent the fold of a batch norm that a convolution folds while training; integers do not change."""
     factor = norm_factor(layer.norm, nonzero=False)
     weight = effective_weight(layer)
     scaled = layer.weight_quantizer.scaled(torch.ones_like(factor), weight, 0)
@@ -124,19 +132,19 @@ def _fold_taken(layer: Any) -> None:
 
 
 def foldable_pairs(graph: Graph) -> list[tuple[str, str]]:
-    """Return the (layer, batch norm) pairs of a network that folding would fold."""
+    """Return the names of the (layer, batch norm) pairs that ``fold_model`` folds."""
     return [pair for pair in graph.conv_bn_pairs() if not shares_scales(graph.model.get_submodule(pair[0]))]
 
 
 def has_taken_norms(model: nn.Module) -> bool:
-    """Tell whether a convolution of a model folds its batch norm while training."""
+    """Return True if a convolution of the model folds its batch norm while training."""
     return any(isinstance(module, Quantized) and module.norm is not None for module in model.modules())
 
 
 def _only_signs_read(graph: Graph, node: fx.Node, *, in_place: bool) -> bool:
-    """Tell whether a tensor goes to signs alone, by ways on which a positive factor a channel changes no sign.
+    """Return True if only signs read a tensor, through operations where positive factors per channel keep all signs.
 
-    ``in_place``: its channels still lie where a pool expects them, so that none mixes two of them.
+    ``in_place``: the channels are still on their axis, so that a pool mixes no two of them.
     """
     module = graph.module(node)
     quantizer = getattr(module, "output_quantizer", None)
@@ -156,7 +164,7 @@ def _keeps_signs(graph: Graph, node: fx.Node, in_place: bool) -> bool:
 
 
 def shares_scales(layer: Any) -> bool:
-    """Tell whether a quantized layer's groups share their weight scales, so that a factor a channel has no place."""
+    """Return True if a layer's groups share weight scales, so that a factor per channel cannot be folded in."""
     grouped = getattr(layer, "transposed", False) and layer.groups > 1
     return grouped and getattr(layer, "weight_quantizer", None) is not None
 
@@ -173,15 +181,14 @@ def _fold_quantized(layer: Any, quantizer: Quantizer, factor: Tensor) -> None:
 
 
 @torch.no_grad()
-def _snap_biases(model: nn.Module, inputs: dict[str, str | None]) -> list[str]:
-    """Round each quantized layer's bias to a multiple of input scale times weight scale (Jacob et al. 2017, eq. 11).
+def _round_biases(model: nn.Module, inputs: dict[str, str | None]) -> list[str]:
+    """Round each quantized layer's bias to a multiple of input scale times weight scale; return the layers' names.
 
-    Returns the names of the layers.
-
-    An integer runtime adds the bias to its int32 sums in this unit. Left off it, half a unit turns about one value in
-    two thousand to the next level in each layer, and torch and the runtime drift apart.
+    An integer runtime adds the bias to its int32 sums in this unit (Jacob et al. 2017, equation 11). Without rounding
+    here, about one value in two thousand would land on another level in each layer, and torch and the runtime would
+    drift apart.
     """
-    snapped = []
+    rounded = []
     for name, source in inputs.items():
         layer: Any = model.get_submodule(name)
         weight: Quantizer | None = getattr(layer, "weight_quantizer", None)
@@ -189,20 +196,20 @@ def _snap_biases(model: nn.Module, inputs: dict[str, str | None]) -> list[str]:
             continue
         module, _, slot = source.rpartition(".")
         read: Quantizer = getattr(model.get_submodule(module), slot)
-        if isinstance(read, SignQuantizer):  # a bias moved by half a unit would turn signs, and no runtime asks for it
+        if isinstance(read, SignQuantizer):  # rounding would change signs, and no runtime needs it
             continue
         unit = read.qparams(layer.weight).scale.double() * int8_grid(weight.qparams(layer.weight)).scale.double()
         layer.bias.copy_((layer.bias.double() / unit).round() * unit)
-        snapped.append(name)
-    return snapped
+        rounded.append(name)
+    return rounded
 
 
 def _per_output(layer: Any, factor: Tensor) -> Tensor:
-    """Shape a factor per output channel for arithmetic with the layer's weight."""
+    """Reshape one factor per output channel to broadcast against the layer's weight."""
     weight = layer.weight
     if not getattr(layer, "transposed", False):
         return factor.view(-1, *[1] * (weight.dim() - 1))
-    # A transposed convolution's weight is (in, out / groups, ...), the inputs group by group.
+    # The weight of a transposed convolution is (in, out / groups, ...), with inputs ordered by group.
     per_group = factor.view(layer.groups, 1, -1)
     rows = per_group.expand(-1, layer.in_channels // layer.groups, -1).reshape(layer.in_channels, -1)
     return rows.view(*rows.shape, *[1] * (weight.dim() - 2))
@@ -214,7 +221,7 @@ def _out_channels(layer: Any) -> int:
 
 
 def _remove_norms(model: nn.Module, pairs: Sequence[Sequence[str]]) -> nn.Module:
-    """Return the network with identities in place of folded batch norms; an output's quantizer stays."""
+    """Return the network with identities in place of folded batch norms; output quantizers stay."""
     identities: dict[nn.Module, nn.Module] = {}
     for _, name in pairs:
         norm, identity = model.get_submodule(name), nn.Identity()

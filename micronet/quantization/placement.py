@@ -1,4 +1,4 @@
-"""Where quantizers go in a network, as data: what a record of the quantize stage holds and what rebuilds it."""
+"""Where quantizers go in a network, as data: the result in a record of the quantize stage, and what rebuilds it."""
 
 from dataclasses import asdict, dataclass, field
 from itertools import chain
@@ -16,13 +16,16 @@ from micronet.quantization.quantizer import Quantizer, rebuild
 class Placement:
     """Where quantizers go.
 
-    ``attention``: torch's attentions that get layers of their own first, which can be quantized. ``taps``: graph nodes
-    behind which a named place is added. ``splits``: places on the way to some readers alone. ``fused``: (convolution,
-    batch norm) that the convolution folds while training. ``dropped``: ReLUs that a sign takes the place of.
-    ``out_of_place``: ReLUs in place whose input nothing else reads and whose output's grid begins at 0: it does their
-    work, and their input stays. ``quantizers``: module -> slot -> description.
-    ``inputs``: quantized layer -> the quantizer (``module.slot``) its input comes through, or None.
-    ``left_float``: layers with weights that stay float, and why.
+    Attributes:
+        attention: Attentions of torch that are split into separate layers first, so that these can be quantized.
+        taps: Graph nodes after which a ``Tap`` is inserted, to hold an output quantizer.
+        splits: Branches to some readers of a node, each with a ``Tap``.
+        dropped: ReLUs that a sign replaces.
+        fused: (convolution, batch norm) pairs; the convolution folds the norm while training.
+        out_of_place: In-place ReLUs that are made out of place, since their output's quantizer does the clamping.
+        quantizers: Module -> slot -> the quantizer's description.
+        inputs: Quantized layer -> the quantizer of its input as ``module.slot``, or None.
+        left_float: Layer or call with weights that stays float -> the reason.
     """
 
     attention: list[str] = field(default_factory=list)
@@ -37,7 +40,7 @@ class Placement:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Placement":
-        """Build a placement from its JSON object. Raises TypeError where it is not one."""
+        """Make a placement from its JSON object. Raises TypeError for any other JSON object."""
         return cls(**{**value, "splits": [Branch(**split) for split in value.get("splits", [])]})
 
     def to_json(self) -> dict[str, Any]:
@@ -45,14 +48,11 @@ class Placement:
         return asdict(self)
 
     def put(self, module: str, slot: str, quantizer: Quantizer) -> None:
-        """Note that a quantizer goes into a slot."""
+        """Add a quantizer to a slot."""
         self.quantizers.setdefault(module, {})[slot] = quantizer.describe()
 
     def apply(self, model: nn.Module) -> nn.Module:
-        """Return the network with taps and quantizers.
-
-        It shares the model's parameters and buffers; do not use ``model`` itself afterwards.
-        """
+        """Return the network with taps and quantizers; it shares all tensors with ``model``, which it replaces."""
         model = transformer.split_attentions(model, self.attention)
         if self.taps or self.splits:
             model = rewrite(model, Outline(self.taps, self.splits))

@@ -1,10 +1,10 @@
-"""Which tensors of a network get a quantizer, and where it sits.
+"""The choice of which tensors of a network are quantized, and which module holds each quantizer.
 
-One quantizer a tensor: the tensor is named by its origin, the node of the traced graph whose values it holds, and the
-quantizer sits in that module's output slot, so every reader sees the same numbers. Quantized are the inputs of every
-convolution and linear layer, of every average pool, and of every add or concatenation between layers (a runtime
-computes an add in integers only where both of its inputs are on grids). A network that cannot be traced gets input
-quantizers in its layers alone.
+There is one quantizer per tensor. A tensor is identified by its origin, the graph node that computed its values, and
+the quantizer sits in the output slot of that node's module, so all readers see the same numbers. The inputs of
+convolutions, linear layers and average pools are quantized, and so are the inputs of adds and concatenations between
+layers (a runtime adds in integers only if both inputs are quantized). In a network that cannot be traced, only the
+layers' own inputs are quantized.
 """
 
 from collections.abc import Collection
@@ -30,7 +30,7 @@ READS_8BIT = ("8bit", "8bit-input")
 
 
 def place(model: nn.Module, config: QuantConfig) -> Placement:
-    """Decide on every quantizer of a float network. Raises MicronetError where there is nothing to quantize."""
+    """Place all quantizers of a float network. Raises MicronetError if there is nothing to quantize."""
     heads = transformer.splittable_attentions(model)
     graph = trace(transformer.with_split_attentions(model)) if heads else None
     if graph is None:  # a forward may read an attention's own tensors
@@ -40,16 +40,18 @@ def place(model: nn.Module, config: QuantConfig) -> Placement:
     placement.attention = heads
     for name, module in model.named_modules():
         if isinstance(module, nn.MultiheadAttention):
-            placement.left_float[name] = "MultiheadAttention multiplies its packed weights itself"
+            placement.left_float[name] = "MultiheadAttention computes with packed weights"
         if isinstance(module, (nn.RNNBase, nn.Bilinear, nn.RNNCellBase)):
-            placement.left_float[name] = f"{type(module).__name__} is not quantized yet"
+            placement.left_float[name] = f"{type(module).__name__} is not supported"
         if isinstance(module, (*ops.CONVOLUTIONS, nn.Linear)) and name not in placement.inputs:
             if has_weight_slot(module):
-                placement.left_float.setdefault(name, "it is never called as a module of its own")
+                placement.left_float.setdefault(name, "the forward never calls it as a module")
             else:
-                placement.left_float[name] = f"{type(module).__name__} is not quantized yet"
+                placement.left_float[name] = f"{type(module).__name__} is not supported"
     if not placement.inputs:
-        raise MicronetError("the network has no convolution or linear layer that could be quantized")
+        raise MicronetError(
+            "the network has no convolution or linear layer to quantize; layers must be modules, not function calls"
+        )
     return placement
 
 
@@ -58,30 +60,30 @@ def _at_least_8(bits: Bits) -> int:
 
 
 class _Placer:
-    """Puts quantizers where it is told, at the bits that place gets."""
+    """Base of the placers: it chooses each layer's rule, and makes quantizers accordingly."""
 
     def __init__(self, config: QuantConfig, names: Collection[str]) -> None:
         self.placement = Placement()
         self._config = config
         self._chosen = (matching(config, "include", names) or set(names)) - matching(config, "exclude", names)
-        self._kept = matching(config, "keep_8bit", names)
+        self._keep_8bit = matching(config, "keep_8bit", names)
         schemes = {
             bits: registry.resolve(registry.SCHEMES, "wbwtab" if isinstance(bits, str) else config.method, "method")
             for bits in (config.w_bits, config.a_bits)
         }
         self._weights, self._activations = schemes[config.w_bits], schemes[config.a_bits]
-        self._numbers = registry.resolve(registry.SCHEMES, config.method, "method")
+        self._numeric = registry.resolve(registry.SCHEMES, config.method, "method")
         for scheme in (self._weights, self._activations):
             scheme.check(config)
         if names and not self._chosen:
-            raise MicronetError("--include and --exclude leave no layer to quantize")
+            raise MicronetError("--include and --exclude leave no layer to quantize; choose fewer exclusions")
 
     def _rule(self, name: str, *, at_edge: bool) -> Rule:
-        """Return what becomes of a layer; note one that is left float."""
+        """Return how to quantize a layer; record the reason if it stays float."""
         if name not in self._chosen:
-            self.placement.left_float[name] = "by choice"
+            self.placement.left_float[name] = "excluded"
             return "float"
-        if name in self._kept:
+        if name in self._keep_8bit:
             return "8bit"
         if at_edge and self._config.edge == "float":
             self.placement.left_float[name] = "first or last layer"
@@ -92,7 +94,7 @@ class _Placer:
         if bits == FLOAT_BITS:
             return
         if rule == "8bit":
-            bits, scheme = _at_least_8(bits), self._numbers
+            bits, scheme = _at_least_8(bits), self._numeric
         axis = channel_axis(layer)
         quantizer = scheme.weight_quantizer(config, bits, axis, layer.weight.shape[axis])
         self.placement.put(name, "weight_quantizer", quantizer)
@@ -100,12 +102,12 @@ class _Placer:
     def _activation_quantizer(self, rule: Rule, *, non_negative: bool) -> Quantizer:
         bits, scheme = self._config.a_bits, self._activations
         if rule in READS_8BIT:
-            bits, scheme = _at_least_8(bits), self._numbers
+            bits, scheme = _at_least_8(bits), self._numeric
         quantizer: Quantizer = scheme.activation_quantizer(self._config, bits, non_negative=non_negative)
         return quantizer
 
     def _quantize_input(self, name: str, rule: Rule) -> str:
-        """Give a layer a quantizer of its own input, and return the quantizer's name."""
+        """Add a quantizer to a layer's input slot and return the quantizer's name."""
         self.placement.put(name, "input_quantizer", self._activation_quantizer(rule, non_negative=False))
         return f"{name}.input_quantizer"
 
@@ -124,12 +126,12 @@ class _GraphPlacer(_Placer):
         if config.bn_fuse:
             self.placement.fused = [list(pair) for pair in graph.conv_bn_pairs() if self._can_fold(*pair)]
             if not self.placement.fused:
-                raise MicronetError("--bn-fuse: no convolution whose weight is quantized has a batch norm behind it")
+                raise MicronetError("--bn-fuse found no quantized convolution followed by a batch norm; leave it out")
         if config.a_bits not in (FLOAT_BITS, "binary"):
             self._place_reads()
         for node in graph.fx.nodes:
             if node.op == "call_function" and ops.WEIGHTED.matches(node):
-                self.placement.left_float[f"{node.name}()"] = "a function call in the forward"
+                self.placement.left_float[f"{node.name}()"] = "a function call, not a module"
 
     def _place_layer(self, node: fx.Node, layer: nn.Module) -> None:
         name = str(node.target)
@@ -144,7 +146,7 @@ class _GraphPlacer(_Placer):
             return
         if self._config.a_bits == "binary" and rule == "same":
             self.placement.inputs[name] = self._binarize(node)
-        elif self._graph.call_count(layer) > 1:  # its inputs have scales of their own, so its bias has no one unit
+        elif self._graph.call_count(layer) > 1:  # each call's input has its own scale, so the bias has no single unit
             self._quantize_output(source, rule)
         elif source.op == "placeholder":
             self.placement.inputs[name] = self._quantize_input(name, rule)
@@ -152,21 +154,21 @@ class _GraphPlacer(_Placer):
             self.placement.inputs[name] = self._quantize_output(source, rule)
 
     def _can_fold(self, layer: str, norm: str) -> bool:
-        """Tell whether a quantized convolution can fold its batch norm while it trains."""
+        """Return True if a quantized convolution can fold its batch norm while training."""
         convolution = isinstance(self._graph.model.get_submodule(layer), (nn.Conv1d, nn.Conv2d, nn.Conv3d))
         affine = bool(getattr(self._graph.model.get_submodule(norm), "affine", False))
         return convolution and affine and "weight_quantizer" in self.placement.quantizers.get(layer, {})
 
     def _at_edge(self, node: fx.Node) -> bool:
-        """Tell whether a call of a layer, or another call of the same layer, is first or last."""
+        """Return True if this call of a layer, or another call of it, is the network's first or last layer."""
         calls = [other for other in self._layers if other.target == node.target]
         sources = [self._graph.origin(self._graph.inputs(call)[0]) for call in calls]
-        return any(source.op == "placeholder" for source in sources) or not all(map(self._has_layer_behind, calls))
+        return any(source.op == "placeholder" for source in sources) or not all(map(self._has_layer_after, calls))
 
     def _binarize(self, node: fx.Node) -> str:
-        """Put a sign right before a layer, behind any pool, in the place of the ReLU there (sign of that is constant).
+        """Put a sign directly before a layer, after any pool, and drop the ReLU there (its sign would be constant).
 
-        Where others read the same tensor, or the ReLU's, the way to the layer is split off with its own sign.
+        If other nodes read that tensor or the ReLU's output, the layer gets a branch with a sign of its own.
         """
         read = self._graph.inputs(node)[0]
         if read.op == "placeholder":
@@ -177,14 +179,14 @@ class _GraphPlacer(_Placer):
         relu = before if self._graph.matches(before, ops.ANY_RELU) else None
         if relu is None and self._graph.is_non_negative(read):
             raise MicronetError(
-                f"the input of {node.target} is never negative, so a binary activation there is constant; "
+                f"the input of {node.target} is never negative, so its sign would be constant; "
                 f"leave the layer out with --exclude {node.target}"
             )
         module = None if relu is None else self._graph.module(relu)
         if relu is not None and getattr(module, "inplace", False) and len(self._graph.inputs(relu)[0].users) > 1:
             raise MicronetError(
-                f"{relu.target} works in place on a tensor that is read again, so no sign can take its place; "
-                f"set its inplace to False, or leave the layer out with --exclude {node.target}"
+                f"{relu.target} changes a tensor in place that is read again, so a sign cannot replace it; "
+                f"set inplace=False in the model, or leave the layer out with --exclude {node.target}"
             )
         readers = self._signed_readers(relu or read)
         if readers is None:
@@ -201,16 +203,15 @@ class _GraphPlacer(_Placer):
         return self._quantize_output(read, "same")
 
     def _signed_readers(self, start: fx.Node) -> bool | None:
-        """Tell that nothing but layers with signs of their own reads a tensor; None where that is not so."""
+        """Return True if only layers that get a sign read a tensor (False: nothing does), None if others read it."""
         module = self._graph.module(start)
         if module is None or self._graph.call_count(module) > 1:
             return None
         waiting, seen = list(start.users), 0
         while waiting:
             node = waiting.pop()
-            if (self._graph.preserves_values(node) or self._graph.matches(node, ops.AVERAGE)) and self._graph.module(
-                node
-            ) is not None:
+            passes = self._graph.preserves_values(node) or self._graph.matches(node, ops.AVERAGE)
+            if passes and self._graph.module(node) is not None:
                 waiting += node.users
             elif node in self._layers and self._rule(str(node.target), at_edge=self._at_edge(node)) == "same":
                 seen += 1
@@ -219,12 +220,12 @@ class _GraphPlacer(_Placer):
         return seen > 0
 
     def _place_reads(self) -> None:
-        """Quantize what average pools read, and what adds and concatenations between layers read.
+        """Quantize the inputs of average pools, and of adds and concatenations between layers.
 
-        A runtime keeps the layer before in integers only where the layer's output is on a grid too.
+        A runtime computes a layer in integers only if its output is quantized too.
         """
         for node in self._graph.fx.nodes:
-            last = not self._has_layer_behind(node)
+            last = not self._has_layer_after(node)
             rule = self._config.edge if last else "same"
             if rule != "float" and (self._graph.matches(node, ops.AVERAGE) or (self._graph.is_join(node) and not last)):
                 for source in map(self._graph.origin, self._graph.inputs(node)):
@@ -232,7 +233,7 @@ class _GraphPlacer(_Placer):
                         self._quantize_output(source, rule)
 
     def _comes_from_chosen(self, source: fx.Node) -> bool:
-        """Tell whether a tensor comes from a layer that is quantized, through norms, activations and the like."""
+        """Return True if a tensor comes from a chosen layer through single-input operations such as norms."""
         while source not in self._layers:
             if len(self._graph.inputs(source)) != 1:
                 return source.op != "placeholder" and self._config.include is None
@@ -240,7 +241,7 @@ class _GraphPlacer(_Placer):
         return str(source.target) in self._chosen
 
     def _quantize_output(self, source: fx.Node, rule: Rule) -> str:
-        """Give a node's output a quantizer, once, and return the quantizer's name; with more bits where one asks."""
+        """Add a quantizer to a node's output and return its name; a later request for 8 bits replaces fewer bits."""
         if source not in self._quantizer_of or (rule in READS_8BIT and self._rule_of[source] == "same"):
             module = self._graph.module(source)
             if module is None or self._graph.call_count(module) > 1:
@@ -258,7 +259,7 @@ class _GraphPlacer(_Placer):
         return self._quantizer_of[source]
 
     def _alone_in_place(self, node: fx.Node) -> bool:
-        """Tell whether a node is a ReLU in place on a tensor of its own, which nobody else reads."""
+        """Return True if a node is an in-place ReLU on a layer's or batch norm's output that nothing else reads."""
         module = self._graph.module(node)
         if type(module) is not nn.ReLU or not module.inplace:
             return False
@@ -266,22 +267,26 @@ class _GraphPlacer(_Placer):
         fresh = read in self._layers or isinstance(self._graph.module(read), ops.BATCH_NORMS)
         return fresh and len(read.users) == 1
 
-    def _has_layer_behind(self, node: fx.Node) -> bool:
+    def _has_layer_after(self, node: fx.Node) -> bool:
         return bool(self._graph.reachable(node) & self._layers.keys())
 
 
 class _LayerPlacer(_Placer):
-    """Places the quantizers of a network that cannot be traced: inside its layers alone."""
+    """Places the quantizers of a network that cannot be traced: only inside its layers."""
 
     def __init__(self, model: nn.Module, config: QuantConfig) -> None:
         layers = {name: module for name, module in model.named_modules() if has_weight_slot(module)}
         super().__init__(config, layers)
         if config.bn_fuse:
-            raise MicronetError("--bn-fuse needs a network that torch.fx can trace, to find its batch norms")
+            raise MicronetError(
+                "--bn-fuse needs a network that torch.fx can trace, to match batch norms to layers; leave --bn-fuse out"
+            )
         if config.a_bits == "binary":
-            raise MicronetError("binary activations need a network that torch.fx can trace, to take its ReLUs' places")
+            raise MicronetError(
+                "--a-bits binary needs a network that torch.fx can trace, to replace ReLUs; use 2 to 16 bits"
+            )
         for index, (name, layer) in enumerate(layers.items()):
-            at_edge = index in (0, len(layers) - 1)  # declared order is all there is to go by
+            at_edge = index in (0, len(layers) - 1)  # without a graph, take the order of declaration
             rule = self._rule(name, at_edge=at_edge)
             if rule == "float":
                 continue

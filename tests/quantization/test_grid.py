@@ -313,8 +313,8 @@ def test_calls_that_stay_float_are_named():
 
     model, record = quantize_model(Calls(), QuantConfig())
     assert record.result["left_float"] == {
-        "linear()": "a function call in the forward",
-        "rnn": "GRU is not quantized yet",
+        "linear()": "a function call, not a module",
+        "rnn": "GRU is not supported",
     }
     calibrate(model, [torch.randn(2, 3, 4)])
 

@@ -1,1 +1,1 @@
-"""One quantization scheme a file: its weight quantizer, its activation quantizer, the layers it treats apart."""
+"""Quantization schemes, one per file: the weight quantizer and the activation quantizer."""

@@ -1,10 +1,12 @@
 """DoReFa (Zhou et al. 2016, arXiv:1606.06160): fixed ranges instead of observed ones.
 
-Weights (equation 9): t = tanh(w), 2^k levels between -max|t| and max|t|; the integers are odd, so zero is no level (a
-zero weight becomes half a step). Activations (equation 11): clipped to 0..1 and rounded to 2^k levels. Deviations:
-weights keep the magnitude max|t| instead of being stretched to 1, so that a network trained in float begins near where
-it was and needs no batch norm behind each layer; ``a_gain`` widens the clip to 1 / a_gain (the micronet of 2021
-multiplied its activations by 0.1 and never divided again); tensors that can be negative are clipped symmetrically.
+Weights (equation 9): t = tanh(w), 2^k levels from -max|t| to max|t|. The integers are odd, so zero is not a level (a
+zero weight becomes half a step). Activations (equation 11): clipped to 0..1 and rounded to 2^k levels.
+
+Deviations from the paper: weights keep the magnitude max|t| instead of being stretched to 1, so a network trained in
+float starts close to its float outputs and needs no batch norm after each layer; ``a_gain`` widens the clip to
+1 / a_gain (micronet 1 multiplied its activations by 0.1 and never divided again); activations that can be negative are
+clipped symmetrically.
 """
 
 from typing import Any
@@ -20,7 +22,7 @@ from micronet.quantization.schemes.iao import AffineQuantizer, frozen_grid
 
 
 class TanhQuantizer(Quantizer):
-    """The weights' grid: odd integers q in -(2^k - 1) .. 2^k - 1, scale max|tanh w| / (2^k - 1), zero point 0."""
+    """Weights: odd integers q in -(2^k - 1) .. 2^k - 1, scale max|tanh w| / (2^k - 1), zero point 0."""
 
     scheme = "dorefa-weight"
 
@@ -29,20 +31,20 @@ class TanhQuantizer(Quantizer):
         self.qmax = 2**bits - 1
 
     def qparams(self, x: Tensor) -> QParams:
-        """Return the grid of a weight."""
+        """Return the grid of the weight ``x``."""
         size = x.detach().tanh().abs()
         largest = size.amax() if self.axis is None else size.transpose(0, self.axis).flatten(1).amax(1)
         scale = (largest / self.qmax).clamp(min=SMALLEST_SCALE)
         return QParams(scale, torch.zeros_like(scale), -self.qmax, self.qmax, self.axis)
 
     def project(self, x: Tensor) -> Tensor:
-        """Return ``x`` on its grid; the gradient is tanh's, straight through the rounding."""
+        """Return ``x`` rounded to its grid; the gradient is that of tanh, straight through the rounding."""
         t, grid = x.tanh(), self.qparams(x)
         on_grid = self._odd(t.detach(), grid).mul_(broadcast(grid.scale, x, grid.axis))
         return straight_through(t, on_grid)
 
     def integers(self, x: Tensor) -> Tensor:
-        """Return the odd integers of ``x``, as float32."""
+        """Return the odd integers of ``x``, stored as floats."""
         return self._odd(x.detach().tanh(), self.qparams(x))
 
     def _odd(self, t: Tensor, grid: QParams) -> Tensor:
@@ -55,12 +57,12 @@ class TanhQuantizer(Quantizer):
 
     @torch.no_grad()
     def scaled(self, factor: Tensor, x: Tensor, axis: int) -> AffineQuantizer:
-        """Return the frozen grid of ``factor * x``; odd integers of k bits need a grid of k + 1."""
+        """Return the frozen grid of ``factor * x``; odd integers of k bits need a grid of k + 1 bits."""
         return frozen_grid(self.bits + 1, self.qparams(x).scale, factor, axis)
 
 
 class ClippedQuantizer(Quantizer):
-    """The activations' grid: 0 .. limit, or -limit .. limit, in equal steps, zero point 0."""
+    """Activations: equal steps over 0 .. limit, or -limit .. limit; zero point 0."""
 
     scheme = "dorefa-activation"
 
@@ -71,13 +73,13 @@ class ClippedQuantizer(Quantizer):
         self.qmin, self.qmax = integer_range(bits, signed=signed, narrow=signed)
 
     def qparams(self, x: Tensor) -> QParams:
-        """Return the grid, which depends on nothing."""
+        """Return the grid, which is constant."""
         scale = torch.tensor(self.limit / self.qmax, device=x.device)
         return QParams(scale, torch.zeros_like(scale), self.qmin, self.qmax, None)
 
     @property
     def frozen(self) -> bool:
-        """Always: the range is fixed."""
+        """Always True: the range is constant."""
         return True
 
     def describe(self) -> dict[str, Any]:
@@ -90,9 +92,11 @@ class DoReFa:
 
     @staticmethod
     def check(config: QuantConfig) -> None:
-        """Raise MicronetError where the scheme cannot do what is asked."""
+        """Raise MicronetError if the scheme does not support the settings."""
         if config.q_type != "sym":
-            raise MicronetError("--method dorefa has grids of its own; leave --q-type asym out, or use --method iao")
+            raise MicronetError(
+                "--method dorefa does not support --q-type asym; leave --q-type out, or use --method iao"
+            )
 
     @staticmethod
     def weight_quantizer(config: QuantConfig, bits: int, axis: int, channels: int) -> Quantizer:

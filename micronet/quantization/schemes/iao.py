@@ -1,9 +1,9 @@
 """Integer-arithmetic-only quantization: uniform grids over observed ranges.
 
 Jacob et al. 2017, arXiv:1712.05877 (grids, zero point, moving-average ranges); Krishnamoorthi 2018, arXiv:1806.08342
-(one scale an output channel). Deviations from the micronet of 2021: ranges always contain 0, so zero is exact; weights
-use the range of the weights as they are, which can shrink; symmetric activations that follow a ReLU use the whole
-unsigned grid instead of half of a signed one (``a_sign="signed"`` restores that, for TensorRT).
+(one scale per output channel). Deviations from micronet 1: ranges always contain 0, so zero is exact; weight ranges
+follow the current weights and can shrink; symmetric activations after a ReLU use the whole unsigned grid instead of
+half of a signed one (``a_sign="signed"`` restores that, for TensorRT).
 """
 
 from typing import Any, Literal
@@ -18,7 +18,7 @@ from micronet.quantization.quantizer import Quantizer, RangedQuantizer
 
 
 class AffineQuantizer(RangedQuantizer):
-    """A uniform grid of 2^bits levels (2^bits - 1 where narrow), symmetric or with a zero point."""
+    """A uniform grid of 2^bits levels (2^bits - 1 if narrow), symmetric or with a zero point."""
 
     scheme = "iao"
 
@@ -56,7 +56,7 @@ class AffineQuantizer(RangedQuantizer):
             scale, zero_point = symmetric_qparams(low, high, self.qmax)
         else:
             scale, zero_point = affine_qparams(low, high, self.qmin, self.qmax)
-        self.scale, self.zero_point = scale, zero_point  # not in place: a backward may still need the old ones
+        self.scale, self.zero_point = scale, zero_point  # not in place: backward may still need the old tensors
 
     def describe(self) -> dict[str, Any]:
         """Return the constructor's arguments and the scheme's name."""
@@ -73,9 +73,9 @@ class AffineQuantizer(RangedQuantizer):
 
     @torch.no_grad()
     def scaled(self, factor: Tensor, x: Tensor, axis: int) -> "AffineQuantizer":
-        """Return the quantizer of ``factor * x``: scale times \\|factor\\|, zero point mirrored where it is negative.
+        """Return the quantizer of ``factor * x``: scale times \\|factor\\|, zero point negated if it is negative.
 
-        Where the factor is 0 the integers are 0 and the scale is 1.
+        A factor of 0 gives the scale 1 and the integer 0.
         """
         described = {**self.describe(), "axis": axis, "channels": len(factor)}
         described.pop("scheme")
@@ -91,9 +91,9 @@ class AffineQuantizer(RangedQuantizer):
 
 @torch.no_grad()
 def frozen_grid(bits: int, scale: Tensor, factor: Tensor, axis: int) -> AffineQuantizer:
-    """Return the frozen symmetric grid, one scale an output channel, of weights times ``factor`` (channels,).
+    """Return the frozen symmetric grid of weights times ``factor`` (channels,), with one scale per output channel.
 
-    ``scale``: what the weights had, () or (channels,). Where the factor is 0 the scale is 1.
+    ``scale``: the scale of the weights, () or (channels,). A factor of 0 gives the scale 1.
     """
     grid = AffineQuantizer(bits, True, True, True, "minmax", axis, len(factor)).to(scale)
     grid.scale.copy_(torch.where(factor == 0, 1.0, scale * factor.abs()))
@@ -108,7 +108,7 @@ class IAO:
 
     @staticmethod
     def check(config: QuantConfig) -> None:
-        """Everything that a config can say is possible."""
+        """Accept every config."""
 
     @staticmethod
     def weight_quantizer(config: QuantConfig, bits: int, axis: int, channels: int) -> Quantizer:
@@ -126,7 +126,7 @@ class IAO:
 
     @staticmethod
     def activation_quantizer(config: QuantConfig, bits: int, *, non_negative: bool) -> Quantizer:
-        """Make the quantizer of an activation; one scale for the whole tensor."""
+        """Make the quantizer of an activation, with one scale for the whole tensor."""
         symmetric = config.q_type == "sym"
         signed = symmetric and not (non_negative and config.a_sign == "auto")
         return AffineQuantizer(bits, symmetric, signed=signed, narrow=False, observer="moving-average")

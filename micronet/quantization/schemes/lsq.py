@@ -1,10 +1,12 @@
 """Learned step size quantization (Esser et al. 2020, arXiv:1902.08153): the scale is a parameter, trained too.
 
-The scale begins at 2 mean|x| / sqrt(qmax) of the first batch (section 2.1), or at max|x| / qmax where that is less, as
-it is from about 5 bits on: the outer half of the levels would lie beyond every value. Its gradient is multiplied by
-1 / sqrt(N qmax), N the weights, or an image's features, that share it (section 2.2). Deviations: one scale an output
-channel for weights unless ``q_level`` is ``layer``; what is trained is the scale's logarithm, so that a step of Adam
-changes a small scale by as large a share as a large one (Jain et al. 2019, arXiv:1903.08066, section 3.3).
+The scale starts at 2 mean|x| / sqrt(qmax) of the first batch (section 2.1), or at max|x| / qmax if that is less, as
+it is from about 5 bits on: otherwise half of the levels would lie beyond all values. Its gradient is multiplied by
+1 / sqrt(N qmax), where N weights, or N features of an image, share the scale (section 2.2).
+
+Deviations from the paper: weights have one scale per output channel unless ``q_level`` is ``layer``; the trained
+parameter is the logarithm of the scale, so that a step of Adam changes small and large scales by the same fraction
+(Jain et al. 2019, arXiv:1903.08066, section 3.3).
 """
 
 import math
@@ -26,7 +28,7 @@ from micronet.quantization.quantizer import NOT_CALIBRATED, Quantizer
 from micronet.quantization.schemes.iao import AffineQuantizer, frozen_grid
 from micronet.training import distributed
 
-NOTHING = 1e-6  # a channel of such a share of the largest one's mean magnitude is taken for zeros
+ZERO_CHANNEL = 1e-6  # mean magnitude, as a fraction of the largest channel's, up to which a channel counts as zero
 
 
 class LearnedQuantizer(Quantizer):
@@ -43,7 +45,7 @@ class LearnedQuantizer(Quantizer):
         super().__init__(bits, axis, channels)
         self.signed = signed
         self.weight = weight
-        self._ready = False  # asked of the tensor once, not at every step
+        self._ready = False  # read from the tensor once, not at every step
         self.qmin, self.qmax = integer_range(bits, signed=signed, narrow=weight)
         self.log_scale = nn.Parameter(torch.full(() if channels is None else (channels,), torch.nan))
         self.register_buffer("fixed", torch.tensor(False))
@@ -60,7 +62,7 @@ class LearnedQuantizer(Quantizer):
 
     @torch.no_grad()
     def observe(self, x: Tensor, *, rectified: bool = False) -> None:
-        """Set the scale from the first data seen; from then on training sets it."""
+        """Initialize the scale from the first data seen; training changes it afterwards."""
         if not self._ready and self.empty and x.numel():
             size = x.clamp(min=0) if rectified else x.abs()
             rows = size.reshape(1, -1) if self.axis is None else size.transpose(0, self.axis).flatten(1)
@@ -68,20 +70,20 @@ class LearnedQuantizer(Quantizer):
             mean = distributed.sum_over_ranks(mean) / distributed.world_size()
             _, largest = distributed.range_over_ranks(largest, largest)
             if not bool(mean.isfinite().all()):
-                raise MicronetError("NaN or infinity reached a quantizer; look at the weights and the images")
-            some = mean > NOTHING * mean.max()
+                raise MicronetError("NaN or infinity reached a quantizer; check the weights and the input data")
+            used = mean > ZERO_CHANNEL * mean.max()
             scale = torch.minimum(2 * mean / math.sqrt(self.qmax), largest / self.qmax)
-            usual = scale[some].mean() if bool(some.any()) else scale.new_tensor(2 / math.sqrt(self.qmax))
-            # Of a channel of zeros nothing is known; it must be able to grow.
-            self.log_scale.copy_(torch.where(some, scale, usual).log())
+            average = scale[used].mean() if bool(used.any()) else scale.new_tensor(2 / math.sqrt(self.qmax))
+            # A channel of zeros gets the average scale, so that it can grow.
+            self.log_scale.copy_(torch.where(used, scale, average).log())
 
     @torch.no_grad()
     def set_range(self, low: float, high: float) -> None:
-        """Let the outermost levels lie on the larger of the ends."""
+        """Put the outermost level on the end of larger magnitude."""
         self.log_scale.fill_(math.log(max(abs(low), abs(high), SMALLEST_SCALE) / self.qmax))
 
     def project(self, x: Tensor, *, rectified: bool = False) -> Tensor:
-        """Return ``x`` on the grid; while training, with the scale's gradient."""
+        """Return ``x`` rounded to the grid; unless frozen, with a gradient for the scale."""
         grid = self.qparams(x)
         if self.frozen:
             return fake_quantize(x, grid._replace(scale=grid.scale.detach()), rectified=rectified)
@@ -93,22 +95,22 @@ class LearnedQuantizer(Quantizer):
         return self.project(x, rectified=True)
 
     def freeze(self) -> None:
-        """Train the scale no more."""
+        """Stop training the scale."""
         self.fixed.fill_(True)
         self.log_scale.requires_grad_(False)
 
     @property
     def frozen(self) -> bool:
-        """Whether the scale is trained no more."""
+        """Whether the scale is no longer trained."""
         return bool(self.fixed)
 
     @property
     def empty(self) -> bool:
-        """Whether no data were seen yet."""
+        """Whether no data has been observed yet."""
         return bool(self.log_scale.isnan().any())
 
     def check_calibrated(self) -> None:
-        """Raise MicronetError where the scale was never set."""
+        """Raise MicronetError if the scale was never set."""
         if not self._ready:
             if self.empty:
                 raise MicronetError(NOT_CALIBRATED)
@@ -136,9 +138,9 @@ class LSQ:
 
     @staticmethod
     def check(config: QuantConfig) -> None:
-        """Raise MicronetError where the scheme cannot do what is asked."""
+        """Raise MicronetError if the scheme does not support the settings."""
         if config.q_type != "sym":
-            raise MicronetError("--method lsq learns symmetric grids; leave --q-type asym out, or use --method iao")
+            raise MicronetError("--method lsq does not support --q-type asym; leave --q-type out, or use --method iao")
 
     @staticmethod
     def weight_quantizer(config: QuantConfig, bits: int, axis: int, channels: int) -> Quantizer:

@@ -1,12 +1,13 @@
-"""Weights of one or three levels, activations of two (the scheme that micronet has always called wbwtab).
+"""Binary and ternary weights, binary activations (the scheme that micronet has always called wbwtab).
 
-Binary weights: alpha * sign(w - mean of w over the inputs), alpha the mean magnitude of an output channel (Rastegari et
-al. 2016, arXiv:1603.05279, equation 6). Ternary weights: alpha * t, t = sign(w) where |w| > 0.7 mean|w|, else 0; alpha
-the mean magnitude of those (Li et al. 2016, arXiv:1605.04711, equation 7). Activations: sign (Hubara et al. 2016,
-arXiv:1602.02830). sign(0) is +1. Deviations from the micronet of 2021: the trained weights are never changed by a
-forward, nor clamped; a layer with one input channel is not centred, which would make it all zeros, nor is a transposed
-convolution, whose groups lie on the same axis; |w| on the threshold is 0
-and out of alpha; a filter of zeros stays zeros.
+Binary weights: alpha * sign(w - mean of w over the inputs), with alpha the mean magnitude of an output channel
+(Rastegari et al. 2016, arXiv:1603.05279, equation 6). Ternary weights: alpha * t, with t = sign(w) if
+|w| > 0.7 mean|w|, else 0, and alpha the mean magnitude of the weights where t is not 0 (Li et al. 2016,
+arXiv:1605.04711, equation 7). Activations: sign (Hubara et al. 2016, arXiv:1602.02830). sign(0) is +1.
+
+Deviations from micronet 1: a forward pass neither changes nor clamps the trained weights; layers with one input channel
+are not centered, which would make them zero, nor are transposed convolutions, whose groups share that axis; a weight
+exactly at the threshold becomes 0; a filter of zeros stays zero.
 """
 
 from typing import Any
@@ -19,11 +20,11 @@ from micronet.quantization.functional import SMALLEST_SCALE, QParams, Ste, broad
 from micronet.quantization.quantizer import Quantizer
 from micronet.quantization.schemes.iao import AffineQuantizer, frozen_grid
 
-TERNARY_THRESHOLD = 0.7  # of the mean magnitude: Li et al. 2016, equation 6
+TERNARY_THRESHOLD = 0.7  # times the mean magnitude: Li et al. 2016, equation 6
 
 
 class LevelQuantizer(Quantizer):
-    """Weights of levels {-1, +1} or {-1, 0, +1}, times alpha an output channel; zero point 0."""
+    """Weights of levels {-1, +1} or {-1, 0, +1}, times one alpha per output channel; zero point 0."""
 
     def __init__(self, axis: int, channels: int, alpha: bool, ste: Ste) -> None:
         super().__init__({"binary": 1, "ternary": 2}[self.scheme], axis, channels)
@@ -31,7 +32,7 @@ class LevelQuantizer(Quantizer):
         self.ste: Ste = ste
 
     def levels(self, x: Tensor) -> Tensor:
-        """Return the integers of ``x``, differentiable straight through."""
+        """Return the levels of ``x``, with a straight-through gradient."""
         raise NotImplementedError
 
     def magnitude(self, x: Tensor, levels: Tensor) -> Tensor:
@@ -45,7 +46,7 @@ class LevelQuantizer(Quantizer):
 
     @torch.no_grad()
     def qparams(self, x: Tensor) -> QParams:
-        """Return the grid of a weight."""
+        """Return the grid of the weight ``x``."""
         scale = self._scale(x, self.levels(x))
         return QParams(scale, torch.zeros_like(scale), -1, 1, self.axis)
 
@@ -55,13 +56,13 @@ class LevelQuantizer(Quantizer):
         return self.alpha
 
     def project(self, x: Tensor) -> Tensor:
-        """Return ``x`` on its levels; the gradient goes through the levels and through alpha."""
+        """Return alpha times the levels of ``x``; the gradient flows through both."""
         levels = self.levels(x)
         return levels * broadcast(self._scale(x, levels.detach()), x, self.axis)
 
     @torch.no_grad()
     def integers(self, x: Tensor) -> Tensor:
-        """Return the levels of ``x``, as float32."""
+        """Return the levels of ``x``, stored as floats."""
         return self.levels(x)
 
     def describe(self) -> dict[str, Any]:
@@ -76,11 +77,11 @@ class LevelQuantizer(Quantizer):
 
     @torch.no_grad()
     def scaled(self, factor: Tensor, x: Tensor, axis: int) -> AffineQuantizer:
-        """Return the frozen grid of ``factor * x``: three levels, two of them in use where binary."""
+        """Return the frozen grid of ``factor * x``: three levels, of which binary weights use two."""
         return frozen_grid(2, self.qparams(x).scale, factor, axis)
 
     def _by_channel(self, x: Tensor) -> Tensor:
-        """(channels, everything else)."""
+        """Return a view of shape (channels, weights per channel)."""
         return x.transpose(0, self.axis or 0).flatten(1)
 
 
@@ -90,14 +91,14 @@ class BinaryQuantizer(LevelQuantizer):
     scheme = "binary"
 
     def levels(self, x: Tensor) -> Tensor:
-        """Return the signs of the centred weight."""
-        return sign(self._centred(x), self.ste)
+        """Return the signs of the centered weight."""
+        return sign(self._centered(x), self.ste)
 
     def magnitude(self, x: Tensor, levels: Tensor) -> Tensor:
-        """Return the mean magnitude of each output channel of the centred weight."""
-        return self._by_channel(self._centred(x)).abs().mean(1)
+        """Return the mean magnitude of each output channel of the centered weight."""
+        return self._by_channel(self._centered(x)).abs().mean(1)
 
-    def _centred(self, x: Tensor) -> Tensor:
+    def _centered(self, x: Tensor) -> Tensor:
         if self.axis or x.shape[1] == 1:
             return x
         return x - x.mean(1, keepdim=True)
@@ -109,7 +110,7 @@ class TernaryQuantizer(LevelQuantizer):
     scheme = "ternary"
 
     def levels(self, x: Tensor) -> Tensor:
-        """Return the signs of weights beyond the threshold, 0 for the rest."""
+        """Return the signs of the weights beyond the threshold, and 0 for the rest."""
         threshold = TERNARY_THRESHOLD * self._by_channel(x.detach()).abs().mean(1)
         t = x.detach().sign() * (x.detach().abs() > broadcast(threshold, x, self.axis))
         return straight_through(x if self.ste == "ste" else sign(x, self.ste), t)
@@ -130,13 +131,13 @@ class SignQuantizer(Quantizer):
         self.ste: Ste = ste
 
     def qparams(self, x: Tensor) -> QParams:
-        """Return the grid, which depends on nothing."""
+        """Return the grid, which is constant."""
         one = torch.ones((), device=x.device)
         return QParams(one, torch.zeros_like(one), -1, 1, None)
 
     @property
     def frozen(self) -> bool:
-        """Always: there is no range."""
+        """Always True: there is no range."""
         return True
 
     def project(self, x: Tensor) -> Tensor:
@@ -144,7 +145,7 @@ class SignQuantizer(Quantizer):
         return sign(x, self.ste)
 
     def integers(self, x: Tensor) -> Tensor:
-        """Return the signs, as float32."""
+        """Return the signs, stored as floats."""
         return sign(x.detach(), self.ste)
 
     def describe(self) -> dict[str, Any]:
@@ -153,11 +154,11 @@ class SignQuantizer(Quantizer):
 
 
 class WbWtAb:
-    """The scheme behind the bits called ``binary`` and ``ternary``."""
+    """The scheme of the bit widths ``binary`` and ``ternary``."""
 
     @staticmethod
     def check(config: QuantConfig) -> None:
-        """Everything that a config can say is possible."""
+        """Accept every config."""
 
     @staticmethod
     def weight_quantizer(config: QuantConfig, bits: str, axis: int, channels: int) -> Quantizer:
