@@ -14,12 +14,9 @@ from micronet.models.layers import ModeCall, Tap
 
 @dataclass(frozen=True)
 class Branch:
-    """A tap that only some consumers of a tensor read. The field names are keys of stored records.
+    """A tap that only some consumers of a tensor, ``readers``, will read in place of the node ``read``.
 
-    Attributes:
-        read: The node that they read now.
-        without: The ReLU node before it that the branch leaves out, or None.
-        readers: The consumers, nodes that will read the tap.
+    ``without``: the ReLU node before it that the branch leaves out, or None. The names are keys of stored records.
     """
 
     read: str
@@ -48,11 +45,8 @@ def branch_name(node: str) -> str:
 def rewrite(model: nn.Module, outline: Outline) -> nn.Module:
     """Return the network with its taps and branches added.
 
-    A functional dropout becomes a module, because tracing would freeze its mode.
-
-    Raises:
-        ValueError: The forward differs between training and evaluation in more than function arguments.
-        KeyError: A node does not exist.
+    A functional dropout becomes a module, because tracing would freeze its mode. Raises ValueError if the forward
+    differs between training and evaluation in more than function arguments, KeyError if a node does not exist.
     """
     graph = Graph(model)
     if graph.mode_keys is None:

@@ -14,15 +14,13 @@ _KINDS = {
     "reducing": ops.REDUCES,
     "pooling": ops.POOLS_CHANNELS,
 }
+_ATTRIBUTES = dict.fromkeys(ops.METADATA_ATTRIBUTES, "metadata") | dict.fromkeys(ops.TRANSPOSING_ATTRIBUTES, "moving")
 
 
 def call_kind(node: fx.Node) -> str:
     """Return what a function or method call does to channels, one of ``_KINDS``, or "" if that is unknown."""
     if node.target is getattr:
-        attribute = node.args[1]
-        return (
-            "metadata" if attribute in ops.METADATA_ATTRIBUTES else "moving" * (attribute in ops.TRANSPOSING_ATTRIBUTES)
-        )
+        return _ATTRIBUTES.get(str(node.args[1]), "")
     return next((kind for kind, family in _KINDS.items() if family.matches(node)), "")
 
 
@@ -41,12 +39,12 @@ def batched_rank(operation: Any) -> int | None:
 
 def writes_part(node: fx.Node) -> bool:
     """Return True if a node writes into part of a tensor that others may read as a whole."""
-    target, method = node.target, str(node.target) if node.op == "call_method" else ""
-    in_place = (
-        target in ops.IN_PLACE or (method.endswith("_") and not method.endswith("__")) or node.kwargs.get("inplace")
-    )
+    method = str(node.target) if node.op == "call_method" else ""
+    in_place = method.endswith("_") and not method.endswith("__")
+    if not (in_place or node.target in ops.IN_PLACE or node.kwargs.get("inplace")):
+        return False
     source = node.args[0] if node.args else None
-    return bool(in_place) and isinstance(source, fx.Node) and ops.PART.matches(source)
+    return isinstance(source, fx.Node) and ops.PART.matches(source)
 
 
 def why_pinned(operation: Any) -> str:

@@ -32,20 +32,10 @@ class _Outputs:
 
 @torch.no_grad()
 def check_cut(pruned: nn.Module, old: ChannelMap, new: ChannelMap, keep: Keep, example: Example) -> None:
-    """Compare a pruned network with the whole one, layer by layer.
+    """Compare a pruned network (``new``) with the whole one (``old``), layer by layer.
 
     The forward in training mode is compared as well if it differs from the one in eval mode and is not random.
-
-    Args:
-        pruned: The pruned network.
-        old: The channels of the whole network.
-        new: The channels of the pruned network.
-        keep: Group -> the old channel of each new one.
-        example: An input.
-
-    Raises:
-        FailedError: The networks disagree.
-        MicronetError: The whole network outputs NaN or infinity.
+    Raises FailedError if the networks disagree, MicronetError if the whole network outputs NaN or infinity.
     """
     model = old.network.model
     uncalled = {f"{name}.out_proj" for name in splittable_attentions(pruned)}  # torch's attention calls no layers
@@ -70,7 +60,7 @@ def check_cut(pruned: nn.Module, old: ChannelMap, new: ChannelMap, keep: Keep, e
             actual = _run(pruned, example, dtype, training, everything, {})
         except (RuntimeError, ValueError, TypeError, AssertionError) as error:
             raise FailedError(
-                f"the pruned network does not run ({first_line(error)}); this is a bug in micronet, nothing was "
+                f"the pruned network does not run ({first_line(error)}); this is a bug in micronet and nothing was "
                 "written; use --exclude to leave out the layer that causes it"
             ) from error
         if not all(bool(leaf.isfinite().all()) for leaf in expected.outputs):
@@ -80,8 +70,8 @@ def check_cut(pruned: nn.Module, old: ChannelMap, new: ChannelMap, keep: Keep, e
             )
         if at := _difference(expected, actual, dtype):
             raise FailedError(
-                f"the pruned network computes something else than it should (first difference: {at}); this is a bug "
-                "in micronet, nothing was written; use --exclude with that layer's name to leave it out"
+                f"the pruned network does not compute what it should (first difference: {at}); this is a bug in "
+                "micronet and nothing was written; use --exclude with that layer's name to leave it out"
             )
 
 

@@ -11,13 +11,7 @@ from micronet.pruning.ids import FIXED, Ids, broadcast, varies
 
 
 class Combined(NamedTuple):
-    """The result of combining two tensors of ids.
-
-    Attributes:
-        ids: The ids of the result.
-        equal: Two arrays of channels that must be cut alike, pair by pair.
-        unmatched: Channels without a counterpart, which must never be cut, and why.
-    """
+    """The resulting ids; pairs of channels that must be cut alike; channels without a counterpart, and why."""
 
     ids: Tensor
     equal: tuple[Ids, Ids]
@@ -25,11 +19,7 @@ class Combined(NamedTuple):
 
 
 def combine_all(tensors: Sequence[Tensor]) -> tuple[Tensor, list[Combined]]:
-    """Combine tensors one after the other. Return the last result, and the result of each step.
-
-    Raises:
-        RuntimeError: The shapes cannot be broadcast.
-    """
+    """Combine tensors one after the other; return the last ids, and the result of each step."""
     out, steps = tensors[0], []
     for other in tensors[1:]:
         steps.append(combine(out, other))
@@ -41,9 +31,7 @@ def combine(left: Tensor, right: Tensor) -> Combined:
     """Combine two tensors elementwise: ids at the same position must be cut alike.
 
     A tensor that is broadcast along the other's channel axis puts no condition on those channels.
-
-    Raises:
-        RuntimeError: The shapes cannot be broadcast.
+    Raises RuntimeError if the shapes cannot be broadcast.
     """
     rank = max(left.dim(), right.dim())
     sides = [x.reshape(*[1] * (rank - x.dim()), *x.shape) for x in (left, right)]

@@ -18,15 +18,9 @@ _TENSORS = ("weight", "bias", "running_mean", "running_var")
 
 
 def resize(module: Any, sizes: Sizes) -> None:
-    """Give a layer other sizes, and new tensors of the matching shapes without values.
+    """Give a layer other sizes (attribute, for example ``in_channels``, -> size) and new tensors without values.
 
-    Args:
-        module: The layer.
-        sizes: Attribute, for example ``in_channels``, -> new size.
-
-    Raises:
-        AttributeError: The layer has no such attribute.
-        ValueError: The attribute is not a size, or the size is below 1.
+    Raises AttributeError or ValueError if the layer has no such sizes, or a size is below 1.
     """
     for name, size in sizes.items():
         if not isinstance(getattr(module, name), int) or size < 1:
@@ -54,17 +48,7 @@ def _lengths(layer: LayerChannels) -> tuple[int, int | None]:
 
 @torch.no_grad()
 def cut_channels(model: nn.Module, old: ChannelMap, new: ChannelMap, keep: Keep) -> dict[str, Sizes]:
-    """Cut every layer of a network in place.
-
-    Args:
-        model: The network.
-        old: Its channels.
-        new: Its channels with the new widths.
-        keep: Group -> the old channel of each new one.
-
-    Returns:
-        The new sizes of the layers that changed, by name.
-    """
+    """Cut every layer of a network in place, from ``old`` to ``new`` widths; return the new sizes of changed layers."""
     changed: dict[str, Sizes] = {}
     for name in changed_layers(old, new):
         layer = old.layers[name]

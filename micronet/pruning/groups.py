@@ -18,15 +18,9 @@ from micronet.pruning.traced_network import trace_network
 
 
 def find_groups(model: nn.Module, example: Example, regular: int = 1) -> ChannelMap:
-    """Trace a network and return its channels in groups that can be cut.
+    """Trace a network on an example input and return its channels, in groups that must be cut together.
 
-    Args:
-        model: The network.
-        example: Its input, or a tuple of its inputs.
-        regular: What widths should be multiples of.
-
-    Raises:
-        MicronetError: The network cannot be traced.
+    ``regular``: what widths should be multiples of. Raises MicronetError if the network cannot be traced.
     """
     network = trace_network(model, example, regular)
     pinned: dict[int, str] = {}

@@ -17,7 +17,7 @@ from micronet.models.attention import weigh
 from micronet.pruning.ids import FIXED, STRIDE, Ids, is_whole_group, varies
 from micronet.pruning.node_call import NodeCall
 
-Widths = Mapping[int, int]
+Widths = Mapping[int, int]  # group -> number of channels
 
 
 class Heads(NamedTuple):
@@ -28,12 +28,7 @@ class Heads(NamedTuple):
 
 
 def attend_ids(call: NodeCall, widths: Widths) -> Heads | None:
-    """Run attention, or one of its two products, on ids. Return None if the heads cannot be identified.
-
-    Args:
-        call: The node.
-        widths: Group -> number of channels.
-    """
+    """Run attention, or one of its two products, on ids. Return None if the heads cannot be identified."""
     target = call.node.target
     if ops.MATMUL.matches(call.node):
         return _multiply(call.tensors[0], call.tensors[1], widths) if len(call.tensors) == 2 else None

@@ -20,15 +20,7 @@ class Reshape(NamedTuple):
 
 
 class NodeCall:
-    """A node with its arguments.
-
-    Attributes:
-        node: The node.
-        key: Its graph's index and its name.
-        args: Positional arguments, with tensors of ids in place of tensors.
-        kwargs: Keyword arguments, likewise.
-        tensors: All tensors among the arguments.
-    """
+    """A node with tensors of ids as arguments; ``key``: (graph's index, node's name)."""
 
     def __init__(
         self, node: fx.Node, key: tuple[int, str], args: list[Any], kwargs: dict[str, Any], results: Mapping[Any, Any]
@@ -66,12 +58,9 @@ class NodeCall:
 
 
 def find_reshape(tensors: Sequence[Tensor], moved: Any, pieces: int = 1) -> Reshape | None:
-    """Return how a call reshaped its channels, or None if it returned several equal tensors.
+    """Return how a call reshaped its inputs into one or several tensors, or None if these are all equal.
 
-    Args:
-        tensors: The call's inputs.
-        moved: Its result: a tensor or several.
-        pieces: The number of pieces in which a channel shuffle takes the channels.
+    ``pieces``: the number of pieces in which a channel shuffle takes the channels.
     """
     ids = np.concatenate([distinct(x) for x in tensors])
     if isinstance(moved, Tensor):

@@ -26,11 +26,8 @@ from micronet.pruning.signatures import Signature, signatures
 class GroupPlan:
     """What happens to one group of channels.
 
-    Attributes:
-        layers: The layers that produce the channels.
-        before: The width before pruning.
-        keep: The old channel of each new one.
-        note: Why the width is not what the threshold alone would give, or why the group stays; may be "".
+    ``layers`` produce the channels, ``before`` is their number, ``keep`` is the old channel of each new one, ``note``
+    says why the width is not what the threshold alone would give, or why the group stays ("" if there is no reason).
     """
 
     layers: list[str]
@@ -46,14 +43,9 @@ class GroupPlan:
 
 @dataclass(frozen=True)
 class PrunePlan:
-    """What happens to a network.
+    """What happens to a network; ``channels``: those of the pruned network.
 
-    Attributes:
-        groups: The plan of each group.
-        channels: The channels of the pruned network.
-        requested: The number of channels that the config asks to cut.
-        cut: The number of channels that are cut.
-        total: The number of channels that may be cut.
+    Of ``total`` channels that may be cut, the config asks for ``requested`` and ``cut`` are cut.
     """
 
     groups: dict[int, GroupPlan]
@@ -102,11 +94,7 @@ class Planner:
         return self._finish(self._round(widths), requested)
 
     def plan_widths(self, requested: Mapping[int, int]) -> PrunePlan:
-        """Plan to cut some groups to given widths.
-
-        Raises:
-            MicronetError: A group cannot have its width.
-        """
+        """Plan to cut some groups to given widths. Raise MicronetError if a group cannot have its width."""
         self._notes = dict(self._why)
         for group, width in requested.items():
             multiple, widest = self._multiple[group], self._widths[group]

@@ -62,14 +62,7 @@ def prune_model(
 
 
 class Pruner:
-    """A network with its channel groups found and scored.
-
-    Attributes:
-        model: The network.
-        example: Its example input.
-        channels: Its channels.
-        planner: What plans the cuts.
-    """
+    """A network with its channel groups found and scored."""
 
     def __init__(self, model: nn.Module, config: PruneConfig, example: Example) -> None:
         """Raise MicronetError if no channel of the network can be cut."""
@@ -95,8 +88,8 @@ class Pruner:
             result: dict[str, Any] = {"sizes": cut_channels(pruned, self.channels, plan.channels, plan.keep)}
         except (IndexError, KeyError) as error:
             raise FailedError(
-                f"pruning traced the channels of this network wrongly ({error}); this is a bug in micronet, "
-                "use --exclude to leave out layers"
+                f"pruning traced the channels of this network wrongly ({error}); this is a bug in micronet; "
+                "use --exclude to leave out the affected layers"
             ) from error
         return pruned, {"attention": heads, **result} if heads else result
 

@@ -15,12 +15,9 @@ SHARES = (0.25, 0.5, 0.75)
 
 
 class GroupSensitivity(NamedTuple):
-    """The sensitivity of one group.
+    """The sensitivity of a group with a number of channels, produced by ``layers``.
 
-    Attributes:
-        layers: The layers that produce its channels.
-        channels: The number of channels.
-        drops: Share cut -> accuracy lost (0 to 1). Shares that the group cannot lose alone are missing.
+    ``drops``: share cut -> accuracy lost (0 to 1). Shares that the group cannot lose alone are missing.
     """
 
     layers: list[str]

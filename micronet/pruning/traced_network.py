@@ -38,20 +38,13 @@ class TracedNetwork:
 
 
 def trace_network(model: nn.Module, example: Example, regular: int = 1) -> TracedNetwork:
-    """Trace a network and run it on an example in eval mode.
+    """Trace a network and run it on an example in eval mode; ``regular``: what widths should be multiples of.
 
-    Args:
-        model: The network.
-        example: Its input, or a tuple of its inputs.
-        regular: What widths should be multiples of.
-
-    Raises:
-        MicronetError: torch.fx cannot trace the network (the error names the line), or it does not take the example.
+    Raises MicronetError if torch.fx cannot trace the network (naming the line), or the example does not fit.
     """
     graphs = [_trace(model, training=False), _trace(model, training=True)]
-    if [(node.op, node.name, node.target) for node in graphs[0].nodes] == [
-        (node.op, node.name, node.target) for node in graphs[1].nodes
-    ]:
+    in_eval, in_training = ([(node.op, node.name, node.target) for node in graph.nodes] for graph in graphs)
+    if in_eval == in_training:
         graphs.pop()
     results: dict[tuple[int, str], Any] = {}
     try:

@@ -7,10 +7,12 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-import micronet
 from micronet import registry
 from micronet.evaluation.cost import count_macs
 from micronet.models.build import build_model, make_spec
+from micronet.quantization.calibrate import calibrate
+from micronet.quantization.config import QuantConfig
+from micronet.quantization.quantize import quantize_model
 
 IMAGE = torch.zeros(1, 3, 32, 32)
 
@@ -106,6 +108,6 @@ def test_quantized_layers_count_like_float_ones(config):
     if config.get("method") == "wbwtab":
         config = {"w_bits": "ternary", "a_bits": "binary"}
     model = build_model(make_spec("nin", {"width": 0.1}))
-    quantized = micronet.quantize(model, **config)
-    micronet.calibrate(quantized, [torch.rand(2, 3, 32, 32)])
+    quantized = quantize_model(model, QuantConfig(**config))[0].model
+    calibrate(quantized, [torch.rand(2, 3, 32, 32)])
     assert count_macs(quantized, IMAGE) == count_macs(model, IMAGE)

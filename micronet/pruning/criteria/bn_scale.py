@@ -21,10 +21,7 @@ WHY_UNSCORED = "no batch norm with a scale follows; --criterion l2 scores by wei
 def scores(model: nn.Module, channels: ChannelMap) -> Scores:
     """Return the scores of every group whose channels all have a batch norm.
 
-    If several batch norms scale a channel, its score is the mean of their |gamma|.
-
-    Raises:
-        MicronetError: A scale is NaN.
+    If several batch norms scale a channel, its score is the mean of their |gamma|. Raises MicronetError for NaN.
     """
     sums = {number: np.zeros(group.width) for number, group in channels.groups.items()}
     counts = {number: np.zeros(group.width) for number, group in channels.groups.items()}
@@ -46,8 +43,7 @@ def scores(model: nn.Module, channels: ChannelMap) -> Scores:
 def penalty(model: nn.Module, channels: ChannelMap, s: float) -> Penalty:
     """Return a function that adds ``s * sign(gamma)`` to the gradients of the scales of channels that may be cut.
 
-    Raises:
-        MicronetError: There are no such scales.
+    Raises MicronetError if there are no such scales.
     """
     free = channels.groups.keys() - channels.pinned.keys()
     scales = [

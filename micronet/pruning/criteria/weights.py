@@ -22,15 +22,8 @@ def score_rows(
     """Return the mean score of each channel over the layers that produce it.
 
     A layer's scores are divided by their mean, because one threshold compares layers of all sizes.
-
-    Args:
-        model: The network.
-        channels: Its channels.
-        score: (rows, weights per row), float64 -> (rows,).
-        of_gradients: Score weight times gradient, not the weight.
-
-    Raises:
-        MicronetError: A weight is NaN or infinite, or a gradient is missing.
+    ``score``: (rows, weights per row), float64 -> (rows,). ``of_gradients``: score weight times gradient.
+    Raises MicronetError if a weight is NaN or infinite, or a gradient is missing.
     """
     sums = {number: np.zeros(group.width) for number, group in channels.groups.items()}
     counts = dict.fromkeys(channels.groups, 0)
@@ -57,16 +50,9 @@ def score_rows(
 
 
 def penalize_rows(model: nn.Module, channels: ChannelMap, s: float, subgradient: Callable[[Tensor], Tensor]) -> Penalty:
-    """Return a function that adds a penalty's subgradient to the gradients of layers whose channels may be cut.
+    """Return a function that adds ``s`` times a subgradient to the gradients of layers whose channels may be cut.
 
-    Args:
-        model: The network.
-        channels: Its channels.
-        s: The weight of the penalty.
-        subgradient: Rows (rows, weights per row) -> the subgradient, of the same shape.
-
-    Raises:
-        MicronetError: There are no such layers.
+    ``subgradient``: (rows, weights per row) -> the same shape. Raises MicronetError if there are no such layers.
     """
     weights: list[tuple[nn.Parameter, bool]] = []
     for name, layer in channels.layers.items():
