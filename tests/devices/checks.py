@@ -1,8 +1,4 @@
-"""Everything that a network can go through, as a table of checks that give numbers on any device.
-
-A check runs a procedure of the product on one device. Its numbers on another device must be the same: to the last bit
-on the mock device (``test_devices``), within a tolerance on a GPU (``scripts/gpu_check``).
-"""
+"""The checks of the library's procedures: training, pruning, quantization, files."""
 
 from contextlib import suppress
 from dataclasses import replace
@@ -12,9 +8,7 @@ from unittest.mock import patch
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
-import micronet
 from micronet import registry
 from micronet.artifact.artifact import load, save
 from micronet.artifact.header import read_header
@@ -43,9 +37,8 @@ from micronet.training.context import NO_HOOKS, RunContext, TrainHooks
 from micronet.training.distillation import Teacher
 from micronet.training.loop import Trainer
 from tests.devices.network import QUICK, artifact, batches, dataset, fit, trained
-from tests.devices.table import ADAM, CHECKS, FLOAT, HALF, LEVEL, SIGN, Outcome, changed, check, outcome
+from tests.devices.table import ADAM, FLOAT, HALF, LEVEL, SIGN, Outcome, changed, check, outcome
 
-__all__ = ["CHECKS"]
 EXAMPLE = torch.zeros(2, 3, 8, 8)  # on the CPU, as the commands make it
 
 
@@ -233,24 +226,6 @@ def tied(device: torch.device, folder: Path) -> Outcome:
     model[0].weight = model[1].weight
     save(artifact(model.to(device)), folder / "tied.safetensors")
     return Outcome({"stored": torch.tensor(len(read_header(folder / "tied.safetensors")[1]))})
-
-
-@check("python api", LEVEL)
-def api(device: torch.device, folder: Path) -> Outcome:
-    """Prune, quantize, train in a loop of one's own, freeze and fuse a model on the device."""
-    pruned = micronet.prune(trained(device), percent=0.25, data=EXAMPLE)
-    quantized = micronet.quantize(pruned, w_bits=4)
-    model = quantized.model
-    micronet.calibrate(model, batches(device))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    model.train()
-    with micronet.observing(model):
-        for images, labels in zip(batches(device), dataset().train.labels.to(device).split(32), strict=True):
-            optimizer.zero_grad()
-            F.cross_entropy(model(images), labels).backward()
-            optimizer.step()
-    micronet.freeze(model)
-    return outcome(micronet.fuse(quantized).model)
 
 
 @check("device names", None)

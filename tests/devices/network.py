@@ -17,6 +17,7 @@ from micronet.training.context import NO_HOOKS, RunContext, TrainHooks
 from micronet.training.loop import fit_artifact
 
 FACTORY = "tests.devices.network:tiny"
+DATA = "tests.devices.network:arrays"
 CLASSES = ["dark", "red", "green", "blue"]
 CPU = torch.device("cpu")
 QUICK = TrainConfig(epochs=1, batch_size=16, lr=0.02, optimizer="sgd")  # Adam turns noise into steps of lr
@@ -49,20 +50,29 @@ def tiny() -> Tiny:
 
 
 @cache
-def dataset() -> Dataset:
-    """Return 96 images of coloured noise in four classes: 64 to train on, 16 to validate, 16 to test."""
-    draw = torch.Generator().manual_seed(0)
+def _noise() -> tuple[Tensor, Tensor]:
+    """Return 96 images of coloured noise (N, 3, 8, 8) uint8, and their labels (N,)."""
     labels = torch.arange(96) % len(CLASSES)
-    images = torch.randint(0, 160, (96, 3, 8, 8), generator=draw)
+    images = torch.randint(0, 160, (96, 3, 8, 8), generator=torch.Generator().manual_seed(0))
     for index, label in enumerate(labels.tolist()):
         if label:
             images[index, label - 1] += 90
-    splits = [
-        MemorySplit(images[part].to(torch.uint8), labels[part])
-        for part in (slice(64), slice(64, 80), slice(80, 96))
-    ]  # fmt: skip
+    return images.to(torch.uint8), labels
+
+
+@cache
+def dataset() -> Dataset:
+    """Return the images as a data set: 64 to train on, 16 to validate, 16 to test."""
+    images, labels = _noise()
+    splits = [MemorySplit(images[part], labels[part]) for part in (slice(64), slice(64, 80), slice(80, 96))]
     source = DataSource(CLASSES, lambda: splits[0], lambda: splits[2], lambda: splits[1], augment="crop-flip")
-    return Dataset(source, DataSpec("tests.devices.network:dataset", image_size=8, channels=3))
+    return Dataset(source, DataSpec(DATA, image_size=8, channels=3))
+
+
+def arrays() -> dict[str, Any]:
+    """Return the images as ``data="tests.devices.network:arrays"`` expects them."""
+    images, labels = (tensor.numpy() for tensor in _noise())
+    return {"x_train": images[:80], "y_train": labels[:80], "x_test": images[80:], "y_test": labels[80:]}
 
 
 @cache

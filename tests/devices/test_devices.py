@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.devices.checks import CHECKS
+from tests.devices.table import all_checks
 
 ROOT = Path(__file__).parents[2]
 
@@ -32,7 +32,7 @@ def ask(worker, name):
     return json.loads(worker.stdout.readline())
 
 
-@pytest.mark.parametrize("name", CHECKS)
+@pytest.mark.parametrize("name", all_checks())
 def test_the_device_gives_the_numbers_of_the_cpu(worker, name):
     answer = ask(worker, name)
     assert answer["error"] is None, answer["error"]

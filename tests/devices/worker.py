@@ -11,8 +11,7 @@ import warnings
 import torch
 
 from tests.devices import mock
-from tests.devices.checks import CHECKS
-from tests.devices.table import CPU, Check, changed
+from tests.devices.table import CPU, Check, all_checks, changed
 
 
 def main() -> None:
@@ -22,7 +21,7 @@ def main() -> None:
     mock.register()
     for line in sys.stdin:
         try:
-            answer = {"changed": compare(CHECKS[line.strip()]), "error": None}
+            answer = {"changed": compare(all_checks()[line.strip()]), "error": None}
         except Exception:
             answer = {"changed": [], "error": traceback.format_exc()}
         sys.stdout.write(json.dumps(answer) + "\n")
