@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from micronet.errors import MicronetError
+from micronet.models.modes import eval_mode
 from micronet.quantization.layers import SLOTS, Quantized, effective_weight
 from micronet.quantization.observers import MinMax
 from micronet.quantization.quantizer import Quantizer, RangedQuantizer
@@ -55,21 +56,16 @@ def calibrate(model: nn.Module, batches: Iterable[Tensor | tuple[Any, ...]], cou
     Raises:
         MicronetError: There was no batch, or a quantizer saw no data.
     """
-    was_training = model.training
-    model.eval()
     seen = 0
-    try:
-        with observing(model):
-            for batch in islice(batches, count):
-                images = batch[0] if isinstance(batch, (tuple, list)) else batch
-                if not isinstance(images, Tensor):
-                    raise MicronetError(
-                        f"cannot calibrate on a {type(images).__name__}; yield tensors, or tuples that begin with one"
-                    )
-                model(images)
-                seen += 1
-    finally:
-        model.train(was_training)
+    with eval_mode(model), observing(model):
+        for batch in islice(batches, count):
+            images = batch[0] if isinstance(batch, (tuple, list)) else batch
+            if not isinstance(images, Tensor):
+                raise MicronetError(
+                    f"cannot calibrate on a {type(images).__name__}; yield tensors, or tuples that begin with one"
+                )
+            model(images)
+            seen += 1
     if not seen:
         raise MicronetError("there is no data to calibrate on; pass at least one batch")
     check_calibrated(model)

@@ -29,6 +29,7 @@ class RangeConfig(Settings):
         None,
         "File of activation statistics: read if it exists, otherwise written. Serves any bit width.",
         metavar="FILE",
+        place="cache",
     )
 
     def __post_init__(self) -> None:

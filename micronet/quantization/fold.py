@@ -68,7 +68,7 @@ def fold_model(model: nn.Module, history: Sequence[StageRecord] = ()) -> tuple[n
     rounded = [name for record in history for name in _round_biases(folded, record.result.get("inputs", {}))]
     if not pairs and not absorbed and not rounded:
         raise MicronetError(
-            "there is nothing to fold: no convolution or linear layer is followed by a batch norm; use the artifact as it is"
+            "there is nothing to fold: no batch norm follows a convolution or linear layer; use the artifact as it is"
         )
     result = {"pairs": [list(pair) for pair in pairs], "taken": absorbed, "quantizers": quantizers}
     return folded, StageRecord("bn-fuse", {}, result)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from micronet.artifact.artifact import write_tensors
 from micronet.errors import MicronetError
+from micronet.models.modes import eval_mode
 from micronet.quantization.calibrate import check_calibrated, each_quantizer, refresh_weights
 from micronet.quantization.histogram import BINS, GridSpec, Histogram, find_range
 from micronet.quantization.layers import effective_weight
@@ -32,16 +33,11 @@ def collect(model: nn.Module, batches: Iterable[Tensor]) -> Statistics:
     The model does not change. Raises MicronetError if there is no batch.
     """
     statistics: Statistics = {}
-    was_training = model.training
-    model.eval()
     seen = 0
-    try:
-        with _recording(model, statistics):
-            for batch in batches:
-                model(batch)
-                seen += 1
-    finally:
-        model.train(was_training)
+    with eval_mode(model), _recording(model, statistics):
+        for batch in batches:
+            model(batch)
+            seen += 1
     if not seen:
         raise MicronetError("there is no data to calibrate on; pass at least one batch")
     return statistics

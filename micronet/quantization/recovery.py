@@ -1,11 +1,10 @@
-"""Accuracy won back without training: what batch norms, biases and the balance between layers can still give.
+"""Accuracy recovery without training: equalization, bias correction and batch-norm re-estimation.
 
-Equalization: Nagel et al. 2019, arXiv:1906.04721, section 4.1. Bias correction: the same, section 4.2, with the data
-in the place of the assumed distribution. Batch norms estimated anew: Sun et al. 2019, arXiv:1903.11316, and others.
+Equalization: Nagel et al. 2019, arXiv:1906.04721, section 4.1. Bias correction: section 4.2 of the same paper, with
+data instead of an assumed distribution. Batch-norm re-estimation: Sun et al. 2019, arXiv:1903.11316.
 """
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -15,26 +14,32 @@ from torch.utils.hooks import RemovableHandle
 from micronet.errors import MicronetError
 from micronet.graph import ops
 from micronet.graph.trace import Graph, trace
+from micronet.models.modes import eval_mode
 from micronet.quantization.layers import Quantized
 
 EQUALIZATION_ROUNDS = 40
-SMALLEST_RANGE = 1e-8  # a channel with smaller weights than that is left as it is
+SMALLEST_RANGE = 1e-8  # channels with smaller weights are not equalized
 
 
 @torch.no_grad()
 def equalize(model: nn.Module) -> int:
-    """Balance the weight ranges of layers that follow one another, in place; return how many pairs there were.
+    """Equalize the weight ranges of consecutive layers, in place, and return the number of pairs.
 
-    A channel's range out of one layer becomes that into the next, which changes nothing where only what passes
-    positive factors lies between (ReLU, pools; not ReLU6). Batch norms must be folded.
-    Raises MicronetError where the network cannot be traced or has no such pair.
+    Each channel's output weights in one layer and input weights in the next get the same range. The network's outputs
+    do not change, because only operations that commute with positive factors lie between (ReLU, pools; not ReLU6).
+
+    Raises:
+        MicronetError: The network cannot be traced, or has no such pair, for example because its batch norms are not
+            folded.
     """
     graph = trace(model)
     if graph is None:
-        raise MicronetError("--equalize needs a network that torch.fx can trace")
+        raise MicronetError("--equalize needs a network that torch.fx can trace; leave it out")
     pairs = _pairs(graph)
     if not pairs:
-        raise MicronetError("--equalize found no two layers with only a ReLU between them; fold batch norms first")
+        raise MicronetError(
+            "--equalize found no two layers with only a ReLU between them; fold batch norms first, or leave it out"
+        )
     for _ in range(EQUALIZATION_ROUNDS):
         for first, second in pairs:
             _balance(first, second)
@@ -42,7 +47,7 @@ def equalize(model: nn.Module) -> int:
 
 
 def _pairs(graph: Graph) -> list[tuple[Any, Any]]:
-    """Return the pairs of layers, each the only reader of the one before."""
+    """Return the pairs of layers where the second is the only reader of the first."""
     found = []
     for node, layer in graph.calls():
         if not _has_rows(layer) or graph.call_count(layer) > 1 or not graph.owns_weight(layer):
@@ -51,16 +56,18 @@ def _pairs(graph: Graph) -> list[tuple[Any, Any]]:
         reader = graph.module(after) if after is not None else None
         if after is None or reader is None or not _has_rows(reader) or graph.call_count(reader) > 1:
             continue
-        alike = isinstance(layer, nn.Linear) == isinstance(reader, nn.Linear)  # else the channels lie on other axes
+        alike = isinstance(layer, nn.Linear) == isinstance(
+            reader, nn.Linear
+        )  # otherwise the channels are on different axes
         if alike and _columns_of(reader, layer) is not None and graph.owns_weight(reader):
             found.append((layer, reader))
     return found
 
 
 def _only_reader(graph: Graph, node: fx.Node) -> fx.Node | None:
-    """Return the layer that alone reads a node, through a ReLU and pools; None where there is none.
+    """Return the only layer that reads a node, through ReLUs and pools, or None.
 
-    Behind a linear layer the last axis is that of its channels, which a pool would mix.
+    After a linear layer the channels are on the last axis, where a pool would mix them.
     """
     mixes = isinstance(graph.module(node), nn.Linear)
     while len(node.users) == 1:
@@ -80,7 +87,7 @@ def _has_rows(layer: Any) -> bool:
 
 
 def _columns_of(reader: Any, layer: Any) -> Tensor | None:
-    """Return a view of the reader's weight with the layer's output channels first; None where they do not match."""
+    """Return a view of the reader's weight with the layer's output channels first, or None if they do not match."""
     channels, weight = layer.weight.shape[0], reader.weight
     groups = getattr(reader, "groups", 1)
     if groups == 1:
@@ -103,35 +110,32 @@ def _balance(first: Any, second: Any) -> None:
 
 @torch.no_grad()
 def reestimate_norms(model: nn.Module, batches: Iterable[Tensor]) -> int:
-    """Set the statistics of every batch norm to those of the batches, in place; return how many there are.
+    """Set the statistics of every batch norm to those of the batches, in place, and return the number of batch norms.
 
-    Every image counts alike, but a batch of one, which has no variance of its own. Raises MicronetError where there is
-    no batch norm, or no larger batch.
+    Every image has the same weight, except that batches of one image are skipped, since they have no variance.
+    Raises MicronetError if there is no batch norm or no larger batch.
     """
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     norms = [norm for norm in norms if norm.track_running_stats]
     if not norms:
-        raise MicronetError("--bn-reestimate: the network has no batch norm")
-    kept = [(norm.momentum, norm.training) for norm in norms]
-    was_training = model.training
-    model.eval()
+        raise MicronetError("--bn-reestimate needs batch norms, and this network has no batch norm; leave it out")
+    momenta = [norm.momentum for norm in norms]
     seen = 0
     try:
-        for norm in norms:
-            norm.train()
-        for batch in batches:
-            if len(batch) > 1:
-                seen += len(batch)
-                for norm in norms:
-                    norm.momentum = len(batch) / seen  # the first replaces what was there
-                model(batch)
+        with eval_mode(model):
+            for norm in norms:
+                norm.train()
+            for batch in batches:
+                if len(batch) > 1:
+                    seen += len(batch)
+                    for norm in norms:
+                        norm.momentum = len(batch) / seen  # 1 for the first batch, which replaces the old statistics
+                    model(batch)
     finally:
-        for norm, (momentum, training) in zip(norms, kept, strict=True):
+        for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
-            norm.train(training)
-        model.train(was_training)
     if not seen:
-        raise MicronetError("--bn-reestimate needs a batch of at least two images")
+        raise MicronetError("--bn-reestimate needs a batch of at least two images; use more calibration images")
     return len(norms)
 
 
@@ -139,24 +143,36 @@ def reestimate_norms(model: nn.Module, batches: Iterable[Tensor]) -> int:
 def correct_biases(
     floating: nn.Module, quantized: nn.Module, batches: list[Tensor], *, norms_estimated: bool = False
 ) -> int:
-    """Move what each quantized layer gives on average back to what it gave in float, in place, front to back.
+    """Restore each quantized layer's mean output to that in the float network, in place, front to back.
 
-    The correction goes into the layer's bias, or where it has none into the mean of the batch norm behind it.
-    ``norms_estimated``: the batch norms are of the quantized network already, so layers before one need no correction.
-    Returns how many layers were corrected. Raises MicronetError where none could be.
+    The correction is added to the layer's bias, or without a bias to the running mean of the batch norm after it.
+
+    Args:
+        floating: The float network.
+        quantized: The same network, quantized and calibrated.
+        batches: Calibration inputs.
+        norms_estimated: Skip layers before a batch norm, whose statistics are those of the quantized network already.
+
+    Returns:
+        The number of layers corrected.
+
+    Raises:
+        MicronetError: No layer can be corrected.
     """
     places = _places_to_correct(quantized, norms_estimated)
     if not places:
-        raise MicronetError("--bias-correct: no quantized layer has a bias, or a batch norm behind it")
-    wanted = _mean_outputs(floating, places, batches)
-    for name, mean in wanted.items():
+        raise MicronetError(
+            "--bias-correct found no quantized layer with a bias or a batch norm after it; leave it out"
+        )
+    targets = _mean_outputs(floating, places, batches)
+    for name, mean in targets.items():
         target, sign = places[name]
         target.add_(mean - _mean_outputs(quantized, [name], batches)[name], alpha=sign)
-    return len(wanted)
+    return len(targets)
 
 
 def _places_to_correct(model: nn.Module, norms_estimated: bool) -> dict[str, tuple[Tensor, float]]:
-    """Return, for each quantized layer, the tensor that moves its mean, and with which sign."""
+    """Return for each quantized layer the tensor that shifts its mean output, and the sign of the shift."""
     graph = trace(model)
     norms = dict(graph.conv_bn_pairs()) if graph is not None else {}
     places: dict[str, tuple[Tensor, float]] = {}
@@ -175,12 +191,12 @@ def _places_to_correct(model: nn.Module, norms_estimated: bool) -> dict[str, tup
 
 
 def _mean_outputs(model: nn.Module, names: Iterable[str], batches: list[Tensor]) -> dict[str, Tensor]:
-    """Return the mean of layers' outputs by channel, (C,) each, in eval mode and in the order of their first calls."""
+    """Return the mean output per channel, (C,), of each layer, in eval mode and in the order of the first calls."""
     total: dict[str, list[Tensor]] = {}
 
     def watch(name: str) -> RemovableHandle:
         def hook(module: nn.Module, inputs: tuple[Any, ...], out: Tensor) -> None:
-            last = out.dim() == 2 or isinstance(module, nn.Linear)  # the axis that the channels are on
+            last = out.dim() == 2 or isinstance(module, nn.Linear)  # the channels are on the last axis
             mean = out.flatten(0, -2).mean(0) if last else out.flatten(2).mean((0, 2))
             total.setdefault(name, []).append(len(out) * mean)
 
@@ -189,20 +205,10 @@ def _mean_outputs(model: nn.Module, names: Iterable[str], batches: list[Tensor])
     handles = [watch(name) for name in names]
     images = sum(map(len, batches))
     try:
-        with _evaluated(model):
+        with eval_mode(model):
             for batch in batches:
                 model(batch)
     finally:
         for handle in handles:
             handle.remove()
     return {name: torch.stack(means).sum(0) / images for name, means in total.items()}
-
-
-@contextmanager
-def _evaluated(model: nn.Module) -> Iterator[None]:
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)

@@ -1,4 +1,4 @@
-"""How much each layer suffers from few bits: one layer quantized at a time, the rest float."""
+"""Sensitivity of each layer to few bits: one layer is quantized at a time, the rest stays float."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from micronet.core.progress import Progress
 from micronet.errors import FailedError
 from micronet.evaluation import plot
+from micronet.models.modes import eval_mode
 from micronet.quantization.calibrate import each_quantizer
 from micronet.quantization.calibration_config import CalibrationConfig
 from micronet.quantization.config import QuantConfig
@@ -22,7 +23,7 @@ Accuracy = Callable[[nn.Module], float]
 
 
 class LayerSensitivity(NamedTuple):
-    """A layer quantized alone: the scores' signal-to-noise ratio in decibels, and the accuracy lost, 0..1."""
+    """The effect of quantizing one layer: signal-to-noise ratio of the scores in dB, and drop in accuracy (0..1)."""
 
     layer: str
     sqnr_db: float
@@ -31,7 +32,7 @@ class LayerSensitivity(NamedTuple):
 
 @dataclass(frozen=True)
 class Probe:
-    """What networks are judged by: images to calibrate on, how, and what their accuracy is."""
+    """How networks are calibrated and judged: calibration inputs and settings, and the accuracy (0..1) of a network."""
 
     batches: list[Tensor]
     calibration: CalibrationConfig
@@ -41,10 +42,7 @@ class Probe:
 def measure_sensitivity(
     model: nn.Module, config: QuantConfig, probe: Probe, progress: Progress
 ) -> list[LayerSensitivity]:
-    """Quantize each layer alone at the config's bits; return the layers, the most sensitive (by SQNR) first.
-
-    Raises what quantizing raises.
-    """
+    """Quantize each layer alone as the config says, and return the layers, the most sensitive (lowest SQNR) first."""
     batches, accuracy = probe.batches, probe.accuracy
     every, record = quantize_model(model, config)
     statistics = collect(every, batches)
@@ -63,44 +61,52 @@ def measure_sensitivity(
 def keep_sensitive(
     model: nn.Module, config: QuantConfig, ranked: list[LayerSensitivity], probe: Probe, target: float
 ) -> QuantConfig:
-    """Return the config that keeps the most sensitive layers at 8 bits, so many that the drop is at most ``target``.
+    """Return the config that keeps just enough of the most sensitive layers at 8 bits to limit the drop in accuracy.
 
-    The target is a share, 0..1. How many is found by halving, so one fewer exceeds the target, but a much smaller
-    number might not.
-    The drop is that of the network quantized without training. Raises FailedError where 8 bits everywhere exceed it.
+    The number of layers is found by bisection: with one layer fewer, the drop exceeds the target.
+
+    Args:
+        model: The float network.
+        config: How to quantize.
+        ranked: The layers, the most sensitive first.
+        probe: How to measure accuracy.
+        target: The largest drop in accuracy, 0..1, of the network quantized without training.
+
+    Raises:
+        FailedError: The drop exceeds the target even with all layers at 8 bits.
     """
     accuracy = probe.accuracy
     statistics = collect(quantize_model(model, config)[0], probe.batches)
     base = accuracy(model)
 
-    def kept(count: int) -> QuantConfig:
+    def with_8bit(count: int) -> QuantConfig:
         names = [config.keep_8bit or "", *(item.layer for item in ranked[:count])]
         return replace(config, keep_8bit=",".join(filter(None, names)) or None)
 
     def drop(count: int) -> float:
-        return base - accuracy(_quantized(model, kept(count), statistics, probe))
+        return base - accuracy(_quantized(model, with_8bit(count), statistics, probe))
 
     low, high = 0, len(ranked)
     if (whole := drop(high)) > target:
         raise FailedError(
-            f"with every layer at 8 bits the drop is {100 * whole:.2f} points, --target-drop allows {100 * target:g}; "
-            "raise it, or train without it"
+            f"with every layer at 8 bits, accuracy drops by {100 * whole:.2f} points, but --target-drop allows "
+            f"{100 * target:g}; raise --target-drop, or leave it out and use --mode qat"
         )
     while low < high:
         middle = (low + high) // 2
         low, high = (low, middle) if drop(middle) <= target else (middle + 1, high)
-    return kept(low)
+    return with_8bit(low)
 
 
 def _exactly(name: str) -> str:
-    """Return the glob that means one name."""
+    """Return a glob that matches only this name."""
     return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
 
 
 def _quantized(model: nn.Module, config: QuantConfig, statistics: Statistics, probe: Probe) -> nn.Module:
     quantized, _ = quantize_model(model, config)
     places = {f"{name}.{slot}" for name, slot, q in each_quantizer(quantized) if slot != "weight_quantizer"}
-    if not places <= statistics.keys():  # layers at 8 bits beside binary activations have places of their own
+    if not places <= statistics.keys():  # next to binary activations, 8-bit layers have quantizers in other places
         statistics = {**statistics, **collect(quantized, probe.batches)}
     calibration = probe.calibration
     set_ranges(quantized, statistics, calibration.calibrator, calibration.percentile)
@@ -109,12 +115,8 @@ def _quantized(model: nn.Module, config: QuantConfig, statistics: Statistics, pr
 
 @torch.no_grad()
 def _scores(model: nn.Module, batches: Iterable[Tensor]) -> Tensor:
-    training = model.training
-    model.eval()
-    try:
+    with eval_mode(model):
         return torch.cat([model(batch) for batch in batches])
-    finally:
-        model.train(training)
 
 
 def _decibels(signal: Tensor, noise: Tensor) -> float:

@@ -21,9 +21,9 @@ def grid(axis, qmin, qmax, scale=0.25):
 
 
 def gradient(function, x):
-    x = x.clone().requires_grad_()
+    x = x.view(-1, 1).clone().requires_grad_()
     (out,) = torch.autograd.grad(function(x).sum(), x)
-    return out.tolist()
+    return out.flatten().tolist()
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -107,7 +107,7 @@ class Modes(nn.Module):
 
 def test_randomness_follows_the_mode_after_quantization():
     model = Modes().eval()
-    quantized = micronet.quantize(model)
+    quantized = micronet.quantize(model).model
     calibrate(quantized, [IMAGES])
     assert torch.equal(quantized.eval()(IMAGES), quantized(IMAGES))
     assert (quantized(IMAGES) - model(IMAGES)).norm() < 0.05 * model(IMAGES).norm()
@@ -120,7 +120,7 @@ def test_a_forward_that_differs_by_mode_is_not_frozen_in_one():
             scores = super().forward(x)
             return (scores, scores) if self.training else scores
 
-    quantized = micronet.quantize(Auxiliary())
+    quantized = micronet.quantize(Auxiliary()).model
     calibrate(quantized, [IMAGES])
     assert isinstance(quantized.train()(IMAGES), tuple)
     assert isinstance(quantized.eval()(IMAGES), torch.Tensor)
@@ -131,7 +131,7 @@ def test_nan_weights_are_found():
     with torch.no_grad():
         model.conv1.weight[0, 0, 0, 0] = float("nan")
     with pytest.raises(MicronetError, match="NaN"):
-        calibrate(micronet.quantize(model), [IMAGES])
+        calibrate(micronet.quantize(model).model, [IMAGES])
 
 
 def _tied():
@@ -194,8 +194,8 @@ def test_a_layer_that_is_never_called_is_reported_and_an_uncalled_one_found():
     attention = nn.Sequential(nn.Flatten(), nn.Linear(12, 4))
     attention.unused = nn.Linear(3, 3)
     attention.forward = lambda x: attention[1](attention[0](x))
-    with pytest.raises(MicronetError, match="no batch"):
-        calibrate(micronet.quantize(Functional()), [])
+    with pytest.raises(MicronetError, match="at least one batch"):
+        calibrate(micronet.quantize(Functional()).model, [])
 
 
 @pytest.mark.parametrize("name", ["nin", "nin_gc", "resnet18", "torchvision:resnet18"])

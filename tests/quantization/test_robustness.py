@@ -80,7 +80,7 @@ def test_bn_fuse_and_the_file_keep_few_bits_as_they_are(config, tmp_path):
         # Half a unit, of which the largest weight has more than 32; with the bare integers' unit 1 to 7.
         assert ((layer.bias - unsnapped.bias).abs() <= step * largest / 64).all()
     model._micronet_history = [record]
-    micronet.export_onnx(micronet.fuse(model), IMAGES, tmp_path / "a.onnx")
+    micronet.export_onnx(micronet.fuse(model), IMAGES, output=tmp_path / "a.onnx")
     scores = OrtPredictor(tmp_path / "a.onnx", RuntimeOptions())(IMAGES.numpy())
     assert of_most_images(folded(IMAGES), torch.from_numpy(scores)) > 100
 
@@ -212,12 +212,12 @@ def test_grouped_transposed_convolutions_fuse_and_export(config, tmp_path):
         nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.ConvTranspose2d(6, 6, 2, 2, groups=2), nn.BatchNorm2d(6),
         nn.ReLU(), nn.Conv2d(6, 2, 3),
     )  # fmt: skip
-    quantized = micronet.quantize(model.eval(), **config)
+    quantized = micronet.quantize(model.eval(), **config).model
     micronet.calibrate(quantized, [IMAGES])
-    fused = micronet.fuse(quantized.eval())
+    fused = micronet.fuse(quantized.eval()).model
     assert decibels(quantized(IMAGES), fused(IMAGES)) > 40
     for name, network in (("q.onnx", quantized), ("f.onnx", fused)):
-        micronet.export_onnx(network, IMAGES, tmp_path / name)
+        micronet.export_onnx(network, IMAGES, output=tmp_path / name)
         scores = OrtPredictor(tmp_path / name, RuntimeOptions())(IMAGES.numpy())
         assert decibels(network(IMAGES), torch.from_numpy(scores)) > 30
 
@@ -245,9 +245,9 @@ def test_two_outputs_export(tmp_path):
             x = F.relu(self.body(x))
             return self.boxes(x), self.classes(x)
 
-    quantized = micronet.quantize(Detector())
+    quantized = micronet.quantize(Detector()).model
     micronet.calibrate(quantized, [IMAGES])
-    micronet.export_onnx(quantized.eval(), IMAGES, tmp_path / "d.onnx")
+    micronet.export_onnx(quantized.eval(), IMAGES, output=tmp_path / "d.onnx")
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
