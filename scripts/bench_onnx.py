@@ -1,12 +1,12 @@
-"""How much faster is int8 in ONNX Runtime than float, and how exact?
+"""Measure the speed and accuracy of int8 in ONNX Runtime against float.
 
     python scripts/bench_onnx.py [--networks nin resnet18] [--batch 1 64] [--threads 1] [--rounds 15]
 
-For each network (initial weights, calibrated on noise: speed and arithmetic do not ask what is learned) the float file
-and its W8A8 and W7A8 files run in turns in one process, by micronet's exact and fast arithmetic, which are the same
-where the processor has VNNI, and W8A8 by the exact kernels that ONNX Runtime has for processors without. "over
-float": the median over rounds of float time over own time in the same round. "error": the scores' distance from the
-same file run without any optimisation, which simulates the integers in float, over the scores' spread.
+For each network (initial weights, calibrated on noise, since speed does not depend on what is learned) the float,
+W8A8 and W7A8 files run in turns in one process, with micronet's exact and fast arithmetic, which are the same on
+processors with VNNI, and W8A8 also with the exact kernels that ONNX Runtime has for processors without VNNI. "over
+float": the median over rounds of float time / own time in the same round. "error": the distance of the scores from
+the same file run without optimization, which simulates the integers in float, divided by the spread of the scores.
 """
 
 import argparse
@@ -35,7 +35,7 @@ Run = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 
 def simulated(model: bytes) -> Run:
-    """Return a file's run without any optimisation."""
+    """Return a function that runs a file without optimization."""
     settings = onnxruntime.SessionOptions()
     settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(model, settings, providers=["CPUExecutionProvider"])
@@ -43,7 +43,7 @@ def simulated(model: bytes) -> Run:
 
 
 def without_vnni(model: bytes, threads: int) -> Run:
-    """Return a file's run by the exact kernels for processors without VNNI, whatever this one has."""
+    """Return a function that runs a file with the exact kernels for processors without VNNI."""
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = threads
     settings.add_session_config_entry(EXACT_INT8, "1")
@@ -59,7 +59,7 @@ def files(name: str) -> dict[str, bytes]:
     model, images = build_model(spec), torch.randn(8, 3, side, side)
     with torch.no_grad():
         for _ in range(3):
-            model(images)  # batch norms get statistics
+            model(images)  # gives the batch norms statistics
     found = {"float": to_onnx(Artifact(model.eval(), spec), images).SerializeToString()}
     for label, bits in (("W8A8", 8), ("W7A8", 7)):
         quantized, record = quantize_model(model, QuantConfig(w_bits=bits, first_last="same"))
@@ -69,9 +69,9 @@ def files(name: str) -> dict[str, bytes]:
 
 
 def error(run: Run, reference: Run, images: NDArray[np.float32]) -> float:
-    """Return the relative distance of the scores."""
-    wanted, found = reference(images), run(images)
-    return float(np.linalg.norm(found - wanted) / np.linalg.norm(wanted - wanted.mean(1, keepdims=True)))
+    """Return ||scores - expected|| / ||expected - their mean per image||."""
+    expected, scores = reference(images), run(images)
+    return float(np.linalg.norm(scores - expected) / np.linalg.norm(expected - expected.mean(1, keepdims=True)))
 
 
 def main() -> None:
@@ -81,27 +81,27 @@ def main() -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 64])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=15)
-    asked = parser.parse_args()
+    args = parser.parse_args()
     if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, set(sorted(os.sched_getaffinity(0))[: asked.threads]))
-    print(f"{describe_machine()}; {asked.threads} threads\n")
+        os.sched_setaffinity(0, set(sorted(os.sched_getaffinity(0))[: args.threads]))
+    print(f"{describe_machine()}; {args.threads} threads\n")
     print("| network | batch | file | ms (median) | over float | error | bytes |")
     print("| --- | ---: | --- | ---: | ---: | ---: | ---: |")
-    for name in asked.networks:
-        made = files(name)
+    for name in args.networks:
+        serialized = files(name)
         runs: dict[str, tuple[Run, str]] = {}
         for label, file, arithmetic in (
             ("float", "float", "exact"), ("W8A8, exact", "W8A8", "exact"), ("W8A8, fast", "W8A8", "fast"),
             ("W7A8, exact", "W7A8", "exact"), ("W7A8, fast", "W7A8", "fast"),
         ):  # fmt: skip
-            options = RuntimeOptions(threads=asked.threads, arithmetic=arithmetic)
-            runs[label] = session_predictor(made[file], options), file
-        runs["W8A8, x64quantprecision"] = without_vnni(made["W8A8"], asked.threads), "W8A8"
-        for batch in asked.batch:
+            options = RuntimeOptions(threads=args.threads, arithmetic=arithmetic)
+            runs[label] = session_predictor(serialized[file], options), file
+        runs["W8A8, x64quantprecision"] = without_vnni(serialized["W8A8"], args.threads), "W8A8"
+        for batch in args.batch:
             images = np.random.default_rng(0).standard_normal((batch, 3, *[NETWORKS[name][2]] * 2), dtype=np.float32)
             few = np.resize(images, (8, *images.shape[1:]))
             times: dict[str, list[float]] = {label: [] for label in runs}
-            for round_ in range(asked.rounds + 1):
+            for round_ in range(args.rounds + 1):
                 order = list(runs) if round_ % 2 else list(runs)[::-1]
                 for label in order:
                     start = time.perf_counter()
@@ -110,10 +110,10 @@ def main() -> None:
             for label, (run, file) in runs.items():
                 own = times[label][1:]  # the first round warms up
                 ratio = statistics.median(a / b for a, b in zip(times["float"][1:], own, strict=True))
-                off = error(run, simulated(made[file]), few)
+                off = error(run, simulated(serialized[file]), few)
                 print(
                     f"| {name} | {batch} | {label} | {1000 * statistics.median(own):.2f} | {ratio:.2f} | {off:.3%} | "
-                    f"{len(made[file]):,} |",
+                    f"{len(serialized[file]):,} |",
                     flush=True,
                 )
 

@@ -1,11 +1,11 @@
-"""Do torch and ONNX Runtime agree, for every scheme on every kind of network?
+"""Measure how closely torch and ONNX Runtime agree, for every scheme on several networks.
 
     python scripts/export_zoo.py --data FOLDER --folder OUT [--networks nin resnet18] [--images 1000]
 
-For nin, nin_gc, resnet18 (half width each) and torchvision's mobilenet_v2: trains a float network, quantizes it by each
-scheme, fuses, exports, and holds ONNX Runtime against torch on test images: the share of images put into the same
-class, the scores' relative error, and the largest difference of any activation's integers when each layer is given the
-same input. Files in the folder are kept, so that an interrupted run goes on. Prints a Markdown table.
+For nin, nin_gc, resnet18 (half width each) and torchvision's mobilenet_v2: trains a float network, quantizes it with
+each scheme, fuses, exports, and compares ONNX Runtime with torch on test images: the share of images put into the same
+class, the relative error of the scores, and the largest difference of any activation's integers if each layer gets the
+same input. Existing files in the folder are reused, so an interrupted run continues. Prints a Markdown table.
 """
 
 import argparse
@@ -27,14 +27,14 @@ NETWORKS = {
     "nin": ["--model", "nin", "--width", "0.5"],
     "nin_gc": ["--model", "nin_gc", "--width", "0.5"],
     "resnet18": ["--model", "resnet18", "--width", "0.5"],
-    # Learns slowly from 32 pixels; its scores must be apart for "same class" to say anything.
+    # Learns slowly from 32 pixels; "same class" only means something if its scores are well separated.
     "mobilenet_v2": ["--model", "torchvision:mobilenet_v2", "--lr", "0.005", "--limit", "20000", "--epochs", "10"],
 }
-SHORT = ["--limit", "8000", "--epochs", "4"]  # where a network above says nothing else
+SHORT = ["--limit", "8000", "--epochs", "4"]  # unless a network above overrides them
 
 
 def schemes(images: int) -> dict[str, list[str] | None]:
-    """Return the options of quantize by scheme, None for float; ``images``: that one epoch of training takes."""
+    """Return quantize's options per scheme, None for float; ``images``: the size of its one epoch of training."""
     trained = ["--epochs", "1", "--limit", str(images)]
     return {
         "float": None,
@@ -54,13 +54,13 @@ CHUNK = 100
 
 
 def make(*arguments: object) -> None:
-    """Run a command of micronet, where its output is not there yet."""
+    """Run a micronet command unless its output exists."""
     if not Path(str(arguments[-1])).exists() and run([*map(str, arguments), "--quiet"]):
         raise SystemExit(f"failed: {' '.join(map(str, arguments))}")
 
 
 def exported(folder: Path, network: str, scheme: str, data: str) -> tuple[Path, Path]:
-    """Return the artifact, fused, and the ONNX file of a network by a scheme."""
+    """Return the paths of the fused artifact and the ONNX file of a network quantized with a scheme."""
     base = folder / f"{network}.safetensors"
     make("train", *SHORT, *NETWORKS[network], "--data", data, "--output", base)
     stem = folder / f"{network}-{scheme.replace(' ', '-')}"
@@ -75,7 +75,7 @@ def exported(folder: Path, network: str, scheme: str, data: str) -> tuple[Path, 
 
 
 def agreement(artifact: Artifact, proto: onnx.ModelProto, images: int) -> tuple[float, float, int]:
-    """Return the share of same classes, the scores' error, the worst integer."""
+    """Return the share of equal classes, the scores' error, and the largest difference of integers in steps."""
     data = load_data(None, like=DataSpec.from_json(artifact.data))
     chosen = random_subset(data.test, images, 1)
     batches = [batch for batch, _ in eval_batches(chosen, data.spec, CHUNK)]
@@ -92,16 +92,16 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=NETWORKS)
     parser.add_argument("--schemes", nargs="+", default=list(SCHEMES), choices=SCHEMES)
     parser.add_argument("--images", type=int, default=1000)
-    asked = parser.parse_args()
-    asked.folder.mkdir(parents=True, exist_ok=True)
+    args = parser.parse_args()
+    args.folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(1)
-    print(f"{describe_machine()}; {asked.images} test images\n")
+    print(f"{describe_machine()}; {args.images} test images\n")
     print("| network | scheme | same class | score error | largest step, layer by layer | bytes |")
     print("| --- | --- | ---: | ---: | ---: | ---: |")
-    for network in asked.networks:
-        for scheme in asked.schemes:
-            fused, file = exported(asked.folder, network, scheme, asked.data)
-            same, error, step = agreement(load(fused), onnx.load(file), asked.images)
+    for network in args.networks:
+        for scheme in args.schemes:
+            fused, file = exported(args.folder, network, scheme, args.data)
+            same, error, step = agreement(load(fused), onnx.load(file), args.images)
             size = file.stat().st_size
             print(f"| {network} | {scheme} | {same:.2%} | {error:.4%} | {step} | {size:,} |", flush=True)
 

@@ -18,7 +18,7 @@ class ExportConfig(Settings):
 
     target: Literal["ort", "tensorrt"] = setting(
         "ort",
-        "The runtime to suit: ONNX Runtime (unsigned activations) or TensorRT (signed, zero point 0).",
+        "The runtime that the file is for: ONNX Runtime (unsigned activations) or TensorRT (signed, zero point 0).",
         basic=True,
     )
     opset: int = setting(21, "ONNX operator set, 18 to 23.", low=OLDEST_OPSET, high=NEWEST_OPSET, basic=True)
@@ -44,18 +44,18 @@ class ExportConfig(Settings):
             raise MicronetError(f"--int4-storage needs --opset {INT4_OPSET} or later")
         if self.int4_storage and self.target == "tensorrt":
             raise MicronetError(
-                "TensorRT does not build 4-bit weights beside 8-bit activations; leave --int4-storage out: its engine "
-                "holds them as int8"
+                "TensorRT cannot build 4-bit weights with 8-bit activations; leave --int4-storage out, and the engine "
+                "stores them as int8"
             )
 
     @property
     def free_axes(self) -> list[str]:
-        """Return the names of the axes that are free."""
+        """The names of the dynamic axes."""
         return [] if self.dynamic == "none" else [part.strip() for part in self.dynamic.split(",")]
 
 
 def check_quantization(config: QuantConfig) -> None:
-    """Raise MicronetError for settings that post-training quantization of an ONNX file cannot follow."""
+    """Raise MicronetError for settings that post-training quantization of an ONNX file does not support."""
     possible = QuantConfig(w_bits=config.w_bits, q_type=config.q_type, q_level=config.q_level, a_sign=config.a_sign)
     if config.w_bits not in (7, 8) or config != possible:
         raise MicronetError(

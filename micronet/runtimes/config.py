@@ -11,7 +11,7 @@ class CodeOptions(Settings):
     """Your own network code."""
 
     model: str | None = setting(
-        None, "The code of an artifact made from path/to/file.py:factory, named again so that it may run."
+        None, "path/to/file.py:factory, repeated to allow an artifact to run the code it was made from."
     )
     trust_code: bool = setting(False, "Run the code recorded in the artifact.")
 
@@ -24,9 +24,9 @@ class RuntimeOptions(CodeOptions):
     fast kernels saturate in 16-bit intermediate sums. With VNNI it costs nothing.
     """
 
-    device: str | None = setting(None, "cpu, cuda or cuda:N, for torch; default: the best one present.", basic=True)
+    device: str | None = setting(None, "cpu, cuda or cuda:N, for torch; default: the best available.", basic=True)
     threads: int | None = setting(
-        None, "Threads that a network runs on; default: OMP_NUM_THREADS, or one per core.", low=1, high=1024, basic=True
+        None, "Number of threads; default: OMP_NUM_THREADS, or one per core.", low=1, high=1024, basic=True
     )
     arithmetic: Literal["exact", "fast"] = setting(
         "exact", "ONNX Runtime's int8 kernels: exact, or fast but saturating on x86 without VNNI."

@@ -39,7 +39,7 @@ class BuildConfig(Settings):
     workspace: float = setting(1.0, "GiB of GPU memory for scratch space.", low=0.001, high=1024)
     optimization_level: int = setting(3, "0 (fast build) to 5 (exhaustive search for fast kernels).", low=0, high=5)
     timing_cache: Path | None = setting(
-        None, "File of kernel timings, read and updated: makes later builds faster. TensorRT only."
+        None, "File of kernel timings, read and updated: makes later builds faster. TensorRT only.", place="file"
     )
     backend: Literal["auto", "tensorrt", "tensorrt-rtx"] = setting(
         "auto", "The library: TensorRT builds on the GPU that will run the engine, TensorRT-RTX anywhere.", basic=True
