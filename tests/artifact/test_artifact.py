@@ -51,7 +51,8 @@ def test_save_and_load_is_bit_exact(tmp_path, name, args, chain, q_level, q_type
     spec = ModelSpec(name, args)
     model, records = through(build_model(spec), chain, q_type=q_type, q_level=q_level)
     path = tmp_path / "a.safetensors"
-    save(Artifact(model, spec, records, {"accuracy": 0.5}, None, 3), path)
+    save(Artifact(model, spec, records, {"accuracy": 0.5}, None, 3), path, "micronet quantize a.safetensors")
+    assert read_header(path)[0].command == "micronet quantize a.safetensors"
     again = load(path)
     assert again.history == records
     assert (again.metrics, again.seed) == ({"accuracy": 0.5}, 3)

@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import shlex
 import signal
 import socket
 import subprocess
@@ -18,7 +17,6 @@ from safetensors.torch import load_file
 from torch import multiprocessing, nn
 from torch.nn import functional as F
 
-from micronet.artifact.header import read_header
 from micronet.core import ranks
 from micronet.data.dataset import DataSpec
 from micronet.data.split import MemorySplit
@@ -32,6 +30,7 @@ from micronet.training.config import TrainConfig
 from micronet.training.distillation import Teacher
 from micronet.training.step import SGD_MOMENTUM, TrainStep, make_optimizer
 from micronet.training.validation import evaluate_distributed
+from tests.training.processes import Command
 
 CASES = {
     "float": {},
@@ -178,23 +177,8 @@ def test_what_the_system_refuses_one_process_ends_all_and_one_tells(of_two):
 TINY = ["train", "--width", "0.1", "--limit", "200", "--epochs", "3", "--batch-size", "32", "--optimizer", "sgd"]
 
 
-def start(output, *more, by=()):
-    command = [sys.executable, *by, "-m", "micronet.cli.app", *TINY, "-o", str(output), *more]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True
-    )
-
-
-def said(process):
-    """Wait for a process; return the lines of its standard error that are no epoch's."""
-    _, error = process.communicate(timeout=240)
-    return [line for line in error.splitlines() if not line.startswith("epoch ")]
-
-
-def wait_for(checkpoint, process):
-    while not checkpoint.exists() and process.poll() is None:
-        time.sleep(0.01)
+def start(output, *more, **environment):
+    return Command(output.with_suffix(".log"), *TINY, "-o", output, *more, **environment)
 
 
 def ranks_below(parent):
@@ -212,13 +196,26 @@ def ranks_below(parent):
     return found
 
 
+def is_running(pid):
+    """Return True if a process has not ended; one that nobody has waited for has ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux tells a process of its parent's end")
 def test_the_processes_of_a_killed_launcher_end_too(tmp_path):
     process = start(tmp_path / "a.safetensors", "--processes", "2", "--epochs", "500")
-    wait_for(tmp_path / "a.checkpoint.safetensors", process)
-    assert sorted(ranks_below(process.pid)) == [0, 1]
-    process.kill()
-    process.communicate(timeout=60)  # they hold its output open until they end
+    process.wait_for(tmp_path / "a.checkpoint.safetensors")
+    ranks = ranks_below(process.pid)
+    assert sorted(ranks) == [0, 1]
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    deadline = time.monotonic() + 60
+    while any(is_running(pid) for pid in ranks.values()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
     assert not (tmp_path / "a.safetensors").exists()
 
 
@@ -226,10 +223,10 @@ def test_the_processes_of_a_killed_launcher_end_too(tmp_path):
 def test_a_killed_process_ends_the_run_in_one_line_and_one_process_goes_on(micronet, tmp_path):
     output, checkpoint = tmp_path / "a.safetensors", tmp_path / "a.checkpoint.safetensors"
     process = start(output, "--processes", "2", "--checkpoint-minutes", "0")
-    wait_for(checkpoint, process)
+    process.wait_for(checkpoint)
     os.kill(ranks_below(process.pid)[1], signal.SIGKILL)
-    assert said(process) == [f"error: process 1 of 2 was killed (SIGKILL); {distributed.RESUME}"]
-    assert process.returncode == 1
+    assert process.wait() == 1
+    assert process.errors() == [f"error: process 1 of 2 was killed (SIGKILL); {distributed.RESUME}"]
     assert not output.exists()
     alone = micronet(*TINY, "-o", output, "--resume")
     assert alone.code == 0
@@ -242,49 +239,52 @@ def test_a_killed_process_ends_the_run_in_one_line_and_one_process_goes_on(micro
 def test_several_processes_tell_a_mistake_once(tmp_path):
     (tmp_path / "a.safetensors").touch()
     process = start(tmp_path / "a.safetensors", "--processes", "2")
-    (line,) = said(process)
-    assert process.returncode == 2
+    assert process.wait() == 2
+    (line,) = process.errors()
     assert "--force" in line
 
 
 def test_ctrl_c_ends_several_processes_in_one_line(tmp_path):
     process = start(tmp_path / "a.safetensors", "--processes", "2", "--epochs", "50")
-    wait_for(tmp_path / "a.checkpoint.safetensors", process)
+    process.wait_for(tmp_path / "a.checkpoint.safetensors")
     os.killpg(process.pid, signal.SIGINT)
-    (line,) = said(process)
-    assert process.returncode == 130
+    assert process.wait() == 130
+    (line,) = process.errors()
     assert line.startswith("error: interrupted")
 
 
-def test_processes_that_cannot_meet_say_so_in_one_line_and_ctrl_c_ends_their_wait(tmp_path, monkeypatch):
+def test_processes_that_cannot_meet_say_so_in_one_line_and_ctrl_c_ends_their_wait(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        for name, value in {"RANK": 0, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
-            monkeypatch.setenv(name, str(value))
-        refused = start(tmp_path / "a.safetensors")
-        (line,) = said(refused)
-        assert refused.returncode == 1
+        group = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        refused = start(tmp_path / "a.safetensors", **group)
+        assert refused.wait() == 1
+        (line,) = refused.errors()
         assert line.startswith(f"error: process 0 of 2 could not reach the others at 127.0.0.1:{port} (")
         assert "--master-port" in line
-    waiting = start(tmp_path / "a.safetensors")
+    waiting = start(tmp_path / "a.safetensors", **group)
     while waiting.poll() is None:
         with suppress(OSError), socket.create_connection(("127.0.0.1", port)):
             break
         time.sleep(0.01)
-    waiting.send_signal(signal.SIGINT)
-    assert not said(waiting)
-    assert waiting.returncode == -signal.SIGINT
+    os.kill(waiting.pid, signal.SIGINT)
+    assert waiting.wait() == -signal.SIGINT
+    assert not waiting.errors()
 
 
 def test_torchrun_goes_on_with_what_one_process_began(micronet, tmp_path):
     output = tmp_path / "a.safetensors"
     assert micronet(*TINY, "-o", output, "--max-time", "0").code == 3
-    process = start(output, "--resume", by=["-m", "torch.distributed.run", "--nproc-per-node", "2"])
-    assert [line for line in said(process) if "resuming" in line] == ["resuming in epoch 1 of 3, after step 1"]
-    assert process.returncode == 0
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "micronet.cli.app"]
+    done = subprocess.run(
+        [*torchrun, *TINY, "-o", str(output), "--resume"], capture_output=True, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    resumed = [line for line in done.stderr.splitlines() if "resuming" in line]
+    assert resumed == ["resuming in epoch 1 of 3, after step 1"]
     rows = [json.loads(line) for line in (tmp_path / "a.metrics.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in rows] == [1, 2, 3]
-    assert read_header(output)[0].command == shlex.join(["micronet", *TINY, "-o", str(output), "--resume"])
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,6 @@
 import json
 import os
-import resource
 import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
@@ -15,40 +11,39 @@ from torch import nn
 from micronet.artifact.artifact import Artifact, save
 from micronet.data.batches import eval_batches
 from micronet.data.load import load_data
+from micronet.errors import FailedError
 from micronet.models.build import ModelSpec
 from micronet.runtimes.config import RuntimeOptions
 from micronet.runtimes.torch import EagerPredictor
 from micronet.training.config import TrainConfig, learning_rate
-from micronet.training.distillation import Teacher
 from micronet.training.context import RunContext
+from micronet.training.distillation import Teacher
 from micronet.training.loop import Trainer, fit_artifact
 from micronet.training.step import NotFiniteError, TrainStep, first_non_finite, make_optimizer
+from tests.training.processes import Command
 
-TRAIN = ["train", "--width", "0.1", "--limit", "300", "--epochs", "4", "--batch-size", "16"]
+TRAIN = ["train", "--width", "0.1", "--limit", "160", "--epochs", "4", "--batch-size", "16"]
 
 
-def start(output, *more, preexec_fn=None):
-    command = [sys.executable, "-m", "micronet.cli.app", *TRAIN, "-o", str(output), *more]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, preexec_fn=preexec_fn)
+def start(output, *more, **limits):
+    return Command(output.with_suffix(".log"), *TRAIN, "-o", output, *more, **limits)
 
 
 def test_a_killed_and_resumed_training_ends_bit_identical(tmp_path):
     whole, killed = tmp_path / "whole.safetensors", tmp_path / "killed.safetensors"
     assert start(whole).wait() == 0
-    checkpoint = tmp_path / "killed.checkpoint.safetensors"
-    process = start(killed)
-    while not checkpoint.exists() and process.poll() is None:
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
+    process = start(killed, "--epochs", "4")
+    checkpoint = process.wait_for(tmp_path / "killed.checkpoint.safetensors")
+    os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert checkpoint.exists()
     assert not killed.exists()
     unclaimed = start(killed)
     assert unclaimed.wait() == 2
-    assert "--resume" in unclaimed.stderr.read()
+    assert "--resume" in unclaimed.errors()[-1]
     resumed = start(killed, "--resume")
     assert resumed.wait() == 0
-    assert "resuming after epoch" in resumed.stderr.read()
+    assert any("resuming after epoch" in line for line in resumed.errors())
     left, right = load_file(whole), load_file(killed)
     assert left.keys() == right.keys()
     assert all(torch.equal(left[name], right[name]) for name in left)
@@ -59,11 +54,10 @@ def test_a_killed_and_resumed_training_ends_bit_identical(tmp_path):
 
 def test_ctrl_c_exits_130_with_one_line(tmp_path):
     process = start(tmp_path / "a.safetensors", "--epochs", "50")
-    while not (tmp_path / "a.checkpoint.safetensors").exists() and process.poll() is None:
-        time.sleep(0.005)
+    process.wait_for(tmp_path / "a.checkpoint.safetensors")
     os.kill(process.pid, signal.SIGINT)
     assert process.wait() == 130
-    (line,) = [line for line in process.stderr.read().splitlines() if not line.startswith("epoch ")]
+    (line,) = process.errors()
     assert line.startswith("error: interrupted")
 
 
@@ -96,18 +90,15 @@ def test_a_log_that_finds_no_room_says_what_to_do(micronet, tmp_path):
     (tmp_path / "a.metrics.jsonl").symlink_to("/dev/full")
     done = micronet(*TRAIN, "--epochs", "1", "-o", tmp_path / "a.safetensors")
     assert done.code == 1
-    assert "a.metrics.jsonl could not be written (No space left on device); free some space, then add --resume" in done.err
+    assert "a.metrics.jsonl could not be written (No space left on device); free some space, then" in done.err
 
 
 def test_a_training_that_cannot_be_saved_is_not_lost(micronet, tmp_path, monkeypatch):
-    from micronet.cli import stages
-    from micronet.errors import FailedError
-
-    def full_disk(artifact, path):
+    def full_disk(artifact, path, **options):
         raise FailedError("No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(stages, "save", full_disk)
+        patched.setattr("micronet.artifact.artifact.save", full_disk)
         assert micronet(*TRAIN, "-o", tmp_path / "a.safetensors").code == 1
     assert (tmp_path / "a.checkpoint.safetensors").exists()
     done = micronet(*TRAIN, "-o", tmp_path / "a.safetensors", "--resume")
@@ -128,7 +119,7 @@ def test_training_stops_at_its_time_and_goes_on_bit_identical(micronet, tmp_path
         assert done.code == 3
         where = f"in epoch 1 of 2, after step {stop + 1}"
         assert done.err.splitlines()[-1] == (
-            f"stopped: --max-time is over {where}; the same command with --resume goes on"
+            f"stopped: --max-time is over {where}; run the same command with --resume to continue"
         )
         assert not stopped.exists()
     assert micronet(*quantize, tmp_path / "float.safetensors", "-o", stopped, "--resume").code == 0
@@ -165,20 +156,17 @@ def test_accumulated_batches_are_one_larger_batch(optimizer):
 
 
 def test_a_full_disk_leaves_the_checkpoint_before_and_says_so(tmp_path):
-    def limited(size):
-        return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
-
     output, checkpoint = tmp_path / "a.safetensors", tmp_path / "a.checkpoint.safetensors"
-    full = start(output, "--max-time", "0", preexec_fn=limited(1000))
+    full = start(output, "--max-time", "0", file_bytes=1000)
     assert full.wait() == 1
-    assert full.stderr.read().endswith("; free some space, then start again\n")
+    assert full.errors()[-1].endswith("; free some space, then start again")
     stopped = start(output, "--max-time", "0")
     assert stopped.wait() == 3
     before = checkpoint.read_bytes()
     (tmp_path / ".a.checkpoint.safetensors.killed").touch()
-    full = start(output, "--resume", preexec_fn=limited(len(before) // 2))
+    full = start(output, "--resume", file_bytes=len(before) // 2)
     assert full.wait() == 1
-    error = full.stderr.read().splitlines()[-1]
+    error = full.errors()[-1]
     assert error.startswith(f"error: {checkpoint} could not be written (")
     assert error.endswith("the previous checkpoint is complete: free some space, then add --resume")
     assert checkpoint.read_bytes() == before
