@@ -1,10 +1,14 @@
-"""Whole networks, quantized, folded, exported and packed once per process."""
+"""Whole networks, quantized, folded, exported and packed."""
 
-from functools import cache
+from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from micronet.onnx.export import to_onnx
+from micronet.packed.file_format import to_bytes
 from micronet.packed.from_onnx import pack_model
 from micronet.quantization.fold import fold_model
 from tests.onnx.test_onnx import IMAGES, quantized
@@ -21,11 +25,28 @@ SCHEMES = {
 }  # fmt: skip
 
 
-@cache
-def packed_network(network, scheme):
-    """Return the torch model, the bytes of its ONNX model and the packed program."""
+class Exported(NamedTuple):
+    """A packed file, images and torch's scores of them, and the size of the ONNX model."""
+
+    path: Path
+    images: NDArray[np.float32]
+    scores: NDArray[np.float32]
+    onnx_bytes: int
+
+
+def export(network: str, scheme: str, folder: Path) -> None:
+    """Quantize, fold, export and pack a network."""
     torch.manual_seed(0)
     artifact = quantized(network, {"width": WIDTHS[network]}, **SCHEMES[scheme])
     model, record = fold_model(artifact.model, artifact.history)
     proto = to_onnx(artifact.after(record, model=model), IMAGES)
-    return model.eval(), proto.ByteSize(), pack_model(proto)
+    (folder / "x.packed").write_bytes(to_bytes(pack_model(proto)))
+    with torch.no_grad():
+        scores = model.eval()(IMAGES).numpy()
+    np.savez(folder / "x.npz", images=IMAGES.numpy(), scores=scores, onnx_bytes=proto.ByteSize())
+
+
+def load(folder: Path) -> Exported:
+    """Return what ``export`` wrote."""
+    with np.load(folder / "x.npz") as saved:
+        return Exported(folder / "x.packed", saved["images"], saved["scores"], int(saved["onnx_bytes"]))
