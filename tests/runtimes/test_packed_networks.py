@@ -45,7 +45,7 @@ def test_compiled_kernels_compute_what_numpy_computes(network, scheme, exported,
 
     path, images, _, _ = exported(network, scheme)
     program = read(path)
-    # A float first layer's sum next to a threshold or rounding boundary may fall on either side: leave those images out.
+    # Leave out images of which a float first layer's sum lies so close to a boundary that rounding decides its side.
     kinds = [operation.kind for operation in program.operations]
     rounding = next((index for index, kind in enumerate(kinds) if kind in ("sign", "threshold", "quantize")), None)
     if rounding is not None:
