@@ -38,7 +38,8 @@ def prune_model(
         example: An input, or a tuple of inputs. It shows which channels belong together, and the pruned network is
             checked on it against the whole one with the cut channels set to zero.
         cost: The latency of a network, in any unit; needed for ``target_latency``.
-        in_place: Cut the network itself, after a copy has passed the check.
+        in_place: Cut the network itself, after a copy has passed the check. A torch transformer layer with fewer heads
+            is a new object: use the returned network.
 
     Returns:
         The pruned network, the record that rebuilds its structure, and the plan.
