@@ -21,11 +21,12 @@ NOT_CALIBRATED = (
 class Quantizer(nn.Module):
     """Base of the quantizers of all schemes.
 
-    A subclass defines ``scheme``, ``qparams`` and ``describe``. The law of every quantizer:
+    A subclass defines ``scheme``, ``arguments`` and ``qparams``. The law of every quantizer:
     (integers(x) - zero_point) * scale == forward(x).
     """
 
     scheme: str
+    arguments: tuple[str, ...]  # of the constructor; each is an attribute too
     ranged = False  # whether it has a range, observed or trained
 
     def __init__(self, bits: int, axis: int | None, channels: int | None) -> None:
@@ -33,6 +34,7 @@ class Quantizer(nn.Module):
         self.bits = bits
         self.axis = axis
         self.channels = channels
+        self.unit_levels = False  # whether every value on the grid is -1, 0 or 1 times the scale
         self.observing = False
         self.recorder: Callable[[Tensor], None] | None = (
             None  # if set, it receives each input, and forward changes nothing
@@ -44,7 +46,7 @@ class Quantizer(nn.Module):
 
     def describe(self) -> dict[str, Any]:
         """Return the JSON object from which ``rebuild`` makes an equal quantizer."""
-        raise NotImplementedError
+        return {"scheme": self.scheme, **{name: getattr(self, name) for name in self.arguments}}
 
     def scaled(self, factor: Tensor, x: Tensor, axis: int) -> "Quantizer":
         """Return the frozen quantizer of ``factor * x``, with the integers of ``x``; factor: (channels,)."""
@@ -58,11 +60,6 @@ class Quantizer(nn.Module):
 
     def freeze(self) -> None:
         """Fix the grid: nothing observed later changes it."""
-
-    @property
-    def unit_levels(self) -> bool:
-        """Whether every value on the grid is -1, 0 or 1 times the scale."""
-        return False
 
     @property
     def frozen(self) -> bool:

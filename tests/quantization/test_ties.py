@@ -49,7 +49,7 @@ def test_levels_before_scales_change_neither_output_nor_gradient(layer, w_bits, 
     calibrate(model, [x])
     found = []
     for unit_levels in (True, False):
-        monkeypatch.setattr(type(model[0].weight_quantizer), "unit_levels", unit_levels)
+        monkeypatch.setattr(model[0].weight_quantizer, "unit_levels", unit_levels)
         out = model(x)
         found.append([out, *torch.autograd.grad(out.square().sum(), list(model.parameters()))])
     for left, right in zip(*found, strict=True):

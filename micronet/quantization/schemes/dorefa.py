@@ -9,8 +9,6 @@ float starts close to its float outputs and needs no batch norm after each layer
 clipped symmetrically.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -25,6 +23,7 @@ class TanhQuantizer(Quantizer):
     """Weights: odd integers q in -(2^k - 1) .. 2^k - 1, scale max|tanh w| / (2^k - 1), zero point 0."""
 
     scheme = "dorefa-weight"
+    arguments = ("bits", "axis", "channels")
 
     def __init__(self, bits: int, axis: int | None = None, channels: int | None = None) -> None:
         super().__init__(bits, axis, channels)
@@ -51,10 +50,6 @@ class TanhQuantizer(Quantizer):
         levels = (t / broadcast(grid.scale, t, grid.axis)).add_(self.qmax).div_(2).round_()
         return levels.mul_(2).sub_(self.qmax).clamp_(-self.qmax, self.qmax)
 
-    def describe(self) -> dict[str, Any]:
-        """Return the constructor's arguments and the scheme's name."""
-        return {"scheme": self.scheme, "bits": self.bits, "axis": self.axis, "channels": self.channels}
-
     @torch.no_grad()
     def scaled(self, factor: Tensor, x: Tensor, axis: int) -> AffineQuantizer:
         """Return the frozen grid of ``factor * x``; odd integers of k bits need a grid of k + 1 bits."""
@@ -65,6 +60,7 @@ class ClippedQuantizer(Quantizer):
     """Activations: equal steps over 0 .. limit, or -limit .. limit; zero point 0."""
 
     scheme = "dorefa-activation"
+    arguments = ("bits", "signed", "limit")
 
     def __init__(self, bits: int, signed: bool, limit: float) -> None:
         super().__init__(bits, None, None)
@@ -81,10 +77,6 @@ class ClippedQuantizer(Quantizer):
     def frozen(self) -> bool:
         """Always True: the range is constant."""
         return True
-
-    def describe(self) -> dict[str, Any]:
-        """Return the constructor's arguments and the scheme's name."""
-        return {"scheme": self.scheme, "bits": self.bits, "signed": self.signed, "limit": self.limit}
 
 
 class DoReFa:

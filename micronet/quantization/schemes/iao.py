@@ -21,6 +21,7 @@ class AffineQuantizer(RangedQuantizer):
     """A uniform grid of 2^bits levels (2^bits - 1 if narrow), symmetric or with a zero point."""
 
     scheme = "iao"
+    arguments = ("bits", "symmetric", "signed", "narrow", "observer", "axis", "channels")
 
     def __init__(
         self,
@@ -39,15 +40,11 @@ class AffineQuantizer(RangedQuantizer):
         self.observer_name = observer
         self.observer = OBSERVERS[observer](channels, axis)
         self.qmin, self.qmax = integer_range(bits, signed=signed, narrow=narrow)
+        self.unit_levels = symmetric and self.qmax == 1
 
     def qparams(self, x: Tensor) -> QParams:
         """Return the grid, which does not depend on ``x``."""
         return QParams(self.scale, self.zero_point, self.qmin, self.qmax, self.axis)
-
-    @property
-    def unit_levels(self) -> bool:
-        """Whether every value on the grid is -1, 0 or 1 times the scale."""
-        return self.symmetric and self.qmax == 1
 
     def refresh(self) -> None:
         """Compute scale and zero point from the observed range."""
@@ -59,17 +56,8 @@ class AffineQuantizer(RangedQuantizer):
         self.scale, self.zero_point = scale, zero_point  # not in place: backward may still need the old tensors
 
     def describe(self) -> dict[str, Any]:
-        """Return the constructor's arguments and the scheme's name."""
-        return {
-            "scheme": self.scheme,
-            "bits": self.bits,
-            "symmetric": self.symmetric,
-            "signed": self.signed,
-            "narrow": self.narrow,
-            "observer": self.observer_name,
-            "axis": self.axis,
-            "channels": self.channels,
-        }
+        """Return the JSON object from which ``rebuild`` makes an equal quantizer."""
+        return {**super().describe(), "observer": self.observer_name}
 
     @torch.no_grad()
     def scaled(self, factor: Tensor, x: Tensor, axis: int) -> "AffineQuantizer":

@@ -10,7 +10,6 @@ parameter is the logarithm of the scale, so that a step of Adam changes small an
 """
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +34,7 @@ class LearnedQuantizer(Quantizer):
     """A symmetric grid with a learned scale, zero point 0."""
 
     scheme = "lsq"
+    arguments = ("bits", "signed", "weight", "axis", "channels")
     ranged = True
     no_weight_decay = ("log_scale",)
     fixed: Tensor
@@ -47,6 +47,7 @@ class LearnedQuantizer(Quantizer):
         self.weight = weight
         self._ready = False  # read from the tensor once, not at every step
         self.qmin, self.qmax = integer_range(bits, signed=signed, narrow=weight)
+        self.unit_levels = self.qmax == 1
         self.log_scale = nn.Parameter(torch.full(() if channels is None else (channels,), torch.nan))
         self.register_buffer("fixed", torch.tensor(False))
 
@@ -54,11 +55,6 @@ class LearnedQuantizer(Quantizer):
         """Return the grid, which does not depend on ``x``."""
         scale = self.log_scale.exp()
         return QParams(scale, torch.zeros_like(scale), self.qmin, self.qmax, self.axis)
-
-    @property
-    def unit_levels(self) -> bool:
-        """Whether every value on the grid is -1, 0 or 1 times the scale."""
-        return self.qmax == 1
 
     @torch.no_grad()
     def observe(self, x: Tensor, *, rectified: bool = False) -> None:
@@ -115,17 +111,6 @@ class LearnedQuantizer(Quantizer):
             if self.empty:
                 raise MicronetError(NOT_CALIBRATED)
             self._ready = True
-
-    def describe(self) -> dict[str, Any]:
-        """Return the constructor's arguments and the scheme's name."""
-        return {
-            "scheme": self.scheme,
-            "bits": self.bits,
-            "signed": self.signed,
-            "weight": self.weight,
-            "axis": self.axis,
-            "channels": self.channels,
-        }
 
     @torch.no_grad()
     def scaled(self, factor: Tensor, x: Tensor, axis: int) -> AffineQuantizer:

@@ -10,8 +10,6 @@ are not centered, which would make them zero, nor are transposed convolutions, w
 exactly at the threshold becomes 0; a filter of zeros stays zero.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -26,9 +24,12 @@ TERNARY_THRESHOLD = 0.7  # times the mean magnitude: Li et al. 2016, equation 6
 class LevelQuantizer(Quantizer):
     """Weights of levels {-1, +1} or {-1, 0, +1}, times one alpha per output channel; zero point 0."""
 
+    arguments = ("axis", "channels", "alpha", "ste")
+
     def __init__(self, axis: int, channels: int, alpha: bool, ste: Ste) -> None:
         super().__init__({"binary": 1, "ternary": 2}[self.scheme], axis, channels)
         self.alpha = alpha
+        self.unit_levels = alpha
         self.ste: Ste = ste
 
     def levels(self, x: Tensor) -> Tensor:
@@ -50,11 +51,6 @@ class LevelQuantizer(Quantizer):
         scale = self._scale(x, self.levels(x))
         return QParams(scale, torch.zeros_like(scale), -1, 1, self.axis)
 
-    @property
-    def unit_levels(self) -> bool:
-        """Whether every value on the grid is -1, 0 or 1 times the scale."""
-        return self.alpha
-
     def project(self, x: Tensor) -> Tensor:
         """Return alpha times the levels of ``x``; the gradient flows through both."""
         levels = self.levels(x)
@@ -64,16 +60,6 @@ class LevelQuantizer(Quantizer):
     def integers(self, x: Tensor) -> Tensor:
         """Return the levels of ``x``, stored as floats."""
         return self.levels(x)
-
-    def describe(self) -> dict[str, Any]:
-        """Return the constructor's arguments and the scheme's name."""
-        return {
-            "scheme": self.scheme,
-            "axis": self.axis,
-            "channels": self.channels,
-            "alpha": self.alpha,
-            "ste": self.ste,
-        }
 
     @torch.no_grad()
     def scaled(self, factor: Tensor, x: Tensor, axis: int) -> AffineQuantizer:
@@ -125,6 +111,7 @@ class SignQuantizer(Quantizer):
     """Activations as -1 or +1; scale 1, zero point 0."""
 
     scheme = "sign"
+    arguments = ("ste",)
 
     def __init__(self, ste: Ste) -> None:
         super().__init__(1, None, None)
@@ -147,10 +134,6 @@ class SignQuantizer(Quantizer):
     def integers(self, x: Tensor) -> Tensor:
         """Return the signs, stored as floats."""
         return sign(x.detach(), self.ste)
-
-    def describe(self) -> dict[str, Any]:
-        """Return the constructor's arguments and the scheme's name."""
-        return {"scheme": self.scheme, "ste": self.ste}
 
 
 class WbWtAb:
