@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from micronet.artifact.artifact import Artifact, load, save
-from micronet.artifact.history import StageRecord, check_order
+from micronet.artifact.history import StageRecord
 from micronet.graph.trace import trace
 from micronet.models.build import ModelSpec, build_model
 from micronet.onnx.check import compare_layers
@@ -14,10 +14,15 @@ from micronet.onnx.export import to_onnx, write_onnx
 from micronet.quantization.calibrate import calibrate, freeze, frozen, observing
 from micronet.quantization.config import QuantConfig
 from micronet.quantization.fold import fold_model
+from micronet.quantization.functional import int8_grid
 from micronet.quantization.ptq import collect, set_ranges
 from micronet.quantization.quantize import quantize_model
 from micronet.runtimes.config import RuntimeOptions
 from micronet.runtimes.onnxruntime import OrtPredictor
+from micronet.stages.bn_fuse import BN_FUSE
+from micronet.stages.finetune import FINETUNE
+from micronet.stages.quantize import QUANTIZE
+from micronet.stages.stage import Stage
 
 IMAGES = torch.randn(4, 3, 32, 32)
 NETWORKS = {
@@ -45,22 +50,26 @@ def train_once(model, context):
     model.eval()
 
 
+def check_order(history, stage):
+    Stage.check_order(stage, [record.stage for record in history], None)
+
+
 def apply(artifact, step):
     """Do one step as its command does."""
     model, history = artifact.model, artifact.history
     if step == "bn-fuse":
-        check_order(history, "bn-fuse")
+        check_order(history, BN_FUSE)
         folded, record = fold_model(model, history)
         return artifact.after(record, model=folded)
     quantized = any(record.stage == "quantize" for record in history)
     if step == "qaft" or quantized:
         if not any(record.stage == "bn-fuse" for record in history):
-            check_order(history, "finetune")
+            check_order(history, FINETUNE)
         if step == "qaft":
             freeze(model)
         train_once(model, frozen if step == "qaft" else observing)
         return artifact.after(StageRecord("finetune"))
-    check_order(history, "quantize")
+    check_order(history, QUANTIZE)
     model, record = quantize_model(model, QuantConfig(bn_fuse=step.endswith("bn-fuse")))
     if step == "ptq":
         set_ranges(model, collect(model, [IMAGES]), "mse", 100.0)
@@ -108,3 +117,22 @@ def test_every_legal_order_saves_reloads_and_exports(tmp_path, name, order):
         assert max(compare_layers(artifact.model, onnx.load(tmp_path / "a.onnx"), IMAGES).values(), default=0) <= 1
     else:
         assert np.linalg.norm(scores - expected) < 0.05 * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_biases_of_a_network_fused_before_quantization_are_rounded_by_folding_again(tmp_path, bits):
+    spec = ModelSpec("resnet18", {"width": 0.1})
+    model, fused = fold_model(build_model(spec).eval())
+    model, record = quantize_model(model, QuantConfig(w_bits=bits, a_bits=8))
+    set_ranges(model, collect(model, [IMAGES]), "minmax", 100.0)
+    history = [StageRecord("import"), fused, record]
+    rounded, again = fold_model(model, history)
+    assert again.result["pairs"] == []
+    for name, source in record.result["inputs"].items():
+        layer, (module, _, slot) = rounded.get_submodule(name), source.rpartition(".")
+        read = getattr(rounded.get_submodule(module), slot).qparams(IMAGES)
+        unit = read.scale.double() * int8_grid(layer.weight_quantizer.qparams(layer.weight)).scale.double()
+        q = layer.bias.double() / unit
+        assert ((q - q.round()).abs() <= q.abs() * 2**-23 + 1e-6).all(), name  # a float32 holds 24 bits
+    save(Artifact(rounded, spec, [*history, again]), tmp_path / "a.safetensors")
+    assert torch.equal(load(tmp_path / "a.safetensors").model.eval()(IMAGES), rounded.eval()(IMAGES))
