@@ -1,8 +1,10 @@
 """Torch and ONNX Runtime agree, for every scheme on every kind of network: classes, and every layer within one step.
 
 Images: the UCI digits, 1,000 of them; the networks know most, or their scores would lie too close for "same class".
-`pytest -m slow tests/export/test_agreement.py` runs all pairs; CI some.
+`pytest -m slow tests/onnx/test_agreement.py` runs all pairs; CI runs some.
 """
+
+import json
 
 import onnx
 import pytest
@@ -16,11 +18,13 @@ from micronet.data.split import random_subset
 from micronet.onnx.check import compare_layers, compare_outputs
 from scripts.export_zoo import schemes
 
+# Of mobilenet_v2, a few blocks: expansion, channels, repeats, stride.
+SMALL = json.dumps({"inverted_residual_setting": [[1, 16, 1, 1], [6, 24, 2, 2], [6, 32, 2, 2]]})
 NETWORKS = {
     "nin": ["--model", "nin", "--width", "0.1"],
     "nin_gc": ["--model", "nin_gc", "--width", "0.25"],
     "resnet18": ["--model", "resnet18", "--width", "0.1"],
-    "mobilenet_v2": ["--model", "torchvision:mobilenet_v2"],
+    "mobilenet_v2": ["--model", "torchvision:mobilenet_v2", "--model-args", SMALL],
 }
 SCHEMES = schemes(320)
 IN_CI = {

@@ -10,7 +10,7 @@ from micronet.data.dataset import DataSpec
 from micronet.data.load import load_data
 from micronet.errors import MicronetError
 from micronet.evaluation.cost import count_macs
-from micronet.models.build import ModelSpec, build_model
+from micronet.models.build import ModelSpec
 from micronet.onnx.check import USUAL_ERROR, compare_layers, compare_outputs, drift
 from micronet.onnx.export import to_onnx, write_onnx
 from micronet.onnx.operators import INT32_MAX, bias_scales
@@ -20,19 +20,7 @@ from micronet.quantization.fold import fold_model
 from micronet.quantization.quantize import quantize_model
 from micronet.runtimes.config import RuntimeOptions
 from micronet.runtimes.onnxruntime import OrtPredictor
-
-IMAGES = torch.randn(16, 3, 32, 32)
-
-
-def quantized(name, args, **config):
-    spec = ModelSpec(name, args)
-    model = build_model(spec)
-    with torch.no_grad():
-        for _ in range(3):
-            model(IMAGES)
-    model, record = quantize_model(model.eval(), QuantConfig(**config))
-    calibrate(model, [IMAGES])
-    return Artifact(model.eval(), spec, [record])
+from tests.onnx.networks import IMAGES, NIN, RESNET, plain, plain_file, quantized, quantized_file
 
 
 def test_every_quantized_weight_is_an_int8_initialiser(chain):
@@ -71,28 +59,29 @@ def test_layer_by_layer_onnxruntime_is_within_one_step_on_real_images(chain):
     assert max(worst.values()) <= 1
 
 
-CONFIGS = [{}, {"q_type": "asym"}, {"q_type": "asym", "q_level": "layer"}, {"q_level": "layer"}, {"w_bits": 4},
-           {"a_bits": 4}, {"a_sign": "signed"}, {"a_bits": 32}, {"w_bits": 32}]  # fmt: skip
+# Every setting's values, in pairs; the defaults are in the tests of targets.
+CONFIGS = [{"q_type": "asym"}, {"q_type": "asym", "q_level": "layer"}, {"w_bits": 4, "q_level": "layer"},
+           {"a_bits": 4, "a_sign": "signed"}, {"a_bits": 32}, {"w_bits": 32}]  # fmt: skip
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: "-".join(f"{k}={v}" for k, v in config.items()))
 def test_every_config_exports_and_agrees_layer_by_layer(config):
-    artifact = quantized("nin", {"width": 0.1}, **config)
-    proto = to_onnx(artifact, IMAGES)
-    worst = compare_layers(artifact.model, proto, IMAGES)
+    worst = compare_layers(quantized(*NIN, **config).model, quantized_file(*NIN, config), IMAGES)
     assert max(worst.values(), default=0) <= 1
     assert bool(worst) == (config.get("a_bits") != 32)
 
 
 def test_sixteen_bits_export_and_agree():
-    artifact = quantized("nin", {"width": 0.1}, w_bits=16, a_bits=16)
-    agreement = compare_outputs(artifact.model, to_onnx(artifact, IMAGES), [IMAGES])
+    bits = {"w_bits": 16, "a_bits": 16}
+    agreement = compare_outputs(quantized(*NIN, **bits).model, quantized_file(*NIN, bits), [IMAGES])
     assert agreement.error < 1e-2  # float32 sums do not resolve a 16-bit grid, so single steps flip
 
 
 def test_every_quantizer_is_judged_also_in_a_traced_graph_with_equal_scales():
-    artifact = quantized("torchvision:mobilenet_v2", {"num_classes": 4}, a_bits=8)  # its ReLU6 outputs share scales
-    worst = compare_layers(artifact.model, to_onnx(artifact, IMAGES), IMAGES)
+    blocks = [[1, 16, 1, 1], [6, 24, 2, 2]]  # its ReLU6 outputs share scales
+    network = "torchvision:mobilenet_v2", {"num_classes": 4, "inverted_residual_setting": blocks}
+    artifact = quantized(*network)
+    worst = compare_layers(artifact.model, quantized_file(*network), IMAGES)
     slots = [f"{name}.{slot}" for name, slot, _ in each_quantizer(artifact.model) if slot != "weight_quantizer"]
     assert sorted(worst) == sorted(slots)
     assert max(worst.values()) <= 1
@@ -101,8 +90,7 @@ def test_every_quantizer_is_judged_also_in_a_traced_graph_with_equal_scales():
 def test_a_residual_network_runs_in_integers_from_end_to_end(tmp_path):
     import onnxruntime
 
-    artifact = quantized("resnet18", {"width": 0.1})
-    proto = to_onnx(artifact, IMAGES)
+    proto = quantized_file(*RESNET)
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
     options.log_severity_level = 3
@@ -112,7 +100,7 @@ def test_a_residual_network_runs_in_integers_from_end_to_end(tmp_path):
 
 
 def test_a_fused_network_agrees_but_for_rare_rounding_ties():
-    artifact = quantized("nin", {"width": 0.2})
+    artifact = quantized(*NIN)
     fused, record = fold_model(artifact.model, artifact.history)
     fused_artifact = artifact.after(record, model=fused)
     proto = to_onnx(fused_artifact, IMAGES)
@@ -135,9 +123,7 @@ def test_a_layer_that_is_called_twice_exports():
 
 
 def test_float_networks_agree():
-    spec = ModelSpec("resnet18", {"width": 0.1})
-    model = build_model(spec).eval()
-    agreement = compare_outputs(model, to_onnx(Artifact(model, spec), IMAGES), [IMAGES], RuntimeOptions())
+    agreement = compare_outputs(plain(*RESNET).model, plain_file(*RESNET), [IMAGES], RuntimeOptions())
     assert agreement.classes == 1
     assert agreement.error < 1e-5
 
@@ -156,7 +142,7 @@ def vision_transformer():
     from torchvision.models import VisionTransformer
 
     model = VisionTransformer(
-        image_size=32, patch_size=8, num_layers=2, num_heads=2, hidden_dim=16, mlp_dim=32, num_classes=4
+        image_size=32, patch_size=8, num_layers=1, num_heads=2, hidden_dim=16, mlp_dim=32, num_classes=4
     )
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):

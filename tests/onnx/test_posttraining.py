@@ -1,5 +1,7 @@
 """Float ONNX files made int8 from data: ranges, caches, files from elsewhere."""
 
+import copy
+
 import numpy as np
 import onnx
 import pytest
@@ -10,7 +12,7 @@ from micronet.onnx import posttraining as pt
 from micronet.onnx.export import to_onnx
 from micronet.runtimes.config import RuntimeOptions
 from micronet.runtimes.onnxruntime import session_predictor
-from tests.onnx.test_targets import plain
+from tests.onnx.networks import plain
 
 IMAGES = np.random.default_rng(0).standard_normal((16, 3, 32, 32), dtype=np.float32)
 
@@ -30,11 +32,22 @@ def floating():
     return to_onnx(artifact, torch.from_numpy(IMAGES))
 
 
-@pytest.mark.parametrize(("signed", "symmetric"), [(False, False), (False, True), (True, True)])
-@pytest.mark.parametrize("calibrator", ["minmax", "percentile", "entropy", "mse"])
-def test_every_calibrator_gives_a_file_of_integers_that_computes_much_the_same(floating, calibrator, signed, symmetric):
+@pytest.fixture(scope="module")
+def calibrated(floating):
+    """The folded model and its histograms."""
     folded = pt.prepare(floating)
-    ranges = pt.find_ranges(pt.collect(folded, [IMAGES]), calibrator, 99.99, symmetric=symmetric)
+    return folded, pt.collect(folded, [IMAGES])
+
+
+@pytest.mark.parametrize(
+    ("calibrator", "signed", "symmetric"),
+    [("minmax", False, False), ("percentile", False, True), ("entropy", True, True), ("mse", False, False)],
+)
+def test_every_calibrator_gives_a_file_of_integers_that_computes_much_the_same(
+    floating, calibrated, calibrator, signed, symmetric
+):
+    folded, histograms = copy.deepcopy(calibrated[0]), calibrated[1]
+    ranges = pt.find_ranges(histograms, calibrator, 99.99, symmetric=symmetric)
     small = pt.quantize_onnx(folded, ranges, signed=signed, symmetric=symmetric, per_channel=True, bits=8)
     onnx.checker.check_model(small)
     kinds = [tensor.data_type for tensor in small.graph.initializer if len(tensor.dims) == 4]

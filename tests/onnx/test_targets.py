@@ -4,38 +4,33 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from onnx.numpy_helper import to_array
 
 from micronet.artifact.artifact import Artifact
 from micronet.data.dataset import DataSpec
 from micronet.errors import MicronetError
-from micronet.models.build import ModelSpec, build_model
+from micronet.models.build import ModelSpec
 from micronet.onnx.check import compare_layers, compare_outputs, require_agreement
 from micronet.onnx.config import ExportConfig
 from micronet.onnx.export import to_onnx
 from micronet.onnx.posttraining import prepare
-from micronet.onnx.rewrite import kept_line
+from micronet.onnx.rewrite import embed_preprocessing, kept_line, to_half, to_int4
 from micronet.runtimes.config import RuntimeOptions
 from micronet.runtimes.onnxruntime import metadata, open_session, session_predictor
-from tests.onnx.test_onnx import IMAGES, quantized
+from tests.onnx.networks import IMAGES, NIN, RESNET, plain, plain_file, quantized, quantized_file
 
-NIN = ("nin", {"width": 0.1})
 SPEC = DataSpec("folder", ["a", "b"], 3, 32, [0.4, 0.5, 0.6], [0.2, 0.25, 0.3])
-
-
-def plain(name="nin", args=None):
-    spec = ModelSpec(name, args or {"width": 0.1})
-    return Artifact(build_model(spec).eval(), spec)
 
 
 def kinds(proto):
     return {tensor.data_type for tensor in proto.graph.initializer}
 
 
-@pytest.mark.parametrize("name", ["nin", "nin_gc", "resnet18", "lenet_bn"])
+@pytest.mark.parametrize("name", ["nin_gc", "resnet18", "lenet_bn"])  # groups, additions, a flatten
 def test_for_tensorrt_every_activation_is_int8_with_zero_point_0_and_no_bias_is_int32(name):
-    args = {"width": 0.1} if name in ("nin", "nin_gc", "resnet18") else {"in_channels": 3, "image_size": 32}
+    args = {"in_channels": 3, "image_size": 32} if name == "lenet_bn" else {"width": 0.1}
     artifact = quantized(name, args, a_sign="signed")
-    proto = to_onnx(artifact, IMAGES, ExportConfig(target="tensorrt"))
+    proto = quantized_file(name, args, {"a_sign": "signed"}, target="tensorrt")
     stored = {tensor.name: tensor for tensor in proto.graph.initializer}
     for node in proto.graph.node:
         if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
@@ -60,17 +55,16 @@ def test_what_tensorrt_does_not_take_is_refused_with_the_option_to_change(config
         to_onnx(quantized(*NIN, **config), IMAGES, ExportConfig(target="tensorrt"))
 
 
-@pytest.mark.parametrize("opset", [18, 20, 21, 23])
+@pytest.mark.parametrize("opset", [18, 21, 23])  # the oldest, the default, the newest
 def test_every_opset_runs_and_agrees(opset):
     artifact = quantized(*NIN)
-    proto = to_onnx(artifact, IMAGES, ExportConfig(opset=opset))
+    proto = quantized_file(*NIN, **({} if opset == 21 else {"opset": opset}))
     assert [entry.version for entry in proto.opset_import if not entry.domain] == [opset]
     assert max(compare_layers(artifact.model, proto, IMAGES).values()) <= 1
 
 
-@pytest.mark.parametrize(("name", "args"), [NIN, ("resnet18", {"width": 0.1})], ids=["nin", "resnet18"])
-def test_free_sides_take_other_sizes(name, args):
-    artifact = quantized(name, args)
+def test_free_sides_take_other_sizes():
+    artifact = quantized(*RESNET)
     proto = to_onnx(artifact, IMAGES, ExportConfig(dynamic="batch,height,width"))
     for shape in [(1, 3, 32, 32), (3, 3, 48, 40), (2, 3, 64, 64)]:
         images = torch.randn(shape)
@@ -83,15 +77,15 @@ def test_no_free_axis_writes_the_shape_down():
 
 
 def test_half_precision_halves_the_file_and_names_what_would_overflow():
-    artifact = plain("resnet18", {"width": 0.25})
-    whole, half = to_onnx(artifact, IMAGES), to_onnx(artifact, IMAGES, ExportConfig(precision="fp16"))
+    network = "resnet18", {"width": 0.25}
+    artifact, whole, half = plain(*network), plain_file(*network), plain_file(*network, precision="fp16")
     assert half.ByteSize() < 0.55 * whole.ByteSize()
     assert half.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT
     require_agreement(artifact.model, half, IMAGES, compare_outputs(artifact.model, half, [IMAGES]))
     assert metadata(half)["kept_float32"] == {}
-    with torch.no_grad():
-        artifact.model.fc.weight.mul_(1e7)
-    kept = metadata(to_onnx(artifact, IMAGES, ExportConfig(precision="fp16")))["kept_float32"]
+    weight = next(tensor for tensor in whole.graph.initializer if tensor.name == "fc.weight")
+    weight.CopyFrom(onnx.numpy_helper.from_array(np.float32(1e7) * to_array(weight), "fc.weight"))
+    _, kept = to_half(whole, IMAGES.numpy())
     assert kept and all("fc" in name for name in kept)
 
 
@@ -101,17 +95,24 @@ def test_half_precision_of_a_quantized_network_is_refused():
 
 
 def test_4_bit_storage_halves_the_weights_and_changes_no_layer():
-    artifact = quantized(*NIN, w_bits=4, first_last="same")
-    plainly, packed = to_onnx(artifact, IMAGES), to_onnx(artifact, IMAGES, ExportConfig(int4_storage=True))
+    few = {"w_bits": 4, "first_last": "same"}
+    artifact, plainly = quantized(*NIN, **few), quantized_file(*NIN, few)
+    packed = quantized_file(*NIN, few, int4_storage=True)
     assert onnx.TensorProto.INT4 in kinds(packed) and packed.ByteSize() < plainly.ByteSize()
     assert max(compare_layers(artifact.model, packed, IMAGES).values()) <= 1  # other kernels, so single steps may flip
     with pytest.raises(MicronetError, match="no weight of this network has at most 4 bits"):
-        to_onnx(quantized(*NIN), IMAGES, ExportConfig(int4_storage=True))
+        to_int4(quantized_file(*NIN))
 
 
-def test_embedded_preprocessing_takes_the_pixels():
+@pytest.fixture(scope="module")
+def of_pixels():
+    """A network, and its file that takes 8-bit pixels."""
     artifact = Artifact(plain().model, ModelSpec(*NIN), data=SPEC.to_json())
-    proto = to_onnx(artifact, IMAGES, ExportConfig(embed_preprocessing=True))
+    return artifact, to_onnx(artifact, IMAGES, ExportConfig(embed_preprocessing=True))
+
+
+def test_embedded_preprocessing_takes_the_pixels(of_pixels):
+    artifact, proto = of_pixels
     pixels = np.random.default_rng(0).integers(0, 256, (4, 3, 32, 32), dtype=np.uint8)
     mean, std = (np.array(values, np.float32).reshape(1, 3, 1, 1) for values in (SPEC.mean, SPEC.std))
     images = (pixels / np.float32(255) - mean) / std
@@ -122,7 +123,7 @@ def test_embedded_preprocessing_takes_the_pixels():
     through = session_predictor(proto.SerializeToString(), RuntimeOptions())(images)  # the predictors' interface
     np.testing.assert_allclose(through, wanted, rtol=1e-4, atol=1e-4)
     with pytest.raises(MicronetError, match="how its images are normalized"):
-        to_onnx(plain(), IMAGES, ExportConfig(embed_preprocessing=True))
+        embed_preprocessing(plain_file(), DataSpec())
 
 
 @pytest.mark.parametrize(
@@ -152,10 +153,10 @@ def test_the_command_takes_the_options(micronet, chain, tmp_path):
 
 def test_half_keeps_what_it_cannot_hold_at_either_end():
     for factor, why in ((1e9, "too large"), (1e-9, "too small")):
-        artifact = plain()
-        with torch.no_grad():
-            artifact.model.get_submodule("features.10.conv").weight.mul_(factor)
-        kept = metadata(to_onnx(artifact, IMAGES, ExportConfig(precision="fp16")))["kept_float32"]
+        proto = plain_file()
+        weight = next(tensor for tensor in proto.graph.initializer if tensor.name == "features.10.conv.weight")
+        weight.CopyFrom(onnx.numpy_helper.from_array(np.float32(factor) * to_array(weight), weight.name))
+        _, kept = to_half(proto, IMAGES.numpy())
         assert any("features.10" in name and said == why for name, said in kept.items())
         assert f"({why} for half)" in kept_line(kept)
 
@@ -166,14 +167,14 @@ def test_sixteen_bits_need_a_later_opset():
 
 
 def test_4_bit_weights_with_zero_points_stay_as_they_are():
-    artifact = quantized(*NIN, w_bits=4, q_type="asym", first_last="same")
-    packed = to_onnx(artifact, IMAGES, ExportConfig(int4_storage=True))
-    assert max(compare_layers(artifact.model, packed, IMAGES).values()) <= 1
+    few = {"w_bits": 4, "q_type": "asym", "first_last": "same"}
+    packed = quantized_file(*NIN, few, int4_storage=True)
+    assert max(compare_layers(quantized(*NIN, **few).model, packed, IMAGES).values()) <= 1
 
 
-def test_pixels_for_a_model_that_does_not_tell_its_normalisation_are_refused():
-    artifact = Artifact(plain().model, ModelSpec(*NIN), data=SPEC.to_json())
-    proto = to_onnx(artifact, IMAGES, ExportConfig(embed_preprocessing=True))
+def test_pixels_for_a_model_that_does_not_record_its_normalization_are_refused(of_pixels):
+    proto = onnx.ModelProto()
+    proto.CopyFrom(of_pixels[1])
     del proto.metadata_props[:]
     with pytest.raises(MicronetError, match="does not record how its images are normalized"):
         session_predictor(proto.SerializeToString(), RuntimeOptions())(IMAGES.numpy())
@@ -199,7 +200,8 @@ def test_too_many_weights_are_told_before_the_export_and_integers_are_counted_as
     whole = plain()
     size = sum(tensor.nbytes for tensor in whole.model.state_dict().values())
     monkeypatch.setattr("micronet.runtimes.onnxruntime.MAX_WEIGHT_BYTES", size // 2)
-    assert to_onnx(quantized(*NIN), IMAGES).ByteSize() < size  # a quarter of the weights
+    with_integers = quantized(*NIN)
+    assert to_onnx(with_integers, IMAGES).ByteSize() < size  # a quarter of the weights
     proto = onnx.ModelProto()
     proto.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros(size, np.uint8), "weight"))
     monkeypatch.setattr("torch.onnx.export", None)

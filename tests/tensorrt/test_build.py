@@ -17,10 +17,10 @@ from micronet.models.build import ModelSpec
 from micronet.onnx import posttraining
 from micronet.onnx.config import ExportConfig
 from micronet.onnx.export import to_onnx
+from micronet.onnx.rewrite import to_half
 from micronet.runtimes.tensorrt.build import build_engine, datatypes, layers
 from micronet.runtimes.tensorrt.config import BuildConfig, Profile, usual_profile
-from tests.onnx.test_onnx import IMAGES, quantized
-from tests.onnx.test_targets import NIN, plain
+from tests.onnx.networks import IMAGES, NIN, plain_file, quantized_file
 
 pytest.importorskip("tensorrt_rtx", reason="pip install 'micronet[tensorrt-rtx]' (Linux on x86-64)")
 PROFILES = [usual_profile((3, 32, 32))]
@@ -40,23 +40,22 @@ class Upsampling(nn.Module):
         return self.head(wide + self.up(small))
 
 
-def calibrated(artifact):
-    folded = posttraining.prepare(to_onnx(artifact, IMAGES))
+def calibrated(proto):
+    folded = posttraining.prepare(proto)
     ranges = posttraining.find_ranges(posttraining.collect(folded, [IMAGES.numpy()]), "entropy", 99.99, symmetric=True)
     return posttraining.quantize_onnx(folded, ranges, signed=True, symmetric=True, per_channel=True, bits=8)
 
 
 def test_int8_engines_of_resnet18_are_a_third_of_its_float_ones_and_multiply_in_int8():
-    artifact = plain("resnet18", {"width": 1.0})
-    floating = build_engine(to_onnx(artifact, IMAGES), PROFILES, RTX)
-    small = build_engine(calibrated(artifact), PROFILES, RTX)
+    proto = plain_file("resnet18", {"width": 1.0})
+    floating, small = build_engine(proto, PROFILES, RTX), build_engine(calibrated(proto), PROFILES, RTX)
     assert len(small.data) <= 0.35 * len(floating.data)
     assert datatypes(floating.about) == {"Float": 20}  # the classifier is of the kind gemm where it is int8
     assert datatypes(small.about) == {"Int8": 21}
 
 
 def test_half_precision_multiplies_in_half():
-    half = to_onnx(plain(), IMAGES, ExportConfig(precision="fp16"))
+    half, _ = to_half(plain_file(), IMAGES.numpy())
     assert datatypes(build_engine(half, PROFILES, RTX).about) == {"Half": 9}
 
 
@@ -66,8 +65,8 @@ def test_half_precision_multiplies_in_half():
     ids=["W8A8", "W8A8-layer", "W4A4", "LSQ-W4A4"],
 )
 def test_symmetric_quantized_networks_multiply_in_int8(config):
-    artifact = quantized(*NIN, a_sign="signed", **config)
-    engine = build_engine(to_onnx(artifact, IMAGES, ExportConfig(target="tensorrt")), PROFILES, RTX)
+    proto = quantized_file(*NIN, {"a_sign": "signed", **config}, target="tensorrt")
+    engine = build_engine(proto, PROFILES, RTX)
     assert datatypes(engine.about) == {"Int8": 9}
 
 
@@ -75,7 +74,7 @@ def test_symmetric_quantized_networks_multiply_in_int8(config):
     "config", [{"w_bits": "binary", "a_bits": "binary"}, {"w_bits": "ternary", "a_bits": 32}], ids=["W1A1", "WtA32"]
 )
 def test_binary_and_ternary_networks_build(config):
-    proto = to_onnx(quantized(*NIN, **config), IMAGES, ExportConfig(target="tensorrt"))
+    proto = quantized_file(*NIN, config, target="tensorrt")
     assert sum(datatypes(build_engine(proto, PROFILES, RTX).about).values()) == 9
 
 
@@ -102,17 +101,17 @@ def test_what_does_not_build_is_one_line_with_the_node():
     with pytest.raises(MicronetError, match=r"Det 'the_determinant' is not supported"):
         build_engine(unknown, [], RTX)
     with pytest.raises(MicronetError, match=r"1x3x16x16 does not fit the model's input \?x3x32x32"):
-        build_engine(to_onnx(plain(), IMAGES), [usual_profile((3, 16, 16))], RTX)
+        build_engine(plain_file(), [usual_profile((3, 16, 16))], RTX)
     with pytest.raises(MicronetError, match="--min-shape, --opt-shape and --max-shape"):
-        build_engine(to_onnx(plain(), IMAGES), [], RTX)
+        build_engine(plain_file(), [], RTX)
     with pytest.raises(MicronetError, match=r"9\.0; tensorrt-rtx supports 7\.5"):
-        build_engine(to_onnx(plain(), IMAGES), PROFILES, BuildConfig(backend="tensorrt-rtx", compute_capability="9.0"))
+        build_engine(plain_file(), PROFILES, BuildConfig(backend="tensorrt-rtx", compute_capability="9.0"))
     with pytest.raises(FailedError, match="pip install 'micronet\\[tensorrt\\]'"):
-        build_engine(to_onnx(plain(), IMAGES), PROFILES, BuildConfig(backend="tensorrt"))
+        build_engine(plain_file(), PROFILES, BuildConfig(backend="tensorrt"))
 
 
 def test_zero_points_are_refused_by_the_library_itself():
-    proto = to_onnx(quantized(*NIN, q_type="asym"), IMAGES)
+    proto = quantized_file(*NIN, {"q_type": "asym"})
     with pytest.raises(MicronetError, match="cannot parse this model"):
         build_engine(proto, PROFILES, RTX)
 
@@ -188,8 +187,8 @@ def test_the_command_takes_a_cache_that_tensorrt_wrote(micronet, chain, engines)
     ("source", "options", "message"),
     [
         ("int8.safetensors", [], "--a-sign signed"),
-        ("int8.onnx", ["--precision", "fp16"], "is quantized; leave --precision fp16 out"),
-        ("float.onnx", ["--calibrator", "mse"], "takes no ranges"),
+        ("int8.onnx", ["--precision", "fp16"], "is quantized; leave out --precision fp16"),
+        ("float.onnx", ["--calibrator", "mse"], "uses no ranges"),
         ("float.onnx", ["--timing-cache", "t.cache", "--backend", "tensorrt-rtx"], "leave --timing-cache out"),
         ("nothing.onnx", [], "does not exist"),
     ],
