@@ -108,6 +108,6 @@ def test_quantized_layers_count_like_float_ones(config):
     if config.get("method") == "wbwtab":
         config = {"w_bits": "ternary", "a_bits": "binary"}
     model = build_model(make_spec("nin", {"width": 0.1}))
-    quantized = quantize_model(model, QuantConfig(**config))[0].model
+    quantized = quantize_model(model, QuantConfig(**config))[0]
     calibrate(quantized, [torch.rand(2, 3, 32, 32)])
     assert count_macs(quantized, IMAGE) == count_macs(model, IMAGE)
