@@ -4,9 +4,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from micronet import core
+from micronet.artifact.artifact import Artifact
 from micronet.core.machine import usable_cores, usable_threads
+from micronet.models.build import ModelSpec
+from micronet.runtimes.config import RuntimeOptions
+from micronet.runtimes.torch import EagerPredictor
 
 
 @pytest.mark.parametrize(("said", "threads"), [("3", 3), ("3,2", 3), ("0", None), ("many", None), (None, None)])
@@ -17,10 +22,10 @@ def test_as_many_threads_as_openmp_is_told_or_one_a_core(monkeypatch, said, thre
     assert usable_threads() == (threads or usable_cores())
 
 
-def test_networks_are_run_with_as_many_threads(micronet, monkeypatch, chain):
+def test_networks_are_run_with_as_many_threads(monkeypatch):
     before = torch.get_num_threads()
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    assert micronet("evaluate", chain / "float.safetensors", "--limit", "8").code == 0
+    EagerPredictor(Artifact(nn.Linear(2, 2), ModelSpec("linear")), RuntimeOptions())
     assert torch.get_num_threads() == 3
     torch.set_num_threads(before)
 

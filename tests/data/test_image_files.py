@@ -1,13 +1,12 @@
 import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from micronet.data import image_files
 from micronet.data.batches import eval_batches, train_batches
@@ -16,6 +15,7 @@ from micronet.data.load import load_data
 from micronet.errors import FailedError, MicronetError
 from tests.conftest import as_rank
 from tests.data.test_data import make_folder
+from tests.training.processes import Command
 
 BROKEN = b"\x89PNG\r\n\x1a\nbroken"
 
@@ -137,7 +137,8 @@ def test_a_broken_image_is_named_in_one_line(tmp_path, monkeypatch, broken):
         list(eval_batches(data.test, data.spec, 4))
 
 
-def test_a_killed_worker_is_one_clear_error(tmp_path, small_chunks):
+def test_a_killed_worker_is_one_clear_error(tmp_path, monkeypatch, small_chunks):
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.1,))  # seconds; 5 of torch's
     batches = ImageFiles(list_images(make_folder(tmp_path, count=20)), 16).stream(torch.split(torch.arange(80), 4))
     next(batches), next(batches)
     for child in multiprocessing.active_children():
@@ -158,37 +159,19 @@ def test_a_worker_that_ends_while_it_hands_images_over_is_the_same_error(tmp_pat
 
 
 def test_ctrl_c_ends_a_training_and_its_workers(tmp_path):
-    root = make_folder(tmp_path / "images", count=30)
-    code = "import sys; from micronet.cli.app import run; sys.exit(run(sys.argv[1:]))"
-    options = [
-        "train",
-        "--width",
-        "0.1",
-        "--data",
-        root,
-        "--epochs",
-        "1000",
-        "--batch-size",
-        "8",
-        "-o",
-        "a.safetensors",
-    ]
-    training = subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, options)],
-        cwd=tmp_path,
-        env={**os.environ, "MICRONET_IMAGE_MEMORY": "0"},
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    while "epoch" not in (line := training.stderr.readline()):
-        assert line, training.wait()
+    root = make_folder(tmp_path / "images", count=10)
+    options = ["--width", "0.1", "--data", root, "--epochs", "1000", "--batch-size", "8"]
+    output = tmp_path / "a.safetensors"
+    training = Command(tmp_path / "log", "train", *options, "-o", output, MICRONET_IMAGE_MEMORY="0")
+    training.wait_for(tmp_path / "a.checkpoint.safetensors")
     os.killpg(training.pid, signal.SIGINT)  # as a terminal does: to every process
-    _, said = training.communicate()
-    assert training.returncode == 130
-    assert "Traceback" not in said
+    assert training.wait() == 130
+    assert "Traceback" not in "".join(training.errors())
+    deadline = time.monotonic() + 10
     with pytest.raises(ProcessLookupError):
-        os.killpg(training.pid, 0)
+        while time.monotonic() < deadline:
+            os.killpg(training.pid, 0)
+            time.sleep(0.01)
 
 
 def test_images_of_every_suffix_and_depth_are_found_and_hidden_ones_are_not(tmp_path):

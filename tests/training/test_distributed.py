@@ -143,7 +143,7 @@ def free_port():
 @pytest.fixture(scope="module")
 def of_two(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    multiprocessing.spawn(work, (folder, free_port()), 2)
+    multiprocessing.start_processes(work, (folder, free_port()), 2, start_method="forkserver")
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 
