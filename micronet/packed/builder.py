@@ -52,4 +52,6 @@ class ProgramBuilder:
             return self.constants[value].astype(np.float32), None
         if value in self.dequantized:
             return self.dequantized[value]
-        raise MicronetError(f"{value} is not a constant; the packed runtime only multiplies by constant weights")
+        raise MicronetError(
+            f"{value} is not a constant, but the packed runtime only has constant weights; use the ONNX file instead"
+        )

@@ -62,6 +62,10 @@ def _topological_order(builder: ProgramBuilder, output: str) -> list[str]:
     return order
 
 
+def _unsupported(node: onnx.NodeProto, limit: str) -> MicronetError:
+    return MicronetError(f"{node.name}: the packed runtime {limit}; use the ONNX file instead")
+
+
 def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
     return {entry.name: onnx.helper.get_attribute_value(entry) for entry in node.attribute}
 
@@ -70,7 +74,7 @@ def _conv(builder: ProgramBuilder, node: onnx.NodeProto) -> None:
     given = _attributes(node)
     weight, scale = builder.weight(node.input[1])
     if weight.ndim != 4 or given.get("auto_pad", b"NOTSET") != b"NOTSET":
-        raise MicronetError(f"{node.name}: the packed runtime only has 2-D convolutions with explicit pads")
+        raise _unsupported(node, "only has 2-D convolutions with explicit pads")
     attributes = {
         "group": given.get("group", 1) if given.get("group", 1) > 1 else None,
         "stride": _unless_default(given.get("strides"), [1, 1]),
@@ -85,7 +89,7 @@ def _gemm(builder: ProgramBuilder, node: onnx.NodeProto) -> None:
     given = _attributes(node)
     weight, scale = builder.weight(node.input[1])
     if given.get("alpha", 1.0) != 1 or given.get("beta", 1.0) != 1 or given.get("transA", 0):
-        raise MicronetError(f"{node.name}: the packed runtime does not have Gemm with alpha, beta or transA")
+        raise _unsupported(node, "does not have Gemm with alpha, beta or transA")
     weight = weight if given.get("transB", 0) else np.ascontiguousarray(weight.T)
     builder.add(node, "linear", [node.input[0]], weight=weight, scale=scale, bias=_bias(builder, node))
 
@@ -128,16 +132,16 @@ def _greater_or_equal(builder: ProgramBuilder, node: onnx.NodeProto) -> None:
             continue
         values = [builder.constants[name].reshape(-1)[0] for name in where.input[1:] if name in builder.constants]
         if zero is None or zero.any() or values != [1.0, -1.0]:
-            raise MicronetError(f"{node.name}: the packed runtime only has comparisons with 0 that compute a sign")
+            raise _unsupported(node, "only has comparisons with 0 that compute a sign")
         builder.add(where, "sign", [node.input[0]])
 
 
 def _pool(builder: ProgramBuilder, node: onnx.NodeProto) -> None:
     given = _attributes(node)
     if _unless_default(given.get("dilations"), [1, 1]):
-        raise MicronetError(f"{node.name}: the packed runtime does not have dilated pools")
+        raise _unsupported(node, "does not have dilated pools")
     if given.get("ceil_mode", 0) or given.get("auto_pad", b"NOTSET") != b"NOTSET" or len(given["kernel_shape"]) != 2:
-        raise MicronetError(f"{node.name}: the packed runtime only has 2-D pools with explicit pads, without ceil_mode")
+        raise _unsupported(node, "only has 2-D pools with explicit pads, without ceil_mode")
     attributes: dict[str, Any] = {
         "kernel": list(given["kernel_shape"]),
         "stride": _unless_default(given.get("strides"), [1, 1]),
@@ -153,7 +157,7 @@ def _mean(builder: ProgramBuilder, node: onnx.NodeProto) -> None:
     given = _attributes(node)
     axes = [int(axis) % 4 for axis in (builder.constants[node.input[1]] if len(node.input) > 1 else (2, 3))]
     if sorted(axes) != [2, 3]:
-        raise MicronetError(f"{node.name}: the packed runtime only averages over height and width, not axes {axes}")
+        raise _unsupported(node, f"only averages over height and width, not axes {axes}")
     keep = node.op_type == "GlobalAveragePool" or bool(given.get("keepdims", 1))
     builder.add(node, "mean", [node.input[0]], attributes={"keep": keep or None})
 
@@ -170,14 +174,14 @@ def _reshape(builder: ProgramBuilder, node: onnx.NodeProto) -> None:
     grouped = len(shape) == 5 and shape[3:] == sides[1:] and len(transposes) == len(last) == 1
     swapped = grouped and transposes[0].op_type == "Transpose" and last[0].op_type == "Reshape"
     if not swapped or list(_attributes(transposes[0])["perm"]) != [0, 2, 1, 3, 4]:
-        raise MicronetError(f"{node.name}: the packed runtime reshapes only to flatten or to shuffle channels")
+        raise _unsupported(node, "reshapes only to flatten or to shuffle channels")
     builder.add(transposes[0], "shuffle", [node.input[0]], attributes={"groups": int(shape[1])})
     if _flattens(builder, last[0], sides):
         builder.add(last[0], "flatten", [transposes[0].output[0]])
     elif builder.shapes.get(last[0].output[0]) == sides:
         builder.aliases[last[0].output[0]] = transposes[0].output[0]
     else:
-        raise MicronetError(f"{last[0].name}: the packed runtime shuffles channels only if the shape stays the same")
+        raise _unsupported(last[0], "shuffles channels only if the shape stays the same")
 
 
 def _flattens(builder: ProgramBuilder, node: onnx.NodeProto, sides: list[int]) -> bool:
@@ -199,9 +203,9 @@ def _clip(builder: ProgramBuilder, node: onnx.NodeProto) -> None:
 def _combine(kind: str) -> Callable[[ProgramBuilder, onnx.NodeProto], None]:
     def convert(builder: ProgramBuilder, node: onnx.NodeProto) -> None:
         if any(name in builder.constants for name in node.input):
-            raise MicronetError(f"{node.name}: the packed runtime does not have {node.op_type} with a constant")
+            raise _unsupported(node, f"does not have {node.op_type} with a constant")
         if kind == "concat" and _attributes(node)["axis"] not in (1, -3):
-            raise MicronetError(f"{node.name}: the packed runtime concatenates only channels")
+            raise _unsupported(node, "concatenates only channels")
         builder.add(node, kind, list(node.input))
 
     return convert

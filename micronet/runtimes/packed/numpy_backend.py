@@ -40,12 +40,12 @@ def check_images(program: Program, images: NDArray[np.float32]) -> None:
     """Raise MicronetError if images are not floats (N, C, H, W) of the program's size."""
     if images.dtype.kind != "f":
         raise MicronetError(
-            f"the packed network expects float images, normalised as for training, but got {images.dtype}"
+            f"the packed network takes float images, normalised as for training, but these are {images.dtype}"
         )
     if images.ndim != 4 or list(images.shape[1:]) != program.shape:
         raise MicronetError(
-            f"the packed network expects images of shape (N, {', '.join(map(str, program.shape))}), "
-            f"but got {images.shape}"
+            f"the packed network takes images of shape (N, {', '.join(map(str, program.shape))}), "
+            f"but these have shape {images.shape}"
         )
 
 

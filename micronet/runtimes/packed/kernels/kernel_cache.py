@@ -37,7 +37,7 @@ def jit(function: Callable[..., Any]) -> Callable[..., Any]:
 def enable_cache(compiled: Any) -> None:
     """Make numba cache a function in a KernelCache. Raises RuntimeError if numba finds no writable folder."""
     compiled.enable_caching()
-    # Private: numba lets nobody choose where it stores code. tests/runtimes/test_kernel_cache.py checks the attributes.
+    # Private: numba has no option to replace its store. tests/runtimes/test_kernel_cache.py checks the attributes.
     cache = compiled._cache
     if hasattr(cache, "_cache_file"):
         function = compiled.py_func
