@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""Step time of quantization-aware training over the float step, on the same network, interleaved.
+"""Step time of quantization-aware training relative to a float step of the same network, interleaved.
 
     python scripts/bench_qat.py [--width 1.0] [--batch 64] [--rounds 12]
 
-Rivals: what the micronet of 2021 does, in plain autograd operations (round, clamp, detach; statistics of two
-convolutions where batch norms are folded), torch's own fused fake-quantize operators, and Brevitas where installed.
+Compared with: micronet of 2021 in plain autograd operations (round, clamp, detach; batch norms folded with one
+convolution for the statistics and one for the output), torch's fused fake-quantize operators, and Brevitas if installed.
 Prints a Markdown table for BENCHMARKS.md.
 """
 
@@ -41,7 +41,7 @@ OURS = {
 
 
 class PlainFakeQuant(nn.Module):
-    """Symmetric 8 bits in plain operations: a moving range, round with a detached difference, clamp."""
+    """Symmetric 8 bits in plain operations: moving-average range, round with a detached difference, clamp."""
 
     def __init__(self, per_channel: bool) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class PlainFakeQuant(nn.Module):
 
 
 class NativeFakeQuant(PlainFakeQuant):
-    """Symmetric 8 bits by torch's own fused operators."""
+    """Symmetric 8 bits with torch's fused operators."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x on its grid."""
@@ -74,7 +74,7 @@ class NativeFakeQuant(PlainFakeQuant):
 
 
 class Rival(nn.Module):
-    """A convolution block with a rival's quantizers."""
+    """A convolution block with another library's quantizers."""
 
     def __init__(self, block: ConvBNReLU, kind: type[nn.Module], fold: bool) -> None:
         super().__init__()
@@ -98,7 +98,7 @@ class Rival(nn.Module):
 
 
 def rival(model: nn.Module, kind: type[nn.Module], fold: bool = False) -> nn.Module:
-    """Return a copy of nin with a rival's blocks."""
+    """Return a copy of nin with another library's blocks."""
     model = copy.deepcopy(model)
     for index, layer in enumerate(model.features):
         if isinstance(layer, ConvBNReLU):
@@ -107,7 +107,7 @@ def rival(model: nn.Module, kind: type[nn.Module], fold: bool = False) -> nn.Mod
 
 
 def brevitas(model: nn.Module) -> nn.Module | None:
-    """Return a copy of nin with Brevitas's layers, or None where it is not installed."""
+    """Return a copy of nin with Brevitas's layers, or None if it is not installed."""
     if importlib.util.find_spec("brevitas") is None:
         return None
     from brevitas import nn as qnn
@@ -125,7 +125,7 @@ def brevitas(model: nn.Module) -> nn.Module | None:
 
 
 def step(model: nn.Module) -> Callable[[Tensor, Tensor], None]:
-    """Return a function that trains a model by one batch with Adam."""
+    """Return a function that takes one training step with Adam."""
     model.train().to(memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
 
@@ -144,18 +144,18 @@ def main() -> None:
     parser.add_argument("--width", type=float, default=1.0)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=12)
-    asked = parser.parse_args()
+    args = parser.parse_args()
     tune_allocator()
     torch.manual_seed(0)
-    base = build_model(ModelSpec("nin", {"width": asked.width}))
-    images = torch.randn(asked.batch, 3, 32, 32).contiguous(memory_format=torch.channels_last)
-    labels = torch.randint(10, (asked.batch,))
+    base = build_model(ModelSpec("nin", {"width": args.width}))
+    images = torch.randn(args.batch, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+    labels = torch.randint(10, (args.batch,))
     models: dict[str, nn.Module] = {"float": copy.deepcopy(base)}
-    watching = ExitStack()
+    contexts = ExitStack()
     for name, config in OURS.items():
         model, _ = quantize_model(base, config)
         calibrate(model, [images])
-        watching.enter_context(observing(model))  # as an epoch of training does
+        contexts.enter_context(observing(model))  # as training does
         models[name] = model
     models["plain autograd (2021's formulas)"] = rival(base, PlainFakeQuant)
     models["plain autograd, batch norms folded"] = rival(base, PlainFakeQuant, fold=True)
@@ -164,14 +164,14 @@ def main() -> None:
         models["Brevitas W8A8"] = other
     steps = {name: step(model) for name, model in models.items()}
     times: dict[str, list[float]] = {name: [] for name in steps}
-    for turn in range(asked.rounds + 2):
+    for turn in range(args.rounds + 2):
         for name, run in steps.items():
             start = time.perf_counter()
             run(images, labels)
             if turn >= 2:
                 times[name].append(time.perf_counter() - start)
-    print(f"{describe_machine()}, torch {versions()['torch']}; nin width {asked.width}, batch {asked.batch}, "
-          f"{asked.rounds} interleaved steps")  # fmt: skip
+    print(f"{describe_machine()}, torch {versions()['torch']}; nin width {args.width}, batch {args.batch}, "
+          f"{args.rounds} interleaved steps")  # fmt: skip
     print("| step | ms (median) | over float (median of pairs) |\n| --- | ---: | ---: |")
     for name, found in times.items():
         ratio = statistics.median(own / base for own, base in zip(found, times["float"], strict=True))

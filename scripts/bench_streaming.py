@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""Memory of a training on a folder of many images, over the whole process tree, streamed and remembered.
+"""Memory of a training on a folder of many images, over the whole process tree, streamed and cached.
 
     python scripts/bench_streaming.py --folder many [--images 100000] [--model lenet_bn] [--image-size 32]
 
-Makes the folder where it is not there: small JPEGs of smooth noise in 100 classes, 95 % train/ and 5 % val/. Then runs
-``micronet train`` for an epoch, once with MICRONET_IMAGE_MEMORY=0 (every image is decoded each time) and once with the
-default, and looks at the processes ten times a second. PSS: memory shared by processes is counted once; RSS counts it
-in each. Prints a Markdown table for BENCHMARKS.md.
+Creates the folder if it does not exist: small JPEGs of smooth noise in 100 classes, 95 % train/ and 5 % val/. Then runs
+``micronet train`` for one epoch, once with MICRONET_IMAGE_MEMORY=0 (every image is decoded each time) and once with the
+default, and samples the processes' memory ten times per second. PSS counts memory shared by processes once, RSS in each
+process. Prints a Markdown table for BENCHMARKS.md.
 """
 
 import argparse
@@ -41,7 +41,7 @@ def make(folder: Path, count: int) -> None:
 
 
 def tree(root: int) -> list[int]:
-    """Return a process and all that it has started, by number."""
+    """Return the ids of a process and its descendants."""
     found = [root]
     for process in found:
         for task in Path(f"/proc/{process}/task").glob("*/children"):
@@ -50,24 +50,24 @@ def tree(root: int) -> list[int]:
 
 
 def memory(root: int) -> tuple[int, int, int]:
-    """Return the processes of a tree, their RSS and their PSS in bytes."""
+    """Return the number of processes in a tree, and their RSS and PSS in bytes."""
     rss = pss = count = 0
     for process in tree(root):
         try:
-            said = Path(f"/proc/{process}/smaps_rollup").read_text()
-        except OSError:  # it has just ended
+            text = Path(f"/proc/{process}/smaps_rollup").read_text()
+        except OSError:  # the process has ended
             continue
         count += 1
-        rss += 1024 * int(re.findall(r"^Rss:\s+(\d+)", said, re.MULTILINE)[0])
-        pss += 1024 * int(re.findall(r"^Pss:\s+(\d+)", said, re.MULTILINE)[0])
+        rss += 1024 * int(re.findall(r"^Rss:\s+(\d+)", text, re.MULTILINE)[0])
+        pss += 1024 * int(re.findall(r"^Pss:\s+(\d+)", text, re.MULTILINE)[0])
     return count, rss, pss
 
 
-def train(asked: argparse.Namespace, variables: dict[str, str]) -> list[str]:
-    """Train for an epoch and return the table's cells."""
+def train(args: argparse.Namespace, variables: dict[str, str]) -> list[str]:
+    """Train for one epoch and return the cells of a table row."""
     with tempfile.TemporaryDirectory() as results:
         output = Path(results) / "a.safetensors"
-        options = ["train", "--model", asked.model, "--image-size", asked.image_size, "--data", asked.folder,
+        options = ["train", "--model", args.model, "--image-size", args.image_size, "--data", args.folder,
                    "--epochs", 1, "-o", output]  # fmt: skip
         running = subprocess.Popen(
             [sys.executable, "-c", MICRONET, *map(str, options)], env={**os.environ, **variables}
@@ -95,14 +95,14 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=100_000)
     parser.add_argument("--model", default="lenet_bn")
     parser.add_argument("--image-size", type=int, default=32)
-    asked = parser.parse_args()
-    if not asked.folder.exists():
-        make(asked.folder, asked.images)
+    args = parser.parse_args()
+    if not args.folder.exists():
+        make(args.folder, args.images)
     rows = {
-        "streamed": train(asked, {"MICRONET_IMAGE_MEMORY": "0"}),
-        "the default": train(asked, {}),
+        "streamed": train(args, {"MICRONET_IMAGE_MEMORY": "0"}),
+        "the default": train(args, {}),
     }
-    print(f"{describe_machine()}; {asked.model}, {asked.images} images, {asked.image_size} pixels a side; MiB")
+    print(f"{describe_machine()}; {args.model}, {args.images} images, {args.image_size} pixels a side; MiB")
     print("| images | processes | RSS, most | PSS, most | PSS, 2nd quarter | PSS, last quarter | images/s |")
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
     for name, cells in rows.items():

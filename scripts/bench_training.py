@@ -1,15 +1,14 @@
 #!/usr/bin/env python
-"""Images a CPU second of training, against a plain PyTorch loop on the same network and images.
+"""Training speed in images per CPU second, compared with a plain PyTorch loop on the same network and images.
 
     OMP_NUM_THREADS=1 python scripts/bench_training.py --data path/to/cifar10 [--rounds 5] [--images 640]
 
-``--data``: a folder with train/<class>/*.jpg and test/<class>/*.jpg of 32 x 32 pixels. The plain loop is the micronet
-of 2021's: torchvision's ImageFolder and transforms in a DataLoader, Adam, contiguous tensors, the C library's own
-allocator. Ours is ``micronet train``'s. CPU seconds, the kernel's included, are counted rather than the clock's, since
-they hang less on what else the machine does. How memory is given out is one setting a process, so each measurement is a
-process of its own, in turns; within one, the first epoch (or 3 steps) is not counted. Then the loaders alone by the
-clock, and what share of our step ours takes. For steps with quantizers see bench_qat.py. Prints Markdown tables for
-BENCHMARKS.md.
+``--data``: a folder with train/<class>/*.jpg and test/<class>/*.jpg of 32 x 32 pixels. The plain loop is that of
+micronet in 2021: torchvision's ImageFolder and transforms in a DataLoader, Adam, contiguous tensors, the C library's
+default allocator. Ours is that of ``micronet train``. CPU seconds (user and system) depend less on the machine's other
+work than wall-clock time. The allocator is set once per process, so each measurement runs in its own process, in turns;
+the first epoch (or 3 steps) is not counted. Then the loaders are timed alone, and the share of our step that loading
+takes is computed. For steps with quantizers see bench_qat.py. Prints Markdown tables for BENCHMARKS.md.
 """
 
 import argparse
@@ -44,8 +43,8 @@ RATE = 0.01
 SKIPPED_STEPS = 3
 
 
-def plain_loader(asked: argparse.Namespace, workers: int) -> DataLoader[Any]:
-    """Return the loader of the micronet of 2021."""
+def plain_loader(args: argparse.Namespace, workers: int) -> DataLoader[Any]:
+    """Return the loader of micronet in 2021."""
     transform = transforms.Compose(
         [
             transforms.RandomCrop(32, padding=4),
@@ -54,17 +53,17 @@ def plain_loader(asked: argparse.Namespace, workers: int) -> DataLoader[Any]:
             transforms.Normalize((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
         ]
     )
-    images = datasets.ImageFolder(str(asked.data / "train"), transform)
-    chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(1))[: asked.images].tolist()
+    images = datasets.ImageFolder(str(args.data / "train"), transform)
+    chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(1))[: args.images].tolist()
     return DataLoader(Subset(images, chosen), BATCH, shuffle=True, num_workers=workers)
 
 
-def plain(asked: argparse.Namespace, name: str) -> float:
-    """Train as in 2021; return images a CPU second."""
+def plain(args: argparse.Namespace, name: str) -> float:
+    """Train as in 2021; return images per CPU second."""
     model = build_model(ModelSpec(name, {})).train()
     optimizer = torch.optim.Adam(model.parameters(), lr=RATE)
     start, images = 0.0, 0
-    for step, (inputs, labels) in enumerate(plain_loader(asked, workers=0)):
+    for step, (inputs, labels) in enumerate(plain_loader(args, workers=0)):
         if step == SKIPPED_STEPS:
             start, images = time.process_time(), 0
         optimizer.zero_grad()
@@ -76,19 +75,19 @@ def plain(asked: argparse.Namespace, name: str) -> float:
 
 
 class Clock(Silent):
-    """Progress that notes the CPU seconds at the end of every training step, and the epoch it was of."""
+    """Progress that records the epoch and the CPU seconds at the end of each training step."""
 
     def __init__(self) -> None:
         self.steps: list[tuple[str, float]] = []
 
     def step(self, label: str, done: int, total: int, **numbers: float) -> None:
-        """Note a step."""
+        """Record a step."""
         self.steps.append((label, time.process_time()))
 
 
-def ours(asked: argparse.Namespace, name: str) -> float:
-    """Train as ``micronet train`` does; return the second epoch's images a CPU second."""
-    data = load_data(str(asked.data), limit=asked.images)
+def ours(args: argparse.Namespace, name: str) -> float:
+    """Train as ``micronet train`` does; return images per CPU second of the second epoch."""
+    data = load_data(str(args.data), limit=args.images)
     config, clock = TrainConfig(epochs=2, batch_size=BATCH, lr=RATE), Clock()
     with tempfile.TemporaryDirectory() as folder:
         run = RunContext(Path(folder) / "a.safetensors", torch.device("cpu"), progress=clock)
@@ -99,7 +98,7 @@ def ours(asked: argparse.Namespace, name: str) -> float:
 
 
 def measure(which: str, name: str) -> float:
-    """Run ``ours`` or ``plain`` in a process of its own."""
+    """Run ``ours`` or ``plain`` in a new process."""
     done = subprocess.run(
         [sys.executable, *sys.argv, "--only", f"{which} {name}"], check=True, stdout=subprocess.PIPE, text=True
     )
@@ -107,26 +106,26 @@ def measure(which: str, name: str) -> float:
 
 
 def rate(batches: Iterable[tuple[Tensor, Tensor]]) -> float:
-    """Return the images a second that batches come at."""
+    """Return the images per second of a loader."""
     start = time.perf_counter()
     count = sum(len(labels) for _, labels in batches)
     return count / (time.perf_counter() - start)
 
 
-def loading(asked: argparse.Namespace) -> dict[str, list[float]]:
-    """Return each loader's images a second, in turns; ours remembers, as in every epoch but the first.
+def loading(args: argparse.Namespace) -> dict[str, list[float]]:
+    """Return each loader's images per second, measured in turns.
 
-    All have the allocator set as ours has it.
+    Ours has its images cached, as in every epoch after the first. All use our allocator settings.
     """
     tune_allocator()
-    data = load_data(str(asked.data), limit=asked.images)
+    data = load_data(str(args.data), limit=args.images)
     loaders: dict[str, Callable[[], Iterable[tuple[Tensor, Tensor]]]] = {
         "ours": lambda: train_batches(data.train, data.spec, BATCH, seed=1, epoch=1),
-        **{f"ImageFolder, {n} workers": lambda n=n: plain_loader(asked, n) for n in (0, 1, 2)},  # type: ignore[misc]
+        **{f"ImageFolder, {n} workers": lambda n=n: plain_loader(args, n) for n in (0, 1, 2)},  # type: ignore[misc]
     }
     rate(loaders["ours"]())
     found: dict[str, list[float]] = {name: [] for name in loaders}
-    for _ in range(asked.rounds):
+    for _ in range(args.rounds):
         for name, load in loaders.items():
             found[name].append(rate(load()))
     return found
@@ -140,23 +139,23 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=640)
     parser.add_argument("--models", default="nin,nin_gc")
     parser.add_argument("--only", help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    if asked.only:
-        which, name = asked.only.split()
-        print({"ours": ours, "plain": plain}[which](asked, name))
+    args = parser.parse_args()
+    if args.only:
+        which, name = args.only.split()
+        print({"ours": ours, "plain": plain}[which](args, name))
         return
-    steps: dict[str, list[tuple[float, float]]] = {name: [] for name in asked.models.split(",")}
-    for _ in range(asked.rounds):
+    steps: dict[str, list[tuple[float, float]]] = {name: [] for name in args.models.split(",")}
+    for _ in range(args.rounds):
         for name, pairs in steps.items():
             pairs.append((measure("plain", name), measure("ours", name)))
             print(
-                f"{name}: plain {pairs[-1][0]:.0f}, ours {pairs[-1][1]:.0f} images a CPU second",
+                f"{name}: plain {pairs[-1][0]:.0f}, ours {pairs[-1][1]:.0f} images per CPU second",
                 file=sys.stderr,
                 flush=True,
             )
-    loaded = loading(asked)
-    print(f"{describe_machine()}, torch {versions()['torch']}; batch {BATCH}, {asked.rounds} rounds")
-    print("| network | plain loop (images a CPU second) | ours | ours / plain (median of pairs) | least | loading |")
+    loaded = loading(args)
+    print(f"{describe_machine()}, torch {versions()['torch']}; batch {BATCH}, {args.rounds} rounds")
+    print("| network | plain loop (images per CPU second) | ours | ours / plain (median of pairs) | least | loading |")
     print("| --- | ---: | ---: | ---: | ---: | ---: |")
     ours_alone = statistics.median(loaded["ours"])
     for name, pairs in steps.items():
