@@ -4,7 +4,7 @@
     python scripts/bench_qat.py [--width 1.0] [--batch 64] [--rounds 12]
 
 Compared with: micronet of 2021 in plain autograd operations (round, clamp, detach; batch norms folded with one
-convolution for the statistics and one for the output), torch's fused fake-quantize operators, and Brevitas if installed.
+convolution for the statistics and one for the output), the fused fake-quantize operators of torch, and Brevitas.
 Prints a Markdown table for BENCHMARKS.md.
 """
 
