@@ -11,7 +11,6 @@ from micronet import registry
 from micronet.cli import console
 from micronet.cli.launch import run_in_processes
 from micronet.core.config import Option, alternatives, changed, flag, flatten, options, spell
-from micronet.recipe.run import RUN, run_recipe
 from micronet.stages.config import DistributedConfig
 from micronet.stages.stage import Outcome, Stage, execute, group_of
 
@@ -48,7 +47,9 @@ def perform(stage: Stage, config: Any) -> Outcome:
 def _run_here(stage: Stage, config: Any) -> Outcome:
     settings = flatten(config)
     quiet, as_json = settings.get("quiet", False), settings.get("json", False)
-    if stage is RUN:
+    if stage.name == "run":
+        from micronet.recipe.run import run_recipe
+
         return run_recipe(config, perform, console.Lines(quiet or as_json))
     with console.progress(quiet) as progress:
         outcome = execute(stage, config, progress)

@@ -1,1 +1,1 @@
-"""What every room needs: configs, files, progress, the machine. Nothing here imports torch."""
+"""What every room needs: settings, files, progress, the machine, ranks. Nothing here imports torch."""

@@ -35,6 +35,7 @@ def setting(
     run_only: bool = False,
     api: bool = True,
     option: str | None = None,
+    place: str | None = None,
 ) -> Any:
     """Declare one setting.
 
@@ -50,10 +51,11 @@ def setting(
         kinds: The file suffixes it takes, if it names a file.
         run_only: Whether it says how a command runs, not what it computes; recipes do not take it.
         api: Whether the Python API takes it.
+        place: ``file`` if it names a file to write, ``cache`` if one to read or write; checked before any work.
         option: Its spelling on the command line, if it is not ``--`` and the name.
     """
     about: dict[str, Any] = {"help": help, "short": short, "low": low, "high": high, "basic": basic, "metavar": metavar}
-    about |= {"argument": argument, "kinds": kinds, "run_only": run_only, "api": api, "option": option}
+    about |= {"argument": argument, "kinds": kinds, "run_only": run_only, "api": api, "option": option, "place": place}
     return field(default=default, metadata=about)
 
 

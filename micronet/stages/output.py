@@ -2,8 +2,10 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from micronet.core.files import check_output_path
+from micronet.core.config import flatten, options
+from micronet.core.files import check_cache_path, check_output_path, check_writable
 from micronet.errors import MicronetError
 
 
@@ -17,6 +19,16 @@ def check_output(path: Path, suffix: str, *, force: bool, resume: bool) -> None:
         check_output_path(path, force, suffix)
 
     distributed.from_rank_zero(check)
+
+
+def check_places(config: Any) -> None:
+    """Raise MicronetError if a cache or another file that the config names cannot be written."""
+    values = flatten(config)
+    for option in options(type(config)):
+        if option.about["place"] == "cache":
+            check_cache_path(values[option.name])
+        elif option.about["place"] == "file":
+            check_writable(values[option.name])
 
 
 def finish(write: Callable[[], None], path: Path) -> None:

@@ -36,7 +36,7 @@ class PruneSettings:
         False, "Cut each group of channels alone and print the accuracy lost.", run_only=True, api=False
     )
     plot: Path | None = setting(
-        None, "Draw the sensitivity into this .png or .svg (needs matplotlib).", run_only=True, api=False
+        None, "Draw the sensitivity into this .png or .svg (needs matplotlib).", run_only=True, api=False, place="file"
     )
     input_shape: str | None = setting(
         None, "Shape of an image if no data set is known. Default: 3,224,224.", metavar="C,H,W"
@@ -97,12 +97,10 @@ class Prune(Stage):
 
     def run(self, artifact: "Artifact | None", config: PruneSettings, context: Context) -> Outcome:
         """Prune once or in steps, or measure the sensitivity of the groups."""
-        from micronet.core.files import check_writable
         from micronet.stages.fitting import run_context, trained
         from micronet.stages.pruning import Pruning
 
         assert artifact is not None
-        check_writable(config.plot)
         run = run_context(config.run, context, force=config.output.force)
         pruning = Pruning.of(artifact, config, run, context.memory)
         if config.sensitivity:

@@ -109,7 +109,7 @@ class Pruning:
     def summary(self, pruned: Artifact, plan: PrunePlan, source: Path | None, *, measure: bool) -> dict[str, Any]:
         """Return the plan and the network's size before and after, with latency and accuracy if measured."""
         before, after = _sizes(self.artifact.model, self._sample), _sizes(pruned.model, self._sample)
-        if source is not None:
+        if source is not None and source.is_file():
             before["size_bytes"] = source.stat().st_size
         if measure:
             for shown, gained in zip((before, after), self._gains(pruned), strict=True):

@@ -128,9 +128,6 @@ class Quantize(Stage):
 
     def run(self, artifact: "Artifact | None", config: QuantizeSettings, context: Context) -> Outcome:
         """Quantize an artifact or an ONNX file, or plan it."""
-        from micronet.core.files import check_cache_path
-
-        check_cache_path(config.calibration.calib_cache)
         if config.is_onnx:
             from micronet.stages.quantizing_onnx import quantize_file
 

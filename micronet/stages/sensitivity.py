@@ -23,7 +23,9 @@ class SensitivitySettings:
     """The settings of ``sensitivity``."""
 
     artifact: Path = input_file()
-    plot: Path | None = setting(None, "Draw the layers into this .png or .svg (needs matplotlib).", basic=True)
+    plot: Path | None = setting(
+        None, "Draw the layers into this .png or .svg (needs matplotlib).", basic=True, place="file"
+    )
     quantization: QuantConfig = group(QuantConfig)
     calibration: CalibrationConfig = group(CalibrationConfig)
     data: DataConfig = group(DataConfig)
@@ -48,13 +50,11 @@ class Sensitivity(Stage):
 
     def run(self, artifact: "Artifact | None", config: SensitivitySettings, context: Context) -> Outcome:
         """Measure every layer, calibrated without training."""
-        from micronet.core.files import check_writable
         from micronet.quantization.sensitivity import Probe, draw, measure_sensitivity
         from micronet.stages.calibration import calibration_batches
         from micronet.stages.inputs import open_data, validation_accuracy
 
         assert artifact is not None
-        check_writable(config.plot)
         dataset = open_data(config.data, artifact)
         batches = context.memory.batches or list(calibration_batches(dataset, config.calibration, seed=1))
         probe = Probe(batches, config.calibration, validation_accuracy(dataset))

@@ -189,7 +189,7 @@ def execute(
     Raises:
         MicronetError: The input, the settings, their order or the output cannot be.
     """
-    from micronet.stages.output import check_output, finish
+    from micronet.stages.output import check_output, check_places, finish
 
     values, memory = flatten(config), memory or Memory()
     with ExitStack() as temporary:
@@ -200,6 +200,7 @@ def execute(
             check_output(path, suffix or "", force=values["force"], resume=values.get("resume", False))
         else:
             path = Path(temporary.enter_context(TemporaryDirectory())) / f"result{suffix or ''}"
+        check_places(config)
         artifact = stage.open(config, memory.source)
         if artifact is not None:
             stage.check_order([record.stage for record in artifact.history], config)

@@ -22,22 +22,22 @@ def test_every_help_shows_an_example_and_every_example_runs(tmp_path, monkeypatc
     """Trainings are cut short here; `pytest -m slow tests/cli/test_readme.py` runs whole ones."""
     monkeypatch.chdir(tmp_path)
     # A recipe of configs/ takes minutes: scripts/demo runs it. Engines: tests/deploy.
-    assert {*IN_ORDER, "run", "trt-build", "trt-eval"} == set(registry.COMMANDS)
+    assert {*IN_ORDER, "run", "schema", "trt-build", "trt-eval"} == set(registry.COMMANDS)
     Image.new("RGB", (40, 32)).save("photo.png")
     assert run(["run", "--help"]) == 0
     for name in IN_ORDER:
-        command = registry.load_object(registry.COMMANDS[name].module)
+        command = registry.load_object(registry.COMMANDS[name].stage)
         assert run([name, "--help"]) == 0
-        assert command.EXAMPLE.split()[2] in capsys.readouterr().out
+        assert command.example.split()[2] in capsys.readouterr().out
         short = ["--epochs", "1", "--limit", "160"] if name in TRAINING else []
-        assert run([*shlex.split(command.EXAMPLE)[1:], *short]) == 0, command.EXAMPLE
+        assert run([*shlex.split(command.example)[1:], *short]) == 0, command.example
 
 
 @pytest.mark.parametrize("name", registry.COMMANDS)
 def test_the_list_of_commands_says_what_their_help_does(name):
-    module, summary = registry.COMMANDS[name]
-    text = registry.load_object(module).run.__doc__
-    assert " ".join(text.split("\n\n")[0].split()) == summary
+    stage = registry.load_object(registry.COMMANDS[name].stage)
+    assert stage.name == name
+    assert f"micronet {name}" in stage.example
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_inspect_tells_everything(micronet, chain):
         (["train", "--device", "tpu"], "cuda"),
         (["train", "--width", "0"], "--width"),
         (["train", "--limit", "0"], "--limit"),
-        (["train", "--model-args", "{"], "no JSON"),
+        (["train", "--model-args", "{"], "not valid JSON"),
         (["quantize", "missing.safetensors"], "does not exist"),
         (["quantize", "--w-bits", "1"], "--w-bits"),
         (["quantize", "INT8", "-o", "x.safetensors"], "quantize the float artifact again"),
@@ -232,10 +232,10 @@ def test_foreign_networks_go_the_whole_way(micronet, tmp_path, monkeypatch, kind
     [
         (["export-onnx", "ONNX"], "is an ONNX file; expected an artifact (.safetensors)"),
         (["trt-build", "x.engine"], "is a TensorRT engine; expected an artifact (.safetensors) or an ONNX file"),
-        (["check-onnx", "FLOAT"], "is an artifact; expected an ONNX file (.onnx): micronet export-onnx"),
+        (["check-onnx", "FLOAT"], "is an artifact; expected an ONNX file (.onnx); convert it with micronet export-onnx"),
         (["evaluate", "x.pth"], "micronet import --model NAME --weights"),
         (["quantize", "folder", "--mode", "ptq"], "folder is a folder"),
-        (["trt-eval", "ONNX"], "expected a TensorRT engine (.engine): micronet evaluate"),
+        (["trt-eval", "ONNX"], "expected a TensorRT engine (.engine); use it with micronet evaluate"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -265,7 +265,7 @@ def test_a_file_of_another_kind_is_told_what_it_is_and_what_takes_it(
 )
 def test_a_missing_folder_is_told_before_the_work(micronet, chain, tmp_path, monkeypatch, arguments):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("micronet.cli.stages.open_artifact", None)  # nothing is opened, let alone calibrated
+    monkeypatch.setattr("micronet.artifact.artifact.load", None)  # nothing is opened, let alone calibrated
     done = micronet(*(chain / "float.safetensors" if argument == "FLOAT" else argument for argument in arguments))
     assert done.code == 2
     assert "mkdir -p" in done.err

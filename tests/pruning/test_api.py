@@ -3,6 +3,8 @@ import torch
 from torch import nn
 
 import micronet
+from micronet.pruning.config import PruneConfig
+from micronet.pruning.prune import prune_model
 
 
 def network():
@@ -14,28 +16,49 @@ def network():
 
 def test_a_users_network_is_pruned_quantized_saved_and_loaded(tmp_path):
     whole = network()
-    pruned = micronet.prune(whole, torch.randn(2, 3, 12, 12), percent=0.5)
-    assert sum(p.numel() for p in pruned.parameters()) < sum(p.numel() for p in whole.parameters())
-    assert whole[0].out_channels == 8
     images = torch.randn(4, 3, 12, 12)
-    pruned(images).sum().backward()
-    quantized = micronet.quantize(pruned, w_bits=8, a_bits=8)
-    micronet.calibrate(quantized, [images])
-    fused = micronet.fuse(quantized.eval())
+    pruned = micronet.prune(whole, images, percent=0.5)
+    assert sum(p.numel() for p in pruned.model.parameters()) < sum(p.numel() for p in whole.parameters())
+    assert whole[0].out_channels == 8
+    pruned.model(images).sum().backward()
+    quantized = micronet.quantize(pruned, w_bits=8, a_bits=8)  # no data: quantizers for a training loop of one's own
+    micronet.calibrate(quantized.model, [images])
+    fused = micronet.fuse(quantized)
+    assert [record.stage for record in fused.history] == ["prune", "quantize", "bn-fuse"]
+    with pytest.raises(micronet.MicronetError, match="how to build"):
+        micronet.save(fused, tmp_path / "a.safetensors")
     micronet.save(fused, tmp_path / "a.safetensors", build="tests.pruning.test_api:network")
-    assert torch.equal(micronet.load(tmp_path / "a.safetensors", network())(images), fused(images))
+    again = micronet.load(tmp_path / "a.safetensors", network()).model
+    assert torch.equal(again(images), fused.model.eval()(images))
     with pytest.raises(micronet.MicronetError, match="prune first, then quantize"):
         micronet.prune(quantized, images)
+
+
+def test_ptq_calibrates_on_batches_in_memory_and_returns_what_stays_float(tmp_path):
+    images = torch.randn(8, 3, 12, 12)
+    int8 = micronet.quantize(network(), data=[images], mode="ptq", exclude="0")
+    assert int8.left_float == {"0": "excluded"}
+    assert torch.isfinite(int8.model.eval()(images)).all()
+    micronet.export_onnx(int8, images, output=tmp_path / "int8.onnx")
+    with pytest.raises(micronet.MicronetError, match="mode ptq calibrates on data; name them with data"):
+        micronet.quantize(network(), mode="ptq")
+
+
+def test_a_call_leaves_its_network_as_it_was(tmp_path):
+    model = network()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    micronet.quantize(model, data=[torch.randn(8, 3, 12, 12)], mode="ptq", equalize=True)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
 @pytest.mark.parametrize(
     ("config", "message"),
     [
         ({"percent": 1}, "percent"),
-        ({"share": 0.5}, "unknown setting 'share'"),
+        ({"regular": 0}, "regular is 0; allowed: 1 or more"),
         ({"regular": 2.5}, "whole number"),
         ({"percent": "0.5"}, "a number"),
-        ({"exclude": ["0"]}, "--exclude is .*; expected text"),
+        ({"exclude": ["0"]}, "exclude is .*; expected text"),
     ],
 )
 def test_impossible_configs_are_refused(config, message):
@@ -58,23 +81,23 @@ def test_a_network_that_cannot_be_traced_is_refused():
 
 def test_a_network_is_pruned_in_place():
     model, images = network().eval(), torch.randn(2, 3, 12, 12)
-    copy = micronet.prune(model, images)
-    assert micronet.prune(model, images, in_place=True) is model
+    copy = prune_model(model, PruneConfig(), images)[0]
+    assert prune_model(model, PruneConfig(), images, in_place=True)[0] is model
     assert model[0].out_channels == copy[0].out_channels < 8
     assert torch.equal(model(images), copy(images))
 
 
 def test_an_attention_loses_heads_in_place():
     model, images = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True).eval(), torch.randn(2, 5, 16)
-    copy = micronet.prune(model, images, criterion="l2")
-    assert micronet.prune(model, images, criterion="l2", in_place=True) is model
-    assert model.self_attn.num_heads < 4
-    assert torch.equal(model(images), copy(images))
+    copy = prune_model(model, PruneConfig(criterion="l2"), images)[0]
+    cut = prune_model(model, PruneConfig(criterion="l2"), images, in_place=True)[0]
+    assert cut.self_attn.num_heads < 4
+    assert torch.equal(cut(images), copy(images))
 
 
 def test_a_users_cost_is_a_target():
     def cost(model):
         return model[0].out_channels
 
-    pruned = micronet.prune(network(), torch.randn(2, 3, 12, 12), criterion="l2", target_latency=0.5, cost=cost)
-    assert pruned[0].out_channels <= 4
+    config = PruneConfig(criterion="l2", target_latency=0.5)
+    assert prune_model(network(), config, torch.randn(2, 3, 12, 12), cost)[0][0].out_channels <= 4

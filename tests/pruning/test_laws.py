@@ -171,23 +171,23 @@ FORWARDS = {
 @pytest.mark.parametrize(("forward", "is_cut"), FORWARDS.items(), ids=lambda item: getattr(item, "__name__", str(item)))
 def test_a_forward_that_could_mislead_is_cut_rightly_or_left_whole(forward, is_cut):
     model = Misleading(forward).eval()
-    pruned = micronet.prune(model, torch.randn(2, 3, 8, 8), percent=0.5, criterion="l2", scope="layer")
+    pruned = micronet.prune(model, torch.randn(2, 3, 8, 8), percent=0.5, criterion="l2", scope="layer").model
     assert (pruned.c1.out_channels < 8) == is_cut
 
 
 def test_a_layer_with_a_hook_is_left_whole():
     model = Misleading(instance_norm)
     model.b1.register_forward_hook(lambda module, inputs, output: output.flip(1))
-    pruned = micronet.prune(model, torch.randn(2, 3, 8, 8), percent=0.5, criterion="l2")
+    pruned = micronet.prune(model, torch.randn(2, 3, 8, 8), percent=0.5, criterion="l2").model
     assert pruned.c1.out_channels == 8 > pruned.c2.out_channels
 
 
 def test_a_share_too_large_for_a_split_takes_the_smallest_width_it_has():
     model = Misleading(halves).eval()
-    pruned = micronet.prune(model, torch.randn(2, 3, 8, 8), percent=0.99, criterion="l2", scope="layer")
+    pruned = micronet.prune(model, torch.randn(2, 3, 8, 8), percent=0.99, criterion="l2", scope="layer").model
     assert (pruned.c1.out_channels, pruned.c4.in_channels) == (2, 1)
 
 
 def test_widths_that_are_no_numbers_are_named():
-    with pytest.raises(MicronetError, match=r"--widths has '4\.5'; allowed: whole numbers"):
+    with pytest.raises(MicronetError, match=r"widths has '4\.5'; allowed: whole numbers"):
         micronet.prune(Misleading(instance_norm), torch.randn(2, 3, 8, 8), widths="4.5,4", criterion="l2")
