@@ -236,6 +236,26 @@ def names(device: torch.device, folder: Path) -> Outcome:
     return Outcome({})
 
 
+@check("device is another one", None)
+def refusals(device: torch.device, folder: Path) -> Outcome:
+    """Mix the device's tensors with the CPU's, which it refuses; without that, the other checks would show nothing."""
+    x, layer = torch.randn(3, 4, device=device), nn.Linear(4, 4)
+    weight = layer.weight
+    assert layer.to(device).weight is weight and weight.device.type == device.type
+    assert weight.data_ptr() != layer.bias.data_ptr()
+    assert torch.equal((x + torch.tensor(1.0)).cpu(), x.cpu() + 1)  # a CPU tensor without dimensions may mix
+    assert float(x.abs().max()) > 0 and torch.tensor([1.0], device=device).tolist() == [1.0]
+    with torch.inference_mode():
+        assert weight.detach().view(-1).device.type == device.type
+    for attempt, error in ((lambda: x + x.cpu(), RuntimeError), (x.numpy, TypeError)):
+        try:
+            attempt()
+        except error:
+            continue
+        raise AssertionError("the device takes the CPU's tensors")
+    return Outcome({})
+
+
 @check("fp16 gradient scaler", None)
 def fp16_scaler(device: torch.device, folder: Path) -> Outcome:
     """Train in fp16 from an empty gradient scaler, and again with a stop and a resume: the ends are equal."""

@@ -2,11 +2,13 @@
 
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch.nn import functional as F
 
 import micronet
+from micronet.evaluation import latency
 from tests.devices.network import DATA, FACTORY, batches, dataset, trained
 from tests.devices.table import FLOAT, LEVEL, Outcome, check, outcome
 
@@ -25,11 +27,14 @@ def float_stages(device: torch.device, folder: Path) -> Outcome:
 
 @check("stages qat", LEVEL)
 def qat_stages(device: torch.device, folder: Path) -> Outcome:
-    """Quantize and train, train on with frozen ranges, fuse."""
+    """Quantize and train, train on with frozen ranges, fuse and evaluate."""
     place = {"device": str(device), "data": DATA, **TRAINING}
     trained_on = micronet.quantize(trained(device), w_bits=4, **place)
     qaft = micronet.quantize(trained_on, mode="qaft", **place)
-    return outcome(micronet.fuse(qaft).model, loss=qaft.metrics["test_loss"])
+    fused = micronet.fuse(qaft)
+    with patch.multiple(latency, WARM_UP_SECONDS=0.0, MEASURE_SECONDS=0.0):
+        row = micronet.evaluate(fused, device=str(device), data=DATA)
+    return outcome(fused.model, loss=[qaft.metrics["test_loss"], row.loss])
 
 
 @check("stages ptq", LEVEL)
@@ -45,11 +50,10 @@ def ptq_stages(device: torch.device, folder: Path) -> Outcome:
 
 @check("own training loop", LEVEL)
 def own_loop(device: torch.device, folder: Path) -> Outcome:
-    """Prune, quantize, train in a loop of one's own, freeze and fuse a model, which stays on its device."""
+    """Prune, quantize, train in a loop of one's own, freeze and fuse a model."""
     pruned = micronet.prune(trained(device), percent=0.25, data=torch.zeros(2, 3, 8, 8))
-    quantized = micronet.quantize(pruned, w_bits=4)
+    quantized = micronet.quantize(pruned, w_bits=4, device=str(device))
     model = quantized.model
-    assert all(tensor.device.type == device.type for tensor in model.state_dict().values()), "the model moved"
     micronet.calibrate(model, batches(device))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     model.train()
@@ -60,3 +64,13 @@ def own_loop(device: torch.device, folder: Path) -> Outcome:
             optimizer.step()
     micronet.freeze(model)
     return outcome(micronet.fuse(quantized).model)
+
+
+@check("networks in memory", LEVEL)
+def in_memory(device: torch.device, folder: Path) -> Outcome:
+    """Quantize and fuse a model that is on a device: without ``device=`` it stays there."""
+    int8 = micronet.quantize(trained(device), mode="ptq", w_bits=4, data=batches(device))
+    fused = micronet.fuse(int8).model
+    places = {tensor.device.type for tensor in fused.state_dict().values()}
+    assert places == {device.type}, f"the model is on {places}"
+    return outcome(fused)
