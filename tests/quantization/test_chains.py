@@ -29,9 +29,11 @@ NETWORKS = {
     "nin": {"width": 0.1},
     "nin_gc": {"width": 0.1},
     "resnet18": {"width": 0.1},
-    "torchvision:mobilenet_v2": {"num_classes": 10, "width_mult": 0.25},
+    "torchvision:mobilenet_v2": {  # two of its kinds of block: with and without a sum
+        "num_classes": 10, "width_mult": 0.25, "inverted_residual_setting": [[1, 16, 1, 1], [6, 24, 2, 2]],
+    },
     "torchvision:vit_b_16": {"num_classes": 10, "image_size": 32},
-}
+}  # fmt: skip
 ORDERS = [
     ["ptq", "bn-fuse"],
     ["bn-fuse", "ptq", "qaft"],
