@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from micronet.errors import MicronetError
+from micronet.graph import ops
 from micronet.models.modes import eval_mode
 from micronet.quantization.layers import SLOTS, Quantized, effective_weight
 from micronet.quantization.observers import MinMax
@@ -112,7 +113,7 @@ def freeze_activations(model: nn.Module) -> None:
 def frozen(model: nn.Module) -> Iterator[None]:
     """Freeze every range for good, and all batch-norm statistics inside this context (QAFT)."""
     freeze(model)
-    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    norms = [module for module in model.modules() if isinstance(module, ops.BATCH_NORMS)]
     modes = [norm.training for norm in norms]
     for norm in norms:
         norm.eval()

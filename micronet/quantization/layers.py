@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from micronet.graph import ops
 from micronet.models.uncompiled import uncompiled
 from micronet.quantization.quantizer import Quantizer
 
@@ -181,7 +181,7 @@ def effective_weight(layer: Any) -> Tensor:
 
 def has_weight_slot(module: nn.Module) -> bool:
     """Return True if this package can quantize the module's weight."""
-    return isinstance(module, _ConvNd) or type(module) in (nn.Linear, _QuantizedLinear)
+    return isinstance(module, ops.CONVOLUTIONS) or type(module) in (nn.Linear, _QuantizedLinear)
 
 
 def channel_axis(layer: nn.Module) -> int:
@@ -221,9 +221,9 @@ def _quantized_class(float_class: Any) -> type[nn.Module]:
     if float_class is nn.Linear:
         return _QuantizedLinear
     base: type[Quantized] = Quantized
-    if issubclass(float_class, _ConvTransposeNd):
+    if issubclass(float_class, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)):
         base = _QuantizedConvTranspose
-    elif issubclass(float_class, _ConvNd):
+    elif issubclass(float_class, ops.CONVOLUTIONS):
         base = _QuantizedConv
     elif float_class is nn.ReLU:
         base = _QuantizedReLU

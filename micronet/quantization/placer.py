@@ -76,7 +76,7 @@ class _Placer:
         for scheme in (self._weights, self._activations):
             scheme.check(config)
         if names and not self._chosen:
-            raise MicronetError("--include and --exclude leave no layer to quantize; choose fewer exclusions")
+            raise MicronetError("--include and --exclude leave no layer to quantize; exclude fewer layers")
 
     def _rule(self, name: str, *, at_edge: bool) -> Rule:
         """Return how to quantize a layer; record the reason if it stays float."""

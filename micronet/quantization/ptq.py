@@ -63,7 +63,7 @@ def set_ranges(model: nn.Module, statistics: Statistics, calibrator: Any, percen
             histogram = statistics.get(f"{name}.{slot}")
             if histogram is None:
                 raise MicronetError(
-                    f"the calibration statistics lack {name}.{slot}, because other layers were quantized then; "
+                    f"the calibration statistics, collected with other layers quantized, lack {name}.{slot}; "
                     "remove the cache (--calib-cache), or name another file"
                 )
             if not histogram.empty:

@@ -115,8 +115,7 @@ def reestimate_norms(model: nn.Module, batches: Iterable[Tensor]) -> int:
     Every image has the same weight, except that batches of one image are skipped, since they have no variance.
     Raises MicronetError if there is no batch norm or no larger batch.
     """
-    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    norms = [norm for norm in norms if norm.track_running_stats]
+    norms = [module for module in model.modules() if isinstance(module, ops.BATCH_NORMS) and module.track_running_stats]
     if not norms:
         raise MicronetError("--bn-reestimate needs batch norms, and this network has no batch norm; leave it out")
     momenta = [norm.momentum for norm in norms]
