@@ -278,7 +278,8 @@ def test_attention_whose_tensors_a_forward_reads_stays_as_it_is():
     assert "inner.self_attn" in record.result["left_float"]
 
 
-def test_recovery_reaches_the_layers_of_attention():
+def test_recovery_reaches_the_layers_of_attention(monkeypatch):
+    monkeypatch.setattr("micronet.quantization.adaround.STEPS", 20)
     model = Attending().eval()
     quantized, _ = quantize_model(model, QuantConfig(w_bits=3, a_bits=32, first_last="same"))
     calibrate(quantized, [TOKENS])

@@ -110,7 +110,8 @@ class TwoEnds(nn.Module):
 
 
 @pytest.mark.parametrize("recover", [correct_biases, adaround])
-def test_layers_are_recovered_in_the_order_of_the_forward_pass(recover):
+def test_layers_are_recovered_in_the_order_of_the_forward_pass(recover, monkeypatch):
+    monkeypatch.setattr("micronet.quantization.adaround.STEPS", 20)
     floating = TwoEnds().eval()
     model, _ = quantize_model(floating, QuantConfig(w_bits=2, first_last="same"))
     calibrate(model, BATCHES)
