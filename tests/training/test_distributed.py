@@ -290,9 +290,9 @@ def test_torchrun_goes_on_with_what_one_process_began(micronet, tmp_path):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--device", "0,x"], "numbers of GPUs"),
+        (["--device", "0,x"], "GPU numbers"),
         (["--device", "0,0"], "a GPU twice"),
-        (["--device", "0,1", "--processes", "3"], "is 2 processes"),
+        (["--device", "0,1", "--processes", "3"], "means 2 processes"),
         (["--processes", "0"], "allowed: 1"),
     ],
 )
