@@ -121,9 +121,9 @@ def _segment(
     from micronet.data.dataset import DataSpec
     from micronet.runtimes.tensorrt import segmentation
 
+    sizes = segmentation.parse_sizes(config.sizes) if config.sizes else _only_size(engine, config.file)
     pairs = segmentation.list_pairs(config.segmentation or Path())[: config.data.limit]
     spec = engine.data or (reference and reference.data) or DataSpec()
-    sizes = segmentation.parse_sizes(config.sizes) if config.sizes else _only_size(engine, config.file)
     found = segmentation.evaluate_segmentation(engine, pairs, sizes, spec, context.progress, reference)
     image = segmentation.read_image(pairs[0].image)
     return found._asdict(), [segmentation.prepare(image, size, spec) for size in sizes]
