@@ -1,4 +1,4 @@
-"""A second device made of CPU memory, so that a device mistake shows on a machine without a GPU.
+"""A second device made of CPU memory, which shows device mistakes on a machine without a GPU.
 
 ``register()`` makes ``torch.device("mock")`` known to this process for good, so call it only in a process of its own.
 Operators run on the CPU and give the CPU's numbers to the last bit. As on a GPU, an operator refuses tensors of two
@@ -15,7 +15,7 @@ import torch
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 NAME = "mock"
-KEY = "PrivateUse1"  # torch's dispatch key for devices from outside
+KEY = "PrivateUse1"  # torch's dispatch key for devices that it does not bring itself
 AUTOCAST = f"Autocast{KEY}"
 CPU = torch.device("cpu")
 # Operators that copy between devices, compare their kinds, or take indices from the CPU, as CUDA's do.
@@ -35,7 +35,7 @@ def register() -> None:
     operators.fallback(_run, KEY)
     operators.fallback(torch.library.fallthrough_kernel, AUTOCAST)
     copies = torch.library.Library("aten", "IMPL", KEY)
-    copies.impl("_to_copy", partial(_run, torch.ops.aten._to_copy.default))  # torch.tensor calls it past the fallback
+    copies.impl("_to_copy", partial(_run, torch.ops.aten._to_copy.default))  # the fallback does not serve torch.tensor
     autocast = torch.library.Library("aten", "IMPL", AUTOCAST)
     for name in IN_16_BITS + IN_32_BITS:
         autocast.impl(name, _autocast(getattr(torch.ops.aten, name).default, narrow=name in IN_16_BITS))
@@ -114,7 +114,7 @@ class MockTensor(torch.Tensor):
         return f"{NAME}({self.raw})"
 
     def data_ptr(self) -> int:
-        """Return the address of the values, which tells tied tensors from equal ones."""
+        """Return the address of the values, by which tied tensors are recognised."""
         return self.raw.data_ptr()
 
     def tolist(self) -> Any:
@@ -153,7 +153,7 @@ def _run(op: Any, *args: Any, **kwargs: Any) -> Any:
     plain_kwargs = {name: _map(plain, value) for name, value in kwargs.items()}
     if own and any(tensor.dim() > 0 for tensor in on_cpu) and not op.name().startswith(MIXING):
         raise RuntimeError(f"{op.name()}: expected all tensors to be on the same device, but found {NAME} and cpu")
-    with torch.inference_mode(False), torch.no_grad():  # inference mode has views of tensors from outside it
+    with torch.inference_mode(False), torch.no_grad():  # torch wants no inference tensors for views of normal ones
         out = op(*plain_args, **plain_kwargs)
         return out if devices and devices[0].type == "cpu" else _map(wrap, out)
 

@@ -60,5 +60,12 @@ def test_ranges_have_the_dtype_of_the_network(dtype):
         assert {quantizer.scale.dtype for _, _, quantizer in each_quantizer(network)} == {dtype}
 
 
+def test_the_gpu_check_runs_on_the_mock_device():
+    command = [sys.executable, "-m", "scripts.gpu_check", "--device", "mock", "--only", "device"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "2 of 2 ok" in done.stdout
+
+
 def test_the_process_of_the_tests_does_not_know_the_device():
     assert not hasattr(torch, "mock")

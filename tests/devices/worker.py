@@ -15,7 +15,7 @@ from tests.devices.table import CPU, Check, all_checks, changed
 
 
 def main() -> None:
-    """Answer every line of the standard input: the names that differ from the CPU's, and the error's text or null."""
+    """Answer every line of standard input with the names that differ from the CPU's and the error, if any."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     mock.register()
