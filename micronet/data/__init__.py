@@ -1,1 +1,1 @@
-"""Data sets by name or place, split three ways, and batches of them ready for a network."""
+"""Data sets by name, folder or file: three splits, and batches of them for a network."""

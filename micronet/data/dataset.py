@@ -27,12 +27,8 @@ IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 class DataSpec:
     """The data that a network is for, and how images become its input; JSON values only.
 
-    Attributes:
-        image_size: Height and width in pixels.
-        mean: Per channel, of pixels scaled to 0..1.
-        std: Per channel, of pixels scaled to 0..1.
-        limit: The maximum number of training images, and of test images; None for all.
-        seed: Determines the validation split and the images chosen by ``limit``.
+    ``image_size``: height and width in pixels. ``mean``, ``std``: per channel, of pixels scaled to 0..1. ``limit``: the
+    maximum number of training images, and of test images. ``seed``: of the validation split and the limit's choice.
     """
 
     name: str | None = None

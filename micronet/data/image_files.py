@@ -34,11 +34,7 @@ MEMORY_VARIABLE = "MICRONET_IMAGE_MEMORY"
 
 
 class ImageFiles:
-    """Image files, each decoded to (size, size) pixels when it is needed.
-
-    Args:
-        cache: Keep decoded pixels in memory.
-    """
+    """Image files, each decoded to (size, size) pixels when it is needed; ``cache``: keep them in memory."""
 
     def __init__(self, paths: Iterable[Path | str], size: int, *, cache: bool = False) -> None:
         # One array of bytes: a million Path objects take half a gigabyte, and every worker would copy them.
@@ -60,9 +56,7 @@ class ImageFiles:
         """Yield the images of each batch of rows, (B,) each.
 
         The first batch is decoded in this process, so that reading a single batch starts no workers.
-
-        Raises:
-            MicronetError: A file is not a readable image; the message names it.
+        Raises MicronetError that names the file if one is not a readable image.
         """
         for rows in batches[:1]:
             uncached = self._uncached(rows)
@@ -165,8 +159,7 @@ def list_images(place: Path) -> list[Path]:
 def decode(path: Path, size: int) -> Tensor:
     """Read an image file as (size, size, 3) uint8 RGB: shorter side resized, then centre-cropped.
 
-    Raises:
-        MicronetError: The file is not a readable image.
+    Raises MicronetError if the file is not a readable image.
     """
     try:
         with Image.open(path) as image:

@@ -1,5 +1,7 @@
 """The device a network runs on, the memory format of its tensors, and the machine around it."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -31,7 +33,7 @@ def pick_device(name: str | None) -> torch.device:
 
 def _count(kind: str) -> int:
     """Return the number of devices of a kind that torch can use here."""
-    module = getattr(torch, kind, None)  # torch.cuda, torch.mps, or what another backend registered
+    module: Any = getattr(torch, kind, None)  # torch.cuda, torch.mps, or what another backend registered
     count: int = module.device_count() if hasattr(module, "device_count") and module.is_available() else 0
     return count
 

@@ -1,1 +1,1 @@
-"""Training: the loop, one step, checkpoints, several processes."""
+"""Training: the loop, its steps, checkpoints, distillation and several processes."""

@@ -26,12 +26,8 @@ _HEADER_TYPES = {"identity": dict, "reached": dict, "groups": list, "numbers": d
 class TrainState:
     """The progress of a training.
 
-    Attributes:
-        rows: One row of metrics per finished epoch.
-        step: Steps taken in the epoch after those.
-        loss: Sum of the losses of that epoch's images so far.
-        images: Number of those images.
-        scaler: State of fp16's gradient scaler.
+    ``rows``: one row of metrics per finished epoch. Of the current epoch: ``step``, the steps taken; ``loss``, summed
+    over ``images`` images. ``scaler``: the state of fp16's gradient scaler.
     """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -59,11 +55,7 @@ class TrainState:
 
 @dataclass
 class Checkpoint:
-    """A checkpoint file.
-
-    Args:
-        identity: What must be the same when a training is resumed: settings, data, history.
-    """
+    """A checkpoint file. ``identity``: settings, data and history, which must be the same to resume."""
 
     path: Path
     identity: dict[str, Any]
@@ -78,8 +70,7 @@ class Checkpoint:
     def begin(self, model: nn.Module, optimizer: torch.optim.Optimizer, *, resume: bool, force: bool) -> TrainState:
         """Load a checkpoint into model and optimizer if ``resume``; return the state to train from.
 
-        Raises:
-            MicronetError: A checkpoint exists, but neither ``resume`` nor ``force`` is set; or it cannot be resumed.
+        Raises MicronetError if there is a checkpoint and neither ``resume`` nor ``force``, or if it cannot be resumed.
         """
         remove_leftovers(self.path)
         if not self.path.exists():
@@ -99,8 +90,7 @@ class Checkpoint:
     ) -> None:
         """Write the checkpoint; ``best`` marks these weights as the best so far.
 
-        Raises:
-            FailedError: The file could not be written; an earlier checkpoint is still complete.
+        Raises FailedError if it could not be written; an earlier checkpoint is still complete.
         """
         if best:
             self._best = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}

@@ -59,7 +59,8 @@ def process_group(report: Callable[[Exception], int]) -> Iterator[None]:
         if not isinstance(error, dist.DistError) and "gloo" not in str(error):
             raise
         lost = FailedError(f"one of the {world} processes ended unexpectedly; {RESUME}")
-        raise ProcessExitError(_report_once(lost, (lambda _: LOST) if ranks.is_launched() else report, store)) from error
+        by = (lambda _: LOST) if ranks.is_launched() else report
+        raise ProcessExitError(_report_once(lost, by, store)) from error
     finally:
         dist.destroy_process_group()
 
@@ -161,13 +162,9 @@ def broadcast_state(model: nn.Module, optimizer: torch.optim.Optimizer | None = 
 
 
 def local_device(name: str | None) -> str | None:
-    """Return the name of this rank's device.
+    """Return the name of this rank's device: ``name``, its own one of a list of GPUs (``0,1``), or None for the best.
 
-    Args:
-        name: A device, a list of GPUs (``0,1``) of which each rank takes its own, or None for the best.
-
-    Raises:
-        MicronetError: One GPU is named for several ranks.
+    Raises MicronetError if one GPU is named for several ranks.
     """
     if name is not None and name[:1].isdigit():
         numbers = name.split(",")

@@ -11,11 +11,9 @@ from micronet.training import distributed
 
 
 class MetricsLog:
-    """The log files of a training, which only rank 0 writes, when the first epoch ends.
+    """The log files of a training, which only rank 0 writes, from the end of the first epoch.
 
-    Args:
-        output: The artifact's path.
-        rows: The metrics of earlier epochs if a training is resumed.
+    ``output``: the artifact's path; ``rows``: the metrics of earlier epochs if a training is resumed.
     """
 
     def __init__(self, output: Path, rows: list[dict[str, Any]]) -> None:
