@@ -8,7 +8,10 @@ from torch import nn
 from torch.nn import functional as F
 
 import micronet
+from micronet.artifact.artifact import Artifact
 from micronet.errors import MicronetError
+from micronet.models.build import ModelSpec
+from micronet.onnx.export import to_onnx, write_onnx
 from micronet.quantization.calibrate import calibrate, each_quantizer, observing
 from micronet.quantization.config import QuantConfig
 from micronet.quantization.fold import fold_model
@@ -71,7 +74,7 @@ def test_bn_fuse_and_the_file_keep_few_bits_as_they_are(config, tmp_path):
     model.eval()
     exact, _ = fold_model(model)
     assert of_most_images(model(IMAGES), exact(IMAGES)) > 100
-    folded, _ = fold_model(model, [record])
+    folded, fold_record = fold_model(model, [record])
     for name, source in record.result["inputs"].items():
         owner, _, slot = source.rpartition(".")
         layer, unsnapped = folded.get_submodule(name), exact.get_submodule(name)
@@ -79,8 +82,8 @@ def test_bn_fuse_and_the_file_keep_few_bits_as_they_are(config, tmp_path):
         largest = layer.weight.detach().flatten(1).abs().amax(1)
         # Half a unit, of which the largest weight has more than 32; with the bare integers' unit 1 to 7.
         assert ((layer.bias - unsnapped.bias).abs() <= step * largest / 64).all()
-    model._micronet_history = [record]
-    micronet.export_onnx(micronet.fuse(model), IMAGES, output=tmp_path / "a.onnx")
+    artifact = Artifact(folded, ModelSpec("chain", {}), [record, fold_record])
+    write_onnx(to_onnx(artifact, IMAGES), tmp_path / "a.onnx")
     scores = OrtPredictor(tmp_path / "a.onnx", RuntimeOptions())(IMAGES.numpy())
     assert of_most_images(folded(IMAGES), torch.from_numpy(scores)) > 100
 
@@ -106,7 +109,7 @@ class InPlaceAlias(nn.Module):
 
 
 def test_a_sign_takes_no_place_of_a_relu_whose_input_is_read_again():
-    with pytest.raises(MicronetError, match="works in place on a tensor that is read again"):
+    with pytest.raises(MicronetError, match="changes a tensor in place that is read again"):
         quantize_model(InPlaceAlias(), QuantConfig(w_bits=32, a_bits="binary", include="b", first_last="same"))
 
 
