@@ -290,7 +290,7 @@ def prune(
         temperature: Softmax temperature of both networks' scores in distillation.
         image_size: Resize and crop images to squares with sides of this many pixels.
         limit: Use at most N training and N test images.
-        model: The code of an artifact made from path/to/file.py:factory, named again so that it may run.
+        model: path/to/file.py:factory, repeated to allow an artifact to run the code it was made from.
         trust_code: Run the code recorded in the artifact.
         seed: Seed for weights, order, augmentation and the validation split.
         resume: Continue an interrupted training.
@@ -361,7 +361,7 @@ def finetune(
         temperature: Softmax temperature of both networks' scores in distillation.
         image_size: Resize and crop images to squares with sides of this many pixels.
         limit: Use at most N training and N test images.
-        model: The code of an artifact made from path/to/file.py:factory, named again so that it may run.
+        model: path/to/file.py:factory, repeated to allow an artifact to run the code it was made from.
         trust_code: Run the code recorded in the artifact.
         seed: Seed for weights, order, augmentation and the validation split.
         resume: Continue an interrupted training.
@@ -520,7 +520,7 @@ def fuse(
     Args:
         artifact: An artifact (.safetensors).
         output: File to write; without it, nothing is written.
-        model: The code of an artifact made from path/to/file.py:factory, named again so that it may run.
+        model: path/to/file.py:factory, repeated to allow an artifact to run the code it was made from.
         trust_code: Run the code recorded in the artifact.
         force: Overwrite existing files.
         progress: An object with ``step`` and ``line`` that receives progress.
@@ -556,7 +556,7 @@ def export_onnx(
 
     Args:
         artifact: An artifact (.safetensors).
-        target: The runtime to suit: ONNX Runtime (unsigned activations) or TensorRT (signed, zero point 0).
+        target: The runtime that the file is for: ONNX Runtime (unsigned activations) or TensorRT (signed, zero point 0).
         opset: ONNX operator set, 18 to 23.
         dynamic: Dynamic axes: any of batch, height and width, separated by commas, or none.
         precision: Precision of a float network; fp16 halves the file. Inputs and outputs stay float32.
@@ -567,7 +567,7 @@ def export_onnx(
         embed_preprocessing: Take 8-bit pixels: the normalization becomes part of the file.
         image_size: Resize and crop images to squares with sides of this many pixels.
         limit: Use at most N training and N test images.
-        model: The code of an artifact made from path/to/file.py:factory, named again so that it may run.
+        model: path/to/file.py:factory, repeated to allow an artifact to run the code it was made from.
         trust_code: Run the code recorded in the artifact.
         force: Overwrite existing files.
         example_input: An input batch, or a tuple of them; needed if no data set describes the network's input.
@@ -624,7 +624,7 @@ def pack(
         check_images: Test images on which the packed network must agree with torch.
         image_size: Resize and crop images to squares with sides of this many pixels.
         limit: Use at most N training and N test images.
-        model: The code of an artifact made from path/to/file.py:factory, named again so that it may run.
+        model: path/to/file.py:factory, repeated to allow an artifact to run the code it was made from.
         trust_code: Run the code recorded in the artifact.
         force: Overwrite existing files.
         progress: An object with ``step`` and ``line`` that receives progress.
@@ -684,7 +684,7 @@ def trt_build(
         calib_cache: File of activation statistics: read if it exists, otherwise written. Serves any bit width.
         image_size: Resize and crop images to squares with sides of this many pixels.
         limit: Use at most N training and N test images.
-        model: The code of an artifact made from path/to/file.py:factory, named again so that it may run.
+        model: path/to/file.py:factory, repeated to allow an artifact to run the code it was made from.
         trust_code: Run the code recorded in the artifact.
         force: Overwrite existing files.
         progress: An object with ``step`` and ``line`` that receives progress.
@@ -720,13 +720,13 @@ def trt_eval(
         onnx: Reference model, run by ONNX Runtime on the CPU.
         batch_sizes: Batch sizes to time; batches larger than the engine's run in parts.
         data: A data set's name, a folder or a file.npz; or input batches (N, ...), or tuples that begin with one.
-        device: cpu, cuda or cuda:N, for torch; default: the best one present.
-        threads: Threads that a network runs on; default: OMP_NUM_THREADS, or one per core.
+        device: cpu, cuda or cuda:N, for torch; default: the best available.
+        threads: Number of threads; default: OMP_NUM_THREADS, or one per core.
         segmentation: Folder with images/NAME.jpg and labels/NAME.png, for a segmentation network.
         sizes: Segmentation: shorter sides, or HxW, over which scores are averaged; default: the engine's own size.
         image_size: Resize and crop images to squares with sides of this many pixels.
         limit: Use at most N training and N test images.
-        model: The code of an artifact made from path/to/file.py:factory, named again so that it may run.
+        model: path/to/file.py:factory, repeated to allow an artifact to run the code it was made from.
         trust_code: Run the code recorded in the artifact.
         arithmetic: ONNX Runtime's int8 kernels: exact, or fast but saturating on x86 without VNNI.
         progress: An object with ``step`` and ``line`` that receives progress.
@@ -754,11 +754,11 @@ def evaluate(
     Args:
         file: An artifact, or an .onnx, .packed or .engine file.
         data: A data set's name, a folder or a file.npz; or input batches (N, ...), or tuples that begin with one.
-        device: cpu, cuda or cuda:N, for torch; default: the best one present.
-        threads: Threads that a network runs on; default: OMP_NUM_THREADS, or one per core.
+        device: cpu, cuda or cuda:N, for torch; default: the best available.
+        threads: Number of threads; default: OMP_NUM_THREADS, or one per core.
         image_size: Resize and crop images to squares with sides of this many pixels.
         limit: Use at most N training and N test images.
-        model: The code of an artifact made from path/to/file.py:factory, named again so that it may run.
+        model: path/to/file.py:factory, repeated to allow an artifact to run the code it was made from.
         trust_code: Run the code recorded in the artifact.
         arithmetic: ONNX Runtime's int8 kernels: exact, or fast but saturating on x86 without VNNI.
         progress: An object with ``step`` and ``line`` that receives progress.
@@ -790,11 +790,11 @@ def compare(
         files: Artifacts, .onnx, .packed and .engine files.
         max_drop: Exit with 1 if a network loses more percentage points of accuracy than this against the first.
         data: A data set's name, a folder or a file.npz; or input batches (N, ...), or tuples that begin with one.
-        device: cpu, cuda or cuda:N, for torch; default: the best one present.
-        threads: Threads that a network runs on; default: OMP_NUM_THREADS, or one per core.
+        device: cpu, cuda or cuda:N, for torch; default: the best available.
+        threads: Number of threads; default: OMP_NUM_THREADS, or one per core.
         image_size: Resize and crop images to squares with sides of this many pixels.
         limit: Use at most N training and N test images.
-        model: The code of an artifact made from path/to/file.py:factory, named again so that it may run.
+        model: path/to/file.py:factory, repeated to allow an artifact to run the code it was made from.
         trust_code: Run the code recorded in the artifact.
         arithmetic: ONNX Runtime's int8 kernels: exact, or fast but saturating on x86 without VNNI.
         progress: An object with ``step`` and ``line`` that receives progress.
@@ -822,9 +822,9 @@ def predict(
         file: An artifact, or an .onnx, .packed or .engine file.
         images: Image files, or folders of them.
         top: Number of classes to list per image.
-        device: cpu, cuda or cuda:N, for torch; default: the best one present.
-        threads: Threads that a network runs on; default: OMP_NUM_THREADS, or one per core.
-        model: The code of an artifact made from path/to/file.py:factory, named again so that it may run.
+        device: cpu, cuda or cuda:N, for torch; default: the best available.
+        threads: Number of threads; default: OMP_NUM_THREADS, or one per core.
+        model: path/to/file.py:factory, repeated to allow an artifact to run the code it was made from.
         trust_code: Run the code recorded in the artifact.
         arithmetic: ONNX Runtime's int8 kernels: exact, or fast but saturating on x86 without VNNI.
         progress: An object with ``step`` and ``line`` that receives progress.
@@ -915,7 +915,7 @@ def sensitivity(
         calib_cache: File of activation statistics: read if it exists, otherwise written. Serves any bit width.
         image_size: Resize and crop images to squares with sides of this many pixels.
         limit: Use at most N training and N test images.
-        model: The code of an artifact made from path/to/file.py:factory, named again so that it may run.
+        model: path/to/file.py:factory, repeated to allow an artifact to run the code it was made from.
         trust_code: Run the code recorded in the artifact.
         progress: An object with ``step`` and ``line`` that receives progress.
 

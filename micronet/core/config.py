@@ -273,5 +273,5 @@ def _spelled(item: Field[Any]) -> str:
 
 def _interval(low: float, high: float) -> str:
     if high == math.inf:
-        return f"{low:g} or more"
+        return "any finite number" if low == -math.inf else f"{low:g} or more"
     return f"up to {high:g}" if low == -math.inf else f"{low:g} to {high:g}"

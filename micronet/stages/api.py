@@ -138,11 +138,15 @@ def _call(stage: Stage, given: dict[str, Any]) -> Any:
         values["data"] = str(given["data"])
     elif given.get("data") is not None:
         batches = list(_inputs(given["data"]))
+    source = artifacts.get(values["artifact"]) if values.get("artifact") is not None else None
+    if source is not None and values.get("device") is None and uses(stage.Config, "device"):
+        own = next((parameter.device for parameter in source.model.parameters()), None)
+        if own is not None and own.type != "cpu":  # a network stays on its device
+            values["device"] = str(own)
     try:
         config = stage.configure(values)
         if uses(stage.Config, "processes") and flatten(config).get("device", None) and config.run.world_size > 1:
             raise MicronetError("several GPUs need several processes; start your script with torchrun")
-        source = artifacts.get(values["artifact"]) if values.get("artifact") is not None else None
         if source is not None:
             source = copy.deepcopy(source)  # training and folding change networks in place
         memory = Memory(source, artifacts, batches, example)

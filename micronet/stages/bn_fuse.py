@@ -1,10 +1,12 @@
 """The ``bn-fuse`` stage: batch norms disappear into the layers before them."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from micronet.core.config import group
+from micronet.errors import MicronetError
 from micronet.runtimes.config import CodeOptions
 from micronet.stages.config import OutputConfig, input_file
 from micronet.stages.stage import Context, Outcome, Stage
@@ -32,7 +34,14 @@ class BnFuse(Stage):
     details = "Quantized weights keep their integers, and biases become int32."
     example = "micronet bn-fuse int8.safetensors -o fused.safetensors"
     Config = BnFuseSettings
-    cannot_follow = {"bn-fuse": "its batch norms are folded already; continue with export-onnx"}  # noqa: RUF012
+
+    def check_order(self, history: Iterable[str], config: Any) -> None:
+        """Refuse a network that is fused already; one quantized since then gets its biases rounded."""
+        last = [stage for stage in history if stage in ("bn-fuse", "quantize")][-1:]
+        if last == ["bn-fuse"]:
+            raise MicronetError(
+                "bn-fuse cannot follow bn-fuse: its batch norms are folded already; continue with export-onnx"
+            )
 
     def default_output(self, config: Any) -> Path:
         """Return a name beside the input."""

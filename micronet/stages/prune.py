@@ -115,6 +115,11 @@ class Prune(Stage):
         pruned, plan = pruning.once()
         return Outcome(pruned, pruning.summary(pruned, plan, self.input(config), measure=config.measure))
 
+    def add_file(self, summary: dict[str, Any], path: Path) -> None:
+        """Add the file, and its size to the figures after pruning."""
+        super().add_file(summary, path)
+        summary.get("after", {}).update(size_bytes=path.stat().st_size)
+
     def restore(self, model: "nn.Module", record: "StageRecord") -> "nn.Module":
         """Resize the layers as recorded."""
         from micronet.pruning.prune import restore

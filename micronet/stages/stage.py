@@ -158,6 +158,10 @@ class Stage:
 
         save(product, path)
 
+    def add_file(self, summary: dict[str, Any], path: Path) -> None:
+        """Add the file that was written to the summary."""
+        summary.update(output=str(path), size_bytes=path.stat().st_size)
+
     def restore(self, model: "nn.Module", record: StageRecord) -> "nn.Module":
         """Rebuild the structure that a record describes; stages that change no structure return the model as it is."""
         return model
@@ -207,8 +211,7 @@ def execute(
         outcome = stage.run(artifact, config, Context(path, progress or Silent(), memory))
         if written and outcome.product is not None:
             finish(lambda: stage.write(outcome.product, path), path)
-            if isinstance(outcome.summary, dict):
-                outcome.summary.update(output=str(path), size_bytes=path.stat().st_size)
+            stage.add_file(outcome.summary, path)
     return outcome
 
 

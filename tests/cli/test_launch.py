@@ -27,7 +27,7 @@ def test_a_process_that_has_said_why_it_ended_decides(codes, exit_code):
         ({1: -9, 0: -15}, "process 1 of 2 was killed (SIGKILL)"),
         ({0: LOST, 1: -11}, "process 1 of 2 was killed (SIGSEGV)"),
         ({0: LOST, 1: -15}, "process 1 of 2 was killed (SIGTERM)"),
-        ({0: LOST, 1: LOST}, "the 2 processes lost one another"),
+        ({0: LOST, 1: LOST}, "the 2 processes lost contact"),
     ],
 )
 def test_the_launcher_speaks_for_processes_that_could_not(codes, said):

@@ -34,7 +34,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(micronet, chain, tmp_path,
     monkeypatch.chdir(tmp_path)
     done = micronet("prune", chain / "float.safetensors", "--dry-run", "--percent", 0.99)
     assert done.code == 0
-    assert "the least it may have" in done.out
+    assert "is the minimum" in done.out
     assert "output" in done.out
     assert not list(tmp_path.iterdir())
     assert not list(chain.glob("*pruned*"))
@@ -85,7 +85,7 @@ def test_a_teacher_changes_what_is_learned_and_resumes(micronet, chain, tmp_path
     changed.write_bytes((chain / "int8.safetensors").read_bytes())
     kept = tmp_path / "d.checkpoint.safetensors"
     with monkeypatch.context() as patched:
-        patched.setattr("micronet.cli.stages.save", lambda *_: (_ for _ in ()).throw(OSError("full")))
+        patched.setattr("micronet.artifact.artifact.save", lambda *_: (_ for _ in ()).throw(OSError("full")))
         few = ["--epochs", 2, "--limit", 100, "--distill", changed, "-o", tmp_path / "d.safetensors"]
         assert micronet("finetune", chain / "float.safetensors", *few).code == 1
     assert kept.exists()
@@ -102,7 +102,7 @@ def test_a_folder_with_other_images_is_not_resumed(micronet, tmp_path, monkeypat
     assert micronet("train", "--data", folder, "--width", 0.1, "--epochs", 1, "-o", start).code == 0
     ask = ["finetune", start, "--data", folder, "--epochs", 1, "-o", tmp_path / "a.safetensors"]
     with monkeypatch.context() as patched:
-        patched.setattr("micronet.cli.stages.save", lambda *_: (_ for _ in ()).throw(OSError("full")))
+        patched.setattr("micronet.artifact.artifact.save", lambda *_: (_ for _ in ()).throw(OSError("full")))
         assert micronet(*ask).code == 1
     first = next((folder / "train").rglob("*.png"))
     first.with_stem("added").write_bytes(first.read_bytes())
@@ -127,11 +127,11 @@ def test_the_loss_with_a_teacher_is_hintons():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["prune", "FLOAT", "--percent", "1"], "0 up to but not 1"),
-        (["prune", "FLOAT", "--percent", "-0.1"], "0 up to but not 1"),
-        (["prune", "FLOAT", "--percent", "nan"], "0 up to but not 1"),
+        (["prune", "FLOAT", "--percent", "1"], "at least 0 and below 1"),
+        (["prune", "FLOAT", "--percent", "-0.1"], "at least 0 and below 1"),
+        (["prune", "FLOAT", "--percent", "nan"], "any finite number"),
         (["prune", "FLOAT", "--regular", "0"], "--regular"),
-        (["prune", "FLOAT", "--regular", "999"], "cannot be a multiple of 999"),
+        (["prune", "FLOAT", "--regular", "999"], "too few for a multiple of 999"),
         (["prune", "FUSED"], "prune first, then quantize"),
         (["finetune", "FUSED"], "from before bn-fuse"),
         (["sparse-train", "FLOAT", "--s", "-1"], "--s"),

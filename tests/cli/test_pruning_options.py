@@ -65,7 +65,7 @@ def test_steps_prune_and_train_and_resume(micronet, chain, tmp_path):
     again = load(path).model.state_dict()
     assert all(torch.equal(weights[name], again[name]) for name in weights)
     for other in (["--epochs", 2], ["--limit", 50], ["--seed", 2]):
-        assert "written with other settings" in micronet(*ask, *other, "--resume", "--force").err
+        assert "made with other settings" in micronet(*ask, *other, "--resume", "--force").err
 
 
 def test_the_originals_widths_are_taken_by_prune(micronet, tmp_path):
@@ -90,7 +90,7 @@ def test_a_network_of_ones_own_needs_its_input_shape(micronet, tmp_path):
     path = tmp_path / "own.safetensors"
     api.save(fresh(), path, build="tests.cli.test_pruning_options:fresh")
     ask = ["prune", path, "--trust-code", "-o", tmp_path / "p.safetensors"]
-    assert "does not take the example" in micronet(*ask).err
+    assert "cannot run on the example input" in micronet(*ask).err
     assert "channels,height,width" in micronet(*ask, "--input-shape", "1x9x9").err
     assert "name one with --data" in micronet(*ask, "--input-shape", "1,9,9", "--criterion", "taylor").err
     done = micronet(*ask, "--input-shape", "1,9,9", "--json")
@@ -104,11 +104,11 @@ def test_a_network_of_ones_own_needs_its_input_shape(micronet, tmp_path):
         (["--epochs", 3], "add --steps 1"),
         (["--steps", 2, "--dry-run"], "leave it out"),
         (["--plot", "a.png"], "--sensitivity"),
-        (["--steps", -1], "1 or more"),
-        (["--widths", "1,2"], "this network takes 8"),
-        (["--percent", 0.5, "--target-params", 0.5], "--percent and --target-params each say how much"),
+        (["--steps", -1], "0 to 1000"),
+        (["--widths", "1,2"], "this network needs 8"),
+        (["--percent", 0.5, "--target-params", 0.5], "--percent and --target-params both set how much"),
         (["--sensitivity", "--percent", 0.3], "leave --percent out"),
-        (["--steps", 1, "--measure"], "--measure is of one cut"),
+        (["--steps", 1, "--measure"], "--measure needs a single cut"),
         (["--widths", "8,8,8,8,8,8,8,8", "--min-channels", 8], "leave --min-channels out"),
     ],
 )

@@ -147,7 +147,11 @@ def test_a_recipe_killed_at_random_moments_ends_with_the_same_files(micronet, re
         ("width = 0.1", 'model_args = "{bad"', "line 4: train: --model-args is not valid JSON"),
         ("epochs = 3", "epochs = 3\nbatch_size = 2", "batch_size is given twice"),
         ('output = "int8.onnx"', 'output = "no/where.onnx"', "out/no is not a folder"),
-        ('name = "fused"', 'name = "fused"\noutput = "int8.safetensors"', "belongs to another stage or is this stage's input"),
+        (
+            'name = "fused"',
+            'name = "fused"\noutput = "int8.safetensors"',
+            "belongs to another stage or is this stage's input",
+        ),
         ("percent = 0.5", "percent = 0.5\ndry_run = true", "unknown option of prune: 'dry_run'"),
         ('command = "bn-fuse"', "", "line 36: this stage names no command"),
         ('command = "train"', 'command = "bn-fuse"', "line 7: unknown option of bn-fuse: 'width'"),

@@ -37,14 +37,7 @@ def ask(worker, name):
     return json.loads(worker.stdout.readline())
 
 
-PENDING = {"networks in memory": "the Python API moves a network in memory to the default device"}
-NAMES = [
-    pytest.param(name, marks=pytest.mark.xfail(strict=True, reason=PENDING[name])) if name in PENDING else name
-    for name in all_checks()
-]
-
-
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", all_checks())
 def test_the_device_gives_the_numbers_of_the_cpu(worker, name):
     answer = ask(worker, name)
     assert answer["error"] is None, answer["error"]

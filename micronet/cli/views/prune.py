@@ -24,7 +24,7 @@ def _show_plan(summary: dict[str, Any]) -> None:
     console.print_table(("layers", "before", "after", "note"), rows)
     asked = "" if summary["asked"] in (0, summary["cut"]) else f" (requested: {summary['asked']:,})"
     console.print_line(f"channels  {summary['cut']:,} of {summary['total']:,} cut{asked}")
-    before, after = summary["before"], {"size_bytes": summary.get("size_bytes"), **summary["after"]}
+    before, after = summary["before"], summary["after"]
     for label, key in (("params", "params"), ("MACs", "macs"), ("bytes", "size_bytes")):
         if before.get(key) and after.get(key):
             change = _change(before[key], after[key])
