@@ -1,11 +1,11 @@
-"""The spellings of the micronet of 2021: taken where ours means the same, answered with ours where it does not."""
+"""The spellings of the micronet of 2021: accepted if they mean the same today, answered with today's command if not."""
 
 import json
 from collections.abc import Callable
+from pathlib import PurePath
 
 from micronet.errors import MicronetError
 
-_GROUPED = ("--gc-refine", "--gc-prune-refine")
 _VALUES = {
     "--q-type": {"0": "sym", "1": "asym"},
     "--q-level": {"0": "channel", "1": "layer"},
@@ -20,30 +20,34 @@ _NAMES = {
     "--wd": "--weight-decay",
     "--train-batch-size": "--batch-size",
     "--end-epochs": "--epochs",
-    "--model-type": "--model",
+    "--ptq-batch": "--calib-batches",
     "--save": "--output",
     "--W": "--w-bits",
     "--A": "--a-bits",
 }
-ORIGINAL_WIDTHS = ("154", "162", "144", "304", "320", "320", "608", "584")  # that it printed for nin_gc
-_SPARSE = "the sparsity penalty is a command of its own: micronet sparse-train [ARTIFACT] --s 1e-4"
+ORIGINAL_WIDTHS = ("154", "162", "144", "304", "320", "320", "608", "584")  # what it printed for nin_gc
+_ARTIFACT_KNOWS = ("prune", "finetune", "bn-fuse")  # read what an artifact is from the artifact
+_PRUNED = "a pruned network is an artifact like any other; type: micronet quantize pruned.safetensors"
 _ANSWERS = {
-    "-sr": _SPARSE,
-    "--sparsity-regularization": _SPARSE,
-    "--ptq": "micronet quantize ARTIFACT --mode ptq",
-    "--qaft": "micronet quantize ARTIFACT --mode qaft",
-    "--evaluate": "measuring is a command of its own: micronet evaluate FILE",
+    "--ptq": "post-training quantization is a mode; type: micronet quantize ARTIFACT --mode ptq",
+    "--ptq-control": "post-training quantization is a mode; type: micronet quantize ARTIFACT --mode ptq",
+    "--qaft": "quantization-aware finetuning is a mode; type: micronet quantize ARTIFACT --mode qaft",
+    "--evaluate": "evaluation has its own command; type: micronet evaluate FILE",
     "--layers": "layers are found by tracing the network; leave it out",
-    "--quant-type": "an artifact knows what it is; leave it out",
-    "--eval-batch-size": "evaluation chooses its batches itself; leave it out",
-    "--start-epochs": "go on with an interrupted training with --resume",
-    "--prune-quant": "give the pruned artifact itself: micronet quantize pruned.safetensors",
-    "--prune-qat": "give the pruned artifact itself: micronet quantize pruned.safetensors",
+    "--quant-type": "an artifact records how it was made; leave it out",
+    "--pretrained-model": "an artifact records how it was made; leave it out",
+    "--bn-fuse-calib": "it has no equivalent; leave it out (quantize --bn-fuse folds batch norms during training)",
+    "--eval-batch-size": "the batch size does not change the results of evaluation; leave it out",
+    "--num-workers": "the number of loading processes is chosen automatically; leave it out",
+    "--start-epochs": "to continue an interrupted training, repeat its command with --resume",
+    "--prune-quant": _PRUNED,
+    "--prune-qat": _PRUNED,
+    "--prune-qaft": "type: micronet quantize pruned-int8.safetensors --mode qaft",
 }
 
 
 def modern(arguments: list[str]) -> list[str]:
-    """Return a command line in today's spelling. Raises MicronetError where an old option has become something else."""
+    """Return a command line in today's spelling; raise MicronetError if an old option has become something else."""
     words: list[str] = []
     rest = list(arguments)
     while rest:
@@ -57,16 +61,12 @@ def modern(arguments: list[str]) -> list[str]:
         name = typed.replace("_", "-") if typed.startswith("--") else typed
         if equals:
             rest.insert(0, value)
-        if name in _GROUPED and "prune" not in words:
-            numbers = [int(word) for word in _grouped_widths(rest)[1].split(",")]
-            raise MicronetError(
-                f"{typed} is for micronet prune ARTIFACT, which cuts nin_gc with its weights; to train that network "
-                f"from scratch: micronet train --model nin_gc --model-args '{json.dumps({'widths': numbers})}'"
-            )
         if name in _ANSWERS:
             raise MicronetError(f"{typed}: {_ANSWERS[name]}")
         if name in _REWRITTEN:
-            words += _REWRITTEN[name](rest)
+            words += _REWRITTEN[name](name, _command(words), rest)
+        elif (_command(words), name) in _ONE_COMMAND:
+            words += _ONE_COMMAND[_command(words), name](name, _command(words), rest)
         elif equals:
             rest.pop(0)
             words.append(f"{_NAMES.get(name, name)}={_value(name, value)}")
@@ -77,8 +77,12 @@ def modern(arguments: list[str]) -> list[str]:
     return words
 
 
+def _command(words: list[str]) -> str:
+    return next((word for word in words if not word.startswith("-")), "")
+
+
 def _value(name: str, typed: str) -> str:
-    """Return today's word for an option's number. Raises MicronetError for a number it never had."""
+    """Return today's word for an option's number; raise MicronetError for a number that it never had."""
     known = _VALUES.get(name, {})
     if known and typed.isdigit() and typed not in known:
         allowed = ", ".join(f"{word} ({number})" for number, word in known.items())
@@ -86,50 +90,106 @@ def _value(name: str, typed: str) -> str:
     return known.get(typed, typed)
 
 
-def _cpu(rest: list[str]) -> list[str]:
+def _artifact(option: str, command: str, path: str) -> str:
+    """Return the path if it names an artifact; raise MicronetError with the import command if it is a checkpoint."""
+    if path.endswith(".safetensors"):
+        return path
+    stem = PurePath(path).stem
+    raise MicronetError(
+        f"{option} {path}: a checkpoint must be imported first; type: micronet import --model nin --weights {path} "
+        f"-o {stem}.safetensors, then micronet {command} {stem}.safetensors"
+    )
+
+
+# Each takes the option, the command and the words after the option, and returns the words that replace it.
+
+
+def _cpu(option: str, command: str, rest: list[str]) -> list[str]:
     return ["--device", "cpu"]
 
 
-def _gpu(rest: list[str]) -> list[str]:
-    number = rest.pop(0) if rest else "0"
-    if not number.isdigit():
-        raise MicronetError(f"--gpu_id {number}: one device a command: --device cuda:0")
-    return ["--device", f"cuda:{number}"]
-
-
-def _fold(rest: list[str]) -> list[str]:
-    """``--bn_fuse 0`` and ``1``: a flag now."""
-    wanted = rest.pop(0) if rest and rest[0] in ("0", "1") else "1"
-    return ["--bn-fuse"] if wanted == "1" else []
-
-
-def _refine(rest: list[str]) -> list[str]:
-    """``--refine FILE``: the file is the command's artifact now."""
-    if not rest:
-        raise MicronetError("--refine: give the artifact itself, for example micronet finetune pruned.safetensors")
-    path = rest.pop(0)
-    if not path.endswith(".safetensors"):
+def _gpu(option: str, command: str, rest: list[str]) -> list[str]:
+    numbers = rest.pop(0) if rest else "0"
+    if not all(number.isdigit() for number in numbers.split(",")):
         raise MicronetError(
-            f"--refine {path}: bring the checkpoint in first, micronet import --model nin --weights {path}, "
-            "then give the artifact itself, for example micronet finetune nin.safetensors"
+            f"--gpu_id is {numbers}; allowed: GPU numbers; type: --device cuda:0, or --device 0,1 for two"
+        )
+    return ["--device", numbers if "," in numbers else f"cuda:{numbers}"]
+
+
+def _sparse(option: str, command: str, rest: list[str]) -> list[str]:
+    if command == "sparse-train":
+        return []
+    raise MicronetError(f"{option}: sparse training has its own command; type: micronet sparse-train --s 1e-4")
+
+
+def _fold(option: str, command: str, rest: list[str]) -> list[str]:
+    """``--bn_fuse 0`` and ``1``: a flag today."""
+    value = rest.pop(0) if rest and rest[0] in ("0", "1") else "1"
+    return ["--bn-fuse"] if value == "1" else []
+
+
+def _refine(option: str, command: str, rest: list[str]) -> list[str]:
+    """``--refine FILE``: the file is the command's artifact today."""
+    target = "finetune" if command == "train" else command
+    if not rest:
+        raise MicronetError(f"{option} needs a file; type, for example: micronet {target} pruned.safetensors")
+    path = _artifact(option, target, rest.pop(0))
+    if command == "train":
+        raise MicronetError(
+            f"{option} {path}: train begins a new network; to train this one further, type: micronet finetune {path}"
         )
     return [path]
 
 
-def _grouped_widths(rest: list[str]) -> list[str]:
+def _widths(option: str, command: str, rest: list[str]) -> list[str]:
     """``--gc_refine 154 162 ...``: the widths of the pruned nin_gc, which prune cuts with its weights."""
     widths = []
     while rest and rest[0].isdigit():
         widths.append(rest.pop(0))
-    return ["--widths", ",".join(widths or ORIGINAL_WIDTHS)]
+    widths = widths or list(ORIGINAL_WIDTHS)
+    if command != "prune":
+        arguments = json.dumps({"widths": [int(width) for width in widths]})
+        raise MicronetError(
+            f"{option} is for micronet prune, which cuts nin_gc and keeps its weights; to train a network of these "
+            f"widths from scratch, type: micronet train --model nin_gc --model-args '{arguments}'"
+        )
+    return ["--widths", ",".join(widths)]
 
 
-_REWRITTEN: dict[str, Callable[[list[str]], list[str]]] = {
+def _model_type(option: str, command: str, rest: list[str]) -> list[str]:
+    """``--model_type 0``: an artifact records its network."""
+    value = _value(option, rest.pop(0)) if rest else ""
+    return [] if command in _ARTIFACT_KNOWS else ["--model", *filter(None, [value])]
+
+
+def _drop(option: str, command: str, rest: list[str]) -> list[str]:
+    """``bn_fuse.py --W 2``: an artifact records its bits."""
+    if rest and rest[0].isdigit():
+        rest.pop(0)
+    return []
+
+
+def _prune_model(option: str, command: str, rest: list[str]) -> list[str]:
+    """``prune --model FILE``: the file is the artifact today."""
+    return [_artifact(option, command, rest.pop(0))] if rest else []
+
+
+_Rewrite = Callable[[str, str, list[str]], list[str]]
+_REWRITTEN: dict[str, _Rewrite] = {
+    "-sr": _sparse,
+    "--sparsity-regularization": _sparse,
     "--bn-fuse": _fold,
     "--cpu": _cpu,
     "--gpu-id": _gpu,
     "--refine": _refine,
     "--prune-refine": _refine,
-    "--gc-refine": _grouped_widths,
-    "--gc-prune-refine": _grouped_widths,
+    "--gc-refine": _widths,
+    "--gc-prune-refine": _widths,
+    "--model-type": _model_type,
+}
+_ONE_COMMAND: dict[tuple[str, str], _Rewrite] = {
+    ("prune", "--model"): _prune_model,
+    ("bn-fuse", "--W"): _drop,
+    ("bn-fuse", "--A"): _drop,
 }

@@ -20,9 +20,19 @@ from micronet.errors import MicronetError
         ("quantize --bn_fuse 0", "quantize"),
         ("quantize --W=3 --A=32", "quantize --w-bits=ternary --a-bits=32"),
         ("train --train_batch_size 50 --end_epochs 300", "train --batch-size 50 --epochs 300"),
+        ("train --gpu_id 0,1", "train --device 0,1"),
+        ("sparse-train -sr --s 0.0001 --model_type 0", "sparse-train --s 0.0001 --model nin"),
+        ("sparse-train --sparsity-regularization a.safetensors", "sparse-train a.safetensors"),
+        ("prune --percent 0.5 --model a.safetensors --save b.safetensors",
+         "prune --percent 0.5 a.safetensors --output b.safetensors"),
+        ("prune --model=a.safetensors --model_type 1", "prune a.safetensors"),
+        ("finetune --model_type 0 --refine a.safetensors", "finetune a.safetensors"),
+        ("bn-fuse --W 2 a.safetensors", "bn-fuse a.safetensors"),
+        ("bn-fuse --W=3 --A=2 a.safetensors -o b.safetensors", "bn-fuse a.safetensors -o b.safetensors"),
+        ("quantize --mode ptq --ptq_batch 10", "quantize --mode ptq --calib-batches 10"),
         ("train -o a_b.safetensors -- --x_y", "train -o a_b.safetensors -- --x_y"),
     ],
-)
+)  # fmt: skip
 def test_old_options_mean_what_they_meant(old, new):
     assert modern(old.split()) == new.split()
 
@@ -33,14 +43,21 @@ def test_old_options_mean_what_they_meant(old, new):
         ("train -sr --s 1e-4", "micronet sparse-train"),
         ("train --gc_refine 154 162 144", '{"widths": [154, 162, 144]}'),
         ("quantize --refine nin_finetune.pth", "micronet import --model nin --weights nin_finetune.pth"),
+        ("prune --model models_save/nin_sparse.pth --save nin_prune.pth",
+         "micronet import --model nin --weights models_save/nin_sparse.pth -o nin_sparse.safetensors, "
+         "then micronet prune nin_sparse.safetensors"),
+        ("train --model_type 0 --refine pruned.safetensors", "micronet finetune pruned.safetensors"),
+        ("train --refine nin_prune.pth", "then micronet finetune nin_prune.safetensors"),
+        ("quantize --prune_qaft nin.pth", "--mode qaft"),
+        ("train --num_workers 4", "leave it out"),
+        ("train --gpu_id all", "--device 0,1"),
         ("prune --layers 9", "leave it out"),
-        ("train --gpu_id 0,1", "--device cuda:0"),
         ("quantize --W 4", "binary (2), ternary (3)"),
         ("quantize --ptq", "--mode ptq"),
         ("train --model_type 7", "nin (0), nin_gc (1)"),
         ("quantize --q_type 5", "sym (0), asym (1)"),
     ],
-)
+)  # fmt: skip
 def test_what_became_something_else_is_answered(micronet, old, answer):
     with pytest.raises(MicronetError, match=re.escape(answer)):
         modern(old.split())
