@@ -1,15 +1,18 @@
 """Recipes: the same commands, in order, skipped where unchanged, and none begun before all are checked."""
 
+import json
 import os
 import random
 import signal
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from micronet.recipe.plan import plan
-from micronet.recipe.reader import read_recipe
+from micronet.recipe.reader import bundled, read_recipe
+from micronet.recipe.schema import recipe_schema
 from tests.training.processes import Command
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -244,3 +247,41 @@ def test_every_recipe_that_ships_is_sound(path):
     stages = plan(read_recipe(path))
     assert stages[-1].stage.name == "compare"
     assert stages[0].output.suffix == ".safetensors"
+
+
+def test_the_schema_beside_the_recipes_is_up_to_date():
+    """Write it by ``micronet schema recipe > configs/recipe.schema.json``."""
+    written = json.loads((CONFIGS / "recipe.schema.json").read_text())
+    assert written == json.loads(json.dumps(recipe_schema()))
+
+
+def _allows(schema, value):
+    """Return True if a value is valid by the keywords of JSON Schema that the schema of recipes uses."""
+    if "oneOf" in schema:
+        return sum(_allows(one, value) for one in schema["oneOf"]) == 1
+    if "anyOf" in schema:
+        return any(_allows(one, value) for one in schema["anyOf"])
+    if "const" in schema or "enum" in schema:
+        return value in schema.get("enum", [schema.get("const")])
+    kinds = {"object": dict, "array": list, "string": str, "boolean": bool, "integer": int, "number": (int, float)}
+    if not isinstance(value, kinds[schema["type"]]) or (isinstance(value, bool) and schema["type"] != "boolean"):
+        return False
+    if isinstance(value, dict):
+        known = schema["properties"]
+        return (set(schema.get("required", ())) <= set(value) <= set(known)) and all(
+            _allows(known[key], item) for key, item in value.items()
+        )
+    if isinstance(value, list):
+        return all(_allows(schema["items"], item) for item in value)
+    return isinstance(value, str) or schema.get("minimum", value) <= value <= schema.get("maximum", value)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.toml")), ids=lambda path: path.name)
+def test_every_recipe_that_ships_names_its_schema_and_is_valid_by_it(path):
+    text = path.read_text()
+    assert text.startswith("#:schema recipe.schema.json\n")
+    assert bundled()[path.stem].name == path.name  # `micronet run NAME`
+    recipe = tomllib.loads(text)
+    assert _allows(recipe_schema(), recipe)
+    recipe["stage"][0]["epochs"] = -1
+    assert not _allows(recipe_schema(), recipe)
