@@ -206,8 +206,9 @@ def test_the_commands_option_runs_reloads_and_is_recorded(micronet, chain, tmp_p
         fused = path
     else:
         assert micronet("bn-fuse", path, "-o", fused).code == 0
-    done = micronet("export-onnx", fused, "-o", tmp_path / "a.onnx")
-    assert done.code == 0, done.err
+    if option[0] in ("--equalize", "--adaround", "--bias-correct", "--target-drop"):  # the others leave a usual network
+        done = micronet("export-onnx", fused, "-o", tmp_path / "a.onnx")
+        assert done.code == 0, done.err
 
 
 def test_statistics_are_kept_for_other_bits_and_refused_for_another_network(micronet, chain, tmp_path):
