@@ -35,10 +35,18 @@ def test_t43_every_readme_command_has_the_options_it_uses(arguments):
         assert context.params
 
 
-def test_the_translation_has_the_same_chain():
-    chain = {command[0] for command in commands("README.md")}
-    assert {command[0] for command in commands("README.zh-CN.md")} <= chain
+def test_the_translation_has_the_same_commands_and_figures():
+    names = ("README.md", "README.zh-CN.md")
+    assert commands(names[0]) == commands(names[1])
     assert len(commands("README.md")) > 20
+    english, chinese = (_figures(name) for name in names)
+    assert english == chinese
+
+
+def _figures(name):
+    """Return the numbers of every table row in a README."""
+    rows = re.findall(r"^\| \w.*\|$", (ROOT / name).read_text(encoding="utf-8"), re.MULTILINE)
+    return [re.findall(r"\d[\d.,]*\d%?|\d%?", row) for row in rows]
 
 
 @pytest.mark.slow
