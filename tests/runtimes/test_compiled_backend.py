@@ -15,7 +15,7 @@ from micronet.runtimes.packed import predictor
 from micronet.runtimes.packed.numpy_backend import run
 from micronet.runtimes.packed.predictor import PackedNetwork
 
-pytest.importorskip("numba", reason="pip install 'micronet[fast]'")
+pytest.importorskip("numba", reason="pip install numba")
 
 from micronet.runtimes.packed import compiled_backend
 from micronet.runtimes.packed.compiled_backend import CompiledNetwork

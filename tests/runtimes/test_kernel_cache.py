@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-pytest.importorskip("numba", reason="pip install 'micronet[fast]'")
+pytest.importorskip("numba", reason="pip install numba")
 
 from llvmlite import binding, ir
 from numba.core import caching, cgutils

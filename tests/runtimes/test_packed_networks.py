@@ -38,7 +38,7 @@ def test_a_packed_network_computes_what_torch_computes(network, scheme, exported
 
 @pytest.mark.parametrize(("network", "scheme"), NETWORKS)
 def test_compiled_kernels_compute_what_numpy_computes(network, scheme, exported, monkeypatch):
-    pytest.importorskip("numba", reason="pip install 'micronet[fast]'")
+    pytest.importorskip("numba", reason="pip install numba")
     from micronet.runtimes.packed import compiled_backend
     from micronet.runtimes.packed.compiled_backend import CompiledNetwork
     from micronet.runtimes.packed.kernels import cpu

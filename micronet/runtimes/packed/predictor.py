@@ -85,7 +85,7 @@ def _choose_backend(program: Program, threads: int) -> tuple[Score, str]:
         from micronet.runtimes.packed.feature_maps import UnsupportedProgram
         from micronet.runtimes.packed.kernels import cpu
     except ImportError:
-        return _numpy_backend(program, threads), "numpy (pip install 'micronet[fast]' for compiled kernels)"
+        return _numpy_backend(program, threads), "numpy (pip install numba for compiled kernels)"
     cpu.check_requested()
     try:
         compile_kernels()

@@ -13,9 +13,9 @@ from micronet.errors import FailedError, first_line, unknown
 Backend = Literal["tensorrt", "tensorrt-rtx"]
 MODULES: dict[str, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 _HELP = {
-    "auto": "pip install 'micronet[tensorrt-rtx]' builds without a GPU, 'micronet[tensorrt]' builds on one",
-    "tensorrt": "pip install 'micronet[tensorrt]'",
-    "tensorrt-rtx": "pip install 'micronet[tensorrt-rtx]'",
+    "auto": "pip install tensorrt-rtx-cu13 (builds without a GPU), or pip install tensorrt (builds on one)",
+    "tensorrt": "pip install tensorrt",
+    "tensorrt-rtx": "pip install tensorrt-rtx-cu13",
 }
 
 
