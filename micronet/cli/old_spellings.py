@@ -64,9 +64,9 @@ def modern(arguments: list[str]) -> list[str]:
         if name in _ANSWERS:
             raise MicronetError(f"{typed}: {_ANSWERS[name]}")
         if name in _REWRITTEN:
-            words += _REWRITTEN[name](name, _command(words), rest)
+            words += _REWRITTEN[name](typed, _command(words), rest)
         elif (_command(words), name) in _ONE_COMMAND:
-            words += _ONE_COMMAND[_command(words), name](name, _command(words), rest)
+            words += _ONE_COMMAND[_command(words), name](typed, _command(words), rest)
         elif equals:
             rest.pop(0)
             words.append(f"{_NAMES.get(name, name)}={_value(name, value)}")
@@ -95,8 +95,9 @@ def _artifact(option: str, command: str, path: str) -> str:
     if path.endswith(".safetensors"):
         return path
     stem = PurePath(path).stem
+    model = "nin_gc" if "nin_gc" in stem else "nin"
     raise MicronetError(
-        f"{option} {path}: a checkpoint must be imported first; type: micronet import --model nin --weights {path} "
+        f"{option} {path}: a checkpoint must be imported first; type: micronet import --model {model} --weights {path} "
         f"-o {stem}.safetensors, then micronet {command} {stem}.safetensors"
     )
 
@@ -159,7 +160,7 @@ def _widths(option: str, command: str, rest: list[str]) -> list[str]:
 
 def _model_type(option: str, command: str, rest: list[str]) -> list[str]:
     """``--model_type 0``: an artifact records its network."""
-    value = _value(option, rest.pop(0)) if rest else ""
+    value = _value("--model-type", rest.pop(0)) if rest else ""
     return [] if command in _ARTIFACT_KNOWS else ["--model", *filter(None, [value])]
 
 
@@ -175,6 +176,16 @@ def _prune_model(option: str, command: str, rest: list[str]) -> list[str]:
     return [_artifact(option, command, rest.pop(0))] if rest else []
 
 
+def _resume(option: str, command: str, rest: list[str]) -> list[str]:
+    """``--resume FILE``: a flag today."""
+    if rest and rest[0].endswith((".pth", ".pt")):
+        raise MicronetError(
+            f"{option} takes no file; repeat the interrupted command with {option} to continue from its checkpoint. "
+            f"To start from {rest[0]}, type: micronet import --model nin --weights {rest[0]}"
+        )
+    return [option]
+
+
 _Rewrite = Callable[[str, str, list[str]], list[str]]
 _REWRITTEN: dict[str, _Rewrite] = {
     "-sr": _sparse,
@@ -187,6 +198,7 @@ _REWRITTEN: dict[str, _Rewrite] = {
     "--gc-refine": _widths,
     "--gc-prune-refine": _widths,
     "--model-type": _model_type,
+    "--resume": _resume,
 }
 _ONE_COMMAND: dict[tuple[str, str], _Rewrite] = {
     ("prune", "--model"): _prune_model,

@@ -14,6 +14,7 @@ from micronet.cli.old_spellings import modern
 from tests.data.test_data import make_folder
 
 ROOT = Path(__file__).parents[2]
+PAGES = ("README.md", "README.zh-CN.md", "docs/migrating.md")
 TRAINS = {"train", "sparse-train", "finetune", "quantize"}
 
 
@@ -26,7 +27,7 @@ def commands(name):
 
 @pytest.mark.parametrize(
     "arguments",
-    [pytest.param(found, id=" ".join(found)) for name in ("README.md", "README.zh-CN.md") for found in commands(name)],
+    [pytest.param(found, id=" ".join(found)) for name in PAGES for found in commands(name)],
 )
 def test_t43_every_readme_command_has_the_options_it_uses(arguments):
     name, *rest = modern(arguments)

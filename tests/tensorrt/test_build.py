@@ -106,7 +106,7 @@ def test_what_does_not_build_is_one_line_with_the_node():
         build_engine(plain_file(), [], RTX)
     with pytest.raises(MicronetError, match=r"9\.0; tensorrt-rtx supports 7\.5"):
         build_engine(plain_file(), PROFILES, BuildConfig(backend="tensorrt-rtx", compute_capability="9.0"))
-    with pytest.raises(FailedError, match="pip install tensorrt$"):
+    with pytest.raises(FailedError, match=r"pip install tensorrt$"):
         build_engine(plain_file(), PROFILES, BuildConfig(backend="tensorrt"))
 
 
