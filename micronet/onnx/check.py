@@ -155,7 +155,7 @@ def compare_layers(
     for name, slot, quantizer in each_quantizer(model):
         key = f"{name}.{slot}"
         if key in theirs:
-            handles.append(quantizer.register_forward_hook(_comparison(key, theirs[key], worst)))
+            handles.append(quantizer.register_forward_hook(_comparison(key, theirs[key], worst), with_kwargs=True))
     try:
         with eval_mode(model):
             model(images)
@@ -168,12 +168,13 @@ def compare_layers(
 def _comparison(key: str, theirs: Any, worst: dict[str, int]) -> Any:
     """Make a hook that compares a quantizer's integers with ONNX Runtime's and passes on the latter's values."""
 
-    def hook(quantizer: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        qparams = quantizer.qparams(inputs[0])
+    def hook(quantizer: Any, inputs: tuple[Tensor, ...], options: dict[str, Any], output: Tensor) -> Tensor:
+        x = inputs[0].relu() if options.get("rectified") else inputs[0]
+        qparams = quantizer.qparams(x)
         shifted = qparams.qmin < 0 and theirs.dtype.kind == "u"
         shift = 2 ** (theirs.dtype.itemsize * 8 - 1) if shifted else 0
-        other = torch.from_numpy(theirs.astype(np.float32)).view_as(inputs[0]) - shift  # the file may flatten first
-        worst[key] = int((to_integers(inputs[0], qparams) - other).abs().max())
+        other = torch.from_numpy(theirs.astype(np.float32)).view_as(x) - shift  # the file may flatten first
+        worst[key] = int((to_integers(x, qparams) - other).abs().max())
         return dequantize(other, qparams)
 
     return hook

@@ -229,9 +229,9 @@ def test_statistics_are_kept_for_other_bits_and_refused_for_another_network(micr
     cache[1].write_bytes(b"garbage")
     done = micronet(*start, *cache, "-o", tmp_path / "d.safetensors")
     assert done.code == 2
-    assert "no calibration statistics" in done.err
+    assert "not a file of calibration statistics" in done.err
     assert (
-        "no folder with images"
+        "not a folder with images"
         in micronet(*start, "--calib-data", tmp_path / "no", "-o", tmp_path / "d.safetensors").err
     )
 
@@ -296,13 +296,13 @@ def test_learned_rounding_sees_what_a_layer_gives_before_an_in_place_relu():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--mode", "ptq", "--epochs", 3], "trains nothing"),
-        (["--mode", "ptq", "--lr", 0.1], "trains nothing"),
-        (["--mode", "qaft", "--w-bits", 4], "leave the options of quantization out"),
+        (["--mode", "ptq", "--epochs", 3], "does not train"),
+        (["--mode", "ptq", "--lr", 0.1], "does not train"),
+        (["--mode", "qaft", "--w-bits", 4], "leave the quantization options out"),
         (["--bn-fuse", "--equalize"], "leave it out"),
-        (["--bn-fuse", "--w-bits", 32], "no convolution whose weight is quantized"),
+        (["--bn-fuse", "--w-bits", 32], "found no quantized convolution"),
         (["--include", "nothing"], "unknown layer"),
-        (["--calib-data", "README.md"], "no folder with images"),
+        (["--calib-data", "README.md"], "not a folder with images"),
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) else "",
 )
@@ -319,7 +319,7 @@ def test_statistics_are_of_the_equalized_network(micronet, chain, tmp_path):
     for more in (["--equalize"], ["--calib-batches", 1], ["--seed", 5]):
         done = micronet(*start, *cache, *more, "-o", tmp_path / "b.safetensors")
         assert done.code == 2
-        assert "another artifact, or of other images" in done.err
+        assert "another artifact or of other images" in done.err
 
 
 def test_a_training_that_loses_more_than_the_target_fails_and_writes_nothing(micronet, chain, tmp_path):
@@ -327,5 +327,5 @@ def test_a_training_that_loses_more_than_the_target_fails_and_writes_nothing(mic
     out = tmp_path / "q.safetensors"
     done = micronet("quantize", chain / "float.safetensors", "--target-drop", 5, *few, "-o", out)
     assert done.code == 1
-    assert "points after qat, --target-drop allows 5" in done.err
+    assert "points after qat; --target-drop allows 5" in done.err
     assert not out.exists()

@@ -125,7 +125,7 @@ def test_t22_a_norm_before_its_convolution_and_a_convolution_without_one():
     assert set(record.result["inputs"]) == {"conv", "alone"}
     with pytest.raises(MicronetError, match="nothing to fold"):
         fold_model(model)
-    with pytest.raises(MicronetError, match="no convolution whose weight is quantized has a batch norm behind it"):
+    with pytest.raises(MicronetError, match="found no quantized convolution followed by a batch norm"):
         quantize_model(PreActivation(), QuantConfig(bn_fuse=True))
 
 
