@@ -172,8 +172,10 @@ def _drop(option: str, command: str, rest: list[str]) -> list[str]:
 
 
 def _prune_model(option: str, command: str, rest: list[str]) -> list[str]:
-    """``prune --model FILE``: the file is the artifact today."""
-    return [_artifact(option, command, rest.pop(0))] if rest else []
+    """``prune --model FILE``: the file is the artifact today; ``net.py:Net`` still names a network's code."""
+    if rest and rest[0].endswith((".safetensors", ".pth", ".pt")):
+        return [_artifact(option, command, rest.pop(0))]
+    return [option]
 
 
 def _resume(option: str, command: str, rest: list[str]) -> list[str]:

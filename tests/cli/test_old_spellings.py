@@ -26,6 +26,8 @@ from micronet.errors import MicronetError
         ("prune --percent 0.5 --model a.safetensors --save b.safetensors",
          "prune --percent 0.5 a.safetensors --output b.safetensors"),
         ("prune --model=a.safetensors --model_type 1", "prune a.safetensors"),
+        ("prune a.safetensors --model net.py:Net", "prune a.safetensors --model net.py:Net"),
+        ("prune --model=pkg.net:build a.safetensors", "prune --model pkg.net:build a.safetensors"),
         ("finetune --model_type 0 --refine a.safetensors", "finetune a.safetensors"),
         ("bn-fuse --W 2 a.safetensors", "bn-fuse a.safetensors"),
         ("bn-fuse --W=3 --A=2 a.safetensors -o b.safetensors", "bn-fuse a.safetensors -o b.safetensors"),
