@@ -23,7 +23,8 @@ def command(stage: Stage) -> Callable[..., None]:
     def run(**values: Any) -> None:
         perform(stage, stage.configure(values))
 
-    parameters = [_parameter(option) for option in sorted(options(stage.Config), key=_order)]
+    listed = sorted(options(stage.Config), key=lambda each: (not each.about["argument"], not stage.is_basic(each)))
+    parameters = [_parameter(option, basic=stage.is_basic(option)) for option in listed]
     run.__doc__ = f"{stage.summary}\n\n{stage.details}".strip()
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
@@ -61,12 +62,7 @@ def _run_here(stage: Stage, config: Any) -> Outcome:
     return outcome
 
 
-def _order(option: Option) -> tuple[bool, bool]:
-    """Sort arguments first, then what a newcomer needs, then the rest."""
-    return not option.about["argument"], not option.about["basic"]
-
-
-def _parameter(option: Option) -> inspect.Parameter:
+def _parameter(option: Option, *, basic: bool) -> inspect.Parameter:
     """Return the parameter of a command's function for one setting."""
     about, kind = option.about, option.field.type
     # Typer knows no unions of several types: such settings are text, and the config makes sense of it.
@@ -81,7 +77,7 @@ def _parameter(option: Option) -> inspect.Parameter:
         declared: Any = typer.Argument(**shared, show_default=False)
     else:
         names = [about["option"] or flag(option.name), *filter(None, [about["short"]])]
-        panel = BASIC if about["basic"] else f"Advanced: {option.title or 'other'}"
+        panel = BASIC if basic else f"Advanced: {option.title or 'This command'}"
         declared = typer.Option(*names, **shared, rich_help_panel=panel)
     return inspect.Parameter(
         option.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, declared]

@@ -59,6 +59,7 @@ class Prune(Stage):
     )
     example = "micronet prune sparse.safetensors --percent 0.5 --regular 8 -o pruned.safetensors"
     Config = PruneSettings
+    advanced = ("epochs", "lr", "batch_size")
     cannot_follow = {"quantize": PRUNE_FIRST, "bn-fuse": BEFORE_FUSING}  # noqa: RUF012  # never changed
 
     def check(self, config: PruneSettings) -> None:

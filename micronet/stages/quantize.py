@@ -67,6 +67,7 @@ class Quantize(Stage):
     )
     example = "micronet quantize float.safetensors --w-bits 8 --a-bits 8 --q-type sym --epochs 1 -o int8.safetensors"
     Config = QuantizeSettings
+    advanced = ("lr", "batch_size", "model", "device")
     cannot_follow = {  # noqa: RUF012  # never changed
         "quantize": "it is quantized already; run finetune or --mode qaft on it, or quantize the float artifact again"
     }

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from micronet import registry
 from micronet.artifact.history import StageRecord
 from micronet.artifact.kinds import check_file_kind
-from micronet.core.config import build, flatten, options
+from micronet.core.config import Option, build, flatten, options
 from micronet.core.progress import Progress, Silent
 from micronet.errors import MicronetError, unknown
 
@@ -75,6 +75,7 @@ class Stage:
         begins: Whether it begins a history.
         cannot_follow: Stages that must not come before it -> why not, and what to do instead.
         product: The type of its product, for the typed API.
+        advanced: Settings that ``--help`` of other stages shows first, and of this one under Advanced.
     """
 
     name: ClassVar[str]
@@ -85,11 +86,16 @@ class Stage:
     begins: ClassVar[bool] = False
     cannot_follow: ClassVar[Mapping[str, str]] = {}
     product: ClassVar[str] = "Artifact"
+    advanced: ClassVar[tuple[str, ...]] = ()
 
     @property
     def summary(self) -> str:
         """One sentence that says what the stage does."""
         return registry.COMMANDS[self.name].summary
+
+    def is_basic(self, option: Option) -> bool:
+        """Return True if ``--help`` shows a setting first: the ten that a newcomer needs."""
+        return bool(option.about["basic"]) and option.name not in self.advanced
 
     def configure(self, values: Mapping[str, Any]) -> Any:
         """Make the config from a flat mapping of settings; raise MicronetError for values that cannot be."""

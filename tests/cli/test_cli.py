@@ -10,6 +10,7 @@ from PIL import Image
 from micronet import registry
 from micronet.cli import console
 from micronet.cli.app import run
+from micronet.core.config import options
 
 IN_ORDER = ("train", "sparse-train", "prune", "finetune", "quantize", "bn-fuse", "export-onnx", "check-onnx", "pack",
             "evaluate", "compare", "predict", "inspect", "import", "sensitivity")  # fmt: skip
@@ -40,6 +41,8 @@ def test_the_list_of_commands_says_what_their_help_does(name):
     stage = registry.load_object(registry.COMMANDS[name].stage)
     assert stage.name == name
     assert f"micronet {name}" in stage.example
+    shown = [option for option in options(stage.Config) if stage.is_basic(option) and not option.about["argument"]]
+    assert len(shown) <= 10  # what a newcomer needs first
 
 
 @pytest.mark.parametrize(
@@ -198,8 +201,9 @@ def test_foreign_networks_go_the_whole_way(micronet, tmp_path, monkeypatch, kind
     monkeypatch.chdir(tmp_path)
     folder = make_folder(tmp_path / "images", sizes=((40, 40),), count=8)
     (tmp_path / "mine.py").write_text(MINE)
-    network = ["--model", "mine.py:Net"] if kind == "file" else ["--model", "torchvision:resnet18"]
-    args = [] if kind == "file" else ["--model-args", '{"num_classes": 2}']
+    network = ["--model", "mine.py:Net"] if kind == "file" else ["--model", "torchvision:mobilenet_v2"]
+    small = '{"num_classes": 2, "inverted_residual_setting": [[1, 16, 1, 1], [6, 24, 1, 2]]}'
+    args = [] if kind == "file" else ["--model-args", small]
     code = network if kind == "file" else []
     steps = (
         ["import", *network, *args, "-o", "r.safetensors"],

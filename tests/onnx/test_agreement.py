@@ -28,10 +28,10 @@ NETWORKS = {
 }
 SCHEMES = schemes(320)
 IN_CI = {
-    ("nin", "W8A8 asym layer"), ("nin", "W1A1"), ("nin_gc", "DoReFa W4A4"), ("nin_gc", "WtA32"),
+    ("nin", "W8A8 asym layer"), ("nin", "W1A1"), ("nin", "DoReFa W4A4"), ("nin_gc", "WtA32"),
     ("resnet18", "LSQ W4A4"), ("mobilenet_v2", "W8A8 sym channel"),
 }  # fmt: skip
-IMAGES, CHUNK = 1000, 100
+IMAGES, CHUNK, LAYERWISE = 1000, 100, 3  # images; images per batch; batches compared layer by layer
 PAIRS = [
     pytest.param(
         network,
@@ -73,5 +73,5 @@ def test_torch_and_onnxruntime_agree(network, scheme, floats, tmp_path):
     data = load_data(None, like=DataSpec(**{**artifact.data, "limit": None}))
     batches = [images for images, _ in eval_batches(random_subset(data.train, IMAGES, 1), data.spec, CHUNK)]
     assert compare_outputs(artifact.model, proto, batches).classes >= 0.999
-    for images in batches:
+    for images in batches[:LAYERWISE]:
         assert max(compare_layers(artifact.model, proto, images).values(), default=0) <= 1
