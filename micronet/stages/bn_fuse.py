@@ -34,6 +34,7 @@ class BnFuse(Stage):
     details = "Quantized weights keep their integers, and biases become int32."
     example = "micronet bn-fuse int8.safetensors -o fused.safetensors"
     Config = BnFuseSettings
+    ending = "-fused.safetensors"
 
     def check_order(self, history: Iterable[str], config: Any) -> None:
         """Refuse a network that is fused already; one quantized since then gets its biases rounded."""
@@ -42,10 +43,6 @@ class BnFuse(Stage):
             raise MicronetError(
                 "bn-fuse cannot follow bn-fuse: its batch norms are folded already; continue with export-onnx"
             )
-
-    def default_output(self, config: Any) -> Path:
-        """Return a name beside the input."""
-        return self.input(config).with_name(f"{self.input(config).stem}-fused.safetensors")
 
     def run(self, artifact: "Artifact | None", config: BnFuseSettings, context: Context) -> Outcome:
         """Fold every batch norm into the layer before it."""

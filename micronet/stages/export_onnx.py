@@ -39,12 +39,9 @@ class ExportOnnx(Stage):
     )
     example = "micronet export-onnx fused.safetensors -o int8.onnx"
     Config = ExportOnnxSettings
+    ending = ".onnx"
     suffix = ".onnx"
     product = "ModelProto"
-
-    def default_output(self, config: Any) -> Path:
-        """Return a name beside the input."""
-        return self.input(config).with_suffix(".onnx")
 
     def run(self, artifact: "Artifact | None", config: ExportOnnxSettings, context: Context) -> Outcome:
         """Export the network and compare the file with it."""

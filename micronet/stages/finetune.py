@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from micronet.core.config import group
 from micronet.runtimes.config import CodeOptions
@@ -35,11 +35,8 @@ class Finetune(Stage):
     details = "A quantized artifact continues as QAT, or as QAFT if its ranges are frozen."
     example = "micronet finetune pruned.safetensors --epochs 2 --distill float.safetensors -o finetuned.safetensors"
     Config = FinetuneSettings
+    ending = "-finetuned.safetensors"
     cannot_follow = {"bn-fuse": BEFORE_FUSING}  # noqa: RUF012  # never changed
-
-    def default_output(self, config: Any) -> Path:
-        """Return a name beside the input."""
-        return self.input(config).with_name(f"{self.input(config).stem}-finetuned.safetensors")
 
     def run(self, artifact: "Artifact | None", config: FinetuneSettings, context: Context) -> Outcome:
         """Train the artifact with its quantizers, if it has any, observing or frozen as they are."""

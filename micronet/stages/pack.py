@@ -40,12 +40,9 @@ class Pack(Stage):
     )
     example = "micronet pack fused.safetensors -o small.packed"
     Config = PackSettings
+    ending = ".packed"
     suffix = ".packed"
     product = "Program"
-
-    def default_output(self, config: Any) -> Path:
-        """Return a name beside the input."""
-        return self.input(config).with_suffix(".packed")
 
     def run(self, artifact: "Artifact | None", config: PackSettings, context: Context) -> Outcome:
         """Pack the network and compare it with torch."""

@@ -59,6 +59,7 @@ class Prune(Stage):
     )
     example = "micronet prune sparse.safetensors --percent 0.5 --regular 8 -o pruned.safetensors"
     Config = PruneSettings
+    ending = "-pruned.safetensors"
     advanced = ("epochs", "lr", "batch_size")
     cannot_follow = {"quantize": PRUNE_FIRST, "bn-fuse": BEFORE_FUSING}  # noqa: RUF012  # never changed
 
@@ -91,10 +92,6 @@ class Prune(Stage):
     def writes(self, config: PruneSettings) -> str | None:
         """Return no suffix if only a plan or the sensitivity is printed."""
         return None if config.dry_run or config.sensitivity else ".safetensors"
-
-    def default_output(self, config: Any) -> Path:
-        """Return a name beside the input."""
-        return self.input(config).with_name(f"{self.input(config).stem}-pruned.safetensors")
 
     def run(self, artifact: "Artifact | None", config: PruneSettings, context: Context) -> Outcome:
         """Prune once or in steps, or measure the sensitivity of the groups."""

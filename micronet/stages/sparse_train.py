@@ -39,6 +39,7 @@ class SparseTrain(Stage):
     )
     example = "micronet sparse-train float.safetensors --s 1e-3 --epochs 2 -o sparse.safetensors"
     Config = SparseTrainSettings
+    ending = "-sparse.safetensors"
     cannot_follow = {"quantize": PRUNE_FIRST, "bn-fuse": BEFORE_FUSING}  # noqa: RUF012  # never changed
 
     def check(self, config: SparseTrainSettings) -> None:
@@ -49,11 +50,6 @@ class SparseTrain(Stage):
     def records(self, config: Any) -> list[str]:
         """Return this stage, after a training of no epochs if the network is new."""
         return ["sparse-train"] if config.artifact is not None else ["train", "sparse-train"]
-
-    def default_output(self, config: Any) -> Path:
-        """Return a name beside the input."""
-        path: Path = config.artifact or config.model.file
-        return path.with_name(f"{path.stem}-sparse.safetensors")
 
     def run(self, artifact: "Artifact | None", config: SparseTrainSettings, context: Context) -> Outcome:
         """Train with the criterion's penalty."""

@@ -72,6 +72,7 @@ class Stage:
         example: A command line that works.
         Config: The dataclass of its settings.
         suffix: The suffix of the file that it writes, or None if it only reports.
+        ending: The end of the default output's name, after the input's.
         begins: Whether it begins a history.
         cannot_follow: Stages that must not come before it -> why not, and what to do instead.
         product: The type of its product, for the typed API.
@@ -83,6 +84,7 @@ class Stage:
     example: ClassVar[str]
     Config: ClassVar[Any]
     suffix: ClassVar[str | None] = ".safetensors"
+    ending: ClassVar[str] = ""
     begins: ClassVar[bool] = False
     cannot_follow: ClassVar[Mapping[str, str]] = {}
     product: ClassVar[str] = "Artifact"
@@ -133,12 +135,16 @@ class Stage:
         return self.suffix
 
     def default_output(self, config: Any) -> Path:
-        """Return the path to write to if none is given."""
-        return self.input(config).with_name(f"{self.input(config).stem}-{self.name}{self.writes(config)}")
+        """Return the path to write to if none is given: a name beside the input's."""
+        path = self.input(config) or config.model.file
+        name: Path = path.with_name(path.stem + self.ending)
+        return name
 
-    def input(self, config: Any) -> Path:
-        """Return the input file's path."""
-        path: Path = next(flatten(config)[option.name] for option in options(self.Config) if option.about["argument"])
+    def input(self, config: Any) -> Path | None:
+        """Return the input file's path, or None if a new network is made."""
+        path: Path | None = next(
+            flatten(config)[option.name] for option in options(self.Config) if option.about["argument"]
+        )
         return path
 
     def open(self, config: Any, source: "Artifact | None") -> "Artifact | None":

@@ -41,12 +41,9 @@ class TrtBuild(Stage):
     )
     example = "micronet trt-build float.safetensors --precision int8 --calibrator entropy -o int8.engine"
     Config = TrtBuildSettings
+    ending = ".engine"
     suffix = ".engine"
     product = "Engine"
-
-    def default_output(self, config: Any) -> Path:
-        """Return a name beside the input."""
-        return self.input(config).with_suffix(".engine")
 
     def run(self, artifact: "Artifact | None", config: TrtBuildSettings, context: Context) -> Outcome:
         """Build the engine."""
