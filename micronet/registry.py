@@ -84,9 +84,7 @@ STAGES = {
         "micronet.stages.sparse_train:SPARSE_TRAIN",
         "Train with a sparsity penalty, so that channels the network can do without approach zero.",
     ),
-    "prune": Command(
-        "micronet.stages.prune:PRUNE", "Cut the channels that matter least.", "micronet.cli.views.prune"
-    ),
+    "prune": Command("micronet.stages.prune:PRUNE", "Cut the channels that matter least.", "micronet.cli.views.prune"),
     "finetune": Command("micronet.stages.finetune:FINETUNE", "Train an artifact further, pruned or quantized."),
     "quantize": Command(
         "micronet.stages.quantize:QUANTIZE",
