@@ -27,7 +27,7 @@ from micronet.stages.api import save as save
 def train(
     *,
     model: str | None = None,
-    data: str | Path | Tensor | Iterable[Tensor | Sequence[Tensor]] | None = None,
+    data: str | Path | None = None,
     epochs: int = 8,
     lr: float | None = None,
     batch_size: int = 64,
@@ -59,9 +59,9 @@ def train(
 
     Args:
         model: nin, nin_gc, resnet18, torchvision:NAME, pkg.mod:factory or path/to/file.py:factory (whose code then runs); default: nin.
-        data: A data set's name, a folder or a file.npz; or input batches (N, ...), or tuples that begin with one.
+        data: A data set's name, a folder or a file.npz.
         epochs: Passes over the training images; 0 trains nothing.
-        lr: Peak learning rate; default: 0.01, or one that suits the command.
+        lr: Peak learning rate. Default: 0.01; finetune and quantize have their own.
         batch_size: Images per batch, summed over all processes.
         device: cpu, cuda, cuda:N, or a list such as 0,1 for one process per GPU (untried); default: the best one present.
         output: File to write; without it, nothing is written.
@@ -70,7 +70,7 @@ def train(
         image_size: Resize and crop images to squares with sides of this many pixels.
         limit: Use at most N training and N test images.
         accumulate: Batches per optimizer step; their gradients add up.
-        amp: Mixed precision: run forward and backward in 16 bits. fp16 needs a GPU (untried there).
+        amp: Mixed precision: run forward and backward in 16 bits. fp16 needs a GPU and is untested.
         patience: Stop after N epochs without improvement in validation accuracy (ties: loss).
         weight_decay: L2 penalty on the weights.
         optimizer: Adam, or SGD with Nesterov momentum 0.9.
@@ -98,7 +98,7 @@ def import_model(
     mean: str | None = None,
     std: str | None = None,
     model: str | None = None,
-    data: str | Path | Tensor | Iterable[Tensor | Sequence[Tensor]] | None = None,
+    data: str | Path | None = None,
     output: str | Path | None = None,
     seed: int = 1,
     width: float | None = None,
@@ -117,7 +117,7 @@ def import_model(
         mean: Mean of each channel of the network's input pixels, 0..1, as 0.485,0.456,0.406.
         std: Standard deviation of each channel, likewise.
         model: nin, nin_gc, resnet18, torchvision:NAME, pkg.mod:factory or path/to/file.py:factory (whose code then runs); default: nin.
-        data: A data set's name, a folder or a file.npz; or input batches (N, ...), or tuples that begin with one.
+        data: A data set's name, a folder or a file.npz.
         output: File to write; without it, nothing is written.
         seed: Seed for the initial weights.
         width: Factor on the channels of every layer (built-in networks only); default: 1.
@@ -141,7 +141,7 @@ def sparse_train(
     lr: float | None = None,
     batch_size: int = 64,
     model: str | None = None,
-    data: str | Path | Tensor | Iterable[Tensor | Sequence[Tensor]] | None = None,
+    data: str | Path | None = None,
     device: str | None = None,
     output: str | Path | None = None,
     trust_code: bool = False,
@@ -176,15 +176,15 @@ def sparse_train(
         s: Weight of the sparsity penalty.
         criterion: What the penalty pushes towards zero: batch-norm scales, weights, or the weights of whole channels (group lasso). Attention heads are left alone.
         epochs: Passes over the training images; 0 trains nothing.
-        lr: Peak learning rate; default: 0.01, or one that suits the command.
+        lr: Peak learning rate. Default: 0.01; finetune and quantize have their own.
         batch_size: Images per batch, summed over all processes.
         model: nin, nin_gc, resnet18, torchvision:NAME, pkg.mod:factory or path/to/file.py:factory (whose code then runs); default: nin.
-        data: A data set's name, a folder or a file.npz; or input batches (N, ...), or tuples that begin with one.
+        data: A data set's name, a folder or a file.npz.
         device: cpu, cuda, cuda:N, or a list such as 0,1 for one process per GPU (untried); default: the best one present.
         output: File to write; without it, nothing is written.
         trust_code: Run the code recorded in the artifact.
         accumulate: Batches per optimizer step; their gradients add up.
-        amp: Mixed precision: run forward and backward in 16 bits. fp16 needs a GPU (untried there).
+        amp: Mixed precision: run forward and backward in 16 bits. fp16 needs a GPU and is untested.
         patience: Stop after N epochs without improvement in validation accuracy (ties: loss).
         weight_decay: L2 penalty on the weights.
         optimizer: Adam, or SGD with Nesterov momentum 0.9.
@@ -265,7 +265,7 @@ def prune(
         criterion: How channels are ranked: by batch-norm scale, size of the weights, distance to the geometric median (fpgm), or effect on the loss (taylor).
         target_macs: Cut until this share of the multiply-accumulates is left.
         epochs: Passes over the training images; 0 trains nothing.
-        lr: Peak learning rate; default: 0.01, or one that suits the command.
+        lr: Peak learning rate. Default: 0.01; finetune and quantize have their own.
         batch_size: Images per batch, summed over all processes.
         data: A data set's name, a folder or a file.npz; or input batches (N, ...), or tuples that begin with one.
         device: cpu, cuda or cuda:N; default: the best one present.
@@ -279,7 +279,7 @@ def prune(
         target_params: Cut until this share of the parameters is left.
         target_latency: Cut until this share of the latency is left: one image in ONNX Runtime, measured on this machine.
         accumulate: Batches per optimizer step; their gradients add up.
-        amp: Mixed precision: run forward and backward in 16 bits. fp16 needs a GPU (untried there).
+        amp: Mixed precision: run forward and backward in 16 bits. fp16 needs a GPU and is untested.
         patience: Stop after N epochs without improvement in validation accuracy (ties: loss).
         weight_decay: L2 penalty on the weights.
         optimizer: Adam, or SGD with Nesterov momentum 0.9.
@@ -312,7 +312,7 @@ def finetune(
     epochs: int = 4,
     lr: float | None = 0.005,
     batch_size: int = 64,
-    data: str | Path | Tensor | Iterable[Tensor | Sequence[Tensor]] | None = None,
+    data: str | Path | None = None,
     device: str | None = None,
     output: str | Path | None = None,
     accumulate: int = 1,
@@ -344,13 +344,13 @@ def finetune(
     Args:
         artifact: An artifact (.safetensors).
         epochs: Passes over the training images; 0 trains nothing.
-        lr: Peak learning rate; default: 0.01, or one that suits the command.
+        lr: Peak learning rate. Default: 0.01; finetune and quantize have their own.
         batch_size: Images per batch, summed over all processes.
-        data: A data set's name, a folder or a file.npz; or input batches (N, ...), or tuples that begin with one.
+        data: A data set's name, a folder or a file.npz.
         device: cpu, cuda, cuda:N, or a list such as 0,1 for one process per GPU (untried); default: the best one present.
         output: File to write; without it, nothing is written.
         accumulate: Batches per optimizer step; their gradients add up.
-        amp: Mixed precision: run forward and backward in 16 bits. fp16 needs a GPU (untried there).
+        amp: Mixed precision: run forward and backward in 16 bits. fp16 needs a GPU and is untested.
         patience: Stop after N epochs without improvement in validation accuracy (ties: loss).
         weight_decay: L2 penalty on the weights.
         optimizer: Adam, or SGD with Nesterov momentum 0.9.
@@ -448,7 +448,7 @@ def quantize(
         a_bits: Bits per activation: 2 to 16, binary, or 32 for float.
         q_type: Symmetric grids (zero point 0) or asymmetric ones (iao only).
         epochs: Passes over the training images; 0 trains nothing.
-        lr: Peak learning rate; default: 0.01, or one that suits the command.
+        lr: Peak learning rate. Default: 0.01; finetune and quantize have their own.
         batch_size: Images per batch, summed over all processes.
         model: nin, nin_gc, resnet18, torchvision:NAME, pkg.mod:factory or path/to/file.py:factory (whose code then runs); default: nin.
         data: A data set's name, a folder or a file.npz; or input batches (N, ...), or tuples that begin with one.
@@ -462,7 +462,7 @@ def quantize(
         calib_cache: File of activation statistics: read if it exists, otherwise written. Serves any bit width.
         q_level: One weight scale per output channel, or one per layer.
         weight_observer: Weight range: of the current weights, or averaged over training steps (iao only).
-        a_sign: Grid of symmetric activations that are never negative: unsigned (auto), or signed for TensorRT.
+        a_sign: Integer type of non-negative symmetric activations: unsigned (auto), or signed for TensorRT.
         first_last: First and last layer. auto: float if weights are binary or ternary, otherwise at least 8 bits. 8bit-input: weights as in the other layers, activations with 8 bits.
         a_gain: DoReFa clips activations to 1 / gain: 1 is the paper's, 0.1 covers 0 to 10.
         a_ste: Gradient of binary activations.
@@ -478,7 +478,7 @@ def quantize(
         bn_reestimate: Re-estimate batch-norm statistics on the quantized network.
         target_drop: Keep the most sensitive layers at 8 bits until the accuracy drop on validation images is at most this many percentage points.
         accumulate: Batches per optimizer step; their gradients add up.
-        amp: Mixed precision: run forward and backward in 16 bits. fp16 needs a GPU (untried there).
+        amp: Mixed precision: run forward and backward in 16 bits. fp16 needs a GPU and is untested.
         patience: Stop after N epochs without improvement in validation accuracy (ties: loss).
         weight_decay: L2 penalty on the weights.
         optimizer: Adam, or SGD with Nesterov momentum 0.9.
@@ -603,7 +603,7 @@ def check_onnx(
 def pack(
     artifact: Artifact | nn.Module | str | Path,
     *,
-    data: str | Path | Tensor | Iterable[Tensor | Sequence[Tensor]] | None = None,
+    data: str | Path | None = None,
     output: str | Path | None = None,
     check_images: int = 256,
     image_size: int | None = None,
@@ -619,7 +619,7 @@ def pack(
 
     Args:
         artifact: An artifact (.safetensors).
-        data: A data set's name, a folder or a file.npz; or input batches (N, ...), or tuples that begin with one.
+        data: A data set's name, a folder or a file.npz.
         output: File to write; without it, nothing is written.
         check_images: Test images on which the packed network must agree with torch.
         image_size: Resize and crop images to squares with sides of this many pixels.
@@ -642,7 +642,7 @@ def trt_build(
     opt_shape: str | None = None,
     max_shape: str | None = None,
     backend: Literal['auto', 'tensorrt', 'tensorrt-rtx'] = 'auto',
-    data: str | Path | Tensor | Iterable[Tensor | Sequence[Tensor]] | None = None,
+    data: str | Path | None = None,
     output: str | Path | None = None,
     workspace: float = 1.0,
     optimization_level: int = 3,
@@ -671,7 +671,7 @@ def trt_build(
         opt_shape: The input to optimize for. Default: batch 8.
         max_shape: Largest input. Default: batch 32.
         backend: The library: TensorRT builds on the GPU that will run the engine, TensorRT-RTX anywhere.
-        data: A data set's name, a folder or a file.npz; or input batches (N, ...), or tuples that begin with one.
+        data: A data set's name, a folder or a file.npz.
         output: File to write; without it, nothing is written.
         workspace: GiB of GPU memory for scratch space.
         optimization_level: 0 (fast build) to 5 (exhaustive search for fast kernels).
@@ -699,7 +699,7 @@ def trt_eval(
     *,
     onnx: str | Path | None = None,
     batch_sizes: str = '1,8,32',
-    data: str | Path | Tensor | Iterable[Tensor | Sequence[Tensor]] | None = None,
+    data: str | Path | None = None,
     device: str | None = None,
     threads: int | None = None,
     segmentation: str | Path | None = None,
@@ -718,8 +718,8 @@ def trt_eval(
     Args:
         file: An .engine of trt-build.
         onnx: Reference model, run by ONNX Runtime on the CPU.
-        batch_sizes: Batch sizes to time; batches larger than the engine's run in parts.
-        data: A data set's name, a folder or a file.npz; or input batches (N, ...), or tuples that begin with one.
+        batch_sizes: Batch sizes to time; batches above the engine's maximum are split.
+        data: A data set's name, a folder or a file.npz.
         device: cpu, cuda or cuda:N, for torch; default: the best available.
         threads: Number of threads; default: OMP_NUM_THREADS, or one per core.
         segmentation: Folder with images/NAME.jpg and labels/NAME.png, for a segmentation network.
@@ -739,7 +739,7 @@ def trt_eval(
 def evaluate(
     file: Artifact | nn.Module | str | Path,
     *,
-    data: str | Path | Tensor | Iterable[Tensor | Sequence[Tensor]] | None = None,
+    data: str | Path | None = None,
     device: str | None = None,
     threads: int | None = None,
     image_size: int | None = None,
@@ -753,7 +753,7 @@ def evaluate(
 
     Args:
         file: An artifact, or an .onnx, .packed or .engine file.
-        data: A data set's name, a folder or a file.npz; or input batches (N, ...), or tuples that begin with one.
+        data: A data set's name, a folder or a file.npz.
         device: cpu, cuda or cuda:N, for torch; default: the best available.
         threads: Number of threads; default: OMP_NUM_THREADS, or one per core.
         image_size: Resize and crop images to squares with sides of this many pixels.
@@ -772,7 +772,7 @@ def compare(
     files: Sequence[Artifact | nn.Module | str | Path],
     *,
     max_drop: float | None = None,
-    data: str | Path | Tensor | Iterable[Tensor | Sequence[Tensor]] | None = None,
+    data: str | Path | None = None,
     device: str | None = None,
     threads: int | None = None,
     image_size: int | None = None,
@@ -789,7 +789,7 @@ def compare(
     Args:
         files: Artifacts, .onnx, .packed and .engine files.
         max_drop: Exit with 1 if a network loses more percentage points of accuracy than this against the first.
-        data: A data set's name, a folder or a file.npz; or input batches (N, ...), or tuples that begin with one.
+        data: A data set's name, a folder or a file.npz.
         device: cpu, cuda or cuda:N, for torch; default: the best available.
         threads: Number of threads; default: OMP_NUM_THREADS, or one per core.
         image_size: Resize and crop images to squares with sides of this many pixels.
@@ -859,7 +859,7 @@ def sensitivity(
     a_bits: int | str = 8,
     q_type: Literal['sym', 'asym'] = 'sym',
     mode: Literal['qat', 'ptq', 'qaft'] = 'qat',
-    data: str | Path | Tensor | Iterable[Tensor | Sequence[Tensor]] | None = None,
+    data: str | Path | None = None,
     q_level: Literal['channel', 'layer'] = 'channel',
     weight_observer: Literal['minmax', 'moving-average'] = 'minmax',
     a_sign: Literal['auto', 'signed'] = 'auto',
@@ -895,10 +895,10 @@ def sensitivity(
         a_bits: Bits per activation: 2 to 16, binary, or 32 for float.
         q_type: Symmetric grids (zero point 0) or asymmetric ones (iao only).
         mode: Train with quantizers (qat), calibrate without training (ptq), or train a quantized artifact with frozen ranges (qaft).
-        data: A data set's name, a folder or a file.npz; or input batches (N, ...), or tuples that begin with one.
+        data: A data set's name, a folder or a file.npz.
         q_level: One weight scale per output channel, or one per layer.
         weight_observer: Weight range: of the current weights, or averaged over training steps (iao only).
-        a_sign: Grid of symmetric activations that are never negative: unsigned (auto), or signed for TensorRT.
+        a_sign: Integer type of non-negative symmetric activations: unsigned (auto), or signed for TensorRT.
         first_last: First and last layer. auto: float if weights are binary or ternary, otherwise at least 8 bits. 8bit-input: weights as in the other layers, activations with 8 bits.
         a_gain: DoReFa clips activations to 1 / gain: 1 is the paper's, 0.1 covers 0 to 10.
         a_ste: Gradient of binary activations.
@@ -928,7 +928,7 @@ def run_recipe(
     recipe: str | Path,
     *,
     output: str | Path | None = None,
-    data: str | Path | Tensor | Iterable[Tensor | Sequence[Tensor]] | None = None,
+    data: str | Path | None = None,
     device: str | None = None,
     from_stage: str | None = None,
     force: bool = False,
@@ -941,7 +941,7 @@ def run_recipe(
     Args:
         recipe: A TOML file, or the name of a bundled recipe, for example digits.
         output: File to write; without it, nothing is written.
-        data: A data set's name, a folder or a file.npz; or input batches (N, ...), or tuples that begin with one.
+        data: A data set's name, a folder or a file.npz.
         device: cpu, cuda or cuda:N, for every stage.
         from_stage: Run this stage and all later ones, even if they are unchanged.
         force: Run every stage, even if it is unchanged.

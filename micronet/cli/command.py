@@ -31,21 +31,21 @@ def command(stage: Stage) -> Callable[..., None]:
     return run
 
 
-def perform(stage: Stage, config: Any) -> Outcome:
-    """Run a stage in as many processes as its config asks for, and print what it made."""
+def perform(stage: Stage, config: Any, show: bool = True) -> Outcome:
+    """Run a stage in as many processes as its config asks for, and print what it made if ``show``."""
     group = group_of(config, DistributedConfig)
     outcome = Outcome(None)
 
     def work() -> None:
         nonlocal outcome
-        outcome = _run_here(stage, config)
+        outcome = _run_here(stage, config, show)
 
     words = [stage.name, *spell(stage.Config, changed(config))]
     run_in_processes(work, None if group is None else group.world_size, words)
     return outcome
 
 
-def _run_here(stage: Stage, config: Any) -> Outcome:
+def _run_here(stage: Stage, config: Any, show: bool) -> Outcome:
     settings = flatten(config)
     quiet, as_json = settings.get("quiet", False), settings.get("json", False)
     if stage.name == "run":
@@ -54,9 +54,9 @@ def _run_here(stage: Stage, config: Any) -> Outcome:
         return run_recipe(config, perform, console.Lines(quiet or as_json))
     with console.progress(quiet) as progress:
         outcome = execute(stage, config, progress)
-    if as_json:
+    if show and as_json:
         console.print_json(outcome.summary)
-    elif not (quiet and stage.writes(config)):
+    elif show and not (quiet and stage.writes(config)):
         registry.load_object(registry.COMMANDS[stage.name].view).show(outcome.summary, config)
     stage.judge(config, outcome)
     return outcome

@@ -138,7 +138,7 @@ def _refine(option: str, command: str, rest: list[str]) -> list[str]:
     path = _artifact(option, target, rest.pop(0))
     if command == "train":
         raise MicronetError(
-            f"{option} {path}: train begins a new network; to train this one further, type: micronet finetune {path}"
+            f"{option} {path}: train starts a new network; to continue training this one, run: micronet finetune {path}"
         )
     return [path]
 

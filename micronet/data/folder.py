@@ -28,7 +28,7 @@ def open_folder(root: Path, image_size: int | None) -> DataSource:
     train = splits.get("train")
     classes = sorted(entry.name for entry in (train or test).iterdir() if entry.is_dir() and entry.name[0] != ".")
     if len(classes) < 2:
-        raise MicronetError(f"{train or test} has {len(classes)} class folders; create at least two, one per class")
+        raise MicronetError(f"{train or test} needs at least two class folders; found {len(classes)}")
     size = image_size or _first_size(train or test, classes)
 
     def reader(part: Path | None) -> Callable[[], ImageSplit]:

@@ -75,7 +75,7 @@ def check_scores(predict: Predictor, images: Tensor, classes: int, name: str = "
         raise MicronetError(f"{_NO_SCORES}; got shape {scores.shape}")
     if scores.shape[1] != classes:
         raise MicronetError(
-            f"{name} scores {scores.shape[1]} classes, but the data have {classes}; build it for {classes}, for "
+            f"{name} outputs {scores.shape[1]} classes, but the data set has {classes}; build it for {classes}, for "
             f"""example with micronet import --model-args '{{"num_classes": {classes}}}'"""
         )
 

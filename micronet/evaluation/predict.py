@@ -62,7 +62,7 @@ def _predict_batch(network: Network, spec: DataSpec, paths: list[Path], name: st
     check_scores(network, inputs[:1], len(classes), name)
     probabilities = torch.from_numpy(network(inputs.contiguous().numpy())).softmax(1)
     if not probabilities.isfinite().all():
-        raise FailedError(f"{name} returns scores that are not finite; its weights are damaged or its training failed")
+        raise FailedError(f"{name} outputs NaN or infinite scores; its weights are corrupt or training diverged")
     for path, row in zip(paths, probabilities, strict=True):
         order = row.argsort(descending=True, stable=True).tolist()
         yield Prediction(path, [Ranked(classes[index], float(row[index])) for index in order])

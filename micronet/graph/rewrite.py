@@ -50,7 +50,7 @@ def rewrite(model: nn.Module, outline: Outline) -> nn.Module:
     """
     graph = Graph(model)
     if graph.mode_keys is None:
-        raise ValueError("the forward differs between training and evaluation")
+        raise ValueError("forward() takes different paths in training and evaluation")
     nodes = {node.name: node for node in graph.fx.nodes}
     outlined = fx.GraphModule(model, graph.fx)
     outlined.training = model.training

@@ -1,9 +1,12 @@
-"""A network in evaluation mode for a while."""
+"""Networks in evaluation mode for a while, and copies of them."""
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from torch import nn
+
+from micronet.errors import MicronetError, first_line
 
 
 @contextmanager
@@ -21,3 +24,13 @@ def eval_mode(*models: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
+
+
+def copy_model(model: nn.Module) -> nn.Module:
+    """Return a deep copy of a network; raise MicronetError if it holds something that cannot be copied."""
+    try:
+        return copy.deepcopy(model)
+    except (RuntimeError, TypeError) as error:  # old-style weight norm, locks, open files
+        raise MicronetError(
+            f"this network cannot be copied ({first_line(error)}); remove the attribute that holds it"
+        ) from error

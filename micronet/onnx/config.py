@@ -44,8 +44,8 @@ class ExportConfig(Settings):
             raise MicronetError(f"--int4-storage needs --opset {INT4_OPSET} or later")
         if self.int4_storage and self.target == "tensorrt":
             raise MicronetError(
-                "TensorRT cannot build 4-bit weights with 8-bit activations; leave --int4-storage out, and the engine "
-                "stores them as int8"
+                "TensorRT cannot build 4-bit weights with 8-bit activations; drop --int4-storage; the engine stores "
+                "them as int8"
             )
 
     @property

@@ -117,7 +117,7 @@ def collect(proto: onnx.ModelProto, batches: Iterable[NDArray[np.float32]]) -> d
         for name in names:
             histograms[name].add(torch.from_numpy(np.ascontiguousarray(values[name])))
     if any(histogram.empty for histogram in histograms.values()):
-        raise MicronetError("got no image to calibrate on; give at least one")
+        raise MicronetError("no calibration images were given; pass at least one")
     return histograms
 
 

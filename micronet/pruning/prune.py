@@ -89,8 +89,8 @@ class Pruner:
             result: dict[str, Any] = {"sizes": cut_channels(pruned, self.channels, plan.channels, plan.keep)}
         except (IndexError, KeyError) as error:
             raise FailedError(
-                f"pruning traced the channels of this network wrongly ({error}); this is a bug in micronet; "
-                "use --exclude to leave out the affected layers"
+                f"micronet traced this network's channels incorrectly ({error}). This is a bug in micronet; as a "
+                "workaround, exclude the affected layers with --exclude"
             ) from error
         return pruned, {"attention": heads, **result} if heads else result
 

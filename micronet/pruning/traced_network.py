@@ -95,5 +95,5 @@ def _trace(model: nn.Module, *, training: bool) -> fx.Graph:
         where = f" at {own[-1].filename}:{own[-1].lineno}{line}" if own else ""
         raise MicronetError(
             f"torch.fx cannot trace the network{where}: {first_line(error)}; remove branches on tensor values from "
-            "the forward, or move them into a module with is_leaf = True, which pruning leaves alone"
+            "forward(), or move them into a module with is_leaf = True, which pruning leaves alone"
         ) from error

@@ -58,7 +58,7 @@ def calibrate(model: nn.Module, batches: Iterable[Tensor | tuple[Any, ...]], cou
         MicronetError: There was no batch, or a quantizer saw no data.
     """
     seen = 0
-    with eval_mode(model), observing(model):
+    with observing(model), eval_mode(model):
         for batch in islice(batches, count):
             images = batch[0] if isinstance(batch, (tuple, list)) else batch
             if not isinstance(images, Tensor):
@@ -141,6 +141,8 @@ def refresh_weights(model: nn.Module) -> None:
 
 def each_quantizer(model: nn.Module) -> Iterator[tuple[str, str, Quantizer]]:
     """Yield (module name, slot, quantizer) for each quantizer of a model."""
+    if not isinstance(model, nn.Module):
+        raise MicronetError(f"expected a torch.nn.Module, got {type(model).__name__}; for an Artifact, pass its .model")
     for name, module in model.named_modules():
         if isinstance(module, Quantized):
             for slot in SLOTS:

@@ -28,7 +28,7 @@ class QuantConfig(Settings):
         "minmax", "Weight range: of the current weights, or averaged over training steps (iao only)."
     )
     a_sign: Literal["auto", "signed"] = setting(
-        "auto", "Grid of symmetric activations that are never negative: unsigned (auto), or signed for TensorRT."
+        "auto", "Integer type of non-negative symmetric activations: unsigned (auto), or signed for TensorRT."
     )
     first_last: Literal["auto", "float", "8bit", "8bit-input", "same"] = setting(
         "auto",

@@ -8,7 +8,6 @@ If only the sign of the output is used, every channel is divided by |k| first: w
 thousandths of its step at most.
 """
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +19,7 @@ from micronet.errors import MicronetError
 from micronet.graph import ops
 from micronet.graph.trace import Graph, trace
 from micronet.models.layers import Tap
+from micronet.models.modes import copy_model
 from micronet.quantization.functional import broadcast, dequantize, int8_grid
 from micronet.quantization.layers import (
     Quantized,
@@ -44,7 +44,7 @@ def fold_model(model: nn.Module, history: Sequence[StageRecord] = ()) -> tuple[n
     Raises:
         MicronetError: The network cannot be traced, or it has neither batch norms to fold nor biases to round.
     """
-    folded = copy.deepcopy(model)
+    folded = copy_model(model)
     graph = trace(folded)
     if graph is None:
         raise MicronetError(

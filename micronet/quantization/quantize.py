@@ -1,10 +1,9 @@
 """Placing quantizers in a float network, and rebuilding that structure from a record."""
 
-import copy
-
 from torch import nn
 
 from micronet.artifact.history import StageRecord
+from micronet.models.modes import copy_model
 from micronet.quantization.config import QuantConfig
 from micronet.quantization.placement import Placement
 from micronet.quantization.placer import place
@@ -20,7 +19,7 @@ def quantize_model(model: nn.Module, config: QuantConfig) -> tuple[nn.Module, St
         MicronetError: Nothing in the network can be quantized.
     """
     placement = place(model, config)
-    quantized = placement.apply(copy.deepcopy(model))
+    quantized = placement.apply(copy_model(model))
     return quantized, StageRecord("quantize", config.to_json(), placement.to_json())
 
 

@@ -37,9 +37,7 @@ def equalize(model: nn.Module) -> int:
         raise MicronetError("--equalize needs a network that torch.fx can trace; leave it out")
     pairs = _pairs(graph)
     if not pairs:
-        raise MicronetError(
-            "--equalize found no two layers with only a ReLU between them; fold batch norms first, or leave it out"
-        )
+        raise MicronetError("--equalize found no two layers separated only by a ReLU; drop --equalize")
     for _ in range(EQUALIZATION_ROUNDS):
         for first, second in pairs:
             _balance(first, second)

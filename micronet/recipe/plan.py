@@ -68,6 +68,7 @@ class _Planner:
         self._recipe = recipe
         self._made: dict[str, Path] = {}
         self._histories: dict[Path, list[str]] = {}
+        self._codes: dict[Any, str] = {}  # artifact -> the code that an entry named for it
 
     def stage(self, entry: Entry) -> Stage:
         """Return the stage that an entry names."""
@@ -87,7 +88,15 @@ class _Planner:
                 raise self._recipe.error(line, str(unknown(f"option of {entry.command}:", name, names)))
             values[name] = self._resolved(known[name], value, line)
         values = {**self._default_input(entry, known, values), **values}
-        inputs = [path for name, value in values.items() if name != "output" for path in _paths(value)]
+        code = self._codes.get(values.get("artifact"))
+        if code is not None and "model" in known and "model" not in values:
+            values["model"] = code  # an earlier entry named the code that builds this artifact
+        inputs = [
+            path
+            for name, value in values.items()
+            if name != "output" and not known[name].about["place"]
+            for path in _paths(value)
+        ]
         for path in inputs:
             if path not in self._made.values() and not path.exists():
                 raise self._recipe.error(entry.line, str(unknown("stage or file", str(path), self._made)))
@@ -113,6 +122,8 @@ class _Planner:
             raise self._recipe.error(entry.line, f"{entry.command}: {error}") from error
         if output is not None:
             self._made[entry.name] = output
+            if ":" in str(values.get("model", "")):
+                self._codes[output] = values["model"]
             self._histories[output] = [*(history or []), *stage.records(config)]
         return output
 

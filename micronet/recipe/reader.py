@@ -66,7 +66,7 @@ def bundled() -> dict[str, Path]:
 
 def find_recipe(name: Path) -> Path:
     """Return the path of a recipe file, or of the bundled recipe of that name."""
-    if name.exists() or name.suffix:
+    if name.is_file() or name.suffix:
         return name
     if str(name) not in bundled():
         raise unknown("recipe", str(name), [*bundled(), "path/to/recipe.toml"])

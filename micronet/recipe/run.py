@@ -34,7 +34,7 @@ class RunRecipeSettings:
     report: ReportConfig = group(ReportConfig)
 
 
-Perform = Callable[[Stage, Any], Outcome]
+Perform = Callable[[Stage, Any, bool], Outcome]
 
 
 class RunRecipe(Stage):
@@ -53,7 +53,7 @@ class RunRecipe(Stage):
     def run(self, artifact: Any, config: Any, context: Any) -> Outcome:
         """Run every stage with the library's own ``execute``."""
 
-        def perform(stage: Stage, settings: Any) -> Outcome:
+        def perform(stage: Stage, settings: Any, show: bool) -> Outcome:
             outcome = execute(stage, settings, context.progress)
             stage.judge(settings, outcome)
             return outcome
@@ -66,7 +66,7 @@ def run_recipe(config: RunRecipeSettings, perform: Perform, progress: Progress |
 
     Args:
         config: Which recipe, and how.
-        perform: Runs one stage with its config.
+        perform: Runs one stage with its config, and shows the result if its third argument says so.
         progress: Where it reports which stage runs.
     """
     progress = progress or Silent()
@@ -103,8 +103,6 @@ class _Runner:
         if path is not None and not self._rerun and journal.done(name, key, path):
             self._progress.line(f"{name}: unchanged, keeping {path}")
             return Outcome(None)
-        if config.report.json and path is None and not last:
-            return Outcome(None)  # one JSON document, the last stage's
         self._progress.line(f"$ {command_line(each.stage, each.values)}")
         if path is not None and path.exists() and not config.force and not journal.owns(name):
             raise MicronetError(f"{path} exists but this recipe did not make it; add --force to overwrite it, or -o")
@@ -112,10 +110,10 @@ class _Runner:
         if path is not None:
             journal.note(name, key)
         how: dict[str, Any] = {"force": True, "resume": resume, "quiet": config.report.quiet or config.report.json}
-        how |= {"json": config.report.json and path is None}
+        how |= {"json": config.report.json and last}
         if config.device is not None:
             how["device"] = config.device
-        outcome = self._perform(each.stage, each.config(**how))
+        outcome = self._perform(each.stage, each.config(**how), last or not config.report.json)
         if path is not None:
             journal.note(name, key, path)
         return outcome

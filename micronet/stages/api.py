@@ -1,9 +1,10 @@
 """The Python API: one function per stage, made from the stage's settings, on artifacts, files or plain modules."""
 
-import copy
 import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any
@@ -27,8 +28,9 @@ FUNCTIONS = {
     "sensitivity": "sensitivity", "run_recipe": "run",
 }  # fmt: skip
 NETWORKS = ("artifact", "file", "files")  # settings that take networks in memory too
+BATCHES = "A data set's name, a folder or a file.npz; or input batches (N, ...), or tuples that begin with one."
 _HELP = {
-    "data": "A data set's name, a folder or a file.npz; or input batches (N, ...), or tuples that begin with one.",
+    "data": "A data set's name, a folder or a file.npz.",
     "output": "File to write; without it, nothing is written.",
 }
 
@@ -43,7 +45,10 @@ def function(name: str) -> Callable[..., Any]:
 
     listed = public_options(stage)
     signature = inspect.Signature(
-        sorted([*map(_parameter, listed), *extra_parameters(stage)], key=lambda each: each.kind)
+        sorted(
+            [*(_parameter(option, stage.takes_batches) for option in listed), *extra_parameters(stage)],
+            key=lambda each: each.kind,
+        )
     )
     call.__name__ = call.__qualname__ = name
     call.__module__ = "micronet"
@@ -60,9 +65,10 @@ def public_options(stage: Stage) -> list[Option]:
 
 def documentation(stage: Stage, listed: list[Option]) -> str:
     """Return a function's docstring: what it does, and every keyword."""
+    helps = {**_HELP, "data": BATCHES} if stage.takes_batches else _HELP
     lines = [stage.summary, "", *([stage.details, ""] if stage.details else []), "Args:"]
     for option in listed:
-        help = _HELP.get(option.name, option.about["help"])
+        help = helps.get(option.name, option.about["help"])
         lines.append(f"    {option.name}: {help}")
     lines += [f"    {each.name}: {_EXTRA_HELP[each.name]}" for each in extra_parameters(stage)] + [""]
     lines += [f"Returns: {stage.product}.", "", "Raises: MicronetError; its message says what to change."]
@@ -90,8 +96,6 @@ def save(
     Raises:
         MicronetError: The file exists, or nothing says how to build the network.
     """
-    from dataclasses import replace
-
     from micronet.artifact import artifact as artifacts
     from micronet.artifact.history import StageRecord
     from micronet.core.files import check_output_path
@@ -133,27 +137,46 @@ def _call(stage: Stage, given: dict[str, Any]) -> Any:
     known = {option.name: option for option in options(stage.Config)}
     artifacts: dict[Path, Artifact] = {}
     values = {name: _value(known[name], value, artifacts) for name, value in given.items() if name != "data"}
+    if artifacts and stage.name == "inspect":
+        raise MicronetError("inspect reads a file's header; expected a path")
     batches = None
     if isinstance(given.get("data"), (str, Path)):
         values["data"] = str(given["data"])
     elif given.get("data") is not None:
-        batches = list(_inputs(given["data"]))
+        if not stage.takes_batches:
+            raise MicronetError(f"{stage.name} needs a data set; give data as its name, a folder or a file.npz")
+        batches = list(islice(_inputs(given["data"]), given.get("calib_batches")))
     source = artifacts.get(values["artifact"]) if values.get("artifact") is not None else None
     if source is not None and values.get("device") is None and uses(stage.Config, "device"):
         own = next((parameter.device for parameter in source.model.parameters()), None)
         if own is not None and own.type != "cpu":  # a network stays on its device
             values["device"] = str(own)
+    from micronet.models.modes import copy_model
+
     try:
         config = stage.configure(values)
+        if (given.get("resume") or given.get("max_time") is not None) and given.get("output") is None:
+            raise MicronetError("--resume and --max-time need --output: the checkpoint lies beside it")
+        if (
+            source is not None
+            and not source.spec.name
+            and given.get("output")
+            and stage.writes(config) == ".safetensors"
+        ):
+            raise MicronetError(
+                "nothing says how to build this network again; leave --output out and use micronet.save"
+            )
+        if given.get("resume") and source is not None and not source.spec.name:
+            raise MicronetError("--resume needs a network that can be recognized; save it with micronet.save first")
         if uses(stage.Config, "processes") and flatten(config).get("device", None) and config.run.world_size > 1:
             raise MicronetError("several GPUs need several processes; start your script with torchrun")
         if source is not None:
-            source = copy.deepcopy(source)  # training and folding change networks in place
+            source = replace(source, model=copy_model(source.model))  # training and folding change networks in place
         memory = Memory(source, artifacts, batches, example)
         outcome = execute(stage, config, progress, memory, keep=False)
         stage.judge(config, outcome)
     except MicronetError as error:
-        error.args = (re.sub(r"--([a-z][a-z0-9-]*)", lambda match: match[1].replace("-", "_"), str(error)),)
+        error.args = (re.sub(r"(?<![\w/.-])--([a-z][a-z0-9-]*)", lambda match: match[1].replace("-", "_"), str(error)),)
         raise
     return outcome.product
 
@@ -172,8 +195,9 @@ def _path(option: Option, value: Any, artifacts: "dict[Path, Artifact]") -> Path
         return Path(value)
     if option.name not in NETWORKS:
         raise MicronetError(f"{option.name} is a {type(value).__name__}; expected a path")
-    path = Path(f"network{len(artifacts) + 1}.safetensors")
-    artifacts[path] = _artifact(value)
+    held = _artifact(value)
+    path = Path(f"<{type(held.model).__name__} {len(artifacts) + 1}>.safetensors")  # a key, never a file
+    artifacts[path] = held
     return path
 
 
@@ -188,7 +212,7 @@ def _artifact(network: Any) -> "Artifact":
         return network
     if isinstance(network, nn.Module):
         return Artifact(network, ModelSpec("", {}), [])
-    raise MicronetError(f"a network is a path, an Artifact or a torch.nn.Module, not a {type(network).__name__}")
+    raise MicronetError(f"expected a path, an Artifact or a torch.nn.Module, got {type(network).__name__}")
 
 
 def _inputs(data: Any) -> "Iterator[Tensor]":
@@ -204,10 +228,10 @@ def _inputs(data: Any) -> "Iterator[Tensor]":
         yield first
 
 
-def _parameter(option: Option) -> inspect.Parameter:
+def _parameter(option: Option, batches: bool) -> inspect.Parameter:
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD if option.about["argument"] else inspect.Parameter.KEYWORD_ONLY
     default = inspect.Parameter.empty if option.required else option.default
-    return inspect.Parameter(option.name, kind, default=default, annotation=annotation(option))
+    return inspect.Parameter(option.name, kind, default=default, annotation=annotation(option, batches))
 
 
 def extra_parameters(stage: Stage) -> list[inspect.Parameter]:
@@ -226,11 +250,13 @@ _EXTRA_HELP = {
 _TYPES: Mapping[Any, str] = {Path: "str | Path", list[Path]: "Sequence[str | Path]", NoneType: "None"}
 
 
-def annotation(option: Option) -> str:
+def annotation(option: Option, batches: bool) -> str:
     """Return a keyword's type as text: paths may be text, networks may be in memory."""
     network = "Artifact | nn.Module | " if option.name in NETWORKS else ""
-    if option.name == "data":
+    if option.name == "data" and batches:
         return "str | Path | Tensor | Iterable[Tensor | Sequence[Tensor]] | None"
+    if option.name == "data":
+        return "str | Path | None"
     if option.name == "files":
         return "Sequence[Artifact | nn.Module | str | Path]"
     kinds = alternatives(option.field.type)

@@ -28,5 +28,5 @@ def calibration_batches(
 def _folder(place: Path, dataset: Dataset) -> ImageSplit:
     paths = list_images(place) if place.is_dir() else []
     if not paths:
-        raise MicronetError(f"--calib-data {place}: not a folder with images in it")
+        raise MicronetError(f"--calib-data {place} is not a folder that contains images")
     return FileSplit.of(paths, torch.zeros(len(paths), dtype=torch.int64), dataset.spec.image_size or 0)

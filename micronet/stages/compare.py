@@ -84,7 +84,8 @@ def measure(files: list[Path], data: DataConfig, runtime: RuntimeOptions, contex
     candidates = []
     for file in files:
         network, size_bytes = _open(file, runtime, context)
-        candidates.append(Candidate(file.name, network, size_bytes))
+        name = file.stem.strip("<>") if file in context.memory.artifacts else file.name
+        candidates.append(Candidate(name, network, size_bytes))
     like = _common_spec([each.network.data for each in candidates if each.network.data])
     for each in candidates:
         _check_same_input(each.name, each.network, like)
@@ -102,12 +103,15 @@ def _open(file: Path, runtime: RuntimeOptions, context: Context) -> "tuple[Netwo
     if file not in context.memory.artifacts:
         return open_network(file, runtime), file.stat().st_size
     from micronet.artifact.artifact import save
+    from micronet.models.modes import copy_model
     from micronet.runtimes.torch import EagerPredictor
 
+    held = context.memory.artifacts[file]
+    held = replace(held, model=copy_model(held.model))  # the caller's network keeps its mode and device
     with TemporaryDirectory() as folder:
         written = Path(folder) / "network.safetensors"
-        save(context.memory.artifacts[file], written)
-        return EagerPredictor(context.memory.artifacts[file], runtime), written.stat().st_size
+        save(held, written)
+        return EagerPredictor(held, runtime), written.stat().st_size
 
 
 def _common_spec(specs: "list[DataSpec]") -> "DataSpec":

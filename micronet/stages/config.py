@@ -94,7 +94,7 @@ class ReportConfig(Settings):
     """Report."""
 
     json: bool = setting(False, "Print the result as JSON.", run_only=True, api=False, basic=True)
-    quiet: bool = setting(False, "Show no progress.", "-q", run_only=True, api=False)
+    quiet: bool = setting(False, "Print errors and results only.", "-q", run_only=True, api=False)
 
 
 @dataclass(frozen=True)
@@ -121,9 +121,13 @@ class DistributedConfig(RunConfig):
         basic=True,
     )
     processes: int | None = setting(
-        None, "Train in N processes on this machine, each with its part of every batch.", low=1, high=1024, metavar="N",
+        None,
+        "Train in N processes on this machine; each computes a share of every batch.",
+        low=1,
+        high=1024,
+        metavar="N",
         api=False,
-    )  # fmt: skip
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

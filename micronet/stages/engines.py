@@ -54,7 +54,7 @@ def build(artifact: Artifact | None, config: Any, progress: Progress) -> Engine:
 def _exported(artifact: Artifact, config: BuildConfig) -> onnx.ModelProto:
     profiles = config.profiles
     if any(len(profile.usual) != len(AXES) + 1 for profile in profiles):
-        raise MicronetError("an artifact's shapes have four sizes, NxCxHxW, for example 1x3x224x224")
+        raise MicronetError("an artifact's input shape has four dimensions, NxCxHxW, for example 1x3x224x224")
     sides = [name for name, axis in AXES.items() if name != "batch" and _varies(profiles, axis)]
     export = ExportConfig(target="tensorrt", dynamic=",".join(["batch", *sides]))
     return to_onnx(artifact, _example(artifact, profiles), export)

@@ -42,6 +42,7 @@ class ExportOnnx(Stage):
     ending = ".onnx"
     suffix = ".onnx"
     product = "ModelProto"
+    takes_batches = True
 
     def run(self, artifact: "Artifact | None", config: ExportOnnxSettings, context: Context) -> Outcome:
         """Export the network and compare the file with it."""

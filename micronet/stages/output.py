@@ -31,13 +31,19 @@ def check_places(config: Any) -> None:
             check_writable(values[option.name])
 
 
-def finish(write: Callable[[], None], path: Path) -> None:
-    """Write a result, and only then remove the checkpoint that could have recreated it."""
+def finish(write: Callable[[], None], trained: Path | None) -> None:
+    """Write a result; then remove the checkpoint of a training, which could have recreated it.
+
+    Args:
+        write: Writes the result.
+        trained: The output of the training, or None if the stage did not train.
+    """
     from micronet.training import distributed
     from micronet.training.checkpoint import Checkpoint
 
     def work() -> None:
         write()
-        Checkpoint.beside(path, {}).remove()
+        if trained is not None:
+            Checkpoint.beside(trained, {}).remove()
 
     distributed.from_rank_zero(work)

@@ -60,6 +60,7 @@ class Prune(Stage):
     example = "micronet prune sparse.safetensors --percent 0.5 --regular 8 -o pruned.safetensors"
     Config = PruneSettings
     ending = "-pruned.safetensors"
+    takes_batches = True
     advanced = ("epochs", "lr", "batch_size")
     cannot_follow = {"quantize": PRUNE_FIRST, "bn-fuse": BEFORE_FUSING}  # noqa: RUF012  # never changed
 

@@ -67,6 +67,7 @@ class Quantize(Stage):
     )
     example = "micronet quantize float.safetensors --w-bits 8 --a-bits 8 --q-type sym --epochs 1 -o int8.safetensors"
     Config = QuantizeSettings
+    takes_batches = True
     advanced = ("lr", "batch_size", "model", "device")
     cannot_follow = {  # noqa: RUF012  # never changed
         "quantize": "it is quantized already; run finetune or --mode qaft on it, or quantize the float artifact again"
@@ -84,6 +85,8 @@ class Quantize(Stage):
             raise MicronetError("--target-drop needs measurements, which --dry-run skips; leave one of them out")
         if config.dry_run and config.artifact is None:
             raise MicronetError("--dry-run needs an artifact, as in micronet quantize float.safetensors --dry-run")
+        if config.calibration.mode == "qaft" and config.artifact is None:
+            raise MicronetError("--mode qaft trains a quantized artifact; name it")
         _check_mode(config)
 
     def check_order(self, history: Iterable[str], config: Any) -> None:
@@ -108,7 +111,8 @@ class Quantize(Stage):
             return []
         if config.calibration.mode == "qaft":
             return ["finetune"]
-        return ["quantize"] if config.artifact is not None else ["train", "quantize"]
+        added = ["bn-fuse", "quantize"] if config.recovery.equalize else ["quantize"]  # equalizing folds batch norms
+        return added if config.artifact is not None else ["train", *added]
 
     def writes(self, config: QuantizeSettings) -> str | None:
         """Return the suffix of the result: that of the input, or none of a plan."""
@@ -140,15 +144,18 @@ class Quantize(Stage):
             assert artifact is not None
             return Outcome(None, plan(artifact, config.quantization))
         run = run_context(config.run, context, force=config.output.force)
-        path = config.artifact
+        path = None if config.artifact in context.memory.artifacts else config.artifact
         if artifact is None:
             artifact, path = float_artifact(config.model, config.data, run)
+            path = None if context.temporary else path
         training = (
             replace(config.training, lr=_learning_rate(config)) if config.training.lr is None else config.training
         )
         if _has_levels(config.quantization) and config.calibration.mode == "qat" and training.distill is None and path:
             training = replace(training, distill=path)
             context.progress.line(f"also learning from {path}; --distill-weight 0 uses the labels alone")
+        if context.memory.batches is not None and config.data.data is None and config.training != QAT:
+            raise MicronetError("input batches have no labels to train on; name a data set with --data")
         work = Quantizing(artifact, replace(config, training=training), run, context.memory.batches)
         done = work.qaft() if config.calibration.mode == "qaft" else work.run_quantization()
         return Outcome(done, {**done.metrics, "left_float": done.history[-1].result.get("left_float", {})})

@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from micronet.artifact.artifact import Artifact, load, save
@@ -13,9 +14,11 @@ from micronet.artifact.history import StageRecord
 from micronet.artifact.layer_table import describe_slot
 from micronet.core.files import check_output_path
 from micronet.data.dataset import Dataset
-from micronet.errors import FailedError, MicronetError
+from micronet.errors import FailedError, MicronetError, first_line
 from micronet.graph.trace import trace
 from micronet.models import transformer
+from micronet.models.inputs import as_inputs
+from micronet.models.modes import eval_mode
 from micronet.quantization.adaround import adaround
 from micronet.quantization.calibrate import calibrate, freeze, freeze_activations, frozen, observing
 from micronet.quantization.calibration_config import CalibrationConfig
@@ -84,10 +87,22 @@ class Quantizing:
     def calibration_inputs(self) -> list[Tensor]:
         """The inputs to calibrate on; empty if there are none."""
         if self.batches is not None:
-            return [batch.to(self.run.device) for batch in self.batches]
+            return [batch.to(self.run.device) for batch in self._checked(self.batches)]
         if self.dataset is None:
             return []
         return list(calibration_batches(self.dataset, self.calibration, self.run.seed, self.run.device))
+
+    def _checked(self, batches: list[Tensor]) -> list[Tensor]:
+        """Return input batches; raise MicronetError if the network does not take the first."""
+        model = self.artifact.model.to(self.run.device)
+        with eval_mode(model), torch.no_grad():
+            try:
+                for batch in batches[:1]:
+                    model(*as_inputs(model, batch))
+            except (RuntimeError, TypeError, ValueError) as error:
+                shape = tuple(batches[0].shape)
+                raise MicronetError(f"inputs of shape {shape} do not fit the network: {first_line(error)}") from error
+        return batches
 
     def run_quantization(self) -> Artifact:
         """Place quantizers, set their ranges and, for QAT, train with them."""
@@ -95,7 +110,7 @@ class Quantizing:
         if dataset is not None:
             check_model_fits(self.artifact.model, dataset)
         elif self.calibration.mode == "ptq" and not self.calibration_inputs:
-            raise MicronetError("--mode ptq calibrates on data; name them with --data")
+            raise MicronetError("--mode ptq needs calibration data; pass it with --data")
         original = self.artifact.model.to(self.run.device)
         artifact = self._equalized() if recovery.equalize else self.artifact
         config = self.quantization
@@ -114,7 +129,8 @@ class Quantizing:
         }
         training: TrainConfig = self.settings.training
         if dataset is None:
-            return replace(artifact.after(record, model=model), metrics={})
+            recorded = {**record.config, **(settings if self.calibration_inputs else {})}
+            return replace(artifact.after(replace(record, config=recorded), model=model), metrics={})
         if self.calibration.mode != "qat":
             training = replace(training, epochs=0)
         began = replace(artifact, model=model, history=[*artifact.history, record])
@@ -144,7 +160,7 @@ class Quantizing:
 
     def _config_within_target(self, model: nn.Module) -> QuantConfig:
         if self.dataset is None:
-            raise MicronetError("--target-drop measures accuracy; name the data with --data")
+            raise MicronetError("--target-drop measures accuracy; name the data set with --data")
         probe = Probe(self.calibration_inputs, self.calibration, validation_accuracy(self.dataset))
         ranked = measure_sensitivity(model, self.quantization, probe, self.run.progress)
         config = keep_sensitive(model, self.quantization, ranked, probe, (self.recovery.target_drop or 0) / 100)

@@ -56,7 +56,7 @@ class Sensitivity(Stage):
 
         assert artifact is not None
         dataset = open_data(config.data, artifact)
-        batches = context.memory.batches or list(calibration_batches(dataset, config.calibration, seed=1))
+        batches = list(calibration_batches(dataset, config.calibration, seed=1))
         probe = Probe(batches, config.calibration, validation_accuracy(dataset))
         rows = measure_sensitivity(artifact.model, config.quantization, probe, context.progress)
         if config.plot is not None:

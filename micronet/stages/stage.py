@@ -48,11 +48,13 @@ class Context:
         output: The file that it writes; a name in a temporary folder if nothing is kept.
         progress: Where it reports progress.
         memory: What was given in memory.
+        temporary: Whether the output is in a folder that is removed after the stage.
     """
 
     output: Path
     progress: Progress = field(default_factory=Silent)
     memory: Memory = field(default_factory=Memory)
+    temporary: bool = False
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ class Stage:
         ending: The end of the default output's name, after the input's.
         begins: Whether it begins a history.
         cannot_follow: Stages that must not come before it -> why not, and what to do instead.
+        takes_batches: Whether the API may give it input batches in place of a data set.
         product: The type of its product, for the typed API.
         advanced: Settings that ``--help`` of other stages shows first, and of this one under Advanced.
     """
@@ -87,6 +90,7 @@ class Stage:
     ending: ClassVar[str] = ""
     begins: ClassVar[bool] = False
     cannot_follow: ClassVar[Mapping[str, str]] = {}
+    takes_batches: ClassVar[bool] = False
     product: ClassVar[str] = "Artifact"
     advanced: ClassVar[tuple[str, ...]] = ()
 
@@ -220,9 +224,9 @@ def execute(
         artifact = stage.open(config, memory.source)
         if artifact is not None:
             stage.check_order([record.stage for record in artifact.history], config)
-        outcome = stage.run(artifact, config, Context(path, progress or Silent(), memory))
+        outcome = stage.run(artifact, config, Context(path, progress or Silent(), memory, temporary=not written))
         if written and outcome.product is not None:
-            finish(lambda: stage.write(outcome.product, path), path)
+            finish(lambda: stage.write(outcome.product, path), path if stage.trains(config) else None)
             stage.add_file(outcome.summary, path)
     return outcome
 

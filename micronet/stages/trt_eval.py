@@ -26,7 +26,7 @@ class TrtEvalSettings:
     file: Path = input_file("An .engine of trt-build.", kinds=(".engine",), metavar="ENGINE")
     onnx: Path | None = setting(None, "Reference model, run by ONNX Runtime on the CPU.", basic=True)
     batch_sizes: str = setting(
-        "1,8,32", "Batch sizes to time; batches larger than the engine's run in parts.", basic=True
+        "1,8,32", "Batch sizes to time; batches above the engine's maximum are split.", basic=True
     )
     segmentation: Path | None = setting(
         None, "Folder with images/NAME.jpg and labels/NAME.png, for a segmentation network.", metavar="FOLDER"

@@ -20,12 +20,12 @@ class TrainConfig(Settings):
 
     epochs: int = setting(8, "Passes over the training images; 0 trains nothing.", low=0, basic=True)
     lr: float | None = setting(
-        None, "Peak learning rate; default: 0.01, or one that suits the command.", low=0, basic=True
+        None, "Peak learning rate. Default: 0.01; finetune and quantize have their own.", low=0, basic=True
     )
     batch_size: int = setting(64, "Images per batch, summed over all processes.", low=1, basic=True)
     accumulate: int = setting(1, "Batches per optimizer step; their gradients add up.", low=1)
     amp: Literal["off", "bf16", "fp16"] = setting(
-        "off", "Mixed precision: run forward and backward in 16 bits. fp16 needs a GPU (untried there)."
+        "off", "Mixed precision: run forward and backward in 16 bits. fp16 needs a GPU and is untested."
     )
     patience: int | None = setting(
         None, "Stop after N epochs without improvement in validation accuracy (ties: loss).", low=1, metavar="N"

@@ -102,9 +102,9 @@ class _Normalize(torch.autograd.Function):
         inner = gradient - _per_channel(means[0], x) - normal * _per_channel(means[1], x)
         factor = scale if weight is None else scale * weight
         back = (inner * _per_channel(factor, x)).to(x.dtype)
-        if weight is None:
-            return back, None, None, None, None, None, None
-        return back, own[1], own[0], None, None, None, None
+        of_weight = own[1] if ctx.needs_input_grad[1] else None
+        of_bias = own[0] if ctx.needs_input_grad[2] else None
+        return back, of_weight, of_bias, None, None, None, None
 
 
 def _at_least_float32(x: Tensor) -> Tensor:

@@ -113,7 +113,7 @@ def test_models_that_cannot_be_quantized_are_refused(floating):
     small = pt.quantize_onnx(folded, ranges, signed=False, symmetric=False, per_channel=True, bits=8)
     with pytest.raises(MicronetError, match="already quantized"):
         pt.prepare(small)
-    with pytest.raises(MicronetError, match="no image to calibrate on"):
+    with pytest.raises(MicronetError, match="no calibration images were given"):
         pt.collect(pt.prepare(floating), [])
     with pytest.raises(MicronetError, match="NaN or infinity"):
         pt.find_ranges(pt.collect(pt.prepare(floating), [IMAGES * np.nan]), "minmax", 99.99, symmetric=False)

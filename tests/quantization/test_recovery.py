@@ -63,7 +63,7 @@ def test_equalizing_changes_nothing_in_float_and_helps_one_scale_a_layer():
         out = balanced[first].weight.flatten(1).abs().amax(1)
         into = balanced[second].weight.transpose(0, 1).flatten(1).abs().amax(1)
         torch.testing.assert_close(out, into, rtol=0.05, atol=0)
-    with pytest.raises(MicronetError, match="fold batch norms first"):
+    with pytest.raises(MicronetError, match="separated only by a ReLU"):
         equalize(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)))
 
 
@@ -231,7 +231,7 @@ def test_statistics_are_kept_for_other_bits_and_refused_for_another_network(micr
     assert done.code == 2
     assert "not a file of calibration statistics" in done.err
     assert (
-        "not a folder with images"
+        "is not a folder that contains images"
         in micronet(*start, "--calib-data", tmp_path / "no", "-o", tmp_path / "d.safetensors").err
     )
 
@@ -302,7 +302,7 @@ def test_learned_rounding_sees_what_a_layer_gives_before_an_in_place_relu():
         (["--bn-fuse", "--equalize"], "leave it out"),
         (["--bn-fuse", "--w-bits", 32], "found no quantized convolution"),
         (["--include", "nothing"], "unknown layer"),
-        (["--calib-data", "README.md"], "not a folder with images"),
+        (["--calib-data", "README.md"], "is not a folder that contains images"),
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) else "",
 )

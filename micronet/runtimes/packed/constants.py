@@ -23,7 +23,7 @@ class ConstantPool:
     def ints(self, values: Array) -> int:
         """Add int32 values. Raises UnsupportedProgram if they need more than 32 bits."""
         if values.size and not -(2**31) <= values.min() <= values.max() < 2**31:
-            raise UnsupportedProgram("sums of more than 32 bits")
+            raise UnsupportedProgram("a sum needs more than 32 bits")
         return self._add("ints", values.astype(np.int32))
 
     def offsets(self, values: list[int]) -> int:

@@ -100,7 +100,7 @@ class ConvGroup(NamedTuple):
                 bias = operation.bias[self.outputs]
         largest = np.abs(self.weight.astype(np.float64)).sum((1, 2, 3)) * (256 if self.arithmetic == UINT8 else 1)
         if self.arithmetic != FLOAT32 and (np.abs(base) + largest).max() >= 2**31:
-            raise UnsupportedProgram("sums of more than 32 bits")
+            raise UnsupportedProgram("a sum needs more than 32 bits")
         return {
             "base": constants.ints(self._padded(base)), "scale": constants.floats(self._padded(scale[None, None])),
             "bias": constants.floats(self._padded(bias[None, None])),

@@ -68,7 +68,7 @@ def parse_batch_sizes(text: str) -> list[int]:
     """Parse ``1,8,32``; raise MicronetError for anything but whole numbers of 1 or more."""
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdigit() and int(part) > 0 for part in parts):
-        raise MicronetError(f"--batch-sizes is {text!r}; allowed: whole numbers of 1 or more, such as 1,8,32")
+        raise MicronetError(f"--batch-sizes is {text!r}; expected positive integers, such as 1,8,32")
     return [int(part) for part in parts]
 
 

@@ -1,0 +1,86 @@
+"""What holds for stages however they are called: from the command line, a recipe or Python."""
+
+import shutil
+
+import pytest
+import torch
+from torch import nn
+
+import micronet as api
+
+
+def network():
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+                         nn.Linear(8, 10))  # fmt: skip
+
+
+def test_an_export_leaves_the_checkpoint_of_an_interrupted_training(micronet, chain, tmp_path):
+    path, checkpoint = tmp_path / "a.safetensors", tmp_path / "a.checkpoint.safetensors"
+    shutil.copy(chain / "float.safetensors", path)
+    checkpoint.write_text("an interrupted training's")
+    assert micronet("export-onnx", path).code == 0
+    assert checkpoint.exists()
+
+
+def test_a_recipe_that_prints_json_holds_its_gates(micronet, chain, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    gate = (
+        f'[[stage]]\ncommand = "compare"\nfiles = ["{chain / "float.safetensors"}"]\nmax_drop = -1.0\nname = "gate"\n'
+    )
+    (tmp_path / "r.toml").write_text(f"{gate}{gate.replace('gate', 'last').replace('-1.0', '100.0')}")
+    assert micronet("run", "r.toml", "--json").code == 1
+
+
+def test_a_recipe_names_a_cache_that_does_not_exist_yet(micronet, chain, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "r.toml").write_text(
+        f'[[stage]]\ncommand = "quantize"\nartifact = "{chain / "float.safetensors"}"\nmode = "ptq"\n'
+        'calib_cache = "c.safetensors"\nlimit = 100\n'
+    )
+    done = micronet("run", "r.toml", "-o", "out")
+    assert done.code == 0, done.err
+    assert (tmp_path / "c.safetensors").exists()
+
+
+def test_qaft_needs_an_artifact(micronet):
+    done = micronet("quantize", "--mode", "qaft")
+    assert done.code == 2
+    assert "trains a quantized artifact" in done.err
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda x: api.finetune(network(), data=[x]), "finetune needs a data set"),
+        (lambda x: api.evaluate(network(), data=[x]), "evaluate needs a data set"),
+        (lambda x: api.quantize(network(), data=[x], epochs=5), "no labels to train on"),
+        (lambda x: api.train(max_time=1), "need output"),
+        (lambda x: api.finetune(network(), data="digits", resume=True, output="a.safetensors"), "build this network again"),
+        (lambda x: api.evaluate(3), "got int"),
+        (lambda x: api.prune(network(), x, output="a.safetensors"), "micronet.save"),
+        (lambda x: api.quantize(network(), data=[x[:, :1]], mode="ptq"), "do not fit"),
+        (lambda x: api.inspect(network()), "expected a path"),
+        (lambda x: api.calibrate(api.quantize(network()), [x]), "its .model"),
+    ],
+    ids=["finetune", "evaluate", "labels", "max_time", "resume", "type", "build", "shape", "inspect", "calibrate"],
+)
+def test_the_api_refuses_what_would_have_no_effect(call, message):
+    with pytest.raises(api.MicronetError, match=message):
+        call(torch.rand(4, 3, 8, 8))
+
+
+def test_networks_in_memory_are_no_files_and_stay_as_they_were(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = network().train()
+    rows = api.compare([model, model], data="digits", image_size=32)
+    assert [row.name for row in rows] == ["Sequential 1", "Sequential 2"]
+    assert model.training
+    binary = api.quantize(model, w_bits="binary", a_bits=8, first_last="same", data=[torch.rand(4, 3, 8, 8)])
+    assert "distill" not in binary.history[-1].config
+
+
+def test_paths_in_errors_of_the_api_stay_as_they_are(tmp_path):
+    with pytest.raises(api.MicronetError, match="no--such-file"):
+        api.load(tmp_path / "no--such-file.safetensors")
+    with pytest.raises(api.MicronetError, match="no--such-file"):
+        api.prune(tmp_path / "no--such-file.safetensors")
