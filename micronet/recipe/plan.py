@@ -46,7 +46,7 @@ def plan(recipe: Recipe, data: str | None = None) -> list[Planned]:
         data: The data of the first stage that reads any, in place of the recipe's.
 
     Raises:
-        MicronetError: With the line: a name, a value, a file or the order of stages cannot be.
+        MicronetError: With the line: a name, a value, a file or the order of stages is invalid.
     """
     planner = _Planner(recipe)
     entries = list(recipe.entries)

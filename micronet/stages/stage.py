@@ -104,7 +104,7 @@ class Stage:
         return bool(option.about["basic"]) and option.name not in self.advanced
 
     def configure(self, values: Mapping[str, Any]) -> Any:
-        """Make the config from a flat mapping of settings; raise MicronetError for values that cannot be."""
+        """Make the config from a flat mapping of settings; raise MicronetError for invalid values."""
         config = build(self.Config, values)
         for option in options(self.Config):
             value = flatten(config)[option.name]
@@ -207,7 +207,7 @@ def execute(
         The product and its summary; ``output`` and ``size_bytes`` are in the summary of a written file.
 
     Raises:
-        MicronetError: The input, the settings, their order or the output cannot be.
+        MicronetError: The input, the settings, the order of stages or the output is invalid.
     """
     from micronet.stages.output import check_output, check_places, finish
 
