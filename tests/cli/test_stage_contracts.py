@@ -55,7 +55,7 @@ def test_qaft_needs_an_artifact(micronet):
         (lambda x: api.evaluate(network(), data=[x]), "evaluate needs a data set"),
         (lambda x: api.quantize(network(), data=[x], epochs=5), "no labels to train on"),
         (lambda x: api.train(max_time=1), "need output"),
-        (lambda x: api.finetune(network(), data="digits", resume=True, output="a.safetensors"), "build this network again"),
+        (lambda x: api.finetune(network(), data="digits", resume=True, output="a.safetensors"), "network again"),
         (lambda x: api.evaluate(3), "got int"),
         (lambda x: api.prune(network(), x, output="a.safetensors"), "micronet.save"),
         (lambda x: api.quantize(network(), data=[x[:, :1]], mode="ptq"), "do not fit"),
