@@ -84,4 +84,4 @@ def test_scores_that_are_not_finite_are_not_a_prediction(micronet, old_file, tmp
     (tmp_path / "x.packed").write_bytes(to_bytes(program))
     Image.new("RGB", (32, 32), "white").save(tmp_path / "x.png")
     done = micronet("predict", tmp_path / "x.packed", tmp_path / "x.png")
-    assert done.code == 1 and "not finite" in done.err
+    assert done.code == 1 and "NaN or infinite" in done.err

@@ -206,4 +206,4 @@ def test_a_fixed_batch_builds_and_a_file_of_wrong_numbers_does_not(micronet, cha
     assert unsigned.code == 2 and not (tmp_path / "x.engine").exists()
     short = micronet("trt-build", chain / "float.safetensors", "--min-shape", "1x3", "--opt-shape", "1x3",
                      "--max-shape", "1x3", "-o", tmp_path / "x.engine")  # fmt: skip
-    assert short.code == 2 and "four sizes" in short.err
+    assert short.code == 2 and "four dimensions" in short.err
