@@ -17,6 +17,8 @@ Names are imported when they are first used, so that ``micronet --help`` needs n
 from importlib import import_module
 from typing import Any
 
+from micronet.registry import API
+
 _HOMES = {
     "Artifact": "micronet.artifact.artifact",
     "FailedError": "micronet.errors",
@@ -27,18 +29,13 @@ _HOMES = {
     "observing": "micronet.quantization.calibrate",
     "save": "micronet.stages.api",
 }
-_STAGES = (
-    "check_onnx", "compare", "evaluate", "export_onnx", "finetune", "fuse", "import_model", "inspect", "pack",
-    "predict", "prune", "quantize", "run_recipe", "sensitivity", "sparse_train", "train", "trt_build", "trt_eval",
-)  # fmt: skip
-
-__all__ = sorted([*_HOMES, *_STAGES])  # the stub has it as a literal
+__all__ = sorted([*_HOMES, *API])  # the stub has it as a literal
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
         value = getattr(import_module(_HOMES[name]), name)
-    elif name in _STAGES:
+    elif name in API:
         value = import_module("micronet.stages.api").function(name)
     else:
         raise AttributeError(f"module 'micronet' has no attribute {name!r}")

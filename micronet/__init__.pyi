@@ -579,7 +579,7 @@ def export_onnx(
     """
 
 def check_onnx(
-    file: Artifact | nn.Module | str | Path,
+    file: str | Path,
     *,
     target: Literal['ort', 'tensorrt', 'both'] = 'ort',
     strict: bool = False,
@@ -695,7 +695,7 @@ def trt_build(
     """
 
 def trt_eval(
-    file: Artifact | nn.Module | str | Path,
+    file: str | Path,
     *,
     onnx: str | Path | None = None,
     batch_sizes: str = '1,8,32',
@@ -835,7 +835,7 @@ def predict(
     """
 
 def inspect(
-    artifact: Artifact | nn.Module | str | Path,
+    artifact: str | Path,
     *,
     progress: Progress | None = None,
 ) -> dict[str, object]:

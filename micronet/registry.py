@@ -160,6 +160,15 @@ COMMANDS = {
     ),
 }  # fmt: skip
 
+# The Python API's name of a command -> the command's.
+API = {
+    "train": "train", "import_model": "import", "sparse_train": "sparse-train", "prune": "prune",
+    "finetune": "finetune", "quantize": "quantize", "fuse": "bn-fuse", "export_onnx": "export-onnx",
+    "check_onnx": "check-onnx", "pack": "pack", "trt_build": "trt-build", "trt_eval": "trt-eval",
+    "evaluate": "evaluate", "compare": "compare", "predict": "predict", "inspect": "inspect",
+    "sensitivity": "sensitivity", "run_recipe": "run",
+}  # fmt: skip
+
 # A file's suffix -> the runtime that opens it as a predictor.
 PREDICTORS = {
     ".safetensors": "micronet.runtimes.torch:EagerPredictor",

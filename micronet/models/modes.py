@@ -30,7 +30,8 @@ def copy_model(model: nn.Module) -> nn.Module:
     """Return a deep copy of a network; raise MicronetError if it holds something that cannot be copied."""
     try:
         return copy.deepcopy(model)
-    except (RuntimeError, TypeError) as error:  # old-style weight norm, locks, open files
+    except (RuntimeError, TypeError) as error:  # hooks of old-style weight norms, locks, open files
         raise MicronetError(
-            f"this network cannot be copied ({first_line(error)}); remove the attribute that holds it"
+            f"the network cannot be copied: {first_line(error)}; remove hooks such as weight_norm first, or the "
+            "attribute that holds it"
         ) from error

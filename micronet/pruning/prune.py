@@ -1,6 +1,5 @@
 """Pruning a network: a smaller network that computes the same without the channels that were cut."""
 
-import copy
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -10,10 +9,11 @@ from torch import nn
 from micronet import registry
 from micronet.artifact.history import StageRecord
 from micronet.core.config import flag
-from micronet.errors import FailedError, MicronetError, first_line
+from micronet.errors import FailedError, MicronetError
 from micronet.evaluation.cost import count_macs
 from micronet.models import transformer
 from micronet.models.inputs import Example
+from micronet.models.modes import copy_model
 from micronet.pruning.channel_map import ChannelMap
 from micronet.pruning.check import check_cut
 from micronet.pruning.config import PruneConfig
@@ -84,7 +84,7 @@ class Pruner:
         """Return the network, or a copy of it, with channels cut, and the result that ``restore`` needs."""
         layers = changed_layers(self.channels, plan.channels)
         heads = [name for name in transformer.splittable_attentions(self.model) if f"{name}.out_proj" in layers]
-        pruned = transformer.split_attentions(self.model if in_place else _copy(self.model), heads)
+        pruned = transformer.split_attentions(self.model if in_place else copy_model(self.model), heads)
         try:
             result: dict[str, Any] = {"sizes": cut_channels(pruned, self.channels, plan.channels, plan.keep)}
         except (IndexError, KeyError) as error:
@@ -159,12 +159,3 @@ def _find_heads(model: nn.Module, example: Example, regular: int) -> ChannelMap 
         return find_groups(transformer.with_split_attentions(model), example, regular)
     except (MicronetError, RuntimeError):  # for example a forward that reads an attention's own tensors
         return None
-
-
-def _copy(model: nn.Module) -> nn.Module:
-    try:
-        return copy.deepcopy(model)
-    except RuntimeError as error:  # the hooks of old weight norms hold tensors that cannot be copied
-        raise MicronetError(
-            f"the network cannot be copied: {first_line(error)}; remove hooks such as weight_norm first"
-        ) from error

@@ -106,21 +106,17 @@ class _Planner:
     def _bind(self, entry: Entry, stage: Stage, values: dict[str, Any], inputs: list[Path]) -> Path | None:
         """Choose the output, build the config and check the order; return the output."""
         try:
-            suffix = stage.writes(stage.configure(values))
-            output = None
-            if suffix is not None:
-                output = self._recipe.folder / (entry.options.get("output") or f"{entry.name}{suffix}")
-                self._check_output(entry, output, suffix, inputs)
-                values["output"] = output
             config = stage.configure(values)
             history = self._history(values.get("artifact"))
             if history is not None:
                 stage.check_order(history, config)
         except MicronetError as error:
-            if str(error).startswith(f"{self._recipe.path}, line"):
-                raise
             raise self._recipe.error(entry.line, f"{entry.command}: {error}") from error
-        if output is not None:
+        suffix, output = stage.writes(config), None
+        if suffix is not None:
+            output = self._recipe.folder / (entry.options.get("output") or f"{entry.name}{suffix}")
+            self._check_output(entry, output, suffix, inputs)
+            values["output"] = output
             self._made[entry.name] = output
             if ":" in str(values.get("model", "")):
                 self._codes[output] = values["model"]

@@ -12,22 +12,14 @@ from typing import TYPE_CHECKING, Any
 from micronet import registry
 from micronet.core.config import Option, alternatives, flatten, options
 from micronet.errors import MicronetError
-from micronet.stages.stage import Memory, Stage, execute, uses
+from micronet.stages.config import DistributedConfig
+from micronet.stages.stage import Memory, Stage, execute, group_of, uses
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from micronet.artifact.artifact import Artifact
 
-# The API's name of a stage -> the command's.
-FUNCTIONS = {
-    "train": "train", "import_model": "import", "sparse_train": "sparse-train", "prune": "prune",
-    "finetune": "finetune", "quantize": "quantize", "fuse": "bn-fuse", "export_onnx": "export-onnx",
-    "check_onnx": "check-onnx", "pack": "pack", "trt_build": "trt-build", "trt_eval": "trt-eval",
-    "evaluate": "evaluate", "compare": "compare", "predict": "predict", "inspect": "inspect",
-    "sensitivity": "sensitivity", "run_recipe": "run",
-}  # fmt: skip
-NETWORKS = ("artifact", "file", "files")  # settings that take networks in memory too
 BATCHES = "A data set's name, a folder or a file.npz; or input batches (N, ...), or tuples that begin with one."
 _HELP = {
     "data": "A data set's name, a folder or a file.npz.",
@@ -37,19 +29,15 @@ _HELP = {
 
 def function(name: str) -> Callable[..., Any]:
     """Return the API's function of a name."""
-    stage: Stage = registry.load_object(registry.COMMANDS[FUNCTIONS[name]].stage)
+    stage: Stage = registry.load_object(registry.COMMANDS[registry.API[name]].stage)
 
     def call(*args: Any, **settings: Any) -> Any:
         bound = signature.bind(*args, **settings)
         return _call(stage, dict(bound.arguments))
 
     listed = public_options(stage)
-    signature = inspect.Signature(
-        sorted(
-            [*(_parameter(option, stage.takes_batches) for option in listed), *extra_parameters(stage)],
-            key=lambda each: each.kind,
-        )
-    )
+    parameters = [*(_parameter(option, stage) for option in listed), *extra_parameters(stage)]
+    signature = inspect.Signature(sorted(parameters, key=lambda each: each.kind))
     call.__name__ = call.__qualname__ = name
     call.__module__ = "micronet"
     call.__doc__ = documentation(stage, listed)
@@ -136,9 +124,11 @@ def _call(stage: Stage, given: dict[str, Any]) -> Any:
     progress, example = given.pop("progress", None), given.pop("example_input", None)
     known = {option.name: option for option in options(stage.Config)}
     artifacts: dict[Path, Artifact] = {}
-    values = {name: _value(known[name], value, artifacts) for name, value in given.items() if name != "data"}
-    if artifacts and stage.name == "inspect":
-        raise MicronetError("inspect reads a file's header; expected a path")
+    values = {
+        name: _value(known[name], value, artifacts if is_network(known[name], stage) else None)
+        for name, value in given.items()
+        if name != "data"
+    }
     batches = None
     if isinstance(given.get("data"), (str, Path)):
         values["data"] = str(given["data"])
@@ -155,21 +145,7 @@ def _call(stage: Stage, given: dict[str, Any]) -> Any:
 
     try:
         config = stage.configure(values)
-        if (given.get("resume") or given.get("max_time") is not None) and given.get("output") is None:
-            raise MicronetError("--resume and --max-time need --output: the checkpoint lies beside it")
-        if (
-            source is not None
-            and not source.spec.name
-            and given.get("output")
-            and stage.writes(config) == ".safetensors"
-        ):
-            raise MicronetError(
-                "nothing says how to build this network again; leave --output out and use micronet.save"
-            )
-        if given.get("resume") and source is not None and not source.spec.name:
-            raise MicronetError("--resume needs a network that can be recognized; save it with micronet.save first")
-        if uses(stage.Config, "processes") and flatten(config).get("device", None) and config.run.world_size > 1:
-            raise MicronetError("several GPUs need several processes; start your script with torchrun")
+        _check_effect(stage, config, source)
         if source is not None:
             source = replace(source, model=copy_model(source.model))  # training and folding change networks in place
         memory = Memory(source, artifacts, batches, example)
@@ -181,7 +157,20 @@ def _call(stage: Stage, given: dict[str, Any]) -> Any:
     return outcome.product
 
 
-def _value(option: Option, value: Any, artifacts: "dict[Path, Artifact]") -> Any:
+def _check_effect(stage: Stage, config: Any, source: "Artifact | None") -> None:
+    """Raise MicronetError for settings that would have no effect when they are called from Python."""
+    values = flatten(config)
+    output, resume = values.get("output"), values.get("resume")
+    if output is None and (resume or values.get("max_time") is not None):
+        raise MicronetError("--resume and --max-time need --output: the checkpoint lies beside it")
+    if source is not None and not source.spec.name and output is not None and stage.writes(config) == ".safetensors":
+        raise MicronetError("nothing says how to build this network again; leave --output out and use micronet.save")
+    run = group_of(config, DistributedConfig)
+    if run is not None and run.world_size > 1:
+        raise MicronetError("several GPUs need several processes; start your script with torchrun")
+
+
+def _value(option: Option, value: Any, artifacts: "dict[Path, Artifact] | None") -> Any:
     """Return a setting's value: networks in memory by a path that stands for them, text as paths if it names files."""
     kinds = alternatives(option.field.type)
     if list[Path] in kinds:
@@ -190,10 +179,10 @@ def _value(option: Option, value: Any, artifacts: "dict[Path, Artifact]") -> Any
     return _path(option, value, artifacts) if Path in kinds and value is not None else value
 
 
-def _path(option: Option, value: Any, artifacts: "dict[Path, Artifact]") -> Path:
+def _path(option: Option, value: Any, artifacts: "dict[Path, Artifact] | None") -> Path:
     if isinstance(value, (str, Path)):
         return Path(value)
-    if option.name not in NETWORKS:
+    if artifacts is None:
         raise MicronetError(f"{option.name} is a {type(value).__name__}; expected a path")
     held = _artifact(value)
     path = Path(f"<{type(held.model).__name__} {len(artifacts) + 1}>.safetensors")  # a key, never a file
@@ -228,10 +217,10 @@ def _inputs(data: Any) -> "Iterator[Tensor]":
         yield first
 
 
-def _parameter(option: Option, batches: bool) -> inspect.Parameter:
+def _parameter(option: Option, stage: Stage) -> inspect.Parameter:
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD if option.about["argument"] else inspect.Parameter.KEYWORD_ONLY
     default = inspect.Parameter.empty if option.required else option.default
-    return inspect.Parameter(option.name, kind, default=default, annotation=annotation(option, batches))
+    return inspect.Parameter(option.name, kind, default=default, annotation=annotation(option, stage))
 
 
 def extra_parameters(stage: Stage) -> list[inspect.Parameter]:
@@ -239,10 +228,9 @@ def extra_parameters(stage: Stage) -> list[inspect.Parameter]:
     progress = inspect.Parameter("progress", inspect.Parameter.KEYWORD_ONLY, default=None, annotation="Progress | None")
     kind, of = inspect.Parameter.POSITIONAL_OR_KEYWORD, "Tensor | tuple[Tensor, ...] | None"
     example = inspect.Parameter("example_input", kind, default=None, annotation=of)
-    return [example, progress] if stage.name in TRACING else [progress]
+    return [example, progress] if stage.takes_example else [progress]
 
 
-TRACING = ("prune", "export-onnx")  # stages that need an input to follow
 _EXTRA_HELP = {
     "example_input": "An input batch, or a tuple of them; needed if no data set describes the network's input.",
     "progress": "An object with ``step`` and ``line`` that receives progress.",
@@ -250,15 +238,20 @@ _EXTRA_HELP = {
 _TYPES: Mapping[Any, str] = {Path: "str | Path", list[Path]: "Sequence[str | Path]", NoneType: "None"}
 
 
-def annotation(option: Option, batches: bool) -> str:
+def is_network(option: Option, stage: Stage) -> bool:
+    """Return True if a setting takes networks in memory too: one that names artifacts."""
+    return stage.takes_networks and ".safetensors" in option.about["kinds"]
+
+
+def annotation(option: Option, stage: Stage) -> str:
     """Return a keyword's type as text: paths may be text, networks may be in memory."""
-    network = "Artifact | nn.Module | " if option.name in NETWORKS else ""
-    if option.name == "data" and batches:
+    network = "Artifact | nn.Module | " if is_network(option, stage) else ""
+    if option.name == "data" and stage.takes_batches:
         return "str | Path | Tensor | Iterable[Tensor | Sequence[Tensor]] | None"
     if option.name == "data":
         return "str | Path | None"
-    if option.name == "files":
-        return "Sequence[Artifact | nn.Module | str | Path]"
+    if network and list[Path] in alternatives(option.field.type):
+        return f"Sequence[{network}str | Path]"
     kinds = alternatives(option.field.type)
     names = [_TYPES.get(kind) or inspect.formatannotation(kind).replace("typing.", "") for kind in kinds]
     return network + " | ".join(names)

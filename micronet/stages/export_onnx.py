@@ -43,6 +43,7 @@ class ExportOnnx(Stage):
     suffix = ".onnx"
     product = "ModelProto"
     takes_batches = True
+    takes_example = True
 
     def run(self, artifact: "Artifact | None", config: ExportOnnxSettings, context: Context) -> Outcome:
         """Export the network and compare the file with it."""

@@ -2,14 +2,17 @@
 
 import math
 import time
+from pathlib import Path
 
 import torch
 
-from micronet.artifact.artifact import Artifact
+from micronet.artifact.artifact import Artifact, save
 from micronet.artifact.history import StageRecord
 from micronet.data.dataset import Dataset
 from micronet.models.device import pick_device
-from micronet.stages.config import RunConfig
+from micronet.stages.config import DataConfig, ModelConfig, RunConfig
+from micronet.stages.inputs import new_artifact, open_data
+from micronet.stages.output import finish
 from micronet.stages.stage import Context, Outcome
 from micronet.training import distributed
 from micronet.training.config import TrainConfig
@@ -46,6 +49,17 @@ def fit_stage(
     """Train an artifact and record that as a stage."""
     fitted = fit_artifact(artifact, dataset, training, run, hooks)
     return fitted.after(StageRecord(stage, {**hooks.config, **training.to_json()}))
+
+
+def fit_new(model: ModelConfig, data: DataConfig, training: TrainConfig, run: RunContext) -> Artifact:
+    """Build a network that fits the data and train it."""
+    dataset = open_data(data, seed=run.seed)
+    return fit_stage("train", new_artifact(model, dataset.spec, run.seed), dataset, training, run)
+
+
+def keep(artifact: Artifact, path: Path) -> None:
+    """Save what a training made, then remove the checkpoint that could have recreated it."""
+    finish(lambda: save(artifact, path), path)
 
 
 def trained(artifact: Artifact, **more: object) -> Outcome:

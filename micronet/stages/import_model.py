@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from micronet.core.config import group, setting
 from micronet.stages.config import DataConfig, ModelConfig, OutputConfig
@@ -39,11 +39,6 @@ class Import(Stage):
     )
     Config = ImportSettings
     begins = True
-
-    def default_output(self, config: Any) -> Path:
-        """Return a name after the network's."""
-        file: Path = config.model.file
-        return file
 
     def run(self, artifact: "Artifact | None", config: ImportSettings, context: Context) -> Outcome:
         """Build the network and fill it."""

@@ -28,6 +28,7 @@ class Inspect(Stage):
     Config = InspectSettings
     suffix = None
     product = "dict[str, object]"
+    takes_networks = False  # it reads a file's header
 
     def open(self, config: Any, source: "Artifact | None") -> None:
         """Open nothing: the header is enough."""

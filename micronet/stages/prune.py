@@ -61,6 +61,7 @@ class Prune(Stage):
     Config = PruneSettings
     ending = "-pruned.safetensors"
     takes_batches = True
+    takes_example = True
     advanced = ("epochs", "lr", "batch_size")
     cannot_follow = {"quantize": PRUNE_FIRST, "bn-fuse": BEFORE_FUSING}  # noqa: RUF012  # never changed
 

@@ -28,8 +28,9 @@ from micronet.pruning.prune import Pruner, prune_model
 from micronet.pruning.sensitivity import GroupSensitivity, measure_sensitivity
 from micronet.runtimes.config import CodeOptions, RuntimeOptions
 from micronet.runtimes.onnxruntime import session_predictor
-from micronet.stages.fitting import fit_stage
+from micronet.stages.fitting import fit_stage, keep
 from micronet.stages.inputs import example_input, image_shape, open_data, validation_accuracy
+from micronet.stages.prune import PruneSettings
 from micronet.stages.stage import Memory
 from micronet.training.config import TrainConfig
 from micronet.training.context import RunContext
@@ -59,7 +60,7 @@ class Pruning:
     run: RunContext
 
     @classmethod
-    def of(cls, artifact: Artifact, config: Any, run: RunContext, memory: Memory) -> "Pruning":
+    def of(cls, artifact: Artifact, config: PruneSettings, run: RunContext, memory: Memory) -> "Pruning":
         """Return the work that the stage's config describes."""
         known = config.data.data is not None or image_shape(artifact) is not None
         opener = partial(open_data, config.data, artifact, run.seed) if known else None
@@ -76,7 +77,7 @@ class Pruning:
         return self.open_data()
 
     def once(self) -> tuple[Artifact, PrunePlan]:
-        """Cut the network's channels once; return it on the CPU, and what was decided."""
+        """Cut the network's channels once; return it, and what was decided."""
         model = self._with_gradients()
         needs_latency = self.config.target is not None and self.config.target[0] == "target_latency"
         cost = _RelativeLatency(self.artifact, _single(self.example)) if needs_latency else None
@@ -98,7 +99,7 @@ class Pruning:
             pruned, plan = before.once()
             self.run.progress.line(f"step {step} of {steps}: cut {plan.cut:,} of {plan.total:,} channels")
             artifact = fit_stage("finetune", pruned, self.data, training, replace(self.run, output=path))
-            keep_step(artifact, path)
+            keep(artifact, path)
         return artifact
 
     def sensitivity(self) -> list[GroupSensitivity]:
@@ -195,14 +196,6 @@ class _RelativeLatency:
 
 def _in_onnxruntime(artifact: Artifact, example: Tensor) -> Predictor:
     return session_predictor(to_onnx(artifact, example).SerializeToString(), RuntimeOptions())
-
-
-def keep_step(artifact: Artifact, path: Path) -> None:
-    """Save a step, then remove the checkpoint that could have recreated it."""
-    from micronet.artifact.artifact import save
-    from micronet.stages.output import finish
-
-    finish(lambda: save(artifact, path), path)
 
 
 def _sizes(model: nn.Module, example: Example) -> dict[str, Any]:

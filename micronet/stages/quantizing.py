@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from micronet.artifact.artifact import Artifact, load, save
+from micronet.artifact.artifact import Artifact, load
 from micronet.artifact.history import StageRecord
 from micronet.artifact.layer_table import describe_slot
 from micronet.core.files import check_output_path
@@ -27,13 +27,12 @@ from micronet.quantization.fold import fold_model
 from micronet.quantization.ptq import Statistics, collect, load_statistics, save_statistics, set_ranges
 from micronet.quantization.quantize import quantize_model
 from micronet.quantization.recovery import correct_biases, equalize, reestimate_norms
-from micronet.quantization.recovery_config import RecoveryConfig
 from micronet.quantization.sensitivity import Probe, keep_sensitive, measure_sensitivity
 from micronet.stages.calibration import calibration_batches
 from micronet.stages.config import DataConfig, ModelConfig
-from micronet.stages.fitting import fit_stage
-from micronet.stages.inputs import new_artifact, open_data, validation_accuracy
-from micronet.stages.output import finish
+from micronet.stages.fitting import fit_new, fit_stage, keep
+from micronet.stages.inputs import open_data, validation_accuracy
+from micronet.stages.quantize import QuantizeSettings
 from micronet.training import distributed
 from micronet.training.config import TrainConfig
 from micronet.training.context import RunContext, TrainHooks
@@ -52,32 +51,14 @@ class Quantizing:
     """
 
     artifact: Artifact
-    settings: Any
+    settings: QuantizeSettings
     run: RunContext
     batches: list[Tensor] | None = None
-
-    @property
-    def quantization(self) -> QuantConfig:
-        """How to quantize."""
-        config: QuantConfig = self.settings.quantization
-        return config
-
-    @property
-    def calibration(self) -> CalibrationConfig:
-        """How to calibrate."""
-        config: CalibrationConfig = self.settings.calibration
-        return config
-
-    @property
-    def recovery(self) -> RecoveryConfig:
-        """How to recover accuracy."""
-        config: RecoveryConfig = self.settings.recovery
-        return config
 
     @cached_property
     def dataset(self) -> Dataset | None:
         """The data set; None if only inputs are given, or nothing."""
-        data: DataConfig = self.settings.data
+        data = self.settings.data
         remembered = (self.artifact.data or {}).get("name")
         if data.data is None and remembered is None and (self.batches is not None or self.artifact.data is None):
             return None
@@ -90,7 +71,7 @@ class Quantizing:
             return [batch.to(self.run.device) for batch in self._checked(self.batches)]
         if self.dataset is None:
             return []
-        return list(calibration_batches(self.dataset, self.calibration, self.run.seed, self.run.device))
+        return list(calibration_batches(self.dataset, self.settings.calibration, self.run.seed, self.run.device))
 
     def _checked(self, batches: list[Tensor]) -> list[Tensor]:
         """Return input batches; raise MicronetError if the network does not take the first."""
@@ -106,14 +87,14 @@ class Quantizing:
 
     def run_quantization(self) -> Artifact:
         """Place quantizers, set their ranges and, for QAT, train with them."""
-        dataset, recovery = self.dataset, self.recovery
+        dataset, recovery = self.dataset, self.settings.recovery
         if dataset is not None:
             check_model_fits(self.artifact.model, dataset)
-        elif self.calibration.mode == "ptq" and not self.calibration_inputs:
+        elif self.settings.calibration.mode == "ptq" and not self.calibration_inputs:
             raise MicronetError("--mode ptq needs calibration data; pass it with --data")
         original = self.artifact.model.to(self.run.device)
         artifact = self._equalized() if recovery.equalize else self.artifact
-        config = self.quantization
+        config = self.settings.quantization
         if recovery.target_drop is not None:
             config = self._config_within_target(artifact.model)
         model, record = quantize_model(artifact.model, config)
@@ -124,14 +105,14 @@ class Quantizing:
             )
             self._recover(floating, model)
         settings = {
-            **_recorded(self.calibration),
+            **_recorded(self.settings.calibration),
             **{name: value for name, value in recovery.to_json().items() if value},
         }
-        training: TrainConfig = self.settings.training
+        training = self.settings.training
         if dataset is None:
             recorded = {**record.config, **(settings if self.calibration_inputs else {})}
             return replace(artifact.after(replace(record, config=recorded), model=model), metrics={})
-        if self.calibration.mode != "qat":
+        if self.settings.calibration.mode != "qat":
             training = replace(training, epochs=0)
         began = replace(artifact, model=model, history=[*artifact.history, record])
         fitted = fit_artifact(began, dataset, training, self.run, TrainHooks(observing, config=settings))
@@ -161,23 +142,25 @@ class Quantizing:
     def _config_within_target(self, model: nn.Module) -> QuantConfig:
         if self.dataset is None:
             raise MicronetError("--target-drop measures accuracy; name the data set with --data")
-        probe = Probe(self.calibration_inputs, self.calibration, validation_accuracy(self.dataset))
-        ranked = measure_sensitivity(model, self.quantization, probe, self.run.progress)
-        config = keep_sensitive(model, self.quantization, ranked, probe, (self.recovery.target_drop or 0) / 100)
+        probe = Probe(self.calibration_inputs, self.settings.calibration, validation_accuracy(self.dataset))
+        ranked = measure_sensitivity(model, self.settings.quantization, probe, self.run.progress)
+        config = keep_sensitive(
+            model, self.settings.quantization, ranked, probe, (self.settings.recovery.target_drop or 0) / 100
+        )
         self.run.progress.line(f"layers that keep 8 bits: {config.keep_8bit or 'none'}")
         return config
 
     def _check_target(self, *, drop: float) -> None:
         """Raise FailedError if the final drop exceeds the target; training and recovery follow the choice of bits."""
-        target = self.recovery.target_drop or 0
+        target, mode = self.settings.recovery.target_drop or 0, self.settings.calibration.mode
         if 100 * drop > target:
             raise FailedError(
-                f"the drop is {100 * drop:.2f} points after {self.calibration.mode}; --target-drop allows {target:g}. "
+                f"the drop is {100 * drop:.2f} points after {mode}; --target-drop allows {target:g}. "
                 "Train longer, or drop the recovery options"
             )
 
     def _recover(self, floating: nn.Module, model: nn.Module) -> None:
-        recovery, progress, batches = self.recovery, self.run.progress, self.calibration_inputs
+        recovery, progress, batches = self.settings.recovery, self.run.progress, self.calibration_inputs
         if recovery.adaround:
             progress.line(
                 f"learned the rounding of {adaround(floating, model, batches, progress, self.run.seed)} layers"
@@ -189,7 +172,7 @@ class Quantizing:
             progress.line(f"corrected the mean output of {count} layers")
 
     def _set_ranges(self, model: nn.Module, floating: nn.Module) -> None:
-        config = self.calibration
+        config = self.settings.calibration
         if config.mode == "qat" and config.calibrator == "minmax" and config.calib_cache is None:
             calibrate(model, self.calibration_inputs)  # moving averages, which training continues
             return
@@ -198,7 +181,7 @@ class Quantizing:
             freeze_activations(model)
 
     def _statistics(self, model: nn.Module, floating: nn.Module) -> Statistics:
-        cache = self.calibration.calib_cache
+        cache = self.settings.calibration.calib_cache
         if cache is None:
             return collect(model, self.calibration_inputs)
         network = _digest(floating, self.calibration_inputs)
@@ -222,10 +205,8 @@ def float_artifact(model: ModelConfig, data: DataConfig, run: RunContext) -> tup
             )
         return artifact, path
     distributed.from_rank_zero(lambda: check_output_path(path, run.force))
-    dataset = open_data(data, seed=run.seed)
-    fresh = new_artifact(model, dataset.spec, run.seed)
-    artifact = fit_stage("train", fresh, dataset, TrainConfig(), replace(run, output=path))
-    finish(lambda: save(artifact, path), path)
+    artifact = fit_new(model, data, TrainConfig(), replace(run, output=path))
+    keep(artifact, path)
     run.progress.line(f"wrote {path}  test accuracy {artifact.metrics['test_accuracy']:.2%}")
     return artifact, path
 

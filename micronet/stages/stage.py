@@ -78,6 +78,8 @@ class Stage:
         begins: Whether it begins a history.
         cannot_follow: Stages that must not come before it -> why not, and what to do instead.
         takes_batches: Whether the API may give it input batches in place of a data set.
+        takes_example: Whether the API may give it an example input, for tracing.
+        takes_networks: Whether the API may give it networks in memory.
         product: The type of its product, for the typed API.
         advanced: Settings that ``--help`` of other stages shows first, and of this one under Advanced.
     """
@@ -87,10 +89,12 @@ class Stage:
     example: ClassVar[str]
     Config: ClassVar[Any]
     suffix: ClassVar[str | None] = ".safetensors"
-    ending: ClassVar[str] = ""
+    ending: ClassVar[str] = ".safetensors"
     begins: ClassVar[bool] = False
     cannot_follow: ClassVar[Mapping[str, str]] = {}
     takes_batches: ClassVar[bool] = False
+    takes_example: ClassVar[bool] = False
+    takes_networks: ClassVar[bool] = True
     product: ClassVar[str] = "Artifact"
     advanced: ClassVar[tuple[str, ...]] = ()
 
@@ -106,8 +110,9 @@ class Stage:
     def configure(self, values: Mapping[str, Any]) -> Any:
         """Make the config from a flat mapping of settings; raise MicronetError for invalid values."""
         config = build(self.Config, values)
+        flat = flatten(config)
         for option in options(self.Config):
-            value = flatten(config)[option.name]
+            value = flat[option.name]
             for path in value if isinstance(value, list) else [value]:
                 if isinstance(path, Path) and option.about["kinds"]:
                     check_file_kind(path, *option.about["kinds"])
@@ -146,9 +151,8 @@ class Stage:
 
     def input(self, config: Any) -> Path | None:
         """Return the input file's path, or None if a new network is made."""
-        path: Path | None = next(
-            flatten(config)[option.name] for option in options(self.Config) if option.about["argument"]
-        )
+        arguments = [option.name for option in options(self.Config) if option.about["argument"]]
+        path: Path | None = flatten(config)[arguments[0]] if arguments else None
         return path
 
     def open(self, config: Any, source: "Artifact | None") -> "Artifact | None":

@@ -1,8 +1,7 @@
 """The ``train`` stage: a network from scratch."""
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from micronet.core.config import group
 from micronet.stages.config import DataConfig, DistributedConfig, ModelConfig, OutputConfig
@@ -32,20 +31,12 @@ class Train(Stage):
     Config = TrainSettings
     begins = True
 
-    def default_output(self, config: Any) -> Path:
-        """Return a name after the network's."""
-        file: Path = config.model.file
-        return file
-
     def run(self, artifact: "Artifact | None", config: TrainSettings, context: Context) -> Outcome:
         """Build a network that fits the data and train it."""
-        from micronet.stages.fitting import fit_stage, run_context, trained
-        from micronet.stages.inputs import new_artifact, open_data
+        from micronet.stages.fitting import fit_new, run_context, trained
 
         run = run_context(config.run, context, force=config.output.force)
-        dataset = open_data(config.data, seed=run.seed)
-        fresh = new_artifact(config.model, dataset.spec, run.seed)
-        return trained(fit_stage("train", fresh, dataset, config.training, run))
+        return trained(fit_new(config.model, config.data, config.training, run))
 
 
 TRAIN = Train()
