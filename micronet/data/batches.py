@@ -14,8 +14,7 @@ from torch import Tensor
 
 from micronet.core import ranks
 from micronet.data.dataset import DataSpec
-from micronet.data.image_files import channels_first
-from micronet.data.split import ImageSplit
+from micronet.data.split import ImageSplit, channels_first
 from micronet.errors import MicronetError
 
 CROP_PADDING_SHARE = 1 / 8  # of an image's height: 4 pixels of 32, the usual recipe for CIFAR

@@ -12,8 +12,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from micronet.data.image_files import image_memory
-from micronet.data.split import FileSplit, ImageSplit, random_subset
+from micronet.data.image_files import FileSplit, image_memory
+from micronet.data.split import ImageSplit, random_subset
 from micronet.errors import MicronetError
 
 Augment = Literal["none", "crop", "crop-flip"]

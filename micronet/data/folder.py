@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from micronet.data.dataset import DataSource
-from micronet.data.image_files import SUFFIXES, list_images
-from micronet.data.split import FileSplit, ImageSplit
+from micronet.data.image_files import SUFFIXES, FileSplit, list_images
+from micronet.data.split import ImageSplit
 from micronet.errors import MicronetError
 
 
@@ -68,7 +68,7 @@ def _read(part: Path, classes: list[str], size: int) -> ImageSplit:
             raise MicronetError(f"the images in {part} are not in class folders; move them to {part}/CLASS/")
         raise _no_images(part)
     labels = torch.tensor([label for _, label in found])
-    return FileSplit.of([path for path, _ in found], labels, size)
+    return FileSplit([path for path, _ in found], labels, size)
 
 
 def _first_size(part: Path, classes: list[str]) -> int:

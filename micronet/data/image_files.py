@@ -4,22 +4,27 @@ Worker processes decode chunks of files and pause when a few chunks are waiting,
 number of files. Decoded images are cached if all of them fit in the memory reserved for images.
 """
 
+import copy
+import math
 import os
 import signal
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from micronet.core import ranks
 from micronet.core.machine import available_memory, usable_cores
+from micronet.data.split import ImageSplit, channels_first
 from micronet.errors import FailedError, MicronetError, first_line
 
 SUFFIXES = {
@@ -33,67 +38,73 @@ MEMORY_SHARE = 1 / 4  # of the free memory for decoded images; the network needs
 MEMORY_VARIABLE = "MICRONET_IMAGE_MEMORY"
 
 
-class ImageFiles:
-    """Image files, each decoded to (size, size) pixels when it is needed; ``cache``: keep them in memory."""
+class FileSplit(ImageSplit):
+    """Image files, decoded to (size, size) RGB pixels when they are needed."""
 
-    def __init__(self, paths: Iterable[Path | str], size: int, *, cache: bool = False) -> None:
+    def __init__(self, paths: Sequence[Path | str], labels: Tensor, size: int) -> None:
         # One array of bytes: a million Path objects take half a gigabyte, and every worker would copy them.
         self._names = np.array([os.fsencode(path) for path in paths])
-        self.size = size
-        count = len(self._names) if cache else 0
-        self._pixels = torch.empty(count, size, size, 3, dtype=torch.uint8)  # takes no memory until written
-        self._cached = torch.zeros(count, dtype=torch.bool)
+        self._rows = torch.arange(len(paths))  # where this split's images are in the names and in the cache
+        self.labels, self.image_shape = labels, (3, size, size)
+        self._cache: Tensor | None = None
+        self._is_cached = torch.zeros(0, dtype=torch.bool)
 
-    def with_cache(self, rows: Tensor) -> "ImageFiles":
-        """Return the files at ``rows`` (N,), with a cache of their pixels."""
-        return ImageFiles(map(os.fsdecode, self._names[rows.numpy()]), self.size, cache=True)
+    @property
+    def size_bytes(self) -> int:
+        """Size of all decoded images."""
+        return len(self) * math.prod(self.image_shape)
 
-    def read(self, rows: Tensor) -> Tensor:
-        """Return the images at ``rows`` (B,) as (B, 3, size, size) uint8."""
-        return next(self.stream([rows]))
+    def subset(self, indices: Tensor) -> "FileSplit":
+        """Return the images at ``indices`` as a split, which shares this one's cache."""
+        part = copy.copy(self)
+        part._rows, part.labels = self._rows[indices], self.labels[indices]
+        return part
+
+    def with_cache(self) -> "FileSplit":
+        """Return the same images, each of which will be decoded only once."""
+        split, count = copy.copy(self), len(self)
+        split._names, split._rows = self._names[self._rows.numpy()], torch.arange(count)
+        split._cache = torch.empty(count, *self.image_shape[1:], 3, dtype=torch.uint8)  # no memory until written
+        split._is_cached = torch.zeros(count, dtype=torch.bool)
+        return split
 
     def stream(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
-        """Yield the images of each batch of rows, (B,) each.
+        """Yield the images of each batch of indices, decoded ahead by worker processes.
 
         The first batch is decoded in this process, so that reading a single batch starts no workers.
         Raises MicronetError that names the file if one is not a readable image.
         """
-        for rows in batches[:1]:
-            uncached = self._uncached(rows)
-            yield self._images(rows, uncached, [self._decode(uncached)])
-        needed = [torch.split(self._uncached(rows), self._chunk) for rows in batches[1:]]
-        decoded = self._decode_ahead([chunk for chunks in needed for chunk in chunks if len(chunk)])
-        for rows, chunks in zip(batches[1:], needed, strict=True):
-            yield self._images(rows, torch.cat(chunks), [next(decoded) for chunk in chunks if len(chunk)])
+        rows = [self._rows[indices] for indices in batches]
+        needed = [self._chunks_to_decode(each) for each in rows]
+        decode_here = partial(_decode_chunk, self._names, self.image_shape[1])
+        decoded = chain(map(decode_here, chain(*needed[:1])), self._decode_ahead([*chain(*needed[1:])]))
+        for own, chunks in zip(rows, needed, strict=True):
+            yield self._assemble(own, chunks, [next(decoded) for _ in chunks])
 
-    @property
-    def _chunk(self) -> int:
-        return max(1, CHUNK_BYTES // (3 * self.size**2))
+    def _chunks_to_decode(self, rows: Tensor) -> list[Tensor]:
+        """Return the uncached ones of ``rows`` in chunks."""
+        uncached = rows if self._cache is None else rows[~self._is_cached[rows]]
+        chunks = torch.split(uncached, max(1, CHUNK_BYTES // math.prod(self.image_shape)))
+        return [chunk for chunk in chunks if len(chunk)]
 
-    def _uncached(self, rows: Tensor) -> Tensor:
-        """Return the rows that must be decoded."""
-        return rows[~self._cached[rows]] if len(self._cached) else rows
-
-    def _images(self, rows: Tensor, uncached: Tensor, decoded: list[Tensor]) -> Tensor:
-        """Return the images at ``rows``; ``decoded``: the pixels of the uncached ones."""
-        if not len(self._cached):
+    def _assemble(self, rows: Tensor, chunks: list[Tensor], decoded: list[Tensor]) -> Tensor:
+        """Return the images at ``rows``; ``decoded``: the pixels of ``chunks``, their uncached ones."""
+        if self._cache is None:
             return channels_first(torch.cat(decoded))
-        if decoded:
-            self._pixels[uncached] = torch.cat(decoded)
-            self._cached[uncached] = True
-        return channels_first(self._pixels.index_select(0, rows))
-
-    def _decode(self, rows: Tensor) -> Tensor:
-        return _Decoder(self._names, self.size, [rows]).decode(0)
+        for chunk, pixels in zip(chunks, decoded, strict=True):
+            self._cache[chunk] = pixels
+            self._is_cached[chunk] = True
+        return channels_first(self._cache.index_select(0, rows))
 
     def _decode_ahead(self, chunks: list[Tensor]) -> Iterator[Tensor]:
         """Yield the pixels of each chunk, decoded by worker processes while earlier ones are in use."""
         if not chunks:
             return
         loader: DataLoader[Any] = DataLoader(
-            _Decoder(self._names, self.size, chunks),  # type: ignore[arg-type]  # it has all that a DataLoader needs
+            chunks,  # type: ignore[arg-type]  # a list has all that a DataLoader needs
             batch_size=None,
             num_workers=min(max(1, usable_cores() // ranks.local_world_size() - 1), MAX_WORKERS, len(chunks)),
+            collate_fn=partial(_decode_in_worker, self._names, self.image_shape[1]),
             prefetch_factor=CHUNKS_AHEAD,
             worker_init_fn=_ignore_interrupts,
             generator=torch.Generator(),  # otherwise it would advance the generator of dropout
@@ -112,39 +123,17 @@ class ImageFiles:
             ) from error
 
 
-class _Decoder:
-    """A worker's data set: item i is the i-th chunk of files, decoded."""
-
-    def __init__(self, names: Any, size: int, chunks: list[Tensor]) -> None:
-        self._names, self._size, self._chunks = names, size, chunks
-
-    def __len__(self) -> int:
-        return len(self._chunks)
-
-    def __getitem__(self, index: int) -> Tensor | MicronetError:
-        """Decode a chunk. Errors are returned: one raised in a worker would arrive as the text of its traceback."""
-        try:
-            return self.decode(index)
-        except MicronetError as error:
-            return error
-
-    def decode(self, index: int) -> Tensor:
-        """Decode a chunk as (B, size, size, 3) uint8."""
-        rows = self._chunks[index]
-        images = torch.empty(len(rows), self._size, self._size, 3, dtype=torch.uint8)
-        for image, name in zip(images, self._names[rows.numpy()], strict=True):
-            image.copy_(decode(Path(os.fsdecode(name)), self._size))
-        return images
+def _decode_chunk(names: Any, size: int, rows: Tensor) -> Tensor:
+    """Decode the files ``names[rows]`` as (B, size, size, 3) uint8."""
+    return torch.stack([decode(Path(os.fsdecode(name)), size) for name in names[rows.numpy()]])
 
 
-def channels_first(pixels: Tensor) -> Tensor:
-    """Return a (B, C, H, W) view of contiguous (B, H, W, C) pixels.
-
-    Images of one channel get contiguous strides. Otherwise torch would take them for channels last, which
-    ``models.device.memory_format`` rules out for some networks.
-    """
-    count, height, width, channels = pixels.shape
-    return pixels.view(count, 1, height, width) if channels == 1 else pixels.permute(0, 3, 1, 2)
+def _decode_in_worker(names: Any, size: int, rows: Tensor) -> Tensor | MicronetError:
+    """Decode a chunk. Errors are returned: one raised in a worker would arrive as the text of its traceback."""
+    try:
+        return _decode_chunk(names, size, rows)
+    except MicronetError as error:
+        return error
 
 
 def list_images(place: Path) -> list[Path]:
@@ -167,7 +156,7 @@ def decode(path: Path, size: int) -> Tensor:
             if rgb.size != (size, size):
                 rgb = _square(rgb, size)
             return torch.from_numpy(np.array(rgb))
-    except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise MicronetError(f"{path} cannot be read as an image ({error}); fix or remove it") from error
 
 
@@ -178,13 +167,13 @@ def image_memory() -> int:
         return int(available_memory() * MEMORY_SHARE / ranks.local_world_size())
     try:
         size_bytes = int(float(text) * 2**30)
-    except (ValueError, OverflowError):
-        size_bytes = -1
-    if size_bytes < 0:
-        raise MicronetError(
-            f"the environment variable {MEMORY_VARIABLE} is {text!r}; allowed: a number of GiB, or 0 to cache no images"
-        )
-    return size_bytes
+        if size_bytes >= 0:
+            return size_bytes
+    except (ValueError, OverflowError):  # not a number, or infinite
+        pass
+    raise MicronetError(
+        f"the environment variable {MEMORY_VARIABLE} is {text!r}; expected a number of GiB, or 0 to cache no images"
+    )
 
 
 @contextmanager

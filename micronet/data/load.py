@@ -31,10 +31,6 @@ def load_data(
         raise MicronetError(
             f"the recorded data come from code, {place}, which runs only if you name it: add --data {place}"
         )
-    if limit is not None and limit < 2:
-        raise MicronetError(f"--limit is {limit}; allowed: 2 or more")
-    if image_size is not None and image_size < 1:
-        raise MicronetError(f"--image-size is {image_size}; allowed: 1 or more")
     size = image_size or like.image_size
     source = _source(place)(size)
     if like.classes is not None and like.classes != source.classes:

@@ -9,7 +9,8 @@ import torch
 from micronet.core.progress import Progress
 from micronet.data.batches import Normalize
 from micronet.data.dataset import DataSpec
-from micronet.data.image_files import channels_first, decode, list_images
+from micronet.data.image_files import decode, list_images
+from micronet.data.split import channels_first
 from micronet.errors import FailedError, MicronetError
 from micronet.evaluation.accuracy import check_scores
 from micronet.evaluation.network import Network

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from micronet.data.batches import eval_batches
 from micronet.data.dataset import Dataset
-from micronet.data.image_files import list_images
-from micronet.data.split import FileSplit, ImageSplit, random_subset
+from micronet.data.image_files import FileSplit, list_images
+from micronet.data.split import ImageSplit, random_subset
 from micronet.errors import MicronetError
 from micronet.quantization.calibration_config import RangeConfig
 
@@ -29,4 +29,4 @@ def _folder(place: Path, dataset: Dataset) -> ImageSplit:
     paths = list_images(place) if place.is_dir() else []
     if not paths:
         raise MicronetError(f"--calib-data {place} is not a folder that contains images")
-    return FileSplit.of(paths, torch.zeros(len(paths), dtype=torch.int64), dataset.spec.image_size or 0)
+    return FileSplit(paths, torch.zeros(len(paths), dtype=torch.int64), dataset.spec.image_size or 0)

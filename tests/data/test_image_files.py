@@ -10,7 +10,7 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from micronet.data import image_files
 from micronet.data.batches import eval_batches, train_batches
-from micronet.data.image_files import ImageFiles, image_memory, list_images
+from micronet.data.image_files import FileSplit, image_memory, list_images
 from micronet.data.load import load_data
 from micronet.errors import FailedError, MicronetError
 from tests.conftest import as_rank
@@ -31,6 +31,11 @@ def open_folder(root, monkeypatch, gib):
     data = load_data(str(root), image_size=16)
     assert len(data.train) + len(data.test)  # opened while the variable says so
     return data
+
+
+def files_of(root):
+    paths = list_images(root)
+    return FileSplit(paths, torch.zeros(len(paths), dtype=torch.int64), 16)
 
 
 @pytest.mark.parametrize("sizes", [((20, 20),), ((30, 20), (20, 41))])
@@ -88,13 +93,13 @@ def test_memory_is_shared_by_the_processes_of_a_training(monkeypatch):
 
 
 def test_one_batch_starts_no_process(tmp_path, monkeypatch):
-    files = ImageFiles(list_images(make_folder(tmp_path)), 16)
+    files = files_of(make_folder(tmp_path))
     monkeypatch.setattr(image_files, "DataLoader", None)
     assert next(files.stream([torch.arange(4), torch.arange(4)])).shape == (4, 3, 16, 16)
 
 
 def test_streaming_leaves_the_random_state_alone(tmp_path):
-    files = ImageFiles(list_images(make_folder(tmp_path)), 16)
+    files = files_of(make_folder(tmp_path))
     before = torch.get_rng_state()
     assert len(list(files.stream([torch.arange(4)] * 3))) == 3
     assert torch.equal(torch.get_rng_state(), before)
@@ -111,7 +116,7 @@ def test_workers_read_only_a_little_ahead(tmp_path, monkeypatch, small_chunks):
 
     monkeypatch.setattr(image_files, "decode", noted)
     monkeypatch.setattr(image_files, "usable_cores", lambda: 2)
-    batches = ImageFiles(list_images(root), 16).stream(torch.split(torch.arange(80), 4))
+    batches = files_of(root).stream(torch.split(torch.arange(80), 4))
     next(batches), next(batches)
     time.sleep(0.5)  # for workers that do not wait to be found out
     ahead = 2 * image_files.CHUNKS_AHEAD * 2
@@ -120,7 +125,7 @@ def test_workers_read_only_a_little_ahead(tmp_path, monkeypatch, small_chunks):
 
 
 def test_a_reader_that_stops_leaves_no_process(tmp_path, small_chunks):
-    files = ImageFiles(list_images(make_folder(tmp_path)), 16)
+    files = files_of(make_folder(tmp_path))
     batches = files.stream(torch.split(torch.arange(24), 4))
     next(batches), next(batches)
     assert multiprocessing.active_children()
@@ -139,7 +144,7 @@ def test_a_broken_image_is_named_in_one_line(tmp_path, monkeypatch, broken):
 
 def test_a_killed_worker_is_one_clear_error(tmp_path, monkeypatch, small_chunks):
     monkeypatch.setattr(_MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.1,))  # seconds; 5 of torch's
-    batches = ImageFiles(list_images(make_folder(tmp_path, count=20)), 16).stream(torch.split(torch.arange(80), 4))
+    batches = files_of(make_folder(tmp_path, count=20)).stream(torch.split(torch.arange(80), 4))
     next(batches), next(batches)
     for child in multiprocessing.active_children():
         child.kill()
@@ -153,7 +158,7 @@ def test_a_worker_that_ends_while_it_hands_images_over_is_the_same_error(tmp_pat
         raise loss
 
     monkeypatch.setattr("torch.utils.data.dataloader._MultiProcessingDataLoaderIter._next_data", lost)
-    files = ImageFiles(list_images(make_folder(tmp_path, count=4)), 16)
+    files = files_of(make_folder(tmp_path, count=4))
     with pytest.raises(FailedError, match="a process that decodes images ended"):
         list(files.stream(torch.split(torch.arange(16), 4)))
 
