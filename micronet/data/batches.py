@@ -4,8 +4,10 @@ The order and augmentation of an epoch depend only on (seed, epoch), however man
 resumed training ends bit-identical.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,9 +15,8 @@ from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
 
 from micronet.core import ranks
-from micronet.data.dataset import DataSpec
+from micronet.data.dataset import DataSpec, wrong_channels
 from micronet.data.split import ImageSplit, channels_first
-from micronet.errors import MicronetError
 
 CROP_PADDING_SHARE = 1 / 8  # of an image's height: 4 pixels of 32, the usual recipe for CIFAR
 MAX_EVAL_BATCH, MIN_EVAL_BATCH = 256, 16  # images per batch; more than 256 are no faster on a CPU
@@ -33,18 +34,13 @@ class Normalize:
     @classmethod
     def from_spec(cls, spec: DataSpec, device: torch.device = CPU) -> "Normalize":
         """Build it from a spec whose mean and std are known."""
-        if spec.mean is None or spec.std is None:
-            raise ValueError("the spec has no mean and std")
         mean, std = torch.tensor(spec.mean), torch.tensor(spec.std)
         return cls((1 / (255 * std)).to(device), (-mean / std).to(device))
 
     def __call__(self, images: Tensor) -> Tensor:
         """(B, C, H, W) uint8 -> (B, C, H, W) float32 in channels-last memory: (x / 255 - mean) / std."""
         if images.shape[1] != len(self.scale):
-            raise MicronetError(
-                f"the network expects images of {len(self.scale)} channels, but the data have {images.shape[1]}; "
-                "use data with the same channels, or train a network on these"
-            )
+            raise wrong_channels(len(self.scale), images.shape[1])
         normalised = images.contiguous(memory_format=torch.channels_last).float()
         count, channels, height, width = images.shape
         # Scaling whole rows is three times as fast as scaling pixels of a few channels.
@@ -76,15 +72,15 @@ def train_batches(
     generator = torch.Generator().manual_seed(seed * 100_003 + epoch)
     order = torch.randperm(len(split), generator=generator)
     sizes = batch_sizes(len(split), batch_size)
-    flip, height = spec.augment == "crop-flip", split.image_shape[1]
-    drawn = [None if spec.augment == "none" else draw_transforms(n, height, generator, flip=flip) for n in sizes]
+    augmentation, height = AUGMENTATIONS[spec.augment], split.image_shape[1]
+    drawn = [augmentation.draw(size, height, generator) for size in sizes]
     parts = [ranks.shard(size) for size in sizes]
     batches = [whole[part] for whole, part in zip(torch.split(order[: sum(sizes)], sizes), parts, strict=True)]
-    own = [each if each is None else each[:, part] for each, part in zip(drawn, parts, strict=True)]
+    own = [whole[:, part] for whole, part in zip(drawn, parts, strict=True)]
     normalize = Normalize.from_spec(spec, device)
 
-    def prepare(images: Tensor, indices: Tensor, transforms: Tensor | None) -> tuple[Tensor, Tensor]:
-        inputs = images if transforms is None else augment(images, transforms)
+    def prepare(images: Tensor, indices: Tensor, transforms: Tensor) -> tuple[Tensor, Tensor]:
+        inputs = augmentation.apply(images, transforms)
         if device.type == "cuda":
             inputs = inputs.pin_memory()
         return normalize(inputs.to(device, non_blocking=True)), split.labels[indices].to(device)
@@ -141,6 +137,24 @@ def augment(images: Tensor, transforms: Tensor) -> Tensor:
     flipped = mirrored.nonzero()
     shifted[flipped] = torch.from_numpy(shifted[flipped]).flip(2).numpy()  # four times as fast as numpy's flip
     return channels_first(torch.from_numpy(shifted))
+
+
+class Augmentation(NamedTuple):
+    """Random changes of training images, drawn for a whole epoch at once, so that they do not depend on the ranks.
+
+    ``draw(count, height, generator)`` returns numbers (K, count), one column per image; ``apply(images, numbers)``
+    returns (B, C, H, W) uint8 images, changed by the numbers (K, B).
+    """
+
+    draw: Callable[[int, int, torch.Generator], Tensor]
+    apply: Callable[[Tensor, Tensor], Tensor]
+
+
+AUGMENTATIONS = {
+    "none": Augmentation(lambda count, height, generator: torch.empty(0, count), lambda images, numbers: images),
+    "crop": Augmentation(partial(draw_transforms, flip=False), augment),
+    "crop-flip": Augmentation(partial(draw_transforms, flip=True), augment),
+}
 
 
 def batch_sizes(images: int, batch_size: int) -> list[int]:

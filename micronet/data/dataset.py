@@ -7,16 +7,14 @@ Splits are read when first used, so ``evaluate`` never decodes training images.
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from micronet.data.image_files import FileSplit, image_memory
 from micronet.data.split import ImageSplit, random_subset
 from micronet.errors import MicronetError
 
-Augment = Literal["none", "crop", "crop-flip"]
 VALIDATION_SHARE = 0.1
 STATISTICS_IMAGES = 10_000  # enough for four digits of the means
 STATISTICS_PIXELS = 500_000  # per batch
@@ -27,8 +25,9 @@ IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 class DataSpec:
     """The data that a network is for, and how images become its input; JSON values only.
 
-    ``image_size``: height and width in pixels. ``mean``, ``std``: per channel, of pixels scaled to 0..1. ``limit``: the
-    maximum number of training images, and of test images. ``seed``: of the validation split and the limit's choice.
+    ``image_size``: height and width in pixels. ``mean``, ``std``: per channel, of pixels scaled to 0..1. ``augment``:
+    one of ``batches.AUGMENTATIONS``. ``limit``: the maximum number of training images, and of test images. ``seed``: of
+    the validation split and the limit's choice.
     """
 
     name: str | None = None
@@ -37,7 +36,7 @@ class DataSpec:
     image_size: int | None = None
     mean: list[float] | None = None
     std: list[float] | None = None
-    augment: Augment = "none"
+    augment: str = "none"
     limit: int | None = None
     seed: int = 1
 
@@ -64,7 +63,7 @@ class DataSource:
     train: Callable[[], ImageSplit]
     test: Callable[[], ImageSplit]
     validation: Callable[[], ImageSplit] | None = None
-    augment: Augment = "none"
+    augment: str = "none"
 
 
 class Dataset:
@@ -86,10 +85,7 @@ class Dataset:
             mean, std = _statistics(self.train)
             spec = replace(spec, mean=mean, std=std)
         if len(spec.mean or []) != spec.channels:
-            raise MicronetError(
-                f"the network expects images of {len(spec.mean or [])} channels, but the data have {spec.channels}; "
-                "use data with the same channels, or train a network on these"
-            )
+            raise wrong_channels(len(spec.mean or []), spec.channels)
         return spec
 
     @cached_property
@@ -101,7 +97,7 @@ class Dataset:
         count = max(1, round(len(whole) * VALIDATION_SHARE))
         if count >= len(whole):
             raise MicronetError(
-                f"{len(whole)} training images are too few for a validation split; add images or raise --limit"
+                f"{len(whole)} training images are too few for a validation split; add images, or raise --limit"
             )
         return whole.subset(order[count:]), whole.subset(order[:count])
 
@@ -131,6 +127,14 @@ class Dataset:
         return split.with_cache()
 
 
+def wrong_channels(expected: int, got: int | None) -> MicronetError:
+    """Return the error for images with another number of channels than a network's."""
+    return MicronetError(
+        f"the network expects images with {expected} channels, but the data set's have {got}; use a data set with "
+        f"{expected} channels, or train a network on this one"
+    )
+
+
 def _statistics(split: ImageSplit) -> tuple[list[float], list[float]]:
     """Return the mean and standard deviation per channel, of pixels scaled to 0..1, to four digits."""
     split = random_subset(split, STATISTICS_IMAGES, seed=0)
@@ -142,8 +146,5 @@ def _statistics(split: ImageSplit) -> tuple[list[float], list[float]]:
     shares, values = counts / counts.sum(1, keepdim=True), torch.arange(256).double() / 255
     mean = shares @ values
     variance = shares @ values.square() - mean.square()
-    return _rounded(mean), _rounded(variance.clamp(min=1e-4).sqrt())
-
-
-def _rounded(values: Tensor) -> list[float]:
-    return [round(float(value), 4) for value in values]
+    std = variance.clamp(min=1e-4).sqrt()
+    return [round(value, 4) for value in mean.tolist()], [round(value, 4) for value in std.tolist()]

@@ -4,7 +4,6 @@
 """
 
 import itertools
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +12,6 @@ from PIL import Image
 
 from micronet.data.dataset import DataSource
 from micronet.data.image_files import SUFFIXES, FileSplit, list_images
-from micronet.data.split import ImageSplit
 from micronet.errors import MicronetError
 
 
@@ -25,35 +23,32 @@ def open_folder(root: Path, image_size: int | None) -> DataSource:
         raise MicronetError(
             f"{root} has no test/ or val/ folder; expected images in {root}/train/CLASS/ and {root}/test/CLASS/"
         )
-    train = splits.get("train")
-    classes = sorted(entry.name for entry in (train or test).iterdir() if entry.is_dir() and entry.name[0] != ".")
+    described = splits.get("train", test)
+    classes = _class_names(described)
     if len(classes) < 2:
-        raise MicronetError(f"{train or test} needs at least two class folders; found {len(classes)}")
-    size = image_size or _first_size(train or test, classes)
-
-    def reader(part: Path | None) -> Callable[[], ImageSplit]:
-        if part is None:
-            raise MicronetError(
-                f"{root} has no train/ folder, which this command needs; put images into {root}/train/CLASS/"
-            )
-        return partial(_read, part, classes, size)
-
+        raise MicronetError(f"{described} needs at least two class folders; found {len(classes)}")
+    size = image_size or _first_size(described, classes)
     return DataSource(
         classes=classes,
-        train=lambda: reader(train)(),
-        test=reader(test),
-        validation=reader(splits["val"]) if "val" in splits and "test" in splits else None,
+        train=partial(_read, root / "train", classes, size),
+        test=partial(_read, test, classes, size),
+        validation=partial(_read, splits["val"], classes, size) if "val" in splits and "test" in splits else None,
         augment="crop-flip",
     )
 
 
-def _read(part: Path, classes: list[str], size: int) -> ImageSplit:
-    unknown = sorted(
-        entry.name for entry in part.iterdir() if entry.is_dir() and entry.name[0] != "." and entry.name not in classes
-    )
-    if unknown:
+def _class_names(part: Path) -> list[str]:
+    return sorted(entry.name for entry in part.iterdir() if entry.is_dir() and entry.name[0] != ".")
+
+
+def _read(part: Path, classes: list[str], size: int) -> FileSplit:
+    if not part.is_dir():
         raise MicronetError(
-            f"{part} has classes that are not among the training images: {', '.join(unknown[:5])}; "
+            f"{part.parent} has no train/ folder, which this command needs; put images into {part}/CLASS/"
+        )
+    if unknown := set(_class_names(part)) - set(classes):
+        raise MicronetError(
+            f"{part} has classes that are not among the training images: {', '.join(sorted(unknown)[:5])}; "
             f"rename or remove these folders, or add them to {part.parent / 'train'}"
         )
     found = [(str(path), label) for label, name in enumerate(classes) for path in list_images(part / name)]

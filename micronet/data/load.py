@@ -1,9 +1,14 @@
 """Loading a data set by the name that the user gives to ``--data``."""
 
-from collections.abc import Callable, Mapping
+import zipfile
+import zlib
+from collections.abc import Mapping
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from micronet import registry
 from micronet.data.dataset import Dataset, DataSource, DataSpec
@@ -21,7 +26,7 @@ def load_data(
         name: A built-in data set, a folder, a ``.npz`` file or ``pkg.mod:factory``; None: the name in ``like``.
         image_size: Height and width in pixels; None: as in ``like``, or the images' own.
         limit: The maximum number of training images, and of test images.
-        like: The spec of the network that the data are for; its preprocessing overrides the data's.
+        like: The spec of the network that the data set is for; its preprocessing overrides the data set's.
     """
     like = like or DataSpec()
     place = name or like.name
@@ -29,48 +34,41 @@ def load_data(
         raise MicronetError("the file does not record a data set; name one with --data (and --image-size if needed)")
     if name is None and ":" in place and not Path(place).exists():  # a file must not choose code to run
         raise MicronetError(
-            f"the recorded data come from code, {place}, which runs only if you name it: add --data {place}"
+            f"the recorded data set comes from code, {place}, which runs only if you name it: add --data {place}"
         )
     size = image_size or like.image_size
-    source = _source(place)(size)
+    source = _open(place, size)
     if like.classes is not None and like.classes != source.classes:
         raise MicronetError(
             f"the network was trained on {_count(like.classes)}, but {place} has {_count(source.classes)}; "
             "use data with the same classes, or train a network on these"
         )
-    spec = DataSpec(
-        name=str(Path(place).resolve()) if Path(place).exists() else place,
-        channels=like.channels,
-        image_size=size,
-        mean=like.mean,
-        std=like.std,
-        limit=limit or (like.limit if name is None else None),
-        seed=like.seed,
+    return Dataset(
+        source,
+        replace(
+            like,
+            name=str(Path(place).resolve()) if Path(place).exists() else place,
+            image_size=size,
+            limit=limit or (like.limit if name is None else None),
+        ),
     )
-    return Dataset(source, spec)
 
 
-def _source(name: str) -> Callable[[int | None], DataSource]:
-    """Return the function that opens the named source with an image size."""
+def _open(name: str, image_size: int | None) -> DataSource:
     path = Path(name)
     if name in registry.DATA:
-        opener: Callable[[int | None], DataSource] = registry.resolve(registry.DATA, name, "data set")
-        return opener
+        source: DataSource = registry.load_object(registry.DATA[name])(image_size)
+        return source
     if path.is_dir():
-        return lambda size: open_folder(path, size)
+        return open_folder(path, image_size)
     if path.suffix == ".npz":
-        return lambda size: open_arrays(_npz(path), size)
+        return open_arrays(_npz(path), image_size)
     if ":" in name:
-        return lambda size: open_arrays(_call(name), size)
+        return open_arrays(_call(name), image_size)
     raise unknown("data set", name, [*registry.DATA, "a folder", "a file.npz", "pkg.mod:factory"])
 
 
 def _npz(path: Path) -> Mapping[str, Any]:
-    import zipfile
-    import zlib
-
-    import numpy as np
-
     try:
         with np.load(path, allow_pickle=False) as file:
             return {key: file[key] for key in file.files}

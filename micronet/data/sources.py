@@ -6,15 +6,15 @@
 
 import os
 from collections.abc import Callable, Mapping
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from micronet.data.dataset import Augment, DataSource
+from micronet.data.dataset import DataSource
 from micronet.data.split import ImageSplit, MemorySplit, resize
 from micronet.errors import FailedError, MicronetError
 
@@ -35,26 +35,6 @@ def digits(image_size: int | None) -> DataSource:
     return DataSource([str(digit) for digit in range(10)], read("train"), read("test"), augment="crop")
 
 
-def cifar10(image_size: int | None) -> DataSource:
-    """Open CIFAR-10 (Krizhevsky 2009): 60,000 colour images of 32x32."""
-    return _torchvision("CIFAR10", image_size, "crop-flip")
-
-
-def cifar100(image_size: int | None) -> DataSource:
-    """Open CIFAR-100 (Krizhevsky 2009): 60,000 colour images of 32x32 in 100 classes."""
-    return _torchvision("CIFAR100", image_size, "crop-flip")
-
-
-def mnist(image_size: int | None) -> DataSource:
-    """Open MNIST (LeCun et al. 1998): 70,000 grey images of 28x28."""
-    return _torchvision("MNIST", image_size, "crop")
-
-
-def fashion_mnist(image_size: int | None) -> DataSource:
-    """Open Fashion-MNIST (Xiao et al. 2017): 70,000 grey images of 28x28."""
-    return _torchvision("FashionMNIST", image_size, "crop-flip")
-
-
 def open_arrays(stored: Mapping[str, Any], image_size: int | None) -> DataSource:
     """Open arrays.
 
@@ -65,18 +45,19 @@ def open_arrays(stored: Mapping[str, Any], image_size: int | None) -> DataSource
     missing = [key for key in ("x_train", "y_train", "x_test", "y_test") if key not in stored]
     if missing:
         raise MicronetError(
-            f"the data have no {', '.join(missing)}; expected arrays x_train, y_train, x_test and y_test"
+            f"the data set has no {', '.join(missing)}; expected arrays x_train, y_train, x_test and y_test"
         )
-    splits = {
-        part: _from_arrays(part, stored[f"x_{part}"], stored[f"y_{part}"], image_size) for part in ("train", "test")
-    }
-    count = int(max(split.labels.max() for split in splits.values())) + 1
+    train, test = (
+        _from_arrays(part, stored[f"x_{part}"], stored[f"y_{part}"], image_size) for part in ("train", "test")
+    )
+    count = int(max(train.labels.max(), test.labels.max())) + 1
     classes = [str(name) for name in stored["classes"]] if "classes" in stored else [str(i) for i in range(count)]
     if len(classes) < count:
         raise MicronetError(
-            f"the data name {len(classes)} classes, but a label is {count - 1}; labels must be below the class count"
+            f"the data set names {len(classes)} classes, but has a label {count - 1}; expected labels from 0 to "
+            f"{len(classes) - 1}"
         )
-    return DataSource(classes, lambda: splits["train"], lambda: splits["test"])
+    return DataSource(classes, lambda: train, lambda: test)
 
 
 def _from_arrays(part: str, x: Any, y: Any, image_size: int | None) -> MemorySplit:
@@ -98,12 +79,12 @@ def _from_arrays(part: str, x: Any, y: Any, image_size: int | None) -> MemorySpl
     return MemorySplit(resize(torch.from_numpy(x), image_size), torch.from_numpy(y.astype(np.int64)))
 
 
-def _torchvision(name: str, image_size: int | None, augment: Augment) -> DataSource:
+def _torchvision(name: str, augment: str, image_size: int | None) -> DataSource:
     from torchvision import datasets
 
     root = Path(os.environ.get("MICRONET_DATA", "~/.cache/micronet")).expanduser()
 
-    def read(train: bool) -> Any:
+    def read(*, train: bool) -> Any:
         try:
             return getattr(datasets, name)(root, train=train, download=True)
         except (OSError, RuntimeError) as error:
@@ -111,10 +92,17 @@ def _torchvision(name: str, image_size: int | None, augment: Augment) -> DataSou
                 f"{name} could not be downloaded to {root} ({error}); use your own images with --data FOLDER"
             ) from error
 
-    def split(train: bool) -> ImageSplit:
-        data = read(train)
+    def split(*, train: bool) -> ImageSplit:
+        data = read(train=train)
         pixels = torch.as_tensor(data.data)
-        images: Tensor = pixels.unsqueeze(1) if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2)
+        images = pixels.unsqueeze(1) if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2)
         return MemorySplit(resize(images, image_size), torch.as_tensor(data.targets))
 
-    return DataSource(list(read(False).classes), lambda: split(True), lambda: split(False), augment=augment)
+    classes = list(read(train=False).classes)
+    return DataSource(classes, partial(split, train=True), partial(split, train=False), augment=augment)
+
+
+cifar10 = partial(_torchvision, "CIFAR10", "crop-flip")  # Krizhevsky 2009: 60,000 colour images of 32x32
+cifar100 = partial(_torchvision, "CIFAR100", "crop-flip")  # the same in 100 classes
+mnist = partial(_torchvision, "MNIST", "crop")  # LeCun et al. 1998: 70,000 grey images of 28x28
+fashion_mnist = partial(_torchvision, "FashionMNIST", "crop-flip")  # Xiao et al. 2017: 70,000 grey images of 28x28

@@ -189,7 +189,7 @@ def test_arrays_of_every_layout(tmp_path, shape):
         ({"y_train": -np.ones(40, int)}, "one label"),
         ({"x_test": np.zeros((12, 8, 9), np.uint8)}, "square"),
         ({"x_train": np.zeros((0, 8, 8), np.uint8), "y_train": np.zeros(0, int)}, "one label"),
-        ({"classes": np.array(["a", "b"])}, "name 2 classes"),
+        ({"classes": np.array(["a", "b"])}, "names 2 classes"),
     ],
 )
 def test_arrays_that_do_not_fit_are_one_clear_error(tmp_path, changes, message):
