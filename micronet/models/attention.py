@@ -4,7 +4,6 @@ Each head computes softmax(q k^T / sqrt(d)) v; the heads' outputs are concatenat
 arXiv:1706.03762, section 3.2). q, k, v and the output come from four linear layers.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from torch.nn import functional as F
 
 from micronet.errors import MicronetError
 
+Mask = Tensor | None
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
 
 
@@ -22,23 +22,27 @@ class Attention(nn.Module):
     # torch.nn.TransformerEncoderLayer reads these to decide whether to use its fast path.
     in_proj_weight = in_proj_bias = None
     _qkv_same_embed_dim = False
+    q_proj: nn.Linear
+    k_proj: nn.Linear
+    v_proj: nn.Linear
+    out_proj: nn.Linear
 
     def __init__(self, head_dim: int, *, dropout: float = 0.0, batch_first: bool = False) -> None:
         """Make an attention without layers; ``from_torch`` adds them."""
         super().__init__()
         self.head_dim, self.dropout, self.batch_first = head_dim, dropout, batch_first
-        self.q_proj: nn.Linear
-        self.k_proj: nn.Linear
-        self.v_proj: nn.Linear
-        self.out_proj: nn.Linear
 
     @classmethod
     def from_torch(cls, attention: nn.MultiheadAttention) -> "Attention":
         """Return an equal attention with separate layers; gradients are copied. It must be ``is_splittable``."""
         split = cls(attention.head_dim, dropout=attention.dropout, batch_first=attention.batch_first)
-        for name, weight, bias in zip(PROJECTIONS, _weights(attention), _biases(attention), strict=True):
+        separate = [attention.q_proj_weight, attention.k_proj_weight, attention.v_proj_weight]
+        weights = _thirds(attention.in_proj_weight) or separate
+        biases = _thirds(attention.in_proj_bias) or [None] * 3
+        last = attention.out_proj
+        for name, weight, bias in zip(PROJECTIONS, [*weights, last.weight], [*biases, last.bias], strict=True):
             layer = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
-            layer.weight, layer.bias = weight, bias  # type: ignore[assignment]
+            layer.weight, layer.bias = weight, bias
             setattr(split, name, layer)
         return split.train(attention.training)
 
@@ -52,9 +56,9 @@ class Attention(nn.Module):
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        key_padding_mask: Tensor | None = None,
+        key_padding_mask: Mask = None,
         need_weights: bool = True,
-        attn_mask: Tensor | None = None,
+        attn_mask: Mask = None,
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
@@ -105,14 +109,7 @@ def is_splittable(module: nn.Module) -> bool:
 
 @fx.wrap  # one node of a traced graph, because it branches on the masks' shapes
 def attend(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    attn_mask: Tensor | None,
-    key_padding_mask: Tensor | None,
-    *,
-    dropout: float,
-    training: bool,
+    q: Tensor, k: Tensor, v: Tensor, attn_mask: Mask, key_padding_mask: Mask, *, dropout: float, training: bool
 ) -> Tensor:
     """Return softmax(q k^T / sqrt(d)) v: (..., heads, L, d) of q (..., heads, L, d), k and v (..., heads, S, d)."""
     mask = _merge_masks(q, attn_mask, key_padding_mask)
@@ -120,22 +117,14 @@ def attend(
 
 
 @fx.wrap
-def weigh(
-    q: Tensor,
-    k: Tensor,
-    attn_mask: Tensor | None,
-    key_padding_mask: Tensor | None,
-    *,
-    dropout: float,
-    training: bool,
-) -> Tensor:
+def weigh(q: Tensor, k: Tensor, attn_mask: Mask, key_padding_mask: Mask, *, dropout: float, training: bool) -> Tensor:
     """Return softmax(q k^T / sqrt(d)), (..., heads, L, S), for q (..., heads, L, d) and k (..., heads, S, d)."""
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
     mask = _merge_masks(q, attn_mask, key_padding_mask)
     return F.dropout(torch.softmax(scores if mask is None else scores + mask, -1), dropout, training)
 
 
-def _merge_masks(q: Tensor, attn_mask: Tensor | None, key_padding_mask: Tensor | None) -> Tensor | None:
+def _merge_masks(q: Tensor, attn_mask: Mask, key_padding_mask: Mask) -> Mask:
     """Return both masks as one tensor to add to the scores (..., heads, L, S), or None."""
     mask = None
     if attn_mask is not None:
@@ -161,25 +150,12 @@ def _split_heads(x: Tensor, head_dim: int) -> Tensor:
     return heads
 
 
-def _weights(attention: Any) -> Iterator[nn.Parameter]:
-    """Yield the weights of q, k, v and the output."""
-    if attention.in_proj_weight is not None:
-        yield from _thirds(attention.in_proj_weight)
-    else:
-        yield from (attention.q_proj_weight, attention.k_proj_weight, attention.v_proj_weight)
-    yield attention.out_proj.weight
-
-
-def _biases(attention: Any) -> Iterator[nn.Parameter | None]:
-    """Yield the biases of q, k, v and the output, or None for each."""
-    yield from [None] * 3 if attention.in_proj_bias is None else _thirds(attention.in_proj_bias)
-    yield attention.out_proj.bias
-
-
-def _thirds(parameter: nn.Parameter) -> Iterator[nn.Parameter]:
-    """Yield the three parameters stacked in one."""
-    grads = (None,) * 3 if parameter.grad is None else parameter.grad.chunk(3)
-    for part, grad in zip(parameter.detach().chunk(3), grads, strict=True):
-        own = nn.Parameter(part.clone(), requires_grad=parameter.requires_grad)
-        own.grad = grad
-        yield own
+def _thirds(parameter: nn.Parameter | None) -> list[Any]:
+    """Return the three parameters stacked in one, or nothing for None."""
+    if parameter is None:
+        return []
+    parts = [nn.Parameter(part.clone(), parameter.requires_grad) for part in parameter.detach().chunk(3)]
+    if parameter.grad is not None:
+        for part, grad in zip(parts, parameter.grad.chunk(3), strict=True):
+            part.grad = grad
+    return parts

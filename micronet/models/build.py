@@ -9,6 +9,7 @@ import hashlib
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from importlib import import_module
 from inspect import signature
 from pathlib import Path
@@ -43,12 +44,12 @@ class ModelSpec:
         """Build a spec from its JSON object; raise MicronetError if it is damaged."""
         try:
             spec = cls(**value)
+            if not isinstance(spec.name, str) or not isinstance(spec.args, dict):
+                raise TypeError("its name or arguments")
         except TypeError as error:
             raise MicronetError(
-                f"the file's record of its model is damaged ({error}); create the file again"
+                f"the file's model record is damaged ({error}); create the file again"
             ) from error
-        if not isinstance(spec.name, str) or not isinstance(spec.args, dict):
-            raise MicronetError("the file's record of its model is damaged (name or arguments); create the file again")
         return spec
 
     def to_json(self) -> dict[str, Any]:
@@ -65,7 +66,7 @@ def make_spec(name: str, args: dict[str, Any] | None = None) -> ModelSpec:
         source = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise MicronetError(f"--model {name}: {file} cannot be read ({error})") from error
-    return ModelSpec(name, args or {}, source, _sha256(source))
+    return ModelSpec(name, args or {}, source, hashlib.sha256(source.encode()).hexdigest())
 
 
 def check_same_code(named: ModelSpec, recorded: ModelSpec) -> None:
@@ -116,21 +117,18 @@ def accepted_args(spec: ModelSpec, offers: dict[str, Any]) -> dict[str, Any]:
 
 def _factory(spec: ModelSpec) -> Callable[..., Any]:
     if spec.name.startswith(TORCHVISION):
-        return _torchvision(spec.name.removeprefix(TORCHVISION))
+        from torchvision.models import get_model, list_models
+
+        name = spec.name.removeprefix(TORCHVISION)
+        if name not in list_models():
+            raise unknown("torchvision model", name, list_models())
+        return partial(get_model, name, weights=None)
     if ":" in spec.name:
         return _user_factory(spec)
     if spec.name not in registry.MODELS:
         raise unknown("model", spec.name, [*registry.MODELS, *_FORMS])
     factory: Callable[..., Any] = registry.load_object(registry.MODELS[spec.name])
     return factory
-
-
-def _torchvision(name: str) -> Callable[..., Any]:
-    from torchvision import models
-
-    if name not in models.list_models():
-        raise unknown("torchvision model", name, models.list_models())
-    return lambda **args: models.get_model(name, weights=None, **args)
 
 
 def _user_factory(spec: ModelSpec) -> Callable[..., Any]:
@@ -168,7 +166,3 @@ def _run(source: str, title: str) -> ModuleType:
     sys.modules[module.__name__] = module  # dataclasses and typing look up a class's module there
     exec(compile(source, title, "exec"), module.__dict__)
     return module
-
-
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from micronet.errors import MicronetError
+
 
 class Leaf(nn.Module):
     """A module that is one node of a traced graph, so that a quantizer can be attached to its output."""
@@ -66,18 +68,14 @@ class ChannelShuffle(Leaf):
 class ConvBNReLU(nn.Module):
     """A convolution, a batch norm and a ReLU."""
 
-    def __init__(
-        self, in_channels: int, out_channels: int, kernel_size: int, *, stride: int = 1, groups: int = 1
-    ) -> None:
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, *, groups: int = 1) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(
-            in_channels, out_channels, kernel_size, stride=stride, padding=kernel_size // 2, groups=groups
-        )
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, groups=groups)
         self.bn = nn.BatchNorm2d(out_channels)
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, in_channels, H, W) -> (N, out_channels, H', W')."""
+        """(N, in_channels, H, W) -> (N, out_channels, H, W)."""
         out: Tensor = self.relu(self.bn(self.conv(x)))
         return out
 
@@ -96,6 +94,12 @@ def initialise(model: nn.Module) -> None:
 def scale_width(channels: int, width: float, multiple: int = 1) -> int:
     """Return channels * width, rounded to the nearest multiple (ties up) and at least one multiple."""
     return max(multiple, int(channels * width / multiple + 0.5) * multiple)
+
+
+def check_image_size(size: int, smallest: int, network: str) -> None:
+    """Raise MicronetError if images are too small for a network."""
+    if size < smallest:
+        raise MicronetError(f"image size {size} is too small for {network}; use --image-size {smallest} or more")
 
 
 def flatten(x: Tensor) -> Tensor:

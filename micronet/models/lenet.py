@@ -1,20 +1,36 @@
 """A small LeNet (LeCun et al. 1998) of two 5x5 convolutions and two linear layers."""
 
+from functools import partial
+
 from torch import Tensor, nn
 
 from micronet.errors import MicronetError
-from micronet.models.layers import flatten, scale_width
+from micronet.models.layers import check_image_size, flatten, scale_width
 
 SMALLEST_IMAGE = 16  # pixels, for two unpadded 5x5 convolutions, each followed by a pool
 
 
 class LeNet(nn.Module):
-    """Two convolutions and two linear layers, with pools, ReLUs, one dropout and optional batch norms."""
+    """Two convolutions and two linear layers, with pools, ReLUs, one dropout and optional batch norms.
+
+    Args:
+        widths: The channels of the convolutions and the features of the hidden layer; overrides ``width``.
+    """
 
     def __init__(
-        self, num_classes: int, in_channels: int, image_size: int, widths: list[int], batch_norm: bool
+        self,
+        num_classes: int = 10,
+        in_channels: int = 1,
+        image_size: int = 28,
+        width: float = 1.0,
+        widths: list[int] | None = None,
+        batch_norm: bool = False,
     ) -> None:
         super().__init__()
+        check_image_size(image_size, SMALLEST_IMAGE, "lenet")
+        widths = widths or [scale_width(channels, width) for channels in (10, 20, 50)]
+        if len(widths) != 3 or min(widths) < 1:
+            raise MicronetError(f"widths is {widths}; lenet needs three positive numbers")
         first, second, hidden = widths
         side = ((image_size - 4) // 2 - 4) // 2
         self.conv1 = nn.Conv2d(in_channels, first, 5)
@@ -40,31 +56,5 @@ class LeNet(nn.Module):
         return scores
 
 
-def lenet(
-    num_classes: int = 10,
-    in_channels: int = 1,
-    image_size: int = 28,
-    width: float = 1.0,
-    widths: list[int] | None = None,
-    batch_norm: bool = False,
-) -> LeNet:
-    """Build LeNet; ``widths`` (two convolutions, hidden layer) overrides ``width``."""
-    if image_size < SMALLEST_IMAGE:
-        raise MicronetError(
-            f"image size {image_size} is too small for lenet; use --image-size {SMALLEST_IMAGE} or more"
-        )
-    widths = widths or [scale_width(channels, width) for channels in (10, 20, 50)]
-    if len(widths) != 3 or min(widths) < 1:
-        raise MicronetError(f"widths is {widths}; lenet needs three positive numbers")
-    return LeNet(num_classes, in_channels, image_size, widths, batch_norm)
-
-
-def lenet_bn(
-    num_classes: int = 10,
-    in_channels: int = 1,
-    image_size: int = 28,
-    width: float = 1.0,
-    widths: list[int] | None = None,
-) -> LeNet:
-    """Build LeNet with batch norms, whose scales the bn-scale pruning criterion uses."""
-    return lenet(num_classes, in_channels, image_size, width, widths, batch_norm=True)
+lenet = LeNet
+lenet_bn = partial(LeNet, batch_norm=True)  # has the scales that the bn-scale pruning criterion uses

@@ -1,59 +1,64 @@
 """Network in network (Lin et al. 2013, arXiv:1312.4400), plain and grouped, as in the original micronet.
 
-Eight convolution blocks and a ninth that scores the classes. The fourth convolution of ``nin`` is 5x5 (0.97 M
-parameters, 0.22 GMACs at 3x32x32), that of ``nin_3x3`` 3x3 (0.67 M, 0.147 GMACs, the figures of published tables).
-``nin_gc`` groups its convolutions and shuffles channels between them (0.59 M, 0.158 GMACs).
+The fourth convolution of ``nin`` is 5x5 (0.97 M parameters, 0.22 GMACs at 3x32x32), that of ``nin_3x3`` 3x3 (0.67 M,
+0.147 GMACs, the figures of published tables). ``nin_gc`` has grouped convolutions (0.59 M, 0.158 GMACs).
 """
 
+from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 from math import lcm
-from typing import NamedTuple
 
 from torch import Tensor, nn
 
 from micronet.errors import MicronetError
-from micronet.models.layers import ChannelShuffle, ConvBNReLU, flatten, initialise, scale_width
+from micronet.models.layers import ChannelShuffle, ConvBNReLU, check_image_size, flatten, initialise, scale_width
 
 SMALLEST_IMAGE = 8  # pixels, so that a 3x3 convolution has input after two poolings
-
-
-class Block(NamedTuple):
-    """A convolution block: kernel size, groups, and the groups of a channel shuffle before it (1: no shuffle)."""
-
-    kernel_size: int
-    groups: int = 1
-    shuffle: int = 1
-
-
-_PLAIN = [Block(5), Block(1), Block(1), Block(5), Block(1), Block(1), Block(3), Block(1), Block(1)]
-_GROUPED = [
-    Block(5),
-    Block(1, 2),
-    Block(1, 2, 2),
-    Block(3, 16, 2),
-    Block(1, 4, 16),
-    Block(1, 4, 4),
-    Block(3, 32, 4),
-    Block(1, 8, 32),
-    Block(1),
-]
-_POOL_AFTER = (2, 5)  # block indices
+_WIDTHS = (192, 160, 96, 192, 192, 192, 192, 192)
+_GROUPED_WIDTHS = (256, 256, 256, 512, 512, 512, 1024, 1024)
+_GROUPS = (1, 2, 2, 16, 4, 4, 32, 8, 1)
+_POOL_AFTER = (2, 5)  # convolution indices
 
 
 class NiN(nn.Module):
-    """A chain of convolution blocks with two max-pools and a global average pool."""
+    """Eight convolutions and a ninth that scores the classes, with two max-pools and a global average pool.
 
-    def __init__(self, blocks: list[Block], widths: list[int], pool: nn.MaxPool2d, in_channels: int) -> None:
+    Channels are shuffled between two grouped convolutions.
+
+    Args:
+        widths: The eight numbers of channels; overrides ``width``.
+        full_widths: The numbers of channels at ``width`` 1.
+        groups: The groups of the nine convolutions. A width is a multiple of the groups before and after it.
+        pool: The kernel size, stride and padding of the max-pools.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 10,
+        in_channels: int = 3,
+        image_size: int = 32,
+        width: float = 1.0,
+        widths: list[int] | None = None,
+        conv4_kernel: int = 5,
+        *,
+        full_widths: Sequence[int] = _WIDTHS,
+        groups: Sequence[int] = (1,) * 9,
+        pool: tuple[int, int, int] = (3, 2, 1),
+    ) -> None:
         super().__init__()
+        check_image_size(image_size, SMALLEST_IMAGE, "nin")
+        multiples = [lcm(*pair) for pair in pairwise(groups)]
+        widths = widths or [scale_width(full, width, m) for full, m in zip(full_widths, multiples, strict=True)]
+        _check_widths(widths, multiples)
+        channels = [in_channels, *widths, num_classes]
         layers: list[nn.Module] = []
-        channels = in_channels
-        for index, (block, width) in enumerate(zip(blocks, widths, strict=True)):
-            if block.shuffle > 1:
-                layers.append(ChannelShuffle(block.shuffle))
-            layers.append(ConvBNReLU(channels, width, block.kernel_size, groups=block.groups))
+        for index, kernel_size in enumerate((5, 1, 1, conv4_kernel, 1, 1, 3, 1, 1)):
+            if index and min(groups[index - 1 : index + 1]) > 1:
+                layers.append(ChannelShuffle(groups[index - 1]))
+            layers.append(ConvBNReLU(channels[index], channels[index + 1], kernel_size, groups=groups[index]))
             if index in _POOL_AFTER:
-                layers.append(nn.MaxPool2d(pool.kernel_size, pool.stride, pool.padding))
-            channels = width
+                layers.append(nn.MaxPool2d(*pool))
         self.features = nn.Sequential(*layers)
         self.pool = nn.AdaptiveAvgPool2d(1)
         initialise(self)
@@ -63,63 +68,14 @@ class NiN(nn.Module):
         return flatten(self.pool(self.features(x)))
 
 
-def nin(
-    num_classes: int = 10,
-    in_channels: int = 3,
-    image_size: int = 32,
-    width: float = 1.0,
-    widths: list[int] | None = None,
-    conv4_kernel: int = 5,
-) -> NiN:
-    """Build the plain network; ``widths`` (eight numbers) overrides ``width``."""
-    _check_image(image_size)
-    widths = widths or [scale_width(channels, width) for channels in (192, 160, 96, 192, 192, 192, 192, 192)]
-    _check_widths(_PLAIN, widths)
-    blocks = [block._replace(kernel_size=conv4_kernel) if i == 3 else block for i, block in enumerate(_PLAIN)]
-    return NiN(blocks, [*widths, num_classes], nn.MaxPool2d(3, 2, 1), in_channels)
+nin = NiN
+nin_3x3 = partial(NiN, conv4_kernel=3)
+nin_gc = partial(NiN, conv4_kernel=3, full_widths=_GROUPED_WIDTHS, groups=_GROUPS, pool=(2, 2, 0))
 
 
-def nin_3x3(
-    num_classes: int = 10,
-    in_channels: int = 3,
-    image_size: int = 32,
-    width: float = 1.0,
-    widths: list[int] | None = None,
-) -> NiN:
-    """Build the plain network with a 3x3 fourth convolution."""
-    return nin(num_classes, in_channels, image_size, width, widths, conv4_kernel=3)
-
-
-def nin_gc(
-    num_classes: int = 10,
-    in_channels: int = 3,
-    image_size: int = 32,
-    width: float = 1.0,
-    widths: list[int] | None = None,
-) -> NiN:
-    """Build the grouped network; each width is a multiple of the groups before and after it."""
-    _check_image(image_size)
-    if widths is None:
-        full = (256, 256, 256, 512, 512, 512, 1024, 1024)
-        widths = [scale_width(c, width, multiple) for c, multiple in zip(full, _multiples(_GROUPED), strict=True)]
-    _check_widths(_GROUPED, widths)
-    return NiN(_GROUPED, [*widths, num_classes], nn.MaxPool2d(2, 2), in_channels)
-
-
-def _multiples(blocks: list[Block]) -> list[int]:
-    """Return what each width, except the class count, must be a multiple of."""
-    return [lcm(block.groups, after.groups, after.shuffle) for block, after in pairwise(blocks)]
-
-
-def _check_widths(blocks: list[Block], widths: list[int]) -> None:
-    multiples = _multiples(blocks)
+def _check_widths(widths: list[int], multiples: list[int]) -> None:
     if len(widths) != len(multiples):
         raise MicronetError(f"widths has {len(widths)} numbers; this network needs {len(multiples)}")
     for index, (width, multiple) in enumerate(zip(widths, multiples, strict=True)):
         if width < 1 or width % multiple:
-            raise MicronetError(f"width {index + 1} is {width}; allowed: positive multiples of {multiple}")
-
-
-def _check_image(image_size: int) -> None:
-    if image_size < SMALLEST_IMAGE:
-        raise MicronetError(f"image size {image_size} is too small for nin; use --image-size {SMALLEST_IMAGE} or more")
+            raise MicronetError(f"width {index + 1} is {width}; expected a positive multiple of {multiple}")

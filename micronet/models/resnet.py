@@ -1,5 +1,7 @@
 """Residual networks (He et al. 2015, arXiv:1512.03385) with CIFAR's stem: one 3x3 convolution and no pool."""
 
+from functools import partial
+
 from torch import Tensor, nn
 
 from micronet.models.layers import Add, flatten, scale_width
@@ -60,11 +62,11 @@ class ResNet(nn.Module):
 
     def __init__(
         self,
-        block: type[BasicBlock] | type[Bottleneck],
+        block: type[BasicBlock | Bottleneck],
         depths: tuple[int, int, int, int],
-        num_classes: int,
-        in_channels: int,
-        width: float,
+        num_classes: int = 10,
+        in_channels: int = 3,
+        width: float = 1.0,
     ) -> None:
         super().__init__()
         widths = [scale_width(channels, width) for channels in (64, 128, 256, 512)]
@@ -75,8 +77,8 @@ class ResNet(nn.Module):
         groups: list[nn.Module] = []
         for index, (depth, group_width) in enumerate(zip(depths, widths, strict=True)):
             blocks = []
-            for position in range(depth):
-                blocks.append(block(channels, group_width, 2 if index > 0 and position == 0 else 1))
+            for stride in (2 if index else 1, *[1] * (depth - 1)):
+                blocks.append(block(channels, group_width, stride))
                 channels = group_width * block.expansion
             groups.append(nn.Sequential(*blocks))
         self.layers = nn.Sequential(*groups)
@@ -90,35 +92,15 @@ class ResNet(nn.Module):
         return scores
 
 
-def resnet18(num_classes: int = 10, in_channels: int = 3, width: float = 1.0) -> ResNet:
-    """Build ResNet-18 (11.2 M parameters, 0.56 GMACs at 3x32x32)."""
-    return ResNet(BasicBlock, (2, 2, 2, 2), num_classes, in_channels, width)
-
-
-def resnet34(num_classes: int = 10, in_channels: int = 3, width: float = 1.0) -> ResNet:
-    """Build ResNet-34."""
-    return ResNet(BasicBlock, (3, 4, 6, 3), num_classes, in_channels, width)
-
-
-def resnet50(num_classes: int = 10, in_channels: int = 3, width: float = 1.0) -> ResNet:
-    """Build ResNet-50."""
-    return ResNet(Bottleneck, (3, 4, 6, 3), num_classes, in_channels, width)
-
-
-def resnet101(num_classes: int = 10, in_channels: int = 3, width: float = 1.0) -> ResNet:
-    """Build ResNet-101."""
-    return ResNet(Bottleneck, (3, 4, 23, 3), num_classes, in_channels, width)
-
-
-def resnet152(num_classes: int = 10, in_channels: int = 3, width: float = 1.0) -> ResNet:
-    """Build ResNet-152."""
-    return ResNet(Bottleneck, (3, 8, 36, 3), num_classes, in_channels, width)
+resnet18 = partial(ResNet, BasicBlock, (2, 2, 2, 2))  # 11.2 M parameters, 0.56 GMACs at 3x32x32
+resnet34 = partial(ResNet, BasicBlock, (3, 4, 6, 3))
+resnet50 = partial(ResNet, Bottleneck, (3, 4, 6, 3))
+resnet101 = partial(ResNet, Bottleneck, (3, 4, 23, 3))
+resnet152 = partial(ResNet, Bottleneck, (3, 8, 36, 3))
 
 
 def _shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Module:
     if stride == 1 and in_channels == out_channels:
         return nn.Identity()
-    return nn.Sequential(
-        nn.Conv2d(in_channels, out_channels, 1, stride, bias=False),
-        nn.BatchNorm2d(out_channels),
-    )
+    convolution = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(out_channels))

@@ -10,18 +10,14 @@ import copy
 
 from torch import Tensor, nn
 
-from micronet.models.attention import Attention, is_splittable
+from micronet.models.attention import Attention, Mask, is_splittable
 
 
 class EncoderLayer(nn.TransformerEncoderLayer):
     """Self-attention and two linear layers."""
 
     def forward(
-        self,
-        src: Tensor,
-        src_mask: Tensor | None = None,
-        src_key_padding_mask: Tensor | None = None,
-        is_causal: bool = False,
+        self, src: Tensor, src_mask: Mask = None, src_key_padding_mask: Mask = None, is_causal: bool = False
     ) -> Tensor:
         """(N, S, E) -> (N, S, E); (S, N, E) -> (S, N, E) without ``batch_first``."""
         if self.norm_first:
@@ -36,11 +32,7 @@ class Encoder(nn.TransformerEncoder):
     """Encoder layers, one after the other."""
 
     def forward(
-        self,
-        src: Tensor,
-        mask: Tensor | None = None,
-        src_key_padding_mask: Tensor | None = None,
-        is_causal: bool | None = None,
+        self, src: Tensor, mask: Mask = None, src_key_padding_mask: Mask = None, is_causal: bool | None = None
     ) -> Tensor:
         """(N, S, E) -> (N, S, E); (S, N, E) -> (S, N, E) without ``batch_first``."""
         for layer in self.layers:
@@ -59,23 +51,16 @@ class Decoder(nn.TransformerDecoder):
         self,
         tgt: Tensor,
         memory: Tensor,
-        tgt_mask: Tensor | None = None,
-        memory_mask: Tensor | None = None,
-        tgt_key_padding_mask: Tensor | None = None,
-        memory_key_padding_mask: Tensor | None = None,
+        tgt_mask: Mask = None,
+        memory_mask: Mask = None,
+        tgt_key_padding_mask: Mask = None,
+        memory_key_padding_mask: Mask = None,
         tgt_is_causal: bool | None = None,
         memory_is_causal: bool = False,
     ) -> Tensor:
         """(N, T, E) and (N, S, E) -> (N, T, E); N second without ``batch_first``."""
         for layer in self.layers:
-            tgt = layer(
-                tgt,
-                memory,
-                tgt_mask=tgt_mask,
-                memory_mask=memory_mask,
-                tgt_key_padding_mask=tgt_key_padding_mask,
-                memory_key_padding_mask=memory_key_padding_mask,
-            )
+            tgt = layer(tgt, memory, tgt_mask, memory_mask, tgt_key_padding_mask, memory_key_padding_mask)
         return tgt if self.norm is None else self.norm(tgt)
 
 
@@ -86,12 +71,12 @@ class Transformer(nn.Transformer):
         self,
         src: Tensor,
         tgt: Tensor,
-        src_mask: Tensor | None = None,
-        tgt_mask: Tensor | None = None,
-        memory_mask: Tensor | None = None,
-        src_key_padding_mask: Tensor | None = None,
-        tgt_key_padding_mask: Tensor | None = None,
-        memory_key_padding_mask: Tensor | None = None,
+        src_mask: Mask = None,
+        tgt_mask: Mask = None,
+        memory_mask: Mask = None,
+        src_key_padding_mask: Mask = None,
+        tgt_key_padding_mask: Mask = None,
+        memory_key_padding_mask: Mask = None,
         src_is_causal: bool | None = None,
         tgt_is_causal: bool | None = None,
         memory_is_causal: bool = False,
@@ -102,13 +87,8 @@ class Transformer(nn.Transformer):
         return out
 
 
-_TRACEABLE: dict[type[nn.Module], type[nn.Module]] = {
-    nn.TransformerEncoderLayer: EncoderLayer,
-    nn.TransformerEncoder: Encoder,
-    nn.TransformerDecoderLayer: DecoderLayer,
-    nn.TransformerDecoder: Decoder,
-    nn.Transformer: Transformer,
-}
+# torch's class -> ours
+_TRACEABLE = {ours.__base__: ours for ours in (EncoderLayer, Encoder, DecoderLayer, Decoder, Transformer)}
 
 
 def splittable_attentions(model: nn.Module) -> list[str]:
