@@ -137,14 +137,16 @@ def sparse_train(
     *,
     s: float = 0.0001,
     criterion: Literal['bn-scale', 'l1', 'l2'] = 'bn-scale',
+    data: str | Path | None = None,
     epochs: int = 8,
     lr: float | None = None,
     batch_size: int = 64,
-    model: str | None = None,
-    data: str | Path | None = None,
     device: str | None = None,
     output: str | Path | None = None,
+    model: str | None = None,
     trust_code: bool = False,
+    image_size: int | None = None,
+    limit: int | None = None,
     accumulate: int = 1,
     amp: Literal['off', 'bf16', 'fp16'] = 'off',
     patience: int | None = None,
@@ -155,16 +157,14 @@ def sparse_train(
     distill: str | Path | None = None,
     distill_weight: float = 0.5,
     temperature: float = 4.0,
-    width: float | None = None,
-    model_args: str | None = None,
-    image_size: int | None = None,
-    limit: int | None = None,
     seed: int = 1,
     resume: bool = False,
     max_time: float | None = None,
     checkpoint_minutes: float = 10.0,
     compile: bool = False,
     force: bool = False,
+    width: float | None = None,
+    model_args: str | None = None,
     progress: Progress | None = None,
 ) -> Artifact:
     """Train with a sparsity penalty, so that channels the network can do without approach zero.
@@ -175,14 +175,16 @@ def sparse_train(
         artifact: A float artifact; without one, a new network is trained.
         s: Weight of the sparsity penalty.
         criterion: What the penalty pushes towards zero: batch-norm scales, weights, or the weights of whole channels (group lasso). Attention heads are left alone.
+        data: A data set's name, a folder or a file.npz.
         epochs: Passes over the training images; 0 trains nothing.
         lr: Peak learning rate. Default: 0.01; finetune and quantize have their own.
         batch_size: Images per batch, summed over all processes.
-        model: nin, nin_gc, resnet18, torchvision:NAME, pkg.mod:factory or path/to/file.py:factory (whose code then runs); default: nin.
-        data: A data set's name, a folder or a file.npz.
         device: cpu, cuda, cuda:N, or a list such as 0,1 for one process per GPU (untried); default: the best one present.
         output: File to write; without it, nothing is written.
+        model: nin, nin_gc, resnet18, torchvision:NAME, pkg.mod:factory or path/to/file.py:factory (whose code then runs); default: nin.
         trust_code: Run the code recorded in the artifact.
+        image_size: Resize and crop images to squares with sides of this many pixels.
+        limit: Use at most N training and N test images.
         accumulate: Batches per optimizer step; their gradients add up.
         amp: Mixed precision: run forward and backward in 16 bits. fp16 needs a GPU and is untested.
         patience: Stop after N epochs without improvement in validation accuracy (ties: loss).
@@ -193,16 +195,14 @@ def sparse_train(
         distill: An artifact to learn from: its scores serve as soft labels.
         distill_weight: Weight of the soft labels in the loss.
         temperature: Softmax temperature of both networks' scores in distillation.
-        width: Factor on the channels of every layer (built-in networks only); default: 1.
-        model_args: The factory's arguments as JSON, for example '{"num_classes": 10}'.
-        image_size: Resize and crop images to squares with sides of this many pixels.
-        limit: Use at most N training and N test images.
         seed: Seed for weights, order, augmentation and the validation split.
         resume: Continue an interrupted training.
         max_time: Minutes after which training stops at a checkpoint with exit code 3; --resume continues.
         checkpoint_minutes: Minutes between checkpoints within an epoch (0: every step).
         compile: Compile the training step with torch.compile (untried on a GPU).
         force: Overwrite existing files.
+        width: Factor on the channels of every layer (built-in networks only); default: 1.
+        model_args: The factory's arguments as JSON, for example '{"num_classes": 10}'.
         progress: An object with ``step`` and ``line`` that receives progress.
 
     Returns: Artifact.
@@ -218,11 +218,8 @@ def prune(
     regular: int = 1,
     criterion: Literal['bn-scale', 'l1', 'l2', 'fpgm', 'taylor', 'random'] = 'bn-scale',
     target_macs: float | None = None,
-    epochs: int = 4,
-    lr: float | None = 0.005,
-    batch_size: int = 64,
-    data: str | Path | Tensor | Iterable[Tensor | Sequence[Tensor]] | None = None,
     device: str | None = None,
+    data: str | Path | Tensor | Iterable[Tensor | Sequence[Tensor]] | None = None,
     output: str | Path | None = None,
     steps: int = 0,
     input_shape: str | None = None,
@@ -232,6 +229,9 @@ def prune(
     widths: str | None = None,
     target_params: float | None = None,
     target_latency: float | None = None,
+    epochs: int = 4,
+    lr: float | None = 0.005,
+    batch_size: int = 64,
     accumulate: int = 1,
     amp: Literal['off', 'bf16', 'fp16'] = 'off',
     patience: int | None = None,
@@ -242,15 +242,15 @@ def prune(
     distill: str | Path | None = None,
     distill_weight: float = 0.5,
     temperature: float = 4.0,
-    image_size: int | None = None,
-    limit: int | None = None,
-    model: str | None = None,
-    trust_code: bool = False,
     seed: int = 1,
     resume: bool = False,
     max_time: float | None = None,
     checkpoint_minutes: float = 10.0,
     compile: bool = False,
+    model: str | None = None,
+    trust_code: bool = False,
+    image_size: int | None = None,
+    limit: int | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> Artifact:
@@ -264,11 +264,8 @@ def prune(
         regular: Make every width a multiple of this; kernels run fastest at multiples of 8 or 16.
         criterion: How channels are ranked: by batch-norm scale, size of the weights, distance to the geometric median (fpgm), or effect on the loss (taylor).
         target_macs: Cut until this share of the multiply-accumulates is left.
-        epochs: Passes over the training images; 0 trains nothing.
-        lr: Peak learning rate. Default: 0.01; finetune and quantize have their own.
-        batch_size: Images per batch, summed over all processes.
-        data: A data set's name, a folder or a file.npz; or input batches (N, ...), or tuples that begin with one.
         device: cpu, cuda or cuda:N; default: the best one present.
+        data: A data set's name, a folder or a file.npz; or input batches (N, ...), or tuples that begin with one.
         output: File to write; without it, nothing is written.
         steps: Prune in N steps, with training after each (--epochs, --lr, ...).
         input_shape: Shape of an image if no data set is known. Default: 3,224,224.
@@ -278,6 +275,9 @@ def prune(
         widths: The widths themselves, one per prunable group, separated by commas. Replaces --percent.
         target_params: Cut until this share of the parameters is left.
         target_latency: Cut until this share of the latency is left: one image in ONNX Runtime, measured on this machine.
+        epochs: Passes over the training images; 0 trains nothing.
+        lr: Peak learning rate. Default: 0.01; finetune and quantize have their own.
+        batch_size: Images per batch, summed over all processes.
         accumulate: Batches per optimizer step; their gradients add up.
         amp: Mixed precision: run forward and backward in 16 bits. fp16 needs a GPU and is untested.
         patience: Stop after N epochs without improvement in validation accuracy (ties: loss).
@@ -288,15 +288,15 @@ def prune(
         distill: An artifact to learn from: its scores serve as soft labels.
         distill_weight: Weight of the soft labels in the loss.
         temperature: Softmax temperature of both networks' scores in distillation.
-        image_size: Resize and crop images to squares with sides of this many pixels.
-        limit: Use at most N training and N test images.
-        model: path/to/file.py:factory, repeated to allow an artifact to run the code it was made from.
-        trust_code: Run the code recorded in the artifact.
         seed: Seed for weights, order, augmentation and the validation split.
         resume: Continue an interrupted training.
         max_time: Minutes after which training stops at a checkpoint with exit code 3; --resume continues.
         checkpoint_minutes: Minutes between checkpoints within an epoch (0: every step).
         compile: Compile the training step with torch.compile (untried on a GPU).
+        model: path/to/file.py:factory, repeated to allow an artifact to run the code it was made from.
+        trust_code: Run the code recorded in the artifact.
+        image_size: Resize and crop images to squares with sides of this many pixels.
+        limit: Use at most N training and N test images.
         force: Overwrite existing files.
         example_input: An input batch, or a tuple of them; needed if no data set describes the network's input.
         progress: An object with ``step`` and ``line`` that receives progress.
@@ -309,12 +309,16 @@ def prune(
 def finetune(
     artifact: Artifact | nn.Module | str | Path,
     *,
+    data: str | Path | None = None,
     epochs: int = 4,
     lr: float | None = 0.005,
     batch_size: int = 64,
-    data: str | Path | None = None,
     device: str | None = None,
     output: str | Path | None = None,
+    model: str | None = None,
+    trust_code: bool = False,
+    image_size: int | None = None,
+    limit: int | None = None,
     accumulate: int = 1,
     amp: Literal['off', 'bf16', 'fp16'] = 'off',
     patience: int | None = None,
@@ -325,10 +329,6 @@ def finetune(
     distill: str | Path | None = None,
     distill_weight: float = 0.5,
     temperature: float = 4.0,
-    image_size: int | None = None,
-    limit: int | None = None,
-    model: str | None = None,
-    trust_code: bool = False,
     seed: int = 1,
     resume: bool = False,
     max_time: float | None = None,
@@ -343,12 +343,16 @@ def finetune(
 
     Args:
         artifact: An artifact (.safetensors).
+        data: A data set's name, a folder or a file.npz.
         epochs: Passes over the training images; 0 trains nothing.
         lr: Peak learning rate. Default: 0.01; finetune and quantize have their own.
         batch_size: Images per batch, summed over all processes.
-        data: A data set's name, a folder or a file.npz.
         device: cpu, cuda, cuda:N, or a list such as 0,1 for one process per GPU (untried); default: the best one present.
         output: File to write; without it, nothing is written.
+        model: path/to/file.py:factory, repeated to allow an artifact to run the code it was made from.
+        trust_code: Run the code recorded in the artifact.
+        image_size: Resize and crop images to squares with sides of this many pixels.
+        limit: Use at most N training and N test images.
         accumulate: Batches per optimizer step; their gradients add up.
         amp: Mixed precision: run forward and backward in 16 bits. fp16 needs a GPU and is untested.
         patience: Stop after N epochs without improvement in validation accuracy (ties: loss).
@@ -359,10 +363,6 @@ def finetune(
         distill: An artifact to learn from: its scores serve as soft labels.
         distill_weight: Weight of the soft labels in the loss.
         temperature: Softmax temperature of both networks' scores in distillation.
-        image_size: Resize and crop images to squares with sides of this many pixels.
-        limit: Use at most N training and N test images.
-        model: path/to/file.py:factory, repeated to allow an artifact to run the code it was made from.
-        trust_code: Run the code recorded in the artifact.
         seed: Seed for weights, order, augmentation and the validation split.
         resume: Continue an interrupted training.
         max_time: Minutes after which training stops at a checkpoint with exit code 3; --resume continues.
@@ -384,12 +384,8 @@ def quantize(
     w_bits: int | str = 8,
     a_bits: int | str = 8,
     q_type: Literal['sym', 'asym'] = 'sym',
-    epochs: int = 2,
-    lr: float | None = None,
-    batch_size: int = 64,
-    model: str | None = None,
     data: str | Path | Tensor | Iterable[Tensor | Sequence[Tensor]] | None = None,
-    device: str | None = None,
+    epochs: int = 2,
     output: str | Path | None = None,
     trust_code: bool = False,
     calibrator: Literal['minmax', 'percentile', 'entropy', 'mse'] = 'minmax',
@@ -414,6 +410,10 @@ def quantize(
     bias_correct: bool = False,
     bn_reestimate: bool = False,
     target_drop: float | None = None,
+    image_size: int | None = None,
+    limit: int | None = None,
+    lr: float | None = None,
+    batch_size: int = 64,
     accumulate: int = 1,
     amp: Literal['off', 'bf16', 'fp16'] = 'off',
     patience: int | None = None,
@@ -424,16 +424,16 @@ def quantize(
     distill: str | Path | None = None,
     distill_weight: float = 0.5,
     temperature: float = 4.0,
-    width: float | None = None,
-    model_args: str | None = None,
-    image_size: int | None = None,
-    limit: int | None = None,
     seed: int = 1,
+    device: str | None = None,
     resume: bool = False,
     max_time: float | None = None,
     checkpoint_minutes: float = 10.0,
     compile: bool = False,
     force: bool = False,
+    model: str | None = None,
+    width: float | None = None,
+    model_args: str | None = None,
     progress: Progress | None = None,
 ) -> Artifact:
     """Quantize a network: with training (QAT), or by calibration alone in seconds (--mode ptq).
@@ -447,12 +447,8 @@ def quantize(
         w_bits: Bits per weight: 2 to 16, binary, ternary, or 32 for float.
         a_bits: Bits per activation: 2 to 16, binary, or 32 for float.
         q_type: Symmetric grids (zero point 0) or asymmetric ones (iao only).
-        epochs: Passes over the training images; 0 trains nothing.
-        lr: Peak learning rate. Default: 0.01; finetune and quantize have their own.
-        batch_size: Images per batch, summed over all processes.
-        model: nin, nin_gc, resnet18, torchvision:NAME, pkg.mod:factory or path/to/file.py:factory (whose code then runs); default: nin.
         data: A data set's name, a folder or a file.npz; or input batches (N, ...), or tuples that begin with one.
-        device: cpu, cuda, cuda:N, or a list such as 0,1 for one process per GPU (untried); default: the best one present.
+        epochs: Passes over the training images; 0 trains nothing.
         output: File to write; without it, nothing is written.
         trust_code: Run the code recorded in the artifact.
         calibrator: Activation ranges: all values, a percentile of them, least KL divergence (entropy), or least squared error.
@@ -477,6 +473,10 @@ def quantize(
         bias_correct: Restore the mean output that each layer has in the float network.
         bn_reestimate: Re-estimate batch-norm statistics on the quantized network.
         target_drop: Keep the most sensitive layers at 8 bits until the accuracy drop on validation images is at most this many percentage points.
+        image_size: Resize and crop images to squares with sides of this many pixels.
+        limit: Use at most N training and N test images.
+        lr: Peak learning rate. Default: 0.01; finetune and quantize have their own.
+        batch_size: Images per batch, summed over all processes.
         accumulate: Batches per optimizer step; their gradients add up.
         amp: Mixed precision: run forward and backward in 16 bits. fp16 needs a GPU and is untested.
         patience: Stop after N epochs without improvement in validation accuracy (ties: loss).
@@ -487,16 +487,16 @@ def quantize(
         distill: An artifact to learn from: its scores serve as soft labels.
         distill_weight: Weight of the soft labels in the loss.
         temperature: Softmax temperature of both networks' scores in distillation.
-        width: Factor on the channels of every layer (built-in networks only); default: 1.
-        model_args: The factory's arguments as JSON, for example '{"num_classes": 10}'.
-        image_size: Resize and crop images to squares with sides of this many pixels.
-        limit: Use at most N training and N test images.
         seed: Seed for weights, order, augmentation and the validation split.
+        device: cpu, cuda, cuda:N, or a list such as 0,1 for one process per GPU (untried); default: the best one present.
         resume: Continue an interrupted training.
         max_time: Minutes after which training stops at a checkpoint with exit code 3; --resume continues.
         checkpoint_minutes: Minutes between checkpoints within an epoch (0: every step).
         compile: Compile the training step with torch.compile (untried on a GPU).
         force: Overwrite existing files.
+        model: nin, nin_gc, resnet18, torchvision:NAME, pkg.mod:factory or path/to/file.py:factory (whose code then runs); default: nin.
+        width: Factor on the channels of every layer (built-in networks only); default: 1.
+        model_args: The factory's arguments as JSON, for example '{"num_classes": 10}'.
         progress: An object with ``step`` and ``line`` that receives progress.
 
     Returns: Artifact.
@@ -508,9 +508,9 @@ def fuse(
     artifact: Artifact | nn.Module | str | Path,
     *,
     output: str | Path | None = None,
+    force: bool = False,
     model: str | None = None,
     trust_code: bool = False,
-    force: bool = False,
     progress: Progress | None = None,
 ) -> Artifact:
     """Fold every batch norm into the layer before it.
@@ -520,9 +520,9 @@ def fuse(
     Args:
         artifact: An artifact (.safetensors).
         output: File to write; without it, nothing is written.
+        force: Overwrite existing files.
         model: path/to/file.py:factory, repeated to allow an artifact to run the code it was made from.
         trust_code: Run the code recorded in the artifact.
-        force: Overwrite existing files.
         progress: An object with ``step`` and ``line`` that receives progress.
 
     Returns: Artifact.
@@ -540,14 +540,14 @@ def export_onnx(
     precision: Literal['fp32', 'fp16'] = 'fp32',
     data: str | Path | Tensor | Iterable[Tensor | Sequence[Tensor]] | None = None,
     output: str | Path | None = None,
-    check_images: int = 256,
     int4_storage: bool = False,
     embed_preprocessing: bool = False,
-    image_size: int | None = None,
-    limit: int | None = None,
     model: str | None = None,
     trust_code: bool = False,
+    image_size: int | None = None,
+    limit: int | None = None,
     force: bool = False,
+    check_images: int = 256,
     progress: Progress | None = None,
 ) -> ModelProto:
     """Export to ONNX, with quantized weights as int8.
@@ -562,14 +562,14 @@ def export_onnx(
         precision: Precision of a float network; fp16 halves the file. Inputs and outputs stay float32.
         data: A data set's name, a folder or a file.npz; or input batches (N, ...), or tuples that begin with one.
         output: File to write; without it, nothing is written.
-        check_images: Test images on which ONNX Runtime must agree with torch.
         int4_storage: Store weights of up to 4 bits two per byte: smaller, slower in ONNX Runtime.
         embed_preprocessing: Take 8-bit pixels: the normalization becomes part of the file.
-        image_size: Resize and crop images to squares with sides of this many pixels.
-        limit: Use at most N training and N test images.
         model: path/to/file.py:factory, repeated to allow an artifact to run the code it was made from.
         trust_code: Run the code recorded in the artifact.
+        image_size: Resize and crop images to squares with sides of this many pixels.
+        limit: Use at most N training and N test images.
         force: Overwrite existing files.
+        check_images: Test images on which the written network must agree with torch.
         example_input: An input batch, or a tuple of them; needed if no data set describes the network's input.
         progress: An object with ``step`` and ``line`` that receives progress.
 
@@ -606,10 +606,10 @@ def pack(
     data: str | Path | None = None,
     output: str | Path | None = None,
     check_images: int = 256,
-    image_size: int | None = None,
-    limit: int | None = None,
     model: str | None = None,
     trust_code: bool = False,
+    image_size: int | None = None,
+    limit: int | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> Program:
@@ -621,11 +621,11 @@ def pack(
         artifact: An artifact (.safetensors).
         data: A data set's name, a folder or a file.npz.
         output: File to write; without it, nothing is written.
-        check_images: Test images on which the packed network must agree with torch.
-        image_size: Resize and crop images to squares with sides of this many pixels.
-        limit: Use at most N training and N test images.
+        check_images: Test images on which the written network must agree with torch.
         model: path/to/file.py:factory, repeated to allow an artifact to run the code it was made from.
         trust_code: Run the code recorded in the artifact.
+        image_size: Resize and crop images to squares with sides of this many pixels.
+        limit: Use at most N training and N test images.
         force: Overwrite existing files.
         progress: An object with ``step`` and ``line`` that receives progress.
 
@@ -653,10 +653,10 @@ def trt_build(
     calib_batches: int = 4,
     calib_data: str | Path | None = None,
     calib_cache: str | Path | None = None,
-    image_size: int | None = None,
-    limit: int | None = None,
     model: str | None = None,
     trust_code: bool = False,
+    image_size: int | None = None,
+    limit: int | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> Engine:
@@ -682,10 +682,10 @@ def trt_build(
         calib_batches: Batches of 64 images to calibrate on.
         calib_data: A folder of images to calibrate on, labelled or not; default: training images.
         calib_cache: File of activation statistics: read if it exists, otherwise written. Serves any bit width.
-        image_size: Resize and crop images to squares with sides of this many pixels.
-        limit: Use at most N training and N test images.
         model: path/to/file.py:factory, repeated to allow an artifact to run the code it was made from.
         trust_code: Run the code recorded in the artifact.
+        image_size: Resize and crop images to squares with sides of this many pixels.
+        limit: Use at most N training and N test images.
         force: Overwrite existing files.
         progress: An object with ``step`` and ``line`` that receives progress.
 

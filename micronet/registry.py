@@ -15,14 +15,10 @@ from micronet.errors import unknown
 
 
 class Command(NamedTuple):
-    """A command: its stage, what the list of commands says of it, and what prints its result.
-
-    The list imports no stage, so that ``micronet --help`` stays fast.
-    """
+    """A command: its stage, and its summary, so that the list of commands imports no stage and stays fast."""
 
     stage: str
     summary: str
-    view: str = "micronet.cli.views.written"
 
 
 MODELS = {
@@ -77,88 +73,60 @@ CRITERIA = {
 # The stages, in the order that the help lists them. A recipe may hold any of them.
 STAGES = {
     "train": Command("micronet.stages.train:TRAIN", "Train a network from scratch."),
-    "import": Command(
-        "micronet.stages.import_model:IMPORT", "Make an artifact of any network.", "micronet.cli.views.import_model"
-    ),
+    "import": Command("micronet.stages.import_model:IMPORT", "Make an artifact of any network."),
     "sparse-train": Command(
-        "micronet.stages.sparse_train:SPARSE_TRAIN",
+        "micronet.stages.train:SPARSE_TRAIN",
         "Train with a sparsity penalty, so that channels the network can do without approach zero.",
     ),
-    "prune": Command("micronet.stages.prune:PRUNE", "Cut the channels that matter least.", "micronet.cli.views.prune"),
-    "finetune": Command("micronet.stages.finetune:FINETUNE", "Train an artifact further, pruned or quantized."),
+    "prune": Command("micronet.stages.prune:PRUNE", "Cut the channels that matter least."),
+    "finetune": Command("micronet.stages.train:FINETUNE", "Train an artifact further, pruned or quantized."),
     "quantize": Command(
         "micronet.stages.quantize:QUANTIZE",
         "Quantize a network: with training (QAT), or by calibration alone in seconds (--mode ptq).",
-        "micronet.cli.views.quantize",
     ),
-    "bn-fuse": Command(
-        "micronet.stages.bn_fuse:BN_FUSE",
-        "Fold every batch norm into the layer before it.",
-        "micronet.cli.views.bn_fuse",
-    ),
-    "export-onnx": Command(
-        "micronet.stages.export_onnx:EXPORT_ONNX",
-        "Export to ONNX, with quantized weights as int8.",
-        "micronet.cli.views.export_onnx",
-    ),
+    "bn-fuse": Command("micronet.stages.bn_fuse:BN_FUSE", "Fold every batch norm into the layer before it."),
+    "export-onnx": Command("micronet.stages.export:EXPORT_ONNX", "Export to ONNX, with quantized weights as int8."),
     "check-onnx": Command(
-        "micronet.stages.check_onnx:CHECK_ONNX",
-        "Report what makes an ONNX file slow or wrong, and what to do about it.",
-        "micronet.cli.views.check_onnx",
+        "micronet.stages.export:CHECK_ONNX", "Report what makes an ONNX file slow or wrong, and what to do about it."
     ),
     "pack": Command(
-        "micronet.stages.pack:PACK",
+        "micronet.stages.export:PACK",
         "Write a network at its weights' true width: 1 bit binary, five ternary weights per byte, 2 to 8 bits dense.",
-        "micronet.cli.views.pack",
     ),
     "trt-build": Command(
-        "micronet.stages.trt_build:TRT_BUILD",
-        "Build a TensorRT engine: strongly typed, int8 by explicit Q/DQ.",
-        "micronet.cli.views.trt_build",
+        "micronet.stages.trt_build:TRT_BUILD", "Build a TensorRT engine: strongly typed, int8 by explicit Q/DQ."
     ),
     "trt-eval": Command(
         "micronet.stages.trt_eval:TRT_EVAL",
         "Run a TensorRT engine on an NVIDIA GPU: accuracy or mean IoU, latency and throughput by batch size.",
-        "micronet.cli.views.trt_eval",
     ),
     "evaluate": Command(
         "micronet.stages.evaluate:EVALUATE",
         "Measure accuracy and loss on the test images, and latency at 1 and 64 images.",
-        "micronet.cli.views.evaluate",
     ),
     "compare": Command(
-        "micronet.stages.compare:COMPARE",
-        "Compare networks: accuracy, MACs, bytes, latency, agreement.",
-        "micronet.cli.views.compare",
+        "micronet.stages.evaluate:COMPARE", "Compare networks: accuracy, MACs, bytes, latency, agreement."
     ),
     "predict": Command(
-        "micronet.stages.predict:PREDICT",
-        "List the likeliest classes of images, with their probabilities.",
-        "micronet.cli.views.predict",
+        "micronet.stages.evaluate:PREDICT", "List the likeliest classes of images, with their probabilities."
     ),
     "inspect": Command(
         "micronet.stages.inspect_artifact:INSPECT",
         "Show an artifact's network, history, data, metrics and layers, without loading it.",
-        "micronet.cli.views.inspect_artifact",
     ),
     "sensitivity": Command(
         "micronet.stages.sensitivity:SENSITIVITY",
         "Quantize one layer at a time and measure the signal-to-noise ratio of the scores and the accuracy lost.",
-        "micronet.cli.views.sensitivity",
     ),
 }
 # Every command: the stages, and what works on recipes.
 COMMANDS = {
     **STAGES,
-    "run": Command(
-        "micronet.recipe.run:RUN", "Run a recipe: stages in order, skipping those that are unchanged.",
-        "micronet.cli.views.nothing",
-    ),
+    "run": Command("micronet.recipe.run:RUN", "Run a recipe: stages in order, skipping those that are unchanged."),
     "schema": Command(
-        "micronet.recipe.schema:SCHEMA", "Print the JSON Schema of recipes, for editors that complete keys.",
-        "micronet.cli.views.schema",
+        "micronet.recipe.schema:SCHEMA", "Print the JSON Schema of recipes, for editors that complete keys."
     ),
-}  # fmt: skip
+}
 
 # The Python API's name of a command -> the command's.
 API = {

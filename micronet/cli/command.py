@@ -7,12 +7,11 @@ from typing import Annotated, Any
 
 import typer
 
-from micronet import registry
-from micronet.cli import console
-from micronet.cli.launch import run_in_processes
-from micronet.core.config import Option, alternatives, changed, flag, flatten, options, spell
-from micronet.stages.config import DistributedConfig
-from micronet.stages.stage import Outcome, Stage, execute, group_of
+from micronet.cli import console, views
+from micronet.core.config import Option, alternatives, changed, flag, flatten, spell
+from micronet.stages.execute import execute
+from micronet.stages.launch import run_in_processes
+from micronet.stages.stage import Outcome, Stage
 
 BASIC = "Options"
 
@@ -23,8 +22,7 @@ def command(stage: Stage) -> Callable[..., None]:
     def run(**values: Any) -> None:
         perform(stage, stage.configure(values))
 
-    listed = sorted(options(stage.Config), key=lambda each: (not each.about["argument"], not stage.is_basic(each)))
-    parameters = [_parameter(option, basic=stage.is_basic(option)) for option in listed]
+    parameters = [_parameter(option, basic=stage.is_basic(option)) for option in stage.options]
     run.__doc__ = f"{stage.summary}\n\n{stage.details}".strip()
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
@@ -33,15 +31,16 @@ def command(stage: Stage) -> Callable[..., None]:
 
 def perform(stage: Stage, config: Any, show: bool = True) -> Outcome:
     """Run a stage in as many processes as its config asks for, and print what it made if ``show``."""
-    group = group_of(config, DistributedConfig)
     outcome = Outcome(None)
 
     def work() -> None:
         nonlocal outcome
         outcome = _run_here(stage, config, show)
 
-    words = [stage.name, *spell(stage.Config, changed(config))]
-    run_in_processes(work, None if group is None else group.world_size, words)
+    # -P: the new processes import nothing from this folder
+    program = ["-P", "-m", "micronet.cli.app", stage.name, *spell(stage.Config, changed(config))]
+    if code := run_in_processes(work, stage.processes(config), program, console.report_error):
+        raise typer.Exit(code)
     return outcome
 
 
@@ -57,7 +56,7 @@ def _run_here(stage: Stage, config: Any, show: bool) -> Outcome:
     if show and as_json:
         console.print_json(outcome.summary)
     elif show and not (quiet and stage.writes(config)):
-        registry.load_object(registry.COMMANDS[stage.name].view).show(outcome.summary, config)
+        views.show(stage.name, outcome.summary, config)
     stage.judge(config, outcome)
     return outcome
 

@@ -14,7 +14,8 @@ from micronet.recipe.journal import Journal, stage_key
 from micronet.recipe.plan import Planned, plan
 from micronet.recipe.reader import find_recipe, read_recipe
 from micronet.stages.config import ReportConfig
-from micronet.stages.stage import Outcome, Stage, execute
+from micronet.stages.execute import execute
+from micronet.stages.stage import Outcome, Stage
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class RunRecipe(Stage):
     suffix = None
     product = "list[Row]"
 
-    def run(self, artifact: Any, config: Any, context: Any) -> Outcome:
+    def run(self, config: Any, context: Any) -> Outcome:
         """Run every stage with the library's own ``execute``."""
 
         def perform(stage: Stage, settings: Any, show: bool) -> Outcome:

@@ -28,7 +28,7 @@ class Schema(Stage):
     suffix = None
     product = "dict[str, object]"
 
-    def run(self, artifact: Any, config: SchemaSettings, context: Context) -> Outcome:
+    def run(self, config: SchemaSettings, context: Context) -> Outcome:
         """Return the schema of recipes or of one stage."""
         if config.of == "recipe":
             schema = recipe_schema()

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from micronet import registry
 from micronet.core.config import Option, alternatives, flatten, options
 from micronet.errors import MicronetError
-from micronet.stages.config import DistributedConfig
-from micronet.stages.stage import Memory, Stage, execute, group_of, uses
+from micronet.stages.execute import execute
+from micronet.stages.stage import Memory, Stage, uses
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -47,8 +47,7 @@ def function(name: str) -> Callable[..., Any]:
 
 def public_options(stage: Stage) -> list[Option]:
     """Return the settings that the API takes, those given by position first."""
-    listed = [option for option in options(stage.Config) if option.about["api"]]
-    return sorted(listed, key=lambda option: (not option.about["argument"], not option.about["basic"]))
+    return [option for option in stage.options if option.about["api"]]
 
 
 def documentation(stage: Stage, listed: list[Option]) -> str:
@@ -96,6 +95,7 @@ def save(
         if not records or records[0].stage not in ("train", "import"):
             records = [StageRecord("import", {"model": build}), *records]
         held = replace(held, spec=make_spec(build, args), history=records)
+        artifacts.check_builds(held)
     if not held.spec.name:
         raise MicronetError('say how to build the network again, for example build="net.py:Net"')
     artifacts.save(held, Path(path))
@@ -165,8 +165,7 @@ def _check_effect(stage: Stage, config: Any, source: "Artifact | None") -> None:
         raise MicronetError("--resume and --max-time need --output: the checkpoint lies beside it")
     if source is not None and not source.spec.name and output is not None and stage.writes(config) == ".safetensors":
         raise MicronetError("nothing says how to build this network again; leave --output out and use micronet.save")
-    run = group_of(config, DistributedConfig)
-    if run is not None and run.world_size > 1:
+    if (stage.processes(config) or 1) > 1:
         raise MicronetError("several GPUs need several processes; start your script with torchrun")
 
 

@@ -2,28 +2,23 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from micronet.core.config import group
 from micronet.errors import MicronetError
-from micronet.runtimes.config import CodeOptions
-from micronet.stages.config import OutputConfig, input_file
+from micronet.stages.config import OutputConfig, ReadSettings
 from micronet.stages.stage import Context, Outcome, Stage
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from micronet.artifact.artifact import Artifact
     from micronet.artifact.history import StageRecord
 
 
 @dataclass(frozen=True)
-class BnFuseSettings:
+class BnFuseSettings(ReadSettings):
     """The settings of ``bn-fuse``."""
 
-    artifact: Path = input_file()
-    code: CodeOptions = group(CodeOptions)
     output: OutputConfig = group(OutputConfig)
 
 
@@ -44,11 +39,11 @@ class BnFuse(Stage):
                 "bn-fuse cannot follow bn-fuse: its batch norms are folded already; continue with export-onnx"
             )
 
-    def run(self, artifact: "Artifact | None", config: BnFuseSettings, context: Context) -> Outcome:
+    def run(self, config: BnFuseSettings, context: Context) -> Outcome:
         """Fold every batch norm into the layer before it."""
         from micronet.quantization.fold import fold_model
 
-        assert artifact is not None
+        artifact = context.artifact
         model, record = fold_model(artifact.model, artifact.history)
         folded = len(record.result["pairs"]) + len(record.result["taken"])
         fused = artifact.after(record, model=model, metrics={})  # metrics of the unfused network are not its own

@@ -1,17 +1,21 @@
-"""Images to calibrate on, drawn from the training images or a folder. Imports torch, so import it late."""
+"""Images to calibrate on, and statistics of them in a cache. Imports torch, so import it late."""
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from micronet.core.progress import Progress
 from micronet.data.batches import eval_batches
 from micronet.data.dataset import Dataset
 from micronet.data.image_files import FileSplit, list_images
 from micronet.data.split import ImageSplit, random_subset
 from micronet.errors import MicronetError
 from micronet.quantization.calibration_config import RangeConfig
+from micronet.quantization.ptq import Statistics, load_statistics, save_statistics
+from micronet.training.distributed import from_rank_zero
 
 BATCH = 64
 
@@ -23,6 +27,31 @@ def calibration_batches(
     split: ImageSplit = dataset.train if config.calib_data is None else _folder(config.calib_data, dataset)
     for inputs, _ in eval_batches(random_subset(split, config.calib_batches * BATCH, seed), dataset.spec, BATCH):
         yield inputs.to(device)
+
+
+def cached(
+    cache: Path | None, depends_on: Iterable[bytes], collect: Callable[[], Statistics], progress: Progress
+) -> Statistics:
+    """Return statistics from a cache if it exists; otherwise collect them, and write the cache if one is named.
+
+    Args:
+        cache: The file.
+        depends_on: The bytes of the network and of the inputs; a cache of others is refused.
+        collect: Collects the statistics.
+        progress: Where to report what is read or written.
+    """
+    if cache is None:
+        return collect()
+    digest = hashlib.sha256()
+    for part in depends_on:
+        digest.update(part)
+    if from_rank_zero(cache.exists):
+        progress.line(f"activation statistics from {cache}")
+        return load_statistics(cache, digest.hexdigest())
+    statistics = collect()
+    from_rank_zero(lambda: save_statistics(statistics, cache, digest.hexdigest()))
+    progress.line(f"wrote {cache}")
+    return statistics
 
 
 def _folder(place: Path, dataset: Dataset) -> ImageSplit:

@@ -1,12 +1,14 @@
-"""Settings that stages share. No torch here, so ``--help`` stays fast."""
+"""The settings that stages share, each declared once. No torch here, so ``--help`` stays fast."""
 
 import json
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any
 
-from micronet.core.config import Settings, flag, setting
+from micronet.core.config import Settings, group, setting
 from micronet.errors import MicronetError
+from micronet.runtimes.config import CodeOptions, RuntimeOptions
+from micronet.training.config import TrainConfig
 
 DEFAULT_MODEL = "nin"
 ARTIFACT = (".safetensors",)
@@ -38,7 +40,7 @@ class ModelConfig(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        parse_json_object(self.model_args, "model_args")
+        _ = self.arguments
 
     @property
     def name(self) -> str:
@@ -52,8 +54,16 @@ class ModelConfig(Settings):
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """The factory's arguments."""
-        return parse_json_object(self.model_args, "model_args")
+        """The factory's arguments; MicronetError if they are not a JSON object."""
+        if self.model_args is None:
+            return {}
+        try:
+            value = json.loads(self.model_args)
+        except (ValueError, RecursionError) as error:
+            raise MicronetError(f"--model-args is not valid JSON ({error}); try '{{\"num_classes\": 10}}'") from error
+        if not isinstance(value, dict):
+            raise MicronetError(f"--model-args is a JSON {type(value).__name__}; expected an object")
+        return value
 
     def check_unused(self) -> None:
         """Raise MicronetError if a new network is described although an artifact is given."""
@@ -149,14 +159,43 @@ class DistributedConfig(RunConfig):
         return self.processes or max(1, len(self.gpus))
 
 
-def parse_json_object(text: str | None, name: str) -> dict[str, Any]:
-    """Parse a setting that holds a JSON object; raise MicronetError if it does not."""
-    if text is None:
-        return {}
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise MicronetError(f"{flag(name)} is not valid JSON ({error}); try '{{\"num_classes\": 10}}'") from error
-    if not isinstance(value, dict):
-        raise MicronetError(f"{flag(name)} is a JSON {type(value).__name__}; expected an object")
-    return value
+@dataclass(frozen=True)
+class ReadSettings:
+    """The settings of every stage that reads an artifact."""
+
+    artifact: Path = input_file()
+    code: CodeOptions = group(CodeOptions)
+
+
+@dataclass(frozen=True)
+class ConvertSettings(ReadSettings):
+    """The settings of every stage that reads an artifact and data, and writes a file."""
+
+    data: DataConfig = group(DataConfig)
+    output: OutputConfig = group(OutputConfig)
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """The settings of every stage that trains, in one process or several."""
+
+    data: DataConfig = group(DataConfig)
+    training: TrainConfig = group(TrainConfig)
+    run: DistributedConfig = group(DistributedConfig)
+    output: OutputConfig = group(OutputConfig)
+
+
+@dataclass(frozen=True)
+class NewNetworkSettings(TrainingSettings):
+    """The settings of every stage that can train a new network."""
+
+    model: ModelConfig = group(ModelConfig)
+
+
+@dataclass(frozen=True)
+class MeasureSettings:
+    """The settings of every report on networks in any runtime."""
+
+    data: DataConfig = group(DataConfig)
+    runtime: RuntimeOptions = group(RuntimeOptions)
+    report: ReportConfig = group(ReportConfig)

@@ -1,29 +1,31 @@
-"""The ``evaluate`` report: accuracy, loss and latency of one network."""
+"""The reports on networks in any runtime: ``evaluate``, ``compare`` and ``predict``."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
-from micronet.core.config import group
+from micronet.core.config import group, setting
+from micronet.errors import FailedError, MicronetError
 from micronet.runtimes.config import RuntimeOptions
-from micronet.stages.compare import NETWORKS, measure
-from micronet.stages.config import DataConfig, ReportConfig, input_file
+from micronet.stages.config import MeasureSettings, ReportConfig, input_file
 from micronet.stages.stage import Context, Outcome, Stage
 
 if TYPE_CHECKING:
-    from micronet.artifact.artifact import Artifact
+    from micronet.data.dataset import DataSpec
+    from micronet.evaluation.network import Network
+    from micronet.evaluation.report import Row
 
+NETWORKS = (".safetensors", ".onnx", ".packed", ".engine")
 RELATIVE = ("drop", "agreement", "compression")  # figures that need a second network
+NETWORK_FILE = "An artifact, or an .onnx, .packed or .engine file."
 
 
-@dataclass(frozen=True)
-class EvaluateSettings:
+@dataclass(frozen=True, kw_only=True)
+class EvaluateSettings(MeasureSettings):
     """The settings of ``evaluate``."""
 
-    file: Path = input_file("An artifact, or an .onnx, .packed or .engine file.", kinds=NETWORKS, metavar="FILE")
-    data: DataConfig = group(DataConfig)
-    runtime: RuntimeOptions = group(RuntimeOptions)
-    report: ReportConfig = group(ReportConfig)
+    file: Path = input_file(NETWORK_FILE, kinds=NETWORKS, metavar="FILE")
 
 
 class Evaluate(Stage):
@@ -35,10 +37,159 @@ class Evaluate(Stage):
     suffix = None
     product = "Row"
 
-    def run(self, artifact: "Artifact | None", config: EvaluateSettings, context: Context) -> Outcome:
+    def run(self, config: EvaluateSettings, context: Context) -> Outcome:
         """Measure the network on the test images."""
-        row = measure([config.file], config.data, config.runtime, context)[0]
+        row = measure([config.file], config, context)[0]
         return Outcome(row, {key: value for key, value in row.to_json().items() if key not in RELATIVE})
 
 
+@dataclass(frozen=True, kw_only=True)
+class CompareSettings(MeasureSettings):
+    """The settings of ``compare``."""
+
+    files: list[Path] = setting(
+        help="Artifacts, .onnx, .packed and .engine files.", argument=True, kinds=NETWORKS, metavar="FILE..."
+    )
+    markdown: bool = setting(False, "Print the table as Markdown.", api=False, run_only=True, basic=True)
+    max_drop: float | None = setting(
+        None, "Exit with 1 if a network loses more percentage points of accuracy than this against the first.",
+        basic=True,
+    )  # fmt: skip
+
+
+class Compare(Stage):
+    """Compares networks."""
+
+    name = "compare"
+    details = (
+        "The first network is the reference. Sizes are file sizes, and latencies are measured on this machine, in "
+        "turns. An artifact keeps float weights so that training can continue; quantization shows in the size of the "
+        "exported file."
+    )
+    example = "micronet compare float.safetensors int8.safetensors int8.onnx"
+    Config = CompareSettings
+    suffix = None
+    product = "list[Row]"
+
+    def run(self, config: CompareSettings, context: Context) -> Outcome:
+        """Measure every network on the test images."""
+        from micronet.models.device import describe_machine
+
+        rows = measure(config.files, config, context)
+        return Outcome(rows, {"machine": describe_machine(), "rows": [row.to_json() for row in rows]})
+
+    def judge(self, config: CompareSettings, outcome: Outcome) -> None:
+        """Raise FailedError that names the worst network if one loses more than ``max_drop`` percentage points."""
+        rows = outcome.product
+        worst = max(rows, key=lambda row: row.drop)
+        if config.max_drop is not None and 100 * worst.drop > config.max_drop:
+            raise FailedError(
+                f"{worst.name} is {100 * worst.drop:.2f} points below {rows[0].name}; "
+                f"--max-drop allows {config.max_drop:g}"
+            )
+
+
+@dataclass(frozen=True)
+class PredictSettings:
+    """The settings of ``predict``."""
+
+    file: Path = input_file(NETWORK_FILE, kinds=NETWORKS, metavar="NETWORK")
+    images: list[Path] = setting(help="Image files, or folders of them.", argument=True, metavar="IMAGE...")
+    top: int = setting(5, "Number of classes to list per image.", low=1, basic=True)
+    runtime: RuntimeOptions = group(RuntimeOptions)
+    report: ReportConfig = group(ReportConfig)
+
+
+class Predict(Stage):
+    """Classifies image files."""
+
+    name = "predict"
+    example = "micronet predict int8.onnx photo.png --top 3"
+    Config = PredictSettings
+    suffix = None
+    product = "list[Prediction]"
+
+    def run(self, config: PredictSettings, context: Context) -> Outcome:
+        """Run the network over the images."""
+        from micronet.evaluation.predict import predict
+        from micronet.runtimes.network import open_network
+        from micronet.runtimes.torch import EagerPredictor
+
+        held = context.memory.artifacts.get(config.file)
+        network: Network = EagerPredictor(held, config.runtime) if held else open_network(config.file, config.runtime)
+        predictions = predict(network, config.images, str(config.file), context.progress)
+        summary = [
+            {"image": str(each.image), "classes": [ranked._asdict() for ranked in each.classes[: config.top]]}
+            for each in predictions
+        ]
+        return Outcome(predictions, summary)
+
+
+def measure(files: list[Path], config: MeasureSettings, context: Context) -> "list[Row]":
+    """Measure networks on the data named, or that the first one remembers.
+
+    Raises:
+        MicronetError: A file cannot be opened, the networks take different inputs, or do not score the data's classes.
+    """
+    from micronet.data.batches import eval_batches
+    from micronet.evaluation.accuracy import check_scores
+    from micronet.evaluation.report import Candidate, compare
+    from micronet.stages.inputs import open_test_data
+
+    candidates = []
+    for file in files:
+        network, size_bytes = _open(file, config.runtime, context)
+        name = file.stem.strip("<>") if file in context.memory.artifacts else file.name
+        candidates.append(Candidate(name, network, size_bytes))
+    like = _common_spec([each.network.data for each in candidates if each.network.data])
+    for each in candidates:
+        _check_same_input(each.name, each.network, like)
+    dataset = open_test_data(config.data, like)
+    image, _ = next(eval_batches(dataset.test, dataset.spec, batch_size=1))
+    for file, each in zip(files, candidates, strict=True):
+        check_scores(each.network, image, len(dataset.spec.classes or []), str(file))
+    return compare(candidates, dataset, context.progress)
+
+
+def _open(file: Path, runtime: RuntimeOptions, context: Context) -> "tuple[Network, int]":
+    """Open a network; return it with the size of its file in bytes."""
+    from micronet.runtimes.network import open_network
+
+    if file not in context.memory.artifacts:
+        return open_network(file, runtime), file.stat().st_size
+    from micronet.artifact.artifact import save
+    from micronet.models.modes import copy_model
+    from micronet.runtimes.torch import EagerPredictor
+
+    held = context.memory.artifacts[file]
+    held = replace(held, model=copy_model(held.model))  # the caller's network keeps its mode and device
+    with TemporaryDirectory() as folder:
+        written = Path(folder) / "network.safetensors"
+        save(held, written)
+        return EagerPredictor(held, runtime), written.stat().st_size
+
+
+def _common_spec(specs: "list[DataSpec]") -> "DataSpec":
+    """Return what the networks expect of their images: the first one's values, completed by the others'."""
+    from micronet.data.dataset import DataSpec
+
+    known: dict[str, Any] = {}
+    for spec in specs:
+        known = {**{key: value for key, value in spec.to_json().items() if value is not None}, **known}
+    return replace(DataSpec(), **known)
+
+
+def _check_same_input(name: str, network: "Network", like: "DataSpec") -> None:
+    """Raise MicronetError if a network expects images prepared in another way than the first."""
+    for key in ("image_size", "mean", "std"):
+        own = getattr(network.data, key, None)
+        if own is not None and own != getattr(like, key):
+            raise MicronetError(
+                f"{name} expects images with {key} {own}, but an earlier file expects {getattr(like, key)}; "
+                "evaluate it on its own"
+            )
+
+
 EVALUATE = Evaluate()
+COMPARE = Compare()
+PREDICT = Predict()

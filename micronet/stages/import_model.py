@@ -2,14 +2,10 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from micronet.core.config import group, setting
 from micronet.stages.config import DataConfig, ModelConfig, OutputConfig
 from micronet.stages.stage import Context, Outcome, Stage
-
-if TYPE_CHECKING:
-    from micronet.artifact.artifact import Artifact
 
 
 @dataclass(frozen=True)
@@ -40,7 +36,7 @@ class Import(Stage):
     Config = ImportSettings
     begins = True
 
-    def run(self, artifact: "Artifact | None", config: ImportSettings, context: Context) -> Outcome:
+    def run(self, config: ImportSettings, context: Context) -> Outcome:
         """Build the network and fill it."""
         from micronet.artifact.foreign import import_model, preprocessing
         from micronet.data.load import load_data

@@ -33,7 +33,7 @@ class Inspect(Stage):
     def open(self, config: Any, source: "Artifact | None") -> None:
         """Open nothing: the header is enough."""
 
-    def run(self, artifact: "Artifact | None", config: InspectSettings, context: Context) -> Outcome:
+    def run(self, config: InspectSettings, context: Context) -> Outcome:
         """Read the header."""
         from micronet.artifact.header import read_header
         from micronet.artifact.layer_table import layer_table

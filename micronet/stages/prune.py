@@ -7,24 +7,21 @@ from typing import TYPE_CHECKING, Any
 from micronet.core.config import flag, group, setting
 from micronet.errors import MicronetError
 from micronet.pruning.config import PruneConfig
-from micronet.runtimes.config import CodeOptions
-from micronet.stages.config import DataConfig, OutputConfig, RunConfig, input_file
-from micronet.stages.finetune import FINETUNING
+from micronet.stages.config import ConvertSettings, RunConfig
 from micronet.stages.stage import BEFORE_FUSING, PRUNE_FIRST, Context, Outcome, Stage
+from micronet.stages.train import FINETUNING, run_context, trained
 from micronet.training.config import TrainConfig
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from micronet.artifact.artifact import Artifact
     from micronet.artifact.history import StageRecord
 
 
 @dataclass(frozen=True)
-class PruneSettings:
+class PruneSettings(ConvertSettings):
     """The settings of ``prune``."""
 
-    artifact: Path = input_file()
     dry_run: bool = setting(False, "Print the plan without writing anything.", run_only=True, api=False, basic=True)
     measure: bool = setting(
         False, "Measure latency in ONNX Runtime, and accuracy before any training.", api=False, basic=True
@@ -43,10 +40,7 @@ class PruneSettings:
     )
     pruning: PruneConfig = group(PruneConfig)
     training: TrainConfig = group(FINETUNING)
-    data: DataConfig = group(DataConfig)
-    code: CodeOptions = group(CodeOptions)
     run: RunConfig = group(RunConfig)
-    output: OutputConfig = group(OutputConfig)
 
 
 class Prune(Stage):
@@ -95,14 +89,16 @@ class Prune(Stage):
         """Return no suffix if only a plan or the sensitivity is printed."""
         return None if config.dry_run or config.sensitivity else ".safetensors"
 
-    def run(self, artifact: "Artifact | None", config: PruneSettings, context: Context) -> Outcome:
+    def run(self, config: PruneSettings, context: Context) -> Outcome:
         """Prune once or in steps, or measure the sensitivity of the groups."""
-        from micronet.stages.fitting import run_context, trained
-        from micronet.stages.pruning import Pruning
+        from micronet.stages.inputs import example_input
+        from micronet.stages.prune_network import Pruning
 
-        assert artifact is not None
-        run = run_context(config.run, context, force=config.output.force)
-        pruning = Pruning.of(artifact, config, run, context.memory)
+        run, memory = run_context(config, context), context.memory
+        example = memory.batches[0] if memory.example is None and memory.batches else memory.example
+        if example is None:
+            example = example_input(context.artifact, config.input_shape)
+        pruning = Pruning(context.artifact, config, example, run)
         if config.sensitivity:
             rows = pruning.sensitivity()
             if config.plot is not None:
@@ -111,9 +107,9 @@ class Prune(Stage):
                 draw(rows, config.plot)
             return Outcome(rows, [row._asdict() for row in rows])
         if config.steps:
-            return trained(pruning.in_steps(config.steps, config.training))
+            return trained(pruning.in_steps())
         pruned, plan = pruning.once()
-        return Outcome(pruned, pruning.summary(pruned, plan, self.input(config), measure=config.measure))
+        return Outcome(pruned, pruning.summary(pruned, plan, self.input(config)))
 
     def add_file(self, summary: dict[str, Any], path: Path) -> None:
         """Add the file, and its size to the figures after pruning."""

@@ -10,15 +10,14 @@ from micronet.errors import MicronetError
 from micronet.quantization.calibration_config import CalibrationConfig
 from micronet.quantization.config import Bits, QuantConfig
 from micronet.quantization.recovery_config import RecoveryConfig
-from micronet.stages.config import DataConfig, DistributedConfig, ModelConfig, OutputConfig, input_file
-from micronet.stages.finetune import FINETUNE
+from micronet.stages.config import NewNetworkSettings, input_file
 from micronet.stages.stage import Context, Outcome, Stage
+from micronet.stages.train import FINETUNE, run_context
 from micronet.training.config import TrainConfig
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from micronet.artifact.artifact import Artifact
     from micronet.artifact.history import StageRecord
 
 QAT = TrainConfig(epochs=2)  # short, since the float network is trained already
@@ -28,7 +27,7 @@ LEARNING_RATES = ((1, 0.02), (3, 0.005), (6, 0.002), (16, 0.001))
 
 
 @dataclass(frozen=True)
-class QuantizeSettings:
+class QuantizeSettings(NewNetworkSettings):
     """The settings of ``quantize``."""
 
     artifact: Path | None = input_file(
@@ -44,10 +43,6 @@ class QuantizeSettings:
     quantization: QuantConfig = group(QuantConfig)
     recovery: RecoveryConfig = group(RecoveryConfig)
     training: TrainConfig = group(QAT)
-    model: ModelConfig = group(ModelConfig)
-    data: DataConfig = group(DataConfig)
-    run: DistributedConfig = group(DistributedConfig)
-    output: OutputConfig = group(OutputConfig)
 
     @property
     def is_onnx(self) -> bool:
@@ -131,22 +126,20 @@ class Quantize(Stage):
         path = config.artifact or config.model.file
         return path.with_name(f"{path.stem}-{ending}")
 
-    def run(self, artifact: "Artifact | None", config: QuantizeSettings, context: Context) -> Outcome:
+    def run(self, config: QuantizeSettings, context: Context) -> Outcome:
         """Quantize an artifact or an ONNX file, or plan it."""
         if config.is_onnx:
-            from micronet.stages.quantizing_onnx import quantize_file
+            from micronet.stages.quantize_onnx import quantize_file
 
             return quantize_file(config, context)
-        from micronet.stages.fitting import run_context
-        from micronet.stages.quantizing import Quantizing, float_artifact, plan
+        from micronet.stages.quantize_network import Quantizing, float_artifact, plan
 
         if config.dry_run:
-            assert artifact is not None
-            return Outcome(None, plan(artifact, config.quantization))
-        run = run_context(config.run, context, force=config.output.force)
+            return Outcome(None, plan(context.artifact, config.quantization))
+        run, artifact = run_context(config, context), context.source
         path = None if config.artifact in context.memory.artifacts else config.artifact
         if artifact is None:
-            artifact, path = float_artifact(config.model, config.data, run)
+            artifact, path = float_artifact(config, run)
             path = None if context.temporary else path
         training = (
             replace(config.training, lr=_learning_rate(config)) if config.training.lr is None else config.training

@@ -1,18 +1,17 @@
-"""What every stage is, and the one sequence in which any of them runs: open, check the order, run, write, report."""
+"""What every stage is: its settings, what it may follow, how it runs and how its structure is restored."""
 
 from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from micronet import registry
 from micronet.artifact.history import StageRecord
 from micronet.artifact.kinds import check_file_kind
 from micronet.core.config import Option, build, flatten, options
-from micronet.core.progress import Progress, Silent
+from micronet.core.progress import Progress
 from micronet.errors import MicronetError, unknown
+from micronet.stages.config import DistributedConfig
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -45,16 +44,24 @@ class Context:
     """What surrounds a stage while it runs.
 
     Attributes:
+        source: The input artifact; None if there is none, or it is another kind of file.
         output: The file that it writes; a name in a temporary folder if nothing is kept.
         progress: Where it reports progress.
         memory: What was given in memory.
         temporary: Whether the output is in a folder that is removed after the stage.
     """
 
+    source: "Artifact | None"
     output: Path
-    progress: Progress = field(default_factory=Silent)
-    memory: Memory = field(default_factory=Memory)
-    temporary: bool = False
+    progress: Progress
+    memory: Memory
+    temporary: bool
+
+    @property
+    def artifact(self) -> "Artifact":
+        """The input artifact of a stage that cannot do without."""
+        assert self.source is not None
+        return self.source
 
 
 @dataclass(frozen=True)
@@ -103,6 +110,17 @@ class Stage:
         """One sentence that says what the stage does."""
         return registry.COMMANDS[self.name].summary
 
+    @property
+    def options(self) -> list[Option]:
+        """The settings in the order of ``--help``: arguments, basic ones, advanced ones; the stage's own come first."""
+        bases = self.Config.__bases__ if is_dataclass(self.Config.__base__) else ()
+        shared = {option.name for base in bases for option in options(base)}
+
+        def rank(option: Option) -> tuple[bool, bool, bool]:
+            return not option.about["argument"], not self.is_basic(option), option.name in shared
+
+        return sorted(options(self.Config), key=rank)
+
     def is_basic(self, option: Option) -> bool:
         """Return True if ``--help`` shows a setting first: the ten that a newcomer needs."""
         return bool(option.about["basic"]) and option.name not in self.advanced
@@ -131,6 +149,11 @@ class Stage:
             if earlier in self.cannot_follow:
                 raise MicronetError(f"{self.name} cannot follow {earlier}: {self.cannot_follow[earlier]}")
 
+    def processes(self, config: Any) -> int | None:
+        """Return the number of processes to run in, or None if the stage always runs in one."""
+        run = getattr(config, "run", None)
+        return run.world_size if isinstance(run, DistributedConfig) else None
+
     def trains(self, config: Any) -> bool:
         """Return True if the stage trains, so that it can be resumed."""
         return uses(self.Config, "resume")
@@ -157,15 +180,15 @@ class Stage:
 
     def open(self, config: Any, source: "Artifact | None") -> "Artifact | None":
         """Return the input: ``source`` if it was given in memory, otherwise the artifact that the config names."""
-        from micronet.artifact.artifact import load
-
         values = flatten(config)
         path = values.get("artifact")
         if source is not None or path is None or path.suffix != ".safetensors":
             return source
+        from micronet.artifact.artifact import load
+
         return load(path, values.get("model"), trust_code=values.get("trust_code", False))
 
-    def run(self, artifact: "Artifact | None", config: Any, context: Context) -> Outcome:
+    def run(self, config: Any, context: Context) -> Outcome:
         """Do the stage's work and return what it made."""
         raise NotImplementedError
 
@@ -195,53 +218,11 @@ def find(name: str) -> Stage:
     return stage
 
 
-def execute(
-    stage: Stage, config: Any, progress: Progress | None = None, memory: Memory | None = None, *, keep: bool = True
-) -> Outcome:
-    """Run a stage from its input to its written output.
-
-    Args:
-        stage: The stage.
-        config: Its config, from ``stage.configure``.
-        progress: Where it reports progress.
-        memory: What is given in memory rather than in files.
-        keep: Whether to write the product if the config names no output.
-
-    Returns:
-        The product and its summary; ``output`` and ``size_bytes`` are in the summary of a written file.
-
-    Raises:
-        MicronetError: The input, the settings, the order of stages or the output is invalid.
-    """
-    from micronet.stages.output import check_output, check_places, finish
-
-    values, memory = flatten(config), memory or Memory()
-    with ExitStack() as temporary:
-        suffix = stage.writes(config)
-        written = suffix is not None and (keep or values.get("output") is not None)
-        if written:
-            path = values["output"] or stage.default_output(config)
-            check_output(path, suffix or "", force=values["force"], resume=values.get("resume", False))
-        else:
-            path = Path(temporary.enter_context(TemporaryDirectory())) / f"result{suffix or ''}"
-        check_places(config)
-        artifact = stage.open(config, memory.source)
-        if artifact is not None:
-            stage.check_order([record.stage for record in artifact.history], config)
-        outcome = stage.run(artifact, config, Context(path, progress or Silent(), memory, temporary=not written))
-        if written and outcome.product is not None:
-            finish(lambda: stage.write(outcome.product, path), path if stage.trains(config) else None)
-            stage.add_file(outcome.summary, path)
-    return outcome
-
-
 def uses(config: Any, name: str) -> bool:
     """Return True if a config class has a setting of this name."""
     return any(option.name == name for option in options(config))
 
 
-def group_of(config: Any, kind: type) -> Any:
-    """Return the group of a config that is of a kind, or None."""
-    return next(
-        (getattr(config, each.name) for each in fields(config) if isinstance(getattr(config, each.name), kind)), None
-    )
+def count(number: int, noun: str) -> str:
+    """Return a number with its noun: ``1 error``, ``2 errors``."""
+    return f"{number} {noun}{'s' * (number != 1)}"

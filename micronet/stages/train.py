@@ -1,26 +1,34 @@
-"""The ``train`` stage: a network from scratch."""
+"""The stages that train: ``train``, ``sparse-train`` and ``finetune``, and what every training stage shares."""
 
+import math
+import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from micronet.core.config import group
-from micronet.stages.config import DataConfig, DistributedConfig, ModelConfig, OutputConfig
-from micronet.stages.stage import Context, Outcome, Stage
+from micronet import registry
+from micronet.artifact.history import StageRecord
+from micronet.core.config import group, setting
+from micronet.pruning.config import SparsityConfig
+from micronet.stages.config import (
+    DataConfig,
+    ModelConfig,
+    NewNetworkSettings,
+    ReadSettings,
+    RunConfig,
+    TrainingSettings,
+    input_file,
+)  # fmt: skip
+from micronet.stages.execute import finish
+from micronet.stages.stage import BEFORE_FUSING, PRUNE_FIRST, Context, Outcome, Stage
 from micronet.training.config import TrainConfig
 
 if TYPE_CHECKING:
     from micronet.artifact.artifact import Artifact
+    from micronet.data.dataset import Dataset
+    from micronet.training.context import RunContext, TrainHooks
 
-
-@dataclass(frozen=True)
-class TrainSettings:
-    """The settings of ``train``."""
-
-    model: ModelConfig = group(ModelConfig)
-    data: DataConfig = group(DataConfig)
-    training: TrainConfig = group(TrainConfig)
-    run: DistributedConfig = group(DistributedConfig)
-    output: OutputConfig = group(OutputConfig)
+FINETUNING = TrainConfig(epochs=4, lr=0.005)
 
 
 class Train(Stage):
@@ -28,15 +36,161 @@ class Train(Stage):
 
     name = "train"
     example = "micronet train --model nin --width 0.25 --data digits --epochs 2 -o float.safetensors"
-    Config = TrainSettings
+    Config = NewNetworkSettings
     begins = True
 
-    def run(self, artifact: "Artifact | None", config: TrainSettings, context: Context) -> Outcome:
+    def run(self, config: NewNetworkSettings, context: Context) -> Outcome:
         """Build a network that fits the data and train it."""
-        from micronet.stages.fitting import fit_new, run_context, trained
+        return trained(fit_new(config.model, config.data, config.training, run_context(config, context)))
 
-        run = run_context(config.run, context, force=config.output.force)
-        return trained(fit_new(config.model, config.data, config.training, run))
+
+@dataclass(frozen=True)
+class SparseTrainSettings(NewNetworkSettings):
+    """The settings of ``sparse-train``."""
+
+    artifact: Path | None = input_file("A float artifact; without one, a new network is trained.", None)
+    trust_code: bool = setting(False, "Run the code recorded in the artifact.")
+    sparsity: SparsityConfig = group(SparsityConfig)
+
+
+class SparseTrain(Stage):
+    """Trains with a sparsity penalty."""
+
+    name = "sparse-train"
+    details = (
+        "The weights of the last epoch are kept, not those of the best: the penalty takes time to act. Channels that "
+        "cannot be cut, such as class scores, are left alone."
+    )
+    example = "micronet sparse-train float.safetensors --s 1e-3 --epochs 2 -o sparse.safetensors"
+    Config = SparseTrainSettings
+    ending = "-sparse.safetensors"
+    cannot_follow = {"quantize": PRUNE_FIRST, "bn-fuse": BEFORE_FUSING}  # noqa: RUF012  # never changed
+
+    def check(self, config: SparseTrainSettings) -> None:
+        """Refuse a description of a new network beside an artifact."""
+        if config.artifact is not None:
+            config.model.check_unused()
+
+    def records(self, config: Any) -> list[str]:
+        """Return this stage, after a training of no epochs if the network is new."""
+        return ["sparse-train"] if config.artifact is not None else ["train", "sparse-train"]
+
+    def run(self, config: SparseTrainSettings, context: Context) -> Outcome:
+        """Train with the criterion's penalty."""
+        import torch
+
+        from micronet.pruning.groups import find_groups
+        from micronet.stages.inputs import new_artifact, open_data
+        from micronet.training.context import TrainHooks
+
+        run = run_context(config, context)
+        dataset = open_data(config.data, context.source, run.seed)
+        artifact = context.source
+        if artifact is None:
+            fresh = new_artifact(config.model, dataset.spec, run.seed)
+            artifact = fresh.after(StageRecord("train", {"epochs": 0}))
+        size = dataset.spec.image_size or 0
+        example = torch.rand(2, dataset.spec.channels or 0, size, size)
+        criterion = registry.resolve(registry.CRITERIA, config.sparsity.criterion, "criterion")
+        model = artifact.model.to(run.device)
+        penalty = criterion.penalty(model, find_groups(model, example.to(run.device)), config.sparsity.s)
+        hooks = TrainHooks(penalty=penalty, keep="last", config=config.sparsity.to_json())
+        return trained(fit_stage("sparse-train", artifact, dataset, config.training, run, hooks))
+
+
+@dataclass(frozen=True)
+class FinetuneSettings(TrainingSettings, ReadSettings):
+    """The settings of ``finetune``."""
+
+    training: TrainConfig = group(FINETUNING)
+
+
+class Finetune(Stage):
+    """Trains an artifact further."""
+
+    name = "finetune"
+    details = "A quantized artifact continues as QAT, or as QAFT if its ranges are frozen."
+    example = "micronet finetune pruned.safetensors --epochs 2 --distill float.safetensors -o finetuned.safetensors"
+    Config = FinetuneSettings
+    ending = "-finetuned.safetensors"
+    cannot_follow = {"bn-fuse": BEFORE_FUSING}  # noqa: RUF012  # never changed
+
+    def run(self, config: FinetuneSettings, context: Context) -> Outcome:
+        """Train the artifact with its quantizers, if it has any, observing or frozen as they are."""
+        from micronet.quantization.calibrate import frozen, is_frozen, observing
+        from micronet.stages.inputs import open_data
+        from micronet.training.context import TrainHooks
+
+        artifact = context.artifact
+        run = run_context(config, context)
+        dataset = open_data(config.data, artifact, run.seed)
+        is_qaft = is_frozen(artifact.model) or any(record.config.get("mode") == "qaft" for record in artifact.history)
+        hooks = TrainHooks(frozen if is_qaft else observing)
+        return trained(fit_stage("finetune", artifact, dataset, config.training, run, hooks))
+
+
+def run_context(config: Any, context: Context) -> "RunContext":
+    """Return where and how the training that a stage's config describes runs."""
+    import torch
+
+    from micronet.models.device import pick_device
+    from micronet.training.context import RunContext
+    from micronet.training.distributed import local_device
+
+    run: RunConfig = config.run
+    device = pick_device(local_device(run.device))
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return RunContext(
+        output=context.output,
+        device=device,
+        seed=run.seed,
+        resume=run.resume,
+        force=config.output.force,
+        progress=context.progress,
+        deadline=math.inf if run.max_time is None else time.monotonic() + 60 * run.max_time,
+        checkpoint_minutes=run.checkpoint_minutes,
+        compiled=run.compile,
+    )
+
+
+def fit_new(model: ModelConfig, data: DataConfig, training: TrainConfig, run: "RunContext") -> "Artifact":
+    """Build a network that fits the data and train it."""
+    from micronet.stages.inputs import new_artifact, open_data
+
+    dataset = open_data(data, seed=run.seed)
+    return fit_stage("train", new_artifact(model, dataset.spec, run.seed), dataset, training, run)
+
+
+def fit_stage(
+    stage: str,
+    artifact: "Artifact",
+    dataset: "Dataset",
+    training: TrainConfig,
+    run: "RunContext",
+    hooks: "TrainHooks | None" = None,
+) -> "Artifact":
+    """Train an artifact and record that as a stage."""
+    from micronet.training.context import NO_HOOKS
+    from micronet.training.loop import fit_artifact
+
+    hooks = hooks or NO_HOOKS
+    fitted = fit_artifact(artifact, dataset, training, run, hooks)
+    return fitted.after(StageRecord(stage, {**hooks.config, **training.to_json()}))
+
+
+def keep(artifact: "Artifact", path: Path) -> None:
+    """Save what a training made, then remove the checkpoint that could have recreated it."""
+    from micronet.artifact.artifact import save
+
+    finish(lambda: save(artifact, path), path)
+
+
+def trained(artifact: "Artifact") -> Outcome:
+    """Return the outcome of a stage whose summary is the artifact's metrics."""
+    return Outcome(artifact, dict(artifact.metrics))
 
 
 TRAIN = Train()
+SPARSE_TRAIN = SparseTrain()
+FINETUNE = Finetune()

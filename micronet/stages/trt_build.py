@@ -1,33 +1,42 @@
 """The ``trt-build`` stage: a TensorRT engine from an artifact or an ONNX file."""
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from micronet.core.config import group
+from micronet.core.files import file_hash
+from micronet.errors import MicronetError
+from micronet.onnx.config import AXES, ExportConfig
 from micronet.quantization.calibration_config import RangeConfig
-from micronet.runtimes.config import CodeOptions
-from micronet.runtimes.tensorrt.config import BuildConfig
-from micronet.stages.config import DataConfig, OutputConfig, input_file
+from micronet.quantization.config import QuantConfig
+from micronet.runtimes.tensorrt.config import BuildConfig, Profile, usual_profile
+from micronet.stages.config import ConvertSettings, input_file
 from micronet.stages.stage import Context, Outcome, Stage
 
 if TYPE_CHECKING:
+    import onnx
+    from torch import Tensor
+
     from micronet.artifact.artifact import Artifact
+    from micronet.core.progress import Progress
+    from micronet.runtimes.tensorrt.build import Engine
+    from micronet.stages.quantize_onnx import FloatModel
 
 RANGES = RangeConfig(calibrator="entropy")
 REPORTED = ("backend", "version", "precision", "profiles")
+SIGNED = QuantConfig(a_sign="signed")  # what TensorRT takes: symmetric, int8, one weight scale per channel
+SEED = 1
 
 
 @dataclass(frozen=True)
-class TrtBuildSettings:
+class TrtBuildSettings(ConvertSettings):
     """The settings of ``trt-build``."""
 
     artifact: Path = input_file("An artifact or an .onnx file.", kinds=(".safetensors", ".onnx"), metavar="INPUT")
     engine: BuildConfig = group(BuildConfig)
     ranges: RangeConfig = group(RANGES)
-    data: DataConfig = group(DataConfig)
-    code: CodeOptions = group(CodeOptions)
-    output: OutputConfig = group(OutputConfig)
 
 
 class TrtBuild(Stage):
@@ -41,16 +50,14 @@ class TrtBuild(Stage):
     )
     example = "micronet trt-build float.safetensors --precision int8 --calibrator entropy -o int8.engine"
     Config = TrtBuildSettings
-    ending = ".engine"
-    suffix = ".engine"
+    ending = suffix = ".engine"
     product = "Engine"
 
-    def run(self, artifact: "Artifact | None", config: TrtBuildSettings, context: Context) -> Outcome:
+    def run(self, config: TrtBuildSettings, context: Context) -> Outcome:
         """Build the engine."""
         from micronet.runtimes.tensorrt.build import datatypes
-        from micronet.stages.engines import build
 
-        engine = build(artifact, config, context.progress)
+        engine = _build(context.source, config, context.progress)
         reported = {key: engine.about[key] for key in REPORTED}
         return Outcome(engine, {**reported, "multiplies_in": datatypes(engine.about)})
 
@@ -62,6 +69,118 @@ class TrtBuild(Stage):
 
         write_bytes(path, product.data)
         write_text(path.with_name(f"{path.name}.json"), json.dumps(product.about, indent=1))
+
+
+def _build(artifact: "Artifact | None", config: TrtBuildSettings, progress: "Progress") -> "Engine":
+    """Return the engine of an artifact or, if that is None, of the ONNX file that the config names."""
+    from micronet.onnx.lint import lint
+    from micronet.onnx.posttraining import check_stored
+    from micronet.runtimes.onnxruntime import metadata, read_onnx, stored_parameters
+    from micronet.runtimes.tensorrt.build import Engine, build_engine
+    from micronet.stages.quantize_onnx import FloatModel
+
+    proto = read_onnx(config.artifact) if artifact is None else _exported(artifact, config.engine)
+    about = metadata(proto)
+    check_stored(proto)
+    precision, proto = _typed(FloatModel(proto, config.artifact, config.data, SEED), config, progress)
+    if wrong := [finding for finding in lint(proto, "tensorrt") if finding.severity == "error"]:
+        raise MicronetError(f"{wrong[0].node}: {wrong[0].message}; {wrong[0].cure}")
+    progress.line(f"building for {precision}")
+    engine = build_engine(proto, _profiles(proto, config.engine), config.engine)
+    described = {
+        **engine.about,
+        "precision": precision,
+        "source": config.artifact.name,
+        "source_sha256": file_hash(config.artifact) if config.artifact.is_file() else None,
+        "engine_sha256": hashlib.sha256(engine.data).hexdigest(),
+        "metadata": about or None,
+        "params": stored_parameters(proto.graph),
+    }
+    return Engine(engine.data, described)
+
+
+def _exported(artifact: "Artifact", config: BuildConfig) -> "onnx.ModelProto":
+    from micronet.onnx.export import to_onnx
+
+    profiles = config.profiles
+    if any(len(profile.usual) != len(AXES) + 1 for profile in profiles):
+        raise MicronetError("an artifact's input shape has four dimensions, NxCxHxW, for example 1x3x224x224")
+    sides = [name for name, axis in AXES.items() if name != "batch" and _varies(profiles, axis)]
+    export = ExportConfig(target="tensorrt", dynamic=",".join(["batch", *sides]))
+    return to_onnx(artifact, _example(artifact, profiles), export)
+
+
+def _example(artifact: "Artifact", profiles: list[Profile]) -> "Tensor":
+    import torch
+
+    from micronet.stages.inputs import example_input
+
+    if not profiles:
+        return example_input(artifact)
+    batch, *rest = profiles[0].usual
+    return torch.rand(max(2, batch), *rest)
+
+
+def _varies(profiles: list[Profile], axis: int) -> bool:
+    return len({shape[axis] for profile in profiles for shape in (profile.smallest, profile.largest)}) > 1
+
+
+def _typed(model: "FloatModel", config: TrtBuildSettings, progress: "Progress") -> "tuple[str, onnx.ModelProto]":
+    """Return the engine's precision, and the model in it."""
+    import onnx
+
+    from micronet.onnx.posttraining import is_quantized
+    from micronet.onnx.rewrite import kept_line, to_half
+    from micronet.stages.quantize_onnx import to_int8
+
+    precision = config.engine.precision
+    if is_quantized(model.proto):
+        if precision not in ("auto", "int8"):
+            raise MicronetError(
+                f"{model.file} is quantized; leave out --precision {precision}, or give the float network"
+            )
+        _check_unused(config, "the network is quantized")
+        return "int8", model.proto
+    if precision == "int8":
+        return "int8", to_int8(model, config.ranges, SIGNED, progress)
+    _check_unused(config, f"--precision {precision} uses no ranges")
+    if precision != "fp16":
+        has_half = any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in model.proto.graph.initializer)
+        return "fp16" if has_half else "fp32", model.proto
+    half, kept = to_half(model.proto, _images(model, config.engine).numpy())
+    if kept:
+        progress.line(kept_line(kept))
+    return "fp16", half
+
+
+def _check_unused(config: TrtBuildSettings, why: str) -> None:
+    if config.ranges != RANGES:
+        raise MicronetError(f"{why}; leave --calibrator and the other calibration options out")
+
+
+def _images(model: "FloatModel", config: BuildConfig) -> "Tensor":
+    """Return images to find overflows with: real ones if the data set is known, otherwise noise."""
+    import torch
+
+    from micronet.data.batches import eval_batches
+    from micronet.stages.quantize_onnx import input_shape
+
+    if model.has_data:
+        data = model.open_data()
+        return next(eval_batches(data.test, data.spec))[0].contiguous()
+    usual = config.profiles[0].usual if config.profiles else None
+    return torch.randn(usual or [size or 1 for size in input_shape(model.proto)])
+
+
+def _profiles(proto: "onnx.ModelProto", config: BuildConfig) -> list[Profile]:
+    """Return the profiles given, or the usual one for a model whose only dynamic axis is the batch."""
+    from micronet.stages.quantize_onnx import input_shape
+
+    batch, *rest = input_shape(proto)
+    sizes: list[Any] = [size for size in rest if size is not None]
+    if config.profiles or batch is not None or len(sizes) < len(rest):
+        return config.profiles
+    return [usual_profile(tuple(sizes))]
 
 
 TRT_BUILD = TrtBuild()

@@ -4,23 +4,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from micronet.core.config import group, setting
+from micronet.core.config import setting
 from micronet.errors import MicronetError
-from micronet.runtimes.config import RuntimeOptions
-from micronet.stages.config import DataConfig, ReportConfig, input_file
+from micronet.stages.config import MeasureSettings, input_file
 from micronet.stages.stage import Context, Outcome, Stage
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from micronet.artifact.artifact import Artifact
     from micronet.evaluation.network import Network
     from micronet.runtimes.tensorrt.engine import EnginePredictor
 
 
-@dataclass(frozen=True)
-class TrtEvalSettings:
+@dataclass(frozen=True, kw_only=True)
+class TrtEvalSettings(MeasureSettings):
     """The settings of ``trt-eval``."""
 
     file: Path = input_file("An .engine of trt-build.", kinds=(".engine",), metavar="ENGINE")
@@ -34,9 +32,6 @@ class TrtEvalSettings:
     sizes: str | None = setting(
         None, "Segmentation: shorter sides, or HxW, over which scores are averaged; default: the engine's own size."
     )
-    data: DataConfig = group(DataConfig)
-    runtime: RuntimeOptions = group(RuntimeOptions)
-    report: ReportConfig = group(ReportConfig)
 
 
 class TrtEval(Stage):
@@ -58,7 +53,7 @@ class TrtEval(Stage):
                 "--segmentation names its own images; leave --data and --image-size out (sizes are set by --sizes)"
             )
 
-    def run(self, artifact: "Artifact | None", config: TrtEvalSettings, context: Context) -> Outcome:
+    def run(self, config: TrtEvalSettings, context: Context) -> Outcome:
         """Open the engine, and the reference if one is named, and measure both."""
         from micronet.core.machine import tune_allocator
         from micronet.models.device import describe_machine

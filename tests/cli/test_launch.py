@@ -3,10 +3,9 @@
 import signal
 
 import pytest
-import typer
 
-from micronet.cli.launch import _ended, _interrupts_waiting
 from micronet.errors import FailedError
+from micronet.stages.launch import _exit_code, _interrupts_waiting
 from micronet.training.distributed import LOST
 from tests.conftest import as_rank
 
@@ -16,9 +15,7 @@ from tests.conftest import as_rank
     [({0: 2, 1: -15}, 2), ({1: 1, 0: -15}, 1), ({0: 3, 1: 3}, 3), ({0: LOST, 1: 2}, 2)],
 )
 def test_a_process_that_has_said_why_it_ended_decides(codes, exit_code):
-    ended = _ended(codes, 2)
-    assert isinstance(ended, typer.Exit)
-    assert ended.exit_code == exit_code
+    assert _exit_code(codes, 2) == exit_code
 
 
 @pytest.mark.parametrize(
@@ -31,9 +28,9 @@ def test_a_process_that_has_said_why_it_ended_decides(codes, exit_code):
     ],
 )
 def test_the_launcher_speaks_for_processes_that_could_not(codes, said):
-    ended = _ended(codes, 2)
-    assert isinstance(ended, FailedError)
-    assert str(ended).startswith(said)
+    with pytest.raises(FailedError) as ended:
+        _exit_code(codes, 2)
+    assert str(ended.value).startswith(said)
 
 
 def test_ctrl_c_waits_for_imports_that_would_swallow_it():

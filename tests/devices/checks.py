@@ -32,7 +32,7 @@ from micronet.quantization.recovery import correct_biases, equalize, reestimate_
 from micronet.quantization.sensitivity import Probe, keep_sensitive, measure_sensitivity
 from micronet.runtimes.config import RuntimeOptions
 from micronet.runtimes.torch import EagerPredictor
-from micronet.stages.pruning import accumulate_gradients
+from micronet.stages.prune_network import accumulate_gradients
 from micronet.training.context import NO_HOOKS, RunContext, TrainHooks
 from micronet.training.distillation import Teacher
 from micronet.training.loop import Trainer

@@ -20,9 +20,9 @@ from micronet.quantization.quantize import quantize_model
 from micronet.runtimes.config import RuntimeOptions
 from micronet.runtimes.onnxruntime import OrtPredictor
 from micronet.stages.bn_fuse import BN_FUSE
-from micronet.stages.finetune import FINETUNE
 from micronet.stages.quantize import QUANTIZE
 from micronet.stages.stage import Stage
+from micronet.stages.train import FINETUNE
 
 IMAGES = torch.randn(4, 3, 32, 32)
 NETWORKS = {

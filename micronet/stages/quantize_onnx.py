@@ -1,7 +1,7 @@
 """The work of ``quantize FILE.onnx --mode ptq``: a float ONNX file, whoever made it, calibrated and made int8."""
 
-import hashlib
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,9 @@ from micronet.onnx import posttraining
 from micronet.quantization.calibration_config import RangeConfig
 from micronet.quantization.config import QuantConfig
 from micronet.quantization.histogram import Histogram
-from micronet.quantization.ptq import load_statistics, save_statistics
 from micronet.runtimes.config import RuntimeOptions
 from micronet.runtimes.onnxruntime import image_input, metadata, read_onnx, session_predictor
-from micronet.stages.calibration import calibration_batches
+from micronet.stages.calibration import cached, calibration_batches
 from micronet.stages.config import DataConfig
 from micronet.stages.stage import Context, Outcome
 
@@ -36,11 +35,16 @@ class FloatModel:
     data: DataConfig
     seed: int
 
+    @property
+    def has_data(self) -> bool:
+        """Whether the model's data set is known: named, or remembered by the model."""
+        return self.data.data is not None or bool((metadata(self.proto).get("data") or {}).get("name"))
+
     def open_data(self) -> Dataset:
-        """Open the data named, or those that the model remembers; MicronetError if there are none."""
+        """Open the data set; MicronetError if it is not known."""
+        if not self.has_data:
+            raise MicronetError(f"{self.file} does not record its data set; name one with --data")
         remembered = metadata(self.proto).get("data")
-        if self.data.data is None and not (remembered or {}).get("name"):
-            raise MicronetError(f"{self.file} does not say which data it is for; name them with --data")
         size = self.data.image_size or fixed_side(self.proto)
         like = DataSpec.from_json(remembered) if remembered else DataSpec(seed=self.seed)
         return load_data(self.data.data, image_size=size, limit=self.data.limit, like=like)
@@ -108,15 +112,6 @@ def _histograms(model: FloatModel, config: RangeConfig, progress: Progress) -> d
     for batch in calibration_batches(model.open_data(), config, model.seed):
         batches.append(batch.contiguous().numpy())
         progress.step("reading images", len(batches), config.calib_batches)
-    if config.calib_cache is None:
-        return posttraining.collect(model.proto, batches)
-    key = hashlib.sha256(model.proto.SerializeToString(deterministic=True))
-    for images in batches:
-        key.update(images.tobytes())
-    if config.calib_cache.exists():
-        progress.line(f"activation statistics from {config.calib_cache}")
-        return load_statistics(config.calib_cache, key.hexdigest())
-    found = posttraining.collect(model.proto, batches)
-    save_statistics(found, config.calib_cache, key.hexdigest())
-    progress.line(f"wrote {config.calib_cache}")
-    return found
+    network = model.proto.SerializeToString(deterministic=True)
+    depends_on = chain([network], (images.tobytes() for images in batches))
+    return cached(config.calib_cache, depends_on, lambda: posttraining.collect(model.proto, batches), progress)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +22,14 @@ from micronet.models.device import memory_format
 from micronet.models.inputs import Example
 from micronet.models.modes import eval_mode
 from micronet.onnx.export import to_onnx
-from micronet.pruning.config import PruneConfig
 from micronet.pruning.plan import PrunePlan
 from micronet.pruning.prune import Pruner, prune_model
 from micronet.pruning.sensitivity import GroupSensitivity, measure_sensitivity
-from micronet.runtimes.config import CodeOptions, RuntimeOptions
+from micronet.runtimes.config import RuntimeOptions
 from micronet.runtimes.onnxruntime import session_predictor
-from micronet.stages.fitting import fit_stage, keep
-from micronet.stages.inputs import example_input, image_shape, open_data, validation_accuracy
+from micronet.stages.inputs import image_shape, open_data, validation_accuracy
 from micronet.stages.prune import PruneSettings
-from micronet.stages.stage import Memory
-from micronet.training.config import TrainConfig
+from micronet.stages.train import fit_stage, keep
 from micronet.training.context import RunContext
 
 GRADIENT_BATCHES = 8
@@ -45,74 +42,65 @@ class Pruning:
 
     Attributes:
         artifact: The network.
-        config: How to prune.
+        settings: The stage's config.
         example: An input batch, or a tuple of several inputs.
-        open_data: Opens the data, or None if no data are known.
-        code: How the network's code may run when a step is loaded again.
         run: Where and how training between steps runs.
     """
 
     artifact: Artifact
-    config: PruneConfig
+    settings: PruneSettings
     example: Example
-    open_data: Callable[[], Dataset] | None
-    code: CodeOptions
     run: RunContext
 
-    @classmethod
-    def of(cls, artifact: Artifact, config: PruneSettings, run: RunContext, memory: Memory) -> "Pruning":
-        """Return the work that the stage's config describes."""
-        known = config.data.data is not None or image_shape(artifact) is not None
-        opener = partial(open_data, config.data, artifact, run.seed) if known else None
-        example = memory.example
-        if example is None:
-            example = memory.batches[0] if memory.batches else example_input(artifact, config.input_shape)
-        return cls(artifact, config.pruning, example, opener, config.code, run)
+    @property
+    def has_data(self) -> bool:
+        """Whether a data set is named, or remembered by the artifact."""
+        return self.settings.data.data is not None or image_shape(self.artifact) is not None
 
     @cached_property
     def data(self) -> Dataset:
-        """The data; MicronetError if none are known."""
-        if self.open_data is None:
-            raise MicronetError("the artifact remembers no data set; name one with --data")
-        return self.open_data()
+        """The data set; MicronetError if it is not known."""
+        if not self.has_data:
+            raise MicronetError("the artifact does not record a data set; name one with --data")
+        return open_data(self.settings.data, self.artifact, self.run.seed)
 
     def once(self) -> tuple[Artifact, PrunePlan]:
         """Cut the network's channels once; return it, and what was decided."""
-        model = self._with_gradients()
-        needs_latency = self.config.target is not None and self.config.target[0] == "target_latency"
-        cost = _RelativeLatency(self.artifact, _single(self.example)) if needs_latency else None
-        pruned, record, plan = prune_model(model, self.config, self.example, cost)
+        model, config = self._with_gradients(), self.settings.pruning
+        needs_latency = config.target is not None and config.target[0] == "target_latency"
+        cost = _relative_latency(self.artifact, _single(self.example)) if needs_latency else None
+        pruned, record, plan = prune_model(model, config, self.example, cost)
         for network in (model, pruned):
             network.zero_grad(set_to_none=True)
         return self.artifact.after(record, model=pruned, metrics={}), plan
 
-    def in_steps(self, steps: int, training: TrainConfig) -> Artifact:
+    def in_steps(self) -> Artifact:
         """Prune a little and train, several times; each step's artifact stays beside the output for a resume."""
-        part = replace(self, config=self.config.share_per_step(steps))
-        artifact = self.artifact
+        settings, steps, artifact = self.settings, self.settings.steps, self.artifact
+        part = replace(self, settings=replace(settings, pruning=settings.pruning.share_per_step(steps)))
         for step in range(1, steps + 1):
             path = self.run.output.with_name(f"{self.run.output.stem}-step{step}.safetensors")
             before = replace(part, artifact=artifact)
             if self.run.resume and path.exists():
-                artifact = before._finished_step(path, training)
+                artifact = before._finished_step(path)
                 continue
             pruned, plan = before.once()
             self.run.progress.line(f"step {step} of {steps}: cut {plan.cut:,} of {plan.total:,} channels")
-            artifact = fit_stage("finetune", pruned, self.data, training, replace(self.run, output=path))
+            artifact = fit_stage("finetune", pruned, self.data, settings.training, replace(self.run, output=path))
             keep(artifact, path)
         return artifact
 
     def sensitivity(self) -> list[GroupSensitivity]:
         """Cut each group of channels alone and measure the accuracy lost on the validation images."""
-        pruner = Pruner(self._with_gradients(), self.config, self.example)
+        pruner = Pruner(self._with_gradients(), self.settings.pruning, self.example)
         return measure_sensitivity(pruner, validation_accuracy(self.data), self.run.progress)
 
-    def summary(self, pruned: Artifact, plan: PrunePlan, source: Path | None, *, measure: bool) -> dict[str, Any]:
+    def summary(self, pruned: Artifact, plan: PrunePlan, source: Path | None) -> dict[str, Any]:
         """Return the plan and the network's size before and after, with latency and accuracy if measured."""
-        before, after = _sizes(self.artifact.model, self._sample), _sizes(pruned.model, self._sample)
+        before, after = (self._sizes(artifact.model) for artifact in (self.artifact, pruned))
         if source is not None and source.is_file():
             before["size_bytes"] = source.stat().st_size
-        if measure:
+        if self.settings.measure:
             for shown, gained in zip((before, after), self._gains(pruned), strict=True):
                 shown |= gained
         groups = [
@@ -122,37 +110,39 @@ class Pruning:
         counts = {"asked": plan.requested, "cut": plan.cut, "total": plan.total}
         return {**counts, "before": before, "after": after, "groups": groups}
 
-    @property
-    def _sample(self) -> Example:
-        """The example with a batch of one."""
-        whole = self.example
-        return whole[:1] if isinstance(whole, Tensor) else tuple(each[:1] for each in whole)
-
     def _with_gradients(self) -> nn.Module:
         """Return the network; for the criterion taylor with the gradients of some training images."""
-        if self.config.criterion == "taylor":
+        if self.settings.pruning.criterion == "taylor":
             accumulate_gradients(self.artifact.model, self.data, self.run)
         return self.artifact.model
 
-    def _finished_step(self, path: Path, training: TrainConfig) -> Artifact:
+    def _finished_step(self, path: Path) -> Artifact:
         """Return a step that an earlier run finished; MicronetError if it was made with other settings."""
-        made = load(path, self.code.model, trust_code=self.code.trust_code)
-        before = self.artifact.history
+        code, before = self.settings.code, self.artifact.history
+        made = load(path, code.model, trust_code=code.trust_code)
         step = [record.config for record in made.history[len(before) :]]
-        same = made.history[: len(before)] == before and step == [self.config.to_json(), training.to_json()]
+        expected = [self.settings.pruning.to_json(), self.settings.training.to_json()]
+        same = made.history[: len(before)] == before and step == expected
         if not same or (made.data, made.seed) != (self.data.spec.to_json(), self.run.seed):
             raise MicronetError(
-                f"{path} was made with other settings; use the same settings, or remove it and leave --resume out"
+                f"{path} was made with other settings; use the same ones, or remove it and drop --resume"
             )
         return made
 
+    def _sizes(self, model: nn.Module) -> dict[str, Any]:
+        """Return the number of parameters, and of multiply-accumulates for a batch of one."""
+        whole = self.example
+        sample = whole[:1] if isinstance(whole, Tensor) else tuple(each[:1] for each in whole)
+        params = sum(parameter.numel() for parameter in model.parameters())
+        return {"params": params, "macs": count_macs(model, sample)}
+
     def _gains(self, pruned: Artifact) -> list[dict[str, float]]:
         """Return the latency of one image in ONNX Runtime and, with data, the test accuracy, before and after."""
-        image = _single(self._sample).numpy()
-        both = (self.artifact, pruned)
-        timed = latencies([_in_onnxruntime(artifact, _single(self.example)) for artifact in both], [image, image])
+        example, both = _single(self.example), (self.artifact, pruned)
+        image = example[:1].numpy()
+        timed = latencies([_in_onnxruntime(artifact, example) for artifact in both], [image, image])
         found = [{"latency_ms": latency.p50_ms} for latency in timed]
-        if self.open_data is not None:
+        if self.has_data:
             for shown, artifact in zip(found, both, strict=True):
                 with evaluating(artifact.model.to(self.run.device)) as predict:
                     batches = eval_batches(self.data.test, self.data.spec)
@@ -176,30 +166,22 @@ def _single(example: Example) -> Tensor:
     """Return the example of a network with one input."""
     if isinstance(example, Tensor):
         return example
-    raise MicronetError("latency in ONNX Runtime is measured for networks with one input; leave --measure out")
+    raise MicronetError(
+        "latency in ONNX Runtime can only be measured for networks with one input; drop --measure or --target-latency"
+    )
 
 
-class _RelativeLatency:
-    """The latency of one image in ONNX Runtime, as a share of the whole network's, measured in the same minute."""
+def _relative_latency(artifact: Artifact, example: Tensor) -> Callable[[nn.Module], float]:
+    """Return a function from a network to its latency for one image, as a share of the artifact's at that moment."""
+    whole, image = _in_onnxruntime(artifact, example), example[:1].numpy()
 
-    def __init__(self, artifact: Artifact, example: Tensor) -> None:
-        self._artifact, self._example = artifact, example
-        self._whole = _in_onnxruntime(artifact, example)
+    def share(model: nn.Module) -> float:
+        own = _in_onnxruntime(replace(artifact, model=model), example)
+        before, after = latencies([whole, own], [image, image])
+        return after.p50_ms / before.p50_ms
 
-    def __call__(self, model: nn.Module) -> float:
-        """Return a network's share."""
-        own = _in_onnxruntime(replace(self._artifact, model=model), self._example)
-        image = self._example[:1].numpy()
-        whole, measured = latencies([self._whole, own], [image, image])
-        return measured.p50_ms / whole.p50_ms
+    return share
 
 
 def _in_onnxruntime(artifact: Artifact, example: Tensor) -> Predictor:
     return session_predictor(to_onnx(artifact, example).SerializeToString(), RuntimeOptions())
-
-
-def _sizes(model: nn.Module, example: Example) -> dict[str, Any]:
-    return {
-        "params": sum(parameter.numel() for parameter in model.parameters()),
-        "macs": count_macs(model, example),
-    }

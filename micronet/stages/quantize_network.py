@@ -1,6 +1,6 @@
 """The work of ``quantize``: placing, calibrating, recovering accuracy, training."""
 
-import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -24,15 +24,14 @@ from micronet.quantization.calibrate import calibrate, freeze, freeze_activation
 from micronet.quantization.calibration_config import CalibrationConfig
 from micronet.quantization.config import QuantConfig
 from micronet.quantization.fold import fold_model
-from micronet.quantization.ptq import Statistics, collect, load_statistics, save_statistics, set_ranges
+from micronet.quantization.ptq import Statistics, collect, set_ranges
 from micronet.quantization.quantize import quantize_model
 from micronet.quantization.recovery import correct_biases, equalize, reestimate_norms
 from micronet.quantization.sensitivity import Probe, keep_sensitive, measure_sensitivity
-from micronet.stages.calibration import calibration_batches
-from micronet.stages.config import DataConfig, ModelConfig
-from micronet.stages.fitting import fit_new, fit_stage, keep
+from micronet.stages.calibration import cached, calibration_batches
 from micronet.stages.inputs import open_data, validation_accuracy
 from micronet.stages.quantize import QuantizeSettings
+from micronet.stages.train import fit_new, fit_stage, keep
 from micronet.training import distributed
 from micronet.training.config import TrainConfig
 from micronet.training.context import RunContext, TrainHooks
@@ -181,21 +180,13 @@ class Quantizing:
             freeze_activations(model)
 
     def _statistics(self, model: nn.Module, floating: nn.Module) -> Statistics:
-        cache = self.settings.calibration.calib_cache
-        if cache is None:
-            return collect(model, self.calibration_inputs)
-        network = _digest(floating, self.calibration_inputs)
-        if distributed.from_rank_zero(cache.exists):
-            self.run.progress.line(f"activation statistics from {cache}")
-            return load_statistics(cache, network)
-        statistics = collect(model, self.calibration_inputs)
-        distributed.from_rank_zero(lambda: save_statistics(statistics, cache, network))
-        self.run.progress.line(f"wrote {cache}")
-        return statistics
+        cache, inputs = self.settings.calibration.calib_cache, self.calibration_inputs
+        return cached(cache, _bytes(floating, inputs), lambda: collect(model, inputs), self.run.progress)
 
 
-def float_artifact(model: ModelConfig, data: DataConfig, run: RunContext) -> tuple[Artifact, Path]:
+def float_artifact(config: QuantizeSettings, run: RunContext) -> tuple[Artifact, Path]:
     """Train the float network if none is given, and keep it beside the output; return it and its path."""
+    model = config.model
     path = run.output.with_name(f"{run.output.stem}-float.safetensors")
     if run.resume and distributed.from_rank_zero(path.exists):
         artifact = load(path, model.model if ":" in model.name else None)
@@ -205,7 +196,7 @@ def float_artifact(model: ModelConfig, data: DataConfig, run: RunContext) -> tup
             )
         return artifact, path
     distributed.from_rank_zero(lambda: check_output_path(path, run.force))
-    artifact = fit_new(model, data, TrainConfig(), replace(run, output=path))
+    artifact = fit_new(model, config.data, TrainConfig(), replace(run, output=path))
     keep(artifact, path)
     run.progress.line(f"wrote {path}  test accuracy {artifact.metrics['test_accuracy']:.2%}")
     return artifact, path
@@ -231,13 +222,11 @@ def plan(artifact: Artifact, config: QuantConfig) -> list[dict[str, Any]]:
     return rows + [{"layer": name, "weight": "float", "input": "float", "note": why} for name, why in left]
 
 
-def _digest(model: nn.Module, inputs: list[Tensor]) -> str:
-    """Return the SHA-256 of all that statistics depend on: the network's tensors and the inputs."""
-    found = hashlib.sha256()
+def _bytes(model: nn.Module, inputs: list[Tensor]) -> Iterator[bytes]:
+    """Yield all that statistics depend on: the network's tensors and the inputs."""
     for name, tensor in [*sorted(model.state_dict().items()), *(("images", batch) for batch in inputs)]:
-        found.update(f"{name} {tuple(tensor.shape)}".encode())
-        found.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return found.hexdigest()
+        yield f"{name} {tuple(tensor.shape)}".encode()
+        yield tensor.detach().cpu().contiguous().numpy().tobytes()
 
 
 def _recorded(config: CalibrationConfig) -> dict[str, object]:

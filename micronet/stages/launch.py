@@ -9,38 +9,39 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from uuid import uuid4
 
-import typer
-
-from micronet.cli import console
 from micronet.core import ranks
 from micronet.errors import FailedError, MicronetError
 
 _PR_SET_PDEATHSIG = 1  # prctl.h: the signal sent when the parent dies
 
 
-def run_in_processes(call: Callable[[], None], processes: int | None, words: list[str]) -> None:
-    """Run a command in this process, as one rank of several, or in new processes.
+def run_in_processes(
+    call: Callable[[], None], processes: int | None, program: list[str], report: Callable[[Exception], int]
+) -> int:
+    """Run a command in this process, as one rank of several, or in new processes; return its exit code.
 
     Args:
         call: The command's work.
         processes: How many processes to use; None if the command knows only one.
-        words: The command line, for new processes.
+        program: The arguments of Python that run the command in a new process.
+        report: Shows a rank's error and returns its exit code.
 
     Raises:
         MicronetError: A command that knows only one process is one rank of several.
+        FailedError: A new process was killed.
     """
     if ranks.world_size() > 1:
         if processes is None:
-            raise MicronetError("this command runs in one process; leave torchrun out")
-        _run_rank(call)
-    elif processes is None or processes == 1:
-        call()
-    else:
-        _launch(words, processes)
+            raise MicronetError("this command runs in one process; start it without torchrun")
+        return _run_rank(call, report)
+    if processes is not None and processes > 1:
+        return _launch(program, processes)
+    call()
+    return 0
 
 
-def _run_rank(call: Callable[[], None]) -> None:
-    """Run a command as one rank; the first rank to fail reports its error, and all ranks exit with its code."""
+def _run_rank(call: Callable[[], None], report: Callable[[Exception], int]) -> int:
+    """Run a command as one rank; the first rank to fail reports its error, and all ranks return its code."""
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # we report a failed rendezvous once ourselves
     # Ctrl-C ends the process at once until the work begins: torch's rendezvous does not react to it.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -49,19 +50,16 @@ def _run_rank(call: Callable[[], None]) -> None:
     from micronet.training import distributed
 
     try:
-        with distributed.process_group(console.report_error):
+        with distributed.process_group(report):
             signal.signal(signal.SIGINT, signal.default_int_handler)
             call()
     except distributed.ProcessExitError as ended:
-        raise typer.Exit(ended.exit_code) from None
+        return ended.exit_code
+    return 0
 
 
-def _launch(words: list[str], processes: int) -> None:
-    """Run a command line in new processes and wait; exit with the code of the first that failed.
-
-    Raises:
-        FailedError: A process was killed.
-    """
+def _launch(program: list[str], processes: int) -> int:
+    """Run a Python program in new processes and wait; return the code of the first that failed, or 0."""
     with _interrupts_waiting():
         from torch.distributed.elastic.multiprocessing.api import SignalException
         from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -82,13 +80,14 @@ def _launch(words: list[str], processes: int) -> None:
     )
     logging.disable()  # torch logs pages about failed ranks; we print one line
     try:
-        elastic_launch(config, sys.executable)("-P", "-m", "micronet.cli.app", *words)  # -P: import nothing from here
+        elastic_launch(config, sys.executable)(*program)
     except SignalException as stop:
-        raise typer.Exit(128 + stop.sigval) from None
+        return 128 + int(stop.sigval)
     except ChildFailedError as error:
-        raise _ended({rank: failure.exitcode for rank, failure in error.failures.items()}, processes) from None
+        return _exit_code({rank: failure.exitcode for rank, failure in error.failures.items()}, processes)
     finally:
         logging.disable(logging.NOTSET)
+    return 0
 
 
 @contextmanager
@@ -104,14 +103,18 @@ def _interrupts_waiting() -> Iterator[None]:
         raise KeyboardInterrupt
 
 
-def _ended(codes: dict[int, int], processes: int) -> Exception:
-    """Return what to raise for the exit codes of failed ranks, given in the order in which they ended."""
+def _exit_code(codes: dict[int, int], processes: int) -> int:
+    """Return the code of the first rank that reported an error, from failed ranks in the order in which they ended.
+
+    Raises:
+        FailedError: No rank could report: one was killed, or they lost contact.
+    """
     from micronet.training.distributed import LOST, RESUME
 
     reported = [code for code in codes.values() if code > 0 and code != LOST]
     if reported:  # torch then kills the surviving ranks; not worth reporting
-        return typer.Exit(reported[0])
+        return reported[0]
     for rank, code in codes.items():
         if code < 0:
-            return FailedError(f"process {rank} of {processes} was killed ({signal.Signals(-code).name}); {RESUME}")
-    return FailedError(f"the {processes} processes lost contact; {RESUME}")
+            raise FailedError(f"process {rank} of {processes} was killed ({signal.Signals(-code).name}); {RESUME}")
+    raise FailedError(f"the {processes} processes lost contact; {RESUME}")

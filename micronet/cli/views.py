@@ -1,0 +1,277 @@
+"""What commands print of their results: a function for each, over the summary that ``--json`` prints."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from micronet.cli.console import print_json, print_line, print_table
+from micronet.stages.stage import count
+
+BAR = 40  # characters
+LISTED_NODES = 3  # of one rule in check-onnx's table; --json lists them all
+FIGURES = (
+    "name", "runtime", "accuracy", "drop", "agrees", "MACs", "params", "bytes", "smaller", "1 image", "64 images",
+)  # fmt: skip
+
+
+def show(command: str, summary: Any, config: Any) -> None:
+    """Print a command's result."""
+    view: Callable[[Any, Any], None] = _VIEWS.get(command, _written)
+    view(summary, config)
+
+
+def _wrote(summary: dict[str, Any]) -> str:
+    """Return the text that names a written file and its size."""
+    return f"wrote {summary['output']}  {summary['size_bytes']:,} bytes"
+
+
+def _written(summary: dict[str, Any], config: Any) -> None:
+    """Print the file, its size and the test accuracy if it was measured."""
+    accuracy, images = summary.get("test_accuracy"), summary.get("test_images", 0)
+    tested = f"  test accuracy {accuracy:.2%} on {images:,} images" if accuracy is not None else ""
+    print_line(f"{_wrote(summary)}{tested}")
+
+
+def _import(summary: dict[str, Any], config: Any) -> None:
+    _written(summary, config)
+    if summary["data"] is None:
+        print_line("it remembers no data set yet; give --data to the next command")
+
+
+def _prune(summary: Any, config: Any) -> None:
+    """Print the plan with sizes before and after, the sensitivity of the groups, or the trained result."""
+    if isinstance(summary, list):
+        _prune_sensitivity(summary)
+    elif "groups" in summary:
+        _prune_plan(summary)
+    else:
+        _written(summary, config)
+
+
+def _prune_plan(summary: dict[str, Any]) -> None:
+    rows = [
+        (", ".join(group["layers"]), str(group["before"]), str(group["after"]), group["note"])
+        for group in summary["groups"]
+    ]
+    print_table(("layers", "before", "after", "note"), rows)
+    asked = "" if summary["asked"] in (0, summary["cut"]) else f" (requested: {summary['asked']:,})"
+    print_line(f"channels  {summary['cut']:,} of {summary['total']:,} cut{asked}")
+    before, after = summary["before"], summary["after"]
+    for label, key in (("params", "params"), ("MACs", "macs"), ("bytes", "size_bytes")):
+        if before.get(key) and after.get(key):
+            change = _change(before[key], after[key])
+            print_line(f"{label:<10}{before[key]:,} -> {after[key]:,}  ({change})")
+    if "latency_ms" in after:
+        was, now = before["latency_ms"], after["latency_ms"]
+        print_line(f"latency   {was:.2f} -> {now:.2f} ms  (one image, ONNX Runtime; {_change(was, now)})")
+    if "test_accuracy" in after:
+        print_line(f"accuracy  {before['test_accuracy']:.2%} -> {after['test_accuracy']:.2%}  before training")
+    if "output" in summary:
+        print_line(f"wrote {summary['output']}  next: micronet finetune {summary['output']}")
+
+
+def _prune_sensitivity(rows: list[dict[str, Any]]) -> None:
+    shares = sorted({share for row in rows for share in row["drops"]})
+    table = []
+    for row in rows:
+        drops = [f"{100 * row['drops'][share]:+.2f} pt" if share in row["drops"] else "-" for share in shares]
+        table.append((", ".join(row["layers"]), str(row["channels"]), *drops))
+    print_table(("layers", "channels", *(f"{share:.0%} cut" for share in shares)), table)
+
+
+def _change(before: float, after: float) -> str:
+    return f"{abs(1 - after / before):.1%} {'more' if after > before else 'less'}"
+
+
+def _quantize(summary: Any, config: Any) -> None:
+    """Print the file with its accuracy and the layers left float, or the plan."""
+    if isinstance(summary, list):
+        print_table(("layer", "weight", "input", "note"), [tuple(row.values()) for row in summary])
+    elif "float_test_accuracy" in summary:
+        now, before = summary["test_accuracy"], summary["float_test_accuracy"]
+        print_line(f"{_wrote(summary)}  test accuracy {now:.2%}, float file {before:.2%}")
+    else:
+        _written(summary, config)
+        for name, why in summary["left_float"].items():
+            print_line(f"left float: {name} ({why})")
+
+
+def _bn_fuse(summary: dict[str, Any], config: Any) -> None:
+    folded = summary["folded"]
+    nothing = "no batch norm to fold; rounded the biases to the integers' scale"
+    print_line(f"folded {folded} batch norms" if folded else nothing)
+    _written(summary, config)
+
+
+def _agrees(summary: dict[str, Any]) -> str:
+    return f"{_wrote(summary)}  agrees with torch on {summary['classes']:.2%} of {summary['images']} images"
+
+
+def _export_onnx(summary: dict[str, Any], config: Any) -> None:
+    print_line(f"{_agrees(summary)}, relative score error {summary['error']:.4%}")
+    if summary["kept_float32"]:
+        print_line("kept in float32: " + ", ".join(summary["kept_float32"]))
+
+
+def _check_onnx(summary: dict[str, Any], config: Any) -> None:
+    """Print the findings, one row for all nodes with the same one, then what runs in integers, and the counts."""
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for each in summary["findings"]:
+        groups.setdefault((each["severity"], each["rule"], each["message"], each["cure"]), []).append(each["node"])
+    rows = []
+    for (severity, rule, message, cure), nodes in groups.items():
+        more = f" and {len(nodes) - LISTED_NODES} more" if len(nodes) > LISTED_NODES else ""
+        rows.append((severity, rule, ", ".join(nodes[:LISTED_NODES]) + more, message, cure))
+    if rows:
+        print_table(("severity", "rule", "where", "what", "cure"), rows)
+    print_line(_integers(summary["fused"]))
+    print_line(f"{count(summary['errors'], 'error')}, {count(summary['warnings'], 'warning')}")
+
+
+def _integers(fused: dict[str, dict[str, int]] | None) -> str:
+    """Describe what ONNX Runtime computes in integers."""
+    if fused is None:
+        return "ONNX Runtime cannot load this file"
+    counts = [f"{each['integer']} of {each['all']} {noun}" for noun, each in fused.items() if each["all"]]
+    return f"ONNX Runtime runs {', '.join(counts)} in integers" if counts else "no layer could run in integers"
+
+
+def _pack(summary: dict[str, Any], config: Any) -> None:
+    print_line(_agrees(summary))
+
+
+def _trt_build(summary: dict[str, Any], config: Any) -> None:
+    counts = ", ".join(f"{number} in {kind}" for kind, number in summary["multiplies_in"].items())
+    print_line(
+        f"{_wrote(summary)}  {summary['backend']} {summary['version']}, {summary['precision']}; "
+        f"matrix and convolution layers: {counts or 'none named in the log'}"
+    )
+
+
+def _trt_eval(summary: dict[str, Any], config: Any) -> None:
+    """Print the figures, then latency and throughput by batch size."""
+    lines = {
+        "engine": f"{summary['backend']} {summary['version']}, {summary['precision']}",
+        "GPU": summary["machine"]["gpu"],
+        "file": f"{summary['size_bytes']:,} bytes",
+    }
+    if "accuracy" in summary:
+        lines |= {"accuracy": f"{summary['accuracy']:.2%} of {summary['images']:,} images"}
+        lines |= {"loss": f"{summary['loss']:.4f}"}
+    else:
+        lines |= {"pixel accuracy": f"{summary['pixel_accuracy']:.2%} of {summary['images']:,} images"}
+        lines |= {"mean IoU": f"{summary['mean_iou']:.2%}"}
+    if summary["agreement"] is not None:
+        lines |= {"agrees with ONNX": f"{summary['agreement']:.2%}"}
+    _print_figures(lines)
+    rows = []
+    for timing in summary["timings"]:
+        times = [f"{timing[key]:.2f} ms" for key in ("p50_ms", "p95_ms", "p99_ms", "device_ms")]
+        rows.append(("x".join(map(str, timing["shape"])), *times, f"{timing['images_per_second']:,.0f}"))
+    print_table(("input", "p50", "p95", "p99", "GPU alone", "images/s"), rows)
+
+
+def _evaluate(summary: dict[str, Any], config: Any) -> None:
+    one, many = (f"{summary[f'latency_{key}ms']:.2f} ms" for key in ("", "batch64_"))
+    figures = {
+        "accuracy": f"{summary['accuracy']:.2%} of {summary['images']:,} images",
+        "loss": f"{summary['loss']:.4f}",
+        "latency, 1 image": f"{one}, p95 {summary['latency_p95_ms']:.2f} ms",
+        "latency, 64 images": f"{many}, p95 {summary['latency_batch64_p95_ms']:.2f} ms",
+        "file": f"{summary['size_bytes']:,} bytes",
+        "parameters": f"{summary['params']:,}",
+        "runtime": summary["runtime"],
+    }
+    _print_figures(figures)
+
+
+def _print_figures(figures: dict[str, str]) -> None:
+    for label, value in figures.items():
+        print_line(f"{label:<20}{value}")
+
+
+def _compare(summary: dict[str, Any], config: Any) -> None:
+    """Print a table, or the same as Markdown."""
+    rows = [_figures(row) for row in summary["rows"]]
+    if config.markdown:
+        lines = [FIGURES, ["---"] * 2 + ["---:"] * (len(FIGURES) - 2), *rows]
+        print_line("\n".join(f"| {' | '.join(line)} |" for line in lines))
+    else:
+        print_table(FIGURES, rows, f"{summary['rows'][0]['images']:,} test images")
+
+
+def _figures(row: dict[str, Any]) -> list[str]:
+    return [
+        row["name"],
+        row["runtime"],
+        f"{row['accuracy']:.2%}",
+        f"{100 * row['drop']:+.2f} pt",
+        f"{row['agreement']:.2%}",
+        "?" if row["macs"] is None else f"{row['macs'] / 1e6:.1f} M",
+        f"{row['params']:,}",
+        f"{row['size_bytes']:,}",
+        f"{row['compression']:.1%}",
+        f"{row['latency_ms']:.2f} ms (p95 {row['latency_p95_ms']:.2f})",
+        f"{row['latency_batch64_ms']:.1f} ms (p95 {row['latency_batch64_p95_ms']:.1f})",
+    ]
+
+
+def _predict(summary: list[dict[str, Any]], config: Any) -> None:
+    for row in summary:
+        classes = "  ".join(f"{ranked['name']} {ranked['score']:.1%}" for ranked in row["classes"])
+        print_line(f"{row['image']}  {classes}")
+
+
+def _inspect(summary: dict[str, Any], config: Any) -> None:
+    """Print what the header says, then one row per layer."""
+    model, data = summary["model"], summary["data"]
+    print_line(f"{summary['file']}  {summary['size_bytes']:,} bytes")
+    print_line(f"model     {model['name']}({_pairs(model.get('args', {}), '=')})")
+    if data and data.get("name"):
+        shape = f"{data['channels']}x{data['image_size']}x{data['image_size']}"
+        about = f"{len(data['classes'])} classes, {shape}, mean {data['mean']}, std {data['std']}"
+        print_line(f"data      {data['name']}, {about}")
+    if summary["seed"] is not None:
+        print_line(f"seed      {summary['seed']}")
+    print_line("history")
+    for number, record in enumerate(summary["history"], 1):
+        print_line(f"  {number}. {record['stage']}  {_pairs(record['config'], '=')}")
+    if summary["metrics"]:
+        print_line(f"metrics   {_pairs(summary['metrics'], ' ')}")
+    print_line(f"versions  {_pairs(summary['versions'], ' ')}")
+    rows = [
+        (layer["name"], layer["shape"], f"{layer['params']:,}", f"{layer['size_bytes']:,}", layer["quantization"])
+        for layer in summary["layers"]
+    ]
+    print_table(("layer", "weight", "params", "bytes", "quantization"), rows)
+
+
+def _pairs(values: dict[str, Any], join: str) -> str:
+    shown = {key: f"{value:.4g}" if isinstance(value, float) else value for key, value in values.items()}
+    return ", ".join(f"{key}{join}{value}" for key, value in shown.items())
+
+
+def _sensitivity(summary: list[dict[str, Any]], config: Any) -> None:
+    """Print one row per layer, with a bar as long as its signal-to-noise ratio."""
+    largest = max((row["sqnr_db"] for row in summary if math.isfinite(row["sqnr_db"])), default=1.0)
+    rows = []
+    for row in summary:
+        bar = "█" * max(0, round(BAR * min(1, row["sqnr_db"] / largest)))
+        rows.append((row["layer"], f"{row['sqnr_db']:.1f} dB", bar, f"{100 * row['drop']:+.2f} pt"))
+    print_table(("layer", "SQNR", "", "drop alone"), rows)
+
+
+def _nothing(summary: Any, config: Any) -> None:
+    """Print nothing: the stages of a recipe have printed their results."""
+
+
+def _schema(summary: dict[str, Any], config: Any) -> None:
+    print_json(summary)
+
+
+_VIEWS: dict[str, Callable[[Any, Any], None]] = {
+    "import": _import, "prune": _prune, "quantize": _quantize, "bn-fuse": _bn_fuse, "export-onnx": _export_onnx,
+    "check-onnx": _check_onnx, "pack": _pack, "trt-build": _trt_build, "trt-eval": _trt_eval, "evaluate": _evaluate,
+    "compare": _compare, "predict": _predict, "inspect": _inspect, "sensitivity": _sensitivity, "run": _nothing,
+    "schema": _schema,
+}  # fmt: skip

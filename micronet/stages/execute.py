@@ -1,0 +1,90 @@
+"""The one sequence in which any stage runs: open the input, check the order, run, write, report."""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from micronet.core.config import flatten, options
+from micronet.core.files import check_cache_path, check_output_path, check_writable
+from micronet.core.progress import Progress, Silent
+from micronet.errors import MicronetError
+from micronet.stages.stage import Context, Memory, Outcome, Stage
+
+
+def execute(
+    stage: Stage, config: Any, progress: Progress | None = None, memory: Memory | None = None, *, keep: bool = True
+) -> Outcome:
+    """Run a stage from its input to its written output.
+
+    Args:
+        stage: The stage.
+        config: Its config, from ``stage.configure``.
+        progress: Where it reports progress.
+        memory: What is given in memory rather than in files.
+        keep: Whether to write the product if the config names no output.
+
+    Returns:
+        The product and its summary; ``output`` and ``size_bytes`` are in the summary of a written file.
+
+    Raises:
+        MicronetError: The input, the settings, the order of stages or the output is invalid.
+    """
+    values, memory = flatten(config), memory or Memory()
+    with ExitStack() as temporary:
+        suffix = stage.writes(config)
+        written = suffix is not None and (keep or values.get("output") is not None)
+        if written:
+            path = values["output"] or stage.default_output(config)
+            _check_output(path, suffix or "", force=values["force"], resume=values.get("resume", False))
+        else:
+            path = Path(temporary.enter_context(TemporaryDirectory())) / f"result{suffix or ''}"
+        _check_places(config)
+        source = stage.open(config, memory.source)
+        if source is not None:
+            stage.check_order([record.stage for record in source.history], config)
+        outcome = stage.run(config, Context(source, path, progress or Silent(), memory, temporary=not written))
+        if written and outcome.product is not None:
+            finish(lambda: stage.write(outcome.product, path), path if stage.trains(config) else None)
+            stage.add_file(outcome.summary, path)
+    return outcome
+
+
+def finish(write: Callable[[], None], trained: Path | None) -> None:
+    """Write a result, by rank 0 alone; then remove the checkpoint of a training, which could have recreated it.
+
+    Args:
+        write: Writes the result.
+        trained: The output of the training, or None if the stage did not train.
+    """
+    from micronet.training import distributed
+    from micronet.training.checkpoint import Checkpoint
+
+    def work() -> None:
+        write()
+        if trained is not None:
+            Checkpoint.beside(trained, {}).remove()
+
+    distributed.from_rank_zero(work)
+
+
+def _check_output(path: Path, suffix: str, *, force: bool, resume: bool) -> None:
+    """Raise MicronetError if a result cannot be written to a path, or one is there already."""
+    from micronet.training import distributed
+
+    def check() -> None:
+        if resume and path.exists() and not force:
+            raise MicronetError(f"{path} is finished, so there is nothing to resume; --force starts again")
+        check_output_path(path, force, suffix)
+
+    distributed.from_rank_zero(check)
+
+
+def _check_places(config: Any) -> None:
+    """Raise MicronetError if a cache or another file that the config names cannot be written."""
+    checks = {"cache": check_cache_path, "file": check_writable}
+    values = flatten(config)
+    for option in options(type(config)):
+        if option.about["place"] is not None:
+            checks[option.about["place"]](values[option.name])

@@ -1,0 +1,179 @@
+"""The stages that write a network for other runtimes, checked against torch: ``export-onnx`` and ``pack``.
+
+``check-onnx`` reports what makes an ONNX file slow or wrong before anyone deploys it.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from micronet.core.config import group, setting
+from micronet.errors import FailedError, MicronetError
+from micronet.onnx.config import ExportConfig
+from micronet.stages.config import ConvertSettings, ReportConfig, input_file
+from micronet.stages.stage import Context, Outcome, Stage, count
+
+ROUNDING = ("quantize", "sign", "threshold")  # operations after which scores are no longer the float network's
+
+
+@dataclass(frozen=True)
+class ExportSettings(ConvertSettings):
+    """The settings of ``pack``, which ``export-onnx`` shares."""
+
+    check_images: int = setting(
+        256, "Test images on which the written network must agree with torch.", low=1, metavar="N"
+    )
+
+
+@dataclass(frozen=True)
+class ExportOnnxSettings(ExportSettings):
+    """The settings of ``export-onnx``."""
+
+    export: ExportConfig = group(ExportConfig)
+
+
+class ExportOnnx(Stage):
+    """Exports a network to ONNX."""
+
+    name = "export-onnx"
+    details = (
+        "Nothing is written if ONNX Runtime does not compute what torch computes: if it assigns more than 1 % of the "
+        "images to other classes, if a layer differs by more than one step for the same input, or if a float network's "
+        "scores differ by more than 0.1 % (fp16: 2 %). A warning reports scores that differ by more than 1 % although "
+        "every layer agrees. See what slows the file down with micronet check-onnx."
+    )
+    example = "micronet export-onnx fused.safetensors -o int8.onnx"
+    Config = ExportOnnxSettings
+    ending = suffix = ".onnx"
+    product = "ModelProto"
+    takes_batches = True
+    takes_example = True
+
+    def run(self, config: ExportOnnxSettings, context: Context) -> Outcome:
+        """Export the network and compare the file with it."""
+        from micronet.onnx.check import compare_outputs, drift, require_agreement
+        from micronet.onnx.export import to_onnx
+        from micronet.runtimes.onnxruntime import metadata
+        from micronet.stages.inputs import export_batches
+
+        artifact, memory = context.artifact, context.memory
+        if isinstance(memory.example, tuple):
+            raise MicronetError("export-onnx takes networks with one input; this example is a tuple")
+        given = memory.batches if memory.example is None else [memory.example]
+        if given is None:
+            artifact, batches = export_batches(artifact, config.data, config.check_images)
+            given = list(batches())
+        first = given[0]
+        proto = to_onnx(artifact, first, config.export)
+        agreement = compare_outputs(artifact.model, proto, given)
+        require_agreement(artifact.model, proto, first, agreement)
+        warning = drift(agreement, artifact.history)
+        if warning:
+            context.progress.line(f"warning: {warning}")
+        about = {"kept_float32": metadata(proto).get("kept_float32", {}), **agreement._asdict(), "warning": warning}
+        return Outcome(proto, about)
+
+    def write(self, product: Any, path: Path) -> None:
+        """Write the file."""
+        from micronet.onnx.export import write_onnx
+
+        write_onnx(product, path)
+
+
+class Pack(Stage):
+    """Packs a network: the smallest file that runs, without torch."""
+
+    name = "pack"
+    details = (
+        "Batch norms are folded; with binary activations, scales, biases and batch norms become one threshold per "
+        "channel. The file runs without torch (evaluate, compare and predict take it). Nothing is written if the "
+        "format cannot hold the network, or if the packed network assigns test images to other classes than torch does."
+    )
+    example = "micronet pack fused.safetensors -o small.packed"
+    Config = ExportSettings
+    ending = suffix = ".packed"
+    product = "Program"
+
+    def run(self, config: ExportSettings, context: Context) -> Outcome:
+        """Pack the network and compare it with torch."""
+        from onnx import TensorProto
+
+        from micronet.onnx.check import LARGEST_FLOAT_ERROR, LEAST_AGREEMENT, compare_scores
+        from micronet.onnx.export import to_onnx
+        from micronet.packed.from_onnx import pack_model
+        from micronet.runtimes.packed.numpy_backend import run as run_packed
+        from micronet.stages.inputs import export_batches
+
+        artifact, batches = export_batches(context.artifact, config.data, config.check_images)
+        program = pack_model(to_onnx(artifact, next(batches())))
+        found = compare_scores(artifact.model, lambda images: run_packed(program, images), batches())
+        rounds = any(operation.kind in ROUNDING for operation in program.operations)
+        if not rounds and found.error > LARGEST_FLOAT_ERROR[TensorProto.FLOAT]:
+            raise FailedError(f"the packed scores differ from torch's by {found.error:.2%}; nothing was written")
+        if found.classes < LEAST_AGREEMENT:
+            raise FailedError(
+                f"the packed network agrees with torch on only {found.classes:.2%} of {found.images} images; "
+                "nothing was written"
+            )
+        return Outcome(program, found._asdict())
+
+    def write(self, product: Any, path: Path) -> None:
+        """Write the file."""
+        from micronet.core.files import write_bytes
+        from micronet.packed.file_format import to_bytes
+
+        write_bytes(path, to_bytes(product))
+
+
+@dataclass(frozen=True)
+class CheckOnnxSettings:
+    """The settings of ``check-onnx``."""
+
+    file: Path = input_file("An .onnx file, from micronet or from elsewhere.", kinds=(".onnx",), metavar="FILE")
+    target: Literal["ort", "tensorrt", "both"] = setting("ort", "The runtime it is for.", basic=True)
+    strict: bool = setting(False, "Exit with 1 if there is an error or a warning.", basic=True)
+    report: ReportConfig = group(ReportConfig)
+
+
+class CheckOnnx(Stage):
+    """Checks an ONNX file."""
+
+    name = "check-onnx"
+    details = (
+        "An error means wrong results, or a file that does not load or build; a warning means a slow or large one; a "
+        "note depends on the machine."
+    )
+    example = "micronet check-onnx int8.onnx --target ort"
+    Config = CheckOnnxSettings
+    suffix = None
+    product = "list[Finding]"
+
+    def run(self, config: CheckOnnxSettings, context: Context) -> Outcome:
+        """Apply every rule for the target, and count what ONNX Runtime runs in integers."""
+        from micronet.onnx.lint import count_integer_ops, lint
+        from micronet.runtimes.onnxruntime import read_onnx
+
+        proto = read_onnx(config.file)
+        findings = lint(proto, config.target)
+        errors, warnings = (sum(each.severity == kind for each in findings) for kind in ("error", "warning"))
+        summary = {
+            "findings": [finding._asdict() for finding in findings],
+            "fused": count_integer_ops(proto, config.file),
+            "errors": errors,
+            "warnings": warnings,
+        }
+        return Outcome(findings, summary)
+
+    def judge(self, config: CheckOnnxSettings, outcome: Outcome) -> None:
+        """Raise FailedError if the check is strict and found an error or a warning."""
+        rules = dict.fromkeys(finding.rule for finding in outcome.product if finding.severity != "note")
+        if config.strict and rules:
+            errors, warnings = outcome.summary["errors"], outcome.summary["warnings"]
+            raise FailedError(
+                f"{config.file}: {count(errors, 'error')}, {count(warnings, 'warning')} ({', '.join(rules)})"
+            )
+
+
+EXPORT_ONNX = ExportOnnx()
+PACK = Pack()
+CHECK_ONNX = CheckOnnx()
