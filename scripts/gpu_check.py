@@ -170,7 +170,7 @@ def train_as_rank(kind: str, output: Path) -> int:
         if device.type == "cuda":
             torch.cuda.set_device(device)
         model = fit(trained(device), device, output.parent / "ranks").model
-        if distributed.is_rank_zero():
+        if distributed.rank() == 0:
             save_file({name: value.contiguous() for name, value in scores(model, device).numbers.items()}, output)
     return 0
 

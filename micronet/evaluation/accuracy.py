@@ -22,12 +22,26 @@ _NO_SCORES = "the network must return one row of class scores per image, (N, cla
 
 
 class Evaluation(NamedTuple):
-    """``accuracy`` 0..1, mean cross-entropy ``loss`` in nats, number of ``images``, and the ``classes`` predicted."""
+    """The class predicted for each image, the number of correct ones, and the sum of all cross-entropies in nats."""
 
-    accuracy: float
-    loss: float
-    images: int
     classes: NDArray[np.int64]
+    correct: int
+    total_loss: float
+
+    @property
+    def images(self) -> int:
+        """Number of images."""
+        return len(self.classes)
+
+    @property
+    def accuracy(self) -> float:
+        """Share of correct classes, 0..1."""
+        return self.correct / self.images
+
+    @property
+    def loss(self) -> float:
+        """Mean cross-entropy."""
+        return self.total_loss / self.images
 
 
 def predictor(model: nn.Module) -> Predictor:
@@ -53,16 +67,11 @@ def evaluating(model: nn.Module) -> Iterator[Predictor]:
 
 
 def check_scores(predict: Predictor, images: Tensor, classes: int, name: str = "the network") -> None:
-    """Run a predictor once to check that it accepts the images and scores the right number of classes.
+    """Raise MicronetError if a predictor refuses images, or does not score the data set's number of classes.
 
     Args:
-        predict: The predictor.
         images: (N, C, H, W) float32; one image is enough.
-        classes: The number of classes in the data.
         name: What error messages call the network.
-
-    Raises:
-        MicronetError: The predictor refuses the images, or its scores are not (N, ``classes``).
     """
     try:
         scores = predict(images.numpy())
@@ -86,22 +95,10 @@ def evaluate(
     """Run a predictor over batches and measure its accuracy and loss.
 
     Args:
-        predict: The predictor.
         batches: Images (N, C, H, W) float32 and labels (N,) int64.
         on_batch: Called after every batch with the number of images evaluated so far.
     """
-    correct, loss, classes = tally(predict, batches, on_batch)
-    if not classes:
-        raise ValueError("no images to evaluate on")
-    predicted = np.concatenate(classes)
-    return Evaluation(correct / len(predicted), loss / len(predicted), len(predicted), predicted)
-
-
-def tally(
-    predict: Predictor, batches: Iterable[tuple[Tensor, Tensor]], on_batch: Callable[[int], None] | None
-) -> tuple[float, float, list[NDArray[np.int64]]]:
-    """Return the number of correctly classified images, the sum of all losses, and the predicted classes per batch."""
-    classes: list[NDArray[np.int64]] = []
+    classes = [np.empty(0, np.int64)]
     correct, loss, images = 0, 0.0, 0
     for inputs, labels in batches:
         scores = torch.from_numpy(predict(inputs.numpy()))
@@ -112,7 +109,7 @@ def tally(
         images += len(labels)
         if on_batch is not None:
             on_batch(images)
-    return correct, loss, classes
+    return Evaluation(np.concatenate(classes), correct, loss)
 
 
 def agreement(left: Evaluation, right: Evaluation) -> float:

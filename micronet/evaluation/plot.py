@@ -8,15 +8,9 @@ from micronet.errors import MicronetError
 
 
 def draw(path: Path, size: tuple[float, float], fill: Callable[[Any], None]) -> None:
-    """Write a figure to a file.
+    """Write a figure of some width and height in inches; the path's suffix chooses the format, ``fill`` draws the axes.
 
-    Args:
-        path: The file; its suffix chooses the format.
-        size: Width and height in inches.
-        fill: Draws into the figure's axes.
-
-    Raises:
-        MicronetError: matplotlib is not installed, or the file cannot be written.
+    Raises MicronetError if matplotlib is not installed, or the file cannot be written.
     """
     try:
         from matplotlib.figure import Figure
@@ -27,4 +21,4 @@ def draw(path: Path, size: tuple[float, float], fill: Callable[[Any], None]) -> 
     try:
         figure.savefig(path)
     except (ValueError, OSError) as error:
-        raise MicronetError(f"--plot {path}: {error}") from error
+        raise MicronetError(f"--plot {path} could not be written: {error}") from error

@@ -36,16 +36,18 @@ def predict(network: Network, places: list[Path], name: str, progress: Progress)
     """Run a network over image files and folders, prepared like its training images.
 
     Args:
-        network: The network.
-        places: Image files, and folders of them.
         name: What error messages call the network.
-        progress: Where steps are reported.
 
     Raises:
         MicronetError: A file is not a readable image, or the network does not record how images are prepared.
         FailedError: The scores are not finite.
     """
-    spec = _require_preparation(network.data, name)
+    spec = network.data
+    if spec is None or None in (spec.image_size, spec.mean, spec.std, spec.classes):
+        raise MicronetError(
+            f"{name} does not record how its images are prepared or the names of its classes; make it with "
+            "micronet train, or with micronet import --data"
+        )
     paths = [path for place in places for path in _images(place)]
     found: list[Prediction] = []
     for start in range(0, len(paths), BATCH):
@@ -67,16 +69,6 @@ def _predict_batch(network: Network, spec: DataSpec, paths: list[Path], name: st
     for path, row in zip(paths, probabilities, strict=True):
         order = row.argsort(descending=True, stable=True).tolist()
         yield Prediction(path, [Ranked(classes[index], float(row[index])) for index in order])
-
-
-def _require_preparation(spec: DataSpec | None, name: str) -> DataSpec:
-    """Return the spec; raise MicronetError if it does not say how images are prepared."""
-    if spec is None or None in (spec.image_size, spec.mean, spec.std, spec.classes):
-        raise MicronetError(
-            f"{name} does not record how its images are prepared or the names of its classes; make it with "
-            "micronet train, or micronet import --data"
-        )
-    return spec
 
 
 def _images(place: Path) -> list[Path]:

@@ -57,13 +57,7 @@ class Candidate:
 
 
 def compare(candidates: Sequence[Candidate], data: Dataset, progress: Progress | None = None) -> list[Row]:
-    """Measure networks on the test images; latencies are measured in turns.
-
-    Args:
-        candidates: The networks; the first is the reference of drops, agreement and compression.
-        data: Where the test images come from.
-        progress: Where progress is reported.
-    """
+    """Measure networks on the test images; the first is the reference of drops, agreement and compression."""
     tune_allocator()
     progress = progress or Silent()
     results = [measure_accuracy(each.network, data, f"evaluating {each.name}", progress) for each in candidates]
@@ -73,30 +67,28 @@ def compare(candidates: Sequence[Candidate], data: Dataset, progress: Progress |
         progress.step(f"timing batches of {size}", index, len(BATCHES))
         batch = np.resize(sample, (size, *sample.shape[1:]))
         timings.append(latencies([each.network for each in candidates], [batch] * len(candidates)))
-    rows = []
-    for index, candidate in enumerate(candidates):
-        network = candidate.network
-        rows.append(
-            Row(
-                name=candidate.name,
-                runtime=network.runtime,
-                stages=list(network.stages),
-                images=results[index].images,
-                accuracy=results[index].accuracy,
-                loss=results[index].loss,
-                drop=results[0].accuracy - results[index].accuracy,
-                agreement=agreement(results[0], results[index]),
-                macs=network.macs((sample.shape[1], sample.shape[2], sample.shape[3])),
-                params=network.params,
-                size_bytes=candidate.size_bytes,
-                compression=1 - candidate.size_bytes / candidates[0].size_bytes,
-                latency_ms=timings[0][index].p50_ms,
-                latency_p95_ms=timings[0][index].p95_ms,
-                latency_batch64_ms=timings[1][index].p50_ms,
-                latency_batch64_p95_ms=timings[1][index].p95_ms,
-            )
+    first, reference = candidates[0], results[0]
+    return [
+        Row(
+            name=candidate.name,
+            runtime=candidate.network.runtime,
+            stages=list(candidate.network.stages),
+            images=result.images,
+            accuracy=result.accuracy,
+            loss=result.loss,
+            drop=reference.accuracy - result.accuracy,
+            agreement=agreement(reference, result),
+            macs=candidate.network.macs(sample.shape[1:]),
+            params=candidate.network.params,
+            size_bytes=candidate.size_bytes,
+            compression=1 - candidate.size_bytes / first.size_bytes,
+            latency_ms=single.p50_ms,
+            latency_p95_ms=single.p95_ms,
+            latency_batch64_ms=batch64.p50_ms,
+            latency_batch64_p95_ms=batch64.p95_ms,
         )
-    return rows
+        for candidate, result, single, batch64 in zip(candidates, results, *timings, strict=True)
+    ]
 
 
 def measure_accuracy(network: Network, data: Dataset, label: str, progress: Progress) -> Evaluation:

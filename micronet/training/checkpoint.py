@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from micronet.artifact.artifact import load_state, write_tensors
 from micronet.core.files import remove_leftovers
 from micronet.errors import FailedError, MicronetError
+from micronet.training.step import TrainStep
 
 _KEY = "micronet-checkpoint"
 _HEADER_TYPES = {"identity": dict, "reached": dict, "groups": list, "numbers": dict}
@@ -67,8 +68,8 @@ class Checkpoint:
         """Return the checkpoint that belongs to an artifact's path."""
         return cls(output.with_name(f"{output.stem}.checkpoint.safetensors"), identity)
 
-    def begin(self, model: nn.Module, optimizer: torch.optim.Optimizer, *, resume: bool, force: bool) -> TrainState:
-        """Load a checkpoint into model and optimizer if ``resume``; return the state to train from.
+    def begin(self, step: TrainStep, *, resume: bool, force: bool) -> TrainState:
+        """Load a checkpoint into a step's model and optimizer if ``resume``; return the state to train from.
 
         Raises MicronetError if there is a checkpoint and neither ``resume`` nor ``force``, or if it cannot be resumed.
         """
@@ -76,28 +77,26 @@ class Checkpoint:
         if not self.path.exists():
             return TrainState()
         if resume:
-            return self._load(model, optimizer)
+            return self._load(step)
         if not force:
             raise MicronetError(
-                f"{self.path} is left from an interrupted training; add --resume to continue it, or --force to "
-                "start over"
+                f"{self.path} is left from an interrupted training; add --resume to continue, or --force to start over"
             )
         self.remove()
         return TrainState()
 
-    def save(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, state: TrainState, *, best: bool = False
-    ) -> None:
+    def save(self, step: TrainStep, state: TrainState, *, best: bool = False) -> None:
         """Write the checkpoint; ``best`` marks these weights as the best so far.
 
         Raises FailedError if it could not be written; an earlier checkpoint is still complete.
         """
+        state.scaler = step.scaler.state_dict()
+        weights, optimizer_state = step.model.state_dict(), step.optimizer.state_dict()
         if best:
-            self._best = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-        tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+            self._best = {name: tensor.detach().clone() for name, tensor in weights.items()}
+        tensors = {f"model.{name}": tensor for name, tensor in weights.items()}
         tensors |= {f"best.{name}": tensor for name, tensor in self._best.items()}
         numbers: dict[str, dict[str, Any]] = {}
-        optimizer_state = optimizer.state_dict()
         for index, slots in optimizer_state["state"].items():
             for name, value in slots.items():
                 if isinstance(value, Tensor):
@@ -133,7 +132,7 @@ class Checkpoint:
         """Delete the file if it exists."""
         self.path.unlink(missing_ok=True)
 
-    def _load(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> TrainState:
+    def _load(self, step: TrainStep) -> TrainState:
         try:
             with safe_open(self.path, "pt") as file:
                 header = json.loads((file.metadata() or {})[_KEY])
@@ -149,22 +148,22 @@ class Checkpoint:
                 f"{self.path} was written with other settings ({', '.join(changed)}); resume with the same settings, "
                 "or add --force to start over"
             )
-        load_state(model, _without_prefix("model.", tensors), str(self.path))
+        load_state(step.model, _without_prefix("model.", tensors), str(self.path))
         self._best = _without_prefix("best.", tensors)
-        self._load_optimizer(optimizer, header, _without_prefix("optimizer.", tensors))
+        _load_optimizer(step.optimizer, header, _without_prefix("optimizer.", tensors))
         return state
 
-    @staticmethod
-    def _load_optimizer(optimizer: torch.optim.Optimizer, header: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        state: dict[int, dict[str, Any]] = {int(index): dict(slots) for index, slots in header["numbers"].items()}
-        for name, tensor in tensors.items():
-            index, _, slot = name.partition(".")
-            parameter = parameters[int(index)]
-            if tensor.shape == parameter.shape:  # in the same memory format, so that sums are bit-identical
-                tensor = torch.empty_like(parameter, requires_grad=False).copy_(tensor)
-            state.setdefault(int(index), {})[slot] = tensor
-        optimizer.load_state_dict({"state": state, "param_groups": header["groups"]})
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, header: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    state: dict[int, dict[str, Any]] = {int(index): dict(slots) for index, slots in header["numbers"].items()}
+    for name, tensor in tensors.items():
+        index, _, slot = name.partition(".")
+        parameter = parameters[int(index)]
+        if tensor.shape == parameter.shape:  # in the same memory format, so that sums are bit-identical
+            tensor = torch.empty_like(parameter, requires_grad=False).copy_(tensor)
+        state.setdefault(int(index), {})[slot] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": header["groups"]})
 
 
 def _without_prefix(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

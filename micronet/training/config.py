@@ -1,6 +1,7 @@
 """The settings of a training, and the learning rate they imply. No torch here, so ``--help`` stays fast."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -59,13 +60,20 @@ class TrainConfig(Settings):
 
 
 def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
-    """Return the learning rate of a step, 0 <= step < steps.
+    """Return the learning rate of a step, 0 <= step < steps."""
+    return config.peak_lr * SCHEDULES[config.schedule]((step + 0.5) / steps)
 
-    One-cycle (Smith and Topin 2017, arXiv:1708.07120): half a cosine up over the first quarter, half a cosine down.
-    """
-    share = (step + 0.5) / steps
-    if config.schedule == "step":
-        return config.peak_lr * 0.1 ** sum(share > decay for decay in STEP_DECAYS)
+
+def _one_cycle(share: float) -> float:
+    """Half a cosine up, then half a cosine down (Smith and Topin 2017, arXiv:1708.07120)."""
     if share < ONE_CYCLE_RISE:
-        return config.peak_lr * (1 - math.cos(math.pi * share / ONE_CYCLE_RISE)) / 2
-    return config.peak_lr * (1 + math.cos(math.pi * (share - ONE_CYCLE_RISE) / (1 - ONE_CYCLE_RISE))) / 2
+        return (1 - math.cos(math.pi * share / ONE_CYCLE_RISE)) / 2
+    return (1 + math.cos(math.pi * (share - ONE_CYCLE_RISE) / (1 - ONE_CYCLE_RISE))) / 2
+
+
+def _step_decay(share: float) -> float:
+    return 0.1 ** sum(share > decay for decay in STEP_DECAYS)
+
+
+# A schedule: the share of the steps that is over, 0..1 -> the learning rate divided by its peak.
+SCHEDULES: dict[str, Callable[[float], float]] = {"one-cycle": _one_cycle, "step": _step_decay}

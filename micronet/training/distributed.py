@@ -38,14 +38,9 @@ class ProcessExitError(Exception):
 def process_group(report: Callable[[Exception], int]) -> Iterator[None]:
     """Join the process group that the environment describes, inside this context.
 
-    Only the first rank to fail with a user's error, or to lose another rank, reports it; all exit with its code. A rank
-    that cannot join reports that itself.
-
-    Args:
-        report: Shows an error to the user and returns the exit code.
-
-    Raises:
-        ProcessExitError: Any rank failed.
+    ``report`` shows an error to the user and returns the exit code. Only the first rank to fail with a user's error, or
+    to lose another rank, reports it; all then raise ProcessExitError with its code. A rank that cannot join reports
+    that itself.
     """
     try:
         store, world = _join()
@@ -68,10 +63,10 @@ def process_group(report: Callable[[Exception], int]) -> Iterator[None]:
 def _join() -> tuple[Any, int]:
     """Join the process group; return the store that the ranks share and the world size."""
     try:
-        store, rank, world = next(iter(rendezvous("env://", timeout=RENDEZVOUS_TIMEOUT)))
+        store, own_rank, world = next(iter(rendezvous("env://", timeout=RENDEZVOUS_TIMEOUT)))
         store.set_timeout(COLLECTIVE_TIMEOUT)
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=COLLECTIVE_TIMEOUT)
+        dist.init_process_group(backend, store=store, rank=own_rank, world_size=world, timeout=COLLECTIVE_TIMEOUT)
     except (RuntimeError, ValueError) as error:
         raise FailedError(
             f"process {ranks.rank()} of {ranks.world_size()} could not reach the others at "
@@ -101,16 +96,9 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def is_rank_zero() -> bool:
-    """Return True if this process is the one that writes and prints."""
-    return not dist.is_initialized() or dist.get_rank() == 0
-
-
-def own_batches() -> slice:
-    """Return which batches of an evaluation are this rank's: with two ranks, every second one."""
-    if not dist.is_initialized():
-        return slice(None)
-    return slice(dist.get_rank(), None, dist.get_world_size())
+def rank() -> int:
+    """Return this process's rank in the process group; 0 without one. Rank 0 writes and prints."""
+    return dist.get_rank() if dist.is_initialized() else 0
 
 
 def from_rank_zero(work: Callable[[], T]) -> T:
@@ -118,7 +106,7 @@ def from_rank_zero(work: Callable[[], T]) -> T:
     if world_size() == 1:
         return work()
     message: list[Any] = [None]
-    if is_rank_zero():
+    if rank() == 0:
         try:
             message = [work()]
         except USER_ERRORS as error:
@@ -157,7 +145,7 @@ def broadcast_state(model: nn.Module, optimizer: torch.optim.Optimizer | None = 
         tensor.copy_(message)
     if optimizer is not None:
         state = from_rank_zero(optimizer.state_dict)
-        if not is_rank_zero():
+        if rank() > 0:
             optimizer.load_state_dict(state)
 
 

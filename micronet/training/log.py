@@ -1,8 +1,7 @@
 """The metrics of every epoch: JSON lines beside the artifact, and TensorBoard if it is installed."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +16,27 @@ class MetricsLog:
     """
 
     def __init__(self, output: Path, rows: list[dict[str, Any]]) -> None:
-        self._path = output.with_name(f"{output.stem}.metrics.jsonl")
+        self._path, self._mode = output.with_name(f"{output.stem}.metrics.jsonl"), "w"
         self._unwritten = list(rows)
-        self._mode = "w"
         self._board: Any = None
-        if not distributed.is_rank_zero():
-            return
-        with suppress(ImportError):
-            from torch.utils.tensorboard import SummaryWriter
+        if distributed.rank() == 0:
+            with suppress(ImportError):
+                from torch.utils.tensorboard import SummaryWriter
 
-            self._board = SummaryWriter(str(output.with_name(f"{output.stem}.tensorboard")))
+                self._board = SummaryWriter(str(output.with_name(f"{output.stem}.tensorboard")))
 
     def append(self, row: dict[str, Any]) -> None:
         """Add the metrics of one epoch."""
-        if not distributed.is_rank_zero():
+        if distributed.rank() > 0:
             return
         self._unwritten.append(row)
-        with self._clear_errors(), self._path.open(self._mode, encoding="utf-8") as file:
-            file.writelines(json.dumps(each) + "\n" for each in self._unwritten)
+        try:
+            with self._path.open(self._mode, encoding="utf-8") as file:
+                file.writelines(json.dumps(each) + "\n" for each in self._unwritten)
+        except OSError as error:
+            raise FailedError(
+                f"{self._path} could not be written ({error.strerror or error}); free some space, then add --resume"
+            ) from error
         self._unwritten, self._mode = [], "a"
         if self._board is not None:
             for name, value in row.items():
@@ -44,12 +46,3 @@ class MetricsLog:
         """Write what is buffered and close the files."""
         if self._board is not None:
             self._board.close()
-
-    @contextmanager
-    def _clear_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise FailedError(
-                f"{self._path} could not be written ({error.strerror or error}); free some space, then add --resume"
-            ) from error

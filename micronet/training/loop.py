@@ -7,6 +7,7 @@ ends bit-identical to one that was not.
 import hashlib
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
@@ -19,9 +20,11 @@ from micronet.core import ranks
 from micronet.core.files import file_hash
 from micronet.core.machine import memory_mib, tune_allocator
 from micronet.data.batches import batch_sizes, eval_batches, train_batches
-from micronet.data.dataset import Dataset
+from micronet.data.dataset import Dataset, DataSpec
+from micronet.data.split import ImageSplit
 from micronet.errors import FailedError, MicronetError, StoppedError
-from micronet.evaluation.accuracy import check_scores, evaluating
+from micronet.evaluation.accuracy import check_scores, evaluate, evaluating
+from micronet.evaluation.network import Predictor
 from micronet.models.device import memory_format
 from micronet.training import distributed
 from micronet.training.checkpoint import Checkpoint, TrainState
@@ -30,7 +33,6 @@ from micronet.training.context import NO_HOOKS, RunContext, TrainHooks
 from micronet.training.distillation import Teacher, load_teacher
 from micronet.training.log import MetricsLog
 from micronet.training.step import NotFiniteError, TrainStep, make_optimizer
-from micronet.training.validation import evaluate_distributed
 
 
 @dataclass
@@ -54,7 +56,7 @@ class Trainer:
         """Train, leave the chosen epoch's weights in the model and return that epoch's metrics.
 
         Raises:
-            MicronetError: The data do not fit the model, or there is a checkpoint and no word on what to do with it.
+            MicronetError: The images do not fit the model, or there is a checkpoint and neither resume nor force.
             FailedError: The loss became NaN or infinite.
             StoppedError: The deadline has passed. The last checkpoint remains in all three cases.
         """
@@ -64,35 +66,34 @@ class Trainer:
         if not self.config.epochs:
             return {}
         self._check_config()
-        optimizer = make_optimizer(self.model, self.config)
-        settings = {name: value for name, value in self.config.to_json().items() if name != "patience"}
-        checkpoint = Checkpoint.beside(self.context.output, {**settings, "seed": self.context.seed, **self.identity})
-        state = distributed.from_rank_zero(
-            lambda: checkpoint.begin(self.model, optimizer, resume=self.context.resume, force=self.context.force)
-        )
-        distributed.broadcast_state(self.model, optimizer)
-        self._report_start(state)
         step = TrainStep(
-            self.model, optimizer, self.config, self.context.device, self.context.compiled, self.teacher,
-            self.hooks.penalty,
+            self.model, make_optimizer(self.model, self.config), self.config, self.context.device,
+            self.context.compiled, self.teacher, self.hooks.penalty,
         )  # fmt: skip
+        identity = {**self.config.to_json(), "seed": self.context.seed, **self.identity}
+        identity.pop("patience", None)
+        checkpoint = Checkpoint.beside(self.context.output, identity)
+        state = distributed.from_rank_zero(
+            lambda: checkpoint.begin(step, resume=self.context.resume, force=self.context.force)
+        )
+        distributed.broadcast_state(self.model, step.optimizer)
         if state.scaler:  # empty before the first step, and if gradients are not scaled
             step.scaler.load_state_dict(state.scaler)
+        self._report_start(state)
         self._train(step, checkpoint, state)
-        if distributed.is_rank_zero():
+        if distributed.rank() == 0:
             checkpoint.load_best(self.model)  # the file stays until the artifact is saved
         distributed.broadcast_state(self.model)
         return self._chosen(state.rows)
 
     def _check_config(self) -> None:
-        batch, ranks_in_all = min(self.config.batch_size, len(self.data.train)), distributed.world_size()
-        if batch < ranks_in_all:
+        batch, world = min(self.config.batch_size, len(self.data.train)), distributed.world_size()
+        if batch < world:
             raise MicronetError(
-                f"a batch of {batch} images cannot be shared by {ranks_in_all} processes; use fewer processes or a "
-                "larger --batch-size"
+                f"{world} processes cannot share a batch of {batch} images; use fewer processes or raise --batch-size"
             )
         if self.config.patience is not None and self.hooks.keep == "last":
-            raise MicronetError("--patience has no effect here, because the last epoch is kept; leave it out")
+            raise MicronetError("--patience has no effect here, because the last epoch is kept; drop --patience")
 
     def _report_start(self, state: TrainState) -> None:
         if state.step:
@@ -111,12 +112,13 @@ class Trainer:
         while state.epoch <= self.config.epochs and not self._out_of_patience(state.rows):
             start = time.perf_counter()
             row = {"epoch": state.epoch, **self._train_epoch(step, checkpoint, state)}
-            row |= self._validate()
+            with evaluating(self.model) as predict:
+                accuracy, loss = evaluate_distributed(predict, self.data.validation, self.data.spec)
+            row |= {"validation_accuracy": accuracy, "validation_loss": loss}
             row |= {"seconds": round(time.perf_counter() - start, 3), "memory_mib": memory_mib()}
             state.end_epoch(row)
-            state.scaler = step.scaler.state_dict()
-            if distributed.is_rank_zero():
-                checkpoint.save(self.model, step.optimizer, state, best=self._chosen(state.rows) is row)
+            if distributed.rank() == 0:
+                checkpoint.save(step, state, best=self._chosen(state.rows) is row)
             log.append(row)
             self.context.progress.line(_summary(state.rows, self.config.epochs))
             if state.epoch <= self.config.epochs and self._is_past_deadline():
@@ -124,17 +126,17 @@ class Trainer:
         log.close()
 
     def _out_of_patience(self, rows: list[dict[str, Any]]) -> bool:
-        if self.config.patience is None or not rows:
-            return False
-        since = len(rows) - self._chosen(rows)["epoch"]
-        if since < self.config.patience:
+        since = len(rows) - self._chosen(rows)["epoch"] if rows else 0
+        if self.config.patience is None or since < self.config.patience:
             return False
         self.context.progress.line(f"no improvement in validation for {since} epochs; stopping (--patience)")
         return True
 
     def _chosen(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """Return the row of the epoch whose weights are the result; the first one of equals."""
-        return rows[-1] if self.hooks.keep == "last" else max(rows, key=_quality)
+        if self.hooks.keep == "last":
+            return rows[-1]
+        return max(rows, key=lambda row: (row["validation_accuracy"], -row["validation_loss"]))
 
     def _train_epoch(self, step: TrainStep, checkpoint: Checkpoint, state: TrainState) -> dict[str, float]:
         """Take the remaining steps of the current epoch and return its training metrics."""
@@ -157,7 +159,10 @@ class Trainer:
                 try:
                     loss = step(islice(batches, len(part)), part)
                 except NotFiniteError as error:
-                    raise self._diverged(error, state) from None
+                    raise FailedError(
+                        f"{error} in epoch {epoch}, step {state.step + 1}; "
+                        f"lower --lr (it is {config.peak_lr:g}) and start over with --force"
+                    ) from None
                 state.add_step(loss, sum(part))
                 speed = (state.images - before) / (time.perf_counter() - started)
                 numbers = {"loss": loss, "images_per_s": speed, "memory_mib": memory_mib()}
@@ -170,9 +175,8 @@ class Trainer:
     def _save_if_due(self, step: TrainStep, checkpoint: Checkpoint, state: TrainState) -> None:
         """Write a checkpoint if the last one is old enough; at the deadline write one and raise StoppedError."""
         late = self._is_past_deadline()
-        if distributed.is_rank_zero() and (late or checkpoint.age_s >= 60 * self.context.checkpoint_minutes):
-            state.scaler = step.scaler.state_dict()
-            checkpoint.save(self.model, step.optimizer, state)
+        if distributed.rank() == 0 and (late or checkpoint.age_s >= 60 * self.context.checkpoint_minutes):
+            checkpoint.save(step, state)
         if late:
             raise self._stopped(state)
 
@@ -186,24 +190,27 @@ class Trainer:
             "run the same command with --resume to continue"
         )
 
-    def _diverged(self, error: NotFiniteError, state: TrainState) -> FailedError:
-        layer = f", first in layer {error.layer}" if error.layer else ""
-        return FailedError(
-            f"{error} in epoch {state.epoch}, step {state.step + 1}{layer}; "
-            f"lower --lr (it is {self.config.peak_lr:g}) and start over with --force"
-        )
-
-    def _validate(self) -> dict[str, float]:
-        with evaluating(self.model) as predict:
-            accuracy, loss = evaluate_distributed(predict, self.data.validation, self.data.spec)
-        return {"validation_accuracy": accuracy, "validation_loss": loss}
-
 
 def check_model_fits(model: nn.Module, data: Dataset) -> None:
     """Raise MicronetError if a model does not return one score per class for a validation image."""
     images, _ = next(eval_batches(data.validation, data.spec, batch_size=1))
     with evaluating(model) as predict:
         check_scores(predict, images, len(data.spec.classes or []))
+
+
+def evaluate_distributed(
+    predict: Predictor, split: ImageSplit, spec: DataSpec, on_batch: Callable[[int], None] | None = None
+) -> tuple[float, float]:
+    """Return a predictor's accuracy (0..1) and mean loss on a split; each rank computes some of the batches.
+
+    The batches, and thus the results, are those of a single process. ``on_batch`` is called after each batch with the
+    number of images that this rank has seen.
+    """
+    own_batches = slice(distributed.rank(), None, distributed.world_size())
+    own = evaluate(predict, eval_batches(split, spec, only=own_batches), on_batch)
+    sums = distributed.sum_over_ranks(torch.tensor([own.correct, own.total_loss], dtype=torch.float64))
+    correct, loss = sums.tolist()
+    return correct / len(split), loss / len(split)
 
 
 def fit_artifact(
@@ -237,11 +244,6 @@ def fit_artifact(
         "test_images": images,
     }
     return replace(artifact, metrics=metrics, data=data.spec.to_json(), seed=context.seed)
-
-
-def _quality(row: dict[str, Any]) -> tuple[float, float]:
-    """Return an epoch's sort key: validation accuracy, then validation loss."""
-    return row["validation_accuracy"], -row["validation_loss"]
 
 
 def _step_seed(seed: int, epoch: int, step: int) -> int:

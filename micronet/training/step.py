@@ -1,10 +1,12 @@
 """One optimizer step: batches in, weights changed; optionally in 16 bits, compiled, or shared by several ranks."""
 
 import copy
+import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +23,10 @@ from micronet.training.distillation import Teacher
 from micronet.training.synchronized import synchronized_batch_norm
 
 SGD_MOMENTUM = 0.9
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adam": torch.optim.Adam,
+    "sgd": partial(torch.optim.SGD, momentum=SGD_MOMENTUM, nesterov=True),
+}
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -33,24 +39,16 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
         id(getattr(module, name)) for module in model.modules() for name in getattr(module, "no_weight_decay", ())
     }
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": [p for p in trained if id(p) not in undecayed], "weight_decay": config.weight_decay},
         {"params": [p for p in trained if id(p) in undecayed], "weight_decay": 0.0},
     ]
-    groups = [group for group in groups if group["params"]]
-    if config.optimizer == "adam":
-        return torch.optim.Adam(groups, lr=config.peak_lr)
-    return torch.optim.SGD(groups, lr=config.peak_lr, momentum=SGD_MOMENTUM, nesterov=True)
+    return OPTIMIZERS[config.optimizer]([group for group in groups if group["params"]], lr=config.peak_lr)
 
 
 @dataclass
 class TrainStep:
-    """A callable that takes one optimizer step.
-
-    Args:
-        compiled: Run the network through torch.compile.
-        penalty: Called between backward and the optimizer's step; adds to the gradients.
-    """
+    """A callable that takes one optimizer step; ``compiled`` and ``penalty`` are as in ``context``."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
@@ -59,16 +57,14 @@ class TrainStep:
     compiled: bool = False
     teacher: Teacher | None = None
     penalty: Callable[[], None] | None = None
-    _network: Any = field(init=False)
-    _layout: torch.memory_format = field(init=False)
     scaler: torch.amp.GradScaler = field(init=False)
 
     def __post_init__(self) -> None:
         if self.config.amp == "fp16" and self.device.type == "cpu":
-            raise MicronetError("--amp fp16 needs a GPU; use --amp bf16, or leave it out")
+            raise MicronetError("--amp fp16 needs a GPU; use --amp bf16, or drop --amp")
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.config.amp == "fp16")
         self._layout = memory_format(self.model)
-        self._network = torch.compile(self.model) if self.compiled else self.model
+        self._network: Any = torch.compile(self.model) if self.compiled else self.model
 
     def __call__(self, batches: Iterable[tuple[Tensor, Tensor]], sizes: list[int]) -> float:
         """Update the weights with the mean gradient of some batches and return the mean loss, both over all ranks.
@@ -87,7 +83,7 @@ class TrainStep:
                 inputs = place_input(images, self.device, self._layout)
                 loss += self._backward(inputs, labels, share=len(labels) / sum(sizes), more_follow=left > 0)
             value = float(distributed.sum_over_ranks(loss))
-            if value != value or abs(value) == float("inf"):
+            if not math.isfinite(value):
                 with self._precision():
                     raise NotFiniteError(value, first_non_finite(self.model, inputs))
         if self.penalty is not None:
@@ -121,12 +117,13 @@ class TrainStep:
 
     @contextmanager
     def _first_warnings_hidden(self) -> Iterator[None]:
-        """In the first step of several ranks, hide a warning that torch gives once: 1x1 kernels have two layouts."""
+        """In the first step of several ranks, hide torch's warnings of what is intended here."""
         if distributed.world_size() == 1 or isinstance(self._network, DistributedDataParallel):
             yield
             return
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Grad strides do not match")
+            warnings.filterwarnings("ignore", "Grad strides do not match")  # 1x1 kernels have two layouts
+            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated")  # torch 2.9 lacks its successor
             yield
 
 
@@ -134,7 +131,7 @@ class NotFiniteError(Exception):
     """The loss became NaN or infinite; ``layer`` is the first layer with such an output, or None."""
 
     def __init__(self, loss: float, layer: str | None) -> None:
-        super().__init__(f"the loss became {loss}")
+        super().__init__(f"the loss became {loss}" + (f", first in layer {layer}" if layer else ""))
         self.layer = layer
 
 
@@ -146,14 +143,11 @@ def first_non_finite(model: nn.Module, inputs: Tensor) -> str | None:
     """
     found: list[str] = []
 
-    def hook(name: str) -> Any:
-        def check(module: nn.Module, args: Any, output: Any) -> None:
-            if isinstance(output, Tensor) and not output.isfinite().all():
-                found.append(name)
+    def check(name: str, module: nn.Module, args: Any, output: Any) -> None:
+        if isinstance(output, Tensor) and not output.isfinite().all():
+            found.append(name)
 
-        return check
-
-    hooks = [module.register_forward_hook(hook(name)) for name, module in model.named_modules() if name]
+    hooks = [module.register_forward_hook(partial(check, name)) for name, module in model.named_modules() if name]
     try:
         functional_call(model, {name: buffer.clone() for name, buffer in model.named_buffers()}, inputs)
     finally:
@@ -164,13 +158,11 @@ def first_non_finite(model: nn.Module, inputs: Tensor) -> str | None:
 
 def _data_parallel(network: Any, model: nn.Module, inputs: Tensor) -> DistributedDataParallel:
     """Wrap a network, compiled or not, so that gradients are averaged over ranks; ``inputs``: any valid input."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # a parameter's new name, which torch 2.9 does not know
-        return DistributedDataParallel(
-            network,
-            broadcast_buffers=False,  # buffers are equal on all ranks already, and some are replaced at every step
-            find_unused_parameters=_has_unused_parameters(model, inputs),
-        )
+    return DistributedDataParallel(
+        network,
+        broadcast_buffers=False,  # buffers are equal on all ranks already, and some are replaced at every step
+        find_unused_parameters=_has_unused_parameters(model, inputs),
+    )
 
 
 def _has_unused_parameters(model: nn.Module, inputs: Tensor) -> bool:

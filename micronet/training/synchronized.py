@@ -5,8 +5,7 @@ into a convolution, called as a function): a torch function mode intercepts the 
 the ranks are combined by Chan et al.'s rule (1979, "Updating formulae"), which does not cancel.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -19,29 +18,18 @@ from micronet.models.uncompiled import uncompiled
 from micronet.training import distributed
 
 
-@contextmanager
-def synchronized_batch_norm() -> Iterator[None]:
-    """Inside this context, normalize by the statistics of all ranks wherever a batch norm uses its batch's.
+def synchronized_batch_norm() -> AbstractContextManager[Any]:
+    """Return a context in which batch norms normalize by the statistics of all ranks, if they use their batch's.
 
     Every rank must make the same calls in the same order.
     """
-    if distributed.world_size() == 1:
-        yield
-        return
-    with _SynchronizedBatchNorm():
-        yield
+    return _SynchronizedBatchNorm() if distributed.world_size() > 1 else nullcontext()
 
 
 class _SynchronizedBatchNorm(TorchFunctionMode):
-    """Replace ``F.batch_norm`` and ``torch.batch_norm``, called with ``training=True``."""
-
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is F.batch_norm:
-            return _batch_norm(*args, **kwargs)
-        if func is torch.batch_norm:
-            return _torch_batch_norm(*args, **kwargs)
-        return func(*args, **kwargs)
+        synchronized = {F.batch_norm: _batch_norm, torch.batch_norm: _torch_batch_norm}
+        return synchronized.get(func, func)(*args, **(kwargs or {}))
 
 
 @uncompiled  # it communicates
@@ -70,7 +58,7 @@ def _torch_batch_norm(input: Tensor, weight: Tensor | None, bias: Tensor | None,
 @torch.no_grad()
 def _statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return (C,) mean and biased variance over all ranks of (N, C, ...), and () the number of values per channel."""
-    var, mean = torch.var_mean(_at_least_float32(x), _other_axes(x), correction=0)
+    var, mean = torch.var_mean(_at_least_float32(x), [0, *range(2, x.dim())], correction=0)
     count = mean.new_tensor([x.numel() // x.shape[1]])
     own = torch.cat([mean, var, count])
     gathered = [torch.empty_like(own) for _ in range(distributed.world_size())]
@@ -95,26 +83,18 @@ class _Normalize(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         """Return batch normalization's gradient (Ioffe and Szegedy 2015, section 3), its two means over all ranks."""
         x, weight, mean, scale, count = ctx.saved_tensors
-        gradient, axes = _at_least_float32(gradients[0]), _other_axes(x)
-        normal = (_at_least_float32(x) - _per_channel(mean, x)) * _per_channel(scale, x)
+        axes, per_channel = [0, *range(2, x.dim())], (-1, *[1] * (x.dim() - 2))
+        gradient = _at_least_float32(gradients[0])
+        normal = (_at_least_float32(x) - mean.view(per_channel)) * scale.view(per_channel)
         own = torch.stack([gradient.sum(axes), (gradient * normal).sum(axes)])
-        means = distributed.sum_over_ranks(own) / count
-        inner = gradient - _per_channel(means[0], x) - normal * _per_channel(means[1], x)
+        means = (distributed.sum_over_ranks(own) / count).view(2, *per_channel)
         factor = scale if weight is None else scale * weight
-        back = (inner * _per_channel(factor, x)).to(x.dtype)
+        back = (gradient - means[0] - normal * means[1]) * factor.view(per_channel)
         of_weight = own[1] if ctx.needs_input_grad[1] else None
         of_bias = own[0] if ctx.needs_input_grad[2] else None
-        return back, of_weight, of_bias, None, None, None, None
+        return back.to(x.dtype), of_weight, of_bias, None, None, None, None
 
 
 def _at_least_float32(x: Tensor) -> Tensor:
     """Return ``x`` in float32 or float64: sums in half precision lose accuracy."""
     return x if x.dtype == torch.float64 else x.float()
-
-
-def _other_axes(x: Tensor) -> list[int]:
-    return [axis for axis in range(x.dim()) if axis != 1]
-
-
-def _per_channel(values: Tensor, x: Tensor) -> Tensor:
-    return values.view(1, -1, *[1] * (x.dim() - 2))

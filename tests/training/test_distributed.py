@@ -28,8 +28,8 @@ from micronet.quantization.quantize import quantize_model
 from micronet.training import distributed
 from micronet.training.config import TrainConfig
 from micronet.training.distillation import Teacher
+from micronet.training.loop import evaluate_distributed
 from micronet.training.step import SGD_MOMENTUM, TrainStep, make_optimizer
-from micronet.training.validation import evaluate_distributed
 from tests.training.processes import Command
 
 CASES = {
