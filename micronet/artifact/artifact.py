@@ -7,11 +7,14 @@ which must match. Nothing is pickled.
 import json
 import platform
 from collections import OrderedDict
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -52,15 +55,8 @@ class Artifact:
         return replace(self, history=[*self.history, record], **changes)
 
 
-def save(artifact: Artifact, path: Path, command: str = "") -> None:
-    """Write an artifact; after a failure, an earlier file at ``path`` is unchanged.
-
-    Args:
-        command: The command line that made the artifact, for the header.
-
-    Raises:
-        FailedError: The file could not be written.
-    """
+def save(artifact: Artifact, path: Path) -> None:
+    """Write an artifact; raise FailedError if that fails, with an earlier file at ``path`` unchanged."""
     tensors, tied = _untie(artifact.model.state_dict())
     header = Header(
         model=artifact.spec.to_json(),
@@ -68,7 +64,6 @@ def save(artifact: Artifact, path: Path, command: str = "") -> None:
         metrics=artifact.metrics,
         data=artifact.data,
         seed=artifact.seed,
-        command=command,
         versions=versions(),
         tied=tied,
     )
@@ -87,9 +82,7 @@ def load(path: Path, model: str | nn.Module | None = None, *, trust_code: bool =
     """
     header, _ = read_header(path)
     spec = ModelSpec.from_json(header.model)
-    network = _build_network(spec, model, trust_code)
-    for record in header.history:
-        network = _restore(path, network, record)
+    network = _replay(_build_network(spec, model, trust_code), header.history, str(path))
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:
@@ -105,24 +98,21 @@ def load_state(model: nn.Module, tensors: dict[str, Tensor], source: str) -> Non
     Args:
         source: The file they come from, for the message.
     """
-    own = model.state_dict()
-    missing = [name for name in own if name not in tensors]
-    unexpected = [name for name in tensors if name not in own]
-    wrong = [
-        f"{name} {tuple(tensors[name].shape)} for {tuple(own[name].shape)}"
-        for name in own
-        if name in tensors and tensors[name].shape != own[name].shape
-    ]
-    problems = [
-        f"{len(found)} {what} ({', '.join(found[:3])}{', …' if len(found) > 3 else ''})"
-        for found, what in ((missing, "missing"), (unexpected, "unexpected"), (wrong, "with another shape"))
-        if found
-    ]
-    if problems:
-        raise MicronetError(f"the tensors of {source} do not fit the network: {'; '.join(problems)}")
-    state = OrderedDict(tensors)
-    state._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]  # torch has no public way to pass module versions on
+    own, state = model.state_dict(), OrderedDict(tensors)
+    _check_fit(own, state, source)
+    state._metadata = own._metadata  # type: ignore[attr-defined]  # torch has no public way to pass module versions on
     model.load_state_dict(state)
+
+
+def check_builds(artifact: Artifact) -> None:
+    """Build an artifact's network by its spec and history; raise MicronetError if that gives another network."""
+    name = artifact.spec.name
+    try:
+        with torch.random.fork_rng(devices=[]):
+            built = _replay(build_model(artifact.spec, trusted=True), artifact.history, name)
+        _check_fit(built.state_dict(), artifact.model.state_dict(), "the network to save")
+    except MicronetError as error:
+        raise MicronetError(f"build={name!r} does not build this network: {error}") from error
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], key: str, header: dict[str, Any]) -> None:
@@ -143,38 +133,57 @@ def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that affect a model's results."""
     found = {"python": platform.python_version(), "micronet": micronet_version()}
     for package in _PACKAGES:
-        try:
+        with suppress(PackageNotFoundError):
             found[package] = version(package)
-        except PackageNotFoundError:
-            continue
     return found
 
 
 def _build_network(spec: ModelSpec, model: str | nn.Module | None, trust_code: bool) -> nn.Module:
     if isinstance(model, nn.Module):
         return model
-    if model is not None and not spec.runs_user_code:
-        if model != spec.name:
-            raise MicronetError(f"this artifact holds a {spec.name}, not a {model}; leave --model out")
-        return build_model(spec)
-    if model is not None:
+    if model is None:
+        return build_model(spec, trusted=trust_code)
+    if spec.runs_user_code:
         check_same_code(make_spec(model), spec)
-        trust_code = True
-        spec = replace(spec, name=model)  # the file may have moved; its text is the same
-    return build_model(spec, trusted=trust_code)
+        return build_model(replace(spec, name=model), trusted=True)  # the file may have moved; its text is the same
+    if model != spec.name:
+        raise MicronetError(f"this artifact holds a {spec.name}, not a {model}; drop --model")
+    return build_model(spec)
 
 
-def _restore(path: Path, network: nn.Module, record: StageRecord) -> nn.Module:
-    if record.stage not in registry.STAGES:
-        raise MicronetError(f"{path}: {unknown('stage', record.stage, registry.STAGES)}")
-    stage = registry.load_object(registry.STAGES[record.stage].stage)
-    try:
-        restored: nn.Module = stage.restore(network, record)
-    except (KeyError, AttributeError, TypeError, ValueError) as error:
-        raise MicronetError(
-            f"{path} is damaged: its {record.stage} record does not fit the network ({error}); create it again"
-        ) from error
-    return restored
+def _replay(network: nn.Module, history: list[StageRecord], source: str) -> nn.Module:
+    """Return the network with the structure that its history records."""
+    for record in history:
+        if record.stage not in registry.STAGES:
+            raise MicronetError(f"{source}: {unknown('stage', record.stage, registry.STAGES)}")
+        stage = registry.load_object(registry.STAGES[record.stage].stage)
+        try:
+            network = stage.restore(network, record)
+        except (KeyError, AttributeError, TypeError, ValueError) as error:
+            raise MicronetError(
+                f"{source} is damaged: its {record.stage} record does not fit the network ({error}); create it again"
+            ) from error
+    return network
+
+
+def _check_fit(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source: str) -> None:
+    """Raise MicronetError unless tensors have the names and shapes of a network's own."""
+    problems = {
+        "missing": [name for name in own if name not in tensors],
+        "unexpected": [name for name in tensors if name not in own],
+        "with another shape": [
+            f"{name} {tuple(tensors[name].shape)} for {tuple(own[name].shape)}"
+            for name in own
+            if name in tensors and tensors[name].shape != own[name].shape
+        ],
+    }
+    found = [
+        f"{len(names)} {problem} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
+        for problem, names in problems.items()
+        if names
+    ]
+    if found:
+        raise MicronetError(f"the tensors of {source} do not fit the network: {'; '.join(found)}")
 
 
 def _untie(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -187,6 +196,5 @@ def _untie(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]
         if tensor.numel() and memory in stored:
             tied[name] = stored[memory]
         else:
-            stored[memory] = name
-            tensors[name] = tensor
+            stored[memory], tensors[name] = name, tensor
     return tensors, tied

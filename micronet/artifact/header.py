@@ -26,7 +26,7 @@ class Header:
         model: A ModelSpec as JSON.
         metrics: What was measured before it was written.
         data: A DataSpec as JSON, or None.
-        command: The command line that made it.
+        command: The command line that made it, in files of earlier versions.
         tied: Tensors that share memory with another one -> the name that one is stored under.
     """
 

@@ -47,9 +47,7 @@ class ModelSpec:
             if not isinstance(spec.name, str) or not isinstance(spec.args, dict):
                 raise TypeError("its name or arguments")
         except TypeError as error:
-            raise MicronetError(
-                f"the file's model record is damaged ({error}); create the file again"
-            ) from error
+            raise MicronetError(f"the file's model record is damaged ({error}); create the file again") from error
         return spec
 
     def to_json(self) -> dict[str, Any]:
@@ -66,7 +64,7 @@ def make_spec(name: str, args: dict[str, Any] | None = None) -> ModelSpec:
         source = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise MicronetError(f"--model {name}: {file} cannot be read ({error})") from error
-    return ModelSpec(name, args or {}, source, hashlib.sha256(source.encode()).hexdigest())
+    return ModelSpec(name, args or {}, source, _sha256(source))
 
 
 def check_same_code(named: ModelSpec, recorded: ModelSpec) -> None:
@@ -139,7 +137,7 @@ def _user_factory(spec: ModelSpec) -> Callable[..., Any]:
             if file is None:
                 module = import_module(spec.name.partition(":")[0])
             else:
-                module = _run(spec.source or "", f"{file.name}:{(spec.sha256 or '')[:8]}")
+                module = _module_of(spec, f"{file.name}:{(spec.sha256 or '')[:8]}")
     except Exception as error:
         raise MicronetError(f"the code of model {spec.name} failed: {type(error).__name__}: {error}; fix it") from error
     try:
@@ -161,8 +159,17 @@ def _split(name: str) -> tuple[Path | None, str]:
     return (Path(module) if module.endswith(".py") else None), attribute
 
 
-def _run(source: str, title: str) -> ModuleType:
+def _module_of(spec: ModelSpec, title: str) -> ModuleType:
+    """Return a user's file as a module: the script that is running now, if it is that, otherwise run its text."""
+    running = sys.modules["__main__"]
+    script = Path(getattr(running, "__file__", None) or "")
+    if script.is_file() and _sha256(script.read_text(encoding="utf-8", errors="replace")) == spec.sha256:
+        return running
     module = ModuleType(f"micronet_user:{title}")
     sys.modules[module.__name__] = module  # dataclasses and typing look up a class's module there
-    exec(compile(source, title, "exec"), module.__dict__)
+    exec(compile(spec.source or "", title, "exec"), module.__dict__)
     return module
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,5 +1,7 @@
 import json
 import struct
+import subprocess
+import sys
 from contextlib import suppress
 
 import pytest
@@ -7,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+import micronet
 from micronet.artifact.artifact import Artifact, load, save
 from micronet.artifact.header import read_header
 from micronet.artifact.history import StageRecord
@@ -54,8 +57,7 @@ def test_save_and_load_is_bit_exact(tmp_path, network, chain, q_level, q_type):
     spec = ModelSpec(*NETWORKS[network])
     model, records = through(build_model(spec), chain, q_type=q_type, q_level=q_level)
     path = tmp_path / "a.safetensors"
-    save(Artifact(model, spec, records, {"accuracy": 0.5}, None, 3), path, "micronet quantize a.safetensors")
-    assert read_header(path)[0].command == "micronet quantize a.safetensors"
+    save(Artifact(model, spec, records, {"accuracy": 0.5}, None, 3), path)
     again = load(path)
     assert again.history == records
     assert (again.metrics, again.seed) == ({"accuracy": 0.5}, 3)
@@ -94,6 +96,58 @@ def test_tied_tensors_are_stored_once_and_tied_again(tmp_path):
     again = load(path, Tied()).model
     assert again.second.weight is again.first.weight
     assert torch.equal(again.first.weight, model.first.weight)
+
+
+NETWORKS_OF_A_USER = """from torch import nn
+class Net(nn.Sequential):
+    def __init__(self, width=4):
+        super().__init__(nn.Conv2d(3, width, 1), nn.BatchNorm2d(width))
+class Other(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Conv2d(3, 5, 1))
+"""
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        ("net.py:Other", "does not build this network"),
+        ("net.py", "unknown model 'net.py'"),
+        ("net.py:Ne", "unknown factory"),
+        ("nin", "does not build this network"),
+        ("net.py:Net", None),
+    ],
+)
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_saved_network_can_be_built_again(tmp_path, monkeypatch, build, message, fused):
+    (tmp_path / "net.py").write_text(NETWORKS_OF_A_USER)
+    monkeypatch.chdir(tmp_path)
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).eval()
+    network = micronet.fuse(network) if fused else network
+    path, state = tmp_path / "a.safetensors", torch.get_rng_state()
+    if message is None:
+        micronet.save(network, path, build=build)
+        assert torch.equal(torch.get_rng_state(), state)
+        assert len(list(micronet.load(path, "net.py:Net").model.parameters())) == (2 if fused else 4)
+    else:
+        with pytest.raises(MicronetError, match=message):
+            micronet.save(network, path, build=build)
+        assert not path.exists()
+
+
+def test_a_script_can_save_a_network_that_it_defines(tmp_path):
+    """The script is not run again to check the network, even if it does not guard its main part."""
+    script = tmp_path / "net.py"
+    script.write_text(
+        f"{NETWORKS_OF_A_USER}\nimport micronet\nprint('running')\n"
+        "micronet.save(Net(6), 'a.safetensors', build='net.py:Net', args={'width': 6})\n"
+        "micronet.save(Net(6), 'b.safetensors', build='net.py:Net')\n"
+    )
+    done = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout == "running\n"
+    assert "does not build this network" in done.stderr
+    assert (tmp_path / "a.safetensors").exists()
+    assert not (tmp_path / "b.safetensors").exists()
 
 
 def _artifact(tmp_path):
