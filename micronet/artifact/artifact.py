@@ -93,11 +93,7 @@ def load(path: Path, model: str | nn.Module | None = None, *, trust_code: bool =
 
 
 def load_state(model: nn.Module, tensors: dict[str, Tensor], source: str) -> None:
-    """Load tensors into a model; raise MicronetError unless all names and shapes match.
-
-    Args:
-        source: The file they come from, for the message.
-    """
+    """Load the tensors of a file, ``source``, into a model; raise MicronetError unless all names and shapes match."""
     own, state = model.state_dict(), OrderedDict(tensors)
     _check_fit(own, state, source)
     state._metadata = own._metadata  # type: ignore[attr-defined]  # torch has no public way to pass module versions on
@@ -118,8 +114,7 @@ def check_builds(artifact: Artifact) -> None:
 def write_tensors(path: Path, tensors: dict[str, Tensor], key: str, header: dict[str, Any]) -> None:
     """Write a safetensors file with one metadata entry, ``key``, that holds a JSON header.
 
-    Raises:
-        FailedError: The file could not be written; an earlier file at ``path`` is unchanged.
+    Raises FailedError if that fails; an earlier file at ``path`` is then unchanged.
     """
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps(header, sort_keys=True)

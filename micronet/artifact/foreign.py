@@ -3,6 +3,7 @@
 Only tensors are read (``weights_only``); a pickle that would run code is refused.
 """
 
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -51,12 +52,12 @@ def preprocessing(name: str, mean: str | None, std: str | None) -> DataSpec:
     """Return the preprocessing that a network expects: the given one, ImageNet's for torchvision, or unknown."""
     if (mean is None) != (std is None):
         raise MicronetError("--mean and --std go together; give both")
-    if mean is not None and std is not None:
-        means, stds = _numbers(mean, "--mean"), _numbers(std, "--std")
-        if len(means) != len(stds) or min(stds) <= 0:
-            raise MicronetError("--mean and --std need one number per channel, and each --std must be above 0")
-        return DataSpec(mean=means, std=stds)
-    return DataSpec(**IMAGENET) if name.startswith(TORCHVISION) else DataSpec()  # type: ignore[arg-type]
+    if mean is None or std is None:
+        return DataSpec(**IMAGENET) if name.startswith(TORCHVISION) else DataSpec()  # type: ignore[arg-type]
+    means, stds = _numbers(mean, "--mean"), _numbers(std, "--std")
+    if len(means) != len(stds) or min(stds) <= 0:
+        raise MicronetError("--mean and --std need one number per channel, and each --std must be above 0")
+    return DataSpec(mean=means, std=stds)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -102,15 +103,14 @@ def _by_position(tensors: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str
         raise MicronetError(
             "the weights do not have the layers of the original micronet's network; give another --model"
         )
+    foreign = dict(zip(chain(*ours), chain(*theirs), strict=True))
     renamed = {}
-    for ours_of_kind, theirs_of_kind in zip(ours, theirs, strict=True):
-        for mine, foreign in zip(ours_of_kind, theirs_of_kind, strict=True):
-            for name in own:
-                owner, _, leaf = name.rpartition(".")
-                if owner == mine and f"{foreign}.{leaf}" in tensors:
-                    renamed[name] = tensors[f"{foreign}.{leaf}"]
-                elif owner == mine and leaf == "num_batches_tracked":
-                    renamed[name] = own[name]
+    for name, tensor in own.items():
+        owner, _, leaf = name.rpartition(".")
+        if f"{foreign[owner]}.{leaf}" in tensors:
+            renamed[name] = tensors[f"{foreign[owner]}.{leaf}"]
+        elif leaf == "num_batches_tracked":
+            renamed[name] = tensor
     return renamed
 
 

@@ -16,6 +16,15 @@ from micronet.errors import MicronetError
 FORMAT = 1
 KEY = "micronet"
 LARGEST_HEADER = 100_000_000  # the format's own limit, in bytes
+_IMPORT = "(import it with: micronet import --model NAME --weights {path})"
+# A file's first bytes -> what it seems to be.
+_SIGNATURES = {
+    b"PK\x03\x04": f"a PyTorch or zip file {_IMPORT}",
+    b"\x80": f"a pickle {_IMPORT}",
+    b"\x89PNG": "a PNG image",
+    b"\xff\xd8": "a JPEG image",
+    b"\x08": "an ONNX file",
+}
 
 
 @dataclass(frozen=True)
@@ -72,20 +81,19 @@ def read_header(path: Path) -> tuple[Header, dict[str, TensorInfo]]:
         MicronetError: The file is damaged or not an artifact; the message says what it seems to be.
     """
     raw, data_bytes = _read_raw(path)
+    metadata = raw.pop("__metadata__", None) or {}
     try:
         tensors = {
-            name: TensorInfo(entry["dtype"], tuple(entry["shape"]), entry["data_offsets"][1] - entry["data_offsets"][0])
+            name: TensorInfo(entry["dtype"], tuple(entry["shape"]), _size(*entry["data_offsets"]))
             for name, entry in raw.items()
-            if name != "__metadata__"
         }
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise MicronetError(f"{path} has a damaged tensor table ({error}); create it again") from error
     expected = sum(info.size_bytes for info in tensors.values())
     if data_bytes != expected:
         raise MicronetError(
             f"{path} is truncated or damaged: it has {data_bytes:,} bytes of tensors, not {expected:,}; copy it again"
         )
-    metadata = raw.get("__metadata__") or {}
     if KEY not in metadata:
         raise MicronetError(
             f"{path} is a safetensors file that micronet did not write; import it with: "
@@ -117,36 +125,18 @@ def _read_raw(path: Path) -> tuple[dict[str, Any], int]:
             if not 2 <= length <= min(LARGEST_HEADER, size - 8):
                 raise ValueError("it has no header")
             raw = json.loads(file.read(length))
-        for name, entry in raw.items():
-            if name != "__metadata__":
-                begin, end = entry["data_offsets"]
-                if not 0 <= begin <= end:
-                    raise ValueError("wrong offsets")
+            if not isinstance(raw, dict):
+                raise ValueError("its header is not an object")
         return raw, size - 8 - length
     except OSError as error:
         raise MicronetError(f"{path} cannot be read: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise MicronetError(f"{path} is {_describe_file(path)}, not an artifact (.safetensors)") from error
+    except (ValueError, RecursionError) as error:
+        kind = "an empty file" if not start else "truncated, damaged or another kind of file"
+        kind = next((kind for signature, kind in _SIGNATURES.items() if start.startswith(signature)), kind)
+        raise MicronetError(f"{path} is {kind.format(path=path)}, not an artifact (.safetensors)") from error
 
 
-_SIGNATURES = [
-    (b"PK\x03\x04", "a PyTorch or zip file"),
-    (b"\x80", "a pickle"),
-    (b"\x89PNG", "a PNG image"),
-    (b"\xff\xd8", "a JPEG image"),
-    (b"\x08", "an ONNX file"),
-]
-
-
-def _describe_file(path: Path) -> str:
-    """Return what a file seems to be, by its first bytes."""
-    with path.open("rb") as file:
-        start = file.read(8)
-    if not start:
-        return "an empty file"
-    for signature, description in _SIGNATURES:
-        if start.startswith(signature):
-            if signature in (b"PK\x03\x04", b"\x80"):
-                return f"{description} (import it with: micronet import --model NAME --weights {path})"
-            return description
-    return "truncated, damaged or another kind of file"
+def _size(begin: int, end: int) -> int:
+    if not 0 <= begin <= end:
+        raise ValueError("wrong offsets")
+    return end - begin

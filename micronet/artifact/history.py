@@ -1,6 +1,5 @@
-"""What was done to a model, in order."""
+"""What was done to a model."""
 
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -22,8 +21,3 @@ class StageRecord:
     def to_json(self) -> dict[str, Any]:
         """Return the record as a JSON object."""
         return asdict(self)
-
-
-def names(history: Iterable[str]) -> str:
-    """Join stage names into one line: ``train -> quantize -> bn-fuse``."""
-    return " -> ".join(history)

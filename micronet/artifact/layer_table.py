@@ -1,10 +1,10 @@
 """An artifact's layers as a table, from its header alone."""
 
+import math
 from typing import Any, NamedTuple
 
 from micronet.artifact.header import Header, TensorInfo
 
-_PARAMETERS = ("weight", "bias")
 _SLOT_SUFFIX = "_quantizer"
 
 
@@ -23,7 +23,8 @@ def layer_table(header: Header, tensors: dict[str, TensorInfo]) -> list[LayerRow
     described: dict[str, dict[str, Any]] = {}
     for record in header.history:
         for module, slots in record.result.get("quantizers", {}).items():
-            described.setdefault(module, {}).update(_by_slot(slots))
+            # bn-fuse records only the weight's quantizer
+            described.setdefault(module, {}).update({"weight_quantizer": slots} if "scheme" in slots else slots)
     modules: dict[str, dict[str, TensorInfo]] = {}
     for name, info in tensors.items():
         owner, leaf = _owner(name)
@@ -32,7 +33,7 @@ def layer_table(header: Header, tensors: dict[str, TensorInfo]) -> list[LayerRow
         LayerRow(
             name,
             "x".join(map(str, own["weight"].shape)) if "weight" in own else "",
-            sum(_elements(own[leaf]) for leaf in _PARAMETERS if leaf in own),
+            sum(math.prod(own[leaf].shape) for leaf in ("weight", "bias") if leaf in own),
             sum(info.size_bytes for info in own.values()),
             ", ".join(
                 f"{slot.removesuffix(_SLOT_SUFFIX)} {describe_slot(quantizer)}"
@@ -46,22 +47,13 @@ def layer_table(header: Header, tensors: dict[str, TensorInfo]) -> list[LayerRow
 def _owner(name: str) -> tuple[str, str]:
     """Split a tensor's name into module and rest; a quantizer's tensors belong to the module that holds it."""
     parts = name.split(".")
-    for index, part in enumerate(parts):
-        if part.endswith(_SLOT_SUFFIX):
-            return ".".join(parts[:index]), ".".join(parts[index:])
-    return ".".join(parts[:-1]), parts[-1]
-
-
-def _by_slot(described: dict[str, Any]) -> dict[str, Any]:
-    """Return slot -> description; the bn-fuse record holds only the weight's description."""
-    return {"weight_quantizer": described} if "scheme" in described else described
+    end = next((index for index, part in enumerate(parts) if part.endswith(_SLOT_SUFFIX)), len(parts) - 1)
+    return ".".join(parts[:end]), ".".join(parts[end:])
 
 
 def describe_slot(quantizer: dict[str, Any]) -> str:
     """Return a recorded quantizer in a few words: ``8-bit sym signed per channel``, ``sign``."""
-    words = []
-    if "bits" in quantizer:
-        words.append(f"{quantizer['bits']}-bit")
+    words = [f"{quantizer['bits']}-bit"] if "bits" in quantizer else []
     if quantizer["scheme"] != "iao":
         words.append(quantizer["scheme"])
     if "symmetric" in quantizer:
@@ -71,13 +63,6 @@ def describe_slot(quantizer: dict[str, Any]) -> str:
     if "axis" in quantizer:
         words.append("per channel" if quantizer["axis"] is not None else "per tensor")
     return " ".join(words)
-
-
-def _elements(info: TensorInfo) -> int:
-    total = 1
-    for size in info.shape:
-        total *= size
-    return total
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
