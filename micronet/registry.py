@@ -35,11 +35,11 @@ MODELS = {
 }
 
 DATA = {
-    "digits": "micronet.data.sources:digits",
-    "cifar10": "micronet.data.sources:cifar10",
-    "cifar100": "micronet.data.sources:cifar100",
-    "mnist": "micronet.data.sources:mnist",
-    "fashion-mnist": "micronet.data.sources:fashion_mnist",
+    "digits": "micronet.data.load:digits",
+    "cifar10": "micronet.data.load:cifar10",
+    "cifar100": "micronet.data.load:cifar100",
+    "mnist": "micronet.data.load:mnist",
+    "fashion-mnist": "micronet.data.load:fashion_mnist",
 }
 
 SCHEMES = {

@@ -8,10 +8,9 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from PIL import Image
 
 from micronet.data.dataset import DataSource
-from micronet.data.image_files import SUFFIXES, FileSplit, list_images
+from micronet.data.image_files import SUFFIXES, FileSplit, list_images, open_image
 from micronet.errors import MicronetError
 
 
@@ -68,11 +67,8 @@ def _read(part: Path, classes: list[str], size: int) -> FileSplit:
 
 def _first_size(part: Path, classes: list[str]) -> int:
     for path in itertools.chain.from_iterable(list_images(part / name) for name in classes):
-        try:
-            with Image.open(path) as image:
-                width, height = image.size
-        except OSError as error:
-            raise MicronetError(f"{path} cannot be read as an image ({error}); fix or remove it") from error
+        with open_image(path) as image:
+            width, height = image.size
         if width != height:
             raise MicronetError(
                 f"{path} is {width}x{height}, not square; add --image-size N to resize and crop images to N x N"

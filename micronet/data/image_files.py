@@ -145,19 +145,21 @@ def list_images(place: Path) -> list[Path]:
     return sorted(found)
 
 
-def decode(path: Path, size: int) -> Tensor:
-    """Read an image file as (size, size, 3) uint8 RGB: shorter side resized, then centre-cropped.
-
-    Raises MicronetError if the file is not a readable image.
-    """
+@contextmanager
+def open_image(path: Path) -> Iterator[Image.Image]:
+    """Open an image file; in this context, raise MicronetError if the file is not a readable image."""
     try:
         with Image.open(path) as image:
-            rgb = _eight_bits(ImageOps.exif_transpose(image)).convert("RGB")
-            if rgb.size != (size, size):
-                rgb = _square(rgb, size)
-            return torch.from_numpy(np.array(rgb))
+            yield image
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise MicronetError(f"{path} cannot be read as an image ({error}); fix or remove it") from error
+
+
+def decode(path: Path, size: int) -> Tensor:
+    """Read an image file as (size, size, 3) uint8 RGB: shorter side resized, then centre-cropped."""
+    with open_image(path) as image:
+        rgb = _eight_bits(ImageOps.exif_transpose(image)).convert("RGB")
+        return torch.from_numpy(np.array(rgb if rgb.size == (size, size) else _square(rgb, size)))
 
 
 def image_memory() -> int:

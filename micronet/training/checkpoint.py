@@ -8,16 +8,18 @@ import json
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import Tensor
 
 from micronet.artifact.artifact import load_state, write_tensors
 from micronet.core.files import remove_leftovers
 from micronet.errors import FailedError, MicronetError
-from micronet.training.step import TrainStep
+
+if TYPE_CHECKING:
+    from micronet.training.step import TrainStep
 
 _KEY = "micronet-checkpoint"
 _HEADER_TYPES = {"identity": dict, "reached": dict, "groups": list, "numbers": dict}
@@ -56,19 +58,23 @@ class TrainState:
 
 @dataclass
 class Checkpoint:
-    """A checkpoint file. ``identity``: settings, data and history, which must be the same to resume."""
+    """A checkpoint file.
+
+    ``identity``: settings, data and history, which must be the same to resume. ``best``: the best weights so far.
+    ``saved_s``: the time of the last save, or of this object's creation, in seconds of ``time.monotonic``.
+    """
 
     path: Path
     identity: dict[str, Any]
-    _best: dict[str, Tensor] = field(default_factory=dict)
-    _saved: float = field(default_factory=time.monotonic)
+    best: dict[str, Tensor] = field(default_factory=dict)
+    saved_s: float = field(default_factory=time.monotonic)
 
     @classmethod
     def beside(cls, output: Path, identity: dict[str, Any]) -> "Checkpoint":
         """Return the checkpoint that belongs to an artifact's path."""
-        return cls(output.with_name(f"{output.stem}.checkpoint.safetensors"), identity)
+        return cls(output.with_suffix(".checkpoint.safetensors"), identity)
 
-    def begin(self, step: TrainStep, *, resume: bool, force: bool) -> TrainState:
+    def begin(self, step: "TrainStep", *, resume: bool, force: bool) -> TrainState:
         """Load a checkpoint into a step's model and optimizer if ``resume``; return the state to train from.
 
         Raises MicronetError if there is a checkpoint and neither ``resume`` nor ``force``, or if it cannot be resumed.
@@ -85,7 +91,7 @@ class Checkpoint:
         self.remove()
         return TrainState()
 
-    def save(self, step: TrainStep, state: TrainState, *, best: bool = False) -> None:
+    def save(self, step: "TrainStep", state: TrainState, *, best: bool = False) -> None:
         """Write the checkpoint; ``best`` marks these weights as the best so far.
 
         Raises FailedError if it could not be written; an earlier checkpoint is still complete.
@@ -93,9 +99,9 @@ class Checkpoint:
         state.scaler = step.scaler.state_dict()
         weights, optimizer_state = step.model.state_dict(), step.optimizer.state_dict()
         if best:
-            self._best = {name: tensor.detach().clone() for name, tensor in weights.items()}
+            self.best = {name: tensor.detach().clone() for name, tensor in weights.items()}
         tensors = {f"model.{name}": tensor for name, tensor in weights.items()}
-        tensors |= {f"best.{name}": tensor for name, tensor in self._best.items()}
+        tensors |= {f"best.{name}": tensor for name, tensor in self.best.items()}
         numbers: dict[str, dict[str, Any]] = {}
         for index, slots in optimizer_state["state"].items():
             for name, value in slots.items():
@@ -109,7 +115,7 @@ class Checkpoint:
             "groups": optimizer_state["param_groups"],
             "numbers": numbers,
         }
-        self._saved = time.monotonic()
+        self.saved_s = time.monotonic()
         distinct = {name: tensor.clone() for name, tensor in tensors.items()}  # safetensors refuses shared memory
         try:
             write_tensors(self.path, distinct, _KEY, header)
@@ -119,20 +125,11 @@ class Checkpoint:
                 advice = "the previous checkpoint is complete: free some space, then add --resume"
             raise FailedError(f"{error}; {advice}") from error
 
-    @property
-    def age_s(self) -> float:
-        """Seconds since the last save, or since this object was created."""
-        return time.monotonic() - self._saved
-
-    def load_best(self, model: nn.Module) -> None:
-        """Load the best weights into the model."""
-        model.load_state_dict(self._best)
-
     def remove(self) -> None:
         """Delete the file if it exists."""
         self.path.unlink(missing_ok=True)
 
-    def _load(self, step: TrainStep) -> TrainState:
+    def _load(self, step: "TrainStep") -> TrainState:
         try:
             with safe_open(self.path, "pt") as file:
                 header = json.loads((file.metadata() or {})[_KEY])
@@ -149,7 +146,7 @@ class Checkpoint:
                 "or add --force to start over"
             )
         load_state(step.model, _without_prefix("model.", tensors), str(self.path))
-        self._best = _without_prefix("best.", tensors)
+        self.best = _without_prefix("best.", tensors)
         _load_optimizer(step.optimizer, header, _without_prefix("optimizer.", tensors))
         return state
 

@@ -53,10 +53,10 @@ class TrainConfig(Settings):
     def to_json(self) -> dict[str, Any]:
         """Return the fields as a JSON object, without those that took no part."""
         fields = {**super().to_json(), "lr": self.peak_lr}
-        fields = {name: value for name, value in fields.items() if name not in UNUSED or value != UNUSED[name]}
-        if self.distill is None:
-            return {name: value for name, value in fields.items() if name not in DISTILLATION}
-        return {**fields, "distill": str(self.distill)}
+        if self.distill is not None:
+            fields["distill"] = str(self.distill)
+        unused = UNUSED if self.distill is not None else UNUSED | {name: fields[name] for name in DISTILLATION}
+        return {name: value for name, value in fields.items() if name not in unused or value != unused[name]}
 
 
 def learning_rate(config: TrainConfig, step: int, steps: int) -> float:

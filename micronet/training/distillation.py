@@ -32,21 +32,16 @@ class Teacher:
         return scores
 
     def blend(self, loss: Tensor, scores: Tensor, inputs: Tensor) -> Tensor:
-        """Return the loss with the teacher's part included.
+        """Return the student's loss from labels with the teacher's part included.
 
-        Args:
-            loss: The student's loss from the labels.
-            scores: The student's scores, (N, K).
-            inputs: What both networks are given, (N, C, H, W).
-
-        Raises:
-            MicronetError: The teacher's scores have another shape.
+        ``scores``: the student's, (N, K); ``inputs``: of both networks, (N, C, H, W). Raises MicronetError if the
+        teacher's scores have another shape.
         """
         targets = self.scores(inputs)
         if targets.shape != scores.shape:
             raise MicronetError(
-                f"the teacher's scores have shape {tuple(targets.shape)}, the student's {tuple(scores.shape)}; "
-                "give a teacher with the student's classes to --distill"
+                f"the teacher's scores have shape {tuple(targets.shape)}, but the student's have "
+                f"{tuple(scores.shape)}; give --distill a teacher with the student's classes"
             )
         divergence = F.kl_div(
             F.log_softmax(scores / self.temperature, 1),
@@ -61,9 +56,7 @@ def load_teacher(config: TrainConfig, student: Artifact, spec: DataSpec, device:
     """Load the teacher that a config names; return None if it names none.
 
     A teacher built by the same code as the student, which the user already trusts, needs no further permission.
-
-    Raises:
-        MicronetError: The teacher expects other images than the student gets.
+    Raises MicronetError if the teacher expects other images than the student gets.
     """
     if config.distill is None:
         return None
@@ -74,8 +67,8 @@ def load_teacher(config: TrainConfig, student: Artifact, spec: DataSpec, device:
         own = getattr(expected, name)
         if own is not None and own != getattr(spec, name):
             raise MicronetError(
-                f"--distill {config.distill} was trained with {name} {own}, but the student's data have "
-                f"{getattr(spec, name)}; give a teacher that was trained on the same data and preprocessing"
+                f"--distill {config.distill} was trained with {name} {own}, but the student's data set has "
+                f"{getattr(spec, name)}; give a teacher that was trained with the same data and preprocessing"
             )
     model = teacher.model.eval().to(device)
     return Teacher(model.to(memory_format=inference_format(model)), config.distill_weight, config.temperature)

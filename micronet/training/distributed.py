@@ -5,6 +5,7 @@ all functions here do nothing, so callers need not check.
 """
 
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -47,7 +48,10 @@ def process_group(report: Callable[[Exception], int]) -> Iterator[None]:
     except FailedError as error:
         raise ProcessExitError(report(error)) from error
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Grad strides do not match")  # 1x1 kernels have two layouts
+            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated")  # torch 2.9 lacks its successor
+            yield
     except USER_ERRORS as error:
         raise ProcessExitError(_report_once(error, report, store)) from error
     except RuntimeError as error:

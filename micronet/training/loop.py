@@ -82,7 +82,7 @@ class Trainer:
         self._report_start(state)
         self._train(step, checkpoint, state)
         if distributed.rank() == 0:
-            checkpoint.load_best(self.model)  # the file stays until the artifact is saved
+            self.model.load_state_dict(checkpoint.best)  # the file stays until the artifact is saved
         distributed.broadcast_state(self.model)
         return self._chosen(state.rows)
 
@@ -108,7 +108,7 @@ class Trainer:
 
     def _train(self, step: TrainStep, checkpoint: Checkpoint, state: TrainState) -> None:
         """Train the remaining epochs."""
-        log = MetricsLog(self.context.output, state.rows)
+        log = MetricsLog(self.context.output)
         while state.epoch <= self.config.epochs and not self._out_of_patience(state.rows):
             start = time.perf_counter()
             row = {"epoch": state.epoch, **self._train_epoch(step, checkpoint, state)}
@@ -119,11 +119,10 @@ class Trainer:
             state.end_epoch(row)
             if distributed.rank() == 0:
                 checkpoint.save(step, state, best=self._chosen(state.rows) is row)
-            log.append(row)
+                log.write(state.rows)
             self.context.progress.line(_summary(state.rows, self.config.epochs))
             if state.epoch <= self.config.epochs and self._is_past_deadline():
                 raise self._stopped(state)
-        log.close()
 
     def _out_of_patience(self, rows: list[dict[str, Any]]) -> bool:
         since = len(rows) - self._chosen(rows)["epoch"] if rows else 0
@@ -169,13 +168,13 @@ class Trainer:
                 self.context.progress.step(f"epoch {epoch}/{config.epochs}", state.step, steps, **numbers)
                 if state.step < steps:
                     self._save_if_due(step, checkpoint, state)
-        speed = (state.images - before) / (time.perf_counter() - started)
         return {"loss": state.loss / state.images, "images_per_s": round(speed, 1)}
 
     def _save_if_due(self, step: TrainStep, checkpoint: Checkpoint, state: TrainState) -> None:
         """Write a checkpoint if the last one is old enough; at the deadline write one and raise StoppedError."""
         late = self._is_past_deadline()
-        if distributed.rank() == 0 and (late or checkpoint.age_s >= 60 * self.context.checkpoint_minutes):
+        due = time.monotonic() - checkpoint.saved_s >= 60 * self.context.checkpoint_minutes
+        if distributed.rank() == 0 and (late or due):
             checkpoint.save(step, state)
         if late:
             raise self._stopped(state)

@@ -2,9 +2,8 @@
 
 import copy
 import math
-import warnings
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -78,7 +77,7 @@ class TrainStep:
         """
         self.optimizer.zero_grad(set_to_none=True)
         loss = torch.zeros((), device=self.device)
-        with synchronized_batch_norm(), self._first_warnings_hidden():
+        with synchronized_batch_norm():
             for (images, labels), left in zip(batches, reversed(range(len(sizes))), strict=True):
                 inputs = place_input(images, self.device, self._layout)
                 loss += self._backward(inputs, labels, share=len(labels) / sum(sizes), more_follow=left > 0)
@@ -115,17 +114,6 @@ class TrainStep:
     def _precision(self) -> torch.autocast:
         return torch.autocast(self.device.type, _DTYPES.get(self.config.amp), enabled=self.config.amp != "off")
 
-    @contextmanager
-    def _first_warnings_hidden(self) -> Iterator[None]:
-        """In the first step of several ranks, hide torch's warnings of what is intended here."""
-        if distributed.world_size() == 1 or isinstance(self._network, DistributedDataParallel):
-            yield
-            return
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Grad strides do not match")  # 1x1 kernels have two layouts
-            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated")  # torch 2.9 lacks its successor
-            yield
-
 
 class NotFiniteError(Exception):
     """The loss became NaN or infinite; ``layer`` is the first layer with such an output, or None."""
@@ -158,17 +146,13 @@ def first_non_finite(model: nn.Module, inputs: Tensor) -> str | None:
 
 def _data_parallel(network: Any, model: nn.Module, inputs: Tensor) -> DistributedDataParallel:
     """Wrap a network, compiled or not, so that gradients are averaged over ranks; ``inputs``: any valid input."""
-    return DistributedDataParallel(
-        network,
-        broadcast_buffers=False,  # buffers are equal on all ranks already, and some are replaced at every step
-        find_unused_parameters=_has_unused_parameters(model, inputs),
-    )
-
-
-def _has_unused_parameters(model: nn.Module, inputs: Tensor) -> bool:
-    """Return True if some parameters get no gradient, for example those of auxiliary heads."""
     with torch.random.fork_rng():
         trial = copy.deepcopy(model)
         scores = trial(inputs)
         (scores if isinstance(scores, Tensor) else scores[0]).sum().backward()
-    return any(parameter.requires_grad and parameter.grad is None for parameter in trial.parameters())
+    unused = any(parameter.requires_grad and parameter.grad is None for parameter in trial.parameters())
+    return DistributedDataParallel(
+        network,
+        broadcast_buffers=False,  # buffers are equal on all ranks already, and some are replaced at every step
+        find_unused_parameters=unused,  # for example those of auxiliary heads
+    )
