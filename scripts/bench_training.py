@@ -34,8 +34,7 @@ from micronet.data.batches import train_batches
 from micronet.data.load import load_data
 from micronet.models.build import ModelSpec, build_model
 from micronet.models.device import describe_machine
-from micronet.training.config import TrainConfig
-from micronet.training.context import RunContext
+from micronet.training.config import RunContext, TrainConfig
 from micronet.training.loop import Trainer
 
 BATCH = 64

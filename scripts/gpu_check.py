@@ -35,7 +35,7 @@ from micronet.quantization.calibrate import calibrate, observing
 from micronet.quantization.config import QuantConfig
 from micronet.quantization.quantize import quantize_model
 from micronet.training import distributed
-from micronet.training.context import TrainHooks
+from micronet.training.config import TrainHooks
 from tests.devices import mock
 from tests.devices.network import QUICK, batches, fit, trained
 from tests.devices.table import CPU, FLOAT, HALF, LEVEL, Check, Outcome, all_checks, changed, difference

@@ -30,7 +30,7 @@ from micronet.runtimes.onnxruntime import session_predictor
 from micronet.stages.inputs import image_shape, open_data, validation_accuracy
 from micronet.stages.prune import PruneSettings
 from micronet.stages.train import fit_stage, keep
-from micronet.training.context import RunContext
+from micronet.training.config import RunContext
 
 GRADIENT_BATCHES = 8
 BATCH = 64

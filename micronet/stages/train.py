@@ -26,7 +26,7 @@ from micronet.training.config import TrainConfig
 if TYPE_CHECKING:
     from micronet.artifact.artifact import Artifact
     from micronet.data.dataset import Dataset
-    from micronet.training.context import RunContext, TrainHooks
+    from micronet.training.config import RunContext, TrainHooks
 
 FINETUNING = TrainConfig(epochs=4, lr=0.005)
 
@@ -81,7 +81,7 @@ class SparseTrain(Stage):
 
         from micronet.pruning.groups import find_groups
         from micronet.stages.inputs import new_artifact, open_data
-        from micronet.training.context import TrainHooks
+        from micronet.training.config import TrainHooks
 
         run = run_context(config, context)
         dataset = open_data(config.data, context.source, run.seed)
@@ -119,7 +119,7 @@ class Finetune(Stage):
         """Train the artifact with its quantizers, if it has any, observing or frozen as they are."""
         from micronet.quantization.calibrate import frozen, is_frozen, observing
         from micronet.stages.inputs import open_data
-        from micronet.training.context import TrainHooks
+        from micronet.training.config import TrainHooks
 
         artifact = context.artifact
         run = run_context(config, context)
@@ -134,7 +134,7 @@ def run_context(config: Any, context: Context) -> "RunContext":
     import torch
 
     from micronet.models.device import pick_device
-    from micronet.training.context import RunContext
+    from micronet.training.config import RunContext
     from micronet.training.distributed import local_device
 
     run: RunConfig = config.run
@@ -171,7 +171,7 @@ def fit_stage(
     hooks: "TrainHooks | None" = None,
 ) -> "Artifact":
     """Train an artifact and record that as a stage."""
-    from micronet.training.context import NO_HOOKS
+    from micronet.training.config import NO_HOOKS
     from micronet.training.loop import fit_artifact
 
     hooks = hooks or NO_HOOKS

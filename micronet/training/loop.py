@@ -28,8 +28,7 @@ from micronet.evaluation.network import Predictor
 from micronet.models.device import memory_format
 from micronet.training import distributed
 from micronet.training.checkpoint import Checkpoint, TrainState
-from micronet.training.config import TrainConfig, learning_rate
-from micronet.training.context import NO_HOOKS, RunContext, TrainHooks
+from micronet.training.config import NO_HOOKS, RunContext, TrainConfig, TrainHooks, learning_rate
 from micronet.training.distillation import Teacher, load_teacher
 from micronet.training.log import MetricsLog
 from micronet.training.step import NotFiniteError, TrainStep, make_optimizer

@@ -47,7 +47,7 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
 
 @dataclass
 class TrainStep:
-    """A callable that takes one optimizer step; ``compiled`` and ``penalty`` are as in ``context``."""
+    """A callable that takes one optimizer step; ``compiled`` and ``penalty`` are as in ``config``."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer

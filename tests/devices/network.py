@@ -12,8 +12,7 @@ from micronet.data.dataset import Dataset, DataSource, DataSpec
 from micronet.data.split import MemorySplit
 from micronet.models.build import ModelSpec
 from micronet.models.layers import Add
-from micronet.training.config import TrainConfig
-from micronet.training.context import NO_HOOKS, RunContext, TrainHooks
+from micronet.training.config import NO_HOOKS, RunContext, TrainConfig, TrainHooks
 from micronet.training.loop import fit_artifact
 
 FACTORY = "tests.devices.network:tiny"

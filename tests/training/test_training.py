@@ -15,8 +15,7 @@ from micronet.errors import FailedError
 from micronet.models.build import ModelSpec
 from micronet.runtimes.config import RuntimeOptions
 from micronet.runtimes.torch import EagerPredictor
-from micronet.training.config import TrainConfig, learning_rate
-from micronet.training.context import RunContext
+from micronet.training.config import RunContext, TrainConfig, learning_rate
 from micronet.training.distillation import Teacher
 from micronet.training.loop import Trainer, fit_artifact
 from micronet.training.step import NotFiniteError, TrainStep, first_non_finite, make_optimizer
