@@ -107,7 +107,7 @@ def eval_batches(
 
 
 def draw_transforms(count: int, height: int, generator: torch.Generator, *, flip: bool) -> Tensor:
-    """Draw the augmentation of ``count`` images: (3, count) int64, top and left of the window, 1 to mirror it."""
+    """Draw the augmentation of ``count`` images, (3, count) int64: top and left of the window, 1 to mirror it."""
     corners = torch.randint(2 * _padding(height) + 1, (2, count), generator=generator)
     mirrored = torch.rand(count, generator=generator) < 0.5 if flip else torch.zeros(count, dtype=torch.bool)
     return torch.cat([corners, mirrored[None].long()])
@@ -119,11 +119,8 @@ def augment(images: Tensor, transforms: Tensor) -> Tensor:
     One look-up of windows crops the whole batch, which costs less than 1 % of a training step.
 
     Args:
-        images: (B, C, H, W) uint8, on the CPU.
+        images: (B, C, H, W) uint8, on the CPU; the result has channels-last memory.
         transforms: (3, B) from ``draw_transforms``.
-
-    Returns:
-        (B, C, H, W) uint8 in channels-last memory.
     """
     pixels = images.permute(0, 2, 3, 1).numpy()
     count, height, width, channels = pixels.shape
@@ -140,10 +137,9 @@ def augment(images: Tensor, transforms: Tensor) -> Tensor:
 
 
 class Augmentation(NamedTuple):
-    """Random changes of training images, drawn for a whole epoch at once, so that they do not depend on the ranks.
+    """Random changes of training images (B, C, H, W) uint8 of some height.
 
-    ``draw(count, height, generator)`` returns numbers (K, count), one column per image; ``apply(images, numbers)``
-    returns (B, C, H, W) uint8 images, changed by the numbers (K, B).
+    ``draw(count, height, generator)`` returns numbers (K, count), and ``apply(images, numbers)`` the changed images.
     """
 
     draw: Callable[[int, int, torch.Generator], Tensor]

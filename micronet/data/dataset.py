@@ -4,6 +4,7 @@ The best epoch is chosen on ``validation``, a seeded part of the training images
 Splits are read when first used, so ``evaluate`` never decodes training images.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -46,9 +47,7 @@ class DataSpec:
         try:
             return cls(**(value or {}))
         except TypeError as error:
-            raise MicronetError(
-                f"the file's record of its data set is damaged ({error}); create the file again"
-            ) from error
+            raise MicronetError(f"the file has a damaged record of its data set ({error}); create it again") from error
 
     def to_json(self) -> dict[str, Any]:
         """Return the spec as a JSON object."""
@@ -96,9 +95,7 @@ class Dataset:
         order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(self._partial.seed))
         count = max(1, round(len(whole) * VALIDATION_SHARE))
         if count >= len(whole):
-            raise MicronetError(
-                f"{len(whole)} training images are too few for a validation split; add images, or raise --limit"
-            )
+            raise MicronetError(f"{len(whole)} images are too few to train and validate on; add some, or raise --limit")
         return whole.subset(order[count:]), whole.subset(order[:count])
 
     @property
@@ -121,9 +118,10 @@ class Dataset:
         limit = self._partial.limit
         if limit is not None and limit < len(split):
             split = random_subset(split, limit, self._partial.seed)
-        if not isinstance(split, FileSplit) or split.size_bytes > self._cache_bytes:
+        size_bytes = len(split) * math.prod(split.image_shape)
+        if not isinstance(split, FileSplit) or size_bytes > self._cache_bytes:
             return split
-        self._cache_bytes -= split.size_bytes
+        self._cache_bytes -= size_bytes
         return split.with_cache()
 
 

@@ -42,9 +42,7 @@ def _class_names(part: Path) -> list[str]:
 
 def _read(part: Path, classes: list[str], size: int) -> FileSplit:
     if not part.is_dir():
-        raise MicronetError(
-            f"{part.parent} has no train/ folder, which this command needs; put images into {part}/CLASS/"
-        )
+        raise MicronetError(f"{part.parent} has no train/ folder; put the training images into {part}/CLASS/")
     if unknown := set(_class_names(part)) - set(classes):
         raise MicronetError(
             f"{part} has classes that are not among the training images: {', '.join(sorted(unknown)[:5])}; "
@@ -70,9 +68,7 @@ def _first_size(part: Path, classes: list[str]) -> int:
         with open_image(path) as image:
             width, height = image.size
         if width != height:
-            raise MicronetError(
-                f"{path} is {width}x{height}, not square; add --image-size N to resize and crop images to N x N"
-            )
+            raise MicronetError(f"{path} is {width}x{height}, not square; add --image-size N to resize and crop to NxN")
         return width
     raise _no_images(part)
 

@@ -49,11 +49,6 @@ class FileSplit(ImageSplit):
         self._cache: Tensor | None = None
         self._is_cached = torch.zeros(0, dtype=torch.bool)
 
-    @property
-    def size_bytes(self) -> int:
-        """Size of all decoded images."""
-        return len(self) * math.prod(self.image_shape)
-
     def subset(self, indices: Tensor) -> "FileSplit":
         """Return the images at ``indices`` as a split, which shares this one's cache."""
         part = copy.copy(self)
@@ -180,10 +175,7 @@ def image_memory() -> int:
 
 @contextmanager
 def _child_signals_untouched() -> Iterator[None]:
-    """Restore SIGCHLD's handler afterwards: torch's would raise a worker's death anywhere in the program.
-
-    The loader itself also notices a dead worker, within five seconds.
-    """
+    """Restore SIGCHLD's handler: torch's would raise a worker's death anywhere; its loader notices it in 5 seconds."""
     if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
         yield
         return

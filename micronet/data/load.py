@@ -7,10 +7,10 @@ sets once, into ``$MICRONET_DATA`` (default ``~/.cache/micronet``).
 import os
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from importlib import import_module, resources
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -42,15 +42,13 @@ def load_data(
     if place is None:
         raise MicronetError("the file does not record a data set; name one with --data (and --image-size if needed)")
     if name is None and ":" in place and not Path(place).exists():  # a file must not choose code to run
-        raise MicronetError(
-            f"the recorded data set comes from code, {place}, which runs only if you name it: add --data {place}"
-        )
+        raise MicronetError(f"the recorded data set {place} is code, which runs only if named: add --data {place}")
     size = image_size or like.image_size
     source = _open(place, size)
     if like.classes is not None and like.classes != source.classes:
         raise MicronetError(
             f"the network was trained on {_count(like.classes)}, but {place} has {_count(source.classes)}; "
-            "use data with the same classes, or train a network on these"
+            "use a data set with the same classes, or train a network on this one"
         )
     return Dataset(
         source,
@@ -85,7 +83,7 @@ def _npz(path: Path) -> Mapping[str, Any]:
         raise MicronetError(f"{path} cannot be read ({error.strerror or 'damaged'})") from error
     except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise MicronetError(
-            f"{path} is not a valid .npz file of plain arrays: it is damaged or pickled; save it again with numpy.savez"
+            f"{path} is not a valid .npz file: it is damaged or holds pickled objects; save it again with numpy.savez"
         ) from error
 
 
@@ -97,9 +95,7 @@ def _call(name: str) -> Mapping[str, Any]:
     except Exception as error:
         raise MicronetError(f"--data {name} failed: {type(error).__name__}: {error}") from error
     if not isinstance(result, Mapping):
-        raise MicronetError(
-            f"--data {name} returned a {type(result).__name__}; expected a dict of arrays like a .npz file's"
-        )
+        raise MicronetError(f"--data {name} returned a {type(result).__name__}; expected a dict of arrays")
     return result
 
 
@@ -109,16 +105,14 @@ def _count(classes: list[str]) -> str:
 
 def digits(image_size: int | None) -> DataSource:
     """Open the UCI handwritten digits: 8x8 scans of 17 grey levels, resized to 32x32 RGB by default."""
-    with resources.files("micronet.data").joinpath("digits.npz").open("rb") as file, np.load(file) as archive:
-        stored = {key: archive[key] for key in archive.files}
+    stored = _npz(Path(__file__).with_name("digits.npz"))
 
-    def read(part: str) -> Callable[[], ImageSplit]:
+    def read(part: str) -> ImageSplit:
         grey = torch.from_numpy(stored[f"x_{part}"]).unsqueeze(1).expand(-1, 3, -1, -1)
-        labels = torch.from_numpy(stored[f"y_{part}"]).long()
         pixels = (grey.float() * (255 / 16)).round().to(torch.uint8)
-        return lambda: MemorySplit(resize(pixels, image_size or DIGITS_SIZE), labels)
+        return MemorySplit(resize(pixels, image_size or DIGITS_SIZE), torch.from_numpy(stored[f"y_{part}"]).long())
 
-    return DataSource([str(digit) for digit in range(10)], read("train"), read("test"), augment="crop")
+    return DataSource(list("0123456789"), partial(read, "train"), partial(read, "test"), augment="crop")
 
 
 def open_arrays(stored: Mapping[str, Any], image_size: int | None) -> DataSource:
@@ -130,28 +124,21 @@ def open_arrays(stored: Mapping[str, Any], image_size: int | None) -> DataSource
     """
     missing = [key for key in ("x_train", "y_train", "x_test", "y_test") if key not in stored]
     if missing:
-        raise MicronetError(
-            f"the data set has no {', '.join(missing)}; expected arrays x_train, y_train, x_test and y_test"
-        )
-    train, test = (
-        _from_arrays(part, stored[f"x_{part}"], stored[f"y_{part}"], image_size) for part in ("train", "test")
-    )
+        raise MicronetError(f"the data set has no {', '.join(missing)}; expected x_train, y_train, x_test and y_test")
+    train, test = (_from_arrays(stored, part, image_size) for part in ("train", "test"))
     count = int(max(train.labels.max(), test.labels.max())) + 1
     classes = [str(name) for name in stored["classes"]] if "classes" in stored else [str(i) for i in range(count)]
     if len(classes) < count:
         raise MicronetError(
-            f"the data set names {len(classes)} classes, but has a label {count - 1}; expected labels from 0 to "
-            f"{len(classes) - 1}"
+            f"the data set names {len(classes)} classes but has label {count - 1}; expected 0 to {len(classes) - 1}"
         )
     return DataSource(classes, lambda: train, lambda: test)
 
 
-def _from_arrays(part: str, x: Any, y: Any, image_size: int | None) -> MemorySplit:
-    x, y = np.ascontiguousarray(x), np.asarray(y)
+def _from_arrays(stored: Mapping[str, Any], part: str, image_size: int | None) -> MemorySplit:
+    x, y = np.ascontiguousarray(stored[f"x_{part}"]), np.asarray(stored[f"y_{part}"])
     if x.dtype != np.uint8 or y.dtype.kind not in "iu":
-        raise MicronetError(
-            f"x_{part} is {x.dtype} and y_{part} is {y.dtype}; expected uint8 images and integer labels"
-        )
+        raise MicronetError(f"x_{part} is {x.dtype}, y_{part} is {y.dtype}; expected uint8 images and integer labels")
     if x.ndim == 3:
         x = x[:, None]
     elif x.ndim == 4 and x.shape[1] not in (1, 3) and x.shape[3] in (1, 3):
