@@ -1,4 +1,8 @@
-"""Procedures over the quantizers of a model: observe, calibrate, freeze. They work with any training loop."""
+"""Procedures over the quantizers of a model: observe, calibrate, freeze. They work with any training loop.
+
+Post-training quantization calls ``collect`` and ``set_ranges``: statistics of the float activations, valid for any bit
+width, and ranges chosen from them.
+"""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -11,9 +15,23 @@ from torch import Tensor, nn
 from micronet.errors import MicronetError
 from micronet.graph import ops
 from micronet.models.modes import eval_mode
+from micronet.quantization.config import Calibrator
+from micronet.quantization.histogram import GridSpec, Histogram, Statistics, find_range
 from micronet.quantization.layers import SLOTS, Quantized, effective_weight
 from micronet.quantization.observers import MinMax
-from micronet.quantization.quantizer import Quantizer, RangedQuantizer
+from micronet.quantization.quantizer import Quantizer
+from micronet.quantization.schemes.wbwtab import SignQuantizer
+
+
+def each_quantizer(model: nn.Module) -> Iterator[tuple[str, str, Quantizer]]:
+    """Yield (module name, slot, quantizer) for each quantizer of a model."""
+    if not isinstance(model, nn.Module):
+        raise MicronetError(f"expected a torch.nn.Module, got {type(model).__name__}; for an Artifact, pass its .model")
+    for name, module in model.named_modules():
+        if isinstance(module, Quantized):
+            for slot in SLOTS:
+                if (quantizer := getattr(module, slot)) is not None:
+                    yield name, slot, quantizer
 
 
 @contextmanager
@@ -39,7 +57,7 @@ def observing(model: nn.Module) -> Iterator[None]:
     finally:
         for quantizer in quantizers:
             quantizer.observing = False
-        refresh_weights(model)
+        _refresh_weights(model)
     _check_finite(model)
 
 
@@ -57,19 +75,77 @@ def calibrate(model: nn.Module, batches: Iterable[Tensor | tuple[Any, ...]], cou
     Raises:
         MicronetError: There was no batch, or a quantizer saw no data.
     """
-    seen = 0
-    with observing(model), eval_mode(model):
-        for batch in islice(batches, count):
+    with observing(model):
+        _run(model, islice(batches, count))
+    check_calibrated(model)
+
+
+@torch.no_grad()
+def collect(model: nn.Module, batches: Iterable[Tensor]) -> Statistics:
+    """Return a histogram of the float activations for each activation quantizer (``module.slot``).
+
+    The model does not change. Every quantizer except signs is disabled: without its signs, the network would compute
+    something else. Raises MicronetError if there is no batch.
+    """
+    statistics: Statistics = {}
+    quantizers = [item for item in each_quantizer(model) if not isinstance(item[2], SignQuantizer)]
+    for name, slot, quantizer in quantizers:
+        if slot == "weight_quantizer":
+            quantizer.recorder = lambda x: None  # its range comes from the weight
+        else:
+            quantizer.recorder = statistics.setdefault(f"{name}.{slot}", Histogram()).add
+    try:
+        _run(model, batches)
+    finally:
+        for _, _, quantizer in quantizers:
+            quantizer.recorder = None
+    return statistics
+
+
+@torch.no_grad()
+def set_ranges(model: nn.Module, statistics: Statistics, calibrator: Calibrator, percentile: float) -> None:
+    """Set the range of every activation quantizer from its statistics, and of every weight quantizer from its weight.
+
+    Args:
+        model: A quantized network.
+        statistics: What ``collect`` returned for this network.
+        calibrator: How to choose a range from a histogram; see ``find_range``.
+        percentile: In percent, for the percentile calibrator.
+
+    Raises:
+        MicronetError: A quantizer saw no data, or saw NaN or infinity.
+    """
+    for name, slot, quantizer in each_quantizer(model):
+        if slot == "weight_quantizer":
+            quantizer.observe(effective_weight(model.get_submodule(name)))
+        elif not quantizer.frozen:
+            histogram = statistics.get(f"{name}.{slot}")
+            if histogram is None:
+                raise MicronetError(
+                    f"the calibration statistics, collected with other layers quantized, lack {name}.{slot}; "
+                    "remove the cache (--calib-cache), or name another file"
+                )
+            if not histogram.empty:
+                grid = quantizer.qparams(torch.empty(0))
+                spec = GridSpec(grid.qmin, grid.qmax, quantizer.symmetric)
+                quantizer.set_range(*find_range(histogram, spec, calibrator, percentile))
+    check_calibrated(model)
+
+
+def _run(model: nn.Module, batches: Iterable[Tensor | tuple[Any, ...]]) -> None:
+    """Run batches through a model in eval mode; raise MicronetError if there is none."""
+    seen = False
+    with eval_mode(model):
+        for batch in batches:
             images = batch[0] if isinstance(batch, (tuple, list)) else batch
             if not isinstance(images, Tensor):
                 raise MicronetError(
                     f"cannot calibrate on a {type(images).__name__}; yield tensors, or tuples that begin with one"
                 )
             model(images)
-            seen += 1
+            seen = True
     if not seen:
         raise MicronetError("there is no data to calibrate on; pass at least one batch")
-    check_calibrated(model)
 
 
 def check_calibrated(model: nn.Module) -> None:
@@ -84,11 +160,11 @@ def check_calibrated(model: nn.Module) -> None:
 
 
 def _check_finite(model: nn.Module) -> None:
-    broken = [
-        f"{name}.{slot}"
-        for name, slot, quantizer in each_quantizer(model)
-        if not quantizer.empty and _broken(model, name, slot, quantizer)
-    ]
+    broken = []
+    for name, slot, quantizer in each_quantizer(model):
+        x = effective_weight(model.get_submodule(name)) if slot == "weight_quantizer" else torch.empty(0)
+        if not quantizer.empty and not bool(quantizer.qparams(x).scale.isfinite().all()):
+            broken.append(f"{name}.{slot}")
     if broken:
         raise MicronetError(
             f"NaN or infinity reached {len(broken)} quantizers: {', '.join(broken[:5])}; "
@@ -113,15 +189,8 @@ def freeze_activations(model: nn.Module) -> None:
 def frozen(model: nn.Module) -> Iterator[None]:
     """Freeze every range for good, and all batch-norm statistics inside this context (QAFT)."""
     freeze(model)
-    norms = [module for module in model.modules() if isinstance(module, ops.BATCH_NORMS)]
-    modes = [norm.training for norm in norms]
-    for norm in norms:
-        norm.eval()
-    try:
+    with eval_mode(*(module for module in model.modules() if isinstance(module, ops.BATCH_NORMS))):
         yield
-    finally:
-        for norm, mode in zip(norms, modes, strict=True):
-            norm.train(mode)
 
 
 def is_frozen(model: nn.Module) -> bool:
@@ -131,30 +200,8 @@ def is_frozen(model: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def refresh_weights(model: nn.Module) -> None:
+def _refresh_weights(model: nn.Module) -> None:
     """Update the ranges of weights from the weights; moving averages are left alone."""
     for name, slot, quantizer in each_quantizer(model):
-        follows = isinstance(quantizer, RangedQuantizer) and isinstance(quantizer.observer, MinMax)
-        if slot == "weight_quantizer" and follows:
-            quantizer.observe(_weight(model, name))
-
-
-def each_quantizer(model: nn.Module) -> Iterator[tuple[str, str, Quantizer]]:
-    """Yield (module name, slot, quantizer) for each quantizer of a model."""
-    if not isinstance(model, nn.Module):
-        raise MicronetError(f"expected a torch.nn.Module, got {type(model).__name__}; for an Artifact, pass its .model")
-    for name, module in model.named_modules():
-        if isinstance(module, Quantized):
-            for slot in SLOTS:
-                if (quantizer := getattr(module, slot)) is not None:
-                    yield name, slot, quantizer
-
-
-def _broken(model: nn.Module, name: str, slot: str, quantizer: Quantizer) -> bool:
-    """Return True if a scale is NaN or infinite."""
-    x = _weight(model, name) if slot == "weight_quantizer" else torch.empty(0)
-    return not bool(quantizer.qparams(x).scale.isfinite().all())
-
-
-def _weight(model: nn.Module, name: str) -> Tensor:
-    return effective_weight(model.get_submodule(name))
+        if slot == "weight_quantizer" and type(getattr(quantizer, "observer", None)) is MinMax:
+            quantizer.observe(effective_weight(model.get_submodule(name)))

@@ -1,6 +1,7 @@
-"""The settings of quantization. No torch here, so ``--help`` stays fast."""
+"""The settings of quantization, calibration and accuracy recovery. No torch here, so ``--help`` stays fast."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from micronet.core.config import Settings, flag, setting
@@ -11,6 +12,8 @@ NUMBERS = range(2, 17)
 Bits = int | str
 WEIGHT_LEVELS = ("binary", "ternary")
 ACTIVATION_LEVELS = ("binary",)
+PERCENTILE = 99.99
+Calibrator = Literal["minmax", "percentile", "entropy", "mse"]
 
 
 @dataclass(frozen=True)
@@ -53,15 +56,16 @@ class QuantConfig(Settings):
         if self.w_bits == self.a_bits == FLOAT_BITS:
             raise MicronetError("--w-bits 32 with --a-bits 32 quantizes nothing; lower one of them")
         with_levels = self.w_bits in WEIGHT_LEVELS
-        for name, serves, what in (
+        for name, applies, what in (
             ("w_ste", with_levels, "--w-bits binary or ternary"),
             ("no_alpha", with_levels, "--w-bits binary or ternary"),
             ("a_ste", self.a_bits in ACTIVATION_LEVELS, "--a-bits binary"),
+            ("q_type", self.method == "iao", "--method iao"),
             ("weight_observer", self.method == "iao", "--method iao"),
         ):
-            default = next(item.default for item in fields(self) if item.name == name)
-            if not serves and getattr(self, name) != default:
-                raise MicronetError(f"{flag(name)} only applies to {what}; leave it out")
+            if not applies and getattr(self, name) != getattr(QuantConfig, name):
+                given = flag(name) if name == "no_alpha" else f"{flag(name)} {getattr(self, name)}"
+                raise MicronetError(f"{given} only applies to {what}; use that, or drop {flag(name)}")
 
     @property
     def edge(self) -> Literal["float", "8bit", "8bit-input", "same"]:
@@ -76,7 +80,62 @@ def _bits(name: str, value: Bits, levels: tuple[str, ...]) -> Bits:
     number = int(value) if str(value).isdigit() else value
     if number in levels or number == FLOAT_BITS or number in NUMBERS:
         return number
-    words = "".join(f"{level}, " for level in levels)
-    raise MicronetError(
-        f"{flag(name)} is {value}; allowed: {NUMBERS[0]} to {NUMBERS[-1]}, {words}or {FLOAT_BITS} (off)"
+    allowed = ", ".join([f"{NUMBERS[0]} to {NUMBERS[-1]}", *levels])
+    raise MicronetError(f"{flag(name)} is {value}; expected {allowed}, or {FLOAT_BITS} (off)")
+
+
+@dataclass(frozen=True)
+class RangeConfig(Settings):
+    """Calibration."""
+
+    calibrator: Calibrator = setting(
+        "minmax",
+        "Activation ranges: all values, a percentile of them, least KL divergence (entropy), or least squared error.",
+    )
+    percentile: float = setting(
+        PERCENTILE, "Percentage of the values inside the range, for --calibrator percentile.", low=50, high=100
+    )
+    calib_batches: int = setting(4, "Batches of 64 images to calibrate on.", low=1)
+    calib_data: Path | None = setting(
+        None, "A folder of images to calibrate on, labelled or not; default: training images.", metavar="FOLDER"
+    )
+    calib_cache: Path | None = setting(
+        None,
+        "File of activation statistics: read if it exists, otherwise written. Serves any bit width.",
+        metavar="FILE",
+        place="cache",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.percentile != PERCENTILE and self.calibrator != "percentile":
+            raise MicronetError("--percentile only applies to --calibrator percentile; use that, or drop --percentile")
+
+
+@dataclass(frozen=True)
+class CalibrationConfig(RangeConfig):
+    """Calibration and training mode."""
+
+    mode: Literal["qat", "ptq", "qaft"] = setting(
+        "qat",
+        "Train with quantizers (qat), calibrate without training (ptq), or train a quantized artifact with frozen "
+        "ranges (qaft).",
+        basic=True,
+    )
+
+
+@dataclass(frozen=True)
+class RecoveryConfig(Settings):
+    """Accuracy recovery without training."""
+
+    equalize: bool = setting(False, "Balance weight ranges between layers before quantizing; folds batch norms.")
+    adaround: bool = setting(False, "Learn the rounding of each weight, layer by layer; for 4 bits and below (iao).")
+    bias_correct: bool = setting(False, "Restore the mean output that each layer has in the float network.")
+    bn_reestimate: bool = setting(False, "Re-estimate batch-norm statistics on the quantized network.")
+    target_drop: float | None = setting(
+        None,
+        "Keep the most sensitive layers at 8 bits until the accuracy drop on validation images is at most this many "
+        "percentage points.",
+        low=0,
+        high=100,
     )

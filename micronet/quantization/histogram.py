@@ -3,13 +3,18 @@
 Memory is O(bins): if a value lies outside, the width of the bins doubles and neighbors merge.
 """
 
+import json
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from micronet.artifact.artifact import write_tensors
+from micronet.errors import MicronetError
+from micronet.quantization.config import Calibrator
 from micronet.quantization.functional import QParams, affine_qparams, dequantize, symmetric_qparams, to_integers
 
 BINS = 2048  # half of them below zero
@@ -17,7 +22,7 @@ CANDIDATES = 128  # clips that entropy and mse try, per end
 FEWEST_BINS = BINS // 8  # in a clip that entropy considers: TensorRT begins with 128 of 1024 positive bins
 COUNTED_AT_ONCE = 1 << 22  # torch.histc counts in float32, where 2^24 + 1 is 2^24
 SEARCHES = 3  # alternating searches for each end of an asymmetric range, with the other end fixed
-Calibrator = Literal["minmax", "percentile", "entropy", "mse"]
+_KEY = "micronet-calibration"
 
 
 @dataclass
@@ -169,3 +174,31 @@ def _divergence(histogram: Histogram, qparams: QParams) -> float:
     p, q = p / p.sum(), (q + 1e-12 * used) / (q + 1e-12 * used).sum()
     found = p > 0
     return float((p[found] * (p[found] / q[found]).log()).sum())
+
+
+Statistics = dict[str, Histogram]  # of each activation quantizer, ``module.slot``
+
+
+def save_statistics(statistics: Statistics, path: Path, network: str) -> None:
+    """Write statistics to a file; ``network``: a hash of the network and images that they come from."""
+    tensors = {name: histogram.counts for name, histogram in statistics.items()}
+    ends = {name: [item.limit, item.low, item.high] for name, item in statistics.items()}
+    write_tensors(path, tensors, _KEY, {"network": network, "ends": ends})
+
+
+def load_statistics(path: Path, network: str) -> Statistics:
+    """Read statistics. Raises MicronetError if the file is damaged, or its network differs from ``network``."""
+    try:
+        with safe_open(path, "pt") as file:
+            header = json.loads((file.metadata() or {})[_KEY])
+            found = {name: Histogram(file.get_tensor(name), *map(float, ends)) for name, ends in header["ends"].items()}
+        sound = all(item.counts.shape == (BINS,) for item in found.values())
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
+        raise MicronetError(
+            f"{path} is not a file of calibration statistics ({error}); remove it or name another"
+        ) from error
+    if not sound or header.get("network") != network:
+        raise MicronetError(
+            f"{path} holds calibration statistics of another artifact or of other images; remove it or name another"
+        )
+    return found

@@ -14,8 +14,8 @@ from micronet.training import distributed
 MOMENTUM = 0.1  # weight of the new batch in a moving average, as in batch normalization
 
 
-class Observer(nn.Module):
-    """Base: a range of shape () or (channels,); a subclass defines how a batch updates it."""
+class MinMax(nn.Module):
+    """The range of the newest tensor, () or (channels,): for weights, which are complete at every step."""
 
     low: Tensor
     high: Tensor
@@ -44,12 +44,9 @@ class Observer(nn.Module):
         self.update(low.to(self.low.dtype), high.to(self.high.dtype))  # under autocast, x may be in half precision
 
     def update(self, low: Tensor, high: Tensor) -> None:
-        """Update the range from that of one more batch."""
-        raise NotImplementedError
-
-    def range(self) -> tuple[Tensor, Tensor]:
-        """Return (low, high), of shape () or (channels,)."""
-        return self.low, self.high
+        """Replace the range."""
+        self.low.copy_(low)
+        self.high.copy_(high)
 
     @property
     def empty(self) -> bool:
@@ -57,16 +54,7 @@ class Observer(nn.Module):
         return bool((self.low > self.high).any())  # a range of NaN is not empty
 
 
-class MinMax(Observer):
-    """The range of the newest tensor: for weights, which are complete at every step."""
-
-    def update(self, low: Tensor, high: Tensor) -> None:
-        """Replace the range."""
-        self.low.copy_(low)
-        self.high.copy_(high)
-
-
-class MovingAverage(Observer):
+class MovingAverage(MinMax):
     """An exponential moving average of the batches' ranges (Jacob et al. 2017, section 3.1); the first is copied.
 
     In distributed training, a batch's range covers all ranks' parts of it.
@@ -76,8 +64,10 @@ class MovingAverage(Observer):
         """Move a tenth of the way to the new range."""
         low, high = distributed.range_over_ranks(low, high)
         fresh = self.low > self.high
-        self.low.copy_(torch.where(fresh, low, torch.lerp(self.low, low, MOMENTUM)))
-        self.high.copy_(torch.where(fresh, high, torch.lerp(self.high, high, MOMENTUM)))
+        super().update(
+            torch.where(fresh, low, torch.lerp(self.low, low, MOMENTUM)),
+            torch.where(fresh, high, torch.lerp(self.high, high, MOMENTUM)),
+        )
 
 
-OBSERVERS: dict[str, type[Observer]] = {"minmax": MinMax, "moving-average": MovingAverage}
+OBSERVERS: dict[str, type[MinMax]] = {"minmax": MinMax, "moving-average": MovingAverage}

@@ -1,6 +1,6 @@
 """Where quantizers go in a network, as data: the result in a record of the quantize stage, and what rebuilds it."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
@@ -42,10 +42,6 @@ class Placement:
     def from_json(cls, value: dict[str, Any]) -> "Placement":
         """Make a placement from its JSON object. Raises TypeError for any other JSON object."""
         return cls(**{**value, "splits": [Branch(**split) for split in value.get("splits", [])]})
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the placement as a JSON object."""
-        return asdict(self)
 
     def put(self, module: str, slot: str, quantizer: Quantizer) -> None:
         """Add a quantizer to a slot."""

@@ -1,12 +1,35 @@
-"""Placing quantizers in a float network, and rebuilding that structure from a record."""
+"""Quantizing a network: the choice of which tensors are quantized, and which module holds each quantizer.
 
-from torch import nn
+There is one quantizer per tensor. A tensor is identified by its origin, the graph node that computed its values, and
+the quantizer sits in the output slot of that node's module, so all readers see the same numbers. The inputs of
+convolutions, linear layers and average pools are quantized, and so are the inputs of adds and concatenations between
+layers (a runtime adds in integers only if both inputs are quantized). In a network that cannot be traced, only the
+layers' own inputs are quantized.
+"""
 
+from collections.abc import Collection
+from dataclasses import asdict
+from typing import Any, Literal
+
+from torch import fx, nn
+
+from micronet import registry
 from micronet.artifact.history import StageRecord
+from micronet.core.config import matching
+from micronet.errors import MicronetError
+from micronet.graph import ops
+from micronet.graph.rewrite import Branch, branch_name, tap_name
+from micronet.graph.trace import Graph, trace
+from micronet.models import transformer
 from micronet.models.modes import copy_model
-from micronet.quantization.config import QuantConfig
+from micronet.quantization.config import FLOAT_BITS, Bits, QuantConfig
+from micronet.quantization.layers import channel_axis, has_weight_slot
 from micronet.quantization.placement import Placement
-from micronet.quantization.placer import place
+from micronet.quantization.quantizer import Quantizer
+
+FIRST_LAST_BITS = 8
+Rule = Literal["float", "8bit", "8bit-input", "same"]
+READS_8BIT = ("8bit", "8bit-input")
 
 
 def quantize_model(model: nn.Module, config: QuantConfig) -> tuple[nn.Module, StageRecord]:
@@ -18,11 +41,271 @@ def quantize_model(model: nn.Module, config: QuantConfig) -> tuple[nn.Module, St
     Raises:
         MicronetError: Nothing in the network can be quantized.
     """
-    placement = place(model, config)
-    quantized = placement.apply(copy_model(model))
-    return quantized, StageRecord("quantize", config.to_json(), placement.to_json())
+    placement = _place(model, config)
+    return placement.apply(copy_model(model)), StageRecord("quantize", config.to_json(), asdict(placement))
 
 
 def restore(model: nn.Module, record: StageRecord) -> nn.Module:
     """Return the model with the quantizers that a record describes, uncalibrated."""
     return Placement.from_json(record.result).apply(model)
+
+
+def _place(model: nn.Module, config: QuantConfig) -> Placement:
+    heads = transformer.splittable_attentions(model)
+    graph = trace(transformer.with_split_attentions(model)) if heads else None
+    if graph is None:  # a forward may read an attention's own tensors
+        heads, graph = [], trace(model)
+    placement = (_LayerPlacer(model, config) if graph is None else _GraphPlacer(graph, config)).placement
+    placement.attention = heads
+    for name, module in (model if graph is None else graph.model).named_modules():
+        if isinstance(module, nn.MultiheadAttention):
+            placement.left_float[name] = "MultiheadAttention computes with packed weights"
+        elif has_weight_slot(module):
+            if name not in placement.inputs:
+                placement.left_float.setdefault(name, "the forward never calls it as a module")
+        elif isinstance(module, (nn.Linear, nn.Bilinear, nn.RNNBase, nn.RNNCellBase)):
+            placement.left_float[name] = f"{type(module).__name__} is not supported"
+    if not placement.inputs:
+        raise MicronetError(
+            "the network has no convolution or linear layer to quantize; layers must be modules, not function calls"
+        )
+    return placement
+
+
+def _at_least_8(bits: Bits) -> int:
+    return max(bits, FIRST_LAST_BITS) if isinstance(bits, int) else FIRST_LAST_BITS
+
+
+class _Placer:
+    """Base of the placers: it chooses each layer's rule, and makes quantizers accordingly."""
+
+    def __init__(self, config: QuantConfig, names: Collection[str]) -> None:
+        self.placement = Placement()
+        self._config = config
+        self._chosen = (matching(config, "include", names) or set(names)) - matching(config, "exclude", names)
+        self._keep_8bit = matching(config, "keep_8bit", names)
+        if names and not self._chosen:
+            raise MicronetError("--include and --exclude leave no layer to quantize; exclude fewer layers")
+
+    def _rule(self, name: str, *, at_edge: bool) -> Rule:
+        """Return how to quantize a layer; record the reason if it stays float."""
+        if name not in self._chosen:
+            self.placement.left_float[name] = "excluded"
+            return "float"
+        if name in self._keep_8bit:
+            return "8bit"
+        if at_edge and self._config.edge == "float":
+            self.placement.left_float[name] = "first or last layer"
+        return self._config.edge if at_edge else "same"
+
+    def _scheme(self, bits: Bits) -> Any:
+        name = "wbwtab" if isinstance(bits, str) else self._config.method
+        return registry.resolve(registry.SCHEMES, name, "method")
+
+    def _quantize_weight(self, name: str, layer: Any, rule: Rule) -> None:
+        bits = self._config.w_bits
+        if bits == FLOAT_BITS:
+            return
+        if rule == "8bit":
+            bits = _at_least_8(bits)
+        axis = channel_axis(layer)
+        shared = self._config.q_level == "layer" and isinstance(bits, int)
+        scales = (None, None) if shared else (axis, layer.weight.shape[axis])
+        quantizer = self._scheme(bits).weight_quantizer(self._config, bits, *scales)
+        self.placement.put(name, "weight_quantizer", quantizer)
+
+    def _activation_quantizer(self, rule: Rule, *, non_negative: bool) -> Quantizer:
+        bits = self._config.a_bits
+        if rule in READS_8BIT:
+            bits = _at_least_8(bits)
+        signed = not non_negative or self._config.a_sign == "signed"
+        return self._scheme(bits).activation_quantizer(self._config, bits, signed=signed)  # type: ignore[no-any-return]
+
+    def _quantize_input(self, name: str, rule: Rule) -> str:
+        """Add a quantizer to a layer's input slot and return the quantizer's name."""
+        self.placement.put(name, "input_quantizer", self._activation_quantizer(rule, non_negative=False))
+        return f"{name}.input_quantizer"
+
+
+class _GraphPlacer(_Placer):
+    """Places the quantizers of a traced network."""
+
+    def __init__(self, graph: Graph, config: QuantConfig) -> None:
+        self._layers = {node: module for node, module in graph.calls() if has_weight_slot(module)}
+        super().__init__(config, [str(node.target) for node in self._layers])
+        self._graph = graph
+        self._quantizer_of: dict[fx.Node, str] = {}
+        self._rule_of: dict[fx.Node, Rule] = {}
+        for node, module in self._layers.items():
+            self._place_layer(node, module)
+        if config.bn_fuse:
+            self.placement.fused = [list(pair) for pair in graph.conv_bn_pairs() if self._can_fold(*pair)]
+            if not self.placement.fused:
+                raise MicronetError("--bn-fuse found no quantized convolution followed by a batch norm; drop --bn-fuse")
+        if config.a_bits not in (FLOAT_BITS, "binary"):
+            self._place_reads()
+        for node in graph.fx.nodes:
+            if node.op == "call_function" and ops.WEIGHTED.matches(node):
+                self.placement.left_float[f"{node.name}()"] = "a function call, not a module"
+
+    def _place_layer(self, node: fx.Node, layer: nn.Module) -> None:
+        name = str(node.target)
+        source = self._graph.origin(self._graph.inputs(node)[0])
+        rule = self._rule(name, at_edge=self._at_edge(node))
+        if rule == "float":
+            return
+        if name not in self.placement.inputs:
+            self._quantize_weight(name, layer, rule)
+        self.placement.inputs[name] = None
+        if self._config.a_bits == FLOAT_BITS:
+            return
+        if self._config.a_bits == "binary" and rule == "same":
+            self.placement.inputs[name] = self._binarize(node)
+        elif self._graph.call_count(layer) > 1:  # each call's input has its own scale, so the bias has no single unit
+            self._quantize_output(source, rule)
+        elif source.op == "placeholder":
+            self.placement.inputs[name] = self._quantize_input(name, rule)
+        else:
+            self.placement.inputs[name] = self._quantize_output(source, rule)
+
+    def _can_fold(self, layer: str, norm: str) -> bool:
+        """Return True if a quantized convolution can fold its batch norm while training."""
+        convolution = isinstance(self._graph.model.get_submodule(layer), (nn.Conv1d, nn.Conv2d, nn.Conv3d))
+        affine = bool(getattr(self._graph.model.get_submodule(norm), "affine", False))
+        return convolution and affine and "weight_quantizer" in self.placement.quantizers.get(layer, {})
+
+    def _at_edge(self, node: fx.Node) -> bool:
+        """Return True if this call of a layer, or another call of it, is the network's first or last layer."""
+        calls = [other for other in self._layers if other.target == node.target]
+        sources = [self._graph.origin(self._graph.inputs(call)[0]) for call in calls]
+        return any(source.op == "placeholder" for source in sources) or not all(map(self._has_layer_after, calls))
+
+    def _binarize(self, node: fx.Node) -> str:
+        """Put a sign directly before a layer, after any pool, and drop the ReLU there (its sign would be constant).
+
+        If other nodes read that tensor or the ReLU's output, the layer gets a branch with a sign of its own.
+        """
+        read = self._graph.inputs(node)[0]
+        if read.op == "placeholder":
+            return self._quantize_input(str(node.target), "same")
+        before = read
+        while self._graph.preserves_values(before) or self._graph.matches(before, ops.AVERAGE):
+            before = self._graph.inputs(before)[0]
+        relu = before if self._graph.matches(before, ops.ANY_RELU) else None
+        if relu is None and self._graph.is_non_negative(read):
+            raise MicronetError(
+                f"the input of {node.target} is never negative, so its sign would be constant; "
+                f"leave the layer out with --exclude {node.target}"
+            )
+        module = None if relu is None else self._graph.module(relu)
+        if relu is not None and getattr(module, "inplace", False) and len(self._graph.inputs(relu)[0].users) > 1:
+            raise MicronetError(
+                f"{relu.target} changes a tensor in place that is read again, so a sign cannot replace it; "
+                f"set inplace=False in the model, or leave the layer out with --exclude {node.target}"
+            )
+        readers = self._signed_readers(relu or read)
+        if readers is None:
+            split = Branch(read.name, relu.name if relu else None, [])
+            split = next((known for known in self.placement.splits if known.read == read.name), split)
+            if split not in self.placement.splits:
+                self.placement.splits.append(split)
+            split.readers.append(node.name)
+            place = branch_name(read.name)
+            self.placement.put(place, "output_quantizer", self._activation_quantizer("same", non_negative=False))
+            return f"{place}.output_quantizer"
+        if relu is not None and str(relu.target) not in self.placement.dropped:
+            self.placement.dropped.append(str(relu.target))
+        return self._quantize_output(read, "same")
+
+    def _signed_readers(self, start: fx.Node) -> bool | None:
+        """Return True if only layers that get a sign read a tensor (False: nothing does), None if others read it."""
+        module = self._graph.module(start)
+        if module is None or self._graph.call_count(module) > 1:
+            return None
+        waiting, seen = list(start.users), 0
+        while waiting:
+            node = waiting.pop()
+            passes = self._graph.preserves_values(node) or self._graph.matches(node, ops.AVERAGE)
+            if passes and self._graph.module(node) is not None:
+                waiting += node.users
+            elif node in self._layers and self._rule(str(node.target), at_edge=self._at_edge(node)) == "same":
+                seen += 1
+            else:
+                return None
+        return seen > 0
+
+    def _place_reads(self) -> None:
+        """Quantize the inputs of average pools, and of adds and concatenations between layers.
+
+        A runtime computes a layer in integers only if its output is quantized too.
+        """
+        for node in self._graph.fx.nodes:
+            last = not self._has_layer_after(node)
+            rule = self._config.edge if last else "same"
+            if rule != "float" and (self._graph.matches(node, ops.AVERAGE) or (self._graph.is_join(node) and not last)):
+                for source in map(self._graph.origin, self._graph.inputs(node)):
+                    if self._comes_from_chosen(source):
+                        self._quantize_output(source, rule)
+
+    def _comes_from_chosen(self, source: fx.Node) -> bool:
+        """Return True if a tensor comes from a chosen layer through single-input operations such as norms."""
+        while source not in self._layers:
+            if len(self._graph.inputs(source)) != 1:
+                return source.op != "placeholder" and self._config.include is None
+            source = self._graph.inputs(source)[0]
+        return str(source.target) in self._chosen
+
+    def _quantize_output(self, source: fx.Node, rule: Rule) -> str:
+        """Add a quantizer to a node's output and return its name; a later request for 8 bits replaces fewer bits."""
+        if source not in self._quantizer_of or (rule in READS_8BIT and self._rule_of[source] == "same"):
+            module = self._graph.module(source)
+            if module is None or self._graph.call_count(module) > 1:
+                if source.name not in self.placement.taps:
+                    self.placement.taps.append(source.name)
+                place = tap_name(source.name)
+            else:
+                place = str(source.target)
+            quantizer = self._activation_quantizer(rule, non_negative=self._graph.is_non_negative(source))
+            if getattr(quantizer, "qmin", -1) == 0 and self._alone_in_place(source):
+                self.placement.out_of_place.append(place)
+            self.placement.put(place, "output_quantizer", quantizer)
+            self._quantizer_of[source] = f"{place}.output_quantizer"
+            self._rule_of[source] = rule
+        return self._quantizer_of[source]
+
+    def _alone_in_place(self, node: fx.Node) -> bool:
+        """Return True if a node is an in-place ReLU on a layer's or batch norm's output that nothing else reads."""
+        module = self._graph.module(node)
+        if type(module) is not nn.ReLU or not module.inplace:
+            return False
+        read = self._graph.inputs(node)[0]
+        fresh = read in self._layers or isinstance(self._graph.module(read), ops.BATCH_NORMS)
+        return fresh and len(read.users) == 1
+
+    def _has_layer_after(self, node: fx.Node) -> bool:
+        return bool(self._graph.reachable(node) & self._layers.keys())
+
+
+class _LayerPlacer(_Placer):
+    """Places the quantizers of a network that cannot be traced: only inside its layers."""
+
+    def __init__(self, model: nn.Module, config: QuantConfig) -> None:
+        layers = {name: module for name, module in model.named_modules() if has_weight_slot(module)}
+        super().__init__(config, layers)
+        if config.bn_fuse:
+            raise MicronetError(
+                "--bn-fuse needs a network that torch.fx can trace, to match batch norms to layers; drop --bn-fuse"
+            )
+        if config.a_bits == "binary":
+            raise MicronetError(
+                "--a-bits binary needs a network that torch.fx can trace, to replace ReLUs; use 2 to 16 bits"
+            )
+        for index, (name, layer) in enumerate(layers.items()):
+            at_edge = index in (0, len(layers) - 1)  # without a graph, take the order of declaration
+            rule = self._rule(name, at_edge=at_edge)
+            if rule == "float":
+                continue
+            self._quantize_weight(name, layer, rule)
+            self.placement.inputs[name] = None
+            if config.a_bits != FLOAT_BITS:
+                self.placement.inputs[name] = self._quantize_input(name, rule)

@@ -1,5 +1,6 @@
 """The base of all quantizers: modules that round a tensor to a grid of few levels and can return its integers."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -11,22 +12,17 @@ from micronet import registry
 from micronet.errors import MicronetError
 from micronet.models.uncompiled import uncompiled
 from micronet.quantization.functional import QParams, fake_quantize, to_integers
-from micronet.quantization.observers import Observer
-
-NOT_CALIBRATED = (
-    "a quantizer has no range yet; run micronet.calibrate(model, batches), or train inside micronet.observing(model)"
-)
 
 
 class Quantizer(nn.Module):
     """Base of the quantizers of all schemes.
 
-    A subclass defines ``scheme``, ``arguments`` and ``qparams``. The law of every quantizer:
-    (integers(x) - zero_point) * scale == forward(x).
+    A subclass defines ``scheme`` and ``qparams``, and has an attribute for each argument of its constructor. The law of
+    every quantizer: (integers(x) - zero_point) * scale == forward(x).
     """
 
     scheme: str
-    arguments: tuple[str, ...]  # of the constructor; each is an attribute too
+    symmetric = True  # whether the zero point is always 0
     ranged = False  # whether it has a range, observed or trained
 
     def __init__(self, bits: int, axis: int | None, channels: int | None) -> None:
@@ -36,9 +32,8 @@ class Quantizer(nn.Module):
         self.channels = channels
         self.unit_levels = False  # whether every value on the grid is -1, 0 or 1 times the scale
         self.observing = False
-        self.recorder: Callable[[Tensor], None] | None = (
-            None  # if set, it receives each input, and forward changes nothing
-        )
+        self.recorder: Callable[[Tensor], None] | None = None  # receives each input, which forward then returns as is
+        self._calibrated = False  # read from the tensors once, not at every step
 
     def qparams(self, x: Tensor) -> QParams:
         """Return the grid for ``x``."""
@@ -46,11 +41,10 @@ class Quantizer(nn.Module):
 
     def describe(self) -> dict[str, Any]:
         """Return the JSON object from which ``rebuild`` makes an equal quantizer."""
-        return {"scheme": self.scheme, **{name: getattr(self, name) for name in self.arguments}}
-
-    def scaled(self, factor: Tensor, x: Tensor, axis: int) -> "Quantizer":
-        """Return the frozen quantizer of ``factor * x``, with the integers of ``x``; factor: (channels,)."""
-        raise NotImplementedError
+        return {
+            "scheme": self.scheme,
+            **{name: getattr(self, name) for name in inspect.signature(type(self)).parameters},
+        }
 
     def observe(self, x: Tensor, *, rectified: bool = False) -> None:
         """Update the range, if there is one, from ``x``; ``rectified``: from relu(x)."""
@@ -63,13 +57,23 @@ class Quantizer(nn.Module):
 
     @property
     def frozen(self) -> bool:
-        """Whether the grid is fixed."""
-        return False
+        """Whether no data can change the range; True if there is no range."""
+        return True
 
     @property
     def empty(self) -> bool:
         """Whether no data has been observed yet."""
         return False
+
+    def check_calibrated(self) -> None:
+        """Raise MicronetError if no range is known yet."""
+        if not self._calibrated:
+            if self.empty:
+                raise MicronetError(
+                    "a quantizer has no range yet; run micronet.calibrate(model, batches), or train inside "
+                    "micronet.observing(model)"
+                )
+            self._calibrated = True
 
     @uncompiled  # its branches depend on tensor values
     def forward(self, x: Tensor, *, rectified: bool = False) -> Tensor:
@@ -109,63 +113,27 @@ class Quantizer(nn.Module):
         self.check_calibrated()
         return to_integers(x, self.qparams(x))
 
-    def check_calibrated(self) -> None:
-        """Raise MicronetError if no range is known yet."""
+    @torch.no_grad()
+    def scaled(self, factor: Tensor, x: Tensor, axis: int) -> "Quantizer":
+        """Return the frozen quantizer of the weight ``factor * x``, which has the integers of ``x``.
 
+        A negative factor negates the integers; a factor of 0 gives the scale 1 and the integer 0.
 
-class RangedQuantizer(Quantizer):
-    """A quantizer whose scale and zero point are buffers, computed from an observed range."""
-
-    ranged = True
-    observer: Observer
-    scale: Tensor
-    zero_point: Tensor
-
-    def __init__(self, bits: int, axis: int | None, channels: int | None) -> None:
-        super().__init__(bits, axis, channels)
-        shape = () if channels is None else (channels,)
-        self._calibrated = False
-        self.register_buffer("scale", torch.full(shape, torch.nan))
-        self.register_buffer("zero_point", torch.zeros(shape))
-
-    def refresh(self) -> None:
-        """Compute scale and zero point from the observed range."""
-        raise NotImplementedError
-
-    def set_range(self, low: float, high: float) -> None:
-        """Set the range to [low, high]."""
-        self.observer.low.fill_(low)
-        self.observer.high.fill_(high)
-        self.refresh()
-        self._calibrated = True
-
-    def observe(self, x: Tensor, *, rectified: bool = False) -> None:
-        """Update the range from ``x`` unless it is frozen."""
-        if not self.observer.frozen:
-            self.observer(x, rectified=rectified)
-            self.refresh()
-            self._calibrated = True
-
-    def freeze(self) -> None:
-        """Fix the grid: nothing observed later changes it."""
-        self.observer.frozen.fill_(True)
-
-    @property
-    def frozen(self) -> bool:
-        """Whether the grid is fixed."""
-        return bool(self.observer.frozen)
-
-    @property
-    def empty(self) -> bool:
-        """Whether no data has been observed yet."""
-        return self.observer.empty
-
-    def check_calibrated(self) -> None:
-        """Raise MicronetError if no range is known yet."""
-        if not self._calibrated:  # read from the tensor once, not at every step
-            if not bool((self.scale > 0).all()):
-                raise MicronetError(NOT_CALIBRATED)
-            self._calibrated = True
+        Args:
+            factor: One factor per channel, (channels,).
+            x: The weight that this quantizer rounds.
+            axis: Its channel axis.
+        """
+        grid = self.qparams(x)
+        described = {"scheme": "iao", "bits": grid.qmax.bit_length() + 1, "symmetric": self.symmetric, "signed": True}
+        described |= {"narrow": True, "observer": "minmax", "axis": axis, "channels": len(factor)}
+        other: Any = rebuild(described, grid.scale)
+        other.scale.copy_(torch.where(factor == 0, 1.0, grid.scale * factor.abs()))
+        other.zero_point.copy_(grid.zero_point * factor.sign())
+        other.observer.low.copy_((other.qmin - other.zero_point) * other.scale)
+        other.observer.high.copy_((other.qmax - other.zero_point) * other.scale)
+        other.freeze()
+        return other  # type: ignore[no-any-return]
 
 
 def rebuild(described: dict[str, Any], like: Tensor) -> Quantizer:

@@ -13,10 +13,9 @@ from micronet.core.progress import Progress
 from micronet.errors import FailedError
 from micronet.evaluation import plot
 from micronet.models.modes import eval_mode
-from micronet.quantization.calibrate import each_quantizer
-from micronet.quantization.calibration_config import CalibrationConfig
-from micronet.quantization.config import QuantConfig
-from micronet.quantization.ptq import Statistics, collect, set_ranges
+from micronet.quantization.calibrate import collect, each_quantizer, set_ranges
+from micronet.quantization.config import CalibrationConfig, QuantConfig
+from micronet.quantization.histogram import Statistics
 from micronet.quantization.quantize import quantize_model
 
 Accuracy = Callable[[nn.Module], float]

@@ -13,8 +13,8 @@ from micronet.data.dataset import Dataset
 from micronet.data.image_files import FileSplit, list_images
 from micronet.data.split import ImageSplit, random_subset
 from micronet.errors import MicronetError
-from micronet.quantization.calibration_config import RangeConfig
-from micronet.quantization.ptq import Statistics, load_statistics, save_statistics
+from micronet.quantization.config import RangeConfig
+from micronet.quantization.histogram import Statistics, load_statistics, save_statistics
 from micronet.training.distributed import from_rank_zero
 
 BATCH = 64

@@ -7,9 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from micronet.core.config import group, setting
 from micronet.errors import MicronetError
-from micronet.quantization.calibration_config import CalibrationConfig
-from micronet.quantization.config import Bits, QuantConfig
-from micronet.quantization.recovery_config import RecoveryConfig
+from micronet.quantization.config import Bits, CalibrationConfig, QuantConfig, RecoveryConfig
 from micronet.stages.config import NewNetworkSettings, input_file
 from micronet.stages.stage import Context, Outcome, Stage
 from micronet.stages.train import FINETUNE, run_context

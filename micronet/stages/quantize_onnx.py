@@ -16,8 +16,7 @@ from micronet.data.load import load_data
 from micronet.errors import MicronetError
 from micronet.evaluation.accuracy import evaluate
 from micronet.onnx import posttraining
-from micronet.quantization.calibration_config import RangeConfig
-from micronet.quantization.config import QuantConfig
+from micronet.quantization.config import QuantConfig, RangeConfig
 from micronet.quantization.histogram import Histogram
 from micronet.runtimes.config import RuntimeOptions
 from micronet.runtimes.onnxruntime import image_input, metadata, read_onnx, session_predictor

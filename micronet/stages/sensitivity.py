@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from micronet.core.config import group, setting
-from micronet.quantization.calibration_config import CalibrationConfig
-from micronet.quantization.config import QuantConfig
+from micronet.quantization.config import CalibrationConfig, QuantConfig
 from micronet.stages.config import DataConfig, ReadSettings, ReportConfig
 from micronet.stages.quantize import QUANTIZE
 from micronet.stages.stage import Context, Outcome, Stage

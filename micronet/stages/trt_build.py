@@ -9,8 +9,7 @@ from micronet.core.config import group
 from micronet.core.files import file_hash
 from micronet.errors import MicronetError
 from micronet.onnx.config import AXES, ExportConfig
-from micronet.quantization.calibration_config import RangeConfig
-from micronet.quantization.config import QuantConfig
+from micronet.quantization.config import QuantConfig, RangeConfig
 from micronet.runtimes.tensorrt.config import BuildConfig, Profile, usual_profile
 from micronet.stages.config import ConvertSettings, input_file
 from micronet.stages.stage import Context, Outcome, Stage

@@ -22,18 +22,16 @@ from micronet.pruning.config import PruneConfig, SparsityConfig
 from micronet.pruning.groups import find_groups
 from micronet.pruning.prune import prune_model
 from micronet.quantization.adaround import adaround
-from micronet.quantization.calibrate import calibrate, freeze, frozen, observing
-from micronet.quantization.calibration_config import CalibrationConfig
-from micronet.quantization.config import QuantConfig
+from micronet.quantization.calibrate import calibrate, collect, freeze, frozen, observing, set_ranges
+from micronet.quantization.config import CalibrationConfig, QuantConfig
 from micronet.quantization.fold import fold_model
-from micronet.quantization.ptq import collect, set_ranges
 from micronet.quantization.quantize import quantize_model
 from micronet.quantization.recovery import correct_biases, equalize, reestimate_norms
 from micronet.quantization.sensitivity import Probe, keep_sensitive, measure_sensitivity
 from micronet.runtimes.config import RuntimeOptions
 from micronet.runtimes.torch import EagerPredictor
 from micronet.stages.prune_network import accumulate_gradients
-from micronet.training.context import NO_HOOKS, RunContext, TrainHooks
+from micronet.training.config import NO_HOOKS, RunContext, TrainHooks
 from micronet.training.distillation import Teacher
 from micronet.training.loop import Trainer
 from tests.devices.network import QUICK, artifact, batches, dataset, fit, trained

@@ -11,11 +11,10 @@ from micronet.graph.trace import trace
 from micronet.models.build import ModelSpec, build_model
 from micronet.onnx.check import compare_layers
 from micronet.onnx.export import to_onnx, write_onnx
-from micronet.quantization.calibrate import calibrate, freeze, frozen, observing
+from micronet.quantization.calibrate import calibrate, collect, freeze, frozen, observing, set_ranges
 from micronet.quantization.config import QuantConfig
 from micronet.quantization.fold import fold_model
 from micronet.quantization.functional import int8_grid
-from micronet.quantization.ptq import collect, set_ranges
 from micronet.quantization.quantize import quantize_model
 from micronet.runtimes.config import RuntimeOptions
 from micronet.runtimes.onnxruntime import OrtPredictor

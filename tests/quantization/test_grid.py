@@ -214,9 +214,9 @@ def test_a_network_in_another_order_of_declaration_is_quantized_alike():
 
 
 @pytest.mark.parametrize("method", ["dorefa", "lsq"])
-def test_what_a_method_cannot_do_is_said(method):
-    with pytest.raises(MicronetError, match="asym"):
-        quantize_model(Residual(), QuantConfig(method=method, q_type="asym"))
+def test_asymmetric_grids_need_iao(method):
+    with pytest.raises(MicronetError, match="--q-type asym only applies to --method iao"):
+        QuantConfig(method=method, q_type="asym")
 
 
 @pytest.mark.parametrize("groups", [1, 2])

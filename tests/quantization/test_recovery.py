@@ -10,11 +10,9 @@ from torch import nn
 from micronet.core.progress import Silent
 from micronet.errors import FailedError, MicronetError
 from micronet.quantization.adaround import adaround, call_order, rectified_sigmoid
-from micronet.quantization.calibrate import calibrate, each_quantizer
-from micronet.quantization.calibration_config import CalibrationConfig
-from micronet.quantization.config import QuantConfig
+from micronet.quantization.calibrate import calibrate, collect, each_quantizer, set_ranges
+from micronet.quantization.config import CalibrationConfig, QuantConfig
 from micronet.quantization.fold import fold_model
-from micronet.quantization.ptq import collect, set_ranges
 from micronet.quantization.quantize import quantize_model
 from micronet.quantization.recovery import correct_biases, equalize, reestimate_norms
 from micronet.quantization.sensitivity import Probe, keep_sensitive, measure_sensitivity

@@ -263,10 +263,10 @@ def test_two_outputs_export(tmp_path):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"w_ste": "soft"}, "w-ste only applies to"),
+        ({"w_ste": "soft"}, "w-ste soft only applies to"),
         ({"no_alpha": True}, "no-alpha only applies to"),
-        ({"a_ste": "soft", "w_bits": "binary"}, "a-ste only applies to"),
-        ({"method": "lsq", "weight_observer": "moving-average"}, "weight-observer only applies to"),
+        ({"a_ste": "soft", "w_bits": "binary"}, "a-ste soft only applies to"),
+        ({"method": "lsq", "weight_observer": "moving-average"}, "weight-observer moving-average only applies to"),
         ({"include": "0", "exclude": "0"}, "leave no layer"),
     ],
 )

@@ -7,10 +7,9 @@ from torch.nn import functional as F
 
 from micronet.artifact.artifact import load
 from micronet.errors import MicronetError
-from micronet.quantization.calibrate import calibrate, each_quantizer, frozen, observing
+from micronet.quantization.calibrate import calibrate, collect, each_quantizer, frozen, observing, set_ranges
 from micronet.quantization.config import QuantConfig
 from micronet.quantization.fold import fold_model
-from micronet.quantization.ptq import collect, set_ranges
 from micronet.quantization.quantize import quantize_model, restore
 from micronet.quantization.schemes.dorefa import TanhQuantizer
 

@@ -12,18 +12,15 @@ clipped symmetrically.
 import torch
 from torch import Tensor
 
-from micronet.errors import MicronetError
 from micronet.quantization.config import QuantConfig
 from micronet.quantization.functional import SMALLEST_SCALE, QParams, broadcast, integer_range, straight_through
 from micronet.quantization.quantizer import Quantizer
-from micronet.quantization.schemes.iao import AffineQuantizer, frozen_grid
 
 
 class TanhQuantizer(Quantizer):
     """Weights: odd integers q in -(2^k - 1) .. 2^k - 1, scale max|tanh w| / (2^k - 1), zero point 0."""
 
     scheme = "dorefa-weight"
-    arguments = ("bits", "axis", "channels")
 
     def __init__(self, bits: int, axis: int | None = None, channels: int | None = None) -> None:
         super().__init__(bits, axis, channels)
@@ -50,17 +47,11 @@ class TanhQuantizer(Quantizer):
         levels = (t / broadcast(grid.scale, t, grid.axis)).add_(self.qmax).div_(2).round_()
         return levels.mul_(2).sub_(self.qmax).clamp_(-self.qmax, self.qmax)
 
-    @torch.no_grad()
-    def scaled(self, factor: Tensor, x: Tensor, axis: int) -> AffineQuantizer:
-        """Return the frozen grid of ``factor * x``; odd integers of k bits need a grid of k + 1 bits."""
-        return frozen_grid(self.bits + 1, self.qparams(x).scale, factor, axis)
-
 
 class ClippedQuantizer(Quantizer):
     """Activations: equal steps over 0 .. limit, or -limit .. limit; zero point 0."""
 
     scheme = "dorefa-activation"
-    arguments = ("bits", "signed", "limit")
 
     def __init__(self, bits: int, signed: bool, limit: float) -> None:
         super().__init__(bits, None, None)
@@ -73,30 +64,16 @@ class ClippedQuantizer(Quantizer):
         scale = torch.tensor(self.limit / self.qmax, device=x.device)
         return QParams(scale, torch.zeros_like(scale), self.qmin, self.qmax, None)
 
-    @property
-    def frozen(self) -> bool:
-        """Always True: the range is constant."""
-        return True
-
 
 class DoReFa:
     """The scheme."""
 
     @staticmethod
-    def check(config: QuantConfig) -> None:
-        """Raise MicronetError if the scheme does not support the settings."""
-        if config.q_type != "sym":
-            raise MicronetError(
-                "--method dorefa does not support --q-type asym; leave --q-type out, or use --method iao"
-            )
+    def weight_quantizer(config: QuantConfig, bits: int, axis: int | None, channels: int | None) -> Quantizer:
+        """Make the quantizer of a weight with ``channels`` scales on ``axis``, or with one scale (None)."""
+        return TanhQuantizer(bits, axis, channels)
 
     @staticmethod
-    def weight_quantizer(config: QuantConfig, bits: int, axis: int, channels: int) -> Quantizer:
-        """Make the quantizer of a weight with ``channels`` output channels on ``axis``."""
-        per_channel = config.q_level == "channel"
-        return TanhQuantizer(bits, axis if per_channel else None, channels if per_channel else None)
-
-    @staticmethod
-    def activation_quantizer(config: QuantConfig, bits: int, *, non_negative: bool) -> Quantizer:
+    def activation_quantizer(config: QuantConfig, bits: int, *, signed: bool) -> Quantizer:
         """Make the quantizer of an activation."""
-        return ClippedQuantizer(bits, not (non_negative and config.a_sign == "auto"), 1 / config.a_gain)
+        return ClippedQuantizer(bits, signed, 1 / config.a_gain)

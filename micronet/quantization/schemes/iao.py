@@ -14,14 +14,16 @@ from torch import Tensor
 from micronet.quantization.config import QuantConfig
 from micronet.quantization.functional import QParams, affine_qparams, integer_range, symmetric_qparams
 from micronet.quantization.observers import OBSERVERS
-from micronet.quantization.quantizer import Quantizer, RangedQuantizer
+from micronet.quantization.quantizer import Quantizer
 
 
-class AffineQuantizer(RangedQuantizer):
-    """A uniform grid of 2^bits levels (2^bits - 1 if narrow), symmetric or with a zero point."""
+class AffineQuantizer(Quantizer):
+    """A uniform grid of 2^bits levels (2^bits - 1 if narrow) over an observed range."""
 
     scheme = "iao"
-    arguments = ("bits", "symmetric", "signed", "narrow", "observer", "axis", "channels")
+    ranged = True
+    scale: Tensor
+    zero_point: Tensor
 
     def __init__(
         self,
@@ -41,80 +43,63 @@ class AffineQuantizer(RangedQuantizer):
         self.observer = OBSERVERS[observer](channels, axis)
         self.qmin, self.qmax = integer_range(bits, signed=signed, narrow=narrow)
         self.unit_levels = symmetric and self.qmax == 1
+        self.register_buffer("scale", torch.full_like(self.observer.low, torch.nan))
+        self.register_buffer("zero_point", torch.zeros_like(self.observer.low))
 
     def qparams(self, x: Tensor) -> QParams:
         """Return the grid, which does not depend on ``x``."""
         return QParams(self.scale, self.zero_point, self.qmin, self.qmax, self.axis)
 
-    def refresh(self) -> None:
-        """Compute scale and zero point from the observed range."""
-        low, high = self.observer.range()
-        if self.symmetric:
-            scale, zero_point = symmetric_qparams(low, high, self.qmax)
-        else:
-            scale, zero_point = affine_qparams(low, high, self.qmin, self.qmax)
-        self.scale, self.zero_point = scale, zero_point  # not in place: backward may still need the old tensors
-
     def describe(self) -> dict[str, Any]:
         """Return the JSON object from which ``rebuild`` makes an equal quantizer."""
         return {**super().describe(), "observer": self.observer_name}
 
-    @torch.no_grad()
-    def scaled(self, factor: Tensor, x: Tensor, axis: int) -> "AffineQuantizer":
-        """Return the quantizer of ``factor * x``: scale times \\|factor\\|, zero point negated if it is negative.
+    def observe(self, x: Tensor, *, rectified: bool = False) -> None:
+        """Update the range from ``x`` unless it is frozen."""
+        if not self.frozen:
+            self.observer(x, rectified=rectified)
+            self._refresh()
 
-        A factor of 0 gives the scale 1 and the integer 0.
-        """
-        described = {**self.describe(), "axis": axis, "channels": len(factor)}
-        described.pop("scheme")
-        other = AffineQuantizer(**described).to(self.scale)
-        other.scale.copy_(torch.where(factor == 0, 1.0, self.scale * factor.abs()))
-        other.zero_point.copy_(self.zero_point * factor.sign())
-        ends = torch.stack([self.observer.low * factor, self.observer.high * factor])
-        other.observer.low.copy_(ends.amin(0))
-        other.observer.high.copy_(ends.amax(0))
-        other.freeze()
-        return other
+    def set_range(self, low: float, high: float) -> None:
+        """Set the range to [low, high]."""
+        self.observer.low.fill_(low)
+        self.observer.high.fill_(high)
+        self._refresh()
 
+    def _refresh(self) -> None:
+        """Compute scale and zero point from the range; not in place, since backward may still need the old tensors."""
+        low, high = self.observer.low, self.observer.high
+        if self.symmetric:
+            self.scale, self.zero_point = symmetric_qparams(low, high, self.qmax)
+        else:
+            self.scale, self.zero_point = affine_qparams(low, high, self.qmin, self.qmax)
+        self._calibrated = True
 
-@torch.no_grad()
-def frozen_grid(bits: int, scale: Tensor, factor: Tensor, axis: int) -> AffineQuantizer:
-    """Return the frozen symmetric grid of weights times ``factor`` (channels,), with one scale per output channel.
+    def freeze(self) -> None:
+        """Fix the grid: nothing observed later changes it."""
+        self.observer.frozen.fill_(True)
 
-    ``scale``: the scale of the weights, () or (channels,). A factor of 0 gives the scale 1.
-    """
-    grid = AffineQuantizer(bits, True, True, True, "minmax", axis, len(factor)).to(scale)
-    grid.scale.copy_(torch.where(factor == 0, 1.0, scale * factor.abs()))
-    grid.observer.high.copy_(grid.scale * grid.qmax)
-    grid.observer.low.copy_(-grid.observer.high)
-    grid.freeze()
-    return grid
+    @property
+    def frozen(self) -> bool:
+        """Whether the grid is fixed."""
+        return bool(self.observer.frozen)
+
+    @property
+    def empty(self) -> bool:
+        """Whether no data has been observed yet."""
+        return self.observer.empty
 
 
 class IAO:
     """The scheme."""
 
     @staticmethod
-    def check(config: QuantConfig) -> None:
-        """Accept every config."""
+    def weight_quantizer(config: QuantConfig, bits: int, axis: int | None, channels: int | None) -> Quantizer:
+        """Make the quantizer of a weight with ``channels`` scales on ``axis``, or with one scale (None)."""
+        return AffineQuantizer(bits, config.q_type == "sym", True, True, config.weight_observer, axis, channels)
 
     @staticmethod
-    def weight_quantizer(config: QuantConfig, bits: int, axis: int, channels: int) -> Quantizer:
-        """Make the quantizer of a weight with ``channels`` output channels on ``axis``."""
-        per_channel = config.q_level == "channel"
-        return AffineQuantizer(
-            bits,
-            symmetric=config.q_type == "sym",
-            signed=True,
-            narrow=True,
-            observer=config.weight_observer,
-            axis=axis if per_channel else None,
-            channels=channels if per_channel else None,
-        )
-
-    @staticmethod
-    def activation_quantizer(config: QuantConfig, bits: int, *, non_negative: bool) -> Quantizer:
+    def activation_quantizer(config: QuantConfig, bits: int, *, signed: bool) -> Quantizer:
         """Make the quantizer of an activation, with one scale for the whole tensor."""
         symmetric = config.q_type == "sym"
-        signed = symmetric and not (non_negative and config.a_sign == "auto")
-        return AffineQuantizer(bits, symmetric, signed=signed, narrow=False, observer="moving-average")
+        return AffineQuantizer(bits, symmetric, signed and symmetric, narrow=False, observer="moving-average")

@@ -16,15 +16,8 @@ from torch import Tensor, nn
 
 from micronet.errors import MicronetError
 from micronet.quantization.config import QuantConfig
-from micronet.quantization.functional import (
-    SMALLEST_SCALE,
-    QParams,
-    fake_quantize,
-    integer_range,
-    learned_step,
-)
-from micronet.quantization.quantizer import NOT_CALIBRATED, Quantizer
-from micronet.quantization.schemes.iao import AffineQuantizer, frozen_grid
+from micronet.quantization.functional import SMALLEST_SCALE, QParams, fake_quantize, integer_range, learned_step
+from micronet.quantization.quantizer import Quantizer
 from micronet.training import distributed
 
 ZERO_CHANNEL = 1e-6  # mean magnitude, as a fraction of the largest channel's, up to which a channel counts as zero
@@ -34,7 +27,6 @@ class LearnedQuantizer(Quantizer):
     """A symmetric grid with a learned scale, zero point 0."""
 
     scheme = "lsq"
-    arguments = ("bits", "signed", "weight", "axis", "channels")
     ranged = True
     no_weight_decay = ("log_scale",)
     fixed: Tensor
@@ -45,7 +37,6 @@ class LearnedQuantizer(Quantizer):
         super().__init__(bits, axis, channels)
         self.signed = signed
         self.weight = weight
-        self._ready = False  # read from the tensor once, not at every step
         self.qmin, self.qmax = integer_range(bits, signed=signed, narrow=weight)
         self.unit_levels = self.qmax == 1
         self.log_scale = nn.Parameter(torch.full(() if channels is None else (channels,), torch.nan))
@@ -59,7 +50,7 @@ class LearnedQuantizer(Quantizer):
     @torch.no_grad()
     def observe(self, x: Tensor, *, rectified: bool = False) -> None:
         """Initialize the scale from the first data seen; training changes it afterwards."""
-        if not self._ready and self.empty and x.numel():
+        if not self._calibrated and self.empty and x.numel():
             size = x.clamp(min=0) if rectified else x.abs()
             rows = size.reshape(1, -1) if self.axis is None else size.transpose(0, self.axis).flatten(1)
             mean, largest = rows.mean(1).view_as(self.log_scale), rows.amax(1).view_as(self.log_scale)
@@ -105,36 +96,16 @@ class LearnedQuantizer(Quantizer):
         """Whether no data has been observed yet."""
         return bool(self.log_scale.isnan().any())
 
-    def check_calibrated(self) -> None:
-        """Raise MicronetError if the scale was never set."""
-        if not self._ready:
-            if self.empty:
-                raise MicronetError(NOT_CALIBRATED)
-            self._ready = True
-
-    @torch.no_grad()
-    def scaled(self, factor: Tensor, x: Tensor, axis: int) -> AffineQuantizer:
-        """Return the frozen grid of ``factor * x``."""
-        return frozen_grid(self.bits, self.qparams(x).scale, factor, axis)
-
 
 class LSQ:
     """The scheme."""
 
     @staticmethod
-    def check(config: QuantConfig) -> None:
-        """Raise MicronetError if the scheme does not support the settings."""
-        if config.q_type != "sym":
-            raise MicronetError("--method lsq does not support --q-type asym; leave --q-type out, or use --method iao")
+    def weight_quantizer(config: QuantConfig, bits: int, axis: int | None, channels: int | None) -> Quantizer:
+        """Make the quantizer of a weight with ``channels`` scales on ``axis``, or with one scale (None)."""
+        return LearnedQuantizer(bits, signed=True, weight=True, axis=axis, channels=channels)
 
     @staticmethod
-    def weight_quantizer(config: QuantConfig, bits: int, axis: int, channels: int) -> Quantizer:
-        """Make the quantizer of a weight with ``channels`` output channels on ``axis``."""
-        per_channel = config.q_level == "channel"
-        shared = (axis, channels) if per_channel else (None, None)
-        return LearnedQuantizer(bits, True, True, *shared)
-
-    @staticmethod
-    def activation_quantizer(config: QuantConfig, bits: int, *, non_negative: bool) -> Quantizer:
+    def activation_quantizer(config: QuantConfig, bits: int, *, signed: bool) -> Quantizer:
         """Make the quantizer of an activation."""
-        return LearnedQuantizer(bits, not (non_negative and config.a_sign == "auto"), weight=False)
+        return LearnedQuantizer(bits, signed, weight=False)
