@@ -24,22 +24,17 @@ IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 
 @dataclass(frozen=True)
 class DataSpec:
-    """The data that a network is for, and how images become its input; JSON values only.
-
-    ``image_size``: height and width in pixels. ``mean``, ``std``: per channel, of pixels scaled to 0..1. ``augment``:
-    one of ``batches.AUGMENTATIONS``. ``limit``: the maximum number of training images, and of test images. ``seed``: of
-    the validation split and the limit's choice.
-    """
+    """The data that a network is for, and how images become its input; JSON values only."""
 
     name: str | None = None
     classes: list[str] | None = None
     channels: int | None = None
-    image_size: int | None = None
-    mean: list[float] | None = None
+    image_size: int | None = None  # height and width in pixels
+    mean: list[float] | None = None  # per channel, of pixels scaled to 0..1
     std: list[float] | None = None
-    augment: str = "none"
-    limit: int | None = None
-    seed: int = 1
+    augment: str = "none"  # one of batches.AUGMENTATIONS
+    limit: int | None = None  # the maximum number of training images, and of test images
+    seed: int = 1  # of the validation split and of the limit's choice
 
     @classmethod
     def from_json(cls, value: Any) -> "DataSpec":

@@ -9,10 +9,10 @@ from torch.nn import functional as F
 
 
 class ImageSplit(ABC):
-    """Labelled images. ``labels``: (N,) int64; ``image_shape``: (C, H, W) of every image."""
+    """Labelled images."""
 
-    labels: Tensor
-    image_shape: tuple[int, int, int]
+    labels: Tensor  # (N,) int64
+    image_shape: tuple[int, int, int]  # (C, H, W) of every image
 
     def __len__(self) -> int:
         return len(self.labels)

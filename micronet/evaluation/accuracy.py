@@ -92,11 +92,9 @@ def check_scores(predict: Predictor, images: Tensor, classes: int, name: str = "
 def evaluate(
     predict: Predictor, batches: Iterable[tuple[Tensor, Tensor]], on_batch: Callable[[int], None] | None = None
 ) -> Evaluation:
-    """Run a predictor over batches and measure its accuracy and loss.
+    """Run a predictor over batches of images (N, C, H, W) float32 and labels (N,) int64.
 
-    Args:
-        batches: Images (N, C, H, W) float32 and labels (N,) int64.
-        on_batch: Called after every batch with the number of images evaluated so far.
+    ``on_batch`` is called after every batch with the number of images evaluated so far.
     """
     classes = [np.empty(0, np.int64)]
     correct, loss, images = 0, 0.0, 0

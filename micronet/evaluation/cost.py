@@ -21,8 +21,8 @@ def count_macs(model: nn.Module, example: Example) -> int:
     pools are not. Zero padding and masked attention count in full, as in ``torch.utils.flop_counter``.
 
     Args:
-        model: The network, float or quantized (a quantized layer counts like its float layer).
-        example: Its input, or a tuple of its inputs. The count is for this whole batch: give one sample.
+        model: The network; a quantized layer counts like its float layer.
+        example: Its input, or a tuple of its inputs, of one sample: the count is for the whole batch.
     """
     counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.mkldnn_rnn_layer: _rnn_layer_flops})
     with eval_mode(model), torch.no_grad(), _countable_kernels(), counter:

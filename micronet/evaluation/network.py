@@ -13,15 +13,12 @@ Predictor = Callable[[NDArray[np.float32]], Scores]
 
 
 class Network(Protocol):
-    """A predictor that describes itself.
-
-    ``params``: the number of weights and biases. ``stages``: the stages the network went through.
-    """
+    """A predictor that describes itself."""
 
     runtime: str
     data: DataSpec | None
-    params: int
-    stages: Sequence[str]
+    params: int  # number of weights and biases
+    stages: Sequence[str]  # those that the network went through
 
     def __call__(self, images: Any) -> Scores:
         """Return the scores (N, K) float32 of images (N, C, H, W) float32."""

@@ -27,17 +27,13 @@ _HEADER_TYPES = {"identity": dict, "reached": dict, "groups": list, "numbers": d
 
 @dataclass
 class TrainState:
-    """The progress of a training.
+    """The progress of a training."""
 
-    ``rows``: one row of metrics per finished epoch. Of the current epoch: ``step``, the steps taken; ``loss``, summed
-    over ``images`` images. ``scaler``: the state of fp16's gradient scaler.
-    """
-
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    step: int = 0
-    loss: float = 0.0
-    images: int = 0
-    scaler: dict[str, Any] = field(default_factory=dict)
+    rows: list[dict[str, Any]] = field(default_factory=list)  # the metrics of each finished epoch
+    step: int = 0  # steps taken in the current epoch
+    loss: float = 0.0  # summed over the images of the current epoch so far
+    images: int = 0  # of the current epoch so far
+    scaler: dict[str, Any] = field(default_factory=dict)  # the state of fp16's gradient scaler
 
     @property
     def epoch(self) -> int:
@@ -58,16 +54,12 @@ class TrainState:
 
 @dataclass
 class Checkpoint:
-    """A checkpoint file.
-
-    ``identity``: settings, data and history, which must be the same to resume. ``best``: the best weights so far.
-    ``saved_s``: the time of the last save, or of this object's creation, in seconds of ``time.monotonic``.
-    """
+    """A checkpoint file."""
 
     path: Path
-    identity: dict[str, Any]
-    best: dict[str, Tensor] = field(default_factory=dict)
-    saved_s: float = field(default_factory=time.monotonic)
+    identity: dict[str, Any]  # settings, data and history, which must be the same to resume
+    best: dict[str, Tensor] = field(default_factory=dict)  # the best weights so far
+    saved_s: float = field(default_factory=time.monotonic)  # when it was last saved, or this object created
 
     @classmethod
     def beside(cls, output: Path, identity: dict[str, Any]) -> "Checkpoint":
@@ -80,11 +72,10 @@ class Checkpoint:
         Raises MicronetError if there is a checkpoint and neither ``resume`` nor ``force``, or if it cannot be resumed.
         """
         remove_leftovers(self.path)
-        if not self.path.exists():
-            return TrainState()
-        if resume:
+        found = self.path.exists()
+        if found and resume:
             return self._load(step)
-        if not force:
+        if found and not force:
             raise MicronetError(
                 f"{self.path} is left from an interrupted training; add --resume to continue, or --force to start over"
             )
@@ -109,12 +100,8 @@ class Checkpoint:
                     tensors[f"optimizer.{index}.{name}"] = value
                 else:
                     numbers.setdefault(str(index), {})[name] = value
-        header = {
-            "identity": self.identity,
-            "reached": asdict(state),
-            "groups": optimizer_state["param_groups"],
-            "numbers": numbers,
-        }
+        groups = optimizer_state["param_groups"]
+        header = {"identity": self.identity, "reached": asdict(state), "groups": groups, "numbers": numbers}
         self.saved_s = time.monotonic()
         distinct = {name: tensor.clone() for name, tensor in tensors.items()}  # safetensors refuses shared memory
         try:
@@ -139,11 +126,10 @@ class Checkpoint:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
             raise MicronetError(f"{self.path} is damaged ({error}); add --force to start over") from error
-        changed = [key for key, value in self.identity.items() if header["identity"].get(key) != value]
-        if changed:
+        if changed := [key for key, value in self.identity.items() if header["identity"].get(key) != value]:
             raise MicronetError(
-                f"{self.path} was written with other settings ({', '.join(changed)}); resume with the same settings, "
-                "or add --force to start over"
+                f"{self.path} was written with other settings ({', '.join(changed)}); resume with the same, or add "
+                "--force to start over"
             )
         load_state(step.model, _without_prefix("model.", tensors), str(self.path))
         self.best = _without_prefix("best.", tensors)

@@ -67,19 +67,12 @@ class TrainConfig(Settings):
 
 @dataclass(frozen=True)
 class TrainHooks:
-    """What a stage adds to plain training.
+    """What a stage adds to plain training."""
 
-    Args:
-        observe: A context around the steps of each epoch.
-        penalty: Called between backward and the optimizer's step; adds to the gradients.
-        keep: Which epoch's weights are the result: the best on the validation images, or the last.
-        config: The stage's own settings; a training is resumed only with the same ones.
-    """
-
-    observe: Callable[["nn.Module"], AbstractContextManager[Any]] = nullcontext
-    penalty: Callable[[], None] | None = None
-    keep: Literal["best", "last"] = "best"
-    config: dict[str, Any] = field(default_factory=dict)
+    observe: Callable[["nn.Module"], AbstractContextManager[Any]] = nullcontext  # around the steps of each epoch
+    penalty: Callable[[], None] | None = None  # adds to the gradients between backward and the optimizer's step
+    keep: Literal["best", "last"] = "best"  # the result: the best epoch's weights on validation images, or the last's
+    config: dict[str, Any] = field(default_factory=dict)  # the stage's settings; to resume, they must be the same
 
 
 NO_HOOKS = TrainHooks()
@@ -87,24 +80,17 @@ NO_HOOKS = TrainHooks()
 
 @dataclass(frozen=True)
 class RunContext:
-    """Where and how a training runs; nothing here changes its result except the seed.
+    """Where and how a training runs; nothing here changes its result except the seed."""
 
-    Args:
-        output: The artifact's path; the checkpoint and the log are written beside it.
-        deadline: When to stop, in seconds of ``time.monotonic``.
-        checkpoint_minutes: Minutes between checkpoints within an epoch; 0: after every step.
-        compiled: Run the network through torch.compile.
-    """
-
-    output: Path
+    output: Path  # the artifact's; the checkpoint and the log are written beside it
     device: "torch.device"
     seed: int = 1
     resume: bool = False
     force: bool = False
     progress: Progress = Silent()  # noqa: RUF009  # it has no state
-    deadline: float = math.inf
-    checkpoint_minutes: float = 10.0
-    compiled: bool = False
+    deadline: float = math.inf  # when to stop, in seconds of time.monotonic
+    checkpoint_minutes: float = 10.0  # between checkpoints within an epoch; 0: after every step
+    compiled: bool = False  # run the network through torch.compile
 
 
 def learning_rate(config: TrainConfig, step: int, steps: int) -> float:

@@ -43,12 +43,8 @@ class Teacher:
                 f"the teacher's scores have shape {tuple(targets.shape)}, but the student's have "
                 f"{tuple(scores.shape)}; give --distill a teacher with the student's classes"
             )
-        divergence = F.kl_div(
-            F.log_softmax(scores / self.temperature, 1),
-            F.log_softmax(targets / self.temperature, 1),
-            reduction="batchmean",
-            log_target=True,
-        )
+        student, teacher = (F.log_softmax(each / self.temperature, 1) for each in (scores, targets))
+        divergence = F.kl_div(student, teacher, reduction="batchmean", log_target=True)
         return (1 - self.weight) * loss + self.weight * self.temperature**2 * divergence
 
 

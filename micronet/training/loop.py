@@ -38,9 +38,7 @@ from micronet.training.step import NotFiniteError, TrainStep, make_optimizer
 class Trainer:
     """Trains a model on a data set.
 
-    Args:
-        identity: What must be the same when the training is resumed, besides config and seed.
-        teacher: A network to distill from.
+    ``identity``: what must be the same when the training is resumed, besides config and seed.
     """
 
     model: nn.Module
@@ -235,12 +233,8 @@ def fit_artifact(
         accuracy, loss = evaluate_distributed(
             predict, data.test, data.spec, lambda done: context.progress.step("testing", min(done, own), own)
         )
-    metrics = {
-        **{name: value for name, value in row.items() if name.startswith(("epoch", "validation"))},
-        "test_accuracy": accuracy,
-        "test_loss": loss,
-        "test_images": images,
-    }
+    metrics = {name: value for name, value in row.items() if name.startswith(("epoch", "validation"))}
+    metrics |= {"test_accuracy": accuracy, "test_loss": loss, "test_images": images}
     return replace(artifact, metrics=metrics, data=data.spec.to_json(), seed=context.seed)
 
 
