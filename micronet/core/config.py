@@ -7,18 +7,17 @@ A config may hold other configs (``group``); their settings then appear beside i
 
 import math
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import MISSING, Field, asdict, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, Field, asdict, field, fields, is_dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import Any, Literal, NamedTuple, TypeVar, get_args, get_origin
 
 from micronet.errors import MicronetError, unknown
 
 C = TypeVar("C")
-_WORDS: dict[Any, str] = {
-    bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path", list: "a list",
-}  # fmt: skip
+_WORDS: dict[Any, str]
+_WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path", list: "a list"}
 
 
 def setting(
@@ -40,11 +39,10 @@ def setting(
     """Declare one setting.
 
     Args:
-        default: Its default value; left out, the setting is required.
+        default: Its default value; without one, the setting is required.
         help: One or two sentences for ``--help``, the API's documentation and the schema.
         short: A one-letter option, for example ``-o``.
-        low: The smallest number allowed.
-        high: The largest number allowed.
+        low, high: The smallest and the largest number allowed.
         basic: Whether ``--help`` shows it before the advanced options.
         metavar: The placeholder of its value in ``--help``.
         argument: Whether the command line takes it by position.
@@ -81,23 +79,19 @@ class Settings:
         return asdict(self)  # type: ignore[call-overload, no-any-return]  # every subclass is a dataclass
 
 
-@dataclass(frozen=True)
-class Option:
-    """One setting of a config, found among its groups. ``title``: what its group is about."""
+class Option(NamedTuple):
+    """One setting of a config, found among its groups.
 
+    Attributes:
+        about: What ``setting`` declared.
+        title: What its group is about.
+    """
+
+    name: str
     field: Field[Any]
+    about: Mapping[str, Any]
     default: Any
-    title: str
-
-    @property
-    def name(self) -> str:
-        """The setting's name."""
-        return self.field.name
-
-    @property
-    def about(self) -> Mapping[str, Any]:
-        """What ``setting`` declared."""
-        return self.field.metadata
+    title: str = ""
 
     @property
     def required(self) -> bool:
@@ -110,11 +104,11 @@ def options(config: type) -> Iterator[Option]:
     for item in fields(config):
         inner = item.metadata.get("group")
         if inner is None:
-            yield Option(item, item.default, "")
+            yield Option(item.name, item, item.metadata, item.default)
             continue
         title = (inner.__doc__ or "").splitlines()[0].rstrip(".")
         for sub in fields(inner):
-            yield Option(sub, getattr(inner, sub.name), title)
+            yield Option(sub.name, sub, sub.metadata, getattr(inner, sub.name), title)
 
 
 def build(config: type[C], values: Mapping[str, Any]) -> C:
@@ -133,8 +127,8 @@ def build(config: type[C], values: Mapping[str, Any]) -> C:
     for item in fields(config):  # type: ignore[arg-type]  # a dataclass
         inner = item.metadata.get("group")
         if inner is not None:
-            own = {sub.name: values.get(sub.name, getattr(inner, sub.name)) for sub in fields(inner)}
-            made[item.name] = type(inner)(**own)
+            own = {sub.name: values[sub.name] for sub in fields(inner) if sub.name in values}
+            made[item.name] = replace(inner, **own)
         elif item.name in values:
             made[item.name] = values[item.name]
     whole = config(**made)
@@ -152,22 +146,19 @@ def flatten(config: Any) -> dict[str, Any]:
 
 
 def changed(config: Any) -> dict[str, Any]:
-    """Return those of a config's settings that differ from their defaults."""
-    values = flatten(config)
-    return {
-        option.name: values[option.name] for option in options(type(config)) if values[option.name] != option.default
-    }
+    """Return the settings of a config that differ from their defaults."""
+    defaults = {option.name: option.default for option in options(type(config))}
+    return {name: value for name, value in flatten(config).items() if value != defaults[name]}
 
 
 def check_values(config: Any) -> None:
     """Raise MicronetError if a value of a config is not of its field's type, not a choice or out of its bounds."""
     for item in fields(config):
         if "help" in item.metadata:
-            check_value(item, getattr(config, item.name))
+            _check_value(item, getattr(config, item.name))
 
 
-def check_value(item: Field[Any], value: Any) -> None:
-    """Raise MicronetError if ``value`` is not what the setting ``item`` allows."""
+def _check_value(item: Field[Any], value: Any) -> None:
     kinds = alternatives(item.type)
     if value is None and NoneType in kinds:
         return
@@ -226,9 +217,10 @@ def matching(config: Any, option: str, names: Collection[str]) -> set[str]:
 
 def json_schema(config: type) -> dict[str, Any]:
     """Return the JSON Schema of a config's settings as an object, for editors and other tools."""
-    listed = [option for option in options(config) if not option.about["run_only"]]
     schema: dict[str, Any] = {"type": "object", "additionalProperties": False, "properties": {}}
-    for option in listed:
+    for option in options(config):
+        if option.about["run_only"]:
+            continue
         about = {"description": option.about["help"], **_schema_of(option.field.type)}
         for name, key in (("low", "minimum"), ("high", "maximum")):
             if math.isfinite(option.about[name]):

@@ -4,6 +4,7 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from glob import escape
 from pathlib import Path
 
@@ -40,7 +41,7 @@ def check_writable(path: Path | None) -> None:
         raise MicronetError(f"{path} cannot be written because {folder} is read-only; give a path in another folder")
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Write a temporary file beside ``path``, sync it to disk, then rename it to ``path``.
 
     If ``path`` is a symbolic link, its target is written. The temporary file is always removed.
@@ -82,11 +83,7 @@ def write_text(path: Path, text: str) -> None:
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a file atomically; raise FailedError if the system refuses."""
-
-    def write(temporary: Path) -> None:
-        temporary.write_bytes(data)
-
-    write_atomically(path, write)
+    write_atomically(path, lambda temporary: temporary.write_bytes(data))
 
 
 def file_hash(path: Path) -> str:
@@ -108,13 +105,9 @@ def _umask() -> int:
 
 def _sync_folder(folder: Path) -> None:
     """Make the rename itself durable, if the system can sync a folder."""
-    try:
+    with suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(handle)
-    except OSError:
-        pass
-    finally:
-        os.close(handle)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

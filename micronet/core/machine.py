@@ -20,14 +20,9 @@ _ASSUMED_MEMORY_BYTES = 4 << 30  # on systems without /proc/meminfo
 _CGROUP = Path("/sys/fs/cgroup")
 
 
-@cache
 def has_vnni() -> bool:
     """Return True if the processor has 8-bit dot products (VNNI); False if that is unknown."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text(errors="replace")
-    except OSError:
-        return False
-    return re.search(r"^flags\s*:.*\b(avx512_vnni|avx_vnni)\b", flags, re.MULTILINE) is not None
+    return re.search(r"^flags\s*:.*\b(avx512_vnni|avx_vnni)\b", _cpuinfo(), re.MULTILINE) is not None
 
 
 def usable_cores() -> int:
@@ -69,20 +64,20 @@ def tune_allocator() -> None:
 
 def memory_mib() -> int:
     """Return the resident memory of this process in MiB, or 0 if unknown."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except (OSError, ValueError, IndexError):
-        return 0
-    return pages * os.sysconf("SC_PAGE_SIZE") >> 20
+    with suppress(OSError, ValueError, IndexError):
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") >> 20
+    return 0
 
 
 def processor_name() -> str:
     """Return the processor's name."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:  # noqa: PTH123  # not a user's path
-            for line in file:
-                if line.startswith("model name"):
-                    return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
+    found = re.search(r"^model name\s*:\s*(.+)", _cpuinfo(), re.MULTILINE)
+    return found[1].strip() if found else platform.processor() or platform.machine()
+
+
+@cache
+def _cpuinfo() -> str:
+    """Return Linux's description of the processors; empty on other systems."""
+    with suppress(OSError):
+        return Path("/proc/cpuinfo").read_text(errors="replace")
+    return ""

@@ -16,15 +16,7 @@ OPTIONAL_DATA = ("prune", "import")  # stages that run without data
 
 @dataclass(frozen=True)
 class Planned:
-    """An entry with its stage.
-
-    Attributes:
-        entry: The entry as written.
-        stage: The stage that it names.
-        values: Its settings, with inputs and output resolved to paths.
-        output: The file that it writes, or None.
-        inputs: The files that it reads.
-    """
+    """An entry with its stage, its settings with files as paths, and the files that it writes and reads."""
 
     entry: Entry
     stage: Stage
@@ -51,9 +43,12 @@ def plan(recipe: Recipe, data: str | None = None) -> list[Planned]:
     planner = _Planner(recipe)
     entries = list(recipe.entries)
     if entries[-1].command != "compare":
-        entries.append(Entry("compare", "compare", _code(entries), entries[-1].line, {}))
+        entries.append(Entry("compare", "compare", {}, entries[-1].line, {}))
     for entry in entries:
-        stage = planner.stage(entry)
+        if entry.command not in registry.STAGES:
+            line = entry.lines.get("command", entry.line)
+            raise recipe.error(line, str(unknown("command", entry.command, registry.STAGES)))
+        stage = find(entry.command)
         if data is not None and uses(stage.Config, "data") and stage.name not in OPTIONAL_DATA:
             entry, data = replace(entry, options={**entry.options, "data": data}), None
         planner.add(entry, stage)
@@ -68,14 +63,7 @@ class _Planner:
         self._recipe = recipe
         self._made: dict[str, Path] = {}
         self._histories: dict[Path, list[str]] = {}
-        self._codes: dict[Any, str] = {}  # artifact -> the code that an entry named for it
-
-    def stage(self, entry: Entry) -> Stage:
-        """Return the stage that an entry names."""
-        if entry.command not in registry.STAGES:
-            line = entry.lines.get("command", entry.line)
-            raise self._recipe.error(line, str(unknown("command", entry.command, registry.STAGES)))
-        return find(entry.command)
+        self._codes: dict[Path, str] = {}  # file -> the code that an entry named for it
 
     def add(self, entry: Entry, stage: Stage) -> None:
         """Bind one entry."""
@@ -87,10 +75,13 @@ class _Planner:
                 names = [each.name for each in known.values() if not each.about["run_only"]]
                 raise self._recipe.error(line, str(unknown(f"option of {entry.command}:", name, names)))
             values[name] = self._resolved(known[name], value, line)
-        values = {**self._default_input(entry, known, values), **values}
-        code = self._codes.get(values.get("artifact"))
-        if code is not None and "model" in known and "model" not in values:
-            values["model"] = code  # an earlier entry named the code that builds this artifact
+        argument = next((option for option in known.values() if option.about["argument"]), None)
+        if argument is not None:
+            if argument.name not in values:
+                values = {**self._default_input(entry, argument), **values}
+            codes = {self._codes[path] for path in _paths(values.get(argument.name)) if path in self._codes}
+            if len(codes) == 1 and "model" in known:
+                values.setdefault("model", codes.pop())  # an earlier entry named the code that builds these networks
         inputs = [
             path
             for name, value in values.items()
@@ -118,7 +109,7 @@ class _Planner:
             self._check_output(entry, output, suffix, inputs)
             values["output"] = output
             self._made[entry.name] = output
-            if ":" in str(values.get("model", "")):
+            if ":" in values.get("model", ""):
                 self._codes[output] = values["model"]
             self._histories[output] = [*(history or []), *stage.records(config)]
         return output
@@ -141,11 +132,8 @@ class _Planner:
         if output.parent != self._recipe.folder and not output.parent.is_dir():
             raise self._recipe.error(line, f"{output.parent} is not a folder; run mkdir -p {output.parent} first")
 
-    def _default_input(self, entry: Entry, known: Mapping[str, Option], values: Mapping[str, Any]) -> dict[str, Any]:
+    def _default_input(self, entry: Entry, option: Option) -> dict[str, Any]:
         """Return the input of an entry that names none: the last artifact, or for compare all files made."""
-        option = next((each for each in known.values() if each.about["argument"]), None)
-        if option is None or option.name in values:
-            return {}
         made = list(self._made.values())
         if option.name == "files":
             found: list[Path] | Path | None = made or None
@@ -169,12 +157,6 @@ class _Planner:
         if not any(accepts(kind, value) for kind in kinds):
             raise self._recipe.error(line, f"{option.name} is {value!r}; expected {describe(option.field.type)}")
         return value
-
-
-def _code(entries: list[Entry]) -> dict[str, Any]:
-    """Return the network code that the entries name, if it is one and the same, for the comparison."""
-    models = {entry.options["model"] for entry in entries if ":" in str(entry.options.get("model", ""))}
-    return {"model": models.pop()} if len(models) == 1 else {}
 
 
 def _files_named(settings: Mapping[str, Any]) -> list[Path]:

@@ -29,15 +29,7 @@ _PLACES = (Path(__file__).parents[1] / "configs", Path(__file__).parents[2] / "c
 
 @dataclass(frozen=True)
 class Entry:
-    """One stage of a recipe, as written.
-
-    Attributes:
-        name: The name that other entries call it by.
-        command: The stage's name.
-        options: Its settings.
-        line: The line on which it begins.
-        lines: The line of each setting.
-    """
+    """One stage of a recipe, as written; ``line`` is where it begins, ``lines`` where its settings are."""
 
     name: str
     command: str
@@ -68,9 +60,10 @@ def find_recipe(name: Path) -> Path:
     """Return the path of a recipe file, or of the bundled recipe of that name."""
     if name.is_file() or name.suffix:
         return name
-    if str(name) not in bundled():
-        raise unknown("recipe", str(name), [*bundled(), "path/to/recipe.toml"])
-    return bundled()[str(name)]
+    recipes = bundled()
+    if str(name) not in recipes:
+        raise unknown("recipe", str(name), [*recipes, "path/to/recipe.toml"])
+    return recipes[str(name)]
 
 
 def read_recipe(path: Path) -> Recipe:

@@ -70,7 +70,6 @@ def run_recipe(config: RunRecipeSettings, perform: Perform, progress: Progress |
         perform: Runs one stage with its config, and shows the result if its third argument says so.
         progress: Where it reports which stage runs.
     """
-    progress = progress or Silent()
     recipe = read_recipe(find_recipe(config.recipe))
     recipe = replace(recipe, folder=config.output or recipe.folder)
     planned = plan(recipe, config.data)
@@ -78,7 +77,7 @@ def run_recipe(config: RunRecipeSettings, perform: Perform, progress: Progress |
     if config.from_stage is not None and config.from_stage not in names:
         raise MicronetError(f"{recipe.path}: {unknown('stage', config.from_stage, names)}")
     recipe.folder.mkdir(parents=True, exist_ok=True)
-    runner = _Runner(config, Journal.open(recipe.folder), perform, progress)
+    runner = _Runner(config, Journal.open(recipe.folder), perform, progress or Silent(), rerun=config.force)
     outcome = Outcome(None)
     for each in planned:
         try:
@@ -89,40 +88,40 @@ def run_recipe(config: RunRecipeSettings, perform: Perform, progress: Progress |
     return outcome
 
 
+@dataclass
 class _Runner:
-    """Runs planned stages; after the first that is not skipped by choice, none is."""
+    """Runs planned stages. ``rerun``: whether to run even unchanged ones; set from ``from_stage`` on."""
 
-    def __init__(self, config: RunRecipeSettings, journal: Journal, perform: Perform, progress: Progress) -> None:
-        self._config, self._journal, self._perform, self._progress = config, journal, perform, progress
-        self._rerun = config.force
+    config: RunRecipeSettings
+    journal: Journal
+    perform: Perform
+    progress: Progress
+    rerun: bool
 
     def run(self, each: Planned, *, last: bool) -> Outcome:
         """Run one stage unless its result is there already."""
-        config, journal, name, path = self._config, self._journal, each.entry.name, each.output
-        self._rerun = self._rerun or name == config.from_stage
+        config, journal, name, path = self.config, self.journal, each.entry.name, each.output
+        self.rerun = self.rerun or name == config.from_stage
         key = stage_key(each.stage.name, each.values, each.inputs, version())
-        if path is not None and not self._rerun and journal.done(name, key, path):
-            self._progress.line(f"{name}: unchanged, keeping {path}")
+        if path is not None and not self.rerun and journal.done(name, key, path):
+            self.progress.line(f"{name}: unchanged, keeping {path}")
             return Outcome(None)
-        self._progress.line(f"$ {command_line(each.stage, each.values)}")
+        words = ["micronet", each.stage.name, *spell(each.stage.Config, each.values)]
+        self.progress.line(f"$ {shlex.join(words)}")
         if path is not None and path.exists() and not config.force and not journal.owns(name):
             raise MicronetError(f"{path} exists but this recipe did not make it; add --force to overwrite it, or -o")
-        resume = not self._rerun and journal.begun(name, key) and each.stage.trains(each.config())
+        resume = not self.rerun and journal.begun(name, key) and each.stage.trains(each.config())
         if path is not None:
             journal.note(name, key)
-        how: dict[str, Any] = {"force": True, "resume": resume, "quiet": config.report.quiet or config.report.json}
-        how |= {"json": config.report.json and last}
+        json = config.report.json
+        how: dict[str, Any]
+        how = {"force": True, "resume": resume, "quiet": config.report.quiet or json, "json": json and last}
         if config.device is not None:
             how["device"] = config.device
-        outcome = self._perform(each.stage, each.config(**how), last or not config.report.json)
+        outcome = self.perform(each.stage, each.config(**how), last or not json)
         if path is not None:
             journal.note(name, key, path)
         return outcome
-
-
-def command_line(stage: Stage, values: dict[str, Any]) -> str:
-    """Return the command line that does the same as a stage with these settings."""
-    return shlex.join(["micronet", stage.name, *spell(stage.Config, values)])
 
 
 RUN = RunRecipe()

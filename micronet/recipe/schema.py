@@ -45,8 +45,8 @@ def recipe_schema() -> dict[str, Any]:
     for name in registry.STAGES:
         stage = stage_schema(find(name))
         own = {"command": {"const": name}, "name": {"type": "string", "pattern": r"^\w[\w-]*$"}}
-        properties = {**own, **{key: value for key, value in stage["properties"].items() if key != "output"}}
-        properties["output"] = {"type": "string", "description": "The file's name in the recipe's folder."}
+        output = {"type": "string", "description": "The file's name in the recipe's folder."}
+        properties = {**own, **stage["properties"], "output": output}
         tables.append({**stage, "properties": properties, "required": ["command"]})
     return {
         "$schema": DRAFT,
