@@ -5,6 +5,7 @@ continues with ONNX Runtime's values, so every layer gets the same input and no 
 """
 
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,7 +22,7 @@ from micronet.models.modes import eval_mode
 from micronet.quantization.calibrate import each_quantizer
 from micronet.quantization.functional import dequantize, to_integers
 from micronet.runtimes.config import RuntimeOptions
-from micronet.runtimes.onnxruntime import open_session, run
+from micronet.runtimes.onnxruntime import exposing_session, open_session, run
 
 LEAST_AGREEMENT = 0.99  # share of images in the same class; one flipped rounding step can decide a near tie
 LARGEST_FLOAT_ERROR = {TensorProto.FLOAT: 1e-3, TensorProto.FLOAT16: 2e-2}  # relative score error, by weight type
@@ -30,10 +31,9 @@ INTEGER_BITS = 8  # float32 sums do not resolve wider grids, so a difference of 
 
 
 class Agreement(NamedTuple):
-    """How closely two runtimes agree.
+    """``classes``: share of images put into the same class.
 
-    ``classes``: share of images put into the same class. ``error``: ||theirs - torch's|| / ||torch's - their mean||,
-    over all scores, the mean taken per image. ``images``: the number of images compared.
+    ``error``: ||theirs - torch's|| / ||torch's - its mean|| over all scores, the mean taken per image.
     """
 
     classes: float
@@ -79,26 +79,23 @@ def compare_scores(model: nn.Module, predict: Predictor, batches: Iterable[Tenso
 
 
 def require_agreement(model: nn.Module, proto: onnx.ModelProto, images: Tensor, agreement: Agreement) -> None:
-    """Refuse an exported model that does not compute what the torch model computes.
+    """Raise FailedError if an exported model does not compute what the torch model computes.
+
+    That is, if too many classes differ, a float network's scores are off, or a layer is more than one step off.
 
     Args:
-        model: The torch model, quantized or float.
-        proto: The ONNX model.
         images: A batch (N, C, H, W) float32 for the layer-by-layer check.
         agreement: What ``compare_outputs`` measured.
-
-    Raises:
-        FailedError: Too many classes differ, a float network's scores are off, or a layer is more than one step off.
     """
-    quantizers = [quantizer for _, _, quantizer in each_quantizer(model)]
+    bits = [quantizer.bits for _, _, quantizer in each_quantizer(model)]
     types = {tensor.data_type for tensor in proto.graph.initializer} & LARGEST_FLOAT_ERROR.keys()
     limit = max((LARGEST_FLOAT_ERROR[each] for each in types), default=LARGEST_FLOAT_ERROR[TensorProto.FLOAT])
-    if not quantizers and agreement.error > limit:
+    if not bits and agreement.error > limit:
         raise FailedError(
             f"the exported model's scores differ from torch's by {agreement.error:.2%}, the limit is {limit:.1%}; "
             "nothing was written"
         )
-    if max((quantizer.bits for quantizer in quantizers), default=0) <= INTEGER_BITS:
+    if max(bits, default=0) <= INTEGER_BITS:
         wrong = [f"{name} ({steps})" for name, steps in compare_layers(model, proto, images).items() if steps > 1]
         if wrong:
             raise FailedError(
@@ -137,31 +134,23 @@ def compare_layers(
 
     Args:
         model: The quantized torch model from which the file was exported.
-        proto: The ONNX model.
         images: A batch (N, C, H, W) float32.
-        options: How ONNX Runtime runs the model.
 
     Raises:
         FailedError: The file has quantizers that the torch model does not have.
     """
     theirs = _integers(proto, images, options or RuntimeOptions())
-    known = {f"{name}.{slot}" for name, slot, _ in each_quantizer(model)}
-    if extra := theirs.keys() - known:
+    quantizers = {f"{name}.{slot}": quantizer for name, slot, quantizer in each_quantizer(model)}
+    if extra := theirs.keys() - quantizers:
         raise FailedError(
             f"the exported model has quantizers that the torch model does not have: {', '.join(sorted(extra)[:5])}"
         )
     worst: dict[str, int] = {}
-    handles = []
-    for name, slot, quantizer in each_quantizer(model):
-        key = f"{name}.{slot}"
-        if key in theirs:
-            handles.append(quantizer.register_forward_hook(_comparison(key, theirs[key], worst), with_kwargs=True))
-    try:
-        with eval_mode(model):
-            model(images)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as hooks, eval_mode(model):
+        for key, integers in theirs.items():
+            hook = _comparison(key, integers, worst)
+            hooks.enter_context(quantizers[key].register_forward_hook(hook, with_kwargs=True))
+        model(images)
     return worst
 
 
@@ -182,15 +171,7 @@ def _comparison(key: str, theirs: Any, worst: dict[str, int]) -> Any:
 
 def _integers(proto: onnx.ModelProto, images: Tensor, options: RuntimeOptions) -> dict[str, Any]:
     """Return the integers that every QuantizeLinear node gives: ``module.slot`` -> array."""
-    exposed = onnx.ModelProto()
-    exposed.CopyFrom(proto)
-    initializers = {tensor.name: tensor for tensor in proto.graph.initializer}
-    names = []
-    for node in proto.graph.node:
-        if node.op_type == "QuantizeLinear":
-            dtype = initializers[node.input[2]].data_type
-            exposed.graph.output.append(onnx.helper.make_tensor_value_info(node.output[0], dtype, None))
-            names.append(node.name.removesuffix(".QuantizeLinear"))
-    session = open_session(exposed.SerializeToString(), options, "the exported model")
-    outputs = run(session, images.numpy())
-    return dict(zip(names, outputs[len(proto.graph.output) :], strict=True))
+    nodes = [node for node in proto.graph.node if node.op_type == "QuantizeLinear"]
+    session = exposing_session(proto, [node.output[0] for node in nodes], options)
+    arrays = run(session, images.numpy())[len(proto.graph.output) :]
+    return {node.name.removesuffix(".QuantizeLinear"): array for node, array in zip(nodes, arrays, strict=True)}

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
@@ -39,10 +40,10 @@ from micronet.onnx.rewrite import (
     clip_before_pools,
     embed_preprocessing,
     quantize_after_reshapes,
+    tidy,
     to_half,
     to_int4,
 )
-from micronet.onnx.tidy import tidy
 from micronet.quantization.calibrate import check_calibrated, each_quantizer
 from micronet.quantization.fold import fold_model, foldable_pairs, has_taken_norms, shares_scales
 from micronet.quantization.functional import dequantize, int8_grid, to_integers
@@ -68,29 +69,28 @@ def to_onnx(artifact: Artifact, images: Tensor, config: ExportConfig | None = No
     """
     config = config or ExportConfig()
     check_calibrated(artifact.model)
-    quantized = any(True for _ in each_quantizer(artifact.model))
-    if quantized and config.precision == "fp16":
-        raise MicronetError(
-            "--precision fp16 applies to float networks, and this one is quantized; leave --precision out"
-        )
     widest = max((quantizer.bits for _, _, quantizer in each_quantizer(artifact.model)), default=0)
+    if widest and config.precision == "fp16":
+        raise MicronetError("--precision fp16 applies to float networks, and this one is quantized; drop --precision")
     if widest > INT8_BITS and config.opset < SIXTEEN_BITS_OPSET:
         raise MicronetError(f"{widest}-bit quantizers need --opset {SIXTEEN_BITS_OPSET} or later, got {config.opset}")
     model = with_integers(_folded(artifact.model), artifact.history, signed=config.target == "tensorrt")
     check_size(sum(tensor.nbytes for tensor in model.state_dict().values()))
-    proto = _export(model, images, config)
-    tidy(proto)
-    if quantized:
-        clip_before_pools(proto)
-    about = _metadata(artifact)
+    exported = _export(model, images, config)
+    tidy(exported)
+    if widest:
+        clip_before_pools(exported)
     if config.target == "tensorrt":
-        quantize_after_reshapes(proto)
+        quantize_after_reshapes(exported)
     if config.int4_storage:
-        to_int4(proto)
+        to_int4(exported)
+    proto = ir.to_proto(exported)
+    del proto.graph.value_info[:]  # readers infer the shapes themselves
+    about = _metadata(artifact)
     if config.precision == "fp16":
         proto, about["kept_float32"] = to_half(proto, images.numpy())
     if config.embed_preprocessing:
-        embed_preprocessing(proto, DataSpec.from_json(artifact.data or {}))
+        proto = embed_preprocessing(proto, DataSpec.from_json(artifact.data or {}))
     onnx.helper.set_model_props(proto, {METADATA_KEY: json.dumps(about, sort_keys=True)})
     onnx.checker.check_model(proto, full_check=True)
     return proto
@@ -159,7 +159,7 @@ def _folded(model: nn.Module) -> nn.Module:
     return fold_model(model)[0] if foldable else model
 
 
-def _export(model: nn.Module, images: Tensor, config: ExportConfig) -> onnx.ModelProto:
+def _export(model: nn.Module, images: Tensor, config: ExportConfig) -> ir.Model:
     dynamic = {AXES[name]: torch.export.Dim(name) for name in config.free_axes}
     example = images[: 2 if dynamic else 1].contiguous()  # torch would fix the size of an axis of size 1
     _check_input(model, example)
@@ -183,8 +183,7 @@ def _export(model: nn.Module, images: Tensor, config: ExportConfig) -> onnx.Mode
         raise MicronetError(f"torch cannot export this network to ONNX{hint}: {reason}") from error
     if program is None:
         raise FailedError("torch's ONNX exporter returned nothing")
-    proto: onnx.ModelProto = program.model_proto
-    return proto
+    return program.model
 
 
 @contextmanager

@@ -4,21 +4,23 @@ The rules were verified with onnxruntime 1.32 on x86 and TensorRT-RTX 1.7; other
 Subgraphs of If and Loop are not checked.
 """
 
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
 import onnx
-import onnxruntime
-from onnx import NodeProto, TensorProto
+from onnx_ir import DataType, Node, Value
+from onnxruntime import GraphOptimizationLevel
 
-from micronet.onnx.graph_view import CLIP_OPS, MOVING_OPS, QUANTIZE, GraphView, WeightedNode, title
+from micronet.errors import MicronetError
+from micronet.onnx import graph_view as view
+from micronet.onnx.graph_view import CLIP_OPS, MOVING_OPS, QUANTIZE, GraphView, QDQNode, WeightedNode, title
+from micronet.runtimes.onnxruntime import optimize
 
 Target = Literal["ort", "tensorrt", "both"]
 Severity = Literal["error", "warning", "note"]
-Matches = Iterator[tuple[NodeProto, str]]  # a node, and what is wrong with it
+Matches = Iterator[tuple[Node, str]]  # a node, and what is wrong with it
 Check = Callable[[GraphView], Matches]
 RULES: "list[Rule]" = []  # filled by the ``rule`` decorator below
 LISTED = 3  # layers named in a message about the whole file
@@ -75,20 +77,14 @@ def count_integer_ops(proto: onnx.ModelProto, file: Path | None = None) -> dict[
     Returns:
         ``integer`` and ``all`` for convolutions, matrix products and additions; None if ONNX Runtime refuses the model.
     """
-    settings = onnxruntime.SessionOptions()
-    settings.log_severity_level = 4
-    with tempfile.TemporaryDirectory() as folder:
-        settings.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
-        try:
-            source = str(file) if file else proto.SerializeToString()
-            onnxruntime.InferenceSession(source, settings, providers=["CPUExecutionProvider"])
-        except Exception:  # ONNX Runtime's exceptions share no base class
-            return None
-        optimized = onnx.load(settings.optimized_model_filepath, load_external_data=False)
-    graph = GraphView(proto)
-    constants = graph.constants.keys()  # adding a constant does not join two branches
-    before = Counter(node.op_type for node in graph.nodes if node.op_type != "Add" or constants.isdisjoint(node.input))
-    after = Counter(node.op_type for node in optimized.graph.node)
+    try:
+        optimized = optimize(file or proto.SerializeToString(), GraphOptimizationLevel.ORT_ENABLE_ALL)
+    except MicronetError:
+        return None
+    nodes = GraphView(proto).nodes
+    # Adding a constant does not join two branches.
+    joining = [node for node in nodes if node.op_type != "Add" or not (view.stored(node, 0) or view.stored(node, 1))]
+    before, after = (Counter(node.op_type for node in found) for found in (joining, optimized.graph.node))
     return {
         noun: {"integer": sum(after[op] for op in integer), "all": sum(before[op] for op in given + integer)}
         for noun, given, integer in KERNELS
@@ -108,20 +104,20 @@ def _rule(cure: str, **severity: Severity) -> Callable[[Check], Check]:
 @_rule(f"{PTQ}, which quantizes every input of Add and Concat", ort="warning")
 def _mixed_inputs(graph: GraphView) -> Matches:
     for node in (node for node in graph.nodes if node.op_type in ("Add", "Concat")):
-        names = [name for name in node.input if name not in graph.constants]
-        floats = [name for name in names if not graph.is_dequantized(name)]
-        if 0 < len(floats) < len(names):
-            yield node, f"{len(floats)} of {len(names)} inputs are not quantized: ONNX Runtime runs it in float"
+        inputs = [value for value in node.inputs if value is not None and value.const_value is None]
+        floats = [value for value in inputs if not view.is_dequantized(value)]
+        if 0 < len(floats) < len(inputs):
+            yield node, f"{len(floats)} of {len(inputs)} inputs are not quantized: ONNX Runtime runs it in float"
 
 
 @_rule("micronet quantize --a-bits 8 --a-sign auto, which puts the zero point at the end of the range", ort="warning")
 def _kept_activation(graph: GraphView) -> Matches:
     for quantizer in graph.activations:
-        node = graph.producer.get(quantizer.node.input[0])
+        node = view.producer(quantizer.node)
         while node is not None and node.op_type in CLIP_OPS:
-            before = graph.producer.get(node.input[0])
+            before = view.producer(node)
             fusible = before is not None and before.op_type in ("Conv", "Add", *CLIP_OPS)
-            if fusible and not graph.is_absorbed(node, quantizer):
+            if fusible and not view.is_absorbed(node, quantizer):
                 yield node, "clips more than the quantizer after it, so it is not fused and its input stays float"
             node = before
 
@@ -129,7 +125,7 @@ def _kept_activation(graph: GraphView) -> Matches:
 @_rule(f"{PTQ}, which quantizes the output of every convolution", ort="warning")
 def _float_output(graph: GraphView) -> Matches:
     for layer in graph.layers:
-        readers = graph.fused_consumers(layer.node)
+        readers = view.fused_consumers(layer.node)
         if layer.node.op_type == "Conv" and layer.quantized and readers != {QUANTIZE}:
             reason = f"read by {' and '.join(sorted(readers))}" if readers else "an output of the network"
             yield layer.node, f"its output is {reason} and not quantized first: ONNX Runtime runs it in float"
@@ -137,21 +133,21 @@ def _float_output(graph: GraphView) -> Matches:
 
 @_rule(FOR_ORT, ort="warning")
 def _signed_activations(graph: GraphView) -> Matches:
-    for quantizer in graph.activation_quantizers(TensorProto.INT8):
+    for quantizer in _of_type(graph.activations, DataType.INT8):
         yield quantizer.node, "int8 activations: on x86 ONNX Runtime converts them to uint8 and fuses less"
 
 
 @_rule(FOR_TENSORRT, tensorrt="error")
 def _unsigned_integers(graph: GraphView) -> Matches:
-    for quantizer in graph.activation_quantizers(TensorProto.UINT8):
+    for quantizer in _of_type(graph.activations, DataType.UINT8):
         yield quantizer.node, "uint8 activations: TensorRT reads them as int8 and computes wrong numbers"
-    for stored in graph.stored_qdq(TensorProto.UINT8):
+    for stored in _of_type(graph.stored, DataType.UINT8):
         yield stored.node, "a stored uint8 tensor: TensorRT cannot parse it"
 
 
 @_rule(FOR_TENSORRT, tensorrt="error")
 def _zero_points(graph: GraphView) -> Matches:
-    for each in (*graph.activations, *graph.stored_qdq()):
+    for each in (*graph.activations, *graph.stored):
         if each.zero_point is not None and each.zero_point.any():
             yield each.node, "its zero point is not 0: TensorRT refuses it"
 
@@ -205,52 +201,55 @@ def _float_activations(graph: GraphView) -> Matches:
 
 @_rule("micronet quantize --w-bits 8 --a-bits 8", ort="warning", tensorrt="error")
 def _sixteen_bits(graph: GraphView) -> Matches:
-    for each in (each for each in (*graph.activations, *graph.stored_qdq()) if each.integers.endswith("INT16")):
-        yield each.node, f"{each.integers}: ONNX Runtime runs it in float, TensorRT cannot parse it"
+    for each in (*graph.activations, *graph.stored):
+        if each.dtype in (DataType.INT16, DataType.UINT16):
+            yield each.node, f"{each.dtype.name}: ONNX Runtime runs it in float, TensorRT cannot parse it"
 
 
 @_rule("micronet export-onnx without --int4-storage", ort="warning", tensorrt="error")
 def _four_bit_weights(graph: GraphView) -> Matches:
     for layer in graph.layers:
-        if layer.quantized and layer.weight_qdq is not None and layer.weight_qdq.integers.endswith("INT4"):
-            yield layer.node, f"{layer.weight_qdq.integers} weights: float in ONNX Runtime, TensorRT cannot build them"
+        if layer.quantized and layer.weight.dtype in (DataType.INT4, DataType.UINT4):
+            yield layer.node, f"{layer.weight.dtype.name} weights: float in ONNX Runtime, TensorRT cannot build them"
 
 
 @_rule("micronet evaluate --arithmetic fast, or micronet export-onnx, which gives every node its own", ort="error")
 def _shared_integers(graph: GraphView) -> Matches:
-    owners: dict[str, WeightedNode] = {}
+    owners: dict[Value | None, WeightedNode] = {}
     for layer in graph.layers:
-        for name in layer.weight_qdq.node.input[::2] if layer.weight_qdq is not None and layer.saturates else ():
-            owner = owners.setdefault(name, layer)
+        for value in layer.weight_qdq.node.inputs[::2] if layer.weight_qdq is not None and layer.saturates else ():
+            owner = owners.setdefault(value, layer)
             if owner is not layer:
-                yield layer.node, f"shares {name} with {title(owner.node)}: session.x64quantprecision=1 cannot load it"
+                shared = f"{value and value.name} with {title(owner.node)}"
+                yield layer.node, f"shares {shared}: session.x64quantprecision=1 cannot load it"
 
 
 @_rule(FOR_ORT, ort="error")
 def _signed_before_move(graph: GraphView) -> Matches:
-    signed = {node.output[0] for q in graph.activation_quantizers(TensorProto.INT8) for node in graph.consumers(q.node)}
+    signed = {node.outputs[0] for q in _of_type(graph.activations, DataType.INT8) for node in view.consumers(q.node)}
     for node in (node for node in graph.nodes if node.op_type in MOVING_OPS):
-        if node.input[0] in signed and not graph.is_requantized(node):
+        if node.inputs[0] in signed and not view.is_requantized(node):
             yield node, "int8 Q/DQ before it and none after it: ONNX Runtime cannot load the file"
 
 
 @_rule(f"{PTQ}, which also quantizes the output of Flatten", ort="warning")
 def _flatten(graph: GraphView) -> Matches:
     for layer in graph.layers:
-        before = graph.producer.get(layer.node.input[0])
-        if before is not None and before.op_type == "Flatten" and graph.is_dequantized(before.input[0]):
+        before = view.producer(layer.node)
+        if before is not None and before.op_type == "Flatten" and view.is_dequantized(before.inputs[0]):
             yield before, f"ONNX Runtime does not carry Q/DQ across Flatten: {title(layer.node)} runs in float"
 
 
 @_rule("micronet export-onnx, which stores integers", ort="warning", tensorrt="warning")
 def _float_storage(graph: GraphView) -> Matches:
-    for each in (each for each in graph.stored_qdq() if each.node.op_type == QUANTIZE):
-        yield each.node, f"{each.node.input[0]} is stored as float and quantized at load time: the file is not smaller"
+    for node in (each.node for each in graph.stored if each.node.op_type == QUANTIZE):
+        name = next(filter(None, node.inputs)).name
+        yield node, f"{name} is stored as float and quantized at load time: the file is not smaller"
 
 
 @_rule(FOR_TENSORRT, tensorrt="error")
 def _int32_bias(graph: GraphView) -> Matches:
-    for each in graph.stored_qdq(TensorProto.INT32):
+    for each in _of_type(graph.stored, DataType.INT32):
         yield each.node, "an int32 bias: TensorRT dequantizes at most 8 bits and cannot parse it"
 
 
@@ -261,6 +260,18 @@ def _foreign_operator(graph: GraphView) -> Matches:
 
 
 def _odd_widths(graph: GraphView, multiple: int) -> Matches:
-    if odd := graph.odd_widths(multiple):
+    """Find widths that are not multiples, the most wasteful first.
+
+    The channels of the image and the outputs of the last layer cannot be chosen, so they are left out.
+    """
+    sides = [(layer, layer.inputs, "inputs") for layer in graph.layers if not layer.first]
+    sides += [(layer, layer.outputs, "outputs") for layer in graph.layers if not layer.last]
+    odd = [side for side in sides if side[1] % multiple]
+    odd.sort(key=lambda side: side[1] % -multiple / side[1])
+    if odd:
         named = ", ".join(f"{title(layer.node)} {width} {side}" for layer, width, side in odd[:LISTED])
         yield odd[0][0].node, f"{len(odd)} widths are not multiples of {multiple}: {named}"
+
+
+def _of_type(nodes: list[QDQNode], dtype: DataType) -> list[QDQNode]:
+    return [each for each in nodes if each.dtype == dtype]

@@ -5,34 +5,25 @@ The ranges come from histograms (four calibrators, O(bins) memory per tensor) or
 
 import re
 import struct
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 from numpy.typing import NDArray
-from onnx import TensorProto, helper
+from onnx import helper
+from onnxruntime import GraphOptimizationLevel
 
 from micronet.errors import MicronetError, first_line
-from micronet.quantization.histogram import Calibrator, GridSpec, Histogram, find_range
+from micronet.onnx.graph_view import DEQUANTIZE, QUANTIZE
+from micronet.quantization.config import Calibrator
+from micronet.quantization.histogram import GridSpec, Histogram, find_range
 from micronet.runtimes.config import RuntimeOptions
-from micronet.runtimes.onnxruntime import check_size, image_input, open_session, run
+from micronet.runtimes.onnxruntime import WEIGHTED_OPS, check_size, exposing_session, image_input, optimize, run
 
 ValueRange = tuple[float, float]  # the smallest and the largest value that the grid covers
-QUANTIZABLE = (
-    "Conv",
-    "ConvTranspose",
-    "Gemm",
-    "MatMul",
-    "Add",
-    "MaxPool",
-    "AveragePool",
-    "GlobalAveragePool",
-    "Concat",
-)
+QUANTIZABLE = (*WEIGHTED_OPS, "Add", "MaxPool", "AveragePool", "GlobalAveragePool", "Concat")
 OLDEST_OPSET = 13  # the first with per-channel scales
 INT8_MAX = 127
 LEGACY_HEADER = "TRT-"
@@ -43,17 +34,15 @@ MIN_SCALE, MAX_SCALE = 2.0**-126, 2.0**120  # so that the scale and 127 times th
 def is_quantized(proto: onnx.ModelProto) -> bool:
     """Return True if a model has Q/DQ nodes or integer operators."""
     ops = {node.op_type for node in proto.graph.node}
-    return bool(ops & {"QuantizeLinear", "DequantizeLinear", "QLinearConv", "ConvInteger", "MatMulInteger"})
+    return bool(ops & {QUANTIZE, DEQUANTIZE, "QLinearConv", "ConvInteger", "MatMulInteger"})
 
 
 def check_stored(proto: onnx.ModelProto) -> None:
     """Raise MicronetError if a stored tensor holds NaN or infinity, or if the weights exceed one protobuf message."""
     check_size(sum(len(tensor.raw_data) for tensor in proto.graph.initializer))
     for tensor in proto.graph.initializer:
-        if (
-            tensor.data_type in (TensorProto.FLOAT, TensorProto.FLOAT16)
-            and not np.isfinite(onnx.numpy_helper.to_array(tensor)).all()
-        ):
+        array = onnx.numpy_helper.to_array(tensor)
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise MicronetError(
                 f"the model's tensor {tensor.name} holds NaN or infinity; export the model again from finite weights"
             )
@@ -78,17 +67,7 @@ def prepare(proto: onnx.ModelProto) -> onnx.ModelProto:
                 f"the model has opset {opset} and cannot be converted to opset {OLDEST_OPSET} ({first_line(error)}); "
                 f"export it again with opset {OLDEST_OPSET} or later"
             ) from error
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "folded.onnx"
-        settings = onnxruntime.SessionOptions()
-        settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-        settings.optimized_model_filepath = str(path)
-        settings.log_severity_level = 3
-        try:
-            onnxruntime.InferenceSession(proto.SerializeToString(), settings, providers=["CPUExecutionProvider"])
-        except Exception as error:
-            raise MicronetError(f"ONNX Runtime cannot run the model: {first_line(error)}") from error
-        folded = onnx.load(path)
+    folded = optimize(proto.SerializeToString(), GraphOptimizationLevel.ORT_ENABLE_BASIC)
     helper.set_model_props(folded, {entry.key: entry.value for entry in proto.metadata_props})
     return folded
 
@@ -104,16 +83,13 @@ def collect(proto: onnx.ModelProto, batches: Iterable[NDArray[np.float32]]) -> d
         MicronetError: There is no batch.
     """
     names = _activations(proto)
-    exposed = onnx.ModelProto()
-    exposed.CopyFrom(proto)
-    visible = {output.name for output in proto.graph.output} | {image_input(proto).name}
-    hidden = [name for name in names if name not in visible]
-    exposed.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in hidden)
-    session = open_session(exposed.SerializeToString(), RuntimeOptions(), "the model")
+    images_name = image_input(proto).name
+    visible = {output.name for output in proto.graph.output} | {images_name}
+    session = exposing_session(proto, [name for name in names if name not in visible], RuntimeOptions())
     outputs = [output.name for output in session.get_outputs()]
     histograms: dict[str, Histogram] = {name: Histogram() for name in names}
     for images in batches:
-        values = dict(zip(outputs, run(session, images), strict=True)) | {image_input(proto).name: images}
+        values = dict(zip(outputs, run(session, images), strict=True)) | {images_name: images}
         for name in names:
             histograms[name].add(torch.from_numpy(np.ascontiguousarray(values[name])))
     if any(histogram.empty for histogram in histograms.values()):
@@ -194,19 +170,9 @@ def quantize_onnx(
     from onnxruntime.quantization.calibrate import CalibrationMethod, TensorData, TensorsData
     from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
-    nodes = [node.name for node in _with_names(proto) if _has_ranges(proto, node, ranges)]
-    if not nodes:
-        raise MicronetError(
-            "none of the ranges belongs to a tensor of this model; they were calibrated for another network or another "
-            "export of it; calibrate again"
-        )
+    nodes = _quantizable_nodes(proto, ranges)
     data = {name: TensorData(lowest=np.float32(low), highest=np.float32(high)) for name, (low, high) in ranges.items()}
-    settings = {
-        "ActivationSymmetric": symmetric,
-        "WeightSymmetric": True,
-        "QuantizeBias": not signed,
-        "ForceQuantizeNoInputCheck": False,
-    }
+    settings = {"ActivationSymmetric": symmetric, "WeightSymmetric": True, "QuantizeBias": not signed}
     quantizer = QDQQuantizer(
         proto, per_channel, bits == INT8_MAX.bit_length(), QuantType.QInt8,
         QuantType.QInt8 if signed else QuantType.QUInt8, TensorsData(CalibrationMethod.MinMax, data), nodes, [],
@@ -222,32 +188,35 @@ def quantize_onnx(
     return model
 
 
-def _with_names(proto: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
-    """Yield the nodes, naming those that have no name."""
-    for index, node in enumerate(proto.graph.node):
-        node.name = node.name or f"{node.op_type}_{index}"
-        yield node
-
-
-def _has_ranges(proto: onnx.ModelProto, node: onnx.NodeProto, ranges: Mapping[str, ValueRange]) -> bool:
-    """Return True if a node can be quantized: every activation it reads or writes has a range."""
-    stored = {tensor.name for tensor in proto.graph.initializer}
-    tensors = [name for name in node.input if name and name not in stored] + [node.output[0]]
-    outputs = {output.name for output in proto.graph.output}
-    grouped = node.op_type == "ConvTranspose" and any(a.name == "group" and a.i > 1 for a in node.attribute)
-    return node.op_type in QUANTIZABLE and not grouped and all(name in ranges or name in outputs for name in tensors)
-
-
 def without_range(proto: onnx.ModelProto, ranges: Mapping[str, ValueRange]) -> list[str]:
     """Return the tensors of quantizable nodes that have no range; those nodes stay float."""
     return [name for name in _activations(proto) if name not in ranges]
 
 
-def _activations(proto: onnx.ModelProto) -> list[str]:
-    """Return the float tensors that quantizable nodes read and write."""
+def _quantizable_nodes(proto: onnx.ModelProto, ranges: Mapping[str, ValueRange]) -> list[str]:
+    """Name every node; return the names of those whose activations all have ranges, or raise MicronetError."""
+    known = ranges.keys() | {output.name for output in proto.graph.output}
     stored = {tensor.name for tensor in proto.graph.initializer}
-    names: dict[str, None] = {}
-    for node in proto.graph.node:
-        if node.op_type in QUANTIZABLE:
-            names |= dict.fromkeys(name for name in (*node.input, node.output[0]) if name and name not in stored)
-    return list(names)
+    names = []
+    for index, node in enumerate(proto.graph.node):
+        node.name = node.name or f"{node.op_type}_{index}"
+        grouped = node.op_type == "ConvTranspose" and any(a.name == "group" and a.i > 1 for a in node.attribute)
+        if node.op_type in QUANTIZABLE and not grouped and known.issuperset(_tensors(node, stored)):
+            names.append(node.name)
+    if not names:
+        raise MicronetError(
+            "none of the ranges belongs to a tensor of this model; they were calibrated for another network or another "
+            "export of it; calibrate again"
+        )
+    return names
+
+
+def _activations(proto: onnx.ModelProto) -> list[str]:
+    """Return the float tensors that quantizable nodes read and write, each once."""
+    stored = {tensor.name for tensor in proto.graph.initializer}
+    nodes = [node for node in proto.graph.node if node.op_type in QUANTIZABLE]
+    return list(dict.fromkeys(name for node in nodes for name in _tensors(node, stored)))
+
+
+def _tensors(node: onnx.NodeProto, stored: set[str]) -> list[str]:
+    return [name for name in (*node.input, node.output[0]) if name and name not in stored]

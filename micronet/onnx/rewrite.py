@@ -1,25 +1,118 @@
-"""Rewrites of a whole ONNX graph: half precision, 4-bit storage, preprocessing, the order of operators.
+"""Rewrites of a whole ONNX graph: tidying up, half precision, 4-bit storage, preprocessing, the order of operators.
 
-Each function changes the model in place and does not change what it computes, apart from the intended rounding.
+No function changes what the model computes, apart from the intended rounding.
 """
 
-import copy
+import ast
+import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import numpy_helper
+from onnx_ir.convenience import replace_nodes_and_values
+from onnx_ir.passes.common import ClearMetadataAndDocStringPass, RemoveUnusedNodesPass
 
+from micronet.data.batches import Normalize
 from micronet.data.dataset import DataSpec
 from micronet.errors import MicronetError
+from micronet.onnx.graph_view import DEQUANTIZE, QUANTIZE, array, producer, stored
 from micronet.runtimes.config import RuntimeOptions
-from micronet.runtimes.onnxruntime import open_session, run
+from micronet.runtimes.onnxruntime import exposing_session, run
 
 HALF_MAX, HALF_MIN = 65504.0, 2.0**-14  # the largest finite and the smallest normal float16
 INT4_MIN, INT4_MAX = -8, 7
 RESHAPES = ("Reshape", "Flatten")
+# Attributes that torch's exporter writes although they equal the operator's defaults.
+_DEFAULTS = {
+    QUANTIZE: {"axis": 1, "block_size": 0, "output_dtype": 0, "saturate": 1, "precision": 0},
+    DEQUANTIZE: {"axis": 1, "block_size": 0, "output_dtype": 0},
+}
+_INPUTS = ("q", "scale", "zero_point")  # of QuantizeLinear and DequantizeLinear
+_SCOPES = "pkg.torch.onnx.name_scopes"
+_CALL = "pkg.torch.onnx.fx_node"
+_NAME = re.compile(r"quantize_dequantize\S*\(args = \(.*, ([\w.]+)\), kwargs")
+
+
+def tidy(model: ir.Model) -> None:
+    """Name every node after its module, drop traces and unused tensors, and unshare zero points, all in place.
+
+    Torch's exporter writes a stack trace into every node. The traces take more bytes than a small network's weights,
+    and they show the paths of the machine on which the export ran.
+    """
+    graph = model.graph
+    used: Counter[str] = Counter()
+    for node in graph:
+        name = f"{_owner(node)}.{node.op_type}".lstrip(".")
+        used[name] += 1
+        node.name = name if used[name] == 1 else f"{name}.{used[name]}"
+        for key, default in _DEFAULTS.get(node.op_type, {}).items():
+            if key in node.attributes and node.attributes[key].value == default:
+                del node.attributes[key]
+    ClearMetadataAndDocStringPass()(model)
+    for value in (*graph.inputs, *graph.outputs, *graph.initializers.values()):
+        value.metadata_props.clear()
+    _unshare_dequantizers(graph)
+    _unshare_initializers(graph)
+    _shorten_names(graph)
+    RemoveUnusedNodesPass()(model)
+
+
+def _owner(node: ir.Node) -> str:
+    """Return the name of the module from which a node was exported.
+
+    A quantizer's name comes from its call, because the exporter's scopes omit quantizers of traced networks.
+    """
+    if node.op_type == QUANTIZE and (named := _NAME.search(node.metadata_props.get(_CALL, ""))):
+        return named[1]
+    scopes = ast.literal_eval(node.metadata_props.get(_SCOPES, "[]"))
+    return str(scopes[-2]) if len(scopes) > 1 else ""
+
+
+def _unshare_dequantizers(graph: ir.Graph) -> None:
+    """Give every reader of a stored tensor its own DequantizeLinear; a layer that is called twice gets two.
+
+    Otherwise ONNX Runtime splits them itself, shares their initializers, and then refuses its exact int8 mode.
+    """
+    for node in graph:
+        if node.op_type != DEQUANTIZE or stored(node) is None:
+            continue
+        result = node.outputs[0]
+        for number, (reader, index) in enumerate(list(result.uses())[1:], 2):
+            twin = _copied(node, node.inputs, ir.Value(name=f"{result.name}.reader_{number}"))
+            twin.name = f"{node.name}_{number}"
+            graph.insert_before(node, twin)
+            reader.replace_input_with(index, twin.outputs[0])
+
+
+def _unshare_initializers(graph: ir.Graph) -> None:
+    """Give every Q and DQ node its own zero point, and every DQ of a stored tensor its own inputs.
+
+    The exporter shares equal initializers, which ONNX Runtime's exact int8 mode refuses ("Attempt to replace the
+    existing tensor").
+    """
+    taken: set[ir.Value | None] = set()
+    for node in graph:
+        if node.op_type not in _DEFAULTS:
+            continue
+        for index, value in enumerate(node.inputs):
+            tensor = stored(node, index)
+            if tensor is None or (index != 2 and stored(node) is None):
+                continue
+            if value in taken:
+                node.replace_input_with(index, _store(graph, f"{node.name}.{_INPUTS[index]}", tensor.numpy()))
+            taken.add(node.inputs[index])
+
+
+def _shorten_names(graph: ir.Graph) -> None:
+    """Rename stored tensors from ``layer.weight_quantizer.scale`` to ``layer.weight.scale``."""
+    short = [(value, name.replace("_quantizer.", ".")) for name, value in graph.initializers.items()]
+    if len({name for _, name in short}) == len(short):
+        for value, name in short:
+            value.name = name
 
 
 def to_half(proto: onnx.ModelProto, images: NDArray[np.float32]) -> tuple[onnx.ModelProto, dict[str, str]]:
@@ -49,16 +142,10 @@ def kept_line(kept: dict[str, str]) -> str:
 
 def _outside_half(proto: onnx.ModelProto, images: NDArray[np.float32]) -> dict[str, str]:
     """Return the nodes with a tensor that float16 cannot hold, and the reason."""
-    exposed = copy.deepcopy(proto)
-    produced = [node.output[0] for node in proto.graph.node]
-    inferred = onnx.shape_inference.infer_shapes(proto).graph
-    dtypes = {info.name: info.type.tensor_type.elem_type for info in [*inferred.value_info, *inferred.output]}
     outputs = [output.name for output in proto.graph.output]
-    floats = [name for name in produced if dtypes.get(name) == TensorProto.FLOAT and name not in outputs]
-    exposed.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in floats)
-    session = open_session(exposed.SerializeToString(), RuntimeOptions(), "the exported model")
-    values = run(session, images)
-    reasons = {name: _half_misfit(value) for name, value in zip([*outputs, *floats], values, strict=True)}
+    names = [*outputs, *(node.output[0] for node in proto.graph.node if node.output[0] not in outputs)]
+    values = run(exposing_session(proto, names[len(outputs) :], RuntimeOptions()), images)
+    reasons = {name: _half_misfit(value) for name, value in zip(names, values, strict=True)}
     reasons |= {tensor.name: _half_misfit(numpy_helper.to_array(tensor)) for tensor in proto.graph.initializer}
     return {
         node.name: reason
@@ -75,136 +162,114 @@ def _half_misfit(value: NDArray[np.generic]) -> str | None:
     return "too small" if largest < HALF_MIN else "too large"
 
 
-def to_int4(proto: onnx.ModelProto) -> int:
-    """Store every weight whose integers fit 4 bits as INT4, two per byte.
-
-    Returns:
-        The number of tensors stored so.
-
-    Raises:
-        MicronetError: No weight fits 4 bits.
-    """
-    stored = {tensor.name: tensor for tensor in proto.graph.initializer}
-    done = 0
-    for node in proto.graph.node:
-        if node.op_type != "DequantizeLinear" or node.input[0] not in stored:
+def to_int4(model: ir.Model) -> None:
+    """Store every weight whose integers fit 4 bits as INT4, two per byte; raise MicronetError if none does."""
+    done, int4 = False, ir.DataType.INT4.numpy()
+    for node in model.graph:
+        q, scale, zero_point = (array(node, index) for index in range(3))
+        if node.op_type != DEQUANTIZE or q is None or scale is None or q.dtype != np.int8:
             continue
-        if stored[node.input[0]].data_type != TensorProto.INT8:
+        unit = int(np.gcd.reduce(np.abs(q.astype(np.int64)), axis=None)) or 1  # int8 may hold a coarser grid
+        if q.min() < INT4_MIN * unit or q.max() > INT4_MAX * unit or (zero_point is not None and zero_point.any()):
             continue
-        if len(node.input) > 2 and numpy_helper.to_array(stored[node.input[2]]).any():
-            continue
-        integers, scale = (numpy_helper.to_array(stored[name]).astype(np.float64) for name in node.input[:2])
-        unit = float(np.gcd.reduce(np.abs(integers).astype(np.int64), axis=None) or 1)  # int8 may hold a coarser grid
-        if integers.min() / unit < INT4_MIN or integers.max() / unit > INT4_MAX:
-            continue
-        for name, values in zip(node.input[::2], (integers / unit, np.zeros(scale.shape)), strict=True):
-            int4 = values.astype(np.int64)
-            stored[name].CopyFrom(helper.make_tensor(name, TensorProto.INT4, int4.shape, int4.ravel().tolist()))
-        stored[node.input[1]].CopyFrom(numpy_helper.from_array((scale * unit).astype(np.float32), node.input[1]))
-        done += 1
+        arrays = (q // unit).astype(int4), (scale * np.float64(unit)).astype(np.float32), np.zeros(scale.shape, int4)
+        for value, values in zip(filter(None, node.inputs), arrays, strict=False):
+            value.const_value = ir.tensor(values, name=value.name)
+        done = True
     if not done:
         raise MicronetError("--int4-storage: no weight of this network has at most 4 bits; quantize it with --w-bits 4")
-    return done
 
 
-def embed_preprocessing(proto: onnx.ModelProto, spec: DataSpec) -> None:
-    """Make the model take 8-bit pixels, (N, C, H, W) uint8, and normalize them itself.
+def embed_preprocessing(proto: onnx.ModelProto, spec: DataSpec) -> onnx.ModelProto:
+    """Return a model that takes 8-bit pixels, (N, C, H, W) uint8, and normalizes them itself.
 
     Raises:
         MicronetError: The mean and standard deviation are not known.
     """
     if spec.mean is None or spec.std is None:
         raise MicronetError(
-            "--embed-preprocessing: the artifact does not record how its images are normalized; leave the option out, "
-            "or make the artifact with micronet train or micronet import --data"
+            "--embed-preprocessing: the artifact does not record how its images are normalized; drop the option, or "
+            "make the artifact with micronet train or micronet import --data"
         )
-    graph = proto.graph
-    pixels, normalized = graph.input[0].name, f"{graph.input[0].name}.normalised"
-    for node in graph.node:
-        for index, name in enumerate(node.input):
-            if name == pixels:
-                node.input[index] = normalized
-    std = np.array(spec.std, np.float32).reshape(1, -1, 1, 1)
-    mean = np.array(spec.mean, np.float32).reshape(1, -1, 1, 1)
-    graph.initializer.extend(
-        [
-            numpy_helper.from_array(1 / (255 * std), "preprocessing.factor"),
-            numpy_helper.from_array(-mean / std, "preprocessing.shift"),
-        ]
+    model = ir.from_proto(proto)
+    graph, pixels, normalize = model.graph, model.graph.inputs[0], Normalize(spec)
+    readers = pixels.uses()
+    factor, shift = (
+        _store(graph, f"preprocessing.{name}", values.numpy().reshape(1, -1, 1, 1))
+        for name, values in (("factor", normalize.scale), ("shift", normalize.shift))
     )
-    nodes = [
-        helper.make_node("Cast", [pixels], ["preprocessing.float"], "preprocessing.Cast", to=TensorProto.FLOAT),
-        helper.make_node("Mul", ["preprocessing.float", "preprocessing.factor"], ["preprocessing.scaled"]),
-        helper.make_node("Add", ["preprocessing.scaled", "preprocessing.shift"], [normalized]),
-    ]
-    nodes[1].name, nodes[2].name = "preprocessing.Mul", "preprocessing.Add"
-    _prepend(graph, nodes)
-    graph.input[0].type.tensor_type.elem_type = TensorProto.UINT8
+    cast = ir.node("Cast", [pixels], {"to": ir.DataType.FLOAT}, name="preprocessing.Cast")
+    scaled = ir.node("Mul", [*cast.outputs, factor], name="preprocessing.Mul")
+    shifted = ir.node("Add", [*scaled.outputs, shift], name="preprocessing.Add")
+    for node, name in ((cast, "float"), (scaled, "scaled"), (shifted, "normalized")):
+        node.outputs[0].name = f"preprocessing.{name}"
+    for reader, index in readers:
+        reader.replace_input_with(index, shifted.outputs[0])
+    graph.insert_before(graph[0], (cast, scaled, shifted))
+    pixels.dtype = ir.DataType.UINT8
+    return ir.to_proto(model)
 
 
-def clip_before_pools(proto: onnx.ModelProto) -> None:
+def clip_before_pools(model: ir.Model) -> None:
     """Reorder MaxPool, Relu to Relu, MaxPool, so that ONNX Runtime fuses the Relu into the convolution before them.
 
     Both are monotone and select values, so the result is the same bit for bit.
     """
-    graph = proto.graph
-    readers = Counter(name for node in graph.node for name in node.input)
-    readers.update(output.name for output in graph.output)
-    producers = {name: node for node in graph.node for name in node.output}
-    for relu in [node for node in graph.node if node.op_type == "Relu"]:
-        pool = producers.get(relu.input[0])
-        if pool is not None and pool.op_type == "MaxPool" and len(pool.output) == 1 and readers[pool.output[0]] == 1:
-            first, second = copy.deepcopy(relu), copy.deepcopy(pool)
-            first.input[0], first.output[0] = pool.input[0], pool.output[0]
-            second.input[0], second.output[0] = pool.output[0], relu.output[0]
-            pool.CopyFrom(first)
-            relu.CopyFrom(second)
+    for relu in model.graph:
+        pool = producer(relu) if relu.op_type == "Relu" else None
+        if pool is None or pool.op_type != "MaxPool" or len(pool.outputs) > 1 or _is_shared(pool.outputs[0]):
+            continue
+        clipped = _copied(relu, pool.inputs, ir.Value(name=pool.outputs[0].name))
+        pooled = _copied(pool, clipped.outputs, ir.Value())
+        replace_nodes_and_values(model.graph, pool, [pool, relu], [clipped, pooled], relu.outputs, pooled.outputs)
 
 
-def quantize_after_reshapes(proto: onnx.ModelProto) -> None:
+def quantize_after_reshapes(model: ir.Model) -> None:
     """Move int8 Q/DQ pairs that precede a reshape behind it, because ONNX Runtime cannot load them otherwise.
 
     Rounding works value by value, so the result is the same.
     """
-    graph = proto.graph
-    stored = {tensor.name: tensor for tensor in graph.initializer}
-    producers = {name: node for node in graph.node for name in node.output}
-    for reshape in [node for node in graph.node if node.op_type in RESHAPES]:
-        dequantize = producers.get(reshape.input[0])
-        if dequantize is None or dequantize.op_type != "DequantizeLinear":
+    for reshape in model.graph:
+        dequantize = producer(reshape) if reshape.op_type in RESHAPES else None
+        if dequantize is None or dequantize.op_type != DEQUANTIZE:
             continue
-        quantize = producers.get(dequantize.input[0])
-        if quantize is None or quantize.op_type != "QuantizeLinear":
-            continue
-        if stored[quantize.input[2]].data_type != TensorProto.INT8:
-            continue
-        pair = [copy.deepcopy(quantize), copy.deepcopy(dequantize)]
-        reshape.input[0] = quantize.input[0]
-        result = reshape.output[0]
-        reshape.output[0] = f"{result}.float"
-        pair[0].input[0], pair[0].output[0] = reshape.output[0], f"{result}.integers"
-        pair[1].input[0], pair[1].output[0] = pair[0].output[0], result
-        unread = all(dequantize.output[0] not in node.input for node in graph.node)
-        for node, original in zip(pair, (quantize, dequantize), strict=True):
-            if unread:
-                graph.node.remove(original)
-            else:
-                _copy_zero_point(graph, node, f"{result}.{node.op_type}")
-        position = list(graph.node).index(reshape) + 1
-        for node in reversed(pair):
-            graph.node.insert(position, node)
+        quantize, zero_point = producer(dequantize), array(dequantize, 2)
+        if quantize and quantize.op_type == QUANTIZE and zero_point is not None and zero_point.dtype == np.int8:
+            _move_behind(model.graph, reshape, quantize, dequantize)
 
 
-def _copy_zero_point(graph: onnx.GraphProto, node: onnx.NodeProto, name: str) -> None:
-    """Name a node, and give it a zero point of its own."""
-    node.name = name
-    own = copy.deepcopy(next(tensor for tensor in graph.initializer if tensor.name == node.input[2]))
-    own.name = f"{name}.zero_point"
-    graph.initializer.append(own)
-    node.input[2] = own.name
+def _move_behind(graph: ir.Graph, reshape: ir.Node, quantize: ir.Node, dequantize: ir.Node) -> None:
+    """Move a Q/DQ pair behind a reshape; if other nodes read the pair too, the reshape gets one of its own."""
+    unshaped, shared = reshape.outputs[0], _is_shared(dequantize.outputs[0])
+    result = ir.Value(name=unshaped.name, type=unshaped.type, shape=unshaped.shape)
+    unshaped.replace_all_uses_with(result, replace_graph_outputs=True)
+    unshaped.name = f"{result.name}.float"
+    reshape.replace_input_with(0, quantize.inputs[0])
+    q = _copied(quantize, [unshaped, *quantize.inputs[1:]], ir.Value(name=f"{result.name}.integers"))
+    dq = _copied(dequantize, [*q.outputs, *dequantize.inputs[1:]], result)
+    graph.insert_after(reshape, [q, dq])
+    if not shared:
+        graph.remove([quantize, dequantize], safe=True)
+        return
+    for node in (q, dq):
+        node.name = f"{result.name}.{node.op_type}"
+        zero_point = array(node, 2)
+        if zero_point is not None:
+            node.replace_input_with(2, _store(graph, f"{node.name}.zero_point", zero_point))
 
 
-def _prepend(graph: onnx.GraphProto, nodes: Sequence[onnx.NodeProto]) -> None:
-    rest: Iterable[onnx.NodeProto] = [copy.deepcopy(node) for node in graph.node]
-    del graph.node[:]
-    graph.node.extend([*nodes, *rest])
+def _is_shared(value: ir.Value) -> bool:
+    """Return True if a value has several readers, the network's output among them."""
+    return len(value.uses()) + value.is_graph_output() > 1
+
+
+def _copied(node: ir.Node, inputs: Sequence[ir.Value | None], output: ir.Value) -> ir.Node:
+    """Return a node of the same name and attributes."""
+    return ir.Node(node.domain, node.op_type, inputs, node.attributes.values(), outputs=[output], name=node.name)
+
+
+def _store(graph: ir.Graph, name: str, array: NDArray[np.generic]) -> ir.Value:
+    """Add a stored tensor to a graph."""
+    value = ir.val(name, const_value=ir.tensor(array, name=name))
+    graph.register_initializer(value)
+    return value

@@ -1,9 +1,14 @@
-"""Open any network file as a predictor."""
+"""Open any network file as a predictor; what several runtimes need for that."""
 
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from micronet import registry
 from micronet.artifact.kinds import check_file_kind
+from micronet.data.dataset import DataSpec
 from micronet.errors import MicronetError
 from micronet.evaluation.network import Network
 from micronet.runtimes.config import RuntimeOptions
@@ -14,6 +19,27 @@ def open_network(path: Path, options: RuntimeOptions) -> Network:
     check_file_kind(path, *registry.PREDICTORS)
     if path.suffix not in registry.PREDICTORS:
         raise MicronetError(f"{path}: expected {' or '.join(registry.PREDICTORS)}, got {path.suffix or 'no suffix'}")
-    runtime = registry.load_object(registry.PREDICTORS[path.suffix])
-    network: Network = runtime(path, options)
+    network: Network = registry.load_object(registry.PREDICTORS[path.suffix])(path, options)
     return network
+
+
+def described(metadata: dict[str, Any]) -> tuple[DataSpec | None, list[str]]:
+    """Return the data and the stages that a file's metadata name."""
+    data = metadata.get("data")
+    stages = [str(record.get("stage")) for record in metadata.get("history") or []]
+    return DataSpec.from_json(data) if data else None, stages
+
+
+def to_pixels(images: NDArray[np.float32], spec: DataSpec) -> NDArray[np.uint8]:
+    """Return the pixels, (N, C, H, W) uint8, of normalized images, for networks that normalize their input themselves.
+
+    Raises:
+        MicronetError: The mean and standard deviation are not known.
+    """
+    if spec.std is None or spec.mean is None:
+        raise MicronetError(
+            "the model takes 8-bit pixels but does not record how its images are normalized; export it again with "
+            "micronet export-onnx --embed-preprocessing"
+        )
+    std, mean = (np.array(values, np.float32).reshape(1, -1, 1, 1) for values in (spec.std, spec.mean))
+    return ((images * std + mean) * 255).round().clip(0, 255).astype(np.uint8)

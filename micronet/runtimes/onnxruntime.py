@@ -1,6 +1,8 @@
 """Run ONNX files with ONNX Runtime."""
 
 import json
+import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from micronet.data.dataset import DataSpec
 from micronet.errors import MicronetError, first_line
 from micronet.evaluation.network import Predictor, Scores
 from micronet.runtimes.config import RuntimeOptions
-from micronet.runtimes.pixels import to_pixels
+from micronet.runtimes.network import described, to_pixels
 
 # Keeps the int8 kernels of x86 processors without VNNI from saturating in their 16-bit intermediate sums.
 EXACT_INT8 = "session.x64quantprecision"
@@ -38,9 +40,7 @@ class OrtPredictor:
     def __init__(self, path: Path, options: RuntimeOptions) -> None:
         self._proto = proto = read_onnx(path)
         self._session = open_session(path, options, str(path))
-        found = metadata(proto)
-        self.data = DataSpec.from_json(found["data"]) if found.get("data") else None
-        self.stages = [str(record.get("stage")) for record in found.get("history") or []]
+        self.data, self.stages = described(metadata(proto))
         self._weights = _weights(proto.graph)
         self.params = stored_parameters(proto.graph)
 
@@ -51,7 +51,11 @@ class OrtPredictor:
 
     def macs(self, image_shape: tuple[int, int, int]) -> int | None:
         """Count the multiply-accumulates of convolutions and matrix products, or return None if shapes are unknown."""
-        graph = onnx.shape_inference.infer_shapes(_with_batch_of_one(self._proto, image_shape)).graph
+        proto = onnx.ModelProto()
+        proto.CopyFrom(self._proto)
+        for dim, value in zip(image_input(proto).type.tensor_type.shape.dim, (1, *image_shape), strict=False):
+            dim.dim_value = value
+        graph = onnx.shape_inference.infer_shapes(proto).graph
         infos = [*graph.input, *graph.value_info, *graph.output]
         shapes = {info.name: [d.dim_value for d in info.type.tensor_type.shape.dim] for info in infos}
         total = 0
@@ -73,11 +77,14 @@ class OrtPredictor:
 def image_input(proto: onnx.ModelProto) -> onnx.ValueInfoProto:
     """Return a model's only input; raise MicronetError if it does not have exactly one."""
     stored = {tensor.name for tensor in proto.graph.initializer}  # old files also list these as inputs
-    inputs = [entry for entry in proto.graph.input if entry.name not in stored]
+    found: onnx.ValueInfoProto = _only([entry for entry in proto.graph.input if entry.name not in stored])
+    return found
+
+
+def _only(inputs: list[Any]) -> Any:
     if len(inputs) != 1:
         raise MicronetError(f"the model has {len(inputs)} inputs; micronet runs networks with one input, the images")
-    found: onnx.ValueInfoProto = inputs[0]
-    return found
+    return inputs[0]
 
 
 def stored_parameters(graph: Any) -> int:
@@ -159,7 +166,7 @@ def _providers(device: str | None) -> list[Any]:
         return ["CPUExecutionProvider"]
     if kind != "cuda" or "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
         raise MicronetError(
-            f"--device {device}: this ONNX Runtime does not support it; leave --device out, or for cuda install "
+            f"--device {device}: this ONNX Runtime does not support it; drop --device, or for cuda install "
             "onnxruntime-gpu"
         )
     return [("CUDAExecutionProvider", {"device_id": int(index or 0)}), "CPUExecutionProvider"]
@@ -168,12 +175,34 @@ def _providers(device: str | None) -> list[Any]:
 def session_predictor(model: bytes, options: RuntimeOptions) -> Predictor:
     """Return a predictor for a serialized ONNX model."""
     session = open_session(model, options, "the model")
+    return lambda images: run(session, images)[0]
 
-    def predict(images: NDArray[np.float32]) -> Scores:
-        scores: Scores = run(session, images)[0]
-        return scores
 
-    return predict
+def exposing_session(proto: onnx.ModelProto, names: Iterable[str], options: RuntimeOptions) -> Any:
+    """Open a session that returns inner tensors too, after the model's own outputs."""
+    exposed = onnx.ModelProto()
+    exposed.CopyFrom(proto)
+    exposed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    return open_session(exposed.SerializeToString(), options, "the model")
+
+
+def optimize(model: bytes | Path, level: Any) -> onnx.ModelProto:
+    """Return a model as ONNX Runtime rewrites it for the CPU at a ``GraphOptimizationLevel``.
+
+    Raises:
+        MicronetError: ONNX Runtime refuses the model.
+    """
+    settings = onnxruntime.SessionOptions()
+    settings.log_severity_level = 4
+    settings.graph_optimization_level = level
+    with tempfile.TemporaryDirectory() as folder:
+        settings.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
+        try:
+            source = str(model) if isinstance(model, Path) else model
+            onnxruntime.InferenceSession(source, settings, providers=_providers(None))
+        except Exception as error:  # ONNX Runtime's exceptions share no base class
+            raise MicronetError(f"ONNX Runtime cannot run the model: {first_line(error)}") from error
+        return onnx.load(settings.optimized_model_filepath, load_external_data=False)
 
 
 def run(session: onnxruntime.InferenceSession, images: NDArray[np.float32]) -> list[Any]:
@@ -189,11 +218,11 @@ def run(session: onnxruntime.InferenceSession, images: NDArray[np.float32]) -> l
     Raises:
         MicronetError: The model has several inputs, or refuses the images.
     """
-    if len(session.get_inputs()) != 1:
-        count = len(session.get_inputs())
-        raise MicronetError(f"the model has {count} inputs; micronet runs networks with one input, the images")
-    entry = session.get_inputs()[0]
-    inputs = _pixels(session, images) if entry.type == "tensor(uint8)" else images
+    entry = _only(session.get_inputs())
+    inputs: NDArray[Any] = images
+    if entry.type == "tensor(uint8)":
+        about = _parsed(session.get_modelmeta().custom_metadata_map.get(METADATA_KEY, "{}"))
+        inputs = to_pixels(images, DataSpec.from_json(about.get("data") or {}))
     size = entry.shape[0] if entry.shape and isinstance(entry.shape[0], int) else len(inputs)
     calls = []
     for start in range(0, len(inputs), size):
@@ -206,30 +235,14 @@ def run(session: onnxruntime.InferenceSession, images: NDArray[np.float32]) -> l
             raise MicronetError(f"ONNX Runtime refused images of shape {shape}: {first_line(error)}") from error
         # Only outputs with one row per image are cut: inner tensors may hold windows, or nothing per image.
         calls.append([out[: len(part)] if out.ndim and len(out) == size else out for out in outs])
-    return calls[0] if len(calls) == 1 else [_joined(outs) for outs in zip(*calls, strict=True)]
-
-
-def _joined(outs: tuple[Any, ...]) -> Any:
-    return np.concatenate(outs) if outs[0].ndim else np.stack(outs)
-
-
-def _pixels(session: onnxruntime.InferenceSession, images: NDArray[np.float32]) -> NDArray[np.uint8]:
-    about = _parsed(session.get_modelmeta().custom_metadata_map.get(METADATA_KEY, "{}"))
-    return to_pixels(images, DataSpec.from_json(about.get("data") or {}))
+    if len(calls) == 1:
+        return calls[0]
+    return [np.concatenate(outs) if outs[0].ndim else np.stack(outs) for outs in zip(*calls, strict=True)]
 
 
 def metadata(proto: onnx.ModelProto) -> dict[str, Any]:
     """Return what micronet wrote into a model (``data``, ``history``, …), or nothing for other models."""
     return _parsed(next((entry.value for entry in proto.metadata_props if entry.key == METADATA_KEY), "{}"))
-
-
-def _with_batch_of_one(proto: onnx.ModelProto, image_shape: tuple[int, int, int]) -> onnx.ModelProto:
-    copied = onnx.ModelProto()
-    copied.CopyFrom(proto)
-    shape = image_input(copied).type.tensor_type.shape
-    for dim, value in zip(shape.dim, (1, *image_shape), strict=False):
-        dim.dim_value = value
-    return copied
 
 
 def _parsed(text: str) -> dict[str, Any]:

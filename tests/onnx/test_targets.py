@@ -2,6 +2,7 @@
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 import torch
 from onnx.numpy_helper import to_array
@@ -101,7 +102,7 @@ def test_4_bit_storage_halves_the_weights_and_changes_no_layer():
     assert onnx.TensorProto.INT4 in kinds(packed) and packed.ByteSize() < plainly.ByteSize()
     assert max(compare_layers(artifact.model, packed, IMAGES).values()) <= 1  # other kernels, so single steps may flip
     with pytest.raises(MicronetError, match="no weight of this network has at most 4 bits"):
-        to_int4(quantized_file(*NIN))
+        to_int4(ir.from_proto(quantized_file(*NIN)))
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
 """Run TensorRT engines on an NVIDIA GPU. Not tried on hardware yet: written to the API, tested with a fake of it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ from micronet.data.dataset import DataSpec
 from micronet.errors import FailedError, MicronetError, first_line
 from micronet.evaluation.network import Scores
 from micronet.runtimes.config import RuntimeOptions
-from micronet.runtimes.pixels import to_pixels
+from micronet.runtimes.network import described, to_pixels
 from micronet.runtimes.tensorrt.about import REBUILD, library_of, read_about
 from micronet.runtimes.tensorrt.gpu import gpu_number, open_gpu
 from micronet.runtimes.tensorrt.library import logger
@@ -68,10 +68,8 @@ class EnginePredictor:
         self.ranges = self._ranges()
         self._buffers: dict[Shape, dict[str, Buffer]] = {}  # the shape used last comes last
         self._prepared: Shape | None = None
-        found = about.get("metadata") or {}
         self.runtime = str(about["backend"])
-        self.data = DataSpec.from_json(found["data"]) if found.get("data") else None
-        self.stages: Sequence[str] = [str(record.get("stage")) for record in found.get("history") or []]
+        self.data, self.stages = described(about.get("metadata") or {})
         self.params = int(about.get("params") or 0)
 
     def __call__(self, images: Any) -> Scores:

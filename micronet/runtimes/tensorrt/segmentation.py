@@ -127,7 +127,7 @@ def prepare(image: Tensor, size: Size, spec: DataSpec) -> NDArray[np.float32]:
     pixels = F.interpolate(image[None].float(), scaled(image.shape[1:], size), mode="bilinear", antialias=True)
     if spec.channels == 1:
         pixels = pixels.mean(1, keepdim=True)
-    normalized: NDArray[np.float32] = Normalize.from_spec(_with_normalization(spec))(pixels).contiguous().numpy()
+    normalized: NDArray[np.float32] = Normalize(_with_normalization(spec))(pixels).contiguous().numpy()
     return normalized
 
 
