@@ -42,11 +42,12 @@ DATA = {
     "fashion-mnist": "micronet.data.load:fashion_mnist",
 }
 
+# A module with weight_quantizer(config, bits, axis, channels) and activation_quantizer(config, bits, signed).
 SCHEMES = {
-    "iao": "micronet.quantization.schemes.iao:IAO",
-    "dorefa": "micronet.quantization.schemes.dorefa:DoReFa",
-    "lsq": "micronet.quantization.schemes.lsq:LSQ",
-    "wbwtab": "micronet.quantization.schemes.wbwtab:WbWtAb",
+    "iao": "micronet.quantization.schemes.iao",
+    "dorefa": "micronet.quantization.schemes.dorefa",
+    "lsq": "micronet.quantization.schemes.lsq",
+    "wbwtab": "micronet.quantization.schemes.wbwtab",
 }
 
 # A quantizer's name in a record -> its class.
@@ -72,70 +73,67 @@ CRITERIA = {
 
 # The stages, in the order that the help lists them. A recipe may hold any of them.
 STAGES = {
-    "train": Command("micronet.stages.train:TRAIN", "Train a network from scratch."),
-    "import": Command("micronet.stages.import_model:IMPORT", "Make an artifact of any network."),
+    "train": Command("micronet.stages.train:Train", "Train a network from scratch."),
+    "import": Command("micronet.stages.import_model:Import", "Make an artifact of any network."),
     "sparse-train": Command(
-        "micronet.stages.train:SPARSE_TRAIN",
+        "micronet.stages.train:SparseTrain",
         "Train with a sparsity penalty, so that channels the network can do without approach zero.",
     ),
-    "prune": Command("micronet.stages.prune:PRUNE", "Cut the channels that matter least."),
-    "finetune": Command("micronet.stages.train:FINETUNE", "Train an artifact further, pruned or quantized."),
+    "prune": Command("micronet.stages.prune:Prune", "Cut the channels that matter least."),
+    "finetune": Command("micronet.stages.train:Finetune", "Train an artifact further, pruned or quantized."),
     "quantize": Command(
-        "micronet.stages.quantize:QUANTIZE",
+        "micronet.stages.quantize:Quantize",
         "Quantize a network: with training (QAT), or by calibration alone in seconds (--mode ptq).",
     ),
-    "bn-fuse": Command("micronet.stages.bn_fuse:BN_FUSE", "Fold every batch norm into the layer before it."),
-    "export-onnx": Command("micronet.stages.export:EXPORT_ONNX", "Export to ONNX, with quantized weights as int8."),
+    "bn-fuse": Command("micronet.stages.bn_fuse:BnFuse", "Fold every batch norm into the layer before it."),
+    "export-onnx": Command("micronet.stages.export:ExportOnnx", "Export to ONNX, with quantized weights as int8."),
     "check-onnx": Command(
-        "micronet.stages.export:CHECK_ONNX", "Report what makes an ONNX file slow or wrong, and what to do about it."
+        "micronet.stages.export:CheckOnnx", "Report what makes an ONNX file slow or wrong, and what to do about it."
     ),
     "pack": Command(
-        "micronet.stages.export:PACK",
+        "micronet.stages.export:Pack",
         "Write a network at its weights' true width: 1 bit binary, five ternary weights per byte, 2 to 8 bits dense.",
     ),
     "trt-build": Command(
-        "micronet.stages.trt_build:TRT_BUILD", "Build a TensorRT engine: strongly typed, int8 by explicit Q/DQ."
+        "micronet.stages.trt_build:TrtBuild", "Build a TensorRT engine: strongly typed, int8 by explicit Q/DQ."
     ),
     "trt-eval": Command(
-        "micronet.stages.trt_eval:TRT_EVAL",
+        "micronet.stages.trt_eval:TrtEval",
         "Run a TensorRT engine on an NVIDIA GPU: accuracy or mean IoU, latency and throughput by batch size.",
     ),
     "evaluate": Command(
-        "micronet.stages.evaluate:EVALUATE",
+        "micronet.stages.evaluate:Evaluate",
         "Measure accuracy and loss on the test images, and latency at 1 and 64 images.",
     ),
     "compare": Command(
-        "micronet.stages.evaluate:COMPARE", "Compare networks: accuracy, MACs, bytes, latency, agreement."
+        "micronet.stages.evaluate:Compare", "Compare networks: accuracy, MACs, bytes, latency, agreement."
     ),
     "predict": Command(
-        "micronet.stages.evaluate:PREDICT", "List the likeliest classes of images, with their probabilities."
+        "micronet.stages.evaluate:Predict", "List the likeliest classes of images, with their probabilities."
     ),
     "inspect": Command(
-        "micronet.stages.inspect_artifact:INSPECT",
+        "micronet.stages.inspect_artifact:Inspect",
         "Show an artifact's network, history, data, metrics and layers, without loading it.",
     ),
     "sensitivity": Command(
-        "micronet.stages.sensitivity:SENSITIVITY",
+        "micronet.stages.sensitivity:Sensitivity",
         "Quantize one layer at a time and measure the signal-to-noise ratio of the scores and the accuracy lost.",
     ),
 }
 # Every command: the stages, and what works on recipes.
 COMMANDS = {
     **STAGES,
-    "run": Command("micronet.recipe.run:RUN", "Run a recipe: stages in order, skipping those that are unchanged."),
+    "run": Command(
+        "micronet.recipe.run:RunRecipe", "Run a recipe: stages in order, skipping those that are unchanged."
+    ),
     "schema": Command(
-        "micronet.recipe.schema:SCHEMA", "Print the JSON Schema of recipes, for editors that complete keys."
+        "micronet.recipe.schema:Schema", "Print the JSON Schema of recipes, for editors that complete keys."
     ),
 }
 
 # The Python API's name of a command -> the command's.
-API = {
-    "train": "train", "import_model": "import", "sparse_train": "sparse-train", "prune": "prune",
-    "finetune": "finetune", "quantize": "quantize", "fuse": "bn-fuse", "export_onnx": "export-onnx",
-    "check_onnx": "check-onnx", "pack": "pack", "trt_build": "trt-build", "trt_eval": "trt-eval",
-    "evaluate": "evaluate", "compare": "compare", "predict": "predict", "inspect": "inspect",
-    "sensitivity": "sensitivity", "run_recipe": "run",
-}  # fmt: skip
+_API_NAMES = {"import": "import_model", "bn-fuse": "fuse", "run": "run_recipe"}
+API = {_API_NAMES.get(name, name.replace("-", "_")): name for name in COMMANDS if name != "schema"}
 
 # A file's suffix -> the runtime that opens it as a predictor.
 PREDICTORS = {

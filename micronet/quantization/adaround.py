@@ -6,19 +6,20 @@ minimizes the squared error of the layer's output on the quantized network's inp
 """
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.utils.hooks import RemovableHandle
+from torch.func import functional_call
 
 from micronet.core.progress import Progress, Silent
 from micronet.errors import MicronetError
 from micronet.models.device import memory_format
 from micronet.models.modes import eval_mode
 from micronet.quantization.functional import broadcast
-from micronet.quantization.layers import Quantized
+from micronet.quantization.layers import ROW_LAYERS, Quantized
 from micronet.quantization.schemes.iao import AffineQuantizer
 
 STEPS = 400
@@ -28,13 +29,6 @@ WARM_UP = 0.2  # fraction of the steps without the regularizer
 BETA = (20.0, 2.0)  # exponent of the regularizer, first and last
 LAMBDA = 0.01
 STRETCH = (-0.1, 1.1)  # zeta and gamma of the rectified sigmoid
-
-
-class _LayerData(NamedTuple):
-    """A layer's inputs in the quantized network, and its outputs in the float network."""
-
-    inputs: Tensor
-    targets: Tensor
 
 
 def adaround(
@@ -58,7 +52,7 @@ def adaround(
         for name, module in quantized.named_modules()
         if isinstance(module, Quantized)
         and isinstance(module.weight_quantizer, AffineQuantizer)
-        and isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear))
+        and isinstance(module, ROW_LAYERS)
         and module.norm is None
     ]
     if not names:
@@ -69,9 +63,10 @@ def adaround(
     with eval_mode(floating, quantized):
         names = call_order(quantized, names, batches[0])
         for done, name in enumerate(names, 1):
-            data = _record_layer(floating, quantized, name, batches)
-            if data is not None:
-                _round_layer(quantized.get_submodule(name), data, seed)
+            inputs, targets = _record_layer(floating, quantized, name, batches)
+            if len(inputs) == len(batches):  # a layer that is called several times may get inputs of several sizes
+                layer, plain = quantized.get_submodule(name), floating.get_submodule(name)
+                _round_layer(layer, plain, torch.cat(inputs), torch.cat(targets), seed)
             progress.step("choosing the rounding", done, len(names))
     return len(names)
 
@@ -80,16 +75,11 @@ def adaround(
 def call_order(model: nn.Module, names: Iterable[str], images: Tensor) -> list[str]:
     """Return the names of those layers that a forward pass calls, in the order of their first calls."""
     order: dict[str, None] = {}
-
-    def watch(name: str) -> RemovableHandle:
-        return model.get_submodule(name).register_forward_pre_hook(lambda *_: order.setdefault(name))
-
-    handles = [watch(name) for name in names]
-    try:
+    with ExitStack() as hooks:
+        for name in names:
+            watch = partial(lambda name, *_: order.setdefault(name), name)
+            hooks.enter_context(model.get_submodule(name).register_forward_pre_hook(watch))
         model(images)
-    finally:
-        for handle in handles:
-            handle.remove()
     return list(order)
 
 
@@ -99,7 +89,7 @@ def rectified_sigmoid(v: Tensor) -> Tensor:
     return (torch.sigmoid(v) * (high - low) + low).clamp(0, 1)
 
 
-def _round_layer(layer: Any, data: _LayerData, seed: int) -> None:
+def _round_layer(layer: Any, plain: nn.Module, inputs: Tensor, targets: Tensor, seed: int) -> None:
     quantizer: AffineQuantizer = layer.weight_quantizer
     weight = layer.weight.detach()
     scale = broadcast(quantizer.scale, weight, quantizer.axis)
@@ -110,14 +100,13 @@ def _round_layer(layer: Any, data: _LayerData, seed: int) -> None:
     v = torch.logit((fraction - low) / (high - low)).requires_grad_()
     optimizer = torch.optim.Adam([v], lr=LEARNING_RATE)
     generator = torch.Generator().manual_seed(seed)
-    inputs = data.inputs
     if inputs.dim() == 4:
         inputs = inputs.contiguous(memory_format=memory_format(layer))
     for step in range(STEPS):
-        chosen = torch.randint(len(data.inputs), (min(BATCH, len(data.inputs)),), generator=generator)
+        chosen = torch.randint(len(inputs), (min(BATCH, len(inputs)),), generator=generator)
         q = (floor + rectified_sigmoid(v) + zero).clamp(quantizer.qmin, quantizer.qmax)
-        out = _compute(layer, inputs[chosen], (q - zero) * scale)
-        loss = (out - data.targets[chosen]).square().sum(1).mean() + _regularizer(v, step / STEPS)
+        out = functional_call(plain, {"weight": (q - zero) * scale}, (inputs[chosen],))
+        loss = (out - targets[chosen]).square().sum(1).mean() + _regularizer(v, step / STEPS)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -135,19 +124,11 @@ def _regularizer(v: Tensor, share: float) -> Tensor | float:
     return LAMBDA * (1 - (2 * rectified_sigmoid(v) - 1).abs().pow(beta)).sum()
 
 
-def _compute(layer: Any, x: Tensor, weight: Tensor) -> Tensor:
-    if isinstance(layer, nn.Linear):
-        return F.linear(x, weight, layer.bias)
-    plain: Any = next(kind for kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d) if isinstance(layer, kind))
-    out: Tensor = plain._conv_forward(
-        layer, x, weight, layer.bias
-    )  # private in torch, but the only way to the layer's padding mode
-    return out
-
-
 @torch.no_grad()
-def _record_layer(floating: nn.Module, quantized: nn.Module, name: str, batches: list[Tensor]) -> _LayerData | None:
-    """Return a layer's data, or None if it is called several times, since its inputs may differ in size."""
+def _record_layer(
+    floating: nn.Module, quantized: nn.Module, name: str, batches: list[Tensor]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Return a layer's inputs in the quantized network, and its outputs in the float network."""
     inputs: list[Tensor] = []
     targets: list[Tensor] = []
     layer: Any = quantized.get_submodule(name)
@@ -159,15 +140,9 @@ def _record_layer(floating: nn.Module, quantized: nn.Module, name: str, batches:
     def record_output(module: nn.Module, given: tuple[Tensor, ...], out: Tensor) -> None:
         targets.append(out.clone())  # an in-place ReLU may follow
 
-    handles = [
-        layer.register_forward_pre_hook(record_input),
-        floating.get_submodule(name).register_forward_hook(record_output),
-    ]
-    try:
+    hook = floating.get_submodule(name).register_forward_hook(record_output)
+    with hook, layer.register_forward_pre_hook(record_input):
         for network in (floating, quantized):
             for batch in batches:
                 network(batch)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return _LayerData(torch.cat(inputs), torch.cat(targets)) if len(inputs) == len(batches) else None
+    return inputs, targets

@@ -28,7 +28,7 @@ from micronet.quantization.layers import (
     norm_factor,
     quantized,
     replace_modules,
-)
+)  # fmt: skip
 from micronet.quantization.quantizer import Quantizer, rebuild
 from micronet.quantization.schemes.wbwtab import SignQuantizer
 
@@ -51,9 +51,7 @@ def fold_model(model: nn.Module, history: Sequence[StageRecord] = ()) -> tuple[n
             "batch norms cannot be matched to layers, because torch.fx cannot trace this network; use it unfused"
         )
     pairs = foldable_pairs(graph)
-    absorbed = [
-        name for name, module in folded.named_modules() if isinstance(module, Quantized) and module.norm is not None
-    ]
+    absorbed = [name for name, module in folded.named_modules() if _absorbs_norm(module)]
     signed = {str(node.target) for node, _ in graph.calls() if _only_signs_read(graph, node, in_place=True)}
     quantizers: dict[str, dict[str, Any]] = {}
     for layer_name, norm_name in pairs:
@@ -79,7 +77,8 @@ def restore(model: nn.Module, record: StageRecord) -> nn.Module:
     for layer_name in [*(pair[0] for pair in record.result["pairs"]), *record.result.get("taken", [])]:
         layer: Any = model.get_submodule(layer_name)
         if layer.bias is None:
-            layer.bias = nn.Parameter(layer.weight.new_zeros(_out_channels(layer)))
+            channels = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
+            layer.bias = nn.Parameter(layer.weight.new_zeros(channels))
     model = _remove_norms(model, record.result["pairs"])
     for layer_name in record.result.get("taken", []):
         model.get_submodule(layer_name).norm = None  # type: ignore[assignment]
@@ -138,7 +137,11 @@ def foldable_pairs(graph: Graph) -> list[tuple[str, str]]:
 
 def has_taken_norms(model: nn.Module) -> bool:
     """Return True if a convolution of the model folds its batch norm while training."""
-    return any(isinstance(module, Quantized) and module.norm is not None for module in model.modules())
+    return any(map(_absorbs_norm, model.modules()))
+
+
+def _absorbs_norm(module: nn.Module) -> bool:
+    return isinstance(module, Quantized) and module.norm is not None
 
 
 def _only_signs_read(graph: Graph, node: fx.Node, *, in_place: bool) -> bool:
@@ -146,8 +149,7 @@ def _only_signs_read(graph: Graph, node: fx.Node, *, in_place: bool) -> bool:
 
     ``in_place``: the channels are still on their axis, so that a pool mixes no two of them.
     """
-    module = graph.module(node)
-    quantizer = getattr(module, "output_quantizer", None)
+    quantizer = getattr(graph.module(node), "output_quantizer", None)
     if quantizer is not None:
         return isinstance(quantizer, SignQuantizer)
     return bool(node.users) and all(_keeps_signs(graph, user, in_place) for user in node.users)
@@ -206,18 +208,11 @@ def _round_biases(model: nn.Module, inputs: dict[str, str | None]) -> list[str]:
 
 def _per_output(layer: Any, factor: Tensor) -> Tensor:
     """Reshape one factor per output channel to broadcast against the layer's weight."""
-    weight = layer.weight
     if not getattr(layer, "transposed", False):
-        return factor.view(-1, *[1] * (weight.dim() - 1))
+        return broadcast(factor, layer.weight, 0)
     # The weight of a transposed convolution is (in, out / groups, ...), with inputs ordered by group.
-    per_group = factor.view(layer.groups, 1, -1)
-    rows = per_group.expand(-1, layer.in_channels // layer.groups, -1).reshape(layer.in_channels, -1)
-    return rows.view(*rows.shape, *[1] * (weight.dim() - 2))
-
-
-def _out_channels(layer: Any) -> int:
-    channels: int = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
-    return channels
+    rows = factor.view(layer.groups, -1).repeat_interleave(layer.in_channels // layer.groups, 0)
+    return rows.view(*rows.shape, *[1] * (layer.weight.dim() - 2))
 
 
 def _remove_norms(model: nn.Module, pairs: Sequence[Sequence[str]]) -> nn.Module:

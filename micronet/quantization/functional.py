@@ -13,26 +13,19 @@ import torch
 from torch import Tensor
 
 Ste = Literal["ste", "saturate", "soft"]
+LARGEST_UNSATURATED = 64  # 2 * 255 * 64 < 2^15: two products with 8-bit activations fit an int16
 CACHED_ELEMENTS = 1 << 19  # 2 MiB of float32, which fits a processor's cache
 SMALLEST_SCALE = 2.0**-60  # for an all-zero tensor; the product of two such scales is still a normal float32
 
 
 class QParams(NamedTuple):
-    """A grid: the values (q - zero_point) * scale for the integers q from qmin to qmax.
+    """A grid: the values (q - zero_point) * scale for the integers q from qmin to qmax."""
 
-    Attributes:
-        scale: float32, > 0; () or one per channel, (C,).
-        zero_point: float32 that holds an integer in [qmin, qmax]; same shape.
-        qmin: The smallest integer.
-        qmax: The largest integer.
-        axis: The tensor's channel axis, or None for a single scale.
-    """
-
-    scale: Tensor
-    zero_point: Tensor
+    scale: Tensor  # float32, > 0; () or one per channel, (C,)
+    zero_point: Tensor  # float32 that holds an integer in [qmin, qmax]; same shape
     qmin: int
     qmax: int
-    axis: int | None
+    axis: int | None  # the tensor's channel axis, or None for a single scale
 
 
 def integer_range(bits: int, *, signed: bool, narrow: bool) -> tuple[int, int]:
@@ -68,9 +61,6 @@ def dequantize(q: Tensor, qparams: QParams) -> Tensor:
     return (q - broadcast(qparams.zero_point, q, qparams.axis)) * broadcast(qparams.scale, q, qparams.axis)
 
 
-LARGEST_UNSATURATED = 64  # 2 * 255 * 64 < 2^15: two products with 8-bit activations fit an int16
-
-
 def int8_grid(qparams: QParams) -> QParams:
     """Return the grid of a weight as stored in int8: integers multiplied by a power of two, up to a magnitude of 64.
 
@@ -79,9 +69,8 @@ def int8_grid(qparams: QParams) -> QParams:
     """
     largest = max(abs(qparams.qmin), abs(qparams.qmax))
     factor = 2 ** max(0, (LARGEST_UNSATURATED // largest).bit_length() - 1)
-    return QParams(
-        qparams.scale / factor, qparams.zero_point * factor, qparams.qmin * factor, qparams.qmax * factor, qparams.axis
-    )
+    scale, zero_point, qmin, qmax, axis = qparams
+    return QParams(scale / factor, zero_point * factor, qmin * factor, qmax * factor, axis)
 
 
 def fake_quantize(x: Tensor, qparams: QParams, *, rectified: bool = False) -> Tensor:
@@ -90,8 +79,7 @@ def fake_quantize(x: Tensor, qparams: QParams, *, rectified: bool = False) -> Te
     The clamp bounds lie half a step beyond the outermost levels. ``rectified``: apply a ReLU first, for free; the
     grid must begin at 0.
     """
-    out: Tensor = _FakeQuantize.apply(x, qparams, rectified)
-    return out
+    return _FakeQuantize.apply(x, qparams, rectified)  # type: ignore[no-any-return]
 
 
 def learned_step(x: Tensor, qparams: QParams, gradient_scale: float, *, rectified: bool = False) -> Tensor:
@@ -100,8 +88,7 @@ def learned_step(x: Tensor, qparams: QParams, gradient_scale: float, *, rectifie
     The gradient of x is 1 from the lowest to the highest level, else 0. The scale's gradient is q - x/scale there,
     qmin below and qmax above, times ``gradient_scale``. ``rectified``: as for ``fake_quantize``.
     """
-    out: Tensor = _LearnedStep.apply(x, qparams.scale, qparams, gradient_scale, rectified)
-    return out
+    return _LearnedStep.apply(x, qparams.scale, qparams, gradient_scale, rectified)  # type: ignore[no-any-return]
 
 
 def sign(x: Tensor, ste: Ste) -> Tensor:
@@ -110,8 +97,7 @@ def sign(x: Tensor, ste: Ste) -> Tensor:
     The gradient is 1 (``ste``), 1 where |x| <= 1 (``saturate``), max(0, 1 - |x|) (``soft``). Hubara et al. 2016,
     arXiv:1602.02830, equations 1 and 4.
     """
-    out: Tensor = _Sign.apply(x, ste)
-    return out
+    return _Sign.apply(x, ste)  # type: ignore[no-any-return]
 
 
 def broadcast(values: Tensor, like: Tensor, axis: int | None) -> Tensor:
@@ -199,8 +185,7 @@ class _FakeQuantize(torch.autograd.Function):
 
 def straight_through(x: Tensor, value: Tensor) -> Tensor:
     """Return ``value``, with the gradient of ``x`` (Bengio et al. 2013, arXiv:1308.3432)."""
-    out: Tensor = _StraightThrough.apply(x, value)
-    return out
+    return _StraightThrough.apply(x, value)  # type: ignore[no-any-return]
 
 
 class _StraightThrough(torch.autograd.Function):

@@ -18,8 +18,10 @@ from torch.nn import functional as F
 
 from micronet.graph import ops
 from micronet.models.uncompiled import uncompiled
+from micronet.quantization.functional import broadcast
 from micronet.quantization.quantizer import Quantizer
 
+ROW_LAYERS = nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear  # their weights are (outputs, inputs, ...)
 SLOTS = ("input_quantizer", "weight_quantizer", "bias_quantizer", "output_quantizer")
 
 
@@ -42,8 +44,11 @@ class Quantized(nn.Module):
             else:
                 name = next(iter(options))  # fc(input=x)
                 options = {**options, name: self.input_quantizer(options[name])}
-        out = super().forward(*inputs, **options)
+        out = self._compute(*inputs, **options)
         return out if self.output_quantizer is None else self.output_quantizer(out)
+
+    def _compute(self, *inputs: Any, **options: Any) -> Any:
+        return super().forward(*inputs, **options)
 
     def extra_repr(self) -> str:
         """Add the names of the slots in use to the float module's description."""
@@ -71,32 +76,37 @@ class _QuantizedConv(Quantized):
     def _convolve_and_normalize(self, convolve: Any, weight: Tensor, bias: Tensor | None) -> Tensor:
         norm: Any = self.norm
         factor = norm_factor(norm, nonzero=norm.training)
-        folded_weight = weight * per_row(factor, weight)
+        folded_weight = weight * broadcast(factor, weight, 0)
         if not norm.training:
             folded_bias = norm.bias - norm.running_mean * factor
             return _with_quantized(
                 self, convolve, folded_weight, folded_bias if bias is None else folded_bias + bias * factor
             )
-        raw = _with_quantized(self, convolve, folded_weight, None) / per_channel(factor, weight)
-        normalized: Tensor = norm(raw if bias is None else raw + per_channel(bias, weight))
+        raw = _with_quantized(self, convolve, folded_weight, None) / _per_channel(factor, weight)
+        normalized: Tensor = norm(raw if bias is None else raw + _per_channel(bias, weight))
         return normalized
 
 
 class _QuantizedConvTranspose(Quantized):
     """A transposed convolution of any dimension."""
 
-    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+    def _compute(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         layer: Any = self
-        if layer.input_quantizer is not None:
-            input = layer.input_quantizer(input)
         dimensions = len(layer.kernel_size)
         padding = layer._output_padding(  # private in torch, and the only rule for output_size
             input, output_size, layer.stride, layer.padding, layer.kernel_size, dimensions, layer.dilation
         )
         weight, bias = _quantized_parameters(layer, layer.weight, layer.bias)
         convolve = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}[dimensions]
-        out: Tensor = convolve(input, weight, bias, layer.stride, layer.padding, padding, layer.groups, layer.dilation)
-        return out if layer.output_quantizer is None else layer.output_quantizer(out)
+        return convolve(input, weight, bias, layer.stride, layer.padding, padding, layer.groups, layer.dilation)
+
+
+class _QuantizedLinear(Quantized):
+    """A linear layer."""
+
+    def _compute(self, input: Tensor) -> Tensor:
+        layer: Any = self
+        return _with_quantized(layer, partial(F.linear, input), layer.weight, layer.bias)
 
 
 class _QuantizedReLU(Quantized):
@@ -105,22 +115,9 @@ class _QuantizedReLU(Quantized):
     def forward(self, input: Tensor) -> Tensor:
         relu: Any = self
         quantizer = relu.output_quantizer
-        if relu.inplace or relu.input_quantizer is not None or not isinstance(quantizer, Quantizer):
-            plain: Tensor = super().forward(input)
-            return plain
-        out: Tensor = quantizer(input, rectified=True)
+        clamps = isinstance(quantizer, Quantizer) and not relu.inplace and relu.input_quantizer is None
+        out: Tensor = quantizer(input, rectified=True) if clamps else super().forward(input)
         return out
-
-
-class _LinearWithSlots(nn.Linear):
-    """A linear layer that reads its weight and bias through their slots."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return _with_quantized(self, partial(F.linear, input), self.weight, self.bias)
-
-
-class _QuantizedLinear(Quantized, _LinearWithSlots):
-    """A linear layer."""
 
 
 def quantized(module: nn.Module) -> Any:
@@ -157,17 +154,12 @@ def norm_factor(norm: Any, *, nonzero: bool) -> Tensor:
     gamma = norm.weight
     if nonzero:
         tiny = torch.finfo(gamma.dtype).eps
-        gamma = torch.where(gamma.abs() < tiny, torch.full_like(gamma, tiny), gamma)
+        gamma = torch.where(gamma.abs() < tiny, tiny, gamma)
     factor: Tensor = gamma / (norm.running_var + norm.eps).sqrt()
     return factor
 
 
-def per_row(values: Tensor, weight: Tensor) -> Tensor:
-    """Shape one value per output channel (C,) for arithmetic with a layer's weight (C, ...)."""
-    return values.view(-1, *[1] * (weight.dim() - 1))
-
-
-def per_channel(values: Tensor, weight: Tensor) -> Tensor:
+def _per_channel(values: Tensor, weight: Tensor) -> Tensor:
     """Shape one value per output channel (C,) for arithmetic with the output of the layer with this weight."""
     return values.view(-1, *[1] * (weight.dim() - 2))
 
@@ -176,12 +168,12 @@ def effective_weight(layer: Any) -> Tensor:
     """Return the weight that a layer's quantizer reads: multiplied by the norm's running factor if there is a norm."""
     weight: Tensor = layer.weight
     norm = getattr(layer, "norm", None)
-    return weight if norm is None else weight * per_row(norm_factor(norm, nonzero=False), weight)
+    return weight if norm is None else weight * broadcast(norm_factor(norm, nonzero=False), weight, 0)
 
 
 def has_weight_slot(module: nn.Module) -> bool:
     """Return True if this package can quantize the module's weight."""
-    return isinstance(module, ops.CONVOLUTIONS) or type(module) in (nn.Linear, _QuantizedLinear)
+    return isinstance(module, ops.CONVOLUTIONS) or type(module) is nn.Linear or isinstance(module, _QuantizedLinear)
 
 
 def channel_axis(layer: nn.Module) -> int:
@@ -211,17 +203,17 @@ def _with_quantized(
         return compute(weight, bias)
     scale = weight.detach().abs().flatten(1).amax(1)
     scale = torch.where(scale == 0, 1.0, scale)
-    out = compute(weight / per_row(scale, weight), None)
-    scale = per_channel(scale, weight).to(out.dtype)
-    return out * scale if bias is None else torch.addcmul(per_channel(bias, weight).to(out.dtype), out, scale)
+    out = compute(weight / broadcast(scale, weight, 0), None)
+    scale = _per_channel(scale, weight).to(out.dtype)
+    return out * scale if bias is None else torch.addcmul(_per_channel(bias, weight).to(out.dtype), out, scale)
 
 
 @cache
 def _quantized_class(float_class: Any) -> type[nn.Module]:
+    base = Quantized
     if float_class is nn.Linear:
-        return _QuantizedLinear
-    base: type[Quantized] = Quantized
-    if issubclass(float_class, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)):
+        base = _QuantizedLinear
+    elif issubclass(float_class, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)):
         base = _QuantizedConvTranspose
     elif issubclass(float_class, ops.CONVOLUTIONS):
         base = _QuantizedConv

@@ -14,29 +14,17 @@ from micronet.quantization.quantizer import Quantizer, rebuild
 
 @dataclass
 class Placement:
-    """Where quantizers go.
+    """Where quantizers go. Modules and graph nodes are given by name."""
 
-    Attributes:
-        attention: Attentions of torch that are split into separate layers first, so that these can be quantized.
-        taps: Graph nodes after which a ``Tap`` is inserted, to hold an output quantizer.
-        splits: Branches to some readers of a node, each with a ``Tap``.
-        dropped: ReLUs that a sign replaces.
-        fused: (convolution, batch norm) pairs; the convolution folds the norm while training.
-        out_of_place: In-place ReLUs that are made out of place, since their output's quantizer does the clamping.
-        quantizers: Module -> slot -> the quantizer's description.
-        inputs: Quantized layer -> the quantizer of its input as ``module.slot``, or None.
-        left_float: Layer or call with weights that stays float -> the reason.
-    """
-
-    attention: list[str] = field(default_factory=list)
-    taps: list[str] = field(default_factory=list)
-    splits: list[Branch] = field(default_factory=list)
-    dropped: list[str] = field(default_factory=list)
-    fused: list[list[str]] = field(default_factory=list)
-    out_of_place: list[str] = field(default_factory=list)
-    quantizers: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
-    inputs: dict[str, str | None] = field(default_factory=dict)
-    left_float: dict[str, str] = field(default_factory=dict)
+    attention: list[str] = field(default_factory=list)  # attentions of torch, which are first split into layers
+    taps: list[str] = field(default_factory=list)  # nodes followed by a new ``Tap``, which holds an output quantizer
+    splits: list[Branch] = field(default_factory=list)  # branches to some readers of a node, each with a ``Tap``
+    dropped: list[str] = field(default_factory=list)  # ReLUs that a sign replaces
+    fused: list[list[str]] = field(default_factory=list)  # (convolution, batch norm that it folds while training)
+    out_of_place: list[str] = field(default_factory=list)  # in-place ReLUs whose output quantizer clamps instead
+    quantizers: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)  # module -> slot -> description
+    inputs: dict[str, str | None] = field(default_factory=dict)  # layer -> its input's quantizer, ``module.slot``
+    left_float: dict[str, str] = field(default_factory=dict)  # layer or call with weights -> why it stays float
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Placement":

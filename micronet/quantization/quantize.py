@@ -72,10 +72,6 @@ def _place(model: nn.Module, config: QuantConfig) -> Placement:
     return placement
 
 
-def _at_least_8(bits: Bits) -> int:
-    return max(bits, FIRST_LAST_BITS) if isinstance(bits, int) else FIRST_LAST_BITS
-
-
 class _Placer:
     """Base of the placers: it chooses each layer's rule, and makes quantizers accordingly."""
 
@@ -98,28 +94,26 @@ class _Placer:
             self.placement.left_float[name] = "first or last layer"
         return self._config.edge if at_edge else "same"
 
-    def _scheme(self, bits: Bits) -> Any:
+    def _scheme(self, bits: Bits, *, at_least_8: bool) -> tuple[Any, Bits]:
+        """Return the scheme for a bit width, and the width that the layer's rule makes of it."""
+        if at_least_8:
+            bits = max(bits, FIRST_LAST_BITS) if isinstance(bits, int) else FIRST_LAST_BITS
         name = "wbwtab" if isinstance(bits, str) else self._config.method
-        return registry.resolve(registry.SCHEMES, name, "method")
+        return registry.resolve(registry.SCHEMES, name, "method"), bits
 
     def _quantize_weight(self, name: str, layer: Any, rule: Rule) -> None:
-        bits = self._config.w_bits
-        if bits == FLOAT_BITS:
+        if self._config.w_bits == FLOAT_BITS:
             return
-        if rule == "8bit":
-            bits = _at_least_8(bits)
+        scheme, bits = self._scheme(self._config.w_bits, at_least_8=rule == "8bit")
         axis = channel_axis(layer)
         shared = self._config.q_level == "layer" and isinstance(bits, int)
         scales = (None, None) if shared else (axis, layer.weight.shape[axis])
-        quantizer = self._scheme(bits).weight_quantizer(self._config, bits, *scales)
-        self.placement.put(name, "weight_quantizer", quantizer)
+        self.placement.put(name, "weight_quantizer", scheme.weight_quantizer(self._config, bits, *scales))
 
     def _activation_quantizer(self, rule: Rule, *, non_negative: bool) -> Quantizer:
-        bits = self._config.a_bits
-        if rule in READS_8BIT:
-            bits = _at_least_8(bits)
+        scheme, bits = self._scheme(self._config.a_bits, at_least_8=rule in READS_8BIT)
         signed = not non_negative or self._config.a_sign == "signed"
-        return self._scheme(bits).activation_quantizer(self._config, bits, signed=signed)  # type: ignore[no-any-return]
+        return scheme.activation_quantizer(self._config, bits, signed=signed)  # type: ignore[no-any-return]
 
     def _quantize_input(self, name: str, rule: Rule) -> str:
         """Add a quantizer to a layer's input slot and return the quantizer's name."""
@@ -134,8 +128,7 @@ class _GraphPlacer(_Placer):
         self._layers = {node: module for node, module in graph.calls() if has_weight_slot(module)}
         super().__init__(config, [str(node.target) for node in self._layers])
         self._graph = graph
-        self._quantizer_of: dict[fx.Node, str] = {}
-        self._rule_of: dict[fx.Node, Rule] = {}
+        self._outputs: dict[fx.Node, tuple[str, Rule]] = {}  # a node's quantizer and the rule it was made by
         for node, module in self._layers.items():
             self._place_layer(node, module)
         if config.bn_fuse:
@@ -149,8 +142,7 @@ class _GraphPlacer(_Placer):
                 self.placement.left_float[f"{node.name}()"] = "a function call, not a module"
 
     def _place_layer(self, node: fx.Node, layer: nn.Module) -> None:
-        name = str(node.target)
-        source = self._graph.origin(self._graph.inputs(node)[0])
+        name, source = str(node.target), self._graph.origin(self._graph.inputs(node)[0])
         rule = self._rule(name, at_edge=self._at_edge(node))
         if rule == "float":
             return
@@ -171,7 +163,7 @@ class _GraphPlacer(_Placer):
     def _can_fold(self, layer: str, norm: str) -> bool:
         """Return True if a quantized convolution can fold its batch norm while training."""
         convolution = isinstance(self._graph.model.get_submodule(layer), (nn.Conv1d, nn.Conv2d, nn.Conv3d))
-        affine = bool(getattr(self._graph.model.get_submodule(norm), "affine", False))
+        affine = getattr(self._graph.model.get_submodule(norm), "affine", False)
         return convolution and affine and "weight_quantizer" in self.placement.quantizers.get(layer, {})
 
     def _at_edge(self, node: fx.Node) -> bool:
@@ -205,9 +197,9 @@ class _GraphPlacer(_Placer):
             )
         readers = self._signed_readers(relu or read)
         if readers is None:
-            split = Branch(read.name, relu.name if relu else None, [])
-            split = next((known for known in self.placement.splits if known.read == read.name), split)
-            if split not in self.placement.splits:
+            split = next((known for known in self.placement.splits if known.read == read.name), None)
+            if split is None:
+                split = Branch(read.name, relu.name if relu else None, [])
                 self.placement.splits.append(split)
             split.readers.append(node.name)
             place = branch_name(read.name)
@@ -257,21 +249,18 @@ class _GraphPlacer(_Placer):
 
     def _quantize_output(self, source: fx.Node, rule: Rule) -> str:
         """Add a quantizer to a node's output and return its name; a later request for 8 bits replaces fewer bits."""
-        if source not in self._quantizer_of or (rule in READS_8BIT and self._rule_of[source] == "same"):
-            module = self._graph.module(source)
+        if source not in self._outputs or (rule in READS_8BIT and self._outputs[source][1] == "same"):
+            module, place = self._graph.module(source), str(source.target)
             if module is None or self._graph.call_count(module) > 1:
+                place = tap_name(source.name)
                 if source.name not in self.placement.taps:
                     self.placement.taps.append(source.name)
-                place = tap_name(source.name)
-            else:
-                place = str(source.target)
             quantizer = self._activation_quantizer(rule, non_negative=self._graph.is_non_negative(source))
             if getattr(quantizer, "qmin", -1) == 0 and self._alone_in_place(source):
                 self.placement.out_of_place.append(place)
             self.placement.put(place, "output_quantizer", quantizer)
-            self._quantizer_of[source] = f"{place}.output_quantizer"
-            self._rule_of[source] = rule
-        return self._quantizer_of[source]
+            self._outputs[source] = f"{place}.output_quantizer", rule
+        return self._outputs[source][0]
 
     def _alone_in_place(self, node: fx.Node) -> bool:
         """Return True if a node is an in-place ReLU on a layer's or batch norm's output that nothing else reads."""

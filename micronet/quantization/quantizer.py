@@ -94,19 +94,15 @@ class Quantizer(nn.Module):
         if self.observing:
             self.observe(x, rectified=rectified)
         self.check_calibrated()
-        return self.project_rectified(x) if rectified else self.project(x)
+        return self.project(x, rectified=rectified)
 
     def _begins_at_zero(self, x: Tensor) -> bool:
         grid = self.qparams(x)
         return grid.qmin == 0 and not bool(grid.zero_point)
 
-    def project_rectified(self, x: Tensor) -> Tensor:
-        """Return ``project(relu(x))``; the grid must begin at 0."""
-        return fake_quantize(x, self.qparams(x), rectified=True)
-
-    def project(self, x: Tensor) -> Tensor:
-        """Return ``x`` rounded to the grid, with the scheme's gradient."""
-        return fake_quantize(x, self.qparams(x))
+    def project(self, x: Tensor, *, rectified: bool = False) -> Tensor:
+        """Return ``x``, or relu(x) if the grid begins at 0, rounded to the grid, with the scheme's gradient."""
+        return fake_quantize(x, self.qparams(x), rectified=rectified)
 
     def integers(self, x: Tensor) -> Tensor:
         """Return the integers of ``x``, stored as floats."""

@@ -1,109 +1,22 @@
-"""Accuracy recovery without training: equalization, bias correction and batch-norm re-estimation.
+"""Accuracy recovery without training: batch-norm re-estimation and bias correction.
 
-Equalization: Nagel et al. 2019, arXiv:1906.04721, section 4.1. Bias correction: section 4.2 of the same paper, with
-data instead of an assumed distribution. Batch-norm re-estimation: Sun et al. 2019, arXiv:1903.11316.
+Batch-norm re-estimation: Sun et al. 2019, arXiv:1903.11316. Bias correction: Nagel et al. 2019, arXiv:1906.04721,
+section 4.2, with data instead of an assumed distribution. Its neighbors are ``equalize`` and ``adaround``.
 """
 
 from collections.abc import Iterable
+from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
-from torch.utils.hooks import RemovableHandle
+from torch import Tensor, nn
 
 from micronet.errors import MicronetError
 from micronet.graph import ops
-from micronet.graph.trace import Graph, trace
+from micronet.graph.trace import trace
 from micronet.models.modes import eval_mode
 from micronet.quantization.layers import Quantized
-
-EQUALIZATION_ROUNDS = 40
-SMALLEST_RANGE = 1e-8  # channels with smaller weights are not equalized
-
-
-@torch.no_grad()
-def equalize(model: nn.Module) -> int:
-    """Equalize the weight ranges of consecutive layers, in place, and return the number of pairs.
-
-    Each channel's output weights in one layer and input weights in the next get the same range. The network's outputs
-    do not change, because only operations that commute with positive factors lie between (ReLU, pools; not ReLU6).
-
-    Raises:
-        MicronetError: The network cannot be traced, or has no such pair, for example because its batch norms are not
-            folded.
-    """
-    graph = trace(model)
-    if graph is None:
-        raise MicronetError("--equalize needs a network that torch.fx can trace; leave it out")
-    pairs = _pairs(graph)
-    if not pairs:
-        raise MicronetError("--equalize found no two layers separated only by a ReLU; drop --equalize")
-    for _ in range(EQUALIZATION_ROUNDS):
-        for first, second in pairs:
-            _balance(first, second)
-    return len(pairs)
-
-
-def _pairs(graph: Graph) -> list[tuple[Any, Any]]:
-    """Return the pairs of layers where the second is the only reader of the first."""
-    found = []
-    for node, layer in graph.calls():
-        if not _has_rows(layer) or graph.call_count(layer) > 1 or not graph.owns_weight(layer):
-            continue
-        after = _only_reader(graph, node)
-        reader = graph.module(after) if after is not None else None
-        if after is None or reader is None or not _has_rows(reader) or graph.call_count(reader) > 1:
-            continue
-        alike = isinstance(layer, nn.Linear) == isinstance(
-            reader, nn.Linear
-        )  # otherwise the channels are on different axes
-        if alike and _columns_of(reader, layer) is not None and graph.owns_weight(reader):
-            found.append((layer, reader))
-    return found
-
-
-def _only_reader(graph: Graph, node: fx.Node) -> fx.Node | None:
-    """Return the only layer that reads a node, through ReLUs and pools, or None.
-
-    After a linear layer the channels are on the last axis, where a pool would mix them.
-    """
-    mixes = isinstance(graph.module(node), nn.Linear)
-    while len(node.users) == 1:
-        node = next(iter(node.users))
-        module = graph.module(node)
-        if _has_rows(module):
-            return node
-        relu = graph.matches(node, ops.RELU)
-        pools = not mixes and graph.matches(node, ops.MAX_POOL | ops.AVERAGE_POOL)
-        if not (relu or pools or isinstance(module, nn.Identity)):
-            return None
-    return None
-
-
-def _has_rows(layer: Any) -> bool:
-    return isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear))
-
-
-def _columns_of(reader: Any, layer: Any) -> Tensor | None:
-    """Return a view of the reader's weight with the layer's output channels first, or None if they do not match."""
-    channels, weight = layer.weight.shape[0], reader.weight
-    groups = getattr(reader, "groups", 1)
-    if groups == 1:
-        return weight.transpose(0, 1) if weight.shape[1] == channels else None
-    if groups == channels and weight.shape[0] == channels:  # depthwise
-        return weight  # type: ignore[no-any-return]
-    return None
-
-
-def _balance(first: Any, second: Any) -> None:
-    columns = _columns_of(second, first)
-    assert columns is not None
-    out, into = first.weight.flatten(1).abs().amax(1), columns.flatten(1).abs().amax(1)
-    factor = torch.where((out > SMALLEST_RANGE) & (into > SMALLEST_RANGE), (out / into).sqrt(), torch.ones_like(out))
-    first.weight.div_(factor.view(-1, *[1] * (first.weight.dim() - 1)))
-    if first.bias is not None:
-        first.bias.div_(factor)
-    columns.mul_(factor.view(-1, *[1] * (columns.dim() - 1)))
 
 
 @torch.no_grad()
@@ -115,7 +28,7 @@ def reestimate_norms(model: nn.Module, batches: Iterable[Tensor]) -> int:
     """
     norms = [module for module in model.modules() if isinstance(module, ops.BATCH_NORMS) and module.track_running_stats]
     if not norms:
-        raise MicronetError("--bn-reestimate needs batch norms, and this network has no batch norm; leave it out")
+        raise MicronetError("--bn-reestimate needs batch norms, and this network has none; drop --bn-reestimate")
     momenta = [norm.momentum for norm in norms]
     seen = 0
     try:
@@ -159,7 +72,7 @@ def correct_biases(
     places = _places_to_correct(quantized, norms_estimated)
     if not places:
         raise MicronetError(
-            "--bias-correct found no quantized layer with a bias or a batch norm after it; leave it out"
+            "--bias-correct found no quantized layer with a bias or a batch norm after it; drop --bias-correct"
         )
     targets = _mean_outputs(floating, places, batches)
     for name, mean in targets.items():
@@ -174,10 +87,8 @@ def _places_to_correct(model: nn.Module, norms_estimated: bool) -> dict[str, tup
     norms = dict(graph.conv_bn_pairs()) if graph is not None else {}
     places: dict[str, tuple[Tensor, float]] = {}
     for name, module in model.named_modules():
-        if not isinstance(module, Quantized) or module.weight_quantizer is None:
-            continue
         layer: Any = module
-        if norms_estimated and name in norms:
+        if not isinstance(module, Quantized) or layer.weight_quantizer is None or (norms_estimated and name in norms):
             continue
         if layer.bias is not None:
             places[name] = layer.bias, 1.0
@@ -189,23 +100,17 @@ def _places_to_correct(model: nn.Module, norms_estimated: bool) -> dict[str, tup
 
 def _mean_outputs(model: nn.Module, names: Iterable[str], batches: list[Tensor]) -> dict[str, Tensor]:
     """Return the mean output per channel, (C,), of each layer, in eval mode and in the order of the first calls."""
-    total: dict[str, list[Tensor]] = {}
+    sums: dict[str, list[Tensor]] = {}
 
-    def watch(name: str) -> RemovableHandle:
-        def hook(module: nn.Module, inputs: tuple[Any, ...], out: Tensor) -> None:
-            last = out.dim() == 2 or isinstance(module, nn.Linear)  # the channels are on the last axis
-            mean = out.flatten(0, -2).mean(0) if last else out.flatten(2).mean((0, 2))
-            total.setdefault(name, []).append(len(out) * mean)
+    def record(name: str, module: nn.Module, inputs: tuple[Any, ...], out: Tensor) -> None:
+        last = out.dim() == 2 or isinstance(module, nn.Linear)  # the channels are on the last axis
+        mean = out.flatten(0, -2).mean(0) if last else out.flatten(2).mean((0, 2))
+        sums.setdefault(name, []).append(len(out) * mean)
 
-        return model.get_submodule(name).register_forward_hook(hook)
-
-    handles = [watch(name) for name in names]
+    with eval_mode(model), ExitStack() as hooks:
+        for name in names:
+            hooks.enter_context(model.get_submodule(name).register_forward_hook(partial(record, name)))
+        for batch in batches:
+            model(batch)
     images = sum(map(len, batches))
-    try:
-        with eval_mode(model):
-            for batch in batches:
-                model(batch)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return {name: torch.stack(means).sum(0) / images for name, means in total.items()}
+    return {name: torch.stack(parts).sum(0) / images for name, parts in sums.items()}

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from glob import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,8 +18,6 @@ from micronet.quantization.calibrate import collect, each_quantizer, set_ranges
 from micronet.quantization.config import CalibrationConfig, QuantConfig
 from micronet.quantization.histogram import Statistics
 from micronet.quantization.quantize import quantize_model
-
-Accuracy = Callable[[nn.Module], float]
 
 
 class LayerSensitivity(NamedTuple):
@@ -35,24 +34,22 @@ class Probe:
 
     batches: list[Tensor]
     calibration: CalibrationConfig
-    accuracy: Accuracy
+    accuracy: Callable[[nn.Module], float]
 
 
 def measure_sensitivity(
     model: nn.Module, config: QuantConfig, probe: Probe, progress: Progress
 ) -> list[LayerSensitivity]:
     """Quantize each layer alone as the config says, and return the layers, the most sensitive (lowest SQNR) first."""
-    batches, accuracy = probe.batches, probe.accuracy
     every, record = quantize_model(model, config)
-    statistics = collect(every, batches)
-    reference = _scores(model, batches)
-    base = accuracy(model)
+    statistics = collect(every, probe.batches)
+    reference, base = _scores(model, probe.batches), probe.accuracy(model)
     found = []
     names = list(record.result["inputs"])
     for done, name in enumerate(names, 1):
-        alone = _quantized(model, replace(config, include=_exactly(name), exclude=None), statistics, probe)
-        noise = _scores(alone, batches) - reference
-        found.append(LayerSensitivity(name, _decibels(reference, noise), base - accuracy(alone)))
+        alone = _quantized(model, replace(config, include=escape(name), exclude=None), statistics, probe)
+        noise = _scores(alone, probe.batches) - reference
+        found.append(LayerSensitivity(name, _decibels(reference, noise), base - probe.accuracy(alone)))
         progress.step("measuring layers", done, len(names))
     return sorted(found, key=lambda item: item.sqnr_db)
 
@@ -74,16 +71,15 @@ def keep_sensitive(
     Raises:
         FailedError: The drop exceeds the target even with all layers at 8 bits.
     """
-    accuracy = probe.accuracy
     statistics = collect(quantize_model(model, config)[0], probe.batches)
-    base = accuracy(model)
+    base = probe.accuracy(model)
 
     def with_8bit(count: int) -> QuantConfig:
         names = [config.keep_8bit or "", *(item.layer for item in ranked[:count])]
         return replace(config, keep_8bit=",".join(filter(None, names)) or None)
 
     def drop(count: int) -> float:
-        return base - accuracy(_quantized(model, with_8bit(count), statistics, probe))
+        return base - probe.accuracy(_quantized(model, with_8bit(count), statistics, probe))
 
     low, high = 0, len(ranked)
     if (whole := drop(high)) > target:
@@ -95,11 +91,6 @@ def keep_sensitive(
         middle = (low + high) // 2
         low, high = (low, middle) if drop(middle) <= target else (middle + 1, high)
     return with_8bit(low)
-
-
-def _exactly(name: str) -> str:
-    """Return a glob that matches only this name."""
-    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
 
 
 def _quantized(model: nn.Module, config: QuantConfig, statistics: Statistics, probe: Probe) -> nn.Module:
@@ -119,11 +110,8 @@ def _scores(model: nn.Module, batches: Iterable[Tensor]) -> Tensor:
 
 
 def _decibels(signal: Tensor, noise: Tensor) -> float:
-    power = float(noise.double().square().sum())
-    total = float(signal.double().square().sum())
-    if power == 0 or total == 0:
-        return math.inf if power == 0 else -math.inf
-    return 10 * math.log10(total / power)
+    power, total = noise.double().square().sum(), signal.double().square().sum()
+    return math.inf if power == 0 else float(10 * (total / power).log10())
 
 
 def draw(rows: Sequence[LayerSensitivity], path: Path) -> None:

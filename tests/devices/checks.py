@@ -24,9 +24,10 @@ from micronet.pruning.prune import prune_model
 from micronet.quantization.adaround import adaround
 from micronet.quantization.calibrate import calibrate, collect, freeze, frozen, observing, set_ranges
 from micronet.quantization.config import CalibrationConfig, QuantConfig
+from micronet.quantization.equalize import equalize
 from micronet.quantization.fold import fold_model
 from micronet.quantization.quantize import quantize_model
-from micronet.quantization.recovery import correct_biases, equalize, reestimate_norms
+from micronet.quantization.recovery import correct_biases, reestimate_norms
 from micronet.quantization.sensitivity import Probe, keep_sensitive, measure_sensitivity
 from micronet.runtimes.config import RuntimeOptions
 from micronet.runtimes.torch import EagerPredictor

@@ -18,10 +18,10 @@ from micronet.quantization.functional import int8_grid
 from micronet.quantization.quantize import quantize_model
 from micronet.runtimes.config import RuntimeOptions
 from micronet.runtimes.onnxruntime import OrtPredictor
-from micronet.stages.bn_fuse import BN_FUSE
-from micronet.stages.quantize import QUANTIZE
+from micronet.stages.bn_fuse import BnFuse
+from micronet.stages.quantize import Quantize
 from micronet.stages.stage import Stage
-from micronet.stages.train import FINETUNE
+from micronet.stages.train import Finetune
 
 IMAGES = torch.randn(4, 3, 32, 32)
 NETWORKS = {
@@ -52,25 +52,25 @@ def train_once(model, context):
 
 
 def check_order(history, stage):
-    Stage.check_order(stage, [record.stage for record in history], None)
+    Stage.check_order(stage, [record.stage for record in history])
 
 
 def apply(artifact, step):
     """Do one step as its command does."""
     model, history = artifact.model, artifact.history
     if step == "bn-fuse":
-        check_order(history, BN_FUSE)
+        check_order(history, BnFuse)
         folded, record = fold_model(model, history)
         return artifact.after(record, model=folded)
     quantized = any(record.stage == "quantize" for record in history)
     if step == "qaft" or quantized:
         if not any(record.stage == "bn-fuse" for record in history):
-            check_order(history, FINETUNE)
+            check_order(history, Finetune)
         if step == "qaft":
             freeze(model)
         train_once(model, frozen if step == "qaft" else observing)
         return artifact.after(StageRecord("finetune"))
-    check_order(history, QUANTIZE)
+    check_order(history, Quantize)
     model, record = quantize_model(model, QuantConfig(bn_fuse=step.endswith("bn-fuse")))
     if step == "ptq":
         set_ranges(model, collect(model, [IMAGES]), "mse", 100.0)

@@ -12,9 +12,10 @@ from micronet.errors import FailedError, MicronetError
 from micronet.quantization.adaround import adaround, call_order, rectified_sigmoid
 from micronet.quantization.calibrate import calibrate, collect, each_quantizer, set_ranges
 from micronet.quantization.config import CalibrationConfig, QuantConfig
+from micronet.quantization.equalize import equalize
 from micronet.quantization.fold import fold_model
 from micronet.quantization.quantize import quantize_model
-from micronet.quantization.recovery import correct_biases, equalize, reestimate_norms
+from micronet.quantization.recovery import correct_biases, reestimate_norms
 from micronet.quantization.sensitivity import Probe, keep_sensitive, measure_sensitivity
 
 BATCHES = [torch.randn(16, 3, 16, 16) for _ in range(3)]
@@ -79,7 +80,7 @@ def test_norms_estimated_anew_are_the_plain_statistics_and_touch_no_weight():
     torch.testing.assert_close(model[1].running_var, variance)
     assert model[1].momentum == 0.1
     assert not model.training
-    with pytest.raises(MicronetError, match="no batch norm"):
+    with pytest.raises(MicronetError, match="needs batch norms"):
         reestimate_norms(nn.Sequential(nn.Linear(2, 2)), BATCHES)
 
 

@@ -14,11 +14,12 @@ from micronet.models.build import ModelSpec
 from micronet.onnx.export import to_onnx, write_onnx
 from micronet.quantization.calibrate import calibrate, each_quantizer, observing
 from micronet.quantization.config import QuantConfig
+from micronet.quantization.equalize import equalize
 from micronet.quantization.fold import fold_model
 from micronet.quantization.functional import dequantize, int8_grid, integer_range, to_integers
 from micronet.quantization.histogram import GridSpec, Histogram, find_range
 from micronet.quantization.quantize import quantize_model
-from micronet.quantization.recovery import correct_biases, equalize, reestimate_norms
+from micronet.quantization.recovery import correct_biases, reestimate_norms
 from micronet.quantization.schemes.iao import AffineQuantizer
 from micronet.quantization.schemes.lsq import LearnedQuantizer
 from micronet.runtimes.config import RuntimeOptions

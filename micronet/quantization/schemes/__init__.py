@@ -1,1 +1,1 @@
-"""Quantization schemes, one per file: the weight quantizer and the activation quantizer."""
+"""Quantization schemes, one paper each: functions that make a weight's and an activation's quantizer."""

@@ -33,7 +33,7 @@ class TanhQuantizer(Quantizer):
         scale = (largest / self.qmax).clamp(min=SMALLEST_SCALE)
         return QParams(scale, torch.zeros_like(scale), -self.qmax, self.qmax, self.axis)
 
-    def project(self, x: Tensor) -> Tensor:
+    def project(self, x: Tensor, *, rectified: bool = False) -> Tensor:
         """Return ``x`` rounded to its grid; the gradient is that of tanh, straight through the rounding."""
         t, grid = x.tanh(), self.qparams(x)
         on_grid = self._odd(t.detach(), grid).mul_(broadcast(grid.scale, x, grid.axis))
@@ -65,15 +65,11 @@ class ClippedQuantizer(Quantizer):
         return QParams(scale, torch.zeros_like(scale), self.qmin, self.qmax, None)
 
 
-class DoReFa:
-    """The scheme."""
+def weight_quantizer(config: QuantConfig, bits: int, axis: int | None, channels: int | None) -> Quantizer:
+    """Make the quantizer of a weight with ``channels`` scales on ``axis``, or with one scale (None)."""
+    return TanhQuantizer(bits, axis, channels)
 
-    @staticmethod
-    def weight_quantizer(config: QuantConfig, bits: int, axis: int | None, channels: int | None) -> Quantizer:
-        """Make the quantizer of a weight with ``channels`` scales on ``axis``, or with one scale (None)."""
-        return TanhQuantizer(bits, axis, channels)
 
-    @staticmethod
-    def activation_quantizer(config: QuantConfig, bits: int, *, signed: bool) -> Quantizer:
-        """Make the quantizer of an activation."""
-        return ClippedQuantizer(bits, signed, 1 / config.a_gain)
+def activation_quantizer(config: QuantConfig, bits: int, *, signed: bool) -> Quantizer:
+    """Make the quantizer of an activation."""
+    return ClippedQuantizer(bits, signed, 1 / config.a_gain)

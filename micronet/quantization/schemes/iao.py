@@ -90,16 +90,12 @@ class AffineQuantizer(Quantizer):
         return self.observer.empty
 
 
-class IAO:
-    """The scheme."""
+def weight_quantizer(config: QuantConfig, bits: int, axis: int | None, channels: int | None) -> Quantizer:
+    """Make the quantizer of a weight with ``channels`` scales on ``axis``, or with one scale (None)."""
+    return AffineQuantizer(bits, config.q_type == "sym", True, True, config.weight_observer, axis, channels)
 
-    @staticmethod
-    def weight_quantizer(config: QuantConfig, bits: int, axis: int | None, channels: int | None) -> Quantizer:
-        """Make the quantizer of a weight with ``channels`` scales on ``axis``, or with one scale (None)."""
-        return AffineQuantizer(bits, config.q_type == "sym", True, True, config.weight_observer, axis, channels)
 
-    @staticmethod
-    def activation_quantizer(config: QuantConfig, bits: int, *, signed: bool) -> Quantizer:
-        """Make the quantizer of an activation, with one scale for the whole tensor."""
-        symmetric = config.q_type == "sym"
-        return AffineQuantizer(bits, symmetric, signed and symmetric, narrow=False, observer="moving-average")
+def activation_quantizer(config: QuantConfig, bits: int, *, signed: bool) -> Quantizer:
+    """Make the quantizer of an activation, with one scale for the whole tensor."""
+    symmetric = config.q_type == "sym"
+    return AffineQuantizer(bits, symmetric, signed and symmetric, narrow=False, observer="moving-average")

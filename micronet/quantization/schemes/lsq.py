@@ -77,10 +77,6 @@ class LearnedQuantizer(Quantizer):
         sharing = (x if self.weight else x[0]).numel() // (self.channels or 1)
         return learned_step(x, grid, 1 / math.sqrt(max(1, sharing) * self.qmax), rectified=rectified)
 
-    def project_rectified(self, x: Tensor) -> Tensor:
-        """Return ``project(relu(x))``; the grid must begin at 0."""
-        return self.project(x, rectified=True)
-
     def freeze(self) -> None:
         """Stop training the scale."""
         self.fixed.fill_(True)
@@ -97,15 +93,11 @@ class LearnedQuantizer(Quantizer):
         return bool(self.log_scale.isnan().any())
 
 
-class LSQ:
-    """The scheme."""
+def weight_quantizer(config: QuantConfig, bits: int, axis: int | None, channels: int | None) -> Quantizer:
+    """Make the quantizer of a weight with ``channels`` scales on ``axis``, or with one scale (None)."""
+    return LearnedQuantizer(bits, signed=True, weight=True, axis=axis, channels=channels)
 
-    @staticmethod
-    def weight_quantizer(config: QuantConfig, bits: int, axis: int | None, channels: int | None) -> Quantizer:
-        """Make the quantizer of a weight with ``channels`` scales on ``axis``, or with one scale (None)."""
-        return LearnedQuantizer(bits, signed=True, weight=True, axis=axis, channels=channels)
 
-    @staticmethod
-    def activation_quantizer(config: QuantConfig, bits: int, *, signed: bool) -> Quantizer:
-        """Make the quantizer of an activation."""
-        return LearnedQuantizer(bits, signed, weight=False)
+def activation_quantizer(config: QuantConfig, bits: int, *, signed: bool) -> Quantizer:
+    """Make the quantizer of an activation."""
+    return LearnedQuantizer(bits, signed, weight=False)

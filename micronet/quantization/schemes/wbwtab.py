@@ -43,7 +43,7 @@ class LevelQuantizer(Quantizer):
         _, scale = self._levels_and_scale(x)
         return QParams(scale, torch.zeros_like(scale), -1, 1, self.axis)
 
-    def project(self, x: Tensor) -> Tensor:
+    def project(self, x: Tensor, *, rectified: bool = False) -> Tensor:
         """Return alpha times the levels of ``x``; the gradient flows through both."""
         levels, scale = self._levels_and_scale(x)
         return levels * broadcast(scale, x, self.axis)
@@ -99,7 +99,7 @@ class SignQuantizer(Quantizer):
         one = torch.ones((), device=x.device)
         return QParams(one, torch.zeros_like(one), -1, 1, None)
 
-    def project(self, x: Tensor) -> Tensor:
+    def project(self, x: Tensor, *, rectified: bool = False) -> Tensor:
         """Return the signs."""
         return sign(x, self.ste)
 
@@ -108,16 +108,12 @@ class SignQuantizer(Quantizer):
         return sign(x.detach(), self.ste)
 
 
-class WbWtAb:
-    """The scheme of the bit widths ``binary`` and ``ternary``."""
+def weight_quantizer(config: QuantConfig, bits: str, axis: int, channels: int) -> Quantizer:
+    """Make the quantizer of a weight with ``channels`` scales on ``axis``."""
+    kind = BinaryQuantizer if bits == "binary" else TernaryQuantizer
+    return kind(axis, channels, not config.no_alpha, config.w_ste)
 
-    @staticmethod
-    def weight_quantizer(config: QuantConfig, bits: str, axis: int, channels: int) -> Quantizer:
-        """Make the quantizer of a weight with ``channels`` scales on ``axis``."""
-        kind = BinaryQuantizer if bits == "binary" else TernaryQuantizer
-        return kind(axis, channels, not config.no_alpha, config.w_ste)
 
-    @staticmethod
-    def activation_quantizer(config: QuantConfig, bits: str, *, signed: bool) -> Quantizer:
-        """Make the quantizer of an activation."""
-        return SignQuantizer(config.a_ste)
+def activation_quantizer(config: QuantConfig, bits: str, *, signed: bool) -> Quantizer:
+    """Make the quantizer of an activation."""
+    return SignQuantizer(config.a_ste)
