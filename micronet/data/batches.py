@@ -5,7 +5,6 @@ resumed training ends bit-identical.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -24,18 +23,12 @@ EVAL_BATCH_PIXELS = 2**21  # large images come in smaller batches: a deep networ
 CPU = torch.device("cpu")
 
 
-@dataclass(frozen=True)
 class Normalize:
-    """Turns uint8 images into a network's float32 input: scale * x + shift, with one scale and shift per channel."""
+    """Turns uint8 images into a network's float32 input by the mean and std of its spec."""
 
-    scale: Tensor
-    shift: Tensor
-
-    @classmethod
-    def from_spec(cls, spec: DataSpec, device: torch.device = CPU) -> "Normalize":
-        """Build it from a spec whose mean and std are known."""
+    def __init__(self, spec: DataSpec, device: torch.device = CPU) -> None:
         mean, std = torch.tensor(spec.mean), torch.tensor(spec.std)
-        return cls((1 / (255 * std)).to(device), (-mean / std).to(device))
+        self.scale, self.shift = (1 / (255 * std)).to(device), (-mean / std).to(device)
 
     def __call__(self, images: Tensor) -> Tensor:
         """(B, C, H, W) uint8 -> (B, C, H, W) float32 in channels-last memory: (x / 255 - mean) / std."""
@@ -53,21 +46,17 @@ class Normalize:
 def train_batches(
     split: ImageSplit,
     spec: DataSpec,
-    batch_size: int,
+    batch_size: int,  # over all ranks
     *,
     seed: int,
     epoch: int,
-    start: int = 0,
+    start: int = 0,  # the first batch to yield; those before it are not read
     device: torch.device = CPU,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the augmented images (B, C, H, W) and labels (B,) of one epoch.
 
     With several ranks, each gets its part of every batch; together they see what a single process would. For a GPU,
     each batch is copied as bytes from pinned memory while the previous one is in use, and normalised there.
-
-    Args:
-        batch_size: Images per batch, over all ranks.
-        start: The first batch to yield; those before it are not read.
     """
     generator = torch.Generator().manual_seed(seed * 100_003 + epoch)
     order = torch.randperm(len(split), generator=generator)
@@ -77,7 +66,7 @@ def train_batches(
     parts = [ranks.shard(size) for size in sizes]
     batches = [whole[part] for whole, part in zip(torch.split(order[: sum(sizes)], sizes), parts, strict=True)]
     own = [whole[:, part] for whole, part in zip(drawn, parts, strict=True)]
-    normalize = Normalize.from_spec(spec, device)
+    normalize = Normalize(spec, device)
 
     def prepare(images: Tensor, indices: Tensor, transforms: Tensor) -> tuple[Tensor, Tensor]:
         inputs = augmentation.apply(images, transforms)
@@ -94,11 +83,9 @@ def eval_batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield images (B, C, H, W) and labels (B,) in order, not augmented.
 
-    Args:
-        batch_size: Images per batch; by default, what keeps a CPU busy and fits in memory.
-        only: Which of the batches to yield.
+    The default ``batch_size`` keeps a CPU busy and fits in memory. ``only``: which of the batches to yield.
     """
-    normalize = Normalize.from_spec(spec)
+    normalize = Normalize(spec)
     _, height, width = split.image_shape
     fitting = max(MIN_EVAL_BATCH, min(MAX_EVAL_BATCH, EVAL_BATCH_PIXELS // (height * width)))
     batches = torch.split(torch.arange(len(split)), batch_size or fitting)[only]
@@ -116,11 +103,8 @@ def draw_transforms(count: int, height: int, generator: torch.Generator, *, flip
 def augment(images: Tensor, transforms: Tensor) -> Tensor:
     """Shift each image by up to an eighth of its height, with black edges, and mirror some.
 
-    One look-up of windows crops the whole batch, which costs less than 1 % of a training step.
-
-    Args:
-        images: (B, C, H, W) uint8, on the CPU; the result has channels-last memory.
-        transforms: (3, B) from ``draw_transforms``.
+    One look-up of windows crops the whole batch, which costs less than 1 % of a training step. ``images``: (B, C, H, W)
+    uint8, on the CPU; ``transforms``: (3, B) from ``draw_transforms``. The result has channels-last memory.
     """
     pixels = images.permute(0, 2, 3, 1).numpy()
     count, height, width, channels = pixels.shape

@@ -19,9 +19,7 @@ def open_folder(root: Path, image_size: int | None) -> DataSource:
     splits = {name: root / name for name in ("train", "val", "test") if (root / name).is_dir()}
     test = splits.get("test") or splits.get("val")
     if test is None:
-        raise MicronetError(
-            f"{root} has no test/ or val/ folder; expected images in {root}/train/CLASS/ and {root}/test/CLASS/"
-        )
+        raise MicronetError(f"{root} has no test/ or val/ folder; expected images in train/CLASS/ and test/CLASS/")
     described = splits.get("train", test)
     classes = _class_names(described)
     if len(classes) < 2:
@@ -49,16 +47,16 @@ def _read(part: Path, classes: list[str], size: int) -> FileSplit:
             f"rename or remove these folders, or add them to {part.parent / 'train'}"
         )
     found = [(str(path), label) for label, name in enumerate(classes) for path in list_images(part / name)]
+    if not found and list_images(part):
+        raise MicronetError(f"the images in {part} are not in class folders; move them to {part}/CLASS/")
+    if not found:
+        raise _no_images(part)
     empty = set(range(len(classes))) - {label for _, label in found}
-    if found and empty and part.name == "train":
+    if empty and part.name == "train":
         raise MicronetError(
             f"{part} has classes without images: {', '.join(classes[label] for label in sorted(empty))}; "
             "add images, or remove these folders"
         )
-    if not found:
-        if list_images(part):
-            raise MicronetError(f"the images in {part} are not in class folders; move them to {part}/CLASS/")
-        raise _no_images(part)
     labels = torch.tensor([label for _, label in found])
     return FileSplit([path for path, _ in found], labels, size)
 

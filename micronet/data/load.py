@@ -161,18 +161,15 @@ def _torchvision(name: str, augment: str, image_size: int | None) -> DataSource:
         try:
             return getattr(datasets, name)(root, train=train, download=True)
         except (OSError, RuntimeError) as error:
-            raise FailedError(
-                f"{name} could not be downloaded to {root} ({error}); use your own images with --data FOLDER"
-            ) from error
+            raise FailedError(f"{name} cannot be downloaded to {root} ({error}); use --data FOLDER instead") from error
 
-    def split(*, train: bool) -> ImageSplit:
-        data = read(train=train)
+    def split(data: Any) -> ImageSplit:
         pixels = torch.as_tensor(data.data)
         images = pixels.unsqueeze(1) if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2)
         return MemorySplit(resize(images, image_size), torch.as_tensor(data.targets))
 
-    classes = list(read(train=False).classes)
-    return DataSource(classes, partial(split, train=True), partial(split, train=False), augment=augment)
+    test = read(train=False)
+    return DataSource(list(test.classes), lambda: split(read(train=True)), lambda: split(test), augment=augment)
 
 
 cifar10 = partial(_torchvision, "CIFAR10", "crop-flip")  # Krizhevsky 2009: 60,000 colour images of 32x32

@@ -29,19 +29,14 @@ class Evaluation(NamedTuple):
     total_loss: float
 
     @property
-    def images(self) -> int:
-        """Number of images."""
-        return len(self.classes)
-
-    @property
     def accuracy(self) -> float:
         """Share of correct classes, 0..1."""
-        return self.correct / self.images
+        return self.correct / len(self.classes)
 
     @property
     def loss(self) -> float:
         """Mean cross-entropy."""
-        return self.total_loss / self.images
+        return self.total_loss / len(self.classes)
 
 
 def predictor(model: nn.Module) -> Predictor:
@@ -69,9 +64,7 @@ def evaluating(model: nn.Module) -> Iterator[Predictor]:
 def check_scores(predict: Predictor, images: Tensor, classes: int, name: str = "the network") -> None:
     """Raise MicronetError if a predictor refuses images, or does not score the data set's number of classes.
 
-    Args:
-        images: (N, C, H, W) float32; one image is enough.
-        name: What error messages call the network.
+    ``images``: (N, C, H, W) float32; one is enough. ``name``: what error messages call the network.
     """
     try:
         scores = predict(images.numpy())

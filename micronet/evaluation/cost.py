@@ -20,9 +20,8 @@ def count_macs(model: nn.Module, example: Example) -> int:
     Counted are all matrix products and convolutions, in modules or functional calls; biases, activations, norms and
     pools are not. Zero padding and masked attention count in full, as in ``torch.utils.flop_counter``.
 
-    Args:
-        model: The network; a quantized layer counts like its float layer.
-        example: Its input, or a tuple of its inputs, of one sample: the count is for the whole batch.
+    A quantized layer counts like its float layer. ``example``: the input, or a tuple of the inputs, of one sample; a
+    batch counts as a whole.
     """
     counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.mkldnn_rnn_layer: _rnn_layer_flops})
     with eval_mode(model), torch.no_grad(), _countable_kernels(), counter:

@@ -35,18 +35,13 @@ class Prediction(NamedTuple):
 def predict(network: Network, places: list[Path], name: str, progress: Progress) -> list[Prediction]:
     """Run a network over image files and folders, prepared like its training images.
 
-    Args:
-        name: What error messages call the network.
-
-    Raises:
-        MicronetError: A file is not a readable image, or the network does not record how images are prepared.
-        FailedError: The scores are not finite.
+    ``name``: what error messages call the network. Raises MicronetError if a file is not a readable image or the
+    network does not record how images are prepared, FailedError if the scores are not finite.
     """
     spec = network.data
     if spec is None or None in (spec.image_size, spec.mean, spec.std, spec.classes):
         raise MicronetError(
-            f"{name} does not record how its images are prepared or the names of its classes; make it with "
-            "micronet train, or with micronet import --data"
+            f"{name} does not record its preprocessing and classes; make it with micronet train or import --data"
         )
     paths = [path for place in places for path in _images(place)]
     found: list[Prediction] = []
@@ -57,11 +52,11 @@ def predict(network: Network, places: list[Path], name: str, progress: Progress)
 
 
 def _predict_batch(network: Network, spec: DataSpec, paths: list[Path], name: str) -> Iterator[Prediction]:
-    size, classes = spec.image_size or 0, spec.classes or []
-    images = channels_first(torch.stack([decode(path, size) for path in paths]))
+    classes = spec.classes or []
+    images = channels_first(torch.stack([decode(path, spec.image_size or 0) for path in paths]))
     if spec.channels == 1:
         images = images.float().mean(1, keepdim=True).round().to(torch.uint8)
-    inputs = Normalize.from_spec(spec)(images)
+    inputs = Normalize(spec)(images)
     check_scores(network, inputs[:1], len(classes), name)
     probabilities = torch.from_numpy(network(inputs.contiguous().numpy())).softmax(1)
     if not probabilities.isfinite().all():

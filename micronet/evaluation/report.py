@@ -1,4 +1,4 @@
-"""Compare networks on the same data: every figure measured, as rows and as a Markdown table."""
+"""Compare networks on the same data, every figure measured."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from micronet.core.machine import tune_allocator
-from micronet.core.progress import Progress, Silent
+from micronet.core.progress import Progress
 from micronet.data.batches import eval_batches
 from micronet.data.dataset import Dataset
 from micronet.evaluation.accuracy import Evaluation, agreement, evaluate
@@ -56,10 +56,9 @@ class Candidate:
     size_bytes: int
 
 
-def compare(candidates: Sequence[Candidate], data: Dataset, progress: Progress | None = None) -> list[Row]:
+def compare(candidates: Sequence[Candidate], data: Dataset, progress: Progress) -> list[Row]:
     """Measure networks on the test images; the first is the reference of drops, agreement and compression."""
     tune_allocator()
-    progress = progress or Silent()
     results = [measure_accuracy(each.network, data, f"evaluating {each.name}", progress) for each in candidates]
     sample = next(eval_batches(data.test, data.spec, batch_size=max(BATCHES)))[0].contiguous().numpy()
     timings = []
@@ -73,7 +72,7 @@ def compare(candidates: Sequence[Candidate], data: Dataset, progress: Progress |
             name=candidate.name,
             runtime=candidate.network.runtime,
             stages=list(candidate.network.stages),
-            images=result.images,
+            images=len(result.classes),
             accuracy=result.accuracy,
             loss=result.loss,
             drop=reference.accuracy - result.accuracy,

@@ -105,9 +105,8 @@ def _one_cycle(share: float) -> float:
     return (1 + math.cos(math.pi * (share - ONE_CYCLE_RISE) / (1 - ONE_CYCLE_RISE))) / 2
 
 
-def _step_decay(share: float) -> float:
-    return 0.1 ** sum(share > decay for decay in STEP_DECAYS)
-
-
 # A schedule: the share of the steps that is over, 0..1 -> the learning rate divided by its peak.
-SCHEDULES: dict[str, Callable[[float], float]] = {"one-cycle": _one_cycle, "step": _step_decay}
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "one-cycle": _one_cycle,
+    "step": lambda share: 0.1 ** sum(share > decay for decay in STEP_DECAYS),
+}

@@ -162,8 +162,7 @@ def local_device(name: str | None) -> str | None:
         numbers = name.split(",")
         if ranks.local_rank() >= len(numbers):
             raise MicronetError(
-                f"--device {name} names {len(numbers)} GPUs, but there are {ranks.local_world_size()} processes; "
-                "name one GPU per process"
+                f"--device {name} names {len(numbers)} GPUs for {ranks.local_world_size()} processes; name one for each"
             )
         return f"cuda:{numbers[ranks.local_rank()]}"
     if world_size() == 1 or name == "cpu" or (name is None and not torch.cuda.is_available()):

@@ -63,16 +63,15 @@ class Trainer:
         if not self.config.epochs:
             return {}
         self._check_config()
+        config, context = self.config, self.context
         step = TrainStep(
-            self.model, make_optimizer(self.model, self.config), self.config, self.context.device,
-            self.context.compiled, self.teacher, self.hooks.penalty,
+            self.model, make_optimizer(self.model, config), config, context.device, context.compiled, self.teacher,
+            self.hooks.penalty,
         )  # fmt: skip
-        identity = {**self.config.to_json(), "seed": self.context.seed, **self.identity}
+        identity = {**config.to_json(), "seed": context.seed, **self.identity}
         identity.pop("patience", None)
-        checkpoint = Checkpoint.beside(self.context.output, identity)
-        state = distributed.from_rank_zero(
-            lambda: checkpoint.begin(step, resume=self.context.resume, force=self.context.force)
-        )
+        checkpoint = Checkpoint.beside(context.output, identity)
+        state = distributed.from_rank_zero(lambda: checkpoint.begin(step, resume=context.resume, force=context.force))
         distributed.broadcast_state(self.model, step.optimizer)
         if state.scaler:  # empty before the first step, and if gradients are not scaled
             step.scaler.load_state_dict(state.scaler)
@@ -86,9 +85,7 @@ class Trainer:
     def _check_config(self) -> None:
         batch, world = min(self.config.batch_size, len(self.data.train)), distributed.world_size()
         if batch < world:
-            raise MicronetError(
-                f"{world} processes cannot share a batch of {batch} images; use fewer processes or raise --batch-size"
-            )
+            raise MicronetError(f"{world} processes cannot share a batch of {batch} images; use at most {batch}")
         if self.config.patience is not None and self.hooks.keep == "last":
             raise MicronetError("--patience has no effect here, because the last epoch is kept; drop --patience")
 

@@ -68,12 +68,8 @@ class TrainStep:
     def __call__(self, batches: Iterable[tuple[Tensor, Tensor]], sizes: list[int]) -> float:
         """Update the weights with the mean gradient of some batches and return the mean loss, both over all ranks.
 
-        Args:
-            batches: This rank's part of each batch: images (N, C, H, W) and labels (N,).
-            sizes: The number of images in each whole batch, over all ranks.
-
-        Raises:
-            NotFiniteError: The loss is NaN or infinite; the weights are unchanged.
+        ``batches``: this rank's part of each batch, images (N, C, H, W) and labels (N,). ``sizes``: the number of
+        images in each whole batch. Raises NotFiniteError if the loss is NaN or infinite; the weights are unchanged.
         """
         self.optimizer.zero_grad(set_to_none=True)
         loss = torch.zeros((), device=self.device)

@@ -193,7 +193,7 @@ def test_predict_says_what_evaluate_counts(micronet, chain, tmp_path):
 
     model = load(chain / "float.safetensors").model.eval()
     shown = micronet("predict", chain / "float.safetensors", folder, "--json").json
-    expected = model(Normalize.from_spec(dataset.spec)(images)).argmax(1).tolist()
+    expected = model(Normalize(dataset.spec)(images)).argmax(1).tolist()
     assert [entry["classes"][0]["name"] for entry in shown] == [dataset.spec.classes[index] for index in expected]
     assert "%" in micronet("predict", chain / "float.safetensors", folder / "0.png", "--top", 1).out
 

@@ -71,7 +71,7 @@ def test_normalize_is_the_formula():
     expected = (images.double() / 255 - torch.tensor(spec.mean).view(1, 3, 1, 1)) / torch.tensor(spec.std).view(
         1, 3, 1, 1
     )
-    torch.testing.assert_close(Normalize.from_spec(spec)(images).double(), expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(Normalize(spec)(images).double(), expected, rtol=0, atol=1e-6)
 
 
 def test_grey_images_have_the_strides_of_plain_memory():
@@ -144,7 +144,7 @@ def test_the_parts_of_several_processes_are_one_processs_batches(monkeypatch, wo
 def test_evaluation_never_sees_augmentation():
     data = load_data("digits")
     images = torch.cat([batch for batch, _ in eval_batches(data.test, data.spec)])
-    expected = Normalize.from_spec(data.spec)(data.test.images(torch.arange(len(data.test))))
+    expected = Normalize(data.spec)(data.test.images(torch.arange(len(data.test))))
     assert torch.equal(images, expected)
 
 
