@@ -47,21 +47,20 @@ def read(path: Path) -> Program:
         if any(tensors[name].dtype != kind or tensors[name].ndim != 1 for name, kind in TENSORS.items()):
             raise ValueError("its tensors have the wrong types")
         if not isinstance(header, dict):
-            raise ValueError("its header is not an object")
+            raise ValueError("its header is not a JSON object")
     except (SafetensorError, OSError, KeyError, ValueError, TypeError, RecursionError) as error:
         raise MicronetError(f"{path} is not a packed network ({error}); create one with micronet pack") from error
-    readers = {name: _TensorReader(tensor) for name, tensor in tensors.items()}
     if header.get("format") != FORMAT:
         raise MicronetError(
             f"{path} has format {header.get('format')}, but this version of micronet reads format {FORMAT}; "
             "pack the network again"
         )
     try:
-        operations = [_load(entry, number, readers) for number, entry in enumerate(header["operations"])]
+        operations = [_load(entry, number, tensors) for number, entry in enumerate(header["operations"])]
         shape = [_positive(item) for item in header["shape"]]
         if max(shape) > MAX_IMAGE_SIDE:
             raise ValueError("its images are too large")
-        if not operations or len(shape) != 3 or any(reader.left for reader in readers.values()):
+        if not operations or len(shape) != 3 or any(tensor.size for tensor in tensors.values()):
             raise ValueError("its tensors do not match its header")
         about = _check_about(dict(header["about"]))
     except (KeyError, ValueError, TypeError, IndexError, AttributeError, OverflowError) as error:
@@ -69,22 +68,12 @@ def read(path: Path) -> Program:
     return Program(operations, shape, about)
 
 
-class _TensorReader:
-    """Reads one of the file's tensors from start to end."""
-
-    def __init__(self, values: NDArray[Any]) -> None:
-        self._values = values
-        self._position = 0
-
-    def take(self, count: int) -> NDArray[Any]:
-        if not 0 <= count <= self.left:
-            raise ValueError("a tensor is shorter than its header says")
-        self._position += count
-        return self._values[self._position - count : self._position]
-
-    @property
-    def left(self) -> int:
-        return int(self._values.size) - self._position
+def _take(tensors: dict[str, NDArray[Any]], name: str, count: int) -> NDArray[Any]:
+    """Remove numbers from the start of one of the file's tensors, and return them."""
+    if not 0 <= count <= tensors[name].size:
+        raise ValueError("a tensor is shorter than its header says")
+    taken, tensors[name] = tensors[name][:count], tensors[name][count:]
+    return taken
 
 
 def _sizes(count: int, least: int) -> Callable[[Any], bool]:
@@ -108,18 +97,14 @@ _REQUIRED = {
     "average_pool": ("kernel",), "shuffle": ("groups",),
 }  # fmt: skip
 _ATTRIBUTES: dict[str, Callable[[Any], bool]] = {
-    "kernel": _sizes(2, 1),
-    "stride": _sizes(2, 1),
-    "dilation": _sizes(2, 1),
+    **dict.fromkeys(("kernel", "stride", "dilation"), _sizes(2, 1)),
     "pads": _sizes(4, 0),
-    "group": lambda value: isinstance(value, int) and value > 0,
-    "groups": lambda value: isinstance(value, int) and value > 0,
+    **dict.fromkeys(("group", "groups"), lambda value: isinstance(value, int) and value > 0),
     "scale": lambda value: _number(value) and 0 < value < float("inf"),
     "zero_point": lambda value: isinstance(value, int) and not isinstance(value, bool),
     "range": lambda value: _pair(value) and all(isinstance(end, int) and abs(end) < 2**31 for end in value),
     "bounds": _pair,
-    "keep": lambda value: value is True,
-    "count_pads": lambda value: value is True,
+    **dict.fromkeys(("keep", "count_pads"), lambda value: value is True),
 }
 
 
@@ -149,7 +134,7 @@ def _store(operation: Operation, parts: dict[str, list[NDArray[Any]]]) -> dict[s
     return entry
 
 
-def _load(entry: dict[str, Any], number: int, readers: dict[str, _TensorReader]) -> Operation:
+def _load(entry: dict[str, Any], number: int, tensors: dict[str, NDArray[Any]]) -> Operation:
     """Return the operation of a header entry. Raises ValueError and similar errors if it makes no sense."""
     entry = dict(entry)
     kind, inputs = entry.pop("op"), entry.pop("in")
@@ -163,18 +148,17 @@ def _load(entry: dict[str, Any], number: int, readers: dict[str, _TensorReader])
         if prod(shape) > MAX_WEIGHTS:
             raise ValueError("a weight is too large")
         if "levels" in entry:
-            weight = _unpack(readers["packed"], entry.pop("levels"), shape)
+            weight = _unpack(tensors, entry.pop("levels"), shape)
         else:
-            weight = readers["floats"].take(prod(shape)).reshape(shape)
-    scale = readers["floats"].take(int(entry.pop("scales"))) if "scales" in entry else None
-    bias = None
+            weight = _take(tensors, "floats", prod(shape)).reshape(shape)
+    scale = _take(tensors, "floats", int(entry.pop("scales"))) if "scales" in entry else None
+    bias = limits = None
     if "bias" in entry:
-        tensor, count = entry.pop("bias")
-        bias = readers[tensor].take(int(count))
-    limits = None
+        name, count = entry.pop("bias")
+        bias = _take(tensors, name, int(count))
     if "limits" in entry:
         length, *levels = entry.pop("limits")
-        limits = _unpack(readers["packed"], levels, (_positive(length),))
+        limits = _unpack(tensors, levels, (_positive(length),))
     operation = Operation(kind, list(inputs), entry, weight, scale, bias, limits)
     _check_operation(operation)
     return operation
@@ -216,12 +200,12 @@ def _check_about(about: dict[str, Any]) -> dict[str, Any]:
     return about
 
 
-def _unpack(reader: _TensorReader, levels: list[int], shape: tuple[int, ...]) -> NDArray[np.int32]:
+def _unpack(tensors: dict[str, NDArray[Any]], levels: list[int], shape: tuple[int, ...]) -> NDArray[np.int32]:
     offset, step, count = map(int, levels)
     checked = Levels(offset, _positive(step), _positive(count))
     if abs(offset) + step * count > MAX_INT32:
         raise ValueError("a weight needs more than 32 bits")
-    return unpack(reader.take(packed_bytes(prod(shape), checked.number)), checked, shape)
+    return unpack(_take(tensors, "packed", packed_bytes(prod(shape), checked.number)), checked, shape)
 
 
 def _positive(value: Any) -> int:

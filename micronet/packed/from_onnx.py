@@ -1,6 +1,6 @@
 """Conversion of an ONNX model, as ``to_onnx`` exports it, into a packed program.
 
-Dequantized integers stay integers, and ``thresholds`` removes floats where it can.
+Dequantized integers stay integers, and integer thresholds replace floats before signs.
 """
 
 import math
@@ -12,9 +12,8 @@ import onnx
 from numpy.typing import NDArray
 
 from micronet.errors import MicronetError
-from micronet.packed.builder import ProgramBuilder
+from micronet.packed.builder import ProgramBuilder, fuse_thresholds, move_signs
 from micronet.packed.program import Program
-from micronet.packed.thresholds import fuse_thresholds, move_signs
 from micronet.runtimes.onnxruntime import metadata
 
 
@@ -28,38 +27,28 @@ def pack_model(proto: onnx.ModelProto) -> Program:
         if node.output[0] not in builder.operations and node.output[0] not in builder.aliases:
             _CONVERTERS[node.op_type](builder, node)
     move_signs(builder)
-    fuse_thresholds(builder, builder.resolve(proto.graph.output[0].name))
-    return _build(builder, proto)
+    output = builder.resolve(proto.graph.output[0].name)
+    fuse_thresholds(builder, output)
+    return _build(builder, proto, output)
 
 
-def _build(builder: ProgramBuilder, proto: onnx.ModelProto) -> Program:
-    """Number the operations that the output depends on, in topological order."""
-    order = _topological_order(builder, builder.resolve(proto.graph.output[0].name))
-    number = {proto.graph.input[0].name: 0} | {name: index for index, name in enumerate(order, 1)}
-    for name in order:
-        operation, inputs = builder.operations[name]
-        operation.inputs = [number[item] for item in inputs]
+def _build(builder: ProgramBuilder, proto: onnx.ModelProto, output: str) -> Program:
+    """Number the operations that the output depends on."""
+    needed = {output}
+    for name, (_, inputs) in reversed(builder.operations.items()):
+        needed.update(inputs if name in needed else ())
+    names = [name for name in builder.operations if name in needed]
+    number = {proto.graph.input[0].name: 0} | {name: index for index, name in enumerate(names, 1)}
+    operations = [builder.operations[name][0] for name in names]
+    for operation, name in zip(operations, names, strict=True):
+        operation.inputs = [number[item] for item in builder.operations[name][1]]
     shape = [dim.dim_value for dim in proto.graph.input[0].type.tensor_type.shape.dim]
     if len(shape) != 4 or 0 in shape[1:]:
         raise MicronetError("packed networks take images of one size; export the model without dynamic height or width")
-    about = {key: value for key, value in metadata(proto).items() if key in ("model", "data")}
-    about["stages"] = [record.get("stage") for record in metadata(proto).get("history") or []]
-    return Program([builder.operations[name][0] for name in order], shape[1:], about)
-
-
-def _topological_order(builder: ProgramBuilder, output: str) -> list[str]:
-    order: list[str] = []
-    stack = [(output, False)]
-    while stack:
-        current, inputs_done = stack.pop()
-        if current not in builder.operations or current in order:
-            continue
-        if inputs_done:
-            order.append(current)
-            continue
-        stack.append((current, True))
-        stack += [(item, False) for item in reversed(builder.operations[current][1])]
-    return order
+    about = metadata(proto)
+    stages = [record.get("stage") for record in about.get("history") or []]
+    about = {key: about[key] for key in ("model", "data") if key in about} | {"stages": stages}
+    return Program(operations, shape[1:], about)
 
 
 def _unsupported(node: onnx.NodeProto, limit: str) -> MicronetError:
@@ -75,10 +64,10 @@ def _conv(builder: ProgramBuilder, node: onnx.NodeProto) -> None:
     weight, scale = builder.weight(node.input[1])
     if weight.ndim != 4 or given.get("auto_pad", b"NOTSET") != b"NOTSET":
         raise _unsupported(node, "only has 2-D convolutions with explicit pads")
+    group = given.get("group", 1)
     attributes = {
-        "group": given.get("group", 1) if given.get("group", 1) > 1 else None,
-        "stride": _unless_default(given.get("strides"), [1, 1]),
-        "pads": _unless_default(given.get("pads"), [0, 0, 0, 0]),
+        **_window(given),
+        "group": group if group > 1 else None,
         "dilation": _unless_default(given.get("dilations"), [1, 1]),
     }
     builder.add(node, "conv", [node.input[0]], attributes=attributes, weight=weight, scale=scale,
@@ -114,13 +103,10 @@ def _dequantize(builder: ProgramBuilder, node: onnx.NodeProto) -> None:
 
 
 def _quantize(builder: ProgramBuilder, node: onnx.NodeProto) -> None:
-    zero_point = builder.constants[node.input[2]]
+    scale, zero_point = (builder.constants[name] for name in node.input[1:])
     limits = np.iinfo(zero_point.dtype)
-    attributes = {
-        "scale": float(builder.constants[node.input[1]]),
-        "zero_point": int(zero_point),
-        "range": [int(limits.min), int(limits.max)],
-    }
+    ends = [int(limits.min), int(limits.max)]
+    attributes = {"scale": float(scale), "zero_point": int(zero_point), "range": ends}
     builder.add(node, "quantize", [node.input[0]], attributes=attributes)
 
 
@@ -142,11 +128,7 @@ def _pool(builder: ProgramBuilder, node: onnx.NodeProto) -> None:
         raise _unsupported(node, "does not have dilated pools")
     if given.get("ceil_mode", 0) or given.get("auto_pad", b"NOTSET") != b"NOTSET" or len(given["kernel_shape"]) != 2:
         raise _unsupported(node, "only has 2-D pools with explicit pads, without ceil_mode")
-    attributes: dict[str, Any] = {
-        "kernel": list(given["kernel_shape"]),
-        "stride": _unless_default(given.get("strides"), [1, 1]),
-        "pads": _unless_default(given.get("pads"), [0, 0, 0, 0]),
-    }
+    attributes: dict[str, Any] = {**_window(given), "kernel": list(given["kernel_shape"])}
     if node.op_type == "AveragePool":
         attributes["count_pads"] = bool(given.get("count_include_pad", 0)) or None
     kind = "max_pool" if node.op_type == "MaxPool" else "average_pool"
@@ -220,6 +202,12 @@ def _batch_norm(builder: ProgramBuilder, node: onnx.NodeProto) -> None:
 
 def _alias(builder: ProgramBuilder, node: onnx.NodeProto) -> None:
     builder.aliases[node.output[0]] = node.input[0]
+
+
+def _window(given: dict[str, Any]) -> dict[str, Any]:
+    """Return the stride and the pads of a convolution or pool; None for defaults."""
+    pads = _unless_default(given.get("pads"), [0, 0, 0, 0])
+    return {"stride": _unless_default(given.get("strides"), [1, 1]), "pads": pads}
 
 
 def _unless_default(values: Any, default: list[int]) -> list[int] | None:
