@@ -11,7 +11,7 @@ from dataclasses import MISSING, Field, asdict, field, fields, is_dataclass, rep
 from fnmatch import fnmatchcase
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, NamedTuple, TypeVar, get_args, get_origin
+from typing import Any, Literal, NamedTuple, TypedDict, TypeVar, Unpack, get_args, get_origin
 
 from micronet.errors import MicronetError, unknown
 
@@ -20,41 +20,37 @@ _WORDS: dict[Any, str]
 _WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path", list: "a list"}
 
 
-def setting(
-    default: Any = MISSING,
-    help: str = "",
-    short: str | None = None,
-    *,
-    low: float = -math.inf,
-    high: float = math.inf,
-    basic: bool = False,
-    metavar: str | None = None,
-    argument: bool = False,
-    kinds: tuple[str, ...] = (),
-    run_only: bool = False,
-    api: bool = True,
-    option: str | None = None,
-    place: str | None = None,
-) -> Any:
+class About(TypedDict, total=False):
+    """What ``setting`` can declare besides the default, the help and the short option."""
+
+    low: float  # the smallest number allowed
+    high: float  # the largest number allowed
+    basic: bool  # --help shows it before the advanced options
+    metavar: str | None  # the placeholder of its value in --help
+    argument: bool  # the command line takes it by position
+    kinds: tuple[str, ...]  # the file suffixes it takes, if it names a file
+    run_only: bool  # it says how a command runs, not what it computes; recipes do not take it
+    api: bool  # the Python API takes it
+    option: str | None  # its spelling on the command line, if it is not "--" and the name
+    place: str | None  # "file": a file to write, "cache": one to read or write; checked before any work
+
+
+_UNDECLARED: About = {
+    "low": -math.inf, "high": math.inf, "basic": False, "metavar": None, "argument": False, "kinds": (),
+    "run_only": False, "api": True, "option": None, "place": None,
+}  # fmt: skip
+
+
+def setting(default: Any = MISSING, help: str = "", short: str | None = None, **about: Unpack[About]) -> Any:
     """Declare one setting.
 
     Args:
         default: Its default value; without one, the setting is required.
         help: One or two sentences for ``--help``, the API's documentation and the schema.
         short: A one-letter option, for example ``-o``.
-        low, high: The smallest and the largest number allowed.
-        basic: Whether ``--help`` shows it before the advanced options.
-        metavar: The placeholder of its value in ``--help``.
-        argument: Whether the command line takes it by position.
-        kinds: The file suffixes it takes, if it names a file.
-        run_only: Whether it says how a command runs, not what it computes; recipes do not take it.
-        api: Whether the Python API takes it.
-        place: ``file`` if it names a file to write, ``cache`` if one to read or write; checked before any work.
-        option: Its spelling on the command line, if it is not ``--`` and the name.
+        about: See ``About``.
     """
-    about: dict[str, Any] = {"help": help, "short": short, "low": low, "high": high, "basic": basic, "metavar": metavar}
-    about |= {"argument": argument, "kinds": kinds, "run_only": run_only, "api": api, "option": option, "place": place}
-    return field(default=default, metadata=about)
+    return field(default=default, metadata={"help": help, "short": short, **_UNDECLARED, **about})
 
 
 def group(config: Any) -> Any:
@@ -80,18 +76,13 @@ class Settings:
 
 
 class Option(NamedTuple):
-    """One setting of a config, found among its groups.
-
-    Attributes:
-        about: What ``setting`` declared.
-        title: What its group is about.
-    """
+    """One setting of a config, found among its groups."""
 
     name: str
     field: Field[Any]
-    about: Mapping[str, Any]
+    about: Mapping[str, Any]  # what ``setting`` declared
     default: Any
-    title: str = ""
+    title: str = ""  # what its group is about
 
     @property
     def required(self) -> bool:
@@ -159,12 +150,9 @@ def check_values(config: Any) -> None:
 
 
 def _check_value(item: Field[Any], value: Any) -> None:
-    kinds = alternatives(item.type)
-    if value is None and NoneType in kinds:
-        return
-    if not any(accepts(kind, value) for kind in kinds):
-        choices = [str(choice) for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
-        if choices:
+    if not accepts(item.type, value):
+        kinds = alternatives(item.type)
+        if choices := [str(choice) for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]:
             raise unknown(f"value for {_spelled(item)}:", str(value), choices)
         raise MicronetError(f"{_spelled(item)} is {value!r}; expected {describe(item.type)}")
     if isinstance(value, (int, float)) and not isinstance(value, bool):
@@ -179,7 +167,9 @@ def alternatives(kind: Any) -> tuple[Any, ...]:
 
 
 def accepts(kind: Any, value: Any) -> bool:
-    """Return True if a value is of a type that settings have."""
+    """Return True if a value is of a setting's type."""
+    if isinstance(kind, UnionType):
+        return any(accepts(one, value) for one in get_args(kind))
     if get_origin(kind) is Literal:
         return value in get_args(kind)
     if get_origin(kind) is list:

@@ -1,6 +1,7 @@
 """The rank of this process among several, from torchrun's environment variables. No torch here."""
 
 import os
+from functools import partial
 
 from micronet.errors import MicronetError
 
@@ -28,31 +29,17 @@ def check_environment() -> None:
             )
 
 
-def rank() -> int:
-    """Return this process's rank, from 0."""
-    return _number("RANK", 0)
+def _number(name: str, alone: int) -> int:
+    text = os.environ.get(name, "")
+    return int(text) if is_distributed() and text.isdigit() else alone
 
 
-def local_rank() -> int:
-    """Return this process's rank on its machine, from 0."""
-    return _number("LOCAL_RANK", 0)
-
-
-def world_size() -> int:
-    """Return the number of processes on all machines."""
-    return _number("WORLD_SIZE", 1)
-
-
-def local_world_size() -> int:
-    """Return the number of processes on this machine."""
-    return _number("LOCAL_WORLD_SIZE", 1)
+rank = partial(_number, "RANK", 0)  # this process's, from 0
+local_rank = partial(_number, "LOCAL_RANK", 0)  # this process's on its machine, from 0
+world_size = partial(_number, "WORLD_SIZE", 1)  # the number of processes on all machines
+local_world_size = partial(_number, "LOCAL_WORLD_SIZE", 1)  # the number of processes on this machine
 
 
 def shard(count: int) -> slice:
     """Return this rank's part of ``count`` items; parts differ by at most one item."""
     return slice(rank() * count // world_size(), (rank() + 1) * count // world_size())
-
-
-def _number(name: str, alone: int) -> int:
-    text = os.environ.get(name, "")
-    return int(text) if is_distributed() and text.isdigit() else alone
