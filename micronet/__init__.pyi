@@ -89,14 +89,14 @@ def train(
 
     Returns: Artifact.
 
-    Raises: MicronetError; its message says what to change.
+    Raises: MicronetError; it says what to change.
     """
 
 def import_model(
     *,
     weights: str | Path | None = None,
-    mean: str | None = None,
-    std: str | None = None,
+    mean: Sequence[str | float] | str | None = None,
+    std: Sequence[str | float] | str | None = None,
     model: str | None = None,
     data: str | Path | None = None,
     output: str | Path | None = None,
@@ -129,7 +129,7 @@ def import_model(
 
     Returns: Artifact.
 
-    Raises: MicronetError; its message says what to change.
+    Raises: MicronetError; it says what to change.
     """
 
 def sparse_train(
@@ -137,14 +137,16 @@ def sparse_train(
     *,
     s: float = 0.0001,
     criterion: Literal['bn-scale', 'l1', 'l2'] = 'bn-scale',
+    model: str | None = None,
     data: str | Path | None = None,
     epochs: int = 8,
     lr: float | None = None,
     batch_size: int = 64,
     device: str | None = None,
     output: str | Path | None = None,
-    model: str | None = None,
     trust_code: bool = False,
+    width: float | None = None,
+    model_args: str | None = None,
     image_size: int | None = None,
     limit: int | None = None,
     accumulate: int = 1,
@@ -163,8 +165,6 @@ def sparse_train(
     checkpoint_minutes: float = 10.0,
     compile: bool = False,
     force: bool = False,
-    width: float | None = None,
-    model_args: str | None = None,
     progress: Progress | None = None,
 ) -> Artifact:
     """Train with a sparsity penalty, so that channels the network can do without approach zero.
@@ -175,14 +175,16 @@ def sparse_train(
         artifact: A float artifact; without one, a new network is trained.
         s: Weight of the sparsity penalty.
         criterion: What the penalty pushes towards zero: batch-norm scales, weights, or the weights of whole channels (group lasso). Attention heads are left alone.
+        model: nin, nin_gc, resnet18, torchvision:NAME, pkg.mod:factory or path/to/file.py:factory (whose code then runs); default: nin.
         data: A data set's name, a folder or a file.npz.
         epochs: Passes over the training images; 0 trains nothing.
         lr: Peak learning rate. Default: 0.01; finetune and quantize have their own.
         batch_size: Images per batch, summed over all processes.
         device: cpu, cuda, cuda:N, or a list such as 0,1 for one process per GPU (untried); default: the best one present.
         output: File to write; without it, nothing is written.
-        model: nin, nin_gc, resnet18, torchvision:NAME, pkg.mod:factory or path/to/file.py:factory (whose code then runs); default: nin.
         trust_code: Run the code recorded in the artifact.
+        width: Factor on the channels of every layer (built-in networks only); default: 1.
+        model_args: The factory's arguments as JSON, for example '{"num_classes": 10}'.
         image_size: Resize and crop images to squares with sides of this many pixels.
         limit: Use at most N training and N test images.
         accumulate: Batches per optimizer step; their gradients add up.
@@ -201,13 +203,11 @@ def sparse_train(
         checkpoint_minutes: Minutes between checkpoints within an epoch (0: every step).
         compile: Compile the training step with torch.compile (untried on a GPU).
         force: Overwrite existing files.
-        width: Factor on the channels of every layer (built-in networks only); default: 1.
-        model_args: The factory's arguments as JSON, for example '{"num_classes": 10}'.
         progress: An object with ``step`` and ``line`` that receives progress.
 
     Returns: Artifact.
 
-    Raises: MicronetError; its message says what to change.
+    Raises: MicronetError; it says what to change.
     """
 
 def prune(
@@ -225,8 +225,8 @@ def prune(
     input_shape: str | None = None,
     scope: Literal['global', 'layer'] = 'global',
     min_channels: int = 1,
-    exclude: str | None = None,
-    widths: str | None = None,
+    exclude: Sequence[str | float] | str | None = None,
+    widths: Sequence[str | float] | str | None = None,
     target_params: float | None = None,
     target_latency: float | None = None,
     epochs: int = 4,
@@ -260,6 +260,7 @@ def prune(
 
     Args:
         artifact: An artifact (.safetensors).
+        example_input: An input batch, or a tuple of them; needed if no data set describes the network's input.
         percent: Share of the prunable channels to cut: at least 0, less than 1. Default: 0.5.
         regular: Make every width a multiple of this; kernels run fastest at multiples of 8 or 16.
         criterion: How channels are ranked: by batch-norm scale, size of the weights, distance to the geometric median (fpgm), or effect on the loss (taylor).
@@ -298,12 +299,11 @@ def prune(
         image_size: Resize and crop images to squares with sides of this many pixels.
         limit: Use at most N training and N test images.
         force: Overwrite existing files.
-        example_input: An input batch, or a tuple of them; needed if no data set describes the network's input.
         progress: An object with ``step`` and ``line`` that receives progress.
 
     Returns: Artifact.
 
-    Raises: MicronetError; its message says what to change.
+    Raises: MicronetError; it says what to change.
     """
 
 def finetune(
@@ -373,7 +373,7 @@ def finetune(
 
     Returns: Artifact.
 
-    Raises: MicronetError; its message says what to change.
+    Raises: MicronetError; it says what to change.
     """
 
 def quantize(
@@ -402,14 +402,17 @@ def quantize(
     w_ste: Literal['ste', 'saturate', 'soft'] = 'ste',
     no_alpha: bool = False,
     bn_fuse: bool = False,
-    include: str | None = None,
-    exclude: str | None = None,
-    keep_8bit: str | None = None,
+    include: Sequence[str | float] | str | None = None,
+    exclude: Sequence[str | float] | str | None = None,
+    keep_8bit: Sequence[str | float] | str | None = None,
     equalize: bool = False,
     adaround: bool = False,
     bias_correct: bool = False,
     bn_reestimate: bool = False,
     target_drop: float | None = None,
+    model: str | None = None,
+    width: float | None = None,
+    model_args: str | None = None,
     image_size: int | None = None,
     limit: int | None = None,
     lr: float | None = None,
@@ -431,9 +434,6 @@ def quantize(
     checkpoint_minutes: float = 10.0,
     compile: bool = False,
     force: bool = False,
-    model: str | None = None,
-    width: float | None = None,
-    model_args: str | None = None,
     progress: Progress | None = None,
 ) -> Artifact:
     """Quantize a network: with training (QAT), or by calibration alone in seconds (--mode ptq).
@@ -473,6 +473,9 @@ def quantize(
         bias_correct: Restore the mean output that each layer has in the float network.
         bn_reestimate: Re-estimate batch-norm statistics on the quantized network.
         target_drop: Keep the most sensitive layers at 8 bits until the accuracy drop on validation images is at most this many percentage points.
+        model: nin, nin_gc, resnet18, torchvision:NAME, pkg.mod:factory or path/to/file.py:factory (whose code then runs); default: nin.
+        width: Factor on the channels of every layer (built-in networks only); default: 1.
+        model_args: The factory's arguments as JSON, for example '{"num_classes": 10}'.
         image_size: Resize and crop images to squares with sides of this many pixels.
         limit: Use at most N training and N test images.
         lr: Peak learning rate. Default: 0.01; finetune and quantize have their own.
@@ -494,14 +497,11 @@ def quantize(
         checkpoint_minutes: Minutes between checkpoints within an epoch (0: every step).
         compile: Compile the training step with torch.compile (untried on a GPU).
         force: Overwrite existing files.
-        model: nin, nin_gc, resnet18, torchvision:NAME, pkg.mod:factory or path/to/file.py:factory (whose code then runs); default: nin.
-        width: Factor on the channels of every layer (built-in networks only); default: 1.
-        model_args: The factory's arguments as JSON, for example '{"num_classes": 10}'.
         progress: An object with ``step`` and ``line`` that receives progress.
 
     Returns: Artifact.
 
-    Raises: MicronetError; its message says what to change.
+    Raises: MicronetError; it says what to change.
     """
 
 def fuse(
@@ -527,7 +527,7 @@ def fuse(
 
     Returns: Artifact.
 
-    Raises: MicronetError; its message says what to change.
+    Raises: MicronetError; it says what to change.
     """
 
 def export_onnx(
@@ -536,7 +536,7 @@ def export_onnx(
     *,
     target: Literal['ort', 'tensorrt'] = 'ort',
     opset: int = 21,
-    dynamic: str = 'batch',
+    dynamic: Sequence[str | float] | str = 'batch',
     precision: Literal['fp32', 'fp16'] = 'fp32',
     data: str | Path | Tensor | Iterable[Tensor | Sequence[Tensor]] | None = None,
     output: str | Path | None = None,
@@ -556,6 +556,7 @@ def export_onnx(
 
     Args:
         artifact: An artifact (.safetensors).
+        example_input: An input batch, or a tuple of them; needed if no data set describes the network's input.
         target: The runtime that the file is for: ONNX Runtime (unsigned activations) or TensorRT (signed, zero point 0).
         opset: ONNX operator set, 18 to 23.
         dynamic: Dynamic axes: any of batch, height and width, separated by commas, or none.
@@ -570,12 +571,11 @@ def export_onnx(
         limit: Use at most N training and N test images.
         force: Overwrite existing files.
         check_images: Test images on which the written network must agree with torch.
-        example_input: An input batch, or a tuple of them; needed if no data set describes the network's input.
         progress: An object with ``step`` and ``line`` that receives progress.
 
     Returns: ModelProto.
 
-    Raises: MicronetError; its message says what to change.
+    Raises: MicronetError; it says what to change.
     """
 
 def check_onnx(
@@ -597,7 +597,7 @@ def check_onnx(
 
     Returns: list[Finding].
 
-    Raises: MicronetError; its message says what to change.
+    Raises: MicronetError; it says what to change.
     """
 
 def pack(
@@ -605,12 +605,12 @@ def pack(
     *,
     data: str | Path | None = None,
     output: str | Path | None = None,
-    check_images: int = 256,
     model: str | None = None,
     trust_code: bool = False,
     image_size: int | None = None,
     limit: int | None = None,
     force: bool = False,
+    check_images: int = 256,
     progress: Progress | None = None,
 ) -> Program:
     """Write a network at its weights' true width: 1 bit binary, five ternary weights per byte, 2 to 8 bits dense.
@@ -621,17 +621,17 @@ def pack(
         artifact: An artifact (.safetensors).
         data: A data set's name, a folder or a file.npz.
         output: File to write; without it, nothing is written.
-        check_images: Test images on which the written network must agree with torch.
         model: path/to/file.py:factory, repeated to allow an artifact to run the code it was made from.
         trust_code: Run the code recorded in the artifact.
         image_size: Resize and crop images to squares with sides of this many pixels.
         limit: Use at most N training and N test images.
         force: Overwrite existing files.
+        check_images: Test images on which the written network must agree with torch.
         progress: An object with ``step`` and ``line`` that receives progress.
 
     Returns: Program.
 
-    Raises: MicronetError; its message says what to change.
+    Raises: MicronetError; it says what to change.
     """
 
 def trt_build(
@@ -691,19 +691,19 @@ def trt_build(
 
     Returns: Engine.
 
-    Raises: MicronetError; its message says what to change.
+    Raises: MicronetError; it says what to change.
     """
 
 def trt_eval(
     file: str | Path,
     *,
     onnx: str | Path | None = None,
-    batch_sizes: str = '1,8,32',
+    batch_sizes: Sequence[str | float] | str = '1,8,32',
     data: str | Path | None = None,
     device: str | None = None,
     threads: int | None = None,
     segmentation: str | Path | None = None,
-    sizes: str | None = None,
+    sizes: Sequence[str | float] | str | None = None,
     image_size: int | None = None,
     limit: int | None = None,
     model: str | None = None,
@@ -733,7 +733,7 @@ def trt_eval(
 
     Returns: dict[str, object].
 
-    Raises: MicronetError; its message says what to change.
+    Raises: MicronetError; it says what to change.
     """
 
 def evaluate(
@@ -765,7 +765,7 @@ def evaluate(
 
     Returns: Row.
 
-    Raises: MicronetError; its message says what to change.
+    Raises: MicronetError; it says what to change.
     """
 
 def compare(
@@ -801,7 +801,7 @@ def compare(
 
     Returns: list[Row].
 
-    Raises: MicronetError; its message says what to change.
+    Raises: MicronetError; it says what to change.
     """
 
 def predict(
@@ -831,7 +831,7 @@ def predict(
 
     Returns: list[Prediction].
 
-    Raises: MicronetError; its message says what to change.
+    Raises: MicronetError; it says what to change.
     """
 
 def inspect(
@@ -847,7 +847,7 @@ def inspect(
 
     Returns: dict[str, object].
 
-    Raises: MicronetError; its message says what to change.
+    Raises: MicronetError; it says what to change.
     """
 
 def sensitivity(
@@ -869,9 +869,9 @@ def sensitivity(
     w_ste: Literal['ste', 'saturate', 'soft'] = 'ste',
     no_alpha: bool = False,
     bn_fuse: bool = False,
-    include: str | None = None,
-    exclude: str | None = None,
-    keep_8bit: str | None = None,
+    include: Sequence[str | float] | str | None = None,
+    exclude: Sequence[str | float] | str | None = None,
+    keep_8bit: Sequence[str | float] | str | None = None,
     calibrator: Literal['minmax', 'percentile', 'entropy', 'mse'] = 'minmax',
     percentile: float = 99.99,
     calib_batches: int = 4,
@@ -921,7 +921,7 @@ def sensitivity(
 
     Returns: list[LayerSensitivity].
 
-    Raises: MicronetError; its message says what to change.
+    Raises: MicronetError; it says what to change.
     """
 
 def run_recipe(
@@ -949,5 +949,5 @@ def run_recipe(
 
     Returns: list[Row].
 
-    Raises: MicronetError; its message says what to change.
+    Raises: MicronetError; it says what to change.
     """

@@ -16,48 +16,48 @@ from micronet.stages.stage import Outcome, Stage
 BASIC = "Options"
 
 
-def command(stage: Stage) -> Callable[..., None]:
-    """Return the function that Typer makes a command of: one parameter for each of the stage's settings."""
+def command(kind: type[Stage]) -> Callable[..., None]:
+    """Return the function that Typer makes a command of: one parameter for each of a stage's settings."""
 
     def run(**values: Any) -> None:
-        perform(stage, stage.configure(values))
+        perform(kind.configure(values))
 
-    parameters = [_parameter(option, basic=stage.is_basic(option)) for option in stage.options]
-    run.__doc__ = f"{stage.summary}\n\n{stage.details}".strip()
+    parameters = [_parameter(option, basic=kind.is_basic(option)) for option in kind.options()]
+    run.__doc__ = f"{kind.summary()}\n\n{kind.details}".strip()
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return run
 
 
-def perform(stage: Stage, config: Any, show: bool = True) -> Outcome:
-    """Run a stage in as many processes as its config asks for, and print what it made if ``show``."""
+def perform(stage: Stage, show: bool = True) -> Outcome:
+    """Run a stage in as many processes as its settings ask for, and print what it made if ``show``."""
     outcome = Outcome(None)
 
     def work() -> None:
         nonlocal outcome
-        outcome = _run_here(stage, config, show)
+        outcome = _run_here(stage, show)
 
     # -P: the new processes import nothing from this folder
-    program = ["-P", "-m", "micronet.cli.app", stage.name, *spell(stage.Config, changed(config))]
-    if code := run_in_processes(work, stage.processes(config), program, console.report_error):
+    program = ["-P", "-m", "micronet.cli.app", stage.name, *spell(type(stage), changed(stage))]
+    if code := run_in_processes(work, stage.processes(), program, console.report_error):
         raise typer.Exit(code)
     return outcome
 
 
-def _run_here(stage: Stage, config: Any, show: bool) -> Outcome:
-    settings = flatten(config)
+def _run_here(stage: Any, show: bool) -> Outcome:
+    settings = flatten(stage)
     quiet, as_json = settings.get("quiet", False), settings.get("json", False)
     if stage.name == "run":
         from micronet.recipe.run import run_recipe
 
-        return run_recipe(config, perform, console.Lines(quiet or as_json))
+        return run_recipe(stage, perform, console.Lines(quiet or as_json))
     with console.progress(quiet) as progress:
-        outcome = execute(stage, config, progress)
+        outcome = execute(stage, progress)
     if show and as_json:
         console.print_json(outcome.summary)
-    elif show and not (quiet and stage.writes(config)):
-        views.show(stage.name, outcome.summary, config)
-    stage.judge(config, outcome)
+    elif show and not (quiet and stage.writes()):
+        views.show(stage, outcome.summary)
+    stage.judge(outcome)
     return outcome
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from micronet.cli.console import print_json, print_line, print_table
-from micronet.stages.stage import count
+from micronet.stages.stage import Stage, count
 
 BAR = 40  # characters
 LISTED_NODES = 3  # of one rule in check-onnx's table; --json lists them all
@@ -14,10 +14,13 @@ FIGURES = (
 )  # fmt: skip
 
 
-def show(command: str, summary: Any, config: Any) -> None:
-    """Print a command's result."""
-    view: Callable[[Any, Any], None] = _VIEWS.get(command, _written)
-    view(summary, config)
+def show(stage: Stage, summary: Any) -> None:
+    """Print a stage's result."""
+    if getattr(stage, "markdown", False):
+        _compare_as_markdown(summary)
+    else:
+        view: Callable[[Any], None] = _VIEWS.get(stage.name, _written)
+        view(summary)
 
 
 def _wrote(summary: dict[str, Any]) -> str:
@@ -25,27 +28,27 @@ def _wrote(summary: dict[str, Any]) -> str:
     return f"wrote {summary['output']}  {summary['size_bytes']:,} bytes"
 
 
-def _written(summary: dict[str, Any], config: Any) -> None:
+def _written(summary: dict[str, Any]) -> None:
     """Print the file, its size and the test accuracy if it was measured."""
     accuracy, images = summary.get("test_accuracy"), summary.get("test_images", 0)
     tested = f"  test accuracy {accuracy:.2%} on {images:,} images" if accuracy is not None else ""
     print_line(f"{_wrote(summary)}{tested}")
 
 
-def _import(summary: dict[str, Any], config: Any) -> None:
-    _written(summary, config)
+def _import(summary: dict[str, Any]) -> None:
+    _written(summary)
     if summary["data"] is None:
         print_line("it remembers no data set yet; give --data to the next command")
 
 
-def _prune(summary: Any, config: Any) -> None:
+def _prune(summary: Any) -> None:
     """Print the plan with sizes before and after, the sensitivity of the groups, or the trained result."""
     if isinstance(summary, list):
         _prune_sensitivity(summary)
     elif "groups" in summary:
         _prune_plan(summary)
     else:
-        _written(summary, config)
+        _written(summary)
 
 
 def _prune_plan(summary: dict[str, Any]) -> None:
@@ -83,7 +86,7 @@ def _change(before: float, after: float) -> str:
     return f"{abs(1 - after / before):.1%} {'more' if after > before else 'less'}"
 
 
-def _quantize(summary: Any, config: Any) -> None:
+def _quantize(summary: Any) -> None:
     """Print the file with its accuracy and the layers left float, or the plan."""
     if isinstance(summary, list):
         print_table(("layer", "weight", "input", "note"), [tuple(row.values()) for row in summary])
@@ -91,29 +94,29 @@ def _quantize(summary: Any, config: Any) -> None:
         now, before = summary["test_accuracy"], summary["float_test_accuracy"]
         print_line(f"{_wrote(summary)}  test accuracy {now:.2%}, float file {before:.2%}")
     else:
-        _written(summary, config)
+        _written(summary)
         for name, why in summary["left_float"].items():
             print_line(f"left float: {name} ({why})")
 
 
-def _bn_fuse(summary: dict[str, Any], config: Any) -> None:
+def _bn_fuse(summary: dict[str, Any]) -> None:
     folded = summary["folded"]
     nothing = "no batch norm to fold; rounded the biases to the integers' scale"
     print_line(f"folded {folded} batch norms" if folded else nothing)
-    _written(summary, config)
+    _written(summary)
 
 
 def _agrees(summary: dict[str, Any]) -> str:
     return f"{_wrote(summary)}  agrees with torch on {summary['classes']:.2%} of {summary['images']} images"
 
 
-def _export_onnx(summary: dict[str, Any], config: Any) -> None:
+def _export_onnx(summary: dict[str, Any]) -> None:
     print_line(f"{_agrees(summary)}, relative score error {summary['error']:.4%}")
     if summary["kept_float32"]:
         print_line("kept in float32: " + ", ".join(summary["kept_float32"]))
 
 
-def _check_onnx(summary: dict[str, Any], config: Any) -> None:
+def _check_onnx(summary: dict[str, Any]) -> None:
     """Print the findings, one row for all nodes with the same one, then what runs in integers, and the counts."""
     groups: dict[tuple[str, ...], list[str]] = {}
     for each in summary["findings"]:
@@ -136,11 +139,11 @@ def _integers(fused: dict[str, dict[str, int]] | None) -> str:
     return f"ONNX Runtime runs {', '.join(counts)} in integers" if counts else "no layer could run in integers"
 
 
-def _pack(summary: dict[str, Any], config: Any) -> None:
+def _pack(summary: dict[str, Any]) -> None:
     print_line(_agrees(summary))
 
 
-def _trt_build(summary: dict[str, Any], config: Any) -> None:
+def _trt_build(summary: dict[str, Any]) -> None:
     counts = ", ".join(f"{number} in {kind}" for kind, number in summary["multiplies_in"].items())
     print_line(
         f"{_wrote(summary)}  {summary['backend']} {summary['version']}, {summary['precision']}; "
@@ -148,7 +151,7 @@ def _trt_build(summary: dict[str, Any], config: Any) -> None:
     )
 
 
-def _trt_eval(summary: dict[str, Any], config: Any) -> None:
+def _trt_eval(summary: dict[str, Any]) -> None:
     """Print the figures, then latency and throughput by batch size."""
     lines = {
         "engine": f"{summary['backend']} {summary['version']}, {summary['precision']}",
@@ -171,7 +174,7 @@ def _trt_eval(summary: dict[str, Any], config: Any) -> None:
     print_table(("input", "p50", "p95", "p99", "GPU alone", "images/s"), rows)
 
 
-def _evaluate(summary: dict[str, Any], config: Any) -> None:
+def _evaluate(summary: dict[str, Any]) -> None:
     one, many = (f"{summary[f'latency_{key}ms']:.2f} ms" for key in ("", "batch64_"))
     figures = {
         "accuracy": f"{summary['accuracy']:.2%} of {summary['images']:,} images",
@@ -190,14 +193,13 @@ def _print_figures(figures: dict[str, str]) -> None:
         print_line(f"{label:<20}{value}")
 
 
-def _compare(summary: dict[str, Any], config: Any) -> None:
-    """Print a table, or the same as Markdown."""
-    rows = [_figures(row) for row in summary["rows"]]
-    if config.markdown:
-        lines = [FIGURES, ["---"] * 2 + ["---:"] * (len(FIGURES) - 2), *rows]
-        print_line("\n".join(f"| {' | '.join(line)} |" for line in lines))
-    else:
-        print_table(FIGURES, rows, f"{summary['rows'][0]['images']:,} test images")
+def _compare(summary: dict[str, Any]) -> None:
+    print_table(FIGURES, [_figures(row) for row in summary["rows"]], f"{summary['rows'][0]['images']:,} test images")
+
+
+def _compare_as_markdown(summary: dict[str, Any]) -> None:
+    lines = [FIGURES, ["---"] * 2 + ["---:"] * (len(FIGURES) - 2), *map(_figures, summary["rows"])]
+    print_line("\n".join(f"| {' | '.join(line)} |" for line in lines))
 
 
 def _figures(row: dict[str, Any]) -> list[str]:
@@ -216,13 +218,13 @@ def _figures(row: dict[str, Any]) -> list[str]:
     ]
 
 
-def _predict(summary: list[dict[str, Any]], config: Any) -> None:
+def _predict(summary: list[dict[str, Any]]) -> None:
     for row in summary:
         classes = "  ".join(f"{ranked['name']} {ranked['score']:.1%}" for ranked in row["classes"])
         print_line(f"{row['image']}  {classes}")
 
 
-def _inspect(summary: dict[str, Any], config: Any) -> None:
+def _inspect(summary: dict[str, Any]) -> None:
     """Print what the header says, then one row per layer."""
     model, data = summary["model"], summary["data"]
     print_line(f"{summary['file']}  {summary['size_bytes']:,} bytes")
@@ -251,7 +253,7 @@ def _pairs(values: dict[str, Any], join: str) -> str:
     return ", ".join(f"{key}{join}{value}" for key, value in shown.items())
 
 
-def _sensitivity(summary: list[dict[str, Any]], config: Any) -> None:
+def _sensitivity(summary: list[dict[str, Any]]) -> None:
     """Print one row per layer, with a bar as long as its signal-to-noise ratio."""
     largest = max((row["sqnr_db"] for row in summary if math.isfinite(row["sqnr_db"])), default=1.0)
     rows = []
@@ -261,15 +263,15 @@ def _sensitivity(summary: list[dict[str, Any]], config: Any) -> None:
     print_table(("layer", "SQNR", "", "drop alone"), rows)
 
 
-def _nothing(summary: Any, config: Any) -> None:
+def _nothing(summary: Any) -> None:
     """Print nothing: the stages of a recipe have printed their results."""
 
 
-def _schema(summary: dict[str, Any], config: Any) -> None:
+def _schema(summary: dict[str, Any]) -> None:
     print_json(summary)
 
 
-_VIEWS: dict[str, Callable[[Any, Any], None]] = {
+_VIEWS: dict[str, Callable[[Any], None]] = {
     "import": _import, "prune": _prune, "quantize": _quantize, "bn-fuse": _bn_fuse, "export-onnx": _export_onnx,
     "check-onnx": _check_onnx, "pack": _pack, "trt-build": _trt_build, "trt-eval": _trt_eval, "evaluate": _evaluate,
     "compare": _compare, "predict": _predict, "inspect": _inspect, "sensitivity": _sensitivity, "run": _nothing,

@@ -9,7 +9,7 @@ from micronet import registry
 from micronet.core.config import Option, accepts, alternatives, describe, options
 from micronet.errors import MicronetError, unknown
 from micronet.recipe.reader import Entry, Recipe
-from micronet.stages.stage import Stage, find, uses
+from micronet.stages.stage import Stage, find, spell_as_keywords, uses
 
 OPTIONAL_DATA = ("prune", "import")  # stages that run without data
 
@@ -19,14 +19,14 @@ class Planned:
     """An entry with its stage, its settings with files as paths, and the files that it writes and reads."""
 
     entry: Entry
-    stage: Stage
+    stage: type[Stage]
     values: dict[str, Any]
     output: Path | None
     inputs: list[Path]
 
-    def config(self, **run_only: Any) -> Any:
-        """Return the stage's config; ``run_only``: settings that say how it runs, applied if the stage has them."""
-        known = {name: value for name, value in run_only.items() if uses(self.stage.Config, name)}
+    def configured(self, **run_only: Any) -> Stage:
+        """Return the stage with its settings; ``run_only``: how it runs, applied if the stage has these settings."""
+        known = {name: value for name, value in run_only.items() if uses(self.stage, name)}
         return self.stage.configure({**self.values, **known})
 
 
@@ -49,7 +49,7 @@ def plan(recipe: Recipe, data: str | None = None) -> list[Planned]:
             line = entry.lines.get("command", entry.line)
             raise recipe.error(line, str(unknown("command", entry.command, registry.STAGES)))
         stage = find(entry.command)
-        if data is not None and uses(stage.Config, "data") and stage.name not in OPTIONAL_DATA:
+        if data is not None and uses(stage, "data") and stage.name not in OPTIONAL_DATA:
             entry, data = replace(entry, options={**entry.options, "data": data}), None
         planner.add(entry, stage)
     return planner.planned
@@ -65,9 +65,9 @@ class _Planner:
         self._histories: dict[Path, list[str]] = {}
         self._codes: dict[Path, str] = {}  # file -> the code that an entry named for it
 
-    def add(self, entry: Entry, stage: Stage) -> None:
+    def add(self, entry: Entry, stage: type[Stage]) -> None:
         """Bind one entry."""
-        known = {option.name: option for option in options(stage.Config)}
+        known = {option.name: option for option in options(stage)}
         values: dict[str, Any] = {}
         for name, value in entry.options.items():
             line = entry.lines.get(name, entry.line)
@@ -94,16 +94,17 @@ class _Planner:
         output = self._bind(entry, stage, values, inputs)
         self.planned.append(Planned(entry, stage, values, output, [*inputs, *_files_named(entry.options)]))
 
-    def _bind(self, entry: Entry, stage: Stage, values: dict[str, Any], inputs: list[Path]) -> Path | None:
-        """Choose the output, build the config and check the order; return the output."""
+    def _bind(self, entry: Entry, stage: type[Stage], values: dict[str, Any], inputs: list[Path]) -> Path | None:
+        """Choose the output, configure the stage and check the order; return the output."""
         try:
-            config = stage.configure(values)
+            with spell_as_keywords():
+                configured = stage.configure(values)
             history = self._history(values.get("artifact"))
             if history is not None:
-                stage.check_order(history, config)
+                configured.check_order(history)
         except MicronetError as error:
             raise self._recipe.error(entry.line, f"{entry.command}: {error}") from error
-        suffix, output = stage.writes(config), None
+        suffix, output = configured.writes(), None
         if suffix is not None:
             output = self._recipe.folder / (entry.options.get("output") or f"{entry.name}{suffix}")
             self._check_output(entry, output, suffix, inputs)
@@ -111,7 +112,7 @@ class _Planner:
             self._made[entry.name] = output
             if ":" in values.get("model", ""):
                 self._codes[output] = values["model"]
-            self._histories[output] = [*(history or []), *stage.records(config)]
+            self._histories[output] = [*(history or []), *configured.records()]
         return output
 
     def _history(self, path: Path | None) -> list[str] | None:
@@ -154,7 +155,7 @@ class _Planner:
             return self._made.get(value, Path(value))
         if isinstance(value, int) and not isinstance(value, bool) and str in kinds and int not in kinds:
             return str(value)
-        if not any(accepts(kind, value) for kind in kinds):
+        if not accepts(option.field.type, value):
             raise self._recipe.error(line, f"{option.name} is {value!r}; expected {describe(option.field.type)}")
         return value
 

@@ -15,12 +15,23 @@ from micronet.recipe.plan import Planned, plan
 from micronet.recipe.reader import find_recipe, read_recipe
 from micronet.stages.config import ReportConfig
 from micronet.stages.execute import execute
-from micronet.stages.stage import Outcome, Stage
+from micronet.stages.stage import Context, Outcome, Stage
+
+Perform = Callable[[Stage, bool], Outcome]
 
 
 @dataclass(frozen=True)
-class RunRecipeSettings:
-    """The settings of ``run``."""
+class RunRecipe(Stage):
+    """Runs a recipe."""
+
+    name = "run"
+    details = (
+        "A stage that was interrupted continues. Images in a folder are not checked for changes: use --force. A recipe "
+        "ends with a comparison of all files that it made."
+    )
+    example = "micronet run digits --output runs/digits"
+    suffix = None
+    product = "list[Row]"
 
     recipe: Path = setting(
         help="A TOML file, or the name of a bundled recipe, for example digits.", argument=True, metavar="RECIPE"
@@ -34,40 +45,23 @@ class RunRecipeSettings:
     force: bool = setting(False, "Run every stage, even if it is unchanged.", basic=True)
     report: ReportConfig = group(ReportConfig)
 
-
-Perform = Callable[[Stage, Any, bool], Outcome]
-
-
-class RunRecipe(Stage):
-    """Runs a recipe."""
-
-    name = "run"
-    details = (
-        "A stage that was interrupted continues. Images in a folder are not checked for changes: use --force. A recipe "
-        "ends with a comparison of all files that it made."
-    )
-    example = "micronet run digits --output runs/digits"
-    Config = RunRecipeSettings
-    suffix = None
-    product = "list[Row]"
-
-    def run(self, config: Any, context: Any) -> Outcome:
+    def run(self, context: Context) -> Outcome:
         """Run every stage with the library's own ``execute``."""
 
-        def perform(stage: Stage, settings: Any, show: bool) -> Outcome:
-            outcome = execute(stage, settings, context.progress)
-            stage.judge(settings, outcome)
+        def perform(stage: Stage, show: bool) -> Outcome:
+            outcome = execute(stage, context.progress)
+            stage.judge(outcome)
             return outcome
 
-        return run_recipe(config, perform, context.progress)
+        return run_recipe(self, perform, context.progress)
 
 
-def run_recipe(config: RunRecipeSettings, perform: Perform, progress: Progress | None = None) -> Outcome:
+def run_recipe(config: RunRecipe, perform: Perform, progress: Progress | None = None) -> Outcome:
     """Run a recipe's stages in order; return the last one's outcome.
 
     Args:
         config: Which recipe, and how.
-        perform: Runs one stage with its config, and shows the result if its third argument says so.
+        perform: Runs one stage, and shows the result if its second argument says so.
         progress: Where it reports which stage runs.
     """
     recipe = read_recipe(find_recipe(config.recipe))
@@ -92,7 +86,7 @@ def run_recipe(config: RunRecipeSettings, perform: Perform, progress: Progress |
 class _Runner:
     """Runs planned stages. ``rerun``: whether to run even unchanged ones; set from ``from_stage`` on."""
 
-    config: RunRecipeSettings
+    config: RunRecipe
     journal: Journal
     perform: Perform
     progress: Progress
@@ -106,11 +100,11 @@ class _Runner:
         if path is not None and not self.rerun and journal.done(name, key, path):
             self.progress.line(f"{name}: unchanged, keeping {path}")
             return Outcome(None)
-        words = ["micronet", each.stage.name, *spell(each.stage.Config, each.values)]
+        words = ["micronet", each.stage.name, *spell(each.stage, each.values)]
         self.progress.line(f"$ {shlex.join(words)}")
         if path is not None and path.exists() and not config.force and not journal.owns(name):
             raise MicronetError(f"{path} exists but this recipe did not make it; add --force to overwrite it, or -o")
-        resume = not self.rerun and journal.begun(name, key) and each.stage.trains(each.config())
+        resume = not self.rerun and journal.begun(name, key) and each.configured().trains()
         if path is not None:
             journal.note(name, key)
         json = config.report.json
@@ -118,10 +112,7 @@ class _Runner:
         how = {"force": True, "resume": resume, "quiet": config.report.quiet or json, "json": json and last}
         if config.device is not None:
             how["device"] = config.device
-        outcome = self.perform(each.stage, each.config(**how), last or not json)
+        outcome = self.perform(each.configured(**how), last or not json)
         if path is not None:
             journal.note(name, key, path)
         return outcome
-
-
-RUN = RunRecipe()

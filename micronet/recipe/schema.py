@@ -12,30 +12,25 @@ DRAFT = "http://json-schema.org/draft-07/schema#"
 
 
 @dataclass(frozen=True)
-class SchemaSettings:
-    """The settings of ``schema``."""
-
-    of: str = setting("recipe", "recipe, or the name of a stage.", argument=True, metavar="[SUBJECT]")
-
-
 class Schema(Stage):
     """Prints a schema."""
 
     name = "schema"
     details = "A recipe names it in its first line: #:schema recipe.schema.json"
     example = "micronet schema recipe"
-    Config = SchemaSettings
     suffix = None
     product = "dict[str, object]"
 
-    def run(self, config: SchemaSettings, context: Context) -> Outcome:
+    of: str = setting("recipe", "recipe, or the name of a stage.", argument=True, metavar="[SUBJECT]")
+
+    def run(self, context: Context) -> Outcome:
         """Return the schema of recipes or of one stage."""
-        if config.of == "recipe":
+        if self.of == "recipe":
             schema = recipe_schema()
-        elif config.of in registry.STAGES:
-            schema = stage_schema(find(config.of))
+        elif self.of in registry.STAGES:
+            schema = stage_schema(find(self.of))
         else:
-            raise unknown("schema", config.of, ["recipe", *registry.STAGES])
+            raise unknown("schema", self.of, ["recipe", *registry.STAGES])
         return Outcome(schema, schema)
 
 
@@ -61,9 +56,6 @@ def recipe_schema() -> dict[str, Any]:
     }
 
 
-def stage_schema(stage: Stage) -> dict[str, Any]:
+def stage_schema(stage: type[Stage]) -> dict[str, Any]:
     """Return the JSON Schema of a stage's settings."""
-    return {"title": stage.name, "description": stage.summary, **json_schema(stage.Config)}
-
-
-SCHEMA = Schema()
+    return {"title": stage.name, "description": stage.summary(), **json_schema(stage)}

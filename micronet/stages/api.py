@@ -1,8 +1,7 @@
 """The Python API: one function per stage, made from the stage's settings, on artifacts, files or plain modules."""
 
 import inspect
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -10,56 +9,84 @@ from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 from micronet import registry
-from micronet.core.config import Option, alternatives, flatten, options
+from micronet.core.config import Option, alternatives, flatten
 from micronet.errors import MicronetError
 from micronet.stages.execute import execute
-from micronet.stages.stage import Memory, Stage, uses
+from micronet.stages.stage import Memory, Stage, spell_as_keywords, uses
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from micronet.artifact.artifact import Artifact
 
-BATCHES = "A data set's name, a folder or a file.npz; or input batches (N, ...), or tuples that begin with one."
-_HELP = {
-    "data": "A data set's name, a folder or a file.npz.",
-    "output": "File to write; without it, nothing is written.",
+_DATA = "A data set's name, a folder or a file.npz"
+_HELP = {"data": f"{_DATA}.", "output": "File to write; without it, nothing is written."}
+_EXTRA_HELP = {
+    "example_input": "An input batch, or a tuple of them; needed if no data set describes the network's input.",
+    "progress": "An object with ``step`` and ``line`` that receives progress.",
 }
+_TYPES: dict[Any, str] = {Path: "str | Path", list[Path]: "Sequence[str | Path]", NoneType: "None"}
+# Text settings that hold several values, separated by commas: from Python, a list serves too.
+_LISTS = ("include", "exclude", "keep_8bit", "widths", "dynamic", "mean", "std", "batch_sizes", "sizes")
+_POSITIONAL, _KEYWORD = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
 
 
 def function(name: str) -> Callable[..., Any]:
     """Return the API's function of a name."""
-    stage: Stage = registry.load_object(registry.COMMANDS[registry.API[name]].stage)
+    stage: type[Stage] = registry.load_object(registry.COMMANDS[registry.API[name]].stage)
+    signature = inspect.Signature(_parameters(stage), return_annotation=stage.product)
 
     def call(*args: Any, **settings: Any) -> Any:
-        bound = signature.bind(*args, **settings)
-        return _call(stage, dict(bound.arguments))
+        return _call(stage, dict(signature.bind(*args, **settings).arguments))
 
-    listed = public_options(stage)
-    parameters = [*(_parameter(option, stage) for option in listed), *extra_parameters(stage)]
-    signature = inspect.Signature(sorted(parameters, key=lambda each: each.kind))
     call.__name__ = call.__qualname__ = name
     call.__module__ = "micronet"
-    call.__doc__ = documentation(stage, listed)
+    call.__doc__ = _documentation(stage, signature)
     call.__signature__ = signature  # type: ignore[attr-defined]
     return call
 
 
-def public_options(stage: Stage) -> list[Option]:
-    """Return the settings that the API takes, those given by position first."""
-    return [option for option in stage.options if option.about["api"]]
+def _parameters(stage: type[Stage]) -> list[inspect.Parameter]:
+    """Return a function's parameters: the stage's settings, and what only the API takes."""
+    found = []
+    for option in stage.options():
+        if option.about["api"]:
+            default = inspect.Parameter.empty if option.required else option.default
+            kind = _POSITIONAL if option.about["argument"] else _KEYWORD
+            found.append(inspect.Parameter(option.name, kind, default=default, annotation=_annotation(option, stage)))
+    if stage.takes_example:
+        kinds = "Tensor | tuple[Tensor, ...] | None"
+        found.append(inspect.Parameter("example_input", _POSITIONAL, default=None, annotation=kinds))
+    found.append(inspect.Parameter("progress", _KEYWORD, default=None, annotation="Progress | None"))
+    return sorted(found, key=lambda each: each.kind)
 
 
-def documentation(stage: Stage, listed: list[Option]) -> str:
+def _annotation(option: Option, stage: type[Stage]) -> str:
+    """Return a keyword's type as text: paths may be text, networks may be in memory."""
+    if option.name == "data":
+        return f"str | Path{' | Tensor | Iterable[Tensor | Sequence[Tensor]]' * stage.takes_batches} | None"
+    kinds = alternatives(option.field.type)
+    network = "Artifact | nn.Module | " if _is_network(option, stage) else ""
+    if network and list[Path] in kinds:
+        return f"Sequence[{network}str | Path]"
+    names = [_TYPES.get(kind) or inspect.formatannotation(kind).replace("typing.", "") for kind in kinds]
+    several = "Sequence[str | float] | " if option.name in _LISTS else ""
+    return network + several + " | ".join(names)
+
+
+def _is_network(option: Option, stage: type[Stage]) -> bool:
+    """Return True if a setting takes networks in memory too: one that names artifacts."""
+    return stage.takes_networks and ".safetensors" in option.about["kinds"]
+
+
+def _documentation(stage: type[Stage], signature: inspect.Signature) -> str:
     """Return a function's docstring: what it does, and every keyword."""
-    helps = {**_HELP, "data": BATCHES} if stage.takes_batches else _HELP
-    lines = [stage.summary, "", *([stage.details, ""] if stage.details else []), "Args:"]
-    for option in listed:
-        help = helps.get(option.name, option.about["help"])
-        lines.append(f"    {option.name}: {help}")
-    lines += [f"    {each.name}: {_EXTRA_HELP[each.name]}" for each in extra_parameters(stage)] + [""]
-    lines += [f"Returns: {stage.product}.", "", "Raises: MicronetError; its message says what to change."]
-    return "\n".join(lines)
+    helps = {option.name: option.about["help"] for option in stage.options()} | _HELP | _EXTRA_HELP
+    if stage.takes_batches:
+        helps["data"] = f"{_DATA}; or input batches (N, ...), or tuples that begin with one."
+    lines = [stage.summary(), "", *([stage.details, ""] if stage.details else []), "Args:"]
+    lines += [f"    {name}: {helps[name]}" for name in signature.parameters]
+    return "\n".join([*lines, "", f"Returns: {stage.product}.", "", "Raises: MicronetError; it says what to change."])
 
 
 def save(
@@ -119,63 +146,61 @@ def load(path: str | Path, model: "str | nn.Module | None" = None, *, trust_code
     return loaded
 
 
-def _call(stage: Stage, given: dict[str, Any]) -> Any:
+def _call(stage: type[Stage], given: dict[str, Any]) -> Any:
     """Run a stage with the API's values and return its product."""
-    progress, example = given.pop("progress", None), given.pop("example_input", None)
-    known = {option.name: option for option in options(stage.Config)}
+    progress, example, data = (given.pop(name, None) for name in ("progress", "example_input", "data"))
+    known = {option.name: option for option in stage.options()}
     artifacts: dict[Path, Artifact] = {}
-    values = {
-        name: _value(known[name], value, artifacts if is_network(known[name], stage) else None)
-        for name, value in given.items()
-        if name != "data"
-    }
+    values = {name: _value(stage, known[name], value, artifacts) for name, value in given.items()}
     batches = None
-    if isinstance(given.get("data"), (str, Path)):
-        values["data"] = str(given["data"])
-    elif given.get("data") is not None:
+    if isinstance(data, (str, Path)):
+        values["data"] = str(data)
+    elif data is not None:
         if not stage.takes_batches:
             raise MicronetError(f"{stage.name} needs a data set; give data as its name, a folder or a file.npz")
-        batches = list(islice(_inputs(given["data"]), given.get("calib_batches")))
-    source = artifacts.get(values["artifact"]) if values.get("artifact") is not None else None
-    if source is not None and values.get("device") is None and uses(stage.Config, "device"):
+        batches = list(islice(_inputs(data), given.get("calib_batches")))
+    source = artifacts.get(values.get("artifact", Path()))
+    if source is not None and values.get("device") is None and uses(stage, "device"):
         own = next((parameter.device for parameter in source.model.parameters()), None)
         if own is not None and own.type != "cpu":  # a network stays on its device
             values["device"] = str(own)
     from micronet.models.modes import copy_model
 
-    try:
-        config = stage.configure(values)
-        _check_effect(stage, config, source)
+    with spell_as_keywords():
+        configured = stage.configure(values)
+        _check_effect(configured, source)
         if source is not None:
             source = replace(source, model=copy_model(source.model))  # training and folding change networks in place
         memory = Memory(source, artifacts, batches, example)
-        outcome = execute(stage, config, progress, memory, keep=False)
-        stage.judge(config, outcome)
-    except MicronetError as error:
-        error.args = (re.sub(r"(?<![\w/.-])--([a-z][a-z0-9-]*)", lambda match: match[1].replace("-", "_"), str(error)),)
-        raise
+        outcome = execute(configured, progress, memory, keep=False)
+        configured.judge(outcome)
     return outcome.product
 
 
-def _check_effect(stage: Stage, config: Any, source: "Artifact | None") -> None:
+def _check_effect(stage: Stage, source: "Artifact | None") -> None:
     """Raise MicronetError for settings that would have no effect when they are called from Python."""
-    values = flatten(config)
+    values = flatten(stage)
     output, resume = values.get("output"), values.get("resume")
     if output is None and (resume or values.get("max_time") is not None):
         raise MicronetError("--resume and --max-time need --output: the checkpoint lies beside it")
-    if source is not None and not source.spec.name and output is not None and stage.writes(config) == ".safetensors":
+    if source is not None and not source.spec.name and output is not None and stage.writes() == ".safetensors":
         raise MicronetError("nothing says how to build this network again; leave --output out and use micronet.save")
-    if (stage.processes(config) or 1) > 1:
+    if (stage.processes() or 1) > 1:
         raise MicronetError("several GPUs need several processes; start your script with torchrun")
 
 
-def _value(option: Option, value: Any, artifacts: "dict[Path, Artifact] | None") -> Any:
+def _value(stage: type[Stage], option: Option, value: Any, artifacts: "dict[Path, Artifact]") -> Any:
     """Return a setting's value: networks in memory by a path that stands for them, text as paths if it names files."""
     kinds = alternatives(option.field.type)
-    if list[Path] in kinds:
-        items = [value] if isinstance(value, (str, Path)) or not isinstance(value, Iterable) else list(value)
-        return [_path(option, item, artifacts) for item in items]
-    return _path(option, value, artifacts) if Path in kinds and value is not None else value
+    if option.name in _LISTS and isinstance(value, (list, tuple)):
+        return ",".join(map(str, value))
+    if value is None or not {Path, list[Path]} & set(kinds):
+        return value
+    held = artifacts if _is_network(option, stage) else None
+    if Path in kinds:
+        return _path(option, value, held)
+    items = [value] if isinstance(value, (str, Path)) or not isinstance(value, Iterable) else value
+    return [_path(option, item, held) for item in items]
 
 
 def _path(option: Option, value: Any, artifacts: "dict[Path, Artifact] | None") -> Path:
@@ -214,43 +239,3 @@ def _inputs(data: Any) -> "Iterator[Tensor]":
                 f"a batch of data is a tensor or a tuple that begins with one, not a {type(first).__name__}"
             )
         yield first
-
-
-def _parameter(option: Option, stage: Stage) -> inspect.Parameter:
-    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD if option.about["argument"] else inspect.Parameter.KEYWORD_ONLY
-    default = inspect.Parameter.empty if option.required else option.default
-    return inspect.Parameter(option.name, kind, default=default, annotation=annotation(option, stage))
-
-
-def extra_parameters(stage: Stage) -> list[inspect.Parameter]:
-    """Return the parameters that only the API has."""
-    progress = inspect.Parameter("progress", inspect.Parameter.KEYWORD_ONLY, default=None, annotation="Progress | None")
-    kind, of = inspect.Parameter.POSITIONAL_OR_KEYWORD, "Tensor | tuple[Tensor, ...] | None"
-    example = inspect.Parameter("example_input", kind, default=None, annotation=of)
-    return [example, progress] if stage.takes_example else [progress]
-
-
-_EXTRA_HELP = {
-    "example_input": "An input batch, or a tuple of them; needed if no data set describes the network's input.",
-    "progress": "An object with ``step`` and ``line`` that receives progress.",
-}
-_TYPES: Mapping[Any, str] = {Path: "str | Path", list[Path]: "Sequence[str | Path]", NoneType: "None"}
-
-
-def is_network(option: Option, stage: Stage) -> bool:
-    """Return True if a setting takes networks in memory too: one that names artifacts."""
-    return stage.takes_networks and ".safetensors" in option.about["kinds"]
-
-
-def annotation(option: Option, stage: Stage) -> str:
-    """Return a keyword's type as text: paths may be text, networks may be in memory."""
-    network = "Artifact | nn.Module | " if is_network(option, stage) else ""
-    if option.name == "data" and stage.takes_batches:
-        return "str | Path | Tensor | Iterable[Tensor | Sequence[Tensor]] | None"
-    if option.name == "data":
-        return "str | Path | None"
-    if network and list[Path] in alternatives(option.field.type):
-        return f"Sequence[{network}str | Path]"
-    kinds = alternatives(option.field.type)
-    names = [_TYPES.get(kind) or inspect.formatannotation(kind).replace("typing.", "") for kind in kinds]
-    return network + " | ".join(names)

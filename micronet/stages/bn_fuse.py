@@ -1,8 +1,7 @@
 """The ``bn-fuse`` stage: batch norms disappear into the layers before them."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from micronet.core.config import group
 from micronet.errors import MicronetError
@@ -16,22 +15,17 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class BnFuseSettings(ReadSettings):
-    """The settings of ``bn-fuse``."""
-
-    output: OutputConfig = group(OutputConfig)
-
-
-class BnFuse(Stage):
+class BnFuse(ReadSettings, Stage):
     """Folds batch norms."""
 
     name = "bn-fuse"
     details = "Quantized weights keep their integers, and biases become int32."
     example = "micronet bn-fuse int8.safetensors -o fused.safetensors"
-    Config = BnFuseSettings
     ending = "-fused.safetensors"
 
-    def check_order(self, history: Iterable[str], config: Any) -> None:
+    output: OutputConfig = group(OutputConfig)
+
+    def check_order(self, history: list[str]) -> None:
         """Refuse a network that is fused already; one quantized since then gets its biases rounded."""
         last = [stage for stage in history if stage in ("bn-fuse", "quantize")][-1:]
         if last == ["bn-fuse"]:
@@ -39,7 +33,7 @@ class BnFuse(Stage):
                 "bn-fuse cannot follow bn-fuse: its batch norms are folded already; continue with export-onnx"
             )
 
-    def run(self, config: BnFuseSettings, context: Context) -> Outcome:
+    def run(self, context: Context) -> Outcome:
         """Fold every batch norm into the layer before it."""
         from micronet.quantization.fold import fold_model
 
@@ -49,11 +43,9 @@ class BnFuse(Stage):
         fused = artifact.after(record, model=model, metrics={})  # metrics of the unfused network are not its own
         return Outcome(fused, {"folded": folded})
 
-    def restore(self, model: "nn.Module", record: "StageRecord") -> "nn.Module":
+    @classmethod
+    def restore(cls, model: "nn.Module", record: "StageRecord") -> "nn.Module":
         """Fold what was folded."""
         from micronet.quantization.fold import restore
 
         return restore(model, record)
-
-
-BN_FUSE = BnFuse()

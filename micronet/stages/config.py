@@ -5,7 +5,7 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any
 
-from micronet.core.config import Settings, group, setting
+from micronet.core.config import Settings, flag, group, setting
 from micronet.errors import MicronetError
 from micronet.runtimes.config import CodeOptions, RuntimeOptions
 from micronet.training.config import TrainConfig
@@ -181,15 +181,12 @@ class TrainingSettings:
 
     data: DataConfig = group(DataConfig)
     training: TrainConfig = group(TrainConfig)
-    run: DistributedConfig = group(DistributedConfig)
+    execution: DistributedConfig = group(DistributedConfig)
     output: OutputConfig = group(OutputConfig)
 
-
-@dataclass(frozen=True)
-class NewNetworkSettings(TrainingSettings):
-    """The settings of every stage that can train a new network."""
-
-    model: ModelConfig = group(ModelConfig)
+    def check(self) -> None:
+        """Refuse settings that have no effect together."""
+        check_teacher(self.training)
 
 
 @dataclass(frozen=True)
@@ -199,3 +196,10 @@ class MeasureSettings:
     data: DataConfig = group(DataConfig)
     runtime: RuntimeOptions = group(RuntimeOptions)
     report: ReportConfig = group(ReportConfig)
+
+
+def check_teacher(training: TrainConfig) -> None:
+    """Raise MicronetError for settings of distillation without a teacher."""
+    for name in ("distill_weight", "temperature"):
+        if training.distill is None and getattr(training, name) != getattr(TrainConfig, name):
+            raise MicronetError(f"{flag(name)} has no effect without a teacher; add --distill ARTIFACT, or drop it")

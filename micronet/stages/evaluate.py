@@ -22,30 +22,35 @@ NETWORK_FILE = "An artifact, or an .onnx, .packed or .engine file."
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateSettings(MeasureSettings):
-    """The settings of ``evaluate``."""
-
-    file: Path = input_file(NETWORK_FILE, kinds=NETWORKS, metavar="FILE")
-
-
-class Evaluate(Stage):
+class Evaluate(MeasureSettings, Stage):
     """Evaluates a network."""
 
     name = "evaluate"
     example = "micronet evaluate int8.onnx --json"
-    Config = EvaluateSettings
     suffix = None
     product = "Row"
 
-    def run(self, config: EvaluateSettings, context: Context) -> Outcome:
+    file: Path = input_file(NETWORK_FILE, kinds=NETWORKS, metavar="FILE")
+
+    def run(self, context: Context) -> Outcome:
         """Measure the network on the test images."""
-        row = measure([config.file], config, context)[0]
+        row = measure([self.file], self, context)[0]
         return Outcome(row, {key: value for key, value in row.to_json().items() if key not in RELATIVE})
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareSettings(MeasureSettings):
-    """The settings of ``compare``."""
+class Compare(MeasureSettings, Stage):
+    """Compares networks."""
+
+    name = "compare"
+    details = (
+        "The first network is the reference. Sizes are file sizes, and latencies are measured on this machine, in "
+        "turns. An artifact keeps float weights so that training can continue; quantization shows in the size of the "
+        "exported file."
+    )
+    example = "micronet compare float.safetensors int8.safetensors int8.onnx"
+    suffix = None
+    product = "list[Row]"
 
     files: list[Path] = setting(
         help="Artifacts, .onnx, .packed and .engine files.", argument=True, kinds=NETWORKS, metavar="FILE..."
@@ -56,42 +61,32 @@ class CompareSettings(MeasureSettings):
         basic=True,
     )  # fmt: skip
 
-
-class Compare(Stage):
-    """Compares networks."""
-
-    name = "compare"
-    details = (
-        "The first network is the reference. Sizes are file sizes, and latencies are measured on this machine, in "
-        "turns. An artifact keeps float weights so that training can continue; quantization shows in the size of the "
-        "exported file."
-    )
-    example = "micronet compare float.safetensors int8.safetensors int8.onnx"
-    Config = CompareSettings
-    suffix = None
-    product = "list[Row]"
-
-    def run(self, config: CompareSettings, context: Context) -> Outcome:
+    def run(self, context: Context) -> Outcome:
         """Measure every network on the test images."""
         from micronet.models.device import describe_machine
 
-        rows = measure(config.files, config, context)
+        rows = measure(self.files, self, context)
         return Outcome(rows, {"machine": describe_machine(), "rows": [row.to_json() for row in rows]})
 
-    def judge(self, config: CompareSettings, outcome: Outcome) -> None:
+    def judge(self, outcome: Outcome) -> None:
         """Raise FailedError that names the worst network if one loses more than ``max_drop`` percentage points."""
         rows = outcome.product
         worst = max(rows, key=lambda row: row.drop)
-        if config.max_drop is not None and 100 * worst.drop > config.max_drop:
+        if self.max_drop is not None and 100 * worst.drop > self.max_drop:
             raise FailedError(
                 f"{worst.name} is {100 * worst.drop:.2f} points below {rows[0].name}; "
-                f"--max-drop allows {config.max_drop:g}"
+                f"--max-drop allows {self.max_drop:g}"
             )
 
 
 @dataclass(frozen=True)
-class PredictSettings:
-    """The settings of ``predict``."""
+class Predict(Stage):
+    """Classifies image files."""
+
+    name = "predict"
+    example = "micronet predict int8.onnx photo.png --top 3"
+    suffix = None
+    product = "list[Prediction]"
 
     file: Path = input_file(NETWORK_FILE, kinds=NETWORKS, metavar="NETWORK")
     images: list[Path] = setting(help="Image files, or folders of them.", argument=True, metavar="IMAGE...")
@@ -99,27 +94,17 @@ class PredictSettings:
     runtime: RuntimeOptions = group(RuntimeOptions)
     report: ReportConfig = group(ReportConfig)
 
-
-class Predict(Stage):
-    """Classifies image files."""
-
-    name = "predict"
-    example = "micronet predict int8.onnx photo.png --top 3"
-    Config = PredictSettings
-    suffix = None
-    product = "list[Prediction]"
-
-    def run(self, config: PredictSettings, context: Context) -> Outcome:
+    def run(self, context: Context) -> Outcome:
         """Run the network over the images."""
         from micronet.evaluation.predict import predict
         from micronet.runtimes.network import open_network
         from micronet.runtimes.torch import EagerPredictor
 
-        held = context.memory.artifacts.get(config.file)
-        network: Network = EagerPredictor(held, config.runtime) if held else open_network(config.file, config.runtime)
-        predictions = predict(network, config.images, str(config.file), context.progress)
+        held = context.memory.artifacts.get(self.file)
+        network: Network = EagerPredictor(held, self.runtime) if held else open_network(self.file, self.runtime)
+        predictions = predict(network, self.images, str(self.file), context.progress)
         summary = [
-            {"image": str(each.image), "classes": [ranked._asdict() for ranked in each.classes[: config.top]]}
+            {"image": str(each.image), "classes": [ranked._asdict() for ranked in each.classes[: self.top]]}
             for each in predictions
         ]
         return Outcome(predictions, summary)
@@ -188,8 +173,3 @@ def _check_same_input(name: str, network: "Network", like: "DataSpec") -> None:
                 f"{name} expects images with {key} {own}, but an earlier file expects {getattr(like, key)}; "
                 "evaluate it on its own"
             )
-
-
-EVALUATE = Evaluate()
-COMPARE = Compare()
-PREDICT = Predict()

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from micronet.core.config import flatten, options
 from micronet.core.files import check_cache_path, check_output_path, check_writable
@@ -14,16 +13,15 @@ from micronet.stages.stage import Context, Memory, Outcome, Stage
 
 
 def execute(
-    stage: Stage, config: Any, progress: Progress | None = None, memory: Memory | None = None, *, keep: bool = True
+    stage: Stage, progress: Progress | None = None, memory: Memory | None = None, *, keep: bool = True
 ) -> Outcome:
     """Run a stage from its input to its written output.
 
     Args:
-        stage: The stage.
-        config: Its config, from ``stage.configure``.
+        stage: The stage with its settings, from ``configure``.
         progress: Where it reports progress.
         memory: What is given in memory rather than in files.
-        keep: Whether to write the product if the config names no output.
+        keep: Whether to write the product if the settings name no output.
 
     Returns:
         The product and its summary; ``output`` and ``size_bytes`` are in the summary of a written file.
@@ -31,22 +29,22 @@ def execute(
     Raises:
         MicronetError: The input, the settings, the order of stages or the output is invalid.
     """
-    values, memory = flatten(config), memory or Memory()
+    values, memory = flatten(stage), memory or Memory()
     with ExitStack() as temporary:
-        suffix = stage.writes(config)
+        suffix = stage.writes()
         written = suffix is not None and (keep or values.get("output") is not None)
         if written:
-            path = values["output"] or stage.default_output(config)
+            path = values["output"] or stage.default_output()
             _check_output(path, suffix or "", force=values["force"], resume=values.get("resume", False))
         else:
             path = Path(temporary.enter_context(TemporaryDirectory())) / f"result{suffix or ''}"
-        _check_places(config)
-        source = stage.open(config, memory.source)
+        _check_places(stage)
+        source = stage.open(memory.source)
         if source is not None:
-            stage.check_order([record.stage for record in source.history], config)
-        outcome = stage.run(config, Context(source, path, progress or Silent(), memory, temporary=not written))
+            stage.check_order([record.stage for record in source.history])
+        outcome = stage.run(Context(source, path, progress or Silent(), memory, temporary=not written))
         if written and outcome.product is not None:
-            finish(lambda: stage.write(outcome.product, path), path if stage.trains(config) else None)
+            finish(lambda: stage.write(outcome.product, path), path if stage.trains() else None)
             stage.add_file(outcome.summary, path)
     return outcome
 
@@ -81,10 +79,10 @@ def _check_output(path: Path, suffix: str, *, force: bool, resume: bool) -> None
     distributed.from_rank_zero(check)
 
 
-def _check_places(config: Any) -> None:
-    """Raise MicronetError if a cache or another file that the config names cannot be written."""
+def _check_places(stage: Stage) -> None:
+    """Raise MicronetError if a cache or another file that the settings name cannot be written."""
     checks = {"cache": check_cache_path, "file": check_writable}
-    values = flatten(config)
-    for option in options(type(config)):
+    values = flatten(stage)
+    for option in options(type(stage)):
         if option.about["place"] is not None:
             checks[option.about["place"]](values[option.name])

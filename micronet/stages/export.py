@@ -17,8 +17,8 @@ ROUNDING = ("quantize", "sign", "threshold")  # operations after which scores ar
 
 
 @dataclass(frozen=True)
-class ExportSettings(ConvertSettings):
-    """The settings of ``pack``, which ``export-onnx`` shares."""
+class CheckedSettings(ConvertSettings):
+    """The settings of every stage that compares what it writes with torch."""
 
     check_images: int = setting(
         256, "Test images on which the written network must agree with torch.", low=1, metavar="N"
@@ -26,13 +26,7 @@ class ExportSettings(ConvertSettings):
 
 
 @dataclass(frozen=True)
-class ExportOnnxSettings(ExportSettings):
-    """The settings of ``export-onnx``."""
-
-    export: ExportConfig = group(ExportConfig)
-
-
-class ExportOnnx(Stage):
+class ExportOnnx(CheckedSettings, Stage):
     """Exports a network to ONNX."""
 
     name = "export-onnx"
@@ -43,13 +37,14 @@ class ExportOnnx(Stage):
         "every layer agrees. See what slows the file down with micronet check-onnx."
     )
     example = "micronet export-onnx fused.safetensors -o int8.onnx"
-    Config = ExportOnnxSettings
     ending = suffix = ".onnx"
     product = "ModelProto"
     takes_batches = True
     takes_example = True
 
-    def run(self, config: ExportOnnxSettings, context: Context) -> Outcome:
+    export: ExportConfig = group(ExportConfig)
+
+    def run(self, context: Context) -> Outcome:
         """Export the network and compare the file with it."""
         from micronet.onnx.check import compare_outputs, drift, require_agreement
         from micronet.onnx.export import to_onnx
@@ -61,10 +56,10 @@ class ExportOnnx(Stage):
             raise MicronetError("export-onnx takes networks with one input; this example is a tuple")
         given = memory.batches if memory.example is None else [memory.example]
         if given is None:
-            artifact, batches = export_batches(artifact, config.data, config.check_images)
+            artifact, batches = export_batches(artifact, self.data, self.check_images)
             given = list(batches())
         first = given[0]
-        proto = to_onnx(artifact, first, config.export)
+        proto = to_onnx(artifact, first, self.export)
         agreement = compare_outputs(artifact.model, proto, given)
         require_agreement(artifact.model, proto, first, agreement)
         warning = drift(agreement, artifact.history)
@@ -80,7 +75,8 @@ class ExportOnnx(Stage):
         write_onnx(product, path)
 
 
-class Pack(Stage):
+@dataclass(frozen=True)
+class Pack(CheckedSettings, Stage):
     """Packs a network: the smallest file that runs, without torch."""
 
     name = "pack"
@@ -90,11 +86,10 @@ class Pack(Stage):
         "format cannot hold the network, or if the packed network assigns test images to other classes than torch does."
     )
     example = "micronet pack fused.safetensors -o small.packed"
-    Config = ExportSettings
     ending = suffix = ".packed"
     product = "Program"
 
-    def run(self, config: ExportSettings, context: Context) -> Outcome:
+    def run(self, context: Context) -> Outcome:
         """Pack the network and compare it with torch."""
         from onnx import TensorProto
 
@@ -104,7 +99,7 @@ class Pack(Stage):
         from micronet.runtimes.packed.numpy_backend import run as run_packed
         from micronet.stages.inputs import export_batches
 
-        artifact, batches = export_batches(context.artifact, config.data, config.check_images)
+        artifact, batches = export_batches(context.artifact, self.data, self.check_images)
         program = pack_model(to_onnx(artifact, next(batches())))
         found = compare_scores(artifact.model, lambda images: run_packed(program, images), batches())
         rounds = any(operation.kind in ROUNDING for operation in program.operations)
@@ -126,15 +121,6 @@ class Pack(Stage):
 
 
 @dataclass(frozen=True)
-class CheckOnnxSettings:
-    """The settings of ``check-onnx``."""
-
-    file: Path = input_file("An .onnx file, from micronet or from elsewhere.", kinds=(".onnx",), metavar="FILE")
-    target: Literal["ort", "tensorrt", "both"] = setting("ort", "The runtime it is for.", basic=True)
-    strict: bool = setting(False, "Exit with 1 if there is an error or a warning.", basic=True)
-    report: ReportConfig = group(ReportConfig)
-
-
 class CheckOnnx(Stage):
     """Checks an ONNX file."""
 
@@ -144,36 +130,35 @@ class CheckOnnx(Stage):
         "note depends on the machine."
     )
     example = "micronet check-onnx int8.onnx --target ort"
-    Config = CheckOnnxSettings
     suffix = None
     product = "list[Finding]"
 
-    def run(self, config: CheckOnnxSettings, context: Context) -> Outcome:
+    file: Path = input_file("An .onnx file, from micronet or from elsewhere.", kinds=(".onnx",), metavar="FILE")
+    target: Literal["ort", "tensorrt", "both"] = setting("ort", "The runtime it is for.", basic=True)
+    strict: bool = setting(False, "Exit with 1 if there is an error or a warning.", basic=True)
+    report: ReportConfig = group(ReportConfig)
+
+    def run(self, context: Context) -> Outcome:
         """Apply every rule for the target, and count what ONNX Runtime runs in integers."""
         from micronet.onnx.lint import count_integer_ops, lint
         from micronet.runtimes.onnxruntime import read_onnx
 
-        proto = read_onnx(config.file)
-        findings = lint(proto, config.target)
+        proto = read_onnx(self.file)
+        findings = lint(proto, self.target)
         errors, warnings = (sum(each.severity == kind for each in findings) for kind in ("error", "warning"))
         summary = {
             "findings": [finding._asdict() for finding in findings],
-            "fused": count_integer_ops(proto, config.file),
+            "fused": count_integer_ops(proto, self.file),
             "errors": errors,
             "warnings": warnings,
         }
         return Outcome(findings, summary)
 
-    def judge(self, config: CheckOnnxSettings, outcome: Outcome) -> None:
+    def judge(self, outcome: Outcome) -> None:
         """Raise FailedError if the check is strict and found an error or a warning."""
         rules = dict.fromkeys(finding.rule for finding in outcome.product if finding.severity != "note")
-        if config.strict and rules:
+        if self.strict and rules:
             errors, warnings = outcome.summary["errors"], outcome.summary["warnings"]
             raise FailedError(
-                f"{config.file}: {count(errors, 'error')}, {count(warnings, 'warning')} ({', '.join(rules)})"
+                f"{self.file}: {count(errors, 'error')}, {count(warnings, 'warning')} ({', '.join(rules)})"
             )
-
-
-EXPORT_ONNX = ExportOnnx()
-PACK = Pack()
-CHECK_ONNX = CheckOnnx()

@@ -9,8 +9,15 @@ from micronet.stages.stage import Context, Outcome, Stage
 
 
 @dataclass(frozen=True)
-class ImportSettings:
-    """The settings of ``import``."""
+class Import(Stage):
+    """Makes an artifact of a network from elsewhere."""
+
+    name = "import"
+    details = "Networks of torchvision, your own factory, or checkpoints of the original micronet (2021)."
+    example = (
+        "micronet import --model torchvision:resnet18 --model-args '{\"num_classes\": 10}' -o resnet18.safetensors"
+    )
+    begins = True
 
     weights: Path | None = setting(
         None, "File of weights (.safetensors, .pth, .pt). Default: initial weights drawn from --seed.", basic=True
@@ -24,30 +31,15 @@ class ImportSettings:
     data: DataConfig = group(DataConfig)
     output: OutputConfig = group(OutputConfig)
 
-
-class Import(Stage):
-    """Makes an artifact of a network from elsewhere."""
-
-    name = "import"
-    details = "Networks of torchvision, your own factory, or checkpoints of the original micronet (2021)."
-    example = (
-        "micronet import --model torchvision:resnet18 --model-args '{\"num_classes\": 10}' -o resnet18.safetensors"
-    )
-    Config = ImportSettings
-    begins = True
-
-    def run(self, config: ImportSettings, context: Context) -> Outcome:
+    def run(self, context: Context) -> Outcome:
         """Build the network and fill it."""
         from micronet.artifact.foreign import import_model, preprocessing
         from micronet.data.load import load_data
 
-        model, data = config.model, config.data
+        model, data = self.model, self.data
         arguments = model.arguments if model.width is None else {"width": model.width, **model.arguments}
-        imported = import_model(model.name, arguments, config.weights, config.seed)
-        spec = preprocessing(model.name, config.mean, config.std)
+        imported = import_model(model.name, arguments, self.weights, self.seed)
+        spec = preprocessing(model.name, self.mean, self.std)
         if data.data is not None:
             spec = load_data(data.data, image_size=data.image_size, limit=data.limit, like=spec).spec
         return Outcome(replace(imported, data=spec.to_json()), {"data": spec.name})
-
-
-IMPORT = Import()

@@ -13,37 +13,28 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class InspectSettings:
-    """The settings of ``inspect``."""
-
-    artifact: Path = input_file()
-    report: ReportConfig = group(ReportConfig)
-
-
 class Inspect(Stage):
     """Shows what an artifact is."""
 
     name = "inspect"
     example = "micronet inspect int8.safetensors"
-    Config = InspectSettings
     suffix = None
     product = "dict[str, object]"
     takes_networks = False  # it reads a file's header
 
-    def open(self, config: Any, source: "Artifact | None") -> None:
+    artifact: Path = input_file()
+    report: ReportConfig = group(ReportConfig)
+
+    def open(self, source: "Artifact | None") -> None:
         """Open nothing: the header is enough."""
 
-    def run(self, config: InspectSettings, context: Context) -> Outcome:
+    def run(self, context: Context) -> Outcome:
         """Read the header."""
-        from micronet.artifact.header import read_header
-        from micronet.artifact.layer_table import layer_table
+        from micronet.artifact.header import layer_table, read_header
 
-        header, tensors = read_header(config.artifact)
+        header, tensors = read_header(self.artifact)
         value: dict[str, Any] = header.to_json()
         value["model"].pop("source", None)
         layers = [layer._asdict() for layer in layer_table(header, tensors)]
-        about = {"file": str(config.artifact), **value, "size_bytes": config.artifact.stat().st_size, "layers": layers}
+        about = {"file": str(self.artifact), **value, "size_bytes": self.artifact.stat().st_size, "layers": layers}
         return Outcome(about, about)
-
-
-INSPECT = Inspect()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from micronet.core.config import flag, group, setting
 from micronet.errors import MicronetError
 from micronet.pruning.config import PruneConfig
-from micronet.stages.config import ConvertSettings, RunConfig
+from micronet.stages.config import ConvertSettings, RunConfig, check_teacher
 from micronet.stages.stage import BEFORE_FUSING, PRUNE_FIRST, Context, Outcome, Stage
 from micronet.stages.train import FINETUNING, run_context, trained
 from micronet.training.config import TrainConfig
@@ -19,8 +19,20 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class PruneSettings(ConvertSettings):
-    """The settings of ``prune``."""
+class Prune(ConvertSettings, Stage):
+    """Cuts channels."""
+
+    name = "prune"
+    details = (
+        "It cuts floor(percent * channels) of the prunable channels, unless --regular or grouped layers need other "
+        "widths. With --steps, all steps together cut that share, to within one channel per step."
+    )
+    example = "micronet prune sparse.safetensors --percent 0.5 --regular 8 -o pruned.safetensors"
+    ending = "-pruned.safetensors"
+    takes_batches = True
+    takes_example = True
+    advanced = ("epochs", "lr", "batch_size")
+    cannot_follow = {"quantize": PRUNE_FIRST, "bn-fuse": BEFORE_FUSING}  # noqa: RUF012  # never changed
 
     dry_run: bool = setting(False, "Print the plan without writing anything.", run_only=True, api=False, basic=True)
     measure: bool = setting(
@@ -40,87 +52,69 @@ class PruneSettings(ConvertSettings):
     )
     pruning: PruneConfig = group(PruneConfig)
     training: TrainConfig = group(FINETUNING)
-    run: RunConfig = group(RunConfig)
+    execution: RunConfig = group(RunConfig)
 
-
-class Prune(Stage):
-    """Cuts channels."""
-
-    name = "prune"
-    details = (
-        "It cuts floor(percent * channels) of the prunable channels, unless --regular or grouped layers need other "
-        "widths. With --steps, all steps together cut that share, to within one channel per step."
-    )
-    example = "micronet prune sparse.safetensors --percent 0.5 --regular 8 -o pruned.safetensors"
-    Config = PruneSettings
-    ending = "-pruned.safetensors"
-    takes_batches = True
-    takes_example = True
-    advanced = ("epochs", "lr", "batch_size")
-    cannot_follow = {"quantize": PRUNE_FIRST, "bn-fuse": BEFORE_FUSING}  # noqa: RUF012  # never changed
-
-    def check(self, config: PruneSettings) -> None:
+    def check(self) -> None:
         """Refuse settings that have no effect together."""
-        if config.steps and (config.dry_run or config.sensitivity):
+        if self.steps and (self.dry_run or self.sensitivity):
             raise MicronetError("--steps trains; leave it out with --dry-run and --sensitivity")
-        if config.measure and (config.steps or config.sensitivity):
+        if self.measure and (self.steps or self.sensitivity):
             raise MicronetError("--measure needs a single cut; leave it out with --steps and --sensitivity")
-        if config.plot is not None and not config.sensitivity:
+        if self.plot is not None and not self.sensitivity:
             raise MicronetError("--plot draws the result of --sensitivity; add that")
-        if config.sensitivity and config.pruning.goals:
-            raise MicronetError(f"--sensitivity cuts fixed shares; leave {flag(config.pruning.goals[0])} out")
-        if config.steps:
+        if self.sensitivity and self.pruning.goals:
+            raise MicronetError(f"--sensitivity cuts fixed shares; leave {flag(self.pruning.goals[0])} out")
+        check_teacher(self.training)
+        if self.steps:
             return
-        if config.training != FINETUNING:
+        if self.training != FINETUNING:
             raise MicronetError("prune trains only between steps; add --steps 1, or run micronet finetune afterwards")
         for item in fields(RunConfig):
-            if item.name not in ("seed", "device") and getattr(config.run, item.name) != item.default:
+            if item.name not in ("seed", "device") and getattr(self.execution, item.name) != item.default:
                 raise MicronetError(f"{flag(item.name)} is for training; add --steps N, or leave it out")
 
-    def trains(self, config: PruneSettings) -> bool:
+    def trains(self) -> bool:
         """Return True if there is training between steps."""
-        return config.steps > 0
+        return self.steps > 0
 
-    def records(self, config: Any) -> list[str]:
+    def records(self) -> list[str]:
         """Return the stages of every step."""
-        return ["prune", "finetune"] * config.steps or ["prune"]
+        return ["prune", "finetune"] * self.steps or ["prune"]
 
-    def writes(self, config: PruneSettings) -> str | None:
+    def writes(self) -> str | None:
         """Return no suffix if only a plan or the sensitivity is printed."""
-        return None if config.dry_run or config.sensitivity else ".safetensors"
+        return None if self.dry_run or self.sensitivity else ".safetensors"
 
-    def run(self, config: PruneSettings, context: Context) -> Outcome:
+    def run(self, context: Context) -> Outcome:
         """Prune once or in steps, or measure the sensitivity of the groups."""
         from micronet.stages.inputs import example_input
         from micronet.stages.prune_network import Pruning
 
-        run, memory = run_context(config, context), context.memory
+        run, memory = run_context(self, context), context.memory
         example = memory.batches[0] if memory.example is None and memory.batches else memory.example
         if example is None:
-            example = example_input(context.artifact, config.input_shape)
-        pruning = Pruning(context.artifact, config, example, run)
-        if config.sensitivity:
+            example = example_input(context.artifact, self.input_shape)
+        pruning = Pruning(context.artifact, self, example, run)
+        if self.sensitivity:
             rows = pruning.sensitivity()
-            if config.plot is not None:
+            if self.plot is not None:
                 from micronet.pruning.sensitivity import draw
 
-                draw(rows, config.plot)
+                draw(rows, self.plot)
             return Outcome(rows, [row._asdict() for row in rows])
-        if config.steps:
+        if self.steps:
             return trained(pruning.in_steps())
         pruned, plan = pruning.once()
-        return Outcome(pruned, pruning.summary(pruned, plan, self.input(config)))
+        return Outcome(pruned, pruning.summary(pruned, plan, self.input()))
 
     def add_file(self, summary: dict[str, Any], path: Path) -> None:
         """Add the file, and its size to the figures after pruning."""
         super().add_file(summary, path)
         summary.get("after", {}).update(size_bytes=path.stat().st_size)
 
-    def restore(self, model: "nn.Module", record: "StageRecord") -> "nn.Module":
+    @classmethod
+    def restore(cls, model: "nn.Module", record: "StageRecord") -> "nn.Module":
         """Resize the layers as recorded."""
         from micronet.pruning.prune import restore
 
         return restore(model, record)
-
-
-PRUNE = Prune()

@@ -18,8 +18,7 @@ from micronet.evaluation.accuracy import evaluate, evaluating
 from micronet.evaluation.cost import count_macs
 from micronet.evaluation.latency import latencies
 from micronet.evaluation.network import Predictor
-from micronet.models.device import memory_format
-from micronet.models.inputs import Example
+from micronet.models.device import Example, memory_format
 from micronet.models.modes import eval_mode
 from micronet.onnx.export import to_onnx
 from micronet.pruning.plan import PrunePlan
@@ -28,7 +27,7 @@ from micronet.pruning.sensitivity import GroupSensitivity, measure_sensitivity
 from micronet.runtimes.config import RuntimeOptions
 from micronet.runtimes.onnxruntime import session_predictor
 from micronet.stages.inputs import image_shape, open_data, validation_accuracy
-from micronet.stages.prune import PruneSettings
+from micronet.stages.prune import Prune
 from micronet.stages.train import fit_stage, keep
 from micronet.training.config import RunContext
 
@@ -42,13 +41,13 @@ class Pruning:
 
     Attributes:
         artifact: The network.
-        settings: The stage's config.
+        settings: The stage.
         example: An input batch, or a tuple of several inputs.
         run: Where and how training between steps runs.
     """
 
     artifact: Artifact
-    settings: PruneSettings
+    settings: Prune
     example: Example
     run: RunContext
 

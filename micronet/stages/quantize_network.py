@@ -10,31 +10,38 @@ import torch
 from torch import Tensor, nn
 
 from micronet.artifact.artifact import Artifact, load
+from micronet.artifact.header import describe_slot
 from micronet.artifact.history import StageRecord
-from micronet.artifact.layer_table import describe_slot
 from micronet.core.files import check_output_path
 from micronet.data.dataset import Dataset
 from micronet.errors import FailedError, MicronetError, first_line
 from micronet.graph.trace import trace
 from micronet.models import transformer
-from micronet.models.inputs import as_inputs
+from micronet.models.device import as_inputs
 from micronet.models.modes import eval_mode
 from micronet.quantization.adaround import adaround
-from micronet.quantization.calibrate import calibrate, freeze, freeze_activations, frozen, observing
-from micronet.quantization.calibration_config import CalibrationConfig
-from micronet.quantization.config import QuantConfig
+from micronet.quantization.calibrate import (
+    calibrate,
+    collect,
+    freeze,
+    freeze_activations,
+    frozen,
+    observing,
+    set_ranges,
+)
+from micronet.quantization.config import CalibrationConfig, QuantConfig
+from micronet.quantization.equalize import equalize
 from micronet.quantization.fold import fold_model
-from micronet.quantization.ptq import Statistics, collect, set_ranges
+from micronet.quantization.histogram import Statistics
 from micronet.quantization.quantize import quantize_model
-from micronet.quantization.recovery import correct_biases, equalize, reestimate_norms
+from micronet.quantization.recovery import correct_biases, reestimate_norms
 from micronet.quantization.sensitivity import Probe, keep_sensitive, measure_sensitivity
 from micronet.stages.calibration import cached, calibration_batches
 from micronet.stages.inputs import open_data, validation_accuracy
-from micronet.stages.quantize import QuantizeSettings
+from micronet.stages.quantize import Quantize
 from micronet.stages.train import fit_new, fit_stage, keep
 from micronet.training import distributed
-from micronet.training.config import TrainConfig
-from micronet.training.context import RunContext, TrainHooks
+from micronet.training.config import RunContext, TrainConfig, TrainHooks
 from micronet.training.loop import check_model_fits, fit_artifact
 
 
@@ -44,13 +51,13 @@ class Quantizing:
 
     Attributes:
         artifact: The network.
-        settings: The stage's config.
+        settings: The stage.
         run: Where and how a training runs.
         batches: Inputs to calibrate on, in place of a data set.
     """
 
     artifact: Artifact
-    settings: QuantizeSettings
+    settings: Quantize
     run: RunContext
     batches: list[Tensor] | None = None
 
@@ -184,7 +191,7 @@ class Quantizing:
         return cached(cache, _bytes(floating, inputs), lambda: collect(model, inputs), self.run.progress)
 
 
-def float_artifact(config: QuantizeSettings, run: RunContext) -> tuple[Artifact, Path]:
+def float_artifact(config: Quantize, run: RunContext) -> tuple[Artifact, Path]:
     """Train the float network if none is given, and keep it beside the output; return it and its path."""
     model = config.model
     path = run.output.with_name(f"{run.output.stem}-float.safetensors")

@@ -49,10 +49,10 @@ class FloatModel:
         return load_data(self.data.data, image_size=size, limit=self.data.limit, like=like)
 
 
-def quantize_file(config: Any, context: Context) -> Outcome:
-    """Quantize the ONNX file that the config of ``quantize`` names."""
-    model = FloatModel(read_onnx(config.artifact), config.artifact, config.data, config.run.seed)
-    int8 = to_int8(model, config.calibration, config.quantization, context.progress)
+def quantize_file(stage: Any, context: Context) -> Outcome:
+    """Quantize the ONNX file that a stage names."""
+    model = FloatModel(read_onnx(stage.artifact), stage.artifact, stage.data, stage.execution.seed)
+    int8 = to_int8(model, stage.calibration, stage.quantization, context.progress)
     before, after = _accuracies(model, [model.proto, int8])
     return Outcome(int8, {"test_accuracy": after, "float_test_accuracy": before})
 

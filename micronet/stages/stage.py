@@ -1,14 +1,16 @@
 """What every stage is: its settings, what it may follow, how it runs and how its structure is restored."""
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from micronet import registry
 from micronet.artifact.history import StageRecord
-from micronet.artifact.kinds import check_file_kind
 from micronet.core.config import Option, build, flatten, options
+from micronet.core.files import check_file_kind
 from micronet.core.progress import Progress
 from micronet.errors import MicronetError, unknown
 from micronet.stages.config import DistributedConfig
@@ -73,13 +75,12 @@ class Outcome:
 
 
 class Stage:
-    """Base of all stages.
+    """Base of all stages: dataclasses whose fields are their settings and groups of settings.
 
     Attributes:
         name: The name on the command line, in recipes and in histories.
         details: What ``--help`` says after the summary.
         example: A command line that works.
-        Config: The dataclass of its settings.
         suffix: The suffix of the file that it writes, or None if it only reports.
         ending: The end of the default output's name, after the input's.
         begins: Whether it begins a history.
@@ -94,7 +95,6 @@ class Stage:
     name: ClassVar[str]
     details: ClassVar[str] = ""
     example: ClassVar[str]
-    Config: ClassVar[Any]
     suffix: ClassVar[str | None] = ".safetensors"
     ending: ClassVar[str] = ".safetensors"
     begins: ClassVar[bool] = False
@@ -105,82 +105,83 @@ class Stage:
     product: ClassVar[str] = "Artifact"
     advanced: ClassVar[tuple[str, ...]] = ()
 
-    @property
-    def summary(self) -> str:
-        """One sentence that says what the stage does."""
-        return registry.COMMANDS[self.name].summary
+    @classmethod
+    def summary(cls) -> str:
+        """Return one sentence that says what the stage does."""
+        return registry.COMMANDS[cls.name].summary
 
-    @property
-    def options(self) -> list[Option]:
-        """The settings in the order of ``--help``: arguments, basic ones, advanced ones; the stage's own come first."""
-        bases = self.Config.__bases__ if is_dataclass(self.Config.__base__) else ()
+    @classmethod
+    def options(cls) -> list[Option]:
+        """Return the settings in the order of ``--help``: arguments, basic, advanced; the stage's own come first."""
+        bases = [base for base in cls.__bases__ if is_dataclass(base)]
         shared = {option.name for base in bases for option in options(base)}
 
         def rank(option: Option) -> tuple[bool, bool, bool]:
-            return not option.about["argument"], not self.is_basic(option), option.name in shared
+            return not option.about["argument"], not cls.is_basic(option), option.name in shared
 
-        return sorted(options(self.Config), key=rank)
+        return sorted(options(cls), key=rank)
 
-    def is_basic(self, option: Option) -> bool:
+    @classmethod
+    def is_basic(cls, option: Option) -> bool:
         """Return True if ``--help`` shows a setting first: the ten that a newcomer needs."""
-        return bool(option.about["basic"]) and option.name not in self.advanced
+        return bool(option.about["basic"]) and option.name not in cls.advanced
 
-    def configure(self, values: Mapping[str, Any]) -> Any:
-        """Make the config from a flat mapping of settings; raise MicronetError for invalid values."""
-        config = build(self.Config, values)
-        flat = flatten(config)
-        for option in options(self.Config):
+    @classmethod
+    def configure(cls, values: Mapping[str, Any]) -> Self:
+        """Make the stage from a flat mapping of settings; raise MicronetError for invalid values."""
+        stage = build(cls, values)
+        flat = flatten(stage)
+        for option in options(cls):
             value = flat[option.name]
             for path in value if isinstance(value, list) else [value]:
                 if isinstance(path, Path) and option.about["kinds"]:
                     check_file_kind(path, *option.about["kinds"])
-        self.check(config)
-        return config
+        stage.check()
+        return stage
 
-    def check(self, config: Any) -> None:
+    def check(self) -> None:
         """Raise MicronetError if settings contradict one another."""
 
-    def check_order(self, history: Iterable[str], config: Any) -> None:
+    def check_order(self, history: list[str]) -> None:
         """Raise MicronetError if this stage may not follow the stages of a history; the message says what to do."""
-        history = list(history)
         if self.begins and history:
             raise MicronetError(f"{self.name} begins a history; this artifact has one already: {' -> '.join(history)}")
         for earlier in history:
             if earlier in self.cannot_follow:
                 raise MicronetError(f"{self.name} cannot follow {earlier}: {self.cannot_follow[earlier]}")
 
-    def processes(self, config: Any) -> int | None:
+    def processes(self) -> int | None:
         """Return the number of processes to run in, or None if the stage always runs in one."""
-        run = getattr(config, "run", None)
-        return run.world_size if isinstance(run, DistributedConfig) else None
+        group = getattr(self, "execution", None)
+        return group.world_size if isinstance(group, DistributedConfig) else None
 
-    def trains(self, config: Any) -> bool:
+    def trains(self) -> bool:
         """Return True if the stage trains, so that it can be resumed."""
-        return uses(self.Config, "resume")
+        return uses(type(self), "resume")
 
-    def records(self, config: Any) -> list[str]:
+    def records(self) -> list[str]:
         """Return the names of the stages that running this one adds to a history."""
         return [self.name] if self.suffix == ".safetensors" else []
 
-    def writes(self, config: Any) -> str | None:
-        """Return the suffix of the file that the stage writes with this config, or None."""
+    def writes(self) -> str | None:
+        """Return the suffix of the file that the stage writes with these settings, or None."""
         return self.suffix
 
-    def default_output(self, config: Any) -> Path:
+    def default_output(self) -> Path:
         """Return the path to write to if none is given: a name beside the input's."""
-        path = self.input(config) or config.model.file
+        path = self.input() or self.model.file  # type: ignore[attr-defined]  # without an input there is a model
         name: Path = path.with_name(path.stem + self.ending)
         return name
 
-    def input(self, config: Any) -> Path | None:
+    def input(self) -> Path | None:
         """Return the input file's path, or None if a new network is made."""
-        arguments = [option.name for option in options(self.Config) if option.about["argument"]]
-        path: Path | None = flatten(config)[arguments[0]] if arguments else None
+        arguments = [option.name for option in options(type(self)) if option.about["argument"]]
+        path: Path | None = flatten(self)[arguments[0]] if arguments else None
         return path
 
-    def open(self, config: Any, source: "Artifact | None") -> "Artifact | None":
-        """Return the input: ``source`` if it was given in memory, otherwise the artifact that the config names."""
-        values = flatten(config)
+    def open(self, source: "Artifact | None") -> "Artifact | None":
+        """Return the input: ``source`` if it was given in memory, otherwise the artifact that the settings name."""
+        values = flatten(self)
         path = values.get("artifact")
         if source is not None or path is None or path.suffix != ".safetensors":
             return source
@@ -188,12 +189,12 @@ class Stage:
 
         return load(path, values.get("model"), trust_code=values.get("trust_code", False))
 
-    def run(self, config: Any, context: Context) -> Outcome:
+    def run(self, context: Context) -> Outcome:
         """Do the stage's work and return what it made."""
         raise NotImplementedError
 
-    def judge(self, config: Any, outcome: Outcome) -> None:
-        """Raise FailedError if the outcome breaks a promise that the config asks for."""
+    def judge(self, outcome: Outcome) -> None:
+        """Raise FailedError if the outcome breaks a promise that the settings ask for."""
 
     def write(self, product: Any, path: Path) -> None:
         """Write the product."""
@@ -205,22 +206,33 @@ class Stage:
         """Add the file that was written to the summary."""
         summary.update(output=str(path), size_bytes=path.stat().st_size)
 
-    def restore(self, model: "nn.Module", record: StageRecord) -> "nn.Module":
+    @classmethod
+    def restore(cls, model: "nn.Module", record: StageRecord) -> "nn.Module":
         """Rebuild the structure that a record describes; stages that change no structure return the model as it is."""
         return model
 
 
-def find(name: str) -> Stage:
+def find(name: str) -> type[Stage]:
     """Return the stage of a name; raise MicronetError with the names there are if there is none."""
     if name not in registry.STAGES:
         raise unknown("stage", name, registry.STAGES)
-    stage: Stage = registry.load_object(registry.STAGES[name].stage)
+    stage: type[Stage] = registry.load_object(registry.STAGES[name].stage)
     return stage
 
 
-def uses(config: Any, name: str) -> bool:
-    """Return True if a config class has a setting of this name."""
-    return any(option.name == name for option in options(config))
+def uses(stage: type[Stage], name: str) -> bool:
+    """Return True if a stage has a setting of this name."""
+    return any(option.name == name for option in options(stage))
+
+
+@contextmanager
+def spell_as_keywords() -> Iterator[None]:
+    """Spell options in the errors of this context as keywords and recipe keys: ``--w-bits`` -> ``w_bits``."""
+    try:
+        yield
+    except MicronetError as error:
+        error.args = (re.sub(r"(?<![\w/.-])--([a-z][a-z0-9-]*)", lambda found: found[1].replace("-", "_"), str(error)),)
+        raise
 
 
 def count(number: int, noun: str) -> str:

@@ -10,15 +10,7 @@ from micronet import registry
 from micronet.artifact.history import StageRecord
 from micronet.core.config import group, setting
 from micronet.pruning.config import SparsityConfig
-from micronet.stages.config import (
-    DataConfig,
-    ModelConfig,
-    NewNetworkSettings,
-    ReadSettings,
-    RunConfig,
-    TrainingSettings,
-    input_file,
-)  # fmt: skip
+from micronet.stages.config import DataConfig, ModelConfig, ReadSettings, RunConfig, TrainingSettings, input_file
 from micronet.stages.execute import finish
 from micronet.stages.stage import BEFORE_FUSING, PRUNE_FIRST, Context, Outcome, Stage
 from micronet.training.config import TrainConfig
@@ -31,29 +23,23 @@ if TYPE_CHECKING:
 FINETUNING = TrainConfig(epochs=4, lr=0.005)
 
 
-class Train(Stage):
+@dataclass(frozen=True)
+class Train(TrainingSettings, Stage):
     """Trains a network from scratch."""
 
     name = "train"
     example = "micronet train --model nin --width 0.25 --data digits --epochs 2 -o float.safetensors"
-    Config = NewNetworkSettings
     begins = True
 
-    def run(self, config: NewNetworkSettings, context: Context) -> Outcome:
+    model: ModelConfig = group(ModelConfig)
+
+    def run(self, context: Context) -> Outcome:
         """Build a network that fits the data and train it."""
-        return trained(fit_new(config.model, config.data, config.training, run_context(config, context)))
+        return trained(fit_new(self.model, self.data, self.training, run_context(self, context)))
 
 
 @dataclass(frozen=True)
-class SparseTrainSettings(NewNetworkSettings):
-    """The settings of ``sparse-train``."""
-
-    artifact: Path | None = input_file("A float artifact; without one, a new network is trained.", None)
-    trust_code: bool = setting(False, "Run the code recorded in the artifact.")
-    sparsity: SparsityConfig = group(SparsityConfig)
-
-
-class SparseTrain(Stage):
+class SparseTrain(TrainingSettings, Stage):
     """Trains with a sparsity penalty."""
 
     name = "sparse-train"
@@ -62,20 +48,25 @@ class SparseTrain(Stage):
         "cannot be cut, such as class scores, are left alone."
     )
     example = "micronet sparse-train float.safetensors --s 1e-3 --epochs 2 -o sparse.safetensors"
-    Config = SparseTrainSettings
     ending = "-sparse.safetensors"
     cannot_follow = {"quantize": PRUNE_FIRST, "bn-fuse": BEFORE_FUSING}  # noqa: RUF012  # never changed
 
-    def check(self, config: SparseTrainSettings) -> None:
+    artifact: Path | None = input_file("A float artifact; without one, a new network is trained.", None)
+    trust_code: bool = setting(False, "Run the code recorded in the artifact.")
+    sparsity: SparsityConfig = group(SparsityConfig)
+    model: ModelConfig = group(ModelConfig)
+
+    def check(self) -> None:
         """Refuse a description of a new network beside an artifact."""
-        if config.artifact is not None:
-            config.model.check_unused()
+        super().check()
+        if self.artifact is not None:
+            self.model.check_unused()
 
-    def records(self, config: Any) -> list[str]:
+    def records(self) -> list[str]:
         """Return this stage, after a training of no epochs if the network is new."""
-        return ["sparse-train"] if config.artifact is not None else ["train", "sparse-train"]
+        return ["sparse-train"] if self.artifact is not None else ["train", "sparse-train"]
 
-    def run(self, config: SparseTrainSettings, context: Context) -> Outcome:
+    def run(self, context: Context) -> Outcome:
         """Train with the criterion's penalty."""
         import torch
 
@@ -83,61 +74,56 @@ class SparseTrain(Stage):
         from micronet.stages.inputs import new_artifact, open_data
         from micronet.training.config import TrainHooks
 
-        run = run_context(config, context)
-        dataset = open_data(config.data, context.source, run.seed)
+        run = run_context(self, context)
+        dataset = open_data(self.data, context.source, run.seed)
         artifact = context.source
         if artifact is None:
-            fresh = new_artifact(config.model, dataset.spec, run.seed)
+            fresh = new_artifact(self.model, dataset.spec, run.seed)
             artifact = fresh.after(StageRecord("train", {"epochs": 0}))
         size = dataset.spec.image_size or 0
         example = torch.rand(2, dataset.spec.channels or 0, size, size)
-        criterion = registry.resolve(registry.CRITERIA, config.sparsity.criterion, "criterion")
+        criterion = registry.resolve(registry.CRITERIA, self.sparsity.criterion, "criterion")
         model = artifact.model.to(run.device)
-        penalty = criterion.penalty(model, find_groups(model, example.to(run.device)), config.sparsity.s)
-        hooks = TrainHooks(penalty=penalty, keep="last", config=config.sparsity.to_json())
-        return trained(fit_stage("sparse-train", artifact, dataset, config.training, run, hooks))
+        penalty = criterion.penalty(model, find_groups(model, example.to(run.device)), self.sparsity.s)
+        hooks = TrainHooks(penalty=penalty, keep="last", config=self.sparsity.to_json())
+        return trained(fit_stage("sparse-train", artifact, dataset, self.training, run, hooks))
 
 
 @dataclass(frozen=True)
-class FinetuneSettings(TrainingSettings, ReadSettings):
-    """The settings of ``finetune``."""
-
-    training: TrainConfig = group(FINETUNING)
-
-
-class Finetune(Stage):
+class Finetune(TrainingSettings, ReadSettings, Stage):
     """Trains an artifact further."""
 
     name = "finetune"
     details = "A quantized artifact continues as QAT, or as QAFT if its ranges are frozen."
     example = "micronet finetune pruned.safetensors --epochs 2 --distill float.safetensors -o finetuned.safetensors"
-    Config = FinetuneSettings
     ending = "-finetuned.safetensors"
     cannot_follow = {"bn-fuse": BEFORE_FUSING}  # noqa: RUF012  # never changed
 
-    def run(self, config: FinetuneSettings, context: Context) -> Outcome:
+    training: TrainConfig = group(FINETUNING)
+
+    def run(self, context: Context) -> Outcome:
         """Train the artifact with its quantizers, if it has any, observing or frozen as they are."""
         from micronet.quantization.calibrate import frozen, is_frozen, observing
         from micronet.stages.inputs import open_data
         from micronet.training.config import TrainHooks
 
         artifact = context.artifact
-        run = run_context(config, context)
-        dataset = open_data(config.data, artifact, run.seed)
+        run = run_context(self, context)
+        dataset = open_data(self.data, artifact, run.seed)
         is_qaft = is_frozen(artifact.model) or any(record.config.get("mode") == "qaft" for record in artifact.history)
         hooks = TrainHooks(frozen if is_qaft else observing)
-        return trained(fit_stage("finetune", artifact, dataset, config.training, run, hooks))
+        return trained(fit_stage("finetune", artifact, dataset, self.training, run, hooks))
 
 
-def run_context(config: Any, context: Context) -> "RunContext":
-    """Return where and how the training that a stage's config describes runs."""
+def run_context(stage: Any, context: Context) -> "RunContext":
+    """Return where and how the training of a stage runs."""
     import torch
 
     from micronet.models.device import pick_device
     from micronet.training.config import RunContext
     from micronet.training.distributed import local_device
 
-    run: RunConfig = config.run
+    run: RunConfig = stage.execution
     device = pick_device(local_device(run.device))
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -146,7 +132,7 @@ def run_context(config: Any, context: Context) -> "RunContext":
         device=device,
         seed=run.seed,
         resume=run.resume,
-        force=config.output.force,
+        force=stage.output.force,
         progress=context.progress,
         deadline=math.inf if run.max_time is None else time.monotonic() + 60 * run.max_time,
         checkpoint_minutes=run.checkpoint_minutes,
@@ -189,8 +175,3 @@ def keep(artifact: "Artifact", path: Path) -> None:
 def trained(artifact: "Artifact") -> Outcome:
     """Return the outcome of a stage whose summary is the artifact's metrics."""
     return Outcome(artifact, dict(artifact.metrics))
-
-
-TRAIN = Train()
-SPARSE_TRAIN = SparseTrain()
-FINETUNE = Finetune()

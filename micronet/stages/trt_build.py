@@ -30,15 +30,7 @@ SEED = 1
 
 
 @dataclass(frozen=True)
-class TrtBuildSettings(ConvertSettings):
-    """The settings of ``trt-build``."""
-
-    artifact: Path = input_file("An artifact or an .onnx file.", kinds=(".safetensors", ".onnx"), metavar="INPUT")
-    engine: BuildConfig = group(BuildConfig)
-    ranges: RangeConfig = group(RANGES)
-
-
-class TrtBuild(Stage):
+class TrtBuild(ConvertSettings, Stage):
     """Builds an engine."""
 
     name = "trt-build"
@@ -48,15 +40,18 @@ class TrtBuild(Stage):
         "version 10 wrote. A JSON file beside the engine holds its shapes, the data types of its layers and its origin."
     )
     example = "micronet trt-build float.safetensors --precision int8 --calibrator entropy -o int8.engine"
-    Config = TrtBuildSettings
     ending = suffix = ".engine"
     product = "Engine"
 
-    def run(self, config: TrtBuildSettings, context: Context) -> Outcome:
+    artifact: Path = input_file("An artifact or an .onnx file.", kinds=(".safetensors", ".onnx"), metavar="INPUT")
+    engine: BuildConfig = group(BuildConfig)
+    ranges: RangeConfig = group(RANGES)
+
+    def run(self, context: Context) -> Outcome:
         """Build the engine."""
         from micronet.runtimes.tensorrt.build import datatypes
 
-        engine = _build(context.source, config, context.progress)
+        engine = _build(context.source, self, context.progress)
         reported = {key: engine.about[key] for key in REPORTED}
         return Outcome(engine, {**reported, "multiplies_in": datatypes(engine.about)})
 
@@ -70,8 +65,8 @@ class TrtBuild(Stage):
         write_text(path.with_name(f"{path.name}.json"), json.dumps(product.about, indent=1))
 
 
-def _build(artifact: "Artifact | None", config: TrtBuildSettings, progress: "Progress") -> "Engine":
-    """Return the engine of an artifact or, if that is None, of the ONNX file that the config names."""
+def _build(artifact: "Artifact | None", config: TrtBuild, progress: "Progress") -> "Engine":
+    """Return the engine of an artifact or, if that is None, of the ONNX file that the settings name."""
     from micronet.onnx.lint import lint
     from micronet.onnx.posttraining import check_stored
     from micronet.runtimes.onnxruntime import metadata, read_onnx, stored_parameters
@@ -124,7 +119,7 @@ def _varies(profiles: list[Profile], axis: int) -> bool:
     return len({shape[axis] for profile in profiles for shape in (profile.smallest, profile.largest)}) > 1
 
 
-def _typed(model: "FloatModel", config: TrtBuildSettings, progress: "Progress") -> "tuple[str, onnx.ModelProto]":
+def _typed(model: "FloatModel", config: TrtBuild, progress: "Progress") -> "tuple[str, onnx.ModelProto]":
     """Return the engine's precision, and the model in it."""
     import onnx
 
@@ -152,7 +147,7 @@ def _typed(model: "FloatModel", config: TrtBuildSettings, progress: "Progress") 
     return "fp16", half
 
 
-def _check_unused(config: TrtBuildSettings, why: str) -> None:
+def _check_unused(config: TrtBuild, why: str) -> None:
     if config.ranges != RANGES:
         raise MicronetError(f"{why}; leave --calibrator and the other calibration options out")
 
@@ -180,6 +175,3 @@ def _profiles(proto: "onnx.ModelProto", config: BuildConfig) -> list[Profile]:
     if config.profiles or batch is not None or len(sizes) < len(rest):
         return config.profiles
     return [usual_profile(tuple(sizes))]
-
-
-TRT_BUILD = TrtBuild()

@@ -18,8 +18,14 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrtEvalSettings(MeasureSettings):
-    """The settings of ``trt-eval``."""
+class TrtEval(MeasureSettings, Stage):
+    """Evaluates an engine."""
+
+    name = "trt-eval"
+    details = "It needs the library that built the engine, in the same version, and pycuda. Untried on hardware so far."
+    example = "micronet trt-eval int8.engine --onnx int8.onnx --batch-sizes 1,8,32"
+    suffix = None
+    product = "dict[str, object]"
 
     file: Path = input_file("An .engine of trt-build.", kinds=(".engine",), metavar="ENGINE")
     onnx: Path | None = setting(None, "Reference model, run by ONNX Runtime on the CPU.", basic=True)
@@ -33,27 +39,16 @@ class TrtEvalSettings(MeasureSettings):
         None, "Segmentation: shorter sides, or HxW, over which scores are averaged; default: the engine's own size."
     )
 
-
-class TrtEval(Stage):
-    """Evaluates an engine."""
-
-    name = "trt-eval"
-    details = "It needs the library that built the engine, in the same version, and pycuda. Untried on hardware so far."
-    example = "micronet trt-eval int8.engine --onnx int8.onnx --batch-sizes 1,8,32"
-    Config = TrtEvalSettings
-    suffix = None
-    product = "dict[str, object]"
-
-    def check(self, config: TrtEvalSettings) -> None:
+    def check(self) -> None:
         """Refuse settings of the other task."""
-        if config.segmentation is None and config.sizes is not None:
+        if self.segmentation is None and self.sizes is not None:
             raise MicronetError("--sizes is for --segmentation FOLDER; for classification use --image-size")
-        if config.segmentation is not None and (config.data.data is not None or config.data.image_size is not None):
+        if self.segmentation is not None and (self.data.data is not None or self.data.image_size is not None):
             raise MicronetError(
                 "--segmentation names its own images; leave --data and --image-size out (sizes are set by --sizes)"
             )
 
-    def run(self, config: TrtEvalSettings, context: Context) -> Outcome:
+    def run(self, context: Context) -> Outcome:
         """Open the engine, and the reference if one is named, and measure both."""
         from micronet.core.machine import tune_allocator
         from micronet.models.device import describe_machine
@@ -62,19 +57,19 @@ class TrtEval(Stage):
         from micronet.runtimes.tensorrt.timing import parse_batch_sizes, sweep
 
         tune_allocator()
-        batch_sizes = parse_batch_sizes(config.batch_sizes)
-        engine = EnginePredictor(config.file, config.runtime)
+        batch_sizes = parse_batch_sizes(self.batch_sizes)
+        engine = EnginePredictor(self.file, self.runtime)
         reference = None
-        if config.onnx is not None:
-            if config.onnx.suffix != ".onnx":
-                raise MicronetError(f"--onnx is {config.onnx}; expected an .onnx file")
-            reference = open_network(config.onnx, replace(config.runtime, device=None))  # --device is for the engine
-        measure = _classify if config.segmentation is None else _segment
-        figures, samples = measure(config, engine, reference, context)
+        if self.onnx is not None:
+            if self.onnx.suffix != ".onnx":
+                raise MicronetError(f"--onnx is {self.onnx}; expected an .onnx file")
+            reference = open_network(self.onnx, replace(self.runtime, device=None))  # --device is for the engine
+        measure = _classify if self.segmentation is None else _segment
+        figures, samples = measure(self, engine, reference, context)
         timings = [timing for sample in samples for timing in sweep(engine, sample, batch_sizes, context.progress)]
         summary = {
-            "engine": str(config.file),
-            "size_bytes": config.file.stat().st_size,
+            "engine": str(self.file),
+            "size_bytes": self.file.stat().st_size,
             **{key: engine.about.get(key) for key in ("backend", "version", "precision")},
             "machine": {**describe_machine(), "gpu": engine.gpu},
             **figures,
@@ -84,7 +79,7 @@ class TrtEval(Stage):
 
 
 def _classify(
-    config: TrtEvalSettings, engine: "EnginePredictor", reference: "Network | None", context: Context
+    config: TrtEval, engine: "EnginePredictor", reference: "Network | None", context: Context
 ) -> "tuple[dict[str, Any], list[NDArray[np.float32]]]":
     """Return accuracy, loss and agreement on the test images, and some of these to time."""
     from micronet.data.batches import eval_batches
@@ -102,7 +97,7 @@ def _classify(
     if reference is not None:
         check_scores(reference, sample[:1], classes, str(config.onnx))
     found = measure_accuracy(engine, dataset, f"evaluating {config.file.name}", context.progress)
-    figures = {"images": found.images, "accuracy": found.accuracy, "loss": found.loss, "agreement": None}
+    figures = {"images": len(found.classes), "accuracy": found.accuracy, "loss": found.loss, "agreement": None}
     if reference is not None:
         other = measure_accuracy(reference, dataset, f"evaluating {reference.runtime}", context.progress)
         figures |= {"agreement": agreement(other, found), "onnx_accuracy": other.accuracy}
@@ -110,7 +105,7 @@ def _classify(
 
 
 def _segment(
-    config: TrtEvalSettings, engine: "EnginePredictor", reference: "Network | None", context: Context
+    config: TrtEval, engine: "EnginePredictor", reference: "Network | None", context: Context
 ) -> "tuple[dict[str, Any], list[NDArray[np.float32]]]":
     """Return the figures of segmentation, and one image at each size to time."""
     from micronet.data.dataset import DataSpec
@@ -129,6 +124,3 @@ def _only_size(engine: "EnginePredictor", file: Path) -> "list[int | tuple[int, 
     if len(engine.ranges) > 1 or engine.ranges[0].low[2:] != (height, width):
         raise MicronetError(f"{file} takes inputs of {' or '.join(map(str, engine.ranges))}; choose with --sizes")
     return [(height, width)]
-
-
-TRT_EVAL = TrtEval()

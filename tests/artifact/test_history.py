@@ -21,7 +21,7 @@ LEGAL = {  # stage -> what may be in the history already
 def check_order(history, name):
     stage = registry.load_object(registry.STAGES[name].stage)
     required = {"model": "nin"} if name == "import" else {} if name == "train" else {"artifact": Path("a.safetensors")}
-    stage.check_order(history, stage.configure(required))
+    stage.configure(required).check_order(history)
 
 
 @pytest.mark.parametrize("earlier", STAGES)

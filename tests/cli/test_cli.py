@@ -41,7 +41,7 @@ def test_the_list_of_commands_says_what_their_help_does(name):
     stage = registry.load_object(registry.COMMANDS[name].stage)
     assert stage.name == name
     assert f"micronet {name}" in stage.example
-    shown = [option for option in options(stage.Config) if stage.is_basic(option) and not option.about["argument"]]
+    shown = [option for option in options(stage) if stage.is_basic(option) and not option.about["argument"]]
     assert len(shown) <= 10  # what a newcomer needs first
 
 
