@@ -97,8 +97,9 @@ RESHAPE = _family(
     ),
     "flatten view reshape permute transpose squeeze unsqueeze chunk split",
 )  # fmt: skip
+SHUFFLES = ChannelShuffle, nn.ChannelShuffle
 REARRANGE = _family(
-    (nn.PixelShuffle, nn.PixelUnshuffle),
+    (*SHUFFLES, nn.PixelShuffle, nn.PixelUnshuffle),
     (
         torch.unbind, torch.roll, torch.flip, torch.narrow, torch.select, torch.swapaxes, torch.movedim, torch.stack,
         F.pixel_shuffle, F.pixel_unshuffle,
@@ -106,7 +107,6 @@ REARRANGE = _family(
     "unbind roll flip narrow select swapaxes movedim expand expand_as repeat unflatten t",
 )  # fmt: skip
 DROPOUT = _family((nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d), (F.dropout,))
-SHUFFLES = ChannelShuffle, nn.ChannelShuffle
 
 # Parts of a tensor that share its memory, and functions that write into it.
 PART = _family(

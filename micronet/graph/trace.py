@@ -164,18 +164,13 @@ def _mode_keys(training: fx.Graph, evaluating: fx.Graph) -> dict[str, str | int]
         return None
     keys: dict[str, str | int] = {}
     for train, evaluation in zip(training.nodes, evaluating.nodes, strict=True):
-        if (train.op, train.target, len(train.args)) != (evaluation.op, evaluation.target, len(evaluation.args)):
+        before, after = ({**dict(enumerate(node.args)), **node.kwargs} for node in (train, evaluation))
+        if (train.op, train.target, before.keys()) != (evaluation.op, evaluation.target, after.keys()):
             return None
-        differing: list[str | int] = [i for i, arg in enumerate(train.args) if str(arg) != str(evaluation.args[i])]
-        differing += [key for key, arg in train.kwargs.items() if str(arg) != str(evaluation.kwargs.get(key))]
+        differing = [key for key in before if str(before[key]) != str(after[key])]
         if not differing:
             continue
-        values = [
-            node.args[key] if isinstance(key, int) else node.kwargs[key]
-            for node in (train, evaluation)
-            for key in differing
-        ]
-        if train.op != "call_function" or values != [True, False]:
+        if train.op != "call_function" or [(before[key], after[key]) for key in differing] != [(True, False)]:
             return None
         keys[evaluation.name] = differing[0]
     return keys

@@ -3,31 +3,31 @@
 import copy
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from micronet.errors import FailedError, MicronetError, first_line
-from micronet.models.inputs import Example, as_inputs
+from micronet.models.device import Example, as_inputs
 from micronet.models.transformer import splittable_attentions
 from micronet.pruning.channel_map import ChannelMap
 from micronet.pruning.cut import Keep, positions
 from micronet.pruning.ids import FIXED, STRIDE, Ids
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}  # relative; sums are added up in another order
+OUTPUT = "the output"
 
 PreHook = Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]
 
 
-@dataclass
-class _Outputs:
-    """What a forward computed: the network's outputs, and each layer's with the scale of its rounding errors."""
+class _Record(NamedTuple):
+    """What a layer, or the network (``OUTPUT``), computed, and the scale of its rounding errors."""
 
-    outputs: list[Tensor]
-    layers: list[tuple[str, Tensor, float]]
+    name: str
+    values: Tensor
+    scale: float
 
 
 @torch.no_grad()
@@ -61,9 +61,9 @@ def check_cut(pruned: nn.Module, old: ChannelMap, new: ChannelMap, keep: Keep, e
         except (RuntimeError, ValueError, TypeError, AssertionError) as error:
             raise FailedError(
                 f"the pruned network does not run ({first_line(error)}); this is a bug in micronet and nothing was "
-                "written; use --exclude to leave out the layer that causes it"
+                "written; exclude the layer that causes it with --exclude"
             ) from error
-        if not all(bool(leaf.isfinite().all()) for leaf in expected.outputs):
+        if not all(bool(record.values.isfinite().all()) for record in expected if record.name == OUTPUT):
             raise MicronetError(
                 "the network outputs NaN or infinity for the example input, so pruning cannot be checked; "
                 "look for NaN or very large values in its weights"
@@ -71,18 +71,15 @@ def check_cut(pruned: nn.Module, old: ChannelMap, new: ChannelMap, keep: Keep, e
         if at := _difference(expected, actual, dtype):
             raise FailedError(
                 f"the pruned network does not compute what it should (first difference: {at}); this is a bug in "
-                "micronet and nothing was written; use --exclude with that layer's name to leave it out"
+                "micronet and nothing was written; exclude that layer with --exclude"
             )
 
 
-def _difference(expected: _Outputs, actual: _Outputs, dtype: torch.dtype) -> str:
-    """Return the first thing that differs between two forwards, or ""."""
-    for (name, want, scale), (other, have, _) in zip(expected.layers, actual.layers, strict=True):
+def _difference(expected: list[_Record], actual: list[_Record], dtype: torch.dtype) -> str:
+    """Return the name of the first thing that differs between two forwards, or ""."""
+    for (name, want, scale), (other, have, _) in zip(expected, actual, strict=True):
         if name != other or want.shape != have.shape or not (have - want).norm() <= TOLERANCE[dtype] * scale:
             return name
-    for want, have in zip(expected.outputs, actual.outputs, strict=True):
-        if want.shape != have.shape or not (have - want).norm() <= TOLERANCE[dtype] * want.norm():
-            return "the output"
     return ""
 
 
@@ -93,22 +90,21 @@ def _run(
     training: bool,
     places: dict[str, Tensor],
     masks: dict[str, PreHook],
-) -> _Outputs:
+) -> list[_Record]:
     """Run a copy of a network, so that only one copy exists at a time."""
     exact = copy.deepcopy(model).to(dtype).train(training)
-    layers: list[tuple[str, Tensor, float]] = []
+    records: list[_Record] = []
     for module in exact.modules():  # batch statistics and dropout would hide differences
         module.training &= not module.__module__.startswith("torch.nn.")
     for name, mask in masks.items():
         exact.get_submodule(name).register_forward_pre_hook(mask)
     for name, channels in places.items():
-        exact.get_submodule(name).register_forward_hook(_record(name, channels, layers))
-    inputs = as_inputs(exact, example)
-    leaves = [leaf for leaf in tree_leaves(exact(*inputs)) if isinstance(leaf, Tensor)]
-    return _Outputs([leaf.to(dtype) for leaf in leaves], layers)
+        exact.get_submodule(name).register_forward_hook(_record(name, channels, records))
+    leaves = [leaf.to(dtype) for leaf in tree_leaves(exact(*as_inputs(exact, example))) if isinstance(leaf, Tensor)]
+    return records + [_Record(OUTPUT, leaf, float(leaf.norm())) for leaf in leaves]
 
 
-def _record(name: str, channels: Tensor, layers: list[tuple[str, Tensor, float]]) -> Callable[..., None]:
+def _record(name: str, channels: Tensor, records: list[_Record]) -> Callable[..., None]:
     """Return a hook that stores some channels of a layer's output, and the size of the terms that it adds up."""
 
     def hook(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -117,7 +113,7 @@ def _record(name: str, channels: Tensor, layers: list[tuple[str, Tensor, float]]
             scale = float(module.weight.norm() * inputs[0].norm())
         axis = output.dim() - 1 if isinstance(module, nn.Linear) else 1
         selected = output.index_select(axis, channels.to(output.device))
-        layers.append((name, selected, scale + float(selected.norm())))
+        records.append(_Record(name, selected, scale + float(selected.norm())))
 
     return hook
 

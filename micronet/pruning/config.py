@@ -51,14 +51,14 @@ class PruneConfig(Settings):
         if len(self.goals) > 1:
             raise MicronetError(f"{' and '.join(map(flag, self.goals))} both set how much to cut; give only one")
         if self.widths is not None and self.min_channels > 1:
-            raise MicronetError("--widths sets every width; leave --min-channels out")
+            raise MicronetError("--widths sets every width; drop --min-channels")
 
     def share_per_step(self, steps: int) -> "PruneConfig":
         """Return the config of each of several equal steps that together cut what this one does."""
         if steps == 1:
             return self
         if self.widths is not None:
-            raise MicronetError("--widths takes a single step; leave --steps out")
+            raise MicronetError("--widths takes a single step; drop --steps")
         if self.target is not None:
             name, share = self.target
             return replace(self, **{name: share ** (1 / steps)})

@@ -1,15 +1,14 @@
 """Removing channels from weights, and rebuilding the same smaller layers from a record."""
 
+from collections import defaultdict, deque
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from micronet.graph import ops
-from micronet.pruning.channel_map import ChannelMap
-from micronet.pruning.group_table import LayerChannels
+from micronet.pruning.channel_map import ChannelMap, LayerChannels
 from micronet.pruning.ids import FIXED, STRIDE, Ids
 
 Sizes = dict[str, int]
@@ -31,10 +30,7 @@ def resize(module: Any, sizes: Sizes) -> None:
         if old is None:
             continue
         new = torch.empty(_shape(module, name), dtype=old.dtype, device=old.device)
-        if isinstance(old, nn.Parameter):
-            setattr(module, name, nn.Parameter(new, requires_grad=old.requires_grad))
-        else:
-            setattr(module, name, new)
+        setattr(module, name, nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new)
 
 
 def changed_layers(old: ChannelMap, new: ChannelMap) -> list[str]:
@@ -42,58 +38,49 @@ def changed_layers(old: ChannelMap, new: ChannelMap) -> list[str]:
     return [name for name, layer in old.layers.items() if _lengths(layer) != _lengths(new.layers[name])]
 
 
-def _lengths(layer: LayerChannels) -> tuple[int, int | None]:
-    return len(layer.outputs), None if layer.inputs is None else len(layer.inputs)
-
-
 @torch.no_grad()
 def cut_channels(model: nn.Module, old: ChannelMap, new: ChannelMap, keep: Keep) -> dict[str, Sizes]:
     """Cut every layer of a network in place, from ``old`` to ``new`` widths; return the new sizes of changed layers."""
     changed: dict[str, Sizes] = {}
     for name in changed_layers(old, new):
-        layer = old.layers[name]
+        before, after = old.layers[name], new.layers[name]
         module: Any = model.get_submodule(name)
-        outputs = positions(layer.outputs, new.layers[name].outputs, keep)
-        inputs = None
-        if layer.inputs is not None and (after := new.layers[name].inputs) is not None:
-            inputs = positions(layer.inputs, after, keep)
-        whole_groups = old.loses_whole_groups(name)
-        weight = _cut_weight(module, outputs, inputs, whole_groups)
-        bias = None if module.bias is None else module.bias[outputs]
-        changed[name] = _sizes(module, len(outputs), None if inputs is None else len(inputs), whole_groups)
-        resize(module, changed[name])
-        module.weight.copy_(weight)
-        if bias is not None:
-            module.bias.copy_(bias)
+        outputs, inputs = positions(before.outputs, after.outputs, keep), None
+        if before.inputs is not None and after.inputs is not None:
+            inputs = positions(before.inputs, after.inputs, keep)
+        tensors = {"weight": _cut_weight(module, outputs, inputs, before.parts)}
+        if module.bias is not None:
+            tensors["bias"] = module.bias[outputs]
+        changed[name] = _sizes(module, outputs, inputs, before.parts)
+        _fill(module, changed[name], tensors)
     for name, ids in old.norms.items():
         norm: Any = model.get_submodule(name)
         places = positions(ids, new.norms[name], keep)
         if len(places) < len(ids):
-            vectors = {key: getattr(norm, key)[places] for key in _TENSORS if getattr(norm, key, None) is not None}
             changed[name] = {_width_attribute(norm): len(places)}
-            resize(norm, changed[name])
-            for key, vector in vectors.items():
-                getattr(norm, key).copy_(vector)
+            tensors = {key: getattr(norm, key)[places] for key in _TENSORS if getattr(norm, key, None) is not None}
+            _fill(norm, changed[name], tensors)
     return changed
 
 
 def positions(old: Ids, new: Ids, keep: Keep) -> Tensor:
     """Return the position in the old tensor of each channel of the new one, int64."""
-    places: dict[int, list[int]] = {}
+    places: dict[int, deque[int]] = defaultdict(deque)  # a flattened channel has several positions, in order
     for position, channel_id in enumerate(old.tolist()):
-        places.setdefault(channel_id, []).append(position)
-    seen: dict[int, int] = {}
+        places[channel_id].append(position)
     found = []
     for channel_id in new.tolist():
         group, channel = divmod(channel_id, STRIDE)
         source = FIXED if channel_id == FIXED else group * STRIDE + keep[group][channel]
-        occurrence = seen.get(source, 0)  # a flattened channel has several positions, in order
-        seen[source] = occurrence + 1
-        found.append(places[source][occurrence])
-    return torch.from_numpy(np.array(found, dtype=np.int64))
+        found.append(places[source].popleft())
+    return torch.tensor(found, dtype=torch.int64)
 
 
-def _cut_weight(module: Any, rows: Tensor, inputs: Tensor | None, whole_groups: bool) -> Tensor:
+def _lengths(layer: LayerChannels) -> tuple[int, int | None]:
+    return len(layer.outputs), None if layer.inputs is None else len(layer.inputs)
+
+
+def _cut_weight(module: Any, rows: Tensor, inputs: Tensor | None, parts: int) -> Tensor:
     """Return some rows of a weight with the input channels that stay; in a grouped convolution group by group."""
     groups = getattr(module, "groups", 1)
     if getattr(module, "transposed", False):  # (inputs, outputs / groups, ...)
@@ -104,24 +91,27 @@ def _cut_weight(module: Any, rows: Tensor, inputs: Tensor | None, whole_groups: 
         return weight
     if groups == 1:
         return weight[:, inputs]
-    if groups == module.in_channels or whole_groups:  # a row's columns belong to its own group
+    if parts == 1:  # a row's columns belong to its own group
         return weight
     width = module.in_channels // groups
     pieces = zip(weight.chunk(groups), inputs.chunk(groups), strict=True)
     return torch.cat([piece[:, columns - group * width] for group, (piece, columns) in enumerate(pieces)])
 
 
-def _sizes(module: Any, outputs: int, inputs: int | None, whole_groups: bool) -> Sizes:
+def _sizes(module: Any, outputs: Tensor, inputs: Tensor | None, parts: int) -> Sizes:
     """Return the sizes of a layer that change."""
-    if isinstance(module, nn.Linear):
-        new = {"in_features": inputs or module.in_features, "out_features": outputs}
-    else:
-        new = {"in_channels": inputs or module.in_channels, "out_channels": outputs}
-        if module.groups == module.in_channels > 1:
-            new["groups"] = new["in_channels"]
-        if whole_groups:
-            new["groups"] = new["in_channels"] // (module.in_channels // module.groups)
+    kind = "features" if isinstance(module, nn.Linear) else "channels"
+    before = getattr(module, f"in_{kind}")
+    new = {f"in_{kind}": before if inputs is None else len(inputs), f"out_{kind}": len(outputs)}
+    if parts == 1 < getattr(module, "groups", 1):  # whole groups go
+        new["groups"] = new["in_channels"] // (before // module.groups)
     return {name: size for name, size in new.items() if getattr(module, name) != size}
+
+
+def _fill(module: Any, sizes: Sizes, tensors: Mapping[str, Tensor]) -> None:
+    resize(module, sizes)
+    for name, tensor in tensors.items():
+        getattr(module, name).copy_(tensor)
 
 
 def _width_attribute(norm: nn.Module) -> str:
@@ -130,12 +120,12 @@ def _width_attribute(norm: nn.Module) -> str:
 
 def _shape(module: Any, name: str) -> tuple[int, ...]:
     if isinstance(module, nn.Linear):
-        return (module.out_features, module.in_features) if name == "weight" else (module.out_features,)
-    if isinstance(module, ops.CONVOLUTIONS):
-        if name == "bias":
-            return (module.out_channels,)
-        ends = module.out_channels, module.in_channels // module.groups
-        if module.transposed:
-            ends = module.in_channels, module.out_channels // module.groups
-        return (*ends, *module.kernel_size)
-    return (getattr(module, _width_attribute(module)),)
+        return (module.out_features, module.in_features)[: 2 if name == "weight" else 1]
+    if not isinstance(module, ops.CONVOLUTIONS):
+        return (getattr(module, _width_attribute(module)),)
+    if name == "bias":
+        return (module.out_channels,)
+    ends = module.out_channels, module.in_channels // module.groups
+    if module.transposed:
+        ends = module.in_channels, module.out_channels // module.groups
+    return (*ends, *module.kernel_size)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from micronet.pruning.ids import FIXED, STRIDE, Ids
+from micronet.pruning.ids import FIXED, STRIDE, Ids, groups_of
 
 
 @dataclass(frozen=True)
@@ -29,14 +29,6 @@ class ChannelGroup:
     multiple: int = 1
 
 
-@dataclass
-class LayerChannels:
-    """The channel ids at a layer's input, None if they cannot be cut, and at its output."""
-
-    inputs: Ids | None
-    outputs: Ids
-
-
 class GroupTable:
     """Assigns channel ids, merges groups and records which groups are pinned, that is never cut.
 
@@ -45,39 +37,26 @@ class GroupTable:
         pinned: Group -> why it is never cut.
     """
 
-    def __init__(
-        self,
-        chosen: Mapping[int, int] | None = None,
-        like: "GroupTable | None" = None,
-        pinned: Mapping[int, str] | None = None,
-    ) -> None:
-        """Start empty. With ``like``, layers get the groups of that table, with the ``chosen`` widths."""
+    def __init__(self, numbers: Mapping[str, int], chosen: Mapping[int, int], pinned: Mapping[int, str]) -> None:
+        """Start empty. ``numbers``: layer -> its group; ``chosen``: widths of groups that replace the layers' own."""
         self.widths: dict[int, int] = {}
-        self.pinned: dict[int, str] = dict(pinned or {})
+        self.pinned: dict[int, str] = dict(pinned)
+        self._numbers = numbers
         self._chosen = chosen
-        self._like = like
-        self._group: dict[str, int] = {}
         self._parent: dict[int, int] = {}
         self._blocks: list[tuple[int, int]] = []
 
     def assign(self, name: str, width: int) -> Ids:
         """Return ids for a layer's outputs. A layer gets the same ids every time."""
-        known = {} if self._like is None else self._like._group
-        if name not in self._group:
-            unknown = sum(other not in known for other in self._group)
-            self._group[name] = known.get(name, len(known) + unknown)
-        group = self._group[name]
-        self._parent.setdefault(group, group)
-        if name in known and self._chosen is not None and self._like is not None:
-            width = self._chosen[self._like.root(group)]
-        self.widths[group] = width
-        return group * STRIDE + np.arange(width, dtype=np.int64)
+        group = self._numbers[name]
+        self.widths[group] = self._chosen.get(group, width)
+        return group * STRIDE + np.arange(self.widths[group], dtype=np.int64)
 
     def merge(self, left: Ids, right: Ids) -> None:
         """Make channels equal, pair by pair. Pin groups that do not match each other completely and in order."""
         if left.shape != right.shape:
-            self.pin(left, "it is combined with a different number of channels")
-            self.pin(right, "it is combined with a different number of channels")
+            for ids in (left, right):
+                self.pin(ids, "it is combined with a different number of channels")
             return
         left, right = self.canonical(left), self.canonical(right)
         differ = left != right
@@ -95,10 +74,8 @@ class GroupTable:
 
     def pin(self, ids: Ids | None, why: str) -> None:
         """Never cut these channels. The first reason is kept."""
-        if ids is not None:
-            for group in np.unique(ids // STRIDE).tolist():
-                if group != FIXED:
-                    self.pinned.setdefault(group, why)
+        for group in [] if ids is None else groups_of(ids):
+            self.pinned.setdefault(group, why)
 
     def add_block(self, ids: Ids, size: int) -> None:
         """Keep or cut every ``size`` neighboring channels of the group of these channels as one."""
@@ -106,8 +83,8 @@ class GroupTable:
 
     def root(self, group: int) -> int:
         """Return the group that represents a group and all groups merged with it."""
-        while self._parent[group] != group:
-            group = self._parent[group]
+        while (parent := self._parent.get(group, group)) != group:
+            group = parent
         return group
 
     def canonical(self, ids: Ids) -> Ids:
@@ -120,8 +97,9 @@ class GroupTable:
     def groups(self) -> dict[int, ChannelGroup]:
         """Return the merged groups by root."""
         layers: dict[int, list[str]] = {}
-        for name, group in self._group.items():
-            layers.setdefault(self.root(group), []).append(name)
+        for name, group in self._numbers.items():
+            if group in self.widths:
+                layers.setdefault(self.root(group), []).append(name)
         blocks: dict[int, int] = {}
         for group, size in self._blocks:
             root = self.root(group)

@@ -11,8 +11,9 @@ from dataclasses import replace
 import numpy as np
 from torch import nn
 
-from micronet.models.inputs import Example
+from micronet.models.device import Example
 from micronet.pruning.channel_map import ChannelMap
+from micronet.pruning.group_table import ChannelGroup
 from micronet.pruning.ids import FIXED, STRIDE, Ids, groups_of
 from micronet.pruning.traced_network import trace_network
 
@@ -26,13 +27,10 @@ def find_groups(model: nn.Module, example: Example, regular: int = 1) -> Channel
     pinned: dict[int, str] = {}
     while True:
         channels = ChannelMap(network, pinned=pinned)
-        double = channels.with_widths(
-            {number: group.width * (1 if group.pinned else 2) for number, group in channels.groups.items()}
-        )
-        fixed = _fixed_groups(channels, double)
-        if not fixed:
-            for number, multiple in _multiples(channels, double).items():
-                channels.groups[number] = replace(channels.groups[number], multiple=multiple)
+        widths = {number: group.width * (1 if group.pinned else 2) for number, group in channels.groups.items()}
+        double = channels.with_widths(widths)
+        if not (fixed := _fixed_groups(channels, double)):
+            channels.groups = _with_multiples(channels, double)
             return channels
         pinned |= fixed
 
@@ -56,20 +54,15 @@ def _fixed_groups(channels: ChannelMap, double: ChannelMap) -> dict[int, str]:
 
 def _doubled(channels: ChannelMap, ids: Ids) -> int:
     """Return how many positions these channels take once all groups that are not pinned have twice the width."""
-    fixed = [FIXED, *channels.pinned]
-    groups = np.where(ids == FIXED, FIXED, ids // STRIDE)
-    return int(2 * len(ids) - np.isin(groups, fixed).sum())
+    return int(2 * len(ids) - np.isin(ids // STRIDE, [FIXED, *channels.pinned]).sum())
 
 
-def _multiples(channels: ChannelMap, double: ChannelMap) -> dict[int, int]:
-    """Return what the width of each group must be a multiple of."""
+def _with_multiples(channels: ChannelMap, double: ChannelMap) -> dict[int, ChannelGroup]:
+    """Return the groups with what the width of each must be a multiple of."""
     found = {number: group.block or 1 for number, group in channels.groups.items()}
-    for ids, parts in channels.grouped:
-        for number in groups_of(ids):
-            found[number] = math.lcm(found[number], parts)
     for key, reshape in channels.reshapes.items():
         after = double.reshapes[key].sizes if key in double.reshapes else ()
         fixed = [size for size, new in zip(reshape.sizes, after, strict=False) if size is not None and size == new]
         for number in set(groups_of(reshape.ids)) - channels.pinned.keys():
             found[number] = math.lcm(found[number], *fixed)
-    return found
+    return {number: replace(group, multiple=found[number]) for number, group in channels.groups.items()}

@@ -29,69 +29,56 @@ class Heads(NamedTuple):
 
 def attend_ids(call: NodeCall, widths: Widths) -> Heads | None:
     """Run attention, or one of its two products, on ids. Return None if the heads cannot be identified."""
-    target = call.node.target
     if ops.MATMUL.matches(call.node):
         return _multiply(call.tensors[0], call.tensors[1], widths) if len(call.tensors) == 2 else None
-    inputs = [call.argument(0, "query"), call.argument(1, "key")]
-    inputs += [] if target is weigh else [call.argument(2, "value")]
+    weighs = call.node.target is weigh
+    inputs = [
+        call.argument(i, name) for i, name in enumerate(["query", "key"] if weighs else ["query", "key", "value"])
+    ]
     masks = [x for x in call.tensors if not any(x is tensor for tensor in inputs)]
     if any((mask.dim() > 2 and mask.size(-3) > 1) or bool((mask != FIXED).any()) for mask in masks):
         return None  # one mask per head
-    tied = _same_shape([_heads(x, widths) for x in inputs])
+    tied = _tied([_head_ids(x) for x in inputs], widths)
     if tied is None:
         return None
-    q, k = inputs[:2]
-    ids = _place(tied[0][:, :1], q, k.size(-2)) if target is weigh else _place(tied[2], q, tied[2].shape[1])
-    return Heads(ids, tied)
+    query, key = inputs[:2]
+    if weighs:
+        return Heads(_place(tied[0][:, :1], query, key.size(-2)), tied)
+    return Heads(_place(tied[2], query, tied[2].shape[1]), tied)
 
 
 def _multiply(left: Tensor, right: Tensor, widths: Widths) -> Heads | None:
     """Run the product of queries and keys (..., heads, d, S), or of scores and values, on ids."""
     if left.shape[:-2] != right.shape[:-2] or left.dim() < 3:
         return None
-    if varies(left, -1 % left.dim()):
-        tied = _same_shape([_heads(left, widths), _heads(right.transpose(-2, -1), widths)])
+    if varies(left, left.dim() - 1):
+        tied = _tied([_head_ids(left), _head_ids(right.transpose(-2, -1))], widths)
         return None if tied is None else Heads(_place(tied[0][:, :1], left, right.size(-1)), tied)
-    values = _heads(right, widths)
-    tied = None if values is None else _same_shape([_heads_of_scores(left, values.shape[1], widths), values])
-    return None if tied is None else Heads(_place(tied[1], left, right.size(-1)), tied)
-
-
-def _heads(x: Tensor, widths: Widths) -> Ids | None:
-    """Return the ids (heads, d) of x (..., heads, positions, d), or None if they are not exactly one group's."""
-    ids = _table(x)
-    return ids if ids is not None and _is_whole(ids, widths) else None
-
-
-def _heads_of_scores(x: Tensor, d: int, widths: Widths) -> Ids | None:
-    """Return the ids (heads, d) of the heads that scores (..., heads, L, S) belong to, or None as in ``_heads``."""
-    table = _table(x)
-    if table is None or FIXED in table or bool((table != table[:, :1]).any()):
+    scores, values = _head_ids(left), _head_ids(right)
+    if scores is None or values is None:
         return None
-    ids: Ids = table[:, :1] + np.arange(d, dtype=np.int64)
-    return ids if _is_whole(ids, widths) else None
+    tied = _tied([scores[:, :1] + np.arange(values.shape[1], dtype=np.int64), values], widths)
+    return None if tied is None else Heads(_place(values, left, right.size(-1)), tied)
 
 
-def _same_shape(tied: list[Ids | None]) -> list[Ids] | None:
-    """Return the heads of several tensors, or None if one is unknown or their shapes differ."""
-    known = [ids for ids in tied if ids is not None]
-    return known if len(known) == len(tied) and len({ids.shape for ids in known}) == 1 else None
-
-
-def _table(x: Tensor) -> Ids | None:
+def _head_ids(x: Tensor) -> Ids | None:
     """Return the ids (heads, d) of x (..., heads, positions, d), or None if they differ along other axes."""
-    ends = x.dim() - 3, x.dim() - 1
-    others = [axis for axis in range(x.dim()) if axis not in ends]
+    others = [axis for axis in range(x.dim()) if axis not in (x.dim() - 3, x.dim() - 1)]
     if x.dim() < 3 or 0 in x.shape or any(varies(x, axis) for axis in others):
         return None
     for axis in others:
         x = x.narrow(axis, 0, 1)
-    table: Ids = x.reshape(x.size(-3), x.size(-1)).numpy().copy()
-    return table
+    return x.reshape(x.size(-3), x.size(-1)).numpy().copy()
 
 
-def _is_whole(ids: Ids, widths: Widths) -> bool:
-    return is_whole_group(ids.ravel(), ids.size) and widths[int(ids[0, 0]) // STRIDE] == ids.size
+def _tied(heads: list[Ids | None], widths: Widths) -> list[Ids] | None:
+    """Return arrays (heads, d), or None if one is unknown or not exactly one group's, or their shapes differ."""
+    whole = [
+        ids
+        for ids in heads
+        if ids is not None and is_whole_group(ids.ravel(), ids.size) and widths[int(ids[0, 0]) // STRIDE] == ids.size
+    ]
+    return whole if len(whole) == len(heads) and len({ids.shape for ids in whole}) == 1 else None
 
 
 def _place(ids: Ids, like: Tensor, size: int) -> Tensor:

@@ -4,7 +4,7 @@ A tensor of ids has the shape of the real tensor; each element names the channel
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,21 +26,14 @@ def is_whole_group(ids: Ids, width: int) -> bool:
     return len(ids) == width and FIXED not in ids and bool((ids == ids[0] // STRIDE * STRIDE + np.arange(width)).all())
 
 
-def fixed_ids(shape: Sequence[int]) -> Tensor:
-    """Return a tensor of ids without a channel that can be cut."""
-    return torch.tensor(FIXED).expand(tuple(shape))
-
-
 def without_ids(value: Any) -> Any:
     """Return a tensor's shape filled with ``FIXED``; anything else unchanged."""
-    return fixed_ids(value.shape) if isinstance(value, Tensor) else value
+    return torch.tensor(FIXED).expand(value.shape) if isinstance(value, Tensor) else value
 
 
 def distinct(x: Tensor) -> Ids:
     """Return the sorted ids that occur in a tensor."""
-    for axis in range(x.dim()):
-        x = x.narrow(axis, 0, 1) if x.stride(axis) == 0 and x.size(axis) else x
-    found: Ids = np.unique(x.numpy())
+    found: Ids = np.unique(_unexpanded(x).numpy())
     return found
 
 
@@ -53,11 +46,11 @@ def expand_from_axis(ids: Ids, axis: int, shape: Sequence[int]) -> Tensor:
 
 def ids_along(x: Tensor, axis: int) -> Ids | None:
     """Return the ids along an axis, or None if they differ along another axis too."""
-    axis %= x.dim()
-    if any(varies(x, other) for other in range(x.dim()) if other != axis):
+    others = [other for other in range(x.dim()) if other != axis % x.dim()]
+    if any(varies(x, other) for other in others):
         return None
-    for other in range(x.dim()):
-        x = x if other == axis else x.narrow(other, 0, 1)
+    for other in others:
+        x = x.narrow(other, 0, 1)
     return x.reshape(-1).numpy().copy()
 
 
@@ -65,23 +58,48 @@ def varies(x: Tensor, axis: int) -> bool:
     """Return True if ids differ along an axis."""
     if x.size(axis) <= 1 or x.stride(axis) == 0:
         return False
-    for other in range(x.dim()):
-        if x.stride(other) == 0 and x.size(other) > 1:
-            x = x.narrow(other, 0, 1)
+    x = _unexpanded(x)
     return not bool((x == x.narrow(axis, 0, 1)).all())
 
 
-def varying_sizes(x: Tensor) -> list[int | None]:
-    """Return the size of each axis along which ids differ, None for the other axes."""
-    return [x.size(axis) if varies(x, axis) else None for axis in range(x.dim())]
+class Combined(NamedTuple):
+    """The resulting ids; pairs of channels that must be cut alike; channels without a counterpart, and why."""
+
+    ids: Tensor
+    equal: tuple[Ids, Ids]
+    unmatched: list[tuple[Tensor, str]]
 
 
-def shuffle_channels(x: Tensor, groups: int) -> Tensor:
-    """Return ids (N, C, ...) after a channel shuffle."""
-    return x.reshape(x.shape[0], groups, -1, *x.shape[2:]).transpose(1, 2).flatten(1, 2)
+def combine(left: Tensor, right: Tensor) -> Combined:
+    """Combine two tensors elementwise: ids at the same position must be cut alike.
+
+    A tensor that is broadcast along the other's channel axis puts no condition on those channels.
+    Raises RuntimeError if the shapes cannot be broadcast.
+    """
+    rank = max(left.dim(), right.dim())
+    sides = [x.reshape(*[1] * (rank - x.dim()), *x.shape) for x in (left, right)]
+    unmatched: list[tuple[Tensor, str]] = []
+    for side, other in ((0, 1), (1, 0)):
+        x, y = sides[side], sides[other]
+        if any(x.size(axis) == 1 and varies(y, axis) for axis in range(rank)):
+            unmatched.append((x, "it is broadcast along the channel axis"))
+            sides[side] = without_ids(x)
+    for x, y in (sides, sides[::-1]):
+        matched = any(y.size(axis) > 1 and varies(x, axis) for axis in range(rank))
+        if matched and bool((y == FIXED).any()):
+            wide, fixed = torch.broadcast_tensors(x, y)  # type: ignore[no-untyped-call]
+            unmatched.append((wide[fixed == FIXED], "it is combined with a tensor that cannot be cut"))
+    a, b = torch.broadcast_tensors(*sides)  # type: ignore[no-untyped-call]
+    dense = [slice(0, 1) if a.stride(axis) == b.stride(axis) == 0 else slice(None) for axis in range(rank)]
+    pairs = torch.stack([a[tuple(dense)], b[tuple(dense)]]).flatten(1)
+    first, second = np.unique(pairs[:, (pairs != FIXED).all(0)].numpy(), axis=1)
+    if bool((pairs[0] != FIXED).all()):
+        out = a
+    else:
+        out = b if bool((pairs[1] != FIXED).all()) else torch.where(a == FIXED, b, a)
+    return Combined(out, (first, second), unmatched)
 
 
-def broadcast(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-    """Expand two tensors of the same rank to one shape. Raise RuntimeError if their shapes do not match."""
-    shape = [max(sizes) if min(sizes) else 0 for sizes in zip(left.shape, right.shape, strict=True)]
-    return left.expand(shape), right.expand(shape)
+def _unexpanded(x: Tensor) -> Tensor:
+    """Return a tensor with one position along every axis that it is expanded along."""
+    return x[tuple(slice(0, 1) if stride == 0 else slice(None) for stride in x.stride())]

@@ -1,5 +1,6 @@
 """Pruning a network: a smaller network that computes the same without the channels that were cut."""
 
+from bisect import bisect_left
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -12,7 +13,7 @@ from micronet.core.config import flag
 from micronet.errors import FailedError, MicronetError
 from micronet.evaluation.cost import count_macs
 from micronet.models import transformer
-from micronet.models.inputs import Example
+from micronet.models.device import Example
 from micronet.models.modes import copy_model
 from micronet.pruning.channel_map import ChannelMap
 from micronet.pruning.check import check_cut
@@ -56,7 +57,7 @@ def prune_model(
     else:
         plan = pruner.planner.plan(config.share)
     pruned, result = pruner.cut(plan)
-    pruner.check(pruned, plan)
+    check_cut(pruned, pruner.channels, plan.channels, plan.keep, example)
     if in_place:
         pruned, result = pruner.cut(plan, in_place=True)
     return pruned, StageRecord("prune", config.to_json(), result), plan
@@ -94,10 +95,6 @@ class Pruner:
             ) from error
         return pruned, {"attention": heads, **result} if heads else result
 
-    def check(self, pruned: nn.Module, plan: PrunePlan) -> None:
-        """Raise FailedError if a pruned network differs from the whole one with the cut channels set to zero."""
-        check_cut(pruned, self.channels, plan.channels, plan.keep, self.example)
-
 
 def restore(model: nn.Module, record: StageRecord) -> nn.Module:
     """Rebuild the structure that a record describes. The values come from the file."""
@@ -116,7 +113,7 @@ def _parse_widths(text: str, pruner: Pruner) -> dict[int, int]:
     parts = text.replace(",", " ").split()
     free = pruner.planner.free
     if invalid := [part for part in parts if not part.isdigit()]:
-        raise MicronetError(f"--widths has {invalid[0]!r}; allowed: whole numbers separated by commas")
+        raise MicronetError(f"--widths has {invalid[0]!r}; expected integers separated by commas")
     if len(parts) != len(free):
         now = ",".join(str(pruner.channels.groups[group].width) for group in free)
         raise MicronetError(f"--widths has {len(parts)} numbers; this network needs {len(free)} (at present {now})")
@@ -125,30 +122,23 @@ def _parse_widths(text: str, pruner: Pruner) -> dict[int, int]:
 
 def _plan_for_target(pruner: Pruner, target: str, share: float, cost: Cost | None) -> PrunePlan:
     """Return the plan that cuts least and meets a target. Raise FailedError if the network cannot be that small."""
-    if cost is None:
-        if target == "target_latency":
-            raise MicronetError("target_latency needs cost, a function that returns the latency of a network")
-        cost = partial(count_macs, example=pruner.example) if target == "target_macs" else _count_parameters
-    limit = share * cost(pruner.model)
-    low, high = 0, TARGET_STEPS - 1
-    plan = pruner.planner.plan(high / TARGET_STEPS)
-    if (least := cost(pruner.cut(plan)[0])) > limit:
+    if target == "target_latency" and cost is None:
+        raise MicronetError("target_latency needs cost, a function that returns the latency of a network")
+    if cost is None and target == "target_macs":
+        cost = partial(count_macs, example=pruner.example)
+    measure: Cost = cost or (lambda network: sum(parameter.numel() for parameter in network.parameters()))
+    limit = share * measure(pruner.model)
+
+    def cost_of(step: int) -> float:
+        return measure(pruner.cut(pruner.planner.plan(step / TARGET_STEPS))[0])
+
+    if (least := cost_of(TARGET_STEPS - 1)) > limit:
         raise FailedError(
             f"{flag(target)} {share:g} cannot be met: {share * least / limit:.3f} is left after cutting all channels "
             "that can be cut; choose a higher target"
         )
-    while low < high:
-        middle = (low + high) // 2
-        candidate = pruner.planner.plan(middle / TARGET_STEPS)
-        if cost(pruner.cut(candidate)[0]) <= limit:
-            high, plan = middle, candidate
-        else:
-            low = middle + 1
-    return plan
-
-
-def _count_parameters(model: nn.Module) -> float:
-    return sum(parameter.numel() for parameter in model.parameters())
+    step = bisect_left(range(TARGET_STEPS - 1), True, key=lambda step: cost_of(step) <= limit)
+    return pruner.planner.plan(step / TARGET_STEPS)
 
 
 def _find_heads(model: nn.Module, example: Example, regular: int) -> ChannelMap | None:

@@ -7,17 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.utils._pytree import tree_map
 
 from micronet.errors import MicronetError, first_line
 from micronet.graph.trace import fx_graph
-from micronet.models.inputs import Example, as_inputs
+from micronet.models.device import Example, as_inputs
 from micronet.models.modes import eval_mode
-
-
-class Shape(tuple[int, ...]):
-    """The shape of a tensor that a node produced."""
+from micronet.pruning.ids import without_ids
 
 
 @dataclass(frozen=True)
@@ -27,7 +24,7 @@ class TracedNetwork:
     Attributes:
         model: The network.
         graphs: Its graph in eval mode, and its graph in training mode if that differs.
-        results: (graph's index, node's name) -> its result for the example, with a ``Shape`` for each tensor.
+        results: (graph's index, node's name) -> its result for the example, with each tensor filled with ``FIXED``.
         blocks: Grouped convolutions that lose whole groups, not some channels of each group -> channels per group.
     """
 
@@ -42,7 +39,7 @@ def trace_network(model: nn.Module, example: Example, regular: int = 1) -> Trace
 
     Raises MicronetError if torch.fx cannot trace the network (naming the line), or the example does not fit.
     """
-    graphs = [_trace(model, training=False), _trace(model, training=True)]
+    graphs = [_trace(model, training=training) for training in (False, True)]
     in_eval, in_training = ([(node.op, node.name, node.target) for node in graph.nodes] for graph in graphs)
     if in_eval == in_training:
         graphs.pop()
@@ -57,18 +54,14 @@ def trace_network(model: nn.Module, example: Example, regular: int = 1) -> Trace
         raise MicronetError(
             f"the network cannot run on the example input: {first_line(error)}; give an input of the right shape"
         ) from error
-    return TracedNetwork(model, graphs, results, _blocks(model, regular))
-
-
-def _blocks(model: nn.Module, regular: int) -> dict[str, int]:
-    """Return the grouped convolutions that allow finer widths if they lose whole groups -> channels per group."""
-    return {
+    blocks = {
         name: conv.in_channels // conv.groups
         for name, conv in model.named_modules()
         if isinstance(conv, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
         and 1 < conv.groups < conv.in_channels == conv.out_channels
-        and math.lcm(regular, conv.in_channels // conv.groups) < math.lcm(regular, conv.groups)
+        and math.lcm(regular, conv.in_channels // conv.groups) < math.lcm(regular, conv.groups)  # a finer step
     }
+    return TracedNetwork(model, graphs, results, blocks)
 
 
 class _Recorder(fx.Interpreter):
@@ -80,9 +73,7 @@ class _Recorder(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
-        self._results[self._index, n.name] = tree_map(
-            lambda leaf: Shape(leaf.shape) if isinstance(leaf, Tensor) else leaf, result
-        )
+        self._results[self._index, n.name] = tree_map(without_ids, result)
         return result
 
 

@@ -5,15 +5,10 @@ The gradients are those stored in the parameters: call backward on the loss of s
 sum for each batch and averages; here the accumulated gradient is squared once.
 """
 
-from torch import nn
+from functools import partial
 
-from micronet.pruning.channel_map import ChannelMap
-from micronet.pruning.criteria import Scores
 from micronet.pruning.criteria.weights import WHY_UNSCORED, score_rows
 
 __all__ = ["WHY_UNSCORED", "scores"]
 
-
-def scores(model: nn.Module, channels: ChannelMap) -> Scores:
-    """Return the scores of every group. Raise MicronetError if gradients are missing."""
-    return score_rows(model, channels, lambda rows: rows.sum(1).square(), of_gradients=True)
+scores = partial(score_rows, score=lambda rows: rows.sum(1).square(), of_gradients=True)

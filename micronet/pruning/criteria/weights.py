@@ -36,7 +36,7 @@ def score_rows(
             weight = weight * module.weight.grad.double()
         if not bool(weight.isfinite().all()):
             raise MicronetError(f"{name} has NaN or infinite weights; train again with a lower --lr")
-        rows = weight.transpose(0, 1) if getattr(module, "transposed", False) else weight
+        rows = _rows(module, weight)
         if len(rows) != len(layer.outputs):
             continue
         found = score(rows.flatten(1)).cpu().numpy()
@@ -54,12 +54,12 @@ def penalize_rows(model: nn.Module, channels: ChannelMap, s: float, subgradient:
 
     ``subgradient``: (rows, weights per row) -> the same shape. Raises MicronetError if there are no such layers.
     """
-    weights: list[tuple[nn.Parameter, bool]] = []
-    for name, layer in channels.layers.items():
-        module: Any = model.get_submodule(name)
-        if set(groups_of(layer.outputs)) - channels.pinned.keys():
-            weights.append((module.weight, bool(getattr(module, "transposed", False))))
-    if not weights:
+    layers: list[Any] = [
+        model.get_submodule(name)
+        for name, layer in channels.layers.items()
+        if set(groups_of(layer.outputs)) - channels.pinned.keys()
+    ]
+    if not layers:
         raise MicronetError(
             "no layer of this network produces channels that may be cut, so there is nothing to penalize; "
             "use micronet train instead"
@@ -67,10 +67,15 @@ def penalize_rows(model: nn.Module, channels: ChannelMap, s: float, subgradient:
 
     @torch.no_grad()
     def add() -> None:
-        for weight, transposed in weights:
-            if weight.grad is not None:
-                rows = weight.transpose(0, 1) if transposed else weight
+        for module in layers:
+            if module.weight.grad is not None:
+                rows = _rows(module, module.weight)
                 slope = subgradient(rows.flatten(1)).view_as(rows)
-                weight.grad.add_(slope.transpose(0, 1) if transposed else slope, alpha=s)
+                module.weight.grad.add_(_rows(module, slope), alpha=s)
 
     return add
+
+
+def _rows(module: Any, weight: Tensor) -> Tensor:
+    """Swap a weight's first axes if that brings the outputs to the front, or back from there."""
+    return weight.transpose(0, 1) if getattr(module, "transposed", False) else weight
