@@ -42,15 +42,13 @@ class Agreement(NamedTuple):
 
 
 @torch.no_grad()
-def compare_outputs(
-    model: nn.Module, proto: onnx.ModelProto, batches: Sequence[Tensor], options: RuntimeOptions | None = None
-) -> Agreement:
+def compare_outputs(model: nn.Module, proto: onnx.ModelProto, batches: Sequence[Tensor]) -> Agreement:
     """Run torch and ONNX Runtime on the same batches, (N, ...) float32.
 
     If the network does not return one row of scores per sample, there are no classes: their share is NaN, and the error
     is ||theirs - torch's|| / ||torch's|| over all output tensors.
     """
-    session = open_session(proto.SerializeToString(), options or RuntimeOptions(), "the exported model")
+    session = open_session(proto.SerializeToString(), RuntimeOptions(), "the exported model")
     with eval_mode(model):
         out = model(batches[0])
         if isinstance(out, Tensor) and out.dim() == 2:
@@ -127,9 +125,7 @@ def drift(agreement: Agreement, history: Iterable[StageRecord]) -> str | None:
 
 
 @torch.no_grad()
-def compare_layers(
-    model: nn.Module, proto: onnx.ModelProto, images: Tensor, options: RuntimeOptions | None = None
-) -> dict[str, int]:
+def compare_layers(model: nn.Module, proto: onnx.ModelProto, images: Tensor) -> dict[str, int]:
     """Return the largest difference in steps between torch's and ONNX Runtime's integers, per activation quantizer.
 
     Args:
@@ -139,7 +135,7 @@ def compare_layers(
     Raises:
         FailedError: The file has quantizers that the torch model does not have.
     """
-    theirs = _integers(proto, images, options or RuntimeOptions())
+    theirs = _integers(proto, images)
     quantizers = {f"{name}.{slot}": quantizer for name, slot, quantizer in each_quantizer(model)}
     if extra := theirs.keys() - quantizers:
         raise FailedError(
@@ -169,9 +165,9 @@ def _comparison(key: str, theirs: Any, worst: dict[str, int]) -> Any:
     return hook
 
 
-def _integers(proto: onnx.ModelProto, images: Tensor, options: RuntimeOptions) -> dict[str, Any]:
+def _integers(proto: onnx.ModelProto, images: Tensor) -> dict[str, Any]:
     """Return the integers that every QuantizeLinear node gives: ``module.slot`` -> array."""
     nodes = [node for node in proto.graph.node if node.op_type == "QuantizeLinear"]
-    session = exposing_session(proto, [node.output[0] for node in nodes], options)
+    session = exposing_session(proto, [node.output[0] for node in nodes])
     arrays = run(session, images.numpy())[len(proto.graph.output) :]
     return {node.name.removesuffix(".QuantizeLinear"): array for node, array in zip(nodes, arrays, strict=True)}

@@ -24,8 +24,9 @@ from micronet.artifact.artifact import Artifact, versions
 from micronet.artifact.history import StageRecord
 from micronet.core.files import write_bytes
 from micronet.data.dataset import DataSpec
-from micronet.errors import FailedError, MicronetError, first_line
+from micronet.errors import MicronetError, first_line
 from micronet.graph.trace import trace
+from micronet.onnx import rewrite
 from micronet.onnx.config import AXES, ExportConfig
 from micronet.onnx.operators import (
     INT8_BITS,
@@ -33,16 +34,8 @@ from micronet.onnx.operators import (
     Sign,
     StoredIntegers,
     bias_scales,
-    check_tensorrt_grid,
+    require_int8,
     translations,
-)
-from micronet.onnx.rewrite import (
-    clip_before_pools,
-    embed_preprocessing,
-    quantize_after_reshapes,
-    tidy,
-    to_half,
-    to_int4,
 )
 from micronet.quantization.calibrate import check_calibrated, each_quantizer
 from micronet.quantization.fold import fold_model, foldable_pairs, has_taken_norms, shares_scales
@@ -77,20 +70,25 @@ def to_onnx(artifact: Artifact, images: Tensor, config: ExportConfig | None = No
     model = with_integers(_folded(artifact.model), artifact.history, signed=config.target == "tensorrt")
     check_size(sum(tensor.nbytes for tensor in model.state_dict().values()))
     exported = _export(model, images, config)
-    tidy(exported)
+    rewrite.tidy(exported)
     if widest:
-        clip_before_pools(exported)
+        rewrite.clip_before_pools(exported)
     if config.target == "tensorrt":
-        quantize_after_reshapes(exported)
+        rewrite.quantize_after_reshapes(exported)
     if config.int4_storage:
-        to_int4(exported)
+        rewrite.to_int4(exported)
     proto = ir.to_proto(exported)
     del proto.graph.value_info[:]  # readers infer the shapes themselves
-    about = _metadata(artifact)
+    about: dict[str, Any] = {  # what a reader of the file needs
+        "model": artifact.spec.name,
+        "history": [{"stage": record.stage, "config": record.config} for record in artifact.history],
+        "data": artifact.data,
+        "versions": versions(),
+    }
     if config.precision == "fp16":
-        proto, about["kept_float32"] = to_half(proto, images.numpy())
+        proto, about["kept_float32"] = rewrite.to_half(proto, images.numpy())
     if config.embed_preprocessing:
-        proto = embed_preprocessing(proto, DataSpec.from_json(artifact.data or {}))
+        proto = rewrite.embed_preprocessing(proto, DataSpec.from_json(artifact.data or {}))
     onnx.helper.set_model_props(proto, {METADATA_KEY: json.dumps(about, sort_keys=True)})
     onnx.checker.check_model(proto, full_check=True)
     return proto
@@ -121,7 +119,7 @@ def with_integers(model: nn.Module, history: list[StageRecord], *, signed: bool 
         layer: Any = model.get_submodule(name)
         if slot == "weight_quantizer":
             if signed:
-                check_tensorrt_grid(int8_grid(quantizer.qparams(layer.weight)), f"{name}.{slot}")
+                require_int8(int8_grid(quantizer.qparams(layer.weight)), f"{name}.{slot}")
             _store_weight(layer, quantizer, None if signed else scales.get(inputs.get(name) or ""))
         elif isinstance(quantizer, SignQuantizer):
             setattr(layer, slot, Sign())
@@ -152,8 +150,7 @@ def _store_weight(layer: Any, quantizer: Quantizer, input_scale: Tensor | None) 
 
 def _folded(model: nn.Module) -> nn.Module:
     """Return a contiguous copy on the CPU, in eval mode, with batch norms folded into the layers before them."""
-    model = copy.deepcopy(model).cpu().eval()
-    model = model.to(memory_format=torch.contiguous_format)
+    model = copy.deepcopy(model).cpu().eval().to(memory_format=torch.contiguous_format)
     graph = trace(model)
     foldable = graph is not None and (foldable_pairs(graph) or has_taken_norms(model))
     return fold_model(model)[0] if foldable else model
@@ -162,7 +159,12 @@ def _folded(model: nn.Module) -> nn.Module:
 def _export(model: nn.Module, images: Tensor, config: ExportConfig) -> ir.Model:
     dynamic = {AXES[name]: torch.export.Dim(name) for name in config.free_axes}
     example = images[: 2 if dynamic else 1].contiguous()  # torch would fix the size of an axis of size 1
-    _check_input(model, example)
+    try:  # the exporter's own message would hide the reason
+        with torch.no_grad():
+            model(example)
+    except Exception as error:  # the user's code may raise anything
+        shape = "x".join(map(str, example.shape))
+        raise MicronetError(f"the network does not accept an input of {shape}: {first_line(error)}") from error
     try:
         with _silent(), torch.no_grad():
             program = torch.onnx.export(
@@ -181,8 +183,7 @@ def _export(model: nn.Module, images: Tensor, config: ExportConfig) -> ir.Model:
         reason = first_line(error.__cause__ or error)
         hint = f" (--dynamic {config.dynamic}; try --dynamic batch)" if len(dynamic) > 1 else ""
         raise MicronetError(f"torch cannot export this network to ONNX{hint}: {reason}") from error
-    if program is None:
-        raise FailedError("torch's ONNX exporter returned nothing")
+    assert program is not None  # with dynamo=True it returns a program
     return program.model
 
 
@@ -194,28 +195,7 @@ def _silent() -> Iterator[None]:
     log.setLevel(logging.CRITICAL)
     try:
         # torch.export prints the graph of a failed export straight to sys.stderr.
-        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"), redirect_stderr(io.StringIO()):
             yield
     finally:
         log.setLevel(level)
-
-
-@torch.no_grad()
-def _check_input(model: nn.Module, images: Tensor) -> None:
-    """Raise MicronetError if a network does not accept images; the exporter's own message would hide the reason."""
-    try:
-        model(images)
-    except Exception as error:  # the user's code may raise anything
-        shape = "x".join(map(str, images.shape))
-        raise MicronetError(f"the network does not accept an input of {shape}: {first_line(error)}") from error
-
-
-def _metadata(artifact: Artifact) -> dict[str, Any]:
-    """Return what a reader of the file needs: classes, preprocessing and the stages the network went through."""
-    return {
-        "model": artifact.spec.name,
-        "history": [{"stage": record.stage, "config": record.config} for record in artifact.history],
-        "data": artifact.data,
-        "versions": versions(),
-    }

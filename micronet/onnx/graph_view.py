@@ -109,11 +109,6 @@ def array(node: ir.Node, index: int = 0) -> NDArray[Any] | None:
     return None if tensor is None else tensor.numpy()
 
 
-def consumers(node: ir.Node) -> list[ir.Node]:
-    """Return the nodes that read a node's first output."""
-    return list(node.outputs[0].consumers())
-
-
 def is_dequantized(value: ir.Value | None) -> bool:
     """Return True if a tensor's values come from a DequantizeLinear."""
     origin = _origin(value)
@@ -136,10 +131,10 @@ def is_absorbed(clip: ir.Node, quantizer: QDQNode) -> bool:
 
 def fused_consumers(node: ir.Node) -> set[str]:
     """Return the operators that read a layer's output once a clip, and then moves of its values, are fused."""
-    readers = consumers(node)
+    readers = node.outputs[0].consumers()
     for ops in (CLIP_OPS, MOVING_OPS):
         while len(readers) == 1 and readers[0].op_type in ops:
-            readers = consumers(readers[0])
+            readers = readers[0].outputs[0].consumers()
     return {reader.op_type for reader in readers}
 
 
@@ -147,7 +142,7 @@ def is_requantized(node: ir.Node) -> bool:
     """Return True if a QuantizeLinear reads a node's output, directly or after moves."""
     return any(
         reader.op_type == QUANTIZE or (reader.op_type in MOVING_OPS and is_requantized(reader))
-        for reader in consumers(node)
+        for reader in node.outputs[0].consumers()
     )
 
 

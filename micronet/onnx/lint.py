@@ -226,7 +226,8 @@ def _shared_integers(graph: GraphView) -> Matches:
 
 @_rule(FOR_ORT, ort="error")
 def _signed_before_move(graph: GraphView) -> Matches:
-    signed = {node.outputs[0] for q in _of_type(graph.activations, DataType.INT8) for node in view.consumers(q.node)}
+    pairs = _of_type(graph.activations, DataType.INT8)
+    signed = {node.outputs[0] for pair in pairs for node in pair.node.outputs[0].consumers()}
     for node in (node for node in graph.nodes if node.op_type in MOVING_OPS):
         if node.inputs[0] in signed and not view.is_requantized(node):
             yield node, "int8 Q/DQ before it and none after it: ONNX Runtime cannot load the file"

@@ -51,11 +51,8 @@ def translations(opset: int) -> dict[Any, Callable[..., Any]]:
     op = getattr(onnxscript, f"opset{opset}")
 
     def write_dequantize(q: Any, scale: Any, zero_point: Any, axis: int) -> Any:
-        if q.dtype == ir.DataType.INT32:  # a bias: ONNX requires zero point 0, the default
-            return op.DequantizeLinear(q, scale, axis=axis)
-        if axis < 0:
-            return op.DequantizeLinear(q, scale, zero_point)
-        return op.DequantizeLinear(q, scale, zero_point, axis=axis)
+        points = [] if q.dtype == ir.DataType.INT32 else [zero_point]  # a bias: ONNX requires the default, 0
+        return op.DequantizeLinear(q, scale, *points, **({} if axis < 0 else {"axis": axis}))
 
     def write_quantize_dequantize(x: Any, scale: Any, zero_point: Any, name: str) -> Any:
         return op.DequantizeLinear(op.QuantizeLinear(x, scale, zero_point), scale, zero_point)
@@ -100,7 +97,7 @@ class ActivationQDQ(nn.Module):
         super().__init__()
         self.name = name
         if signed:
-            check_tensorrt_grid(qparams, name)
+            require_int8(qparams, name)
         dtype = torch.int8 if signed else torch.uint8 if bits <= INT8_BITS else torch.uint16
         limits = torch.iinfo(dtype)
         shift = (limits.max + 1) // 2 if qparams.qmin < 0 and not signed else 0
@@ -119,7 +116,7 @@ class ActivationQDQ(nn.Module):
         return out
 
 
-def check_tensorrt_grid(qparams: QParams, name: str) -> None:
+def require_int8(qparams: QParams, name: str) -> None:
     """Raise MicronetError if TensorRT does not support a quantizer's zero point or range."""
     limits = torch.iinfo(torch.int8)
     if bool((qparams.zero_point != 0).any()):
@@ -146,18 +143,13 @@ class BiasScales(NamedTuple):
 
 
 def bias_scales(weight_scale: Tensor, input_scale: Tensor, bias: Tensor) -> BiasScales:
-    """Return scales with which round(bias / (input_scale * weight_scale)) fits int32.
+    """Return scales, (C,) or a scalar, with which a bias (C,) fits int32: round(bias / (input_scale * weight_scale)).
 
     Only a channel with tiny weights and a large bias is widened. Its weights then matter less than the rounding of its
     bias to float32.
-
-    Args:
-        weight_scale: One per channel (C,), or a scalar.
-        input_scale: A scalar.
-        bias: (C,) float32.
     """
-    needed = torch.maximum(weight_scale.double(), bias.abs().double() / (input_scale.double() * INT32_MAX * 0.999))
-    widened = torch.where(needed > weight_scale.double(), needed, weight_scale.double()).float()
+    needed = bias.abs().double() / (input_scale.double() * INT32_MAX * 0.999)
+    widened = torch.maximum(weight_scale.double(), needed).float()
     if weight_scale.dim() == 0:
         widened = widened.max()
     return BiasScales(widened, (widened * input_scale).expand_as(bias).contiguous())

@@ -19,7 +19,6 @@ from micronet.errors import MicronetError, first_line
 from micronet.onnx.graph_view import DEQUANTIZE, QUANTIZE
 from micronet.quantization.config import Calibrator
 from micronet.quantization.histogram import GridSpec, Histogram, find_range
-from micronet.runtimes.config import RuntimeOptions
 from micronet.runtimes.onnxruntime import WEIGHTED_OPS, check_size, exposing_session, image_input, optimize, run
 
 ValueRange = tuple[float, float]  # the smallest and the largest value that the grid covers
@@ -73,19 +72,16 @@ def prepare(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def collect(proto: onnx.ModelProto, batches: Iterable[NDArray[np.float32]]) -> dict[str, Histogram]:
-    """Run a model and return a histogram of every float tensor that a quantizable node reads or writes.
+    """Return a histogram of every float tensor that a quantizable node reads or writes.
 
     Args:
         proto: A float model from ``prepare``.
-        batches: Normalized images, (N, C, H, W) float32.
-
-    Raises:
-        MicronetError: There is no batch.
+        batches: Normalized images, (N, C, H, W) float32; at least one batch.
     """
     names = _activations(proto)
     images_name = image_input(proto).name
     visible = {output.name for output in proto.graph.output} | {images_name}
-    session = exposing_session(proto, [name for name in names if name not in visible], RuntimeOptions())
+    session = exposing_session(proto, [name for name in names if name not in visible])
     outputs = [output.name for output in session.get_outputs()]
     histograms: dict[str, Histogram] = {name: Histogram() for name in names}
     for images in batches:
@@ -164,7 +160,7 @@ def quantize_onnx(
         bits: 7 or 8, of the weights.
 
     Raises:
-        MicronetError: No node has a range for all its tensors, or ONNX Runtime's quantizer fails.
+        MicronetError: No node has ranges for all its tensors, or ONNX Runtime's quantizer fails.
     """
     from onnxruntime.quantization import QuantType
     from onnxruntime.quantization.calibrate import CalibrationMethod, TensorData, TensorsData

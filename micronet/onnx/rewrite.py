@@ -20,7 +20,6 @@ from micronet.data.batches import Normalize
 from micronet.data.dataset import DataSpec
 from micronet.errors import MicronetError
 from micronet.onnx.graph_view import DEQUANTIZE, QUANTIZE, array, producer, stored
-from micronet.runtimes.config import RuntimeOptions
 from micronet.runtimes.onnxruntime import exposing_session, run
 
 HALF_MAX, HALF_MIN = 65504.0, 2.0**-14  # the largest finite and the smallest normal float16
@@ -116,11 +115,9 @@ def _shorten_names(graph: ir.Graph) -> None:
 
 
 def to_half(proto: onnx.ModelProto, images: NDArray[np.float32]) -> tuple[onnx.ModelProto, dict[str, str]]:
-    """Convert a float model to float16; its inputs and outputs stay float32.
+    """Convert a float32 model to float16; its inputs and outputs stay float32.
 
-    Args:
-        proto: The float32 model.
-        images: (N, C, H, W); a node whose values on them, or whose weights, do not fit float16 stays in float32.
+    A node whose weights, or whose values on the images (N, C, H, W), do not fit float16 stays in float32.
 
     Returns:
         The converted model, and the nodes that stay in float32: name -> ``"too large"`` or ``"too small"``.
@@ -144,7 +141,7 @@ def _outside_half(proto: onnx.ModelProto, images: NDArray[np.float32]) -> dict[s
     """Return the nodes with a tensor that float16 cannot hold, and the reason."""
     outputs = [output.name for output in proto.graph.output]
     names = [*outputs, *(node.output[0] for node in proto.graph.node if node.output[0] not in outputs)]
-    values = run(exposing_session(proto, names[len(outputs) :], RuntimeOptions()), images)
+    values = run(exposing_session(proto, names[len(outputs) :]), images)
     reasons = {name: _half_misfit(value) for name, value in zip(names, values, strict=True)}
     reasons |= {tensor.name: _half_misfit(numpy_helper.to_array(tensor)) for tensor in proto.graph.initializer}
     return {
@@ -194,10 +191,8 @@ def embed_preprocessing(proto: onnx.ModelProto, spec: DataSpec) -> onnx.ModelPro
     model = ir.from_proto(proto)
     graph, pixels, normalize = model.graph, model.graph.inputs[0], Normalize(spec)
     readers = pixels.uses()
-    factor, shift = (
-        _store(graph, f"preprocessing.{name}", values.numpy().reshape(1, -1, 1, 1))
-        for name, values in (("factor", normalize.scale), ("shift", normalize.shift))
-    )
+    factor = _store(graph, "preprocessing.factor", normalize.scale.numpy().reshape(1, -1, 1, 1))
+    shift = _store(graph, "preprocessing.shift", normalize.shift.numpy().reshape(1, -1, 1, 1))
     cast = ir.node("Cast", [pixels], {"to": ir.DataType.FLOAT}, name="preprocessing.Cast")
     scaled = ir.node("Mul", [*cast.outputs, factor], name="preprocessing.Mul")
     shifted = ir.node("Add", [*scaled.outputs, shift], name="preprocessing.Add")
@@ -207,7 +202,9 @@ def embed_preprocessing(proto: onnx.ModelProto, spec: DataSpec) -> onnx.ModelPro
         reader.replace_input_with(index, shifted.outputs[0])
     graph.insert_before(graph[0], (cast, scaled, shifted))
     pixels.dtype = ir.DataType.UINT8
-    return ir.to_proto(model)
+    embedded = ir.to_proto(model)
+    del embedded.graph.value_info[:]
+    return embedded
 
 
 def clip_before_pools(model: ir.Model) -> None:
@@ -236,6 +233,7 @@ def quantize_after_reshapes(model: ir.Model) -> None:
         quantize, zero_point = producer(dequantize), array(dequantize, 2)
         if quantize and quantize.op_type == QUANTIZE and zero_point is not None and zero_point.dtype == np.int8:
             _move_behind(model.graph, reshape, quantize, dequantize)
+    _unshare_initializers(model.graph)
 
 
 def _move_behind(graph: ir.Graph, reshape: ir.Node, quantize: ir.Node, dequantize: ir.Node) -> None:
@@ -248,14 +246,10 @@ def _move_behind(graph: ir.Graph, reshape: ir.Node, quantize: ir.Node, dequantiz
     q = _copied(quantize, [unshaped, *quantize.inputs[1:]], ir.Value(name=f"{result.name}.integers"))
     dq = _copied(dequantize, [*q.outputs, *dequantize.inputs[1:]], result)
     graph.insert_after(reshape, [q, dq])
-    if not shared:
+    if shared:
+        q.name, dq.name = f"{result.name}.{QUANTIZE}", f"{result.name}.{DEQUANTIZE}"
+    else:
         graph.remove([quantize, dequantize], safe=True)
-        return
-    for node in (q, dq):
-        node.name = f"{result.name}.{node.op_type}"
-        zero_point = array(node, 2)
-        if zero_point is not None:
-            node.replace_input_with(2, _store(graph, f"{node.name}.zero_point", zero_point))
 
 
 def _is_shared(value: ir.Value) -> bool:

@@ -43,11 +43,14 @@ class ProgramBuilder:
             value = self.aliases[value]
         return value
 
-    def add(self, node: onnx.NodeProto, kind: str, inputs: list[str], **parts: Any) -> None:
-        """Add an operation that computes a node's output. ``parts``: ``attributes`` (None: default), ``weight``, ..."""
+    def add(self, node: onnx.NodeProto, kind: str, *inputs: str, **parts: Any) -> None:
+        """Add an operation that computes a node's output, by default of the node's first input.
+
+        ``parts``: ``attributes`` (None: default), ``weight``, …
+        """
         attributes = {key: value for key, value in parts.pop("attributes", {}).items() if value is not None}
         operation = Operation(kind, [], attributes, **parts)
-        self.operations[node.output[0]] = operation, [self.resolve(item) for item in inputs]
+        self.operations[node.output[0]] = operation, [self.resolve(item) for item in inputs or node.input[:1]]
 
     def reader_count(self, name: str) -> int:
         """Return how many inputs of operations are the named value."""

@@ -70,8 +70,7 @@ def _conv(builder: ProgramBuilder, node: onnx.NodeProto) -> None:
         "group": group if group > 1 else None,
         "dilation": _unless_default(given.get("dilations"), [1, 1]),
     }
-    builder.add(node, "conv", [node.input[0]], attributes=attributes, weight=weight, scale=scale,
-                bias=_bias(builder, node))  # fmt: skip
+    builder.add(node, "conv", attributes=attributes, weight=weight, scale=scale, bias=_bias(builder, node))
 
 
 def _gemm(builder: ProgramBuilder, node: onnx.NodeProto) -> None:
@@ -80,7 +79,7 @@ def _gemm(builder: ProgramBuilder, node: onnx.NodeProto) -> None:
     if given.get("alpha", 1.0) != 1 or given.get("beta", 1.0) != 1 or given.get("transA", 0):
         raise _unsupported(node, "does not have Gemm with alpha, beta or transA")
     weight = weight if given.get("transB", 0) else np.ascontiguousarray(weight.T)
-    builder.add(node, "linear", [node.input[0]], weight=weight, scale=scale, bias=_bias(builder, node))
+    builder.add(node, "linear", weight=weight, scale=scale, bias=_bias(builder, node))
 
 
 def _bias(builder: ProgramBuilder, node: onnx.NodeProto) -> NDArray[Any] | None:
@@ -107,7 +106,7 @@ def _quantize(builder: ProgramBuilder, node: onnx.NodeProto) -> None:
     limits = np.iinfo(zero_point.dtype)
     ends = [int(limits.min), int(limits.max)]
     attributes = {"scale": float(scale), "zero_point": int(zero_point), "range": ends}
-    builder.add(node, "quantize", [node.input[0]], attributes=attributes)
+    builder.add(node, "quantize", attributes=attributes)
 
 
 def _greater_or_equal(builder: ProgramBuilder, node: onnx.NodeProto) -> None:
@@ -119,7 +118,7 @@ def _greater_or_equal(builder: ProgramBuilder, node: onnx.NodeProto) -> None:
         values = [builder.constants[name].reshape(-1)[0] for name in where.input[1:] if name in builder.constants]
         if zero is None or zero.any() or values != [1.0, -1.0]:
             raise _unsupported(node, "only has comparisons with 0 that compute a sign")
-        builder.add(where, "sign", [node.input[0]])
+        builder.add(where, "sign", node.input[0])
 
 
 def _pool(builder: ProgramBuilder, node: onnx.NodeProto) -> None:
@@ -132,7 +131,7 @@ def _pool(builder: ProgramBuilder, node: onnx.NodeProto) -> None:
     if node.op_type == "AveragePool":
         attributes["count_pads"] = bool(given.get("count_include_pad", 0)) or None
     kind = "max_pool" if node.op_type == "MaxPool" else "average_pool"
-    builder.add(node, kind, [node.input[0]], attributes=attributes)
+    builder.add(node, kind, attributes=attributes)
 
 
 def _mean(builder: ProgramBuilder, node: onnx.NodeProto) -> None:
@@ -141,14 +140,14 @@ def _mean(builder: ProgramBuilder, node: onnx.NodeProto) -> None:
     if sorted(axes) != [2, 3]:
         raise _unsupported(node, f"only averages over height and width, not axes {axes}")
     keep = node.op_type == "GlobalAveragePool" or bool(given.get("keepdims", 1))
-    builder.add(node, "mean", [node.input[0]], attributes={"keep": keep or None})
+    builder.add(node, "mean", attributes={"keep": keep or None})
 
 
 def _reshape(builder: ProgramBuilder, node: onnx.NodeProto) -> None:
     """Convert a flatten, or a channel shuffle (reshape, transpose, reshape), which may end flat."""
     sides = builder.shapes.get(node.input[0], [0])  # (C, H, W)
     if node.op_type == "Flatten" or _flattens(builder, node, sides):
-        builder.add(node, "flatten", [node.input[0]])
+        builder.add(node, "flatten")
         return
     shape = builder.constants[node.input[1]].tolist()
     transposes = [other for other in builder.graph.node if other.input[0] == node.output[0]]
@@ -157,9 +156,9 @@ def _reshape(builder: ProgramBuilder, node: onnx.NodeProto) -> None:
     swapped = grouped and transposes[0].op_type == "Transpose" and last[0].op_type == "Reshape"
     if not swapped or list(_attributes(transposes[0])["perm"]) != [0, 2, 1, 3, 4]:
         raise _unsupported(node, "reshapes only to flatten or to shuffle channels")
-    builder.add(transposes[0], "shuffle", [node.input[0]], attributes={"groups": int(shape[1])})
+    builder.add(transposes[0], "shuffle", node.input[0], attributes={"groups": int(shape[1])})
     if _flattens(builder, last[0], sides):
-        builder.add(last[0], "flatten", [transposes[0].output[0]])
+        builder.add(last[0], "flatten", transposes[0].output[0])
     elif builder.shapes.get(last[0].output[0]) == sides:
         builder.aliases[last[0].output[0]] = transposes[0].output[0]
     else:
@@ -172,14 +171,10 @@ def _flattens(builder: ProgramBuilder, node: onnx.NodeProto, sides: list[int]) -
     return len(shape) == 2 and shape[1] in (-1, math.prod(sides))
 
 
-def _unary(kind: str) -> Callable[[ProgramBuilder, onnx.NodeProto], None]:
-    return lambda builder, node: builder.add(node, kind, [node.input[0]])
-
-
 def _clip(builder: ProgramBuilder, node: onnx.NodeProto) -> None:
     bounds = [float(builder.constants[name]) if name else default for name, default in
               zip([*node.input[1:], "", ""], (-math.inf, math.inf), strict=False)]  # fmt: skip
-    builder.add(node, "clip", [node.input[0]], attributes={"bounds": bounds})
+    builder.add(node, "clip", attributes={"bounds": bounds})
 
 
 def _combine(kind: str) -> Callable[[ProgramBuilder, onnx.NodeProto], None]:
@@ -188,7 +183,7 @@ def _combine(kind: str) -> Callable[[ProgramBuilder, onnx.NodeProto], None]:
             raise _unsupported(node, f"does not have {node.op_type} with a constant")
         if kind == "concat" and _attributes(node)["axis"] not in (1, -3):
             raise _unsupported(node, "concatenates only channels")
-        builder.add(node, kind, list(node.input))
+        builder.add(node, kind, *node.input)
 
     return convert
 
@@ -197,7 +192,7 @@ def _batch_norm(builder: ProgramBuilder, node: onnx.NodeProto) -> None:
     gamma, beta, mean, variance = (builder.constants[name].astype(np.float64) for name in node.input[1:5])
     scale = gamma / np.sqrt(variance + _attributes(node).get("epsilon", 1e-5))
     bias = (beta - mean * scale).astype(np.float32)
-    builder.add(node, "affine", [node.input[0]], scale=scale.astype(np.float32), bias=bias)
+    builder.add(node, "affine", scale=scale.astype(np.float32), bias=bias)
 
 
 def _alias(builder: ProgramBuilder, node: onnx.NodeProto) -> None:
@@ -217,7 +212,7 @@ def _unless_default(values: Any, default: list[int]) -> list[int] | None:
 
 _CONVERTERS: dict[str, Callable[[ProgramBuilder, onnx.NodeProto], None]] = {
     "Conv": _conv, "Gemm": _gemm, "DequantizeLinear": _dequantize, "QuantizeLinear": _quantize,
-    "GreaterOrEqual": _greater_or_equal, "Where": _alias, "Relu": _unary("relu"), "Clip": _clip, "MaxPool": _pool,
+    "GreaterOrEqual": _greater_or_equal, "Where": _alias, "Relu": lambda builder, node: builder.add(node, "relu"), "Clip": _clip, "MaxPool": _pool,
     "AveragePool": _pool, "GlobalAveragePool": _mean, "ReduceMean": _mean, "Reshape": _reshape, "Flatten": _reshape,
     "Transpose": _alias, "Add": _combine("add"), "Mul": _combine("mul"), "Concat": _combine("concat"),
     "BatchNormalization": _batch_norm, "Identity": _alias, "Dropout": _alias,

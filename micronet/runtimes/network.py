@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from micronet import registry
-from micronet.artifact.kinds import check_file_kind
+from micronet.core.files import check_file_kind
 from micronet.data.dataset import DataSpec
 from micronet.errors import MicronetError
 from micronet.evaluation.network import Network

@@ -1,6 +1,7 @@
 """Run ONNX files with ONNX Runtime."""
 
 import json
+import math
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -68,9 +69,9 @@ class OrtPredictor:
             if not shape or 0 in shape:
                 return None
             if node.op_type in ("Conv", "ConvTranspose"):
-                total += int(np.prod(shape)) * int(np.prod(weight.dims[1:]))
+                total += math.prod(shape) * math.prod(weight.dims[1:])
             else:
-                total += _elements(weight) * int(np.prod(shape[:-1]))
+                total += math.prod(shape[:-1]) * math.prod(weight.dims)
         return total
 
 
@@ -91,7 +92,8 @@ def stored_parameters(graph: Any) -> int:
     """Count the weights and biases, element by element, that a graph holds."""
     weights = _weights(graph)
     read = [name for node in graph.node if node.op_type in WEIGHTED_OPS for name in node.input[1:]]
-    return sum(map(_elements, {weights[name].name: weights[name] for name in read if name in weights}.values()))
+    found = {weights[name].name: weights[name] for name in read if name in weights}
+    return sum(math.prod(tensor.dims) for tensor in found.values())
 
 
 def _weights(graph: Any) -> dict[str, Any]:
@@ -178,12 +180,12 @@ def session_predictor(model: bytes, options: RuntimeOptions) -> Predictor:
     return lambda images: run(session, images)[0]
 
 
-def exposing_session(proto: onnx.ModelProto, names: Iterable[str], options: RuntimeOptions) -> Any:
+def exposing_session(proto: onnx.ModelProto, names: Iterable[str]) -> Any:
     """Open a session that returns inner tensors too, after the model's own outputs."""
     exposed = onnx.ModelProto()
     exposed.CopyFrom(proto)
     exposed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
-    return open_session(exposed.SerializeToString(), options, "the model")
+    return open_session(exposed.SerializeToString(), RuntimeOptions(), "the model")
 
 
 def optimize(model: bytes | Path, level: Any) -> onnx.ModelProto:
@@ -206,14 +208,7 @@ def optimize(model: bytes | Path, level: Any) -> onnx.ModelProto:
 
 
 def run(session: onnxruntime.InferenceSession, images: NDArray[np.float32]) -> list[Any]:
-    """Run a session on a batch, in several calls if its batch size is fixed.
-
-    Args:
-        session: A session with one input.
-        images: Normalized images, (N, C, H, W) float32.
-
-    Returns:
-        The outputs, in the model's order.
+    """Return a session's outputs for normalized images (N, C, H, W) float32; a fixed batch size takes several calls.
 
     Raises:
         MicronetError: The model has several inputs, or refuses the images.
@@ -255,7 +250,3 @@ def _parsed(text: str) -> dict[str, Any]:
     records = found.get("history")
     valid = isinstance(records, list) and all(isinstance(record, dict) for record in records)
     return {**found, "history": records if valid else []}
-
-
-def _elements(tensor: Any) -> int:
-    return int(np.prod(tensor.dims))

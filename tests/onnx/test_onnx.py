@@ -123,7 +123,7 @@ def test_a_layer_that_is_called_twice_exports():
 
 
 def test_float_networks_agree():
-    agreement = compare_outputs(plain(*RESNET).model, plain_file(*RESNET), [IMAGES], RuntimeOptions())
+    agreement = compare_outputs(plain(*RESNET).model, plain_file(*RESNET), [IMAGES])
     assert agreement.classes == 1
     assert agreement.error < 1e-5
 

@@ -46,7 +46,8 @@ def build_engine(proto: onnx.ModelProto, profiles: Sequence[Profile], config: Bu
     log = logger(trt)
     log.clear()
     builder = trt.Builder(log)
-    network = builder.create_network(_strongly_typed(trt))
+    strongly_typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    network = builder.create_network(0 if strongly_typed is None else 1 << int(strongly_typed))
     _parse(trt, network, proto, log)
     settings = builder.create_builder_config()
     settings.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(config.workspace * GIB))
@@ -60,12 +61,13 @@ def build_engine(proto: onnx.ModelProto, profiles: Sequence[Profile], config: Bu
         raise FailedError(f"{backend_of(trt)} could not build the engine: {_last_error(log)}")
     if cache is not None and config.timing_cache is not None:
         write_bytes(config.timing_cache, bytes(settings.get_timing_cache().serialize()))
+    name = network.get_input(0).name
     about = {
         "backend": backend_of(trt),
         "version": trt.__version__,
         "inputs": [_tensor(network.get_input(i)) for i in range(network.num_inputs)],
         "outputs": [_tensor(network.get_output(i)) for i in range(network.num_outputs)],
-        "profiles": [_shapes(network.get_input(0).name, profile) for profile in profiles],
+        "profiles": [[{name: list(shape)} for shape in profile] for profile in profiles],
         "layers": layers(log.layers),
     }
     return Engine(bytes(built), about)
@@ -83,16 +85,9 @@ def layers(log: str) -> list[dict[str, Any]]:
         inputs, _, rest = match["rest"].partition(", Constants: ")
         constants, _, rest = rest.partition(", Outputs: ")
         outputs, _, rest = rest.partition(", TacticName: ")
-        found.append(
-            {
-                "name": match["name"],
-                "kind": match["kind"],
-                "inputs": _DATATYPE.findall(inputs),
-                "constants": _DATATYPE.findall(constants),
-                "outputs": _DATATYPE.findall(outputs),
-                "from": _FROM.findall(rest),
-            }
-        )
+        tensors = {"inputs": inputs, "constants": constants, "outputs": outputs}
+        types = {side: _DATATYPE.findall(text) for side, text in tensors.items()}
+        found.append({"name": match["name"], "kind": match["kind"], **types, "from": _FROM.findall(rest)})
     return found
 
 
@@ -100,11 +95,6 @@ def datatypes(about: dict[str, Any]) -> dict[str, int]:
     """Count the layers with weights by the datatype of their input; it proves whether int8 is used."""
     reads = [layer["inputs"][0] for layer in about["layers"] if layer["kind"] in MULTIPLIES and layer["inputs"]]
     return dict(Counter(reads))
-
-
-def _strongly_typed(trt: Any) -> int:
-    flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
-    return 0 if flag is None else 1 << int(flag)
 
 
 def _parse(trt: Any, network: Any, proto: onnx.ModelProto, log: Any) -> None:
@@ -133,23 +123,21 @@ def _add_profiles(builder: Any, settings: Any, network: Any, profiles: Sequence[
             f"the model's input is {_size(axes)}; give its sizes with --min-shape, --opt-shape and --max-shape"
         )
     for profile in profiles:
-        for shape in (profile.smallest, profile.usual, profile.largest):
+        for shape in profile:
             if len(shape) != len(axes) or any(axis not in (-1, size) for axis, size in zip(axes, shape, strict=True)):
                 raise MicronetError(f"the shape {_size(shape)} does not fit the model's input {_size(axes)}")
         if -1 in axes:
             created = builder.create_optimization_profile()
-            created.set_shape(entry.name, profile.smallest, profile.usual, profile.largest)
+            created.set_shape(entry.name, *profile)
             if settings.add_optimization_profile(created) < 0:
-                raise MicronetError(
-                    f"TensorRT refused the profile {_size(profile.smallest)} to {_size(profile.largest)}"
-                )
+                raise MicronetError(f"TensorRT refused the profile {' to '.join(map(_size, profile))}")
 
 
 def _choose_gpus(trt: Any, settings: Any, capability: str | None) -> None:
     if capability is None:
         return
     if not hasattr(settings, "set_compute_capability"):
-        raise MicronetError(f"{backend_of(trt)} only builds for this GPU; leave --compute-capability out")
+        raise MicronetError(f"{backend_of(trt)} only builds for this GPU; drop --compute-capability")
     capabilities = [part.strip() for part in capability.split(",")]
     known = {name for name in dir(trt.ComputeCapability) if name.startswith("SM")}
     settings.num_compute_capabilities = len(capabilities)
@@ -165,7 +153,7 @@ def _read_timings(trt: Any, settings: Any, path: Path | None) -> Any:
     if path is None:
         return None
     if backend_of(trt) == "tensorrt-rtx":
-        raise MicronetError("TensorRT-RTX times its kernels on the GPU that runs them; leave --timing-cache out")
+        raise MicronetError("TensorRT-RTX times its kernels on the GPU that runs them; drop --timing-cache")
     cache = settings.create_timing_cache(path.read_bytes() if path.exists() else b"")
     if cache is None or not settings.set_timing_cache(cache, False):
         raise MicronetError(f"{path} is not a timing cache of this TensorRT version and GPU; remove it")
@@ -176,13 +164,9 @@ def _tensor(tensor: Any) -> dict[str, Any]:
     return {"name": tensor.name, "shape": list(tensor.shape), "dtype": str(tensor.dtype).rpartition(".")[2].lower()}
 
 
-def _shapes(name: str, profile: Profile) -> list[dict[str, list[int]]]:
-    return [{name: list(shape)} for shape in (profile.smallest, profile.usual, profile.largest)]
-
-
 def _size(shape: Sequence[int]) -> str:
     return "x".join("?" if size == -1 else str(size) for size in shape)
 
 
 def _last_error(log: Any) -> str:
-    return log.errors()[-1] if log.errors() else "no reason was given"
+    return str(log.errors[-1]) if log.errors else "no reason was given"

@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from micronet.core.config import Settings, flag, setting
 from micronet.errors import MicronetError
@@ -13,8 +13,7 @@ SHAPES = ("min_shape", "opt_shape", "max_shape")
 GIB = 2**30
 
 
-@dataclass(frozen=True)
-class Profile:
+class Profile(NamedTuple):
     """Shapes of the input that an engine is built for: the smallest, the one it is tuned for, the largest."""
 
     smallest: Shape
@@ -52,7 +51,7 @@ class BuildConfig(Settings):
         super().__post_init__()
         for part in (self.compute_capability or "").split(","):
             if part and not re.fullmatch(r"\s*\d{1,2}\.\d\s*", part):
-                raise MicronetError(f"--compute-capability is {part!r}; allowed: for example 8.6")
+                raise MicronetError(f"--compute-capability is {part!r}; expected for example 8.6")
         given = [name for name in SHAPES if getattr(self, name) is not None]
         if given and len(given) < len(SHAPES):
             missing = [flag(name) for name in SHAPES if name not in given]
@@ -64,16 +63,19 @@ class BuildConfig(Settings):
         """The profiles given; empty if they follow from the input."""
         if self.min_shape is None or self.opt_shape is None or self.max_shape is None:
             return []
-        columns = [
-            [_parse(part, name) for part in (getattr(self, name)).split(",")]
-            for name in SHAPES
-        ]  # fmt: skip
+        columns = [[_parse(part, name) for part in getattr(self, name).split(",")] for name in SHAPES]
         if len({len(column) for column in columns}) > 1:
             raise MicronetError(
                 "--min-shape, --opt-shape and --max-shape list different numbers of profiles; give one of each for "
                 "every profile"
             )
-        return [_ordered(*shapes) for shapes in zip(*columns, strict=True)]
+        profiles = [Profile(*shapes) for shapes in zip(*columns, strict=True)]
+        for profile in profiles:
+            axes = zip(*profile, strict=False)
+            if len(set(map(len, profile))) > 1 or any(list(sizes) != sorted(sizes) for sizes in axes):
+                shown = ", ".join("x".join(map(str, shape)) for shape in profile)
+                raise MicronetError(f"a profile's shapes must not shrink from min to opt to max; got {shown}")
+        return profiles
 
 
 def usual_profile(shape: Shape) -> Profile:
@@ -84,13 +86,5 @@ def usual_profile(shape: Shape) -> Profile:
 def _parse(text: str, name: str) -> Shape:
     parts = text.strip().lower().split("x")
     if not all(part.isascii() and part.isdigit() and 0 < int(part) < 2**31 for part in parts):
-        raise MicronetError(f"{flag(name)} is {text!r}; allowed: sizes joined by x, for example 1x3x224x224")
+        raise MicronetError(f"{flag(name)} is {text!r}; expected sizes joined by x, for example 1x3x224x224")
     return tuple(map(int, parts))
-
-
-def _ordered(smallest: Shape, usual: Shape, largest: Shape) -> Profile:
-    same = len(smallest) == len(usual) == len(largest)
-    if not same or not all(a <= b <= c for a, b, c in zip(smallest, usual, largest, strict=True)):
-        shown = ["x".join(map(str, shape)) for shape in (smallest, usual, largest)]
-        raise MicronetError(f"a profile's shapes must not fall from min to opt to max; got {', '.join(shown)}")
-    return Profile(smallest, usual, largest)

@@ -1,5 +1,6 @@
 """Run TensorRT engines on an NVIDIA GPU. Not tried on hardware yet: written to the API, tested with a fake of it."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,15 +9,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from micronet.core.files import file_hash
 from micronet.data.dataset import DataSpec
 from micronet.errors import FailedError, MicronetError, first_line
 from micronet.evaluation.network import Scores
 from micronet.runtimes.config import RuntimeOptions
 from micronet.runtimes.network import described, to_pixels
-from micronet.runtimes.tensorrt.about import REBUILD, library_of, read_about
-from micronet.runtimes.tensorrt.gpu import gpu_number, open_gpu
-from micronet.runtimes.tensorrt.library import logger
+from micronet.runtimes.tensorrt.library import gpu_number, library, logger, open_gpu
 
+REBUILD = "build it again with micronet trt-build"
+REQUIRED = ("backend", "version", "engine_sha256")  # strings without which an engine cannot be run
 _NOT_OPENED = f"the engine cannot be opened; if it was built for another GPU, {REBUILD}"
 CACHED_SHAPES = 4  # input shapes whose buffers are kept: a batch size and its remainder, for two image sizes
 
@@ -54,15 +56,17 @@ class EnginePredictor:
 
     def __init__(self, path: Path, options: RuntimeOptions) -> None:
         self._path = path
-        self.about = about = read_about(path)
+        self.about = about = _read_about(path)
         number = gpu_number(options.device, path)
-        self._trt = library_of(path, about)
+        self._trt = _library_of(path, about)
         self._log = logger(self._trt)
         self._cuda = open_gpu(number, path)
         with self._cuda_errors():
             self.gpu = str(self._cuda.Device(number).name())
             self._stream = self._cuda.Stream()
-            self._engine = self._deserialize()
+            self._log.clear()
+            self._runtime = self._trt.Runtime(self._log)
+            self._engine = self._check(self._runtime.deserialize_cuda_engine(path.read_bytes()), _NOT_OPENED)
             self._context = self._check(self._engine.create_execution_context(), "not enough GPU memory to run it")
         self._input, self._outputs = self._tensors()
         self.ranges = self._ranges()
@@ -103,28 +107,20 @@ class EnginePredictor:
         """Return None: an engine does not hold this figure."""
         return None
 
-    def _deserialize(self) -> Any:
-        self._log.clear()
-        self._runtime = self._trt.Runtime(self._log)
-        return self._check(self._runtime.deserialize_cuda_engine(self._path.read_bytes()), _NOT_OPENED)
-
     def _tensors(self) -> tuple[str, list[str]]:
         names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
-        modes = {name: self._engine.get_tensor_mode(name) for name in names}
-        inputs = [name for name in names if modes[name] == self._trt.TensorIOMode.INPUT]
+        inputs = [name for name in names if self._engine.get_tensor_mode(name) == self._trt.TensorIOMode.INPUT]
         if len(inputs) != 1:
             raise MicronetError(f"{self._path} has {len(inputs)} inputs; only engines with one input can be run")
-        return inputs[0], [name for name in names if modes[name] == self._trt.TensorIOMode.OUTPUT]
+        return inputs[0], [name for name in names if name not in inputs]
 
     def _ranges(self) -> list[ShapeRange]:
         fixed = tuple(self._engine.get_tensor_shape(self._input))
         if -1 not in fixed:
             return [ShapeRange(0, fixed, fixed)]
-        found = []
-        for index in range(self._engine.num_optimization_profiles):
-            low, _, high = self._engine.get_tensor_profile_shape(self._input, index)
-            found.append(ShapeRange(index, tuple(low), tuple(high)))
-        return found
+        count = self._engine.num_optimization_profiles
+        profiles = [self._engine.get_tensor_profile_shape(self._input, index) for index in range(count)]
+        return [ShapeRange(index, tuple(low), tuple(high)) for index, (low, _, high) in enumerate(profiles)]
 
     def _parts(self, images: NDArray[np.float32]) -> Iterator[tuple[NDArray[np.float32], ShapeRange]]:
         """Split a batch into parts that fit a profile, and yield each with the profile's shapes."""
@@ -190,8 +186,8 @@ class EnginePredictor:
     def _check(self, result: Any, failure: str) -> Any:
         """Return the result of a call; raise FailedError with the library's last error if it is None or False."""
         if result is None or result is False:
-            errors = self._log.errors()
-            raise FailedError(f"{self._path}: {failure}" + (f" ({errors[-1]})" if errors else ""))
+            reason = f" ({self._log.errors[-1]})" if self._log.errors else ""
+            raise FailedError(f"{self._path}: {failure}{reason}")
         return result
 
     @contextmanager
@@ -201,3 +197,32 @@ class EnginePredictor:
             yield
         except self._cuda.Error as error:
             raise FailedError(f"{self._path}: {first_line(error)}") from error
+
+
+def _read_about(path: Path) -> dict[str, Any]:
+    """Read an engine's JSON file; raise MicronetError if either file is missing or damaged, or if they do not match."""
+    if not path.exists():
+        raise MicronetError(f"{path} does not exist; make it with micronet trt-build")
+    beside = path.with_name(path.name + ".json")
+    if not beside.exists():
+        raise MicronetError(f"{path} needs its description {beside.name} beside it; copy both files, or {REBUILD}")
+    try:
+        about = json.loads(beside.read_bytes())
+    except ValueError:
+        about = None
+    if not isinstance(about, dict) or not all(isinstance(about.get(key), str) for key in REQUIRED):
+        raise MicronetError(f"{beside} is damaged; {REBUILD}")
+    if about["engine_sha256"] != file_hash(path):
+        raise MicronetError(f"{path} does not match {beside.name}: one of them is damaged or was replaced; {REBUILD}")
+    return about
+
+
+def _library_of(path: Path, about: dict[str, Any]) -> Any:
+    """Import the library that built an engine; raise FailedError if it is missing or its version differs."""
+    trt = library(about["backend"])
+    if trt.__version__ != about["version"]:
+        raise FailedError(
+            f"{path} was built by {about['backend']} {about['version']}, but {trt.__version__} is installed; an engine "
+            f"only runs with the version that built it; {REBUILD}"
+        )
+    return trt

@@ -1,14 +1,16 @@
-"""Import TensorRT or TensorRT-RTX, and collect its log messages.
+"""Import TensorRT or TensorRT-RTX and collect its log messages; open the GPU with pycuda.
 
 The two libraries share one API. TensorRT builds on the GPU that will run the engine. TensorRT-RTX builds on any
 machine, without a GPU, and completes the engine on the GPU that runs it.
 """
 
+import atexit
 from functools import cache
 from importlib import import_module
+from pathlib import Path
 from typing import Any, Literal
 
-from micronet.errors import FailedError, first_line, unknown
+from micronet.errors import FailedError, MicronetError, first_line, unknown
 
 Backend = Literal["tensorrt", "tensorrt-rtx"]
 MODULES: dict[str, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
@@ -28,9 +30,8 @@ def library(backend: str = "auto") -> Any:
     """
     if backend not in _HELP:
         raise unknown("backend", backend, _HELP)
-    names = list(MODULES) if backend == "auto" else [backend]
     failure = ""
-    for name in names:
+    for name in MODULES if backend == "auto" else [backend]:
         try:
             return import_module(MODULES[name])
         except ModuleNotFoundError:
@@ -48,39 +49,72 @@ def backend_of(trt: Any) -> Backend:
 
 @cache
 def logger(trt: Any) -> Any:
-    """Return the process's only logger for a library: an ``ILogger`` that collects messages.
+    """Return the process's only logger for a library; the library keeps the first it gets and ignores later ones.
 
-    There is one because the library keeps the first logger it gets and ignores later ones. ``lines`` holds warnings
-    and errors, ``errors()`` returns the errors only, ``layers`` is a detailed build's description of the engine's
-    layers, and ``clear()`` drops everything.
+    ``errors``: the error messages since the last ``clear``. ``layers``: a detailed build's list of the engine's layers.
     """
 
     class Collector(trt.ILogger):  # type: ignore[misc, name-defined, unused-ignore]  # a base known when it is installed
-        """Collects warnings and errors."""
+        """Collects errors."""
 
         def __init__(self) -> None:
             trt.ILogger.__init__(self)  # pybind11 requires this explicit call
-            self.lines: list[str] = []
-            self._errors: list[str] = []
-            self.layers = ""
+            self.clear()
 
         def log(self, severity: Any, text: str) -> None:
             """Store a message."""
             if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR):
-                self._errors.append(text)
-            elif severity != trt.ILogger.WARNING:
-                self.layers = text if text.startswith("Layers:") else self.layers
-                return
-            self.lines.append(text)
-
-        def errors(self) -> list[str]:
-            """Return the errors since the last ``clear``, oldest first."""
-            return list(self._errors)
+                self.errors.append(text)
+            elif text.startswith("Layers:"):
+                self.layers = text
 
         def clear(self) -> None:
             """Drop all messages."""
-            self.lines.clear()
-            self._errors.clear()
+            self.errors: list[str] = []
             self.layers = ""
 
     return Collector()
+
+
+def gpu_number(device: str | None, path: Path) -> int:
+    """Return the number of the GPU for ``cuda``, ``cuda:N`` or None; raise MicronetError for any other device."""
+    kind, _, number = (device or "cuda").partition(":")
+    if kind != "cuda" or not (number or "0").isdigit():
+        raise MicronetError(f"{path}: an engine runs on an NVIDIA GPU; --device is {device}; expected cuda or cuda:N")
+    return int(number or 0)
+
+
+def open_gpu(number: int, path: Path) -> Any:
+    """Return ``pycuda.driver`` with a GPU's context current in this thread until the process ends; torch shares it.
+
+    Raises:
+        FailedError: pycuda, the driver or the GPU is missing.
+        MicronetError: There is no GPU with this number.
+    """
+    try:
+        cuda = import_module("pycuda.driver")
+    except ModuleNotFoundError:
+        raise FailedError(
+            f"{path}: running an engine needs pycuda, which is missing; pip install pycuda (needs the CUDA toolkit)"
+        ) from None
+    except ImportError as error:  # libcuda.so, which comes with the driver
+        raise FailedError(f"{path}: no NVIDIA driver on this machine ({first_line(error)})") from error
+    try:
+        cuda.init()
+        count = cuda.Device.count()
+        if count == 0:
+            raise FailedError(f"{path}: no NVIDIA GPU to run on")
+        if number >= count:
+            raise MicronetError(f"--device cuda:{number}: this machine has {count} GPU{'s' * (count > 1)}, from cuda:0")
+        _enter(cuda, number)
+    except cuda.Error as error:
+        raise FailedError(f"{path}: no NVIDIA GPU to run on ({first_line(error)})") from error
+    return cuda
+
+
+@cache
+def _enter(cuda: Any, number: int) -> Any:
+    context = cuda.Device(number).retain_primary_context()
+    context.push()
+    atexit.register(context.pop)  # pycuda aborts the process if a context is left on its stack
+    return context

@@ -30,6 +30,7 @@ SIDE_MULTIPLE = 8  # sides are rounded to it: segmentation networks score at 1/8
 LABEL_MODES = ("L", "P", "I", "I;16")  # Pillow's modes with one integer per pixel
 
 Size = int | tuple[int, int]  # the shorter side, or height and width
+Predict = Callable[[NDArray[np.float32]], Any]  # (N, C, H, W) -> scores (N, K, h, w)
 
 
 class Segmentation(NamedTuple):
@@ -53,40 +54,38 @@ class Pair(NamedTuple):
 
 
 def evaluate_segmentation(
-    predict: Callable[[NDArray[np.float32]], Any],
+    predict: Predict,
     pairs: Sequence[Pair],
     sizes: Sequence[Size],
     spec: DataSpec,
     progress: Progress | None = None,
-    reference: Callable[[NDArray[np.float32]], Any] | None = None,
+    reference: Predict | None = None,
 ) -> Segmentation:
     """Measure a segmentation network.
 
     Args:
-        predict: (N, C, H, W) float32 -> scores (N, K, h, w).
+        predict: The network.
         pairs: Images and their label maps.
         sizes: The image sizes whose probabilities are averaged.
         spec: How images are normalized; ImageNet's way if it does not say.
-        progress: Where steps are reported.
-        reference: A second predictor with which the first is compared.
+        reference: A second network with which the first is compared.
 
     Raises:
         MicronetError: A file is unreadable, a label is out of range, or no pixel is labeled.
     """
     progress = progress or Silent()
-    matrix: NDArray[np.int64] | None = None
+    matrix: Any = 0
     same = total = 0
     for index, pair in enumerate(pairs):
         progress.step("segmenting", index, len(pairs))
         image, labels = read_image(pair.image), read_labels(pair.label)
         scores = multi_scale_scores(predict, image, labels.shape, sizes, spec)
         classes = scores.argmax(0)
-        counted = _confusion(labels, classes, len(scores), pair.label)
-        matrix = counted if matrix is None else matrix + counted
+        matrix = matrix + _confusion(labels, classes, len(scores), pair.label)
         if reference is not None:
             same += int((multi_scale_scores(reference, image, labels.shape, sizes, spec).argmax(0) == classes).sum())
             total += classes.size
-    if matrix is None or not matrix.sum():
+    if not np.any(matrix):
         raise MicronetError("none of the label maps has a labeled pixel (all are negative or 255); check the labels")
     accuracy, iou = measures(matrix)
     present = [value for value in iou if value is not None]
@@ -94,24 +93,21 @@ def evaluate_segmentation(
 
 
 def multi_scale_scores(
-    predict: Callable[[NDArray[np.float32]], Any],
+    predict: Predict,
     image: Tensor,
     shape: tuple[int, int],
     sizes: Sequence[Size],
     spec: DataSpec,
 ) -> NDArray[np.float32]:
     """Return the class probabilities (K, height, width) of an image (C, H, W) uint8, averaged over sizes."""
-    mean: Tensor | None = None
+    probabilities = []
     for size in sizes:
         scores = predict(prepare(image, size, spec))
         if scores.ndim != 4:
             raise MicronetError(f"a segmentation network must return scores (N, K, h, w), but got shape {scores.shape}")
         full = F.interpolate(torch.from_numpy(scores), shape, mode="bilinear", align_corners=False)
-        probabilities = full[0].softmax(0)
-        mean = probabilities if mean is None else mean + probabilities
-    if mean is None:
-        raise ValueError("no sizes")
-    return (mean / len(sizes)).numpy()
+        probabilities.append(full[0].softmax(0))
+    return (sum(probabilities[1:], probabilities[0]) / len(sizes)).numpy()
 
 
 def measures(matrix: NDArray[np.int64]) -> tuple[float, list[float | None]]:
@@ -127,7 +123,9 @@ def prepare(image: Tensor, size: Size, spec: DataSpec) -> NDArray[np.float32]:
     pixels = F.interpolate(image[None].float(), scaled(image.shape[1:], size), mode="bilinear", antialias=True)
     if spec.channels == 1:
         pixels = pixels.mean(1, keepdim=True)
-    normalized: NDArray[np.float32] = Normalize(_with_normalization(spec))(pixels).contiguous().numpy()
+    if not (spec.mean and spec.std):
+        spec = DataSpec(mean=IMAGENET["mean"], std=IMAGENET["std"])  # as segmentation networks usually have
+    normalized: NDArray[np.float32] = Normalize(spec)(pixels).contiguous().numpy()
     return normalized
 
 
@@ -140,15 +138,12 @@ def scaled(shape: Sequence[int], size: Size) -> tuple[int, int]:
 
 
 def parse_sizes(text: str) -> list[Size]:
-    """Parse ``256,400x608``; raise MicronetError for anything but whole numbers and pairs of them."""
+    """Parse ``256,400x608``; raise MicronetError for anything else."""
     parts = [part.strip() for part in text.split(",")]
     if not all(re.fullmatch(r"[1-9]\d*(x[1-9]\d*)?", part) for part in parts):
-        raise MicronetError(f"--sizes is {text!r}; allowed: shorter sides and HEIGHTxWIDTH, for example 256,400x608")
-    found: list[Size] = []
-    for part in parts:
-        height, _, width = part.partition("x")
-        found.append((int(height), int(width)) if width else int(height))
-    return found
+        raise MicronetError(f"--sizes is {text!r}; expected shorter sides or HEIGHTxWIDTH, such as 256,400x608")
+    sides = [tuple(map(int, part.split("x"))) for part in parts]
+    return [each if len(each) == 2 else each[0] for each in sides]
 
 
 def list_pairs(folder: Path) -> list[Pair]:
@@ -183,11 +178,6 @@ def _confusion(labels: NDArray[np.int64], classes: NDArray[np.int64], count: int
         raise MicronetError(f"{path} has label {highest}, but the network scores {count} classes: 0 to {count - 1}")
     pairs: NDArray[np.int64] = np.bincount(labels[valid] * count + classes[valid], minlength=count * count)
     return pairs.reshape(count, count)
-
-
-def _with_normalization(spec: DataSpec) -> DataSpec:
-    """Return the spec or, if it has no mean and std, one with ImageNet's, as segmentation networks usually have."""
-    return spec if spec.mean and spec.std else DataSpec(mean=IMAGENET["mean"], std=IMAGENET["std"])
 
 
 def _open(path: Path, mode: str | None = None) -> Image.Image:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,19 +10,9 @@ from numpy.typing import NDArray
 from micronet.core.progress import Progress
 from micronet.errors import MicronetError
 from micronet.evaluation.latency import MEASURE_SECONDS, MIN_ROUNDS, WARM_UP_SECONDS
-from micronet.evaluation.network import Scores
+from micronet.runtimes.tensorrt.engine import EnginePredictor
 
 DEVICE_ROUNDS = 50
-
-
-class GpuTimed(Protocol):
-    """A predictor that can measure its GPU time."""
-
-    def __call__(self, images: NDArray[np.float32]) -> Scores:
-        """Return the scores of images (N, C, H, W)."""
-
-    def device_ms(self, images: NDArray[np.float32]) -> float:
-        """Return the GPU's computing time for images in milliseconds."""
 
 
 class Timing(NamedTuple):
@@ -41,7 +31,7 @@ class Timing(NamedTuple):
 
 
 def sweep(
-    network: GpuTimed, images: NDArray[np.float32], batch_sizes: Sequence[int], progress: Progress
+    network: EnginePredictor, images: NDArray[np.float32], batch_sizes: Sequence[int], progress: Progress
 ) -> list[Timing]:
     """Time an engine on batches of every size, filled by repeating images (M, C, H, W)."""
     timings = []
@@ -51,7 +41,7 @@ def sweep(
     return timings
 
 
-def measure(network: GpuTimed, batch: NDArray[np.float32]) -> Timing:
+def measure(network: EnginePredictor, batch: NDArray[np.float32]) -> Timing:
     """Time one batch (N, C, H, W), after a warm-up."""
     spent = 0.0
     while spent < WARM_UP_SECONDS:
@@ -65,14 +55,14 @@ def measure(network: GpuTimed, batch: NDArray[np.float32]) -> Timing:
 
 
 def parse_batch_sizes(text: str) -> list[int]:
-    """Parse ``1,8,32``; raise MicronetError for anything but whole numbers of 1 or more."""
+    """Parse ``1,8,32``; raise MicronetError for anything but positive integers."""
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdigit() and int(part) > 0 for part in parts):
         raise MicronetError(f"--batch-sizes is {text!r}; expected positive integers, such as 1,8,32")
     return [int(part) for part in parts]
 
 
-def _seconds(network: GpuTimed, batch: NDArray[np.float32]) -> float:
+def _seconds(network: EnginePredictor, batch: NDArray[np.float32]) -> float:
     start = time.perf_counter()
     network(batch)
     return time.perf_counter() - start
