@@ -1,8 +1,11 @@
 import contextlib
+import copy
 import fcntl
 import functools
+import gc
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,16 +20,37 @@ TINY = ["--width", "0.1", "--limit", "160", "--batch-size", "32", "--epochs", "1
 
 
 def pytest_configure(config):
-    """Take out what costs seconds in every test that exports or compares, and tests nothing.
+    """Take out what costs seconds in every test that exports or compares, and tests nothing."""
+    latency.WARM_UP_SECONDS, latency.MEASURE_SECONDS = 0.0, 0.02  # a few calls
+    torch.fx.config.do_not_emit_stack_traces = True  # of every node that an export traces; nobody reads them
 
-    Latencies come from a few calls. torch builds its table of ONNX operators once in a process, not in every export.
-    """
-    latency.WARM_UP_SECONDS, latency.MEASURE_SECONDS = 0.0, 0.02
-    with contextlib.suppress(ImportError):  # a private module of torch's: without it, tests take longer and pass
-        from torch.onnx._internal._lazy_import import onnxscript_apis
 
-        build = type(onnxscript_apis).__getattr__  # imports onnxscript, which few tests need
-        onnxscript_apis.get_torchlib_ops = functools.cache(lambda: build(onnxscript_apis, "get_torchlib_ops")())
+def pytest_collection_finish(session):
+    """Spare the garbage collector the million objects of imports, and collect less often: a tenth of the time."""
+    if "onnx" in sys.modules:
+        with contextlib.suppress(ImportError, AttributeError):  # private to torch: without it, exports take longer
+            _build_torchs_tables_once()
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 100)
+
+
+def _build_torchs_tables_once():
+    """Keep torch from building its tables of operators and of their ONNX functions anew in every export."""
+    from torch._export import utils
+    from torch.onnx._internal._lazy_import import onnxscript_apis
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    def registry(**opset):
+        copied = copy.copy(build(**opset))
+        copied.functions = {name: list(functions) for name, functions in copied.functions.items()}
+        return copied
+
+    utils._materialize_cpp_cia_ops = functools.cache(utils._materialize_cpp_cia_ops)
+    load = type(onnxscript_apis).__getattr__  # imports onnxscript, which not every run needs
+    onnxscript_apis.get_torchlib_ops = functools.cache(lambda: load(onnxscript_apis, "get_torchlib_ops")())
+    build = functools.cache(ONNXRegistry.from_torchlib)
+    ONNXRegistry.from_torchlib = staticmethod(registry)
 
 
 def pytest_collectstart(collector):

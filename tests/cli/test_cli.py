@@ -32,7 +32,7 @@ def test_every_help_shows_an_example_and_every_example_runs(tmp_path, monkeypatc
         assert command.example.split()[2] in capsys.readouterr().out
         short = ["--epochs", "1", "--limit", "160"] if name in TRAINING else []
         if name == "train":
-            short += ["--width", "0.25"]  # the others take what it wrote
+            short += ["--width", "0.1"]  # the others take what it wrote
         assert run([*shlex.split(command.example)[1:], *short]) == 0, command.example
 
 

@@ -118,9 +118,7 @@ def test_the_same_imports_without_weights_give_the_same_bytes(micronet, tmp_path
 @pytest.mark.parametrize("a_bits", ["binary", 8])
 def test_an_untrained_ternary_network_is_packed(micronet, tmp_path, a_bits):
     path, ternary = tmp_path / "n.safetensors", tmp_path / "t.safetensors"
-    imported = micronet(
-        "import", "--model", "nin_gc", "--model-args", '{"width": 0.25}', "--data", "digits", "-o", path
-    )
+    imported = micronet("import", "--model", "nin_gc", "--model-args", '{"width": 0.1}', "--data", "digits", "-o", path)
     assert imported.code == 0, imported.err
     few = ["--mode", "ptq", "--calib-batches", 1, "-o", ternary]
     assert micronet("quantize", path, "--w-bits", "ternary", "--a-bits", a_bits, *few).code == 0

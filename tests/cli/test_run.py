@@ -63,6 +63,7 @@ output = "int8.onnx"
 [[stage]]
 command = "compare"
 files = ["float", "onnx"]
+limit = 100
 """
 MADE = ["float", "sparse", "prune", "tuned", "int8", "fused"]
 

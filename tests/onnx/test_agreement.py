@@ -22,7 +22,7 @@ from scripts.export_zoo import schemes
 SMALL = json.dumps({"inverted_residual_setting": [[1, 16, 1, 1], [6, 24, 2, 2], [6, 32, 2, 2]]})
 NETWORKS = {
     "nin": ["--model", "nin", "--width", "0.1"],
-    "nin_gc": ["--model", "nin_gc", "--width", "0.25"],
+    "nin_gc": ["--model", "nin_gc", "--width", "0.1"],
     "resnet18": ["--model", "resnet18", "--width", "0.1"],
     "mobilenet_v2": ["--model", "torchvision:mobilenet_v2", "--model-args", SMALL],
 }
@@ -44,22 +44,13 @@ PAIRS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def floats(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("floats")
-
-    def trained(network):
-        path = folder / f"{network}.safetensors"
-        arguments = ["train", *NETWORKS[network], "--limit", "640", "--epochs", "5", "-o", path, "--quiet"]
-        assert path.exists() or run([*map(str, arguments)]) == 0
-        return path
-
-    return trained
-
-
 @pytest.mark.parametrize(("network", "scheme"), PAIRS)
-def test_torch_and_onnxruntime_agree(network, scheme, floats, tmp_path):
-    source = floats(network)
+def test_torch_and_onnxruntime_agree(network, scheme, shared, tmp_path):
+    def train(folder):
+        output = ["-o", folder / "float.safetensors", "--quiet"]
+        assert run([*map(str, ["train", *NETWORKS[network], "--limit", "640", "--epochs", "5", *output])]) == 0
+
+    source = shared(f"trained-{network}", train) / "float.safetensors"
     steps = [["bn-fuse", source, "-o", tmp_path / "fused.safetensors"]]
     if SCHEMES[scheme] is not None:
         steps = [

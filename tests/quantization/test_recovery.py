@@ -281,7 +281,8 @@ def test_equalizing_leaves_alone_what_it_would_change():
         assert torch.equal(model(images), before)
 
 
-def test_learned_rounding_sees_what_a_layer_gives_before_an_in_place_relu():
+def test_learned_rounding_sees_what_a_layer_gives_before_an_in_place_relu(monkeypatch):
+    monkeypatch.setattr("micronet.quantization.adaround.STEPS", 150)
     model, _ = fold_model(depthwise())
     for module in model.modules():
         if isinstance(module, nn.ReLU):

@@ -16,7 +16,7 @@ IMAGES = torch.randn(64, 3, 32, 32)
 
 def untrained(w_bits, **config):
     """A network as initialised: batch norms have mean 0 and shift 0, so every threshold is exactly 0."""
-    spec = ModelSpec("nin_gc", {"width": 0.25})
+    spec = ModelSpec("nin_gc", {"width": 0.1})
     model, record = quantize_model(build_model(spec), QuantConfig(w_bits=w_bits, a_bits="binary", **config))
     calibrate(model, [IMAGES])
     return Artifact(model.eval(), spec, [record])
