@@ -1,4 +1,4 @@
-"""Writing files: a crash, a full disk or Ctrl-C leaves the old file or the new one, never half of one."""
+"""Files: their kinds, and writing them so that a crash, a full disk or Ctrl-C never leaves half of one."""
 
 import hashlib
 import os
@@ -9,6 +9,31 @@ from glob import escape
 from pathlib import Path
 
 from micronet.errors import FailedError, MicronetError
+
+# A file's suffix -> what it is, and what to do with it.
+_IMPORT = "import it with micronet import --model NAME --weights FILE"
+_KINDS = {
+    ".safetensors": ("an artifact", "convert it with micronet export-onnx or trt-build"),
+    ".onnx": ("an ONNX file", "use it with micronet evaluate, check-onnx, trt-build or quantize --mode ptq"),
+    ".packed": ("a packed network", "use it with micronet evaluate, compare or predict"),
+    ".engine": ("a TensorRT engine", "use it with micronet trt-eval, evaluate or compare"),
+    ".pth": ("a PyTorch checkpoint", _IMPORT),
+    ".pt": ("a PyTorch checkpoint", _IMPORT),
+    ".toml": ("a recipe", "run it with micronet run"),
+}
+
+
+def check_file_kind(path: Path, *taken: str) -> None:
+    """Raise MicronetError if a path is a folder, or a known kind of file whose suffix is not in ``taken``.
+
+    Unknown suffixes pass; such a file is checked when it is opened.
+    """
+    expected = " or ".join(f"{_KINDS[suffix][0]} ({suffix})" for suffix in taken)
+    if path.is_dir():
+        raise MicronetError(f"{path} is a folder; expected {expected}; name a file in it")
+    what, instead = _KINDS.get(path.suffix, ("", ""))
+    if what and path.suffix not in taken:
+        raise MicronetError(f"{path} is {what}; expected {expected}; {instead}")
 
 
 def check_output_path(path: Path, force: bool, suffix: str = ".safetensors") -> None:

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from micronet.models.inputs import Example, as_inputs
+from micronet.models.device import Example, as_inputs
 from micronet.models.modes import eval_mode
 
 

@@ -1,4 +1,4 @@
-"""The device a network runs on, the memory format of its tensors, and the machine around it."""
+"""The device a network runs on, its inputs there, the memory format of its tensors, and the machine around it."""
 
 from typing import Any
 
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from micronet.core.machine import has_vnni, processor_name, usable_cores
 from micronet.errors import MicronetError
 
+Example = Tensor | tuple[Any, ...]  # an example input: one tensor, or a tuple of positional arguments
 _ONEDNN_BLOCK = 16  # channels that oneDNN computes at a time with AVX-512
 
 
@@ -26,16 +27,11 @@ def pick_device(name: str | None) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise MicronetError(f"unknown device {name!r}; use cpu, cuda, or cuda:N for GPU number N") from None
-    if (device.index or 0) >= (count := _count(device.type)):
+    module: Any = getattr(torch, device.type, None)  # torch.cuda, torch.mps, or what another backend registered
+    count = module.device_count() if hasattr(module, "device_count") and module.is_available() else 0
+    if (device.index or 0) >= count:
         raise MicronetError(f"--device {name} is not available: torch finds {count} of that kind; use --device cpu")
     return device
-
-
-def _count(kind: str) -> int:
-    """Return the number of devices of a kind that torch can use here."""
-    module: Any = getattr(torch, kind, None)  # torch.cuda, torch.mps, or what another backend registered
-    count: int = module.device_count() if hasattr(module, "device_count") and module.is_available() else 0
-    return count
 
 
 def memory_format(model: nn.Module) -> torch.memory_format:
@@ -67,14 +63,20 @@ def place_input(x: Tensor, device: torch.device, layout: torch.memory_format) ->
     return x.to(device, non_blocking=True, memory_format=layout if x.dim() == 4 else torch.contiguous_format)
 
 
+def as_inputs(model: nn.Module, example: Example) -> tuple[Any, ...]:
+    """Return an example as positional arguments on the network's device, floats in the network's dtype."""
+    own = next(model.parameters(), torch.empty(0))
+    return tuple(
+        x.to(own.device, own.dtype if x.is_floating_point() else None) if isinstance(x, Tensor) else x
+        for x in (example if isinstance(example, tuple) else (example,))
+    )
+
+
 def describe_machine() -> dict[str, str | int]:
     """Return the processor, cores, torch's threads and the GPU, if any, to print beside measurements."""
-    found: dict[str, str | int] = {
-        "processor": processor_name(),
-        "cores": usable_cores(),
-        "threads": torch.get_num_threads(),
-        "vnni": has_vnni(),
-    }
+    threads = torch.get_num_threads()
+    found: dict[str, str | int]
+    found = {"processor": processor_name(), "cores": usable_cores(), "threads": threads, "vnni": has_vnni()}
     if torch.cuda.is_available():
         found["gpu"] = torch.cuda.get_device_name()
     return found
