@@ -31,13 +31,10 @@ INTEGER_BITS = 8  # float32 sums do not resolve wider grids, so a difference of 
 
 
 class Agreement(NamedTuple):
-    """``classes``: share of images put into the same class.
+    """How closely two runtimes agree."""
 
-    ``error``: ||theirs - torch's|| / ||torch's - its mean|| over all scores, the mean taken per image.
-    """
-
-    classes: float
-    error: float
+    classes: float  # share of images put into the same class
+    error: float  # ||theirs - torch's|| / ||torch's - their mean|| over all scores, the mean taken per image
     images: int
 
 
@@ -128,12 +125,7 @@ def drift(agreement: Agreement, history: Iterable[StageRecord]) -> str | None:
 def compare_layers(model: nn.Module, proto: onnx.ModelProto, images: Tensor) -> dict[str, int]:
     """Return the largest difference in steps between torch's and ONNX Runtime's integers, per activation quantizer.
 
-    Args:
-        model: The quantized torch model from which the file was exported.
-        images: A batch (N, C, H, W) float32.
-
-    Raises:
-        FailedError: The file has quantizers that the torch model does not have.
+    ``images``: a batch (N, C, H, W) float32. Raises FailedError if only the file has some quantizer.
     """
     theirs = _integers(proto, images)
     quantizers = {f"{name}.{slot}": quantizer for name, slot, quantizer in each_quantizer(model)}

@@ -35,7 +35,7 @@ class ExportConfig(Settings):
         super().__post_init__()
         for name in self.free_axes:
             if name == "none":
-                raise MicronetError("--dynamic none makes no axis dynamic; leave the other names out")
+                raise MicronetError("--dynamic none makes no axis dynamic; drop the other names")
             if name not in AXES:
                 raise unknown("axis for --dynamic:", name, [*AXES, "none"])
         if len(set(self.free_axes)) < len(self.free_axes):

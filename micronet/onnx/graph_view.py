@@ -23,31 +23,24 @@ SAFE_WEIGHT = 64  # 255 * (64 + 64) just fits the 16 bits in which the fast kern
 
 
 class QDQNode(NamedTuple):
-    """A QuantizeLinear or DequantizeLinear node and its integer type.
-
-    ``scale``, ``zero_point``: None if computed at run time.
-    """
+    """A QuantizeLinear or DequantizeLinear node. A scale or zero point is None if it is computed at run time."""
 
     node: ir.Node
-    dtype: ir.DataType
+    dtype: ir.DataType  # of the integers
     scale: NDArray[np.generic] | None
     zero_point: NDArray[np.generic] | None
 
 
 class WeightedNode(NamedTuple):
-    """A convolution or matrix product with a stored weight.
-
-    ``weight_qdq``: the weight's Q/DQ node, None if the weight is float. ``input_qdq``: the input's, None if the input
-    is float. ``first``, ``last``: no other such node precedes or follows it. ``inputs``, ``outputs``: channels.
-    """
+    """A convolution or matrix product with a stored weight."""
 
     node: ir.Node
     weight: ir.TensorProtocol
-    weight_qdq: QDQNode | None
-    input_qdq: QDQNode | None
-    first: bool
-    last: bool
-    inputs: int
+    weight_qdq: QDQNode | None  # None if the weight is float
+    input_qdq: QDQNode | None  # None if the input is float
+    first: bool  # no other such node precedes it
+    last: bool  # no other such node follows it
+    inputs: int  # channels
     outputs: int
 
     @property

@@ -37,7 +37,7 @@ KERNELS = (
 
 
 class Finding(NamedTuple):
-    """A problem. ``error``: wrong results, or a file that does not load or build; ``warning``: slow or large."""
+    """A problem. An error: wrong results, or a file that does not load or build; a warning: slow or large."""
 
     rule: str
     severity: Severity
@@ -68,14 +68,10 @@ def lint(proto: onnx.ModelProto, target: Target) -> list[Finding]:
 
 
 def count_integer_ops(proto: onnx.ModelProto, file: Path | None = None) -> dict[str, dict[str, int]] | None:
-    """Count the operators that ONNX Runtime computes in integers, fully optimized.
+    """Count the convolutions, matrix products and additions, ``all`` and those that ONNX Runtime runs as ``integer``.
 
-    Args:
-        proto: The model.
-        file: The file it was read from, if its weights may exceed one protobuf message.
-
-    Returns:
-        ``integer`` and ``all`` for convolutions, matrix products and additions; None if ONNX Runtime refuses the model.
+    ``file``: what the model was read from, if its weights may exceed one protobuf message. None if ONNX Runtime refuses
+    the model.
     """
     try:
         optimized = optimize(file or proto.SerializeToString(), GraphOptimizationLevel.ORT_ENABLE_ALL)
@@ -261,10 +257,7 @@ def _foreign_operator(graph: GraphView) -> Matches:
 
 
 def _odd_widths(graph: GraphView, multiple: int) -> Matches:
-    """Find widths that are not multiples, the most wasteful first.
-
-    The channels of the image and the outputs of the last layer cannot be chosen, so they are left out.
-    """
+    """Find widths that are not multiples, the most wasteful first, except the image's and the network's outputs."""
     sides = [(layer, layer.inputs, "inputs") for layer in graph.layers if not layer.first]
     sides += [(layer, layer.outputs, "outputs") for layer in graph.layers if not layer.last]
     odd = [side for side in sides if side[1] % multiple]

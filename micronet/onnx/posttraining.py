@@ -50,9 +50,7 @@ def check_stored(proto: onnx.ModelProto) -> None:
 def prepare(proto: onnx.ModelProto) -> onnx.ModelProto:
     """Return a float model with its batch norms and constants folded by ONNX Runtime.
 
-    Raises:
-        MicronetError: The model is already quantized, holds NaN or infinity, or has an opset that is too old for
-            per-channel scales and cannot be converted.
+    Raises MicronetError if it is quantized, holds NaN or infinity, or has an old opset and cannot be converted.
     """
     if is_quantized(proto):
         raise MicronetError("the model is already quantized; give the file of the float model")
@@ -107,23 +105,17 @@ def find_ranges(
 
 
 def read_legacy_cache(path: Path) -> dict[str, ValueRange]:
-    """Read a calibration cache written by TensorRT 10 or earlier: a ``TRT-…`` header, then ``name: scale`` lines.
+    """Read a calibration cache of TensorRT 10 or earlier; raise MicronetError if it is damaged or another file.
 
-    The scale is a float32 as big-endian hexadecimal bytes. A tensor's range is 127 scales to either side of 0.
-
-    Raises:
-        MicronetError: The file is not such a cache, or one of its lines is damaged.
+    A ``TRT-…`` header precedes ``name: scale`` lines. The scale is a float32 as big-endian hexadecimal bytes. A
+    tensor's range is 127 scales to either side of 0.
     """
     try:
         header, *lines = path.read_text().splitlines()
     except ValueError as error:  # not UTF-8, or empty
-        raise MicronetError(
-            f"{path} is not a TensorRT calibration cache; such a file begins with TRT-…-EntropyCalibration2"
-        ) from error
+        raise MicronetError(f"{path} is not a TensorRT calibration cache, which begins with TRT-…") from error
     if not header.startswith(LEGACY_HEADER):
-        raise MicronetError(
-            f"{path} is not a TensorRT calibration cache; its first line is {header[:40]!r}, expected TRT-…"
-        )
+        raise MicronetError(f"{path} is not a TensorRT calibration cache: its first line is {header[:40]!r}, not TRT-…")
     ranges: dict[str, ValueRange] = {}
     for number, line in enumerate(filter(str.strip, lines), 2):
         match = LEGACY_LINE.fullmatch(line)

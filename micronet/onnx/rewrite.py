@@ -61,10 +61,7 @@ def tidy(model: ir.Model) -> None:
 
 
 def _owner(node: ir.Node) -> str:
-    """Return the name of the module from which a node was exported.
-
-    A quantizer's name comes from its call, because the exporter's scopes omit quantizers of traced networks.
-    """
+    """Return a node's module; a quantizer's is in its call, because the scopes omit quantizers of traced networks."""
     if node.op_type == QUANTIZE and (named := _NAME.search(node.metadata_props.get(_CALL, ""))):
         return named[1]
     scopes = ast.literal_eval(node.metadata_props.get(_SCOPES, "[]"))
@@ -74,7 +71,7 @@ def _owner(node: ir.Node) -> str:
 def _unshare_dequantizers(graph: ir.Graph) -> None:
     """Give every reader of a stored tensor its own DequantizeLinear; a layer that is called twice gets two.
 
-    Otherwise ONNX Runtime splits them itself, shares their initializers, and then refuses its exact int8 mode.
+    Otherwise ONNX Runtime splits them, shares their initializers, and then refuses its exact int8 mode.
     """
     for node in graph:
         if node.op_type != DEQUANTIZE or stored(node) is None:
@@ -90,8 +87,7 @@ def _unshare_dequantizers(graph: ir.Graph) -> None:
 def _unshare_initializers(graph: ir.Graph) -> None:
     """Give every Q and DQ node its own zero point, and every DQ of a stored tensor its own inputs.
 
-    The exporter shares equal initializers, which ONNX Runtime's exact int8 mode refuses ("Attempt to replace the
-    existing tensor").
+    ONNX Runtime's exact int8 mode refuses the shared ones of the exporter ("Attempt to replace the existing tensor").
     """
     taken: set[ir.Value | None] = set()
     for node in graph:
@@ -178,11 +174,7 @@ def to_int4(model: ir.Model) -> None:
 
 
 def embed_preprocessing(proto: onnx.ModelProto, spec: DataSpec) -> onnx.ModelProto:
-    """Return a model that takes 8-bit pixels, (N, C, H, W) uint8, and normalizes them itself.
-
-    Raises:
-        MicronetError: The mean and standard deviation are not known.
-    """
+    """Return a model that takes pixels, (N, C, H, W) uint8, and normalizes them; the spec must have mean and std."""
     if spec.mean is None or spec.std is None:
         raise MicronetError(
             "--embed-preprocessing: the artifact does not record how its images are normalized; drop the option, or "

@@ -75,7 +75,8 @@ def read(path: Path) -> Program:
             raise ValueError("its images are too large")
         if not operations or len(shape) != 3 or any(tensor.size for tensor in tensors.values()):
             raise ValueError("its tensors do not match its header")
-        about = _check_about(dict(header["about"]))
+        about = dict(header["about"])
+        _check_about(about)
     except (KeyError, ValueError, TypeError, IndexError, AttributeError, OverflowError) as error:
         raise MicronetError(f"{path} is damaged ({error}); pack the network again with micronet pack") from error
     return Program(operations, shape, about)
@@ -204,13 +205,12 @@ def _check_operation(operation: Operation) -> None:
             raise ValueError("it contains NaN or infinity")
 
 
-def _check_about(about: dict[str, Any]) -> dict[str, Any]:
-    """Return what a file says about its network. Raises ValueError if that has the wrong types."""
+def _check_about(about: dict[str, Any]) -> None:
+    """Raise ValueError if what a file says about its network has the wrong types."""
     data, stages = about.get("data") or {}, about.get("stages") or []
     classes = data.get("classes") or [] if isinstance(data, dict) else None
     if not isinstance(stages, list) or not isinstance(classes, list) or not all(isinstance(c, str) for c in classes):
         raise ValueError("its metadata is not valid")
-    return about
 
 
 def _unpack(tensors: dict[str, NDArray[Any]], levels: list[int], shape: tuple[int, ...]) -> NDArray[np.int32]:

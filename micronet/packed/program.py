@@ -15,32 +15,24 @@ OPERATIONS = {
 
 @dataclass
 class Operation:
-    """One operation of a program.
+    """One operation of a program."""
 
-    kind: a key of OPERATIONS.
-    inputs: numbers of earlier values; value 0 is the images, and operation i computes value i + 1.
-    attributes: JSON values.
-    weight: int32 or float32, (outputs, inputs / groups, ...). scale: float32, of the weight, one per tensor or output.
-    bias: float32, or int32 in units of input scale times weight scale.
-    limits: int32, per output the smallest sum that gives +1.
-    """
-
-    kind: str
-    inputs: list[int]
-    attributes: dict[str, Any] = field(default_factory=dict)
-    weight: NDArray[Any] | None = None
-    scale: NDArray[np.float32] | None = None
-    bias: NDArray[Any] | None = None
-    limits: NDArray[np.int32] | None = None
+    kind: str  # a key of OPERATIONS
+    inputs: list[int]  # numbers of earlier values: 0 is the images, and operation i computes value i + 1
+    attributes: dict[str, Any] = field(default_factory=dict)  # JSON values
+    weight: NDArray[Any] | None = None  # int32 or float32, (outputs, inputs / groups, ...)
+    scale: NDArray[np.float32] | None = None  # of the weight, one per tensor or output
+    bias: NDArray[Any] | None = None  # float32, or int32 in units of input scale times weight scale
+    limits: NDArray[np.int32] | None = None  # per output, the smallest sum that gives +1
 
 
 @dataclass
 class Program:
-    """A network. shape: (C, H, W) of its images. about: its model, data and stages, as in an ONNX file's metadata."""
+    """A network."""
 
     operations: list[Operation]
-    shape: list[int]
-    about: dict[str, Any]
+    shape: list[int]  # (C, H, W) of its images
+    about: dict[str, Any]  # its model, data and stages, as in an ONNX file's metadata
 
     @property
     def weights(self) -> int:

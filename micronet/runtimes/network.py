@@ -33,8 +33,7 @@ def described(metadata: dict[str, Any]) -> tuple[DataSpec | None, list[str]]:
 def to_pixels(images: NDArray[np.float32], spec: DataSpec) -> NDArray[np.uint8]:
     """Return the pixels, (N, C, H, W) uint8, of normalized images, for networks that normalize their input themselves.
 
-    Raises:
-        MicronetError: The mean and standard deviation are not known.
+    Raises MicronetError if the mean and standard deviation are not known.
     """
     if spec.std is None or spec.mean is None:
         raise MicronetError(

@@ -189,10 +189,9 @@ def exposing_session(proto: onnx.ModelProto, names: Iterable[str]) -> Any:
 
 
 def optimize(model: bytes | Path, level: Any) -> onnx.ModelProto:
-    """Return a model as ONNX Runtime rewrites it for the CPU at a ``GraphOptimizationLevel``.
+    """Return a model as ONNX Runtime optimizes it for the CPU; raise MicronetError if it refuses the model.
 
-    Raises:
-        MicronetError: ONNX Runtime refuses the model.
+    ``level``: a GraphOptimizationLevel.
     """
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = 4
@@ -210,8 +209,7 @@ def optimize(model: bytes | Path, level: Any) -> onnx.ModelProto:
 def run(session: onnxruntime.InferenceSession, images: NDArray[np.float32]) -> list[Any]:
     """Return a session's outputs for normalized images (N, C, H, W) float32; a fixed batch size takes several calls.
 
-    Raises:
-        MicronetError: The model has several inputs, or refuses the images.
+    Raises MicronetError if the model has several inputs or refuses the images.
     """
     entry = _only(session.get_inputs())
     inputs: NDArray[Any] = images

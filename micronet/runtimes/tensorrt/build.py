@@ -31,12 +31,7 @@ class Engine(NamedTuple):
 
 
 def build_engine(proto: onnx.ModelProto, profiles: Sequence[Profile], config: BuildConfig) -> Engine:
-    """Build an engine.
-
-    Args:
-        proto: A model with one input.
-        profiles: Shapes of the input; none if its shape is fixed.
-        config: The library and the builder's settings.
+    """Build an engine of a model with one input; ``profiles``: shapes of the input, none if its shape is fixed.
 
     Raises:
         MicronetError: The model cannot be parsed, or a profile does not fit its input.

@@ -1,4 +1,4 @@
-"""Run TensorRT engines on an NVIDIA GPU. Not tried on hardware yet: written to the API, tested with a fake of it."""
+"""Run TensorRT engines on an NVIDIA GPU. Untested on hardware so far: written to the API, tested with a fake of it."""
 
 import json
 from collections.abc import Iterator

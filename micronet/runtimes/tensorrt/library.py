@@ -24,9 +24,7 @@ _HELP = {
 def library(backend: str = "auto") -> Any:
     """Import ``tensorrt``, ``tensorrt-rtx`` or, for ``auto``, the first of them that is installed.
 
-    Raises:
-        MicronetError: The name is unknown.
-        FailedError: The library is not installed, or does not load.
+    Raises MicronetError if the name is unknown, FailedError if the library is not installed or does not load.
     """
     if backend not in _HELP:
         raise unknown("backend", backend, _HELP)
@@ -87,9 +85,7 @@ def gpu_number(device: str | None, path: Path) -> int:
 def open_gpu(number: int, path: Path) -> Any:
     """Return ``pycuda.driver`` with a GPU's context current in this thread until the process ends; torch shares it.
 
-    Raises:
-        FailedError: pycuda, the driver or the GPU is missing.
-        MicronetError: There is no GPU with this number.
+    Raises FailedError if pycuda, the driver or any GPU is missing, MicronetError if no GPU has this number.
     """
     try:
         cuda = import_module("pycuda.driver")

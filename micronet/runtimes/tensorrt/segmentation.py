@@ -34,16 +34,13 @@ Predict = Callable[[NDArray[np.float32]], Any]  # (N, C, H, W) -> scores (N, K, 
 
 
 class Segmentation(NamedTuple):
-    """Figures over all labeled pixels, 0..1. ``class_iou`` is None for a class that does not occur.
-
-    ``agreement``: share of pixels that a reference puts into the same class; None without a reference.
-    """
+    """Figures over all labeled pixels, 0..1."""
 
     pixel_accuracy: float
     mean_iou: float
-    class_iou: list[float | None]
+    class_iou: list[float | None]  # None for a class that does not occur
     images: int
-    agreement: float | None
+    agreement: float | None  # share of pixels that a reference puts into the same class
 
 
 class Pair(NamedTuple):
@@ -61,12 +58,9 @@ def evaluate_segmentation(
     progress: Progress | None = None,
     reference: Predict | None = None,
 ) -> Segmentation:
-    """Measure a segmentation network.
+    """Measure a segmentation network, with its probabilities averaged over image sizes.
 
     Args:
-        predict: The network.
-        pairs: Images and their label maps.
-        sizes: The image sizes whose probabilities are averaged.
         spec: How images are normalized; ImageNet's way if it does not say.
         reference: A second network with which the first is compared.
 

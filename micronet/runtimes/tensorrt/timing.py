@@ -16,18 +16,14 @@ DEVICE_ROUNDS = 50
 
 
 class Timing(NamedTuple):
-    """Milliseconds per call for an input of ``shape`` (N, C, H, W), with one call at a time.
+    """Milliseconds per call, with one call at a time."""
 
-    ``p50_ms`` to ``p99_ms`` include both copies. ``device_ms`` is the median of the GPU's computing time.
-    ``images_per_second`` follows from ``p50_ms``; overlapping calls would reach more.
-    """
-
-    shape: list[int]
-    p50_ms: float
+    shape: list[int]  # of the input, (N, C, H, W)
+    p50_ms: float  # this and the next two include both copies
     p95_ms: float
     p99_ms: float
-    device_ms: float
-    images_per_second: float
+    device_ms: float  # the median of the GPU's computing time
+    images_per_second: float  # from p50_ms; overlapping calls would reach more
 
 
 def sweep(
