@@ -107,7 +107,7 @@ def interleave(runs: dict[str, Callable[[], object]], rounds: int) -> dict[str, 
 
 def time_binary_layers(program: Program, theirs: dict[str, bytes], batches: list[int], rounds: int) -> None:
     """Print the time of all binary layers, with the pools between them, and of the same blocks in ONNX Runtime."""
-    from micronet.runtimes.packed.execution_plan import ExecutionPlan
+    from micronet.runtimes.packed.compiled_backend import ExecutionPlan
     from micronet.runtimes.packed.kernels.cpu import BITS, DIFFERENCE_TABLE
     from micronet.runtimes.packed.kernels.interpreter import execute
 
@@ -131,7 +131,7 @@ def time_binary_layers(program: Program, theirs: dict[str, bytes], batches: list
 
 def time_each_layer(program: Program) -> None:
     """Print each binary layer's speed on one image, and its share of the core's maximum at the measured clock rate."""
-    from micronet.runtimes.packed.execution_plan import ExecutionPlan
+    from micronet.runtimes.packed.compiled_backend import ExecutionPlan
     from micronet.runtimes.packed.kernels.cpu import BITS, DIFFERENCE_TABLE, INSTRUCTION_SET
     from micronet.runtimes.packed.kernels.interpreter import execute
 

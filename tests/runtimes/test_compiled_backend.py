@@ -18,10 +18,9 @@ from micronet.runtimes.packed.predictor import PackedNetwork
 pytest.importorskip("numba", reason="pip install numba")
 
 from micronet.runtimes.packed import compiled_backend
-from micronet.runtimes.packed.compiled_backend import CompiledNetwork
-from micronet.runtimes.packed.execution_plan import ExecutionPlan
-from micronet.runtimes.packed.feature_maps import UnsupportedProgram
+from micronet.runtimes.packed.compiled_backend import CompiledNetwork, ExecutionPlan
 from micronet.runtimes.packed.kernels import cpu
+from micronet.runtimes.packed.memory import UnsupportedProgram
 from tests.runtimes.programs import check_layer, check_other_operations, check_program, other_operations, random_layer
 
 

@@ -76,4 +76,6 @@ def test_numbas_private_interface_is_the_one_the_cache_relies_on():
     assert list(inspect.signature(BaseContext.get_dummy_value).parameters) == ["self"]
     assert list(inspect.signature(cgutils.global_constant).parameters)[:3] == ["builder_or_module", "name", "value"]
     assert list(inspect.signature(cgutils.get_or_insert_function).parameters) == ["module", "fnty", "name"]
+    assert list(inspect.signature(cgutils.alloca_once_value).parameters)[:2] == ["builder", "value"]
+    assert list(inspect.signature(cgutils.for_range_slice).parameters)[:4] == ["builder", "start", "stop", "step"]
     assert callable(binding.initialize_native_asmparser) and hasattr(ir.Module, "declare_intrinsic")

@@ -1,17 +1,15 @@
 """Packed files as the networks that ``evaluate``, ``compare`` and ``predict`` open."""
 
 from pathlib import Path
-from typing import Any
 
 from micronet.core.machine import usable_threads
 from micronet.data.dataset import DataSpec
 from micronet.errors import MicronetError
-from micronet.evaluation.network import Scores
 from micronet.runtimes.config import RuntimeOptions
 from micronet.runtimes.packed.predictor import PackedNetwork
 
 
-class PackedPredictor:
+class PackedPredictor(PackedNetwork):
     """A packed network with what is known of it: its data, stages and number of weights."""
 
     runtime = "packed"
@@ -21,16 +19,12 @@ class PackedPredictor:
             raise MicronetError(f"{path} does not exist; create it with micronet pack")
         if options.device not in (None, "cpu"):
             raise MicronetError(f"{path}: packed networks only run on the CPU; drop --device {options.device}")
-        self._network = PackedNetwork(path, options.threads or usable_threads())
-        about = self._network.program.about
+        super().__init__(path, options.threads or usable_threads())
+        about = self.program.about
         self.data = DataSpec.from_json(about["data"]) if about.get("data") else None
         self.stages = [str(stage) for stage in about.get("stages") or []]
-        self.params = self._network.program.weights
+        self.params = self.program.weights
 
-    def __call__(self, images: Any) -> Scores:
-        """Score images (N, C, H, W) -> (N, K)."""
-        return self._network(images)
-
-    def macs(self, image_shape: tuple[int, int, int]) -> int | None:
+    def macs(self, image_shape: tuple[int, int, int] | None = None) -> int:
         """Return the multiply-accumulates per image; a packed network takes only one image shape."""
-        return self._network.macs()
+        return super().macs()

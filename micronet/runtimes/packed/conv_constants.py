@@ -5,19 +5,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from micronet.packed.program import Operation
-from micronet.runtimes.packed.constants import ConstantPool
-from micronet.runtimes.packed.feature_maps import Array, FeatureMap, UnsupportedProgram
+from micronet.runtimes.packed import weight_layout
 from micronet.runtimes.packed.kernel_call import Epilogue
 from micronet.runtimes.packed.kernels.cpu import BIT_VECTOR_MULTIPLE, BITS, FLOAT32, LANES, UINT8
+from micronet.runtimes.packed.memory import Array, ConstantPool, FeatureMap, UnsupportedProgram
 from micronet.runtimes.packed.numpy_backend import EXACT_FLOAT32
-from micronet.runtimes.packed.weight_layout import (
-    border_classes,
-    border_sums,
-    limit_bytes,
-    plane_count,
-    strict_limits,
-    vector_count,
-)
 
 UNREACHABLE = {BITS: -1, UINT8: 2**31 - 1, FLOAT32: 0x7F800000}  # limits that no sum passes; the last one is infinity
 
@@ -43,79 +35,79 @@ class ConvGroup(NamedTuple):
     def constant_fields(self, constants: ConstantPool, epilogue: Epilogue) -> dict[str, Any]:
         """Add limits to compare sums with, or scales and biases, to the constants; return the fields that name them."""
         weight, arithmetic, operation = self.weight, self.arithmetic, self.operation
-        planes = plane_count(weight, arithmetic)
+        planes = weight_layout.plane_count(weight, arithmetic)
         rows, row_masks = self._border_classes(0)
         columns, column_masks = self._border_classes(1)
         base = np.zeros((1, 1, len(weight)), np.int64)
         if arithmetic == BITS:  # sum = products - (2 / planes) * differing bits + correction for padding, read as -1
-            base = weight[0].size + weight.sum((1, 2, 3)) - border_sums(weight, row_masks, column_masks)
+            inside = np.einsum("ohw,rh,cw->rco", weight.sum(3).astype(np.int64), row_masks, column_masks)
+            base = weight[0].size + weight.sum((1, 2, 3)) - inside
         else:
             rows, columns, column_masks = np.zeros_like(rows), np.zeros_like(columns), column_masks[:1]
         if arithmetic == UINT8:  # padding holds the zero point, so it contributes nothing
             base = base - self.x.zero_point * weight.sum((1, 2, 3)).astype(np.int64)
-        size = limit_bytes(weight, arithmetic) if operation.limits is not None else 4
-        class_bytes = vector_count(arithmetic, len(weight)) * LANES * size
+        size = weight_layout.limit_bytes(weight, arithmetic) if operation.limits is not None else 4
+        class_bytes = weight_layout.vector_count(arithmetic, len(weight)) * LANES * size
         fields: dict[str, Any] = {
-            "row_class": constants.ints(rows * len(column_masks) * class_bytes),
-            "column_class": constants.ints(columns * class_bytes),
+            "row_class": constants.add("ints", rows * len(column_masks) * class_bytes),
+            "column_class": constants.add("ints", columns * class_bytes),
             "factor": self.factor * (-2 // planes if arithmetic == BITS else 1),
         }
+        floats_to_signs = arithmetic == FLOAT32 and epilogue.dtype == BITS and not epilogue.clips
         if operation.limits is not None:
-            limits = self._padded(self._limits(base, planes), UNREACHABLE[arithmetic])
-            fields["limits"] = constants.ints(strict_limits(limits, size) if size < 4 else limits)
-        elif (
-            arithmetic == FLOAT32 and epilogue.dtype == BITS and not epilogue.clips and operation.scale is None
-        ):  # sum + bias >= 0 is sum >= -bias
-            bias = np.zeros(len(weight)) if operation.bias is None else operation.bias[self.outputs]
-            limits = (-bias.astype(np.float32)).view(np.int32)[None, None]
-            fields["limits"] = constants.ints(self._padded(limits, UNREACHABLE[FLOAT32]))
+            limits = self._limits(operation.limits[self.outputs].astype(np.int64), base, planes)
+        elif floats_to_signs and operation.scale is None:  # sum + bias >= 0 is sum >= -bias
+            limits = (-self._bias().astype(np.float32)).view(np.int32)[None, None]
         else:
-            fields |= self._scales(base * self.factor, constants)
+            return fields | self._scales(base * self.factor, constants)
+        limits = self._padded(limits, UNREACHABLE[arithmetic])
+        fields["limits"] = constants.add("ints", weight_layout.strict_limits(limits, size) if size < 4 else limits)
         return fields
 
-    def _limits(self, base: Array, planes: int) -> Array:
+    def _limits(self, limits: Array, base: Array, planes: int) -> Array:
         """Return what each sum is compared with to give +1: (row classes, column classes, outputs)."""
-        assert self.operation.limits is not None
-        limits = self.operation.limits[self.outputs].astype(np.int64)
         if self.arithmetic == FLOAT32:
-            return np.broadcast_to(limits, (1, 1, len(limits))).astype(np.float32).view(np.int32)
+            return limits[None, None].astype(np.float32).view(np.int32)
         limits = -(-limits // self.factor)  # for sums of weights without their factor
         if self.arithmetic == UINT8:
             return (limits - base).clip(-(2**31) + 1, 2**31 - 1)
         return ((base - limits) // (2 // planes)).clip(-1, 2**31 - 1)
 
+    def _bias(self) -> Array:
+        bias = self.operation.bias
+        return np.zeros(len(self.weight), np.float32) if bias is None else bias[self.outputs]
+
     def _scales(self, base: Array, constants: ConstantPool) -> dict[str, int]:
-        operation = self.operation
+        operation, bias = self.operation, self._bias()
         assert operation.weight is not None
         scale = np.full(len(self.weight), self.x.scale if self.arithmetic == UINT8 else 1, np.float32)
         if operation.scale is not None:
             scale = np.broadcast_to(operation.scale, operation.weight.shape[0])[self.outputs] * scale
-        bias = np.zeros(len(self.weight), np.float32)
-        if operation.bias is not None:
-            if operation.bias.dtype == np.int32 and self.arithmetic != FLOAT32:
-                base = base + operation.bias[self.outputs]
-            elif operation.bias.dtype == np.int32:
-                bias = operation.bias[self.outputs].astype(np.float32) * scale
-            else:
-                bias = operation.bias[self.outputs]
+        if bias.dtype == np.int32 and self.arithmetic == FLOAT32:
+            bias = bias.astype(np.float32) * scale
+        elif bias.dtype == np.int32:
+            base, bias = base + bias, np.zeros(len(bias))
         largest = np.abs(self.weight.astype(np.float64)).sum((1, 2, 3)) * (256 if self.arithmetic == UINT8 else 1)
         if self.arithmetic != FLOAT32 and (np.abs(base) + largest).max() >= 2**31:
             raise UnsupportedProgram("a sum needs more than 32 bits")
         return {
-            "base": constants.ints(self._padded(base)), "scale": constants.floats(self._padded(scale[None, None])),
-            "bias": constants.floats(self._padded(bias[None, None])),
-        }  # fmt: skip
+            "base": constants.add("ints", self._padded(base)),
+            "scale": constants.add("floats", self._padded(scale[None, None])),
+            "bias": constants.add("floats", self._padded(bias[None, None])),
+        }
 
     def _padded(self, values: Array, fill: int = 0) -> Array:
         """Pad (row classes, column classes, outputs) to whole vectors of outputs."""
-        lanes = vector_count(self.arithmetic, len(self.weight)) * LANES
+        lanes = weight_layout.vector_count(self.arithmetic, len(self.weight)) * LANES
         return np.pad(values, ((0, 0), (0, 0), (0, lanes - values.shape[-1])), constant_values=fill)
 
     def _border_classes(self, axis: int) -> tuple[Array, Array]:
-        kernel, size = self.weight.shape[1 + axis], (self.x.rows, self.x.columns)[axis]
-        return border_classes(
-            self.out_size[axis], self.stride[axis], self.dilation[axis], kernel, self.pads[axis], size
-        )
+        """Return each output position's class, and per class a mask of the kernel positions that lie inside the map."""
+        starts = np.arange(self.out_size[axis]) * self.stride[axis] - self.pads[axis]
+        places = starts[:, None] + np.arange(self.weight.shape[1 + axis]) * self.dilation[axis]
+        inside = (places >= 0) & (places < (self.x.rows, self.x.columns)[axis])
+        masks, classes = np.unique(inside, axis=0, return_inverse=True)
+        return classes.reshape(-1), masks.astype(np.int64)
 
 
 def split_factor(weight: Array, arithmetic: int) -> tuple[Array, int]:

@@ -1,11 +1,20 @@
-"""Instructions before their feature maps have addresses, and the operations fused into them."""
+"""Kernel calls: instructions before their feature maps have addresses, and how they are encoded for the interpreter."""
 
 import math
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from micronet.runtimes.packed.feature_maps import Array, FeatureMap
-from micronet.runtimes.packed.kernels.cpu import FLOAT32, UINT8
+from micronet.runtimes.packed.kernels.cpu import BITS, FLOAT32, ITEM_BYTES, UINT8
+from micronet.runtimes.packed.kernels.instructions import CONV, ELEMENTWISE, INSTRUCTION, SCALE, TO_NHWC
+from micronet.runtimes.packed.memory import Array, ConstantPool, FeatureMap
+from micronet.runtimes.packed.weight_layout import (
+    ITEM_VALUES,
+    pack_weights,
+    plane_count,
+    split_runs,
+    vector_count,
+    widen_interval,
+)
 
 
 class Epilogue(NamedTuple):
@@ -25,7 +34,7 @@ class Epilogue(NamedTuple):
         """Return True if values are clipped."""
         return self.clip_low > -math.inf or self.clip_high < math.inf
 
-    def fields(self) -> dict[str, float]:
+    def fields(self) -> dict[str, Any]:
         """Return the bounds as fields of an instruction."""
         found = {"clip_low": self.clip_low, "clip_high": self.clip_high}
         if self.dtype == UINT8:
@@ -52,3 +61,56 @@ class KernelCall:
     x_channel: int = 0
     out_channel: int = 0
     weight: Array | None = None
+
+    def encode(self, constants: ConstantPool) -> tuple[Any, ...]:
+        """Return a row of the instruction table; the weights are added to the constants."""
+        x, out, y = self.x, self.out, self.y
+        fields: dict[str, Any] = dict.fromkeys(INSTRUCTION.names or (), 0)
+        fields |= {
+            "rows": out.rows, "columns": out.columns, "channels": x.channels, "stride_y": 1, "stride_x": 1,
+            "limits": -1, "x_zero_point": x.zero_point, "x_scale": x.scale, "out_zero_point": out.zero_point,
+            "out_scale": out.scale,
+        } | self.fields  # fmt: skip
+        for side, each in (("x", x), ("out", out), ("y", y)):
+            if each is not None:
+                fields |= {
+                    side: each.start([0, 0, 0, 0]), f"{side}_buffer": each.buffer, f"{side}_image": each.image_bytes,
+                    f"{side}_row": each.row_bytes, f"{side}_pixel": each.pixel_bytes, f"{side}_dtype": each.dtype,
+                }  # fmt: skip
+        fields["x"] = x.start(self.pads) + x.channel_offset(self.x_channel)
+        fields["out"] += out.channel_offset(self.out_channel)
+        if y is not None:
+            fields |= {"y_zero_point": y.zero_point, "y_scale": y.scale}
+            if (y.rows, y.columns) != (x.rows, x.columns):
+                fields |= {"y_row": 0, "y_pixel": 0}  # broadcast one pixel
+        if self.weight is not None:
+            fields |= self._weight_fields(self.weight, constants)
+        if fields["opcode"] == CONV and out.columns == 1:
+            fields["stride_x"] = 1  # so that a block of pixels does not read beyond the map
+        whole_rows = fields["opcode"] == ELEMENTWISE and fields["function"] != SCALE and out.channels == x.channels
+        whole_rows = whole_rows and (x.channels % 32 == 0 or BITS not in (x.dtype, out.dtype, y and y.dtype))
+        if whole_rows and (y is None or fields["y_row"]):
+            fields |= {"channels": x.columns * x.channels, "columns": 1}  # the pixels of a row are contiguous
+        fields["scratch"] = fields["channels"]
+        if fields["opcode"] == TO_NHWC:
+            fields |= {"x_row": x.channel_offset(x.columns), "scratch": x.columns * x.channels}
+        return tuple(fields[name] for name in INSTRUCTION.names or ())
+
+    def _weight_fields(self, weight: Array, constants: ConstantPool) -> dict[str, int]:
+        """Pack a convolution's weights; a row of the kernel is one run if its pixels are contiguous."""
+        x, arithmetic = self.x, self.fields["arithmetic"]
+        _, rows, columns, inputs = weight.shape
+        dy, dx = self.dilation
+        whole_pixels = x.pixel_bytes == x.channel_offset(inputs) and (x.dtype != BITS or inputs % 32 == 0)
+        run_columns = 1 if whole_pixels and dx == 1 else columns  # runs per row of the kernel
+        offsets = [
+            row * dy * x.row_bytes + column * dx * x.pixel_bytes for row in range(rows) for column in range(run_columns)
+        ]
+        widen_after = widen_interval(weight, arithmetic)
+        run_bytes = -(-(weight[0].size // len(offsets)) // ITEM_VALUES[arithmetic]) * ITEM_BYTES
+        parts, length = split_runs(plane_count(weight, arithmetic) * offsets, run_bytes, widen_after)
+        return {
+            "weights": constants.add("bytes", pack_weights(weight, arithmetic, len(offsets))),
+            "runs": constants.add("offsets", parts), "run_count": len(parts), "run_bytes": length,
+            "widen_after": widen_after, "vectors": vector_count(arithmetic, len(weight)),
+        }  # fmt: skip

@@ -1,12 +1,12 @@
 """Lowering: from a program's operations to kernel calls, with element types chosen and operations fused."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from micronet.packed.program import Operation, Program
-from micronet.runtimes.packed.constants import ConstantPool
 from micronet.runtimes.packed.conv_constants import (
     ConvGroup,
     choose_arithmetic,
@@ -14,22 +14,10 @@ from micronet.runtimes.packed.conv_constants import (
     merge_groups,
     split_factor,
 )
-from micronet.runtimes.packed.feature_maps import Array, FeatureMap, UnsupportedProgram
 from micronet.runtimes.packed.kernel_call import Epilogue, KernelCall
+from micronet.runtimes.packed.kernels import instructions
 from micronet.runtimes.packed.kernels.cpu import BITS, FLOAT32, UINT8
-from micronet.runtimes.packed.kernels.instructions import (
-    ADD,
-    ALIGN,
-    AVERAGE_POOL,
-    CONV,
-    COPY,
-    ELEMENTWISE,
-    MAX_POOL,
-    MULTIPLY,
-    SCALE,
-    SHUFFLE,
-    TO_NHWC,
-)
+from micronet.runtimes.packed.memory import Array, ConstantPool, FeatureMap, UnsupportedProgram
 from micronet.runtimes.packed.weight_layout import MAX_DIFFERING, max_differing
 
 CLIPS = {"relu", "clip"}
@@ -57,17 +45,21 @@ class Lowering:
         self.constants = ConstantPool()
         self.images, epilogue = self._new_map(FLOAT32, rows, columns, channels), self._fuse(-1)
         first = self._output(epilogue, rows, columns, channels)
-        self._call(KernelCall({"opcode": TO_NHWC, **epilogue.fields()}, self.images, first))
+        self._call(instructions.TO_NHWC, self.images, first, **epilogue.fields())
         for index, operation in enumerate(program.operations):
             if index not in self._fused:
                 self._lower(index, operation)
         self.result = self._values[len(program.operations)]
         self.scores = self._floats(self.result)
 
-    def _new_map(self, dtype: int, rows: int, columns: int, channels: int, **more: Any) -> FeatureMap:
-        if rows < 1 or columns < 1:
+    def _new_map(self, dtype: int, rows: int, columns: int, channels: int) -> FeatureMap:
+        return self._map_like(FeatureMap(dtype, rows, columns, channels))
+
+    def _map_like(self, x: FeatureMap, **changes: Any) -> FeatureMap:
+        """Return a new map with the element type, quantization and shape of another, except for the changes."""
+        made = replace(x, pads=[0, 0, 0, 0], **changes)
+        if made.rows < 1 or made.columns < 1:
             raise UnsupportedProgram("an empty feature map")
-        made = FeatureMap(dtype, rows, columns, channels, **more)
         self.maps.append(made)
         return made
 
@@ -76,9 +68,8 @@ class Lowering:
         if x.dtype == FLOAT32:
             return x
         if id(x) not in self._as_floats:
-            made = self._new_map(FLOAT32, x.rows, x.columns, x.channels, flat=x.flat)
-            self._call_elementwise(COPY, x, made, Epilogue(0))
-            self._as_floats[id(x)] = made
+            made = self._as_floats[id(x)] = self._map_like(x, dtype=FLOAT32, scale=1.0, zero_point=0)
+            self._call(instructions.ELEMENTWISE, x, made, function=instructions.COPY, **Epilogue(0).fields())
         return self._as_floats[id(x)]
 
     def _fuse(self, index: int, low: float = -math.inf, high: float = math.inf) -> Epilogue:
@@ -142,15 +133,12 @@ class Lowering:
     def _lower_shuffle(self, index: int, groups: int, x: FeatureMap) -> None:
         if x.channels % groups:
             raise UnsupportedProgram("a shuffle of uneven groups")
-        made = self._new_map(
-            x.dtype, x.rows, x.columns, x.channels, scale=x.scale, zero_point=x.zero_point, flat=x.flat
-        )
-        self._call(KernelCall({"opcode": SHUFFLE, "groups": groups}, x, made))
-        self._values[index + 1] = made
+        made = self._values[index + 1] = self._map_like(x)
+        self._call(instructions.SHUFFLE, x, made, groups=groups)
 
     def _lower_elementwise(self, index: int, operation: Operation, inputs: list[FeatureMap]) -> None:
         x, kind = inputs[0], operation.kind
-        function, fields = COPY, {}
+        function, fields = instructions.COPY, {}
         if kind in ("sign", "quantize"):
             epilogue = Epilogue(index + 1, dtype=BITS if kind == "sign" else UINT8, quantize=operation.attributes)
         elif kind in CLIPS:
@@ -159,13 +147,13 @@ class Lowering:
             epilogue = self._fuse(index)
         if kind == "affine":
             assert operation.scale is not None and operation.bias is not None
-            function = SCALE
+            function = instructions.SCALE
             fields = {
-                "scale": self.constants.floats(np.broadcast_to(operation.scale, x.channels)),
-                "bias": self.constants.floats(np.broadcast_to(operation.bias, x.channels)),
+                "scale": self.constants.add("floats", np.broadcast_to(operation.scale, x.channels)),
+                "bias": self.constants.add("floats", np.broadcast_to(operation.bias, x.channels)),
             }
         elif kind in ("add", "mul"):
-            function = ADD if kind == "add" else MULTIPLY
+            function = instructions.ADD if kind == "add" else instructions.MULTIPLY
             if inputs[1].rows * inputs[1].columns > x.rows * x.columns:
                 inputs = inputs[::-1]
                 x = inputs[0]
@@ -176,7 +164,7 @@ class Lowering:
                 raise UnsupportedProgram(f"{kind} of feature maps of different shapes")
         out = self._output(epilogue, x.rows, x.columns, x.channels)
         out.flat = x.flat
-        self._call_elementwise(function, x, out, epilogue, y, **fields)
+        self._call(instructions.ELEMENTWISE, x, out, y, function=function, **epilogue.fields(), **fields)
 
     def _lower_concat(self, index: int, parts: list[FeatureMap]) -> None:
         alike = len({(part.dtype, part.scale, part.zero_point) for part in parts}) == 1
@@ -185,16 +173,13 @@ class Lowering:
         first = parts[0]
         if len({(part.rows, part.columns, part.flat) for part in parts}) > 1:
             raise UnsupportedProgram("concat of feature maps of different shapes")
-        made = self._new_map(
-            first.dtype, first.rows, first.columns, sum(part.channels for part in parts), scale=first.scale,
-            zero_point=first.zero_point, flat=first.flat,
-        )  # fmt: skip
+        made = self._values[index + 1] = self._map_like(first, channels=sum(part.channels for part in parts))
         bounds = {**Epilogue(0).fields(), "level_low": -510.0, "level_high": 510.0}
         channel = 0
         for part in parts:
-            self._call(KernelCall({"opcode": ELEMENTWISE, "function": COPY, **bounds}, part, made, out_channel=channel))
+            self._call(instructions.ELEMENTWISE, part, made, function=instructions.COPY, **bounds)
+            self.calls[-1].out_channel = channel
             channel += part.channels
-        self._values[index + 1] = made
 
     def _lower_pool(self, index: int, operation: Operation, x: FeatureMap) -> None:
         attributes = operation.attributes
@@ -205,15 +190,13 @@ class Lowering:
         rows, columns = (x.rows + top + bottom - ky) // sy + 1, (x.columns + left + right - kx) // sx + 1
         is_max = operation.kind == "max_pool"
         x = x if is_max else self._floats(x)
-        made = self._new_map(x.dtype, rows, columns, x.channels, scale=x.scale, zero_point=x.zero_point)
-        made.flat = x.flat or (operation.kind == "mean" and not operation.attributes.get("keep"))
-        fields = {
-            "opcode": MAX_POOL if is_max else AVERAGE_POOL, "kernel_y": ky, "kernel_x": kx, "stride_y": sy,
-            "stride_x": sx, "pad_top": top, "pad_left": left, "x_rows": x.rows, "x_columns": x.columns,
-            "count_pads": bool(attributes.get("count_pads")),
-        }  # fmt: skip
-        self._call(KernelCall(fields, x, made))
-        self._values[index + 1] = made
+        flat = x.flat or (operation.kind == "mean" and not operation.attributes.get("keep"))
+        made = self._values[index + 1] = self._map_like(x, rows=rows, columns=columns, flat=flat)
+        self._call(
+            instructions.MAX_POOL if is_max else instructions.AVERAGE_POOL, x, made, kernel_y=ky, kernel_x=kx,
+            stride_y=sy, stride_x=sx, pad_top=top, pad_left=left, x_rows=x.rows, x_columns=x.columns,
+            count_pads=bool(attributes.get("count_pads")),
+        )  # fmt: skip
 
     def _lower_conv(self, index: int, operation: Operation, x: FeatureMap) -> None:
         weight, attributes = _conv_form(operation, x)
@@ -239,31 +222,24 @@ class Lowering:
         read = x
         if arithmetic == BITS and groups > 1 and inputs % 32:
             read = self._new_map(BITS, x.rows, x.columns, groups * -(-inputs // 32) * 32)
-            self._call(KernelCall({"opcode": ALIGN, "groups": groups, "channels": x.channels}, x, read))
+            self._call(instructions.ALIGN, x, read, groups=groups, channels=x.channels)
         read.pads = [max(pair) for pair in zip(read.pads, pads, strict=True)]
         fields = {
-            "opcode": CONV, "arithmetic": arithmetic, "stride_y": stride[0], "stride_x": stride[1], "channels": each,
-            **epilogue.fields(),
+            "opcode": instructions.CONV, "arithmetic": arithmetic, "stride_y": stride[0], "stride_x": stride[1],
+            "channels": each, **epilogue.fields(),
         }  # fmt: skip
         for number in range(groups):
             outputs = slice(number * each, (number + 1) * each)
             own, factor = split_factor(merged[outputs], arithmetic)
             group = ConvGroup(operation, outputs, own, factor, arithmetic, x, pads, stride, dilation, (rows, columns))
-            call = KernelCall(
-                {**fields, **group.constant_fields(self.constants, epilogue)}, read, out, pads=pads, dilation=dilation,
-                x_channel=number * read.channels // groups, out_channel=number * each, weight=own,
-            )  # fmt: skip
-            self._call(call, barrier=number == groups - 1)
+            own_fields = {"barrier": number == groups - 1, **group.constant_fields(self.constants, epilogue)}
+            self.calls.append(KernelCall(
+                fields | own_fields, read, out, pads=pads, dilation=dilation, weight=own,
+                x_channel=number * read.channels // groups, out_channel=number * each,
+            ))  # fmt: skip
 
-    def _call_elementwise(
-        self, function: int, x: FeatureMap, out: FeatureMap, epilogue: Epilogue, y: FeatureMap | None = None,
-        **fields: Any,
-    ) -> None:  # fmt: skip
-        self._call(KernelCall({"opcode": ELEMENTWISE, "function": function, **epilogue.fields(), **fields}, x, out, y))
-
-    def _call(self, call: KernelCall, *, barrier: bool = True) -> None:
-        call.fields["barrier"] = barrier
-        self.calls.append(call)
+    def _call(self, opcode: int, x: FeatureMap, out: FeatureMap, y: FeatureMap | None = None, **fields: Any) -> None:
+        self.calls.append(KernelCall({"opcode": opcode, "barrier": True, **fields}, x, out, y))
 
 
 def _conv_form(operation: Operation, x: FeatureMap) -> tuple[Array, dict[str, Any]]:

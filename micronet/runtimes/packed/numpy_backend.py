@@ -5,6 +5,7 @@ integers is exact if no sum reaches 2^24; otherwise it is computed in float64.
 """
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ from micronet.packed.program import Operation, Program
 
 EXACT_FLOAT32 = 2**24
 FEW_CHANNELS = 16
+MAX_BATCH = 8  # images per batch, so that feature maps stay in the processor's caches
 Array = NDArray[Any]
 
 
@@ -55,6 +57,18 @@ def run(program: Program, images: NDArray[np.float32]) -> NDArray[np.float32]:
     for _, value in _walk(program, images):
         last = value
     return np.ascontiguousarray(last.real(), dtype=np.float32)
+
+
+def score_in_batches(
+    score: Callable[[NDArray[np.float32]], NDArray[np.float32]], images: NDArray[np.float32], max_batch: int,
+    threads: int, pool: ThreadPoolExecutor | None,
+) -> NDArray[np.float32]:  # fmt: skip
+    """Score images (N, C, H, W) in batches of at most ``max_batch``, small enough that every thread gets some."""
+    if not len(images):
+        return score(np.zeros((1, *images.shape[1:]), np.float32))[:0]
+    size = min(max_batch, -(-len(images) // threads))
+    batches = [images[start : start + size] for start in range(0, len(images), size)]
+    return np.concatenate(list((pool.map if pool else map)(score, batches)))
 
 
 def count_macs(program: Program) -> int:
@@ -121,19 +135,14 @@ def _exact(x: Array, weight: Array) -> Array:
 
 def _scale(sums: Array, operation: Operation, x: Value) -> Value:
     """Apply a layer's scales and bias to its sums over ``x``."""
-    assert operation.weight is not None
-    out = sums.astype(np.float32)
     scale: Array = np.array(1 if x.scale is None else x.scale, np.float32)
     if operation.scale is not None:
         scale = operation.scale * scale
     if operation.bias is not None and operation.bias.dtype == np.int32:
         return Value((sums + operation.bias).astype(np.float32) * scale)
+    out = sums.astype(np.float32)
     out = out * scale if operation.scale is not None or x.scale is not None else out
     return Value(out if operation.bias is None else out + operation.bias)
-
-
-def _conv(operation: Operation, x: Value) -> Value:
-    return _scale(conv_sums(x.centred(), operation), operation, x)
 
 
 def _linear(operation: Operation, x: Value) -> Value:
@@ -142,18 +151,8 @@ def _linear(operation: Operation, x: Value) -> Value:
     return _scale(data @ operation.weight.astype(data.dtype).T, operation, x)
 
 
-def _threshold(operation: Operation, x: Value) -> Value:
-    """Compute the sign of a convolution of integers by comparing each sum with its channel's limit."""
-    sums = conv_sums(x.centred(), operation)
-    return Value(np.where(sums >= operation.limits, np.int8(1), np.int8(-1)), 1.0)
-
-
-def _sign(operation: Operation, x: Value) -> Value:
-    return Value(np.where(x.real() >= 0, np.int8(1), np.int8(-1)), 1.0)
-
-
-def _relu(operation: Operation, x: Value) -> Value:
-    return Value(np.maximum(x.real(), np.float32(0)))
+def _signs(positive: Array) -> Value:
+    return Value(np.where(positive, np.int8(1), np.int8(-1)), 1.0)
 
 
 def _clip(operation: Operation, x: Value) -> Value:
@@ -198,14 +197,6 @@ def _mean(operation: Operation, x: Value) -> Value:
     return Value(out[:, None, None, :] if operation.attributes.get("keep") else out)
 
 
-def _add(operation: Operation, x: Value, y: Value) -> Value:
-    return Value(x.real() + y.real())
-
-
-def _mul(operation: Operation, x: Value, y: Value) -> Value:
-    return Value(x.real() * y.real())
-
-
 def _concat(operation: Operation, *parts: Value) -> Value:
     if len({(part.scale, part.zero_point) for part in parts}) == 1:
         return parts[0]._replace(data=np.concatenate([part.data for part in parts], -1))
@@ -223,13 +214,21 @@ def _shuffle(operation: Operation, x: Value) -> Value:
     return x._replace(data=grouped.swapaxes(-1, -2).reshape(*rest, channels))
 
 
-def _affine(operation: Operation, x: Value) -> Value:
-    assert operation.scale is not None and operation.bias is not None
-    return Value(x.real() * operation.scale + operation.bias)
-
-
 OPERATORS: dict[str, Callable[..., Value]] = {
-    "conv": _conv, "linear": _linear, "threshold": _threshold, "sign": _sign, "relu": _relu, "clip": _clip,
-    "quantize": _quantize, "max_pool": _max_pool, "average_pool": _average_pool, "mean": _mean, "add": _add,
-    "mul": _mul, "concat": _concat, "flatten": _flatten, "shuffle": _shuffle, "affine": _affine,
-}  # fmt: skip
+    "conv": lambda operation, x: _scale(conv_sums(x.centred(), operation), operation, x),
+    "linear": _linear,
+    "threshold": lambda operation, x: _signs(conv_sums(x.centred(), operation) >= operation.limits),
+    "sign": lambda _, x: _signs(x.real() >= 0),
+    "relu": lambda _, x: Value(np.maximum(x.real(), np.float32(0))),
+    "clip": _clip,
+    "quantize": _quantize,
+    "max_pool": _max_pool,
+    "average_pool": _average_pool,
+    "mean": _mean,
+    "add": lambda _, x, y: Value(x.real() + y.real()),
+    "mul": lambda _, x, y: Value(x.real() * y.real()),
+    "concat": _concat,
+    "flatten": _flatten,
+    "shuffle": _shuffle,
+    "affine": lambda operation, x: Value(x.real() * operation.scale + operation.bias),
+}

@@ -6,6 +6,7 @@ scores = network(images)  # (N, C, H, W) float32, normalised -> (N, K)
 """
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -17,8 +18,7 @@ from numpy.typing import NDArray
 from micronet.errors import MicronetError
 from micronet.packed.file_format import read
 from micronet.packed.program import Program
-from micronet.runtimes.packed.batches import MAX_BATCH, score_in_batches, start_pool
-from micronet.runtimes.packed.numpy_backend import check_images, count_macs, run
+from micronet.runtimes.packed.numpy_backend import MAX_BATCH, check_images, count_macs, run, score_in_batches
 
 Score = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
@@ -80,23 +80,20 @@ def _explain_errors() -> Iterator[None]:
 
 def _choose_backend(program: Program, threads: int) -> tuple[Score, str]:
     """Return the fastest backend that can run a program, and its description: compiled kernels, or else numpy."""
+    pool = ThreadPoolExecutor(threads) if threads > 1 else None
+    numpy = partial(score_in_batches, partial(run, program), max_batch=MAX_BATCH, threads=threads, pool=pool)
     try:
         from micronet.runtimes.packed.compiled_backend import CompiledNetwork, compile_kernels
-        from micronet.runtimes.packed.feature_maps import UnsupportedProgram
         from micronet.runtimes.packed.kernels import cpu
+        from micronet.runtimes.packed.memory import UnsupportedProgram
     except ImportError:
-        return _numpy_backend(program, threads), "numpy (pip install numba for compiled kernels)"
+        return numpy, "numpy (pip install numba for compiled kernels)"
     cpu.check_requested()
     try:
         compile_kernels()
     except Exception as error:  # numba and LLVM fail in many ways, none of which is the file's fault
-        return _numpy_backend(program, threads), f"numpy (numba: {str(error).strip().splitlines()[0]})"
+        return numpy, f"numpy (numba: {str(error).strip().splitlines()[0]})"
     try:
         return CompiledNetwork(program, threads), cpu.INSTRUCTION_SET
     except UnsupportedProgram as error:
-        return _numpy_backend(program, threads), f"numpy (not compiled: {error})"
-
-
-def _numpy_backend(program: Program, threads: int) -> Score:
-    pool = start_pool(threads)
-    return lambda images: score_in_batches(partial(run, program), images, MAX_BATCH, threads, pool)
+        return numpy, f"numpy (not compiled: {error})"

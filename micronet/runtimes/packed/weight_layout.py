@@ -1,4 +1,4 @@
-"""How kernels expect weights and limits in memory, and what the padding of binary convolutions adds to their sums."""
+"""How kernels expect weights and limits in memory."""
 
 from itertools import pairwise
 from typing import Any
@@ -6,47 +6,33 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from micronet.runtimes.packed.kernels.cpu import (
-    BIT_VECTOR_MULTIPLE,
-    BITS,
-    COUNTS_BYTES,
-    FLOAT32,
-    HAS_MADDUBS,
-    ITEM_BYTES,
-    LANES,
-    MAX_BIT_VECTORS,
-    MAX_VECTORS,
-    UINT8,
-    WEIGHT_EXPANSION,
-)
+from micronet.runtimes.packed.kernels import cpu
 
 Array = NDArray[Any]
 MIN_MADDUBS_ITEMS = 8  # between two widenings; with fewer, VPMADDUBSW is not faster
 MAX_COUNTED_BYTES = 31  # their differing bits, at most 8 each, fit in a uint8
-MAX_DIFFERING = 2**15 - 2 if COUNTS_BYTES else 2**31 - 1  # bits per sum: an int16 holds that number and one more
-ITEM_VALUES = {BITS: 8 * ITEM_BYTES, UINT8: ITEM_BYTES, FLOAT32: 1}
+MAX_DIFFERING = 2**15 - 2 if cpu.COUNTS_BYTES else 2**31 - 1  # bits per sum: an int16 holds that number and one more
+ITEM_VALUES = {cpu.BITS: 8 * cpu.ITEM_BYTES, cpu.UINT8: cpu.ITEM_BYTES, cpu.FLOAT32: 1}
 
 
 def vector_count(arithmetic: int, outputs: int) -> int:
     """Return how many vectors hold a layer's output channels."""
-    multiple = BIT_VECTOR_MULTIPLE if arithmetic == BITS else 1
-    return -(-outputs // (LANES * multiple)) * multiple
+    multiple = cpu.BIT_VECTOR_MULTIPLE if arithmetic == cpu.BITS else 1
+    return -(-outputs // (cpu.LANES * multiple)) * multiple
 
 
 def plane_count(weight: Array, arithmetic: int) -> int:
     """Return how many planes ``weight_planes`` makes of weights."""
-    if arithmetic == BITS:
+    if arithmetic == cpu.BITS:
         return 1 if np.abs(weight).min() else 2
-    return 1 if arithmetic == FLOAT32 else max(1, -(-int(np.abs(weight).max()) // 127))
+    return 1 if arithmetic == cpu.FLOAT32 else max(1, -(-int(np.abs(weight).max()) // 127))
 
 
 def weight_planes(weight: Array, arithmetic: int) -> list[Array]:
-    """Split weights into planes whose products are added: a ternary weight is the mean of two signs, a wide one a sum
-    of int8 values.
-    """
-    if arithmetic == BITS:
-        return [weight > 0] if plane_count(weight, BITS) == 1 else [weight >= 0, weight > 0]
-    if arithmetic == FLOAT32:
+    """Split weights into planes whose products are added: a ternary one into two signs, a wide one into int8 values."""
+    if arithmetic == cpu.BITS:
+        return [weight > 0] if plane_count(weight, cpu.BITS) == 1 else [weight >= 0, weight > 0]
+    if arithmetic == cpu.FLOAT32:
         return [weight]
     planes = []
     for _ in range(plane_count(weight, arithmetic)):
@@ -70,10 +56,11 @@ def pack_weights(weight: Array, arithmetic: int, runs: int) -> NDArray[np.uint8]
     vectors = vector_count(arithmetic, outputs)
     planes = []
     for plane in weight_planes(weight, arithmetic):
-        padded = np.zeros((vectors * LANES, runs, weight[0].size // runs), plane.dtype)
+        padded = np.zeros((vectors * cpu.LANES, runs, weight[0].size // runs), plane.dtype)
         padded[:outputs] = plane.reshape(outputs, runs, -1)
         planes.append(_items(padded, arithmetic))
-    ends = np.cumsum([0, *_block_sizes(vectors, MAX_BIT_VECTORS if arithmetic == BITS else MAX_VECTORS)]) * LANES
+    most = cpu.MAX_BIT_VECTORS if arithmetic == cpu.BITS else cpu.MAX_VECTORS
+    ends = np.cumsum([0, *_block_sizes(vectors, most)]) * cpu.LANES
     blocks = [_block(plane[first:end], arithmetic) for first, end in pairwise(ends) for plane in planes]
     return np.concatenate(blocks)
 
@@ -93,35 +80,34 @@ def even_share(count: int, most: int) -> int:
 
 def widen_interval(weight: Array, arithmetic: int) -> int:
     """Return after how many bytes of a pixel narrow sums must be widened; 0 if never."""
-    if arithmetic == BITS and COUNTS_BYTES:
+    if arithmetic == cpu.BITS and cpu.COUNTS_BYTES:
         _, rows, columns, inputs = weight.shape
-        size = plane_count(weight, arithmetic) * rows * columns * -(-inputs // ITEM_VALUES[BITS]) * ITEM_BYTES
+        size = plane_count(weight, arithmetic) * rows * columns * -(-inputs // ITEM_VALUES[cpu.BITS]) * cpu.ITEM_BYTES
         return MAX_COUNTED_BYTES if size > MAX_COUNTED_BYTES else 0
-    if arithmetic == UINT8 and HAS_MADDUBS:
+    if arithmetic == cpu.UINT8 and cpu.INSTRUCTION_SET == "avx2":
         items = (2**15 - 1) // (2 * 255 * max(1, int(np.abs(weight).max())))  # int16 sums of two products
-        return items * ITEM_BYTES if items >= MIN_MADDUBS_ITEMS else 0
+        return items * cpu.ITEM_BYTES if items >= MIN_MADDUBS_ITEMS else 0
     return 0
 
 
 def split_runs(offsets: list[int], length: int, most: int) -> tuple[list[int], int]:
     """Split runs of ``length`` bytes into equal ones of at most ``most``: their offsets and their length."""
-    step = ITEM_BYTES if most % ITEM_BYTES == 0 else 1  # kernels that widen every 31 bytes read single bytes
+    step = cpu.ITEM_BYTES if most % cpu.ITEM_BYTES == 0 else 1  # kernels that widen every 31 bytes read single bytes
     fitting = next(size for size in range(min(length, most or length), 0, -step) if length % size == 0)
     return [offset + at for offset in offsets for at in range(0, length, fitting)], fitting
 
 
 def limit_bytes(weight: Array, arithmetic: int) -> int:
     """Return the bytes per limit that sums are compared with."""
-    if arithmetic == BITS and COUNTS_BYTES:
-        return 2 if widen_interval(weight, arithmetic) else 1
-    return 4
+    if arithmetic != cpu.BITS or not cpu.COUNTS_BYTES:
+        return 4
+    return 2 if widen_interval(weight, arithmetic) else 1
 
 
 def strict_limits(limits: Array, size: int) -> Array:
     """Turn the most differing bits that still give +1 into limits of ``size`` bytes that counts must be below.
 
-    limits: (..., channels). Of two bytes, each 32 channels' even limits precede the odd ones. Returned as int32
-    (..., channels * size / 4).
+    limits: (..., channels). Of two bytes, each 32 channels' even limits precede the odd ones.
     """
     *rest, channels = limits.shape
     if size == 1:
@@ -131,7 +117,6 @@ def strict_limits(limits: Array, size: int) -> Array:
 
 
 def _block_sizes(vectors: int, most: int) -> list[int]:
-    """Return the sizes of the blocks that a layer's vectors are processed in."""
     found = []
     while vectors:
         found.append(block_size(vectors, most))
@@ -145,32 +130,18 @@ def _items(weight: Array, arithmetic: int) -> Array:
     per_item = ITEM_VALUES[arithmetic]
     padded = np.zeros((outputs, runs, -(-values // per_item) * per_item), weight.dtype)
     padded[..., :values] = weight
-    if arithmetic == BITS:
+    if arithmetic == cpu.BITS:
         return np.packbits(padded, axis=-1, bitorder="little")
-    return np.ascontiguousarray(padded.astype(np.float32 if arithmetic == FLOAT32 else np.int8)).view(np.uint8)
+    return np.ascontiguousarray(padded.astype(np.float32 if arithmetic == cpu.FLOAT32 else np.int8)).view(np.uint8)
 
 
 def _block(items: Array, arithmetic: int) -> NDArray[np.uint8]:
     """Interleave the channels of a block: 16 items per vector, or 32 bytes of bits."""
     outputs, runs, size = items.shape
-    if arithmetic == BITS and COUNTS_BYTES:
+    if arithmetic == cpu.BITS and cpu.COUNTS_BYTES:
         vectors = items.reshape(outputs // 32, 32, runs, size).transpose(2, 3, 0, 1)
-        if WEIGHT_EXPANSION == 2:
+        if cpu.WEIGHT_EXPANSION == 2:
             vectors = np.stack([vectors & 15, vectors >> 4], -3)
         return np.ascontiguousarray(vectors).ravel()
-    vectors = items.reshape(outputs // LANES, LANES, runs, size // ITEM_BYTES, ITEM_BYTES).transpose(2, 3, 0, 1, 4)
-    return np.ascontiguousarray(vectors).ravel()
-
-
-def border_classes(count: int, stride: int, dilation: int, kernel: int, pad: int, size: int) -> tuple[Array, Array]:
-    """Return each output position's class, and per class a mask of the kernel positions that lie inside the map."""
-    places = np.arange(count)[:, None] * stride - pad + np.arange(kernel) * dilation
-    masks, classes = np.unique((places >= 0) & (places < size), axis=0, return_inverse=True)
-    return classes.reshape(-1), masks
-
-
-def border_sums(weight: Array, rows: Array, columns: Array) -> Array:
-    """Sum the weights (outputs, rows, columns, inputs) inside the map: (row classes, column classes, outputs)."""
-    places = weight.sum(3).astype(np.int64)
-    found: Array = np.einsum("ohw,rh,cw->rco", places, rows.astype(np.int64), columns.astype(np.int64))
-    return found
+    vectors = items.reshape(outputs // cpu.LANES, cpu.LANES, runs, size // cpu.ITEM_BYTES, cpu.ITEM_BYTES)
+    return np.ascontiguousarray(vectors.transpose(2, 3, 0, 1, 4)).ravel()

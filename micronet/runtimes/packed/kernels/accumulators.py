@@ -9,171 +9,144 @@ from typing import Any
 
 from llvmlite import binding, ir
 
-from micronet.runtimes.packed.kernels.cpu import INSTRUCTION_SET, LANES, WEIGHT_EXPANSION
-from micronet.runtimes.packed.kernels.llvm import (
-    F32,
-    FLOAT_VECTOR,
-    I8,
-    I16,
-    I32,
-    I64,
-    INT_VECTOR,
-    broadcast,
-    call,
-    load,
-    shuffle,
+from micronet.runtimes.packed.kernels.cpu import (
+    BITS,
+    COUNTS_BYTES,
+    FLOAT32,
+    INSTRUCTION_SET,
+    LANES,
+    UINT8,
+    WEIGHT_EXPANSION,
 )
+from micronet.runtimes.packed.kernels.llvm import F32, FLOAT_VECTOR, I8, I16, I32, I64, INT_VECTOR, Builder, splat
 
 BYTES, WORDS, HALF = ir.VectorType(I8, 32), ir.VectorType(I16, 16), ir.VectorType(I32, 8)  # 256 bits each
-INT_VECTOR_32 = ir.VectorType(I32, 32)
-
-WEIGHTS_IN_REGISTERS = 2 if WEIGHT_EXPANSION == 2 else 3  # vectors of binary weights per iteration
+Sums = list[list[Any]]  # vectors by pixel
+WEIGHTS_IN_REGISTERS = 2  # vectors of expanded binary weights per iteration
 
 
 class Accumulator:
     """32-bit sums: one vector of LANES per pixel and per one of ``vectors``.
 
     load_type, step_bytes: what an iteration reads of a pixel, and how many bytes that is.
-    vector_type, parts: the type and the number of the vectors that hold a pixel's sums.
+    vector_type, vector_bytes, parts: the type, size and number of the vectors that hold a pixel's sums.
+    weight_type: the type of a vector of weights. weight_bytes: bytes of weights per iteration.
     wide_type, wide_parts: the type that sums are widened to (None: never), and how many of it per narrow vector.
-    weight_bytes: bytes of weights per iteration. The limits that sums are compared with have the layout of the sums.
+    comparison: how sums compare with limits, which have the layout of the sums, if the sign is 1.
     """
 
     load_type: Any = I32
     step_bytes = 4
     vector_type: Any = INT_VECTOR
+    vector_bytes = 64
+    weight_type: Any = INT_VECTOR
     wide_type: Any = None
     wide_parts = 1
+    comparison = ("icmp_signed", ">=")
 
     def __init__(self, vectors: int) -> None:
-        self.vectors = self.parts = vectors
+        self.vectors = vectors
         self.weight_bytes = vectors * LANES * 4
+        self.parts = self.weight_bytes // self.vector_bytes
 
-    def add(self, builder: Any, pixels: list[Any], weights: Any, table: Any, sums: list[list[Any]]) -> list[list[Any]]:
+    def add(self, builder: Builder, pixels: list[Any], weights: Any, table: Any, sums: Sums) -> Sums:
         """Return each pixel's sums plus the products of its data and the weights, both given by address."""
-        rows = [load(builder, self.vector_type, weights, vector * LANES * 4) for vector in range(self.vectors)]
+        rows = [
+            builder.read(self.weight_type, builder.at(weights, part, self.vector_bytes)) for part in range(self.parts)
+        ]
         results = []
         for pixel, before in zip(pixels, sums, strict=True):
-            x = broadcast(builder, load(builder, self.load_type, pixel), LANES)
+            lanes = builder.broadcast(builder.read(self.load_type, pixel), self.vector_bytes // self.step_bytes)
+            x = builder.bitcast(lanes, self.weight_type)
             results.append([self._multiply_add(builder, *pair, x) for pair in zip(before, rows, strict=True)])
         return results
 
-    def _multiply_add(self, builder: Any, total: Any, weight: Any, x: Any) -> Any:
+    def _multiply_add(self, builder: Builder, total: Any, weight: Any, x: Any) -> Any:
         raise NotImplementedError
 
-    def widen(self, builder: Any, total: Any) -> list[Any]:
+    def widen(self, builder: Builder, total: Any) -> list[Any]:
         """Return a vector of narrow sums as ``wide_parts`` vectors of wide ones."""
         raise NotImplementedError
 
-    def as_int32(self, builder: Any, sums: list[Any]) -> list[Any]:
+    def as_int32(self, builder: Builder, sums: list[Any]) -> list[Any]:
         """Return a pixel's sums, already widened, as vectors of LANES 32-bit numbers in channel order."""
         return sums
 
-    def signs(self, builder: Any, sums: list[Any], limits: Any) -> list[Any]:
+    def signs(self, builder: Builder, sums: list[Any], limits: Any) -> list[Any]:
         """Return a pixel's signs as consecutive integers, one bit per channel. limits: an address."""
+        compare, operator = getattr(builder, self.comparison[0]), self.comparison[1]
         results = []
         for part, total in enumerate(sums):
-            kind, size = total.type, 64 if total.type.count == LANES else 32  # bytes
-            positive = self._compare(builder, total, load(builder, kind, limits, part * size))
-            results.append(builder.bitcast(positive, ir.IntType(kind.count)))
+            positive = compare(operator, total, builder.read(total.type, builder.at(limits, part, self.vector_bytes)))
+            results.append(builder.bitcast(positive, ir.IntType(total.type.count)))
         return results
-
-    def _compare(self, builder: Any, total: Any, limit: Any) -> Any:
-        return builder.icmp_signed(">=", total, limit)
 
 
 class FloatAccumulator(Accumulator):
     """float32 sums."""
 
-    load_type, vector_type = F32, FLOAT_VECTOR
+    load_type, vector_type, weight_type = F32, FLOAT_VECTOR, FLOAT_VECTOR
+    comparison = ("fcmp_ordered", ">=")
 
-    def _multiply_add(self, builder: Any, total: Any, weight: Any, x: Any) -> Any:
-        return call(builder, "llvm.fmuladd.v16f32", FLOAT_VECTOR, x, weight, total)
-
-    def _compare(self, builder: Any, total: Any, limit: Any) -> Any:
-        return builder.fcmp_ordered(">=", total, limit)
-
-
-class WordPopcountAccumulator(Accumulator):
-    """Counts of differing bits, 32 signs per item (VPOPCNTD)."""
-
-    def _multiply_add(self, builder: Any, total: Any, weight: Any, x: Any) -> Any:
-        return builder.add(total, call(builder, "llvm.ctpop.v16i32", INT_VECTOR, builder.xor(x, weight)))
-
-    def _compare(self, builder: Any, total: Any, limit: Any) -> Any:
-        return builder.icmp_signed("<=", total, limit)
+    def _multiply_add(self, builder: Builder, total: Any, weight: Any, x: Any) -> Any:
+        return builder.call_intrinsic("llvm.fmuladd.v16f32", FLOAT_VECTOR, x, weight, total)
 
 
 class IntegerAccumulator(Accumulator):
     """Sums of uint8 x int8, four products per item (VPDPBUSD, or plain multiplications without it)."""
 
-    def _multiply_add(self, builder: Any, total: Any, weight: Any, x: Any) -> Any:
+    def _multiply_add(self, builder: Builder, total: Any, weight: Any, x: Any) -> Any:
         if INSTRUCTION_SET == "avx512":
-            return call(builder, "llvm.x86.avx512.vpdpbusd.512", INT_VECTOR, total, x, weight)
-        low, top = ir.Constant(INT_VECTOR, [255] * LANES), ir.Constant(INT_VECTOR, [24] * LANES)
+            return builder.call_intrinsic("llvm.x86.avx512.vpdpbusd.512", INT_VECTOR, total, x, weight)
         for byte in range(4):
-            up, down = (ir.Constant(INT_VECTOR, [shift] * LANES) for shift in (24 - 8 * byte, 8 * byte))
+            up, down, top = (splat(INT_VECTOR, shift) for shift in (24 - 8 * byte, 8 * byte, 24))
             signed = builder.ashr(builder.shl(weight, up), top)
-            total = builder.add(total, builder.mul(builder.and_(builder.lshr(x, down), low), signed))
+            total = builder.add(total, builder.mul(builder.and_(builder.lshr(x, down), splat(INT_VECTOR, 255)), signed))
         return total
 
 
 class MaddAccumulator(Accumulator):
     """The same on AVX2: two 16-bit products per lane (VPMADDWD), of the even and of the odd bytes."""
 
-    vector_type = HALF
+    vector_type, vector_bytes, weight_type = HALF, 32, WORDS
 
-    def __init__(self, vectors: int) -> None:
-        super().__init__(vectors)
-        self.parts = 2 * vectors
+    def _multiply_add(self, builder: Builder, total: Any, weight: Any, x: Any) -> Any:
+        eight = splat(WORDS, 8)
+        even = builder.and_(x, splat(WORDS, 255)), builder.ashr(builder.shl(weight, eight), eight)
+        odd = builder.lshr(x, eight), builder.ashr(weight, eight)
+        for pair in (even, odd):
+            total = builder.add(total, builder.call_intrinsic("llvm.x86.avx2.pmadd.wd", HALF, *pair))
+        return total
 
-    def add(self, builder: Any, pixels: list[Any], weights: Any, table: Any, sums: list[list[Any]]) -> list[list[Any]]:
-        """Return each pixel's sums plus the products of its data and the weights, both given by address."""
-        eight = ir.Constant(WORDS, [8] * 16)
-        rows = []
-        for part in range(self.parts):
-            both = load(builder, WORDS, weights, part * 32)
-            rows.append((builder.ashr(builder.shl(both, eight), eight), builder.ashr(both, eight)))
-        results = []
-        for pixel, before in zip(pixels, sums, strict=True):
-            both = builder.bitcast(broadcast(builder, load(builder, I32, pixel), 8), WORDS)
-            halves = builder.and_(both, ir.Constant(WORDS, [255] * 16)), builder.lshr(both, eight)
-            after = []
-            for total, row in zip(before, rows, strict=True):
-                for x, weight in zip(halves, row, strict=True):
-                    total = builder.add(total, call(builder, "llvm.x86.avx2.pmadd.wd", HALF, x, weight))
-                after.append(total)
-            results.append(after)
-        return results
-
-    def as_int32(self, builder: Any, sums: list[Any]) -> list[Any]:
+    def as_int32(self, builder: Builder, sums: list[Any]) -> list[Any]:
         """Return a pixel's sums as vectors of LANES 32-bit numbers."""
-        return [shuffle(builder, sums[part], sums[part + 1], range(LANES)) for part in range(0, self.parts, 2)]
+        return [builder.shuffle(sums[part], sums[part + 1], range(LANES)) for part in range(0, self.parts, 2)]
 
 
 class MaddubsAccumulator(MaddAccumulator):
     """The same for small weights: 16-bit sums of two byte products (VPMADDUBSW)."""
 
-    vector_type, wide_type = WORDS, HALF
+    vector_type, weight_type, wide_type = WORDS, BYTES, HALF
 
-    def add(self, builder: Any, pixels: list[Any], weights: Any, table: Any, sums: list[list[Any]]) -> list[list[Any]]:
-        """Return each pixel's sums plus the products of its data and the weights, both given by address."""
-        rows = [load(builder, BYTES, weights, part * 32) for part in range(self.parts)]
-        results = []
-        for pixel, before in zip(pixels, sums, strict=True):
-            x = builder.bitcast(broadcast(builder, load(builder, I32, pixel), 8), BYTES)
-            results.append([
-                builder.add(total, call(builder, "llvm.x86.avx2.pmadd.ub.sw", WORDS, x, weight))
-                for total, weight in zip(before, rows, strict=True)
-            ])  # fmt: skip
-        return results
+    def _multiply_add(self, builder: Builder, total: Any, weight: Any, x: Any) -> Any:
+        return builder.add(total, builder.call_intrinsic("llvm.x86.avx2.pmadd.ub.sw", WORDS, x, weight))
 
-    def widen(self, builder: Any, total: Any) -> list[Any]:
+    def widen(self, builder: Builder, total: Any) -> list[Any]:
         """Return a vector of narrow sums as ``wide_parts`` vectors of wide ones."""
-        return [call(builder, "llvm.x86.avx2.pmadd.wd", HALF, total, ir.Constant(WORDS, [1] * 16))]
+        return [builder.call_intrinsic("llvm.x86.avx2.pmadd.wd", HALF, total, splat(WORDS, 1))]
 
 
-class ByteCountAccumulator(Accumulator):
+class WordPopcountAccumulator(Accumulator):
+    """Counts of differing bits, 32 signs per item (VPOPCNTD)."""
+
+    comparison = ("icmp_signed", "<=")
+
+    def _multiply_add(self, builder: Builder, total: Any, weight: Any, x: Any) -> Any:
+        name = f"llvm.ctpop.v{total.type.count}i{total.type.element.width}"
+        return builder.add(total, builder.call_intrinsic(name, total.type, builder.xor(x, weight)))
+
+
+class ByteCountAccumulator(WordPopcountAccumulator):
     """Counts of at most 255 differing bits: eight signs per iteration, 32 channels per vector of bytes.
 
     On AVX2, the pixel's byte selects a row of the difference table, and nibbles of weights are looked up in it
@@ -181,41 +154,38 @@ class ByteCountAccumulator(Accumulator):
     lays out the limits.
     """
 
-    step_bytes = 1
-    vector_type = BYTES
+    load_type, step_bytes = I8, 1
+    vector_type, vector_bytes, weight_type = BYTES, 32, BYTES
+    comparison = ("icmp_unsigned", "<")
 
     def __init__(self, vectors: int) -> None:
         super().__init__(vectors)
         self.parts = vectors // 2
         self.weight_bytes = self.parts * 32 * WEIGHT_EXPANSION
 
-    def add(self, builder: Any, pixels: list[Any], weights: Any, table: Any, sums: list[list[Any]]) -> list[list[Any]]:
+    def add(self, builder: Builder, pixels: list[Any], weights: Any, table: Any, sums: Sums) -> Sums:
         """Return each pixel's counts plus the bits in which its byte differs from the weights."""
-        for half in range(WEIGHT_EXPANSION):
+        if WEIGHT_EXPANSION == 1:
+            return super().add(builder, pixels, weights, table, sums)
+        for half in range(2):
             rows = [(half * self.parts + part) * 32 for part in range(self.parts)]
-            in_registers = [load(builder, BYTES, weights, row) for row in rows[:WEIGHTS_IN_REGISTERS]]
+            in_registers = [builder.read(BYTES, builder.at(weights, row)) for row in rows[:WEIGHTS_IN_REGISTERS]]
             results = []
             for pixel, before in zip(pixels, sums, strict=True):
-                value = load(builder, I8, pixel)
-                if WEIGHT_EXPANSION == 2:
-                    address = builder.add(table, builder.mul(builder.zext(value, I64), ir.Constant(I64, 32)))
-                    entries = load(builder, ir.VectorType(I8, 16), address, half * 16)
-                    both = shuffle(builder, entries, entries, [*range(16), *range(16)])
-                    counts = [call(builder, "llvm.x86.avx2.pshuf.b", BYTES, both, weight) for weight in in_registers]
-                    counts += [_look_up(builder, both, weights, row) for row in rows[WEIGHTS_IN_REGISTERS:]]
-                else:
-                    x = broadcast(builder, value, 32)
-                    counts = [call(builder, "llvm.ctpop.v32i8", BYTES, builder.xor(x, w)) for w in in_registers]
+                value = builder.zext(builder.read(I8, pixel), I64)
+                address = builder.at(table, value, 32)
+                entries = builder.read(ir.VectorType(I8, 16), builder.at(address, half, 16))
+                both = builder.shuffle(entries, entries, [*range(16), *range(16)])
+                counts = [builder.call_intrinsic("llvm.x86.avx2.pshuf.b", BYTES, both, row) for row in in_registers]
+                counts += [_look_up(builder, both, weights, row) for row in rows[WEIGHTS_IN_REGISTERS:]]
                 results.append([builder.add(*pair) for pair in zip(before, counts, strict=True)])
             sums = results
         return sums
 
-    def as_int32(self, builder: Any, sums: list[Any]) -> list[Any]:
+    def as_int32(self, builder: Builder, sums: list[Any]) -> list[Any]:
         """Return a pixel's counts as vectors of LANES 32-bit numbers."""
-        return _split_lanes(builder, [builder.zext(total, INT_VECTOR_32) for total in sums])
-
-    def _compare(self, builder: Any, total: Any, limit: Any) -> Any:
-        return builder.icmp_unsigned("<", total, limit)
+        halves = [(total, range(first, first + LANES)) for total in sums for first in (0, LANES)]
+        return [builder.zext(builder.shuffle(total, total, lanes), INT_VECTOR) for total, lanes in halves]
 
 
 class WidenedByteCountAccumulator(ByteCountAccumulator):
@@ -223,46 +193,57 @@ class WidenedByteCountAccumulator(ByteCountAccumulator):
 
     wide_type, wide_parts = WORDS, 2
 
-    def widen(self, builder: Any, total: Any) -> list[Any]:
+    def widen(self, builder: Builder, total: Any) -> list[Any]:
         """Return byte counts as 16-bit counts, those of the even channels first."""
         both = builder.bitcast(total, WORDS)
-        return [
-            builder.and_(both, ir.Constant(WORDS, [255] * 16)),
-            builder.lshr(both, ir.Constant(WORDS, [8] * 16)),
-        ]
+        return [builder.and_(both, splat(WORDS, 255)), builder.lshr(both, splat(WORDS, 8))]
 
-    def as_int32(self, builder: Any, sums: list[Any]) -> list[Any]:
+    def as_int32(self, builder: Builder, sums: list[Any]) -> list[Any]:
         """Return a pixel's counts as vectors of LANES 32-bit numbers."""
-        in_order = [16 * (channel % 2) + channel // 2 for channel in range(32)]
-        pairs = [shuffle(builder, sums[part], sums[part + 1], in_order) for part in range(0, len(sums), 2)]
-        return _split_lanes(builder, [builder.zext(pair, INT_VECTOR_32) for pair in pairs])
+        return super().as_int32(builder, _interleave(builder, sums))
 
-    def signs(self, builder: Any, sums: list[Any], limits: Any) -> list[Any]:
+    def signs(self, builder: Builder, sums: list[Any], limits: Any) -> list[Any]:
         """Return a pixel's signs: 1 if fewer bits differ than the limit."""
-        results = []
-        for part in range(0, len(sums), 2):
-            even, odd = (
-                builder.sext(
-                    builder.icmp_signed(">", load(builder, WORDS, limits, (part + side) * 32), sums[part + side]), WORDS
-                )
-                for side in (0, 1)
-            )
-            channels = builder.select(
-                ir.Constant(ir.VectorType(ir.IntType(1), 32), [0, 1] * 16),
-                builder.bitcast(odd, BYTES),
-                builder.bitcast(even, BYTES),
-            )
-            results.append(builder.bitcast(builder.icmp_signed("<", channels, ir.Constant(BYTES, [0] * 32)), I32))
-        return results
+        own_limits = [builder.read(WORDS, builder.at(limits, part, 32)) for part in range(len(sums))]
+        below = [builder.icmp_signed("<", *pair) for pair in zip(sums, own_limits, strict=True)]
+        return [builder.bitcast(positive, I32) for positive in _interleave(builder, below)]
 
 
-def _split_lanes(builder: Any, sums: list[Any]) -> list[Any]:
-    """Return vectors of 32 integers as twice as many vectors of LANES."""
-    return [shuffle(builder, total, total, range(first, first + LANES)) for total in sums for first in (0, LANES)]
+def _interleave(builder: Builder, halves: list[Any]) -> list[Any]:
+    """Return pairs of vectors of 16, one of the even and one of the odd channels, as vectors of 32 in channel order."""
+    in_order = [16 * (channel % 2) + channel // 2 for channel in range(32)]
+    return [builder.shuffle(*pair, in_order) for pair in zip(halves[::2], halves[1::2], strict=True)]
 
 
-def _look_up(builder: Any, table: Any, weights: Any, row: int) -> Any:
+def _look_up(builder: Builder, table: Any, weights: Any, row: int) -> Any:
     """Look nibbles up in a table of 16 bytes, straight from memory: LLVM would spill sums rather than load again."""
     binding.initialize_native_asmparser()
     kind = ir.FunctionType(BYTES, [BYTES, I64])
     return builder.asm(kind, f"vpshufb {row}($2), $1, $0", "=x,x,r", [table, weights], side_effect=False)
+
+
+def accumulator_key(arithmetic: int, vectors: int, widen_after: int) -> int:
+    """Return the number of the accumulator for an arithmetic, vectors per block, and sums that are widened or not."""
+    return arithmetic + 4 * vectors + (32 if widen_after else 0)
+
+
+def _available() -> dict[int, Accumulator]:
+    """Return this processor's accumulators by key."""
+    integers = MaddAccumulator if INSTRUCTION_SET == "avx2" else IntegerAccumulator
+    kinds: list[tuple[int, int, type[Accumulator], tuple[int, ...]]]
+    if COUNTS_BYTES:
+        kinds = [(BITS, 0, ByteCountAccumulator, (2, 4, 6)), (BITS, 1, WidenedByteCountAccumulator, (2, 4, 6)),
+                 (UINT8, 0, integers, (1,)), (FLOAT32, 0, FloatAccumulator, (1,))]  # fmt: skip
+    else:
+        kinds = [(BITS, 0, WordPopcountAccumulator, (1, 2, 4)), (UINT8, 0, integers, (1, 2, 4)),
+                 (FLOAT32, 0, FloatAccumulator, (1, 2, 4))]  # fmt: skip
+    if INSTRUCTION_SET == "avx2":
+        kinds.append((UINT8, 1, MaddubsAccumulator, (1,)))
+    return {
+        accumulator_key(arithmetic, vectors, widens): kind(vectors)
+        for arithmetic, widens, kind, sizes in kinds
+        for vectors in sizes
+    }
+
+
+ACCUMULATORS = _available()

@@ -4,6 +4,8 @@ Items of 32 bits hold 32 signs, four uint8 values, or one float32. Output channe
 pixels share the weights in registers. ``accumulators`` defines what happens to one item.
 """
 
+import itertools
+from collections import namedtuple
 from functools import partial
 from typing import Any
 
@@ -11,221 +13,118 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from micronet.runtimes.packed.kernels.accumulators import (
-    Accumulator,
-    ByteCountAccumulator,
-    FloatAccumulator,
-    IntegerAccumulator,
-    MaddAccumulator,
-    MaddubsAccumulator,
-    WidenedByteCountAccumulator,
-    WordPopcountAccumulator,
-)
-from micronet.runtimes.packed.kernels.cpu import (
-    BITS,
-    BLOCK_PIXELS,
-    COUNTS_BYTES,
-    HAS_MADDUBS,
-    INSTRUCTION_SET,
-    LANES,
-    UINT8,
-)
+from micronet.runtimes.packed.kernels.accumulators import ACCUMULATORS, Accumulator, Sums, accumulator_key
+from micronet.runtimes.packed.kernels.cpu import BLOCK_PIXELS
 from micronet.runtimes.packed.kernels.kernel_cache import jit
-from micronet.runtimes.packed.kernels.llvm import I8, I32, I64, load, make_intrinsic, store
+from micronet.runtimes.packed.kernels.llvm import I8, I32, I64, VECTOR_BYTES, Builder, make_intrinsic, splat
+
+_accumulator_key = jit(accumulator_key)
 
 
-def _kernel(accumulator: Accumulator) -> Any:
-    """Return the intrinsic that accumulates one row of pixels for one block of channels.
+class Arguments(namedtuple("Arguments", "x x_step columns runs count length widen_after weights sums classes limits "
+                           "out out_step unused wide table")):  # fmt: skip
+    """What a kernel needs to accumulate one row of pixels for one block of channels: addresses and byte counts.
 
     It writes 32-bit sums to ``sums`` (pixels, at least BLOCK_PIXELS; vectors; LANES), or signs to ``out`` if that is 0.
-    All arguments are addresses or byte counts, unless they say otherwise:
-        x: the first pixel; x_step: from one pixel to the next; columns: the number of pixels.
-        runs: ``count`` offsets (int64) from a pixel to a run of ``length`` bytes.
-        widen_after: after how many bytes narrow sums are widened.
-        weights: by run, item, vector, lane.
-        classes: per pixel, the offset (int32) of its border class in ``limits``.
-        out: the first pixel's signs; out_step: from one pixel's to the next one's.
-        unused: where signs beyond the last pixel go; wide: room for widened sums; table: ``cpu.DIFFERENCE_TABLE``.
+    x: the first pixel. x_step: from one pixel to the next. columns: the number of pixels.
+    runs: ``count`` offsets (int64) from a pixel to a run of ``length`` bytes.
+    widen_after: after how many bytes narrow sums are widened.
+    weights: by run, item, vector, lane.
+    classes: per pixel, the offset (int32) of its border class in ``limits``.
+    out: the first pixel's signs. out_step: from one pixel's to the next one's.
+    unused: where signs beyond the last pixel go. wide: room for widened sums. table: ``cpu.DIFFERENCE_TABLE``.
     """
-    return make_intrinsic(types.void, [types.intp] * 16, partial(_emit_kernel, accumulator))
 
 
-def _emit_kernel(
-    accumulator: Accumulator, builder: Any, x: Any, x_step: Any, columns: Any, runs: Any, count: Any, length: Any,
-    widen_after: Any, weights: Any, sums_out: Any, classes: Any, limits: Any, out: Any, out_step: Any, unused: Any,
-    wide: Any, table: Any,
-) -> None:  # fmt: skip
-    number, zero = partial(ir.Constant, I64), ir.Constant(I64, 0)
-    entry = builder.block
-    next_columns, next_run, begin_run, next_item, end_run, finish, write_sums, write_signs, end_columns, end = map(
-        builder.append_basic_block,
-        ("columns", "run", "begin", "item", "turn", "after", "keep", "compare", "ended", "end"),
-    )
-    vector = accumulator.vector_type
-    nothing = [ir.Constant(vector, [0] * vector.count)] * (BLOCK_PIXELS * accumulator.parts)
-    wide_zeros = zero
+def _emit_accumulate(builder: Builder, key: Any, *arguments: Any) -> None:
+    given = Arguments(*arguments)
+    builder.emit_cases(key, {each: partial(_emit_kernel, kind, builder, given) for each, kind in ACCUMULATORS.items()})
+
+
+def _emit_kernel(accumulator: Accumulator, builder: Builder, given: Arguments) -> None:
+    with builder.loop_blocks(given.columns, BLOCK_PIXELS) as column:
+        found = _emit_sums(accumulator, builder, given, column)
+        writes_sums = builder.icmp_signed("!=", given.sums, ir.Constant(I64, 0))
+        with builder.if_else(writes_sums) as (write_sums, write_signs):
+            with write_sums:
+                place = builder.at(given.sums, column, accumulator.vectors * VECTOR_BYTES)
+                vectors = [total for pixel in found for total in accumulator.as_int32(builder, pixel)]
+                for index, total in enumerate(vectors):
+                    builder.write(total, builder.at(place, index, VECTOR_BYTES))
+            with write_signs:
+                _emit_signs(accumulator, builder, given, column, found)
+
+
+def _emit_sums(accumulator: Accumulator, builder: Builder, given: Arguments, column: Any) -> Sums:
+    """Return a list of sums for each of BLOCK_PIXELS pixels from ``column`` on."""
+    nothing = splat(accumulator.vector_type, 0)
+    totals = [builder.variable(nothing) for _ in range(BLOCK_PIXELS * accumulator.parts)]
+    weights = builder.variable(given.weights)
+    since_widened = builder.variable(ir.Constant(I64, 0))
+    wide_before = builder.variable(_zeros(builder, len(totals) * accumulator.wide_parts * 32))
+    left = builder.at(given.x, column, given.x_step)
+    with builder.loop(given.count) as run:
+        if accumulator.wide_type:
+            since = builder.add(builder.load(since_widened), given.length)
+            builder.store(since, since_widened)
+            with builder.if_then(builder.icmp_signed(">", since, given.widen_after)):
+                for index, total in enumerate(_widened(accumulator, builder, totals, wide_before)):
+                    builder.write(total, builder.at(given.wide, index, 32))
+                for total in totals:
+                    builder.store(nothing, total)
+                builder.store(given.length, since_widened)
+                builder.store(given.wide, wide_before)
+        first = builder.add(left, builder.read(I64, builder.at(given.runs, run, 8)))
+        pixels = [builder.at(first, given.x_step, pixel) for pixel in range(BLOCK_PIXELS)]
+        with builder.loop(given.length, accumulator.step_bytes) as item:
+            places, weight = [builder.add(pixel, item) for pixel in pixels], builder.load(weights)
+            before = _by_pixel([builder.load(total) for total in totals])
+            after = accumulator.add(builder, places, weight, given.table, before)
+            for total, value in zip(totals, itertools.chain(*after), strict=True):
+                builder.store(value, total)
+            builder.store(builder.at(weight, accumulator.weight_bytes), weights)
     if accumulator.wide_type:
-        wide_zeros = _zeros(builder, BLOCK_PIXELS * accumulator.parts * accumulator.wide_parts * 32)
-    distance = builder.sub(columns, number(BLOCK_PIXELS))
-    last = builder.select(builder.icmp_signed(">", distance, zero), distance, zero)
-    builder.branch(next_columns)
-
-    builder.position_at_end(next_columns)  # a block of pixels; the last block may overlap the one before
-    column = builder.phi(I64)
-    left = builder.add(x, builder.mul(column, x_step))
-    builder.branch(next_run)
-
-    builder.position_at_end(next_run)
-    state = [builder.phi(kind) for kind in (I64, I64, I64, I64, *[vector] * len(nothing))]
-    run, weight_start, since_widened, wide_before, *totals = state
-    first = builder.add(left, load(builder, I64, builder.add(runs, builder.mul(run, number(8)))))
-    pixels = [builder.add(first, builder.mul(x_step, number(pixel))) for pixel in range(BLOCK_PIXELS)]
-    since = builder.add(since_widened, length)
-
-    builder.position_at_end(begin_run)
-    begun = [builder.phi(kind) for kind in (I64, I64, *[vector] * len(nothing))]
-    _add_incoming(begun, [since, wide_before, *totals], next_run)
-    builder.position_at_end(next_run)
-    if accumulator.wide_type is None:
-        builder.branch(begin_run)
-    else:
-        widen = builder.append_basic_block("full")
-        builder.cbranch(builder.icmp_signed(">", since, widen_after), widen, begin_run)
-        builder.position_at_end(widen)
-        for index, total in enumerate(_widened(accumulator, builder, totals, wide_before)):
-            store(builder, total, wide, index * 32)
-        builder.branch(begin_run)
-        _add_incoming(begun, [length, wide, *nothing], widen)
-    builder.position_at_end(begin_run)
-    builder.branch(next_item)
-
-    builder.position_at_end(next_item)
-    inside = [builder.phi(kind) for kind in (I64, I64, *[vector] * len(nothing))]
-    item, weight, *sums = inside
-    places = [builder.add(pixel, item) for pixel in pixels]
-    grown = [total for each in accumulator.add(builder, places, weight, table, _by_pixel(sums)) for total in each]
-    item_after = builder.add(item, number(accumulator.step_bytes))
-    weight_after = builder.add(weight, number(accumulator.weight_bytes))
-    builder.cbranch(builder.icmp_signed("<", item_after, length), next_item, end_run)
-    _add_incoming(inside, [zero, weight_start, *begun[2:]], begin_run)
-    _add_incoming(inside, [item_after, weight_after, *grown], next_item)
-
-    builder.position_at_end(end_run)
-    run_after = builder.add(run, number(1))
-    builder.cbranch(builder.icmp_signed("<", run_after, count), next_run, finish)
-    _add_incoming(state, [zero, weights, zero, wide_zeros, *nothing], next_columns)
-    _add_incoming(state, [run_after, weight_after, *begun[:2], *grown], end_run)
-
-    builder.position_at_end(finish)
-    found = _by_pixel(_widened(accumulator, builder, grown, begun[1]) if accumulator.wide_type else grown)
-    builder.cbranch(builder.icmp_signed("!=", sums_out, zero), write_sums, write_signs)
-    builder.position_at_end(write_sums)
-    place = builder.add(sums_out, builder.mul(column, number(accumulator.vectors * LANES * 4)))
-    for index, total in enumerate(total for sums in found for total in accumulator.as_int32(builder, sums)):
-        store(builder, total, place, index * LANES * 4)
-    builder.branch(end_columns)
-    builder.position_at_end(write_signs)
-    _emit_signs(accumulator, builder, found, column, columns, classes, limits, out, out_step, unused)
-    builder.branch(end_columns)
-
-    builder.position_at_end(end_columns)
-    further = builder.add(column, number(BLOCK_PIXELS))
-    column_after = builder.select(builder.icmp_signed("<", further, last), further, last)
-    builder.cbranch(builder.icmp_signed("<", column, last), next_columns, end)
-    _add_incoming([column], [zero], entry)
-    _add_incoming([column], [column_after], end_columns)
-    builder.position_at_end(end)
+        return _by_pixel(_widened(accumulator, builder, totals, wide_before))
+    return _by_pixel([builder.load(total) for total in totals])
 
 
-def _emit_signs(
-    accumulator: Accumulator, builder: Any, sums: list[list[Any]], column: Any, columns: Any, classes: Any,
-    limits: Any, out: Any, out_step: Any, unused: Any,
-) -> None:  # fmt: skip
+def _emit_signs(accumulator: Accumulator, builder: Builder, given: Arguments, column: Any, sums: Sums) -> None:
     """Compare each pixel's sums with its limits and store the signs; those beyond the last column go to ``unused``."""
-    number = partial(ir.Constant, I64)
     for pixel, totals in enumerate(sums):
-        here = builder.add(column, number(pixel))
-        exists = builder.icmp_signed("<", here, columns)
+        here = builder.at(column, pixel)
+        exists = builder.icmp_signed("<", here, given.columns)
         known = builder.select(exists, here, column)
-        offset = load(builder, I32, builder.add(classes, builder.mul(known, number(4))))
-        own_limits = builder.add(limits, builder.sext(offset, I64))
-        target = builder.select(exists, builder.add(out, builder.mul(here, out_step)), unused)
-        for index, signs in enumerate(accumulator.signs(builder, totals, own_limits)):
-            store(builder, signs, target, index * signs.type.width // 8)
+        offset = builder.read(I32, builder.at(given.classes, known, 4))
+        limits = builder.add(given.limits, builder.sext(offset, I64))
+        target = builder.select(exists, builder.at(given.out, here, given.out_step), given.unused)
+        for index, signs in enumerate(accumulator.signs(builder, totals, limits)):
+            builder.write(signs, builder.at(target, index, signs.type.width // 8))
 
 
-def _zeros(builder: Any, size: int) -> Any:
+def _zeros(builder: Builder, size: int) -> Any:
     """Return the address of ``size`` zero bytes."""
     untyped: Any = cgutils
     zeros = ir.Constant(ir.ArrayType(I8, size), bytearray(size))
     return builder.ptrtoint(untyped.global_constant(builder.module, f"micronet.zeros.{size}", zeros), I64)
 
 
-def _widened(accumulator: Accumulator, builder: Any, sums: list[Any], before: Any) -> list[Any]:
-    """Return narrow sums widened, plus the wide sums at address ``before``."""
-    found = [wide for total in sums for wide in accumulator.widen(builder, total)]
-    return [
-        builder.add(wide, load(builder, accumulator.wide_type, before, index * 32)) for index, wide in enumerate(found)
-    ]
+def _widened(accumulator: Accumulator, builder: Builder, totals: list[Any], before: Any) -> list[Any]:
+    """Return narrow sums widened, plus the wide sums at the address in ``before``."""
+    address = builder.load(before)
+    found = [wide for total in totals for wide in accumulator.widen(builder, builder.load(total))]
+    earlier = [builder.read(accumulator.wide_type, builder.at(address, index, 32)) for index in range(len(found))]
+    return [builder.add(*pair) for pair in zip(found, earlier, strict=True)]
 
 
-def _by_pixel(sums: list[Any]) -> list[list[Any]]:
-    """Return a flat list of sums as one list per pixel."""
+def _by_pixel(sums: list[Any]) -> Sums:
     each = len(sums) // BLOCK_PIXELS
     return [sums[pixel * each : (pixel + 1) * each] for pixel in range(BLOCK_PIXELS)]
 
 
-def _add_incoming(phis: list[Any], values: list[Any], block: Any) -> None:
-    """Give each phi node its value for control flow from ``block``."""
-    for phi, value in zip(phis, values, strict=True):
-        phi.add_incoming(value, block)
-
-
-_integer_class = MaddAccumulator if INSTRUCTION_SET == "avx2" else IntegerAccumulator
-_float1, _float2, _float4 = (_kernel(FloatAccumulator(vectors)) for vectors in (1, 2, 4))
-_integer1, _integer2, _integer4 = (_kernel(_integer_class(vectors)) for vectors in (1, 2, 4))
-_maddubs1 = _kernel(MaddubsAccumulator(1))
-_word1, _word2, _word4 = (_kernel(WordPopcountAccumulator(vectors)) for vectors in (1, 2, 4))
-_byte2, _byte4, _byte6 = (_kernel(ByteCountAccumulator(vectors)) for vectors in (2, 4, 6))
-_wide2, _wide4, _wide6 = (_kernel(WidenedByteCountAccumulator(vectors)) for vectors in (2, 4, 6))
+_accumulate = make_intrinsic(types.void, [types.intp] * (1 + len(Arguments._fields)), _emit_accumulate)
 
 
 @jit
 def accumulate(arithmetic, vectors, widen_after, arguments):  # type: ignore[no-untyped-def]
-    """Accumulate one row of pixels for one block of channels; ``_kernel`` lists the arguments."""
-    if arithmetic == BITS and COUNTS_BYTES and widen_after:
-        if vectors == 6:
-            _wide6(*arguments)
-        elif vectors == 4:
-            _wide4(*arguments)
-        else:
-            _wide2(*arguments)
-    elif arithmetic == BITS and COUNTS_BYTES:
-        if vectors == 6:
-            _byte6(*arguments)
-        elif vectors == 4:
-            _byte4(*arguments)
-        else:
-            _byte2(*arguments)
-    elif arithmetic == BITS:
-        if vectors == 4:
-            _word4(*arguments)
-        elif vectors == 2:
-            _word2(*arguments)
-        else:
-            _word1(*arguments)
-    elif arithmetic == UINT8 and HAS_MADDUBS and widen_after:
-        _maddubs1(*arguments)
-    elif arithmetic == UINT8:
-        if COUNTS_BYTES or vectors == 1:
-            _integer1(*arguments)
-        elif vectors == 2:
-            _integer2(*arguments)
-        else:
-            _integer4(*arguments)
-    elif COUNTS_BYTES or vectors == 1:
-        _float1(*arguments)
-    elif vectors == 2:
-        _float2(*arguments)
-    else:
-        _float4(*arguments)
+    """Accumulate one row of pixels for one block of channels. arguments: a tuple, in the order of ``Arguments``."""
+    _accumulate(_accumulator_key(arithmetic, vectors, widen_after), *arguments)

@@ -22,25 +22,17 @@ BITS, UINT8, FLOAT32 = range(3)  # element types of feature maps, and arithmetic
 # If numba is configured to compile for another processor, this one's features do not count.
 _CROSS_COMPILING = any(getattr(config, name, None) for name in ("CPU_NAME", "CPU_FEATURES"))
 _FEATURES: Mapping[str, bool] = {} if _CROSS_COMPILING else binding.get_host_cpu_features()
-
-
-def _supported() -> list[str]:
-    """Return the instruction sets of this processor, fastest first."""
-    found = ["portable"]
-    if _FEATURES.get("avx2"):
-        found.insert(0, "avx2")
-    if all(_FEATURES.get(name) for name in ("avx512vpopcntdq", "avx512vnni", "avx512bw")):
-        found.insert(0, "avx512")
-    return found
-
-
-SUPPORTED = _supported()
+_FOUND = {
+    "avx512": all(_FEATURES.get(name) for name in ("avx512vpopcntdq", "avx512vnni", "avx512bw")),
+    "avx2": _FEATURES.get("avx2"),
+    "portable": True,
+}
+SUPPORTED = [name for name, found in _FOUND.items() if found]  # fastest first
 INSTRUCTION_SET = next((name for name in SUPPORTED if name == os.environ.get(VARIABLE)), SUPPORTED[0])
 COUNTS_BYTES = INSTRUCTION_SET != "avx512"  # differing bits are counted byte by byte
 WEIGHT_EXPANSION = 2 if INSTRUCTION_SET == "avx2" else 1  # bytes in memory per eight binary weights
 BIT_VECTOR_MULTIPLE = 2 if COUNTS_BYTES else 1  # blocks of binary weights hold a multiple of this many vectors
 MAX_BIT_VECTORS, MAX_VECTORS = (6, 1) if COUNTS_BYTES else (4, 4)  # vectors per block that fit in registers
-HAS_MADDUBS = INSTRUCTION_SET == "avx2"  # VPMADDUBSW multiplies small integers faster
 HAS_PDEP = bool(_FEATURES.get("bmi2")) and INSTRUCTION_SET != "portable"
 # Row = byte of signs; column = nibble of weights (low nibble of the byte first, then high) -> number of differing bits.
 DIFFERENCE_TABLE = np.array(

@@ -4,24 +4,20 @@ from collections import namedtuple
 
 import numpy as np
 
+from micronet.runtimes.packed.kernels import cpu
 from micronet.runtimes.packed.kernels.convolution import accumulate
-from micronet.runtimes.packed.kernels.cpu import (
-    BITS,
-    BLOCK_PIXELS,
-    COUNTS_BYTES,
-    LANES,
-    MAX_BIT_VECTORS,
-    MAX_VECTORS,
-    UINT8,
-    WEIGHT_EXPANSION,
+from micronet.runtimes.packed.kernels.elementwise import (
+    run_align,
+    run_elementwise,
+    run_shuffle,
+    run_to_nhwc,
+    store_signs,
 )
-from micronet.runtimes.packed.kernels.elementwise import run_elementwise, store_signs
 from micronet.runtimes.packed.kernels.epilogue import apply_epilogue
 from micronet.runtimes.packed.kernels.instructions import AVERAGE_POOL, CONV, ELEMENTWISE, MAX_POOL, SHUFFLE, TO_NHWC
-from micronet.runtimes.packed.kernels.intrinsics import atomic_add, yield_core
 from micronet.runtimes.packed.kernels.kernel_cache import jit
+from micronet.runtimes.packed.kernels.llvm import atomic_add, yield_core
 from micronet.runtimes.packed.kernels.pooling import run_average_pool, run_max_pool
-from micronet.runtimes.packed.kernels.reorder import run_align, run_shuffle, run_to_nhwc
 from micronet.runtimes.packed.weight_layout import block_size, even_share
 
 _block_size, _even_share = jit(block_size), jit(even_share)
@@ -45,11 +41,11 @@ def execute(instructions, images, memory, constants, table, thread, threads, cou
     ``thread`` of ``threads`` of each instruction's rows; ``counter`` (one int64, initially 0) is the threads' barrier.
     """
     floats = memory.view(np.float32)
-    room = max(LANES * MAX_BIT_VECTORS, instructions["scratch"].max() + LANES)
+    room = max(cpu.LANES * cpu.MAX_BIT_VECTORS, instructions["scratch"].max() + cpu.LANES)
     values, second = np.empty(room, np.float32), np.empty(room, np.float32)
     pooled = np.empty((instructions["x_columns"] * instructions["x_pixel"]).max(), np.uint8)
-    sums = np.empty(STRIPE_PIXELS * MAX_BIT_VECTORS * LANES, np.int32)
-    wide = np.empty(BLOCK_PIXELS * MAX_BIT_VECTORS * LANES, np.int32)
+    sums = np.empty(STRIPE_PIXELS * cpu.MAX_BIT_VECTORS * cpu.LANES, np.int32)
+    wide = np.empty(cpu.BLOCK_PIXELS * cpu.MAX_BIT_VECTORS * cpu.LANES, np.int32)
     weights, ints, offsets, reals = constants
     addresses = Addresses(_address(memory), _address(weights), _address(ints), _address(offsets), _address(reals),
                           _address(table), _address(sums), _address(values), _address(wide))  # fmt: skip
@@ -93,20 +89,20 @@ def _run_conv(step, x, out, row, memory, ints, values, addresses):  # type: igno
     """Run one row of a convolution: the signs of its sums, or its sums and their epilogue."""
     start, runs = addresses.memory, addresses.offsets + 8 * step.runs
     signs = step.limits >= 0
-    size = 0 if step.out_dtype == BITS else 1 if step.out_dtype == UINT8 else 4
-    bits = step.arithmetic == BITS
-    most = MAX_BIT_VECTORS if bits else MAX_VECTORS
-    limit_size = (2 if step.widen_after else 1) if COUNTS_BYTES and signs and bits else 4  # bytes
+    size = 0 if step.out_dtype == cpu.BITS else 1 if step.out_dtype == cpu.UINT8 else 4
+    bits = step.arithmetic == cpu.BITS
+    most = cpu.MAX_BIT_VECTORS if bits else cpu.MAX_VECTORS
+    limit_size = (2 if step.widen_after else 1) if cpu.COUNTS_BYTES and signs and bits else 4  # bytes
     numbers = addresses.ints + 4 * (step.limits if signs else step.base) + ints[step.row_class + row]
     weights, x_step = addresses.weights + step.weights, step.stride_x * step.x_pixel
-    lane_bytes = step.run_count * step.run_bytes * (WEIGHT_EXPANSION if bits else 1)
+    lane_bytes = step.run_count * step.run_bytes * (cpu.WEIGHT_EXPANSION if bits else 1)
     stripe = _even_share(step.columns, STRIPE_PIXELS)
     block = 0
     while block < step.vectors:
         vectors = _block_size(step.vectors - block, most)
-        channel = block * LANES
-        whole = vectors if signs else min(vectors, (step.channels - channel) // LANES)
-        first = out + (channel // 8 if step.out_dtype == BITS else channel * size)
+        channel = block * cpu.LANES
+        whole = min(vectors, (step.channels - channel) // cpu.LANES) if size else 0  # vectors stored in place
+        first = out + (channel // 8 if step.out_dtype == cpu.BITS else channel * size)
         for column in range(0, step.columns, stripe):
             columns, to = min(stripe, step.columns - column), first + column * step.out_pixel
             classes, own = addresses.ints + 4 * (step.column_class + column), numbers + limit_size * channel
@@ -117,21 +113,20 @@ def _run_conv(step, x, out, row, memory, ints, values, addresses):  # type: igno
             ))  # fmt: skip
             if signs:
                 continue
-            if size and whole:
-                apply_epilogue(step, channel, classes, own, start + to, columns, vectors, whole, addresses.sums,
-                               addresses.reals)  # fmt: skip
-            done = whole if size else 0
-            if done == vectors:
+            apply_epilogue(step, channel, classes, own, start + to, columns, vectors, whole, addresses.sums,
+                           addresses.reals)  # fmt: skip
+            if whole == vectors:
                 continue
-            left = min(vectors * LANES, step.channels - channel) - done * LANES
+            done = whole * cpu.LANES
+            left = min(vectors * cpu.LANES, step.channels - channel) - done
             for pixel in range(columns):
-                place = to + pixel * step.out_pixel + done * LANES * size
-                sums = addresses.sums + 4 * LANES * (pixel * vectors + done)
-                apply_epilogue(step, channel + done * LANES, classes + 4 * pixel, own + 4 * done * LANES,
-                               addresses.values, 1, vectors, vectors - done, sums, addresses.reals)  # fmt: skip
+                place = to + pixel * step.out_pixel + done * size
+                sums = addresses.sums + 4 * (pixel * vectors * cpu.LANES + done)
+                apply_epilogue(step, channel + done, classes + 4 * pixel, own + 4 * done, addresses.values, 1, vectors,
+                               vectors - whole, sums, addresses.reals)  # fmt: skip
                 if size:
                     memory[place : place + left * size] = values.view(np.uint8)[: left * size]
                 else:
                     store_signs(values, left, place, memory)
-        weights += vectors * LANES * lane_bytes
+        weights += vectors * cpu.LANES * lane_bytes
         block += vectors

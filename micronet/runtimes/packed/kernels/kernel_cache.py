@@ -63,12 +63,12 @@ class KernelCache:
 
     def load(self, key: Any) -> Any:
         """Return the saved code, or None if its file is missing or damaged."""
-        try:
+        with suppress(OSError):
             data = self.path(key).read_bytes()
-        except OSError:
-            return None
-        digest, code = data[:DIGEST_BYTES], data[DIGEST_BYTES:]
-        return pickle.loads(code) if hashlib.sha256(code).digest() == digest else None  # noqa: S301 - our own, whole
+            digest, code = data[:DIGEST_BYTES], data[DIGEST_BYTES:]
+            if hashlib.sha256(code).digest() == digest:
+                return pickle.loads(code)  # noqa: S301 - our own, whole
+        return None
 
     def save(self, key: Any, data: Any) -> None:
         """Save code and delete that of other versions; if the folder is not writable, do nothing."""

@@ -9,54 +9,37 @@ from numba import types
 
 from micronet.runtimes.packed.kernels.cpu import BITS, FLOAT32, UINT8
 from micronet.runtimes.packed.kernels.kernel_cache import jit
-from micronet.runtimes.packed.kernels.llvm import F32, I8, I32, I64, load, make_intrinsic, store
+from micronet.runtimes.packed.kernels.llvm import F32, I8, I32, I64, Builder, make_intrinsic
 
-VECTOR_BYTES = 32
+BLOCK_BYTES = 32
 ITEMS = {BITS: (I32, 4), UINT8: (I8, 1), FLOAT32: (F32, 4)}  # element type -> LLVM type of an item, its bytes
 
 
-def _kernel(dtype: int, lanes: int) -> Any:
-    """Return the intrinsic that takes the maximum of ``count`` places: (out, first place, size, step, count).
+def _emit_take_maximum(builder: Builder, dtype: Any, size: Any, *arguments: Any) -> None:
+    """Emit a loop for each element type, over blocks of bytes, or for places that are smaller over single items."""
+    in_blocks = builder.zext(builder.icmp_signed(">=", size, ir.Constant(I64, BLOCK_BYTES)), I64)
+    cases = {}
+    for case, (_, width) in ITEMS.items():
+        cases[case] = partial(_emit_maximum, builder, case, width, size, *arguments)
+        cases[case + 4] = partial(_emit_maximum, builder, case, BLOCK_BYTES, size, *arguments)
+    builder.emit_cases(builder.at(dtype, in_blocks, 4), cases)
 
-    Places are ``size`` bytes each, at least those of ``lanes`` items, and ``step`` bytes apart.
-    """
-    return make_intrinsic(types.void, [types.intp] * 5, partial(_emit_maximum, dtype, lanes))
 
-
-def _emit_maximum(dtype: int, lanes: int, builder: Any, out: Any, start: Any, size: Any, step: Any, count: Any) -> None:
-    number, zero = partial(ir.Constant, I64), ir.Constant(I64, 0)
+def _emit_maximum(
+    builder: Builder, dtype: int, block: int, size: Any, out: Any, start: Any, step: Any, count: Any
+) -> None:
     item, width = ITEMS[dtype]
-    vector = ir.VectorType(item, lanes)
-    last = builder.sub(size, number(width * lanes))
-    entry = builder.block
-    next_vector, next_place, end_vector, end = map(builder.append_basic_block, ("across", "over", "turn", "after"))
-    builder.branch(next_vector)
-    builder.position_at_end(next_vector)
-    offset = builder.phi(I64)
-    first = load(builder, vector, builder.add(start, offset))
-    builder.branch(next_place)
-    builder.position_at_end(next_place)
-    place, before = builder.phi(I64), builder.phi(vector)
-    value = load(builder, vector, builder.add(builder.add(start, offset), builder.mul(place, step)))
-    maximum = _maximum(builder, dtype, value, before)
-    place_after = builder.add(place, number(1))
-    builder.cbranch(builder.icmp_signed("<", place_after, count), next_place, end_vector)
-    builder.position_at_end(end_vector)
-    store(builder, maximum, builder.add(out, offset))
-    further = builder.add(offset, number(width * lanes))
-    offset_after = builder.select(builder.icmp_signed("<", further, last), further, last)
-    builder.cbranch(builder.icmp_signed("<", offset, last), next_vector, end)
-    for phi, initial, after, blocks in (
-        (offset, zero, offset_after, (entry, end_vector)),
-        (place, zero, place_after, (next_vector, next_place)),
-        (before, first, maximum, (next_vector, next_place)),
-    ):
-        phi.add_incoming(initial, blocks[0])
-        phi.add_incoming(after, blocks[1])
-    builder.position_at_end(end)
+    vector = ir.VectorType(item, block // width)
+    with builder.loop_blocks(size, block) as offset:
+        first = builder.add(start, offset)
+        maximum = builder.variable(builder.read(vector, first))
+        with builder.loop(count) as place:
+            value = builder.read(vector, builder.at(first, place, step))
+            builder.store(_maximum(builder, dtype, value, builder.load(maximum)), maximum)
+        builder.write(builder.load(maximum), builder.add(out, offset))
 
 
-def _maximum(builder: Any, dtype: int, value: Any, before: Any) -> Any:
+def _maximum(builder: Builder, dtype: int, value: Any, before: Any) -> Any:
     if dtype == BITS:
         return builder.or_(before, value)
     larger = (builder.icmp_unsigned if dtype == UINT8 else builder.fcmp_ordered)(">", value, before)
@@ -65,28 +48,8 @@ def _maximum(builder: Any, dtype: int, value: Any, before: Any) -> Any:
     return builder.select(larger, value, before)
 
 
-_bits8, _uint32, _floats8 = (_kernel(dtype, VECTOR_BYTES // ITEMS[dtype][1]) for dtype in (BITS, UINT8, FLOAT32))
-_bits1, _uint1, _floats1 = (_kernel(dtype, 1) for dtype in (BITS, UINT8, FLOAT32))
-
-
-@jit
-def _take_maximum(dtype, out, start, size, step, count):  # type: ignore[no-untyped-def]
-    """Take the maximum of places by element type; see ``_kernel``."""
-    arguments = (out, start, size, step, count)
-    if dtype == BITS:
-        if size < VECTOR_BYTES:
-            _bits1(*arguments)
-        else:
-            _bits8(*arguments)
-    elif dtype == UINT8:
-        if size < VECTOR_BYTES:
-            _uint1(*arguments)
-        else:
-            _uint32(*arguments)
-    elif size < VECTOR_BYTES:
-        _floats1(*arguments)
-    else:
-        _floats8(*arguments)
+# (element type, size, out, first place, step, count): addresses, byte counts and the number of places
+_take_maximum = make_intrinsic(types.void, [types.intp] * 6, _emit_take_maximum)
 
 
 @jit
@@ -98,13 +61,13 @@ def run_max_pool(step, x, out, row, memory, scratch):  # type: ignore[no-untyped
     start, reduced, pixel = np.int64(memory.ctypes.data), np.int64(scratch.ctypes.data), step.x_pixel
     top = row * step.stride_y - step.pad_top
     first, end = max(0, -top), min(step.kernel_y, step.x_rows - top)
-    _take_maximum(step.x_dtype, reduced, start + x + (first - step.pad_top) * step.x_row, step.x_columns * pixel,
-                  step.x_row, end - first)  # fmt: skip
+    source = start + x + (first - step.pad_top) * step.x_row
+    _take_maximum(step.x_dtype, step.x_columns * pixel, reduced, source, step.x_row, end - first)
     for column in range(step.columns):
         left = column * step.stride_x - step.pad_left
         first, end = max(0, left), min(left + step.kernel_x, step.x_columns)
-        _take_maximum(step.x_dtype, start + out + column * step.out_pixel, reduced + first * pixel, pixel, pixel,
-                      end - first)  # fmt: skip
+        target = start + out + column * step.out_pixel
+        _take_maximum(step.x_dtype, pixel, target, reduced + first * pixel, pixel, end - first)
 
 
 @jit

@@ -1,4 +1,4 @@
-"""Feature maps between the instructions of a packed network, and the workspace that holds them."""
+"""The memory of a packed network: its feature maps, the workspace that holds them, and the constants."""
 
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -10,6 +10,7 @@ from micronet.runtimes.packed.kernels.cpu import BITS, FLOAT32
 
 Array = NDArray[Any]
 CACHE_LINE = 64  # bytes
+DTYPES = {"bytes": np.uint8, "ints": np.int32, "offsets": np.int64, "floats": np.float32}  # of the constants
 
 
 class UnsupportedProgram(Exception):
@@ -45,9 +46,7 @@ class FeatureMap:
     @property
     def pixel_bytes(self) -> int:
         """Return the bytes from one pixel to the next."""
-        if self.dtype == BITS:
-            return -(-self.channels // 32) * 4
-        return self.channels * (4 if self.dtype == FLOAT32 else 1)
+        return -(-self.channels // 32) * 4 if self.dtype == BITS else self.channel_offset(self.channels)
 
     @property
     def row_bytes(self) -> int:
@@ -65,9 +64,7 @@ class FeatureMap:
 
     def channel_offset(self, channel: int) -> int:
         """Return the bytes from the start of a pixel to a channel."""
-        if self.dtype == BITS:
-            return channel // 8
-        return channel * (4 if self.dtype == FLOAT32 else 1)
+        return channel // 8 if self.dtype == BITS else channel * (4 if self.dtype == FLOAT32 else 1)
 
     def view_nchw(self, memory: NDArray[np.uint8], images: int) -> NDArray[np.float32]:
         """Return an unpadded float map whose memory order is NCHW, as (N, C, H, W)."""
@@ -88,3 +85,33 @@ class Workspace(NamedTuple):
     memory: NDArray[np.uint8]
     images: NDArray[np.float32]
     scores: NDArray[np.float32]
+
+
+class ConstantPool:
+    """Collects weights, limits, scales and biases of all instructions in one array per element type."""
+
+    def __init__(self) -> None:
+        self._parts: dict[str, list[Array]] = {name: [] for name in DTYPES}
+
+    def add(self, name: str, values: Array | list[int]) -> int:
+        """Add values to an array, a key of DTYPES, and return the position of the first one.
+
+        Raises:
+            UnsupportedProgram: if integers need more than 32 bits.
+        """
+        values = np.ravel(values)
+        if name == "ints" and values.size and not -(2**31) <= values.min() <= values.max() < 2**31:
+            raise UnsupportedProgram("a sum needs more than 32 bits")
+        if name == "bytes":
+            values = np.pad(values, (0, -values.size % CACHE_LINE))
+        parts = self._parts[name]
+        parts.append(values.astype(DTYPES[name]))
+        return sum(part.size for part in parts[:-1])
+
+    def arrays(self) -> tuple[Array, ...]:
+        """Return all constants: arrays of uint8, int32, int64 and float32, aligned to cache lines."""
+        found = []
+        for name, parts in self._parts.items():
+            found.append(aligned_zeros(sum(part.size for part in parts), DTYPES[name]))
+            np.concatenate([found[-1][:0], *parts], out=found[-1])
+        return tuple(found)
