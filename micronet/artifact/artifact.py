@@ -32,17 +32,13 @@ _PACKAGES = ("torch", "torchvision", "numpy", "onnx", "onnxruntime")
 
 @dataclass(frozen=True)
 class Artifact:
-    """A network, how to build it, what was done to it and what was measured.
-
-    Attributes:
-        data: The data set and the preprocessing that the network expects, as a DataSpec's JSON object, or None.
-    """
+    """A network, how to build it, what was done to it and what was measured."""
 
     model: nn.Module
     spec: ModelSpec
     history: list[StageRecord] = field(default_factory=list)
     metrics: dict[str, Any] = field(default_factory=dict)
-    data: dict[str, Any] | None = None
+    data: dict[str, Any] | None = None  # the data set and preprocessing, a DataSpec's JSON object
     seed: int | None = None
 
     @property

@@ -26,8 +26,6 @@ def import_model(name: str, args: dict[str, Any], weights: Path | None, seed: in
     """Build a network and return it as an artifact.
 
     Args:
-        name: The model's name or factory.
-        args: The factory's arguments.
         weights: A file of tensors to load, or None to keep the initial weights.
         seed: Determines the initial weights.
 

@@ -31,24 +31,16 @@ _SIGNATURES = {
 
 @dataclass(frozen=True)
 class Header:
-    """Everything in an artifact except its tensors.
+    """Everything in an artifact except its tensors."""
 
-    Attributes:
-        model: A ModelSpec as JSON.
-        metrics: What was measured before it was written.
-        data: A DataSpec as JSON, or None.
-        command: The command line that made it, in files of earlier versions.
-        tied: Tensors that share memory with another one -> the name that one is stored under.
-    """
-
-    model: dict[str, Any]
+    model: dict[str, Any]  # a ModelSpec
     history: list[StageRecord]
-    metrics: dict[str, Any] = field(default_factory=dict)
-    data: dict[str, Any] | None = None
+    metrics: dict[str, Any] = field(default_factory=dict)  # what was measured before it was written
+    data: dict[str, Any] | None = None  # a DataSpec
     seed: int | None = None
-    command: str = ""
+    command: str = ""  # the command line that made it, in files of earlier versions
     versions: dict[str, str] = field(default_factory=dict)
-    tied: dict[str, str] = field(default_factory=dict)
+    tied: dict[str, str] = field(default_factory=dict)  # a tensor -> the name that its memory is stored under
 
     def to_json(self) -> dict[str, Any]:
         """Return the header as a JSON object."""

@@ -6,17 +6,11 @@ from typing import Any
 
 @dataclass(frozen=True)
 class StageRecord:
-    """One stage that a model went through, JSON values only.
-
-    Attributes:
-        stage: The stage's name.
-        config: Its settings.
-        result: The structure that came of it, enough to rebuild the network without data.
-    """
+    """One stage that a model went through, JSON values only."""
 
     stage: str
-    config: dict[str, Any] = field(default_factory=dict)
-    result: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)  # its settings
+    result: dict[str, Any] = field(default_factory=dict)  # the structure, enough to rebuild the network without data
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as a JSON object."""

@@ -191,11 +191,7 @@ def describe(kind: Any) -> str:
 
 
 def matching(config: Any, option: str, names: Collection[str]) -> set[str]:
-    """Return the layers that a setting's comma-separated names and globs match.
-
-    Raises:
-        MicronetError: A pattern matches no layer.
-    """
+    """Return the layers that a setting's comma-separated globs match; raise MicronetError if one matches none."""
     found: set[str] = set()
     for pattern in filter(None, map(str.strip, (getattr(config, option) or "").split(","))):
         matched = {name for name in names if fnmatchcase(name, pattern)}

@@ -69,10 +69,7 @@ def check_writable(path: Path | None) -> None:
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Write a temporary file beside ``path``, sync it to disk, then rename it to ``path``.
 
-    If ``path`` is a symbolic link, its target is written. The temporary file is always removed.
-
-    Args:
-        write: Called with the temporary file's path.
+    If ``path`` is a symbolic link, its target is written. ``write`` is called with the temporary file's path.
 
     Raises:
         FailedError: The system refused, for example because the disk is full.

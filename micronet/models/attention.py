@@ -67,9 +67,7 @@ class Attention(nn.Module):
         N comes second without ``batch_first``, and may be left out.
 
         Args:
-            query: (N, L, E).
-            key: (N, S, K).
-            value: (N, S, V).
+            query, key, value: (N, L, E), (N, S, K) and (N, S, V).
             key_padding_mask: (N, S), bool (True: ignore) or float (added to the scores).
             need_weights: Whether to return the weights; otherwise None.
             attn_mask: (L, S) or (N * heads, L, S), bool or float likewise.
@@ -91,10 +89,6 @@ class Attention(nn.Module):
             out = attend(q, k, v, *masks, dropout=self.dropout, training=self.training)
         out = self.out_proj(out.transpose(-3, -2).flatten(-2))
         return out if self.batch_first else out.transpose(0, -2), weights
-
-    def extra_repr(self) -> str:
-        """Return the sizes for ``repr``."""
-        return f"num_heads={self.num_heads}, head_dim={self.head_dim}, batch_first={self.batch_first}"
 
 
 def is_splittable(module: nn.Module) -> bool:

@@ -77,10 +77,7 @@ def check_same_code(named: ModelSpec, recorded: ModelSpec) -> None:
 
 
 def build_model(spec: ModelSpec, *, trusted: bool = False) -> nn.Module:
-    """Build a network with its initial weights.
-
-    Args:
-        trusted: Whether user code may run.
+    """Build a network with its initial weights. ``trusted``: whether user code may run.
 
     Raises:
         MicronetError: The name is unknown, the factory failed, or user code is not trusted.

@@ -15,11 +15,7 @@ _ONEDNN_BLOCK = 16  # channels that oneDNN computes at a time with AVX-512
 def pick_device(name: str | None) -> torch.device:
     """Return a device by name; without a name, CUDA if available, else the CPU.
 
-    Args:
-        name: ``cpu``, ``cuda``, ``cuda:N``, or another kind of device that torch knows (``mps``, ``xpu:N``, ...).
-
-    Raises:
-        MicronetError: If this machine has no such device.
+    Raises MicronetError if this machine has no device of that name: ``cpu``, ``cuda:N``, ``mps`` and so on.
     """
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

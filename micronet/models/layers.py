@@ -32,11 +32,7 @@ class Tap(Leaf):
 
 
 class ModeCall(Leaf):
-    """A call of a function with a ``training`` argument, which becomes this module's mode.
-
-    Args:
-        key: The argument's position or name.
-    """
+    """A call of a function with a ``training`` argument, given by position or name, that becomes this module's mode."""
 
     def __init__(self, function: Callable[..., Tensor], key: str | int) -> None:
         super().__init__()

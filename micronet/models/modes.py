@@ -11,11 +11,7 @@ from micronet.errors import MicronetError, first_line
 
 @contextmanager
 def eval_mode(*models: nn.Module) -> Iterator[None]:
-    """Put models into eval mode inside this context; every module gets its own mode back afterwards.
-
-    Args:
-        models: The networks. Modules whose mode differs from their parent's keep that difference.
-    """
+    """Put models into eval mode inside this context; every module gets its own mode back afterwards."""
     modes = {module: module.training for model in models for module in model.modules()}
     for model in models:
         model.eval()

@@ -82,12 +82,8 @@ class _Planner:
             codes = {self._codes[path] for path in _paths(values.get(argument.name)) if path in self._codes}
             if len(codes) == 1 and "model" in known:
                 values.setdefault("model", codes.pop())  # an earlier entry named the code that builds these networks
-        inputs = [
-            path
-            for name, value in values.items()
-            if name != "output" and not known[name].about["place"]
-            for path in _paths(value)
-        ]
+        read = [value for name, value in values.items() if name != "output" and not known[name].about["place"]]
+        inputs = [path for value in read for path in _paths(value)]
         for path in inputs:
             if path not in self._made.values() and not path.exists():
                 raise self._recipe.error(entry.line, str(unknown("stage or file", str(path), self._made)))

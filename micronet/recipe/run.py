@@ -1,16 +1,18 @@
 """Running a recipe: stage by stage, unchanged ones skipped, interrupted ones continued."""
 
+import hashlib
+import json
 import shlex
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from micronet.core.config import group, setting, spell
+from micronet.core.files import file_hash, write_text
 from micronet.core.progress import Progress, Silent
 from micronet.core.version import version
 from micronet.errors import MicronetError, unknown
-from micronet.recipe.journal import Journal, stage_key
 from micronet.recipe.plan import Planned, plan
 from micronet.recipe.reader import find_recipe, read_recipe
 from micronet.stages.config import ReportConfig
@@ -60,9 +62,7 @@ def run_recipe(config: RunRecipe, perform: Perform, progress: Progress | None = 
     """Run a recipe's stages in order; return the last one's outcome.
 
     Args:
-        config: Which recipe, and how.
-        perform: Runs one stage, and shows the result if its second argument says so.
-        progress: Where it reports which stage runs.
+        perform: Runs one stage, and shows the result if its second argument is True.
     """
     recipe = read_recipe(find_recipe(config.recipe))
     recipe = replace(recipe, folder=config.output or recipe.folder)
@@ -80,6 +80,43 @@ def run_recipe(config: RunRecipe, perform: Perform, progress: Progress | None = 
             error.args = (f"stage {each.entry.name} ({recipe.path}, line {each.entry.line}): {error}",)
             raise
     return outcome
+
+
+@dataclass
+class Journal:
+    """The state of a recipe's folder: for each stage the hash of its settings and inputs, and of its output."""
+
+    path: Path
+    entries: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, folder: Path) -> "Journal":
+        """Read a folder's journal; return an empty one if there is none or it cannot be read."""
+        path = folder / "recipe.json"
+        try:
+            entries = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            entries = {}
+        sound = isinstance(entries, dict) and all(isinstance(entry, dict) for entry in entries.values())
+        return cls(path, entries if sound else {})
+
+    def done(self, stage: str, key: str, output: Path) -> bool:
+        """Return True if a stage finished with this key and its file has not changed since."""
+        entry = self.entries.get(stage, {})
+        return bool(entry.get("key") == key and output.exists() and entry.get("output") == file_hash(output))
+
+    def owns(self, stage: str) -> bool:
+        """Return True if a stage of this name ran here before, so its file may be overwritten."""
+        return stage in self.entries
+
+    def begun(self, stage: str, key: str) -> bool:
+        """Return True if a stage began with this key and did not finish."""
+        return self.entries.get(stage) == {"key": key}
+
+    def note(self, stage: str, key: str, output: Path | None = None) -> None:
+        """Record that a stage begins or, with ``output``, that it has written that file."""
+        self.entries[stage] = {"key": key} if output is None else {"key": key, "output": file_hash(output)}
+        write_text(self.path, json.dumps(self.entries, indent=2) + "\n")
 
 
 @dataclass
@@ -107,12 +144,22 @@ class _Runner:
         resume = not self.rerun and journal.begun(name, key) and each.configured().trains()
         if path is not None:
             journal.note(name, key)
-        json = config.report.json
+        as_json = config.report.json
         how: dict[str, Any]
-        how = {"force": True, "resume": resume, "quiet": config.report.quiet or json, "json": json and last}
+        how = {"force": True, "resume": resume, "quiet": config.report.quiet or as_json, "json": as_json and last}
         if config.device is not None:
             how["device"] = config.device
-        outcome = self.perform(each.configured(**how), last or not json)
+        outcome = self.perform(each.configured(**how), last or not as_json)
         if path is not None:
             journal.note(name, key, path)
         return outcome
+
+
+def stage_key(command: str, options: Mapping[str, Any], inputs: list[Path], version: str) -> str:
+    """Return the hash of all that a stage's result depends on: command, settings, input files, micronet's version.
+
+    A folder among the inputs counts by its name only.
+    """
+    files = [file_hash(path) for path in inputs if path.is_file()]
+    request = [version, command, sorted((key, str(value)) for key, value in options.items()), files]
+    return hashlib.sha256(json.dumps(request).encode()).hexdigest()
