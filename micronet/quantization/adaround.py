@@ -100,19 +100,22 @@ def _round_layer(layer: Any, plain: nn.Module, inputs: Tensor, targets: Tensor, 
     v = torch.logit((fraction - low) / (high - low)).requires_grad_()
     optimizer = torch.optim.Adam([v], lr=LEARNING_RATE)
     generator = torch.Generator().manual_seed(seed)
+
+    def on_grid(up: Tensor) -> Tensor:
+        return ((floor + up + zero).clamp(quantizer.qmin, quantizer.qmax) - zero) * scale
+
     if inputs.dim() == 4:
         inputs = inputs.contiguous(memory_format=memory_format(layer))
     for step in range(STEPS):
         chosen = torch.randint(len(inputs), (min(BATCH, len(inputs)),), generator=generator)
-        q = (floor + rectified_sigmoid(v) + zero).clamp(quantizer.qmin, quantizer.qmax)
-        out = functional_call(plain, {"weight": (q - zero) * scale}, (inputs[chosen],))
+        out = functional_call(plain, {"weight": on_grid(rectified_sigmoid(v))}, (inputs[chosen],))
         loss = (out - targets[chosen]).square().sum(1).mean() + _regularizer(v, step / STEPS)
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
     up = (rectified_sigmoid(v.detach()) >= 0.5).to(weight.dtype)
     with torch.no_grad():
-        layer.weight.copy_(((floor + up + zero).clamp(quantizer.qmin, quantizer.qmax) - zero) * scale)
+        layer.weight.copy_(on_grid(up))
     quantizer.freeze()
 
 

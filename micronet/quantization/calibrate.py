@@ -18,8 +18,8 @@ from micronet.models.modes import eval_mode
 from micronet.quantization.config import Calibrator
 from micronet.quantization.histogram import GridSpec, Histogram, Statistics, find_range
 from micronet.quantization.layers import SLOTS, Quantized, effective_weight
-from micronet.quantization.observers import MinMax
 from micronet.quantization.quantizer import Quantizer
+from micronet.quantization.schemes.iao import AffineQuantizer
 from micronet.quantization.schemes.wbwtab import SignQuantizer
 
 
@@ -203,5 +203,5 @@ def is_frozen(model: nn.Module) -> bool:
 def _refresh_weights(model: nn.Module) -> None:
     """Update the ranges of weights from the weights; moving averages are left alone."""
     for name, slot, quantizer in each_quantizer(model):
-        if slot == "weight_quantizer" and type(getattr(quantizer, "observer", None)) is MinMax:
+        if slot == "weight_quantizer" and isinstance(quantizer, AffineQuantizer) and not quantizer.observer.averaging:
             quantizer.observe(effective_weight(model.get_submodule(name)))

@@ -62,6 +62,7 @@ class QuantConfig(Settings):
             ("a_ste", self.a_bits in ACTIVATION_LEVELS, "--a-bits binary"),
             ("q_type", self.method == "iao", "--method iao"),
             ("weight_observer", self.method == "iao", "--method iao"),
+            ("a_gain", self.method == "dorefa", "--method dorefa"),
         ):
             if not applies and getattr(self, name) != getattr(QuantConfig, name):
                 given = flag(name) if name == "no_alpha" else f"{flag(name)} {getattr(self, name)}"

@@ -34,7 +34,13 @@ def equalize(model: nn.Module) -> int:
         raise MicronetError("--equalize found no two layers separated only by a ReLU; drop --equalize")
     for _ in range(ROUNDS):
         for layer, columns in pairs:
-            _balance(layer, columns)
+            out, into = layer.weight.flatten(1).abs().amax(1), columns.flatten(1).abs().amax(1)
+            used = (out > SMALLEST_RANGE) & (into > SMALLEST_RANGE)
+            factor = torch.where(used, (out / into).sqrt(), 1.0)
+            layer.weight.div_(broadcast(factor, layer.weight, 0))
+            if layer.bias is not None:
+                layer.bias.div_(factor)
+            columns.mul_(broadcast(factor, columns, 0))
     return len(pairs)
 
 
@@ -56,11 +62,8 @@ def _pairs(graph: Graph) -> list[tuple[Any, Tensor]]:
 
 
 def _only_reader(graph: Graph, node: fx.Node) -> nn.Module | None:
-    """Return the only layer that reads a node, through ReLUs and pools, or None.
-
-    After a linear layer the channels are on the last axis, where a pool would mix them.
-    """
-    mixes = isinstance(graph.module(node), nn.Linear)
+    """Return the only layer that reads a node, through ReLUs and pools, or None."""
+    mixes = isinstance(graph.module(node), nn.Linear)  # a pool would, since the channels are on the last axis
     while len(node.users) == 1:
         node = next(iter(node.users))
         module = graph.module(node)
@@ -81,12 +84,3 @@ def _columns_of(reader: Any, layer: Any) -> Tensor | None:
     if groups == channels == len(weight):  # depthwise
         return weight  # type: ignore[no-any-return]
     return None
-
-
-def _balance(layer: Any, columns: Tensor) -> None:
-    out, into = layer.weight.flatten(1).abs().amax(1), columns.flatten(1).abs().amax(1)
-    factor = torch.where((out > SMALLEST_RANGE) & (into > SMALLEST_RANGE), (out / into).sqrt(), torch.ones_like(out))
-    layer.weight.div_(broadcast(factor, layer.weight, 0))
-    if layer.bias is not None:
-        layer.bias.div_(factor)
-    columns.mul_(broadcast(factor, columns, 0))

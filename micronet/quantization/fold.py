@@ -53,16 +53,14 @@ def fold_model(model: nn.Module, history: Sequence[StageRecord] = ()) -> tuple[n
     pairs = foldable_pairs(graph)
     absorbed = [name for name, module in folded.named_modules() if _absorbs_norm(module)]
     signed = {str(node.target) for node, _ in graph.calls() if _only_signs_read(graph, node, in_place=True)}
-    quantizers: dict[str, dict[str, Any]] = {}
     for layer_name, norm_name in pairs:
-        layer: Any = folded.get_submodule(layer_name)
-        fold_pair(layer, folded.get_submodule(norm_name), before_sign=norm_name in signed)
-        if (quantizer := getattr(layer, "weight_quantizer", None)) is not None:
-            quantizers[layer_name] = quantizer.describe()
-    folded = _remove_norms(folded, pairs)
+        _fold_pair(folded.get_submodule(layer_name), folded.get_submodule(norm_name), before_sign=norm_name in signed)
     for name in absorbed:
         _fold_absorbed(folded.get_submodule(name))
-        quantizers[name] = folded.get_submodule(name).weight_quantizer.describe()  # type: ignore[union-attr, operator]
+    folded = _remove_norms(folded, pairs)
+    changed = [*(name for name, _ in pairs), *absorbed]
+    found = {name: getattr(folded.get_submodule(name), "weight_quantizer", None) for name in changed}
+    quantizers = {name: quantizer.describe() for name, quantizer in found.items() if quantizer is not None}
     rounded = [name for record in history for name in _round_biases(folded, record.result.get("inputs", {}))]
     if not pairs and not absorbed and not rounded:
         raise MicronetError(
@@ -89,12 +87,8 @@ def restore(model: nn.Module, record: StageRecord) -> nn.Module:
 
 
 @torch.no_grad()
-def fold_pair(layer: Any, norm: Any, *, before_sign: bool = False) -> None:
-    """Fold a batch norm into the layer before it, in place.
-
-    ``before_sign``: only the sign of the output matters, so divide each channel by |k| unless k is 0. Weights keep
-    their magnitude, and the bias becomes a threshold.
-    """
+def _fold_pair(layer: Any, norm: Any, *, before_sign: bool) -> None:
+    """Fold a batch norm into the layer before it, in place; ``before_sign``: only the sign of the output is used."""
     std = (norm.running_var.double() + norm.eps).sqrt()
     gain = norm.weight.double() if norm.affine else torch.ones_like(std)
     shift = norm.bias.double() if norm.affine else torch.zeros_like(std)
@@ -108,7 +102,12 @@ def fold_pair(layer: Any, norm: Any, *, before_sign: bool = False) -> None:
     if quantizer is None:
         layer.weight.copy_(layer.weight * _per_output(layer, factor))
     else:
-        _fold_quantized(layer, quantizer, factor.to(dtype))
+        old, axis = quantizer.qparams(layer.weight), channel_axis(layer)
+        levels = quantizer.integers(layer.weight) - broadcast(old.zero_point, layer.weight, old.axis)
+        layer.weight_quantizer = quantizer.scaled(factor.to(dtype), layer.weight, axis)
+        new = layer.weight_quantizer.qparams(layer.weight)
+        flipped = levels * broadcast(factor.to(dtype).sign(), layer.weight, axis)
+        layer.weight.copy_(dequantize(flipped + broadcast(new.zero_point, layer.weight, axis), new))
     folded = ((bias - norm.running_mean.double()) * factor + shift).to(dtype)
     if layer.bias is None:
         layer.bias = nn.Parameter(folded)
@@ -169,17 +168,6 @@ def shares_scales(layer: Any) -> bool:
     """Return True if a layer's groups share weight scales, so that a factor per channel cannot be folded in."""
     grouped = getattr(layer, "transposed", False) and layer.groups > 1
     return grouped and getattr(layer, "weight_quantizer", None) is not None
-
-
-def _fold_quantized(layer: Any, quantizer: Quantizer, factor: Tensor) -> None:
-    old = quantizer.qparams(layer.weight)
-    axis = channel_axis(layer)
-    levels = quantizer.integers(layer.weight) - broadcast(old.zero_point, layer.weight, old.axis)
-    scaled = quantizer.scaled(factor, layer.weight, axis)
-    new = scaled.qparams(layer.weight)
-    flipped = levels * broadcast(factor.sign(), layer.weight, axis) + broadcast(new.zero_point, layer.weight, axis)
-    layer.weight.copy_(dequantize(flipped, new))
-    layer.weight_quantizer = scaled
 
 
 @torch.no_grad()

@@ -36,18 +36,18 @@ def integer_range(bits: int, *, signed: bool, narrow: bool) -> tuple[int, int]:
     return (-largest if narrow else -largest - 1), largest
 
 
-def symmetric_qparams(low: Tensor, high: Tensor, qmax: int) -> tuple[Tensor, Tensor]:
-    """Return (scale, zero point 0) that put the largest magnitude in [low, high] on qmax."""
-    scale = (torch.maximum(low.abs(), high.abs()) / qmax).clamp(min=SMALLEST_SCALE)
-    return scale, torch.zeros_like(scale)
+def range_qparams(low: Tensor, high: Tensor, qmin: int, qmax: int, *, symmetric: bool) -> tuple[Tensor, Tensor]:
+    """Return (scale, zero point) of the grid over [low, high].
 
-
-def affine_qparams(low: Tensor, high: Tensor, qmin: int, qmax: int) -> tuple[Tensor, Tensor]:
-    """Return (scale, zero point) of the grid over [low, high], which is first widened to contain 0."""
+    A symmetric grid puts the largest magnitude on qmax, with zero point 0. For any other, the range is widened to
+    contain 0.
+    """
+    if symmetric:
+        scale = (torch.maximum(low.abs(), high.abs()) / qmax).clamp(min=SMALLEST_SCALE)
+        return scale, torch.zeros_like(scale)
     low, high = low.clamp(max=0), high.clamp(min=0)
     scale = ((high - low) / (qmax - qmin)).clamp(min=SMALLEST_SCALE)
-    zero_point = (qmin - low / scale).round().clamp(qmin, qmax)
-    return scale, zero_point
+    return scale, (qmin - low / scale).round().clamp(qmin, qmax)
 
 
 def to_integers(x: Tensor, qparams: QParams) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 from micronet.artifact.artifact import write_tensors
 from micronet.errors import MicronetError
 from micronet.quantization.config import Calibrator
-from micronet.quantization.functional import QParams, affine_qparams, dequantize, symmetric_qparams, to_integers
+from micronet.quantization.functional import QParams, dequantize, range_qparams, to_integers
 
 BINS = 2048  # half of them below zero
 CANDIDATES = 128  # clips that entropy and mse try, per end
@@ -88,9 +88,8 @@ class GridSpec:
     def qparams(self, low: float, high: float) -> QParams:
         """Return the grid over [low, high]."""
         ends = torch.tensor(low), torch.tensor(high)
-        if self.symmetric:
-            return QParams(*symmetric_qparams(*ends, self.qmax), self.qmin, self.qmax, None)
-        return QParams(*affine_qparams(*ends, self.qmin, self.qmax), self.qmin, self.qmax, None)
+        grid = range_qparams(*ends, self.qmin, self.qmax, symmetric=self.symmetric)
+        return QParams(*grid, self.qmin, self.qmax, None)
 
 
 def find_range(histogram: Histogram, grid: GridSpec, calibrator: Calibrator, percentile: float) -> tuple[float, float]:

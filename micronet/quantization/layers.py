@@ -57,12 +57,11 @@ class Quantized(nn.Module):
 
 
 class _QuantizedConv(Quantized):
-    """A convolution of any dimension.
+    """A convolution that folds its ``norm``, if it has one, into the weight before the weight is quantized.
 
-    With a ``norm``, the batch norm is folded into the weight before the weight is quantized (Jacob et al. 2017,
-    section 3.2; Krishnamoorthi 2018, section 3.2.2). While the norm trains, one convolution is computed with the
-    folded weight; its output, divided by the running factor, gives the batch statistics, so at 32 bits the result is
-    that of a convolution and a batch norm. In eval mode the folded weight and bias are used as they are.
+    Jacob et al. 2017, section 3.2; Krishnamoorthi 2018, section 3.2.2. While the norm trains, one convolution is
+    computed with the folded weight; its output, divided by the running factor, gives the batch statistics, so at 32
+    bits the result is that of a convolution and a batch norm. In eval mode the folded weight and bias are used.
     """
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -79,17 +78,14 @@ class _QuantizedConv(Quantized):
         folded_weight = weight * broadcast(factor, weight, 0)
         if not norm.training:
             folded_bias = norm.bias - norm.running_mean * factor
-            return _with_quantized(
-                self, convolve, folded_weight, folded_bias if bias is None else folded_bias + bias * factor
-            )
+            folded_bias = folded_bias if bias is None else folded_bias + bias * factor
+            return _with_quantized(self, convolve, folded_weight, folded_bias)
         raw = _with_quantized(self, convolve, folded_weight, None) / _per_channel(factor, weight)
         normalized: Tensor = norm(raw if bias is None else raw + _per_channel(bias, weight))
         return normalized
 
 
 class _QuantizedConvTranspose(Quantized):
-    """A transposed convolution of any dimension."""
-
     def _compute(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         layer: Any = self
         dimensions = len(layer.kernel_size)
@@ -102,8 +98,6 @@ class _QuantizedConvTranspose(Quantized):
 
 
 class _QuantizedLinear(Quantized):
-    """A linear layer."""
-
     def _compute(self, input: Tensor) -> Tensor:
         layer: Any = self
         return _with_quantized(layer, partial(F.linear, input), layer.weight, layer.bias)

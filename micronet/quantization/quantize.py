@@ -75,24 +75,27 @@ def _place(model: nn.Module, config: QuantConfig) -> Placement:
 class _Placer:
     """Base of the placers: it chooses each layer's rule, and makes quantizers accordingly."""
 
-    def __init__(self, config: QuantConfig, names: Collection[str]) -> None:
+    def __init__(self, config: QuantConfig, names: Collection[str], edges: set[str]) -> None:
         self.placement = Placement()
         self._config = config
+        self._edges = edges  # the first and the last layer
         self._chosen = (matching(config, "include", names) or set(names)) - matching(config, "exclude", names)
         self._keep_8bit = matching(config, "keep_8bit", names)
         if names and not self._chosen:
             raise MicronetError("--include and --exclude leave no layer to quantize; exclude fewer layers")
 
-    def _rule(self, name: str, *, at_edge: bool) -> Rule:
+    def _rule(self, name: str) -> Rule:
         """Return how to quantize a layer; record the reason if it stays float."""
         if name not in self._chosen:
             self.placement.left_float[name] = "excluded"
             return "float"
         if name in self._keep_8bit:
             return "8bit"
-        if at_edge and self._config.edge == "float":
+        if name not in self._edges:
+            return "same"
+        if self._config.edge == "float":
             self.placement.left_float[name] = "first or last layer"
-        return self._config.edge if at_edge else "same"
+        return self._config.edge
 
     def _scheme(self, bits: Bits, *, at_least_8: bool) -> tuple[Any, Bits]:
         """Return the scheme for a bit width, and the width that the layer's rule makes of it."""
@@ -125,9 +128,11 @@ class _GraphPlacer(_Placer):
     """Places the quantizers of a traced network."""
 
     def __init__(self, graph: Graph, config: QuantConfig) -> None:
-        self._layers = {node: module for node, module in graph.calls() if has_weight_slot(module)}
-        super().__init__(config, [str(node.target) for node in self._layers])
         self._graph = graph
+        self._layers = {node: module for node, module in graph.calls() if has_weight_slot(module)}
+        first = {str(node.target) for node in self._layers if self._source(node).op == "placeholder"}
+        last = {str(node.target) for node in self._layers if not self._has_layer_after(node)}
+        super().__init__(config, [str(node.target) for node in self._layers], first | last)
         self._outputs: dict[fx.Node, tuple[str, Rule]] = {}  # a node's quantizer and the rule it was made by
         for node, module in self._layers.items():
             self._place_layer(node, module)
@@ -142,8 +147,8 @@ class _GraphPlacer(_Placer):
                 self.placement.left_float[f"{node.name}()"] = "a function call, not a module"
 
     def _place_layer(self, node: fx.Node, layer: nn.Module) -> None:
-        name, source = str(node.target), self._graph.origin(self._graph.inputs(node)[0])
-        rule = self._rule(name, at_edge=self._at_edge(node))
+        name, source = str(node.target), self._source(node)
+        rule = self._rule(name)
         if rule == "float":
             return
         if name not in self.placement.inputs:
@@ -166,11 +171,8 @@ class _GraphPlacer(_Placer):
         affine = getattr(self._graph.model.get_submodule(norm), "affine", False)
         return convolution and affine and "weight_quantizer" in self.placement.quantizers.get(layer, {})
 
-    def _at_edge(self, node: fx.Node) -> bool:
-        """Return True if this call of a layer, or another call of it, is the network's first or last layer."""
-        calls = [other for other in self._layers if other.target == node.target]
-        sources = [self._graph.origin(self._graph.inputs(call)[0]) for call in calls]
-        return any(source.op == "placeholder" for source in sources) or not all(map(self._has_layer_after, calls))
+    def _source(self, layer: fx.Node) -> fx.Node:
+        return self._graph.origin(self._graph.inputs(layer)[0])
 
     def _binarize(self, node: fx.Node) -> str:
         """Put a sign directly before a layer, after any pool, and drop the ReLU there (its sign would be constant).
@@ -189,14 +191,13 @@ class _GraphPlacer(_Placer):
                 f"the input of {node.target} is never negative, so its sign would be constant; "
                 f"leave the layer out with --exclude {node.target}"
             )
-        module = None if relu is None else self._graph.module(relu)
-        if relu is not None and getattr(module, "inplace", False) and len(self._graph.inputs(relu)[0].users) > 1:
+        shared = relu is not None and len(self._graph.inputs(relu)[0].users) > 1
+        if relu is not None and shared and getattr(self._graph.module(relu), "inplace", False):
             raise MicronetError(
                 f"{relu.target} changes a tensor in place that is read again, so a sign cannot replace it; "
                 f"set inplace=False in the model, or leave the layer out with --exclude {node.target}"
             )
-        readers = self._signed_readers(relu or read)
-        if readers is None:
+        if not self._only_signs_read(relu or read):
             split = next((known for known in self.placement.splits if known.read == read.name), None)
             if split is None:
                 split = Branch(read.name, relu.name if relu else None, [])
@@ -209,28 +210,23 @@ class _GraphPlacer(_Placer):
             self.placement.dropped.append(str(relu.target))
         return self._quantize_output(read, "same")
 
-    def _signed_readers(self, start: fx.Node) -> bool | None:
-        """Return True if only layers that get a sign read a tensor (False: nothing does), None if others read it."""
+    def _only_signs_read(self, start: fx.Node) -> bool:
+        """Return True if only layers that get a sign read the output of a module that is called once."""
         module = self._graph.module(start)
         if module is None or self._graph.call_count(module) > 1:
-            return None
-        waiting, seen = list(start.users), 0
+            return False
+        waiting = list(start.users)
         while waiting:
             node = waiting.pop()
             passes = self._graph.preserves_values(node) or self._graph.matches(node, ops.AVERAGE)
             if passes and self._graph.module(node) is not None:
                 waiting += node.users
-            elif node in self._layers and self._rule(str(node.target), at_edge=self._at_edge(node)) == "same":
-                seen += 1
-            else:
-                return None
-        return seen > 0
+            elif node not in self._layers or self._rule(str(node.target)) != "same":
+                return False
+        return True
 
     def _place_reads(self) -> None:
-        """Quantize the inputs of average pools, and of adds and concatenations between layers.
-
-        A runtime computes a layer in integers only if its output is quantized too.
-        """
+        """Quantize the inputs of average pools, adds and concatenations, which lets runtimes compute in integers."""
         for node in self._graph.fx.nodes:
             last = not self._has_layer_after(node)
             rule = self._config.edge if last else "same"
@@ -268,8 +264,7 @@ class _GraphPlacer(_Placer):
         if type(module) is not nn.ReLU or not module.inplace:
             return False
         read = self._graph.inputs(node)[0]
-        fresh = read in self._layers or isinstance(self._graph.module(read), ops.BATCH_NORMS)
-        return fresh and len(read.users) == 1
+        return len(read.users) == 1 and (read in self._layers or isinstance(self._graph.module(read), ops.BATCH_NORMS))
 
     def _has_layer_after(self, node: fx.Node) -> bool:
         return bool(self._graph.reachable(node) & self._layers.keys())
@@ -280,7 +275,8 @@ class _LayerPlacer(_Placer):
 
     def __init__(self, model: nn.Module, config: QuantConfig) -> None:
         layers = {name: module for name, module in model.named_modules() if has_weight_slot(module)}
-        super().__init__(config, layers)
+        names = list(layers)  # without a graph, take the order of declaration
+        super().__init__(config, names, {*names[:1], *names[-1:]})
         if config.bn_fuse:
             raise MicronetError(
                 "--bn-fuse needs a network that torch.fx can trace, to match batch norms to layers; drop --bn-fuse"
@@ -289,9 +285,8 @@ class _LayerPlacer(_Placer):
             raise MicronetError(
                 "--a-bits binary needs a network that torch.fx can trace, to replace ReLUs; use 2 to 16 bits"
             )
-        for index, (name, layer) in enumerate(layers.items()):
-            at_edge = index in (0, len(layers) - 1)  # without a graph, take the order of declaration
-            rule = self._rule(name, at_edge=at_edge)
+        for name, layer in layers.items():
+            rule = self._rule(name)
             if rule == "float":
                 continue
             self._quantize_weight(name, layer, rule)

@@ -86,8 +86,10 @@ class Quantizer(nn.Module):
         Raises:
             MicronetError: No range is known yet.
         """
-        if rectified and (self.recorder is not None or not self._begins_at_zero(x)):
-            x, rectified = F.relu(x), False
+        if rectified:
+            grid = self.qparams(x)
+            if self.recorder is not None or grid.qmin != 0 or bool(grid.zero_point):
+                x, rectified = F.relu(x), False
         if self.recorder is not None:
             self.recorder(x)
             return x
@@ -95,10 +97,6 @@ class Quantizer(nn.Module):
             self.observe(x, rectified=rectified)
         self.check_calibrated()
         return self.project(x, rectified=rectified)
-
-    def _begins_at_zero(self, x: Tensor) -> bool:
-        grid = self.qparams(x)
-        return grid.qmin == 0 and not bool(grid.zero_point)
 
     def project(self, x: Tensor, *, rectified: bool = False) -> Tensor:
         """Return ``x``, or relu(x) if the grid begins at 0, rounded to the grid, with the scheme's gradient."""
@@ -113,12 +111,7 @@ class Quantizer(nn.Module):
     def scaled(self, factor: Tensor, x: Tensor, axis: int) -> "Quantizer":
         """Return the frozen quantizer of the weight ``factor * x``, which has the integers of ``x``.
 
-        A negative factor negates the integers; a factor of 0 gives the scale 1 and the integer 0.
-
-        Args:
-            factor: One factor per channel, (channels,).
-            x: The weight that this quantizer rounds.
-            axis: Its channel axis.
+        ``factor``: (channels,), on ``axis``. A negative one negates the integers; 0 gives the scale 1 and integers 0.
         """
         grid = self.qparams(x)
         described = {"scheme": "iao", "bits": grid.qmax.bit_length() + 1, "symmetric": self.symmetric, "signed": True}
@@ -135,9 +128,7 @@ class Quantizer(nn.Module):
 def rebuild(described: dict[str, Any], like: Tensor) -> Quantizer:
     """Return the uncalibrated quantizer that ``describe`` described.
 
-    Args:
-        described: The constructor's arguments and the scheme's name.
-        like: A tensor whose device the quantizer goes to, and whose dtype it takes if that is wider than float32.
+    It goes to the device of ``like``, and takes its dtype if that is wider than float32.
     """
     arguments = dict(described)
     build = registry.resolve(registry.QUANTIZERS, arguments.pop("scheme"), "quantizer")

@@ -8,9 +8,9 @@ from micronet import registry
 from micronet.errors import MicronetError
 from micronet.quantization.config import QuantConfig
 from micronet.quantization.functional import QParams, fake_quantize, learned_step, sign, to_integers
-from micronet.quantization.observers import MinMax, MovingAverage
 from micronet.quantization.quantizer import rebuild
 from micronet.quantization.schemes.dorefa import TanhQuantizer
+from micronet.quantization.schemes.iao import Observer
 from micronet.quantization.schemes.wbwtab import BinaryQuantizer, TernaryQuantizer
 
 STES = ("ste", "saturate", "soft")
@@ -155,16 +155,16 @@ def test_gradient_is_one_inside_and_zero_outside(axis):
 
 
 def test_a_weights_range_can_shrink():
-    observer = MinMax(None, None)
+    observer = Observer(None, None, averaging=False)
     observer(torch.tensor([-2.0, 4.0]))
     observer(torch.tensor([-1.0, 2.0]))
     assert (float(observer.low), float(observer.high)) == (-1, 2)
 
 
 def test_a_moving_average_moves_a_tenth_and_survives_a_reload():
-    observer = MovingAverage(None, None)
+    observer = Observer(None, None, averaging=True)
     observer(torch.tensor([-2.0, 4.0]))
-    again = MovingAverage(None, None)
+    again = Observer(None, None, averaging=True)
     again.load_state_dict(observer.state_dict())
     again(torch.tensor([0.0, 14.0]))
     torch.testing.assert_close(again.high, torch.tensor(5.0))

@@ -80,9 +80,9 @@ def test_t16_a_range_of_another_shape_is_refused(tmp_path, chain):
 
 
 def test_t17_ranges_are_those_of_the_stream():
-    from micronet.quantization.observers import MovingAverage
+    from micronet.quantization.schemes.iao import Observer
 
-    observer = MovingAverage(5, 0)
+    observer = Observer(5, 0, averaging=True)
     low = high = None
     for _ in range(20):
         x = torch.randn(5, 30) * torch.rand(5, 1)
