@@ -23,7 +23,7 @@ from micronet import registry
 from micronet.artifact.header import KEY, Header, read_header
 from micronet.artifact.history import StageRecord
 from micronet.core.files import write_atomically
-from micronet.core.version import version as micronet_version
+from micronet.core.machine import version as micronet_version
 from micronet.errors import FailedError, MicronetError, unknown
 from micronet.models.build import ModelSpec, build_model, check_same_code, make_spec
 
@@ -54,15 +54,8 @@ class Artifact:
 def save(artifact: Artifact, path: Path) -> None:
     """Write an artifact; raise FailedError if that fails, with an earlier file at ``path`` unchanged."""
     tensors, tied = _untie(artifact.model.state_dict())
-    header = Header(
-        model=artifact.spec.to_json(),
-        history=artifact.history,
-        metrics=artifact.metrics,
-        data=artifact.data,
-        seed=artifact.seed,
-        versions=versions(),
-        tied=tied,
-    )
+    spec, made = artifact.spec.to_json(), versions()
+    header = Header(spec, artifact.history, artifact.metrics, artifact.data, artifact.seed, versions=made, tied=tied)
     write_tensors(path, tensors, KEY, header.to_json())
 
 

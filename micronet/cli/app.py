@@ -75,7 +75,7 @@ app = typer.Typer(
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from micronet.core.version import version
+        from micronet.core.machine import version
 
         console.print_line(f"micronet {version()}")
         raise typer.Exit

@@ -1,4 +1,4 @@
-"""The machine that runs a command: processor, cores, memory and the allocator. No torch here."""
+"""What runs a command: the machine's processor, cores, memory and allocator, and micronet's version. No torch here."""
 
 import ctypes
 import os
@@ -7,8 +7,10 @@ import re
 import sys
 from contextlib import suppress
 from functools import cache
+from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
 
+DISTRIBUTION = "micronet-compress"  # on PyPI, micronet is the project of 2021
 # glibc's mallopt parameters (malloc.h), with values that keep a training step's buffers in the process.
 _MALLOPT = {
     -4: 0,  # M_MMAP_MAX: never use mmap, whose pages would cause faults again in every step
@@ -18,6 +20,14 @@ _MALLOPT = {
 
 _ASSUMED_MEMORY_BYTES = 4 << 30  # on systems without /proc/meminfo
 _CGROUP = Path("/sys/fs/cgroup")
+
+
+def version() -> str:
+    """Return the installed version, or 0 in a tree that is not installed."""
+    try:
+        return metadata(DISTRIBUTION)["Version"]
+    except PackageNotFoundError:
+        return "0"
 
 
 def has_vnni() -> bool:

@@ -10,8 +10,8 @@ from typing import Any
 
 from micronet.core.config import group, setting, spell
 from micronet.core.files import file_hash, write_text
+from micronet.core.machine import version
 from micronet.core.progress import Progress, Silent
-from micronet.core.version import version
 from micronet.errors import MicronetError, unknown
 from micronet.recipe.plan import Planned, plan
 from micronet.recipe.reader import find_recipe, read_recipe
