@@ -225,6 +225,7 @@ def quantize_after_reshapes(model: ir.Model) -> None:
         quantize, zero_point = producer(dequantize), array(dequantize, 2)
         if quantize and quantize.op_type == QUANTIZE and zero_point is not None and zero_point.dtype == np.int8:
             _move_behind(model.graph, reshape, quantize, dequantize)
+    RemoveUnusedNodesPass()(model)
     _unshare_initializers(model.graph)
 
 
@@ -240,8 +241,6 @@ def _move_behind(graph: ir.Graph, reshape: ir.Node, quantize: ir.Node, dequantiz
     graph.insert_after(reshape, [q, dq])
     if shared:
         q.name, dq.name = f"{result.name}.{QUANTIZE}", f"{result.name}.{DEQUANTIZE}"
-    else:
-        graph.remove([quantize, dequantize], safe=True)
 
 
 def _is_shared(value: ir.Value) -> bool:
@@ -254,8 +253,8 @@ def _copied(node: ir.Node, inputs: Sequence[ir.Value | None], output: ir.Value) 
     return ir.Node(node.domain, node.op_type, inputs, node.attributes.values(), outputs=[output], name=node.name)
 
 
-def _store(graph: ir.Graph, name: str, array: NDArray[np.generic]) -> ir.Value:
+def _store(graph: ir.Graph, name: str, values: NDArray[np.generic]) -> ir.Value:
     """Add a stored tensor to a graph."""
-    value = ir.val(name, const_value=ir.tensor(array, name=name))
+    value = ir.val(name, const_value=ir.tensor(values, name=name))
     graph.register_initializer(value)
     return value

@@ -125,7 +125,7 @@ def test_the_command_quantizes_a_file_without_its_code(micronet, chain, tmp_path
     onnx.save(proto, tmp_path / "foreign.onnx")
     small = tmp_path / "foreign-int8.onnx"
     unknown = micronet("quantize", tmp_path / "foreign.onnx", "--mode", "ptq")
-    assert unknown.code == 2 and "name them with --data" in unknown.err and not small.exists()
+    assert unknown.code == 2 and "name one with --data" in unknown.err and not small.exists()
     done = micronet("quantize", tmp_path / "foreign.onnx", "--mode", "ptq", "--data", "digits", "--json")
     assert done.code == 0, done.err
     assert small.stat().st_size < 0.7 * (tmp_path / "foreign.onnx").stat().st_size
@@ -140,7 +140,7 @@ def test_the_command_quantizes_a_file_without_its_code(micronet, chain, tmp_path
         (["--mode", "ptq", "--w-bits", "4"], "--w-bits 7 or 8"),
         (["--mode", "ptq", "--model", "nin"], "needs no code"),
         (["--mode", "ptq", "--method", "lsq"], "--w-bits 7 or 8"),
-        (["--mode", "ptq", "--equalize"], "leave out --dry-run and the recovery"),
+        (["--mode", "ptq", "--equalize"], "drop --dry-run and the recovery"),
         (["--mode", "ptq", "--a-sign", "signed", "--q-type", "asym"], "requires --q-type sym"),
     ],
 )

@@ -187,7 +187,7 @@ def test_the_command_takes_a_cache_that_tensorrt_wrote(micronet, chain, engines)
     ("source", "options", "message"),
     [
         ("int8.safetensors", [], "--a-sign signed"),
-        ("int8.onnx", ["--precision", "fp16"], "is quantized; leave out --precision fp16"),
+        ("int8.onnx", ["--precision", "fp16"], "is quantized; drop --precision fp16"),
         ("float.onnx", ["--calibrator", "mse"], "uses no ranges"),
         ("float.onnx", ["--timing-cache", "t.cache", "--backend", "tensorrt-rtx"], "leave --timing-cache out"),
         ("nothing.onnx", [], "does not exist"),
