@@ -11,7 +11,7 @@ from dataclasses import MISSING, Field, asdict, field, fields, is_dataclass, rep
 from fnmatch import fnmatchcase
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, NamedTuple, TypedDict, TypeVar, Unpack, get_args, get_origin
+from typing import Any, Literal, NamedTuple, TypedDict, TypeVar, Union, Unpack, get_args, get_origin
 
 from micronet.errors import MicronetError, unknown
 
@@ -163,13 +163,13 @@ def _check_value(item: Field[Any], value: Any) -> None:
 
 def alternatives(kind: Any) -> tuple[Any, ...]:
     """Return the members of a union type, or the type itself."""
-    return get_args(kind) if isinstance(kind, UnionType) else (kind,)
+    return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)  # Union: of a Literal
 
 
 def accepts(kind: Any, value: Any) -> bool:
     """Return True if a value is of a setting's type."""
-    if isinstance(kind, UnionType):
-        return any(accepts(one, value) for one in get_args(kind))
+    if len(kinds := alternatives(kind)) > 1:
+        return any(accepts(one, value) for one in kinds)
     if get_origin(kind) is Literal:
         return value in get_args(kind)
     if get_origin(kind) is list:
