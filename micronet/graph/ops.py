@@ -54,35 +54,21 @@ RELU6 = _family((nn.ReLU6,), (F.relu6,))
 SIGMOID = _family((nn.Sigmoid, nn.Hardsigmoid), (F.sigmoid, torch.sigmoid, F.hardsigmoid), "sigmoid")
 SOFTMAX = _family((nn.Softmax,), (F.softmax, torch.softmax), "softmax")
 OTHER_ACTIVATIONS = _family(
-    (
-        nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Mish, nn.Tanh, nn.Hardswish, nn.Hardtanh, nn.Softplus, nn.CELU,
-        nn.SELU, nn.LogSigmoid, nn.Softsign,
-    ),
-    (
-        F.leaky_relu, F.elu, F.gelu, F.silu, F.mish, F.tanh, torch.tanh, F.hardswish, F.hardtanh, F.softplus,
-        torch.clamp,
-    ),
+    (nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Mish, nn.Tanh, nn.Hardswish, nn.Hardtanh, nn.Softplus, nn.CELU,
+     nn.SELU, nn.LogSigmoid, nn.Softsign),
+    (F.leaky_relu, F.elu, F.gelu, F.silu, F.mish, F.tanh, torch.tanh, F.hardswish, F.hardtanh, F.softplus, torch.clamp),
     "tanh clamp",
 )  # fmt: skip
 
 # Pools, sums and joins.
 MAX_POOL = _family(
-    (
-        nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d,
-        nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d,
-    ),
+    (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d),
     (torch.max_pool2d, F.max_pool1d, F.max_pool2d, F.max_pool3d, F.adaptive_max_pool2d),
-)  # fmt: skip
+)
 AVERAGE_POOL = _family(
-    (
-        nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d,
-        nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d,
-    ),
-    (
-        F.avg_pool1d, F.avg_pool2d, F.avg_pool3d,
-        F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d,
-    ),
-)  # fmt: skip
+    (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d),
+    (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d, F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d),
+)
 RESAMPLE = _family((nn.LPPool2d, nn.Upsample, nn.ZeroPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d), (F.interpolate,))
 MEAN = _family(functions=(torch.mean,), methods="mean")
 ADD = _family((Add,), (operator.add, operator.iadd, torch.add), "add add_")
@@ -91,19 +77,15 @@ CONCATENATE = _family(functions=(torch.cat, torch.concat, torch.concatenate))
 # Values in another place or shape.
 RESHAPE = _family(
     (nn.Flatten, nn.Unflatten),
-    (
-        torch.flatten, torch.reshape, torch.permute, torch.transpose, torch.squeeze, torch.unsqueeze, torch.chunk,
-        torch.split,
-    ),
+    (torch.flatten, torch.reshape, torch.permute, torch.transpose, torch.squeeze, torch.unsqueeze, torch.chunk,
+     torch.split),
     "flatten view reshape permute transpose squeeze unsqueeze chunk split",
 )  # fmt: skip
 SHUFFLES = ChannelShuffle, nn.ChannelShuffle
 REARRANGE = _family(
     (*SHUFFLES, nn.PixelShuffle, nn.PixelUnshuffle),
-    (
-        torch.unbind, torch.roll, torch.flip, torch.narrow, torch.select, torch.swapaxes, torch.movedim, torch.stack,
-        F.pixel_shuffle, F.pixel_unshuffle,
-    ),
+    (torch.unbind, torch.roll, torch.flip, torch.narrow, torch.select, torch.swapaxes, torch.movedim, torch.stack,
+     F.pixel_shuffle, F.pixel_unshuffle),
     "unbind roll flip narrow select swapaxes movedim expand expand_as repeat unflatten t",
 )  # fmt: skip
 DROPOUT = _family((nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d), (F.dropout,))
@@ -133,10 +115,8 @@ WEIGHTED = WEIGHTED_FUNCTIONS | MATMUL | ATTENTION
 MOVES_CHANNELS = RESHAPE | REARRANGE | CONCATENATE | _family(functions=(operator.getitem,))
 ELEMENTWISE = ANY_RELU | SIGMOID | OTHER_ACTIVATIONS | DROPOUT | _family(
     (nn.Identity, nn.AlphaDropout, Tap),
-    (
-        F.dropout2d, stochastic_depth, torch.abs, torch.neg, torch.exp, torch.sqrt, torch.pow, torch.square,
-        operator.neg, operator.pow, operator.gt, operator.ge, operator.lt, operator.le,
-    ),
+    (F.dropout2d, stochastic_depth, torch.abs, torch.neg, torch.exp, torch.sqrt, torch.pow, torch.square,
+     operator.neg, operator.pow, operator.gt, operator.ge, operator.lt, operator.le),
     "contiguous float to detach clone abs neg exp sqrt type pow square half double bfloat16 type_as masked_fill",
 )  # fmt: skip
 BROADCASTS = ADD | _family(

@@ -70,22 +70,22 @@ def rewrite(model: nn.Module, outline: Outline) -> nn.Module:
 
 def _add_branch(outlined: fx.GraphModule, graph: Graph, nodes: dict[str, fx.Node], branch: Branch) -> None:
     """Add a branch's tap. If it leaves out a ReLU, copy the nodes behind the ReLU to read the ReLU's input."""
-    read = end = last = nodes[branch.read]
+    read = last = nodes[branch.read]
+    end = read
     if branch.without is not None:
-        relu = nodes[branch.without]
+        before = nodes[branch.without]
         between: list[fx.Node] = []
         node = read
-        while node is not relu:
+        while node is not before:
             between.insert(0, node)
             node = graph.inputs(node)[0]
-        end, before = graph.inputs(relu)[0], relu
-        _make_out_of_place(graph, relu)
+        end = graph.inputs(before)[0]
+        _make_out_of_place(graph, before)
         for node in between:
+            inputs = {**{used: used for used in node.all_input_nodes}, before: end}
             with graph.fx.inserting_after(last):
-                last = graph.fx.node_copy(
-                    node, {**{used: used for used in node.all_input_nodes}, before: end}.__getitem__
-                )
-            end, before = last, node
+                end = last = graph.fx.node_copy(node, inputs.__getitem__)
+            before = node
     outlined.add_submodule(branch_name(branch.read), Tap())
     with graph.fx.inserting_after(last):
         tap = graph.fx.call_module(branch_name(branch.read), (end,))

@@ -22,19 +22,8 @@ from micronet.graph import ops
 from micronet.graph.trace import weight_owners
 from micronet.pruning.group_table import ChannelGroup, GroupTable
 from micronet.pruning.heads import attend_ids
-from micronet.pruning.ids import (
-    FIXED,
-    Ids,
-    combine,
-    distinct,
-    expand_from_axis,
-    ids_along,
-    is_whole_group,
-    varies,
-    without_ids,
-)
-from micronet.pruning.node_call import NodeCall, Reshape
-from micronet.pruning.traced_network import TracedNetwork
+from micronet.pruning.ids import FIXED, Ids, combine, distinct, ids_along, is_whole_group, spread, varies, without_ids
+from micronet.pruning.traced_network import NodeCall, Reshape, TracedNetwork
 
 _FIXED_SIZES = "the forward uses fixed sizes"
 
@@ -49,6 +38,11 @@ class LayerChannels:
     inputs: Ids | None
     outputs: Ids
     parts: int = 1
+
+    @property
+    def ends(self) -> list[Ids]:
+        """The ids at the input, if known, and at the output."""
+        return [ids for ids in (self.inputs, self.outputs) if ids is not None]
 
 
 class ChannelMap:
@@ -170,26 +164,27 @@ class ChannelMap:
                     if ids is not None:
                         self.reshapes[call.key[0], f"{call.node.name} {end}"] = Reshape(ids, (conv.groups,))
         self._record(call, name, LayerChannels(read, out, 1 if depthwise else parts))
-        return expand_from_axis(out, 1, (x.shape[0], len(out), *call.fixed.shape[2:]))
+        return spread(out, 1, (x.shape[0], len(out), *call.fixed.shape[2:]))
 
     def _multiply(self, call: NodeCall, name: str, linear: nn.Linear) -> Tensor:
         x = call.tensors[0]
         out = self.table.assign(name, linear.out_features)
         self._record(call, name, LayerChannels(ids_along(x, -1), out))
-        return expand_from_axis(out, x.dim() - 1, (*x.shape[:-1], len(out)))
+        return spread(out, x.dim() - 1, (*x.shape[:-1], len(out)))
 
     def _attend(self, call: NodeCall) -> Any:
         found = attend_ids(call, self.table.widths)
         if found is None:
             return self._give_up(call, f"the attention heads of {call.node.name} cannot be identified")
-        for heads in found.tied:
-            self.table.merge(found.tied[0].ravel(), heads.ravel())
-        self.table.add_block(heads, heads.shape[1])
-        return found.ids
+        ids, tied = found
+        for heads in tied:
+            self.table.merge(tied[0].ravel(), heads.ravel())
+        self.table.add_block(tied[0], tied[0].shape[1])
+        return ids
 
     def _record(self, call: NodeCall, name: str, layer: LayerChannels) -> None:
         if layer.inputs is None:
-            self._pin(call.tensors, f"{name} reads it with channels on more than one axis")
+            self.table.pin(call.ids, f"{name} reads it with channels on more than one axis")
         if call.module not in self._owners:
             self._unsupported[name] = "its weight is shared or computed"
         known = self.layers.setdefault(name, layer)
@@ -229,7 +224,7 @@ class ChannelMap:
         fits = call.batched_rank in (None, x.dim()) and len(results) == 1 and results[0].dim() == x.dim()
         if ids is None or not fits:
             return self._give_up(call, f"{call.node.name} pools over its channels, or its input has no batch axis")
-        return expand_from_axis(ids, 1, (x.shape[0], len(ids), *results[0].shape[2:]))
+        return spread(ids, 1, (x.shape[0], len(ids), *results[0].shape[2:]))
 
     def _reduce(self, call: NodeCall) -> Any:
         """Follow a reduction or a softmax over some axes."""
@@ -245,33 +240,28 @@ class ChannelMap:
     def _combine(self, call: NodeCall) -> Any:
         out, *others = call.tensors
         plain = [leaf for leaf in tree_leaves((call.args, call.kwargs)) if isinstance(leaf, (int, float))]
-        self.scalars[call.key] = (np.concatenate([distinct(x) for x in call.tensors]), plain)
+        self.scalars[call.key] = (call.ids, plain)
         try:
             torch.broadcast_shapes(*(x.shape for x in call.tensors))  # type: ignore[no-untyped-call]
         except RuntimeError:  # fixed sizes that do not fit these widths
             return self._give_up(call, _FIXED_SIZES)
         for other in others:
-            found = combine(out, other)
-            for x, why in found.unmatched:
-                self._pin([x], why)
-            self.table.merge(*found.equal)
-            out = found.ids
+            out, equal, unmatched = combine(out, other)
+            for x, why in unmatched:
+                self.table.pin(distinct(x), why)
+            self.table.merge(*equal)
         return out
 
     def _give_up(self, call: NodeCall, why: str) -> Any:
-        self._pin(call.tensors, why)
+        self.table.pin(call.ids, why)
         return call.fixed
-
-    def _pin(self, tensors: list[Tensor], why: str) -> None:
-        for x in tensors:
-            self.table.pin(distinct(x), why)
 
     def _settle(self) -> dict[int, ChannelGroup]:
         """Replace every group by its root and return the groups."""
         table = self.table
         for name, why in self._unsupported.items():
-            layer = self.layers.get(name)
-            for ids in (self.norms.get(name), *([layer.inputs, layer.outputs] if layer else [])):
+            ends = self.layers[name].ends if name in self.layers else []
+            for ids in [self.norms[name]] if name in self.norms else ends:
                 table.pin(ids, f"{name}: {why}")
         for layer in self.layers.values():
             layer.inputs = None if layer.inputs is None else table.canonical(layer.inputs)

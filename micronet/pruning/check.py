@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,14 +20,7 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}  # relative; sums are add
 OUTPUT = "the output"
 
 PreHook = Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]
-
-
-class _Record(NamedTuple):
-    """What a layer, or the network (``OUTPUT``), computed, and the scale of its rounding errors."""
-
-    name: str
-    values: Tensor
-    scale: float
+Computed = tuple[str, Tensor, float]  # a layer's name or ``OUTPUT``, its values and the scale of their rounding errors
 
 
 @torch.no_grad()
@@ -41,12 +34,9 @@ def check_cut(pruned: nn.Module, old: ChannelMap, new: ChannelMap, keep: Keep, e
     uncalled = {f"{name}.out_proj" for name in splittable_attentions(pruned)}  # torch's attention calls no layers
     called = dict(pruned.named_modules()).keys() - uncalled
     masks = {name: _zero_cut(layer.inputs, keep) for name, layer in old.layers.items() if layer.inputs is not None}
-    places = {
-        name: positions(layer.outputs, new.layers[name].outputs, keep)
-        for name, layer in old.layers.items()
-        if name in called
-    }
-    everything = {name: torch.arange(len(new.layers[name].outputs)) for name in places}
+    layers = {name: (layer, new.layers[name]) for name, layer in old.layers.items() if name in called}
+    places = {name: positions(before.outputs, after.outputs, keep) for name, (before, after) in layers.items()}
+    everything = {name: torch.arange(len(after.outputs)) for name, (_, after) in layers.items()}
     dtype = torch.float64
     for training in [False, True][: len(old.network.graphs)]:
         try:
@@ -63,7 +53,7 @@ def check_cut(pruned: nn.Module, old: ChannelMap, new: ChannelMap, keep: Keep, e
                 f"the pruned network does not run ({first_line(error)}); this is a bug in micronet and nothing was "
                 "written; exclude the layer that causes it with --exclude"
             ) from error
-        if not all(bool(record.values.isfinite().all()) for record in expected if record.name == OUTPUT):
+        if not all(bool(values.isfinite().all()) for name, values, _ in expected if name == OUTPUT):
             raise MicronetError(
                 "the network outputs NaN or infinity for the example input, so pruning cannot be checked; "
                 "look for NaN or very large values in its weights"
@@ -75,7 +65,7 @@ def check_cut(pruned: nn.Module, old: ChannelMap, new: ChannelMap, keep: Keep, e
             )
 
 
-def _difference(expected: list[_Record], actual: list[_Record], dtype: torch.dtype) -> str:
+def _difference(expected: list[Computed], actual: list[Computed], dtype: torch.dtype) -> str:
     """Return the name of the first thing that differs between two forwards, or ""."""
     for (name, want, scale), (other, have, _) in zip(expected, actual, strict=True):
         if name != other or want.shape != have.shape or not (have - want).norm() <= TOLERANCE[dtype] * scale:
@@ -90,10 +80,10 @@ def _run(
     training: bool,
     places: dict[str, Tensor],
     masks: dict[str, PreHook],
-) -> list[_Record]:
+) -> list[Computed]:
     """Run a copy of a network, so that only one copy exists at a time."""
     exact = copy.deepcopy(model).to(dtype).train(training)
-    records: list[_Record] = []
+    records: list[Computed] = []
     for module in exact.modules():  # batch statistics and dropout would hide differences
         module.training &= not module.__module__.startswith("torch.nn.")
     for name, mask in masks.items():
@@ -101,10 +91,10 @@ def _run(
     for name, channels in places.items():
         exact.get_submodule(name).register_forward_hook(_record(name, channels, records))
     leaves = [leaf.to(dtype) for leaf in tree_leaves(exact(*as_inputs(exact, example))) if isinstance(leaf, Tensor)]
-    return records + [_Record(OUTPUT, leaf, float(leaf.norm())) for leaf in leaves]
+    return records + [(OUTPUT, leaf, float(leaf.norm())) for leaf in leaves]
 
 
-def _record(name: str, channels: Tensor, records: list[_Record]) -> Callable[..., None]:
+def _record(name: str, channels: Tensor, records: list[Computed]) -> Callable[..., None]:
     """Return a hook that stores some channels of a layer's output, and the size of the terms that it adds up."""
 
     def hook(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -113,7 +103,7 @@ def _record(name: str, channels: Tensor, records: list[_Record]) -> Callable[...
             scale = float(module.weight.norm() * inputs[0].norm())
         axis = output.dim() - 1 if isinstance(module, nn.Linear) else 1
         selected = output.index_select(axis, channels.to(output.device))
-        records.append(_Record(name, selected, scale + float(selected.norm())))
+        records.append((name, selected, scale + float(selected.norm())))
 
     return hook
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from micronet.graph import ops
-from micronet.pruning.channel_map import ChannelMap, LayerChannels
+from micronet.pruning.channel_map import ChannelMap
 from micronet.pruning.ids import FIXED, STRIDE, Ids
 
 Sizes = dict[str, int]
@@ -35,7 +35,8 @@ def resize(module: Any, sizes: Sizes) -> None:
 
 def changed_layers(old: ChannelMap, new: ChannelMap) -> list[str]:
     """Return the convolutions and linear layers that have fewer inputs or outputs in a new map."""
-    return [name for name, layer in old.layers.items() if _lengths(layer) != _lengths(new.layers[name])]
+    ends = {name: (layer.ends, new.layers[name].ends) for name, layer in old.layers.items()}
+    return [name for name, (before, after) in ends.items() if list(map(len, before)) != list(map(len, after))]
 
 
 @torch.no_grad()
@@ -74,10 +75,6 @@ def positions(old: Ids, new: Ids, keep: Keep) -> Tensor:
         source = FIXED if channel_id == FIXED else group * STRIDE + keep[group][channel]
         found.append(places[source].popleft())
     return torch.tensor(found, dtype=torch.int64)
-
-
-def _lengths(layer: LayerChannels) -> tuple[int, int | None]:
-    return len(layer.outputs), None if layer.inputs is None else len(layer.inputs)
 
 
 def _cut_weight(module: Any, rows: Tensor, inputs: Tensor | None, parts: int) -> Tensor:

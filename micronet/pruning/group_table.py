@@ -11,14 +11,11 @@ from micronet.pruning.ids import FIXED, STRIDE, Ids, groups_of
 
 @dataclass(frozen=True)
 class ChannelGroup:
-    """Channels that must be cut together, in all layers that produce or read them.
+    """Channels that must be cut together, in all layers that read them and in ``layers``, which produce them.
 
     Attributes:
-        layers: The layers that produce the channels.
-        width: The number of channels.
         pinned: Why they are never cut, or "".
-        block: How many neighboring channels are kept or cut as one, for example an attention head's. None: any
-            channel can go alone.
+        block: How many neighboring channels are kept or cut as one, such as an attention head's; None: each alone.
         multiple: What the width must be a multiple of.
     """
 
@@ -72,9 +69,9 @@ class GroupTable:
                 roots = self.root(first), self.root(second)
                 self._parent[max(roots)] = min(roots)
 
-    def pin(self, ids: Ids | None, why: str) -> None:
+    def pin(self, ids: Ids, why: str) -> None:
         """Never cut these channels. The first reason is kept."""
-        for group in [] if ids is None else groups_of(ids):
+        for group in groups_of(ids):
             self.pinned.setdefault(group, why)
 
     def add_block(self, ids: Ids, size: int) -> None:

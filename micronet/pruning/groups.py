@@ -14,7 +14,7 @@ from torch import nn
 from micronet.models.device import Example
 from micronet.pruning.channel_map import ChannelMap
 from micronet.pruning.group_table import ChannelGroup
-from micronet.pruning.ids import FIXED, STRIDE, Ids, groups_of
+from micronet.pruning.ids import FIXED, STRIDE, groups_of
 from micronet.pruning.traced_network import trace_network
 
 
@@ -41,7 +41,10 @@ def _fixed_groups(channels: ChannelMap, double: ChannelMap) -> dict[int, str]:
     readers = {name: (layer.inputs, double.layers[name].inputs) for name, layer in channels.layers.items()}
     readers |= {f"{name} (norm)": (ids, double.norms[name]) for name, ids in channels.norms.items()}
     for name, (before, after) in readers.items():
-        if before is not None and (after is None or len(after) != _doubled(channels, before)):
+        if before is None:
+            continue
+        doubled = 2 * len(before) - np.isin(before // STRIDE, [FIXED, *channels.pinned]).sum()
+        if after is None or len(after) != doubled:
             found |= dict.fromkeys(groups_of(before), f"{name} reads it after a reshape to fixed sizes")
     for number, group in channels.groups.items():
         if group.block and (number not in double.groups or double.groups[number].block != group.block):
@@ -50,11 +53,6 @@ def _fixed_groups(channels: ChannelMap, double: ChannelMap) -> dict[int, str]:
         if key in double.scalars and double.scalars[key][1] != plain:
             found |= dict.fromkeys(groups_of(ids), "the forward computes with its number of channels")
     return {number: why for number, why in found.items() if not channels.groups[number].pinned}
-
-
-def _doubled(channels: ChannelMap, ids: Ids) -> int:
-    """Return how many positions these channels take once all groups that are not pinned have twice the width."""
-    return int(2 * len(ids) - np.isin(ids // STRIDE, [FIXED, *channels.pinned]).sum())
 
 
 def _with_multiples(channels: ChannelMap, double: ChannelMap) -> dict[int, ChannelGroup]:

@@ -6,7 +6,6 @@ the head's first channel.
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,16 +14,10 @@ from torch import Tensor
 from micronet.graph import ops
 from micronet.models.attention import weigh
 from micronet.pruning.ids import FIXED, STRIDE, Ids, is_whole_group, varies
-from micronet.pruning.node_call import NodeCall
+from micronet.pruning.traced_network import NodeCall
 
 Widths = Mapping[int, int]  # group -> number of channels
-
-
-class Heads(NamedTuple):
-    """The ids of a call's result, and the arrays (heads, d) of channels that must be cut alike, whole heads at once."""
-
-    ids: Tensor
-    tied: list[Ids]
+Heads = tuple[Tensor, list[Ids]]  # a call's result, and arrays (heads, d) of channels to cut alike, whole heads at once
 
 
 def attend_ids(call: NodeCall, widths: Widths) -> Heads | None:
@@ -43,8 +36,8 @@ def attend_ids(call: NodeCall, widths: Widths) -> Heads | None:
         return None
     query, key = inputs[:2]
     if weighs:
-        return Heads(_place(tied[0][:, :1], query, key.size(-2)), tied)
-    return Heads(_place(tied[2], query, tied[2].shape[1]), tied)
+        return _place(tied[0][:, :1], query, key.size(-2)), tied
+    return _place(tied[2], query, tied[2].shape[1]), tied
 
 
 def _multiply(left: Tensor, right: Tensor, widths: Widths) -> Heads | None:
@@ -53,12 +46,12 @@ def _multiply(left: Tensor, right: Tensor, widths: Widths) -> Heads | None:
         return None
     if varies(left, left.dim() - 1):
         tied = _tied([_head_ids(left), _head_ids(right.transpose(-2, -1))], widths)
-        return None if tied is None else Heads(_place(tied[0][:, :1], left, right.size(-1)), tied)
+        return None if tied is None else (_place(tied[0][:, :1], left, right.size(-1)), tied)
     scores, values = _head_ids(left), _head_ids(right)
     if scores is None or values is None:
         return None
     tied = _tied([scores[:, :1] + np.arange(values.shape[1], dtype=np.int64), values], widths)
-    return None if tied is None else Heads(_place(values, left, right.size(-1)), tied)
+    return None if tied is None else (_place(values, left, right.size(-1)), tied)
 
 
 def _head_ids(x: Tensor) -> Ids | None:

@@ -4,7 +4,7 @@ A tensor of ids has the shape of the real tensor; each element names the channel
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,8 +37,8 @@ def distinct(x: Tensor) -> Ids:
     return found
 
 
-def expand_from_axis(ids: Ids, axis: int, shape: Sequence[int]) -> Tensor:
-    """Return a tensor with ids along one axis, repeated along the others."""
+def spread(ids: Ids, axis: int, shape: Sequence[int]) -> Tensor:
+    """Return a tensor with ids along one axis, the same at every position of the others."""
     view = [1] * len(shape)
     view[axis] = len(ids)
     return torch.from_numpy(ids).view(view).expand(tuple(shape))
@@ -62,19 +62,13 @@ def varies(x: Tensor, axis: int) -> bool:
     return not bool((x == x.narrow(axis, 0, 1)).all())
 
 
-class Combined(NamedTuple):
-    """The resulting ids; pairs of channels that must be cut alike; channels without a counterpart, and why."""
-
-    ids: Tensor
-    equal: tuple[Ids, Ids]
-    unmatched: list[tuple[Tensor, str]]
-
-
-def combine(left: Tensor, right: Tensor) -> Combined:
+def combine(left: Tensor, right: Tensor) -> tuple[Tensor, tuple[Ids, Ids], list[tuple[Tensor, str]]]:
     """Combine two tensors elementwise: ids at the same position must be cut alike.
 
     A tensor that is broadcast along the other's channel axis puts no condition on those channels.
-    Raises RuntimeError if the shapes cannot be broadcast.
+
+    Returns:
+        The resulting ids; pairs of channels that must be cut alike; channels without a counterpart, and why.
     """
     rank = max(left.dim(), right.dim())
     sides = [x.reshape(*[1] * (rank - x.dim()), *x.shape) for x in (left, right)]
@@ -93,11 +87,9 @@ def combine(left: Tensor, right: Tensor) -> Combined:
     dense = [slice(0, 1) if a.stride(axis) == b.stride(axis) == 0 else slice(None) for axis in range(rank)]
     pairs = torch.stack([a[tuple(dense)], b[tuple(dense)]]).flatten(1)
     first, second = np.unique(pairs[:, (pairs != FIXED).all(0)].numpy(), axis=1)
-    if bool((pairs[0] != FIXED).all()):
-        out = a
-    else:
-        out = b if bool((pairs[1] != FIXED).all()) else torch.where(a == FIXED, b, a)
-    return Combined(out, (first, second), unmatched)
+    complete = [side for side, ids in zip((a, b), pairs, strict=True) if bool((ids != FIXED).all())]
+    out = complete[0] if complete else torch.where(a == FIXED, b, a)
+    return out, (first, second), unmatched
 
 
 def _unexpanded(x: Tensor) -> Tensor:

@@ -146,12 +146,8 @@ class Planner:
 
     def _grouped_readers(self, group: int) -> str:
         """Return which layers take a group's channels in equal parts, in words; may be ""."""
-        names = [
-            name
-            for name, layer in self._channels.layers.items()
-            if layer.parts > 1
-            and any(ids is not None and group in groups_of(ids) for ids in (layer.inputs, layer.outputs))
-        ]
+        layers = self._channels.layers.items()
+        names = [name for name, layer in layers if layer.parts > 1 and group in groups_of(np.concatenate(layer.ends))]
         return f" for the groups of {', '.join(names)}" if names else ""
 
     def _named(self, groups: set[int]) -> str:

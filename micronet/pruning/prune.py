@@ -2,6 +2,7 @@
 
 from bisect import bisect_left
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -15,7 +16,6 @@ from micronet.evaluation.cost import count_macs
 from micronet.models import transformer
 from micronet.models.device import Example
 from micronet.models.modes import copy_model
-from micronet.pruning.channel_map import ChannelMap
 from micronet.pruning.check import check_cut
 from micronet.pruning.config import PruneConfig
 from micronet.pruning.criteria import Criterion
@@ -69,7 +69,11 @@ class Pruner:
     def __init__(self, model: nn.Module, config: PruneConfig, example: Example) -> None:
         """Raise MicronetError if no channel of the network can be cut."""
         self.model, self.example = model, example
-        self.channels = _find_heads(model, example, config.regular) or find_groups(model, example, config.regular)
+        channels = None
+        if transformer.splittable_attentions(model):
+            with suppress(MicronetError, RuntimeError):  # for example a forward that reads an attention's own tensors
+                channels = find_groups(transformer.with_split_attentions(model), example, config.regular)
+        self.channels = channels or find_groups(model, example, config.regular)
         criterion: Criterion = registry.resolve(registry.CRITERIA, config.criterion, "criterion")
         scores = criterion.scores(self.channels.network.model, self.channels)
         self.planner = Planner(self.channels, scores, config, criterion.WHY_UNSCORED)
@@ -139,13 +143,3 @@ def _plan_for_target(pruner: Pruner, target: str, share: float, cost: Cost | Non
         )
     step = bisect_left(range(TARGET_STEPS - 1), True, key=lambda step: cost_of(step) <= limit)
     return pruner.planner.plan(step / TARGET_STEPS)
-
-
-def _find_heads(model: nn.Module, example: Example, regular: int) -> ChannelMap | None:
-    """Return the channels of a copy of the network whose attentions are split into layers, or None if that fails."""
-    if not transformer.splittable_attentions(model):
-        return None
-    try:
-        return find_groups(transformer.with_split_attentions(model), example, regular)
-    except (MicronetError, RuntimeError):  # for example a forward that reads an attention's own tensors
-        return None

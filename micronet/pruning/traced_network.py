@@ -1,20 +1,33 @@
-"""A network as pruning sees it: its traced forwards, and the shapes that their nodes produce for an example input."""
+"""A network as pruning sees it: its traced forwards, and their nodes, called on channel ids in place of values."""
 
 import math
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from torch import fx, nn
-from torch.utils._pytree import tree_map
+from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves, tree_map
 
 from micronet.errors import MicronetError, first_line
+from micronet.graph import ops
 from micronet.graph.trace import fx_graph
 from micronet.models.device import Example, as_inputs
 from micronet.models.modes import eval_mode
-from micronet.pruning.ids import without_ids
+from micronet.pruning.ids import Ids, distinct, varies, without_ids
+
+_KINDS = {
+    "metadata": ops.METADATA,
+    "moving": ops.MOVES_CHANNELS,
+    "combining": ops.MATCHES_CHANNELS,
+    "attending": ops.MIXES_HEADS,
+    "reducing": ops.REDUCES,
+    "pooling": ops.POOLS_CHANNELS,
+}
+_ATTRIBUTES = dict.fromkeys(ops.METADATA_ATTRIBUTES, "metadata") | dict.fromkeys(ops.TRANSPOSING_ATTRIBUTES, "moving")
 
 
 @dataclass(frozen=True)
@@ -62,6 +75,99 @@ def trace_network(model: nn.Module, example: Example, regular: int = 1) -> Trace
         and math.lcm(regular, conv.in_channels // conv.groups) < math.lcm(regular, conv.groups)  # a finer step
     }
     return TracedNetwork(model, graphs, results, blocks)
+
+
+class Reshape(NamedTuple):
+    """A reshape, split or grouped layer: its channels, and the sizes of the axes that they lie along afterwards.
+
+    Such a size may be a number of equal parts. None stands for axes without channels.
+    """
+
+    ids: Ids
+    sizes: tuple[int | None, ...]
+
+
+@dataclass
+class NodeCall:
+    """A node with tensors of ids as arguments; ``module``: the one that it calls, if any.
+
+    ``key`` is (graph's index, node's name), ``fixed`` the result for the example input with ``FIXED`` in every tensor.
+    """
+
+    node: fx.Node
+    key: tuple[int, str]
+    module: nn.Module | None
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    fixed: Any
+
+    @cached_property
+    def tensors(self) -> list[Tensor]:
+        """The tensors among the arguments."""
+        return [leaf for leaf in tree_leaves((self.args, self.kwargs)) if isinstance(leaf, Tensor)]
+
+    @cached_property
+    def ids(self) -> Ids:
+        """The ids that occur in the arguments."""
+        return np.concatenate([np.empty(0, np.int64), *map(distinct, self.tensors)])
+
+    @property
+    def kind(self) -> str:
+        """What the call does to channels, one of ``_KINDS``, or "" if that is unknown."""
+        if self.node.target is getattr:
+            return _ATTRIBUTES.get(str(self.args[1]), "")
+        return next((kind for kind, family in _KINDS.items() if family.matches(self.node, self.module)), "")
+
+    @property
+    def batched_rank(self) -> int | None:
+        """The rank of the operation's batched input by its name (``MaxPool2d``: 4), or None if any rank will do."""
+        name = getattr(self.node.target, "__name__", type(self.module).__name__)
+        if name[-2:] not in ("1d", "2d", "3d") or isinstance(self.module, ops.BATCH_NORMS):  # BatchNorm1d has two ranks
+            return None
+        return int(name[-2]) + 2
+
+    @property
+    def writes_part(self) -> bool:
+        """Whether the call writes into part of a tensor that others may read as a whole."""
+        method = str(self.node.target) if self.node.op == "call_method" else ""
+        in_place = method.endswith("_") and not method.endswith("__")
+        if not (in_place or self.node.target in ops.IN_PLACE or self.node.kwargs.get("inplace")):
+            return False
+        source = self.node.args[0] if self.node.args else None
+        return isinstance(source, fx.Node) and ops.PART.matches(source)
+
+    @property
+    def why_pinned(self) -> str:
+        """Why an operation of an unknown kind keeps its channels from being cut."""
+        name = getattr(self.node.target, "__name__", self.node.target)
+        subject = f"{name} in the forward" if self.module is None else f"{name}: {type(self.module).__name__}"
+        if ops.NORMALIZES_CHANNELS.matches(self.node, self.module):
+            return f"{subject} normalizes over its channels, so each one depends on all others"
+        return f"{subject} is not supported by pruning"
+
+    def run(self) -> Any:
+        """Run the node on the ids."""
+        if self.module is not None:
+            return self.module(*self.args, **self.kwargs)
+        if self.node.op == "call_function":
+            return self.node.target(*self.args, **self.kwargs)  # type: ignore[operator]
+        name = "reshape" if self.node.target == "view" else str(self.node.target)  # expanded ids are not contiguous
+        return getattr(self.args[0], name)(*self.args[1:], **self.kwargs)
+
+    def argument(self, position: int, name: str, default: Any = None) -> Any:
+        """Return an argument by its position or its name."""
+        return self.args[position] if len(self.args) > position else self.kwargs.get(name, default)
+
+    def reshape(self, moved: Any) -> Reshape | None:
+        """Return how the call reshaped its inputs into one or several tensors, or None if these are all equal."""
+        if isinstance(self.module, ops.SHUFFLES):
+            return Reshape(self.ids, (self.module.groups,))
+        if isinstance(moved, Tensor):
+            return Reshape(
+                self.ids, tuple(moved.size(axis) if varies(moved, axis) else None for axis in range(moved.dim()))
+            )
+        differ = any(not torch.equal(piece, moved[0]) for piece in moved)  # the channel axis was split
+        return Reshape(self.ids, (len(moved),)) if differ else None
 
 
 class _Recorder(fx.Interpreter):

@@ -58,7 +58,7 @@ def test_a_call_leaves_its_network_as_it_was(tmp_path):
         ({"regular": 0}, "regular is 0; allowed: 1 or more"),
         ({"regular": 2.5}, "whole number"),
         ({"percent": "0.5"}, "a number"),
-        ({"exclude": ["0"]}, "exclude is .*; expected text"),
+        ({"exclude": 5}, "exclude is .*; expected text"),
     ],
 )
 def test_impossible_configs_are_refused(config, message):

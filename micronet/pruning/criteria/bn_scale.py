@@ -13,7 +13,7 @@ from micronet.errors import MicronetError
 from micronet.graph import ops
 from micronet.pruning.channel_map import ChannelMap
 from micronet.pruning.criteria import Penalty, Scores
-from micronet.pruning.ids import STRIDE, groups_of
+from micronet.pruning.ids import STRIDE, Ids, groups_of
 
 WHY_UNSCORED = "no batch norm with a scale follows; --criterion l2 scores by weights"
 
@@ -25,10 +25,7 @@ def scores(model: nn.Module, channels: ChannelMap) -> Scores:
     """
     sums = {number: np.zeros(group.width) for number, group in channels.groups.items()}
     counts = {number: np.zeros(group.width) for number, group in channels.groups.items()}
-    for name, ids in channels.norms.items():
-        scale = _scale(model, name)
-        if scale is None:
-            continue
+    for scale, ids in _scales(model, channels):
         magnitude = scale.detach().abs().double().cpu().numpy()
         for group in groups_of(ids):
             mine = ids // STRIDE == group
@@ -46,11 +43,7 @@ def penalty(model: nn.Module, channels: ChannelMap, s: float) -> Penalty:
     Raises MicronetError if there are no such scales.
     """
     free = channels.groups.keys() - channels.pinned.keys()
-    scales = [
-        scale
-        for name, ids in channels.norms.items()
-        if set(groups_of(ids)) & free and (scale := _scale(model, name)) is not None
-    ]
+    scales = [scale for scale, ids in _scales(model, channels) if set(groups_of(ids)) & free]
     if not scales:
         raise MicronetError(
             "this network has no batch norm that scales channels which may be cut, so there is nothing to penalize; "
@@ -66,7 +59,8 @@ def penalty(model: nn.Module, channels: ChannelMap, s: float) -> Penalty:
     return add
 
 
-def _scale(model: nn.Module, name: str) -> nn.Parameter | None:
-    norm = model.get_submodule(name)
-    scale = norm.weight if isinstance(norm, ops.BATCH_NORMS) else None
-    return scale if isinstance(scale, nn.Parameter) else None
+def _scales(model: nn.Module, channels: ChannelMap) -> list[tuple[nn.Parameter, Ids]]:
+    """Return the scales of batch norms, with the channels that they scale."""
+    norms = [(model.get_submodule(name), ids) for name, ids in channels.norms.items()]
+    scales = [(norm.weight, ids) for norm, ids in norms if isinstance(norm, ops.BATCH_NORMS)]
+    return [(scale, ids) for scale, ids in scales if isinstance(scale, nn.Parameter)]
