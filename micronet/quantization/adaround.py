@@ -91,7 +91,7 @@ def rectified_sigmoid(v: Tensor) -> Tensor:
 
 def _round_layer(layer: Any, plain: nn.Module, inputs: Tensor, targets: Tensor, seed: int) -> None:
     quantizer: AffineQuantizer = layer.weight_quantizer
-    weight = layer.weight.detach()
+    weight: Tensor = layer.weight.detach()
     scale = broadcast(quantizer.scale, weight, quantizer.axis)
     zero = broadcast(quantizer.zero_point, weight, quantizer.axis)
     floor = (weight / scale).floor()
@@ -110,8 +110,7 @@ def _round_layer(layer: Any, plain: nn.Module, inputs: Tensor, targets: Tensor, 
         chosen = torch.randint(len(inputs), (min(BATCH, len(inputs)),), generator=generator)
         out = functional_call(plain, {"weight": on_grid(rectified_sigmoid(v))}, (inputs[chosen],))
         loss = (out - targets[chosen]).square().sum(1).mean() + _regularizer(v, step / STEPS)
-        optimizer.zero_grad()
-        loss.backward()
+        (v.grad,) = torch.autograd.grad(loss, [v])
         optimizer.step()
     up = (rectified_sigmoid(v.detach()) >= 0.5).to(weight.dtype)
     with torch.no_grad():
