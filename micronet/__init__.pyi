@@ -28,9 +28,10 @@ def train(
     *,
     model: str | None = None,
     data: str | Path | None = None,
+    preset: Literal['plain', 'fast'] = 'plain',
     epochs: int = 8,
     lr: float | None = None,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     device: str | None = None,
     output: str | Path | None = None,
     width: float | None = None,
@@ -38,12 +39,17 @@ def train(
     image_size: int | None = None,
     limit: int | None = None,
     accumulate: int = 1,
-    amp: Literal['off', 'bf16', 'fp16'] = 'off',
+    amp: Literal['off', 'bf16', 'fp16'] | None = None,
     patience: int | None = None,
     weight_decay: float = 0.0,
-    optimizer: Literal['adam', 'sgd'] = 'adam',
-    schedule: Literal['one-cycle', 'step'] = 'one-cycle',
-    label_smoothing: float = 0.0,
+    optimizer: Literal['adam', 'sgd', 'muon'] | None = None,
+    schedule: Literal['one-cycle', 'linear', 'step'] | None = None,
+    label_smoothing: float | None = None,
+    ema: float | None = None,
+    flip: Literal['random', 'alternating'] | None = None,
+    cutout: int | None = None,
+    whiten: Literal['on', 'off'] | None = None,
+    start_size: int | None = None,
     distill: str | Path | None = None,
     distill_weight: float = 0.5,
     temperature: float = 4.0,
@@ -60,9 +66,10 @@ def train(
     Args:
         model: nin, nin_gc, resnet18, torchvision:NAME, pkg.mod:factory or path/to/file.py:factory (whose code then runs); default: nin.
         data: A data set's name, a folder or a file.npz.
+        preset: Defaults of the options below. fast: Muon, a linear schedule, smoothed labels, alternating flips, a whitened first layer in a new network, bf16 if it is faster here, and batches for the number of images.
         epochs: Passes over the training images; 0 trains nothing.
         lr: Peak learning rate. Default: 0.01; finetune and quantize have their own.
-        batch_size: Images per batch, summed over all processes.
+        batch_size: Images per batch, summed over all processes. Default: 64; fast: 32 to 256.
         device: cpu, cuda, cuda:N, or a list such as 0,1 for one process per GPU (untried); default: the best one present.
         output: File to write; without it, nothing is written.
         width: Factor on the channels of every layer (built-in networks only); default: 1.
@@ -70,12 +77,17 @@ def train(
         image_size: Resize and crop images to squares with sides of this many pixels.
         limit: Use at most N training and N test images.
         accumulate: Batches per optimizer step; their gradients add up.
-        amp: Mixed precision: run forward and backward in 16 bits. fp16 needs a GPU and is untested.
+        amp: Mixed precision: run forward and backward in 16 bits. bf16 needs a GPU or a processor that computes in it; fp16 needs a GPU and is untested. Default: off; fast: bf16 if it is faster.
         patience: Stop after N epochs without improvement in validation accuracy (ties: loss).
         weight_decay: L2 penalty on the weights.
-        optimizer: Adam, or SGD with Nesterov momentum 0.9.
-        schedule: Learning rate: up and then down to zero, or divided by ten after 50, 75 and 90 % of the steps.
-        label_smoothing: Probability that the training target spreads evenly over all classes.
+        optimizer: Adam; SGD with Nesterov momentum 0.9; or Muon, which orthogonalizes the steps of matrices and kernels, each 10 times --lr of its norm, and leaves the rest to Adam. Default: adam; fast: muon.
+        schedule: Learning rate: up and then down to zero in half cosines or in lines, or divided by ten after 50, 75 and 90 % of the steps. Default: one-cycle; fast: linear.
+        label_smoothing: Probability that the training target spreads evenly over all classes. Default: 0; fast: 0.1.
+        ema: Average the weights over the steps: the average keeps this share of itself in each step, is validated and becomes the result. Default: 0, no average.
+        flip: Mirror half of the images, drawn anew in each epoch, or each image in every second epoch. Default: random; fast: alternating.
+        cutout: Grey out a square of N pixels at a random place of each training image. Default: 0.
+        whiten: Begin with a first convolution that decorrelates pixels, computed from training images. Default: off; fast: on in a new network that begins with a convolution.
+        start_size: Train on images of N pixels at first, which grow to the full size in the first 70 % of the steps. Default: 0, the full size.
         distill: An artifact to learn from: its scores serve as soft labels.
         distill_weight: Weight of the soft labels in the loss.
         temperature: Softmax temperature of both networks' scores in distillation.
@@ -139,9 +151,10 @@ def sparse_train(
     criterion: Literal['bn-scale', 'l1', 'l2'] = 'bn-scale',
     model: str | None = None,
     data: str | Path | None = None,
+    preset: Literal['plain', 'fast'] = 'plain',
     epochs: int = 8,
     lr: float | None = None,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     device: str | None = None,
     output: str | Path | None = None,
     trust_code: bool = False,
@@ -150,12 +163,17 @@ def sparse_train(
     image_size: int | None = None,
     limit: int | None = None,
     accumulate: int = 1,
-    amp: Literal['off', 'bf16', 'fp16'] = 'off',
+    amp: Literal['off', 'bf16', 'fp16'] | None = None,
     patience: int | None = None,
     weight_decay: float = 0.0,
-    optimizer: Literal['adam', 'sgd'] = 'adam',
-    schedule: Literal['one-cycle', 'step'] = 'one-cycle',
-    label_smoothing: float = 0.0,
+    optimizer: Literal['adam', 'sgd', 'muon'] | None = None,
+    schedule: Literal['one-cycle', 'linear', 'step'] | None = None,
+    label_smoothing: float | None = None,
+    ema: float | None = None,
+    flip: Literal['random', 'alternating'] | None = None,
+    cutout: int | None = None,
+    whiten: Literal['on', 'off'] | None = None,
+    start_size: int | None = None,
     distill: str | Path | None = None,
     distill_weight: float = 0.5,
     temperature: float = 4.0,
@@ -177,9 +195,10 @@ def sparse_train(
         criterion: What the penalty pushes towards zero: batch-norm scales, weights, or the weights of whole channels (group lasso). Attention heads are left alone.
         model: nin, nin_gc, resnet18, torchvision:NAME, pkg.mod:factory or path/to/file.py:factory (whose code then runs); default: nin.
         data: A data set's name, a folder or a file.npz.
+        preset: Defaults of the options below. fast: Muon, a linear schedule, smoothed labels, alternating flips, a whitened first layer in a new network, bf16 if it is faster here, and batches for the number of images.
         epochs: Passes over the training images; 0 trains nothing.
         lr: Peak learning rate. Default: 0.01; finetune and quantize have their own.
-        batch_size: Images per batch, summed over all processes.
+        batch_size: Images per batch, summed over all processes. Default: 64; fast: 32 to 256.
         device: cpu, cuda, cuda:N, or a list such as 0,1 for one process per GPU (untried); default: the best one present.
         output: File to write; without it, nothing is written.
         trust_code: Run the code recorded in the artifact.
@@ -188,12 +207,17 @@ def sparse_train(
         image_size: Resize and crop images to squares with sides of this many pixels.
         limit: Use at most N training and N test images.
         accumulate: Batches per optimizer step; their gradients add up.
-        amp: Mixed precision: run forward and backward in 16 bits. fp16 needs a GPU and is untested.
+        amp: Mixed precision: run forward and backward in 16 bits. bf16 needs a GPU or a processor that computes in it; fp16 needs a GPU and is untested. Default: off; fast: bf16 if it is faster.
         patience: Stop after N epochs without improvement in validation accuracy (ties: loss).
         weight_decay: L2 penalty on the weights.
-        optimizer: Adam, or SGD with Nesterov momentum 0.9.
-        schedule: Learning rate: up and then down to zero, or divided by ten after 50, 75 and 90 % of the steps.
-        label_smoothing: Probability that the training target spreads evenly over all classes.
+        optimizer: Adam; SGD with Nesterov momentum 0.9; or Muon, which orthogonalizes the steps of matrices and kernels, each 10 times --lr of its norm, and leaves the rest to Adam. Default: adam; fast: muon.
+        schedule: Learning rate: up and then down to zero in half cosines or in lines, or divided by ten after 50, 75 and 90 % of the steps. Default: one-cycle; fast: linear.
+        label_smoothing: Probability that the training target spreads evenly over all classes. Default: 0; fast: 0.1.
+        ema: Average the weights over the steps: the average keeps this share of itself in each step, is validated and becomes the result. Default: 0, no average.
+        flip: Mirror half of the images, drawn anew in each epoch, or each image in every second epoch. Default: random; fast: alternating.
+        cutout: Grey out a square of N pixels at a random place of each training image. Default: 0.
+        whiten: Begin with a first convolution that decorrelates pixels, computed from training images. Default: off; fast: on in a new network that begins with a convolution.
+        start_size: Train on images of N pixels at first, which grow to the full size in the first 70 % of the steps. Default: 0, the full size.
         distill: An artifact to learn from: its scores serve as soft labels.
         distill_weight: Weight of the soft labels in the loss.
         temperature: Softmax temperature of both networks' scores in distillation.
@@ -218,6 +242,7 @@ def prune(
     regular: int = 1,
     criterion: Literal['bn-scale', 'l1', 'l2', 'fpgm', 'taylor', 'random'] = 'bn-scale',
     target_macs: float | None = None,
+    preset: Literal['plain', 'fast'] = 'plain',
     device: str | None = None,
     data: str | Path | Tensor | Iterable[Tensor | Sequence[Tensor]] | None = None,
     output: str | Path | None = None,
@@ -231,14 +256,19 @@ def prune(
     target_latency: float | None = None,
     epochs: int = 4,
     lr: float | None = 0.005,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     accumulate: int = 1,
-    amp: Literal['off', 'bf16', 'fp16'] = 'off',
+    amp: Literal['off', 'bf16', 'fp16'] | None = None,
     patience: int | None = None,
     weight_decay: float = 0.0,
-    optimizer: Literal['adam', 'sgd'] = 'adam',
-    schedule: Literal['one-cycle', 'step'] = 'one-cycle',
-    label_smoothing: float = 0.0,
+    optimizer: Literal['adam', 'sgd', 'muon'] | None = None,
+    schedule: Literal['one-cycle', 'linear', 'step'] | None = None,
+    label_smoothing: float | None = None,
+    ema: float | None = None,
+    flip: Literal['random', 'alternating'] | None = None,
+    cutout: int | None = None,
+    whiten: Literal['on', 'off'] | None = None,
+    start_size: int | None = None,
     distill: str | Path | None = None,
     distill_weight: float = 0.5,
     temperature: float = 4.0,
@@ -265,6 +295,7 @@ def prune(
         regular: Make every width a multiple of this; kernels run fastest at multiples of 8 or 16.
         criterion: How channels are ranked: by batch-norm scale, size of the weights, distance to the geometric median (fpgm), or effect on the loss (taylor).
         target_macs: Cut until this share of the multiply-accumulates is left.
+        preset: Defaults of the options below. fast: Muon, a linear schedule, smoothed labels, alternating flips, a whitened first layer in a new network, bf16 if it is faster here, and batches for the number of images.
         device: cpu, cuda or cuda:N; default: the best one present.
         data: A data set's name, a folder or a file.npz; or input batches (N, ...), or tuples that begin with one.
         output: File to write; without it, nothing is written.
@@ -278,14 +309,19 @@ def prune(
         target_latency: Cut until this share of the latency is left: one image in ONNX Runtime, measured on this machine.
         epochs: Passes over the training images; 0 trains nothing.
         lr: Peak learning rate. Default: 0.01; finetune and quantize have their own.
-        batch_size: Images per batch, summed over all processes.
+        batch_size: Images per batch, summed over all processes. Default: 64; fast: 32 to 256.
         accumulate: Batches per optimizer step; their gradients add up.
-        amp: Mixed precision: run forward and backward in 16 bits. fp16 needs a GPU and is untested.
+        amp: Mixed precision: run forward and backward in 16 bits. bf16 needs a GPU or a processor that computes in it; fp16 needs a GPU and is untested. Default: off; fast: bf16 if it is faster.
         patience: Stop after N epochs without improvement in validation accuracy (ties: loss).
         weight_decay: L2 penalty on the weights.
-        optimizer: Adam, or SGD with Nesterov momentum 0.9.
-        schedule: Learning rate: up and then down to zero, or divided by ten after 50, 75 and 90 % of the steps.
-        label_smoothing: Probability that the training target spreads evenly over all classes.
+        optimizer: Adam; SGD with Nesterov momentum 0.9; or Muon, which orthogonalizes the steps of matrices and kernels, each 10 times --lr of its norm, and leaves the rest to Adam. Default: adam; fast: muon.
+        schedule: Learning rate: up and then down to zero in half cosines or in lines, or divided by ten after 50, 75 and 90 % of the steps. Default: one-cycle; fast: linear.
+        label_smoothing: Probability that the training target spreads evenly over all classes. Default: 0; fast: 0.1.
+        ema: Average the weights over the steps: the average keeps this share of itself in each step, is validated and becomes the result. Default: 0, no average.
+        flip: Mirror half of the images, drawn anew in each epoch, or each image in every second epoch. Default: random; fast: alternating.
+        cutout: Grey out a square of N pixels at a random place of each training image. Default: 0.
+        whiten: Begin with a first convolution that decorrelates pixels, computed from training images. Default: off; fast: on in a new network that begins with a convolution.
+        start_size: Train on images of N pixels at first, which grow to the full size in the first 70 % of the steps. Default: 0, the full size.
         distill: An artifact to learn from: its scores serve as soft labels.
         distill_weight: Weight of the soft labels in the loss.
         temperature: Softmax temperature of both networks' scores in distillation.
@@ -310,9 +346,10 @@ def finetune(
     artifact: Artifact | nn.Module | str | Path,
     *,
     data: str | Path | None = None,
+    preset: Literal['plain', 'fast'] = 'plain',
     epochs: int = 4,
     lr: float | None = 0.005,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     device: str | None = None,
     output: str | Path | None = None,
     model: str | None = None,
@@ -320,12 +357,17 @@ def finetune(
     image_size: int | None = None,
     limit: int | None = None,
     accumulate: int = 1,
-    amp: Literal['off', 'bf16', 'fp16'] = 'off',
+    amp: Literal['off', 'bf16', 'fp16'] | None = None,
     patience: int | None = None,
     weight_decay: float = 0.0,
-    optimizer: Literal['adam', 'sgd'] = 'adam',
-    schedule: Literal['one-cycle', 'step'] = 'one-cycle',
-    label_smoothing: float = 0.0,
+    optimizer: Literal['adam', 'sgd', 'muon'] | None = None,
+    schedule: Literal['one-cycle', 'linear', 'step'] | None = None,
+    label_smoothing: float | None = None,
+    ema: float | None = None,
+    flip: Literal['random', 'alternating'] | None = None,
+    cutout: int | None = None,
+    whiten: Literal['on', 'off'] | None = None,
+    start_size: int | None = None,
     distill: str | Path | None = None,
     distill_weight: float = 0.5,
     temperature: float = 4.0,
@@ -344,9 +386,10 @@ def finetune(
     Args:
         artifact: An artifact (.safetensors).
         data: A data set's name, a folder or a file.npz.
+        preset: Defaults of the options below. fast: Muon, a linear schedule, smoothed labels, alternating flips, a whitened first layer in a new network, bf16 if it is faster here, and batches for the number of images.
         epochs: Passes over the training images; 0 trains nothing.
         lr: Peak learning rate. Default: 0.01; finetune and quantize have their own.
-        batch_size: Images per batch, summed over all processes.
+        batch_size: Images per batch, summed over all processes. Default: 64; fast: 32 to 256.
         device: cpu, cuda, cuda:N, or a list such as 0,1 for one process per GPU (untried); default: the best one present.
         output: File to write; without it, nothing is written.
         model: path/to/file.py:factory, repeated to allow an artifact to run the code it was made from.
@@ -354,12 +397,17 @@ def finetune(
         image_size: Resize and crop images to squares with sides of this many pixels.
         limit: Use at most N training and N test images.
         accumulate: Batches per optimizer step; their gradients add up.
-        amp: Mixed precision: run forward and backward in 16 bits. fp16 needs a GPU and is untested.
+        amp: Mixed precision: run forward and backward in 16 bits. bf16 needs a GPU or a processor that computes in it; fp16 needs a GPU and is untested. Default: off; fast: bf16 if it is faster.
         patience: Stop after N epochs without improvement in validation accuracy (ties: loss).
         weight_decay: L2 penalty on the weights.
-        optimizer: Adam, or SGD with Nesterov momentum 0.9.
-        schedule: Learning rate: up and then down to zero, or divided by ten after 50, 75 and 90 % of the steps.
-        label_smoothing: Probability that the training target spreads evenly over all classes.
+        optimizer: Adam; SGD with Nesterov momentum 0.9; or Muon, which orthogonalizes the steps of matrices and kernels, each 10 times --lr of its norm, and leaves the rest to Adam. Default: adam; fast: muon.
+        schedule: Learning rate: up and then down to zero in half cosines or in lines, or divided by ten after 50, 75 and 90 % of the steps. Default: one-cycle; fast: linear.
+        label_smoothing: Probability that the training target spreads evenly over all classes. Default: 0; fast: 0.1.
+        ema: Average the weights over the steps: the average keeps this share of itself in each step, is validated and becomes the result. Default: 0, no average.
+        flip: Mirror half of the images, drawn anew in each epoch, or each image in every second epoch. Default: random; fast: alternating.
+        cutout: Grey out a square of N pixels at a random place of each training image. Default: 0.
+        whiten: Begin with a first convolution that decorrelates pixels, computed from training images. Default: off; fast: on in a new network that begins with a convolution.
+        start_size: Train on images of N pixels at first, which grow to the full size in the first 70 % of the steps. Default: 0, the full size.
         distill: An artifact to learn from: its scores serve as soft labels.
         distill_weight: Weight of the soft labels in the loss.
         temperature: Softmax temperature of both networks' scores in distillation.
@@ -385,6 +433,7 @@ def quantize(
     a_bits: int | str = 8,
     q_type: Literal['sym', 'asym'] = 'sym',
     data: str | Path | Tensor | Iterable[Tensor | Sequence[Tensor]] | None = None,
+    preset: Literal['plain', 'fast'] = 'plain',
     epochs: int = 2,
     output: str | Path | None = None,
     trust_code: bool = False,
@@ -416,14 +465,19 @@ def quantize(
     image_size: int | None = None,
     limit: int | None = None,
     lr: float | None = None,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     accumulate: int = 1,
-    amp: Literal['off', 'bf16', 'fp16'] = 'off',
+    amp: Literal['off', 'bf16', 'fp16'] | None = None,
     patience: int | None = None,
     weight_decay: float = 0.0,
-    optimizer: Literal['adam', 'sgd'] = 'adam',
-    schedule: Literal['one-cycle', 'step'] = 'one-cycle',
-    label_smoothing: float = 0.0,
+    optimizer: Literal['adam', 'sgd', 'muon'] | None = None,
+    schedule: Literal['one-cycle', 'linear', 'step'] | None = None,
+    label_smoothing: float | None = None,
+    ema: float | None = None,
+    flip: Literal['random', 'alternating'] | None = None,
+    cutout: int | None = None,
+    whiten: Literal['on', 'off'] | None = None,
+    start_size: int | None = None,
     distill: str | Path | None = None,
     distill_weight: float = 0.5,
     temperature: float = 4.0,
@@ -448,6 +502,7 @@ def quantize(
         a_bits: Bits per activation: 2 to 16, binary, or 32 for float.
         q_type: Symmetric grids (zero point 0) or asymmetric ones (iao only).
         data: A data set's name, a folder or a file.npz; or input batches (N, ...), or tuples that begin with one.
+        preset: Defaults of the options below. fast: Muon, a linear schedule, smoothed labels, alternating flips, a whitened first layer in a new network, bf16 if it is faster here, and batches for the number of images.
         epochs: Passes over the training images; 0 trains nothing.
         output: File to write; without it, nothing is written.
         trust_code: Run the code recorded in the artifact.
@@ -479,14 +534,19 @@ def quantize(
         image_size: Resize and crop images to squares with sides of this many pixels.
         limit: Use at most N training and N test images.
         lr: Peak learning rate. Default: 0.01; finetune and quantize have their own.
-        batch_size: Images per batch, summed over all processes.
+        batch_size: Images per batch, summed over all processes. Default: 64; fast: 32 to 256.
         accumulate: Batches per optimizer step; their gradients add up.
-        amp: Mixed precision: run forward and backward in 16 bits. fp16 needs a GPU and is untested.
+        amp: Mixed precision: run forward and backward in 16 bits. bf16 needs a GPU or a processor that computes in it; fp16 needs a GPU and is untested. Default: off; fast: bf16 if it is faster.
         patience: Stop after N epochs without improvement in validation accuracy (ties: loss).
         weight_decay: L2 penalty on the weights.
-        optimizer: Adam, or SGD with Nesterov momentum 0.9.
-        schedule: Learning rate: up and then down to zero, or divided by ten after 50, 75 and 90 % of the steps.
-        label_smoothing: Probability that the training target spreads evenly over all classes.
+        optimizer: Adam; SGD with Nesterov momentum 0.9; or Muon, which orthogonalizes the steps of matrices and kernels, each 10 times --lr of its norm, and leaves the rest to Adam. Default: adam; fast: muon.
+        schedule: Learning rate: up and then down to zero in half cosines or in lines, or divided by ten after 50, 75 and 90 % of the steps. Default: one-cycle; fast: linear.
+        label_smoothing: Probability that the training target spreads evenly over all classes. Default: 0; fast: 0.1.
+        ema: Average the weights over the steps: the average keeps this share of itself in each step, is validated and becomes the result. Default: 0, no average.
+        flip: Mirror half of the images, drawn anew in each epoch, or each image in every second epoch. Default: random; fast: alternating.
+        cutout: Grey out a square of N pixels at a random place of each training image. Default: 0.
+        whiten: Begin with a first convolution that decorrelates pixels, computed from training images. Default: off; fast: on in a new network that begins with a convolution.
+        start_size: Train on images of N pixels at first, which grow to the full size in the first 70 % of the steps. Default: 0, the full size.
         distill: An artifact to learn from: its scores serve as soft labels.
         distill_weight: Weight of the soft labels in the loss.
         temperature: Softmax temperature of both networks' scores in distillation.

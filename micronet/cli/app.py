@@ -7,7 +7,6 @@ Exit codes: 0 success; 1 failure; 2 user error; 3 stopped by --max-time; 130 int
 import io
 import os
 import sys
-from collections.abc import Iterator, Mapping
 from contextlib import nullcontext, redirect_stdout
 from typing import Annotated, Any
 
@@ -37,25 +36,12 @@ class _Command(TyperCommand):
         return typer.main.get_command(single).make_context(info_name, args, parent, **extra)
 
 
-class _Commands(Mapping[str, Any]):
-    """Typer's commands by name."""
-
-    def __getitem__(self, name: str) -> Any:
-        return _Command(name, help=registry.COMMANDS[name].summary)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(registry.COMMANDS)
-
-    def __len__(self) -> int:
-        return len(registry.COMMANDS)
-
-
 class _Group(TyperGroup):
     """Typer's group over commands that are imported late, which saves a fifth of a command's response time."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
-        self.commands = _Commands()  # type: ignore[assignment]  # Typer only reads it
+        self.commands = {name: _Command(name, help=each.summary) for name, each in registry.COMMANDS.items()}
 
 
 _LOOK: dict[str, Any] = {

@@ -184,7 +184,7 @@ def _check_effect(stage: Stage, source: "Artifact | None") -> None:
     if output is None and (resume or values.get("max_time") is not None):
         raise MicronetError("--resume and --max-time need --output: the checkpoint lies beside it")
     if source is not None and not source.spec.name and output is not None and stage.writes() == ".safetensors":
-        raise MicronetError("nothing says how to build this network again; leave --output out and use micronet.save")
+        raise MicronetError("nothing says how to build this network again; drop --output and use micronet.save")
     if (stage.processes() or 1) > 1:
         raise MicronetError("several GPUs need several processes; start your script with torchrun")
 

@@ -68,7 +68,7 @@ class ModelConfig(Settings):
     def check_unused(self) -> None:
         """Raise MicronetError if a new network is described although an artifact is given."""
         if self.width is not None or self.model_args is not None:
-            raise MicronetError("--width and --model-args describe a new network; leave them out with an artifact")
+            raise MicronetError("--width and --model-args describe a new network; drop them, or the artifact")
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ class DistributedConfig(RunConfig):
         if len(set(map(int, self.gpus))) < len(self.gpus):
             raise MicronetError(f"--device {self.device} names a GPU twice; name one for each process")
         if self.gpus and self.processes not in (None, len(self.gpus)):
-            raise MicronetError(f"--device {self.device} means {len(self.gpus)} processes; leave --processes out")
+            raise MicronetError(f"--device {self.device} means {len(self.gpus)} processes; drop --processes")
 
     @property
     def gpus(self) -> list[str]:

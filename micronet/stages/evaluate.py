@@ -97,11 +97,8 @@ class Predict(Stage):
     def run(self, context: Context) -> Outcome:
         """Run the network over the images."""
         from micronet.evaluation.predict import predict
-        from micronet.runtimes.network import open_network
-        from micronet.runtimes.torch import EagerPredictor
 
-        held = context.memory.artifacts.get(self.file)
-        network: Network = EagerPredictor(held, self.runtime) if held else open_network(self.file, self.runtime)
+        network, _ = _open(self.file, self.runtime, context)
         predictions = predict(network, self.images, str(self.file), context.progress)
         summary = [
             {"image": str(each.image), "classes": [ranked._asdict() for ranked in each.classes[: self.top]]}

@@ -57,13 +57,13 @@ class Prune(ConvertSettings, Stage):
     def check(self) -> None:
         """Refuse settings that have no effect together."""
         if self.steps and (self.dry_run or self.sensitivity):
-            raise MicronetError("--steps trains; leave it out with --dry-run and --sensitivity")
+            raise MicronetError("--steps trains; drop it, or --dry-run and --sensitivity")
         if self.measure and (self.steps or self.sensitivity):
-            raise MicronetError("--measure needs a single cut; leave it out with --steps and --sensitivity")
+            raise MicronetError("--measure needs a single cut; drop it, or --steps and --sensitivity")
         if self.plot is not None and not self.sensitivity:
             raise MicronetError("--plot draws the result of --sensitivity; add that")
         if self.sensitivity and self.pruning.goals:
-            raise MicronetError(f"--sensitivity cuts fixed shares; leave {flag(self.pruning.goals[0])} out")
+            raise MicronetError(f"--sensitivity cuts fixed shares; drop {flag(self.pruning.goals[0])}")
         check_teacher(self.training)
         if self.steps:
             return
@@ -71,7 +71,7 @@ class Prune(ConvertSettings, Stage):
             raise MicronetError("prune trains only between steps; add --steps 1, or run micronet finetune afterwards")
         for item in fields(RunConfig):
             if item.name not in ("seed", "device") and getattr(self.execution, item.name) != item.default:
-                raise MicronetError(f"{flag(item.name)} is for training; add --steps N, or leave it out")
+                raise MicronetError(f"{flag(item.name)} is for training; add --steps N, or drop {flag(item.name)}")
 
     def trains(self) -> bool:
         """Return True if there is training between steps."""

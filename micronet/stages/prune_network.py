@@ -30,6 +30,7 @@ from micronet.stages.inputs import image_shape, open_data, validation_accuracy
 from micronet.stages.prune import Prune
 from micronet.stages.train import fit_stage, keep
 from micronet.training.config import RunContext
+from micronet.training.preset import settle
 
 GRADIENT_BATCHES = 8
 BATCH = 64
@@ -120,7 +121,8 @@ class Pruning:
         code, before = self.settings.code, self.artifact.history
         made = load(path, code.model, trust_code=code.trust_code)
         step = [record.config for record in made.history[len(before) :]]
-        expected = [self.settings.pruning.to_json(), self.settings.training.to_json()]
+        training = settle(self.settings.training, self.artifact, self.data, self.run, step[-1] if step else {})
+        expected = [self.settings.pruning.to_json(), training.to_json()]
         same = made.history[: len(before)] == before and step == expected
         if not same or (made.data, made.seed) != (self.data.spec.to_json(), self.run.seed):
             raise MicronetError(

@@ -32,17 +32,16 @@ from micronet.quantization.calibrate import (
 from micronet.quantization.config import CalibrationConfig, QuantConfig
 from micronet.quantization.equalize import equalize
 from micronet.quantization.fold import fold_model
-from micronet.quantization.histogram import Statistics
 from micronet.quantization.quantize import quantize_model
 from micronet.quantization.recovery import correct_biases, reestimate_norms
 from micronet.quantization.sensitivity import Probe, keep_sensitive, measure_sensitivity
-from micronet.stages.calibration import cached, calibration_batches
-from micronet.stages.inputs import open_data, validation_accuracy
+from micronet.stages.inputs import cached, calibration_batches, open_data, validation_accuracy
 from micronet.stages.quantize import Quantize
 from micronet.stages.train import fit_new, fit_stage, keep
 from micronet.training import distributed
 from micronet.training.config import RunContext, TrainConfig, TrainHooks
 from micronet.training.loop import check_model_fits, fit_artifact
+from micronet.training.preset import settle
 
 
 @dataclass(frozen=True)
@@ -121,6 +120,7 @@ class Quantizing:
         if self.settings.calibration.mode != "qat":
             training = replace(training, epochs=0)
         began = replace(artifact, model=model, history=[*artifact.history, record])
+        training = settle(training, began, dataset, self.run)
         fitted = fit_artifact(began, dataset, training, self.run, TrainHooks(observing, config=settings))
         recorded = {**config.to_json(), **settings, **(training.to_json() if training.epochs else {})}
         if recovery.target_drop is not None:
@@ -182,13 +182,12 @@ class Quantizing:
         if config.mode == "qat" and config.calibrator == "minmax" and config.calib_cache is None:
             calibrate(model, self.calibration_inputs)  # moving averages, which training continues
             return
-        set_ranges(model, self._statistics(model, floating), config.calibrator, config.percentile)
+        inputs = self.calibration_inputs
+        depends_on = _bytes(floating, inputs)
+        statistics = cached(config.calib_cache, depends_on, lambda: collect(model, inputs), self.run.progress)
+        set_ranges(model, statistics, config.calibrator, config.percentile)
         if config.mode == "qat" and config.calibrator != "minmax":  # training would move them to the batches' extremes
             freeze_activations(model)
-
-    def _statistics(self, model: nn.Module, floating: nn.Module) -> Statistics:
-        cache, inputs = self.settings.calibration.calib_cache, self.calibration_inputs
-        return cached(cache, _bytes(floating, inputs), lambda: collect(model, inputs), self.run.progress)
 
 
 def float_artifact(config: Quantize, run: RunContext) -> tuple[Artifact, Path]:
@@ -217,16 +216,10 @@ def plan(artifact: Artifact, config: QuantConfig) -> list[dict[str, Any]]:
         weight = placed["quantizers"].get(name, {}).get("weight_quantizer")
         module, _, slot = (source or "").rpartition(".")
         activation = placed["quantizers"].get(module, {}).get(slot)
-        rows.append(
-            {
-                "layer": name,
-                "weight": describe_slot(weight) if weight else "float",
-                "input": f"{describe_slot(activation)}, at {module}" if activation else "float",
-                "note": "",
-            }
-        )
-    left = placed["left_float"].items()
-    return rows + [{"layer": name, "weight": "float", "input": "float", "note": why} for name, why in left]
+        at_input = f"{describe_slot(activation)}, at {module}" if activation else "float"
+        rows.append((name, describe_slot(weight) if weight else "float", at_input, ""))
+    rows += [(name, "float", "float", why) for name, why in placed["left_float"].items()]
+    return [dict(zip(("layer", "weight", "input", "note"), row, strict=True)) for row in rows]
 
 
 def _bytes(model: nn.Module, inputs: list[Tensor]) -> Iterator[bytes]:

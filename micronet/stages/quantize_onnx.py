@@ -20,8 +20,8 @@ from micronet.quantization.config import QuantConfig, RangeConfig
 from micronet.quantization.histogram import Histogram
 from micronet.runtimes.config import RuntimeOptions
 from micronet.runtimes.onnxruntime import image_input, metadata, read_onnx, session_predictor
-from micronet.stages.calibration import cached, calibration_batches
 from micronet.stages.config import DataConfig
+from micronet.stages.inputs import cached, calibration_batches
 from micronet.stages.stage import Context, Outcome
 
 

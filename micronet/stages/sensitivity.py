@@ -31,8 +31,7 @@ class Sensitivity(ReadSettings, Stage):
     def run(self, context: Context) -> Outcome:
         """Measure every layer, calibrated without training."""
         from micronet.quantization.sensitivity import Probe, draw, measure_sensitivity
-        from micronet.stages.calibration import calibration_batches
-        from micronet.stages.inputs import open_data, validation_accuracy
+        from micronet.stages.inputs import calibration_batches, open_data, validation_accuracy
 
         dataset = open_data(self.data, context.artifact)
         batches = list(calibration_batches(dataset, self.calibration, seed=1))

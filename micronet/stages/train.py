@@ -159,8 +159,9 @@ def fit_stage(
     """Train an artifact and record that as a stage."""
     from micronet.training.config import NO_HOOKS
     from micronet.training.loop import fit_artifact
+    from micronet.training.preset import settle
 
-    hooks = hooks or NO_HOOKS
+    hooks, training = hooks or NO_HOOKS, settle(training, artifact, dataset, run)
     fitted = fit_artifact(artifact, dataset, training, run, hooks)
     return fitted.after(StageRecord(stage, {**hooks.config, **training.to_json()}))
 

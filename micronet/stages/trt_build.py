@@ -94,25 +94,20 @@ def _build(artifact: "Artifact | None", config: TrtBuild, progress: "Progress") 
 
 
 def _exported(artifact: "Artifact", config: BuildConfig) -> "onnx.ModelProto":
+    import torch
+
     from micronet.onnx.export import to_onnx
+    from micronet.stages.inputs import example_input
 
     profiles = config.profiles
     if any(len(profile.usual) != len(AXES) + 1 for profile in profiles):
         raise MicronetError("an artifact's input shape has four dimensions, NxCxHxW, for example 1x3x224x224")
     sides = [name for name, axis in AXES.items() if name != "batch" and _varies(profiles, axis)]
     export = ExportConfig(target="tensorrt", dynamic=",".join(["batch", *sides]))
-    return to_onnx(artifact, _example(artifact, profiles), export)
-
-
-def _example(artifact: "Artifact", profiles: list[Profile]) -> "Tensor":
-    import torch
-
-    from micronet.stages.inputs import example_input
-
     if not profiles:
-        return example_input(artifact)
+        return to_onnx(artifact, example_input(artifact), export)
     batch, *rest = profiles[0].usual
-    return torch.rand(max(2, batch), *rest)
+    return to_onnx(artifact, torch.rand(max(2, batch), *rest), export)
 
 
 def _varies(profiles: list[Profile], axis: int) -> bool:
@@ -130,9 +125,7 @@ def _typed(model: "FloatModel", config: TrtBuild, progress: "Progress") -> "tupl
     precision = config.engine.precision
     if is_quantized(model.proto):
         if precision not in ("auto", "int8"):
-            raise MicronetError(
-                f"{model.file} is quantized; leave out --precision {precision}, or give the float network"
-            )
+            raise MicronetError(f"{model.file} is quantized; drop --precision {precision}, or give the float network")
         _check_unused(config, "the network is quantized")
         return "int8", model.proto
     if precision == "int8":
@@ -149,7 +142,7 @@ def _typed(model: "FloatModel", config: TrtBuild, progress: "Progress") -> "tupl
 
 def _check_unused(config: TrtBuild, why: str) -> None:
     if config.ranges != RANGES:
-        raise MicronetError(f"{why}; leave --calibrator and the other calibration options out")
+        raise MicronetError(f"{why}; drop --calibrator and the other calibration options")
 
 
 def _images(model: "FloatModel", config: BuildConfig) -> "Tensor":

@@ -45,7 +45,7 @@ class TrtEval(MeasureSettings, Stage):
             raise MicronetError("--sizes is for --segmentation FOLDER; for classification use --image-size")
         if self.segmentation is not None and (self.data.data is not None or self.data.image_size is not None):
             raise MicronetError(
-                "--segmentation names its own images; leave --data and --image-size out (sizes are set by --sizes)"
+                "--segmentation names its own images; drop --data and --image-size (sizes are set by --sizes)"
             )
 
     def run(self, context: Context) -> Outcome:

@@ -135,7 +135,7 @@ def test_the_loss_with_a_teacher_is_hintons():
         (["prune", "FUSED"], "prune first, then quantize"),
         (["finetune", "FUSED"], "from before bn-fuse"),
         (["sparse-train", "FLOAT", "--s", "-1"], "--s"),
-        (["sparse-train", "FLOAT", "--width", "0.5"], "leave them out"),
+        (["sparse-train", "FLOAT", "--width", "0.5"], "drop them"),
         (["sparse-train", "FLOAT", "--model", "lenet"], "not a lenet"),
         (["quantize", "FLOAT", "--model", "lenet"], "not a lenet"),
         (["finetune", "FLOAT", "--distill", "nowhere.safetensors"], "does not exist"),

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import micronet as api
+from micronet.stages.stage import find
 
 
 def network():
@@ -84,3 +85,43 @@ def test_paths_in_errors_of_the_api_stay_as_they_are(tmp_path):
         api.load(tmp_path / "no--such-file.safetensors")
     with pytest.raises(api.MicronetError, match="no--such-file"):
         api.prune(tmp_path / "no--such-file.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["quantize", "--a-gain", 1], "--a-gain 1.0 only applies to --method dorefa"),
+        (["finetune", "--temperature", 2], "--temperature has no effect without a teacher"),
+        (["quantize", "--distill-weight", 0.9], "--distill-weight has no effect without a teacher"),
+        (["prune", "--steps", 1, "--temperature", 2], "--temperature has no effect without a teacher"),
+    ],
+    ids=lambda case: case[-2] if isinstance(case, list) else "",
+)
+def test_settings_without_effect_are_refused(micronet, words, message):
+    done = micronet(words[0], "a.safetensors", *words[1:])
+    assert done.code == 2
+    assert message in done.err
+
+
+def test_a_teacher_that_goes_without_saying_takes_its_settings():
+    find("quantize").configure({"w_bits": "binary", "temperature": 2.0})
+
+
+def test_python_takes_lists_of_layers_and_widths():
+    example = torch.rand(2, 3, 8, 8)
+    first, last = (
+        api.quantize(network(), include=["0", "5"], data=[example]),
+        api.prune(network(), example, widths=[4]),
+    )
+    assert first.history[-1].config["include"] == "0,5"
+    assert last.model[0].out_channels == 4
+
+
+def test_errors_of_recipes_name_keys(micronet, chain, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "r.toml").write_text(
+        f'[[stage]]\ncommand = "prune"\nartifact = "{chain / "float.safetensors"}"\npercent = 2.0\n'
+    )
+    done = micronet("run", "r.toml")
+    assert done.code == 2
+    assert "prune: percent is 2" in done.err

@@ -298,8 +298,8 @@ def test_learned_rounding_sees_what_a_layer_gives_before_an_in_place_relu(monkey
     [
         (["--mode", "ptq", "--epochs", 3], "does not train"),
         (["--mode", "ptq", "--lr", 0.1], "does not train"),
-        (["--mode", "qaft", "--w-bits", 4], "leave the quantization options out"),
-        (["--bn-fuse", "--equalize"], "leave it out"),
+        (["--mode", "qaft", "--w-bits", 4], "drop the quantization options"),
+        (["--bn-fuse", "--equalize"], "drop it"),
         (["--bn-fuse", "--w-bits", 32], "found no quantized convolution"),
         (["--include", "nothing"], "unknown layer"),
         (["--calib-data", "README.md"], "is not a folder that contains images"),

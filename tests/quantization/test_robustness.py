@@ -287,7 +287,7 @@ def test_options_without_use_are_refused(config, message):
 def test_commands_refuse_options_without_use(micronet, chain, tmp_path, options):
     done = micronet("quantize", chain / "float.safetensors", *options, "-o", tmp_path / "a.safetensors")
     assert done.code == 2
-    assert "leave" in done.err
+    assert "drop" in done.err
 
 
 def test_a_cache_of_other_images_is_refused(micronet, chain, tmp_path):
