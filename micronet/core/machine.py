@@ -35,6 +35,11 @@ def has_vnni() -> bool:
     return re.search(r"^flags\s*:.*\b(avx512_vnni|avx_vnni)\b", _cpuinfo(), re.MULTILINE) is not None
 
 
+def has_bf16() -> bool:
+    """Return True if the processor computes in bfloat16 (AVX-512 BF16, AMX, or Arm's); False if that is unknown."""
+    return re.search(r"^(flags|Features)\s*:.*\b(avx512_bf16|amx_bf16|bf16)\b", _cpuinfo(), re.MULTILINE) is not None
+
+
 def usable_cores() -> int:
     """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

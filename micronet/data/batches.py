@@ -4,7 +4,7 @@ The order and augmentation of an epoch depend only on (seed, epoch), however man
 resumed training ends bit-identical.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import NamedTuple
 
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
+from torch.nn import functional as F
 
 from micronet.core import ranks
 from micronet.data.dataset import DataSpec, wrong_channels
@@ -52,6 +53,8 @@ def train_batches(
     epoch: int,
     start: int = 0,  # the first batch to yield; those before it are not read
     device: torch.device = CPU,
+    flip: str = "random",  # or "alternating": a mirrored image is not mirrored in the next epoch
+    cutout: int = 0,  # height and width of a grey square in each image
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the augmented images (B, C, H, W) and labels (B,) of one epoch.
 
@@ -66,15 +69,21 @@ def train_batches(
     parts = [ranks.shard(size) for size in sizes]
     batches = [whole[part] for whole, part in zip(torch.split(order[: sum(sizes)], sizes), parts, strict=True)]
     own = [whole[:, part] for whole, part in zip(drawn, parts, strict=True)]
+    if flip == "alternating" and mirrors(spec):
+        turns = alternate(len(split), seed, epoch)
+        own = [torch.cat([numbers[:-1], turns[None, indices]]) for numbers, indices in zip(own, batches, strict=True)]
+    holes = [_draw_holes(size, height, generator)[:, part] for size, part in zip(sizes, parts, strict=True)]
     normalize = Normalize(spec, device)
 
-    def prepare(images: Tensor, indices: Tensor, transforms: Tensor) -> tuple[Tensor, Tensor]:
+    def prepare(images: Tensor, indices: Tensor, transforms: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
         inputs = augmentation.apply(images, transforms)
+        if cutout:
+            inputs = cut_out(inputs, centres, cutout, spec)
         if device.type == "cuda":
             inputs = inputs.pin_memory()
         return normalize(inputs.to(device, non_blocking=True)), split.labels[indices].to(device)
 
-    prepared = map(prepare, split.stream(batches[start:]), batches[start:], own[start:])
+    prepared = map(prepare, split.stream(batches[start:]), batches[start:], own[start:], holes[start:])
     return _one_ahead(prepared) if device.type == "cuda" else prepared
 
 
@@ -118,6 +127,46 @@ def augment(images: Tensor, transforms: Tensor) -> Tensor:
     flipped = mirrored.nonzero()
     shifted[flipped] = torch.from_numpy(shifted[flipped]).flip(2).numpy()  # four times as fast as numpy's flip
     return channels_first(torch.from_numpy(shifted))
+
+
+def mirrors(spec: DataSpec) -> bool:
+    """Return True if some images of a data set are mirrored; the last number drawn for an image then says which."""
+    return spec.augment.endswith("flip")
+
+
+def alternate(count: int, seed: int, epoch: int) -> Tensor:
+    """Return (count,) int64, 1 to mirror an image: a random half in odd epochs, the other half in even ones.
+
+    From the second epoch on, each image has been seen both ways equally often (Jordan 2024, arXiv:2404.00498, 3.6).
+    """
+    first = torch.randint(2, (count,), generator=torch.Generator().manual_seed(seed))
+    return first if epoch % 2 else 1 - first
+
+
+def cut_out(images: Tensor, centres: Tensor, size: int, spec: DataSpec) -> Tensor:
+    """Give each image a square of the mean colour (DeVries and Taylor 2017, arXiv:1708.04552).
+
+    ``images``: (B, C, H, W) uint8; ``centres``: (2, B) rows and columns; ``size``: of the square, which may reach over
+    the edges, in pixels.
+    """
+    rows, columns = (torch.arange(length) - centre[:, None] + size // 2 for length, centre in
+                     zip(images.shape[2:], centres, strict=True))  # fmt: skip
+    inside = [(offset >= 0) & (offset < size) for offset in (rows, columns)]
+    hole = (inside[0][:, :, None] & inside[1][:, None, :])[:, None]
+    colour = (255 * torch.tensor(spec.mean)).round().to(torch.uint8)
+    return torch.where(hole, colour.view(1, -1, 1, 1), images)
+
+
+def _draw_holes(count: int, height: int, generator: torch.Generator) -> Tensor:
+    return torch.randint(height, (2, count), generator=generator)
+
+
+def resized(batches: Iterable[tuple[Tensor, Tensor]], size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield batches whose images (B, C, H, W) are scaled to a height and width of ``size`` pixels."""
+    for images, labels in batches:
+        if images.shape[2] != size:
+            images = F.interpolate(images, (size, size), mode="bilinear", antialias=True)
+        yield images, labels
 
 
 class Augmentation(NamedTuple):

@@ -90,8 +90,10 @@ class Checkpoint:
         state.scaler = step.scaler.state_dict()
         weights, optimizer_state = step.model.state_dict(), step.optimizer.state_dict()
         if best:
-            self.best = {name: tensor.detach().clone() for name, tensor in weights.items()}
+            self.best = {name: tensor.detach().clone() for name, tensor in step.result.state_dict().items()}
         tensors = {f"model.{name}": tensor for name, tensor in weights.items()}
+        if step.average is not None:
+            tensors |= {f"average.{name}": tensor for name, tensor in step.average.state_dict().items()}
         tensors |= {f"best.{name}": tensor for name, tensor in self.best.items()}
         numbers: dict[str, dict[str, Any]] = {}
         for index, slots in optimizer_state["state"].items():
@@ -112,6 +114,15 @@ class Checkpoint:
                 advice = "the previous checkpoint is complete: free some space, then add --resume"
             raise FailedError(f"{error}; {advice}") from error
 
+    def recorded(self) -> dict[str, Any]:
+        """Return the settings that the file was written with; none if there is no such file, or it is damaged."""
+        try:
+            with safe_open(self.path, "pt") as file:
+                found: dict[str, Any] = json.loads((file.metadata() or {})[_KEY])["identity"]
+                return found
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError):
+            return {}
+
     def remove(self) -> None:
         """Delete the file if it exists."""
         self.path.unlink(missing_ok=True)
@@ -126,12 +137,16 @@ class Checkpoint:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
             raise MicronetError(f"{self.path} is damaged ({error}); add --force to start over") from error
-        if changed := [key for key, value in self.identity.items() if header["identity"].get(key) != value]:
+        before = header["identity"]
+        keys = sorted({*before, *self.identity})
+        if changed := [key for key in keys if before.get(key) != self.identity.get(key)]:
             raise MicronetError(
                 f"{self.path} was written with other settings ({', '.join(changed)}); resume with the same, or add "
                 "--force to start over"
             )
         load_state(step.model, _without_prefix("model.", tensors), str(self.path))
+        if step.average is not None:
+            load_state(step.average, _without_prefix("average.", tensors), str(self.path))
         self.best = _without_prefix("best.", tensors)
         _load_optimizer(step.optimizer, header, _without_prefix("optimizer.", tensors))
         return state

@@ -17,7 +17,24 @@ if TYPE_CHECKING:
 ONE_CYCLE_RISE = 0.25  # share of the steps in which the learning rate rises
 DEFAULT_LR = 0.01
 DISTILLATION = ("distill", "distill_weight", "temperature")
-UNUSED = {"accumulate": 1, "amp": "off", "patience": None}  # recorded only if changed
+# Recorded only if changed.
+UNUSED = {
+    "accumulate": 1, "amp": "off", "patience": None, "ema": 0.0, "flip": "random", "cutout": 0, "whiten": "off",
+    "start_size": 0,
+}  # fmt: skip
+# What --preset chooses where the user chose nothing. ``training.preset`` fits it to the network, data and machine.
+PRESETS: dict[str, dict[str, Any]] = {
+    "plain": {
+        "batch_size": 64, "optimizer": "adam", "schedule": "one-cycle", "label_smoothing": 0.0, "amp": "off",
+        "ema": 0.0, "flip": "random", "cutout": 0, "whiten": "off", "start_size": 0,
+    },
+    "fast": {
+        "batch_size": 256, "optimizer": "muon", "schedule": "linear", "label_smoothing": 0.1, "amp": "bf16",
+        "ema": 0.0, "flip": "alternating", "cutout": 0, "whiten": "on", "start_size": 0,
+    },
+}  # fmt: skip
+LINEAR_RISE = 0.2  # share of the steps
+GROWTH = 0.7  # share of the steps in which images grow from --start-size to their full size
 STEP_DECAYS = (0.5, 0.75, 0.9)  # shares of the steps after which the learning rate is divided by ten
 
 
@@ -25,26 +42,69 @@ STEP_DECAYS = (0.5, 0.75, 0.9)  # shares of the steps after which the learning r
 class TrainConfig(Settings):
     """Training."""
 
+    preset: Literal["plain", "fast"] = setting(
+        "plain",
+        "Defaults of the options below. fast: Muon, a linear schedule, smoothed labels, alternating flips, a whitened "
+        "first layer in a new network, bf16 if it is faster here, and batches for the number of images.",
+        basic=True,
+    )
     epochs: int = setting(8, "Passes over the training images; 0 trains nothing.", low=0, basic=True)
     lr: float | None = setting(
         None, "Peak learning rate. Default: 0.01; finetune and quantize have their own.", low=0, basic=True
     )
-    batch_size: int = setting(64, "Images per batch, summed over all processes.", low=1, basic=True)
+    batch_size: int | None = setting(
+        None, "Images per batch, summed over all processes. Default: 64; fast: 32 to 256.", low=1, basic=True
+    )
     accumulate: int = setting(1, "Batches per optimizer step; their gradients add up.", low=1)
-    amp: Literal["off", "bf16", "fp16"] = setting(
-        "off", "Mixed precision: run forward and backward in 16 bits. fp16 needs a GPU and is untested."
+    amp: Literal["off", "bf16", "fp16"] | None = setting(
+        None,
+        "Mixed precision: run forward and backward in 16 bits. bf16 needs a GPU or a processor that computes in it; "
+        "fp16 needs a GPU and is untested. Default: off; fast: bf16 if it is faster.",
     )
     patience: int | None = setting(
         None, "Stop after N epochs without improvement in validation accuracy (ties: loss).", low=1, metavar="N"
     )
     weight_decay: float = setting(0.0, "L2 penalty on the weights.", low=0)
-    optimizer: Literal["adam", "sgd"] = setting("adam", "Adam, or SGD with Nesterov momentum 0.9.")
-    schedule: Literal["one-cycle", "step"] = setting(
-        "one-cycle", "Learning rate: up and then down to zero, or divided by ten after 50, 75 and 90 % of the steps."
+    optimizer: Literal["adam", "sgd", "muon"] | None = setting(
+        None,
+        "Adam; SGD with Nesterov momentum 0.9; or Muon, which orthogonalizes the steps of matrices and kernels, each "
+        "10 times --lr of its norm, and leaves the rest to Adam. Default: adam; fast: muon.",
     )
-    label_smoothing: float = setting(
-        0.0, "Probability that the training target spreads evenly over all classes.", low=0, high=0.99
+    schedule: Literal["one-cycle", "linear", "step"] | None = setting(
+        None,
+        "Learning rate: up and then down to zero in half cosines or in lines, or divided by ten after 50, 75 and 90 % "
+        "of the steps. Default: one-cycle; fast: linear.",
     )
+    label_smoothing: float | None = setting(
+        None,
+        "Probability that the training target spreads evenly over all classes. Default: 0; fast: 0.1.",
+        low=0, high=0.99,
+    )  # fmt: skip
+    ema: float | None = setting(
+        None,
+        "Average the weights over the steps: the average keeps this share of itself in each step, is validated and "
+        "becomes the result. Default: 0, no average.",
+        low=0, high=0.99999, metavar="DECAY",
+    )  # fmt: skip
+    flip: Literal["random", "alternating"] | None = setting(
+        None,
+        "Mirror half of the images, drawn anew in each epoch, or each image in every second epoch. Default: random; "
+        "fast: alternating.",
+    )
+    cutout: int | None = setting(
+        None, "Grey out a square of N pixels at a random place of each training image. Default: 0.", low=0, metavar="N"
+    )
+    whiten: Literal["on", "off"] | None = setting(
+        None,
+        "Begin with a first convolution that decorrelates pixels, computed from training images. Default: off; fast: "
+        "on in a new network that begins with a convolution.",
+    )
+    start_size: int | None = setting(
+        None,
+        "Train on images of N pixels at first, which grow to the full size in the first 70 % of the steps. Default: 0, "
+        "the full size.",
+        low=0, metavar="N",
+    )  # fmt: skip
     distill: Path | None = setting(
         None, "An artifact to learn from: its scores serve as soft labels.", metavar="ARTIFACT"
     )
@@ -56,9 +116,15 @@ class TrainConfig(Settings):
         """The highest learning rate."""
         return DEFAULT_LR if self.lr is None else self.lr
 
+    def chosen(self, name: str) -> Any:
+        """Return a setting, by the preset if the user did not choose it."""
+        value = getattr(self, name)
+        return PRESETS[self.preset][name] if value is None else value
+
     def to_json(self) -> dict[str, Any]:
-        """Return the fields as a JSON object, without those that took no part."""
-        fields = {**super().to_json(), "lr": self.peak_lr}
+        """Return the fields as a JSON object, without those that took no part; the preset's are resolved."""
+        fields = {**super().to_json(), "lr": self.peak_lr, **{name: self.chosen(name) for name in PRESETS["plain"]}}
+        del fields["preset"]
         if self.distill is not None:
             fields["distill"] = str(self.distill)
         unused = UNUSED if self.distill is not None else UNUSED | {name: fields[name] for name in DISTILLATION}
@@ -95,7 +161,14 @@ class RunContext:
 
 def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
     """Return the learning rate of a step, 0 <= step < steps."""
-    return config.peak_lr * SCHEDULES[config.schedule]((step + 0.5) / steps)
+    return config.peak_lr * SCHEDULES[config.chosen("schedule")]((step + 0.5) / steps)
+
+
+def image_size(config: TrainConfig, full: int, step: int, steps: int) -> int:
+    """Return the height of a step's images in pixels, a multiple of 4 until they have their full height."""
+    share = min(1.0, (step + 0.5) / steps / GROWTH)
+    start = config.chosen("start_size") or full
+    return full if share == 1 else min(full, int(start + (full - start) * share) // 4 * 4)
 
 
 def _one_cycle(share: float) -> float:
@@ -108,5 +181,6 @@ def _one_cycle(share: float) -> float:
 # A schedule: the share of the steps that is over, 0..1 -> the learning rate divided by its peak.
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "one-cycle": _one_cycle,
+    "linear": lambda share: min(share / LINEAR_RISE, (1 - share) / (1 - LINEAR_RISE)),
     "step": lambda share: 0.1 ** sum(share > decay for decay in STEP_DECAYS),
 }

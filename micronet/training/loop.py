@@ -19,7 +19,7 @@ from micronet.artifact.artifact import Artifact
 from micronet.core import ranks
 from micronet.core.files import file_hash
 from micronet.core.machine import memory_mib, tune_allocator
-from micronet.data.batches import batch_sizes, eval_batches, train_batches
+from micronet.data.batches import batch_sizes, eval_batches, resized, train_batches
 from micronet.data.dataset import Dataset, DataSpec
 from micronet.data.split import ImageSplit
 from micronet.errors import FailedError, MicronetError, StoppedError
@@ -28,10 +28,11 @@ from micronet.evaluation.network import Predictor
 from micronet.models.device import memory_format
 from micronet.training import distributed
 from micronet.training.checkpoint import Checkpoint, TrainState
-from micronet.training.config import NO_HOOKS, RunContext, TrainConfig, TrainHooks, learning_rate
+from micronet.training.config import NO_HOOKS, RunContext, TrainConfig, TrainHooks, image_size, learning_rate
 from micronet.training.distillation import Teacher, load_teacher
 from micronet.training.log import MetricsLog
 from micronet.training.step import NotFiniteError, TrainStep, make_optimizer
+from micronet.training.whitening import whiten
 
 
 @dataclass
@@ -64,6 +65,8 @@ class Trainer:
             return {}
         self._check_config()
         config, context = self.config, self.context
+        if config.chosen("whiten") == "on":
+            whiten(self.model, self.data)
         step = TrainStep(
             self.model, make_optimizer(self.model, config), config, context.device, context.compiled, self.teacher,
             self.hooks.penalty,
@@ -73,6 +76,8 @@ class Trainer:
         checkpoint = Checkpoint.beside(context.output, identity)
         state = distributed.from_rank_zero(lambda: checkpoint.begin(step, resume=context.resume, force=context.force))
         distributed.broadcast_state(self.model, step.optimizer)
+        if step.average is not None:
+            distributed.broadcast_state(step.average)
         if state.scaler:  # empty before the first step, and if gradients are not scaled
             step.scaler.load_state_dict(state.scaler)
         self._report_start(state)
@@ -83,7 +88,7 @@ class Trainer:
         return self._chosen(state.rows)
 
     def _check_config(self) -> None:
-        batch, world = min(self.config.batch_size, len(self.data.train)), distributed.world_size()
+        batch, world = min(self.config.chosen("batch_size"), len(self.data.train)), distributed.world_size()
         if batch < world:
             raise MicronetError(f"{world} processes cannot share a batch of {batch} images; use at most {batch}")
         if self.config.patience is not None and self.hooks.keep == "last":
@@ -106,7 +111,7 @@ class Trainer:
         while state.epoch <= self.config.epochs and not self._out_of_patience(state.rows):
             start = time.perf_counter()
             row = {"epoch": state.epoch, **self._train_epoch(step, checkpoint, state)}
-            with evaluating(self.model) as predict:
+            with evaluating(step.result) as predict:
                 accuracy, loss = evaluate_distributed(predict, self.data.validation, self.data.spec)
             row |= {"validation_accuracy": accuracy, "validation_loss": loss}
             row |= {"seconds": round(time.perf_counter() - start, 3), "memory_mib": memory_mib()}
@@ -134,23 +139,26 @@ class Trainer:
     def _train_epoch(self, step: TrainStep, checkpoint: Checkpoint, state: TrainState) -> dict[str, float]:
         """Take the remaining steps of the current epoch and return its training metrics."""
         config, epoch, seed = self.config, state.epoch, self.context.seed
-        sizes = batch_sizes(len(self.data.train), config.batch_size)
+        sizes = batch_sizes(len(self.data.train), config.chosen("batch_size"))
         steps = math.ceil(len(sizes) / config.accumulate)
         batches = train_batches(
-            self.data.train, self.data.spec, config.batch_size,
+            self.data.train, self.data.spec, config.chosen("batch_size"),
             seed=seed, epoch=epoch, start=state.step * config.accumulate, device=self.context.device,
+            flip=config.chosen("flip"), cutout=config.chosen("cutout"),
         )  # fmt: skip
         self.model.train()
         before, started = state.images, time.perf_counter()
         with self.hooks.observe(self.model):
             while state.step < steps:
                 torch.manual_seed(_step_seed(seed, epoch, state.step))
-                rate = learning_rate(config, (epoch - 1) * steps + state.step, config.epochs * steps)
+                taken, all_steps = (epoch - 1) * steps + state.step, config.epochs * steps
+                rate = learning_rate(config, taken, all_steps)
+                size = image_size(config, self.data.train.image_shape[1], taken, all_steps)
                 for group in step.optimizer.param_groups:
                     group["lr"] = rate
                 part = sizes[state.step * config.accumulate :][: config.accumulate]
                 try:
-                    loss = step(islice(batches, len(part)), part)
+                    loss = step(resized(islice(batches, len(part)), size), part)
                 except NotFiniteError as error:
                     raise FailedError(
                         f"{error} in epoch {epoch}, step {state.step + 1}; "

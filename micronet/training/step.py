@@ -17,14 +17,17 @@ from torch.nn.parallel import DistributedDataParallel
 from micronet.errors import MicronetError
 from micronet.models.device import memory_format, place_input
 from micronet.training import distributed
+from micronet.training.average import WeightAverage
 from micronet.training.config import TrainConfig
 from micronet.training.distillation import Teacher
+from micronet.training.muon import Muon, find_matrices
 from micronet.training.synchronized import synchronized_batch_norm
 
 SGD_MOMENTUM = 0.9
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
     "sgd": partial(torch.optim.SGD, momentum=SGD_MOMENTUM, nesterov=True),
+    "muon": Muon,
 }
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -38,11 +41,13 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
         id(getattr(module, name)) for module in model.modules() for name in getattr(module, "no_weight_decay", ())
     }
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups: list[dict[str, Any]] = [
-        {"params": [p for p in trained if id(p) not in undecayed], "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if id(p) in undecayed], "weight_decay": 0.0},
-    ]
-    return OPTIMIZERS[config.optimizer]([group for group in groups if group["params"]], lr=config.peak_lr)
+    kinds = find_matrices(model) if config.chosen("optimizer") == "muon" else {}
+    groups: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for parameter in sorted(trained, key=lambda each: id(each) in undecayed):
+        decay = 0.0 if id(parameter) in undecayed else config.weight_decay
+        options: dict[str, Any] = {"weight_decay": decay, **kinds.get(parameter, {})}
+        groups.setdefault(tuple(options.values()), {"params": [], **options})["params"].append(parameter)
+    return OPTIMIZERS[config.chosen("optimizer")](list(groups.values()), lr=config.peak_lr)
 
 
 @dataclass
@@ -57,11 +62,14 @@ class TrainStep:
     teacher: Teacher | None = None
     penalty: Callable[[], None] | None = None
     scaler: torch.amp.GradScaler = field(init=False)
+    average: WeightAverage | None = field(init=False)
 
     def __post_init__(self) -> None:
-        if self.config.amp == "fp16" and self.device.type == "cpu":
+        amp, decay = self.config.chosen("amp"), self.config.chosen("ema")
+        if amp == "fp16" and self.device.type == "cpu":
             raise MicronetError("--amp fp16 needs a GPU; use --amp bf16, or drop --amp")
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.config.amp == "fp16")
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=amp == "fp16")
+        self.average = WeightAverage(self.model, decay) if decay else None
         self._layout = memory_format(self.model)
         self._network: Any = torch.compile(self.model) if self.compiled else self.model
 
@@ -86,7 +94,14 @@ class TrainStep:
             self.penalty()
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        if self.average is not None:
+            self.average.update(self.model)
         return value
+
+    @property
+    def result(self) -> nn.Module:
+        """The network that is validated: the average over the steps, if there is one."""
+        return self.model if self.average is None else self.average.model
 
     def _backward(self, inputs: Tensor, labels: Tensor, *, share: float, more_follow: bool) -> Tensor:
         """Add the gradients of ``share`` times the loss and return that product; ranks exchange after the last."""
@@ -104,11 +119,12 @@ class TrainStep:
             scores = self._network(inputs)
             if not isinstance(scores, Tensor):  # in training, networks with auxiliary heads return several scores
                 scores = scores[0]
-            loss = F.cross_entropy(scores, labels, label_smoothing=self.config.label_smoothing)
+            loss = F.cross_entropy(scores, labels, label_smoothing=self.config.chosen("label_smoothing"))
             return loss if self.teacher is None else self.teacher.blend(loss, scores, inputs)
 
     def _precision(self) -> torch.autocast:
-        return torch.autocast(self.device.type, _DTYPES.get(self.config.amp), enabled=self.config.amp != "off")
+        amp = self.config.chosen("amp")
+        return torch.autocast(self.device.type, _DTYPES.get(amp), enabled=amp != "off")
 
 
 class NotFiniteError(Exception):
