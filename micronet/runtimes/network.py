@@ -1,5 +1,6 @@
 """Open any network file as a predictor; what several runtimes need for that."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ def open_network(path: Path, options: RuntimeOptions) -> Network:
     return network
 
 
-def described(metadata: dict[str, Any]) -> tuple[DataSpec | None, list[str]]:
+def described(metadata: dict[str, Any]) -> tuple[DataSpec | None, Sequence[str]]:
     """Return the data and the stages that a file's metadata name."""
     data = metadata.get("data")
     stages = [str(record.get("stage")) for record in metadata.get("history") or []]
