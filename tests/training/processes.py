@@ -9,7 +9,7 @@ from pathlib import Path
 
 CONTEXT = multiprocessing.get_context("forkserver")
 # torch's optimizers import its compiler.
-CONTEXT.set_forkserver_preload(["pytest", "micronet.cli.app", "micronet.stages.fitting", "torch._dynamo"])
+CONTEXT.set_forkserver_preload(["pytest", "micronet.cli.app", "micronet.training.loop", "torch._dynamo"])
 
 
 class Command:
