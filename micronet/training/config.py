@@ -53,7 +53,7 @@ class TrainConfig(Settings):
         None, "Peak learning rate. Default: 0.01; finetune and quantize have their own.", low=0, basic=True
     )
     batch_size: int | None = setting(
-        None, "Images per batch, summed over all processes. Default: 64; fast: 32 to 256.", low=1, basic=True
+        None, "Images per batch, summed over all processes. Default: 64; fast: 32 to 256.", low=1
     )
     accumulate: int = setting(1, "Batches per optimizer step; their gradients add up.", low=1)
     amp: Literal["off", "bf16", "fp16"] | None = setting(

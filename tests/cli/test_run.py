@@ -137,10 +137,10 @@ def test_a_recipe_killed_at_random_moments_ends_with_the_same_files(micronet, re
     [
         ('command = "prune"', 'command = "purne"', "line 20: unknown command 'purne'; allowed: prune"),
         ('command = "bn-fuse"', 'command = "prune"', "line 36: prune: prune cannot follow quantize"),
-        ("percent = 0.5", "regular = 0", "prune: --regular is 0; allowed: 1 or more"),
+        ("percent = 0.5", "regular = 0", "prune: regular is 0; allowed: 1 or more"),
         ("percent = 0.5", "precent = 0.5", "line 21: unknown option of prune: 'precent'; allowed: percent"),
         ("percent = 0.5", 'percent = "half"', "line 21: percent is 'half'; expected a number"),
-        ("percent = 0.5", "percent = 1.5", "line 19: prune: --percent is 1.5"),
+        ("percent = 0.5", "percent = 1.5", "line 19: prune: percent is 1.5"),
         ("percent = 0.5", "percent = 0.5\nforce = true", "line 22: unknown option of prune: 'force'"),
         ("epochs = 3", "epochs = 2.5", "line 10: epochs is 2.5; expected a whole number"),
         ("epochs = 3", "epochs = true", "line 10: epochs is True; expected a whole number"),
@@ -148,7 +148,7 @@ def test_a_recipe_killed_at_random_moments_ends_with_the_same_files(micronet, re
         ('name = "sparse"', 'name = "a/b"', "line 14: a stage's name"),
         ('name = "sparse"', 'name = "."', "line 14: a stage's name"),
         ('distill = "float"', 'distill = "flaot"', "unknown stage or file 'flaot'; allowed: float"),
-        ("width = 0.1", 'model_args = "{bad"', "line 4: train: --model-args is not valid JSON"),
+        ("width = 0.1", 'model_args = "{bad"', "line 4: train: model_args is not valid JSON"),
         ("epochs = 3", "epochs = 3\nbatch_size = 2", "batch_size is given twice"),
         ('output = "int8.onnx"', 'output = "no/where.onnx"', "out/no is not a folder"),
         (

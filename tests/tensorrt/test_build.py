@@ -189,7 +189,7 @@ def test_the_command_takes_a_cache_that_tensorrt_wrote(micronet, chain, engines)
         ("int8.safetensors", [], "--a-sign signed"),
         ("int8.onnx", ["--precision", "fp16"], "is quantized; drop --precision fp16"),
         ("float.onnx", ["--calibrator", "mse"], "uses no ranges"),
-        ("float.onnx", ["--timing-cache", "t.cache", "--backend", "tensorrt-rtx"], "leave --timing-cache out"),
+        ("float.onnx", ["--timing-cache", "t.cache", "--backend", "tensorrt-rtx"], "drop --timing-cache"),
         ("nothing.onnx", [], "does not exist"),
     ],
 )
