@@ -29,7 +29,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "ema": 0.0, "flip": "random", "cutout": 0, "whiten": "off", "start_size": 0,
     },
     "fast": {
-        "batch_size": 256, "optimizer": "muon", "schedule": "linear", "label_smoothing": 0.1, "amp": "bf16",
+        "batch_size": 128, "optimizer": "muon", "schedule": "linear", "label_smoothing": 0.1, "amp": "bf16",
         "ema": 0.0, "flip": "alternating", "cutout": 0, "whiten": "on", "start_size": 0,
     },
 }  # fmt: skip
@@ -53,7 +53,7 @@ class TrainConfig(Settings):
         None, "Peak learning rate. Default: 0.01; finetune and quantize have their own.", low=0, basic=True
     )
     batch_size: int | None = setting(
-        None, "Images per batch, summed over all processes. Default: 64; fast: 32 to 256.", low=1
+        None, "Images per batch, summed over all processes. Default: 64; fast: 32 to 128.", low=1
     )
     accumulate: int = setting(1, "Batches per optimizer step; their gradients add up.", low=1)
     amp: Literal["off", "bf16", "fp16"] | None = setting(

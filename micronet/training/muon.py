@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from micronet.graph import ops
 from micronet.graph.trace import trace
 
-MOMENTUM = 0.6  # of batches of 128 to 256 images
+MOMENTUM = 0.6  # of batches of 128 images
 RELATIVE_STEP = 10.0  # a matrix moves by lr * RELATIVE_STEP of its norm, so that Adam's default lr of 0.01 fits both
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # the quintic's coefficients
 ITERATIONS = 5
