@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import torch
 from torch import fx, nn
 from torch.nn import functional as F
-from torchvision.ops import stochastic_depth
 
 from micronet.models.attention import attend, weigh
 from micronet.models.layers import Add, ChannelShuffle, Tap
@@ -18,7 +17,7 @@ from micronet.models.layers import Add, ChannelShuffle, Tap
 
 @dataclass(frozen=True)
 class Family:
-    """Operators that do the same thing."""
+    """Operators that do the same thing; a function may be given by its full name, to spare an import."""
 
     modules: tuple[type[nn.Module], ...] = ()
     functions: frozenset[object] = frozenset()
@@ -31,7 +30,10 @@ class Family:
         """Return True if a traced node applies one of these operators; ``module``: the one that the node calls."""
         if node.op == "call_module":
             return isinstance(module, self.modules)
-        return node.target in (self.methods if node.op == "call_method" else self.functions)
+        if node.op == "call_method":
+            return node.target in self.methods
+        target = node.target
+        return target in self.functions or f"{target.__module__}.{getattr(target, '__name__', '')}" in self.functions
 
 
 def _family(modules: tuple[type[nn.Module], ...] = (), functions: tuple[object, ...] = (), methods: str = "") -> Family:
@@ -115,8 +117,8 @@ WEIGHTED = WEIGHTED_FUNCTIONS | MATMUL | ATTENTION
 MOVES_CHANNELS = RESHAPE | REARRANGE | CONCATENATE | _family(functions=(operator.getitem,))
 ELEMENTWISE = ANY_RELU | SIGMOID | OTHER_ACTIVATIONS | DROPOUT | _family(
     (nn.Identity, nn.AlphaDropout, Tap),
-    (F.dropout2d, stochastic_depth, torch.abs, torch.neg, torch.exp, torch.sqrt, torch.pow, torch.square,
-     operator.neg, operator.pow, operator.gt, operator.ge, operator.lt, operator.le),
+    (F.dropout2d, "torchvision.ops.stochastic_depth.stochastic_depth", torch.abs, torch.neg, torch.exp, torch.sqrt,
+     torch.pow, torch.square, operator.neg, operator.pow, operator.gt, operator.ge, operator.lt, operator.le),
     "contiguous float to detach clone abs neg exp sqrt type pow square half double bfloat16 type_as masked_fill",
 )  # fmt: skip
 BROADCASTS = ADD | _family(
