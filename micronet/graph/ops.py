@@ -32,8 +32,11 @@ class Family:
             return isinstance(module, self.modules)
         if node.op == "call_method":
             return node.target in self.methods
-        target = node.target
-        return target in self.functions or f"{target.__module__}.{getattr(target, '__name__', '')}" in self.functions
+        return node.target in self.functions or _full_name(node.target) in self.functions
+
+
+def _full_name(target: object) -> str:
+    return f"{getattr(target, '__module__', '')}.{getattr(target, '__name__', '')}"
 
 
 def _family(modules: tuple[type[nn.Module], ...] = (), functions: tuple[object, ...] = (), methods: str = "") -> Family:
