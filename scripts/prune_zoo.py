@@ -22,7 +22,7 @@ import torch
 from torchvision import models
 
 from micronet.artifact.artifact import Artifact, load, save, versions
-from micronet.artifact.history import StageRecord
+from micronet.artifact.header import StageRecord
 from micronet.models.build import ModelSpec, build_model
 from micronet.models.device import describe_machine
 from micronet.onnx.export import to_onnx

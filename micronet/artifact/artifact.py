@@ -20,8 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from micronet import registry
-from micronet.artifact.header import KEY, Header, read_header
-from micronet.artifact.history import StageRecord
+from micronet.artifact.header import KEY, Header, StageRecord, read_header
 from micronet.core.files import write_atomically
 from micronet.core.machine import version as micronet_version
 from micronet.errors import FailedError, MicronetError, unknown

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from micronet.artifact.artifact import Artifact, load_state
-from micronet.artifact.history import StageRecord
+from micronet.artifact.header import StageRecord
 from micronet.data.dataset import IMAGENET, DataSpec
 from micronet.errors import MicronetError
 from micronet.models.build import TORCHVISION, build_model, make_spec

@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from micronet.artifact.history import StageRecord
 from micronet.errors import MicronetError
 
 FORMAT = 1
@@ -27,6 +26,19 @@ _SIGNATURES = {
     b"\xff\xd8": "a JPEG image",
     b"\x08": "an ONNX file",
 }
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """One stage that a model went through, in JSON values only."""
+
+    stage: str
+    config: dict[str, Any] = field(default_factory=dict)  # its settings
+    result: dict[str, Any] = field(default_factory=dict)  # the structure, enough to rebuild the network without data
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record as a JSON object."""
+        return asdict(self)
 
 
 @dataclass(frozen=True)

@@ -63,10 +63,10 @@ def modern(arguments: list[str]) -> list[str]:
             rest.insert(0, value)
         if name in _ANSWERS:
             raise MicronetError(f"{typed}: {_ANSWERS[name]}")
-        if name in _REWRITTEN:
-            words += _REWRITTEN[name](typed, _command(words), rest)
-        elif (_command(words), name) in _ONE_COMMAND:
-            words += _ONE_COMMAND[_command(words), name](typed, _command(words), rest)
+        command = next((earlier for earlier in words if not earlier.startswith("-")), "")
+        rewrite = _REWRITTEN.get(name) or _ONE_COMMAND.get((command, name))
+        if rewrite is not None:
+            words += rewrite(typed, command, rest)
         elif equals:
             rest.pop(0)
             words.append(f"{_NAMES.get(name, name)}={_value(name, value)}")
@@ -77,16 +77,12 @@ def modern(arguments: list[str]) -> list[str]:
     return words
 
 
-def _command(words: list[str]) -> str:
-    return next((word for word in words if not word.startswith("-")), "")
-
-
 def _value(name: str, typed: str) -> str:
     """Return today's word for an option's number; raise MicronetError for a number that it never had."""
     known = _VALUES.get(name, {})
     if known and typed.isdigit() and typed not in known:
-        allowed = ", ".join(f"{word} ({number})" for number, word in known.items())
-        raise MicronetError(f"{name} is {typed}; allowed: {allowed}")
+        expected = ", ".join(f"{word} ({number})" for number, word in known.items())
+        raise MicronetError(f"{name} is {typed}; expected {expected}")
     return known.get(typed, typed)
 
 
@@ -105,15 +101,11 @@ def _artifact(option: str, command: str, path: str) -> str:
 # Each takes the option, the command and the words after the option, and returns the words that replace it.
 
 
-def _cpu(option: str, command: str, rest: list[str]) -> list[str]:
-    return ["--device", "cpu"]
-
-
 def _gpu(option: str, command: str, rest: list[str]) -> list[str]:
     numbers = rest.pop(0) if rest else "0"
     if not all(number.isdigit() for number in numbers.split(",")):
         raise MicronetError(
-            f"--gpu_id is {numbers}; allowed: GPU numbers; type: --device cuda:0, or --device 0,1 for two"
+            f"--gpu_id is {numbers}; expected GPU numbers; type: --device cuda:0, or --device 0,1 for two"
         )
     return ["--device", numbers if "," in numbers else f"cuda:{numbers}"]
 
@@ -193,7 +185,7 @@ _REWRITTEN: dict[str, _Rewrite] = {
     "-sr": _sparse,
     "--sparsity-regularization": _sparse,
     "--bn-fuse": _fold,
-    "--cpu": _cpu,
+    "--cpu": lambda *_: ["--device", "cpu"],
     "--gpu-id": _gpu,
     "--refine": _refine,
     "--prune-refine": _refine,

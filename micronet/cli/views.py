@@ -159,13 +159,12 @@ def _trt_eval(summary: dict[str, Any]) -> None:
         "file": f"{summary['size_bytes']:,} bytes",
     }
     if "accuracy" in summary:
-        lines |= {"accuracy": f"{summary['accuracy']:.2%} of {summary['images']:,} images"}
-        lines |= {"loss": f"{summary['loss']:.4f}"}
+        lines |= _accuracy(summary)
     else:
-        lines |= {"pixel accuracy": f"{summary['pixel_accuracy']:.2%} of {summary['images']:,} images"}
-        lines |= {"mean IoU": f"{summary['mean_iou']:.2%}"}
+        lines["pixel accuracy"] = f"{summary['pixel_accuracy']:.2%} of {summary['images']:,} images"
+        lines["mean IoU"] = f"{summary['mean_iou']:.2%}"
     if summary["agreement"] is not None:
-        lines |= {"agrees with ONNX": f"{summary['agreement']:.2%}"}
+        lines["agrees with ONNX"] = f"{summary['agreement']:.2%}"
     _print_figures(lines)
     rows = []
     for timing in summary["timings"]:
@@ -177,8 +176,7 @@ def _trt_eval(summary: dict[str, Any]) -> None:
 def _evaluate(summary: dict[str, Any]) -> None:
     one, many = (f"{summary[f'latency_{key}ms']:.2f} ms" for key in ("", "batch64_"))
     figures = {
-        "accuracy": f"{summary['accuracy']:.2%} of {summary['images']:,} images",
-        "loss": f"{summary['loss']:.4f}",
+        **_accuracy(summary),
         "latency, 1 image": f"{one}, p95 {summary['latency_p95_ms']:.2f} ms",
         "latency, 64 images": f"{many}, p95 {summary['latency_batch64_p95_ms']:.2f} ms",
         "file": f"{summary['size_bytes']:,} bytes",
@@ -186,6 +184,11 @@ def _evaluate(summary: dict[str, Any]) -> None:
         "runtime": summary["runtime"],
     }
     _print_figures(figures)
+
+
+def _accuracy(summary: dict[str, Any]) -> dict[str, str]:
+    accuracy = f"{summary['accuracy']:.2%} of {summary['images']:,} images"
+    return {"accuracy": accuracy, "loss": f"{summary['loss']:.4f}"}
 
 
 def _print_figures(figures: dict[str, str]) -> None:
@@ -263,17 +266,8 @@ def _sensitivity(summary: list[dict[str, Any]]) -> None:
     print_table(("layer", "SQNR", "", "drop alone"), rows)
 
 
-def _nothing(summary: Any) -> None:
-    """Print nothing: the stages of a recipe have printed their results."""
-
-
-def _schema(summary: dict[str, Any]) -> None:
-    print_json(summary)
-
-
 _VIEWS: dict[str, Callable[[Any], None]] = {
     "import": _import, "prune": _prune, "quantize": _quantize, "bn-fuse": _bn_fuse, "export-onnx": _export_onnx,
     "check-onnx": _check_onnx, "pack": _pack, "trt-build": _trt_build, "trt-eval": _trt_eval, "evaluate": _evaluate,
-    "compare": _compare, "predict": _predict, "inspect": _inspect, "sensitivity": _sensitivity, "run": _nothing,
-    "schema": _schema,
+    "compare": _compare, "predict": _predict, "inspect": _inspect, "sensitivity": _sensitivity, "schema": print_json,
 }  # fmt: skip

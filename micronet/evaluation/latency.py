@@ -26,6 +26,11 @@ def latencies(predictors: Sequence[Predictor], inputs: Sequence[NDArray[np.float
 
     They run in turns, so that a change in the machine's speed affects all of them alike.
     """
+    return [Latency(*(1000 * np.percentile(own, [50, 95])).tolist()) for own in time_calls(predictors, inputs)]
+
+
+def time_calls(predictors: Sequence[Predictor], inputs: Sequence[NDArray[np.float32]]) -> list[list[float]]:
+    """Return the seconds of every timed call of each predictor; see ``latencies``."""
     for predict, images in zip(predictors, inputs, strict=True):
         start = time.perf_counter()
         predict(images)
@@ -39,4 +44,4 @@ def latencies(predictors: Sequence[Predictor], inputs: Sequence[NDArray[np.float
             predict(images)
             own.append(time.perf_counter() - start)
             spent += own[-1]
-    return [Latency(*(1000 * np.percentile(own, [50, 95])).tolist()) for own in samples]
+    return samples

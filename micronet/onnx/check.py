@@ -15,7 +15,7 @@ from onnx import TensorProto
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from micronet.artifact.history import StageRecord
+from micronet.artifact.header import StageRecord
 from micronet.errors import FailedError
 from micronet.evaluation.network import Predictor
 from micronet.models.modes import eval_mode

@@ -12,7 +12,6 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
-from pathlib import Path
 from typing import Any
 
 import onnx
@@ -21,8 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from micronet.artifact.artifact import Artifact, versions
-from micronet.artifact.history import StageRecord
-from micronet.core.files import write_bytes
+from micronet.artifact.header import StageRecord
 from micronet.data.dataset import DataSpec
 from micronet.errors import MicronetError, first_line
 from micronet.graph.trace import trace
@@ -92,11 +90,6 @@ def to_onnx(artifact: Artifact, images: Tensor, config: ExportConfig | None = No
     onnx.helper.set_model_props(proto, {METADATA_KEY: json.dumps(about, sort_keys=True)})
     onnx.checker.check_model(proto, full_check=True)
     return proto
-
-
-def write_onnx(proto: onnx.ModelProto, path: Path) -> None:
-    """Write an ONNX model atomically."""
-    write_bytes(path, proto.SerializeToString())
 
 
 def with_integers(model: nn.Module, history: list[StageRecord], *, signed: bool = False) -> nn.Module:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from micronet import registry
-from micronet.artifact.history import StageRecord
+from micronet.artifact.header import StageRecord
 from micronet.core.config import flag
 from micronet.errors import FailedError, MicronetError
 from micronet.evaluation.cost import count_macs

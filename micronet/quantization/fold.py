@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from micronet.artifact.history import StageRecord
+from micronet.artifact.header import StageRecord
 from micronet.errors import MicronetError
 from micronet.graph import ops
 from micronet.graph.trace import Graph, trace

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from torch import fx, nn
 
 from micronet import registry
-from micronet.artifact.history import StageRecord
+from micronet.artifact.header import StageRecord
 from micronet.core.config import matching
 from micronet.errors import MicronetError
 from micronet.graph import ops

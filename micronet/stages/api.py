@@ -111,7 +111,7 @@ def save(
         MicronetError: The file exists, or nothing says how to build the network.
     """
     from micronet.artifact import artifact as artifacts
-    from micronet.artifact.history import StageRecord
+    from micronet.artifact.header import StageRecord
     from micronet.core.files import check_output_path
     from micronet.models.build import make_spec
 

@@ -1,17 +1,11 @@
 """The ``bn-fuse`` stage: batch norms disappear into the layers before them."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from micronet.core.config import group
 from micronet.errors import MicronetError
 from micronet.stages.config import OutputConfig, ReadSettings
 from micronet.stages.stage import Context, Outcome, Stage
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from micronet.artifact.history import StageRecord
 
 
 @dataclass(frozen=True)
@@ -22,6 +16,7 @@ class BnFuse(ReadSettings, Stage):
     details = "Quantized weights keep their integers, and biases become int32."
     example = "micronet bn-fuse int8.safetensors -o fused.safetensors"
     ending = "-fused.safetensors"
+    restorer = "micronet.quantization.fold:restore"
 
     output: OutputConfig = group(OutputConfig)
 
@@ -42,10 +37,3 @@ class BnFuse(ReadSettings, Stage):
         folded = len(record.result["pairs"]) + len(record.result["taken"])
         fused = artifact.after(record, model=model, metrics={})  # metrics of the unfused network are not its own
         return Outcome(fused, {"folded": folded})
-
-    @classmethod
-    def restore(cls, model: "nn.Module", record: "StageRecord") -> "nn.Module":
-        """Fold what was folded."""
-        from micronet.quantization.fold import restore
-
-        return restore(model, record)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from micronet.core.config import group, setting
+from micronet.core.files import write_bytes
 from micronet.errors import FailedError, MicronetError
 from micronet.onnx.config import ExportConfig
 from micronet.stages.config import ConvertSettings, ReportConfig, input_file
@@ -70,9 +71,7 @@ class ExportOnnx(CheckedSettings, Stage):
 
     def write(self, product: Any, path: Path) -> None:
         """Write the file."""
-        from micronet.onnx.export import write_onnx
-
-        write_onnx(product, path)
+        write_bytes(path, product.SerializeToString())
 
 
 @dataclass(frozen=True)
@@ -114,7 +113,6 @@ class Pack(CheckedSettings, Stage):
 
     def write(self, product: Any, path: Path) -> None:
         """Write the file."""
-        from micronet.core.files import write_bytes
         from micronet.packed.file_format import to_bytes
 
         write_bytes(path, to_bytes(product))

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from micronet.core.config import flag, group, setting
 from micronet.errors import MicronetError
@@ -11,11 +11,6 @@ from micronet.stages.config import ConvertSettings, RunConfig, check_teacher
 from micronet.stages.stage import BEFORE_FUSING, PRUNE_FIRST, Context, Outcome, Stage
 from micronet.stages.train import FINETUNING, run_context, trained
 from micronet.training.config import TrainConfig
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from micronet.artifact.history import StageRecord
 
 
 @dataclass(frozen=True)
@@ -29,9 +24,10 @@ class Prune(ConvertSettings, Stage):
     )
     example = "micronet prune sparse.safetensors --percent 0.5 --regular 8 -o pruned.safetensors"
     ending = "-pruned.safetensors"
+    restorer = "micronet.pruning.prune:restore"
     takes_batches = True
     takes_example = True
-    advanced = ("epochs", "lr", "batch_size")
+    advanced = ("preset", "epochs", "lr", "batch_size")
     cannot_follow = {"quantize": PRUNE_FIRST, "bn-fuse": BEFORE_FUSING}  # noqa: RUF012  # never changed
 
     dry_run: bool = setting(False, "Print the plan without writing anything.", run_only=True, api=False, basic=True)
@@ -111,10 +107,3 @@ class Prune(ConvertSettings, Stage):
         """Add the file, and its size to the figures after pruning."""
         super().add_file(summary, path)
         summary.get("after", {}).update(size_bytes=path.stat().st_size)
-
-    @classmethod
-    def restore(cls, model: "nn.Module", record: "StageRecord") -> "nn.Module":
-        """Resize the layers as recorded."""
-        from micronet.pruning.prune import restore
-
-        return restore(model, record)

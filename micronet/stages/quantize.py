@@ -2,20 +2,16 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from micronet.core.config import group, setting
+from micronet.core.files import write_bytes
 from micronet.errors import MicronetError
 from micronet.quantization.config import Bits, CalibrationConfig, QuantConfig, RecoveryConfig
 from micronet.stages.config import ModelConfig, TrainingSettings, check_teacher, input_file
 from micronet.stages.stage import BEFORE_FUSING, Context, Outcome, Stage
 from micronet.stages.train import run_context
 from micronet.training.config import TrainConfig
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from micronet.artifact.history import StageRecord
 
 QAT = TrainConfig(epochs=2)  # short, since the float network is trained already
 QAFT_LR = 1e-5
@@ -35,6 +31,7 @@ class Quantize(TrainingSettings, Stage):
         "by default."
     )
     example = "micronet quantize float.safetensors --w-bits 8 --a-bits 8 --q-type sym --epochs 1 -o int8.safetensors"
+    restorer = "micronet.quantization.quantize:restore"
     takes_batches = True
     advanced = ("lr", "batch_size", "model", "device")
     cannot_follow = {  # noqa: RUF012  # never changed
@@ -190,19 +187,10 @@ class Quantize(TrainingSettings, Stage):
 
     def write(self, product: Any, path: Path) -> None:
         """Write an artifact or an ONNX file."""
-        if path.suffix != ".onnx":
+        if self.is_onnx:
+            write_bytes(path, product.SerializeToString())
+        else:
             super().write(product, path)
-            return
-        from micronet.onnx.export import write_onnx
-
-        write_onnx(product, path)
-
-    @classmethod
-    def restore(cls, model: "nn.Module", record: "StageRecord") -> "nn.Module":
-        """Place the recorded quantizers."""
-        from micronet.quantization.quantize import restore
-
-        return restore(model, record)
 
 
 def _count(bits: Bits) -> int:

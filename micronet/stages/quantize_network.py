@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from micronet.artifact.artifact import Artifact, load
-from micronet.artifact.header import describe_slot
-from micronet.artifact.history import StageRecord
+from micronet.artifact.header import StageRecord, describe_slot
 from micronet.core.files import check_output_path
 from micronet.data.dataset import Dataset
 from micronet.errors import FailedError, MicronetError, first_line

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from micronet import registry
-from micronet.artifact.history import StageRecord
+from micronet.artifact.header import StageRecord
 from micronet.core.config import Option, build, flatten, options
 from micronet.core.files import check_file_kind
 from micronet.core.progress import Progress
@@ -84,6 +84,7 @@ class Stage:
         suffix: The suffix of the file that it writes, or None if it only reports.
         ending: The end of the default output's name, after the input's.
         begins: Whether it begins a history.
+        restorer: The function that does its ``restore``, as ``module:function``; None if it changes no structure.
         cannot_follow: Stages that must not come before it -> why not, and what to do instead.
         takes_batches: Whether the API may give it input batches in place of a data set.
         takes_example: Whether the API may give it an example input, for tracing.
@@ -98,6 +99,7 @@ class Stage:
     suffix: ClassVar[str | None] = ".safetensors"
     ending: ClassVar[str] = ".safetensors"
     begins: ClassVar[bool] = False
+    restorer: ClassVar[str | None] = None
     cannot_follow: ClassVar[Mapping[str, str]] = {}
     takes_batches: ClassVar[bool] = False
     takes_example: ClassVar[bool] = False
@@ -209,7 +211,10 @@ class Stage:
     @classmethod
     def restore(cls, model: "nn.Module", record: StageRecord) -> "nn.Module":
         """Rebuild the structure that a record describes; stages that change no structure return the model as it is."""
-        return model
+        if cls.restorer is None:
+            return model
+        restored: nn.Module = registry.load_object(cls.restorer)(model, record)
+        return restored
 
 
 def find(name: str) -> type[Stage]:

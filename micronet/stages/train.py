@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from micronet import registry
-from micronet.artifact.history import StageRecord
+from micronet.artifact.header import StageRecord
 from micronet.core.config import group, setting
 from micronet.pruning.config import SparsityConfig
 from micronet.stages.config import DataConfig, ModelConfig, ReadSettings, RunConfig, TrainingSettings, input_file

@@ -1,12 +1,13 @@
 """The ``trt-build`` stage: a TensorRT engine from an artifact or an ONNX file."""
 
 import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from micronet.core.config import group
-from micronet.core.files import file_hash
+from micronet.core.files import file_hash, write_bytes, write_text
 from micronet.errors import MicronetError
 from micronet.onnx.config import AXES, ExportConfig
 from micronet.quantization.config import QuantConfig, RangeConfig
@@ -57,10 +58,6 @@ class TrtBuild(ConvertSettings, Stage):
 
     def write(self, product: Any, path: Path) -> None:
         """Write the engine, and its description beside it."""
-        import json
-
-        from micronet.core.files import write_bytes, write_text
-
         write_bytes(path, product.data)
         write_text(path.with_name(f"{path.name}.json"), json.dumps(product.about, indent=1))
 

@@ -11,8 +11,7 @@ from torch import nn
 
 import micronet
 from micronet.artifact.artifact import Artifact, load, save
-from micronet.artifact.header import read_header
-from micronet.artifact.history import StageRecord
+from micronet.artifact.header import StageRecord, read_header
 from micronet.errors import MicronetError
 from micronet.models.build import ModelSpec, build_model
 from micronet.quantization.calibrate import calibrate

@@ -12,7 +12,7 @@ from micronet.errors import MicronetError
 from micronet.evaluation.cost import count_macs
 from micronet.models.build import ModelSpec
 from micronet.onnx.check import USUAL_ERROR, compare_layers, compare_outputs, drift
-from micronet.onnx.export import to_onnx, write_onnx
+from micronet.onnx.export import to_onnx
 from micronet.onnx.operators import INT32_MAX, bias_scales
 from micronet.quantization.calibrate import calibrate, each_quantizer
 from micronet.quantization.config import QuantConfig
@@ -176,6 +176,6 @@ def test_bn_fuse_of_a_quantized_network_without_batch_norms_makes_torch_and_the_
 def test_the_macs_of_a_transposed_convolution_are_counted_also_in_the_first_layer(tmp_path):
     network = torch.nn.Sequential(torch.nn.ConvTranspose2d(3, 4, 2, 2), torch.nn.Flatten(), torch.nn.Linear(256, 5))
     artifact = Artifact(network.eval(), ModelSpec("mine.py:Up"))
-    write_onnx(to_onnx(artifact, torch.randn(2, 3, 4, 4)), tmp_path / "up.onnx")
+    onnx.save(to_onnx(artifact, torch.randn(2, 3, 4, 4)), tmp_path / "up.onnx")
     predictor = OrtPredictor(tmp_path / "up.onnx", RuntimeOptions())
     assert predictor.macs((3, 4, 4)) == count_macs(network, torch.zeros(1, 3, 4, 4)) == 3 * 16 * 16 + 256 * 5

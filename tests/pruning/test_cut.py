@@ -262,7 +262,7 @@ def test_a_flow_run_again_with_the_same_widths_is_the_same():
 
 @pytest.mark.parametrize("sizes", [{"conv9": {"in_channels": 3}}, {"features.0.conv": {"stride": 2}}])
 def test_a_record_that_does_not_fit_is_refused(tmp_path, micronet, chain, sizes):
-    from micronet.artifact.history import StageRecord
+    from micronet.artifact.header import StageRecord
 
     artifact = load(chain / "float.safetensors")
     save(artifact.after(StageRecord("prune", {}, {"sizes": sizes})), tmp_path / "a.safetensors")

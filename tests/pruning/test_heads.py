@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from micronet.artifact.artifact import Artifact, load, save
-from micronet.artifact.history import StageRecord
+from micronet.artifact.header import StageRecord
 from micronet.errors import MicronetError
 from micronet.models.attention import Attention
 from micronet.models.build import ModelSpec

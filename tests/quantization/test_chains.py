@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from micronet.artifact.artifact import Artifact, load, save
-from micronet.artifact.history import StageRecord
+from micronet.artifact.header import StageRecord
 from micronet.graph.trace import trace
 from micronet.models.build import ModelSpec, build_model
 from micronet.onnx.check import compare_layers
-from micronet.onnx.export import to_onnx, write_onnx
+from micronet.onnx.export import to_onnx
 from micronet.quantization.calibrate import calibrate, collect, freeze, frozen, observing, set_ranges
 from micronet.quantization.config import QuantConfig
 from micronet.quantization.fold import fold_model
@@ -116,7 +116,7 @@ def test_every_legal_order_saves_reloads_and_exports(tmp_path, name, order):
         assert torch.equal(again.model.eval()(IMAGES), artifact.model(IMAGES)), step
         assert [record.to_json() for record in again.history] == [record.to_json() for record in artifact.history]
     assert trace(artifact.model) is not None
-    write_onnx(to_onnx(artifact, IMAGES), tmp_path / "a.onnx")
+    onnx.save(to_onnx(artifact, IMAGES), tmp_path / "a.onnx")
     scores = OrtPredictor(tmp_path / "a.onnx", RuntimeOptions())(IMAGES.numpy())
     expected = artifact.model(IMAGES).detach().numpy()
     if "vit" in name:  # an untrained transformer's dozen blocks multiply every step that a rounding takes

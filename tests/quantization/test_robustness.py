@@ -2,6 +2,7 @@
 
 import statistics
 
+import onnx
 import pytest
 import torch
 from torch import nn
@@ -11,7 +12,7 @@ import micronet
 from micronet.artifact.artifact import Artifact
 from micronet.errors import MicronetError
 from micronet.models.build import ModelSpec
-from micronet.onnx.export import to_onnx, write_onnx
+from micronet.onnx.export import to_onnx
 from micronet.quantization.calibrate import calibrate, each_quantizer, observing
 from micronet.quantization.config import QuantConfig
 from micronet.quantization.equalize import equalize
@@ -84,7 +85,7 @@ def test_bn_fuse_and_the_file_keep_few_bits_as_they_are(config, tmp_path):
         # Half a unit, of which the largest weight has more than 32; with the bare integers' unit 1 to 7.
         assert ((layer.bias - unsnapped.bias).abs() <= step * largest / 64).all()
     artifact = Artifact(folded, ModelSpec("chain", {}), [record, fold_record])
-    write_onnx(to_onnx(artifact, IMAGES), tmp_path / "a.onnx")
+    onnx.save(to_onnx(artifact, IMAGES), tmp_path / "a.onnx")
     scores = OrtPredictor(tmp_path / "a.onnx", RuntimeOptions())(IMAGES.numpy())
     assert of_most_images(folded(IMAGES), torch.from_numpy(scores)) > 100
 

@@ -12,7 +12,6 @@ from micronet.errors import MicronetError
 from micronet.runtimes.config import RuntimeOptions
 from micronet.runtimes.network import open_network
 from micronet.runtimes.onnxruntime import read_onnx
-from micronet.runtimes.tensorrt import timing
 from micronet.runtimes.tensorrt.engine import CACHED_SHAPES, EnginePredictor
 from micronet.runtimes.tensorrt.library import library, logger
 from tests.tensorrt.fake_gpu import COMPUTE, MS_PER_IMAGE, Gpu, class_scores, write_engine
@@ -307,8 +306,6 @@ def exported(gpu, chain, tmp_path, monkeypatch):
     """An engine that computes what ``float.onnx`` does, by the same session, with the same metadata."""
     from micronet.runtimes.onnxruntime import OrtPredictor, metadata
 
-    monkeypatch.setattr(timing, "MEASURE_SECONDS", 0.01)
-    monkeypatch.setattr(timing, "WARM_UP_SECONDS", 0.001)
     session = OrtPredictor(chain / "float.onnx", RuntimeOptions())
     monkeypatch.setitem(COMPUTE, "onnx", lambda batch: session(batch.astype(np.float32)))
     shape = (session.data.channels, session.data.image_size, session.data.image_size)

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from micronet.data.dataset import DataSpec
 from micronet.errors import MicronetError
-from micronet.runtimes.tensorrt import segmentation, timing
+from micronet.runtimes.tensorrt import segmentation
 from micronet.runtimes.tensorrt.segmentation import Pair, evaluate_segmentation, list_pairs, multi_scale_scores
 from tests.tensorrt.fake_gpu import write_engine
 
@@ -149,13 +149,7 @@ def test_other_sizes_are_refused(text):
         segmentation.parse_sizes(text)
 
 
-@pytest.fixture
-def _briefly(monkeypatch):
-    monkeypatch.setattr(timing, "MEASURE_SECONDS", 0.01)
-    monkeypatch.setattr(timing, "WARM_UP_SECONDS", 0.001)
-
-
-@pytest.mark.usefixtures("_briefly", "gpu")
+@pytest.mark.usefixtures("gpu")
 def test_trt_eval_segments_at_several_sizes(folder, tmp_path, micronet):
     path = write_engine(tmp_path / "net.engine", (1, 3, 32, 32), (4, 3, 96, 96), compute="pixels")
     arguments = ["trt-eval", path, "--segmentation", folder, "--batch-sizes", "2"]
@@ -171,7 +165,7 @@ def test_trt_eval_segments_at_several_sizes(folder, tmp_path, micronet):
     assert large.code == 2 and "built for inputs of 1x3x32x32 to 4x3x96x96, got 1x3x128x192" in large.err
 
 
-@pytest.mark.usefixtures("_briefly", "gpu")
+@pytest.mark.usefixtures("gpu")
 def test_trt_eval_segments_at_a_fixed_engines_own_size(folder, tmp_path, micronet):
     path = write_engine(tmp_path / "net.engine", (2, 3, 64, 64), compute="pixels")
     done = micronet("trt-eval", path, "--segmentation", folder, "--batch-sizes", "1,3", "--json")

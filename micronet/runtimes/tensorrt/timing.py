@@ -1,6 +1,5 @@
 """Measure an engine's speed by batch size: latency with and without copies, and images per second."""
 
-import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -9,7 +8,7 @@ from numpy.typing import NDArray
 
 from micronet.core.progress import Progress
 from micronet.errors import MicronetError
-from micronet.evaluation.latency import MEASURE_SECONDS, MIN_ROUNDS, WARM_UP_SECONDS
+from micronet.evaluation.latency import time_calls
 from micronet.runtimes.tensorrt.engine import EnginePredictor
 
 DEVICE_ROUNDS = 50
@@ -39,13 +38,7 @@ def sweep(
 
 def measure(network: EnginePredictor, batch: NDArray[np.float32]) -> Timing:
     """Time one batch (N, C, H, W), after a warm-up."""
-    spent = 0.0
-    while spent < WARM_UP_SECONDS:
-        spent += _seconds(network, batch)
-    samples: list[float] = []
-    while sum(samples) < MEASURE_SECONDS or len(samples) < MIN_ROUNDS:
-        samples.append(_seconds(network, batch))
-    p50, p95, p99 = (1000 * np.percentile(samples, [50, 95, 99])).tolist()
+    p50, p95, p99 = (1000 * np.percentile(time_calls([network], [batch]), [50, 95, 99])).tolist()
     device = float(np.median([network.device_ms(batch) for _ in range(DEVICE_ROUNDS)]))
     return Timing(list(batch.shape), p50, p95, p99, device, 1000 * len(batch) / p50)
 
@@ -56,9 +49,3 @@ def parse_batch_sizes(text: str) -> list[int]:
     if not all(part.isdigit() and int(part) > 0 for part in parts):
         raise MicronetError(f"--batch-sizes is {text!r}; expected positive integers, such as 1,8,32")
     return [int(part) for part in parts]
-
-
-def _seconds(network: EnginePredictor, batch: NDArray[np.float32]) -> float:
-    start = time.perf_counter()
-    network(batch)
-    return time.perf_counter() - start
