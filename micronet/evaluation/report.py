@@ -1,8 +1,7 @@
 """Compare networks on the same data, every figure measured."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,8 +16,7 @@ from micronet.evaluation.network import Network
 BATCHES = (1, 64)
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """The figures of one network on ``images`` test images.
 
     ``accuracy``, ``drop`` and ``agreement`` are 0..1, the last two relative to the first row. ``size_bytes``: the file.
@@ -42,13 +40,8 @@ class Row:
     latency_batch64_ms: float
     latency_batch64_p95_ms: float
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the row as a JSON object."""
-        return asdict(self)
 
-
-@dataclass(frozen=True)
-class Candidate:
+class Candidate(NamedTuple):
     """A network to compare: its name, the network itself and the size of its file in bytes."""
 
     name: str

@@ -78,8 +78,8 @@ def _add_branch(outlined: fx.GraphModule, graph: Graph, nodes: dict[str, fx.Node
         node = read
         while node is not before:
             between.insert(0, node)
-            node = graph.inputs(node)[0]
-        end = graph.inputs(before)[0]
+            node = node.all_input_nodes[0]
+        end = before.all_input_nodes[0]
         _make_out_of_place(graph, before)
         for node in between:
             inputs = {**{used: used for used in node.all_input_nodes}, before: end}

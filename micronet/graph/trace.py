@@ -58,28 +58,24 @@ class Graph:
     def origin(self, node: fx.Node) -> fx.Node:
         """Return the node that computed the values of a tensor: skip flattening, max-pooling and the like."""
         while self.preserves_values(node):
-            node = self.inputs(node)[0]
+            node = node.all_input_nodes[0]
         return node
 
     def preserves_values(self, node: fx.Node) -> bool:
         """Return True if every output value of a node is one of its input values (apart from a max-pool's padding)."""
         if node.target is operator.getitem:  # part of a split tensor; of anything else it may be a new tensor
-            return self.preserves_values(self.inputs(node)[0])
-        return self.matches(node, ops.PRESERVES_VALUES) and bool(self.inputs(node))
+            return self.preserves_values(node.all_input_nodes[0])
+        return self.matches(node, ops.PRESERVES_VALUES) and bool(node.all_input_nodes)
 
     def is_join(self, node: fx.Node) -> bool:
         """Return True if a node adds or concatenates several tensors."""
-        return self.matches(node, ops.JOIN) and (len(self.inputs(node)) > 1 or isinstance(self.module(node), Add))
+        return self.matches(node, ops.JOIN) and (len(node.all_input_nodes) > 1 or isinstance(self.module(node), Add))
 
     def is_non_negative(self, node: fx.Node) -> bool:
         """Return True if a node's output is never below zero: a ReLU, a sigmoid, or such values moved or averaged."""
         if self.preserves_values(node) or self.matches(node, ops.AVERAGE):
-            return self.is_non_negative(self.inputs(node)[0])
+            return self.is_non_negative(node.all_input_nodes[0])
         return self.matches(node, ops.NON_NEGATIVE)
-
-    def inputs(self, node: fx.Node) -> list[fx.Node]:
-        """Return the nodes whose outputs a node reads, including those inside lists."""
-        return list(node.all_input_nodes)
 
     def reachable(self, node: fx.Node) -> set[fx.Node]:
         """Return all nodes that depend on a node's output."""
@@ -105,7 +101,7 @@ class Graph:
         for node, norm in self.calls():
             if not isinstance(norm, ops.BATCH_NORMS) or self.call_count(norm) != 1:
                 continue
-            layer_node = self.inputs(node)[0]
+            layer_node = node.all_input_nodes[0]
             layer = self.module(layer_node)
             if (
                 isinstance(layer, (*ops.CONVOLUTIONS, nn.Linear))
@@ -122,7 +118,7 @@ class Graph:
     def _is_matrix(self, node: fx.Node) -> bool:
         """Return True if a tensor is known to be (N, features), so that a batch norm's channels are its features."""
         while node.op == "call_module" and isinstance(self.module(node), ops.KEEPS_MATRIX):
-            node = self.inputs(node)[0]
+            node = node.all_input_nodes[0]
         if node.target is torch.flatten or (node.op, node.target) == ("call_method", "flatten"):
             return tuple(node.args[1:]) == (1,) and not node.kwargs
         if node.op == "call_method" and node.target in ("view", "reshape"):

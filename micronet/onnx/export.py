@@ -24,17 +24,8 @@ from micronet.artifact.header import StageRecord
 from micronet.data.dataset import DataSpec
 from micronet.errors import MicronetError, first_line
 from micronet.graph.trace import trace
-from micronet.onnx import rewrite
+from micronet.onnx import operators, rewrite
 from micronet.onnx.config import AXES, ExportConfig
-from micronet.onnx.operators import (
-    INT8_BITS,
-    ActivationQDQ,
-    Sign,
-    StoredIntegers,
-    bias_scales,
-    require_int8,
-    translations,
-)
 from micronet.quantization.calibrate import check_calibrated, each_quantizer
 from micronet.quantization.fold import fold_model, foldable_pairs, has_taken_norms, shares_scales
 from micronet.quantization.functional import dequantize, int8_grid, to_integers
@@ -63,7 +54,7 @@ def to_onnx(artifact: Artifact, images: Tensor, config: ExportConfig | None = No
     widest = max((quantizer.bits for _, _, quantizer in each_quantizer(artifact.model)), default=0)
     if widest and config.precision == "fp16":
         raise MicronetError("--precision fp16 applies to float networks, and this one is quantized; drop --precision")
-    if widest > INT8_BITS and config.opset < SIXTEEN_BITS_OPSET:
+    if widest > operators.INT8_BITS and config.opset < SIXTEEN_BITS_OPSET:
         raise MicronetError(f"{widest}-bit quantizers need --opset {SIXTEEN_BITS_OPSET} or later, got {config.opset}")
     model = with_integers(_folded(artifact.model), artifact.history, signed=config.target == "tensorrt")
     check_size(sum(tensor.nbytes for tensor in model.state_dict().values()))
@@ -112,13 +103,13 @@ def with_integers(model: nn.Module, history: list[StageRecord], *, signed: bool 
         layer: Any = model.get_submodule(name)
         if slot == "weight_quantizer":
             if signed:
-                require_int8(int8_grid(quantizer.qparams(layer.weight)), f"{name}.{slot}")
+                operators.require_int8(int8_grid(quantizer.qparams(layer.weight)), f"{name}.{slot}")
             _store_weight(layer, quantizer, None if signed else scales.get(inputs.get(name) or ""))
         elif isinstance(quantizer, SignQuantizer):
-            setattr(layer, slot, Sign())
+            setattr(layer, slot, operators.Sign())
         else:
             qparams = quantizer.qparams(torch.empty(0))
-            setattr(layer, slot, ActivationQDQ(qparams, quantizer.bits, f"{name}.{slot}", signed=signed))
+            setattr(layer, slot, operators.ActivationQDQ(qparams, quantizer.bits, f"{name}.{slot}", signed=signed))
     return model
 
 
@@ -130,14 +121,14 @@ def _store_weight(layer: Any, quantizer: Quantizer, input_scale: Tensor | None) 
     values = dequantize(quantizer.integers(weight), qparams)
     qparams = int8_grid(qparams)
     if bias is not None and input_scale is not None and not shares_scales(layer):
-        scales = bias_scales(qparams.scale, input_scale, bias)
+        scales = operators.bias_scales(qparams.scale, input_scale, bias)
         qparams = qparams._replace(scale=scales.weight)
         q = (bias.double() / scales.bias.double()).round().to(torch.int32)
-        layer.bias_quantizer = StoredIntegers(q, scales.bias, torch.zeros_like(q), 0)
+        layer.bias_quantizer = operators.StoredIntegers(q, scales.bias, torch.zeros_like(q), 0)
         layer.bias = nn.Parameter(torch.zeros(0))
     dtype = next(each for each in (torch.int8, torch.int16, torch.int32) if qparams.qmax <= torch.iinfo(each).max)
     q = to_integers(values, qparams).to(dtype)
-    layer.weight_quantizer = StoredIntegers(q, qparams.scale, qparams.zero_point, qparams.axis)
+    layer.weight_quantizer = operators.StoredIntegers(q, qparams.scale, qparams.zero_point, qparams.axis)
     layer.weight = nn.Parameter(torch.zeros(0))  # keeps the float copy out of the file
 
 
@@ -168,7 +159,7 @@ def _export(model: nn.Module, images: Tensor, config: ExportConfig) -> ir.Model:
                 input_names=[INPUT],
                 output_names=[OUTPUT],
                 dynamic_shapes=(dynamic,),
-                custom_translation_table=translations(config.opset),
+                custom_translation_table=operators.translations(config.opset),
                 optimize=True,
                 verbose=False,
             )

@@ -171,10 +171,6 @@ def _flattens(builder: ProgramBuilder, node: onnx.NodeProto, sides: list[int]) -
     return len(shape) == 2 and shape[1] in (-1, math.prod(sides))
 
 
-def _relu(builder: ProgramBuilder, node: onnx.NodeProto) -> None:
-    builder.add(node, "relu")
-
-
 def _clip(builder: ProgramBuilder, node: onnx.NodeProto) -> None:
     bounds = [float(builder.constants[name]) if name else default for name, default in
               zip([*node.input[1:], "", ""], (-math.inf, math.inf), strict=False)]  # fmt: skip
@@ -216,8 +212,8 @@ def _unless_default(values: Any, default: list[int]) -> list[int] | None:
 
 _CONVERTERS: dict[str, Callable[[ProgramBuilder, onnx.NodeProto], None]] = {
     "Conv": _conv, "Gemm": _gemm, "DequantizeLinear": _dequantize, "QuantizeLinear": _quantize,
-    "GreaterOrEqual": _greater_or_equal, "Where": _alias, "Relu": _relu, "Clip": _clip, "MaxPool": _pool,
-    "AveragePool": _pool, "GlobalAveragePool": _mean, "ReduceMean": _mean, "Reshape": _reshape, "Flatten": _reshape,
-    "Transpose": _alias, "Add": _combine("add"), "Mul": _combine("mul"), "Concat": _combine("concat"),
-    "BatchNormalization": _batch_norm, "Identity": _alias, "Dropout": _alias,
+    "Relu": lambda builder, node: builder.add(node, "relu"), "GreaterOrEqual": _greater_or_equal, "Where": _alias,
+    "Clip": _clip, "MaxPool": _pool, "AveragePool": _pool, "GlobalAveragePool": _mean, "ReduceMean": _mean,
+    "Reshape": _reshape, "Flatten": _reshape, "Transpose": _alias, "Add": _combine("add"), "Mul": _combine("mul"),
+    "Concat": _combine("concat"), "BatchNormalization": _batch_norm, "Identity": _alias, "Dropout": _alias,
 }  # fmt: skip

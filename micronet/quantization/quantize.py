@@ -172,26 +172,26 @@ class _GraphPlacer(_Placer):
         return convolution and affine and "weight_quantizer" in self.placement.quantizers.get(layer, {})
 
     def _source(self, layer: fx.Node) -> fx.Node:
-        return self._graph.origin(self._graph.inputs(layer)[0])
+        return self._graph.origin(layer.all_input_nodes[0])
 
     def _binarize(self, node: fx.Node) -> str:
         """Put a sign directly before a layer, after any pool, and drop the ReLU there (its sign would be constant).
 
         If other nodes read that tensor or the ReLU's output, the layer gets a branch with a sign of its own.
         """
-        read = self._graph.inputs(node)[0]
+        read = node.all_input_nodes[0]
         if read.op == "placeholder":
             return self._quantize_input(str(node.target), "same")
         before = read
         while self._graph.preserves_values(before) or self._graph.matches(before, ops.AVERAGE):
-            before = self._graph.inputs(before)[0]
+            before = before.all_input_nodes[0]
         relu = before if self._graph.matches(before, ops.ANY_RELU) else None
         if relu is None and self._graph.is_non_negative(read):
             raise MicronetError(
                 f"the input of {node.target} is never negative, so its sign would be constant; "
                 f"leave the layer out with --exclude {node.target}"
             )
-        shared = relu is not None and len(self._graph.inputs(relu)[0].users) > 1
+        shared = relu is not None and len(relu.all_input_nodes[0].users) > 1
         if relu is not None and shared and getattr(self._graph.module(relu), "inplace", False):
             raise MicronetError(
                 f"{relu.target} changes a tensor in place that is read again, so a sign cannot replace it; "
@@ -231,16 +231,16 @@ class _GraphPlacer(_Placer):
             last = not self._has_layer_after(node)
             rule = self._config.edge if last else "same"
             if rule != "float" and (self._graph.matches(node, ops.AVERAGE) or (self._graph.is_join(node) and not last)):
-                for source in map(self._graph.origin, self._graph.inputs(node)):
+                for source in map(self._graph.origin, node.all_input_nodes):
                     if self._comes_from_chosen(source):
                         self._quantize_output(source, rule)
 
     def _comes_from_chosen(self, source: fx.Node) -> bool:
         """Return True if a tensor comes from a chosen layer through single-input operations such as norms."""
         while source not in self._layers:
-            if len(self._graph.inputs(source)) != 1:
+            if len(source.all_input_nodes) != 1:
                 return source.op != "placeholder" and self._config.include is None
-            source = self._graph.inputs(source)[0]
+            source = source.all_input_nodes[0]
         return str(source.target) in self._chosen
 
     def _quantize_output(self, source: fx.Node, rule: Rule) -> str:
@@ -263,7 +263,7 @@ class _GraphPlacer(_Placer):
         module = self._graph.module(node)
         if type(module) is not nn.ReLU or not module.inplace:
             return False
-        read = self._graph.inputs(node)[0]
+        read = node.all_input_nodes[0]
         return len(read.users) == 1 and (read in self._layers or isinstance(self._graph.module(read), ops.BATCH_NORMS))
 
     def _has_layer_after(self, node: fx.Node) -> bool:

@@ -105,10 +105,6 @@ class Journal:
         entry = self.entries.get(stage, {})
         return bool(entry.get("key") == key and output.exists() and entry.get("output") == file_hash(output))
 
-    def owns(self, stage: str) -> bool:
-        """Return True if a stage of this name ran here before, so its file may be overwritten."""
-        return stage in self.entries
-
     def begun(self, stage: str, key: str) -> bool:
         """Return True if a stage began with this key and did not finish."""
         return self.entries.get(stage) == {"key": key}
@@ -139,7 +135,8 @@ class _Runner:
             return Outcome(None)
         words = ["micronet", each.stage.name, *spell(each.stage, each.values)]
         self.progress.line(f"$ {shlex.join(words)}")
-        if path is not None and path.exists() and not config.force and not journal.owns(name):
+        made_here = name in journal.entries
+        if path is not None and path.exists() and not config.force and not made_here:
             raise MicronetError(f"{path} exists but this recipe did not make it; add --force to overwrite it, or -o")
         resume = not self.rerun and journal.begun(name, key) and each.configured().trains()
         if path is not None:

@@ -35,7 +35,7 @@ class Evaluate(MeasureSettings, Stage):
     def run(self, context: Context) -> Outcome:
         """Measure the network on the test images."""
         row = measure([self.file], self, context)[0]
-        return Outcome(row, {key: value for key, value in row.to_json().items() if key not in RELATIVE})
+        return Outcome(row, {key: value for key, value in row._asdict().items() if key not in RELATIVE})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,7 @@ class Compare(MeasureSettings, Stage):
         from micronet.models.device import describe_machine
 
         rows = measure(self.files, self, context)
-        return Outcome(rows, {"machine": describe_machine(), "rows": [row.to_json() for row in rows]})
+        return Outcome(rows, {"machine": describe_machine(), "rows": [row._asdict() for row in rows]})
 
     def judge(self, outcome: Outcome) -> None:
         """Raise FailedError that names the worst network if one loses more than ``max_drop`` percentage points."""

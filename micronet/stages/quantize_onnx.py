@@ -43,8 +43,9 @@ class FloatModel:
         """Open the data set; MicronetError if it is not known."""
         if not self.has_data:
             raise MicronetError(f"{self.file} does not record its data set; name one with --data")
-        remembered = metadata(self.proto).get("data")
-        size = self.data.image_size or fixed_side(self.proto)
+        remembered, shape = metadata(self.proto).get("data"), input_shape(self.proto)
+        is_square = len(shape) == 4 and shape[2] == shape[3]
+        size = self.data.image_size or (shape[2] if is_square else None)
         like = DataSpec.from_json(remembered) if remembered else DataSpec(seed=self.seed)
         return load_data(self.data.data, image_size=size, limit=self.data.limit, like=like)
 
@@ -76,12 +77,6 @@ def input_shape(proto: onnx.ModelProto) -> list[int | None]:
     """Return the sizes of a model's input, None for those that are dynamic."""
     dims = image_input(proto).type.tensor_type.shape.dim
     return [dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else None for dim in dims]
-
-
-def fixed_side(proto: onnx.ModelProto) -> int | None:
-    """Return the side in pixels of a model's square images if it takes only one size."""
-    shape = input_shape(proto)
-    return shape[2] if len(shape) == 4 and shape[2] == shape[3] else None
 
 
 def _accuracies(model: FloatModel, protos: list[onnx.ModelProto]) -> list[float]:

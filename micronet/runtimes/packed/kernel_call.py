@@ -4,17 +4,10 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from micronet.runtimes.packed import weight_layout
 from micronet.runtimes.packed.kernels.cpu import BITS, FLOAT32, ITEM_BYTES, UINT8
 from micronet.runtimes.packed.kernels.instructions import CONV, ELEMENTWISE, INSTRUCTION, SCALE, TO_NHWC
 from micronet.runtimes.packed.memory import Array, ConstantPool, FeatureMap
-from micronet.runtimes.packed.weight_layout import (
-    ITEM_VALUES,
-    pack_weights,
-    plane_count,
-    split_runs,
-    vector_count,
-    widen_interval,
-)
 
 
 class Epilogue(NamedTuple):
@@ -106,11 +99,12 @@ class KernelCall:
         offsets = [
             row * dy * x.row_bytes + column * dx * x.pixel_bytes for row in range(rows) for column in range(run_columns)
         ]
-        widen_after = widen_interval(weight, arithmetic)
-        run_bytes = -(-(weight[0].size // len(offsets)) // ITEM_VALUES[arithmetic]) * ITEM_BYTES
-        parts, length = split_runs(plane_count(weight, arithmetic) * offsets, run_bytes, widen_after)
+        widen_after = weight_layout.widen_interval(weight, arithmetic)
+        run_bytes = -(-(weight[0].size // len(offsets)) // weight_layout.ITEM_VALUES[arithmetic]) * ITEM_BYTES
+        planes = weight_layout.plane_count(weight, arithmetic)
+        parts, length = weight_layout.split_runs(planes * offsets, run_bytes, widen_after)
         return {
-            "weights": constants.add("bytes", pack_weights(weight, arithmetic, len(offsets))),
+            "weights": constants.add("bytes", weight_layout.pack_weights(weight, arithmetic, len(offsets))),
             "runs": constants.add("offsets", parts), "run_count": len(parts), "run_bytes": length,
-            "widen_after": widen_after, "vectors": vector_count(arithmetic, len(weight)),
+            "widen_after": widen_after, "vectors": weight_layout.vector_count(arithmetic, len(weight)),
         }  # fmt: skip

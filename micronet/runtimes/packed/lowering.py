@@ -7,13 +7,8 @@ from typing import Any
 import numpy as np
 
 from micronet.packed.program import Operation, Program
-from micronet.runtimes.packed.conv_constants import (
-    ConvGroup,
-    choose_arithmetic,
-    float_arithmetic,
-    merge_groups,
-    split_factor,
-)
+from micronet.runtimes.packed import conv_constants
+from micronet.runtimes.packed.conv_constants import ConvGroup, merge_groups
 from micronet.runtimes.packed.kernel_call import Epilogue, KernelCall
 from micronet.runtimes.packed.kernels import instructions
 from micronet.runtimes.packed.kernels.cpu import BITS, FLOAT32, UINT8
@@ -200,7 +195,7 @@ class Lowering:
 
     def _lower_conv(self, index: int, operation: Operation, x: FeatureMap) -> None:
         weight, attributes = _conv_form(operation, x)
-        arithmetic = choose_arithmetic(weight, x)
+        arithmetic = conv_constants.choose_arithmetic(weight, x)
         x = self._floats(x) if arithmetic == FLOAT32 else x
         weight, groups = weight.transpose(0, 2, 3, 1), attributes.get("group", 1)
         if weight.shape[3] * groups != x.channels or len(weight) % groups:
@@ -216,7 +211,7 @@ class Lowering:
         out.flat = operation.kind == "linear" and x.flat
         merged, groups = merge_groups(weight, groups, arithmetic, out.dtype)
         if arithmetic == BITS and max_differing(merged) > MAX_DIFFERING:  # zeros between merged groups count too
-            arithmetic, x = float_arithmetic(weight), self._floats(x)
+            arithmetic, x = conv_constants.float_arithmetic(weight), self._floats(x)
             merged, groups = merge_groups(weight, attributes.get("group", 1), arithmetic, out.dtype)
         inputs, each = merged.shape[3], len(merged) // groups
         read = x
@@ -230,7 +225,7 @@ class Lowering:
         }  # fmt: skip
         for number in range(groups):
             outputs = slice(number * each, (number + 1) * each)
-            own, factor = split_factor(merged[outputs], arithmetic)
+            own, factor = conv_constants.split_factor(merged[outputs], arithmetic)
             group = ConvGroup(operation, outputs, own, factor, arithmetic, x, pads, stride, dilation, (rows, columns))
             own_fields = {"barrier": number == groups - 1, **group.constant_fields(self.constants, epilogue)}
             self.calls.append(KernelCall(

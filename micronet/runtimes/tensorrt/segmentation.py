@@ -15,14 +15,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional as F
 
 from micronet.core.progress import Progress, Silent
 from micronet.data.batches import Normalize
 from micronet.data.dataset import IMAGENET, DataSpec
-from micronet.data.image_files import list_images
+from micronet.data.image_files import list_images, open_image
 from micronet.errors import MicronetError
 
 VOID = 255  # the label of pixels without a class in Pascal VOC and Cityscapes
@@ -154,15 +153,16 @@ def list_pairs(folder: Path) -> list[Pair]:
 
 def read_image(path: Path) -> Tensor:
     """Read an image as (3, H, W) uint8."""
-    return torch.from_numpy(np.array(_open(path, "RGB"))).permute(2, 0, 1)
+    with open_image(path) as image:
+        return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
 
 
 def read_labels(path: Path) -> NDArray[np.int64]:
     """Read a label map as (H, W) int64, one label per pixel; a palette image gives its indices."""
-    image = _open(path)
-    if image.mode not in LABEL_MODES:
-        raise MicronetError(f"{path} is not a label map: its pixels are {image.mode}, expected one integer per pixel")
-    return np.array(image).astype(np.int64)
+    with open_image(path) as image:
+        if image.mode not in LABEL_MODES:
+            raise MicronetError(f"{path} is not a label map: its pixels are {image.mode}; expected integers")
+        return np.array(image).astype(np.int64)
 
 
 def _confusion(labels: NDArray[np.int64], classes: NDArray[np.int64], count: int, path: Path) -> NDArray[np.int64]:
@@ -172,12 +172,3 @@ def _confusion(labels: NDArray[np.int64], classes: NDArray[np.int64], count: int
         raise MicronetError(f"{path} has label {highest}, but the network scores {count} classes: 0 to {count - 1}")
     pairs: NDArray[np.int64] = np.bincount(labels[valid] * count + classes[valid], minlength=count * count)
     return pairs.reshape(count, count)
-
-
-def _open(path: Path, mode: str | None = None) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return image.convert(mode) if mode else image.copy()
-    except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise MicronetError(f"{path} cannot be read as an image ({error}); fix or remove it") from error

@@ -9,15 +9,7 @@ from typing import Any
 
 from llvmlite import binding, ir
 
-from micronet.runtimes.packed.kernels.cpu import (
-    BITS,
-    COUNTS_BYTES,
-    FLOAT32,
-    INSTRUCTION_SET,
-    LANES,
-    UINT8,
-    WEIGHT_EXPANSION,
-)
+from micronet.runtimes.packed.kernels import cpu
 from micronet.runtimes.packed.kernels.llvm import F32, FLOAT_VECTOR, I8, I16, I32, I64, INT_VECTOR, Builder, splat
 
 BYTES, WORDS, HALF = ir.VectorType(I8, 32), ir.VectorType(I16, 16), ir.VectorType(I32, 8)  # 256 bits each
@@ -46,7 +38,7 @@ class Accumulator:
 
     def __init__(self, vectors: int) -> None:
         self.vectors = vectors
-        self.weight_bytes = vectors * LANES * 4
+        self.weight_bytes = vectors * cpu.LANES * 4
         self.parts = self.weight_bytes // self.vector_bytes
 
     def add(self, builder: Builder, pixels: list[Any], weights: Any, table: Any, sums: Sums) -> Sums:
@@ -96,7 +88,7 @@ class IntegerAccumulator(Accumulator):
     """Sums of uint8 x int8, four products per item (VPDPBUSD, or plain multiplications without it)."""
 
     def _multiply_add(self, builder: Builder, total: Any, weight: Any, x: Any) -> Any:
-        if INSTRUCTION_SET == "avx512":
+        if cpu.INSTRUCTION_SET == "avx512":
             return builder.call_intrinsic("llvm.x86.avx512.vpdpbusd.512", INT_VECTOR, total, x, weight)
         for byte in range(4):
             up, down, top = (splat(INT_VECTOR, shift) for shift in (24 - 8 * byte, 8 * byte, 24))
@@ -120,7 +112,7 @@ class MaddAccumulator(Accumulator):
 
     def as_int32(self, builder: Builder, sums: list[Any]) -> list[Any]:
         """Return a pixel's sums as vectors of LANES 32-bit numbers."""
-        return [builder.shuffle(sums[part], sums[part + 1], range(LANES)) for part in range(0, self.parts, 2)]
+        return [builder.shuffle(sums[part], sums[part + 1], range(cpu.LANES)) for part in range(0, self.parts, 2)]
 
 
 class MaddubsAccumulator(MaddAccumulator):
@@ -161,11 +153,11 @@ class ByteCountAccumulator(WordPopcountAccumulator):
     def __init__(self, vectors: int) -> None:
         super().__init__(vectors)
         self.parts = vectors // 2
-        self.weight_bytes = self.parts * 32 * WEIGHT_EXPANSION
+        self.weight_bytes = self.parts * 32 * cpu.WEIGHT_EXPANSION
 
     def add(self, builder: Builder, pixels: list[Any], weights: Any, table: Any, sums: Sums) -> Sums:
         """Return each pixel's counts plus the bits in which its byte differs from the weights."""
-        if WEIGHT_EXPANSION == 1:
+        if cpu.WEIGHT_EXPANSION == 1:
             return super().add(builder, pixels, weights, table, sums)
         for half in range(2):
             rows = [(half * self.parts + part) * 32 for part in range(self.parts)]
@@ -184,7 +176,7 @@ class ByteCountAccumulator(WordPopcountAccumulator):
 
     def as_int32(self, builder: Builder, sums: list[Any]) -> list[Any]:
         """Return a pixel's counts as vectors of LANES 32-bit numbers."""
-        halves = [(total, range(first, first + LANES)) for total in sums for first in (0, LANES)]
+        halves = [(total, range(first, first + cpu.LANES)) for total in sums for first in (0, cpu.LANES)]
         return [builder.zext(builder.shuffle(total, total, lanes), INT_VECTOR) for total, lanes in halves]
 
 
@@ -229,16 +221,16 @@ def accumulator_key(arithmetic: int, vectors: int, widen_after: int) -> int:
 
 def _available() -> dict[int, Accumulator]:
     """Return this processor's accumulators by key."""
-    integers = MaddAccumulator if INSTRUCTION_SET == "avx2" else IntegerAccumulator
+    integers = MaddAccumulator if cpu.INSTRUCTION_SET == "avx2" else IntegerAccumulator
     kinds: list[tuple[int, int, type[Accumulator], tuple[int, ...]]]
-    if COUNTS_BYTES:
-        kinds = [(BITS, 0, ByteCountAccumulator, (2, 4, 6)), (BITS, 1, WidenedByteCountAccumulator, (2, 4, 6)),
-                 (UINT8, 0, integers, (1,)), (FLOAT32, 0, FloatAccumulator, (1,))]  # fmt: skip
+    if cpu.COUNTS_BYTES:
+        kinds = [(cpu.BITS, 0, ByteCountAccumulator, (2, 4, 6)), (cpu.BITS, 1, WidenedByteCountAccumulator, (2, 4, 6)),
+                 (cpu.UINT8, 0, integers, (1,)), (cpu.FLOAT32, 0, FloatAccumulator, (1,))]  # fmt: skip
     else:
-        kinds = [(BITS, 0, WordPopcountAccumulator, (1, 2, 4)), (UINT8, 0, integers, (1, 2, 4)),
-                 (FLOAT32, 0, FloatAccumulator, (1, 2, 4))]  # fmt: skip
-    if INSTRUCTION_SET == "avx2":
-        kinds.append((UINT8, 1, MaddubsAccumulator, (1,)))
+        kinds = [(cpu.BITS, 0, WordPopcountAccumulator, (1, 2, 4)), (cpu.UINT8, 0, integers, (1, 2, 4)),
+                 (cpu.FLOAT32, 0, FloatAccumulator, (1, 2, 4))]  # fmt: skip
+    if cpu.INSTRUCTION_SET == "avx2":
+        kinds.append((cpu.UINT8, 1, MaddubsAccumulator, (1,)))
     return {
         accumulator_key(arithmetic, vectors, widens): kind(vectors)
         for arithmetic, widens, kind, sizes in kinds

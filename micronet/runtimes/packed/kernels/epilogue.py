@@ -7,32 +7,23 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 
+from micronet.runtimes.packed.kernels import llvm
 from micronet.runtimes.packed.kernels.cpu import FLOAT32, LANES, UINT8
 from micronet.runtimes.packed.kernels.kernel_cache import jit
-from micronet.runtimes.packed.kernels.llvm import (
-    FLOAT_VECTOR,
-    I8,
-    I32,
-    I64,
-    INT_VECTOR,
-    VECTOR_BYTES,
-    Builder,
-    make_intrinsic,
-)
 
 
-def _emit_epilogue(builder: Builder, kind: Any, *arguments: Any) -> None:
+def _emit_epilogue(builder: llvm.Builder, kind: Any, *arguments: Any) -> None:
     """Emit one loop for each output type and type of sums; ``kind`` is the output type plus 4 times that of sums."""
     cases = {
         out_dtype + 4 * arithmetic: partial(_emit_pixels, out_dtype, source, builder, *arguments)
         for out_dtype in (UINT8, FLOAT32)
-        for arithmetic, source in ((UINT8, INT_VECTOR), (FLOAT32, FLOAT_VECTOR))
+        for arithmetic, source in ((UINT8, llvm.INT_VECTOR), (FLOAT32, llvm.FLOAT_VECTOR))
     }
     builder.emit_cases(kind, cases)
 
 
 def _emit_pixels(
-    out_dtype: int, source: Any, builder: Builder, classes: Any, bases: Any, out: Any, out_step: Any, pixels: Any,
+    out_dtype: int, source: Any, builder: llvm.Builder, classes: Any, bases: Any, out: Any, out_step: Any, pixels: Any,
     vectors: Any, count: Any, sums: Any, scale: Any, bias: Any, *constants: Any,
 ) -> None:  # fmt: skip
     """Turn sums (pixels, vectors, LANES) into the values of a feature map.
@@ -46,34 +37,34 @@ def _emit_pixels(
         builder.broadcast(constant, LANES) for constant in constants
     )
     with builder.loop(pixels) as pixel:
-        base = builder.add(bases, builder.sext(builder.read(I32, builder.at(classes, pixel, 4)), I64))
-        row, to = builder.at(sums, builder.mul(pixel, vectors), VECTOR_BYTES), builder.at(out, pixel, out_step)
+        base = builder.add(bases, builder.sext(builder.read(llvm.I32, builder.at(classes, pixel, 4)), llvm.I64))
+        row, to = builder.at(sums, builder.mul(pixel, vectors), llvm.VECTOR_BYTES), builder.at(out, pixel, out_step)
         with builder.loop(count) as vector:
             own_sums, own_base, own_scale, own_bias = (
-                builder.at(address, vector, VECTOR_BYTES) for address in (row, base, scale, bias)
+                builder.at(address, vector, llvm.VECTOR_BYTES) for address in (row, base, scale, bias)
             )
             value = builder.read(source, own_sums)
-            if source is INT_VECTOR:
+            if source is llvm.INT_VECTOR:
                 whole = builder.add(builder.read(source, own_base), builder.mul(factor, value))
-                value = builder.sitofp(whole, FLOAT_VECTOR)
-            value = builder.fmul(value, builder.read(FLOAT_VECTOR, own_scale))
-            value = builder.fadd(value, builder.read(FLOAT_VECTOR, own_bias))
-            value, size = _clip(builder, value, clip_low, clip_high), VECTOR_BYTES
+                value = builder.sitofp(whole, llvm.FLOAT_VECTOR)
+            value = builder.fmul(value, builder.read(llvm.FLOAT_VECTOR, own_scale))
+            value = builder.fadd(value, builder.read(llvm.FLOAT_VECTOR, own_bias))
+            value, size = _clip(builder, value, clip_low, clip_high), llvm.VECTOR_BYTES
             if out_dtype == UINT8:
                 levels = _clip(builder, builder.fdiv(value, out_scale), level_low, level_high)
-                rounded = builder.call_intrinsic("llvm.rint.v16f32", FLOAT_VECTOR, levels)
-                whole = builder.add(builder.fptosi(rounded, INT_VECTOR), zero_point)
-                value, size = builder.trunc(whole, ir.VectorType(I8, LANES)), LANES
+                rounded = builder.call_intrinsic("llvm.rint.v16f32", llvm.FLOAT_VECTOR, levels)
+                whole = builder.add(builder.fptosi(rounded, llvm.INT_VECTOR), zero_point)
+                value, size = builder.trunc(whole, ir.VectorType(llvm.I8, LANES)), LANES
             builder.write(value, builder.at(to, vector, size))
 
 
-def _clip(builder: Builder, value: Any, low: Any, high: Any) -> Any:
+def _clip(builder: llvm.Builder, value: Any, low: Any, high: Any) -> Any:
     for bound, comparison in ((low, ">"), (high, "<")):
         value = builder.select(builder.fcmp_unordered(comparison, value, bound), value, bound)
     return value
 
 
-_epilogue = make_intrinsic(
+_epilogue = llvm.make_intrinsic(
     types.void, [*[types.intp] * 11, types.int32, *[types.float32] * 5, types.int32], _emit_epilogue
 )
 

@@ -4,15 +4,8 @@ from collections import namedtuple
 
 import numpy as np
 
-from micronet.runtimes.packed.kernels import cpu
+from micronet.runtimes.packed.kernels import cpu, elementwise
 from micronet.runtimes.packed.kernels.convolution import accumulate
-from micronet.runtimes.packed.kernels.elementwise import (
-    run_align,
-    run_elementwise,
-    run_shuffle,
-    run_to_nhwc,
-    store_signs,
-)
 from micronet.runtimes.packed.kernels.epilogue import apply_epilogue
 from micronet.runtimes.packed.kernels.instructions import AVERAGE_POOL, CONV, ELEMENTWISE, MAX_POOL, SHUFFLE, TO_NHWC
 from micronet.runtimes.packed.kernels.kernel_cache import jit
@@ -62,17 +55,17 @@ def execute(instructions, images, memory, constants, table, thread, threads, cou
                 _run_conv(step, x, out, row, memory, ints, values, addresses)
             elif step.opcode == ELEMENTWISE:
                 y = step.y_buffer * images + image * step.y_image + step.y + row * step.y_row
-                run_elementwise(step, x, y, out, memory, floats, reals, values, second)
+                elementwise.run_elementwise(step, x, y, out, memory, floats, reals, values, second)
             elif step.opcode == MAX_POOL:
                 run_max_pool(step, x, out, row, memory, pooled)
             elif step.opcode == AVERAGE_POOL:
                 run_average_pool(step, x, out, row, floats)
             elif step.opcode == SHUFFLE:
-                run_shuffle(step, x, out, memory, floats)
+                elementwise.run_shuffle(step, x, out, memory, floats)
             elif step.opcode == TO_NHWC:
-                run_to_nhwc(step, x, out, memory, floats, values)
+                elementwise.run_to_nhwc(step, x, out, memory, floats, values)
             else:
-                run_align(step, x, out, memory)
+                elementwise.run_align(step, x, out, memory)
         if threads > 1 and step.barrier:
             barriers += 1
             atomic_add(counter.ctypes.data, 1)
@@ -127,6 +120,6 @@ def _run_conv(step, x, out, row, memory, ints, values, addresses):  # type: igno
                 if size:
                     memory[place : place + left * size] = values.view(np.uint8)[: left * size]
                 else:
-                    store_signs(values, left, place, memory)
+                    elementwise.store_signs(values, left, place, memory)
         weights += vectors * cpu.LANES * lane_bytes
         block += vectors
