@@ -136,6 +136,7 @@ class TrainHooks:
     """What a stage adds to plain training."""
 
     observe: Callable[["nn.Module"], AbstractContextManager[Any]] = nullcontext  # around the steps of each epoch
+    before_step: Callable[[float], None] | None = None  # receives the share of the training that is over, 0 to 1
     penalty: Callable[[], None] | None = None  # adds to the gradients between backward and the optimizer's step
     keep: Literal["best", "last"] = "best"  # the result: the best epoch's weights on validation images, or the last's
     config: dict[str, Any] = field(default_factory=dict)  # the stage's settings; to resume, they must be the same
@@ -166,9 +167,8 @@ def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
 
 def image_size(config: TrainConfig, full: int, step: int, steps: int) -> int:
     """Return the height of a step's images in pixels, a multiple of 4 until they have their full height."""
-    share = min(1.0, (step + 0.5) / steps / GROWTH)
-    start = config.chosen("start_size") or full
-    return full if share == 1 else min(full, int(start + (full - start) * share) // 4 * 4)
+    start, share = config.chosen("start_size"), (step + 0.5) / steps / GROWTH
+    return int(start + (full - start) * share) // 4 * 4 if start and share < 1 else full
 
 
 def _one_cycle(share: float) -> float:

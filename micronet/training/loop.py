@@ -157,6 +157,8 @@ class Trainer:
                 for group in step.optimizer.param_groups:
                     group["lr"] = rate
                 part = sizes[state.step * config.accumulate :][: config.accumulate]
+                if self.hooks.before_step is not None:
+                    self.hooks.before_step(taken / all_steps)
                 try:
                     loss = step(resized(islice(batches, len(part)), size), part)
                 except NotFiniteError as error:
