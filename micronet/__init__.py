@@ -1,4 +1,4 @@
-"""micronet: make a neural network small and fast and put it into production.
+"""micronet: make neural networks small and fast, and deploy them.
 
 Every function takes a network as a file, an ``Artifact`` or a plain ``torch.nn.Module`` and returns what it made::
 

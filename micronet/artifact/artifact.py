@@ -74,7 +74,7 @@ def load(path: Path, model: str | nn.Module | None = None, *, trust_code: bool =
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:
-        raise MicronetError(f"{path} is damaged ({error}); copy it again or create it again") from error
+        raise MicronetError(f"{path} is corrupted ({error}); copy it again or recreate it") from error
     tensors.update({name: tensors[stored] for name, stored in header.tied.items() if stored in tensors})
     load_state(network, tensors, str(path))
     return Artifact(network, spec, header.history, header.metrics, header.data, header.seed)
@@ -94,9 +94,9 @@ def check_builds(artifact: Artifact) -> None:
     try:
         with torch.random.fork_rng(devices=[]):
             built = _replay(build_model(artifact.spec, trusted=True), artifact.history, name)
-        _check_fit(built.state_dict(), artifact.model.state_dict(), "the network to save")
+        _check_fit(built.state_dict(), artifact.model.state_dict(), "the network to be saved")
     except MicronetError as error:
-        raise MicronetError(f"build={name!r} does not build this network: {error}") from error
+        raise MicronetError(f"build={name!r} builds a different network: {error}") from error
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], key: str, header: dict[str, Any]) -> None:
@@ -130,7 +130,7 @@ def _build_network(spec: ModelSpec, model: str | nn.Module | None, trust_code: b
         check_same_code(make_spec(model), spec)
         return build_model(replace(spec, name=model), trusted=True)  # the file may have moved; its text is the same
     if model != spec.name:
-        raise MicronetError(f"this artifact holds a {spec.name}, not a {model}; drop --model")
+        raise MicronetError(f"this artifact contains a {spec.name} network, not {model}; drop --model")
     return build_model(spec)
 
 
@@ -144,7 +144,7 @@ def _replay(network: nn.Module, history: list[StageRecord], source: str) -> nn.M
             network = stage.restore(network, record)
         except (KeyError, AttributeError, TypeError, ValueError) as error:
             raise MicronetError(
-                f"{source} is damaged: its {record.stage} record does not fit the network ({error}); create it again"
+                f"{source} is corrupted: its {record.stage} record does not match the network ({error}); recreate it"
             ) from error
     return network
 
@@ -154,7 +154,7 @@ def _check_fit(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source:
     problems = {
         "missing": [name for name in own if name not in tensors],
         "unexpected": [name for name in tensors if name not in own],
-        "with another shape": [
+        "with the wrong shape": [
             f"{name} {tuple(tensors[name].shape)} for {tuple(own[name].shape)}"
             for name in own
             if name in tensors and tensors[name].shape != own[name].shape
@@ -166,7 +166,7 @@ def _check_fit(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source:
         if names
     ]
     if found:
-        raise MicronetError(f"the tensors of {source} do not fit the network: {'; '.join(found)}")
+        raise MicronetError(f"the tensors in {source} do not match the network: {'; '.join(found)}")
 
 
 def _untie(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -49,12 +49,12 @@ def import_model(name: str, args: dict[str, Any], weights: Path | None, seed: in
 def preprocessing(name: str, mean: str | None, std: str | None) -> DataSpec:
     """Return the preprocessing that a network expects: the given one, ImageNet's for torchvision, or unknown."""
     if (mean is None) != (std is None):
-        raise MicronetError("--mean and --std go together; give both")
+        raise MicronetError("--mean and --std must be used together; pass both")
     if mean is None or std is None:
         return DataSpec(**IMAGENET) if name.startswith(TORCHVISION) else DataSpec()  # type: ignore[arg-type]
     means, stds = _numbers(mean, "--mean"), _numbers(std, "--std")
     if len(means) != len(stds) or min(stds) <= 0:
-        raise MicronetError("--mean and --std need one number per channel, and each --std must be above 0")
+        raise MicronetError("--mean and --std take one number per channel, and every --std must be positive")
     return DataSpec(mean=means, std=stds)
 
 
@@ -68,14 +68,16 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise MicronetError(f"--weights {path} cannot be read: {error}") from error
     except Exception as error:  # torch raises many types; all mean a damaged file or a pickle with code
         raise MicronetError(
-            f"--weights {path} is damaged, or holds more than tensors (pickled models are not supported); "
-            "save it again with torch.save(model.state_dict(), path)"
+            f"--weights {path} is corrupted or contains more than tensors (pickled models are not supported); save it "
+            "again with torch.save(model.state_dict(), path)"
         ) from error
     for wrapper in _WRAPPERS:
         if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
             loaded = loaded[wrapper]
     if not isinstance(loaded, dict) or not loaded or not all(isinstance(value, Tensor) for value in loaded.values()):
-        raise MicronetError(f"--weights {path} is not a state dict; save one with torch.save(model.state_dict(), path)")
+        raise MicronetError(
+            f"--weights {path} is not a state dict; create one with torch.save(model.state_dict(), path)"
+        )
     return {str(name).removeprefix("module."): tensor for name, tensor in loaded.items()}
 
 
@@ -84,7 +86,7 @@ def _widths(name: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
     convolutions = [tensor for tensor in tensors.values() if tensor.dim() == 4]
     if len(convolutions) != 9:
         raise MicronetError(
-            f"the weights have {len(convolutions)} convolutions, but {name} has 9; give another --model"
+            f"the weights have {len(convolutions)} convolutions, but {name} has 9; choose another --model"
         )
     *widths, classes = [tensor.shape[0] for tensor in convolutions]
     found = {"widths": widths, "num_classes": classes, "in_channels": convolutions[0].shape[1]}
@@ -99,7 +101,7 @@ def _by_position(tensors: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str
     ours, theirs = _layers(own), _layers(tensors)
     if [len(group) for group in ours] != [len(group) for group in theirs]:
         raise MicronetError(
-            "the weights do not have the layers of the original micronet's network; give another --model"
+            "the weights do not match the layers of the original micronet's network; choose another --model"
         )
     foreign = dict(zip(chain(*ours), chain(*theirs), strict=True))
     renamed = {}

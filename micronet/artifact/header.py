@@ -94,11 +94,12 @@ def read_header(path: Path) -> tuple[Header, dict[str, TensorInfo]]:
             for name, entry in raw.items()
         }
     except (KeyError, TypeError, ValueError) as error:
-        raise MicronetError(f"{path} has a damaged tensor table ({error}); create it again") from error
+        raise MicronetError(f"{path} has a corrupted tensor table ({error}); recreate it") from error
     expected = sum(info.size_bytes for info in tensors.values())
     if data_bytes != expected:
         raise MicronetError(
-            f"{path} is truncated or damaged: it has {data_bytes:,} bytes of tensors, not {expected:,}; copy it again"
+            f"{path} is truncated or corrupted: it has {data_bytes:,} bytes of tensor data, expected {expected:,}; "
+            "copy it again"
         )
     if KEY not in metadata:
         raise MicronetError(
@@ -109,12 +110,12 @@ def read_header(path: Path) -> tuple[Header, dict[str, TensorInfo]]:
         value = json.loads(metadata[KEY])
         if value["format"] > FORMAT:
             raise MicronetError(
-                f"{path} has format {value['format']}, but this version reads up to {FORMAT}; update it with "
-                "pip install -U micronet-compress"
+                f"{path} has format {value['format']}, but this version of micronet only reads up to {FORMAT}; "
+                "upgrade with pip install -U micronet-compress"
             )
         return Header.from_json(value), tensors
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise MicronetError(f"{path} has a damaged micronet header ({error}); create it again") from error
+        raise MicronetError(f"{path} has a corrupted micronet header ({error}); recreate it") from error
 
 
 def _read_raw(path: Path) -> tuple[dict[str, Any], int]:
@@ -137,14 +138,14 @@ def _read_raw(path: Path) -> tuple[dict[str, Any], int]:
     except OSError as error:
         raise MicronetError(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        kind = "an empty file" if not start else "truncated, damaged or another kind of file"
+        kind = "an empty file" if not start else "truncated, corrupted or of another type"
         kind = next((kind for signature, kind in _SIGNATURES.items() if start.startswith(signature)), kind)
         raise MicronetError(f"{path} is {kind.format(path=path)}, not an artifact (.safetensors)") from error
 
 
 def _size(begin: int, end: int) -> int:
     if not 0 <= begin <= end:
-        raise ValueError("wrong offsets")
+        raise ValueError("invalid offsets")
     return end - begin
 
 

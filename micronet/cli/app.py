@@ -53,8 +53,8 @@ app = typer.Typer(
     name="micronet",
     cls=_Group,
     no_args_is_help=True,
-    help="Make a neural network small and fast and put it into production.\n\n"
-    "Every command reads an artifact (one .safetensors file), does one thing and writes a new one.",
+    help="Make neural networks small and fast, and deploy them.\n\nEvery command reads an artifact (one .safetensors "
+    "file), does one thing and writes a new one.",
     **_LOOK,
 )
 
@@ -99,7 +99,9 @@ def run(arguments: list[str]) -> int:
             return app(modern(arguments), prog_name="micronet", standalone_mode=first) or 0
     except SystemExit as stop:  # Typer has turned Ctrl-C into an exit by now
         if stop.code == INTERRUPTED and not ranks.is_launched():
-            console.print_error("interrupted; no file was damaged. Repeat a training with --resume to continue it")
+            console.print_error(
+                "interrupted; all files are intact. To continue training, run the same command with --resume"
+            )
         return stop.code if isinstance(stop.code, int) else 1
     except USER_ERRORS as error:
         return console.report_error(error) if ranks.rank() == 0 else getattr(error, "exit_code", 1)

@@ -122,5 +122,5 @@ def report_error(error: Exception) -> int:
     if isinstance(error, OSError):
         print_error(f"{error.filename or 'a file'}: {error.strerror or error}")
     else:
-        print_error("out of memory; lower --batch-size, --image-size or --limit")
+        print_error("out of memory; reduce --batch-size, --image-size or --limit")
     return 1

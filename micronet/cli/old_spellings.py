@@ -27,22 +27,22 @@ _NAMES = {
 }
 ORIGINAL_WIDTHS = ("154", "162", "144", "304", "320", "320", "608", "584")  # what it printed for nin_gc
 _ARTIFACT_KNOWS = ("prune", "finetune", "bn-fuse")  # read what an artifact is from the artifact
-_PRUNED = "a pruned network is an artifact like any other; type: micronet quantize pruned.safetensors"
+_PRUNED = "a pruned network is an ordinary artifact; run: micronet quantize pruned.safetensors"
 _ANSWERS = {
-    "--ptq": "post-training quantization is a mode; type: micronet quantize ARTIFACT --mode ptq",
-    "--ptq-control": "post-training quantization is a mode; type: micronet quantize ARTIFACT --mode ptq",
-    "--qaft": "quantization-aware finetuning is a mode; type: micronet quantize ARTIFACT --mode qaft",
-    "--evaluate": "evaluation has its own command; type: micronet evaluate FILE",
-    "--layers": "layers are found by tracing the network; drop it",
-    "--quant-type": "an artifact records how it was made; drop it",
-    "--pretrained-model": "an artifact records how it was made; drop it",
-    "--bn-fuse-calib": "it has no equivalent; drop it (quantize --bn-fuse folds batch norms during training)",
-    "--eval-batch-size": "the batch size does not change the results of evaluation; drop it",
-    "--num-workers": "the number of loading processes is chosen automatically; drop it",
-    "--start-epochs": "to continue an interrupted training, repeat its command with --resume",
+    "--ptq": "post-training quantization is now a mode; run: micronet quantize ARTIFACT --mode ptq",
+    "--ptq-control": "post-training quantization is now a mode; run: micronet quantize ARTIFACT --mode ptq",
+    "--qaft": "quantization-aware finetuning is now a mode; run: micronet quantize ARTIFACT --mode qaft",
+    "--evaluate": "evaluation is now a separate command; run: micronet evaluate FILE",
+    "--layers": "layers are now found by tracing the network; drop this option",
+    "--quant-type": "artifacts now record how they were created; drop this option",
+    "--pretrained-model": "artifacts now record how they were created; drop this option",
+    "--bn-fuse-calib": "this option no longer exists; drop it (quantize --bn-fuse folds batch norms during training)",
+    "--eval-batch-size": "the batch size does not affect evaluation results; drop this option",
+    "--num-workers": "the number of data-loading processes is now chosen automatically; drop this option",
+    "--start-epochs": "to continue an interrupted run, rerun its command with --resume",
     "--prune-quant": _PRUNED,
     "--prune-qat": _PRUNED,
-    "--prune-qaft": "type: micronet quantize pruned-int8.safetensors --mode qaft",
+    "--prune-qaft": "run: micronet quantize pruned-int8.safetensors --mode qaft",
 }
 
 
@@ -93,7 +93,7 @@ def _artifact(option: str, command: str, path: str) -> str:
     stem = PurePath(path).stem
     model = "nin_gc" if "nin_gc" in stem else "nin"
     raise MicronetError(
-        f"{option} {path}: a checkpoint must be imported first; type: micronet import --model {model} --weights {path} "
+        f"{option} {path}: checkpoints must be imported first; run: micronet import --model {model} --weights {path} "
         f"-o {stem}.safetensors, then micronet {command} {stem}.safetensors"
     )
 
@@ -105,7 +105,7 @@ def _gpu(option: str, command: str, rest: list[str]) -> list[str]:
     numbers = rest.pop(0) if rest else "0"
     if not all(number.isdigit() for number in numbers.split(",")):
         raise MicronetError(
-            f"--gpu_id is {numbers}; expected GPU numbers; type: --device cuda:0, or --device 0,1 for two"
+            f"--gpu_id is {numbers}; expected GPU numbers; use --device cuda:0, or --device 0,1 for two GPUs"
         )
     return ["--device", numbers if "," in numbers else f"cuda:{numbers}"]
 
@@ -113,7 +113,7 @@ def _gpu(option: str, command: str, rest: list[str]) -> list[str]:
 def _sparse(option: str, command: str, rest: list[str]) -> list[str]:
     if command == "sparse-train":
         return []
-    raise MicronetError(f"{option}: sparse training has its own command; type: micronet sparse-train --s 1e-4")
+    raise MicronetError(f"{option}: sparse training is now a separate command; run: micronet sparse-train --s 1e-4")
 
 
 def _fold(option: str, command: str, rest: list[str]) -> list[str]:
@@ -126,11 +126,12 @@ def _refine(option: str, command: str, rest: list[str]) -> list[str]:
     """``--refine FILE``: the file is the command's artifact today."""
     target = "finetune" if command == "train" else command
     if not rest:
-        raise MicronetError(f"{option} needs a file; type, for example: micronet {target} pruned.safetensors")
+        raise MicronetError(f"{option} needs a file, for example: micronet {target} pruned.safetensors")
     path = _artifact(option, target, rest.pop(0))
     if command == "train":
         raise MicronetError(
-            f"{option} {path}: train starts a new network; to continue training this one, run: micronet finetune {path}"
+            f"{option} {path}: train always starts from scratch; to continue training this network, run: micronet "
+            f"finetune {path}"
         )
     return [path]
 
@@ -144,8 +145,8 @@ def _widths(option: str, command: str, rest: list[str]) -> list[str]:
     if command != "prune":
         arguments = json.dumps({"widths": [int(width) for width in widths]})
         raise MicronetError(
-            f"{option} is for micronet prune, which cuts nin_gc and keeps its weights; to train a network of these "
-            f"widths from scratch, type: micronet train --model nin_gc --model-args '{arguments}'"
+            f"{option} only applies to micronet prune, which keeps the trained weights; to train nin_gc with these "
+            f"widths from scratch, run: micronet train --model nin_gc --model-args '{arguments}'"
         )
     return ["--widths", ",".join(widths)]
 
@@ -174,8 +175,8 @@ def _resume(option: str, command: str, rest: list[str]) -> list[str]:
     """``--resume FILE``: a flag today."""
     if rest and rest[0].endswith((".pth", ".pt")):
         raise MicronetError(
-            f"{option} takes no file; repeat the interrupted command with {option} to continue from its checkpoint. "
-            f"To start from {rest[0]}, type: micronet import --model nin --weights {rest[0]}"
+            f"{option} does not take a file; rerun the interrupted command with {option} to continue from its "
+            f"checkpoint. To start from {rest[0]}, run: micronet import --model nin --weights {rest[0]}"
         )
     return [option]
 

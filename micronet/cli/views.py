@@ -38,7 +38,7 @@ def _written(summary: dict[str, Any]) -> None:
 def _import(summary: dict[str, Any]) -> None:
     _written(summary)
     if summary["data"] is None:
-        print_line("it remembers no data set yet; give --data to the next command")
+        print_line("no data set is recorded yet; pass --data to the next command")
 
 
 def _prune(summary: Any) -> None:
@@ -58,7 +58,7 @@ def _prune_plan(summary: dict[str, Any]) -> None:
     ]
     print_table(("layers", "before", "after", "note"), rows)
     asked = "" if summary["asked"] in (0, summary["cut"]) else f" (requested: {summary['asked']:,})"
-    print_line(f"channels  {summary['cut']:,} of {summary['total']:,} cut{asked}")
+    print_line(f"channels  {summary['cut']:,} of {summary['total']:,} removed{asked}")
     before, after = summary["before"], summary["after"]
     for label, key in (("params", "params"), ("MACs", "macs"), ("bytes", "size_bytes")):
         if before.get(key) and after.get(key):
@@ -79,7 +79,7 @@ def _prune_sensitivity(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         drops = [f"{100 * row['drops'][share]:+.2f} pt" if share in row["drops"] else "-" for share in shares]
         table.append((", ".join(row["layers"]), str(row["channels"]), *drops))
-    print_table(("layers", "channels", *(f"{share:.0%} cut" for share in shares)), table)
+    print_table(("layers", "channels", *(f"{share:.0%} removed" for share in shares)), table)
 
 
 def _change(before: float, after: float) -> str:
@@ -96,12 +96,12 @@ def _quantize(summary: Any) -> None:
     else:
         _written(summary)
         for name, why in summary["left_float"].items():
-            print_line(f"left float: {name} ({why})")
+            print_line(f"kept in float: {name} ({why})")
 
 
 def _bn_fuse(summary: dict[str, Any]) -> None:
     folded = summary["folded"]
-    nothing = "no batch norm to fold; rounded the biases to the integers' scale"
+    nothing = "no batch norms left to fold; rounded the biases to int32"
     print_line(f"folded {folded} batch norms" if folded else nothing)
     _written(summary)
 
@@ -126,7 +126,7 @@ def _check_onnx(summary: dict[str, Any]) -> None:
         more = f" and {len(nodes) - LISTED_NODES} more" if len(nodes) > LISTED_NODES else ""
         rows.append((severity, rule, ", ".join(nodes[:LISTED_NODES]) + more, message, cure))
     if rows:
-        print_table(("severity", "rule", "where", "what", "cure"), rows)
+        print_table(("severity", "rule", "nodes", "problem", "fix"), rows)
     print_line(_integers(summary["fused"]))
     print_line(f"{count(summary['errors'], 'error')}, {count(summary['warnings'], 'warning')}")
 
@@ -136,7 +136,11 @@ def _integers(fused: dict[str, dict[str, int]] | None) -> str:
     if fused is None:
         return "ONNX Runtime cannot load this file"
     counts = [f"{each['integer']} of {each['all']} {noun}" for noun, each in fused.items() if each["all"]]
-    return f"ONNX Runtime runs {', '.join(counts)} in integers" if counts else "no layer could run in integers"
+    return (
+        f"ONNX Runtime runs {', '.join(counts)} in integer arithmetic"
+        if counts
+        else "no layer can run in integer arithmetic"
+    )
 
 
 def _pack(summary: dict[str, Any]) -> None:
@@ -146,8 +150,8 @@ def _pack(summary: dict[str, Any]) -> None:
 def _trt_build(summary: dict[str, Any]) -> None:
     counts = ", ".join(f"{number} in {kind}" for kind, number in summary["multiplies_in"].items())
     print_line(
-        f"{_wrote(summary)}  {summary['backend']} {summary['version']}, {summary['precision']}; "
-        f"matrix and convolution layers: {counts or 'none named in the log'}"
+        f"{_wrote(summary)}  {summary['backend']} {summary['version']}, {summary['precision']}; matrix and "
+        f"convolution layers: {counts or 'not listed in the build log'}"
     )
 
 
@@ -164,7 +168,7 @@ def _trt_eval(summary: dict[str, Any]) -> None:
         lines["pixel accuracy"] = f"{summary['pixel_accuracy']:.2%} of {summary['images']:,} images"
         lines["mean IoU"] = f"{summary['mean_iou']:.2%}"
     if summary["agreement"] is not None:
-        lines["agrees with ONNX"] = f"{summary['agreement']:.2%}"
+        lines["agreement with ONNX"] = f"{summary['agreement']:.2%}"
     _print_figures(lines)
     rows = []
     for timing in summary["timings"]:

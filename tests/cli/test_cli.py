@@ -104,7 +104,7 @@ def test_inspect_tells_everything(micronet, chain):
         (["import", "--model", "torchvision:resnet"], "allowed: resnet"),
         (["train", "--resume", "-o", "INT8"], "nothing to resume"),
         (["import", "--weights", "none.pth"], "no such file"),
-        (["import", "--mean", "1,2"], "go together"),
+        (["import", "--mean", "1,2"], "used together"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -268,4 +268,4 @@ def test_a_record_that_does_not_fit_is_refused(tmp_path, micronet, chain, sizes)
     save(artifact.after(StageRecord("prune", {}, {"sizes": sizes})), tmp_path / "a.safetensors")
     done = micronet("evaluate", tmp_path / "a.safetensors")
     assert done.code == 2
-    assert "prune record does not fit" in done.err
+    assert "prune record does not match" in done.err

@@ -75,7 +75,7 @@ def test_t16_a_range_of_another_shape_is_refused(tmp_path, chain):
     tensors = dict(model.state_dict())
     name = next(name for name in tensors if name.endswith("weight_quantizer.scale"))
     tensors[name] = tensors[name][:1]
-    with pytest.raises(MicronetError, match="another shape"):
+    with pytest.raises(MicronetError, match="wrong shape"):
         load_state(model, tensors, "the file")
 
 
