@@ -30,7 +30,7 @@ def check_file_kind(path: Path, *taken: str) -> None:
     """
     expected = " or ".join(f"{_KINDS[suffix][0]} ({suffix})" for suffix in taken)
     if path.is_dir():
-        raise MicronetError(f"{path} is a folder; expected {expected}; name a file in it")
+        raise MicronetError(f"{path} is a folder; expected {expected}; specify a file in it")
     what, instead = _KINDS.get(path.suffix, ("", ""))
     if what and path.suffix not in taken:
         raise MicronetError(f"{path} is {what}; expected {expected}; {instead}")
@@ -39,10 +39,10 @@ def check_file_kind(path: Path, *taken: str) -> None:
 def check_output_path(path: Path, force: bool, suffix: str = ".safetensors") -> None:
     """Raise MicronetError if ``path`` has another suffix, cannot be written, or exists without ``force``."""
     if path.suffix != suffix:
-        raise MicronetError(f"{path} does not end in {suffix}, the suffix of this output; give another name with -o")
+        raise MicronetError(f"{path} does not end in {suffix}, the suffix that this command writes; change the name with -o")
     check_writable(path)
     if path.exists() and not force:
-        raise MicronetError(f"{path} exists; add --force to overwrite it, or give another name with -o")
+        raise MicronetError(f"{path} exists; add --force to overwrite it, or choose another name with -o")
 
 
 def check_cache_path(path: Path | None) -> None:
@@ -56,14 +56,14 @@ def check_writable(path: Path | None) -> None:
     if path is None:
         return
     if path.is_dir():
-        raise MicronetError(f"{path} is a folder; give the name of a file")
+        raise MicronetError(f"{path} is a folder; specify a file")
     folder = _follow_links(path).parent
     if not folder.is_dir():
         raise MicronetError(
             f"{path} cannot be written because {folder} is not a folder; create it with mkdir -p {folder}"
         )
     if not os.access(folder, os.W_OK):
-        raise MicronetError(f"{path} cannot be written because {folder} is read-only; give a path in another folder")
+        raise MicronetError(f"{path} cannot be written because {folder} is read-only; choose another folder")
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -96,11 +96,6 @@ def remove_leftovers(path: Path) -> None:
     target = _follow_links(path)
     for temporary in target.parent.glob(f".{escape(target.name)}.*"):
         temporary.unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically; raise FailedError if the system refuses."""
-    write_bytes(path, text.encode())
 
 
 def write_bytes(path: Path, data: bytes) -> None:

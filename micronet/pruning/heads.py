@@ -13,7 +13,7 @@ from torch import Tensor
 
 from micronet.graph import ops
 from micronet.models.attention import weigh
-from micronet.pruning.ids import FIXED, STRIDE, Ids, is_whole_group, varies
+from micronet.pruning.ids import FIXED, STRIDE, Ids, ids_along, is_whole_group, varies
 from micronet.pruning.traced_network import NodeCall
 
 Widths = Mapping[int, int]  # group -> number of channels
@@ -56,12 +56,7 @@ def _multiply(left: Tensor, right: Tensor, widths: Widths) -> Heads | None:
 
 def _head_ids(x: Tensor) -> Ids | None:
     """Return the ids (heads, d) of x (..., heads, positions, d), or None if they differ along other axes."""
-    others = [axis for axis in range(x.dim()) if axis not in (x.dim() - 3, x.dim() - 1)]
-    if x.dim() < 3 or 0 in x.shape or any(varies(x, axis) for axis in others):
-        return None
-    for axis in others:
-        x = x.narrow(axis, 0, 1)
-    return x.reshape(x.size(-3), x.size(-1)).numpy().copy()
+    return None if x.dim() < 3 or 0 in x.shape else ids_along(x, -3, -1)
 
 
 def _tied(heads: list[Ids | None], widths: Widths) -> list[Ids] | None:

@@ -44,14 +44,14 @@ def spread(ids: Ids, axis: int, shape: Sequence[int]) -> Tensor:
     return torch.from_numpy(ids).view(view).expand(tuple(shape))
 
 
-def ids_along(x: Tensor, axis: int) -> Ids | None:
-    """Return the ids along an axis, or None if they differ along another axis too."""
-    others = [other for other in range(x.dim()) if other != axis % x.dim()]
+def ids_along(x: Tensor, *axes: int) -> Ids | None:
+    """Return the ids along one or several axes, in order, or None if they differ along another axis too."""
+    others = set(range(x.dim())) - {axis % x.dim() for axis in axes}
     if any(varies(x, other) for other in others):
         return None
     for other in others:
         x = x.narrow(other, 0, 1)
-    return x.reshape(-1).numpy().copy()
+    return x.squeeze(tuple(others)).numpy().copy()
 
 
 def varies(x: Tensor, axis: int) -> bool:

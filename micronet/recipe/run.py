@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from micronet.core.config import group, setting, spell
-from micronet.core.files import file_hash, write_text
+from micronet.core.files import file_hash, write_bytes
 from micronet.core.machine import version
 from micronet.core.progress import Progress, Silent
 from micronet.errors import MicronetError, unknown
@@ -112,7 +112,7 @@ class Journal:
     def note(self, stage: str, key: str, output: Path | None = None) -> None:
         """Record that a stage begins or, with ``output``, that it has written that file."""
         self.entries[stage] = {"key": key} if output is None else {"key": key, "output": file_hash(output)}
-        write_text(self.path, json.dumps(self.entries, indent=2) + "\n")
+        write_bytes(self.path, f"{json.dumps(self.entries, indent=2)}\n".encode())
 
 
 @dataclass

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from micronet.artifact.artifact import Artifact
 
 _DATA = "A data set's name, a folder or a file.npz"
-_HELP = {"data": f"{_DATA}.", "output": "File to write; without it, nothing is written."}
-_EXTRA_HELP = {
+_HELP = {
+    "data": f"{_DATA}.",
+    "output": "File to write; without it, nothing is written.",
     "example_input": "An input batch, or a tuple of them; needed if no data set describes the network's input.",
     "progress": "An object with ``step`` and ``line`` that receives progress.",
 }
@@ -81,7 +82,7 @@ def _is_network(option: Option, stage: type[Stage]) -> bool:
 
 def _documentation(stage: type[Stage], signature: inspect.Signature) -> str:
     """Return a function's docstring: what it does, and every keyword."""
-    helps = {option.name: option.about["help"] for option in stage.options()} | _HELP | _EXTRA_HELP
+    helps = {option.name: option.about["help"] for option in stage.options()} | _HELP
     if stage.takes_batches:
         helps["data"] = f"{_DATA}; or input batches (N, ...), or tuples that begin with one."
     lines = [stage.summary(), "", *([stage.details, ""] if stage.details else []), "Args:"]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from micronet.core.config import group
-from micronet.core.files import file_hash, write_bytes, write_text
+from micronet.core.files import file_hash, write_bytes
 from micronet.errors import MicronetError
 from micronet.onnx.config import AXES, ExportConfig
 from micronet.quantization.config import QuantConfig, RangeConfig
@@ -59,7 +59,7 @@ class TrtBuild(ConvertSettings, Stage):
     def write(self, product: Any, path: Path) -> None:
         """Write the engine, and its description beside it."""
         write_bytes(path, product.data)
-        write_text(path.with_name(f"{path.name}.json"), json.dumps(product.about, indent=1))
+        write_bytes(path.with_name(f"{path.name}.json"), json.dumps(product.about, indent=1).encode())
 
 
 def _build(artifact: "Artifact | None", config: TrtBuild, progress: "Progress") -> "Engine":
@@ -99,16 +99,13 @@ def _exported(artifact: "Artifact", config: BuildConfig) -> "onnx.ModelProto":
     profiles = config.profiles
     if any(len(profile.usual) != len(AXES) + 1 for profile in profiles):
         raise MicronetError("an artifact's input shape has four dimensions, NxCxHxW, for example 1x3x224x224")
-    sides = [name for name, axis in AXES.items() if name != "batch" and _varies(profiles, axis)]
+    ends = [shape for profile in profiles for shape in (profile.smallest, profile.largest)]
+    sides = [name for name, axis in AXES.items() if name != "batch" and len({shape[axis] for shape in ends}) > 1]
     export = ExportConfig(target="tensorrt", dynamic=",".join(["batch", *sides]))
     if not profiles:
         return to_onnx(artifact, example_input(artifact), export)
     batch, *rest = profiles[0].usual
     return to_onnx(artifact, torch.rand(max(2, batch), *rest), export)
-
-
-def _varies(profiles: list[Profile], axis: int) -> bool:
-    return len({shape[axis] for profile in profiles for shape in (profile.smallest, profile.largest)}) > 1
 
 
 def _typed(model: "FloatModel", config: TrtBuild, progress: "Progress") -> "tuple[str, onnx.ModelProto]":

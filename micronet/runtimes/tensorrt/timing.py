@@ -28,19 +28,15 @@ class Timing(NamedTuple):
 def sweep(
     network: EnginePredictor, images: NDArray[np.float32], batch_sizes: Sequence[int], progress: Progress
 ) -> list[Timing]:
-    """Time an engine on batches of every size, filled by repeating images (M, C, H, W)."""
+    """Time an engine, after a warm-up, on batches of every size, filled by repeating images (M, C, H, W)."""
     timings = []
     for index, size in enumerate(batch_sizes):
         progress.step(f"timing batches of {size}", index, len(batch_sizes))
-        timings.append(measure(network, np.resize(images, (size, *images.shape[1:]))))
+        batch = np.resize(images, (size, *images.shape[1:]))
+        p50, p95, p99 = (1000 * np.percentile(time_calls([network], [batch]), [50, 95, 99])).tolist()
+        device = float(np.median([network.device_ms(batch) for _ in range(DEVICE_ROUNDS)]))
+        timings.append(Timing(list(batch.shape), p50, p95, p99, device, 1000 * size / p50))
     return timings
-
-
-def measure(network: EnginePredictor, batch: NDArray[np.float32]) -> Timing:
-    """Time one batch (N, C, H, W), after a warm-up."""
-    p50, p95, p99 = (1000 * np.percentile(time_calls([network], [batch]), [50, 95, 99])).tolist()
-    device = float(np.median([network.device_ms(batch) for _ in range(DEVICE_ROUNDS)]))
-    return Timing(list(batch.shape), p50, p95, p99, device, 1000 * len(batch) / p50)
 
 
 def parse_batch_sizes(text: str) -> list[int]:
