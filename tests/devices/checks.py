@@ -21,14 +21,15 @@ from micronet.models.device import pick_device
 from micronet.pruning.config import PruneConfig, SparsityConfig
 from micronet.pruning.groups import find_groups
 from micronet.pruning.prune import prune_model
-from micronet.quantization.adaround import adaround
 from micronet.quantization.calibrate import calibrate, collect, freeze, frozen, observing, set_ranges
 from micronet.quantization.config import CalibrationConfig, QuantConfig
 from micronet.quantization.equalize import equalize
 from micronet.quantization.fold import fold_model
 from micronet.quantization.quantize import quantize_model
+from micronet.quantization.reconstruct import reconstruct
 from micronet.quantization.recovery import correct_biases, reestimate_norms
 from micronet.quantization.sensitivity import Probe, keep_sensitive, measure_sensitivity
+from micronet.quantization.weight_scales import search_weight_scales
 from micronet.runtimes.config import RuntimeOptions
 from micronet.runtimes.torch import EagerPredictor
 from micronet.stages.prune_network import accumulate_gradients
@@ -50,6 +51,17 @@ def accuracy(model: nn.Module) -> float:
 @check("train sgd", FLOAT, accumulate=2, weight_decay=1e-4, label_smoothing=0.1)
 @check("train adam", ADAM, optimizer="adam")
 @check("train bf16", HALF, amp="bf16")
+@check(
+    "train fast",
+    ADAM,
+    optimizer="muon",
+    schedule="linear",
+    ema=0.5,
+    flip="alternating",
+    cutout=3,
+    whiten="on",
+    start_size=4,
+)
 def train(device: torch.device, folder: Path, **options: Any) -> Outcome:
     """Train the float network."""
     fitted = fit(trained(device), device, folder, replace(QUICK, epochs=2, **options))
@@ -149,14 +161,16 @@ def ptq(device: torch.device, folder: Path, calibrator: str, percentile: float =
     return outcome(model)
 
 
-@check("adaround", LEVEL)
+@check("reconstruct", LEVEL)
 def round_weights(device: torch.device, folder: Path) -> Outcome:
-    """Choose the rounding of the weights."""
+    """Choose the scales of the weights, then their rounding, first by layers, then by blocks."""
     floating = trained(device)
-    model, _ = quantize_model(floating, QuantConfig(w_bits=3))
+    model, _ = quantize_model(floating, QuantConfig(w_bits=3, a_bits=4))
     calibrate(model, batches(device))
+    search_weight_scales(floating, model, batches(device))
     with patch("micronet.quantization.adaround.STEPS", 20):
-        adaround(floating, model, batches(device))
+        reconstruct(floating, model, batches(device), "layer")
+        reconstruct(floating, model, batches(device), "block")
     return outcome(model)
 
 

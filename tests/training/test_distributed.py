@@ -43,6 +43,7 @@ CASES = {
     "taught": {"taught": True},
     "bf16": {"amp": "bf16"},
     "functional": {"functional": True},
+    "muon and average": {"recipe": {"optimizer": "muon", "lr": 0.01, "ema": 0.5, "label_smoothing": 0.1}},
 }
 BATCHES = [9, 8, 5]  # two processes cannot share all of them evenly
 LR = 0.05
@@ -62,22 +63,24 @@ class FunctionalNorm(nn.BatchNorm2d):
         return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, training=self.training)
 
 
-def network(functional=False):
+def network(functional=False, bias=True):
     torch.manual_seed(0)
     norms = [nn.BatchNorm2d(4), nn.BatchNorm2d(6, momentum=None)]
     if functional:
         norms = [FunctionalNorm(4, False), FunctionalNorm(6, True)]
     return nn.Sequential(
-        nn.Conv2d(1, 4, 3), norms[0], nn.ReLU(), nn.Conv2d(4, 6, 3), norms[1], nn.ReLU(),
+        nn.Conv2d(1, 4, 3, bias=bias), norms[0], nn.ReLU(), nn.Conv2d(4, 6, 3, bias=bias), norms[1], nn.ReLU(),
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3),
     ).double()  # fmt: skip
 
 
-def train(quantized=None, accumulate=1, sparsity=0.0, taught=False, amp="off", functional=False, compiled=False):
+def train(
+    quantized=None, accumulate=1, sparsity=0.0, taught=False, amp="off", functional=False, compiled=False, recipe=None
+):
     """Return the losses of a few steps and the network after them."""
     images = torch.randn(sum(BATCHES), 1, 8, 8, generator=torch.Generator().manual_seed(1)).double()
     labels = torch.arange(len(images)) % 3
-    model = network(functional)
+    model = network(functional, bias=recipe is None)  # before a norm its gradient is noise, which Adam turns into steps
     if quantized is not None:
         model = quantize_model(model, quantized)[0].double()
         calibrate(model, [images[ranks.shard(8)]])
@@ -85,7 +88,7 @@ def train(quantized=None, accumulate=1, sparsity=0.0, taught=False, amp="off", f
     teacher = Teacher(network().eval(), 0.5, 4.0) if taught else None
     if amp != "off":
         model, images = model.float(), images.float()  # autocast leaves float64 as it is
-    training = TrainConfig(optimizer="sgd", lr=LR, amp=amp)
+    training = TrainConfig(**{"optimizer": "sgd", "lr": LR, "amp": amp, **(recipe or {})})
     losses = []
     with observing(model):
         optimizer = make_optimizer(model, training)
@@ -95,7 +98,7 @@ def train(quantized=None, accumulate=1, sparsity=0.0, taught=False, amp="off", f
         for first in range(0, len(BATCHES), accumulate):
             together = slice(first, first + accumulate)
             losses.append(step(parts[together], BATCHES[together]))
-    return losses, model.state_dict()
+    return losses, step.result.state_dict()
 
 
 def evaluated():

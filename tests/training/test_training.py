@@ -225,7 +225,7 @@ def test_a_compiled_step_leaves_the_artifact_as_it_is(micronet, tmp_path):
     assert micronet(*folding).code == 0
 
 
-@pytest.mark.parametrize("schedule", ["one-cycle", "step"])
+@pytest.mark.parametrize("schedule", ["one-cycle", "linear", "step"])
 @pytest.mark.parametrize("steps", [1, 2, 7, 1000])
 def test_the_learning_rate_stays_between_zero_and_its_highest(schedule, steps):
     config = TrainConfig(lr=0.5, schedule=schedule)
