@@ -1,4 +1,4 @@
-"""micronet: make a neural network small and fast and put it into production (written by scripts/api_stub)."""
+"""micronet: make neural networks small and fast, and deploy them (written by scripts/api_stub)."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -31,13 +31,13 @@ def train(
     preset: Literal['plain', 'fast'] = 'plain',
     epochs: int = 8,
     lr: float | None = None,
-    batch_size: int | None = None,
     device: str | None = None,
     output: str | Path | None = None,
     width: float | None = None,
     model_args: str | None = None,
     image_size: int | None = None,
     limit: int | None = None,
+    batch_size: int | None = None,
     accumulate: int = 1,
     amp: Literal['off', 'bf16', 'fp16'] | None = None,
     patience: int | None = None,
@@ -69,13 +69,13 @@ def train(
         preset: Defaults of the options below. fast: Muon, a linear schedule, smoothed labels, alternating flips, a whitened first layer in a new network, bf16 if it is faster here, and batches for the number of images.
         epochs: Passes over the training images; 0 trains nothing.
         lr: Peak learning rate. Default: 0.01; finetune and quantize have their own.
-        batch_size: Images per batch, summed over all processes. Default: 64; fast: 32 to 256.
         device: cpu, cuda, cuda:N, or a list such as 0,1 for one process per GPU (untried); default: the best one present.
         output: File to write; without it, nothing is written.
         width: Factor on the channels of every layer (built-in networks only); default: 1.
         model_args: The factory's arguments as JSON, for example '{"num_classes": 10}'.
         image_size: Resize and crop images to squares with sides of this many pixels.
         limit: Use at most N training and N test images.
+        batch_size: Images per batch, summed over all processes. Default: 64; fast: 32 to 128.
         accumulate: Batches per optimizer step; their gradients add up.
         amp: Mixed precision: run forward and backward in 16 bits. bf16 needs a GPU or a processor that computes in it; fp16 needs a GPU and is untested. Default: off; fast: bf16 if it is faster.
         patience: Stop after N epochs without improvement in validation accuracy (ties: loss).
@@ -154,7 +154,6 @@ def sparse_train(
     preset: Literal['plain', 'fast'] = 'plain',
     epochs: int = 8,
     lr: float | None = None,
-    batch_size: int | None = None,
     device: str | None = None,
     output: str | Path | None = None,
     trust_code: bool = False,
@@ -162,6 +161,7 @@ def sparse_train(
     model_args: str | None = None,
     image_size: int | None = None,
     limit: int | None = None,
+    batch_size: int | None = None,
     accumulate: int = 1,
     amp: Literal['off', 'bf16', 'fp16'] | None = None,
     patience: int | None = None,
@@ -185,7 +185,7 @@ def sparse_train(
     force: bool = False,
     progress: Progress | None = None,
 ) -> Artifact:
-    """Train with a sparsity penalty, so that channels the network can do without approach zero.
+    """Train with a sparsity penalty before pruning.
 
     The weights of the last epoch are kept, not those of the best: the penalty takes time to act. Channels that cannot be cut, such as class scores, are left alone.
 
@@ -198,7 +198,6 @@ def sparse_train(
         preset: Defaults of the options below. fast: Muon, a linear schedule, smoothed labels, alternating flips, a whitened first layer in a new network, bf16 if it is faster here, and batches for the number of images.
         epochs: Passes over the training images; 0 trains nothing.
         lr: Peak learning rate. Default: 0.01; finetune and quantize have their own.
-        batch_size: Images per batch, summed over all processes. Default: 64; fast: 32 to 256.
         device: cpu, cuda, cuda:N, or a list such as 0,1 for one process per GPU (untried); default: the best one present.
         output: File to write; without it, nothing is written.
         trust_code: Run the code recorded in the artifact.
@@ -206,6 +205,7 @@ def sparse_train(
         model_args: The factory's arguments as JSON, for example '{"num_classes": 10}'.
         image_size: Resize and crop images to squares with sides of this many pixels.
         limit: Use at most N training and N test images.
+        batch_size: Images per batch, summed over all processes. Default: 64; fast: 32 to 128.
         accumulate: Batches per optimizer step; their gradients add up.
         amp: Mixed precision: run forward and backward in 16 bits. bf16 needs a GPU or a processor that computes in it; fp16 needs a GPU and is untested. Default: off; fast: bf16 if it is faster.
         patience: Stop after N epochs without improvement in validation accuracy (ties: loss).
@@ -242,7 +242,6 @@ def prune(
     regular: int = 1,
     criterion: Literal['bn-scale', 'l1', 'l2', 'fpgm', 'taylor', 'random'] = 'bn-scale',
     target_macs: float | None = None,
-    preset: Literal['plain', 'fast'] = 'plain',
     device: str | None = None,
     data: str | Path | Tensor | Iterable[Tensor | Sequence[Tensor]] | None = None,
     output: str | Path | None = None,
@@ -254,6 +253,7 @@ def prune(
     widths: Sequence[str | float] | str | None = None,
     target_params: float | None = None,
     target_latency: float | None = None,
+    preset: Literal['plain', 'fast'] = 'plain',
     epochs: int = 4,
     lr: float | None = 0.005,
     batch_size: int | None = None,
@@ -295,7 +295,6 @@ def prune(
         regular: Make every width a multiple of this; kernels run fastest at multiples of 8 or 16.
         criterion: How channels are ranked: by batch-norm scale, size of the weights, distance to the geometric median (fpgm), or effect on the loss (taylor).
         target_macs: Cut until this share of the multiply-accumulates is left.
-        preset: Defaults of the options below. fast: Muon, a linear schedule, smoothed labels, alternating flips, a whitened first layer in a new network, bf16 if it is faster here, and batches for the number of images.
         device: cpu, cuda or cuda:N; default: the best one present.
         data: A data set's name, a folder or a file.npz; or input batches (N, ...), or tuples that begin with one.
         output: File to write; without it, nothing is written.
@@ -307,9 +306,10 @@ def prune(
         widths: The widths themselves, one per prunable group, separated by commas. Replaces --percent.
         target_params: Cut until this share of the parameters is left.
         target_latency: Cut until this share of the latency is left: one image in ONNX Runtime, measured on this machine.
+        preset: Defaults of the options below. fast: Muon, a linear schedule, smoothed labels, alternating flips, a whitened first layer in a new network, bf16 if it is faster here, and batches for the number of images.
         epochs: Passes over the training images; 0 trains nothing.
         lr: Peak learning rate. Default: 0.01; finetune and quantize have their own.
-        batch_size: Images per batch, summed over all processes. Default: 64; fast: 32 to 256.
+        batch_size: Images per batch, summed over all processes. Default: 64; fast: 32 to 128.
         accumulate: Batches per optimizer step; their gradients add up.
         amp: Mixed precision: run forward and backward in 16 bits. bf16 needs a GPU or a processor that computes in it; fp16 needs a GPU and is untested. Default: off; fast: bf16 if it is faster.
         patience: Stop after N epochs without improvement in validation accuracy (ties: loss).
@@ -349,13 +349,13 @@ def finetune(
     preset: Literal['plain', 'fast'] = 'plain',
     epochs: int = 4,
     lr: float | None = 0.005,
-    batch_size: int | None = None,
     device: str | None = None,
     output: str | Path | None = None,
     model: str | None = None,
     trust_code: bool = False,
     image_size: int | None = None,
     limit: int | None = None,
+    batch_size: int | None = None,
     accumulate: int = 1,
     amp: Literal['off', 'bf16', 'fp16'] | None = None,
     patience: int | None = None,
@@ -389,13 +389,13 @@ def finetune(
         preset: Defaults of the options below. fast: Muon, a linear schedule, smoothed labels, alternating flips, a whitened first layer in a new network, bf16 if it is faster here, and batches for the number of images.
         epochs: Passes over the training images; 0 trains nothing.
         lr: Peak learning rate. Default: 0.01; finetune and quantize have their own.
-        batch_size: Images per batch, summed over all processes. Default: 64; fast: 32 to 256.
         device: cpu, cuda, cuda:N, or a list such as 0,1 for one process per GPU (untried); default: the best one present.
         output: File to write; without it, nothing is written.
         model: path/to/file.py:factory, repeated to allow an artifact to run the code it was made from.
         trust_code: Run the code recorded in the artifact.
         image_size: Resize and crop images to squares with sides of this many pixels.
         limit: Use at most N training and N test images.
+        batch_size: Images per batch, summed over all processes. Default: 64; fast: 32 to 128.
         accumulate: Batches per optimizer step; their gradients add up.
         amp: Mixed precision: run forward and backward in 16 bits. bf16 needs a GPU or a processor that computes in it; fp16 needs a GPU and is untested. Default: off; fast: bf16 if it is faster.
         patience: Stop after N epochs without improvement in validation accuracy (ties: loss).
@@ -490,7 +490,7 @@ def quantize(
     force: bool = False,
     progress: Progress | None = None,
 ) -> Artifact:
-    """Quantize a network: with training (QAT), or by calibration alone in seconds (--mode ptq).
+    """Quantize a network with or without training (QAT, PTQ).
 
     Without an artifact, the network of --model is first trained on --data with the defaults of `micronet train`. Binary and ternary networks also learn from the float artifact's scores, unless --distill names another teacher. --mode qaft takes a quantized artifact and trains it with frozen ranges, at a learning rate of 1e-5 by default.
 
@@ -534,7 +534,7 @@ def quantize(
         image_size: Resize and crop images to squares with sides of this many pixels.
         limit: Use at most N training and N test images.
         lr: Peak learning rate. Default: 0.01; finetune and quantize have their own.
-        batch_size: Images per batch, summed over all processes. Default: 64; fast: 32 to 256.
+        batch_size: Images per batch, summed over all processes. Default: 64; fast: 32 to 128.
         accumulate: Batches per optimizer step; their gradients add up.
         amp: Mixed precision: run forward and backward in 16 bits. bf16 needs a GPU or a processor that computes in it; fp16 needs a GPU and is untested. Default: off; fast: bf16 if it is faster.
         patience: Stop after N epochs without improvement in validation accuracy (ties: loss).
@@ -645,7 +645,7 @@ def check_onnx(
     strict: bool = False,
     progress: Progress | None = None,
 ) -> list[Finding]:
-    """Report what makes an ONNX file slow or wrong, and what to do about it.
+    """Report what makes an ONNX file slow or wrong.
 
     An error means wrong results, or a file that does not load or build; a warning means a slow or large one; a note depends on the machine.
 
@@ -673,7 +673,7 @@ def pack(
     check_images: int = 256,
     progress: Progress | None = None,
 ) -> Program:
-    """Write a network at its weights' true width: 1 bit binary, five ternary weights per byte, 2 to 8 bits dense.
+    """Pack a network into 1 to 8 bits per weight.
 
     Batch norms are folded; with binary activations, scales, biases and batch norms become one threshold per channel. The file runs without torch (evaluate, compare and predict take it). Nothing is written if the format cannot hold the network, or if the packed network assigns test images to other classes than torch does.
 
@@ -720,7 +720,7 @@ def trt_build(
     force: bool = False,
     progress: Progress | None = None,
 ) -> Engine:
-    """Build a TensorRT engine: strongly typed, int8 by explicit Q/DQ.
+    """Build a strongly typed TensorRT engine.
 
     TensorRT-RTX builds without a GPU (pip install tensorrt-rtx-cu13); running an engine needs one. A float network is calibrated for int8 here, on the CPU; --calib-cache also reads the caches that TensorRT up to version 10 wrote. A JSON file beside the engine holds its shapes, the data types of its layers and its origin.
 
@@ -771,9 +771,9 @@ def trt_eval(
     arithmetic: Literal['exact', 'fast'] = 'exact',
     progress: Progress | None = None,
 ) -> dict[str, object]:
-    """Run a TensorRT engine on an NVIDIA GPU: accuracy or mean IoU, latency and throughput by batch size.
+    """Evaluate a TensorRT engine on an NVIDIA GPU.
 
-    It needs the library that built the engine, in the same version, and pycuda. Untried on hardware so far.
+    Reports accuracy or mean IoU, and latency and throughput by batch size. Needs pycuda and the library that built the engine, in the same version. Not yet tested on a GPU.
 
     Args:
         file: An .engine of trt-build.
@@ -809,7 +809,9 @@ def evaluate(
     arithmetic: Literal['exact', 'fast'] = 'exact',
     progress: Progress | None = None,
 ) -> Row:
-    """Measure accuracy and loss on the test images, and latency at 1 and 64 images.
+    """Measure the accuracy, loss and latency of a network.
+
+    The test images are used; latency is measured for 1 and for 64 images.
 
     Args:
         file: An artifact, or an .onnx, .packed or .engine file.
@@ -842,7 +844,7 @@ def compare(
     arithmetic: Literal['exact', 'fast'] = 'exact',
     progress: Progress | None = None,
 ) -> list[Row]:
-    """Compare networks: accuracy, MACs, bytes, latency, agreement.
+    """Compare networks: accuracy, MACs, size, latency.
 
     The first network is the reference. Sizes are file sizes, and latencies are measured on this machine, in turns. An artifact keeps float weights so that training can continue; quantization shows in the size of the exported file.
 
@@ -876,7 +878,7 @@ def predict(
     arithmetic: Literal['exact', 'fast'] = 'exact',
     progress: Progress | None = None,
 ) -> list[Prediction]:
-    """List the likeliest classes of images, with their probabilities.
+    """Classify images; print the most likely classes.
 
     Args:
         file: An artifact, or an .onnx, .packed or .engine file.
@@ -899,7 +901,7 @@ def inspect(
     *,
     progress: Progress | None = None,
 ) -> dict[str, object]:
-    """Show an artifact's network, history, data, metrics and layers, without loading it.
+    """Show an artifact's network, history and layers.
 
     Args:
         artifact: An artifact (.safetensors).
@@ -943,9 +945,9 @@ def sensitivity(
     trust_code: bool = False,
     progress: Progress | None = None,
 ) -> list[LayerSensitivity]:
-    """Quantize one layer at a time and measure the signal-to-noise ratio of the scores and the accuracy lost.
+    """Measure each layer's sensitivity to few bits.
 
-    Accuracy is measured on the validation images. The most sensitive layer comes first.
+    Each layer is quantized alone. Reports the signal-to-noise ratio of the scores and the accuracy lost on the validation images; the most sensitive layer comes first.
 
     Args:
         artifact: An artifact (.safetensors).
@@ -994,7 +996,7 @@ def run_recipe(
     force: bool = False,
     progress: Progress | None = None,
 ) -> list[Row]:
-    """Run a recipe: stages in order, skipping those that are unchanged.
+    """Run a recipe, skipping stages that are unchanged.
 
     A stage that was interrupted continues. Images in a folder are not checked for changes: use --force. A recipe ends with a comparison of all files that it made.
 

@@ -75,60 +75,27 @@ CRITERIA = {
 STAGES = {
     "train": Command("micronet.stages.train:Train", "Train a network from scratch."),
     "import": Command("micronet.stages.import_model:Import", "Make an artifact of any network."),
-    "sparse-train": Command(
-        "micronet.stages.train:SparseTrain",
-        "Train with a sparsity penalty, so that channels the network can do without approach zero.",
-    ),
+    "sparse-train": Command("micronet.stages.train:SparseTrain", "Train with a sparsity penalty before pruning."),
     "prune": Command("micronet.stages.prune:Prune", "Cut the channels that matter least."),
     "finetune": Command("micronet.stages.train:Finetune", "Train an artifact further, pruned or quantized."),
-    "quantize": Command(
-        "micronet.stages.quantize:Quantize",
-        "Quantize a network: with training (QAT), or by calibration alone in seconds (--mode ptq).",
-    ),
+    "quantize": Command("micronet.stages.quantize:Quantize", "Quantize a network with or without training (QAT, PTQ)."),
     "bn-fuse": Command("micronet.stages.bn_fuse:BnFuse", "Fold every batch norm into the layer before it."),
     "export-onnx": Command("micronet.stages.export:ExportOnnx", "Export to ONNX, with quantized weights as int8."),
-    "check-onnx": Command(
-        "micronet.stages.export:CheckOnnx", "Report what makes an ONNX file slow or wrong, and what to do about it."
-    ),
-    "pack": Command(
-        "micronet.stages.export:Pack",
-        "Write a network at its weights' true width: 1 bit binary, five ternary weights per byte, 2 to 8 bits dense.",
-    ),
-    "trt-build": Command(
-        "micronet.stages.trt_build:TrtBuild", "Build a TensorRT engine: strongly typed, int8 by explicit Q/DQ."
-    ),
-    "trt-eval": Command(
-        "micronet.stages.trt_eval:TrtEval",
-        "Run a TensorRT engine on an NVIDIA GPU: accuracy or mean IoU, latency and throughput by batch size.",
-    ),
-    "evaluate": Command(
-        "micronet.stages.evaluate:Evaluate",
-        "Measure accuracy and loss on the test images, and latency at 1 and 64 images.",
-    ),
-    "compare": Command(
-        "micronet.stages.evaluate:Compare", "Compare networks: accuracy, MACs, bytes, latency, agreement."
-    ),
-    "predict": Command(
-        "micronet.stages.evaluate:Predict", "List the likeliest classes of images, with their probabilities."
-    ),
-    "inspect": Command(
-        "micronet.stages.inspect_artifact:Inspect",
-        "Show an artifact's network, history, data, metrics and layers, without loading it.",
-    ),
-    "sensitivity": Command(
-        "micronet.stages.sensitivity:Sensitivity",
-        "Quantize one layer at a time and measure the signal-to-noise ratio of the scores and the accuracy lost.",
-    ),
+    "check-onnx": Command("micronet.stages.export:CheckOnnx", "Report what makes an ONNX file slow or wrong."),
+    "pack": Command("micronet.stages.export:Pack", "Pack a network into 1 to 8 bits per weight."),
+    "trt-build": Command("micronet.stages.trt_build:TrtBuild", "Build a strongly typed TensorRT engine."),
+    "trt-eval": Command("micronet.stages.trt_eval:TrtEval", "Evaluate a TensorRT engine on an NVIDIA GPU."),
+    "evaluate": Command("micronet.stages.evaluate:Evaluate", "Measure the accuracy, loss and latency of a network."),
+    "compare": Command("micronet.stages.evaluate:Compare", "Compare networks: accuracy, MACs, size, latency."),
+    "predict": Command("micronet.stages.evaluate:Predict", "Classify images; print the most likely classes."),
+    "inspect": Command("micronet.stages.inspect_artifact:Inspect", "Show an artifact's network, history and layers."),
+    "sensitivity": Command("micronet.stages.sensitivity:Sensitivity", "Measure each layer's sensitivity to few bits."),
 }
 # Every command: the stages, and what works on recipes.
 COMMANDS = {
     **STAGES,
-    "run": Command(
-        "micronet.recipe.run:RunRecipe", "Run a recipe: stages in order, skipping those that are unchanged."
-    ),
-    "schema": Command(
-        "micronet.recipe.schema:Schema", "Print the JSON Schema of recipes, for editors that complete keys."
-    ),
+    "run": Command("micronet.recipe.run:RunRecipe", "Run a recipe, skipping stages that are unchanged."),
+    "schema": Command("micronet.recipe.schema:Schema", "Print the JSON Schema of recipes, for editors."),
 }
 
 # The Python API's name of a command -> the command's.

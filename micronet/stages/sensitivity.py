@@ -14,7 +14,10 @@ class Sensitivity(ReadSettings, Stage):
     """Quantizes one layer at a time."""
 
     name = "sensitivity"
-    details = "Accuracy is measured on the validation images. The most sensitive layer comes first."
+    details = (
+        "Each layer is quantized alone. Reports the signal-to-noise ratio of the scores and the accuracy lost on the "
+        "validation images; the most sensitive layer comes first."
+    )
     example = "micronet sensitivity float.safetensors --w-bits 4 --a-bits 4"
     suffix = None
     cannot_follow = {"quantize": "run it on the float artifact"}  # noqa: RUF012  # never changed

@@ -22,7 +22,10 @@ class TrtEval(MeasureSettings, Stage):
     """Evaluates an engine."""
 
     name = "trt-eval"
-    details = "It needs the library that built the engine, in the same version, and pycuda. Untried on hardware so far."
+    details = (
+        "Reports accuracy or mean IoU, and latency and throughput by batch size. Needs pycuda and the library that "
+        "built the engine, in the same version. Not yet tested on a GPU."
+    )
     example = "micronet trt-eval int8.engine --onnx int8.onnx --batch-sizes 1,8,32"
     suffix = None
     product = "dict[str, object]"
