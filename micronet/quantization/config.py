@@ -130,7 +130,16 @@ class RecoveryConfig(Settings):
     """Accuracy recovery without training."""
 
     equalize: bool = setting(False, "Balance weight ranges between layers before quantizing; folds batch norms.")
-    adaround: bool = setting(False, "Learn the rounding of each weight, layer by layer; for 4 bits and below (iao).")
+    weight_calibrator: Literal["minmax", "seq-mse"] = setting(
+        "minmax",
+        "Weight scales: from the largest weight, or the least error of each layer's output, layer by layer (iao).",
+    )
+    reconstruct: Literal["layer", "block"] | None = setting(
+        None,
+        "Learn the rounding of each weight so that layers keep their outputs, or blocks of layers, with learned "
+        "activation scales; for 4 bits and below (iao). Use 1,000 images: --calib-batches 16.",
+    )
+    adaround: bool = setting(False, "The same as --reconstruct layer.")
     bias_correct: bool = setting(False, "Restore the mean output that each layer has in the float network.")
     bn_reestimate: bool = setting(False, "Re-estimate batch-norm statistics on the quantized network.")
     target_drop: float | None = setting(
@@ -140,3 +149,13 @@ class RecoveryConfig(Settings):
         low=0,
         high=100,
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.adaround and self.reconstruct == "block":
+            raise MicronetError("--adaround is --reconstruct layer; drop it, or drop --reconstruct block")
+
+    @property
+    def form(self) -> Literal["layer", "block"] | None:
+        """What is reconstructed, if anything."""
+        return "layer" if self.adaround else self.reconstruct

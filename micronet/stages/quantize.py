@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from micronet.core.config import group, setting
+from micronet.core.config import changed, flag, group, setting
 from micronet.core.files import write_bytes
 from micronet.errors import MicronetError
 from micronet.quantization.config import Bits, CalibrationConfig, QuantConfig, RecoveryConfig
@@ -73,8 +73,10 @@ class Quantize(TrainingSettings, Stage):
             raise MicronetError("--target-drop needs measurements, which --dry-run skips; drop one of them")
         if self.dry_run and self.artifact is None:
             raise MicronetError("--dry-run needs an artifact, as in micronet quantize float.safetensors --dry-run")
-        if mode == "qat" and (recovery.adaround or recovery.bias_correct or recovery.bn_reestimate):
-            raise MicronetError("--adaround, --bias-correct and --bn-reestimate replace training; add --mode ptq")
+        undone = replace(recovery, equalize=False, target_drop=None)
+        if mode == "qat" and undone != RecoveryConfig():
+            given = ", ".join(map(flag, changed(undone)))
+            raise MicronetError(f"training would undo what {given} does; add --mode ptq, or drop the option")
         self._check_scheme()
         if mode == "qaft" and self.artifact is None:
             raise MicronetError("--mode qaft trains a quantized artifact; name it")

@@ -18,7 +18,6 @@ from micronet.graph.trace import trace
 from micronet.models import transformer
 from micronet.models.device import as_inputs
 from micronet.models.modes import eval_mode
-from micronet.quantization.adaround import adaround
 from micronet.quantization.calibrate import (
     calibrate,
     collect,
@@ -32,8 +31,10 @@ from micronet.quantization.config import CalibrationConfig, QuantConfig
 from micronet.quantization.equalize import equalize
 from micronet.quantization.fold import fold_model
 from micronet.quantization.quantize import quantize_model
+from micronet.quantization.reconstruct import reconstruct
 from micronet.quantization.recovery import correct_biases, reestimate_norms
 from micronet.quantization.sensitivity import Probe, keep_sensitive, measure_sensitivity
+from micronet.quantization.weight_scales import search_weight_scales
 from micronet.stages.inputs import cached, calibration_batches, open_data, validation_accuracy
 from micronet.stages.quantize import Quantize
 from micronet.stages.train import fit_new, fit_stage, keep
@@ -110,7 +111,7 @@ class Quantizing:
             self._recover(floating, model)
         settings = {
             **_recorded(self.settings.calibration),
-            **{name: value for name, value in recovery.to_json().items() if value},
+            **{name: value for name, value in recovery.to_json().items() if value not in (None, False, "minmax")},
         }
         training = self.settings.training
         if dataset is None:
@@ -166,10 +167,12 @@ class Quantizing:
 
     def _recover(self, floating: nn.Module, model: nn.Module) -> None:
         recovery, progress, batches = self.settings.recovery, self.run.progress, self.calibration_inputs
-        if recovery.adaround:
+        if recovery.weight_calibrator == "seq-mse":
             progress.line(
-                f"learned the rounding of {adaround(floating, model, batches, progress, self.run.seed)} layers"
+                f"chose the weight scales of {search_weight_scales(floating, model, batches, progress)} layers"
             )
+        if recovery.form is not None:
+            progress.line(str(reconstruct(floating, model, batches, recovery.form, progress, self.run.seed)))
         if recovery.bn_reestimate:
             progress.line(f"re-estimated {reestimate_norms(model, batches)} batch norms")
         if recovery.bias_correct:

@@ -9,12 +9,12 @@ import micronet
 from micronet.errors import MicronetError
 from micronet.models import transformer
 from micronet.models.build import ModelSpec, build_model
-from micronet.quantization.adaround import adaround
 from micronet.quantization.calibrate import calibrate, each_quantizer
 from micronet.quantization.config import QuantConfig
 from micronet.quantization.fold import fold_model
 from micronet.quantization.functional import broadcast
 from micronet.quantization.quantize import quantize_model, restore
+from micronet.quantization.reconstruct import reconstruct
 from micronet.quantization.recovery import correct_biases
 
 IMAGES = torch.randn(8, 3, 32, 32)
@@ -284,7 +284,7 @@ def test_recovery_reaches_the_layers_of_attention(monkeypatch):
     quantized, _ = quantize_model(model, QuantConfig(w_bits=3, a_bits=32, first_last="same"))
     calibrate(quantized, [TOKENS])
     reference = transformer.with_split_attentions(model)
-    assert adaround(reference, quantized, [TOKENS]) == len(PROJECTIONS) + 4
+    assert reconstruct(reference, quantized, [TOKENS], "layer").layers == len(PROJECTIONS) + 4
     assert correct_biases(reference, quantized, [TOKENS]) == len(PROJECTIONS) + 4
     means = [{name: mean_of(network, name) for name in PROJECTIONS} for network in (reference, quantized)]
     for name in PROJECTIONS:

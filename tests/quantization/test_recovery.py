@@ -9,16 +9,22 @@ from torch import nn
 
 from micronet.core.progress import Silent
 from micronet.errors import FailedError, MicronetError
-from micronet.quantization.adaround import adaround, call_order, rectified_sigmoid
+from micronet.quantization.adaround import rectified_sigmoid
 from micronet.quantization.calibrate import calibrate, collect, each_quantizer, set_ranges
 from micronet.quantization.config import CalibrationConfig, QuantConfig
 from micronet.quantization.equalize import equalize
 from micronet.quantization.fold import fold_model
 from micronet.quantization.quantize import quantize_model
+from micronet.quantization.reconstruct import reconstruct
 from micronet.quantization.recovery import correct_biases, reestimate_norms
 from micronet.quantization.sensitivity import Probe, keep_sensitive, measure_sensitivity
+from micronet.quantization.walk import call_order
 
 BATCHES = [torch.randn(16, 3, 16, 16) for _ in range(3)]
+
+
+def adaround(floating, model, batches):
+    return reconstruct(floating, model, batches, "layer").layers
 
 
 def depthwise():

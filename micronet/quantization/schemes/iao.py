@@ -111,10 +111,10 @@ class AffineQuantizer(Quantizer):
             self.observer(x, rectified=rectified)
             self._refresh()
 
-    def set_range(self, low: float, high: float) -> None:
-        """Set the range to [low, high]."""
-        self.observer.low.fill_(low)
-        self.observer.high.fill_(high)
+    def set_range(self, low: float | Tensor, high: float | Tensor) -> None:
+        """Set the range to [low, high], one for all channels or tensors of one per channel."""
+        self.observer.low[...] = low
+        self.observer.high[...] = high
         self._refresh()
 
     def _refresh(self) -> None:
