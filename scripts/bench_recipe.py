@@ -99,9 +99,8 @@ def main() -> int:
     runs = {(name, epochs): [run(name, epochs, seed) for seed in range(1, args.seeds + 1)] for name, epochs in lengths}
     goal = args.accuracy or statistics.mean(each[-1][1] for each in runs["default", args.epochs])
     print(f"{describe_machine()}, torch {versions()['torch']}; {args.model}, {args.seeds} seeds\n")
-    print(
-        f"| recipe | epochs | validation accuracy | CPU seconds | seconds to {goal:.2%} |\n| --- | ---: | ---: | ---: | ---: |"
-    )
+    print(f"| recipe | epochs | validation accuracy | CPU seconds | seconds to {goal:.2%} |")
+    print("| --- | ---: | ---: | ---: | ---: |")
     needed: dict[str, float] = {}
     for (name, epochs), each in runs.items():
         reached, seconds = time_to(goal, each), statistics.mean(one[-1][0] for one in each)
