@@ -123,6 +123,13 @@ class CalibrationConfig(RangeConfig):
         "ranges (qaft).",
         basic=True,
     )
+    float_weights: float | None = setting(
+        None,
+        "Share of QAT's steps in which weights stay float while activations are quantized already. Default: 0.",
+        low=0,
+        high=0.9,
+        metavar="SHARE",
+    )
 
 
 @dataclass(frozen=True)

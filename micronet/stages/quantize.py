@@ -7,7 +7,7 @@ from typing import Any
 from micronet.core.config import changed, flag, group, setting
 from micronet.core.files import write_bytes
 from micronet.errors import MicronetError
-from micronet.quantization.config import Bits, CalibrationConfig, QuantConfig, RecoveryConfig
+from micronet.quantization.config import FLOAT_BITS, Bits, CalibrationConfig, QuantConfig, RecoveryConfig
 from micronet.stages.config import ModelConfig, TrainingSettings, check_teacher, input_file
 from micronet.stages.stage import BEFORE_FUSING, Context, Outcome, Stage
 from micronet.stages.train import run_context
@@ -77,6 +77,8 @@ class Quantize(TrainingSettings, Stage):
         if mode == "qat" and undone != RecoveryConfig():
             given = ", ".join(map(flag, changed(undone)))
             raise MicronetError(f"training would undo what {given} does; add --mode ptq, or drop the option")
+        if self.calibration.float_weights is not None:
+            self._check_float_weights()
         self._check_scheme()
         if mode == "qaft" and self.artifact is None:
             raise MicronetError("--mode qaft trains a quantized artifact; name it")
@@ -94,6 +96,14 @@ class Quantize(TrainingSettings, Stage):
             raise MicronetError(
                 "--bn-fuse folds batch norms during training; drop it, or --equalize, --bias-correct, --bn-reestimate"
             )
+
+    def _check_float_weights(self) -> None:
+        """Refuse a first part of a training with float weights if there is no training or no other part."""
+        bits = self.quantization
+        if self.calibration.mode != "qat":
+            raise MicronetError("--float-weights is a part of QAT; drop it, or --mode")
+        if FLOAT_BITS in (bits.w_bits, bits.a_bits):
+            raise MicronetError("--float-weights quantizes activations before weights; lower both bits, or drop it")
 
     def _check_onnx(self) -> None:
         """Refuse what cannot be done to an ONNX file."""

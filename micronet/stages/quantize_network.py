@@ -34,6 +34,7 @@ from micronet.quantization.quantize import quantize_model
 from micronet.quantization.reconstruct import reconstruct
 from micronet.quantization.recovery import correct_biases, reestimate_norms
 from micronet.quantization.sensitivity import Probe, keep_sensitive, measure_sensitivity
+from micronet.quantization.staged import StagedWeights
 from micronet.quantization.weight_scales import search_weight_scales
 from micronet.stages.inputs import cached, calibration_batches, open_data, validation_accuracy
 from micronet.stages.quantize import Quantize
@@ -121,7 +122,11 @@ class Quantizing:
             training = replace(training, epochs=0)
         began = replace(artifact, model=model, history=[*artifact.history, record])
         training = settle(training, began, dataset, self.run)
-        fitted = fit_artifact(began, dataset, training, self.run, TrainHooks(observing, config=settings))
+        hooks = TrainHooks(observing, config=settings)
+        if share := self.settings.calibration.float_weights:
+            staged = StagedWeights(model, share)
+            hooks = replace(hooks, observe=staged.observing, before_step=staged.before_step)
+        fitted = fit_artifact(began, dataset, training, self.run, hooks)
         recorded = {**config.to_json(), **settings, **(training.to_json() if training.epochs else {})}
         if recovery.target_drop is not None:
             accuracy = validation_accuracy(dataset)
@@ -238,6 +243,8 @@ def _recorded(config: CalibrationConfig) -> dict[str, object]:
     }  # fmt: skip
     if config.calibrator == "percentile":
         recorded["percentile"] = config.percentile
+    if config.float_weights:
+        recorded["float_weights"] = config.float_weights
     if config.calib_data is not None:
         recorded["calib_data"] = str(config.calib_data)
     return recorded
