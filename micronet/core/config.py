@@ -17,7 +17,7 @@ from micronet.errors import MicronetError, unknown
 
 C = TypeVar("C")
 _WORDS: dict[Any, str]
-_WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path", list: "a list"}
+_WORDS = {bool: "true or false", int: "an integer", float: "a number", str: "text", Path: "a path", list: "a list"}
 
 
 class About(TypedDict, total=False):
@@ -113,7 +113,7 @@ def build(config: type[C], values: Mapping[str, Any]) -> C:
         if name not in known:
             raise unknown("setting", name, known)
     if missing := [option for option in known.values() if option.required and option.name not in values]:
-        raise MicronetError(f"{_spelled(missing[0].field)} is missing; {missing[0].about['help']}")
+        raise MicronetError(f"{_spelled(missing[0].field)} is required; {missing[0].about['help']}")
     made: dict[str, Any] = {}
     for item in fields(config):  # type: ignore[arg-type]  # a dataclass
         inner = item.metadata.get("group")

@@ -39,7 +39,9 @@ def check_file_kind(path: Path, *taken: str) -> None:
 def check_output_path(path: Path, force: bool, suffix: str = ".safetensors") -> None:
     """Raise MicronetError if ``path`` has another suffix, cannot be written, or exists without ``force``."""
     if path.suffix != suffix:
-        raise MicronetError(f"{path} does not end in {suffix}, the suffix that this command writes; change the name with -o")
+        raise MicronetError(
+            f"{path} does not end in {suffix}, the suffix that this command writes; change the name with -o"
+        )
     check_writable(path)
     if path.exists() and not force:
         raise MicronetError(f"{path} exists; add --force to overwrite it, or choose another name with -o")

@@ -42,7 +42,9 @@ class DataSpec:
         try:
             return cls(**(value or {}))
         except TypeError as error:
-            raise MicronetError(f"the file has a damaged record of its data set ({error}); create it again") from error
+            raise MicronetError(
+                f"the file's record of its data set is corrupted ({error}); recreate the file"
+            ) from error
 
     def to_json(self) -> dict[str, Any]:
         """Return the spec as a JSON object."""
@@ -90,7 +92,9 @@ class Dataset:
         order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(self._partial.seed))
         count = max(1, round(len(whole) * VALIDATION_SHARE))
         if count >= len(whole):
-            raise MicronetError(f"{len(whole)} images are too few to train and validate on; add some, or raise --limit")
+            raise MicronetError(
+                f"{len(whole)} images are not enough for training and validation; add more, or raise --limit"
+            )
         return whole.subset(order[count:]), whole.subset(order[:count])
 
     @property
@@ -123,8 +127,8 @@ class Dataset:
 def wrong_channels(expected: int, got: int | None) -> MicronetError:
     """Return the error for images with another number of channels than a network's."""
     return MicronetError(
-        f"the network expects images with {expected} channels, but the data set's have {got}; use a data set with "
-        f"{expected} channels, or train a network on this one"
+        f"the network expects images with {expected} channels, but those in the data set have {got}; use a data set "
+        f"with {expected} channels, or train a new network on this one"
     )
 
 

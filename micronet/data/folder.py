@@ -19,11 +19,11 @@ def open_folder(root: Path, image_size: int | None) -> DataSource:
     splits = {name: root / name for name in ("train", "val", "test") if (root / name).is_dir()}
     test = splits.get("test") or splits.get("val")
     if test is None:
-        raise MicronetError(f"{root} has no test/ or val/ folder; expected images in train/CLASS/ and test/CLASS/")
+        raise MicronetError(f"{root} has no test/ or val/ folder; put the images into train/CLASS/ and test/CLASS/")
     described = splits.get("train", test)
     classes = _class_names(described)
     if len(classes) < 2:
-        raise MicronetError(f"{described} needs at least two class folders; found {len(classes)}")
+        raise MicronetError(f"{described} must contain at least two class folders; found {len(classes)}")
     size = image_size or _first_size(described, classes)
     return DataSource(
         classes=classes,
@@ -43,8 +43,8 @@ def _read(part: Path, classes: list[str], size: int) -> FileSplit:
         raise MicronetError(f"{part.parent} has no train/ folder; put the training images into {part}/CLASS/")
     if unknown := set(_class_names(part)) - set(classes):
         raise MicronetError(
-            f"{part} has classes that are not among the training images: {', '.join(sorted(unknown)[:5])}; "
-            f"rename or remove these folders, or add them to {part.parent / 'train'}"
+            f"{part} contains classes without training images: {', '.join(sorted(unknown)[:5])}; rename or remove "
+            f"these folders, or add images to {part.parent / 'train'}"
         )
     found = [(str(path), label) for label, name in enumerate(classes) for path in list_images(part / name)]
     if not found and list_images(part):
@@ -54,8 +54,8 @@ def _read(part: Path, classes: list[str], size: int) -> FileSplit:
     empty = set(range(len(classes))) - {label for _, label in found}
     if empty and part.name == "train":
         raise MicronetError(
-            f"{part} has classes without images: {', '.join(classes[label] for label in sorted(empty))}; "
-            "add images, or remove these folders"
+            f"{part} has empty class folders: {', '.join(classes[label] for label in sorted(empty))}; add images or "
+            "remove the folders"
         )
     labels = torch.tensor([label for _, label in found])
     return FileSplit([path for path, _ in found], labels, size)
@@ -72,4 +72,6 @@ def _first_size(part: Path, classes: list[str]) -> int:
 
 
 def _no_images(part: Path) -> MicronetError:
-    return MicronetError(f"{part} has no images in its class folders; supported: {', '.join(sorted(SUFFIXES))}")
+    return MicronetError(
+        f"{part} has no images in its class folders; supported file types: {', '.join(sorted(SUFFIXES))}"
+    )

@@ -113,8 +113,8 @@ class FileSplit(ImageSplit):
                 yield decoded
         except (RuntimeError, OSError, EOFError) as error:  # the last two if it ended during a transfer
             raise FailedError(
-                f"a process that decodes images ended unexpectedly ({first_line(error)}); if memory ran out, lower "
-                f"--batch-size or set the environment variable {MEMORY_VARIABLE}=0"
+                f"an image-decoding process died ({first_line(error)}); if it ran out of memory, reduce --batch-size "
+                f"or set the environment variable {MEMORY_VARIABLE}=0"
             ) from error
 
 
@@ -169,7 +169,8 @@ def image_memory() -> int:
     except (ValueError, OverflowError):  # not a number, or infinite
         pass
     raise MicronetError(
-        f"the environment variable {MEMORY_VARIABLE} is {text!r}; expected a number of GiB, or 0 to cache no images"
+        f"the environment variable {MEMORY_VARIABLE} is {text!r}; expected a number of GiB, or 0 to disable the image "
+        "cache"
     )
 
 
@@ -194,7 +195,7 @@ def _ignore_interrupts(worker: int) -> None:
 def _eight_bits(image: Image.Image) -> Image.Image:
     """Scale 16-bit grey, which Pillow's conversion would clip, to 8 bits; refuse float pixels."""
     if image.mode == "F":
-        raise ValueError("its pixels are floats of unknown range")
+        raise ValueError("its pixels are floats with an unknown range")
     if image.mode.startswith("I"):
         return Image.fromarray((np.asarray(image).astype(np.int64).clip(0, 65535) // 257).astype(np.uint8))
     return image

@@ -40,15 +40,18 @@ def load_data(
     like = like or DataSpec()
     place = name or like.name
     if place is None:
-        raise MicronetError("the file does not record a data set; name one with --data (and --image-size if needed)")
+        raise MicronetError("the file does not record a data set; specify one with --data (and --image-size if needed)")
     if name is None and ":" in place and not Path(place).exists():  # a file must not choose code to run
-        raise MicronetError(f"the recorded data set {place} is code, which runs only if named: add --data {place}")
+        raise MicronetError(
+            f"the recorded data set {place} is Python code, which is not run automatically; to run it, add --data "
+            f"{place}"
+        )
     size = image_size or like.image_size
     source = _open(place, size)
     if like.classes is not None and like.classes != source.classes:
         raise MicronetError(
-            f"the network was trained on {_count(like.classes)}, but {place} has {_count(source.classes)}; "
-            "use a data set with the same classes, or train a network on this one"
+            f"the network was trained on {_count(like.classes)}, but {place} has {_count(source.classes)}; use a data "
+            "set with the same classes, or train a new network on this one"
         )
     return Dataset(
         source,
@@ -80,10 +83,11 @@ def _npz(path: Path) -> Mapping[str, Any]:
         with np.load(path, allow_pickle=False) as file:
             return {key: file[key] for key in file.files}
     except OSError as error:
-        raise MicronetError(f"{path} cannot be read ({error.strerror or 'damaged'})") from error
+        raise MicronetError(f"{path} cannot be read ({error.strerror or 'corrupted'})") from error
     except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise MicronetError(
-            f"{path} is not a valid .npz file: it is damaged or holds pickled objects; save it again with numpy.savez"
+            f"{path} is not a valid .npz file: it is corrupted or contains pickled objects; save plain arrays with "
+            "numpy.savez"
         ) from error
 
 
@@ -95,7 +99,7 @@ def _call(name: str) -> Mapping[str, Any]:
     except Exception as error:
         raise MicronetError(f"--data {name} failed: {type(error).__name__}: {error}") from error
     if not isinstance(result, Mapping):
-        raise MicronetError(f"--data {name} returned a {type(result).__name__}; expected a dict of arrays")
+        raise MicronetError(f"--data {name} returned a {type(result).__name__}; it must return a dict of arrays")
     return result
 
 
@@ -130,7 +134,8 @@ def open_arrays(stored: Mapping[str, Any], image_size: int | None) -> DataSource
     classes = [str(name) for name in stored["classes"]] if "classes" in stored else [str(i) for i in range(count)]
     if len(classes) < count:
         raise MicronetError(
-            f"the data set names {len(classes)} classes but has label {count - 1}; expected 0 to {len(classes) - 1}"
+            f"the data set lists {len(classes)} classes but has label {count - 1}; expected labels 0 to "
+            f"{len(classes) - 1}"
         )
     return DataSource(classes, lambda: train, lambda: test)
 
@@ -147,7 +152,7 @@ def _from_arrays(stored: Mapping[str, Any], part: str, image_size: int | None) -
         raise MicronetError(f"x_{part} has shape {x.shape}; expected square images with 1 or 3 channels")
     if len(x) == 0 or y.shape != (len(x),) or y.min() < 0:
         raise MicronetError(
-            f"x_{part} has {len(x)} images and y_{part} has shape {y.shape}; expected one label, 0 or more, per image"
+            f"x_{part} has {len(x)} images and y_{part} has shape {y.shape}; expected one label per image, 0 or greater"
         )
     return MemorySplit(resize(torch.from_numpy(x), image_size), torch.from_numpy(y.astype(np.int64)))
 
@@ -161,7 +166,9 @@ def _torchvision(name: str, augment: str, image_size: int | None) -> DataSource:
         try:
             return getattr(datasets, name)(root, train=train, download=True)
         except (OSError, RuntimeError) as error:
-            raise FailedError(f"{name} cannot be downloaded to {root} ({error}); use --data FOLDER instead") from error
+            raise FailedError(
+                f"{name} could not be downloaded to {root} ({error}); check the connection, or use --data FOLDER"
+            ) from error
 
     def split(data: Any) -> ImageSplit:
         pixels = torch.as_tensor(data.data)

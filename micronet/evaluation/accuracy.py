@@ -72,12 +72,12 @@ def check_scores(predict: Predictor, images: Tensor, classes: int, name: str = "
         raise
     except Exception as error:  # a network's forward may raise anything
         shape = tuple(images.shape[1:])
-        raise MicronetError(f"images of shape {shape} do not fit {name}: {first_line(error)}") from error
+        raise MicronetError(f"{name} does not accept images of shape {shape}: {first_line(error)}") from error
     if scores.ndim != 2:
         raise MicronetError(f"{_NO_SCORES}; got shape {scores.shape}")
     if scores.shape[1] != classes:
         raise MicronetError(
-            f"{name} outputs {scores.shape[1]} classes, but the data set has {classes}; build it for {classes}, for "
+            f"{name} outputs {scores.shape[1]} classes, but the data set has {classes}; rebuild it for {classes}, for "
             f"""example with micronet import --model-args '{{"num_classes": {classes}}}'"""
         )
 

@@ -15,7 +15,7 @@ def draw(path: Path, size: tuple[float, float], fill: Callable[[Any], None]) -> 
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise MicronetError("--plot needs matplotlib: pip install matplotlib") from None
+        raise MicronetError("--plot needs matplotlib; run pip install matplotlib") from None
     figure = Figure(figsize=size, layout="constrained")
     fill(figure.subplots())
     try:

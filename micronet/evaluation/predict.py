@@ -41,7 +41,7 @@ def predict(network: Network, places: list[Path], name: str, progress: Progress)
     spec = network.data
     if spec is None or None in (spec.image_size, spec.mean, spec.std, spec.classes):
         raise MicronetError(
-            f"{name} does not record its preprocessing and classes; make it with micronet train or import --data"
+            f"{name} does not record its preprocessing and classes; create it with micronet train or import --data"
         )
     paths = [path for place in places for path in _images(place)]
     found: list[Prediction] = []
@@ -60,7 +60,7 @@ def _predict_batch(network: Network, spec: DataSpec, paths: list[Path], name: st
     check_scores(network, inputs[:1], len(classes), name)
     probabilities = torch.from_numpy(network(inputs.contiguous().numpy())).softmax(1)
     if not probabilities.isfinite().all():
-        raise FailedError(f"{name} outputs NaN or infinite scores; its weights are corrupt or training diverged")
+        raise FailedError(f"{name} outputs NaN or infinite scores; its weights are corrupted, or training diverged")
     for path, row in zip(paths, probabilities, strict=True):
         order = row.argsort(descending=True, stable=True).tolist()
         yield Prediction(path, [Ranked(classes[index], float(row[index])) for index in order])
@@ -68,10 +68,10 @@ def _predict_batch(network: Network, spec: DataSpec, paths: list[Path], name: st
 
 def _images(place: Path) -> list[Path]:
     if not place.exists():
-        raise MicronetError(f"{place} does not exist; give image files or folders of them")
+        raise MicronetError(f"{place} does not exist; pass image files or folders of images")
     if not place.is_dir():
         return [place]
     found = list_images(place)
     if not found:
-        raise MicronetError(f"{place} holds no images; give image files or folders of them")
+        raise MicronetError(f"{place} contains no images; pass image files or folders of images")
     return found

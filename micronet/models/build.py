@@ -45,9 +45,9 @@ class ModelSpec:
         try:
             spec = cls(**value)
             if not isinstance(spec.name, str) or not isinstance(spec.args, dict):
-                raise TypeError("its name or arguments")
+                raise TypeError("its name or arguments are invalid")
         except TypeError as error:
-            raise MicronetError(f"the file's model record is damaged ({error}); create the file again") from error
+            raise MicronetError(f"the file's model record is corrupted ({error}); recreate the file") from error
         return spec
 
     def to_json(self) -> dict[str, Any]:
@@ -71,8 +71,9 @@ def check_same_code(named: ModelSpec, recorded: ModelSpec) -> None:
     """Raise MicronetError if the named code differs from the code recorded in the artifact."""
     if recorded.sha256 != named.sha256 or (recorded.sha256 is None and recorded.name != named.name):
         raise MicronetError(
-            f"--model {named.name} is not the code that this artifact was made with ({recorded.name}, "
-            f"sha256 {(recorded.sha256 or 'none')[:12]}); name that code, or use --trust-code to run the recorded text"
+            f"--model {named.name} is not the code that created this artifact ({recorded.name}, sha256 "
+            f"{(recorded.sha256 or 'none')[:12]}); pass the original code, or use --trust-code to run the recorded "
+            "copy"
         )
 
 
@@ -84,7 +85,7 @@ def build_model(spec: ModelSpec, *, trusted: bool = False) -> nn.Module:
     """
     if spec.runs_user_code and not trusted:
         raise MicronetError(
-            f"this artifact's network is built by code, {spec.name}, which runs only with your permission: add "
+            f"this artifact's network is built by custom code, {spec.name}, which is not run automatically; add "
             f"--model {spec.name} to run your own copy, or --trust-code if you trust the author of the artifact"
         )
     factory = _factory(spec)
@@ -136,7 +137,9 @@ def _user_factory(spec: ModelSpec) -> Callable[..., Any]:
             else:
                 module = _module_of(spec, f"{file.name}:{(spec.sha256 or '')[:8]}")
     except Exception as error:
-        raise MicronetError(f"the code of model {spec.name} failed: {type(error).__name__}: {error}; fix it") from error
+        raise MicronetError(
+            f"importing the code of model {spec.name} failed ({type(error).__name__}: {error}); fix the code"
+        ) from error
     try:
         factory: Callable[..., Any] = getattr(module, attribute)
     except AttributeError:

@@ -30,7 +30,7 @@ class LeNet(nn.Module):
         check_image_size(image_size, SMALLEST_IMAGE, "lenet")
         widths = widths or [scale_width(channels, width) for channels in (10, 20, 50)]
         if len(widths) != 3 or min(widths) < 1:
-            raise MicronetError(f"widths is {widths}; lenet needs three positive numbers")
+            raise MicronetError(f"widths is {widths}; lenet needs three positive integers")
         first, second, hidden = widths
         side = ((image_size - 4) // 2 - 4) // 2
         self.conv1 = nn.Conv2d(in_channels, first, 5)

@@ -28,6 +28,6 @@ def copy_model(model: nn.Module) -> nn.Module:
         return copy.deepcopy(model)
     except (RuntimeError, TypeError) as error:  # hooks of old-style weight norms, locks, open files
         raise MicronetError(
-            f"the network cannot be copied: {first_line(error)}; remove hooks such as weight_norm first, or the "
-            "attribute that holds it"
+            f"the network cannot be copied: {first_line(error)}; remove hooks such as weight_norm, or any attribute "
+            "that cannot be copied"
         ) from error

@@ -121,7 +121,7 @@ def split_attentions(model: nn.Module, names: list[str]) -> nn.Module:
     for name in names:
         module = model.get_submodule(name)
         if not is_splittable(module):
-            raise ValueError(f"{name} is not an attention whose heads can be cut")
+            raise ValueError(f"{name} is not an attention module whose heads can be pruned")
         attentions[module] = Attention.from_torch(module)  # type: ignore[arg-type]
     model = _replace(model, attentions)
     around = [module for module in model.modules() if any(isinstance(inner, Attention) for inner in module.modules())]

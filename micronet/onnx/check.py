@@ -87,20 +87,20 @@ def require_agreement(model: nn.Module, proto: onnx.ModelProto, images: Tensor, 
     limit = max((LARGEST_FLOAT_ERROR[each] for each in types), default=LARGEST_FLOAT_ERROR[TensorProto.FLOAT])
     if not bits and agreement.error > limit:
         raise FailedError(
-            f"the exported model's scores differ from torch's by {agreement.error:.2%}, the limit is {limit:.1%}; "
+            f"the scores of the exported model and torch differ by {agreement.error:.2%}; the limit is {limit:.1%}; "
             "nothing was written"
         )
     if max(bits, default=0) <= INTEGER_BITS:
         wrong = [f"{name} ({steps})" for name, steps in compare_layers(model, proto, images).items() if steps > 1]
         if wrong:
             raise FailedError(
-                f"the exported model's integers differ from torch's by more than one step in {', '.join(wrong)}; "
-                "nothing was written"
+                "the quantized outputs of the exported model and torch differ by more than one step in "
+                f"{', '.join(wrong)}; nothing was written"
             )
     if agreement.classes < LEAST_AGREEMENT:
         raise FailedError(
-            f"the exported model agrees with torch on the class of only {agreement.classes:.2%} of {agreement.images} "
-            f"images (relative score error {agreement.error:.2%}); nothing was written"
+            f"the exported model and torch predict the same class for only {agreement.classes:.2%} of "
+            f"{agreement.images} images (relative score error {agreement.error:.2%}); nothing was written"
         )
 
 
@@ -112,12 +112,12 @@ def drift(agreement: Agreement, history: Iterable[StageRecord]) -> str | None:
     """
     if agreement.error <= USUAL_ERROR:
         return None
-    cure = "measure the file itself with micronet evaluate"
+    cure = "evaluate the exported file with micronet evaluate"
     if all(record.stage != "bn-fuse" for record in history):
-        cure = "run micronet bn-fuse first, which rounds torch's biases exactly as the file's"
+        cure = "run micronet bn-fuse first, so that torch rounds the biases exactly as the file does"
     return (
-        f"the scores differ from torch's by {agreement.error:.2%}: every layer agrees to one step, but flipped steps "
-        f"add up; {cure}"
+        f"the scores differ from torch's by {agreement.error:.2%}: every layer agrees to within one step, but the "
+        f"rounding differences add up; {cure}"
     )
 
 
@@ -131,7 +131,7 @@ def compare_layers(model: nn.Module, proto: onnx.ModelProto, images: Tensor) -> 
     quantizers = {f"{name}.{slot}": quantizer for name, slot, quantizer in each_quantizer(model)}
     if extra := theirs.keys() - quantizers:
         raise FailedError(
-            f"the exported model has quantizers that the torch model does not have: {', '.join(sorted(extra)[:5])}"
+            f"the exported model has quantizers that are not in the torch model: {', '.join(sorted(extra)[:5])}"
         )
     worst: dict[str, int] = {}
     with ExitStack() as hooks, eval_mode(model):

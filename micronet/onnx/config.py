@@ -18,34 +18,38 @@ class ExportConfig(Settings):
 
     target: Literal["ort", "tensorrt"] = setting(
         "ort",
-        "The runtime that the file is for: ONNX Runtime (unsigned activations) or TensorRT (signed, zero point 0).",
+        "Target runtime: ONNX Runtime (unsigned activations) or TensorRT (signed activations, zero point 0).",
         basic=True,
     )
-    opset: int = setting(21, "ONNX operator set, 18 to 23.", low=OLDEST_OPSET, high=NEWEST_OPSET, basic=True)
+    opset: int = setting(21, "ONNX operator set version, 18 to 23.", low=OLDEST_OPSET, high=NEWEST_OPSET, basic=True)
     dynamic: str = setting(
-        "batch", "Dynamic axes: any of batch, height and width, separated by commas, or none.", basic=True
+        "batch", "Dynamic axes: a comma-separated list of batch, height and width, or none.", basic=True
     )
     precision: Literal["fp32", "fp16"] = setting(
-        "fp32", "Precision of a float network; fp16 halves the file. Inputs and outputs stay float32.", basic=True
+        "fp32", "Precision of float networks. fp16 halves the file size; inputs and outputs remain float32.", basic=True
     )
-    int4_storage: bool = setting(False, "Store weights of up to 4 bits two per byte: smaller, slower in ONNX Runtime.")
-    embed_preprocessing: bool = setting(False, "Take 8-bit pixels: the normalization becomes part of the file.")
+    int4_storage: bool = setting(
+        False, "Pack weights of 4 bits or fewer two per byte: smaller files, but slower in ONNX Runtime."
+    )
+    embed_preprocessing: bool = setting(
+        False, "Accept 8-bit pixels as input, with the normalization built into the file."
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in self.free_axes:
             if name == "none":
-                raise MicronetError("--dynamic none makes no axis dynamic; drop the other names")
+                raise MicronetError("--dynamic none cannot be combined with other axes; drop one or the other")
             if name not in AXES:
                 raise unknown("axis for --dynamic:", name, [*AXES, "none"])
         if len(set(self.free_axes)) < len(self.free_axes):
-            raise MicronetError(f"--dynamic {self.dynamic} names an axis twice")
+            raise MicronetError(f"--dynamic {self.dynamic} lists an axis twice; list each axis once")
         if self.int4_storage and self.opset < INT4_OPSET:
             raise MicronetError(f"--int4-storage needs --opset {INT4_OPSET} or later")
         if self.int4_storage and self.target == "tensorrt":
             raise MicronetError(
-                "TensorRT cannot build 4-bit weights with 8-bit activations; drop --int4-storage; the engine stores "
-                "them as int8"
+                "TensorRT does not support 4-bit weights with 8-bit activations; drop --int4-storage to store them "
+                "as int8"
             )
 
     @property
@@ -59,8 +63,8 @@ def check_quantization(config: QuantConfig) -> None:
     possible = QuantConfig(w_bits=config.w_bits, q_type=config.q_type, q_level=config.q_level, a_sign=config.a_sign)
     if config.w_bits not in (7, 8) or config != possible:
         raise MicronetError(
-            "an ONNX file takes --w-bits 7 or 8, --a-bits 8, --q-type, --q-level and --a-sign; for anything else, "
-            "quantize the artifact it came from"
+            "ONNX files only support --w-bits 7 or 8, --a-bits 8, --q-type, --q-level and --a-sign; for other "
+            "settings, quantize the artifact that the file was exported from"
         )
     if config.a_sign == "signed" and config.q_type != "sym":
-        raise MicronetError("--a-sign signed, which TensorRT needs, requires --q-type sym")
+        raise MicronetError("--a-sign signed requires --q-type sym; add it")

@@ -53,7 +53,9 @@ def to_onnx(artifact: Artifact, images: Tensor, config: ExportConfig | None = No
     check_calibrated(artifact.model)
     widest = max((quantizer.bits for _, _, quantizer in each_quantizer(artifact.model)), default=0)
     if widest and config.precision == "fp16":
-        raise MicronetError("--precision fp16 applies to float networks, and this one is quantized; drop --precision")
+        raise MicronetError(
+            "--precision fp16 only applies to float networks, but this one is quantized; drop --precision"
+        )
     if widest > operators.INT8_BITS and config.opset < SIXTEEN_BITS_OPSET:
         raise MicronetError(f"{widest}-bit quantizers need --opset {SIXTEEN_BITS_OPSET} or later, got {config.opset}")
     model = with_integers(_folded(artifact.model), artifact.history, signed=config.target == "tensorrt")
@@ -148,7 +150,7 @@ def _export(model: nn.Module, images: Tensor, config: ExportConfig) -> ir.Model:
             model(example)
     except Exception as error:  # the user's code may raise anything
         shape = "x".join(map(str, example.shape))
-        raise MicronetError(f"the network does not accept an input of {shape}: {first_line(error)}") from error
+        raise MicronetError(f"the network does not accept an input of shape {shape}: {first_line(error)}") from error
     try:
         with _silent(), torch.no_grad():
             program = torch.onnx.export(

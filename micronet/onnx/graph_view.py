@@ -141,7 +141,7 @@ def is_requantized(node: ir.Node) -> bool:
 
 def title(node: ir.Node) -> str:
     """Return a node's name, or a description of a node without one."""
-    return node.name or f"{node.op_type} that computes {node.outputs[0].name}"
+    return node.name or f"{node.op_type} producing {node.outputs[0].name}"
 
 
 def _origin(value: ir.Value | None) -> ir.Node | None:

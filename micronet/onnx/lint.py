@@ -103,7 +103,7 @@ def _mixed_inputs(graph: GraphView) -> Matches:
         inputs = [value for value in node.inputs if value is not None and value.const_value is None]
         floats = [value for value in inputs if not view.is_dequantized(value)]
         if 0 < len(floats) < len(inputs):
-            yield node, f"{len(floats)} of {len(inputs)} inputs are not quantized: ONNX Runtime runs it in float"
+            yield node, f"{len(floats)} of {len(inputs)} inputs are not quantized: ONNX Runtime runs this node in float"
 
 
 @_rule("micronet quantize --a-bits 8 --a-sign auto, which puts the zero point at the end of the range", ort="warning")
@@ -114,7 +114,10 @@ def _kept_activation(graph: GraphView) -> Matches:
             before = view.producer(node)
             fusible = before is not None and before.op_type in ("Conv", "Add", *CLIP_OPS)
             if fusible and not view.is_absorbed(node, quantizer):
-                yield node, "clips more than the quantizer after it, so it is not fused and its input stays float"
+                yield (
+                    node,
+                    "clips to a narrower range than the next quantizer, so it is not fused and its input stays float",
+                )
             node = before
 
 
@@ -123,29 +126,29 @@ def _float_output(graph: GraphView) -> Matches:
     for layer in graph.layers:
         readers = view.fused_consumers(layer.node)
         if layer.node.op_type == "Conv" and layer.quantized and readers != {QUANTIZE}:
-            reason = f"read by {' and '.join(sorted(readers))}" if readers else "an output of the network"
-            yield layer.node, f"its output is {reason} and not quantized first: ONNX Runtime runs it in float"
+            reason = f"consumed by {' and '.join(sorted(readers))}" if readers else "a network output"
+            yield layer.node, f"its output is {reason} without being quantized: ONNX Runtime runs this node in float"
 
 
 @_rule(FOR_ORT, ort="warning")
 def _signed_activations(graph: GraphView) -> Matches:
     for quantizer in _of_type(graph.activations, DataType.INT8):
-        yield quantizer.node, "int8 activations: on x86 ONNX Runtime converts them to uint8 and fuses less"
+        yield quantizer.node, "int8 activations: on x86, ONNX Runtime converts them to uint8 and fuses fewer nodes"
 
 
 @_rule(FOR_TENSORRT, tensorrt="error")
 def _unsigned_integers(graph: GraphView) -> Matches:
     for quantizer in _of_type(graph.activations, DataType.UINT8):
-        yield quantizer.node, "uint8 activations: TensorRT reads them as int8 and computes wrong numbers"
+        yield quantizer.node, "uint8 activations: TensorRT interprets them as int8 and computes wrong results"
     for stored in _of_type(graph.stored, DataType.UINT8):
-        yield stored.node, "a stored uint8 tensor: TensorRT cannot parse it"
+        yield stored.node, "stored uint8 tensor: TensorRT cannot parse it"
 
 
 @_rule(FOR_TENSORRT, tensorrt="error")
 def _zero_points(graph: GraphView) -> Matches:
     for each in (*graph.activations, *graph.stored):
         if each.zero_point is not None and each.zero_point.any():
-            yield each.node, "its zero point is not 0: TensorRT refuses it"
+            yield each.node, "nonzero zero point: TensorRT rejects it"
 
 
 # Verified: ONNX Runtime makes a QLinearConv of it that fails at run time; TensorRT-RTX builds it and runs it in float.
@@ -153,16 +156,26 @@ def _zero_points(graph: GraphView) -> Matches:
 def _activation_scales(graph: GraphView) -> Matches:
     for each in graph.activations:
         if each.scale is not None and each.scale.size > 1:
-            yield each.node, f"{each.scale.size} scales for one activation: fails in ONNX Runtime, float in TensorRT"
+            yield (
+                each.node,
+                f"{each.scale.size} scales for one activation: ONNX Runtime fails, and TensorRT runs it in float",
+            )
 
 
 @_rule(
-    "micronet evaluate --arithmetic exact (session.x64quantprecision=1 elsewhere), or micronet quantize --w-bits 7",
+    "micronet evaluate --arithmetic exact (in your own code: session.x64quantprecision=1), or micronet quantize "
+    "--w-bits 7",
     ort="note",
 )
 def _saturating_weights(graph: GraphView) -> Matches:
     if wide := [layer.node for layer in graph.layers if layer.saturates]:
-        yield wide[0], f"int8 weights above half their range in {len(wide)} layers: sums saturate on x86 without VNNI"
+        yield (
+            wide[0],
+            (
+                f"int8 weights use more than half their range in {len(wide)} layers: sums can saturate on x86 CPUs "
+                "without VNNI"
+            ),
+        )
 
 
 @_rule("micronet prune --regular 8", ort="warning")
@@ -176,40 +189,49 @@ def _channel_widths_of_tensorrt(graph: GraphView) -> Matches:
 
 
 @_rule(
-    "micronet quantize --first-last 8bit, with the layer not in --exclude; a ConvTranspose: --exclude it",
+    "micronet quantize --first-last 8bit without --exclude for this layer; for a ConvTranspose, add it to --exclude",
     ort="warning",
     tensorrt="warning",
 )
 def _float_layers(graph: GraphView) -> Matches:
     for layer in graph.layers:
         if graph.qdq and layer.weight_qdq is None:
-            yield layer.node, "a float weight in a quantized graph: runs in float, or as ONNX Runtime quantizes it"
+            yield (
+                layer.node,
+                (
+                    "a float weight in a quantized graph: the layer runs in float, or is quantized at run time by ONNX "
+                    "Runtime"
+                ),
+            )
         elif layer.quantized and layer.node.op_type == "ConvTranspose":
-            yield layer.node, "neither runtime has an integer ConvTranspose: it runs in float"
+            yield layer.node, "neither runtime has an integer ConvTranspose: this layer runs in float"
 
 
-@_rule("micronet quantize --a-bits 8, or micronet export-onnx with the float network", ort="warning")
+@_rule("micronet quantize --a-bits 8, or micronet export-onnx on the float network", ort="warning")
 def _float_activations(graph: GraphView) -> Matches:
     for layer in graph.layers:
         if layer.weight_qdq is not None and layer.input_qdq is None:
-            yield layer.node, "float input: its weight is dequantized on every run, which is slower than a float layer"
+            yield layer.node, "float input: the weight is dequantized on every run, which is slower than a float layer"
 
 
 @_rule("micronet quantize --w-bits 8 --a-bits 8", ort="warning", tensorrt="error")
 def _sixteen_bits(graph: GraphView) -> Matches:
     for each in (*graph.activations, *graph.stored):
         if each.dtype in (DataType.INT16, DataType.UINT16):
-            yield each.node, f"{each.dtype.name}: ONNX Runtime runs it in float, TensorRT cannot parse it"
+            yield each.node, f"{each.dtype.name}: ONNX Runtime runs it in float, and TensorRT cannot parse it"
 
 
 @_rule("micronet export-onnx without --int4-storage", ort="warning", tensorrt="error")
 def _four_bit_weights(graph: GraphView) -> Matches:
     for layer in graph.layers:
         if layer.quantized and layer.weight.dtype in (DataType.INT4, DataType.UINT4):
-            yield layer.node, f"{layer.weight.dtype.name} weights: float in ONNX Runtime, TensorRT cannot build them"
+            yield (
+                layer.node,
+                f"{layer.weight.dtype.name} weights: ONNX Runtime runs them in float, and TensorRT cannot build them",
+            )
 
 
-@_rule("micronet evaluate --arithmetic fast, or micronet export-onnx, which gives every node its own", ort="error")
+@_rule("micronet evaluate --arithmetic fast, or micronet export-onnx, which stores one weight per node", ort="error")
 def _shared_integers(graph: GraphView) -> Matches:
     owners: dict[Value | None, WeightedNode] = {}
     for layer in graph.layers:
@@ -217,7 +239,7 @@ def _shared_integers(graph: GraphView) -> Matches:
             owner = owners.setdefault(value, layer)
             if owner is not layer:
                 shared = f"{value and value.name} with {title(owner.node)}"
-                yield layer.node, f"shares {shared}: session.x64quantprecision=1 cannot load it"
+                yield layer.node, f"shares {shared}: the file fails to load with session.x64quantprecision=1"
 
 
 @_rule(FOR_ORT, ort="error")
@@ -226,7 +248,7 @@ def _signed_before_move(graph: GraphView) -> Matches:
     signed = {node.outputs[0] for pair in pairs for node in pair.node.outputs[0].consumers()}
     for node in (node for node in graph.nodes if node.op_type in MOVING_OPS):
         if node.inputs[0] in signed and not view.is_requantized(node):
-            yield node, "int8 Q/DQ before it and none after it: ONNX Runtime cannot load the file"
+            yield node, "int8 Q/DQ before but not after this node: ONNX Runtime cannot load the file"
 
 
 @_rule(f"{PTQ}, which also quantizes the output of Flatten", ort="warning")
@@ -234,23 +256,23 @@ def _flatten(graph: GraphView) -> Matches:
     for layer in graph.layers:
         before = view.producer(layer.node)
         if before is not None and before.op_type == "Flatten" and view.is_dequantized(before.inputs[0]):
-            yield before, f"ONNX Runtime does not carry Q/DQ across Flatten: {title(layer.node)} runs in float"
+            yield before, f"ONNX Runtime does not propagate Q/DQ through Flatten: {title(layer.node)} runs in float"
 
 
 @_rule("micronet export-onnx, which stores integers", ort="warning", tensorrt="warning")
 def _float_storage(graph: GraphView) -> Matches:
     for node in (each.node for each in graph.stored if each.node.op_type == QUANTIZE):
         name = next(filter(None, node.inputs)).name
-        yield node, f"{name} is stored as float and quantized at load time: the file is not smaller"
+        yield node, f"{name} is stored as float and quantized at load time, which does not make the file smaller"
 
 
 @_rule(FOR_TENSORRT, tensorrt="error")
 def _int32_bias(graph: GraphView) -> Matches:
     for each in _of_type(graph.stored, DataType.INT32):
-        yield each.node, "an int32 bias: TensorRT dequantizes at most 8 bits and cannot parse it"
+        yield each.node, "int32 bias: TensorRT only dequantizes 8 bits or fewer and cannot parse it"
 
 
-@_rule("none in micronet: export the network with standard ONNX operators", tensorrt="error")
+@_rule("export the network with standard ONNX operators only", tensorrt="error")
 def _foreign_operator(graph: GraphView) -> Matches:
     for node in (node for node in graph.nodes if node.domain not in ("", "ai.onnx")):
         yield node, f"{node.domain}::{node.op_type}: TensorRT has no such operator"

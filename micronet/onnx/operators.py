@@ -120,10 +120,11 @@ def require_int8(qparams: QParams, name: str) -> None:
     """Raise MicronetError if TensorRT does not support a quantizer's zero point or range."""
     limits = torch.iinfo(torch.int8)
     if bool((qparams.zero_point != 0).any()):
-        raise MicronetError(f"{name} has a zero point other than 0, which TensorRT does not support; {FOR_TENSORRT}")
+        raise MicronetError(f"{name} has a nonzero zero point, which TensorRT does not support; {FOR_TENSORRT}")
     if qparams.qmin < limits.min or qparams.qmax > limits.max:
         raise MicronetError(
-            f"{name} has integers {qparams.qmin} to {qparams.qmax}, but TensorRT only supports int8; {FOR_TENSORRT}"
+            f"{name} uses integers from {qparams.qmin} to {qparams.qmax}, but TensorRT only supports int8; "
+            f"{FOR_TENSORRT}"
         )
 
 

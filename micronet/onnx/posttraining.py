@@ -43,7 +43,7 @@ def check_stored(proto: onnx.ModelProto) -> None:
         array = onnx.numpy_helper.to_array(tensor)
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise MicronetError(
-                f"the model's tensor {tensor.name} holds NaN or infinity; export the model again from finite weights"
+                f"the model's tensor {tensor.name} contains NaN or infinity; export the model again from finite weights"
             )
 
 
@@ -53,7 +53,7 @@ def prepare(proto: onnx.ModelProto) -> onnx.ModelProto:
     Raises MicronetError if it is quantized, holds NaN or infinity, or has an old opset and cannot be converted.
     """
     if is_quantized(proto):
-        raise MicronetError("the model is already quantized; give the file of the float model")
+        raise MicronetError("the model is already quantized; pass the float model instead")
     check_stored(proto)
     opset = next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
     if opset < OLDEST_OPSET:
@@ -87,7 +87,7 @@ def collect(proto: onnx.ModelProto, batches: Iterable[NDArray[np.float32]]) -> d
         for name in names:
             histograms[name].add(torch.from_numpy(np.ascontiguousarray(values[name])))
     if any(histogram.empty for histogram in histograms.values()):
-        raise MicronetError("no calibration images were given; pass at least one")
+        raise MicronetError("no calibration images; pass at least one")
     return histograms
 
 
@@ -113,7 +113,9 @@ def read_legacy_cache(path: Path) -> dict[str, ValueRange]:
     try:
         header, *lines = path.read_text().splitlines()
     except ValueError as error:  # not UTF-8, or empty
-        raise MicronetError(f"{path} is not a TensorRT calibration cache, which begins with TRT-…") from error
+        raise MicronetError(
+            f"{path} is not a TensorRT calibration cache, which must start with TRT-…; check the path"
+        ) from error
     if not header.startswith(LEGACY_HEADER):
         raise MicronetError(f"{path} is not a TensorRT calibration cache: its first line is {header[:40]!r}, not TRT-…")
     ranges: dict[str, ValueRange] = {}
@@ -124,11 +126,11 @@ def read_legacy_cache(path: Path) -> dict[str, ValueRange]:
             continue
         if match is None or not MIN_SCALE <= scale <= MAX_SCALE or match["name"] in ranges:
             raise MicronetError(
-                f"{path}, line {number} is {line[:60]!r}; expected 'name: hexadecimal float', each name once"
+                f"{path}, line {number} is {line[:60]!r}; expected 'name: hexadecimal float', with no duplicate names"
             )
         ranges[match["name"]] = (-INT8_MAX * scale, INT8_MAX * scale)
     if not ranges:
-        raise MicronetError(f"{path} holds no ranges; calibrate again")
+        raise MicronetError(f"{path} contains no ranges; recreate it")
     return ranges
 
 
@@ -193,8 +195,8 @@ def _quantizable_nodes(proto: onnx.ModelProto, ranges: Mapping[str, ValueRange])
             names.append(node.name)
     if not names:
         raise MicronetError(
-            "none of the ranges belongs to a tensor of this model; they were calibrated for another network or another "
-            "export of it; calibrate again"
+            "none of the ranges match a tensor in this model; they belong to another network or to another export; "
+            "calibrate again"
         )
     return names
 

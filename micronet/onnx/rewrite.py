@@ -130,7 +130,7 @@ def to_half(proto: onnx.ModelProto, images: NDArray[np.float32]) -> tuple[onnx.M
 
 def kept_line(kept: dict[str, str]) -> str:
     """Describe the nodes that stay in float32."""
-    return f"kept in float32: {', '.join(f'{name} ({reason} for half)' for name, reason in kept.items())}"
+    return f"kept in float32: {', '.join(f'{name} ({reason} for fp16)' for name, reason in kept.items())}"
 
 
 def _outside_half(proto: onnx.ModelProto, images: NDArray[np.float32]) -> dict[str, str]:
@@ -170,7 +170,9 @@ def to_int4(model: ir.Model) -> None:
             value.const_value = ir.tensor(values, name=value.name)
         done = True
     if not done:
-        raise MicronetError("--int4-storage: no weight of this network has at most 4 bits; quantize it with --w-bits 4")
+        raise MicronetError(
+            "--int4-storage: this network has no weights of 4 bits or fewer; quantize it with --w-bits 4"
+        )
 
 
 def embed_preprocessing(proto: onnx.ModelProto, spec: DataSpec) -> onnx.ModelProto:
@@ -178,7 +180,7 @@ def embed_preprocessing(proto: onnx.ModelProto, spec: DataSpec) -> onnx.ModelPro
     if spec.mean is None or spec.std is None:
         raise MicronetError(
             "--embed-preprocessing: the artifact does not record how its images are normalized; drop the option, or "
-            "make the artifact with micronet train or micronet import --data"
+            "create the artifact with micronet train or micronet import --data"
         )
     model = ir.from_proto(proto)
     graph, pixels, normalize = model.graph, model.graph.inputs[0], Normalize(spec)

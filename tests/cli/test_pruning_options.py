@@ -92,7 +92,7 @@ def test_a_network_of_ones_own_needs_its_input_shape(micronet, tmp_path):
     ask = ["prune", path, "--trust-code", "-o", tmp_path / "p.safetensors"]
     assert "cannot run on the example input" in micronet(*ask).err
     assert "channels,height,width" in micronet(*ask, "--input-shape", "1x9x9").err
-    assert "name one with --data" in micronet(*ask, "--input-shape", "1,9,9", "--criterion", "taylor").err
+    assert "specify one with --data" in micronet(*ask, "--input-shape", "1,9,9", "--criterion", "taylor").err
     done = micronet(*ask, "--input-shape", "1,9,9", "--json")
     assert done.code == 0, done.err
     assert done.json["after"]["macs"] < done.json["before"]["macs"]

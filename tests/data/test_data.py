@@ -189,7 +189,7 @@ def test_arrays_of_every_layout(tmp_path, shape):
         ({"y_train": -np.ones(40, int)}, "one label"),
         ({"x_test": np.zeros((12, 8, 9), np.uint8)}, "square"),
         ({"x_train": np.zeros((0, 8, 8), np.uint8), "y_train": np.zeros(0, int)}, "one label"),
-        ({"classes": np.array(["a", "b"])}, "names 2 classes"),
+        ({"classes": np.array(["a", "b"])}, "lists 2 classes"),
     ],
 )
 def test_arrays_that_do_not_fit_are_one_clear_error(tmp_path, changes, message):
@@ -235,7 +235,7 @@ def test_hidden_folders_are_no_classes_and_empty_ones_are_named(tmp_path):
     (root / "train" / ".ipynb_checkpoints").mkdir()
     assert load_data(str(root)).spec.classes == ["cat", "dog"]
     (root / "train" / "emu").mkdir()
-    with pytest.raises(MicronetError, match="without images: emu"):
+    with pytest.raises(MicronetError, match="empty class folders: emu"):
         load_data(str(root)).train  # noqa: B018
 
 

@@ -148,7 +148,7 @@ def test_a_killed_worker_is_one_clear_error(tmp_path, monkeypatch, small_chunks)
     next(batches), next(batches)
     for child in multiprocessing.active_children():
         child.kill()
-    with pytest.raises(FailedError, match=r"^a process that decodes images ended[^\n]*$"):
+    with pytest.raises(FailedError, match=r"^an image-decoding process died[^\n]*$"):
         list(batches)
 
 
@@ -159,7 +159,7 @@ def test_a_worker_that_ends_while_it_hands_images_over_is_the_same_error(tmp_pat
 
     monkeypatch.setattr("torch.utils.data.dataloader._MultiProcessingDataLoaderIter._next_data", lost)
     files = files_of(make_folder(tmp_path, count=4))
-    with pytest.raises(FailedError, match="a process that decodes images ended"):
+    with pytest.raises(FailedError, match="an image-decoding process died"):
         list(files.stream(torch.split(torch.arange(16), 4)))
 
 

@@ -56,7 +56,7 @@ def test_a_call_leaves_its_network_as_it_was(tmp_path):
     [
         ({"percent": 1}, "percent"),
         ({"regular": 0}, "regular is 0; allowed: 1 or more"),
-        ({"regular": 2.5}, "whole number"),
+        ({"regular": 2.5}, "an integer"),
         ({"percent": "0.5"}, "a number"),
         ({"exclude": 5}, "exclude is .*; expected text"),
     ],
