@@ -98,7 +98,10 @@ class RangeConfig(Settings):
     )
     calib_batches: int = setting(4, "Batches of 64 images to calibrate on.", low=1)
     calib_data: Path | None = setting(
-        None, "A folder of images to calibrate on, labelled or not; default: training images.", metavar="FOLDER"
+        None,
+        "A folder of images to calibrate on, labelled or not, or none: make images from the statistics in batch norms "
+        "(--mode ptq). Default: training images.",
+        metavar="FOLDER",
     )
     calib_cache: Path | None = setting(
         None,
@@ -130,6 +133,11 @@ class CalibrationConfig(RangeConfig):
         high=0.9,
         metavar="SHARE",
     )
+
+    @property
+    def makes_images(self) -> bool:
+        """Whether the images to calibrate on are made from the network."""
+        return self.calib_data == Path("none")
 
 
 @dataclass(frozen=True)

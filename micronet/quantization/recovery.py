@@ -1,7 +1,7 @@
 """Accuracy recovery without training: batch-norm re-estimation and bias correction.
 
 Batch-norm re-estimation: Sun et al. 2019, arXiv:1903.11316. Bias correction: Nagel et al. 2019, arXiv:1906.04721,
-section 4.2, with data instead of an assumed distribution. Its neighbors are ``equalize`` and ``adaround``.
+section 4.2, with data instead of an assumed distribution. Its neighbors are ``equalize`` and ``reconstruct``.
 """
 
 from collections.abc import Iterable

@@ -33,7 +33,7 @@ class Quantize(TrainingSettings, Stage):
     example = "micronet quantize float.safetensors --w-bits 8 --a-bits 8 --q-type sym --epochs 1 -o int8.safetensors"
     restorer = "micronet.quantization.quantize:restore"
     takes_batches = True
-    advanced = ("lr", "batch_size", "model", "device")
+    advanced = ("preset", "lr", "batch_size", "model", "device")
     cannot_follow = {  # noqa: RUF012  # never changed
         "quantize": "it is quantized already; run finetune or --mode qaft on it, or quantize the float artifact again"
     }
@@ -79,6 +79,8 @@ class Quantize(TrainingSettings, Stage):
             raise MicronetError(f"training would undo what {given} does; add --mode ptq, or drop the option")
         if self.calibration.float_weights is not None:
             self._check_float_weights()
+        if mode != "ptq" and self.calibration.makes_images:
+            raise MicronetError("--calib-data none makes up for missing data, which training needs; add --mode ptq")
         self._check_scheme()
         if mode == "qaft" and self.artifact is None:
             raise MicronetError("--mode qaft trains a quantized artifact; name it")

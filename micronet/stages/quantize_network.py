@@ -35,8 +35,16 @@ from micronet.quantization.reconstruct import reconstruct
 from micronet.quantization.recovery import correct_biases, reestimate_norms
 from micronet.quantization.sensitivity import Probe, keep_sensitive, measure_sensitivity
 from micronet.quantization.staged import StagedWeights
+from micronet.quantization.synthetic import synthesize_images
 from micronet.quantization.weight_scales import search_weight_scales
-from micronet.stages.inputs import cached, calibration_batches, open_data, validation_accuracy
+from micronet.stages.inputs import (
+    DEFAULT_SHAPE,
+    cached,
+    calibration_batches,
+    image_shape,
+    open_data,
+    validation_accuracy,
+)
 from micronet.stages.quantize import Quantize
 from micronet.stages.train import fit_new, fit_stage, keep
 from micronet.training import distributed
@@ -68,6 +76,8 @@ class Quantizing:
         remembered = (self.artifact.data or {}).get("name")
         if data.data is None and remembered is None and (self.batches is not None or self.artifact.data is None):
             return None
+        if data.data is None and self.settings.calibration.makes_images:
+            return None
         return open_data(data, self.artifact, self.run.seed)
 
     @cached_property
@@ -75,9 +85,24 @@ class Quantizing:
         """The inputs to calibrate on; empty if there are none."""
         if self.batches is not None:
             return [batch.to(self.run.device) for batch in self._checked(self.batches)]
+        if self.settings.calibration.makes_images:
+            return self._made_images()
         if self.dataset is None:
             return []
         return list(calibration_batches(self.dataset, self.settings.calibration, self.run.seed, self.run.device))
+
+    def _made_images(self) -> list[Tensor]:
+        """Return images made from the network's batch norms."""
+        shape = image_shape(self.artifact) or DEFAULT_SHAPE
+        if size := self.settings.data.image_size:
+            shape = shape[0], size, size
+        model, count = self.artifact.model.to(self.run.device), self.settings.calibration.calib_batches
+        made = synthesize_images(model, shape, count, self.run.seed, self.run.progress)
+        self.run.progress.line(
+            f"made {count * len(made.batches[0])} images; the distance of their statistics from the batch norms' fell "
+            f"from {made.before:.3f} to {made.after:.3f}"
+        )
+        return made.batches
 
     def _checked(self, batches: list[Tensor]) -> list[Tensor]:
         """Return input batches; raise MicronetError if the network does not take the first."""

@@ -7,11 +7,12 @@ import torch
 from torch import nn
 
 from micronet.artifact.artifact import Artifact
+from micronet.errors import MicronetError
 from micronet.models.build import ModelSpec, build_model
 from micronet.models.layers import Add
 from micronet.onnx.check import compare_layers
 from micronet.onnx.export import to_onnx
-from micronet.quantization import adaround, blocks, walk
+from micronet.quantization import adaround, blocks, synthetic, walk
 from micronet.quantization.adaround import Recorded, Unit, mixed
 from micronet.quantization.calibrate import calibrate, collect, each_quantizer, set_ranges
 from micronet.quantization.config import QuantConfig
@@ -246,3 +247,30 @@ def test_options_that_would_do_nothing_are_refused(micronet, chain, tmp_path, op
     done = micronet("quantize", chain / "float.safetensors", *options, *few)
     assert done.code == 2
     assert message in done.err
+
+
+def test_made_images_come_closer_to_the_batch_norms_statistics_and_a_seed_repeats_them(monkeypatch):
+    monkeypatch.setattr(synthetic, "STEPS", 20)
+    model = floating().train()
+    model.norm.momentum = 1.0
+    model(IMAGES / 2 + 1)
+    made = [synthetic.synthesize_images(model, (3, 12, 12), 1, seed) for seed in (1, 1, 2)]
+    assert made[0].after < made[0].before
+    assert torch.equal(made[0].batches[0], made[1].batches[0])
+    assert not torch.equal(made[0].batches[0], made[2].batches[0])
+
+
+def test_without_data_the_images_come_from_the_artifact(micronet, chain, tmp_path, monkeypatch):
+    monkeypatch.setattr(synthetic, "STEPS", 3)
+    ptq = ["quantize", chain / "float.safetensors", "--mode", "ptq", "--calib-batches", 1, "--calib-data", "none"]
+    done = micronet(*ptq, "-o", tmp_path / "a.safetensors")
+    assert done.code == 0, done.err
+    assert "made 64 images; the distance of their statistics from the batch norms' fell from" in done.err
+    assert (
+        micronet("inspect", tmp_path / "a.safetensors", "--json").json["history"][-1]["config"]["calib_data"] == "none"
+    )
+    done = micronet("quantize", chain / "float.safetensors", "--calib-data", "none", "-o", tmp_path / "b.safetensors")
+    assert done.code == 2
+    assert "add --mode ptq" in done.err
+    with pytest.raises(MicronetError, match="this network has none"):
+        synthetic.synthesize_images(nn.Linear(3, 3), (3, 4, 4), 1, 1)

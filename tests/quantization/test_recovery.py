@@ -183,6 +183,8 @@ def test_sensitivity_ranks_layers_and_a_target_keeps_the_worst_at_eight_bits():
     [
         ["--equalize"],
         ["--adaround"],
+        ["--reconstruct", "block"],
+        ["--weight-calibrator", "seq-mse"],
         ["--bias-correct"],
         ["--bn-reestimate"],
         ["--target-drop", "50"],
@@ -211,7 +213,12 @@ def test_the_commands_option_runs_reloads_and_is_recorded(micronet, chain, tmp_p
         fused = path
     else:
         assert micronet("bn-fuse", path, "-o", fused).code == 0
-    if option[0] in ("--equalize", "--adaround", "--bias-correct", "--target-drop"):  # the others leave a usual network
+    if option[0] in (
+        "--equalize",
+        "--reconstruct",
+        "--bias-correct",
+        "--target-drop",
+    ):  # the others leave a usual network
         done = micronet("export-onnx", fused, "-o", tmp_path / "a.onnx")
         assert done.code == 0, done.err
 
