@@ -433,7 +433,6 @@ def quantize(
     a_bits: int | str = 8,
     q_type: Literal['sym', 'asym'] = 'sym',
     data: str | Path | Tensor | Iterable[Tensor | Sequence[Tensor]] | None = None,
-    preset: Literal['plain', 'fast'] = 'plain',
     epochs: int = 2,
     output: str | Path | None = None,
     trust_code: bool = False,
@@ -442,6 +441,7 @@ def quantize(
     calib_batches: int = 4,
     calib_data: str | Path | None = None,
     calib_cache: str | Path | None = None,
+    float_weights: float | None = None,
     q_level: Literal['channel', 'layer'] = 'channel',
     weight_observer: Literal['minmax', 'moving-average'] = 'minmax',
     a_sign: Literal['auto', 'signed'] = 'auto',
@@ -455,6 +455,8 @@ def quantize(
     exclude: Sequence[str | float] | str | None = None,
     keep_8bit: Sequence[str | float] | str | None = None,
     equalize: bool = False,
+    weight_calibrator: Literal['minmax', 'seq-mse'] = 'minmax',
+    reconstruct: Literal['layer', 'block'] | None = None,
     adaround: bool = False,
     bias_correct: bool = False,
     bn_reestimate: bool = False,
@@ -464,6 +466,7 @@ def quantize(
     model_args: str | None = None,
     image_size: int | None = None,
     limit: int | None = None,
+    preset: Literal['plain', 'fast'] = 'plain',
     lr: float | None = None,
     batch_size: int | None = None,
     accumulate: int = 1,
@@ -502,15 +505,15 @@ def quantize(
         a_bits: Bits per activation: 2 to 16, binary, or 32 for float.
         q_type: Symmetric grids (zero point 0) or asymmetric ones (iao only).
         data: A data set's name, a folder or a file.npz; or input batches (N, ...), or tuples that begin with one.
-        preset: Defaults of the options below. fast: Muon, a linear schedule, smoothed labels, alternating flips, a whitened first layer in a new network, bf16 if it is faster here, and batches for the number of images.
         epochs: Passes over the training images; 0 trains nothing.
         output: File to write; without it, nothing is written.
         trust_code: Run the code recorded in the artifact.
         calibrator: Activation ranges: all values, a percentile of them, least KL divergence (entropy), or least squared error.
         percentile: Percentage of the values inside the range, for --calibrator percentile.
         calib_batches: Batches of 64 images to calibrate on.
-        calib_data: A folder of images to calibrate on, labelled or not; default: training images.
+        calib_data: A folder of images to calibrate on, labelled or not, or none: make images from the statistics in batch norms (--mode ptq). Default: training images.
         calib_cache: File of activation statistics: read if it exists, otherwise written. Serves any bit width.
+        float_weights: Share of QAT's steps in which weights stay float while activations are quantized already. Default: 0.
         q_level: One weight scale per output channel, or one per layer.
         weight_observer: Weight range: of the current weights, or averaged over training steps (iao only).
         a_sign: Integer type of non-negative symmetric activations: unsigned (auto), or signed for TensorRT.
@@ -524,7 +527,9 @@ def quantize(
         exclude: Leave these layers float: names and globs, separated by commas.
         keep_8bit: Layers that keep at least 8 bits: names and globs, separated by commas.
         equalize: Balance weight ranges between layers before quantizing; folds batch norms.
-        adaround: Learn the rounding of each weight, layer by layer; for 4 bits and below (iao).
+        weight_calibrator: Weight scales: from the largest weight, or the least error of each layer's output, layer by layer (iao).
+        reconstruct: Learn the rounding of each weight so that layers keep their outputs, or blocks of layers, with learned activation scales; for 4 bits and below (iao). Use 1,000 images: --calib-batches 16.
+        adaround: The same as --reconstruct layer.
         bias_correct: Restore the mean output that each layer has in the float network.
         bn_reestimate: Re-estimate batch-norm statistics on the quantized network.
         target_drop: Keep the most sensitive layers at 8 bits until the accuracy drop on validation images is at most this many percentage points.
@@ -533,6 +538,7 @@ def quantize(
         model_args: The factory's arguments as JSON, for example '{"num_classes": 10}'.
         image_size: Resize and crop images to squares with sides of this many pixels.
         limit: Use at most N training and N test images.
+        preset: Defaults of the options below. fast: Muon, a linear schedule, smoothed labels, alternating flips, a whitened first layer in a new network, bf16 if it is faster here, and batches for the number of images.
         lr: Peak learning rate. Default: 0.01; finetune and quantize have their own.
         batch_size: Images per batch, summed over all processes. Default: 64; fast: 32 to 128.
         accumulate: Batches per optimizer step; their gradients add up.
@@ -617,14 +623,14 @@ def export_onnx(
     Args:
         artifact: An artifact (.safetensors).
         example_input: An input batch, or a tuple of them; needed if no data set describes the network's input.
-        target: The runtime that the file is for: ONNX Runtime (unsigned activations) or TensorRT (signed, zero point 0).
-        opset: ONNX operator set, 18 to 23.
-        dynamic: Dynamic axes: any of batch, height and width, separated by commas, or none.
-        precision: Precision of a float network; fp16 halves the file. Inputs and outputs stay float32.
+        target: Target runtime: ONNX Runtime (unsigned activations) or TensorRT (signed activations, zero point 0).
+        opset: ONNX operator set version, 18 to 23.
+        dynamic: Dynamic axes: a comma-separated list of batch, height and width, or none.
+        precision: Precision of float networks. fp16 halves the file size; inputs and outputs remain float32.
         data: A data set's name, a folder or a file.npz; or input batches (N, ...), or tuples that begin with one.
         output: File to write; without it, nothing is written.
-        int4_storage: Store weights of up to 4 bits two per byte: smaller, slower in ONNX Runtime.
-        embed_preprocessing: Take 8-bit pixels: the normalization becomes part of the file.
+        int4_storage: Pack weights of 4 bits or fewer two per byte: smaller files, but slower in ONNX Runtime.
+        embed_preprocessing: Accept 8-bit pixels as input, with the normalization built into the file.
         model: path/to/file.py:factory, repeated to allow an artifact to run the code it was made from.
         trust_code: Run the code recorded in the artifact.
         image_size: Resize and crop images to squares with sides of this many pixels.
@@ -740,7 +746,7 @@ def trt_build(
         calibrator: Activation ranges: all values, a percentile of them, least KL divergence (entropy), or least squared error.
         percentile: Percentage of the values inside the range, for --calibrator percentile.
         calib_batches: Batches of 64 images to calibrate on.
-        calib_data: A folder of images to calibrate on, labelled or not; default: training images.
+        calib_data: A folder of images to calibrate on, labelled or not, or none: make images from the statistics in batch norms (--mode ptq). Default: training images.
         calib_cache: File of activation statistics: read if it exists, otherwise written. Serves any bit width.
         model: path/to/file.py:factory, repeated to allow an artifact to run the code it was made from.
         trust_code: Run the code recorded in the artifact.
@@ -939,6 +945,7 @@ def sensitivity(
     calib_batches: int = 4,
     calib_data: str | Path | None = None,
     calib_cache: str | Path | None = None,
+    float_weights: float | None = None,
     image_size: int | None = None,
     limit: int | None = None,
     model: str | None = None,
@@ -973,8 +980,9 @@ def sensitivity(
         calibrator: Activation ranges: all values, a percentile of them, least KL divergence (entropy), or least squared error.
         percentile: Percentage of the values inside the range, for --calibrator percentile.
         calib_batches: Batches of 64 images to calibrate on.
-        calib_data: A folder of images to calibrate on, labelled or not; default: training images.
+        calib_data: A folder of images to calibrate on, labelled or not, or none: make images from the statistics in batch norms (--mode ptq). Default: training images.
         calib_cache: File of activation statistics: read if it exists, otherwise written. Serves any bit width.
+        float_weights: Share of QAT's steps in which weights stay float while activations are quantized already. Default: 0.
         image_size: Resize and crop images to squares with sides of this many pixels.
         limit: Use at most N training and N test images.
         model: path/to/file.py:factory, repeated to allow an artifact to run the code it was made from.
