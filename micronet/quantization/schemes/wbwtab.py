@@ -5,6 +5,13 @@ Binary weights: alpha * sign(w - mean of w over the inputs), with alpha the mean
 |w| > 0.7 mean|w|, else 0, and alpha the mean magnitude of the weights where t is not 0 (Li et al. 2016,
 arXiv:1605.04711, equation 7). Activations: sign (Hubara et al. 2016, arXiv:1602.02830). sign(0) is +1.
 
+Not here, because they would change nothing: a learned threshold of the sign (RSign) and a learned slope and shift
+before it (RPReLU; Liu et al. 2020, arXiv:2003.03488, equations 3 and 4). The bias of the batch norm before the sign is
+that threshold already, and a rising function only moves it. Behind the add of a residual block it is not the norm's
+bias, which moves the shortcut too; the threshold there is 0. Not here, because no threshold per channel can hold them:
+centers of binary weights other than 0 (AdaBin; Tu et al. 2022, arXiv:2208.08084), which add sums that differ from pixel
+to pixel.
+
 Deviations from micronet 1: a forward pass neither changes nor clamps the trained weights; layers with one input channel
 are not centered, which would make them zero, nor are transposed convolutions, whose groups share that axis; a weight
 exactly at the threshold becomes 0; a filter of zeros stays zero.
