@@ -74,14 +74,14 @@ CRITERIA = {
 # The stages, in the order that the help lists them. A recipe may hold any of them.
 STAGES = {
     "train": Command("micronet.stages.train:Train", "Train a network from scratch."),
-    "import": Command("micronet.stages.import_model:Import", "Make an artifact of any network."),
+    "import": Command("micronet.stages.import_model:Import", "Create an artifact from any network."),
     "sparse-train": Command("micronet.stages.train:SparseTrain", "Train with a sparsity penalty before pruning."),
-    "prune": Command("micronet.stages.prune:Prune", "Cut the channels that matter least."),
-    "finetune": Command("micronet.stages.train:Finetune", "Train an artifact further, pruned or quantized."),
+    "prune": Command("micronet.stages.prune:Prune", "Remove the least important channels."),
+    "finetune": Command("micronet.stages.train:Finetune", "Continue training an artifact."),
     "quantize": Command("micronet.stages.quantize:Quantize", "Quantize a network with or without training (QAT, PTQ)."),
     "bn-fuse": Command("micronet.stages.bn_fuse:BnFuse", "Fold every batch norm into the layer before it."),
     "export-onnx": Command("micronet.stages.export:ExportOnnx", "Export to ONNX, with quantized weights as int8."),
-    "check-onnx": Command("micronet.stages.export:CheckOnnx", "Report what makes an ONNX file slow or wrong."),
+    "check-onnx": Command("micronet.stages.export:CheckOnnx", "Find what makes an ONNX file slow or wrong."),
     "pack": Command("micronet.stages.export:Pack", "Pack a network into 1 to 8 bits per weight."),
     "trt-build": Command("micronet.stages.trt_build:TrtBuild", "Build a strongly typed TensorRT engine."),
     "trt-eval": Command("micronet.stages.trt_eval:TrtEval", "Evaluate a TensorRT engine on an NVIDIA GPU."),

@@ -63,7 +63,8 @@ class ProgramBuilder:
         if value in self.dequantized:
             return self.dequantized[value]
         raise MicronetError(
-            f"{value} is not a constant, but the packed runtime only has constant weights; use the ONNX file instead"
+            f"{value} is not a constant, but the packed runtime only supports constant weights; use the ONNX file "
+            "instead"
         )
 
 

@@ -65,8 +65,8 @@ def read(path: Path) -> Program:
         raise MicronetError(f"{path} is not a packed network ({error}); create one with micronet pack") from error
     if header.get("format") != FORMAT:
         raise MicronetError(
-            f"{path} has format {header.get('format')}, but this version of micronet reads format {FORMAT}; "
-            "pack the network again"
+            f"{path} has format {header.get('format')}, but this version of micronet reads format {FORMAT}; pack the "
+            "network again with micronet pack"
         )
     try:
         operations = [_load(entry, number, tensors) for number, entry in enumerate(header["operations"])]
@@ -78,7 +78,7 @@ def read(path: Path) -> Program:
         about = dict(header["about"])
         _check_about(about)
     except (KeyError, ValueError, TypeError, IndexError, AttributeError, OverflowError) as error:
-        raise MicronetError(f"{path} is damaged ({error}); pack the network again with micronet pack") from error
+        raise MicronetError(f"{path} is corrupted ({error}); pack the network again with micronet pack") from error
     return Program(operations, shape, about)
 
 
@@ -153,9 +153,9 @@ def _load(entry: dict[str, Any], number: int, tensors: dict[str, NDArray[Any]]) 
     entry = dict(entry)
     kind, inputs = entry.pop("op"), entry.pop("in")
     if kind not in OPERATIONS:
-        raise ValueError(f"this version of micronet does not have its operation {kind!r}")
+        raise ValueError(f"this version of micronet does not support its operation {kind!r}")
     if not inputs or not all(isinstance(item, int) and 0 <= item <= number for item in inputs):
-        raise ValueError("an operation reads a value that is computed later")
+        raise ValueError("an operation reads a value before it is computed")
     weight = None
     if "shape" in entry:
         shape = tuple(_positive(item) for item in entry.pop("shape"))
@@ -183,7 +183,7 @@ def _check_operation(operation: Operation) -> None:
     kind, attributes, weight = operation.kind, operation.attributes, operation.weight
     for name, value in attributes.items():
         if not _ATTRIBUTES[name](value):
-            raise ValueError(f"its {name} is {value!r}")
+            raise ValueError(f"its {name} has the invalid value {value!r}")
     if kind == "quantize" and not attributes["range"][0] <= attributes["zero_point"] <= attributes["range"][1]:
         raise ValueError("a zero point is outside its range")
     if (operation.limits is not None) != (kind == "threshold") or (
@@ -210,7 +210,7 @@ def _check_about(about: dict[str, Any]) -> None:
     data, stages = about.get("data") or {}, about.get("stages") or []
     classes = data.get("classes") or [] if isinstance(data, dict) else None
     if not isinstance(stages, list) or not isinstance(classes, list) or not all(isinstance(c, str) for c in classes):
-        raise ValueError("its metadata is not valid")
+        raise ValueError("its metadata is invalid")
 
 
 def _unpack(tensors: dict[str, NDArray[Any]], levels: list[int], shape: tuple[int, ...]) -> NDArray[np.int32]:
@@ -264,7 +264,7 @@ def unpack(data: NDArray[np.uint8], levels: Levels, shape: tuple[int, ...]) -> N
         bits = np.unpackbits(data, count=count * width, bitorder="little").reshape(count, width)
         flat = bits.astype(np.int64) @ (1 << np.arange(width, dtype=np.int64))
     if flat.size and int(flat.max()) >= levels.number:
-        raise ValueError(f"a packed integer is not one of its {levels.number} levels")
+        raise ValueError(f"a packed integer does not match any of the {levels.number} levels")
     return (flat * levels.step + levels.offset).astype(np.int32).reshape(shape)
 
 

@@ -22,7 +22,7 @@ def pack_model(proto: onnx.ModelProto) -> Program:
     builder = ProgramBuilder(proto)
     missing = sorted({node.op_type for node in proto.graph.node if node.op_type not in _CONVERTERS})
     if missing:
-        raise MicronetError(f"the packed runtime does not have {', '.join(missing)}; use the ONNX file instead")
+        raise MicronetError(f"the packed runtime does not support {', '.join(missing)}; use the ONNX file instead")
     for node in proto.graph.node:
         if node.output[0] not in builder.operations and node.output[0] not in builder.aliases:
             _CONVERTERS[node.op_type](builder, node)
@@ -44,7 +44,9 @@ def _build(builder: ProgramBuilder, proto: onnx.ModelProto, output: str) -> Prog
         operation.inputs = [number[item] for item in builder.operations[name][1]]
     shape = [dim.dim_value for dim in proto.graph.input[0].type.tensor_type.shape.dim]
     if len(shape) != 4 or 0 in shape[1:]:
-        raise MicronetError("packed networks take images of one size; export the model without dynamic height or width")
+        raise MicronetError(
+            "packed networks require a fixed image size; export the model without dynamic height or width"
+        )
     about = metadata(proto)
     stages = [record.get("stage") for record in about.get("history") or []]
     about = {key: about[key] for key in ("model", "data") if key in about} | {"stages": stages}
@@ -63,7 +65,7 @@ def _conv(builder: ProgramBuilder, node: onnx.NodeProto) -> None:
     given = _attributes(node)
     weight, scale = builder.weight(node.input[1])
     if weight.ndim != 4 or given.get("auto_pad", b"NOTSET") != b"NOTSET":
-        raise _unsupported(node, "only has 2-D convolutions with explicit pads")
+        raise _unsupported(node, "only supports 2-D convolutions with explicit pads")
     group = given.get("group", 1)
     attributes = {
         **_window(given),
@@ -77,7 +79,7 @@ def _gemm(builder: ProgramBuilder, node: onnx.NodeProto) -> None:
     given = _attributes(node)
     weight, scale = builder.weight(node.input[1])
     if given.get("alpha", 1.0) != 1 or given.get("beta", 1.0) != 1 or given.get("transA", 0):
-        raise _unsupported(node, "does not have Gemm with alpha, beta or transA")
+        raise _unsupported(node, "does not support Gemm with alpha, beta or transA")
     weight = weight if given.get("transB", 0) else np.ascontiguousarray(weight.T)
     builder.add(node, "linear", weight=weight, scale=scale, bias=_bias(builder, node))
 
@@ -117,16 +119,16 @@ def _greater_or_equal(builder: ProgramBuilder, node: onnx.NodeProto) -> None:
             continue
         values = [builder.constants[name].reshape(-1)[0] for name in where.input[1:] if name in builder.constants]
         if zero is None or zero.any() or values != [1.0, -1.0]:
-            raise _unsupported(node, "only has comparisons with 0 that compute a sign")
+            raise _unsupported(node, "only supports comparisons with 0 that compute a sign")
         builder.add(where, "sign", node.input[0])
 
 
 def _pool(builder: ProgramBuilder, node: onnx.NodeProto) -> None:
     given = _attributes(node)
     if _unless_default(given.get("dilations"), [1, 1]):
-        raise _unsupported(node, "does not have dilated pools")
+        raise _unsupported(node, "does not support dilated pooling")
     if given.get("ceil_mode", 0) or given.get("auto_pad", b"NOTSET") != b"NOTSET" or len(given["kernel_shape"]) != 2:
-        raise _unsupported(node, "only has 2-D pools with explicit pads, without ceil_mode")
+        raise _unsupported(node, "only supports 2-D pooling with explicit pads and without ceil_mode")
     attributes: dict[str, Any] = {**_window(given), "kernel": list(given["kernel_shape"])}
     if node.op_type == "AveragePool":
         attributes["count_pads"] = bool(given.get("count_include_pad", 0)) or None
@@ -138,7 +140,7 @@ def _mean(builder: ProgramBuilder, node: onnx.NodeProto) -> None:
     given = _attributes(node)
     axes = [int(axis) % 4 for axis in (builder.constants[node.input[1]] if len(node.input) > 1 else (2, 3))]
     if sorted(axes) != [2, 3]:
-        raise _unsupported(node, f"only averages over height and width, not axes {axes}")
+        raise _unsupported(node, f"only supports averages over height and width, not over axes {axes}")
     keep = node.op_type == "GlobalAveragePool" or bool(given.get("keepdims", 1))
     builder.add(node, "mean", attributes={"keep": keep or None})
 
@@ -155,14 +157,14 @@ def _reshape(builder: ProgramBuilder, node: onnx.NodeProto) -> None:
     grouped = len(shape) == 5 and shape[3:] == sides[1:] and len(transposes) == len(last) == 1
     swapped = grouped and transposes[0].op_type == "Transpose" and last[0].op_type == "Reshape"
     if not swapped or list(_attributes(transposes[0])["perm"]) != [0, 2, 1, 3, 4]:
-        raise _unsupported(node, "reshapes only to flatten or to shuffle channels")
+        raise _unsupported(node, "only supports reshapes that flatten or shuffle channels")
     builder.add(transposes[0], "shuffle", node.input[0], attributes={"groups": int(shape[1])})
     if _flattens(builder, last[0], sides):
         builder.add(last[0], "flatten", transposes[0].output[0])
     elif builder.shapes.get(last[0].output[0]) == sides:
         builder.aliases[last[0].output[0]] = transposes[0].output[0]
     else:
-        raise _unsupported(last[0], "shuffles channels only if the shape stays the same")
+        raise _unsupported(last[0], "only supports channel shuffles that preserve the shape")
 
 
 def _flattens(builder: ProgramBuilder, node: onnx.NodeProto, sides: list[int]) -> bool:
@@ -180,9 +182,9 @@ def _clip(builder: ProgramBuilder, node: onnx.NodeProto) -> None:
 def _combine(kind: str) -> Callable[[ProgramBuilder, onnx.NodeProto], None]:
     def convert(builder: ProgramBuilder, node: onnx.NodeProto) -> None:
         if any(name in builder.constants for name in node.input):
-            raise _unsupported(node, f"does not have {node.op_type} with a constant")
+            raise _unsupported(node, f"does not support {node.op_type} with a constant")
         if kind == "concat" and _attributes(node)["axis"] not in (1, -3):
-            raise _unsupported(node, "concatenates only channels")
+            raise _unsupported(node, "only supports concatenation of channels")
         builder.add(node, kind, *node.input)
 
     return convert

@@ -25,7 +25,7 @@ from micronet.pruning.heads import attend_ids
 from micronet.pruning.ids import FIXED, Ids, combine, distinct, ids_along, is_whole_group, spread, varies, without_ids
 from micronet.pruning.traced_network import NodeCall, Reshape, TracedNetwork
 
-_FIXED_SIZES = "the forward uses fixed sizes"
+_FIXED_SIZES = "forward() uses fixed sizes"
 
 
 @dataclass
@@ -98,10 +98,10 @@ class ChannelMap:
     def _visit(self, call: NodeCall) -> Any:
         node, module = call.node, call.module
         if node.op == "output":
-            return self._give_up(call, "its channels are the network's output")
+            return self._give_up(call, "its channels are network outputs")
         if node.op == "get_attr":
             owner, _, attribute = str(node.target).rpartition(".")
-            self._unsupported[owner] = f"the forward reads its {attribute} directly"
+            self._unsupported[owner] = f"forward() reads its {attribute} directly"
         if node.op in ("placeholder", "get_attr"):
             return call.fixed
         if not call.tensors:
@@ -130,11 +130,11 @@ class ChannelMap:
         if kind == "metadata":
             return call.run()
         if target is operator.getitem and any(isinstance(x, Tensor) for x in tree_leaves(call.args[1])):
-            return self._give_up(call, "the forward indexes it with a tensor")
+            return self._give_up(call, "forward() indexes it with a tensor")
         if kind == "moving":
             return self._move(call)
         if call.writes_part:
-            return self._give_up(call, "the forward writes into part of it")
+            return self._give_up(call, "forward() overwrites part of it")
         if target is F.pad and len(call.args[1]) // 2 <= call.tensors[0].dim() - 2:
             kind = "pooling"
         visit = {
@@ -154,7 +154,7 @@ class ChannelMap:
         else:
             out = self.table.assign(name, conv.out_channels)
             if depthwise or (conv.transposed and conv.groups > 1):
-                self._unsupported[name] = f"it is a {type(conv).__name__} with groups whose input cannot be cut"
+                self._unsupported[name] = f"it is a {type(conv).__name__} with groups, and its input cannot be pruned"
             elif name in self.network.blocks and read is not None and is_whole_group(read, len(out)):
                 self.table.merge(read, out)  # a convolution group's inputs and outputs go together
                 self.table.add_block(out, self.network.blocks[name])
@@ -191,7 +191,7 @@ class ChannelMap:
         if known is layer:
             return
         if known.inputs is None or layer.inputs is None:  # called again: both inputs must be cut alike
-            self._unsupported[name] = "another of its inputs cannot be cut"
+            self._unsupported[name] = "another of its inputs cannot be pruned"
         else:
             self.table.merge(known.inputs, layer.inputs)
         self.table.merge(known.outputs, layer.outputs)
@@ -204,7 +204,7 @@ class ChannelMap:
             return x
         ids = ids_along(x, 1) if fits and x.dim() > 1 else None
         if ids is None or call.module not in self._owners:
-            self._unsupported[name] = "its input cannot be cut"
+            self._unsupported[name] = "its input cannot be pruned"
             return self._give_up(call, f"{name} reads it with channels on another axis")
         self.table.merge(self.norms.setdefault(name, ids), ids)
         return x
@@ -223,7 +223,7 @@ class ChannelMap:
         results = [leaf for leaf in tree_leaves(call.fixed) if isinstance(leaf, Tensor)]
         fits = call.batched_rank in (None, x.dim()) and len(results) == 1 and results[0].dim() == x.dim()
         if ids is None or not fits:
-            return self._give_up(call, f"{call.node.name} pools over its channels, or its input has no batch axis")
+            return self._give_up(call, f"{call.node.name} pools across channels, or its input has no batch axis")
         return spread(ids, 1, (x.shape[0], len(ids), *results[0].shape[2:]))
 
     def _reduce(self, call: NodeCall) -> Any:
@@ -232,7 +232,7 @@ class ChannelMap:
         dims = call.argument(1, "dim", default)
         axes = list(range(x.dim())) if dims is None else [dims] if isinstance(dims, int) else list(dims)
         if call.node.users and any(varies(x, axis % x.dim()) for axis in axes):
-            return self._give_up(call, f"{call.node.name} reduces over its channels")
+            return self._give_up(call, f"{call.node.name} reduces across channels")
         if ops.SOFTMAX.matches(call.node, call.module):
             return x
         return torch.amin(x, axes, keepdim=bool(call.argument(2, "keepdim", False)))

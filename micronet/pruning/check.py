@@ -50,18 +50,18 @@ def check_cut(pruned: nn.Module, old: ChannelMap, new: ChannelMap, keep: Keep, e
             actual = _run(pruned, example, dtype, training, everything, {})
         except (RuntimeError, ValueError, TypeError, AssertionError) as error:
             raise FailedError(
-                f"the pruned network does not run ({first_line(error)}); this is a bug in micronet and nothing was "
-                "written; exclude the layer that causes it with --exclude"
+                f"the pruned network does not run ({first_line(error)}); this is a bug in micronet, and nothing was "
+                "written; as a workaround, exclude the layer that causes it with --exclude"
             ) from error
         if not all(bool(values.isfinite().all()) for name, values, _ in expected if name == OUTPUT):
             raise MicronetError(
-                "the network outputs NaN or infinity for the example input, so pruning cannot be checked; "
-                "look for NaN or very large values in its weights"
+                "the network outputs NaN or infinity for the example input, so the pruned network cannot be "
+                "verified; check its weights for NaN or very large values"
             )
         if at := _difference(expected, actual, dtype):
             raise FailedError(
-                f"the pruned network does not compute what it should (first difference: {at}); this is a bug in "
-                "micronet and nothing was written; exclude that layer with --exclude"
+                f"the pruned network computes wrong values (first difference: {at}); this is a bug in micronet, and "
+                "nothing was written; as a workaround, exclude that layer with --exclude"
             )
 
 

@@ -15,29 +15,31 @@ class PruneConfig(Settings):
     """Pruning."""
 
     percent: float | None = setting(
-        None, f"Share of the prunable channels to cut: at least 0, less than 1. Default: {DEFAULT_SHARE}.", basic=True
+        None,
+        f"Fraction of the prunable channels to remove: at least 0, less than 1. Default: {DEFAULT_SHARE}.",
+        basic=True,
     )
     regular: int = setting(
-        1, "Make every width a multiple of this; kernels run fastest at multiples of 8 or 16.", low=1, basic=True
+        1, "Make every width a multiple of this number; kernels are fastest at multiples of 8 or 16.", low=1, basic=True
     )
     criterion: Literal["bn-scale", "l1", "l2", "fpgm", "taylor", "random"] = setting(
         "bn-scale",
-        "How channels are ranked: by batch-norm scale, size of the weights, distance to the geometric median (fpgm), "
-        "or effect on the loss (taylor).",
+        "How to rank channels: by batch-norm scale, weight norm (l1, l2), distance to the geometric median (fpgm), "
+        "effect on the loss (taylor), or at random.",
         basic=True,
     )
     scope: Literal["global", "layer"] = setting(
-        "global", "Rank all channels together, or cut the same share of every layer."
+        "global", "Rank all channels together, or prune every layer by the same fraction."
     )
-    min_channels: int = setting(1, "Smallest width of a layer; narrower layers stay as they are.", low=1)
-    exclude: str | None = setting(None, "Layers to leave alone: names and globs, separated by commas.")
-    widths: str | None = setting(
-        None, "The widths themselves, one per prunable group, separated by commas. Replaces --percent."
+    min_channels: int = setting(1, "Minimum width of a layer; narrower layers are not pruned.", low=1)
+    exclude: str | None = setting(None, "Layers not to prune: comma-separated names or globs.")
+    widths: str | None = setting(None, "Exact widths, one per prunable group, separated by commas. Replaces --percent.")
+    target_macs: float | None = setting(
+        None, "Prune until this fraction of the multiply-accumulates (MACs) is left.", basic=True
     )
-    target_macs: float | None = setting(None, "Cut until this share of the multiply-accumulates is left.", basic=True)
-    target_params: float | None = setting(None, "Cut until this share of the parameters is left.")
+    target_params: float | None = setting(None, "Prune until this fraction of the parameters is left.")
     target_latency: float | None = setting(
-        None, "Cut until this share of the latency is left: one image in ONNX Runtime, measured on this machine."
+        None, "Prune until this fraction of the latency is left: one image in ONNX Runtime, measured on this machine."
     )
 
     def __post_init__(self) -> None:
@@ -49,16 +51,16 @@ class PruneConfig(Settings):
             if value is not None and not 0 < value < 1:
                 raise MicronetError(f"{flag(name)} is {value:g}; allowed: above 0 and below 1, for example 0.5")
         if len(self.goals) > 1:
-            raise MicronetError(f"{' and '.join(map(flag, self.goals))} both set how much to cut; give only one")
+            raise MicronetError(f"{' and '.join(map(flag, self.goals))} both set how much to prune; use only one")
         if self.widths is not None and self.min_channels > 1:
-            raise MicronetError("--widths sets every width; drop --min-channels")
+            raise MicronetError("--widths sets every width, so --min-channels has no effect; drop it")
 
     def share_per_step(self, steps: int) -> "PruneConfig":
         """Return the config of each of several equal steps that together cut what this one does."""
         if steps == 1:
             return self
         if self.widths is not None:
-            raise MicronetError("--widths takes a single step; drop --steps")
+            raise MicronetError("--widths prunes in a single step; drop --steps")
         if self.target is not None:
             name, share = self.target
             return replace(self, **{name: share ** (1 / steps)})
@@ -87,7 +89,7 @@ class SparsityConfig(Settings):
     s: float = setting(1e-4, "Weight of the sparsity penalty.", low=0, basic=True)
     criterion: Literal["bn-scale", "l1", "l2"] = setting(
         "bn-scale",
-        "What the penalty pushes towards zero: batch-norm scales, weights, or the weights of whole channels "
-        "(group lasso). Attention heads are left alone.",
+        "What the penalty pushes toward zero: batch-norm scales, individual weights (l1), or the weights of whole "
+        "channels (l2, group lasso). Attention heads are not penalized.",
         basic=True,
     )

@@ -62,7 +62,7 @@ class GroupTable:
         for first, second in np.unique(pair_groups, axis=1).T.tolist():
             of_pair = pairs[:, (pair_groups[0] == first) & (pair_groups[1] == second)]
             if FIXED in (first, second):
-                self.pin(of_pair.ravel(), "it is combined with a tensor that cannot be cut")
+                self.pin(of_pair.ravel(), "it is combined with a tensor that cannot be pruned")
             elif not self._match(first, second, of_pair % STRIDE):
                 self.pin(of_pair.ravel(), "it is combined with channels in a different order")
             else:

@@ -48,10 +48,10 @@ def _fixed_groups(channels: ChannelMap, double: ChannelMap) -> dict[int, str]:
             found |= dict.fromkeys(groups_of(before), f"{name} reads it after a reshape to fixed sizes")
     for number, group in channels.groups.items():
         if group.block and (number not in double.groups or double.groups[number].block != group.block):
-            found[number] = "the forward uses a fixed number of heads"
+            found[number] = "forward() uses a fixed number of heads"
     for key, (ids, plain) in channels.scalars.items():
         if key in double.scalars and double.scalars[key][1] != plain:
-            found |= dict.fromkeys(groups_of(ids), "the forward computes with its number of channels")
+            found |= dict.fromkeys(groups_of(ids), "forward() computes with its number of channels")
     return {number: why for number, why in found.items() if not channels.groups[number].pinned}
 
 

@@ -82,7 +82,7 @@ def combine(left: Tensor, right: Tensor) -> tuple[Tensor, tuple[Ids, Ids], list[
         matched = any(y.size(axis) > 1 and varies(x, axis) for axis in range(rank))
         if matched and bool((y == FIXED).any()):
             wide, fixed = torch.broadcast_tensors(x, y)  # type: ignore[no-untyped-call]
-            unmatched.append((wide[fixed == FIXED], "it is combined with a tensor that cannot be cut"))
+            unmatched.append((wide[fixed == FIXED], "it is combined with a tensor that cannot be pruned"))
     a, b = torch.broadcast_tensors(*sides)  # type: ignore[no-untyped-call]
     dense = [slice(0, 1) if a.stride(axis) == b.stride(axis) == 0 else slice(None) for axis in range(rank)]
     pairs = torch.stack([a[tuple(dense)], b[tuple(dense)]]).flatten(1)

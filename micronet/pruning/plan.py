@@ -109,9 +109,9 @@ class Planner:
         for group, width in requested.items():
             if plan.groups[group].after != width:
                 raise MicronetError(
-                    f"{self._named({group})} cannot have {width} channels together with the other widths: a grouped "
-                    f"layer reads its channels with those of {self._named(self._neighbors(group) - {group})}; "
-                    "change one of these widths"
+                    f"{self._named({group})} cannot have {width} channels with the other widths given: a grouped "
+                    "layer reads its channels together with those of "
+                    f"{self._named(self._neighbors(group) - {group})}; change one of these widths"
                 )
         return plan
 
@@ -129,8 +129,8 @@ class Planner:
         if minimum <= width:
             return "excluded" if group in excluded else ""
         if minimum > multiple:
-            return f"{width} channels are fewer than the minimum of {minimum}"
-        return f"{width} channels are too few for a multiple of {multiple}"
+            return f"{width} channels, fewer than the minimum of {minimum}"
+        return f"{width} channels, too few for a multiple of {multiple}"
 
     def _reset_notes(self) -> None:
         self._notes = {number: [why] if why else [] for number, why in self._why.items()}
@@ -167,7 +167,7 @@ class Planner:
         cut = Counter([group for _, _, group, loose in entries if loose][:count])
         for group in self.free:
             if self._widths[group] - unprotected[group] < self._minimum[group]:
-                self._notes[group].append(f"{self._minimum[group]} channels is the minimum")
+                self._notes[group].append(f"limited by the minimum of {self._minimum[group]} channels")
         return {group: self._widths[group] - cut[group] for group in self.free}
 
     def _round(self, counts: dict[int, int]) -> dict[int, int]:
@@ -213,7 +213,7 @@ class Planner:
         following = width - multiple if width <= first else width + multiple
         if following < max(self._minimum[group], multiple):
             following = first + multiple
-        self._notes[group].append("limited to a width that the grouped layers allow")
+        self._notes[group].append("limited to a width that works for the grouped layers")
         return min(following, whole)
 
     def _neighbors(self, group: int) -> set[int]:

@@ -82,7 +82,7 @@ class Pruner:
             groups.sort(key=lambda group: group.note != criterion.WHY_UNSCORED)  # those another criterion can score
             reasons = "; ".join(f"{_shorten(group.layers)}: {group.note}" for group in groups[:3])
             raise MicronetError(
-                f"no channel of this network can be cut ({reasons or 'it has no convolution or linear layer'})"
+                f"no channels of this network can be pruned ({reasons or 'it has no convolution or linear layer'})"
             )
 
     def cut(self, plan: PrunePlan, *, in_place: bool = False) -> tuple[nn.Module, dict[str, Any]]:
@@ -120,14 +120,16 @@ def _parse_widths(text: str, pruner: Pruner) -> dict[int, int]:
         raise MicronetError(f"--widths has {invalid[0]!r}; expected integers separated by commas")
     if len(parts) != len(free):
         now = ",".join(str(pruner.channels.groups[group].width) for group in free)
-        raise MicronetError(f"--widths has {len(parts)} numbers; this network needs {len(free)} (at present {now})")
+        raise MicronetError(
+            f"--widths has {len(parts)} entries; this network needs {len(free)} (current widths: {now})"
+        )
     return dict(zip(free, map(int, parts), strict=True))
 
 
 def _plan_for_target(pruner: Pruner, target: str, share: float, cost: Cost | None) -> PrunePlan:
     """Return the plan that cuts least and meets a target. Raise FailedError if the network cannot be that small."""
     if target == "target_latency" and cost is None:
-        raise MicronetError("target_latency needs cost, a function that returns the latency of a network")
+        raise MicronetError("target_latency requires cost, a function that returns the latency of a network; pass it")
     if cost is None and target == "target_macs":
         cost = partial(count_macs, example=pruner.example)
     measure: Cost = cost or (lambda network: sum(parameter.numel() for parameter in network.parameters()))
@@ -138,8 +140,8 @@ def _plan_for_target(pruner: Pruner, target: str, share: float, cost: Cost | Non
 
     if (least := cost_of(TARGET_STEPS - 1)) > limit:
         raise FailedError(
-            f"{flag(target)} {share:g} cannot be met: {share * least / limit:.3f} is left after cutting all channels "
-            "that can be cut; choose a higher target"
+            f"{flag(target)} {share:g} cannot be met: removing every prunable channel still leaves "
+            f"{share * least / limit:.3f}; choose a higher target"
         )
     step = bisect_left(range(TARGET_STEPS - 1), True, key=lambda step: cost_of(step) <= limit)
     return pruner.planner.plan(step / TARGET_STEPS)

@@ -65,7 +65,7 @@ def trace_network(model: nn.Module, example: Example, regular: int = 1) -> Trace
         raise
     except Exception as error:  # a user's forward may raise anything
         raise MicronetError(
-            f"the network cannot run on the example input: {first_line(error)}; give an input of the right shape"
+            f"the network cannot run on the example input: {first_line(error)}; pass an input of the right shape"
         ) from error
     blocks = {
         name: conv.in_channels // conv.groups
@@ -140,9 +140,9 @@ class NodeCall:
     def why_pinned(self) -> str:
         """Why an operation of an unknown kind keeps its channels from being cut."""
         name = getattr(self.node.target, "__name__", self.node.target)
-        subject = f"{name} in the forward" if self.module is None else f"{name}: {type(self.module).__name__}"
+        subject = f"{name} in forward()" if self.module is None else f"{name}: {type(self.module).__name__}"
         if ops.NORMALIZES_CHANNELS.matches(self.node, self.module):
-            return f"{subject} normalizes over its channels, so each one depends on all others"
+            return f"{subject} normalizes across its channels, so each one depends on all the others"
         return f"{subject} is not supported by pruning"
 
     def run(self) -> Any:
@@ -192,5 +192,5 @@ def _trace(model: nn.Module, *, training: bool) -> fx.Graph:
         where = f" at {own[-1].filename}:{own[-1].lineno}{line}" if own else ""
         raise MicronetError(
             f"torch.fx cannot trace the network{where}: {first_line(error)}; remove branches on tensor values from "
-            "forward(), or move them into a module with is_leaf = True, which pruning leaves alone"
+            "forward(), or move them into a module with is_leaf = True, which is then not pruned"
         ) from error

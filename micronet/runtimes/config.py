@@ -11,7 +11,7 @@ class CodeOptions(Settings):
     """Your own network code."""
 
     model: str | None = setting(
-        None, "path/to/file.py:factory, repeated to allow an artifact to run the code it was made from."
+        None, "path/to/file.py:factory, to confirm that the artifact may run the code that built its network."
     )
     trust_code: bool = setting(False, "Run the code recorded in the artifact.")
 
@@ -26,8 +26,9 @@ class RuntimeOptions(CodeOptions):
 
     device: str | None = setting(None, "cpu, cuda or cuda:N, for torch; default: the best available.", basic=True)
     threads: int | None = setting(
-        None, "Number of threads; default: OMP_NUM_THREADS, or one per core.", low=1, high=1024, basic=True
+        None, "Number of CPU threads; default: OMP_NUM_THREADS, or one per core.", low=1, high=1024, basic=True
     )
     arithmetic: Literal["exact", "fast"] = setting(
-        "exact", "ONNX Runtime's int8 kernels: exact, or fast but saturating on x86 without VNNI."
+        "exact",
+        "ONNX Runtime's int8 arithmetic: exact, or fast but with sums that can saturate on x86 CPUs without VNNI.",
     )

@@ -38,7 +38,7 @@ def to_pixels(images: NDArray[np.float32], spec: DataSpec) -> NDArray[np.uint8]:
     """
     if spec.std is None or spec.mean is None:
         raise MicronetError(
-            "the model takes 8-bit pixels but does not record how its images are normalized; export it again with "
+            "the model takes 8-bit pixels but does not record how to normalize its images; export it again with "
             "micronet export-onnx --embed-preprocessing"
         )
     std, mean = (np.array(values, np.float32).reshape(1, -1, 1, 1) for values in (spec.std, spec.mean))

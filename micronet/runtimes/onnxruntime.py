@@ -84,7 +84,9 @@ def image_input(proto: onnx.ModelProto) -> onnx.ValueInfoProto:
 
 def _only(inputs: list[Any]) -> Any:
     if len(inputs) != 1:
-        raise MicronetError(f"the model has {len(inputs)} inputs; micronet runs networks with one input, the images")
+        raise MicronetError(
+            f"the model has {len(inputs)} inputs; micronet only runs networks with a single image input"
+        )
     return inputs[0]
 
 
@@ -109,19 +111,19 @@ def check_size(weights_bytes: int) -> None:
     """Raise MicronetError if weights do not fit one protobuf message, the form in which models are passed on."""
     if weights_bytes >= MAX_WEIGHT_BYTES:
         raise MicronetError(
-            f"the network's weights take {weights_bytes:,} bytes; an ONNX file holds less than {MAX_WEIGHT_BYTES:,} "
-            "(2 GiB); prune or quantize the network first"
+            f"the network's weights take {weights_bytes:,} bytes; an ONNX file can hold less than "
+            f"{MAX_WEIGHT_BYTES:,} (2 GiB); prune or quantize the network first"
         )
 
 
 def read_onnx(path: Path) -> onnx.ModelProto:
     """Read an ONNX file; raise MicronetError if it is missing or damaged."""
     if not path.exists():
-        raise MicronetError(f"{path} does not exist; make it with micronet export-onnx")
+        raise MicronetError(f"{path} does not exist; create it with micronet export-onnx")
     try:
         proto = onnx.load(path)
         if not proto.graph.node:
-            raise ValueError("it holds no graph")
+            raise ValueError("it contains no graph")
         onnx.checker.check_model(path)  # not proto, which is too large if it took weights from a second file
         return proto
     except Exception as error:  # protobuf and onnx raise several types; they all mean the same to the user
@@ -168,8 +170,8 @@ def _providers(device: str | None) -> list[Any]:
         return ["CPUExecutionProvider"]
     if kind != "cuda" or "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
         raise MicronetError(
-            f"--device {device}: this ONNX Runtime does not support it; drop --device, or for cuda install "
-            "onnxruntime-gpu"
+            f"--device {device}: the installed ONNX Runtime does not support this device; drop --device, or install "
+            "onnxruntime-gpu for cuda"
         )
     return [("CUDAExecutionProvider", {"device_id": int(index or 0)}), "CPUExecutionProvider"]
 
@@ -225,7 +227,7 @@ def run(session: onnxruntime.InferenceSession, images: NDArray[np.float32]) -> l
             outs = session.run(None, {entry.name: np.ascontiguousarray(full)})
         except Exception as error:  # ONNX Runtime's exceptions share no base class
             shape = tuple(images.shape[1:])
-            raise MicronetError(f"ONNX Runtime refused images of shape {shape}: {first_line(error)}") from error
+            raise MicronetError(f"ONNX Runtime rejected images of shape {shape}: {first_line(error)}") from error
         # Only outputs with one row per image are cut: inner tensors may hold windows, or nothing per image.
         calls.append([out[: len(part)] if out.ndim and len(out) == size else out for out in outs])
     if len(calls) == 1:

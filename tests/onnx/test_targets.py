@@ -177,7 +177,7 @@ def test_pixels_for_a_model_that_does_not_record_its_normalization_are_refused(o
     proto = onnx.ModelProto()
     proto.CopyFrom(of_pixels[1])
     del proto.metadata_props[:]
-    with pytest.raises(MicronetError, match="does not record how its images are normalized"):
+    with pytest.raises(MicronetError, match="does not record how to normalize its images"):
         session_predictor(proto.SerializeToString(), RuntimeOptions())(IMAGES.numpy())
 
 

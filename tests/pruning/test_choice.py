@@ -73,7 +73,7 @@ def test_a_penalty_adds_its_subgradient_to_what_may_be_cut_alone(criterion, slop
 
 def test_layers_without_batch_norms_are_judged_by_their_weights():
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 2, 1))
-    with pytest.raises(MicronetError, match=r"no batch norm with a scale follows; .*criterion l2"):
+    with pytest.raises(MicronetError, match=r"no batch norm with a scale follows it; .*criterion l2"):
         micronet.prune(model, IMAGES)
     assert micronet.prune(model, IMAGES, criterion="l2", scope="layer").model[2].out_channels == 4
 
@@ -110,7 +110,7 @@ def test_a_cost_of_ones_own_is_met():
 
     prune_model(model, PruneConfig(criterion="l2", scope="layer", target_latency=0.5), IMAGES, widest)
     assert len(seen) > 3
-    with pytest.raises(MicronetError, match="needs cost, a function"):
+    with pytest.raises(MicronetError, match="requires cost, a function"):
         prune_model(model, PruneConfig(target_latency=0.5), IMAGES)
 
 
@@ -141,8 +141,8 @@ def test_excluded_layers_and_small_ones_stay_whole():
     ("config", "message"),
     [
         ({"target_macs": 1.5}, "between 0 and 1|above 0 and below 1"),
-        ({"target_macs": 0.5, "target_params": 0.5}, "give only one"),
-        ({"percent": 0.3, "target_params": 0.5}, "give only one"),
+        ({"target_macs": 0.5, "target_params": 0.5}, "use only one"),
+        ({"percent": 0.3, "target_params": 0.5}, "use only one"),
         ({"criterion": "magic"}, "criterion"),
         ({"min_channels": 0}, "min-channels"),
     ],
@@ -268,7 +268,7 @@ def test_a_note_is_made_once_and_a_width_names_the_layer_that_forbids_it():
 
 @pytest.mark.parametrize("other", [{"target_params": 0.5}, {"widths": "3"}])
 def test_the_usual_share_given_beside_another_way_is_refused(other):
-    with pytest.raises(MicronetError, match=r"--percent and --.* both set how much to cut"):
+    with pytest.raises(MicronetError, match=r"--percent and --.* both set how much to prune"):
         PruneConfig(percent=0.5, **other)
 
 
@@ -286,7 +286,7 @@ def test_what_a_norm_reads_stays_whole_and_the_plan_says_why(norm):
 
     _, _, plan = prune_model(Normalised(), PruneConfig(criterion="l2"), torch.randn(3, 4))
     kept = next(group for group in plan.groups.values() if group.layers == ["embed"])
-    assert kept.note == f"norm: {type(norm).__name__} normalizes over its channels, so each one depends on all others"
+    assert kept.note == f"norm: {type(norm).__name__} normalizes across its channels, so each one depends on all the others"
 
 
 @pytest.mark.parametrize("way", [{"percent": 0.97}, {"target_params": 0.5}], ids=str)

@@ -211,7 +211,7 @@ def test_tied_scales_and_every_share_give_the_exact_count():
         widths = [block.conv.out_channels for block in pruned.features if hasattr(block, "conv")]
         assert widths[:-1] == [group.after for group in plan.groups.values()][:-1]
         assert min(widths) >= 1
-    assert any("is the minimum" in group.note for group in plan.groups.values())
+    assert any("limited by the minimum" in group.note for group in plan.groups.values())
 
 
 def test_the_weakest_channels_go_by_magnitude():

@@ -327,7 +327,7 @@ def test_a_pruned_vision_transformer_reloads(tmp_path):
     images = torch.randn(2, 3, 16, 16)
     pruned, record, plan = prune_model(VisionTransformer(**args).eval(), CONFIG, images)
     assert pruned.encoder.layers.encoder_layer_0.self_attention.num_heads == 2
-    assert "combined with a tensor that cannot be cut" in plan.groups[0].note  # the class token and the places
+    assert "combined with a tensor that cannot be pruned" in plan.groups[0].note  # the class token and the places
     path = tmp_path / "pruned.safetensors"
     save(Artifact(pruned, ModelSpec(factory, args), [StageRecord("import"), record]), path)
     again = load(path, trust_code=True).model.eval()
@@ -384,4 +384,4 @@ def test_a_pruned_transformer_goes_through_every_command(tmp_path, micronet):
     assert max(steps.values()) <= 1
     packed = micronet("pack", path["fused"], trust, "-o", tmp_path / "a.packed")
     assert packed.code == 2
-    assert "does not have LayerNormalization, MatMul" in packed.err
+    assert "does not support LayerNormalization, MatMul" in packed.err

@@ -36,13 +36,13 @@ def test_a_shuffle_may_end_flat():
 @pytest.mark.parametrize(
     ("nodes", "message"),
     [
-        ("out = Reshape (x, last)", "Reshape_0: the packed runtime reshapes only to flatten or to shuffle"),
+        ("out = Reshape (x, last)", "Reshape_0: the packed runtime only supports reshapes that flatten or shuffle"),
         ("y = Reshape (x, grouped) z = Transpose <perm = [0, 2, 1, 3, 4]> (y) out = Reshape (z, last)",
-         "Reshape_2: the packed runtime shuffles channels only if the shape stays the same"),
-        ("out = LayerNormalization <axis = 1> (x, x)", "does not have LayerNormalization; use the ONNX file"),
-        ("out = MaxPool <kernel_shape = [3, 3], dilations = [2, 2]> (x)", "does not have dilated pools"),
-        ("out = GlobalMaxPool (x) unused = Softmax (x)", "does not have GlobalMaxPool, Softmax"),
-        ("out = ReduceMean (x, channels)", r"only averages over height and width, not axes \[1\]"),
+         "Reshape_2: the packed runtime only supports channel shuffles that preserve the shape"),
+        ("out = LayerNormalization <axis = 1> (x, x)", "does not support LayerNormalization; use the ONNX file"),
+        ("out = MaxPool <kernel_shape = [3, 3], dilations = [2, 2]> (x)", "does not support dilated pooling"),
+        ("out = GlobalMaxPool (x) unused = Softmax (x)", "does not support GlobalMaxPool, Softmax"),
+        ("out = ReduceMean (x, channels)", r"only supports averages over height and width, not over axes \[1\]"),
         ("y = Relu (x) out = Conv (x, y)", "y is not a constant"),
     ],
 )  # fmt: skip

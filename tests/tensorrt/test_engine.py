@@ -201,15 +201,15 @@ def _with_failing_runs(path, gpu, monkeypatch):
 @pytest.mark.parametrize(
     ("spoil", "code", "words"),
     [
-        (lambda path, *_: path.unlink(), 2, "does not exist; make it with micronet trt-build"),
+        (lambda path, *_: path.unlink(), 2, "does not exist; create it with micronet trt-build"),
         (_without_json, 2, "needs its description net.engine.json"),
-        (_damaged_json, 2, "net.engine.json is damaged"),
-        (_exchanged, 2, "damaged or was replaced"),
+        (_damaged_json, 2, "net.engine.json is corrupted"),
+        (_exchanged, 2, "corrupted or was replaced"),
         (_of_another_kind, 2, "output is BF16"),
         (_of_another_version, 1, "tensorrt 10.99.0.1, but 11.0 is installed"),
         (_without_tensorrt, 1, "pip install tensorrt"),
         (_without_pycuda, 1, "pip install pycuda"),
-        (_without_driver, 1, "no NVIDIA driver on this machine .libcuda"),
+        (_without_driver, 1, "no NVIDIA driver found on this machine .libcuda"),
         (_without_gpu, 1, "no NVIDIA GPU to run on .cuInit"),
         (_with_no_gpu_visible, 1, "no NVIDIA GPU to run on"),
         (

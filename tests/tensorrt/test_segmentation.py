@@ -111,7 +111,7 @@ def test_a_palettes_labels_are_its_indices(tmp_path):
 @pytest.mark.parametrize(
     ("labels", "words"),
     [
-        ([[0, 3]], "has label 3, but the network scores 3 classes"),
+        ([[0, 3]], "has label 3, but the network only has 3 classes"),
         ([[-1, 255]], "none of the label maps"),
     ],
 )
@@ -121,7 +121,7 @@ def test_labels_that_cannot_be_measured_end_in_one_line(tmp_path, labels, words)
 
 
 def test_class_scores_are_no_segmentation(tmp_path):
-    with pytest.raises(MicronetError, match=r"\(N, K, h, w\), but got shape \(1, 3\)"):
+    with pytest.raises(MicronetError, match=r"\(N, K, h, w\), but got \(1, 3\)"):
         evaluate_segmentation(lambda images: np.zeros((1, 3)), [saved(tmp_path, [[0]])], [(1, 1)], PLAIN)
 
 
@@ -129,7 +129,7 @@ def test_a_folder_must_pair_images_with_label_maps(folder):
     (folder / "labels" / "1.png").unlink()
     with pytest.raises(MicronetError, match=r"1\.png has no label map"):
         list_pairs(folder)
-    with pytest.raises(MicronetError, match="holds no images"):
+    with pytest.raises(MicronetError, match="contains no images"):
         list_pairs(folder / "labels")
     with pytest.raises(MicronetError, match="is not a label map: its pixels are RGB"):
         segmentation.read_labels(folder / "images" / "0.png")

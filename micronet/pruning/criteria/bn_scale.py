@@ -15,7 +15,7 @@ from micronet.pruning.channel_map import ChannelMap
 from micronet.pruning.criteria import Penalty, Scores
 from micronet.pruning.ids import STRIDE, Ids, groups_of
 
-WHY_UNSCORED = "no batch norm with a scale follows; --criterion l2 scores by weights"
+WHY_UNSCORED = "no batch norm with a scale follows it; use --criterion l2 to rank by weights"
 
 
 def scores(model: nn.Module, channels: ChannelMap) -> Scores:
@@ -46,8 +46,8 @@ def penalty(model: nn.Module, channels: ChannelMap, s: float) -> Penalty:
     scales = [scale for scale, ids in _scales(model, channels) if set(groups_of(ids)) & free]
     if not scales:
         raise MicronetError(
-            "this network has no batch norm that scales channels which may be cut, so there is nothing to penalize; "
-            "use --criterion l2 to penalize weights"
+            "no batch norm in this network scales prunable channels, so there is nothing to penalize; use "
+            "--criterion l2 to penalize weights"
         )
 
     @torch.no_grad()

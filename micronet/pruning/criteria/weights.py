@@ -32,7 +32,9 @@ def score_rows(
         weight = module.weight.detach().double()
         if of_gradients:
             if module.weight.grad is None:
-                raise MicronetError(f"{name} has no gradient; call backward on the loss of some batches before pruning")
+                raise MicronetError(
+                    f"{name} has no gradient; call backward() on the loss of a few batches before pruning"
+                )
             weight = weight * module.weight.grad.double()
         if not bool(weight.isfinite().all()):
             raise MicronetError(f"{name} has NaN or infinite weights; train again with a lower --lr")
@@ -61,8 +63,7 @@ def penalize_rows(model: nn.Module, channels: ChannelMap, s: float, subgradient:
     ]
     if not layers:
         raise MicronetError(
-            "no layer of this network produces channels that may be cut, so there is nothing to penalize; "
-            "use micronet train instead"
+            "this network has no prunable channels, so there is nothing to penalize; use micronet train instead"
         )
 
     @torch.no_grad()

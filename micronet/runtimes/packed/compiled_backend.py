@@ -45,7 +45,7 @@ class ExecutionPlan:
         if self.image_bytes > MAX_IMAGE_BYTES:
             raise MicronetError(
                 f"the packed network needs {self.image_bytes >> 30} GiB of memory per image, more than the limit of "
-                f"{MAX_IMAGE_BYTES >> 30} GiB; the file is damaged, or the network is too large"
+                f"{MAX_IMAGE_BYTES >> 30} GiB; the file is corrupted, or the network is too large"
             )
         self.largest_map = max(each.image_bytes for each in self._maps)
 
@@ -116,7 +116,7 @@ class CompiledNetwork:
 def compile_kernels() -> None:
     """Compile the kernels for this processor, or load them from the disk. Raises RuntimeError if numba cannot."""
     enable_cache(execute)  # without a writable cache, every start would take half a minute
-    message = "compiling kernels for this processor; this takes half a minute, once"
+    message = "compiling kernels for this processor; this takes about half a minute, but only once"
     warning = threading.Timer(PATIENCE_SECONDS, logging.getLogger(__name__).warning, [message])
     warning.daemon = True
     warning.start()

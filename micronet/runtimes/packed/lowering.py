@@ -199,7 +199,7 @@ class Lowering:
         x = self._floats(x) if arithmetic == FLOAT32 else x
         weight, groups = weight.transpose(0, 2, 3, 1), attributes.get("group", 1)
         if weight.shape[3] * groups != x.channels or len(weight) % groups:
-            raise UnsupportedProgram("layers that do not fit each other")
+            raise UnsupportedProgram("layers whose sizes do not match")
         stride, dilation = attributes.get("stride", [1, 1]), attributes.get("dilation", [1, 1])
         pads = attributes.get("pads", [0, 0, 0, 0])
         rows, columns = (

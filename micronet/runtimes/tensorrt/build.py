@@ -99,9 +99,11 @@ def _parse(trt: Any, network: Any, proto: onnx.ModelProto, log: Any) -> None:
         reason = "; ".join(_parser_error(error) for error in errors[:3]) or _last_error(log)
         raise MicronetError(f"{backend_of(trt)} cannot parse this model: {reason}; micronet check-onnx lists causes")
     if not network.num_layers or not network.num_outputs:
-        raise MicronetError(f"{backend_of(trt)} found nothing to compute in this model; try micronet check-onnx")
+        raise MicronetError(
+            f"{backend_of(trt)} found nothing to compute in this model; check it with micronet check-onnx"
+        )
     if network.num_inputs != 1:
-        raise MicronetError(f"the model has {network.num_inputs} inputs; engines can be built for models with one")
+        raise MicronetError(f"the model has {network.num_inputs} inputs; engines can only be built for models with one")
 
 
 def _parser_error(error: Any) -> str:
@@ -115,7 +117,7 @@ def _add_profiles(builder: Any, settings: Any, network: Any, profiles: Sequence[
     axes = tuple(entry.shape)
     if -1 in axes and not profiles:
         raise MicronetError(
-            f"the model's input is {_size(axes)}; give its sizes with --min-shape, --opt-shape and --max-shape"
+            f"the model's input is {_size(axes)}; specify its sizes with --min-shape, --opt-shape and --max-shape"
         )
     for profile in profiles:
         for shape in profile:
@@ -125,14 +127,14 @@ def _add_profiles(builder: Any, settings: Any, network: Any, profiles: Sequence[
             created = builder.create_optimization_profile()
             created.set_shape(entry.name, *profile)
             if settings.add_optimization_profile(created) < 0:
-                raise MicronetError(f"TensorRT refused the profile {' to '.join(map(_size, profile))}")
+                raise MicronetError(f"TensorRT rejected the profile {' to '.join(map(_size, profile))}")
 
 
 def _choose_gpus(trt: Any, settings: Any, capability: str | None) -> None:
     if capability is None:
         return
     if not hasattr(settings, "set_compute_capability"):
-        raise MicronetError(f"{backend_of(trt)} only builds for this GPU; drop --compute-capability")
+        raise MicronetError(f"{backend_of(trt)} only builds for the GPU in this machine; drop --compute-capability")
     capabilities = [part.strip() for part in capability.split(",")]
     known = {name for name in dir(trt.ComputeCapability) if name.startswith("SM")}
     settings.num_compute_capabilities = len(capabilities)
@@ -148,7 +150,7 @@ def _read_timings(trt: Any, settings: Any, path: Path | None) -> Any:
     if path is None:
         return None
     if backend_of(trt) == "tensorrt-rtx":
-        raise MicronetError("TensorRT-RTX times its kernels on the GPU that runs them; drop --timing-cache")
+        raise MicronetError("TensorRT-RTX selects kernels at run time and has no timing cache; drop --timing-cache")
     cache = settings.create_timing_cache(path.read_bytes() if path.exists() else b"")
     if cache is None or not settings.set_timing_cache(cache, False):
         raise MicronetError(f"{path} is not a timing cache of this TensorRT version and GPU; remove it")
@@ -164,4 +166,4 @@ def _size(shape: Sequence[int]) -> str:
 
 
 def _last_error(log: Any) -> str:
-    return str(log.errors[-1]) if log.errors else "no reason was given"
+    return str(log.errors[-1]) if log.errors else "no reason was reported"

@@ -27,35 +27,43 @@ class BuildConfig(Settings):
 
     precision: Literal["auto", "fp32", "fp16", "int8"] = setting(
         "auto",
-        "auto: int8 if the network is quantized, otherwise fp32. A float network is calibrated for int8.",
+        "auto: int8 if the network is quantized, otherwise fp32. For int8, float networks are calibrated first.",
         basic=True,
     )
     min_shape: str | None = setting(
-        None, "Smallest input, NxCxHxW; separate several profiles by commas. Default: batch 1.", basic=True
+        None, "Minimum input shape, NxCxHxW; separate multiple profiles with commas. Default: batch 1.", basic=True
     )
-    opt_shape: str | None = setting(None, "The input to optimize for. Default: batch 8.", basic=True)
-    max_shape: str | None = setting(None, "Largest input. Default: batch 32.", basic=True)
-    workspace: float = setting(1.0, "GiB of GPU memory for scratch space.", low=0.001, high=1024)
-    optimization_level: int = setting(3, "0 (fast build) to 5 (exhaustive search for fast kernels).", low=0, high=5)
+    opt_shape: str | None = setting(None, "Input shape to optimize for. Default: batch 8.", basic=True)
+    max_shape: str | None = setting(None, "Maximum input shape. Default: batch 32.", basic=True)
+    workspace: float = setting(1.0, "GPU memory for scratch space, in GiB.", low=0.001, high=1024)
+    optimization_level: int = setting(
+        3, "Optimization level, from 0 (fast build) to 5 (exhaustive search for fast kernels).", low=0, high=5
+    )
     timing_cache: Path | None = setting(
-        None, "File of kernel timings, read and updated: makes later builds faster. TensorRT only.", place="file"
+        None,
+        "File of kernel timings that makes later builds faster; read if it exists, and updated. TensorRT only.",
+        place="file",
     )
     backend: Literal["auto", "tensorrt", "tensorrt-rtx"] = setting(
-        "auto", "The library: TensorRT builds on the GPU that will run the engine, TensorRT-RTX anywhere.", basic=True
+        "auto",
+        "Library to use: TensorRT must build on the GPU that will run the engine; TensorRT-RTX can build on any "
+        "machine.",
+        basic=True,
     )
     compute_capability: str | None = setting(
-        None, "GPUs that TensorRT-RTX builds for, for example 8.6 or 8.6,8.9; default: all that it supports."
+        None,
+        "Compute capabilities that TensorRT-RTX builds for, for example 8.6 or 8.6,8.9; default: all supported ones.",
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for part in (self.compute_capability or "").split(","):
             if part and not re.fullmatch(r"\s*\d{1,2}\.\d\s*", part):
-                raise MicronetError(f"--compute-capability is {part!r}; expected for example 8.6")
+                raise MicronetError(f"--compute-capability is {part!r}; expected a number such as 8.6")
         given = [name for name in SHAPES if getattr(self, name) is not None]
         if given and len(given) < len(SHAPES):
             missing = [flag(name) for name in SHAPES if name not in given]
-            raise MicronetError(f"a profile is three shapes; give {' and '.join(missing)} too")
+            raise MicronetError(f"a profile needs all three shapes; add {' and '.join(missing)}")
         _ = self.profiles
 
     @property
@@ -66,15 +74,15 @@ class BuildConfig(Settings):
         columns = [[_parse(part, name) for part in getattr(self, name).split(",")] for name in SHAPES]
         if len({len(column) for column in columns}) > 1:
             raise MicronetError(
-                "--min-shape, --opt-shape and --max-shape list different numbers of profiles; give one of each for "
-                "every profile"
+                "--min-shape, --opt-shape and --max-shape have different numbers of profiles; list one shape per "
+                "profile in each"
             )
         profiles = [Profile(*shapes) for shapes in zip(*columns, strict=True)]
         for profile in profiles:
             axes = zip(*profile, strict=False)
             if len(set(map(len, profile))) > 1 or any(list(sizes) != sorted(sizes) for sizes in axes):
                 shown = ", ".join("x".join(map(str, shape)) for shape in profile)
-                raise MicronetError(f"a profile's shapes must not shrink from min to opt to max; got {shown}")
+                raise MicronetError(f"a profile's shapes must satisfy min <= opt <= max; got {shown}")
         return profiles
 
 

@@ -111,7 +111,7 @@ class EnginePredictor:
         names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
         inputs = [name for name in names if self._engine.get_tensor_mode(name) == self._trt.TensorIOMode.INPUT]
         if len(inputs) != 1:
-            raise MicronetError(f"{self._path} has {len(inputs)} inputs; only engines with one input can be run")
+            raise MicronetError(f"{self._path} has {len(inputs)} inputs; micronet can only run engines with one input")
         return inputs[0], [name for name in names if name not in inputs]
 
     def _ranges(self) -> list[ShapeRange]:
@@ -127,7 +127,9 @@ class EnginePredictor:
         fitting = [each for each in self.ranges if each.holds_image(images.shape[1:])]
         if not fitting:
             shape, ranges = "x".join(map(str, images.shape)), " or ".join(map(str, self.ranges))
-            raise MicronetError(f"{self._path} is built for inputs of {ranges}, got {shape}; {REBUILD} and --max-shape")
+            raise MicronetError(
+                f"{self._path} was built for inputs of {ranges}, but got {shape}; {REBUILD} and a larger --max-shape"
+            )
         exact = [each for each in fitting if each.low[0] <= len(images) <= each.high[0]]
         chosen = exact[0] if exact else max(fitting, key=lambda each: each.high[0])
         for start in range(0, len(images), chosen.high[0]):
@@ -169,14 +171,14 @@ class EnginePredictor:
         shape, dtype = tuple(self._context.get_tensor_shape(name)), self._engine.get_tensor_dtype(name)
         if -1 in shape:
             raise MicronetError(
-                f"{self._path}: the shape of {name} depends on the images' contents; build from a model in which only "
-                "the input's shape determines it"
+                f"{self._path}: the shape of {name} depends on the image contents; build from a model whose output "
+                "shapes depend only on the input shape"
             )
         try:
             host = self._cuda.pagelocked_empty(shape, self._trt.nptype(dtype))
         except TypeError:
             raise MicronetError(
-                f"{self._path}: {name} is {dtype}, which NumPy does not support; build from a model of float32"
+                f"{self._path}: {name} is {dtype}, which NumPy does not support; build from a float32 model"
             ) from None
         return Buffer(host, self._cuda.mem_alloc(host.nbytes))
 
@@ -202,18 +204,20 @@ class EnginePredictor:
 def _read_about(path: Path) -> dict[str, Any]:
     """Read an engine's JSON file; raise MicronetError if either file is missing or damaged, or if they do not match."""
     if not path.exists():
-        raise MicronetError(f"{path} does not exist; make it with micronet trt-build")
+        raise MicronetError(f"{path} does not exist; create it with micronet trt-build")
     beside = path.with_name(path.name + ".json")
     if not beside.exists():
-        raise MicronetError(f"{path} needs its description {beside.name} beside it; copy both files, or {REBUILD}")
+        raise MicronetError(
+            f"{path} needs its description {beside.name} in the same folder; copy both files, or {REBUILD}"
+        )
     try:
         about = json.loads(beside.read_bytes())
     except ValueError:
         about = None
     if not isinstance(about, dict) or not all(isinstance(about.get(key), str) for key in REQUIRED):
-        raise MicronetError(f"{beside} is damaged; {REBUILD}")
+        raise MicronetError(f"{beside} is corrupted; {REBUILD}")
     if about["engine_sha256"] != file_hash(path):
-        raise MicronetError(f"{path} does not match {beside.name}: one of them is damaged or was replaced; {REBUILD}")
+        raise MicronetError(f"{path} does not match {beside.name}: one of them is corrupted or was replaced; {REBUILD}")
     return about
 
 

@@ -78,7 +78,7 @@ def gpu_number(device: str | None, path: Path) -> int:
     """Return the number of the GPU for ``cuda``, ``cuda:N`` or None; raise MicronetError for any other device."""
     kind, _, number = (device or "cuda").partition(":")
     if kind != "cuda" or not (number or "0").isdigit():
-        raise MicronetError(f"{path}: an engine runs on an NVIDIA GPU; --device is {device}; expected cuda or cuda:N")
+        raise MicronetError(f"{path}: engines only run on NVIDIA GPUs, but --device is {device}; use cuda or cuda:N")
     return int(number or 0)
 
 
@@ -91,10 +91,12 @@ def open_gpu(number: int, path: Path) -> Any:
         cuda = import_module("pycuda.driver")
     except ModuleNotFoundError:
         raise FailedError(
-            f"{path}: running an engine needs pycuda, which is missing; pip install pycuda (needs the CUDA toolkit)"
+            f"{path}: running an engine requires pycuda; run pip install pycuda (requires the CUDA toolkit)"
         ) from None
     except ImportError as error:  # libcuda.so, which comes with the driver
-        raise FailedError(f"{path}: no NVIDIA driver on this machine ({first_line(error)})") from error
+        raise FailedError(
+            f"{path}: no NVIDIA driver found on this machine ({first_line(error)}); install one, or use another machine"
+        ) from error
     try:
         cuda.init()
         count = cuda.Device.count()

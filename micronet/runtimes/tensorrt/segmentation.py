@@ -97,7 +97,9 @@ def multi_scale_scores(
     for size in sizes:
         scores = predict(prepare(image, size, spec))
         if scores.ndim != 4:
-            raise MicronetError(f"a segmentation network must return scores (N, K, h, w), but got shape {scores.shape}")
+            raise MicronetError(
+                f"a segmentation network must return scores of shape (N, K, h, w), but got {scores.shape}"
+            )
         full = F.interpolate(torch.from_numpy(scores), shape, mode="bilinear", align_corners=False)
         probabilities.append(full[0].softmax(0))
     return (sum(probabilities[1:], probabilities[0]) / len(sizes)).numpy()
@@ -134,7 +136,9 @@ def parse_sizes(text: str) -> list[Size]:
     """Parse ``256,400x608``; raise MicronetError for anything else."""
     parts = [part.strip() for part in text.split(",")]
     if not all(re.fullmatch(r"[1-9]\d*(x[1-9]\d*)?", part) for part in parts):
-        raise MicronetError(f"--sizes is {text!r}; expected shorter sides or HEIGHTxWIDTH, such as 256,400x608")
+        raise MicronetError(
+            f"--sizes is {text!r}; expected lengths of the shorter side or HEIGHTxWIDTH, such as 256,400x608"
+        )
     sides = [tuple(map(int, part.split("x"))) for part in parts]
     return [each if len(each) == 2 else each[0] for each in sides]
 
@@ -144,7 +148,7 @@ def list_pairs(folder: Path) -> list[Pair]:
     labels = {path.stem: path for path in list_images(folder / "labels")}
     images = list_images(folder / "images")
     if not images:
-        raise MicronetError(f"{folder} holds no images; expected images/NAME.jpg and labels/NAME.png")
+        raise MicronetError(f"{folder} contains no images; expected images/NAME.jpg and labels/NAME.png")
     missing = [path for path in images if path.stem not in labels]
     if missing:
         raise MicronetError(f"{missing[0]} has no label map; expected {folder / 'labels' / missing[0].stem}.png")
@@ -169,6 +173,8 @@ def _confusion(labels: NDArray[np.int64], classes: NDArray[np.int64], count: int
     valid = (labels >= 0) & (labels != VOID)
     highest = int(labels[valid].max(initial=0))
     if highest >= count:
-        raise MicronetError(f"{path} has label {highest}, but the network scores {count} classes: 0 to {count - 1}")
+        raise MicronetError(
+            f"{path} has label {highest}, but the network only has {count} classes, 0 to {count - 1}; fix the label map"
+        )
     pairs: NDArray[np.int64] = np.bincount(labels[valid] * count + classes[valid], minlength=count * count)
     return pairs.reshape(count, count)
