@@ -178,7 +178,7 @@ def test_networks_trained_by_hand_are_taken_over_if_the_settings_agree(table, fo
     shutil.rmtree(folder / "out")
     train(micronet, folder, "--epochs", 1)
     code, _, log = table("--only", "net")
-    assert code == 2 and "this recipe did not make it" in log
+    assert code == 2 and "was not created by this recipe" in log
 
 
 def test_a_training_of_another_process_is_left_alone(table, folder):

@@ -123,7 +123,9 @@ class _Planner:
         """Raise MicronetError if a stage would overwrite a file that is read or written, or cannot write."""
         line = entry.lines.get("output", entry.line)
         if output.resolve() in [path.resolve() for path in (*self._made.values(), *inputs)]:
-            raise self._recipe.error(line, f"{output} belongs to another stage or is this stage's input; rename it")
+            raise self._recipe.error(
+                line, f"{output} is also the output of another stage or the input of this one; rename it"
+            )
         if output.suffix != suffix:
             raise self._recipe.error(line, f"{output}: {entry.command} writes {suffix} files; rename it")
         if output.parent != self._recipe.folder and not output.parent.is_dir():
@@ -139,7 +141,10 @@ class _Planner:
             suffix = ".safetensors" if ".safetensors" in kinds else kinds[0] if kinds else ""
             found = next((path for path in reversed(made) if path.suffix == suffix), None)
         if found is None and option.required:
-            raise self._recipe.error(entry.line, f"{entry.command} needs {option.name}, and no earlier stage makes one")
+            raise self._recipe.error(
+                entry.line,
+                f"{entry.command} needs {option.name}, but no earlier stage produces one; add it to this stage",
+            )
         return {} if found is None else {option.name: found}
 
     def _resolved(self, option: Option, value: Any, line: int) -> Any:

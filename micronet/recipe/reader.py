@@ -83,9 +83,9 @@ def read_recipe(path: Path) -> Recipe:
     folder = value.get("folder", f"runs/{path.stem}")
     tables = value.get("stage", [])
     if not isinstance(folder, str) or not isinstance(tables, list) or not all(isinstance(t, dict) for t in tables):
-        raise MicronetError(f"{path}: folder must be a string, and every stage a table that begins with [[stage]]")
+        raise MicronetError(f"{path}: folder must be a string, and every stage must be a [[stage]] table")
     if not tables:
-        raise MicronetError(f'{path} has no stage; begin one with [[stage]] and command = "train"')
+        raise MicronetError(f'{path} has no stages; add one that starts with [[stage]] and command = "train"')
     recipe = Recipe(path, Path(folder), [])
     for table, lines in zip(tables, _lines(text, len(tables)), strict=True):
         recipe.entries.append(_entry(recipe, table, lines))
@@ -96,19 +96,21 @@ def _entry(recipe: Recipe, table: dict[str, Any], lines: dict[str, int]) -> Entr
     line = lines.pop("", 1)
     command, name = table.get("command"), table.get("name", table.get("command"))
     if not isinstance(command, str):
-        raise recipe.error(line, 'this stage names no command; add, for example, command = "train"')
+        raise recipe.error(line, 'this stage has no command; add one, for example command = "train"')
     if not isinstance(name, str) or not re.fullmatch(r"\w[\w-]*", name):
-        raise recipe.error(lines.get("name", line), "a stage's name may hold letters, digits, - and _ only")
+        raise recipe.error(lines.get("name", line), "stage names can only contain letters, digits, - and _")
     if any(earlier.name == name for earlier in recipe.entries):
         raise recipe.error(
-            lines.get("name", line), f'an earlier stage is called {name!r}; name this one, for example "{name}-2"'
+            lines.get("name", line), f'an earlier stage is also named {name!r}; name this one, for example "{name}-2"'
         )
     options: dict[str, Any] = {}
     for key, value in table.items():
         if key not in _OWN_KEYS:
             option = key.replace("-", "_")
             if option in options:
-                raise recipe.error(lines.get(key, line), f"{option} is given twice, once with - and once with _")
+                raise recipe.error(
+                    lines.get(key, line), f"{option} is set twice, once spelled with - and once with _; remove one"
+                )
             options[option] = value
     return Entry(name, command, options, line, {key.replace("-", "_"): number for key, number in lines.items()})
 

@@ -28,23 +28,25 @@ class RunRecipe(Stage):
 
     name = "run"
     details = (
-        "A stage that was interrupted continues. Images in a folder are not checked for changes: use --force. A recipe "
-        "ends with a comparison of all files that it made."
+        "Interrupted stages are resumed. Changes to images in a folder are not detected; after such changes, use "
+        "--force. At the end, all files that the recipe created are compared."
     )
     example = "micronet run digits --output runs/digits"
     suffix = None
     product = "list[Row]"
 
     recipe: Path = setting(
-        help="A TOML file, or the name of a bundled recipe, for example digits.", argument=True, metavar="RECIPE"
+        help="A TOML file, or the name of a bundled recipe such as digits.", argument=True, metavar="RECIPE"
     )
-    output: Path | None = setting(None, "Folder for the results; default: the recipe's.", "-o", basic=True)
-    data: str | None = setting(None, "Data for the first stage that reads any, in place of the recipe's.", basic=True)
+    output: Path | None = setting(
+        None, "Folder for the results; default: the folder set in the recipe.", "-o", basic=True
+    )
+    data: str | None = setting(None, "Data for the first stage that uses data; overrides the recipe.", basic=True)
     device: str | None = setting(None, "cpu, cuda or cuda:N, for every stage.", basic=True)
     from_stage: str | None = setting(
-        None, "Run this stage and all later ones, even if they are unchanged.", basic=True, option="--from"
+        None, "Rerun this stage and all later ones, even if they are unchanged.", basic=True, option="--from"
     )
-    force: bool = setting(False, "Run every stage, even if it is unchanged.", basic=True)
+    force: bool = setting(False, "Rerun every stage, even if it is unchanged.", basic=True)
     report: ReportConfig = group(ReportConfig)
 
     def run(self, context: Context) -> Outcome:
@@ -137,7 +139,10 @@ class _Runner:
         self.progress.line(f"$ {shlex.join(words)}")
         made_here = name in journal.entries
         if path is not None and path.exists() and not config.force and not made_here:
-            raise MicronetError(f"{path} exists but this recipe did not make it; add --force to overwrite it, or -o")
+            raise MicronetError(
+                f"{path} exists but was not created by this recipe; add --force to overwrite it, or choose another "
+                "folder with -o"
+            )
         resume = not self.rerun and journal.begun(name, key) and each.configured().trains()
         if path is not None:
             journal.note(name, key)

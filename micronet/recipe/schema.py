@@ -16,12 +16,12 @@ class Schema(Stage):
     """Prints a schema."""
 
     name = "schema"
-    details = "A recipe names it in its first line: #:schema recipe.schema.json"
+    details = "To use it, put this in the first line of a recipe: #:schema recipe.schema.json"
     example = "micronet schema recipe"
     suffix = None
     product = "dict[str, object]"
 
-    of: str = setting("recipe", "recipe, or the name of a stage.", argument=True, metavar="[SUBJECT]")
+    of: str = setting("recipe", "recipe, or a stage such as train.", argument=True, metavar="[SUBJECT]")
 
     def run(self, context: Context) -> Outcome:
         """Return the schema of recipes or of one stage."""
@@ -40,7 +40,7 @@ def recipe_schema() -> dict[str, Any]:
     for name in registry.STAGES:
         stage = stage_schema(find(name))
         own = {"command": {"const": name}, "name": {"type": "string", "pattern": r"^\w[\w-]*$"}}
-        output = {"type": "string", "description": "The file's name in the recipe's folder."}
+        output = {"type": "string", "description": "Name of the file in the recipe's output folder."}
         properties = {**own, **stage["properties"], "output": output}
         tables.append({**stage, "properties": properties, "required": ["command"]})
     return {
@@ -48,7 +48,7 @@ def recipe_schema() -> dict[str, Any]:
         "title": "micronet recipe",
         "type": "object",
         "properties": {
-            "folder": {"type": "string", "description": "Where results go; default: runs/<the recipe's name>."},
+            "folder": {"type": "string", "description": "Folder for the results; default: runs/<name of the recipe>."},
             "stage": {"type": "array", "items": {"oneOf": tables}},
         },
         "required": ["stage"],

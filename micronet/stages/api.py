@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
     from micronet.artifact.artifact import Artifact
 
-_DATA = "A data set's name, a folder or a file.npz"
+_DATA = "Name of a data set, a folder or an .npz file"
 _HELP = {
     "data": f"{_DATA}.",
-    "output": "File to write; without it, nothing is written.",
-    "example_input": "An input batch, or a tuple of them; needed if no data set describes the network's input.",
+    "output": "File to write; by default, nothing is written.",
+    "example_input": "Example input: a tensor or tuple of tensors; required if no data set determines it.",
     "progress": "An object with ``step`` and ``line`` that receives progress.",
 }
 _TYPES: dict[Any, str] = {Path: "str | Path", list[Path]: "Sequence[str | Path]", NoneType: "None"}
@@ -84,10 +84,12 @@ def _documentation(stage: type[Stage], signature: inspect.Signature) -> str:
     """Return a function's docstring: what it does, and every keyword."""
     helps = {option.name: option.about["help"] for option in stage.options()} | _HELP
     if stage.takes_batches:
-        helps["data"] = f"{_DATA}; or input batches (N, ...), or tuples that begin with one."
+        helps["data"] = f"{_DATA}, or batches: tensors of shape (N, ...), or tuples that start with one."
     lines = [stage.summary(), "", *([stage.details, ""] if stage.details else []), "Args:"]
     lines += [f"    {name}: {helps[name]}" for name in signature.parameters]
-    return "\n".join([*lines, "", f"Returns: {stage.product}.", "", "Raises: MicronetError; it says what to change."])
+    return "\n".join(
+        [*lines, "", f"Returns: {stage.product}.", "", "Raises: MicronetError: The message says what to change."]
+    )
 
 
 def save(
@@ -125,7 +127,7 @@ def save(
         held = replace(held, spec=make_spec(build, args), history=records)
         artifacts.check_builds(held)
     if not held.spec.name:
-        raise MicronetError('say how to build the network again, for example build="net.py:Net"')
+        raise MicronetError('this network cannot be rebuilt from a file; pass build, for example build="net.py:Net"')
     artifacts.save(held, Path(path))
 
 
@@ -158,7 +160,7 @@ def _call(stage: type[Stage], given: dict[str, Any]) -> Any:
         values["data"] = str(data)
     elif data is not None:
         if not stage.takes_batches:
-            raise MicronetError(f"{stage.name} needs a data set; give data as its name, a folder or a file.npz")
+            raise MicronetError(f"{stage.name} needs a data set; pass data as a name, a folder or an .npz file")
         batches = list(islice(_inputs(data), given.get("calib_batches")))
     source = artifacts.get(values.get("artifact", Path()))
     if source is not None and values.get("device") is None and uses(stage, "device"):
@@ -183,11 +185,15 @@ def _check_effect(stage: Stage, source: "Artifact | None") -> None:
     values = flatten(stage)
     output, resume = values.get("output"), values.get("resume")
     if output is None and (resume or values.get("max_time") is not None):
-        raise MicronetError("--resume and --max-time need --output: the checkpoint lies beside it")
+        raise MicronetError(
+            "--resume and --max-time need --output, because the checkpoint is stored next to it; add --output"
+        )
     if source is not None and not source.spec.name and output is not None and stage.writes() == ".safetensors":
-        raise MicronetError("nothing says how to build this network again; drop --output and use micronet.save")
+        raise MicronetError(
+            "this network cannot be rebuilt from a file; drop --output and call micronet.save with build"
+        )
     if (stage.processes() or 1) > 1:
-        raise MicronetError("several GPUs need several processes; start your script with torchrun")
+        raise MicronetError("training on multiple GPUs requires one process per GPU; start your script with torchrun")
 
 
 def _value(stage: type[Stage], option: Option, value: Any, artifacts: "dict[Path, Artifact]") -> Any:
@@ -237,6 +243,6 @@ def _inputs(data: Any) -> "Iterator[Tensor]":
         first = batch[0] if isinstance(batch, (tuple, list)) else batch
         if not isinstance(first, Tensor):
             raise MicronetError(
-                f"a batch of data is a tensor or a tuple that begins with one, not a {type(first).__name__}"
+                f"expected batches that are tensors, or tuples that start with one; got {type(first).__name__}"
             )
         yield first

@@ -13,7 +13,7 @@ class BnFuse(ReadSettings, Stage):
     """Folds batch norms."""
 
     name = "bn-fuse"
-    details = "Quantized weights keep their integers, and biases become int32."
+    details = "Integer weights are unchanged, and biases are rounded to int32."
     example = "micronet bn-fuse int8.safetensors -o fused.safetensors"
     ending = "-fused.safetensors"
     restorer = "micronet.quantization.fold:restore"
@@ -25,7 +25,7 @@ class BnFuse(ReadSettings, Stage):
         last = [stage for stage in history if stage in ("bn-fuse", "quantize")][-1:]
         if last == ["bn-fuse"]:
             raise MicronetError(
-                "bn-fuse cannot follow bn-fuse: its batch norms are folded already; continue with export-onnx"
+                "bn-fuse cannot follow bn-fuse: the batch norms are already folded; continue with export-onnx"
             )
 
     def run(self, context: Context) -> Outcome:

@@ -12,7 +12,7 @@ from micronet.training.config import TrainConfig
 
 DEFAULT_MODEL = "nin"
 ARTIFACT = (".safetensors",)
-MODELS = "nin, nin_gc, resnet18, torchvision:NAME, pkg.mod:factory or path/to/file.py:factory (whose code then runs)"
+MODELS = "nin, nin_gc, resnet18, torchvision:NAME, pkg.mod:factory or path/to/file.py:factory (which runs that code)"
 
 
 def input_file(
@@ -32,10 +32,10 @@ class ModelConfig(Settings):
 
     model: str | None = setting(None, f"{MODELS}; default: {DEFAULT_MODEL}.", basic=True)
     width: float | None = setting(
-        None, "Factor on the channels of every layer (built-in networks only); default: 1.", low=0.01, high=16
+        None, "Multiplier for the width of every layer (built-in networks only); default: 1.", low=0.01, high=16
     )
     model_args: str | None = setting(
-        None, "The factory's arguments as JSON, for example '{\"num_classes\": 10}'.", metavar="JSON"
+        None, "Arguments of the factory as JSON, for example '{\"num_classes\": 10}'.", metavar="JSON"
     )
 
     def __post_init__(self) -> None:
@@ -68,7 +68,7 @@ class ModelConfig(Settings):
     def check_unused(self) -> None:
         """Raise MicronetError if a new network is described although an artifact is given."""
         if self.width is not None or self.model_args is not None:
-            raise MicronetError("--width and --model-args describe a new network; drop them, or the artifact")
+            raise MicronetError("--width and --model-args only apply to a new network; drop them, or drop the artifact")
 
 
 @dataclass(frozen=True)
@@ -77,13 +77,11 @@ class DataConfig(Settings):
 
     data: str | None = setting(
         None,
-        "digits, cifar10, cifar100, mnist, fashion-mnist, a folder with train/ and test/, a file.npz, or "
-        "pkg.mod:factory. Default: the data that the artifact was made with; without an artifact, digits.",
+        "digits, cifar10, cifar100, mnist, fashion-mnist, a folder with train/ and test/, an .npz file, or "
+        "pkg.mod:factory. Default: the data set recorded in the artifact; without an artifact, digits.",
         basic=True,
     )
-    image_size: int | None = setting(
-        None, "Resize and crop images to squares with sides of this many pixels.", low=1, high=16384
-    )
+    image_size: int | None = setting(None, "Resize and crop images to NxN pixels.", low=1, high=16384)
     limit: int | None = setting(None, "Use at most N training and N test images.", low=2, metavar="N")
 
 
@@ -111,14 +109,18 @@ class ReportConfig(Settings):
 class RunConfig(Settings):
     """Run."""
 
-    seed: int = setting(1, "Seed for weights, order, augmentation and the validation split.", low=0, high=2**31)
-    device: str | None = setting(None, "cpu, cuda or cuda:N; default: the best one present.", basic=True)
+    seed: int = setting(
+        1, "Seed for initial weights, shuffling, augmentation and the validation split.", low=0, high=2**31
+    )
+    device: str | None = setting(None, "cpu, cuda or cuda:N; default: cuda if available, otherwise cpu.", basic=True)
     resume: bool = setting(False, "Continue an interrupted training.", run_only=True)
     max_time: float | None = setting(
-        None, "Minutes after which training stops at a checkpoint with exit code 3; --resume continues.", low=0
+        None,
+        "Minutes after which training saves a checkpoint and stops with exit code 3; continue with --resume.",
+        low=0,
     )
     checkpoint_minutes: float = setting(10.0, "Minutes between checkpoints within an epoch (0: every step).", low=0)
-    compile: bool = setting(False, "Compile the training step with torch.compile (untried on a GPU).")
+    compile: bool = setting(False, "Compile the training step with torch.compile (untested on a GPU).")
 
 
 @dataclass(frozen=True)
@@ -127,12 +129,13 @@ class DistributedConfig(RunConfig):
 
     device: str | None = setting(
         None,
-        "cpu, cuda, cuda:N, or a list such as 0,1 for one process per GPU (untried); default: the best one present.",
+        "cpu, cuda, cuda:N, or a list such as 0,1 to run one process per GPU (untested); default: cuda if available, "
+        "otherwise cpu.",
         basic=True,
     )
     processes: int | None = setting(
         None,
-        "Train in N processes on this machine; each computes a share of every batch.",
+        "Train in N processes on this machine; every batch is split among them.",
         low=1,
         high=1024,
         metavar="N",
@@ -142,11 +145,11 @@ class DistributedConfig(RunConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.gpus and not all(gpu.isdigit() for gpu in self.gpus):
-            raise MicronetError(f"--device is {self.device!r}; allowed: GPU numbers, for example 0,1")
+            raise MicronetError(f"--device is {self.device!r}; expected GPU numbers, for example 0,1")
         if len(set(map(int, self.gpus))) < len(self.gpus):
-            raise MicronetError(f"--device {self.device} names a GPU twice; name one for each process")
+            raise MicronetError(f"--device {self.device} lists a GPU twice; list one GPU per process")
         if self.gpus and self.processes not in (None, len(self.gpus)):
-            raise MicronetError(f"--device {self.device} means {len(self.gpus)} processes; drop --processes")
+            raise MicronetError(f"--device {self.device} already sets {len(self.gpus)} processes; drop --processes")
 
     @property
     def gpus(self) -> list[str]:

@@ -26,7 +26,7 @@ class Evaluate(MeasureSettings, Stage):
     """Evaluates a network."""
 
     name = "evaluate"
-    details = "The test images are used; latency is measured for 1 and for 64 images."
+    details = "Uses the test images; latency is measured for batches of 1 and 64 images."
     example = "micronet evaluate int8.onnx --json"
     suffix = None
     product = "Row"
@@ -45,9 +45,9 @@ class Compare(MeasureSettings, Stage):
 
     name = "compare"
     details = (
-        "The first network is the reference. Sizes are file sizes, and latencies are measured on this machine, in "
-        "turns. An artifact keeps float weights so that training can continue; quantization shows in the size of the "
-        "exported file."
+        "The first network is the reference. Latencies are measured on this machine, alternating between the "
+        "networks. Sizes are file sizes; artifacts store float weights for further training, so quantization only "
+        "reduces the size of exported files."
     )
     example = "micronet compare float.safetensors int8.safetensors int8.onnx"
     suffix = None
@@ -56,9 +56,11 @@ class Compare(MeasureSettings, Stage):
     files: list[Path] = setting(
         help="Artifacts, .onnx, .packed and .engine files.", argument=True, kinds=NETWORKS, metavar="FILE..."
     )
-    markdown: bool = setting(False, "Print the table as Markdown.", api=False, run_only=True, basic=True)
+    markdown: bool = setting(False, "Print the table in Markdown.", api=False, run_only=True, basic=True)
     max_drop: float | None = setting(
-        None, "Exit with 1 if a network loses more percentage points of accuracy than this against the first.",
+        None, 
+            "Exit with code 1 if the accuracy of any network is more than this many percentage points below the "
+            "first.",
         basic=True,
     )  # fmt: skip
 
@@ -75,8 +77,8 @@ class Compare(MeasureSettings, Stage):
         worst = max(rows, key=lambda row: row.drop)
         if self.max_drop is not None and 100 * worst.drop > self.max_drop:
             raise FailedError(
-                f"{worst.name} is {100 * worst.drop:.2f} points below {rows[0].name}; "
-                f"--max-drop allows {self.max_drop:g}"
+                f"{worst.name} is {100 * worst.drop:.2f} points less accurate than {rows[0].name}; --max-drop allows "
+                f"{self.max_drop:g}"
             )
 
 
@@ -90,7 +92,7 @@ class Predict(Stage):
     product = "list[Prediction]"
 
     file: Path = input_file(NETWORK_FILE, kinds=NETWORKS, metavar="NETWORK")
-    images: list[Path] = setting(help="Image files, or folders of them.", argument=True, metavar="IMAGE...")
+    images: list[Path] = setting(help="Image files, or folders of images.", argument=True, metavar="IMAGE...")
     top: int = setting(5, "Number of classes to list per image.", low=1, basic=True)
     runtime: RuntimeOptions = group(RuntimeOptions)
     report: ReportConfig = group(ReportConfig)
@@ -168,6 +170,6 @@ def _check_same_input(name: str, network: "Network", like: "DataSpec") -> None:
         own = getattr(network.data, key, None)
         if own is not None and own != getattr(like, key):
             raise MicronetError(
-                f"{name} expects images with {key} {own}, but an earlier file expects {getattr(like, key)}; "
-                "evaluate it on its own"
+                f"{name} expects images with {key} {own}, but an earlier file expects {getattr(like, key)}; evaluate "
+                "them separately"
             )

@@ -73,7 +73,7 @@ def _check_output(path: Path, suffix: str, *, force: bool, resume: bool) -> None
 
     def check() -> None:
         if resume and path.exists() and not force:
-            raise MicronetError(f"{path} is finished, so there is nothing to resume; --force starts again")
+            raise MicronetError(f"{path} is already finished, so there is nothing to resume; add --force to start over")
         check_output_path(path, force, suffix)
 
     distributed.from_rank_zero(check)

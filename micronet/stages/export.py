@@ -22,7 +22,7 @@ class CheckedSettings(ConvertSettings):
     """The settings of every stage that compares what it writes with torch."""
 
     check_images: int = setting(
-        256, "Test images on which the written network must agree with torch.", low=1, metavar="N"
+        256, "Number of test images used to check that the exported network agrees with torch.", low=1, metavar="N"
     )
 
 
@@ -32,10 +32,10 @@ class ExportOnnx(CheckedSettings, Stage):
 
     name = "export-onnx"
     details = (
-        "Nothing is written if ONNX Runtime does not compute what torch computes: if it assigns more than 1 % of the "
-        "images to other classes, if a layer differs by more than one step for the same input, or if a float network's "
-        "scores differ by more than 0.1 % (fp16: 2 %). A warning reports scores that differ by more than 1 % although "
-        "every layer agrees. See what slows the file down with micronet check-onnx."
+        "The result is checked in ONNX Runtime, and nothing is written if it differs from torch: if more than 1% of "
+        "the predicted classes change, if a quantized layer is off by more than one step for the same input, or if "
+        "the scores of a float network differ by more than 0.1% (fp16: 2%). If every layer agrees but the scores "
+        "differ by more than 1%, a warning is printed. To find out what makes the file slow, run micronet check-onnx."
     )
     example = "micronet export-onnx fused.safetensors -o int8.onnx"
     ending = suffix = ".onnx"
@@ -54,7 +54,9 @@ class ExportOnnx(CheckedSettings, Stage):
 
         artifact, memory = context.artifact, context.memory
         if isinstance(memory.example, tuple):
-            raise MicronetError("export-onnx takes networks with one input; this example is a tuple")
+            raise MicronetError(
+                "export-onnx only supports networks with one input; pass a single tensor as the example"
+            )
         given = memory.batches if memory.example is None else [memory.example]
         if given is None:
             artifact, batches = export_batches(artifact, self.data, self.check_images)
@@ -81,8 +83,9 @@ class Pack(CheckedSettings, Stage):
     name = "pack"
     details = (
         "Batch norms are folded; with binary activations, scales, biases and batch norms become one threshold per "
-        "channel. The file runs without torch (evaluate, compare and predict take it). Nothing is written if the "
-        "format cannot hold the network, or if the packed network assigns test images to other classes than torch does."
+        "channel. The file runs without torch, in evaluate, compare and predict. Nothing is written if the format "
+        "does not support the network, or if the packed network and torch predict different classes for any test "
+        "image."
     )
     example = "micronet pack fused.safetensors -o small.packed"
     ending = suffix = ".packed"
@@ -103,7 +106,9 @@ class Pack(CheckedSettings, Stage):
         found = compare_scores(artifact.model, lambda images: run_packed(program, images), batches())
         rounds = any(operation.kind in ROUNDING for operation in program.operations)
         if not rounds and found.error > LARGEST_FLOAT_ERROR[TensorProto.FLOAT]:
-            raise FailedError(f"the packed scores differ from torch's by {found.error:.2%}; nothing was written")
+            raise FailedError(
+                f"the scores of the packed network and torch differ by {found.error:.2%}; nothing was written"
+            )
         if found.classes < LEAST_AGREEMENT:
             raise FailedError(
                 f"the packed network agrees with torch on only {found.classes:.2%} of {found.images} images; "
@@ -124,16 +129,16 @@ class CheckOnnx(Stage):
 
     name = "check-onnx"
     details = (
-        "An error means wrong results, or a file that does not load or build; a warning means a slow or large one; a "
-        "note depends on the machine."
+        "Errors mean wrong results, or a file that does not load or build. Warnings mean a slow or large file. Notes "
+        "depend on the machine."
     )
     example = "micronet check-onnx int8.onnx --target ort"
     suffix = None
     product = "list[Finding]"
 
-    file: Path = input_file("An .onnx file, from micronet or from elsewhere.", kinds=(".onnx",), metavar="FILE")
-    target: Literal["ort", "tensorrt", "both"] = setting("ort", "The runtime it is for.", basic=True)
-    strict: bool = setting(False, "Exit with 1 if there is an error or a warning.", basic=True)
+    file: Path = input_file("An .onnx file, from micronet or any other tool.", kinds=(".onnx",), metavar="FILE")
+    target: Literal["ort", "tensorrt", "both"] = setting("ort", "Target runtime.", basic=True)
+    strict: bool = setting(False, "Exit with code 1 if there are errors or warnings.", basic=True)
     report: ReportConfig = group(ReportConfig)
 
     def run(self, context: Context) -> Outcome:

@@ -13,19 +13,23 @@ class Import(Stage):
     """Makes an artifact of a network from elsewhere."""
 
     name = "import"
-    details = "Networks of torchvision, your own factory, or checkpoints of the original micronet (2021)."
+    details = (
+        "Imports torchvision networks, networks from your own factory, and checkpoints of the original micronet (2021)."
+    )
     example = (
         "micronet import --model torchvision:resnet18 --model-args '{\"num_classes\": 10}' -o resnet18.safetensors"
     )
     begins = True
 
     weights: Path | None = setting(
-        None, "File of weights (.safetensors, .pth, .pt). Default: initial weights drawn from --seed.", basic=True
+        None, "Weights file (.safetensors, .pth, .pt). Default: random initial weights from --seed.", basic=True
     )
     mean: str | None = setting(
-        None, "Mean of each channel of the network's input pixels, 0..1, as 0.485,0.456,0.406.", basic=True
+        None, "Per-channel mean for input normalization, for pixels in 0..1, for example 0.485,0.456,0.406.", basic=True
     )
-    std: str | None = setting(None, "Standard deviation of each channel, likewise.", basic=True)
+    std: str | None = setting(
+        None, "Per-channel standard deviation for input normalization, for example 0.229,0.224,0.225.", basic=True
+    )
     seed: int = setting(1, "Seed for the initial weights.", low=0, high=2**31)
     model: ModelConfig = group(ModelConfig)
     data: DataConfig = group(DataConfig)

@@ -82,7 +82,7 @@ def example_input(artifact: Artifact, input_shape: str | None = None) -> Tensor:
         parts = input_shape.split(",")
         if len(parts) != 3 or not all(part.strip().isdigit() and 0 < int(part) < 2**15 for part in parts):
             raise MicronetError(
-                f"--input-shape is {input_shape!r}; allowed: channels,height,width, for example 3,224,224"
+                f"--input-shape is {input_shape!r}; expected channels,height,width, for example 3,224,224"
             )
         shape = int(parts[0]), int(parts[1]), int(parts[2])
     return torch.rand(2, *shape)
@@ -106,7 +106,7 @@ def _fitting(spec: ModelSpec, data: DataSpec, width: float | None) -> dict[str, 
         offers["width"] = width
     taken = accepted_args(spec, offers)
     if width is not None and "width" not in taken:
-        raise MicronetError(f"--width only applies to built-in networks; for {spec.name} use --model-args")
+        raise MicronetError(f"--width only applies to built-in networks; for {spec.name}, use --model-args")
     return {"num_classes": classes} if spec.name.startswith("torchvision:") else taken
 
 
@@ -136,7 +136,7 @@ def cached(
     for part in depends_on:
         digest.update(part)
     if from_rank_zero(cache.exists):
-        progress.line(f"activation statistics from {cache}")
+        progress.line(f"read activation statistics from {cache}")
         return load_statistics(cache, digest.hexdigest())
     statistics = collect()
     from_rank_zero(lambda: save_statistics(statistics, cache, digest.hexdigest()))
@@ -147,5 +147,5 @@ def cached(
 def _folder(place: Path, dataset: Dataset) -> ImageSplit:
     paths = list_images(place) if place.is_dir() else []
     if not paths:
-        raise MicronetError(f"--calib-data {place} is not a folder that contains images")
+        raise MicronetError(f"--calib-data {place} is not a folder of images; specify one, or drop --calib-data")
     return FileSplit(paths, torch.zeros(len(paths), dtype=torch.int64), dataset.spec.image_size or 0)

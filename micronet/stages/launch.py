@@ -32,7 +32,7 @@ def run_in_processes(
     """
     if ranks.world_size() > 1:
         if processes is None:
-            raise MicronetError("this command runs in one process; start it without torchrun")
+            raise MicronetError("this command runs in a single process; start it without torchrun")
         return _run_rank(call, report)
     if processes is not None and processes > 1:
         return _launch(program, processes)

@@ -19,8 +19,8 @@ class Prune(ConvertSettings, Stage):
 
     name = "prune"
     details = (
-        "It cuts floor(percent * channels) of the prunable channels, unless --regular or grouped layers need other "
-        "widths. With --steps, all steps together cut that share, to within one channel per step."
+        "Removes floor(percent * channels) of the prunable channels, unless --regular or grouped layers require "
+        "other widths. With --steps, all steps together remove that fraction, to within one channel per step."
     )
     example = "micronet prune sparse.safetensors --percent 0.5 --regular 8 -o pruned.safetensors"
     ending = "-pruned.safetensors"
@@ -32,20 +32,18 @@ class Prune(ConvertSettings, Stage):
 
     dry_run: bool = setting(False, "Print the plan without writing anything.", run_only=True, api=False, basic=True)
     measure: bool = setting(
-        False, "Measure latency in ONNX Runtime, and accuracy before any training.", api=False, basic=True
+        False, "Measure latency in ONNX Runtime, and accuracy before further training.", api=False, basic=True
     )
     steps: int = setting(
-        0, "Prune in N steps, with training after each (--epochs, --lr, ...).", low=0, high=1000, metavar="N"
+        0, "Prune in N steps and train after each one (--epochs, --lr, ...).", low=0, high=1000, metavar="N"
     )
     sensitivity: bool = setting(
-        False, "Cut each group of channels alone and print the accuracy lost.", run_only=True, api=False
+        False, "Prune one group of channels at a time and print the accuracy drop.", run_only=True, api=False
     )
     plot: Path | None = setting(
-        None, "Draw the sensitivity into this .png or .svg (needs matplotlib).", run_only=True, api=False, place="file"
+        None, "Plot the sensitivity to a .png or .svg file (needs matplotlib).", run_only=True, api=False, place="file"
     )
-    input_shape: str | None = setting(
-        None, "Shape of an image if no data set is known. Default: 3,224,224.", metavar="C,H,W"
-    )
+    input_shape: str | None = setting(None, "Input shape if no data set is known. Default: 3,224,224.", metavar="C,H,W")
     pruning: PruneConfig = group(PruneConfig)
     training: TrainConfig = group(FINETUNING)
     execution: RunConfig = group(RunConfig)
@@ -53,13 +51,17 @@ class Prune(ConvertSettings, Stage):
     def check(self) -> None:
         """Refuse settings that have no effect together."""
         if self.steps and (self.dry_run or self.sensitivity):
-            raise MicronetError("--steps trains; drop it, or --dry-run and --sensitivity")
+            raise MicronetError(
+                "--steps trains, so it cannot be combined with --dry-run or --sensitivity; drop one of them"
+            )
         if self.measure and (self.steps or self.sensitivity):
-            raise MicronetError("--measure needs a single cut; drop it, or --steps and --sensitivity")
+            raise MicronetError("--measure cannot be combined with --steps or --sensitivity; drop one of them")
         if self.plot is not None and not self.sensitivity:
-            raise MicronetError("--plot draws the result of --sensitivity; add that")
+            raise MicronetError("--plot needs --sensitivity; add it")
         if self.sensitivity and self.pruning.goals:
-            raise MicronetError(f"--sensitivity cuts fixed shares; drop {flag(self.pruning.goals[0])}")
+            raise MicronetError(
+                f"--sensitivity removes fixed fractions of the channels; drop {flag(self.pruning.goals[0])}"
+            )
         check_teacher(self.training)
         if self.steps:
             return
@@ -67,7 +69,9 @@ class Prune(ConvertSettings, Stage):
             raise MicronetError("prune trains only between steps; add --steps 1, or run micronet finetune afterwards")
         for item in fields(RunConfig):
             if item.name not in ("seed", "device") and getattr(self.execution, item.name) != item.default:
-                raise MicronetError(f"{flag(item.name)} is for training; add --steps N, or drop {flag(item.name)}")
+                raise MicronetError(
+                    f"{flag(item.name)} only applies to training; add --steps N, or drop {flag(item.name)}"
+                )
 
     def trains(self) -> bool:
         """Return True if there is training between steps."""

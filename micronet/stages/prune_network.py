@@ -61,7 +61,7 @@ class Pruning:
     def data(self) -> Dataset:
         """The data set; MicronetError if it is not known."""
         if not self.has_data:
-            raise MicronetError("the artifact does not record a data set; name one with --data")
+            raise MicronetError("the artifact does not record a data set; specify one with --data")
         return open_data(self.settings.data, self.artifact, self.run.seed)
 
     def once(self) -> tuple[Artifact, PrunePlan]:
@@ -85,7 +85,7 @@ class Pruning:
                 artifact = before._finished_step(path)
                 continue
             pruned, plan = before.once()
-            self.run.progress.line(f"step {step} of {steps}: cut {plan.cut:,} of {plan.total:,} channels")
+            self.run.progress.line(f"step {step} of {steps}: removed {plan.cut:,} of {plan.total:,} channels")
             artifact = fit_stage("finetune", pruned, self.data, settings.training, replace(self.run, output=path))
             keep(artifact, path)
         return artifact
@@ -126,7 +126,7 @@ class Pruning:
         same = made.history[: len(before)] == before and step == expected
         if not same or (made.data, made.seed) != (self.data.spec.to_json(), self.run.seed):
             raise MicronetError(
-                f"{path} was made with other settings; use the same ones, or remove it and drop --resume"
+                f"{path} was created with other settings; use the same settings, or remove it and drop --resume"
             )
         return made
 

@@ -25,21 +25,21 @@ class Quantize(TrainingSettings, Stage):
 
     name = "quantize"
     details = (
-        "Without an artifact, the network of --model is first trained on --data with the defaults of `micronet train`. "
-        "Binary and ternary networks also learn from the float artifact's scores, unless --distill names another "
-        "teacher. --mode qaft takes a quantized artifact and trains it with frozen ranges, at a learning rate of 1e-5 "
-        "by default."
+        "Without an artifact, the network of --model is first trained on --data with the defaults of `micronet "
+        "train`. Binary and ternary networks are also distilled from the float artifact, unless --distill specifies "
+        "another teacher. --mode qaft trains a quantized artifact with frozen ranges, by default at a learning rate "
+        "of 1e-5."
     )
     example = "micronet quantize float.safetensors --w-bits 8 --a-bits 8 --q-type sym --epochs 1 -o int8.safetensors"
     restorer = "micronet.quantization.quantize:restore"
     takes_batches = True
     advanced = ("preset", "lr", "batch_size", "model", "device")
     cannot_follow = {  # noqa: RUF012  # never changed
-        "quantize": "it is quantized already; run finetune or --mode qaft on it, or quantize the float artifact again"
+        "quantize": "it is already quantized; run finetune or --mode qaft on it, or quantize the float artifact again"
     }
 
     artifact: Path | None = input_file(
-        "A float artifact, or with --mode ptq any float .onnx file. Without one, a network is trained first.",
+        "A float artifact or, with --mode ptq, any float .onnx file. Without one, a network is trained first.",
         None,
         kinds=(".safetensors", ".onnx"),
     )
@@ -70,23 +70,32 @@ class Quantize(TrainingSettings, Stage):
         elif mode == "ptq" and self.training != QAT:
             raise MicronetError("--mode ptq does not train; drop the training options, or use --mode qat")
         if self.dry_run and recovery.target_drop is not None:
-            raise MicronetError("--target-drop needs measurements, which --dry-run skips; drop one of them")
+            raise MicronetError("--target-drop needs to measure accuracy, but --dry-run does not; drop one of them")
         if self.dry_run and self.artifact is None:
-            raise MicronetError("--dry-run needs an artifact, as in micronet quantize float.safetensors --dry-run")
+            raise MicronetError(
+                "--dry-run needs an artifact, for example micronet quantize float.safetensors --dry-run"
+            )
         undone = replace(recovery, equalize=False, target_drop=None)
         if mode == "qat" and undone != RecoveryConfig():
             given = ", ".join(map(flag, changed(undone)))
-            raise MicronetError(f"training would undo what {given} does; add --mode ptq, or drop the option")
+            raise MicronetError(
+                f"{given} only applies to --mode ptq, because training would undo it; add --mode ptq, or drop the "
+                "option"
+            )
         if self.calibration.float_weights is not None:
             self._check_float_weights()
         if mode != "ptq" and self.calibration.makes_images:
-            raise MicronetError("--calib-data none makes up for missing data, which training needs; add --mode ptq")
+            raise MicronetError(
+                "--calib-data none only applies to --mode ptq, because training needs data; add --mode ptq"
+            )
         self._check_scheme()
         if mode == "qaft" and self.artifact is None:
-            raise MicronetError("--mode qaft trains a quantized artifact; name it")
+            raise MicronetError("--mode qaft needs a quantized artifact; specify one")
         unchanged = (self.quantization, replace(self.calibration, mode="qat"), recovery)
         if mode == "qaft" and unchanged != (QuantConfig(), CalibrationConfig(), RecoveryConfig()):
-            raise MicronetError("--mode qaft trains what is quantized already; drop the quantization options")
+            raise MicronetError(
+                "--mode qaft trains an artifact that is already quantized; drop the quantization options"
+            )
 
     def _check_scheme(self) -> None:
         """Refuse settings that the quantization scheme has no use for."""
@@ -103,18 +112,22 @@ class Quantize(TrainingSettings, Stage):
         """Refuse a first part of a training with float weights if there is no training or no other part."""
         bits = self.quantization
         if self.calibration.mode != "qat":
-            raise MicronetError("--float-weights is a part of QAT; drop it, or --mode")
+            raise MicronetError("--float-weights only applies to --mode qat; drop it, or drop --mode")
         if FLOAT_BITS in (bits.w_bits, bits.a_bits):
-            raise MicronetError("--float-weights quantizes activations before weights; lower both bits, or drop it")
+            raise MicronetError(
+                "--float-weights requires quantized weights and activations; lower --w-bits and --a-bits, or drop it"
+            )
 
     def _check_onnx(self) -> None:
         """Refuse what cannot be done to an ONNX file."""
         if self.model.model is not None or self.trust_code:
-            raise MicronetError("an ONNX file needs no code; drop --model and --trust-code")
+            raise MicronetError("--model and --trust-code have no effect on ONNX files; drop them")
         if self.calibration.mode != "ptq":
-            raise MicronetError("an ONNX file cannot be trained; add --mode ptq, or give the artifact it came from")
+            raise MicronetError(
+                "ONNX files cannot be trained; add --mode ptq, or pass the artifact that the file was exported from"
+            )
         if self.dry_run or self.recovery != RecoveryConfig() or self.training != QAT:
-            raise MicronetError("for an ONNX file, drop --dry-run and the recovery and training options")
+            raise MicronetError("ONNX files do not support --dry-run or the recovery and training options; drop them")
         from micronet.onnx.config import check_quantization
 
         check_quantization(self.quantization)
@@ -179,9 +192,9 @@ class Quantize(TrainingSettings, Stage):
             training = replace(training, lr=self._learning_rate)
         if self._has_levels and self.calibration.mode == "qat" and training.distill is None and path:
             training = replace(training, distill=path)
-            context.progress.line(f"also learning from {path}; --distill-weight 0 uses the labels alone")
+            context.progress.line(f"also distilling from {path}; to use only the labels, pass --distill-weight 0")
         if context.memory.batches is not None and self.data.data is None and self.training != QAT:
-            raise MicronetError("input batches have no labels to train on; name a data set with --data")
+            raise MicronetError("input batches have no labels to train on; specify a data set with --data")
         work = Quantizing(artifact, replace(self, training=training), run, context.memory.batches)
         done = work.qaft() if self.calibration.mode == "qaft" else work.run_quantization()
         return Outcome(done, {**done.metrics, "left_float": done.history[-1].result.get("left_float", {})})

@@ -113,7 +113,9 @@ class Quantizing:
                     model(*as_inputs(model, batch))
             except (RuntimeError, TypeError, ValueError) as error:
                 shape = tuple(batches[0].shape)
-                raise MicronetError(f"inputs of shape {shape} do not fit the network: {first_line(error)}") from error
+                raise MicronetError(
+                    f"the network does not accept inputs of shape {shape}: {first_line(error)}"
+                ) from error
         return batches
 
     def run_quantization(self) -> Artifact:
@@ -177,13 +179,13 @@ class Quantizing:
 
     def _config_within_target(self, model: nn.Module) -> QuantConfig:
         if self.dataset is None:
-            raise MicronetError("--target-drop measures accuracy; name the data set with --data")
+            raise MicronetError("--target-drop measures accuracy and needs a data set; specify it with --data")
         probe = Probe(self.calibration_inputs, self.settings.calibration, validation_accuracy(self.dataset))
         ranked = measure_sensitivity(model, self.settings.quantization, probe, self.run.progress)
         config = keep_sensitive(
             model, self.settings.quantization, ranked, probe, (self.settings.recovery.target_drop or 0) / 100
         )
-        self.run.progress.line(f"layers that keep 8 bits: {config.keep_8bit or 'none'}")
+        self.run.progress.line(f"layers kept at 8 bits: {config.keep_8bit or 'none'}")
         return config
 
     def _check_target(self, *, drop: float) -> None:
@@ -199,7 +201,7 @@ class Quantizing:
         recovery, progress, batches = self.settings.recovery, self.run.progress, self.calibration_inputs
         if recovery.weight_calibrator == "seq-mse":
             progress.line(
-                f"chose the weight scales of {search_weight_scales(floating, model, batches, progress)} layers"
+                f"selected weight scales for {search_weight_scales(floating, model, batches, progress)} layers"
             )
         if recovery.form is not None:
             progress.line(str(reconstruct(floating, model, batches, recovery.form, progress, self.run.seed)))
@@ -230,7 +232,8 @@ def float_artifact(config: Quantize, run: RunContext) -> tuple[Artifact, Path]:
         artifact = load(path, model.model if ":" in model.name else None)
         if artifact.spec.name != model.name:
             raise MicronetError(
-                f"{path} is a {artifact.spec.name}, not a {model.name}; choose another output with -o, or add --force"
+                f"{path} is a {artifact.spec.name} network, not {model.name}; choose another output with -o, or add "
+                "--force"
             )
         return artifact, path
     distributed.from_rank_zero(lambda: check_output_path(path, run.force))

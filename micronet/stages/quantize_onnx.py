@@ -42,7 +42,7 @@ class FloatModel:
     def open_data(self) -> Dataset:
         """Open the data set; MicronetError if it is not known."""
         if not self.has_data:
-            raise MicronetError(f"{self.file} does not record its data set; name one with --data")
+            raise MicronetError(f"{self.file} does not record its data set; specify one with --data")
         remembered, shape = metadata(self.proto).get("data"), input_shape(self.proto)
         is_square = len(shape) == 4 and shape[2] == shape[3]
         size = self.data.image_size or (shape[2] if is_square else None)
@@ -91,11 +91,11 @@ def _ranges(
     cache, header = config.calib_cache, posttraining.LEGACY_HEADER.encode()
     if cache is not None and cache.exists() and cache.read_bytes()[: len(header)] == header:
         if not symmetric:
-            raise MicronetError(f"{cache} holds TensorRT's symmetric ranges; add --q-type sym")
-        progress.line(f"ranges from {cache}, written by TensorRT")
+            raise MicronetError(f"{cache} contains symmetric ranges from TensorRT; add --q-type sym")
+        progress.line(f"read TensorRT's ranges from {cache}")
         found = posttraining.read_legacy_cache(cache)
         if missing := posttraining.without_range(model.proto, found):
-            progress.line(f"not in {cache}, so their consumers stay float: {', '.join(missing[:8])}")
+            progress.line(f"no range in {cache}, so consumers stay float: {', '.join(missing[:8])}")
         return found
     histograms = _histograms(model, config, progress)
     return posttraining.find_ranges(histograms, config.calibrator, config.percentile, symmetric=symmetric)

@@ -15,8 +15,8 @@ class Sensitivity(ReadSettings, Stage):
 
     name = "sensitivity"
     details = (
-        "Each layer is quantized alone. Reports the signal-to-noise ratio of the scores and the accuracy lost on the "
-        "validation images; the most sensitive layer comes first."
+        "Quantizes one layer at a time and reports the signal-to-noise ratio of the scores and the accuracy drop on "
+        "the validation images. The most sensitive layers are listed first."
     )
     example = "micronet sensitivity float.safetensors --w-bits 4 --a-bits 4"
     suffix = None
@@ -24,7 +24,7 @@ class Sensitivity(ReadSettings, Stage):
     product = "list[LayerSensitivity]"
 
     plot: Path | None = setting(
-        None, "Draw the layers into this .png or .svg (needs matplotlib).", basic=True, place="file"
+        None, "Plot the layers to a .png or .svg file (needs matplotlib).", basic=True, place="file"
     )
     quantization: QuantConfig = group(QuantConfig)
     calibration: CalibrationConfig = group(CalibrationConfig)

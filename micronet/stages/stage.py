@@ -147,7 +147,9 @@ class Stage:
     def check_order(self, history: list[str]) -> None:
         """Raise MicronetError if this stage may not follow the stages of a history; the message says what to do."""
         if self.begins and history:
-            raise MicronetError(f"{self.name} begins a history; this artifact has one already: {' -> '.join(history)}")
+            raise MicronetError(
+                f"{self.name} must be the first stage, but this artifact already has a history: {' -> '.join(history)}"
+            )
         for earlier in history:
             if earlier in self.cannot_follow:
                 raise MicronetError(f"{self.name} cannot follow {earlier}: {self.cannot_follow[earlier]}")

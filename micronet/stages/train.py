@@ -44,8 +44,8 @@ class SparseTrain(TrainingSettings, Stage):
 
     name = "sparse-train"
     details = (
-        "The weights of the last epoch are kept, not those of the best: the penalty takes time to act. Channels that "
-        "cannot be cut, such as class scores, are left alone."
+        "The weights of the last epoch are saved instead of the best ones, because the penalty takes time to act. "
+        "Channels that cannot be pruned, such as class scores, are not penalized."
     )
     example = "micronet sparse-train float.safetensors --s 1e-3 --epochs 2 -o sparse.safetensors"
     ending = "-sparse.safetensors"
@@ -94,7 +94,7 @@ class Finetune(TrainingSettings, ReadSettings, Stage):
     """Trains an artifact further."""
 
     name = "finetune"
-    details = "A quantized artifact continues as QAT, or as QAFT if its ranges are frozen."
+    details = "Quantized artifacts continue with QAT, or with QAFT if their ranges are frozen."
     example = "micronet finetune pruned.safetensors --epochs 2 --distill float.safetensors -o finetuned.safetensors"
     ending = "-finetuned.safetensors"
     cannot_follow = {"bn-fuse": BEFORE_FUSING}  # noqa: RUF012  # never changed

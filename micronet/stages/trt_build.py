@@ -36,9 +36,9 @@ class TrtBuild(ConvertSettings, Stage):
 
     name = "trt-build"
     details = (
-        "TensorRT-RTX builds without a GPU (pip install tensorrt-rtx-cu13); running an engine needs one. A float "
-        "network is calibrated for int8 here, on the CPU; --calib-cache also reads the caches that TensorRT up to "
-        "version 10 wrote. A JSON file beside the engine holds its shapes, the data types of its layers and its origin."
+        "TensorRT-RTX can build without a GPU (pip install tensorrt-rtx-cu13); running an engine requires one. Float "
+        "networks are calibrated for int8 on the CPU; --calib-cache also reads calibration caches of TensorRT 10 and "
+        "earlier. A JSON file next to the engine records its shapes, the data types of its layers and its source."
     )
     example = "micronet trt-build float.safetensors --precision int8 --calibrator entropy -o int8.engine"
     ending = suffix = ".engine"
@@ -119,12 +119,12 @@ def _typed(model: "FloatModel", config: TrtBuild, progress: "Progress") -> "tupl
     precision = config.engine.precision
     if is_quantized(model.proto):
         if precision not in ("auto", "int8"):
-            raise MicronetError(f"{model.file} is quantized; drop --precision {precision}, or give the float network")
+            raise MicronetError(f"{model.file} is quantized; drop --precision {precision}, or use the float network")
         _check_unused(config, "the network is quantized")
         return "int8", model.proto
     if precision == "int8":
         return "int8", to_int8(model, config.ranges, SIGNED, progress)
-    _check_unused(config, f"--precision {precision} uses no ranges")
+    _check_unused(config, f"--precision {precision} needs no calibration")
     if precision != "fp16":
         has_half = any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in model.proto.graph.initializer)
         return "fp16" if has_half else "fp32", model.proto

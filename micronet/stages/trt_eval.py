@@ -30,25 +30,28 @@ class TrtEval(MeasureSettings, Stage):
     suffix = None
     product = "dict[str, object]"
 
-    file: Path = input_file("An .engine of trt-build.", kinds=(".engine",), metavar="ENGINE")
+    file: Path = input_file("An .engine file from trt-build.", kinds=(".engine",), metavar="ENGINE")
     onnx: Path | None = setting(None, "Reference model, run by ONNX Runtime on the CPU.", basic=True)
     batch_sizes: str = setting(
         "1,8,32", "Batch sizes to time; batches above the engine's maximum are split.", basic=True
     )
     segmentation: Path | None = setting(
-        None, "Folder with images/NAME.jpg and labels/NAME.png, for a segmentation network.", metavar="FOLDER"
+        None, "For segmentation networks: a folder with images/NAME.jpg and labels/NAME.png.", metavar="FOLDER"
     )
     sizes: str | None = setting(
-        None, "Segmentation: shorter sides, or HxW, over which scores are averaged; default: the engine's own size."
+        None,
+        "For segmentation networks: average the scores over these sizes, each a shorter side or HxW; default: "
+        "the engine's size.",
     )
 
     def check(self) -> None:
         """Refuse settings of the other task."""
         if self.segmentation is None and self.sizes is not None:
-            raise MicronetError("--sizes is for --segmentation FOLDER; for classification use --image-size")
+            raise MicronetError("--sizes only applies to --segmentation FOLDER; for classification, use --image-size")
         if self.segmentation is not None and (self.data.data is not None or self.data.image_size is not None):
             raise MicronetError(
-                "--segmentation names its own images; drop --data and --image-size (sizes are set by --sizes)"
+                "--segmentation has its own images and cannot be combined with --data or --image-size; drop them (to "
+                "set sizes, use --sizes)"
             )
 
     def run(self, context: Context) -> Outcome:
@@ -125,5 +128,5 @@ def _segment(
 def _only_size(engine: "EnginePredictor", file: Path) -> "list[int | tuple[int, int]]":
     _, _, height, width = engine.ranges[0].high
     if len(engine.ranges) > 1 or engine.ranges[0].low[2:] != (height, width):
-        raise MicronetError(f"{file} takes inputs of {' or '.join(map(str, engine.ranges))}; choose with --sizes")
+        raise MicronetError(f"{file} takes inputs of {' or '.join(map(str, engine.ranges))}; choose one with --sizes")
     return [(height, width)]

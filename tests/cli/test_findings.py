@@ -90,7 +90,7 @@ def test_ptq_with_epochs_is_refused_before_a_network_is_trained(micronet, tmp_pa
 def test_prune_without_steps_refuses_what_is_for_training(micronet, chain, tmp_path, option):
     done = micronet("prune", chain / "float.safetensors", *option, "-o", tmp_path / "p.safetensors")
     assert done.code == 2
-    assert f"{option[0]} is for training; add --steps N" in done.err
+    assert f"{option[0]} only applies to training; add --steps N" in done.err
     assert not list(tmp_path.iterdir())
 
 

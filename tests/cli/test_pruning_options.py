@@ -65,7 +65,7 @@ def test_steps_prune_and_train_and_resume(micronet, chain, tmp_path):
     again = load(path).model.state_dict()
     assert all(torch.equal(weights[name], again[name]) for name in weights)
     for other in (["--epochs", 2], ["--limit", 50], ["--seed", 2]):
-        assert "made with other settings" in micronet(*ask, *other, "--resume", "--force").err
+        assert "created with other settings" in micronet(*ask, *other, "--resume", "--force").err
 
 
 def test_the_originals_widths_are_taken_by_prune(micronet, tmp_path):
@@ -108,7 +108,7 @@ def test_a_network_of_ones_own_needs_its_input_shape(micronet, tmp_path):
         (["--widths", "1,2"], "this network needs 8"),
         (["--percent", 0.5, "--target-params", 0.5], "--percent and --target-params both set how much"),
         (["--sensitivity", "--percent", 0.3], "drop --percent"),
-        (["--steps", 1, "--measure"], "--measure needs a single cut"),
+        (["--steps", 1, "--measure"], "--measure cannot be combined"),
         (["--widths", "8,8,8,8,8,8,8,8", "--min-channels", 8], "--min-channels has no effect"),
     ],
 )

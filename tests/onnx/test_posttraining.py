@@ -138,9 +138,9 @@ def test_the_command_quantizes_a_file_without_its_code(micronet, chain, tmp_path
     [
         ([], "add --mode ptq"),
         (["--mode", "ptq", "--w-bits", "4"], "--w-bits 7 or 8"),
-        (["--mode", "ptq", "--model", "nin"], "needs no code"),
+        (["--mode", "ptq", "--model", "nin"], "have no effect on ONNX files"),
         (["--mode", "ptq", "--method", "lsq"], "--w-bits 7 or 8"),
-        (["--mode", "ptq", "--equalize"], "drop --dry-run and the recovery"),
+        (["--mode", "ptq", "--equalize"], "do not support --dry-run or the recovery"),
         (["--mode", "ptq", "--a-sign", "signed", "--q-type", "asym"], "requires --q-type sym"),
     ],
 )

@@ -243,7 +243,7 @@ def test_statistics_are_kept_for_other_bits_and_refused_for_another_network(micr
     assert done.code == 2
     assert "not a file of calibration statistics" in done.err
     assert (
-        "is not a folder that contains images"
+        "is not a folder of images"
         in micronet(*start, "--calib-data", tmp_path / "no", "-o", tmp_path / "d.safetensors").err
     )
 
@@ -318,7 +318,7 @@ def test_learned_rounding_sees_what_a_layer_gives_before_an_in_place_relu(monkey
         (["--bn-fuse", "--equalize"], "drop it"),
         (["--bn-fuse", "--w-bits", 32], "found no quantized convolution"),
         (["--include", "nothing"], "unknown layer"),
-        (["--calib-data", "README.md"], "is not a folder that contains images"),
+        (["--calib-data", "README.md"], "is not a folder of images"),
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) else "",
 )

@@ -180,7 +180,7 @@ def test_the_command_takes_a_cache_that_tensorrt_wrote(micronet, chain, engines)
     done = micronet("trt-build", chain / "float.onnx", "--precision", "int8", "--calibration-cache",
                     engines / "legacy.cache", "-o", engines / "legacy.engine", "--json")  # fmt: skip
     assert done.code == 0, done.err
-    assert done.json["multiplies_in"] == {"Int8": 9} and "written by TensorRT" in done.err
+    assert done.json["multiplies_in"] == {"Int8": 9} and "read TensorRT's ranges" in done.err
 
 
 @pytest.mark.parametrize(
@@ -188,7 +188,7 @@ def test_the_command_takes_a_cache_that_tensorrt_wrote(micronet, chain, engines)
     [
         ("int8.safetensors", [], "--a-sign signed"),
         ("int8.onnx", ["--precision", "fp16"], "is quantized; drop --precision fp16"),
-        ("float.onnx", ["--calibrator", "mse"], "uses no ranges"),
+        ("float.onnx", ["--calibrator", "mse"], "needs no calibration"),
         ("float.onnx", ["--timing-cache", "t.cache", "--backend", "tensorrt-rtx"], "drop --timing-cache"),
         ("nothing.onnx", [], "does not exist"),
     ],

@@ -349,8 +349,8 @@ def test_evaluate_takes_an_engine(exported, micronet):
     [
         (["--batch-sizes", "1,x"], "--batch-sizes is '1,x'"),
         (["--batch-sizes", "0"], "--batch-sizes is '0'"),
-        (["--sizes", "32"], "--sizes is for --segmentation"),
-        (["--segmentation", ".", "--data", "digits"], "drop --data"),
+        (["--sizes", "32"], "--sizes only applies to --segmentation"),
+        (["--segmentation", ".", "--data", "digits"], "cannot be combined with --data"),
         (["--segmentation", ".", "--sizes", "3x"], "--sizes is '3x'"),
         (["--onnx", "none.onnx"], "none.onnx does not exist"),
         (["--onnx", "float.safetensors"], "expected an .onnx file"),
