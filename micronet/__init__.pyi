@@ -64,44 +64,44 @@ def train(
     """Train a network from scratch.
 
     Args:
-        model: nin, nin_gc, resnet18, torchvision:NAME, pkg.mod:factory or path/to/file.py:factory (whose code then runs); default: nin.
-        data: A data set's name, a folder or a file.npz.
-        preset: Defaults of the options below. fast: Muon, a linear schedule, smoothed labels, alternating flips, a whitened first layer in a new network, bf16 if it is faster here, and batches for the number of images.
-        epochs: Passes over the training images; 0 trains nothing.
-        lr: Peak learning rate. Default: 0.01; finetune and quantize have their own.
-        device: cpu, cuda, cuda:N, or a list such as 0,1 for one process per GPU (untried); default: the best one present.
-        output: File to write; without it, nothing is written.
-        width: Factor on the channels of every layer (built-in networks only); default: 1.
-        model_args: The factory's arguments as JSON, for example '{"num_classes": 10}'.
-        image_size: Resize and crop images to squares with sides of this many pixels.
+        model: nin, nin_gc, resnet18, torchvision:NAME, pkg.mod:factory or path/to/file.py:factory (which runs that code); default: nin.
+        data: Name of a data set, a folder or an .npz file.
+        preset: Defaults for the options below. fast: Muon, linear schedule, label smoothing, alternating flips, whitened first layer in new networks, bf16 if faster on this machine, and a batch size that depends on the number of images. Stages that start from a trained network keep their own learning rates.
+        epochs: Number of epochs; 0 skips training.
+        lr: Peak learning rate. Default: 0.01 (lower in finetune and quantize).
+        device: cpu, cuda, cuda:N, or a list such as 0,1 to run one process per GPU (untested); default: cuda if available, otherwise cpu.
+        output: File to write; by default, nothing is written.
+        width: Multiplier for the width of every layer (built-in networks only); default: 1.
+        model_args: Arguments of the factory as JSON, for example '{"num_classes": 10}'.
+        image_size: Resize and crop images to NxN pixels.
         limit: Use at most N training and N test images.
-        batch_size: Images per batch, summed over all processes. Default: 64; fast: 32 to 128.
-        accumulate: Batches per optimizer step; their gradients add up.
-        amp: Mixed precision: run forward and backward in 16 bits. bf16 needs a GPU or a processor that computes in it; fp16 needs a GPU and is untested. Default: off; fast: bf16 if it is faster.
+        batch_size: Images per batch, over all processes. Default: 64; fast: 32 to 128.
+        accumulate: Number of batches to accumulate gradients over before each optimizer step.
+        amp: Mixed-precision training. bf16 needs a GPU or a CPU with bf16 instructions; fp16 needs a GPU and is untested. Default: off; fast: bf16 if it is faster.
         patience: Stop after N epochs without improvement in validation accuracy (ties: loss).
         weight_decay: L2 penalty on the weights.
-        optimizer: Adam; SGD with Nesterov momentum 0.9; or Muon, which orthogonalizes the steps of matrices and kernels, each 10 times --lr of its norm, and leaves the rest to Adam. Default: adam; fast: muon.
-        schedule: Learning rate: up and then down to zero in half cosines or in lines, or divided by ten after 50, 75 and 90 % of the steps. Default: one-cycle; fast: linear.
-        label_smoothing: Probability that the training target spreads evenly over all classes. Default: 0; fast: 0.1.
-        ema: Average the weights over the steps: the average keeps this share of itself in each step, is validated and becomes the result. Default: 0, no average.
-        flip: Mirror half of the images, drawn anew in each epoch, or each image in every second epoch. Default: random; fast: alternating.
-        cutout: Grey out a square of N pixels at a random place of each training image. Default: 0.
-        whiten: Begin with a first convolution that decorrelates pixels, computed from training images. Default: off; fast: on in a new network that begins with a convolution.
-        start_size: Train on images of N pixels at first, which grow to the full size in the first 70 % of the steps. Default: 0, the full size.
-        distill: An artifact to learn from: its scores serve as soft labels.
+        optimizer: Adam; SGD with Nesterov momentum 0.9; or Muon, which orthogonalizes the updates of matrices and kernels, scaled to 10 * --lr times their norm, and uses Adam for all other parameters. Default: adam; fast: muon.
+        schedule: Learning-rate schedule: warmup and decay to zero, with cosine (one-cycle) or linear ramps; or division by 10 after 50%, 75% and 90% of the steps. Default: one-cycle; fast: linear.
+        label_smoothing: Target probability to spread evenly over all classes. Default: 0; fast: 0.1.
+        ema: Decay of the exponential moving average of the weights, which is then validated and saved instead of the weights. Default: 0 (off).
+        flip: Horizontal flips: of a random half of the images in each epoch, or of every image in every other epoch. Default: random; fast: alternating.
+        cutout: Gray out a random NxN square in each training image. Default: 0 (off).
+        whiten: Initialize the first convolution to whiten (decorrelate) the pixels of the training images. Default: off; fast: on in new networks that start with a convolution.
+        start_size: Start training on NxN images and grow them to full size over the first 70% of the steps. Default: 0 (full size throughout).
+        distill: Teacher artifact for distillation; its scores serve as soft labels.
         distill_weight: Weight of the soft labels in the loss.
-        temperature: Softmax temperature of both networks' scores in distillation.
-        seed: Seed for weights, order, augmentation and the validation split.
+        temperature: Softmax temperature of teacher and student in distillation.
+        seed: Seed for initial weights, shuffling, augmentation and the validation split.
         resume: Continue an interrupted training.
-        max_time: Minutes after which training stops at a checkpoint with exit code 3; --resume continues.
+        max_time: Minutes after which training saves a checkpoint and stops with exit code 3; continue with --resume.
         checkpoint_minutes: Minutes between checkpoints within an epoch (0: every step).
-        compile: Compile the training step with torch.compile (untried on a GPU).
+        compile: Compile the training step with torch.compile (untested on a GPU).
         force: Overwrite existing files.
         progress: An object with ``step`` and ``line`` that receives progress.
 
     Returns: Artifact.
 
-    Raises: MicronetError; it says what to change.
+    Raises: MicronetError: The message says what to change.
     """
 
 def import_model(
@@ -120,28 +120,28 @@ def import_model(
     force: bool = False,
     progress: Progress | None = None,
 ) -> Artifact:
-    """Make an artifact of any network.
+    """Create an artifact from any network.
 
-    Networks of torchvision, your own factory, or checkpoints of the original micronet (2021).
+    Imports torchvision networks, networks from your own factory, and checkpoints of the original micronet (2021).
 
     Args:
-        weights: File of weights (.safetensors, .pth, .pt). Default: initial weights drawn from --seed.
-        mean: Mean of each channel of the network's input pixels, 0..1, as 0.485,0.456,0.406.
-        std: Standard deviation of each channel, likewise.
-        model: nin, nin_gc, resnet18, torchvision:NAME, pkg.mod:factory or path/to/file.py:factory (whose code then runs); default: nin.
-        data: A data set's name, a folder or a file.npz.
-        output: File to write; without it, nothing is written.
+        weights: Weights file (.safetensors, .pth, .pt). Default: random initial weights from --seed.
+        mean: Per-channel mean for input normalization, for pixels in 0..1, for example 0.485,0.456,0.406.
+        std: Per-channel standard deviation for input normalization, for example 0.229,0.224,0.225.
+        model: nin, nin_gc, resnet18, torchvision:NAME, pkg.mod:factory or path/to/file.py:factory (which runs that code); default: nin.
+        data: Name of a data set, a folder or an .npz file.
+        output: File to write; by default, nothing is written.
         seed: Seed for the initial weights.
-        width: Factor on the channels of every layer (built-in networks only); default: 1.
-        model_args: The factory's arguments as JSON, for example '{"num_classes": 10}'.
-        image_size: Resize and crop images to squares with sides of this many pixels.
+        width: Multiplier for the width of every layer (built-in networks only); default: 1.
+        model_args: Arguments of the factory as JSON, for example '{"num_classes": 10}'.
+        image_size: Resize and crop images to NxN pixels.
         limit: Use at most N training and N test images.
         force: Overwrite existing files.
         progress: An object with ``step`` and ``line`` that receives progress.
 
     Returns: Artifact.
 
-    Raises: MicronetError; it says what to change.
+    Raises: MicronetError: The message says what to change.
     """
 
 def sparse_train(
@@ -187,51 +187,51 @@ def sparse_train(
 ) -> Artifact:
     """Train with a sparsity penalty before pruning.
 
-    The weights of the last epoch are kept, not those of the best: the penalty takes time to act. Channels that cannot be cut, such as class scores, are left alone.
+    The weights of the last epoch are saved instead of the best ones, because the penalty takes time to act. Channels that cannot be pruned, such as class scores, are not penalized.
 
     Args:
         artifact: A float artifact; without one, a new network is trained.
         s: Weight of the sparsity penalty.
-        criterion: What the penalty pushes towards zero: batch-norm scales, weights, or the weights of whole channels (group lasso). Attention heads are left alone.
-        model: nin, nin_gc, resnet18, torchvision:NAME, pkg.mod:factory or path/to/file.py:factory (whose code then runs); default: nin.
-        data: A data set's name, a folder or a file.npz.
-        preset: Defaults of the options below. fast: Muon, a linear schedule, smoothed labels, alternating flips, a whitened first layer in a new network, bf16 if it is faster here, and batches for the number of images.
-        epochs: Passes over the training images; 0 trains nothing.
-        lr: Peak learning rate. Default: 0.01; finetune and quantize have their own.
-        device: cpu, cuda, cuda:N, or a list such as 0,1 for one process per GPU (untried); default: the best one present.
-        output: File to write; without it, nothing is written.
+        criterion: What the penalty pushes toward zero: batch-norm scales, individual weights (l1), or the weights of whole channels (l2, group lasso). Attention heads are not penalized.
+        model: nin, nin_gc, resnet18, torchvision:NAME, pkg.mod:factory or path/to/file.py:factory (which runs that code); default: nin.
+        data: Name of a data set, a folder or an .npz file.
+        preset: Defaults for the options below. fast: Muon, linear schedule, label smoothing, alternating flips, whitened first layer in new networks, bf16 if faster on this machine, and a batch size that depends on the number of images. Stages that start from a trained network keep their own learning rates.
+        epochs: Number of epochs; 0 skips training.
+        lr: Peak learning rate. Default: 0.01 (lower in finetune and quantize).
+        device: cpu, cuda, cuda:N, or a list such as 0,1 to run one process per GPU (untested); default: cuda if available, otherwise cpu.
+        output: File to write; by default, nothing is written.
         trust_code: Run the code recorded in the artifact.
-        width: Factor on the channels of every layer (built-in networks only); default: 1.
-        model_args: The factory's arguments as JSON, for example '{"num_classes": 10}'.
-        image_size: Resize and crop images to squares with sides of this many pixels.
+        width: Multiplier for the width of every layer (built-in networks only); default: 1.
+        model_args: Arguments of the factory as JSON, for example '{"num_classes": 10}'.
+        image_size: Resize and crop images to NxN pixels.
         limit: Use at most N training and N test images.
-        batch_size: Images per batch, summed over all processes. Default: 64; fast: 32 to 128.
-        accumulate: Batches per optimizer step; their gradients add up.
-        amp: Mixed precision: run forward and backward in 16 bits. bf16 needs a GPU or a processor that computes in it; fp16 needs a GPU and is untested. Default: off; fast: bf16 if it is faster.
+        batch_size: Images per batch, over all processes. Default: 64; fast: 32 to 128.
+        accumulate: Number of batches to accumulate gradients over before each optimizer step.
+        amp: Mixed-precision training. bf16 needs a GPU or a CPU with bf16 instructions; fp16 needs a GPU and is untested. Default: off; fast: bf16 if it is faster.
         patience: Stop after N epochs without improvement in validation accuracy (ties: loss).
         weight_decay: L2 penalty on the weights.
-        optimizer: Adam; SGD with Nesterov momentum 0.9; or Muon, which orthogonalizes the steps of matrices and kernels, each 10 times --lr of its norm, and leaves the rest to Adam. Default: adam; fast: muon.
-        schedule: Learning rate: up and then down to zero in half cosines or in lines, or divided by ten after 50, 75 and 90 % of the steps. Default: one-cycle; fast: linear.
-        label_smoothing: Probability that the training target spreads evenly over all classes. Default: 0; fast: 0.1.
-        ema: Average the weights over the steps: the average keeps this share of itself in each step, is validated and becomes the result. Default: 0, no average.
-        flip: Mirror half of the images, drawn anew in each epoch, or each image in every second epoch. Default: random; fast: alternating.
-        cutout: Grey out a square of N pixels at a random place of each training image. Default: 0.
-        whiten: Begin with a first convolution that decorrelates pixels, computed from training images. Default: off; fast: on in a new network that begins with a convolution.
-        start_size: Train on images of N pixels at first, which grow to the full size in the first 70 % of the steps. Default: 0, the full size.
-        distill: An artifact to learn from: its scores serve as soft labels.
+        optimizer: Adam; SGD with Nesterov momentum 0.9; or Muon, which orthogonalizes the updates of matrices and kernels, scaled to 10 * --lr times their norm, and uses Adam for all other parameters. Default: adam; fast: muon.
+        schedule: Learning-rate schedule: warmup and decay to zero, with cosine (one-cycle) or linear ramps; or division by 10 after 50%, 75% and 90% of the steps. Default: one-cycle; fast: linear.
+        label_smoothing: Target probability to spread evenly over all classes. Default: 0; fast: 0.1.
+        ema: Decay of the exponential moving average of the weights, which is then validated and saved instead of the weights. Default: 0 (off).
+        flip: Horizontal flips: of a random half of the images in each epoch, or of every image in every other epoch. Default: random; fast: alternating.
+        cutout: Gray out a random NxN square in each training image. Default: 0 (off).
+        whiten: Initialize the first convolution to whiten (decorrelate) the pixels of the training images. Default: off; fast: on in new networks that start with a convolution.
+        start_size: Start training on NxN images and grow them to full size over the first 70% of the steps. Default: 0 (full size throughout).
+        distill: Teacher artifact for distillation; its scores serve as soft labels.
         distill_weight: Weight of the soft labels in the loss.
-        temperature: Softmax temperature of both networks' scores in distillation.
-        seed: Seed for weights, order, augmentation and the validation split.
+        temperature: Softmax temperature of teacher and student in distillation.
+        seed: Seed for initial weights, shuffling, augmentation and the validation split.
         resume: Continue an interrupted training.
-        max_time: Minutes after which training stops at a checkpoint with exit code 3; --resume continues.
+        max_time: Minutes after which training saves a checkpoint and stops with exit code 3; continue with --resume.
         checkpoint_minutes: Minutes between checkpoints within an epoch (0: every step).
-        compile: Compile the training step with torch.compile (untried on a GPU).
+        compile: Compile the training step with torch.compile (untested on a GPU).
         force: Overwrite existing files.
         progress: An object with ``step`` and ``line`` that receives progress.
 
     Returns: Artifact.
 
-    Raises: MicronetError; it says what to change.
+    Raises: MicronetError: The message says what to change.
     """
 
 def prune(
@@ -284,62 +284,62 @@ def prune(
     force: bool = False,
     progress: Progress | None = None,
 ) -> Artifact:
-    """Cut the channels that matter least.
+    """Remove the least important channels.
 
-    It cuts floor(percent * channels) of the prunable channels, unless --regular or grouped layers need other widths. With --steps, all steps together cut that share, to within one channel per step.
+    Removes floor(percent * channels) of the prunable channels, unless --regular or grouped layers require other widths. With --steps, all steps together remove that fraction, to within one channel per step.
 
     Args:
         artifact: An artifact (.safetensors).
-        example_input: An input batch, or a tuple of them; needed if no data set describes the network's input.
-        percent: Share of the prunable channels to cut: at least 0, less than 1. Default: 0.5.
-        regular: Make every width a multiple of this; kernels run fastest at multiples of 8 or 16.
-        criterion: How channels are ranked: by batch-norm scale, size of the weights, distance to the geometric median (fpgm), or effect on the loss (taylor).
-        target_macs: Cut until this share of the multiply-accumulates is left.
-        device: cpu, cuda or cuda:N; default: the best one present.
-        data: A data set's name, a folder or a file.npz; or input batches (N, ...), or tuples that begin with one.
-        output: File to write; without it, nothing is written.
-        steps: Prune in N steps, with training after each (--epochs, --lr, ...).
-        input_shape: Shape of an image if no data set is known. Default: 3,224,224.
-        scope: Rank all channels together, or cut the same share of every layer.
-        min_channels: Smallest width of a layer; narrower layers stay as they are.
-        exclude: Layers to leave alone: names and globs, separated by commas.
-        widths: The widths themselves, one per prunable group, separated by commas. Replaces --percent.
-        target_params: Cut until this share of the parameters is left.
-        target_latency: Cut until this share of the latency is left: one image in ONNX Runtime, measured on this machine.
-        preset: Defaults of the options below. fast: Muon, a linear schedule, smoothed labels, alternating flips, a whitened first layer in a new network, bf16 if it is faster here, and batches for the number of images.
-        epochs: Passes over the training images; 0 trains nothing.
-        lr: Peak learning rate. Default: 0.01; finetune and quantize have their own.
-        batch_size: Images per batch, summed over all processes. Default: 64; fast: 32 to 128.
-        accumulate: Batches per optimizer step; their gradients add up.
-        amp: Mixed precision: run forward and backward in 16 bits. bf16 needs a GPU or a processor that computes in it; fp16 needs a GPU and is untested. Default: off; fast: bf16 if it is faster.
+        example_input: Example input: a tensor or tuple of tensors; required if no data set determines it.
+        percent: Fraction of the prunable channels to remove: at least 0, less than 1. Default: 0.5.
+        regular: Make every width a multiple of this number; kernels are fastest at multiples of 8 or 16.
+        criterion: How to rank channels: by batch-norm scale, weight norm (l1, l2), distance to the geometric median (fpgm), effect on the loss (taylor), or at random.
+        target_macs: Prune until this fraction of the multiply-accumulates (MACs) is left.
+        device: cpu, cuda or cuda:N; default: cuda if available, otherwise cpu.
+        data: Name of a data set, a folder or an .npz file, or batches: tensors of shape (N, ...), or tuples that start with one.
+        output: File to write; by default, nothing is written.
+        steps: Prune in N steps and train after each one (--epochs, --lr, ...).
+        input_shape: Input shape if no data set is known. Default: 3,224,224.
+        scope: Rank all channels together, or prune every layer by the same fraction.
+        min_channels: Minimum width of a layer; narrower layers are not pruned.
+        exclude: Layers not to prune: comma-separated names or globs.
+        widths: Exact widths, one per prunable group, separated by commas. Replaces --percent.
+        target_params: Prune until this fraction of the parameters is left.
+        target_latency: Prune until this fraction of the latency is left: one image in ONNX Runtime, measured on this machine.
+        preset: Defaults for the options below. fast: Muon, linear schedule, label smoothing, alternating flips, whitened first layer in new networks, bf16 if faster on this machine, and a batch size that depends on the number of images. Stages that start from a trained network keep their own learning rates.
+        epochs: Number of epochs; 0 skips training.
+        lr: Peak learning rate. Default: 0.01 (lower in finetune and quantize).
+        batch_size: Images per batch, over all processes. Default: 64; fast: 32 to 128.
+        accumulate: Number of batches to accumulate gradients over before each optimizer step.
+        amp: Mixed-precision training. bf16 needs a GPU or a CPU with bf16 instructions; fp16 needs a GPU and is untested. Default: off; fast: bf16 if it is faster.
         patience: Stop after N epochs without improvement in validation accuracy (ties: loss).
         weight_decay: L2 penalty on the weights.
-        optimizer: Adam; SGD with Nesterov momentum 0.9; or Muon, which orthogonalizes the steps of matrices and kernels, each 10 times --lr of its norm, and leaves the rest to Adam. Default: adam; fast: muon.
-        schedule: Learning rate: up and then down to zero in half cosines or in lines, or divided by ten after 50, 75 and 90 % of the steps. Default: one-cycle; fast: linear.
-        label_smoothing: Probability that the training target spreads evenly over all classes. Default: 0; fast: 0.1.
-        ema: Average the weights over the steps: the average keeps this share of itself in each step, is validated and becomes the result. Default: 0, no average.
-        flip: Mirror half of the images, drawn anew in each epoch, or each image in every second epoch. Default: random; fast: alternating.
-        cutout: Grey out a square of N pixels at a random place of each training image. Default: 0.
-        whiten: Begin with a first convolution that decorrelates pixels, computed from training images. Default: off; fast: on in a new network that begins with a convolution.
-        start_size: Train on images of N pixels at first, which grow to the full size in the first 70 % of the steps. Default: 0, the full size.
-        distill: An artifact to learn from: its scores serve as soft labels.
+        optimizer: Adam; SGD with Nesterov momentum 0.9; or Muon, which orthogonalizes the updates of matrices and kernels, scaled to 10 * --lr times their norm, and uses Adam for all other parameters. Default: adam; fast: muon.
+        schedule: Learning-rate schedule: warmup and decay to zero, with cosine (one-cycle) or linear ramps; or division by 10 after 50%, 75% and 90% of the steps. Default: one-cycle; fast: linear.
+        label_smoothing: Target probability to spread evenly over all classes. Default: 0; fast: 0.1.
+        ema: Decay of the exponential moving average of the weights, which is then validated and saved instead of the weights. Default: 0 (off).
+        flip: Horizontal flips: of a random half of the images in each epoch, or of every image in every other epoch. Default: random; fast: alternating.
+        cutout: Gray out a random NxN square in each training image. Default: 0 (off).
+        whiten: Initialize the first convolution to whiten (decorrelate) the pixels of the training images. Default: off; fast: on in new networks that start with a convolution.
+        start_size: Start training on NxN images and grow them to full size over the first 70% of the steps. Default: 0 (full size throughout).
+        distill: Teacher artifact for distillation; its scores serve as soft labels.
         distill_weight: Weight of the soft labels in the loss.
-        temperature: Softmax temperature of both networks' scores in distillation.
-        seed: Seed for weights, order, augmentation and the validation split.
+        temperature: Softmax temperature of teacher and student in distillation.
+        seed: Seed for initial weights, shuffling, augmentation and the validation split.
         resume: Continue an interrupted training.
-        max_time: Minutes after which training stops at a checkpoint with exit code 3; --resume continues.
+        max_time: Minutes after which training saves a checkpoint and stops with exit code 3; continue with --resume.
         checkpoint_minutes: Minutes between checkpoints within an epoch (0: every step).
-        compile: Compile the training step with torch.compile (untried on a GPU).
-        model: path/to/file.py:factory, repeated to allow an artifact to run the code it was made from.
+        compile: Compile the training step with torch.compile (untested on a GPU).
+        model: path/to/file.py:factory, to confirm that the artifact may run the code that built its network.
         trust_code: Run the code recorded in the artifact.
-        image_size: Resize and crop images to squares with sides of this many pixels.
+        image_size: Resize and crop images to NxN pixels.
         limit: Use at most N training and N test images.
         force: Overwrite existing files.
         progress: An object with ``step`` and ``line`` that receives progress.
 
     Returns: Artifact.
 
-    Raises: MicronetError; it says what to change.
+    Raises: MicronetError: The message says what to change.
     """
 
 def finetune(
@@ -379,49 +379,49 @@ def finetune(
     force: bool = False,
     progress: Progress | None = None,
 ) -> Artifact:
-    """Train an artifact further, pruned or quantized.
+    """Continue training an artifact.
 
-    A quantized artifact continues as QAT, or as QAFT if its ranges are frozen.
+    Quantized artifacts continue with QAT, or with QAFT if their ranges are frozen.
 
     Args:
         artifact: An artifact (.safetensors).
-        data: A data set's name, a folder or a file.npz.
-        preset: Defaults of the options below. fast: Muon, a linear schedule, smoothed labels, alternating flips, a whitened first layer in a new network, bf16 if it is faster here, and batches for the number of images.
-        epochs: Passes over the training images; 0 trains nothing.
-        lr: Peak learning rate. Default: 0.01; finetune and quantize have their own.
-        device: cpu, cuda, cuda:N, or a list such as 0,1 for one process per GPU (untried); default: the best one present.
-        output: File to write; without it, nothing is written.
-        model: path/to/file.py:factory, repeated to allow an artifact to run the code it was made from.
+        data: Name of a data set, a folder or an .npz file.
+        preset: Defaults for the options below. fast: Muon, linear schedule, label smoothing, alternating flips, whitened first layer in new networks, bf16 if faster on this machine, and a batch size that depends on the number of images. Stages that start from a trained network keep their own learning rates.
+        epochs: Number of epochs; 0 skips training.
+        lr: Peak learning rate. Default: 0.01 (lower in finetune and quantize).
+        device: cpu, cuda, cuda:N, or a list such as 0,1 to run one process per GPU (untested); default: cuda if available, otherwise cpu.
+        output: File to write; by default, nothing is written.
+        model: path/to/file.py:factory, to confirm that the artifact may run the code that built its network.
         trust_code: Run the code recorded in the artifact.
-        image_size: Resize and crop images to squares with sides of this many pixels.
+        image_size: Resize and crop images to NxN pixels.
         limit: Use at most N training and N test images.
-        batch_size: Images per batch, summed over all processes. Default: 64; fast: 32 to 128.
-        accumulate: Batches per optimizer step; their gradients add up.
-        amp: Mixed precision: run forward and backward in 16 bits. bf16 needs a GPU or a processor that computes in it; fp16 needs a GPU and is untested. Default: off; fast: bf16 if it is faster.
+        batch_size: Images per batch, over all processes. Default: 64; fast: 32 to 128.
+        accumulate: Number of batches to accumulate gradients over before each optimizer step.
+        amp: Mixed-precision training. bf16 needs a GPU or a CPU with bf16 instructions; fp16 needs a GPU and is untested. Default: off; fast: bf16 if it is faster.
         patience: Stop after N epochs without improvement in validation accuracy (ties: loss).
         weight_decay: L2 penalty on the weights.
-        optimizer: Adam; SGD with Nesterov momentum 0.9; or Muon, which orthogonalizes the steps of matrices and kernels, each 10 times --lr of its norm, and leaves the rest to Adam. Default: adam; fast: muon.
-        schedule: Learning rate: up and then down to zero in half cosines or in lines, or divided by ten after 50, 75 and 90 % of the steps. Default: one-cycle; fast: linear.
-        label_smoothing: Probability that the training target spreads evenly over all classes. Default: 0; fast: 0.1.
-        ema: Average the weights over the steps: the average keeps this share of itself in each step, is validated and becomes the result. Default: 0, no average.
-        flip: Mirror half of the images, drawn anew in each epoch, or each image in every second epoch. Default: random; fast: alternating.
-        cutout: Grey out a square of N pixels at a random place of each training image. Default: 0.
-        whiten: Begin with a first convolution that decorrelates pixels, computed from training images. Default: off; fast: on in a new network that begins with a convolution.
-        start_size: Train on images of N pixels at first, which grow to the full size in the first 70 % of the steps. Default: 0, the full size.
-        distill: An artifact to learn from: its scores serve as soft labels.
+        optimizer: Adam; SGD with Nesterov momentum 0.9; or Muon, which orthogonalizes the updates of matrices and kernels, scaled to 10 * --lr times their norm, and uses Adam for all other parameters. Default: adam; fast: muon.
+        schedule: Learning-rate schedule: warmup and decay to zero, with cosine (one-cycle) or linear ramps; or division by 10 after 50%, 75% and 90% of the steps. Default: one-cycle; fast: linear.
+        label_smoothing: Target probability to spread evenly over all classes. Default: 0; fast: 0.1.
+        ema: Decay of the exponential moving average of the weights, which is then validated and saved instead of the weights. Default: 0 (off).
+        flip: Horizontal flips: of a random half of the images in each epoch, or of every image in every other epoch. Default: random; fast: alternating.
+        cutout: Gray out a random NxN square in each training image. Default: 0 (off).
+        whiten: Initialize the first convolution to whiten (decorrelate) the pixels of the training images. Default: off; fast: on in new networks that start with a convolution.
+        start_size: Start training on NxN images and grow them to full size over the first 70% of the steps. Default: 0 (full size throughout).
+        distill: Teacher artifact for distillation; its scores serve as soft labels.
         distill_weight: Weight of the soft labels in the loss.
-        temperature: Softmax temperature of both networks' scores in distillation.
-        seed: Seed for weights, order, augmentation and the validation split.
+        temperature: Softmax temperature of teacher and student in distillation.
+        seed: Seed for initial weights, shuffling, augmentation and the validation split.
         resume: Continue an interrupted training.
-        max_time: Minutes after which training stops at a checkpoint with exit code 3; --resume continues.
+        max_time: Minutes after which training saves a checkpoint and stops with exit code 3; continue with --resume.
         checkpoint_minutes: Minutes between checkpoints within an epoch (0: every step).
-        compile: Compile the training step with torch.compile (untried on a GPU).
+        compile: Compile the training step with torch.compile (untested on a GPU).
         force: Overwrite existing files.
         progress: An object with ``step`` and ``line`` that receives progress.
 
     Returns: Artifact.
 
-    Raises: MicronetError; it says what to change.
+    Raises: MicronetError: The message says what to change.
     """
 
 def quantize(
@@ -495,79 +495,79 @@ def quantize(
 ) -> Artifact:
     """Quantize a network with or without training (QAT, PTQ).
 
-    Without an artifact, the network of --model is first trained on --data with the defaults of `micronet train`. Binary and ternary networks also learn from the float artifact's scores, unless --distill names another teacher. --mode qaft takes a quantized artifact and trains it with frozen ranges, at a learning rate of 1e-5 by default.
+    Without an artifact, the network of --model is first trained on --data with the defaults of `micronet train`. Binary and ternary networks are also distilled from the float artifact, unless --distill specifies another teacher. --mode qaft trains a quantized artifact with frozen ranges, by default at a learning rate of 1e-5.
 
     Args:
-        artifact: A float artifact, or with --mode ptq any float .onnx file. Without one, a network is trained first.
+        artifact: A float artifact or, with --mode ptq, any float .onnx file. Without one, a network is trained first.
         mode: Train with quantizers (qat), calibrate without training (ptq), or train a quantized artifact with frozen ranges (qaft).
         method: Quantization scheme for numeric bit widths.
         w_bits: Bits per weight: 2 to 16, binary, ternary, or 32 for float.
         a_bits: Bits per activation: 2 to 16, binary, or 32 for float.
-        q_type: Symmetric grids (zero point 0) or asymmetric ones (iao only).
-        data: A data set's name, a folder or a file.npz; or input batches (N, ...), or tuples that begin with one.
-        epochs: Passes over the training images; 0 trains nothing.
-        output: File to write; without it, nothing is written.
+        q_type: Symmetric quantization (zero point 0) or asymmetric (iao only).
+        data: Name of a data set, a folder or an .npz file, or batches: tensors of shape (N, ...), or tuples that start with one.
+        epochs: Number of epochs; 0 skips training.
+        output: File to write; by default, nothing is written.
         trust_code: Run the code recorded in the artifact.
-        calibrator: Activation ranges: all values, a percentile of them, least KL divergence (entropy), or least squared error.
-        percentile: Percentage of the values inside the range, for --calibrator percentile.
-        calib_batches: Batches of 64 images to calibrate on.
-        calib_data: A folder of images to calibrate on, labelled or not, or none: make images from the statistics in batch norms (--mode ptq). Default: training images.
-        calib_cache: File of activation statistics: read if it exists, otherwise written. Serves any bit width.
-        float_weights: Share of QAT's steps in which weights stay float while activations are quantized already. Default: 0.
+        calibrator: How to choose activation ranges: minimum and maximum, a percentile, least KL divergence (entropy), or least squared error (mse).
+        percentile: Percentage of values inside the range, for --calibrator percentile.
+        calib_batches: Number of calibration batches of 64 images.
+        calib_data: Folder of calibration images, labeled or not; or none to generate images from batch-norm statistics (--mode ptq). Default: training images.
+        calib_cache: Cache file for activation statistics: read if it exists, otherwise written. Valid for any bit width.
+        float_weights: Fraction of QAT steps, from the start, with quantized activations but float weights. Default: 0.
         q_level: One weight scale per output channel, or one per layer.
-        weight_observer: Weight range: of the current weights, or averaged over training steps (iao only).
-        a_sign: Integer type of non-negative symmetric activations: unsigned (auto), or signed for TensorRT.
-        first_last: First and last layer. auto: float if weights are binary or ternary, otherwise at least 8 bits. 8bit-input: weights as in the other layers, activations with 8 bits.
-        a_gain: DoReFa clips activations to 1 / gain: 1 is the paper's, 0.1 covers 0 to 10.
-        a_ste: Gradient of binary activations.
-        w_ste: Gradient of binary and ternary weights.
-        no_alpha: Leave out the per-channel scale (alpha) of binary and ternary weights.
-        bn_fuse: Fold batch norms into the convolutions before them during training.
-        include: Quantize only these layers: names and globs, separated by commas.
-        exclude: Leave these layers float: names and globs, separated by commas.
-        keep_8bit: Layers that keep at least 8 bits: names and globs, separated by commas.
-        equalize: Balance weight ranges between layers before quantizing; folds batch norms.
-        weight_calibrator: Weight scales: from the largest weight, or the least error of each layer's output, layer by layer (iao).
-        reconstruct: Learn the rounding of each weight so that layers keep their outputs, or blocks of layers, with learned activation scales; for 4 bits and below (iao). Use 1,000 images: --calib-batches 16.
-        adaround: The same as --reconstruct layer.
-        bias_correct: Restore the mean output that each layer has in the float network.
-        bn_reestimate: Re-estimate batch-norm statistics on the quantized network.
-        target_drop: Keep the most sensitive layers at 8 bits until the accuracy drop on validation images is at most this many percentage points.
-        model: nin, nin_gc, resnet18, torchvision:NAME, pkg.mod:factory or path/to/file.py:factory (whose code then runs); default: nin.
-        width: Factor on the channels of every layer (built-in networks only); default: 1.
-        model_args: The factory's arguments as JSON, for example '{"num_classes": 10}'.
-        image_size: Resize and crop images to squares with sides of this many pixels.
+        weight_observer: Weight ranges: minimum and maximum of the current weights, or a moving average over training steps (iao only).
+        a_sign: Integer type of nonnegative activations with --q-type sym: unsigned (auto), or signed for TensorRT.
+        first_last: Precision of the first and last layers. auto: float if weights are binary or ternary, otherwise at least 8 bits. 8bit-input: weights as in the other layers, activations at 8 bits.
+        a_gain: DoReFa clips activations to 0..1/gain: 1 as in the paper; 0.1 allows 0 to 10.
+        a_ste: Gradient estimator for binary activations.
+        w_ste: Gradient estimator for binary and ternary weights.
+        no_alpha: Disable the per-channel scale (alpha) of binary and ternary weights.
+        bn_fuse: Fold batch norms into the preceding convolutions during training.
+        include: Quantize only these layers: comma-separated names or globs.
+        exclude: Keep these layers in float: comma-separated names or globs.
+        keep_8bit: Keep these layers at 8 bits or more: comma-separated names or globs.
+        equalize: Balance weight ranges between layers before quantization (cross-layer equalization); folds batch norms.
+        weight_calibrator: How to choose weight scales: from the largest weight, or to minimize the output error of each layer in turn (iao).
+        reconstruct: Learn weight rounding to preserve the outputs of each layer, or of each block of layers (which also learns activation scales); for 4 bits or fewer (iao). Use about 1,000 images: --calib-batches 16.
+        adaround: Same as --reconstruct layer.
+        bias_correct: Correct biases so that the mean output of every layer matches the float network.
+        bn_reestimate: Re-estimate batch-norm statistics in the quantized network.
+        target_drop: Keep the most sensitive layers at 8 bits until the validation accuracy drops by at most this many percentage points.
+        model: nin, nin_gc, resnet18, torchvision:NAME, pkg.mod:factory or path/to/file.py:factory (which runs that code); default: nin.
+        width: Multiplier for the width of every layer (built-in networks only); default: 1.
+        model_args: Arguments of the factory as JSON, for example '{"num_classes": 10}'.
+        image_size: Resize and crop images to NxN pixels.
         limit: Use at most N training and N test images.
-        preset: Defaults of the options below. fast: Muon, a linear schedule, smoothed labels, alternating flips, a whitened first layer in a new network, bf16 if it is faster here, and batches for the number of images.
-        lr: Peak learning rate. Default: 0.01; finetune and quantize have their own.
-        batch_size: Images per batch, summed over all processes. Default: 64; fast: 32 to 128.
-        accumulate: Batches per optimizer step; their gradients add up.
-        amp: Mixed precision: run forward and backward in 16 bits. bf16 needs a GPU or a processor that computes in it; fp16 needs a GPU and is untested. Default: off; fast: bf16 if it is faster.
+        preset: Defaults for the options below. fast: Muon, linear schedule, label smoothing, alternating flips, whitened first layer in new networks, bf16 if faster on this machine, and a batch size that depends on the number of images. Stages that start from a trained network keep their own learning rates.
+        lr: Peak learning rate. Default: 0.01 (lower in finetune and quantize).
+        batch_size: Images per batch, over all processes. Default: 64; fast: 32 to 128.
+        accumulate: Number of batches to accumulate gradients over before each optimizer step.
+        amp: Mixed-precision training. bf16 needs a GPU or a CPU with bf16 instructions; fp16 needs a GPU and is untested. Default: off; fast: bf16 if it is faster.
         patience: Stop after N epochs without improvement in validation accuracy (ties: loss).
         weight_decay: L2 penalty on the weights.
-        optimizer: Adam; SGD with Nesterov momentum 0.9; or Muon, which orthogonalizes the steps of matrices and kernels, each 10 times --lr of its norm, and leaves the rest to Adam. Default: adam; fast: muon.
-        schedule: Learning rate: up and then down to zero in half cosines or in lines, or divided by ten after 50, 75 and 90 % of the steps. Default: one-cycle; fast: linear.
-        label_smoothing: Probability that the training target spreads evenly over all classes. Default: 0; fast: 0.1.
-        ema: Average the weights over the steps: the average keeps this share of itself in each step, is validated and becomes the result. Default: 0, no average.
-        flip: Mirror half of the images, drawn anew in each epoch, or each image in every second epoch. Default: random; fast: alternating.
-        cutout: Grey out a square of N pixels at a random place of each training image. Default: 0.
-        whiten: Begin with a first convolution that decorrelates pixels, computed from training images. Default: off; fast: on in a new network that begins with a convolution.
-        start_size: Train on images of N pixels at first, which grow to the full size in the first 70 % of the steps. Default: 0, the full size.
-        distill: An artifact to learn from: its scores serve as soft labels.
+        optimizer: Adam; SGD with Nesterov momentum 0.9; or Muon, which orthogonalizes the updates of matrices and kernels, scaled to 10 * --lr times their norm, and uses Adam for all other parameters. Default: adam; fast: muon.
+        schedule: Learning-rate schedule: warmup and decay to zero, with cosine (one-cycle) or linear ramps; or division by 10 after 50%, 75% and 90% of the steps. Default: one-cycle; fast: linear.
+        label_smoothing: Target probability to spread evenly over all classes. Default: 0; fast: 0.1.
+        ema: Decay of the exponential moving average of the weights, which is then validated and saved instead of the weights. Default: 0 (off).
+        flip: Horizontal flips: of a random half of the images in each epoch, or of every image in every other epoch. Default: random; fast: alternating.
+        cutout: Gray out a random NxN square in each training image. Default: 0 (off).
+        whiten: Initialize the first convolution to whiten (decorrelate) the pixels of the training images. Default: off; fast: on in new networks that start with a convolution.
+        start_size: Start training on NxN images and grow them to full size over the first 70% of the steps. Default: 0 (full size throughout).
+        distill: Teacher artifact for distillation; its scores serve as soft labels.
         distill_weight: Weight of the soft labels in the loss.
-        temperature: Softmax temperature of both networks' scores in distillation.
-        seed: Seed for weights, order, augmentation and the validation split.
-        device: cpu, cuda, cuda:N, or a list such as 0,1 for one process per GPU (untried); default: the best one present.
+        temperature: Softmax temperature of teacher and student in distillation.
+        seed: Seed for initial weights, shuffling, augmentation and the validation split.
+        device: cpu, cuda, cuda:N, or a list such as 0,1 to run one process per GPU (untested); default: cuda if available, otherwise cpu.
         resume: Continue an interrupted training.
-        max_time: Minutes after which training stops at a checkpoint with exit code 3; --resume continues.
+        max_time: Minutes after which training saves a checkpoint and stops with exit code 3; continue with --resume.
         checkpoint_minutes: Minutes between checkpoints within an epoch (0: every step).
-        compile: Compile the training step with torch.compile (untried on a GPU).
+        compile: Compile the training step with torch.compile (untested on a GPU).
         force: Overwrite existing files.
         progress: An object with ``step`` and ``line`` that receives progress.
 
     Returns: Artifact.
 
-    Raises: MicronetError; it says what to change.
+    Raises: MicronetError: The message says what to change.
     """
 
 def fuse(
@@ -581,19 +581,19 @@ def fuse(
 ) -> Artifact:
     """Fold every batch norm into the layer before it.
 
-    Quantized weights keep their integers, and biases become int32.
+    Integer weights are unchanged, and biases are rounded to int32.
 
     Args:
         artifact: An artifact (.safetensors).
-        output: File to write; without it, nothing is written.
+        output: File to write; by default, nothing is written.
         force: Overwrite existing files.
-        model: path/to/file.py:factory, repeated to allow an artifact to run the code it was made from.
+        model: path/to/file.py:factory, to confirm that the artifact may run the code that built its network.
         trust_code: Run the code recorded in the artifact.
         progress: An object with ``step`` and ``line`` that receives progress.
 
     Returns: Artifact.
 
-    Raises: MicronetError; it says what to change.
+    Raises: MicronetError: The message says what to change.
     """
 
 def export_onnx(
@@ -618,30 +618,30 @@ def export_onnx(
 ) -> ModelProto:
     """Export to ONNX, with quantized weights as int8.
 
-    Nothing is written if ONNX Runtime does not compute what torch computes: if it assigns more than 1 % of the images to other classes, if a layer differs by more than one step for the same input, or if a float network's scores differ by more than 0.1 % (fp16: 2 %). A warning reports scores that differ by more than 1 % although every layer agrees. See what slows the file down with micronet check-onnx.
+    The result is checked in ONNX Runtime, and nothing is written if it differs from torch: if more than 1% of the predicted classes change, if a quantized layer is off by more than one step for the same input, or if the scores of a float network differ by more than 0.1% (fp16: 2%). If every layer agrees but the scores differ by more than 1%, a warning is printed. To find out what makes the file slow, run micronet check-onnx.
 
     Args:
         artifact: An artifact (.safetensors).
-        example_input: An input batch, or a tuple of them; needed if no data set describes the network's input.
+        example_input: Example input: a tensor or tuple of tensors; required if no data set determines it.
         target: Target runtime: ONNX Runtime (unsigned activations) or TensorRT (signed activations, zero point 0).
         opset: ONNX operator set version, 18 to 23.
         dynamic: Dynamic axes: a comma-separated list of batch, height and width, or none.
         precision: Precision of float networks. fp16 halves the file size; inputs and outputs remain float32.
-        data: A data set's name, a folder or a file.npz; or input batches (N, ...), or tuples that begin with one.
-        output: File to write; without it, nothing is written.
+        data: Name of a data set, a folder or an .npz file, or batches: tensors of shape (N, ...), or tuples that start with one.
+        output: File to write; by default, nothing is written.
         int4_storage: Pack weights of 4 bits or fewer two per byte: smaller files, but slower in ONNX Runtime.
         embed_preprocessing: Accept 8-bit pixels as input, with the normalization built into the file.
-        model: path/to/file.py:factory, repeated to allow an artifact to run the code it was made from.
+        model: path/to/file.py:factory, to confirm that the artifact may run the code that built its network.
         trust_code: Run the code recorded in the artifact.
-        image_size: Resize and crop images to squares with sides of this many pixels.
+        image_size: Resize and crop images to NxN pixels.
         limit: Use at most N training and N test images.
         force: Overwrite existing files.
-        check_images: Test images on which the written network must agree with torch.
+        check_images: Number of test images used to check that the exported network agrees with torch.
         progress: An object with ``step`` and ``line`` that receives progress.
 
     Returns: ModelProto.
 
-    Raises: MicronetError; it says what to change.
+    Raises: MicronetError: The message says what to change.
     """
 
 def check_onnx(
@@ -651,19 +651,19 @@ def check_onnx(
     strict: bool = False,
     progress: Progress | None = None,
 ) -> list[Finding]:
-    """Report what makes an ONNX file slow or wrong.
+    """Find what makes an ONNX file slow or wrong.
 
-    An error means wrong results, or a file that does not load or build; a warning means a slow or large one; a note depends on the machine.
+    Errors mean wrong results, or a file that does not load or build. Warnings mean a slow or large file. Notes depend on the machine.
 
     Args:
-        file: An .onnx file, from micronet or from elsewhere.
-        target: The runtime it is for.
-        strict: Exit with 1 if there is an error or a warning.
+        file: An .onnx file, from micronet or any other tool.
+        target: Target runtime.
+        strict: Exit with code 1 if there are errors or warnings.
         progress: An object with ``step`` and ``line`` that receives progress.
 
     Returns: list[Finding].
 
-    Raises: MicronetError; it says what to change.
+    Raises: MicronetError: The message says what to change.
     """
 
 def pack(
@@ -681,23 +681,23 @@ def pack(
 ) -> Program:
     """Pack a network into 1 to 8 bits per weight.
 
-    Batch norms are folded; with binary activations, scales, biases and batch norms become one threshold per channel. The file runs without torch (evaluate, compare and predict take it). Nothing is written if the format cannot hold the network, or if the packed network assigns test images to other classes than torch does.
+    Batch norms are folded; with binary activations, scales, biases and batch norms become one threshold per channel. The file runs without torch, in evaluate, compare and predict. Nothing is written if the format does not support the network, or if the packed network and torch predict different classes for any test image.
 
     Args:
         artifact: An artifact (.safetensors).
-        data: A data set's name, a folder or a file.npz.
-        output: File to write; without it, nothing is written.
-        model: path/to/file.py:factory, repeated to allow an artifact to run the code it was made from.
+        data: Name of a data set, a folder or an .npz file.
+        output: File to write; by default, nothing is written.
+        model: path/to/file.py:factory, to confirm that the artifact may run the code that built its network.
         trust_code: Run the code recorded in the artifact.
-        image_size: Resize and crop images to squares with sides of this many pixels.
+        image_size: Resize and crop images to NxN pixels.
         limit: Use at most N training and N test images.
         force: Overwrite existing files.
-        check_images: Test images on which the written network must agree with torch.
+        check_images: Number of test images used to check that the exported network agrees with torch.
         progress: An object with ``step`` and ``line`` that receives progress.
 
     Returns: Program.
 
-    Raises: MicronetError; it says what to change.
+    Raises: MicronetError: The message says what to change.
     """
 
 def trt_build(
@@ -728,36 +728,36 @@ def trt_build(
 ) -> Engine:
     """Build a strongly typed TensorRT engine.
 
-    TensorRT-RTX builds without a GPU (pip install tensorrt-rtx-cu13); running an engine needs one. A float network is calibrated for int8 here, on the CPU; --calib-cache also reads the caches that TensorRT up to version 10 wrote. A JSON file beside the engine holds its shapes, the data types of its layers and its origin.
+    TensorRT-RTX can build without a GPU (pip install tensorrt-rtx-cu13); running an engine requires one. Float networks are calibrated for int8 on the CPU; --calib-cache also reads calibration caches of TensorRT 10 and earlier. A JSON file next to the engine records its shapes, the data types of its layers and its source.
 
     Args:
         artifact: An artifact or an .onnx file.
-        precision: auto: int8 if the network is quantized, otherwise fp32. A float network is calibrated for int8.
-        min_shape: Smallest input, NxCxHxW; separate several profiles by commas. Default: batch 1.
-        opt_shape: The input to optimize for. Default: batch 8.
-        max_shape: Largest input. Default: batch 32.
-        backend: The library: TensorRT builds on the GPU that will run the engine, TensorRT-RTX anywhere.
-        data: A data set's name, a folder or a file.npz.
-        output: File to write; without it, nothing is written.
-        workspace: GiB of GPU memory for scratch space.
-        optimization_level: 0 (fast build) to 5 (exhaustive search for fast kernels).
-        timing_cache: File of kernel timings, read and updated: makes later builds faster. TensorRT only.
-        compute_capability: GPUs that TensorRT-RTX builds for, for example 8.6 or 8.6,8.9; default: all that it supports.
-        calibrator: Activation ranges: all values, a percentile of them, least KL divergence (entropy), or least squared error.
-        percentile: Percentage of the values inside the range, for --calibrator percentile.
-        calib_batches: Batches of 64 images to calibrate on.
-        calib_data: A folder of images to calibrate on, labelled or not, or none: make images from the statistics in batch norms (--mode ptq). Default: training images.
-        calib_cache: File of activation statistics: read if it exists, otherwise written. Serves any bit width.
-        model: path/to/file.py:factory, repeated to allow an artifact to run the code it was made from.
+        precision: auto: int8 if the network is quantized, otherwise fp32. For int8, float networks are calibrated first.
+        min_shape: Minimum input shape, NxCxHxW; separate multiple profiles with commas. Default: batch 1.
+        opt_shape: Input shape to optimize for. Default: batch 8.
+        max_shape: Maximum input shape. Default: batch 32.
+        backend: Library to use: TensorRT must build on the GPU that will run the engine; TensorRT-RTX can build on any machine.
+        data: Name of a data set, a folder or an .npz file.
+        output: File to write; by default, nothing is written.
+        workspace: GPU memory for scratch space, in GiB.
+        optimization_level: Optimization level, from 0 (fast build) to 5 (exhaustive search for fast kernels).
+        timing_cache: File of kernel timings that makes later builds faster; read if it exists, and updated. TensorRT only.
+        compute_capability: Compute capabilities that TensorRT-RTX builds for, for example 8.6 or 8.6,8.9; default: all supported ones.
+        calibrator: How to choose activation ranges: minimum and maximum, a percentile, least KL divergence (entropy), or least squared error (mse).
+        percentile: Percentage of values inside the range, for --calibrator percentile.
+        calib_batches: Number of calibration batches of 64 images.
+        calib_data: Folder of calibration images, labeled or not; or none to generate images from batch-norm statistics (--mode ptq). Default: training images.
+        calib_cache: Cache file for activation statistics: read if it exists, otherwise written. Valid for any bit width.
+        model: path/to/file.py:factory, to confirm that the artifact may run the code that built its network.
         trust_code: Run the code recorded in the artifact.
-        image_size: Resize and crop images to squares with sides of this many pixels.
+        image_size: Resize and crop images to NxN pixels.
         limit: Use at most N training and N test images.
         force: Overwrite existing files.
         progress: An object with ``step`` and ``line`` that receives progress.
 
     Returns: Engine.
 
-    Raises: MicronetError; it says what to change.
+    Raises: MicronetError: The message says what to change.
     """
 
 def trt_eval(
@@ -782,24 +782,24 @@ def trt_eval(
     Reports accuracy or mean IoU, and latency and throughput by batch size. Needs pycuda and the library that built the engine, in the same version. Not yet tested on a GPU.
 
     Args:
-        file: An .engine of trt-build.
+        file: An .engine file from trt-build.
         onnx: Reference model, run by ONNX Runtime on the CPU.
         batch_sizes: Batch sizes to time; batches above the engine's maximum are split.
-        data: A data set's name, a folder or a file.npz.
+        data: Name of a data set, a folder or an .npz file.
         device: cpu, cuda or cuda:N, for torch; default: the best available.
-        threads: Number of threads; default: OMP_NUM_THREADS, or one per core.
-        segmentation: Folder with images/NAME.jpg and labels/NAME.png, for a segmentation network.
-        sizes: Segmentation: shorter sides, or HxW, over which scores are averaged; default: the engine's own size.
-        image_size: Resize and crop images to squares with sides of this many pixels.
+        threads: Number of CPU threads; default: OMP_NUM_THREADS, or one per core.
+        segmentation: For segmentation networks: a folder with images/NAME.jpg and labels/NAME.png.
+        sizes: For segmentation networks: average the scores over these sizes, each a shorter side or HxW; default: the engine's size.
+        image_size: Resize and crop images to NxN pixels.
         limit: Use at most N training and N test images.
-        model: path/to/file.py:factory, repeated to allow an artifact to run the code it was made from.
+        model: path/to/file.py:factory, to confirm that the artifact may run the code that built its network.
         trust_code: Run the code recorded in the artifact.
-        arithmetic: ONNX Runtime's int8 kernels: exact, or fast but saturating on x86 without VNNI.
+        arithmetic: ONNX Runtime's int8 arithmetic: exact, or fast but with sums that can saturate on x86 CPUs without VNNI.
         progress: An object with ``step`` and ``line`` that receives progress.
 
     Returns: dict[str, object].
 
-    Raises: MicronetError; it says what to change.
+    Raises: MicronetError: The message says what to change.
     """
 
 def evaluate(
@@ -817,23 +817,23 @@ def evaluate(
 ) -> Row:
     """Measure the accuracy, loss and latency of a network.
 
-    The test images are used; latency is measured for 1 and for 64 images.
+    Uses the test images; latency is measured for batches of 1 and 64 images.
 
     Args:
         file: An artifact, or an .onnx, .packed or .engine file.
-        data: A data set's name, a folder or a file.npz.
+        data: Name of a data set, a folder or an .npz file.
         device: cpu, cuda or cuda:N, for torch; default: the best available.
-        threads: Number of threads; default: OMP_NUM_THREADS, or one per core.
-        image_size: Resize and crop images to squares with sides of this many pixels.
+        threads: Number of CPU threads; default: OMP_NUM_THREADS, or one per core.
+        image_size: Resize and crop images to NxN pixels.
         limit: Use at most N training and N test images.
-        model: path/to/file.py:factory, repeated to allow an artifact to run the code it was made from.
+        model: path/to/file.py:factory, to confirm that the artifact may run the code that built its network.
         trust_code: Run the code recorded in the artifact.
-        arithmetic: ONNX Runtime's int8 kernels: exact, or fast but saturating on x86 without VNNI.
+        arithmetic: ONNX Runtime's int8 arithmetic: exact, or fast but with sums that can saturate on x86 CPUs without VNNI.
         progress: An object with ``step`` and ``line`` that receives progress.
 
     Returns: Row.
 
-    Raises: MicronetError; it says what to change.
+    Raises: MicronetError: The message says what to change.
     """
 
 def compare(
@@ -852,24 +852,24 @@ def compare(
 ) -> list[Row]:
     """Compare networks: accuracy, MACs, size, latency.
 
-    The first network is the reference. Sizes are file sizes, and latencies are measured on this machine, in turns. An artifact keeps float weights so that training can continue; quantization shows in the size of the exported file.
+    The first network is the reference. Latencies are measured on this machine, alternating between the networks. Sizes are file sizes; artifacts store float weights for further training, so quantization only reduces the size of exported files.
 
     Args:
         files: Artifacts, .onnx, .packed and .engine files.
-        max_drop: Exit with 1 if a network loses more percentage points of accuracy than this against the first.
-        data: A data set's name, a folder or a file.npz.
+        max_drop: Exit with code 1 if the accuracy of any network is more than this many percentage points below the first.
+        data: Name of a data set, a folder or an .npz file.
         device: cpu, cuda or cuda:N, for torch; default: the best available.
-        threads: Number of threads; default: OMP_NUM_THREADS, or one per core.
-        image_size: Resize and crop images to squares with sides of this many pixels.
+        threads: Number of CPU threads; default: OMP_NUM_THREADS, or one per core.
+        image_size: Resize and crop images to NxN pixels.
         limit: Use at most N training and N test images.
-        model: path/to/file.py:factory, repeated to allow an artifact to run the code it was made from.
+        model: path/to/file.py:factory, to confirm that the artifact may run the code that built its network.
         trust_code: Run the code recorded in the artifact.
-        arithmetic: ONNX Runtime's int8 kernels: exact, or fast but saturating on x86 without VNNI.
+        arithmetic: ONNX Runtime's int8 arithmetic: exact, or fast but with sums that can saturate on x86 CPUs without VNNI.
         progress: An object with ``step`` and ``line`` that receives progress.
 
     Returns: list[Row].
 
-    Raises: MicronetError; it says what to change.
+    Raises: MicronetError: The message says what to change.
     """
 
 def predict(
@@ -888,18 +888,18 @@ def predict(
 
     Args:
         file: An artifact, or an .onnx, .packed or .engine file.
-        images: Image files, or folders of them.
+        images: Image files, or folders of images.
         top: Number of classes to list per image.
         device: cpu, cuda or cuda:N, for torch; default: the best available.
-        threads: Number of threads; default: OMP_NUM_THREADS, or one per core.
-        model: path/to/file.py:factory, repeated to allow an artifact to run the code it was made from.
+        threads: Number of CPU threads; default: OMP_NUM_THREADS, or one per core.
+        model: path/to/file.py:factory, to confirm that the artifact may run the code that built its network.
         trust_code: Run the code recorded in the artifact.
-        arithmetic: ONNX Runtime's int8 kernels: exact, or fast but saturating on x86 without VNNI.
+        arithmetic: ONNX Runtime's int8 arithmetic: exact, or fast but with sums that can saturate on x86 CPUs without VNNI.
         progress: An object with ``step`` and ``line`` that receives progress.
 
     Returns: list[Prediction].
 
-    Raises: MicronetError; it says what to change.
+    Raises: MicronetError: The message says what to change.
     """
 
 def inspect(
@@ -915,7 +915,7 @@ def inspect(
 
     Returns: dict[str, object].
 
-    Raises: MicronetError; it says what to change.
+    Raises: MicronetError: The message says what to change.
     """
 
 def sensitivity(
@@ -954,44 +954,44 @@ def sensitivity(
 ) -> list[LayerSensitivity]:
     """Measure each layer's sensitivity to few bits.
 
-    Each layer is quantized alone. Reports the signal-to-noise ratio of the scores and the accuracy lost on the validation images; the most sensitive layer comes first.
+    Quantizes one layer at a time and reports the signal-to-noise ratio of the scores and the accuracy drop on the validation images. The most sensitive layers are listed first.
 
     Args:
         artifact: An artifact (.safetensors).
-        plot: Draw the layers into this .png or .svg (needs matplotlib).
+        plot: Plot the layers to a .png or .svg file (needs matplotlib).
         method: Quantization scheme for numeric bit widths.
         w_bits: Bits per weight: 2 to 16, binary, ternary, or 32 for float.
         a_bits: Bits per activation: 2 to 16, binary, or 32 for float.
-        q_type: Symmetric grids (zero point 0) or asymmetric ones (iao only).
+        q_type: Symmetric quantization (zero point 0) or asymmetric (iao only).
         mode: Train with quantizers (qat), calibrate without training (ptq), or train a quantized artifact with frozen ranges (qaft).
-        data: A data set's name, a folder or a file.npz.
+        data: Name of a data set, a folder or an .npz file.
         q_level: One weight scale per output channel, or one per layer.
-        weight_observer: Weight range: of the current weights, or averaged over training steps (iao only).
-        a_sign: Integer type of non-negative symmetric activations: unsigned (auto), or signed for TensorRT.
-        first_last: First and last layer. auto: float if weights are binary or ternary, otherwise at least 8 bits. 8bit-input: weights as in the other layers, activations with 8 bits.
-        a_gain: DoReFa clips activations to 1 / gain: 1 is the paper's, 0.1 covers 0 to 10.
-        a_ste: Gradient of binary activations.
-        w_ste: Gradient of binary and ternary weights.
-        no_alpha: Leave out the per-channel scale (alpha) of binary and ternary weights.
-        bn_fuse: Fold batch norms into the convolutions before them during training.
-        include: Quantize only these layers: names and globs, separated by commas.
-        exclude: Leave these layers float: names and globs, separated by commas.
-        keep_8bit: Layers that keep at least 8 bits: names and globs, separated by commas.
-        calibrator: Activation ranges: all values, a percentile of them, least KL divergence (entropy), or least squared error.
-        percentile: Percentage of the values inside the range, for --calibrator percentile.
-        calib_batches: Batches of 64 images to calibrate on.
-        calib_data: A folder of images to calibrate on, labelled or not, or none: make images from the statistics in batch norms (--mode ptq). Default: training images.
-        calib_cache: File of activation statistics: read if it exists, otherwise written. Serves any bit width.
-        float_weights: Share of QAT's steps in which weights stay float while activations are quantized already. Default: 0.
-        image_size: Resize and crop images to squares with sides of this many pixels.
+        weight_observer: Weight ranges: minimum and maximum of the current weights, or a moving average over training steps (iao only).
+        a_sign: Integer type of nonnegative activations with --q-type sym: unsigned (auto), or signed for TensorRT.
+        first_last: Precision of the first and last layers. auto: float if weights are binary or ternary, otherwise at least 8 bits. 8bit-input: weights as in the other layers, activations at 8 bits.
+        a_gain: DoReFa clips activations to 0..1/gain: 1 as in the paper; 0.1 allows 0 to 10.
+        a_ste: Gradient estimator for binary activations.
+        w_ste: Gradient estimator for binary and ternary weights.
+        no_alpha: Disable the per-channel scale (alpha) of binary and ternary weights.
+        bn_fuse: Fold batch norms into the preceding convolutions during training.
+        include: Quantize only these layers: comma-separated names or globs.
+        exclude: Keep these layers in float: comma-separated names or globs.
+        keep_8bit: Keep these layers at 8 bits or more: comma-separated names or globs.
+        calibrator: How to choose activation ranges: minimum and maximum, a percentile, least KL divergence (entropy), or least squared error (mse).
+        percentile: Percentage of values inside the range, for --calibrator percentile.
+        calib_batches: Number of calibration batches of 64 images.
+        calib_data: Folder of calibration images, labeled or not; or none to generate images from batch-norm statistics (--mode ptq). Default: training images.
+        calib_cache: Cache file for activation statistics: read if it exists, otherwise written. Valid for any bit width.
+        float_weights: Fraction of QAT steps, from the start, with quantized activations but float weights. Default: 0.
+        image_size: Resize and crop images to NxN pixels.
         limit: Use at most N training and N test images.
-        model: path/to/file.py:factory, repeated to allow an artifact to run the code it was made from.
+        model: path/to/file.py:factory, to confirm that the artifact may run the code that built its network.
         trust_code: Run the code recorded in the artifact.
         progress: An object with ``step`` and ``line`` that receives progress.
 
     Returns: list[LayerSensitivity].
 
-    Raises: MicronetError; it says what to change.
+    Raises: MicronetError: The message says what to change.
     """
 
 def run_recipe(
@@ -1006,18 +1006,18 @@ def run_recipe(
 ) -> list[Row]:
     """Run a recipe, skipping stages that are unchanged.
 
-    A stage that was interrupted continues. Images in a folder are not checked for changes: use --force. A recipe ends with a comparison of all files that it made.
+    Interrupted stages are resumed. Changes to images in a folder are not detected; after such changes, use --force. At the end, all files that the recipe created are compared.
 
     Args:
-        recipe: A TOML file, or the name of a bundled recipe, for example digits.
-        output: File to write; without it, nothing is written.
-        data: A data set's name, a folder or a file.npz.
+        recipe: A TOML file, or the name of a bundled recipe such as digits.
+        output: File to write; by default, nothing is written.
+        data: Name of a data set, a folder or an .npz file.
         device: cpu, cuda or cuda:N, for every stage.
-        from_stage: Run this stage and all later ones, even if they are unchanged.
-        force: Run every stage, even if it is unchanged.
+        from_stage: Rerun this stage and all later ones, even if they are unchanged.
+        force: Rerun every stage, even if it is unchanged.
         progress: An object with ``step`` and ``line`` that receives progress.
 
     Returns: list[Row].
 
-    Raises: MicronetError; it says what to change.
+    Raises: MicronetError: The message says what to change.
     """

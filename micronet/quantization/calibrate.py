@@ -26,7 +26,9 @@ from micronet.quantization.schemes.wbwtab import SignQuantizer
 def each_quantizer(model: nn.Module) -> Iterator[tuple[str, str, Quantizer]]:
     """Yield (module name, slot, quantizer) for each quantizer of a model."""
     if not isinstance(model, nn.Module):
-        raise MicronetError(f"expected a torch.nn.Module, got {type(model).__name__}; for an Artifact, pass its .model")
+        raise MicronetError(
+            f"expected a torch.nn.Module, got {type(model).__name__}; for an Artifact, pass artifact.model"
+        )
     for name, module in model.named_modules():
         if isinstance(module, Quantized):
             for slot in SLOTS:
@@ -46,8 +48,8 @@ def observing(model: nn.Module) -> Iterator[None]:
     """
     if isinstance(model, nn.DataParallel):
         raise MicronetError(
-            "nn.DataParallel loses the ranges that its replicas observe; pass the wrapped network (model.module) and "
-            "train it on one device or under torchrun"
+            "nn.DataParallel is not supported, because it loses the ranges observed by its replicas; pass "
+            "model.module and train on one device or with torchrun"
         )
     quantizers = [quantizer for _, _, quantizer in each_quantizer(model)]
     for quantizer in quantizers:
@@ -122,8 +124,8 @@ def set_ranges(model: nn.Module, statistics: Statistics, calibrator: Calibrator,
             histogram = statistics.get(f"{name}.{slot}")
             if histogram is None:
                 raise MicronetError(
-                    f"the calibration statistics, collected with other layers quantized, lack {name}.{slot}; "
-                    "remove the cache (--calib-cache), or name another file"
+                    f"the calibration statistics do not include {name}.{slot}; delete the --calib-cache file, or "
+                    "choose another"
                 )
             if not histogram.empty:
                 grid = quantizer.qparams(torch.empty(0))
@@ -140,12 +142,12 @@ def _run(model: nn.Module, batches: Iterable[Tensor | tuple[Any, ...]]) -> None:
             images = batch[0] if isinstance(batch, (tuple, list)) else batch
             if not isinstance(images, Tensor):
                 raise MicronetError(
-                    f"cannot calibrate on a {type(images).__name__}; yield tensors, or tuples that begin with one"
+                    f"cannot calibrate on a {type(images).__name__}; yield tensors, or tuples that start with one"
                 )
             model(images)
             seen = True
     if not seen:
-        raise MicronetError("there is no data to calibrate on; pass at least one batch")
+        raise MicronetError("no calibration data; pass at least one batch")
 
 
 def check_calibrated(model: nn.Module) -> None:
@@ -154,7 +156,7 @@ def check_calibrated(model: nn.Module) -> None:
     if blind:
         raise MicronetError(
             f"{len(blind)} quantizers saw no data, because their modules are never called: {', '.join(blind[:5])}; "
-            "leave these layers out with exclude (--exclude)"
+            "exclude these layers with --exclude"
         )
     _check_finite(model)
 

@@ -24,37 +24,39 @@ class QuantConfig(Settings):
     w_bits: Bits = setting(8, "Bits per weight: 2 to 16, binary, ternary, or 32 for float.", basic=True, metavar="BITS")
     a_bits: Bits = setting(8, "Bits per activation: 2 to 16, binary, or 32 for float.", basic=True, metavar="BITS")
     q_type: Literal["sym", "asym"] = setting(
-        "sym", "Symmetric grids (zero point 0) or asymmetric ones (iao only).", basic=True
+        "sym", "Symmetric quantization (zero point 0) or asymmetric (iao only).", basic=True
     )
     q_level: Literal["channel", "layer"] = setting("channel", "One weight scale per output channel, or one per layer.")
     weight_observer: Literal["minmax", "moving-average"] = setting(
-        "minmax", "Weight range: of the current weights, or averaged over training steps (iao only)."
+        "minmax",
+        "Weight ranges: minimum and maximum of the current weights, or a moving average over training steps (iao "
+        "only).",
     )
     a_sign: Literal["auto", "signed"] = setting(
-        "auto", "Integer type of non-negative symmetric activations: unsigned (auto), or signed for TensorRT."
+        "auto", "Integer type of nonnegative activations with --q-type sym: unsigned (auto), or signed for TensorRT."
     )
     first_last: Literal["auto", "float", "8bit", "8bit-input", "same"] = setting(
         "auto",
-        "First and last layer. auto: float if weights are binary or ternary, otherwise at least 8 bits. 8bit-input: "
-        "weights as in the other layers, activations with 8 bits.",
+        "Precision of the first and last layers. auto: float if weights are binary or ternary, otherwise at least 8 "
+        "bits. 8bit-input: weights as in the other layers, activations at 8 bits.",
     )
     a_gain: float = setting(
-        0.1, "DoReFa clips activations to 1 / gain: 1 is the paper's, 0.1 covers 0 to 10.", low=1e-3, high=1e3
+        0.1, "DoReFa clips activations to 0..1/gain: 1 as in the paper; 0.1 allows 0 to 10.", low=1e-3, high=1e3
     )
-    a_ste: Literal["ste", "saturate", "soft"] = setting("saturate", "Gradient of binary activations.")
-    w_ste: Literal["ste", "saturate", "soft"] = setting("ste", "Gradient of binary and ternary weights.")
-    no_alpha: bool = setting(False, "Leave out the per-channel scale (alpha) of binary and ternary weights.")
-    bn_fuse: bool = setting(False, "Fold batch norms into the convolutions before them during training.")
-    include: str | None = setting(None, "Quantize only these layers: names and globs, separated by commas.")
-    exclude: str | None = setting(None, "Leave these layers float: names and globs, separated by commas.")
-    keep_8bit: str | None = setting(None, "Layers that keep at least 8 bits: names and globs, separated by commas.")
+    a_ste: Literal["ste", "saturate", "soft"] = setting("saturate", "Gradient estimator for binary activations.")
+    w_ste: Literal["ste", "saturate", "soft"] = setting("ste", "Gradient estimator for binary and ternary weights.")
+    no_alpha: bool = setting(False, "Disable the per-channel scale (alpha) of binary and ternary weights.")
+    bn_fuse: bool = setting(False, "Fold batch norms into the preceding convolutions during training.")
+    include: str | None = setting(None, "Quantize only these layers: comma-separated names or globs.")
+    exclude: str | None = setting(None, "Keep these layers in float: comma-separated names or globs.")
+    keep_8bit: str | None = setting(None, "Keep these layers at 8 bits or more: comma-separated names or globs.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for name, levels in (("w_bits", WEIGHT_LEVELS), ("a_bits", ACTIVATION_LEVELS)):
             object.__setattr__(self, name, _bits(name, getattr(self, name), levels))
         if self.w_bits == self.a_bits == FLOAT_BITS:
-            raise MicronetError("--w-bits 32 with --a-bits 32 quantizes nothing; lower one of them")
+            raise MicronetError("--w-bits 32 with --a-bits 32 quantizes nothing; lower at least one of them")
         with_levels = self.w_bits in WEIGHT_LEVELS
         for name, applies, what in (
             ("w_ste", with_levels, "--w-bits binary or ternary"),
@@ -66,7 +68,7 @@ class QuantConfig(Settings):
         ):
             if not applies and getattr(self, name) != getattr(QuantConfig, name):
                 given = flag(name) if name == "no_alpha" else f"{flag(name)} {getattr(self, name)}"
-                raise MicronetError(f"{given} only applies to {what}; use that, or drop {flag(name)}")
+                raise MicronetError(f"{given} only applies to {what}; add that, or drop {flag(name)}")
 
     @property
     def edge(self) -> Literal["float", "8bit", "8bit-input", "same"]:
@@ -82,7 +84,7 @@ def _bits(name: str, value: Bits, levels: tuple[str, ...]) -> Bits:
     if number in levels or number == FLOAT_BITS or number in NUMBERS:
         return number
     allowed = ", ".join([f"{NUMBERS[0]} to {NUMBERS[-1]}", *levels])
-    raise MicronetError(f"{flag(name)} is {value}; expected {allowed}, or {FLOAT_BITS} (off)")
+    raise MicronetError(f"{flag(name)} is {value}; expected {allowed}, or {FLOAT_BITS} (float)")
 
 
 @dataclass(frozen=True)
@@ -91,21 +93,22 @@ class RangeConfig(Settings):
 
     calibrator: Calibrator = setting(
         "minmax",
-        "Activation ranges: all values, a percentile of them, least KL divergence (entropy), or least squared error.",
+        "How to choose activation ranges: minimum and maximum, a percentile, least KL divergence (entropy), or least "
+        "squared error (mse).",
     )
     percentile: float = setting(
-        PERCENTILE, "Percentage of the values inside the range, for --calibrator percentile.", low=50, high=100
+        PERCENTILE, "Percentage of values inside the range, for --calibrator percentile.", low=50, high=100
     )
-    calib_batches: int = setting(4, "Batches of 64 images to calibrate on.", low=1)
+    calib_batches: int = setting(4, "Number of calibration batches of 64 images.", low=1)
     calib_data: Path | None = setting(
         None,
-        "A folder of images to calibrate on, labelled or not, or none: make images from the statistics in batch norms "
-        "(--mode ptq). Default: training images.",
+        "Folder of calibration images, labeled or not; or none to generate images from batch-norm statistics (--mode "
+        "ptq). Default: training images.",
         metavar="FOLDER",
     )
     calib_cache: Path | None = setting(
         None,
-        "File of activation statistics: read if it exists, otherwise written. Serves any bit width.",
+        "Cache file for activation statistics: read if it exists, otherwise written. Valid for any bit width.",
         metavar="FILE",
         place="cache",
     )
@@ -113,7 +116,7 @@ class RangeConfig(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.percentile != PERCENTILE and self.calibrator != "percentile":
-            raise MicronetError("--percentile only applies to --calibrator percentile; use that, or drop --percentile")
+            raise MicronetError("--percentile only applies to --calibrator percentile; add that, or drop --percentile")
 
 
 @dataclass(frozen=True)
@@ -128,7 +131,7 @@ class CalibrationConfig(RangeConfig):
     )
     float_weights: float | None = setting(
         None,
-        "Share of QAT's steps in which weights stay float while activations are quantized already. Default: 0.",
+        "Fraction of QAT steps, from the start, with quantized activations but float weights. Default: 0.",
         low=0,
         high=0.9,
         metavar="SHARE",
@@ -144,22 +147,27 @@ class CalibrationConfig(RangeConfig):
 class RecoveryConfig(Settings):
     """Accuracy recovery without training."""
 
-    equalize: bool = setting(False, "Balance weight ranges between layers before quantizing; folds batch norms.")
+    equalize: bool = setting(
+        False, "Balance weight ranges between layers before quantization (cross-layer equalization); folds batch norms."
+    )
     weight_calibrator: Literal["minmax", "seq-mse"] = setting(
         "minmax",
-        "Weight scales: from the largest weight, or the least error of each layer's output, layer by layer (iao).",
+        "How to choose weight scales: from the largest weight, or to minimize the output error of each layer in turn "
+        "(iao).",
     )
     reconstruct: Literal["layer", "block"] | None = setting(
         None,
-        "Learn the rounding of each weight so that layers keep their outputs, or blocks of layers, with learned "
-        "activation scales; for 4 bits and below (iao). Use 1,000 images: --calib-batches 16.",
+        "Learn weight rounding to preserve the outputs of each layer, or of each block of layers (which also learns "
+        "activation scales); for 4 bits or fewer (iao). Use about 1,000 images: --calib-batches 16.",
     )
-    adaround: bool = setting(False, "The same as --reconstruct layer.")
-    bias_correct: bool = setting(False, "Restore the mean output that each layer has in the float network.")
-    bn_reestimate: bool = setting(False, "Re-estimate batch-norm statistics on the quantized network.")
+    adaround: bool = setting(False, "Same as --reconstruct layer.")
+    bias_correct: bool = setting(
+        False, "Correct biases so that the mean output of every layer matches the float network."
+    )
+    bn_reestimate: bool = setting(False, "Re-estimate batch-norm statistics in the quantized network.")
     target_drop: float | None = setting(
         None,
-        "Keep the most sensitive layers at 8 bits until the accuracy drop on validation images is at most this many "
+        "Keep the most sensitive layers at 8 bits until the validation accuracy drops by at most this many "
         "percentage points.",
         low=0,
         high=100,
@@ -168,7 +176,7 @@ class RecoveryConfig(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.adaround and self.reconstruct == "block":
-            raise MicronetError("--adaround is --reconstruct layer; drop it, or drop --reconstruct block")
+            raise MicronetError("--adaround means --reconstruct layer; drop it, or drop --reconstruct block")
 
     @property
     def form(self) -> Literal["layer", "block"] | None:

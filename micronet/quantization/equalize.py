@@ -31,7 +31,7 @@ def equalize(model: nn.Module) -> int:
         raise MicronetError("--equalize needs a network that torch.fx can trace; drop --equalize")
     pairs = _pairs(graph)
     if not pairs:
-        raise MicronetError("--equalize found no two layers separated only by a ReLU; drop --equalize")
+        raise MicronetError("--equalize found no consecutive layers with only a ReLU between them; drop --equalize")
     for _ in range(ROUNDS):
         for layer, columns in pairs:
             out, into = layer.weight.flatten(1).abs().amax(1), columns.flatten(1).abs().amax(1)

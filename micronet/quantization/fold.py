@@ -48,7 +48,8 @@ def fold_model(model: nn.Module, history: Sequence[StageRecord] = ()) -> tuple[n
     graph = trace(folded)
     if graph is None:
         raise MicronetError(
-            "batch norms cannot be matched to layers, because torch.fx cannot trace this network; use it unfused"
+            "torch.fx cannot trace this network, so its batch norms cannot be matched to layers; use the artifact as "
+            "it is"
         )
     pairs = foldable_pairs(graph)
     absorbed = [name for name, module in folded.named_modules() if _absorbs_norm(module)]
@@ -64,7 +65,7 @@ def fold_model(model: nn.Module, history: Sequence[StageRecord] = ()) -> tuple[n
     rounded = [name for record in history for name in _round_biases(folded, record.result.get("inputs", {}))]
     if not pairs and not absorbed and not rounded:
         raise MicronetError(
-            "there is nothing to fold: no batch norm follows a convolution or linear layer; use the artifact as it is"
+            "nothing to fold: no batch norm follows a convolution or linear layer; use the artifact as it is"
         )
     result = {"pairs": [list(pair) for pair in pairs], "taken": absorbed, "quantizers": quantizers}
     return folded, StageRecord("bn-fuse", {}, result)

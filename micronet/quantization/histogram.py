@@ -194,10 +194,10 @@ def load_statistics(path: Path, network: str) -> Statistics:
         sound = all(item.counts.shape == (BINS,) for item in found.values())
     except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
         raise MicronetError(
-            f"{path} is not a file of calibration statistics ({error}); remove it or name another"
+            f"{path} is not a calibration statistics file ({error}); delete it or choose another"
         ) from error
     if not sound or header.get("network") != network:
         raise MicronetError(
-            f"{path} holds calibration statistics of another artifact or of other images; remove it or name another"
+            f"{path} contains calibration statistics from another artifact or other images; delete it or choose another"
         )
     return found

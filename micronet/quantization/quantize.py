@@ -59,10 +59,10 @@ def _place(model: nn.Module, config: QuantConfig) -> Placement:
     placement.attention = heads
     for name, module in (model if graph is None else graph.model).named_modules():
         if isinstance(module, nn.MultiheadAttention):
-            placement.left_float[name] = "MultiheadAttention computes with packed weights"
+            placement.left_float[name] = "MultiheadAttention uses packed weights"
         elif has_weight_slot(module):
             if name not in placement.inputs:
-                placement.left_float.setdefault(name, "the forward never calls it as a module")
+                placement.left_float.setdefault(name, "forward() never calls it as a module")
         elif isinstance(module, (nn.Linear, nn.Bilinear, nn.RNNBase, nn.RNNCellBase)):
             placement.left_float[name] = f"{type(module).__name__} is not supported"
     if not placement.inputs:
@@ -82,7 +82,7 @@ class _Placer:
         self._chosen = (matching(config, "include", names) or set(names)) - matching(config, "exclude", names)
         self._keep_8bit = matching(config, "keep_8bit", names)
         if names and not self._chosen:
-            raise MicronetError("--include and --exclude leave no layer to quantize; exclude fewer layers")
+            raise MicronetError("--include and --exclude leave no layers to quantize; exclude fewer layers")
 
     def _rule(self, name: str) -> Rule:
         """Return how to quantize a layer; record the reason if it stays float."""
@@ -188,14 +188,14 @@ class _GraphPlacer(_Placer):
         relu = before if self._graph.matches(before, ops.ANY_RELU) else None
         if relu is None and self._graph.is_non_negative(read):
             raise MicronetError(
-                f"the input of {node.target} is never negative, so its sign would be constant; "
-                f"leave the layer out with --exclude {node.target}"
+                f"the input of {node.target} is never negative, so its sign would be constant; exclude the layer with "
+                f"--exclude {node.target}"
             )
         shared = relu is not None and len(relu.all_input_nodes[0].users) > 1
         if relu is not None and shared and getattr(self._graph.module(relu), "inplace", False):
             raise MicronetError(
-                f"{relu.target} changes a tensor in place that is read again, so a sign cannot replace it; "
-                f"set inplace=False in the model, or leave the layer out with --exclude {node.target}"
+                f"{relu.target} modifies a tensor in place that is used again, so it cannot be replaced by a sign; "
+                f"set inplace=False in the model, or exclude the layer with --exclude {node.target}"
             )
         if not self._only_signs_read(relu or read):
             split = next((known for known in self.placement.splits if known.read == read.name), None)

@@ -70,7 +70,7 @@ class Quantizer(nn.Module):
         if not self._calibrated:
             if self.empty:
                 raise MicronetError(
-                    "a quantizer has no range yet; run micronet.calibrate(model, batches), or train inside "
+                    "a quantizer has no range yet; call micronet.calibrate(model, batches), or train inside "
                     "micronet.observing(model)"
                 )
             self._calibrated = True

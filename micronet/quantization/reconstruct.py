@@ -35,11 +35,11 @@ class Reconstruction:
     images: int
 
     def __str__(self) -> str:
-        text = f"learned the rounding of {self.layers} layers"
+        text = f"learned the weight rounding of {self.layers} layers"
         if self.blocks:
             text += f" in {self.blocks} blocks"
         text += f" from {self.images} images"
-        return f"{text}; one by one, since they are in no block: {', '.join(self.alone)}" if self.alone else text
+        return f"{text}; not part of a block, so learned one by one: {', '.join(self.alone)}" if self.alone else text
 
 
 def reconstruct(

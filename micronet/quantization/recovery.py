@@ -28,7 +28,7 @@ def reestimate_norms(model: nn.Module, batches: Iterable[Tensor]) -> int:
     """
     norms = [module for module in model.modules() if isinstance(module, ops.BATCH_NORMS) and module.track_running_stats]
     if not norms:
-        raise MicronetError("--bn-reestimate needs batch norms, and this network has none; drop --bn-reestimate")
+        raise MicronetError("--bn-reestimate needs batch norms, but this network has none; drop --bn-reestimate")
     momenta = [norm.momentum for norm in norms]
     seen = 0
     try:

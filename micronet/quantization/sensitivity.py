@@ -85,7 +85,7 @@ def keep_sensitive(
     if (whole := drop(high)) > target:
         raise FailedError(
             f"with every layer at 8 bits, accuracy drops by {100 * whole:.2f} points, but --target-drop allows "
-            f"{100 * target:g}; raise --target-drop, or leave it out and use --mode qat"
+            f"{100 * target:g}; raise --target-drop, or drop it and use --mode qat"
         )
     while low < high:
         middle = (low + high) // 2
@@ -119,6 +119,6 @@ def draw(rows: Sequence[LayerSensitivity], path: Path) -> None:
 
     def fill(axes: Any) -> None:
         axes.barh([row.layer for row in rows][::-1], [row.sqnr_db for row in rows][::-1])
-        axes.set_xlabel("signal to quantization noise of the scores, dB (longer is better)")
+        axes.set_xlabel("signal-to-quantization-noise ratio of the scores, dB (longer is better)")
 
     plot.draw(path, (8, 0.3 * len(rows) + 1.2), fill)

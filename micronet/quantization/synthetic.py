@@ -51,8 +51,8 @@ def synthesize_images(
     norms = [module for module in model.modules() if isinstance(module, ops.BATCH_NORMS) and module.track_running_stats]
     if not norms:
         raise MicronetError(
-            "--calib-data none makes images from the statistics in batch norms, and this network has none; "
-            "pass a folder of images"
+            "--calib-data none needs batch norms to generate images from, but this network has none; pass a folder "
+            "of images"
         )
     progress = progress or Silent()
     device = next(iter(norms[0].buffers())).device
@@ -71,7 +71,7 @@ def synthesize_images(
                 (images.grad,) = torch.autograd.grad(distance, [images])
                 optimizer.step()
                 distances.append(float(distance.detach()) ** 0.5)
-                progress.step("making images", number * STEPS + step + 1, count * STEPS, distance=distances[-1])
+                progress.step("generating images", number * STEPS + step + 1, count * STEPS, distance=distances[-1])
             batches.append(images.detach())
             ends.append((distances[0], distances[-1]))
     before, after = (sum(values) / count for values in zip(*ends, strict=True))

@@ -63,8 +63,8 @@ def parts_of(
     ]
     if not names:
         raise MicronetError(
-            f"{option} found no layer with weights on a uniform grid; use --method iao and --w-bits 2 to 16, "
-            "without --bn-fuse"
+            f"{option} found no uniformly quantized weights; use --method iao with --w-bits 2 to 16 and without "
+            "--bn-fuse"
         )
     images = torch.cat(batches)
     parts, size = split(floating, quantized, call_order(quantized, names, images[:1]), images)
@@ -91,6 +91,8 @@ def each_layer(place: Place) -> Iterator[LayerPlace]:
     for name in place.part.layers:
         inputs, targets = _record(place, name)
         if len(inputs) == len(targets) == -(-len(place.inputs) // BATCH):
+            if inputs[-1].shape[1:] != inputs[0].shape[1:]:  # a smaller batch, and not on the first axis
+                inputs, targets = inputs[:-1], targets[:-1]
             layer, plain = place.part.quantized.get_submodule(name), place.part.floating.get_submodule(name)
             yield LayerPlace(layer, plain, torch.cat(inputs), torch.cat(targets))
 

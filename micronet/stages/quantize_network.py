@@ -99,8 +99,8 @@ class Quantizing:
         model, count = self.artifact.model.to(self.run.device), self.settings.calibration.calib_batches
         made = synthesize_images(model, shape, count, self.run.seed, self.run.progress)
         self.run.progress.line(
-            f"made {count * len(made.batches[0])} images; the distance of their statistics from the batch norms' fell "
-            f"from {made.before:.3f} to {made.after:.3f}"
+            f"generated {count * len(made.batches[0])} images; distance of their statistics from the batch norms: "
+            f"{made.before:.3f} -> {made.after:.3f}"
         )
         return made.batches
 

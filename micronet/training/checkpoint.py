@@ -77,7 +77,7 @@ class Checkpoint:
             return self._load(step)
         if found and not force:
             raise MicronetError(
-                f"{self.path} is left from an interrupted training; add --resume to continue, or --force to start over"
+                f"{self.path} was left by an interrupted run; add --resume to continue it, or --force to start over"
             )
         self.remove()
         return TrainState()
@@ -109,9 +109,9 @@ class Checkpoint:
         try:
             write_tensors(self.path, distinct, _KEY, header)
         except FailedError as error:
-            advice = "free some space, then start again"
+            advice = "free some disk space, then start again"
             if self.path.exists():
-                advice = "the previous checkpoint is complete: free some space, then add --resume"
+                advice = "the previous checkpoint is intact; free some disk space, then run again with --resume"
             raise FailedError(f"{error}; {advice}") from error
 
     def recorded(self) -> dict[str, Any]:
@@ -132,17 +132,17 @@ class Checkpoint:
             with safe_open(self.path, "pt") as file:
                 header = json.loads((file.metadata() or {})[_KEY])
                 if not all(isinstance(header[key], kind) for key, kind in _HEADER_TYPES.items()):
-                    raise ValueError("wrong types in its header")
+                    raise ValueError("its header has the wrong types")
                 state = TrainState(**header["reached"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-            raise MicronetError(f"{self.path} is damaged ({error}); add --force to start over") from error
+            raise MicronetError(f"{self.path} is corrupted ({error}); add --force to start over") from error
         before = header["identity"]
         keys = sorted({*before, *self.identity})
         if changed := [key for key in keys if before.get(key) != self.identity.get(key)]:
             raise MicronetError(
-                f"{self.path} was written with other settings ({', '.join(changed)}); resume with the same, or add "
-                "--force to start over"
+                f"{self.path} was written with other settings ({', '.join(changed)}); resume with the same settings, "
+                "or add --force to start over"
             )
         load_state(step.model, _without_prefix("model.", tensors), str(self.path))
         if step.average is not None:

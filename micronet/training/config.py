@@ -44,22 +44,21 @@ class TrainConfig(Settings):
 
     preset: Literal["plain", "fast"] = setting(
         "plain",
-        "Defaults of the options below. fast: Muon, a linear schedule, smoothed labels, alternating flips, a whitened "
-        "first layer in a new network, bf16 if it is faster here, and batches for the number of images.",
+        "Defaults for the options below. fast: Muon, linear schedule, label smoothing, alternating flips, whitened "
+        "first layer in new networks, bf16 if faster on this machine, and a batch size that depends on the number of "
+        "images. Stages that start from a trained network keep their own learning rates.",
         basic=True,
     )
-    epochs: int = setting(8, "Passes over the training images; 0 trains nothing.", low=0, basic=True)
+    epochs: int = setting(8, "Number of epochs; 0 skips training.", low=0, basic=True)
     lr: float | None = setting(
-        None, "Peak learning rate. Default: 0.01; finetune and quantize have their own.", low=0, basic=True
+        None, "Peak learning rate. Default: 0.01 (lower in finetune and quantize).", low=0, basic=True
     )
-    batch_size: int | None = setting(
-        None, "Images per batch, summed over all processes. Default: 64; fast: 32 to 128.", low=1
-    )
-    accumulate: int = setting(1, "Batches per optimizer step; their gradients add up.", low=1)
+    batch_size: int | None = setting(None, "Images per batch, over all processes. Default: 64; fast: 32 to 128.", low=1)
+    accumulate: int = setting(1, "Number of batches to accumulate gradients over before each optimizer step.", low=1)
     amp: Literal["off", "bf16", "fp16"] | None = setting(
         None,
-        "Mixed precision: run forward and backward in 16 bits. bf16 needs a GPU or a processor that computes in it; "
-        "fp16 needs a GPU and is untested. Default: off; fast: bf16 if it is faster.",
+        "Mixed-precision training. bf16 needs a GPU or a CPU with bf16 instructions; fp16 needs a GPU and is "
+        "untested. Default: off; fast: bf16 if it is faster.",
     )
     patience: int | None = setting(
         None, "Stop after N epochs without improvement in validation accuracy (ties: loss).", low=1, metavar="N"
@@ -67,49 +66,49 @@ class TrainConfig(Settings):
     weight_decay: float = setting(0.0, "L2 penalty on the weights.", low=0)
     optimizer: Literal["adam", "sgd", "muon"] | None = setting(
         None,
-        "Adam; SGD with Nesterov momentum 0.9; or Muon, which orthogonalizes the steps of matrices and kernels, each "
-        "10 times --lr of its norm, and leaves the rest to Adam. Default: adam; fast: muon.",
+        "Adam; SGD with Nesterov momentum 0.9; or Muon, which orthogonalizes the updates of matrices and kernels, "
+        "scaled to 10 * --lr times their norm, and uses Adam for all other parameters. Default: adam; fast: muon.",
     )
     schedule: Literal["one-cycle", "linear", "step"] | None = setting(
         None,
-        "Learning rate: up and then down to zero in half cosines or in lines, or divided by ten after 50, 75 and 90 % "
-        "of the steps. Default: one-cycle; fast: linear.",
+        "Learning-rate schedule: warmup and decay to zero, with cosine (one-cycle) or linear ramps; or division by "
+        "10 after 50%, 75% and 90% of the steps. Default: one-cycle; fast: linear.",
     )
     label_smoothing: float | None = setting(
         None,
-        "Probability that the training target spreads evenly over all classes. Default: 0; fast: 0.1.",
+        "Target probability to spread evenly over all classes. Default: 0; fast: 0.1.",
         low=0, high=0.99,
     )  # fmt: skip
     ema: float | None = setting(
         None,
-        "Average the weights over the steps: the average keeps this share of itself in each step, is validated and "
-        "becomes the result. Default: 0, no average.",
+        "Decay of the exponential moving average of the weights, which is then validated and saved instead of the "
+        "weights. Default: 0 (off).",
         low=0, high=0.99999, metavar="DECAY",
     )  # fmt: skip
     flip: Literal["random", "alternating"] | None = setting(
         None,
-        "Mirror half of the images, drawn anew in each epoch, or each image in every second epoch. Default: random; "
-        "fast: alternating.",
+        "Horizontal flips: of a random half of the images in each epoch, or of every image in every other epoch. "
+        "Default: random; fast: alternating.",
     )
     cutout: int | None = setting(
-        None, "Grey out a square of N pixels at a random place of each training image. Default: 0.", low=0, metavar="N"
+        None, "Gray out a random NxN square in each training image. Default: 0 (off).", low=0, metavar="N"
     )
     whiten: Literal["on", "off"] | None = setting(
         None,
-        "Begin with a first convolution that decorrelates pixels, computed from training images. Default: off; fast: "
-        "on in a new network that begins with a convolution.",
+        "Initialize the first convolution to whiten (decorrelate) the pixels of the training images. Default: off; "
+        "fast: on in new networks that start with a convolution.",
     )
     start_size: int | None = setting(
         None,
-        "Train on images of N pixels at first, which grow to the full size in the first 70 % of the steps. Default: 0, "
-        "the full size.",
+        "Start training on NxN images and grow them to full size over the first 70% of the steps. Default: 0 (full "
+        "size throughout).",
         low=0, metavar="N",
     )  # fmt: skip
     distill: Path | None = setting(
-        None, "An artifact to learn from: its scores serve as soft labels.", metavar="ARTIFACT"
+        None, "Teacher artifact for distillation; its scores serve as soft labels.", metavar="ARTIFACT"
     )
     distill_weight: float = setting(0.5, "Weight of the soft labels in the loss.", low=0, high=1)
-    temperature: float = setting(4.0, "Softmax temperature of both networks' scores in distillation.", low=0.01)
+    temperature: float = setting(4.0, "Softmax temperature of teacher and student in distillation.", low=0.01)
 
     @property
     def peak_lr(self) -> float:

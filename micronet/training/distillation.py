@@ -41,7 +41,7 @@ class Teacher:
         if targets.shape != scores.shape:
             raise MicronetError(
                 f"the teacher's scores have shape {tuple(targets.shape)}, but the student's have "
-                f"{tuple(scores.shape)}; give --distill a teacher with the student's classes"
+                f"{tuple(scores.shape)}; choose a teacher with the same classes as the student"
             )
         student, teacher = (F.log_softmax(each / self.temperature, 1) for each in (scores, targets))
         divergence = F.kl_div(student, teacher, reduction="batchmean", log_target=True)
@@ -64,7 +64,7 @@ def load_teacher(config: TrainConfig, student: Artifact, spec: DataSpec, device:
         if own is not None and own != getattr(spec, name):
             raise MicronetError(
                 f"--distill {config.distill} was trained with {name} {own}, but the student's data set has "
-                f"{getattr(spec, name)}; give a teacher that was trained with the same data and preprocessing"
+                f"{getattr(spec, name)}; choose a teacher trained with the same data and preprocessing"
             )
     model = teacher.model.eval().to(device)
     return Teacher(model.to(memory_format=inference_format(model)), config.distill_weight, config.temperature)

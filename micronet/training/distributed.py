@@ -23,7 +23,7 @@ COLLECTIVE_TIMEOUT = timedelta(hours=2)  # others wait while rank 0 reads or wri
 RENDEZVOUS_TIMEOUT = timedelta(minutes=10)  # for all ranks, on all machines, to start
 REPORT_TIMEOUT = timedelta(seconds=10)  # for another rank to report its error
 LOST = 4  # exit code of a rank that lost another one, if our launcher reports that
-RESUME = "run the same command with --resume to continue from the last checkpoint, if there is one"
+RESUME = "rerun the same command with --resume to continue from the last checkpoint, if any"
 T = TypeVar("T")
 
 
@@ -74,8 +74,8 @@ def _join() -> tuple[Any, int]:
     except (RuntimeError, ValueError) as error:
         raise FailedError(
             f"process {ranks.rank()} of {ranks.world_size()} could not reach the others at "
-            f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} ({first_line(error)}); start all of them with "
-            "the first machine's address and a free port there (torchrun's --master-addr and --master-port)"
+            f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} ({first_line(error)}); start every process with "
+            "the address of the first machine and a free port on it (torchrun --master-addr, --master-port)"
         ) from error
     return store, world
 
@@ -162,7 +162,8 @@ def local_device(name: str | None) -> str | None:
         numbers = name.split(",")
         if ranks.local_rank() >= len(numbers):
             raise MicronetError(
-                f"--device {name} names {len(numbers)} GPUs for {ranks.local_world_size()} processes; name one for each"
+                f"--device {name} names {len(numbers)} GPUs for {ranks.local_world_size()} processes; list one per "
+                "process"
             )
         return f"cuda:{numbers[ranks.local_rank()]}"
     if world_size() == 1 or name == "cpu" or (name is None and not torch.cuda.is_available()):

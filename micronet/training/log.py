@@ -23,7 +23,8 @@ class MetricsLog:
                 file.writelines(json.dumps(row) + "\n" for row in rows[self._written :])
         except OSError as error:
             raise FailedError(
-                f"{path} could not be written ({error.strerror or error}); free some space, then add --resume"
+                f"{path} could not be written ({error.strerror or error}); free some disk space, then run again with "
+                "--resume"
             ) from error
         if not self._written:
             with suppress(ImportError):

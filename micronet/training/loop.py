@@ -92,7 +92,9 @@ class Trainer:
         if batch < world:
             raise MicronetError(f"{world} processes cannot share a batch of {batch} images; use at most {batch}")
         if self.config.patience is not None and self.hooks.keep == "last":
-            raise MicronetError("--patience has no effect here, because the last epoch is kept; drop --patience")
+            raise MicronetError(
+                "--patience has no effect here, because the last epoch is always saved; drop --patience"
+            )
 
     def _report_start(self, state: TrainState) -> None:
         if state.step:
@@ -100,7 +102,7 @@ class Trainer:
         elif state.rows:
             line = f"resuming after epoch {len(state.rows)} of {self.config.epochs}"
         elif self.context.resume:
-            line = "no interrupted training found; starting from the beginning"
+            line = "no checkpoint found; starting from the beginning"
         else:
             return
         self.context.progress.line(line)
@@ -127,7 +129,7 @@ class Trainer:
         since = len(rows) - self._chosen(rows)["epoch"] if rows else 0
         if self.config.patience is None or since < self.config.patience:
             return False
-        self.context.progress.line(f"no improvement in validation for {since} epochs; stopping (--patience)")
+        self.context.progress.line(f"no improvement on the validation images for {since} epochs; stopping (--patience)")
         return True
 
     def _chosen(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -163,8 +165,8 @@ class Trainer:
                     loss = step(resized(islice(batches, len(part)), size), part)
                 except NotFiniteError as error:
                     raise FailedError(
-                        f"{error} in epoch {epoch}, step {state.step + 1}; "
-                        f"lower --lr (it is {config.peak_lr:g}) and start over with --force"
+                        f"{error} in epoch {epoch}, step {state.step + 1}; use an --lr below {config.peak_lr:g} and "
+                        "start over with --force"
                     ) from None
                 state.add_step(loss, sum(part))
                 speed = (state.images - before) / (time.perf_counter() - started)
@@ -189,8 +191,8 @@ class Trainer:
 
     def _stopped(self, state: TrainState) -> StoppedError:
         return StoppedError(
-            f"--max-time is over in epoch {state.epoch} of {self.config.epochs}, after step {state.step}; "
-            "run the same command with --resume to continue"
+            f"--max-time reached in epoch {state.epoch} of {self.config.epochs}, after step {state.step}; run the "
+            "same command with --resume to continue"
         )
 
 

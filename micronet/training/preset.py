@@ -3,7 +3,6 @@
 What the user chose must have an effect, or is refused with the reason. What a preset chose is left out instead.
 """
 
-import copy
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -19,6 +18,7 @@ from micronet.data.dataset import Dataset
 from micronet.errors import MicronetError
 from micronet.evaluation.accuracy import check_scores, evaluating
 from micronet.models.device import memory_format
+from micronet.models.modes import copy_model
 from micronet.training import distributed
 from micronet.training.checkpoint import Checkpoint
 from micronet.training.config import PRESETS, RunContext, TrainConfig
@@ -56,24 +56,19 @@ def settle(
     settled = {name: config.chosen(name) for name in PRESETS["plain"]}
     if config.batch_size is None and config.preset == "fast":
         settled["batch_size"] = batch_size(len(data.train))
-    for name, check in (("flip", _check_flip), ("whiten", _check_whiten)):
+    if recorded and config.amp is None:
+        settled["amp"] = recorded.get("amp", "off")
+    for name, check in (("flip", _check_flip), ("whiten", _check_whiten), ("amp", _check_amp)):
         plain = PRESETS["plain"][name]
         try:
-            if settled[name] != plain:
-                check(artifact, data)
+            if settled[name] != plain and not (name == "amp" and recorded):
+                check(replace(config, **settled), artifact, data, context)
         except MicronetError:
             if getattr(config, name) is not None:
                 raise
             settled[name] = plain
     _check_start_size(settled["start_size"], artifact.model, data)
     fitting = replace(config, **settled)
-    if settled["amp"] == "bf16" and recorded and config.amp is None:
-        fitting = replace(fitting, amp=recorded.get("amp", "off"))
-    elif settled["amp"] == "bf16" and context.device.type == "cpu" and not recorded:
-        reason = distributed.from_rank_zero(lambda: _bf16_is_slow(fitting, artifact.model, data))
-        if reason and config.amp is not None:
-            raise MicronetError(reason)
-        fitting = replace(fitting, amp="off" if reason else "bf16")
     if config.preset != "plain":
         context.progress.line(f"{config.preset}: {_describe(fitting)}")
     return fitting
@@ -92,21 +87,25 @@ def _describe(config: TrainConfig) -> str:
     return ", ".join(f"{name} {value}" for name, value in values.items() if value != PRESETS["plain"][name])
 
 
-def _check_flip(artifact: Artifact, data: Dataset) -> None:
+def _check_flip(config: TrainConfig, artifact: Artifact, data: Dataset, context: RunContext) -> None:
     if not mirrors(data.spec):
-        raise MicronetError("--flip alternating has no effect on this data set, whose images are not mirrored; drop it")
+        raise MicronetError(
+            "--flip alternating has no effect, because images of this data set are never flipped; drop it"
+        )
 
 
-def _check_whiten(artifact: Artifact, data: Dataset) -> None:
+def _check_whiten(config: TrainConfig, artifact: Artifact, data: Dataset, context: RunContext) -> None:
     if artifact.history:
-        raise MicronetError("--whiten on is for a new network; this one's first layer is trained already; drop it")
+        raise MicronetError("--whiten on only applies to new networks, but this network is already trained; drop it")
     whitened_layer(artifact.model)
 
 
 def _check_start_size(size: int, model: nn.Module, data: Dataset) -> None:
     full = data.train.image_shape[1]
     if size >= full:
-        raise MicronetError(f"--start-size is {size}, but the images have {full} pixels; use a smaller one, or drop it")
+        raise MicronetError(
+            f"--start-size is {size}, but the images have {full} pixels; use a smaller size, or drop it"
+        )
     if size:
         images, _ = next(resized(eval_batches(data.validation, data.spec, batch_size=1), size))
         with evaluating(model) as predict:
@@ -116,22 +115,26 @@ def _check_start_size(size: int, model: nn.Module, data: Dataset) -> None:
                 raise MicronetError(f"--start-size {size}: {error}; use a larger size, or drop it") from error
 
 
-def _bf16_is_slow(config: TrainConfig, model: nn.Module, data: Dataset) -> str | None:
-    """Return why bfloat16 does not pay on this CPU, or None if it does."""
+def _check_amp(config: TrainConfig, artifact: Artifact, data: Dataset, context: RunContext) -> None:
+    if config.amp == "bf16" and context.device.type == "cpu":
+        distributed.from_rank_zero(lambda: _check_bf16(config, artifact.model, data))
+
+
+def _check_bf16(config: TrainConfig, model: nn.Module, data: Dataset) -> None:
+    """Raise MicronetError if bfloat16 does not make this network's steps faster on this CPU."""
     if not has_bf16():
-        return "--amp bf16: this processor has neither AVX-512 BF16 nor AMX, so it emulates bfloat16; drop it"
+        raise MicronetError("--amp bf16: this processor has neither AVX-512 BF16 nor AMX, so it emulates it; drop it")
     off, bf16 = (step_seconds(replace(config, amp=amp), model, data) for amp in ("off", "bf16"))
-    if bf16 < off:
-        return None
-    return (
-        f"--amp bf16 is not faster here: a step of {TIMED_IMAGES} images takes {1000 * bf16:.1f} ms, "
-        f"{1000 * off:.1f} ms without; drop it"
-    )
+    if bf16 >= off:
+        raise MicronetError(
+            f"--amp bf16 is not faster here: a step of {TIMED_IMAGES} images takes {1000 * bf16:.1f} ms, "
+            f"{1000 * off:.1f} ms without; drop it"
+        )
 
 
 def step_seconds(config: TrainConfig, model: nn.Module, data: Dataset) -> float:
-    """Return the shortest time of a training step of a copy of a network on the CPU."""
-    trial = copy.deepcopy(model).to(memory_format=memory_format(model)).train()
+    """Return the least CPU time, forward and backward, of a training step of a copy of a network."""
+    trial = copy_model(model).to(memory_format=memory_format(model)).train()
     config = replace(config, ema=0.0)
     step = TrainStep(trial, make_optimizer(trial, config), config, torch.device("cpu"))
     batch = next(eval_batches(data.validation, data.spec, TIMED_IMAGES))

@@ -131,7 +131,7 @@ class NotFiniteError(Exception):
     """The loss became NaN or infinite; ``layer`` is the first layer with such an output, or None."""
 
     def __init__(self, loss: float, layer: str | None) -> None:
-        super().__init__(f"the loss became {loss}" + (f", first in layer {layer}" if layer else ""))
+        super().__init__(f"the loss became {loss}" + (f", starting in layer {layer}" if layer else ""))
         self.layer = layer
 
 

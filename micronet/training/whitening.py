@@ -55,12 +55,12 @@ def whitened_layer(model: nn.Module) -> nn.Conv2d:
     if not isinstance(layer, nn.Conv2d) or layer.groups > 1:
         found = type(layer).__name__ if layer is not None else str(used[0].target) if used else "nothing"
         raise MicronetError(
-            f"--whiten on needs a network that begins with a Conv2d without groups, not {found}; drop it"
+            f"--whiten on requires a network that starts with a Conv2d without groups, not {found}; drop it"
         )
     if max(layer.kernel_size) > LARGEST_KERNEL or len(layer.weight) < 4:
         size = "x".join(map(str, layer.kernel_size))
         raise MicronetError(
-            f"--whiten on needs a first convolution of at most {LARGEST_KERNEL}x{LARGEST_KERNEL} pixels and at least 4 "
-            f"filters; this one has {len(layer.weight)} of {size}; drop it"
+            f"--whiten on requires a first convolution of at most {LARGEST_KERNEL}x{LARGEST_KERNEL} pixels and at "
+            f"least 4 filters; this one has {len(layer.weight)} filters of {size}; drop it"
         )
     return layer

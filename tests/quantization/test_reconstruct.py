@@ -137,7 +137,7 @@ def test_what_is_in_no_block_is_learned_layer_by_layer_and_named(monkeypatch):
     model = floating(Untraceable)
     done = reconstruct(model, quantized(model), [IMAGES], "block")
     assert (done.blocks, len(done.alone)) == (0, 7)
-    assert "one by one, since they are in no block: stem, first" in str(done)
+    assert "learned one by one: stem, first" in str(done)
     monkeypatch.setattr(blocks, "LARGEST", 2)
     model = floating()
     assert reconstruct(model, quantized(model), [IMAGES], "block").alone == ("chain.0", "chain.3", "chain.5")
@@ -148,6 +148,23 @@ def test_fewer_images_are_used_where_all_would_not_fit(monkeypatch):
     monkeypatch.setattr(walk, "MEMORY", walk.KEPT * 10 * 4 * 8 * 12 * 12)  # ten images of the largest tensor, float32
     model = floating()
     assert reconstruct(model, quantized(model), [IMAGES], "block").images == 10
+
+
+def test_images_need_not_be_on_the_first_axis(monkeypatch):
+    class Columns(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(3, 5), nn.Linear(5, 4)
+
+        def forward(self, x):
+            return self.second(self.first(x.flatten(2).permute(2, 0, 1)).mean(0))
+
+    monkeypatch.setattr(adaround, "STEPS", 2)
+    monkeypatch.setattr(walk, "BATCH", 32)
+    model = Columns().eval()
+    made = quantized(model)
+    assert search_weight_scales(model, made, [IMAGES]) == 2
+    assert reconstruct(model, made, [IMAGES], "layer").layers == 2
 
 
 def test_about_half_of_the_values_are_dropped_and_a_seed_repeats_them():
@@ -234,11 +251,17 @@ class Steps:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--reconstruct", "block"], "training would undo what --reconstruct does; add --mode ptq"),
-        (["--weight-calibrator", "seq-mse"], "training would undo what --weight-calibrator does"),
-        (["--mode", "ptq", "--adaround", "--reconstruct", "block"], "--adaround is --reconstruct layer"),
-        (["--mode", "ptq", "--reconstruct", "layer", "--method", "lsq"], "--reconstruct layer found no layer"),
-        (["--mode", "ptq", "--weight-calibrator", "seq-mse", "--w-bits", "ternary"], "seq-mse found no layer"),
+        (["--reconstruct", "block"], "--reconstruct only applies to --mode ptq"),
+        (["--weight-calibrator", "seq-mse"], "--weight-calibrator only applies to --mode ptq"),
+        (["--mode", "ptq", "--adaround", "--reconstruct", "block"], "--adaround means --reconstruct layer"),
+        (
+            ["--mode", "ptq", "--reconstruct", "layer", "--method", "lsq"],
+            "--reconstruct layer found no uniformly quantized",
+        ),
+        (
+            ["--mode", "ptq", "--weight-calibrator", "seq-mse", "--w-bits", "ternary"],
+            "seq-mse found no uniformly quantized",
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -265,7 +288,7 @@ def test_without_data_the_images_come_from_the_artifact(micronet, chain, tmp_pat
     ptq = ["quantize", chain / "float.safetensors", "--mode", "ptq", "--calib-batches", 1, "--calib-data", "none"]
     done = micronet(*ptq, "-o", tmp_path / "a.safetensors")
     assert done.code == 0, done.err
-    assert "made 64 images; the distance of their statistics from the batch norms' fell from" in done.err
+    assert "generated 64 images; distance of their statistics from the batch norms: " in done.err
     assert (
         micronet("inspect", tmp_path / "a.safetensors", "--json").json["history"][-1]["config"]["calib_data"] == "none"
     )

@@ -111,7 +111,7 @@ class InPlaceAlias(nn.Module):
 
 
 def test_a_sign_takes_no_place_of_a_relu_whose_input_is_read_again():
-    with pytest.raises(MicronetError, match="changes a tensor in place that is read again"):
+    with pytest.raises(MicronetError, match="modifies a tensor in place that is used again"):
         quantize_model(InPlaceAlias(), QuantConfig(w_bits=32, a_bits="binary", include="b", first_last="same"))
 
 
@@ -269,7 +269,7 @@ def test_two_outputs_export(tmp_path):
         ({"no_alpha": True}, "no-alpha only applies to"),
         ({"a_ste": "soft", "w_bits": "binary"}, "a-ste soft only applies to"),
         ({"method": "lsq", "weight_observer": "moving-average"}, "weight-observer moving-average only applies to"),
-        ({"include": "0", "exclude": "0"}, "leave no layer"),
+        ({"include": "0", "exclude": "0"}, "leave no layers"),
     ],
 )
 def test_options_without_use_are_refused(config, message):

@@ -55,9 +55,9 @@ def test_a_staged_training_goes_on_bit_identical_after_a_stop(micronet, tmp_path
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--mode", "ptq"], "--float-weights is a part of QAT; drop it, or --mode"),
-        (["--w-bits", "32"], "--float-weights quantizes activations before weights; lower both bits, or drop it"),
-        (["--a-bits", "32"], "--float-weights quantizes activations before weights; lower both bits, or drop it"),
+        (["--mode", "ptq"], "--float-weights only applies to --mode qat; drop it, or drop --mode"),
+        (["--w-bits", "32"], "--float-weights requires quantized weights and activations"),
+        (["--a-bits", "32"], "--float-weights requires quantized weights and activations"),
     ],
     ids=str,
 )

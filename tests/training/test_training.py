@@ -63,8 +63,8 @@ def test_ctrl_c_exits_130_with_one_line(tmp_path):
 def test_a_loss_that_is_no_number_fails_in_one_line(micronet, tmp_path):
     done = micronet(*TRAIN, "--lr", "1e30", "--optimizer", "sgd", "-o", tmp_path / "a.safetensors")
     assert done.code == 1
-    assert "lower --lr" in done.err
-    assert "first in layer features." in done.err
+    assert "use an --lr below" in done.err
+    assert "starting in layer features." in done.err
     assert not (tmp_path / "a.safetensors").exists()
 
 
@@ -89,7 +89,7 @@ def test_a_log_that_finds_no_room_says_what_to_do(micronet, tmp_path):
     (tmp_path / "a.metrics.jsonl").symlink_to("/dev/full")
     done = micronet(*TRAIN, "--epochs", "1", "-o", tmp_path / "a.safetensors")
     assert done.code == 1
-    assert "a.metrics.jsonl could not be written (No space left on device); free some space, then" in done.err
+    assert "a.metrics.jsonl could not be written (No space left on device); free some disk space, then" in done.err
 
 
 def test_a_training_that_cannot_be_saved_is_not_lost(micronet, tmp_path, monkeypatch):
@@ -158,7 +158,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_and_says_so(tmp_path):
     output, checkpoint = tmp_path / "a.safetensors", tmp_path / "a.checkpoint.safetensors"
     full = start(output, "--max-time", "0", file_bytes=1000)
     assert full.wait() == 1
-    assert full.errors()[-1].endswith("; free some space, then start again")
+    assert full.errors()[-1].endswith("; free some disk space, then start again")
     stopped = start(output, "--max-time", "0")
     assert stopped.wait() == 3
     before = checkpoint.read_bytes()
@@ -167,14 +167,14 @@ def test_a_full_disk_leaves_the_checkpoint_before_and_says_so(tmp_path):
     assert full.wait() == 1
     error = full.errors()[-1]
     assert error.startswith(f"error: {checkpoint} could not be written (")
-    assert error.endswith("the previous checkpoint is complete: free some space, then add --resume")
+    assert error.endswith("the previous checkpoint is intact; free some disk space, then run again with --resume")
     assert checkpoint.read_bytes() == before
     assert not list(tmp_path.glob(".*"))
     assert start(output, "--resume").wait() == 0
 
 
 def test_sixteen_bits_train_and_the_artifact_stays_in_thirty_two(micronet, tmp_path, monkeypatch):
-    monkeypatch.setattr("micronet.training.preset._bf16_is_slow", lambda *_: None)
+    monkeypatch.setattr("micronet.training.preset._check_bf16", lambda *_: None)
     assert micronet(*TRAIN, "--epochs", "1", "--amp", "bf16", "-o", tmp_path / "a.safetensors").code == 0
     tensors = load_file(tmp_path / "a.safetensors")
     assert {tensor.dtype for tensor in tensors.values()} == {torch.float32, torch.int64}
