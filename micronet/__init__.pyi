@@ -28,7 +28,7 @@ def train(
     *,
     model: str | None = None,
     data: str | Path | None = None,
-    preset: Literal['plain', 'fast'] = 'plain',
+    preset: Literal['plain', 'fast'] | None = None,
     epochs: int = 8,
     lr: float | None = None,
     device: str | None = None,
@@ -151,7 +151,7 @@ def sparse_train(
     criterion: Literal['bn-scale', 'l1', 'l2'] = 'bn-scale',
     model: str | None = None,
     data: str | Path | None = None,
-    preset: Literal['plain', 'fast'] = 'plain',
+    preset: Literal['plain', 'fast'] | None = None,
     epochs: int = 8,
     lr: float | None = None,
     device: str | None = None,
@@ -253,7 +253,7 @@ def prune(
     widths: Sequence[str | float] | str | None = None,
     target_params: float | None = None,
     target_latency: float | None = None,
-    preset: Literal['plain', 'fast'] = 'plain',
+    preset: Literal['plain', 'fast'] | None = None,
     epochs: int = 4,
     lr: float | None = 0.005,
     batch_size: int | None = None,
@@ -346,7 +346,7 @@ def finetune(
     artifact: Artifact | nn.Module | str | Path,
     *,
     data: str | Path | None = None,
-    preset: Literal['plain', 'fast'] = 'plain',
+    preset: Literal['plain', 'fast'] | None = None,
     epochs: int = 4,
     lr: float | None = 0.005,
     device: str | None = None,
@@ -449,6 +449,7 @@ def quantize(
     a_gain: float = 0.1,
     a_ste: Literal['ste', 'saturate', 'soft'] = 'saturate',
     w_ste: Literal['ste', 'saturate', 'soft'] = 'ste',
+    w_center: bool = False,
     no_alpha: bool = False,
     bn_fuse: bool = False,
     include: Sequence[str | float] | str | None = None,
@@ -466,7 +467,7 @@ def quantize(
     model_args: str | None = None,
     image_size: int | None = None,
     limit: int | None = None,
-    preset: Literal['plain', 'fast'] = 'plain',
+    preset: Literal['plain', 'fast'] | None = None,
     lr: float | None = None,
     batch_size: int | None = None,
     accumulate: int = 1,
@@ -495,7 +496,7 @@ def quantize(
 ) -> Artifact:
     """Quantize a network with or without training (QAT, PTQ).
 
-    Without an artifact, the network of --model is first trained on --data with the defaults of `micronet train`. Binary and ternary networks are also distilled from the float artifact, unless --distill specifies another teacher. --mode qaft trains a quantized artifact with frozen ranges, by default at a learning rate of 1e-5.
+    Without an artifact, the network of --model is first trained on --data with the defaults of `micronet train`. Binary and ternary networks are trained with --preset fast, and also distilled from the float artifact, unless --distill specifies another teacher. --mode qaft trains a quantized artifact with frozen ranges, by default at a learning rate of 1e-5.
 
     Args:
         artifact: A float artifact or, with --mode ptq, any float .onnx file. Without one, a network is trained first.
@@ -513,7 +514,7 @@ def quantize(
         calib_batches: Number of calibration batches of 64 images.
         calib_data: Folder of calibration images, labeled or not; or none to generate images from batch-norm statistics (--mode ptq). Default: training images.
         calib_cache: Cache file for activation statistics: read if it exists, otherwise written. Valid for any bit width.
-        float_weights: Fraction of QAT steps, from the start, with quantized activations but float weights. Default: 0.
+        float_weights: Fraction of QAT steps, from the start, with quantized activations but float weights. Default: 0.4 for binary or ternary weights with binary activations, otherwise 0.
         q_level: One weight scale per output channel, or one per layer.
         weight_observer: Weight ranges: minimum and maximum of the current weights, or a moving average over training steps (iao only).
         a_sign: Integer type of nonnegative activations with --q-type sym: unsigned (auto), or signed for TensorRT.
@@ -521,6 +522,7 @@ def quantize(
         a_gain: DoReFa clips activations to 0..1/gain: 1 as in the paper; 0.1 allows 0 to 10.
         a_ste: Gradient estimator for binary activations.
         w_ste: Gradient estimator for binary and ternary weights.
+        w_center: Subtract the mean over its inputs from each binary weight before its sign.
         no_alpha: Disable the per-channel scale (alpha) of binary and ternary weights.
         bn_fuse: Fold batch norms into the preceding convolutions during training.
         include: Quantize only these layers: comma-separated names or globs.
@@ -786,7 +788,7 @@ def trt_eval(
         onnx: Reference model, run by ONNX Runtime on the CPU.
         batch_sizes: Batch sizes to time; batches above the engine's maximum are split.
         data: Name of a data set, a folder or an .npz file.
-        device: cpu, cuda or cuda:N, for torch; default: the best available.
+        device: Device for torch: cpu, cuda or cuda:N; default: cuda if available, otherwise cpu.
         threads: Number of CPU threads; default: OMP_NUM_THREADS, or one per core.
         segmentation: For segmentation networks: a folder with images/NAME.jpg and labels/NAME.png.
         sizes: For segmentation networks: average the scores over these sizes, each a shorter side or HxW; default: the engine's size.
@@ -822,7 +824,7 @@ def evaluate(
     Args:
         file: An artifact, or an .onnx, .packed or .engine file.
         data: Name of a data set, a folder or an .npz file.
-        device: cpu, cuda or cuda:N, for torch; default: the best available.
+        device: Device for torch: cpu, cuda or cuda:N; default: cuda if available, otherwise cpu.
         threads: Number of CPU threads; default: OMP_NUM_THREADS, or one per core.
         image_size: Resize and crop images to NxN pixels.
         limit: Use at most N training and N test images.
@@ -858,7 +860,7 @@ def compare(
         files: Artifacts, .onnx, .packed and .engine files.
         max_drop: Exit with code 1 if the accuracy of any network is more than this many percentage points below the first.
         data: Name of a data set, a folder or an .npz file.
-        device: cpu, cuda or cuda:N, for torch; default: the best available.
+        device: Device for torch: cpu, cuda or cuda:N; default: cuda if available, otherwise cpu.
         threads: Number of CPU threads; default: OMP_NUM_THREADS, or one per core.
         image_size: Resize and crop images to NxN pixels.
         limit: Use at most N training and N test images.
@@ -890,7 +892,7 @@ def predict(
         file: An artifact, or an .onnx, .packed or .engine file.
         images: Image files, or folders of images.
         top: Number of classes to list per image.
-        device: cpu, cuda or cuda:N, for torch; default: the best available.
+        device: Device for torch: cpu, cuda or cuda:N; default: cuda if available, otherwise cpu.
         threads: Number of CPU threads; default: OMP_NUM_THREADS, or one per core.
         model: path/to/file.py:factory, to confirm that the artifact may run the code that built its network.
         trust_code: Run the code recorded in the artifact.
@@ -935,6 +937,7 @@ def sensitivity(
     a_gain: float = 0.1,
     a_ste: Literal['ste', 'saturate', 'soft'] = 'saturate',
     w_ste: Literal['ste', 'saturate', 'soft'] = 'ste',
+    w_center: bool = False,
     no_alpha: bool = False,
     bn_fuse: bool = False,
     include: Sequence[str | float] | str | None = None,
@@ -972,6 +975,7 @@ def sensitivity(
         a_gain: DoReFa clips activations to 0..1/gain: 1 as in the paper; 0.1 allows 0 to 10.
         a_ste: Gradient estimator for binary activations.
         w_ste: Gradient estimator for binary and ternary weights.
+        w_center: Subtract the mean over its inputs from each binary weight before its sign.
         no_alpha: Disable the per-channel scale (alpha) of binary and ternary weights.
         bn_fuse: Fold batch norms into the preceding convolutions during training.
         include: Quantize only these layers: comma-separated names or globs.
@@ -982,7 +986,7 @@ def sensitivity(
         calib_batches: Number of calibration batches of 64 images.
         calib_data: Folder of calibration images, labeled or not; or none to generate images from batch-norm statistics (--mode ptq). Default: training images.
         calib_cache: Cache file for activation statistics: read if it exists, otherwise written. Valid for any bit width.
-        float_weights: Fraction of QAT steps, from the start, with quantized activations but float weights. Default: 0.
+        float_weights: Fraction of QAT steps, from the start, with quantized activations but float weights. Default: 0.4 for binary or ternary weights with binary activations, otherwise 0.
         image_size: Resize and crop images to NxN pixels.
         limit: Use at most N training and N test images.
         model: path/to/file.py:factory, to confirm that the artifact may run the code that built its network.

@@ -61,7 +61,7 @@ def preprocessing(name: str, mean: str | None, std: str | None) -> DataSpec:
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Read a state dict from a .safetensors or PyTorch file, without wrapping dicts and ``module.`` prefixes."""
     if not path.is_file():
-        raise MicronetError(f"--weights {path}: no such file")
+        raise MicronetError(f"--weights {path} does not exist; check the path")
     try:
         loaded = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     except (SafetensorError, OSError) as error:

@@ -95,7 +95,7 @@ def scale_width(channels: int, width: float, multiple: int = 1) -> int:
 def check_image_size(size: int, smallest: int, network: str) -> None:
     """Raise MicronetError if images are too small for a network."""
     if size < smallest:
-        raise MicronetError(f"image size {size} is too small for {network}; use --image-size {smallest} or more")
+        raise MicronetError(f"image size {size} is too small for {network}; use --image-size {smallest} or larger")
 
 
 def flatten(x: Tensor) -> Tensor:

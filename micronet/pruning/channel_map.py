@@ -184,7 +184,7 @@ class ChannelMap:
 
     def _record(self, call: NodeCall, name: str, layer: LayerChannels) -> None:
         if layer.inputs is None:
-            self.table.pin(call.ids, f"{name} reads it with channels on more than one axis")
+            self.table.pin(call.ids, f"{name} uses it with channels on more than one axis")
         if call.module not in self._owners:
             self._unsupported[name] = "its weight is shared or computed"
         known = self.layers.setdefault(name, layer)
@@ -205,7 +205,7 @@ class ChannelMap:
         ids = ids_along(x, 1) if fits and x.dim() > 1 else None
         if ids is None or call.module not in self._owners:
             self._unsupported[name] = "its input cannot be pruned"
-            return self._give_up(call, f"{name} reads it with channels on another axis")
+            return self._give_up(call, f"{name} uses it with channels on another axis")
         self.table.merge(self.norms.setdefault(name, ids), ids)
         return x
 

@@ -109,9 +109,9 @@ class Planner:
         for group, width in requested.items():
             if plan.groups[group].after != width:
                 raise MicronetError(
-                    f"{self._named({group})} cannot have {width} channels with the other widths given: a grouped "
-                    "layer reads its channels together with those of "
-                    f"{self._named(self._neighbors(group) - {group})}; change one of these widths"
+                    f"{self._named({group})} cannot have {width} channels: a grouped layer combines them with the "
+                    f"channels of {self._named(self._neighbors(group) - {group})}, and these widths do not match; "
+                    "change one of them"
                 )
         return plan
 

@@ -45,6 +45,7 @@ class QuantConfig(Settings):
     )
     a_ste: Literal["ste", "saturate", "soft"] = setting("saturate", "Gradient estimator for binary activations.")
     w_ste: Literal["ste", "saturate", "soft"] = setting("ste", "Gradient estimator for binary and ternary weights.")
+    w_center: bool = setting(False, "Subtract the mean over its inputs from each binary weight before its sign.")
     no_alpha: bool = setting(False, "Disable the per-channel scale (alpha) of binary and ternary weights.")
     bn_fuse: bool = setting(False, "Fold batch norms into the preceding convolutions during training.")
     include: str | None = setting(None, "Quantize only these layers: comma-separated names or globs.")
@@ -60,6 +61,7 @@ class QuantConfig(Settings):
         with_levels = self.w_bits in WEIGHT_LEVELS
         for name, applies, what in (
             ("w_ste", with_levels, "--w-bits binary or ternary"),
+            ("w_center", self.w_bits == "binary", "--w-bits binary"),
             ("no_alpha", with_levels, "--w-bits binary or ternary"),
             ("a_ste", self.a_bits in ACTIVATION_LEVELS, "--a-bits binary"),
             ("q_type", self.method == "iao", "--method iao"),
@@ -67,7 +69,7 @@ class QuantConfig(Settings):
             ("a_gain", self.method == "dorefa", "--method dorefa"),
         ):
             if not applies and getattr(self, name) != getattr(QuantConfig, name):
-                given = flag(name) if name == "no_alpha" else f"{flag(name)} {getattr(self, name)}"
+                given = flag(name) if getattr(self, name) is True else f"{flag(name)} {getattr(self, name)}"
                 raise MicronetError(f"{given} only applies to {what}; add that, or drop {flag(name)}")
 
     @property
@@ -131,7 +133,8 @@ class CalibrationConfig(RangeConfig):
     )
     float_weights: float | None = setting(
         None,
-        "Fraction of QAT steps, from the start, with quantized activations but float weights. Default: 0.",
+        "Fraction of QAT steps, from the start, with quantized activations but float weights. Default: 0.4 for binary "
+        "or ternary weights with binary activations, otherwise 0.",
         low=0,
         high=0.9,
         metavar="SHARE",

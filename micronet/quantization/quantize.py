@@ -67,7 +67,7 @@ def _place(model: nn.Module, config: QuantConfig) -> Placement:
             placement.left_float[name] = f"{type(module).__name__} is not supported"
     if not placement.inputs:
         raise MicronetError(
-            "the network has no convolution or linear layer to quantize; layers must be modules, not function calls"
+            "the network has no convolution or linear layers to quantize; define them as modules, not function calls"
         )
     return placement
 

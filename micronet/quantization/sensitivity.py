@@ -119,6 +119,6 @@ def draw(rows: Sequence[LayerSensitivity], path: Path) -> None:
 
     def fill(axes: Any) -> None:
         axes.barh([row.layer for row in rows][::-1], [row.sqnr_db for row in rows][::-1])
-        axes.set_xlabel("signal-to-quantization-noise ratio of the scores, dB (longer is better)")
+        axes.set_xlabel("signal-to-quantization-noise ratio of the scores, dB (higher is better)")
 
     plot.draw(path, (8, 0.3 * len(rows) + 1.2), fill)

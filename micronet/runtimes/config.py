@@ -24,7 +24,9 @@ class RuntimeOptions(CodeOptions):
     fast kernels saturate in 16-bit intermediate sums. With VNNI it costs nothing.
     """
 
-    device: str | None = setting(None, "cpu, cuda or cuda:N, for torch; default: the best available.", basic=True)
+    device: str | None = setting(
+        None, "Device for torch: cpu, cuda or cuda:N; default: cuda if available, otherwise cpu.", basic=True
+    )
     threads: int | None = setting(
         None, "Number of CPU threads; default: OMP_NUM_THREADS, or one per core.", low=1, high=1024, basic=True
     )

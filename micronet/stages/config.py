@@ -62,7 +62,7 @@ class ModelConfig(Settings):
         except (ValueError, RecursionError) as error:
             raise MicronetError(f"--model-args is not valid JSON ({error}); try '{{\"num_classes\": 10}}'") from error
         if not isinstance(value, dict):
-            raise MicronetError(f"--model-args is a JSON {type(value).__name__}; expected an object")
+            raise MicronetError(f"--model-args is a JSON {type(value).__name__}; expected a JSON object")
         return value
 
     def check_unused(self) -> None:
@@ -89,9 +89,7 @@ class DataConfig(Settings):
 class OutputConfig(Settings):
     """Output."""
 
-    output: Path | None = setting(
-        None, "File to write. Default: a name derived from the input, which is printed.", "-o", basic=True
-    )
+    output: Path | None = setting(None, "Output file. Default: a name derived from the input name.", "-o", basic=True)
     force: bool = setting(False, "Overwrite existing files.", run_only=True)
     json: bool = setting(False, "Print the result as JSON.", run_only=True, api=False, basic=True)
     quiet: bool = setting(False, "Print errors only.", "-q", run_only=True, api=False)

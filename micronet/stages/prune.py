@@ -66,7 +66,7 @@ class Prune(ConvertSettings, Stage):
         if self.steps:
             return
         if self.training != FINETUNING:
-            raise MicronetError("prune trains only between steps; add --steps 1, or run micronet finetune afterwards")
+            raise MicronetError("prune only trains between steps; add --steps 1, or run micronet finetune afterwards")
         for item in fields(RunConfig):
             if item.name not in ("seed", "device") and getattr(self.execution, item.name) != item.default:
                 raise MicronetError(

@@ -7,7 +7,15 @@ from typing import Any
 from micronet.core.config import changed, flag, group, setting
 from micronet.core.files import write_bytes
 from micronet.errors import MicronetError
-from micronet.quantization.config import FLOAT_BITS, Bits, CalibrationConfig, QuantConfig, RecoveryConfig
+from micronet.quantization.config import (
+    ACTIVATION_LEVELS,
+    FLOAT_BITS,
+    WEIGHT_LEVELS,
+    Bits,
+    CalibrationConfig,
+    QuantConfig,
+    RecoveryConfig,
+)
 from micronet.stages.config import ModelConfig, TrainingSettings, check_teacher, input_file
 from micronet.stages.stage import BEFORE_FUSING, Context, Outcome, Stage
 from micronet.stages.train import run_context
@@ -17,6 +25,9 @@ QAT = TrainConfig(epochs=2)  # short, since the float network is trained already
 QAFT_LR = 1e-5
 # The smaller of the weights' and the activations' bits -> the learning rate that worked best (see BENCHMARKS.md).
 LEARNING_RATES = ((1, 0.02), (3, 0.005), (6, 0.002), (16, 0.001))
+# Of binary and ternary networks (scripts/bench_binary.py):
+LEVELS_MUON_LR = 0.01
+FLOAT_WEIGHTS = 0.4  # a share of the steps
 
 
 @dataclass(frozen=True)
@@ -26,9 +37,9 @@ class Quantize(TrainingSettings, Stage):
     name = "quantize"
     details = (
         "Without an artifact, the network of --model is first trained on --data with the defaults of `micronet "
-        "train`. Binary and ternary networks are also distilled from the float artifact, unless --distill specifies "
-        "another teacher. --mode qaft trains a quantized artifact with frozen ranges, by default at a learning rate "
-        "of 1e-5."
+        "train`. Binary and ternary networks are trained with --preset fast, and also distilled from the float "
+        "artifact, unless --distill specifies another teacher. --mode qaft trains a quantized artifact with frozen "
+        "ranges, by default at a learning rate of 1e-5."
     )
     example = "micronet quantize float.safetensors --w-bits 8 --a-bits 8 --q-type sym --epochs 1 -o int8.safetensors"
     restorer = "micronet.quantization.quantize:restore"
@@ -105,7 +116,8 @@ class Quantize(TrainingSettings, Stage):
             raise MicronetError("--method dorefa has a fixed activation range (1 / --a-gain); drop --calibrator")
         if quantization.bn_fuse and (recovery.equalize or recovery.bias_correct or recovery.bn_reestimate):
             raise MicronetError(
-                "--bn-fuse folds batch norms during training; drop it, or --equalize, --bias-correct, --bn-reestimate"
+                "--bn-fuse folds batch norms during training; drop it, or drop --equalize, --bias-correct, "
+                "--bn-reestimate"
             )
 
     def _check_float_weights(self) -> None:
@@ -183,27 +195,41 @@ class Quantize(TrainingSettings, Stage):
 
         if self.dry_run:
             return Outcome(None, plan(context.artifact, self.quantization))
-        run, artifact, training = run_context(self, context), context.source, self.training
+        run, artifact = run_context(self, context), context.source
         path = None if self.artifact in context.memory.artifacts else self.artifact
         if artifact is None:
             artifact, path = float_artifact(self, run)
             path = None if context.temporary else path
-        if training.lr is None:
-            training = replace(training, lr=self._learning_rate)
-        if self._has_levels and self.calibration.mode == "qat" and training.distill is None and path:
-            training = replace(training, distill=path)
-            context.progress.line(f"also distilling from {path}; to use only the labels, pass --distill-weight 0")
         if context.memory.batches is not None and self.data.data is None and self.training != QAT:
             raise MicronetError("input batches have no labels to train on; specify a data set with --data")
-        work = Quantizing(artifact, replace(self, training=training), run, context.memory.batches)
+        settled = self._with_defaults(path)
+        if settled.training.distill != self.training.distill:
+            context.progress.line(f"also distilling from {path}; to use only the labels, pass --distill-weight 0")
+        work = Quantizing(artifact, settled, run, context.memory.batches)
         done = work.qaft() if self.calibration.mode == "qaft" else work.run_quantization()
         return Outcome(done, {**done.metrics, "left_float": done.history[-1].result.get("left_float", {})})
 
-    @property
-    def _learning_rate(self) -> float:
-        """The default learning rate: the fewer the bits, the farther the weights have to move."""
+    def _with_defaults(self, teacher: Path | None) -> "Quantize":
+        """Return the stage with the defaults that depend on other settings; ``teacher``: the float artifact."""
+        training, calibration, bits = self.training, self.calibration, self.quantization
+        learns_levels = self._has_levels and calibration.mode == "qat"
+        if learns_levels and training.preset is None:
+            training = replace(training, preset="fast")
+        if learns_levels and training.distill is None:
+            training = replace(training, distill=teacher)
+        if training.lr is None:
+            training = replace(training, lr=self._learning_rate(training))
+        both = bits.w_bits in WEIGHT_LEVELS and bits.a_bits in ACTIVATION_LEVELS
+        if learns_levels and both and calibration.float_weights is None:
+            calibration = replace(calibration, float_weights=FLOAT_WEIGHTS)
+        return replace(self, training=training, calibration=calibration)
+
+    def _learning_rate(self, training: TrainConfig) -> float:
+        """Return the default learning rate: the fewer the bits, the farther the weights have to move."""
         if self.calibration.mode == "qaft":
             return QAFT_LR
+        if self._has_levels and training.chosen("optimizer") == "muon":
+            return LEVELS_MUON_LR
         fewest = min(_count(self.quantization.w_bits), _count(self.quantization.a_bits))
         return next(rate for bits, rate in LEARNING_RATES if fewest <= bits)
 

@@ -98,7 +98,7 @@ def _exported(artifact: "Artifact", config: BuildConfig) -> "onnx.ModelProto":
 
     profiles = config.profiles
     if any(len(profile.usual) != len(AXES) + 1 for profile in profiles):
-        raise MicronetError("an artifact's input shape has four dimensions, NxCxHxW, for example 1x3x224x224")
+        raise MicronetError("artifacts need an input shape with four dimensions, NxCxHxW, for example 1x3x224x224")
     ends = [shape for profile in profiles for shape in (profile.smallest, profile.largest)]
     sides = [name for name, axis in AXES.items() if name != "batch" and len({shape[axis] for shape in ends}) > 1]
     export = ExportConfig(target="tensorrt", dynamic=",".join(["batch", *sides]))

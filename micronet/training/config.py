@@ -42,8 +42,8 @@ STEP_DECAYS = (0.5, 0.75, 0.9)  # shares of the steps after which the learning r
 class TrainConfig(Settings):
     """Training."""
 
-    preset: Literal["plain", "fast"] = setting(
-        "plain",
+    preset: Literal["plain", "fast"] | None = setting(
+        None,
         "Defaults for the options below. fast: Muon, linear schedule, label smoothing, alternating flips, whitened "
         "first layer in new networks, bf16 if faster on this machine, and a batch size that depends on the number of "
         "images. Stages that start from a trained network keep their own learning rates.",
@@ -118,7 +118,7 @@ class TrainConfig(Settings):
     def chosen(self, name: str) -> Any:
         """Return a setting, by the preset if the user did not choose it."""
         value = getattr(self, name)
-        return PRESETS[self.preset][name] if value is None else value
+        return PRESETS[self.preset or "plain"][name] if value is None else value
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as a JSON object, without those that took no part; the preset's are resolved."""

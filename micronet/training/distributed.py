@@ -162,7 +162,7 @@ def local_device(name: str | None) -> str | None:
         numbers = name.split(",")
         if ranks.local_rank() >= len(numbers):
             raise MicronetError(
-                f"--device {name} names {len(numbers)} GPUs for {ranks.local_world_size()} processes; list one per "
+                f"--device {name} lists {len(numbers)} GPUs for {ranks.local_world_size()} processes; list one per "
                 "process"
             )
         return f"cuda:{numbers[ranks.local_rank()]}"

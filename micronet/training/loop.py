@@ -90,7 +90,9 @@ class Trainer:
     def _check_config(self) -> None:
         batch, world = min(self.config.chosen("batch_size"), len(self.data.train)), distributed.world_size()
         if batch < world:
-            raise MicronetError(f"{world} processes cannot share a batch of {batch} images; use at most {batch}")
+            raise MicronetError(
+                f"{world} processes cannot share a batch of {batch} images; use at most {batch} processes"
+            )
         if self.config.patience is not None and self.hooks.keep == "last":
             raise MicronetError(
                 "--patience has no effect here, because the last epoch is always saved; drop --patience"

@@ -69,7 +69,7 @@ def settle(
             settled[name] = plain
     _check_start_size(settled["start_size"], artifact.model, data)
     fitting = replace(config, **settled)
-    if config.preset != "plain":
+    if config.preset == "fast":
         context.progress.line(f"{config.preset}: {_describe(fitting)}")
     return fitting
 
@@ -104,7 +104,7 @@ def _check_start_size(size: int, model: nn.Module, data: Dataset) -> None:
     full = data.train.image_shape[1]
     if size >= full:
         raise MicronetError(
-            f"--start-size is {size}, but the images have {full} pixels; use a smaller size, or drop it"
+            f"--start-size is {size}, but the images are only {full} pixels wide; use a smaller size, or drop it"
         )
     if size:
         images, _ = next(resized(eval_batches(data.validation, data.spec, batch_size=1), size))
@@ -128,7 +128,7 @@ def _check_bf16(config: TrainConfig, model: nn.Module, data: Dataset) -> None:
     if bf16 >= off:
         raise MicronetError(
             f"--amp bf16 is not faster here: a step of {TIMED_IMAGES} images takes {1000 * bf16:.1f} ms, "
-            f"{1000 * off:.1f} ms without; drop it"
+            f"or {1000 * off:.1f} ms without it; drop it"
         )
 
 

@@ -103,7 +103,7 @@ def test_inspect_tells_everything(micronet, chain):
         (["evaluate", "broken.onnx"], "not a complete ONNX"),
         (["import", "--model", "torchvision:resnet"], "allowed: resnet"),
         (["train", "--resume", "-o", "INT8"], "nothing to resume"),
-        (["import", "--weights", "none.pth"], "no such file"),
+        (["import", "--weights", "none.pth"], "does not exist"),
         (["import", "--mean", "1,2"], "used together"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -11,7 +11,7 @@ from micronet.quantization.quantize import quantize_model
 from micronet.quantization.staged import StagedWeights
 
 IMAGES = torch.randn(4, 3, 16, 16)
-BINARY = ["quantize", "--w-bits", "binary", "--a-bits", "binary", "--epochs", "2", "--limit", "100"]
+BINARY = ["quantize", "--w-bits", "binary", "--a-bits", "binary", "--epochs", "2", "--limit", "100", "--amp", "off"]
 
 
 def network(w_bits):

@@ -106,7 +106,7 @@ def test_numpy_runs_what_the_kernels_do_not_support(monkeypatch, tmp_path):
         ExecutionPlan(program)
     (tmp_path / "x.packed").write_bytes(to_bytes(program))
     network = PackedNetwork(tmp_path / "x.packed", threads=2)
-    assert network.kernel == "numpy (not compiled: activations of more than 8 bits)"
+    assert network.kernel == "numpy (compiled kernels do not support activations of more than 8 bits)"
     images = np.random.default_rng(0).normal(size=(5, 3, 4, 4)).astype(np.float32)
     np.testing.assert_array_equal(network(images), run(program, images))
     monkeypatch.setitem(sys.modules, "micronet.runtimes.packed.kernels.cpu", None)

@@ -112,7 +112,7 @@ def test_a_palettes_labels_are_its_indices(tmp_path):
     ("labels", "words"),
     [
         ([[0, 3]], "has label 3, but the network only has 3 classes"),
-        ([[-1, 255]], "none of the label maps"),
+        ([[-1, 255]], "contain no labeled pixels"),
     ],
 )
 def test_labels_that_cannot_be_measured_end_in_one_line(tmp_path, labels, words):

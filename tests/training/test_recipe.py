@@ -216,7 +216,7 @@ def test_a_preset_leaves_out_what_does_not_fit_and_an_option_is_refused(tmp_path
             "at most 7x7 pixels and at least 4 filters; this one has 8 filters of 9x9",
         ),
         ({"whiten": "on"}, nn.Sequential(nn.ReLU(), nn.Conv2d(3, 8, 3)), "not ReLU"),
-        ({"start_size": 8}, None, "--start-size is 8, but the images have 8 pixels"),
+        ({"start_size": 8}, None, "--start-size is 8, but the images are only 8 pixels wide"),
         ({"start_size": 2}, None, "--start-size 2: .* does not accept images"),
         ({"amp": "bf16"}, None, "a step of 32 images takes 2000.0 ms, or 1000.0 ms without it"),
     ],

@@ -1,9 +1,10 @@
 """Binary and ternary weights, binary activations (the scheme that micronet has always called wbwtab).
 
-Binary weights: alpha * sign(w - mean of w over the inputs), with alpha the mean magnitude of an output channel
-(Rastegari et al. 2016, arXiv:1603.05279, equation 6). Ternary weights: alpha * t, with t = sign(w) if
-|w| > 0.7 mean|w|, else 0, and alpha the mean magnitude of the weights where t is not 0 (Li et al. 2016,
-arXiv:1605.04711, equation 7). Activations: sign (Hubara et al. 2016, arXiv:1602.02830). sign(0) is +1.
+Binary weights: alpha * sign(w), with alpha the mean magnitude of an output channel (Rastegari et al. 2016,
+arXiv:1603.05279, equation 6). As an option, and in micronet 1, w loses its mean over the inputs first.
+Ternary weights: alpha * t, with t = sign(w) if |w| > 0.7 mean|w|, else 0, and alpha the mean magnitude of the weights
+where t is not 0 (Li et al. 2016, arXiv:1605.04711, equation 7). Activations: sign (Hubara et al. 2016,
+arXiv:1602.02830). sign(0) is +1.
 
 Not here, because they would change nothing: a learned threshold of the sign (RSign) and a learned slope and shift
 before it (RPReLU; Liu et al. 2020, arXiv:2003.03488, equations 3 and 4). The bias of the batch norm before the sign is
@@ -12,9 +13,9 @@ bias, which moves the shortcut too; the threshold there is 0. Not here, because 
 centers of binary weights other than 0 (AdaBin; Tu et al. 2022, arXiv:2208.08084), which add sums that differ from pixel
 to pixel.
 
-Deviations from micronet 1: a forward pass neither changes nor clamps the trained weights; layers with one input channel
-are not centered, which would make them zero, nor are transposed convolutions, whose groups share that axis; a weight
-exactly at the threshold becomes 0; a filter of zeros stays zero.
+Deviations from micronet 1: a forward pass neither changes nor clamps the trained weights, which are not centered by
+default; layers with one input channel are never centered, which would make them zero, nor are transposed convolutions,
+whose groups share that axis; a weight exactly at the threshold becomes 0; a filter of zeros stays zero.
 """
 
 import torch
@@ -66,15 +67,22 @@ class LevelQuantizer(Quantizer):
 
 
 class BinaryQuantizer(LevelQuantizer):
-    """Levels -1 and +1: the signs of the centered weight; alpha is its mean magnitude."""
+    """Levels -1 and +1: the signs of the weight; alpha is its mean magnitude.
+
+    ``centered``: subtract the mean over the inputs first. Files that do not record it are from when this was the rule.
+    """
 
     scheme = "binary"
+
+    def __init__(self, axis: int, channels: int, alpha: bool, ste: Ste, centered: bool = True) -> None:
+        super().__init__(axis, channels, alpha, ste)
+        self.centered = centered
 
     def _decompose(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return sign(self._centered(x), self.ste), self._by_channel(self._centered(x)).abs().mean(1)
 
     def _centered(self, x: Tensor) -> Tensor:
-        if self.axis or x.shape[1] == 1:
+        if not self.centered or self.axis or x.shape[1] == 1:
             return x
         return x - x.mean(1, keepdim=True)
 
@@ -117,8 +125,9 @@ class SignQuantizer(Quantizer):
 
 def weight_quantizer(config: QuantConfig, bits: str, axis: int, channels: int) -> Quantizer:
     """Make the quantizer of a weight with ``channels`` scales on ``axis``."""
-    kind = BinaryQuantizer if bits == "binary" else TernaryQuantizer
-    return kind(axis, channels, not config.no_alpha, config.w_ste)
+    if bits == "binary":
+        return BinaryQuantizer(axis, channels, not config.no_alpha, config.w_ste, config.w_center)
+    return TernaryQuantizer(axis, channels, not config.no_alpha, config.w_ste)
 
 
 def activation_quantizer(config: QuantConfig, bits: str, *, signed: bool) -> Quantizer:

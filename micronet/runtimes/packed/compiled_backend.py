@@ -45,7 +45,7 @@ class ExecutionPlan:
         if self.image_bytes > MAX_IMAGE_BYTES:
             raise MicronetError(
                 f"the packed network needs {self.image_bytes >> 30} GiB of memory per image, more than the limit of "
-                f"{MAX_IMAGE_BYTES >> 30} GiB; the file is corrupted, or the network is too large"
+                f"{MAX_IMAGE_BYTES >> 30} GiB; recreate the file if it is corrupted, or use the ONNX file instead"
             )
         self.largest_map = max(each.image_bytes for each in self._maps)
 

@@ -121,13 +121,13 @@ class Lowering:
         """Mark a map as flat; only linear layers, elementwise operations and the end of the program can read it."""
         value = next(value for value, known in self._values.items() if known is x)
         if len(self._readers[value]) > 1:
-            raise UnsupportedProgram("a feature map that is read both flattened and as it is")
+            raise UnsupportedProgram("a feature map that is used both flattened and unflattened")
         x.flat = True
         self._values[index + 1] = x
 
     def _lower_shuffle(self, index: int, groups: int, x: FeatureMap) -> None:
         if x.channels % groups:
-            raise UnsupportedProgram("a shuffle of uneven groups")
+            raise UnsupportedProgram("a channel shuffle with uneven groups")
         made = self._values[index + 1] = self._map_like(x)
         self._call(instructions.SHUFFLE, x, made, groups=groups)
 
@@ -199,7 +199,7 @@ class Lowering:
         x = self._floats(x) if arithmetic == FLOAT32 else x
         weight, groups = weight.transpose(0, 2, 3, 1), attributes.get("group", 1)
         if weight.shape[3] * groups != x.channels or len(weight) % groups:
-            raise UnsupportedProgram("layers whose sizes do not match")
+            raise UnsupportedProgram("layers with mismatched sizes")
         stride, dilation = attributes.get("stride", [1, 1]), attributes.get("dilation", [1, 1])
         pads = attributes.get("pads", [0, 0, 0, 0])
         rows, columns = (
@@ -247,7 +247,7 @@ def _conv_form(operation: Operation, x: FeatureMap) -> tuple[Array, dict[str, An
             raise UnsupportedProgram("a linear layer over the pixels of a feature map")
         weight, attributes = weight.reshape(len(weight), x.channels, *shape), {}
     if any(part is not None and part.size != len(weight) for part in (operation.bias, operation.limits)):
-        raise UnsupportedProgram("a bias or threshold that does not have one number per output")
+        raise UnsupportedProgram("a bias or threshold without one number per output")
     if operation.kind == "threshold" and (x.dtype == FLOAT32 or weight.dtype.kind != "i" or operation.limits is None):
-        raise UnsupportedProgram("a threshold of floats, or without limits")
+        raise UnsupportedProgram("a threshold layer with floats or without limits")
     return weight, attributes

@@ -96,4 +96,4 @@ def _choose_backend(program: Program, threads: int) -> tuple[Score, str]:
     try:
         return CompiledNetwork(program, threads), cpu.INSTRUCTION_SET
     except UnsupportedProgram as error:
-        return numpy, f"numpy (not compiled: {error})"
+        return numpy, f"numpy (compiled kernels do not support {error})"

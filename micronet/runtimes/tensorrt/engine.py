@@ -150,12 +150,12 @@ class EnginePredictor:
             self._prepared = None
             if self._context.active_optimization_profile != profile:
                 handle = self._stream.handle
-                self._check(self._context.set_optimization_profile_async(profile, handle), "profile refused")
-            self._check(self._context.set_input_shape(self._input, shape), f"input shape {shape} refused")
+                self._check(self._context.set_optimization_profile_async(profile, handle), "profile rejected")
+            self._check(self._context.set_input_shape(self._input, shape), f"input shape {shape} rejected")
             cached = shape in self._buffers
             self._buffers[shape] = self._buffers.pop(shape) if cached else self._allocate_all()
             for name, buffer in self._buffers[shape].items():
-                self._check(self._context.set_tensor_address(name, int(buffer.device)), f"address of {name} refused")
+                self._check(self._context.set_tensor_address(name, int(buffer.device)), f"address of {name} rejected")
             self._prepared = shape
         return self._buffers[shape]
 

@@ -15,9 +15,9 @@ from micronet.errors import FailedError, MicronetError, first_line, unknown
 Backend = Literal["tensorrt", "tensorrt-rtx"]
 MODULES: dict[str, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 _HELP = {
-    "auto": "pip install tensorrt-rtx-cu13 (builds without a GPU), or pip install tensorrt (builds on one)",
-    "tensorrt": "pip install tensorrt",
-    "tensorrt-rtx": "pip install tensorrt-rtx-cu13",
+    "auto": "run pip install tensorrt-rtx-cu13 (can build without a GPU) or pip install tensorrt (requires a GPU)",
+    "tensorrt": "run pip install tensorrt",
+    "tensorrt-rtx": "run pip install tensorrt-rtx-cu13",
 }
 
 

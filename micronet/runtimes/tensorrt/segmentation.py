@@ -79,7 +79,7 @@ def evaluate_segmentation(
             same += int((multi_scale_scores(reference, image, labels.shape, sizes, spec).argmax(0) == classes).sum())
             total += classes.size
     if not np.any(matrix):
-        raise MicronetError("none of the label maps has a labeled pixel (all are negative or 255); check the labels")
+        raise MicronetError("the label maps contain no labeled pixels (all are negative or 255); check the labels")
     accuracy, iou = measures(matrix)
     present = [value for value in iou if value is not None]
     return Segmentation(accuracy, float(np.mean(present)), iou, len(pairs), same / total if total else None)
