@@ -76,7 +76,7 @@ class TrainConfig(Settings):
     )
     label_smoothing: float | None = setting(
         None,
-        "Target probability to spread evenly over all classes. Default: 0; fast: 0.1.",
+        "Label smoothing: share of the target probability spread over all classes. Default: 0; fast: 0.1.",
         low=0, high=0.99,
     )  # fmt: skip
     ema: float | None = setting(
