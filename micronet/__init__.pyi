@@ -82,7 +82,7 @@ def train(
         weight_decay: L2 penalty on the weights.
         optimizer: Adam; SGD with Nesterov momentum 0.9; or Muon, which orthogonalizes the updates of matrices and kernels, scaled to 10 * --lr times their norm, and uses Adam for all other parameters. Default: adam; fast: muon.
         schedule: Learning-rate schedule: warmup and decay to zero, with cosine (one-cycle) or linear ramps; or division by 10 after 50%, 75% and 90% of the steps. Default: one-cycle; fast: linear.
-        label_smoothing: Target probability to spread evenly over all classes. Default: 0; fast: 0.1.
+        label_smoothing: Label smoothing: share of the target probability spread over all classes. Default: 0; fast: 0.1.
         ema: Decay of the exponential moving average of the weights, which is then validated and saved instead of the weights. Default: 0 (off).
         flip: Horizontal flips: of a random half of the images in each epoch, or of every image in every other epoch. Default: random; fast: alternating.
         cutout: Gray out a random NxN square in each training image. Default: 0 (off).
@@ -212,7 +212,7 @@ def sparse_train(
         weight_decay: L2 penalty on the weights.
         optimizer: Adam; SGD with Nesterov momentum 0.9; or Muon, which orthogonalizes the updates of matrices and kernels, scaled to 10 * --lr times their norm, and uses Adam for all other parameters. Default: adam; fast: muon.
         schedule: Learning-rate schedule: warmup and decay to zero, with cosine (one-cycle) or linear ramps; or division by 10 after 50%, 75% and 90% of the steps. Default: one-cycle; fast: linear.
-        label_smoothing: Target probability to spread evenly over all classes. Default: 0; fast: 0.1.
+        label_smoothing: Label smoothing: share of the target probability spread over all classes. Default: 0; fast: 0.1.
         ema: Decay of the exponential moving average of the weights, which is then validated and saved instead of the weights. Default: 0 (off).
         flip: Horizontal flips: of a random half of the images in each epoch, or of every image in every other epoch. Default: random; fast: alternating.
         cutout: Gray out a random NxN square in each training image. Default: 0 (off).
@@ -316,7 +316,7 @@ def prune(
         weight_decay: L2 penalty on the weights.
         optimizer: Adam; SGD with Nesterov momentum 0.9; or Muon, which orthogonalizes the updates of matrices and kernels, scaled to 10 * --lr times their norm, and uses Adam for all other parameters. Default: adam; fast: muon.
         schedule: Learning-rate schedule: warmup and decay to zero, with cosine (one-cycle) or linear ramps; or division by 10 after 50%, 75% and 90% of the steps. Default: one-cycle; fast: linear.
-        label_smoothing: Target probability to spread evenly over all classes. Default: 0; fast: 0.1.
+        label_smoothing: Label smoothing: share of the target probability spread over all classes. Default: 0; fast: 0.1.
         ema: Decay of the exponential moving average of the weights, which is then validated and saved instead of the weights. Default: 0 (off).
         flip: Horizontal flips: of a random half of the images in each epoch, or of every image in every other epoch. Default: random; fast: alternating.
         cutout: Gray out a random NxN square in each training image. Default: 0 (off).
@@ -402,7 +402,7 @@ def finetune(
         weight_decay: L2 penalty on the weights.
         optimizer: Adam; SGD with Nesterov momentum 0.9; or Muon, which orthogonalizes the updates of matrices and kernels, scaled to 10 * --lr times their norm, and uses Adam for all other parameters. Default: adam; fast: muon.
         schedule: Learning-rate schedule: warmup and decay to zero, with cosine (one-cycle) or linear ramps; or division by 10 after 50%, 75% and 90% of the steps. Default: one-cycle; fast: linear.
-        label_smoothing: Target probability to spread evenly over all classes. Default: 0; fast: 0.1.
+        label_smoothing: Label smoothing: share of the target probability spread over all classes. Default: 0; fast: 0.1.
         ema: Decay of the exponential moving average of the weights, which is then validated and saved instead of the weights. Default: 0 (off).
         flip: Horizontal flips: of a random half of the images in each epoch, or of every image in every other epoch. Default: random; fast: alternating.
         cutout: Gray out a random NxN square in each training image. Default: 0 (off).
@@ -549,7 +549,7 @@ def quantize(
         weight_decay: L2 penalty on the weights.
         optimizer: Adam; SGD with Nesterov momentum 0.9; or Muon, which orthogonalizes the updates of matrices and kernels, scaled to 10 * --lr times their norm, and uses Adam for all other parameters. Default: adam; fast: muon.
         schedule: Learning-rate schedule: warmup and decay to zero, with cosine (one-cycle) or linear ramps; or division by 10 after 50%, 75% and 90% of the steps. Default: one-cycle; fast: linear.
-        label_smoothing: Target probability to spread evenly over all classes. Default: 0; fast: 0.1.
+        label_smoothing: Label smoothing: share of the target probability spread over all classes. Default: 0; fast: 0.1.
         ema: Decay of the exponential moving average of the weights, which is then validated and saved instead of the weights. Default: 0 (off).
         flip: Horizontal flips: of a random half of the images in each epoch, or of every image in every other epoch. Default: random; fast: alternating.
         cutout: Gray out a random NxN square in each training image. Default: 0 (off).

@@ -51,7 +51,7 @@ def _fixed_groups(channels: ChannelMap, double: ChannelMap) -> dict[int, str]:
             found[number] = "forward() uses a fixed number of heads"
     for key, (ids, plain) in channels.scalars.items():
         if key in double.scalars and double.scalars[key][1] != plain:
-            found |= dict.fromkeys(groups_of(ids), "forward() computes with its number of channels")
+            found |= dict.fromkeys(groups_of(ids), "forward() uses its number of channels in a computation")
     return {number: why for number, why in found.items() if not channels.groups[number].pinned}
 
 

@@ -19,7 +19,7 @@ def open_network(path: Path, options: RuntimeOptions) -> Network:
     """Open a file with the runtime for its suffix; raise MicronetError if it is missing, damaged or of another kind."""
     check_file_kind(path, *registry.PREDICTORS)
     if path.suffix not in registry.PREDICTORS:
-        raise MicronetError(f"{path}: expected {' or '.join(registry.PREDICTORS)}, got {path.suffix or 'no suffix'}")
+        raise MicronetError(f"{path} is not a network file; expected {' or '.join(registry.PREDICTORS)}")
     network: Network = registry.load_object(registry.PREDICTORS[path.suffix])(path, options)
     return network
 

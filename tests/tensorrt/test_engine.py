@@ -210,8 +210,8 @@ def _with_failing_runs(path, gpu, monkeypatch):
         (_without_tensorrt, 1, "pip install tensorrt"),
         (_without_pycuda, 1, "pip install pycuda"),
         (_without_driver, 1, "no NVIDIA driver found on this machine .libcuda"),
-        (_without_gpu, 1, "no NVIDIA GPU to run on .cuInit"),
-        (_with_no_gpu_visible, 1, "no NVIDIA GPU to run on"),
+        (_without_gpu, 1, "no NVIDIA GPU found on this machine .cuInit"),
+        (_with_no_gpu_visible, 1, "no NVIDIA GPU found on this machine"),
         (
             _with_nonsense,
             1,

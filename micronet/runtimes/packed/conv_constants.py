@@ -89,7 +89,7 @@ class ConvGroup(NamedTuple):
             base, bias = base + bias, np.zeros(len(bias))
         largest = np.abs(self.weight.astype(np.float64)).sum((1, 2, 3)) * (256 if self.arithmetic == UINT8 else 1)
         if self.arithmetic != FLOAT32 and (np.abs(base) + largest).max() >= 2**31:
-            raise UnsupportedProgram("a sum needs more than 32 bits")
+            raise UnsupportedProgram("sums of more than 32 bits")
         return {
             "base": constants.add("ints", self._padded(base)),
             "scale": constants.add("floats", self._padded(scale[None, None])),

@@ -101,7 +101,7 @@ class ConstantPool:
         """
         values = np.ravel(values)
         if name == "ints" and values.size and not -(2**31) <= values.min() <= values.max() < 2**31:
-            raise UnsupportedProgram("a sum needs more than 32 bits")
+            raise UnsupportedProgram("sums of more than 32 bits")
         if name == "bytes":
             values = np.pad(values, (0, -values.size % CACHE_LINE))
         parts = self._parts[name]

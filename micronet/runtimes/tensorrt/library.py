@@ -101,12 +101,12 @@ def open_gpu(number: int, path: Path) -> Any:
         cuda.init()
         count = cuda.Device.count()
         if count == 0:
-            raise FailedError(f"{path}: no NVIDIA GPU to run on")
+            raise FailedError(f"{path}: no NVIDIA GPU found on this machine")
         if number >= count:
             raise MicronetError(f"--device cuda:{number}: this machine has {count} GPU{'s' * (count > 1)}, from cuda:0")
         _enter(cuda, number)
     except cuda.Error as error:
-        raise FailedError(f"{path}: no NVIDIA GPU to run on ({first_line(error)})") from error
+        raise FailedError(f"{path}: no NVIDIA GPU found on this machine ({first_line(error)})") from error
     return cuda
 
 
