@@ -94,7 +94,8 @@ def test_blocks_are_residual_blocks_and_short_chains():
 
 
 def test_blocks_come_closer_than_the_nearest_levels_and_the_grids_stay(monkeypatch):
-    monkeypatch.setattr(adaround, "STEPS", 50)
+    monkeypatch.setattr(adaround, "STEPS", 40)
+    monkeypatch.setattr(adaround, "LEARNING_RATE", 0.1)
     model = floating()
     made = quantized(model)
     before = copy.deepcopy(made)
