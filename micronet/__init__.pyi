@@ -92,7 +92,7 @@ def train(
         distill_weight: Weight of the soft labels in the loss.
         temperature: Softmax temperature of teacher and student in distillation.
         seed: Seed for initial weights, shuffling, augmentation and the validation split.
-        resume: Continue an interrupted training.
+        resume: Resume an interrupted training run.
         max_time: Minutes after which training saves a checkpoint and stops with exit code 3; continue with --resume.
         checkpoint_minutes: Minutes between checkpoints within an epoch (0: every step).
         compile: Compile the training step with torch.compile (untested on a GPU).
@@ -222,7 +222,7 @@ def sparse_train(
         distill_weight: Weight of the soft labels in the loss.
         temperature: Softmax temperature of teacher and student in distillation.
         seed: Seed for initial weights, shuffling, augmentation and the validation split.
-        resume: Continue an interrupted training.
+        resume: Resume an interrupted training run.
         max_time: Minutes after which training saves a checkpoint and stops with exit code 3; continue with --resume.
         checkpoint_minutes: Minutes between checkpoints within an epoch (0: every step).
         compile: Compile the training step with torch.compile (untested on a GPU).
@@ -326,7 +326,7 @@ def prune(
         distill_weight: Weight of the soft labels in the loss.
         temperature: Softmax temperature of teacher and student in distillation.
         seed: Seed for initial weights, shuffling, augmentation and the validation split.
-        resume: Continue an interrupted training.
+        resume: Resume an interrupted training run.
         max_time: Minutes after which training saves a checkpoint and stops with exit code 3; continue with --resume.
         checkpoint_minutes: Minutes between checkpoints within an epoch (0: every step).
         compile: Compile the training step with torch.compile (untested on a GPU).
@@ -412,7 +412,7 @@ def finetune(
         distill_weight: Weight of the soft labels in the loss.
         temperature: Softmax temperature of teacher and student in distillation.
         seed: Seed for initial weights, shuffling, augmentation and the validation split.
-        resume: Continue an interrupted training.
+        resume: Resume an interrupted training run.
         max_time: Minutes after which training saves a checkpoint and stops with exit code 3; continue with --resume.
         checkpoint_minutes: Minutes between checkpoints within an epoch (0: every step).
         compile: Compile the training step with torch.compile (untested on a GPU).
@@ -560,7 +560,7 @@ def quantize(
         temperature: Softmax temperature of teacher and student in distillation.
         seed: Seed for initial weights, shuffling, augmentation and the validation split.
         device: cpu, cuda, cuda:N, or a list such as 0,1 to run one process per GPU (untested); default: cuda if available, otherwise cpu.
-        resume: Continue an interrupted training.
+        resume: Resume an interrupted training run.
         max_time: Minutes after which training saves a checkpoint and stops with exit code 3; continue with --resume.
         checkpoint_minutes: Minutes between checkpoints within an epoch (0: every step).
         compile: Compile the training step with torch.compile (untested on a GPU).

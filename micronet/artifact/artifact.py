@@ -155,7 +155,7 @@ def _check_fit(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source:
         "missing": [name for name in own if name not in tensors],
         "unexpected": [name for name in tensors if name not in own],
         "with the wrong shape": [
-            f"{name} {tuple(tensors[name].shape)} for {tuple(own[name].shape)}"
+            f"{name} is {tuple(tensors[name].shape)}, expected {tuple(own[name].shape)}"
             for name in own
             if name in tensors and tensors[name].shape != own[name].shape
         ],

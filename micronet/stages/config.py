@@ -111,7 +111,7 @@ class RunConfig(Settings):
         1, "Seed for initial weights, shuffling, augmentation and the validation split.", low=0, high=2**31
     )
     device: str | None = setting(None, "cpu, cuda or cuda:N; default: cuda if available, otherwise cpu.", basic=True)
-    resume: bool = setting(False, "Continue an interrupted training.", run_only=True)
+    resume: bool = setting(False, "Resume an interrupted training run.", run_only=True)
     max_time: float | None = setting(
         None,
         "Minutes after which training saves a checkpoint and stops with exit code 3; continue with --resume.",

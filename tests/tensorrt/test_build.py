@@ -100,7 +100,7 @@ def test_what_does_not_build_is_one_line_with_the_node():
     )  # fmt: skip
     with pytest.raises(MicronetError, match=r"Det 'the_determinant' is not supported"):
         build_engine(unknown, [], RTX)
-    with pytest.raises(MicronetError, match=r"1x3x16x16 does not fit the model's input \?x3x32x32"):
+    with pytest.raises(MicronetError, match=r"1x3x16x16 does not match the model's input \?x3x32x32"):
         build_engine(plain_file(), [usual_profile((3, 16, 16))], RTX)
     with pytest.raises(MicronetError, match="--min-shape, --opt-shape and --max-shape"):
         build_engine(plain_file(), [], RTX)

@@ -122,7 +122,7 @@ def _add_profiles(builder: Any, settings: Any, network: Any, profiles: Sequence[
     for profile in profiles:
         for shape in profile:
             if len(shape) != len(axes) or any(axis not in (-1, size) for axis, size in zip(axes, shape, strict=True)):
-                raise MicronetError(f"the shape {_size(shape)} does not fit the model's input {_size(axes)}")
+                raise MicronetError(f"the shape {_size(shape)} does not match the model's input {_size(axes)}")
         if -1 in axes:
             created = builder.create_optimization_profile()
             created.set_shape(entry.name, *profile)

@@ -45,6 +45,6 @@ def check_requested() -> None:
     requested = os.environ.get(VARIABLE)
     if requested and requested not in SUPPORTED:
         raise MicronetError(
-            f"{VARIABLE} is {requested!r}, but this processor has {', '.join(SUPPORTED)}; unset it to use the fastest "
-            "instruction set"
+            f"{VARIABLE} is {requested!r}, but this processor supports {', '.join(SUPPORTED)}; unset it to use the "
+            "fastest instruction set"
         )
