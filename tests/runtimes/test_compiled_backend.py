@@ -202,7 +202,7 @@ def test_no_images_give_no_scores():
 
 def test_an_unknown_instruction_set_is_one_line(monkeypatch):
     monkeypatch.setenv("MICRONET_KERNEL", "foo")
-    with pytest.raises(MicronetError, match=r"this processor has .*portable"):
+    with pytest.raises(MicronetError, match=r"this processor supports .*portable"):
         cpu.check_requested()
 
 
