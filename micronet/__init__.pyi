@@ -66,7 +66,7 @@ def train(
     Args:
         model: nin, nin_gc, resnet18, torchvision:NAME, pkg.mod:factory or path/to/file.py:factory (which runs that code); default: nin.
         data: Name of a data set, a folder or an .npz file.
-        preset: Defaults for the options below. fast: Muon, linear schedule, label smoothing, alternating flips, whitened first layer in new networks, bf16 if faster on this machine, and a batch size that depends on the number of images. Stages that start from a trained network keep their own learning rates.
+        preset: Defaults for the options below. fast: Muon, linear schedule, label smoothing, alternating flips, whitened first layer in new networks, bf16 if faster on this machine, and a batch size that depends on the number of images. Stages that start from a trained network keep their own learning rates. Default: plain; fast for binary and ternary networks.
         epochs: Number of epochs; 0 skips training.
         lr: Peak learning rate. Default: 0.01 (lower in finetune and quantize).
         device: cpu, cuda, cuda:N, or a list such as 0,1 to run one process per GPU (untested); default: cuda if available, otherwise cpu.
@@ -195,7 +195,7 @@ def sparse_train(
         criterion: What the penalty pushes toward zero: batch-norm scales, individual weights (l1), or the weights of whole channels (l2, group lasso). Attention heads are not penalized.
         model: nin, nin_gc, resnet18, torchvision:NAME, pkg.mod:factory or path/to/file.py:factory (which runs that code); default: nin.
         data: Name of a data set, a folder or an .npz file.
-        preset: Defaults for the options below. fast: Muon, linear schedule, label smoothing, alternating flips, whitened first layer in new networks, bf16 if faster on this machine, and a batch size that depends on the number of images. Stages that start from a trained network keep their own learning rates.
+        preset: Defaults for the options below. fast: Muon, linear schedule, label smoothing, alternating flips, whitened first layer in new networks, bf16 if faster on this machine, and a batch size that depends on the number of images. Stages that start from a trained network keep their own learning rates. Default: plain; fast for binary and ternary networks.
         epochs: Number of epochs; 0 skips training.
         lr: Peak learning rate. Default: 0.01 (lower in finetune and quantize).
         device: cpu, cuda, cuda:N, or a list such as 0,1 to run one process per GPU (untested); default: cuda if available, otherwise cpu.
@@ -306,7 +306,7 @@ def prune(
         widths: Exact widths, one per prunable group, separated by commas. Replaces --percent.
         target_params: Prune until this fraction of the parameters is left.
         target_latency: Prune until this fraction of the latency is left: one image in ONNX Runtime, measured on this machine.
-        preset: Defaults for the options below. fast: Muon, linear schedule, label smoothing, alternating flips, whitened first layer in new networks, bf16 if faster on this machine, and a batch size that depends on the number of images. Stages that start from a trained network keep their own learning rates.
+        preset: Defaults for the options below. fast: Muon, linear schedule, label smoothing, alternating flips, whitened first layer in new networks, bf16 if faster on this machine, and a batch size that depends on the number of images. Stages that start from a trained network keep their own learning rates. Default: plain; fast for binary and ternary networks.
         epochs: Number of epochs; 0 skips training.
         lr: Peak learning rate. Default: 0.01 (lower in finetune and quantize).
         batch_size: Images per batch, over all processes. Default: 64; fast: 32 to 128.
@@ -386,7 +386,7 @@ def finetune(
     Args:
         artifact: An artifact (.safetensors).
         data: Name of a data set, a folder or an .npz file.
-        preset: Defaults for the options below. fast: Muon, linear schedule, label smoothing, alternating flips, whitened first layer in new networks, bf16 if faster on this machine, and a batch size that depends on the number of images. Stages that start from a trained network keep their own learning rates.
+        preset: Defaults for the options below. fast: Muon, linear schedule, label smoothing, alternating flips, whitened first layer in new networks, bf16 if faster on this machine, and a batch size that depends on the number of images. Stages that start from a trained network keep their own learning rates. Default: plain; fast for binary and ternary networks.
         epochs: Number of epochs; 0 skips training.
         lr: Peak learning rate. Default: 0.01 (lower in finetune and quantize).
         device: cpu, cuda, cuda:N, or a list such as 0,1 to run one process per GPU (untested); default: cuda if available, otherwise cpu.
@@ -540,7 +540,7 @@ def quantize(
         model_args: Arguments of the factory as JSON, for example '{"num_classes": 10}'.
         image_size: Resize and crop images to NxN pixels.
         limit: Use at most N training and N test images.
-        preset: Defaults for the options below. fast: Muon, linear schedule, label smoothing, alternating flips, whitened first layer in new networks, bf16 if faster on this machine, and a batch size that depends on the number of images. Stages that start from a trained network keep their own learning rates.
+        preset: Defaults for the options below. fast: Muon, linear schedule, label smoothing, alternating flips, whitened first layer in new networks, bf16 if faster on this machine, and a batch size that depends on the number of images. Stages that start from a trained network keep their own learning rates. Default: plain; fast for binary and ternary networks.
         lr: Peak learning rate. Default: 0.01 (lower in finetune and quantize).
         batch_size: Images per batch, over all processes. Default: 64; fast: 32 to 128.
         accumulate: Number of batches to accumulate gradients over before each optimizer step.

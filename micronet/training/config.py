@@ -46,7 +46,8 @@ class TrainConfig(Settings):
         None,
         "Defaults for the options below. fast: Muon, linear schedule, label smoothing, alternating flips, whitened "
         "first layer in new networks, bf16 if faster on this machine, and a batch size that depends on the number of "
-        "images. Stages that start from a trained network keep their own learning rates.",
+        "images. Stages that start from a trained network keep their own learning rates. Default: plain; fast for "
+        "binary and ternary networks.",
         basic=True,
     )
     epochs: int = setting(8, "Number of epochs; 0 skips training.", low=0, basic=True)

@@ -185,7 +185,7 @@ def test_a_moving_average_moves_a_tenth_and_survives_a_reload():
     ],
 )
 def test_impossible_configs_are_one_clear_error(config):
-    with pytest.raises(MicronetError, match=r"allowed|lower one|expected"):
+    with pytest.raises(MicronetError, match=r"allowed|lower at least one|expected"):
         QuantConfig(**config)
 
 
