@@ -514,7 +514,7 @@ def quantize(
         calib_batches: Number of calibration batches of 64 images.
         calib_data: Folder of calibration images, labeled or not; or none to generate images from batch-norm statistics (--mode ptq). Default: training images.
         calib_cache: Cache file for activation statistics: read if it exists, otherwise written. Valid for any bit width.
-        float_weights: Fraction of QAT steps, from the start, with quantized activations but float weights. Default: 0.4 for binary or ternary weights with binary activations, otherwise 0.
+        float_weights: Fraction of QAT steps, from the start, with quantized activations but float weights. Default: 0.5 for binary or ternary weights with binary activations, otherwise 0.
         q_level: One weight scale per output channel, or one per layer.
         weight_observer: Weight ranges: minimum and maximum of the current weights, or a moving average over training steps (iao only).
         a_sign: Integer type of nonnegative activations with --q-type sym: unsigned (auto), or signed for TensorRT.
@@ -986,7 +986,7 @@ def sensitivity(
         calib_batches: Number of calibration batches of 64 images.
         calib_data: Folder of calibration images, labeled or not; or none to generate images from batch-norm statistics (--mode ptq). Default: training images.
         calib_cache: Cache file for activation statistics: read if it exists, otherwise written. Valid for any bit width.
-        float_weights: Fraction of QAT steps, from the start, with quantized activations but float weights. Default: 0.4 for binary or ternary weights with binary activations, otherwise 0.
+        float_weights: Fraction of QAT steps, from the start, with quantized activations but float weights. Default: 0.5 for binary or ternary weights with binary activations, otherwise 0.
         image_size: Resize and crop images to NxN pixels.
         limit: Use at most N training and N test images.
         model: path/to/file.py:factory, to confirm that the artifact may run the code that built its network.

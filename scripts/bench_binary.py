@@ -20,7 +20,7 @@ from micronet.models.device import describe_machine
 ROWS: dict[str, dict[str, Any]] = {
     "the defaults": {},
     "weights binary from the first step": {"float_weights": 0.0},
-    "float weights for longer": {"float_weights": 0.6},
+    "float weights for longer": {"float_weights": 0.75},
     "centered weights": {"w_center": True},
     "triangular gradient of the sign": {"a_ste": "soft"},
     "labels alone": {"distill_weight": 0.0},

@@ -133,7 +133,7 @@ class CalibrationConfig(RangeConfig):
     )
     float_weights: float | None = setting(
         None,
-        "Fraction of QAT steps, from the start, with quantized activations but float weights. Default: 0.4 for binary "
+        "Fraction of QAT steps, from the start, with quantized activations but float weights. Default: 0.5 for binary "
         "or ternary weights with binary activations, otherwise 0.",
         low=0,
         high=0.9,

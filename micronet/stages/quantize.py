@@ -27,7 +27,7 @@ QAFT_LR = 1e-5
 LEARNING_RATES = ((1, 0.02), (3, 0.005), (6, 0.002), (16, 0.001))
 # Of binary and ternary networks (scripts/bench_binary.py):
 LEVELS_MUON_LR = 0.01
-FLOAT_WEIGHTS = 0.4  # a share of the steps
+FLOAT_WEIGHTS = 0.5  # a share of the steps
 
 
 @dataclass(frozen=True)
@@ -125,6 +125,8 @@ class Quantize(TrainingSettings, Stage):
         bits = self.quantization
         if self.calibration.mode != "qat":
             raise MicronetError("--float-weights only applies to --mode qat; drop it, or drop --mode")
+        if self.training.patience is not None and self.calibration.float_weights:
+            raise MicronetError("--patience would stop the training before weights are quantized; drop --float-weights")
         if FLOAT_BITS in (bits.w_bits, bits.a_bits):
             raise MicronetError(
                 "--float-weights requires quantized weights and activations; lower --w-bits and --a-bits, or drop it"
@@ -205,6 +207,8 @@ class Quantize(TrainingSettings, Stage):
         settled = self._with_defaults(path)
         if settled.training.distill != self.training.distill:
             context.progress.line(f"also distilling from {path}; to use only the labels, pass --distill-weight 0")
+        if share := settled.calibration.float_weights:
+            context.progress.line(f"weights stay float in the first {share:.0%} of the steps, except in validation")
         work = Quantizing(artifact, settled, run, context.memory.batches)
         done = work.qaft() if self.calibration.mode == "qaft" else work.run_quantization()
         return Outcome(done, {**done.metrics, "left_float": done.history[-1].result.get("left_float", {})})
@@ -220,7 +224,7 @@ class Quantize(TrainingSettings, Stage):
         if training.lr is None:
             training = replace(training, lr=self._learning_rate(training))
         both = bits.w_bits in WEIGHT_LEVELS and bits.a_bits in ACTIVATION_LEVELS
-        if learns_levels and both and calibration.float_weights is None:
+        if learns_levels and both and calibration.float_weights is None and training.patience is None:
             calibration = replace(calibration, float_weights=FLOAT_WEIGHTS)
         return replace(self, training=training, calibration=calibration)
 

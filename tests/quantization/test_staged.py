@@ -56,6 +56,7 @@ def test_a_staged_training_goes_on_bit_identical_after_a_stop(micronet, tmp_path
     ("options", "message"),
     [
         (["--mode", "ptq"], "--float-weights only applies to --mode qat; drop it, or drop --mode"),
+        (["--patience", "2"], "--patience would stop the training before weights are quantized; drop --float-weights"),
         (["--w-bits", "32"], "--float-weights requires quantized weights and activations"),
         (["--a-bits", "32"], "--float-weights requires quantized weights and activations"),
     ],
