@@ -133,8 +133,8 @@ class CalibrationConfig(RangeConfig):
     )
     float_weights: float | None = setting(
         None,
-        "Fraction of QAT steps, from the start, with quantized activations but float weights. Default: 0.5 for binary "
-        "or ternary weights with binary activations, otherwise 0.",
+        "Fraction of QAT steps at the start that use quantized activations but float weights. Default: 0.5 for "
+        "binary weights and activations, otherwise 0.",
         low=0,
         high=0.9,
         metavar="SHARE",

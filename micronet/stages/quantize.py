@@ -7,15 +7,7 @@ from typing import Any
 from micronet.core.config import changed, flag, group, setting
 from micronet.core.files import write_bytes
 from micronet.errors import MicronetError
-from micronet.quantization.config import (
-    ACTIVATION_LEVELS,
-    FLOAT_BITS,
-    WEIGHT_LEVELS,
-    Bits,
-    CalibrationConfig,
-    QuantConfig,
-    RecoveryConfig,
-)
+from micronet.quantization.config import FLOAT_BITS, Bits, CalibrationConfig, QuantConfig, RecoveryConfig
 from micronet.stages.config import ModelConfig, TrainingSettings, check_teacher, input_file
 from micronet.stages.stage import BEFORE_FUSING, Context, Outcome, Stage
 from micronet.stages.train import run_context
@@ -25,9 +17,8 @@ QAT = TrainConfig(epochs=2)  # short, since the float network is trained already
 QAFT_LR = 1e-5
 # The smaller of the weights' and the activations' bits -> the learning rate that worked best (see BENCHMARKS.md).
 LEARNING_RATES = ((1, 0.02), (3, 0.005), (6, 0.002), (16, 0.001))
-# Of binary and ternary networks (scripts/bench_binary.py):
-LEVELS_MUON_LR = 0.01
-FLOAT_WEIGHTS = 0.5  # a share of the steps
+LEVELS_MUON_LR = 0.01  # of binary and ternary networks (scripts/bench_binary.py)
+FLOAT_WEIGHTS = 0.5  # a share of the steps, for binary weights; ternary ones gain nothing from it
 
 
 @dataclass(frozen=True)
@@ -54,7 +45,7 @@ class Quantize(TrainingSettings, Stage):
         None,
         kinds=(".safetensors", ".onnx"),
     )
-    trust_code: bool = setting(False, "Run the code recorded in the artifact.")
+    trust_code: bool = setting(False, "Allow code stored in the artifact to run.")
     dry_run: bool = setting(
         False, "Print the plan, layer by layer, without writing anything.", run_only=True, api=False, basic=True
     )
@@ -81,7 +72,9 @@ class Quantize(TrainingSettings, Stage):
         elif mode == "ptq" and self.training != QAT:
             raise MicronetError("--mode ptq does not train; drop the training options, or use --mode qat")
         if self.dry_run and recovery.target_drop is not None:
-            raise MicronetError("--target-drop needs to measure accuracy, but --dry-run does not; drop one of them")
+            raise MicronetError(
+                "--target-drop requires measuring accuracy, which --dry-run does not do; drop one of them"
+            )
         if self.dry_run and self.artifact is None:
             raise MicronetError(
                 "--dry-run needs an artifact, for example micronet quantize float.safetensors --dry-run"
@@ -116,7 +109,7 @@ class Quantize(TrainingSettings, Stage):
             raise MicronetError("--method dorefa has a fixed activation range (1 / --a-gain); drop --calibrator")
         if quantization.bn_fuse and (recovery.equalize or recovery.bias_correct or recovery.bn_reestimate):
             raise MicronetError(
-                "--bn-fuse folds batch norms during training; drop it, or drop --equalize, --bias-correct, "
+                "--bn-fuse folds batch norms during training; drop it, or drop --equalize, --bias-correct and "
                 "--bn-reestimate"
             )
 
@@ -223,7 +216,7 @@ class Quantize(TrainingSettings, Stage):
             training = replace(training, distill=teacher)
         if training.lr is None:
             training = replace(training, lr=self._learning_rate(training))
-        both = bits.w_bits in WEIGHT_LEVELS and bits.a_bits in ACTIVATION_LEVELS
+        both = bits.w_bits == bits.a_bits == "binary"
         if learns_levels and both and calibration.float_weights is None and training.patience is None:
             calibration = replace(calibration, float_weights=FLOAT_WEIGHTS)
         return replace(self, training=training, calibration=calibration)
