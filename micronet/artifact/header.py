@@ -66,9 +66,9 @@ class Header:
         header = cls(**fields)
         for name in ("model", "metrics", "versions", "tied"):
             if not isinstance(getattr(header, name), dict):
-                raise TypeError(f"{name} is not an object")
+                raise TypeError(f"{name} is not a JSON object")
         if not all(isinstance(part, dict) for record in header.history for part in (record.config, record.result)):
-            raise TypeError("a history record is not an object")
+            raise TypeError("a history record is not a JSON object")
         return header
 
 
@@ -88,9 +88,11 @@ def read_header(path: Path) -> tuple[Header, dict[str, TensorInfo]]:
     """
     raw, data_bytes = _read_raw(path)
     metadata = raw.pop("__metadata__", None) or {}
+    if not isinstance(metadata, dict):
+        raise MicronetError(f"{path} has corrupted metadata; recreate it")
     try:
         tensors = {
-            name: TensorInfo(entry["dtype"], tuple(entry["shape"]), _size(*entry["data_offsets"]))
+            name: TensorInfo(entry["dtype"], tuple(entry["shape"]), _size(entry["data_offsets"]))
             for name, entry in raw.items()
         }
     except (KeyError, TypeError, ValueError) as error:
@@ -110,8 +112,8 @@ def read_header(path: Path) -> tuple[Header, dict[str, TensorInfo]]:
         value = json.loads(metadata[KEY])
         if value["format"] > FORMAT:
             raise MicronetError(
-                f"{path} has format {value['format']}, but this version of micronet only reads up to {FORMAT}; "
-                "upgrade with pip install -U micronet-compress"
+                f"{path} has format {value['format']}, but this version of micronet only reads formats up to "
+                f"{FORMAT}; upgrade with pip install -U micronet-compress"
             )
         return Header.from_json(value), tensors
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -133,17 +135,18 @@ def _read_raw(path: Path) -> tuple[dict[str, Any], int]:
                 raise ValueError("it has no header")
             raw = json.loads(file.read(length))
             if not isinstance(raw, dict):
-                raise ValueError("its header is not an object")
+                raise ValueError("its header is not a JSON object")
         return raw, size - 8 - length
     except OSError as error:
         raise MicronetError(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        kind = "an empty file" if not start else "truncated, corrupted or of another type"
+        kind = "an empty file" if not start else "a truncated, corrupted or unrecognized file"
         kind = next((kind for signature, kind in _SIGNATURES.items() if start.startswith(signature)), kind)
         raise MicronetError(f"{path} is {kind.format(path=path)}, not an artifact (.safetensors)") from error
 
 
-def _size(begin: int, end: int) -> int:
+def _size(offsets: list[int]) -> int:
+    begin, end = offsets
     if not 0 <= begin <= end:
         raise ValueError("invalid offsets")
     return end - begin

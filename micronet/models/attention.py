@@ -75,7 +75,7 @@ class Attention(nn.Module):
             is_causal: A hint about ``attn_mask``; without that mask, MicronetError is raised.
         """
         if attn_mask is None and is_causal:
-            raise MicronetError("is_causal is only a hint about attn_mask; pass attn_mask too")
+            raise MicronetError("is_causal is only a hint about attn_mask; pass attn_mask as well")
         q, k, v = (
             _split_heads(layer(x if self.batch_first else x.transpose(0, -2)), self.head_dim)
             for layer, x in ((self.q_proj, query), (self.k_proj, key), (self.v_proj, value))

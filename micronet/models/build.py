@@ -89,6 +89,8 @@ def build_model(spec: ModelSpec, *, trusted: bool = False) -> nn.Module:
             f"--model {spec.name} to run your own copy, or --trust-code if you trust the author of the artifact"
         )
     factory = _factory(spec)
+    if isinstance(factory, partial) and (fixed := factory.keywords.keys() & spec.args):
+        raise MicronetError(f"model {spec.name} does not accept {min(fixed)}; drop it from --model-args")
     try:
         model = factory(**spec.args)
     except MicronetError:

@@ -26,7 +26,9 @@ def pick_device(name: str | None) -> torch.device:
     module: Any = getattr(torch, device.type, None)  # torch.cuda, torch.mps, or what another backend registered
     count = module.device_count() if hasattr(module, "device_count") and module.is_available() else 0
     if (device.index or 0) >= count:
-        raise MicronetError(f"--device {name} is not available: torch finds {count} such devices; use --device cpu")
+        raise MicronetError(
+            f"--device {name} is not available (number of such devices found by torch: {count}); use --device cpu"
+        )
     return device
 
 

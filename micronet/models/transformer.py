@@ -60,7 +60,10 @@ class Decoder(nn.TransformerDecoder):
     ) -> Tensor:
         """(N, T, E) and (N, S, E) -> (N, T, E); N second without ``batch_first``."""
         for layer in self.layers:
-            tgt = layer(tgt, memory, tgt_mask, memory_mask, tgt_key_padding_mask, memory_key_padding_mask)
+            tgt = layer(
+                tgt, memory, tgt_mask=tgt_mask, memory_mask=memory_mask, tgt_key_padding_mask=tgt_key_padding_mask,
+                memory_key_padding_mask=memory_key_padding_mask,
+            )  # fmt: skip
         return tgt if self.norm is None else self.norm(tgt)
 
 
@@ -83,7 +86,10 @@ class Transformer(nn.Transformer):
     ) -> Tensor:
         """(N, S, E) and (N, T, E) -> (N, T, E); N second without ``batch_first``."""
         memory = self.encoder(src, src_mask, src_key_padding_mask)
-        out: Tensor = self.decoder(tgt, memory, tgt_mask, memory_mask, tgt_key_padding_mask, memory_key_padding_mask)
+        out: Tensor = self.decoder(
+            tgt, memory, tgt_mask=tgt_mask, memory_mask=memory_mask, tgt_key_padding_mask=tgt_key_padding_mask,
+            memory_key_padding_mask=memory_key_padding_mask,
+        )  # fmt: skip
         return out
 
 

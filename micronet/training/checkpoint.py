@@ -132,7 +132,7 @@ class Checkpoint:
             with safe_open(self.path, "pt") as file:
                 header = json.loads((file.metadata() or {})[_KEY])
                 if not all(isinstance(header[key], kind) for key, kind in _HEADER_TYPES.items()):
-                    raise ValueError("its header has the wrong types")
+                    raise ValueError("its header contains values of the wrong type")
                 state = TrainState(**header["reached"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
@@ -161,7 +161,12 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, header: dict[str, Any], te
         if tensor.shape == parameter.shape:  # in the same memory format, so that sums are bit-identical
             tensor = torch.empty_like(parameter, requires_grad=False).copy_(tensor)
         state.setdefault(int(index), {})[slot] = tensor
-    optimizer.load_state_dict({"state": state, "param_groups": header["groups"]})
+    try:
+        optimizer.load_state_dict({"state": state, "param_groups": header["groups"]})
+    except ValueError as error:
+        raise MicronetError(
+            f"another version of micronet wrote this checkpoint ({error}); add --force to start over"
+        ) from error
 
 
 def _without_prefix(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

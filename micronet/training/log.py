@@ -36,3 +36,8 @@ class MetricsLog:
             for name, value in rows[-1].items():
                 self._board.add_scalar(name, value, rows[-1]["epoch"])
             self._board.flush()
+
+    def close(self) -> None:
+        """Close TensorBoard's files."""
+        if self._board is not None:
+            self._board.close()

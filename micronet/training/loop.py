@@ -8,6 +8,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
@@ -111,21 +112,21 @@ class Trainer:
 
     def _train(self, step: TrainStep, checkpoint: Checkpoint, state: TrainState) -> None:
         """Train the remaining epochs."""
-        log = MetricsLog(self.context.output)
-        while state.epoch <= self.config.epochs and not self._out_of_patience(state.rows):
-            start = time.perf_counter()
-            row = {"epoch": state.epoch, **self._train_epoch(step, checkpoint, state)}
-            with evaluating(step.result) as predict:
-                accuracy, loss = evaluate_distributed(predict, self.data.validation, self.data.spec)
-            row |= {"validation_accuracy": accuracy, "validation_loss": loss}
-            row |= {"seconds": round(time.perf_counter() - start, 3), "memory_mib": memory_mib()}
-            state.end_epoch(row)
-            if distributed.rank() == 0:
-                checkpoint.save(step, state, best=self._chosen(state.rows) is row)
-                log.write(state.rows)
-            self.context.progress.line(_summary(state.rows, self.config.epochs))
-            if state.epoch <= self.config.epochs and self._is_past_deadline():
-                raise self._stopped(state)
+        with closing(MetricsLog(self.context.output)) as log:
+            while state.epoch <= self.config.epochs and not self._out_of_patience(state.rows):
+                start = time.perf_counter()
+                row = {"epoch": state.epoch, **self._train_epoch(step, checkpoint, state)}
+                with evaluating(step.result) as predict:
+                    accuracy, loss = evaluate_distributed(predict, self.data.validation, self.data.spec)
+                row |= {"validation_accuracy": accuracy, "validation_loss": loss}
+                row |= {"seconds": round(time.perf_counter() - start, 3), "memory_mib": memory_mib()}
+                state.end_epoch(row)
+                if distributed.rank() == 0:
+                    checkpoint.save(step, state, best=self._chosen(state.rows) is row)
+                    log.write(state.rows)
+                self.context.progress.line(_summary(state.rows, self.config.epochs))
+                if state.epoch <= self.config.epochs and self._is_past_deadline():
+                    raise self._stopped(state)
 
     def _out_of_patience(self, rows: list[dict[str, Any]]) -> bool:
         since = len(rows) - self._chosen(rows)["epoch"] if rows else 0

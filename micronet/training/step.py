@@ -44,9 +44,9 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
     kinds = find_matrices(model) if config.chosen("optimizer") == "muon" else {}
     groups: dict[tuple[Any, ...], dict[str, Any]] = {}
     for parameter in sorted(trained, key=lambda each: id(each) in undecayed):
-        decay = 0.0 if id(parameter) in undecayed else config.weight_decay
-        options: dict[str, Any] = {"weight_decay": decay, **kinds.get(parameter, {})}
-        groups.setdefault(tuple(options.values()), {"params": [], **options})["params"].append(parameter)
+        decays, kind = id(parameter) not in undecayed, kinds.get(parameter, {})
+        options = {"weight_decay": config.weight_decay if decays else 0.0, **kind}
+        groups.setdefault((decays, *kind.items()), {"params": [], **options})["params"].append(parameter)
     return OPTIMIZERS[config.chosen("optimizer")](list(groups.values()), lr=config.peak_lr)
 
 

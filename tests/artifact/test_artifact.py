@@ -197,6 +197,18 @@ def test_a_hostile_header_is_one_clear_error(tmp_path, change, message):
         load(path)
 
 
+@pytest.mark.parametrize(
+    "raw",
+    [{"__metadata__": 5}, {"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4, 8]}}],
+    ids=["text", "offsets"],
+)
+def test_hostile_metadata_is_one_clear_error(tmp_path, raw):
+    text = json.dumps(raw).encode()
+    (tmp_path / "a.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + bytes(4))
+    with pytest.raises(MicronetError, match="recreate it"):
+        load(tmp_path / "a.safetensors")
+
+
 def test_other_files_are_named_for_what_they_are(tmp_path):
     pickle = tmp_path / "model.pth"
     torch.save({"state_dict": {}}, pickle)

@@ -85,7 +85,7 @@ def test_its_number_of_heads_is_free():
     x = torch.randn(N, L, E)
     out, weights = ours(x, x, x, average_attn_weights=False)
     assert (ours.num_heads, out.shape, weights.shape) == (2, (N, L, E), (N, 2, L, L))
-    with pytest.raises(MicronetError, match="pass attn_mask too"):
+    with pytest.raises(MicronetError, match="pass attn_mask as well"):
         ours(x, x, x, is_causal=True)
 
 

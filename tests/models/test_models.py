@@ -109,3 +109,18 @@ def test_a_factory_may_import_its_neighbours_when_it_is_called(tmp_path):
         "from torch import nn\ndef make():\n    from neighbour_of_mine import WIDTH\n    return nn.Linear(WIDTH, 2)\n"
     )
     assert build_model(make_spec(f"{file}:make"), trusted=True).in_features == 12
+
+
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [
+        ("torchvision:resnet18", {"weights": "DEFAULT"}),  # a file must not choose a download
+        ("nin_3x3", {"conv4_kernel": 5}),
+        ("nin_gc", {"groups": [1] * 9}),
+        ("lenet_bn", {"batch_norm": False}),
+    ],
+    ids=["torchvision", "nin_3x3", "nin_gc", "lenet_bn"],
+)
+def test_what_a_name_fixes_cannot_be_overridden(name, args):
+    with pytest.raises(MicronetError, match=f"does not accept {next(iter(args))}"):
+        build_model(ModelSpec(name, args))
