@@ -69,16 +69,16 @@ def train(
         preset: Defaults for the options below. fast: Muon, linear schedule, label smoothing, alternating flips, whitened first layer in new networks, bf16 if faster on this machine, and a batch size that depends on the number of images. Stages that start from a trained network keep their own learning rates. Default: plain; fast for binary and ternary networks.
         epochs: Number of epochs; 0 skips training.
         lr: Peak learning rate. Default: 0.01 (lower in finetune and quantize).
-        device: cpu, cuda, cuda:N, or a list such as 0,1 to run one process per GPU (untested); default: cuda if available, otherwise cpu.
+        device: cpu, cuda, cuda:N, or GPU numbers such as 0,1 to run one process per GPU (untested); default: cuda if available, otherwise cpu.
         output: File to write; by default, nothing is written.
         width: Multiplier for the width of every layer (built-in networks only); default: 1.
         model_args: Arguments of the factory as JSON, for example '{"num_classes": 10}'.
         image_size: Resize and crop images to NxN pixels.
         limit: Use at most N training and N test images.
-        batch_size: Images per batch, over all processes. Default: 64; fast: 32 to 128.
+        batch_size: Images per batch, across all processes. Default: 64; fast: 32 to 128.
         accumulate: Number of batches to accumulate gradients over before each optimizer step.
         amp: Mixed-precision training. bf16 needs a GPU or a CPU with bf16 instructions; fp16 needs a GPU and is untested. Default: off; fast: bf16 if it is faster.
-        patience: Stop after N epochs without improvement in validation accuracy (ties: loss).
+        patience: Stop after N epochs without improvement in validation accuracy (ties are broken by the loss).
         weight_decay: L2 penalty on the weights.
         optimizer: Adam; SGD with Nesterov momentum 0.9; or Muon, which orthogonalizes the updates of matrices and kernels, scaled to 10 * --lr times their norm, and uses Adam for all other parameters. Default: adam; fast: muon.
         schedule: Learning-rate schedule: warmup and decay to zero, with cosine (one-cycle) or linear ramps; or division by 10 after 50%, 75% and 90% of the steps. Default: one-cycle; fast: linear.
@@ -97,7 +97,7 @@ def train(
         checkpoint_minutes: Minutes between checkpoints within an epoch (0: every step).
         compile: Compile the training step with torch.compile (untested on a GPU).
         force: Overwrite existing files.
-        progress: An object with ``step`` and ``line`` that receives progress.
+        progress: An object with ``step`` and ``line`` methods that receives progress updates.
 
     Returns: Artifact.
 
@@ -122,7 +122,7 @@ def import_model(
 ) -> Artifact:
     """Create an artifact from any network.
 
-    Imports torchvision networks, networks from your own factory, and checkpoints of the original micronet (2021).
+    Imports torchvision networks, networks built by your own factory function, and checkpoints from the original micronet (2021).
 
     Args:
         weights: Weights file (.safetensors, .pth, .pt). Default: random initial weights from --seed.
@@ -137,7 +137,7 @@ def import_model(
         image_size: Resize and crop images to NxN pixels.
         limit: Use at most N training and N test images.
         force: Overwrite existing files.
-        progress: An object with ``step`` and ``line`` that receives progress.
+        progress: An object with ``step`` and ``line`` methods that receives progress updates.
 
     Returns: Artifact.
 
@@ -198,17 +198,17 @@ def sparse_train(
         preset: Defaults for the options below. fast: Muon, linear schedule, label smoothing, alternating flips, whitened first layer in new networks, bf16 if faster on this machine, and a batch size that depends on the number of images. Stages that start from a trained network keep their own learning rates. Default: plain; fast for binary and ternary networks.
         epochs: Number of epochs; 0 skips training.
         lr: Peak learning rate. Default: 0.01 (lower in finetune and quantize).
-        device: cpu, cuda, cuda:N, or a list such as 0,1 to run one process per GPU (untested); default: cuda if available, otherwise cpu.
+        device: cpu, cuda, cuda:N, or GPU numbers such as 0,1 to run one process per GPU (untested); default: cuda if available, otherwise cpu.
         output: File to write; by default, nothing is written.
-        trust_code: Run the code recorded in the artifact.
+        trust_code: Allow code stored in the artifact to run.
         width: Multiplier for the width of every layer (built-in networks only); default: 1.
         model_args: Arguments of the factory as JSON, for example '{"num_classes": 10}'.
         image_size: Resize and crop images to NxN pixels.
         limit: Use at most N training and N test images.
-        batch_size: Images per batch, over all processes. Default: 64; fast: 32 to 128.
+        batch_size: Images per batch, across all processes. Default: 64; fast: 32 to 128.
         accumulate: Number of batches to accumulate gradients over before each optimizer step.
         amp: Mixed-precision training. bf16 needs a GPU or a CPU with bf16 instructions; fp16 needs a GPU and is untested. Default: off; fast: bf16 if it is faster.
-        patience: Stop after N epochs without improvement in validation accuracy (ties: loss).
+        patience: Stop after N epochs without improvement in validation accuracy (ties are broken by the loss).
         weight_decay: L2 penalty on the weights.
         optimizer: Adam; SGD with Nesterov momentum 0.9; or Muon, which orthogonalizes the updates of matrices and kernels, scaled to 10 * --lr times their norm, and uses Adam for all other parameters. Default: adam; fast: muon.
         schedule: Learning-rate schedule: warmup and decay to zero, with cosine (one-cycle) or linear ramps; or division by 10 after 50%, 75% and 90% of the steps. Default: one-cycle; fast: linear.
@@ -227,7 +227,7 @@ def sparse_train(
         checkpoint_minutes: Minutes between checkpoints within an epoch (0: every step).
         compile: Compile the training step with torch.compile (untested on a GPU).
         force: Overwrite existing files.
-        progress: An object with ``step`` and ``line`` that receives progress.
+        progress: An object with ``step`` and ``line`` methods that receives progress updates.
 
     Returns: Artifact.
 
@@ -305,14 +305,14 @@ def prune(
         exclude: Layers not to prune: comma-separated names or globs.
         widths: Exact widths, one per prunable group, separated by commas. Replaces --percent.
         target_params: Prune until this fraction of the parameters is left.
-        target_latency: Prune until this fraction of the latency is left: one image in ONNX Runtime, measured on this machine.
+        target_latency: Prune until the latency is this fraction of the original (for one image in ONNX Runtime on this machine).
         preset: Defaults for the options below. fast: Muon, linear schedule, label smoothing, alternating flips, whitened first layer in new networks, bf16 if faster on this machine, and a batch size that depends on the number of images. Stages that start from a trained network keep their own learning rates. Default: plain; fast for binary and ternary networks.
         epochs: Number of epochs; 0 skips training.
         lr: Peak learning rate. Default: 0.01 (lower in finetune and quantize).
-        batch_size: Images per batch, over all processes. Default: 64; fast: 32 to 128.
+        batch_size: Images per batch, across all processes. Default: 64; fast: 32 to 128.
         accumulate: Number of batches to accumulate gradients over before each optimizer step.
         amp: Mixed-precision training. bf16 needs a GPU or a CPU with bf16 instructions; fp16 needs a GPU and is untested. Default: off; fast: bf16 if it is faster.
-        patience: Stop after N epochs without improvement in validation accuracy (ties: loss).
+        patience: Stop after N epochs without improvement in validation accuracy (ties are broken by the loss).
         weight_decay: L2 penalty on the weights.
         optimizer: Adam; SGD with Nesterov momentum 0.9; or Muon, which orthogonalizes the updates of matrices and kernels, scaled to 10 * --lr times their norm, and uses Adam for all other parameters. Default: adam; fast: muon.
         schedule: Learning-rate schedule: warmup and decay to zero, with cosine (one-cycle) or linear ramps; or division by 10 after 50%, 75% and 90% of the steps. Default: one-cycle; fast: linear.
@@ -330,12 +330,12 @@ def prune(
         max_time: Minutes after which training saves a checkpoint and stops with exit code 3; continue with --resume.
         checkpoint_minutes: Minutes between checkpoints within an epoch (0: every step).
         compile: Compile the training step with torch.compile (untested on a GPU).
-        model: path/to/file.py:factory, to confirm that the artifact may run the code that built its network.
-        trust_code: Run the code recorded in the artifact.
+        model: path/to/file.py:factory, your copy of the code that built the network; passing it allows that code to run.
+        trust_code: Allow code stored in the artifact to run.
         image_size: Resize and crop images to NxN pixels.
         limit: Use at most N training and N test images.
         force: Overwrite existing files.
-        progress: An object with ``step`` and ``line`` that receives progress.
+        progress: An object with ``step`` and ``line`` methods that receives progress updates.
 
     Returns: Artifact.
 
@@ -389,16 +389,16 @@ def finetune(
         preset: Defaults for the options below. fast: Muon, linear schedule, label smoothing, alternating flips, whitened first layer in new networks, bf16 if faster on this machine, and a batch size that depends on the number of images. Stages that start from a trained network keep their own learning rates. Default: plain; fast for binary and ternary networks.
         epochs: Number of epochs; 0 skips training.
         lr: Peak learning rate. Default: 0.01 (lower in finetune and quantize).
-        device: cpu, cuda, cuda:N, or a list such as 0,1 to run one process per GPU (untested); default: cuda if available, otherwise cpu.
+        device: cpu, cuda, cuda:N, or GPU numbers such as 0,1 to run one process per GPU (untested); default: cuda if available, otherwise cpu.
         output: File to write; by default, nothing is written.
-        model: path/to/file.py:factory, to confirm that the artifact may run the code that built its network.
-        trust_code: Run the code recorded in the artifact.
+        model: path/to/file.py:factory, your copy of the code that built the network; passing it allows that code to run.
+        trust_code: Allow code stored in the artifact to run.
         image_size: Resize and crop images to NxN pixels.
         limit: Use at most N training and N test images.
-        batch_size: Images per batch, over all processes. Default: 64; fast: 32 to 128.
+        batch_size: Images per batch, across all processes. Default: 64; fast: 32 to 128.
         accumulate: Number of batches to accumulate gradients over before each optimizer step.
         amp: Mixed-precision training. bf16 needs a GPU or a CPU with bf16 instructions; fp16 needs a GPU and is untested. Default: off; fast: bf16 if it is faster.
-        patience: Stop after N epochs without improvement in validation accuracy (ties: loss).
+        patience: Stop after N epochs without improvement in validation accuracy (ties are broken by the loss).
         weight_decay: L2 penalty on the weights.
         optimizer: Adam; SGD with Nesterov momentum 0.9; or Muon, which orthogonalizes the updates of matrices and kernels, scaled to 10 * --lr times their norm, and uses Adam for all other parameters. Default: adam; fast: muon.
         schedule: Learning-rate schedule: warmup and decay to zero, with cosine (one-cycle) or linear ramps; or division by 10 after 50%, 75% and 90% of the steps. Default: one-cycle; fast: linear.
@@ -417,7 +417,7 @@ def finetune(
         checkpoint_minutes: Minutes between checkpoints within an epoch (0: every step).
         compile: Compile the training step with torch.compile (untested on a GPU).
         force: Overwrite existing files.
-        progress: An object with ``step`` and ``line`` that receives progress.
+        progress: An object with ``step`` and ``line`` methods that receives progress updates.
 
     Returns: Artifact.
 
@@ -508,21 +508,21 @@ def quantize(
         data: Name of a data set, a folder or an .npz file, or batches: tensors of shape (N, ...), or tuples that start with one.
         epochs: Number of epochs; 0 skips training.
         output: File to write; by default, nothing is written.
-        trust_code: Run the code recorded in the artifact.
+        trust_code: Allow code stored in the artifact to run.
         calibrator: How to choose activation ranges: minimum and maximum, a percentile, least KL divergence (entropy), or least squared error (mse).
         percentile: Percentage of values inside the range, for --calibrator percentile.
         calib_batches: Number of calibration batches of 64 images.
         calib_data: Folder of calibration images, labeled or not; or none to generate images from batch-norm statistics (--mode ptq). Default: training images.
         calib_cache: Cache file for activation statistics: read if it exists, otherwise written. Valid for any bit width.
-        float_weights: Fraction of QAT steps, from the start, with quantized activations but float weights. Default: 0.5 for binary or ternary weights with binary activations, otherwise 0.
+        float_weights: Fraction of QAT steps at the start that use quantized activations but float weights. Default: 0.5 for binary weights and activations, otherwise 0.
         q_level: One weight scale per output channel, or one per layer.
         weight_observer: Weight ranges: minimum and maximum of the current weights, or a moving average over training steps (iao only).
         a_sign: Integer type of nonnegative activations with --q-type sym: unsigned (auto), or signed for TensorRT.
         first_last: Precision of the first and last layers. auto: float if weights are binary or ternary, otherwise at least 8 bits. 8bit-input: weights as in the other layers, activations at 8 bits.
-        a_gain: DoReFa clips activations to 0..1/gain: 1 as in the paper; 0.1 allows 0 to 10.
+        a_gain: Gain of DoReFa activations, which are clipped to 0..1/gain: 1 as in the paper, or 0.1 for 0 to 10.
         a_ste: Gradient estimator for binary activations.
         w_ste: Gradient estimator for binary and ternary weights.
-        w_center: Subtract the mean over its inputs from each binary weight before its sign.
+        w_center: Subtract the mean over the inputs from binary weights before taking their signs.
         no_alpha: Disable the per-channel scale (alpha) of binary and ternary weights.
         bn_fuse: Fold batch norms into the preceding convolutions during training.
         include: Quantize only these layers: comma-separated names or globs.
@@ -532,9 +532,9 @@ def quantize(
         weight_calibrator: How to choose weight scales: from the largest weight, or to minimize the output error of each layer in turn (iao).
         reconstruct: Learn weight rounding to preserve the outputs of each layer, or of each block of layers (which also learns activation scales); for 4 bits or fewer (iao). Use about 1,000 images: --calib-batches 16.
         adaround: Same as --reconstruct layer.
-        bias_correct: Correct biases so that the mean output of every layer matches the float network.
+        bias_correct: Correct biases so that the mean output of every layer matches that of the float network.
         bn_reestimate: Re-estimate batch-norm statistics in the quantized network.
-        target_drop: Keep the most sensitive layers at 8 bits until the validation accuracy drops by at most this many percentage points.
+        target_drop: Keep the most sensitive layers at 8 bits, as many as needed to limit the drop in validation accuracy to this many percentage points.
         model: nin, nin_gc, resnet18, torchvision:NAME, pkg.mod:factory or path/to/file.py:factory (which runs that code); default: nin.
         width: Multiplier for the width of every layer (built-in networks only); default: 1.
         model_args: Arguments of the factory as JSON, for example '{"num_classes": 10}'.
@@ -542,10 +542,10 @@ def quantize(
         limit: Use at most N training and N test images.
         preset: Defaults for the options below. fast: Muon, linear schedule, label smoothing, alternating flips, whitened first layer in new networks, bf16 if faster on this machine, and a batch size that depends on the number of images. Stages that start from a trained network keep their own learning rates. Default: plain; fast for binary and ternary networks.
         lr: Peak learning rate. Default: 0.01 (lower in finetune and quantize).
-        batch_size: Images per batch, over all processes. Default: 64; fast: 32 to 128.
+        batch_size: Images per batch, across all processes. Default: 64; fast: 32 to 128.
         accumulate: Number of batches to accumulate gradients over before each optimizer step.
         amp: Mixed-precision training. bf16 needs a GPU or a CPU with bf16 instructions; fp16 needs a GPU and is untested. Default: off; fast: bf16 if it is faster.
-        patience: Stop after N epochs without improvement in validation accuracy (ties: loss).
+        patience: Stop after N epochs without improvement in validation accuracy (ties are broken by the loss).
         weight_decay: L2 penalty on the weights.
         optimizer: Adam; SGD with Nesterov momentum 0.9; or Muon, which orthogonalizes the updates of matrices and kernels, scaled to 10 * --lr times their norm, and uses Adam for all other parameters. Default: adam; fast: muon.
         schedule: Learning-rate schedule: warmup and decay to zero, with cosine (one-cycle) or linear ramps; or division by 10 after 50%, 75% and 90% of the steps. Default: one-cycle; fast: linear.
@@ -559,13 +559,13 @@ def quantize(
         distill_weight: Weight of the soft labels in the loss.
         temperature: Softmax temperature of teacher and student in distillation.
         seed: Seed for initial weights, shuffling, augmentation and the validation split.
-        device: cpu, cuda, cuda:N, or a list such as 0,1 to run one process per GPU (untested); default: cuda if available, otherwise cpu.
+        device: cpu, cuda, cuda:N, or GPU numbers such as 0,1 to run one process per GPU (untested); default: cuda if available, otherwise cpu.
         resume: Resume an interrupted training run.
         max_time: Minutes after which training saves a checkpoint and stops with exit code 3; continue with --resume.
         checkpoint_minutes: Minutes between checkpoints within an epoch (0: every step).
         compile: Compile the training step with torch.compile (untested on a GPU).
         force: Overwrite existing files.
-        progress: An object with ``step`` and ``line`` that receives progress.
+        progress: An object with ``step`` and ``line`` methods that receives progress updates.
 
     Returns: Artifact.
 
@@ -589,9 +589,9 @@ def fuse(
         artifact: An artifact (.safetensors).
         output: File to write; by default, nothing is written.
         force: Overwrite existing files.
-        model: path/to/file.py:factory, to confirm that the artifact may run the code that built its network.
-        trust_code: Run the code recorded in the artifact.
-        progress: An object with ``step`` and ``line`` that receives progress.
+        model: path/to/file.py:factory, your copy of the code that built the network; passing it allows that code to run.
+        trust_code: Allow code stored in the artifact to run.
+        progress: An object with ``step`` and ``line`` methods that receives progress updates.
 
     Returns: Artifact.
 
@@ -618,7 +618,7 @@ def export_onnx(
     check_images: int = 256,
     progress: Progress | None = None,
 ) -> ModelProto:
-    """Export to ONNX, with quantized weights as int8.
+    """Export a network to ONNX, with quantized weights as int8.
 
     The result is checked in ONNX Runtime, and nothing is written if it differs from torch: if more than 1% of the predicted classes change, if a quantized layer is off by more than one step for the same input, or if the scores of a float network differ by more than 0.1% (fp16: 2%). If every layer agrees but the scores differ by more than 1%, a warning is printed. To find out what makes the file slow, run micronet check-onnx.
 
@@ -631,15 +631,15 @@ def export_onnx(
         precision: Precision of float networks. fp16 halves the file size; inputs and outputs remain float32.
         data: Name of a data set, a folder or an .npz file, or batches: tensors of shape (N, ...), or tuples that start with one.
         output: File to write; by default, nothing is written.
-        int4_storage: Pack weights of 4 bits or fewer two per byte: smaller files, but slower in ONNX Runtime.
+        int4_storage: Store weights of 4 bits or fewer two per byte; the file is smaller, but slower in ONNX Runtime.
         embed_preprocessing: Accept 8-bit pixels as input, with the normalization built into the file.
-        model: path/to/file.py:factory, to confirm that the artifact may run the code that built its network.
-        trust_code: Run the code recorded in the artifact.
+        model: path/to/file.py:factory, your copy of the code that built the network; passing it allows that code to run.
+        trust_code: Allow code stored in the artifact to run.
         image_size: Resize and crop images to NxN pixels.
         limit: Use at most N training and N test images.
         force: Overwrite existing files.
         check_images: Number of test images used to check that the exported network agrees with torch.
-        progress: An object with ``step`` and ``line`` that receives progress.
+        progress: An object with ``step`` and ``line`` methods that receives progress updates.
 
     Returns: ModelProto.
 
@@ -653,15 +653,15 @@ def check_onnx(
     strict: bool = False,
     progress: Progress | None = None,
 ) -> list[Finding]:
-    """Find what makes an ONNX file slow or wrong.
+    """Find out what makes an ONNX model slow or inaccurate.
 
-    Errors mean wrong results, or a file that does not load or build. Warnings mean a slow or large file. Notes depend on the machine.
+    Errors mean wrong results, or a file that does not load or build. Warnings mean a slow or large file. Whether a note matters depends on the machine.
 
     Args:
         file: An .onnx file, from micronet or any other tool.
         target: Target runtime.
         strict: Exit with code 1 if there are errors or warnings.
-        progress: An object with ``step`` and ``line`` that receives progress.
+        progress: An object with ``step`` and ``line`` methods that receives progress updates.
 
     Returns: list[Finding].
 
@@ -681,7 +681,7 @@ def pack(
     check_images: int = 256,
     progress: Progress | None = None,
 ) -> Program:
-    """Pack a network into 1 to 8 bits per weight.
+    """Pack a network into a file with 1 to 8 bits per weight.
 
     Batch norms are folded; with binary activations, scales, biases and batch norms become one threshold per channel. The file runs without torch, in evaluate, compare and predict. Nothing is written if the format does not support the network, or if the packed network and torch predict different classes for any test image.
 
@@ -689,13 +689,13 @@ def pack(
         artifact: An artifact (.safetensors).
         data: Name of a data set, a folder or an .npz file.
         output: File to write; by default, nothing is written.
-        model: path/to/file.py:factory, to confirm that the artifact may run the code that built its network.
-        trust_code: Run the code recorded in the artifact.
+        model: path/to/file.py:factory, your copy of the code that built the network; passing it allows that code to run.
+        trust_code: Allow code stored in the artifact to run.
         image_size: Resize and crop images to NxN pixels.
         limit: Use at most N training and N test images.
         force: Overwrite existing files.
         check_images: Number of test images used to check that the exported network agrees with torch.
-        progress: An object with ``step`` and ``line`` that receives progress.
+        progress: An object with ``step`` and ``line`` methods that receives progress updates.
 
     Returns: Program.
 
@@ -734,28 +734,28 @@ def trt_build(
 
     Args:
         artifact: An artifact or an .onnx file.
-        precision: auto: int8 if the network is quantized, otherwise fp32. For int8, float networks are calibrated first.
+        precision: Precision of the engine. auto: int8 if the network is quantized, otherwise fp32. For int8, float networks are calibrated first.
         min_shape: Minimum input shape, NxCxHxW; separate multiple profiles with commas. Default: batch 1.
         opt_shape: Input shape to optimize for. Default: batch 8.
         max_shape: Maximum input shape. Default: batch 32.
         backend: Library to use: TensorRT must build on the GPU that will run the engine; TensorRT-RTX can build on any machine.
         data: Name of a data set, a folder or an .npz file.
         output: File to write; by default, nothing is written.
-        workspace: GPU memory for scratch space, in GiB.
+        workspace: Maximum GPU memory for scratch space, in GiB.
         optimization_level: Optimization level, from 0 (fast build) to 5 (exhaustive search for fast kernels).
-        timing_cache: File of kernel timings that makes later builds faster; read if it exists, and updated. TensorRT only.
+        timing_cache: File of kernel timings that makes later builds faster; read if it exists, then updated. TensorRT only.
         compute_capability: Compute capabilities that TensorRT-RTX builds for, for example 8.6 or 8.6,8.9; default: all supported ones.
         calibrator: How to choose activation ranges: minimum and maximum, a percentile, least KL divergence (entropy), or least squared error (mse).
         percentile: Percentage of values inside the range, for --calibrator percentile.
         calib_batches: Number of calibration batches of 64 images.
         calib_data: Folder of calibration images, labeled or not; or none to generate images from batch-norm statistics (--mode ptq). Default: training images.
         calib_cache: Cache file for activation statistics: read if it exists, otherwise written. Valid for any bit width.
-        model: path/to/file.py:factory, to confirm that the artifact may run the code that built its network.
-        trust_code: Run the code recorded in the artifact.
+        model: path/to/file.py:factory, your copy of the code that built the network; passing it allows that code to run.
+        trust_code: Allow code stored in the artifact to run.
         image_size: Resize and crop images to NxN pixels.
         limit: Use at most N training and N test images.
         force: Overwrite existing files.
-        progress: An object with ``step`` and ``line`` that receives progress.
+        progress: An object with ``step`` and ``line`` methods that receives progress updates.
 
     Returns: Engine.
 
@@ -781,7 +781,7 @@ def trt_eval(
 ) -> dict[str, object]:
     """Evaluate a TensorRT engine on an NVIDIA GPU.
 
-    Reports accuracy or mean IoU, and latency and throughput by batch size. Needs pycuda and the library that built the engine, in the same version. Not yet tested on a GPU.
+    Reports accuracy or mean IoU, and latency and throughput by batch size. Requires pycuda and the same version of the library that built the engine. Not yet tested on a GPU.
 
     Args:
         file: An .engine file from trt-build.
@@ -791,13 +791,13 @@ def trt_eval(
         device: Device for torch: cpu, cuda or cuda:N; default: cuda if available, otherwise cpu.
         threads: Number of CPU threads; default: OMP_NUM_THREADS, or one per core.
         segmentation: For segmentation networks: a folder with images/NAME.jpg and labels/NAME.png.
-        sizes: For segmentation networks: average the scores over these sizes, each a shorter side or HxW; default: the engine's size.
+        sizes: For segmentation networks: average the scores over these sizes, each given as a shorter side or as HxW; default: the engine's size.
         image_size: Resize and crop images to NxN pixels.
         limit: Use at most N training and N test images.
-        model: path/to/file.py:factory, to confirm that the artifact may run the code that built its network.
-        trust_code: Run the code recorded in the artifact.
+        model: path/to/file.py:factory, your copy of the code that built the network; passing it allows that code to run.
+        trust_code: Allow code stored in the artifact to run.
         arithmetic: ONNX Runtime's int8 arithmetic: exact, or fast but with sums that can saturate on x86 CPUs without VNNI.
-        progress: An object with ``step`` and ``line`` that receives progress.
+        progress: An object with ``step`` and ``line`` methods that receives progress updates.
 
     Returns: dict[str, object].
 
@@ -828,10 +828,10 @@ def evaluate(
         threads: Number of CPU threads; default: OMP_NUM_THREADS, or one per core.
         image_size: Resize and crop images to NxN pixels.
         limit: Use at most N training and N test images.
-        model: path/to/file.py:factory, to confirm that the artifact may run the code that built its network.
-        trust_code: Run the code recorded in the artifact.
+        model: path/to/file.py:factory, your copy of the code that built the network; passing it allows that code to run.
+        trust_code: Allow code stored in the artifact to run.
         arithmetic: ONNX Runtime's int8 arithmetic: exact, or fast but with sums that can saturate on x86 CPUs without VNNI.
-        progress: An object with ``step`` and ``line`` that receives progress.
+        progress: An object with ``step`` and ``line`` methods that receives progress updates.
 
     Returns: Row.
 
@@ -852,22 +852,22 @@ def compare(
     arithmetic: Literal['exact', 'fast'] = 'exact',
     progress: Progress | None = None,
 ) -> list[Row]:
-    """Compare networks: accuracy, MACs, size, latency.
+    """Compare the accuracy, MACs, size and latency of networks.
 
     The first network is the reference. Latencies are measured on this machine, alternating between the networks. Sizes are file sizes; artifacts store float weights for further training, so quantization only reduces the size of exported files.
 
     Args:
         files: Artifacts, .onnx, .packed and .engine files.
-        max_drop: Exit with code 1 if the accuracy of any network is more than this many percentage points below the first.
+        max_drop: Exit with code 1 if the accuracy of any network is more than this many percentage points below that of the first.
         data: Name of a data set, a folder or an .npz file.
         device: Device for torch: cpu, cuda or cuda:N; default: cuda if available, otherwise cpu.
         threads: Number of CPU threads; default: OMP_NUM_THREADS, or one per core.
         image_size: Resize and crop images to NxN pixels.
         limit: Use at most N training and N test images.
-        model: path/to/file.py:factory, to confirm that the artifact may run the code that built its network.
-        trust_code: Run the code recorded in the artifact.
+        model: path/to/file.py:factory, your copy of the code that built the network; passing it allows that code to run.
+        trust_code: Allow code stored in the artifact to run.
         arithmetic: ONNX Runtime's int8 arithmetic: exact, or fast but with sums that can saturate on x86 CPUs without VNNI.
-        progress: An object with ``step`` and ``line`` that receives progress.
+        progress: An object with ``step`` and ``line`` methods that receives progress updates.
 
     Returns: list[Row].
 
@@ -886,7 +886,7 @@ def predict(
     arithmetic: Literal['exact', 'fast'] = 'exact',
     progress: Progress | None = None,
 ) -> list[Prediction]:
-    """Classify images; print the most likely classes.
+    """Classify images and print the most likely classes.
 
     Args:
         file: An artifact, or an .onnx, .packed or .engine file.
@@ -894,10 +894,10 @@ def predict(
         top: Number of classes to list per image.
         device: Device for torch: cpu, cuda or cuda:N; default: cuda if available, otherwise cpu.
         threads: Number of CPU threads; default: OMP_NUM_THREADS, or one per core.
-        model: path/to/file.py:factory, to confirm that the artifact may run the code that built its network.
-        trust_code: Run the code recorded in the artifact.
+        model: path/to/file.py:factory, your copy of the code that built the network; passing it allows that code to run.
+        trust_code: Allow code stored in the artifact to run.
         arithmetic: ONNX Runtime's int8 arithmetic: exact, or fast but with sums that can saturate on x86 CPUs without VNNI.
-        progress: An object with ``step`` and ``line`` that receives progress.
+        progress: An object with ``step`` and ``line`` methods that receives progress updates.
 
     Returns: list[Prediction].
 
@@ -913,7 +913,7 @@ def inspect(
 
     Args:
         artifact: An artifact (.safetensors).
-        progress: An object with ``step`` and ``line`` that receives progress.
+        progress: An object with ``step`` and ``line`` methods that receives progress updates.
 
     Returns: dict[str, object].
 
@@ -955,13 +955,13 @@ def sensitivity(
     trust_code: bool = False,
     progress: Progress | None = None,
 ) -> list[LayerSensitivity]:
-    """Measure each layer's sensitivity to few bits.
+    """Measure each layer's sensitivity to quantization.
 
     Quantizes one layer at a time and reports the signal-to-noise ratio of the scores and the accuracy drop on the validation images. The most sensitive layers are listed first.
 
     Args:
         artifact: An artifact (.safetensors).
-        plot: Plot the layers to a .png or .svg file (needs matplotlib).
+        plot: Save a plot of the sensitivity as a .png or .svg file (needs matplotlib).
         method: Quantization scheme for numeric bit widths.
         w_bits: Bits per weight: 2 to 16, binary, ternary, or 32 for float.
         a_bits: Bits per activation: 2 to 16, binary, or 32 for float.
@@ -972,10 +972,10 @@ def sensitivity(
         weight_observer: Weight ranges: minimum and maximum of the current weights, or a moving average over training steps (iao only).
         a_sign: Integer type of nonnegative activations with --q-type sym: unsigned (auto), or signed for TensorRT.
         first_last: Precision of the first and last layers. auto: float if weights are binary or ternary, otherwise at least 8 bits. 8bit-input: weights as in the other layers, activations at 8 bits.
-        a_gain: DoReFa clips activations to 0..1/gain: 1 as in the paper; 0.1 allows 0 to 10.
+        a_gain: Gain of DoReFa activations, which are clipped to 0..1/gain: 1 as in the paper, or 0.1 for 0 to 10.
         a_ste: Gradient estimator for binary activations.
         w_ste: Gradient estimator for binary and ternary weights.
-        w_center: Subtract the mean over its inputs from each binary weight before its sign.
+        w_center: Subtract the mean over the inputs from binary weights before taking their signs.
         no_alpha: Disable the per-channel scale (alpha) of binary and ternary weights.
         bn_fuse: Fold batch norms into the preceding convolutions during training.
         include: Quantize only these layers: comma-separated names or globs.
@@ -986,12 +986,12 @@ def sensitivity(
         calib_batches: Number of calibration batches of 64 images.
         calib_data: Folder of calibration images, labeled or not; or none to generate images from batch-norm statistics (--mode ptq). Default: training images.
         calib_cache: Cache file for activation statistics: read if it exists, otherwise written. Valid for any bit width.
-        float_weights: Fraction of QAT steps, from the start, with quantized activations but float weights. Default: 0.5 for binary or ternary weights with binary activations, otherwise 0.
+        float_weights: Fraction of QAT steps at the start that use quantized activations but float weights. Default: 0.5 for binary weights and activations, otherwise 0.
         image_size: Resize and crop images to NxN pixels.
         limit: Use at most N training and N test images.
-        model: path/to/file.py:factory, to confirm that the artifact may run the code that built its network.
-        trust_code: Run the code recorded in the artifact.
-        progress: An object with ``step`` and ``line`` that receives progress.
+        model: path/to/file.py:factory, your copy of the code that built the network; passing it allows that code to run.
+        trust_code: Allow code stored in the artifact to run.
+        progress: An object with ``step`` and ``line`` methods that receives progress updates.
 
     Returns: list[LayerSensitivity].
 
@@ -1016,10 +1016,10 @@ def run_recipe(
         recipe: A TOML file, or the name of a bundled recipe such as digits.
         output: File to write; by default, nothing is written.
         data: Name of a data set, a folder or an .npz file.
-        device: cpu, cuda or cuda:N, for every stage.
+        device: Device for every stage: cpu, cuda or cuda:N.
         from_stage: Rerun this stage and all later ones, even if they are unchanged.
         force: Rerun every stage, even if it is unchanged.
-        progress: An object with ``step`` and ``line`` that receives progress.
+        progress: An object with ``step`` and ``line`` methods that receives progress updates.
 
     Returns: list[Row].
 

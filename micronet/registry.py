@@ -80,16 +80,20 @@ STAGES = {
     "finetune": Command("micronet.stages.train:Finetune", "Continue training an artifact."),
     "quantize": Command("micronet.stages.quantize:Quantize", "Quantize a network with or without training (QAT, PTQ)."),
     "bn-fuse": Command("micronet.stages.bn_fuse:BnFuse", "Fold every batch norm into the layer before it."),
-    "export-onnx": Command("micronet.stages.export:ExportOnnx", "Export to ONNX, with quantized weights as int8."),
-    "check-onnx": Command("micronet.stages.export:CheckOnnx", "Find what makes an ONNX file slow or wrong."),
-    "pack": Command("micronet.stages.export:Pack", "Pack a network into 1 to 8 bits per weight."),
+    "export-onnx": Command(
+        "micronet.stages.export:ExportOnnx", "Export a network to ONNX, with quantized weights as int8."
+    ),
+    "check-onnx": Command("micronet.stages.export:CheckOnnx", "Find out what makes an ONNX model slow or inaccurate."),
+    "pack": Command("micronet.stages.export:Pack", "Pack a network into a file with 1 to 8 bits per weight."),
     "trt-build": Command("micronet.stages.trt_build:TrtBuild", "Build a strongly typed TensorRT engine."),
     "trt-eval": Command("micronet.stages.trt_eval:TrtEval", "Evaluate a TensorRT engine on an NVIDIA GPU."),
     "evaluate": Command("micronet.stages.evaluate:Evaluate", "Measure the accuracy, loss and latency of a network."),
-    "compare": Command("micronet.stages.evaluate:Compare", "Compare networks: accuracy, MACs, size, latency."),
-    "predict": Command("micronet.stages.evaluate:Predict", "Classify images; print the most likely classes."),
+    "compare": Command("micronet.stages.evaluate:Compare", "Compare the accuracy, MACs, size and latency of networks."),
+    "predict": Command("micronet.stages.evaluate:Predict", "Classify images and print the most likely classes."),
     "inspect": Command("micronet.stages.inspect_artifact:Inspect", "Show an artifact's network, history and layers."),
-    "sensitivity": Command("micronet.stages.sensitivity:Sensitivity", "Measure each layer's sensitivity to few bits."),
+    "sensitivity": Command(
+        "micronet.stages.sensitivity:Sensitivity", "Measure each layer's sensitivity to quantization."
+    ),
 }
 # Every command: the stages, and what works on recipes.
 COMMANDS = {

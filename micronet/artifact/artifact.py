@@ -96,7 +96,9 @@ def check_builds(artifact: Artifact) -> None:
             built = _replay(build_model(artifact.spec, trusted=True), artifact.history, name)
         _check_fit(built.state_dict(), artifact.model.state_dict(), "the network to be saved")
     except MicronetError as error:
-        raise MicronetError(f"build={name!r} builds a different network ({error}); correct build") from error
+        raise MicronetError(
+            f"build={name!r} builds a different network ({error}); pass the factory of this network as build"
+        ) from error
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], key: str, header: dict[str, Any]) -> None:

@@ -54,7 +54,7 @@ def preprocessing(name: str, mean: str | None, std: str | None) -> DataSpec:
         return DataSpec(**IMAGENET) if name.startswith(TORCHVISION) else DataSpec()  # type: ignore[arg-type]
     means, stds = _numbers(mean, "--mean"), _numbers(std, "--std")
     if len(means) != len(stds) or min(stds) <= 0:
-        raise MicronetError("--mean and --std take one number per channel, and every --std must be positive")
+        raise MicronetError("--mean and --std take one number per channel, and every value of --std must be positive")
     return DataSpec(mean=means, std=stds)
 
 

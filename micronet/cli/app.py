@@ -53,8 +53,8 @@ app = typer.Typer(
     name="micronet",
     cls=_Group,
     no_args_is_help=True,
-    help="Make neural networks small and fast, and deploy them.\n\nEvery command reads an artifact (one .safetensors "
-    "file), does one thing and writes a new one.",
+    help="Make neural networks small and fast, and deploy them.\n\nMost commands read an artifact (a .safetensors "
+    "file), do one thing and write a new file.",
     **_LOOK,
 )
 

@@ -27,7 +27,7 @@ _NAMES = {
 }
 ORIGINAL_WIDTHS = ("154", "162", "144", "304", "320", "320", "608", "584")  # what it printed for nin_gc
 _ARTIFACT_KNOWS = ("prune", "finetune", "bn-fuse")  # read what an artifact is from the artifact
-_PRUNED = "a pruned network is an ordinary artifact; run: micronet quantize pruned.safetensors"
+_PRUNED = "pruned networks are now ordinary artifacts; run: micronet quantize pruned.safetensors"
 _ANSWERS = {
     "--ptq": "post-training quantization is now a mode; run: micronet quantize ARTIFACT --mode ptq",
     "--ptq-control": "post-training quantization is now a mode; run: micronet quantize ARTIFACT --mode ptq",
@@ -126,7 +126,9 @@ def _refine(option: str, command: str, rest: list[str]) -> list[str]:
     """``--refine FILE``: the file is the command's artifact today."""
     target = "finetune" if command == "train" else command
     if not rest:
-        raise MicronetError(f"{option} needs a file, for example: micronet {target} pruned.safetensors")
+        raise MicronetError(
+            f"{option} needs a file; pass it as an argument, for example: micronet {target} pruned.safetensors"
+        )
     path = _artifact(option, target, rest.pop(0))
     if command == "train":
         raise MicronetError(
@@ -176,7 +178,7 @@ def _resume(option: str, command: str, rest: list[str]) -> list[str]:
     if rest and rest[0].endswith((".pth", ".pt")):
         raise MicronetError(
             f"{option} does not take a file; rerun the interrupted command with {option} to continue from its "
-            f"checkpoint. To start from {rest[0]}, run: micronet import --model nin --weights {rest[0]}"
+            f"checkpoint. To start from the weights in {rest[0]}, run: micronet import --model nin --weights {rest[0]}"
         )
     return [option]
 

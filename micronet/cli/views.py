@@ -92,7 +92,7 @@ def _quantize(summary: Any) -> None:
         print_table(("layer", "weight", "input", "note"), [tuple(row.values()) for row in summary])
     elif "float_test_accuracy" in summary:
         now, before = summary["test_accuracy"], summary["float_test_accuracy"]
-        print_line(f"{_wrote(summary)}  test accuracy {now:.2%}, float file {before:.2%}")
+        print_line(f"{_wrote(summary)}  test accuracy {now:.2%} (float model: {before:.2%})")
     else:
         _written(summary)
         for name, why in summary["left_float"].items():
@@ -174,7 +174,7 @@ def _trt_eval(summary: dict[str, Any]) -> None:
     for timing in summary["timings"]:
         times = [f"{timing[key]:.2f} ms" for key in ("p50_ms", "p95_ms", "p99_ms", "device_ms")]
         rows.append(("x".join(map(str, timing["shape"])), *times, f"{timing['images_per_second']:,.0f}"))
-    print_table(("input", "p50", "p95", "p99", "GPU alone", "images/s"), rows)
+    print_table(("input", "p50", "p95", "p99", "GPU only", "images/s"), rows)
 
 
 def _evaluate(summary: dict[str, Any]) -> None:
@@ -267,7 +267,7 @@ def _sensitivity(summary: list[dict[str, Any]]) -> None:
     for row in summary:
         bar = "█" * max(0, round(BAR * min(1, row["sqnr_db"] / largest)))
         rows.append((row["layer"], f"{row['sqnr_db']:.1f} dB", bar, f"{100 * row['drop']:+.2f} pt"))
-    print_table(("layer", "SQNR", "", "drop alone"), rows)
+    print_table(("layer", "SQNR", "", "accuracy drop"), rows)
 
 
 _VIEWS: dict[str, Callable[[Any], None]] = {

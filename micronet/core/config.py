@@ -113,7 +113,7 @@ def build(config: type[C], values: Mapping[str, Any]) -> C:
         if name not in known:
             raise unknown("setting", name, known)
     if missing := [option for option in known.values() if option.required and option.name not in values]:
-        raise MicronetError(f"{_spelled(missing[0].field)} is required; {missing[0].about['help']}")
+        raise MicronetError(f"{_spelled(missing[0].field)} is required: {missing[0].about['help']}")
     made: dict[str, Any] = {}
     for item in fields(config):  # type: ignore[arg-type]  # a dataclass
         inner = item.metadata.get("group")

@@ -40,11 +40,12 @@ def check_output_path(path: Path, force: bool, suffix: str = ".safetensors") -> 
     """Raise MicronetError if ``path`` has another suffix, cannot be written, or exists without ``force``."""
     if path.suffix != suffix:
         raise MicronetError(
-            f"{path} does not end in {suffix}, the suffix that this command writes; change the name with -o"
+            f"{path} does not end in {suffix}, the suffix of the files that this command writes; choose another name "
+            "with -o"
         )
     check_writable(path)
     if path.exists() and not force:
-        raise MicronetError(f"{path} exists; add --force to overwrite it, or choose another name with -o")
+        raise MicronetError(f"{path} already exists; add --force to overwrite it, or choose another name with -o")
 
 
 def check_cache_path(path: Path | None) -> None:

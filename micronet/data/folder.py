@@ -66,12 +66,14 @@ def _first_size(part: Path, classes: list[str]) -> int:
         with open_image(path) as image:
             width, height = image.size
         if width != height:
-            raise MicronetError(f"{path} is {width}x{height}, not square; add --image-size N to resize and crop to NxN")
+            raise MicronetError(
+                f"{path} is {width}x{height}, not square; add --image-size N to resize and crop all images to NxN"
+            )
         return width
     raise _no_images(part)
 
 
 def _no_images(part: Path) -> MicronetError:
     return MicronetError(
-        f"{part} has no images in its class folders; supported file types: {', '.join(sorted(SUFFIXES))}"
+        f"{part} has no images in its class folders; add some (supported file types: {', '.join(sorted(SUFFIXES))})"
     )

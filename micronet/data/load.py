@@ -97,7 +97,7 @@ def _call(name: str) -> Mapping[str, Any]:
         with registry.importable_from(Path.cwd()):
             result = getattr(import_module(module), attribute)()
     except Exception as error:
-        raise MicronetError(f"--data {name} failed: {type(error).__name__}: {error}") from error
+        raise MicronetError(f"--data {name} failed ({type(error).__name__}: {error}); fix the code") from error
     if not isinstance(result, Mapping):
         raise MicronetError(f"--data {name} returned a {type(result).__name__}; it must return a dict of arrays")
     return result
@@ -143,7 +143,9 @@ def open_arrays(stored: Mapping[str, Any], image_size: int | None) -> DataSource
 def _from_arrays(stored: Mapping[str, Any], part: str, image_size: int | None) -> MemorySplit:
     x, y = np.ascontiguousarray(stored[f"x_{part}"]), np.asarray(stored[f"y_{part}"])
     if x.dtype != np.uint8 or y.dtype.kind not in "iu":
-        raise MicronetError(f"x_{part} is {x.dtype}, y_{part} is {y.dtype}; expected uint8 images and integer labels")
+        raise MicronetError(
+            f"x_{part} is {x.dtype} and y_{part} is {y.dtype}; expected uint8 images and integer labels"
+        )
     if x.ndim == 3:
         x = x[:, None]
     elif x.ndim == 4 and x.shape[1] not in (1, 3) and x.shape[3] in (1, 3):

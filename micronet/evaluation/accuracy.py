@@ -18,7 +18,7 @@ from micronet.evaluation.network import Predictor, Scores
 from micronet.models.device import inference_format, place_input
 from micronet.models.modes import eval_mode
 
-_NO_SCORES = "the network must return one row of class scores per image, (N, classes)"
+_NO_SCORES = "the network must return class scores of shape (N, classes), one row per image"
 
 
 class Evaluation(NamedTuple):
@@ -77,8 +77,8 @@ def check_scores(predict: Predictor, images: Tensor, classes: int, name: str = "
         raise MicronetError(f"{_NO_SCORES}; got shape {scores.shape}")
     if scores.shape[1] != classes:
         raise MicronetError(
-            f"{name} outputs {scores.shape[1]} classes, but the data set has {classes}; rebuild it for {classes}, for "
-            f"""example with micronet import --model-args '{{"num_classes": {classes}}}'"""
+            f"{name} outputs scores for {scores.shape[1]} classes, but the data set has {classes}; rebuild it with "
+            f"""{classes} classes, for example with micronet import --model-args '{{"num_classes": {classes}}}'"""
         )
 
 

@@ -41,7 +41,8 @@ def predict(network: Network, places: list[Path], name: str, progress: Progress)
     spec = network.data
     if spec is None or None in (spec.image_size, spec.mean, spec.std, spec.classes):
         raise MicronetError(
-            f"{name} does not record its preprocessing and classes; create it with micronet train or import --data"
+            f"{name} does not record its preprocessing and classes; recreate it with micronet train, or with micronet "
+            "import --data"
         )
     paths = [path for place in places for path in _images(place)]
     found: list[Prediction] = []

@@ -94,7 +94,7 @@ def require_agreement(model: nn.Module, proto: onnx.ModelProto, images: Tensor, 
         wrong = [f"{name} ({steps})" for name, steps in compare_layers(model, proto, images).items() if steps > 1]
         if wrong:
             raise FailedError(
-                "the quantized outputs of the exported model and torch differ by more than one step in "
+                "the quantized outputs of the exported model and torch differ by more than one quantization step in "
                 f"{', '.join(wrong)}; nothing was written"
             )
     if agreement.classes < LEAST_AGREEMENT:
@@ -112,12 +112,12 @@ def drift(agreement: Agreement, history: Iterable[StageRecord]) -> str | None:
     """
     if agreement.error <= USUAL_ERROR:
         return None
-    cure = "evaluate the exported file with micronet evaluate"
+    cure = "to measure its accuracy, run micronet evaluate on the exported file"
     if all(record.stage != "bn-fuse" for record in history):
-        cure = "run micronet bn-fuse first, so that torch rounds the biases exactly as the file does"
+        cure = "run micronet bn-fuse first, so that torch rounds the biases exactly as the exported model does"
     return (
-        f"the scores differ from torch's by {agreement.error:.2%}: every layer agrees to within one step, but the "
-        f"rounding differences add up; {cure}"
+        f"the scores differ from torch's by {agreement.error:.2%}: every layer agrees to within one quantization "
+        f"step, but the rounding differences add up; {cure}"
     )
 
 

@@ -29,7 +29,7 @@ class ExportConfig(Settings):
         "fp32", "Precision of float networks. fp16 halves the file size; inputs and outputs remain float32.", basic=True
     )
     int4_storage: bool = setting(
-        False, "Pack weights of 4 bits or fewer two per byte: smaller files, but slower in ONNX Runtime."
+        False, "Store weights of 4 bits or fewer two per byte; the file is smaller, but slower in ONNX Runtime."
     )
     embed_preprocessing: bool = setting(
         False, "Accept 8-bit pixels as input, with the normalization built into the file."
@@ -48,8 +48,8 @@ class ExportConfig(Settings):
             raise MicronetError(f"--int4-storage needs --opset {INT4_OPSET} or later")
         if self.int4_storage and self.target == "tensorrt":
             raise MicronetError(
-                "TensorRT does not support 4-bit weights with 8-bit activations; drop --int4-storage to store them "
-                "as int8"
+                "TensorRT does not support 4-bit weights with 8-bit activations; drop --int4-storage to store the "
+                "weights as int8"
             )
 
     @property

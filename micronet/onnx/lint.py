@@ -25,7 +25,7 @@ Check = Callable[[GraphView], Matches]
 RULES: "list[Rule]" = []  # filled by the ``rule`` decorator below
 LISTED = 3  # layers named in a message about the whole file
 # Cures. Every option they name exists (tests/onnx/test_lint.py).
-FOR_ORT = "micronet export-onnx --target ort, whose activations are uint8"
+FOR_ORT = "micronet export-onnx --target ort, which uses uint8 activations"
 FOR_TENSORRT = "micronet quantize --q-type sym --a-sign signed, then micronet export-onnx --target tensorrt"
 PTQ = "micronet quantize FLOAT.onnx --mode ptq on the float network"
 # What is counted: a noun, the operators of the file, and the integer operators that ONNX Runtime turns them into.
@@ -127,7 +127,7 @@ def _float_output(graph: GraphView) -> Matches:
         readers = view.fused_consumers(layer.node)
         if layer.node.op_type == "Conv" and layer.quantized and readers != {QUANTIZE}:
             reason = f"consumed by {' and '.join(sorted(readers))}" if readers else "a network output"
-            yield layer.node, f"its output is {reason} without being quantized: ONNX Runtime runs this node in float"
+            yield layer.node, f"its output is not quantized ({reason}): ONNX Runtime runs this node in float"
 
 
 @_rule(FOR_ORT, ort="warning")
@@ -158,7 +158,8 @@ def _activation_scales(graph: GraphView) -> Matches:
         if each.scale is not None and each.scale.size > 1:
             yield (
                 each.node,
-                f"{each.scale.size} scales for one activation: ONNX Runtime fails, and TensorRT runs it in float",
+                f"{each.scale.size} scales for one activation: ONNX Runtime fails at run time, and TensorRT computes "
+                "in float",
             )
 
 
@@ -199,8 +200,8 @@ def _float_layers(graph: GraphView) -> Matches:
             yield (
                 layer.node,
                 (
-                    "a float weight in a quantized graph: the layer runs in float, or is quantized at run time by ONNX "
-                    "Runtime"
+                    "a float weight in a quantized graph: the layer runs in float, or ONNX Runtime quantizes the "
+                    "weight at run time"
                 ),
             )
         elif layer.quantized and layer.node.op_type == "ConvTranspose":
@@ -227,7 +228,8 @@ def _four_bit_weights(graph: GraphView) -> Matches:
         if layer.quantized and layer.weight.dtype in (DataType.INT4, DataType.UINT4):
             yield (
                 layer.node,
-                f"{layer.weight.dtype.name} weights: ONNX Runtime runs them in float, and TensorRT cannot build them",
+                f"{layer.weight.dtype.name} weights: ONNX Runtime runs the layer in float, and TensorRT cannot build "
+                "an engine from them",
             )
 
 
@@ -239,7 +241,7 @@ def _shared_integers(graph: GraphView) -> Matches:
             owner = owners.setdefault(value, layer)
             if owner is not layer:
                 shared = f"{value and value.name} with {title(owner.node)}"
-                yield layer.node, f"shares {shared}: the file fails to load with session.x64quantprecision=1"
+                yield layer.node, f"shares {shared}: the file cannot be loaded with session.x64quantprecision=1"
 
 
 @_rule(FOR_ORT, ort="error")
@@ -269,7 +271,7 @@ def _float_storage(graph: GraphView) -> Matches:
 @_rule(FOR_TENSORRT, tensorrt="error")
 def _int32_bias(graph: GraphView) -> Matches:
     for each in _of_type(graph.stored, DataType.INT32):
-        yield each.node, "int32 bias: TensorRT only dequantizes 8 bits or fewer and cannot parse it"
+        yield each.node, "int32 bias: TensorRT cannot parse it, because it only dequantizes integers of 8 bits or fewer"
 
 
 @_rule("export the network with standard ONNX operators only", tensorrt="error")

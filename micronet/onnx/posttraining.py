@@ -195,8 +195,8 @@ def _quantizable_nodes(proto: onnx.ModelProto, ranges: Mapping[str, ValueRange])
             names.append(node.name)
     if not names:
         raise MicronetError(
-            "none of the ranges match a tensor in this model; they belong to another network or to another export; "
-            "calibrate again"
+            "none of the ranges match a tensor in this model; they belong to another network, or to another export "
+            "of this one; calibrate again"
         )
     return names
 

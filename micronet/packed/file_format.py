@@ -153,14 +153,14 @@ def _load(entry: dict[str, Any], number: int, tensors: dict[str, NDArray[Any]]) 
     entry = dict(entry)
     kind, inputs = entry.pop("op"), entry.pop("in")
     if kind not in OPERATIONS:
-        raise ValueError(f"this version of micronet does not support its operation {kind!r}")
+        raise ValueError(f"this version of micronet does not support its {kind!r} operation")
     if not inputs or not all(isinstance(item, int) and 0 <= item <= number for item in inputs):
         raise ValueError("an operation reads a value before it is computed")
     weight = None
     if "shape" in entry:
         shape = tuple(_positive(item) for item in entry.pop("shape"))
         if prod(shape) > MAX_WEIGHTS:
-            raise ValueError("a weight is too large")
+            raise ValueError("a weight tensor has too many elements")
         if "levels" in entry:
             weight = _unpack(tensors, entry.pop("levels"), shape)
         else:
@@ -183,23 +183,23 @@ def _check_operation(operation: Operation) -> None:
     kind, attributes, weight = operation.kind, operation.attributes, operation.weight
     for name, value in attributes.items():
         if not _ATTRIBUTES[name](value):
-            raise ValueError(f"its {name} has the invalid value {value!r}")
+            raise ValueError(f"the attribute {name} of an operation has the invalid value {value!r}")
     if kind == "quantize" and not attributes["range"][0] <= attributes["zero_point"] <= attributes["range"][1]:
         raise ValueError("a zero point is outside its range")
     if (operation.limits is not None) != (kind == "threshold") or (
         kind == "threshold" and weight is not None and weight.dtype.kind != "i"
     ):
-        raise ValueError(f"a {kind} has the wrong limits")
+        raise ValueError(f"its {kind} operation has invalid limits")
     if any(name not in attributes for name in _REQUIRED.get(kind, ())):
-        raise ValueError(f"a {kind} needs {', '.join(_REQUIRED[kind])}")
+        raise ValueError(f"its {kind} operation needs {', '.join(_REQUIRED[kind])}")
     if "pool" in kind and any(
         pad >= size for pad, size in zip(attributes.get("pads", []), 2 * attributes["kernel"], strict=False)
     ):
-        raise ValueError("a pool's padding is as large as its kernel")
+        raise ValueError("the padding of a pooling operation is not smaller than its kernel")
     if kind in ("conv", "threshold", "linear") and weight is None:
-        raise ValueError(f"a {kind} has no weight")
+        raise ValueError(f"its {kind} operation has no weight")
     if len(operation.inputs) != OPERATIONS[kind] and kind != "concat":
-        raise ValueError(f"a {kind} has {len(operation.inputs)} inputs, not {OPERATIONS[kind]}")
+        raise ValueError(f"its {kind} operation has {len(operation.inputs)} inputs, not {OPERATIONS[kind]}")
     for values in (weight, operation.scale, operation.bias):
         if values is not None and not np.isfinite(values).all():
             raise ValueError("it contains NaN or infinity")

@@ -65,7 +65,7 @@ def _conv(builder: ProgramBuilder, node: onnx.NodeProto) -> None:
     given = _attributes(node)
     weight, scale = builder.weight(node.input[1])
     if weight.ndim != 4 or given.get("auto_pad", b"NOTSET") != b"NOTSET":
-        raise _unsupported(node, "only supports 2-D convolutions with explicit pads")
+        raise _unsupported(node, "only supports 2-D convolutions with explicit padding")
     group = given.get("group", 1)
     attributes = {
         **_window(given),
@@ -119,7 +119,7 @@ def _greater_or_equal(builder: ProgramBuilder, node: onnx.NodeProto) -> None:
             continue
         values = [builder.constants[name].reshape(-1)[0] for name in where.input[1:] if name in builder.constants]
         if zero is None or zero.any() or values != [1.0, -1.0]:
-            raise _unsupported(node, "only supports comparisons with 0 that compute a sign")
+            raise _unsupported(node, "only supports comparisons with 0 that are used to compute a sign")
         builder.add(where, "sign", node.input[0])
 
 
@@ -128,7 +128,7 @@ def _pool(builder: ProgramBuilder, node: onnx.NodeProto) -> None:
     if _unless_default(given.get("dilations"), [1, 1]):
         raise _unsupported(node, "does not support dilated pooling")
     if given.get("ceil_mode", 0) or given.get("auto_pad", b"NOTSET") != b"NOTSET" or len(given["kernel_shape"]) != 2:
-        raise _unsupported(node, "only supports 2-D pooling with explicit pads and without ceil_mode")
+        raise _unsupported(node, "only supports 2-D pooling with explicit padding and without ceil_mode")
     attributes: dict[str, Any] = {**_window(given), "kernel": list(given["kernel_shape"])}
     if node.op_type == "AveragePool":
         attributes["count_pads"] = bool(given.get("count_include_pad", 0)) or None
@@ -182,9 +182,9 @@ def _clip(builder: ProgramBuilder, node: onnx.NodeProto) -> None:
 def _combine(kind: str) -> Callable[[ProgramBuilder, onnx.NodeProto], None]:
     def convert(builder: ProgramBuilder, node: onnx.NodeProto) -> None:
         if any(name in builder.constants for name in node.input):
-            raise _unsupported(node, f"does not support {node.op_type} with a constant")
+            raise _unsupported(node, f"does not support {node.op_type} with a constant input")
         if kind == "concat" and _attributes(node)["axis"] not in (1, -3):
-            raise _unsupported(node, "only supports concatenation of channels")
+            raise _unsupported(node, "only supports concatenation along the channel axis")
         builder.add(node, kind, *node.input)
 
     return convert

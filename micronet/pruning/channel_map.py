@@ -154,7 +154,7 @@ class ChannelMap:
         else:
             out = self.table.assign(name, conv.out_channels)
             if depthwise or (conv.transposed and conv.groups > 1):
-                self._unsupported[name] = f"it is a {type(conv).__name__} with groups, and its input cannot be pruned"
+                self._unsupported[name] = f"it is a grouped {type(conv).__name__}, and its input cannot be pruned"
             elif name in self.network.blocks and read is not None and is_whole_group(read, len(out)):
                 self.table.merge(read, out)  # a convolution group's inputs and outputs go together
                 self.table.add_block(out, self.network.blocks[name])

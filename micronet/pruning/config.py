@@ -39,21 +39,22 @@ class PruneConfig(Settings):
     )
     target_params: float | None = setting(None, "Prune until this fraction of the parameters is left.")
     target_latency: float | None = setting(
-        None, "Prune until this fraction of the latency is left: one image in ONNX Runtime, measured on this machine."
+        None,
+        "Prune until the latency is this fraction of the original (for one image in ONNX Runtime on this machine).",
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.share < 1:
-            raise MicronetError(f"--percent is {self.share:g}; allowed: at least 0 and below 1, for example 0.5")
+            raise MicronetError(f"--percent is {self.share:g}; allowed: at least 0 and less than 1, for example 0.5")
         for name in TARGETS:
             value = getattr(self, name)
             if value is not None and not 0 < value < 1:
-                raise MicronetError(f"{flag(name)} is {value:g}; allowed: above 0 and below 1, for example 0.5")
+                raise MicronetError(f"{flag(name)} is {value:g}; allowed: more than 0 and less than 1, for example 0.5")
         if len(self.goals) > 1:
             raise MicronetError(f"{' and '.join(map(flag, self.goals))} both set how much to prune; use only one")
         if self.widths is not None and self.min_channels > 1:
-            raise MicronetError("--widths sets every width, so --min-channels has no effect; drop it")
+            raise MicronetError("--widths sets every width, so --min-channels has no effect; drop --min-channels")
 
     def share_per_step(self, steps: int) -> "PruneConfig":
         """Return the config of each of several equal steps that together cut what this one does."""

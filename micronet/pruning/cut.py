@@ -23,7 +23,7 @@ def resize(module: Any, sizes: Sizes) -> None:
     """
     for name, size in sizes.items():
         if not isinstance(getattr(module, name), int) or size < 1:
-            raise ValueError(f"{name} of {type(module).__name__} cannot be {size}")
+            raise ValueError(f"{name} of {type(module).__name__} cannot be set to {size}")
         setattr(module, name, size)
     for name in _TENSORS:
         old: Tensor | None = getattr(module, name, None)

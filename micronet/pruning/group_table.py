@@ -53,7 +53,7 @@ class GroupTable:
         """Make channels equal, pair by pair. Pin groups that do not match each other completely and in order."""
         if left.shape != right.shape:
             for ids in (left, right):
-                self.pin(ids, "it is combined with a different number of channels")
+                self.pin(ids, "it is combined with a tensor that has a different number of channels")
             return
         left, right = self.canonical(left), self.canonical(right)
         differ = left != right
@@ -64,7 +64,7 @@ class GroupTable:
             if FIXED in (first, second):
                 self.pin(of_pair.ravel(), "it is combined with a tensor that cannot be pruned")
             elif not self._match(first, second, of_pair % STRIDE):
-                self.pin(of_pair.ravel(), "it is combined with channels in a different order")
+                self.pin(of_pair.ravel(), "it is combined with a tensor whose channels are in a different order")
             else:
                 roots = self.root(first), self.root(second)
                 self._parent[max(roots)] = min(roots)

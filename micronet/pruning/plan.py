@@ -213,7 +213,7 @@ class Planner:
         following = width - multiple if width <= first else width + multiple
         if following < max(self._minimum[group], multiple):
             following = first + multiple
-        self._notes[group].append("limited to a width that works for the grouped layers")
+        self._notes[group].append("adjusted to a width that works for the grouped layers")
         return min(following, whole)
 
     def _neighbors(self, group: int) -> set[int]:

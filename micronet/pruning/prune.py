@@ -82,7 +82,7 @@ class Pruner:
             groups.sort(key=lambda group: group.note != criterion.WHY_UNSCORED)  # those another criterion can score
             reasons = "; ".join(f"{_shorten(group.layers)}: {group.note}" for group in groups[:3])
             raise MicronetError(
-                f"no channels of this network can be pruned ({reasons or 'it has no convolution or linear layer'})"
+                f"no channels in this network can be pruned ({reasons or 'it has no convolution or linear layer'})"
             )
 
     def cut(self, plan: PrunePlan, *, in_place: bool = False) -> tuple[nn.Module, dict[str, Any]]:
@@ -117,7 +117,7 @@ def _parse_widths(text: str, pruner: Pruner) -> dict[int, int]:
     parts = text.replace(",", " ").split()
     free = pruner.planner.free
     if invalid := [part for part in parts if not part.isdigit()]:
-        raise MicronetError(f"--widths has {invalid[0]!r}; expected integers separated by commas")
+        raise MicronetError(f"--widths contains {invalid[0]!r}; expected integers separated by commas")
     if len(parts) != len(free):
         now = ",".join(str(pruner.channels.groups[group].width) for group in free)
         raise MicronetError(
@@ -129,7 +129,7 @@ def _parse_widths(text: str, pruner: Pruner) -> dict[int, int]:
 def _plan_for_target(pruner: Pruner, target: str, share: float, cost: Cost | None) -> PrunePlan:
     """Return the plan that cuts least and meets a target. Raise FailedError if the network cannot be that small."""
     if target == "target_latency" and cost is None:
-        raise MicronetError("target_latency requires cost, a function that returns the latency of a network; pass it")
+        raise MicronetError("target_latency requires cost; pass a function that returns the latency of a network")
     if cost is None and target == "target_macs":
         cost = partial(count_macs, example=pruner.example)
     measure: Cost = cost or (lambda network: sum(parameter.numel() for parameter in network.parameters()))

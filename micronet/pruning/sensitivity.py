@@ -55,7 +55,7 @@ def draw(rows: Sequence[GroupSensitivity], path: Path) -> None:
                 [0, *row.drops], [0, *(100 * drop for drop in row.drops.values())], marker="o", label=row.layers[0]
             )
         axes.set_xlabel("fraction of the group's channels removed")
-        axes.set_ylabel("accuracy drop, percentage points")
+        axes.set_ylabel("accuracy drop (percentage points)")
         axes.legend(fontsize=7)
 
     plot.draw(path, (8, 5), fill)

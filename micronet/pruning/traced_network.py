@@ -191,6 +191,6 @@ def _trace(model: nn.Module, *, training: bool) -> fx.Graph:
         line = f" ({own[-1].line})" if own and own[-1].line else ""  # code recorded in an artifact has no source file
         where = f" at {own[-1].filename}:{own[-1].lineno}{line}" if own else ""
         raise MicronetError(
-            f"torch.fx cannot trace the network{where}: {first_line(error)}; remove branches on tensor values from "
-            "forward(), or move them into a module with is_leaf = True, which is then not pruned"
+            f"torch.fx cannot trace the network{where}: {first_line(error)}; remove branches that depend on tensor "
+            "values from forward(), or move them into a module with is_leaf = True, which is then not pruned"
         ) from error

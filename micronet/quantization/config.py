@@ -41,11 +41,14 @@ class QuantConfig(Settings):
         "bits. 8bit-input: weights as in the other layers, activations at 8 bits.",
     )
     a_gain: float = setting(
-        0.1, "DoReFa clips activations to 0..1/gain: 1 as in the paper; 0.1 allows 0 to 10.", low=1e-3, high=1e3
+        0.1,
+        "Gain of DoReFa activations, which are clipped to 0..1/gain: 1 as in the paper, or 0.1 for 0 to 10.",
+        low=1e-3,
+        high=1e3,
     )
     a_ste: Literal["ste", "saturate", "soft"] = setting("saturate", "Gradient estimator for binary activations.")
     w_ste: Literal["ste", "saturate", "soft"] = setting("ste", "Gradient estimator for binary and ternary weights.")
-    w_center: bool = setting(False, "Subtract the mean over its inputs from each binary weight before its sign.")
+    w_center: bool = setting(False, "Subtract the mean over the inputs from binary weights before taking their signs.")
     no_alpha: bool = setting(False, "Disable the per-channel scale (alpha) of binary and ternary weights.")
     bn_fuse: bool = setting(False, "Fold batch norms into the preceding convolutions during training.")
     include: str | None = setting(None, "Quantize only these layers: comma-separated names or globs.")
@@ -118,7 +121,10 @@ class RangeConfig(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.percentile != PERCENTILE and self.calibrator != "percentile":
-            raise MicronetError("--percentile only applies to --calibrator percentile; add that, or drop --percentile")
+            raise MicronetError(
+                "--percentile only applies to --calibrator percentile; add --calibrator percentile, or drop "
+                "--percentile"
+            )
 
 
 @dataclass(frozen=True)
@@ -165,13 +171,13 @@ class RecoveryConfig(Settings):
     )
     adaround: bool = setting(False, "Same as --reconstruct layer.")
     bias_correct: bool = setting(
-        False, "Correct biases so that the mean output of every layer matches the float network."
+        False, "Correct biases so that the mean output of every layer matches that of the float network."
     )
     bn_reestimate: bool = setting(False, "Re-estimate batch-norm statistics in the quantized network.")
     target_drop: float | None = setting(
         None,
-        "Keep the most sensitive layers at 8 bits until the validation accuracy drops by at most this many "
-        "percentage points.",
+        "Keep the most sensitive layers at 8 bits, as many as needed to limit the drop in validation accuracy to "
+        "this many percentage points.",
         low=0,
         high=100,
     )

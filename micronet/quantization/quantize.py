@@ -82,7 +82,9 @@ class _Placer:
         self._chosen = (matching(config, "include", names) or set(names)) - matching(config, "exclude", names)
         self._keep_8bit = matching(config, "keep_8bit", names)
         if names and not self._chosen:
-            raise MicronetError("--include and --exclude leave no layers to quantize; exclude fewer layers")
+            raise MicronetError(
+                "--include and --exclude leave no layers to quantize; include more layers, or exclude fewer"
+            )
 
     def _rule(self, name: str) -> Rule:
         """Return how to quantize a layer; record the reason if it stays float."""
@@ -194,8 +196,8 @@ class _GraphPlacer(_Placer):
         shared = relu is not None and len(relu.all_input_nodes[0].users) > 1
         if relu is not None and shared and getattr(self._graph.module(relu), "inplace", False):
             raise MicronetError(
-                f"{relu.target} modifies a tensor in place that is used again, so it cannot be replaced by a sign; "
-                f"set inplace=False in the model, or exclude the layer with --exclude {node.target}"
+                f"{relu.target} modifies a tensor in place that is used again, so it cannot be replaced by a sign "
+                f"function; set inplace=False in the model, or exclude the layer with --exclude {node.target}"
             )
         if not self._only_signs_read(relu or read):
             split = next((known for known in self.placement.splits if known.read == read.name), None)

@@ -101,7 +101,8 @@ def _entry(recipe: Recipe, table: dict[str, Any], lines: dict[str, int]) -> Entr
         raise recipe.error(lines.get("name", line), "stage names can only contain letters, digits, - and _")
     if any(earlier.name == name for earlier in recipe.entries):
         raise recipe.error(
-            lines.get("name", line), f'an earlier stage is also named {name!r}; name this one, for example "{name}-2"'
+            lines.get("name", line),
+            f'an earlier stage is also named {name!r}; give this one another name, for example "{name}-2"',
         )
     options: dict[str, Any] = {}
     for key, value in table.items():

@@ -16,12 +16,14 @@ class Schema(Stage):
     """Prints a schema."""
 
     name = "schema"
-    details = "To use it, put this in the first line of a recipe: #:schema recipe.schema.json"
+    details = "To use it, put this on the first line of a recipe: #:schema recipe.schema.json"
     example = "micronet schema recipe"
     suffix = None
     product = "dict[str, object]"
 
-    of: str = setting("recipe", "recipe, or a stage such as train.", argument=True, metavar="[SUBJECT]")
+    of: str = setting(
+        "recipe", "What the schema describes: recipe, or a stage such as train.", argument=True, metavar="[SUBJECT]"
+    )
 
     def run(self, context: Context) -> Outcome:
         """Return the schema of recipes or of one stage."""

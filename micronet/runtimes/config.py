@@ -11,9 +11,10 @@ class CodeOptions(Settings):
     """Your own network code."""
 
     model: str | None = setting(
-        None, "path/to/file.py:factory, to confirm that the artifact may run the code that built its network."
+        None,
+        "path/to/file.py:factory, your copy of the code that built the network; passing it allows that code to run.",
     )
-    trust_code: bool = setting(False, "Run the code recorded in the artifact.")
+    trust_code: bool = setting(False, "Allow code stored in the artifact to run.")
 
 
 @dataclass(frozen=True)

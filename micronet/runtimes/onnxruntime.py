@@ -111,7 +111,7 @@ def check_size(weights_bytes: int) -> None:
     """Raise MicronetError if weights do not fit one protobuf message, the form in which models are passed on."""
     if weights_bytes >= MAX_WEIGHT_BYTES:
         raise MicronetError(
-            f"the network's weights take {weights_bytes:,} bytes; an ONNX file can hold less than "
+            f"the network's weights take up {weights_bytes:,} bytes, but those in an ONNX file must take up less than "
             f"{MAX_WEIGHT_BYTES:,} (2 GiB); prune or quantize the network first"
         )
 

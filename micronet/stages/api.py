@@ -24,7 +24,7 @@ _HELP = {
     "data": f"{_DATA}.",
     "output": "File to write; by default, nothing is written.",
     "example_input": "Example input: a tensor or tuple of tensors; required if no data set determines it.",
-    "progress": "An object with ``step`` and ``line`` that receives progress.",
+    "progress": "An object with ``step`` and ``line`` methods that receives progress updates.",
 }
 _TYPES: dict[Any, str] = {Path: "str | Path", list[Path]: "Sequence[str | Path]", NoneType: "None"}
 # Text settings that hold several values, separated by commas: from Python, a list serves too.

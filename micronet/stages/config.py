@@ -127,8 +127,8 @@ class DistributedConfig(RunConfig):
 
     device: str | None = setting(
         None,
-        "cpu, cuda, cuda:N, or a list such as 0,1 to run one process per GPU (untested); default: cuda if available, "
-        "otherwise cpu.",
+        "cpu, cuda, cuda:N, or GPU numbers such as 0,1 to run one process per GPU (untested); default: cuda if "
+        "available, otherwise cpu.",
         basic=True,
     )
     processes: int | None = setting(
@@ -145,9 +145,11 @@ class DistributedConfig(RunConfig):
         if self.gpus and not all(gpu.isdigit() for gpu in self.gpus):
             raise MicronetError(f"--device is {self.device!r}; expected GPU numbers, for example 0,1")
         if len(set(map(int, self.gpus))) < len(self.gpus):
-            raise MicronetError(f"--device {self.device} lists a GPU twice; list one GPU per process")
+            raise MicronetError(f"--device {self.device} lists a GPU twice; list each GPU only once")
         if self.gpus and self.processes not in (None, len(self.gpus)):
-            raise MicronetError(f"--device {self.device} already sets {len(self.gpus)} processes; drop --processes")
+            raise MicronetError(
+                f"--device {self.device} already sets the number of processes to {len(self.gpus)}; drop --processes"
+            )
 
     @property
     def gpus(self) -> list[str]:
@@ -203,4 +205,6 @@ def check_teacher(training: TrainConfig) -> None:
     """Raise MicronetError for settings of distillation without a teacher."""
     for name in ("distill_weight", "temperature"):
         if training.distill is None and getattr(training, name) != getattr(TrainConfig, name):
-            raise MicronetError(f"{flag(name)} has no effect without a teacher; add --distill ARTIFACT, or drop it")
+            raise MicronetError(
+                f"{flag(name)} has no effect without a teacher; add --distill ARTIFACT, or drop {flag(name)}"
+            )

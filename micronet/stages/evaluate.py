@@ -59,8 +59,8 @@ class Compare(MeasureSettings, Stage):
     markdown: bool = setting(False, "Print the table in Markdown.", api=False, run_only=True, basic=True)
     max_drop: float | None = setting(
         None, 
-            "Exit with code 1 if the accuracy of any network is more than this many percentage points below the "
-            "first.",
+            "Exit with code 1 if the accuracy of any network is more than this many percentage points below that of "
+            "the first.",
         basic=True,
     )  # fmt: skip
 
@@ -77,8 +77,8 @@ class Compare(MeasureSettings, Stage):
         worst = max(rows, key=lambda row: row.drop)
         if self.max_drop is not None and 100 * worst.drop > self.max_drop:
             raise FailedError(
-                f"{worst.name} is {100 * worst.drop:.2f} points less accurate than {rows[0].name}; --max-drop allows "
-                f"{self.max_drop:g}"
+                f"{worst.name} is {100 * worst.drop:.2f} percentage points less accurate than {rows[0].name}; "
+                f"--max-drop allows {self.max_drop:g}"
             )
 
 

@@ -129,8 +129,8 @@ class CheckOnnx(Stage):
 
     name = "check-onnx"
     details = (
-        "Errors mean wrong results, or a file that does not load or build. Warnings mean a slow or large file. Notes "
-        "depend on the machine."
+        "Errors mean wrong results, or a file that does not load or build. Warnings mean a slow or large file. "
+        "Whether a note matters depends on the machine."
     )
     example = "micronet check-onnx int8.onnx --target ort"
     suffix = None

@@ -14,7 +14,8 @@ class Import(Stage):
 
     name = "import"
     details = (
-        "Imports torchvision networks, networks from your own factory, and checkpoints of the original micronet (2021)."
+        "Imports torchvision networks, networks built by your own factory function, and checkpoints from the "
+        "original micronet (2021)."
     )
     example = (
         "micronet import --model torchvision:resnet18 --model-args '{\"num_classes\": 10}' -o resnet18.safetensors"

@@ -117,4 +117,4 @@ def _exit_code(codes: dict[int, int], processes: int) -> int:
     for rank, code in codes.items():
         if code < 0:
             raise FailedError(f"process {rank} of {processes} was killed ({signal.Signals(-code).name}); {RESUME}")
-    raise FailedError(f"the {processes} processes lost contact; {RESUME}")
+    raise FailedError(f"the {processes} processes lost contact with each other; {RESUME}")

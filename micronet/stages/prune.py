@@ -41,7 +41,11 @@ class Prune(ConvertSettings, Stage):
         False, "Prune one group of channels at a time and print the accuracy drop.", run_only=True, api=False
     )
     plot: Path | None = setting(
-        None, "Plot the sensitivity to a .png or .svg file (needs matplotlib).", run_only=True, api=False, place="file"
+        None,
+        "Save a plot of the sensitivity as a .png or .svg file (needs matplotlib).",
+        run_only=True,
+        api=False,
+        place="file",
     )
     input_shape: str | None = setting(None, "Input shape if no data set is known. Default: 3,224,224.", metavar="C,H,W")
     pruning: PruneConfig = group(PruneConfig)

@@ -99,8 +99,8 @@ class Quantizing:
         model, count = self.artifact.model.to(self.run.device), self.settings.calibration.calib_batches
         made = synthesize_images(model, shape, count, self.run.seed, self.run.progress)
         self.run.progress.line(
-            f"generated {count * len(made.batches[0])} images; distance of their statistics from the batch norms: "
-            f"{made.before:.3f} -> {made.after:.3f}"
+            f"generated {count * len(made.batches[0])} images; difference between their statistics and those of the "
+            f"batch norms: {made.before:.3f} -> {made.after:.3f}"
         )
         return made.batches
 

@@ -95,7 +95,10 @@ def _ranges(
         progress.line(f"read TensorRT's ranges from {cache}")
         found = posttraining.read_legacy_cache(cache)
         if missing := posttraining.without_range(model.proto, found):
-            progress.line(f"no range in {cache}, so consumers stay float: {', '.join(missing[:8])}")
+            progress.line(
+                f"{cache} has no ranges for these tensors, so the nodes that use them stay in float: "
+                f"{', '.join(missing[:8])}"
+            )
         return found
     histograms = _histograms(model, config, progress)
     return posttraining.find_ranges(histograms, config.calibrator, config.percentile, symmetric=symmetric)

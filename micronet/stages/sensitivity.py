@@ -24,7 +24,7 @@ class Sensitivity(ReadSettings, Stage):
     product = "list[LayerSensitivity]"
 
     plot: Path | None = setting(
-        None, "Plot the layers to a .png or .svg file (needs matplotlib).", basic=True, place="file"
+        None, "Save a plot of the sensitivity as a .png or .svg file (needs matplotlib).", basic=True, place="file"
     )
     quantization: QuantConfig = group(QuantConfig)
     calibration: CalibrationConfig = group(CalibrationConfig)

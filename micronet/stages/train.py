@@ -52,7 +52,7 @@ class SparseTrain(TrainingSettings, Stage):
     cannot_follow = {"quantize": PRUNE_FIRST, "bn-fuse": BEFORE_FUSING}  # noqa: RUF012  # never changed
 
     artifact: Path | None = input_file("A float artifact; without one, a new network is trained.", None)
-    trust_code: bool = setting(False, "Run the code recorded in the artifact.")
+    trust_code: bool = setting(False, "Allow code stored in the artifact to run.")
     sparsity: SparsityConfig = group(SparsityConfig)
     model: ModelConfig = group(ModelConfig)
 

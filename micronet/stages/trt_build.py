@@ -120,7 +120,7 @@ def _typed(model: "FloatModel", config: TrtBuild, progress: "Progress") -> "tupl
     if is_quantized(model.proto):
         if precision not in ("auto", "int8"):
             raise MicronetError(f"{model.file} is quantized; drop --precision {precision}, or use the float network")
-        _check_unused(config, "the network is quantized")
+        _check_unused(config, "the network is already quantized")
         return "int8", model.proto
     if precision == "int8":
         return "int8", to_int8(model, config.ranges, SIGNED, progress)

@@ -23,8 +23,8 @@ class TrtEval(MeasureSettings, Stage):
 
     name = "trt-eval"
     details = (
-        "Reports accuracy or mean IoU, and latency and throughput by batch size. Needs pycuda and the library that "
-        "built the engine, in the same version. Not yet tested on a GPU."
+        "Reports accuracy or mean IoU, and latency and throughput by batch size. Requires pycuda and the same "
+        "version of the library that built the engine. Not yet tested on a GPU."
     )
     example = "micronet trt-eval int8.engine --onnx int8.onnx --batch-sizes 1,8,32"
     suffix = None
@@ -40,8 +40,8 @@ class TrtEval(MeasureSettings, Stage):
     )
     sizes: str | None = setting(
         None,
-        "For segmentation networks: average the scores over these sizes, each a shorter side or HxW; default: "
-        "the engine's size.",
+        "For segmentation networks: average the scores over these sizes, each given as a shorter side or as HxW; "
+        "default: the engine's size.",
     )
 
     def check(self) -> None:
@@ -50,8 +50,8 @@ class TrtEval(MeasureSettings, Stage):
             raise MicronetError("--sizes only applies to --segmentation FOLDER; for classification, use --image-size")
         if self.segmentation is not None and (self.data.data is not None or self.data.image_size is not None):
             raise MicronetError(
-                "--segmentation has its own images and cannot be combined with --data or --image-size; drop them (to "
-                "set sizes, use --sizes)"
+                "--segmentation uses its own images and cannot be combined with --data or --image-size; drop them "
+                "(to set sizes, use --sizes)"
             )
 
     def run(self, context: Context) -> Outcome:

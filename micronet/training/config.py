@@ -54,7 +54,9 @@ class TrainConfig(Settings):
     lr: float | None = setting(
         None, "Peak learning rate. Default: 0.01 (lower in finetune and quantize).", low=0, basic=True
     )
-    batch_size: int | None = setting(None, "Images per batch, over all processes. Default: 64; fast: 32 to 128.", low=1)
+    batch_size: int | None = setting(
+        None, "Images per batch, across all processes. Default: 64; fast: 32 to 128.", low=1
+    )
     accumulate: int = setting(1, "Number of batches to accumulate gradients over before each optimizer step.", low=1)
     amp: Literal["off", "bf16", "fp16"] | None = setting(
         None,
@@ -62,7 +64,10 @@ class TrainConfig(Settings):
         "untested. Default: off; fast: bf16 if it is faster.",
     )
     patience: int | None = setting(
-        None, "Stop after N epochs without improvement in validation accuracy (ties: loss).", low=1, metavar="N"
+        None,
+        "Stop after N epochs without improvement in validation accuracy (ties are broken by the loss).",
+        low=1,
+        metavar="N",
     )
     weight_decay: float = setting(0.0, "L2 penalty on the weights.", low=0)
     optimizer: Literal["adam", "sgd", "muon"] | None = setting(

@@ -123,12 +123,14 @@ def _check_amp(config: TrainConfig, artifact: Artifact, data: Dataset, context: 
 def _check_bf16(config: TrainConfig, model: nn.Module, data: Dataset) -> None:
     """Raise MicronetError if bfloat16 does not make this network's steps faster on this CPU."""
     if not has_bf16():
-        raise MicronetError("--amp bf16: this processor has neither AVX-512 BF16 nor AMX, so it emulates it; drop it")
+        raise MicronetError(
+            "--amp bf16: this processor has neither AVX-512 BF16 nor AMX, so bf16 would be emulated; drop --amp bf16"
+        )
     off, bf16 = (step_seconds(replace(config, amp=amp), model, data) for amp in ("off", "bf16"))
     if bf16 >= off:
         raise MicronetError(
-            f"--amp bf16 is not faster here: a step of {TIMED_IMAGES} images takes {1000 * bf16:.1f} ms, "
-            f"or {1000 * off:.1f} ms without it; drop it"
+            f"--amp bf16 is not faster here: a step of {TIMED_IMAGES} images takes {1000 * bf16:.1f} ms, compared "
+            f"with {1000 * off:.1f} ms without it; drop it"
         )
 
 

@@ -127,8 +127,8 @@ def test_the_loss_with_a_teacher_is_hintons():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["prune", "FLOAT", "--percent", "1"], "at least 0 and below 1"),
-        (["prune", "FLOAT", "--percent", "-0.1"], "at least 0 and below 1"),
+        (["prune", "FLOAT", "--percent", "1"], "at least 0 and less than 1"),
+        (["prune", "FLOAT", "--percent", "-0.1"], "at least 0 and less than 1"),
         (["prune", "FLOAT", "--percent", "nan"], "any finite number"),
         (["prune", "FLOAT", "--regular", "0"], "--regular"),
         (["prune", "FLOAT", "--regular", "999"], "too few for a multiple of 999"),

@@ -110,7 +110,7 @@ def test_a_cost_of_ones_own_is_met():
 
     prune_model(model, PruneConfig(criterion="l2", scope="layer", target_latency=0.5), IMAGES, widest)
     assert len(seen) > 3
-    with pytest.raises(MicronetError, match="requires cost, a function"):
+    with pytest.raises(MicronetError, match="requires cost; pass a function"):
         prune_model(model, PruneConfig(target_latency=0.5), IMAGES)
 
 
@@ -140,7 +140,7 @@ def test_excluded_layers_and_small_ones_stay_whole():
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"target_macs": 1.5}, "between 0 and 1|above 0 and below 1"),
+        ({"target_macs": 1.5}, "between 0 and 1|more than 0 and less than 1"),
         ({"target_macs": 0.5, "target_params": 0.5}, "use only one"),
         ({"percent": 0.3, "target_params": 0.5}, "use only one"),
         ({"criterion": "magic"}, "criterion"),

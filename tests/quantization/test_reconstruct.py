@@ -289,7 +289,7 @@ def test_without_data_the_images_come_from_the_artifact(micronet, chain, tmp_pat
     ptq = ["quantize", chain / "float.safetensors", "--mode", "ptq", "--calib-batches", 1, "--calib-data", "none"]
     done = micronet(*ptq, "-o", tmp_path / "a.safetensors")
     assert done.code == 0, done.err
-    assert "generated 64 images; distance of their statistics from the batch norms: " in done.err
+    assert "generated 64 images; difference between their statistics and those of the batch norms: " in done.err
     assert (
         micronet("inspect", tmp_path / "a.safetensors", "--json").json["history"][-1]["config"]["calib_data"] == "none"
     )

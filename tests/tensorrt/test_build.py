@@ -120,7 +120,7 @@ def test_zero_points_are_refused_by_the_library_itself():
     ("options", "message"),
     [
         ({"min_shape": "1x3x8x8"}, "add --opt-shape and --max-shape"),
-        ({"min_shape": "1x3", "opt_shape": "ax3", "max_shape": "2x3"}, "'ax3'; expected sizes joined by x"),
+        ({"min_shape": "1x3", "opt_shape": "ax3", "max_shape": "2x3"}, "'ax3'; expected sizes separated by x"),
         ({"min_shape": "2x3", "opt_shape": "1x3", "max_shape": "2x3"}, "must satisfy min <= opt <= max"),
         ({"min_shape": "1x3,1x3", "opt_shape": "1x3", "max_shape": "2x3"}, "different numbers of profiles"),
         ({"compute_capability": "ampere"}, "such as 8.6"),

@@ -131,7 +131,7 @@ def test_a_folder_must_pair_images_with_label_maps(folder):
         list_pairs(folder)
     with pytest.raises(MicronetError, match="contains no images"):
         list_pairs(folder / "labels")
-    with pytest.raises(MicronetError, match="is not a label map: its pixels are RGB"):
+    with pytest.raises(MicronetError, match="is not a label map: its pixel format is RGB"):
         segmentation.read_labels(folder / "images" / "0.png")
     (folder / "labels" / "0.png").write_bytes(b"no image")
     with pytest.raises(MicronetError, match="cannot be read"):

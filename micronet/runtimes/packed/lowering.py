@@ -167,7 +167,7 @@ class Lowering:
             parts = [self._floats(part) for part in parts]
         first = parts[0]
         if len({(part.rows, part.columns, part.flat) for part in parts}) > 1:
-            raise UnsupportedProgram("concat of feature maps of different shapes")
+            raise UnsupportedProgram("concatenation of feature maps of different shapes")
         made = self._values[index + 1] = self._map_like(first, channels=sum(part.channels for part in parts))
         bounds = {**Epilogue(0).fields(), "level_low": -510.0, "level_high": 510.0}
         channel = 0
@@ -244,10 +244,10 @@ def _conv_form(operation: Operation, x: FeatureMap) -> tuple[Array, dict[str, An
     if operation.kind == "linear":
         shape = (x.rows, x.columns) if x.flat else (1, 1)
         if weight.shape[1] != x.channels * math.prod(shape) or (not x.flat and x.rows * x.columns > 1):
-            raise UnsupportedProgram("a linear layer over the pixels of a feature map")
+            raise UnsupportedProgram("a linear layer that is applied to each pixel of a feature map")
         weight, attributes = weight.reshape(len(weight), x.channels, *shape), {}
     if any(part is not None and part.size != len(weight) for part in (operation.bias, operation.limits)):
-        raise UnsupportedProgram("a bias or threshold without one number per output")
+        raise UnsupportedProgram("a bias or threshold that does not have exactly one value per output")
     if operation.kind == "threshold" and (x.dtype == FLOAT32 or weight.dtype.kind != "i" or operation.limits is None):
         raise UnsupportedProgram("a threshold layer with floats or without limits")
     return weight, attributes

@@ -107,7 +107,7 @@ def conv_sums(x: Array, operation: Operation) -> Array:
     rows = (x.shape[1] - (height - 1) * dy - 1) // sy + 1
     columns = (x.shape[2] - (width - 1) * dx - 1) // sx + 1
     if rows < 1 or columns < 1 or x.shape[3] != inputs * groups or outputs % groups:
-        raise MicronetError("the layers of the packed network do not match; pack the network again")
+        raise MicronetError("the layers of the packed network do not fit together; pack the network again")
     if groups == 1 and inputs < FEW_CHANNELS:  # products per kernel position would be too small to be fast
         seen = np.lib.stride_tricks.sliding_window_view(x, ((height - 1) * dy + 1, (width - 1) * dx + 1), (1, 2))
         seen = seen[:, ::sy, ::sx, :, ::dy, ::dx].reshape(len(x) * rows * columns, -1)

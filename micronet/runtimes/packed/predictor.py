@@ -74,7 +74,7 @@ def _explain_errors() -> Iterator[None]:
         yield
     except (ValueError, ArithmeticError, IndexError, KeyError, TypeError, AssertionError, MemoryError) as error:
         raise MicronetError(
-            f"the layers of the packed network do not match ({error}); pack the network again"
+            f"the layers of the packed network do not fit together ({error}); pack the network again"
         ) from error
 
 

@@ -97,13 +97,17 @@ def _parse(trt: Any, network: Any, proto: onnx.ModelProto, log: Any) -> None:
     if not parser.parse(proto.SerializeToString()):
         errors = [parser.get_error(index) for index in range(parser.num_errors)]
         reason = "; ".join(_parser_error(error) for error in errors[:3]) or _last_error(log)
-        raise MicronetError(f"{backend_of(trt)} cannot parse this model: {reason}; micronet check-onnx lists causes")
+        raise MicronetError(
+            f"{backend_of(trt)} cannot parse this model: {reason}; run micronet check-onnx to find out why"
+        )
     if not network.num_layers or not network.num_outputs:
         raise MicronetError(
             f"{backend_of(trt)} found nothing to compute in this model; check it with micronet check-onnx"
         )
     if network.num_inputs != 1:
-        raise MicronetError(f"the model has {network.num_inputs} inputs; engines can only be built for models with one")
+        raise MicronetError(
+            f"the model has {network.num_inputs} inputs; engines can only be built for models with a single input"
+        )
 
 
 def _parser_error(error: Any) -> str:
@@ -117,7 +121,8 @@ def _add_profiles(builder: Any, settings: Any, network: Any, profiles: Sequence[
     axes = tuple(entry.shape)
     if -1 in axes and not profiles:
         raise MicronetError(
-            f"the model's input is {_size(axes)}; specify its sizes with --min-shape, --opt-shape and --max-shape"
+            f"the model's input has the dynamic shape {_size(axes)}; specify its sizes with --min-shape, --opt-shape "
+            "and --max-shape"
         )
     for profile in profiles:
         for shape in profile:
@@ -127,14 +132,18 @@ def _add_profiles(builder: Any, settings: Any, network: Any, profiles: Sequence[
             created = builder.create_optimization_profile()
             created.set_shape(entry.name, *profile)
             if settings.add_optimization_profile(created) < 0:
-                raise MicronetError(f"TensorRT rejected the profile {' to '.join(map(_size, profile))}")
+                raise MicronetError(
+                    f"TensorRT rejected the profile {' to '.join(map(_size, profile))}; choose other shapes"
+                )
 
 
 def _choose_gpus(trt: Any, settings: Any, capability: str | None) -> None:
     if capability is None:
         return
     if not hasattr(settings, "set_compute_capability"):
-        raise MicronetError(f"{backend_of(trt)} only builds for the GPU in this machine; drop --compute-capability")
+        raise MicronetError(
+            f"{backend_of(trt)} only builds engines for the GPU in this machine; drop --compute-capability"
+        )
     capabilities = [part.strip() for part in capability.split(",")]
     known = {name for name in dir(trt.ComputeCapability) if name.startswith("SM")}
     settings.num_compute_capabilities = len(capabilities)

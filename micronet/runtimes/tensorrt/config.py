@@ -27,7 +27,8 @@ class BuildConfig(Settings):
 
     precision: Literal["auto", "fp32", "fp16", "int8"] = setting(
         "auto",
-        "auto: int8 if the network is quantized, otherwise fp32. For int8, float networks are calibrated first.",
+        "Precision of the engine. auto: int8 if the network is quantized, otherwise fp32. For int8, float networks "
+        "are calibrated first.",
         basic=True,
     )
     min_shape: str | None = setting(
@@ -35,13 +36,13 @@ class BuildConfig(Settings):
     )
     opt_shape: str | None = setting(None, "Input shape to optimize for. Default: batch 8.", basic=True)
     max_shape: str | None = setting(None, "Maximum input shape. Default: batch 32.", basic=True)
-    workspace: float = setting(1.0, "GPU memory for scratch space, in GiB.", low=0.001, high=1024)
+    workspace: float = setting(1.0, "Maximum GPU memory for scratch space, in GiB.", low=0.001, high=1024)
     optimization_level: int = setting(
         3, "Optimization level, from 0 (fast build) to 5 (exhaustive search for fast kernels).", low=0, high=5
     )
     timing_cache: Path | None = setting(
         None,
-        "File of kernel timings that makes later builds faster; read if it exists, and updated. TensorRT only.",
+        "File of kernel timings that makes later builds faster; read if it exists, then updated. TensorRT only.",
         place="file",
     )
     backend: Literal["auto", "tensorrt", "tensorrt-rtx"] = setting(
@@ -94,5 +95,5 @@ def usual_profile(shape: Shape) -> Profile:
 def _parse(text: str, name: str) -> Shape:
     parts = text.strip().lower().split("x")
     if not all(part.isascii() and part.isdigit() and 0 < int(part) < 2**31 for part in parts):
-        raise MicronetError(f"{flag(name)} is {text!r}; expected sizes joined by x, for example 1x3x224x224")
+        raise MicronetError(f"{flag(name)} is {text!r}; expected sizes separated by x, for example 1x3x224x224")
     return tuple(map(int, parts))

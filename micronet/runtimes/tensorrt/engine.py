@@ -67,7 +67,9 @@ class EnginePredictor:
             self._log.clear()
             self._runtime = self._trt.Runtime(self._log)
             self._engine = self._check(self._runtime.deserialize_cuda_engine(path.read_bytes()), _NOT_OPENED)
-            self._context = self._check(self._engine.create_execution_context(), "not enough GPU memory to run it")
+            self._context = self._check(
+                self._engine.create_execution_context(), "not enough GPU memory to run the engine"
+            )
         self._input, self._outputs = self._tensors()
         self.ranges = self._ranges()
         self._buffers: dict[Shape, dict[str, Buffer]] = {}  # the shape used last comes last
@@ -128,7 +130,8 @@ class EnginePredictor:
         if not fitting:
             shape, ranges = "x".join(map(str, images.shape)), " or ".join(map(str, self.ranges))
             raise MicronetError(
-                f"{self._path} was built for inputs of {ranges}, but got {shape}; {REBUILD} and a larger --max-shape"
+                f"{self._path} was built for inputs of {ranges}, but got {shape}; {REBUILD}, with --min-shape and "
+                "--max-shape that include it"
             )
         exact = [each for each in fitting if each.low[0] <= len(images) <= each.high[0]]
         chosen = exact[0] if exact else max(fitting, key=lambda each: each.high[0])
@@ -150,12 +153,17 @@ class EnginePredictor:
             self._prepared = None
             if self._context.active_optimization_profile != profile:
                 handle = self._stream.handle
-                self._check(self._context.set_optimization_profile_async(profile, handle), "profile rejected")
-            self._check(self._context.set_input_shape(self._input, shape), f"input shape {shape} rejected")
+                self._check(
+                    self._context.set_optimization_profile_async(profile, handle), "TensorRT rejected the profile"
+                )
+            self._check(self._context.set_input_shape(self._input, shape), f"TensorRT rejected the input shape {shape}")
             cached = shape in self._buffers
             self._buffers[shape] = self._buffers.pop(shape) if cached else self._allocate_all()
             for name, buffer in self._buffers[shape].items():
-                self._check(self._context.set_tensor_address(name, int(buffer.device)), f"address of {name} rejected")
+                self._check(
+                    self._context.set_tensor_address(name, int(buffer.device)),
+                    f"TensorRT rejected the address of {name}",
+                )
             self._prepared = shape
         return self._buffers[shape]
 
@@ -171,14 +179,14 @@ class EnginePredictor:
         shape, dtype = tuple(self._context.get_tensor_shape(name)), self._engine.get_tensor_dtype(name)
         if -1 in shape:
             raise MicronetError(
-                f"{self._path}: the shape of {name} depends on the image contents; build from a model whose output "
-                "shapes depend only on the input shape"
+                f"{self._path}: the shape of {name} depends on the image contents; build the engine from a model "
+                "whose output shapes depend only on the input shape"
             )
         try:
             host = self._cuda.pagelocked_empty(shape, self._trt.nptype(dtype))
         except TypeError:
             raise MicronetError(
-                f"{self._path}: {name} is {dtype}, which NumPy does not support; build from a float32 model"
+                f"{self._path}: {name} is {dtype}, which NumPy does not support; build the engine from a float32 model"
             ) from None
         return Buffer(host, self._cuda.mem_alloc(host.nbytes))
 

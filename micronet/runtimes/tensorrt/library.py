@@ -35,9 +35,9 @@ def library(backend: str = "auto") -> Any:
         except ModuleNotFoundError:
             continue
         except Exception as error:  # a wheel without its CUDA libraries raises OSError, RuntimeError, …
-            failure = f" ({name} is installed but does not load: {first_line(error)})"
+            failure = f" ({name} is installed but cannot be loaded: {first_line(error)})"
     subject = "neither TensorRT nor TensorRT-RTX is" if backend == "auto" else f"{backend} is not"
-    raise FailedError(f"{subject} installed{failure}; {_HELP[backend]}")
+    raise FailedError(f"{subject} available{failure}; {_HELP[backend]}")
 
 
 def backend_of(trt: Any) -> Backend:
@@ -103,10 +103,14 @@ def open_gpu(number: int, path: Path) -> Any:
         if count == 0:
             raise FailedError(f"{path}: no NVIDIA GPU found on this machine")
         if number >= count:
-            raise MicronetError(f"--device cuda:{number}: this machine has {count} GPU{'s' * (count > 1)}, from cuda:0")
+            raise MicronetError(
+                f"--device cuda:{number}: this machine has {count} GPU{'s' * (count > 1)}, numbered from cuda:0"
+            )
         _enter(cuda, number)
     except cuda.Error as error:
-        raise FailedError(f"{path}: no NVIDIA GPU found on this machine ({first_line(error)})") from error
+        raise FailedError(
+            f"{path}: no NVIDIA GPU found on this machine ({first_line(error)}); use another machine"
+        ) from error
     return cuda
 
 

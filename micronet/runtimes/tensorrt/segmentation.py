@@ -165,7 +165,7 @@ def read_labels(path: Path) -> NDArray[np.int64]:
     """Read a label map as (H, W) int64, one label per pixel; a palette image gives its indices."""
     with open_image(path) as image:
         if image.mode not in LABEL_MODES:
-            raise MicronetError(f"{path} is not a label map: its pixels are {image.mode}; expected integers")
+            raise MicronetError(f"{path} is not a label map: its pixel format is {image.mode}; expected integers")
         return np.array(image).astype(np.int64)
 
 
