@@ -75,6 +75,8 @@ def _open(name: str, image_size: int | None) -> DataSource:
         return open_arrays(_npz(path), image_size)
     if ":" in name:
         return open_arrays(_call(name), image_size)
+    if path.name != name:
+        raise MicronetError(f"the data folder {name} does not exist; pass its current path with --data")
     raise unknown("data set", name, [*registry.DATA, "a folder", "a file.npz", "pkg.mod:factory"])
 
 
