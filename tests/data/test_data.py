@@ -208,7 +208,7 @@ def test_pickled_arrays_are_refused(tmp_path):
     ("name", "message"),
     [
         ("digit", "unknown data set 'digit'; allowed: digits"),
-        ("/no/such/folder", "unknown data set"),
+        ("/no/such/folder", "does not exist; pass its current path"),
         ("no.such:thing", "failed"),
         ("missing.npz", "cannot be read"),
     ],
@@ -255,8 +255,3 @@ def test_other_classes_than_the_networks_are_refused():
     spec = load_data("digits").spec
     with pytest.raises(MicronetError, match="10 classes"):
         load_data("digits", like=DataSpec(**{**spec.to_json(), "classes": ["cat", "dog"]}))
-
-
-def test_a_missing_folder_is_not_taken_for_the_name_of_a_data_set(tmp_path):
-    with pytest.raises(MicronetError, match="does not exist; pass its current path with --data"):
-        load_data(str(tmp_path / "moved"))
