@@ -57,7 +57,7 @@ def to_onnx(artifact: Artifact, images: Tensor, config: ExportConfig | None = No
             "--precision fp16 only applies to float networks, but this one is quantized; drop --precision"
         )
     if widest > operators.INT8_BITS and config.opset < SIXTEEN_BITS_OPSET:
-        raise MicronetError(f"{widest}-bit quantizers need --opset {SIXTEEN_BITS_OPSET} or later, got {config.opset}")
+        raise MicronetError(f"{widest}-bit quantizers need --opset {SIXTEEN_BITS_OPSET} or later; got {config.opset}")
     model = with_integers(_folded(artifact.model), artifact.history, signed=config.target == "tensorrt")
     check_size(sum(tensor.nbytes for tensor in model.state_dict().values()))
     exported = _export(model, images, config)

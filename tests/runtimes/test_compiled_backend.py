@@ -178,7 +178,7 @@ def test_a_max_pool_propagates_nan():
     [([Operation("quantize", [0], {"scale": 0.01, "zero_point": 0, "range": [-100, 155]})], "8 bits"),
      ([Operation("sign", [0]), Operation("conv", [1], {}, np.full((2, 3, 1, 1), 2**30, np.int32))], "32 bits"),
      ([Operation("sign", [0]), Operation("conv", [1], {}, np.arange(6, dtype=np.int32).reshape(2, 3, 1, 1) * 2**22)],
-      "wide weights"),
+      "large weights"),
      ([Operation("quantize", [0], {"scale": 0.01, "zero_point": 0, "range": [0, 255]}),
        Operation("conv", [1], {}, np.full((2, 3, 1, 1), 127, np.int32), np.ones(1, np.float32),
                  np.full(2, 2**31 - 200, np.int32))], "32 bits")],

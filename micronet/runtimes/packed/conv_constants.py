@@ -134,7 +134,7 @@ def choose_arithmetic(weight: Array, x: FeatureMap) -> int:
 def float_arithmetic(weight: Array) -> int:
     """Return FLOAT32 if it is exact for signs. Raises UnsupportedProgram if it is not."""
     if np.abs(weight.astype(np.int64)).reshape(len(weight), -1).sum(1).max() >= EXACT_FLOAT32:
-        raise UnsupportedProgram("sums of signs times wide weights")
+        raise UnsupportedProgram("sums of signs multiplied by large weights")
     return FLOAT32
 
 

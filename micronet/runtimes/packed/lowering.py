@@ -249,5 +249,5 @@ def _conv_form(operation: Operation, x: FeatureMap) -> tuple[Array, dict[str, An
     if any(part is not None and part.size != len(weight) for part in (operation.bias, operation.limits)):
         raise UnsupportedProgram("a bias or threshold that does not have exactly one value per output")
     if operation.kind == "threshold" and (x.dtype == FLOAT32 or weight.dtype.kind != "i" or operation.limits is None):
-        raise UnsupportedProgram("a threshold layer with floats or without limits")
+        raise UnsupportedProgram("a threshold layer with float inputs or weights, or without limits")
     return weight, attributes

@@ -101,7 +101,7 @@ def open_gpu(number: int, path: Path) -> Any:
         cuda.init()
         count = cuda.Device.count()
         if count == 0:
-            raise FailedError(f"{path}: no NVIDIA GPU found on this machine")
+            raise FailedError(f"{path}: no NVIDIA GPU found on this machine; use another machine")
         if number >= count:
             raise MicronetError(
                 f"--device cuda:{number}: this machine has {count} GPU{'s' * (count > 1)}, numbered from cuda:0"
