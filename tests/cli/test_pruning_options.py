@@ -45,7 +45,7 @@ def test_sensitivity_is_printed_drawn_and_writes_no_network(micronet, chain, tmp
     worst = [max(row["drops"].values()) for row in rows]
     assert worst == sorted(worst, reverse=True)
     assert [path.name for path in tmp_path.iterdir()] == ["s.png"]
-    assert "75% cut" in micronet(*ask).out
+    assert "75% removed" in micronet(*ask).out
 
 
 def test_steps_prune_and_train_and_resume(micronet, chain, tmp_path):
@@ -102,7 +102,7 @@ def test_a_network_of_ones_own_needs_its_input_shape(micronet, tmp_path):
     ("options", "message"),
     [
         (["--epochs", 3], "add --steps 1"),
-        (["--steps", 2, "--dry-run"], "drop it"),
+        (["--steps", 2, "--dry-run"], "drop one of them"),
         (["--plot", "a.png"], "--sensitivity"),
         (["--steps", -1], "0 to 1000"),
         (["--widths", "1,2"], "this network needs 8"),
