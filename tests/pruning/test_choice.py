@@ -120,7 +120,7 @@ def test_widths_are_taken_as_they_are_or_refused_with_the_reason():
     pruned, _, plan = prune_model(model, PruneConfig(widths="154 162 144 304 320 320 608 584"), IMAGES)
     assert [group.after for group in plan.groups.values()][:8] == [154, 162, 144, 304, 320, 320, 608, 584]
     assert pruned(IMAGES).shape == (2, 10)
-    with pytest.raises(MicronetError, match=r"needs 8 \(at present 256"):
+    with pytest.raises(MicronetError, match=r"needs 8 \(current widths: 256"):
         prune_model(model, PruneConfig(widths="154,162"), IMAGES)
     with pytest.raises(MicronetError, match="cannot have 155 channels; allowed: 1 to 256, a multiple of 2"):
         prune_model(model, PruneConfig(widths="155 162 144 304 320 320 608 584"), IMAGES)

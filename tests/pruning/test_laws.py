@@ -189,5 +189,5 @@ def test_a_share_too_large_for_a_split_takes_the_smallest_width_it_has():
 
 
 def test_widths_that_are_no_numbers_are_named():
-    with pytest.raises(MicronetError, match=r"widths has '4\.5'; expected integers"):
+    with pytest.raises(MicronetError, match=r"widths contains '4\.5'; expected integers"):
         micronet.prune(Misleading(instance_norm), torch.randn(2, 3, 8, 8), widths="4.5,4", criterion="l2")

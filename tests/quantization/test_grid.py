@@ -367,7 +367,7 @@ def test_an_untraceable_network_has_no_binary_activations():
         ([], 0.001, False),
         (["--w-bits", 4], 0.002, False),
         (["--a-bits", 2], 0.005, False),
-        (["--a-bits", "binary"], 0.02, True),
+        (["--a-bits", "binary"], 0.01, True),
         (["--w-bits", "ternary", "--lr", 0.003], 0.003, True),
     ],
     ids=str,

@@ -56,7 +56,7 @@ def test_it_runs_in_a_process_without_torch_and_onnx(old_file, backend):
 
 def test_images_of_another_size_or_type_are_refused(old_file):
     network = PackedNetwork(old_file)
-    with pytest.raises(MicronetError, match=r"shape \(N, 3, 32, 32\), but these have shape \(1, 3, 16, 16\)"):
+    with pytest.raises(MicronetError, match=r"shape \(N, 3, 32, 32\), but got \(1, 3, 16, 16\)"):
         network(np.zeros((1, 3, 16, 16), np.float32))
     with pytest.raises(MicronetError, match="float images, normalized as in training, but got uint8"):
         network(np.zeros((1, 3, 32, 32), np.uint8))

@@ -162,7 +162,7 @@ def test_trt_eval_segments_at_several_sizes(folder, tmp_path, micronet):
     unsaid = micronet(*arguments)
     assert unsaid.code == 2 and "1x3x32x32 to 4x3x96x96; choose one with --sizes" in unsaid.err
     large = micronet(*arguments, "--sizes", "128")
-    assert large.code == 2 and "built for inputs of 1x3x32x32 to 4x3x96x96, got 1x3x128x192" in large.err
+    assert large.code == 2 and "built for inputs of 1x3x32x32 to 4x3x96x96, but got 1x3x128x192" in large.err
 
 
 @pytest.mark.usefixtures("gpu")

@@ -295,7 +295,7 @@ def test_torchrun_goes_on_with_what_one_process_began(micronet, tmp_path):
     [
         (["--device", "0,x"], "GPU numbers"),
         (["--device", "0,0"], "a GPU twice"),
-        (["--device", "0,1", "--processes", "3"], "means 2 processes"),
+        (["--device", "0,1", "--processes", "3"], "already sets the number of processes to 2"),
         (["--processes", "0"], "allowed: 1"),
     ],
 )

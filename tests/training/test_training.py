@@ -118,7 +118,7 @@ def test_training_stops_at_its_time_and_goes_on_bit_identical(micronet, tmp_path
         assert done.code == 3
         where = f"in epoch 1 of 2, after step {stop + 1}"
         assert done.err.splitlines()[-1] == (
-            f"stopped: --max-time is over {where}; run the same command with --resume to continue"
+            f"stopped: --max-time reached {where}; run the same command with --resume to continue"
         )
         assert not stopped.exists()
     assert micronet(*quantize, tmp_path / "float.safetensors", "-o", stopped, "--resume").code == 0
