@@ -119,7 +119,7 @@ def _greater_or_equal(builder: ProgramBuilder, node: onnx.NodeProto) -> None:
             continue
         values = [builder.constants[name].reshape(-1)[0] for name in where.input[1:] if name in builder.constants]
         if zero is None or zero.any() or values != [1.0, -1.0]:
-            raise _unsupported(node, "only supports comparisons with 0 that are used to compute a sign")
+            raise _unsupported(node, "supports comparisons only against 0, and only to compute a sign")
         builder.add(where, "sign", node.input[0])
 
 

@@ -45,7 +45,7 @@ def _fixed_groups(channels: ChannelMap, double: ChannelMap) -> dict[int, str]:
             continue
         doubled = 2 * len(before) - np.isin(before // STRIDE, [FIXED, *channels.pinned]).sum()
         if after is None or len(after) != doubled:
-            found |= dict.fromkeys(groups_of(before), f"{name} uses it after a reshape to fixed sizes")
+            found |= dict.fromkeys(groups_of(before), f"{name} uses it after a reshape to a fixed shape")
     for number, group in channels.groups.items():
         if group.block and (number not in double.groups or double.groups[number].block != group.block):
             found[number] = "forward() uses a fixed number of heads"

@@ -22,7 +22,7 @@ class Schema(Stage):
     product = "dict[str, object]"
 
     of: str = setting(
-        "recipe", "What the schema describes: recipe, or a stage such as train.", argument=True, metavar="[SUBJECT]"
+        "recipe", "Schema to print: recipe, or a stage name such as train.", argument=True, metavar="[SUBJECT]"
     )
 
     def run(self, context: Context) -> Outcome:
@@ -50,7 +50,7 @@ def recipe_schema() -> dict[str, Any]:
         "title": "micronet recipe",
         "type": "object",
         "properties": {
-            "folder": {"type": "string", "description": "Folder for the results; default: runs/<name of the recipe>."},
+            "folder": {"type": "string", "description": "Folder for the results (default: runs/<recipe name>)."},
             "stage": {"type": "array", "items": {"oneOf": tables}},
         },
         "required": ["stage"],

@@ -32,10 +32,11 @@ class ExportOnnx(CheckedSettings, Stage):
 
     name = "export-onnx"
     details = (
-        "The result is checked in ONNX Runtime, and nothing is written if it differs from torch: if more than 1% of "
-        "the predicted classes change, if a quantized layer is off by more than one step for the same input, or if "
-        "the scores of a float network differ by more than 0.1% (fp16: 2%). If every layer agrees but the scores "
-        "differ by more than 1%, a warning is printed. To find out what makes the file slow, run micronet check-onnx."
+        "The file is run in ONNX Runtime and only written if it agrees with torch. The check fails if more than 1% of "
+        "the predicted classes change, if a quantized layer is off by more than one quantization step for the same "
+        "input, or if the outputs of a float network differ by more than 0.1% (fp16: 2%). If every quantized layer "
+        "agrees but the outputs differ by more than 1%, a warning is printed. To find out what makes the file slow, "
+        "run micronet check-onnx."
     )
     example = "micronet export-onnx fused.safetensors -o int8.onnx"
     ending = suffix = ".onnx"

@@ -191,7 +191,7 @@ def test_unsupported_operations_leave_channels_whole_and_are_named():
     model = randomise(Written())
     pruned, _, plan = prune_model(model, PruneConfig(0.5), torch.randn(2, 3, 8, 8))
     notes = {tuple(group.layers): (group.before, group.after, group.note) for group in plan.groups.values()}
-    assert notes["conv",] == (8, 8, "fc uses it after a reshape to fixed sizes")
+    assert notes["conv",] == (8, 8, "fc uses it after a reshape to a fixed shape")
     assert notes["other",][:2] == (8, 4)
     assert pruned(torch.randn(2, 3, 8, 8).double()).shape == (2, 5)
 

@@ -343,5 +343,5 @@ def test_a_training_that_loses_more_than_the_target_fails_and_writes_nothing(mic
     out = tmp_path / "q.safetensors"
     done = micronet("quantize", chain / "float.safetensors", "--target-drop", 5, *few, "-o", out)
     assert done.code == 1
-    assert "points after qat; --target-drop allows 5" in done.err
+    assert "points after qat, but --target-drop allows only 5" in done.err
     assert not out.exists()
