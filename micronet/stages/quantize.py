@@ -201,7 +201,9 @@ class Quantize(TrainingSettings, Stage):
         if settled.training.distill != self.training.distill:
             context.progress.line(f"also distilling from {path}; to use only the labels, pass --distill-weight 0")
         if share := settled.calibration.float_weights:
-            context.progress.line(f"weights stay in float for the first {share:.0%} of training steps, except during validation")
+            context.progress.line(
+                f"weights stay in float for the first {share:.0%} of training steps, except during validation"
+            )
         work = Quantizing(artifact, settled, run, context.memory.batches)
         done = work.qaft() if self.calibration.mode == "qaft" else work.run_quantization()
         return Outcome(done, {**done.metrics, "left_float": done.history[-1].result.get("left_float", {})})

@@ -193,8 +193,8 @@ class Quantizing:
         target, mode = self.settings.recovery.target_drop or 0, self.settings.calibration.mode
         if 100 * drop > target:
             raise FailedError(
-                f"accuracy fell by {100 * drop:.2f} points after {mode}, but --target-drop allows only {target:g}; train "
-                "longer, or remove the recovery options"
+                f"accuracy fell by {100 * drop:.2f} points after {mode}, but --target-drop allows only {target:g}; "
+                "train longer, or remove the recovery options"
             )
 
     def _recover(self, floating: nn.Module, model: nn.Module) -> None:
