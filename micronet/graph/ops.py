@@ -45,6 +45,7 @@ def _family(modules: tuple[type[nn.Module], ...] = (), functions: tuple[object, 
 
 # Layers with weights.
 CONVOLUTIONS = nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d
+ROW_LAYERS = nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear  # their weights are (outputs, inputs, ...)
 BATCH_NORMS = nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm
 INSTANCE_NORMS = nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d
 WEIGHTED_FUNCTIONS = _family(functions=(

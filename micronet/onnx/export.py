@@ -29,6 +29,7 @@ from micronet.onnx.config import AXES, ExportConfig
 from micronet.quantization.calibrate import check_calibrated, each_quantizer
 from micronet.quantization.fold import fold_model, foldable_pairs, has_taken_norms, shares_scales
 from micronet.quantization.functional import dequantize, int8_grid, to_integers
+from micronet.quantization.layers import ACTIVATION_SLOTS
 from micronet.quantization.quantizer import Quantizer
 from micronet.quantization.schemes.wbwtab import SignQuantizer
 from micronet.runtimes.onnxruntime import METADATA_KEY, check_size
@@ -99,7 +100,7 @@ def with_integers(model: nn.Module, history: list[StageRecord], *, signed: bool 
     scales = {
         f"{name}.{slot}": quantizer.qparams(torch.empty(0)).scale
         for name, slot, quantizer in each_quantizer(model)
-        if slot in ("input_quantizer", "output_quantizer") and not isinstance(quantizer, SignQuantizer)
+        if slot in ACTIVATION_SLOTS and not isinstance(quantizer, SignQuantizer)
     }
     for name, slot, quantizer in list(each_quantizer(model)):
         layer: Any = model.get_submodule(name)

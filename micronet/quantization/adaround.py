@@ -8,7 +8,7 @@ this module for the layers or the blocks of a network.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from micronet.core.progress import Progress
 from micronet.models.device import memory_format
 from micronet.quantization.functional import QParams, broadcast, learned_step
+from micronet.quantization.layers import ACTIVATION_SLOTS
 from micronet.quantization.schemes.iao import AffineQuantizer
 
 STEPS = 400
@@ -185,6 +186,11 @@ def _regularizer(v: Tensor, share: float) -> Tensor | float:
     start, end = BETA
     beta = start + (end - start) * (share - WARM_UP) / (1 - WARM_UP)
     return LAMBDA * (1 - (2 * rectified_sigmoid(v) - 1).abs().pow(beta)).sum()
+
+
+def with_float_activations(layer: nn.Module) -> AbstractContextManager[None]:
+    """Inside this context, a layer quantizes neither its inputs nor its outputs."""
+    return replaced([(layer, slot) for slot in ACTIVATION_SLOTS], [None] * len(ACTIVATION_SLOTS))
 
 
 @contextmanager

@@ -87,7 +87,7 @@ def collect(model: nn.Module, batches: Iterable[Tensor]) -> Statistics:
     """Return a histogram of the float activations for each activation quantizer (``module.slot``).
 
     The model does not change. Every quantizer except signs is disabled: without its signs, the network would compute
-    something else. Raises MicronetError if there is no batch.
+    something else. Raises MicronetError if ``batches`` is empty.
     """
     statistics: Statistics = {}
     quantizers = [item for item in each_quantizer(model) if not isinstance(item[2], SignQuantizer)]

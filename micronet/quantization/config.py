@@ -13,6 +13,7 @@ Bits = int | str
 WEIGHT_LEVELS = ("binary", "ternary")
 ACTIVATION_LEVELS = ("binary",)
 PERCENTILE = 99.99
+CALIBRATION_BATCH = 64  # images
 Calibrator = Literal["minmax", "percentile", "entropy", "mse"]
 
 
@@ -104,7 +105,7 @@ class RangeConfig(Settings):
     percentile: float = setting(
         PERCENTILE, "Percentage of values inside the range, for --calibrator percentile.", low=50, high=100
     )
-    calib_batches: int = setting(4, "Number of calibration batches of 64 images.", low=1)
+    calib_batches: int = setting(4, f"Number of calibration batches of {CALIBRATION_BATCH} images.", low=1)
     calib_data: Path | None = setting(
         None,
         "Folder of calibration images, labeled or not; or none to generate images from batch-norm statistics (--mode "

@@ -9,7 +9,6 @@ from micronet.errors import MicronetError
 from micronet.graph import ops
 from micronet.graph.trace import Graph, trace
 from micronet.quantization.functional import broadcast
-from micronet.quantization.layers import ROW_LAYERS
 
 ROUNDS = 40
 SMALLEST_RANGE = 1e-8  # channels with smaller weights are not equalized
@@ -48,7 +47,7 @@ def _pairs(graph: Graph) -> list[tuple[Any, Tensor]]:
     """Return each layer with one reader, and the reader's weight as a view with that layer's output channels first."""
 
     def usable(layer: Any) -> bool:
-        return isinstance(layer, ROW_LAYERS) and graph.call_count(layer) == 1 and graph.owns_weight(layer)
+        return isinstance(layer, ops.ROW_LAYERS) and graph.call_count(layer) == 1 and graph.owns_weight(layer)
 
     found = []
     for node, layer in graph.calls():
@@ -67,7 +66,7 @@ def _only_reader(graph: Graph, node: fx.Node) -> nn.Module | None:
     while len(node.users) == 1:
         node = next(iter(node.users))
         module = graph.module(node)
-        if isinstance(module, ROW_LAYERS):
+        if isinstance(module, ops.ROW_LAYERS):
             return module
         relu = graph.matches(node, ops.RELU)
         pools = not mixes and graph.matches(node, ops.MAX_POOL | ops.AVERAGE_POOL)

@@ -21,8 +21,8 @@ from micronet.models.uncompiled import uncompiled
 from micronet.quantization.functional import broadcast
 from micronet.quantization.quantizer import Quantizer
 
-ROW_LAYERS = nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear  # their weights are (outputs, inputs, ...)
 SLOTS = ("input_quantizer", "weight_quantizer", "bias_quantizer", "output_quantizer")
+ACTIVATION_SLOTS = ("input_quantizer", "output_quantizer")
 
 
 class Quantized(nn.Module):

@@ -57,7 +57,7 @@ class Quantizer(nn.Module):
 
     @property
     def frozen(self) -> bool:
-        """Whether no data can change the range; True if there is no range."""
+        """Whether the range is fixed. True for quantizers without a range."""
         return True
 
     @property

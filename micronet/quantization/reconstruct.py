@@ -10,12 +10,11 @@ from torch import Tensor, nn
 
 from micronet.core.progress import Progress, Silent
 from micronet.models.modes import eval_mode
-from micronet.quantization.adaround import Recorded, Unit, Work, learn_rounding, replaced
+from micronet.quantization.adaround import Recorded, Unit, Work, learn_rounding, with_float_activations
 from micronet.quantization.calibrate import each_quantizer
+from micronet.quantization.layers import ACTIVATION_SLOTS
 from micronet.quantization.schemes.iao import AffineQuantizer
 from micronet.quantization.walk import Place, each_layer, parts_of, walk
-
-ACTIVATIONS = ("input_quantizer", "output_quantizer")
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,7 @@ def _learn_block(place: Place, seed: int, work: Work) -> None:
     activations = [
         (block.get_submodule(name), slot)
         for name, slot, quantizer in each_quantizer(block)
-        if slot in ACTIVATIONS and isinstance(quantizer, AffineQuantizer)
+        if slot in ACTIVATION_SLOTS and isinstance(quantizer, AffineQuantizer)
     ]
     plain = None if place.plain is place.inputs else place.plain
     learn_rounding(Unit(block, layers, activations), Recorded(place.inputs, place.targets, plain), seed, work)
@@ -97,8 +96,7 @@ def _learn_layers(place: Place, seed: int, work: Work) -> int:
     """Learn the layers of a part one by one, without their activations' quantizers; return how many."""
     count = 0
     for count, (layer, _, inputs, targets) in enumerate(each_layer(place), 1):
-        slots = [(layer, slot) for slot in ACTIVATIONS]
-        with replaced(slots, [None] * len(slots)):
+        with with_float_activations(layer):
             unit = Unit(layer, [layer])
             learn_rounding(unit, Recorded(inputs, targets), seed, work._replace(done=work.done + count - 1))
     return count

@@ -15,10 +15,10 @@ from micronet.core.progress import Progress, Silent
 from micronet.errors import MicronetError
 from micronet.graph import ops
 from micronet.models.modes import eval_mode
+from micronet.quantization.config import CALIBRATION_BATCH
 
 STEPS = 200
 LEARNING_RATE = 0.1
-BATCH = 64
 
 
 class Synthesized(NamedTuple):
@@ -41,7 +41,7 @@ def synthesize_images(
     Args:
         model: A float network with batch norms.
         shape: (C, H, W) of an image.
-        count: The number of batches, of ``BATCH`` images each.
+        count: The number of batches, of ``CALIBRATION_BATCH`` images each.
         seed: For the noise that the images begin as.
         progress: Where to report progress.
 
@@ -60,7 +60,7 @@ def synthesize_images(
     batches, ends = [], []
     with eval_mode(model), _recording(norms) as seen:
         for number in range(count):
-            images = torch.randn(BATCH, *shape, generator=generator).to(device).requires_grad_()
+            images = torch.randn(CALIBRATION_BATCH, *shape, generator=generator).to(device).requires_grad_()
             optimizer = torch.optim.Adam([images], lr=LEARNING_RATE)
             distances: list[float] = []
             for step in range(STEPS):

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from micronet.errors import MicronetError
+from micronet.graph import ops
 from micronet.quantization.blocks import Part, split
-from micronet.quantization.layers import ROW_LAYERS, Quantized
+from micronet.quantization.layers import Quantized
 from micronet.quantization.schemes.iao import AffineQuantizer
 
 BATCH = 64  # images that run at a time
@@ -51,14 +52,14 @@ def parts_of(
         The parts, and the images to use: all, or as many as fit into ``MEMORY``.
 
     Raises:
-        MicronetError: There is no such layer; ``option`` is what the user asked for.
+        MicronetError: The network has no such layer. The message names ``option``.
     """
     names = [
         name
         for name, module in quantized.named_modules()
         if isinstance(module, Quantized)
         and isinstance(module.weight_quantizer, AffineQuantizer)
-        and isinstance(module, ROW_LAYERS)
+        and isinstance(module, ops.ROW_LAYERS)
         and module.norm is None
     ]
     if not names:

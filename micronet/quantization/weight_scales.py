@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from micronet.core.progress import Progress, Silent
 from micronet.models.modes import eval_mode
-from micronet.quantization.adaround import replaced
+from micronet.quantization.adaround import with_float_activations
 from micronet.quantization.schemes.iao import AffineQuantizer
 from micronet.quantization.walk import BATCH, LayerPlace, each_layer, parts_of, walk
 
@@ -65,10 +65,9 @@ def _search(place: LayerPlace) -> None:
 def _errors(place: LayerPlace, quantizer: AffineQuantizer) -> Tensor:
     """Return the squared error of a layer's output, for each scale: (channels,) or ()."""
     layer = place.layer
-    slots = [(layer, "input_quantizer"), (layer, "output_quantizer")]
     total = torch.zeros(len(layer.weight), dtype=torch.float64, device="cpu")
     axis = -1 if isinstance(layer, nn.Linear) else 1
-    with replaced(slots, [None, None]):
+    with with_float_activations(layer):
         for inputs, targets in zip(*(torch.split(x, BATCH) for x in (place.inputs, place.targets)), strict=True):
             error = (layer(inputs) - targets).square().movedim(axis, 0).flatten(1).sum(1)
             total += error.cpu().double()

@@ -14,7 +14,7 @@ from micronet.onnx.config import ExportConfig
 from micronet.stages.config import ConvertSettings, ReportConfig, input_file
 from micronet.stages.stage import Context, Outcome, Stage, count
 
-ROUNDING = ("quantize", "sign", "threshold")  # operations after which scores are no longer the float network's
+ROUNDING = ("quantize", "sign", "threshold")  # operations that make the scores differ from the float network's
 
 
 @dataclass(frozen=True)

@@ -19,13 +19,12 @@ from micronet.data.split import ImageSplit, random_subset
 from micronet.errors import MicronetError
 from micronet.evaluation.accuracy import check_scores, evaluate, evaluating
 from micronet.models.build import ModelSpec, accepted_args, build_model, make_spec
-from micronet.quantization.config import RangeConfig
+from micronet.quantization.config import CALIBRATION_BATCH, RangeConfig
 from micronet.quantization.histogram import Statistics, load_statistics, save_statistics
 from micronet.stages.config import DataConfig, ModelConfig
 from micronet.training.distributed import from_rank_zero
 
 DEFAULT_DATA = "digits"
-BATCH = 64  # images to calibrate on
 DEFAULT_SHAPE = (3, 224, 224)  # of torchvision's classification networks
 
 
@@ -115,7 +114,8 @@ def calibration_batches(
 ) -> Iterator[Tensor]:
     """Yield batches of images (N, C, H, W), never augmented, to calibrate on."""
     split: ImageSplit = dataset.train if config.calib_data is None else _folder(config.calib_data, dataset)
-    for inputs, _ in eval_batches(random_subset(split, config.calib_batches * BATCH, seed), dataset.spec, BATCH):
+    images = random_subset(split, config.calib_batches * CALIBRATION_BATCH, seed)
+    for inputs, _ in eval_batches(images, dataset.spec, CALIBRATION_BATCH):
         yield inputs.to(device)
 
 

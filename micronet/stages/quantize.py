@@ -114,7 +114,7 @@ class Quantize(TrainingSettings, Stage):
             )
 
     def _check_float_weights(self) -> None:
-        """Refuse a first part of a training with float weights if there is no training or no other part."""
+        """Raise MicronetError if --float-weights cannot take effect."""
         bits = self.quantization
         if self.calibration.mode != "qat":
             raise MicronetError("--float-weights only applies to --mode qat; drop it, or drop --mode")

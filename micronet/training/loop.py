@@ -199,9 +199,12 @@ class Trainer:
         )
 
 
-def check_model_fits(model: nn.Module, data: Dataset) -> None:
-    """Raise MicronetError if a model does not return one score per class for a validation image."""
-    images, _ = next(eval_batches(data.validation, data.spec, batch_size=1))
+def check_model_fits(model: nn.Module, data: Dataset, size: int | None = None) -> None:
+    """Raise MicronetError if a model does not return one score per class for a validation image.
+
+    ``size``: the height and width in pixels that the image is scaled to; None: its own.
+    """
+    images, _ = next(resized(eval_batches(data.validation, data.spec, batch_size=1), size or data.train.image_shape[1]))
     with evaluating(model) as predict:
         check_scores(predict, images, len(data.spec.classes or []))
 

@@ -17,7 +17,6 @@ RELATIVE_STEP = 10.0  # a matrix moves by lr * RELATIVE_STEP of its norm, so tha
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # the quintic's coefficients
 ITERATIONS = 5
 ADAM_BETAS, ADAM_EPS = (0.9, 0.999), 1e-8
-_ROW_LAYERS = nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear  # their weights are (outputs, inputs, ...)
 _NORMS = (*ops.BATCH_NORMS, *ops.INSTANCE_NORMS, nn.GroupNorm)  # their output ignores the scale of their input
 
 
@@ -107,7 +106,7 @@ def find_matrices(model: nn.Module) -> dict[nn.Parameter, dict[str, Any]]:
         if isinstance(module, nn.MultiheadAttention) and isinstance(own.get("in_proj_weight"), nn.Parameter):
             found[module.in_proj_weight] = {"groups": 3, "keep_norm": False}
         weight = own.get("weight")
-        if not isinstance(module, _ROW_LAYERS) or not isinstance(weight, nn.Parameter) or module in heads:
+        if not isinstance(module, ops.ROW_LAYERS) or not isinstance(weight, nn.Parameter) or module in heads:
             continue
         groups = getattr(module, "groups", 1)
         if min(len(weight) // groups, weight[0].numel()) > 1 and bool(weight.detach().any()):
@@ -123,7 +122,7 @@ def _read_graph(model: nn.Module) -> tuple[set[nn.Module], set[nn.Module]]:
     normalized = {each for each in model.modules() if getattr(each, "norm", None) is not None}  # folded while training
     graph = trace(model)
     if graph is None:
-        layers: list[nn.Module] = [module for module in model.modules() if isinstance(module, _ROW_LAYERS)]
+        layers: list[nn.Module] = [module for module in model.modules() if isinstance(module, ops.ROW_LAYERS)]
         return set(layers[-1:]) - normalized, normalized
     for node, module in graph.calls():
         if node.users and all(isinstance(graph.module(user), _NORMS) for user in node.users):
@@ -134,7 +133,7 @@ def _read_graph(model: nn.Module) -> tuple[set[nn.Module], set[nn.Module]]:
     while waiting:
         for source in waiting.pop().all_input_nodes:
             layer = graph.module(source)
-            if isinstance(layer, _ROW_LAYERS):
+            if isinstance(layer, ops.ROW_LAYERS):
                 heads.add(layer)
             elif source not in seen:
                 seen.add(source)

@@ -13,16 +13,16 @@ from torch import nn
 
 from micronet.artifact.artifact import Artifact
 from micronet.core.machine import has_bf16
-from micronet.data.batches import eval_batches, mirrors, resized
+from micronet.data.batches import eval_batches, mirrors
 from micronet.data.dataset import Dataset
 from micronet.errors import MicronetError
-from micronet.evaluation.accuracy import check_scores, evaluating
 from micronet.models.device import memory_format
 from micronet.models.modes import copy_model
 from micronet.training import distributed
 from micronet.training.checkpoint import Checkpoint
 from micronet.training.config import PRESETS, RunContext, TrainConfig
-from micronet.training.step import TrainStep, make_optimizer
+from micronet.training.loop import check_model_fits
+from micronet.training.step import TrainStep
 from micronet.training.whitening import whitened_layer
 
 STEPS_PER_EPOCH = 100  # of the preset fast, if its batches are neither smaller nor larger than allowed
@@ -107,12 +107,10 @@ def _check_start_size(size: int, model: nn.Module, data: Dataset) -> None:
             f"--start-size is {size}, but the images are only {full} pixels wide; use a smaller size, or drop it"
         )
     if size:
-        images, _ = next(resized(eval_batches(data.validation, data.spec, batch_size=1), size))
-        with evaluating(model) as predict:
-            try:
-                check_scores(predict, images, len(data.spec.classes or []))
-            except MicronetError as error:
-                raise MicronetError(f"--start-size {size}: {error}; use a larger size, or drop it") from error
+        try:
+            check_model_fits(model, data, size)
+        except MicronetError as error:
+            raise MicronetError(f"--start-size {size}: {error}; use a larger size, or drop it") from error
 
 
 def _check_amp(config: TrainConfig, artifact: Artifact, data: Dataset, context: RunContext) -> None:
@@ -138,7 +136,7 @@ def step_seconds(config: TrainConfig, model: nn.Module, data: Dataset) -> float:
     """Return the least CPU time, forward and backward, of a training step of a copy of a network."""
     trial = copy_model(model).to(memory_format=memory_format(model)).train()
     config = replace(config, ema=0.0)
-    step = TrainStep(trial, make_optimizer(trial, config), config, torch.device("cpu"))
+    step = TrainStep(trial, torch.optim.SGD(trial.parameters()), config, torch.device("cpu"))  # it takes no step
     batch = next(eval_batches(data.validation, data.spec, TIMED_IMAGES))
     times = []
     with torch.random.fork_rng():

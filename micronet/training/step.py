@@ -52,7 +52,7 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
 
 @dataclass
 class TrainStep:
-    """A callable that takes one optimizer step; ``compiled`` and ``penalty`` are as in ``config``."""
+    """A callable that takes one optimizer step; ``RunContext`` describes ``compiled``, ``TrainHooks`` ``penalty``."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
