@@ -66,7 +66,7 @@ def train(
     Args:
         model: nin, nin_gc, resnet18, torchvision:NAME, pkg.mod:factory or path/to/file.py:factory (which runs that code); default: nin.
         data: Name of a data set, a folder or an .npz file.
-        preset: Defaults for the options below. fast: Muon, linear schedule, label smoothing, alternating flips, whitened first layer in new networks, bf16 if faster on this machine, and a batch size that depends on the number of images. Stages that start from a trained network keep their own learning rates. Default: plain; fast for binary and ternary networks.
+        preset: Defaults for the options below. fast: Muon, linear schedule, label smoothing, alternating flips, whitened first layer in new networks, bf16 where it is known to be faster, and a batch size that depends on the number of images. Stages that start from a trained network keep their own learning rates. Default: plain; fast for binary and ternary networks.
         epochs: Number of epochs; 0 skips training.
         lr: Peak learning rate. Default: 0.01 (lower in finetune and quantize).
         device: cpu, cuda, cuda:N, or GPU numbers such as 0,1 to run one process per GPU (untested); default: cuda if available, otherwise cpu.
@@ -77,7 +77,7 @@ def train(
         limit: Use at most N training and N test images.
         batch_size: Images per batch, across all processes. Default: 64; fast: 32 to 128.
         accumulate: Number of batches to accumulate gradients over before each optimizer step.
-        amp: Mixed-precision training. bf16 needs a GPU or a CPU with bf16 instructions; fp16 needs a GPU and is untested. Default: off; fast: bf16 if it is faster.
+        amp: Mixed-precision training. bf16 needs a GPU or a CPU with bf16 instructions; fp16 needs a GPU and is untested. Default: off; fast: bf16 for networks of convolutions, if supported.
         patience: Stop after N epochs without improvement in validation accuracy (ties are broken by the loss).
         weight_decay: L2 penalty on the weights.
         optimizer: Adam; SGD with Nesterov momentum 0.9; or Muon, which orthogonalizes the updates of matrices and kernels, scaled to 10 * --lr times their norm, and uses Adam for all other parameters. Default: adam; fast: muon.
@@ -195,7 +195,7 @@ def sparse_train(
         criterion: What the penalty pushes toward zero: batch-norm scales, individual weights (l1), or the weights of whole channels (l2, group lasso). Attention heads are not penalized.
         model: nin, nin_gc, resnet18, torchvision:NAME, pkg.mod:factory or path/to/file.py:factory (which runs that code); default: nin.
         data: Name of a data set, a folder or an .npz file.
-        preset: Defaults for the options below. fast: Muon, linear schedule, label smoothing, alternating flips, whitened first layer in new networks, bf16 if faster on this machine, and a batch size that depends on the number of images. Stages that start from a trained network keep their own learning rates. Default: plain; fast for binary and ternary networks.
+        preset: Defaults for the options below. fast: Muon, linear schedule, label smoothing, alternating flips, whitened first layer in new networks, bf16 where it is known to be faster, and a batch size that depends on the number of images. Stages that start from a trained network keep their own learning rates. Default: plain; fast for binary and ternary networks.
         epochs: Number of epochs; 0 skips training.
         lr: Peak learning rate. Default: 0.01 (lower in finetune and quantize).
         device: cpu, cuda, cuda:N, or GPU numbers such as 0,1 to run one process per GPU (untested); default: cuda if available, otherwise cpu.
@@ -207,7 +207,7 @@ def sparse_train(
         limit: Use at most N training and N test images.
         batch_size: Images per batch, across all processes. Default: 64; fast: 32 to 128.
         accumulate: Number of batches to accumulate gradients over before each optimizer step.
-        amp: Mixed-precision training. bf16 needs a GPU or a CPU with bf16 instructions; fp16 needs a GPU and is untested. Default: off; fast: bf16 if it is faster.
+        amp: Mixed-precision training. bf16 needs a GPU or a CPU with bf16 instructions; fp16 needs a GPU and is untested. Default: off; fast: bf16 for networks of convolutions, if supported.
         patience: Stop after N epochs without improvement in validation accuracy (ties are broken by the loss).
         weight_decay: L2 penalty on the weights.
         optimizer: Adam; SGD with Nesterov momentum 0.9; or Muon, which orthogonalizes the updates of matrices and kernels, scaled to 10 * --lr times their norm, and uses Adam for all other parameters. Default: adam; fast: muon.
@@ -306,12 +306,12 @@ def prune(
         widths: Exact widths, one per prunable group, separated by commas. Replaces --percent.
         target_params: Prune until this fraction of the parameters is left.
         target_latency: Prune until the latency is this fraction of the original (for one image in ONNX Runtime on this machine).
-        preset: Defaults for the options below. fast: Muon, linear schedule, label smoothing, alternating flips, whitened first layer in new networks, bf16 if faster on this machine, and a batch size that depends on the number of images. Stages that start from a trained network keep their own learning rates. Default: plain; fast for binary and ternary networks.
+        preset: Defaults for the options below. fast: Muon, linear schedule, label smoothing, alternating flips, whitened first layer in new networks, bf16 where it is known to be faster, and a batch size that depends on the number of images. Stages that start from a trained network keep their own learning rates. Default: plain; fast for binary and ternary networks.
         epochs: Number of epochs; 0 skips training.
         lr: Peak learning rate. Default: 0.01 (lower in finetune and quantize).
         batch_size: Images per batch, across all processes. Default: 64; fast: 32 to 128.
         accumulate: Number of batches to accumulate gradients over before each optimizer step.
-        amp: Mixed-precision training. bf16 needs a GPU or a CPU with bf16 instructions; fp16 needs a GPU and is untested. Default: off; fast: bf16 if it is faster.
+        amp: Mixed-precision training. bf16 needs a GPU or a CPU with bf16 instructions; fp16 needs a GPU and is untested. Default: off; fast: bf16 for networks of convolutions, if supported.
         patience: Stop after N epochs without improvement in validation accuracy (ties are broken by the loss).
         weight_decay: L2 penalty on the weights.
         optimizer: Adam; SGD with Nesterov momentum 0.9; or Muon, which orthogonalizes the updates of matrices and kernels, scaled to 10 * --lr times their norm, and uses Adam for all other parameters. Default: adam; fast: muon.
@@ -386,7 +386,7 @@ def finetune(
     Args:
         artifact: An artifact (.safetensors).
         data: Name of a data set, a folder or an .npz file.
-        preset: Defaults for the options below. fast: Muon, linear schedule, label smoothing, alternating flips, whitened first layer in new networks, bf16 if faster on this machine, and a batch size that depends on the number of images. Stages that start from a trained network keep their own learning rates. Default: plain; fast for binary and ternary networks.
+        preset: Defaults for the options below. fast: Muon, linear schedule, label smoothing, alternating flips, whitened first layer in new networks, bf16 where it is known to be faster, and a batch size that depends on the number of images. Stages that start from a trained network keep their own learning rates. Default: plain; fast for binary and ternary networks.
         epochs: Number of epochs; 0 skips training.
         lr: Peak learning rate. Default: 0.01 (lower in finetune and quantize).
         device: cpu, cuda, cuda:N, or GPU numbers such as 0,1 to run one process per GPU (untested); default: cuda if available, otherwise cpu.
@@ -397,7 +397,7 @@ def finetune(
         limit: Use at most N training and N test images.
         batch_size: Images per batch, across all processes. Default: 64; fast: 32 to 128.
         accumulate: Number of batches to accumulate gradients over before each optimizer step.
-        amp: Mixed-precision training. bf16 needs a GPU or a CPU with bf16 instructions; fp16 needs a GPU and is untested. Default: off; fast: bf16 if it is faster.
+        amp: Mixed-precision training. bf16 needs a GPU or a CPU with bf16 instructions; fp16 needs a GPU and is untested. Default: off; fast: bf16 for networks of convolutions, if supported.
         patience: Stop after N epochs without improvement in validation accuracy (ties are broken by the loss).
         weight_decay: L2 penalty on the weights.
         optimizer: Adam; SGD with Nesterov momentum 0.9; or Muon, which orthogonalizes the updates of matrices and kernels, scaled to 10 * --lr times their norm, and uses Adam for all other parameters. Default: adam; fast: muon.
@@ -540,11 +540,11 @@ def quantize(
         model_args: Arguments of the factory as JSON, for example '{"num_classes": 10}'.
         image_size: Resize and crop images to NxN pixels.
         limit: Use at most N training and N test images.
-        preset: Defaults for the options below. fast: Muon, linear schedule, label smoothing, alternating flips, whitened first layer in new networks, bf16 if faster on this machine, and a batch size that depends on the number of images. Stages that start from a trained network keep their own learning rates. Default: plain; fast for binary and ternary networks.
+        preset: Defaults for the options below. fast: Muon, linear schedule, label smoothing, alternating flips, whitened first layer in new networks, bf16 where it is known to be faster, and a batch size that depends on the number of images. Stages that start from a trained network keep their own learning rates. Default: plain; fast for binary and ternary networks.
         lr: Peak learning rate. Default: 0.01 (lower in finetune and quantize).
         batch_size: Images per batch, across all processes. Default: 64; fast: 32 to 128.
         accumulate: Number of batches to accumulate gradients over before each optimizer step.
-        amp: Mixed-precision training. bf16 needs a GPU or a CPU with bf16 instructions; fp16 needs a GPU and is untested. Default: off; fast: bf16 if it is faster.
+        amp: Mixed-precision training. bf16 needs a GPU or a CPU with bf16 instructions; fp16 needs a GPU and is untested. Default: off; fast: bf16 for networks of convolutions, if supported.
         patience: Stop after N epochs without improvement in validation accuracy (ties are broken by the loss).
         weight_decay: L2 penalty on the weights.
         optimizer: Adam; SGD with Nesterov momentum 0.9; or Muon, which orthogonalizes the updates of matrices and kernels, scaled to 10 * --lr times their norm, and uses Adam for all other parameters. Default: adam; fast: muon.

@@ -121,7 +121,7 @@ class Pruning:
         code, before = self.settings.code, self.artifact.history
         made = load(path, code.model, trust_code=code.trust_code)
         step = [record.config for record in made.history[len(before) :]]
-        training = settle(self.settings.training, self.artifact, self.data, self.run, step[-1] if step else {})
+        training = settle(self.settings.training, self.artifact, self.data, self.run)
         expected = [self.settings.pruning.to_json(), training.to_json()]
         same = made.history[: len(before)] == before and step == expected
         if not same or (made.data, made.seed) != (self.data.spec.to_json(), self.run.seed):

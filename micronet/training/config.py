@@ -45,8 +45,8 @@ class TrainConfig(Settings):
     preset: Literal["plain", "fast"] | None = setting(
         None,
         "Defaults for the options below. fast: Muon, linear schedule, label smoothing, alternating flips, whitened "
-        "first layer in new networks, bf16 if faster on this machine, and a batch size that depends on the number of "
-        "images. Stages that start from a trained network keep their own learning rates. Default: plain; fast for "
+        "first layer in new networks, bf16 where it is known to be faster, and a batch size that depends on the number "
+        "of images. Stages that start from a trained network keep their own learning rates. Default: plain; fast for "
         "binary and ternary networks.",
         basic=True,
     )
@@ -61,7 +61,7 @@ class TrainConfig(Settings):
     amp: Literal["off", "bf16", "fp16"] | None = setting(
         None,
         "Mixed-precision training. bf16 needs a GPU or a CPU with bf16 instructions; fp16 needs a GPU and is "
-        "untested. Default: off; fast: bf16 if it is faster.",
+        "untested. Default: off; fast: bf16 for networks of convolutions, if supported.",
     )
     patience: int | None = setting(
         None,

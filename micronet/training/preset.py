@@ -3,10 +3,9 @@
 What the user chose must have an effect, or is refused with the reason. What a preset chose is left out instead.
 """
 
+import math
 import time
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import nn
@@ -16,10 +15,10 @@ from micronet.core.machine import has_bf16
 from micronet.data.batches import eval_batches, mirrors
 from micronet.data.dataset import Dataset
 from micronet.errors import MicronetError
+from micronet.graph import ops
 from micronet.models.device import memory_format
 from micronet.models.modes import copy_model
 from micronet.training import distributed
-from micronet.training.checkpoint import Checkpoint
 from micronet.training.config import PRESETS, RunContext, TrainConfig
 from micronet.training.loop import check_model_fits
 from micronet.training.step import TrainStep
@@ -27,42 +26,34 @@ from micronet.training.whitening import whitened_layer
 
 STEPS_PER_EPOCH = 100  # of the preset fast, if its batches are neither smaller nor larger than allowed
 SMALLEST_BATCH, LARGEST_BATCH = 32, 128
-TIMED_IMAGES, TIMED_STEPS = 32, 3
+TIMED_IMAGES, TIMED_STEPS = 32, 5
 
 
-def settle(
-    config: TrainConfig,
-    artifact: Artifact,
-    data: Dataset,
-    context: RunContext,
-    recorded: Mapping[str, Any] | None = None,
-) -> TrainConfig:
+def settle(config: TrainConfig, artifact: Artifact, data: Dataset, context: RunContext) -> TrainConfig:
     """Return a config whose every setting is chosen and has an effect.
+
+    What the preset chooses depends on the network, the data set and the features of the processor, never on a
+    measurement, so that a training can be repeated.
 
     Args:
         config: The user's settings.
         artifact: The network, as it is before the training.
         data: The data set.
-        context: Where the training runs; a checkpoint there is resumed in its precision.
-        recorded: The settings of a finished training, whose precision is taken, in place of the checkpoint's.
+        context: Where the training runs.
 
     Raises:
         MicronetError: A setting that the user chose has no effect on this network or data, or is slower here.
     """
     if not config.epochs:
         return config
-    if recorded is None:
-        recorded = distributed.from_rank_zero(Checkpoint.beside(context.output, {}).recorded) if context.resume else {}
     settled = {name: config.chosen(name) for name in PRESETS["plain"]}
     if config.batch_size is None and config.preset == "fast":
         settled["batch_size"] = batch_size(len(data.train))
-    if recorded and config.amp is None:
-        settled["amp"] = recorded.get("amp", "off")
     for name, check in (("flip", _check_flip), ("whiten", _check_whiten), ("amp", _check_amp)):
         plain = PRESETS["plain"][name]
         try:
-            if settled[name] != plain and not (name == "amp" and recorded):
-                check(replace(config, **settled), artifact, data, context)
+            if settled[name] != plain:
+                check(config, artifact, data, context)
         except MicronetError:
             if getattr(config, name) is not None:
                 raise
@@ -114,8 +105,25 @@ def _check_start_size(size: int, model: nn.Module, data: Dataset) -> None:
 
 
 def _check_amp(config: TrainConfig, artifact: Artifact, data: Dataset, context: RunContext) -> None:
-    if config.amp == "bf16" and context.device.type == "cpu":
+    if config.chosen("amp") != "bf16" or context.device.type != "cpu":
+        return
+    if config.amp is None:
+        if not suits_bf16(artifact.model) or not distributed.from_rank_zero(has_bf16):
+            raise MicronetError("bf16 would not make this network faster here")
+    elif not context.resume:  # a training that began in bf16 continues in it, also under load
         distributed.from_rank_zero(lambda: _check_bf16(config, artifact.model, data))
+
+
+def suits_bf16(model: nn.Module) -> bool:
+    """Return True if bfloat16 is known to make a network's training steps faster on a CPU that computes in it.
+
+    It is if at least half of the layers are convolutions, and none is depthwise: torch's bf16 kernels for those are
+    slow, and linear layers and attention gain only if they are wide (BENCHMARKS.md, "Mixed precision").
+    """
+    layers = [module for module in model.modules() if isinstance(module, (*ops.CONVOLUTIONS, nn.Linear))]
+    convolutions = [layer for layer in layers if not isinstance(layer, nn.Linear)]
+    depthwise = any(layer.groups == layer.in_channels > 1 for layer in convolutions)
+    return 2 * len(convolutions) >= len(layers) > 0 and not depthwise
 
 
 def _check_bf16(config: TrainConfig, model: nn.Module, data: Dataset) -> None:
@@ -124,7 +132,7 @@ def _check_bf16(config: TrainConfig, model: nn.Module, data: Dataset) -> None:
         raise MicronetError(
             "--amp bf16: this processor has neither AVX-512 BF16 nor AMX, so bf16 would be emulated; drop --amp bf16"
         )
-    off, bf16 = (step_seconds(replace(config, amp=amp), model, data) for amp in ("off", "bf16"))
+    off, bf16 = step_seconds(config, model, data)
     if bf16 >= off:
         raise MicronetError(
             f"--amp bf16 is not faster here: a step of {TIMED_IMAGES} images takes {1000 * bf16:.1f} ms, compared "
@@ -132,16 +140,23 @@ def _check_bf16(config: TrainConfig, model: nn.Module, data: Dataset) -> None:
         )
 
 
-def step_seconds(config: TrainConfig, model: nn.Module, data: Dataset) -> float:
-    """Return the least CPU time, forward and backward, of a training step of a copy of a network."""
+def step_seconds(config: TrainConfig, model: nn.Module, data: Dataset) -> tuple[float, float]:
+    """Return the CPU times, forward and backward, of a training step of a copy of a network, without and with bf16.
+
+    Each is the least of several, taken in turns, so that other processes hardly change their order.
+    """
     trial = copy_model(model).to(memory_format=memory_format(model)).train()
-    config = replace(config, ema=0.0)
-    step = TrainStep(trial, torch.optim.SGD(trial.parameters()), config, torch.device("cpu"))  # it takes no step
+    optimizer = torch.optim.SGD(trial.parameters())  # it takes no step
+    steps = [
+        TrainStep(trial, optimizer, replace(config, amp=amp, ema=0.0), torch.device("cpu")) for amp in ("off", "bf16")
+    ]
     batch = next(eval_batches(data.validation, data.spec, TIMED_IMAGES))
-    times = []
+    least = [math.inf, math.inf]
     with torch.random.fork_rng():
-        for _ in range(1 + TIMED_STEPS):
-            start = time.process_time()
-            step._backward(*batch, share=1.0, more_follow=True)
-            times.append(time.process_time() - start)
-    return min(times[1:])
+        for turn in range(1 + TIMED_STEPS):
+            for which, step in enumerate(steps):
+                start = time.process_time()
+                step._backward(*batch, share=1.0, more_follow=True)
+                if turn:
+                    least[which] = min(least[which], time.process_time() - start)
+    return least[0], least[1]

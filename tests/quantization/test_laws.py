@@ -302,6 +302,15 @@ def test_depthwise_weights_of_few_levels_are_not_all_zero(kind):
     assert (out.flatten(1).abs().amax(1) > 0).all()
 
 
+def test_a_learned_steps_gradient_is_summed_in_32_bits_in_mixed_precision():
+    """All products are small integers, so their sums in float32 are exact; above 256, sums in bfloat16 are not."""
+    x, upstream = torch.randint(-9, 10, (2, 40, 50)).to(torch.bfloat16)
+    scale = torch.tensor(1.0, requires_grad=True)
+    learned_step(x.requires_grad_(), QParams(scale, torch.tensor(0.0), -7, 7, None), 1.0).backward(upstream)
+    slope = torch.where(x.abs() <= 7, 0, x.clamp(-7, 7))
+    assert float(scale.grad) == float((slope * upstream).detach().double().sum())
+
+
 @pytest.mark.parametrize("zero_point", [0.0, 3.0])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_large_tensors_done_in_pieces_are_what_they_are_in_one(memory_format, zero_point):
