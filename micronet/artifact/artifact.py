@@ -4,10 +4,11 @@ Loading builds the network by its name, replays the structure of each recorded s
 which must match. Nothing is pickled.
 """
 
+import hashlib
 import json
 import platform
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -112,6 +113,21 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], key: str, header: dict
         write_atomically(path, lambda temporary: save_file(contiguous, temporary, {key: text}))
     except SafetensorError as error:  # it wraps the system's errors
         raise FailedError(f"{path} could not be written ({error})") from error
+
+
+def tensor_bytes(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[bytes]:
+    """Yield the bytes of named tensors, with their names and shapes, to be hashed."""
+    for name, tensor in tensors:
+        yield f"{name} {tuple(tensor.shape)}".encode()
+        yield tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+
+
+def weights_hash(model: nn.Module) -> str:
+    """Return the SHA-256 of a network's tensors in hexadecimal."""
+    digest = hashlib.sha256()
+    for part in tensor_bytes(sorted(model.state_dict().items())):
+        digest.update(part)
+    return digest.hexdigest()
 
 
 def versions() -> dict[str, str]:

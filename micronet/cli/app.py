@@ -99,9 +99,8 @@ def run(arguments: list[str]) -> int:
             return app(modern(arguments), prog_name="micronet", standalone_mode=first) or 0
     except SystemExit as stop:  # Typer has turned Ctrl-C into an exit by now
         if stop.code == INTERRUPTED and not ranks.is_launched():
-            console.print_error(
-                "interrupted; all files are intact. To continue training, run the same command with --resume"
-            )
+            again = "" if arguments[:1] == ["run"] else " with --resume"
+            console.print_error(f"interrupted; all files are intact. To continue, run the same command{again}")
         return stop.code if isinstance(stop.code, int) else 1
     except USER_ERRORS as error:
         return console.report_error(error) if ranks.rank() == 0 else getattr(error, "exit_code", 1)

@@ -68,6 +68,7 @@ class Dataset:
     def __init__(self, source: DataSource, spec: DataSpec) -> None:
         self._source = source
         self._partial = replace(spec, classes=source.classes, augment=source.augment)
+        self.classes = source.classes
         self._cache_bytes = image_memory()  # still free for decoded images
 
     @cached_property

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from micronet import registry
+from micronet.artifact.header import Header, read_header
 from micronet.core.config import Option, accepts, alternatives, describe, options
 from micronet.errors import MicronetError, unknown
 from micronet.recipe.reader import Entry, Recipe
 from micronet.stages.stage import Stage, find, spell_as_keywords, uses
 
+NO_FILE = Path("none")  # calib_data = "none"
 OPTIONAL_DATA = ("prune", "import")  # stages that run without data
 
 
@@ -63,7 +65,7 @@ class _Planner:
         self._recipe = recipe
         self._made: dict[str, Path] = {}
         self._histories: dict[Path, list[str]] = {}
-        self._codes: dict[Path, str] = {}  # file -> the code that an entry named for it
+        self._codes: dict[Path, str | None] = {}  # file -> the code that an entry named for it, if any
 
     def add(self, entry: Entry, stage: type[Stage]) -> None:
         """Bind one entry."""
@@ -76,26 +78,24 @@ class _Planner:
                 raise self._recipe.error(line, str(unknown(f"option of {entry.command}:", name, names)))
             values[name] = self._resolved(known[name], value, line)
         argument = next((option for option in known.values() if option.about["argument"]), None)
-        if argument is not None:
-            if argument.name not in values:
-                values = {**self._default_input(entry, argument), **values}
-            codes = {self._codes[path] for path in _paths(values.get(argument.name)) if path in self._codes}
-            if len(codes) == 1 and "model" in known:
-                values.setdefault("model", codes.pop())  # an earlier entry named the code that builds these networks
+        if argument is not None and argument.name not in values:
+            values = {**self._default_input(entry, argument), **values}
         read = [value for name, value in values.items() if name != "output" and not known[name].about["place"]]
         inputs = [path for value in read for path in _paths(value)]
         for path in inputs:
-            if path not in self._made.values() and not path.exists():
+            if path not in self._made.values() and not path.exists() and path != NO_FILE:
                 raise self._recipe.error(entry.line, str(unknown("stage or file", str(path), self._made)))
+        if argument is not None and not {"model", "trust_code"} & values.keys() and "trust_code" in known:
+            values |= self._allowed_code(entry, _paths(values.get(argument.name)))
         output = self._bind(entry, stage, values, inputs)
         self.planned.append(Planned(entry, stage, values, output, [*inputs, *_files_named(entry.options)]))
 
     def _bind(self, entry: Entry, stage: type[Stage], values: dict[str, Any], inputs: list[Path]) -> Path | None:
         """Choose the output, configure the stage and check the order; return the output."""
+        history = self._history(entry, values.get("artifact"))
         try:
             with spell_as_keywords():
                 configured = stage.configure(values)
-            history = self._history(values.get("artifact"))
             if history is not None:
                 configured.check_order(history)
         except MicronetError as error:
@@ -106,18 +106,39 @@ class _Planner:
             self._check_output(entry, output, suffix, inputs)
             values["output"] = output
             self._made[entry.name] = output
-            if ":" in values.get("model", ""):
-                self._codes[output] = values["model"]
+            self._codes[output] = values["model"] if ":" in values.get("model", "") else None
             self._histories[output] = [*(history or []), *configured.records()]
         return output
 
-    def _history(self, path: Path | None) -> list[str] | None:
+    def _allowed_code(self, entry: Entry, files: list[Path]) -> dict[str, Any]:
+        """Return the settings that let the code run which builds a stage's inputs, as an earlier entry named it.
+
+        Raises MicronetError if nothing names the code of a file that the recipe does not make.
+        """
+        networks = [path for path in files if path.suffix == ".safetensors"]
+        codes = {self._codes.get(path) for path in networks}
+        for name in [self._header(entry, path).model.get("name", "") for path in networks if path not in self._codes]:
+            if ":" in name and not name.startswith("torchvision:"):
+                raise self._recipe.error(
+                    entry.line,
+                    f'this stage needs custom code, {name}; add model = "{name}" to run your copy of it, or '
+                    "trust_code = true if you trust the author of the file",
+                )
+        code = codes.pop() if len(codes) == 1 else None
+        return {"model": code} if code else {"trust_code": True} if any(codes) else {}
+
+    def _history(self, entry: Entry, path: Path | None) -> list[str] | None:
         """Return the stages that an input will have gone through; None if it is not an artifact."""
         if path is None or path in self._histories or path.suffix != ".safetensors":
             return self._histories.get(path) if path is not None else None
-        from micronet.artifact.header import read_header
+        return [record.stage for record in self._header(entry, path).history]
 
-        return [record.stage for record in read_header(path)[0].history]
+    def _header(self, entry: Entry, path: Path) -> Header:
+        """Read the header of an artifact that the recipe does not make."""
+        try:
+            return read_header(path)[0]
+        except MicronetError as error:
+            raise self._recipe.error(entry.line, f"{entry.command}: {error}") from error
 
     def _check_output(self, entry: Entry, output: Path, suffix: str, inputs: list[Path]) -> None:
         """Raise MicronetError if a stage would overwrite a file that is read or written, or cannot write."""

@@ -9,7 +9,8 @@
     name = "float"               # default: the command; results are NAME.safetensors or NAME.onnx
     width = 0.25
 
-A stage's input is the artifact of the stage before, unless ``artifact = "NAME"`` names another.
+A stage's input is the artifact of the stage before, unless ``artifact = "NAME"`` names another. A network of the user's
+own is named in the first stage only, ``model = "net.py:Net"``; later stages run the same code.
 """
 
 import re

@@ -36,6 +36,10 @@ class Import(Stage):
     data: DataConfig = group(DataConfig)
     output: OutputConfig = group(OutputConfig)
 
+    def needs_data(self) -> bool:
+        """Return False: the network keeps the data set for later stages, if one is given."""
+        return False
+
     def run(self, context: Context) -> Outcome:
         """Build the network and fill it."""
         from micronet.artifact.foreign import import_model, preprocessing

@@ -81,6 +81,10 @@ class Prune(ConvertSettings, Stage):
         """Return True if there is training between steps."""
         return self.steps > 0
 
+    def needs_data(self) -> bool:
+        """Return True if there is training between steps."""
+        return self.steps > 0
+
     def records(self) -> list[str]:
         """Return the stages of every step."""
         return ["prune", "finetune"] * self.steps or ["prune"]

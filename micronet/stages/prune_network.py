@@ -87,7 +87,7 @@ class Pruning:
             pruned, plan = before.once()
             self.run.progress.line(f"step {step} of {steps}: removed {plan.cut:,} of {plan.total:,} channels")
             artifact = fit_stage("finetune", pruned, self.data, settings.training, replace(self.run, output=path))
-            keep(artifact, path)
+            keep(replace(artifact, metrics={**artifact.metrics, "initial_weights": self.run.initial_weights}), path)
         return artifact
 
     def sensitivity(self) -> list[GroupSensitivity]:
@@ -121,9 +121,13 @@ class Pruning:
         code, before = self.settings.code, self.artifact.history
         made = load(path, code.model, trust_code=code.trust_code)
         step = [record.config for record in made.history[len(before) :]]
+        for config in step:
+            if "distill" in config:
+                config["distill"] = Path(config["distill"]).name  # the whole path in earlier files
         training = settle(self.settings.training, self.artifact, self.data, self.run)
         expected = [self.settings.pruning.to_json(), training.to_json()]
         same = made.history[: len(before)] == before and step == expected
+        same &= made.metrics.pop("initial_weights", self.run.initial_weights) == self.run.initial_weights
         if not same or (made.data, made.seed) != (self.data.spec.to_json(), self.run.seed):
             raise MicronetError(
                 f"{path} was created with other settings; use the same settings, or remove it and drop --resume"

@@ -154,6 +154,10 @@ class Quantize(TrainingSettings, Stage):
         """Return True unless only calibration runs on an artifact."""
         return self.calibration.mode != "ptq" or self.artifact is None
 
+    def needs_data(self) -> bool:
+        """Return True unless only generated images are needed."""
+        return not self.calibration.makes_images
+
     def records(self) -> list[str]:
         """Return the stages added: after a training if there is no artifact."""
         if self.is_onnx:

@@ -1,6 +1,5 @@
 """The work of ``quantize``: placing, calibrating, recovering accuracy, training."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from micronet.artifact.artifact import Artifact, load
+from micronet.artifact.artifact import Artifact, load, tensor_bytes
 from micronet.artifact.header import StageRecord, describe_slot
 from micronet.core.files import check_output_path
 from micronet.data.dataset import Dataset
@@ -217,7 +216,7 @@ class Quantizing:
             calibrate(model, self.calibration_inputs)  # moving averages, which training continues
             return
         inputs = self.calibration_inputs
-        depends_on = _bytes(floating, inputs)
+        depends_on = tensor_bytes([*sorted(floating.state_dict().items()), *(("images", each) for each in inputs)])
         statistics = cached(config.calib_cache, depends_on, lambda: collect(model, inputs), self.run.progress)
         set_ranges(model, statistics, config.calibrator, config.percentile)
         if config.mode == "qat" and config.calibrator != "minmax":  # training would move them to the batches' extremes
@@ -255,13 +254,6 @@ def plan(artifact: Artifact, config: QuantConfig) -> list[dict[str, Any]]:
         rows.append((name, describe_slot(weight) if weight else "float", at_input, ""))
     rows += [(name, "float", "float", why) for name, why in placed["left_float"].items()]
     return [dict(zip(("layer", "weight", "input", "note"), row, strict=True)) for row in rows]
-
-
-def _bytes(model: nn.Module, inputs: list[Tensor]) -> Iterator[bytes]:
-    """Yield all that statistics depend on: the network's tensors and the inputs."""
-    for name, tensor in [*sorted(model.state_dict().items()), *(("images", batch) for batch in inputs)]:
-        yield f"{name} {tuple(tensor.shape)}".encode()
-        yield tensor.detach().cpu().contiguous().numpy().tobytes()
 
 
 def _recorded(config: CalibrationConfig) -> dict[str, object]:

@@ -163,6 +163,10 @@ class Stage:
         """Return True if the stage trains, so that it can be resumed."""
         return uses(type(self), "resume")
 
+    def needs_data(self) -> bool:
+        """Return True if the stage cannot run without a data set."""
+        return uses(type(self), "data")
+
     def records(self) -> list[str]:
         """Return the names of the stages that running this one adds to a history."""
         return [self.name] if self.suffix == ".safetensors" else []

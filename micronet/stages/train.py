@@ -119,6 +119,7 @@ def run_context(stage: Any, context: Context) -> "RunContext":
     """Return where and how the training of a stage runs."""
     import torch
 
+    from micronet.artifact.artifact import weights_hash
     from micronet.models.device import pick_device
     from micronet.training.config import RunContext
     from micronet.training.distributed import local_device
@@ -136,6 +137,7 @@ def run_context(stage: Any, context: Context) -> "RunContext":
         progress=context.progress,
         deadline=math.inf if run.max_time is None else time.monotonic() + 60 * run.max_time,
         checkpoint_minutes=run.checkpoint_minutes,
+        initial_weights="" if context.source is None else weights_hash(context.source.model),
         compiled=run.compile,
     )
 

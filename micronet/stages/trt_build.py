@@ -48,6 +48,10 @@ class TrtBuild(ConvertSettings, Stage):
     engine: BuildConfig = group(BuildConfig)
     ranges: RangeConfig = group(RANGES)
 
+    def needs_data(self) -> bool:
+        """Return False: quantized networks need none."""
+        return False
+
     def run(self, context: Context) -> Outcome:
         """Build the engine."""
         from micronet.runtimes.tensorrt.build import datatypes

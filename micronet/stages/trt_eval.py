@@ -54,6 +54,10 @@ class TrtEval(MeasureSettings, Stage):
                 "(to set sizes, use --sizes)"
             )
 
+    def needs_data(self) -> bool:
+        """Return True unless the images are for segmentation."""
+        return self.segmentation is None
+
     def run(self, context: Context) -> Outcome:
         """Open the engine, and the reference if one is named, and measure both."""
         from micronet.core.machine import tune_allocator

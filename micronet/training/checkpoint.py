@@ -128,7 +128,15 @@ class Checkpoint:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
             raise MicronetError(f"{self.path} is corrupted ({error}); add --force to start over") from error
-        before = header["identity"]
+        initial = self.identity.get("initial_weights")
+        before = {"initial_weights": initial, **header["identity"]}  # which files of earlier versions do not have
+        if "distill" in before:
+            before["distill"] = Path(before["distill"]).name  # the whole path in files of earlier versions
+        if before["initial_weights"] != initial:
+            raise MicronetError(
+                f"{self.path} continues a training that started from other weights; resume with the same input file, "
+                "or add --force to start over"
+            )
         keys = sorted({*before, *self.identity})
         if changed := [key for key in keys if before.get(key) != self.identity.get(key)]:
             raise MicronetError(

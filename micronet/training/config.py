@@ -131,7 +131,7 @@ class TrainConfig(Settings):
         fields = {**super().to_json(), "lr": self.peak_lr, **{name: self.chosen(name) for name in PRESETS["plain"]}}
         del fields["preset"]
         if self.distill is not None:
-            fields["distill"] = str(self.distill)
+            fields["distill"] = self.distill.name  # not its path, which says where the user keeps files
         unused = UNUSED if self.distill is not None else UNUSED | {name: fields[name] for name in DISTILLATION}
         return {name: value for name, value in fields.items() if name not in unused or value != unused[name]}
 
@@ -162,6 +162,7 @@ class RunContext:
     progress: Progress = Silent()  # noqa: RUF009  # it has no state
     deadline: float = math.inf  # when to stop, in seconds of time.monotonic
     checkpoint_minutes: float = 10.0  # between checkpoints within an epoch; 0: after every step
+    initial_weights: str = ""  # the hash of the input network's weights; a checkpoint is not continued with others
     compiled: bool = False  # run the network through torch.compile
 
 

@@ -238,6 +238,7 @@ def fit_artifact(
         "data": data.spec.to_json(),
         "images": hashlib.sha256(data.train.labels.numpy().tobytes()).hexdigest(),  # changes with the choice of images
         "stage": {"keep": hooks.keep, **hooks.config},
+        "initial_weights": context.initial_weights,
         "teacher": None if config.distill is None else file_hash(config.distill),
     }
     row = Trainer(artifact.model, data, config, context, identity, hooks, teacher).fit()

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from micronet.artifact.artifact import load
+from micronet.artifact.artifact import load, save
 from tests.data.test_data import make_folder
 
 
@@ -79,7 +79,7 @@ def test_a_teacher_changes_what_is_learned_and_resumes(micronet, chain, tmp_path
     alone, taught = tune("a.safetensors"), tune("b.safetensors", *teacher, "--distill-weight", 0.9)
     weights = [next(artifact.model.parameters()) for artifact in (alone, taught)]
     assert not torch.equal(*weights)
-    assert taught.history[-1].config["distill"] == str(chain / "int8.safetensors")
+    assert taught.history[-1].config["distill"] == "int8.safetensors"  # not where it was
     assert "distill" not in alone.history[-1].config
     changed = tmp_path / "teacher.safetensors"
     changed.write_bytes((chain / "int8.safetensors").read_bytes())
@@ -110,6 +110,13 @@ def test_a_folder_with_other_images_is_not_resumed(micronet, tmp_path, monkeypat
     assert done.code == 2
     assert "other settings (images)" in done.err
     first.with_stem("added").unlink()
+    original, other = start.read_bytes(), load(start)
+    torch.nn.init.zeros_(next(other.model.parameters()))
+    save(other, start)
+    refused = micronet(*ask, "--resume")
+    assert refused.code == 2
+    assert "started from other weights" in refused.err
+    start.write_bytes(original)
     assert micronet(*ask, "--resume").code == 0
 
 
