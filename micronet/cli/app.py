@@ -16,6 +16,7 @@ from typer.core import TyperCommand, TyperGroup
 from micronet import registry
 from micronet.cli import console
 from micronet.cli.old_spellings import modern
+from micronet.cli.usage import usage_error
 from micronet.core import ranks
 from micronet.errors import USER_ERRORS
 
@@ -52,7 +53,6 @@ _LOOK: dict[str, Any] = {
 app = typer.Typer(
     name="micronet",
     cls=_Group,
-    no_args_is_help=True,
     help="Make neural networks small and fast, and deploy them.\n\nMost commands read an artifact (a .safetensors "
     "file), do one thing and write a new file.",
     **_LOOK,
@@ -93,19 +93,24 @@ def run(arguments: list[str]) -> int:
     """
     try:
         ranks.check_environment()
-        first = ranks.rank() == 0
-        with nullcontext() if first else redirect_stdout(io.StringIO()):
-            # Standalone, Typer prints usage errors and exits; otherwise it returns an exit code or None.
-            return app(modern(arguments), prog_name="micronet", standalone_mode=first) or 0
-    except SystemExit as stop:  # Typer has turned Ctrl-C into an exit by now
-        if stop.code == INTERRUPTED and not ranks.is_launched():
-            again = "" if arguments[:1] == ["run"] else " with --resume"
-            console.print_error(f"interrupted; all files are intact. To continue, run the same command{again}")
+        words = modern(arguments) or ["--help"]
+        with nullcontext() if ranks.rank() == 0 else redirect_stdout(io.StringIO()):
+            code = app(words, prog_name="micronet", standalone_mode=False) or 0
+    except SystemExit as stop:  # shell completion, and a reader that closed the pipe
         return stop.code if isinstance(stop.code, int) else 1
-    except USER_ERRORS as error:
-        return console.report_error(error) if ranks.rank() == 0 else getattr(error, "exit_code", 1)
     except _UsageError as error:
-        return int(error.exit_code)
+        return report(usage_error(error, words))
+    except USER_ERRORS as error:
+        return report(error)
+    if code == INTERRUPTED and not ranks.is_launched():  # Typer has turned Ctrl-C into this code
+        again = "" if words[0] == "run" else " with --resume"
+        console.print_error(f"interrupted; all files are intact. To continue, run the same command{again}")
+    return code if arguments else 2
+
+
+def report(error: Exception) -> int:
+    """Print an error, unless another rank does; return its exit code."""
+    return console.report_error(error) if ranks.rank() == 0 else getattr(error, "exit_code", 1)
 
 
 if __name__ == "__main__":

@@ -46,6 +46,29 @@ def test_the_list_of_commands_says_what_their_help_does(name):
 
 
 @pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        ("train --epoch 3", "unknown option --epoch (did you mean --epochs?); see micronet train --help"),
+        ("train --epochs=x", "--epochs is 'x'; expected an integer; see micronet train --help"),
+        ("train --lr x", "--lr is 'x'; expected a number; see micronet train --help"),
+        ("train --preset slow", "unknown value for --preset: 'slow'; allowed: fast, plain; see micronet train --help"),
+        ("train --epochs", "--epochs needs a value; see micronet train --help"),
+        ("prune", "ARTIFACT is required; see micronet prune --help"),
+        ("prune a b", "unexpected argument: b; see micronet prune --help"),
+        ("--vers", "unknown option --vers (did you mean --version?); see micronet --help"),
+    ],
+)
+def test_a_mistyped_command_line_gets_one_line(micronet, typed, message):
+    done = micronet(*typed.split())
+    assert (done.code, done.out, done.err) == (2, "", f"error: {message}\n")
+
+
+def test_an_unknown_command_gets_the_list_of_commands(micronet):
+    assert micronet("trian").err.startswith("error: unknown command 'trian'; allowed: train, ")
+    assert micronet().code == 2
+
+
+@pytest.mark.parametrize(
     ("typed", "expected"),
     [("micronet qu", {"quantize"}), ("micronet prune --sco", {"--scope"}), ("micronet train --optimizer s", {"sgd"})],
 )
