@@ -512,7 +512,7 @@ def quantize(
         calibrator: How to choose activation ranges: minimum and maximum, a percentile, least KL divergence (entropy), or least squared error (mse).
         percentile: Percentage of values inside the range, for --calibrator percentile.
         calib_batches: Number of calibration batches of 64 images.
-        calib_data: Folder of calibration images, labeled or not; or none to generate images from batch-norm statistics (--mode ptq). Default: training images.
+        calib_data: Folder of calibration images, labeled or not; or none to generate images from the batch-norm statistics of an artifact (not for QAT). Default: training images.
         calib_cache: Cache file for activation statistics: read if it exists, otherwise written. Valid for any bit width.
         float_weights: Fraction of QAT steps at the start that use quantized activations but float weights. Default: 0.5 for binary weights and activations, otherwise 0.
         q_level: One weight scale per output channel, or one per layer.
@@ -748,7 +748,7 @@ def trt_build(
         calibrator: How to choose activation ranges: minimum and maximum, a percentile, least KL divergence (entropy), or least squared error (mse).
         percentile: Percentage of values inside the range, for --calibrator percentile.
         calib_batches: Number of calibration batches of 64 images.
-        calib_data: Folder of calibration images, labeled or not; or none to generate images from batch-norm statistics (--mode ptq). Default: training images.
+        calib_data: Folder of calibration images, labeled or not. Default: training images.
         calib_cache: Cache file for activation statistics: read if it exists, otherwise written. Valid for any bit width.
         model: path/to/file.py:factory, your copy of the code that built the network; passing it allows that code to run.
         trust_code: Allow code stored in the artifact to run.
@@ -984,7 +984,7 @@ def sensitivity(
         calibrator: How to choose activation ranges: minimum and maximum, a percentile, least KL divergence (entropy), or least squared error (mse).
         percentile: Percentage of values inside the range, for --calibrator percentile.
         calib_batches: Number of calibration batches of 64 images.
-        calib_data: Folder of calibration images, labeled or not; or none to generate images from batch-norm statistics (--mode ptq). Default: training images.
+        calib_data: Folder of calibration images, labeled or not; or none to generate images from the batch-norm statistics of an artifact (not for QAT). Default: training images.
         calib_cache: Cache file for activation statistics: read if it exists, otherwise written. Valid for any bit width.
         float_weights: Fraction of QAT steps at the start that use quantized activations but float weights. Default: 0.5 for binary weights and activations, otherwise 0.
         image_size: Resize and crop images to NxN pixels.

@@ -108,8 +108,7 @@ class RangeConfig(Settings):
     calib_batches: int = setting(4, f"Number of calibration batches of {CALIBRATION_BATCH} images.", low=1)
     calib_data: Path | None = setting(
         None,
-        "Folder of calibration images, labeled or not; or none to generate images from batch-norm statistics (--mode "
-        "ptq). Default: training images.",
+        "Folder of calibration images, labeled or not. Default: training images.",
         metavar="FOLDER",
     )
     calib_cache: Path | None = setting(
@@ -132,6 +131,12 @@ class RangeConfig(Settings):
 class CalibrationConfig(RangeConfig):
     """Calibration and training mode."""
 
+    calib_data: Path | None = setting(
+        None,
+        "Folder of calibration images, labeled or not; or none to generate images from the batch-norm statistics of "
+        "an artifact (not for QAT). Default: training images.",
+        metavar="FOLDER",
+    )
     mode: Literal["qat", "ptq", "qaft"] = setting(
         "qat",
         "Train with quantizers (qat), calibrate without training (ptq), or train a quantized artifact with frozen "

@@ -21,7 +21,9 @@ from micronet.evaluation.accuracy import check_scores, evaluate, evaluating
 from micronet.models.build import ModelSpec, accepted_args, build_model, make_spec
 from micronet.quantization.config import CALIBRATION_BATCH, RangeConfig
 from micronet.quantization.histogram import Statistics, load_statistics, save_statistics
+from micronet.quantization.synthetic import synthesize_images
 from micronet.stages.config import DataConfig, ModelConfig
+from micronet.training.config import RunContext
 from micronet.training.distributed import from_rank_zero
 
 DEFAULT_DATA = "digits"
@@ -117,6 +119,19 @@ def calibration_batches(
     images = random_subset(split, config.calib_batches * CALIBRATION_BATCH, seed)
     for inputs, _ in eval_batches(images, dataset.spec, CALIBRATION_BATCH):
         yield inputs.to(device)
+
+
+def generated_batches(artifact: Artifact, data: DataConfig, config: RangeConfig, run: RunContext) -> list[Tensor]:
+    """Return batches of images (N, C, H, W) generated from the statistics of a network's batch norms."""
+    shape = image_shape(artifact) or DEFAULT_SHAPE
+    if data.image_size:
+        shape = shape[0], data.image_size, data.image_size
+    made = synthesize_images(artifact.model.to(run.device), shape, config.calib_batches, run.seed, run.progress)
+    run.progress.line(
+        f"generated {config.calib_batches * CALIBRATION_BATCH} images; difference between their statistics and those "
+        f"of the batch norms: {made.before:.3f} -> {made.after:.3f}"
+    )
+    return made.batches
 
 
 def cached(

@@ -135,6 +135,11 @@ class Quantize(TrainingSettings, Stage):
             )
         if self.dry_run or self.recovery != RecoveryConfig() or self.training != QAT:
             raise MicronetError("ONNX files do not support --dry-run or the recovery and training options; drop them")
+        if self.calibration.makes_images:
+            raise MicronetError(
+                "--calib-data none needs the batch norms of an artifact, but this is an ONNX file; pass a folder of "
+                "images, or the artifact that the file was exported from"
+            )
         from micronet.onnx.config import check_quantization
 
         check_quantization(self.quantization)

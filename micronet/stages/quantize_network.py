@@ -34,13 +34,11 @@ from micronet.quantization.reconstruct import reconstruct
 from micronet.quantization.recovery import correct_biases, reestimate_norms
 from micronet.quantization.sensitivity import Probe, keep_sensitive, measure_sensitivity
 from micronet.quantization.staged import StagedWeights
-from micronet.quantization.synthetic import synthesize_images
 from micronet.quantization.weight_scales import search_weight_scales
 from micronet.stages.inputs import (
-    DEFAULT_SHAPE,
     cached,
     calibration_batches,
-    image_shape,
+    generated_batches,
     open_data,
     validation_accuracy,
 )
@@ -85,23 +83,10 @@ class Quantizing:
         if self.batches is not None:
             return [batch.to(self.run.device) for batch in self._checked(self.batches)]
         if self.settings.calibration.makes_images:
-            return self._made_images()
+            return generated_batches(self.artifact, self.settings.data, self.settings.calibration, self.run)
         if self.dataset is None:
             return []
         return list(calibration_batches(self.dataset, self.settings.calibration, self.run.seed, self.run.device))
-
-    def _made_images(self) -> list[Tensor]:
-        """Return images made from the network's batch norms."""
-        shape = image_shape(self.artifact) or DEFAULT_SHAPE
-        if size := self.settings.data.image_size:
-            shape = shape[0], size, size
-        model, count = self.artifact.model.to(self.run.device), self.settings.calibration.calib_batches
-        made = synthesize_images(model, shape, count, self.run.seed, self.run.progress)
-        self.run.progress.line(
-            f"generated {count * len(made.batches[0])} images; difference between their statistics and those of the "
-            f"batch norms: {made.before:.3f} -> {made.after:.3f}"
-        )
-        return made.batches
 
     def _checked(self, batches: list[Tensor]) -> list[Tensor]:
         """Return input batches; raise MicronetError if the network does not take the first."""

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from micronet.core.config import group, setting
+from micronet.errors import MicronetError
 from micronet.quantization.config import CalibrationConfig, QuantConfig
 from micronet.stages.config import DataConfig, ReadSettings, ReportConfig
 from micronet.stages.stage import Context, Outcome, Stage
@@ -31,13 +32,26 @@ class Sensitivity(ReadSettings, Stage):
     data: DataConfig = group(DataConfig)
     report: ReportConfig = group(ReportConfig)
 
+    def check(self) -> None:
+        """Refuse an option of trainings."""
+        super().check()
+        if self.calibration.float_weights is not None:
+            raise MicronetError("--float-weights has no effect here, because nothing is trained; drop it")
+
     def run(self, context: Context) -> Outcome:
         """Measure every layer, calibrated without training."""
+        import torch
+
         from micronet.quantization.sensitivity import Probe, draw, measure_sensitivity
-        from micronet.stages.inputs import calibration_batches, open_data, validation_accuracy
+        from micronet.stages.inputs import calibration_batches, generated_batches, open_data, validation_accuracy
+        from micronet.training.config import RunContext
 
         dataset = open_data(self.data, context.artifact)
-        batches = list(calibration_batches(dataset, self.calibration, seed=1))
+        if self.calibration.makes_images:
+            run = RunContext(context.output, torch.device("cpu"), progress=context.progress)
+            batches = generated_batches(context.artifact, self.data, self.calibration, run)
+        else:
+            batches = list(calibration_batches(dataset, self.calibration, seed=1))
         probe = Probe(batches, self.calibration, validation_accuracy(dataset))
         rows = measure_sensitivity(context.artifact.model, self.quantization, probe, context.progress)
         if self.plot is not None:

@@ -1,6 +1,7 @@
 """Reconstruction: parts that make up the network, outputs that come closer, grids that stay what they were."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from micronet.quantization.config import QuantConfig
 from micronet.quantization.quantize import quantize_model
 from micronet.quantization.reconstruct import reconstruct
 from micronet.quantization.weight_scales import search_weight_scales
+from micronet.stages.quantize import Quantize
 
 IMAGES = torch.randn(48, 3, 12, 12)
 
@@ -296,5 +298,11 @@ def test_without_data_the_images_come_from_the_artifact(micronet, chain, tmp_pat
     done = micronet("quantize", chain / "float.safetensors", "--calib-data", "none", "-o", tmp_path / "b.safetensors")
     assert done.code == 2
     assert "add --mode ptq" in done.err
+    onnx = {"artifact": tmp_path / "a.onnx", "mode": "ptq", "calib_data": Path("none")}
+    with pytest.raises(MicronetError, match="needs the batch norms of an artifact, but this is an ONNX file"):
+        Quantize.configure(onnx)
+    report = micronet("sensitivity", chain / "float.safetensors", "--limit", 160, "--json", *ptq[-4:])
+    assert report.code == 0, report.err
+    assert "generated 64 images" in report.err
     with pytest.raises(MicronetError, match="this network has none"):
         synthetic.synthesize_images(nn.Linear(3, 3), (3, 4, 4), 1, 1)
