@@ -216,7 +216,10 @@ def _path(option: Option, value: Any, artifacts: "dict[Path, Artifact] | None") 
     if artifacts is None:
         raise MicronetError(f"{option.name} is a {type(value).__name__}; expected a path")
     held = _artifact(value)
-    path = Path(f"<{type(held.model).__name__} {len(artifacts) + 1}>.safetensors")  # a key, never a file
+    stages = f" ({', '.join(record.stage for record in held.history)})" if held.history else ""
+    name = f"{held.spec.name.rpartition(':')[2] or held.spec.args.get('class', 'network')}{stages}"
+    names = [name, *(f"{name} {number}" for number in range(2, len(artifacts) + 2))]
+    path = next(key for each in names if (key := Path(f"<{each}>.safetensors")) not in artifacts)  # never a file
     artifacts[path] = held
     return path
 
@@ -231,7 +234,7 @@ def _artifact(network: Any) -> "Artifact":
     if isinstance(network, Artifact):
         return network
     if isinstance(network, nn.Module):
-        return Artifact(network, ModelSpec("", {}), [])
+        return Artifact(network, ModelSpec("", {"class": type(network).__name__}), [])
     raise MicronetError(f"expected a path, an Artifact or a torch.nn.Module, got {type(network).__name__}")
 
 

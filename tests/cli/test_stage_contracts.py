@@ -74,8 +74,9 @@ def test_networks_in_memory_are_no_files_and_stay_as_they_were(tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     model = network().train()
     rows = api.compare([model, model], data="digits", image_size=32)
-    assert [row.name for row in rows] == ["Sequential 1", "Sequential 2"]
+    assert [row.name for row in rows] == ["Sequential", "Sequential 2"]
     assert model.training
+    assert api.evaluate(api.fuse(model), data="digits", image_size=32).name == "Sequential (bn-fuse)"
     binary = api.quantize(model, w_bits="binary", a_bits=8, first_last="same", data=[torch.rand(4, 3, 8, 8)])
     assert "distill" not in binary.history[-1].config
 
