@@ -8,7 +8,13 @@ Every function takes a network as a file, an ``Artifact`` or a plain ``torch.nn.
     micronet.export_onnx(int8, output="int8.onnx")
     rows = micronet.compare([net, int8, "int8.onnx"])
 
-Nothing is written unless ``output`` names a file. For a training loop of your own: ``quantize`` without data places the
+Nothing is written unless ``output`` names a file. ``train`` explains the keywords of all functions that train.
+
+A mistake in a call, an input or the order of stages raises ``MicronetError``, whose message says what to change. Its
+subclasses are ``FailedError``, if the work itself failed (the loss became NaN, an exported file does not agree with
+torch, a limit such as ``max_drop`` is exceeded), and ``StoppedError``, if ``max_time`` has passed.
+
+For a training loop of your own: ``quantize`` without data places the
 quantizers, ``calibrate`` and ``observing`` set their ranges, ``freeze`` keeps them.
 
 Names are imported when they are first used, so that ``micronet --help`` needs no torch.
@@ -23,6 +29,7 @@ _HOMES = {
     "Artifact": "micronet.artifact.artifact",
     "FailedError": "micronet.errors",
     "MicronetError": "micronet.errors",
+    "StoppedError": "micronet.errors",
     "calibrate": "micronet.quantization.calibrate",
     "freeze": "micronet.quantization.calibrate",
     "load": "micronet.stages.api",

@@ -11,6 +11,7 @@ from micronet.artifact.artifact import Artifact as Artifact
 from micronet.core.progress import Progress
 from micronet.errors import FailedError as FailedError
 from micronet.errors import MicronetError as MicronetError
+from micronet.errors import StoppedError as StoppedError
 from micronet.evaluation.predict import Prediction
 from micronet.evaluation.report import Row
 from micronet.onnx.lint import Finding
@@ -64,12 +65,17 @@ def train(
     """Train a network from scratch.
 
     Args:
-        model: nin, nin_gc, resnet18, torchvision:NAME, pkg.mod:factory or path/to/file.py:factory (which runs that code); default: nin.
+        model: nin, nin_gc, resnet18, torchvision:NAME, pkg.mod:factory or path/to/file.py:factory (which runs
+            that code); default: nin.
         data: Name of a data set, a folder or an .npz file.
-        preset: Defaults for the options below. fast: Muon, linear schedule, label smoothing, alternating flips, whitened first layer in new networks, bf16 where it is known to be faster, and a batch size that depends on the number of images. Stages that start from a trained network keep their own learning rates. Default: plain; fast for binary and ternary networks.
+        preset: Defaults for the keywords below. fast: Muon, linear schedule, label smoothing, alternating flips,
+            whitened first layer in new networks, bf16 where it is known to be faster, and a batch size that
+            depends on the number of images. Stages that start from a trained network keep their own learning
+            rates. Default: plain; fast for binary and ternary networks.
         epochs: Number of epochs; 0 skips training.
         lr: Peak learning rate. Default: 0.01 (lower in finetune and quantize).
-        device: cpu, cuda, cuda:N, or GPU numbers such as 0,1 to run one process per GPU (untested); default: cuda if available, otherwise cpu.
+        device: cpu, cuda, cuda:N, or GPU numbers such as 0,1 to run one process per GPU (untested); default: cuda
+            if available, otherwise cpu.
         output: File to write; by default, nothing is written.
         width: Multiplier for the width of every layer (built-in networks only); default: 1.
         model_args: Arguments of the factory as JSON, for example '{"num_classes": 10}'.
@@ -77,31 +83,43 @@ def train(
         limit: Use at most N training and N test images.
         batch_size: Images per batch, across all processes. Default: 64; fast: 32 to 128.
         accumulate: Number of batches to accumulate gradients over before each optimizer step.
-        amp: Mixed-precision training. bf16 needs a GPU or a CPU with bf16 instructions; fp16 needs a GPU and is untested. Default: off; fast: bf16 for networks of convolutions, if supported.
+        amp: Mixed-precision training. bf16 needs a GPU or a CPU with bf16 instructions; fp16 needs a GPU and is
+            untested. Default: off; fast: bf16 for networks of convolutions, if supported.
         patience: Stop after N epochs without improvement in validation accuracy (ties are broken by the loss).
         weight_decay: L2 penalty on the weights.
-        optimizer: Adam; SGD with Nesterov momentum 0.9; or Muon, which orthogonalizes the updates of matrices and kernels, scaled to 10 * --lr times their norm, and uses Adam for all other parameters. Default: adam; fast: muon.
-        schedule: Learning-rate schedule: warmup and decay to zero, with cosine (one-cycle) or linear ramps; or division by 10 after 50%, 75% and 90% of the steps. Default: one-cycle; fast: linear.
-        label_smoothing: Label smoothing: share of the target probability spread over all classes. Default: 0; fast: 0.1.
-        ema: Decay of the exponential moving average of the weights, which is then validated and saved instead of the weights. Default: 0 (off).
-        flip: Horizontal flips: of a random half of the images in each epoch, or of every image in every other epoch. Default: random; fast: alternating.
+        optimizer: Adam; SGD with Nesterov momentum 0.9; or Muon, which orthogonalizes the updates of matrices and
+            kernels, scaled to 10 * lr times their norm, and uses Adam for all other parameters. Default: adam;
+            fast: muon.
+        schedule: Learning-rate schedule: warmup and decay to zero, with cosine (one-cycle) or linear ramps; or
+            division by 10 after 50%, 75% and 90% of the steps. Default: one-cycle; fast: linear.
+        label_smoothing: Label smoothing: share of the target probability spread over all classes. Default: 0;
+            fast: 0.1.
+        ema: Decay of the exponential moving average of the weights, which is then validated and saved instead of
+            the weights. Default: 0 (off).
+        flip: Horizontal flips: of a random half of the images in each epoch, or of every image in every other
+            epoch. Default: random; fast: alternating.
         cutout: Gray out a random NxN square in each training image. Default: 0 (off).
-        whiten: Initialize the first convolution to whiten (decorrelate) the pixels of the training images. Default: off; fast: on in new networks that start with a convolution.
-        start_size: Start training on NxN images and grow them to full size over the first 70% of the steps. Default: 0 (full size throughout).
+        whiten: Initialize the first convolution to whiten (decorrelate) the pixels of the training images.
+            Default: off; fast: on in new networks that start with a convolution.
+        start_size: Start training on NxN images and grow them to full size over the first 70% of the steps.
+            Default: 0 (full size throughout).
         distill: Teacher artifact for distillation; its scores serve as soft labels.
         distill_weight: Weight of the soft labels in the loss.
         temperature: Softmax temperature of teacher and student in distillation.
         seed: Seed for initial weights, shuffling, augmentation and the validation split.
         resume: Resume an interrupted training run.
-        max_time: Minutes after which training saves a checkpoint and stops with exit code 3; continue with --resume.
+        max_time: Minutes after which training saves a checkpoint and raises StoppedError; continue with
+            resume=True.
         checkpoint_minutes: Minutes between checkpoints within an epoch (0: every step).
         compile: Compile the training step with torch.compile (untested on a GPU).
         force: Overwrite existing files.
         progress: An object with ``step`` and ``line`` methods that receives progress updates.
 
-    Returns: Artifact.
+    Returns:
+        Artifact: The network (``model``) with its ``history`` and ``metrics``.
 
-    Raises: MicronetError: The message says what to change.
+    Raises:
+        MicronetError: See the module's documentation.
     """
 
 def import_model(
@@ -122,26 +140,21 @@ def import_model(
 ) -> Artifact:
     """Create an artifact from any network.
 
-    Imports torchvision networks, networks built by your own factory function, and checkpoints from the original micronet (2021).
+    Imports torchvision networks, networks built by your own factory function, and checkpoints from the original
+    micronet (2021).
 
     Args:
-        weights: Weights file (.safetensors, .pth, .pt). Default: random initial weights from --seed.
+        weights: Weights file (.safetensors, .pth, .pt). Default: random initial weights from seed.
         mean: Per-channel mean for input normalization, for pixels in 0..1, for example 0.485,0.456,0.406.
         std: Per-channel standard deviation for input normalization, for example 0.229,0.224,0.225.
-        model: nin, nin_gc, resnet18, torchvision:NAME, pkg.mod:factory or path/to/file.py:factory (which runs that code); default: nin.
-        data: Name of a data set, a folder or an .npz file.
-        output: File to write; by default, nothing is written.
         seed: Seed for the initial weights.
-        width: Multiplier for the width of every layer (built-in networks only); default: 1.
-        model_args: Arguments of the factory as JSON, for example '{"num_classes": 10}'.
-        image_size: Resize and crop images to NxN pixels.
-        limit: Use at most N training and N test images.
-        force: Overwrite existing files.
-        progress: An object with ``step`` and ``line`` methods that receives progress updates.
+        model, data, output, width, model_args, image_size, limit, force, progress: As in ``train``.
 
-    Returns: Artifact.
+    Returns:
+        Artifact: The network (``model``) with its ``history`` and ``metrics``.
 
-    Raises: MicronetError: The message says what to change.
+    Raises:
+        MicronetError: See the module's documentation.
     """
 
 def sparse_train(
@@ -187,51 +200,25 @@ def sparse_train(
 ) -> Artifact:
     """Train with a sparsity penalty before pruning.
 
-    The weights of the last epoch are saved instead of the best ones, because the penalty takes time to act. Channels that cannot be pruned, such as class scores, are not penalized.
+    The weights of the last epoch are saved instead of the best ones, because the penalty takes time to act.
+    Channels that cannot be pruned, such as class scores, are not penalized.
 
     Args:
         artifact: A float artifact; without one, a new network is trained.
         s: Weight of the sparsity penalty.
-        criterion: What the penalty pushes toward zero: batch-norm scales, individual weights (l1), or the weights of whole channels (l2, group lasso). Attention heads are not penalized.
-        model: nin, nin_gc, resnet18, torchvision:NAME, pkg.mod:factory or path/to/file.py:factory (which runs that code); default: nin.
-        data: Name of a data set, a folder or an .npz file.
-        preset: Defaults for the options below. fast: Muon, linear schedule, label smoothing, alternating flips, whitened first layer in new networks, bf16 where it is known to be faster, and a batch size that depends on the number of images. Stages that start from a trained network keep their own learning rates. Default: plain; fast for binary and ternary networks.
-        epochs: Number of epochs; 0 skips training.
-        lr: Peak learning rate. Default: 0.01 (lower in finetune and quantize).
-        device: cpu, cuda, cuda:N, or GPU numbers such as 0,1 to run one process per GPU (untested); default: cuda if available, otherwise cpu.
-        output: File to write; by default, nothing is written.
-        trust_code: Allow code stored in the artifact to run.
-        width: Multiplier for the width of every layer (built-in networks only); default: 1.
-        model_args: Arguments of the factory as JSON, for example '{"num_classes": 10}'.
-        image_size: Resize and crop images to NxN pixels.
-        limit: Use at most N training and N test images.
-        batch_size: Images per batch, across all processes. Default: 64; fast: 32 to 128.
-        accumulate: Number of batches to accumulate gradients over before each optimizer step.
-        amp: Mixed-precision training. bf16 needs a GPU or a CPU with bf16 instructions; fp16 needs a GPU and is untested. Default: off; fast: bf16 for networks of convolutions, if supported.
-        patience: Stop after N epochs without improvement in validation accuracy (ties are broken by the loss).
-        weight_decay: L2 penalty on the weights.
-        optimizer: Adam; SGD with Nesterov momentum 0.9; or Muon, which orthogonalizes the updates of matrices and kernels, scaled to 10 * --lr times their norm, and uses Adam for all other parameters. Default: adam; fast: muon.
-        schedule: Learning-rate schedule: warmup and decay to zero, with cosine (one-cycle) or linear ramps; or division by 10 after 50%, 75% and 90% of the steps. Default: one-cycle; fast: linear.
-        label_smoothing: Label smoothing: share of the target probability spread over all classes. Default: 0; fast: 0.1.
-        ema: Decay of the exponential moving average of the weights, which is then validated and saved instead of the weights. Default: 0 (off).
-        flip: Horizontal flips: of a random half of the images in each epoch, or of every image in every other epoch. Default: random; fast: alternating.
-        cutout: Gray out a random NxN square in each training image. Default: 0 (off).
-        whiten: Initialize the first convolution to whiten (decorrelate) the pixels of the training images. Default: off; fast: on in new networks that start with a convolution.
-        start_size: Start training on NxN images and grow them to full size over the first 70% of the steps. Default: 0 (full size throughout).
-        distill: Teacher artifact for distillation; its scores serve as soft labels.
-        distill_weight: Weight of the soft labels in the loss.
-        temperature: Softmax temperature of teacher and student in distillation.
-        seed: Seed for initial weights, shuffling, augmentation and the validation split.
-        resume: Resume an interrupted training run.
-        max_time: Minutes after which training saves a checkpoint and stops with exit code 3; continue with --resume.
-        checkpoint_minutes: Minutes between checkpoints within an epoch (0: every step).
-        compile: Compile the training step with torch.compile (untested on a GPU).
-        force: Overwrite existing files.
-        progress: An object with ``step`` and ``line`` methods that receives progress updates.
+        criterion: What the penalty pushes toward zero: batch-norm scales, individual weights (l1), or the weights
+            of whole channels (l2, group lasso). Attention heads are not penalized.
+        model, data, preset, epochs, lr, device, output, width, model_args, image_size, limit, batch_size,
+            accumulate, amp, patience, weight_decay, optimizer, schedule, label_smoothing, ema, flip, cutout,
+            whiten, start_size, distill, distill_weight, temperature, seed, resume, max_time, checkpoint_minutes,
+            compile, force, progress: As in ``train``.
+        trust_code: As in ``evaluate``.
 
-    Returns: Artifact.
+    Returns:
+        Artifact: The network (``model``) with its ``history`` and ``metrics``.
 
-    Raises: MicronetError: The message says what to change.
+    Raises:
+        MicronetError: See the module's documentation.
     """
 
 def prune(
@@ -286,60 +273,38 @@ def prune(
 ) -> Artifact:
     """Remove the least important channels.
 
-    Removes floor(percent * channels) of the prunable channels, unless --regular or grouped layers require other widths. With --steps, all steps together remove that fraction, to within one channel per step.
+    Removes floor(percent * channels) of the prunable channels, unless regular or grouped layers require other
+    widths. With steps, all steps together remove that fraction, to within one channel per step.
 
     Args:
         artifact: An artifact (.safetensors).
         example_input: Example input: a tensor or tuple of tensors; required if no data set determines it.
         percent: Fraction of the prunable channels to remove: at least 0, less than 1. Default: 0.5.
         regular: Make every width a multiple of this number; kernels are fastest at multiples of 8 or 16.
-        criterion: How to rank channels: by batch-norm scale, weight norm (l1, l2), distance to the geometric median (fpgm), effect on the loss (taylor), or at random.
+        criterion: How to rank channels: by batch-norm scale, weight norm (l1, l2), distance to the geometric
+            median (fpgm), effect on the loss (taylor), or at random.
         target_macs: Prune until this fraction of the multiply-accumulates (MACs) is left.
         device: cpu, cuda or cuda:N; default: cuda if available, otherwise cpu.
-        data: Name of a data set, a folder or an .npz file, or batches: tensors of shape (N, ...), or tuples that start with one.
-        output: File to write; by default, nothing is written.
-        steps: Prune in N steps and train after each one (--epochs, --lr, ...).
+        steps: Prune in N steps and train after each one (epochs, lr, ...).
         input_shape: Input shape if no data set is known. Default: 3,224,224.
         scope: Rank all channels together, or prune every layer by the same fraction.
         min_channels: Minimum width of a layer; narrower layers are not pruned.
         exclude: Layers not to prune: comma-separated names or globs.
-        widths: Exact widths, one per prunable group, separated by commas. Replaces --percent.
+        widths: Exact widths, one per prunable group, separated by commas. Replaces percent.
         target_params: Prune until this fraction of the parameters is left.
-        target_latency: Prune until the latency is this fraction of the original (for one image in ONNX Runtime on this machine).
-        preset: Defaults for the options below. fast: Muon, linear schedule, label smoothing, alternating flips, whitened first layer in new networks, bf16 where it is known to be faster, and a batch size that depends on the number of images. Stages that start from a trained network keep their own learning rates. Default: plain; fast for binary and ternary networks.
-        epochs: Number of epochs; 0 skips training.
-        lr: Peak learning rate. Default: 0.01 (lower in finetune and quantize).
-        batch_size: Images per batch, across all processes. Default: 64; fast: 32 to 128.
-        accumulate: Number of batches to accumulate gradients over before each optimizer step.
-        amp: Mixed-precision training. bf16 needs a GPU or a CPU with bf16 instructions; fp16 needs a GPU and is untested. Default: off; fast: bf16 for networks of convolutions, if supported.
-        patience: Stop after N epochs without improvement in validation accuracy (ties are broken by the loss).
-        weight_decay: L2 penalty on the weights.
-        optimizer: Adam; SGD with Nesterov momentum 0.9; or Muon, which orthogonalizes the updates of matrices and kernels, scaled to 10 * --lr times their norm, and uses Adam for all other parameters. Default: adam; fast: muon.
-        schedule: Learning-rate schedule: warmup and decay to zero, with cosine (one-cycle) or linear ramps; or division by 10 after 50%, 75% and 90% of the steps. Default: one-cycle; fast: linear.
-        label_smoothing: Label smoothing: share of the target probability spread over all classes. Default: 0; fast: 0.1.
-        ema: Decay of the exponential moving average of the weights, which is then validated and saved instead of the weights. Default: 0 (off).
-        flip: Horizontal flips: of a random half of the images in each epoch, or of every image in every other epoch. Default: random; fast: alternating.
-        cutout: Gray out a random NxN square in each training image. Default: 0 (off).
-        whiten: Initialize the first convolution to whiten (decorrelate) the pixels of the training images. Default: off; fast: on in new networks that start with a convolution.
-        start_size: Start training on NxN images and grow them to full size over the first 70% of the steps. Default: 0 (full size throughout).
-        distill: Teacher artifact for distillation; its scores serve as soft labels.
-        distill_weight: Weight of the soft labels in the loss.
-        temperature: Softmax temperature of teacher and student in distillation.
-        seed: Seed for initial weights, shuffling, augmentation and the validation split.
-        resume: Resume an interrupted training run.
-        max_time: Minutes after which training saves a checkpoint and stops with exit code 3; continue with --resume.
-        checkpoint_minutes: Minutes between checkpoints within an epoch (0: every step).
-        compile: Compile the training step with torch.compile (untested on a GPU).
-        model: path/to/file.py:factory, your copy of the code that built the network; passing it allows that code to run.
-        trust_code: Allow code stored in the artifact to run.
-        image_size: Resize and crop images to NxN pixels.
-        limit: Use at most N training and N test images.
-        force: Overwrite existing files.
-        progress: An object with ``step`` and ``line`` methods that receives progress updates.
+        target_latency: Prune until the latency is this fraction of the original (for one image in ONNX Runtime on
+            this machine).
+        output, preset, epochs, lr, batch_size, accumulate, amp, patience, weight_decay, optimizer, schedule,
+            label_smoothing, ema, flip, cutout, whiten, start_size, distill, distill_weight, temperature, seed,
+            resume, max_time, checkpoint_minutes, compile, image_size, limit, force, progress: As in ``train``.
+        model, trust_code: As in ``evaluate``.
+        data: As in ``quantize``.
 
-    Returns: Artifact.
+    Returns:
+        Artifact: The network (``model``) with its ``history`` and ``metrics``.
 
-    Raises: MicronetError: The message says what to change.
+    Raises:
+        MicronetError: See the module's documentation.
     """
 
 def finetune(
@@ -385,43 +350,17 @@ def finetune(
 
     Args:
         artifact: An artifact (.safetensors).
-        data: Name of a data set, a folder or an .npz file.
-        preset: Defaults for the options below. fast: Muon, linear schedule, label smoothing, alternating flips, whitened first layer in new networks, bf16 where it is known to be faster, and a batch size that depends on the number of images. Stages that start from a trained network keep their own learning rates. Default: plain; fast for binary and ternary networks.
-        epochs: Number of epochs; 0 skips training.
-        lr: Peak learning rate. Default: 0.01 (lower in finetune and quantize).
-        device: cpu, cuda, cuda:N, or GPU numbers such as 0,1 to run one process per GPU (untested); default: cuda if available, otherwise cpu.
-        output: File to write; by default, nothing is written.
-        model: path/to/file.py:factory, your copy of the code that built the network; passing it allows that code to run.
-        trust_code: Allow code stored in the artifact to run.
-        image_size: Resize and crop images to NxN pixels.
-        limit: Use at most N training and N test images.
-        batch_size: Images per batch, across all processes. Default: 64; fast: 32 to 128.
-        accumulate: Number of batches to accumulate gradients over before each optimizer step.
-        amp: Mixed-precision training. bf16 needs a GPU or a CPU with bf16 instructions; fp16 needs a GPU and is untested. Default: off; fast: bf16 for networks of convolutions, if supported.
-        patience: Stop after N epochs without improvement in validation accuracy (ties are broken by the loss).
-        weight_decay: L2 penalty on the weights.
-        optimizer: Adam; SGD with Nesterov momentum 0.9; or Muon, which orthogonalizes the updates of matrices and kernels, scaled to 10 * --lr times their norm, and uses Adam for all other parameters. Default: adam; fast: muon.
-        schedule: Learning-rate schedule: warmup and decay to zero, with cosine (one-cycle) or linear ramps; or division by 10 after 50%, 75% and 90% of the steps. Default: one-cycle; fast: linear.
-        label_smoothing: Label smoothing: share of the target probability spread over all classes. Default: 0; fast: 0.1.
-        ema: Decay of the exponential moving average of the weights, which is then validated and saved instead of the weights. Default: 0 (off).
-        flip: Horizontal flips: of a random half of the images in each epoch, or of every image in every other epoch. Default: random; fast: alternating.
-        cutout: Gray out a random NxN square in each training image. Default: 0 (off).
-        whiten: Initialize the first convolution to whiten (decorrelate) the pixels of the training images. Default: off; fast: on in new networks that start with a convolution.
-        start_size: Start training on NxN images and grow them to full size over the first 70% of the steps. Default: 0 (full size throughout).
-        distill: Teacher artifact for distillation; its scores serve as soft labels.
-        distill_weight: Weight of the soft labels in the loss.
-        temperature: Softmax temperature of teacher and student in distillation.
-        seed: Seed for initial weights, shuffling, augmentation and the validation split.
-        resume: Resume an interrupted training run.
-        max_time: Minutes after which training saves a checkpoint and stops with exit code 3; continue with --resume.
-        checkpoint_minutes: Minutes between checkpoints within an epoch (0: every step).
-        compile: Compile the training step with torch.compile (untested on a GPU).
-        force: Overwrite existing files.
-        progress: An object with ``step`` and ``line`` methods that receives progress updates.
+        data, preset, epochs, lr, device, output, image_size, limit, batch_size, accumulate, amp, patience,
+            weight_decay, optimizer, schedule, label_smoothing, ema, flip, cutout, whiten, start_size, distill,
+            distill_weight, temperature, seed, resume, max_time, checkpoint_minutes, compile, force, progress: As
+            in ``train``.
+        model, trust_code: As in ``evaluate``.
 
-    Returns: Artifact.
+    Returns:
+        Artifact: The network (``model``) with its ``history`` and ``metrics``.
 
-    Raises: MicronetError: The message says what to change.
+    Raises:
+        MicronetError: See the module's documentation.
     """
 
 def quantize(
@@ -496,29 +435,39 @@ def quantize(
 ) -> Artifact:
     """Quantize a network with or without training (QAT, PTQ).
 
-    Without an artifact, the network of --model is first trained on --data with the defaults of `micronet train`. Binary and ternary networks are trained with --preset fast, and also distilled from the float artifact, unless --distill specifies another teacher. --mode qaft trains a quantized artifact with frozen ranges, by default at a learning rate of 1e-5.
+    Without an artifact, the network of model is first trained on data with the defaults of ``train``. Binary and
+    ternary networks are trained with preset="fast", and also distilled from the float artifact, unless distill
+    specifies another teacher. mode="qaft" trains a quantized artifact with frozen ranges, by default at a
+    learning rate of 1e-5.
 
     Args:
-        artifact: A float artifact or, with --mode ptq, any float .onnx file. Without one, a network is trained first.
-        mode: Train with quantizers (qat), calibrate without training (ptq), or train a quantized artifact with frozen ranges (qaft).
+        artifact: A float artifact or, with mode="ptq", any float .onnx file. Without one, a network is trained
+            first.
+        mode: Train with quantizers (qat), calibrate without training (ptq), or train a quantized artifact with
+            frozen ranges (qaft).
         method: Quantization scheme for numeric bit widths.
         w_bits: Bits per weight: 2 to 16, binary, ternary, or 32 for float.
         a_bits: Bits per activation: 2 to 16, binary, or 32 for float.
         q_type: Symmetric quantization (zero point 0) or asymmetric (iao only).
-        data: Name of a data set, a folder or an .npz file, or batches: tensors of shape (N, ...), or tuples that start with one.
-        epochs: Number of epochs; 0 skips training.
-        output: File to write; by default, nothing is written.
-        trust_code: Allow code stored in the artifact to run.
-        calibrator: How to choose activation ranges: minimum and maximum, a percentile, least KL divergence (entropy), or least squared error (mse).
-        percentile: Percentage of values inside the range, for --calibrator percentile.
+        data: Name of a data set, a folder or an .npz file, or batches: tensors of shape (N, ...), or tuples that
+            start with one.
+        calibrator: How to choose activation ranges: minimum and maximum, a percentile, least KL divergence
+            (entropy), or least squared error (mse).
+        percentile: Percentage of values inside the range, for calibrator="percentile".
         calib_batches: Number of calibration batches of 64 images.
-        calib_data: Folder of calibration images, labeled or not; or none to generate images from the batch-norm statistics of an artifact (not for QAT). Default: training images.
-        calib_cache: Cache file for activation statistics: read if it exists, otherwise written. Valid for any bit width.
-        float_weights: Fraction of QAT steps at the start that use quantized activations but float weights. Default: 0.5 for binary weights and activations, otherwise 0.
+        calib_data: Folder of calibration images, labeled or not; or none to generate images from the batch-norm
+            statistics of an artifact (not for QAT). Default: training images.
+        calib_cache: Cache file for activation statistics: read if it exists, otherwise written. Valid for any bit
+            width.
+        float_weights: Fraction of QAT steps at the start that use quantized activations but float weights.
+            Default: 0.5 for binary weights and activations, otherwise 0.
         q_level: One weight scale per output channel, or one per layer.
-        weight_observer: Weight ranges: minimum and maximum of the current weights, or a moving average over training steps (iao only).
-        a_sign: Integer type of nonnegative activations with --q-type sym: unsigned (auto), or signed for TensorRT.
-        first_last: Precision of the first and last layers. auto: float if weights are binary or ternary, otherwise at least 8 bits. 8bit-input: weights as in the other layers, activations at 8 bits.
+        weight_observer: Weight ranges: minimum and maximum of the current weights, or a moving average over
+            training steps (iao only).
+        a_sign: Integer type of nonnegative activations with q_type="sym": unsigned (auto), or signed for
+            TensorRT.
+        first_last: Precision of the first and last layers. auto: float if weights are binary or ternary,
+            otherwise at least 8 bits. 8bit-input: weights as in the other layers, activations at 8 bits.
         a_gain: Gain of DoReFa activations, which are clipped to 0..1/gain: 1 as in the paper, or 0.1 for 0 to 10.
         a_ste: Gradient estimator for binary activations.
         w_ste: Gradient estimator for binary and ternary weights.
@@ -528,48 +477,29 @@ def quantize(
         include: Quantize only these layers: comma-separated names or globs.
         exclude: Keep these layers in float: comma-separated names or globs.
         keep_8bit: Keep these layers at 8 bits or more: comma-separated names or globs.
-        equalize: Balance weight ranges between layers before quantization (cross-layer equalization); folds batch norms.
-        weight_calibrator: How to choose weight scales: from the largest weight, or to minimize the output error of each layer in turn (iao).
-        reconstruct: Learn weight rounding to preserve the outputs of each layer, or of each block of layers (which also learns activation scales); for 4 bits or fewer (iao). Use about 1,000 images: --calib-batches 16.
-        adaround: Same as --reconstruct layer.
+        equalize: Balance weight ranges between layers before quantization (cross-layer equalization); folds batch
+            norms.
+        weight_calibrator: How to choose weight scales: from the largest weight, or to minimize the output error
+            of each layer in turn (iao).
+        reconstruct: Learn weight rounding to preserve the outputs of each layer, or of each block of layers
+            (which also learns activation scales); for 4 bits or fewer (iao). Use about 1,000 images:
+            calib_batches=16.
+        adaround: Same as reconstruct="layer".
         bias_correct: Correct biases so that the mean output of every layer matches that of the float network.
         bn_reestimate: Re-estimate batch-norm statistics in the quantized network.
-        target_drop: Keep the most sensitive layers at 8 bits, as many as needed to limit the drop in validation accuracy to this many percentage points.
-        model: nin, nin_gc, resnet18, torchvision:NAME, pkg.mod:factory or path/to/file.py:factory (which runs that code); default: nin.
-        width: Multiplier for the width of every layer (built-in networks only); default: 1.
-        model_args: Arguments of the factory as JSON, for example '{"num_classes": 10}'.
-        image_size: Resize and crop images to NxN pixels.
-        limit: Use at most N training and N test images.
-        preset: Defaults for the options below. fast: Muon, linear schedule, label smoothing, alternating flips, whitened first layer in new networks, bf16 where it is known to be faster, and a batch size that depends on the number of images. Stages that start from a trained network keep their own learning rates. Default: plain; fast for binary and ternary networks.
-        lr: Peak learning rate. Default: 0.01 (lower in finetune and quantize).
-        batch_size: Images per batch, across all processes. Default: 64; fast: 32 to 128.
-        accumulate: Number of batches to accumulate gradients over before each optimizer step.
-        amp: Mixed-precision training. bf16 needs a GPU or a CPU with bf16 instructions; fp16 needs a GPU and is untested. Default: off; fast: bf16 for networks of convolutions, if supported.
-        patience: Stop after N epochs without improvement in validation accuracy (ties are broken by the loss).
-        weight_decay: L2 penalty on the weights.
-        optimizer: Adam; SGD with Nesterov momentum 0.9; or Muon, which orthogonalizes the updates of matrices and kernels, scaled to 10 * --lr times their norm, and uses Adam for all other parameters. Default: adam; fast: muon.
-        schedule: Learning-rate schedule: warmup and decay to zero, with cosine (one-cycle) or linear ramps; or division by 10 after 50%, 75% and 90% of the steps. Default: one-cycle; fast: linear.
-        label_smoothing: Label smoothing: share of the target probability spread over all classes. Default: 0; fast: 0.1.
-        ema: Decay of the exponential moving average of the weights, which is then validated and saved instead of the weights. Default: 0 (off).
-        flip: Horizontal flips: of a random half of the images in each epoch, or of every image in every other epoch. Default: random; fast: alternating.
-        cutout: Gray out a random NxN square in each training image. Default: 0 (off).
-        whiten: Initialize the first convolution to whiten (decorrelate) the pixels of the training images. Default: off; fast: on in new networks that start with a convolution.
-        start_size: Start training on NxN images and grow them to full size over the first 70% of the steps. Default: 0 (full size throughout).
-        distill: Teacher artifact for distillation; its scores serve as soft labels.
-        distill_weight: Weight of the soft labels in the loss.
-        temperature: Softmax temperature of teacher and student in distillation.
-        seed: Seed for initial weights, shuffling, augmentation and the validation split.
-        device: cpu, cuda, cuda:N, or GPU numbers such as 0,1 to run one process per GPU (untested); default: cuda if available, otherwise cpu.
-        resume: Resume an interrupted training run.
-        max_time: Minutes after which training saves a checkpoint and stops with exit code 3; continue with --resume.
-        checkpoint_minutes: Minutes between checkpoints within an epoch (0: every step).
-        compile: Compile the training step with torch.compile (untested on a GPU).
-        force: Overwrite existing files.
-        progress: An object with ``step`` and ``line`` methods that receives progress updates.
+        target_drop: Keep the most sensitive layers at 8 bits, as many as needed to limit the drop in validation
+            accuracy to this many percentage points.
+        epochs, output, model, width, model_args, image_size, limit, preset, lr, batch_size, accumulate, amp,
+            patience, weight_decay, optimizer, schedule, label_smoothing, ema, flip, cutout, whiten, start_size,
+            distill, distill_weight, temperature, seed, device, resume, max_time, checkpoint_minutes, compile,
+            force, progress: As in ``train``.
+        trust_code: As in ``evaluate``.
 
-    Returns: Artifact.
+    Returns:
+        Artifact: The network (``model``) with its ``history`` and ``metrics``.
 
-    Raises: MicronetError: The message says what to change.
+    Raises:
+        MicronetError: See the module's documentation.
     """
 
 def fuse(
@@ -587,15 +517,14 @@ def fuse(
 
     Args:
         artifact: An artifact (.safetensors).
-        output: File to write; by default, nothing is written.
-        force: Overwrite existing files.
-        model: path/to/file.py:factory, your copy of the code that built the network; passing it allows that code to run.
-        trust_code: Allow code stored in the artifact to run.
-        progress: An object with ``step`` and ``line`` methods that receives progress updates.
+        output, force, progress: As in ``train``.
+        model, trust_code: As in ``evaluate``.
 
-    Returns: Artifact.
+    Returns:
+        Artifact: The network (``model``) with its ``history`` and ``metrics``.
 
-    Raises: MicronetError: The message says what to change.
+    Raises:
+        MicronetError: See the module's documentation.
     """
 
 def export_onnx(
@@ -620,30 +549,33 @@ def export_onnx(
 ) -> ModelProto:
     """Export a network to ONNX, with quantized weights as int8.
 
-    The file is run in ONNX Runtime and only written if it agrees with torch. The check fails if more than 1% of the predicted classes change, if a quantized layer is off by more than one quantization step for the same input, or if the outputs of a float network differ by more than 0.1% (fp16: 2%). If every quantized layer agrees but the outputs differ by more than 1%, a warning is printed. To find out what makes the file slow, run micronet check-onnx.
+    The file is run in ONNX Runtime and only written if it agrees with torch. The check fails if more than 1% of
+    the predicted classes change, if a quantized layer is off by more than one quantization step for the same
+    input, or if the outputs of a float network differ by more than 0.1% (fp16: 2%). If every quantized layer
+    agrees but the outputs differ by more than 1%, a warning is printed. To find out what makes the file slow, run
+    ``check_onnx``.
 
     Args:
         artifact: An artifact (.safetensors).
         example_input: Example input: a tensor or tuple of tensors; required if no data set determines it.
-        target: Target runtime: ONNX Runtime (unsigned activations) or TensorRT (signed activations, zero point 0).
+        target: Target runtime: ONNX Runtime (unsigned activations) or TensorRT (signed activations, zero point
+            0).
         opset: ONNX operator set version, 18 to 23.
         dynamic: Dynamic axes: a comma-separated list of batch, height and width, or none.
         precision: Precision of float networks. fp16 halves the file size; inputs and outputs remain float32.
-        data: Name of a data set, a folder or an .npz file, or batches: tensors of shape (N, ...), or tuples that start with one.
-        output: File to write; by default, nothing is written.
-        int4_storage: Store weights of 4 bits or fewer two per byte; the file is smaller, but slower in ONNX Runtime.
+        int4_storage: Store weights of 4 bits or fewer two per byte; the file is smaller, but slower in ONNX
+            Runtime.
         embed_preprocessing: Accept 8-bit pixels as input, with the normalization built into the file.
-        model: path/to/file.py:factory, your copy of the code that built the network; passing it allows that code to run.
-        trust_code: Allow code stored in the artifact to run.
-        image_size: Resize and crop images to NxN pixels.
-        limit: Use at most N training and N test images.
-        force: Overwrite existing files.
         check_images: Number of test images used to check that the exported network agrees with torch.
-        progress: An object with ``step`` and ``line`` methods that receives progress updates.
+        output, image_size, limit, force, progress: As in ``train``.
+        model, trust_code: As in ``evaluate``.
+        data: As in ``quantize``.
 
-    Returns: ModelProto.
+    Returns:
+        ModelProto: The ONNX model.
 
-    Raises: MicronetError: The message says what to change.
+    Raises:
+        MicronetError: See the module's documentation.
     """
 
 def check_onnx(
@@ -655,17 +587,20 @@ def check_onnx(
 ) -> list[Finding]:
     """Find out what makes an ONNX model slow or inaccurate.
 
-    Errors mean wrong results, or a file that does not load or build. Warnings mean a slow or large file. Whether a note matters depends on the machine.
+    Errors mean wrong results, or a file that does not load or build. Warnings mean a slow or large file. Whether
+    a note matters depends on the machine.
 
     Args:
         file: An .onnx file, from micronet or any other tool.
         target: Target runtime.
-        strict: Exit with code 1 if there are errors or warnings.
-        progress: An object with ``step`` and ``line`` methods that receives progress updates.
+        strict: Raise FailedError if there are errors or warnings.
+        progress: As in ``train``.
 
-    Returns: list[Finding].
+    Returns:
+        list[Finding]: The severity, rule, node, problem and fix of each finding.
 
-    Raises: MicronetError: The message says what to change.
+    Raises:
+        MicronetError: See the module's documentation.
     """
 
 def pack(
@@ -683,23 +618,21 @@ def pack(
 ) -> Program:
     """Pack a network into a file with 1 to 8 bits per weight.
 
-    Batch norms are folded; with binary activations, scales, biases and batch norms become one threshold per channel. The file runs without torch, in evaluate, compare and predict. Nothing is written if the format does not support the network, or if the packed network and torch predict different classes for any test image.
+    Batch norms are folded; with binary activations, scales, biases and batch norms become one threshold per
+    channel. The file runs without torch, in evaluate, compare and predict. Nothing is written if the format does
+    not support the network, or if the packed network and torch predict different classes for any test image.
 
     Args:
         artifact: An artifact (.safetensors).
-        data: Name of a data set, a folder or an .npz file.
-        output: File to write; by default, nothing is written.
-        model: path/to/file.py:factory, your copy of the code that built the network; passing it allows that code to run.
-        trust_code: Allow code stored in the artifact to run.
-        image_size: Resize and crop images to NxN pixels.
-        limit: Use at most N training and N test images.
-        force: Overwrite existing files.
         check_images: Number of test images used to check that the exported network agrees with torch.
-        progress: An object with ``step`` and ``line`` methods that receives progress updates.
+        data, output, image_size, limit, force, progress: As in ``train``.
+        model, trust_code: As in ``evaluate``.
 
-    Returns: Program.
+    Returns:
+        Program: The packed network.
 
-    Raises: MicronetError: The message says what to change.
+    Raises:
+        MicronetError: See the module's documentation.
     """
 
 def trt_build(
@@ -730,36 +663,35 @@ def trt_build(
 ) -> Engine:
     """Build a strongly typed TensorRT engine.
 
-    TensorRT-RTX can build without a GPU (pip install tensorrt-rtx-cu13); running an engine requires one. Float networks are calibrated for int8 on the CPU; --calib-cache also reads calibration caches of TensorRT 10 and earlier. A JSON file next to the engine records its shapes, the data types of its layers and its source.
+    TensorRT-RTX can build without a GPU (pip install tensorrt-rtx-cu13); running an engine requires one. Float
+    networks are calibrated for int8 on the CPU; calib_cache also reads calibration caches of TensorRT 10 and
+    earlier. A JSON file next to the engine records its shapes, the data types of its layers and its source.
 
     Args:
         artifact: An artifact or an .onnx file.
-        precision: Precision of the engine. auto: int8 if the network is quantized, otherwise fp32. For int8, float networks are calibrated first.
+        precision: Precision of the engine. auto: int8 if the network is quantized, otherwise fp32. For int8,
+            float networks are calibrated first.
         min_shape: Minimum input shape, NxCxHxW; separate multiple profiles with commas. Default: batch 1.
         opt_shape: Input shape to optimize for. Default: batch 8.
         max_shape: Maximum input shape. Default: batch 32.
-        backend: Library to use: TensorRT must build on the GPU that will run the engine; TensorRT-RTX can build on any machine.
-        data: Name of a data set, a folder or an .npz file.
-        output: File to write; by default, nothing is written.
+        backend: Library to use: TensorRT must build on the GPU that will run the engine; TensorRT-RTX can build
+            on any machine.
         workspace: Maximum GPU memory for scratch space, in GiB.
         optimization_level: Optimization level, from 0 (fast build) to 5 (exhaustive search for fast kernels).
-        timing_cache: File of kernel timings that makes later builds faster; read if it exists, then updated. TensorRT only.
-        compute_capability: Compute capabilities that TensorRT-RTX builds for, for example 8.6 or 8.6,8.9; default: all supported ones.
-        calibrator: How to choose activation ranges: minimum and maximum, a percentile, least KL divergence (entropy), or least squared error (mse).
-        percentile: Percentage of values inside the range, for --calibrator percentile.
-        calib_batches: Number of calibration batches of 64 images.
+        timing_cache: File of kernel timings that makes later builds faster; read if it exists, then updated.
+            TensorRT only.
+        compute_capability: Compute capabilities that TensorRT-RTX builds for, for example 8.6 or 8.6,8.9;
+            default: all supported ones.
         calib_data: Folder of calibration images, labeled or not. Default: training images.
-        calib_cache: Cache file for activation statistics: read if it exists, otherwise written. Valid for any bit width.
-        model: path/to/file.py:factory, your copy of the code that built the network; passing it allows that code to run.
-        trust_code: Allow code stored in the artifact to run.
-        image_size: Resize and crop images to NxN pixels.
-        limit: Use at most N training and N test images.
-        force: Overwrite existing files.
-        progress: An object with ``step`` and ``line`` methods that receives progress updates.
+        data, output, image_size, limit, force, progress: As in ``train``.
+        model, trust_code: As in ``evaluate``.
+        calibrator, percentile, calib_batches, calib_cache: As in ``quantize``.
 
-    Returns: Engine.
+    Returns:
+        Engine: The engine's bytes (``data``) and its description (``about``).
 
-    Raises: MicronetError: The message says what to change.
+    Raises:
+        MicronetError: See the module's documentation.
     """
 
 def trt_eval(
@@ -781,27 +713,24 @@ def trt_eval(
 ) -> dict[str, object]:
     """Evaluate a TensorRT engine on an NVIDIA GPU.
 
-    Reports accuracy or mean IoU, and latency and throughput by batch size. Requires pycuda and the same version of the library that built the engine. Not yet tested on a GPU.
+    Reports accuracy or mean IoU, and latency and throughput by batch size. Requires pycuda and the same version
+    of the library that built the engine. Not yet tested on a GPU.
 
     Args:
         file: An .engine file from trt-build.
         onnx: Reference model, run by ONNX Runtime on the CPU.
         batch_sizes: Batch sizes to time; batches above the engine's maximum are split.
-        data: Name of a data set, a folder or an .npz file.
-        device: Device for torch: cpu, cuda or cuda:N; default: cuda if available, otherwise cpu.
-        threads: Number of CPU threads; default: OMP_NUM_THREADS, or one per core.
         segmentation: For segmentation networks: a folder with images/NAME.jpg and labels/NAME.png.
-        sizes: For segmentation networks: average the scores over these sizes, each given as a shorter side or as HxW; default: the engine's size.
-        image_size: Resize and crop images to NxN pixels.
-        limit: Use at most N training and N test images.
-        model: path/to/file.py:factory, your copy of the code that built the network; passing it allows that code to run.
-        trust_code: Allow code stored in the artifact to run.
-        arithmetic: ONNX Runtime's int8 arithmetic: exact, or fast but with sums that can saturate on x86 CPUs without VNNI.
-        progress: An object with ``step`` and ``line`` methods that receives progress updates.
+        sizes: For segmentation networks: average the scores over these sizes, each given as a shorter side or as
+            HxW; default: the engine's size.
+        data, image_size, limit, progress: As in ``train``.
+        device, threads, model, trust_code, arithmetic: As in ``evaluate``.
 
-    Returns: dict[str, object].
+    Returns:
+        dict[str, object]: The figures by name.
 
-    Raises: MicronetError: The message says what to change.
+    Raises:
+        MicronetError: See the module's documentation.
     """
 
 def evaluate(
@@ -823,19 +752,20 @@ def evaluate(
 
     Args:
         file: An artifact, or an .onnx, .packed or .engine file.
-        data: Name of a data set, a folder or an .npz file.
         device: Device for torch: cpu, cuda or cuda:N; default: cuda if available, otherwise cpu.
         threads: Number of CPU threads; default: OMP_NUM_THREADS, or one per core.
-        image_size: Resize and crop images to NxN pixels.
-        limit: Use at most N training and N test images.
-        model: path/to/file.py:factory, your copy of the code that built the network; passing it allows that code to run.
+        model: path/to/file.py:factory, your copy of the code that built the network; passing it allows that code
+            to run.
         trust_code: Allow code stored in the artifact to run.
-        arithmetic: ONNX Runtime's int8 arithmetic: exact, or fast but with sums that can saturate on x86 CPUs without VNNI.
-        progress: An object with ``step`` and ``line`` methods that receives progress updates.
+        arithmetic: ONNX Runtime's int8 arithmetic: exact, or fast but with sums that can saturate on x86 CPUs
+            without VNNI.
+        data, image_size, limit, progress: As in ``train``.
 
-    Returns: Row.
+    Returns:
+        Row: Accuracy, loss, agreement, latencies in ms, size in bytes, parameters and MACs.
 
-    Raises: MicronetError: The message says what to change.
+    Raises:
+        MicronetError: See the module's documentation.
     """
 
 def compare(
@@ -854,24 +784,22 @@ def compare(
 ) -> list[Row]:
     """Compare the accuracy, MACs, size and latency of networks.
 
-    The first network is the reference. Latencies are measured on this machine, alternating between the networks. Sizes are file sizes; artifacts store float weights for further training, so quantization only reduces the size of exported files.
+    The first network is the reference. Latencies are measured on this machine, alternating between the networks.
+    Sizes are file sizes; artifacts store float weights for further training, so quantization only reduces the
+    size of exported files.
 
     Args:
         files: Artifacts, .onnx, .packed and .engine files.
-        max_drop: Exit with code 1 if the accuracy of any network is more than this many percentage points below that of the first.
-        data: Name of a data set, a folder or an .npz file.
-        device: Device for torch: cpu, cuda or cuda:N; default: cuda if available, otherwise cpu.
-        threads: Number of CPU threads; default: OMP_NUM_THREADS, or one per core.
-        image_size: Resize and crop images to NxN pixels.
-        limit: Use at most N training and N test images.
-        model: path/to/file.py:factory, your copy of the code that built the network; passing it allows that code to run.
-        trust_code: Allow code stored in the artifact to run.
-        arithmetic: ONNX Runtime's int8 arithmetic: exact, or fast but with sums that can saturate on x86 CPUs without VNNI.
-        progress: An object with ``step`` and ``line`` methods that receives progress updates.
+        max_drop: Raise FailedError if the accuracy of any network is more than this many percentage points below
+            that of the first.
+        data, image_size, limit, progress: As in ``train``.
+        device, threads, model, trust_code, arithmetic: As in ``evaluate``.
 
-    Returns: list[Row].
+    Returns:
+        list[Row]: One row per network, as ``evaluate`` returns it; drop and agreement are relative to the first.
 
-    Raises: MicronetError: The message says what to change.
+    Raises:
+        MicronetError: See the module's documentation.
     """
 
 def predict(
@@ -886,22 +814,19 @@ def predict(
     arithmetic: Literal['exact', 'fast'] = 'exact',
     progress: Progress | None = None,
 ) -> list[Prediction]:
-    """Classify images and print the most likely classes.
+    """Find the most likely classes of images.
 
     Args:
-        file: An artifact, or an .onnx, .packed or .engine file.
         images: Image files, or folders of images.
         top: Number of classes to list per image.
-        device: Device for torch: cpu, cuda or cuda:N; default: cuda if available, otherwise cpu.
-        threads: Number of CPU threads; default: OMP_NUM_THREADS, or one per core.
-        model: path/to/file.py:factory, your copy of the code that built the network; passing it allows that code to run.
-        trust_code: Allow code stored in the artifact to run.
-        arithmetic: ONNX Runtime's int8 arithmetic: exact, or fast but with sums that can saturate on x86 CPUs without VNNI.
-        progress: An object with ``step`` and ``line`` methods that receives progress updates.
+        progress: As in ``train``.
+        file, device, threads, model, trust_code, arithmetic: As in ``evaluate``.
 
-    Returns: list[Prediction].
+    Returns:
+        list[Prediction]: The path of each image, with its classes and their scores, most likely first.
 
-    Raises: MicronetError: The message says what to change.
+    Raises:
+        MicronetError: See the module's documentation.
     """
 
 def inspect(
@@ -913,11 +838,13 @@ def inspect(
 
     Args:
         artifact: An artifact (.safetensors).
-        progress: An object with ``step`` and ``line`` methods that receives progress updates.
+        progress: As in ``train``.
 
-    Returns: dict[str, object].
+    Returns:
+        dict[str, object]: The figures by name.
 
-    Raises: MicronetError: The message says what to change.
+    Raises:
+        MicronetError: See the module's documentation.
     """
 
 def sensitivity(
@@ -957,45 +884,23 @@ def sensitivity(
 ) -> list[LayerSensitivity]:
     """Measure each layer's sensitivity to quantization.
 
-    Quantizes one layer at a time and reports the signal-to-noise ratio of the scores and the accuracy drop on the validation images. The most sensitive layers are listed first.
+    Quantizes one layer at a time and reports the signal-to-noise ratio of the scores and the accuracy drop on the
+    validation images. The most sensitive layers are listed first.
 
     Args:
         artifact: An artifact (.safetensors).
         plot: Save a plot of the sensitivity as a .png or .svg file (needs matplotlib).
-        method: Quantization scheme for numeric bit widths.
-        w_bits: Bits per weight: 2 to 16, binary, ternary, or 32 for float.
-        a_bits: Bits per activation: 2 to 16, binary, or 32 for float.
-        q_type: Symmetric quantization (zero point 0) or asymmetric (iao only).
-        mode: Train with quantizers (qat), calibrate without training (ptq), or train a quantized artifact with frozen ranges (qaft).
-        data: Name of a data set, a folder or an .npz file.
-        q_level: One weight scale per output channel, or one per layer.
-        weight_observer: Weight ranges: minimum and maximum of the current weights, or a moving average over training steps (iao only).
-        a_sign: Integer type of nonnegative activations with --q-type sym: unsigned (auto), or signed for TensorRT.
-        first_last: Precision of the first and last layers. auto: float if weights are binary or ternary, otherwise at least 8 bits. 8bit-input: weights as in the other layers, activations at 8 bits.
-        a_gain: Gain of DoReFa activations, which are clipped to 0..1/gain: 1 as in the paper, or 0.1 for 0 to 10.
-        a_ste: Gradient estimator for binary activations.
-        w_ste: Gradient estimator for binary and ternary weights.
-        w_center: Subtract the mean over the inputs from binary weights before taking their signs.
-        no_alpha: Disable the per-channel scale (alpha) of binary and ternary weights.
-        bn_fuse: Fold batch norms into the preceding convolutions during training.
-        include: Quantize only these layers: comma-separated names or globs.
-        exclude: Keep these layers in float: comma-separated names or globs.
-        keep_8bit: Keep these layers at 8 bits or more: comma-separated names or globs.
-        calibrator: How to choose activation ranges: minimum and maximum, a percentile, least KL divergence (entropy), or least squared error (mse).
-        percentile: Percentage of values inside the range, for --calibrator percentile.
-        calib_batches: Number of calibration batches of 64 images.
-        calib_data: Folder of calibration images, labeled or not; or none to generate images from the batch-norm statistics of an artifact (not for QAT). Default: training images.
-        calib_cache: Cache file for activation statistics: read if it exists, otherwise written. Valid for any bit width.
-        float_weights: Fraction of QAT steps at the start that use quantized activations but float weights. Default: 0.5 for binary weights and activations, otherwise 0.
-        image_size: Resize and crop images to NxN pixels.
-        limit: Use at most N training and N test images.
-        model: path/to/file.py:factory, your copy of the code that built the network; passing it allows that code to run.
-        trust_code: Allow code stored in the artifact to run.
-        progress: An object with ``step`` and ``line`` methods that receives progress updates.
+        data, image_size, limit, progress: As in ``train``.
+        model, trust_code: As in ``evaluate``.
+        method, w_bits, a_bits, q_type, mode, q_level, weight_observer, a_sign, first_last, a_gain, a_ste, w_ste,
+            w_center, no_alpha, bn_fuse, include, exclude, keep_8bit, calibrator, percentile, calib_batches,
+            calib_data, calib_cache, float_weights: As in ``quantize``.
 
-    Returns: list[LayerSensitivity].
+    Returns:
+        list[LayerSensitivity]: Each layer's signal-to-noise ratio in dB and accuracy drop, most sensitive first.
 
-    Raises: MicronetError: The message says what to change.
+    Raises:
+        MicronetError: See the module's documentation.
     """
 
 def run_recipe(
@@ -1010,18 +915,21 @@ def run_recipe(
 ) -> list[Row]:
     """Run a recipe, skipping stages that are unchanged.
 
-    Interrupted stages are resumed. Changes to images in a folder are not detected; after such changes, use --force. At the end, all files that the recipe created are compared.
+    Interrupted stages are resumed. Changes to images in a folder are not detected; after such changes, use
+    force=True. At the end, all files that the recipe created are compared.
 
     Args:
         recipe: A TOML file, or the name of a bundled recipe such as digits.
-        output: File to write; by default, nothing is written.
-        data: Name of a data set, a folder or an .npz file.
+        output: Folder for the results; default: the folder set in the recipe.
+        data: Data set for the first stage that uses one; overrides the recipe.
         device: Device for every stage: cpu, cuda or cuda:N.
         from_stage: Rerun this stage and all later ones, even if they are unchanged.
         force: Rerun every stage, even if it is unchanged.
-        progress: An object with ``step`` and ``line`` methods that receives progress updates.
+        progress: As in ``train``.
 
-    Returns: list[Row].
+    Returns:
+        list[Row]: One row per network, as ``evaluate`` returns it; drop and agreement are relative to the first.
 
-    Raises: MicronetError: The message says what to change.
+    Raises:
+        MicronetError: See the module's documentation.
     """

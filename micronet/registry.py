@@ -89,7 +89,7 @@ STAGES = {
     "trt-eval": Command("micronet.stages.trt_eval:TrtEval", "Evaluate a TensorRT engine on an NVIDIA GPU."),
     "evaluate": Command("micronet.stages.evaluate:Evaluate", "Measure the accuracy, loss and latency of a network."),
     "compare": Command("micronet.stages.evaluate:Compare", "Compare the accuracy, MACs, size and latency of networks."),
-    "predict": Command("micronet.stages.evaluate:Predict", "Classify images and print the most likely classes."),
+    "predict": Command("micronet.stages.evaluate:Predict", "Find the most likely classes of images."),
     "inspect": Command("micronet.stages.inspect_artifact:Inspect", "Show an artifact's network, history and layers."),
     "sensitivity": Command(
         "micronet.stages.sensitivity:Sensitivity", "Measure each layer's sensitivity to quantization."

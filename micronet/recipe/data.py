@@ -10,7 +10,8 @@ from micronet.errors import MicronetError
 from micronet.recipe.plan import Planned
 from micronet.recipe.reader import Recipe
 from micronet.stages.inputs import DEFAULT_DATA
-from micronet.stages.stage import spell_as_keywords, uses
+from micronet.stages.keywords import spell_as_keywords
+from micronet.stages.stage import uses
 
 
 def check_data(recipe: Recipe, planned: list[Planned]) -> None:
@@ -30,7 +31,7 @@ def check_data(recipe: Recipe, planned: list[Planned]) -> None:
             key = (named or spec.name, size or spec.image_size)
             if key not in opened or spec.classes not in (None, opened[key].classes):
                 try:
-                    with spell_as_keywords():
+                    with spell_as_keywords(each.stage, recipe=True):
                         classes = load_data(named, image_size=size, limit=each.values.get("limit"), like=spec).classes
                 except MicronetError as error:
                     error.args = (str(recipe.error(each.entry.line, f"{each.entry.command}: {error}")),)

@@ -10,7 +10,8 @@ from micronet.artifact.header import Header, read_header
 from micronet.core.config import Option, accepts, alternatives, describe, options
 from micronet.errors import MicronetError, unknown
 from micronet.recipe.reader import Entry, Recipe
-from micronet.stages.stage import Stage, find, spell_as_keywords, uses
+from micronet.stages.keywords import spell_as_keywords
+from micronet.stages.stage import Stage, find, uses
 
 NO_FILE = Path("none")  # calib_data = "none"
 OPTIONAL_DATA = ("prune", "import")  # stages that run without data
@@ -94,7 +95,7 @@ class _Planner:
         """Choose the output, configure the stage and check the order; return the output."""
         history = self._history(entry, values.get("artifact"))
         try:
-            with spell_as_keywords():
+            with spell_as_keywords(stage, recipe=True):
                 configured = stage.configure(values)
             if history is not None:
                 configured.check_order(history)

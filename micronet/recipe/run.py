@@ -2,14 +2,13 @@
 
 import hashlib
 import json
-import re
 import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from micronet.core.config import group, options, setting, spell
+from micronet.core.config import group, setting, spell
 from micronet.core.files import file_hash, write_bytes
 from micronet.core.machine import version
 from micronet.core.progress import Progress, Silent
@@ -18,6 +17,7 @@ from micronet.recipe.plan import Planned, plan
 from micronet.recipe.reader import find_recipe, read_recipe
 from micronet.stages.config import ReportConfig
 from micronet.stages.execute import execute
+from micronet.stages.keywords import as_keywords
 from micronet.stages.stage import Context, Outcome, Stage
 
 Perform = Callable[[Stage, bool], Outcome]
@@ -86,29 +86,14 @@ def run_recipe(config: RunRecipe, perform: Perform, progress: Progress | None = 
             outcome = runner.run(each, last=each is planned[-1])
         except MicronetError as error:
             where = f"stage {each.entry.name} ({recipe.path}, line {each.entry.line})"
-            error.args = (f"{where}: {_spelled_as_keys(str(error), each.stage)}",)
+            message = as_keywords(str(error), each.stage, recipe=True)
+            error.args = (f"{where}: {message.replace('the same command with --resume', 'the same command again')}",)
             if created and [path.name for path in recipe.folder.iterdir()] in ([], [journal.path.name]):
                 journal.path.unlink(missing_ok=True)
                 for folder in created:
                     folder.rmdir()
             raise
     return outcome
-
-
-def _spelled_as_keys(message: str, stage: type[Stage]) -> str:
-    """Spell the options in a stage's error as a recipe does: ``--model net.py:Net`` -> ``model = "net.py:Net"``."""
-    keys = {option.name: option for option in options(stage) if not option.about["run_only"]}
-
-    def spelled(found: re.Match[str]) -> str:
-        name = found[1].replace("-", "_")
-        if name not in keys:
-            return found[0]
-        if found[2]:
-            return f'{name} = "{found[2]}"'
-        return f"{name} = true" if keys[name].field.type is bool else name
-
-    message = re.sub(r"(?<![\w/.-])--([a-z][a-z0-9-]*)(?: ([\w./-]+:\w+))?", spelled, message)
-    return message.replace("the same command with --resume", "the same command again")
 
 
 @dataclass

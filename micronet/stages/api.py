@@ -5,27 +5,23 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from textwrap import fill
 from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 from micronet import registry
 from micronet.core.config import Option, alternatives, flatten
 from micronet.errors import MicronetError
+from micronet.stages.documentation import WIDTH, documentation
 from micronet.stages.execute import execute
-from micronet.stages.stage import Memory, Stage, spell_as_keywords, uses
+from micronet.stages.keywords import spell_as_keywords
+from micronet.stages.stage import Memory, Stage, uses
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from micronet.artifact.artifact import Artifact
 
-_DATA = "Name of a data set, a folder or an .npz file"
-_HELP = {
-    "data": f"{_DATA}.",
-    "output": "File to write; by default, nothing is written.",
-    "example_input": "Example input: a tensor or tuple of tensors; required if no data set determines it.",
-    "progress": "An object with ``step`` and ``line`` methods that receives progress updates.",
-}
 _TYPES: dict[Any, str] = {Path: "str | Path", list[Path]: "Sequence[str | Path]", NoneType: "None"}
 # Text settings that hold several values, separated by commas: from Python, a list serves too.
 _LISTS = ("include", "exclude", "keep_8bit", "widths", "dynamic", "mean", "std", "batch_sizes", "sizes")
@@ -35,14 +31,14 @@ _POSITIONAL, _KEYWORD = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Paramet
 def function(name: str) -> Callable[..., Any]:
     """Return the API's function of a name."""
     stage: type[Stage] = registry.load_object(registry.COMMANDS[registry.API[name]].stage)
-    signature = inspect.Signature(_parameters(stage), return_annotation=stage.product)
+    signature = _Signature(_parameters(stage), return_annotation=_Type(stage.product))
 
     def call(*args: Any, **settings: Any) -> Any:
         return _call(stage, dict(signature.bind(*args, **settings).arguments))
 
     call.__name__ = call.__qualname__ = name
     call.__module__ = "micronet"
-    call.__doc__ = _documentation(stage, signature)
+    call.__doc__ = documentation(stage, list(signature.parameters))
     call.__signature__ = signature  # type: ignore[attr-defined]
     return call
 
@@ -54,11 +50,13 @@ def _parameters(stage: type[Stage]) -> list[inspect.Parameter]:
         if option.about["api"]:
             default = inspect.Parameter.empty if option.required else option.default
             kind = _POSITIONAL if option.about["argument"] else _KEYWORD
-            found.append(inspect.Parameter(option.name, kind, default=default, annotation=_annotation(option, stage)))
+            found.append(
+                inspect.Parameter(option.name, kind, default=default, annotation=_Type(_annotation(option, stage)))
+            )
     if stage.takes_example:
         kinds = "Tensor | tuple[Tensor, ...] | None"
-        found.append(inspect.Parameter("example_input", _POSITIONAL, default=None, annotation=kinds))
-    found.append(inspect.Parameter("progress", _KEYWORD, default=None, annotation="Progress | None"))
+        found.append(inspect.Parameter("example_input", _POSITIONAL, default=None, annotation=_Type(kinds)))
+    found.append(inspect.Parameter("progress", _KEYWORD, default=None, annotation=_Type("Progress | None")))
     return sorted(found, key=lambda each: each.kind)
 
 
@@ -80,16 +78,21 @@ def _is_network(option: Option, stage: type[Stage]) -> bool:
     return stage.takes_networks and ".safetensors" in option.about["kinds"]
 
 
-def _documentation(stage: type[Stage], signature: inspect.Signature) -> str:
-    """Return a function's docstring: what it does, and every keyword."""
-    helps = {option.name: option.about["help"] for option in stage.options()} | _HELP
-    if stage.takes_batches:
-        helps["data"] = f"{_DATA}, or batches: tensors of shape (N, ...), or tuples that start with one."
-    lines = [stage.summary(), "", *([stage.details, ""] if stage.details else []), "Args:"]
-    lines += [f"    {name}: {helps[name]}" for name in signature.parameters]
-    return "\n".join(
-        [*lines, "", f"Returns: {stage.product}.", "", "Raises: MicronetError: The message says what to change."]
-    )
+class _Type(str):
+    """A type's name that signatures show without quotes."""
+
+    __repr__ = str.__str__
+
+
+class _Signature(inspect.Signature):
+    """A signature that ``help`` shows in lines."""
+
+    def __str__(self) -> str:
+        """Return the signature, wrapped between parameters."""
+        text, space = super().__str__(), "\N{NO-BREAK SPACE}"
+        for each in map(str, self.parameters.values()):
+            text = text.replace(each, each.replace(" ", space))
+        return fill(text, WIDTH, subsequent_indent=" " * 8, break_on_hyphens=False).replace(space, " ")
 
 
 def save(
@@ -169,7 +172,7 @@ def _call(stage: type[Stage], given: dict[str, Any]) -> Any:
             values["device"] = str(own)
     from micronet.models.modes import copy_model
 
-    with spell_as_keywords():
+    with spell_as_keywords(stage):
         configured = stage.configure(values)
         _check_effect(configured, source)
         if source is not None:

@@ -1,8 +1,6 @@
 """What every stage is: its settings, what it may follow, how it runs and how its structure is restored."""
 
-import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -234,16 +232,6 @@ def find(name: str) -> type[Stage]:
 def uses(stage: type[Stage], name: str) -> bool:
     """Return True if a stage has a setting of this name."""
     return any(option.name == name for option in options(stage))
-
-
-@contextmanager
-def spell_as_keywords() -> Iterator[None]:
-    """Spell options in the errors of this context as keywords and recipe keys: ``--w-bits`` -> ``w_bits``."""
-    try:
-        yield
-    except MicronetError as error:
-        error.args = (re.sub(r"(?<![\w/.-])--([a-z][a-z0-9-]*)", lambda found: found[1].replace("-", "_"), str(error)),)
-        raise
 
 
 def count(number: int, noun: str) -> str:

@@ -1,5 +1,7 @@
 """The Python API, a recipe and the command line give identical files, for a network of the user's own."""
 
+import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import micronet as api
+from micronet import registry
 
 NET = """
 from torch import nn
@@ -129,3 +132,15 @@ def test_mypy_finds_no_any_in_a_users_script(tmp_path):
     command = [sys.executable, "-m", "mypy", "script.py"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("name", registry.API)
+def test_the_documentation_speaks_python_and_explains_every_keyword_once(name):
+    function = getattr(api, name)
+    assert not re.search(r"(?<!``micronet )--[a-z]|exit code|Exit with", function.__doc__)
+    args = function.__doc__.partition("Args:")[2].partition("\n\n")[0]
+    items = [" ".join(item.split()).split(": ", 1) for item in re.split(r"\n    (?=\S)", args)[1:]]
+    for keyword in inspect.signature(function).parameters:
+        (text,) = [text for names, text in items if keyword in names.split(", ")]
+        if home := re.fullmatch(r"As in ``(\w+)``\.", text):
+            assert re.search(rf"\n    {keyword}: (?!As in)", getattr(api, home[1]).__doc__), keyword

@@ -45,7 +45,7 @@ def test_a_recipe_packs_and_compares(micronet, tmp_path, monkeypatch):
         ("prune", "steps = 1001", "steps is 1001"),
         ("finetune", "epochs = -1", "epochs is -1"),
         ("quantize", "calib_batches = 0", "calib_batches is 0"),
-        ("quantize", 'mode = "ptq"\nepochs = 3', "mode ptq does not train"),
+        ("quantize", 'mode = "ptq"\nepochs = 3', 'mode = "ptq" does not train'),
     ],
 )
 def test_a_recipe_has_the_bounds_of_the_command_line(micronet, tmp_path, monkeypatch, command, setting, message):

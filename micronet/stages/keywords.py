@@ -1,0 +1,48 @@
+"""Options spelled as keywords of the Python API or as keys of a recipe, in errors and documentation."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal, get_args, get_origin
+
+from micronet.core.config import alternatives, options
+from micronet.errors import MicronetError
+from micronet.stages.stage import Stage
+
+_WORDS = ("binary", "ternary", "none")  # values that are no choices of a Literal
+_OPTION = re.compile(r"(?<![\w/.-])((?:add|use|pass|or|with) )?--([a-z][a-z0-9-]*)(?: ([\w./:-]*\w))?")
+
+
+@contextmanager
+def spell_as_keywords(stage: type[Stage], *, recipe: bool = False) -> Iterator[None]:
+    """Spell the options of a stage's errors in this context as ``as_keywords`` does."""
+    try:
+        yield
+    except MicronetError as error:
+        error.args = (as_keywords(str(error), stage, recipe=recipe),)
+        raise
+
+
+def as_keywords(text: str, stage: type[Stage], *, recipe: bool = False) -> str:
+    """Return a text with a stage's options as keywords: ``--mode ptq`` -> ``mode="ptq"``.
+
+    ``recipe``: as keys of a recipe, ``mode = "ptq"``; options that recipes do not take stay as they are.
+    """
+    known = {option.name: option for option in options(stage)}
+    equals, true = (" = ", "true") if recipe else ("=", "True")
+
+    def spelled(found: re.Match[str]) -> str:
+        verb, name, value = found[1] or "", found[2].replace("-", "_"), found[3] or ""
+        if recipe and (name not in known or known[name].about["run_only"]):
+            return found[0]
+        kinds = alternatives(known[name].field.type) if name in known else ()
+        choices = [choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
+        if bool in kinds and verb:
+            name = f"{name}{equals}{true}"
+        elif kinds and re.fullmatch(r"[\d.]+|[A-Z]+", value):
+            return f"{verb}{name}{equals}{value}"
+        elif kinds and (value in choices or value in _WORDS or re.search(r"\w:\w", value)):
+            return f'{verb}{name}{equals}"{value}"'
+        return f"{verb}{name} {value}".rstrip()
+
+    return _OPTION.sub(spelled, text)
