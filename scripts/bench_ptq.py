@@ -5,7 +5,8 @@
 
 Each way starts from the same calibration images and activation statistics. Printed for the test images: the share whose
 first class is the float network's, the signal-to-noise ratio of the outputs, the accuracy if there are labels, and the
-seconds it took. ``nncf`` is measured where it is installed. Prints a Markdown table for BENCHMARKS.md.
+seconds it took. ``nncf`` and ``brevitas`` are measured where they are installed. Prints a Markdown table for
+BENCHMARKS.md.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import importlib.util
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -63,6 +65,74 @@ def nncf_network(model: nn.Module, batches: list[Tensor], w_bits: int, a_bits: i
     return made
 
 
+def brevitas_network(model: nn.Module, batches: list[Tensor], w_bits: int, a_bits: int) -> nn.Module:
+    """Return the network that Brevitas's post-training quantization makes: equalization, GPTQ, corrected biases.
+
+    The images, and weights of the first layer and of the last, have at least 8 bits, as in the other ways.
+    """
+    from brevitas.graph.calibrate import bias_correction_mode, calibration_mode
+    from brevitas.graph.gptq import gptq_mode
+    from brevitas.graph.quantize import (
+        COMPUTE_LAYER_MAP,
+        QUANT_ACT_MAP,
+        QUANT_IDENTITY_MAP,
+        preprocess_for_quantize,
+        quantize,
+    )
+    from brevitas.inject import value
+    from brevitas.nn import QuantIdentity
+    from brevitas.quant import Int8WeightPerChannelFloatMSE
+
+    network = preprocess_for_quantize(copy_model(model).eval(), equalize_iters=20)
+    layers = [module for module in network.modules() if type(module) in (nn.Conv2d, nn.Linear)]
+    shapes = {layer.weight.shape for layer in (layers[0], layers[-1])}
+
+    @value  # Brevitas calls it with each layer
+    def bits(module: Any) -> int:
+        return max(8, w_bits) if module.weight.shape in shapes else w_bits
+
+    compute = dict(COMPUTE_LAYER_MAP)
+    for kind in (nn.Conv2d, nn.Linear):
+        made, options = compute[kind]
+        compute[kind] = (made, {**options, "weight_quant": Int8WeightPerChannelFloatMSE, "weight_bit_width": bits})
+    activations, edges = (
+        {kind: found and (found[0], {**found[1], **_least_error(found[1], a_bits)}) for kind, found in given.items()}
+        for given in (QUANT_ACT_MAP, QUANT_IDENTITY_MAP)
+    )
+    quantized: Any = quantize(network, edges, compute, activations)
+    for node in quantized.graph.nodes:
+        if node.op == "placeholder":
+            first = next(iter(node.users)).target
+            quantized.set_submodule(first, QuantIdentity(bit_width=max(8, a_bits), return_quant_tensor=True))
+    quantized.eval()
+    with torch.no_grad():
+        with calibration_mode(quantized):
+            for batch in batches:
+                quantized(batch)
+        quantized(batches[0])  # sets the scales of weights
+        with gptq_mode(quantized, use_quant_activations=False) as gptq:
+            for _ in range(gptq.num_layers):
+                for batch in batches:
+                    gptq.model(batch)
+                gptq.update()
+        with bias_correction_mode(quantized):
+            for batch in batches:
+                quantized(batch)
+    return quantized  # type: ignore[no-any-return]
+
+
+def _least_error(options: dict[str, Any], bits: int) -> dict[str, Any]:
+    """Return an activation's options with a number of bits and, if possible, scales of least squared error."""
+    import brevitas.quant
+
+    given = options["act_quant"]
+
+    return {"bit_width": bits, "act_quant": getattr(brevitas.quant, f"{given.__name__}MSE", given)}
+
+
+OTHERS = {"nncf": nncf_network, "brevitas": brevitas_network}
+
+
 @torch.no_grad()
 def outputs(model: nn.Module, batches: list[Tensor]) -> Tensor:
     """Return the outputs for all batches."""
@@ -87,7 +157,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--image-size", type=int)
     parser.add_argument("--unlabelled", action="store_true", help="the labels are not the network's classes")
     parser.add_argument("--bits", nargs="*", default=["W4A8", "W4A4", "W3A8"])
-    parser.add_argument("--ways", nargs="*", default=[*WAYS, "nncf"])
+    parser.add_argument("--ways", nargs="*", default=[*WAYS, *OTHERS])
     parser.add_argument("--calib-batches", type=int, default=16, help="of 64 images")
     parser.add_argument("--calibrator", default="mse")
     parser.add_argument("--first-last", default="auto")
@@ -117,15 +187,15 @@ def main() -> None:
         w_bits, a_bits = map(int, bits.removeprefix("W").split("A"))
         config = QuantConfig(w_bits=w_bits, a_bits=a_bits, first_last=args.first_last)
         for name in args.ways:
-            if name == "nncf" and importlib.util.find_spec("nncf") is None:
+            if name in OTHERS and importlib.util.find_spec(name) is None:
                 continue
             torch.manual_seed(0)
             start = time.perf_counter()
-            if name == "nncf":
+            if name in OTHERS:
                 try:
-                    made = nncf_network(model, batches, w_bits, a_bits)
+                    made = OTHERS[name](model, batches, w_bits, a_bits)
                 except ValueError as refused:  # NNCF 3.4 takes fewer than 8 bits for no device
-                    print(f"| {bits}, nncf | {str(refused).split('.')[0][:80]} | | | |", flush=True)
+                    print(f"| {bits}, {name} | {str(refused).split('.')[0][:80]} | | | |", flush=True)
                     continue
             else:
                 made, _ = quantize_model(model, config)
