@@ -35,6 +35,13 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
+def count(number: int, noun: str) -> str:
+    """Return a number with its noun: ``1 error``, ``2 classes``, ``1,024 entries``."""
+    if number != 1:
+        noun = noun[:-1] + "ies" if noun.endswith("ry") else noun + ("es" if noun.endswith("ss") else "s")
+    return f"{number:,} {noun}"
+
+
 def unknown(noun: str, got: str, allowed: Iterable[str]) -> MicronetError:
     """Return the error for an unknown name; it lists the allowed names, most similar first."""
     ranked = sorted(allowed, key=lambda name: -SequenceMatcher(None, got.lower(), name.lower()).ratio())

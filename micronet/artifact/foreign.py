@@ -15,7 +15,7 @@ from torch import Tensor
 from micronet.artifact.artifact import Artifact, load_state
 from micronet.artifact.header import StageRecord
 from micronet.data.dataset import IMAGENET, DataSpec
-from micronet.errors import MicronetError
+from micronet.errors import MicronetError, count
 from micronet.models.build import TORCHVISION, build_model, make_spec
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
@@ -86,7 +86,7 @@ def _widths(name: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
     convolutions = [tensor for tensor in tensors.values() if tensor.dim() == 4]
     if len(convolutions) != 9:
         raise MicronetError(
-            f"the weights have {len(convolutions)} convolutions, but {name} has 9; choose another --model"
+            f"the weights have {count(len(convolutions), 'convolution')}, but {name} has 9; choose another --model"
         )
     *widths, classes = [tensor.shape[0] for tensor in convolutions]
     found = {"widths": widths, "num_classes": classes, "in_channels": convolutions[0].shape[1]}

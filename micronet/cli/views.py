@@ -5,7 +5,8 @@ from collections.abc import Callable
 from typing import Any
 
 from micronet.cli.console import print_json, print_line, print_table
-from micronet.stages.stage import Stage, count
+from micronet.errors import count
+from micronet.stages.stage import Stage
 
 BAR = 40  # characters
 LISTED_NODES = 3  # of one rule in check-onnx's table; --json lists them all
@@ -31,7 +32,7 @@ def _wrote(summary: dict[str, Any]) -> str:
 def _written(summary: dict[str, Any]) -> None:
     """Print the file, its size and the test accuracy if it was measured."""
     accuracy, images = summary.get("test_accuracy"), summary.get("test_images", 0)
-    tested = f"  test accuracy {accuracy:.2%} on {images:,} images" if accuracy is not None else ""
+    tested = f"  test accuracy {accuracy:.2%} on {count(images, 'image')}" if accuracy is not None else ""
     print_line(f"{_wrote(summary)}{tested}")
 
 
@@ -102,12 +103,12 @@ def _quantize(summary: Any) -> None:
 def _bn_fuse(summary: dict[str, Any]) -> None:
     folded = summary["folded"]
     nothing = "no batch norms left to fold; rounded the biases to int32"
-    print_line(f"folded {folded} batch norms" if folded else nothing)
+    print_line(f"folded {count(folded, 'batch norm')}" if folded else nothing)
     _written(summary)
 
 
 def _agrees(summary: dict[str, Any]) -> str:
-    return f"{_wrote(summary)}  agrees with torch on {summary['classes']:.2%} of {summary['images']} images"
+    return f"{_wrote(summary)}  agrees with torch on {summary['classes']:.2%} of {count(summary['images'], 'image')}"
 
 
 def _export_onnx(summary: dict[str, Any]) -> None:
@@ -165,7 +166,7 @@ def _trt_eval(summary: dict[str, Any]) -> None:
     if "accuracy" in summary:
         lines |= _accuracy(summary)
     else:
-        lines["pixel accuracy"] = f"{summary['pixel_accuracy']:.2%} of {summary['images']:,} images"
+        lines["pixel accuracy"] = f"{summary['pixel_accuracy']:.2%} of {count(summary['images'], 'image')}"
         lines["mean IoU"] = f"{summary['mean_iou']:.2%}"
     if summary["agreement"] is not None:
         lines["agreement with ONNX"] = f"{summary['agreement']:.2%}"
@@ -191,7 +192,7 @@ def _evaluate(summary: dict[str, Any]) -> None:
 
 
 def _accuracy(summary: dict[str, Any]) -> dict[str, str]:
-    accuracy = f"{summary['accuracy']:.2%} of {summary['images']:,} images"
+    accuracy = f"{summary['accuracy']:.2%} of {count(summary['images'], 'image')}"
     return {"accuracy": accuracy, "loss": f"{summary['loss']:.4f}"}
 
 
@@ -201,7 +202,7 @@ def _print_figures(figures: dict[str, str]) -> None:
 
 
 def _compare(summary: dict[str, Any]) -> None:
-    print_table(FIGURES, [_figures(row) for row in summary["rows"]], f"{summary['rows'][0]['images']:,} test images")
+    print_table(FIGURES, [_figures(row) for row in summary["rows"]], count(summary["rows"][0]["images"], "test image"))
 
 
 def _compare_as_markdown(summary: dict[str, Any]) -> None:
@@ -238,7 +239,7 @@ def _inspect(summary: dict[str, Any]) -> None:
     print_line(f"model     {model['name']}({_pairs(model.get('args', {}), '=')})")
     if data and data.get("name"):
         shape = f"{data['channels']}x{data['image_size']}x{data['image_size']}"
-        about = f"{len(data['classes'])} classes, {shape}, mean {data['mean']}, std {data['std']}"
+        about = f"{count(len(data['classes']), 'class')}, {shape}, mean {data['mean']}, std {data['std']}"
         print_line(f"data      {data['name']}, {about}")
     if summary["seed"] is not None:
         print_line(f"seed      {summary['seed']}")

@@ -14,7 +14,7 @@ import torch
 
 from micronet.data.image_files import FileSplit, image_memory
 from micronet.data.split import ImageSplit, random_subset
-from micronet.errors import MicronetError
+from micronet.errors import MicronetError, count
 
 VALIDATION_SHARE = 0.1
 STATISTICS_IMAGES = 10_000  # enough for four digits of the means
@@ -91,12 +91,13 @@ class Dataset:
         if self._source.validation is not None:
             return whole, self._prepared(self._source.validation())
         order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(self._partial.seed))
-        count = max(1, round(len(whole) * VALIDATION_SHARE))
-        if count >= len(whole):
+        held = max(1, round(len(whole) * VALIDATION_SHARE))
+        if held >= len(whole):
             raise MicronetError(
-                f"{len(whole)} images are not enough for training and validation; add more, or raise --limit"
+                f"{count(len(whole), 'image')} cannot be split into training and validation images; add more, or "
+                "raise --limit"
             )
-        return whole.subset(order[count:]), whole.subset(order[:count])
+        return whole.subset(order[held:]), whole.subset(order[:held])
 
     @property
     def train(self) -> ImageSplit:

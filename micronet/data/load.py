@@ -21,7 +21,7 @@ from micronet import registry
 from micronet.data.dataset import Dataset, DataSource, DataSpec
 from micronet.data.folder import open_folder
 from micronet.data.split import ImageSplit, MemorySplit, resize
-from micronet.errors import FailedError, MicronetError, unknown
+from micronet.errors import FailedError, MicronetError, count, unknown
 
 DIGITS_SIZE = 32
 
@@ -106,7 +106,7 @@ def _call(name: str) -> Mapping[str, Any]:
 
 
 def _count(classes: list[str]) -> str:
-    return f"{len(classes)} classes ({', '.join(classes[:3])}{', …' if len(classes) > 3 else ''})"
+    return f"{count(len(classes), 'class')} ({', '.join(classes[:3])}{', …' if len(classes) > 3 else ''})"
 
 
 def digits(image_size: int | None) -> DataSource:
@@ -132,11 +132,11 @@ def open_arrays(stored: Mapping[str, Any], image_size: int | None) -> DataSource
     if missing:
         raise MicronetError(f"the data set has no {', '.join(missing)}; expected x_train, y_train, x_test and y_test")
     train, test = (_from_arrays(stored, part, image_size) for part in ("train", "test"))
-    count = int(max(train.labels.max(), test.labels.max())) + 1
-    classes = [str(name) for name in stored["classes"]] if "classes" in stored else [str(i) for i in range(count)]
-    if len(classes) < count:
+    labels = int(max(train.labels.max(), test.labels.max())) + 1
+    classes = [str(name) for name in stored["classes"]] if "classes" in stored else [str(i) for i in range(labels)]
+    if len(classes) < labels:
         raise MicronetError(
-            f"the data set lists {len(classes)} classes but has label {count - 1}; expected labels 0 to "
+            f"the data set lists {count(len(classes), 'class')} but has label {labels - 1}; expected labels 0 to "
             f"{len(classes) - 1}"
         )
     return DataSource(classes, lambda: train, lambda: test)
@@ -156,7 +156,8 @@ def _from_arrays(stored: Mapping[str, Any], part: str, image_size: int | None) -
         raise MicronetError(f"x_{part} has shape {x.shape}; expected square images with 1 or 3 channels")
     if len(x) == 0 or y.shape != (len(x),) or y.min() < 0:
         raise MicronetError(
-            f"x_{part} has {len(x)} images and y_{part} has shape {y.shape}; expected one label per image, 0 or greater"
+            f"x_{part} has {count(len(x), 'image')} and y_{part} has shape {y.shape}; expected one label per "
+            "image, 0 or greater"
         )
     return MemorySplit(resize(torch.from_numpy(x), image_size), torch.from_numpy(y.astype(np.int64)))
 

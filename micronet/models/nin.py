@@ -11,7 +11,7 @@ from math import lcm
 
 from torch import Tensor, nn
 
-from micronet.errors import MicronetError
+from micronet.errors import MicronetError, count
 from micronet.models.layers import ChannelShuffle, ConvBNReLU, check_image_size, flatten, initialise, scale_width
 
 SMALLEST_IMAGE = 8  # pixels, so that a 3x3 convolution has input after two poolings
@@ -75,7 +75,7 @@ nin_gc = partial(NiN, conv4_kernel=3, full_widths=_GROUPED_WIDTHS, groups=_GROUP
 
 def _check_widths(widths: list[int], multiples: list[int]) -> None:
     if len(widths) != len(multiples):
-        raise MicronetError(f"widths has {len(widths)} entries; this network needs {len(multiples)}")
+        raise MicronetError(f"widths has {count(len(widths), 'entry')}; this network needs {len(multiples)}")
     for index, (width, multiple) in enumerate(zip(widths, multiples, strict=True)):
         if width < 1 or width % multiple:
             raise MicronetError(f"width {index + 1} is {width}; expected a positive multiple of {multiple}")

@@ -13,7 +13,7 @@ import onnx
 from onnx_ir import DataType, Node, Value
 from onnxruntime import GraphOptimizationLevel
 
-from micronet.errors import MicronetError
+from micronet.errors import MicronetError, count
 from micronet.onnx import graph_view as view
 from micronet.onnx.graph_view import CLIP_OPS, MOVING_OPS, QUANTIZE, GraphView, QDQNode, WeightedNode, title
 from micronet.runtimes.onnxruntime import optimize
@@ -173,8 +173,8 @@ def _saturating_weights(graph: GraphView) -> Matches:
         yield (
             wide[0],
             (
-                f"int8 weights use more than half their range in {len(wide)} layers: sums can saturate on x86 CPUs "
-                "without VNNI"
+                f"int8 weights use more than half their range in {count(len(wide), 'layer')}: sums can saturate on x86 "
+                "CPUs without VNNI"
             ),
         )
 
@@ -288,7 +288,7 @@ def _odd_widths(graph: GraphView, multiple: int) -> Matches:
     odd.sort(key=lambda side: side[1] % -multiple / side[1])
     if odd:
         named = ", ".join(f"{title(layer.node)} {width} {side}" for layer, width, side in odd[:LISTED])
-        yield odd[0][0].node, f"{len(odd)} widths are not multiples of {multiple}: {named}"
+        yield odd[0][0].node, f"widths that are not multiples of {multiple}: {named}"
 
 
 def _of_type(nodes: list[QDQNode], dtype: DataType) -> list[QDQNode]:

@@ -14,7 +14,7 @@ from fractions import Fraction
 import numpy as np
 
 from micronet.core.config import matching
-from micronet.errors import MicronetError
+from micronet.errors import MicronetError, count
 from micronet.pruning.channel_map import ChannelMap
 from micronet.pruning.config import PruneConfig
 from micronet.pruning.criteria import Scores
@@ -129,8 +129,8 @@ class Planner:
         if minimum <= width:
             return "excluded" if group in excluded else ""
         if minimum > multiple:
-            return f"{width} channels, fewer than the minimum of {minimum}"
-        return f"{width} channels, too few for a multiple of {multiple}"
+            return f"{count(width, 'channel')}, fewer than the minimum of {minimum}"
+        return f"{count(width, 'channel')}, too few for a multiple of {multiple}"
 
     def _reset_notes(self) -> None:
         self._notes = {number: [why] if why else [] for number, why in self._why.items()}
@@ -153,8 +153,8 @@ class Planner:
     def _named(self, groups: set[int]) -> str:
         return ", ".join(name for group in sorted(groups) for name in self._groups[group].layers) or "itself"
 
-    def _threshold(self, count: int) -> dict[int, int]:
-        """Return the width of each free group without the ``count`` channels of the lowest scores."""
+    def _threshold(self, removed: int) -> dict[int, int]:
+        """Return the width of each free group without the ``removed`` channels of the lowest scores."""
         entries: list[tuple[float, float, int, bool]] = []
         for group in self.free:
             order = np.argsort(-self._scores[group], kind="stable")
@@ -163,22 +163,22 @@ class Planner:
                 # of equal scores, as in an untrained network, every group loses the same share
                 entries.append((score, -rank / len(order), group, rank >= self._minimum[group]))
         entries.sort()
-        unprotected = Counter(group for _, _, group, _ in entries[:count])
-        cut = Counter([group for _, _, group, loose in entries if loose][:count])
+        unprotected = Counter(group for _, _, group, _ in entries[:removed])
+        cut = Counter([group for _, _, group, loose in entries if loose][:removed])
         for group in self.free:
             if self._widths[group] - unprotected[group] < self._minimum[group]:
-                self._notes[group].append(f"limited by the minimum of {self._minimum[group]} channels")
+                self._notes[group].append(f"limited by the minimum of {count(self._minimum[group], 'channel')}")
         return {group: self._widths[group] - cut[group] for group in self.free}
 
     def _round(self, counts: dict[int, int]) -> dict[int, int]:
         """Round widths to the nearest multiple (ties up), within the minimum and the present width."""
         widths = dict(self._widths)
-        for group, count in counts.items():
+        for group, target in counts.items():
             multiple, widest = self._multiple[group], self._widths[group]
-            nearest = min(math.floor(count / multiple + 0.5), widest // multiple) * multiple
+            nearest = min(math.floor(target / multiple + 0.5), widest // multiple) * multiple
             widths[group] = max(self._minimum[group], nearest)
-            if widths[group] != count:
-                self._notes[group].append(f"{count} rounded to a multiple of {multiple}")
+            if widths[group] != target:
+                self._notes[group].append(f"{target} rounded to a multiple of {multiple}")
         return widths
 
     def _settle_parts(self, first: dict[int, int]) -> tuple[ChannelMap, dict[int, list[Signature]]]:
@@ -242,8 +242,8 @@ class Planner:
             return kept
         best = np.argsort(-self._scores[group], kind="stable").tolist()
         chosen = {
-            signature: iter(sorted([channel for channel in best if old[channel] == signature][:count]))
-            for signature, count in Counter(new).items()
+            signature: iter(sorted([channel for channel in best if old[channel] == signature][:channels]))
+            for signature, channels in Counter(new).items()
         }
         return [next(chosen[signature]) for signature in new]
 

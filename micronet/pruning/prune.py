@@ -11,7 +11,7 @@ from torch import nn
 from micronet import registry
 from micronet.artifact.header import StageRecord
 from micronet.core.config import flag
-from micronet.errors import FailedError, MicronetError
+from micronet.errors import FailedError, MicronetError, count
 from micronet.evaluation.cost import count_macs
 from micronet.models import transformer
 from micronet.models.device import Example
@@ -121,7 +121,7 @@ def _parse_widths(text: str, pruner: Pruner) -> dict[int, int]:
     if len(parts) != len(free):
         now = ",".join(str(pruner.channels.groups[group].width) for group in free)
         raise MicronetError(
-            f"--widths has {len(parts)} entries; this network needs {len(free)} (current widths: {now})"
+            f"--widths has {count(len(parts), 'entry')}; this network needs {len(free)} (current widths: {now})"
         )
     return dict(zip(free, map(int, parts), strict=True))
 

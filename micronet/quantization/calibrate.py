@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from micronet.errors import MicronetError
+from micronet.errors import MicronetError, count
 from micronet.graph import ops
 from micronet.models.modes import eval_mode
 from micronet.quantization.config import Calibrator
@@ -155,8 +155,8 @@ def check_calibrated(model: nn.Module) -> None:
     blind = [f"{name}.{slot}" for name, slot, quantizer in each_quantizer(model) if quantizer.empty]
     if blind:
         raise MicronetError(
-            f"{len(blind)} quantizers saw no data, because their modules are never called: {', '.join(blind[:5])}; "
-            "exclude these layers with --exclude"
+            f"{count(len(blind), 'quantizer')} saw no data, because no call reaches their modules: "
+            f"{', '.join(blind[:5])}; exclude these layers with --exclude"
         )
     _check_finite(model)
 
@@ -169,7 +169,7 @@ def _check_finite(model: nn.Module) -> None:
             broken.append(f"{name}.{slot}")
     if broken:
         raise MicronetError(
-            f"NaN or infinity reached {len(broken)} quantizers: {', '.join(broken[:5])}; "
+            f"NaN or infinity reached {count(len(broken), 'quantizer')}: {', '.join(broken[:5])}; "
             "check the weights and the input data"
         )
 

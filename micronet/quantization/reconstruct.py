@@ -9,6 +9,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from micronet.core.progress import Progress, Silent
+from micronet.errors import count
 from micronet.models.modes import eval_mode
 from micronet.quantization.adaround import Recorded, Unit, Work, learn_rounding, with_float_activations
 from micronet.quantization.calibrate import each_quantizer
@@ -34,10 +35,10 @@ class Reconstruction:
     images: int
 
     def __str__(self) -> str:
-        text = f"learned the weight rounding of {self.layers} layers"
+        text = f"learned the weight rounding of {count(self.layers, 'layer')}"
         if self.blocks:
-            text += f" in {self.blocks} blocks"
-        text += f" from {self.images} images"
+            text += f" in {count(self.blocks, 'block')}"
+        text += f" from {count(self.images, 'image')}"
         return f"{text}; not part of a block, so learned one by one: {', '.join(self.alone)}" if self.alone else text
 
 

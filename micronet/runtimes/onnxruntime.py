@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from micronet.core.machine import has_vnni, usable_threads
 from micronet.data.dataset import DataSpec
-from micronet.errors import MicronetError, first_line
+from micronet.errors import MicronetError, count, first_line
 from micronet.evaluation.network import Predictor, Scores
 from micronet.runtimes.config import RuntimeOptions
 from micronet.runtimes.network import described, to_pixels
@@ -85,7 +85,7 @@ def image_input(proto: onnx.ModelProto) -> onnx.ValueInfoProto:
 def _only(inputs: list[Any]) -> Any:
     if len(inputs) != 1:
         raise MicronetError(
-            f"the model has {len(inputs)} inputs; micronet only runs networks with a single image input"
+            f"the model has {count(len(inputs), 'input')}; micronet only runs networks with a single image input"
         )
     return inputs[0]
 

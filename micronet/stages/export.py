@@ -9,10 +9,10 @@ from typing import Any, Literal
 
 from micronet.core.config import group, setting
 from micronet.core.files import write_bytes
-from micronet.errors import FailedError, MicronetError
+from micronet.errors import FailedError, MicronetError, count
 from micronet.onnx.config import ExportConfig
 from micronet.stages.config import ConvertSettings, ReportConfig, input_file
-from micronet.stages.stage import Context, Outcome, Stage, count
+from micronet.stages.stage import Context, Outcome, Stage
 
 ROUNDING = ("quantize", "sign", "threshold")  # operations that make the scores differ from the float network's
 
@@ -112,7 +112,7 @@ class Pack(CheckedSettings, Stage):
             )
         if found.classes < LEAST_AGREEMENT:
             raise FailedError(
-                f"the packed network agrees with torch on only {found.classes:.2%} of {found.images} images; "
+                f"the packed network agrees with torch on only {found.classes:.2%} of {count(found.images, 'image')}; "
                 "nothing was written"
             )
         return Outcome(program, found._asdict())

@@ -13,7 +13,7 @@ from micronet.artifact.artifact import Artifact, load
 from micronet.data.batches import eval_batches
 from micronet.data.dataset import Dataset
 from micronet.data.split import random_subset
-from micronet.errors import MicronetError
+from micronet.errors import MicronetError, count
 from micronet.evaluation.accuracy import evaluate, evaluating
 from micronet.evaluation.cost import count_macs
 from micronet.evaluation.latency import latencies
@@ -85,7 +85,7 @@ class Pruning:
                 artifact = before._finished_step(path)
                 continue
             pruned, plan = before.once()
-            self.run.progress.line(f"step {step} of {steps}: removed {plan.cut:,} of {plan.total:,} channels")
+            self.run.progress.line(f"step {step} of {steps}: removed {plan.cut:,} of {count(plan.total, 'channel')}")
             artifact = fit_stage("finetune", pruned, self.data, settings.training, replace(self.run, output=path))
             keep(replace(artifact, metrics={**artifact.metrics, "initial_weights": self.run.initial_weights}), path)
         return artifact
@@ -124,7 +124,7 @@ class Pruning:
         for config in step:
             if "distill" in config:
                 config["distill"] = Path(config["distill"]).name  # the whole path in earlier files
-        training = settle(self.settings.training, self.artifact, self.data, self.run)
+        training = settle(self.settings.training, self.artifact, self.data, self.run, step[-1] if step else {})
         expected = [self.settings.pruning.to_json(), training.to_json()]
         same = made.history[: len(before)] == before and step == expected
         same &= made.metrics.pop("initial_weights", self.run.initial_weights) == self.run.initial_weights

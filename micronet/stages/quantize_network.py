@@ -12,7 +12,7 @@ from micronet.artifact.artifact import Artifact, load, tensor_bytes
 from micronet.artifact.header import StageRecord, describe_slot
 from micronet.core.files import check_output_path
 from micronet.data.dataset import Dataset
-from micronet.errors import FailedError, MicronetError, first_line
+from micronet.errors import FailedError, MicronetError, count, first_line
 from micronet.graph.trace import trace
 from micronet.models import transformer
 from micronet.models.device import as_inputs
@@ -158,7 +158,7 @@ class Quantizing:
         if graph is not None and graph.conv_bn_pairs():
             folded, record = fold_model(artifact.model)
             artifact = artifact.after(record, model=folded)
-        self.run.progress.line(f"equalized {equalize(artifact.model)} pairs of layers")
+        self.run.progress.line(f"equalized {count(equalize(artifact.model), 'pair')} of layers")
         return artifact
 
     def _config_within_target(self, model: nn.Module) -> QuantConfig:
@@ -185,15 +185,15 @@ class Quantizing:
         recovery, progress, batches = self.settings.recovery, self.run.progress, self.calibration_inputs
         if recovery.weight_calibrator == "seq-mse":
             progress.line(
-                f"selected weight scales for {search_weight_scales(floating, model, batches, progress)} layers"
+                f"selected weight scales for {count(search_weight_scales(floating, model, batches, progress), 'layer')}"
             )
         if recovery.form is not None:
             progress.line(str(reconstruct(floating, model, batches, recovery.form, progress, self.run.seed)))
         if recovery.bn_reestimate:
-            progress.line(f"re-estimated {reestimate_norms(model, batches)} batch norms")
+            progress.line(f"re-estimated {count(reestimate_norms(model, batches), 'batch norm')}")
         if recovery.bias_correct:
-            count = correct_biases(floating, model, batches, norms_estimated=recovery.bn_reestimate)
-            progress.line(f"corrected the mean output of {count} layers")
+            corrected = correct_biases(floating, model, batches, norms_estimated=recovery.bn_reestimate)
+            progress.line(f"corrected the mean output of {count(corrected, 'layer')}")
 
     def _set_ranges(self, model: nn.Module, floating: nn.Module) -> None:
         config = self.settings.calibration

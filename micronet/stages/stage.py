@@ -232,8 +232,3 @@ def find(name: str) -> type[Stage]:
 def uses(stage: type[Stage], name: str) -> bool:
     """Return True if a stage has a setting of this name."""
     return any(option.name == name for option in options(stage))
-
-
-def count(number: int, noun: str) -> str:
-    """Return a number with its noun: ``1 error``, ``2 errors``."""
-    return f"{number} {noun}{'s' * (number != 1)}"

@@ -114,6 +114,15 @@ class Checkpoint:
                 advice = "the previous checkpoint is intact; free some disk space, then run again with --resume"
             raise FailedError(f"{error}; {advice}") from error
 
+    def recorded(self) -> dict[str, Any]:
+        """Return the settings that the file was written with; none if there is no such file, or it is damaged."""
+        try:
+            with safe_open(self.path, "pt") as file:
+                found: dict[str, Any] = json.loads((file.metadata() or {})[_KEY])["identity"]
+                return found
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError):
+            return {}
+
     def remove(self) -> None:
         """Delete the file if it exists."""
         self.path.unlink(missing_ok=True)

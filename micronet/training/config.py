@@ -22,6 +22,7 @@ UNUSED = {
     "accumulate": 1, "amp": "off", "patience": None, "ema": 0.0, "flip": "random", "cutout": 0, "whiten": "off",
     "start_size": 0,
 }  # fmt: skip
+DEFAULT_PRESET: Literal["plain", "fast"] = "fast"
 # What --preset chooses where the user chose nothing. ``training.preset`` fits it to the network, data and machine.
 PRESETS: dict[str, dict[str, Any]] = {
     "plain": {
@@ -46,8 +47,7 @@ class TrainConfig(Settings):
         None,
         "Defaults for the options below. fast: Muon, linear schedule, label smoothing, alternating flips, whitened "
         "first layer in new networks, bf16 where it is known to be faster, and a batch size that depends on the number "
-        "of images. Stages that start from a trained network keep their own learning rates. Default: plain; fast for "
-        "binary and ternary networks.",
+        "of images. plain: Adam, one-cycle schedule, none of these. Default: fast.",
         basic=True,
     )
     epochs: int = setting(8, "Number of epochs; 0 skips training.", low=0, basic=True)
@@ -55,13 +55,13 @@ class TrainConfig(Settings):
         None, "Peak learning rate. Default: 0.01 (lower in finetune and quantize).", low=0, basic=True
     )
     batch_size: int | None = setting(
-        None, "Images per batch, across all processes. Default: 64; fast: 32 to 128.", low=1
+        None, "Images per batch, across all processes. Default: 32 to 128, by the number of images; plain: 64.", low=1
     )
     accumulate: int = setting(1, "Number of batches to accumulate gradients over before each optimizer step.", low=1)
     amp: Literal["off", "bf16", "fp16"] | None = setting(
         None,
         "Mixed-precision training. bf16 needs a GPU or a CPU with bf16 instructions; fp16 needs a GPU and is "
-        "untested. Default: off; fast: bf16 for networks of convolutions, if supported.",
+        "untested. Default: bf16 on GPUs that support it, and on such CPUs for networks of convolutions; plain: off.",
     )
     patience: int | None = setting(
         None,
@@ -73,16 +73,16 @@ class TrainConfig(Settings):
     optimizer: Literal["adam", "sgd", "muon"] | None = setting(
         None,
         "Adam; SGD with Nesterov momentum 0.9; or Muon, which orthogonalizes the updates of matrices and kernels, "
-        "scaled to 10 * --lr times their norm, and uses Adam for all other parameters. Default: adam; fast: muon.",
+        "scaled to 10 * --lr times their norm, and uses Adam for all other parameters. Default: muon; plain: adam.",
     )
     schedule: Literal["one-cycle", "linear", "step"] | None = setting(
         None,
         "Learning-rate schedule: warmup and decay to zero, with cosine (one-cycle) or linear ramps; or division by "
-        "10 after 50%, 75% and 90% of the steps. Default: one-cycle; fast: linear.",
+        "10 after 50%, 75% and 90% of the steps. Default: linear; plain: one-cycle.",
     )
     label_smoothing: float | None = setting(
         None,
-        "Label smoothing: share of the target probability spread over all classes. Default: 0; fast: 0.1.",
+        "Label smoothing: share of the target probability spread over all classes. Default: 0.1; plain: 0.",
         low=0, high=0.99,
     )  # fmt: skip
     ema: float | None = setting(
@@ -94,15 +94,15 @@ class TrainConfig(Settings):
     flip: Literal["random", "alternating"] | None = setting(
         None,
         "Horizontal flips: of a random half of the images in each epoch, or of every image in every other epoch. "
-        "Default: random; fast: alternating.",
+        "Default: alternating; plain: random.",
     )
     cutout: int | None = setting(
         None, "Gray out a random NxN square in each training image. Default: 0 (off).", low=0, metavar="N"
     )
     whiten: Literal["on", "off"] | None = setting(
         None,
-        "Initialize the first convolution to whiten (decorrelate) the pixels of the training images. Default: off; "
-        "fast: on in new networks that start with a convolution.",
+        "Initialize the first convolution to whiten (decorrelate) the pixels of the training images. Default: on "
+        "in new networks that start with a convolution; plain: off.",
     )
     start_size: int | None = setting(
         None,

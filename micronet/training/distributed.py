@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 
 from micronet.core import ranks
-from micronet.errors import USER_ERRORS, FailedError, MicronetError, first_line
+from micronet.errors import USER_ERRORS, FailedError, MicronetError, count, first_line
 
 COLLECTIVE_TIMEOUT = timedelta(hours=2)  # others wait while rank 0 reads or writes a checkpoint
 RENDEZVOUS_TIMEOUT = timedelta(minutes=10)  # for all ranks, on all machines, to start
@@ -162,8 +162,8 @@ def local_device(name: str | None) -> str | None:
         numbers = name.split(",")
         if ranks.local_rank() >= len(numbers):
             raise MicronetError(
-                f"--device {name} lists {len(numbers)} GPUs for {ranks.local_world_size()} processes; list one per "
-                "process"
+                f"--device {name} lists {count(len(numbers), 'GPU')} for "
+                f"{count(ranks.local_world_size(), 'process')}; list one per process"
             )
         return f"cuda:{numbers[ranks.local_rank()]}"
     if world_size() == 1 or name == "cpu" or (name is None and not torch.cuda.is_available()):

@@ -23,7 +23,7 @@ from micronet.core.machine import memory_mib, tune_allocator
 from micronet.data.batches import batch_sizes, eval_batches, resized, train_batches
 from micronet.data.dataset import Dataset, DataSpec
 from micronet.data.split import ImageSplit
-from micronet.errors import FailedError, MicronetError, StoppedError
+from micronet.errors import FailedError, MicronetError, StoppedError, count
 from micronet.evaluation.accuracy import check_scores, evaluate, evaluating
 from micronet.evaluation.network import Predictor
 from micronet.models.device import memory_format
@@ -132,7 +132,9 @@ class Trainer:
         since = len(rows) - self._chosen(rows)["epoch"] if rows else 0
         if self.config.patience is None or since < self.config.patience:
             return False
-        self.context.progress.line(f"no improvement on the validation images for {since} epochs; stopping (--patience)")
+        self.context.progress.line(
+            f"no improvement on the validation images for {count(since, 'epoch')}; stopping (--patience)"
+        )
         return True
 
     def _chosen(self, rows: list[dict[str, Any]]) -> dict[str, Any]:

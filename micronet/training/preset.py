@@ -5,7 +5,9 @@ What the user chose must have an effect, or is refused with the reason. What a p
 
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,7 +21,8 @@ from micronet.graph import ops
 from micronet.models.device import memory_format
 from micronet.models.modes import copy_model
 from micronet.training import distributed
-from micronet.training.config import PRESETS, RunContext, TrainConfig
+from micronet.training.checkpoint import Checkpoint
+from micronet.training.config import DEFAULT_PRESET, PRESETS, UNUSED, RunContext, TrainConfig
 from micronet.training.loop import check_model_fits
 from micronet.training.step import TrainStep
 from micronet.training.whitening import whitened_layer
@@ -29,7 +32,13 @@ SMALLEST_BATCH, LARGEST_BATCH = 32, 128
 TIMED_IMAGES, TIMED_STEPS = 32, 5
 
 
-def settle(config: TrainConfig, artifact: Artifact, data: Dataset, context: RunContext) -> TrainConfig:
+def settle(
+    config: TrainConfig,
+    artifact: Artifact,
+    data: Dataset,
+    context: RunContext,
+    recorded: Mapping[str, Any] | None = None,
+) -> TrainConfig:
     """Return a config whose every setting is chosen and has an effect.
 
     What the preset chooses depends on the network, the data set and the features of the processor, never on a
@@ -39,13 +48,28 @@ def settle(config: TrainConfig, artifact: Artifact, data: Dataset, context: RunC
         config: The user's settings.
         artifact: The network, as it is before the training.
         data: The data set.
-        context: Where the training runs.
+        context: Where the training runs; a training that began as plain, once the default, is resumed as such.
+        recorded: The settings of the training to continue, if not those of its checkpoint.
 
     Raises:
         MicronetError: A setting that the user chose has no effect on this network or data, or is slower here.
     """
     if not config.epochs:
         return config
+    if config.preset is None and context.resume:
+        if recorded is None:
+            recorded = distributed.from_rank_zero(Checkpoint.beside(context.output, {}).recorded)
+        plain = _fit(replace(config, preset="plain"), artifact, data, context)
+        if recorded and all(recorded.get(name, UNUSED.get(name)) == plain.chosen(name) for name in PRESETS["plain"]):
+            return plain
+    fitting = _fit(replace(config, preset=config.preset or DEFAULT_PRESET), artifact, data, context)
+    if fitting.preset == "fast":
+        context.progress.line(f"{fitting.preset}: {_describe(fitting)}")
+    return fitting
+
+
+def _fit(config: TrainConfig, artifact: Artifact, data: Dataset, context: RunContext) -> TrainConfig:
+    """Return a config that contains what its preset chooses for this network and data."""
     settled = {name: config.chosen(name) for name in PRESETS["plain"]}
     if config.batch_size is None and config.preset == "fast":
         settled["batch_size"] = batch_size(len(data.train))
@@ -59,10 +83,7 @@ def settle(config: TrainConfig, artifact: Artifact, data: Dataset, context: RunC
                 raise
             settled[name] = plain
     _check_start_size(settled["start_size"], artifact.model, data)
-    fitting = replace(config, **settled)
-    if config.preset == "fast":
-        context.progress.line(f"{config.preset}: {_describe(fitting)}")
-    return fitting
+    return replace(config, **settled)
 
 
 def batch_size(images: int) -> int:
@@ -105,13 +126,19 @@ def _check_start_size(size: int, model: nn.Module, data: Dataset) -> None:
 
 
 def _check_amp(config: TrainConfig, artifact: Artifact, data: Dataset, context: RunContext) -> None:
-    if config.chosen("amp") != "bf16" or context.device.type != "cpu":
-        return
     if config.amp is None:
-        if not suits_bf16(artifact.model) or not distributed.from_rank_zero(has_bf16):
+        if not distributed.from_rank_zero(lambda: _gains_from_bf16(artifact.model, context.device)):
             raise MicronetError("bf16 would not make this network faster here")
-    elif not context.resume:  # a training that began in bf16 continues in it, also under load
+    elif config.amp == "bf16" and context.device.type == "cpu" and not context.resume:
+        # A training that began in bf16 continues in it, even on a busy machine.
         distributed.from_rank_zero(lambda: _check_bf16(config, artifact.model, data))
+
+
+def _gains_from_bf16(model: nn.Module, device: torch.device) -> bool:
+    """Return True if bfloat16 is known to make a network's training steps faster on a device."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return device.type == "cpu" and has_bf16() and suits_bf16(model)
 
 
 def suits_bf16(model: nn.Module) -> bool:

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from micronet.data.batches import Normalize
 from micronet.data.dataset import Dataset
 from micronet.data.split import random_subset
-from micronet.errors import MicronetError
+from micronet.errors import MicronetError, count
 from micronet.graph.trace import trace
 
 PIXELS, LEAST_IMAGES = 2**20, 64  # to draw patches from: 1,024 images of 32x32, or 64 of 224x224
@@ -61,6 +61,6 @@ def whitened_layer(model: nn.Module) -> nn.Conv2d:
         size = "x".join(map(str, layer.kernel_size))
         raise MicronetError(
             f"--whiten on requires a first convolution with a kernel of at most {LARGEST_KERNEL}x{LARGEST_KERNEL} "
-            f"pixels and at least 4 filters; this one has {len(layer.weight)} filters of {size}; drop it"
+            f"pixels and at least 4 filters; this one has {count(len(layer.weight), 'filter')} of {size}; drop it"
         )
     return layer

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from micronet.core.files import file_hash
 from micronet.data.dataset import DataSpec
-from micronet.errors import FailedError, MicronetError, first_line
+from micronet.errors import FailedError, MicronetError, count, first_line
 from micronet.evaluation.network import Scores
 from micronet.runtimes.config import RuntimeOptions
 from micronet.runtimes.network import described, to_pixels
@@ -113,7 +113,9 @@ class EnginePredictor:
         names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
         inputs = [name for name in names if self._engine.get_tensor_mode(name) == self._trt.TensorIOMode.INPUT]
         if len(inputs) != 1:
-            raise MicronetError(f"{self._path} has {len(inputs)} inputs; micronet can only run engines with one input")
+            raise MicronetError(
+                f"{self._path} has {count(len(inputs), 'input')}; micronet can only run engines with one input"
+            )
         return inputs[0], [name for name in names if name not in inputs]
 
     def _ranges(self) -> list[ShapeRange]:
