@@ -70,8 +70,7 @@ def train(
         data: Name of a data set, a folder or an .npz file.
         preset: Defaults for the keywords below. fast: Muon, linear schedule, label smoothing, alternating flips,
             whitened first layer in new networks, bf16 where it is known to be faster, and a batch size that
-            depends on the number of images. Stages that start from a trained network keep their own learning
-            rates. Default: plain; fast for binary and ternary networks.
+            depends on the number of images. plain: Adam, one-cycle schedule, none of these. Default: fast.
         epochs: Number of epochs; 0 skips training.
         lr: Peak learning rate. Default: 0.01 (lower in finetune and quantize).
         device: cpu, cuda, cuda:N, or GPU numbers such as 0,1 to run one process per GPU (untested); default: cuda
@@ -81,26 +80,28 @@ def train(
         model_args: Arguments of the factory as JSON, for example '{"num_classes": 10}'.
         image_size: Resize and crop images to NxN pixels.
         limit: Use at most N training and N test images.
-        batch_size: Images per batch, across all processes. Default: 64; fast: 32 to 128.
+        batch_size: Images per batch, across all processes. Default: 32 to 128, by the number of images; plain:
+            64.
         accumulate: Number of batches to accumulate gradients over before each optimizer step.
         amp: Mixed-precision training. bf16 needs a GPU or a CPU with bf16 instructions; fp16 needs a GPU and is
-            untested. Default: off; fast: bf16 for networks of convolutions, if supported.
+            untested. Default: bf16 on GPUs that support it, and on such CPUs for networks of convolutions; plain:
+            off.
         patience: Stop after N epochs without improvement in validation accuracy (ties are broken by the loss).
         weight_decay: L2 penalty on the weights.
         optimizer: Adam; SGD with Nesterov momentum 0.9; or Muon, which orthogonalizes the updates of matrices and
-            kernels, scaled to 10 * lr times their norm, and uses Adam for all other parameters. Default: adam;
-            fast: muon.
+            kernels, scaled to 10 * lr times their norm, and uses Adam for all other parameters. Default: muon;
+            plain: adam.
         schedule: Learning-rate schedule: warmup and decay to zero, with cosine (one-cycle) or linear ramps; or
-            division by 10 after 50%, 75% and 90% of the steps. Default: one-cycle; fast: linear.
-        label_smoothing: Label smoothing: share of the target probability spread over all classes. Default: 0;
-            fast: 0.1.
+            division by 10 after 50%, 75% and 90% of the steps. Default: linear; plain: one-cycle.
+        label_smoothing: Label smoothing: share of the target probability spread over all classes. Default: 0.1;
+            plain: 0.
         ema: Decay of the exponential moving average of the weights, which is then validated and saved instead of
             the weights. Default: 0 (off).
         flip: Horizontal flips: of a random half of the images in each epoch, or of every image in every other
-            epoch. Default: random; fast: alternating.
+            epoch. Default: alternating; plain: random.
         cutout: Gray out a random NxN square in each training image. Default: 0 (off).
         whiten: Initialize the first convolution to whiten (decorrelate) the pixels of the training images.
-            Default: off; fast: on in new networks that start with a convolution.
+            Default: on in new networks that start with a convolution; plain: off.
         start_size: Start training on NxN images and grow them to full size over the first 70% of the steps.
             Default: 0 (full size throughout).
         distill: Teacher artifact for distillation; its scores serve as soft labels.
@@ -145,7 +146,7 @@ def import_model(
 
     Args:
         weights: Weights file (.safetensors, .pth, .pt). Default: random initial weights from seed.
-        mean: Per-channel mean for input normalization, for pixels in 0..1, for example 0.485,0.456,0.406.
+        mean: Per-channel mean for input normalization (pixels are scaled to 0..1), for example 0.485,0.456,0.406.
         std: Per-channel standard deviation for input normalization, for example 0.229,0.224,0.225.
         seed: Seed for the initial weights.
         model, data, output, width, model_args, image_size, limit, force, progress: As in ``train``.
@@ -436,9 +437,8 @@ def quantize(
     """Quantize a network with or without training (QAT, PTQ).
 
     Without an artifact, the network of model is first trained on data with the defaults of ``train``. Binary and
-    ternary networks are trained with preset="fast", and also distilled from the float artifact, unless distill
-    specifies another teacher. mode="qaft" trains a quantized artifact with frozen ranges, by default at a
-    learning rate of 1e-5.
+    ternary networks are also distilled from the float artifact, unless distill specifies another teacher.
+    mode="qaft" trains a quantized artifact with frozen ranges, by default at a learning rate of 1e-5.
 
     Args:
         artifact: A float artifact or, with mode="ptq", any float .onnx file. Without one, a network is trained
@@ -748,7 +748,7 @@ def evaluate(
 ) -> Row:
     """Measure the accuracy, loss and latency of a network.
 
-    Uses the test images; latency is measured for batches of 1 and 64 images.
+    Evaluates on the test images; latency is measured for batches of 1 and 64 images.
 
     Args:
         file: An artifact, or an .onnx, .packed or .engine file.
@@ -921,7 +921,7 @@ def run_recipe(
     Args:
         recipe: A TOML file, or the name of a bundled recipe such as digits.
         output: Folder for the results; default: the folder set in the recipe.
-        data: Data set for the first stage that uses one; overrides the recipe.
+        data: Data set for the first stage that uses one; overrides the recipe's.
         device: Device for every stage: cpu, cuda or cuda:N.
         from_stage: Rerun this stage and all later ones, even if they are unchanged.
         force: Rerun every stage, even if it is unchanged.

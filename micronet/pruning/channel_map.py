@@ -101,7 +101,7 @@ class ChannelMap:
             return self._give_up(call, "its channels are network outputs")
         if node.op == "get_attr":
             owner, _, attribute = str(node.target).rpartition(".")
-            self._unsupported[owner] = f"forward() reads its {attribute} directly"
+            self._unsupported[owner] = f"forward() accesses its {attribute} directly"
         if node.op in ("placeholder", "get_attr"):
             return call.fixed
         if not call.tensors:

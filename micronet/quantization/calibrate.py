@@ -155,7 +155,7 @@ def check_calibrated(model: nn.Module) -> None:
     blind = [f"{name}.{slot}" for name, slot, quantizer in each_quantizer(model) if quantizer.empty]
     if blind:
         raise MicronetError(
-            f"{count(len(blind), 'quantizer')} saw no data, because no call reaches their modules: "
+            f"{count(len(blind), 'quantizer')} saw no data: the forward pass never reaches "
             f"{', '.join(blind[:5])}; exclude these layers with --exclude"
         )
     _check_finite(model)

@@ -42,7 +42,7 @@ class RunRecipe(Stage):
     output: Path | None = setting(
         None, "Folder for the results; default: the folder set in the recipe.", "-o", basic=True
     )
-    data: str | None = setting(None, "Data set for the first stage that uses one; overrides the recipe.", basic=True)
+    data: str | None = setting(None, "Data set for the first stage that uses one; overrides the recipe's.", basic=True)
     device: str | None = setting(None, "Device for every stage: cpu, cuda or cuda:N.", basic=True)
     from_stage: str | None = setting(
         None, "Rerun this stage and all later ones, even if they are unchanged.", basic=True, option="--from"

@@ -26,7 +26,7 @@ class Evaluate(MeasureSettings, Stage):
     """Evaluates a network."""
 
     name = "evaluate"
-    details = "Uses the test images; latency is measured for batches of 1 and 64 images."
+    details = "Evaluates on the test images; latency is measured for batches of 1 and 64 images."
     example = "micronet evaluate int8.onnx --json"
     suffix = None
     product = "Row"

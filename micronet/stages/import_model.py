@@ -26,7 +26,9 @@ class Import(Stage):
         None, "Weights file (.safetensors, .pth, .pt). Default: random initial weights from --seed.", basic=True
     )
     mean: str | None = setting(
-        None, "Per-channel mean for input normalization, for pixels in 0..1, for example 0.485,0.456,0.406.", basic=True
+        None,
+        "Per-channel mean for input normalization (pixels are scaled to 0..1), for example 0.485,0.456,0.406.",
+        basic=True,
     )
     std: str | None = setting(
         None, "Per-channel standard deviation for input normalization, for example 0.229,0.224,0.225.", basic=True

@@ -43,6 +43,8 @@ def as_keywords(text: str, stage: type[Stage], *, recipe: bool = False) -> str:
             return f"{verb}{name}{equals}{value}"
         elif kinds and (value in choices or value in _WORDS or re.search(r"\w:\w", value)):
             return f'{verb}{name}{equals}"{value}"'
+        elif verb == "with " and found.string[: found.start()].endswith(("one ", "it ", "path ")):
+            return f"with {name}{equals}…"  # "specify one with --data"
         return f"{verb}{name} {value}".rstrip()
 
     return _OPTION.sub(spelled, text)

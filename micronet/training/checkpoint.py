@@ -143,7 +143,7 @@ class Checkpoint:
             before["distill"] = Path(before["distill"]).name  # the whole path in files of earlier versions
         if before["initial_weights"] != initial:
             raise MicronetError(
-                f"{self.path} continues a training that started from other weights; resume with the same input file, "
+                f"{self.path} belongs to a training that started from other weights; resume with the same input file, "
                 "or add --force to start over"
             )
         keys = sorted({*before, *self.identity})
@@ -173,7 +173,7 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, header: dict[str, Any], te
         optimizer.load_state_dict({"state": state, "param_groups": header["groups"]})
     except ValueError as error:
         raise MicronetError(
-            f"another version of micronet wrote this checkpoint ({error}); add --force to start over"
+            f"this checkpoint was written by another version of micronet ({error}); add --force to start over"
         ) from error
 
 
