@@ -28,8 +28,8 @@ class Quantize(TrainingSettings, Stage):
     name = "quantize"
     details = (
         "Without an artifact, the network of --model is first trained on --data with the defaults of `micronet "
-        "train`. Binary and ternary networks are trained with --preset fast, and also distilled from the float "
-        "artifact, unless --distill specifies another teacher. --mode qaft trains a quantized artifact with frozen "
+        "train`. Binary and ternary networks are also distilled from the float artifact, unless --distill specifies "
+        "another teacher. --mode qaft trains a quantized artifact with frozen "
         "ranges, by default at a learning rate of 1e-5."
     )
     example = "micronet quantize float.safetensors --w-bits 8 --a-bits 8 --q-type sym --epochs 1 -o int8.safetensors"

@@ -40,8 +40,8 @@ class Command:
         return path
 
     def errors(self):
-        """Return the lines of its standard error, without the epochs'."""
-        return [line for line in self._log.read_text().splitlines() if not line.startswith("epoch ")]
+        """Return the lines of its standard error, without the epochs' and the preset's."""
+        return [line for line in self._log.read_text().splitlines() if not line.startswith(("epoch ", "fast: "))]
 
 
 def _main(words, log, file_bytes, environment):

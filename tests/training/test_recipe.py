@@ -204,6 +204,15 @@ def test_a_preset_leaves_out_what_does_not_fit_and_measures_nothing(tmp_path, mo
     assert settled(fast, tmp_path).amp == "off"
 
 
+def test_fast_is_the_default_and_a_training_that_began_as_plain_goes_on_as_plain(tmp_path):
+    plain, fast = (settled(TrainConfig(preset=name), tmp_path).to_json() for name in ("plain", "fast"))
+    assert settled(TrainConfig(), tmp_path).to_json() == fast
+    for recorded, expected in ((plain, plain), (fast, fast), ({}, fast)):
+        resumed = RunContext(tmp_path / "a.safetensors", CPU, resume=True)
+        artifact = Artifact(network(), ModelSpec("own"), [])
+        assert settle(TrainConfig(), artifact, photos(), resumed, recorded).to_json() == expected
+
+
 @pytest.mark.parametrize(
     ("layers", "suits"),
     [
