@@ -7,35 +7,45 @@ comes from torch.nn or sets ``is_leaf``; other modules are traced through.
 import operator
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import fx, nn
 
+from micronet.errors import MicronetError
 from micronet.graph import ops
+from micronet.graph.leaves import is_leaf
+from micronet.graph.plain import PlainLayer, make_plain, with_plain
+from micronet.graph.record import describe_inputs, described_inputs, record_network
+from micronet.models.device import Example, as_inputs
 from micronet.models.layers import Add
 from micronet.models.modes import eval_mode
 
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return getattr(m, "is_leaf", False) or super().is_leaf_module(m, module_qualified_name)
+        return is_leaf(m)
 
 
 class Graph:
     """The graph of a network in eval mode.
 
     Attributes:
-        model: The network.
+        model: The network with plain layers: the given one, or one that shares its tensors (see ``graph.plain``).
+        plain: The layers that are not the given network's own modules, by name.
+        recorded: The inputs on which the network was recorded, as ``describe_inputs`` returns them; None if it was
+            traced symbolically.
         fx: Its torch.fx graph.
         mode_keys: Function calls that depend on the mode -> position or name of their mode argument. None if the
             graph in training mode differs in anything else.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
-        self.fx = fx_graph(model, training=False)
-        self.mode_keys = _mode_keys(fx_graph(model, training=True), self.fx)
-        self._modules = dict(model.named_modules())
+    def __init__(self, model: nn.Module, recorded: list[dict[str, Any]] | None = None) -> None:
+        self.recorded = recorded
+        self.fx, self.plain = traced(model, training=False)
+        self.mode_keys = _mode_keys(traced(model, training=True)[0], self.fx)
+        self.model = with_plain(model, self.plain, self.fx) if self.plain else model
+        self._modules = dict(self.model.named_modules())
 
     def calls(self) -> Iterator[tuple[fx.Node, nn.Module]]:
         """Yield every node that calls a module, with that module, in execution order."""
@@ -127,19 +137,44 @@ class Graph:
         return isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) == (1, -1)
 
 
-def trace(model: nn.Module) -> Graph | None:
-    """Trace a network; return None if its forward depends on data, or on the mode beyond a function's argument."""
+def trace(model: nn.Module, example: Example | None = None) -> Graph | None:
+    """Trace a network, symbolically or, if that fails and there is an example input, by running it on the example.
+
+    Returns:
+        The graph; None if the forward depends on data, or on the mode beyond a function's argument.
+    """
     try:
         graph = Graph(model)
     except Exception:  # a user's forward may raise anything when it runs on proxies
+        graph = None
+    if graph is not None and graph.mode_keys is not None:
+        return graph
+    if example is None:
         return None
-    return graph if graph.mode_keys is not None else None
+    try:
+        return Graph(record_network(model, example)[0], describe_inputs(as_inputs(model, example)))
+    except MicronetError:
+        return None
 
 
-def fx_graph(model: nn.Module, *, training: bool) -> fx.Graph:
-    """Trace a network in training or eval mode. Every module keeps its own mode."""
+def plain_network(model: nn.Module, recorded: list[dict[str, Any]] | None) -> nn.Module:
+    """Return what ``Graph.model`` was for an equal network; ``recorded``: as in that graph.
+
+    Raises MicronetError if the network cannot be recorded on such inputs, or whatever tracing its forward raises.
+    """
+    return Graph(model).model if recorded is None else record_network(model, described_inputs(recorded))[0]
+
+
+def traced(model: nn.Module, *, training: bool) -> tuple[fx.Graph, dict[str, PlainLayer]]:
+    """Trace a network in training or eval mode; return its graph and the plain layers in it that it does not have.
+
+    Every module keeps its own mode.
+    """
     with eval_mode(model):
-        return _Tracer().trace(model.train(training))
+        tracer = _Tracer()
+        tracer.proxy_buffer_attributes = isinstance(model, fx.GraphModule)  # node names in older files rely on False
+        graph = tracer.trace(model.train(training))
+    return graph, make_plain(graph, model, training=training)
 
 
 def weight_owners(model: nn.Module) -> set[nn.Module]:
@@ -160,6 +195,8 @@ def _mode_keys(training: fx.Graph, evaluating: fx.Graph) -> dict[str, str | int]
         return None
     keys: dict[str, str | int] = {}
     for train, evaluation in zip(training.nodes, evaluating.nodes, strict=True):
+        if train.op == evaluation.op == "get_attr" and str(train.target).startswith("_tensor_constant"):
+            continue  # made by the forward itself, and named anew by every trace
         before, after = ({**dict(enumerate(node.args)), **node.kwargs} for node in (train, evaluation))
         if (train.op, train.target, before.keys()) != (evaluation.op, evaluation.target, after.keys()):
             return None

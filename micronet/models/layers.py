@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from micronet.errors import MicronetError
 
@@ -46,6 +47,56 @@ class ModeCall(Leaf):
         else:
             kwargs = {**kwargs, self._key: self.training}
         return self._function(*args, **kwargs)
+
+
+class Noise(nn.Dropout):
+    """A module of the user's that returns its input in eval mode, such as stochastic depth; a kind of dropout."""
+
+    is_leaf = True
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self._module = [module]  # it has no tensors, and its mode is this module's
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return what the module returns in this module's mode."""
+        out: Tensor = self._module[0].train(self.training)(input)
+        return out
+
+    def extra_repr(self) -> str:
+        """Name the module."""
+        return type(self._module[0]).__name__
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """A batch norm of inputs of any rank from two on."""
+
+    is_leaf = True
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.dim() < 2:
+            raise ValueError(f"expected an input of at least 2 dimensions, not {input.dim()}")
+
+
+class FrozenBatchNorm(BatchNorm):
+    """A batch norm whose statistics, scale and shift never change: all are buffers."""
+
+    def __init__(self, num_features: int, eps: float = 1e-5, device: str | None = None) -> None:
+        super().__init__(num_features, eps, device=device)
+        for name in ("weight", "bias"):
+            tensor = self._parameters.pop(name)
+            self.register_buffer(name, None if tensor is None else tensor.detach())
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, num_features, ...) -> the same shape, by the stored statistics in either mode."""
+        return F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+
+
+def removed(module: nn.Module) -> nn.Identity:
+    """Return what takes the place of a module without effect; it keeps the module's children, which others may call."""
+    identity = nn.Identity()
+    identity._modules = module._modules.copy()
+    return identity
 
 
 class ChannelShuffle(Leaf):

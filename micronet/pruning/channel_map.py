@@ -99,7 +99,7 @@ class ChannelMap:
         node, module = call.node, call.module
         if node.op == "output":
             return self._give_up(call, "its channels are network outputs")
-        if node.op == "get_attr":
+        if node.op == "get_attr" and not all(map(_reads_shape, node.users)):
             owner, _, attribute = str(node.target).rpartition(".")
             self._unsupported[owner] = f"forward() accesses its {attribute} directly"
         if node.op in ("placeholder", "get_attr"):
@@ -269,3 +269,9 @@ class ChannelMap:
         self.norms = {name: table.canonical(ids) for name, ids in self.norms.items()}
         self.reshapes = {key: found._replace(ids=table.canonical(found.ids)) for key, found in self.reshapes.items()}
         return table.groups()
+
+
+def _reads_shape(node: fx.Node) -> bool:
+    """Return True if a node reads no values of a tensor, only facts such as its shape."""
+    attribute = node.target is getattr and node.args[1] in ops.METADATA_ATTRIBUTES
+    return attribute or ops.METADATA.matches(node)

@@ -15,6 +15,7 @@ from micronet.models.transformer import splittable_attentions
 from micronet.pruning.channel_map import ChannelMap
 from micronet.pruning.cut import Keep, positions
 from micronet.pruning.ids import FIXED, STRIDE, Ids
+from micronet.pruning.traced_network import trace_network
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}  # relative; sums are added up in another order
 OUTPUT = "the output"
@@ -31,14 +32,15 @@ def check_cut(pruned: nn.Module, old: ChannelMap, new: ChannelMap, keep: Keep, e
     Raises FailedError if the networks disagree, MicronetError if the whole network outputs NaN or infinity.
     """
     model = old.network.model
+    plain = _plain(pruned, example) if old.network.plain else pruned
     uncalled = {f"{name}.out_proj" for name in splittable_attentions(pruned)}  # torch's attention calls no layers
-    called = dict(pruned.named_modules()).keys() - uncalled
+    called = dict(plain.named_modules()).keys() - uncalled
     masks = {name: _zero_cut(layer.inputs, keep) for name, layer in old.layers.items() if layer.inputs is not None}
     layers = {name: (layer, new.layers[name]) for name, layer in old.layers.items() if name in called}
     places = {name: positions(before.outputs, after.outputs, keep) for name, (before, after) in layers.items()}
     everything = {name: torch.arange(len(after.outputs)) for name, (_, after) in layers.items()}
     dtype = torch.float64
-    for training in [False, True][: len(old.network.graphs)]:
+    for training in [False, True][: 1 if old.network.plain else len(old.network.graphs)]:
         try:
             expected = _run(model, example, dtype, training, places, masks)
         except RuntimeError:  # a forward that casts to float32 does not run in float64
@@ -47,22 +49,36 @@ def check_cut(pruned: nn.Module, old: ChannelMap, new: ChannelMap, keep: Keep, e
         if training and _difference(expected, _run(model, example, dtype, training, places, masks), dtype):
             continue
         try:
-            actual = _run(pruned, example, dtype, training, everything, {})
+            actual = _run(plain, example, dtype, training, everything, {})
+            own = _run(pruned, example, dtype, training, {}, {}) if plain is not pruned else []
         except (RuntimeError, ValueError, TypeError, AssertionError) as error:
-            raise FailedError(
-                f"the pruned network does not run ({first_line(error)}); this is a bug in micronet, and nothing was "
-                "written; as a workaround, exclude the layer that causes it with --exclude"
-            ) from error
+            raise _does_not_run(error) from error
         if not all(bool(values.isfinite().all()) for name, values, _ in expected if name == OUTPUT):
             raise MicronetError(
                 "the network outputs NaN or infinity for the example input, so the pruned network cannot be "
                 "verified; check its weights for NaN or very large values"
             )
-        if at := _difference(expected, actual, dtype):
+        outputs = [computed for computed in actual if computed[0] == OUTPUT]
+        if at := _difference(expected, actual, dtype) or (own and _difference(outputs, own, dtype)):
             raise FailedError(
                 f"the pruned network computes wrong values (first difference: {at}); this is a bug in micronet, and "
                 "nothing was written; as a workaround, exclude that layer with --exclude"
             )
+
+
+def _plain(pruned: nn.Module, example: Example) -> nn.Module:
+    """Return a pruned network with plain layers."""
+    try:
+        return trace_network(pruned, example).model
+    except MicronetError as error:
+        raise _does_not_run(error) from error
+
+
+def _does_not_run(error: Exception) -> FailedError:
+    return FailedError(
+        f"the pruned network does not run ({first_line(error)}); this is a bug in micronet, and nothing was written; "
+        "as a workaround, exclude the layer that causes it with --exclude"
+    )
 
 
 def _difference(expected: list[Computed], actual: list[Computed], dtype: torch.dtype) -> str:

@@ -1,13 +1,15 @@
 """Removing channels from weights, and rebuilding the same smaller layers from a record."""
 
 from collections import defaultdict, deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from micronet.graph import ops
+from micronet.graph.plain import PlainLayer, bound
 from micronet.pruning.channel_map import ChannelMap
 from micronet.pruning.ids import FIXED, STRIDE, Ids
 
@@ -21,16 +23,22 @@ def resize(module: Any, sizes: Sizes) -> None:
 
     Raises AttributeError or ValueError if the layer has no such sizes, or a size is below 1.
     """
+    _set_sizes(module, sizes)
+    for name in _TENSORS:
+        if (old := getattr(module, name, None)) is not None:
+            setattr(module, name, _empty(old, _shape(module, name)))
+
+
+def _set_sizes(module: Any, sizes: Mapping[str, int]) -> None:
     for name, size in sizes.items():
         if not isinstance(getattr(module, name), int) or size < 1:
             raise ValueError(f"{name} of {type(module).__name__} cannot be set to {size}")
         setattr(module, name, size)
-    for name in _TENSORS:
-        old: Tensor | None = getattr(module, name, None)
-        if old is None:
-            continue
-        new = torch.empty(_shape(module, name), dtype=old.dtype, device=old.device)
-        setattr(module, name, nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new)
+
+
+def _empty(old: Tensor, shape: Sequence[int]) -> Tensor:
+    new = torch.empty(tuple(shape), dtype=old.dtype, device=old.device)
+    return nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
 
 
 def changed_layers(old: ChannelMap, new: ChannelMap) -> list[str]:
@@ -40,28 +48,26 @@ def changed_layers(old: ChannelMap, new: ChannelMap) -> list[str]:
 
 
 @torch.no_grad()
-def cut_channels(model: nn.Module, old: ChannelMap, new: ChannelMap, keep: Keep) -> dict[str, Sizes]:
-    """Cut every layer of a network in place, from ``old`` to ``new`` widths; return the new sizes of changed layers."""
-    changed: dict[str, Sizes] = {}
+def cut_channels(model: nn.Module, old: ChannelMap, new: ChannelMap, keep: Keep) -> dict[str, Any]:
+    """Cut every layer of a network in place, from ``old`` to ``new`` widths; return the result that a record keeps."""
+    cutter = _Cutter(model, old.network.plain)
     for name in changed_layers(old, new):
         before, after = old.layers[name], new.layers[name]
-        module: Any = model.get_submodule(name)
+        module = cutter.layer(name)
         outputs, inputs = positions(before.outputs, after.outputs, keep), None
         if before.inputs is not None and after.inputs is not None:
             inputs = positions(before.inputs, after.inputs, keep)
         tensors = {"weight": _cut_weight(module, outputs, inputs, before.parts)}
         if module.bias is not None:
             tensors["bias"] = module.bias[outputs]
-        changed[name] = _sizes(module, outputs, inputs, before.parts)
-        _fill(module, changed[name], tensors)
+        cutter.fill(name, module, _sizes(module, outputs, inputs, before.parts), tensors)
     for name, ids in old.norms.items():
-        norm: Any = model.get_submodule(name)
+        norm = cutter.layer(name)
         places = positions(ids, new.norms[name], keep)
         if len(places) < len(ids):
-            changed[name] = {_width_attribute(norm): len(places)}
             tensors = {key: getattr(norm, key)[places] for key in _TENSORS if getattr(norm, key, None) is not None}
-            _fill(norm, changed[name], tensors)
-    return changed
+            cutter.fill(name, norm, {_width_attribute(norm): len(places)}, tensors)
+    return cutter.result
 
 
 def positions(old: Ids, new: Ids, keep: Keep) -> Tensor:
@@ -105,10 +111,49 @@ def _sizes(module: Any, outputs: Tensor, inputs: Tensor | None, parts: int) -> S
     return {name: size for name, size in new.items() if getattr(module, name) != size}
 
 
-def _fill(module: Any, sizes: Sizes, tensors: Mapping[str, Tensor]) -> None:
-    resize(module, sizes)
-    for name, tensor in tensors.items():
-        getattr(module, name).copy_(tensor)
+class _Cutter:
+    """Finds a network's layers, plain ones included, and gives them their new sizes and values.
+
+    ``result``: the new ``sizes`` of torch's layers; for layers written otherwise, the shapes of the user's ``tensors``
+    and those integer ``attributes`` of their modules that hold such a size.
+    """
+
+    def __init__(self, model: nn.Module, plain: Mapping[str, PlainLayer]) -> None:
+        self.result: dict[str, Any] = {"sizes": {}}
+        self._model, self._plain = model, plain
+
+    def layer(self, name: str) -> Any:
+        return bound(self._plain[name], self._model) if name in self._plain else self._model.get_submodule(name)
+
+    def fill(self, name: str, module: Any, sizes: Sizes, tensors: Mapping[str, Tensor]) -> None:
+        resize(module, sizes)
+        for key, tensor in tensors.items():
+            getattr(module, key).copy_(tensor)
+        if name not in self._plain:
+            self.result["sizes"][name] = sizes
+            return
+        for key, place in ((key, self._plain[name].tensors[key]) for key in tensors):
+            owner_name, _, own_name = place.rpartition(".")
+            owner, tensor = self._model.get_submodule(owner_name), getattr(module, key)
+            setattr(owner, own_name, tensor)
+            self.result.setdefault("tensors", {})[place] = list(tensor.shape)
+            own = {size: new for size, new in sizes.items() if isinstance(getattr(owner, size, None), int)}
+            _set_sizes(owner, own)
+            self.result.setdefault("attributes", {}).setdefault(owner_name, {}).update(own)
+
+
+def restore_cut(model: nn.Module, result: Mapping[str, Any]) -> None:
+    """Give a network's layers the sizes that a record's result describes, without values.
+
+    Raises AttributeError or ValueError if the network has no such layers, tensors or sizes.
+    """
+    for name, sizes in result["sizes"].items():
+        resize(model.get_submodule(name), sizes)
+    for place, shape in result.get("tensors", {}).items():
+        owner, _, name = place.rpartition(".")
+        setattr(model.get_submodule(owner), name, _empty(attrgetter(place)(model), shape))
+    for owner, sizes in result.get("attributes", {}).items():
+        _set_sizes(model.get_submodule(owner), sizes)
 
 
 def _width_attribute(norm: nn.Module) -> str:

@@ -19,7 +19,7 @@ from micronet.models.modes import copy_model
 from micronet.pruning.check import check_cut
 from micronet.pruning.config import PruneConfig
 from micronet.pruning.criteria import Criterion
-from micronet.pruning.cut import changed_layers, cut_channels, resize
+from micronet.pruning.cut import changed_layers, cut_channels, restore_cut
 from micronet.pruning.groups import find_groups
 from micronet.pruning.plan import Planner, PrunePlan
 
@@ -91,7 +91,7 @@ class Pruner:
         heads = [name for name in transformer.splittable_attentions(self.model) if f"{name}.out_proj" in layers]
         pruned = transformer.split_attentions(self.model if in_place else copy_model(self.model), heads)
         try:
-            result: dict[str, Any] = {"sizes": cut_channels(pruned, self.channels, plan.channels, plan.keep)}
+            result = cut_channels(pruned, self.channels, plan.channels, plan.keep)
         except (IndexError, KeyError) as error:
             raise FailedError(
                 f"micronet traced this network's channels incorrectly ({error}). This is a bug in micronet; as a "
@@ -103,8 +103,7 @@ class Pruner:
 def restore(model: nn.Module, record: StageRecord) -> nn.Module:
     """Rebuild the structure that a record describes. The values come from the file."""
     model = transformer.split_attentions(model, record.result.get("attention", []))
-    for name, sizes in record.result["sizes"].items():
-        resize(model.get_submodule(name), sizes)
+    restore_cut(model, record.result)
     return model
 
 

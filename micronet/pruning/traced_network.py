@@ -1,7 +1,6 @@
 """A network as pruning sees it: its traced forwards, and their nodes, called on channel ids in place of values."""
 
 import math
-import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +13,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from micronet.errors import MicronetError, first_line
 from micronet.graph import ops
-from micronet.graph.trace import fx_graph
+from micronet.graph.plain import PlainLayer, with_plain
+from micronet.graph.record import record_network
+from micronet.graph.trace import traced
 from micronet.models.device import Example, as_inputs
 from micronet.models.modes import eval_mode
 from micronet.pruning.ids import Ids, distinct, varies, without_ids
@@ -35,13 +36,15 @@ class TracedNetwork:
     """A network with its traced forwards.
 
     Attributes:
-        model: The network.
+        model: The network with plain layers (see ``graph.plain``); the given one if all its layers are plain.
+        plain: The plain layers by name.
         graphs: Its graph in eval mode, and its graph in training mode if that differs.
         results: (graph's index, node's name) -> its result for the example, with each tensor filled with ``FIXED``.
         blocks: Grouped convolutions that lose whole groups, not some channels of each group -> channels per group.
     """
 
     model: nn.Module
+    plain: Mapping[str, PlainLayer]
     graphs: Sequence[fx.Graph]
     results: Mapping[tuple[int, str], Any]
     blocks: Mapping[str, int]
@@ -50,12 +53,10 @@ class TracedNetwork:
 def trace_network(model: nn.Module, example: Example, regular: int = 1) -> TracedNetwork:
     """Trace a network and run it on an example in eval mode; ``regular``: what widths should be multiples of.
 
-    Raises MicronetError if torch.fx cannot trace the network (naming the line), or the example does not fit.
+    A forward that torch.fx cannot trace is recorded while it runs on the example. Raises MicronetError if that fails
+    too, or the example does not fit.
     """
-    graphs = [_trace(model, training=training) for training in (False, True)]
-    in_eval, in_training = ([(node.op, node.name, node.target) for node in graph.nodes] for graph in graphs)
-    if in_eval == in_training:
-        graphs.pop()
+    model, plain, graphs = _traced(model, example)
     results: dict[tuple[int, str], Any] = {}
     try:
         with eval_mode(model), torch.no_grad():
@@ -74,7 +75,7 @@ def trace_network(model: nn.Module, example: Example, regular: int = 1) -> Trace
         and 1 < conv.groups < conv.in_channels == conv.out_channels
         and math.lcm(regular, conv.in_channels // conv.groups) < math.lcm(regular, conv.groups)  # a finer step
     }
-    return TracedNetwork(model, graphs, results, blocks)
+    return TracedNetwork(model, plain, graphs, results, blocks)
 
 
 class Reshape(NamedTuple):
@@ -183,14 +184,14 @@ class _Recorder(fx.Interpreter):
         return result
 
 
-def _trace(model: nn.Module, *, training: bool) -> fx.Graph:
+def _traced(model: nn.Module, example: Example) -> tuple[nn.Module, dict[str, PlainLayer], list[fx.Graph]]:
+    """Return the network with plain layers, those layers, and its graphs in eval mode and, if it differs, training."""
     try:
-        return fx_graph(model, training=training)
-    except Exception as error:  # a user's forward may raise anything when it runs on proxies
-        own = [frame for frame in traceback.extract_tb(error.__traceback__) if "/torch/" not in frame.filename]
-        line = f" ({own[-1].line})" if own and own[-1].line else ""  # code recorded in an artifact has no source file
-        where = f" at {own[-1].filename}:{own[-1].lineno}{line}" if own else ""
-        raise MicronetError(
-            f"torch.fx cannot trace the network{where}: {first_line(error)}; remove branches that depend on tensor "
-            "values from forward(), or move them into a module with is_leaf = True, which is then not pruned"
-        ) from error
+        (graph, plain), (training, more) = (traced(model, training=mode) for mode in (False, True))
+    except Exception:  # a user's forward may raise anything when it runs on proxies
+        network, plain = record_network(model, example)
+        return network, plain, [traced(network, training=False)[0]]
+    in_eval, in_training = ([(node.op, node.name, node.target) for node in each.nodes] for each in (graph, training))
+    graphs = [graph] if in_eval == in_training else [graph, training]
+    plain = more | plain
+    return (with_plain(model, plain, *graphs) if plain else model), plain, graphs

@@ -17,8 +17,9 @@ from torch import Tensor, fx, nn
 from micronet.artifact.header import StageRecord
 from micronet.errors import MicronetError
 from micronet.graph import ops
-from micronet.graph.trace import Graph, trace
-from micronet.models.layers import Tap
+from micronet.graph.trace import Graph, plain_network, trace
+from micronet.models.device import Example
+from micronet.models.layers import Tap, removed
 from micronet.models.modes import copy_model
 from micronet.quantization.functional import broadcast, dequantize, int8_grid
 from micronet.quantization.layers import (
@@ -33,24 +34,27 @@ from micronet.quantization.quantizer import Quantizer, rebuild
 from micronet.quantization.schemes.wbwtab import SignQuantizer
 
 
-def fold_model(model: nn.Module, history: Sequence[StageRecord] = ()) -> tuple[nn.Module, StageRecord]:
+def fold_model(
+    model: nn.Module, history: Sequence[StageRecord] = (), example: Example | None = None
+) -> tuple[nn.Module, StageRecord]:
     """Return a copy of a network with every foldable batch norm folded, and the record that rebuilds it.
 
     Args:
         model: A network, float or quantized.
         history: Its records. They name the quantizer of each layer's input, which is needed to round the biases of a
             quantized network. Biases are rounded even if all batch norms were folded before quantization.
+        example: An input, or a tuple of inputs, for a forward that must run to be traced.
 
     Raises:
         MicronetError: The network cannot be traced, or it has neither batch norms to fold nor biases to round.
     """
-    folded = copy_model(model)
-    graph = trace(folded)
+    graph = trace(copy_model(model), example)
     if graph is None:
         raise MicronetError(
             "torch.fx cannot trace this network, so its batch norms cannot be matched to layers; use the artifact as "
             "it is"
         )
+    folded = graph.model
     pairs = foldable_pairs(graph)
     absorbed = [name for name, module in folded.named_modules() if _absorbs_norm(module)]
     signed = {str(node.target) for node, _ in graph.calls() if _only_signs_read(graph, node, in_place=True)}
@@ -67,12 +71,16 @@ def fold_model(model: nn.Module, history: Sequence[StageRecord] = ()) -> tuple[n
         raise MicronetError(
             "nothing to fold: no batch norm follows a convolution or linear layer; use the artifact as it is"
         )
-    result = {"pairs": [list(pair) for pair in pairs], "taken": absorbed, "quantizers": quantizers}
+    result: dict[str, Any] = {"pairs": [list(pair) for pair in pairs], "taken": absorbed, "quantizers": quantizers}
+    result |= {"plain": True} if graph.plain else {}
+    result |= {"recorded": graph.recorded} if graph.recorded else {}
     return folded, StageRecord("bn-fuse", {}, result)
 
 
 def restore(model: nn.Module, record: StageRecord) -> nn.Module:
     """Return the model with the structure that a record describes; the values come from the file."""
+    if record.result.get("plain") or record.result.get("recorded"):
+        model = plain_network(model, record.result.get("recorded"))
     for layer_name in [*(pair[0] for pair in record.result["pairs"]), *record.result.get("taken", [])]:
         layer: Any = model.get_submodule(layer_name)
         if layer.bias is None:
@@ -208,7 +216,8 @@ def _remove_norms(model: nn.Module, pairs: Sequence[Sequence[str]]) -> nn.Module
     """Return the network with identities in place of folded batch norms; output quantizers stay."""
     identities: dict[nn.Module, nn.Module] = {}
     for _, name in pairs:
-        norm, identity = model.get_submodule(name), nn.Identity()
+        norm = model.get_submodule(name)
+        identity = removed(norm)
         if isinstance(norm, Quantized) and norm.output_quantizer is not None:
             identity = quantized(identity)
             identity.output_quantizer = norm.output_quantizer

@@ -7,7 +7,9 @@ from typing import Any
 from torch import nn
 
 from micronet.graph.rewrite import Branch, Outline, rewrite
+from micronet.graph.trace import plain_network
 from micronet.models import transformer
+from micronet.models.layers import removed
 from micronet.quantization.layers import quantized, replace_modules
 from micronet.quantization.quantizer import Quantizer, rebuild
 
@@ -17,6 +19,8 @@ class Placement:
     """Where quantizers go. Modules and graph nodes are given by name."""
 
     attention: list[str] = field(default_factory=list)  # attentions of torch, which are first split into layers
+    plain: bool = False  # whether layers that are not torch's modules are then made so (see ``graph.plain``)
+    recorded: list[dict[str, Any]] | None = None  # inputs to record the forward on, if torch.fx cannot trace it
     taps: list[str] = field(default_factory=list)  # nodes followed by a new ``Tap``, which holds an output quantizer
     splits: list[Branch] = field(default_factory=list)  # branches to some readers of a node, each with a ``Tap``
     dropped: list[str] = field(default_factory=list)  # ReLUs that a sign replaces
@@ -38,6 +42,8 @@ class Placement:
     def apply(self, model: nn.Module) -> nn.Module:
         """Return the network with taps and quantizers; it shares all tensors with ``model``, which it replaces."""
         model = transformer.split_attentions(model, self.attention)
+        if self.plain or self.recorded:
+            model = plain_network(model, self.recorded)
         if self.taps or self.splits:
             model = rewrite(model, Outline(self.taps, self.splits))
         for name in self.out_of_place:
@@ -47,7 +53,7 @@ class Placement:
             new[model.get_submodule(name)] = nn.Identity()
         for name, norm_name in self.fused:
             layer, norm = model.get_submodule(name), model.get_submodule(norm_name)
-            new[layer], new[norm] = quantized(layer), nn.Identity()
+            new[layer], new[norm] = quantized(layer), removed(norm)
             new[layer].norm = norm
         for name, slots in self.quantizers.items():
             module = model.get_submodule(name)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from micronet.artifact.artifact import Artifact, load, tensor_bytes
-from micronet.artifact.header import StageRecord, describe_slot
+from micronet.artifact.header import StageRecord
+from micronet.artifact.layers import describe_slot
 from micronet.core.files import check_output_path
 from micronet.data.dataset import Dataset
 from micronet.errors import FailedError, MicronetError, count, first_line
@@ -88,6 +89,11 @@ class Quantizing:
             return []
         return list(calibration_batches(self.dataset, self.settings.calibration, self.run.seed, self.run.device))
 
+    @property
+    def example(self) -> Tensor | None:
+        """Two of the calibration inputs; None if there are none."""
+        return self.calibration_inputs[0][:2] if self.calibration_inputs else None
+
     def _checked(self, batches: list[Tensor]) -> list[Tensor]:
         """Return input batches; raise MicronetError if the network does not take the first."""
         model = self.artifact.model.to(self.run.device)
@@ -114,7 +120,7 @@ class Quantizing:
         config = self.settings.quantization
         if recovery.target_drop is not None:
             config = self._config_within_target(artifact.model)
-        model, record = quantize_model(artifact.model, config)
+        model, record = quantize_model(artifact.model, config, self.example)
         if self.calibration_inputs:
             self._set_ranges(model, artifact.model)
             floating = (
@@ -154,9 +160,9 @@ class Quantizing:
     def _equalized(self) -> Artifact:
         """Fold batch norms if there are any, then balance the layers."""
         artifact = self.artifact
-        graph = trace(artifact.model)
+        graph = trace(artifact.model, self.example)
         if graph is not None and graph.conv_bn_pairs():
-            folded, record = fold_model(artifact.model)
+            folded, record = fold_model(artifact.model, example=self.example)
             artifact = artifact.after(record, model=folded)
         self.run.progress.line(f"equalized {count(equalize(artifact.model), 'pair')} of layers")
         return artifact

@@ -84,7 +84,8 @@ class SparseTrain(TrainingSettings, Stage):
         example = torch.rand(2, dataset.spec.channels or 0, size, size)
         criterion = registry.resolve(registry.CRITERIA, self.sparsity.criterion, "criterion")
         model = artifact.model.to(run.device)
-        penalty = criterion.penalty(model, find_groups(model, example.to(run.device)), self.sparsity.s)
+        channels = find_groups(model, example.to(run.device))
+        penalty = criterion.penalty(channels.network.model, channels, self.sparsity.s)
         hooks = TrainHooks(penalty=penalty, keep="last", config=self.sparsity.to_json())
         return trained(fit_stage("sparse-train", artifact, dataset, self.training, run, hooks))
 

@@ -1,0 +1,250 @@
+"""Plain layers: every layer of a traced network as a module of torch, however its author wrote it.
+
+A layer is what a node computes. ``F.conv2d`` with a module's own weight is that module's convolution, whether its
+forward belongs to ``nn.Conv2d``, to a subclass or to a class of the user's. In the graph, such a call becomes a call of
+a module of torch that holds the same tensors, under the same names if they are its usual ones. What else the forward
+does stays as it is.
+"""
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from operator import attrgetter
+from typing import Any
+
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+from torch.utils._pytree import tree_leaves
+
+from micronet.graph.leaves import is_frozen_norm, passes_in_eval
+from micronet.models.layers import BatchNorm, FrozenBatchNorm, Noise
+
+Tensors = Mapping[str, Any]
+Options = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class PlainLayer:
+    """A module of torch that stands for a layer. ``tensors``: its parameter or buffer -> that of the network."""
+
+    module: nn.Module
+    tensors: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _LayerCall:
+    """A function that applies a layer: its parameters in order, which of them are tensors, and what makes the layer."""
+
+    parameters: str
+    tensors: str
+    make: Callable[[Tensors, Options], nn.Module]
+    defaults: Options
+
+
+def _convolution(kind: Any, tensors: Tensors, options: Options) -> nn.Module:
+    rows, columns, *kernel = tensors["weight"].shape
+    inputs, outputs = columns * options["groups"], rows
+    if issubclass(kind, nn.modules.conv._ConvTransposeNd):
+        inputs, outputs = rows, columns * options["groups"]
+    made: nn.Module = kind(inputs, outputs, kernel, bias=False, device="meta", **options)
+    return made
+
+
+def _linear(tensors: Tensors, options: Options) -> nn.Module:
+    rows, columns = tensors["weight"].shape
+    return nn.Linear(columns, rows, bias=False, device="meta")
+
+
+def _batch_norm(tensors: Tensors, options: Options) -> nn.Module:
+    values = next(tensor for tensor in tensors.values() if tensor is not None)
+    return BatchNorm(
+        len(values), options["eps"], options["momentum"], tensors["weight"] is not None,
+        tensors["running_mean"] is not None, device="meta",
+    )  # fmt: skip
+
+
+def _layer_norm(tensors: Tensors, options: Options) -> nn.Module:
+    return nn.LayerNorm(tuple(options["normalized_shape"]), options["eps"], device="meta")
+
+
+def _group_norm(tensors: Tensors, options: Options) -> nn.Module:
+    return nn.GroupNorm(options["num_groups"], len(tensors["weight"]), options["eps"], device="meta")
+
+
+def _calls() -> dict[object, _LayerCall]:
+    conv, transposed = {"bias": None, "stride": 1, "padding": 0, "groups": 1, "dilation": 1}, {"output_padding": 0}
+    norm = {"weight": None, "bias": None, "eps": 1e-5}
+    found: dict[object, _LayerCall] = {}
+    for function, transpose, kind, back in (
+        (F.conv1d, F.conv_transpose1d, nn.Conv1d, nn.ConvTranspose1d),
+        (F.conv2d, F.conv_transpose2d, nn.Conv2d, nn.ConvTranspose2d),
+        (F.conv3d, F.conv_transpose3d, nn.Conv3d, nn.ConvTranspose3d),
+    ):
+        found[function] = _LayerCall(
+            "input weight bias stride padding dilation groups", "weight bias", partial(_convolution, kind), conv
+        )
+        found[transpose] = _LayerCall(
+            "input weight bias stride padding output_padding groups dilation", "weight bias",
+            partial(_convolution, back), {**conv, **transposed},
+        )  # fmt: skip
+    return found | {
+        F.linear: _LayerCall("input weight bias", "weight bias", _linear, {"bias": None}),
+        F.batch_norm: _LayerCall(
+            "input running_mean running_var weight bias training momentum eps", "running_mean running_var weight bias",
+            _batch_norm, {**norm, "training": False, "momentum": 0.1},
+        ),
+        F.layer_norm: _LayerCall("input normalized_shape weight bias eps", "weight bias", _layer_norm, norm),
+        F.group_norm: _LayerCall("input num_groups weight bias eps", "weight bias", _group_norm, norm),
+    }  # fmt: skip
+
+
+_CALLS = _calls()
+
+
+def make_plain(graph: fx.Graph, model: nn.Module, *, training: bool) -> dict[str, PlainLayer]:
+    """Rewrite a graph in place so that every layer is a call of a module of torch.
+
+    Args:
+        graph: A network's graph, as traced.
+        model: The network.
+        training: The mode it was traced in.
+
+    Returns:
+        The new modules by name. A name is the network's own if the layer's tensors all belong to one module under
+        their usual names, and otherwise made from the weight's name.
+    """
+    modules = dict(model.named_modules(remove_duplicate=False))
+    stored = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+    layers: dict[str, PlainLayer] = {}
+    made_from: dict[str, Any] = {}
+    for node in list(graph.nodes):
+        if node.op == "call_module" and (other := _replacement(modules[str(node.target)])) is not None:
+            layers.setdefault(str(node.target), other)
+        if node.op != "call_function" or node.target not in _CALLS:
+            continue
+        found = _layer(node, stored, modules, training)
+        if found is None:
+            continue
+        name, recipe, layer = found
+        if made_from.setdefault(name, recipe) != recipe:
+            continue  # the same tensors, used in another way
+        layers.setdefault(name, layer)
+        with graph.inserting_before(node):
+            call = graph.call_module(name, (node.args[0] if node.args else node.kwargs["input"],))
+        node.replace_all_uses_with(call)
+        graph.erase_node(node)
+    if made_from:
+        _remove_unused(graph)
+    return layers
+
+
+def with_plain(model: nn.Module, plain: Mapping[str, PlainLayer], graph: fx.Graph, *others: fx.Graph) -> nn.Module:
+    """Return a network that runs a graph with plain layers and the model's other modules, tensors and modes.
+
+    ``others``: more graphs whose modules it gets too.
+    """
+    attributes: dict[str, Any] = {}
+    for node in (node for each in (graph, *others) for node in each.nodes):
+        name = str(node.target)
+        if node.op == "call_module":
+            attributes[name] = plain[name].module if name in plain else model.get_submodule(name)
+        elif node.op == "get_attr":
+            attributes[name] = attrgetter(name)(model)
+    network = fx.GraphModule(attributes, graph, type(model).__name__)
+    for name in attributes.keys() - {str(node.target) for node in graph.nodes}:
+        _attach(network, name, attributes[name])
+    network.training = model.training
+    for layer in plain.values():
+        layer.module.training = model.training
+    for name, _ in model.named_buffers():
+        owner, _, buffer = name.rpartition(".")
+        if name in attributes and buffer in model.get_submodule(owner)._non_persistent_buffers_set:
+            network.get_submodule(owner)._non_persistent_buffers_set.add(buffer)
+    return network
+
+
+def _attach(network: fx.GraphModule, name: str, value: Any) -> None:
+    """Give a network a module or a tensor that its own graph does not use."""
+    if isinstance(value, nn.Module):
+        network.add_submodule(name, value)
+        return
+    owner, _, own_name = name.rpartition(".")
+    if owner and owner not in dict(network.named_modules()):
+        network.add_submodule(owner, nn.Module())
+    _put(network.get_submodule(owner), own_name, value)
+
+
+def bound(layer: PlainLayer, model: nn.Module) -> nn.Module:
+    """Return a plain layer with the tensors of a copy of its network."""
+    module = copy.copy(layer.module)
+    module._parameters, module._buffers = module._parameters.copy(), module._buffers.copy()
+    for name, place in layer.tensors.items():
+        _put(module, name, attrgetter(place)(model))
+    return module
+
+
+def _replacement(module: Any) -> PlainLayer | None:
+    """Return what stands for a leaf of the user's: a frozen batch norm or a kind of dropout."""
+    if isinstance(module, (FrozenBatchNorm, Noise)):
+        return None
+    if is_frozen_norm(module):
+        norm = FrozenBatchNorm(len(module.weight), getattr(module, "eps", 0.0), device="meta")
+        norm._buffers = module._buffers.copy()
+        return PlainLayer(norm, {name: name for name in norm._buffers})
+    return PlainLayer(Noise(module)) if passes_in_eval(module) else None
+
+
+def _layer(
+    node: fx.Node, stored: Mapping[str, Tensor], modules: Mapping[str, nn.Module], training: bool
+) -> tuple[str, Any, PlainLayer] | None:
+    """Return the layer that a call applies, its name and what it is made from; None if the call computes any of it."""
+    call = _CALLS[node.target]
+    given = {**call.defaults, **dict(zip(call.parameters.split(), node.args, strict=False)), **node.kwargs}
+    tensors = {name: given.pop(name, None) for name in call.tensors.split()}
+    given.pop("input", None)
+    if given.pop("training", training) != training:
+        return None  # batch statistics in eval mode, or fixed ones while training
+    places = {name: str(read.target) for name, read in tensors.items() if read is not None and _is_stored(read, stored)}
+    if len(places) < sum(read is not None for read in tensors.values()) or not places:
+        return None
+    if any(isinstance(leaf, fx.Node) for leaf in tree_leaves(given)):
+        return None
+    first = next(iter(places.values())) if "weight" not in places else places["weight"]
+    owner, _, _ = first.rpartition(".")
+    own = bool(owner) and all(place == f"{owner}.{name}" for name, place in places.items())
+    name = owner if own else f"{first.replace('.', '_')}_layer"
+    momentum = {"momentum": getattr(modules[owner], "momentum", given["momentum"])} if "momentum" in given else {}
+    recipe = (node.target, places, {**given, **momentum})
+    module = call.make({name: stored.get(places.get(name, "")) for name in tensors}, recipe[2])
+    for tensor_name in tensors:
+        _put(module, tensor_name, stored.get(places.get(tensor_name, "")))
+    if own:
+        module._modules = modules[owner]._modules.copy()
+        counter = modules[owner]._buffers.get("num_batches_tracked")
+        if counter is not None and "num_batches_tracked" in module._buffers:
+            module._buffers["num_batches_tracked"] = counter
+            places["num_batches_tracked"] = f"{owner}.num_batches_tracked"
+    return name, recipe, PlainLayer(module, places)
+
+
+def _is_stored(node: Any, stored: Mapping[str, Tensor]) -> bool:
+    return isinstance(node, fx.Node) and node.op == "get_attr" and str(node.target) in stored
+
+
+def _put(module: nn.Module, name: str, tensor: Tensor | None) -> None:
+    """Make a tensor of the network a module's parameter or buffer, whichever it is there."""
+    module._parameters.pop(name, None)
+    module._buffers.pop(name, None)
+    if isinstance(tensor, nn.Parameter) or (tensor is None and name in ("weight", "bias")):
+        module.register_parameter(name, tensor)
+    else:
+        module.register_buffer(name, tensor)
+
+
+def _remove_unused(graph: fx.Graph) -> None:
+    """Remove reads of tensors that only a replaced call used, and updates of a norm's counter of batches."""
+    for node in reversed(graph.nodes):
+        counts = node.op == "call_method" and str(node.all_input_nodes[0].target).endswith("num_batches_tracked")
+        if not node.users and (node.op == "get_attr" or counts):
+            graph.erase_node(node)

@@ -1,0 +1,101 @@
+"""A network's forward recorded while it runs on an example, for forwards that torch.fx cannot trace symbolically.
+
+Python runs as it is written: loops, branches, iteration, shapes. What comes out is the same kind of graph as from
+torch.fx, with one node per call of a leaf module or of a torch function. Sizes stay symbolic while the forward only
+passes them on or combines them by integer arithmetic; every other decision is fixed as it was for the example.
+"""
+
+import traceback
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from micronet.errors import MicronetError, first_line
+from micronet.graph.plain import PlainLayer, make_plain, with_plain
+from micronet.graph.recorder import Recorder, user_line
+from micronet.models.device import Example, as_inputs
+from micronet.models.modes import eval_mode
+
+
+def record_network(model: nn.Module, example: Example) -> tuple[nn.Module, dict[str, PlainLayer]]:
+    """Run a network in eval mode on an example, and return what it computed as a network that torch.fx can trace.
+
+    Args:
+        model: The network.
+        example: An input, or a tuple of inputs.
+
+    Returns:
+        A network of the same modules and tensors under the same names, but with plain layers (see ``graph.plain``);
+        and those layers.
+
+    Raises:
+        MicronetError: The forward fails, or depends on the values of its inputs.
+    """
+    inputs = as_inputs(model, example)
+    try:
+        recorded, plain, reads = record(model, inputs)
+    except Exception as error:  # a user's forward may raise anything
+        line = user_line(traceback.extract_tb(error.__traceback__))
+        raise MicronetError(f"the network cannot run on the example input{line}: {first_line(error)}") from error
+    if not all(_agree(model, recorded, others) for others in _other_inputs(inputs)):
+        raise MicronetError(
+            f"forward() depends on the values of its inputs{reads}, so the network cannot be traced; write that part "
+            "with tensor operations such as torch.where, or move it into a module with is_leaf = True, which is then "
+            "left as it is"
+        )
+    return recorded, plain
+
+
+def describe_inputs(inputs: tuple[Any, ...]) -> list[dict[str, Any]]:
+    """Return the shapes and types of inputs as JSON. Raises MicronetError if one is not a tensor."""
+    if not all(isinstance(x, Tensor) for x in inputs):
+        raise MicronetError("a network whose forward() must be recorded can only have tensors as inputs")
+    return [{"shape": list(x.shape), "dtype": str(x.dtype).removeprefix("torch.")} for x in inputs]
+
+
+def described_inputs(inputs: list[dict[str, Any]]) -> tuple[Tensor, ...]:
+    """Return inputs of the shapes and types that ``describe_inputs`` returned: random floats, and zeros."""
+    numbers = torch.Generator().manual_seed(0)
+    made = []
+    for each in inputs:
+        dtype = getattr(torch, each["dtype"])
+        if dtype.is_floating_point:
+            made.append(torch.rand(each["shape"], generator=numbers).to(dtype))
+        else:
+            made.append(torch.zeros(each["shape"], dtype=dtype))
+    return tuple(made)
+
+
+def _other_inputs(inputs: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
+    """Yield other inputs of the same kinds: with their values in reverse order, and with floats of the other sign."""
+    yield tuple(x.flatten().flip(0).view(x.shape) if isinstance(x, Tensor) else x for x in inputs)
+    yield tuple(-x if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs)
+
+
+def _agree(model: nn.Module, recorded: nn.Module, inputs: tuple[Any, ...]) -> bool:
+    """Return True if a network and its record compute the same values, NaN included."""
+    with eval_mode(model, recorded), torch.no_grad():
+        outputs = [tree_leaves(network(*(x.clone() if isinstance(x, Tensor) else x for x in inputs)))
+                   for network in (model, recorded)]  # fmt: skip
+    expected, actual = ([leaf for leaf in leaves if isinstance(leaf, Tensor)] for leaves in outputs)
+    return len(expected) == len(actual) and all(
+        x.shape == y.shape and bool(((x == y) | (x.isnan() & y.isnan())).all())
+        for x, y in zip(expected, actual, strict=True)
+    )
+
+
+def record(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[nn.Module, dict[str, PlainLayer], str]:
+    """Record what a network computes in eval mode; nothing is checked. Raises whatever its forward raises.
+
+    The third result names the first line that turned a tensor into a plain value, or is "".
+    """
+    recorder = Recorder(model)
+    with eval_mode(model), torch.no_grad(), recorder, recorder.leaves():
+        output = model(*recorder.placeholders(inputs))
+    recorder.graph.output(recorder.argument(output))
+    recorder.remove_unused()
+    plain = make_plain(recorder.graph, recorder.root, training=False)
+    return with_plain(recorder.root, plain, recorder.graph), plain, recorder.reads

@@ -1,0 +1,231 @@
+"""The recorder of a running forward: one node of a graph for every call of a torch function or a leaf module."""
+
+import inspect
+import operator
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import MethodDescriptorType, WrapperDescriptorType
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor, fx, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+from micronet.graph.leaves import is_leaf
+
+CONSTANT = "recorded_constant_"  # prefix of the names of tensors that are neither inputs, parameters nor buffers
+_OPERATORS: dict[str, Callable[..., Any]] = {
+    "__getitem__": operator.getitem, "__setitem__": operator.setitem, "__floordiv__": operator.floordiv,
+    "__invert__": operator.invert, "__eq__": operator.eq, "__truediv__": operator.truediv,
+}  # fmt: skip
+_REFLECTED: dict[str, Callable[..., Any]] = {
+    "__rsub__": operator.sub, "__rdiv__": operator.truediv, "__rtruediv__": operator.truediv, "__rpow__": operator.pow,
+    "__rfloordiv__": operator.floordiv, "__rmod__": operator.mod, "__rmatmul__": operator.matmul,
+}  # fmt: skip
+
+
+class Size(int):
+    """A size of a recorded tensor, or integer arithmetic on sizes, and the node that computes it."""
+
+    node: fx.Node
+
+    def __new__(cls, value: int, node: fx.Node) -> "Size":
+        """Return the integer ``value``, computed by ``node``."""
+        size = super().__new__(cls, value)
+        size.node = node
+        return size
+
+
+def _arithmetic(name: str, *, reflected: bool) -> Callable[[Size, Any], Any]:
+    apply = getattr(operator, name)
+
+    def compute(size: Size, other: Any) -> Any:
+        if not isinstance(other, int):
+            return NotImplemented
+        left, right = (other, size) if reflected else (size, other)
+        nodes = tuple(getattr(value, "node", value) for value in (left, right))
+        return Size(apply(int(left), int(right)), size.node.graph.call_function(apply, nodes))
+
+    return compute
+
+
+for _name in ("add", "sub", "mul", "floordiv", "mod"):
+    setattr(Size, f"__{_name}__", _arithmetic(_name, reflected=False))
+    setattr(Size, f"__r{_name}__", _arithmetic(_name, reflected=True))
+
+
+class Recorder(TorchFunctionMode):
+    """Adds a node to a graph for every call of a torch function or a leaf module."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.graph = fx.Graph()
+        self.root: Any = nn.Module()
+        self.root.training = model.training
+        for name, child in model.named_children():
+            self.root.add_module(name, child)
+        self._model = model
+        self._names = {module: name for name, module in model.named_modules()}
+        self._nodes: dict[int, fx.Node] = {}  # a tensor's id -> the node that computed it
+        self._kept: list[Any] = []  # the tensors, so that no other object gets the id of one
+        self._inside = False  # a leaf or a torch function
+        self.reads = ""
+        for name, tensor in (*model.named_parameters(recurse=False), *model.named_buffers(recurse=False)):
+            if isinstance(tensor, nn.Parameter):
+                self.root.register_parameter(name, tensor)
+            else:
+                self.root.register_buffer(name, tensor, name not in model._non_persistent_buffers_set)
+        self._stored = {
+            id(tensor): name
+            for name, tensor in (
+                *model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False),
+            )
+        }  # fmt: skip
+
+    def placeholders(self, inputs: tuple[Any, ...]) -> list[Any]:
+        """Add a placeholder for every input; return the inputs."""
+        parameters = list(inspect.signature(self._model.forward).parameters.values())
+        variadic = any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters)
+        names = [parameter.name for parameter in parameters]
+        found = []
+        for number, value in enumerate(inputs):
+            node = self.graph.placeholder(f"input_{number}" if variadic else names[number])
+            if isinstance(value, Tensor):
+                value = value.detach()
+                self._keep(value, node)
+            found.append(value)
+        return found
+
+    @contextmanager
+    def leaves(self) -> Iterator[None]:
+        """Make calls of leaf modules nodes, in this context."""
+        call = nn.Module.__call__
+
+        def wrapped(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            if self._inside or module not in self._names or not is_leaf(module):
+                return call(module, *args, **kwargs)
+            return self._call(lambda: call(module, *args, **kwargs), "call_module", self._names[module], args, kwargs)
+
+        with mock.patch.object(nn.Module, "__call__", wrapped):
+            yield
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call a function; record it if it is the forward's own call."""
+        kwargs = kwargs or {}
+        if self._inside:
+            return func(*args, **kwargs)
+        name = getattr(func, "__name__", "")
+        if name == "__get__":
+            return self._attribute(func, func.__self__.__name__, args[0])
+        if name in _OPERATORS:
+            return self._call(lambda: func(*args, **kwargs), "call_function", _OPERATORS[name], args, kwargs)
+        if name in _REFLECTED:
+            target = _REFLECTED[name]
+            return self._call(lambda: func(*args, **kwargs), "call_function", target, (args[1], args[0]), kwargs)
+        method = isinstance(func, (MethodDescriptorType, WrapperDescriptorType))
+        method = method or getattr(func, "__qualname__", "").startswith(("Tensor.", "TensorBase."))
+        kind = "call_method" if method else "call_function"
+        return self._call(lambda: func(*args, **kwargs), kind, name if method else func, args, kwargs)
+
+    def _attribute(self, getter: Any, name: str, tensor: Tensor) -> Any:
+        value = getter(tensor)
+        if not isinstance(value, (Tensor, torch.Size)):
+            return value
+        node = self.graph.call_function(getattr, (self.argument(tensor), name))
+        return self._result(value, node)
+
+    def _call(self, run: Callable[[], Any], kind: str, target: Any, args: Any, kwargs: Any) -> Any:
+        recorded = kind == "call_module" or any(map(self._is_recorded, tree_leaves((args, kwargs))))
+        nodes = self.argument((tuple(args), kwargs)) if recorded else None
+        self._inside = True
+        try:
+            value = run()
+        finally:
+            self._inside = False
+        sizes = isinstance(value, torch.Size) or (kind == "call_method" and target in ("size", "numel"))
+        holds_tensors = any(isinstance(leaf, Tensor) for leaf in tree_leaves(value))
+        if nodes is None or not (sizes or holds_tensors or target is operator.setitem):
+            if nodes is not None and target in _READS_VALUES and not self.reads:
+                self.reads = user_line(traceback.extract_stack())
+            return value  # a constant, or a fact such as a rank, fixed as it is for the example
+        node = self.graph.create_node(kind, target, *nodes)
+        return self._result(value, node)
+
+    def _result(self, value: Any, node: fx.Node) -> Any:
+        """Remember which node computed a value, or its parts; return the value, with sizes that know their nodes."""
+        if isinstance(value, Tensor):
+            return self._keep(value, node)
+        if isinstance(value, int) and not isinstance(value, bool):
+            return Size(value, node)
+        if isinstance(value, dict):
+            for key, part in value.items():
+                self._result(part, self.graph.call_function(operator.getitem, (node, key)))
+            return value
+        if isinstance(value, (tuple, list)):
+            parts = [
+                self._result(part, self.graph.call_function(operator.getitem, (node, number)))
+                for number, part in enumerate(value)
+            ]
+            return torch.Size(parts) if isinstance(value, torch.Size) else value
+        return value
+
+    def _keep(self, tensor: Tensor, node: fx.Node) -> Tensor:
+        self._kept.append(tensor)
+        self._nodes[id(tensor)] = node
+        return tensor
+
+    def _is_recorded(self, value: Any) -> bool:
+        """Return True if a value depends on the network's inputs or tensors."""
+        return isinstance(value, Size) or (
+            isinstance(value, Tensor) and (id(value) in self._nodes or id(value) in self._stored)
+        )
+
+    def argument(self, value: Any) -> Any:
+        """Return the node of a tensor or a size, or the value with nodes in place of those inside it."""
+        if isinstance(value, Size):
+            return value.node
+        if isinstance(value, Tensor):
+            return self._nodes.get(id(value)) or self._stored_tensor(value)
+        if isinstance(value, dict):
+            return {key: self.argument(part) for key, part in value.items()}
+        if isinstance(value, (tuple, list)):
+            parts = [self.argument(part) for part in value]
+            if hasattr(value, "_fields"):
+                return type(value)(*parts)
+            return tuple(parts) if isinstance(value, tuple) else parts
+        return value
+
+    def _stored_tensor(self, tensor: Tensor) -> fx.Node:
+        """Return a node that reads a parameter, a buffer or a constant."""
+        name = self._stored.get(id(tensor))
+        if name is None:
+            name = f"{CONSTANT}{len(self._kept)}"
+            self.root.register_buffer(name, tensor.detach().clone(), persistent=False)
+        node = self.graph.get_attr(name)
+        self._keep(tensor, node)
+        return node
+
+    def remove_unused(self) -> None:
+        """Remove sizes and parts that nothing reads."""
+        for node in reversed(self.graph.nodes):
+            if not node.users and node.op == "call_function" and node.target in _UNUSED:
+                self.graph.erase_node(node)
+
+
+_READS_VALUES = {"__bool__", "__int__", "__float__", "__index__", "__complex__", "item", "tolist", "equal", "numpy"}
+_UNUSED = {getattr, operator.getitem, operator.add, operator.sub, operator.mul, operator.floordiv, operator.mod}
+
+
+def user_line(stack: traceback.StackSummary) -> str:
+    """Return " at FILE:LINE (code)" for the last line of a stack that is neither torch's nor ours, or ""."""
+    own = [frame for frame in stack if not _is_ours(frame.filename)]
+    line = f" ({own[-1].line})" if own and own[-1].line else ""  # code recorded in an artifact has no source file
+    return f" at {own[-1].filename}:{own[-1].lineno}{line}" if own else ""
+
+
+def _is_ours(filename: str) -> bool:
+    return "/torch/" in filename or filename.startswith(str(Path(__file__).parents[1]))
