@@ -3,17 +3,13 @@
 ``packed`` (uint8) holds integer weights and thresholds at their own width, ``integers`` (int32) biases, and ``floats``
 (float32) scales and everything that stayed float. Operations take their numbers from them in order, so the header only
 holds shapes. Everything is checked before it is used.
-
-Integers take the width that their levels need: 1 bit for two levels, five per byte for three, else n bits. Evenly
-spaced integers ``offset + step * level`` are stored as levels, so binary weights {-1, 1} and DoReFa's odd grid take no
-more bits than their number of levels needs.
 """
 
 import json
 from collections.abc import Callable
 from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from micronet.errors import MicronetError
+from micronet.packed.levels import Levels, find_levels, pack, packed_bytes, unpack
 from micronet.packed.program import OPERATIONS, Operation, Program
 
 FORMAT = 1
@@ -29,17 +26,7 @@ MAX_WEIGHTS = 1 << 31  # elements per weight; a larger number means a damaged he
 MAX_INT32 = 2**31 - 1
 MAX_KERNEL = 4096  # kernel size, stride, padding
 MAX_IMAGE_SIDE = 1 << 16
-TRITS = 5  # ternary levels per byte, which use 3^5 = 243 of its 256 values
-POWERS = 3 ** np.arange(TRITS, dtype=np.int64)
 TENSORS: dict[str, type] = {"packed": np.uint8, "integers": np.int32, "floats": np.float32}
-
-
-class Levels(NamedTuple):
-    """Integers ``offset + step * level`` for levels 0 to ``number - 1``."""
-
-    offset: int
-    step: int
-    number: int
 
 
 def to_bytes(program: Program) -> bytes:
@@ -225,48 +212,3 @@ def _positive(value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"a size is {value!r}, not a positive integer")
     return value
-
-
-def find_levels(values: NDArray[np.integer]) -> Levels:
-    """Return the fewest evenly spaced levels that represent integers."""
-    low, high = int(values.min()), int(values.max())
-    step = int(np.gcd.reduce(np.unique(values.astype(np.int64) - low))) or 1
-    return Levels(low, step, (high - low) // step + 1)
-
-
-def packed_bytes(count: int, levels: int) -> int:
-    """Return how many bytes ``count`` integers with this number of levels take."""
-    if levels == 3:
-        return -(-count // TRITS)
-    return -(-count * _bits(levels) // 8)
-
-
-def pack(values: NDArray[np.integer], levels: Levels) -> NDArray[np.uint8]:
-    """Pack integers of any shape into bytes; the last byte is padded with level 0."""
-    flat = (values.astype(np.int64).ravel() - levels.offset) // levels.step
-    if levels.number == 3:
-        padded = np.zeros(packed_bytes(len(flat), 3) * TRITS, np.int64)
-        padded[: len(flat)] = flat
-        return (padded.reshape(-1, TRITS) @ POWERS).astype(np.uint8)
-    bits = (flat[:, None] >> np.arange(_bits(levels.number))) & 1
-    return np.packbits(bits.astype(np.uint8).ravel(), bitorder="little")
-
-
-def unpack(data: NDArray[np.uint8], levels: Levels, shape: tuple[int, ...]) -> NDArray[np.int32]:
-    """Return the integers that were packed. Raises ValueError if a byte is not valid."""
-    count = int(np.prod(shape))
-    if levels.number == 3:
-        flat = (data.astype(np.int64)[:, None] // POWERS % 3).ravel()[:count]
-        if data.size and int(data.max()) >= 3**TRITS:
-            raise ValueError("a byte of ternary weights is larger than 242")
-    else:
-        width = _bits(levels.number)
-        bits = np.unpackbits(data, count=count * width, bitorder="little").reshape(count, width)
-        flat = bits.astype(np.int64) @ (1 << np.arange(width, dtype=np.int64))
-    if flat.size and int(flat.max()) >= levels.number:
-        raise ValueError(f"a packed integer does not match any of the {levels.number} levels")
-    return (flat * levels.step + levels.offset).astype(np.int32).reshape(shape)
-
-
-def _bits(levels: int) -> int:
-    return max(1, (levels - 1).bit_length())

@@ -30,7 +30,8 @@ class Inspect(Stage):
 
     def run(self, context: Context) -> Outcome:
         """Read the header."""
-        from micronet.artifact.header import layer_table, read_header
+        from micronet.artifact.header import read_header
+        from micronet.artifact.layers import layer_table
 
         header, tensors = read_header(self.artifact)
         value: dict[str, Any] = header.to_json()

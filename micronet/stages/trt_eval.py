@@ -64,7 +64,7 @@ class TrtEval(MeasureSettings, Stage):
         from micronet.models.device import describe_machine
         from micronet.runtimes.network import open_network
         from micronet.runtimes.tensorrt.engine import EnginePredictor
-        from micronet.runtimes.tensorrt.timing import parse_batch_sizes, sweep
+        from micronet.runtimes.tensorrt.latency import parse_batch_sizes, sweep
 
         tune_allocator()
         batch_sizes = parse_batch_sizes(self.batch_sizes)
@@ -96,7 +96,7 @@ def _classify(
     from micronet.data.dataset import DataSpec
     from micronet.evaluation.accuracy import agreement, check_scores
     from micronet.evaluation.report import measure_accuracy
-    from micronet.runtimes.tensorrt.timing import parse_batch_sizes
+    from micronet.runtimes.tensorrt.latency import parse_batch_sizes
     from micronet.stages.inputs import open_test_data
 
     dataset = open_test_data(config.data, engine.data or (reference and reference.data) or DataSpec())

@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from micronet.onnx.export import to_onnx
-from micronet.packed.file_format import find_levels, packed_bytes, read
+from micronet.packed.file_format import read
 from micronet.packed.from_onnx import pack_model
+from micronet.packed.levels import find_levels, packed_bytes
 from micronet.packed.program import Program
 from micronet.runtimes.packed.numpy_backend import run
 from micronet.runtimes.packed.predictor import PackedNetwork
