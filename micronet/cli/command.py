@@ -9,6 +9,7 @@ import typer
 
 from micronet.cli import console, views
 from micronet.core.config import Option, alternatives, changed, flag, flatten, spell
+from micronet.core.progress import Silent
 from micronet.stages.execute import execute
 from micronet.stages.launch import run_in_processes
 from micronet.stages.stage import Outcome, Stage
@@ -50,7 +51,7 @@ def _run_here(stage: Any, show: bool) -> Outcome:
     if stage.name == "run":
         from micronet.recipe.run import run_recipe
 
-        return run_recipe(stage, perform, console.Lines(quiet or as_json))
+        return run_recipe(stage, perform, Silent() if quiet or as_json else console.Bar())
     with console.progress(quiet) as progress:
         outcome = execute(stage, progress)
     if show and as_json:

@@ -24,7 +24,7 @@ err = Console(stderr=True, highlight=False, soft_wrap=True)
 class Bar:
     """Progress as a bar with the remaining time on a terminal, as plain lines elsewhere."""
 
-    def __init__(self, bars: RichProgress | None) -> None:
+    def __init__(self, bars: RichProgress | None = None) -> None:
         self._bars = bars
         self._tasks: dict[str, TaskID] = {}
 
@@ -44,25 +44,13 @@ class Bar:
         (self._bars.console if self._bars else err).print(text, markup=False)
 
 
-class Lines(Silent):
-    """Prints only the lines that stay, or nothing if ``quiet``."""
-
-    def __init__(self, quiet: bool) -> None:
-        self._quiet = quiet
-
-    def line(self, text: str) -> None:
-        """Print a line."""
-        if not self._quiet:
-            err.print(text, markup=False)
-
-
 @contextmanager
 def progress(quiet: bool) -> Iterator[Progress]:
     """Show progress inside this context; in distributed runs only rank 0 does."""
     if quiet or ranks.rank() > 0:
         yield Silent()
     elif not err.is_terminal:
-        yield Bar(None)
+        yield Bar()
     else:
         columns = (
             TextColumn("{task.description}"),

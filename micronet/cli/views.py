@@ -144,10 +144,6 @@ def _integers(fused: dict[str, dict[str, int]] | None) -> str:
     )
 
 
-def _pack(summary: dict[str, Any]) -> None:
-    print_line(_agrees(summary))
-
-
 def _trt_build(summary: dict[str, Any]) -> None:
     counts = ", ".join(f"{number} in {kind}" for kind, number in summary["multiplies_in"].items())
     print_line(
@@ -273,6 +269,7 @@ def _sensitivity(summary: list[dict[str, Any]]) -> None:
 
 _VIEWS: dict[str, Callable[[Any], None]] = {
     "import": _import, "prune": _prune, "quantize": _quantize, "bn-fuse": _bn_fuse, "export-onnx": _export_onnx,
-    "check-onnx": _check_onnx, "pack": _pack, "trt-build": _trt_build, "trt-eval": _trt_eval, "evaluate": _evaluate,
+    "check-onnx": _check_onnx, "pack": lambda summary: print_line(_agrees(summary)),
+    "trt-build": _trt_build, "trt-eval": _trt_eval, "evaluate": _evaluate,
     "compare": _compare, "predict": _predict, "inspect": _inspect, "sensitivity": _sensitivity, "schema": print_json,
 }  # fmt: skip

@@ -72,7 +72,8 @@ def train_batches(
     if flip == "alternating" and mirrors(spec):
         turns = alternate(len(split), seed, epoch)
         own = [torch.cat([numbers[:-1], turns[None, indices]]) for numbers, indices in zip(own, batches, strict=True)]
-    holes = [_draw_holes(size, height, generator)[:, part] for size, part in zip(sizes, parts, strict=True)]
+    centres = [torch.randint(height, (2, size), generator=generator) for size in sizes]
+    holes = [whole[:, part] for whole, part in zip(centres, parts, strict=True)]
     normalize = Normalize(spec, device)
 
     def prepare(images: Tensor, indices: Tensor, transforms: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
@@ -155,10 +156,6 @@ def cut_out(images: Tensor, centres: Tensor, size: int, spec: DataSpec) -> Tenso
     hole = (inside[0][:, :, None] & inside[1][:, None, :])[:, None]
     colour = (255 * torch.tensor(spec.mean)).round().to(torch.uint8)
     return torch.where(hole, colour.view(1, -1, 1, 1), images)
-
-
-def _draw_holes(count: int, height: int, generator: torch.Generator) -> Tensor:
-    return torch.randint(height, (2, count), generator=generator)
 
 
 def resized(batches: Iterable[tuple[Tensor, Tensor]], size: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -76,7 +76,7 @@ def collect(proto: onnx.ModelProto, batches: Iterable[NDArray[np.float32]]) -> d
         proto: A float model from ``prepare``.
         batches: Normalized images, (N, C, H, W) float32; at least one batch.
     """
-    names = _activations(proto)
+    names = activations(proto)
     images_name = image_input(proto).name
     visible = {output.name for output in proto.graph.output} | {images_name}
     session = exposing_session(proto, [name for name in names if name not in visible])
@@ -178,11 +178,6 @@ def quantize_onnx(
     return model
 
 
-def without_range(proto: onnx.ModelProto, ranges: Mapping[str, ValueRange]) -> list[str]:
-    """Return the tensors of quantizable nodes that have no range; those nodes stay float."""
-    return [name for name in _activations(proto) if name not in ranges]
-
-
 def _quantizable_nodes(proto: onnx.ModelProto, ranges: Mapping[str, ValueRange]) -> list[str]:
     """Name every node; return the names of those whose activations all have ranges, or raise MicronetError."""
     known = ranges.keys() | {output.name for output in proto.graph.output}
@@ -201,7 +196,7 @@ def _quantizable_nodes(proto: onnx.ModelProto, ranges: Mapping[str, ValueRange])
     return names
 
 
-def _activations(proto: onnx.ModelProto) -> list[str]:
+def activations(proto: onnx.ModelProto) -> list[str]:
     """Return the float tensors that quantizable nodes read and write, each once."""
     stored = {tensor.name for tensor in proto.graph.initializer}
     nodes = [node for node in proto.graph.node if node.op_type in QUANTIZABLE]

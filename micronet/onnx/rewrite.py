@@ -128,11 +128,6 @@ def to_half(proto: onnx.ModelProto, images: NDArray[np.float32]) -> tuple[onnx.M
     return half, blocked
 
 
-def kept_line(kept: dict[str, str]) -> str:
-    """Describe the nodes that stay in float32."""
-    return f"kept in float32: {', '.join(f'{name} ({reason} for fp16)' for name, reason in kept.items())}"
-
-
 def _outside_half(proto: onnx.ModelProto, images: NDArray[np.float32]) -> dict[str, str]:
     """Return the nodes with a tensor that float16 cannot hold, and the reason."""
     outputs = [output.name for output in proto.graph.output]

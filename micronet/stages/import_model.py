@@ -21,6 +21,7 @@ class Import(Stage):
         "micronet import --model torchvision:resnet18 --model-args '{\"num_classes\": 10}' -o resnet18.safetensors"
     )
     begins = True
+    optional_data = True
 
     weights: Path | None = setting(
         None, "Weights file (.safetensors, .pth, .pt). Default: random initial weights from --seed.", basic=True
@@ -37,10 +38,6 @@ class Import(Stage):
     model: ModelConfig = group(ModelConfig)
     data: DataConfig = group(DataConfig)
     output: OutputConfig = group(OutputConfig)
-
-    def needs_data(self) -> bool:
-        """Return False: the network keeps the data set for later stages, if one is given."""
-        return False
 
     def run(self, context: Context) -> Outcome:
         """Build the network and fill it."""

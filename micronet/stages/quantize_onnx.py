@@ -94,7 +94,7 @@ def _ranges(
             raise MicronetError(f"{cache} contains symmetric ranges from TensorRT; add --q-type sym")
         progress.line(f"read TensorRT's ranges from {cache}")
         found = posttraining.read_legacy_cache(cache)
-        if missing := posttraining.without_range(model.proto, found):
+        if missing := [name for name in posttraining.activations(model.proto) if name not in found]:
             progress.line(
                 f"{cache} has no ranges for these tensors, so the nodes that use them stay in float: "
                 f"{', '.join(missing[:8])}"

@@ -84,6 +84,7 @@ class Stage:
         begins: Whether it begins a history.
         restorer: The function that does its ``restore``, as ``module:function``; None if it changes no structure.
         cannot_follow: Stages that must not come before it -> why not, and what to do instead.
+        optional_data: Whether it can do without the data set that it takes.
         takes_batches: Whether the API may give it input batches in place of a data set.
         takes_example: Whether the API may give it an example input, for tracing.
         takes_networks: Whether the API may give it networks in memory.
@@ -99,6 +100,7 @@ class Stage:
     begins: ClassVar[bool] = False
     restorer: ClassVar[str | None] = None
     cannot_follow: ClassVar[Mapping[str, str]] = {}
+    optional_data: ClassVar[bool] = False
     takes_batches: ClassVar[bool] = False
     takes_example: ClassVar[bool] = False
     takes_networks: ClassVar[bool] = True
@@ -163,7 +165,7 @@ class Stage:
 
     def needs_data(self) -> bool:
         """Return True if the stage cannot run without a data set."""
-        return uses(type(self), "data")
+        return uses(type(self), "data") and not self.optional_data
 
     def records(self) -> list[str]:
         """Return the names of the stages that running this one adds to a history."""

@@ -11,7 +11,7 @@ from micronet.core.files import file_hash, write_bytes
 from micronet.errors import MicronetError
 from micronet.onnx.config import AXES, ExportConfig
 from micronet.quantization.config import QuantConfig, RangeConfig
-from micronet.runtimes.tensorrt.config import BuildConfig, Profile, usual_profile
+from micronet.runtimes.tensorrt.config import USUAL_BATCHES, BuildConfig, Profile
 from micronet.stages.config import ConvertSettings, input_file
 from micronet.stages.stage import Context, Outcome, Stage
 
@@ -43,14 +43,11 @@ class TrtBuild(ConvertSettings, Stage):
     example = "micronet trt-build float.safetensors --precision int8 --calibrator entropy -o int8.engine"
     ending = suffix = ".engine"
     product = "Engine"
+    optional_data = True
 
     artifact: Path = input_file("An artifact or an .onnx file.", kinds=(".safetensors", ".onnx"), metavar="INPUT")
     engine: BuildConfig = group(BuildConfig)
     ranges: RangeConfig = group(RANGES)
-
-    def needs_data(self) -> bool:
-        """Return False: quantized networks need none."""
-        return False
 
     def run(self, context: Context) -> Outcome:
         """Build the engine."""
@@ -117,7 +114,7 @@ def _typed(model: "FloatModel", config: TrtBuild, progress: "Progress") -> "tupl
     import onnx
 
     from micronet.onnx.posttraining import is_quantized
-    from micronet.onnx.rewrite import kept_line, to_half
+    from micronet.onnx.rewrite import to_half
     from micronet.stages.quantize_onnx import to_int8
 
     precision = config.engine.precision
@@ -134,7 +131,7 @@ def _typed(model: "FloatModel", config: TrtBuild, progress: "Progress") -> "tupl
         return "fp16" if has_half else "fp32", model.proto
     half, kept = to_half(model.proto, _images(model, config.engine).numpy())
     if kept:
-        progress.line(kept_line(kept))
+        progress.line(f"kept in float32: {', '.join(f'{name} ({why} for fp16)' for name, why in kept.items())}")
     return "fp16", half
 
 
@@ -165,4 +162,4 @@ def _profiles(proto: "onnx.ModelProto", config: BuildConfig) -> list[Profile]:
     sizes: list[Any] = [size for size in rest if size is not None]
     if config.profiles or batch is not None or len(sizes) < len(rest):
         return config.profiles
-    return [usual_profile(tuple(sizes))]
+    return [Profile(*((batch, *sizes) for batch in USUAL_BATCHES))]

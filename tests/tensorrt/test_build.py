@@ -19,11 +19,11 @@ from micronet.onnx.config import ExportConfig
 from micronet.onnx.export import to_onnx
 from micronet.onnx.rewrite import to_half
 from micronet.runtimes.tensorrt.build import build_engine, datatypes, layers
-from micronet.runtimes.tensorrt.config import BuildConfig, Profile, usual_profile
+from micronet.runtimes.tensorrt.config import USUAL_BATCHES, BuildConfig, Profile
 from tests.onnx.networks import IMAGES, NIN, plain_file, quantized_file
 
 pytest.importorskip("tensorrt_rtx", reason="pip install tensorrt-rtx-cu13 (Linux on x86-64)")
-PROFILES = [usual_profile((3, 32, 32))]
+PROFILES = [Profile(*((batch, 3, 32, 32) for batch in USUAL_BATCHES))]
 RTX = BuildConfig(backend="tensorrt-rtx")
 
 
@@ -101,7 +101,7 @@ def test_what_does_not_build_is_one_line_with_the_node():
     with pytest.raises(MicronetError, match=r"Det 'the_determinant' is not supported"):
         build_engine(unknown, [], RTX)
     with pytest.raises(MicronetError, match=r"1x3x16x16 does not match the model's input \?x3x32x32"):
-        build_engine(plain_file(), [usual_profile((3, 16, 16))], RTX)
+        build_engine(plain_file(), [Profile(*((batch, 3, 16, 16) for batch in USUAL_BATCHES))], RTX)
     with pytest.raises(MicronetError, match="--min-shape, --opt-shape and --max-shape"):
         build_engine(plain_file(), [], RTX)
     with pytest.raises(MicronetError, match=r"9\.0; tensorrt-rtx supports 7\.5"):

@@ -9,6 +9,7 @@ from micronet.core.config import Settings, flag, setting
 from micronet.errors import MicronetError
 
 Shape = tuple[int, ...]
+USUAL_BATCHES = (1, 8, 32)  # smallest, usual and largest
 SHAPES = ("min_shape", "opt_shape", "max_shape")
 GIB = 2**30
 
@@ -85,11 +86,6 @@ class BuildConfig(Settings):
                 shown = ", ".join("x".join(map(str, shape)) for shape in profile)
                 raise MicronetError(f"a profile's shapes must satisfy min <= opt <= max; got {shown}")
         return profiles
-
-
-def usual_profile(shape: Shape) -> Profile:
-    """Return the profile for batches of 1 to 32 images (C, H, W)."""
-    return Profile((1, *shape), (8, *shape), (32, *shape))
 
 
 def _parse(text: str, name: str) -> Shape:

@@ -10,7 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
-from micronet.errors import FailedError, MicronetError, first_line, unknown
+from micronet.errors import FailedError, MicronetError, count, first_line, unknown
 
 Backend = Literal["tensorrt", "tensorrt-rtx"]
 MODULES: dict[str, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
@@ -99,13 +99,11 @@ def open_gpu(number: int, path: Path) -> Any:
         ) from error
     try:
         cuda.init()
-        count = cuda.Device.count()
-        if count == 0:
+        found = cuda.Device.count()
+        if found == 0:
             raise FailedError(f"{path}: no NVIDIA GPU found on this machine; use another machine")
-        if number >= count:
-            raise MicronetError(
-                f"--device cuda:{number}: this machine has {count} GPU{'s' * (count > 1)}, numbered from cuda:0"
-            )
+        if number >= found:
+            raise MicronetError(f"--device cuda:{number}: this machine has {count(found, 'GPU')}, numbered from cuda:0")
         _enter(cuda, number)
     except cuda.Error as error:
         raise FailedError(
