@@ -79,7 +79,17 @@ class Graph:
 
     def is_join(self, node: fx.Node) -> bool:
         """Return True if a node adds or concatenates several tensors."""
-        return self.matches(node, ops.JOIN) and (len(node.all_input_nodes) > 1 or isinstance(self.module(node), Add))
+        several = len(node.all_input_nodes) > 1 or isinstance(self.module(node), Add)
+        return several and self.matches(node, ops.JOIN) and not any(map(self.is_number, node.all_input_nodes))
+
+    def is_number(self, node: fx.Node) -> bool:
+        """Return True if a node computes a size or another plain value, not a tensor."""
+        if node.target is getattr:
+            return node.args[1] in ops.METADATA_ATTRIBUTES
+        if self.matches(node, ops.METADATA):
+            return True
+        arithmetic = node.op == "call_function" and getattr(node.target, "__module__", "") == "_operator"
+        return arithmetic and bool(node.all_input_nodes) and all(map(self.is_number, node.all_input_nodes))
 
     def is_non_negative(self, node: fx.Node) -> bool:
         """Return True if a node's output is never below zero: a ReLU, a sigmoid, or such values moved or averaged."""
