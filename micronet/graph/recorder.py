@@ -141,6 +141,8 @@ class Recorder(TorchFunctionMode):
     def _call(self, run: Callable[[], Any], kind: str, target: Any, args: Any, kwargs: Any) -> Any:
         recorded = kind == "call_module" or any(map(self._is_recorded, tree_leaves((args, kwargs))))
         nodes = self.argument((tuple(args), kwargs)) if recorded else None
+        if nodes is not None and kwargs.get("device") is not None:  # it follows the network to another device
+            nodes[1]["device"] = self.graph.call_function(getattr, (next(iter(self.graph.nodes)), "device"))
         self._inside = True
         try:
             value = run()
@@ -192,6 +194,8 @@ class Recorder(TorchFunctionMode):
             return self._nodes.get(id(value)) or self._stored_tensor(value)
         if isinstance(value, dict):
             return {key: self.argument(part) for key, part in value.items()}
+        if isinstance(value, slice):
+            return slice(*map(self.argument, (value.start, value.stop, value.step)))
         if isinstance(value, (tuple, list)):
             parts = [self.argument(part) for part in value]
             if hasattr(value, "_fields"):
