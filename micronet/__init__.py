@@ -16,8 +16,6 @@ torch, a limit such as ``max_drop`` is exceeded), and ``StoppedError``, if ``max
 
 For a training loop of your own: ``quantize`` without data places the
 quantizers, ``calibrate`` and ``observing`` set their ranges, ``freeze`` keeps them.
-
-Names are imported when they are first used, so that ``micronet --help`` needs no torch.
 """
 
 from importlib import import_module
@@ -39,7 +37,7 @@ _HOMES = {
 __all__ = sorted([*_HOMES, *API])  # the stub has it as a literal
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> Any:  # at the first use, so that ``micronet --help`` needs no torch
     if name in _HOMES:
         value = getattr(import_module(_HOMES[name]), name)
     elif name in API:

@@ -32,13 +32,22 @@ _PACKAGES = ("torch", "torchvision", "numpy", "onnx", "onnxruntime")
 
 @dataclass(frozen=True)
 class Artifact:
-    """A network, how to build it, what was done to it and what was measured."""
+    """A network, how to build it, what was done to it and what was measured.
+
+    Attributes:
+        model: The network.
+        spec: The name of its factory, with the arguments.
+        history: One record per stage: its name, its settings and the structure that it gave the network.
+        metrics: What the last training measured: ``test_accuracy``, ``validation_accuracy``, losses (0..1, nats).
+        data: The data set and its preprocessing, in JSON values.
+        seed: The seed of the last training.
+    """
 
     model: nn.Module
     spec: ModelSpec
     history: list[StageRecord] = field(default_factory=list)
     metrics: dict[str, Any] = field(default_factory=dict)
-    data: dict[str, Any] | None = None  # the data set and preprocessing, a DataSpec's JSON object
+    data: dict[str, Any] | None = None
     seed: int | None = None
 
     @property
