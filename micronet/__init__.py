@@ -14,8 +14,8 @@ A mistake in a call, an input or the order of stages raises ``MicronetError``, w
 subclasses are ``FailedError``, if the work itself failed (the loss became NaN, an exported file does not agree with
 torch, a limit such as ``max_drop`` is exceeded), and ``StoppedError``, if ``max_time`` has passed.
 
-For a training loop of your own: ``quantize`` without data places the
-quantizers, ``calibrate`` and ``observing`` set their ranges, ``freeze`` keeps them.
+For a training loop of your own: ``quantize`` without data places the quantizers, ``calibrate`` and ``observing`` set
+their ranges, ``freeze`` keeps them.
 """
 
 from importlib import import_module
