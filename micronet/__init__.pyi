@@ -70,7 +70,8 @@ def train(
         data: Name of a data set, a folder or an .npz file.
         preset: Defaults for the keywords below. fast: Muon, linear schedule, label smoothing, alternating flips,
             whitened first layer in new networks, bf16 where it is known to be faster, and a batch size that
-            depends on the number of images. plain: Adam, one-cycle schedule, none of these. Default: fast.
+            depends on the number of images. plain: Adam, one-cycle schedule, none of these. Default: fast
+            (sparse-train: plain).
         epochs: Number of epochs; 0 skips training.
         lr: Peak learning rate. Default: 0.01 (lower in finetune and quantize).
         device: cpu, cuda, cuda:N, or GPU numbers such as 0,1 to run one process per GPU (untested); default: cuda
@@ -165,7 +166,7 @@ def sparse_train(
     criterion: Literal['bn-scale', 'l1', 'l2'] = 'bn-scale',
     model: str | None = None,
     data: str | Path | None = None,
-    preset: Literal['plain', 'fast'] | None = None,
+    preset: Literal['plain', 'fast'] | None = 'plain',
     epochs: int = 8,
     lr: float | None = None,
     device: str | None = None,

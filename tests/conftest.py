@@ -118,7 +118,7 @@ def chain(shared) -> Path:
 
     def fill(folder: Path) -> None:
         for arguments in (
-            ["train", *TINY, "-o", folder / "float.safetensors"],
+            ["train", *TINY, "--preset", "plain", "-o", folder / "float.safetensors"],
             ["quantize", folder / "float.safetensors", *TINY[2:4], "--epochs", "1", "-o", folder / "int8.safetensors"],
             ["bn-fuse", folder / "int8.safetensors", "-o", folder / "fused.safetensors"],
             ["export-onnx", folder / "float.safetensors", "-o", folder / "float.onnx"],

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from micronet import registry
 from micronet.artifact.header import StageRecord
 from micronet.core.config import group, setting
+from micronet.errors import MicronetError
 from micronet.pruning.config import SparsityConfig
 from micronet.stages.config import DataConfig, ModelConfig, ReadSettings, RunConfig, TrainingSettings, input_file
 from micronet.stages.execute import finish
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from micronet.data.dataset import Dataset
     from micronet.training.config import RunContext, TrainHooks
 
+SPARSE = TrainConfig(preset="plain")
 FINETUNING = TrainConfig(epochs=4, lr=0.005)
 
 
@@ -55,10 +57,17 @@ class SparseTrain(TrainingSettings, Stage):
     trust_code: bool = setting(False, "Allow code stored in the artifact to run.")
     sparsity: SparsityConfig = group(SparsityConfig)
     model: ModelConfig = group(ModelConfig)
+    training: TrainConfig = group(SPARSE)
 
     def check(self) -> None:
-        """Refuse a description of a new network beside an artifact."""
+        """Refuse a description of a new network beside an artifact, and a penalty that the optimizer would undo."""
         super().check()
+        criterion = self.sparsity.criterion
+        if criterion in ("l1", "l2") and self.training.chosen("optimizer") == "muon":
+            raise MicronetError(
+                f"--criterion {criterion} penalizes weights, but Muon keeps their norms; add --optimizer adam, or use "
+                "--criterion bn-scale"
+            )
         if self.artifact is not None:
             self.model.check_unused()
 

@@ -47,7 +47,7 @@ class TrainConfig(Settings):
         None,
         "Defaults for the options below. fast: Muon, linear schedule, label smoothing, alternating flips, whitened "
         "first layer in new networks, bf16 where it is known to be faster, and a batch size that depends on the number "
-        "of images. plain: Adam, one-cycle schedule, none of these. Default: fast.",
+        "of images. plain: Adam, one-cycle schedule, none of these. Default: fast (sparse-train: plain).",
         basic=True,
     )
     epochs: int = setting(8, "Number of epochs; 0 skips training.", low=0, basic=True)
@@ -125,6 +125,12 @@ class TrainConfig(Settings):
         """Return a setting, by the preset if the user did not choose it."""
         value = getattr(self, name)
         return PRESETS[self.preset or "plain"][name] if value is None else value
+
+    @property
+    def unusual(self) -> str:
+        """The settings that differ from the preset plain, for people to read."""
+        values = {name: self.chosen(name) for name in PRESETS["plain"]}
+        return ", ".join(f"{name} {value}" for name, value in values.items() if value != PRESETS["plain"][name])
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as a JSON object, without those that took no part; the preset's are resolved."""

@@ -29,8 +29,8 @@ class Muon(torch.optim.Optimizer):
 
     Args:
         params: Parameter groups. ``groups``: the number of matrices in each weight (out, in, *kernel), split along its
-            first axis; 0: Adam. ``keep_norm``: each step ends with the norm that the weight had before the first, which
-            changes nothing but the size of later steps if a normalization follows.
+            first axis; 0: Adam. ``keep_norm``: without weight decay, each step ends with the norm that the weight had
+            before the first, which changes nothing but the size of later steps if a normalization follows.
         lr: Adam's learning rate.
     """
 
@@ -59,7 +59,7 @@ class Muon(torch.optim.Optimizer):
         matrices = gradient.add(momentum, alpha=MOMENTUM).reshape(group["groups"], len(weight) // group["groups"], -1)
         size = group["lr"] * RELATIVE_STEP / (len(matrices) * min(matrices.shape[1:])) ** 0.5
         weight.sub_(orthogonalize(matrices).reshape(weight.shape).mul_(weight.norm() * size))
-        if group["keep_norm"]:
+        if group["keep_norm"] and not group["weight_decay"]:
             weight.mul_(state["norm"] / weight.norm())
         else:
             weight.mul_(1 - group["lr"] * group["weight_decay"])

@@ -62,10 +62,7 @@ def settle(
         plain = _fit(replace(config, preset="plain"), artifact, data, context)
         if recorded and all(recorded.get(name, UNUSED.get(name)) == plain.chosen(name) for name in PRESETS["plain"]):
             return plain
-    fitting = _fit(replace(config, preset=config.preset or DEFAULT_PRESET), artifact, data, context)
-    if fitting.preset == "fast":
-        context.progress.line(f"{fitting.preset}: {_describe(fitting)}")
-    return fitting
+    return _fit(replace(config, preset=config.preset or DEFAULT_PRESET), artifact, data, context)
 
 
 def _fit(config: TrainConfig, artifact: Artifact, data: Dataset, context: RunContext) -> TrainConfig:
@@ -92,11 +89,6 @@ def batch_size(images: int) -> int:
     while size < LARGEST_BATCH and images >= 1.5 * size * STEPS_PER_EPOCH:
         size *= 2
     return size
-
-
-def _describe(config: TrainConfig) -> str:
-    values = {name: config.chosen(name) for name in PRESETS["plain"]}
-    return ", ".join(f"{name} {value}" for name, value in values.items() if value != PRESETS["plain"][name])
 
 
 def _check_flip(config: TrainConfig, artifact: Artifact, data: Dataset, context: RunContext) -> None:

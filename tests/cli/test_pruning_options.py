@@ -84,6 +84,8 @@ def test_sparse_training_pushes_weights_too(micronet, chain, tmp_path, criterion
         assert micronet("sparse-train", chain / "float.safetensors", *few, "-o", path).code == 0
     free, pushed = (load(path).model.features[1].conv.weight.abs().mean() for path in paths)
     assert pushed < 0.97 * free
+    refused = micronet("sparse-train", chain / "float.safetensors", *few, "--optimizer", "muon", "-o", tmp_path / "no")
+    assert refused.code == 2 and "Muon keeps their norms; add --optimizer adam" in refused.err
 
 
 def test_a_network_of_ones_own_needs_its_input_shape(micronet, tmp_path):

@@ -56,9 +56,10 @@ def test_orthogonalized_matrices_keep_their_singular_vectors_and_lose_their_sing
 def test_a_step_is_a_share_of_the_weights_norm_however_large_the_gradient_and_may_keep_the_norm():
     weight, gradient = torch.randn(2, 6, 3, 3, 3, dtype=torch.float64)
     moved = []
-    for scale, keep_norm in ((1.0, False), (1e6, False), (1.0, True)):
+    for scale, keep_norm, decay in ((1.0, False, 0.0), (1e6, False, 0.0), (1.0, True, 0.0), (1.0, True, 0.5)):
         parameter = nn.Parameter(weight.clone())
-        optimizer = Muon([{"params": [parameter], "groups": 2, "keep_norm": keep_norm}], lr=0.001)
+        options = {"groups": 2, "keep_norm": keep_norm, "weight_decay": decay}
+        optimizer = Muon([{"params": [parameter], **options}], lr=0.001)
         parameter.grad = scale * gradient
         optimizer.step()
         moved.append(parameter.detach())
@@ -67,6 +68,7 @@ def test_a_step_is_a_share_of_the_weights_norm_however_large_the_gradient_and_ma
     assert 0.6 < share < 1.3  # as the singular values
     torch.testing.assert_close(moved[2].norm(), weight.norm())
     torch.testing.assert_close(moved[2] / moved[2].norm(), moved[0] / moved[0].norm())
+    torch.testing.assert_close(moved[3], moved[0] * (1 - 0.001 * 0.5))  # a decayed norm is not kept
 
 
 def test_what_is_no_matrix_is_stepped_as_by_adam():
