@@ -7,7 +7,7 @@ does stays as it is.
 """
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from operator import attrgetter
@@ -102,13 +102,16 @@ def _calls() -> dict[object, _LayerCall]:
 _CALLS = _calls()
 
 
-def make_plain(graph: fx.Graph, model: nn.Module, *, training: bool) -> dict[str, PlainLayer]:
+def make_plain(
+    graph: fx.Graph, model: nn.Module, *, training: bool, only: Collection[str] | None = None
+) -> dict[str, PlainLayer]:
     """Rewrite a graph in place so that every layer is a call of a module of torch.
 
     Args:
         graph: A network's graph, as traced.
         model: The network.
         training: The mode it was traced in.
+        only: The names of the layers to make; None for all.
 
     Returns:
         The new modules by name. A name is the network's own if the layer's tensors all belong to one module under
@@ -119,7 +122,7 @@ def make_plain(graph: fx.Graph, model: nn.Module, *, training: bool) -> dict[str
     layers: dict[str, PlainLayer] = {}
     made_from: dict[str, Any] = {}
     for node in list(graph.nodes):
-        if node.op == "call_module" and (other := _replacement(modules[str(node.target)])) is not None:
+        if node.op == "call_module" and (other := _replacement(str(node.target), modules)) is not None:
             layers.setdefault(str(node.target), other)
         if node.op != "call_function" or node.target not in _CALLS:
             continue
@@ -127,6 +130,8 @@ def make_plain(graph: fx.Graph, model: nn.Module, *, training: bool) -> dict[str
         if found is None:
             continue
         name, recipe, layer = found
+        if only is not None and name not in only:
+            continue
         if made_from.setdefault(name, recipe) != recipe:
             continue  # the same tensors, used in another way
         layers.setdefault(name, layer)
@@ -184,14 +189,15 @@ def bound(layer: PlainLayer, model: nn.Module) -> nn.Module:
     return module
 
 
-def _replacement(module: Any) -> PlainLayer | None:
+def _replacement(name: str, modules: Mapping[str, Any]) -> PlainLayer | None:
     """Return what stands for a leaf of the user's: a frozen batch norm or a kind of dropout."""
+    module = modules[name]
     if isinstance(module, (FrozenBatchNorm, Noise)):
         return None
     if is_frozen_norm(module):
         norm = FrozenBatchNorm(len(module.weight), getattr(module, "eps", 0.0), device="meta")
         norm._buffers = module._buffers.copy()
-        return PlainLayer(norm, {name: name for name in norm._buffers})
+        return PlainLayer(norm, {own: f"{name}.{own}" for own in norm._buffers})
     return PlainLayer(Noise(module)) if passes_in_eval(module) else None
 
 
@@ -203,8 +209,9 @@ def _layer(
     given = {**call.defaults, **dict(zip(call.parameters.split(), node.args, strict=False)), **node.kwargs}
     tensors = {name: given.pop(name, None) for name in call.tensors.split()}
     given.pop("input", None)
-    if given.pop("training", training) != training:
-        return None  # batch statistics in eval mode, or fixed ones while training
+    uses_batch = given.pop("training", training)
+    if uses_batch and not training:
+        return None  # batch statistics in eval mode
     places = {name: str(read.target) for name, read in tensors.items() if read is not None and _is_stored(read, stored)}
     if len(places) < sum(read is not None for read in tensors.values()) or not places:
         return None
@@ -217,6 +224,8 @@ def _layer(
     momentum = {"momentum": getattr(modules[owner], "momentum", given["momentum"])} if "momentum" in given else {}
     recipe = (node.target, places, {**given, **momentum})
     module = call.make({name: stored.get(places.get(name, "")) for name in tensors}, recipe[2])
+    if training and not uses_batch:
+        module = FrozenBatchNorm(module.num_features, module.eps, device="meta")
     for tensor_name in tensors:
         _put(module, tensor_name, stored.get(places.get(tensor_name, "")))
     if own:

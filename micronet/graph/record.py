@@ -7,10 +7,11 @@ passes them on or combines them by integer arithmetic; every other decision is f
 
 import traceback
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from micronet.errors import MicronetError, first_line
@@ -36,17 +37,19 @@ def record_network(model: nn.Module, example: Example) -> tuple[nn.Module, dict[
     """
     inputs = as_inputs(model, example)
     try:
-        recorded, plain, reads = record(model, inputs)
+        recorder = record(model, inputs)
     except Exception as error:  # a user's forward may raise anything
         line = user_line(traceback.extract_tb(error.__traceback__))
         raise MicronetError(f"the network cannot run on the example input{line}: {first_line(error)}") from error
+    recorded = fx.GraphModule(recorder.root, recorder.graph)
     if not all(_agree(model, recorded, others) for others in _other_inputs(inputs)):
         raise MicronetError(
-            f"forward() depends on the values of its inputs{reads}, so the network cannot be traced; write that part "
-            "with tensor operations such as torch.where, or move it into a module with is_leaf = True, which is then "
-            "left as it is"
+            f"forward() depends on the values of its inputs{recorder.reads}, so the network cannot be traced; write "
+            "that part with tensor operations such as torch.where, or move it into a module with is_leaf = True, which "
+            "is then left as it is"
         )
-    return recorded, plain
+    plain = make_plain(recorder.graph, recorder.root, training=False)
+    return with_plain(recorder.root, plain, recorder.graph), plain
 
 
 def describe_inputs(inputs: tuple[Any, ...]) -> list[dict[str, Any]]:
@@ -87,15 +90,24 @@ def _agree(model: nn.Module, recorded: nn.Module, inputs: tuple[Any, ...]) -> bo
     )
 
 
-def record(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[nn.Module, dict[str, PlainLayer], str]:
-    """Record what a network computes in eval mode; nothing is checked. Raises whatever its forward raises.
-
-    The third result names the first line that turned a tensor into a plain value, or is "".
-    """
+def record(model: nn.Module, inputs: tuple[Any, ...]) -> Recorder:
+    """Record what a network computes in eval mode; nothing is checked. Raises whatever its forward raises."""
     recorder = Recorder(model)
-    with eval_mode(model), torch.no_grad(), recorder, recorder.leaves():
+    with eval_mode(model), _attributes_kept(model), torch.no_grad(), recorder, recorder.leaves():
         output = model(*recorder.placeholders(inputs))
     recorder.graph.output(recorder.argument(output))
     recorder.remove_unused()
-    plain = make_plain(recorder.graph, recorder.root, training=False)
-    return with_plain(recorder.root, plain, recorder.graph), plain, recorder.reads
+    return recorder
+
+
+@contextmanager
+def _attributes_kept(model: nn.Module) -> Iterator[None]:
+    """Give every module its attributes back afterwards: a forward may store what it computed for the next call."""
+    own = [each for module in model.modules() for each in (vars(module), module._parameters, module._buffers)]
+    before = [each.copy() for each in own]
+    try:
+        yield
+    finally:
+        for each, values in zip(own, before, strict=True):
+            each.clear()
+            each.update(values)

@@ -39,6 +39,10 @@ class Size(int):
         size.node = node
         return size
 
+    def __reduce__(self) -> tuple[type[int], tuple[int]]:
+        """Copy it as a plain integer."""
+        return int, (int(self),)
+
 
 def _arithmetic(name: str, *, reflected: bool) -> Callable[[Size, Any], Any]:
     apply = getattr(operator, name)
@@ -198,8 +202,8 @@ class Recorder(TorchFunctionMode):
             return slice(*map(self.argument, (value.start, value.stop, value.step)))
         if isinstance(value, (tuple, list)):
             parts = [self.argument(part) for part in value]
-            if hasattr(value, "_fields"):
-                return type(value)(*parts)
+            if hasattr(value, "_fields"):  # a graph's code cannot build a named tuple inside another structure
+                return self.graph.call_function(type(value), tuple(parts))
             return tuple(parts) if isinstance(value, tuple) else parts
         return value
 

@@ -6,7 +6,7 @@ comes from torch.nn or sets ``is_leaf``; other modules are traced through.
 
 import operator
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
@@ -42,8 +42,14 @@ class Graph:
 
     def __init__(self, model: nn.Module, recorded: list[dict[str, Any]] | None = None) -> None:
         self.recorded = recorded
-        self.fx, self.plain = traced(model, training=False)
-        self.mode_keys = _mode_keys(traced(model, training=True)[0], self.fx)
+        (self.fx, self.plain), (training, others) = (traced(model, training=mode) for mode in (False, True))
+        if self.plain.keys() != others.keys():  # one of the modes computes such a layer in another way
+            both = self.plain.keys() & others.keys()
+            (self.fx, self.plain), (training, others) = (
+                traced(model, training=mode, only=both) for mode in (False, True)
+            )
+        self.plain |= others
+        self.mode_keys = _mode_keys(training, self.fx)
         self.model = with_plain(model, self.plain, self.fx) if self.plain else model
         self._modules = dict(self.model.named_modules())
 
@@ -175,16 +181,33 @@ def plain_network(model: nn.Module, recorded: list[dict[str, Any]] | None) -> nn
     return Graph(model).model if recorded is None else record_network(model, described_inputs(recorded))[0]
 
 
-def traced(model: nn.Module, *, training: bool) -> tuple[fx.Graph, dict[str, PlainLayer]]:
+def traced(
+    model: nn.Module, *, training: bool, only: Collection[str] | None = None
+) -> tuple[fx.Graph, dict[str, PlainLayer]]:
     """Trace a network in training or eval mode; return its graph and the plain layers in it that it does not have.
 
-    Every module keeps its own mode.
+    Every module keeps its own mode. ``only``: the plain layers to make, by name.
     """
     with eval_mode(model):
         tracer = _Tracer()
         tracer.proxy_buffer_attributes = isinstance(model, fx.GraphModule)  # node names in older files rely on False
-        graph = tracer.trace(model.train(training))
-    return graph, make_plain(graph, model, training=training)
+        try:
+            graph = tracer.trace(model.train(training))
+        except Exception:  # torch.fx cannot trace every call that a graph may hold, such as torch.zeros of a size
+            if not isinstance(model, fx.GraphModule) or not all(map(is_leaf, _called(model))):
+                raise
+            graph = _copied(model.graph)
+    return graph, make_plain(graph, model, training=training, only=only)
+
+
+def _called(model: fx.GraphModule) -> list[nn.Module]:
+    return [model.get_submodule(str(node.target)) for node in model.graph.nodes if node.op == "call_module"]
+
+
+def _copied(graph: fx.Graph) -> fx.Graph:
+    copied = fx.Graph()
+    copied.output(copied.graph_copy(graph, {}))
+    return copied
 
 
 def weight_owners(model: nn.Module) -> set[nn.Module]:

@@ -193,5 +193,5 @@ def _traced(model: nn.Module, example: Example) -> tuple[nn.Module, dict[str, Pl
         return network, plain, [traced(network, training=False)[0]]
     in_eval, in_training = ([(node.op, node.name, node.target) for node in each.nodes] for each in (graph, training))
     graphs = [graph] if in_eval == in_training else [graph, training]
-    plain = more | plain
+    plain |= more  # the training graph knows which norms are frozen
     return (with_plain(model, plain, *graphs) if plain else model), plain, graphs

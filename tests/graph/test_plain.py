@@ -1,0 +1,263 @@
+"""Plain layers: however an author wrote a layer, the graph calls a module of torch with the same tensors."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from micronet.graph import ops
+from micronet.graph.trace import trace
+from micronet.models.layers import FrozenBatchNorm, Noise
+
+IMAGES, OTHERS = torch.randn(2, 4, 6, 6), torch.randn(3, 4, 8, 8)
+
+
+class NormAct(nn.BatchNorm2d):
+    """A batch norm with an activation and a counter, as timm writes them."""
+
+    def __init__(self, channels):
+        super().__init__(channels)
+        self.drop, self.act = nn.Identity(), nn.ReLU()
+
+    def forward(self, x):
+        if self.training and self.track_running_stats:
+            self.num_batches_tracked.add_(1)
+        training = self.training or (self.running_mean is None and self.running_var is None)
+        x = F.batch_norm(
+            x, self.running_mean if not self.training or self.track_running_stats else None,
+            self.running_var if not self.training or self.track_running_stats else None,
+            self.weight, self.bias, training, 0.1, self.eps,
+        )  # fmt: skip
+        return self.act(self.drop(x))
+
+
+class SamePadded(nn.Conv2d):
+    """A convolution that pads as TensorFlow does."""
+
+    def forward(self, x):
+        x = F.pad(x, [1, 1, 1, 1])
+        return F.conv2d(x, self.weight, self.bias, self.stride, (0, 0), self.dilation, self.groups)
+
+
+class CastingLinear(nn.Linear):
+    """A linear layer over channels that is written as a function."""
+
+    def forward(self, x):
+        return F.linear(x.permute(0, 2, 3, 1), weight=self.weight, bias=self.bias).permute(0, 3, 1, 2)
+
+
+class ByHand(nn.Module):
+    """A convolution written by hand."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(6, 2, 3, 3)), nn.Parameter(torch.randn(6))
+
+    def forward(self, x):
+        return F.conv2d(x, self.weight, self.bias, padding=1, groups=2)
+
+
+class OtherNames(nn.Module):
+    """A convolution whose tensors have other names; the bias is a buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.kernel = nn.Parameter(torch.randn(6, 4, 1, 1))
+        self.register_buffer("offset", torch.randn(6))
+
+    def forward(self, x):
+        return torch.relu(F.conv2d(input=x, weight=self.kernel, bias=self.offset, stride=2))
+
+
+class Upward(nn.Module):
+    """A transposed convolution without a bias."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 3, 2, 2))
+
+    def forward(self, x):
+        return F.conv_transpose2d(x, self.weight, stride=2)
+
+
+class FixedStatistics(nn.BatchNorm2d):
+    """A batch norm that never updates its statistics, though its scale is trained."""
+
+    def forward(self, x):
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, training=False)
+
+
+class Twice(ByHand):
+    """The same function on two inputs."""
+
+    def forward(self, x):
+        return super().forward(x) + super().forward(-x)
+
+
+class TwoWays(nn.Module):
+    """The same weight with two strides: two layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 4, 1, 1))
+
+    def forward(self, x):
+        return F.conv2d(x, self.weight).mean() + F.conv2d(x, self.weight, stride=2)
+
+
+class Frozen(nn.Module):
+    """A batch norm of fixed statistics, as detectors write them."""
+
+    def __init__(self):
+        super().__init__()
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            self.register_buffer(name, torch.rand(4) + 0.5)
+
+    def forward(self, x):
+        scale = self.weight * (self.running_var + 1e-5).rsqrt()
+        return x * scale.view(1, -1, 1, 1) + (self.bias - self.running_mean * scale).view(1, -1, 1, 1)
+
+    eps = 1e-5
+
+
+class Path(nn.Module):
+    """Stochastic depth."""
+
+    def forward(self, x):
+        if not self.training:
+            return x
+        return x * x.new_empty(len(x), 1, 1, 1).bernoulli_(0.9)
+
+
+class Layers(nn.Module):
+    """Layer and group norms by hand, with a group's count as an argument."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale, self.shift = nn.Parameter(torch.rand(4)), nn.Parameter(torch.rand(4))
+
+    def forward(self, x):
+        x = F.group_norm(x, 2, self.scale, self.shift)
+        return F.layer_norm(x.permute(0, 2, 3, 1), (4,), self.scale, self.shift, 1e-6)
+
+
+WRITTEN = {
+    "norm": (lambda: NormAct(4), nn.BatchNorm2d),
+    "convolution": (lambda: SamePadded(4, 6, 3, stride=2, bias=False), nn.Conv2d),
+    "linear": (lambda: CastingLinear(4, 6), nn.Linear),
+    "by hand": (ByHand, nn.Conv2d),
+    "other names": (OtherNames, nn.Conv2d),
+    "transposed": (Upward, nn.ConvTranspose2d),
+    "twice": (Twice, nn.Conv2d),
+    "frozen": (Frozen, FrozenBatchNorm),
+    "fixed": (lambda: FixedStatistics(4), FrozenBatchNorm),
+    "path": (Path, Noise),
+    "norms": (Layers, (nn.GroupNorm, nn.LayerNorm)),
+}
+
+
+def network(written):
+    """The module between two plain convolutions."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(4, 4, 1), written()).eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(), module.running_var.uniform_(0.5, 2)
+            nn.init.normal_(module.weight), nn.init.normal_(module.bias)
+    return model
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_every_spelling_is_the_layer_that_it_computes(name):
+    written, kind = WRITTEN[name]
+    model = network(written)
+    keys = list(model.state_dict())
+    graph = trace(model)
+    assert any(isinstance(module, kind) for _, module in graph.calls())
+    assert not any(ops.WEIGHTED_FUNCTIONS.matches(node) for node in graph.fx.nodes)
+    for images in (IMAGES, OTHERS):
+        if name == "frozen":  # the same few operations in another order, each rounded once
+            torch.testing.assert_close(graph.model(images), model(images), rtol=1e-5, atol=1e-5)
+        else:
+            assert torch.equal(graph.model(images), model(images))
+    assert list(model.state_dict()) == keys
+    for plain in graph.plain.values():  # the same tensors, not copies of them
+        for own, place in plain.tensors.items():
+            owner, _, attribute = place.rpartition(".")
+            assert getattr(plain.module, own) is getattr(model.get_submodule(owner), attribute)
+
+
+@pytest.mark.parametrize("name", ["norm", "convolution", "linear", "by hand", "transposed", "twice"])
+def test_usual_names_stay_in_the_state_dict(name):
+    model = network(WRITTEN[name][0])
+    assert trace(model).model.state_dict().keys() == model.state_dict().keys()
+
+
+def test_a_norm_in_training_mode_uses_and_updates_its_own_statistics():
+    model = network(lambda: NormAct(4))
+    plain = trace(model).model
+    expected = copy.deepcopy(model).train()
+    out = expected(IMAGES)
+    assert torch.equal(plain.train()(IMAGES), out)
+    for key, tensor in expected.state_dict().items():
+        assert torch.equal(model.state_dict()[key], tensor)  # the plain norm wrote into the network's own buffers
+
+
+def test_a_norm_of_fixed_statistics_trains_its_scale_only():
+    model = network(lambda: FixedStatistics(4))
+    plain = trace(model).model.train()
+    assert torch.equal(plain(IMAGES), model.train()(IMAGES))
+    plain(IMAGES).sum().backward()
+    assert model[1].weight.grad is not None
+    assert int(model[1].num_batches_tracked) == 0
+
+
+def test_one_weight_in_two_ways_stays_a_call_of_the_function_once():
+    model = network(TwoWays)
+    graph = trace(model)
+    assert sum(isinstance(module, nn.Conv2d) for _, module in graph.calls()) == 2  # the plain first layer, and one way
+    assert sum(node.target is F.conv2d for node in graph.fx.nodes) == 1
+    assert torch.equal(graph.model(IMAGES), model(IMAGES))
+
+
+class Standardized(nn.Conv2d):
+    """A convolution that computes its weight."""
+
+    def forward(self, x):
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return F.conv2d(x, weight, self.bias)
+
+
+class BatchStatistics(nn.BatchNorm2d):
+    """A norm that never uses its running statistics."""
+
+    def forward(self, x):
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, True, 0.0, self.eps)
+
+
+class Doubled(SamePadded):
+    """A function that is called in a loop: one layer, called twice."""
+
+    def forward(self, x):
+        for _ in range(2):
+            x = super().forward(x)
+        return x
+
+
+@pytest.mark.parametrize("written", [lambda: Standardized(4, 4, 3), lambda: BatchStatistics(4)])
+def test_a_layer_that_computes_its_own_tensors_or_uses_the_batch_stays_a_function(written):
+    model = network(written)
+    graph = trace(model)
+    assert not graph.plain
+    assert torch.equal(graph.model(IMAGES), model(IMAGES))
+
+
+def test_a_loop_calls_one_layer_again():
+    model = network(lambda: Doubled(4, 4, 3))
+    graph = trace(model)
+    assert [str(node.target) for node, module in graph.calls() if isinstance(module, SamePadded | nn.Conv2d)] == [
+        "0", "1", "1",
+    ]  # fmt: skip
+    assert torch.equal(graph.model(IMAGES), model(IMAGES))

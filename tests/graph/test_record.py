@@ -1,0 +1,193 @@
+"""Forwards recorded while they run: the record computes the same, for other values and other sizes of the batch too."""
+
+from collections import namedtuple
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils._pytree import tree_leaves
+
+from micronet.errors import MicronetError
+from micronet.graph.record import record_network
+from micronet.graph.trace import trace
+
+IMAGES, MORE = torch.randn(2, 3, 8, 8), torch.randn(5, 3, 8, 8)
+Pair = namedtuple("Pair", "first second")
+
+
+class Network(nn.Module):
+    """Layers for the forwards below."""
+
+    def __init__(self, forward):
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.blocks = nn.ModuleList([nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 3, padding=1)])
+        self.head, self.scale = nn.Linear(8, 4), nn.Parameter(torch.rand(8, 1, 1))
+        self.register_buffer("table", torch.rand(8, 1, 1), persistent=False)
+        self.written = [forward]
+
+    def forward(self, *inputs):
+        return self.written[0](self, *inputs)
+
+
+def control_flow_on_shapes(m, x):
+    x = m.stem(x)
+    if x.shape[-1] > 4 and x.size(1) == 8:
+        x = F.avg_pool2d(x, x.shape[-1] // 4)
+    for _ in range(x.shape[-1] // 2):
+        x = m.blocks[0](x)
+    return m.head(x.mean((2, 3)))
+
+
+def lists_of_features(m, x):
+    features = [m.stem(x)]
+    for block in m.blocks:
+        features.append(block(features[-1]))
+    first, *others = features
+    return m.head(sum(others, first).flatten(2).mean(-1))
+
+
+def unpacked_parts(m, x):
+    left, right = m.stem(x).chunk(2, 1)
+    b, c, h, w = left.shape
+    parts = [each * number for number, each in enumerate(left.split([1, 3], 1), 1)]
+    return torch.cat([*parts, right], 1).view(b, 2 * c, h * w).transpose(1, 2)
+
+
+def constants_of_the_forward(m, x):
+    x = m.stem(x)
+    grid = torch.arange(x.shape[-1], dtype=x.dtype) / 8
+    mask = torch.ones(8, 8).tril().bool()
+    return (x + grid).masked_fill(~mask, 0.5) * torch.tensor([0.25])
+
+
+def sizes_of_the_batch(m, x):
+    b, c = x.shape[:2]
+    tokens = m.stem(x).reshape(b, 8, -1).permute(0, 2, 1)
+    first = torch.zeros(b, 1, 8) + m.table.view(1, 1, 8)
+    rolled = torch.cat([first, tokens], 1)[:, : tokens.shape[1] - c + 1]
+    return m.head(rolled.reshape(b * rolled.size(1), 8)).unflatten(0, (b, -1))
+
+
+def in_place(m, x):
+    x = m.norm(m.stem(x)).clone()
+    x += m.blocks[0](x)
+    x[:, :4] = 0.5
+    x[:, 4:6] *= m.scale[4:6]
+    x.relu_().add_(1)
+    return x
+
+
+def dictionaries(m, x):
+    x = m.stem(x)
+    out = {"deep": m.blocks[1](x), "flat": Pair(x.amax(1), [x.sum(1)])}
+    return {**out, "shape": x.shape[2:]}
+
+
+def several_inputs(m, x, y, scale):
+    return m.stem(x) * m.head(y)[:, :1, None, None] + scale
+
+
+def methods_and_reflected_operators(m, x):
+    x = m.stem(x)
+    y = 1.0 - x
+    y = 2 / (y.abs() + 1) ** 2 - (3.0 ** y.tanh())
+    return y.max(1).values @ x.sum(1).mT if y.ndim == 4 else x
+
+
+def functions_with_weights(m, x):
+    x = F.conv2d(x, m.stem.weight, m.stem.bias, padding=1)
+    return F.linear(F.adaptive_avg_pool2d(x, 1).squeeze(-1).squeeze(-1), m.head.weight)
+
+
+def a_dropout_and_an_assertion(m, x):
+    assert x.shape[1] == 3 and x.is_floating_point()
+    return F.dropout(m.stem(x), 0.5, m.training)
+
+
+def nearest(m, x):
+    x = m.stem(x)
+    y = F.interpolate(x[..., ::2, ::2], size=x.shape[2:], mode="nearest")
+    return torch.stack([x, y]).unbind(0)[1] + torch.einsum("bchw,cij->bchw", x, m.scale)
+
+
+INPUTS = {several_inputs: lambda x: (x, torch.rand(len(x), 8), torch.rand(len(x), 1, 1, 1))}
+FORWARDS = [
+    control_flow_on_shapes, lists_of_features, unpacked_parts, constants_of_the_forward, sizes_of_the_batch, in_place,
+    dictionaries, several_inputs, methods_and_reflected_operators, functions_with_weights, a_dropout_and_an_assertion,
+    nearest,
+]  # fmt: skip
+
+
+def inputs_of(forward, images):
+    return INPUTS.get(forward, lambda x: (x,))(images.clone())
+
+
+@pytest.mark.parametrize("forward", FORWARDS, ids=lambda forward: forward.__name__)
+def test_a_record_computes_what_the_network_computes(forward):
+    torch.manual_seed(0)
+    model = Network(forward).eval()
+    recorded, _ = record_network(model, inputs_of(forward, IMAGES))
+    graph = trace(recorded)
+    own = model.state_dict()
+    read = recorded.state_dict()
+    assert read.keys() <= own.keys()
+    assert all(own[key] is tensor or own[key].data_ptr() == tensor.data_ptr() for key, tensor in read.items())
+    with torch.no_grad():
+        for images in (IMAGES, -IMAGES, MORE):
+            inputs = inputs_of(forward, images)
+            expected = tree_leaves(model(*(x.clone() for x in inputs)))
+            for network in (recorded, graph.model):
+                actual = tree_leaves(network(*(x.clone() for x in inputs)))
+                assert len(actual) == len(expected)
+                assert all(
+                    torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y
+                    for x, y in zip(actual, expected, strict=True)
+                )
+
+
+def branch_on_values(m, x):
+    x = m.stem(x)
+    if x.sum() > 0:
+        return x
+    return -m.blocks[0](x)
+
+
+def number_from_values(m, x):
+    return m.stem(x) * float(x.mean())
+
+
+def indices_from_values(m, x):
+    x = m.stem(x)
+    return x[:, : int(x[0, 0, 0, 0] > 0) + 1]
+
+
+@pytest.mark.parametrize(
+    ("forward", "line"),
+    [
+        (branch_on_values, "if x.sum() > 0:"),
+        (number_from_values, "float(x.mean())"),
+        (indices_from_values, "int(x[0, 0, 0, 0] > 0)"),
+    ],
+)
+def test_a_forward_that_depends_on_values_is_refused_with_its_line(forward, line):
+    torch.manual_seed(0)
+    with pytest.raises(MicronetError, match=r"depends on the values of its inputs at .*test_record.py:") as caught:
+        record_network(Network(forward), IMAGES)
+    assert line in str(caught.value)
+
+
+def test_a_forward_that_fails_is_refused_with_its_line():
+    with pytest.raises(MicronetError, match=r"cannot run on the example input at .*test_record.py:\d+ \(.*m.head"):
+        record_network(Network(lambda m, x: m.head(m.stem(x).flatten(1))), IMAGES)
+
+
+def test_the_modes_and_the_gradients_of_a_network_stay_as_they_are():
+    model = Network(in_place)
+    model.norm.eval()
+    model.head.weight.requires_grad_(False)
+    recorded, _ = record_network(model, IMAGES)
+    assert model.training and model.stem.training and not model.norm.training
+    assert recorded.training and recorded.stem.training and not recorded.norm.training
+    assert model.stem.weight.requires_grad and not model.head.weight.requires_grad
