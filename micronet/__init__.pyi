@@ -437,8 +437,8 @@ def quantize(
 ) -> Artifact:
     """Quantize a network with or without training (QAT, PTQ).
 
-    Without an artifact, the network of model is first trained on data with the defaults of ``train``. Binary and
-    ternary networks are also distilled from the float artifact, unless distill specifies another teacher.
+    Without an artifact, the network of model is first trained on data with the defaults of ``train``. Networks of
+    4 bits or fewer are also distilled from the float artifact, unless distill specifies another teacher.
     mode="qaft" trains a quantized artifact with frozen ranges, by default at a learning rate of 1e-5.
 
     Args:

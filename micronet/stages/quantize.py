@@ -17,6 +17,7 @@ QAT = TrainConfig(epochs=2)  # short, since the float network is trained already
 QAFT_LR = 1e-5
 # The smaller of the weights' and the activations' bits -> the learning rate that worked best (see BENCHMARKS.md).
 LEARNING_RATES = ((1, 0.02), (3, 0.005), (6, 0.002), (16, 0.001))
+TAUGHT_BITS = 4  # up to which QAT gains from the float network's scores (BENCHMARKS.md, "Learned scales")
 LEVELS_MUON_LR = 0.01  # of binary and ternary networks (scripts/bench_binary.py)
 FLOAT_WEIGHTS = 0.5  # a share of the steps, for binary weights; ternary ones gain nothing from it
 
@@ -28,7 +29,7 @@ class Quantize(TrainingSettings, Stage):
     name = "quantize"
     details = (
         "Without an artifact, the network of --model is first trained on --data with the defaults of `micronet "
-        "train`. Binary and ternary networks are also distilled from the float artifact, unless --distill specifies "
+        "train`. Networks of 4 bits or fewer are also distilled from the float artifact, unless --distill specifies "
         "another teacher. --mode qaft trains a quantized artifact with frozen "
         "ranges, by default at a learning rate of 1e-5."
     )
@@ -65,7 +66,7 @@ class Quantize(TrainingSettings, Stage):
         mode, recovery = self.calibration.mode, self.recovery
         if self.artifact is not None:
             self.model.check_unused()
-        if mode != "qat" or not self._has_levels:
+        if not self._is_taught:
             check_teacher(self.training)
         if self.is_onnx:
             self._check_onnx()
@@ -223,7 +224,7 @@ class Quantize(TrainingSettings, Stage):
         learns_levels = self._has_levels and calibration.mode == "qat"
         if learns_levels and training.preset is None:
             training = replace(training, preset="fast")
-        if learns_levels and training.distill is None:
+        if self._is_taught and training.distill is None:
             training = replace(training, distill=teacher)
         if training.lr is None:
             training = replace(training, lr=self._learning_rate(training))
@@ -238,12 +239,21 @@ class Quantize(TrainingSettings, Stage):
             return QAFT_LR
         if self._has_levels and training.chosen("optimizer") == "muon":
             return LEVELS_MUON_LR
-        fewest = min(_count(self.quantization.w_bits), _count(self.quantization.a_bits))
-        return next(rate for bits, rate in LEARNING_RATES if fewest <= bits)
+        return next(rate for bits, rate in LEARNING_RATES if self._fewest_bits <= bits)
+
+    @property
+    def _fewest_bits(self) -> int:
+        """The smaller of the weights' and the activations' bits."""
+        return min(_count(self.quantization.w_bits), _count(self.quantization.a_bits))
+
+    @property
+    def _is_taught(self) -> bool:
+        """Whether the float network is the teacher unless another one is given."""
+        return self.calibration.mode == "qat" and self._fewest_bits <= TAUGHT_BITS
 
     @property
     def _has_levels(self) -> bool:
-        """Whether weights or activations are binary or ternary; these gain from a teacher."""
+        """Whether weights or activations are binary or ternary."""
         return isinstance(self.quantization.w_bits, str) or isinstance(self.quantization.a_bits, str)
 
     def write(self, product: Any, path: Path) -> None:

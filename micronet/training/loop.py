@@ -164,7 +164,7 @@ class Trainer:
                 rate = learning_rate(config, taken, all_steps)
                 size = image_size(config, self.data.train.image_shape[1], taken, all_steps)
                 for group in step.optimizer.param_groups:
-                    group["lr"] = rate
+                    group["lr"] = rate * group.get("lr_factor", 1.0)  # checkpoints of earlier versions have none
                 part = sizes[state.step * config.accumulate :][: config.accumulate]
                 if self.hooks.before_step is not None:
                     self.hooks.before_step(taken / all_steps)

@@ -24,6 +24,7 @@ from micronet.training.muon import Muon, find_matrices
 from micronet.training.synchronized import synchronized_batch_norm
 
 SGD_MOMENTUM = 0.9
+SCALE_LR_FACTOR = 10.0  # a short training has to move scales far (BENCHMARKS.md, "Learned scales")
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
     "sgd": partial(torch.optim.SGD, momentum=SGD_MOMENTUM, nesterov=True),
@@ -35,18 +36,19 @@ _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     """Return an optimizer of all parameters that require gradients.
 
-    Parameters that a module lists in ``no_weight_decay`` are never decayed.
+    Parameters that a module lists in ``learned_scales`` are never decayed, and have a higher learning rate, by the
+    factor ``lr_factor`` of their group.
     """
-    undecayed = {
-        id(getattr(module, name)) for module in model.modules() for name in getattr(module, "no_weight_decay", ())
-    }
+    scales = {id(getattr(module, name)) for module in model.modules() for name in getattr(module, "learned_scales", ())}
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     kinds = find_matrices(model) if config.chosen("optimizer") == "muon" else {}
     groups: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for parameter in sorted(trained, key=lambda each: id(each) in undecayed):
-        decays, kind = id(parameter) not in undecayed, kinds.get(parameter, {})
-        options = {"weight_decay": config.weight_decay if decays else 0.0, **kind}
-        groups.setdefault((decays, *kind.items()), {"params": [], **options})["params"].append(parameter)
+    for parameter in sorted(trained, key=lambda each: id(each) in scales):
+        is_scale, kind = id(parameter) in scales, kinds.get(parameter, {})
+        options: dict[str, Any] = {"weight_decay": 0.0 if is_scale else config.weight_decay, **kind}
+        if is_scale:
+            options["lr_factor"] = SCALE_LR_FACTOR
+        groups.setdefault((is_scale, *kind.items()), {"params": [], **options})["params"].append(parameter)
     return OPTIMIZERS[config.chosen("optimizer")](list(groups.values()), lr=config.peak_lr)
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from micronet import registry
 from micronet.errors import MicronetError
@@ -12,6 +13,8 @@ from micronet.quantization.quantizer import rebuild
 from micronet.quantization.schemes.dorefa import TanhQuantizer
 from micronet.quantization.schemes.iao import Observer
 from micronet.quantization.schemes.wbwtab import BinaryQuantizer, TernaryQuantizer
+from micronet.training.config import TrainConfig
+from micronet.training.step import SCALE_LR_FACTOR, make_optimizer
 
 STES = ("ste", "saturate", "soft")
 
@@ -351,3 +354,14 @@ def test_equals_torchs_own_fake_quantize_but_on_ties(axis, q_type):
     far = ((steps - steps.floor()) - 0.5).abs() >= 1e-5
     assert far.float().mean() > 0.99
     assert torch.equal(quantizer(x)[far], expected[far])
+
+
+def test_learned_scales_are_never_decayed_and_learn_faster():
+    model = nn.Sequential(nn.Linear(4, 4), registry.resolve(registry.QUANTIZERS, "lsq", "quantizer")(4, True, False))
+    for name in ("adam", "muon"):
+        groups = make_optimizer(model, TrainConfig(optimizer=name, weight_decay=0.1)).param_groups
+        found = {
+            each: (group["weight_decay"], group.get("lr_factor", 1)) for group in groups for each in group["params"]
+        }
+        assert found.pop(model[1].log_scale) == (0, SCALE_LR_FACTOR)
+        assert set(found.values()) == {(0.1, 1)}

@@ -6,7 +6,7 @@ it is from about 5 bits on: otherwise half of the levels would lie beyond all va
 
 Deviations from the paper: weights have one scale per output channel unless ``q_level`` is ``layer``; the trained
 parameter is the logarithm of the scale, so that a step of Adam changes small and large scales by the same fraction
-(Jain et al. 2019, arXiv:1903.08066, section 3.3).
+(Jain et al. 2019, arXiv:1903.08066, section 3.3), and its learning rate is higher than that of other parameters.
 """
 
 import math
@@ -28,7 +28,7 @@ class LearnedQuantizer(Quantizer):
 
     scheme = "lsq"
     ranged = True
-    no_weight_decay = ("log_scale",)
+    learned_scales = ("log_scale",)
     fixed: Tensor
 
     def __init__(
