@@ -36,6 +36,7 @@ def train(
     output: str | Path | None = None,
     width: float | None = None,
     model_args: str | None = None,
+    task: str | None = None,
     image_size: int | None = None,
     limit: int | None = None,
     batch_size: int | None = None,
@@ -79,6 +80,9 @@ def train(
         output: File to write; by default, nothing is written.
         width: Multiplier for the width of every layer (built-in networks only); default: 1.
         model_args: Arguments of the factory as JSON, for example '{"num_classes": 10}'.
+        task: classification, segmentation, agreement (with the float network, for any network and inputs, no
+            labels) or path/to/file.py:Task (which runs that code). Default: the task recorded in the artifact;
+            without one, classification.
         image_size: Resize and crop images to NxN pixels.
         limit: Use at most N training and N test images.
         batch_size: Images per batch, across all processes. Default: 32 to 128, by the number of images; plain:
@@ -135,6 +139,7 @@ def import_model(
     seed: int = 1,
     width: float | None = None,
     model_args: str | None = None,
+    task: str | None = None,
     image_size: int | None = None,
     limit: int | None = None,
     force: bool = False,
@@ -150,7 +155,7 @@ def import_model(
         mean: Per-channel mean for input normalization (pixels are scaled to 0..1), for example 0.485,0.456,0.406.
         std: Per-channel standard deviation for input normalization, for example 0.229,0.224,0.225.
         seed: Seed for the initial weights.
-        model, data, output, width, model_args, image_size, limit, force, progress: As in ``train``.
+        model, data, output, width, model_args, task, image_size, limit, force, progress: As in ``train``.
 
     Returns:
         Artifact: The network (``model``) with its ``history`` and ``metrics``.
@@ -174,6 +179,7 @@ def sparse_train(
     trust_code: bool = False,
     width: float | None = None,
     model_args: str | None = None,
+    task: str | None = None,
     image_size: int | None = None,
     limit: int | None = None,
     batch_size: int | None = None,
@@ -210,7 +216,7 @@ def sparse_train(
         s: Weight of the sparsity penalty.
         criterion: What the penalty pushes toward zero: batch-norm scales, individual weights (l1), or the weights
             of whole channels (l2, group lasso). Attention heads are not penalized.
-        model, data, preset, epochs, lr, device, output, width, model_args, image_size, limit, batch_size,
+        model, data, preset, epochs, lr, device, output, width, model_args, task, image_size, limit, batch_size,
             accumulate, amp, patience, weight_decay, optimizer, schedule, label_smoothing, ema, flip, cutout,
             whiten, start_size, distill, distill_weight, temperature, seed, resume, max_time, checkpoint_minutes,
             compile, force, progress: As in ``train``.
@@ -268,6 +274,7 @@ def prune(
     compile: bool = False,
     model: str | None = None,
     trust_code: bool = False,
+    task: str | None = None,
     image_size: int | None = None,
     limit: int | None = None,
     force: bool = False,
@@ -298,7 +305,8 @@ def prune(
             this machine).
         output, preset, epochs, lr, batch_size, accumulate, amp, patience, weight_decay, optimizer, schedule,
             label_smoothing, ema, flip, cutout, whiten, start_size, distill, distill_weight, temperature, seed,
-            resume, max_time, checkpoint_minutes, compile, image_size, limit, force, progress: As in ``train``.
+            resume, max_time, checkpoint_minutes, compile, task, image_size, limit, force, progress: As in
+            ``train``.
         model, trust_code: As in ``evaluate``.
         data: As in ``quantize``.
 
@@ -320,6 +328,7 @@ def finetune(
     output: str | Path | None = None,
     model: str | None = None,
     trust_code: bool = False,
+    task: str | None = None,
     image_size: int | None = None,
     limit: int | None = None,
     batch_size: int | None = None,
@@ -352,7 +361,7 @@ def finetune(
 
     Args:
         artifact: An artifact (.safetensors).
-        data, preset, epochs, lr, device, output, image_size, limit, batch_size, accumulate, amp, patience,
+        data, preset, epochs, lr, device, output, task, image_size, limit, batch_size, accumulate, amp, patience,
             weight_decay, optimizer, schedule, label_smoothing, ema, flip, cutout, whiten, start_size, distill,
             distill_weight, temperature, seed, resume, max_time, checkpoint_minutes, compile, force, progress: As
             in ``train``.
@@ -406,6 +415,7 @@ def quantize(
     model: str | None = None,
     width: float | None = None,
     model_args: str | None = None,
+    task: str | None = None,
     image_size: int | None = None,
     limit: int | None = None,
     preset: Literal['plain', 'fast'] | None = None,
@@ -490,10 +500,10 @@ def quantize(
         bn_reestimate: Re-estimate batch-norm statistics in the quantized network.
         target_drop: Keep the most sensitive layers at 8 bits, as many as needed to limit the drop in validation
             accuracy to this many percentage points.
-        epochs, output, model, width, model_args, image_size, limit, preset, lr, batch_size, accumulate, amp,
-            patience, weight_decay, optimizer, schedule, label_smoothing, ema, flip, cutout, whiten, start_size,
-            distill, distill_weight, temperature, seed, device, resume, max_time, checkpoint_minutes, compile,
-            force, progress: As in ``train``.
+        epochs, output, model, width, model_args, task, image_size, limit, preset, lr, batch_size, accumulate,
+            amp, patience, weight_decay, optimizer, schedule, label_smoothing, ema, flip, cutout, whiten,
+            start_size, distill, distill_weight, temperature, seed, device, resume, max_time, checkpoint_minutes,
+            compile, force, progress: As in ``train``.
         trust_code: As in ``evaluate``.
 
     Returns:
@@ -505,6 +515,7 @@ def quantize(
 
 def fuse(
     artifact: Artifact | nn.Module | str | Path,
+    example_input: Tensor | tuple[Tensor, ...] | None = None,
     *,
     output: str | Path | None = None,
     force: bool = False,
@@ -518,6 +529,7 @@ def fuse(
 
     Args:
         artifact: An artifact (.safetensors).
+        example_input: Example input: a tensor or tuple of tensors; required if no data set determines it.
         output, force, progress: As in ``train``.
         model, trust_code: As in ``evaluate``.
 
@@ -542,6 +554,7 @@ def export_onnx(
     embed_preprocessing: bool = False,
     model: str | None = None,
     trust_code: bool = False,
+    task: str | None = None,
     image_size: int | None = None,
     limit: int | None = None,
     force: bool = False,
@@ -568,7 +581,7 @@ def export_onnx(
             Runtime.
         embed_preprocessing: Accept 8-bit pixels as input, with the normalization built into the file.
         check_images: Number of test images used to check that the exported network agrees with torch.
-        output, image_size, limit, force, progress: As in ``train``.
+        output, task, image_size, limit, force, progress: As in ``train``.
         model, trust_code: As in ``evaluate``.
         data: As in ``quantize``.
 
@@ -611,6 +624,7 @@ def pack(
     output: str | Path | None = None,
     model: str | None = None,
     trust_code: bool = False,
+    task: str | None = None,
     image_size: int | None = None,
     limit: int | None = None,
     force: bool = False,
@@ -626,7 +640,7 @@ def pack(
     Args:
         artifact: An artifact (.safetensors).
         check_images: Number of test images used to check that the exported network agrees with torch.
-        data, output, image_size, limit, force, progress: As in ``train``.
+        data, output, task, image_size, limit, force, progress: As in ``train``.
         model, trust_code: As in ``evaluate``.
 
     Returns:
@@ -657,6 +671,7 @@ def trt_build(
     calib_cache: str | Path | None = None,
     model: str | None = None,
     trust_code: bool = False,
+    task: str | None = None,
     image_size: int | None = None,
     limit: int | None = None,
     force: bool = False,
@@ -684,7 +699,7 @@ def trt_build(
         compute_capability: Compute capabilities that TensorRT-RTX builds for, for example 8.6 or 8.6,8.9;
             default: all supported ones.
         calib_data: Folder of calibration images, labeled or not. Default: training images.
-        data, output, image_size, limit, force, progress: As in ``train``.
+        data, output, task, image_size, limit, force, progress: As in ``train``.
         model, trust_code: As in ``evaluate``.
         calibrator, percentile, calib_batches, calib_cache: As in ``quantize``.
 
@@ -705,6 +720,7 @@ def trt_eval(
     threads: int | None = None,
     segmentation: str | Path | None = None,
     sizes: Sequence[str | float] | str | None = None,
+    task: str | None = None,
     image_size: int | None = None,
     limit: int | None = None,
     model: str | None = None,
@@ -724,7 +740,7 @@ def trt_eval(
         segmentation: For segmentation networks: a folder with images/NAME.jpg and labels/NAME.png.
         sizes: For segmentation networks: average the scores over these sizes, each given as a shorter side or as
             HxW; default: the engine's size.
-        data, image_size, limit, progress: As in ``train``.
+        data, task, image_size, limit, progress: As in ``train``.
         device, threads, model, trust_code, arithmetic: As in ``evaluate``.
 
     Returns:
@@ -740,6 +756,7 @@ def evaluate(
     data: str | Path | None = None,
     device: str | None = None,
     threads: int | None = None,
+    task: str | None = None,
     image_size: int | None = None,
     limit: int | None = None,
     model: str | None = None,
@@ -760,7 +777,7 @@ def evaluate(
         trust_code: Allow code stored in the artifact to run.
         arithmetic: ONNX Runtime's int8 arithmetic: exact, or fast but with sums that can saturate on x86 CPUs
             without VNNI.
-        data, image_size, limit, progress: As in ``train``.
+        data, task, image_size, limit, progress: As in ``train``.
 
     Returns:
         Row: Accuracy, loss, agreement, latencies in ms, size in bytes, parameters and MACs.
@@ -776,6 +793,7 @@ def compare(
     data: str | Path | None = None,
     device: str | None = None,
     threads: int | None = None,
+    task: str | None = None,
     image_size: int | None = None,
     limit: int | None = None,
     model: str | None = None,
@@ -793,7 +811,7 @@ def compare(
         files: Artifacts, .onnx, .packed and .engine files.
         max_drop: Raise FailedError if the accuracy of any network is more than this many percentage points below
             that of the first.
-        data, image_size, limit, progress: As in ``train``.
+        data, task, image_size, limit, progress: As in ``train``.
         device, threads, model, trust_code, arithmetic: As in ``evaluate``.
 
     Returns:
@@ -877,6 +895,7 @@ def sensitivity(
     calib_data: str | Path | None = None,
     calib_cache: str | Path | None = None,
     float_weights: float | None = None,
+    task: str | None = None,
     image_size: int | None = None,
     limit: int | None = None,
     model: str | None = None,
@@ -891,7 +910,7 @@ def sensitivity(
     Args:
         artifact: An artifact (.safetensors).
         plot: Save a plot of the sensitivity as a .png or .svg file (needs matplotlib).
-        data, image_size, limit, progress: As in ``train``.
+        data, task, image_size, limit, progress: As in ``train``.
         model, trust_code: As in ``evaluate``.
         method, w_bits, a_bits, q_type, mode, q_level, weight_observer, a_sign, first_last, a_gain, a_ste, w_ste,
             w_center, no_alpha, bn_fuse, include, exclude, keep_8bit, calibrator, percentile, calib_batches,

@@ -42,6 +42,13 @@ DATA = {
     "fashion-mnist": "micronet.data.load:fashion_mnist",
 }
 
+# What outputs mean: the loss, the metrics, how data are read.
+TASKS = {
+    "classification": "micronet.tasks.classification:Classification",
+    "segmentation": "micronet.tasks.segmentation:Segmentation",
+    "agreement": "micronet.tasks.agreement:Agreement",
+}
+
 # A module with weight_quantizer(config, bits, axis, channels) and activation_quantizer(config, bits, signed).
 SCHEMES = {
     "iao": "micronet.quantization.schemes.iao",

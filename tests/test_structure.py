@@ -13,7 +13,7 @@ LEVELS = [
     {"errors", "registry"},
     {"core"},
     {"models"},
-    {"artifact", "data", "graph", "evaluation"},
+    {"artifact", "data", "tasks", "graph", "evaluation"},
     {"training"},
     {"pruning", "quantization"},
     {"onnx", "packed", "runtimes"},

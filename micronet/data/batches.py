@@ -6,7 +6,7 @@ resumed training ends bit-identical.
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,12 +15,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from micronet.core import ranks
-from micronet.data.dataset import DataSpec, wrong_channels
-from micronet.data.split import ImageSplit, channels_first
+from micronet.data.dataset import DataSpec, images_of, wrong_channels
+from micronet.data.samples import SampleSplit
+from micronet.data.split import Split, channels_first
 
 CROP_PADDING_SHARE = 1 / 8  # of an image's height: 4 pixels of 32, the usual recipe for CIFAR
 MAX_EVAL_BATCH, MIN_EVAL_BATCH = 256, 16  # images per batch; more than 256 are no faster on a CPU
 EVAL_BATCH_PIXELS = 2**21  # large images come in smaller batches: a deep network's maps stay below a few GB
+EVAL_BATCH_SAMPLES = 16  # of inputs that are no images: they may be large
 CPU = torch.device("cpu")
 
 
@@ -45,7 +47,7 @@ class Normalize:
 
 
 def train_batches(
-    split: ImageSplit,
+    split: Split,
     spec: DataSpec,
     batch_size: int,  # over all ranks
     *,
@@ -55,8 +57,8 @@ def train_batches(
     device: torch.device = CPU,
     flip: str = "random",  # or "alternating": a mirrored image is not mirrored in the next epoch
     cutout: int = 0,  # height and width of a grey square in each image
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the augmented images (B, C, H, W) and labels (B,) of one epoch.
+) -> Iterator[tuple[Any, Any]]:
+    """Yield the augmented images (B, C, H, W) and labels (B,) of one epoch, or other samples as they are.
 
     With several ranks, each gets its part of every batch; together they see what a single process would. For a GPU,
     each batch is copied as bytes from pinned memory while the previous one is in use, and normalised there.
@@ -64,6 +66,10 @@ def train_batches(
     generator = torch.Generator().manual_seed(seed * 100_003 + epoch)
     order = torch.randperm(len(split), generator=generator)
     sizes = batch_sizes(len(split), batch_size)
+    if isinstance(split, SampleSplit):
+        shards = [whole[ranks.shard(len(whole))] for whole in torch.split(order[: sum(sizes)], sizes)]
+        return split.stream(shards[start:])
+    split = images_of(split)
     augmentation, height = AUGMENTATIONS[spec.augment], split.image_shape[1]
     drawn = [augmentation.draw(size, height, generator) for size in sizes]
     parts = [ranks.shard(size) for size in sizes]
@@ -77,30 +83,35 @@ def train_batches(
     normalize = Normalize(spec, device)
 
     def prepare(images: Tensor, indices: Tensor, transforms: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
-        inputs = augmentation.apply(images, transforms)
+        inputs, targets = split.separate(augmentation.apply(images, transforms), indices)
         if cutout:
             inputs = cut_out(inputs, centres, cutout, spec)
         if device.type == "cuda":
             inputs = inputs.pin_memory()
-        return normalize(inputs.to(device, non_blocking=True)), split.labels[indices].to(device)
+        return normalize(inputs.to(device, non_blocking=True)), targets.to(device)
 
     prepared = map(prepare, split.stream(batches[start:]), batches[start:], own[start:], holes[start:])
     return _one_ahead(prepared) if device.type == "cuda" else prepared
 
 
 def eval_batches(
-    split: ImageSplit, spec: DataSpec, batch_size: int | None = None, only: slice = slice(None)
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield images (B, C, H, W) and labels (B,) in order, not augmented.
+    split: Split, spec: DataSpec, batch_size: int | None = None, only: slice = slice(None)
+) -> Iterator[tuple[Any, Any]]:
+    """Yield images (B, C, H, W) and labels (B,), or other samples with their targets, in order, not augmented.
 
     The default ``batch_size`` keeps a CPU busy and fits in memory. ``only``: which of the batches to yield.
     """
+    if isinstance(split, SampleSplit):
+        yield from split.stream(torch.split(torch.arange(len(split)), batch_size or EVAL_BATCH_SAMPLES)[only])
+        return
+    split = images_of(split)
     normalize = Normalize(spec)
     _, height, width = split.image_shape
     fitting = max(MIN_EVAL_BATCH, min(MAX_EVAL_BATCH, EVAL_BATCH_PIXELS // (height * width)))
     batches = torch.split(torch.arange(len(split)), batch_size or fitting)[only]
     for indices, images in zip(batches, split.stream(batches), strict=True):
-        yield normalize(images), split.labels[indices]
+        inputs, targets = split.separate(images, indices)
+        yield normalize(inputs), targets
 
 
 def draw_transforms(count: int, height: int, generator: torch.Generator, *, flip: bool) -> Tensor:
@@ -159,9 +170,9 @@ def cut_out(images: Tensor, centres: Tensor, size: int, spec: DataSpec) -> Tenso
 
 
 def resized(batches: Iterable[tuple[Tensor, Tensor]], size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield batches whose images (B, C, H, W) are scaled to a height and width of ``size`` pixels."""
+    """Yield batches whose images (B, C, H, W) are scaled to a height and width of ``size`` pixels; 0: as they are."""
     for images, labels in batches:
-        if images.shape[2] != size:
+        if size and images.shape[2] != size:
             images = F.interpolate(images, (size, size), mode="bilinear", antialias=True)
         yield images, labels
 

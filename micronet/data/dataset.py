@@ -4,17 +4,22 @@ The best epoch is chosen on ``validation``, a seeded part of the training images
 Splits are read when first used, so ``evaluate`` never decodes training images.
 """
 
+import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from micronet.data.image_files import FileSplit, image_memory
-from micronet.data.split import ImageSplit, random_subset
+from micronet.data.samples import SampleSplit
+from micronet.data.split import ImageSplit, Split, random_subset
 from micronet.errors import MicronetError, count
+
+if TYPE_CHECKING:
+    from micronet.tasks.task import Task
 
 VALIDATION_SHARE = 0.1
 STATISTICS_IMAGES = 10_000  # enough for four digits of the means
@@ -35,6 +40,8 @@ class DataSpec:
     augment: str = "none"  # one of batches.AUGMENTATIONS
     limit: int | None = None  # the maximum number of training images, and of test images
     seed: int = 1  # of the validation split and of the limit's choice
+    task: str = "classification"  # one of registry.TASKS, or a user's path/to/file.py:Task
+    inputs: list[dict[str, Any]] | None = None  # "shape" and "dtype" of each input that is no image, without the batch
 
     @classmethod
     def from_json(cls, value: Any) -> "DataSpec":
@@ -47,26 +54,33 @@ class DataSpec:
             ) from error
 
     def to_json(self) -> dict[str, Any]:
-        """Return the spec as a JSON object."""
-        return asdict(self)
+        """Return the spec as a JSON object; of a classifier of images as earlier versions wrote it."""
+        fields = asdict(self)
+        if self.task == "classification":
+            del fields["task"]
+        if self.inputs is None:
+            del fields["inputs"]
+        return fields
 
 
 @dataclass(frozen=True)
 class DataSource:
-    """Where images come from: class names, and functions that read the splits."""
+    """Where samples come from: functions that read the splits, and class names if there are classes."""
 
-    classes: list[str]
-    train: Callable[[], ImageSplit]
-    test: Callable[[], ImageSplit]
-    validation: Callable[[], ImageSplit] | None = None
+    train: Callable[[], Split]
+    test: Callable[[], Split]
+    classes: list[str] | None = None
+    validation: Callable[[], Split] | None = None
     augment: str = "none"
+    is_images: bool = True  # False if the splits are SampleSplits
 
 
 class Dataset:
-    """Three splits and the spec that describes them."""
+    """Three splits, the spec that describes them, and the task that they are for."""
 
-    def __init__(self, source: DataSource, spec: DataSpec) -> None:
-        self._source = source
+    def __init__(self, source: DataSource, spec: DataSpec, task: "Task") -> None:
+        self._source, self.task = source, task
+        self._reference: Callable[[Any], Any] | None = None
         self._partial = replace(spec, classes=source.classes, augment=source.augment)
         self.classes = source.classes
         self._cache_bytes = image_memory()  # still free for decoded images
@@ -75,18 +89,20 @@ class Dataset:
     def spec(self) -> DataSpec:
         """The complete spec; image size, channels, mean and std that are not given come from the training images."""
         spec = self._partial
+        if not self._source.is_images and isinstance(self.test, SampleSplit):
+            return replace(spec, inputs=self.test.describe())
         if spec.image_size is None or spec.channels is None:
-            shape = self.train.image_shape if spec.mean is None else self.test.image_shape
+            shape = images_of(self.train if spec.mean is None else self.test).image_shape
             spec = replace(spec, channels=shape[0], image_size=shape[1])
         if spec.mean is None or spec.std is None:
-            mean, std = _statistics(self.train)
+            mean, std = _statistics(images_of(self.train))
             spec = replace(spec, mean=mean, std=std)
         if len(spec.mean or []) != spec.channels:
             raise wrong_channels(len(spec.mean or []), spec.channels)
         return spec
 
     @cached_property
-    def _fit_and_validation(self) -> tuple[ImageSplit, ImageSplit]:
+    def _fit_and_validation(self) -> tuple[Split, Split]:
         whole = self._prepared(self._source.train())
         if self._source.validation is not None:
             return whole, self._prepared(self._source.validation())
@@ -94,36 +110,74 @@ class Dataset:
         held = max(1, round(len(whole) * VALIDATION_SHARE))
         if held >= len(whole):
             raise MicronetError(
-                f"{count(len(whole), 'image')} cannot be split into training and validation images; add more, or "
-                "raise --limit"
+                f"{count(len(whole), whole.noun)} cannot be split into training and validation {whole.noun}s; add "
+                "more, or raise --limit"
             )
         return whole.subset(order[held:]), whole.subset(order[:held])
 
     @property
-    def train(self) -> ImageSplit:
-        """The images that weights are trained on."""
+    def train(self) -> Split:
+        """The images or other samples that weights are trained on."""
         return self._fit_and_validation[0]
 
     @property
-    def validation(self) -> ImageSplit:
-        """The images that the best epoch is chosen on."""
+    def validation(self) -> Split:
+        """The images or other samples that the best epoch is chosen on."""
         return self._fit_and_validation[1]
 
     @cached_property
-    def test(self) -> ImageSplit:
-        """The images that accuracy is reported on."""
+    def test(self) -> Split:
+        """The images or other samples that accuracy is reported on."""
         return self._prepared(self._source.test())
 
-    def _prepared(self, split: ImageSplit) -> ImageSplit:
+    @property
+    def image_height(self) -> int:
+        """The height of training images in pixels; 0 if the samples are no images."""
+        return self.train.image_shape[1] if isinstance(self.train, ImageSplit) else 0
+
+    def with_reference(self, predict: Callable[[Any], Any]) -> "Dataset":
+        """Return the same data with the outputs of a predictor as targets, if the task needs a reference network."""
+        if not self.task.needs_reference:
+            return self
+        data = copy.copy(self)
+        data._reference = predict
+        return data
+
+    def referenced(self, batches: Iterable[tuple[Any, Any]]) -> Iterable[tuple[Any, Any]]:
+        """Yield batches with the targets of the reference network, if the task needs one.
+
+        Raises MicronetError if it needs one and there is none.
+        """
+        if not self.task.needs_reference:
+            return batches
+        if (predict := self._reference) is None:
+            raise MicronetError(
+                f"--task {self.task.name} compares a network with its float original, and there is none here; pass "
+                "both files to micronet compare, or the original with --distill in trainings"
+            )
+        from micronet.evaluation.accuracy import run_batch
+
+        return ((inputs, run_batch(predict, inputs)) for inputs, _ in batches)
+
+    def _prepared(self, split: Split) -> Split:
         """Apply the limit, and cache decoded images if all of them fit in the memory that is left."""
         limit = self._partial.limit
         if limit is not None and limit < len(split):
             split = random_subset(split, limit, self._partial.seed)
+        if not isinstance(split, FileSplit):
+            return split
         size_bytes = len(split) * math.prod(split.image_shape)
-        if not isinstance(split, FileSplit) or size_bytes > self._cache_bytes:
+        if size_bytes > self._cache_bytes:
             return split
         self._cache_bytes -= size_bytes
         return split.with_cache()
+
+
+def images_of(split: Split) -> ImageSplit:
+    """Return a split of images; raise MicronetError if its samples are none."""
+    if isinstance(split, ImageSplit):
+        return split
+    raise MicronetError("this needs images, but the inputs of this data set are tensors without a mean and std")
 
 
 def wrong_channels(expected: int, got: int | None) -> MicronetError:

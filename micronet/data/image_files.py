@@ -154,7 +154,7 @@ def decode(path: Path, size: int) -> Tensor:
     """Read an image file as (size, size, 3) uint8 RGB: shorter side resized, then centre-cropped."""
     with open_image(path) as image:
         rgb = _eight_bits(ImageOps.exif_transpose(image)).convert("RGB")
-        return torch.from_numpy(np.array(rgb if rgb.size == (size, size) else _square(rgb, size)))
+        return torch.from_numpy(np.array(rgb if rgb.size == (size, size) else square(rgb, size)))
 
 
 def image_memory() -> int:
@@ -201,9 +201,10 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return image
 
 
-def _square(image: Image.Image, size: int) -> Image.Image:
+def square(image: Image.Image, size: int, resample: Image.Resampling = Image.Resampling.BILINEAR) -> Image.Image:
+    """Return an image of (size, size) pixels: the shorter side resized, then centre-cropped."""
     width, height = image.size
     scale = size / min(width, height)
     wide, high = max(size, round(width * scale)), max(size, round(height * scale))
     left, top = (wide - size) // 2, (high - size) // 2
-    return image.resize((wide, high), Image.Resampling.BILINEAR).crop((left, top, left + size, top + size))
+    return image.resize((wide, high), resample).crop((left, top, left + size, top + size))

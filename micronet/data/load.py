@@ -22,12 +22,18 @@ from micronet.data.dataset import Dataset, DataSource, DataSpec
 from micronet.data.folder import open_folder
 from micronet.data.split import ImageSplit, MemorySplit, resize
 from micronet.errors import FailedError, MicronetError, count, unknown
+from micronet.tasks.task import load_task
 
 DIGITS_SIZE = 32
 
 
 def load_data(
-    name: str | None, *, image_size: int | None = None, limit: int | None = None, like: DataSpec | None = None
+    name: str | None,
+    *,
+    image_size: int | None = None,
+    limit: int | None = None,
+    like: DataSpec | None = None,
+    task: str | None = None,
 ) -> Dataset:
     """Open a data set; images are read when they are first used.
 
@@ -36,6 +42,7 @@ def load_data(
         image_size: Height and width in pixels; None: as in ``like``, or the images' own.
         limit: The maximum number of training images, and of test images.
         like: The spec of the network that the data set is for; its preprocessing overrides the data set's.
+        task: What the data set is for; None: as in ``like``.
     """
     like = like or DataSpec()
     place = name or like.name
@@ -47,8 +54,9 @@ def load_data(
             f"{place}"
         )
     size = image_size or like.image_size
-    source = _open(place, size)
-    if like.classes is not None and like.classes != source.classes:
+    opened = load_task(task, like.task)
+    source = opened.open(place, size)
+    if like.classes is not None and source.classes is not None and like.classes != source.classes:
         raise MicronetError(
             f"the network was trained on {_count(like.classes)}, but {place} has {_count(source.classes)}; use a data "
             "set with the same classes, or train a new network on this one"
@@ -60,11 +68,14 @@ def load_data(
             name=str(Path(place).resolve()) if Path(place).exists() else place,
             image_size=size,
             limit=limit or (like.limit if name is None else None),
+            task=opened.name,
         ),
+        opened,
     )
 
 
-def _open(name: str, image_size: int | None) -> DataSource:
+def open_images(name: str, image_size: int | None) -> DataSource:
+    """Open labelled images: built in, a folder, a file, or the user's code."""
     path = Path(name)
     if name in registry.DATA:
         source: DataSource = registry.load_object(registry.DATA[name])(image_size)
@@ -118,7 +129,7 @@ def digits(image_size: int | None) -> DataSource:
         pixels = (grey.float() * (255 / 16)).round().to(torch.uint8)
         return MemorySplit(resize(pixels, image_size or DIGITS_SIZE), torch.from_numpy(stored[f"y_{part}"]).long())
 
-    return DataSource(list("0123456789"), partial(read, "train"), partial(read, "test"), augment="crop")
+    return DataSource(partial(read, "train"), partial(read, "test"), list("0123456789"), augment="crop")
 
 
 def open_arrays(stored: Mapping[str, Any], image_size: int | None) -> DataSource:
@@ -139,7 +150,7 @@ def open_arrays(stored: Mapping[str, Any], image_size: int | None) -> DataSource
             f"the data set lists {count(len(classes), 'class')} but has label {labels - 1}; expected labels 0 to "
             f"{len(classes) - 1}"
         )
-    return DataSource(classes, lambda: train, lambda: test)
+    return DataSource(lambda: train, lambda: test, classes)
 
 
 def _from_arrays(stored: Mapping[str, Any], part: str, image_size: int | None) -> MemorySplit:
@@ -181,7 +192,7 @@ def _torchvision(name: str, augment: str, image_size: int | None) -> DataSource:
         return MemorySplit(resize(images, image_size), torch.as_tensor(data.targets))
 
     test = read(train=False)
-    return DataSource(list(test.classes), lambda: split(read(train=True)), lambda: split(test), augment=augment)
+    return DataSource(lambda: split(read(train=True)), lambda: split(test), list(test.classes), augment=augment)
 
 
 cifar10 = partial(_torchvision, "CIFAR10", "crop-flip")  # Krizhevsky 2009: 60,000 colour images of 32x32

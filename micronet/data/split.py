@@ -1,21 +1,53 @@
 """A split of a data set: labelled uint8 images, in memory here, or in files (``image_files``)."""
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 
-class ImageSplit(ABC):
+class Split(ABC):
+    """Images or other samples, chosen by their indices. ``noun``: what messages call one of them."""
+
+    noun: ClassVar[str]
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Return the number of samples."""
+
+    @abstractmethod
+    def subset(self, indices: Tensor) -> Any:
+        """Return the samples at ``indices``, in that order, as a split."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Return a hash that changes with the choice of samples."""
+
+
+S = TypeVar("S", bound=Split)
+
+
+class ImageSplit(Split):
     """Labelled images."""
 
+    noun = "image"
     labels: Tensor  # (N,) int64
     image_shape: tuple[int, int, int]  # (C, H, W) of every image
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def fingerprint(self) -> str:
+        """Return the hash of the labels."""
+        return hashlib.sha256(self.labels.numpy().tobytes()).hexdigest()
+
+    def separate(self, pixels: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the images and the targets in what ``stream`` yielded for ``indices``, perhaps augmented."""
+        return pixels, self.labels[indices]
 
     @abstractmethod
     def stream(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
@@ -58,10 +90,11 @@ def channels_first(pixels: Tensor) -> Tensor:
     return pixels.view(count, 1, height, width) if channels == 1 else pixels.permute(0, 3, 1, 2)
 
 
-def random_subset(split: ImageSplit, count: int, seed: int) -> ImageSplit:
-    """Return at most ``count`` images, drawn at random: a folder's first images would all be of one class."""
+def random_subset(split: S, count: int, seed: int) -> S:
+    """Return at most ``count`` samples, drawn at random: a folder's first images would all be of one class."""
     order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))
-    return split.subset(order[:count])
+    chosen: S = split.subset(order[:count])
+    return chosen
 
 
 def resize(images: Tensor, size: int | None) -> Tensor:

@@ -1,57 +1,78 @@
-"""Measure the accuracy and agreement of any predictor, images (N, C, H, W) float32 -> scores (N, K) float32.
+"""Measure any predictor by its task's loss and metrics, and the agreement of two.
 
 A torch model, an ONNX Runtime session, a packed network and a TensorRT engine all are predictors.
 """
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.utils._pytree import tree_map_only
 
+from micronet.data.dataset import DataSpec
 from micronet.errors import MicronetError, first_line
 from micronet.evaluation.network import Predictor, Scores
 from micronet.models.device import inference_format, place_input
 from micronet.models.modes import eval_mode
+from micronet.tasks.classification import Classification
+from micronet.tasks.task import Meter, Outputs, Task, describe, outputs_of
 
-_NO_SCORES = "the network must return class scores of shape (N, classes), one row per image"
+CLASSIFICATION = Classification()
 
 
-class Evaluation(NamedTuple):
-    """The class predicted for each image, the number of correct ones, and the sum of all cross-entropies in nats."""
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured over a number of samples: the task's meter, and the sum of all losses."""
 
-    classes: NDArray[np.int64]
-    correct: int
+    meter: Meter
+    samples: int
     total_loss: float
 
     @property
-    def accuracy(self) -> float:
-        """Share of correct classes, 0..1."""
-        return self.correct / len(self.classes)
+    def metrics(self) -> dict[str, float]:
+        """The task's metrics."""
+        return self.meter.compute()
 
     @property
     def loss(self) -> float:
-        """Mean cross-entropy."""
-        return self.total_loss / len(self.classes)
+        """The mean loss."""
+        return self.total_loss / self.samples
+
+    @property
+    def accuracy(self) -> float:
+        """The share of correct classes, 0..1, in classification."""
+        return self.metrics["accuracy"]
+
+    @property
+    def classes(self) -> NDArray[np.int64]:
+        """The class predicted for each image, in classification."""
+        found: NDArray[np.int64] = self.meter.classes  # type: ignore[attr-defined]
+        return found
 
 
 def predictor(model: nn.Module) -> Predictor:
     """Return a predictor that runs a torch model, in its present mode and on its device."""
-    device, layout = next(model.parameters()).device, inference_format(model)
+    device, layout = next((p.device for p in model.parameters()), torch.device("cpu")), inference_format(model)
 
     @torch.inference_mode()
-    def predict(images: NDArray[np.float32]) -> Scores:
-        scores = model(place_input(torch.from_numpy(images), device, layout))
-        if not isinstance(scores, Tensor):
-            raise MicronetError(f"{_NO_SCORES}; got a {type(scores).__name__}")
-        out: Scores = scores.float().cpu().numpy()
-        return out
+    def predict(inputs: Any) -> Scores:
+        arrays = inputs if isinstance(inputs, tuple) else (inputs,)
+        outputs = outputs_of(model(*(place_input(torch.from_numpy(each), device, layout) for each in arrays)))
+        if isinstance(outputs, Tensor):
+            return _array(outputs)
+        return [_array(each) for each in outputs]
 
     return predict
+
+
+def _array(output: Tensor) -> NDArray[Any]:
+    found: NDArray[Any] = (output.float() if output.is_floating_point() else output).cpu().numpy()
+    return found
 
 
 @contextmanager
@@ -61,46 +82,56 @@ def evaluating(model: nn.Module) -> Iterator[Predictor]:
         yield predictor(model)
 
 
-def check_scores(predict: Predictor, images: Tensor, classes: int, name: str = "the network") -> None:
-    """Raise MicronetError if a predictor refuses images, or does not score the data set's number of classes.
+def check_scores(
+    predict: Predictor, inputs: Any, spec: DataSpec, name: str = "the network", task: Task = CLASSIFICATION
+) -> None:
+    """Raise MicronetError if a predictor refuses inputs, or its outputs do not suit the task.
 
-    ``images``: (N, C, H, W) float32; one is enough. ``name``: what error messages call the network.
+    ``inputs``: a batch, of which one sample is enough. ``name``: what error messages call the network.
     """
     try:
-        scores = predict(images.numpy())
+        outputs = run_batch(predict, inputs)
     except MicronetError:
         raise
     except Exception as error:  # a network's forward may raise anything
-        shape = tuple(images.shape[1:])
-        raise MicronetError(f"{name} does not accept images of shape {shape}: {first_line(error)}") from error
-    if scores.ndim != 2:
-        raise MicronetError(f"{_NO_SCORES}; got shape {scores.shape}")
-    if scores.shape[1] != classes:
-        raise MicronetError(
-            f"{name} outputs scores for {scores.shape[1]} classes, but the data set has {classes}; rebuild it with "
-            f"""{classes} classes, for example with micronet import --model-args '{{"num_classes": {classes}}}'"""
-        )
+        if isinstance(inputs, Tensor) and inputs.dim() == 4 and inputs.is_floating_point():
+            given = f"images of shape {tuple(inputs.shape[1:])}"
+        else:
+            given = f"{'inputs' if isinstance(inputs, tuple) else 'the input'} {describe(inputs)}"
+        raise MicronetError(f"{name} does not accept {given}: {first_line(error)}") from error
+    task.check(outputs, spec, name)
+
+
+def run_batch(predict: Predictor, inputs: Any) -> Outputs:
+    """Run a predictor on a batch of tensors, and return its outputs as tensors."""
+    arrays = tuple(x.numpy() for x in inputs) if isinstance(inputs, tuple) else inputs.numpy()
+    found = predict(arrays)
+    if isinstance(found, list):
+        return [torch.from_numpy(np.asarray(each)) for each in found]
+    return torch.from_numpy(found)
 
 
 def evaluate(
-    predict: Predictor, batches: Iterable[tuple[Tensor, Tensor]], on_batch: Callable[[int], None] | None = None
+    predict: Predictor,
+    batches: Iterable[tuple[Any, Any]],
+    on_batch: Callable[[int], None] | None = None,
+    task: Task = CLASSIFICATION,
 ) -> Evaluation:
-    """Run a predictor over batches of images (N, C, H, W) float32 and labels (N,) int64.
+    """Run a predictor over batches of inputs and targets: images (N, C, H, W) float32 and labels (N,) int64.
 
-    ``on_batch`` is called after every batch with the number of images evaluated so far.
+    ``on_batch`` is called after every batch with the number of samples evaluated so far.
     """
-    classes = [np.empty(0, np.int64)]
-    correct, loss, images = 0, 0.0, 0
-    for inputs, labels in batches:
-        scores = torch.from_numpy(predict(inputs.numpy()))
-        best = scores.argmax(1)
-        classes.append(best.numpy())
-        correct += int((best == labels).sum())
-        loss += float(F.cross_entropy(scores.double(), labels, reduction="sum"))
-        images += len(labels)
+    meter, loss, samples = task.meter(), 0.0, 0
+    for inputs, targets in batches:
+        outputs = run_batch(predict, inputs)
+        count = len(inputs[0] if isinstance(inputs, tuple) else inputs)
+        meter.update(outputs, targets)
+        precise = tree_map_only(Tensor, Tensor.double, outputs) if task.has_classes else outputs
+        loss += float(task.loss(precise, targets)) * count
+        samples += count
         if on_batch is not None:
-            on_batch(images)
-    return Evaluation(np.concatenate(classes), correct, loss)
+            on_batch(samples)
+    return Evaluation(meter, samples, loss)
 
 
 def agreement(left: Evaluation, right: Evaluation) -> float:

@@ -3,13 +3,11 @@
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
 from micronet.data.dataset import DataSpec
 
-Scores = NDArray[np.float32]
-Predictor = Callable[[NDArray[np.float32]], Scores]
+Scores = Any  # an array (N, ...), or a list of them if the network has several outputs
+# The input, an array (N, ...), or a tuple of them if a network takes several -> its outputs.
+Predictor = Callable[[Any], Scores]
 
 
 class Network(Protocol):
@@ -20,8 +18,11 @@ class Network(Protocol):
     params: int  # number of weights and biases
     stages: Sequence[str]  # those that the network went through
 
-    def __call__(self, images: Any) -> Scores:
-        """Return the scores (N, K) float32 of images (N, C, H, W) float32."""
+    def __call__(self, inputs: Any, /) -> Scores:
+        """Return the outputs for a batch, such as the scores (N, K) float32 of images (N, C, H, W) float32."""
 
-    def macs(self, image_shape: tuple[int, int, int]) -> int | None:
-        """Return the multiply-accumulates for one image (C, H, W), or None if they cannot be counted."""
+    def macs(self, *shapes: tuple[int, ...]) -> int | None:
+        """Return the multiply-accumulates for one sample, or None if they cannot be counted.
+
+        ``shapes``: of its inputs, without the batch; (C, H, W) for an image.
+        """

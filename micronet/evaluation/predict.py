@@ -12,8 +12,9 @@ from micronet.data.dataset import DataSpec
 from micronet.data.image_files import decode, list_images
 from micronet.data.split import channels_first
 from micronet.errors import FailedError, MicronetError
-from micronet.evaluation.accuracy import check_scores
+from micronet.evaluation.accuracy import check_scores, run_batch
 from micronet.evaluation.network import Network
+from micronet.tasks.task import CLASSIFICATION, first_output
 
 BATCH = 32
 
@@ -39,6 +40,8 @@ def predict(network: Network, places: list[Path], name: str, progress: Progress)
     network does not record how images are prepared, FailedError if the scores are not finite.
     """
     spec = network.data
+    if spec is not None and spec.task != CLASSIFICATION:
+        raise MicronetError(f"{name} is for the task {spec.task}, but predict only classifies images")
     if spec is None or None in (spec.image_size, spec.mean, spec.std, spec.classes):
         raise MicronetError(
             f"{name} does not record its preprocessing and classes; recreate it with micronet train, or with micronet "
@@ -58,8 +61,8 @@ def _predict_batch(network: Network, spec: DataSpec, paths: list[Path], name: st
     if spec.channels == 1:
         images = images.float().mean(1, keepdim=True).round().to(torch.uint8)
     inputs = Normalize(spec)(images)
-    check_scores(network, inputs[:1], len(classes), name)
-    probabilities = torch.from_numpy(network(inputs.contiguous().numpy())).softmax(1)
+    check_scores(network, inputs[:1], spec, name)
+    probabilities = first_output(run_batch(network, inputs.contiguous())).softmax(1)
     if not probabilities.isfinite().all():
         raise FailedError(f"{name} outputs NaN or infinite scores; its weights are corrupted, or training diverged")
     for path, row in zip(paths, probabilities, strict=True):

@@ -1,7 +1,7 @@
 """Compare networks on the same data, every figure measured."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,25 +12,28 @@ from micronet.data.dataset import Dataset
 from micronet.evaluation.accuracy import Evaluation, agreement, evaluate
 from micronet.evaluation.latency import latencies
 from micronet.evaluation.network import Network
+from micronet.tasks.task import CLASSIFICATION
 
 BATCHES = (1, 64)
 
 
 class Row(NamedTuple):
-    """The figures of one network on ``images`` test images.
+    """The figures of one network on ``images`` test images or other samples.
 
-    ``accuracy``, ``drop`` and ``agreement`` are 0..1, the last two relative to the first row. ``size_bytes``: the file.
-    ``compression``: 1 - size / size of the first row. Latencies are medians per call with 1 or 64 images.
+    ``accuracy``, ``drop`` and ``agreement`` are 0..1, the last two relative to the first row. Tasks other than
+    classification have no accuracy and no agreement, and the drop is that of their main metric. ``metrics``: all of the
+    task's. ``size_bytes``: the file. ``compression``: 1 - size / size of the first row. Latencies are medians per call
+    with 1 or 64 samples.
     """
 
     name: str
     runtime: str
     stages: list[str]
     images: int
-    accuracy: float
-    loss: float
+    accuracy: float | None
+    loss: float | None
     drop: float
-    agreement: float
+    agreement: float | None
     macs: int | None
     params: int
     size_bytes: int
@@ -39,6 +42,7 @@ class Row(NamedTuple):
     latency_p95_ms: float
     latency_batch64_ms: float
     latency_batch64_p95_ms: float
+    metrics: dict[str, float]
 
 
 class Candidate(NamedTuple):
@@ -50,27 +54,31 @@ class Candidate(NamedTuple):
 
 
 def compare(candidates: Sequence[Candidate], data: Dataset, progress: Progress) -> list[Row]:
-    """Measure networks on the test images; the first is the reference of drops, agreement and compression."""
+    """Measure networks on the test data; the first is the reference of drops, agreement and compression."""
     tune_allocator()
+    data, task = data.with_reference(candidates[0].network), data.task
     results = [measure_accuracy(each.network, data, f"evaluating {each.name}", progress) for each in candidates]
-    sample = next(eval_batches(data.test, data.spec, batch_size=max(BATCHES)))[0].contiguous().numpy()
+    sample = next(eval_batches(data.test, data.spec, batch_size=max(BATCHES)))[0]
+    arrays = [x.contiguous().numpy() for x in (sample if isinstance(sample, tuple) else [sample])]
     timings = []
     for index, size in enumerate(BATCHES):
         progress.step(f"timing batches of {size}", index, len(BATCHES))
-        batch = np.resize(sample, (size, *sample.shape[1:]))
-        timings.append(latencies([each.network for each in candidates], [batch] * len(candidates)))
+        batch = tuple(np.resize(x, (size, *x.shape[1:])) for x in arrays)
+        inputs: Any = batch if len(batch) > 1 else batch[0]
+        timings.append(latencies([each.network for each in candidates], [inputs] * len(candidates)))
     first, reference = candidates[0], results[0]
+    base = task.quality(reference.metrics)
     return [
         Row(
             name=candidate.name,
             runtime=candidate.network.runtime,
             stages=list(candidate.network.stages),
-            images=len(result.classes),
-            accuracy=result.accuracy,
+            images=result.samples,
+            accuracy=result.metrics.get("accuracy"),
             loss=result.loss,
-            drop=reference.accuracy - result.accuracy,
-            agreement=agreement(reference, result),
-            macs=candidate.network.macs(sample.shape[1:]),
+            drop=base - task.quality(result.metrics),
+            agreement=agreement(reference, result) if task.name == CLASSIFICATION else None,
+            macs=candidate.network.macs(*(x.shape[1:] for x in arrays)),
             params=candidate.network.params,
             size_bytes=candidate.size_bytes,
             compression=1 - candidate.size_bytes / first.size_bytes,
@@ -78,12 +86,14 @@ def compare(candidates: Sequence[Candidate], data: Dataset, progress: Progress) 
             latency_p95_ms=single.p95_ms,
             latency_batch64_ms=batch64.p50_ms,
             latency_batch64_p95_ms=batch64.p95_ms,
+            metrics=result.metrics,
         )
         for candidate, result, single, batch64 in zip(candidates, results, *timings, strict=True)
     ]
 
 
 def measure_accuracy(network: Network, data: Dataset, label: str, progress: Progress) -> Evaluation:
-    """Evaluate one network on the test images."""
+    """Evaluate one network on the test data by the data set's task."""
     total = len(data.test)
-    return evaluate(network, eval_batches(data.test, data.spec), lambda done: progress.step(label, done, total))
+    batches = eval_batches(data.test, data.spec)
+    return evaluate(network, data.referenced(batches), lambda done: progress.step(label, done, total), data.task)

@@ -55,15 +55,15 @@ class ModelSpec:
         return {key: value for key, value in asdict(self).items() if value is not None}
 
 
-def make_spec(name: str, args: dict[str, Any] | None = None) -> ModelSpec:
-    """Return the spec of a named network; a user's file is read but not run."""
+def make_spec(name: str, args: dict[str, Any] | None = None, option: str = "--model") -> ModelSpec:
+    """Return the spec of a named network; a user's file is read but not run. ``option``: what errors call it by."""
     file, _ = _split(name)
     if file is None:
         return ModelSpec(name, args or {})
     try:
         source = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise MicronetError(f"--model {name}: {file} cannot be read ({error})") from error
+        raise MicronetError(f"{option} {name}: {file} cannot be read ({error})") from error
     return ModelSpec(name, args or {}, source, _sha256(source))
 
 
@@ -105,6 +105,14 @@ def build_model(spec: ModelSpec, *, trusted: bool = False) -> nn.Module:
     return model
 
 
+def user_object(name: str, option: str) -> Callable[..., Any]:
+    """Return a function or class of the user's, ``path/to/file.py:Name`` or ``pkg.mod:Name``, whose code runs now.
+
+    ``option``: the one that it was named by. Raises MicronetError if that fails.
+    """
+    return _user_factory(make_spec(name, option=option), option.removeprefix("--"))
+
+
 def accepted_args(spec: ModelSpec, offers: dict[str, Any]) -> dict[str, Any]:
     """Return the offered arguments that a built-in model's factory takes; nothing for other models."""
     if spec.name not in registry.MODELS:
@@ -129,7 +137,7 @@ def _factory(spec: ModelSpec) -> Callable[..., Any]:
     return factory
 
 
-def _user_factory(spec: ModelSpec) -> Callable[..., Any]:
+def _user_factory(spec: ModelSpec, noun: str = "model") -> Callable[..., Any]:
     file, attribute = _split(spec.name)
     folder = Path.cwd() if file is None else file.parent
     try:
@@ -140,13 +148,14 @@ def _user_factory(spec: ModelSpec) -> Callable[..., Any]:
                 module = _module_of(spec, f"{file.name}:{(spec.sha256 or '')[:8]}")
     except Exception as error:
         raise MicronetError(
-            f"importing the code of model {spec.name} failed ({type(error).__name__}: {error}); fix the code"
+            f"importing the code of {noun} {spec.name} failed ({type(error).__name__}: {error}); fix the code"
         ) from error
     try:
         factory: Callable[..., Any] = getattr(module, attribute)
     except AttributeError:
         public = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
-        raise unknown(f"factory in {spec.name.rpartition(':')[0]}:", attribute, public) from None
+        kind = "factory" if noun == "model" else "class"
+        raise unknown(f"{kind} in {spec.name.rpartition(':')[0]}:", attribute, public) from None
 
     def call(**args: Any) -> Any:
         with registry.importable_from(folder):  # the factory may import its neighbours, too

@@ -61,6 +61,18 @@ def place_input(x: Tensor, device: torch.device, layout: torch.memory_format) ->
     return x.to(device, non_blocking=True, memory_format=layout if x.dim() == 4 else torch.contiguous_format)
 
 
+def place_inputs(
+    inputs: Tensor | tuple[Tensor, ...], device: torch.device, layout: torch.memory_format
+) -> tuple[Tensor, ...]:
+    """Return a network's inputs, as positional arguments, on a device; see ``place_input``."""
+    return tuple(place_input(x, device, layout) for x in (inputs if isinstance(inputs, tuple) else (inputs,)))
+
+
+def head(inputs: Any, count: int) -> Any:
+    """Return the first samples of a batch: a tensor, or a tuple of one tensor for each input."""
+    return tuple(x[:count] for x in inputs) if isinstance(inputs, tuple) else inputs[:count]
+
+
 def as_inputs(model: nn.Module, example: Example) -> tuple[Any, ...]:
     """Return an example as positional arguments on the network's device, floats in the network's dtype."""
     own = next(model.parameters(), torch.empty(0))

@@ -45,41 +45,46 @@ class OrtPredictor:
         self._weights = _weights(proto.graph)
         self.params = stored_parameters(proto.graph)
 
-    def __call__(self, images: Any) -> Scores:
-        """Return the scores (N, K) of images (N, C, H, W) float32."""
-        scores: Scores = run(self._session, images)[0]
-        return scores
+    def __call__(self, inputs: Any) -> Scores:
+        """Return the outputs for a batch, such as the scores (N, K) of images (N, C, H, W) float32."""
+        return _unwrapped(run(self._session, inputs))
 
-    def macs(self, image_shape: tuple[int, int, int]) -> int | None:
+    def macs(self, *shapes: tuple[int, ...]) -> int | None:
         """Count the multiply-accumulates of convolutions and matrix products, or return None if shapes are unknown."""
         proto = onnx.ModelProto()
         proto.CopyFrom(self._proto)
-        for dim, value in zip(image_input(proto).type.tensor_type.shape.dim, (1, *image_shape), strict=False):
-            dim.dim_value = value
+        for entry, shape in zip(model_inputs(proto), shapes, strict=False):
+            for dim, value in zip(entry.type.tensor_type.shape.dim, (1, *shape), strict=False):
+                dim.dim_value = value
         graph = onnx.shape_inference.infer_shapes(proto).graph
         infos = [*graph.input, *graph.value_info, *graph.output]
-        shapes = {info.name: [d.dim_value for d in info.type.tensor_type.shape.dim] for info in infos}
+        sizes = {info.name: [d.dim_value for d in info.type.tensor_type.shape.dim] for info in infos}
         total = 0
         for node in graph.node:
             weight = self._weights.get(node.input[1]) if node.op_type in WEIGHTED_OPS else None
             if weight is None:
                 continue
             # A transposed convolution multiplies each input value, the others compute each output value.
-            shape = shapes.get(node.input[0] if node.op_type == "ConvTranspose" else node.output[0])
-            if not shape or 0 in shape:
+            produced = sizes.get(node.input[0] if node.op_type == "ConvTranspose" else node.output[0])
+            if not produced or 0 in produced:
                 return None
             if node.op_type in ("Conv", "ConvTranspose"):
-                total += math.prod(shape) * math.prod(weight.dims[1:])
+                total += math.prod(produced) * math.prod(weight.dims[1:])
             else:
-                total += math.prod(shape[:-1]) * math.prod(weight.dims)
+                total += math.prod(produced[:-1]) * math.prod(weight.dims)
         return total
 
 
 def image_input(proto: onnx.ModelProto) -> onnx.ValueInfoProto:
     """Return a model's only input; raise MicronetError if it does not have exactly one."""
-    stored = {tensor.name for tensor in proto.graph.initializer}  # old files also list these as inputs
-    found: onnx.ValueInfoProto = _only([entry for entry in proto.graph.input if entry.name not in stored])
+    found: onnx.ValueInfoProto = _only(model_inputs(proto))
     return found
+
+
+def model_inputs(proto: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
+    """Return a model's inputs."""
+    stored = {tensor.name for tensor in proto.graph.initializer}  # old files also list these as inputs
+    return [entry for entry in proto.graph.input if entry.name not in stored]
 
 
 def _only(inputs: list[Any]) -> Any:
@@ -179,7 +184,11 @@ def _providers(device: str | None) -> list[Any]:
 def session_predictor(model: bytes, options: RuntimeOptions) -> Predictor:
     """Return a predictor for a serialized ONNX model."""
     session = open_session(model, options, "the model")
-    return lambda images: run(session, images)[0]
+    return lambda inputs: _unwrapped(run(session, inputs))
+
+
+def _unwrapped(outputs: list[Any]) -> Scores:
+    return outputs[0] if len(outputs) == 1 else outputs
 
 
 def exposing_session(proto: onnx.ModelProto, names: Iterable[str]) -> Any:
@@ -208,14 +217,16 @@ def optimize(model: bytes | Path, level: Any) -> onnx.ModelProto:
         return onnx.load(settings.optimized_model_filepath, load_external_data=False)
 
 
-def run(session: onnxruntime.InferenceSession, images: NDArray[np.float32]) -> list[Any]:
-    """Return a session's outputs for normalized images (N, C, H, W) float32; a fixed batch size takes several calls.
+def run(session: onnxruntime.InferenceSession, given: NDArray[Any] | tuple[NDArray[Any], ...]) -> list[Any]:
+    """Return a session's outputs for normalized images (N, C, H, W) float32 or other inputs.
 
-    Raises MicronetError if the model has several inputs or refuses the images.
+    A fixed batch size takes several calls. Raises MicronetError if the model refuses the inputs.
     """
-    entry = _only(session.get_inputs())
+    if isinstance(given, tuple):
+        return _run_several(session, given)
+    images, entry = given, _only(session.get_inputs())
     inputs: NDArray[Any] = images
-    if entry.type == "tensor(uint8)":
+    if entry.type == "tensor(uint8)" and images.dtype == np.float32:
         about = _parsed(session.get_modelmeta().custom_metadata_map.get(METADATA_KEY, "{}"))
         inputs = to_pixels(images, DataSpec.from_json(about.get("data") or {}))
     size = entry.shape[0] if entry.shape and isinstance(entry.shape[0], int) else len(inputs)
@@ -233,6 +244,23 @@ def run(session: onnxruntime.InferenceSession, images: NDArray[np.float32]) -> l
     if len(calls) == 1:
         return calls[0]
     return [np.concatenate(outs) if outs[0].ndim else np.stack(outs) for outs in zip(*calls, strict=True)]
+
+
+def _run_several(session: onnxruntime.InferenceSession, inputs: tuple[NDArray[Any], ...]) -> list[Any]:
+    """Return a session's outputs for a batch of several inputs, in the order of the model's."""
+    entries = session.get_inputs()
+    given = ", ".join(f"{x.dtype} {x.shape[1:]}" for x in inputs)
+    if len(entries) != len(inputs):
+        names = ", ".join(f"{entry.name} {entry.type} {entry.shape[1:]}" for entry in entries)
+        raise MicronetError(
+            f"the model takes {count(len(entries), 'input')} ({names}), but the data set has {len(inputs)} ({given})"
+        )
+    feed = {entry.name: np.ascontiguousarray(x) for entry, x in zip(entries, inputs, strict=True)}
+    try:
+        outputs: list[Any] = session.run(None, feed)
+    except Exception as error:  # ONNX Runtime's exceptions share no base class
+        raise MicronetError(f"ONNX Runtime rejected inputs {given}: {first_line(error)}") from error
+    return outputs
 
 
 def metadata(proto: onnx.ModelProto) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import torch
 from micronet.artifact.artifact import Artifact, load
 from micronet.core.machine import usable_threads
 from micronet.data.dataset import DataSpec
+from micronet.data.samples import example_of
 from micronet.evaluation.accuracy import predictor
 from micronet.evaluation.cost import count_macs
 from micronet.evaluation.network import Scores
@@ -33,10 +34,11 @@ class EagerPredictor:
         self.params = sum(parameter.numel() for parameter in self._model.parameters())
         self.stages: Sequence[str] = [record.stage for record in artifact.history]
 
-    def __call__(self, images: Any) -> Scores:
-        """Return the scores (N, K) of images (N, C, H, W) float32."""
-        return self._predict(images)
+    def __call__(self, inputs: Any) -> Scores:
+        """Return the outputs for a batch, such as the scores (N, K) of images (N, C, H, W) float32."""
+        return self._predict(inputs)
 
-    def macs(self, image_shape: tuple[int, int, int]) -> int:
-        """Count the multiply-accumulates for one image (C, H, W)."""
-        return count_macs(self._model, torch.zeros(1, *image_shape))
+    def macs(self, *shapes: tuple[int, ...]) -> int:
+        """Count the multiply-accumulates for one sample with inputs of these shapes, such as an image (C, H, W)."""
+        described = (self.data and self.data.inputs) or [{"shape": shape, "dtype": "float32"} for shape in shapes]
+        return count_macs(self._model, example_of(described, 1))

@@ -81,6 +81,13 @@ class DataConfig(Settings):
         "pkg.mod:factory. Default: the data set recorded in the artifact; without an artifact, digits.",
         basic=True,
     )
+    task: str | None = setting(
+        None,
+        "classification, segmentation, agreement (with the float network, for any network and inputs, no labels) or "
+        "path/to/file.py:Task (which runs that code). Default: the task recorded in the artifact; without one, "
+        "classification.",
+        metavar="TASK",
+    )
     image_size: int | None = setting(None, "Resize and crop images to NxN pixels.", low=1, high=16384)
     limit: int | None = setting(None, "Use at most N training and N test images.", low=2, metavar="N")
 

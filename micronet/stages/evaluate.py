@@ -130,9 +130,9 @@ def measure(files: list[Path], config: MeasureSettings, context: Context) -> "li
     for each in candidates:
         _check_same_input(each.name, each.network, like)
     dataset = open_test_data(config.data, like)
-    image, _ = next(eval_batches(dataset.test, dataset.spec, batch_size=1))
+    inputs, _ = next(eval_batches(dataset.test, dataset.spec, batch_size=1))
     for file, each in zip(files, candidates, strict=True):
-        check_scores(each.network, image, len(dataset.spec.classes or []), str(file))
+        check_scores(each.network, inputs, dataset.spec, str(file), dataset.task)
     return compare(candidates, dataset, context.progress)
 
 
@@ -166,7 +166,7 @@ def _common_spec(specs: "list[DataSpec]") -> "DataSpec":
 
 def _check_same_input(name: str, network: "Network", like: "DataSpec") -> None:
     """Raise MicronetError if a network expects images prepared in another way than the first."""
-    for key in ("image_size", "mean", "std"):
+    for key in ("image_size", "mean", "std", "inputs"):
         own = getattr(network.data, key, None)
         if own is not None and own != getattr(like, key):
             raise MicronetError(

@@ -49,5 +49,5 @@ class Import(Stage):
         imported = import_model(model.name, arguments, self.weights, self.seed)
         spec = preprocessing(model.name, self.mean, self.std)
         if data.data is not None:
-            spec = load_data(data.data, image_size=data.image_size, limit=data.limit, like=spec).spec
+            spec = load_data(data.data, image_size=data.image_size, limit=data.limit, like=spec, task=data.task).spec
         return Outcome(replace(imported, data=spec.to_json()), {"data": spec.name})

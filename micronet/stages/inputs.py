@@ -11,14 +11,18 @@ from torch import Tensor, nn
 
 from micronet.artifact.artifact import Artifact
 from micronet.core.progress import Progress
+from micronet.data.arrays import open_inputs
 from micronet.data.batches import eval_batches
 from micronet.data.dataset import Dataset, DataSpec
 from micronet.data.image_files import FileSplit, list_images
 from micronet.data.load import load_data
-from micronet.data.split import ImageSplit, random_subset
+from micronet.data.samples import example_of
+from micronet.data.split import Split, random_subset
 from micronet.errors import MicronetError
 from micronet.evaluation.accuracy import check_scores, evaluate, evaluating
+from micronet.evaluation.network import Predictor
 from micronet.models.build import ModelSpec, accepted_args, build_model, make_spec
+from micronet.models.device import Example, head
 from micronet.quantization.config import CALIBRATION_BATCH, RangeConfig
 from micronet.quantization.histogram import Statistics, load_statistics, save_statistics
 from micronet.quantization.synthetic import synthesize_images
@@ -33,18 +37,19 @@ DEFAULT_SHAPE = (3, 224, 224)  # of torchvision's classification networks
 def open_data(config: DataConfig, artifact: Artifact | None = None, seed: int = 1) -> Dataset:
     """Open the data named, or those an artifact remembers; without an artifact, the default data."""
     like = DataSpec(name=DEFAULT_DATA, seed=seed) if artifact is None else DataSpec.from_json(artifact.data)
-    return load_data(config.data, image_size=config.image_size, limit=config.limit, like=like)
+    return load_data(config.data, image_size=config.image_size, limit=config.limit, like=like, task=config.task)
 
 
 def open_test_data(config: DataConfig, like: DataSpec) -> Dataset:
     """Open the data named, or those a spec remembers, with all test images whatever the training's limit was."""
-    return load_data(config.data, image_size=config.image_size, limit=config.limit, like=replace(like, limit=None))
+    like = replace(like, limit=None)
+    return load_data(config.data, image_size=config.image_size, limit=config.limit, like=like, task=config.task)
 
 
-def export_batches(
-    artifact: Artifact, config: DataConfig, count: int
-) -> tuple[Artifact, Callable[[], Iterator[Tensor]]]:
+def export_batches(artifact: Artifact, config: DataConfig, count: int) -> tuple[Artifact, Callable[[], Iterator[Any]]]:
     """Return the artifact with its data, and a function that yields batches of ``count`` test images (N, C, H, W).
+
+    Batches are tuples if the network has several inputs.
 
     Raises:
         MicronetError: The network does not take the images.
@@ -52,11 +57,11 @@ def export_batches(
     dataset = open_test_data(config, DataSpec.from_json(artifact.data))
     chosen = random_subset(dataset.test, count, dataset.spec.seed)
 
-    def batches() -> Iterator[Tensor]:
+    def batches() -> Iterator[Any]:
         return (images for images, _ in eval_batches(chosen, dataset.spec))
 
     with evaluating(artifact.model) as predict:
-        check_scores(predict, next(batches())[:1], len(dataset.spec.classes or []))
+        check_scores(predict, head(next(batches()), 1), dataset.spec, task=dataset.task)
     return replace(artifact, data=dataset.spec.to_json()), batches
 
 
@@ -76,8 +81,11 @@ def image_shape(artifact: Artifact) -> tuple[int, int, int] | None:
     return spec.channels, spec.image_size, spec.image_size
 
 
-def example_input(artifact: Artifact, input_shape: str | None = None) -> Tensor:
-    """Return two random images of the shape given (``C,H,W``), remembered, or usual for image classifiers."""
+def example_input(artifact: Artifact, input_shape: str | None = None) -> Example:
+    """Return two random inputs of the shape given (``C,H,W``), remembered, or usual for image classifiers."""
+    remembered = DataSpec.from_json(artifact.data).inputs
+    if remembered is not None and input_shape is None:
+        return example_of(remembered)
     shape = image_shape(artifact) or DEFAULT_SHAPE
     if input_shape is not None:
         parts = input_shape.split(",")
@@ -89,14 +97,29 @@ def example_input(artifact: Artifact, input_shape: str | None = None) -> Tensor:
     return torch.rand(2, *shape)
 
 
-def validation_accuracy(dataset: Dataset) -> Callable[[nn.Module], float]:
-    """Return a function from a network to its accuracy on the validation images, 0..1."""
+def validation_accuracy(dataset: Dataset, original: nn.Module | None = None) -> Callable[[nn.Module], float]:
+    """Return a function from a network to its accuracy on the validation images, 0..1.
+
+    Of other tasks it is the main metric, negated if less is better. ``original``: the network that agreement is with.
+    """
+    data = dataset if original is None else dataset.with_reference(reference_of(original))
 
     def accuracy(model: nn.Module) -> float:
         with evaluating(model) as predict:
-            return evaluate(predict, eval_batches(dataset.validation, dataset.spec)).accuracy
+            batches = data.referenced(eval_batches(data.validation, data.spec))
+            return data.task.quality(evaluate(predict, batches, task=data.task).metrics)
 
     return accuracy
+
+
+def reference_of(model: nn.Module) -> Predictor:
+    """Return a predictor that runs a network in eval mode, whatever mode it is left in."""
+
+    def predict(inputs: Any) -> Any:
+        with evaluating(model) as run:
+            return run(inputs)
+
+    return predict
 
 
 def _fitting(spec: ModelSpec, data: DataSpec, width: float | None) -> dict[str, Any]:
@@ -113,12 +136,12 @@ def _fitting(spec: ModelSpec, data: DataSpec, width: float | None) -> dict[str, 
 
 def calibration_batches(
     dataset: Dataset, config: RangeConfig, seed: int, device: torch.device | None = None
-) -> Iterator[Tensor]:
-    """Yield batches of images (N, C, H, W), never augmented, to calibrate on."""
-    split: ImageSplit = dataset.train if config.calib_data is None else _folder(config.calib_data, dataset)
+) -> Iterator[Any]:
+    """Yield batches of images (N, C, H, W) or other inputs, never augmented, to calibrate on."""
+    split = dataset.train if config.calib_data is None else _folder(config.calib_data, dataset)
     images = random_subset(split, config.calib_batches * CALIBRATION_BATCH, seed)
     for inputs, _ in eval_batches(images, dataset.spec, CALIBRATION_BATCH):
-        yield inputs.to(device)
+        yield tuple(x.to(device) for x in inputs) if isinstance(inputs, tuple) else inputs.to(device)
 
 
 def generated_batches(artifact: Artifact, data: DataConfig, config: RangeConfig, run: RunContext) -> list[Tensor]:
@@ -159,7 +182,9 @@ def cached(
     return statistics
 
 
-def _folder(place: Path, dataset: Dataset) -> ImageSplit:
+def _folder(place: Path, dataset: Dataset) -> Split:
+    if dataset.spec.inputs is not None and (source := open_inputs(place, None)):
+        return source.train()
     paths = list_images(place) if place.is_dir() else []
     if not paths:
         raise MicronetError(f"--calib-data {place} is not a folder of images; specify one, or drop --calib-data")

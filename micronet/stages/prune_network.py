@@ -7,28 +7,30 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.utils._pytree import tree_map_only
 
 from micronet.artifact.artifact import Artifact, load
 from micronet.data.batches import eval_batches
-from micronet.data.dataset import Dataset
+from micronet.data.dataset import Dataset, DataSpec
 from micronet.data.split import random_subset
 from micronet.errors import MicronetError, count
 from micronet.evaluation.accuracy import evaluate, evaluating
 from micronet.evaluation.cost import count_macs
 from micronet.evaluation.latency import latencies
 from micronet.evaluation.network import Predictor
-from micronet.models.device import Example, memory_format
-from micronet.models.modes import eval_mode
+from micronet.models.device import Example, memory_format, place_inputs
+from micronet.models.modes import copy_model, eval_mode
 from micronet.onnx.export import to_onnx
 from micronet.pruning.plan import PrunePlan
 from micronet.pruning.prune import Pruner, prune_model
 from micronet.pruning.sensitivity import GroupSensitivity, measure_sensitivity
 from micronet.runtimes.config import RuntimeOptions
 from micronet.runtimes.onnxruntime import session_predictor
-from micronet.stages.inputs import image_shape, open_data, validation_accuracy
+from micronet.stages.inputs import open_data, reference_of, validation_accuracy
 from micronet.stages.prune import Prune
 from micronet.stages.train import fit_stage, keep
+from micronet.tasks.agreement import energy
+from micronet.tasks.task import outputs_of
 from micronet.training.config import RunContext
 from micronet.training.preset import settle
 
@@ -55,7 +57,8 @@ class Pruning:
     @property
     def has_data(self) -> bool:
         """Whether a data set is named, or remembered by the artifact."""
-        return self.settings.data.data is not None or image_shape(self.artifact) is not None
+        spec = DataSpec.from_json(self.artifact.data)
+        return self.settings.data.data is not None or spec.image_size is not None or spec.inputs is not None
 
     @cached_property
     def data(self) -> Dataset:
@@ -93,7 +96,8 @@ class Pruning:
     def sensitivity(self) -> list[GroupSensitivity]:
         """Cut each group of channels alone and measure the accuracy lost on the validation images."""
         pruner = Pruner(self._with_gradients(), self.settings.pruning, self.example)
-        return measure_sensitivity(pruner, validation_accuracy(self.data), self.run.progress)
+        accuracy = validation_accuracy(self.data, copy_model(self.artifact.model))
+        return measure_sensitivity(pruner, accuracy, self.run.progress)
 
     def summary(self, pruned: Artifact, plan: PrunePlan, source: Path | None) -> dict[str, Any]:
         """Return the plan and the network's size before and after, with latency and accuracy if measured."""
@@ -149,21 +153,27 @@ class Pruning:
         found = [{"latency_ms": latency.p50_ms} for latency in timed]
         if self.has_data:
             for shown, artifact in zip(found, both, strict=True):
+                data = self.data.with_reference(reference_of(self.artifact.model))
                 with evaluating(artifact.model.to(self.run.device)) as predict:
-                    batches = eval_batches(self.data.test, self.data.spec)
-                    shown["test_accuracy"] = evaluate(predict, batches).accuracy
+                    batches = data.referenced(eval_batches(data.test, data.spec))
+                    metrics = evaluate(predict, batches, task=data.task).metrics
+                shown[f"test_{data.task.main}"] = metrics[data.task.main]
                 artifact.model.cpu()
         return found
 
 
 def accumulate_gradients(model: nn.Module, dataset: Dataset, run: RunContext) -> None:
-    """Add up the loss's gradients over some training images in a network's parameters."""
+    """Add up the loss's gradients over some training images in a network's parameters.
+
+    Without labels, the loss is the outputs' energy.
+    """
     model.to(run.device).zero_grad(set_to_none=True)
     images, layout = random_subset(dataset.train, GRADIENT_BATCHES * BATCH, run.seed), memory_format(model)
     with eval_mode(model):
         for batch in eval_batches(images, dataset.spec, BATCH):
-            inputs, labels = (tensor.to(run.device) for tensor in batch)
-            loss = F.cross_entropy(model(inputs.contiguous(memory_format=layout)), labels)
+            given, targets = tree_map_only(Tensor, lambda x: x.to(run.device), batch)
+            outputs = outputs_of(model(*place_inputs(given, run.device, layout)))
+            loss = energy(outputs) if dataset.task.needs_reference else dataset.task.loss(outputs, targets)
             loss.backward()  # type: ignore[no-untyped-call]
 
 

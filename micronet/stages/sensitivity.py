@@ -42,6 +42,7 @@ class Sensitivity(ReadSettings, Stage):
         """Measure every layer, calibrated without training."""
         import torch
 
+        from micronet.models.modes import copy_model
         from micronet.quantization.sensitivity import Probe, draw, measure_sensitivity
         from micronet.stages.inputs import calibration_batches, generated_batches, open_data, validation_accuracy
         from micronet.training.config import RunContext
@@ -52,7 +53,7 @@ class Sensitivity(ReadSettings, Stage):
             batches = generated_batches(context.artifact, self.data, self.calibration, run)
         else:
             batches = list(calibration_batches(dataset, self.calibration, seed=1))
-        probe = Probe(batches, self.calibration, validation_accuracy(dataset))
+        probe = Probe(batches, self.calibration, validation_accuracy(dataset, copy_model(context.artifact.model)))
         rows = measure_sensitivity(context.artifact.model, self.quantization, probe, context.progress)
         if self.plot is not None:
             draw(rows, self.plot)

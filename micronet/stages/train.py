@@ -2,7 +2,7 @@
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,10 +77,9 @@ class SparseTrain(TrainingSettings, Stage):
 
     def run(self, context: Context) -> Outcome:
         """Train with the criterion's penalty."""
-        import torch
-
+        from micronet.models.device import as_inputs
         from micronet.pruning.groups import find_groups
-        from micronet.stages.inputs import new_artifact, open_data
+        from micronet.stages.inputs import example_input, new_artifact, open_data
         from micronet.training.config import TrainHooks
 
         run = run_context(self, context)
@@ -89,11 +88,10 @@ class SparseTrain(TrainingSettings, Stage):
         if artifact is None:
             fresh = new_artifact(self.model, dataset.spec, run.seed)
             artifact = fresh.after(StageRecord("train", {"epochs": 0}))
-        size = dataset.spec.image_size or 0
-        example = torch.rand(2, dataset.spec.channels or 0, size, size)
+        example = example_input(replace(artifact, data=dataset.spec.to_json()))
         criterion = registry.resolve(registry.CRITERIA, self.sparsity.criterion, "criterion")
         model = artifact.model.to(run.device)
-        channels = find_groups(model, example.to(run.device))
+        channels = find_groups(model, as_inputs(model, example))
         penalty = criterion.penalty(channels.network.model, channels, self.sparsity.s)
         hooks = TrainHooks(penalty=penalty, keep="last", config=self.sparsity.to_json())
         return trained(fit_stage("sparse-train", artifact, dataset, self.training, run, hooks))

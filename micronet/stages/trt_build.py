@@ -104,7 +104,10 @@ def _exported(artifact: "Artifact", config: BuildConfig) -> "onnx.ModelProto":
     sides = [name for name, axis in AXES.items() if name != "batch" and len({shape[axis] for shape in ends}) > 1]
     export = ExportConfig(target="tensorrt", dynamic=",".join(["batch", *sides]))
     if not profiles:
-        return to_onnx(artifact, example_input(artifact), export)
+        example = example_input(artifact)
+        if isinstance(example, tuple):
+            raise MicronetError("trt-build only supports networks with one input")
+        return to_onnx(artifact, example, export)
     batch, *rest = profiles[0].usual
     return to_onnx(artifact, torch.rand(max(2, batch), *rest), export)
 
@@ -149,7 +152,8 @@ def _images(model: "FloatModel", config: BuildConfig) -> "Tensor":
 
     if model.has_data:
         data = model.open_data()
-        return next(eval_batches(data.test, data.spec))[0].contiguous()
+        images: Tensor = next(eval_batches(data.test, data.spec))[0]
+        return images.contiguous()
     usual = config.profiles[0].usual if config.profiles else None
     return torch.randn(usual or [size or 1 for size in input_shape(model.proto)])
 

@@ -102,12 +102,11 @@ def _classify(
     dataset = open_test_data(config.data, engine.data or (reference and reference.data) or DataSpec())
     largest = max(parse_batch_sizes(config.batch_sizes))
     sample = next(eval_batches(dataset.test, dataset.spec, largest))[0].contiguous()
-    classes = len(dataset.spec.classes or [])
-    check_scores(engine, sample[:1], classes, str(config.file))
+    check_scores(engine, sample[:1], dataset.spec, str(config.file))
     if reference is not None:
-        check_scores(reference, sample[:1], classes, str(config.onnx))
+        check_scores(reference, sample[:1], dataset.spec, str(config.onnx))
     found = measure_accuracy(engine, dataset, f"evaluating {config.file.name}", context.progress)
-    figures = {"images": len(found.classes), "accuracy": found.accuracy, "loss": found.loss, "agreement": None}
+    figures = {"images": found.samples, "accuracy": found.accuracy, "loss": found.loss, "agreement": None}
     if reference is not None:
         other = measure_accuracy(reference, dataset, f"evaluating {reference.runtime}", context.progress)
         figures |= {"agreement": agreement(other, found), "onnx_accuracy": other.accuracy}

@@ -14,6 +14,8 @@ from micronet.artifact.header import read_header
 from micronet.data.dataset import DataSpec
 from micronet.errors import MicronetError
 from micronet.models.device import inference_format
+from micronet.tasks.agreement import relative_error
+from micronet.tasks.task import Outputs, Task, first_output, outputs_of
 from micronet.training.config import TrainConfig
 
 
@@ -26,25 +28,35 @@ class Teacher:
     temperature: float
 
     @torch.no_grad()
-    def scores(self, inputs: Tensor) -> Tensor:
-        """Return the teacher's scores (N, K) of inputs (N, C, H, W)."""
-        scores: Tensor = self.model(inputs)
-        return scores
+    def outputs(self, inputs: tuple[Tensor, ...]) -> Outputs:
+        """Return the teacher's outputs for a batch of inputs."""
+        return outputs_of(self.model(*inputs))
 
-    def blend(self, loss: Tensor, scores: Tensor, inputs: Tensor) -> Tensor:
+    def blend(self, loss: Tensor, outputs: Outputs, inputs: tuple[Tensor, ...], task: Task) -> Tensor:
         """Return the student's loss from labels with the teacher's part included.
 
-        ``scores``: the student's, (N, K); ``inputs``: of both networks, (N, C, H, W). Raises MicronetError if the
-        teacher's scores have another shape.
+        Class scores (N, K, ...) are softened; of other tasks, all outputs are compared as ``relative_error`` does.
+
+        Args:
+            loss: The student's, from labels.
+            outputs: The student's.
+            inputs: Of both networks.
+            task: Of both networks.
+
+        Raises:
+            MicronetError: The teacher's outputs have other shapes.
         """
-        targets = self.scores(inputs)
+        taught = self.outputs(inputs)
+        if not task.has_classes:
+            return (1 - self.weight) * loss + self.weight * relative_error(outputs, taught)
+        scores, targets = first_output(outputs), first_output(taught)
         if targets.shape != scores.shape:
             raise MicronetError(
                 f"the teacher's scores have shape {tuple(targets.shape)}, but the student's have "
                 f"{tuple(scores.shape)}; choose a teacher with the same classes as the student"
             )
         student, teacher = (F.log_softmax(each / self.temperature, 1) for each in (scores, targets))
-        divergence = F.kl_div(student, teacher, reduction="batchmean", log_target=True)
+        divergence = F.kl_div(student, teacher, reduction="sum", log_target=True) / (scores.numel() / scores.shape[1])
         return (1 - self.weight) * loss + self.weight * self.temperature**2 * divergence
 
 

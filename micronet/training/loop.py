@@ -4,7 +4,6 @@ What a step computes depends only on (seed, epoch, step) and the checkpoint, so 
 ends bit-identical to one that was not.
 """
 
-import hashlib
 import math
 import time
 from collections.abc import Callable
@@ -21,12 +20,13 @@ from micronet.core import ranks
 from micronet.core.files import file_hash
 from micronet.core.machine import memory_mib, tune_allocator
 from micronet.data.batches import batch_sizes, eval_batches, resized, train_batches
-from micronet.data.dataset import Dataset, DataSpec
-from micronet.data.split import ImageSplit
+from micronet.data.dataset import Dataset
+from micronet.data.split import Split
 from micronet.errors import FailedError, MicronetError, StoppedError, count
 from micronet.evaluation.accuracy import check_scores, evaluate, evaluating
 from micronet.evaluation.network import Predictor
 from micronet.models.device import memory_format
+from micronet.tasks.task import Task
 from micronet.training import distributed
 from micronet.training.checkpoint import Checkpoint, TrainState
 from micronet.training.config import NO_HOOKS, RunContext, TrainConfig, TrainHooks, image_size, learning_rate
@@ -70,7 +70,7 @@ class Trainer:
             whiten(self.model, self.data)
         step = TrainStep(
             self.model, make_optimizer(self.model, config), config, context.device, context.compiled, self.teacher,
-            self.hooks.penalty,
+            self.hooks.penalty, self.data.task,
         )  # fmt: skip
         identity = {**config.to_json(), "seed": context.seed, **self.identity}
         identity.pop("patience", None)
@@ -119,14 +119,13 @@ class Trainer:
                 start = time.perf_counter()
                 row = {"epoch": state.epoch, **self._train_epoch(step, checkpoint, state)}
                 with evaluating(step.result) as predict:
-                    accuracy, loss = evaluate_distributed(predict, self.data.validation, self.data.spec)
-                row |= {"validation_accuracy": accuracy, "validation_loss": loss}
+                    row |= _prefixed("validation", evaluate_distributed(predict, self.data, self.data.validation))
                 row |= {"seconds": round(time.perf_counter() - start, 3), "memory_mib": memory_mib()}
                 state.end_epoch(row)
                 if distributed.rank() == 0:
                     checkpoint.save(step, state, best=self._chosen(state.rows) is row)
                     log.write(state.rows)
-                self.context.progress.line(_summary(state.rows, self.config.epochs))
+                self.context.progress.line(_summary(state.rows, self.config.epochs, self.data.task))
                 if state.epoch <= self.config.epochs and self._is_past_deadline():
                     raise self._stopped(state)
 
@@ -143,7 +142,8 @@ class Trainer:
         """Return the row of the epoch whose weights are the result; the first one of equals."""
         if self.hooks.keep == "last":
             return rows[-1]
-        return max(rows, key=lambda row: (row["validation_accuracy"], -row["validation_loss"]))
+        task, main = self.data.task, f"validation_{self.data.task.main}"
+        return max(rows, key=lambda row: (task.quality({task.main: row[main]}), -row["validation_loss"]))
 
     def _train_epoch(self, step: TrainStep, checkpoint: Checkpoint, state: TrainState) -> dict[str, float]:
         """Take the remaining steps of the current epoch and return its training metrics."""
@@ -162,14 +162,14 @@ class Trainer:
                 torch.manual_seed(_step_seed(seed, epoch, state.step))
                 taken, all_steps = (epoch - 1) * steps + state.step, config.epochs * steps
                 rate = learning_rate(config, taken, all_steps)
-                size = image_size(config, self.data.train.image_shape[1], taken, all_steps)
+                size = image_size(config, self.data.image_height, taken, all_steps)
                 for group in step.optimizer.param_groups:
                     group["lr"] = rate * group.get("lr_factor", 1.0)  # checkpoints of earlier versions have none
                 part = sizes[state.step * config.accumulate :][: config.accumulate]
                 if self.hooks.before_step is not None:
                     self.hooks.before_step(taken / all_steps)
                 try:
-                    loss = step(resized(islice(batches, len(part)), size), part)
+                    loss = step(self.data.referenced(resized(islice(batches, len(part)), size)), part)
                 except NotFiniteError as error:
                     raise FailedError(
                         f"{error} in epoch {epoch}, step {state.step + 1}; use an --lr below {config.peak_lr:g} and "
@@ -204,28 +204,32 @@ class Trainer:
 
 
 def check_model_fits(model: nn.Module, data: Dataset, size: int | None = None) -> None:
-    """Raise MicronetError if a model does not return one score per class for a validation image.
+    """Raise MicronetError if a model does not return what the task expects for a validation image or sample.
 
     ``size``: the height and width in pixels that the image is scaled to; None: its own.
     """
-    images, _ = next(resized(eval_batches(data.validation, data.spec, batch_size=1), size or data.train.image_shape[1]))
+    inputs, _ = next(resized(eval_batches(data.validation, data.spec, batch_size=1), size or data.image_height))
     with evaluating(model) as predict:
-        check_scores(predict, images, len(data.spec.classes or []))
+        check_scores(predict, inputs, data.spec, task=data.task)
 
 
 def evaluate_distributed(
-    predict: Predictor, split: ImageSplit, spec: DataSpec, on_batch: Callable[[int], None] | None = None
-) -> tuple[float, float]:
-    """Return a predictor's accuracy (0..1) and mean loss on a split; each rank computes some of the batches.
+    predict: Predictor, data: Dataset, split: Split, on_batch: Callable[[int], None] | None = None
+) -> dict[str, float]:
+    """Return a predictor's metrics and mean loss on a split of a data set; each rank computes some of the batches.
 
-    The batches, and thus the results, are those of a single process. ``on_batch`` is called after each batch with the
-    number of images that this rank has seen.
+    The batches, and thus the results, are those of a single process. If a task's metrics are not made of sums
+    (``totals``), every rank computes all batches. ``on_batch`` is called after each batch with the number of samples
+    that this rank has seen.
     """
-    own_batches = slice(distributed.rank(), None, distributed.world_size())
-    own = evaluate(predict, eval_batches(split, spec, only=own_batches), on_batch)
-    sums = distributed.sum_over_ranks(torch.tensor([own.correct, own.total_loss], dtype=torch.float64))
-    correct, loss = sums.tolist()
-    return correct / len(split), loss / len(split)
+    shares = hasattr(data.task.meter(), "totals")
+    own_batches = slice(distributed.rank(), None, distributed.world_size()) if shares else slice(None)
+    own = evaluate(predict, data.referenced(eval_batches(split, data.spec, only=own_batches)), on_batch, data.task)
+    loss, meter = own.total_loss, own.meter
+    if shares:
+        meter.totals = distributed.sum_over_ranks(meter.totals)  # type: ignore[attr-defined]
+        loss = float(distributed.sum_over_ranks(torch.tensor(loss, dtype=torch.float64)))
+    return {**meter.compute(), "loss": loss / len(split)}
 
 
 def fit_artifact(
@@ -240,7 +244,7 @@ def fit_artifact(
         "model": artifact.spec.to_json(),
         "history": [record.to_json() for record in artifact.history],
         "data": data.spec.to_json(),
-        "images": hashlib.sha256(data.train.labels.numpy().tobytes()).hexdigest(),  # changes with the choice of images
+        "images": data.train.fingerprint(),
         "stage": {"keep": hooks.keep, **hooks.config},
         "initial_weights": context.initial_weights,
         "teacher": None if config.distill is None else file_hash(config.distill),
@@ -250,11 +254,11 @@ def fit_artifact(
     images = len(data.test)
     own = images // distributed.world_size()  # this rank's share, give or take a batch
     with evaluating(artifact.model) as predict:
-        accuracy, loss = evaluate_distributed(
-            predict, data.test, data.spec, lambda done: context.progress.step("testing", min(done, own), own)
+        tested = evaluate_distributed(
+            predict, data, data.test, lambda done: context.progress.step("testing", min(done, own), own)
         )
     metrics = {name: value for name, value in row.items() if name.startswith(("epoch", "validation"))}
-    metrics |= {"test_accuracy": accuracy, "test_loss": loss, "test_images": images}
+    metrics |= {**_prefixed("test", tested), "test_images": images}
     return replace(artifact, metrics=metrics, data=data.spec.to_json(), seed=context.seed)
 
 
@@ -263,11 +267,17 @@ def _step_seed(seed: int, epoch: int, step: int) -> int:
     return (((seed * 100_003 + epoch) * 1_000_003 + step) * 1_009 + ranks.rank()) % 2**63
 
 
-def _summary(rows: list[dict[str, Any]], epochs: int) -> str:
+def _prefixed(part: str, metrics: dict[str, float]) -> dict[str, float]:
+    return {f"{part}_{name}": value for name, value in metrics.items()}
+
+
+def _summary(rows: list[dict[str, Any]], epochs: int, task: Task) -> str:
     row, left = rows[-1], epochs - len(rows)
     seconds = left * row["seconds"]
     remaining = f"  {seconds / 60:.1f} min left" if seconds >= 60 else f"  {seconds:.0f} s left" if left else ""
+    value = row[f"validation_{task.main}"]
+    validation = f"{value:.2%}" if task.main == "accuracy" else f"{task.main} {value:.4f}"
     return (
-        f"epoch {row['epoch']}/{epochs}  loss {row['loss']:.4f}  validation {row['validation_accuracy']:.2%}  "
+        f"epoch {row['epoch']}/{epochs}  loss {row['loss']:.4f}  validation {validation}  "
         f"{row['images_per_s']:.0f} images/s  {row['memory_mib']} MiB{remaining}"
     )

@@ -18,8 +18,9 @@ from micronet.data.batches import eval_batches, mirrors
 from micronet.data.dataset import Dataset
 from micronet.errors import MicronetError
 from micronet.graph import ops
-from micronet.models.device import memory_format
+from micronet.models.device import memory_format, place_inputs
 from micronet.models.modes import copy_model
+from micronet.tasks.task import CLASSIFICATION
 from micronet.training import distributed
 from micronet.training.checkpoint import Checkpoint
 from micronet.training.config import DEFAULT_PRESET, PRESETS, UNUSED, RunContext, TrainConfig
@@ -70,7 +71,11 @@ def _fit(config: TrainConfig, artifact: Artifact, data: Dataset, context: RunCon
     settled = {name: config.chosen(name) for name in PRESETS["plain"]}
     if config.batch_size is None and config.preset == "fast":
         settled["batch_size"] = batch_size(len(data.train))
-    for name, check in (("flip", _check_flip), ("whiten", _check_whiten), ("amp", _check_amp)):
+    checks = {
+        "flip": _check_flip, "whiten": _check_whiten, "cutout": _check_cutout,
+        "label_smoothing": _check_label_smoothing, "amp": _check_amp,
+    }  # fmt: skip
+    for name, check in checks.items():
         plain = PRESETS["plain"][name]
         try:
             if settled[name] != plain:
@@ -99,14 +104,28 @@ def _check_flip(config: TrainConfig, artifact: Artifact, data: Dataset, context:
 
 
 def _check_whiten(config: TrainConfig, artifact: Artifact, data: Dataset, context: RunContext) -> None:
+    if not data.image_height:
+        raise MicronetError("--whiten on needs images; drop it")
     if artifact.history:
         raise MicronetError("--whiten on only applies to new networks, but this network is already trained; drop it")
     whitened_layer(artifact.model)
 
 
+def _check_cutout(config: TrainConfig, artifact: Artifact, data: Dataset, context: RunContext) -> None:
+    if not data.image_height:
+        raise MicronetError(f"--cutout has no effect on the inputs of the task {data.task.name}; drop it")
+
+
+def _check_label_smoothing(config: TrainConfig, artifact: Artifact, data: Dataset, context: RunContext) -> None:
+    if data.task.label_smoothing is None:
+        raise MicronetError(f"--label-smoothing has no effect on the loss of the task {data.task.name}; drop it")
+
+
 def _check_start_size(size: int, model: nn.Module, data: Dataset) -> None:
-    full = data.train.image_shape[1]
-    if size >= full:
+    if size and data.task.name != CLASSIFICATION:
+        raise MicronetError(f"--start-size only applies to classification, not to {data.task.name}; drop it")
+    full = data.image_height
+    if size and size >= full:
         raise MicronetError(
             f"--start-size is {size}, but the images are only {full} pixels wide; use a smaller size, or drop it"
         )
@@ -167,15 +186,17 @@ def step_seconds(config: TrainConfig, model: nn.Module, data: Dataset) -> tuple[
     trial = copy_model(model).to(memory_format=memory_format(model)).train()
     optimizer = torch.optim.SGD(trial.parameters())  # it takes no step
     steps = [
-        TrainStep(trial, optimizer, replace(config, amp=amp, ema=0.0), torch.device("cpu")) for amp in ("off", "bf16")
+        TrainStep(trial, optimizer, replace(config, amp=amp, ema=0.0), torch.device("cpu"), task=data.task)
+        for amp in ("off", "bf16")
     ]
-    batch = next(eval_batches(data.validation, data.spec, TIMED_IMAGES))
+    given, targets = next(iter(data.referenced(eval_batches(data.validation, data.spec, TIMED_IMAGES))))
+    inputs = place_inputs(given, torch.device("cpu"), memory_format(trial))
     least = [math.inf, math.inf]
     with torch.random.fork_rng():
         for turn in range(1 + TIMED_STEPS):
             for which, step in enumerate(steps):
                 start = time.process_time()
-                step._backward(*batch, share=1.0, more_follow=True)
+                step._backward(inputs, targets, share=1.0, more_follow=True)
                 if turn:
                     least[which] = min(least[which], time.process_time() - start)
     return least[0], least[1]

@@ -4,18 +4,20 @@ import copy
 import math
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils._pytree import tree_map_only
 
 from micronet.errors import MicronetError
-from micronet.models.device import memory_format, place_input
+from micronet.models.device import memory_format, place_inputs
+from micronet.tasks.classification import Classification
+from micronet.tasks.task import Task, first_output, outputs_of
 from micronet.training import distributed
 from micronet.training.average import WeightAverage
 from micronet.training.config import TrainConfig
@@ -30,6 +32,7 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": partial(torch.optim.SGD, momentum=SGD_MOMENTUM, nesterov=True),
     "muon": Muon,
 }
+CLASSIFICATION = Classification()
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -63,6 +66,7 @@ class TrainStep:
     compiled: bool = False
     teacher: Teacher | None = None
     penalty: Callable[[], None] | None = None
+    task: Task = CLASSIFICATION
     scaler: torch.amp.GradScaler = field(init=False)
     average: WeightAverage | None = field(init=False)
 
@@ -73,20 +77,23 @@ class TrainStep:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=amp == "fp16")
         self.average = WeightAverage(self.model, decay) if decay else None
         self._layout = memory_format(self.model)
+        if isinstance(self.task, Classification):  # other tasks have no label smoothing
+            self.task = replace(self.task, label_smoothing=self.config.chosen("label_smoothing"))
         self._network: Any = torch.compile(self.model) if self.compiled else self.model
 
-    def __call__(self, batches: Iterable[tuple[Tensor, Tensor]], sizes: list[int]) -> float:
+    def __call__(self, batches: Iterable[tuple[Any, Any]], sizes: list[int]) -> float:
         """Update the weights with the mean gradient of some batches and return the mean loss, both over all ranks.
 
-        ``batches``: this rank's part of each batch, images (N, C, H, W) and labels (N,). ``sizes``: the number of
-        images in each whole batch. Raises NotFiniteError if the loss is NaN or infinite; the weights are unchanged.
+        ``batches``: this rank's part of each batch, images (N, C, H, W) and labels (N,), or the inputs and targets of
+        another task. ``sizes``: the number of samples in each whole batch. Raises NotFiniteError if the loss is NaN or
+        infinite; the weights are unchanged.
         """
         self.optimizer.zero_grad(set_to_none=True)
         loss = torch.zeros((), device=self.device)
         with synchronized_batch_norm():
-            for (images, labels), left in zip(batches, reversed(range(len(sizes))), strict=True):
-                inputs = place_input(images, self.device, self._layout)
-                loss += self._backward(inputs, labels, share=len(labels) / sum(sizes), more_follow=left > 0)
+            for (given, targets), left in zip(batches, reversed(range(len(sizes))), strict=True):
+                inputs = place_inputs(given, self.device, self._layout)
+                loss += self._backward(inputs, targets, share=len(inputs[0]) / sum(sizes), more_follow=left > 0)
             value = float(distributed.sum_over_ranks(loss))
             if not math.isfinite(value):
                 with self._precision():
@@ -105,24 +112,23 @@ class TrainStep:
         """The network that is validated: the average over the steps, if there is one."""
         return self.model if self.average is None else self.average.model
 
-    def _backward(self, inputs: Tensor, labels: Tensor, *, share: float, more_follow: bool) -> Tensor:
+    def _backward(self, inputs: tuple[Tensor, ...], targets: Any, *, share: float, more_follow: bool) -> Tensor:
         """Add the gradients of ``share`` times the loss and return that product; ranks exchange after the last."""
         ranks = distributed.world_size()
         if ranks > 1 and not isinstance(self._network, DistributedDataParallel):
             self._network = _data_parallel(self._network, self.model, inputs)
         with self._network.no_sync() if more_follow and ranks > 1 else nullcontext():
-            part = self._loss(inputs, labels.to(self.device, non_blocking=True)) * share
+            there = tree_map_only(Tensor, lambda x: x.to(self.device, non_blocking=True), targets)
+            part = self._loss(inputs, there) * share
             # DistributedDataParallel averages the gradients over ranks; their sum is needed.
             self.scaler.scale(part * ranks).backward()  # type: ignore[no-untyped-call]
         return part.detach()
 
-    def _loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
+    def _loss(self, inputs: tuple[Tensor, ...], targets: Any) -> Tensor:
         with self._precision():
-            scores = self._network(inputs)
-            if not isinstance(scores, Tensor):  # in training, networks with auxiliary heads return several scores
-                scores = scores[0]
-            loss = F.cross_entropy(scores, labels, label_smoothing=self.config.chosen("label_smoothing"))
-            return loss if self.teacher is None else self.teacher.blend(loss, scores, inputs)
+            outputs = outputs_of(self._network(*inputs))
+            loss = self.task.loss(outputs, targets)
+            return loss if self.teacher is None else self.teacher.blend(loss, outputs, inputs, self.task)
 
     def _precision(self) -> torch.autocast:
         amp = self.config.chosen("amp")
@@ -138,7 +144,7 @@ class NotFiniteError(Exception):
 
 
 @torch.no_grad()
-def first_non_finite(model: nn.Module, inputs: Tensor) -> str | None:
+def first_non_finite(model: nn.Module, inputs: Tensor | tuple[Tensor, ...]) -> str | None:
     """Return the name of the first module, in order of execution, whose output has NaN or infinity, or None.
 
     Buffers (running statistics, ranges) are left unchanged.
@@ -158,12 +164,11 @@ def first_non_finite(model: nn.Module, inputs: Tensor) -> str | None:
     return found[0] if found else None
 
 
-def _data_parallel(network: Any, model: nn.Module, inputs: Tensor) -> DistributedDataParallel:
+def _data_parallel(network: Any, model: nn.Module, inputs: tuple[Tensor, ...]) -> DistributedDataParallel:
     """Wrap a network, compiled or not, so that gradients are averaged over ranks; ``inputs``: any valid input."""
     with torch.random.fork_rng():
         trial = copy.deepcopy(model)
-        scores = trial(inputs)
-        (scores if isinstance(scores, Tensor) else scores[0]).sum().backward()
+        first_output(outputs_of(trial(*inputs))).sum().backward()  # type: ignore[no-untyped-call]
     unused = any(parameter.requires_grad and parameter.grad is None for parameter in trial.parameters())
     return DistributedDataParallel(
         network,

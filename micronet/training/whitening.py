@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from micronet.data.batches import Normalize
-from micronet.data.dataset import Dataset
+from micronet.data.dataset import Dataset, images_of
 from micronet.data.split import random_subset
 from micronet.errors import MicronetError, count
 from micronet.graph.trace import trace
@@ -22,9 +22,11 @@ def whiten(model: nn.Module, data: Dataset) -> None:
     Raises MicronetError if the network does not begin with a fitting convolution.
     """
     layer = whitened_layer(model)
-    _, height, width = data.train.image_shape
-    images = random_subset(data.train, max(LEAST_IMAGES, PIXELS // (height * width)), seed=0)
-    normal = Normalize(data.spec)(images.images(torch.arange(len(images))))
+    train = images_of(data.train)
+    _, height, width = train.image_shape
+    images = random_subset(train, max(LEAST_IMAGES, PIXELS // (height * width)), seed=0)
+    chosen = torch.arange(len(images))
+    normal = Normalize(data.spec)(images.separate(images.images(chosen), chosen)[0])
     filters = whitening_filters(normal, layer.kernel_size[0], layer.kernel_size[1], len(layer.weight) // 2)
     with torch.no_grad():
         norm, count = layer.weight.norm(), len(filters)

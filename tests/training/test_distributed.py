@@ -18,13 +18,14 @@ from torch import multiprocessing, nn
 from torch.nn import functional as F
 
 from micronet.core import ranks
-from micronet.data.dataset import DataSpec
+from micronet.data.dataset import Dataset, DataSource, DataSpec
 from micronet.data.split import MemorySplit
 from micronet.pruning.criteria import bn_scale
 from micronet.pruning.groups import find_groups
 from micronet.quantization.calibrate import calibrate, observing
 from micronet.quantization.config import QuantConfig
 from micronet.quantization.quantize import quantize_model
+from micronet.tasks.classification import Classification
 from micronet.training import distributed
 from micronet.training.config import TrainConfig
 from micronet.training.distillation import Teacher
@@ -111,7 +112,9 @@ def evaluated():
         return images.reshape(len(images), 4)
 
     split = MemorySplit(pixels, torch.arange(600) % 4)
-    return *evaluate_distributed(predict, split, DataSpec(mean=[0.5], std=[0.5])), sum(seen)
+    source, spec = DataSource(lambda: split, lambda: split, list("0123")), DataSpec(mean=[0.5], std=[0.5])
+    data = Dataset(source, spec, Classification())
+    return *evaluate_distributed(predict, data, data.test).values(), sum(seen)
 
 
 def no_room():

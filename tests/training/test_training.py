@@ -204,7 +204,7 @@ def test_three_dimensional_convolutions_train_teach_and_are_evaluated(tmp_path):
     predict = EagerPredictor(trained, RuntimeOptions())
     images, _ = next(eval_batches(data.test, data.spec))
     teacher = Teacher(trained.model, 0.5, 4.0)
-    np.testing.assert_allclose(predict(images.numpy()), teacher.scores(images).numpy(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(predict(images.numpy()), teacher.outputs((images,)).numpy(), rtol=1e-4, atol=1e-5)
 
 
 def test_a_checkpoint_without_a_scalers_state_resumes_into_sixteen_bits(tmp_path, monkeypatch):

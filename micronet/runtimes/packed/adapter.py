@@ -25,6 +25,6 @@ class PackedPredictor(PackedNetwork):
         self.stages = [str(stage) for stage in about.get("stages") or []]
         self.params = self.program.weights
 
-    def macs(self, image_shape: tuple[int, int, int] | None = None) -> int:
+    def macs(self, *shapes: tuple[int, ...]) -> int:
         """Return the multiply-accumulates per image; a packed network takes only one image shape."""
         return super().macs()

@@ -105,7 +105,7 @@ class EnginePredictor:
                 spent += float(start.time_till(end))
         return spent
 
-    def macs(self, image_shape: tuple[int, int, int]) -> int | None:
+    def macs(self, *shapes: tuple[int, ...]) -> int | None:
         """Return None: an engine does not hold this figure."""
         return None
 

@@ -1,0 +1,111 @@
+"""Arrays as a network's inputs, without labels: an .npz file with one array per input, or .npy files.
+
+The order of the arrays in an .npz file is that of the arguments of the network's forward.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from micronet.data.dataset import DataSource
+from micronet.data.samples import SampleSplit
+from micronet.data.split import random_subset
+from micronet.errors import MicronetError, count
+
+TEST_SHARE = 0.25
+LEAST_TO_SPLIT = 8  # fewer samples serve for calibration and for the report alike
+LABELLED = {"x_train", "x_test"}  # the arrays of a data set of labelled images, which data.load opens
+
+
+def open_inputs(place: Path, image_size: int | None) -> DataSource | None:
+    """Open inputs without labels; return None if the place is not such a file or folder.
+
+    A quarter of the samples, chosen at random, are the test samples.
+    """
+    samples: Any
+    if place.suffix == ".npy" and place.is_file():
+        samples = ArraySamples({place.stem: _load(place)}, place)
+    elif place.suffix == ".npz" and place.is_file():
+        arrays = _load(place)
+        if arrays.keys() >= LABELLED:
+            return None
+        samples = ArraySamples(arrays, place)
+    elif place.is_dir() and (files := sorted(place.glob("*.npy"))):
+        samples = FileSamples(files)
+    else:
+        return None
+    if image_size is not None:
+        raise MicronetError(f"--image-size has no effect on the arrays in {place}; drop it")
+    whole = SampleSplit(samples, str(place))
+    if len(whole) < LEAST_TO_SPLIT:
+        return DataSource(lambda: whole, lambda: whole, validation=lambda: whole, is_images=False)
+    order = random_subset(whole, len(whole), seed=0)
+    tested = round(len(whole) * TEST_SHARE)
+    train, test = order.subset(torch.arange(tested, len(whole))), order.subset(torch.arange(tested))
+    return DataSource(lambda: train, lambda: test, is_images=False)
+
+
+class ArraySamples:
+    """Samples along the first axis of several arrays."""
+
+    def __init__(self, arrays: dict[str, NDArray[Any]], place: Path) -> None:
+        sizes = {name: len(array) if array.ndim else 0 for name, array in arrays.items()}
+        if not sizes or len(set(sizes.values())) > 1 or 0 in sizes.values():
+            shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items()) or "none"
+            raise MicronetError(
+                f"the arrays in {place} must have the same length, the number of samples, along their first axis; got "
+                f"{shapes}"
+            )
+        self._inputs = [_tensor(array, f"{place}: {name}") for name, array in arrays.items()]
+
+    def __len__(self) -> int:
+        return len(self._inputs[0])
+
+    def __getitem__(self, index: int) -> tuple[tuple[Tensor, ...], None]:
+        return tuple(each[index] for each in self._inputs), None
+
+
+class FileSamples:
+    """Files of one array each, a sample for a network with one input."""
+
+    def __init__(self, files: list[Path]) -> None:
+        self._files = files
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, None]:
+        path = self._files[index]
+        return _tensor(_load(path), str(path)), None
+
+
+def _load(place: Path) -> Any:
+    """Read an .npy file as an array, an .npz file as a dict of arrays."""
+    try:
+        found = np.load(place, allow_pickle=False)
+        if isinstance(found, np.ndarray):
+            return found
+        with found:
+            return {name: found[name] for name in found.files}
+    except Exception as error:  # numpy raises many types; all mean the same to the user
+        raise MicronetError(
+            f"{place} is not a valid {place.suffix} file: it is corrupted or contains pickled objects ({error}); save "
+            "plain arrays with numpy.save or numpy.savez"
+        ) from error
+
+
+def _tensor(array: NDArray[Any], name: str) -> Tensor:
+    """Return an array as a tensor: floats as float32, integers and booleans as they are."""
+    if array.dtype.kind not in "fiub":
+        raise MicronetError(f"{name} has the type {array.dtype}; expected floats, integers or booleans")
+    if array.dtype.kind == "f":
+        array = array.astype(np.float32, copy=False)
+        if not np.isfinite(array).all():
+            bad = count(int((~np.isfinite(array)).sum()), "value")
+            raise MicronetError(f"{name} has {bad} that are NaN or infinite in float32; remove them")
+    native = array.astype(array.dtype.newbyteorder("="), copy=False)
+    return torch.from_numpy(np.ascontiguousarray(native))

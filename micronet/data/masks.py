@@ -1,0 +1,142 @@
+"""Images with masks, one class number per pixel: ``train/images/NAME.jpg`` and ``train/masks/NAME.png``.
+
+``val`` is the validation split if there is also a ``test``; otherwise it is the test split. A folder with ``images/``
+and ``masks/`` alone is split at random. A mask travels as a last channel of its image, so every augmentation moves
+both; it is stored as 255 - class, so the black edge of a shifted image is ignored.
+"""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from micronet.data.dataset import DataSource
+from micronet.data.image_files import decode, list_images, open_image, square
+from micronet.data.split import ImageSplit, channels_first, random_subset
+from micronet.errors import MicronetError
+
+IGNORED = 255  # the class of pixels without one, as in Pascal VOC and Cityscapes
+TEST_SHARE = 0.2
+MODES = ("L", "P", "I", "I;16", "1")  # Pillow's modes with one integer per pixel
+LABELS = ("masks", "labels")  # names of the folder of masks
+
+
+class MaskSplit(ImageSplit):
+    """Files of images and masks, decoded to square pixels when they are first needed."""
+
+    def __init__(self, pairs: Sequence[tuple[Path, Path]], size: int, channels: int) -> None:
+        self._pairs, self._size = list(pairs), size
+        self.image_shape = (channels, size, size)
+        self.labels = torch.zeros(len(pairs), dtype=torch.int64)
+        self._pixels: dict[int, Tensor] = {}
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def subset(self, indices: Tensor) -> "MaskSplit":
+        """Return the images at ``indices``, with their masks, as a split."""
+        split = MaskSplit([self._pairs[int(i)] for i in indices], self._size, self.image_shape[0])
+        split._pixels = {new: self._pixels[int(old)] for new, old in enumerate(indices) if int(old) in self._pixels}
+        return split
+
+    def fingerprint(self) -> str:
+        """Return the names of the images."""
+        return " ".join(image.name for image, _ in self._pairs)
+
+    def stream(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
+        """Yield the images of each batch of indices, each with 255 - its mask as a last channel."""
+        for indices in batches:
+            yield channels_first(torch.stack([self._decode(int(index)) for index in indices]))
+
+    def separate(self, pixels: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the images (B, C, H, W) uint8 and the masks (B, H, W) int64 of what ``stream`` yielded."""
+        return pixels[:, :-1], 255 - pixels[:, -1].long()
+
+    def _decode(self, index: int) -> Tensor:
+        if index not in self._pixels:
+            image, mask = self._pairs[index]
+            pixels = decode(image, self._size)
+            if self.image_shape[0] == 1:
+                pixels = pixels[:, :, :1]
+            self._pixels[index] = torch.cat([pixels, 255 - read_mask(mask, self._size)[:, :, None]], 2)
+        return self._pixels[index]
+
+
+def open_masks(root: Path, image_size: int | None) -> DataSource:
+    """Open a folder of images and masks; without an image size, use the first image's, which must then be square."""
+    if not root.is_dir():
+        raise MicronetError(f"--task segmentation needs a folder with images/ and masks/, but {root} is none")
+    splits = {name: root / name for name in ("train", "val", "test") if (root / name).is_dir()}
+    if not splits:
+        whole = _read(root, image_size)
+        order = random_subset(whole, len(whole), seed=0)
+        tested = max(1, round(len(whole) * TEST_SHARE))
+        train, test = order.subset(torch.arange(tested, len(whole))), order.subset(torch.arange(tested))
+        return DataSource(lambda: train, lambda: test, _class_names(root, whole), augment="crop-flip")
+    tested_in = splits.get("test") or splits.get("val")
+    if tested_in is None or "train" not in splits:
+        raise MicronetError(f"{root} needs train/ and test/ (or val/), each with images/ and masks/")
+    first = _read(splits["train"], image_size)
+    size = first.image_shape[1]
+    return DataSource(
+        train=lambda: first,
+        test=partial(_read, tested_in, size),
+        classes=_class_names(root, first),
+        validation=partial(_read, splits["val"], size) if "val" in splits and "test" in splits else None,
+        augment="crop-flip",
+    )
+
+
+def list_pairs(folder: Path) -> list[tuple[Path, Path]]:
+    """Pair ``images/NAME.jpg`` with ``masks/NAME.png``; raise MicronetError if an image has no mask."""
+    names = [name for name in LABELS if (folder / name).is_dir()]
+    place = folder / (names[0] if names else LABELS[0])
+    masks = {path.stem: path for path in list_images(place)}
+    images = list_images(folder / "images")
+    if not images:
+        raise MicronetError(f"{folder} contains no images; expected images/NAME.jpg and masks/NAME.png")
+    missing = [path for path in images if path.stem not in masks]
+    if missing:
+        raise MicronetError(f"{missing[0]} has no mask; expected {place / missing[0].stem}.png")
+    return [(path, masks[path.stem]) for path in images]
+
+
+def read_mask(path: Path, size: int) -> Tensor:
+    """Read a mask as (size, size) uint8, resized without mixing classes, then cropped like its image."""
+    with open_image(path) as image:
+        if image.mode not in MODES:
+            raise MicronetError(
+                f"{path} is not a mask: its pixel format is {image.mode}; expected one integer per pixel"
+            )
+        classes = np.array(image).astype(np.int64)
+        if classes.max(initial=0) > IGNORED or classes.min(initial=0) < 0:
+            raise MicronetError(f"{path} has class {classes.max()}; expected 0 to 254, or 255 for ignored pixels")
+        whole = Image.fromarray(classes.astype(np.uint8))
+        return torch.from_numpy(np.array(square(whole, size, Image.Resampling.NEAREST)))
+
+
+def _read(folder: Path, image_size: int | None) -> MaskSplit:
+    pairs = list_pairs(folder)
+    with open_image(pairs[0][0]) as image:
+        (width, height), mode = image.size, image.mode
+    if image_size is None and width != height:
+        raise MicronetError(
+            f"{pairs[0][0]} is {width}x{height}, not square; add --image-size N to resize and crop all images to NxN"
+        )
+    return MaskSplit(pairs, image_size or width, 1 if mode in ("L", "1", "I;16") else 3)
+
+
+def _class_names(root: Path, split: MaskSplit) -> list[str]:
+    """Return the names in ``classes.txt``, a line for each class; without one, the numbers up to the masks' highest."""
+    listed = root / "classes.txt"
+    if listed.is_file():
+        return [line.strip() for line in listed.read_text(encoding="utf-8").splitlines() if line.strip()]
+    highest = 0
+    for _, mask in split._pairs:
+        classes = read_mask(mask, split.image_shape[1])
+        highest = max(highest, int(torch.where(classes == IGNORED, 0, classes).max()))
+    return [str(number) for number in range(highest + 1)]

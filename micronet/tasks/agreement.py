@@ -1,0 +1,115 @@
+"""Agreement: how close a network's outputs are to those of its float original, for any network and no labels.
+
+Each output is compared on its own: the signal-to-quantization-noise ratio, SQNR = 10 log10(sum(y^2) / sum((y' - y)^2))
+in dB, and the cosine similarity. A network is judged by its worst output.
+"""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from micronet.data.arrays import open_inputs
+from micronet.data.dataset import DataSource, DataSpec
+from micronet.data.load import open_images
+from micronet.errors import MicronetError
+from micronet.tasks.task import Outputs, Task, describe
+
+SMALLEST = 1e-30  # keeps sums of squares of zeros from dividing by zero
+LARGEST_DB = 300.0  # of equal outputs, whose SQNR is infinite; float64 resolves 313 dB
+
+
+class Similarity:
+    """Sums of products of outputs and references; one column for each output."""
+
+    def __init__(self) -> None:
+        self.totals = torch.zeros(0)  # (4, outputs) float64: y^2, y'^2, y y', (y' - y)^2; ranks add theirs up
+
+    def update(self, outputs: Outputs, targets: Outputs) -> None:
+        """Add the outputs of a network and of its original for the same batch."""
+        columns = []
+        for ours, theirs in zip(*_paired(outputs, targets), strict=True):
+            y, other = theirs.double(), ours.double()
+            products = y * y, other * other, y * other, (other - y).square()
+            columns.append(torch.stack([each.sum() for each in products]))
+        added = torch.stack(columns, 1)
+        self.totals = self.totals + added if len(self.totals) else added
+
+    def compute(self) -> dict[str, float]:
+        """Return the figures of the worst output and, if there are several, of each, numbered from 1.
+
+        ``error`` is the root of noise over signal, 0 for equal outputs: 20 log10(1 / error) is the SQNR.
+        """
+        signal, own, product, noise = self.totals
+        error = (noise / signal.clamp(min=SMALLEST)).sqrt()
+        cosine = product / (signal * own).sqrt().clamp(min=SMALLEST)
+        cosine = torch.where((signal == 0) & (own == 0), 1.0, cosine).clamp(-1, 1)
+        found = {"sqnr_db": _decibels(float(error.max())), "cosine": float(cosine.min()), "error": float(error.max())}
+        if len(error) > 1:
+            for number, (each, angle) in enumerate(zip(error.tolist(), cosine.tolist(), strict=True), 1):
+                found |= {f"sqnr_db_{number}": _decibels(each), f"cosine_{number}": angle}
+        return found
+
+
+class Agreement(Task):
+    """How close outputs are to those of the float network."""
+
+    name = "agreement"
+    main = "error"
+    higher_is_better = False
+    needs_reference = True
+
+    def open(self, place: str, image_size: int | None) -> DataSource:
+        """Open arrays of inputs, a folder of .npy files, or any images, whose labels do not matter."""
+        return open_inputs(Path(place), image_size) or open_images(place, image_size)
+
+    def check(self, outputs: Outputs, spec: DataSpec, name: str) -> None:
+        """Raise MicronetError if the network returns no numbers to compare."""
+        if isinstance(outputs, list) and not outputs:
+            raise MicronetError(f"{name} returned no tensor; --task agreement needs at least one output")
+
+    def loss(self, outputs: Outputs, targets: Any) -> Tensor:
+        """Return the squared relative error, averaged over the outputs."""
+        return relative_error(outputs, targets)
+
+    def meter(self) -> Similarity:
+        """Return an empty meter of SQNR and cosine similarity."""
+        return Similarity()
+
+
+def relative_error(outputs: Outputs, targets: Outputs) -> Tensor:
+    """Return sum((y' - y)^2) / sum(y^2), averaged over the outputs y' and their targets y."""
+    errors = []
+    for ours, theirs in zip(*_paired(outputs, targets), strict=True):
+        y = theirs.float()
+        errors.append((ours.float() - y).square().sum() / y.square().sum().clamp(min=SMALLEST))
+    return torch.stack(errors).mean()
+
+
+def energy(outputs: Outputs) -> Tensor:
+    """Return the mean squared value of every output, added up over the outputs: a loss for criteria without labels.
+
+    Each output is divided by its present energy, so that the outputs with large values do not outweigh the others.
+    """
+    found = []
+    for each in [outputs] if isinstance(outputs, Tensor) else outputs:
+        if each.is_floating_point():
+            squared = each.float().square().mean()
+            found.append(squared / squared.detach().clamp(min=SMALLEST))
+    return torch.stack(found).sum()
+
+
+def _paired(outputs: Outputs, targets: Outputs) -> tuple[list[Tensor], list[Tensor]]:
+    ours, theirs = ([each] if isinstance(each, Tensor) else list(each) for each in (outputs, targets))
+    if [each.shape for each in ours] != [each.shape for each in theirs]:
+        raise MicronetError(
+            f"the networks do not return the same: {describe(ours)} here, {describe(theirs)} in the reference; compare "
+            "networks made from the same original"
+        )
+    return ours, theirs
+
+
+def _decibels(error: float) -> float:
+    return min(LARGEST_DB, -20 * math.log10(max(error, SMALLEST)))

@@ -1,0 +1,116 @@
+"""The contract of a task: how data are read, what a network must return, the loss, and the metrics.
+
+Outputs are one tensor or, if a network returns several, a list of them in its order (see ``outputs_of``). Nothing
+outside a task assumes what they mean.
+"""
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from micronet import registry
+from micronet.errors import MicronetError, unknown
+
+if TYPE_CHECKING:
+    from micronet.data.dataset import DataSource, DataSpec
+
+CLASSIFICATION = "classification"
+OTHER_TASKS = "for other networks, use --task segmentation, --task agreement or --task FILE.py:TASK"
+Outputs = Tensor | list[Tensor]
+
+
+class Meter(Protocol):
+    """Metrics, accumulated over batches."""
+
+    def update(self, outputs: Outputs, targets: Any) -> None:
+        """Add a batch, on the CPU."""
+
+    def compute(self) -> dict[str, float]:
+        """Return the metrics of all batches: name -> value."""
+
+
+class Task(ABC):
+    """What a network is for.
+
+    Attributes:
+        name: What the user types after ``--task``.
+        main: The metric that chooses the best epoch, and that drops are measured in.
+        higher_is_better: Whether larger values of the main metric are better.
+        has_classes: Whether the first output holds class scores on axis 1, which distillation softens.
+        needs_reference: Whether targets are the outputs of a reference network instead of labels.
+        label_smoothing: Share of the target probability that the loss spreads over all classes; None if it has none.
+    """
+
+    name: str
+    main: str
+    higher_is_better: bool = True
+    has_classes: bool = False
+    needs_reference: bool = False
+    label_smoothing: float | None = None
+
+    @abstractmethod
+    def open(self, place: str, image_size: int | None) -> "DataSource":
+        """Open the data set that the user named; raise MicronetError if it does not suit the task."""
+
+    @abstractmethod
+    def check(self, outputs: Outputs, spec: "DataSpec", name: str) -> None:
+        """Raise MicronetError, which calls the network ``name``, if its outputs do not suit the task and the data."""
+
+    @abstractmethod
+    def loss(self, outputs: Outputs, targets: Any) -> Tensor:
+        """Return the mean loss of a batch, a scalar."""
+
+    @abstractmethod
+    def meter(self) -> Meter:
+        """Return a new, empty meter."""
+
+    def quality(self, metrics: dict[str, float]) -> float:
+        """Return the main metric, negated if smaller values are better."""
+        return metrics[self.main] if self.higher_is_better else -metrics[self.main]
+
+
+def load_task(name: str | None, recorded: str = CLASSIFICATION) -> Task:
+    """Return the task of a name or, without one, the recorded task.
+
+    Raises:
+        MicronetError: There is no such task, or the recorded one is the user's code, which only runs if typed.
+    """
+    place = name or recorded
+    if place in registry.TASKS:
+        task: Task = registry.load_object(registry.TASKS[place])()
+        return task
+    if ":" not in place:
+        raise unknown("task", place, [*registry.TASKS, "path/to/file.py:Task"])
+    if name is None:  # a file must not choose code to run
+        raise MicronetError(
+            f"the recorded task {place} is Python code, which is not run automatically; to run it, add --task {place}"
+        )
+    from micronet.tasks.custom import Custom
+
+    return Custom(name)
+
+
+def outputs_of(returned: Any) -> Outputs:
+    """Return what a network returned as one tensor or a list of tensors: items of tuples, values of dicts, in order."""
+    if isinstance(returned, Tensor):
+        return returned
+    found = [torch.as_tensor(leaf) for leaf in tree_leaves(returned) if hasattr(leaf, "dtype")]
+    return found[0] if len(found) == 1 else found
+
+
+def first_output(outputs: Outputs) -> Tensor:
+    """Return the first output: the scores of a network that also has auxiliary heads."""
+    return outputs if isinstance(outputs, Tensor) else outputs[0]
+
+
+def describe(outputs: Any) -> str:
+    """Describe tensors or arrays: ``float32 (N, 10)``, with N for the batch; several are joined by ``and``."""
+    each = outputs if isinstance(outputs, (list, tuple)) else [outputs]
+    texts = []
+    for value in each:
+        sizes = ", ".join(["N", *map(str, value.shape[1:])]) if len(value.shape) else ""
+        texts.append(f"{str(value.dtype).removeprefix('torch.')} ({sizes})")
+    return " and ".join(texts) or "no tensor"
