@@ -12,6 +12,7 @@ from micronet.data.dataset import Dataset, DataSource, DataSpec
 from micronet.data.split import MemorySplit
 from micronet.models.build import ModelSpec
 from micronet.models.layers import Add
+from micronet.tasks.classification import Classification
 from micronet.training.config import NO_HOOKS, RunContext, TrainConfig, TrainHooks
 from micronet.training.loop import fit_artifact
 
@@ -64,8 +65,8 @@ def dataset() -> Dataset:
     """Return the images as a data set: 64 to train on, 16 to validate, 16 to test."""
     images, labels = _noise()
     splits = [MemorySplit(images[part], labels[part]) for part in (slice(64), slice(64, 80), slice(80, 96))]
-    source = DataSource(CLASSES, lambda: splits[0], lambda: splits[2], lambda: splits[1], augment="crop-flip")
-    return Dataset(source, DataSpec(DATA, image_size=8, channels=3))
+    source = DataSource(lambda: splits[0], lambda: splits[2], CLASSES, lambda: splits[1], augment="crop-flip")
+    return Dataset(source, DataSpec(DATA, image_size=8, channels=3), Classification())
 
 
 def arrays() -> dict[str, Any]:

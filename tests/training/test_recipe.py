@@ -12,6 +12,7 @@ from micronet.data.dataset import Dataset, DataSource, DataSpec
 from micronet.data.split import MemorySplit
 from micronet.errors import MicronetError
 from micronet.models.build import ModelSpec, build_model
+from micronet.tasks.classification import Classification
 from micronet.training import preset
 from micronet.training.average import WeightAverage
 from micronet.training.config import PRESETS, RunContext, TrainConfig, image_size
@@ -28,8 +29,8 @@ def photos(augment="crop-flip", count=64, size=8):
     noise = torch.rand(count, 3, size + 2, size + 2, generator=torch.Generator().manual_seed(0))
     images = (255 * F.avg_pool2d(noise, 3, 1)).to(torch.uint8)
     split = MemorySplit(images, torch.arange(count) % 4)
-    source = DataSource(list("abcd"), lambda: split, lambda: split, lambda: split, augment=augment)
-    return Dataset(source, DataSpec("photos"))
+    source = DataSource(lambda: split, lambda: split, list("abcd"), lambda: split, augment=augment)
+    return Dataset(source, DataSpec("photos"), Classification())
 
 
 def network(first=None):
