@@ -315,7 +315,7 @@ def test_calls_that_stay_float_are_named():
             self.rnn, self.fc, self.w = nn.GRU(4, 4, batch_first=True), nn.Linear(4, 4), nn.Parameter(torch.randn(4, 4))
 
         def forward(self, x):
-            return self.fc(input=F.linear(self.rnn(x)[0], self.w))
+            return self.fc(input=F.linear(self.rnn(x)[0], 2 * self.w))
 
     model, record = quantize_model(Calls(), QuantConfig())
     assert record.result["left_float"] == {
