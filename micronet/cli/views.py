@@ -5,20 +5,26 @@ from collections.abc import Callable
 from typing import Any
 
 from micronet.cli.console import print_json, print_line, print_table
+from micronet.cli.measures import (
+    accuracy_figures,
+    metric_label,
+    print_figures,
+    show_comparison,
+    show_comparison_as_markdown,
+    show_evaluation,
+    value_text,
+)
 from micronet.errors import count
 from micronet.stages.stage import Stage
 
 BAR = 40  # characters
 LISTED_NODES = 3  # of one rule in check-onnx's table; --json lists them all
-FIGURES = (
-    "name", "runtime", "accuracy", "drop", "agrees", "MACs", "params", "bytes", "smaller", "1 image", "64 images",
-)  # fmt: skip
 
 
 def show(stage: Stage, summary: Any) -> None:
     """Print a stage's result."""
     if getattr(stage, "markdown", False):
-        _compare_as_markdown(summary)
+        show_comparison_as_markdown(summary)
     else:
         view: Callable[[Any], None] = _VIEWS.get(stage.name, _written)
         view(summary)
@@ -31,9 +37,18 @@ def _wrote(summary: dict[str, Any]) -> str:
 
 def _written(summary: dict[str, Any]) -> None:
     """Print the file, its size and the test accuracy if it was measured."""
-    accuracy, images = summary.get("test_accuracy"), summary.get("test_images", 0)
-    tested = f"  test accuracy {accuracy:.2%} on {count(images, 'image')}" if accuracy is not None else ""
-    print_line(f"{_wrote(summary)}{tested}")
+    print_line(f"{_wrote(summary)}{_tested(summary)}")
+
+
+def _tested(summary: dict[str, Any]) -> str:
+    """Return the text of the metrics on the test data, or nothing if they were not measured."""
+    images, accuracy = summary.get("test_images", 0), summary.get("test_accuracy")
+    if accuracy is not None:
+        return f"  test accuracy {accuracy:.2%} on {count(images, 'image')}"
+    metrics = {key.removeprefix("test_"): value for key, value in summary.items() if key.startswith("test_")}
+    shown = [key for key in metrics if key not in ("images", "loss") and "/" not in key]
+    found = [f"{metric_label(key)} {value_text(key, metrics[key])}" for key in shown]
+    return f"  test {', '.join(found)} on {count(images, 'sample')}" if found else ""
 
 
 def _import(summary: dict[str, Any]) -> None:
@@ -70,6 +85,9 @@ def _prune_plan(summary: dict[str, Any]) -> None:
         print_line(f"latency   {was:.2f} -> {now:.2f} ms  (one image, ONNX Runtime; {_change(was, now)})")
     if "test_accuracy" in after:
         print_line(f"accuracy  {before['test_accuracy']:.2%} -> {after['test_accuracy']:.2%}  before training")
+    for key in [key for key in after if key.startswith("test_") and key != "test_accuracy"]:
+        name, was, now = key.removeprefix("test_"), before[key], after[key]
+        print_line(f"{metric_label(name):<10}{value_text(name, was)} -> {value_text(name, now)}  before training")
     if "output" in summary:
         print_line(f"wrote {summary['output']}  next: micronet finetune {summary['output']}")
 
@@ -108,11 +126,15 @@ def _bn_fuse(summary: dict[str, Any]) -> None:
 
 
 def _agrees(summary: dict[str, Any]) -> str:
+    if math.isnan(summary["classes"]):
+        samples = count(summary["images"], "sample")
+        return f"{_wrote(summary)}  differs from torch by {summary['error']:.4%} on {samples}"
     return f"{_wrote(summary)}  agrees with torch on {summary['classes']:.2%} of {count(summary['images'], 'image')}"
 
 
 def _export_onnx(summary: dict[str, Any]) -> None:
-    print_line(f"{_agrees(summary)}, relative score error {summary['error']:.4%}")
+    scores = "" if math.isnan(summary["classes"]) else f", relative score error {summary['error']:.4%}"
+    print_line(f"{_agrees(summary)}{scores}")
     if summary["kept_float32"]:
         print_line("kept in float32: " + ", ".join(summary["kept_float32"]))
 
@@ -160,66 +182,18 @@ def _trt_eval(summary: dict[str, Any]) -> None:
         "file": f"{summary['size_bytes']:,} bytes",
     }
     if "accuracy" in summary:
-        lines |= _accuracy(summary)
+        lines |= accuracy_figures(summary)
     else:
         lines["pixel accuracy"] = f"{summary['pixel_accuracy']:.2%} of {count(summary['images'], 'image')}"
         lines["mean IoU"] = f"{summary['mean_iou']:.2%}"
     if summary["agreement"] is not None:
         lines["agreement with ONNX"] = f"{summary['agreement']:.2%}"
-    _print_figures(lines)
+    print_figures(lines)
     rows = []
     for timing in summary["timings"]:
         times = [f"{timing[key]:.2f} ms" for key in ("p50_ms", "p95_ms", "p99_ms", "device_ms")]
         rows.append(("x".join(map(str, timing["shape"])), *times, f"{timing['images_per_second']:,.0f}"))
     print_table(("input", "p50", "p95", "p99", "GPU only", "images/s"), rows)
-
-
-def _evaluate(summary: dict[str, Any]) -> None:
-    one, many = (f"{summary[f'latency_{key}ms']:.2f} ms" for key in ("", "batch64_"))
-    figures = {
-        **_accuracy(summary),
-        "latency, 1 image": f"{one}, p95 {summary['latency_p95_ms']:.2f} ms",
-        "latency, 64 images": f"{many}, p95 {summary['latency_batch64_p95_ms']:.2f} ms",
-        "file": f"{summary['size_bytes']:,} bytes",
-        "parameters": f"{summary['params']:,}",
-        "runtime": summary["runtime"],
-    }
-    _print_figures(figures)
-
-
-def _accuracy(summary: dict[str, Any]) -> dict[str, str]:
-    accuracy = f"{summary['accuracy']:.2%} of {count(summary['images'], 'image')}"
-    return {"accuracy": accuracy, "loss": f"{summary['loss']:.4f}"}
-
-
-def _print_figures(figures: dict[str, str]) -> None:
-    for label, value in figures.items():
-        print_line(f"{label:<20}{value}")
-
-
-def _compare(summary: dict[str, Any]) -> None:
-    print_table(FIGURES, [_figures(row) for row in summary["rows"]], count(summary["rows"][0]["images"], "test image"))
-
-
-def _compare_as_markdown(summary: dict[str, Any]) -> None:
-    lines = [FIGURES, ["---"] * 2 + ["---:"] * (len(FIGURES) - 2), *map(_figures, summary["rows"])]
-    print_line("\n".join(f"| {' | '.join(line)} |" for line in lines))
-
-
-def _figures(row: dict[str, Any]) -> list[str]:
-    return [
-        row["name"],
-        row["runtime"],
-        f"{row['accuracy']:.2%}",
-        f"{100 * row['drop']:+.2f} pt",
-        f"{row['agreement']:.2%}",
-        "?" if row["macs"] is None else f"{row['macs'] / 1e6:.1f} M",
-        f"{row['params']:,}",
-        f"{row['size_bytes']:,}",
-        f"{row['compression']:.1%}",
-        f"{row['latency_ms']:.2f} ms (p95 {row['latency_p95_ms']:.2f})",
-        f"{row['latency_batch64_ms']:.1f} ms (p95 {row['latency_batch64_p95_ms']:.1f})",
-    ]
 
 
 def _predict(summary: list[dict[str, Any]]) -> None:
@@ -233,9 +207,14 @@ def _inspect(summary: dict[str, Any]) -> None:
     model, data = summary["model"], summary["data"]
     print_line(f"{summary['file']}  {summary['size_bytes']:,} bytes")
     print_line(f"model     {model['name']}({_pairs(model.get('args', {}), '=')})")
-    if data and data.get("name"):
+    if data and data.get("task"):
+        print_line(f"task      {data['task']}")
+    if data and data.get("inputs"):
+        shapes = " and ".join(f"{each['dtype']} {each['shape']}" for each in data["inputs"])
+        print_line(f"data      {data['name']}, inputs {shapes}")
+    elif data and data.get("name") and data.get("image_size"):
         shape = f"{data['channels']}x{data['image_size']}x{data['image_size']}"
-        about = f"{count(len(data['classes']), 'class')}, {shape}, mean {data['mean']}, std {data['std']}"
+        about = f"{count(len(data['classes'] or []), 'class')}, {shape}, mean {data['mean']}, std {data['std']}"
         print_line(f"data      {data['name']}, {about}")
     if summary["seed"] is not None:
         print_line(f"seed      {summary['seed']}")
@@ -270,6 +249,6 @@ def _sensitivity(summary: list[dict[str, Any]]) -> None:
 _VIEWS: dict[str, Callable[[Any], None]] = {
     "import": _import, "prune": _prune, "quantize": _quantize, "bn-fuse": _bn_fuse, "export-onnx": _export_onnx,
     "check-onnx": _check_onnx, "pack": lambda summary: print_line(_agrees(summary)),
-    "trt-build": _trt_build, "trt-eval": _trt_eval, "evaluate": _evaluate,
-    "compare": _compare, "predict": _predict, "inspect": _inspect, "sensitivity": _sensitivity, "schema": print_json,
+    "trt-build": _trt_build, "trt-eval": _trt_eval, "evaluate": show_evaluation, "compare": show_comparison,
+    "predict": _predict, "inspect": _inspect, "sensitivity": _sensitivity, "schema": print_json,
 }  # fmt: skip

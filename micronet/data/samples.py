@@ -9,8 +9,7 @@ from torch import Tensor
 
 from micronet.data.split import Split
 from micronet.errors import MicronetError, first_line
-
-Inputs = Tensor | tuple[Tensor, ...]
+from micronet.models.device import Inputs
 
 
 class SampleSplit(Split):
@@ -39,7 +38,7 @@ class SampleSplit(Split):
         """Return a hash that changes with the choice of samples."""
         return hashlib.sha256(self._indices.numpy().tobytes()).hexdigest()
 
-    def stream(self, batches: Sequence[Tensor]) -> Iterator[tuple[Inputs, list[Any]]]:
+    def stream(self, batches: Sequence[Tensor]) -> Iterator[tuple[Tensor | Inputs, list[Any]]]:
         """Yield the inputs, stacked along a new first axis, and the targets of each batch of indices."""
         for indices in batches:
             rows = [self._read(int(index)) for index in self._indices[indices]]
@@ -51,7 +50,7 @@ class SampleSplit(Split):
                     f"{self._source}: the inputs of one batch differ in shape ({'; '.join(shapes[:3])}); give all "
                     "samples the same shapes"
                 ) from error
-            yield stacked[0] if len(stacked) == 1 else stacked, [target for _, target in rows]
+            yield stacked[0] if len(stacked) == 1 else Inputs(stacked), [target for _, target in rows]
 
     def describe(self) -> list[dict[str, Any]]:
         """Return the shape, without the batch, and the dtype of every input, as JSON values."""
@@ -75,7 +74,7 @@ class SampleSplit(Split):
         return inputs, target
 
 
-def example_of(described: list[dict[str, Any]], count: int = 2) -> Inputs:
+def example_of(described: list[dict[str, Any]], count: int = 2) -> Tensor | Inputs:
     """Return inputs of the described shapes and dtypes: floats between 0 and 1, other numbers 0.
 
     Raises MicronetError if the description is damaged.
@@ -84,7 +83,7 @@ def example_of(described: list[dict[str, Any]], count: int = 2) -> Inputs:
         found = tuple(_example(each, count) for each in described)
     except (KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise MicronetError(f"the file's record of its inputs is corrupted ({error}); recreate the file") from error
-    return found[0] if len(found) == 1 else found
+    return found[0] if len(found) == 1 else Inputs(found)
 
 
 def _example(described: dict[str, Any], count: int) -> Tensor:

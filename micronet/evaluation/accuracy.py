@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_map_only
 from micronet.data.dataset import DataSpec
 from micronet.errors import MicronetError, first_line
 from micronet.evaluation.network import Predictor, Scores
-from micronet.models.device import inference_format, place_input
+from micronet.models.device import batch_length, inference_format, place_input
 from micronet.models.modes import eval_mode
 from micronet.tasks.classification import Classification
 from micronet.tasks.task import Meter, Outputs, Task, describe, outputs_of
@@ -94,7 +94,7 @@ def check_scores(
     except MicronetError:
         raise
     except Exception as error:  # a network's forward may raise anything
-        if isinstance(inputs, Tensor) and inputs.dim() == 4 and inputs.is_floating_point():
+        if spec.inputs is None and isinstance(inputs, Tensor):
             given = f"images of shape {tuple(inputs.shape[1:])}"
         else:
             given = f"{'inputs' if isinstance(inputs, tuple) else 'the input'} {describe(inputs)}"
@@ -124,7 +124,7 @@ def evaluate(
     meter, loss, samples = task.meter(), 0.0, 0
     for inputs, targets in batches:
         outputs = run_batch(predict, inputs)
-        count = len(inputs[0] if isinstance(inputs, tuple) else inputs)
+        count = batch_length(inputs)
         meter.update(outputs, targets)
         precise = tree_map_only(Tensor, Tensor.double, outputs) if task.has_classes else outputs
         loss += float(task.loss(precise, targets)) * count

@@ -68,9 +68,25 @@ def place_inputs(
     return tuple(place_input(x, device, layout) for x in (inputs if isinstance(inputs, tuple) else (inputs,)))
 
 
-def head(inputs: Any, count: int) -> Any:
-    """Return the first samples of a batch: a tensor, or a tuple of one tensor for each input."""
-    return tuple(x[:count] for x in inputs) if isinstance(inputs, tuple) else inputs[:count]
+class Inputs(tuple[Tensor, ...]):
+    """A batch for a network with several inputs: a tensor for each, in the order of the forward's arguments."""
+
+    __slots__ = ()
+
+
+def call(model: nn.Module, batch: Any) -> Any:
+    """Return what a network returns for a batch: a tensor, or ``Inputs``."""
+    return model(*batch) if isinstance(batch, Inputs) else model(batch)
+
+
+def head(batch: Any, count: int) -> Any:
+    """Return the first samples of a batch: of a tensor, or of each of several inputs."""
+    return Inputs(x[:count] for x in batch) if isinstance(batch, tuple) else batch[:count]
+
+
+def batch_length(batch: Any) -> int:
+    """Return the number of samples in a batch."""
+    return len(batch[0]) if isinstance(batch, tuple) else len(batch)
 
 
 def as_inputs(model: nn.Module, example: Example) -> tuple[Any, ...]:

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 from micronet.artifact.header import StageRecord
 from micronet.errors import FailedError
 from micronet.evaluation.network import Predictor
+from micronet.models.device import batch_length, call
 from micronet.models.modes import eval_mode
 from micronet.quantization.calibrate import each_quantizer
 from micronet.quantization.functional import dequantize, to_integers
@@ -26,6 +27,7 @@ from micronet.runtimes.onnxruntime import exposing_session, open_session, run
 
 LEAST_AGREEMENT = 0.99  # share of images in the same class; one flipped rounding step can decide a near tie
 LARGEST_FLOAT_ERROR = {TensorProto.FLOAT: 1e-3, TensorProto.FLOAT16: 2e-2}  # relative score error, by weight type
+LARGEST_ROUNDED_ERROR = 0.1  # of outputs that are no class scores, of a network that rounds: an SQNR of 20 dB
 USUAL_ERROR = 0.01  # relative score error; a larger one means that many steps flipped
 INTEGER_BITS = 8  # float32 sums do not resolve wider grids, so a difference of one step means nothing there
 
@@ -39,23 +41,37 @@ class Agreement(NamedTuple):
 
 
 @torch.no_grad()
-def compare_outputs(model: nn.Module, proto: onnx.ModelProto, batches: Sequence[Tensor]) -> Agreement:
-    """Run torch and ONNX Runtime on the same batches, (N, ...) float32.
+def compare_outputs(
+    model: nn.Module, proto: onnx.ModelProto, batches: Sequence[Any], *, classes: bool = True
+) -> Agreement:
+    """Run torch and ONNX Runtime on the same batches, (N, ...) float32, or ``Inputs``.
 
-    If the network does not return one row of scores per sample, there are no classes: their share is NaN, and the error
-    is ||theirs - torch's|| / ||torch's|| over all output tensors.
+    If rows are no class scores (``classes``), or the network does not return one row of them per sample, there are no
+    classes: their share is NaN, and the error is that of ``compare_tensors``.
     """
     session = open_session(proto.SerializeToString(), RuntimeOptions(), "the exported model")
     with eval_mode(model):
-        out = model(batches[0])
-        if isinstance(out, Tensor) and out.dim() == 2:
-            return compare_scores(model, lambda images: run(session, images)[0], batches)
-        difference = size = 0.0
+        out = call(model, batches[0])
+    if isinstance(out, Tensor) and out.dim() == 2 and classes:
+        return compare_scores(model, lambda images: run(session, images)[0], batches)
+    return compare_tensors(model, lambda inputs: run(session, inputs), batches)
+
+
+@torch.no_grad()
+def compare_tensors(model: nn.Module, predict: Predictor, batches: Sequence[Any]) -> Agreement:
+    """Run torch and another runtime of the same network on the same batches; outputs may mean anything.
+
+    The error is ||theirs - torch's|| / ||torch's|| over all output tensors.
+    """
+    difference = size = 0.0
+    with eval_mode(model):
         for batch in batches:
-            for ours, theirs in zip(tree_leaves(model(batch)), run(session, batch.numpy()), strict=True):
+            found = predict(_arrays(batch))
+            outputs = found if isinstance(found, list) else [found]
+            for ours, theirs in zip(tree_leaves(call(model, batch)), outputs, strict=True):
                 difference += float(np.square(ours.double().numpy() - theirs).sum())
                 size += float(ours.double().square().sum())
-    return Agreement(float("nan"), (difference / max(size, 1e-30)) ** 0.5, sum(map(len, batches)))
+    return Agreement(float("nan"), (difference / max(size, 1e-30)) ** 0.5, sum(map(batch_length, batches)))
 
 
 @torch.no_grad()
@@ -73,7 +89,7 @@ def compare_scores(model: nn.Module, predict: Predictor, batches: Iterable[Tenso
     return Agreement(same / images, (difference / max(spread, 1e-30)) ** 0.5, images)
 
 
-def require_agreement(model: nn.Module, proto: onnx.ModelProto, images: Tensor, agreement: Agreement) -> None:
+def require_agreement(model: nn.Module, proto: onnx.ModelProto, images: Any, agreement: Agreement) -> None:
     """Raise FailedError if an exported model does not compute what the torch model computes.
 
     That is, if too many classes differ, a float network's scores are off, or a layer is more than one step off.
@@ -122,7 +138,7 @@ def drift(agreement: Agreement, history: Iterable[StageRecord]) -> str | None:
 
 
 @torch.no_grad()
-def compare_layers(model: nn.Module, proto: onnx.ModelProto, images: Tensor) -> dict[str, int]:
+def compare_layers(model: nn.Module, proto: onnx.ModelProto, images: Any) -> dict[str, int]:
     """Return the largest difference in steps between torch's and ONNX Runtime's integers, per activation quantizer.
 
     ``images``: a batch (N, C, H, W) float32. Raises FailedError if only the file has some quantizer.
@@ -138,7 +154,7 @@ def compare_layers(model: nn.Module, proto: onnx.ModelProto, images: Tensor) -> 
         for key, integers in theirs.items():
             hook = _comparison(key, integers, worst)
             hooks.enter_context(quantizers[key].register_forward_hook(hook, with_kwargs=True))
-        model(images)
+        call(model, images)
     return worst
 
 
@@ -157,9 +173,13 @@ def _comparison(key: str, theirs: Any, worst: dict[str, int]) -> Any:
     return hook
 
 
-def _integers(proto: onnx.ModelProto, images: Tensor) -> dict[str, Any]:
+def _arrays(batch: Any) -> Any:
+    return tuple(x.numpy() for x in batch) if isinstance(batch, tuple) else batch.numpy()
+
+
+def _integers(proto: onnx.ModelProto, images: Any) -> dict[str, Any]:
     """Return the integers that every QuantizeLinear node gives: ``module.slot`` -> array."""
     nodes = [node for node in proto.graph.node if node.op_type == "QuantizeLinear"]
     session = exposing_session(proto, [node.output[0] for node in nodes])
-    arrays = run(session, images.numpy())[len(proto.graph.output) :]
+    arrays = run(session, _arrays(images))[len(proto.graph.output) :]
     return {node.name.removesuffix(".QuantizeLinear"): array for node, array in zip(nodes, arrays, strict=True)}

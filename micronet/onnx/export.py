@@ -12,6 +12,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
+from inspect import signature
 from typing import Any
 
 import onnx
@@ -24,6 +25,7 @@ from micronet.artifact.header import StageRecord
 from micronet.data.dataset import DataSpec
 from micronet.errors import MicronetError, first_line
 from micronet.graph.trace import trace
+from micronet.models.device import Inputs
 from micronet.onnx import operators, rewrite
 from micronet.onnx.config import AXES, ExportConfig
 from micronet.quantization.calibrate import check_calibrated, each_quantizer
@@ -33,17 +35,19 @@ from micronet.quantization.layers import ACTIVATION_SLOTS
 from micronet.quantization.quantizer import Quantizer
 from micronet.quantization.schemes.wbwtab import SignQuantizer
 from micronet.runtimes.onnxruntime import METADATA_KEY, check_size
+from micronet.tasks.task import outputs_of
 
 INPUT, OUTPUT = "images", "scores"
 SIXTEEN_BITS_OPSET = 21
 
 
-def to_onnx(artifact: Artifact, images: Tensor, config: ExportConfig | None = None) -> onnx.ModelProto:
+def to_onnx(artifact: Artifact, images: Tensor | Inputs, config: ExportConfig | None = None) -> onnx.ModelProto:
     """Export an artifact to an ONNX model.
 
     Args:
         artifact: The float or quantized network.
-        images: (N, C, H, W) float32; they fix the sizes of the axes that are not dynamic.
+        images: (N, C, H, W) float32, or the inputs of another network; they fix the sizes of the axes that are not
+            dynamic.
         config: Target, opset and storage; default: for ONNX Runtime.
 
     Raises:
@@ -78,6 +82,8 @@ def to_onnx(artifact: Artifact, images: Tensor, config: ExportConfig | None = No
         "versions": versions(),
     }
     if config.precision == "fp16":
+        if isinstance(images, Inputs) or not images.is_floating_point():
+            raise MicronetError("--precision fp16 only supports networks with one input of floats; drop it")
         proto, about["kept_float32"] = rewrite.to_half(proto, images.numpy())
     if config.embed_preprocessing:
         proto = rewrite.embed_preprocessing(proto, DataSpec.from_json(artifact.data or {}))
@@ -143,32 +149,36 @@ def _folded(model: nn.Module) -> nn.Module:
     return fold_model(model)[0] if foldable else model
 
 
-def _export(model: nn.Module, images: Tensor, config: ExportConfig) -> ir.Model:
-    dynamic = {AXES[name]: torch.export.Dim(name) for name in config.free_axes}
-    example = images[: 2 if dynamic else 1].contiguous()  # torch would fix the size of an axis of size 1
+def _export(model: nn.Module, images: Tensor | Inputs, config: ExportConfig) -> ir.Model:
+    axes = {AXES[name]: torch.export.Dim(name) for name in config.free_axes}
+    batch = images if isinstance(images, Inputs) else Inputs([images])
+    example = tuple(x[: 2 if axes else 1].contiguous() for x in batch)  # torch would fix the size of an axis of size 1
+    if len(batch) > 1 and axes.keys() != {0}:
+        raise MicronetError(f"--dynamic {config.dynamic} only applies to networks with one input; use --dynamic batch")
     try:  # the exporter's own message would hide the reason
         with torch.no_grad():
-            model(example)
+            outputs = outputs_of(model(*example))
     except Exception as error:  # the user's code may raise anything
-        shape = "x".join(map(str, example.shape))
+        shape = " and ".join("x".join(map(str, x.shape)) for x in example)
         raise MicronetError(f"the network does not accept an input of shape {shape}: {first_line(error)}") from error
+    several = [f"output_{number}" for number in range(1, len(outputs) + 1)] if isinstance(outputs, list) else [OUTPUT]
     try:
         with _silent(), torch.no_grad():
             program = torch.onnx.export(
                 model,
-                (example,),
+                example,
                 dynamo=True,
                 opset_version=config.opset,
-                input_names=[INPUT],
-                output_names=[OUTPUT],
-                dynamic_shapes=(dynamic,),
+                input_names=[INPUT] if len(batch) == 1 else list(signature(model.forward).parameters)[: len(batch)],
+                output_names=several,
+                dynamic_shapes=tuple(axes for _ in batch),
                 custom_translation_table=operators.translations(config.opset),
                 optimize=True,
                 verbose=False,
             )
     except Exception as error:  # the exporter wraps the error that names the reason in one of several types
         reason = first_line(error.__cause__ or error)
-        hint = f" (--dynamic {config.dynamic}; try --dynamic batch)" if len(dynamic) > 1 else ""
+        hint = f" (--dynamic {config.dynamic}; try --dynamic batch)" if len(axes) > 1 else ""
         raise MicronetError(f"torch cannot export this network to ONNX{hint}: {reason}") from error
     assert program is not None  # with dynamo=True it returns a program
     return program.model

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from micronet.errors import MicronetError, count
 from micronet.graph import ops
+from micronet.models.device import Inputs, call
 from micronet.models.modes import eval_mode
 from micronet.quantization.config import Calibrator
 from micronet.quantization.histogram import GridSpec, Histogram, Statistics, find_range
@@ -139,12 +140,12 @@ def _run(model: nn.Module, batches: Iterable[Tensor | tuple[Any, ...]]) -> None:
     seen = False
     with eval_mode(model):
         for batch in batches:
-            images = batch[0] if isinstance(batch, (tuple, list)) else batch
-            if not isinstance(images, Tensor):
+            inputs = batch[0] if isinstance(batch, (tuple, list)) and not isinstance(batch, Inputs) else batch
+            if not isinstance(inputs, (Tensor, Inputs)):
                 raise MicronetError(
-                    f"cannot calibrate on a {type(images).__name__}; yield tensors, or tuples that start with one"
+                    f"cannot calibrate on a {type(inputs).__name__}; yield tensors, or tuples that start with one"
                 )
-            model(images)
+            call(model, inputs)
             seen = True
     if not seen:
         raise MicronetError("no calibration data; pass at least one batch")

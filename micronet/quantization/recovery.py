@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from micronet.errors import MicronetError
 from micronet.graph import ops
 from micronet.graph.trace import trace
+from micronet.models.device import batch_length, call
 from micronet.models.modes import eval_mode
 from micronet.quantization.layers import Quantized
 
@@ -36,11 +37,11 @@ def reestimate_norms(model: nn.Module, batches: Iterable[Tensor]) -> int:
             for norm in norms:
                 norm.train()
             for batch in batches:
-                if len(batch) > 1:
-                    seen += len(batch)
+                if (size := batch_length(batch)) > 1:
+                    seen += size
                     for norm in norms:
-                        norm.momentum = len(batch) / seen  # 1 for the first batch, which replaces the old statistics
-                    model(batch)
+                        norm.momentum = size / seen  # 1 for the first batch, which replaces the old statistics
+                    call(model, batch)
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
@@ -111,6 +112,6 @@ def _mean_outputs(model: nn.Module, names: Iterable[str], batches: list[Tensor])
         for name in names:
             hooks.enter_context(model.get_submodule(name).register_forward_hook(partial(record, name)))
         for batch in batches:
-            model(batch)
-    images = sum(map(len, batches))
+            call(model, batch)
+    images = sum(map(batch_length, batches))
     return {name: torch.stack(parts).sum(0) / images for name, parts in sums.items()}

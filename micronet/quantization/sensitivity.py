@@ -13,15 +13,20 @@ from torch import Tensor, nn
 from micronet.core.progress import Progress
 from micronet.errors import FailedError
 from micronet.evaluation import plot
+from micronet.models.device import call
 from micronet.models.modes import eval_mode
 from micronet.quantization.calibrate import collect, each_quantizer, set_ranges
 from micronet.quantization.config import CalibrationConfig, QuantConfig
 from micronet.quantization.histogram import Statistics
 from micronet.quantization.quantize import quantize_model
+from micronet.tasks.task import outputs_of
 
 
 class LayerSensitivity(NamedTuple):
-    """The effect of quantizing one layer: signal-to-noise ratio of the scores in dB, and drop in accuracy (0..1)."""
+    """The effect of quantizing one layer: signal-to-noise ratio of the scores in dB, and drop in accuracy (0..1).
+
+    Of several outputs the ratio is that of the worst; of other tasks the drop is that of the main metric.
+    """
 
     layer: str
     sqnr_db: float
@@ -43,13 +48,14 @@ def measure_sensitivity(
     """Quantize each layer alone as the config says, and return the layers, the most sensitive (lowest SQNR) first."""
     every, record = quantize_model(model, config)
     statistics = collect(every, probe.batches)
-    reference, base = _scores(model, probe.batches), probe.accuracy(model)
+    reference, base = _outputs(model, probe.batches), probe.accuracy(model)
     found = []
     names = list(record.result["inputs"])
     for done, name in enumerate(names, 1):
         alone = _quantized(model, replace(config, include=escape(name), exclude=None), statistics, probe)
-        noise = _scores(alone, probe.batches) - reference
-        found.append(LayerSensitivity(name, _decibels(reference, noise), base - probe.accuracy(alone)))
+        pairs = zip(reference, _outputs(alone, probe.batches), strict=True)
+        worst = min(_decibels(signal, output - signal) for signal, output in pairs)
+        found.append(LayerSensitivity(name, worst, base - probe.accuracy(alone)))
         progress.step("measuring layers", done, len(names))
     return sorted(found, key=lambda item: item.sqnr_db)
 
@@ -104,9 +110,11 @@ def _quantized(model: nn.Module, config: QuantConfig, statistics: Statistics, pr
 
 
 @torch.no_grad()
-def _scores(model: nn.Module, batches: Iterable[Tensor]) -> Tensor:
+def _outputs(model: nn.Module, batches: Iterable[Tensor]) -> list[Tensor]:
+    """Return each of the network's outputs for all batches."""
     with eval_mode(model):
-        return torch.cat([model(batch) for batch in batches])
+        rows = [outputs_of(call(model, batch)) for batch in batches]
+    return [torch.cat(each) for each in zip(*([row] if isinstance(row, Tensor) else row for row in rows), strict=True)]
 
 
 def _decibels(signal: Tensor, noise: Tensor) -> float:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from micronet.errors import MicronetError
 from micronet.graph import ops
+from micronet.models.device import Inputs
 from micronet.quantization.blocks import Part, split
 from micronet.quantization.layers import Quantized
 from micronet.quantization.schemes.iao import AffineQuantizer
@@ -44,7 +45,7 @@ class LayerPlace(NamedTuple):
 
 
 def parts_of(
-    floating: nn.Module, quantized: nn.Module, batches: list[Tensor], option: str
+    floating: nn.Module, quantized: nn.Module, batches: list[Any], option: str
 ) -> tuple[list[Part], Tensor]:
     """Cut a network, in eval mode, into parts that hold the layers with weights on affine grids.
 
@@ -67,6 +68,8 @@ def parts_of(
             f"{option} found no uniformly quantized weights; use --method iao with --w-bits 2 to 16 and without "
             "--bn-fuse"
         )
+    if isinstance(batches[0], Inputs):
+        raise MicronetError(f"{option} only works for networks with one input; drop it")
     images = torch.cat(batches)
     parts, size = split(floating, quantized, call_order(quantized, names, images[:1]), images)
     return parts, images[: max(1, MEMORY // (KEPT * size))]

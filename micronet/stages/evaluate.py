@@ -130,6 +130,10 @@ def measure(files: list[Path], config: MeasureSettings, context: Context) -> "li
     for each in candidates:
         _check_same_input(each.name, each.network, like)
     dataset = open_test_data(config.data, like)
+    if dataset.task.needs_reference and len(files) == 1:
+        raise MicronetError(
+            f"--task {dataset.task.name} needs the float original; run micronet compare FLOAT {files[0]}"
+        )
     inputs, _ = next(eval_batches(dataset.test, dataset.spec, batch_size=1))
     for file, each in zip(files, candidates, strict=True):
         check_scores(each.network, inputs, dataset.spec, str(file), dataset.task)
@@ -170,6 +174,6 @@ def _check_same_input(name: str, network: "Network", like: "DataSpec") -> None:
         own = getattr(network.data, key, None)
         if own is not None and own != getattr(like, key):
             raise MicronetError(
-                f"{name} expects images with {key} {own}, but an earlier file expects {getattr(like, key)}; evaluate "
-                "them separately"
+                f"{name} expects {'' if key == 'inputs' else 'images with '}{key} {own}, but an earlier file expects "
+                f"{getattr(like, key)}; evaluate them separately"
             )

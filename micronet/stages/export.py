@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from micronet.core.config import group, setting
 from micronet.core.files import write_bytes
-from micronet.errors import FailedError, MicronetError, count
+from micronet.errors import FailedError, count
 from micronet.onnx.config import ExportConfig
 from micronet.stages.config import ConvertSettings, ReportConfig, input_file
 from micronet.stages.stage import Context, Outcome, Stage
@@ -48,23 +48,25 @@ class ExportOnnx(CheckedSettings, Stage):
 
     def run(self, context: Context) -> Outcome:
         """Export the network and compare the file with it."""
+        from micronet.models.device import Inputs
         from micronet.onnx.check import compare_outputs, drift, require_agreement
         from micronet.onnx.export import to_onnx
         from micronet.runtimes.onnxruntime import metadata
         from micronet.stages.inputs import export_batches
+        from micronet.tasks.task import CLASSIFICATION
 
         artifact, memory = context.artifact, context.memory
-        if isinstance(memory.example, tuple):
-            raise MicronetError(
-                "export-onnx only supports networks with one input; pass a single tensor as the example"
-            )
-        given = memory.batches if memory.example is None else [memory.example]
+        given: list[Any] | None = memory.batches
+        if memory.example is not None:
+            example: Any = memory.example
+            given = [Inputs(example) if isinstance(example, tuple) else example]
         if given is None:
             artifact, batches = export_batches(artifact, self.data, self.check_images)
             given = list(batches())
         first = given[0]
         proto = to_onnx(artifact, first, self.export)
-        agreement = compare_outputs(artifact.model, proto, given)
+        classes = (artifact.data or {}).get("task", CLASSIFICATION) == CLASSIFICATION
+        agreement = compare_outputs(artifact.model, proto, given, classes=classes)
         require_agreement(artifact.model, proto, first, agreement)
         warning = drift(agreement, artifact.history)
         if warning:
@@ -96,19 +98,33 @@ class Pack(CheckedSettings, Stage):
         """Pack the network and compare it with torch."""
         from onnx import TensorProto
 
-        from micronet.onnx.check import LARGEST_FLOAT_ERROR, LEAST_AGREEMENT, compare_scores
+        from micronet.onnx.check import (
+            LARGEST_FLOAT_ERROR,
+            LARGEST_ROUNDED_ERROR,
+            LEAST_AGREEMENT,
+            compare_scores,
+            compare_tensors,
+        )
         from micronet.onnx.export import to_onnx
         from micronet.packed.from_onnx import pack_model
         from micronet.runtimes.packed.numpy_backend import run as run_packed
         from micronet.stages.inputs import export_batches
+        from micronet.tasks.task import CLASSIFICATION
 
         artifact, batches = export_batches(context.artifact, self.data, self.check_images)
         program = pack_model(to_onnx(artifact, next(batches())))
-        found = compare_scores(artifact.model, lambda images: run_packed(program, images), batches())
+        classes = (artifact.data or {}).get("task", CLASSIFICATION) == CLASSIFICATION
+        compare = compare_scores if classes else compare_tensors
+        found = compare(artifact.model, lambda images: run_packed(program, images), list(batches()))
         rounds = any(operation.kind in ROUNDING for operation in program.operations)
         if not rounds and found.error > LARGEST_FLOAT_ERROR[TensorProto.FLOAT]:
             raise FailedError(
                 f"the scores of the packed network and torch differ by {found.error:.2%}; nothing was written"
+            )
+        if not classes and found.error > LARGEST_ROUNDED_ERROR:
+            raise FailedError(
+                f"the outputs of the packed network and torch differ by {found.error:.2%}; the limit is "
+                f"{LARGEST_ROUNDED_ERROR:.0%}; nothing was written"
             )
         if found.classes < LEAST_AGREEMENT:
             raise FailedError(

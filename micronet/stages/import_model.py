@@ -43,11 +43,16 @@ class Import(Stage):
         """Build the network and fill it."""
         from micronet.artifact.foreign import import_model, preprocessing
         from micronet.data.load import load_data
+        from micronet.tasks.task import CLASSIFICATION
+        from micronet.training.loop import check_model_fits
 
         model, data = self.model, self.data
         arguments = model.arguments if model.width is None else {"width": model.width, **model.arguments}
         imported = import_model(model.name, arguments, self.weights, self.seed)
         spec = preprocessing(model.name, self.mean, self.std)
         if data.data is not None:
-            spec = load_data(data.data, image_size=data.image_size, limit=data.limit, like=spec, task=data.task).spec
+            dataset = load_data(data.data, image_size=data.image_size, limit=data.limit, like=spec, task=data.task)
+            spec = dataset.spec
+            if spec.task != CLASSIFICATION:
+                check_model_fits(imported.model, dataset)
         return Outcome(replace(imported, data=spec.to_json()), {"data": spec.name})

@@ -22,7 +22,7 @@ from micronet.errors import MicronetError
 from micronet.evaluation.accuracy import check_scores, evaluate, evaluating
 from micronet.evaluation.network import Predictor
 from micronet.models.build import ModelSpec, accepted_args, build_model, make_spec
-from micronet.models.device import Example, head
+from micronet.models.device import Example, Inputs, head
 from micronet.quantization.config import CALIBRATION_BATCH, RangeConfig
 from micronet.quantization.histogram import Statistics, load_statistics, save_statistics
 from micronet.quantization.synthetic import synthesize_images
@@ -141,7 +141,7 @@ def calibration_batches(
     split = dataset.train if config.calib_data is None else _folder(config.calib_data, dataset)
     images = random_subset(split, config.calib_batches * CALIBRATION_BATCH, seed)
     for inputs, _ in eval_batches(images, dataset.spec, CALIBRATION_BATCH):
-        yield tuple(x.to(device) for x in inputs) if isinstance(inputs, tuple) else inputs.to(device)
+        yield Inputs(x.to(device) for x in inputs) if isinstance(inputs, Inputs) else inputs.to(device)
 
 
 def generated_batches(artifact: Artifact, data: DataConfig, config: RangeConfig, run: RunContext) -> list[Tensor]:

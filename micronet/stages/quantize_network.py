@@ -16,8 +16,8 @@ from micronet.data.dataset import Dataset
 from micronet.errors import FailedError, MicronetError, count, first_line
 from micronet.graph.trace import trace
 from micronet.models import transformer
-from micronet.models.device import as_inputs
-from micronet.models.modes import eval_mode
+from micronet.models.device import as_inputs, head
+from micronet.models.modes import copy_model, eval_mode
 from micronet.quantization.calibrate import (
     calibrate,
     collect,
@@ -41,6 +41,7 @@ from micronet.stages.inputs import (
     calibration_batches,
     generated_batches,
     open_data,
+    reference_of,
     validation_accuracy,
 )
 from micronet.stages.quantize import Quantize
@@ -76,7 +77,8 @@ class Quantizing:
             return None
         if data.data is None and self.settings.calibration.makes_images:
             return None
-        return open_data(data, self.artifact, self.run.seed)
+        opened = open_data(data, self.artifact, self.run.seed)
+        return opened.with_reference(reference_of(copy_model(self.artifact.model).to(self.run.device)))
 
     @cached_property
     def calibration_inputs(self) -> list[Tensor]:
@@ -92,7 +94,7 @@ class Quantizing:
     @property
     def example(self) -> Tensor | None:
         """Two of the calibration inputs; None if there are none."""
-        return self.calibration_inputs[0][:2] if self.calibration_inputs else None
+        return head(self.calibration_inputs[0], 2) if self.calibration_inputs else None
 
     def _checked(self, batches: list[Tensor]) -> list[Tensor]:
         """Return input batches; raise MicronetError if the network does not take the first."""
@@ -207,7 +209,8 @@ class Quantizing:
             calibrate(model, self.calibration_inputs)  # moving averages, which training continues
             return
         inputs = self.calibration_inputs
-        depends_on = tensor_bytes([*sorted(floating.state_dict().items()), *(("images", each) for each in inputs)])
+        arrays = [("images", x) for batch in inputs for x in as_inputs(floating, batch)]
+        depends_on = tensor_bytes([*sorted(floating.state_dict().items()), *arrays])
         statistics = cached(config.calib_cache, depends_on, lambda: collect(model, inputs), self.run.progress)
         set_ranges(model, statistics, config.calibrator, config.percentile)
         if config.mode == "qat" and config.calibrator != "minmax":  # training would move them to the batches' extremes

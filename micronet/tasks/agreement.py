@@ -49,7 +49,7 @@ class Similarity:
         found = {"sqnr_db": _decibels(float(error.max())), "cosine": float(cosine.min()), "error": float(error.max())}
         if len(error) > 1:
             for number, (each, angle) in enumerate(zip(error.tolist(), cosine.tolist(), strict=True), 1):
-                found |= {f"sqnr_db_{number}": _decibels(each), f"cosine_{number}": angle}
+                found |= {f"sqnr_db/{number}": _decibels(each), f"cosine/{number}": angle}
         return found
 
 

@@ -1,0 +1,94 @@
+"""What ``evaluate``, ``compare`` and ``trt-eval`` print of their figures, and how metrics of any task are spelled."""
+
+from typing import Any
+
+from micronet.cli.console import print_line, print_table
+from micronet.errors import count
+
+FIGURES = (
+    "name", "runtime", "accuracy", "drop", "agrees", "MACs", "params", "bytes", "smaller", "1 image", "64 images",
+)  # fmt: skip
+EQUAL_DB = 300  # the SQNR of equal outputs
+_ACRONYMS = {"sqnr": "SQNR", "iou": "IoU", "map": "mAP"}
+
+
+def metric_label(metric: str) -> str:
+    """Spell a metric's name: ``sqnr_db`` -> ``SQNR``, ``mean_iou`` -> ``mean IoU``."""
+    words = [_ACRONYMS.get(word, word) for word in metric.replace("/", "_output_").split("_") if word != "db"]
+    return " ".join(words)
+
+
+def value_text(metric: str, value: float) -> str:
+    """Spell a metric's value; names with ``_db`` are in decibels."""
+    if "_db" in metric:
+        return "equal" if value >= EQUAL_DB else f"{value:.1f} dB"
+    return f"{value:.4f}"
+
+
+def show_evaluation(summary: dict[str, Any]) -> None:
+    """Print the metrics, latencies and size of one network."""
+    one, many = (f"{summary[f'latency_{key}ms']:.2f} ms" for key in ("", "batch64_"))
+    figures = {
+        **(_metrics(summary) if summary["accuracy"] is None else accuracy_figures(summary)),
+        "latency, 1 image": f"{one}, p95 {summary['latency_p95_ms']:.2f} ms",
+        "latency, 64 images": f"{many}, p95 {summary['latency_batch64_p95_ms']:.2f} ms",
+        "file": f"{summary['size_bytes']:,} bytes",
+        "parameters": f"{summary['params']:,}",
+        "runtime": summary["runtime"],
+    }
+    print_figures(figures)
+
+
+def _metrics(summary: dict[str, Any]) -> dict[str, str]:
+    found = {metric_label(name): value_text(name, value) for name, value in summary["metrics"].items()}
+    return {**found, "samples": f"{summary['images']:,}"}
+
+
+def accuracy_figures(summary: dict[str, Any]) -> dict[str, str]:
+    """Return the accuracy and the loss of a classifier, as text by label."""
+    accuracy = f"{summary['accuracy']:.2%} of {count(summary['images'], 'image')}"
+    return {"accuracy": accuracy, "loss": f"{summary['loss']:.4f}"}
+
+
+def print_figures(figures: dict[str, str]) -> None:
+    """Print one line for each figure."""
+    for name, value in figures.items():
+        print_line(f"{name:<20}{value}")
+
+
+def show_comparison(summary: dict[str, Any]) -> None:
+    """Print one row for each network."""
+    rows = summary["rows"]
+    noun = "test sample" if rows[0]["accuracy"] is None else "test image"
+    print_table(_heads(rows), [_figures(row) for row in rows], count(rows[0]["images"], noun))
+
+
+def show_comparison_as_markdown(summary: dict[str, Any]) -> None:
+    """Print the table of ``show_comparison`` in Markdown."""
+    heads = _heads(summary["rows"])
+    lines = [heads, ["---"] * 2 + ["---:"] * (len(heads) - 2), *map(_figures, summary["rows"])]
+    print_line("\n".join(f"| {' | '.join(line)} |" for line in lines))
+
+
+def _heads(rows: list[dict[str, Any]]) -> tuple[str, ...]:
+    """Return the heads of the columns: of classification, or with the metrics of another task."""
+    if rows[0]["accuracy"] is not None:
+        return FIGURES
+    return (*FIGURES[:2], *(metric_label(name) for name in rows[0]["metrics"] if "/" not in name), *FIGURES[5:])
+
+
+def _figures(row: dict[str, Any]) -> list[str]:
+    quality = [value_text(name, value) for name, value in row["metrics"].items() if "/" not in name]
+    if row["accuracy"] is not None:
+        quality = [f"{row['accuracy']:.2%}", f"{100 * row['drop']:+.2f} pt", f"{row['agreement']:.2%}"]
+    return [
+        row["name"],
+        row["runtime"],
+        *quality,
+        "?" if row["macs"] is None else f"{row['macs'] / 1e6:.1f} M",
+        f"{row['params']:,}",
+        f"{row['size_bytes']:,}",
+        f"{row['compression']:.1%}",
+        f"{row['latency_ms']:.2f} ms (p95 {row['latency_p95_ms']:.2f})",
+        f"{row['latency_batch64_ms']:.1f} ms (p95 {row['latency_batch64_p95_ms']:.1f})",
+    ]

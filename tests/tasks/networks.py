@@ -1,0 +1,29 @@
+"""Networks that no image classifier's code fits: two inputs, two outputs, text, a detector, a segmenter."""
+
+import torch
+from torch import nn
+
+
+class TwoInputs(nn.Module):
+    """A grey, non-square image and text ids; a dict of scores and a map of boxes."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(1, 8, 3, stride=2), nn.BatchNorm2d(8)
+        self.embedding, self.scores, self.boxes = nn.Embedding(20, 8), nn.Linear(16, 3), nn.Conv2d(8, 5, 1)
+
+    def forward(self, image, ids):
+        x = self.norm(self.conv(image)).relu()
+        both = torch.cat([x.mean((2, 3)), self.embedding(ids).mean(1)], 1)
+        return {"scores": self.scores(both), "boxes": self.boxes(x)}
+
+
+class Segmenter(nn.Module):
+    """Scores for three classes at half of the image's size."""
+
+    def __init__(self, channels=1):
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(channels, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.Conv2d(8, 3, 1)
+
+    def forward(self, x):
+        return self.head(self.norm(self.conv(x)).relu())

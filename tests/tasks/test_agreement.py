@@ -1,0 +1,86 @@
+"""Agreement with the float network: exact figures, and any network through the commands without a label."""
+
+import json
+import math
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from micronet.errors import MicronetError
+from micronet.tasks.agreement import LARGEST_DB, Agreement, energy, relative_error
+
+NET = "tests/tasks/networks.py:TwoInputs"
+
+
+def test_sqnr_and_cosine_are_those_of_the_formula_over_all_batches_and_the_worst_output():
+    y = torch.randn(6, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    other, meter = y * 1.1 + 0.01, Agreement().meter()
+    for part in (slice(0, 2), slice(2, 6)):
+        meter.update([y[part], other[part]], [y[part], y[part]])
+    found = meter.compute()
+    noise = 10 * math.log10(float(y.square().sum() / (other - y).square().sum()))
+    assert found["sqnr_db"] == found["sqnr_db/2"] == pytest.approx(noise, rel=1e-12)
+    assert found["cosine"] == pytest.approx(float(torch.cosine_similarity(y.flatten(), other.flatten(), 0)), rel=1e-12)
+    assert found["sqnr_db/1"] == LARGEST_DB and found["cosine/1"] == pytest.approx(1, rel=1e-12)
+    assert found["error"] == pytest.approx(10 ** (-noise / 20), rel=1e-12)
+
+
+def test_the_loss_is_the_squared_error_that_is_measured_and_energy_does_not_depend_on_scale():
+    y, other = torch.tensor([[3.0, 4.0]]), torch.tensor([[3.0, 4.5]])
+    meter = Agreement().meter()
+    meter.update(other, y)
+    assert float(relative_error(other, y)) == pytest.approx(meter.compute()["error"] ** 2) == pytest.approx(0.01)
+    for scale in (1.0, 1000.0):
+        x = torch.ones(3, requires_grad=True)
+        energy([x * scale, (x * scale).long()]).backward()
+        assert x.grad.tolist() == pytest.approx([2 / 3] * 3)
+
+
+def test_networks_of_other_outputs_are_refused_with_both_shapes():
+    with pytest.raises(MicronetError, match=r"float32 \(N, 3\) here, float32 \(N, 4\) in the reference"):
+        relative_error(torch.zeros(2, 3), torch.zeros(2, 4))
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    path, random = tmp_path_factory.mktemp("agreement") / "x.npz", np.random.default_rng(0)
+    np.savez(path, image=random.standard_normal((12, 1, 10, 14)), ids=random.integers(0, 20, (12, 6)))
+    return path
+
+
+def test_any_network_goes_through_the_commands_without_labels(inputs, micronet):
+    folder = inputs.parent
+    plain, int8, onnx, thin = (folder / name for name in ("a.safetensors", "q.safetensors", "q.onnx", "p.safetensors"))
+    assert micronet("import", "--model", NET, "--task", "agreement", "--data", inputs, "-o", plain).code == 0
+    assert micronet("quantize", plain, "--model", NET, "--mode", "ptq", "-o", int8).code == 0
+    assert micronet("export-onnx", int8, "--model", NET, "-o", onnx).code == 0
+    rows = json.loads(micronet("compare", plain, int8, onnx, "--trust-code", "--json").out)["rows"]
+    assert [row["images"] for row in rows] == [3, 3, 3]
+    assert rows[0]["metrics"]["sqnr_db"] == LARGEST_DB and rows[0]["drop"] == 0
+    for row in rows[1:]:
+        assert 25 < row["metrics"]["sqnr_db"] < 60 and row["metrics"]["cosine"] > 0.99
+        assert row["drop"] == row["metrics"]["error"] and row["accuracy"] is None
+    done = micronet("prune", plain, "--model", NET, "--criterion", "taylor", "--percent", "0.25", "-o", thin)
+    assert done.code == 0 and "channels" in done.out
+    alone = micronet("evaluate", onnx)
+    assert alone.code == 2 and "micronet compare" in alone.err
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"image": np.zeros((12, 1, 10, 14)), "ids": np.zeros((11, 6), int)}, r"same length.*image \(12, 1, 10, 14\)"),
+        ({"image": np.full((9, 1), np.nan), "ids": np.zeros((9, 6), int)}, "image has 9 values that are NaN"),
+        ({"image": np.array(["a"] * 9)}, "expected floats, integers or booleans"),
+        ({"image": np.zeros((9, 1, 10, 14))}, r"does not accept the input float32 \(N, 1, 10, 14\).*ids"),
+    ],
+)
+def test_inputs_that_do_not_fit_are_named_with_their_shapes(arrays, message, tmp_path, micronet, inputs):
+    np.savez(tmp_path / "x.npz", **arrays)
+    out = tmp_path / "a.safetensors"
+    done = micronet("import", "--model", NET, "--task", "agreement", "--data", tmp_path / "x.npz", "-o", out)
+    assert done.code == 2
+
+    assert re.search(message, done.err.replace("\n", " ")), done.err
