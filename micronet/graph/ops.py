@@ -92,7 +92,7 @@ REARRANGE = _family(
     (*SHUFFLES, nn.PixelShuffle, nn.PixelUnshuffle),
     (torch.unbind, torch.roll, torch.flip, torch.narrow, torch.select, torch.swapaxes, torch.movedim, torch.stack,
      F.pixel_shuffle, F.pixel_unshuffle),
-    "unbind roll flip narrow select swapaxes movedim expand expand_as repeat unflatten t",
+    "unbind roll flip narrow select swapaxes movedim expand expand_as reshape_as view_as repeat unflatten t",
 )  # fmt: skip
 DROPOUT = _family((nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d), (F.dropout,))
 

@@ -223,7 +223,7 @@ def _layer(
     name = owner if own else f"{first.replace('.', '_')}_layer"
     momentum = {"momentum": getattr(modules[owner], "momentum", given["momentum"])} if "momentum" in given else {}
     recipe = (node.target, places, {**given, **momentum})
-    module = call.make({name: stored.get(places.get(name, "")) for name in tensors}, recipe[2])
+    module: Any = call.make({name: stored.get(places.get(name, "")) for name in tensors}, recipe[2])
     if training and not uses_batch:
         module = FrozenBatchNorm(module.num_features, module.eps, device="meta")
     for tensor_name in tensors:

@@ -103,7 +103,9 @@ def record(model: nn.Module, inputs: tuple[Any, ...]) -> Recorder:
 @contextmanager
 def _attributes_kept(model: nn.Module) -> Iterator[None]:
     """Give every module its attributes back afterwards: a forward may store what it computed for the next call."""
-    own = [each for module in model.modules() for each in (vars(module), module._parameters, module._buffers)]
+    own: list[dict[str, Any]] = [
+        each for module in model.modules() for each in (vars(module), module._parameters, module._buffers)
+    ]
     before = [each.copy() for each in own]
     try:
         yield

@@ -97,6 +97,10 @@ class Graph:
         arithmetic = node.op == "call_function" and getattr(node.target, "__module__", "") == "_operator"
         return arithmetic and bool(node.all_input_nodes) and all(map(self.is_number, node.all_input_nodes))
 
+    def readers(self, node: fx.Node) -> list[fx.Node]:
+        """Return the nodes that read a tensor's values, not only its sizes."""
+        return [user for user in node.users if not self.is_number(user)]
+
     def is_non_negative(self, node: fx.Node) -> bool:
         """Return True if a node's output is never below zero: a ReLU, a sigmoid, or such values moved or averaged."""
         if self.preserves_values(node) or self.matches(node, ops.AVERAGE):
@@ -132,7 +136,7 @@ class Graph:
             if (
                 isinstance(layer, (*ops.CONVOLUTIONS, nn.Linear))
                 and norm.track_running_stats
-                and len(layer_node.users) == 1
+                and len(self.readers(layer_node)) == 1
                 and self.call_count(layer) == 1
                 and self.owns_weight(layer)
                 and (not isinstance(layer, nn.Linear) or self._is_matrix(layer_node))
@@ -182,15 +186,17 @@ def plain_network(model: nn.Module, recorded: list[dict[str, Any]] | None) -> nn
 
 
 def traced(
-    model: nn.Module, *, training: bool, only: Collection[str] | None = None
+    model: nn.Module, *, training: bool, only: Collection[str] | None = None, buffers: bool = False
 ) -> tuple[fx.Graph, dict[str, PlainLayer]]:
     """Trace a network in training or eval mode; return its graph and the plain layers in it that it does not have.
 
-    Every module keeps its own mode. ``only``: the plain layers to make, by name.
+    Every module keeps its own mode. ``only``: the plain layers to make, by name. ``buffers``: follow what the forward
+    computes from its buffers, which otherwise becomes a constant.
     """
     with eval_mode(model):
         tracer = _Tracer()
-        tracer.proxy_buffer_attributes = isinstance(model, fx.GraphModule)  # node names in older files rely on False
+        # By default False, because the node names in older files rely on it.
+        tracer.proxy_buffer_attributes = buffers or isinstance(model, fx.GraphModule)
         try:
             graph = tracer.trace(model.train(training))
         except Exception:  # torch.fx cannot trace every call that a graph may hold, such as torch.zeros of a size

@@ -9,7 +9,7 @@ operation that is not supported pins its channels: they are never cut.
 
 import operator
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,10 +20,12 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from micronet.graph import ops
 from micronet.graph.trace import weight_owners
+from micronet.models.layers import FrozenBatchNorm
 from micronet.pruning.group_table import ChannelGroup, GroupTable
 from micronet.pruning.heads import attend_ids
 from micronet.pruning.ids import FIXED, Ids, combine, distinct, ids_along, is_whole_group, spread, varies, without_ids
-from micronet.pruning.traced_network import NodeCall, Reshape, TracedNetwork
+from micronet.pruning.own_tensors import OwnTensors, TensorChannels, sizes_for
+from micronet.pruning.traced_network import NodeCall, Reshape, TracedNetwork, reads_shape
 
 _FIXED_SIZES = "forward() uses fixed sizes"
 
@@ -54,18 +56,27 @@ class ChannelMap:
         table: All groups, including those merged into others.
         layers: Convolutions and linear layers by name.
         norms: Modules with one value per channel by name.
+        tensors: Parameters and buffers that the forward reads, with one value per channel, by name.
         reshapes: By graph and operation, how it takes channels in equal parts.
         scalars: By graph and node, channels and the plain numbers that they are combined with.
     """
 
     def __init__(
-        self, network: TracedNetwork, widths: Mapping[int, int] | None = None, pinned: Mapping[int, str] | None = None
+        self,
+        network: TracedNetwork,
+        widths: Mapping[int, int] | None = None,
+        pinned: Mapping[int, str] | None = None,
+        sizes: Mapping[str, tuple[int, int]] | None = None,
     ) -> None:
-        """Run the forward on ids, with ``widths`` of groups in place of the layers' own; never cut those ``pinned``."""
+        """Run the forward on ids, with ``widths`` of groups in place of the layers' own; never cut those ``pinned``.
+
+        ``sizes``: the size along one axis of tensors that the forward itself reads, for those widths.
+        """
         self.network = network
         self.layers: dict[str, LayerChannels] = {}
         self.norms: dict[str, Ids] = {}
         self.reshapes: dict[tuple[int, str], Reshape] = {}
+        self.tensors: dict[str, TensorChannels] = {}
         self.scalars: dict[tuple[int, str], tuple[Ids, list[float]]] = {}
         self._unsupported: dict[str, str] = {}  # module -> why its channels are pinned
         self._modules = dict(network.model.named_modules())
@@ -73,6 +84,8 @@ class ChannelMap:
         called = [str(node.target) for graph in network.graphs for node in graph.nodes if node.op == "call_module"]
         numbers = {name: number for number, name in enumerate(dict.fromkeys(called))}
         self.table: GroupTable = GroupTable(numbers, widths or {}, pinned or {})
+        self._called = numbers.keys()
+        self._own = OwnTensors(network.model, self.table, sizes or {})
         for index, graph in enumerate(network.graphs):
             self._run(index, graph)
         self.groups: dict[int, ChannelGroup] = self._settle()
@@ -85,7 +98,7 @@ class ChannelMap:
     def with_widths(self, widths: Mapping[int, int]) -> "ChannelMap":
         """Return the map of the same network with other widths for its groups."""
         every = {group: widths[self.table.root(group)] for group in self.table.widths}
-        return ChannelMap(self.network, every, self.pinned)
+        return ChannelMap(self.network, every, self.pinned, sizes_for(self.tensors, self.table.widths, every))
 
     def _run(self, index: int, graph: fx.Graph) -> None:
         values: dict[fx.Node, Any] = {}
@@ -99,11 +112,14 @@ class ChannelMap:
         node, module = call.node, call.module
         if node.op == "output":
             return self._give_up(call, "its channels are network outputs")
-        if node.op == "get_attr" and not all(map(_reads_shape, node.users)):
+        if node.op == "get_attr" and not all(map(reads_shape, node.users)):
             owner, _, attribute = str(node.target).rpartition(".")
             self._unsupported[owner] = f"forward() accesses its {attribute} directly"
+            return call.fixed if owner in self._called else self._own.read(str(node.target), call.fixed)
         if node.op in ("placeholder", "get_attr"):
             return call.fixed
+        if not call.keeps_elements and any(map(self._own.holds, call.tensors)):
+            call = replace(call, args=self._own.without(call.args), kwargs=self._own.without(call.kwargs))
         if not call.tensors:
             return call.fixed if module is not None else tree_map(without_ids, call.run())
         if module is None:
@@ -203,7 +219,8 @@ class ChannelMap:
         if fits and not has_values:
             return x
         ids = ids_along(x, 1) if fits and x.dim() > 1 else None
-        if ids is None or call.module not in self._owners:
+        owns = call.module in self._owners or (isinstance(call.module, FrozenBatchNorm) and not call.module._parameters)
+        if ids is None or not owns:
             self._unsupported[name] = "its input cannot be pruned"
             return self._give_up(call, f"{name} uses it with channels on another axis")
         self.table.merge(self.norms.setdefault(name, ids), ids)
@@ -214,7 +231,7 @@ class ChannelMap:
             moved = call.run()
         except (RuntimeError, IndexError, TypeError, ValueError):  # fixed sizes that do not fit these widths
             return self._give_up(call, _FIXED_SIZES)
-        if (found := call.reshape(moved)) is not None:
+        if not any(map(self._own.holds, call.tensors)) and (found := call.reshape(moved)) is not None:
             self.reshapes[call.key] = found
         return moved
 
@@ -238,7 +255,10 @@ class ChannelMap:
         return torch.amin(x, axes, keepdim=bool(call.argument(2, "keepdim", False)))
 
     def _combine(self, call: NodeCall) -> Any:
-        out, *others = call.tensors
+        own, channels = ([x for x in call.tensors if self._own.holds(x) is held] for held in (True, False))
+        if own and not channels:
+            return own[0] if len(own) == 1 else call.fixed
+        out, *others = channels
         plain = [leaf for leaf in tree_leaves((call.args, call.kwargs)) if isinstance(leaf, (int, float))]
         self.scalars[call.key] = (call.ids, plain)
         try:
@@ -250,6 +270,8 @@ class ChannelMap:
             for x, why in unmatched:
                 self.table.pin(distinct(x), why)
             self.table.merge(*equal)
+        for x in own:
+            out = self._own.follow(x, out)
         return out
 
     def _give_up(self, call: NodeCall, why: str) -> Any:
@@ -259,6 +281,7 @@ class ChannelMap:
     def _settle(self) -> dict[int, ChannelGroup]:
         """Replace every group by its root and return the groups."""
         table = self.table
+        own = self._own.settle()
         for name, why in self._unsupported.items():
             ends = self.layers[name].ends if name in self.layers else []
             for ids in [self.norms[name]] if name in self.norms else ends:
@@ -267,11 +290,6 @@ class ChannelMap:
             layer.inputs = None if layer.inputs is None else table.canonical(layer.inputs)
             layer.outputs = table.canonical(layer.outputs)
         self.norms = {name: table.canonical(ids) for name, ids in self.norms.items()}
+        self.tensors = {name: found._replace(ids=table.canonical(found.ids)) for name, found in own.items()}
         self.reshapes = {key: found._replace(ids=table.canonical(found.ids)) for key, found in self.reshapes.items()}
         return table.groups()
-
-
-def _reads_shape(node: fx.Node) -> bool:
-    """Return True if a node reads no values of a tensor, only facts such as its shape."""
-    attribute = node.target is getattr and node.args[1] in ops.METADATA_ATTRIBUTES
-    return attribute or ops.METADATA.matches(node)

@@ -67,6 +67,11 @@ def cut_channels(model: nn.Module, old: ChannelMap, new: ChannelMap, keep: Keep)
         if len(places) < len(ids):
             tensors = {key: getattr(norm, key)[places] for key in _TENSORS if getattr(norm, key, None) is not None}
             cutter.fill(name, norm, {_width_attribute(norm): len(places)}, tensors)
+    for name, (axis, ids) in old.tensors.items():
+        places = positions(ids, new.tensors[name].ids, keep)
+        if len(places) < len(ids):
+            tensor = attrgetter(name)(model)
+            cutter.fill_tensor(name, tensor.index_select(axis, places.to(tensor.device)))
     return cutter.result
 
 
@@ -133,13 +138,21 @@ class _Cutter:
             self.result["sizes"][name] = sizes
             return
         for key, place in ((key, self._plain[name].tensors[key]) for key in tensors):
-            owner_name, _, own_name = place.rpartition(".")
-            owner, tensor = self._model.get_submodule(owner_name), getattr(module, key)
-            setattr(owner, own_name, tensor)
-            self.result.setdefault("tensors", {})[place] = list(tensor.shape)
+            self.fill_tensor(place, getattr(module, key))
+            owner_name, _, _ = place.rpartition(".")
+            owner = self._model.get_submodule(owner_name)
             own = {size: new for size, new in sizes.items() if isinstance(getattr(owner, size, None), int)}
             _set_sizes(owner, own)
             self.result.setdefault("attributes", {}).setdefault(owner_name, {}).update(own)
+
+    def fill_tensor(self, place: str, tensor: Tensor) -> None:
+        """Replace a parameter or buffer of the user's."""
+        owner, _, name = place.rpartition(".")
+        old = attrgetter(place)(self._model)
+        if isinstance(old, nn.Parameter) and not isinstance(tensor, nn.Parameter):
+            tensor = nn.Parameter(tensor, old.requires_grad)
+        setattr(self._model.get_submodule(owner), name, tensor)
+        self.result.setdefault("tensors", {})[place] = list(tensor.shape)
 
 
 def restore_cut(model: nn.Module, result: Mapping[str, Any]) -> None:

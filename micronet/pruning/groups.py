@@ -40,6 +40,10 @@ def _fixed_groups(channels: ChannelMap, double: ChannelMap) -> dict[int, str]:
     found = {channels.table.root(group): why for group, why in double.pinned.items() if group in channels.table.widths}
     readers = {name: (layer.inputs, double.layers[name].inputs) for name, layer in channels.layers.items()}
     readers |= {f"{name} (norm)": (ids, double.norms[name]) for name, ids in channels.norms.items()}
+    readers |= {
+        name: (found.ids, double.tensors[name].ids if name in double.tensors else None)
+        for name, found in channels.tensors.items()
+    }
     for name, (before, after) in readers.items():
         if before is None:
             continue

@@ -84,12 +84,23 @@ def combine(left: Tensor, right: Tensor) -> tuple[Tensor, tuple[Ids, Ids], list[
             wide, fixed = torch.broadcast_tensors(x, y)  # type: ignore[no-untyped-call]
             unmatched.append((wide[fixed == FIXED], "it is combined with a tensor that cannot be pruned"))
     a, b = torch.broadcast_tensors(*sides)  # type: ignore[no-untyped-call]
-    dense = [slice(0, 1) if a.stride(axis) == b.stride(axis) == 0 else slice(None) for axis in range(rank)]
-    pairs = torch.stack([a[tuple(dense)], b[tuple(dense)]]).flatten(1)
+    pairs = torch.stack(dense(a, b)).flatten(1)
     first, second = np.unique(pairs[:, (pairs != FIXED).all(0)].numpy(), axis=1)
     complete = [side for side, ids in zip((a, b), pairs, strict=True) if bool((ids != FIXED).all())]
     out = complete[0] if complete else torch.where(a == FIXED, b, a)
     return out, (first, second), unmatched
+
+
+def dense(left: Tensor, right: Tensor) -> list[Tensor]:
+    """Return two tensors of one shape with one position along every axis that both are expanded along."""
+    both = (a == b == 0 for a, b in zip(left.stride(), right.stride(), strict=True))
+    places = tuple(slice(0, 1) if expanded else slice(None) for expanded in both)
+    return [left[places], right[places]]
+
+
+def smallest(x: Tensor) -> int:
+    """Return the smallest id in a tensor; ``FIXED`` if it is empty."""
+    return int(_unexpanded(x).min()) if x.numel() else FIXED
 
 
 def _unexpanded(x: Tensor) -> Tensor:

@@ -257,6 +257,7 @@ def _signatures(channels: ChannelMap) -> dict[int, list[Signature]]:
         number: [[] for _ in range(group.width)] for number, group in channels.groups.items()
     }
     ends: list[tuple[str, Ids, int]] = [(name, ids, 1) for name, ids in channels.norms.items()]
+    ends += [(name, found.ids, 1) for name, found in channels.tensors.items()]
     for name, layer in channels.layers.items():
         if layer.inputs is not None:
             ends.append((f"{name} reads", layer.inputs, layer.parts))

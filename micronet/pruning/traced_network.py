@@ -120,6 +120,13 @@ class NodeCall:
         return next((kind for kind, family in _KINDS.items() if family.matches(self.node, self.module)), "")
 
     @property
+    def keeps_elements(self) -> bool:
+        """Whether each output element comes from the elements at one position of the inputs."""
+        if self.module is not None or self.node.op == "output":
+            return False
+        return self.kind in ("metadata", "combining") or (self.kind == "moving" and len(self.tensors) == 1)
+
+    @property
     def batched_rank(self) -> int | None:
         """The rank of the operation's batched input by its name (``MaxPool2d``: 4), or None if any rank will do."""
         name = getattr(self.node.target, "__name__", type(self.module).__name__)
@@ -142,6 +149,8 @@ class NodeCall:
         """Why an operation of an unknown kind keeps its channels from being cut."""
         name = getattr(self.node.target, "__name__", self.node.target)
         subject = f"{name} in forward()" if self.module is None else f"{name}: {type(self.module).__name__}"
+        if ops.WEIGHTED_FUNCTIONS.matches(self.node, self.module):
+            return f"{subject} has a computed weight, such as a standardized one, which may depend on all channels"
         if ops.NORMALIZES_CHANNELS.matches(self.node, self.module):
             return f"{subject} normalizes across its channels, so each one depends on all the others"
         return f"{subject} is not supported by pruning"
@@ -152,7 +161,7 @@ class NodeCall:
             return self.module(*self.args, **self.kwargs)
         if self.node.op == "call_function":
             return self.node.target(*self.args, **self.kwargs)  # type: ignore[operator]
-        name = "reshape" if self.node.target == "view" else str(self.node.target)  # expanded ids are not contiguous
+        name = str(self.node.target).replace("view", "reshape")  # expanded ids are not contiguous
         return getattr(self.args[0], name)(*self.args[1:], **self.kwargs)
 
     def argument(self, position: int, name: str, default: Any = None) -> Any:
@@ -171,6 +180,12 @@ class NodeCall:
         return Reshape(self.ids, (len(moved),)) if differ else None
 
 
+def reads_shape(node: fx.Node) -> bool:
+    """Return True if a node reads no values of a tensor, only facts such as its shape."""
+    attribute = node.target is getattr and node.args[1] in ops.METADATA_ATTRIBUTES
+    return attribute or ops.METADATA.matches(node)
+
+
 class _Recorder(fx.Interpreter):
     """Runs a forward and records the result of each node."""
 
@@ -187,7 +202,7 @@ class _Recorder(fx.Interpreter):
 def _traced(model: nn.Module, example: Example) -> tuple[nn.Module, dict[str, PlainLayer], list[fx.Graph]]:
     """Return the network with plain layers, those layers, and its graphs in eval mode and, if it differs, training."""
     try:
-        (graph, plain), (training, more) = (traced(model, training=mode) for mode in (False, True))
+        (graph, plain), (training, more) = (traced(model, training=mode, buffers=True) for mode in (False, True))
     except Exception:  # a user's forward may raise anything when it runs on proxies
         network, plain = record_network(model, example)
         return network, plain, [traced(network, training=False)[0]]

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from micronet.errors import MicronetError
 from micronet.pruning.config import PruneConfig
-from micronet.pruning.prune import prune_model
+from micronet.pruning.prune import prune_model, restore
 
 IMAGES = torch.randn(4, 3, 8, 8, dtype=torch.float64)
 
@@ -215,3 +215,68 @@ def test_layers_whose_weights_are_made_anew_are_left_whole_or_refused(wrap):
         return
     assert pruned(images).shape == (2, 4, 4, 4)
     assert [group.after < group.before for group in plan.groups.values()] == [False, False, True, False]
+
+
+class Scaled(nn.Module):
+    """Parameters and buffers with one value per channel, in several places and shapes, that a forward reads."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.fc = nn.Conv2d(3, 8, 3, bias=False), nn.Linear(16, 5, bias=False)
+        self.mid = nn.Conv2d(8, 16, 1, bias=False)
+        self.gamma = nn.Parameter(torch.rand(8) + 0.5)
+        self.wide = nn.Parameter(torch.rand(1, 16, 1, 1) + 0.5)
+        self.register_buffer("slope", torch.rand(2, 8) + 0.5)
+        self.places = nn.Parameter(torch.rand(1, 6, 6, 8) + 0.5)
+
+    def forward(self, x):
+        x = self.inner(x) * self.gamma.view(1, -1, 1, 1)
+        x = x.permute(0, 2, 3, 1) * self.places.sigmoid()
+        x = (x * self.slope[0] * self.gamma).permute(0, 3, 1, 2)
+        return self.fc((self.mid(x) * self.wide).mean((2, 3)))
+
+
+def test_values_per_channel_that_the_forward_reads_are_cut_with_their_channels():
+    torch.manual_seed(0)
+    model = Scaled().double()
+    pruned, record, plan = prune_model(model, PruneConfig(0.5, criterion="l2", scope="layer"), IMAGES)
+    assert plan.cut / plan.total == 0.5
+    shapes = {name: list(tensor.shape) for name, tensor in pruned.state_dict().items()}
+    assert (shapes["gamma"], shapes["wide"], shapes["slope"], shapes["places"]) == (
+        [4], [1, 8, 1, 1], [2, 4], [1, 6, 6, 4],
+    )  # fmt: skip
+    again = restore(copy.deepcopy(model), record)
+    again.load_state_dict(pruned.state_dict())
+    assert torch.equal(again(IMAGES), pruned(IMAGES))
+    masked = copy.deepcopy(model)
+    inner, mid, _ = plan.groups.values()
+    with torch.no_grad():
+        for layer, group in ((masked.inner, inner), (masked.mid, mid)):
+            layer.weight[[channel for channel in range(group.before) if channel not in group.keep]] = 0
+    torch.testing.assert_close(pruned(IMAGES), masked(IMAGES), rtol=1e-12, atol=1e-12)
+
+
+class SummedScale(Scaled):
+    """The same, but all channels read the scale's sum."""
+
+    def forward(self, x):
+        return super().forward(x) * self.gamma.sum()
+
+
+class ScaleOfTwo(Scaled):
+    """The same, but its values per channel meet two layers whose channels are otherwise independent."""
+
+    def forward(self, x):
+        return super().forward(x) + self.fc(self.mid(self.inner(x) * self.gamma.view(-1, 1, 1)).mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("network", "why"), [(SummedScale, "forward() uses gamma in another way too"), (ScaleOfTwo, "")]
+)
+def test_values_per_channel_with_other_readers_keep_their_channels(network, why):
+    torch.manual_seed(0)
+    model = network().double()
+    pruned, _, plan = prune_model(model, PruneConfig(0.5, criterion="l2", scope="layer"), IMAGES)
+    inner = next(group for group in plan.groups.values() if "inner" in group.layers)
+    assert why in inner.note
+    assert (len(pruned.gamma) == 8) == bool(why)
