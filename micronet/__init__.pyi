@@ -412,6 +412,11 @@ def quantize(
     bias_correct: bool = False,
     bn_reestimate: bool = False,
     target_drop: float | None = None,
+    mean: Sequence[str | float] | str | None = None,
+    std: Sequence[str | float] | str | None = None,
+    input_shape: str | None = None,
+    layout: Literal['auto', 'nchw', 'nhwc'] = 'auto',
+    skip_timing: bool = False,
     model: str | None = None,
     width: float | None = None,
     model_args: str | None = None,
@@ -500,6 +505,12 @@ def quantize(
         bn_reestimate: Re-estimate batch-norm statistics in the quantized network.
         target_drop: Keep the most sensitive layers at 8 bits, as many as needed to limit the drop in validation
             accuracy to this many percentage points.
+        mean: Per-channel mean of an ONNX file's images (pixels are scaled to 0..1), for example
+            0.485,0.456,0.406.
+        std: Per-channel standard deviation of an ONNX file's images; use with mean.
+        input_shape: Shape of an ONNX file's images if its sizes are dynamic, for example 3,48,320.
+        layout: Axis order of an ONNX file's images. auto: as its fixed sizes suggest.
+        skip_timing: Do not measure how fast a quantized ONNX file runs.
         epochs, output, model, width, model_args, task, image_size, limit, preset, lr, batch_size, accumulate,
             amp, patience, weight_decay, optimizer, schedule, label_smoothing, ema, flip, cutout, whiten,
             start_size, distill, distill_weight, temperature, seed, device, resume, max_time, checkpoint_minutes,
@@ -737,7 +748,8 @@ def trt_eval(
         file: An .engine file from trt-build.
         onnx: Reference model, run by ONNX Runtime on the CPU.
         batch_sizes: Batch sizes to time; batches above the engine's maximum are split.
-        segmentation: For segmentation networks: a folder with images/NAME.jpg and labels/NAME.png.
+        segmentation: For segmentation networks at several sizes: a folder with images/NAME.jpg and masks/NAME.png
+            (or labels/).
         sizes: For segmentation networks: average the scores over these sizes, each given as a shorter side or as
             HxW; default: the engine's size.
         data, task, image_size, limit, progress: As in ``train``.

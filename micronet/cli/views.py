@@ -183,6 +183,8 @@ def _trt_eval(summary: dict[str, Any]) -> None:
     }
     if "accuracy" in summary:
         lines |= accuracy_figures(summary)
+    elif "metrics" in summary:
+        lines |= {metric_label(name): value_text(name, value) for name, value in summary["metrics"].items()}
     else:
         lines["pixel accuracy"] = f"{summary['pixel_accuracy']:.2%} of {count(summary['images'], 'image')}"
         lines["mean IoU"] = f"{summary['mean_iou']:.2%}"

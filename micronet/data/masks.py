@@ -8,6 +8,7 @@ both; it is stored as 255 - class, so the black edge of a shifted image is ignor
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,10 +26,17 @@ MODES = ("L", "P", "I", "I;16", "1")  # Pillow's modes with one integer per pixe
 LABELS = ("masks", "labels")  # names of the folder of masks
 
 
+class Pair(NamedTuple):
+    """The files of an image and its mask."""
+
+    image: Path
+    label: Path
+
+
 class MaskSplit(ImageSplit):
     """Files of images and masks, decoded to square pixels when they are first needed."""
 
-    def __init__(self, pairs: Sequence[tuple[Path, Path]], size: int, channels: int) -> None:
+    def __init__(self, pairs: Sequence[Pair], size: int, channels: int) -> None:
         self._pairs, self._size = list(pairs), size
         self.image_shape = (channels, size, size)
         self.labels = torch.zeros(len(pairs), dtype=torch.int64)
@@ -91,7 +99,7 @@ def open_masks(root: Path, image_size: int | None) -> DataSource:
     )
 
 
-def list_pairs(folder: Path) -> list[tuple[Path, Path]]:
+def list_pairs(folder: Path) -> list[Pair]:
     """Pair ``images/NAME.jpg`` with ``masks/NAME.png``; raise MicronetError if an image has no mask."""
     names = [name for name in LABELS if (folder / name).is_dir()]
     place = folder / (names[0] if names else LABELS[0])
@@ -102,7 +110,7 @@ def list_pairs(folder: Path) -> list[tuple[Path, Path]]:
     missing = [path for path in images if path.stem not in masks]
     if missing:
         raise MicronetError(f"{missing[0]} has no mask; expected {place / missing[0].stem}.png")
-    return [(path, masks[path.stem]) for path in images]
+    return [Pair(path, masks[path.stem]) for path in images]
 
 
 def read_mask(path: Path, size: int) -> Tensor:

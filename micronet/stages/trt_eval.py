@@ -36,7 +36,9 @@ class TrtEval(MeasureSettings, Stage):
         "1,8,32", "Batch sizes to time; batches above the engine's maximum are split.", basic=True
     )
     segmentation: Path | None = setting(
-        None, "For segmentation networks: a folder with images/NAME.jpg and labels/NAME.png.", metavar="FOLDER"
+        None,
+        "For segmentation networks at several sizes: a folder with images/NAME.jpg and masks/NAME.png (or labels/).",
+        metavar="FOLDER",
     )
     sizes: str | None = setting(
         None,
@@ -98,15 +100,24 @@ def _classify(
     from micronet.evaluation.report import measure_accuracy
     from micronet.runtimes.tensorrt.latency import parse_batch_sizes
     from micronet.stages.inputs import open_test_data
+    from micronet.tasks.task import CLASSIFICATION
 
     dataset = open_test_data(config.data, engine.data or (reference and reference.data) or DataSpec())
     largest = max(parse_batch_sizes(config.batch_sizes))
-    sample = next(eval_batches(dataset.test, dataset.spec, largest))[0].contiguous()
-    check_scores(engine, sample[:1], dataset.spec, str(config.file))
+    sample = next(eval_batches(dataset.test, dataset.spec, largest))[0]
+    if isinstance(sample, tuple):
+        raise MicronetError("trt-eval only supports networks with one input")
+    sample = sample.contiguous()
+    check_scores(engine, sample[:1], dataset.spec, str(config.file), dataset.task)
     if reference is not None:
-        check_scores(reference, sample[:1], dataset.spec, str(config.onnx))
+        check_scores(reference, sample[:1], dataset.spec, str(config.onnx), dataset.task)
+    if dataset.task.needs_reference and reference is None:
+        raise MicronetError(f"--task {dataset.task.name} needs a network to compare with; add --onnx FILE")
+    dataset = dataset.with_reference(reference) if reference is not None else dataset
     found = measure_accuracy(engine, dataset, f"evaluating {config.file.name}", context.progress)
-    figures = {"images": found.samples, "accuracy": found.accuracy, "loss": found.loss, "agreement": None}
+    figures: dict[str, Any] = {"images": found.samples, **found.metrics, "loss": found.loss, "agreement": None}
+    if dataset.task.name != CLASSIFICATION:
+        return {**figures, "metrics": found.metrics}, [sample.numpy()]
     if reference is not None:
         other = measure_accuracy(reference, dataset, f"evaluating {reference.runtime}", context.progress)
         figures |= {"agreement": agreement(other, found), "onnx_accuracy": other.accuracy}
@@ -118,10 +129,11 @@ def _segment(
 ) -> "tuple[dict[str, Any], list[NDArray[np.float32]]]":
     """Return the figures of segmentation, and one image at each size to time."""
     from micronet.data.dataset import DataSpec
+    from micronet.data.masks import list_pairs
     from micronet.runtimes.tensorrt import segmentation
 
     sizes = segmentation.parse_sizes(config.sizes) if config.sizes else _only_size(engine, config.file)
-    pairs = segmentation.list_pairs(config.segmentation or Path())[: config.data.limit]
+    pairs = list_pairs(config.segmentation or Path())[: config.data.limit]
     spec = engine.data or (reference and reference.data) or DataSpec()
     found = segmentation.evaluate_segmentation(engine, pairs, sizes, spec, context.progress, reference)
     image = segmentation.read_image(pairs[0].image)

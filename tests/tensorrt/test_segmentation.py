@@ -5,9 +5,10 @@ from PIL import Image
 from torch.nn import functional as F
 
 from micronet.data.dataset import DataSpec
+from micronet.data.masks import Pair, list_pairs
 from micronet.errors import MicronetError
 from micronet.runtimes.tensorrt import segmentation
-from micronet.runtimes.tensorrt.segmentation import Pair, evaluate_segmentation, list_pairs, multi_scale_scores
+from micronet.runtimes.tensorrt.segmentation import evaluate_segmentation, multi_scale_scores
 from tests.tensorrt.fake_gpu import write_engine
 
 PLAIN = DataSpec(mean=[0.0] * 3, std=[1 / 255] * 3)  # the network gets the pixels' values
@@ -127,7 +128,7 @@ def test_class_scores_are_no_segmentation(tmp_path):
 
 def test_a_folder_must_pair_images_with_label_maps(folder):
     (folder / "labels" / "1.png").unlink()
-    with pytest.raises(MicronetError, match=r"1\.png has no label map"):
+    with pytest.raises(MicronetError, match=r"1\.png has no mask"):
         list_pairs(folder)
     with pytest.raises(MicronetError, match="contains no images"):
         list_pairs(folder / "labels")

@@ -3,8 +3,7 @@
 An image is scored at every size. The scores are resampled bilinearly to the size of the label map, and their softmax is
 averaged. Pixels with a negative label or label 255 are ignored. Any predictor that returns (N, K, h, w) will do.
 
-Both figures come from one confusion matrix. A class that occurs neither in the labels nor in the predictions is left
-out of the mean; the common ``intersection / (union + eps)`` would count it as 0.
+Both figures are those of the task segmentation (``tasks.segmentation``), which measures at one size.
 """
 
 import re
@@ -21,10 +20,11 @@ from torch.nn import functional as F
 from micronet.core.progress import Progress, Silent
 from micronet.data.batches import Normalize
 from micronet.data.dataset import IMAGENET, DataSpec
-from micronet.data.image_files import list_images, open_image
+from micronet.data.image_files import open_image
+from micronet.data.masks import IGNORED, Pair
 from micronet.errors import MicronetError
+from micronet.tasks.segmentation import Overlap
 
-VOID = 255  # the label of pixels without a class in Pascal VOC and Cityscapes
 SIDE_MULTIPLE = 8  # sides are rounded to it: segmentation networks score at 1/8 of the image's size
 LABEL_MODES = ("L", "P", "I", "I;16")  # Pillow's modes with one integer per pixel
 
@@ -40,13 +40,6 @@ class Segmentation(NamedTuple):
     class_iou: list[float | None]  # None for a class that does not occur
     images: int
     agreement: float | None  # share of pixels that a reference puts into the same class
-
-
-class Pair(NamedTuple):
-    """The files of an image and its label map."""
-
-    image: Path
-    label: Path
 
 
 def evaluate_segmentation(
@@ -107,10 +100,10 @@ def multi_scale_scores(
 
 def measures(matrix: NDArray[np.int64]) -> tuple[float, list[float | None]]:
     """Return pixel accuracy and the IoU per class from a confusion matrix (K labels, K predictions)."""
-    correct = matrix.diagonal()
-    union = matrix.sum(0) + matrix.sum(1) - correct
-    iou = [float(c / u) if u else None for c, u in zip(correct, union, strict=True)]
-    return float(correct.sum() / matrix.sum()), iou
+    meter = Overlap()
+    meter.totals = torch.from_numpy(matrix).double()
+    iou = [None if value != value else value for value in meter.class_iou().tolist()]
+    return meter.compute()["pixel_accuracy"], iou
 
 
 def prepare(image: Tensor, size: Size, spec: DataSpec) -> NDArray[np.float32]:
@@ -143,18 +136,6 @@ def parse_sizes(text: str) -> list[Size]:
     return [each if len(each) == 2 else each[0] for each in sides]
 
 
-def list_pairs(folder: Path) -> list[Pair]:
-    """Pair ``images/NAME.jpg`` with ``labels/NAME.png``; raise MicronetError if an image has no label map."""
-    labels = {path.stem: path for path in list_images(folder / "labels")}
-    images = list_images(folder / "images")
-    if not images:
-        raise MicronetError(f"{folder} contains no images; expected images/NAME.jpg and labels/NAME.png")
-    missing = [path for path in images if path.stem not in labels]
-    if missing:
-        raise MicronetError(f"{missing[0]} has no label map; expected {folder / 'labels' / missing[0].stem}.png")
-    return [Pair(path, labels[path.stem]) for path in images]
-
-
 def read_image(path: Path) -> Tensor:
     """Read an image as (3, H, W) uint8."""
     with open_image(path) as image:
@@ -170,7 +151,7 @@ def read_labels(path: Path) -> NDArray[np.int64]:
 
 
 def _confusion(labels: NDArray[np.int64], classes: NDArray[np.int64], count: int, path: Path) -> NDArray[np.int64]:
-    valid = (labels >= 0) & (labels != VOID)
+    valid = (labels >= 0) & (labels != IGNORED)
     highest = int(labels[valid].max(initial=0))
     if highest >= count:
         raise MicronetError(

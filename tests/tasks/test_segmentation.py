@@ -1,0 +1,80 @@
+"""Segmentation: masks move with their images, the figures are the definition's, folders train and export."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.nn import functional as F
+
+from micronet.data.batches import train_batches
+from micronet.data.load import load_data
+from micronet.errors import MicronetError
+from micronet.tasks.segmentation import Segmentation
+
+NET = "tests/tasks/networks.py:Segmenter"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Grey images of 16 pixels whose brightness says the class, 1 or 2, of a square; some pixels are ignored."""
+    root, random = tmp_path_factory.mktemp("masks"), np.random.default_rng(0)
+    for part, number in (("train", 24), ("test", 6)):
+        for kind in ("images", "masks"):
+            (root / part / kind).mkdir(parents=True)
+        for index in range(number):
+            mask = np.zeros((16, 16), np.uint8)
+            top, left = random.integers(0, 8, 2)
+            mask[top : top + 8, left : left + 8] = 1 + index % 2
+            Image.fromarray(mask * 100 + 20).save(root / part / "images" / f"{index}.png")
+            mask[:1] = 255
+            Image.fromarray(mask).save(root / part / "masks" / f"{index}.png")
+    return root
+
+
+def test_augmentations_move_the_mask_with_its_image_and_ignore_the_edge(folder):
+    data = load_data(str(folder), task="segmentation")
+    assert (data.spec.channels, data.classes, len(data.validation)) == (1, ["0", "1", "2"], 2)
+    images, masks = next(iter(train_batches(data.train, data.spec, 22, seed=1, epoch=1)))
+    mean, std = data.spec.mean[0], data.spec.std[0]
+    pixels = ((images[:, 0] * std + mean) * 255).round().long()
+    known = masks != 255
+    assert torch.equal(pixels[known], masks[known] * 100 + 20)
+    assert (masks[pixels == 0] == 255).all() and (pixels == 0).any()
+
+
+def test_figures_are_those_of_the_definition_and_ignored_pixels_do_not_count():
+    random = torch.Generator().manual_seed(1)
+    labels, scores = torch.randint(3, (4, 6, 6), generator=random), torch.randn(4, 4, 6, 6, generator=random)
+    labels[0] = 255
+    task, valid, classes = Segmentation(), labels != 255, scores.argmax(1)
+    meter = task.meter()
+    for part in (slice(0, 1), slice(1, 4)):
+        meter.update(scores[part], labels[part])
+    found = meter.compute()
+    iou = []
+    for number in range(4):
+        ours, theirs = (classes == number) & valid, labels == number
+        iou.append(float((ours & theirs).sum() / (ours | theirs).sum()))
+    assert found["mean_iou"] == pytest.approx(sum(iou) / 4, rel=1e-6)
+    assert found["pixel_accuracy"] == pytest.approx(float((classes == labels)[valid].double().mean()))
+    expected = F.cross_entropy(scores, labels, ignore_index=255)
+    assert float(task.loss([scores, scores[:, :1]], labels)) == pytest.approx(float(expected), rel=1e-6)
+    with pytest.raises(MicronetError, match="class 9, but the network scores classes 0 to 3"):
+        task.loss(scores, torch.full((4, 6, 6), 9))
+
+
+def test_a_segmenter_trains_quantizes_and_exports_from_folders(folder, tmp_path, micronet):
+    plain, int8, onnx = (tmp_path / name for name in ("a.safetensors", "q.safetensors", "q.onnx"))
+    train = ["train", "--model", NET, "--task", "segmentation", "--data", folder, "--epochs", "2", "-o", plain]
+    done = micronet(*train, "--batch-size", "4")
+    assert done.code == 0 and "mean IoU" in done.out
+    assert micronet("quantize", plain, "--model", NET, "--mode", "ptq", "-o", int8).code == 0
+    assert micronet("export-onnx", int8, "--model", NET, "-o", onnx).code == 0
+    rows = json.loads(micronet("compare", plain, onnx, "--model", NET, "--json").out)["rows"]
+    assert rows[1]["drop"] == rows[0]["metrics"]["mean_iou"] - rows[1]["metrics"]["mean_iou"]
+    assert {"mean_iou", "pixel_accuracy"} == set(rows[0]["metrics"])
+    digits = ["train", "--model", NET, "--model-args", '{"channels": 3}', "--limit", "20", "-o", tmp_path / "b.safetensors"]
+    refused = micronet(*digits)
+    assert refused.code == 2 and "(1, 3, 16, 16)" in refused.err and "--task segmentation" in refused.err
