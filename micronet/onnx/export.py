@@ -25,7 +25,7 @@ from micronet.artifact.header import StageRecord
 from micronet.data.dataset import DataSpec
 from micronet.errors import MicronetError, first_line
 from micronet.graph.trace import trace
-from micronet.models.device import Inputs
+from micronet.models.device import Inputs, head
 from micronet.onnx import operators, rewrite
 from micronet.onnx.config import AXES, ExportConfig
 from micronet.quantization.calibrate import check_calibrated, each_quantizer
@@ -63,7 +63,9 @@ def to_onnx(artifact: Artifact, images: Tensor | Inputs, config: ExportConfig | 
         )
     if widest > operators.INT8_BITS and config.opset < SIXTEEN_BITS_OPSET:
         raise MicronetError(f"{widest}-bit quantizers need --opset {SIXTEEN_BITS_OPSET} or later; got {config.opset}")
-    model = with_integers(_folded(artifact.model), artifact.history, signed=config.target == "tensorrt")
+    model = with_integers(
+        _folded(artifact.model, head(images, 2)), artifact.history, signed=config.target == "tensorrt"
+    )
     check_size(sum(tensor.nbytes for tensor in model.state_dict().values()))
     exported = _export(model, images, config)
     rewrite.tidy(exported)
@@ -141,12 +143,12 @@ def _store_weight(layer: Any, quantizer: Quantizer, input_scale: Tensor | None) 
     layer.weight = nn.Parameter(torch.zeros(0))  # keeps the float copy out of the file
 
 
-def _folded(model: nn.Module) -> nn.Module:
+def _folded(model: nn.Module, example: Tensor | Inputs) -> nn.Module:
     """Return a contiguous copy on the CPU, in eval mode, with batch norms folded into the layers before them."""
     model = copy.deepcopy(model).cpu().eval().to(memory_format=torch.contiguous_format)
-    graph = trace(model)
+    graph = trace(model, example)
     foldable = graph is not None and (foldable_pairs(graph) or has_taken_norms(model))
-    return fold_model(model)[0] if foldable else model
+    return fold_model(model, example=example)[0] if foldable else model
 
 
 def _export(model: nn.Module, images: Tensor | Inputs, config: ExportConfig) -> ir.Model:

@@ -49,7 +49,7 @@ def split(floating: nn.Module, quantized: nn.Module, names: list[str], images: T
         traced is one part, which is not a block.
     """
     whole = [Part(floating, quantized, names, is_block=False)], images[:1].nbytes
-    graph, plain = trace(quantized), trace(floating)
+    graph, plain = trace(quantized, images[:2]), trace(floating, images[:2])
     if graph is None or plain is None:
         return whole
     same = _counterparts(graph, plain)

@@ -8,6 +8,7 @@ from torch import Tensor, fx, nn
 from micronet.errors import MicronetError
 from micronet.graph import ops
 from micronet.graph.trace import Graph, trace
+from micronet.models.device import Example
 from micronet.quantization.functional import broadcast
 
 ROUNDS = 40
@@ -15,17 +16,21 @@ SMALLEST_RANGE = 1e-8  # channels with smaller weights are not equalized
 
 
 @torch.no_grad()
-def equalize(model: nn.Module) -> int:
+def equalize(model: nn.Module, example: Example | None = None) -> int:
     """Equalize the weight ranges of consecutive layers, in place, and return the number of pairs.
 
     Each channel's output weights in one layer and input weights in the next get the same range. The network's outputs
     do not change, because only operations that commute with positive factors lie between (ReLU, pools; not ReLU6).
 
+    Args:
+        model: The network.
+        example: An input, or a tuple of inputs, for a forward that must run to be traced.
+
     Raises:
         MicronetError: The network cannot be traced, or has no such pair, for example because its batch norms are not
             folded.
     """
-    graph = trace(model)
+    graph = trace(model, example)
     if graph is None:
         raise MicronetError("--equalize needs a network that torch.fx can trace; drop --equalize")
     pairs = _pairs(graph)

@@ -39,11 +39,14 @@ class Placement:
         """Add a quantizer to a slot."""
         self.quantizers.setdefault(module, {})[slot] = quantizer.describe()
 
+    def with_plain_layers(self, model: nn.Module) -> nn.Module:
+        """Return the float network with the layers that get quantizers as modules; it shares all tensors."""
+        model = transformer.split_attentions(model, self.attention)
+        return plain_network(model, self.recorded) if self.plain or self.recorded else model
+
     def apply(self, model: nn.Module) -> nn.Module:
         """Return the network with taps and quantizers; it shares all tensors with ``model``, which it replaces."""
-        model = transformer.split_attentions(model, self.attention)
-        if self.plain or self.recorded:
-            model = plain_network(model, self.recorded)
+        model = self.with_plain_layers(model)
         if self.taps or self.splits:
             model = rewrite(model, Outline(self.taps, self.splits))
         for name in self.out_of_place:

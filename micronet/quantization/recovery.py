@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from micronet.errors import MicronetError
 from micronet.graph import ops
 from micronet.graph.trace import trace
-from micronet.models.device import batch_length, call
+from micronet.models.device import batch_length, call, head
 from micronet.models.modes import eval_mode
 from micronet.quantization.layers import Quantized
 
@@ -70,7 +70,7 @@ def correct_biases(
     Raises:
         MicronetError: No layer can be corrected.
     """
-    places = _places_to_correct(quantized, norms_estimated)
+    places = _places_to_correct(quantized, head(batches[0], 2), norms_estimated)
     if not places:
         raise MicronetError(
             "--bias-correct found no quantized layer with a bias or a batch norm after it; drop --bias-correct"
@@ -82,9 +82,9 @@ def correct_biases(
     return len(targets)
 
 
-def _places_to_correct(model: nn.Module, norms_estimated: bool) -> dict[str, tuple[Tensor, float]]:
+def _places_to_correct(model: nn.Module, example: Tensor, norms_estimated: bool) -> dict[str, tuple[Tensor, float]]:
     """Return for each quantized layer the tensor that shifts its mean output, and the sign of the shift."""
-    graph = trace(model)
+    graph = trace(model, example)
     norms = dict(graph.conv_bn_pairs()) if graph is not None else {}
     places: dict[str, tuple[Tensor, float]] = {}
     for name, module in model.named_modules():

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from micronet.core.progress import Progress
 from micronet.errors import FailedError
 from micronet.evaluation import plot
-from micronet.models.device import call
+from micronet.models.device import call, head
 from micronet.models.modes import eval_mode
 from micronet.quantization.calibrate import collect, each_quantizer, set_ranges
 from micronet.quantization.config import CalibrationConfig, QuantConfig
@@ -41,12 +41,17 @@ class Probe:
     calibration: CalibrationConfig
     accuracy: Callable[[nn.Module], float]
 
+    @property
+    def example(self) -> Tensor | None:
+        """Two of the inputs, for tracing; None if there are none."""
+        return head(self.batches[0], 2) if self.batches else None
+
 
 def measure_sensitivity(
     model: nn.Module, config: QuantConfig, probe: Probe, progress: Progress
 ) -> list[LayerSensitivity]:
     """Quantize each layer alone as the config says, and return the layers, the most sensitive (lowest SQNR) first."""
-    every, record = quantize_model(model, config)
+    every, record = quantize_model(model, config, probe.example)
     statistics = collect(every, probe.batches)
     reference, base = _outputs(model, probe.batches), probe.accuracy(model)
     found = []
@@ -77,7 +82,7 @@ def keep_sensitive(
     Raises:
         FailedError: The drop exceeds the target even with all layers at 8 bits.
     """
-    statistics = collect(quantize_model(model, config)[0], probe.batches)
+    statistics = collect(quantize_model(model, config, probe.example)[0], probe.batches)
     base = probe.accuracy(model)
 
     def with_8bit(count: int) -> QuantConfig:
@@ -100,7 +105,7 @@ def keep_sensitive(
 
 
 def _quantized(model: nn.Module, config: QuantConfig, statistics: Statistics, probe: Probe) -> nn.Module:
-    quantized, _ = quantize_model(model, config)
+    quantized, _ = quantize_model(model, config, probe.example)
     places = {f"{name}.{slot}" for name, slot, q in each_quantizer(quantized) if slot != "weight_quantizer"}
     if not places <= statistics.keys():  # next to binary activations, 8-bit layers have quantizers in other places
         statistics = {**statistics, **collect(quantized, probe.batches)}

@@ -17,6 +17,7 @@ class BnFuse(ReadSettings, Stage):
     example = "micronet bn-fuse int8.safetensors -o fused.safetensors"
     ending = "-fused.safetensors"
     restorer = "micronet.quantization.fold:restore"
+    takes_example = True
 
     output: OutputConfig = group(OutputConfig)
 
@@ -31,9 +32,11 @@ class BnFuse(ReadSettings, Stage):
     def run(self, context: Context) -> Outcome:
         """Fold every batch norm into the layer before it."""
         from micronet.quantization.fold import fold_model
+        from micronet.stages.inputs import example_input
 
-        artifact = context.artifact
-        model, record = fold_model(artifact.model, artifact.history)
+        artifact, given = context.artifact, context.memory.example
+        example = example_input(artifact) if given is None else given
+        model, record = fold_model(artifact.model, artifact.history, example)
         folded = len(record.result["pairs"]) + len(record.result["taken"])
         fused = artifact.after(record, model=model, metrics={})  # metrics of the unfused network are not its own
         return Outcome(fused, {"folded": folded})

@@ -15,7 +15,6 @@ from micronet.core.files import check_output_path
 from micronet.data.dataset import Dataset
 from micronet.errors import FailedError, MicronetError, count, first_line
 from micronet.graph.trace import trace
-from micronet.models import transformer
 from micronet.models.device import as_inputs, head
 from micronet.models.modes import copy_model, eval_mode
 from micronet.quantization.calibrate import (
@@ -30,6 +29,7 @@ from micronet.quantization.calibrate import (
 from micronet.quantization.config import CalibrationConfig, QuantConfig
 from micronet.quantization.equalize import equalize
 from micronet.quantization.fold import fold_model
+from micronet.quantization.placement import Placement
 from micronet.quantization.quantize import quantize_model
 from micronet.quantization.reconstruct import reconstruct
 from micronet.quantization.recovery import correct_biases, reestimate_norms
@@ -39,6 +39,7 @@ from micronet.quantization.weight_scales import search_weight_scales
 from micronet.stages.inputs import (
     cached,
     calibration_batches,
+    example_input,
     generated_batches,
     open_data,
     reference_of,
@@ -125,10 +126,8 @@ class Quantizing:
         model, record = quantize_model(artifact.model, config, self.example)
         if self.calibration_inputs:
             self._set_ranges(model, artifact.model)
-            floating = (
-                transformer.with_split_attentions(artifact.model) if record.result["attention"] else artifact.model
-            )
-            self._recover(floating, model)
+            placement = Placement.from_json(record.result)
+            self._recover(placement.with_plain_layers(copy_model(artifact.model)), model)
         settings = {
             **_recorded(self.settings.calibration),
             **{name: value for name, value in recovery.to_json().items() if value not in (None, False, "minmax")},
@@ -166,7 +165,7 @@ class Quantizing:
         if graph is not None and graph.conv_bn_pairs():
             folded, record = fold_model(artifact.model, example=self.example)
             artifact = artifact.after(record, model=folded)
-        self.run.progress.line(f"equalized {count(equalize(artifact.model), 'pair')} of layers")
+        self.run.progress.line(f"equalized {count(equalize(artifact.model, self.example), 'pair')} of layers")
         return artifact
 
     def _config_within_target(self, model: nn.Module) -> QuantConfig:
@@ -238,7 +237,7 @@ def float_artifact(config: Quantize, run: RunContext) -> tuple[Artifact, Path]:
 
 def plan(artifact: Artifact, config: QuantConfig) -> list[dict[str, Any]]:
     """Return one row per layer: the quantizers of its weight and its input, or why it stays float."""
-    placed = quantize_model(artifact.model, config)[1].result
+    placed = quantize_model(artifact.model, config, example_input(artifact))[1].result
     rows = []
     for name, source in placed["inputs"].items():
         weight = placed["quantizers"].get(name, {}).get("weight_quantizer")

@@ -46,7 +46,7 @@ class Residual(nn.Module):
 
 class Untraceable(Residual):
     def forward(self, x):
-        return super().forward(x) if bool(x.isfinite().all()) else x
+        return super().forward(x if bool(torch.isin(x, IMAGES).all()) else 2 * x)
 
 
 class Pair(Residual):

@@ -1,0 +1,225 @@
+"""Other people's networks, quantized to int8 by us and by ONNX Runtime's own ``quantize_static``, side by side.
+
+``python scripts/export_zoo.py --foreign`` runs it. Weights are random; batch norms get the statistics of the
+calibration inputs, which are random too, but smooth like images. Both get the same float ONNX file's network and the
+same inputs; ONNX Runtime's quantizer runs at its defaults. Times are medians of interleaved runs with one thread.
+"""
+
+import copy
+import math
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from onnxruntime.quantization import CalibrationDataReader, quantize_static
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import micronet
+from micronet.onnx.lint import count_integer_ops
+from micronet.quantization.recovery import reestimate_norms
+
+BATCHES, BATCH = 4, 8
+OTHERS = ("torchvision", "timm", "ultralytics", "segmentation_models_pytorch")
+
+
+def _timm(name: str, size: int = 96, **options: Any) -> tuple[Callable[[], nn.Module], int]:
+    def build() -> nn.Module:
+        import timm
+
+        made: nn.Module = timm.create_model(name, num_classes=10, **options)
+        return made
+
+    return build, size
+
+
+def _torchvision(name: str, size: int = 96, **options: Any) -> tuple[Callable[[], nn.Module], int]:
+    def build() -> nn.Module:
+        import torchvision
+
+        made: nn.Module = torchvision.models.get_model(name, weights=None, **options)
+        return made
+
+    return build, size
+
+
+def _segmentation(name: str) -> tuple[Callable[[], nn.Module], int]:
+    class First(nn.Module):
+        """A segmentation network of torchvision's that returns its main output alone."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = _torchvision(name, weights_backbone=None, num_classes=21)[0]()
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.network(x)["out"]
+            return out
+
+    return First, 96
+
+
+def _yolo(name: str) -> tuple[Callable[[], nn.Module], int]:
+    def build() -> nn.Module:
+        from ultralytics.nn.tasks import DetectionModel
+
+        model = DetectionModel(f"{name}.yaml", nc=10, verbose=False)
+        model.model[-1].export, model.model[-1].format = True, "onnx"
+        return model
+
+    return build, 128
+
+
+def _smp(kind: str, encoder: str) -> tuple[Callable[[], nn.Module], int]:
+    def build() -> nn.Module:
+        import segmentation_models_pytorch as smp
+
+        made: nn.Module = getattr(smp, kind)(encoder, encoder_weights=None, classes=3)
+        return made
+
+    return build, 64
+
+
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
+    **{
+        f"timm {name}": _timm(name)
+        for name in (
+            "mobilenetv4_conv_small", "repvgg_a0", "lcnet_050", "ese_vovnet19b_dw", "ese_vovnet39b", "efficientnet_b0",
+            "efficientnet_lite0", "tf_efficientnet_lite0", "mobilevit_xxs", "convnext_atto", "regnetx_002", "regnety_002",
+            "ghostnet_050", "resnet18", "densenet121", "mobileone_s0", "dla34", "hrnet_w18_small", "mnasnet_050",
+        )
+    },
+    "timm deit_tiny_patch16_224": _timm("deit_tiny_patch16_224", img_size=96),
+    "timm vit_tiny_patch16_224": _timm("vit_tiny_patch16_224", img_size=96),
+    "timm swin_tiny_patch4_window7_224": _timm("swin_tiny_patch4_window7_224", size=112, img_size=112),
+    **{
+        f"torchvision {name}": _torchvision(name, num_classes=10)
+        for name in ("mobilenet_v3_small", "efficientnet_b0", "convnext_tiny", "shufflenet_v2_x1_0", "squeezenet1_1")
+    },
+    "torchvision vit_b_32": _torchvision("vit_b_32", num_classes=10, image_size=96),
+    "torchvision lraspp_mobilenet_v3_large": _segmentation("lraspp_mobilenet_v3_large"),
+    "ultralytics yolov8n": _yolo("yolov8n"),
+    "smp Unet resnet18": _smp("Unet", "resnet18"),
+    "smp Unet mobilenet_v2": _smp("Unet", "mobilenet_v2"),
+}  # fmt: skip
+
+
+class Row(NamedTuple):
+    """What was measured of a network: milliseconds, decibels and operators, ours and ONNX Runtime's."""
+
+    float_ms: float
+    ours_ms: float
+    theirs_ms: float
+    ours_db: float
+    theirs_db: float
+    ours_integer: str
+    theirs_integer: str
+
+
+class _Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
+    def __init__(self, name: str, batches: Iterable[Tensor]) -> None:
+        self._feeds = ({name: image[None].numpy()} for batch in batches for image in batch)
+
+    def get_next(self) -> Any:
+        return next(self._feeds, None)
+
+
+def measure(build: Callable[[], nn.Module], size: int, seconds: float) -> Row:
+    """Quantize a network in both ways and compare; ``seconds``: how long to time."""
+    torch.manual_seed(0)
+    batches = [_images(size) for _ in range(BATCHES)]
+    held_out = _images(size)
+    model = build().eval()
+    if any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
+        reestimate_norms(model, batches)
+    example = batches[0][:2]
+    floating = micronet.export_onnx(copy.deepcopy(model), example_input=example)
+    ours = micronet.export_onnx(micronet.quantize(model, mode="ptq", data=batches), example_input=example)
+    theirs = _quantize_static(floating, batches)
+    sessions = [_session(proto) for proto in (floating, ours, theirs)]
+    feed = {sessions[0].get_inputs()[0].name: held_out.numpy()}
+    expected, *others = ([out.astype(np.float64) for out in session.run(None, feed)] for session in sessions)
+    times = _times(sessions, {name: images[:1] for name, images in feed.items()}, seconds)
+    return Row(
+        *times, *(_sqnr(expected, outputs) for outputs in others), *(_integers(proto) for proto in (ours, theirs))
+    )
+
+
+def _images(size: int) -> Tensor:
+    """Return random images that are smooth like photographs, (BATCH, 3, size, size)."""
+    coarse = sum(F.interpolate(torch.randn(BATCH, 3, n, n), (size, size), mode="bilinear") for n in (2, 5, 12, size))
+    return coarse * 0.5  # type: ignore[no-any-return]
+
+
+def _quantize_static(proto: onnx.ModelProto, batches: list[Tensor]) -> onnx.ModelProto:
+    with tempfile.TemporaryDirectory() as folder:
+        source, target = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
+        onnx.save(proto, source)
+        quantize_static(source, target, _Reader(proto.graph.input[0].name, batches))
+        return onnx.load(target)
+
+
+def _session(proto: onnx.ModelProto) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def _times(sessions: list[onnxruntime.InferenceSession], feed: dict[str, Any], seconds: float) -> Iterator[float]:
+    """Yield the median milliseconds of each session, run in turns."""
+    taken: list[list[float]] = [[] for _ in sessions]
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(taken[0]) < 5:
+        for session, found in zip(sessions, taken, strict=True):
+            session.run(None, feed)  # into the caches
+            start = time.perf_counter()
+            session.run(None, feed)
+            found.append((time.perf_counter() - start) * 1000)
+    return map(median, taken)
+
+
+def _sqnr(expected: list[Any], outputs: list[Any]) -> float:
+    """Return the least signal-to-quantization-noise ratio of the outputs in dB."""
+    ratios = (
+        np.square(a).sum() / max(np.square(a - b).sum(), 1e-30) for a, b in zip(expected, outputs, strict=True) if a.any()
+    )
+    return 10 * math.log10(min(ratios))
+
+
+def _integers(proto: onnx.ModelProto) -> str:
+    counts = count_integer_ops(proto)
+    return "-" if counts is None else " ".join(
+        f"{counts[noun]['integer']}/{counts[noun]['all']}" for noun in ("convolutions", "matrix products")
+    )  # fmt: skip
+
+
+def print_table(chosen: list[str], seconds: float) -> None:
+    """Print one row per network; ``chosen``: parts of names, or nothing for all."""
+    warnings.simplefilter("ignore")
+    print(
+        "| network | float ms | ours ms | ONNX Runtime's ms | ours/float | ours/theirs | SQNR ours dB | theirs dB | "
+        "integer convolutions, products: ours | theirs |"
+    )
+    print("| --- |" + " ---: |" * 9)
+    for name, (build, size) in NETWORKS.items():
+        if chosen and not any(part in name for part in chosen):
+            continue
+        try:
+            row = measure(build, size, seconds)
+        except micronet.MicronetError as error:
+            print(f"| {name} | refused: {error} |", flush=True)
+            continue
+        fast, slow = row.ours_ms / row.float_ms, row.ours_ms / row.theirs_ms
+        print(
+            f"| {name} | {row.float_ms:.2f} | {row.ours_ms:.2f} | {row.theirs_ms:.2f} | {fast:.2f} | {slow:.2f} | "
+            f"{row.ours_db:.1f} | {row.theirs_db:.1f} | {row.ours_integer} | {row.theirs_integer} |",
+            flush=True,
+        )
