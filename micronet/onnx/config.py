@@ -1,5 +1,6 @@
 """The settings of an ONNX export. No torch here, so ``--help`` stays fast."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -56,6 +57,59 @@ class ExportConfig(Settings):
     def free_axes(self) -> list[str]:
         """The names of the dynamic axes."""
         return [] if self.dynamic == "none" else [part.strip() for part in self.dynamic.split(",")]
+
+
+@dataclass(frozen=True)
+class InputConfig(Settings):
+    """Inputs of an ONNX file."""
+
+    mean: str | None = setting(
+        None, "Per-channel mean of an ONNX file's images (pixels are scaled to 0..1), for example 0.485,0.456,0.406."
+    )
+    std: str | None = setting(None, "Per-channel standard deviation of an ONNX file's images; use with --mean.")
+    input_shape: str | None = setting(
+        None, "Shape of an ONNX file's images if its sizes are dynamic, for example 3,48,320.", metavar="C,H,W"
+    )
+    layout: Literal["auto", "nchw", "nhwc"] = setting(
+        "auto", "Axis order of an ONNX file's images. auto: as its fixed sizes suggest."
+    )
+    skip_timing: bool = setting(False, "Do not measure how fast a quantized ONNX file runs.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.mean is None) != (self.std is None):
+            raise MicronetError("--mean and --std must be used together; pass both")
+        _ = self.normalization, self.shape
+
+    @property
+    def normalization(self) -> tuple[list[float], list[float]]:
+        """The mean and standard deviation per channel; both empty if they are not given."""
+        mean, std = (_numbers(text or "", name) for name, text in (("--mean", self.mean), ("--std", self.std)))
+        if len(mean) != len(std) or any(value <= 0 for value in std):
+            raise MicronetError("--mean and --std take one number per channel; those of --std must be positive")
+        return mean, std
+
+    @property
+    def shape(self) -> tuple[int, int, int] | None:
+        """The channels, height and width given."""
+        if self.input_shape is None:
+            return None
+        parts = self.input_shape.split(",")
+        if len(parts) != len(AXES) or not all(part.strip().isdigit() and 0 < int(part) < 2**15 for part in parts):
+            raise MicronetError(
+                f"--input-shape is {self.input_shape!r}; expected channels,height,width, for example 3,224,224"
+            )
+        return int(parts[0]), int(parts[1]), int(parts[2])
+
+
+def _numbers(text: str, name: str) -> list[float]:
+    try:
+        found = [float(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        found = [math.nan]
+    if not all(map(math.isfinite, found)):
+        raise MicronetError(f"{name} is {text!r}; expected one number per channel, for example 0.485,0.456,0.406")
+    return found
 
 
 def check_quantization(config: QuantConfig) -> None:

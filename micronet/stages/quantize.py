@@ -7,6 +7,7 @@ from typing import Any
 from micronet.core.config import changed, flag, group, setting
 from micronet.core.files import write_bytes
 from micronet.errors import MicronetError
+from micronet.onnx.config import InputConfig
 from micronet.quantization.config import FLOAT_BITS, Bits, CalibrationConfig, QuantConfig, RecoveryConfig
 from micronet.stages.config import ModelConfig, TrainingSettings, check_teacher, input_file
 from micronet.stages.stage import BEFORE_FUSING, Context, Outcome, Stage
@@ -53,6 +54,7 @@ class Quantize(TrainingSettings, Stage):
     calibration: CalibrationConfig = group(CalibrationConfig)
     quantization: QuantConfig = group(QuantConfig)
     recovery: RecoveryConfig = group(RecoveryConfig)
+    inputs: InputConfig = group(InputConfig)
     model: ModelConfig = group(ModelConfig)
     training: TrainConfig = group(QAT)
 
@@ -70,6 +72,8 @@ class Quantize(TrainingSettings, Stage):
             check_teacher(self.training)
         if self.is_onnx:
             self._check_onnx()
+        elif self.inputs != InputConfig():
+            raise MicronetError(f"{', '.join(map(flag, changed(self.inputs)))} only applies to ONNX files; drop it")
         elif mode == "ptq" and self.training != QAT:
             raise MicronetError("--mode ptq does not train; drop the training options, or use --mode qat")
         if self.dry_run and recovery.target_drop is not None:

@@ -1,38 +1,56 @@
 """The work of ``quantize FILE.onnx --mode ptq``: a float ONNX file, whoever made it, calibrated and made int8."""
 
-from dataclasses import dataclass, replace
-from itertools import chain
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import onnx
+import torch
 from numpy.typing import NDArray
 
 from micronet.core.progress import Progress
+from micronet.data.arrays import LABELLED
 from micronet.data.batches import eval_batches
 from micronet.data.dataset import Dataset, DataSpec
+from micronet.data.image_files import list_images
 from micronet.data.load import load_data
-from micronet.errors import MicronetError
+from micronet.errors import MicronetError, count
 from micronet.evaluation.accuracy import evaluate
+from micronet.evaluation.latency import time_calls
 from micronet.onnx import posttraining
-from micronet.quantization.config import QuantConfig, RangeConfig
+from micronet.onnx.config import InputConfig
+from micronet.onnx.feeds import Feed, ImageInput, image_size, inputs_of, is_channels_last, read_arrays
+from micronet.onnx.insertion import ValueRange
+from micronet.onnx.integers import count_integers
+from micronet.onnx.trt_cache import LEGACY_HEADER, read_legacy_cache
+from micronet.quantization.config import CALIBRATION_BATCH, QuantConfig, RangeConfig
 from micronet.quantization.histogram import Histogram
 from micronet.runtimes.config import RuntimeOptions
-from micronet.runtimes.onnxruntime import image_input, metadata, read_onnx, session_predictor
+from micronet.runtimes.onnxruntime import metadata, open_session, read_onnx
 from micronet.stages.config import DataConfig
 from micronet.stages.inputs import cached, calibration_batches
 from micronet.stages.stage import Context, Outcome
+from micronet.tasks.agreement import Similarity
+from micronet.tasks.task import CLASSIFICATION
+
+COMPARED_RUNS = 64  # of the calibration inputs, for the agreement
+LISTED = 8
 
 
 @dataclass(frozen=True)
 class FloatModel:
-    """A float ONNX model, its ``file`` (for messages), and where its images come from."""
+    """A float ONNX model, its ``file`` (for messages), where its inputs come from, and how images become inputs."""
 
     proto: onnx.ModelProto
     file: Path
     data: DataConfig
     seed: int
+    inputs: InputConfig = field(default_factory=InputConfig)
 
     @property
     def has_data(self) -> bool:
@@ -42,73 +60,195 @@ class FloatModel:
     def open_data(self) -> Dataset:
         """Open the data set; MicronetError if it is not known."""
         if not self.has_data:
-            raise MicronetError(f"{self.file} does not record its data set; specify one with --data")
-        remembered, shape = metadata(self.proto).get("data"), input_shape(self.proto)
-        is_square = len(shape) == 4 and shape[2] == shape[3]
-        size = self.data.image_size or (shape[2] if is_square else None)
+            raise MicronetError(
+                f"{self.file} does not record its data set; specify one with --data, or calibration inputs with "
+                "--calib-data: a folder of images, or an .npz file with one array for each input"
+            )
+        remembered, image = metadata(self.proto).get("data"), self.image_input()
+        _, height, width = image.size
+        if height != width:
+            raise MicronetError(
+                f"the model takes images of {height} by {width} pixels, but data sets are square; pass a folder of "
+                "images with --calib-data"
+            )
         like = DataSpec.from_json(remembered) if remembered else DataSpec(seed=self.seed)
-        return load_data(self.data.data, image_size=size, limit=self.data.limit, like=like)
+        if self.inputs.mean is not None:
+            mean, std = self.inputs.normalization
+            like = replace(like, mean=mean, std=std)
+        return load_data(self.data.data, image_size=height, limit=self.data.limit, like=like, task=self.data.task)
+
+    def image_input(self, spec: DataSpec | None = None) -> ImageInput:
+        """Return how images become the model's input; MicronetError if it does not take one image."""
+        entries, config = inputs_of(self.proto), self.inputs
+        if len(entries) != 1 or len(entries[0].shape) != 4:
+            described = ", ".join(map(str, entries))
+            raise MicronetError(
+                f"the model has {count(len(entries), 'input')} ({described}), not one image; pass its inputs as an "
+                ".npz file with --calib-data"
+            )
+        channels_last = is_channels_last(entries[0], config.layout)
+        remembered = spec or DataSpec.from_json(metadata(self.proto).get("data"))
+        side = self.data.image_size
+        given = config.shape or (None if side is None else (remembered.channels or 3, side, side))
+        size = image_size(entries[0], given, channels_last=channels_last)
+        mean, std = config.normalization if config.mean is not None else (remembered.mean, remembered.std)
+        return ImageInput(entries[0], size, channels_last, mean, std)
 
 
 def quantize_file(stage: Any, context: Context) -> Outcome:
-    """Quantize the ONNX file that a stage names."""
-    model = FloatModel(read_onnx(stage.artifact), stage.artifact, stage.data, stage.execution.seed)
-    int8 = to_int8(model, stage.calibration, stage.quantization, context.progress)
-    before, after = _accuracies(model, [model.proto, int8])
-    return Outcome(int8, {"test_accuracy": after, "float_test_accuracy": before})
-
-
-def to_int8(model: FloatModel, ranges: RangeConfig, config: QuantConfig, progress: Progress) -> onnx.ModelProto:
-    """Return a float model as int8; of ``config``, the signs, symmetry, levels and the weights' bits apply."""
-    folded = posttraining.prepare(model.proto)
-    symmetric = config.q_type == "sym"
-    found = _ranges(replace(model, proto=folded), ranges, progress, symmetric=symmetric)
-    return posttraining.quantize_onnx(
-        folded,
-        found,
-        signed=config.a_sign == "signed",
-        symmetric=symmetric,
-        per_channel=config.q_level == "channel",
-        bits=config.w_bits if isinstance(config.w_bits, int) else 0,
+    """Quantize the ONNX file that a stage names, and report how close and how fast the result is."""
+    model = FloatModel(read_onnx(stage.artifact), stage.artifact, stage.data, stage.execution.seed, stage.inputs)
+    feeds = calibration_feeds(model, stage.calibration, context.progress)
+    int8, floats = to_int8(model, stage.calibration, stage.quantization, context.progress, feeds)
+    for name, why in islice(floats.items(), LISTED):
+        context.progress.line(f"kept in float: {name} ({why})")
+    found = count_integers(int8)
+    context.progress.line(
+        f"{found['integer_layers']} of {found['layers']} convolutions and matrix products, and "
+        f"{found['integer_operators'] / max(1, found['operators']):.0%} of all operators, run in integers"
     )
+    measured = _quality(model, int8, feeds)
+    if not stage.inputs.skip_timing:
+        measured |= _speed(model.proto, int8, feeds[0], context.progress)
+    return Outcome(int8, {**measured, **found, "left_float": floats})
+
+
+def to_int8(
+    model: FloatModel, ranges: RangeConfig, config: QuantConfig, progress: Progress, feeds: list[Feed] | None = None
+) -> tuple[onnx.ModelProto, dict[str, str]]:
+    """Return a float model as int8, and the layers left in float with the reasons.
+
+    Of ``config``, the sign of the activations, and the levels and the bits of the weights apply. ``feeds``: the
+    calibration inputs; None: those that the settings name.
+    """
+    folded = posttraining.prepare(model.proto)
+    signed = config.a_sign == "signed"
+    found = _ranges(model, folded, ranges, progress, feeds, signed=signed)
+    bits = config.w_bits if isinstance(config.w_bits, int) else 0
+    per_channel = config.q_level == "channel"
+    int8 = posttraining.quantize_onnx(folded, found, signed=signed, per_channel=per_channel, bits=bits)
+    return int8, posttraining.left_float(folded, signed=signed, allowed=found.keys())
 
 
 def input_shape(proto: onnx.ModelProto) -> list[int | None]:
-    """Return the sizes of a model's input, None for those that are dynamic."""
-    dims = image_input(proto).type.tensor_type.shape.dim
-    return [dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else None for dim in dims]
+    """Return the sizes of a model's first input, None for those that are dynamic."""
+    return list(inputs_of(proto)[0].shape)
 
 
-def _accuracies(model: FloatModel, protos: list[onnx.ModelProto]) -> list[float]:
-    data = model.open_data()
-    predictors = [session_predictor(proto.SerializeToString(), RuntimeOptions()) for proto in protos]
-    return [evaluate(predict, eval_batches(data.test, data.spec)).accuracy for predict in predictors]
+def calibration_feeds(model: FloatModel, config: RangeConfig, progress: Progress) -> list[Feed]:
+    """Return the inputs to calibrate on: arrays, images from a folder, or training images of the data set."""
+    named = model.data.data if config.calib_data is None else str(config.calib_data)
+    if named is not None and _is_raw(Path(named)):
+        if model.inputs != InputConfig(skip_timing=model.inputs.skip_timing):
+            raise MicronetError(f"{named} holds raw inputs; drop --mean, --std, --input-shape and --layout")
+        return read_arrays(Path(named), inputs_of(model.proto))
+    found: list[Feed] = []
+    total = config.calib_batches * CALIBRATION_BATCH
+    for feed in _image_feeds(model, config, total, progress):
+        found.append(feed)
+        progress.step("reading images", min(total, sum(len(next(iter(each.values()))) for each in found)), total)
+    return found
+
+
+def _image_feeds(model: FloatModel, config: RangeConfig, total: int, progress: Progress) -> Iterator[Feed]:
+    if config.calib_data is None or model.has_data:
+        dataset = model.open_data()
+        image = model.image_input(dataset.spec)
+        for batch in calibration_batches(dataset, config, model.seed):
+            yield from image.feeds(batch.contiguous().numpy())
+        return
+    image = model.image_input()
+    if image.mean is None and image.entry.dtype.kind == "f":
+        progress.line("pixels are scaled to 0..1; if the model expects other inputs, pass --mean and --std")
+    paths = list_images(config.calib_data) if config.calib_data.is_dir() else []
+    if not paths:
+        raise MicronetError(
+            f"--calib-data {config.calib_data} is neither a folder of images nor an .npz file of inputs; check the path"
+        )
+    chosen = torch.randperm(len(paths), generator=torch.Generator().manual_seed(model.seed))[:total].sort().values
+    yield from image.read([paths[index] for index in chosen.tolist()])
+
+
+def _is_raw(path: Path) -> bool:
+    """Return True for an .npz file of inputs, False for one of labelled images for training and testing."""
+    if path.suffix != ".npz" or not path.exists():
+        return False
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return not set(file.files) >= LABELLED
+    except (OSError, ValueError, BadZipFile):
+        return True
 
 
 def _ranges(
-    model: FloatModel, config: RangeConfig, progress: Progress, *, symmetric: bool
-) -> dict[str, posttraining.ValueRange]:
-    cache, header = config.calib_cache, posttraining.LEGACY_HEADER.encode()
+    model: FloatModel,
+    folded: onnx.ModelProto,
+    config: RangeConfig,
+    progress: Progress,
+    feeds: list[Feed] | None,
+    *,
+    signed: bool,
+) -> dict[str, ValueRange]:
+    cache, header = config.calib_cache, LEGACY_HEADER.encode()
     if cache is not None and cache.exists() and cache.read_bytes()[: len(header)] == header:
-        if not symmetric:
-            raise MicronetError(f"{cache} contains symmetric ranges from TensorRT; add --q-type sym")
         progress.line(f"read TensorRT's ranges from {cache}")
-        found = posttraining.read_legacy_cache(cache)
-        if missing := [name for name in posttraining.activations(model.proto) if name not in found]:
+        found = read_legacy_cache(cache)
+        if missing := [name for name in posttraining.activations(folded, signed=signed) if name not in found]:
             progress.line(
                 f"{cache} has no ranges for these tensors, so the nodes that use them stay in float: "
-                f"{', '.join(missing[:8])}"
+                f"{', '.join(missing[:LISTED])}"
             )
         return found
-    histograms = _histograms(model, config, progress)
-    return posttraining.find_ranges(histograms, config.calibrator, config.percentile, symmetric=symmetric)
+    runs = calibration_feeds(model, config, progress) if feeds is None else feeds
+    histograms = _histograms(folded, config, runs, progress, signed=signed)
+    return posttraining.find_ranges(histograms, config.calibrator, config.percentile, signed=signed)
 
 
-def _histograms(model: FloatModel, config: RangeConfig, progress: Progress) -> dict[str, Histogram]:
-    batches: list[NDArray[np.float32]] = []
-    for batch in calibration_batches(model.open_data(), config, model.seed):
-        batches.append(batch.contiguous().numpy())
-        progress.step("reading images", len(batches), config.calib_batches)
-    network = model.proto.SerializeToString(deterministic=True)
-    depends_on = chain([network], (images.tobytes() for images in batches))
-    return cached(config.calib_cache, depends_on, lambda: posttraining.collect(model.proto, batches), progress)
+def _histograms(
+    folded: onnx.ModelProto, config: RangeConfig, feeds: list[Feed], progress: Progress, *, signed: bool
+) -> dict[str, Histogram]:
+    network = folded.SerializeToString(deterministic=True)
+    depends_on = chain([network], (values.tobytes() for feed in feeds for values in feed.values()))
+    collect = partial(posttraining.collect, folded, feeds, signed=signed)
+    return cached(config.calib_cache, depends_on, collect, progress)
+
+
+def _quality(model: FloatModel, int8: onnx.ModelProto, feeds: list[Feed]) -> dict[str, Any]:
+    """Return both accuracies if the model scores the classes of a known data set, or else the agreement."""
+    sessions = [open_session(proto.SerializeToString(), RuntimeOptions(), "the model") for proto in (model.proto, int8)]
+    named = model.data.data
+    if model.has_data and model.data.task in (None, CLASSIFICATION) and not (named and _is_raw(Path(named))):
+        dataset = model.open_data()
+        first = next(iter(feeds[0].values()))
+        if np.shape(sessions[0].run(None, feeds[0])[0]) == (len(first), len(dataset.spec.classes or [])):
+            before, after = (_accuracy(model.image_input(dataset.spec), dataset, session) for session in sessions)
+            return {"test_accuracy": after, "float_test_accuracy": before}
+    similarity, runs = Similarity(), feeds[:: max(1, len(feeds) // COMPARED_RUNS)]
+    for feed in runs:
+        reference, ours = ([torch.from_numpy(np.asarray(out)) for out in each.run(None, feed)] for each in sessions)
+        similarity.update(ours, reference)
+    measured = {f"test_{key}": value for key, value in similarity.compute().items() if not key.startswith("error")}
+    return {**measured, "test_images": sum(len(next(iter(feed.values()))) for feed in runs)}
+
+
+def _accuracy(image: ImageInput, dataset: Dataset, session: Any) -> float:
+    def predict(images: NDArray[np.float32]) -> NDArray[np.float32]:
+        scores = [session.run(None, feed)[0] for feed in image.feeds(images)]
+        return np.concatenate(scores)[: len(images)]
+
+    return evaluate(predict, eval_batches(dataset.test, dataset.spec)).accuracy
+
+
+def _speed(model: onnx.ModelProto, int8: onnx.ModelProto, feed: Feed, progress: Progress) -> dict[str, float]:
+    """Return the milliseconds of a run of the float and the int8 model, one thread, in turns; say which is faster."""
+    options = RuntimeOptions(threads=1)
+    sessions = [open_session(proto.SerializeToString(), options, "the model") for proto in (model, int8)]
+    runs: list[Any] = [partial(_run, session, feed) for session in sessions]
+    before, after = (1000 * float(np.median(each)) for each in time_calls(runs, [feed, feed]))  # type: ignore[list-item]
+    note = "" if after <= before else "slower than float here: "
+    progress.line(f"{note}{after:.2f} ms against {before:.2f} ms float (ONNX Runtime, 1 thread, one run of the inputs)")
+    return {"latency_ms": after, "float_latency_ms": before}
+
+
+def _run(session: Any, feed: Feed, _: Any) -> Any:
+    return session.run(None, feed)

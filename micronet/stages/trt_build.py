@@ -127,7 +127,7 @@ def _typed(model: "FloatModel", config: TrtBuild, progress: "Progress") -> "tupl
         _check_unused(config, "the network is already quantized")
         return "int8", model.proto
     if precision == "int8":
-        return "int8", to_int8(model, config.ranges, SIGNED, progress)
+        return "int8", to_int8(model, config.ranges, SIGNED, progress)[0]
     _check_unused(config, f"--precision {precision} needs no calibration")
     if precision != "fp16":
         has_half = any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in model.proto.graph.initializer)

@@ -440,8 +440,8 @@ def test_post_training_quantization_cures_what_its_rules_find():
             node.CopyFrom(helper.make_node("Flatten", node.input[:1], node.output, node.name))
     images = np.random.default_rng(0).standard_normal((4, 3, 32, 32), dtype=np.float32)
     folded = posttraining.prepare(proto)
-    ranges = posttraining.find_ranges(posttraining.collect(folded, [images]), "minmax", 99.99, symmetric=False)
-    small = posttraining.quantize_onnx(folded, ranges, signed=False, symmetric=False, per_channel=True, bits=8)
+    ranges = posttraining.find_ranges(posttraining.collect(folded, [{"images": images}]), "minmax", 99.99)
+    small = posttraining.quantize_onnx(folded, ranges, signed=False, per_channel=True, bits=8)
     cured = {rule.name for rule in RULES if rule.cure.startswith(PTQ)}
     assert cured == {"mixed-inputs", "float-output", "activation-scales", "flatten"}
     assert not cured & {finding.rule for finding in lint(small, "ort")}

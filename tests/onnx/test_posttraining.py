@@ -10,6 +10,7 @@ import torch
 from micronet.errors import MicronetError
 from micronet.onnx import posttraining as pt
 from micronet.onnx.export import to_onnx
+from micronet.onnx.trt_cache import read_legacy_cache
 from micronet.runtimes.config import RuntimeOptions
 from micronet.runtimes.onnxruntime import session_predictor
 from tests.onnx.networks import plain
@@ -36,19 +37,18 @@ def floating():
 def calibrated(floating):
     """The folded model and its histograms."""
     folded = pt.prepare(floating)
-    return folded, pt.collect(folded, [IMAGES])
+    return folded, pt.collect(folded, [{"images": IMAGES}])
 
 
 @pytest.mark.parametrize(
-    ("calibrator", "signed", "symmetric"),
-    [("minmax", False, False), ("percentile", False, True), ("entropy", True, True), ("mse", False, False)],
+    ("calibrator", "signed"), [("minmax", False), ("percentile", False), ("entropy", True), ("mse", False)]
 )
 def test_every_calibrator_gives_a_file_of_integers_that_computes_much_the_same(
-    floating, calibrated, calibrator, signed, symmetric
+    floating, calibrated, calibrator, signed
 ):
     folded, histograms = copy.deepcopy(calibrated[0]), calibrated[1]
-    ranges = pt.find_ranges(histograms, calibrator, 99.99, symmetric=symmetric)
-    small = pt.quantize_onnx(folded, ranges, signed=signed, symmetric=symmetric, per_channel=True, bits=8)
+    ranges = pt.find_ranges(histograms, calibrator, 99.99, signed=signed)
+    small = pt.quantize_onnx(folded, ranges, signed=signed, per_channel=True, bits=8)
     onnx.checker.check_model(small)
     kinds = [tensor.data_type for tensor in small.graph.initializer if len(tensor.dims) == 4]
     assert kinds and set(kinds) == {onnx.TensorProto.INT8}
@@ -61,15 +61,15 @@ def test_every_calibrator_gives_a_file_of_integers_that_computes_much_the_same(
 
 
 def test_ranges_are_of_the_tensors_values(floating):
-    found = pt.collect(pt.prepare(floating), [IMAGES[:8], IMAGES[8:]])
-    low, high = pt.find_ranges({"images": found["images"]}, "minmax", 99.99, symmetric=False)["images"]
+    found = pt.collect(pt.prepare(floating), [{"images": IMAGES[:8]}, {"images": IMAGES[8:]}])
+    low, high = pt.find_ranges({"images": found["images"]}, "minmax", 99.99)["images"]
     assert (low, high) == (float(IMAGES.min()), float(IMAGES.max()))
 
 
 def test_seven_bits_are_at_most_64(floating):
     folded = pt.prepare(floating)
-    ranges = pt.find_ranges(pt.collect(folded, [IMAGES]), "minmax", 99.99, symmetric=False)
-    small = pt.quantize_onnx(folded, ranges, signed=False, symmetric=False, per_channel=True, bits=7)
+    ranges = pt.find_ranges(pt.collect(folded, [{"images": IMAGES}]), "minmax", 99.99)
+    small = pt.quantize_onnx(folded, ranges, signed=False, per_channel=True, bits=7)
     weights = [onnx.numpy_helper.to_array(t) for t in small.graph.initializer if len(t.dims) == 4]
     assert weights and max(int(np.abs(weight.astype(int)).max()) for weight in weights) <= 64
 
@@ -77,13 +77,11 @@ def test_seven_bits_are_at_most_64(floating):
 def test_a_cache_of_tensorrt_is_read_and_an_old_one_of_an_old_name_is_refused(tmp_path, floating):
     path = tmp_path / "c"
     path.write_text("TRT-8503-EntropyCalibration2\nimages: 3c010a14\n(Unnamed Layer* 1) [Conv]: 0\n")
-    ranges = pt.read_legacy_cache(path)
+    ranges = read_legacy_cache(path)
     assert ranges["images"][1] == pytest.approx(127 * float(np.frombuffer(bytes.fromhex("3c010a14"), ">f4")[0]))
     assert list(ranges) == ["images"]
     with pytest.raises(MicronetError, match="belong to another network"):
-        pt.quantize_onnx(
-            pt.prepare(floating), {"x": (-1.0, 1.0)}, signed=True, symmetric=True, per_channel=True, bits=8
-        )
+        pt.quantize_onnx(pt.prepare(floating), {"x": (-1.0, 1.0)}, signed=True, per_channel=True, bits=8)
 
 
 @pytest.mark.parametrize(
@@ -104,19 +102,19 @@ def test_a_damaged_cache_is_one_line(tmp_path, text, message):
     path = tmp_path / "c"
     path.write_bytes(text)
     with pytest.raises(MicronetError, match=message):
-        pt.read_legacy_cache(path)
+        read_legacy_cache(path)
 
 
 def test_models_that_cannot_be_quantized_are_refused(floating):
     folded = pt.prepare(floating)
-    ranges = pt.find_ranges(pt.collect(folded, [IMAGES]), "minmax", 99.99, symmetric=False)
-    small = pt.quantize_onnx(folded, ranges, signed=False, symmetric=False, per_channel=True, bits=8)
+    ranges = pt.find_ranges(pt.collect(folded, [{"images": IMAGES}]), "minmax", 99.99)
+    small = pt.quantize_onnx(folded, ranges, signed=False, per_channel=True, bits=8)
     with pytest.raises(MicronetError, match="already quantized"):
         pt.prepare(small)
-    with pytest.raises(MicronetError, match="no calibration images"):
+    with pytest.raises(MicronetError, match="no calibration inputs"):
         pt.collect(pt.prepare(floating), [])
     with pytest.raises(MicronetError, match="NaN or infinity"):
-        pt.find_ranges(pt.collect(pt.prepare(floating), [IMAGES * np.nan]), "minmax", 99.99, symmetric=False)
+        pt.find_ranges(pt.collect(pt.prepare(floating), [{"images": IMAGES * np.nan}]), "minmax", 99.99)
 
 
 def test_the_command_quantizes_a_file_without_its_code(micronet, chain, tmp_path):
@@ -172,7 +170,7 @@ def test_ranges_see_every_value_of_a_tensor_whose_first_axis_is_not_the_batch():
     images = IMAGES.copy()
     images[-1, :, -8:] *= 100
     folded = pt.prepare(windows())
-    low, high = pt.find_ranges(pt.collect(folded, [images]), "minmax", 99.99, symmetric=False)["c"]
+    low, high = pt.find_ranges(pt.collect(folded, [{"images": images}]), "minmax", 99.99)["c"]
     assert max(-low, high) > 100
 
 
@@ -183,7 +181,7 @@ def test_a_line_of_a_cache_that_cannot_be_meant_is_refused(tmp_path, line):
     path = tmp_path / "c"
     path.write_text(f"TRT-8503-EntropyCalibration2\nimages: 3c010a14\n{line}\n")
     with pytest.raises(MicronetError, match="line 3"):
-        pt.read_legacy_cache(path)
+        read_legacy_cache(path)
 
 
 def test_weights_that_are_no_numbers_are_named(floating):

@@ -42,8 +42,10 @@ class Upsampling(nn.Module):
 
 def calibrated(proto):
     folded = posttraining.prepare(proto)
-    ranges = posttraining.find_ranges(posttraining.collect(folded, [IMAGES.numpy()]), "entropy", 99.99, symmetric=True)
-    return posttraining.quantize_onnx(folded, ranges, signed=True, symmetric=True, per_channel=True, bits=8)
+    ranges = posttraining.find_ranges(
+        posttraining.collect(folded, [{"images": IMAGES.numpy()}], signed=True), "entropy", 99.99, signed=True
+    )
+    return posttraining.quantize_onnx(folded, ranges, signed=True, per_channel=True, bits=8)
 
 
 def test_int8_engines_of_resnet18_are_a_third_of_its_float_ones_and_multiply_in_int8():
@@ -171,7 +173,8 @@ def test_the_command_builds_from_an_artifact_and_from_a_file(micronet, chain, en
 
 def test_the_command_takes_a_cache_that_tensorrt_wrote(micronet, chain, engines):
     proto = posttraining.prepare(onnx.load(chain / "float.onnx"))
-    found = posttraining.collect(proto, [np.random.default_rng(0).random((8, 3, 32, 32), dtype=np.float32)])
+    images = np.random.default_rng(0).random((8, 3, 32, 32), dtype=np.float32)
+    found = posttraining.collect(proto, [{"images": images}], signed=True)
     lines = ["TRT-7000-EntropyCalibration2"]
     for name, histogram in found.items():
         scale = max(abs(histogram.low), abs(histogram.high)) / 127

@@ -1,0 +1,177 @@
+"""The inputs that an ONNX model is calibrated and measured on: arrays from a file, or images from a folder."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper
+from PIL import Image, ImageOps
+
+from micronet.data.image_files import open_image
+from micronet.errors import MicronetError
+
+Feed = dict[str, NDArray[Any]]  # an array for every input of a model, by name
+CHANNELS = (1, 3, 4)
+VALUES_AT_ONCE = 2**21  # of one input: all inner tensors of a run are in memory at the same time
+MOST_ROWS = 64
+
+
+@dataclass(frozen=True)
+class Input:
+    """One input of a model: its name, its type, and its sizes, None for those that are dynamic."""
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int | None, ...]
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.dtype} ({', '.join('?' if size is None else str(size) for size in self.shape)})"
+
+
+def inputs_of(proto: onnx.ModelProto) -> list[Input]:
+    """Return the inputs of a model, without the stored tensors that old files also list."""
+    stored = {tensor.name for tensor in proto.graph.initializer}
+    found = []
+    for entry in proto.graph.input:
+        kind = entry.type.tensor_type
+        if entry.name in stored:
+            continue
+        sizes = tuple(dim.dim_value if dim.dim_value > 0 else None for dim in kind.shape.dim)
+        found.append(Input(entry.name, np.dtype(helper.tensor_dtype_to_np_dtype(kind.elem_type)), sizes))
+    return found
+
+
+def batched(entry: Input, values: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    """Yield runs of rows: as many as a model takes at once or, if that is dynamic, as memory allows.
+
+    A fixed batch size that does not divide the rows repeats the last row.
+    """
+    size = entry.shape[0] if entry.shape else None
+    rows = size or max(1, min(MOST_ROWS, VALUES_AT_ONCE // max(1, values[:1].size)))
+    for start in range(0, len(values), rows):
+        part = values[start : start + rows]
+        missing = rows - len(part) if size else 0
+        yield np.concatenate([part, np.repeat(part[-1:], missing, 0)]) if missing else part
+
+
+def read_arrays(path: Path, inputs: Sequence[Input]) -> list[Feed]:
+    """Read raw inputs from an ``.npz`` file.
+
+    Arrays belong to inputs by their names or, if none has an input's name, by their order. An array with one more axis
+    than its input holds one input per run. Otherwise its rows are split into runs, unless it holds a single one, which
+    every run gets.
+
+    Raises:
+        MicronetError: The file is damaged, or its arrays do not fit the inputs.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except Exception as error:  # numpy and zipfile raise many types for damaged files
+        raise MicronetError(f"{path} is not a valid .npz file; save the inputs with numpy.savez") from error
+    wanted, got = ", ".join(map(str, inputs)), ", ".join(f"{k} {v.dtype} {v.shape}" for k, v in arrays.items())
+    mismatch = f"{path} holds {got or 'nothing'}, but the model takes {wanted}; save one array for each input"
+    if not arrays.keys() & {entry.name for entry in inputs} and len(arrays) == len(inputs):
+        arrays = dict(zip((entry.name for entry in inputs), arrays.values(), strict=True))
+    if arrays.keys() != {entry.name for entry in inputs}:
+        raise MicronetError(mismatch)
+    runs: dict[str, list[NDArray[Any]]] = {}
+    stacked = any(arrays[entry.name].ndim > len(entry.shape) for entry in inputs)
+    for entry in inputs:
+        values = arrays[entry.name]
+        if values.dtype != entry.dtype and not (values.dtype.kind == entry.dtype.kind in "fiu"):
+            raise MicronetError(mismatch)
+        values = values.astype(entry.dtype, copy=False)
+        extra = values.ndim - len(entry.shape)
+        own = values.shape[extra:] if extra >= 0 else ()
+        fixed = zip(own[0 if extra or not own else 1 :], entry.shape[0 if extra or not own else 1 :], strict=False)
+        if extra not in (0, 1) or not values.size or any(want is not None and have != want for have, want in fixed):
+            raise MicronetError(mismatch)
+        if extra:
+            runs[entry.name] = list(values)
+        else:
+            runs[entry.name] = [values] if stacked or not values.ndim else list(batched(entry, values))
+    return _joined(runs, mismatch)
+
+
+def _joined(runs: dict[str, list[NDArray[Any]]], mismatch: str) -> list[Feed]:
+    """Return one feed per run; an input with a single run serves all."""
+    count = max(map(len, runs.values()))
+    if any(len(own) not in (1, count) for own in runs.values()):
+        raise MicronetError(mismatch)
+    return [{name: own[index if len(own) > 1 else 0] for name, own in runs.items()} for index in range(count)]
+
+
+@dataclass(frozen=True)
+class ImageInput:
+    """How images become a model's input.
+
+    Attributes:
+        entry: The input.
+        size: Channels, height and width.
+        channels_last: The input is (N, H, W, C) instead of (N, C, H, W).
+        mean: Per channel, of pixels scaled to 0..1; None for no normalization.
+        std: Likewise.
+    """
+
+    entry: Input
+    size: tuple[int, int, int]
+    channels_last: bool = False
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
+
+    def read(self, paths: Sequence[Path]) -> Iterator[Feed]:
+        """Yield runs of images from files, resized to cover the size and then cropped at the centre."""
+        rows = next(batched(self.entry, np.broadcast_to(np.float32(0), (MOST_ROWS, *self.size))))
+        for start in range(0, len(paths), len(rows)):
+            pixels = np.stack([self._decode(path) for path in paths[start : start + len(rows)]])
+            images: NDArray[np.float32] = pixels.transpose(0, 3, 1, 2).astype(np.float32)
+            yield from self.feeds(images / np.float32(255), normalized=False)
+
+    def feeds(self, images: NDArray[np.float32], *, normalized: bool = True) -> Iterator[Feed]:
+        """Yield runs of images (N, C, H, W) float32, normalized or else of pixels from 0 to 1."""
+        mean, std = (np.array(each or [empty], np.float32).reshape(1, -1, 1, 1)
+                     for each, empty in ((self.mean, 0.0), (self.std, 1.0)))  # fmt: skip
+        if self.entry.dtype.kind == "u":
+            pixels = images * std + mean if normalized else images
+            images = np.clip(np.round(pixels * 255), 0, 255)
+        elif not normalized:
+            images = (images - mean) / std
+        placed = images.transpose(0, 2, 3, 1) if self.channels_last else images
+        for part in batched(self.entry, np.ascontiguousarray(placed, self.entry.dtype)):
+            yield {self.entry.name: part}
+
+    def _decode(self, path: Path) -> NDArray[np.uint8]:
+        channels, height, width = self.size
+        with open_image(path) as image:
+            plain = ImageOps.exif_transpose(image).convert({1: "L", 3: "RGB", 4: "RGBA"}[channels])
+            found = np.asarray(ImageOps.fit(plain, (width, height), Image.Resampling.BILINEAR))
+        return found.reshape(height, width, channels)
+
+
+def is_channels_last(entry: Input, layout: str) -> bool:
+    """Return whether an image input is (N, H, W, C): as ``layout`` says or, if it is auto, by the fixed sizes."""
+    if layout != "auto":
+        return layout == "nhwc"
+    return entry.shape[1] not in CHANNELS and entry.shape[3] in CHANNELS
+
+
+def image_size(entry: Input, given: tuple[int, int, int] | None, *, channels_last: bool) -> tuple[int, int, int]:
+    """Return the channels, height and width of an image input; MicronetError if some are neither fixed nor given."""
+    _, *own = (entry.shape[index] for index in ((0, 3, 1, 2) if channels_last else (0, 1, 2, 3)))
+    sizes = [have or want for have, want in zip(own, given or (3, None, None), strict=True)]
+    if given is not None and list(given) != sizes:
+        raise MicronetError(f"--input-shape is {','.join(map(str, given))}, but the model takes {entry}; change it")
+    if any(size is None for size in sizes):
+        raise MicronetError(f"the model's input {entry} has no fixed size; pass it with --input-shape 3,HEIGHT,WIDTH")
+    channels, height, width = (int(size or 0) for size in sizes)
+    if channels not in CHANNELS:
+        raise MicronetError(
+            f"the model's input {entry} has {channels} channels, but images have 1, 3 or 4; pass its values as an "
+            ".npz file with --calib-data, or change --layout"
+        )
+    return channels, height, width

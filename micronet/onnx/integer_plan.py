@@ -1,0 +1,293 @@
+"""Which operators of a float ONNX network run in integers, and which tensors must be quantized for that.
+
+The network stays correct whatever is chosen; the choice decides speed and accuracy. ONNX Runtime computes an operator
+in integers if its inputs come from DequantizeLinear and, in most cases, a QuantizeLinear reads its output. A Relu or
+Clip between the operator and that QuantizeLinear costs nothing.
+
+Convolutions and matrix products with stored weights come first. The operators between them follow if their inputs are
+quantized anyway and an integer operator reads their output. The ends of a network (the decoding of boxes, softmax, …)
+stay in float: they take little time, and often join values of very different ranges.
+"""
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+
+from micronet.onnx.graph_view import CLIP_OPS, array, stored
+from micronet.runtimes.onnxruntime import WEIGHTED_OPS
+
+# Operators that only select or move values: their outputs have their input's grid.
+MOVES = {
+    "MaxPool", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Split", "Resize", "DepthToSpace",
+    "SpaceToDepth", "Identity",
+}  # fmt: skip
+JOINS = {"Add", "Mul", "Concat"}
+FUNCTIONS = {"Sigmoid", "LeakyRelu", "AveragePool", "GlobalAveragePool"}
+SIGNED_OTHERS = {"Add", "Concat", "AveragePool", "GlobalAveragePool", "MaxPool"}
+RECURRENT = ("LSTM", "GRU", "RNN")
+NO_RANGE = "no usable range for its input or output"
+FEWEST_INPUTS = 32  # per output of a layer between float operators, for integers to gain anything
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to quantize."""
+
+    nodes: list[ir.Node]  # that run in integers
+    roots: dict[ir.Value, ir.Value]  # every tensor with a Q/DQ pair -> the tensor whose grid it shares, often itself
+    computed: set[ir.Value]  # those that an integer operator writes, so all readers read the quantized values
+    scaled: dict[ir.Value, tuple[ir.Value, float]]  # products with a number: only the scale differs from the factor's
+    floats: dict[str, str]  # layers that stay in float -> why
+
+
+@dataclass
+class Planner:
+    """Finds the plan of a graph.
+
+    Attributes:
+        graph: A float network; the types of its tensors are known.
+        signed: For TensorRT, which fuses elementwise functions itself.
+        allowed: The names of the tensors that have ranges; None: all.
+    """
+
+    graph: ir.Graph
+    signed: bool = False
+    allowed: Collection[str] | None = None
+    floats: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.outputs = set(self.graph.outputs)
+        self.layers = {node for node in self.graph if self._is_integer_layer(node)}
+        self.read = {node.inputs[0] for node in self.layers}  # by layers
+        usual = SIGNED_OTHERS if self.signed else JOINS | FUNCTIONS | MOVES
+        absorbed = {node for node in self.graph if is_absorbed(node, self.outputs)}
+        self.others = {
+            node
+            for node in self.graph
+            if (node.op_type in usual or (node.op_type in CLIP_OPS and node not in absorbed))
+            and self._is_possible(node)
+        }
+
+    def plan(self) -> Plan:
+        """Return the plan: drop operators until each of the rest has quantized inputs and a reader in integers."""
+        while True:
+            kept = {node for node in self.others if self._is_fed(node) and self._is_wanted(node)}
+            if kept == self.others:
+                break
+            self.others = kept
+        self._drop_isolated()
+        nodes = [node for node in self.graph if node in self.layers or node in self.others]
+        scaled = {node.outputs[0]: pair for node in nodes if (pair := self._scaling(node)) is not None}
+        roots = self._grids(nodes, scaled)
+        return Plan(nodes, roots, {value for value in roots if self._is_integer(value)}, scaled, self.floats)
+
+    def _scaling(self, node: ir.Node) -> tuple[ir.Value, float] | None:
+        """Return the tensor and the number > 0 that a Mul multiplies, or None for other operators."""
+        constants = [value.const_value for value in data_inputs(node) if value.const_value is not None]
+        inputs = list(activations(node))
+        if node.op_type != "Mul" or len(inputs) != 1 or len(constants) != 1 or constants[0].size != 1:
+            return None
+        factor = float(constants[0].numpy().reshape(-1)[0])
+        same = settled(node.outputs[0], self.outputs) is node.outputs[0] and len(constants[0].shape) <= _rank(inputs[0])
+        return (inputs[0], factor) if factor > 0 and same else None
+
+    def _is_integer_layer(self, node: ir.Node) -> bool:
+        if node.op_type in RECURRENT:
+            self.floats[node.name or ""] = f"{node.op_type} has no int8 form"
+        if node.op_type not in WEIGHTED_OPS or not _is_float(node.outputs[0]):
+            return False
+        why = _obstacle(node, self.signed)
+        ends = [node.inputs[0], *([settled(node.outputs[0], self.outputs)] if self._needs_output(node) else [])]
+        if why is None and not all(map(self._has_range, ends)):
+            why = NO_RANGE
+        if why is not None:
+            self.floats[node.name or ""] = why
+        return why is None
+
+    def _needs_output(self, node: ir.Node) -> bool:
+        return node.op_type in ("Conv", "ConvTranspose")
+
+    def _has_range(self, value: ir.Value | None) -> bool:
+        return value is not None and _is_float(value) and (self.allowed is None or value.name in self.allowed)
+
+    def _is_possible(self, node: ir.Node) -> bool:
+        """Return True if a node's tensors are float, with ranges, and its constants are finite."""
+        if node.domain not in ("", "ai.onnx") or (node.op_type == "Resize" and not _is_nearest(node)):
+            return False
+        constants = [constant for value in data_inputs(node) if (constant := value.const_value) is not None]
+        if node.op_type not in ("Add", "Mul") and constants:
+            return False
+        if any(
+            not np.isfinite(constant.numpy()).all() for constant in constants if constant.dtype == ir.DataType.FLOAT
+        ):
+            return False
+        if node.op_type == "MaxPool" and len(node.outputs) > 1 and node.outputs[1].uses():
+            return False
+        inputs, outputs = list(activations(node)), (settled(value, self.outputs) for value in self._used(node))
+        return bool(inputs) and all(map(self._has_range, (*inputs, *outputs)))
+
+    def _used(self, node: ir.Node) -> list[ir.Value]:
+        return [value for value in node.outputs if value.uses() or value in self.outputs]
+
+    def _is_fed(self, node: ir.Node) -> bool:
+        inputs = list(activations(node))
+        fed = [value for value in inputs if value in self.read or self._is_integer(value)]
+        return bool(fed) and all(value in fed or _is_smaller(value, node.outputs[0]) for value in inputs)
+
+    def _is_wanted(self, node: ir.Node) -> bool:
+        """Return True if an integer operator reads a node's output; moves may always stay in integers."""
+        return self._is_move(node) or self._reaches_integers(settled(node.outputs[0], self.outputs))
+
+    def _is_move(self, node: ir.Node) -> bool:
+        return node.op_type in MOVES or self._scaling(node) is not None
+
+    def _reaches_integers(self, value: ir.Value) -> bool:
+        if value in self.read:
+            return True
+        return any(
+            reader in self.others
+            and (not self._is_move(reader) or any(self._reaches_integers(out) for out in reader.outputs))
+            for reader in value.consumers()
+        )
+
+    def _is_integer(self, value: ir.Value) -> bool:
+        """Return True if an integer operator writes a tensor, directly or through a Relu or Clip that is absorbed."""
+        node = value.producer()
+        while node is not None and is_absorbed(node, self.outputs):
+            node = node.inputs[0].producer() if node.inputs[0] is not None else None
+        if node is None or (node in self.layers and not self._needs_output(node)):
+            return False
+        return node in self.layers or node in self.others
+
+    def _drop_isolated(self) -> None:
+        """Leave layers in float that add up few products and stand between float operators."""
+        for node in [node for node in self.graph if node in self.layers]:
+            value, weight = node.inputs[0], stored(node, 1)
+            origin = value.producer() if value is not None else None
+            while origin is not None and origin.op_type in MOVES and origin.inputs[0] is not None:
+                origin = origin.inputs[0].producer()
+            if value is None or weight is None or origin is None or self._is_integer(value):
+                continue
+            products = weight.size // max(1, weight.shape.numpy()[1 if node.op_type == "ConvTranspose" else 0])
+            if products < FEWEST_INPUTS and not self._reaches_integers(settled(node.outputs[0], self.outputs)):
+                self.layers.discard(node)
+                self.floats[node.name or ""] = "too small to gain from integers"
+        self.read = {node.inputs[0] for node in self.layers}
+
+    def _grids(self, nodes: list[ir.Node], scaled: Collection[ir.Value]) -> dict[ir.Value, ir.Value]:
+        """Return the tensors to quantize, each with the one whose grid it has."""
+        found: dict[ir.Value, None] = {}
+        for node in nodes:
+            found.update(dict.fromkeys(activations(node)))
+            if node in self.others or self._needs_output(node):
+                found.update(dict.fromkeys(settled(value, self.outputs) for value in self._used(node)))
+        roots = {value: value for value in found}
+
+        def root(value: ir.Value) -> ir.Value:
+            while roots[value] is not value:
+                value = roots[value]
+            return value
+
+        for node in nodes:
+            if node.op_type in MOVES:
+                for value in node.outputs:
+                    if value in roots and node.inputs[0] in roots:
+                        roots[root(value)] = root(node.inputs[0])
+            elif node.op_type == "Concat":
+                # One grid saves a rounding, where nothing else reads the input.
+                joined = settled(node.outputs[0], self.outputs)
+                for value in activations(node):
+                    if len(value.uses()) == 1 and value not in self.outputs and root(value) not in scaled:
+                        roots[root(value)] = root(joined)
+        return {value: root(value) for value in roots}
+
+
+def activations(node: ir.Node) -> Iterator[ir.Value]:
+    """Yield the float inputs of an operator that are computed at run time."""
+    for value in data_inputs(node):
+        if value.const_value is None:
+            yield value
+
+
+def data_inputs(node: ir.Node) -> list[ir.Value]:
+    """Return the inputs of an operator that hold data: not its shapes, axes, bounds or biases."""
+    every = node.inputs if node.op_type in JOINS else node.inputs[:1]
+    return [value for value in every if value is not None]
+
+
+def settled(value: ir.Value, outputs: Collection[ir.Value]) -> ir.Value:
+    """Return the tensor behind the Relus and Clips that a quantizer absorbs, or the tensor itself."""
+    while value not in outputs and len(value.uses()) == 1 and is_absorbed(value.consumers()[0], outputs):
+        value = value.consumers()[0].outputs[0]
+    return value
+
+
+def is_absorbed(node: ir.Node, outputs: Collection[ir.Value]) -> bool:
+    """Return True for a Relu or Clip that alone reads its input and cuts nothing inside the range of its own output."""
+    source = node.inputs[0] if node.inputs else None
+    if node.op_type not in CLIP_OPS or source is None or len(source.uses()) != 1 or source in outputs:
+        return False
+    if source.producer() is None or source.const_value is not None:
+        return False
+    bounds = clip_bounds(node)
+    return bounds is not None and bounds[0] <= 0 <= bounds[1]
+
+
+def clip_bounds(node: ir.Node) -> tuple[float, float] | None:
+    """Return the bounds of a Relu or Clip, or None if they are computed at run time."""
+    if node.op_type == "Relu":
+        return 0.0, np.inf
+    found = []
+    for index, default in ((1, -np.inf), (2, np.inf)):
+        given = index < len(node.inputs) and node.inputs[index] is not None
+        bound = array(node, index) if given else None
+        if given and bound is None:
+            return None
+        found.append(default if bound is None else float(bound.reshape(-1)[0]))
+    return found[0], found[1]
+
+
+def _obstacle(node: ir.Node, signed: bool) -> str | None:
+    """Return why a layer cannot run in integers, or None if it can."""
+    weight = stored(node, 1)
+    extra = node.inputs[2] if len(node.inputs) > 2 else None
+    if weight is None or node.inputs[0] is None or node.inputs[0].const_value is not None:
+        return "its weights are computed at run time"
+    if extra is not None and extra.const_value is None:
+        return "its bias is computed at run time"
+    if not np.isfinite(weight.numpy()).all():
+        return "its weights are not finite"
+    if node.op_type == "ConvTranspose" and not signed:
+        return "ONNX Runtime has no int8 ConvTranspose"
+    if node.op_type == "ConvTranspose" and node.attributes.get_int("group", 1) > 1:
+        return "TensorRT has no grouped int8 ConvTranspose"
+    if node.op_type == "MatMul" and len(weight.shape) != 2:
+        return "its weight is not a matrix"
+    if node.op_type == "Gemm":
+        factors = [node.attributes.get_float(name, 1.0) for name in ("alpha", "beta")]
+        if factors != [1.0, 1.0] or node.attributes.get_int("transA", 0) != 0:
+            return "its factors or its transposed input have no int8 form"
+    return None
+
+
+def _is_float(value: ir.Value) -> bool:
+    return value.dtype == ir.DataType.FLOAT
+
+
+def _rank(value: ir.Value) -> int:
+    return 0 if value.shape is None else len(value.shape)
+
+
+def _is_nearest(node: ir.Node) -> bool:
+    return node.attributes.get_string("mode", "nearest") == "nearest"
+
+
+def _is_smaller(value: ir.Value, output: ir.Value) -> bool:
+    """Return True if a tensor is broadcast over an axis of the output."""
+    if value.shape is None or output.shape is None:
+        return False
+    missing = len(output.shape) - len(value.shape)
+    own = [1] * missing + [0 if isinstance(size, ir.SymbolicDim) else size for size in value.shape]
+    return any(mine == 1 and other != 1 for mine, other in zip(own, output.shape, strict=False))

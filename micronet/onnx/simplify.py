@@ -1,0 +1,89 @@
+"""Write operators of a float ONNX network as others that ONNX Runtime computes in integers; the values stay the same.
+
+HardSwish and HardSigmoid become Add, Clip and Mul (Howard et al. 2019, arXiv:1905.02244, section 5.2); division by and
+subtraction of constants become Mul and Add; the mean over height and width becomes a GlobalAveragePool.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.convenience import replace_nodes_and_values
+
+from micronet.onnx.graph_view import array
+
+IMAGE_AXES = ([2, 3], [-2, -1])
+
+
+def simplify(graph: ir.Graph) -> None:
+    """Rewrite what can be rewritten, in place."""
+    for node in list(graph):
+        rewrite = _REWRITES.get(node.op_type)
+        if rewrite is None or node.domain not in ("", "ai.onnx") or node.outputs[0].dtype != ir.DataType.FLOAT:
+            continue
+        made = rewrite(graph, node)
+        if made is None:
+            continue
+        for number, each in enumerate(made):
+            each.name = f"{node.name}_{each.op_type}_{number}"
+            each.outputs[0].name = f"{node.outputs[0].name}_{number}"
+            each.outputs[0].dtype, each.outputs[0].shape = ir.DataType.FLOAT, node.outputs[0].shape
+        replace_nodes_and_values(graph, node, [node], made, node.outputs, made[-1].outputs)
+
+
+def _hard_swish(graph: ir.Graph, node: ir.Node) -> list[ir.Node]:
+    x = node.inputs[0]
+    shifted = ir.node("Add", [x, _constant(graph, node, "three", 3.0)])
+    clipped = ir.node(
+        "Clip", [shifted.outputs[0], _constant(graph, node, "zero", 0.0), _constant(graph, node, "six", 6.0)]
+    )
+    gate = ir.node("Mul", [clipped.outputs[0], _constant(graph, node, "sixth", 1 / 6)])
+    return [shifted, clipped, gate, ir.node("Mul", [x, gate.outputs[0]])]
+
+
+def _hard_sigmoid(graph: ir.Graph, node: ir.Node) -> list[ir.Node] | None:
+    slope, offset = node.attributes.get_float("alpha", 0.2), node.attributes.get_float("beta", 0.5)
+    if slope <= 0 or node.inputs[0] is None:
+        return None
+    shifted = ir.node("Add", [node.inputs[0], _constant(graph, node, "offset", offset / slope)])
+    bounds = [_constant(graph, node, "zero", 0.0), _constant(graph, node, "one", 1 / slope)]
+    clipped = ir.node("Clip", [shifted.outputs[0], *bounds])
+    return [shifted, clipped, ir.node("Mul", [clipped.outputs[0], _constant(graph, node, "slope", slope)])]
+
+
+def _division(graph: ir.Graph, node: ir.Node) -> list[ir.Node] | None:
+    divisor = array(node, 1)
+    is_erf = any(reader.op_type == "Erf" for reader in node.outputs[0].consumers())  # ONNX Runtime fuses GELU itself
+    if divisor is None or is_erf or not np.isfinite(1 / divisor.astype(np.float64)).all():
+        return None
+    factor = _constant(graph, node, "factor", (1 / divisor.astype(np.float64)).astype(np.float32))
+    return [ir.node("Mul", [node.inputs[0], factor])]
+
+
+def _difference(graph: ir.Graph, node: ir.Node) -> list[ir.Node] | None:
+    subtrahend = array(node, 1)
+    if subtrahend is None:
+        return None
+    return [ir.node("Add", [node.inputs[0], _constant(graph, node, "negative", -subtrahend)])]
+
+
+def _mean(graph: ir.Graph, node: ir.Node) -> list[ir.Node] | None:
+    source, given = node.inputs[0], array(node, 1) if len(node.inputs) > 1 else None
+    axes = given.tolist() if given is not None else list(node.attributes.get_ints("axes", ()))
+    if source is None or source.shape is None or len(source.shape) != 4 or sorted(axes) not in IMAGE_AXES:
+        return None
+    return [ir.node("GlobalAveragePool", [source])] if node.attributes.get_int("keepdims", 1) else None
+
+
+def _constant(graph: ir.Graph, node: ir.Node, role: str, values: Any) -> ir.Value:
+    name = f"{node.name}_{role}"
+    value = ir.Value(name=name, const_value=ir.Tensor(np.asarray(values, np.float32), name=name))
+    value.dtype = ir.DataType.FLOAT
+    graph.register_initializer(value)
+    return value
+
+
+_REWRITES: dict[str, Callable[[ir.Graph, ir.Node], list[ir.Node] | None]] = {
+    "HardSwish": _hard_swish, "HardSigmoid": _hard_sigmoid, "Div": _division, "Sub": _difference, "ReduceMean": _mean,
+}  # fmt: skip
