@@ -15,6 +15,7 @@ import torch
 
 from micronet.cli.app import run
 from micronet.evaluation import latency
+from micronet.stages import prune
 
 TINY = ["--width", "0.1", "--limit", "160", "--batch-size", "32", "--epochs", "1"]
 
@@ -22,6 +23,7 @@ TINY = ["--width", "0.1", "--limit", "160", "--batch-size", "32", "--epochs", "1
 def pytest_configure(config):
     """Take out what costs seconds in every test that exports or compares, and tests nothing."""
     latency.WARM_UP_SECONDS, latency.MEASURE_SECONDS = 0.0, 0.02  # a few calls
+    prune.LARGEST_TIMED = 0  # every prune would export twice; a test of it sets it
     torch.fx.config.do_not_emit_stack_traces = True  # of every node that an export traces; nobody reads them
 
 

@@ -12,6 +12,8 @@ from micronet.stages.stage import BEFORE_FUSING, PRUNE_FIRST, Context, Outcome, 
 from micronet.stages.train import FINETUNING, run_context, trained
 from micronet.training.config import TrainConfig
 
+LARGEST_TIMED = 200_000_000  # parameters; exporting and timing more would take minutes
+
 
 @dataclass(frozen=True)
 class Prune(ConvertSettings, Stage):
@@ -34,6 +36,7 @@ class Prune(ConvertSettings, Stage):
     measure: bool = setting(
         False, "Measure latency in ONNX Runtime, and accuracy before further training.", api=False, basic=True
     )
+    skip_timing: bool = setting(False, "Do not measure how fast the pruned network runs.", api=False)
     steps: int = setting(
         0, "Prune in N steps and train after each one (--epochs, --lr, ...).", low=0, high=1000, metavar="N"
     )
@@ -113,7 +116,12 @@ class Prune(ConvertSettings, Stage):
         if self.steps:
             return trained(pruning.in_steps())
         pruned, plan = pruning.once()
-        return Outcome(pruned, pruning.summary(pruned, plan, self.input()))
+        summary = pruning.summary(pruned, plan, self.input())
+        if not (self.skip_timing or context.temporary or memory.source is not None):
+            from micronet.stages.prune_latency import measure_latency
+
+            summary["latency"] = measure_latency(context.artifact, pruned, self.pruning, example)
+        return Outcome(pruned, summary)
 
     def add_file(self, summary: dict[str, Any], path: Path) -> None:
         """Add the file, and its size to the figures after pruning."""

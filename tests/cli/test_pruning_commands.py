@@ -7,6 +7,9 @@ import pytest
 import torch
 
 from micronet.artifact.artifact import load, save
+from micronet.cli.views import _pruned_latency
+from micronet.stages import prune as prune_stage
+from micronet.stages import prune_latency
 from tests.data.test_data import make_folder
 
 
@@ -28,6 +31,46 @@ def test_prune_reports_what_the_files_hold(micronet, chain, tmp_path):
     assert sum(group["before"] - group["after"] for group in shown["groups"]) == shown["cut"]
     row = micronet("compare", path, "--json").json["rows"][0]
     assert row["macs"] == shown["after"]["macs"]
+
+
+def test_prune_times_what_it_wrote_and_says_what_would_be_faster(micronet, chain, tmp_path, monkeypatch):
+    monkeypatch.setattr(prune_stage, "LARGEST_TIMED", 10**9)
+    network = chain / "float.safetensors"
+    shown = micronet("prune", network, "--percent", 0.5, "-o", tmp_path / "p.safetensors", "--json").json["latency"]
+    assert shown.keys() == {"before_ms", "after_ms", "regular_8_ms"}
+    assert all(value > 0 for value in shown.values())
+    skipped = micronet("prune", network, "--skip-timing", "-o", tmp_path / "s.safetensors", "--json")
+    assert "latency" not in skipped.json
+    monkeypatch.setattr(prune_latency, "to_onnx", lambda *_: 1 / 0)
+    failed = micronet("prune", network, "-o", tmp_path / "f.safetensors")
+    assert failed.code == 0
+    assert "not measured (division by zero)" in failed.out
+
+
+@pytest.mark.parametrize(
+    ("measured", "first", "others"),
+    [
+        ({"before_ms": 2.0, "after_ms": 1.0, "regular_8_ms": 0.95}, "latency   1.00 ms against 2.00 ms before", []),
+        (
+            {"before_ms": 2.0, "after_ms": 1.0, "regular_8_ms": 0.5},
+            "latency   1.00 ms against",
+            ["--regular 8", "0.50"],
+        ),
+        (
+            {"before_ms": 1.0, "after_ms": 2.0, "regular_8_ms": 0.5},
+            "the pruned network is slower: 2.00 ms",
+            ["0.50 ms"],
+        ),
+        ({"before_ms": 1.0, "after_ms": 2.0}, "the pruned network is slower: 2.00 ms against 1.00", ["--regular 16"]),
+        ({"skipped": "no"}, "latency   not measured (no)", []),
+        ({}, "", []),
+    ],
+)
+def test_a_slower_network_is_said_with_the_option_that_helps(measured, first, others):
+    lines = [*_pruned_latency(measured), "", ""]
+    assert lines[0].startswith(first)
+    assert all(word in lines[1] for word in others)
+    assert bool(lines[1]) == bool(others)
 
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing(micronet, chain, tmp_path, monkeypatch):
