@@ -127,6 +127,10 @@ class TrainStep:
     def _loss(self, inputs: tuple[Tensor, ...], targets: Any) -> Tensor:
         with self._precision():
             outputs = outputs_of(self._network(*inputs))
+        # A user's loss must not meet 16 bits; cross-entropy is in float32 under autocast anyway.
+        with self._precision() if self.task.has_classes else nullcontext():
+            if not self.task.has_classes:
+                outputs = tree_map_only(Tensor, lambda x: x.float() if x.is_floating_point() else x, outputs)
             loss = self.task.loss(outputs, targets)
             return loss if self.teacher is None else self.teacher.blend(loss, outputs, inputs, self.task)
 

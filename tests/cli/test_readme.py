@@ -3,9 +3,12 @@
 import re
 import shlex
 import shutil
+from importlib import import_module
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 import typer.main
 from PIL import Image
 
@@ -14,7 +17,11 @@ from micronet.cli.old_spellings import modern
 from tests.data.test_data import make_folder
 
 ROOT = Path(__file__).parents[2]
-PAGES = ("README.md", "README.zh-CN.md", "docs/migrating.md")
+PAGES = ("README.md", "README.zh-CN.md", "docs/migrating.md", "docs/tasks.md")
+NET = """from torch import nn
+def Net():
+    return nn.Sequential(nn.Conv1d(2, 8, 5), nn.ReLU(), nn.Conv1d(8, 3, 1))
+"""
 TRAINS = {"train", "sparse-train", "finetune", "quantize"}
 
 
@@ -56,6 +63,11 @@ def test_t43_every_readme_command_runs(tmp_path, monkeypatch, capsys):
     shutil.copytree(ROOT / "configs", tmp_path / "configs")
     make_folder(tmp_path / "path/to/images", sizes=((64, 64),), count=8)
     Image.new("RGB", (40, 32)).save("photo.jpg")
+    Path("net.py").write_text(NET, encoding="utf-8")
+    np.savez("inputs.npz", x=np.random.default_rng(0).standard_normal((16, 2, 32)))
+    with monkeypatch.context() as patch:
+        patch.syspath_prepend(tmp_path)
+        torch.save(import_module("net").Net().state_dict(), "net.pth")
     for number, arguments in enumerate(commands("README.md")):
         if "cifar10" in arguments or "configs/digits.toml" in arguments:
             continue  # scripts/demo runs the digits recipe; CIFAR-10 is no part of the repository

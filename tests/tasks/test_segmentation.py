@@ -75,6 +75,6 @@ def test_a_segmenter_trains_quantizes_and_exports_from_folders(folder, tmp_path,
     rows = json.loads(micronet("compare", plain, onnx, "--model", NET, "--json").out)["rows"]
     assert rows[1]["drop"] == rows[0]["metrics"]["mean_iou"] - rows[1]["metrics"]["mean_iou"]
     assert {"mean_iou", "pixel_accuracy"} == set(rows[0]["metrics"])
-    digits = ["train", "--model", NET, "--model-args", '{"channels": 3}', "--limit", "20", "-o", tmp_path / "b.safetensors"]
-    refused = micronet(*digits)
+    other = ["train", "--model", NET, "--model-args", '{"channels": 3}', "--data", "digits"]
+    refused = micronet(*other, "-o", tmp_path / "b.safetensors")
     assert refused.code == 2 and "(1, 3, 16, 16)" in refused.err and "--task segmentation" in refused.err

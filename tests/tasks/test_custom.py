@@ -1,0 +1,40 @@
+"""A user's own task: its loss trains, its main metric chooses and is compared, its mistakes end in one line."""
+
+import json
+
+import pytest
+
+FILE = "tests/tasks/detector.py"
+OWN = ["--model", f"{FILE}:Finder", "--task", f"{FILE}:Find"]
+
+
+def test_a_users_task_trains_prunes_quantizes_and_compares(tmp_path, micronet):
+    plain, thin, int8 = (tmp_path / f"{name}.safetensors" for name in ("a", "p", "q"))
+    done = micronet("train", *OWN, "--data", "anywhere", "--epochs", "6", "--batch-size", "4", "-o", plain, "--json")
+    assert done.code == 0
+    assert done.json["test_misses"] < 0.1 and done.json["test_seen"] == done.json["test_images"] == 40
+    log = [json.loads(line) for line in plain.with_suffix(".metrics.jsonl").read_text().splitlines()]
+    best = min(log, key=lambda row: (row["validation_misses"], row["validation_loss"]))
+    assert done.json["epoch"] == best["epoch"]
+    assert micronet("prune", plain, *OWN, "--percent", "0.25", "--criterion", "taylor", "-o", thin).code == 0
+    assert micronet("quantize", plain, *OWN, "--mode", "ptq", "-o", int8).code == 0
+    rows = json.loads(micronet("compare", plain, int8, *OWN, "--json").out)["rows"]
+    assert rows[1]["drop"] == rows[1]["metrics"]["misses"] - rows[0]["metrics"]["misses"]
+    untold = micronet("evaluate", plain, "--model", f"{FILE}:Finder")
+    assert untold.code == 2 and f"add --task {FILE}:Find" in untold.err
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        ("Broken", "loss failed (AttributeError: 'list' object has no attribute 'sum'); the network returned float32 "
+                   "(N, 1, 6, 6) and float32 (N, 2, 6, 6)"),
+        ("NoNumbers", "it must return a dict that has misses"),
+        ("Half", "has no method update(outputs, targets) or compute()"),
+        ("Missing", "Find"),
+    ],
+)  # fmt: skip
+def test_mistakes_in_a_users_task_end_in_one_line(task, message, tmp_path, micronet):
+    train = ["train", "--model", f"{FILE}:Finder", "--task", f"{FILE}:{task}", "--data", "x", "--epochs", "1"]
+    done = micronet(*train, "-o", tmp_path / "a.safetensors")
+    assert done.code == 2 and message in done.err and done.err.count("\n") <= 2
