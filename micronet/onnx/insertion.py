@@ -9,8 +9,9 @@ import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
 
+from micronet.onnx.float_nodes import JOINS, clip_bounds, data_inputs, output_axis
 from micronet.onnx.graph_view import CLIP_OPS, DEQUANTIZE, QUANTIZE, array
-from micronet.onnx.integer_plan import JOINS, Plan, clip_bounds, data_inputs
+from micronet.onnx.integer_plan import Plan
 from micronet.quantization.functional import range_qparams
 from micronet.runtimes.onnxruntime import WEIGHTED_OPS
 
@@ -109,7 +110,7 @@ class Insertion:
                     self.graph.outputs[index] = result
 
     def _write_weight(self, node: ir.Node, grid: Grid) -> None:
-        weight, axis = np.asarray(array(node, 1), np.float32), _output_axis(node)
+        weight, axis = np.asarray(array(node, 1), np.float32), output_axis(node)
         bias = array(node, 2) if len(node.inputs) > 2 and node.inputs[2] is not None else None
         others = tuple(index for index in range(weight.ndim) if index != axis) if self.per_channel else None
         largest = np.abs(weight).max(axis=others) if weight.size else np.zeros(1)
@@ -179,10 +180,3 @@ def _clipped(value: ir.Value, ends: ValueRange) -> ValueRange:
     node = value.producer()
     bounds = clip_bounds(node) if node is not None and node.op_type in CLIP_OPS else None
     return ends if bounds is None else (max(ends[0], bounds[0]), min(ends[1], bounds[1]))
-
-
-def _output_axis(node: ir.Node) -> int:
-    """Return the axis of a layer's weight that its output channels are on."""
-    if node.op_type == "Gemm":
-        return 0 if node.attributes.get_int("transB", 0) else 1
-    return 0 if node.op_type == "Conv" else 1

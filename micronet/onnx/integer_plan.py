@@ -9,13 +9,26 @@ quantized anyway and an integer operator reads their output. The ends of a netwo
 stay in float: they take little time, and often join values of very different ranges.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
 
-from micronet.onnx.graph_view import CLIP_OPS, array, stored
+from micronet.onnx.float_nodes import (
+    JOINS,
+    activations,
+    data_inputs,
+    is_absorbed,
+    is_float,
+    is_nearest,
+    is_smaller,
+    obstacle,
+    output_axis,
+    rank,
+    settled,
+)
+from micronet.onnx.graph_view import CLIP_OPS, stored
 from micronet.runtimes.onnxruntime import WEIGHTED_OPS
 
 # Operators that only select or move values: their outputs have their input's grid.
@@ -23,9 +36,10 @@ MOVES = {
     "MaxPool", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Split", "Resize", "DepthToSpace",
     "SpaceToDepth", "Identity",
 }  # fmt: skip
-JOINS = {"Add", "Mul", "Concat"}
 FUNCTIONS = {"Sigmoid", "LeakyRelu", "AveragePool", "GlobalAveragePool"}
 SIGNED_OTHERS = {"Add", "Concat", "AveragePool", "GlobalAveragePool", "MaxPool"}
+# Activations that ONNX Runtime merges into a Gemm before it looks for integers.
+FUSED_IN_FLOAT = {"Relu", "LeakyRelu", "Sigmoid", "Tanh", "Elu", "HardSigmoid", "Selu", "Softplus", "Softsign"}
 RECURRENT = ("LSTM", "GRU", "RNN")
 NO_RANGE = "no usable range for its input or output"
 FEWEST_INPUTS = 32  # per output of a layer between float operators, for integers to gain anything
@@ -90,15 +104,15 @@ class Planner:
         if node.op_type != "Mul" or len(inputs) != 1 or len(constants) != 1 or constants[0].size != 1:
             return None
         factor = float(constants[0].numpy().reshape(-1)[0])
-        same = settled(node.outputs[0], self.outputs) is node.outputs[0] and len(constants[0].shape) <= _rank(inputs[0])
+        same = settled(node.outputs[0], self.outputs) is node.outputs[0] and len(constants[0].shape) <= rank(inputs[0])
         return (inputs[0], factor) if factor > 0 and same else None
 
     def _is_integer_layer(self, node: ir.Node) -> bool:
         if node.op_type in RECURRENT:
             self.floats[node.name or ""] = f"{node.op_type} has no int8 form"
-        if node.op_type not in WEIGHTED_OPS or not _is_float(node.outputs[0]):
+        if node.op_type not in WEIGHTED_OPS or not is_float(node.outputs[0]):
             return False
-        why = _obstacle(node, self.signed)
+        why = obstacle(node, self.signed)
         ends = [node.inputs[0], *([settled(node.outputs[0], self.outputs)] if self._needs_output(node) else [])]
         if why is None and not all(map(self._has_range, ends)):
             why = NO_RANGE
@@ -107,14 +121,17 @@ class Planner:
         return why is None
 
     def _needs_output(self, node: ir.Node) -> bool:
-        return node.op_type in ("Conv", "ConvTranspose")
+        """Return True if a layer only runs in integers with a quantized output, or else is fused in float first."""
+        readers = node.outputs[0].consumers()
+        fused = node.op_type == "Gemm" and len(readers) == 1 and readers[0].op_type in FUSED_IN_FLOAT
+        return fused or node.op_type in ("Conv", "ConvTranspose")
 
     def _has_range(self, value: ir.Value | None) -> bool:
-        return value is not None and _is_float(value) and (self.allowed is None or value.name in self.allowed)
+        return value is not None and is_float(value) and (self.allowed is None or value.name in self.allowed)
 
     def _is_possible(self, node: ir.Node) -> bool:
         """Return True if a node's tensors are float, with ranges, and its constants are finite."""
-        if node.domain not in ("", "ai.onnx") or (node.op_type == "Resize" and not _is_nearest(node)):
+        if node.domain not in ("", "ai.onnx") or (node.op_type == "Resize" and not is_nearest(node)):
             return False
         constants = [constant for value in data_inputs(node) if (constant := value.const_value) is not None]
         if node.op_type not in ("Add", "Mul") and constants:
@@ -134,7 +151,7 @@ class Planner:
     def _is_fed(self, node: ir.Node) -> bool:
         inputs = list(activations(node))
         fed = [value for value in inputs if value in self.read or self._is_integer(value)]
-        return bool(fed) and all(value in fed or _is_smaller(value, node.outputs[0]) for value in inputs)
+        return bool(fed) and all(value in fed or is_smaller(value, node.outputs[0]) for value in inputs)
 
     def _is_wanted(self, node: ir.Node) -> bool:
         """Return True if an integer operator reads a node's output; moves may always stay in integers."""
@@ -170,7 +187,7 @@ class Planner:
                 origin = origin.inputs[0].producer()
             if value is None or weight is None or origin is None or self._is_integer(value):
                 continue
-            products = weight.size // max(1, weight.shape.numpy()[1 if node.op_type == "ConvTranspose" else 0])
+            products = weight.size // max(1, weight.shape.numpy()[output_axis(node)])
             if products < FEWEST_INPUTS and not self._reaches_integers(settled(node.outputs[0], self.outputs)):
                 self.layers.discard(node)
                 self.floats[node.name or ""] = "too small to gain from integers"
@@ -202,92 +219,3 @@ class Planner:
                     if len(value.uses()) == 1 and value not in self.outputs and root(value) not in scaled:
                         roots[root(value)] = root(joined)
         return {value: root(value) for value in roots}
-
-
-def activations(node: ir.Node) -> Iterator[ir.Value]:
-    """Yield the float inputs of an operator that are computed at run time."""
-    for value in data_inputs(node):
-        if value.const_value is None:
-            yield value
-
-
-def data_inputs(node: ir.Node) -> list[ir.Value]:
-    """Return the inputs of an operator that hold data: not its shapes, axes, bounds or biases."""
-    every = node.inputs if node.op_type in JOINS else node.inputs[:1]
-    return [value for value in every if value is not None]
-
-
-def settled(value: ir.Value, outputs: Collection[ir.Value]) -> ir.Value:
-    """Return the tensor behind the Relus and Clips that a quantizer absorbs, or the tensor itself."""
-    while value not in outputs and len(value.uses()) == 1 and is_absorbed(value.consumers()[0], outputs):
-        value = value.consumers()[0].outputs[0]
-    return value
-
-
-def is_absorbed(node: ir.Node, outputs: Collection[ir.Value]) -> bool:
-    """Return True for a Relu or Clip that alone reads its input and cuts nothing inside the range of its own output."""
-    source = node.inputs[0] if node.inputs else None
-    if node.op_type not in CLIP_OPS or source is None or len(source.uses()) != 1 or source in outputs:
-        return False
-    if source.producer() is None or source.const_value is not None:
-        return False
-    bounds = clip_bounds(node)
-    return bounds is not None and bounds[0] <= 0 <= bounds[1]
-
-
-def clip_bounds(node: ir.Node) -> tuple[float, float] | None:
-    """Return the bounds of a Relu or Clip, or None if they are computed at run time."""
-    if node.op_type == "Relu":
-        return 0.0, np.inf
-    found = []
-    for index, default in ((1, -np.inf), (2, np.inf)):
-        given = index < len(node.inputs) and node.inputs[index] is not None
-        bound = array(node, index) if given else None
-        if given and bound is None:
-            return None
-        found.append(default if bound is None else float(bound.reshape(-1)[0]))
-    return found[0], found[1]
-
-
-def _obstacle(node: ir.Node, signed: bool) -> str | None:
-    """Return why a layer cannot run in integers, or None if it can."""
-    weight = stored(node, 1)
-    extra = node.inputs[2] if len(node.inputs) > 2 else None
-    if weight is None or node.inputs[0] is None or node.inputs[0].const_value is not None:
-        return "its weights are computed at run time"
-    if extra is not None and extra.const_value is None:
-        return "its bias is computed at run time"
-    if not np.isfinite(weight.numpy()).all():
-        return "its weights are not finite"
-    if node.op_type == "ConvTranspose" and not signed:
-        return "ONNX Runtime has no int8 ConvTranspose"
-    if node.op_type == "ConvTranspose" and node.attributes.get_int("group", 1) > 1:
-        return "TensorRT has no grouped int8 ConvTranspose"
-    if node.op_type == "MatMul" and len(weight.shape) != 2:
-        return "its weight is not a matrix"
-    if node.op_type == "Gemm":
-        factors = [node.attributes.get_float(name, 1.0) for name in ("alpha", "beta")]
-        if factors != [1.0, 1.0] or node.attributes.get_int("transA", 0) != 0:
-            return "its factors or its transposed input have no int8 form"
-    return None
-
-
-def _is_float(value: ir.Value) -> bool:
-    return value.dtype == ir.DataType.FLOAT
-
-
-def _rank(value: ir.Value) -> int:
-    return 0 if value.shape is None else len(value.shape)
-
-
-def _is_nearest(node: ir.Node) -> bool:
-    return node.attributes.get_string("mode", "nearest") == "nearest"
-
-
-def _is_smaller(value: ir.Value, output: ir.Value) -> bool:
-    """Return True if a tensor is broadcast over an axis of the output."""
-    if value.shape is None or output.shape is None:
-        return False
-    missing = len(output.shape) - len(value.shape)
-    own = [1] * missing + [0 if isinstance(size, ir.SymbolicDim) else size for size in value.shape]
-    return any(mine == 1 and other != 1 for mine, other in zip(own, output.shape, strict=False))

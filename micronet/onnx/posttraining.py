@@ -87,7 +87,8 @@ def _complete_types(model: ir.Model) -> None:
         value = values.get(found.name)
         if value is not None and value.dtype is None and found.type == "tensor(float)":
             value.dtype = ir.DataType.FLOAT
-            value.shape = ir.Shape(found.shape) if value.shape is None else value.shape
+            if value.shape is None and found.shape:  # an unknown rank looks like that of a scalar
+                value.shape = ir.Shape(found.shape)
 
 
 def activations(proto: onnx.ModelProto, *, signed: bool = False) -> list[str]:

@@ -158,13 +158,13 @@ def _image_feeds(model: FloatModel, config: RangeConfig, total: int, progress: P
             yield from image.feeds(batch.contiguous().numpy())
         return
     image = model.image_input()
-    if image.mean is None and image.entry.dtype.kind == "f":
-        progress.line("pixels are scaled to 0..1; if the model expects other inputs, pass --mean and --std")
     paths = list_images(config.calib_data) if config.calib_data.is_dir() else []
     if not paths:
         raise MicronetError(
             f"--calib-data {config.calib_data} is neither a folder of images nor an .npz file of inputs; check the path"
         )
+    if image.mean is None and image.entry.dtype.kind == "f":
+        progress.line("pixels are scaled to 0..1; if the model expects other inputs, pass --mean and --std")
     chosen = torch.randperm(len(paths), generator=torch.Generator().manual_seed(model.seed))[:total].sort().values
     yield from image.read([paths[index] for index in chosen.tolist()])
 
@@ -225,10 +225,17 @@ def _quality(model: FloatModel, int8: onnx.ModelProto, feeds: list[Feed]) -> dic
             return {"test_accuracy": after, "float_test_accuracy": before}
     similarity, runs = Similarity(), feeds[:: max(1, len(feeds) // COMPARED_RUNS)]
     for feed in runs:
-        reference, ours = ([torch.from_numpy(np.asarray(out)) for out in each.run(None, feed)] for each in sessions)
-        similarity.update(ours, reference)
+        pairs = list(zip(*(session.run(None, feed) for session in sessions), strict=True))
+        reference, ours = zip(*(_finite(*pair) for pair in pairs), strict=True)
+        similarity.update(list(ours), list(reference))
     measured = {f"test_{key}": value for key, value in similarity.compute().items() if not key.startswith("error")}
     return {**measured, "test_images": sum(len(next(iter(feed.values()))) for feed in runs)}
+
+
+def _finite(reference: NDArray[Any], ours: NDArray[Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return two arrays as tensors, with zeros where both hold the same infinity."""
+    same = np.isinf(reference) & (reference == ours)
+    return tuple(torch.from_numpy(np.where(same, 0, each)) for each in (reference, ours))  # type: ignore[return-value]
 
 
 def _accuracy(image: ImageInput, dataset: Dataset, session: Any) -> float:

@@ -1,0 +1,106 @@
+"""Raw inputs and images for ONNX files."""
+
+import numpy as np
+import onnx
+import pytest
+from PIL import Image
+
+from micronet.errors import MicronetError
+from micronet.onnx.feeds import ImageInput, Input, image_size, is_channels_last, read_arrays
+from tests.onnx.foreign import NETWORKS, inputs_for
+
+F32, I64 = np.dtype("float32"), np.dtype("int64")
+TOKENS, MASK = Input("tokens", F32, (None, 6, 32)), Input("mask", np.dtype(bool), (None, 1, 6))
+WAVE, RATE, STATE = Input("wave", F32, (1, 1, 64)), Input("rate", I64, ()), Input("state", F32, (2, None, 8))
+
+
+def saved(path, arrays):
+    np.savez(path / "x.npz", **arrays)
+    return path / "x.npz"
+
+
+@pytest.mark.parametrize(
+    ("inputs", "arrays", "runs"),
+    [
+        ([TOKENS], {"other": np.ones((3, 6, 32), F32)}, [(3, 6, 32)]),
+        ([TOKENS], {"tokens": np.ones((65, 6, 32), np.float64)}, [(64, 6, 32), (1, 6, 32)]),
+        ([TOKENS, MASK], {"mask": np.ones((2, 1, 6), bool), "tokens": np.ones((2, 6, 32), F32)}, [(2, 6, 32)]),
+        ([WAVE, RATE], {"a": np.ones((3, 1, 64), F32), "b": np.array(16000)}, [(1, 1, 64)] * 3),
+        ([STATE, RATE], {"a": np.ones((4, 2, 1, 8), F32), "b": np.array([8, 8, 16, 16])}, [(2, 1, 8)] * 4),
+        ([STATE, RATE], {"a": np.ones((4, 2, 1, 8), F32), "b": np.array(16)}, [(2, 1, 8)] * 4),
+        ([Input("x", F32, (2, 3))], {"x": np.arange(9, dtype=F32).reshape(3, 3)}, [(2, 3)] * 2),
+    ],
+)
+def test_arrays_become_runs(tmp_path, inputs, arrays, runs):
+    feeds = read_arrays(saved(tmp_path, arrays), inputs)
+    assert [feed[inputs[0].name].shape for feed in feeds] == runs
+    for feed in feeds:
+        assert [feed[entry.name].dtype for entry in inputs] == [entry.dtype for entry in inputs]
+        assert [feed[entry.name].ndim for entry in inputs] == [len(entry.shape) for entry in inputs]
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {"tokens": np.ones((3, 6, 32), F32)},
+        {"tokens": np.ones((3, 6, 31), F32), "mask": np.ones((3, 1, 6), bool)},
+        {"tokens": np.ones((3, 6), F32), "mask": np.ones((3, 1, 6), bool)},
+        {"tokens": np.ones((0, 6, 32), F32), "mask": np.ones((3, 1, 6), bool)},
+        {"tokens": np.ones((3, 6, 32), F32), "mask": np.ones((3, 1, 6), F32)},
+        {"tokens": np.ones((70, 6, 32), F32), "mask": np.ones((200, 1, 6), bool)},
+    ],
+    ids=["missing", "size", "rank", "empty", "type", "counts"],
+)
+def test_arrays_that_do_not_fit_are_named_with_what_the_model_takes(tmp_path, arrays):
+    with pytest.raises(MicronetError, match=r"holds tokens .*takes tokens float32 \(\?, 6, 32\), mask bool"):
+        read_arrays(saved(tmp_path, arrays), [TOKENS, MASK])
+
+
+def test_images_are_placed_and_normalized_as_asked(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 6, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    entry = Input("x", F32, (None, None, None, 3))
+    assert is_channels_last(entry, "auto") and not is_channels_last(entry, "nchw")
+    size = image_size(entry, (3, 4, 6), channels_last=True)
+    [feed] = ImageInput(entry, size, True, [0.5, 0.25, 0.0], [0.5, 1.0, 2.0]).read([tmp_path / "a.png"])
+    expected = (pixels[None] / F32.type(255) - np.array([0.5, 0.25, 0], F32)) / np.array([0.5, 1, 2], F32)
+    assert np.allclose(feed["x"], expected, atol=1e-6)
+    [raw] = ImageInput(Input("x", np.dtype("uint8"), (1, 3, 4, 6)), size).read([tmp_path / "a.png"])
+    assert np.array_equal(raw["x"], pixels.transpose(2, 0, 1)[None])
+
+
+def test_sizes_that_are_open_or_contradict_are_refused():
+    with pytest.raises(MicronetError, match="pass it with --input-shape 3,HEIGHT,WIDTH"):
+        image_size(Input("x", F32, (1, 3, None, None)), None, channels_last=False)
+    with pytest.raises(MicronetError, match="--input-shape is 3,8,8, but the model takes"):
+        image_size(Input("x", F32, (1, 3, 16, 16)), (3, 8, 8), channels_last=False)
+    with pytest.raises(MicronetError, match="has 12 channels"):
+        image_size(Input("x", F32, (1, 12, 16, 16)), None, channels_last=False)
+
+
+def test_the_command_takes_several_inputs_without_labels(micronet, tmp_path):
+    proto = NETWORKS["attention"]()
+    onnx.save(proto, tmp_path / "net.onnx")
+    feeds = inputs_for(proto)
+    data = saved(tmp_path, {name: np.concatenate([feed[name] for feed in feeds]) for name in feeds[0]})
+    done = micronet("quantize", tmp_path / "net.onnx", "--mode", "ptq", "--calib-data", data, "--skip-timing", "--json")
+    assert done.code == 0, done.err
+    assert done.json["test_sqnr_db"] > 20 and done.json["test_images"] == 8
+    assert done.json["integer_layers"] == 5 and len(done.json["left_float"]) == 2
+    assert (tmp_path / "net-int8.onnx").exists()
+
+
+def test_the_command_takes_a_folder_of_images_and_says_what_is_missing(micronet, tmp_path):
+    onnx.save(NETWORKS["channels-last"](), tmp_path / "net.onnx")
+    Image.fromarray(np.full((20, 20, 3), 90, np.uint8)).save(tmp_path / "a.png")
+    common = ["quantize", tmp_path / "net.onnx", "--mode", "ptq", "--skip-timing"]
+    done = micronet(*common, "--calib-data", tmp_path, "--mean", "0.5,0.5,0.5", "--std", "0.2,0.2,0.2", "--json")
+    assert done.code == 0 and done.json["integer_layers"] == 2, done.err
+    for options, message in (
+        ([], "specify one with --data, or calibration inputs with --calib-data"),
+        (["--calib-data", tmp_path / "none"], "neither a folder of images nor an .npz file"),
+        (["--calib-data", saved(tmp_path, {"x": np.ones((1, 16, 16, 3), F32)}), "--layout", "nhwc"], "raw inputs"),
+        (["--mean", "0.5,0.5,0.5"], "must be used together"),
+    ):
+        refused = micronet(*common, "--force", *options)
+        assert refused.code == 2 and message in refused.err and len(refused.err.strip().splitlines()) == 1

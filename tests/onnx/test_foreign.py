@@ -1,0 +1,59 @@
+"""Float ONNX files from elsewhere: shape arithmetic, masks, several inputs and outputs, operators between layers."""
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto
+
+from micronet.onnx import posttraining as pt
+from micronet.onnx.integers import count_integers
+from micronet.runtimes.config import RuntimeOptions
+from micronet.runtimes.onnxruntime import open_session
+from tests.onnx.foreign import NETWORKS, inputs_for
+
+LEFT_FLOAT = {"attention": 2, "unet": 1, "audio": 1}  # products of activations, a ConvTranspose, an LSTM
+
+
+@pytest.fixture(scope="module", params=NETWORKS)
+def quantized(request):
+    """A network's name, the float model, the int8 model, and inputs."""
+    proto = NETWORKS[request.param]()
+    feeds = inputs_for(proto)
+    folded = pt.prepare(proto)
+    ranges = pt.find_ranges(pt.collect(folded, feeds), "minmax", 100.0)
+    return request.param, proto, pt.quantize_onnx(folded, ranges, signed=False, per_channel=True, bits=8), feeds
+
+
+def outputs(proto, feeds):
+    session = open_session(proto.SerializeToString(), RuntimeOptions(), "the model")
+    return [np.stack(each) for each in zip(*(session.run(None, feed) for feed in feeds), strict=True)]
+
+
+def test_every_output_stays_close(quantized):
+    _, proto, small, feeds = quantized
+    onnx.checker.check_model(small, full_check=True)
+    assert [each.name for each in small.graph.output] == [each.name for each in proto.graph.output]
+    for wanted, got in zip(outputs(proto, feeds), outputs(small, feeds), strict=True):
+        finite = np.isfinite(wanted)
+        assert np.array_equal(finite, np.isfinite(got))
+        noise = np.square(wanted[finite] - got[finite]).sum() / np.square(wanted[finite]).sum()
+        assert noise < 1e-2  # 20 dB: a handful of layers with 8 bits each stay above 30
+
+
+def test_every_layer_that_has_an_integer_form_runs_in_it(quantized):
+    name, _, small, _ = quantized
+    found = count_integers(small)
+    assert found["layers"] - found["integer_layers"] == LEFT_FLOAT.get(name, 0)
+    assert found["integer_layers"] >= 2
+
+
+def test_only_floats_are_quantized_and_only_once(quantized):
+    _, _, small, _ = quantized
+    session = open_session(small.SerializeToString(), RuntimeOptions(), "the model")
+    assert session is not None
+    read = [node.input[0] for node in small.graph.node if node.op_type == "QuantizeLinear"]
+    assert len(read) == len(set(read))
+    kinds = {tensor.name: tensor.data_type for tensor in small.graph.initializer}
+    assert {kinds[node.input[1]] for node in small.graph.node if node.op_type == "QuantizeLinear"} == {
+        TensorProto.FLOAT
+    }
