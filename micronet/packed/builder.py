@@ -1,10 +1,6 @@
-"""A packed program under construction: operations by the name of the ONNX value that each computes.
+"""A packed program under construction: operations by the name of the ONNX value that each computes."""
 
-Signs need no floats. A sign is moved before pools and shuffles, with which it commutes. A convolution of integers
-followed by a sign becomes sums and thresholds, which replace scales, biases and batch norms: with y = s * sum + b,
-y >= 0 is sum >= -b / s; where s is negative, the filter is negated first.
-"""
-
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,30 +8,37 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from micronet.errors import MicronetError
 from micronet.packed.program import Operation
 
-COMMUTING = ("max_pool", "shuffle")  # sign(f(x)) = f(sign(x)), because sign is monotonic
+
+class Unsupported(Exception):
+    """The packed runtime cannot run a node, and why: it follows the names of the layers that it concerns."""
 
 
 class ProgramBuilder:
     """The operations made of an ONNX graph so far; each comes after its inputs.
 
+    image, inputs: the names of the first input and of all. outputs: those of the values that the network returns.
     constants: the graph's initializers. operations: name -> operation and its inputs' names. aliases: name -> another
-    name of the same value. shapes: of values, without the batch; 0 is unknown. dequantized: integer weights and scales.
+    name of the same value. shapes: of values, without the batch; 0 is unknown. dequantized: integer weights and scales;
+    axes: those to which several scales belong.
     """
 
     def __init__(self, proto: onnx.ModelProto) -> None:
         self.graph = proto.graph
         self.constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
+        self.inputs = [entry.name for entry in proto.graph.input if entry.name not in self.constants]
+        self.image = self.inputs[0] if self.inputs else ""
+        self.outputs: list[str] = []
         self.operations: dict[str, tuple[Operation, list[str]]] = {}
         self.aliases: dict[str, str] = {}
-        inferred = onnx.shape_inference.infer_shapes(proto).graph
+        inferred = _with_shapes(proto).graph
         self.shapes = {
             info.name: [dim.dim_value for dim in info.type.tensor_type.shape.dim][1:]
             for info in [*inferred.input, *inferred.value_info, *inferred.output]
         }
         self.dequantized: dict[str, tuple[NDArray[Any], NDArray[np.float32]]] = {}
+        self.axes: dict[str, int] = {}
 
     def resolve(self, value: str) -> str:
         """Return the operation or input that a name stands for."""
@@ -43,18 +46,38 @@ class ProgramBuilder:
             value = self.aliases[value]
         return value
 
-    def add(self, node: onnx.NodeProto, kind: str, *inputs: str, **parts: Any) -> None:
-        """Add an operation that computes a node's output, by default of the node's first input.
+    def add(self, node: onnx.NodeProto, kind: str, *inputs: str, **parts: Any) -> str:
+        """Add an operation that computes a node's output, by default of the node's first input; return its name.
 
-        ``parts``: ``attributes`` (None: default), ``weight``, …
+        ``parts``: ``attributes`` (None: default), ``weight``, …, and ``output``: another name than the node's output.
         """
+        output = parts.pop("output", node.output[0])
         attributes = {key: value for key, value in parts.pop("attributes", {}).items() if value is not None}
         operation = Operation(kind, [], attributes, **parts)
-        self.operations[node.output[0]] = operation, [self.resolve(item) for item in inputs or node.input[:1]]
+        self.operations[output] = operation, [self.resolve(item) for item in inputs or node.input[:1]]
+        return str(output)
 
-    def reader_count(self, name: str) -> int:
-        """Return how many inputs of operations are the named value."""
-        return sum(inputs.count(name) for _, inputs in self.operations.values())
+    def readers(self, name: str) -> list[str]:
+        """Return the operations that read the named value, once per input, and "" for each output of the network."""
+        found = [reader for reader, (_, inputs) in self.operations.items() for each in inputs if each == name]
+        return found + [""] * self.outputs.count(name)
+
+    def image_shape(self, value: str) -> list[int]:
+        """Return (C, H, W) of a feature map. Raises Unsupported if its size is unknown, or if it is none."""
+        shape = self.shapes.get(value, [])
+        if len(shape) != 3 or 0 in shape:
+            raise Unsupported("only feature maps (N, C, H, W) of a known size are supported")
+        return shape
+
+    def constant(self, value: str) -> NDArray[np.float32] | None:
+        """Return a constant as floats, or None if the value is computed."""
+        if value not in self.constants and value not in self.dequantized:
+            return None
+        weight, scale = self.weight(value)
+        if scale is None:
+            return weight
+        shape = [-1 if axis == self.axes[value] and scale.size > 1 else 1 for axis in range(weight.ndim)]
+        return weight.astype(np.float32) * scale.reshape(shape)
 
     def weight(self, value: str) -> tuple[NDArray[Any], NDArray[np.float32] | None]:
         """Return a constant as integers and their scale, or as float32 and None."""
@@ -62,68 +85,33 @@ class ProgramBuilder:
             return self.constants[value].astype(np.float32), None
         if value in self.dequantized:
             return self.dequantized[value]
-        raise MicronetError(
-            f"{value} is not a constant, but the packed runtime only supports constant weights; use the ONNX file "
-            "instead"
-        )
+        raise Unsupported(f"only constant weights are supported, and {value} is not a constant")
 
 
-def move_signs(builder: ProgramBuilder) -> None:
-    """Move signs before the pools and shuffles whose only reader they are."""
-    operations = builder.operations
-    for name in [name for name, (operation, _) in operations.items() if operation.kind == "sign"]:
-        while True:
-            sign, (source,) = operations[name]
-            before = operations.get(source)
-            if before is None or before[0].kind not in COMMUTING or builder.reader_count(source) > 1:
-                break
-            commuting, (origin,) = before
-            operations[source] = sign, [origin]  # the two operations change places, and their outputs' names with them
-            operations[name] = commuting, [source]
-            name = source
+def _with_shapes(proto: onnx.ModelProto) -> onnx.ModelProto:
+    try:
+        return onnx.shape_inference.infer_shapes(proto, data_prop=True)
+    except (
+        onnx.shape_inference.InferenceError
+    ):  # it miscounts some windows with ceil_mode; the exporter noted the shapes
+        return proto
 
 
-def fuse_thresholds(builder: ProgramBuilder, output: str) -> None:
-    """Fuse each convolution of integers with a sign that is its only reader."""
-    operations = builder.operations
-    for name, (operation, (source, *_)) in list(operations.items()):
-        if operation.kind != "sign" or source not in operations or builder.reader_count(source) > 1:
-            continue
-        conv, origin = operations[source]
-        if conv.kind != "conv" or conv.weight is None or conv.weight.dtype.kind != "i" or source == output:
-            continue
-        scale = _integer_scale(builder, origin[0])
-        if conv.scale is not None and scale is not None:
-            operations[name] = threshold(conv, scale), origin
-            del operations[source]
+Converter = Callable[[ProgramBuilder, onnx.NodeProto], None]
 
 
-def _integer_scale(builder: ProgramBuilder, name: str) -> float | None:
-    """Return the scale of an integer value, or None for a float one."""
-    operation, inputs = builder.operations.get(name, (None, []))
-    if operation is None:
-        return None
-    if operation.kind in ("sign", "threshold"):
-        return 1.0
-    if operation.kind == "quantize":
-        return float(operation.attributes["scale"])
-    return _integer_scale(builder, inputs[0]) if operation.kind in COMMUTING else None
+def attributes_of(node: onnx.NodeProto) -> dict[str, Any]:
+    """Return a node's attributes."""
+    return {entry.name: onnx.helper.get_attribute_value(entry) for entry in node.attribute}
 
 
-def threshold(conv: Operation, input_scale: float) -> Operation:
-    """Return a convolution of integers with this scale, and the sign after it, as one operation."""
-    assert conv.weight is not None and conv.scale is not None
-    outputs = len(conv.weight)
-    scale = np.broadcast_to(conv.scale.astype(np.float64), outputs) * input_scale
-    bias = np.zeros(outputs) if conv.bias is None else conv.bias.astype(np.float64)
-    bias = bias * scale if conv.bias is not None and conv.bias.dtype == np.int32 else bias
-    negated = scale < 0
-    factor = max(1, int(np.gcd.reduce(np.abs(conv.weight), axis=None)))  # weights of few bits are multiples in int8
-    weight, scale = conv.weight // factor, scale * factor
-    weight[negated] *= -1
-    unreachable = np.abs(weight).reshape(outputs, -1).sum(1).astype(np.float64) * 256 + 1  # for 8-bit inputs
-    with np.errstate(divide="ignore", invalid="ignore"):
-        least = np.ceil(-bias / np.abs(scale))
-    least = np.where(scale == 0, np.where(bias >= 0, -np.inf, np.inf), least)
-    limits = np.clip(least, -unreachable, unreachable).astype(np.int32)
-    return Operation("threshold", [], conv.attributes, weight, limits=limits)
+def window_of(given: dict[str, Any]) -> dict[str, Any]:
+    """Return the stride and the pads of a convolution or pool; None for defaults."""
+    pads = unless_default(given.get("pads"), [0, 0, 0, 0])
+    return {"stride": unless_default(given.get("strides"), [1, 1]), "pads": pads}
+
+
+def unless_default(values: Any, default: list[int]) -> list[int] | None:
+    """Return values as a list, or None if they are missing or the default ones."""
+    found = default if values is None else list(values)
+    return None if found == default else found

@@ -1,16 +1,37 @@
 """A packed network in memory: a list of operations and their numbers. ``file_format`` stores it."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-# Operation -> how many inputs it has; concat takes any number.
-OPERATIONS = {
-    "conv": 1, "linear": 1, "threshold": 1, "sign": 1, "relu": 1, "clip": 1, "quantize": 1, "max_pool": 1,
-    "average_pool": 1, "mean": 1, "add": 2, "mul": 2, "concat": 2, "flatten": 1, "shuffle": 1, "affine": 1,
-}  # fmt: skip
+from micronet.packed.activations import ACTIVATIONS
+
+
+class Kind(NamedTuple):
+    """What every operation of a kind has: how many inputs, and attributes that it cannot do without."""
+
+    inputs: int = 1
+    required: tuple[str, ...] = ()
+
+
+# concat takes any number of inputs.
+OPERATIONS: dict[str, Kind] = {
+    **dict.fromkeys(("conv", "linear", "threshold", "sign", "relu", "mean", "flatten", "affine"), Kind()),
+    **dict.fromkeys(("add", "mul", "concat"), Kind(2)),
+    **dict.fromkeys(("max_pool", "average_pool"), Kind(1, ("kernel",))),
+    **dict.fromkeys(ACTIVATIONS, Kind()),
+    **dict.fromkeys(("hard_sigmoid", "hard_swish"), Kind(1, ("alpha", "beta"))),
+    **dict.fromkeys(("leaky_relu", "elu"), Kind(1, ("alpha",))),
+    "clip": Kind(1, ("bounds",)),
+    "quantize": Kind(1, ("scale", "zero_point", "range")),
+    "shuffle": Kind(1, ("groups",)),
+    "resize": Kind(1, ("size", "factors", "coordinates")),
+    "depth_to_space": Kind(1, ("block",)),  # channels: (block rows, block columns, C), then crop (as pads)
+    "slice": Kind(1, ("begin", "extent")),  # of channels, rows and columns; stride: of rows and columns
+    "pad": Kind(1, ("pads",)),  # with zeros
+}
 
 
 @dataclass
@@ -33,6 +54,12 @@ class Program:
     operations: list[Operation]
     shape: list[int]  # (C, H, W) of its images
     about: dict[str, Any]  # its model, data and stages, as in an ONNX file's metadata
+    outputs: list[int] | None = None  # numbers of the values that it returns; None: the last one
+
+    @property
+    def results(self) -> list[int]:
+        """Return the numbers of the values that the network returns, in order."""
+        return [len(self.operations)] if self.outputs is None else self.outputs
 
     @property
     def weights(self) -> int:

@@ -1,4 +1,4 @@
-"""ONNX models become packed programs, and operators that the packed runtime does not have are named."""
+"""ONNX models become packed programs, and operators that the packed runtime cannot run are named."""
 
 import numpy as np
 import onnx
@@ -33,29 +33,47 @@ def test_a_shuffle_may_end_flat():
         np.testing.assert_allclose(run(program, IMAGES.numpy()), model(IMAGES).numpy(), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("nodes", "message"),
-    [
-        ("out = Reshape (x, last)", "Reshape_0: the packed runtime only supports reshapes that flatten or shuffle"),
-        ("y = Reshape (x, grouped) z = Transpose <perm = [0, 2, 1, 3, 4]> (y) out = Reshape (z, last)",
-         "Reshape_2: the packed runtime only supports channel shuffles that preserve the shape"),
-        ("out = LayerNormalization <axis = 1> (x, x)", "does not support LayerNormalization; use the ONNX file"),
-        ("out = MaxPool <kernel_shape = [3, 3], dilations = [2, 2]> (x)", "does not support dilated pooling"),
-        ("out = GlobalMaxPool (x) unused = Softmax (x)", "does not support GlobalMaxPool, Softmax"),
-        ("out = ReduceMean (x, channels)", r"only supports averages over height and width, not over axes \[1\]"),
-        ("y = Relu (x) out = Conv (x, y)", "y is not a constant"),
-    ],
-)  # fmt: skip
-@pytest.mark.parametrize("last", [[-1, 8], [-1, 40, 1, 5]])
-def test_what_the_runtime_does_not_have_is_named(nodes, message, last):
+def parse(nodes, last=(-1, 8), out="?, ?, ?"):
+    """An ONNX model of an input x, 8 channels of 5 x 5, and named constants."""
     model = onnx.parser.parse_model(f"""
         <ir_version: 10, opset_import: ["" : 20]>
-        graph (float[N, 8, 5, 5] x) => (float[N, ?, ?, ?] out)
-        <int64[5] grouped = {{-1, 2, 4, 5, 5}}, int64[1] channels = {{1}},
+        graph (float[N, 8, 5, 5] x) => (float[N, {out}] out)
+        <int64[5] grouped = {{-1, 2, 4, 5, 5}}, int64[1] channels = {{1}}, float[8, 8, 3, 3] kernel,
          int64[{len(last)}] last = {{{", ".join(map(str, last))}}}>
         {{ {nodes} }}
     """)
     for index, node in enumerate(model.graph.node):
-        node.name = f"{node.op_type}_{index}"
+        node.name = f"layer{index}.{node.op_type}"
+    return model
+
+
+@pytest.mark.parametrize(
+    ("nodes", "message"),
+    [
+        ("out = Reshape (x, last)", "supported to flatten feature maps or to shuffle channels: layer0"),
+        ("y = Reshape (x, grouped) z = Transpose <perm = [0, 2, 1, 3, 4]> (y) out = Reshape (z, last)",
+         "shuffles are only supported if they preserve the shape: layer0"),
+        ("out = Transpose <perm = [0, 2, 3, 1]> (x)", "Transpose is not supported: layer0"),
+        ("out = LayerNormalization <axis = 1> (x, x)", "LayerNormalization is not supported: layer0"),
+        ("out = MaxPool <kernel_shape = [3, 3], dilations = [2, 2]> (x)", "MaxPool with dilation is not supported"),
+        ("out = ReduceMean (x, channels)", r"only supported over height and width, not over axes \[1\]: layer0"),
+        ("y = Relu (x) out = Conv (x, y)", "y is not a constant"),
+        ("y = Softmax (x) z = Softmax (y) w = Cos (z) out = Relu (w)",
+         "3 of .* 4 operators:\n  Softmax is not supported: layer0, layer1\n  Cos is not supported: layer2\n"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("last", [[-1, 8], [-1, 40, 1, 5]])
+def test_what_the_runtime_cannot_run_is_named(nodes, message, last):
     with pytest.raises(MicronetError, match=message):
+        pack_model(parse(nodes, last))
+
+
+def test_what_only_computes_shapes_is_not_needed():
+    assert [each.kind for each in pack_model(parse("unused = Softmax (x) out = Relu (x)")).operations] == ["relu"]
+
+
+def test_images_need_a_known_size():
+    model = parse("out = Relu (x)")
+    model.graph.input[0].type.tensor_type.shape.dim[2].Clear()
+    with pytest.raises(MicronetError, match=r"takes x \(8, 0, 5\); export a single image input without dynamic"):
         pack_model(model)

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from micronet.errors import MicronetError
-from micronet.packed.builder import threshold
 from micronet.packed.file_format import read
 from micronet.packed.levels import find_levels, pack, packed_bytes, unpack
+from micronet.packed.passes import threshold
 from micronet.packed.program import Operation
-from micronet.runtimes.packed.numpy_backend import conv_sums
+from micronet.runtimes.packed.numpy_layers import conv_sums
 from tests.runtimes.conftest import OLD_FILES
 
 

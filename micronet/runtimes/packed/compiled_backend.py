@@ -18,7 +18,7 @@ from micronet.runtimes.packed.kernels.interpreter import execute
 from micronet.runtimes.packed.kernels.kernel_cache import enable_cache
 from micronet.runtimes.packed.lowering import Lowering
 from micronet.runtimes.packed.memory import CACHE_LINE, DTYPES, Workspace, aligned_zeros
-from micronet.runtimes.packed.numpy_backend import MAX_BATCH, score_in_batches
+from micronet.runtimes.packed.numpy_backend import MAX_BATCH, Scores, score_in_batches
 
 CACHE_BYTES = 1 << 19  # an instruction's input and output should fit in a core's own cache
 MAX_IMAGE_BYTES = 1 << 34
@@ -30,13 +30,14 @@ class ExecutionPlan:
     """A program's instructions and constants. Raises UnsupportedProgram if the kernels do not support the program.
 
     calls: the instructions before encoding. image_bytes: size of the workspace per image. largest_map: bytes of the
-    largest feature map. flat: the scores are a flattened feature map.
+    largest feature map. flat: for each result, if it is a flattened feature map.
     """
 
     def __init__(self, program: Program) -> None:
         lowering = Lowering(program)
-        self.calls, self.flat = lowering.calls, lowering.result.flat
-        self._images, self._scores, self._maps = lowering.images, lowering.scores, lowering.maps
+        self.calls, self.flat = lowering.calls, [flat for _, flat in lowering.results]
+        self._results = [each for each, _ in lowering.results]
+        self._images, self._maps = lowering.images, lowering.maps
         self.image_bytes = 0
         for each in self._maps:
             each.buffer, self.image_bytes = self.image_bytes, self.image_bytes + each.image_bytes
@@ -57,7 +58,8 @@ class ExecutionPlan:
         for each in self._maps:
             if each.dtype == UINT8 and each.zero_point:
                 memory[each.buffer * images : (each.buffer + each.image_bytes) * images] = each.zero_point
-        return Workspace(memory, self._images.view_nchw(memory, images), self._scores.view_nhwc(memory, images))
+        results = [each.view_nhwc(memory, images) for each in self._results]
+        return Workspace(memory, self._images.view_nchw(memory, images), results)
 
 
 class CompiledNetwork:
@@ -78,15 +80,15 @@ class CompiledNetwork:
         self._pool = ThreadPoolExecutor(self._threads) if self._threads > 1 else None
         self._all_threads = threading.Lock()  # threads that wait for each other must all be running
 
-    def __call__(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Score images (N, C, H, W) -> (N, K)."""
+    def __call__(self, images: NDArray[np.float32]) -> Scores:
+        """Compute the outputs for images (N, C, H, W), such as scores (N, K)."""
         if self._process != os.getpid():  # a fork does not inherit threads
             self._start_threads()
         if 0 < len(images) < self._threads and self._work >= MIN_SHARED_WORK:
             return self._score(images, self._pool)
         return score_in_batches(self._score, images, self._max_batch, self._threads, self._pool)
 
-    def _score(self, images: NDArray[np.float32], pool: ThreadPoolExecutor | None = None) -> NDArray[np.float32]:
+    def _score(self, images: NDArray[np.float32], pool: ThreadPoolExecutor | None = None) -> Scores:
         """Score a batch; with a pool on all its threads, each with a share of every instruction's rows."""
         plan, count, threads = self._plan, len(images), self._threads
         unused = self._workspaces.setdefault(count, [])
@@ -106,10 +108,11 @@ class CompiledNetwork:
                 except BaseException:
                     counter[0] = 1 << 62  # release the threads that wait at the barrier
                     raise
-        found = workspace.scores.transpose(0, 3, 1, 2).reshape(count, -1) if plan.flat else workspace.scores
-        scores: NDArray[np.float32] = np.array(found, order="C")
+        maps = [each.transpose(0, 3, 1, 2) for each in workspace.results]
+        shaped = [each.reshape(count, -1) if flat else each for each, flat in zip(maps, plan.flat, strict=True)]
+        outputs = [np.array(each, order="C") for each in shaped]
         unused.append(workspace)
-        return scores
+        return outputs[0] if len(outputs) == 1 else outputs
 
 
 @cache  # once per process

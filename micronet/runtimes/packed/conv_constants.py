@@ -9,7 +9,7 @@ from micronet.runtimes.packed import weight_layout
 from micronet.runtimes.packed.kernel_call import Epilogue
 from micronet.runtimes.packed.kernels.cpu import BIT_VECTOR_MULTIPLE, BITS, FLOAT32, LANES, UINT8
 from micronet.runtimes.packed.memory import Array, ConstantPool, FeatureMap, UnsupportedProgram
-from micronet.runtimes.packed.numpy_backend import EXACT_FLOAT32
+from micronet.runtimes.packed.numpy_layers import EXACT_FLOAT32
 
 UNREACHABLE = {BITS: -1, UINT8: 2**31 - 1, FLOAT32: 0x7F800000}  # limits that no sum passes; the last one is infinity
 
@@ -53,7 +53,9 @@ class ConvGroup(NamedTuple):
             "column_class": constants.add("ints", columns * class_bytes),
             "factor": self.factor * (-2 // planes if arithmetic == BITS else 1),
         }
-        floats_to_signs = arithmetic == FLOAT32 and epilogue.dtype == BITS and not epilogue.clips
+        floats_to_signs = (
+            arithmetic == FLOAT32 and epilogue.dtype == BITS and not (epilogue.clips or epilogue.activation)
+        )
         if operation.limits is not None:
             limits = self._limits(operation.limits[self.outputs].astype(np.int64), base, planes)
         elif floats_to_signs and operation.scale is None:  # sum + bias >= 0 is sum >= -bias

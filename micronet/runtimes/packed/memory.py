@@ -80,11 +80,11 @@ class FeatureMap:
 
 
 class Workspace(NamedTuple):
-    """Memory for the feature maps of a batch. images (N, C, H, W) and scores (N, H, W, C) are views into it."""
+    """Memory for the feature maps of a batch. images (N, C, H, W) and results (N, H, W, C): views into it."""
 
     memory: NDArray[np.uint8]
     images: NDArray[np.float32]
-    scores: NDArray[np.float32]
+    results: list[NDArray[np.float32]]
 
 
 class ConstantPool:

@@ -18,9 +18,16 @@ from numpy.typing import NDArray
 from micronet.errors import MicronetError
 from micronet.packed.file_format import read
 from micronet.packed.program import Program
-from micronet.runtimes.packed.numpy_backend import MAX_BATCH, check_images, count_macs, run, score_in_batches
+from micronet.runtimes.packed.numpy_backend import (
+    MAX_BATCH,
+    Scores,
+    check_images,
+    count_macs,
+    run,
+    score_in_batches,
+)  # fmt: skip
 
-Score = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+Score = Callable[[NDArray[np.float32]], Scores]
 
 
 class PackedNetwork:
@@ -45,14 +52,14 @@ class PackedNetwork:
         with _explain_errors():
             self._score, self.kernel = _choose_backend(self.program, threads)
 
-    def __call__(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Score images.
+    def __call__(self, images: NDArray[np.float32]) -> Scores:
+        """Compute the network's outputs for images.
 
         Args:
             images: (N, C, H, W), floating point, normalised as for training.
 
         Returns:
-            Scores (N, K), float32.
+            Scores (N, K), float32, or feature maps (N, C, H, W); a list of them if the network has several outputs.
 
         Raises:
             MicronetError: if the images have another size or are not floats, or if the file's layers do not fit.

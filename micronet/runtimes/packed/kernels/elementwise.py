@@ -5,6 +5,7 @@ Values are moved from NCHW to NHWC, by channel shuffles, and to align channel gr
 
 import numpy as np
 
+from micronet.runtimes.packed.kernels.activation import activate
 from micronet.runtimes.packed.kernels.cpu import BITS, FLOAT32, HAS_PDEP, LANES, UINT8
 from micronet.runtimes.packed.kernels.instructions import ADD, MULTIPLY, SCALE
 from micronet.runtimes.packed.kernels.kernel_cache import jit
@@ -51,10 +52,10 @@ def run_elementwise(step, x, y, out, memory, floats, reals, values, second):  # 
     """Run one row of an elementwise instruction. reals: float32 constants; values, second: scratch."""
     channels = step.channels
     for column in range(step.columns):
-        _load_values(step.x_dtype, step.x_zero_point, step.x_scale, channels, x + column * step.x_pixel, memory, floats,
+        load_values(step.x_dtype, step.x_zero_point, step.x_scale, channels, x + column * step.x_pixel, memory, floats,
                      values)  # fmt: skip
         if step.function == ADD or step.function == MULTIPLY:
-            _load_values(step.y_dtype, step.y_zero_point, step.y_scale, channels, y + column * step.y_pixel, memory,
+            load_values(step.y_dtype, step.y_zero_point, step.y_scale, channels, y + column * step.y_pixel, memory,
                          floats, second)  # fmt: skip
             if step.function == ADD:
                 for lane in range(channels):
@@ -66,11 +67,13 @@ def run_elementwise(step, x, y, out, memory, floats, reals, values, second):  # 
             scale, bias = reals[step.scale : step.scale + channels], reals[step.bias : step.bias + channels]
             for lane in range(channels):
                 values[lane] = values[lane] * scale[lane] + bias[lane]
+        if step.activation:
+            activate(step.activation, values.ctypes.data, (channels + LANES - 1) // LANES, step.alpha, step.beta)
         store_values(step, values, channels, out + column * step.out_pixel, memory, floats)
 
 
 @jit
-def _load_values(dtype, zero_point, scale, count, place, memory, floats, values):  # type: ignore[no-untyped-def]
+def load_values(dtype, zero_point, scale, count, place, memory, floats, values):  # type: ignore[no-untyped-def]
     """Load ``count`` values from byte ``place`` as floats."""
     if dtype == FLOAT32:
         values[:count] = floats[place // 4 : place // 4 + count]

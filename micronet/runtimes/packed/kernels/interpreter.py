@@ -4,10 +4,20 @@ from collections import namedtuple
 
 import numpy as np
 
-from micronet.runtimes.packed.kernels import cpu, elementwise
+from micronet.runtimes.packed.kernels import cpu, elementwise, moving
 from micronet.runtimes.packed.kernels.convolution import accumulate
-from micronet.runtimes.packed.kernels.epilogue import apply_epilogue
-from micronet.runtimes.packed.kernels.instructions import AVERAGE_POOL, CONV, ELEMENTWISE, MAX_POOL, SHUFFLE, TO_NHWC
+from micronet.runtimes.packed.kernels.epilogue import VALUES, apply_activation, apply_epilogue
+from micronet.runtimes.packed.kernels.instructions import (
+    ALIGN,
+    AVERAGE_POOL,
+    CONV,
+    ELEMENTWISE,
+    INTERPOLATE,
+    MAX_POOL,
+    MOVE,
+    SHUFFLE,
+    TO_NHWC,
+)  # fmt: skip
 from micronet.runtimes.packed.kernels.kernel_cache import jit
 from micronet.runtimes.packed.kernels.llvm import atomic_add, yield_core
 from micronet.runtimes.packed.kernels.pooling import run_average_pool, run_max_pool
@@ -59,13 +69,19 @@ def execute(instructions, images, memory, constants, table, thread, threads, cou
             elif step.opcode == MAX_POOL:
                 run_max_pool(step, x, out, row, memory, pooled)
             elif step.opcode == AVERAGE_POOL:
-                run_average_pool(step, x, out, row, floats)
+                run_average_pool(step, x, out, row, memory, floats)
             elif step.opcode == SHUFFLE:
                 elementwise.run_shuffle(step, x, out, memory, floats)
             elif step.opcode == TO_NHWC:
                 elementwise.run_to_nhwc(step, x, out, memory, floats, values)
-            else:
+            elif step.opcode == MOVE:
+                moving.run_move(step, x, out, row, memory, offsets)
+            elif step.opcode == INTERPOLATE:
+                moving.run_interpolate(step, x, out, row, memory, floats, offsets, reals, values, second)
+            elif step.opcode == ALIGN:
                 elementwise.run_align(step, x, out, memory)
+            else:
+                moving.run_table(step, x, out, memory, weights)
         if threads > 1 and step.barrier:
             barriers += 1
             atomic_add(counter.ctypes.data, 1)
@@ -106,7 +122,11 @@ def _run_conv(step, x, out, row, memory, ints, values, addresses):  # type: igno
             ))  # fmt: skip
             if signs:
                 continue
-            apply_epilogue(step, channel, classes, own, start + to, columns, vectors, whole, addresses.sums,
+            source = step.arithmetic
+            if step.activation:
+                apply_activation(step, channel, classes, own, columns, vectors, addresses.sums, addresses.reals)
+                source = VALUES
+            apply_epilogue(step, source, channel, classes, own, start + to, columns, vectors, whole, addresses.sums,
                            addresses.reals)  # fmt: skip
             if whole == vectors:
                 continue
@@ -115,8 +135,8 @@ def _run_conv(step, x, out, row, memory, ints, values, addresses):  # type: igno
             for pixel in range(columns):
                 place = to + pixel * step.out_pixel + done * size
                 sums = addresses.sums + 4 * (pixel * vectors * cpu.LANES + done)
-                apply_epilogue(step, channel + done, classes + 4 * pixel, own + 4 * done, addresses.values, 1, vectors,
-                               vectors - whole, sums, addresses.reals)  # fmt: skip
+                apply_epilogue(step, source, channel + done, classes + 4 * pixel, own + 4 * done, addresses.values, 1,
+                               vectors, vectors - whole, sums, addresses.reals)  # fmt: skip
                 if size:
                     memory[place : place + left * size] = values.view(np.uint8)[: left * size]
                 else:

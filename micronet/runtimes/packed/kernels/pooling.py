@@ -71,16 +71,32 @@ def run_max_pool(step, x, out, row, memory, scratch):  # type: ignore[no-untyped
 
 
 @jit
-def run_average_pool(step, x, out, row, floats):  # type: ignore[no-untyped-def]
-    """Run one row of an average pool of floats."""
+def run_average_pool(step, x, out, row, memory, floats):  # type: ignore[no-untyped-def]
+    """Run one row of an average pool of floats, or of integers, whose sums are exact and scaled after the division."""
     top, channels = row * step.stride_y - step.pad_top, step.channels
+    zero_point = np.float32(step.x_zero_point)
     for column in range(step.columns):
-        left, place, count = column * step.stride_x - step.pad_left, (out + column * step.out_pixel) // 4, 0
-        total = floats[place : place + channels]
+        left, place = column * step.stride_x - step.pad_left, (out + column * step.out_pixel) // 4
+        rows = min(step.kernel_y, step.x_rows - top) - max(0, -top)
+        columns = min(step.kernel_x, step.x_columns - left) - max(0, -left)
+        total, count = floats[place : place + channels], rows * columns
         total[:] = 0
         for i in range(max(0, -top), min(step.kernel_y, step.x_rows - top)):
             for j in range(max(0, -left), min(step.kernel_x, step.x_columns - left)):
-                at = (x + (i - step.pad_top) * step.x_row + (left + j) * step.x_pixel) // 4
-                count += 1
-                total += floats[at : at + channels]
-        total /= np.float32(step.kernel_y * step.kernel_x if step.count_pads else count)
+                at = x + (i - step.pad_top) * step.x_row + (left + j) * step.x_pixel
+                if step.x_dtype == UINT8:
+                    integers = memory[at : at + channels]
+                    for lane in range(channels):
+                        total[lane] += np.float32(integers[lane]) - zero_point
+                else:
+                    total += floats[at // 4 : at // 4 + channels]
+        if step.count_pads:
+            rows, columns = (min(step.kernel_y, step.x_rows + step.pad_bottom - top),
+                             min(step.kernel_x, step.x_columns + step.pad_right - left))  # fmt: skip
+            count = rows * columns
+        divisor, scale = np.float32(count), step.x_scale
+        if step.x_dtype == UINT8:
+            for lane in range(channels):
+                total[lane] = total[lane] / divisor * scale
+        else:
+            total /= divisor
