@@ -9,7 +9,7 @@ operation that is not supported pins its channels: they are never cut.
 
 import operator
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,28 +23,23 @@ from micronet.graph.trace import weight_owners
 from micronet.models.layers import FrozenBatchNorm
 from micronet.pruning.group_table import ChannelGroup, GroupTable
 from micronet.pruning.heads import attend_ids
-from micronet.pruning.ids import FIXED, Ids, combine, distinct, ids_along, is_whole_group, spread, varies, without_ids
+from micronet.pruning.ids import (
+    FIXED,
+    Ids,
+    LayerChannels,
+    combine,
+    dense,
+    distinct,
+    ids_along,
+    is_whole_group,
+    spread,
+    varies,
+    without_ids,
+)
 from micronet.pruning.own_tensors import OwnTensors, TensorChannels, sizes_for
 from micronet.pruning.traced_network import NodeCall, Reshape, TracedNetwork, reads_shape
 
 _FIXED_SIZES = "forward() uses fixed sizes"
-
-
-@dataclass
-class LayerChannels:
-    """The channel ids at a layer's input, None if they cannot be cut, and at its output.
-
-    ``parts``: the number of equal parts in which the layer takes its channels; 1 if channels may change parts.
-    """
-
-    inputs: Ids | None
-    outputs: Ids
-    parts: int = 1
-
-    @property
-    def ends(self) -> list[Ids]:
-        """The ids at the input, if known, and at the output."""
-        return [ids for ids in (self.inputs, self.outputs) if ids is not None]
 
 
 class ChannelMap:
@@ -248,11 +243,18 @@ class ChannelMap:
         x, default = call.tensors[0], call.kwargs.get("axis", getattr(call.module, "dim", None))
         dims = call.argument(1, "dim", default)
         axes = list(range(x.dim())) if dims is None else [dims] if isinstance(dims, int) else list(dims)
-        if call.node.users and any(varies(x, axis % x.dim()) for axis in axes):
+        if call.node.users and not all(self._tie(x, axis % x.dim()) for axis in axes if varies(x, axis % x.dim())):
             return self._give_up(call, f"{call.node.name} reduces across channels")
         if ops.SOFTMAX.matches(call.node, call.module):
             return x
         return torch.amin(x, axes, keepdim=bool(call.argument(2, "keepdim", False)))
+
+    def _tie(self, x: Tensor, axis: int) -> bool:
+        """Keep or cut channels that differ along one axis alike; return False if nothing else tells channels apart."""
+        if not any(varies(x, other) for other in range(x.dim()) if other != axis):
+            return False
+        self.table.merge(*(ids.numpy().ravel() for ids in dense(x.narrow(axis, 0, 1).expand_as(x), x)))
+        return True
 
     def _combine(self, call: NodeCall) -> Any:
         own, channels = ([x for x in call.tensors if self._own.holds(x) is held] for held in (True, False))

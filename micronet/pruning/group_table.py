@@ -16,6 +16,7 @@ class ChannelGroup:
     Attributes:
         pinned: Why they are never cut, or "".
         block: How many neighboring channels are kept or cut as one, such as an attention head's; None: each alone.
+        parts: In how many equal parts of the group, as in a gated linear unit's two, blocks at the same place are one.
         multiple: What the width must be a multiple of.
     """
 
@@ -24,6 +25,7 @@ class ChannelGroup:
     pinned: str = ""
     block: int | None = None
     multiple: int = 1
+    parts: int = 1
 
 
 class GroupTable:
@@ -41,7 +43,7 @@ class GroupTable:
         self._numbers = numbers
         self._chosen = chosen
         self._parent: dict[int, int] = {}
-        self._blocks: list[tuple[int, int]] = []
+        self._blocks: list[tuple[int, int, int]] = []
 
     def assign(self, name: str, width: int) -> Ids:
         """Return ids for a layer's outputs. A layer gets the same ids every time."""
@@ -63,6 +65,8 @@ class GroupTable:
             of_pair = pairs[:, (pair_groups[0] == first) & (pair_groups[1] == second)]
             if FIXED in (first, second):
                 self.pin(of_pair.ravel(), "it is combined with a tensor that cannot be pruned")
+            elif first == second:
+                self._tie(first, of_pair)
             elif not self._match(first, second, of_pair % STRIDE):
                 self.pin(of_pair.ravel(), "it is combined with a tensor whose channels are in a different order")
             else:
@@ -76,7 +80,7 @@ class GroupTable:
 
     def add_block(self, ids: Ids, size: int) -> None:
         """Keep or cut every ``size`` neighboring channels of the group of these channels as one."""
-        self._blocks.append((int(ids.flat[0]) // STRIDE, size))
+        self._blocks.append((int(ids.flat[0]) // STRIDE, size, 1))
 
     def root(self, group: int) -> int:
         """Return the group that represents a group and all groups merged with it."""
@@ -97,18 +101,36 @@ class GroupTable:
         for name, group in self._numbers.items():
             if group in self.widths:
                 layers.setdefault(self.root(group), []).append(name)
-        blocks: dict[int, int] = {}
-        for group, size in self._blocks:
+        blocks: dict[int, tuple[int, int]] = {}
+        for group, size, parts in self._blocks:
             root = self.root(group)
-            blocks[root] = math.lcm(blocks.get(root, 1), size)
+            blocks[root] = _combined((size, parts), blocks.get(root, (1, 1)), self.widths[root])
         pinned = {self.root(group): why for group, why in reversed(self.pinned.items())}
         return {
-            root: ChannelGroup(names, self.widths[root], pinned.get(root, ""), blocks.get(root))
+            root: ChannelGroup(
+                names, self.widths[root], pinned.get(root, ""), blocks.get(root, (None, 1))[0],
+                parts=blocks.get(root, (None, 1))[1],
+            )
             for root, names in layers.items()
-        }
+        }  # fmt: skip
+
+    def _tie(self, group: int, pairs: Ids) -> None:
+        """Keep or cut channels of one group alike: all whose places differ by a multiple of what these differ by."""
+        apart = math.gcd(*np.abs(pairs[0] - pairs[1]).tolist())
+        if self.widths[group] % apart:
+            self.pin(pairs.ravel(), "it is combined with a tensor whose channels are in a different order")
+        else:
+            self._blocks.append((group, 1, self.widths[group] // apart))
 
     def _match(self, first: int, second: int, pairs: Ids) -> bool:
         """Return True if pairs of channels (2, n) are all channels of two groups, each with its counterpart."""
         width = self.widths[first]
         complete = width == self.widths[second] == pairs.shape[1] and first != second
         return bool(complete and (pairs == np.arange(width)).all())
+
+
+def _combined(one: tuple[int, int], other: tuple[int, int], width: int) -> tuple[int, int]:
+    """Return (block, parts) that keep together what either of two such pairs keeps together."""
+    part = math.gcd(width // one[1], width // other[1])
+    block = math.lcm(one[0], other[0])
+    return (block if part % block == 0 else part), width // part

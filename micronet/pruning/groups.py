@@ -51,8 +51,9 @@ def _fixed_groups(channels: ChannelMap, double: ChannelMap) -> dict[int, str]:
         if after is None or len(after) != doubled:
             found |= dict.fromkeys(groups_of(before), f"{name} uses it after a reshape to a fixed shape")
     for number, group in channels.groups.items():
-        if group.block and (number not in double.groups or double.groups[number].block != group.block):
-            found[number] = "forward() uses a fixed number of heads"
+        twice = double.groups.get(number)
+        if group.block and (twice is None or (twice.block, twice.parts) != (group.block, group.parts)):
+            found[number] = "forward() uses a fixed number of heads, or ties its channels at fixed places"
     for key, (ids, plain) in channels.scalars.items():
         if key in double.scalars and double.scalars[key][1] != plain:
             found |= dict.fromkeys(groups_of(ids), "forward() uses its number of channels in a computation")
@@ -61,7 +62,7 @@ def _fixed_groups(channels: ChannelMap, double: ChannelMap) -> dict[int, str]:
 
 def _with_multiples(channels: ChannelMap, double: ChannelMap) -> dict[int, ChannelGroup]:
     """Return the groups with what the width of each must be a multiple of."""
-    found = {number: group.block or 1 for number, group in channels.groups.items()}
+    found = {number: (group.block or 1) * group.parts for number, group in channels.groups.items()}
     for key, reshape in channels.reshapes.items():
         after = double.reshapes[key].sizes if key in double.reshapes else ()
         fixed = [size for size, new in zip(reshape.sizes, after, strict=False) if size is not None and size == new]

@@ -4,6 +4,7 @@ A tensor of ids has the shape of the real tensor; each element names the channel
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,23 @@ from torch import Tensor
 Ids = NDArray[np.int64]
 STRIDE = 1 << 32  # an id is group * STRIDE + channel
 FIXED = -1  # the id of everything that cannot be cut: inputs, constants, ...
+
+
+@dataclass
+class LayerChannels:
+    """The channel ids at a layer's input, None if they cannot be cut, and at its output.
+
+    ``parts``: the number of equal parts in which the layer takes its channels; 1 if channels may change parts.
+    """
+
+    inputs: Ids | None
+    outputs: Ids
+    parts: int = 1
+
+    @property
+    def ends(self) -> list[Ids]:
+        """The ids at the input, if known, and at the output."""
+        return [ids for ids in (self.inputs, self.outputs) if ids is not None]
 
 
 def groups_of(ids: Ids) -> list[int]:

@@ -227,8 +227,13 @@ class Planner:
         if len(new) == len(old):
             return new == old
         if self._groups[group].block:
-            return len({*old, *new}) == 1
+            return len({*self._blocks(group, old), *self._blocks(group, new)}) == 1
         return Counter(new) <= Counter(old)
+
+    def _blocks(self, group: int, channels: list[Signature]) -> list[tuple[Signature, ...]]:
+        """Return what each block of a group consists of."""
+        places = np.arange(len(channels)).reshape(self._groups[group].parts, -1, self._groups[group].block or 1)
+        return [tuple(channels[place] for place in block.ravel()) for block in places.swapaxes(0, 1)]
 
     def _choose(self, group: int, new: list[Signature]) -> list[int]:
         """Return the best old channel for each position of a group's new width, from the part that it lies in."""
@@ -236,9 +241,11 @@ class Planner:
         if len(new) == len(old):
             return list(range(len(old)))
         if (size := self._groups[group].block) is not None:  # the blocks with the best mean scores
-            means = self._scores[group].reshape(-1, size).mean(1)
-            blocks = np.sort(np.argsort(-means, kind="stable")[: len(new) // size])
-            kept: list[int] = (blocks[:, None] * size + np.arange(size)).ravel().tolist()
+            parts = self._groups[group].parts
+            places = np.arange(len(old)).reshape(parts, -1, size)
+            means = self._scores[group][places].mean((0, 2))
+            blocks = np.sort(np.argsort(-means, kind="stable")[: len(new) // (size * parts)])
+            kept: list[int] = places[:, blocks].ravel().tolist()
             return kept
         best = np.argsort(-self._scores[group], kind="stable").tolist()
         chosen = {

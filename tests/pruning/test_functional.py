@@ -280,3 +280,52 @@ def test_values_per_channel_with_other_readers_keep_their_channels(network, why)
     inner = next(group for group in plan.groups.values() if "inner" in group.layers)
     assert why in inner.note
     assert (len(pruned.gamma) == 8) == bool(why)
+
+
+class Gated(nn.Module):
+    """Parts of one layer's channels that meet each other, as in gated linear units and split attention."""
+
+    def __init__(self, forward):
+        super().__init__()
+        self.c1, self.c2, self.c3 = (nn.Conv2d(i, o, 1, bias=False) for i, o in ((3, 24), (12, 8), (24, 24)))
+        self.c4, self.fc = nn.Conv2d(8, 6, 1, bias=False), nn.Linear(8, 5, bias=False)
+        self._forward = [forward]
+
+    def forward(self, x):
+        return self.fc(self.c2(self._forward[0](self, x)).mean((2, 3)))
+
+
+def gated_unit(m, x):
+    values, gates = m.c1(x).chunk(2, 1)
+    return values * gates.sigmoid()
+
+
+def gate_that_halves_by_a_slice(m, x):
+    x = m.c1(x)
+    half = x.shape[1] // 2
+    return F.silu(x[:, :half]) * x[:, half:]
+
+
+def split_attention(m, x):
+    x = m.c1(x)
+    x = x.view(x.shape[0], 2, x.shape[1] // 2, *x.shape[2:])
+    weights = m.c3(torch.cat([x.sum(1), x.amax(1)], 1).mean((2, 3), keepdim=True))
+    weights = weights.view(x.shape[0], 2, -1, 1, 1).softmax(1)
+    return (x * weights).sum(dim=1)
+
+
+@pytest.mark.parametrize("forward", [gated_unit, gate_that_halves_by_a_slice, split_attention])
+def test_channels_that_meet_others_of_their_layer_are_cut_together(forward):
+    torch.manual_seed(0)
+    model = Gated(forward).double()
+    pruned, _, plan = prune_model(model, PruneConfig(0.5, criterion="l2", scope="layer"), IMAGES)
+    assert len(pruned.c1.weight) == 12
+    keep = next(group.keep for group in plan.groups.values() if "c1" in group.layers)
+    assert [channel + 12 for channel in keep[:6]] == keep[6:]
+    masked, silent = copy.deepcopy(model), [channel for channel in range(12) if channel not in keep]
+    inner = next(group for group in plan.groups.values() if "c2" in group.layers)
+    with torch.no_grad():
+        masked.c2.weight[:, silent] = 0
+        masked.c3.weight[:, silent + [channel + 12 for channel in silent]] = 0
+        masked.fc.weight[:, [channel for channel in range(8) if channel not in inner.keep]] = 0
+    torch.testing.assert_close(pruned(IMAGES), masked(IMAGES), rtol=1e-12, atol=1e-12)

@@ -327,7 +327,7 @@ def test_a_pruned_vision_transformer_reloads(tmp_path):
     images = torch.randn(2, 3, 16, 16)
     pruned, record, plan = prune_model(VisionTransformer(**args).eval(), CONFIG, images)
     assert pruned.encoder.layers.encoder_layer_0.self_attention.num_heads == 2
-    assert "combined with a tensor that cannot be pruned" in plan.groups[0].note  # the class token and the places
+    assert "normalizes across its channels" in plan.groups[0].note  # the class token and the places
     path = tmp_path / "pruned.safetensors"
     save(Artifact(pruned, ModelSpec(factory, args), [StageRecord("import"), record]), path)
     again = load(path, trust_code=True).model.eval()
