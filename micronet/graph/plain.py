@@ -7,12 +7,14 @@ does stays as it is.
 """
 
 import copy
+import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from operator import attrgetter
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
@@ -118,6 +120,7 @@ def make_plain(
         their usual names, and otherwise made from the weight's name.
     """
     modules = dict(model.named_modules(remove_duplicate=False))
+    called = {str(node.target) for node in graph.nodes if node.op == "call_module"}
     stored = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
     layers: dict[str, PlainLayer] = {}
     made_from: dict[str, Any] = {}
@@ -130,8 +133,8 @@ def make_plain(
         if found is None:
             continue
         name, recipe, layer = found
-        if only is not None and name not in only:
-            continue
+        if name in called or (only is not None and name not in only):
+            continue  # a module that is also called as it is may compute something else
         if made_from.setdefault(name, recipe) != recipe:
             continue  # the same tensors, used in another way
         layers.setdefault(name, layer)
@@ -144,7 +147,7 @@ def make_plain(
     return layers
 
 
-def with_plain(model: nn.Module, plain: Mapping[str, PlainLayer], graph: fx.Graph, *others: fx.Graph) -> nn.Module:
+def with_plain(model: nn.Module, plain: Mapping[str, PlainLayer], graph: fx.Graph, *others: fx.Graph) -> fx.GraphModule:
     """Return a network that runs a graph with plain layers and the model's other modules, tensors and modes.
 
     ``others``: more graphs whose modules it gets too.
@@ -195,10 +198,33 @@ def _replacement(name: str, modules: Mapping[str, Any]) -> PlainLayer | None:
     if isinstance(module, (FrozenBatchNorm, Noise)):
         return None
     if is_frozen_norm(module):
-        norm = FrozenBatchNorm(len(module.weight), getattr(module, "eps", 0.0), device="meta")
+        if (eps := _frozen_eps(module)) is None:
+            return None
+        norm = FrozenBatchNorm(len(module.weight), eps, device="meta")
         norm._buffers = module._buffers.copy()
         return PlainLayer(norm, {own: f"{name}.{own}" for own in norm._buffers})
     return PlainLayer(Noise(module)) if passes_in_eval(module) else None
+
+
+@torch.no_grad()
+def _frozen_eps(module: nn.Module) -> float | None:
+    """Return what a frozen batch norm adds to its variances, or None if it computes anything else.
+
+    With equal variances v, ones become 1 / sqrt(v + eps).
+    """
+    try:
+        norm: Any = copy.deepcopy(module).cpu().double()
+        x, values = torch.ones(1, len(norm.weight), 1, 1).double(), torch.linspace(0.5, 2, len(norm.weight)).double()
+        for name, value in {"weight": 1, "bias": 0, "running_mean": 0, "running_var": 1e-4}.items():
+            getattr(norm, name).fill_(value)
+        eps, own = round(float(norm(x).flatten()[0] ** -2) - 1e-4, 15), getattr(module, "eps", None)
+        eps = own if isinstance(own, float) and math.isclose(own, eps, abs_tol=1e-8) else eps
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            getattr(norm, name).copy_(values)
+        expected = F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=eps)
+        return eps if torch.allclose(norm(x), expected) else None
+    except Exception:  # a user's forward may raise anything
+        return None
 
 
 def _layer(
@@ -221,9 +247,10 @@ def _layer(
     owner, _, _ = first.rpartition(".")
     own = bool(owner) and all(place == f"{owner}.{name}" for name, place in places.items())
     name = owner if own else f"{first.replace('.', '_')}_layer"
-    momentum = {"momentum": getattr(modules[owner], "momentum", given["momentum"])} if "momentum" in given else {}
-    recipe = (node.target, places, {**given, **momentum})
-    module: Any = call.make({name: stored.get(places.get(name, "")) for name in tensors}, recipe[2])
+    if "momentum" in given and isinstance(modules[owner], nn.modules.batchnorm._BatchNorm):
+        given["momentum"] = modules[owner].momentum  # None averages all batches: the call got this one's share
+    recipe = (node.target, places, given)
+    module: Any = call.make({name: stored.get(places.get(name, "")) for name in tensors}, given)
     if training and not uses_batch:
         module = FrozenBatchNorm(module.num_features, module.eps, device="meta")
     for tensor_name in tensors:

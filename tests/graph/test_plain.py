@@ -222,6 +222,68 @@ def test_one_weight_in_two_ways_stays_a_call_of_the_function_once():
     assert torch.equal(graph.model(IMAGES), model(IMAGES))
 
 
+class CalledToo(nn.Module):
+    """A layer that is called as a module, and whose weight a function uses in another way."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x):
+        return self.layer(x) + F.conv2d(x, self.layer.weight, padding=2, dilation=2)
+
+
+def test_a_module_that_is_also_called_as_it_is_keeps_its_own_computation():
+    model = network(CalledToo)
+    graph = trace(model)
+    assert not graph.plain
+    assert torch.equal(graph.model(IMAGES), model(IMAGES))
+
+
+class OwnEpsilon(Frozen):
+    """A frozen norm whose epsilon is a constant in its forward, as DETR writes it."""
+
+    eps = None
+
+
+class NotANorm(Frozen):
+    """A module with the tensors of a frozen norm that computes something else."""
+
+    def forward(self, x):
+        return super().forward(x) * self.weight.view(1, -1, 1, 1)
+
+
+@pytest.mark.parametrize(("written", "kind"), [(OwnEpsilon, FrozenBatchNorm), (NotANorm, NotANorm)])
+def test_a_frozen_norm_is_known_by_what_it_computes(written, kind):
+    model = network(written)
+    model[1].running_var.fill_(1e-6)  # far below epsilon
+    plain = trace(model).model
+    assert type(plain.get_submodule("1")) is kind
+    torch.testing.assert_close(plain(IMAGES), model(IMAGES), rtol=1e-5, atol=1e-3)
+
+
+class Remaining(nn.Module):
+    """A norm of the user's whose momentum is the share that remains, as in TensorFlow."""
+
+    def __init__(self):
+        super().__init__()
+        self.momentum = 0.99
+        self.weight, self.bias = nn.Parameter(torch.ones(4)), nn.Parameter(torch.zeros(4))
+        self.register_buffer("running_mean", torch.zeros(4)), self.register_buffer("running_var", torch.ones(4))
+
+    def forward(self, x):
+        statistics = self.running_mean, self.running_var
+        return F.batch_norm(x, *statistics, self.weight, self.bias, self.training, 1 - self.momentum)
+
+
+def test_a_norm_updates_its_statistics_by_the_momentum_that_its_forward_passes():
+    model = network(Remaining)
+    expected = copy.deepcopy(model).train()
+    expected(IMAGES)
+    trace(model).model.train()(IMAGES)
+    assert torch.equal(model[1].running_mean, expected[1].running_mean)
+
+
 class Standardized(nn.Conv2d):
     """A convolution that computes its weight."""
 
