@@ -25,7 +25,10 @@ class QuantConfig(Settings):
     w_bits: Bits = setting(8, "Bits per weight: 2 to 16, binary, ternary, or 32 for float.", basic=True, metavar="BITS")
     a_bits: Bits = setting(8, "Bits per activation: 2 to 16, binary, or 32 for float.", basic=True, metavar="BITS")
     q_type: Literal["sym", "asym"] = setting(
-        "sym", "Symmetric quantization (zero point 0) or asymmetric (iao only).", basic=True
+        "sym",
+        "Symmetric quantization (zero point 0) or asymmetric (iao only). Activations of ONNX files are asymmetric, "
+        "unless --a-sign is signed.",
+        basic=True,
     )
     q_level: Literal["channel", "layer"] = setting("channel", "One weight scale per output channel, or one per layer.")
     weight_observer: Literal["minmax", "moving-average"] = setting(
@@ -108,7 +111,8 @@ class RangeConfig(Settings):
     calib_batches: int = setting(4, f"Number of calibration batches of {CALIBRATION_BATCH} images.", low=1)
     calib_data: Path | None = setting(
         None,
-        "Folder of calibration images, labeled or not. Default: training images.",
+        "Folder of calibration images, labeled or not; for ONNX files also an .npz file with one array for each input. "
+        "Default: training images.",
         metavar="FOLDER",
     )
     calib_cache: Path | None = setting(
@@ -134,7 +138,8 @@ class CalibrationConfig(RangeConfig):
     calib_data: Path | None = setting(
         None,
         "Folder of calibration images, labeled or not; or none to generate images from the batch-norm statistics of "
-        "an artifact (not for QAT). Default: training images.",
+        "an artifact (not for QAT); or, for ONNX files, an .npz file with one array for each input. Default: training "
+        "images.",
         metavar="FOLDER",
     )
     mode: Literal["qat", "ptq", "qaft"] = setting(
