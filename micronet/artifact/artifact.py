@@ -24,7 +24,7 @@ from micronet import registry
 from micronet.artifact.header import KEY, Header, StageRecord, read_header
 from micronet.core.files import write_atomically
 from micronet.core.machine import version as micronet_version
-from micronet.errors import FailedError, MicronetError, unknown
+from micronet.errors import FailedError, MicronetError, first_line, unknown
 from micronet.models.build import ModelSpec, build_model, check_same_code, make_spec
 
 _PACKAGES = ("torch", "torchvision", "numpy", "onnx", "onnxruntime")
@@ -169,9 +169,10 @@ def _replay(network: nn.Module, history: list[StageRecord], source: str) -> nn.M
         stage = registry.load_object(registry.STAGES[record.stage].stage)
         try:
             network = stage.restore(network, record)
-        except (KeyError, AttributeError, TypeError, ValueError) as error:
+        except (KeyError, AttributeError, TypeError, ValueError, IndexError, RuntimeError) as error:
             raise MicronetError(
-                f"{source} is corrupted: its {record.stage} record does not match the network ({error}); recreate it"
+                f"{source} is corrupted: its {record.stage} record does not match the network ({first_line(error)}); "
+                "recreate it"
             ) from error
     return network
 
