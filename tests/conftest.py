@@ -15,7 +15,7 @@ import torch
 
 from micronet.cli.app import run
 from micronet.evaluation import latency
-from micronet.stages import prune
+from micronet.stages import export, prune
 
 TINY = ["--width", "0.1", "--limit", "160", "--batch-size", "32", "--epochs", "1"]
 
@@ -24,6 +24,7 @@ def pytest_configure(config):
     """Take out what costs seconds in every test that exports or compares, and tests nothing."""
     latency.WARM_UP_SECONDS, latency.MEASURE_SECONDS = 0.0, 0.02  # a few calls
     prune.LARGEST_TIMED = 0  # every prune would export twice; a test of it sets it
+    export.LARGEST_TIMED = 0  # the same for pack
     torch.fx.config.do_not_emit_stack_traces = True  # of every node that an export traces; nobody reads them
 
 

@@ -39,6 +39,13 @@ def _wrote(summary: dict[str, Any]) -> str:
 def _written(summary: dict[str, Any]) -> None:
     """Print the file, its size and the test accuracy if it was measured."""
     print_line(f"{_wrote(summary)}{_tested(summary)}")
+    _next(summary)
+
+
+def _next(summary: dict[str, Any]) -> None:
+    """Print the command that usually comes next."""
+    if "next" in summary:
+        print_line(f"next: {summary['next']}")
 
 
 def _tested(summary: dict[str, Any]) -> str:
@@ -53,9 +60,13 @@ def _tested(summary: dict[str, Any]) -> str:
 
 
 def _import(summary: dict[str, Any]) -> None:
-    _written(summary)
+    macs = f", {summary['macs']:,} MACs for an input of {summary['input']}" if summary["macs"] is not None else ""
+    print_line(f"{summary['network']}{macs}")
     if summary["data"] is None:
+        print_line(_wrote(summary))
         print_line("no data set is recorded yet; pass --data to the next command")
+    else:
+        _written(summary)
 
 
 def _prune(summary: Any) -> None:
@@ -136,9 +147,14 @@ def _quantize(summary: Any) -> None:
         now, before = summary["test_accuracy"], summary["float_test_accuracy"]
         print_line(f"{_wrote(summary)}  test accuracy {now:.2%} (float model: {before:.2%})")
     else:
-        _written(summary)
+        print_line(f"{_wrote(summary)}{_tested(summary)}")
+        names: dict[str, list[str]] = {}
         for name, why in summary["left_float"].items():
-            print_line(f"kept in float: {name} ({why})")
+            names.setdefault(why, []).append(name)
+        for why, same in names.items():
+            more = f" and {len(same) - LISTED_NODES} more" if len(same) > LISTED_NODES else ""
+            print_line(f"kept in float: {', '.join(same[:LISTED_NODES])}{more} ({why})")
+        _next(summary)
 
 
 def _bn_fuse(summary: dict[str, Any]) -> None:
@@ -160,6 +176,14 @@ def _export_onnx(summary: dict[str, Any]) -> None:
     print_line(f"{_agrees(summary)}{scores}")
     if summary["kept_float32"]:
         print_line("kept in float32: " + ", ".join(summary["kept_float32"]))
+
+
+def _pack(summary: dict[str, Any]) -> None:
+    """Print what was written and how fast it is; that comes first if it is slow."""
+    speed = summary.get("latency", {"words": ""})
+    lines = [_agrees(summary), speed["words"]]
+    for line in filter(None, lines[::-1] if speed.get("slower") else lines):
+        print_line(line)
 
 
 def _check_onnx(summary: dict[str, Any]) -> None:
@@ -273,7 +297,7 @@ def _sensitivity(summary: list[dict[str, Any]]) -> None:
 
 _VIEWS: dict[str, Callable[[Any], None]] = {
     "import": _import, "prune": _prune, "quantize": _quantize, "bn-fuse": _bn_fuse, "export-onnx": _export_onnx,
-    "check-onnx": _check_onnx, "pack": lambda summary: print_line(_agrees(summary)),
+    "check-onnx": _check_onnx, "pack": _pack,
     "trt-build": _trt_build, "trt-eval": _trt_eval, "evaluate": show_evaluation, "compare": show_comparison,
     "predict": _predict, "inspect": _inspect, "sensitivity": _sensitivity, "schema": print_json,
 }  # fmt: skip

@@ -35,7 +35,8 @@ class ProgramBuilder:
         inferred = _with_shapes(proto).graph
         self.shapes = {
             info.name: [dim.dim_value for dim in info.type.tensor_type.shape.dim][1:]
-            for info in [*inferred.input, *inferred.value_info, *inferred.output]
+            for info in [*inferred.output, *inferred.value_info, *inferred.input]
+            if info.type.tensor_type.HasField("shape")
         }
         self.dequantized: dict[str, tuple[NDArray[Any], NDArray[np.float32]]] = {}
         self.axes: dict[str, int] = {}

@@ -13,23 +13,25 @@ ROUNDINGS = ("floor", "ceil", "round_prefer_floor", "round_prefer_ceil")
 def positions(attributes: dict[str, Any], axis: int, size: int) -> Positions:
     """Return where to read along an axis (0: rows, 1: columns) of ``size`` places.
 
+    Places are computed in float32, as in ONNX Runtime.
+
     attributes: ``size`` of the output, ``factors`` (output over input, as the model gives it), ``coordinates`` (one of
     COORDINATES), and ``nearest`` (one of ROUNDINGS), without which places are interpolated; as in ONNX's Resize.
     """
-    length, factor = attributes["size"][axis], float(attributes["factors"][axis])
-    at = np.arange(length, dtype=np.float64)
+    length, factor = attributes["size"][axis], np.float32(attributes["factors"][axis])
+    at, half = np.arange(length, dtype=np.float32), np.float32(0.5)
     kind = attributes["coordinates"]
     if kind == "align_corners":
-        at = at * ((size - 1) / (length - 1)) if length > 1 else at * 0
+        at = at * np.float32(size - 1) / np.float32(length - 1) if length > 1 else at * 0
     elif kind == "asymmetric":
         at = at / factor
     else:
-        at = (at + 0.5) / factor - 0.5 if length > 1 or kind == "half_pixel" else at * 0
+        at = (at + half) / factor - half if length > 1 or kind == "half_pixel" else at * 0
     rounding = attributes.get("nearest")
     if rounding:
         rounded = {
-            "floor": np.floor(at), "ceil": np.ceil(at), "round_prefer_floor": np.ceil(at - 0.5),
-            "round_prefer_ceil": np.floor(at + 0.5),
+            "floor": np.floor(at), "ceil": np.ceil(at), "round_prefer_floor": np.ceil(at - half),
+            "round_prefer_ceil": np.floor(at + half),
         }[rounding]  # fmt: skip
         first = rounded.clip(0, size - 1).astype(np.int64)
         return first, first, np.zeros(length, np.float32)

@@ -111,7 +111,7 @@ def test_numpy_runs_what_the_kernels_do_not_support(monkeypatch, tmp_path):
     np.testing.assert_array_equal(network(images), run(program, images))
     monkeypatch.setitem(sys.modules, "micronet.runtimes.packed.kernels.cpu", None)
     monkeypatch.delattr("micronet.runtimes.packed.kernels.cpu")
-    assert "pip install" in predictor._choose_backend(program, 1)[1]
+    assert "pip install" in predictor.choose_backend(program, 1)[1]
 
 
 @pytest.mark.parametrize("part", ["bias", "limits", "scale"])

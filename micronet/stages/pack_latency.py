@@ -1,0 +1,93 @@
+"""How fast a packed network is, beside the same network in ONNX Runtime: as exported, and in float."""
+
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from micronet.errors import first_line
+from micronet.evaluation.latency import latencies
+from micronet.evaluation.network import Predictor
+from micronet.packed.program import Program
+from micronet.runtimes.config import RuntimeOptions
+from micronet.runtimes.onnxruntime import session_predictor
+from micronet.runtimes.packed.predictor import choose_backend
+
+FASTER = 0.9  # of a latency; less of a difference may be noise
+
+
+def measure_packed(program: Program, proto: onnx.ModelProto, image: NDArray[np.float32]) -> dict[str, Any]:
+    """Time a packed network and ONNX Runtime with one thread and one image, in turns.
+
+    Args:
+        program: The packed network.
+        proto: What it was made of.
+        image: A batch (1, C, H, W).
+
+    Returns:
+        ``packed_ms``, ``onnx_float_ms``, and if the network is quantized ``onnx_ms``, medians; ``kernel``: what runs
+        the packed network; ``float_layers`` and ``layers``: its layers with float weights, and all; or ``skipped``:
+        why nothing was measured. ``words``: the same in a line, and ``slower``: if it says so. Never raises an
+        exception of its own.
+    """
+    options, plain = RuntimeOptions(threads=1), without_quantizers(proto)
+    try:
+        packed, kernel = choose_backend(program, 1)
+        networks: dict[str, Predictor] = {
+            "packed_ms": packed, "onnx_float_ms": session_predictor(plain.SerializeToString(), options),
+        }  # fmt: skip
+        if len(plain.graph.node) < len(proto.graph.node):
+            networks["onnx_ms"] = session_predictor(proto.SerializeToString(), options)
+        timed = latencies(list(networks.values()), [image] * len(networks))
+    except Exception as error:  # a courtesy: whatever a runtime raises must not spoil the packing
+        return {"skipped": first_line(error), "slower": False, "words": f"speed not measured: {first_line(error)}"}
+    weights = [operation.weight for operation in program.operations if operation.weight is not None]
+    found = {
+        **{name: round(latency.p50_ms, 4) for name, latency in zip(networks, timed, strict=True)},
+        "kernel": kernel, "layers": len(weights), "float_layers": sum(weight.dtype.kind == "f" for weight in weights),
+    }  # fmt: skip
+    slower, words = describe(found)
+    return {**found, "slower": slower, "words": words}
+
+
+def describe(found: dict[str, Any]) -> tuple[bool, str]:
+    """Return if a packed network is slower than in ONNX Runtime, and a line with the times, the cause and a way out."""
+    ours, floats, theirs = found["packed_ms"], found["onnx_float_ms"], found.get("onnx_ms")
+    times = f"{ours:.2f} ms against {floats:.2f} ms float"
+    times += f" and {theirs:.2f} ms quantized" if theirs is not None else ""
+    times += " in ONNX Runtime (1 thread, batch 1)"
+    rivals = {"float": floats} | ({} if theirs is None else {"quantized": theirs})
+    name = min(rivals, key=lambda each: rivals[each])
+    if ours * FASTER <= rivals[name]:
+        return False, f"speed     {times}"
+    cause = "micronet export-onnx writes the faster file"
+    if found["kernel"].startswith("numpy"):
+        cause = f"it ran in {found['kernel']}"
+    elif found["float_layers"]:
+        layers = f"{found['float_layers']} of its {found['layers']} layers have float weights"
+        cause = f"{layers}, and the packed runtime is made for few bits: quantize them, or use micronet export-onnx"
+    return True, f"slower than the {name} network: {times}; {cause}"
+
+
+def without_quantizers(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a model with its activations left float; dequantized weights are float constants to ONNX Runtime."""
+    plain = onnx.ModelProto()
+    plain.CopyFrom(proto)
+    graph, same = plain.graph, dict[str, str]()
+    kept = []
+    for node in proto.graph.node:
+        source = same.get(node.input[0], node.input[0]) if node.input else ""
+        if node.op_type == "QuantizeLinear" or (node.op_type == "DequantizeLinear" and node.input[0] in same):
+            same[node.output[0]] = source
+            continue
+        copy = onnx.NodeProto()
+        copy.CopyFrom(node)
+        copy.input[:] = [same.get(name, name) for name in node.input]
+        kept.append(copy)
+    for entry in graph.output:
+        if entry.name in same:
+            kept.append(onnx.helper.make_node("Identity", [same[entry.name]], [entry.name]))
+    del graph.node[:]
+    graph.node.extend(kept)
+    return plain
