@@ -173,7 +173,10 @@ def _agrees(summary: dict[str, Any]) -> str:
 
 def _export_onnx(summary: dict[str, Any]) -> None:
     scores = "" if math.isnan(summary["classes"]) else f", relative score error {summary['error']:.4%}"
-    print_line(f"{_agrees(summary)}{scores}")
+    words = summary.get("integers", {"words": []})["words"]
+    slower = words[:1] if words and words[0].startswith("slower") else []
+    for line in (*slower, f"{_agrees(summary)}{scores}", *words[len(slower) :]):
+        print_line(line)
     if summary["kept_float32"]:
         print_line("kept in float32: " + ", ".join(summary["kept_float32"]))
 

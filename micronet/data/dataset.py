@@ -47,8 +47,13 @@ class DataSpec:
     def from_json(cls, value: Any) -> "DataSpec":
         """Build a spec from its JSON object; an empty one from None. Raise MicronetError if it is damaged."""
         try:
-            return cls(**(value or {}))
-        except TypeError as error:
+            spec = cls(**(value or {}))
+            sides = [side for each in spec.inputs or [] for side in each["shape"]]
+            names = [spec.task, *(each["dtype"] for each in spec.inputs or [])]
+            if not all(isinstance(side, int) for side in sides) or not all(isinstance(name, str) for name in names):
+                raise TypeError("its task or its inputs are invalid")
+            return spec
+        except (TypeError, KeyError) as error:
             raise MicronetError(
                 f"the file's record of its data set is corrupted ({error}); recreate the file"
             ) from error
@@ -73,6 +78,7 @@ class DataSource:
     validation: Callable[[], Split] | None = None
     augment: str = "none"
     is_images: bool = True  # False if the splits are SampleSplits
+    is_grey: Callable[[], bool] = lambda: False  # whether image files, which are read as RGB, have no colours
 
 
 class Dataset:
@@ -130,6 +136,11 @@ class Dataset:
         """The images or other samples that accuracy is reported on."""
         return self._prepared(self._source.test())
 
+    @cached_property
+    def is_grey(self) -> bool:
+        """Whether the image files have no colours; a network for one channel then gets one."""
+        return self._source.is_grey()
+
     @property
     def image_height(self) -> int:
         """The height of training images in pixels; 0 if the samples are no images."""
@@ -166,6 +177,8 @@ class Dataset:
             split = random_subset(split, limit, self._partial.seed)
         if not isinstance(split, FileSplit):
             return split
+        if self._partial.channels == 1 and self.is_grey:
+            split = split.as_grey()
         size_bytes = len(split) * math.prod(split.image_shape)
         if size_bytes > self._cache_bytes:
             return split

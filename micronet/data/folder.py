@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from micronet.data.dataset import DataSource
-from micronet.data.image_files import SUFFIXES, FileSplit, list_images, open_image
+from micronet.data.image_files import SUFFIXES, FileSplit, are_grey, list_images, open_image
 from micronet.errors import MicronetError
 
 
@@ -31,6 +31,7 @@ def open_folder(root: Path, image_size: int | None) -> DataSource:
         test=partial(_read, test, classes, size),
         validation=partial(_read, splits["val"], classes, size) if "val" in splits and "test" in splits else None,
         augment="crop-flip",
+        is_grey=lambda: are_grey([path for name in classes for path in list_images(described / name)]),
     )
 
 

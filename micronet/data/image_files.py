@@ -34,12 +34,14 @@ SUFFIXES = {
 CHUNK_BYTES = 2_000_000  # of pixels: a fraction of a second of decoding, and little in a /dev/shm of 64 MB
 CHUNKS_AHEAD = 2  # per worker
 MAX_WORKERS = 16
+GREY_MODES = ("1", "L", "I")  # Pillow's modes without colours begin so
+GREY_SAMPLE = 64
 MEMORY_SHARE = 1 / 4  # of the free memory for decoded images; the network needs the rest
 MEMORY_VARIABLE = "MICRONET_IMAGE_MEMORY"
 
 
 class FileSplit(ImageSplit):
-    """Image files, decoded to (size, size) RGB pixels when they are needed."""
+    """Image files, decoded to (size, size) pixels when they are needed: RGB, or grey (``as_grey``)."""
 
     def __init__(self, paths: Sequence[Path | str], labels: Tensor, size: int) -> None:
         # One array of bytes: a million Path objects take half a gigabyte, and every worker would copy them.
@@ -55,11 +57,17 @@ class FileSplit(ImageSplit):
         part._rows, part.labels = self._rows[indices], self.labels[indices]
         return part
 
+    def as_grey(self) -> "FileSplit":
+        """Return the same images with one channel."""
+        split = copy.copy(self)
+        split.image_shape = (1, *self.image_shape[1:])
+        return split
+
     def with_cache(self) -> "FileSplit":
         """Return the same images, each of which will be decoded only once."""
         split, count = copy.copy(self), len(self)
         split._names, split._rows = self._names[self._rows.numpy()], torch.arange(count)
-        split._cache = torch.empty(count, *self.image_shape[1:], 3, dtype=torch.uint8)  # no memory until written
+        split._cache = torch.empty(count, *self.image_shape[1:], self.image_shape[0], dtype=torch.uint8)  # lazily
         split._is_cached = torch.zeros(count, dtype=torch.bool)
         return split
 
@@ -71,7 +79,7 @@ class FileSplit(ImageSplit):
         """
         rows = [self._rows[indices] for indices in batches]
         needed = [self._chunks_to_decode(each) for each in rows]
-        decode_here = partial(_decode_chunk, self._names, self.image_shape[1])
+        decode_here = partial(_decode_chunk, self._names, self.image_shape)
         decoded = chain(map(decode_here, chain(*needed[:1])), self._decode_ahead([*chain(*needed[1:])]))
         for own, chunks in zip(rows, needed, strict=True):
             yield self._assemble(own, chunks, [next(decoded) for _ in chunks])
@@ -99,7 +107,7 @@ class FileSplit(ImageSplit):
             chunks,  # type: ignore[arg-type]  # a list has all that a DataLoader needs
             batch_size=None,
             num_workers=min(max(1, usable_cores() // ranks.local_world_size() - 1), MAX_WORKERS, len(chunks)),
-            collate_fn=partial(_decode_in_worker, self._names, self.image_shape[1]),
+            collate_fn=partial(_decode_in_worker, self._names, self.image_shape),
             prefetch_factor=CHUNKS_AHEAD,
             worker_init_fn=_ignore_interrupts,
             generator=torch.Generator(),  # otherwise it would advance the generator of dropout
@@ -118,15 +126,16 @@ class FileSplit(ImageSplit):
             ) from error
 
 
-def _decode_chunk(names: Any, size: int, rows: Tensor) -> Tensor:
-    """Decode the files ``names[rows]`` as (B, size, size, 3) uint8."""
-    return torch.stack([decode(Path(os.fsdecode(name)), size) for name in names[rows.numpy()]])
+def _decode_chunk(names: Any, shape: tuple[int, int, int], rows: Tensor) -> Tensor:
+    """Decode the files ``names[rows]`` as (B, size, size, C) uint8; ``shape``: (C, size, size)."""
+    channels, size, _ = shape  # the three channels of a grey image are equal
+    return torch.stack([decode(Path(os.fsdecode(name)), size)[:, :, :channels] for name in names[rows.numpy()]])
 
 
-def _decode_in_worker(names: Any, size: int, rows: Tensor) -> Tensor | MicronetError:
+def _decode_in_worker(names: Any, shape: tuple[int, int, int], rows: Tensor) -> Tensor | MicronetError:
     """Decode a chunk. Errors are returned: one raised in a worker would arrive as the text of its traceback."""
     try:
-        return _decode_chunk(names, size, rows)
+        return _decode_chunk(names, shape, rows)
     except MicronetError as error:
         return error
 
@@ -155,6 +164,15 @@ def decode(path: Path, size: int) -> Tensor:
     with open_image(path) as image:
         rgb = _eight_bits(ImageOps.exif_transpose(image)).convert("RGB")
         return torch.from_numpy(np.array(rgb if rgb.size == (size, size) else square(rgb, size)))
+
+
+def are_grey(paths: Sequence[Path]) -> bool:
+    """Return True if the image files have no colours, judged by the formats of some of them."""
+    for path in paths[:: max(1, len(paths) // GREY_SAMPLE)]:
+        with open_image(path) as image:
+            if not image.mode.startswith(GREY_MODES):
+                return False
+    return len(paths) > 0
 
 
 def image_memory() -> int:

@@ -126,7 +126,10 @@ def measure(files: list[Path], config: MeasureSettings, context: Context) -> "li
         network, size_bytes = _open(file, config.runtime, context)
         name = file.stem.strip("<>") if file in context.memory.artifacts else file.name
         candidates.append(Candidate(name, network, size_bytes))
-    like = _common_spec([each.network.data for each in candidates if each.network.data])
+    specs = [each.network.data for each in candidates if each.network.data]
+    if config.data.task is None and len(tasks := sorted({spec.task for spec in specs})) > 1:
+        raise MicronetError(f"the files are for different tasks ({', '.join(tasks)}); choose one with --task")
+    like = _common_spec(specs)
     for each in candidates:
         _check_same_input(each.name, each.network, like)
     dataset = open_test_data(config.data, like)

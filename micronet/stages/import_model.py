@@ -2,10 +2,15 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from micronet.core.config import group, setting
 from micronet.stages.config import DataConfig, ModelConfig, OutputConfig
 from micronet.stages.stage import Context, Outcome, Stage
+
+if TYPE_CHECKING:
+    from micronet.artifact.artifact import Artifact
+    from micronet.data.dataset import DataSpec
 
 
 @dataclass(frozen=True)
@@ -21,6 +26,7 @@ class Import(Stage):
         "micronet import --model torchvision:resnet18 --model-args '{\"num_classes\": 10}' -o resnet18.safetensors"
     )
     begins = True
+    leads_to = "quantize --mode ptq"
     optional_data = True
 
     weights: Path | None = setting(
@@ -43,6 +49,7 @@ class Import(Stage):
         """Build the network and fill it."""
         from micronet.artifact.foreign import import_model, preprocessing
         from micronet.data.load import load_data
+        from micronet.stages.inputs import with_grey
         from micronet.tasks.task import CLASSIFICATION
         from micronet.training.loop import check_model_fits
 
@@ -52,7 +59,28 @@ class Import(Stage):
         spec = preprocessing(model.name, self.mean, self.std)
         if data.data is not None:
             dataset = load_data(data.data, image_size=data.image_size, limit=data.limit, like=spec, task=data.task)
+            if spec.channels is None and spec.mean is None:
+                dataset = with_grey(dataset, spec, imported.model, data)
             spec = dataset.spec
             if spec.task != CLASSIFICATION:
                 check_model_fits(imported.model, dataset)
-        return Outcome(replace(imported, data=spec.to_json()), {"data": spec.name})
+        artifact = replace(imported, data=spec.to_json())
+        return Outcome(artifact, {"data": spec.name, **_described(artifact, spec)})
+
+
+def _described(artifact: "Artifact", spec: "DataSpec") -> dict[str, Any]:
+    """Return the network, its MACs for one sample of the recorded size, and the input they are for."""
+    from micronet.evaluation.cost import count_macs
+    from micronet.models.device import head
+    from micronet.stages.inputs import example_input
+    from micronet.stages.words import describe_inputs, describe_network
+
+    network = describe_network(artifact)
+    if spec.inputs is None and (spec.image_size is None or spec.channels is None):
+        return {"network": network, "macs": None}
+    size = f"{spec.channels}x{spec.image_size}x{spec.image_size}"
+    try:
+        macs = count_macs(artifact.model, head(example_input(artifact), 1))
+    except Exception:  # a forward may raise anything; the next command says what does not fit
+        macs = None
+    return {"network": network, "macs": macs, "input": size if spec.inputs is None else describe_inputs(spec.inputs)}

@@ -22,7 +22,8 @@ from micronet.errors import MicronetError
 from micronet.evaluation.accuracy import check_scores, evaluate, evaluating
 from micronet.evaluation.network import Predictor
 from micronet.models.build import ModelSpec, accepted_args, build_model, make_spec
-from micronet.models.device import Example, Inputs, head
+from micronet.models.device import Example, Inputs, as_inputs, head
+from micronet.models.modes import eval_mode
 from micronet.quantization.config import CALIBRATION_BATCH, RangeConfig
 from micronet.quantization.histogram import Statistics, load_statistics, save_statistics
 from micronet.quantization.synthetic import synthesize_images
@@ -37,7 +38,27 @@ DEFAULT_SHAPE = (3, 224, 224)  # of torchvision's classification networks
 def open_data(config: DataConfig, artifact: Artifact | None = None, seed: int = 1) -> Dataset:
     """Open the data named, or those an artifact remembers; without an artifact, the default data."""
     like = DataSpec(name=DEFAULT_DATA, seed=seed) if artifact is None else DataSpec.from_json(artifact.data)
+    data = load_data(config.data, image_size=config.image_size, limit=config.limit, like=like, task=config.task)
+    if artifact is None or like.channels is not None or like.mean is not None:
+        return data
+    return with_grey(data, like, artifact.model, config)
+
+
+def with_grey(data: Dataset, like: DataSpec, model: nn.Module, config: DataConfig) -> Dataset:
+    """Return the data with one channel if the image files are grey and the network takes images of one channel."""
+    if not data.is_grey or not _takes_grey(model, data.image_height):
+        return data
+    like = replace(like, channels=1)
     return load_data(config.data, image_size=config.image_size, limit=config.limit, like=like, task=config.task)
+
+
+def _takes_grey(model: nn.Module, size: int) -> bool:
+    try:
+        with eval_mode(model), torch.no_grad():
+            model(*as_inputs(model, torch.zeros(1, 1, size, size)))
+    except Exception:  # the user's forward may raise anything
+        return False
+    return True
 
 
 def open_test_data(config: DataConfig, like: DataSpec) -> Dataset:
@@ -63,6 +84,18 @@ def export_batches(artifact: Artifact, config: DataConfig, count: int) -> tuple[
     with evaluating(artifact.model) as predict:
         check_scores(predict, head(next(batches()), 1), dataset.spec, task=dataset.task)
     return replace(artifact, data=dataset.spec.to_json()), batches
+
+
+def new_fitting(config: ModelConfig, data: DataConfig, seed: int) -> tuple[Artifact, Dataset]:
+    """Open the data named, and build a network that fits them; grey image files have one channel if that fits."""
+    dataset = open_data(data, seed=seed)
+    if dataset.is_grey:
+        like = DataSpec(name=DEFAULT_DATA, seed=seed)
+        artifact = new_artifact(config, replace(dataset.spec, channels=1), seed)
+        grey = with_grey(dataset, like, artifact.model, data)
+        if grey is not dataset:
+            return artifact, grey
+    return new_artifact(config, dataset.spec, seed), dataset
 
 
 def new_artifact(config: ModelConfig, spec: DataSpec, seed: int) -> Artifact:
@@ -125,13 +158,14 @@ def reference_of(model: nn.Module) -> Predictor:
 def _fitting(spec: ModelSpec, data: DataSpec, width: float | None) -> dict[str, Any]:
     """Return the factory arguments that fit a network to data."""
     classes = len(data.classes or [])
-    offers: dict[str, Any] = {"num_classes": classes, "in_channels": data.channels, "image_size": data.image_size}
+    known = {"num_classes": classes, "in_channels": data.channels, "image_size": data.image_size}
+    offers: dict[str, Any] = {name: value for name, value in known.items() if value}
     if width is not None:
         offers["width"] = width
     taken = accepted_args(spec, offers)
     if width is not None and "width" not in taken:
         raise MicronetError(f"--width only applies to built-in networks; for {spec.name}, use --model-args")
-    return {"num_classes": classes} if spec.name.startswith("torchvision:") else taken
+    return {"num_classes": classes} if spec.name.startswith("torchvision:") and classes else taken
 
 
 def calibration_batches(

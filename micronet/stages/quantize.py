@@ -37,6 +37,7 @@ class Quantize(TrainingSettings, Stage):
     example = "micronet quantize float.safetensors --w-bits 8 --a-bits 8 --q-type sym --epochs 1 -o int8.safetensors"
     restorer = "micronet.quantization.quantize:restore"
     takes_batches = True
+    leads_to = "bn-fuse"
     advanced = ("preset", "lr", "batch_size", "model", "device")
     cannot_follow = {  # noqa: RUF012  # never changed
         "quantize": "it is already quantized; run finetune or --mode qaft on it, or quantize the float artifact again"

@@ -47,6 +47,7 @@ from micronet.stages.inputs import (
 )
 from micronet.stages.quantize import Quantize
 from micronet.stages.train import fit_new, fit_stage, keep
+from micronet.stages.words import introduce
 from micronet.training import distributed
 from micronet.training.config import RunContext, TrainConfig, TrainHooks
 from micronet.training.loop import check_model_fits, fit_artifact
@@ -116,6 +117,7 @@ class Quantizing:
         dataset, recovery = self.dataset, self.settings.recovery
         if dataset is not None:
             check_model_fits(self.artifact.model, dataset)
+            self.run.progress.line(introduce(dataset, self.artifact, self.run.device))
         elif self.settings.calibration.mode == "ptq" and not self.calibration_inputs:
             raise MicronetError("--mode ptq needs calibration data; pass it with --data")
         original = self.artifact.model.to(self.run.device)

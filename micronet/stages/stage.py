@@ -88,6 +88,7 @@ class Stage:
         takes_batches: Whether the API may give it input batches in place of a data set.
         takes_example: Whether the API may give it an example input, for tracing.
         takes_networks: Whether the API may give it networks in memory.
+        leads_to: The stage that usually comes next, perhaps with options, if the summary names one.
         product: The type of its product, for the typed API.
         advanced: Settings that ``--help`` of other stages shows first, and of this one under Advanced.
     """
@@ -104,6 +105,7 @@ class Stage:
     takes_batches: ClassVar[bool] = False
     takes_example: ClassVar[bool] = False
     takes_networks: ClassVar[bool] = True
+    leads_to: ClassVar[str | None] = None
     product: ClassVar[str] = "Artifact"
     advanced: ClassVar[tuple[str, ...]] = ()
 
@@ -211,8 +213,12 @@ class Stage:
         save(product, path)
 
     def add_file(self, summary: dict[str, Any], path: Path) -> None:
-        """Add the file that was written to the summary."""
+        """Add the file that was written, and the command that usually comes next, to the summary."""
         summary.update(output=str(path), size_bytes=path.stat().st_size)
+        if self.leads_to is not None and path.suffix == ".safetensors":
+            from micronet.stages.words import next_command
+
+            summary["next"] = next_command(self.leads_to, path, self)
 
     @classmethod
     def restore(cls, model: "nn.Module", record: StageRecord) -> "nn.Module":

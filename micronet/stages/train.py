@@ -14,6 +14,7 @@ from micronet.pruning.config import SparsityConfig
 from micronet.stages.config import DataConfig, ModelConfig, ReadSettings, RunConfig, TrainingSettings, input_file
 from micronet.stages.execute import finish
 from micronet.stages.stage import BEFORE_FUSING, PRUNE_FIRST, Context, Outcome, Stage
+from micronet.stages.words import introduce
 from micronet.training.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class Train(TrainingSettings, Stage):
     name = "train"
     example = "micronet train --model nin --width 0.25 --data digits --epochs 2 -o float.safetensors"
     begins = True
+    leads_to = "quantize"
 
     model: ModelConfig = group(ModelConfig)
 
@@ -51,6 +53,7 @@ class SparseTrain(TrainingSettings, Stage):
     )
     example = "micronet sparse-train float.safetensors --s 1e-3 --epochs 2 -o sparse.safetensors"
     ending = "-sparse.safetensors"
+    leads_to = "prune"
     cannot_follow = {"quantize": PRUNE_FIRST, "bn-fuse": BEFORE_FUSING}  # noqa: RUF012  # never changed
 
     artifact: Path | None = input_file("A float artifact; without one, a new network is trained.", None)
@@ -79,15 +82,16 @@ class SparseTrain(TrainingSettings, Stage):
         """Train with the criterion's penalty."""
         from micronet.models.device import as_inputs
         from micronet.pruning.groups import find_groups
-        from micronet.stages.inputs import example_input, new_artifact, open_data
+        from micronet.stages.inputs import example_input, new_fitting, open_data
         from micronet.training.config import TrainHooks
 
         run = run_context(self, context)
-        dataset = open_data(self.data, context.source, run.seed)
-        artifact = context.source
-        if artifact is None:
-            fresh = new_artifact(self.model, dataset.spec, run.seed)
+        if context.source is None:
+            fresh, dataset = new_fitting(self.model, self.data, run.seed)
             artifact = fresh.after(StageRecord("train", {"epochs": 0}))
+        else:
+            artifact, dataset = context.source, open_data(self.data, context.source, run.seed)
+        run.progress.line(introduce(dataset, artifact, run.device))
         example = example_input(replace(artifact, data=dataset.spec.to_json()))
         criterion = registry.resolve(registry.CRITERIA, self.sparsity.criterion, "criterion")
         model = artifact.model.to(run.device)
@@ -105,6 +109,7 @@ class Finetune(TrainingSettings, ReadSettings, Stage):
     details = "Quantized artifacts continue with QAT, or with QAFT if their ranges are frozen."
     example = "micronet finetune pruned.safetensors --epochs 2 --distill float.safetensors -o finetuned.safetensors"
     ending = "-finetuned.safetensors"
+    leads_to = "export-onnx"
     cannot_follow = {"bn-fuse": BEFORE_FUSING}  # noqa: RUF012  # never changed
 
     training: TrainConfig = group(FINETUNING)
@@ -120,6 +125,7 @@ class Finetune(TrainingSettings, ReadSettings, Stage):
         dataset = open_data(self.data, artifact, run.seed)
         is_qaft = is_frozen(artifact.model) or any(record.config.get("mode") == "qaft" for record in artifact.history)
         hooks = TrainHooks(frozen if is_qaft else observing)
+        run.progress.line(introduce(dataset, artifact, run.device))
         return trained(fit_stage("finetune", artifact, dataset, self.training, run, hooks))
 
 
@@ -152,10 +158,11 @@ def run_context(stage: Any, context: Context) -> "RunContext":
 
 def fit_new(model: ModelConfig, data: DataConfig, training: TrainConfig, run: "RunContext") -> "Artifact":
     """Build a network that fits the data and train it."""
-    from micronet.stages.inputs import new_artifact, open_data
+    from micronet.stages.inputs import new_fitting
 
-    dataset = open_data(data, seed=run.seed)
-    return fit_stage("train", new_artifact(model, dataset.spec, run.seed), dataset, training, run)
+    artifact, dataset = new_fitting(model, data, run.seed)
+    run.progress.line(introduce(dataset, artifact, run.device))
+    return fit_stage("train", artifact, dataset, training, run)
 
 
 def fit_stage(

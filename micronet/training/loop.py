@@ -23,7 +23,7 @@ from micronet.data.batches import batch_sizes, eval_batches, resized, train_batc
 from micronet.data.dataset import Dataset
 from micronet.data.split import Split
 from micronet.errors import FailedError, MicronetError, StoppedError, count
-from micronet.evaluation.accuracy import check_scores, evaluate, evaluating
+from micronet.evaluation.accuracy import check_scores, evaluate, evaluating, predictor
 from micronet.evaluation.network import Predictor
 from micronet.models.device import memory_format
 from micronet.tasks.task import Task
@@ -249,6 +249,8 @@ def fit_artifact(
         "initial_weights": context.initial_weights,
         "teacher": None if config.distill is None else file_hash(config.distill),
     }
+    if teacher is not None and data.task.needs_reference:
+        data, teacher = data.with_reference(predictor(teacher.model)), None
     row = Trainer(artifact.model, data, config, context, identity, hooks, teacher).fit()
 
     images = len(data.test)

@@ -1,0 +1,63 @@
+"""What a stage says before it works, and the command to run next. Imports torch only inside functions."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from micronet.core.config import flatten
+from micronet.errors import count
+
+if TYPE_CHECKING:
+    from micronet.artifact.artifact import Artifact
+    from micronet.data.dataset import Dataset
+    from micronet.stages.stage import Stage
+
+MILLION = 1_000_000
+
+
+def introduce(data: "Dataset", artifact: "Artifact", device: Any) -> str:
+    """Describe the data, the network and the device in one line.
+
+    For example: 4,000 training and 1,000 validation images, 10 classes, 1 channel, 32x32; nin with 0.67 M parameters;
+    cpu.
+    """
+    noun = data.train.noun
+    found = [f"{len(data.train):,} training and {len(data.validation):,} validation {noun}s", *_shape(data)]
+    return f"{', '.join(found)}; {describe_network(artifact)}; {device}"
+
+
+def describe_network(artifact: "Artifact") -> str:
+    """Name a network and its size: ``nin with 0.67 M parameters``."""
+    name = artifact.spec.name.rpartition(":")[2] or type(artifact.model).__name__
+    params = sum(parameter.numel() for parameter in artifact.model.parameters())
+    size = f"{params / MILLION:.2f} M" if params >= MILLION / 100 else f"{params:,}"
+    return f"{name} with {size} parameters"
+
+
+def describe_inputs(inputs: list[dict[str, Any]]) -> str:
+    """Describe inputs that are no images: ``float32 1x24x40 and int64 7``."""
+    return " and ".join(f"{each['dtype']} {'x'.join(map(str, each['shape']))}".rstrip() for each in inputs)
+
+
+def next_command(command: str, path: Path, stage: "Stage") -> str:
+    """Return a command line that works on what a stage wrote, with the user's code that the stage was given.
+
+    ``command``: the name of a stage, perhaps followed by options.
+    """
+    from micronet.stages.stage import find, uses
+
+    name, *rest = command.split()
+    values, following = flatten(stage), find(name)
+    words = ["micronet", name, str(path), *rest]
+    for option in ("model", "task"):
+        value = values.get(option)
+        if value is not None and ":" in value and not value.startswith("torchvision:") and uses(following, option):
+            words += [f"--{option}", value]
+    return " ".join(words)
+
+
+def _shape(data: "Dataset") -> list[str]:
+    spec = data.spec
+    if spec.inputs is not None:
+        return [describe_inputs(spec.inputs)]
+    classes = [count(len(spec.classes), "class")] if spec.classes else []
+    return [*classes, count(spec.channels or 0, "channel"), f"{spec.image_size}x{spec.image_size}"]

@@ -1,0 +1,50 @@
+"""What commands say before they work and after: the data, the network, the command to run next."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from micronet.cli.app import run
+from micronet.data.load import load_data
+
+LINEAR = "tests/tasks/networks.py:Segmenter"
+
+
+@pytest.fixture(scope="module")
+def grey(tmp_path_factory):
+    """A folder of grey images of two classes."""
+    root, random = tmp_path_factory.mktemp("grey"), np.random.default_rng(0)
+    for place in ("train/a", "train/b", "test/a", "test/b"):
+        (root / place).mkdir(parents=True)
+        for number in range(10):
+            Image.fromarray(random.integers(0, 256, (8, 8), np.uint8)).save(root / place / f"{number}.png")
+    return root
+
+
+def test_trainings_begin_with_what_they_found_and_end_with_a_command_that_runs(grey, tmp_path, micronet):
+    path = tmp_path / "a.safetensors"
+    train = ["train", "--model", "nin", "--width", "0.1", "--data", grey, "--image-size", "32", "--epochs", "0"]
+    done = micronet(*train, "-o", path)
+    assert done.err.splitlines()[0] == (
+        "18 training and 2 validation images, 2 classes, 1 channel, 32x32; nin with 0.01 M parameters; cpu"
+    )
+    command = done.out.splitlines()[-1]
+    assert command == f"next: micronet quantize {path}"
+    assert run([*command.split()[2:], "--dry-run"]) == 0
+
+
+def test_grey_folders_have_one_channel_only_for_networks_that_take_it(grey, tmp_path, micronet):
+    three = micronet(
+        "train", "--model", "torchvision:resnet18", "--data", grey, "--epochs", "0", "-o", tmp_path / "b.safetensors"
+    )
+    assert "3 channels, 8x8; resnet18" in three.err
+    assert load_data(str(grey)).spec.channels == 3  # as files of earlier versions record it
+
+
+def test_import_says_the_size_of_the_network_at_the_input_that_it_was_given(tmp_path, micronet):
+    np.save(tmp_path / "x.npy", np.zeros((9, 1, 12, 20), np.float32))
+    imported = ["import", "--model", LINEAR, "--task", "agreement", "--data", tmp_path / "x.npy"]
+    done = micronet(*imported, "-o", tmp_path / "a.safetensors")
+    macs = 6 * 10 * (8 * 9 + 3 * 8)
+    assert done.out.splitlines()[0] == f"Segmenter with 123 parameters, {macs:,} MACs for an input of float32 1x12x20"
+    assert done.out.splitlines()[-1].endswith(f"a.safetensors --mode ptq --model {LINEAR}")
