@@ -37,6 +37,8 @@ def _set_sizes(module: Any, sizes: Mapping[str, int]) -> None:
 
 
 def _empty(old: Tensor, shape: Sequence[int]) -> Tensor:
+    if len(shape) != old.dim() or any(not 0 < size <= whole for size, whole in zip(shape, old.shape, strict=True)):
+        raise ValueError(f"a tensor of shape {tuple(old.shape)} cannot be cut to {tuple(shape)}")
     new = torch.empty(tuple(shape), dtype=old.dtype, device=old.device)
     return nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
 
