@@ -32,7 +32,7 @@ from micronet.data.image_files import list_images
 from micronet.models.device import describe_machine
 from micronet.onnx import posttraining
 from micronet.onnx.feeds import Feed, ImageInput, inputs_of, is_channels_last
-from micronet.onnx.integers import count_integers
+from micronet.onnx.operator_count import count_integers
 
 IMAGENET, HALF = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]), ([0.5] * 3, [0.5] * 3)
 PLAIN, BYTES = ([0.0] * 3, [1.0] * 3), ([0.408, 0.459, 0.482], [1 / 255] * 3)

@@ -26,7 +26,7 @@ from micronet.onnx import posttraining
 from micronet.onnx.config import InputConfig
 from micronet.onnx.feeds import Feed, ImageInput, image_size, inputs_of, is_channels_last, read_arrays
 from micronet.onnx.insertion import ValueRange
-from micronet.onnx.integers import count_integers
+from micronet.onnx.operator_count import count_integers
 from micronet.onnx.trt_cache import LEGACY_HEADER, read_legacy_cache
 from micronet.quantization.config import CALIBRATION_BATCH, QuantConfig, RangeConfig
 from micronet.quantization.histogram import Histogram

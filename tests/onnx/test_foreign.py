@@ -6,7 +6,7 @@ import pytest
 from onnx import TensorProto
 
 from micronet.onnx import posttraining as pt
-from micronet.onnx.integers import count_integers
+from micronet.onnx.operator_count import count_integers
 from micronet.runtimes.config import RuntimeOptions
 from micronet.runtimes.onnxruntime import open_session
 from tests.onnx.foreign import NETWORKS, inputs_for
