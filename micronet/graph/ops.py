@@ -45,6 +45,7 @@ def _family(modules: tuple[type[nn.Module], ...] = (), functions: tuple[object, 
 
 # Layers with weights.
 CONVOLUTIONS = nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d
+FORWARD_CONVOLUTIONS = nn.Conv1d, nn.Conv2d, nn.Conv3d
 ROW_LAYERS = nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear  # their weights are (outputs, inputs, ...)
 BATCH_NORMS = nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm
 INSTANCE_NORMS = nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d
@@ -78,6 +79,7 @@ AVERAGE_POOL = _family(
 RESAMPLE = _family((nn.LPPool2d, nn.Upsample, nn.ZeroPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d), (F.interpolate,))
 MEAN = _family(functions=(torch.mean,), methods="mean")
 ADD = _family((Add,), (operator.add, operator.iadd, torch.add), "add add_")
+MULTIPLY = _family(functions=(operator.mul, operator.imul, torch.mul, torch.multiply), methods="mul mul_")
 CONCATENATE = _family(functions=(torch.cat, torch.concat, torch.concatenate))
 
 # Values in another place or shape.
@@ -87,6 +89,7 @@ RESHAPE = _family(
      torch.split),
     "flatten view reshape permute transpose squeeze unsqueeze chunk split",
 )  # fmt: skip
+IDENTITY = _family((nn.Identity, Tap))
 SHUFFLES = ChannelShuffle, nn.ChannelShuffle
 REARRANGE = _family(
     (*SHUFFLES, nn.PixelShuffle, nn.PixelUnshuffle),

@@ -21,7 +21,7 @@ from micronet.models.device import Example, as_inputs
 from micronet.models.modes import eval_mode
 
 
-def record_network(model: nn.Module, example: Example) -> tuple[nn.Module, dict[str, PlainLayer]]:
+def record_network(model: nn.Module, example: Example) -> tuple[fx.GraphModule, dict[str, PlainLayer]]:
     """Run a network in eval mode on an example, and return what it computed as a network that torch.fx can trace.
 
     Args:

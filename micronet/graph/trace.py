@@ -101,6 +101,10 @@ class Graph:
         """Return the nodes that read a tensor's values, not only its sizes."""
         return [user for user in node.users if not self.is_number(user)]
 
+    def readable(self, node: fx.Node) -> list[fx.Node]:
+        """Return the nodes whose tensors a node reads; none is a size or a stored parameter."""
+        return [read for read in node.all_input_nodes if read.op != "get_attr" and not self.is_number(read)]
+
     def is_non_negative(self, node: fx.Node) -> bool:
         """Return True if a node's output is never below zero: a ReLU, a sigmoid, or such values moved or averaged."""
         if self.preserves_values(node) or self.matches(node, ops.AVERAGE):

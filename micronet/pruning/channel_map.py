@@ -1,10 +1,9 @@
 """Which channel sits where in every layer of a network, found by running the traced forward on channel ids.
 
-Each tensor is replaced by one of the same shape whose elements say which channel they belong to. A convolution or
-linear layer assigns new ids to its outputs. Operations that only move values (views, permutations, shuffles,
-concatenations, splits) run on the ids unchanged. Operations that combine values, such as additions, merge the groups of
-their channels. Running the forward again with other widths shows where each channel sits in the pruned network. An
-operation that is not supported pins its channels: they are never cut.
+A convolution or linear layer assigns new ids to its outputs. Operations that only move values (views, permutations,
+shuffles, concatenations, splits) run on the ids unchanged. Operations that combine values, such as additions, merge the
+groups of their channels. Running the forward again with other widths shows where each channel sits in the pruned
+network. An operation that is not supported pins its channels: they are never cut.
 """
 
 import operator
@@ -21,6 +20,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from micronet.graph import ops
 from micronet.graph.trace import weight_owners
 from micronet.models.layers import FrozenBatchNorm
+from micronet.pruning.attributes import Attributes, split_sizes
 from micronet.pruning.group_table import ChannelGroup, GroupTable
 from micronet.pruning.heads import attend_ids
 from micronet.pruning.ids import (
@@ -36,7 +36,7 @@ from micronet.pruning.ids import (
     varies,
     without_ids,
 )
-from micronet.pruning.own_tensors import OwnTensors, TensorChannels, sizes_for
+from micronet.pruning.own_tensors import OwnTensors, sizes_for
 from micronet.pruning.traced_network import NodeCall, Reshape, TracedNetwork, reads_shape
 
 _FIXED_SIZES = "forward() uses fixed sizes"
@@ -51,6 +51,7 @@ class ChannelMap:
         table: All groups, including those merged into others.
         layers: Convolutions and linear layers by name.
         norms: Modules with one value per channel by name.
+        attributes: Integers of the user's modules that these widths need to be others.
         tensors: Parameters and buffers that the forward reads, with one value per channel, by name.
         reshapes: By graph and operation, how it takes channels in equal parts.
         scalars: By graph and node, channels and the plain numbers that they are combined with.
@@ -71,15 +72,16 @@ class ChannelMap:
         self.layers: dict[str, LayerChannels] = {}
         self.norms: dict[str, Ids] = {}
         self.reshapes: dict[tuple[int, str], Reshape] = {}
-        self.tensors: dict[str, TensorChannels] = {}
         self.scalars: dict[tuple[int, str], tuple[Ids, list[float]]] = {}
         self._unsupported: dict[str, str] = {}  # module -> why its channels are pinned
-        self._modules = dict(network.model.named_modules())
-        self._owners = weight_owners(network.model)
+        self._modules: dict[str, Any] = dict(network.model.named_modules())
+        frozen = {norm for norm in self._modules.values() if isinstance(norm, FrozenBatchNorm) and not norm._parameters}
+        self._owners = weight_owners(network.model) | frozen
         called = [str(node.target) for graph in network.graphs for node in graph.nodes if node.op == "call_module"]
         numbers = {name: number for number, name in enumerate(dict.fromkeys(called))}
         self.table: GroupTable = GroupTable(numbers, widths or {}, pinned or {})
         self._called = numbers.keys()
+        self.attributes = Attributes()
         self._own = OwnTensors(network.model, self.table, sizes or {})
         for index, graph in enumerate(network.graphs):
             self._run(index, graph)
@@ -98,7 +100,7 @@ class ChannelMap:
     def _run(self, index: int, graph: fx.Graph) -> None:
         values: dict[fx.Node, Any] = {}
         for node in graph.nodes:
-            args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
+            args, kwargs = self.attributes.resolve(fx.node.map_arg((node.args, node.kwargs), values.__getitem__))
             module = self._modules[str(node.target)] if node.op == "call_module" else None
             key = index, node.name
             values[node] = self._visit(NodeCall(node, key, module, args, kwargs, self.network.results[key]))
@@ -120,10 +122,10 @@ class ChannelMap:
         if module is None:
             return self._visit_operation(call)
         result = self._visit_module(call, str(node.target), module)
-        if module._forward_hooks or module._forward_pre_hooks:
-            self._unsupported[str(node.target)] = "a hook may change its input or its output"
-            return self._give_up(call, f"{node.target} has a hook")
-        return result
+        if not (module._forward_hooks or module._forward_pre_hooks):
+            return result
+        self._unsupported[str(node.target)] = "a hook may change its input or its output"
+        return self._give_up(call, f"{node.target} has a hook")
 
     def _visit_module(self, call: NodeCall, name: str, module: Any) -> Any:
         if isinstance(module, ops.CONVOLUTIONS):
@@ -214,14 +216,16 @@ class ChannelMap:
         if fits and not has_values:
             return x
         ids = ids_along(x, 1) if fits and x.dim() > 1 else None
-        owns = call.module in self._owners or (isinstance(call.module, FrozenBatchNorm) and not call.module._parameters)
-        if ids is None or not owns:
+        if ids is None or call.module not in self._owners:
             self._unsupported[name] = "its input cannot be pruned"
             return self._give_up(call, f"{name} uses it with channels on another axis")
         self.table.merge(self.norms.setdefault(name, ids), ids)
         return x
 
     def _move(self, call: NodeCall) -> Any:
+        if sizes := split_sizes(call.node):
+            x, axis = call.tensors[0], call.argument(2, "dim", 0)
+            call = replace(call, args=(x, self.attributes.fitted(sizes, x.size(axis)), axis), kwargs={})
         try:
             moved = call.run()
         except (RuntimeError, IndexError, TypeError, ValueError):  # fixed sizes that do not fit these widths
@@ -233,7 +237,7 @@ class ChannelMap:
     def _pool(self, call: NodeCall) -> Any:
         x, ids = call.tensors[0], ids_along(call.tensors[0], 1)
         results = [leaf for leaf in tree_leaves(call.fixed) if isinstance(leaf, Tensor)]
-        fits = call.batched_rank in (None, x.dim()) and len(results) == 1 and results[0].dim() == x.dim()
+        fits = call.batched_rank in (None, x.dim()) and [y.dim() for y in results] == [x.dim()]
         if ids is None or not fits:
             return self._give_up(call, f"{call.node.name} pools across channels, or its input has no batch axis")
         return spread(ids, 1, (x.shape[0], len(ids), *results[0].shape[2:]))
@@ -251,10 +255,9 @@ class ChannelMap:
 
     def _tie(self, x: Tensor, axis: int) -> bool:
         """Keep or cut channels that differ along one axis alike; return False if nothing else tells channels apart."""
-        if not any(varies(x, other) for other in range(x.dim()) if other != axis):
-            return False
-        self.table.merge(*(ids.numpy().ravel() for ids in dense(x.narrow(axis, 0, 1).expand_as(x), x)))
-        return True
+        if others := any(varies(x, other) for other in range(x.dim()) if other != axis):
+            self.table.merge(*(ids.numpy().ravel() for ids in dense(x.narrow(axis, 0, 1).expand_as(x), x)))
+        return others
 
     def _combine(self, call: NodeCall) -> Any:
         own, channels = ([x for x in call.tensors if self._own.holds(x) is held] for held in (True, False))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from micronet.graph import ops
 from micronet.graph.plain import PlainLayer, bound
+from micronet.pruning.attributes import set_attribute, set_attributes
 from micronet.pruning.channel_map import ChannelMap
 from micronet.pruning.ids import FIXED, STRIDE, Ids
 
@@ -74,6 +75,8 @@ def cut_channels(model: nn.Module, old: ChannelMap, new: ChannelMap, keep: Keep)
         if len(places) < len(ids):
             tensor = attrgetter(name)(model)
             cutter.fill_tensor(name, tensor.index_select(axis, places.to(tensor.device)))
+    for owner, values in set_attributes(model, new.attributes.changed).items():
+        cutter.result.setdefault("attributes", {}).setdefault(owner, {}).update(values)
     return cutter.result
 
 
@@ -167,8 +170,9 @@ def restore_cut(model: nn.Module, result: Mapping[str, Any]) -> None:
     for place, shape in result.get("tensors", {}).items():
         owner, _, name = place.rpartition(".")
         setattr(model.get_submodule(owner), name, _empty(attrgetter(place)(model), shape))
-    for owner, sizes in result.get("attributes", {}).items():
-        _set_sizes(model.get_submodule(owner), sizes)
+    for owner, values in result.get("attributes", {}).items():
+        for name, value in values.items():
+            set_attribute(model.get_submodule(owner), name, value)
 
 
 def _width_attribute(norm: nn.Module) -> str:

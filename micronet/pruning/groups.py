@@ -18,12 +18,13 @@ from micronet.pruning.ids import FIXED, STRIDE, groups_of
 from micronet.pruning.traced_network import trace_network
 
 
-def find_groups(model: nn.Module, example: Example, regular: int = 1) -> ChannelMap:
+def find_groups(model: nn.Module, example: Example, regular: int = 1, *, attributes: bool = True) -> ChannelMap:
     """Trace a network on an example input and return its channels, in groups that must be cut together.
 
-    ``regular``: what widths should be multiples of. Raises MicronetError if the network cannot be traced.
+    ``regular``: what widths should be multiples of. ``attributes``: change sizes that the user's modules hold. Raises
+    MicronetError if the network cannot be traced.
     """
-    network = trace_network(model, example, regular)
+    network = trace_network(model, example, regular, attributes=attributes)
     pinned: dict[int, str] = {}
     while True:
         channels = ChannelMap(network, pinned=pinned)

@@ -7,11 +7,12 @@ in equal parts, the best channels of each part are kept.
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
+from numpy.typing import NDArray
 
 from micronet.core.config import matching
 from micronet.errors import MicronetError, count
@@ -227,7 +228,7 @@ class Planner:
         if len(new) == len(old):
             return new == old
         if self._groups[group].block:
-            return len({*self._blocks(group, old), *self._blocks(group, new)}) == 1
+            return Counter(self._blocks(group, new)) <= Counter(self._blocks(group, old))
         return Counter(new) <= Counter(old)
 
     def _blocks(self, group: int, channels: list[Signature]) -> list[tuple[Signature, ...]]:
@@ -241,18 +242,23 @@ class Planner:
         if len(new) == len(old):
             return list(range(len(old)))
         if (size := self._groups[group].block) is not None:  # the blocks with the best mean scores
-            parts = self._groups[group].parts
-            places = np.arange(len(old)).reshape(parts, -1, size)
+            places = np.arange(len(old)).reshape(self._groups[group].parts, -1, size)
             means = self._scores[group][places].mean((0, 2))
-            blocks = np.sort(np.argsort(-means, kind="stable")[: len(new) // (size * parts)])
-            kept: list[int] = places[:, blocks].ravel().tolist()
+            kept: list[int] = (
+                places[:, _best(means, self._blocks(group, old), self._blocks(group, new))].ravel().tolist()
+            )
             return kept
-        best = np.argsort(-self._scores[group], kind="stable").tolist()
-        chosen = {
-            signature: iter(sorted([channel for channel in best if old[channel] == signature][:channels]))
-            for signature, channels in Counter(new).items()
-        }
-        return [next(chosen[signature]) for signature in new]
+        return _best(self._scores[group], old, new)
+
+
+def _best(scores: NDArray[np.float64], old: Sequence[Hashable], new: Sequence[Hashable]) -> list[int]:
+    """Return for each new signature the best-scored old place with it, in order."""
+    best = np.argsort(-scores, kind="stable").tolist()
+    chosen = {
+        signature: iter(sorted([place for place in best if old[place] == signature][:number]))
+        for signature, number in Counter(new).items()
+    }
+    return [next(chosen[signature]) for signature in new]
 
 
 def _signatures(channels: ChannelMap) -> dict[int, list[Signature]]:

@@ -49,7 +49,24 @@ def prune_model(
         MicronetError: The network cannot be traced or copied, or none of its channels can be cut.
         FailedError: The target cannot be met, or the pruned network fails the check.
     """
-    pruner = Pruner(model, config, example)
+    try:
+        pruner, plan, pruned, result = _pruned(model, config, example, cost, attributes=True)
+    except _AttributesMatter:  # to more than the sizes that the network shows
+        pruner, plan, pruned, result = _pruned(model, config, example, cost, attributes=False)
+    if in_place:
+        pruned, result = pruner.cut(plan, in_place=True)
+    return pruned, StageRecord("prune", config.to_json(), result), plan
+
+
+class _AttributesMatter(Exception):
+    """A pruned network with changed attributes computes something else."""
+
+
+def _pruned(
+    model: nn.Module, config: PruneConfig, example: Example, cost: Cost | None, *, attributes: bool
+) -> "tuple[Pruner, PrunePlan, nn.Module, dict[str, Any]]":
+    """Plan, cut a copy and check it."""
+    pruner = Pruner(model, config, example, attributes=attributes)
     if config.widths is not None:
         plan = pruner.planner.plan_widths(_parse_widths(config.widths, pruner))
     elif config.target is not None:
@@ -57,23 +74,26 @@ def prune_model(
     else:
         plan = pruner.planner.plan(config.share)
     pruned, result = pruner.cut(plan)
-    check_cut(pruned, pruner.channels, plan.channels, plan.keep, example)
-    if in_place:
-        pruned, result = pruner.cut(plan, in_place=True)
-    return pruned, StageRecord("prune", config.to_json(), result), plan
+    try:
+        check_cut(pruned, pruner.channels, plan.channels, plan.keep, example)
+    except FailedError as error:
+        if "attributes" in result and attributes:
+            raise _AttributesMatter from error
+        raise
+    return pruner, plan, pruned, result
 
 
 class Pruner:
     """A network with its channel groups found and scored."""
 
-    def __init__(self, model: nn.Module, config: PruneConfig, example: Example) -> None:
+    def __init__(self, model: nn.Module, config: PruneConfig, example: Example, *, attributes: bool = True) -> None:
         """Raise MicronetError if no channel of the network can be cut."""
         self.model, self.example = model, example
         channels = None
         if transformer.splittable_attentions(model):
             with suppress(MicronetError, RuntimeError):  # for example a forward that reads an attention's own tensors
                 channels = find_groups(transformer.with_split_attentions(model), example, config.regular)
-        self.channels = channels or find_groups(model, example, config.regular)
+        self.channels = channels or find_groups(model, example, config.regular, attributes=attributes)
         criterion: Criterion = registry.resolve(registry.CRITERIA, config.criterion, "criterion")
         scores = criterion.scores(self.channels.network.model, self.channels)
         self.planner = Planner(self.channels, scores, config, criterion.WHY_UNSCORED)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from micronet.graph.record import record_network
 from micronet.graph.trace import traced
 from micronet.models.device import Example, as_inputs
 from micronet.models.modes import eval_mode
+from micronet.pruning.attributes import marked, split_sizes
 from micronet.pruning.ids import Ids, distinct, varies, without_ids
 
 _KINDS = {
@@ -50,13 +52,15 @@ class TracedNetwork:
     blocks: Mapping[str, int]
 
 
-def trace_network(model: nn.Module, example: Example, regular: int = 1) -> TracedNetwork:
+def trace_network(model: nn.Module, example: Example, regular: int = 1, *, attributes: bool = True) -> TracedNetwork:
     """Trace a network and run it on an example in eval mode; ``regular``: what widths should be multiples of.
 
+    ``attributes``: follow sizes that the user's modules hold, so that they can be changed (see ``Attributes``).
     A forward that torch.fx cannot trace is recorded while it runs on the example. Raises MicronetError if that fails
     too, or the example does not fit.
     """
-    model, plain, graphs = _traced(model, example)
+    with marked(model) if attributes else nullcontext():
+        model, plain, graphs = _traced(model, example)
     results: dict[tuple[int, str], Any] = {}
     try:
         with eval_mode(model), torch.no_grad():
@@ -176,6 +180,8 @@ class NodeCall:
             return Reshape(
                 self.ids, tuple(moved.size(axis) if varies(moved, axis) else None for axis in range(moved.dim()))
             )
+        if sizes := split_sizes(self.node):
+            return Reshape(self.ids, (sum(sizes) // math.gcd(*sizes),))
         differ = any(not torch.equal(piece, moved[0]) for piece in moved)  # the channel axis was split
         return Reshape(self.ids, (len(moved),)) if differ else None
 
@@ -205,7 +211,7 @@ def _traced(model: nn.Module, example: Example) -> tuple[nn.Module, dict[str, Pl
         (graph, plain), (training, more) = (traced(model, training=mode, buffers=True) for mode in (False, True))
     except Exception:  # a user's forward may raise anything when it runs on proxies
         network, plain = record_network(model, example)
-        return network, plain, [traced(network, training=False)[0]]
+        return network, plain, [network.graph]
     in_eval, in_training = ([(node.op, node.name, node.target) for node in each.nodes] for each in (graph, training))
     graphs = [graph] if in_eval == in_training else [graph, training]
     plain |= more  # the training graph knows which norms are frozen

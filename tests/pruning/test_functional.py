@@ -5,12 +5,15 @@ rows are zero is zero wherever it goes, so the whole network with such rows must
 """
 
 import copy
+import json
+from dataclasses import asdict
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from micronet.artifact.header import StageRecord
 from micronet.errors import MicronetError
 from micronet.pruning.config import PruneConfig
 from micronet.pruning.prune import prune_model, restore
@@ -329,3 +332,33 @@ def test_channels_that_meet_others_of_their_layer_are_cut_together(forward):
         masked.c3.weight[:, silent + [channel + 12 for channel in silent]] = 0
         masked.fc.weight[:, [channel for channel in range(8) if channel not in inner.keep]] = 0
     torch.testing.assert_close(pruned(IMAGES), masked(IMAGES), rtol=1e-12, atol=1e-12)
+
+
+class Split(nn.Module):
+    """Parts of fixed, unequal sizes, which the module holds as attributes, each with a layer of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.sizes, self.gated = [16, 8], (12, 4, 8)
+        self.c1, self.c2 = nn.Conv2d(3, 24, 1, bias=False), nn.Conv2d(24, 24, 1, bias=False)
+        self.layers = nn.ModuleList(nn.Conv2d(size, size, 3, 1, 1, 1, size, bias=False) for size in self.sizes)
+        self.inner, self.fc = nn.Conv2d(8, 8, 3, 1, 1, 1, 8, bias=False), nn.Linear(12, 5, bias=False)
+
+    def forward(self, x):
+        parts = torch.split(self.c1(x), self.sizes, 1)
+        x = torch.cat([layer(part) for layer, part in zip(self.layers, parts, strict=True)], 1)
+        gate, left, right = self.c2(x).split(self.gated, dim=1)
+        return self.fc((gate.sigmoid() * torch.cat([left, self.inner(right)], 1)).mean((2, 3)))
+
+
+def test_sizes_that_a_module_holds_are_changed_with_its_layers():
+    torch.manual_seed(0)
+    model = Split().double()
+    pruned, record, _ = prune_model(model, PruneConfig(0.5, criterion="l2", scope="layer"), IMAGES)
+    assert (pruned.sizes, pruned.gated, model.sizes) == ([8, 4], (6, 2, 4), [16, 8])
+    again = restore(copy.deepcopy(model), StageRecord(**json.loads(json.dumps(asdict(record)))))
+    again.load_state_dict(pruned.state_dict())
+    assert torch.equal(again(IMAGES), pruned(IMAGES))
+    assert again.gated == (6, 2, 4)
+    with pytest.raises(ValueError, match="sizes of Split"):
+        restore(copy.deepcopy(model), StageRecord("prune", {}, {"sizes": {}, "attributes": {"": {"sizes": [8]}}}))
