@@ -11,6 +11,7 @@ in ONNX Runtime.
 """
 
 import argparse
+import itertools
 import os
 import statistics
 import tempfile
@@ -21,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torchvision
 from torch import nn
 
 from micronet.artifact.artifact import Artifact
@@ -46,7 +48,9 @@ SCHEMES = {
     "WtA1": {"w_bits": "ternary", "a_bits": "binary"},
     "WtA1, first and last WtA8": {"w_bits": "ternary", "a_bits": "binary", "first_last": "8bit-input"},
     "W2A8": {"w_bits": 2, "method": "lsq"},
+    "W8A8": {},
 }
+OURS = ["nin", "nin_3x3", "nin_gc", "resnet18"]
 
 
 # Most products per cycle. AVX-512 on Zen 4: four 256-bit units, three operations per 256 products. AVX2: two table
@@ -54,10 +58,40 @@ SCHEMES = {
 MAX_PRODUCTS_PER_CYCLE = {"avx512": 341, "avx2": 256}
 
 
+class UNet(nn.Module):
+    """A U-Net of three levels, from 16 channels on, with bilinear upsampling."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths = [3, 16, 32, 64]
+        self.down = nn.ModuleList(self._block(*pair) for pair in itertools.pairwise(widths))
+        self.up = nn.ModuleList([self._block(64 + 32, 32), self._block(32 + 16, 16)])
+        self.pool, self.resize, self.head = nn.MaxPool2d(2), nn.Upsample(None, 2, "bilinear"), nn.Conv2d(16, 4, 1)
+
+    @staticmethod
+    def _block(inputs: int, outputs: int) -> nn.Sequential:
+        layers: list[nn.Module] = []
+        for width in (inputs, outputs):
+            layers += [nn.Conv2d(width, outputs, 3, 1, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
+        return nn.Sequential(*layers)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the scores of each pixel."""
+        one = self.down[0](x)
+        two = self.down[1](self.pool(one))
+        x = self.up[0](torch.cat([self.resize(self.down[2](self.pool(two))), two], 1))
+        return self.head(self.up[1](torch.cat([self.resize(x), one], 1)))
+
+
 def float_network(spec: ModelSpec, images: torch.Tensor) -> nn.Module:
     """Return a network whose batch norms have seen images."""
     torch.manual_seed(1)
-    model = build_model(spec)
+    if spec.name == "unet":
+        model: nn.Module = UNet()
+    elif spec.name in OURS:
+        model = build_model(spec)
+    else:
+        model = getattr(torchvision.models, spec.name)()
     with torch.no_grad():
         for _ in range(3):
             model(images)
@@ -179,14 +213,15 @@ def clock_hertz() -> float:
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--network", default="nin", choices=["nin", "nin_3x3", "nin_gc", "resnet18"])
+    parser.add_argument("--network", default="nin", choices=[*OURS, "unet", "mobilenet_v3_small"])
+    parser.add_argument("--size", type=int, default=32, help="height and width of the images")
     parser.add_argument("--schemes", nargs="+", default=list(SCHEMES), choices=SCHEMES)
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 64])
     parser.add_argument("--threads", type=int, nargs="+", default=[1])
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--layers", action="store_true")
     arguments = parser.parse_args()
-    spec, images = ModelSpec(arguments.network, {}), torch.randn(8, 3, 32, 32)
+    spec, images = ModelSpec(arguments.network, {}), torch.randn(8, 3, arguments.size, arguments.size)
     cores = sorted(os.sched_getaffinity(0))
     plain = float_network(spec, images)
     models = onnx_models(plain, spec, images)
@@ -207,7 +242,7 @@ def main() -> None:
             runs |= {f"packed {name}": PackedNetwork(path, threads) for name, path in paths.items()}
             sizes = [*map(len, models.values()), *(path.stat().st_size for path in paths.values())]
             for batch in arguments.batch:
-                batches = np.random.default_rng(0).standard_normal((batch, 3, 32, 32), dtype=np.float32)
+                batches = np.random.default_rng(0).standard_normal((batch, *images.shape[1:]), dtype=np.float32)
                 times = interleave({name: partial(run, batches) for name, run in runs.items()}, arguments.rounds)
                 for (name, own), size in zip(times.items(), sizes, strict=True):
                     print(f"| {threads} | {batch} | {name} | {size:,} | {1000 * statistics.median(own[2:]):.2f} | "
