@@ -1,4 +1,4 @@
-"""What ``evaluate``, ``compare`` and ``trt-eval`` print of their figures, and how metrics of any task are spelled."""
+"""What ``evaluate``, ``compare``, ``prune`` and ``trt-eval`` print of figures, and how metrics of any task are spelled."""
 
 from typing import Any
 
@@ -10,6 +10,7 @@ FIGURES = (
 )  # fmt: skip
 EQUAL_DB = 300  # the SQNR of equal outputs
 _ACRONYMS = {"sqnr": "SQNR", "iou": "IoU", "map": "mAP"}
+FASTER = 0.9  # of a latency; less of a difference may be noise
 
 
 def metric_label(metric: str) -> str:
@@ -92,3 +93,19 @@ def _figures(row: dict[str, Any]) -> list[str]:
         f"{row['latency_ms']:.2f} ms (p95 {row['latency_p95_ms']:.2f})",
         f"{row['latency_batch64_ms']:.1f} ms (p95 {row['latency_batch64_p95_ms']:.1f})",
     ]
+
+
+def pruned_latency(latency: dict[str, Any]) -> list[str]:
+    """Return what was measured of a pruned network in words; the first line says "slower" if it is."""
+    if "skipped" in latency:
+        return [f"latency   not measured ({latency['skipped']})"]
+    if not latency:
+        return []
+    was, now, regular = latency["before_ms"], latency["after_ms"], latency.get("regular_8_ms")
+    measured = f"{now:.2f} ms against {was:.2f} ms before (ONNX Runtime, 1 thread, batch 1)"
+    lines = [f"the pruned network is slower: {measured}" if now > was else f"latency   {measured}"]
+    if regular is not None and regular < FASTER * now:
+        lines.append(f"--regular 8 at the same share is faster: {regular:.2f} ms against {now:.2f} ms; add it")
+    elif now > was:
+        lines.append("widths that kernels like may be faster: try --regular 8 or --regular 16, or a larger --percent")
+    return lines

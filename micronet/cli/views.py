@@ -9,6 +9,7 @@ from micronet.cli.measures import (
     accuracy_figures,
     metric_label,
     print_figures,
+    pruned_latency,
     show_comparison,
     show_comparison_as_markdown,
     show_evaluation,
@@ -18,7 +19,6 @@ from micronet.errors import count
 from micronet.stages.stage import Stage
 
 BAR = 40  # characters
-FASTER = 0.9  # of a latency; less of a difference may be noise
 LISTED_NODES = 3  # of one rule in check-onnx's table; --json lists them all
 
 
@@ -80,7 +80,7 @@ def _prune(summary: Any) -> None:
 
 
 def _prune_plan(summary: dict[str, Any]) -> None:
-    latency = _pruned_latency(summary.get("latency", {}))
+    latency = pruned_latency(summary.get("latency", {}))
     slower = bool(latency) and "slower" in latency[0]
     for line in latency if slower else []:
         print_line(line)
@@ -108,22 +108,6 @@ def _prune_plan(summary: dict[str, Any]) -> None:
         print_line(line)
     if "output" in summary:
         print_line(f"wrote {summary['output']}  next: micronet finetune {summary['output']}")
-
-
-def _pruned_latency(latency: dict[str, Any]) -> list[str]:
-    """Return what was measured of a pruned network in words; the first line says "slower" if it is."""
-    if "skipped" in latency:
-        return [f"latency   not measured ({latency['skipped']})"]
-    if not latency:
-        return []
-    was, now, regular = latency["before_ms"], latency["after_ms"], latency.get("regular_8_ms")
-    measured = f"{now:.2f} ms against {was:.2f} ms before (ONNX Runtime, 1 thread, batch 1)"
-    lines = [f"the pruned network is slower: {measured}" if now > was else f"latency   {measured}"]
-    if regular is not None and regular < FASTER * now:
-        lines.append(f"--regular 8 at the same share is faster: {regular:.2f} ms against {now:.2f} ms; add it")
-    elif now > was:
-        lines.append("widths that kernels like may be faster: try --regular 8 or --regular 16, or a larger --percent")
-    return lines
 
 
 def _prune_sensitivity(rows: list[dict[str, Any]]) -> None:
@@ -295,7 +279,7 @@ def _sensitivity(summary: list[dict[str, Any]]) -> None:
     for row in summary:
         bar = "█" * max(0, round(BAR * min(1, row["sqnr_db"] / largest)))
         rows.append((row["layer"], f"{row['sqnr_db']:.1f} dB", bar, f"{100 * row['drop']:+.2f} pt"))
-    print_table(("layer", "SQNR", "", "accuracy drop"), rows)
+    print_table(("layer", "SQNR", "", "drop"), rows)
 
 
 _VIEWS: dict[str, Callable[[Any], None]] = {

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from micronet.artifact.artifact import load, save
-from micronet.cli.views import _pruned_latency
+from micronet.cli.measures import pruned_latency
 from micronet.stages import prune as prune_stage
 from micronet.stages import prune_latency
 from tests.data.test_data import make_folder
@@ -67,7 +67,7 @@ def test_prune_times_what_it_wrote_and_says_what_would_be_faster(micronet, chain
     ],
 )
 def test_a_slower_network_is_said_with_the_option_that_helps(measured, first, others):
-    lines = [*_pruned_latency(measured), "", ""]
+    lines = [*pruned_latency(measured), "", ""]
     assert lines[0].startswith(first)
     assert all(word in lines[1] for word in others)
     assert bool(lines[1]) == bool(others)
