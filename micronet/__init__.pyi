@@ -648,7 +648,9 @@ def pack(
 
     Batch norms are folded; with binary activations, scales, biases and batch norms become one threshold per
     channel. The file runs without torch, in evaluate, compare and predict. Nothing is written if the format does
-    not support the network, or if the packed network and torch predict different classes for any test image.
+    not support the network (every operator that is missing is named with its layers before anything runs), or if
+    the packed network and torch predict different classes for any test image. Afterwards the packed network is
+    timed beside ONNX Runtime.
 
     Args:
         artifact: An artifact (.safetensors).

@@ -16,7 +16,7 @@ from micronet.errors import MicronetError
 from micronet.graph import ops
 from micronet.graph.leaves import is_leaf
 from micronet.graph.plain import PlainLayer, make_plain, with_plain
-from micronet.graph.record import describe_inputs, described_inputs, record_network
+from micronet.graph.record import describe_inputs, described_inputs, follows_batch, record_network
 from micronet.models.device import Example, as_inputs
 from micronet.models.layers import Add
 from micronet.models.modes import eval_mode
@@ -165,7 +165,8 @@ def trace(model: nn.Module, example: Example | None = None) -> Graph | None:
     """Trace a network, symbolically or, if that fails and there is an example input, by running it on the example.
 
     Returns:
-        The graph; None if the forward depends on data, or on the mode beyond a function's argument.
+        The graph; None if the forward depends on data, on the size of the batch in Python, or on the mode beyond a
+        function's argument.
     """
     try:
         graph = Graph(model)
@@ -175,8 +176,10 @@ def trace(model: nn.Module, example: Example | None = None) -> Graph | None:
         return graph
     if example is None:
         return None
+    inputs = as_inputs(model, example)
     try:
-        return Graph(record_network(model, example)[0], describe_inputs(as_inputs(model, example)))
+        recorded = record_network(model, inputs)[0]
+        return Graph(recorded, describe_inputs(inputs)) if follows_batch(model, recorded, inputs) else None
     except MicronetError:
         return None
 

@@ -66,7 +66,7 @@ def to_onnx(artifact: Artifact, images: Tensor | Inputs, config: ExportConfig | 
     model = with_integers(
         _folded(artifact.model, head(images, 2)), artifact.history, signed=config.target == "tensorrt"
     )
-    check_size(sum(tensor.nbytes for tensor in model.state_dict().values()))
+    check_size(sum(tensor.untyped_storage().nbytes() for tensor in model.state_dict().values()))
     exported = _export(model, images, config)
     rewrite.tidy(exported)
     if widest:
@@ -140,7 +140,7 @@ def _store_weight(layer: Any, quantizer: Quantizer, input_scale: Tensor | None) 
     dtype = next(each for each in (torch.int8, torch.int16, torch.int32) if qparams.qmax <= torch.iinfo(each).max)
     q = to_integers(values, qparams).to(dtype)
     layer.weight_quantizer = operators.StoredIntegers(q, qparams.scale, qparams.zero_point, qparams.axis)
-    layer.weight = nn.Parameter(torch.zeros(0))  # keeps the float copy out of the file
+    layer.weight = nn.Parameter(torch.zeros(()).expand(weight.shape))  # a forward may ask for the shape alone
 
 
 def _folded(model: nn.Module, example: Tensor | Inputs) -> nn.Module:

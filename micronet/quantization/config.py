@@ -8,6 +8,7 @@ from micronet.core.config import Settings, flag, setting
 from micronet.errors import MicronetError
 
 FLOAT_BITS = 32
+INTEGER_BITS = 8  # the widest integers that runtimes multiply fast
 NUMBERS = range(2, 17)
 Bits = int | str
 WEIGHT_LEVELS = ("binary", "ternary")
@@ -78,6 +79,12 @@ class QuantConfig(Settings):
             if not applies and getattr(self, name) != getattr(QuantConfig, name):
                 given = flag(name) if getattr(self, name) is True else f"{flag(name)} {getattr(self, name)}"
                 raise MicronetError(f"{given} only applies to {what}; add that, or drop {flag(name)}")
+
+    @property
+    def computes_in_integers(self) -> bool:
+        """Whether runtimes for 8-bit integers can compute the layers in integers."""
+        numbers = isinstance(self.a_bits, int) and self.a_bits <= INTEGER_BITS and self.method != "dorefa"
+        return numbers and (isinstance(self.w_bits, str) or self.w_bits <= INTEGER_BITS)
 
     @property
     def edge(self) -> Literal["float", "8bit", "8bit-input", "same"]:

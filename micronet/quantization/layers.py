@@ -140,6 +140,10 @@ def replace_modules(model: nn.Module, replacements: Mapping[nn.Module, nn.Module
         return model
     memo: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     memo |= {id(old): new for old, new in replacements.items()}
+    for new in replacements.values():  # whose children may be replaced too, but not the norm that a layer has taken
+        for name, child in new._modules.items():
+            if child is not None and name != "norm" and not replacements.keys().isdisjoint(child.modules()):
+                new._modules[name] = copy.deepcopy(child, memo)
     return copy.deepcopy(model, memo)  # looks each object up in the memo before it copies it
 
 

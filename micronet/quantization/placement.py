@@ -1,5 +1,6 @@
 """Where quantizers go in a network, as data: the result in a record of the quantize stage, and what rebuilds it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
@@ -38,6 +39,21 @@ class Placement:
     def put(self, module: str, slot: str, quantizer: Quantizer) -> None:
         """Add a quantizer to a slot."""
         self.quantizers.setdefault(module, {})[slot] = quantizer.describe()
+
+    def remove(self, idle: Mapping[str, str]) -> None:
+        """Remove quantizers, ``module.slot`` -> reason; a layer whose weight or own input had one stays float."""
+        for name, reason in idle.items():
+            module, _, slot = name.rpartition(".")
+            self.quantizers[module].pop(slot, None)
+            if module in self.inputs and slot != "output_quantizer":
+                del self.inputs[module]
+                self.left_float[module] = reason
+                for other in ("weight_quantizer", "input_quantizer"):
+                    self.quantizers[module].pop(other, None)
+        self.fused = [pair for pair in self.fused if pair[0] in self.inputs]
+        gone = {name for name in idle if name.endswith(".output_quantizer")}
+        self.inputs = {layer: None if source in gone else source for layer, source in self.inputs.items()}
+        self.quantizers = {module: slots for module, slots in self.quantizers.items() if slots}
 
     def with_plain_layers(self, model: nn.Module) -> nn.Module:
         """Return the float network with the layers that get quantizers as modules; it shares all tensors."""

@@ -20,6 +20,7 @@ from micronet.models import transformer
 from micronet.models.device import Example
 from micronet.models.modes import copy_model
 from micronet.quantization.config import FLOAT_BITS, QuantConfig
+from micronet.quantization.dry_run import find_idle
 from micronet.quantization.layers import has_weight_slot
 from micronet.quantization.placement import Placement
 from micronet.quantization.placer import READS_8BIT, LayerPlacer, Placer, Rule
@@ -37,13 +38,20 @@ def quantize_model(
         model: The network.
         config: Which tensors are quantized, and how.
         example: An input, or a tuple of inputs. A forward that torch.fx cannot trace symbolically is traced while it
-            runs on the example; without one, only the layers' own inputs are quantized.
+            runs on the example; without one, only the layers' own inputs are quantized. Quantizers without effect on
+            the example's output are removed, and their layers stay float.
 
     Raises:
         MicronetError: Nothing in the network can be quantized.
     """
     placement = _place(model, config, example)
-    return placement.apply(copy_model(model)), StageRecord("quantize", config.to_json(), asdict(placement))
+    quantized = placement.apply(copy_model(model))
+    if example is not None and (idle := find_idle(quantized, example)):
+        placement.remove(idle)
+        if not placement.inputs:
+            raise MicronetError(f"nothing can be quantized: {'; '.join(dict.fromkeys(idle.values()))}")
+        quantized = placement.apply(copy_model(model))
+    return quantized, StageRecord("quantize", config.to_json(), asdict(placement))
 
 
 def restore(model: nn.Module, record: StageRecord) -> nn.Module:
@@ -93,6 +101,8 @@ class _GraphPlacer(Placer):
                 raise MicronetError("--bn-fuse found no quantized convolution followed by a batch norm; drop --bn-fuse")
         if config.a_bits not in (FLOAT_BITS, "binary"):
             self._place_reads()
+        if config.computes_in_integers:
+            self._place_results()
         for node in graph.fx.nodes:
             if node.op == "call_function" and ops.WEIGHTED.matches(node):
                 self.placement.left_float[f"{node.name}()"] = "a function call, not a module"
@@ -185,6 +195,38 @@ class _GraphPlacer(Placer):
                 for source in map(self._graph.origin, node.all_input_nodes):
                     if self._comes_from_chosen(source):
                         self._quantize_output(source, rule)
+
+    def _place_results(self) -> None:
+        """Quantize what convolutions give, and products' inputs, where nothing else does, at 8 bits or more.
+
+        A runtime computes a convolution in integers only if its output becomes integers at once, behind the batch norm
+        that is folded into it and the ReLU that is fused with it; a product of two tensors, only if both are.
+        """
+        norms = dict(self._graph.conv_bn_pairs())
+        for node, layer in self._layers.items():
+            if str(node.target) in self.placement.inputs and isinstance(layer, ops.FORWARD_CONVOLUTIONS):
+                result = self._fused_result(node, norms.get(str(node.target)))
+                if self._graph.origin(result) not in self._outputs:
+                    self._quantize_output(result, "8bit")
+        for node in self._graph.fx.nodes:
+            sources = [self._graph.origin(read) for read in self._graph.readable(node)]
+            if self._graph.matches(node, ops.MULTIPLY) and len(sources) > 1 and self._has_layer_after(node):
+                for source in sources:
+                    if source not in self._outputs and self._comes_from_chosen(source):
+                        self._quantize_output(source, "8bit")
+
+    def _fused_result(self, node: fx.Node, norm: str | None) -> fx.Node:
+        """Return the last node that a runtime computes together with a convolution."""
+        if norm is not None:
+            node = next(reader for reader in self._graph.readers(node) if reader.target == norm)
+        after = node
+        while len(readers := self._graph.readers(after)) == 1:
+            after = readers[0]
+            if self._graph.matches(after, ops.ANY_RELU):
+                return after
+            if not self._graph.matches(after, ops.MAX_POOL | ops.IDENTITY):
+                break
+        return node
 
     def _comes_from_chosen(self, source: fx.Node) -> bool:
         """Return True if a tensor comes from a chosen layer through single-input operations such as norms."""

@@ -44,9 +44,7 @@ class LayerPlace(NamedTuple):
     targets: Tensor
 
 
-def parts_of(
-    floating: nn.Module, quantized: nn.Module, batches: list[Any], option: str
-) -> tuple[list[Part], Tensor]:
+def parts_of(floating: nn.Module, quantized: nn.Module, batches: list[Any], option: str) -> tuple[list[Part], Tensor]:
     """Cut a network, in eval mode, into parts that hold the layers with weights on affine grids.
 
     Returns:

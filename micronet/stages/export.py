@@ -45,6 +45,7 @@ class ExportOnnx(CheckedSettings, Stage):
     takes_batches = True
     takes_example = True
 
+    skip_timing: bool = setting(False, "Do not measure how fast the exported network runs.", api=False)
     export: ExportConfig = group(ExportConfig)
 
     def run(self, context: Context) -> Outcome:
@@ -52,8 +53,10 @@ class ExportOnnx(CheckedSettings, Stage):
         from micronet.models.device import Inputs
         from micronet.onnx.check import compare_outputs, drift, require_agreement
         from micronet.onnx.export import to_onnx
+        from micronet.onnx.integers import count_integer_layers, describe, measure_speed
         from micronet.runtimes.onnxruntime import metadata
         from micronet.stages.inputs import export_batches
+        from micronet.stages.pack_latency import without_quantizers
         from micronet.tasks.task import CLASSIFICATION
 
         artifact, memory = context.artifact, context.memory
@@ -73,6 +76,10 @@ class ExportOnnx(CheckedSettings, Stage):
         if warning:
             context.progress.line(f"warning: {warning}")
         about = {"kept_float32": metadata(proto).get("kept_float32", {}), **agreement._asdict(), "warning": warning}
+        if (integers := count_integer_layers(proto)) is not None:
+            if not (self.skip_timing or context.temporary or isinstance(first, Inputs)):
+                integers |= measure_speed(proto, without_quantizers(proto), first[:1].numpy())
+            about["integers"] = {**integers, "words": describe(integers)}
         return Outcome(proto, about)
 
     def write(self, product: Any, path: Path) -> None:

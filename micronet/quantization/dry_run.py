@@ -1,0 +1,88 @@
+"""A dry run of placed quantizers: one without effect is found before anyone relies on it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from micronet.models.device import Example, as_inputs
+from micronet.models.modes import eval_mode
+from micronet.quantization.calibrate import each_quantizer
+from micronet.quantization.quantizer import Quantizer
+
+NEVER_CALLED = "forward() never applies its quantizer"
+NO_EFFECT = "its quantized values do not reach the output"
+
+
+def find_idle(model: nn.Module, example: Example) -> dict[str, str]:
+    """Run a network with placed quantizers on an example; return those without effect.
+
+    In the run, quantizers pass their values on, times 1. One that is called, and whose factor the output's gradient
+    reaches, has an effect. Where the gradient is zero or cut off, NaN in place of the values decides: whatever weights
+    of 0 hide, NaN gets through.
+
+    Args:
+        model: The network, calibrated or not.
+        example: An input, or a tuple of inputs.
+
+    Returns:
+        The quantizers without effect, ``module.slot``, and the reason.
+
+    Raises:
+        Exception: Whatever the network's forward raises.
+    """
+    quantizers = {f"{name}.{slot}": quantizer for name, slot, quantizer in each_quantizer(model)}
+    factors: dict[str, Tensor] = {}
+    inputs = as_inputs(model, example)
+    with eval_mode(model), _passing(quantizers, factors), torch.enable_grad():
+        outputs = _tensors(model(*_copies(inputs)))
+    idle = {name: NEVER_CALLED for name in quantizers if name not in factors}
+    for name in _without_gradient(outputs, factors):
+        with eval_mode(model), _passing(quantizers, {}, poisoned=name), torch.no_grad():
+            others = _tensors(model(*_copies(inputs)))
+        if all(torch.equal(x, y) for x, y in zip(outputs, others, strict=True)):
+            idle[name] = NO_EFFECT
+    return idle
+
+
+@contextmanager
+def _passing(quantizers: dict[str, Quantizer], factors: dict[str, Tensor], poisoned: str = "") -> Iterator[None]:
+    """Make quantizers pass on their values times factors, which ``factors`` receives; the poisoned one's is NaN."""
+
+    def forward(name: str) -> Any:
+        def pass_on(x: Tensor, *, rectified: bool = False) -> Tensor:
+            if name not in factors:
+                value = torch.tensor(torch.nan if name == poisoned else 1.0, device=x.device, dtype=x.dtype)
+                factors[name] = value.requires_grad_(torch.is_grad_enabled())
+            return (x.relu() if rectified else x) * factors[name]
+
+        return pass_on
+
+    for name, quantizer in quantizers.items():
+        quantizer.__dict__["forward"] = forward(name)
+    try:
+        yield
+    finally:
+        for quantizer in quantizers.values():
+            del quantizer.__dict__["forward"]
+
+
+def _without_gradient(outputs: list[Tensor], factors: dict[str, Tensor]) -> list[str]:
+    """Return the quantizers whose factors do not change the outputs as far as the gradient says."""
+    total = sum((out * torch.rand_like(out)).sum() for out in outputs if out.requires_grad)
+    if not isinstance(total, Tensor) or not factors:
+        return list(factors)
+    gradients = torch.autograd.grad(total, list(factors.values()), allow_unused=True)
+    return [name for name, grad in zip(factors, gradients, strict=True) if grad is None or not bool(grad)]
+
+
+def _tensors(outputs: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
+
+
+def _copies(inputs: tuple[Any, ...]) -> list[Any]:
+    """Return inputs that the network may change in place."""
+    return [x.clone() if isinstance(x, Tensor) else x for x in inputs]

@@ -1,0 +1,74 @@
+"""No quantizer without effect is placed: what a network never applies, or throws away, stays float and says so."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from micronet.quantization import quantize
+from micronet.quantization.calibrate import calibrate, each_quantizer
+from micronet.quantization.config import QuantConfig
+from micronet.quantization.dry_run import NEVER_CALLED, NO_EFFECT, find_idle
+from micronet.quantization.quantize import quantize_model, restore
+
+IMAGES = torch.randn(4, 3, 8, 8)
+
+
+class Plain(nn.Module):
+    """Two convolutions, one of them behind a gain of 0, and a linear layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.branch, self.other = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+        self.gain = nn.Parameter(torch.zeros(4, 1, 1))
+        self.fc = nn.Linear(4, 5)
+
+    def forward(self, x):
+        x = self.stem(x).relu()
+        x = x + self.gain * self.branch(x)
+        return self.fc(x.mean((2, 3)))
+
+
+class Discards(Plain):
+    def forward(self, x):
+        self.other(self.stem(x))  # computed, and not used
+        return super().forward(x)
+
+
+class Untraceable(Discards):
+    def forward(self, x):
+        return super().forward(x if bool(torch.isin(x, IMAGES).all()) else 2 * x)
+
+
+class Bypasses(Untraceable):
+    def forward(self, x):
+        x = F.conv2d(x, self.stem.weight, self.stem.bias).relu()
+        x = x + self.gain * self.branch(x)
+        return self.fc((x if bool(torch.isin(x, IMAGES).any()) else 1 * x).sum((2, 3)))
+
+
+@pytest.mark.parametrize("kind", [Plain, Discards, Untraceable, Bypasses])
+def test_every_quantizer_has_an_effect_or_its_layer_is_named(kind, monkeypatch):
+    torch.manual_seed(0)
+    model = kind().eval()
+    if kind is Bypasses:
+        monkeypatch.setattr(quantize, "trace", lambda *_: None)
+    made, record = quantize_model(model, QuantConfig(), IMAGES)
+    left = record.result["left_float"]
+    assert "other" in left
+    assert ("stem" in left) == (kind is Bypasses)
+    if kind is Untraceable:
+        assert left["other"] == NO_EFFECT
+    if kind is Bypasses:
+        assert left["stem"] == NEVER_CALLED
+    assert find_idle(made, IMAGES) == {}
+    made.get_parameter("gain").data.fill_(1)
+    calibrate(made, [IMAGES])
+    whole = made.eval()(IMAGES)
+    for name, _, quantizer in each_quantizer(made):  # in two levels, each changes the output
+        with monkeypatch.context() as patch:
+            patch.setattr(quantizer, "forward", lambda x, **_: torch.where(x >= 0, 1.0, -1.0) * x.abs().mean())
+            assert not torch.equal(made(IMAGES), whole), name
+    again = restore(kind().eval(), record)
+    again.load_state_dict(made.state_dict())
+    assert torch.equal(again.eval()(IMAGES), whole)
