@@ -1,4 +1,4 @@
-"""What ``evaluate``, ``compare``, ``prune`` and ``trt-eval`` print of figures, and how metrics of any task are spelled."""
+"""What ``evaluate``, ``compare``, ``prune`` and ``trt-eval`` print of figures, and how any metric is spelled."""
 
 from typing import Any
 
