@@ -1,11 +1,14 @@
 """Measure how closely torch and ONNX Runtime agree, for every scheme on several networks.
 
     python scripts/export_zoo.py --data FOLDER --folder OUT [--networks nin resnet18] [--images 1000]
+    OMP_NUM_THREADS=1 python scripts/export_zoo.py --foreign [PART_OF_A_NAME ...]
 
 For nin, nin_gc, resnet18 (half width each) and torchvision's mobilenet_v2: trains a float network, quantizes it with
 each scheme, fuses, exports, and compares ONNX Runtime with torch on test images: the share of images put into the same
 class, the relative error of the scores, and the largest difference of any activation's integers if each layer gets the
 same input. Existing files in the folder are reused, so an interrupted run continues. Prints a Markdown table.
+
+``--foreign``: other people's networks with random weights instead, beside ONNX Runtime's own quantizer.
 """
 
 import argparse
@@ -13,6 +16,7 @@ from pathlib import Path
 
 import onnx
 import torch
+from foreign_zoo import print_table
 
 from micronet.artifact.artifact import Artifact, load
 from micronet.cli.app import run
@@ -87,12 +91,19 @@ def agreement(artifact: Artifact, proto: onnx.ModelProto, images: int) -> tuple[
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True)
-    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--data")
+    parser.add_argument("--folder", type=Path)
+    parser.add_argument("--foreign", nargs="*", metavar="PART_OF_A_NAME")
+    parser.add_argument("--seconds", type=float, default=3, help="how long to time each foreign network")
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=NETWORKS)
     parser.add_argument("--schemes", nargs="+", default=list(SCHEMES), choices=SCHEMES)
     parser.add_argument("--images", type=int, default=1000)
     args = parser.parse_args()
+    if args.foreign is not None:
+        print(f"{describe_machine()}\n")
+        return print_table(args.foreign, args.seconds)
+    if args.data is None or args.folder is None:
+        parser.error("--data and --folder are required, or --foreign")
     args.folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(1)
     print(f"{describe_machine()}; {args.images} test images\n")

@@ -94,7 +94,8 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
         for name in (
             "mobilenetv4_conv_small", "repvgg_a0", "lcnet_050", "ese_vovnet19b_dw", "ese_vovnet39b", "efficientnet_b0",
             "efficientnet_lite0", "tf_efficientnet_lite0", "mobilevit_xxs", "convnext_atto", "regnetx_002",
-            "regnety_002", "ghostnet_050", "resnet18", "densenet121", "mobileone_s0", "dla34", "hrnet_w18_small", "mnasnet_050",
+            "regnety_002", "ghostnet_050", "resnet18", "densenet121", "mobileone_s0", "dla34", "hrnet_w18_small",
+            "mnasnet_050",
         )
     },
     "timm deit_tiny_patch16_224": _timm("deit_tiny_patch16_224", img_size=96),
