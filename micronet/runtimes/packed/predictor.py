@@ -50,7 +50,7 @@ class PackedNetwork:
         data: dict[str, Any] = self.program.about.get("data") or {}
         self.classes: list[str] | None = data.get("classes")
         with _explain_errors():
-            self._score, self.kernel = _choose_backend(self.program, threads)
+            self._score, self.kernel = choose_backend(self.program, threads)
 
     def __call__(self, images: NDArray[np.float32]) -> Scores:
         """Compute the network's outputs for images.
@@ -85,7 +85,7 @@ def _explain_errors() -> Iterator[None]:
         ) from error
 
 
-def _choose_backend(program: Program, threads: int) -> tuple[Score, str]:
+def choose_backend(program: Program, threads: int) -> tuple[Score, str]:
     """Return the fastest backend that can run a program, and its description: compiled kernels, or else numpy."""
     pool = ThreadPoolExecutor(threads) if threads > 1 else None
     numpy = partial(score_in_batches, partial(run, program), max_batch=MAX_BATCH, threads=threads, pool=pool)
