@@ -52,6 +52,25 @@ def record_network(model: nn.Module, example: Example) -> tuple[fx.GraphModule, 
     return with_plain(recorder.root, plain, recorder.graph), plain
 
 
+def follows_batch(model: nn.Module, recorded: nn.Module, inputs: tuple[Any, ...]) -> bool:
+    """Return True unless a network computes something else for one more sample than its record, which may fix the size.
+
+    A network that takes no other batch, or whose inputs do not have one length, says nothing against its record.
+    """
+    if len({x.shape[:1] for x in inputs if isinstance(x, Tensor)}) != 1:
+        return True
+    more = tuple(torch.cat([x, x[:1]]) if isinstance(x, Tensor) and x.dim() else x for x in inputs)
+    try:
+        with eval_mode(model), torch.no_grad():
+            model(*_copies(more))
+    except Exception:  # a user's forward may raise anything
+        return True
+    try:
+        return _agree(model, recorded, more)
+    except Exception:  # the record of a forward that fixes sizes may do so, too
+        return False
+
+
 def describe_inputs(inputs: tuple[Any, ...]) -> list[dict[str, Any]]:
     """Return the shapes and types of inputs as JSON. Raises MicronetError if one is not a tensor."""
     if not all(isinstance(x, Tensor) for x in inputs):
@@ -81,13 +100,18 @@ def _other_inputs(inputs: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
 def _agree(model: nn.Module, recorded: nn.Module, inputs: tuple[Any, ...]) -> bool:
     """Return True if a network and its record compute the same values, NaN included."""
     with eval_mode(model, recorded), torch.no_grad():
-        outputs = [tree_leaves(network(*(x.clone() if isinstance(x, Tensor) else x for x in inputs)))
-                   for network in (model, recorded)]  # fmt: skip
+        runs = (model, recorded.forward)  # calling a graph module would print what fails
+        outputs = [tree_leaves(run(*_copies(inputs))) for run in runs]
     expected, actual = ([leaf for leaf in leaves if isinstance(leaf, Tensor)] for leaves in outputs)
     return len(expected) == len(actual) and all(
         x.shape == y.shape and bool(((x == y) | (x.isnan() & y.isnan())).all())
         for x, y in zip(expected, actual, strict=True)
     )
+
+
+def _copies(inputs: tuple[Any, ...]) -> list[Any]:
+    """Return inputs that a network may change in place."""
+    return [x.clone() if isinstance(x, Tensor) else x for x in inputs]
 
 
 def record(model: nn.Module, inputs: tuple[Any, ...]) -> Recorder:

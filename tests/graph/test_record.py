@@ -178,6 +178,22 @@ def test_a_forward_that_depends_on_values_is_refused_with_its_line(forward, line
     assert line in str(caught.value)
 
 
+def loops_over_the_batch(m, x):
+    return torch.stack([m.head(row.mean((1, 2))) for row in m.stem(x)])
+
+
+def fixes_the_batch(m, x):
+    return m.head(m.stem(x).mean((2, 3)).view(int(x.shape[0]), -1))
+
+
+@pytest.mark.parametrize("forward", [loops_over_the_batch, fixes_the_batch])
+def test_a_forward_that_takes_the_size_of_the_batch_apart_has_no_graph(forward, capsys):
+    model = Network(forward).eval()
+    record_network(model, IMAGES)  # for these images it would
+    assert trace(model, IMAGES) is None
+    assert not capsys.readouterr().err
+
+
 def test_a_forward_that_fails_is_refused_with_its_line():
     with pytest.raises(MicronetError, match=r"cannot run on the example input at .*test_record.py:\d+ \(.*m.head"):
         record_network(Network(lambda m, x: m.head(m.stem(x).flatten(1))), IMAGES)
