@@ -103,8 +103,8 @@ def check_scores(
 
 
 def run_batch(predict: Predictor, inputs: Any) -> Outputs:
-    """Run a predictor on a batch of tensors, and return its outputs as tensors."""
-    arrays = tuple(x.numpy() for x in inputs) if isinstance(inputs, tuple) else inputs.numpy()
+    """Run a predictor on a batch of tensors on any device, and return its outputs as tensors on the CPU."""
+    arrays = tuple(x.cpu().numpy() for x in inputs) if isinstance(inputs, tuple) else inputs.cpu().numpy()
     found = predict(arrays)
     if isinstance(found, list):
         return [torch.from_numpy(np.asarray(each)) for each in found]

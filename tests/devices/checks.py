@@ -15,7 +15,7 @@ from micronet.artifact.header import read_header
 from micronet.core.progress import Silent
 from micronet.data.batches import eval_batches
 from micronet.errors import StoppedError
-from micronet.evaluation.accuracy import evaluate, evaluating
+from micronet.evaluation.accuracy import evaluate, evaluating, predictor
 from micronet.evaluation.cost import count_macs
 from micronet.models.device import pick_device
 from micronet.pruning.config import PruneConfig, SparsityConfig
@@ -33,6 +33,7 @@ from micronet.quantization.weight_scales import search_weight_scales
 from micronet.runtimes.config import RuntimeOptions
 from micronet.runtimes.torch import EagerPredictor
 from micronet.stages.prune_network import accumulate_gradients
+from micronet.tasks.agreement import Agreement
 from micronet.training.config import NO_HOOKS, RunContext, TrainHooks
 from micronet.training.distillation import Teacher
 from micronet.training.loop import Trainer
@@ -83,6 +84,16 @@ def distill(device: torch.device, folder: Path) -> Outcome:
     teacher = Teacher(trained(device).eval(), 0.5, 4.0)
     run = RunContext(folder / "student.safetensors", device)
     Trainer(model, dataset(), QUICK, run, {}, NO_HOOKS, teacher).fit()
+    return outcome(model)
+
+
+@check("agreement", FLOAT)
+def agree(device: torch.device, folder: Path) -> Outcome:
+    """Train a network to give the outputs of a reference network."""
+    model, reference = trained(device), predictor(trained(device).eval())
+    nn.init.zeros_(model.fc2.bias)
+    data, run = dataset(Agreement()).with_reference(reference), RunContext(folder / "agreed.safetensors", device)
+    Trainer(model, data, QUICK, run, {}).fit()
     return outcome(model)
 
 

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from micronet.artifact.artifact import Artifact
 from micronet.data.dataset import Dataset, DataSource, DataSpec
 from micronet.data.split import MemorySplit
+from micronet.evaluation.accuracy import CLASSIFICATION
 from micronet.models.build import ModelSpec
 from micronet.models.layers import Add
-from micronet.tasks.classification import Classification
+from micronet.tasks.task import Task
 from micronet.training.config import NO_HOOKS, RunContext, TrainConfig, TrainHooks
 from micronet.training.loop import fit_artifact
 
@@ -61,12 +62,12 @@ def _noise() -> tuple[Tensor, Tensor]:
 
 
 @cache
-def dataset() -> Dataset:
+def dataset(task: Task = CLASSIFICATION) -> Dataset:
     """Return the images as a data set: 64 to train on, 16 to validate, 16 to test."""
     images, labels = _noise()
     splits = [MemorySplit(images[part], labels[part]) for part in (slice(64), slice(64, 80), slice(80, 96))]
     source = DataSource(lambda: splits[0], lambda: splits[2], CLASSES, lambda: splits[1], augment="crop-flip")
-    return Dataset(source, DataSpec(DATA, image_size=8, channels=3), Classification())
+    return Dataset(source, DataSpec(DATA, image_size=8, channels=3), task)
 
 
 def arrays() -> dict[str, Any]:
