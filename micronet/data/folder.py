@@ -11,7 +11,10 @@ import torch
 
 from micronet.data.dataset import DataSource
 from micronet.data.image_files import SUFFIXES, FileSplit, are_grey, list_images, open_image
+from micronet.data.split import random_subset
 from micronet.errors import MicronetError
+
+TEST_SHARE = 0.25  # of images that come without parts
 
 
 def open_folder(root: Path, image_size: int | None) -> DataSource:
@@ -33,6 +36,30 @@ def open_folder(root: Path, image_size: int | None) -> DataSource:
         augment="crop-flip",
         is_grey=lambda: are_grey([path for name in classes for path in list_images(described / name)]),
     )
+
+
+def open_unlabeled(root: Path, image_size: int | None) -> DataSource | None:
+    """Open any folder of images, whose labels do not matter; return None if it holds none.
+
+    ``train`` and ``test`` or ``val`` are used as they are; of other folders, a quarter of the images are for testing.
+    """
+    paths = list_images(root)
+    if not paths:
+        return None
+    size = image_size or _size_of(paths[0])
+    parts = [list_images(root / name) for name in ("train", "test", "val") if (root / name).is_dir()]
+    if len(parts) > 1:
+        train, test = (_unlabeled(part, size) for part in parts[:2])
+    else:
+        whole = _unlabeled(paths, size)
+        whole = random_subset(whole, len(whole), seed=0)
+        tested = max(1, round(len(whole) * TEST_SHARE))
+        train, test = whole.subset(torch.arange(tested, len(whole))), whole.subset(torch.arange(tested))
+    return DataSource(lambda: train, lambda: test, is_grey=lambda: are_grey(paths))
+
+
+def _unlabeled(paths: list[Path], size: int) -> FileSplit:
+    return FileSplit(paths, torch.zeros(len(paths), dtype=torch.int64), size)
 
 
 def _class_names(part: Path) -> list[str]:
@@ -64,14 +91,18 @@ def _read(part: Path, classes: list[str], size: int) -> FileSplit:
 
 def _first_size(part: Path, classes: list[str]) -> int:
     for path in itertools.chain.from_iterable(list_images(part / name) for name in classes):
-        with open_image(path) as image:
-            width, height = image.size
-        if width != height:
-            raise MicronetError(
-                f"{path} is {width}x{height}, not square; add --image-size N to resize and crop all images to NxN"
-            )
-        return width
+        return _size_of(path)
     raise _no_images(part)
+
+
+def _size_of(path: Path) -> int:
+    with open_image(path) as image:
+        width, height = image.size
+    if width != height:
+        raise MicronetError(
+            f"{path} is {width}x{height}, not square; add --image-size N to resize and crop all images to NxN"
+        )
+    return width
 
 
 def _no_images(part: Path) -> MicronetError:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from micronet.data.arrays import open_inputs
 from micronet.data.dataset import DataSource, DataSpec
+from micronet.data.folder import open_unlabeled
 from micronet.data.load import open_images
 from micronet.errors import MicronetError
 from micronet.tasks.task import Outputs, Task, describe
@@ -63,7 +64,11 @@ class Agreement(Task):
 
     def open(self, place: str, image_size: int | None) -> DataSource:
         """Open arrays of inputs, a folder of .npy files, or any images, whose labels do not matter."""
-        return open_inputs(Path(place), image_size) or open_images(place, image_size)
+        path = Path(place)
+        source = open_inputs(path, image_size)
+        if source is None and path.is_dir():
+            source = open_unlabeled(path, image_size)
+        return source or open_images(place, image_size)
 
     def check(self, outputs: Outputs, spec: DataSpec, name: str) -> None:
         """Raise MicronetError if the network returns no numbers to compare."""

@@ -7,7 +7,9 @@ import re
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from micronet.data.load import load_data
 from micronet.errors import MicronetError
 from micronet.tasks.agreement import LARGEST_DB, Agreement, energy, relative_error
 
@@ -84,3 +86,11 @@ def test_inputs_that_do_not_fit_are_named_with_their_shapes(arrays, message, tmp
     assert done.code == 2
 
     assert re.search(message, done.err.replace("\n", " ")), done.err
+
+
+def test_any_folder_of_images_gives_inputs(tmp_path):
+    for number in range(8):
+        Image.fromarray(np.full((6, 6), number, np.uint8)).save(tmp_path / f"{number}.png")
+    data = load_data(str(tmp_path), task="agreement")
+    assert (len(data.train), len(data.validation), len(data.test), data.classes) == (5, 1, 2, None)
+    assert data.is_grey and data.spec.image_size == 6
