@@ -24,6 +24,7 @@ from micronet.quantization.config import Calibrator
 from micronet.quantization.histogram import GridSpec, Histogram, find_range
 from micronet.runtimes.onnxruntime import WEIGHTED_OPS, check_size, exposing_session, optimize
 
+OLDEST_IR = 4  # the first whose stored tensors need not be inputs
 OLDEST_OPSET = 13  # the first with per-channel scales
 INT8_MAX = 127
 
@@ -59,6 +60,7 @@ def prepare(proto: onnx.ModelProto) -> onnx.ModelProto:
     if is_quantized(proto):
         raise MicronetError("the model is already quantized; pass the float model instead")
     check_stored(proto)
+    proto = _with_fixed_weights(proto)
     opset = next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
     if opset < OLDEST_OPSET:
         try:
@@ -77,6 +79,17 @@ def prepare(proto: onnx.ModelProto) -> onnx.ModelProto:
     prepared = ir.to_proto(folded)
     helper.set_model_props(prepared, {entry.key: entry.value for entry in proto.metadata_props})
     return prepared
+
+
+def _with_fixed_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a copy whose stored tensors are no inputs as well, as in old files: nothing could be folded into them."""
+    fixed = onnx.ModelProto()
+    fixed.CopyFrom(proto)
+    stored = {tensor.name for tensor in proto.graph.initializer}
+    del fixed.graph.input[:]
+    fixed.graph.input.extend(entry for entry in proto.graph.input if entry.name not in stored)
+    fixed.ir_version = max(proto.ir_version, OLDEST_IR)
+    return fixed
 
 
 def _complete_types(model: ir.Model) -> None:
@@ -116,7 +129,10 @@ def collect(proto: onnx.ModelProto, feeds: Iterable[Feed], *, signed: bool = Fal
         feeds: The inputs of each run, by name; at least one.
         signed: For TensorRT.
     """
-    names = activations(proto, signed=signed)
+    plan = _planned(ir.from_proto(proto), signed)
+    names = [str(value.name) for value in plan.roots]
+    if not names:
+        raise MicronetError(_nothing(plan))
     given = {entry.name for entry in proto.graph.input}
     visible = {output.name for output in proto.graph.output} | given
     session = exposing_session(proto, [name for name in names if name not in visible])

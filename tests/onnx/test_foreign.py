@@ -5,11 +5,12 @@ import onnx
 import pytest
 from onnx import TensorProto
 
+from micronet.errors import MicronetError
 from micronet.onnx import posttraining as pt
 from micronet.onnx.operator_count import count_integers
 from micronet.runtimes.config import RuntimeOptions
 from micronet.runtimes.onnxruntime import open_session
-from tests.onnx.foreign import NETWORKS, inputs_for
+from tests.onnx.foreign import IMAGE, NETWORKS, Net, inputs_for
 
 LEFT_FLOAT = {"attention": 2, "unet": 1, "audio": 1}  # products of activations, a ConvTranspose, an LSTM
 
@@ -57,3 +58,24 @@ def test_only_floats_are_quantized_and_only_once(quantized):
     assert {kinds[node.input[1]] for node in small.graph.node if node.op_type == "QuantizeLinear"} == {
         TensorProto.FLOAT
     }
+
+
+def test_old_files_that_list_their_weights_as_inputs_too_are_folded_alike():
+    proto = NETWORKS["unet"]()
+    old = onnx.ModelProto()
+    old.CopyFrom(proto)
+    for tensor in proto.graph.initializer:
+        old.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    assert pt.prepare(old).graph == pt.prepare(proto).graph
+
+
+@pytest.mark.parametrize(
+    ("op", "message"), [("Relu", "no convolution or matrix product"), ("Conv", "weights are computed at run time")]
+)
+def test_a_network_without_layers_to_quantize_says_why(op, message):
+    net = Net()
+    weight = [net("Reshape", net("ReduceMean", "x", keepdims=0), np.array([1, 1, 1, 1]))] if op == "Conv" else []
+    source = net("ReduceMax", "x", axes=[1], keepdims=1)
+    proto = net.model(IMAGE, {net(op, source, *weight): 4})
+    with pytest.raises(MicronetError, match=message):
+        pt.collect(pt.prepare(proto), inputs_for(proto))
