@@ -130,6 +130,16 @@ def sum_over_ranks(value: Tensor) -> Tensor:
     return value
 
 
+def add_up_parts(part: Tensor) -> Tensor:
+    """Return the sum of the parts of all ranks, on the CPU; a rank that has none gives an empty tensor of any shape."""
+    if world_size() == 1:
+        return part
+    parts: list[Any] = [None] * world_size()
+    dist.all_gather_object(parts, part)
+    filled = [each for each in parts if each.numel()] or [part]
+    return torch.stack(filled).sum(0)
+
+
 def range_over_ranks(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
     """Return the minimum of ``low`` and the maximum of ``high`` over all ranks, in one message."""
     if world_size() == 1:

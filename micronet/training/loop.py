@@ -227,7 +227,7 @@ def evaluate_distributed(
     own = evaluate(predict, data.referenced(eval_batches(split, data.spec, only=own_batches)), on_batch, data.task)
     loss, meter = own.total_loss, own.meter
     if shares:
-        meter.totals = distributed.sum_over_ranks(meter.totals)  # type: ignore[attr-defined]
+        meter.totals = distributed.add_up_parts(meter.totals)  # type: ignore[attr-defined]
         loss = float(distributed.sum_over_ranks(torch.tensor(loss, dtype=torch.float64)))
     return {**meter.compute(), "loss": loss / len(split)}
 

@@ -25,6 +25,7 @@ from micronet.pruning.groups import find_groups
 from micronet.quantization.calibrate import calibrate, observing
 from micronet.quantization.config import QuantConfig
 from micronet.quantization.quantize import quantize_model
+from micronet.tasks.agreement import Agreement
 from micronet.tasks.classification import Classification
 from micronet.training import distributed
 from micronet.training.config import TrainConfig
@@ -117,6 +118,14 @@ def evaluated():
     return *evaluate_distributed(predict, data, data.test).values(), sum(seen)
 
 
+def agreeing():
+    """Return the agreement with a reference on one batch, which only one process evaluates."""
+    split = MemorySplit(torch.arange(24, dtype=torch.uint8).view(6, 1, 2, 2), torch.zeros(6).long())
+    source, spec = DataSource(lambda: split, lambda: split), DataSpec(mean=[0.5], std=[0.5])
+    data = Dataset(source, spec, Agreement()).with_reference(lambda images: images)
+    return evaluate_distributed(lambda images: images.round(1), data, data.test)
+
+
 def no_room():
     raise OSError(errno.ENOSPC, "No space left on device", "a.safetensors")
 
@@ -133,11 +142,11 @@ def work(rank, folder, port):
     try:
         with distributed.process_group(tell):
             results = {name: train(**case) for name, case in CASES.items()}
-            numbers = evaluated()
+            numbers, agreement = evaluated(), agreeing()
             distributed.from_rank_zero(no_room)
     except distributed.ProcessExitError as ended:
         told.append(ended.exit_code)
-    torch.save({"trained": results, "evaluated": numbers, "told": told}, folder / f"{rank}.pt")
+    torch.save({"trained": results, "evaluated": numbers, "agreement": agreement, "told": told}, folder / f"{rank}.pt")
     os._exit(0)
 
 
@@ -173,6 +182,10 @@ def test_two_processes_evaluate_what_one_does_and_each_a_part(of_two):
     assert [numbers["evaluated"][0] for numbers in of_two] == [accuracy] * 2
     assert [numbers["evaluated"][1] for numbers in of_two] == pytest.approx([loss] * 2, rel=1e-12)
     assert [numbers["evaluated"][2] for numbers in of_two] == [256 + 88, 256]
+
+
+def test_a_process_without_a_batch_gets_the_metrics_of_the_others(of_two):
+    assert [numbers["agreement"] for numbers in of_two] == [agreeing()] * 2
 
 
 def test_what_the_system_refuses_one_process_ends_all_and_one_tells(of_two):
