@@ -46,8 +46,7 @@ from micronet.stages.inputs import (
     validation_accuracy,
 )
 from micronet.stages.quantize import Quantize
-from micronet.stages.train import fit_new, fit_stage, keep
-from micronet.stages.words import introduce
+from micronet.stages.train import fit_new, fit_stage, keep, say_start
 from micronet.training import distributed
 from micronet.training.config import RunContext, TrainConfig, TrainHooks
 from micronet.training.loop import check_model_fits, fit_artifact
@@ -117,7 +116,7 @@ class Quantizing:
         dataset, recovery = self.dataset, self.settings.recovery
         if dataset is not None:
             check_model_fits(self.artifact.model, dataset)
-            self.run.progress.line(introduce(dataset, self.artifact, self.run.device))
+            say_start(dataset, self.artifact, self.settings.training, self.run)
         elif self.settings.calibration.mode == "ptq" and not self.calibration_inputs:
             raise MicronetError("--mode ptq needs calibration data; pass it with --data")
         original = self.artifact.model.to(self.run.device)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from micronet import registry
-from micronet.artifact.header import StageRecord
+from micronet.artifact.header import StageRecord, read_header
 from micronet.core.config import group, setting
 from micronet.errors import MicronetError
 from micronet.pruning.config import SparsityConfig
@@ -91,7 +91,7 @@ class SparseTrain(TrainingSettings, Stage):
             artifact = fresh.after(StageRecord("train", {"epochs": 0}))
         else:
             artifact, dataset = context.source, open_data(self.data, context.source, run.seed)
-        run.progress.line(introduce(dataset, artifact, run.device))
+        say_start(dataset, artifact, self.training, run)
         example = example_input(replace(artifact, data=dataset.spec.to_json()))
         criterion = registry.resolve(registry.CRITERIA, self.sparsity.criterion, "criterion")
         model = artifact.model.to(run.device)
@@ -125,7 +125,7 @@ class Finetune(TrainingSettings, ReadSettings, Stage):
         dataset = open_data(self.data, artifact, run.seed)
         is_qaft = is_frozen(artifact.model) or any(record.config.get("mode") == "qaft" for record in artifact.history)
         hooks = TrainHooks(frozen if is_qaft else observing)
-        run.progress.line(introduce(dataset, artifact, run.device))
+        say_start(dataset, artifact, self.training, run)
         return trained(fit_stage("finetune", artifact, dataset, self.training, run, hooks))
 
 
@@ -161,8 +161,15 @@ def fit_new(model: ModelConfig, data: DataConfig, training: TrainConfig, run: "R
     from micronet.stages.inputs import new_fitting
 
     artifact, dataset = new_fitting(model, data, run.seed)
-    run.progress.line(introduce(dataset, artifact, run.device))
+    say_start(dataset, artifact, training, run)
     return fit_stage("train", artifact, dataset, training, run)
+
+
+def say_start(dataset: "Dataset", artifact: "Artifact", training: TrainConfig, run: "RunContext") -> None:
+    """Report the data, the network and the device; before that, raise MicronetError if the teacher cannot be read."""
+    if training.distill is not None:
+        read_header(training.distill)
+    run.progress.line(introduce(dataset, artifact, run.device))
 
 
 def fit_stage(

@@ -164,11 +164,12 @@ def test_a_folder_with_other_images_is_not_resumed(micronet, tmp_path, monkeypat
 
 
 def test_the_loss_with_a_teacher_is_hintons():
+    from micronet.tasks.classification import Classification
     from micronet.training.distillation import Teacher
 
     teacher = torch.nn.Linear(4, 3)
     inputs, scores = torch.randn(5, 4), torch.randn(5, 3)
-    blended = Teacher(teacher, 0.3, 2.0).blend(torch.tensor(1.5), scores, inputs)
+    blended = Teacher(teacher, 0.3, 2.0).blend(torch.tensor(1.5), scores, (inputs,), Classification())
     p, q = (teacher(inputs) / 2).softmax(1), (scores / 2).softmax(1)
     expected = 0.7 * 1.5 + 0.3 * 4 * (p * (p / q).log()).sum(1).mean()
     torch.testing.assert_close(blended, expected)
