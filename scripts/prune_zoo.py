@@ -53,7 +53,7 @@ mixer_s16_224 mixnet_s mobilenetv1_100 mobilenetv2_050 mobilenetv3_small_050 mob
 mobilevitv2_050 mvitv2_tiny nest_tiny nextvit_small nf_regnet_b0 pit_ti_224 poolformer_s12 pvt_v2_b0 regnetx_002
 regnety_002 regnetz_b16 repvgg_a0 repvit_m0_9 res2net50_14w_8s resnest14d resnet10t resnetblur50 resnetv2_50
 resnetv2_50x1_bit rexnet_100 selecsls42 sequencer2d_s shvit_s1 skresnet18 starnet_s1 swiftformer_xs
-swin_tiny_patch4_window7_224 tf_efficientnet_lite0 tiny_vit_5m_224 tinynet_e twins_svt_small vgg11_bn visformer_tiny
+swin_tiny_patch4_window7_224 tf_efficientnet_lite0 tiny_vit_5m_224 tinynet_e twins_svt_small visformer_tiny
 vit_tiny_patch16_224 vovnet39a xcit_nano_12_p16_224
 """.split()  # noqa: SIM905
 OTHERS = """
