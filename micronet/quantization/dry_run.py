@@ -72,7 +72,8 @@ def _passing(quantizers: dict[str, Quantizer], factors: dict[str, Tensor], poiso
 
 def _without_gradient(outputs: list[Tensor], factors: dict[str, Tensor]) -> list[str]:
     """Return the quantizers whose factors do not change the outputs as far as the gradient says."""
-    total = sum((out * torch.rand_like(out)).sum() for out in outputs if out.requires_grad)
+    draws = torch.Generator().manual_seed(0)  # the caller's own draws stay as they are
+    total = sum((out * torch.rand(out.shape, generator=draws).to(out)).sum() for out in outputs if out.requires_grad)
     if not isinstance(total, Tensor) or not factors:
         return list(factors)
     gradients = torch.autograd.grad(total, list(factors.values()), allow_unused=True)
