@@ -118,6 +118,15 @@ class KernelCall:
         x, arithmetic = self.x, self.fields["arithmetic"]
         _, rows, columns, inputs = weight.shape
         dy, dx = self.dilation
+        if self.fields.get("depthwise"):
+            taps = [
+                row * dy * x.row_bytes + column * dx * x.pixel_bytes for row in range(rows) for column in range(columns)
+            ]
+            return {
+                "weights": constants.add("bytes", weight_layout.pack_depthwise(weight)),
+                "runs": constants.add("offsets", taps), "run_count": len(taps), "run_bytes": ITEM_BYTES,
+                "vectors": weight_layout.vector_count(arithmetic, len(weight)),
+            }  # fmt: skip
         whole_pixels = x.pixel_bytes == x.channel_offset(inputs) and (x.dtype != BITS or inputs % 32 == 0)
         run_columns = 1 if whole_pixels and dx == 1 else columns  # runs per row of the kernel
         offsets = [

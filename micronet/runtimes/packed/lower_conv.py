@@ -8,7 +8,7 @@ from micronet.runtimes.packed import conv_constants
 from micronet.runtimes.packed.conv_constants import ConvGroup, merge_groups
 from micronet.runtimes.packed.kernel_call import Epilogue, KernelCall
 from micronet.runtimes.packed.kernels import instructions
-from micronet.runtimes.packed.kernels.cpu import BITS, FLOAT32
+from micronet.runtimes.packed.kernels.cpu import BITS, FLOAT32, UINT8
 from micronet.runtimes.packed.lowering_state import LoweringState
 from micronet.runtimes.packed.memory import Array, FeatureMap, UnsupportedProgram
 from micronet.runtimes.packed.weight_layout import MAX_DIFFERING, max_differing
@@ -31,7 +31,8 @@ def lower_conv(state: LoweringState, index: int, operation: Operation, x: Featur
     epilogue = Epilogue(index + 1, dtype=BITS) if operation.kind == "threshold" else state.fuse(index)
     out = state.output(epilogue, rows, columns, len(weight))
     out.flat = operation.kind == "linear" and x.flat
-    merged, groups = merge_groups(weight, groups, arithmetic, out.dtype)
+    depthwise = arithmetic == UINT8 and weight.shape[3] == 1 and groups == len(weight) and out.dtype != BITS
+    merged, groups = (weight, 1) if depthwise else merge_groups(weight, groups, arithmetic, out.dtype)
     if arithmetic == BITS and max_differing(merged) > MAX_DIFFERING:  # zeros between merged groups count too
         arithmetic, x = conv_constants.float_arithmetic(weight), state.floats(x)
         merged, groups = merge_groups(weight, attributes.get("group", 1), arithmetic, out.dtype)
@@ -42,8 +43,8 @@ def lower_conv(state: LoweringState, index: int, operation: Operation, x: Featur
         state.call(instructions.ALIGN, x, read, groups=groups, channels=x.channels)
     read.pads = [max(pair) for pair in zip(read.pads, pads, strict=True)]
     fields = {
-        "opcode": instructions.CONV, "arithmetic": arithmetic, "stride_y": stride[0], "stride_x": stride[1],
-        "channels": each, **epilogue.fields(),
+        "opcode": instructions.CONV, "depthwise": depthwise, "arithmetic": arithmetic, "stride_y": stride[0],
+        "stride_x": stride[1], "channels": each, **epilogue.fields(),
     }  # fmt: skip
     for number in range(groups):
         outputs = slice(number * each, (number + 1) * each)

@@ -65,6 +65,15 @@ def pack_weights(weight: Array, arithmetic: int, runs: int) -> NDArray[np.uint8]
     return np.concatenate(blocks)
 
 
+def pack_depthwise(weight: Array) -> NDArray[np.uint8]:
+    """Return weights (channels, kernel rows, kernel columns, 1) as int32 by vector, tap and lane."""
+    vectors, taps = vector_count(cpu.UINT8, len(weight)), weight[0].size
+    padded = np.zeros((vectors * cpu.LANES, taps), np.int32)
+    padded[: len(weight)] = weight.reshape(len(weight), taps)
+    lanes = padded.reshape(vectors, cpu.LANES, taps).swapaxes(1, 2)
+    return np.ascontiguousarray(lanes).view(np.uint8).ravel()
+
+
 def block_size(left: int, most: int) -> int:
     """Return how many of the remaining vectors the next block takes: 4, 2 or 1, or when counting bytes 6, 4 or 2."""
     if left == 8 and most == 6:

@@ -21,7 +21,7 @@ _INT64_FIELDS = [
     # columns) that MOVE and INTERPOLATE read, and of the shares. move_bytes: those that MOVE takes from each pixel
     "activation", "table", "places", "shares", "move_bytes",
     # of a convolution: positions in the constants; row_class and column_class hold byte offsets into limits or base
-    "arithmetic", "vectors", "run_bytes", "widen_after", "runs", "run_count", "weights", "limits", "base",
+    "arithmetic", "depthwise", "vectors", "run_bytes", "widen_after", "runs", "run_count", "weights", "limits", "base",
     "row_class", "column_class", "factor", "scale", "bias",
     # quantization: value = (integer - zero_point) * scale; clip before scaling, levels after it
     "x_zero_point", "y_zero_point", "out_zero_point",

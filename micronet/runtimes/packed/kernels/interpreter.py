@@ -6,6 +6,7 @@ import numpy as np
 
 from micronet.runtimes.packed.kernels import cpu, elementwise, moving
 from micronet.runtimes.packed.kernels.convolution import accumulate
+from micronet.runtimes.packed.kernels.depthwise import accumulate_depthwise
 from micronet.runtimes.packed.kernels.epilogue import VALUES, apply_activation, apply_epilogue
 from micronet.runtimes.packed.kernels.instructions import (
     ALIGN,
@@ -115,11 +116,15 @@ def _run_conv(step, x, out, row, memory, ints, values, addresses):  # type: igno
         for column in range(0, step.columns, stripe):
             columns, to = min(stripe, step.columns - column), first + column * step.out_pixel
             classes, own = addresses.ints + 4 * (step.column_class + column), numbers + limit_size * channel
-            accumulate(step.arithmetic, vectors, step.widen_after, (
-                start + x + column * x_step, x_step, columns, runs, step.run_count, step.run_bytes, step.widen_after,
-                weights, 0 if signs else addresses.sums, classes, own, start + to, step.out_pixel, addresses.values,
-                addresses.wide, addresses.table,
-            ))  # fmt: skip
+            if step.depthwise:
+                accumulate_depthwise(start + x + column * x_step + channel, x_step, columns, runs, step.run_count,
+                                     weights, vectors, addresses.sums)  # fmt: skip
+            else:
+                accumulate(step.arithmetic, vectors, step.widen_after, (
+                    start + x + column * x_step, x_step, columns, runs, step.run_count, step.run_bytes,
+                    step.widen_after, weights, 0 if signs else addresses.sums, classes, own, start + to,
+                    step.out_pixel, addresses.values, addresses.wide, addresses.table,
+                ))  # fmt: skip
             if signs:
                 continue
             source = step.arithmetic
