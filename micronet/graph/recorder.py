@@ -12,6 +12,7 @@ from unittest import mock
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
@@ -158,8 +159,16 @@ class Recorder(TorchFunctionMode):
             if nodes is not None and target in _READS_VALUES and not self.reads:
                 self.reads = user_line(traceback.extract_stack())
             return value  # a constant, or a fact such as a rank, fixed as it is for the example
+        if target in _DROPOUTS:
+            return self._result(value, self._dropout(_DROPOUTS[target], nodes[0][0], kwargs["p"]))
         node = self.graph.create_node(kind, target, *nodes)
         return self._result(value, node)
+
+    def _dropout(self, kind: type[nn.Module], x: fx.Node, p: float) -> fx.Node:
+        """Return a call of a dropout that follows the network's mode: while recording, the function's is eval."""
+        name = f"recorded_dropout_{len(self._kept)}"
+        self.root.add_module(name, kind(p).train(self.root.training))
+        return self.graph.call_module(name, (x,))
 
     def _result(self, value: Any, node: fx.Node) -> Any:
         """Remember which node computed a value, or its parts; return the value, with sizes that know their nodes."""
@@ -225,6 +234,10 @@ class Recorder(TorchFunctionMode):
 
 
 _READS_VALUES = {"__bool__", "__int__", "__float__", "__index__", "__complex__", "item", "tolist", "equal", "numpy"}
+_DROPOUTS: dict[Any, type[nn.Module]] = {
+    F.dropout: nn.Dropout, F.dropout1d: nn.Dropout1d, F.dropout2d: nn.Dropout2d, F.dropout3d: nn.Dropout3d,
+    F.alpha_dropout: nn.AlphaDropout, F.feature_alpha_dropout: nn.FeatureAlphaDropout,
+}  # fmt: skip
 _UNUSED = {getattr, operator.getitem, operator.add, operator.sub, operator.mul, operator.floordiv, operator.mod}
 
 

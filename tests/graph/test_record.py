@@ -178,6 +178,24 @@ def test_a_forward_that_depends_on_values_is_refused_with_its_line(forward, line
     assert line in str(caught.value)
 
 
+def drops(m, x):
+    x = m.stem(x)
+    if x.shape[-1] > 4:
+        x = F.dropout2d(F.dropout(x, 0.25, m.training), 0.5, training=m.training)
+    return x
+
+
+def test_dropout_by_hand_follows_the_mode():
+    model = Network(drops).eval()
+    recorded, _ = record_network(model, IMAGES)
+    assert torch.equal(recorded(IMAGES), model(IMAGES))
+    out = []
+    for network in (model, recorded, trace(recorded).model):
+        torch.manual_seed(0)
+        out.append(network.train()(IMAGES))
+    assert torch.equal(out[1], out[0]) and torch.equal(out[2], out[0])
+
+
 def loops_over_the_batch(m, x):
     return torch.stack([m.head(row.mean((1, 2))) for row in m.stem(x)])
 

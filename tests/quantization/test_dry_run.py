@@ -72,3 +72,10 @@ def test_every_quantizer_has_an_effect_or_its_layer_is_named(kind, monkeypatch):
     again = restore(kind().eval(), record)
     again.load_state_dict(made.state_dict())
     assert torch.equal(again.eval()(IMAGES), whole)
+
+
+def test_the_callers_random_numbers_stay_as_they_are():
+    model = Plain()
+    before = torch.get_rng_state()
+    quantize_model(model, QuantConfig(), IMAGES)
+    assert torch.equal(torch.get_rng_state(), before)
