@@ -20,6 +20,7 @@ from micronet.tasks.task import Outputs, Task, describe
 
 SMALLEST = 1e-30  # keeps sums of squares of zeros from dividing by zero
 LARGEST_DB = 300.0  # of equal outputs, whose SQNR is infinite; float64 resolves 313 dB
+LARGEST_ERROR = 10 ** (LARGEST_DB / 20)  # of outputs with NaN or infinity: -300 dB
 
 
 class Similarity:
@@ -44,8 +45,8 @@ class Similarity:
         ``error`` is the root of noise over signal, 0 for equal outputs: 20 log10(1 / error) is the SQNR.
         """
         signal, own, product, noise = self.totals
-        error = (noise / signal.clamp(min=SMALLEST)).sqrt()
-        cosine = product / (signal * own).sqrt().clamp(min=SMALLEST)
+        error = (noise / signal.clamp(min=SMALLEST)).sqrt().nan_to_num(LARGEST_ERROR).clamp(max=LARGEST_ERROR)
+        cosine = (product / (signal * own).sqrt().clamp(min=SMALLEST)).nan_to_num(0.0)
         cosine = torch.where((signal == 0) & (own == 0), 1.0, cosine).clamp(-1, 1)
         found = {"sqnr_db": _decibels(float(error.max())), "cosine": float(cosine.min()), "error": float(error.max())}
         if len(error) > 1:

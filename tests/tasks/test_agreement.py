@@ -29,6 +29,15 @@ def test_sqnr_and_cosine_are_those_of_the_formula_over_all_batches_and_the_worst
     assert found["error"] == pytest.approx(10 ** (-noise / 20), rel=1e-12)
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_an_output_that_is_no_number_agrees_with_nothing(value):
+    meter = Agreement().meter()
+    meter.update([torch.ones(2, 3), torch.tensor([[1.0], [value]])], [torch.ones(2, 3), torch.ones(2, 1)])
+    found = meter.compute()
+    assert (found["sqnr_db"], found["sqnr_db/1"], found["sqnr_db/2"]) == (-LARGEST_DB, LARGEST_DB, -LARGEST_DB)
+    assert found["cosine"] == 0 and math.isfinite(found["error"])
+
+
 def test_the_loss_is_the_squared_error_that_is_measured_and_energy_does_not_depend_on_scale():
     y, other = torch.tensor([[3.0, 4.0]]), torch.tensor([[3.0, 4.5]])
     meter = Agreement().meter()
