@@ -189,6 +189,8 @@ def _with_header(path, change):
          "does not match"),
         (lambda value: value.update(history=[{"stage": "bn-fuse", "config": {}, "result": {
             "recorded": [{"shape": [-1], "dtype": "float32"}], "pairs": []}}]), "does not match"),
+        (lambda value: value.update(history=[{"stage": "bn-fuse", "config": {}, "result": {
+            "recorded": [{"shape": [10**6, 3, 999, 999], "dtype": "float32"}], "pairs": []}}]), "more than"),
         (lambda value: value.update(history=[{"stage": "prune", "config": {}, "result": {
             "sizes": {}, "tensors": {"features.0.conv.weight": [10**9, 10**9, 3, 3]}}}]), "cannot be cut to"),
         (lambda value: value.update(model={"name": "nin", "args": {"width": 0.2}}), "do not match"),
