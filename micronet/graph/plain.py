@@ -139,7 +139,8 @@ def make_plain(
             continue  # the same tensors, used in another way
         layers.setdefault(name, layer)
         with graph.inserting_before(node):
-            call = graph.call_module(name, (node.args[0] if node.args else node.kwargs["input"],))
+            source = node.args[0] if node.args else node.kwargs["input"]
+            call = graph.create_node("call_module", name, (source,))  # call_module looks for it in the graph's owner
         node.replace_all_uses_with(call)
         graph.erase_node(node)
     if made_from:

@@ -178,6 +178,19 @@ def test_a_forward_that_depends_on_values_is_refused_with_its_line(forward, line
     assert line in str(caught.value)
 
 
+def weights_of_other_names(m, x):
+    x = F.conv2d(x, m.kernel)
+    return x * 2 if x.shape[-1] > 4 else x
+
+
+def test_a_layer_whose_tensors_have_other_names_is_a_module_of_the_record_too():
+    model = Network(weights_of_other_names).eval()
+    model.kernel = nn.Parameter(torch.randn(4, 3, 3, 3))
+    graph = trace(model, IMAGES)
+    assert any(isinstance(module, nn.Conv2d) for _, module in graph.calls())
+    assert torch.equal(graph.model(IMAGES), model(IMAGES))
+
+
 def drops(m, x):
     x = m.stem(x)
     if x.shape[-1] > 4:
