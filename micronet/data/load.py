@@ -84,7 +84,7 @@ def open_images(name: str, image_size: int | None) -> DataSource:
         return open_folder(path, image_size)
     if path.suffix == ".npz":
         return open_arrays(_npz(path), image_size)
-    if ":" in name:
+    if ":" in name and not path.exists():  # a file of such a name must not make a recorded name run
         return open_arrays(_call(name), image_size)
     if path.name != name:
         raise MicronetError(f"the data folder {name} does not exist; pass its current path with --data")

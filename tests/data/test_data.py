@@ -255,3 +255,14 @@ def test_other_classes_than_the_networks_are_refused():
     spec = load_data("digits").spec
     with pytest.raises(MicronetError, match="10 classes"):
         load_data("digits", like=DataSpec(**{**spec.to_json(), "classes": ["cat", "dog"]}))
+
+
+def test_a_recorded_name_of_code_never_runs_even_if_a_file_has_that_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recorded_code.py").write_text("raise SystemExit('it ran')")
+    for name in ("recorded_code:make", "recorded_code:make.npy"):
+        with pytest.raises(MicronetError, match="not run automatically"):
+            load_data(None, like=DataSpec(name))
+        (tmp_path / name).touch()
+        with pytest.raises(MicronetError, match="unknown data set"):
+            load_data(None, like=DataSpec(name))
