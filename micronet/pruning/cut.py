@@ -148,7 +148,8 @@ class _Cutter:
             owner = self._model.get_submodule(owner_name)
             own = {size: new for size, new in sizes.items() if isinstance(getattr(owner, size, None), int)}
             _set_sizes(owner, own)
-            self.result.setdefault("attributes", {}).setdefault(owner_name, {}).update(own)
+            if own:
+                self.result.setdefault("attributes", {}).setdefault(owner_name, {}).update(own)
 
     def fill_tensor(self, place: str, tensor: Tensor) -> None:
         """Replace a parameter or buffer of the user's."""

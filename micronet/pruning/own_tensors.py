@@ -4,6 +4,7 @@ Every element has an id of its own, below ``FIXED``, that moves through views an
 Where it meets a channel in an elementwise operation, the element belongs to that channel, and is cut with it.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -33,11 +34,11 @@ class OwnTensors:
     def __init__(self, model: nn.Module, table: GroupTable, sizes: Mapping[str, tuple[int, int]]) -> None:
         """Start empty. ``sizes``: tensor -> an axis and its size, if that is not what it is in the network."""
         tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-        uses = [id(tensor) for _, tensor in tensors]
+        uses = Counter(id(tensor) for _, tensor in tensors)
         self._shapes = {
             name: list(tensor.shape)
             for name, tensor in tensors
-            if uses.count(id(tensor)) == 1 and tensor.is_floating_point() and 1 < tensor.numel() < _LARGEST
+            if uses[id(tensor)] == 1 and tensor.is_floating_point() and 1 < tensor.numel() < _LARGEST
             and not name.rpartition(".")[2].startswith((CONSTANT, "_tensor_constant"))
         }  # fmt: skip
         for name, (axis, size) in sizes.items():
