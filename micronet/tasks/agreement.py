@@ -98,12 +98,15 @@ def energy(outputs: Outputs) -> Tensor:
     """Return the mean squared value of every output, added up over the outputs: a loss for criteria without labels.
 
     Each output is divided by its present energy, so that the outputs with large values do not outweigh the others.
+    Raises MicronetError if none of them is of a floating-point type.
     """
     found = []
     for each in [outputs] if isinstance(outputs, Tensor) else outputs:
         if each.is_floating_point():
             squared = each.float().square().mean()
             found.append(squared / squared.detach().clamp(min=SMALLEST))
+    if not found:
+        raise MicronetError("the network returns no floating-point numbers, so it has no gradients; add --criterion l2")
     return torch.stack(found).sum()
 
 

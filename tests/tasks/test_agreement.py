@@ -49,6 +49,11 @@ def test_the_loss_is_the_squared_error_that_is_measured_and_energy_does_not_depe
         assert x.grad.tolist() == pytest.approx([2 / 3] * 3)
 
 
+def test_energy_of_integers_is_refused_with_what_to_do_instead():
+    with pytest.raises(MicronetError, match="--criterion l2"):
+        energy([torch.ones(2).long()])
+
+
 def test_networks_of_other_outputs_are_refused_with_both_shapes():
     with pytest.raises(MicronetError, match=r"float32 \(N, 3\) here, float32 \(N, 4\) in the reference"):
         relative_error(torch.zeros(2, 3), torch.zeros(2, 4))
