@@ -191,6 +191,23 @@ def test_a_layer_whose_tensors_have_other_names_is_a_module_of_the_record_too():
     assert torch.equal(graph.model(IMAGES), model(IMAGES))
 
 
+class Helped(nn.Module):
+    """A layer with another beside it while training: one that learns, or noise."""
+
+    def __init__(self, helper):
+        super().__init__()
+        self.stem, self.helper = nn.Conv2d(3, 8, 1), helper
+
+    def forward(self, x):
+        x = self.stem(x)
+        return (x, self.helper(x)) if self.training else x
+
+
+@pytest.mark.parametrize(("helper", "has_graph"), [(nn.Conv2d(8, 2, 1), False), (nn.Dropout(), True)])
+def test_a_record_in_eval_mode_never_loses_layers_that_learn(helper, has_graph):
+    assert (trace(Helped(helper), IMAGES) is not None) == has_graph
+
+
 def drops(m, x):
     x = m.stem(x)
     if x.shape[-1] > 4:
