@@ -19,7 +19,7 @@ from micronet.errors import MicronetError, first_line
 from micronet.graph.plain import PlainLayer, make_plain, with_plain
 from micronet.graph.recorder import Recorder, user_line
 from micronet.models.device import Example, as_inputs
-from micronet.models.modes import eval_mode
+from micronet.models.modes import copy_model, eval_mode
 
 LARGEST_INPUT = 2**28  # values; loading a file runs its network on such inputs
 
@@ -72,6 +72,26 @@ def follows_batch(model: nn.Module, recorded: nn.Module, inputs: tuple[Any, ...]
         return _agree(model, recorded, more)
     except Exception:  # the record of a forward that fixes sizes may do so, too
         return False
+
+
+def trains_more(model: nn.Module, inputs: tuple[Any, ...]) -> bool:
+    """Return True if modules with parameters run in training mode only, such as auxiliary heads.
+
+    Copies of the network run. Raises MicronetError if it cannot be copied.
+    """
+    called: list[set[str]] = []
+    for training in (False, True):
+        trial, names = copy_model(model).train(training), set[str]()
+        for name, module in trial.named_modules():
+            if module._parameters:
+                module.register_forward_hook(lambda *_, name=name, names=names: names.add(name))
+        try:
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                trial(*_copies(inputs))
+        except Exception:  # a user's forward may raise anything
+            return False
+        called.append(names)
+    return bool(called[1] - called[0])
 
 
 def describe_inputs(inputs: tuple[Any, ...]) -> list[dict[str, Any]]:

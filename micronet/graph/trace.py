@@ -16,7 +16,7 @@ from micronet.errors import MicronetError
 from micronet.graph import ops
 from micronet.graph.leaves import is_leaf
 from micronet.graph.plain import PlainLayer, make_plain, with_plain
-from micronet.graph.record import describe_inputs, described_inputs, follows_batch, record_network
+from micronet.graph.record import describe_inputs, described_inputs, follows_batch, record_network, trains_more
 from micronet.models.device import Example, as_inputs
 from micronet.models.layers import Add
 from micronet.models.modes import eval_mode
@@ -38,7 +38,6 @@ class Graph:
         fx: Its torch.fx graph.
         mode_keys: Function calls that depend on the mode -> position or name of their mode argument. None if the
             graph in training mode differs in anything else.
-        trains_more: Whether layers run in training mode only, such as auxiliary heads.
     """
 
     def __init__(self, model: nn.Module, recorded: list[dict[str, Any]] | None = None) -> None:
@@ -51,7 +50,6 @@ class Graph:
             )
         self.plain |= others
         self.mode_keys = _mode_keys(training, self.fx)
-        self.trains_more = bool(_with_parameters(training, model) - _with_parameters(self.fx, model))
         self.model = with_plain(model, self.plain, self.fx) if self.plain else model
         self._modules = dict(self.model.named_modules())
 
@@ -176,10 +174,12 @@ def trace(model: nn.Module, example: Example | None = None) -> Graph | None:
         graph = None
     if graph is not None and graph.mode_keys is not None:
         return graph
-    if example is None or (graph is not None and graph.trains_more):  # a record in eval mode would lose those layers
+    if example is None:
         return None
     inputs = as_inputs(model, example)
     try:
+        if trains_more(model, inputs):  # a record in eval mode would lose those layers
+            return None
         recorded = record_network(model, inputs)[0]
         return Graph(recorded, describe_inputs(inputs)) if follows_batch(model, recorded, inputs) else None
     except MicronetError:
@@ -235,14 +235,6 @@ def weight_owners(model: nn.Module) -> set[nn.Module]:
         and "weight" in module._parameters  # a weight-norm hook computes it and leaves no parameter of that name
         and all(users[id(parameter)] == 1 for parameter in module.parameters(recurse=False))
     }
-
-
-def _with_parameters(graph: fx.Graph, model: nn.Module) -> set[str]:
-    """Return the owners of the parameters that a graph uses."""
-    owners = {name.rpartition(".")[0] for name, _ in model.named_parameters(remove_duplicate=False)}
-    used = {str(node.target) for node in graph.nodes if node.op == "call_module"}
-    read = {str(node.target).rpartition(".")[0] for node in graph.nodes if node.op == "get_attr"}
-    return (used | read) & owners
 
 
 def _mode_keys(training: fx.Graph, evaluating: fx.Graph) -> dict[str, str | int] | None:

@@ -203,9 +203,17 @@ class Helped(nn.Module):
         return (x, self.helper(x)) if self.training else x
 
 
+class HelpedOfSize(Helped):
+    """One that torch.fx cannot trace."""
+
+    def forward(self, x):
+        return super().forward(x * 2 if x.shape[-1] > 4 else x)
+
+
 @pytest.mark.parametrize(("helper", "has_graph"), [(nn.Conv2d(8, 2, 1), False), (nn.Dropout(), True)])
-def test_a_record_in_eval_mode_never_loses_layers_that_learn(helper, has_graph):
-    assert (trace(Helped(helper), IMAGES) is not None) == has_graph
+@pytest.mark.parametrize("written", [Helped, HelpedOfSize])
+def test_a_record_in_eval_mode_never_loses_layers_that_learn(written, helper, has_graph):
+    assert (trace(written(helper), IMAGES) is not None) == has_graph
 
 
 def drops(m, x):
