@@ -51,9 +51,14 @@ def changed_layers(old: ChannelMap, new: ChannelMap) -> list[str]:
 
 
 @torch.no_grad()
-def cut_channels(model: nn.Module, old: ChannelMap, new: ChannelMap, keep: Keep) -> dict[str, Any]:
-    """Cut every layer of a network in place, from ``old`` to ``new`` widths; return the result that a record keeps."""
-    cutter = _Cutter(model, old.network.plain)
+def cut_channels(
+    model: nn.Module, old: ChannelMap, new: ChannelMap, keep: Keep, *, attributes: bool = True
+) -> dict[str, Any]:
+    """Cut every layer of a network in place, from ``old`` to ``new`` widths; return the result that a record keeps.
+
+    ``attributes``: also set those of the user's modules that hold a size of a layer written by hand.
+    """
+    cutter = _Cutter(model, old.network.plain, attributes)
     for name in changed_layers(old, new):
         before, after = old.layers[name], new.layers[name]
         module = cutter.layer(name)
@@ -128,9 +133,9 @@ class _Cutter:
     and those integer ``attributes`` of their modules that hold such a size.
     """
 
-    def __init__(self, model: nn.Module, plain: Mapping[str, PlainLayer]) -> None:
+    def __init__(self, model: nn.Module, plain: Mapping[str, PlainLayer], attributes: bool) -> None:
         self.result: dict[str, Any] = {"sizes": {}}
-        self._model, self._plain = model, plain
+        self._model, self._plain, self._attributes = model, plain, attributes
 
     def layer(self, name: str) -> Any:
         return bound(self._plain[name], self._model) if name in self._plain else self._model.get_submodule(name)
@@ -142,14 +147,16 @@ class _Cutter:
         if name not in self._plain:
             self.result["sizes"][name] = sizes
             return
-        for key, place in ((key, self._plain[name].tensors[key]) for key in tensors):
-            self.fill_tensor(place, getattr(module, key))
+        layer = self._plain[name]
+        for place in (layer.tensors[key] for key in tensors):
             owner_name, _, _ = place.rpartition(".")
             owner = self._model.get_submodule(owner_name)
-            own = {size: new for size, new in sizes.items() if isinstance(getattr(owner, size, None), int)}
-            _set_sizes(owner, own)
-            if own:
+            own = {key: new for key, new in sizes.items() if getattr(owner, key, None) == getattr(layer.module, key)}
+            if own and self._attributes:
+                _set_sizes(owner, own)
                 self.result.setdefault("attributes", {}).setdefault(owner_name, {}).update(own)
+        for key in tensors:
+            self.fill_tensor(layer.tensors[key], getattr(module, key))
 
     def fill_tensor(self, place: str, tensor: Tensor) -> None:
         """Replace a parameter or buffer of the user's."""

@@ -88,7 +88,7 @@ class Pruner:
 
     def __init__(self, model: nn.Module, config: PruneConfig, example: Example, *, attributes: bool = True) -> None:
         """Raise MicronetError if no channel of the network can be cut."""
-        self.model, self.example = model, example
+        self.model, self.example, self._attributes = model, example, attributes
         channels = None
         if transformer.splittable_attentions(model):
             with suppress(MicronetError, RuntimeError):  # for example a forward that reads an attention's own tensors
@@ -111,7 +111,7 @@ class Pruner:
         heads = [name for name in transformer.splittable_attentions(self.model) if f"{name}.out_proj" in layers]
         pruned = transformer.split_attentions(self.model if in_place else copy_model(self.model), heads)
         try:
-            result = cut_channels(pruned, self.channels, plan.channels, plan.keep)
+            result = cut_channels(pruned, self.channels, plan.channels, plan.keep, attributes=self._attributes)
         except (IndexError, KeyError) as error:
             raise FailedError(
                 f"micronet traced this network's channels incorrectly ({error}). This is a bug in micronet; as a "

@@ -362,3 +362,18 @@ def test_sizes_that_a_module_holds_are_changed_with_its_layers():
     assert again.gated == (6, 2, 4)
     with pytest.raises(ValueError, match="sizes of Split"):
         restore(copy.deepcopy(model), StageRecord("prune", {}, {"sizes": {}, "attributes": {"": {"sizes": [8]}}}))
+
+
+class Averaging(nn.Conv2d):
+    """A convolution whose forward computes with its number of channels."""
+
+    def forward(self, x):
+        return F.conv2d(x, self.weight, self.bias) / self.out_channels
+
+
+def test_an_attribute_that_the_forward_computes_with_keeps_its_value():
+    model = nn.Sequential(Averaging(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 4, 1)).eval()
+    pruned, record, plan = prune_model(model, PruneConfig(0.5, criterion="l2"), torch.randn(2, 3, 4, 4))
+    assert plan.cut == 4 and tuple(pruned[0].weight.shape) == (4, 3, 1, 1)
+    again = restore(copy.deepcopy(model), record)
+    assert again[0].out_channels == pruned[0].out_channels == 8
