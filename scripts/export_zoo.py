@@ -16,7 +16,6 @@ from pathlib import Path
 
 import onnx
 import torch
-from foreign_zoo import print_table
 
 from micronet.artifact.artifact import Artifact, load
 from micronet.cli.app import run
@@ -101,6 +100,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.foreign is not None:
         print(f"{describe_machine()}\n")
+        from foreign_zoo import print_table  # the script beside this one
+
         return print_table(args.foreign, args.seconds)
     if args.data is None or args.folder is None:
         parser.error("--data and --folder are required, or --foreign")

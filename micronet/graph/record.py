@@ -45,7 +45,7 @@ def record_network(model: nn.Module, example: Example) -> tuple[fx.GraphModule, 
         line = user_line(traceback.extract_tb(error.__traceback__))
         raise MicronetError(f"the network cannot run on the example input{line}: {first_line(error)}") from error
     recorded = fx.GraphModule(recorder.root, recorder.graph)
-    if not all(_agree(model, recorded, others) for others in _other_inputs(inputs)):
+    if recorder.reads or not all(_agree(model, recorded, others) for others in _other_inputs(inputs)):
         raise MicronetError(
             f"forward() depends on the values of its inputs{recorder.reads}, so the network cannot be traced; write "
             "that part with tensor operations such as torch.where, or move it into a module with is_leaf = True, which "

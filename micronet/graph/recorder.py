@@ -156,7 +156,7 @@ class Recorder(TorchFunctionMode):
         sizes = isinstance(value, torch.Size) or (kind == "call_method" and target in ("size", "numel"))
         holds_tensors = any(isinstance(leaf, Tensor) for leaf in tree_leaves(value))
         if nodes is None or not (sizes or holds_tensors or target is operator.setitem):
-            if nodes is not None and target in _READS_VALUES and not self.reads:
+            if nodes is not None and target in _READS_VALUES and not self.reads and _depend_on_inputs(nodes):
                 self.reads = user_line(traceback.extract_stack())
             return value  # a constant, or a fact such as a rank, fixed as it is for the example
         if target in _DROPOUTS:
@@ -239,6 +239,23 @@ _DROPOUTS: dict[Any, type[nn.Module]] = {
     F.alpha_dropout: nn.AlphaDropout, F.feature_alpha_dropout: nn.FeatureAlphaDropout,
 }  # fmt: skip
 _UNUSED = {getattr, operator.getitem, operator.add, operator.sub, operator.mul, operator.floordiv, operator.mod}
+
+
+def _depend_on_inputs(nodes: Any) -> bool:
+    """Return True if nodes compute from the values of the network's inputs, not only from their sizes."""
+    waiting: list[fx.Node] = []
+    fx.map_arg(nodes, waiting.append)
+    seen = set(waiting)
+    while waiting:
+        node = waiting.pop()
+        if node.op == "placeholder":
+            return True
+        size = node.target is getattr or (node.op == "call_method" and node.target in ("size", "numel"))
+        if not size:
+            more = set(node.all_input_nodes) - seen
+            seen |= more
+            waiting += more
+    return False
 
 
 def user_line(stack: traceback.StackSummary) -> str:

@@ -163,12 +163,19 @@ def indices_from_values(m, x):
     return x[:, : int(x.flatten().argmax()) % 8 + 1]
 
 
+def branch_that_no_input_here_takes(m, x):
+    if x.mean() > 1e6:
+        return m.stem(-x)
+    return m.stem(x)
+
+
 @pytest.mark.parametrize(
     ("forward", "line"),
     [
         (branch_on_values, "if x.sum() > 0:"),
         (number_from_values, "float(x.mean())"),
         (indices_from_values, "int(x.flatten().argmax())"),
+        (branch_that_no_input_here_takes, "if x.mean() > 1e6:"),
     ],
 )
 def test_a_forward_that_depends_on_values_is_refused_with_its_line(forward, line):

@@ -40,7 +40,7 @@ def test_ptq_calibrates_on_batches_in_memory_and_returns_what_stays_float(tmp_pa
     assert int8.left_float == {"0": "excluded"}
     assert torch.isfinite(int8.model.eval()(images)).all()
     micronet.export_onnx(int8, images, output=tmp_path / "int8.onnx")
-    with pytest.raises(micronet.MicronetError, match="mode ptq needs calibration data; pass it with data"):
+    with pytest.raises(micronet.MicronetError, match='mode="ptq" needs calibration data; pass it with data'):
         micronet.quantize(network(), mode="ptq")
 
 

@@ -176,7 +176,7 @@ def test_t29_an_adds_quantizers_are_unchanged_by_evaluation_and_by_frozen_traini
         model(100 * IMAGES)
     after = model.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before if not name.endswith("frozen"))
-    assert sum(slot == "output_quantizer" for _, slot, _ in each_quantizer(model)) == 3
+    assert sum(slot == "output_quantizer" for _, slot, _ in each_quantizer(model)) == 4  # a, b, their sum, c
 
 
 def test_t30_pools_keep_every_argument():
