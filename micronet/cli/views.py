@@ -107,7 +107,8 @@ def _prune_plan(summary: dict[str, Any]) -> None:
     for line in [] if slower else latency:
         print_line(line)
     if "output" in summary:
-        print_line(f"wrote {summary['output']}  next: micronet finetune {summary['output']}")
+        print_line(f"wrote {summary['output']}")
+    _next(summary)
 
 
 def _prune_sensitivity(rows: list[dict[str, Any]]) -> None:

@@ -26,6 +26,7 @@ class Prune(ConvertSettings, Stage):
     )
     example = "micronet prune sparse.safetensors --percent 0.5 --regular 8 -o pruned.safetensors"
     ending = "-pruned.safetensors"
+    leads_to = "finetune"
     restorer = "micronet.pruning.prune:restore"
     takes_batches = True
     takes_example = True
