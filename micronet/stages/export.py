@@ -56,7 +56,6 @@ class ExportOnnx(CheckedSettings, Stage):
         from micronet.onnx.integers import count_integer_layers, describe, measure_speed
         from micronet.runtimes.onnxruntime import metadata
         from micronet.stages.inputs import export_batches
-        from micronet.stages.pack_latency import without_quantizers
         from micronet.tasks.task import CLASSIFICATION
 
         artifact, memory = context.artifact, context.memory
@@ -78,7 +77,7 @@ class ExportOnnx(CheckedSettings, Stage):
         about = {"kept_float32": metadata(proto).get("kept_float32", {}), **agreement._asdict(), "warning": warning}
         if (integers := count_integer_layers(proto)) is not None:
             if not (self.skip_timing or context.temporary or isinstance(first, Inputs)):
-                integers |= measure_speed(proto, without_quantizers(proto), first[:1].numpy())
+                integers |= measure_speed(proto, first[:1].numpy())
             about["integers"] = {**integers, "words": describe(integers)}
         return Outcome(proto, about)
 

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from micronet.errors import first_line
 from micronet.evaluation.latency import latencies
 from micronet.evaluation.network import Predictor
+from micronet.onnx.integers import without_quantizers
 from micronet.packed.program import Program
 from micronet.runtimes.config import RuntimeOptions
 from micronet.runtimes.onnxruntime import session_predictor
@@ -68,40 +69,3 @@ def describe(found: dict[str, Any]) -> tuple[bool, str]:
         layers = f"{found['float_layers']} of its {found['layers']} layers have float weights"
         cause = f"{layers}, and the packed runtime is made for few bits: quantize them, or use micronet export-onnx"
     return True, f"slower than the {name} network: {times}; {cause}"
-
-
-def _dequantized(node: onnx.NodeProto, stored: dict[str, onnx.TensorProto]) -> onnx.TensorProto:
-    """Return what a DequantizeLinear of stored tensors computes, float32."""
-    q, scale, *zero = (onnx.numpy_helper.to_array(stored[name]).astype(np.float32) for name in node.input)
-    shape = [1] * q.ndim
-    if scale.size > 1:
-        shape[next((each.i for each in node.attribute if each.name == "axis"), 1)] = -1
-    offset = zero[0].reshape(shape) if zero else np.float32(0)
-    return onnx.numpy_helper.from_array((q - offset) * scale.reshape(shape), node.output[0])
-
-
-def without_quantizers(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a model in float: activations are not quantized, and weights are stored dequantized."""
-    plain = onnx.ModelProto()
-    plain.CopyFrom(proto)
-    graph, same = plain.graph, dict[str, str]()
-    stored = {tensor.name: tensor for tensor in proto.graph.initializer}
-    kept = []
-    for node in proto.graph.node:
-        source = same.get(node.input[0], node.input[0]) if node.input else ""
-        if node.op_type == "DequantizeLinear" and all(name in stored for name in node.input):
-            graph.initializer.append(_dequantized(node, stored))
-            continue
-        if node.op_type == "QuantizeLinear" or (node.op_type == "DequantizeLinear" and node.input[0] in same):
-            same[node.output[0]] = source
-            continue
-        copy = onnx.NodeProto()
-        copy.CopyFrom(node)
-        copy.input[:] = [same.get(name, name) for name in node.input]
-        kept.append(copy)
-    for entry in graph.output:
-        if entry.name in same:
-            kept.append(onnx.helper.make_node("Identity", [same[entry.name]], [entry.name]))
-    del graph.node[:]
-    graph.node.extend(kept)
-    return plain

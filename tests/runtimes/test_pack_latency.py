@@ -7,11 +7,12 @@ import onnx
 import pytest
 
 from micronet.onnx.export import to_onnx
+from micronet.onnx.integers import without_quantizers
 from micronet.packed.from_onnx import pack_model
 from micronet.runtimes.config import RuntimeOptions
 from micronet.runtimes.onnxruntime import session_predictor
 from micronet.stages import export
-from micronet.stages.pack_latency import describe, measure_packed, without_quantizers
+from micronet.stages.pack_latency import describe, measure_packed
 from tests.onnx.test_onnx import IMAGES, quantized
 
 
