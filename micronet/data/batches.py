@@ -22,7 +22,7 @@ from micronet.data.split import Split, channels_first
 CROP_PADDING_SHARE = 1 / 8  # of an image's height: 4 pixels of 32, the usual recipe for CIFAR
 MAX_EVAL_BATCH, MIN_EVAL_BATCH = 256, 16  # images per batch; more than 256 are no faster on a CPU
 EVAL_BATCH_PIXELS = 2**21  # large images come in smaller batches: a deep network's maps stay below a few GB
-EVAL_BATCH_SAMPLES = 16  # of inputs that are no images: they may be large
+EVAL_BATCH_SAMPLES = 16  # for inputs that are not images: they may be large
 CPU = torch.device("cpu")
 
 

@@ -41,7 +41,7 @@ class DataSpec:
     limit: int | None = None  # the maximum number of training images, and of test images
     seed: int = 1  # of the validation split and of the limit's choice
     task: str = "classification"  # one of registry.TASKS, or a user's path/to/file.py:Task
-    inputs: list[dict[str, Any]] | None = None  # "shape" and "dtype" of each input that is no image, without the batch
+    inputs: list[dict[str, Any]] | None = None  # "shape" (without the batch) and "dtype" of each input, if not images
 
     @classmethod
     def from_json(cls, value: Any) -> "DataSpec":
@@ -143,7 +143,7 @@ class Dataset:
 
     @property
     def image_height(self) -> int:
-        """The height of training images in pixels; 0 if the samples are no images."""
+        """The height of training images in pixels; 0 if the samples are not images."""
         return self.train.image_shape[1] if isinstance(self.train, ImageSplit) else 0
 
     def with_reference(self, predict: Callable[[Any], Any]) -> "Dataset":

@@ -19,10 +19,8 @@ from micronet.errors import MicronetError, first_line
 from micronet.evaluation.network import Predictor, Scores
 from micronet.models.device import batch_length, inference_format, place_input
 from micronet.models.modes import eval_mode
-from micronet.tasks.classification import Classification
+from micronet.tasks.classification import DEFAULT_TASK
 from micronet.tasks.task import Meter, Outputs, Task, describe, outputs_of
-
-CLASSIFICATION = Classification()
 
 
 @dataclass(frozen=True)
@@ -83,7 +81,7 @@ def evaluating(model: nn.Module) -> Iterator[Predictor]:
 
 
 def check_scores(
-    predict: Predictor, inputs: Any, spec: DataSpec, name: str = "the network", task: Task = CLASSIFICATION
+    predict: Predictor, inputs: Any, spec: DataSpec, name: str = "the network", task: Task = DEFAULT_TASK
 ) -> None:
     """Raise MicronetError if a predictor refuses inputs, or its outputs do not suit the task.
 
@@ -115,7 +113,7 @@ def evaluate(
     predict: Predictor,
     batches: Iterable[tuple[Any, Any]],
     on_batch: Callable[[int], None] | None = None,
-    task: Task = CLASSIFICATION,
+    task: Task = DEFAULT_TASK,
 ) -> Evaluation:
     """Run a predictor over batches of inputs and targets: images (N, C, H, W) float32 and labels (N,) int64.
 

@@ -27,7 +27,7 @@ from micronet.runtimes.onnxruntime import exposing_session, open_session, run
 
 LEAST_AGREEMENT = 0.99  # share of images in the same class; one flipped rounding step can decide a near tie
 LARGEST_FLOAT_ERROR = {TensorProto.FLOAT: 1e-3, TensorProto.FLOAT16: 2e-2}  # relative score error, by weight type
-LARGEST_ROUNDED_ERROR = 0.1  # of outputs that are no class scores, of a network that rounds: an SQNR of 20 dB
+LARGEST_ROUNDED_ERROR = 0.1  # for a rounding network whose outputs are not class scores: an SQNR of 20 dB
 USUAL_ERROR = 0.01  # relative score error; a larger one means that many steps flipped
 INTEGER_BITS = 8  # float32 sums do not resolve wider grids, so a difference of one step means nothing there
 
@@ -46,8 +46,8 @@ def compare_outputs(
 ) -> Agreement:
     """Run torch and ONNX Runtime on the same batches, (N, ...) float32, or ``Inputs``.
 
-    If rows are no class scores (``classes``), or the network does not return one row of them per sample, there are no
-    classes: their share is NaN, and the error is that of ``compare_tensors``.
+    If the outputs are not class scores (``classes``), or the network does not return one row of them per sample, there
+    are no classes to compare: their share is NaN, and the error is that of ``compare_tensors``.
     """
     session = open_session(proto.SerializeToString(), RuntimeOptions(), "the exported model")
     with eval_mode(model):

@@ -34,7 +34,7 @@ def describe_network(artifact: "Artifact") -> str:
 
 
 def describe_inputs(inputs: list[dict[str, Any]]) -> str:
-    """Describe inputs that are no images: ``float32 1x24x40 and int64 7``."""
+    """Describe inputs that are not images: ``float32 1x24x40 and int64 7``."""
     return " and ".join(f"{each['dtype']} {'x'.join(map(str, each['shape']))}".rstrip() for each in inputs)
 
 

@@ -77,3 +77,6 @@ class Classification(Task):
     def meter(self) -> Accuracy:
         """Return an empty meter of accuracy."""
         return Accuracy()
+
+
+DEFAULT_TASK = Classification()

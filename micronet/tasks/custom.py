@@ -120,7 +120,7 @@ class CustomMeter:
         try:
             metrics = {str(key): float(value) for key, value in found.items()}
         except (TypeError, ValueError, RuntimeError) as error:
-            raise MicronetError(f"--task {name}: compute returned a metric that is no number ({error})") from error
+            raise MicronetError(f"--task {name}: compute returned a metric that is not a number ({error})") from error
         if not math.isfinite(metrics[self._task.main]):
             raise MicronetError(f"--task {name}: {self._task.main} is {metrics[self._task.main]}; it must be finite")
         return metrics

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_map_only
 
 from micronet.errors import MicronetError
 from micronet.models.device import memory_format, place_inputs
-from micronet.tasks.classification import Classification
+from micronet.tasks.classification import DEFAULT_TASK, Classification
 from micronet.tasks.task import Task, first_output, outputs_of
 from micronet.training import distributed
 from micronet.training.average import WeightAverage
@@ -32,7 +32,6 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": partial(torch.optim.SGD, momentum=SGD_MOMENTUM, nesterov=True),
     "muon": Muon,
 }
-CLASSIFICATION = Classification()
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -66,7 +65,7 @@ class TrainStep:
     compiled: bool = False
     teacher: Teacher | None = None
     penalty: Callable[[], None] | None = None
-    task: Task = CLASSIFICATION
+    task: Task = DEFAULT_TASK
     scaler: torch.amp.GradScaler = field(init=False)
     average: WeightAverage | None = field(init=False)
 

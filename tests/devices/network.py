@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from micronet.artifact.artifact import Artifact
 from micronet.data.dataset import Dataset, DataSource, DataSpec
 from micronet.data.split import MemorySplit
-from micronet.evaluation.accuracy import CLASSIFICATION
 from micronet.models.build import ModelSpec
 from micronet.models.layers import Add
+from micronet.tasks.classification import DEFAULT_TASK
 from micronet.tasks.task import Task
 from micronet.training.config import NO_HOOKS, RunContext, TrainConfig, TrainHooks
 from micronet.training.loop import fit_artifact
@@ -62,7 +62,7 @@ def _noise() -> tuple[Tensor, Tensor]:
 
 
 @cache
-def dataset(task: Task = CLASSIFICATION) -> Dataset:
+def dataset(task: Task = DEFAULT_TASK) -> Dataset:
     """Return the images as a data set: 64 to train on, 16 to validate, 16 to test."""
     images, labels = _noise()
     splits = [MemorySplit(images[part], labels[part]) for part in (slice(64), slice(64, 80), slice(80, 96))]
