@@ -15,7 +15,7 @@ from micronet.core.files import check_output_path
 from micronet.data.dataset import Dataset
 from micronet.errors import FailedError, MicronetError, count, first_line
 from micronet.graph.trace import trace
-from micronet.models.device import as_inputs, head
+from micronet.models.device import as_inputs, head, to_device
 from micronet.models.modes import copy_model, eval_mode
 from micronet.quantization.calibrate import (
     calibrate,
@@ -29,6 +29,7 @@ from micronet.quantization.calibrate import (
 from micronet.quantization.config import CalibrationConfig, QuantConfig
 from micronet.quantization.equalize import equalize
 from micronet.quantization.fold import fold_model
+from micronet.quantization.heads import DestroyedHead, excluding, find_destroyed
 from micronet.quantization.placement import Placement
 from micronet.quantization.quantize import quantize_model
 from micronet.quantization.reconstruct import reconstruct
@@ -47,6 +48,7 @@ from micronet.stages.inputs import (
 )
 from micronet.stages.quantize import Quantize
 from micronet.stages.train import fit_new, fit_stage, keep, say_start
+from micronet.tasks.task import describe
 from micronet.training import distributed
 from micronet.training.config import RunContext, TrainConfig, TrainHooks
 from micronet.training.loop import check_model_fits, fit_artifact
@@ -85,7 +87,7 @@ class Quantizing:
     def calibration_inputs(self) -> list[Tensor]:
         """The inputs to calibrate on; empty if there are none."""
         if self.batches is not None:
-            return [batch.to(self.run.device) for batch in self._checked(self.batches)]
+            return [to_device(batch, self.run.device) for batch in self._checked(self.batches)]
         if self.settings.calibration.makes_images:
             return generated_batches(self.artifact, self.settings.data, self.settings.calibration, self.run)
         if self.dataset is None:
@@ -105,9 +107,8 @@ class Quantizing:
                 for batch in batches[:1]:
                     model(*as_inputs(model, batch))
             except (RuntimeError, TypeError, ValueError) as error:
-                shape = tuple(batches[0].shape)
                 raise MicronetError(
-                    f"the network does not accept inputs of shape {shape}: {first_line(error)}"
+                    f"the network does not accept {describe(batches[0])}: {first_line(error)}"
                 ) from error
         return batches
 
@@ -127,6 +128,11 @@ class Quantizing:
         model, record = quantize_model(artifact.model, config, self.example)
         if self.calibration_inputs:
             self._set_ranges(model, artifact.model)
+            if destroyed := self._destroyed_heads(model):
+                config = excluding(config, destroyed)
+                model, record = quantize_model(artifact.model, config, self.example)
+                record.result["left_float"] |= {each.layer: str(each) for each in destroyed}
+                self._set_ranges(model, artifact.model)
             placement = Placement.from_json(record.result)
             self._recover(placement.with_plain_layers(copy_model(artifact.model)), model)
         settings = {
@@ -179,6 +185,14 @@ class Quantizing:
         )
         self.run.progress.line(f"layers kept at 8 bits: {config.keep_8bit or 'none'}")
         return config
+
+    def _destroyed_heads(self, model: nn.Module) -> list[DestroyedHead]:
+        """Return the heads that 8 bits destroy, unless the user chose layers or trains them."""
+        config = self.settings.quantization
+        chosen = config.first_last != "auto" or config.include is not None or config.keep_8bit is not None
+        if chosen or self.settings.calibration.mode != "ptq":
+            return []
+        return find_destroyed(model, self.calibration_inputs)
 
     def _check_target(self, *, drop: float) -> None:
         """Raise FailedError if the final drop exceeds the target; training and recovery follow the choice of bits."""

@@ -1,0 +1,91 @@
+"""Heads that 8 bits destroy: last convolutions whose channels differ so much in size that one scale cannot serve them.
+
+A runtime computes a convolution in integers only if its output becomes integers too, with one scale for all channels.
+A detector's last convolution may hold box sizes in pixels beside scores of 0 to 1; the scale of the boxes then leaves
+the scores a few levels. Behind other layers, training has made the next layer robust to it; behind the last layer,
+nothing repairs it.
+"""
+
+from contextlib import ExitStack
+from dataclasses import replace
+from glob import escape
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from micronet.graph.trace import trace
+from micronet.models.device import call, head
+from micronet.models.modes import eval_mode
+from micronet.quantization.calibrate import each_quantizer
+from micronet.quantization.config import QuantConfig
+from micronet.quantization.layers import has_weight_slot
+
+FEWEST_LEVELS = 4  # between a channel's extremes and 0; fewer than those of 2 bits keep nothing of its values
+
+
+class DestroyedHead(NamedTuple):
+    """A last layer, and the channel of its output, counted from 0, that is left the fewest levels."""
+
+    layer: str
+    channel: int
+    levels: float
+
+    def __str__(self) -> str:
+        return f"the 8-bit scale of its output leaves channel {self.channel} fewer than {FEWEST_LEVELS} levels"
+
+
+@torch.no_grad()
+def find_destroyed(model: nn.Module, batches: list[Tensor]) -> list[DestroyedHead]:
+    """Return the last layers whose output quantizer gives a channel fewer than ``FEWEST_LEVELS`` levels.
+
+    Args:
+        model: A quantized and calibrated network.
+        batches: The calibration inputs.
+    """
+    graph = trace(model, head(batches[0], 2))
+    if graph is None:
+        return []
+    layers = {node: module for node, module in graph.calls() if has_weight_slot(module)}
+    last = {
+        str(node.target): module
+        for node, module in layers.items()
+        if getattr(module, "output_quantizer", None) is not None and not graph.reachable(node) & layers.keys()
+    }
+    ranges = {name: _Range() for name in last}
+    quantizers = [quantizer for _, _, quantizer in each_quantizer(model)]
+    with eval_mode(model), ExitStack() as undo:
+        for quantizer in quantizers:
+            undo.callback(setattr, quantizer, "recorder", quantizer.recorder)
+            quantizer.recorder = lambda x: None  # the network computes in float
+        for name, module in last.items():
+            undo.enter_context(module.register_forward_hook(ranges[name]))
+        for batch in batches if last else []:
+            call(model, batch)
+    found = []
+    for name, module in last.items():
+        output: Any = module.output_quantizer
+        levels = (ranges[name].high - ranges[name].low) / output.qparams(torch.empty(0)).scale
+        levels[levels == 0] = torch.inf  # zero is exact
+        channel = int(levels.argmin())
+        if levels[channel] < FEWEST_LEVELS:
+            found.append(DestroyedHead(name, channel, float(levels[channel])))
+    return found
+
+
+def excluding(config: QuantConfig, heads: list[DestroyedHead]) -> QuantConfig:
+    """Return the config that keeps heads in float."""
+    names = [config.exclude or "", *(escape(each.layer) for each in heads)]
+    return replace(config, exclude=",".join(filter(None, names)))
+
+
+class _Range:
+    """A hook that collects the range of each channel, (C,), of a layer's outputs, with 0 in it."""
+
+    low = high = torch.zeros(0)
+
+    def __call__(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
+        axis = -1 if isinstance(module, nn.Linear) else 1
+        low, high = torch.aminmax(output.transpose(0, axis).flatten(1), dim=1)
+        self.low = torch.minimum(self.low, low) if len(self.low) else low.clamp(max=0)
+        self.high = torch.maximum(self.high, high) if len(self.high) else high.clamp(min=0)
