@@ -14,6 +14,7 @@ from micronet.errors import MicronetError as MicronetError
 from micronet.errors import StoppedError as StoppedError
 from micronet.evaluation.predict import Prediction
 from micronet.evaluation.report import Row
+from micronet.models.inputs import Batch
 from micronet.onnx.lint import Finding
 from micronet.packed.program import Program
 from micronet.quantization.calibrate import calibrate as calibrate
@@ -79,8 +80,8 @@ def train(
             if available, otherwise cpu.
         output: File to write; by default, nothing is written.
         width: Multiplier for the width of every layer (built-in networks only); default: 1.
-        model_args: Arguments of the factory as JSON, for example '{"num_classes": 10}'.
-        task: classification, segmentation, agreement (with the float network, for any network and inputs, no
+        model_args: Model arguments as JSON, for example '{"num_classes": 10}'.
+        task: classification, segmentation, agreement (with the float network; for any network and inputs, without
             labels) or path/to/file.py:Task (which runs that code). Default: the task recorded in the artifact;
             without one, classification.
         image_size: Resize and crop images to NxN pixels.
@@ -238,7 +239,7 @@ def prune(
     criterion: Literal['bn-scale', 'l1', 'l2', 'fpgm', 'taylor', 'random'] = 'bn-scale',
     target_macs: float | None = None,
     device: str | None = None,
-    data: str | Path | Tensor | Iterable[Tensor | Sequence[Tensor]] | None = None,
+    data: str | Path | Batch | Iterable[Batch] | None = None,
     output: str | Path | None = None,
     steps: int = 0,
     input_shape: str | None = None,
@@ -381,8 +382,8 @@ def quantize(
     method: Literal['iao', 'dorefa', 'lsq'] = 'iao',
     w_bits: int | str = 8,
     a_bits: int | str = 8,
-    q_type: Literal['sym', 'asym'] = 'sym',
-    data: str | Path | Tensor | Iterable[Tensor | Sequence[Tensor]] | None = None,
+    q_type: Literal['auto', 'sym', 'asym'] = 'auto',
+    data: str | Path | Batch | Iterable[Batch] | None = None,
     epochs: int = 2,
     output: str | Path | None = None,
     trust_code: bool = False,
@@ -452,9 +453,10 @@ def quantize(
 ) -> Artifact:
     """Quantize a network with or without training (QAT, PTQ).
 
-    Without an artifact, the network of model is first trained on data with the defaults of ``train``. Networks of
-    4 bits or fewer are also distilled from the float artifact, unless distill specifies another teacher.
-    mode="qaft" trains a quantized artifact with frozen ranges, by default at a learning rate of 1e-5.
+    Without an artifact, the network given by model is first trained on data with the defaults of ``train``.
+    Networks quantized to 4 bits or fewer are also distilled from the float artifact, unless distill specifies
+    another teacher. mode="qaft" trains a quantized artifact with frozen ranges, by default at a learning rate of
+    1e-5.
 
     Args:
         artifact: A float artifact or, with mode="ptq", any float .onnx file. Without one, a network is trained
@@ -464,10 +466,11 @@ def quantize(
         method: Quantization scheme for numeric bit widths.
         w_bits: Bits per weight: 2 to 16, binary, ternary, or 32 for float.
         a_bits: Bits per activation: 2 to 16, binary, or 32 for float.
-        q_type: Symmetric quantization (zero point 0) or asymmetric (iao only). Activations of ONNX files are
-            asymmetric, unless a_sign is signed.
-        data: Name of a data set, a folder or an .npz file, or batches: tensors of shape (N, ...), or tuples that
-            start with one.
+        q_type: Symmetric quantization (zero point 0) or asymmetric (iao only). auto: symmetric, but asymmetric
+            for activations of at least 8 bits that may be negative, unless a_sign is signed. Activations of ONNX
+            files are asymmetric, unless a_sign is signed.
+        data: Name of a data set, a folder or an .npz file, or batches: tensors of shape (N, ...), tuples that
+            begin with the inputs, or dicts of inputs by the names of forward's arguments.
         calibrator: How to choose activation ranges: minimum and maximum, a percentile, least KL divergence
             (entropy), or least squared error (mse).
         percentile: Percentage of values inside the range, for calibrator="percentile".
@@ -477,7 +480,7 @@ def quantize(
             input. Default: training images.
         calib_cache: Cache file for activation statistics: read if it exists, otherwise written. Valid for any bit
             width.
-        float_weights: Fraction of QAT steps at the start that use quantized activations but float weights.
+        float_weights: Initial fraction of QAT steps in which activations are quantized but weights stay in float.
             Default: 0.5 for binary weights and activations, otherwise 0.
         q_level: One weight scale per output channel, or one per layer.
         weight_observer: Weight ranges: minimum and maximum of the current weights, or a moving average over
@@ -486,7 +489,8 @@ def quantize(
             TensorRT.
         first_last: Precision of the first and last layers. auto: float if weights are binary or ternary,
             otherwise at least 8 bits. 8bit-input: weights as in the other layers, activations at 8 bits.
-        a_gain: Gain of DoReFa activations, which are clipped to 0..1/gain: 1 as in the paper, or 0.1 for 0 to 10.
+        a_gain: Gain of DoReFa activations, which are clipped to 0..1/gain: 1 as in the paper, or 0.1 for the
+            range 0..10.
         a_ste: Gradient estimator for binary activations.
         w_ste: Gradient estimator for binary and ternary weights.
         w_center: Subtract the mean over the inputs from binary weights before taking their signs.
@@ -511,7 +515,7 @@ def quantize(
             0.485,0.456,0.406.
         std: Per-channel standard deviation of an ONNX file's images; use with mean.
         input_shape: Shape of an ONNX file's images if its sizes are dynamic, for example 3,48,320.
-        layout: Axis order of an ONNX file's images. auto: as its fixed sizes suggest.
+        layout: Axis order of an ONNX file's images. auto: inferred from its fixed sizes.
         skip_timing: Do not measure how fast a quantized ONNX file runs.
         epochs, output, model, width, model_args, task, image_size, limit, preset, lr, batch_size, accumulate,
             amp, patience, weight_decay, optimizer, schedule, label_smoothing, ema, flip, cutout, whiten,
@@ -561,7 +565,7 @@ def export_onnx(
     opset: int = 21,
     dynamic: Sequence[str | float] | str = 'batch',
     precision: Literal['fp32', 'fp16'] = 'fp32',
-    data: str | Path | Tensor | Iterable[Tensor | Sequence[Tensor]] | None = None,
+    data: str | Path | Batch | Iterable[Batch] | None = None,
     output: str | Path | None = None,
     int4_storage: bool = False,
     embed_preprocessing: bool = False,
@@ -648,9 +652,9 @@ def pack(
 
     Batch norms are folded; with binary activations, scales, biases and batch norms become one threshold per
     channel. The file runs without torch, in evaluate, compare and predict. Nothing is written if the format does
-    not support the network (every operator that is missing is named with its layers before anything runs), or if
-    the packed network and torch predict different classes for any test image. Afterwards the packed network is
-    timed beside ONNX Runtime.
+    not support the network (all unsupported operators are listed with their layers before anything runs), or if
+    the packed network and torch predict different classes for any test image. Afterwards, the latency of the
+    packed network is compared with ONNX Runtime's.
 
     Args:
         artifact: An artifact (.safetensors).
@@ -695,7 +699,7 @@ def trt_build(
     """Build a strongly typed TensorRT engine.
 
     TensorRT-RTX can build without a GPU (pip install tensorrt-rtx-cu13); running an engine requires one. Float
-    networks are calibrated for int8 on the CPU; calib_cache also reads calibration caches of TensorRT 10 and
+    networks are calibrated for int8 on the CPU; calib_cache also reads calibration caches from TensorRT 10 and
     earlier. A JSON file next to the engine records its shapes, the data types of its layers and its source.
 
     Args:
@@ -713,7 +717,7 @@ def trt_build(
             TensorRT only.
         compute_capability: Compute capabilities that TensorRT-RTX builds for, for example 8.6 or 8.6,8.9;
             default: all supported ones.
-        calib_data: Folder of calibration images, labeled or not; for ONNX files also an .npz file with one array
+        calib_data: Folder of calibration images, labeled or not; for ONNX files, also an .npz file with one array
             for each input. Default: training images.
         data, output, task, image_size, limit, force, progress: As in ``train``.
         model, trust_code: As in ``evaluate``.
@@ -890,7 +894,7 @@ def sensitivity(
     method: Literal['iao', 'dorefa', 'lsq'] = 'iao',
     w_bits: int | str = 8,
     a_bits: int | str = 8,
-    q_type: Literal['sym', 'asym'] = 'sym',
+    q_type: Literal['auto', 'sym', 'asym'] = 'auto',
     mode: Literal['qat', 'ptq', 'qaft'] = 'qat',
     data: str | Path | None = None,
     q_level: Literal['channel', 'layer'] = 'channel',

@@ -17,6 +17,7 @@ from micronet.data.image_files import FileSplit, image_memory
 from micronet.data.samples import SampleSplit
 from micronet.data.split import ImageSplit, Split, random_subset
 from micronet.errors import MicronetError, count
+from micronet.models.inputs import check_described
 
 if TYPE_CHECKING:
     from micronet.tasks.task import Task
@@ -48,12 +49,11 @@ class DataSpec:
         """Build a spec from its JSON object; an empty one from None. Raise MicronetError if it is damaged."""
         try:
             spec = cls(**(value or {}))
-            sides = [side for each in spec.inputs or [] for side in each["shape"]]
-            names = [spec.task, *(each["dtype"] for each in spec.inputs or [])]
-            if not all(isinstance(side, int) for side in sides) or not all(isinstance(name, str) for name in names):
-                raise TypeError("its task or its inputs are invalid")
+            check_described(spec.inputs or [])
+            if not isinstance(spec.task, str):
+                raise TypeError("its task is invalid")
             return spec
-        except (TypeError, KeyError) as error:
+        except (TypeError, KeyError, ValueError) as error:
             raise MicronetError(
                 f"the file's record of its data set is corrupted ({error}); recreate the file"
             ) from error
@@ -163,8 +163,8 @@ class Dataset:
             return batches
         if (predict := self._reference) is None:
             raise MicronetError(
-                f"--task {self.task.name} compares a network with its float original, and there is none here; pass "
-                "both files to micronet compare, or the original with --distill in trainings"
+                f"--task {self.task.name} compares a network with its float original, but no original was given; "
+                "pass both files to micronet compare or, for training, pass the original with --distill"
             )
         from micronet.evaluation.accuracy import run_batch
 
@@ -190,7 +190,7 @@ def images_of(split: Split) -> ImageSplit:
     """Return a split of images; raise MicronetError if its samples are none."""
     if isinstance(split, ImageSplit):
         return split
-    raise MicronetError("this needs images, but the inputs of this data set are tensors without a mean and std")
+    raise MicronetError("images are required, but the inputs of this data set are tensors without a mean and std")
 
 
 def wrong_channels(expected: int, got: int | None) -> MicronetError:

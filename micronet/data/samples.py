@@ -10,6 +10,7 @@ from torch import Tensor
 from micronet.data.split import Split
 from micronet.errors import MicronetError, first_line
 from micronet.models.device import Inputs
+from micronet.models.inputs import describe_inputs, make_inputs
 
 
 class SampleSplit(Split):
@@ -47,15 +48,15 @@ class SampleSplit(Split):
             except (RuntimeError, ValueError) as error:
                 shapes = sorted({str([tuple(x.shape) for x in inputs])[1:-1] for inputs, _ in rows})
                 raise MicronetError(
-                    f"{self._source}: the inputs of one batch differ in shape ({'; '.join(shapes[:3])}); give all "
-                    "samples the same shapes"
+                    f"{self._source}: the inputs of one batch differ in shape ({'; '.join(shapes[:3])}); all "
+                    "samples must have the same shapes"
                 ) from error
             yield stacked[0] if len(stacked) == 1 else Inputs(stacked), [target for _, target in rows]
 
     def describe(self) -> list[dict[str, Any]]:
         """Return the shape, without the batch, and the dtype of every input, as JSON values."""
         inputs, _ = self._read(int(self._indices[0]))
-        return [{"shape": list(x.shape), "dtype": str(x.dtype).removeprefix("torch.")} for x in inputs]
+        return describe_inputs(inputs)
 
     def _read(self, index: int) -> tuple[tuple[Tensor, ...], Any]:
         try:
@@ -70,7 +71,9 @@ class SampleSplit(Split):
         inputs = inputs if isinstance(inputs, tuple) else (inputs,)
         if not all(isinstance(x, Tensor) for x in inputs):
             names = ", ".join(type(x).__name__ for x in inputs)
-            raise MicronetError(f"{self._source}: the input of sample {index} is a {names}; expected a torch.Tensor")
+            raise MicronetError(
+                f"{self._source}: the input of sample {index} has type {names}; expected a torch.Tensor"
+            )
         return inputs, target
 
 
@@ -80,13 +83,7 @@ def example_of(described: list[dict[str, Any]], count: int = 2) -> Tensor | Inpu
     Raises MicronetError if the description is damaged.
     """
     try:
-        found = tuple(_example(each, count) for each in described)
-    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+        found = make_inputs(described, count)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise MicronetError(f"the file's record of its inputs is corrupted ({error}); recreate the file") from error
     return found[0] if len(found) == 1 else Inputs(found)
-
-
-def _example(described: dict[str, Any], count: int) -> Tensor:
-    dtype = getattr(torch, described["dtype"])
-    shape = (count, *described["shape"])
-    return torch.rand(shape, dtype=dtype) if dtype.is_floating_point else torch.zeros(shape, dtype=dtype)

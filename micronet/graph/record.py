@@ -5,7 +5,6 @@ torch.fx, with one node per call of a leaf module or of a torch function. Sizes 
 passes them on or combines them by integer arithmetic; every other decision is fixed as it was for the example.
 """
 
-import math
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,9 +18,12 @@ from micronet.errors import MicronetError, first_line
 from micronet.graph.plain import PlainLayer, make_plain, with_plain
 from micronet.graph.recorder import Recorder, user_line
 from micronet.models.device import Example, as_inputs
+from micronet.models.inputs import LARGEST_INPUT, make_inputs
+from micronet.models.inputs import describe_inputs as describe_tensors
 from micronet.models.modes import copy_model, eval_mode
 
-LARGEST_INPUT = 2**28  # values; loading a file runs its network on such inputs
+
+described_inputs = make_inputs  # the inverse of ``describe_inputs``
 
 
 def record_network(model: nn.Module, example: Example) -> tuple[fx.GraphModule, dict[str, PlainLayer]]:
@@ -98,28 +100,10 @@ def describe_inputs(inputs: tuple[Any, ...]) -> list[dict[str, Any]]:
     """Return the shapes and types of inputs as JSON. Raises MicronetError if one is not a tensor, or is too large."""
     if not all(isinstance(x, Tensor) and x.numel() <= LARGEST_INPUT for x in inputs):
         raise MicronetError(
-            "a network whose forward() must be recorded can only have tensors as inputs, of at most "
-            f"{LARGEST_INPUT:,} values"
+            "a network whose forward() must be traced only supports tensor inputs of at most "
+            f"{LARGEST_INPUT:,} elements"
         )
-    return [{"shape": list(x.shape), "dtype": str(x.dtype).removeprefix("torch.")} for x in inputs]
-
-
-def described_inputs(inputs: list[dict[str, Any]]) -> tuple[Tensor, ...]:
-    """Return inputs of the shapes and types that ``describe_inputs`` returned: random floats, and zeros.
-
-    Raises ValueError, TypeError or RuntimeError for others, which a damaged file may hold.
-    """
-    if any(math.prod(each["shape"]) > LARGEST_INPUT for each in inputs):
-        raise ValueError(f"an input that it was recorded on has more than {LARGEST_INPUT:,} values")
-    numbers = torch.Generator().manual_seed(0)
-    made = []
-    for each in inputs:
-        dtype = getattr(torch, each["dtype"])
-        if dtype.is_floating_point:
-            made.append(torch.rand(each["shape"], generator=numbers).to(dtype))
-        else:
-            made.append(torch.zeros(each["shape"], dtype=dtype))
-    return tuple(made)
+    return describe_tensors(inputs)
 
 
 def _other_inputs(inputs: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:

@@ -79,9 +79,19 @@ def call(model: nn.Module, batch: Any) -> Any:
     return model(*batch) if isinstance(batch, Inputs) else model(batch)
 
 
+def to_device(batch: Any, device: torch.device | None) -> Any:
+    """Return a batch, a tensor or ``Inputs``, on a device."""
+    return Inputs(x.to(device) for x in batch) if isinstance(batch, Inputs) else batch.to(device)
+
+
 def head(batch: Any, count: int) -> Any:
     """Return the first samples of a batch: of a tensor, or of each of several inputs."""
     return Inputs(x[:count] for x in batch) if isinstance(batch, tuple) else batch[:count]
+
+
+def as_arrays(batch: Any) -> Any:
+    """Return a batch as an array, or as a tuple of arrays if it holds several inputs."""
+    return tuple(x.numpy() for x in batch) if isinstance(batch, tuple) else batch.numpy()
 
 
 def batch_length(batch: Any) -> int:

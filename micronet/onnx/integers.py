@@ -3,9 +3,7 @@
 import re
 from typing import Any
 
-import numpy as np
 import onnx
-from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 from onnxruntime import GraphOptimizationLevel
 
@@ -57,24 +55,29 @@ def _reason(layer: WeightedNode) -> str:
     if layer.weight_qdq is None:
         return "its weights are float"
     if layer.node.op_type == "ConvTranspose":
-        return "ONNX Runtime has no integer ConvTranspose; a float one is faster: --exclude it in quantize"
+        return (
+            "ONNX Runtime has no integer ConvTranspose, and a float one is faster; exclude it with quantize --exclude"
+        )
     if layer.input_qdq is None:
         return "its input is float"
     readers = view.fused_consumers(layer.node)
     if layer.node.op_type == "Conv" and readers != {QUANTIZE}:
-        return f"its output is not quantized ({' and '.join(sorted(readers)) or 'the output of the network'} reads it)"
+        reason = f"consumed by {' and '.join(sorted(readers))}" if readers else "a network output"
+        return f"its output is not quantized ({reason})"
     return "ONNX Runtime does not fuse it"
 
 
-def measure_speed(proto: onnx.ModelProto, image: NDArray[np.float32]) -> dict[str, Any]:
-    """Time a quantized file and the same network in float in turns, with one thread and one image (1, ...).
+def measure_speed(proto: onnx.ModelProto, sample: Any) -> dict[str, Any]:
+    """Time a quantized file and the same network in float in turns, with one thread and one sample.
+
+    ``sample``: an array (1, ...), or a tuple of them if the network takes several inputs.
 
     Returns ``int8_ms`` and ``float_ms``, or ``skipped``: why a runtime refused.
     """
     options = RuntimeOptions(threads=1)
     try:
         sessions = [session_predictor(each.SerializeToString(), options) for each in (proto, without_quantizers(proto))]
-        ours, theirs = (found.p50_ms for found in latencies(sessions, [image, image]))
+        ours, theirs = (found.p50_ms for found in latencies(sessions, [sample, sample]))
     except Exception as error:  # a courtesy: whatever a runtime raises must not spoil the export
         return {"skipped": first_line(error)}
     return {"int8_ms": round(ours, 4), "float_ms": round(theirs, 4)}
@@ -116,9 +119,9 @@ def describe(found: dict[str, Any]) -> list[str]:
         for kind, noun in (("convolutions", "convolution"), ("linear", "linear layer"))
         if found[kind]["all"]
     ]
-    lines = [f"{' and '.join(parts)} in integers"]
+    lines = [f"{' and '.join(parts)} run in integer arithmetic"]
     if "int8_ms" in found:
-        lines[0] += f"; {found['int8_ms']:.2f} ms against {found['float_ms']:.2f} ms float"
+        lines[0] += f"; {found['int8_ms']:.2f} ms vs. {found['float_ms']:.2f} ms in float"
         lines[0] += " (ONNX Runtime, 1 thread, batch 1)"
     names: dict[str, list[str]] = {}
     for name, reason in found["float"].items():
@@ -127,15 +130,17 @@ def describe(found: dict[str, Any]) -> list[str]:
         more = f" and {len(layers) - _LISTED} more" if len(layers) > _LISTED else ""
         lines.append(f"float: {', '.join(layers[:_LISTED])}{more}: {reason}")
     if found.get("int8_ms", 0) > NOISE * found.get("float_ms", 0):
-        lines.insert(
-            0, f"slower than float: {found['int8_ms']:.2f} ms against {found['float_ms']:.2f} ms; {_cure(found)}"
-        )
+        lines.insert(0, f"slower than float: {found['int8_ms']:.2f} ms vs. {found['float_ms']:.2f} ms; {_cure(found)}")
     return lines
 
 
 def _cure(found: dict[str, Any]) -> str:
     if found["float"]:
-        return "the layers below are computed in float on dequantized weights: --exclude them in micronet quantize"
+        return (
+            "the layers below are computed in float on dequantized weights; exclude them with micronet quantize "
+            "--exclude"
+        )
     what = f"{' and '.join(found['activations'])} between them" if found.get("activations") else "quantizing"
-    cure = "use ReLU in their place, or " if found.get("activations") else ""
-    return f"these layers run in integers, but {what} costs more than they save: {cure}export the float network"
+    cure = "use ReLU instead, or " if found.get("activations") else ""
+    cost = f"the cost of {what} outweighs the savings"
+    return f"these layers run in integer arithmetic, but {cost}; {cure}export the float network"

@@ -7,14 +7,14 @@ width, and ranges chosen from them.
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from micronet.errors import MicronetError, count
 from micronet.graph import ops
-from micronet.models.device import Inputs, call
+from micronet.models.device import call
+from micronet.models.inputs import Batch, inputs_in
 from micronet.models.modes import eval_mode
 from micronet.quantization.config import Calibrator
 from micronet.quantization.histogram import GridSpec, Histogram, Statistics, find_range
@@ -65,14 +65,15 @@ def observing(model: nn.Module) -> Iterator[None]:
 
 
 @torch.no_grad()
-def calibrate(model: nn.Module, batches: Iterable[Tensor | tuple[Any, ...]], count: int | None = None) -> None:
+def calibrate(model: nn.Module, batches: Iterable[Batch], count: int | None = None) -> None:
     """Run batches through the model in eval mode and set the quantizers' ranges from them.
 
     Weights and batch-norm statistics do not change.
 
     Args:
         model: A quantized network.
-        batches: Tensors, or tuples whose first item is one, as a DataLoader yields them.
+        batches: As a DataLoader yields them: tensors; tuples or lists that begin with the inputs, one for each argument
+            that forward() requires; or dicts of inputs by the names of these arguments.
         count: How many batches to use (None: all).
 
     Raises:
@@ -135,17 +136,12 @@ def set_ranges(model: nn.Module, statistics: Statistics, calibrator: Calibrator,
     check_calibrated(model)
 
 
-def _run(model: nn.Module, batches: Iterable[Tensor | tuple[Any, ...]]) -> None:
+def _run(model: nn.Module, batches: Iterable[Batch]) -> None:
     """Run batches through a model in eval mode; raise MicronetError if there is none."""
     seen = False
     with eval_mode(model):
         for batch in batches:
-            inputs = batch[0] if isinstance(batch, (tuple, list)) and not isinstance(batch, Inputs) else batch
-            if not isinstance(inputs, (Tensor, Inputs)):
-                raise MicronetError(
-                    f"cannot calibrate on a {type(inputs).__name__}; yield tensors, or tuples that start with one"
-                )
-            call(model, inputs)
+            call(model, inputs_in(model, batch))
             seen = True
     if not seen:
         raise MicronetError("no calibration data; pass at least one batch")

@@ -1,7 +1,7 @@
 """The Python API: one function per stage, made from the stage's settings, on artifacts, files or plain modules."""
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -18,7 +18,7 @@ from micronet.stages.keywords import spell_as_keywords
 from micronet.stages.stage import Memory, Stage, uses
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
     from micronet.artifact.artifact import Artifact
 
@@ -63,7 +63,7 @@ def _parameters(stage: type[Stage]) -> list[inspect.Parameter]:
 def _annotation(option: Option, stage: type[Stage]) -> str:
     """Return a keyword's type as text: paths may be text, networks may be in memory."""
     if option.name == "data":
-        return f"str | Path{' | Tensor | Iterable[Tensor | Sequence[Tensor]]' * stage.takes_batches} | None"
+        return f"str | Path{' | Batch | Iterable[Batch]' * stage.takes_batches} | None"
     kinds = alternatives(option.field.type)
     network = "Artifact | nn.Module | " if _is_network(option, stage) else ""
     if network and list[Path] in kinds:
@@ -164,7 +164,8 @@ def _call(stage: type[Stage], given: dict[str, Any]) -> Any:
     elif data is not None:
         if not stage.takes_batches:
             raise MicronetError(f"{stage.name} needs a data set; pass data as a name, a folder or an .npz file")
-        batches = list(islice(_inputs(data), given.get("calib_batches")))
+        whole = isinstance(data, Mapping) or hasattr(data, "shape")  # one batch
+        batches = list(islice([data] if whole else data, given.get("calib_batches")))
     source = artifacts.get(values.get("artifact", Path()))
     if source is not None and values.get("device") is None and uses(stage, "device"):
         own = next((parameter.device for parameter in source.model.parameters()), None)
@@ -217,7 +218,7 @@ def _path(option: Option, value: Any, artifacts: "dict[Path, Artifact] | None") 
     if isinstance(value, (str, Path)):
         return Path(value)
     if artifacts is None:
-        raise MicronetError(f"{option.name} is a {type(value).__name__}; expected a path")
+        raise MicronetError(f"{option.name} must be a path; got {type(value).__name__}")
     held = _artifact(value)
     stages = f" ({', '.join(record.stage for record in held.history)})" if held.history else ""
     name = f"{held.spec.name.rpartition(':')[2] or held.spec.args.get('class', 'network')}{stages}"
@@ -239,16 +240,3 @@ def _artifact(network: Any) -> "Artifact":
     if isinstance(network, nn.Module):
         return Artifact(network, ModelSpec("", {"class": type(network).__name__}), [])
     raise MicronetError(f"expected a path, an Artifact or a torch.nn.Module, got {type(network).__name__}")
-
-
-def _inputs(data: Any) -> "Iterator[Tensor]":
-    """Yield input tensors from a tensor or an iterable of batches, each a tensor or a tuple that begins with one."""
-    from torch import Tensor
-
-    for batch in [data] if isinstance(data, Tensor) else data:
-        first = batch[0] if isinstance(batch, (tuple, list)) else batch
-        if not isinstance(first, Tensor):
-            raise MicronetError(
-                f"expected batches that are tensors, or tuples that start with one; got {type(first).__name__}"
-            )
-        yield first

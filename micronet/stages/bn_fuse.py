@@ -16,6 +16,7 @@ class BnFuse(ReadSettings, Stage):
     details = "Integer weights are unchanged, and biases are rounded to int32."
     example = "micronet bn-fuse int8.safetensors -o fused.safetensors"
     ending = "-fused.safetensors"
+    leads_to = "export-onnx"
     restorer = "micronet.quantization.fold:restore"
     takes_example = True
 

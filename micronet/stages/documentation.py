@@ -69,7 +69,10 @@ def _help(stage: type[Stage]) -> dict[str, str]:
     changed += ["progress", *["example_input"] * stage.takes_example]
     helps |= {name: _HELP[name] for name in changed}
     if stage.takes_batches:
-        helps["data"] = f"{_DATA}, or batches: tensors of shape (N, ...), or tuples that start with one."
+        helps["data"] = (
+            f"{_DATA}, or batches: tensors of shape (N, ...), tuples that begin with the inputs, or dicts of inputs by "
+            "the names of forward's arguments."
+        )
     return helps
 
 

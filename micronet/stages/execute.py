@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -10,6 +11,7 @@ from micronet.core.files import check_cache_path, check_output_path, check_writa
 from micronet.core.progress import Progress, Silent
 from micronet.errors import MicronetError
 from micronet.stages.stage import Context, Memory, Outcome, Stage
+from micronet.stages.words import next_command
 
 
 def execute(
@@ -42,10 +44,16 @@ def execute(
         source = stage.open(memory.source)
         if source is not None:
             stage.check_order([record.stage for record in source.history])
+            if memory.batches is not None:
+                from micronet.models.inputs import inputs_in
+
+                memory = replace(memory, batches=[inputs_in(source.model, batch) for batch in memory.batches])
         outcome = stage.run(Context(source, path, progress or Silent(), memory, temporary=not written))
         if written and outcome.product is not None:
             finish(lambda: stage.write(outcome.product, path), path if stage.trains() else None)
             stage.add_file(outcome.summary, path)
+            if following := stage.next_stage(outcome.product):
+                outcome.summary["next"] = next_command(following, path, stage)
     return outcome
 
 

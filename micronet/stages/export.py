@@ -50,7 +50,7 @@ class ExportOnnx(CheckedSettings, Stage):
 
     def run(self, context: Context) -> Outcome:
         """Export the network and compare the file with it."""
-        from micronet.models.device import Inputs
+        from micronet.models.device import Inputs, as_arrays, head
         from micronet.onnx.check import compare_outputs, drift, require_agreement
         from micronet.onnx.export import to_onnx
         from micronet.onnx.integers import count_integer_layers, describe, measure_speed
@@ -68,7 +68,8 @@ class ExportOnnx(CheckedSettings, Stage):
             given = list(batches())
         first = given[0]
         proto = to_onnx(artifact, first, self.export)
-        classes = (artifact.data or {}).get("task", CLASSIFICATION) == CLASSIFICATION
+        images = not isinstance(first, Inputs)
+        classes = images and (artifact.data or {}).get("task", CLASSIFICATION) == CLASSIFICATION
         agreement = compare_outputs(artifact.model, proto, given, classes=classes)
         require_agreement(artifact.model, proto, first, agreement)
         warning = drift(agreement, artifact.history)
@@ -76,8 +77,8 @@ class ExportOnnx(CheckedSettings, Stage):
             context.progress.line(f"warning: {warning}")
         about = {"kept_float32": metadata(proto).get("kept_float32", {}), **agreement._asdict(), "warning": warning}
         if (integers := count_integer_layers(proto)) is not None:
-            if not (self.skip_timing or context.temporary or isinstance(first, Inputs)):
-                integers |= measure_speed(proto, first[:1].numpy())
+            if not (self.skip_timing or context.temporary):
+                integers |= measure_speed(proto, as_arrays(head(first, 1)))
             about["integers"] = {**integers, "words": describe(integers)}
         return Outcome(proto, about)
 
@@ -94,9 +95,9 @@ class Pack(CheckedSettings, Stage):
     details = (
         "Batch norms are folded; with binary activations, scales, biases and batch norms become one threshold per "
         "channel. The file runs without torch, in evaluate, compare and predict. Nothing is written if the format "
-        "does not support the network (every operator that is missing is named with its layers before anything runs), "
-        "or if the packed network and torch predict different classes for any test image. Afterwards the packed "
-        "network is timed beside ONNX Runtime."
+        "does not support the network (all unsupported operators are listed with their layers before anything runs), "
+        "or if the packed network and torch predict different classes for any test image. Afterwards, the "
+        "latency of the packed network is compared with ONNX Runtime's."
     )
     example = "micronet pack fused.safetensors -o small.packed"
     ending = suffix = ".packed"

@@ -22,7 +22,7 @@ from micronet.errors import MicronetError
 from micronet.evaluation.accuracy import check_scores, evaluate, evaluating
 from micronet.evaluation.network import Predictor
 from micronet.models.build import ModelSpec, accepted_args, build_model, make_spec
-from micronet.models.device import Example, Inputs, as_inputs, head
+from micronet.models.device import Example, as_inputs, head, to_device
 from micronet.models.modes import eval_mode
 from micronet.quantization.config import CALIBRATION_BATCH, RangeConfig
 from micronet.quantization.histogram import Statistics, load_statistics, save_statistics
@@ -175,7 +175,7 @@ def calibration_batches(
     split = dataset.train if config.calib_data is None else _folder(config.calib_data, dataset)
     images = random_subset(split, config.calib_batches * CALIBRATION_BATCH, seed)
     for inputs, _ in eval_batches(images, dataset.spec, CALIBRATION_BATCH):
-        yield Inputs(x.to(device) for x in inputs) if isinstance(inputs, Inputs) else inputs.to(device)
+        yield to_device(inputs, device)
 
 
 def generated_batches(artifact: Artifact, data: DataConfig, config: RangeConfig, run: RunContext) -> list[Tensor]:

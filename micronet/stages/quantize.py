@@ -12,6 +12,7 @@ from micronet.quantization.config import FLOAT_BITS, Bits, CalibrationConfig, Qu
 from micronet.stages.config import ModelConfig, TrainingSettings, check_teacher, input_file
 from micronet.stages.stage import BEFORE_FUSING, Context, Outcome, Stage
 from micronet.stages.train import run_context
+from micronet.stages.words import stage_after_training
 from micronet.training.config import TrainConfig
 
 QAT = TrainConfig(epochs=2)  # short, since the float network is trained already
@@ -29,15 +30,14 @@ class Quantize(TrainingSettings, Stage):
 
     name = "quantize"
     details = (
-        "Without an artifact, the network of --model is first trained on --data with the defaults of `micronet "
-        "train`. Networks of 4 bits or fewer are also distilled from the float artifact, unless --distill specifies "
-        "another teacher. --mode qaft trains a quantized artifact with frozen "
-        "ranges, by default at a learning rate of 1e-5."
+        "Without an artifact, the network given by --model is first trained on --data with the defaults of `micronet "
+        "train`. Networks quantized to 4 bits or fewer are also distilled from the float artifact, unless --distill "
+        "specifies another teacher. --mode qaft trains a quantized artifact with frozen ranges, by default at a "
+        "learning rate of 1e-5."
     )
     example = "micronet quantize float.safetensors --w-bits 8 --a-bits 8 --q-type sym --epochs 1 -o int8.safetensors"
     restorer = "micronet.quantization.quantize:restore"
     takes_batches = True
-    leads_to = "bn-fuse"
     advanced = ("preset", "lr", "batch_size", "model", "device")
     cannot_follow = {  # noqa: RUF012  # never changed
         "quantize": "it is already quantized; run finetune or --mode qaft on it, or quantize the float artifact again"
@@ -74,7 +74,8 @@ class Quantize(TrainingSettings, Stage):
         if self.is_onnx:
             self._check_onnx()
         elif self.inputs != InputConfig():
-            raise MicronetError(f"{', '.join(map(flag, changed(self.inputs)))} only applies to ONNX files; drop it")
+            given = " and ".join(map(flag, changed(self.inputs)))
+            raise MicronetError(f"only ONNX files support {given}; drop {given}")
         elif mode == "ptq" and self.training != QAT:
             raise MicronetError("--mode ptq does not train; drop the training options, or use --mode qat")
         if self.dry_run and recovery.target_drop is not None:
@@ -87,11 +88,8 @@ class Quantize(TrainingSettings, Stage):
             )
         undone = replace(recovery, equalize=False, target_drop=None)
         if mode == "qat" and undone != RecoveryConfig():
-            given = ", ".join(map(flag, changed(undone)))
-            raise MicronetError(
-                f"{given} only applies to --mode ptq, because training would undo it; add --mode ptq, or drop the "
-                "option"
-            )
+            given = " and ".join(map(flag, changed(undone)))
+            raise MicronetError(f"training would undo {given}; add --mode ptq, or drop {given}")
         if self.calibration.float_weights is not None:
             self._check_float_weights()
         if mode != "ptq" and self.calibration.makes_images:
@@ -128,7 +126,8 @@ class Quantize(TrainingSettings, Stage):
             raise MicronetError("--patience would stop the training before weights are quantized; drop --float-weights")
         if FLOAT_BITS in (bits.w_bits, bits.a_bits):
             raise MicronetError(
-                "--float-weights requires quantized weights and activations; lower --w-bits and --a-bits, or drop it"
+                "--float-weights requires quantized weights and activations; lower --w-bits and --a-bits, or drop "
+                "--float-weights"
             )
 
     def _check_onnx(self) -> None:
@@ -194,6 +193,10 @@ class Quantize(TrainingSettings, Stage):
             ending = f"w{self.quantization.w_bits}a{self.quantization.a_bits}.safetensors"
         path = self.artifact or self.model.file
         return path.with_name(f"{path.stem}-{ending}")
+
+    def next_stage(self, product: Any) -> str | None:
+        """Return what an artifact's batch norms need; nothing follows an ONNX file."""
+        return None if self.is_onnx else stage_after_training(product)
 
     def run(self, context: Context) -> Outcome:
         """Quantize an artifact or an ONNX file, or plan it."""

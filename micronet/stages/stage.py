@@ -29,13 +29,14 @@ class Memory:
     Attributes:
         source: The input network, in place of the file that the config names.
         artifacts: Networks by the paths that stand for them in the config.
-        batches: Input tensors, in place of the data set in calibration.
+        batches: Input batches, in place of the data set in calibration: tensors or ``Inputs``, and before ``execute``
+            has opened the network anything that ``inputs_in`` reads.
         example: An input or a tuple of inputs, for tracing.
     """
 
     source: "Artifact | None" = None
     artifacts: "Mapping[Path, Artifact]" = field(default_factory=dict)
-    batches: "list[Tensor] | None" = None
+    batches: "list[Any] | None" = None
     example: "Tensor | tuple[Any, ...] | None" = None
 
 
@@ -88,7 +89,7 @@ class Stage:
         takes_batches: Whether the API may give it input batches in place of a data set.
         takes_example: Whether the API may give it an example input, for tracing.
         takes_networks: Whether the API may give it networks in memory.
-        leads_to: The stage that usually comes next, perhaps with options, if the summary names one.
+        leads_to: The stage that usually comes next, perhaps with options, whatever the product is; see ``next_stage``.
         product: The type of its product, for the typed API.
         advanced: Settings that ``--help`` of other stages shows first, and of this one under Advanced.
     """
@@ -213,12 +214,12 @@ class Stage:
         save(product, path)
 
     def add_file(self, summary: dict[str, Any], path: Path) -> None:
-        """Add the file that was written, and the command that usually comes next, to the summary."""
+        """Add the file that was written to the summary."""
         summary.update(output=str(path), size_bytes=path.stat().st_size)
-        if self.leads_to is not None and path.suffix == ".safetensors":
-            from micronet.stages.words import next_command
 
-            summary["next"] = next_command(self.leads_to, path, self)
+    def next_stage(self, product: Any) -> str | None:
+        """Return the stage that usually works on the product, perhaps with options, or None."""
+        return self.leads_to if self.writes() == ".safetensors" else None
 
     @classmethod
     def restore(cls, model: "nn.Module", record: StageRecord) -> "nn.Module":

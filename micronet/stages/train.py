@@ -14,7 +14,7 @@ from micronet.pruning.config import SparsityConfig
 from micronet.stages.config import DataConfig, ModelConfig, ReadSettings, RunConfig, TrainingSettings, input_file
 from micronet.stages.execute import finish
 from micronet.stages.stage import BEFORE_FUSING, PRUNE_FIRST, Context, Outcome, Stage
-from micronet.stages.words import introduce
+from micronet.stages.words import introduce, stage_after_training
 from micronet.training.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -109,10 +109,13 @@ class Finetune(TrainingSettings, ReadSettings, Stage):
     details = "Quantized artifacts continue with QAT, or with QAFT if their ranges are frozen."
     example = "micronet finetune pruned.safetensors --epochs 2 --distill float.safetensors -o finetuned.safetensors"
     ending = "-finetuned.safetensors"
-    leads_to = "export-onnx"
     cannot_follow = {"bn-fuse": BEFORE_FUSING}  # noqa: RUF012  # never changed
 
     training: TrainConfig = group(FINETUNING)
+
+    def next_stage(self, product: Any) -> str:
+        """Return ``quantize`` or, for a quantized network, what its batch norms need."""
+        return stage_after_training(product)
 
     def run(self, context: Context) -> Outcome:
         """Train the artifact with its quantizers, if it has any, observing or frozen as they are."""

@@ -38,6 +38,15 @@ def describe_inputs(inputs: list[dict[str, Any]]) -> str:
     return " and ".join(f"{each['dtype']} {'x'.join(map(str, each['shape']))}".rstrip() for each in inputs)
 
 
+def stage_after_training(artifact: "Artifact") -> str:
+    """Return the stage that usually follows a training or a quantization."""
+    from micronet.graph.ops import BATCH_NORMS
+
+    if all(record.stage != "quantize" for record in artifact.history):
+        return "quantize"
+    return "bn-fuse" if any(isinstance(module, BATCH_NORMS) for module in artifact.model.modules()) else "export-onnx"
+
+
 def next_command(command: str, path: Path, stage: "Stage") -> str:
     """Return a command line that works on what a stage wrote, with the user's code that the stage was given.
 
