@@ -57,8 +57,9 @@ def load_data(
     opened = load_task(task, like.task)
     source = opened.open(place, size)
     if like.classes is not None and source.classes is not None and like.classes != source.classes:
+        stray = opened.find_class(place, len(like.classes)) or f"{place} has {_count(source.classes)}"
         raise MicronetError(
-            f"the network was trained on {_count(like.classes)}, but {place} has {_count(source.classes)}; use a data "
+            f"the network was trained on {_count(like.classes)}, but {stray}; use a data "
             "set with the same classes, or train a new network on this one"
         )
     return Dataset(
@@ -112,7 +113,7 @@ def _call(name: str) -> Mapping[str, Any]:
     except Exception as error:
         raise MicronetError(f"--data {name} failed ({type(error).__name__}: {error}); fix the code") from error
     if not isinstance(result, Mapping):
-        raise MicronetError(f"--data {name} returned a {type(result).__name__}; it must return a dict of arrays")
+        raise MicronetError(f"--data {name} returned {type(result).__name__}; it must return a dict of arrays")
     return result
 
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from torch import Tensor
 
 from micronet.data.dataset import DataSource
@@ -22,6 +22,8 @@ from micronet.errors import MicronetError
 
 IGNORED = 255  # the class of pixels without one, as in Pascal VOC and Cityscapes
 TEST_SHARE = 0.2
+PARTS = ("train", "val", "test")
+SIDEWAYS = (5, 6, 7, 8)  # values of the Exif orientation that turn an image by 90 degrees
 MODES = ("L", "P", "I", "I;16", "1")  # Pillow's modes with one integer per pixel
 LABELS = ("masks", "labels")  # names of the folder of masks
 
@@ -36,8 +38,8 @@ class Pair(NamedTuple):
 class MaskSplit(ImageSplit):
     """Files of images and masks, decoded to square pixels when they are first needed."""
 
-    def __init__(self, pairs: Sequence[Pair], size: int, channels: int) -> None:
-        self._pairs, self._size = list(pairs), size
+    def __init__(self, pairs: Sequence[Pair], size: int, channels: int, classes: int = IGNORED) -> None:
+        self._pairs, self._size, self._classes = list(pairs), size, classes
         self.image_shape = (channels, size, size)
         self.labels = torch.zeros(len(pairs), dtype=torch.int64)
         self._pixels: dict[int, Tensor] = {}
@@ -47,7 +49,7 @@ class MaskSplit(ImageSplit):
 
     def subset(self, indices: Tensor) -> "MaskSplit":
         """Return the images at ``indices``, with their masks, as a split."""
-        split = MaskSplit([self._pairs[int(i)] for i in indices], self._size, self.image_shape[0])
+        split = MaskSplit([self._pairs[int(i)] for i in indices], self._size, self.image_shape[0], self._classes)
         split._pixels = {new: self._pixels[int(old)] for new, old in enumerate(indices) if int(old) in self._pixels}
         return split
 
@@ -67,34 +69,41 @@ class MaskSplit(ImageSplit):
     def _decode(self, index: int) -> Tensor:
         if index not in self._pixels:
             image, mask = self._pairs[index]
-            pixels = decode(image, self._size)
+            _check_sizes(image, mask)
+            pixels, classes = decode(image, self._size), read_mask(mask, self._size)
+            if (highest := _highest(classes)) >= self._classes:
+                raise MicronetError(
+                    f"{mask} has class {highest}; expected 0 to {self._classes - 1}, as in the training masks or "
+                    f"classes.txt, or {IGNORED} for ignored pixels"
+                )
             if self.image_shape[0] == 1:
                 pixels = pixels[:, :, :1]
-            self._pixels[index] = torch.cat([pixels, 255 - read_mask(mask, self._size)[:, :, None]], 2)
+            self._pixels[index] = torch.cat([pixels, 255 - classes[:, :, None]], 2)
         return self._pixels[index]
 
 
 def open_masks(root: Path, image_size: int | None) -> DataSource:
     """Open a folder of images and masks; without an image size, use the first image's, which must then be square."""
     if not root.is_dir():
-        raise MicronetError(f"--task segmentation needs a folder with images/ and masks/, but {root} is none")
-    splits = {name: root / name for name in ("train", "val", "test") if (root / name).is_dir()}
+        raise MicronetError(f"--task segmentation needs a folder with images/ and masks/, but {root} is not a folder")
+    splits = {name: root / name for name in PARTS if (root / name).is_dir()}
     if not splits:
         whole = _read(root, image_size)
+        names = _class_names(root, whole)
         order = random_subset(whole, len(whole), seed=0)
         tested = max(1, round(len(whole) * TEST_SHARE))
         train, test = order.subset(torch.arange(tested, len(whole))), order.subset(torch.arange(tested))
-        return DataSource(lambda: train, lambda: test, _class_names(root, whole), augment="crop-flip")
+        return DataSource(lambda: train, lambda: test, names, augment="crop-flip")
     tested_in = splits.get("test") or splits.get("val")
     if tested_in is None or "train" not in splits:
         raise MicronetError(f"{root} needs train/ and test/ (or val/), each with images/ and masks/")
     first = _read(splits["train"], image_size)
-    size = first.image_shape[1]
+    size, names = first.image_shape[1], _class_names(root, first)
     return DataSource(
         train=lambda: first,
-        test=partial(_read, tested_in, size),
-        classes=_class_names(root, first),
-        validation=partial(_read, splits["val"], size) if "val" in splits and "test" in splits else None,
+        test=partial(_read, tested_in, size, len(names)),
+        classes=names,
+        validation=partial(_read, splits["val"], size, len(names)) if "val" in splits and "test" in splits else None,
         augment="crop-flip",
     )
 
@@ -115,6 +124,12 @@ def list_pairs(folder: Path) -> list[Pair]:
 
 def read_mask(path: Path, size: int) -> Tensor:
     """Read a mask as (size, size) uint8, resized without mixing classes, then cropped like its image."""
+    whole = Image.fromarray(_read_classes(path).numpy())
+    return torch.from_numpy(np.array(square(whole, size, Image.Resampling.NEAREST)))
+
+
+def _read_classes(path: Path) -> Tensor:
+    """Read the classes of a mask file, (H, W) uint8."""
     with open_image(path) as image:
         if image.mode not in MODES:
             raise MicronetError(
@@ -123,11 +138,37 @@ def read_mask(path: Path, size: int) -> Tensor:
         classes = np.array(image).astype(np.int64)
         if classes.max(initial=0) > IGNORED or classes.min(initial=0) < 0:
             raise MicronetError(f"{path} has class {classes.max()}; expected 0 to 254, or 255 for ignored pixels")
-        whole = Image.fromarray(classes.astype(np.uint8))
-        return torch.from_numpy(np.array(square(whole, size, Image.Resampling.NEAREST)))
+        return torch.from_numpy(classes.astype(np.uint8))
 
 
-def _read(folder: Path, image_size: int | None) -> MaskSplit:
+def find_class(root: Path, least: int) -> str | None:
+    """Return "FILE has class N" of a mask with a class of at least ``least`` in a folder of masks, or None."""
+    places = [place for place in (root, *(root / part for part in PARTS)) if (place / "images").is_dir()]
+    for place in places:
+        for _, mask in list_pairs(place):
+            if (highest := _highest(_read_classes(mask))) >= least:
+                return f"{mask} has class {highest}"
+    return None
+
+
+def _check_sizes(image: Path, mask: Path) -> None:
+    """Raise MicronetError if an image, turned upright, and its mask have different sizes."""
+    with open_image(image) as opened:
+        size = opened.size[:: -1 if opened.getexif().get(ExifTags.Base.Orientation, 1) in SIDEWAYS else 1]
+    with open_image(mask) as opened:
+        if opened.size != size:
+            raise MicronetError(
+                f"{mask} has {opened.width}x{opened.height} pixels, but its image {image} has {size[0]}x{size[1]}; "
+                "resize the mask without interpolation"
+            )
+
+
+def _highest(classes: Tensor) -> int:
+    """Return the highest class of a mask, without ignored pixels."""
+    return int(torch.where(classes == IGNORED, 0, classes).max())
+
+
+def _read(folder: Path, image_size: int | None, classes: int = IGNORED) -> MaskSplit:
     pairs = list_pairs(folder)
     with open_image(pairs[0][0]) as image:
         (width, height), mode = image.size, image.mode
@@ -135,16 +176,24 @@ def _read(folder: Path, image_size: int | None) -> MaskSplit:
         raise MicronetError(
             f"{pairs[0][0]} is {width}x{height}, not square; add --image-size N to resize and crop all images to NxN"
         )
-    return MaskSplit(pairs, image_size or width, 1 if mode in ("L", "1", "I;16") else 3)
+    return MaskSplit(pairs, image_size or width, 1 if mode in ("L", "1", "I;16") else 3, classes)
 
 
 def _class_names(root: Path, split: MaskSplit) -> list[str]:
-    """Return the names in ``classes.txt``, a line for each class; without one, the numbers up to the masks' highest."""
+    """Return the names in ``classes.txt``, a line for each class; without one, the numbers up to the masks' highest.
+
+    Masks with higher classes are refused from now on.
+    """
     listed = root / "classes.txt"
     if listed.is_file():
-        return [line.strip() for line in listed.read_text(encoding="utf-8").splitlines() if line.strip()]
-    highest = 0
-    for _, mask in split._pairs:
-        classes = read_mask(mask, split.image_shape[1])
-        highest = max(highest, int(torch.where(classes == IGNORED, 0, classes).max()))
-    return [str(number) for number in range(highest + 1)]
+        names = [line.strip() for line in listed.read_text(encoding="utf-8").splitlines() if line.strip()]
+    else:
+        highest = max(_highest(read_mask(mask, split.image_shape[1])) for _, mask in split._pairs)
+        names = [str(number) for number in range(highest + 1)]
+        if highest == 0:
+            raise MicronetError(
+                f"the masks in {root} have only class 0 and ignored pixels ({IGNORED}); store the number of its class "
+                "in each pixel, for example 1 for a foreground"
+            )
+    split._classes = len(names)
+    return names

@@ -5,11 +5,14 @@ torch.fx, with one node per call of a leaf module or of a torch function. Sizes 
 passes them on or combines them by integer arithmetic; every other decision is fixed as it was for the example.
 """
 
+import random
+import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext, suppress
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
@@ -17,17 +20,19 @@ from torch.utils._pytree import tree_leaves
 from micronet.errors import MicronetError, first_line
 from micronet.graph.plain import PlainLayer, make_plain, with_plain
 from micronet.graph.recorder import Recorder, user_line
+from micronet.graph.training import follow_mode
 from micronet.models.device import Example, as_inputs
 from micronet.models.inputs import LARGEST_INPUT, make_inputs
 from micronet.models.inputs import describe_inputs as describe_tensors
-from micronet.models.modes import copy_model, eval_mode
-
+from micronet.models.modes import copy_model, eval_mode, state_kept
 
 described_inputs = make_inputs  # the inverse of ``describe_inputs``
 
 
 def record_network(model: nn.Module, example: Example) -> tuple[fx.GraphModule, dict[str, PlainLayer]]:
-    """Run a network in eval mode on an example, and return what it computed as a network that torch.fx can trace.
+    """Run a network on an example, and return what it computed as a network that torch.fx can trace.
+
+    It runs in both modes; what it does in training mode alone is kept or refused there (see ``graph.training``).
 
     Args:
         model: The network.
@@ -54,6 +59,10 @@ def record_network(model: nn.Module, example: Example) -> tuple[fx.GraphModule, 
             "is then left as it is"
         )
     plain = make_plain(recorder.graph, recorder.root, training=False)
+    trained = _record_training(model, inputs)
+    if trained is not None:
+        plain |= make_plain(trained.graph, trained.root, training=True, only=plain)
+    follow_mode(recorder, trained)
     return with_plain(recorder.root, plain, recorder.graph), plain
 
 
@@ -66,7 +75,7 @@ def follows_batch(model: nn.Module, recorded: nn.Module, inputs: tuple[Any, ...]
         return True
     more = tuple(torch.cat([x, x[:1]]) if isinstance(x, Tensor) and x.dim() else x for x in inputs)
     try:
-        with eval_mode(model), torch.no_grad():
+        with state_kept(model), eval_mode(model), torch.no_grad():
             model(*_copies(more))
     except Exception:  # a user's forward may raise anything
         return True
@@ -114,7 +123,7 @@ def _other_inputs(inputs: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
 
 def _agree(model: nn.Module, recorded: nn.Module, inputs: tuple[Any, ...]) -> bool:
     """Return True if a network and its record compute the same values, NaN included."""
-    with eval_mode(model, recorded), torch.no_grad():
+    with state_kept(model), eval_mode(model, recorded), torch.no_grad():
         runs = (model, recorded.forward)  # calling a graph module would print what fails
         outputs = [tree_leaves(run(*_copies(inputs))) for run in runs]
     expected, actual = ([leaf for leaf in leaves if isinstance(leaf, Tensor)] for leaves in outputs)
@@ -129,26 +138,36 @@ def _copies(inputs: tuple[Any, ...]) -> list[Any]:
     return [x.clone() if isinstance(x, Tensor) else x for x in inputs]
 
 
-def record(model: nn.Module, inputs: tuple[Any, ...]) -> Recorder:
-    """Record what a network computes in eval mode; nothing is checked. Raises whatever its forward raises."""
-    recorder = Recorder(model)
-    with eval_mode(model), _attributes_kept(model), torch.no_grad(), recorder, recorder.leaves():
-        output = model(*recorder.placeholders(inputs))
-    recorder.graph.output(recorder.argument(output))
+def record(model: nn.Module, inputs: tuple[Any, ...], *, training: bool = False) -> Recorder:
+    """Record what a network computes in one mode; nothing is checked. Raises whatever its forward raises."""
+    recorder = Recorder(model, training=training)
+    with state_kept(model), uncompiled_modules(), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        model.train(training)
+        with recorder, recorder.leaves():
+            output = model(*recorder.placeholders(inputs))
+        recorder.graph.output(recorder.argument(output))
+        recorder.find_replaced_buffers()
     recorder.remove_unused()
     return recorder
 
 
-@contextmanager
-def _attributes_kept(model: nn.Module) -> Iterator[None]:
-    """Give every module its attributes back afterwards: a forward may store what it computed for the next call."""
-    own: list[dict[str, Any]] = [
-        each for module in model.modules() for each in (vars(module), module._parameters, module._buffers)
-    ]
-    before = [each.copy() for each in own]
+def _record_training(model: nn.Module, inputs: tuple[Any, ...]) -> Recorder | None:
+    """Record a network in training mode; None if its forward fails there or draws random numbers outside torch."""
+    twice = tuple(torch.cat([x, x]) if isinstance(x, Tensor) and x.dim() else x for x in inputs)
+    python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002 - users draw from them
     try:
-        yield
+        for given in (inputs, twice):  # a batch norm needs several values
+            with suppress(Exception):  # a user's forward may raise anything
+                recorder = record(model, given, training=True)
+                drawn = random.getstate() != python or str(np.random.get_state()) != str(legacy)  # noqa: NPY002
+                return None if drawn else recorder
+        return None
     finally:
-        for each, values in zip(own, before, strict=True):
-            each.clear()
-            each.update(values)
+        random.setstate(python)
+        np.random.set_state(legacy)  # noqa: NPY002
+
+
+def uncompiled_modules() -> Any:
+    """Return a context in which modules that torch.compile made run as plain Python."""
+    compiler = "torch._dynamo" in sys.modules  # there are none without it, and importing it takes seconds
+    return torch.compiler.set_stance("force_eager") if compiler else nullcontext()

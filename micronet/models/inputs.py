@@ -60,7 +60,7 @@ def check_described(inputs: Any) -> None:
     """Raise TypeError or ValueError unless this is what ``describe_inputs`` returns, of at most 2^28 values each."""
     for each in inputs:
         shape, dtype = each["shape"], getattr(torch, str(each["dtype"]), None)
-        if not isinstance(shape, list) or not all(isinstance(size, int) and size >= 0 for size in shape):
+        if not isinstance(shape, (list, tuple)) or not all(isinstance(size, int) and size >= 0 for size in shape):
             raise TypeError(f"the shape {shape!r} is invalid")
         if not isinstance(dtype, torch.dtype):
             raise TypeError(f"the type {each['dtype']!r} is invalid")

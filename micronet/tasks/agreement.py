@@ -106,7 +106,7 @@ def energy(outputs: Outputs) -> Tensor:
             squared = each.float().square().mean()
             found.append(squared / squared.detach().clamp(min=SMALLEST))
     if not found:
-        raise MicronetError("the network returns no floating-point numbers, so it has no gradients; add --criterion l2")
+        raise MicronetError("the network has no floating-point outputs, so it has no gradients; add --criterion l2")
     return torch.stack(found).sum()
 
 
@@ -114,7 +114,7 @@ def _paired(outputs: Outputs, targets: Outputs) -> tuple[list[Tensor], list[Tens
     ours, theirs = ([each] if isinstance(each, Tensor) else list(each) for each in (outputs, targets))
     if [each.shape for each in ours] != [each.shape for each in theirs]:
         raise MicronetError(
-            f"the networks do not return the same: {describe(ours)} here, {describe(theirs)} in the reference; compare "
+            f"the networks have different outputs: {describe(ours)} here, {describe(theirs)} in the reference; compare "
             "networks made from the same original"
         )
     return ours, theirs

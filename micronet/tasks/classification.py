@@ -66,8 +66,9 @@ class Classification(Task):
             raise MicronetError(f"{NO_SCORES}; got shape {tuple(scores.shape)}; {OTHER_TASKS}")
         if scores.shape[1] != classes:
             raise MicronetError(
-                f"{name} outputs scores for {scores.shape[1]} classes, but the data set has {classes}; rebuild it with "
-                f"""{classes} classes, for example with micronet import --model-args '{{"num_classes": {classes}}}'"""
+                f"{name} outputs scores for {scores.shape[1]} classes, but the data set has {classes}; rebuild the "
+                f"network with {classes} classes, for example with micronet import --model-args "
+                f"""'{{"num_classes": {classes}}}'"""
             )
 
     def loss(self, outputs: Outputs, targets: Any) -> Tensor:

@@ -32,7 +32,7 @@ class Custom(Task):
             raise MicronetError(f"--task {name} has no method {' or '.join(missing)}; see docs/tasks.md")
         self.main = getattr(self._own, "main", "")
         if not self.main:
-            raise MicronetError(f'--task {name} does not name its main metric; add for example main = "map50"')
+            raise MicronetError(f'--task {name} does not name its main metric; add, for example, main = "map50"')
         self.higher_is_better = bool(getattr(self._own, "higher_is_better", True))
 
     def open(self, place: str, image_size: int | None) -> DataSource:
@@ -54,7 +54,7 @@ class Custom(Task):
         """Return the user's loss."""
         loss = self._call("loss", outputs, targets)
         if not isinstance(loss, Tensor) or loss.dim():
-            got = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
+            got = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
             raise MicronetError(f"--task {self.name}: loss returned {got}; it must return a tensor with one number")
         return loss
 
@@ -74,11 +74,11 @@ class Custom(Task):
     def _split(self, samples: Any, part: str) -> SampleSplit:
         if not hasattr(samples, "__getitem__") or not hasattr(samples, "__len__"):
             raise MicronetError(
-                f"--task {self.name}: data returned a {type(samples).__name__} for the part {part!r}; it must return a "
+                f"--task {self.name}: data returned {type(samples).__name__} for the part {part!r}; it must return a "
                 "list or a torch Dataset of (input, target)"
             )
         if not len(samples):
-            raise MicronetError(f"--task {self.name}: data returned no sample for the part {part!r}")
+            raise MicronetError(f"--task {self.name}: data returned no samples for the part {part!r}")
         return SampleSplit(samples, f"--task {self.name}")
 
     def _call(self, method: str, *values: Any) -> Any:
@@ -94,7 +94,8 @@ class Custom(Task):
             tensors = values and (isinstance(values[0], (Tensor, list)))
             given = f"; the network returned {describe(values[0])}" if tensors else ""
             raise MicronetError(
-                f"--task {self.name}: {method} failed ({type(error).__name__}: {first_line(error)}){given}; fix it"
+                f"--task {self.name}: {method} failed ({type(error).__name__}: {first_line(error)}){given}; "
+                "fix the code"
             ) from error
 
 
@@ -115,7 +116,7 @@ class CustomMeter:
         name = self._task.name
         if not isinstance(found, dict) or self._task.main not in found:
             raise MicronetError(
-                f"--task {name}: compute returned {found!r}; it must return a dict that has {self._task.main}"
+                f"--task {name}: compute returned {found!r}; it must return a dict that contains {self._task.main}"
             )
         try:
             metrics = {str(key): float(value) for key, value in found.items()}

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from micronet.data.dataset import DataSource, DataSpec
-from micronet.data.masks import IGNORED, open_masks
+from micronet.data.masks import IGNORED, find_class, open_masks
 from micronet.errors import MicronetError
 from micronet.tasks.task import OTHER_TASKS, Outputs, Task, describe, first_output
 
@@ -43,7 +43,7 @@ class Overlap:
         intersection / (union + eps) would count it as 0.
         """
         if not self.totals.any():
-            raise MicronetError(f"the masks have no labeled pixel (all are {IGNORED}); check them")
+            raise MicronetError(f"the masks have no labeled pixels (all are {IGNORED}); check them")
         iou = self.class_iou()
         present = iou[~iou.isnan()]
         accuracy = self.totals.diagonal().sum() / self.totals.sum()
@@ -79,10 +79,16 @@ class Segmentation(Task):
             )
         classes = len(spec.classes or [])
         if scores.shape[1] < classes:
+            known = self.find_class(spec.name or "", scores.shape[1])
             raise MicronetError(
-                f"{name} outputs scores for {scores.shape[1]} classes, but the masks have classes 0 to {classes - 1}; "
-                f"rebuild it with {classes} classes"
+                f"{name} outputs scores for {scores.shape[1]} classes, 0 to {scores.shape[1] - 1}, but "
+                f"{known or f'classes.txt lists {classes} classes'}; fix the mask if that is a mistake, or "
+                f"rebuild the network with {classes} classes"
             )
+
+    def find_class(self, place: str, least: int) -> str | None:
+        """Name a mask that has a class of at least ``least``."""
+        return find_class(Path(place), least) if Path(place).is_dir() else None
 
     def loss(self, outputs: Outputs, targets: Any) -> Tensor:
         """Return the mean cross-entropy of scores (N, K, h, w), resampled to the labels' size, and labels (N, H, W)."""

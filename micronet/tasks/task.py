@@ -67,6 +67,10 @@ class Task(ABC):
     def meter(self) -> Meter:
         """Return a new, empty meter."""
 
+    def find_class(self, place: str, least: int) -> str | None:
+        """Name a file of a data set with a class of at least ``least``, if the task reads classes from files."""
+        return None
+
     def quality(self, metrics: dict[str, float]) -> float:
         """Return the main metric, negated if smaller values are better."""
         return metrics[self.main] if self.higher_is_better else -metrics[self.main]

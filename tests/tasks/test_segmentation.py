@@ -1,6 +1,7 @@
 """Segmentation: masks move with their images, the figures are the definition's, folders train and export."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from micronet.data.batches import train_batches
+from micronet.data.batches import eval_batches, train_batches
 from micronet.data.load import load_data
 from micronet.errors import MicronetError
 from micronet.tasks.segmentation import Segmentation
@@ -44,6 +45,31 @@ def test_augmentations_move_the_mask_with_its_image_and_ignore_the_edge(folder):
     assert (masks[pixels == 0] == 255).all() and (pixels == 0).any()
 
 
+def test_masks_that_do_not_fit_are_named(folder, tmp_path, micronet):
+    root = tmp_path / "data"
+    shutil.copytree(folder, root)
+    mask = np.full((16, 16), 9, np.uint8)
+    stray, small = root / "test" / "masks" / "3.png", root / "train" / "masks" / "4.png"
+    Image.fromarray(mask).save(stray)
+    data = load_data(str(root), task="segmentation")
+    with pytest.raises(MicronetError, match=r"3.png has class 9; expected 0 to 2"):
+        list(eval_batches(data.test, data.spec))
+    Image.fromarray(mask[:8, :8]).save(small)
+    with pytest.raises(MicronetError, match=r"4.png has 8x8 pixels, but its image .* has 16x16"):
+        list(eval_batches(load_data(str(root), task="segmentation").train, data.spec))
+    Image.fromarray(mask).save(small)
+    refused = micronet(
+        "train", "--model", NET, "--task", "segmentation", "--data", root, "-o", tmp_path / "a.safetensors"
+    )
+    assert refused.code == 2 and "0 to 2, but" in refused.err and "4.png has class 9; fix the mask" in refused.err
+    with pytest.raises(MicronetError, match=r"trained on 3 classes .*4.png has class 9"):
+        load_data(str(root), task="segmentation", like=data.spec)
+    for path in root.glob("*/masks/*.png"):
+        Image.fromarray(mask // 9 * 255).save(path)
+    with pytest.raises(MicronetError, match="have only class 0"):
+        load_data(str(root), task="segmentation")
+
+
 def test_figures_are_those_of_the_definition_and_ignored_pixels_do_not_count():
     random = torch.Generator().manual_seed(1)
     labels, scores = torch.randint(3, (4, 6, 6), generator=random), torch.randn(4, 4, 6, 6, generator=random)
@@ -72,7 +98,9 @@ def test_a_segmenter_trains_quantizes_and_exports_from_folders(folder, tmp_path,
     assert done.code == 0 and "mean IoU" in done.out
     assert micronet("quantize", plain, "--model", NET, "--mode", "ptq", "-o", int8).code == 0
     assert micronet("export-onnx", int8, "--model", NET, "-o", onnx).code == 0
-    rows = json.loads(micronet("compare", plain, onnx, "--model", NET, "--json").out)["rows"]
+    compared = micronet("compare", plain, onnx, "--model", NET, "--json")
+    assert not compared.code, compared.err
+    rows = json.loads(compared.out)["rows"]
     assert rows[1]["drop"] == rows[0]["metrics"]["mean_iou"] - rows[1]["metrics"]["mean_iou"]
     assert {"mean_iou", "pixel_accuracy"} == set(rows[0]["metrics"])
     other = ["train", "--model", NET, "--model-args", '{"channels": 3}', "--data", "digits"]
