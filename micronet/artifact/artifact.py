@@ -107,7 +107,7 @@ def check_builds(artifact: Artifact) -> None:
         _check_fit(built.state_dict(), artifact.model.state_dict(), "the network to be saved")
     except MicronetError as error:
         raise MicronetError(
-            f"build={name!r} builds a different network ({error}); pass the factory of this network as build"
+            f"build={name!r} builds a different network ({error}); pass the factory that created this network as build"
         ) from error
 
 

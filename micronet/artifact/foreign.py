@@ -68,8 +68,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise MicronetError(f"--weights {path} cannot be read: {error}") from error
     except Exception as error:  # torch raises many types; all mean a damaged file or a pickle with code
         raise MicronetError(
-            f"--weights {path} is corrupted or contains more than tensors (pickled models are not supported); save it "
-            "again with torch.save(model.state_dict(), path)"
+            f"--weights {path} is corrupted or contains objects other than tensors (pickled models are not supported); "
+            "save it again with torch.save(model.state_dict(), path)"
         ) from error
     for wrapper in _WRAPPERS:
         if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):

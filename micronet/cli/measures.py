@@ -102,10 +102,12 @@ def pruned_latency(latency: dict[str, Any]) -> list[str]:
     if not latency:
         return []
     was, now, regular = latency["before_ms"], latency["after_ms"], latency.get("regular_8_ms")
-    measured = f"{now:.2f} ms against {was:.2f} ms before (ONNX Runtime, 1 thread, batch 1)"
+    measured = f"{now:.2f} ms vs. {was:.2f} ms before (ONNX Runtime, 1 thread, batch 1)"
     lines = [f"the pruned network is slower: {measured}" if now > was else f"latency   {measured}"]
     if regular is not None and regular < FASTER * now:
-        lines.append(f"--regular 8 at the same share is faster: {regular:.2f} ms against {now:.2f} ms; add it")
+        lines.append(f"--regular 8 is faster at the same pruning ratio: {regular:.2f} ms vs. {now:.2f} ms; add it")
     elif now > was:
-        lines.append("widths that kernels like may be faster: try --regular 8 or --regular 16, or a larger --percent")
+        lines.append(
+            "widths that suit the kernels may be faster: try --regular 8 or --regular 16, or a larger --percent"
+        )
     return lines

@@ -100,10 +100,10 @@ def _prune_plan(summary: dict[str, Any]) -> None:
         was, now = before["latency_ms"], after["latency_ms"]
         print_line(f"latency   {was:.2f} -> {now:.2f} ms  (one image, ONNX Runtime; {_change(was, now)})")
     if "test_accuracy" in after:
-        print_line(f"accuracy  {before['test_accuracy']:.2%} -> {after['test_accuracy']:.2%}  before training")
+        print_line(f"accuracy  {before['test_accuracy']:.2%} -> {after['test_accuracy']:.2%}  before finetuning")
     for key in [key for key in after if key.startswith("test_") and key != "test_accuracy"]:
         name, was, now = key.removeprefix("test_"), before[key], after[key]
-        print_line(f"{metric_label(name):<10}{value_text(name, was)} -> {value_text(name, now)}  before training")
+        print_line(f"{metric_label(name):<10}{value_text(name, was)} -> {value_text(name, now)}  before finetuning")
     for line in [] if slower else latency:
         print_line(line)
     if "output" in summary:

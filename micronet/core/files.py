@@ -63,7 +63,7 @@ def check_writable(path: Path | None) -> None:
     folder = _follow_links(path).parent
     if not folder.is_dir():
         raise MicronetError(
-            f"{path} cannot be written because {folder} is not a folder; create it with mkdir -p {folder}"
+            f"{path} cannot be written because the folder {folder} does not exist; create it with mkdir -p {folder}"
         )
     if not os.access(folder, os.W_OK):
         raise MicronetError(f"{path} cannot be written because {folder} is read-only; choose another folder")

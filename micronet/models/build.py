@@ -101,7 +101,7 @@ def build_model(spec: ModelSpec, *, trusted: bool = False) -> nn.Module:
             "check --model-args"
         ) from error
     if not isinstance(model, nn.Module):
-        raise MicronetError(f"model {spec.name} returned a {type(model).__name__}; expected a torch.nn.Module")
+        raise MicronetError(f"model {spec.name} returned {type(model).__name__}; expected a torch.nn.Module")
     return model
 
 

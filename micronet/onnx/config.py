@@ -40,7 +40,7 @@ class ExportConfig(Settings):
         super().__post_init__()
         for name in self.free_axes:
             if name == "none":
-                raise MicronetError("--dynamic none cannot be combined with other axes; drop one or the other")
+                raise MicronetError("--dynamic none cannot be combined with axis names; drop one or the other")
             if name not in AXES:
                 raise unknown("axis for --dynamic:", name, [*AXES, "none"])
         if len(set(self.free_axes)) < len(self.free_axes):
@@ -71,7 +71,7 @@ class InputConfig(Settings):
         None, "Shape of an ONNX file's images if its sizes are dynamic, for example 3,48,320.", metavar="C,H,W"
     )
     layout: Literal["auto", "nchw", "nhwc"] = setting(
-        "auto", "Axis order of an ONNX file's images. auto: as its fixed sizes suggest."
+        "auto", "Axis order of an ONNX file's images. auto: inferred from its fixed sizes."
     )
     skip_timing: bool = setting(False, "Do not measure how fast a quantized ONNX file runs.")
 

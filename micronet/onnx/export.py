@@ -85,7 +85,7 @@ def to_onnx(artifact: Artifact, images: Tensor | Inputs, config: ExportConfig | 
     }
     if config.precision == "fp16":
         if isinstance(images, Inputs) or not images.is_floating_point():
-            raise MicronetError("--precision fp16 only supports networks with one input of floats; drop it")
+            raise MicronetError("--precision fp16 only supports networks with a single float input; drop --precision")
         proto, about["kept_float32"] = rewrite.to_half(proto, images.numpy())
     if config.embed_preprocessing:
         proto = rewrite.embed_preprocessing(proto, DataSpec.from_json(artifact.data or {}))

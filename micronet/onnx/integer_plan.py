@@ -190,7 +190,7 @@ class Planner:
             products = weight.size // max(1, weight.shape.numpy()[output_axis(node)])
             if products < FEWEST_INPUTS and not self._reaches_integers(settled(node.outputs[0], self.outputs)):
                 self.layers.discard(node)
-                self.floats[node.name or ""] = "too small to gain from integers"
+                self.floats[node.name or ""] = "too small to benefit from integer arithmetic"
         self.read = {node.inputs[0] for node in self.layers}
 
     def _grids(self, nodes: list[ir.Node], scaled: Collection[ir.Value]) -> dict[ir.Value, ir.Value]:

@@ -201,7 +201,7 @@ def _nothing(plan: Plan) -> str:
     if not plan.floats:
         return (
             "the model has no convolution or matrix product with stored weights outside the branches of If and Loop; "
-            "export it without them"
+            "export it without If and Loop"
         )
     if set(plan.floats.values()) == {NO_RANGE}:
         return (

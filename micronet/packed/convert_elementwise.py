@@ -88,7 +88,7 @@ def _arithmetic(builder: ProgramBuilder, node: onnx.NodeProto) -> None:
     ranks = {len(builder.shapes.get(name, [0, 0, 0])) for name in node.input}
     channels = {builder.shapes.get(name, [0])[0] for name in node.input}
     if len(ranks) > 1 or len(channels) > 1:
-        raise Unsupported(f"{kind} is only supported for feature maps with the same channels")
+        raise Unsupported(f"{kind} is only supported for feature maps with the same number of channels")
     if kind == "Div":
         raise Unsupported("Div is only supported with a constant divisor")
     if kind == "Sub":
@@ -102,7 +102,7 @@ def _affine(builder: ProgramBuilder, node: onnx.NodeProto, source: str, constant
     kind, channels = node.op_type, builder.shapes.get(source, [0])[0]
     shape = (1,) * (len(builder.shapes.get(source, [0, 0, 0])) + 1 - constant.ndim) + constant.shape
     if constant.size > 1 and (constant.size != channels or shape[1:2] != (channels,)):
-        raise Unsupported(f"{kind} with a constant is only supported for one number, or one per channel")
+        raise Unsupported(f"{kind} only supports constants with one value, or one per channel")
     value, one, zero = constant.reshape(-1), np.ones(constant.size, np.float32), np.zeros(constant.size, np.float32)
     if kind == "Div" and constant_first:
         raise Unsupported("Div is only supported with a constant divisor")

@@ -55,7 +55,7 @@ def _conv_transpose(builder: ProgramBuilder, node: onnx.NodeProto) -> None:
     groups, stride = given.get("group", 1), list(given.get("strides", [1, 1]))
     weight, pads = _dilated(weight, given.get("dilations", [1, 1])), list(given.get("pads", [0, 0, 0, 0]))
     if any(pad >= size for pad, size in zip(pads, 2 * weight.shape[2:], strict=True)):
-        raise Unsupported("ConvTranspose is only supported with less padding than its kernel")
+        raise Unsupported("ConvTranspose is only supported with padding smaller than its kernel")
     channels, *sides = builder.image_shape(node.input[0])
     outputs = builder.image_shape(node.output[0])
     rows, columns = (

@@ -66,7 +66,7 @@ def _reshape(builder: ProgramBuilder, node: onnx.NodeProto) -> None:
     sides = builder.shapes.get(node.input[0], [0])  # (C, H, W)
     if node.op_type == "Flatten":
         if attributes_of(node).get("axis", 1) != 1:
-            raise Unsupported("Flatten is only supported from the channels on")
+            raise Unsupported("Flatten is only supported with axis 1")
         builder.add(node, "flatten")
         return
     if node.input[1] not in builder.constants:
@@ -116,7 +116,7 @@ def _squeeze(builder: ProgramBuilder, node: onnx.NodeProto) -> None:
 def _concat(builder: ProgramBuilder, node: onnx.NodeProto) -> None:
     rank = len(builder.shapes.get(node.input[0], [0, 0, 0])) + 1
     if attributes_of(node)["axis"] % rank != 1:
-        raise Unsupported("Concat is only supported along the channels")
+        raise Unsupported("Concat is only supported along the channel axis")
     if any(builder.constant(name) is not None for name in node.input):
         raise Unsupported("Concat with a constant is not supported")
     builder.add(node, "concat", *node.input)
@@ -131,7 +131,7 @@ def _resize(builder: ProgramBuilder, node: onnx.NodeProto) -> None:
     )  # fmt: skip
     plain = not (given.get("antialias", 0) or given.get("exclude_outside", 0) or given.get("axes"))
     if mode not in ("nearest", "linear") or coordinates not in COORDINATES or nearest not in ROUNDINGS or not plain:
-        raise Unsupported("Resize is only supported as nearest or bilinear, without antialiasing")
+        raise Unsupported("Resize is only supported in nearest or bilinear mode, without antialiasing")
     before, after = builder.image_shape(node.input[0]), builder.image_shape(node.output[0])
     if before[0] != after[0]:
         raise Unsupported("Resize is only supported for height and width")
@@ -162,7 +162,7 @@ def _slice(builder: ProgramBuilder, node: onnx.NodeProto) -> None:
         place = axis % 4 - 1
         if place < 0 or step < 1 or (place == 0 and step > 1):
             raise Unsupported(
-                "Slice is only supported for whole images, and forwards, with steps along height and width"
+                "Slice is only supported along channels (with step 1), height and width (with positive steps)"
             )
         begin[place], end[place], stride[place] = *slice(first, last).indices(shape[place])[:2], step
     _cut(builder, node, begin, end, stride)
@@ -173,7 +173,7 @@ def _cut(
 ) -> None:
     extent = [-(-(last - first) // step) for first, last, step in zip(begin, end, stride, strict=True)]
     if min(extent) < 1:
-        raise Unsupported(f"{node.op_type} to an empty feature map is not supported")
+        raise Unsupported(f"{node.op_type} with an empty result is not supported")
     attributes = {"begin": begin, "extent": extent, "stride": unless_default(stride[1:], [1, 1])}
     builder.add(node, "slice", attributes=attributes, **parts)
 
@@ -181,7 +181,7 @@ def _cut(
 def _split(builder: ProgramBuilder, node: onnx.NodeProto) -> None:
     shape = builder.image_shape(node.input[0])
     if attributes_of(node).get("axis", 0) % 4 != 1:
-        raise Unsupported("Split is only supported along the channels")
+        raise Unsupported("Split is only supported along the channel axis")
     first = 0
     for name in node.output:
         channels = builder.image_shape(name)[0]
@@ -200,10 +200,10 @@ def _pad(builder: ProgramBuilder, node: onnx.NodeProto) -> None:
         or value is None
         or value.any()
     ):
-        raise Unsupported("Pad is only supported with zeros, and by constant amounts")
+        raise Unsupported("Pad is only supported with zeros and constant padding sizes")
     pads = [int(amounts[place]) for place in (2, 3, 6, 7)]
     if amounts.sum() != sum(pads) or min(pads) < 0:
-        raise Unsupported("Pad is only supported for height and width, and not to crop")
+        raise Unsupported("Pad is only supported along height and width, with nonnegative sizes")
     builder.add(node, "pad", attributes={"pads": pads})
 
 

@@ -59,7 +59,7 @@ def read(path: Path) -> Program:
         operations = [_load(entry, number, tensors) for number, entry in enumerate(header["operations"])]
         shape = [positive(item) for item in header["shape"]]
         if max(shape) > MAX_SIDE:
-            raise ValueError("its images are too large")
+            raise ValueError("its image size is too large")
         if not operations or len(shape) != 3 or any(tensor.size for tensor in tensors.values()):
             raise ValueError("its tensors do not match its header")
         outputs = [_value(item, operations) for item in header["outputs"]] if header["format"] == 2 else None

@@ -47,7 +47,7 @@ class QuantConfig(Settings):
     )
     a_gain: float = setting(
         0.1,
-        "Gain of DoReFa activations, which are clipped to 0..1/gain: 1 as in the paper, or 0.1 for 0 to 10.",
+        "Gain of DoReFa activations, which are clipped to 0..1/gain: 1 as in the paper, or 0.1 for the range 0..10.",
         low=1e-3,
         high=1e3,
     )
@@ -118,8 +118,8 @@ class RangeConfig(Settings):
     calib_batches: int = setting(4, f"Number of calibration batches of {CALIBRATION_BATCH} images.", low=1)
     calib_data: Path | None = setting(
         None,
-        "Folder of calibration images, labeled or not; for ONNX files also an .npz file with one array for each input. "
-        "Default: training images.",
+        "Folder of calibration images, labeled or not; for ONNX files, also an .npz file with one array for each "
+        "input. Default: training images.",
         metavar="FOLDER",
     )
     calib_cache: Path | None = setting(
@@ -157,7 +157,7 @@ class CalibrationConfig(RangeConfig):
     )
     float_weights: float | None = setting(
         None,
-        "Fraction of QAT steps at the start that use quantized activations but float weights. Default: 0.5 for "
+        "Initial fraction of QAT steps in which activations are quantized but weights stay in float. Default: 0.5 for "
         "binary weights and activations, otherwise 0.",
         low=0,
         high=0.9,
@@ -203,7 +203,7 @@ class RecoveryConfig(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.adaround and self.reconstruct == "block":
-            raise MicronetError("--adaround means --reconstruct layer; drop it, or drop --reconstruct block")
+            raise MicronetError("--adaround means --reconstruct layer; drop either --adaround or --reconstruct block")
 
     @property
     def form(self) -> Literal["layer", "block"] | None:

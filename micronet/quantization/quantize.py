@@ -155,7 +155,7 @@ class _GraphPlacer(Placer):
         shared = relu is not None and len(relu.all_input_nodes[0].users) > 1
         if relu is not None and shared and getattr(self._graph.module(relu), "inplace", False):
             raise MicronetError(
-                f"{relu.target} modifies a tensor in place that is used again, so it cannot be replaced by a sign "
+                f"{relu.target} modifies in place a tensor that is used again, so it cannot be replaced by a sign "
                 f"function; set inplace=False in the model, or exclude the layer with --exclude {node.target}"
             )
         if not self._only_signs_read(relu or read):

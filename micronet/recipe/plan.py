@@ -151,7 +151,9 @@ class _Planner:
         if output.suffix != suffix:
             raise self._recipe.error(line, f"{output}: {entry.command} writes {suffix} files; rename it")
         if output.parent != self._recipe.folder and not output.parent.is_dir():
-            raise self._recipe.error(line, f"{output.parent} is not a folder; run mkdir -p {output.parent} first")
+            raise self._recipe.error(
+                line, f"the folder {output.parent} does not exist; create it with mkdir -p {output.parent}"
+            )
 
     def _default_input(self, entry: Entry, option: Option) -> dict[str, Any]:
         """Return the input of an entry that names none: the last artifact, or for compare all files made."""

@@ -35,7 +35,7 @@ class ModelConfig(Settings):
         None, "Multiplier for the width of every layer (built-in networks only); default: 1.", low=0.01, high=16
     )
     model_args: str | None = setting(
-        None, "Arguments of the factory as JSON, for example '{\"num_classes\": 10}'.", metavar="JSON"
+        None, "Model arguments as JSON, for example '{\"num_classes\": 10}'.", metavar="JSON"
     )
 
     def __post_init__(self) -> None:
@@ -83,8 +83,8 @@ class DataConfig(Settings):
     )
     task: str | None = setting(
         None,
-        "classification, segmentation, agreement (with the float network, for any network and inputs, no labels) or "
-        "path/to/file.py:Task (which runs that code). Default: the task recorded in the artifact; without one, "
+        "classification, segmentation, agreement (with the float network; for any network and inputs, without labels) "
+        "or path/to/file.py:Task (which runs that code). Default: the task recorded in the artifact; without one, "
         "classification.",
         metavar="TASK",
     )

@@ -55,17 +55,17 @@ def measure_packed(program: Program, proto: onnx.ModelProto, image: NDArray[np.f
 def describe(found: dict[str, Any]) -> tuple[bool, str]:
     """Return if a packed network is slower than in ONNX Runtime, and a line with the times, the cause and a way out."""
     ours, floats, theirs = found["packed_ms"], found["onnx_float_ms"], found.get("onnx_ms")
-    times = f"{ours:.2f} ms against {floats:.2f} ms float"
+    times = f"{ours:.2f} ms vs. {floats:.2f} ms in float"
     times += f" and {theirs:.2f} ms quantized" if theirs is not None else ""
     times += " in ONNX Runtime (1 thread, batch 1)"
     rivals = {"float": floats} | ({} if theirs is None else {"quantized": theirs})
     name = min(rivals, key=lambda each: rivals[each])
     if ours * FASTER <= rivals[name]:
         return False, f"speed     {times}"
-    cause = "micronet export-onnx writes the faster file"
+    cause = "use micronet export-onnx for a faster file"
     if found["kernel"].startswith("numpy"):
         cause = f"it ran in {found['kernel']}"
     elif found["float_layers"]:
         layers = f"{found['float_layers']} of its {found['layers']} layers have float weights"
-        cause = f"{layers}, and the packed runtime is made for few bits: quantize them, or use micronet export-onnx"
+        cause = f"{layers}, but the packed runtime is designed for few bits; quantize them, or use micronet export-onnx"
     return True, f"slower than the {name} network: {times}; {cause}"

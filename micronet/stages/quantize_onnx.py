@@ -68,8 +68,8 @@ class FloatModel:
         _, height, width = image.size
         if height != width:
             raise MicronetError(
-                f"the model takes images of {height} by {width} pixels, but data sets are square; pass a folder of "
-                "images with --calib-data"
+                f"the model takes images of {height} by {width} pixels, but images in data sets are square; pass a "
+                "folder of images with --calib-data"
             )
         like = DataSpec.from_json(remembered) if remembered else DataSpec(seed=self.seed)
         if self.inputs.mean is not None:
@@ -105,7 +105,7 @@ def quantize_file(stage: Any, context: Context) -> Outcome:
     found = count_integers(int8)
     context.progress.line(
         f"{found['integer_layers']} of {found['layers']} convolutions and matrix products, and "
-        f"{found['integer_operators'] / max(1, found['operators']):.0%} of all operators, run in integers"
+        f"{found['integer_operators'] / max(1, found['operators']):.0%} of all operators, run in integer arithmetic"
     )
     measured = _quality(model, int8, feeds)
     if not stage.inputs.skip_timing:
@@ -253,7 +253,7 @@ def _speed(model: onnx.ModelProto, int8: onnx.ModelProto, feed: Feed, progress: 
     runs: list[Any] = [partial(_run, session, feed) for session in sessions]
     before, after = (1000 * float(np.median(each)) for each in time_calls(runs, [feed, feed]))  # type: ignore[list-item]
     note = "" if after <= before else "slower than float here: "
-    progress.line(f"{note}{after:.2f} ms against {before:.2f} ms float (ONNX Runtime, 1 thread, one run of the inputs)")
+    progress.line(f"{note}{after:.2f} ms vs. {before:.2f} ms in float (ONNX Runtime, 1 thread, one run of the inputs)")
     return {"latency_ms": after, "float_latency_ms": before}
 
 

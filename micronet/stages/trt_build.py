@@ -37,7 +37,7 @@ class TrtBuild(ConvertSettings, Stage):
     name = "trt-build"
     details = (
         "TensorRT-RTX can build without a GPU (pip install tensorrt-rtx-cu13); running an engine requires one. Float "
-        "networks are calibrated for int8 on the CPU; --calib-cache also reads calibration caches of TensorRT 10 and "
+        "networks are calibrated for int8 on the CPU; --calib-cache also reads calibration caches from TensorRT 10 and "
         "earlier. A JSON file next to the engine records its shapes, the data types of its layers and its source."
     )
     example = "micronet trt-build float.safetensors --precision int8 --calibrator entropy -o int8.engine"

@@ -143,8 +143,8 @@ class Checkpoint:
             before["distill"] = Path(before["distill"]).name  # the whole path in files of earlier versions
         if before["initial_weights"] != initial:
             raise MicronetError(
-                f"{self.path} belongs to a training that started from other weights; resume with the same input file, "
-                "or add --force to start over"
+                f"{self.path} belongs to a training run that started from other weights; resume with the same input "
+                "file, or add --force to start over"
             )
         keys = sorted({*before, *self.identity})
         if changed := [key for key in keys if before.get(key) != self.identity.get(key)]:

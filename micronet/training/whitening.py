@@ -51,18 +51,20 @@ def whitened_layer(model: nn.Module) -> nn.Conv2d:
     """Return the convolution that ``whiten`` sets; raise MicronetError with the reason if there is none."""
     graph = trace(model)
     if graph is None:
-        raise MicronetError("--whiten on requires a network that torch.fx can trace, to find its first layer; drop it")
+        raise MicronetError(
+            "--whiten on requires a network that torch.fx can trace, to find its first layer; drop --whiten"
+        )
     used = [user for node in graph.fx.nodes if node.op == "placeholder" for user in node.users]
     layer = graph.module(used[0]) if len(used) == 1 else None
     if not isinstance(layer, nn.Conv2d) or layer.groups > 1:
         found = type(layer).__name__ if layer is not None else str(used[0].target) if used else "nothing"
         raise MicronetError(
-            f"--whiten on requires a network that starts with a Conv2d without groups, not {found}; drop it"
+            f"--whiten on requires a network that starts with a Conv2d without groups, not {found}; drop --whiten"
         )
     if max(layer.kernel_size) > LARGEST_KERNEL or len(layer.weight) < 4:
         size = "x".join(map(str, layer.kernel_size))
         raise MicronetError(
             f"--whiten on requires a first convolution with a kernel of at most {LARGEST_KERNEL}x{LARGEST_KERNEL} "
-            f"pixels and at least 4 filters; this one has {count(len(layer.weight), 'filter')} of {size}; drop it"
+            f"pixels and at least 4 filters; this one has {count(len(layer.weight), 'filter')} of {size}; drop --whiten"
         )
     return layer

@@ -50,10 +50,10 @@ def test_prune_times_what_it_wrote_and_says_what_would_be_faster(micronet, chain
 @pytest.mark.parametrize(
     ("measured", "first", "others"),
     [
-        ({"before_ms": 2.0, "after_ms": 1.0, "regular_8_ms": 0.95}, "latency   1.00 ms against 2.00 ms before", []),
+        ({"before_ms": 2.0, "after_ms": 1.0, "regular_8_ms": 0.95}, "latency   1.00 ms vs. 2.00 ms before", []),
         (
             {"before_ms": 2.0, "after_ms": 1.0, "regular_8_ms": 0.5},
-            "latency   1.00 ms against",
+            "latency   1.00 ms vs.",
             ["--regular 8", "0.50"],
         ),
         (
@@ -61,7 +61,7 @@ def test_prune_times_what_it_wrote_and_says_what_would_be_faster(micronet, chain
             "the pruned network is slower: 2.00 ms",
             ["0.50 ms"],
         ),
-        ({"before_ms": 1.0, "after_ms": 2.0}, "the pruned network is slower: 2.00 ms against 1.00", ["--regular 16"]),
+        ({"before_ms": 1.0, "after_ms": 2.0}, "the pruned network is slower: 2.00 ms vs. 1.00", ["--regular 16"]),
         ({"skipped": "no"}, "latency   not measured (no)", []),
         ({}, "", []),
     ],

@@ -132,7 +132,7 @@ def test_embedded_preprocessing_takes_the_pixels(of_pixels):
     [
         ({"opset": 17}, "allowed: 18 to 23"),
         ({"dynamic": "batch,depth"}, "depth"),
-        ({"dynamic": "none,batch"}, "cannot be combined with other axes"),
+        ({"dynamic": "none,batch"}, "cannot be combined with axis names"),
         ({"dynamic": "batch,batch"}, "twice"),
         ({"int4_storage": True, "opset": 20}, "--opset 21 or later"),
         ({"int4_storage": True, "target": "tensorrt"}, "drop --int4-storage"),

@@ -254,8 +254,8 @@ class Steps:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--reconstruct", "block"], "--reconstruct only applies to --mode ptq"),
-        (["--weight-calibrator", "seq-mse"], "--weight-calibrator only applies to --mode ptq"),
+        (["--reconstruct", "block"], "training would undo --reconstruct"),
+        (["--weight-calibrator", "seq-mse"], "training would undo --weight-calibrator"),
         (["--mode", "ptq", "--adaround", "--reconstruct", "block"], "--adaround means --reconstruct layer"),
         (
             ["--mode", "ptq", "--reconstruct", "layer", "--method", "lsq"],

@@ -111,7 +111,7 @@ class InPlaceAlias(nn.Module):
 
 
 def test_a_sign_takes_no_place_of_a_relu_whose_input_is_read_again():
-    with pytest.raises(MicronetError, match="modifies a tensor in place that is used again"):
+    with pytest.raises(MicronetError, match="modifies in place a tensor that is used again"):
         quantize_model(InPlaceAlias(), QuantConfig(w_bits=32, a_bits="binary", include="b", first_last="same"))
 
 

@@ -29,7 +29,7 @@ def test_a_users_task_trains_prunes_quantizes_and_compares(tmp_path, micronet):
     [
         ("Broken", "loss failed (AttributeError: 'list' object has no attribute 'sum'); the network returned float32 "
                    "(N, 1, 6, 6) and float32 (N, 2, 6, 6)"),
-        ("NoNumbers", "it must return a dict that has misses"),
+        ("NoNumbers", "it must return a dict that contains misses"),
         ("Half", "has no method update(outputs, targets) or compute()"),
         ("Missing", "Find"),
     ],

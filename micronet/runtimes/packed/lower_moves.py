@@ -110,7 +110,7 @@ def lower_depth_to_space(state: LoweringState, index: int, operation: Operation,
     """Lower the move of channels (block rows, block columns, C) to pixels of C channels."""
     (by, bx), (top, left, bottom, right) = operation.attributes["block"], operation.attributes.get("crop", [0] * 4)
     if x.channels % (by * bx):
-        raise UnsupportedProgram("a block of pixels that the channels cannot fill")
+        raise UnsupportedProgram("a block size that does not divide the number of channels")
     x, channels = state.floats(x) if x.dtype == BITS else x, x.channels // (by * bx)
     rows, columns = np.arange(top, x.rows * by - bottom), np.arange(left, x.columns * bx - right)
     made = state.values[index + 1] = state.map_like(x, rows=len(rows), columns=len(columns), channels=channels)
@@ -124,7 +124,7 @@ def lower_slice(state: LoweringState, index: int, operation: Operation, x: Featu
     sy, sx = attributes.get("stride", [1, 1])
     last_row, last_column = row + (rows - 1) * sy, column + (columns - 1) * sx
     if channel + channels > x.channels or last_row >= x.rows or last_column >= x.columns:
-        raise UnsupportedProgram("a slice beyond its feature map")
+        raise UnsupportedProgram("a slice that exceeds its feature map")
     x = state.floats(x) if x.dtype == BITS else x
     made = state.values[index + 1] = state.map_like(x, rows=rows, columns=columns, channels=channels)
     _move(state, x, made, row + sy * np.arange(rows), column + sx * np.arange(columns), channels, (0, channel))

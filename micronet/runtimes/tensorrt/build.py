@@ -162,7 +162,7 @@ def _read_timings(trt: Any, settings: Any, path: Path | None) -> Any:
         raise MicronetError("TensorRT-RTX selects kernels at run time and has no timing cache; drop --timing-cache")
     cache = settings.create_timing_cache(path.read_bytes() if path.exists() else b"")
     if cache is None or not settings.set_timing_cache(cache, False):
-        raise MicronetError(f"{path} is not a timing cache of this TensorRT version and GPU; remove it")
+        raise MicronetError(f"{path} is not a timing cache for this TensorRT version and GPU; remove it")
     return cache
 
 

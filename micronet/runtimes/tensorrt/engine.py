@@ -132,8 +132,8 @@ class EnginePredictor:
         if not fitting:
             shape, ranges = "x".join(map(str, images.shape)), " or ".join(map(str, self.ranges))
             raise MicronetError(
-                f"{self._path} was built for inputs of {ranges}, but got {shape}; {REBUILD}, with --min-shape and "
-                "--max-shape that include it"
+                f"{self._path} was built for inputs of {ranges}, but got {shape}; {REBUILD} and a "
+                "shape range (--min-shape to --max-shape) that includes it"
             )
         exact = [each for each in fitting if each.low[0] <= len(images) <= each.high[0]]
         chosen = exact[0] if exact else max(fitting, key=lambda each: each.high[0])
