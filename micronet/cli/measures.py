@@ -4,6 +4,7 @@ from typing import Any
 
 from micronet.cli.console import print_line, print_table
 from micronet.errors import count
+from micronet.stages.words import OTHER_WIDTHS
 
 FIGURES = (
     "name", "runtime", "accuracy", "drop", "agrees", "MACs", "params", "bytes", "smaller", "1 image", "64 images",
@@ -42,7 +43,7 @@ def show_evaluation(summary: dict[str, Any]) -> None:
 
 def _metrics(summary: dict[str, Any]) -> dict[str, str]:
     found = {metric_label(name): value_text(name, value) for name, value in summary["metrics"].items()}
-    return {**found, "samples": f"{summary['images']:,}"}
+    return {**found, "samples": f"{summary['images']:,}{', ' if summary['tested_on'] else ''}{summary['tested_on']}"}
 
 
 def accuracy_figures(summary: dict[str, Any]) -> dict[str, str]:
@@ -59,9 +60,15 @@ def print_figures(figures: dict[str, str]) -> None:
 
 def show_comparison(summary: dict[str, Any]) -> None:
     """Print one row for each network."""
-    rows = summary["rows"]
+    rows, words = summary["rows"], summary["words"]
+    slower = [line for line in words if " is slower than " in line]
+    for line in slower:
+        print_line(line)
     noun = "test sample" if rows[0]["accuracy"] is None else "test image"
-    print_table(_heads(rows), [_figures(row) for row in rows], count(rows[0]["images"], noun))
+    title = f"{count(rows[0]['images'], noun)}{', ' if summary['tested_on'] else ''}{summary['tested_on']}"
+    print_table(_heads(rows), [_figures(row) for row in rows], title)
+    for line in words[len(slower) :]:
+        print_line(line)
 
 
 def show_comparison_as_markdown(summary: dict[str, Any]) -> None:
@@ -107,7 +114,5 @@ def pruned_latency(latency: dict[str, Any]) -> list[str]:
     if regular is not None and regular < FASTER * now:
         lines.append(f"--regular 8 is faster at the same pruning ratio: {regular:.2f} ms vs. {now:.2f} ms; add it")
     elif now > was:
-        lines.append(
-            "widths that suit the kernels may be faster: try --regular 8 or --regular 16, or a larger --percent"
-        )
+        lines.append(OTHER_WIDTHS)
     return lines

@@ -56,7 +56,8 @@ def _tested(summary: dict[str, Any]) -> str:
     metrics = {key.removeprefix("test_"): value for key, value in summary.items() if key.startswith("test_")}
     shown = [key for key in metrics if key not in ("images", "loss") and "/" not in key]
     found = [f"{metric_label(key)} {value_text(key, metrics[key])}" for key in shown]
-    return f"  test {', '.join(found)} on {count(images, 'sample')}" if found else ""
+    same = f", {summary['tested_on']}" if summary.get("tested_on") else ""
+    return f"  test {', '.join(found)} on {count(images, 'sample')}{same}" if found else ""
 
 
 def _import(summary: dict[str, Any]) -> None:

@@ -42,7 +42,9 @@ def open_inputs(place: Path, image_size: int | None) -> DataSource | None:
         raise MicronetError(f"--image-size has no effect on the arrays in {place}; drop it")
     whole = SampleSplit(samples, str(place))
     if len(whole) < LEAST_TO_SPLIT:
-        return DataSource(lambda: whole, lambda: whole, validation=lambda: whole, is_images=False)
+        return DataSource(
+            lambda: whole, lambda: whole, validation=lambda: whole, is_images=False, tests_training_samples=True
+        )
     order = random_subset(whole, len(whole), seed=0)
     tested = round(len(whole) * TEST_SHARE)
     train, test = order.subset(torch.arange(tested, len(whole))), order.subset(torch.arange(tested))

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 VALIDATION_SHARE = 0.1
 STATISTICS_IMAGES = 10_000  # enough for four digits of the means
 STATISTICS_PIXELS = 500_000  # per batch
+CALIBRATION_SAMPLES = "also used for calibration"
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 
 
@@ -78,6 +79,7 @@ class DataSource:
     validation: Callable[[], Split] | None = None
     augment: str = "none"
     is_images: bool = True  # False if the splits are SampleSplits
+    tests_training_samples: bool = False  # because there are too few to split
     is_grey: Callable[[], bool] = lambda: False  # whether image files, which are read as RGB, have no colours
 
 
@@ -145,6 +147,11 @@ class Dataset:
     def image_height(self) -> int:
         """The height of training images in pixels; 0 if the samples are not images."""
         return self.train.image_shape[1] if isinstance(self.train, ImageSplit) else 0
+
+    @property
+    def tested_on(self) -> str:
+        """What the test samples were used for before, in words; empty if they are samples of their own."""
+        return CALIBRATION_SAMPLES if self._source.tests_training_samples else ""
 
     def with_reference(self, predict: Callable[[Any], Any]) -> "Dataset":
         """Return the same data with the outputs of a predictor as targets, if the task needs a reference network."""

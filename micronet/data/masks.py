@@ -159,7 +159,7 @@ def _check_sizes(image: Path, mask: Path) -> None:
         if opened.size != size:
             raise MicronetError(
                 f"{mask} has {opened.width}x{opened.height} pixels, but its image {image} has {size[0]}x{size[1]}; "
-                "resize the mask without interpolation"
+                "resize the mask with nearest-neighbor interpolation"
             )
 
 

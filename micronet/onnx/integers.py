@@ -130,11 +130,14 @@ def describe(found: dict[str, Any]) -> list[str]:
         more = f" and {len(layers) - _LISTED} more" if len(layers) > _LISTED else ""
         lines.append(f"float: {', '.join(layers[:_LISTED])}{more}: {reason}")
     if found.get("int8_ms", 0) > NOISE * found.get("float_ms", 0):
-        lines.insert(0, f"slower than float: {found['int8_ms']:.2f} ms vs. {found['float_ms']:.2f} ms; {_cure(found)}")
+        lines.insert(
+            0, f"slower than float: {found['int8_ms']:.2f} ms vs. {found['float_ms']:.2f} ms; {slow_cause(found)}"
+        )
     return lines
 
 
-def _cure(found: dict[str, Any]) -> str:
+def slow_cause(found: dict[str, Any]) -> str:
+    """Return why a quantized file is slower than in float, and what helps; ``found``: what was counted."""
     if found["float"]:
         return (
             "the layers below are computed in float on dequantized weights; exclude them with micronet quantize "

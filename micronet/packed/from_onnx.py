@@ -25,10 +25,10 @@ def pack_model(proto: onnx.ModelProto) -> Program:
     builder = ProgramBuilder(proto)
     shape = builder.shapes.get(builder.image, [])
     if len(builder.inputs) != 1 or len(shape) != 3 or 0 in shape:
+        given = " and ".join(f"{name} {tuple(builder.shapes.get(name, []))}" for name in builder.inputs)
         raise MicronetError(
-            "packed networks take one input, images of a fixed size, but this one takes "
-            + " and ".join(f"{name} {tuple(builder.shapes.get(name, []))}" for name in builder.inputs)
-            + "; export a single image input without dynamic height or width"
+            "the packed runtime runs networks with one input of a fixed size (channels, height, width), but this one "
+            f"takes {given}; use micronet export-onnx, which supports any inputs"
         )
     nodes = _needed_nodes(builder)
     failed: dict[str, list[onnx.NodeProto]] = {}
@@ -65,17 +65,19 @@ def _needed_nodes(builder: ProgramBuilder) -> list[onnx.NodeProto]:
 def _explain(failed: dict[str, list[onnx.NodeProto]], total: int) -> str:
     """Return one line per reason, with all the layers that it concerns."""
     bad = sum(map(len, failed.values()))
-    lines = [f"  {reason}: {', '.join(map(_layer, nodes))}" for reason, nodes in failed.items()]
+    lines = [f"  {reason}: {', '.join(map(_layer, nodes))}." for reason, nodes in failed.items()]
     return (
         f"the packed runtime cannot run {bad} of the network's {count(total, 'operator')}:\n" + "\n".join(lines) + "\n"
-        "nothing was computed or written; export the network with micronet export-onnx, which supports them"
+        "Nothing was computed or written; export the network with micronet export-onnx, which supports them"
     )
 
 
 def _layer(node: onnx.NodeProto) -> str:
-    """Return the name of the layer that a node belongs to."""
+    """Return the name of the layer that a node belongs to, or say that it is a function call in the forward."""
     name = node.name or node.output[0]
-    return re.sub(rf"\.{node.op_type}(\.\d+)?$", "", name) or name
+    if re.fullmatch(rf"{node.op_type}([._]\d+)?", name):
+        return f"{name} (a function call)"
+    return re.sub(rf"\.{node.op_type}(\.\d+)?$", "", name)
 
 
 def _build(builder: ProgramBuilder, proto: onnx.ModelProto) -> Program:

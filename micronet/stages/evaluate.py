@@ -12,7 +12,7 @@ from micronet.stages.config import MeasureSettings, ReportConfig, input_file
 from micronet.stages.stage import Context, Outcome, Stage
 
 if TYPE_CHECKING:
-    from micronet.data.dataset import DataSpec
+    from micronet.data.dataset import Dataset, DataSpec
     from micronet.evaluation.network import Network
     from micronet.evaluation.report import Row
 
@@ -35,8 +35,9 @@ class Evaluate(MeasureSettings, Stage):
 
     def run(self, context: Context) -> Outcome:
         """Measure the network on the test images."""
-        row = measure([self.file], self, context)[0]
-        return Outcome(row, {key: value for key, value in row._asdict().items() if key not in RELATIVE})
+        [row], dataset = measure([self.file], self, context)
+        summary = {key: value for key, value in row._asdict().items() if key not in RELATIVE}
+        return Outcome(row, {**summary, "tested_on": dataset.tested_on})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,9 +68,12 @@ class Compare(MeasureSettings, Stage):
     def run(self, context: Context) -> Outcome:
         """Measure every network on the test images."""
         from micronet.models.device import describe_machine
+        from micronet.stages.compare_latency import describe_speed
 
-        rows = measure(self.files, self, context)
-        return Outcome(rows, {"machine": describe_machine(), "rows": [row._asdict() for row in rows]})
+        rows, dataset = measure(self.files, self, context)
+        summary = {"machine": describe_machine(), "rows": [row._asdict() for row in rows]}
+        words = describe_speed(rows, self.files)
+        return Outcome(rows, {**summary, "words": words, "tested_on": dataset.tested_on})
 
     def judge(self, outcome: Outcome) -> None:
         """Raise FailedError that names the worst network if one loses more than ``max_drop`` percentage points."""
@@ -110,8 +114,8 @@ class Predict(Stage):
         return Outcome(predictions, summary)
 
 
-def measure(files: list[Path], config: MeasureSettings, context: Context) -> "list[Row]":
-    """Measure networks on the data named, or that the first one remembers.
+def measure(files: list[Path], config: MeasureSettings, context: Context) -> "tuple[list[Row], Dataset]":
+    """Measure networks on the data named, or that the first one remembers; return their figures and these data.
 
     Raises:
         MicronetError: A file cannot be opened, the networks take different inputs, or do not score the data's classes.
@@ -122,6 +126,8 @@ def measure(files: list[Path], config: MeasureSettings, context: Context) -> "li
     from micronet.stages.inputs import open_test_data
 
     candidates = []
+    for file in (each for each in files if each not in context.memory.artifacts and not each.exists()):
+        _open(file, config.runtime, context)  # raises, before the others are opened
     for file in files:
         network, size_bytes = _open(file, config.runtime, context)
         name = file.stem.strip("<>") if file in context.memory.artifacts else file.name
@@ -140,7 +146,7 @@ def measure(files: list[Path], config: MeasureSettings, context: Context) -> "li
     inputs, _ = next(eval_batches(dataset.test, dataset.spec, batch_size=1))
     for file, each in zip(files, candidates, strict=True):
         check_scores(each.network, inputs, dataset.spec, str(file), dataset.task)
-    return compare(candidates, dataset, context.progress)
+    return compare(candidates, dataset, context.progress), dataset
 
 
 def _open(file: Path, runtime: RuntimeOptions, context: Context) -> "tuple[Network, int]":

@@ -43,10 +43,10 @@ def measure_packed(program: Program, proto: onnx.ModelProto, image: NDArray[np.f
         timed = latencies(list(networks.values()), [image] * len(networks))
     except Exception as error:  # a courtesy: whatever a runtime raises must not spoil the packing
         return {"skipped": first_line(error), "slower": False, "words": f"speed not measured: {first_line(error)}"}
-    weights = [operation.weight for operation in program.operations if operation.weight is not None]
+    float_layers, layers = _count_layers(program)
     found = {
         **{name: round(latency.p50_ms, 4) for name, latency in zip(networks, timed, strict=True)},
-        "kernel": kernel, "layers": len(weights), "float_layers": sum(weight.dtype.kind == "f" for weight in weights),
+        "kernel": kernel, "layers": layers, "float_layers": float_layers,
     }  # fmt: skip
     slower, words = describe(found)
     return {**found, "slower": slower, "words": words}
@@ -62,10 +62,27 @@ def describe(found: dict[str, Any]) -> tuple[bool, str]:
     name = min(rivals, key=lambda each: rivals[each])
     if ours * FASTER <= rivals[name]:
         return False, f"speed     {times}"
-    cause = "use micronet export-onnx for a faster file"
-    if found["kernel"].startswith("numpy"):
-        cause = f"it ran in {found['kernel']}"
-    elif found["float_layers"]:
-        layers = f"{found['float_layers']} of its {found['layers']} layers have float weights"
-        cause = f"{layers}, but the packed runtime is designed for few bits; quantize them, or use micronet export-onnx"
+    cause = _cause(found["float_layers"], found["layers"], found["kernel"])
     return True, f"slower than the {name} network: {times}; {cause}"
+
+
+def packed_cause(program: Program) -> str:
+    """Return why a packed network is slow, and what helps."""
+    return _cause(*_count_layers(program))
+
+
+def _count_layers(program: Program) -> tuple[int, int]:
+    """Return how many layers have float weights, and how many have weights."""
+    weights = [operation.weight for operation in program.operations if operation.weight is not None]
+    return sum(weight.dtype.kind == "f" for weight in weights), len(weights)
+
+
+def _cause(float_layers: int, layers: int, kernel: str = "") -> str:
+    if kernel.startswith("numpy"):
+        return f"it ran in {kernel}"
+    if not float_layers:
+        return "use micronet export-onnx for a faster file"
+    return (
+        f"{float_layers} of its {layers} layers have float weights, but the packed runtime is designed for few bits; "
+        "quantize them, or use micronet export-onnx"
+    )

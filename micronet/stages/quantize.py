@@ -224,7 +224,9 @@ class Quantize(TrainingSettings, Stage):
             )
         work = Quantizing(artifact, settled, run, context.memory.batches)
         done = work.qaft() if self.calibration.mode == "qaft" else work.run_quantization()
-        return Outcome(done, {**done.metrics, "left_float": done.history[-1].result.get("left_float", {})})
+        left_float = done.history[-1].result.get("left_float", {})
+        tested_on = "" if work.dataset is None else work.dataset.tested_on
+        return Outcome(done, {**done.metrics, "left_float": left_float, "tested_on": tested_on})
 
     def _with_defaults(self, teacher: Path | None) -> "Quantize":
         """Return the stage with the defaults that depend on other settings; ``teacher``: the float artifact."""

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from micronet.core.progress import Progress
 from micronet.data.arrays import LABELLED
 from micronet.data.batches import eval_batches
-from micronet.data.dataset import Dataset, DataSpec
+from micronet.data.dataset import CALIBRATION_SAMPLES, Dataset, DataSpec
 from micronet.data.image_files import list_images
 from micronet.data.load import load_data
 from micronet.errors import MicronetError, count
@@ -216,8 +216,9 @@ def _histograms(
 def _quality(model: FloatModel, int8: onnx.ModelProto, feeds: list[Feed]) -> dict[str, Any]:
     """Return both accuracies if the model scores the classes of a known data set, or else the agreement."""
     sessions = [open_session(proto.SerializeToString(), RuntimeOptions(), "the model") for proto in (model.proto, int8)]
-    named = model.data.data
-    if model.has_data and model.data.task in (None, CLASSIFICATION) and not (named and _is_raw(Path(named))):
+    named, recorded = model.data.data, (metadata(model.proto).get("data") or {}).get("task", CLASSIFICATION)
+    classifies = (model.data.task or recorded) == CLASSIFICATION
+    if model.has_data and classifies and not (named and _is_raw(Path(named))):
         dataset = model.open_data()
         first = next(iter(feeds[0].values()))
         if np.shape(sessions[0].run(None, feeds[0])[0]) == (len(first), len(dataset.spec.classes or [])):
@@ -229,7 +230,8 @@ def _quality(model: FloatModel, int8: onnx.ModelProto, feeds: list[Feed]) -> dic
         reference, ours = zip(*(_finite(*pair) for pair in pairs), strict=True)
         similarity.update(list(ours), list(reference))
     measured = {f"test_{key}": value for key, value in similarity.compute().items() if not key.startswith("error")}
-    return {**measured, "test_images": sum(len(next(iter(feed.values()))) for feed in runs)}
+    samples = sum(len(next(iter(feed.values()))) for feed in runs)
+    return {**measured, "test_images": samples, "tested_on": CALIBRATION_SAMPLES}
 
 
 def _finite(reference: NDArray[Any], ours: NDArray[Any]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from micronet.stages.stage import Stage
 
 MILLION = 1_000_000
+OTHER_WIDTHS = "widths that suit the kernels may be faster: try --regular 8 or --regular 16, or a larger --percent"
 
 
 def introduce(data: "Dataset", artifact: "Artifact", device: Any) -> str:

@@ -1,0 +1,63 @@
+"""Whether quantized and pruned networks are faster than the float ones beside them, what runs in integers, and why."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from micronet.evaluation.report import Row
+from micronet.onnx.integers import NOISE, count_integer_layers, describe, slow_cause
+from micronet.packed.file_format import read
+from micronet.runtimes.onnxruntime import read_onnx
+from micronet.stages.pack_latency import packed_cause
+from micronet.stages.words import OTHER_WIDTHS
+
+SIMULATED = "torch simulates integer arithmetic in float; export the network with micronet export-onnx to run it in integers"
+
+
+def describe_speed(rows: Sequence[Row], files: Sequence[Path]) -> list[str]:
+    """Return lines on the networks of a comparison, those that are slower than a float one first.
+
+    Args:
+        rows: What was measured.
+        files: The file of each row.
+
+    Returns:
+        A line for each quantized or pruned network that is slower than the first float network of its runtime or, if
+        there is none, than the first float network, with the cause and what helps; then a line for each quantized ONNX
+        file with what ONNX Runtime computes in integers.
+    """
+    integers = [_integers(row, file) for row, file in zip(rows, files, strict=True)]
+    quantized = [found is not None or "quantize" in row.stages for row, found in zip(rows, integers, strict=True)]
+    slower, others = [], []
+    for row, file, found, is_quantized in zip(rows, files, integers, quantized, strict=True):
+        floats = [other for other, rounds in zip(rows, quantized, strict=True) if not rounds]
+        rival = _rival(row, floats if is_quantized else [other for other in floats if "prune" not in other.stages])
+        times = "" if rival is None else f"{row.latency_ms:.2f} ms vs. {rival.latency_ms:.2f} ms for {rival.name}"
+        is_slower = rival is not None and row.latency_ms > NOISE * rival.latency_ms
+        if is_slower and rival is not None and (is_quantized or "prune" in row.stages):
+            slower.append(f"{row.name} is slower than {rival.name}: {times}; {_cause(row, file, found, is_quantized)}")
+        if found is not None:
+            first, *rest = describe(found)
+            others += [f"{row.name}: {first}{f'; {times}' if times else ''}", *rest]
+    return [*slower, *others]
+
+
+def _integers(row: Row, file: Path) -> dict[str, Any] | None:
+    """Return what ONNX Runtime computes in integers; None for other files, and for float ones."""
+    return count_integer_layers(read_onnx(file)) if row.runtime == "onnxruntime" else None
+
+
+def _rival(row: Row, floats: list[Row]) -> Row | None:
+    """Return the float network to compare with: of the same runtime and, if possible, pruned alike."""
+    pruned = "prune" in row.stages
+    ranked = sorted(floats, key=lambda each: (each.runtime != row.runtime, ("prune" in each.stages) != pruned))
+    return ranked[0] if ranked and ranked[0] is not row else None
+
+
+def _cause(row: Row, file: Path, integers: dict[str, Any] | None, is_quantized: bool) -> str:
+    """Return why a network is slow, and what helps."""
+    if row.runtime == "packed":
+        return packed_cause(read(file))
+    if is_quantized:
+        return slow_cause(integers) if integers else SIMULATED
+    return OTHER_WIDTHS

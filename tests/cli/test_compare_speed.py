@@ -1,0 +1,52 @@
+"""What ``compare`` says of the speed of quantized and pruned networks."""
+
+from pathlib import Path
+
+import pytest
+
+from micronet.evaluation.report import Row
+from micronet.stages import compare_latency
+from micronet.stages.words import OTHER_WIDTHS
+
+FIGURES = dict.fromkeys(Row._fields, 0) | {"metrics": {}}
+COUNTS = {
+    "convolutions": {"integer": 1, "all": 2}, "linear": {"integer": 0, "all": 0}, "float": {"a": "its input is float"},
+}  # fmt: skip
+
+
+def row(name, runtime, latency_ms, *stages):
+    return Row(**FIGURES | {"name": name, "runtime": runtime, "stages": list(stages), "latency_ms": latency_ms})
+
+
+@pytest.mark.parametrize(
+    ("own", "expected"),
+    [
+        (row("p", "torch", 3.0, "prune"), [f"p is slower than a: 3.00 ms vs. 2.00 ms of a; {OTHER_WIDTHS}"]),
+        (row("p", "torch", 1.9, "prune"), []),
+        (
+            row("q", "torch", 3.0, "quantize"),
+            [f"q is slower than a: 3.00 ms vs. 2.00 ms of a; {compare_latency.SIMULATED}"],
+        ),
+        (row("other", "torch", 9.0), []),
+        (
+            row("i", "onnxruntime", 0.9, "prune", "quantize"),  # a float network pruned alike is its measure
+            [
+                "i: 1 of 2 convolutions run in integer arithmetic; 0.90 ms vs. 1.00 ms of c",
+                "float: a: its input is float",
+            ],
+        ),
+    ],
+)
+def test_networks_slower_than_a_float_one_beside_them_are_named(own, expected, monkeypatch):
+    monkeypatch.setattr(compare_latency, "_integers", lambda row, _: COUNTS if row.name == "i" else None)
+    floats = [row("a", "torch", 2.0), row("b", "onnxruntime", 0.5), row("c", "onnxruntime", 1.0, "prune")]
+    found = compare_latency.describe_speed([*floats, own], [Path()] * 4)
+    assert [line for line in found if not line.startswith("c is slower")] == expected
+    alone = compare_latency.describe_speed([own], [Path()])
+    assert not any("slower" in line for line in alone)
+
+
+def test_a_slow_integer_file_comes_first_with_its_cause(monkeypatch):
+    monkeypatch.setattr(compare_latency, "_integers", lambda row, _: COUNTS if row.name == "i" else None)
+    found = compare_latency.describe_speed([row("a", "onnxruntime", 1.0), row("i", "onnxruntime", 2.0)], [Path()] * 2)
+    assert found[0].startswith("i is slower than a: 2.00 ms vs. 1.00 ms of a; ") and "--exclude" in found[0]
