@@ -467,10 +467,10 @@ def quantize(
         w_bits: Bits per weight: 2 to 16, binary, ternary, or 32 for float.
         a_bits: Bits per activation: 2 to 16, binary, or 32 for float.
         q_type: Symmetric quantization (zero point 0) or asymmetric (iao only). auto: symmetric, but asymmetric
-            for activations of at least 8 bits that may be negative, unless a_sign is signed. Activations of ONNX
-            files are asymmetric, unless a_sign is signed.
+            for 8-bit activations that may be negative, unless a_sign is signed. Activations of ONNX files are
+            asymmetric, unless a_sign is signed.
         data: Name of a data set, a folder or an .npz file, or batches: tensors of shape (N, ...), tuples that
-            begin with the inputs, or dicts of inputs by the names of forward's arguments.
+            start with the inputs, or dicts of inputs keyed by the names of forward's arguments.
         calibrator: How to choose activation ranges: minimum and maximum, a percentile, least KL divergence
             (entropy), or least squared error (mse).
         percentile: Percentage of values inside the range, for calibrator="percentile".

@@ -8,7 +8,8 @@ each scheme, fuses, exports, and compares ONNX Runtime with torch on test images
 class, the relative error of the scores, and the largest difference of any activation's integers if each layer gets the
 same input. Existing files in the folder are reused, so an interrupted run continues. Prints a Markdown table.
 
-``--foreign``: other people's networks with random weights instead, beside ONNX Runtime's own quantizer.
+``--foreign``: other people's networks with random weights instead, beside ONNX Runtime's own quantizer. Name parts of
+their names for some of them. With ``--folder``, rows are stored there as they end, and a later run continues.
 """
 
 import argparse
@@ -93,7 +94,7 @@ def main() -> None:
     parser.add_argument("--data")
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--foreign", nargs="*", metavar="PART_OF_A_NAME")
-    parser.add_argument("--seconds", type=float, default=3, help="how long to time each foreign network")
+    parser.add_argument("--seconds", type=float, default=3, help="how long to time each foreign network; 0: not")
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=NETWORKS)
     parser.add_argument("--schemes", nargs="+", default=list(SCHEMES), choices=SCHEMES)
     parser.add_argument("--images", type=int, default=1000)
@@ -102,7 +103,9 @@ def main() -> None:
         print(f"{describe_machine()}\n")
         from foreign_zoo import print_table  # the script beside this one
 
-        return print_table(args.foreign, args.seconds)
+        if args.folder is not None:
+            args.folder.mkdir(parents=True, exist_ok=True)
+        return print_table(args.foreign, args.seconds, args.folder and args.folder / "foreign.jsonl")
     if args.data is None or args.folder is None:
         parser.error("--data and --folder are required, or --foreign")
     args.folder.mkdir(parents=True, exist_ok=True)

@@ -2,18 +2,24 @@
 
 ``python scripts/export_zoo.py --foreign`` runs it. Weights are random; batch norms get the statistics of the
 calibration inputs, which are random too, but smooth like images. Both get the same float ONNX file's network and the
-same inputs; ONNX Runtime's quantizer runs at its defaults. Times are medians of interleaved runs with one thread.
+same inputs; ONNX Runtime's quantizer runs at its defaults. Times are medians of interleaved runs with one thread. Each
+network is measured in a process of its own: whatever stops one is a row with the reason. Rows are stored as they end.
 """
 
 import copy
+import json
+import logging
 import math
+import multiprocessing
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import onnx
@@ -28,8 +34,9 @@ from micronet.onnx.export import to_onnx
 from micronet.onnx.lint import count_integer_ops
 from micronet.quantization.recovery import reestimate_norms
 
-BATCHES, BATCH = 4, 8
-OTHERS = ("torchvision", "timm", "ultralytics", "segmentation_models_pytorch")
+BATCHES, BATCH = 4, 8  # to calibrate on, and as many others to judge by
+TIME_LIMIT = 600  # seconds per network
+MARGIN_DB, MARGIN_TIME = 0.5, 1.1  # what we may lose against ONNX Runtime's quantizer
 
 
 def _timm(name: str, size: int = 96, **options: Any) -> tuple[Callable[[], nn.Module], int]:
@@ -113,16 +120,28 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
 }  # fmt: skip
 
 
-class Row(NamedTuple):
-    """What was measured of a network: milliseconds, decibels and operators, ours and ONNX Runtime's."""
+@dataclass
+class Row:
+    """What was measured of a network: milliseconds, decibels and operators, ours and ONNX Runtime's; or what failed."""
 
-    float_ms: float
-    ours_ms: float
-    theirs_ms: float
-    ours_db: float
-    theirs_db: float
-    ours_integer: str
-    theirs_integer: str
+    float_ms: float = math.nan
+    ours_ms: float = math.nan
+    theirs_ms: float = math.nan
+    ours_db: float = math.nan
+    theirs_db: float = math.nan
+    ours_integer: str = "-"
+    theirs_integer: str = "-"
+    failed: str | None = None
+
+    def __str__(self) -> str:
+        if self.failed is not None:
+            return self.failed
+        times = f"{self.float_ms:.2f} | {self.ours_ms:.2f} | {self.theirs_ms:.2f}"
+        ratios = f"{self.ours_ms / self.float_ms:.2f} | {self.ours_ms / self.theirs_ms:.2f}"
+        return (
+            f"{times} | {ratios} | {self.ours_db:.1f} | {self.theirs_db:.1f} | {self.ours_integer} | "
+            f"{self.theirs_integer}"
+        )
 
 
 class _Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
@@ -134,10 +153,9 @@ class _Reader(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has n
 
 
 def measure(build: Callable[[], nn.Module], size: int, seconds: float) -> Row:
-    """Quantize a network in both ways and compare; ``seconds``: how long to time."""
+    """Quantize a network in both ways and compare; ``seconds``: how long to time, 0 for not at all."""
     torch.manual_seed(0)
-    batches = [_images(size) for _ in range(BATCHES)]
-    held_out = _images(size)
+    batches, held_out = ([_images(size) for _ in range(BATCHES)] for _ in range(2))
     model = build().eval()
     if any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
         reestimate_norms(model, batches)
@@ -146,18 +164,24 @@ def measure(build: Callable[[], nn.Module], size: int, seconds: float) -> Row:
     ours = to_onnx(micronet.quantize(model, mode="ptq", data=batches), example)  # unchecked: classes mean nothing here
     theirs = _quantize_static(floating, batches)
     sessions = [_session(proto) for proto in (floating, ours, theirs)]
-    feed = {sessions[0].get_inputs()[0].name: held_out.numpy()}
-    expected, *others = ([out.astype(np.float64) for out in session.run(None, feed)] for session in sessions)
-    times = _times(sessions, {name: images[:1] for name, images in feed.items()}, seconds)
-    return Row(
-        *times, *(_sqnr(expected, outputs) for outputs in others), *(_integers(proto) for proto in (ours, theirs))
-    )
+    name = sessions[0].get_inputs()[0].name
+    expected, *others = (_outputs(session, name, held_out) for session in sessions)
+    image = {name: held_out[0][:1].numpy()}
+    times = list(_times(sessions, image, seconds)) if seconds else [math.nan] * len(sessions)
+    decibels = [_sqnr(expected, outputs) for outputs in others]
+    return Row(*times, *decibels, *map(_integers, (ours, theirs)))
 
 
 def _images(size: int) -> Tensor:
     """Return random images that are smooth like photographs, (BATCH, 3, size, size)."""
     coarse = sum(F.interpolate(torch.randn(BATCH, 3, n, n), (size, size), mode="bilinear") for n in (2, 5, 12, size))
     return coarse * 0.5  # type: ignore[no-any-return]
+
+
+def _outputs(session: onnxruntime.InferenceSession, name: str, batches: list[Tensor]) -> list[Any]:
+    """Return the outputs for all batches, one array each."""
+    each = zip(*(session.run(None, {name: batch.numpy()}) for batch in batches), strict=True)
+    return [np.concatenate(parts).astype(np.float64) for parts in each]
 
 
 def _quantize_static(proto: onnx.ModelProto, batches: list[Tensor]) -> onnx.ModelProto:
@@ -205,28 +229,65 @@ def _integers(proto: onnx.ModelProto) -> str:
     )  # fmt: skip
 
 
-def print_table(chosen: list[str], seconds: float) -> None:
-    """Print one row per network; ``chosen``: parts of names, or nothing for all."""
+def _measure_apart(name: str, seconds: float) -> Row:
+    """Measure a network in a process of its own, which ends at the time limit."""
+    context = multiprocessing.get_context("fork")  # everything is imported already
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_send_row, args=(sender, name, seconds))
+    process.start()
+    sender.close()
+    try:
+        row: Row = receiver.recv() if receiver.poll(TIME_LIMIT + seconds) else Row(failed=f"over {TIME_LIMIT} s")
+    except EOFError:
+        process.join()
+        row = Row(failed=f"the process ended with code {process.exitcode}")
+    finally:
+        process.kill()
+        process.join()
+    return row
+
+
+def _send_row(sender: Connection, name: str, seconds: float) -> None:
     warnings.simplefilter("ignore")
-    print(
-        "| network | float ms | ours ms | ONNX Runtime's ms | ours/float | ours/theirs | SQNR ours dB | theirs dB | "
-        "integer convolutions, products: ours | theirs |"
-    )
+    logging.disable(logging.WARNING)
+    try:
+        sender.send(measure(*NETWORKS[name], seconds))
+    except ImportError as error:
+        sender.send(Row(failed=f"not installed: {error}"))
+    except Exception as error:  # the table goes on
+        sender.send(Row(failed=f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"))
+
+
+def print_table(chosen: list[str], seconds: float, file: Path | None) -> None:
+    """Print one row per network, and how many reach the aims.
+
+    Args:
+        chosen: Parts of the networks' names, or nothing for all.
+        seconds: How long to time each network, 0 for not at all.
+        file: Where rows are stored as they end, one JSON object per line; those in it are not measured again, except
+            failures. None for nowhere.
+    """
+    stored = file.read_text().splitlines() if file is not None and file.exists() else []
+    known = {name: Row(**row) for name, row in map(json.loads, stored)}
+    known = {name: row for name, row in known.items() if row.failed is None}
+    print("| network | float ms | ours ms | ONNX Runtime's ms | ours/float | ours/theirs | SQNR ours dB | theirs dB | "
+          "integer convolutions, products: ours | theirs |")  # fmt: skip
     print("| --- |" + " ---: |" * 9)
-    for name, (build, size) in NETWORKS.items():
+    rows = []
+    for name in NETWORKS:
         if chosen and not any(part in name for part in chosen):
             continue
-        try:
-            row = measure(build, size, seconds)
-        except ImportError as error:
-            print(f"| {name} | not installed: {error} |", flush=True)
-            continue
-        except micronet.MicronetError as error:
-            print(f"| {name} | refused: {error} |", flush=True)
-            continue
-        fast, slow = row.ours_ms / row.float_ms, row.ours_ms / row.theirs_ms
-        print(
-            f"| {name} | {row.float_ms:.2f} | {row.ours_ms:.2f} | {row.theirs_ms:.2f} | {fast:.2f} | {slow:.2f} | "
-            f"{row.ours_db:.1f} | {row.theirs_db:.1f} | {row.ours_integer} | {row.theirs_integer} |",
-            flush=True,
-        )
+        row = known[name] if name in known else _measure_apart(name, seconds)
+        if name not in known and file is not None:
+            with file.open("a") as out:
+                out.write(json.dumps([name, asdict(row)]) + "\n")
+        rows.append(row)
+        print(f"| {name} | {row} |", flush=True)
+    done = [row for row in rows if row.failed is None]
+    aims = {
+        "measured": len(done),
+        "faster than float": sum(row.ours_ms < row.float_ms for row in done),
+        f"within {MARGIN_TIME} of ONNX Runtime's time": sum(row.ours_ms <= MARGIN_TIME * row.theirs_ms for row in done),
+        f"within {MARGIN_DB} dB of its SQNR": sum(row.ours_db >= row.theirs_db - MARGIN_DB for row in done),
+    }
+    print(f"\nOf {len(rows)} networks: " + ", ".join(f"{number} {aim}" for aim, number in aims.items()))

@@ -113,7 +113,12 @@ TRANSPOSING_ATTRIBUTES = {"T", "mT"}
 
 # For quantization: what happens to values.
 KEEPS_MATRIX = nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Dropout, nn.Identity, Tap  # (N, features) stays a matrix
-PRESERVES_VALUES = RESHAPE | MAX_POOL | DROPOUT | _family((ChannelShuffle, nn.Identity), methods="contiguous")
+PRESERVES_VALUES = RESHAPE | MAX_POOL | DROPOUT | _family(
+    (*SHUFFLES, nn.PixelShuffle, nn.PixelUnshuffle, nn.Identity),
+    (torch.unbind, torch.roll, torch.flip, torch.narrow, torch.select, torch.swapaxes, torch.movedim,
+     F.pixel_shuffle, F.pixel_unshuffle),
+    "contiguous unbind roll flip narrow select swapaxes movedim expand expand_as reshape_as view_as repeat unflatten t",
+)  # fmt: skip
 ANY_RELU = RELU | RELU6
 NON_NEGATIVE = ANY_RELU | SIGMOID | SOFTMAX
 AVERAGE = AVERAGE_POOL | MEAN

@@ -79,8 +79,8 @@ class Graph:
 
     def preserves_values(self, node: fx.Node) -> bool:
         """Return True if every output value of a node is one of its input values (apart from a max-pool's padding)."""
-        if node.target is operator.getitem:  # part of a split tensor; of anything else it may be a new tensor
-            return self.preserves_values(node.all_input_nodes[0])
+        if node.target is operator.getitem:  # part of a tensor if the index is one's; else of a list, or of a new tuple
+            return isinstance(node.args[1], tuple) or self.preserves_values(node.all_input_nodes[0])
         return self.matches(node, ops.PRESERVES_VALUES) and bool(node.all_input_nodes)
 
     def is_join(self, node: fx.Node) -> bool:

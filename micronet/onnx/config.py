@@ -120,5 +120,5 @@ def check_quantization(config: QuantConfig) -> None:
             "ONNX files only support --w-bits 7 or 8, --a-bits 8, --q-type, --q-level and --a-sign; for other "
             "settings, quantize the artifact that the file was exported from"
         )
-    if config.a_sign == "signed" and config.q_type != "sym":
+    if config.a_sign == "signed" and config.q_type == "asym":
         raise MicronetError("--a-sign signed requires --q-type sym; add it")

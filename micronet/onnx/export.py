@@ -28,6 +28,7 @@ from micronet.graph.trace import trace
 from micronet.models.device import Inputs, head
 from micronet.onnx import operators, rewrite
 from micronet.onnx.config import AXES, ExportConfig
+from micronet.onnx.moves import requantize_moves
 from micronet.quantization.calibrate import check_calibrated, each_quantizer
 from micronet.quantization.fold import fold_model, foldable_pairs, has_taken_norms, shares_scales
 from micronet.quantization.functional import dequantize, int8_grid, to_integers
@@ -56,25 +57,13 @@ def to_onnx(artifact: Artifact, images: Tensor | Inputs, config: ExportConfig | 
     """
     config = config or ExportConfig()
     check_calibrated(artifact.model)
-    widest = max((quantizer.bits for _, _, quantizer in each_quantizer(artifact.model)), default=0)
-    if widest and config.precision == "fp16":
-        raise MicronetError(
-            "--precision fp16 only applies to float networks, but this one is quantized; drop --precision"
-        )
-    if widest > operators.INT8_BITS and config.opset < SIXTEEN_BITS_OPSET:
-        raise MicronetError(f"{widest}-bit quantizers need --opset {SIXTEEN_BITS_OPSET} or later; got {config.opset}")
+    quantized = _check_bits(artifact.model, config)
     model = with_integers(
         _folded(artifact.model, head(images, 2)), artifact.history, signed=config.target == "tensorrt"
     )
     check_size(sum(tensor.untyped_storage().nbytes() for tensor in model.state_dict().values()))
     exported = _export(model, images, config)
-    rewrite.tidy(exported)
-    if widest:
-        rewrite.clip_before_pools(exported)
-    if config.target == "tensorrt":
-        rewrite.quantize_after_reshapes(exported)
-    if config.int4_storage:
-        rewrite.to_int4(exported)
+    _adapt(exported, config, quantized=quantized)
     proto = ir.to_proto(exported)
     del proto.graph.value_info[:]  # readers infer the shapes themselves
     about: dict[str, Any] = {  # what a reader of the file needs
@@ -92,6 +81,32 @@ def to_onnx(artifact: Artifact, images: Tensor | Inputs, config: ExportConfig | 
     onnx.helper.set_model_props(proto, {METADATA_KEY: json.dumps(about, sort_keys=True)})
     onnx.checker.check_model(proto, full_check=True)
     return proto
+
+
+def _check_bits(model: nn.Module, config: ExportConfig) -> bool:
+    """Return True if a network has quantizers; raise MicronetError if their bits do not fit the other settings."""
+    widest = max((quantizer.bits for _, _, quantizer in each_quantizer(model)), default=0)
+    if widest and config.precision == "fp16":
+        raise MicronetError(
+            "--precision fp16 only applies to float networks, but this one is quantized; drop --precision"
+        )
+    if widest > operators.INT8_BITS and config.opset < SIXTEEN_BITS_OPSET:
+        raise MicronetError(f"{widest}-bit quantizers need --opset {SIXTEEN_BITS_OPSET} or later; got {config.opset}")
+    return widest > 0
+
+
+def _adapt(model: ir.Model, config: ExportConfig, *, quantized: bool) -> None:
+    """Rewrite an exported graph, in place, into the form that its target fuses."""
+    rewrite.tidy(model)
+    if quantized:
+        rewrite.clip_before_pools(model)
+    if quantized and config.target == "ort":
+        requantize_moves(model)
+        rewrite.unshare_initializers(model.graph)
+    if config.target == "tensorrt":
+        rewrite.quantize_after_reshapes(model)
+    if config.int4_storage:
+        rewrite.to_int4(model)
 
 
 def with_integers(model: nn.Module, history: list[StageRecord], *, signed: bool = False) -> nn.Module:

@@ -55,7 +55,7 @@ def tidy(model: ir.Model) -> None:
     for value in (*graph.inputs, *graph.outputs, *graph.initializers.values()):
         value.metadata_props.clear()
     _unshare_dequantizers(graph)
-    _unshare_initializers(graph)
+    unshare_initializers(graph)
     _shorten_names(graph)
     RemoveUnusedNodesPass()(model)
 
@@ -84,7 +84,7 @@ def _unshare_dequantizers(graph: ir.Graph) -> None:
             reader.replace_input_with(index, twin.outputs[0])
 
 
-def _unshare_initializers(graph: ir.Graph) -> None:
+def unshare_initializers(graph: ir.Graph) -> None:
     """Give every Q and DQ node its own zero point, and every DQ of a stored tensor its own inputs.
 
     ONNX Runtime's exact int8 mode refuses the shared ones of the exporter ("Attempt to replace the existing tensor").
@@ -223,7 +223,7 @@ def quantize_after_reshapes(model: ir.Model) -> None:
         if quantize and quantize.op_type == QUANTIZE and zero_point is not None and zero_point.dtype == np.int8:
             _move_behind(model.graph, reshape, quantize, dequantize)
     RemoveUnusedNodesPass()(model)
-    _unshare_initializers(model.graph)
+    unshare_initializers(model.graph)
 
 
 def _move_behind(graph: ir.Graph, reshape: ir.Node, quantize: ir.Node, dequantize: ir.Node) -> None:

@@ -25,10 +25,11 @@ class QuantConfig(Settings):
     method: Literal["iao", "dorefa", "lsq"] = setting("iao", "Quantization scheme for numeric bit widths.", basic=True)
     w_bits: Bits = setting(8, "Bits per weight: 2 to 16, binary, ternary, or 32 for float.", basic=True, metavar="BITS")
     a_bits: Bits = setting(8, "Bits per activation: 2 to 16, binary, or 32 for float.", basic=True, metavar="BITS")
-    q_type: Literal["sym", "asym"] = setting(
-        "sym",
-        "Symmetric quantization (zero point 0) or asymmetric (iao only). Activations of ONNX files are asymmetric, "
-        "unless --a-sign is signed.",
+    q_type: Literal["auto", "sym", "asym"] = setting(
+        "auto",
+        "Symmetric quantization (zero point 0) or asymmetric (iao only). auto: symmetric, but asymmetric for "
+        "8-bit activations that may be negative, unless --a-sign is signed. Activations of ONNX files are "
+        "asymmetric, unless --a-sign is signed.",
         basic=True,
     )
     q_level: Literal["channel", "layer"] = setting("channel", "One weight scale per output channel, or one per layer.")
@@ -76,7 +77,8 @@ class QuantConfig(Settings):
             ("weight_observer", self.method == "iao", "--method iao"),
             ("a_gain", self.method == "dorefa", "--method dorefa"),
         ):
-            if not applies and getattr(self, name) != getattr(QuantConfig, name):
+            same = ("auto", "sym") if name == "q_type" else (getattr(QuantConfig, name),)  # for other methods
+            if not applies and getattr(self, name) not in same:
                 given = flag(name) if getattr(self, name) is True else f"{flag(name)} {getattr(self, name)}"
                 raise MicronetError(f"{given} only applies to {what}; add that, or drop {flag(name)}")
 

@@ -70,6 +70,7 @@ def _passing(quantizers: dict[str, Quantizer], factors: dict[str, Tensor], poiso
             del quantizer.__dict__["forward"]
 
 
+@torch.enable_grad()
 def _without_gradient(outputs: list[Tensor], factors: dict[str, Tensor]) -> list[str]:
     """Return the quantizers whose factors do not change the outputs as far as the gradient says."""
     draws = torch.Generator().manual_seed(0)  # the caller's own draws stay as they are

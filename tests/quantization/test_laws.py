@@ -194,7 +194,7 @@ def test_impossible_configs_are_one_clear_error(config):
 
 def test_the_defaults_are_the_table():
     assert QuantConfig().to_json() == {
-        "method": "iao", "w_bits": 8, "a_bits": 8, "q_type": "sym", "q_level": "channel",
+        "method": "iao", "w_bits": 8, "a_bits": 8, "q_type": "auto", "q_level": "channel",
         "weight_observer": "minmax", "a_sign": "auto", "first_last": "auto", "a_gain": 0.1, "a_ste": "saturate",
         "w_ste": "ste", "w_center": False, "no_alpha": False, "bn_fuse": False, "include": None, "exclude": None,
         "keep_8bit": None,

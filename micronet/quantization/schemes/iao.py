@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from micronet.quantization.config import QuantConfig
+from micronet.quantization.config import INTEGER_BITS, QuantConfig
 from micronet.quantization.functional import QParams, integer_range, range_qparams
 from micronet.quantization.quantizer import Quantizer
 from micronet.training import distributed
@@ -140,10 +140,11 @@ class AffineQuantizer(Quantizer):
 
 def weight_quantizer(config: QuantConfig, bits: int, axis: int | None, channels: int | None) -> Quantizer:
     """Make the quantizer of a weight with ``channels`` scales on ``axis``, or with one scale (None)."""
-    return AffineQuantizer(bits, config.q_type == "sym", True, True, config.weight_observer, axis, channels)
+    return AffineQuantizer(bits, config.q_type != "asym", True, True, config.weight_observer, axis, channels)
 
 
 def activation_quantizer(config: QuantConfig, bits: int, *, signed: bool) -> Quantizer:
     """Make the quantizer of an activation, with one scale for the whole tensor."""
-    symmetric = config.q_type == "sym"
+    shifted = config.q_type == "auto" and config.a_sign == "auto" and bits == INTEGER_BITS and signed
+    symmetric = config.q_type != "asym" and not shifted  # runtimes take any zero point of 8 bits at no cost
     return AffineQuantizer(bits, symmetric, signed and symmetric, narrow=False, observer="moving-average")

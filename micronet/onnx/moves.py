@@ -1,0 +1,74 @@
+"""Q/DQ pairs behind operators that only move values, without which ONNX Runtime computes the next layer in float.
+
+It carries integers through some such operators by itself (``MOVING_OPS``); through the others only if a pair on the
+same grid follows. Values on a grid stay what they are there, so no pair added here changes any value.
+"""
+
+import onnx_ir as ir
+
+from micronet.onnx.graph_view import DEQUANTIZE, MOVING_OPS, QUANTIZE, array
+
+BLOCKS = {"Split", "Concat", "Gather", "DepthToSpace", "SpaceToDepth", "Tile", "Expand", "Flatten", "Resize", "Pad"}
+MOVED = "moved"  # how the names of the pairs' nodes end
+COMPUTE = {"Conv", "MatMul", "Gemm", "Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "ReduceMean"}
+
+
+def requantize_moves(model: ir.Model) -> None:
+    """Add a Q/DQ pair, in place, behind each operator that blocks a grid on its way to an integer operator."""
+    grids: dict[ir.Value, ir.Node] = {}  # a tensor -> the DequantizeLinear whose grid its values lie on
+    for node in list(model.graph):
+        if node.op_type == DEQUANTIZE:
+            source = node.inputs[0] and node.inputs[0].producer()
+            if source is not None and source.op_type == QUANTIZE:
+                grids[node.outputs[0]] = node
+            continue
+        found = _common_grid(node, grids)
+        if found is None:
+            continue
+        for output in node.outputs:
+            grids[output] = found
+            if node.op_type in BLOCKS and _reaches_layer(output):
+                grids[_add_pair(model.graph, node, output, found)] = found
+
+
+def _common_grid(node: ir.Node, grids: dict[ir.Value, ir.Node]) -> ir.Node | None:
+    """Return the grid of everything that an operator moves; None if there is no single one, or it does more."""
+    if node.op_type not in BLOCKS and node.op_type not in MOVING_OPS:
+        return None
+    if node.op_type == "Resize" and node.attributes.get_string("mode", "nearest") != "nearest":
+        return None
+    if node.op_type == "Pad" and node.attributes.get_string("mode", "constant") == "constant":
+        return None  # the convolution behind it absorbs it
+    moved = node.inputs if node.op_type == "Concat" else node.inputs[:1]
+    found = [grids.get(value) for value in moved if value is not None]
+    first = found[0] if found else None
+    return first if first is not None and all(each and _key(each) == _key(first) for each in found) else None
+
+
+def _key(dequantize: ir.Node) -> tuple[object, ...] | None:
+    """Return what identifies a grid: the scale, the zero point and its type."""
+    scale, zero_point = array(dequantize, 1), array(dequantize, 2)
+    if scale is None or zero_point is None or scale.size > 1:
+        return None
+    return float(scale), int(zero_point), zero_point.dtype
+
+
+def _reaches_layer(value: ir.Value) -> bool:
+    """Return True if an integer operator could read a tensor, directly or once it is moved on."""
+    return any(
+        reader.op_type in COMPUTE
+        or ((reader.op_type in BLOCKS or reader.op_type in MOVING_OPS) and any(map(_reaches_layer, reader.outputs)))
+        for reader in value.consumers()
+    )
+
+
+def _add_pair(graph: ir.Graph, node: ir.Node, output: ir.Value, like: ir.Node) -> ir.Value:
+    """Put a Q/DQ pair between an operator and those who read its output; return the pair's output."""
+    readers = [(reader, index) for reader, index in output.uses() if reader.op_type != QUANTIZE]
+    quantize = ir.node(QUANTIZE, [output, *like.inputs[1:]], name=f"{output.name}.{MOVED}")
+    dequantize = ir.node(DEQUANTIZE, [*quantize.outputs, *like.inputs[1:]], name=f"{output.name}.{MOVED}.{DEQUANTIZE}")
+    quantize.outputs[0].name, dequantize.outputs[0].name = f"{output.name}.integers", f"{output.name}.{MOVED}"
+    for reader, index in readers:
+        reader.replace_input_with(index, dequantize.outputs[0])
+    graph.insert_after(node, [quantize, dequantize])
+    return dequantize.outputs[0]

@@ -1,0 +1,50 @@
+"""Operators that only move values must not stop integers on their way from layer to layer."""
+
+import pytest
+import torch
+
+from micronet.artifact.artifact import Artifact
+from micronet.models.build import ModelSpec
+from micronet.onnx.check import compare_layers
+from micronet.onnx.export import to_onnx
+from micronet.onnx.integers import count_integer_layers
+from micronet.quantization.calibrate import calibrate
+from micronet.quantization.config import QuantConfig
+from micronet.quantization.quantize import quantize_model
+from tests.onnx.networks import IMAGES
+
+
+class Moves(torch.nn.Module):
+    """Convolutions with operators between them that only move values, one kind per attribute ``move``."""
+
+    def __init__(self, move, channels):
+        super().__init__()
+        self.move = move
+        self.first, self.last = torch.nn.Conv2d(3, 16, 1), torch.nn.Conv2d(channels, 8, 1)
+
+    def forward(self, x):
+        return torch.nn.functional.relu(self.last(self.move(self.first(x)))).mean((2, 3))
+
+
+MOVES = {
+    "halves": (lambda x: torch.cat(x.chunk(2, 1)[::-1], 1), 16),
+    "part": (lambda x: x[:, 8:], 8),
+    "roll": (lambda x: torch.roll(x, 2, 2), 16),
+    "flip": (lambda x: x.flip(3), 16),
+    "pixel shuffle": (torch.nn.PixelShuffle(2), 4),
+    "pixel unshuffle": (torch.nn.PixelUnshuffle(2), 64),
+    "nearest": (torch.nn.Upsample(scale_factor=2), 16),
+    "strides": (lambda x: torch.cat([x[..., ::2, ::2], x[..., 1::2, ::2]], 1), 32),
+}
+
+
+@pytest.mark.parametrize("name", MOVES)
+def test_moves_between_layers_keep_them_in_integers(name):
+    torch.manual_seed(0)
+    model, record = quantize_model(Moves(*MOVES[name]).eval(), QuantConfig(), IMAGES)
+    calibrate(model, [IMAGES])
+    artifact = Artifact(model, ModelSpec("mine.py:Mine"), [record])
+    proto = to_onnx(artifact, IMAGES)
+    assert max(compare_layers(model, proto, IMAGES).values()) <= 1
+    found = count_integer_layers(proto)
+    assert found["convolutions"] == {"integer": 2, "all": 2} and not found["float"]
