@@ -28,7 +28,7 @@ def pack_model(proto: onnx.ModelProto) -> Program:
         given = " and ".join(f"{name} {tuple(builder.shapes.get(name, []))}" for name in builder.inputs)
         raise MicronetError(
             "the packed runtime runs networks with one input of a fixed size (channels, height, width), but this one "
-            f"takes {given}; use micronet export-onnx, which supports any inputs"
+            f"takes {given}; {'fix its sizes' if 0 in shape else 'use micronet export-onnx, which supports any inputs'}"
         )
     nodes = _needed_nodes(builder)
     failed: dict[str, list[onnx.NodeProto]] = {}

@@ -21,17 +21,17 @@ def row(name, runtime, latency_ms, *stages):
 @pytest.mark.parametrize(
     ("own", "expected"),
     [
-        (row("p", "torch", 3.0, "prune"), [f"p is slower than a: 3.00 ms vs. 2.00 ms of a; {OTHER_WIDTHS}"]),
+        (row("p", "torch", 3.0, "prune"), [f"p is slower than a: 3.00 ms vs. 2.00 ms for a; {OTHER_WIDTHS}"]),
         (row("p", "torch", 1.9, "prune"), []),
         (
             row("q", "torch", 3.0, "quantize"),
-            [f"q is slower than a: 3.00 ms vs. 2.00 ms of a; {compare_latency.SIMULATED}"],
+            [f"q is slower than a: 3.00 ms vs. 2.00 ms for a; {compare_latency.SIMULATED}"],
         ),
         (row("other", "torch", 9.0), []),
         (
             row("i", "onnxruntime", 0.9, "prune", "quantize"),  # a float network pruned alike is its measure
             [
-                "i: 1 of 2 convolutions run in integer arithmetic; 0.90 ms vs. 1.00 ms of c",
+                "i: 1 of 2 convolutions run in integer arithmetic; 0.90 ms vs. 1.00 ms for c",
                 "float: a: its input is float",
             ],
         ),
@@ -49,4 +49,4 @@ def test_networks_slower_than_a_float_one_beside_them_are_named(own, expected, m
 def test_a_slow_integer_file_comes_first_with_its_cause(monkeypatch):
     monkeypatch.setattr(compare_latency, "_integers", lambda row, _: COUNTS if row.name == "i" else None)
     found = compare_latency.describe_speed([row("a", "onnxruntime", 1.0), row("i", "onnxruntime", 2.0)], [Path()] * 2)
-    assert found[0].startswith("i is slower than a: 2.00 ms vs. 1.00 ms of a; ") and "--exclude" in found[0]
+    assert found[0].startswith("i is slower than a: 2.00 ms vs. 1.00 ms for a; ") and "--exclude" in found[0]
