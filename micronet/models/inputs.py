@@ -40,13 +40,14 @@ def inputs_in(model: nn.Module, batch: Any) -> Any:
         if len(items) < required:
             raise MicronetError(
                 f"a batch holds {count(len(items), 'item')}, but forward() takes {count(required, 'input')} "
-                f"({', '.join(each.name for each in parameters[:required])}); give a tuple that begins with all of them"
+                f"({', '.join(each.name for each in parameters[:required])}); pass a tuple that starts with them"
             )
         found = items[:required]
     if not found or not all(isinstance(each, Tensor) for each in found):
         got = ", ".join(type(each).__name__ for each in found) or "nothing"
         raise MicronetError(
-            f"expected batches that are tensors, tuples that start with the inputs, or dicts of them by name; got {got}"
+            "expected batches that are tensors, tuples that start with the inputs, or dicts keyed by input name; got "
+            f"{got}"
         )
     return found[0] if len(found) == 1 else Inputs(found)
 

@@ -54,7 +54,7 @@ def _fixed_groups(channels: ChannelMap, double: ChannelMap) -> dict[int, str]:
     for number, group in channels.groups.items():
         twice = double.groups.get(number)
         if group.block and (twice is None or (twice.block, twice.parts) != (group.block, group.parts)):
-            found[number] = "forward() uses a fixed number of heads, or ties its channels at fixed places"
+            found[number] = "forward() uses a fixed number of heads, or ties its channels at fixed positions"
     for key, (ids, plain) in channels.scalars.items():
         if key in double.scalars and double.scalars[key][1] != plain:
             found |= dict.fromkeys(groups_of(ids), "forward() uses its number of channels in a computation")

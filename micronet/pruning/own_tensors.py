@@ -98,7 +98,7 @@ class OwnTensors:
                 continue
             axis, along = next(_axes(ids), (0, None))
             if along is None or name in self._otherwise:
-                self._table.pin(flat, f"forward() uses {name} in another way too")
+                self._table.pin(flat, f"forward() also uses {name} in another way")
             else:
                 found[name] = TensorChannels(axis, along)
         return found

@@ -73,7 +73,7 @@ def calibrate(model: nn.Module, batches: Iterable[Batch], count: int | None = No
     Args:
         model: A quantized network.
         batches: As a DataLoader yields them: tensors; tuples or lists that begin with the inputs, one for each argument
-            that forward() requires; or dicts of inputs by the names of these arguments.
+            that forward() requires; or dicts of inputs keyed by the names of these arguments.
         count: How many batches to use (None: all).
 
     Raises:

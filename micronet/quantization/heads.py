@@ -32,7 +32,7 @@ class DestroyedHead(NamedTuple):
     levels: float
 
     def __str__(self) -> str:
-        return f"the 8-bit scale of its output leaves channel {self.channel} fewer than {FEWEST_LEVELS} levels"
+        return f"the 8-bit scale of its output gives channel {self.channel} fewer than {FEWEST_LEVELS} levels"
 
 
 @torch.no_grad()

@@ -198,6 +198,7 @@ def load_statistics(path: Path, network: str) -> Statistics:
         ) from error
     if not sound or header.get("network") != network:
         raise MicronetError(
-            f"{path} contains calibration statistics from another artifact or other images; delete it or choose another"
+            f"{path} contains calibration statistics from a different artifact or different images; delete it "
+            "or choose another"
         )
     return found

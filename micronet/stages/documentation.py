@@ -70,8 +70,8 @@ def _help(stage: type[Stage]) -> dict[str, str]:
     helps |= {name: _HELP[name] for name in changed}
     if stage.takes_batches:
         helps["data"] = (
-            f"{_DATA}, or batches: tensors of shape (N, ...), tuples that begin with the inputs, or dicts of inputs by "
-            "the names of forward's arguments."
+            f"{_DATA}, or batches: tensors of shape (N, ...), tuples that start with the inputs, or dicts of inputs "
+            "keyed by the names of forward's arguments."
         )
     return helps
 

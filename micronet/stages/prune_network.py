@@ -134,7 +134,7 @@ class Pruning:
         same &= made.metrics.pop("initial_weights", self.run.initial_weights) == self.run.initial_weights
         if not same or (made.data, made.seed) != (self.data.spec.to_json(), self.run.seed):
             raise MicronetError(
-                f"{path} was created with other settings; use the same settings, or remove it and drop --resume"
+                f"{path} was created with different settings; use the same settings, or remove it and drop --resume"
             )
         return made
 

@@ -68,8 +68,8 @@ class SparseTrain(TrainingSettings, Stage):
         criterion = self.sparsity.criterion
         if criterion in ("l1", "l2") and self.training.chosen("optimizer") == "muon":
             raise MicronetError(
-                f"--criterion {criterion} penalizes weights, but Muon keeps their norms; add --optimizer adam, or use "
-                "--criterion bn-scale"
+                f"--criterion {criterion} penalizes weights, but Muon keeps their norms constant; add "
+                "--optimizer adam, or use --criterion bn-scale"
             )
         if self.artifact is not None:
             self.model.check_unused()

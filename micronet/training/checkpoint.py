@@ -143,14 +143,14 @@ class Checkpoint:
             before["distill"] = Path(before["distill"]).name  # the whole path in files of earlier versions
         if before["initial_weights"] != initial:
             raise MicronetError(
-                f"{self.path} belongs to a training run that started from other weights; resume with the same input "
-                "file, or add --force to start over"
+                f"{self.path} belongs to a training run that started from different weights; resume with the same "
+                "input file, or add --force to start over"
             )
         keys = sorted({*before, *self.identity})
         if changed := [key for key in keys if before.get(key) != self.identity.get(key)]:
             raise MicronetError(
-                f"{self.path} was written with other settings ({', '.join(changed)}); resume with the same settings, "
-                "or add --force to start over"
+                f"{self.path} was written with different settings ({', '.join(changed)}); resume with the same "
+                "settings, or add --force to start over"
             )
         load_state(step.model, _without_prefix("model.", tensors), str(self.path))
         if step.average is not None:

@@ -151,14 +151,14 @@ def test_a_folder_with_other_images_is_not_resumed(micronet, tmp_path, monkeypat
     first.with_stem("added").write_bytes(first.read_bytes())
     done = micronet(*ask, "--resume")
     assert done.code == 2
-    assert "other settings (images)" in done.err
+    assert "different settings (images)" in done.err
     first.with_stem("added").unlink()
     original, other = start.read_bytes(), load(start)
     torch.nn.init.zeros_(next(other.model.parameters()))
     save(other, start)
     refused = micronet(*ask, "--resume")
     assert refused.code == 2
-    assert "started from other weights" in refused.err
+    assert "started from different weights" in refused.err
     start.write_bytes(original)
     assert micronet(*ask, "--resume").code == 0
 

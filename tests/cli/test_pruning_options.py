@@ -65,7 +65,7 @@ def test_steps_prune_and_train_and_resume(micronet, chain, tmp_path):
     again = load(path).model.state_dict()
     assert all(torch.equal(weights[name], again[name]) for name in weights)
     for other in (["--epochs", 2], ["--limit", 50], ["--seed", 2]):
-        assert "created with other settings" in micronet(*ask, *other, "--resume", "--force").err
+        assert "created with different settings" in micronet(*ask, *other, "--resume", "--force").err
 
 
 def test_the_originals_widths_are_taken_by_prune(micronet, tmp_path):
@@ -85,7 +85,7 @@ def test_sparse_training_pushes_weights_too(micronet, chain, tmp_path, criterion
     free, pushed = (load(path).model.features[1].conv.weight.abs().mean() for path in paths)
     assert pushed < 0.97 * free
     refused = micronet("sparse-train", chain / "float.safetensors", *few, "--optimizer", "muon", "-o", tmp_path / "no")
-    assert refused.code == 2 and "Muon keeps their norms; add --optimizer adam" in refused.err
+    assert refused.code == 2 and "Muon keeps their norms constant; add --optimizer adam" in refused.err
 
 
 def test_a_network_of_ones_own_needs_its_input_shape(micronet, tmp_path):

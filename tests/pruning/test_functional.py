@@ -274,7 +274,7 @@ class ScaleOfTwo(Scaled):
 
 
 @pytest.mark.parametrize(
-    ("network", "why"), [(SummedScale, "forward() uses gamma in another way too"), (ScaleOfTwo, "")]
+    ("network", "why"), [(SummedScale, "forward() also uses gamma in another way"), (ScaleOfTwo, "")]
 )
 def test_values_per_channel_with_other_readers_keep_their_channels(network, why):
     torch.manual_seed(0)

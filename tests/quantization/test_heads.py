@@ -25,7 +25,7 @@ def test_a_head_of_unequal_channels_stays_float_and_is_named() -> None:
     torch.manual_seed(0)
     model, images = Detector().eval(), torch.randn(16, 3, 16, 16)
     quantized = micronet.quantize(model, data=[images], mode="ptq")
-    assert quantized.left_float == {"boxes": "the 8-bit scale of its output leaves channel 4 fewer than 4 levels"}
+    assert quantized.left_float == {"boxes": "the 8-bit scale of its output gives channel 4 fewer than 4 levels"}
     score, found = (network(images)[0][:, 4] for network in (model, quantized.model))
     assert len(found.unique()) > 100
     assert (found - score).abs().max() < (score.max() - score.min()) / 4  # less than the steps it would have had

@@ -335,7 +335,7 @@ def test_statistics_are_of_the_equalized_network(micronet, chain, tmp_path):
     for more in (["--equalize"], ["--calib-batches", 1], ["--seed", 5]):
         done = micronet(*start, *cache, *more, "-o", tmp_path / "b.safetensors")
         assert done.code == 2
-        assert "another artifact or other images" in done.err
+        assert "a different artifact or different images" in done.err
 
 
 def test_a_training_that_loses_more_than_the_target_fails_and_writes_nothing(micronet, chain, tmp_path):

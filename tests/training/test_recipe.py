@@ -275,7 +275,7 @@ def test_a_stopped_training_goes_on_bit_identical_with_every_option(micronet, tm
     assert micronet(*command, "-o", stopped, "--max-time", "0", "--resume").code == 3
     refused = micronet(*command, "-o", stopped, "--resume", "--ema", "0")
     assert refused.code == 2
-    assert "other settings (ema)" in refused.err
+    assert "different settings (ema)" in refused.err
     assert micronet(*command, "-o", stopped, "--resume").code == 0
     left, right = load_file(whole), load_file(stopped)
     assert all(torch.equal(left[name], right[name]) for name in left)
