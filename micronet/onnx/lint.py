@@ -16,6 +16,7 @@ from onnxruntime import GraphOptimizationLevel
 from micronet.errors import MicronetError, count
 from micronet.onnx import graph_view as view
 from micronet.onnx.graph_view import CLIP_OPS, MOVING_OPS, QUANTIZE, GraphView, QDQNode, WeightedNode, title
+from micronet.onnx.operator_count import INTEGER_CONVOLUTIONS, INTEGER_PRODUCTS
 from micronet.runtimes.onnxruntime import optimize
 
 Target = Literal["ort", "tensorrt", "both"]
@@ -30,9 +31,9 @@ FOR_TENSORRT = "micronet quantize --q-type sym --a-sign signed, then micronet ex
 PTQ = "micronet quantize FLOAT.onnx --mode ptq on the float network"
 # What is counted: a noun, the operators of the file, and the integer operators that ONNX Runtime turns them into.
 KERNELS = (
-    ("convolutions", ("Conv", "ConvTranspose"), ("QLinearConv", "ConvInteger")),
-    ("matrix products", ("Gemm", "MatMul"), ("QGemm", "QLinearMatMul", "MatMulInteger", "MatMulIntegerToFloat")),
-    ("additions", ("Add",), ("QLinearAdd",)),
+    ("convolutions", {"Conv", "ConvTranspose"}, INTEGER_CONVOLUTIONS),
+    ("matrix products", {"Gemm", "MatMul"}, INTEGER_PRODUCTS),
+    ("additions", {"Add"}, {"QLinearAdd"}),
 )
 
 
@@ -82,7 +83,7 @@ def count_integer_ops(proto: onnx.ModelProto, file: Path | None = None) -> dict[
     joining = [node for node in nodes if node.op_type != "Add" or not (view.stored(node, 0) or view.stored(node, 1))]
     before, after = (Counter(node.op_type for node in found) for found in (joining, optimized.graph.node))
     return {
-        noun: {"integer": sum(after[op] for op in integer), "all": sum(before[op] for op in given + integer)}
+        noun: {"integer": sum(after[op] for op in integer), "all": sum(before[op] for op in given | integer)}
         for noun, given, integer in KERNELS
     }
 

@@ -6,10 +6,11 @@ from onnxruntime import GraphOptimizationLevel
 from micronet.onnx.graph_view import DEQUANTIZE, QUANTIZE
 from micronet.runtimes.onnxruntime import optimize
 
-INTEGER_LAYERS = {
-    "QLinearConv", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat", "MatMulInteger", "ConvInteger",
-    "DynamicQuantizeMatMul", "DynamicQuantizeLSTM", "MatMulNBits",
+INTEGER_CONVOLUTIONS = {"QLinearConv", "ConvInteger"}
+INTEGER_PRODUCTS = {
+    "QGemm", "QLinearMatMul", "MatMulIntegerToFloat", "MatMulInteger", "DynamicQuantizeMatMul", "MatMulNBits",
 }  # fmt: skip
+INTEGER_LAYERS = INTEGER_CONVOLUTIONS | INTEGER_PRODUCTS | {"DynamicQuantizeLSTM"}
 FLOAT_LAYERS = {
     "Conv", "FusedConv", "NhwcFusedConv", "ConvTranspose", "Gemm", "FusedGemm", "MatMul", "FusedMatMul", "LSTM", "GRU",
     "RNN", "Attention", "MultiHeadAttention",

@@ -50,6 +50,7 @@ from micronet.stages.quantize import Quantize
 from micronet.stages.train import fit_new, fit_stage, keep, say_start
 from micronet.tasks.task import describe
 from micronet.training import distributed
+from micronet.training.checkpoint import Checkpoint
 from micronet.training.config import RunContext, TrainConfig, TrainHooks
 from micronet.training.loop import check_model_fits, fit_artifact
 from micronet.training.preset import settle
@@ -122,7 +123,7 @@ class Quantizing:
             raise MicronetError("--mode ptq needs calibration data; pass it with --data")
         original = self.artifact.model.to(self.run.device)
         artifact = self._equalized() if recovery.equalize else self.artifact
-        config = self.settings.quantization
+        config = _as_begun(self.settings.quantization, self.run)
         if recovery.target_drop is not None:
             config = self._config_within_target(artifact.model)
         model, record = quantize_model(artifact.model, config, self.example)
@@ -276,3 +277,11 @@ def _recorded(config: CalibrationConfig) -> dict[str, object]:
     if config.calib_data is not None:
         recorded["calib_data"] = str(config.calib_data)
     return recorded
+
+
+def _as_begun(config: QuantConfig, run: RunContext) -> QuantConfig:
+    """Return the settings that a run to resume began with if an earlier version did, whose --q-type was sym."""
+    if config.q_type != "auto" or not run.resume:
+        return config
+    history = distributed.from_rank_zero(Checkpoint.beside(run.output, {}).recorded).get("history") or [{}]
+    return replace(config, q_type="sym") if history[-1].get("config", {}).get("q_type") == "sym" else config
