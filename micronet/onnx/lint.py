@@ -28,7 +28,7 @@ LISTED = 3  # layers named in a message about the whole file
 # Cures. Every option they name exists (tests/onnx/test_lint.py).
 FOR_ORT = "micronet export-onnx --target ort, which uses uint8 activations"
 FOR_TENSORRT = "micronet quantize --q-type sym --a-sign signed, then micronet export-onnx --target tensorrt"
-PTQ = "micronet quantize FLOAT.onnx --mode ptq on the float network"
+PTQ = "micronet quantize FLOAT.onnx --mode ptq"
 # What is counted: a noun, the operators of the file, and the integer operators that ONNX Runtime turns them into.
 KERNELS = (
     ("convolutions", {"Conv", "ConvTranspose"}, INTEGER_CONVOLUTIONS),
@@ -209,7 +209,7 @@ def _float_layers(graph: GraphView) -> Matches:
             yield layer.node, "neither runtime has an integer ConvTranspose: this layer runs in float"
 
 
-@_rule("micronet quantize --a-bits 8, or micronet export-onnx on the float network", ort="warning")
+@_rule("micronet quantize --a-bits 8, or micronet export-onnx for the float network", ort="warning")
 def _float_activations(graph: GraphView) -> Matches:
     for layer in graph.layers:
         if layer.weight_qdq is not None and layer.input_qdq is None:

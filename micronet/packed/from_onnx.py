@@ -26,9 +26,10 @@ def pack_model(proto: onnx.ModelProto) -> Program:
     shape = builder.shapes.get(builder.image, [])
     if len(builder.inputs) != 1 or len(shape) != 3 or 0 in shape:
         given = " and ".join(f"{name} {tuple(builder.shapes.get(name, []))}" for name in builder.inputs)
+        cure = "export it with fixed sizes" if 0 in shape else "use micronet export-onnx, which supports any inputs"
         raise MicronetError(
             "the packed runtime runs networks with one input of a fixed size (channels, height, width), but this one "
-            f"takes {given}; {'fix its sizes' if 0 in shape else 'use micronet export-onnx, which supports any inputs'}"
+            f"takes {given}; {cure}"
         )
     nodes = _needed_nodes(builder)
     failed: dict[str, list[onnx.NodeProto]] = {}

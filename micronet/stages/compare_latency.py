@@ -11,7 +11,7 @@ from micronet.runtimes.onnxruntime import read_onnx
 from micronet.stages.pack_latency import packed_cause
 from micronet.stages.words import OTHER_WIDTHS
 
-SIMULATED = "torch simulates integer arithmetic in float; export it with micronet export-onnx to run it in integers"
+SIMULATED = "torch simulates integer arithmetic in float; run micronet export-onnx for a file that computes in integers"
 
 
 def describe_speed(rows: Sequence[Row], files: Sequence[Path]) -> list[str]:

@@ -60,7 +60,7 @@ def test_qaft_needs_an_artifact(micronet):
         (lambda x: api.evaluate(3), "got int"),
         (lambda x: api.prune(network(), x, output="a.safetensors"), "micronet.save"),
         (lambda x: api.quantize(network(), data=[x[:, :1]], mode="ptq"), "does not accept"),
-        (lambda x: api.inspect(network()), "expected a path"),
+        (lambda x: api.inspect(network()), "must be a path"),
         (lambda x: api.calibrate(api.quantize(network()), [x]), "artifact.model"),
     ],
     ids=["finetune", "evaluate", "labels", "max_time", "resume", "type", "build", "shape", "inspect", "calibrate"],

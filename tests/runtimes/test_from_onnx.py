@@ -75,5 +75,5 @@ def test_what_only_computes_shapes_is_not_needed():
 def test_images_need_a_known_size():
     model = parse("out = Relu (x)")
     model.graph.input[0].type.tensor_type.shape.dim[2].Clear()
-    with pytest.raises(MicronetError, match=r"takes x \(8, 0, 5\); fix its sizes"):
+    with pytest.raises(MicronetError, match=r"takes x \(8, 0, 5\); export it with fixed sizes"):
         pack_model(model)
