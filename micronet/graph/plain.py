@@ -7,19 +7,17 @@ does stays as it is.
 """
 
 import copy
-import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from operator import attrgetter
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
 
-from micronet.graph.leaves import is_frozen_norm, passes_in_eval
+from micronet.graph.leaves import frozen_eps, is_frozen_norm, passes_in_eval
 from micronet.models.layers import BatchNorm, FrozenBatchNorm, Noise
 
 Tensors = Mapping[str, Any]
@@ -119,33 +117,52 @@ def make_plain(
         The new modules by name. A name is the network's own if the layer's tensors all belong to one module under
         their usual names, and otherwise made from the weight's name.
     """
+    layers, calls = find_plain(graph, model, training=training)
+    return replace_calls(graph, layers, calls, layers if only is None else only)
+
+
+def find_plain(
+    graph: fx.Graph, model: nn.Module, *, training: bool
+) -> tuple[dict[str, PlainLayer], dict[fx.Node, str]]:
+    """Return the layers that ``make_plain`` would make, by name, and the calls of functions that they would replace."""
     modules = dict(model.named_modules(remove_duplicate=False))
     called = {str(node.target) for node in graph.nodes if node.op == "call_module"}
     stored = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
-    layers: dict[str, PlainLayer] = {}
+    replaced = {name: _replacement(name, modules) for name in called}
+    layers = {name: other for name, other in replaced.items() if other is not None}
+    calls: dict[fx.Node, str] = {}
     made_from: dict[str, Any] = {}
-    for node in list(graph.nodes):
-        if node.op == "call_module" and (other := _replacement(str(node.target), modules)) is not None:
-            layers.setdefault(str(node.target), other)
+    for node in graph.nodes:
         if node.op != "call_function" or node.target not in _CALLS:
             continue
         found = _layer(node, stored, modules, training)
         if found is None:
             continue
         name, recipe, layer = found
-        if name in called or (only is not None and name not in only):
+        if name in called:
             continue  # a module that is also called as it is may compute something else
         if made_from.setdefault(name, recipe) != recipe:
             continue  # the same tensors, used in another way
         layers.setdefault(name, layer)
+        calls[node] = name
+    return layers, calls
+
+
+def replace_calls(
+    graph: fx.Graph, layers: Mapping[str, PlainLayer], calls: Mapping[fx.Node, str], only: Collection[str]
+) -> dict[str, PlainLayer]:
+    """Replace calls of functions that ``find_plain`` found by calls of layers; return the layers of these names."""
+    for node, name in calls.items():
+        if name not in only:
+            continue
         with graph.inserting_before(node):
             source = node.args[0] if node.args else node.kwargs["input"]
             call = graph.create_node("call_module", name, (source,))  # call_module looks for it in the graph's owner
         node.replace_all_uses_with(call)
         graph.erase_node(node)
-    if made_from:
+    if calls:
         _remove_unused(graph)
-    return layers
+    return {name: layer for name, layer in layers.items() if name in only}
 
 
 def with_plain(model: nn.Module, plain: Mapping[str, PlainLayer], graph: fx.Graph, *others: fx.Graph) -> fx.GraphModule:
@@ -199,33 +216,12 @@ def _replacement(name: str, modules: Mapping[str, Any]) -> PlainLayer | None:
     if isinstance(module, (FrozenBatchNorm, Noise)):
         return None
     if is_frozen_norm(module):
-        if (eps := _frozen_eps(module)) is None:
+        if (eps := frozen_eps(module)) is None:
             return None
         norm = FrozenBatchNorm(len(module.weight), eps, device="meta")
         norm._buffers = module._buffers.copy()
         return PlainLayer(norm, {own: f"{name}.{own}" for own in norm._buffers})
     return PlainLayer(Noise(module)) if passes_in_eval(module) else None
-
-
-@torch.no_grad()
-def _frozen_eps(module: nn.Module) -> float | None:
-    """Return what a frozen batch norm adds to its variances, or None if it computes anything else.
-
-    With equal variances v, ones become 1 / sqrt(v + eps).
-    """
-    try:
-        norm: Any = copy.deepcopy(module).cpu().double()
-        x, values = torch.ones(1, len(norm.weight), 1, 1).double(), torch.linspace(0.5, 2, len(norm.weight)).double()
-        for name, value in {"weight": 1, "bias": 0, "running_mean": 0, "running_var": 1e-4}.items():
-            getattr(norm, name).fill_(value)
-        eps, own = round(float(norm(x).flatten()[0] ** -2) - 1e-4, 15), getattr(module, "eps", None)
-        eps = own if isinstance(own, float) and math.isclose(own, eps, abs_tol=1e-8) else eps
-        for name in ("weight", "bias", "running_mean", "running_var"):
-            getattr(norm, name).copy_(values)
-        expected = F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=eps)
-        return eps if torch.allclose(norm(x), expected) else None
-    except Exception:  # a user's forward may raise anything
-        return None
 
 
 def _layer(

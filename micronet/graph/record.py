@@ -26,7 +26,12 @@ from micronet.models.inputs import LARGEST_INPUT, make_inputs
 from micronet.models.inputs import describe_inputs as describe_tensors
 from micronet.models.modes import copy_model, eval_mode, state_kept
 
+ROUNDING = 1e-3  # relative to the output's norm: far above rounding errors, far below another computation
 described_inputs = make_inputs  # the inverse of ``describe_inputs``
+
+
+class UnbuiltError(MicronetError):
+    """A network whose layers do not exist yet: each copy of it would build others."""
 
 
 def record_network(model: nn.Module, example: Example) -> tuple[fx.GraphModule, dict[str, PlainLayer]]:
@@ -48,6 +53,8 @@ def record_network(model: nn.Module, example: Example) -> tuple[fx.GraphModule, 
     inputs = as_inputs(model, example)
     try:
         recorder = record(model, inputs)
+    except UnbuiltError:
+        raise
     except Exception as error:  # a user's forward may raise anything
         line = user_line(traceback.extract_tb(error.__traceback__))
         raise MicronetError(f"the network cannot run on the example input{line}: {first_line(error)}") from error
@@ -64,6 +71,17 @@ def record_network(model: nn.Module, example: Example) -> tuple[fx.GraphModule, 
         plain |= make_plain(trained.graph, trained.root, training=True, only=plain)
     follow_mode(recorder, trained)
     return with_plain(recorder.root, plain, recorder.graph), plain
+
+
+def computes_same(model: nn.Module, network: nn.Module, inputs: tuple[Any, ...]) -> bool:
+    """Return True if a symbolic trace computes in eval mode what its network computes, rounding errors apart.
+
+    torch.fx runs a forward on proxies, which are never None and raise no errors, so it may go another way.
+    """
+    try:
+        return _agree(model, network, inputs, rounding=ROUNDING)
+    except Exception:  # a user's forward may raise anything
+        return False
 
 
 def follows_batch(model: nn.Module, recorded: nn.Module, inputs: tuple[Any, ...]) -> bool:
@@ -121,16 +139,24 @@ def _other_inputs(inputs: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
     yield tuple(-x if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs)
 
 
-def _agree(model: nn.Module, recorded: nn.Module, inputs: tuple[Any, ...]) -> bool:
-    """Return True if a network and its record compute the same values, NaN included."""
-    with state_kept(model), eval_mode(model, recorded), torch.no_grad():
-        runs = (model, recorded.forward)  # calling a graph module would print what fails
-        outputs = [tree_leaves(run(*_copies(inputs))) for run in runs]
-    expected, actual = ([leaf for leaf in leaves if isinstance(leaf, Tensor)] for leaves in outputs)
+def _agree(model: nn.Module, recorded: nn.Module, inputs: tuple[Any, ...], rounding: float = 0.0) -> bool:
+    """Return True if a network and its graph compute the same values, NaN included."""
+    runs = (model, recorded.forward)  # calling a graph module would print what fails
+    outputs = []
+    with state_kept(model), eval_mode(model, recorded), uncompiled_modules(), torch.no_grad():
+        for run in runs:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                outputs.append([leaf for leaf in tree_leaves(run(*_copies(inputs))) if isinstance(leaf, Tensor)])
+    expected, actual = outputs
     return len(expected) == len(actual) and all(
-        x.shape == y.shape and bool(((x == y) | (x.isnan() & y.isnan())).all())
+        x.shape == y.shape and (_same(x, y) or bool((x - y).norm() <= rounding * x.norm()))
         for x, y in zip(expected, actual, strict=True)
     )
+
+
+def _same(x: Tensor, y: Tensor) -> bool:
+    return bool(((x == y) | (x.isnan() & y.isnan())).all())
 
 
 def _copies(inputs: tuple[Any, ...]) -> list[Any]:
@@ -143,10 +169,16 @@ def record(model: nn.Module, inputs: tuple[Any, ...], *, training: bool = False)
     recorder = Recorder(model, training=training)
     with state_kept(model), uncompiled_modules(), torch.no_grad(), torch.random.fork_rng(devices=[]):
         model.train(training)
+        names = set(dict(model.named_modules()))
         with recorder, recorder.leaves():
             output = model(*recorder.placeholders(inputs))
         recorder.graph.output(recorder.argument(output))
         recorder.find_replaced_buffers()
+        if new := dict(model.named_modules()).keys() - names:
+            raise UnbuiltError(
+                f"forward() builds layers when it first runs ({', '.join(sorted(new))}); run the network once on an "
+                "example before passing it to micronet, or build them in __init__"
+            )
     recorder.remove_unused()
     return recorder
 

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import MethodDescriptorType, WrapperDescriptorType
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor, fx, nn
@@ -16,7 +15,9 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from micronet.graph.leaves import is_leaf
+from micronet.graph.leaves import find_leaves
+from micronet.graph.ops import METADATA_ATTRIBUTES
+from micronet.graph.size import Size
 
 CONSTANT = "recorded_constant_"  # prefix of the names of tensors that are neither inputs, parameters nor buffers
 _OPERATORS: dict[str, Callable[..., Any]] = {
@@ -29,45 +30,12 @@ _REFLECTED: dict[str, Callable[..., Any]] = {
 }  # fmt: skip
 
 
-class Size(int):
-    """A size of a recorded tensor, or integer arithmetic on sizes, and the node that computes it."""
-
-    node: fx.Node
-
-    def __new__(cls, value: int, node: fx.Node) -> "Size":
-        """Return the integer ``value``, computed by ``node``."""
-        size = super().__new__(cls, value)
-        size.node = node
-        return size
-
-    def __reduce__(self) -> tuple[type[int], tuple[int]]:
-        """Copy it as a plain integer."""
-        return int, (int(self),)
-
-
-def _arithmetic(name: str, *, reflected: bool) -> Callable[[Size, Any], Any]:
-    apply = getattr(operator, name)
-
-    def compute(size: Size, other: Any) -> Any:
-        if not isinstance(other, int):
-            return NotImplemented
-        left, right = (other, size) if reflected else (size, other)
-        nodes = tuple(getattr(value, "node", value) for value in (left, right))
-        return Size(apply(int(left), int(right)), size.node.graph.call_function(apply, nodes))
-
-    return compute
-
-
-for _name in ("add", "sub", "mul", "floordiv", "mod"):
-    setattr(Size, f"__{_name}__", _arithmetic(_name, reflected=False))
-    setattr(Size, f"__r{_name}__", _arithmetic(_name, reflected=True))
-
-
 class Recorder(TorchFunctionMode):
     """Adds a node to a graph for every call of a torch function or a leaf module."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, training: bool = False) -> None:
         super().__init__()
+        self._training = training
         self.graph = fx.Graph()
         self.root: Any = nn.Module()
         self.root.training = model.training
@@ -77,7 +45,8 @@ class Recorder(TorchFunctionMode):
         self._names = {module: name for name, module in model.named_modules()}
         self._nodes: dict[int, fx.Node] = {}  # a tensor's id -> the node that computed it
         self._kept: list[Any] = []  # the tensors, so that no other object gets the id of one
-        self._inside = False  # a leaf or a torch function
+        self._inside: Any = None  # the leaf or the torch function that runs
+        self._arguments: Any = ()  # the nodes that the leaf was called with
         self.reads = ""
         for name, tensor in (*model.named_parameters(recurse=False), *model.named_buffers(recurse=False)):
             if isinstance(tensor, nn.Parameter):
@@ -107,21 +76,31 @@ class Recorder(TorchFunctionMode):
 
     @contextmanager
     def leaves(self) -> Iterator[None]:
-        """Make calls of leaf modules nodes, in this context."""
-        call = nn.Module.__call__
-
-        def wrapped(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            if self._inside or module not in self._names or not is_leaf(module):
-                return call(module, *args, **kwargs)
-            return self._call(lambda: call(module, *args, **kwargs), "call_module", self._names[module], args, kwargs)
-
-        with mock.patch.object(nn.Module, "__call__", wrapped):
+        """Make calls of leaf modules nodes, in this context: hooks around each leaf's own hooks see its calls."""
+        handles: list[Any] = []
+        for leaf in find_leaves(self._model) - {self._model}:
+            handles.append(leaf.register_forward_pre_hook(self._enter, prepend=True, with_kwargs=True))
+            handles.append(leaf.register_forward_hook(self._leave, with_kwargs=True, always_call=True))
+        try:
             yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        if self._inside is None:
+            self._inside, self._arguments = module, self.argument((tuple(args), kwargs))
+
+    def _leave(self, module: nn.Module, args: Any, kwargs: Any, value: Any) -> None:
+        if self._inside is module:
+            self._inside = None
+            if value is not None:  # it is None after an error too
+                self._result(value, self.graph.create_node("call_module", self._names[module], *self._arguments))
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Call a function; record it if it is the forward's own call."""
         kwargs = kwargs or {}
-        if self._inside:
+        if self._inside is not None:
             return func(*args, **kwargs)
         name = getattr(func, "__name__", "")
         if name == "__get__":
@@ -144,19 +123,21 @@ class Recorder(TorchFunctionMode):
         return self._result(value, node)
 
     def _call(self, run: Callable[[], Any], kind: str, target: Any, args: Any, kwargs: Any) -> Any:
-        recorded = kind == "call_module" or any(map(self._is_recorded, tree_leaves((args, kwargs))))
+        recorded = any(map(self._is_recorded, tree_leaves((args, kwargs))))
         nodes = self.argument((tuple(args), kwargs)) if recorded else None
         if nodes is not None and kwargs.get("device") is not None:  # it follows the network to another device
             nodes[1]["device"] = self.graph.call_function(getattr, (next(iter(self.graph.nodes)), "device"))
-        self._inside = True
+        self._inside, before = run, None if recorded else torch.get_rng_state()
         try:
             value = run()
         finally:
-            self._inside = False
+            self._inside = None
+        if before is not None and self._training and not torch.equal(before, torch.get_rng_state()):  # random numbers
+            nodes = self.argument((tuple(args), kwargs))
         sizes = isinstance(value, torch.Size) or (kind == "call_method" and target in ("size", "numel"))
         holds_tensors = any(isinstance(leaf, Tensor) for leaf in tree_leaves(value))
         if nodes is None or not (sizes or holds_tensors or target is operator.setitem):
-            if nodes is not None and target in _READS_VALUES and not self.reads and _depend_on_inputs(nodes):
+            if nodes is not None and target in _READS_VALUES and not self.reads and _depend_on_values(nodes):
                 self.reads = user_line(traceback.extract_stack())
             return value  # a constant, or a fact such as a rank, fixed as it is for the example
         if target in _DROPOUTS:
@@ -226,6 +207,13 @@ class Recorder(TorchFunctionMode):
         self._keep(tensor, node)
         return node
 
+    def find_replaced_buffers(self) -> None:
+        """Count a buffer that became a new tensor, computed from the inputs' values, as a read of values."""
+        for _, buffer in self._model.named_buffers():
+            node = self._nodes.get(id(buffer))
+            if node is not None and id(buffer) not in self._stored and _depend_on_values([node]):
+                self.reads = self.reads or " in a buffer that is replaced"
+
     def remove_unused(self) -> None:
         """Remove sizes and parts that nothing reads."""
         for node in reversed(self.graph.nodes):
@@ -241,17 +229,26 @@ _DROPOUTS: dict[Any, type[nn.Module]] = {
 _UNUSED = {getattr, operator.getitem, operator.add, operator.sub, operator.mul, operator.floordiv, operator.mod}
 
 
-def _depend_on_inputs(nodes: Any) -> bool:
-    """Return True if nodes compute from the values of the network's inputs, not only from their sizes."""
+def is_size(node: fx.Node) -> bool:
+    """Return True if a node computes facts of a tensor, such as its shape, an item of that, or arithmetic on such."""
+    if node.target is getattr:
+        return node.args[1] in METADATA_ATTRIBUTES
+    if node.op == "call_method":
+        return node.target in ("size", "numel")
+    inputs = node.all_input_nodes
+    return node.op == "call_function" and node.target in _UNUSED and bool(inputs) and all(map(is_size, inputs))
+
+
+def _depend_on_values(nodes: Any) -> bool:
+    """Return True if nodes compute from the values of the network's inputs, not only from their sizes, or at random."""
     waiting: list[fx.Node] = []
     fx.map_arg(nodes, waiting.append)
     seen = set(waiting)
     while waiting:
         node = waiting.pop()
-        if node.op == "placeholder":
+        if node.op == "placeholder" or (node.op.startswith("call") and not node.all_input_nodes):
             return True
-        size = node.target is getattr or (node.op == "call_method" and node.target in ("size", "numel"))
-        if not size:
+        if not is_size(node):
             more = set(node.all_input_nodes) - seen
             seen |= more
             waiting += more

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from torch import fx, nn
 
 from micronet.graph.trace import Graph
+from micronet.graph.training import writes_in_place
 from micronet.models.layers import ModeCall, Tap
 
 
@@ -63,7 +64,7 @@ def rewrite(model: nn.Module, outline: Outline) -> nn.Module:
             tap = graph.fx.call_module(tap_name(name), (node,))
         node.replace_all_uses_with(tap, delete_user_cb=lambda user, tap=tap: user is not tap)
     _outline_mode_calls(outlined, graph.mode_keys)
-    graph.fx.eliminate_dead_code()
+    graph.fx.eliminate_dead_code(lambda node: node.is_impure() or writes_in_place(node))
     outlined.recompile()
     return outlined
 

@@ -6,7 +6,7 @@ comes from torch.nn or sets ``is_leaf``; other modules are traced through.
 
 import operator
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -14,17 +14,30 @@ from torch import fx, nn
 
 from micronet.errors import MicronetError
 from micronet.graph import ops
-from micronet.graph.leaves import is_leaf
-from micronet.graph.plain import PlainLayer, make_plain, with_plain
-from micronet.graph.record import describe_inputs, described_inputs, follows_batch, record_network, trains_more
+from micronet.graph.leaves import find_leaves
+from micronet.graph.plain import PlainLayer, find_plain, make_plain, replace_calls, with_plain
+from micronet.graph.record import (
+    UnbuiltError,
+    computes_same,
+    describe_inputs,
+    described_inputs,
+    follows_batch,
+    record_network,
+    trains_more,
+    uncompiled_modules,
+)
 from micronet.models.device import Example, as_inputs
-from micronet.models.layers import Add
-from micronet.models.modes import eval_mode
+from micronet.models.layers import Add, EvalOnly, ModeValue
+from micronet.models.modes import state_kept
 
 
 class _Tracer(fx.Tracer):
+    def __init__(self, leaves: set[nn.Module]) -> None:
+        super().__init__()
+        self.leaves = leaves
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return is_leaf(m)
+        return m in self.leaves
 
 
 class Graph:
@@ -42,13 +55,11 @@ class Graph:
 
     def __init__(self, model: nn.Module, recorded: list[dict[str, Any]] | None = None) -> None:
         self.recorded = recorded
-        (self.fx, self.plain), (training, others) = (traced(model, training=mode) for mode in (False, True))
-        if self.plain.keys() != others.keys():  # one of the modes computes such a layer in another way
-            both = self.plain.keys() & others.keys()
-            (self.fx, self.plain), (training, others) = (
-                traced(model, training=mode, only=both) for mode in (False, True)
-            )
-        self.plain |= others
+        self.fx, training = (symbolic(model, training=mode) for mode in (False, True))
+        layers, calls = find_plain(self.fx, model, training=False)
+        others, more = find_plain(training, model, training=True)
+        both = layers.keys() & others.keys()  # one of the modes may compute a layer in another way
+        self.plain = replace_calls(self.fx, layers, calls, both) | replace_calls(training, others, more, both)
         self.mode_keys = _mode_keys(training, self.fx)
         self.model = with_plain(model, self.plain, self.fx) if self.plain else model
         self._modules = dict(self.model.named_modules())
@@ -92,7 +103,7 @@ class Graph:
         """Return True if a node computes a size or another plain value, not a tensor."""
         if node.target is getattr:
             return node.args[1] in ops.METADATA_ATTRIBUTES
-        if self.matches(node, ops.METADATA):
+        if self.matches(node, ops.METADATA) or isinstance(self.module(node), ModeValue):
             return True
         arithmetic = node.op == "call_function" and getattr(node.target, "__module__", "") == "_operator"
         return arithmetic and bool(node.all_input_nodes) and all(map(self.is_number, node.all_input_nodes))
@@ -143,6 +154,7 @@ class Graph:
                 and len(self.readers(layer_node)) == 1
                 and self.call_count(layer) == 1
                 and self.owns_weight(layer)
+                and not (layer._forward_hooks or norm._forward_pre_hooks)  # something happens between them
                 and (not isinstance(layer, nn.Linear) or self._is_matrix(layer_node))
                 and getattr(layer, "output_quantizer", None) is None
             ):
@@ -172,16 +184,23 @@ def trace(model: nn.Module, example: Example | None = None) -> Graph | None:
         graph = Graph(model)
     except Exception:  # a user's forward may raise anything when it runs on proxies
         graph = None
-    if graph is not None and graph.mode_keys is not None:
-        return graph
+    if graph is not None and graph.mode_keys is None:
+        graph = None
     if example is None:
-        return None
+        return graph
     inputs = as_inputs(model, example)
+    if graph is not None:
+        network = graph.model if graph.plain else fx.GraphModule(model, graph.fx)
+        if computes_same(model, network, inputs):
+            return graph
     try:
-        if trains_more(model, inputs):  # a record in eval mode would lose those layers
-            return None
         recorded = record_network(model, inputs)[0]
+        differs = any(isinstance(module, EvalOnly) for module in recorded.modules())
+        if differs and trains_more(model, inputs):  # a record in eval mode would lose those layers
+            return None
         return Graph(recorded, describe_inputs(inputs)) if follows_batch(model, recorded, inputs) else None
+    except UnbuiltError:
+        raise
     except MicronetError:
         return None
 
@@ -194,25 +213,42 @@ def plain_network(model: nn.Module, recorded: list[dict[str, Any]] | None) -> nn
     return Graph(model).model if recorded is None else record_network(model, described_inputs(recorded))[0]
 
 
-def traced(
-    model: nn.Module, *, training: bool, only: Collection[str] | None = None, buffers: bool = False
-) -> tuple[fx.Graph, dict[str, PlainLayer]]:
-    """Trace a network in training or eval mode; return its graph and the plain layers in it that it does not have.
+def traced(model: nn.Module, *, training: bool, buffers: bool = False) -> tuple[fx.Graph, dict[str, PlainLayer]]:
+    """Trace a network as ``symbolic`` does; return its graph and the plain layers in it that it does not have."""
+    graph = symbolic(model, training=training, buffers=buffers)
+    return graph, make_plain(graph, model, training=training)
 
-    Every module keeps its own mode. ``only``: the plain layers to make, by name. ``buffers``: follow what the forward
-    computes from its buffers, which otherwise becomes a constant.
+
+def symbolic(model: nn.Module, *, training: bool, buffers: bool = False) -> fx.Graph:
+    """Trace a network in training or eval mode; its modes, attributes and buffers stay as they are.
+
+    ``buffers``: follow what the forward computes from its buffers, which otherwise becomes a constant. Raises
+    MicronetError if a forward changes its buffers and they are not followed, or if the network has hooks of its own,
+    which torch.fx leaves out; and whatever the forward raises.
     """
-    with eval_mode(model):
-        tracer = _Tracer()
+    if model._forward_hooks or model._forward_pre_hooks:
+        raise MicronetError("torch.fx does not trace the network's own hooks")
+    with state_kept(model), uncompiled_modules():
+        tracer = _Tracer(find_leaves(model))
         # By default False, because the node names in older files rely on it.
         tracer.proxy_buffer_attributes = buffers or isinstance(model, fx.GraphModule)
+        versions = {name: buffer._version for name, buffer in _user_buffers(model)}
         try:
             graph = tracer.trace(model.train(training))
         except Exception:  # torch.fx cannot trace every call that a graph may hold, such as torch.zeros of a size
-            if not isinstance(model, fx.GraphModule) or not all(map(is_leaf, _called(model))):
+            if not isinstance(model, fx.GraphModule) or not set(_called(model)) <= tracer.leaves:
                 raise
             graph = _copied(model.graph)
-    return graph, make_plain(graph, model, training=training, only=only)
+        if versions != {name: getattr(buffer, "_version", None) for name, buffer in _user_buffers(model)}:
+            raise MicronetError("forward() changes its buffers")
+        constants = {name: value for name, value in vars(model).items() if name.startswith("_tensor_constant")}
+    vars(model).update(constants)  # torch.fx keeps them there
+    return graph
+
+
+def _user_buffers(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Yield a network's buffers, except norms' counters of batches, which plain layers update."""
+    yield from (item for item in model.named_buffers() if not item[0].endswith("num_batches_tracked"))
 
 
 def _called(model: fx.GraphModule) -> list[nn.Module]:

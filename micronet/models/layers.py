@@ -49,8 +49,49 @@ class ModeCall(Leaf):
         return self._function(*args, **kwargs)
 
 
+class ModeValue(Leaf):
+    """A number that depends on the mode, such as the share that attention drops."""
+
+    def __init__(self, evaluating: float, training: float) -> None:
+        super().__init__()
+        self._values = evaluating, training
+
+    def forward(self) -> float:
+        """Return the number of this module's mode."""
+        return self._values[self.training]
+
+
+class Chosen(nn.Identity):
+    """The result of an operation in eval mode, and what the operation was applied to in training mode."""
+
+    is_leaf = True
+
+    def forward(self, input: Tensor, source: Tensor) -> Tensor:  # type: ignore[override]
+        """Return the result of this module's mode."""
+        return source if self.training else input
+
+
+class EvalOnly(nn.Identity):
+    """The identity, at the end of a network that was recorded in eval mode and does something else while training."""
+
+    is_leaf = True
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return ``input``; raise MicronetError if the network is being trained."""
+        if self.training and torch.is_grad_enabled():
+            raise MicronetError(
+                "in training mode, this network's forward() does more than apply dropout or noise, which is not "
+                "supported in networks with quantizers; train it first and quantize it with --mode ptq, or write "
+                "a forward() that computes the same in both modes"
+            )
+        return input
+
+
 class Noise(nn.Dropout):
-    """A module of the user's that returns its input in eval mode, such as stochastic depth; a kind of dropout."""
+    """What returns its input in eval mode, such as stochastic depth: a module, or part of a forward; a kind of dropout.
+
+    Such a part may read more tensors and sizes.
+    """
 
     is_leaf = True
 
@@ -58,9 +99,9 @@ class Noise(nn.Dropout):
         super().__init__()
         self._module = [module]  # it has no tensors, and its mode is this module's
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, input: Tensor, *others: Any) -> Tensor:
         """Return what the module returns in this module's mode."""
-        out: Tensor = self._module[0].train(self.training)(input)
+        out: Tensor = self._module[0].train()(input, *others) if self.training else input
         return out
 
     def extra_repr(self) -> str:

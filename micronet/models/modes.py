@@ -3,7 +3,9 @@
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
+import torch
 from torch import nn
 
 from micronet.errors import MicronetError, first_line
@@ -22,11 +24,39 @@ def eval_mode(*models: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+@contextmanager
+def state_kept(model: nn.Module) -> Iterator[None]:
+    """Give every module its attributes, submodules, mode and the values of its buffers back afterwards.
+
+    A forward may store what it computed for the next call, count its calls or build a layer. Lists, dictionaries and
+    sets that are attributes get their items back; what lies deeper does not.
+    """
+    modules = list(model.modules())
+    attributes = [(module, vars(module).copy()) for module in modules]
+    kinds = (dict, list, set)
+    held = [(x, x.copy()) for _, own in attributes for x in own.values() if isinstance(x, kinds)]
+    buffers = [(x, x.clone()) for x in model.buffers() if not x.is_inference() and not x.is_meta]
+    try:
+        yield
+    finally:
+        for module, own in attributes:
+            vars(module).clear()
+            vars(module).update(own)
+        for collection, items in held:
+            collection.clear()
+            add: Any = collection.extend if isinstance(collection, list) else collection.update
+            add(items)
+        with torch.no_grad():
+            for buffer, values in buffers:
+                if not torch.equal(buffer, values):
+                    buffer.copy_(values)
+
+
 def copy_model(model: nn.Module) -> nn.Module:
     """Return a deep copy of a network; raise MicronetError if it holds something that cannot be copied."""
     try:
         return copy.deepcopy(model)
-    except (RuntimeError, TypeError) as error:  # hooks of old-style weight norms, locks, open files
+    except Exception as error:  # hooks of old-style weight norms, locks, open files, scripted functions
         raise MicronetError(
             f"the network cannot be copied: {first_line(error)}; remove hooks such as weight_norm, or any attribute "
             "that cannot be copied"

@@ -54,6 +54,8 @@ def _passing(quantizers: dict[str, Quantizer], factors: dict[str, Tensor], poiso
 
     def forward(name: str) -> Any:
         def pass_on(x: Tensor, *, rectified: bool = False) -> Tensor:
+            if x.is_complex():  # no grid rounds it
+                return x
             if name not in factors:
                 value = torch.tensor(torch.nan if name == poisoned else 1.0, device=x.device, dtype=x.dtype)
                 factors[name] = value.requires_grad_(torch.is_grad_enabled())
