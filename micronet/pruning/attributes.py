@@ -120,9 +120,13 @@ def set_attributes(model: nn.Module, changed: Mapping[Place, int]) -> dict[str, 
 
 
 def set_attribute(module: nn.Module, name: str, value: Any) -> None:
-    """Set an integer attribute, or a list or tuple of integers. Raises ValueError if the module has none such."""
-    old = getattr(module, name)
-    values, olds = ([x] if isinstance(x, int) else list(x) for x in (value, old))
-    if len(values) != len(olds) or not all(isinstance(x, int) for x in (*values, *olds)) or min(values) < 1:
+    """Set a size that a module holds: a public integer attribute, or a list or tuple of integers, to no larger ones.
+
+    Raises ValueError for anything else, which a damaged file may name.
+    """
+    old = None if name.startswith("_") else vars(module).get(name)
+    values, olds = (list(x) if isinstance(x, (list, tuple)) else [x] for x in (value, old))
+    integers = all(isinstance(x, int) and not isinstance(x, bool) for x in (*values, *olds))
+    if not integers or len(values) != len(olds) or not all(1 <= x <= y for x, y in zip(values, olds, strict=True)):
         raise ValueError(f"{name} of {type(module).__name__} cannot be set to {value}")
-    setattr(module, name, value if isinstance(old, int) else type(old)(values))
+    setattr(module, name, type(old)(values) if isinstance(old, (list, tuple)) else value)

@@ -360,8 +360,10 @@ def test_sizes_that_a_module_holds_are_changed_with_its_layers():
     again.load_state_dict(pruned.state_dict())
     assert torch.equal(again(IMAGES), pruned(IMAGES))
     assert again.gated == (6, 2, 4)
-    with pytest.raises(ValueError, match="sizes of Split"):
-        restore(copy.deepcopy(model), StageRecord("prune", {}, {"sizes": {}, "attributes": {"": {"sizes": [8]}}}))
+    wrong = {"sizes": [8], "gated": (12, 4, 9), "training": 1, "_version": 1, "absent": 1, "dump_patches": 1}
+    for name, value in {**wrong, "sizes ": [16, 8]}.items():
+        with pytest.raises(ValueError, match=f"{name} of Split"):
+            restore(copy.deepcopy(model), StageRecord("prune", {}, {"sizes": {}, "attributes": {"": {name: value}}}))
 
 
 class Averaging(nn.Conv2d):
