@@ -6,15 +6,13 @@ the attribute is changed with the layers.
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from fractions import Fraction
 from typing import Any, NamedTuple
 
-import torch
-from torch import fx, nn
-from torch.utils._pytree import tree_map
+from torch import nn
+from torch.utils._pytree import tree_leaves, tree_map
 
 from micronet.graph.leaves import is_leaf
-
-_SPLITS = {torch.split, "split"}
 
 
 class Place(NamedTuple):
@@ -26,13 +24,34 @@ class Place(NamedTuple):
 
 
 class Attribute(int):
-    """An integer that a module holds as an attribute, and where."""
+    """An integer that a module holds as an attribute, or a multiple or fraction of it, and where the attribute is."""
 
     place: Place
+    ratio: Fraction
+
+    def __mul__(self, other: Any) -> Any:
+        """Return a multiple that knows the attribute."""
+        return (
+            _attribute(int(self) * int(other), self.place, self.ratio * int(other))
+            if _is_int(other)
+            else NotImplemented
+        )
+
+    __rmul__ = __mul__
+
+    def __floordiv__(self, other: Any) -> Any:
+        """Return a fraction that knows the attribute, if it is exact."""
+        if not _is_int(other) or not other or int(self) % int(other):
+            return int(self) // other
+        return _attribute(int(self) // int(other), self.place, self.ratio / int(other))
 
     def __reduce__(self) -> tuple[type[int], tuple[int]]:
         """Copy it as a plain integer."""
         return int, (int(self),)
+
+
+def _is_int(value: Any) -> bool:
+    return type(value) in (int, Attribute)
 
 
 @contextmanager
@@ -61,9 +80,9 @@ def _marked(owner: str, name: str, value: Any) -> Any:
     return value
 
 
-def _attribute(value: int, place: Place) -> Attribute:
+def _attribute(value: int, place: Place, ratio: Fraction = Fraction(1)) -> Attribute:
     made = Attribute(value)
-    made.place = place
+    made.place, made.ratio = place, ratio
     return made
 
 
@@ -72,37 +91,34 @@ class Attributes:
 
     def __init__(self) -> None:
         self.changed: dict[Place, int] = {}
+        self._read: dict[Place, int] = {}
 
     def resolve(self, values: Any) -> Any:
         """Return values with plain integers in place of attributes."""
+        return tree_map(lambda value: self.value(value) if isinstance(value, Attribute) else value, values)
 
-        def resolve(value: Any) -> Any:
-            if not isinstance(value, Attribute):
-                return value
-            return self.changed.get(value.place, int(value))
+    def read(self, values: Any) -> None:
+        """Remember what an operation has read: these attributes cannot be changed any more."""
+        for value in tree_leaves(values):
+            if isinstance(value, Attribute):
+                self._read[value.place] = self._base(value)
 
-        return tree_map(resolve, values)
+    def fit(self, attribute: Attribute, size: Fraction) -> bool:
+        """Change an attribute to a size; return False if it cannot have it, or another operation has read another."""
+        base = size / attribute.ratio
+        known = self._read.get(attribute.place, self.changed.get(attribute.place, base))
+        if base.denominator > 1 or base < 1 or base != known:
+            return False
+        if base != int(attribute) / attribute.ratio:
+            self.changed[attribute.place] = int(base)
+        return True
 
-    def fitted(self, sizes: list[Attribute], total: int) -> list[int]:
-        """Return the sizes of a split's parts, changed in proportion to their total if that is exact."""
-        whole = sum(sizes)
-        if not any(size * total % whole for size in sizes):
-            new = {size.place: size * total // whole for size in sizes}
-            self.changed = new | self.changed  # another split may have set them
-        return [self.changed.get(size.place, int(size)) for size in sizes]
+    def value(self, attribute: Attribute) -> int:
+        """Return an attribute's size for these widths."""
+        return int(self._base(attribute) * attribute.ratio)
 
-
-def split_sizes(node: fx.Node) -> list[Attribute]:
-    """Return the sizes of a split's parts if all are attributes, else an empty list."""
-    if node.target not in _SPLITS:
-        return []
-    own = node.args[1] if len(node.args) > 1 else next(iter(node.kwargs.values()), None)
-    sizes = list(own) if isinstance(own, (list, tuple)) else []
-    return [size for size in sizes if isinstance(size, Attribute)] if all(map(_is_attribute, sizes)) else []
-
-
-def _is_attribute(value: Any) -> bool:
-    return isinstance(value, Attribute)
+    def _base(self, attribute: Attribute) -> int:
+        return self.changed.get(attribute.place, int(int(attribute) / attribute.ratio))
 
 
 def set_attributes(model: nn.Module, changed: Mapping[Place, int]) -> dict[str, dict[str, Any]]:

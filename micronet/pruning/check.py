@@ -6,7 +6,7 @@ from contextlib import suppress
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from micronet.errors import FailedError, MicronetError, first_line
@@ -15,7 +15,7 @@ from micronet.models.transformer import splittable_attentions
 from micronet.pruning.channel_map import ChannelMap
 from micronet.pruning.cut import Keep, positions
 from micronet.pruning.ids import FIXED, STRIDE, Ids
-from micronet.pruning.traced_network import trace_network
+from micronet.pruning.traced_network import TracedNetwork, trace_network
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}  # relative; sums are added up in another order
 OUTPUT = "the output"
@@ -31,28 +31,28 @@ def check_cut(pruned: nn.Module, old: ChannelMap, new: ChannelMap, keep: Keep, e
     The forward in training mode is compared as well if it differs from the one in eval mode and is not random.
     Raises FailedError if the networks disagree, MicronetError if the whole network outputs NaN or infinity.
     """
-    model = old.network.model
-    plain = _plain(pruned, example) if old.network.plain else pruned
+    whole = old.network
+    traced = _traced(pruned, example) if whole.plain else None
     uncalled = {f"{name}.out_proj" for name in splittable_attentions(pruned)}  # torch's attention calls no layers
-    called = dict(plain.named_modules()).keys() - uncalled
+    called = dict((pruned if traced is None else traced.model).named_modules()).keys() - uncalled
     masks = {name: _zero_cut(layer.inputs, keep) for name, layer in old.layers.items() if layer.inputs is not None}
     layers = {name: (layer, new.layers[name]) for name, layer in old.layers.items() if name in called}
     places = {name: positions(before.outputs, after.outputs, keep) for name, (before, after) in layers.items()}
     everything = {name: torch.arange(len(after.outputs)) for name, (_, after) in layers.items()}
-    dtype = torch.float64
-    for training in [False, True][: 1 if old.network.plain else len(old.network.graphs)]:
-        try:
-            expected = _run(model, example, dtype, training, places, masks)
-        except RuntimeError:  # a forward that casts to float32 does not run in float64
-            dtype = torch.float32
-            expected = _run(model, example, dtype, training, places, masks)
-        if training and _difference(expected, _run(model, example, dtype, training, places, masks), dtype):
+    for training in [False, True][: len(whole.graphs)]:
+        model = _in_mode(whole, training)
+        plain = pruned if traced is None else _in_mode(traced, training)
+        if training and _is_random(model, example, places, masks):
             continue
-        try:
-            actual = _run(plain, example, dtype, training, everything, {})
-            own = _run(pruned, example, dtype, training, {}, {}) if plain is not pruned else []
-        except (RuntimeError, ValueError, TypeError, AssertionError) as error:
-            raise _does_not_run(error) from error
+        for dtype in (torch.float64, torch.float32):  # a forward that casts to float32 does not run in float64
+            try:
+                expected = _run(model, example, dtype, training, places, masks)
+                actual = _run(plain, example, dtype, training, everything, {})
+                own = _run(pruned, example, dtype, training, {}, {}) if plain is not pruned else []
+                break
+            except (RuntimeError, ValueError, TypeError, AssertionError) as error:
+                if dtype == torch.float32:
+                    raise _does_not_run(error) from error
         if not all(bool(values.isfinite().all()) for name, values, _ in expected if name == OUTPUT):
             raise MicronetError(
                 "the network outputs NaN or infinity for the example input, so the pruned network cannot be "
@@ -66,10 +66,26 @@ def check_cut(pruned: nn.Module, old: ChannelMap, new: ChannelMap, keep: Keep, e
             )
 
 
-def _plain(pruned: nn.Module, example: Example) -> nn.Module:
+def _in_mode(network: TracedNetwork, training: bool) -> nn.Module:
+    """Return a traced network that runs its graph of a mode."""
+    if not training or not network.plain or len(network.graphs) == 1:
+        return network.model
+    return fx.GraphModule(network.model, network.graphs[1])
+
+
+def _is_random(model: nn.Module, example: Example, places: dict[str, Tensor], masks: dict[str, PreHook]) -> bool:
+    """Return True if the whole network computes something else each time in training mode, or does not run there."""
+    try:
+        first, second = (_run(model, example, torch.float32, True, places, masks) for _ in range(2))
+    except Exception:  # a user's forward may raise anything
+        return True
+    return bool(_difference(first, second, torch.float32))
+
+
+def _traced(pruned: nn.Module, example: Example) -> TracedNetwork:
     """Return a pruned network with plain layers."""
     try:
-        return trace_network(pruned, example).model
+        return trace_network(pruned, example)
     except MicronetError as error:
         raise _does_not_run(error) from error
 

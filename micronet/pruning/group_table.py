@@ -27,6 +27,14 @@ class ChannelGroup:
     multiple: int = 1
     parts: int = 1
 
+    def alike(self, places: Ids) -> Ids:
+        """Return channels (n,), or if they are only some parts' the same channels in every part (parts, n)."""
+        size = self.width // self.parts
+        if len(np.unique(places)) == self.width or self.parts == 1:
+            return places
+        found: Ids = places % size + size * np.arange(self.parts, dtype=np.int64)[:, None]
+        return found
+
 
 class GroupTable:
     """Assigns channel ids, merges groups and records which groups are pinned, that is never cut.
@@ -52,7 +60,11 @@ class GroupTable:
         return group * STRIDE + np.arange(self.widths[group], dtype=np.int64)
 
     def merge(self, left: Ids, right: Ids) -> None:
-        """Make channels equal, pair by pair. Pin groups that do not match each other completely and in order."""
+        """Make channels equal, pair by pair. Pin groups that do not match each other completely and in order.
+
+        A group may match equal parts of a wider one, as queries match a third of the layer that makes keys and values
+        too. All parts of the wider group are then cut alike.
+        """
         if left.shape != right.shape:
             for ids in (left, right):
                 self.pin(ids, "it is combined with a tensor that has a different number of channels")
@@ -67,11 +79,8 @@ class GroupTable:
                 self.pin(of_pair.ravel(), "it is combined with a tensor that cannot be pruned")
             elif first == second:
                 self._tie(first, of_pair)
-            elif not self._match(first, second, of_pair % STRIDE):
+            elif not self._join(first, second, of_pair % STRIDE):
                 self.pin(of_pair.ravel(), "it is combined with a tensor whose channels are in a different order")
-            else:
-                roots = self.root(first), self.root(second)
-                self._parent[max(roots)] = min(roots)
 
     def pin(self, ids: Ids, why: str) -> None:
         """Never cut these channels. The first reason is kept."""
@@ -88,8 +97,13 @@ class GroupTable:
             group = parent
         return group
 
+    def scaled(self, widths: Mapping[int, int]) -> dict[int, int]:
+        """Return the width of every group for other widths of the merged ones."""
+        roots = {group: self.root(group) for group in self.widths}
+        return {group: widths[root] * self.widths[group] // self.widths[root] for group, root in roots.items()}
+
     def canonical(self, ids: Ids) -> Ids:
-        """Replace every id's group by its root."""
+        """Replace every id's group by its root. A group that matches parts of its root gets those of the first."""
         groups, places = np.unique(ids // STRIDE, return_inverse=True)
         roots = np.array([g if g == FIXED else self.root(g) for g in groups.tolist()], dtype=np.int64)
         found: Ids = np.where(ids == FIXED, FIXED, roots[places.reshape(ids.shape)] * STRIDE + ids % STRIDE)
@@ -104,6 +118,7 @@ class GroupTable:
         blocks: dict[int, tuple[int, int]] = {}
         for group, size, parts in self._blocks:
             root = self.root(group)
+            parts *= self.widths[root] // self.widths[group]
             blocks[root] = _combined((size, parts), blocks.get(root, (1, 1)), self.widths[root])
         pinned = {self.root(group): why for group, why in reversed(self.pinned.items())}
         return {
@@ -116,17 +131,24 @@ class GroupTable:
 
     def _tie(self, group: int, pairs: Ids) -> None:
         """Keep or cut channels of one group alike: all whose places differ by a multiple of what these differ by."""
-        apart = math.gcd(*np.abs(pairs[0] - pairs[1]).tolist())
-        if self.widths[group] % apart:
+        apart = math.gcd(*np.abs(pairs[0] - pairs[1]).tolist(), self.widths[group])
+        if apart == 1:
             self.pin(pairs.ravel(), "it is combined with a tensor whose channels are in a different order")
         else:
             self._blocks.append((group, 1, self.widths[group] // apart))
 
-    def _match(self, first: int, second: int, pairs: Ids) -> bool:
-        """Return True if pairs of channels (2, n) are all channels of two groups, each with its counterpart."""
-        width = self.widths[first]
-        complete = width == self.widths[second] == pairs.shape[1] and first != second
-        return bool(complete and (pairs == np.arange(width)).all())
+    def _join(self, first: int, second: int, pairs: Ids) -> bool:
+        """Merge two groups; False if pairs of channels (2, n) do not show a counterpart of every channel, in order."""
+        if (self.widths[first], -first) > (self.widths[second], -second):
+            first, second, pairs = second, first, pairs[::-1]
+        width, parts = self.widths[first], self.widths[second] // self.widths[first]
+        complete = len(np.unique(pairs[0])) == width and self.widths[second] == parts * width
+        if not complete or (pairs[1] % width != pairs[0]).any():
+            return False
+        self._parent[first] = second
+        if parts > 1:
+            self._blocks.append((second, 1, parts))
+        return True
 
 
 def _combined(one: tuple[int, int], other: tuple[int, int], width: int) -> tuple[int, int]:

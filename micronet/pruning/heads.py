@@ -2,10 +2,8 @@
 
 softmax(q k^T) v (Vaswani et al. 2017, arXiv:1706.03762, equation 1) never mixes heads, so a whole head can be cut. Part
 of a head cannot: the scale of the scores depends on its width. The scores (..., heads, L, S) of a head carry the id of
-the head's first channel.
+the head's first channel. Queries, keys and values may come from one layer, one after the other or head by head.
 """
-
-from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -13,17 +11,18 @@ from torch import Tensor
 
 from micronet.graph import ops
 from micronet.models.attention import weigh
-from micronet.pruning.ids import FIXED, STRIDE, Ids, ids_along, is_whole_group, varies
+from micronet.pruning.group_table import GroupTable
+from micronet.pruning.ids import FIXED, STRIDE, Ids, ids_along, varies
 from micronet.pruning.traced_network import NodeCall
 
-Widths = Mapping[int, int]  # group -> number of channels
-Heads = tuple[Tensor, list[Ids]]  # a call's result, and arrays (heads, d) of channels to cut alike, whole heads at once
 
+def attend_ids(call: NodeCall, table: GroupTable) -> Tensor | None:
+    """Run attention, or one of its two products, on ids, and tie the channels of each head.
 
-def attend_ids(call: NodeCall, widths: Widths) -> Heads | None:
-    """Run attention, or one of its two products, on ids. Return None if the heads cannot be identified."""
+    Returns None if the heads cannot be identified.
+    """
     if ops.MATMUL.matches(call.node):
-        return _multiply(call.tensors[0], call.tensors[1], widths) if len(call.tensors) == 2 else None
+        return _multiply(call.tensors[0], call.tensors[1], table) if len(call.tensors) == 2 else None
     weighs = call.node.target is weigh
     inputs = [
         call.argument(i, name) for i, name in enumerate(["query", "key"] if weighs else ["query", "key", "value"])
@@ -31,27 +30,27 @@ def attend_ids(call: NodeCall, widths: Widths) -> Heads | None:
     masks = [x for x in call.tensors if not any(x is tensor for tensor in inputs)]
     if any((mask.dim() > 2 and mask.size(-3) > 1) or bool((mask != FIXED).any()) for mask in masks):
         return None  # one mask per head
-    tied = _tied([_head_ids(x) for x in inputs], widths)
-    if tied is None:
+    heads = _tie([_head_ids(x) for x in inputs], table)
+    if heads is None:
         return None
     query, key = inputs[:2]
-    if weighs:
-        return _place(tied[0][:, :1], query, key.size(-2)), tied
-    return _place(tied[2], query, tied[2].shape[1]), tied
+    return _place(heads[0][:, :1], query, key.size(-2)) if weighs else _place(heads[2], query, heads[2].shape[1])
 
 
-def _multiply(left: Tensor, right: Tensor, widths: Widths) -> Heads | None:
+def _multiply(left: Tensor, right: Tensor, table: GroupTable) -> Tensor | None:
     """Run the product of queries and keys (..., heads, d, S), or of scores and values, on ids."""
     if left.shape[:-2] != right.shape[:-2] or left.dim() < 3:
         return None
     if varies(left, left.dim() - 1):
-        tied = _tied([_head_ids(left), _head_ids(right.transpose(-2, -1))], widths)
-        return None if tied is None else (_place(tied[0][:, :1], left, right.size(-1)), tied)
+        heads = _tie([_head_ids(left), _head_ids(right.transpose(-2, -1))], table)
+        return None if heads is None else _place(heads[0][:, :1], left, right.size(-1))
     scores, values = _head_ids(left), _head_ids(right)
     if scores is None or values is None:
         return None
-    tied = _tied([scores[:, :1] + np.arange(values.shape[1], dtype=np.int64), values], widths)
-    return None if tied is None else (_place(values, left, right.size(-1)), tied)
+    scores = scores[:, :1]
+    if len(scores) == 1 or scores[1] - scores[0] == values.shape[1]:
+        scores = scores + np.arange(values.shape[1], dtype=np.int64)
+    return None if _tie([scores, values], table) is None else _place(values, left, right.size(-1))
 
 
 def _head_ids(x: Tensor) -> Ids | None:
@@ -59,14 +58,34 @@ def _head_ids(x: Tensor) -> Ids | None:
     return None if x.dim() < 3 or 0 in x.shape else ids_along(x, -3, -1)
 
 
-def _tied(heads: list[Ids | None], widths: Widths) -> list[Ids] | None:
-    """Return arrays (heads, d), or None if one is unknown or not exactly one group's, or their shapes differ."""
-    whole = [
-        ids
-        for ids in heads
-        if ids is not None and is_whole_group(ids.ravel(), ids.size) and widths[int(ids[0, 0]) // STRIDE] == ids.size
-    ]
-    return whole if len(whole) == len(heads) and len({ids.shape for ids in whole}) == 1 else None
+def _tie(heads: list[Ids | None], table: GroupTable) -> list[Ids] | None:
+    """Cut the channels of each head as one, in all arrays (heads, d); None if these are not in a layer's order."""
+    known = [ids for ids in heads if ids is not None and _is_regular(ids)]
+    if len(known) < len(heads) or len({len(ids) for ids in known}) > 1:
+        return None
+    layers = {int(ids[0, 0]) // STRIDE for ids in known}
+    sizes = {table.widths[layer] // len(known[0]) for layer in layers}
+    if len({ids.shape for ids in known}) == 1 and all(_is_part(ids, table) for ids in known):
+        for ids in known:  # the heads of a layer's queries, for example, follow each other
+            table.merge(known[0].ravel(), ids.ravel())
+        table.add_block(known[0], known[0].shape[1])
+    elif len(layers) == 1 and all((ids % STRIDE // min(sizes) == np.arange(len(ids))[:, None]).all() for ids in known):
+        table.add_block(known[0], min(sizes))  # a head's queries, keys and values do
+    else:
+        return None
+    return known
+
+
+def _is_regular(ids: Ids) -> bool:
+    """Return True if each head (heads, d) has neighboring channels of one layer."""
+    first = ids[:, :1]
+    return bool((first >= 0).all() and (first // STRIDE == first[0] // STRIDE).all() and (np.diff(ids) == 1).all())
+
+
+def _is_part(ids: Ids, table: GroupTable) -> bool:
+    """Return True if heads (heads, d) follow each other and are an equal part of all channels of their layer."""
+    group, place = divmod(int(ids[0, 0]), STRIDE)
+    return bool((np.diff(ids.ravel()) == 1).all()) and place % ids.size == table.widths[group] % ids.size == 0
 
 
 def _place(ids: Ids, like: Tensor, size: int) -> Tensor:

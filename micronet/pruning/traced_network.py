@@ -1,7 +1,7 @@
 """A network as pruning sees it: its traced forwards, and their nodes, called on channel ids in place of values."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +19,7 @@ from micronet.graph.record import record_network
 from micronet.graph.trace import traced
 from micronet.models.device import Example, as_inputs
 from micronet.models.modes import eval_mode
-from micronet.pruning.attributes import marked, split_sizes
+from micronet.pruning.attributes import marked
 from micronet.pruning.ids import Ids, distinct, varies, without_ids
 
 _KINDS = {
@@ -43,6 +43,7 @@ class TracedNetwork:
         graphs: Its graph in eval mode, and its graph in training mode if that differs.
         results: (graph's index, node's name) -> its result for the example, with each tensor filled with ``FIXED``.
         blocks: Grouped convolutions that lose whole groups, not some channels of each group -> channels per group.
+        before_heads: (graph's index, node's name) of what lies between attention and the layers before it.
     """
 
     model: nn.Module
@@ -50,6 +51,7 @@ class TracedNetwork:
     graphs: Sequence[fx.Graph]
     results: Mapping[tuple[int, str], Any]
     blocks: Mapping[str, int]
+    before_heads: Set[tuple[int, str]]
 
 
 def trace_network(model: nn.Module, example: Example, regular: int = 1, *, attributes: bool = True) -> TracedNetwork:
@@ -79,7 +81,20 @@ def trace_network(model: nn.Module, example: Example, regular: int = 1, *, attri
         and 1 < conv.groups < conv.in_channels == conv.out_channels
         and math.lcm(regular, conv.in_channels // conv.groups) < math.lcm(regular, conv.groups)  # a finer step
     }
-    return TracedNetwork(model, plain, graphs, results, blocks)
+    before = {(index, name) for index, graph in enumerate(graphs) for name in _before_heads(model, graph)}
+    return TracedNetwork(model, plain, graphs, results, blocks, before)
+
+
+def _before_heads(model: nn.Module, graph: fx.Graph) -> set[str]:
+    """Return the nodes whose results reach attention without a layer with weights in between."""
+    found: set[str] = set()
+    for node in reversed(graph.nodes):
+        module = model.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if isinstance(module, (*ops.CONVOLUTIONS, nn.Linear)):
+            continue
+        if any(user.name in found or ops.MIXES_HEADS.matches(user) for user in node.users):
+            found.add(node.name)
+    return found
 
 
 class Reshape(NamedTuple):
@@ -96,7 +111,8 @@ class Reshape(NamedTuple):
 class NodeCall:
     """A node with tensors of ids as arguments; ``module``: the one that it calls, if any.
 
-    ``key`` is (graph's index, node's name), ``fixed`` the result for the example input with ``FIXED`` in every tensor.
+    ``key`` is (graph's index, node's name), ``fixed`` the result for the example input with ``FIXED`` in every tensor,
+    ``unresolved`` the arguments with ``Attribute``s, ``before_heads`` whether attention reads the result.
     """
 
     node: fx.Node
@@ -105,6 +121,8 @@ class NodeCall:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     fixed: Any
+    unresolved: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
+    before_heads: bool = False
 
     @cached_property
     def tensors(self) -> list[Tensor]:
@@ -172,16 +190,19 @@ class NodeCall:
         """Return an argument by its position or its name."""
         return self.args[position] if len(self.args) > position else self.kwargs.get(name, default)
 
-    def reshape(self, moved: Any) -> Reshape | None:
-        """Return how the call reshaped its inputs into one or several tensors, or None if these are all equal."""
+    def reshape(self, moved: Any, uneven: Sequence[int]) -> Reshape | None:
+        """Return how the call reshaped its inputs into one or several tensors, or None if these are all equal.
+
+        ``uneven``: the sizes of a split's parts if they differ.
+        """
         if isinstance(self.module, ops.SHUFFLES):
             return Reshape(self.ids, (self.module.groups,))
         if isinstance(moved, Tensor):
             return Reshape(
                 self.ids, tuple(moved.size(axis) if varies(moved, axis) else None for axis in range(moved.dim()))
             )
-        if sizes := split_sizes(self.node):
-            return Reshape(self.ids, (sum(sizes) // math.gcd(*sizes),))
+        if len(uneven) > 1:
+            return Reshape(self.ids, (sum(uneven) // math.gcd(*uneven),))
         differ = any(not torch.equal(piece, moved[0]) for piece in moved)  # the channel axis was split
         return Reshape(self.ids, (len(moved),)) if differ else None
 

@@ -317,6 +317,43 @@ def split_attention(m, x):
     return (x * weights).sum(dim=1)
 
 
+class SelectiveKernel(nn.Module):
+    """Two layers whose channels are weighed by the halves of a third, and whose input is split by an attribute."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.paths, self.width = nn.Conv2d(3, 8, 1, bias=False), 2, 8
+        self.left, self.right = (nn.Conv2d(4, 12, 3, padding=1, bias=False) for _ in range(2))
+        self.select, self.fc = nn.Conv2d(12, 24, 1, bias=False), nn.Linear(12, 5, bias=False)
+
+    def forward(self, x):
+        left, right = torch.split(self.stem(x), self.width // self.paths, 1)
+        x = torch.stack([self.left(left), self.right(right)], 1)
+        weights = self.select(x.sum(1).mean((2, 3), keepdim=True))
+        weights = weights.view(len(x), self.paths, weights.shape[1] // self.paths, 1, 1).softmax(1)
+        return self.fc((x * weights).sum(1).mean((2, 3)))
+
+
+@pytest.mark.parametrize("criterion", ["l2", "random"])
+def test_layers_that_the_parts_of_another_weigh_are_cut_with_it(criterion):
+    torch.manual_seed(0)
+    model = SelectiveKernel().double()
+    pruned, record, plan = prune_model(model, PruneConfig(0.5, criterion=criterion, scope="layer"), IMAGES)
+    shapes = [tuple(getattr(pruned, name).weight.shape[:2]) for name in ("stem", "left", "right", "select", "fc")]
+    assert shapes == [(4, 3), (6, 2), (6, 2), (12, 6), (5, 6)]
+    stem, branches, _ = plan.groups.values()
+    assert [channel + 12 for channel in branches.keep[:6]] == branches.keep[6:]
+    masked, silent = copy.deepcopy(model), [channel for channel in range(12) if channel not in branches.keep]
+    with torch.no_grad():
+        masked.stem.weight[[channel for channel in range(8) if channel not in stem.keep]] = 0
+        masked.fc.weight[:, silent] = 0
+        masked.select.weight[:, silent] = 0
+    torch.testing.assert_close(pruned(IMAGES), masked(IMAGES), rtol=1e-12, atol=1e-12)
+    again = restore(copy.deepcopy(model), StageRecord(**json.loads(json.dumps(asdict(record)))))
+    again.load_state_dict(pruned.state_dict())
+    assert torch.equal(again(IMAGES), pruned(IMAGES))
+
+
 @pytest.mark.parametrize("forward", [gated_unit, gate_that_halves_by_a_slice, split_attention])
 def test_channels_that_meet_others_of_their_layer_are_cut_together(forward):
     torch.manual_seed(0)

@@ -229,7 +229,8 @@ class ByHand(nn.Module):
         super().__init__()
         self.q, self.k, self.v = (nn.Linear(5, E) for _ in range(3))
         self.qkv, self.proj = nn.Linear(5, 3 * E), nn.Linear(E, 3)
-        self.first, self.second = nn.Linear(5, 8), nn.Linear(8, 5)
+        self.first, self.second, self.kv = nn.Linear(5, 8), nn.Linear(8, 5), nn.Linear(5, 2 * E)
+        self.num_heads, self.head_dim, self.width = HEADS, D, E
         self._forward = [forward]
 
     def forward(self, x, y):
@@ -269,6 +270,40 @@ def with_one_layer(m, x):
     return m.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, E))
 
 
+def with_one_layer_and_attributes(m, x):
+    b, n, _ = x.shape
+    q, k, v = m.qkv(x).reshape(b, n, 3, m.num_heads, m.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
+    return m.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, m.width))
+
+
+def with_one_layer_and_any_width(m, x):
+    b, n, _ = x.shape
+    q, k, v = m.qkv(x).view(b, n, 3, m.num_heads, -1).permute(2, 0, 3, 1, 4)
+    weights = (q * D**-0.5 @ k.transpose(-2, -1)).softmax(-1)
+    return m.proj((weights @ v).transpose(1, 2).reshape(b, n, -1))
+
+
+def with_one_layer_for_two(m, x):
+    b, n, _ = x.shape
+    q = m.q(x).reshape(b, n, m.num_heads, m.head_dim).transpose(1, 2)
+    k, v = m.kv(x).reshape(b, n, 2, m.num_heads, m.head_dim).permute(2, 0, 3, 1, 4)
+    return m.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+def with_one_layer_head_by_head(m, x):
+    b, n, _ = x.shape
+    q, k, v = m.qkv(x).view(b, n, m.num_heads, -1).transpose(1, 2).split([D, D, D], 3)
+    return m.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, -1))
+
+
+def with_heads_read_before(m, x):
+    size = m.width // m.num_heads
+    assert x.sum() * (m.num_heads + x.size(0)) is not None
+    b, n, _ = x.shape
+    q, k, v = m.qkv(x).reshape(b, n, 3, m.num_heads, size).permute(2, 0, 3, 1, 4)
+    return m.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, E))
+
+
 def with_a_bias_for_each_head(m, x):
     q, k, v = m.heads(x)
     bias = torch.ones(HEADS, 6, 6, dtype=torch.float64)
@@ -293,7 +328,9 @@ def with_values_of_another_order(m, x):
 
 BY_HAND = {
     with_torchs_call: True, with_two_products: True, with_scores_of_the_width: True, with_heads_written_down: False,
-    with_one_layer: False, with_a_bias_for_each_head: False, with_heads_that_talk: False, with_heads_averaged: False,
+    with_one_layer_and_attributes: True, with_one_layer_and_any_width: True, with_one_layer_for_two: True,
+    with_one_layer_head_by_head: True, with_heads_read_before: False, with_one_layer: False,
+    with_a_bias_for_each_head: False, with_heads_that_talk: False, with_heads_averaged: False,
     with_values_of_another_order: False,
 }  # fmt: skip
 
@@ -303,16 +340,23 @@ def test_attention_written_by_hand_loses_whole_heads_or_none(forward, is_cut):
     torch.manual_seed(0)
     model = ByHand(forward).double().eval()
     whole = copy.deepcopy(model)
-    pruned, _, plan = prune_model(model, CONFIG, INPUTS)
+    pruned, record, plan = prune_model(model, CONFIG, INPUTS)
     groups = {layer: group for group in plan.groups.values() for layer in group.layers}
     assert pruned.first.out_features == 4
     whole.second.weight.data[:, [c for c in range(8) if c not in groups["first"].keep]] = 0
-    layer = "qkv" if forward is with_one_layer else "v"
+    layer = "v" if "v" in groups else "qkv" if "qkv" in groups else "kv"
     assert bool(groups[layer].note) != is_cut
     if is_cut:
-        assert groups["q"] is groups["k"] is groups["v"]
-        assert [pruned.q.out_features, pruned.v.out_features, pruned.proj.in_features] == [E // 2] * 3
-        whole.proj.weight.data[:, [c for c in range(E) if c not in groups["v"].keep]] = 0
+        assert layer == "qkv" or groups["q"] is groups["k" if layer == "v" else "kv"] is groups[layer]
+        assert [pruned.get_submodule(layer).out_features, pruned.proj.in_features] == [
+            whole.get_submodule(layer).out_features // 2, E // 2,
+        ]  # fmt: skip
+        parts = groups[layer].before // E
+        heads = {c // D // (parts if forward is with_one_layer_head_by_head else 1) for c in groups[layer].keep}
+        whole.proj.weight.data[:, [c for c in range(E) if c // D not in heads]] = 0
+        again = restore(copy.deepcopy(model), record)
+        again.load_state_dict(pruned.state_dict())
+        assert torch.equal(again(*INPUTS), pruned(*INPUTS))
     torch.testing.assert_close(pruned(*INPUTS), whole(*INPUTS), **CLOSE)
 
 

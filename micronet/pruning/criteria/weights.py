@@ -45,8 +45,9 @@ def score_rows(
         found = found / (found.mean() or 1.0)
         for group in groups_of(layer.outputs):
             mine = layer.outputs // STRIDE == group
-            if len(np.unique(layer.outputs[mine])) == channels.groups[group].width:
-                np.add.at(sums[group], layer.outputs[mine] % STRIDE, found[mine])
+            places = channels.groups[group].alike(layer.outputs[mine] % STRIDE)
+            if len(np.unique(places)) == channels.groups[group].width:
+                np.add.at(sums[group], places, found[mine])
                 counts[group] += 1
     return {group: total / counts[group] for group, total in sums.items() if counts[group]}
 

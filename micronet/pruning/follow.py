@@ -1,0 +1,254 @@
+"""Following channel ids through a traced forward, node by node.
+
+A convolution or linear layer assigns new ids to its outputs. Operations that only move values (views, permutations,
+shuffles, concatenations, splits) run on the ids unchanged. Operations that combine values, such as additions, merge the
+groups of their channels. An operation that is not supported pins its channels: they are never cut.
+"""
+
+import operator
+from collections.abc import Set
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+from torch.utils._pytree import tree_leaves, tree_map
+
+from micronet.graph import ops
+from micronet.graph.trace import weight_owners
+from micronet.models.layers import FrozenBatchNorm
+from micronet.pruning.attributes import Attributes
+from micronet.pruning.group_table import GroupTable
+from micronet.pruning.heads import attend_ids
+from micronet.pruning.ids import (
+    FIXED,
+    Ids,
+    LayerChannels,
+    combine,
+    dense,
+    distinct,
+    ids_along,
+    is_whole_group,
+    spread,
+    varies,
+    without_ids,
+)
+from micronet.pruning.own_tensors import OwnTensors
+from micronet.pruning.sizes import fit_sizes, split_sizes
+from micronet.pruning.traced_network import NodeCall, Reshape, TracedNetwork, reads_shape
+
+_FIXED_SIZES = "forward() uses fixed sizes"
+
+
+class Follower:
+    """Runs a network's graphs on ids and keeps what it finds.
+
+    Attributes:
+        layers: Convolutions and linear layers by name.
+        norms: Modules with one value per channel by name.
+        reshapes: By graph and operation, how it takes channels in equal parts.
+        scalars: By graph and node, channels and the plain numbers that they are combined with.
+        attributes: Integers of the user's modules, for the widths at hand.
+        unsupported: Module -> why its channels are pinned.
+    """
+
+    def __init__(self, network: TracedNetwork, table: GroupTable, own: OwnTensors, called: Set[str]) -> None:
+        """Run every graph. ``own``: the tensors that the forward itself reads; ``called``: the modules it calls."""
+        self.layers: dict[str, LayerChannels] = {}
+        self.norms: dict[str, Ids] = {}
+        self.reshapes: dict[tuple[int, str], Reshape] = {}
+        self.scalars: dict[tuple[int, str], tuple[Ids, list[float]]] = {}
+        self.attributes = Attributes()
+        self.unsupported: dict[str, str] = {}
+        self.table, self._network, self._own, self._called = table, network, own, called
+        self._modules: dict[str, Any] = dict(network.model.named_modules())
+        frozen = {norm for norm in self._modules.values() if isinstance(norm, FrozenBatchNorm) and not norm._parameters}
+        self._owners = weight_owners(network.model) | frozen
+        for index, graph in enumerate(network.graphs):
+            self._run(index, graph)
+
+    def _run(self, index: int, graph: fx.Graph) -> None:
+        values: dict[fx.Node, Any] = {}
+        for node in graph.nodes:
+            given = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
+            args, kwargs = self.attributes.resolve(given)
+            module = self._modules[str(node.target)] if node.op == "call_module" else None
+            key = index, node.name
+            fixed, before_heads = self._network.results[key], key in self._network.before_heads
+            values[node] = self._visit(NodeCall(node, key, module, args, kwargs, fixed, given, before_heads))
+            self.attributes.read(given)
+
+    def _visit(self, call: NodeCall) -> Any:
+        node, module = call.node, call.module
+        if node.op == "output":
+            return self._give_up(call, "its channels are network outputs")
+        if node.op == "get_attr" and not all(map(reads_shape, node.users)):
+            owner, _, attribute = str(node.target).rpartition(".")
+            self.unsupported[owner] = f"forward() accesses its {attribute} directly"
+            return call.fixed if owner in self._called else self._own.read(str(node.target), call.fixed)
+        if node.op in ("placeholder", "get_attr"):
+            return call.fixed
+        if not call.keeps_elements and any(map(self._own.holds, call.tensors)):
+            call = replace(call, args=self._own.without(call.args), kwargs=self._own.without(call.kwargs))
+        if not call.tensors:
+            return call.fixed if module is not None else tree_map(without_ids, call.run())
+        if module is None:
+            return self._visit_operation(call)
+        result = self._visit_module(call, str(node.target), module)
+        if not (module._forward_hooks or module._forward_pre_hooks):
+            return result
+        self.unsupported[str(node.target)] = "a hook may change its input or its output"
+        return self._give_up(call, f"{node.target} has a hook")
+
+    def _visit_module(self, call: NodeCall, name: str, module: Any) -> Any:
+        if isinstance(module, ops.CONVOLUTIONS):
+            return self._convolve(call, name, module)
+        if isinstance(module, nn.Linear):
+            return self._multiply(call, name, module)
+        if isinstance(module, (*ops.BATCH_NORMS, *ops.INSTANCE_NORMS)):
+            return self._scale(call, name, module.affine or module.track_running_stats)
+        if isinstance(module, nn.PReLU):
+            return self._scale(call, name, module.num_parameters > 1)
+        return self._visit_operation(call)
+
+    def _visit_operation(self, call: NodeCall) -> Any:
+        kind, target = call.kind, call.node.target
+        if kind == "metadata":
+            return call.run()
+        if target is operator.getitem and any(isinstance(x, Tensor) for x in tree_leaves(call.args[1])):
+            return self._give_up(call, "forward() indexes it with a tensor")
+        if kind == "moving":
+            return self._move(call)
+        if call.writes_part:
+            return self._give_up(call, "forward() overwrites part of it")
+        if target is F.pad and len(call.args[1]) // 2 <= call.tensors[0].dim() - 2:
+            kind = "pooling"
+        visit = {
+            "combining": self._combine, "attending": self._attend, "reducing": self._reduce, "pooling": self._pool,
+        }.get(kind)  # fmt: skip
+        return visit(call) if visit else self._give_up(call, call.why_pinned)
+
+    def _convolve(self, call: NodeCall, name: str, conv: Any) -> Tensor:
+        x, parts = call.tensors[0], conv.groups
+        batched = x.dim() == len(conv.kernel_size) + 2
+        read = ids_along(x, 1) if batched else None
+        if not batched:
+            self.unsupported[name] = "its input has no batch axis"
+        depthwise = conv.groups == conv.in_channels > 1
+        if depthwise and read is not None and FIXED not in read:
+            out: Ids = np.repeat(read, conv.out_channels // conv.in_channels)
+        else:
+            out = self.table.assign(name, conv.out_channels)
+            if depthwise or (conv.transposed and conv.groups > 1):
+                self.unsupported[name] = f"it is a grouped {type(conv).__name__}, and its input cannot be pruned"
+            elif name in self._network.blocks and read is not None and is_whole_group(read, len(out)):
+                self.table.merge(read, out)  # a convolution group's inputs and outputs go together
+                self.table.add_block(out, self._network.blocks[name])
+                parts = 1
+            elif conv.groups > 1:
+                for end, ids in (("inputs", read), ("outputs", out)):
+                    if ids is not None:
+                        self.reshapes[call.key[0], f"{call.node.name} {end}"] = Reshape(ids, (conv.groups,))
+        self._record(call, name, LayerChannels(read, out, 1 if depthwise else parts))
+        return spread(out, 1, (x.shape[0], len(out), *call.fixed.shape[2:]))
+
+    def _multiply(self, call: NodeCall, name: str, linear: nn.Linear) -> Tensor:
+        x = call.tensors[0]
+        out = self.table.assign(name, linear.out_features)
+        self._record(call, name, LayerChannels(ids_along(x, -1), out))
+        return spread(out, x.dim() - 1, (*x.shape[:-1], len(out)))
+
+    def _attend(self, call: NodeCall) -> Any:
+        ids = attend_ids(call, self.table)
+        if ids is None:
+            return self._give_up(call, f"the attention heads of {call.node.name} cannot be identified")
+        return ids
+
+    def _record(self, call: NodeCall, name: str, layer: LayerChannels) -> None:
+        if layer.inputs is None:
+            self.table.pin(call.ids, f"{name} uses it with channels on more than one axis")
+        if call.module not in self._owners:
+            self.unsupported[name] = "its weight is shared or computed"
+        known = self.layers.setdefault(name, layer)
+        if known is layer:
+            return
+        if known.inputs is None or layer.inputs is None:  # called again: both inputs must be cut alike
+            self.unsupported[name] = "another of its inputs cannot be pruned"
+        else:
+            self.table.merge(known.inputs, layer.inputs)
+        self.table.merge(known.outputs, layer.outputs)
+
+    def _scale(self, call: NodeCall, name: str, has_values: bool) -> Any:
+        """Follow a module with one value per channel, or none at all."""
+        x = call.tensors[0]
+        fits = call.batched_rank in (None, x.dim())
+        if fits and not has_values:
+            return x
+        ids = ids_along(x, 1) if fits and x.dim() > 1 else None
+        if ids is None or call.module not in self._owners:
+            self.unsupported[name] = "its input cannot be pruned"
+            return self._give_up(call, f"{name} uses it with channels on another axis")
+        self.table.merge(self.norms.setdefault(name, ids), ids)
+        return x
+
+    def _move(self, call: NodeCall) -> Any:
+        call = fit_sizes(call, self.attributes)
+        try:
+            moved = call.run()
+        except (RuntimeError, IndexError, TypeError, ValueError):  # fixed sizes that do not fit these widths
+            return self._give_up(call, _FIXED_SIZES)
+        if not any(map(self._own.holds, call.tensors)):
+            found = call.reshape(moved, split_sizes(call.node))
+            self.reshapes |= {} if found is None else {call.key: found}
+        return moved
+
+    def _pool(self, call: NodeCall) -> Any:
+        x, ids = call.tensors[0], ids_along(call.tensors[0], 1)
+        results = [leaf for leaf in tree_leaves(call.fixed) if isinstance(leaf, Tensor)]
+        fits = call.batched_rank in (None, x.dim()) and [y.dim() for y in results] == [x.dim()]
+        if ids is None or not fits:
+            return self._give_up(call, f"{call.node.name} pools across channels, or its input has no batch axis")
+        return spread(ids, 1, (x.shape[0], len(ids), *results[0].shape[2:]))
+
+    def _reduce(self, call: NodeCall) -> Any:
+        """Follow a reduction or a softmax over some axes."""
+        x, default = call.tensors[0], call.kwargs.get("axis", getattr(call.module, "dim", None))
+        dims = call.argument(1, "dim", default)
+        axes = list(range(x.dim())) if dims is None else [dims] if isinstance(dims, int) else list(dims)
+        if call.node.users and not all(self._tie(x, axis % x.dim()) for axis in axes if varies(x, axis % x.dim())):
+            return self._give_up(call, f"{call.node.name} reduces across channels")
+        if ops.SOFTMAX.matches(call.node, call.module):
+            return x
+        return torch.amin(x, axes, keepdim=bool(call.argument(2, "keepdim", False)))
+
+    def _tie(self, x: Tensor, axis: int) -> bool:
+        """Keep or cut channels that differ along one axis alike; return False if nothing else tells channels apart."""
+        if others := any(varies(x, other) for other in range(x.dim()) if other != axis):
+            self.table.merge(*(ids.numpy().ravel() for ids in dense(x.narrow(axis, 0, 1).expand_as(x), x)))
+        return others
+
+    def _combine(self, call: NodeCall) -> Any:
+        own, channels = ([x for x in call.tensors if self._own.holds(x) is held] for held in (True, False))
+        if own and not channels:
+            return own[0] if len(own) == 1 else call.fixed
+        out, *others = channels
+        plain = [leaf for leaf in tree_leaves((call.args, call.kwargs)) if isinstance(leaf, (int, float))]
+        self.scalars[call.key] = (call.ids, plain)
+        try:
+            torch.broadcast_shapes(*(x.shape for x in call.tensors))  # type: ignore[no-untyped-call]
+        except RuntimeError:  # fixed sizes that do not fit these widths
+            return self._give_up(call, _FIXED_SIZES)
+        for other in others:
+            out, equal, unmatched = combine(out, other)
+            for x, why in unmatched:
+                self.table.pin(distinct(x), why)
+            self.table.merge(*equal)
+        for x in own:
+            out = self._own.follow(x, out)
+        return out
+
+    def _give_up(self, call: NodeCall, why: str) -> Any:
+        self.table.pin(call.ids, why)
+        return call.fixed

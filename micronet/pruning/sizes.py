@@ -1,0 +1,63 @@
+"""The sizes that splits and reshapes are called with, changed with the widths where modules hold them as attributes.
+
+The sizes of a split's parts grow with their total. A reshape that does not fit has one of its sizes changed. If
+attention reads the result, that is the first one, the number of heads, because part of a head cannot be cut.
+"""
+
+from dataclasses import replace
+from fractions import Fraction
+from typing import Any
+
+import torch
+from torch import fx
+from torch.utils._pytree import tree_leaves
+
+from micronet.pruning.attributes import Attribute, Attributes
+from micronet.pruning.traced_network import NodeCall
+
+_SPLITS = {torch.split, "split"}
+_RESHAPES = {torch.reshape, "reshape", "view"}
+
+
+def fit_sizes(call: NodeCall, attributes: Attributes) -> NodeCall:
+    """Return a split or reshape with sizes that fit its input, if changed attributes make that possible."""
+    if sizes := split_sizes(call.node):
+        _fit_split(call, sizes, attributes)
+    elif call.node.target in _RESHAPES:
+        _fit_reshape(call, attributes)
+    else:
+        return call
+    args, kwargs = attributes.resolve(call.unresolved)
+    return replace(call, args=args, kwargs=kwargs)
+
+
+def split_sizes(node: fx.Node) -> list[Attribute]:
+    """Return the sizes of a split's parts, or the one size of all parts, if all are attributes, else an empty list."""
+    if node.target not in _SPLITS:
+        return []
+    sizes = tree_leaves(node.args[1] if len(node.args) > 1 else next(iter(node.kwargs.values()), None))
+    found = [size for size in sizes if isinstance(size, Attribute)]
+    return found if len(found) == len(sizes) else []
+
+
+def _fit_split(call: NodeCall, sizes: list[Attribute], attributes: Attributes) -> None:
+    total = call.tensors[0].size(call.argument(2, "dim", 0))
+    share = Fraction(total, sum(sizes) if len(sizes) > 1 else int(sizes[0]) * len(call.fixed))
+    fitting = [int(size) * share for size in sizes]
+    if all(size.denominator == 1 for size in fitting):
+        for size, new in zip(sizes, fitting, strict=True):
+            attributes.fit(size, new)
+
+
+def _fit_reshape(call: NodeCall, attributes: Attributes) -> None:
+    given: list[Any] = tree_leaves(call.unresolved)[1:]  # the sizes behind the tensor
+    sizes: list[int] = attributes.resolve(given)
+    own = [size for size in given if isinstance(size, Attribute)]
+    if not own or not all(isinstance(size, int) for size in sizes) or 0 in sizes:
+        return
+    known = torch.Size(size for size in sizes if size != -1).numel()
+    share = Fraction(call.tensors[0].numel(), known)
+    if -1 in sizes:  # which would take up any change
+        share = share / call.fixed.size(sizes.index(-1)) if call.before_heads else Fraction(1)
+    if share != 1:
+        any(attributes.fit(size, share * attributes.value(size)) for size in (own if call.before_heads else own[::-1]))
