@@ -35,6 +35,7 @@ def train(
     lr: float | None = None,
     device: str | None = None,
     output: str | Path | None = None,
+    trust_code: bool = False,
     width: float | None = None,
     model_args: str | None = None,
     task: str | None = None,
@@ -79,6 +80,7 @@ def train(
         device: cpu, cuda, cuda:N, or GPU numbers such as 0,1 to run one process per GPU (untested); default: cuda
             if available, otherwise cpu.
         output: File to write; by default, nothing is written.
+        trust_code: Allow code stored in the teacher's file (distill) to run.
         width: Multiplier for the width of every layer (built-in networks only); default: 1.
         model_args: Model arguments as JSON, for example '{"num_classes": 10}'.
         task: classification, segmentation, agreement (with the float network; for any network and inputs, without

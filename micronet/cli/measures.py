@@ -9,6 +9,7 @@ from micronet.stages.words import OTHER_WIDTHS
 FIGURES = (
     "name", "runtime", "accuracy", "drop", "agrees", "MACs", "params", "bytes", "smaller", "1 image", "64 images",
 )  # fmt: skip
+LISTED_LAYERS = 3
 EQUAL_DB = 300  # the SQNR of equal outputs
 _ACRONYMS = {"sqnr": "SQNR", "iou": "IoU", "map": "mAP"}
 FASTER = 0.9  # of a latency; less of a difference may be noise
@@ -56,6 +57,16 @@ def print_figures(figures: dict[str, str]) -> None:
     """Print one line for each figure."""
     for name, value in figures.items():
         print_line(f"{name:<20}{value}")
+
+
+def print_left_float(reasons: dict[str, str]) -> None:
+    """Print the layers that stay in float, one line for all with the same reason."""
+    names: dict[str, list[str]] = {}
+    for name, why in reasons.items():
+        names.setdefault(why, []).append(name)
+    for why, same in names.items():
+        more = f" and {len(same) - LISTED_LAYERS} more" if len(same) > LISTED_LAYERS else ""
+        print_line(f"kept in float: {', '.join(same[:LISTED_LAYERS])}{more} ({why})")
 
 
 def show_comparison(summary: dict[str, Any]) -> None:

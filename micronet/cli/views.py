@@ -9,6 +9,7 @@ from micronet.cli.measures import (
     accuracy_figures,
     metric_label,
     print_figures,
+    print_left_float,
     pruned_latency,
     show_comparison,
     show_comparison_as_markdown,
@@ -107,6 +108,8 @@ def _prune_plan(summary: dict[str, Any]) -> None:
         print_line(f"{metric_label(name):<10}{value_text(name, was)} -> {value_text(name, now)}  before finetuning")
     for line in [] if slower else latency:
         print_line(line)
+    if summary["not_pruned"]:
+        print_line(f"not pruned: {', '.join(summary['not_pruned'])}")
     if "output" in summary:
         print_line(f"wrote {summary['output']}")
     _next(summary)
@@ -134,12 +137,7 @@ def _quantize(summary: Any) -> None:
         print_line(f"{_wrote(summary)}  test accuracy {now:.2%} (float model: {before:.2%})")
     else:
         print_line(f"{_wrote(summary)}{_tested(summary)}")
-        names: dict[str, list[str]] = {}
-        for name, why in summary["left_float"].items():
-            names.setdefault(why, []).append(name)
-        for why, same in names.items():
-            more = f" and {len(same) - LISTED_NODES} more" if len(same) > LISTED_NODES else ""
-            print_line(f"kept in float: {', '.join(same[:LISTED_NODES])}{more} ({why})")
+        print_left_float(summary["left_float"])
         _next(summary)
 
 
@@ -163,6 +161,7 @@ def _export_onnx(summary: dict[str, Any]) -> None:
     slower = words[:1] if words and words[0].startswith("slower") else []
     for line in (*slower, f"{_agrees(summary)}{scores}", *words[len(slower) :]):
         print_line(line)
+    print_left_float(summary["left_float"])
     if summary["kept_float32"]:
         print_line("kept in float32: " + ", ".join(summary["kept_float32"]))
 
@@ -173,6 +172,7 @@ def _pack(summary: dict[str, Any]) -> None:
     lines = [_agrees(summary), speed["words"]]
     for line in filter(None, lines[::-1] if speed.get("slower") else lines):
         print_line(line)
+    print_left_float(summary["left_float"])
 
 
 def _check_onnx(summary: dict[str, Any]) -> None:

@@ -126,15 +126,24 @@ def _factory(spec: ModelSpec) -> Callable[..., Any]:
         from torchvision.models import get_model, list_models
 
         name = spec.name.removeprefix(TORCHVISION)
-        if name not in list_models():
+        if not is_torchvision(name):
             raise unknown("torchvision model", name, list_models())
         return partial(get_model, name, weights=None)
     if ":" in spec.name:
         return _user_factory(spec)
     if spec.name not in registry.MODELS:
+        if is_torchvision(spec.name):
+            raise MicronetError(f"{spec.name} is a torchvision network; use --model {TORCHVISION}{spec.name}")
         raise unknown("model", spec.name, [*registry.MODELS, *_FORMS])
     factory: Callable[..., Any] = registry.load_object(registry.MODELS[spec.name])
     return factory
+
+
+def is_torchvision(name: str) -> bool:
+    """Return True if torchvision has a network of a name."""
+    from torchvision.models import list_models
+
+    return name in list_models()
 
 
 def _user_factory(spec: ModelSpec, noun: str = "model") -> Callable[..., Any]:
@@ -142,10 +151,7 @@ def _user_factory(spec: ModelSpec, noun: str = "model") -> Callable[..., Any]:
     folder = Path.cwd() if file is None else file.parent
     try:
         with registry.importable_from(folder):
-            if file is None:
-                module = import_module(spec.name.partition(":")[0])
-            else:
-                module = _module_of(spec, f"{file.name}:{(spec.sha256 or '')[:8]}")
+            module = import_module(spec.name.partition(":")[0]) if file is None else _module_of(spec, file)
     except Exception as error:
         raise MicronetError(
             f"importing the code of {noun} {spec.name} failed ({type(error).__name__}: {error}); fix the code"
@@ -153,6 +159,12 @@ def _user_factory(spec: ModelSpec, noun: str = "model") -> Callable[..., Any]:
     try:
         factory: Callable[..., Any] = getattr(module, attribute)
     except AttributeError:
+        if noun == "model" and hasattr(module, "create_model"):
+            package = spec.name.rpartition(":")[0]
+            raise MicronetError(
+                f"{package} builds networks by name; for {attribute}, use --model {package}:create_model "
+                f"""--model-args '{{"model_name": "{attribute}", "pretrained": true}}'"""
+            ) from None
         public = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
         kind = "factory" if noun == "model" else "class"
         raise unknown(f"{kind} in {spec.name.rpartition(':')[0]}:", attribute, public) from None
@@ -170,15 +182,17 @@ def _split(name: str) -> tuple[Path | None, str]:
     return (Path(module) if module.endswith(".py") else None), attribute
 
 
-def _module_of(spec: ModelSpec, title: str) -> ModuleType:
+def _module_of(spec: ModelSpec, file: Path) -> ModuleType:
     """Return a user's file as a module: the script that is running now, if it is that, otherwise run its text."""
     running = sys.modules["__main__"]
     script = Path(getattr(running, "__file__", None) or "")
     if script.is_file() and _sha256(script.read_text(encoding="utf-8", errors="replace")) == spec.sha256:
         return running
+    title = f"{file.name}:{(spec.sha256 or '')[:8]}"
     module = ModuleType(f"micronet_user:{title}")
     sys.modules[module.__name__] = module  # dataclasses and typing look up a class's module there
-    exec(compile(spec.source or "", title, "exec"), module.__dict__)
+    same = file.is_file() and _sha256(file.read_text(encoding="utf-8", errors="replace")) == spec.sha256
+    exec(compile(spec.source or "", str(file) if same else title, "exec"), module.__dict__)  # for tracebacks
     return module
 
 

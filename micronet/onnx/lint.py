@@ -190,14 +190,10 @@ def _channel_widths_of_tensorrt(graph: GraphView) -> Matches:
     yield from _odd_widths(graph, 16 if graph.qdq else 8)
 
 
-@_rule(
-    "micronet quantize --first-last 8bit without --exclude for this layer; for a ConvTranspose, add it to --exclude",
-    ort="warning",
-    tensorrt="warning",
-)
+@_rule("micronet quantize --first-last 8bit without --exclude for this layer", ort="warning", tensorrt="warning")
 def _float_layers(graph: GraphView) -> Matches:
     for layer in graph.layers:
-        if graph.qdq and layer.weight_qdq is None:
+        if graph.qdq and layer.weight_qdq is None and layer.node.op_type != "ConvTranspose":
             yield (
                 layer.node,
                 (
@@ -205,7 +201,12 @@ def _float_layers(graph: GraphView) -> Matches:
                     "weight at run time"
                 ),
             )
-        elif layer.quantized and layer.node.op_type == "ConvTranspose":
+
+
+@_rule("micronet quantize --exclude for this layer, which is faster in float", ort="warning", tensorrt="warning")
+def _quantized_transposed_convolution(graph: GraphView) -> Matches:
+    for layer in graph.layers:
+        if layer.quantized and layer.node.op_type == "ConvTranspose":
             yield layer.node, "neither runtime has an integer ConvTranspose: this layer runs in float"
 
 

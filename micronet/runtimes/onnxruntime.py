@@ -1,7 +1,6 @@
 """Run ONNX files with ONNX Runtime."""
 
 import json
-import math
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,6 +17,7 @@ from micronet.errors import MicronetError, count, first_line
 from micronet.evaluation.network import Predictor, Scores
 from micronet.runtimes.config import RuntimeOptions
 from micronet.runtimes.network import described, to_pixels
+from micronet.runtimes.onnx_cost import count_macs, for_one_sample, stored_parameters
 
 # Keeps the int8 kernels of x86 processors without VNNI from saturating in their 16-bit intermediate sums.
 EXACT_INT8 = "session.x64quantprecision"
@@ -42,7 +42,6 @@ class OrtPredictor:
         self._proto = proto = read_onnx(path)
         self._session = open_session(path, options, str(path))
         self.data, self.stages = described(metadata(proto))
-        self._weights = _weights(proto.graph)
         self.params = stored_parameters(proto.graph)
 
     def __call__(self, inputs: Any) -> Scores:
@@ -51,28 +50,14 @@ class OrtPredictor:
 
     def macs(self, *shapes: tuple[int, ...]) -> int | None:
         """Count the multiply-accumulates of convolutions and matrix products, or return None if shapes are unknown."""
-        proto = onnx.ModelProto()
-        proto.CopyFrom(self._proto)
-        for entry, shape in zip(model_inputs(proto), shapes, strict=False):
-            for dim, value in zip(entry.type.tensor_type.shape.dim, (1, *shape), strict=False):
-                dim.dim_value = value
-        graph = onnx.shape_inference.infer_shapes(proto).graph
-        infos = [*graph.input, *graph.value_info, *graph.output]
-        sizes = {info.name: [d.dim_value for d in info.type.tensor_type.shape.dim] for info in infos}
-        total = 0
-        for node in graph.node:
-            weight = self._weights.get(node.input[1]) if node.op_type in WEIGHTED_OPS else None
-            if weight is None:
-                continue
-            # A transposed convolution multiplies each input value, the others compute each output value.
-            produced = sizes.get(node.input[0] if node.op_type == "ConvTranspose" else node.output[0])
-            if not produced or 0 in produced:
-                return None
-            if node.op_type in ("Conv", "ConvTranspose"):
-                total += math.prod(produced) * math.prod(weight.dims[1:])
-            else:
-                total += math.prod(produced[:-1]) * math.prod(weight.dims)
-        return total
+        proto = for_one_sample(self._proto, shapes)
+        found = count_macs(proto)
+        if found is not None:
+            return found
+        try:  # ONNX Runtime folds what shapes are computed from
+            return count_macs(optimize(proto.SerializeToString(), onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC))
+        except Exception:  # a model that ONNX Runtime refuses, or too large for one message
+            return None
 
 
 def image_input(proto: onnx.ModelProto) -> onnx.ValueInfoProto:
@@ -93,23 +78,6 @@ def _only(inputs: list[Any]) -> Any:
             f"the model has {count(len(inputs), 'input')}; micronet only runs networks with a single image input"
         )
     return inputs[0]
-
-
-def stored_parameters(graph: Any) -> int:
-    """Count the weights and biases, element by element, that a graph holds."""
-    weights = _weights(graph)
-    read = [name for node in graph.node if node.op_type in WEIGHTED_OPS for name in node.input[1:]]
-    found = {weights[name].name: weights[name] for name in read if name in weights}
-    return sum(math.prod(tensor.dims) for tensor in found.values())
-
-
-def _weights(graph: Any) -> dict[str, Any]:
-    """Return the initializer behind a tensor name, directly or through a DequantizeLinear."""
-    found = {tensor.name: tensor for tensor in graph.initializer}
-    for node in graph.node:
-        if node.op_type == "DequantizeLinear" and node.input[0] in found:
-            found[node.output[0]] = found[node.input[0]]
-    return found
 
 
 def check_size(weights_bytes: int) -> None:

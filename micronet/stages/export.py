@@ -5,14 +5,17 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from micronet.core.config import group, setting
 from micronet.core.files import write_bytes
-from micronet.errors import FailedError, count
+from micronet.errors import FailedError, MicronetError, count
 from micronet.onnx.config import ExportConfig
 from micronet.stages.config import ConvertSettings, ReportConfig, input_file
 from micronet.stages.stage import Context, Outcome, Stage
+
+if TYPE_CHECKING:
+    from micronet.artifact.artifact import Artifact
 
 LARGEST_TIMED = 200_000_000  # weights of a packed network
 ROUNDING = ("quantize", "sign", "threshold")  # operations that make the scores differ from the float network's
@@ -52,7 +55,6 @@ class ExportOnnx(CheckedSettings, Stage):
         """Export the network and compare the file with it."""
         from micronet.models.device import Inputs, as_arrays, head
         from micronet.onnx.check import compare_outputs, drift, require_agreement
-        from micronet.onnx.export import to_onnx
         from micronet.onnx.integers import count_integer_layers, describe, measure_speed
         from micronet.runtimes.onnxruntime import metadata
         from micronet.stages.inputs import export_batches
@@ -67,7 +69,7 @@ class ExportOnnx(CheckedSettings, Stage):
             artifact, batches = export_batches(artifact, self.data, self.check_images)
             given = list(batches())
         first = given[0]
-        proto = to_onnx(artifact, first, self.export)
+        proto = exported(artifact, first, self.export)
         images = not isinstance(first, Inputs)
         classes = images and (artifact.data or {}).get("task", CLASSIFICATION) == CLASSIFICATION
         agreement = compare_outputs(artifact.model, proto, given, classes=classes)
@@ -80,6 +82,10 @@ class ExportOnnx(CheckedSettings, Stage):
             if not (self.skip_timing or context.temporary):
                 integers |= measure_speed(proto, as_arrays(head(first, 1)))
             about["integers"] = {**integers, "words": describe(integers)}
+        named = about.get("integers", {"float": {}})["float"]
+        about["left_float"] = {
+            name: why for name, why in artifact.left_float.items() if not any(each.startswith(name) for each in named)
+        }
         return Outcome(proto, about)
 
     def write(self, product: Any, path: Path) -> None:
@@ -116,7 +122,6 @@ class Pack(CheckedSettings, Stage):
             compare_scores,
             compare_tensors,
         )
-        from micronet.onnx.export import to_onnx
         from micronet.packed.from_onnx import pack_model
         from micronet.runtimes.packed.numpy_backend import run as run_packed
         from micronet.stages.inputs import export_batches
@@ -124,7 +129,7 @@ class Pack(CheckedSettings, Stage):
 
         artifact, batches = export_batches(context.artifact, self.data, self.check_images)
         first = next(batches())
-        proto = to_onnx(artifact, first)
+        proto = exported(artifact, first)
         program = pack_model(proto)
         classes = (artifact.data or {}).get("task", CLASSIFICATION) == CLASSIFICATION
         compare = compare_scores if classes else compare_tensors
@@ -144,7 +149,7 @@ class Pack(CheckedSettings, Stage):
                 f"the packed network agrees with torch on only {found.classes:.2%} of {count(found.images, 'image')}; "
                 "nothing was written"
             )
-        about = found._asdict()
+        about = {**found._asdict(), "left_float": artifact.left_float}
         if not (self.skip_timing or context.temporary or program.weights > LARGEST_TIMED):
             from micronet.stages.pack_latency import measure_packed
 
@@ -156,6 +161,27 @@ class Pack(CheckedSettings, Stage):
         from micronet.packed.file_format import to_bytes
 
         write_bytes(path, to_bytes(product))
+
+
+def exported(artifact: "Artifact", inputs: Any, config: ExportConfig | None = None) -> Any:
+    """Return an artifact as an ONNX model; an error names the line that decides by the values of the inputs, if any."""
+    from micronet.graph.record import record
+    from micronet.models.device import as_inputs
+    from micronet.onnx.export import to_onnx
+
+    try:
+        return to_onnx(artifact, inputs, config)
+    except MicronetError as error:
+        try:
+            reads = record(artifact.model, as_inputs(artifact.model, inputs)).reads
+        except Exception:  # the user's forward may raise anything
+            reads = ""
+        if not reads:
+            raise
+        raise MicronetError(
+            f"torch cannot export this network to ONNX, because forward() depends on the values of its inputs{reads}; "
+            "write that part with tensor operations such as torch.where"
+        ) from error
 
 
 @dataclass(frozen=True)

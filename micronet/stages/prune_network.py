@@ -112,7 +112,12 @@ class Pruning:
             for group in plan.groups.values()
         ]
         counts = {"asked": plan.requested, "cut": plan.cut, "total": plan.total}
-        return {**counts, "before": before, "after": after, "groups": groups}
+        recurrent = [
+            f"{name} ({type(module).__name__})"
+            for name, module in pruned.model.named_modules()
+            if isinstance(module, nn.RNNBase)
+        ]
+        return {**counts, "before": before, "after": after, "groups": groups, "not_pruned": recurrent}
 
     def _with_gradients(self) -> nn.Module:
         """Return the network; for the criterion taylor with the gradients of some training images."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from micronet import registry
 from micronet.artifact.header import StageRecord, read_header
-from micronet.core.config import group, setting
+from micronet.core.config import flatten, group, setting
 from micronet.errors import MicronetError
 from micronet.pruning.config import SparsityConfig
 from micronet.stages.config import DataConfig, ModelConfig, ReadSettings, RunConfig, TrainingSettings, input_file
@@ -35,7 +35,14 @@ class Train(TrainingSettings, Stage):
     begins = True
     leads_to = "quantize"
 
+    trust_code: bool = setting(False, "Allow code stored in the teacher's file (--distill) to run.")
     model: ModelConfig = group(ModelConfig)
+
+    def check(self) -> None:
+        """Refuse trust in a teacher that there is not."""
+        super().check()
+        if self.trust_code and self.training.distill is None:
+            raise MicronetError("--trust-code has no effect without --distill; drop it")
 
     def run(self, context: Context) -> Outcome:
         """Build a network that fits the data and train it."""
@@ -156,6 +163,7 @@ def run_context(stage: Any, context: Context) -> "RunContext":
         checkpoint_minutes=run.checkpoint_minutes,
         initial_weights="" if context.source is None else weights_hash(context.source.model),
         compiled=run.compile,
+        trust_code=flatten(stage).get("trust_code", False),
     )
 
 

@@ -170,6 +170,7 @@ class RunContext:
     checkpoint_minutes: float = 10.0  # between checkpoints within an epoch; 0: after every step
     initial_weights: str = ""  # the hash of the input network's weights; a checkpoint is not continued with others
     compiled: bool = False  # run the network through torch.compile
+    trust_code: bool = False  # code recorded in the teacher's file may run
 
 
 def learning_rate(config: TrainConfig, step: int, steps: int) -> float:

@@ -13,10 +13,11 @@ from micronet.artifact.artifact import Artifact, load
 from micronet.artifact.header import read_header
 from micronet.data.dataset import DataSpec
 from micronet.errors import MicronetError
+from micronet.models.build import ModelSpec
 from micronet.models.device import inference_format
 from micronet.tasks.agreement import relative_error
 from micronet.tasks.task import Outputs, Task, first_output, outputs_of
-from micronet.training.config import TrainConfig
+from micronet.training.config import RunContext, TrainConfig
 
 
 @dataclass(frozen=True)
@@ -60,16 +61,23 @@ class Teacher:
         return (1 - self.weight) * loss + self.weight * self.temperature**2 * divergence
 
 
-def load_teacher(config: TrainConfig, student: Artifact, spec: DataSpec, device: torch.device) -> Teacher | None:
+def load_teacher(config: TrainConfig, student: Artifact, spec: DataSpec, context: RunContext) -> Teacher | None:
     """Load the teacher that a config names; return None if it names none.
 
-    A teacher built by the same code as the student, which the user already trusts, needs no further permission.
-    Raises MicronetError if the teacher expects other images than the student gets.
+    A teacher built by the same file as the student, which the user already trusts, needs no further permission.
+    Raises MicronetError if other code would run, or the teacher expects other images than the student gets.
     """
     if config.distill is None:
         return None
     header, _ = read_header(config.distill)
-    teacher = load(config.distill, trust_code=header.model == student.spec.to_json())
+    built = ModelSpec.from_json(header.model)
+    same_file = built.sha256 is not None and built.sha256 == student.spec.sha256
+    if built.runs_user_code and not (context.trust_code or same_file or built == student.spec):
+        raise MicronetError(
+            f"--distill {config.distill}: this teacher is built by custom code, {built.name}, which is not run "
+            "automatically; add --trust-code to run the code recorded in its file"
+        )
+    teacher = load(config.distill, trust_code=True)
     expected = DataSpec.from_json(teacher.data)
     for name in ("classes", "channels", "image_size", "mean", "std"):
         own = getattr(expected, name)
@@ -78,5 +86,5 @@ def load_teacher(config: TrainConfig, student: Artifact, spec: DataSpec, device:
                 f"--distill {config.distill} was trained with {name} {own}, but the student's data set has "
                 f"{getattr(spec, name)}; choose a teacher trained with the same data and preprocessing"
             )
-    model = teacher.model.eval().to(device)
+    model = teacher.model.eval().to(context.device)
     return Teacher(model.to(memory_format=inference_format(model)), config.distill_weight, config.temperature)

@@ -239,7 +239,7 @@ def fit_artifact(
 
     The history is left to the caller, who knows which stage this is. Raises what ``Trainer.fit`` raises.
     """
-    teacher = load_teacher(config, artifact, data.spec, context.device)
+    teacher = load_teacher(config, artifact, data.spec, context)
     identity = {
         "model": artifact.spec.to_json(),
         "history": [record.to_json() for record in artifact.history],

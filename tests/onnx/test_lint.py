@@ -221,7 +221,7 @@ CASES = [
     ("channel-widths-of-tensorrt", "tensorrt", "warning", widths(24, 16), widths(32, 16, 3)),
     ("channel-widths-of-tensorrt", "tensorrt", "warning", widths(12, 3, grids=False), widths(24, 3, grids=False)),
     ("float-layers", "both", "warning", float_weight(False), float_weight(True)),
-    ("float-layers", "both", "warning", transposed(True), transposed(False)),
+    ("quantized-transposed-convolution", "both", "warning", transposed(True), transposed(False)),
     ("float-activations", "ort", "warning", float_activation(False), float_activation(True)),
     ("sixteen-bits", "ort", "warning", two_layers(np.uint16), GOOD),
     ("sixteen-bits", "tensorrt", "error", two_layers(np.int16), SIGNED),

@@ -179,3 +179,22 @@ def test_the_macs_of_a_transposed_convolution_are_counted_also_in_the_first_laye
     onnx.save(to_onnx(artifact, torch.randn(2, 3, 4, 4)), tmp_path / "up.onnx")
     predictor = OrtPredictor(tmp_path / "up.onnx", RuntimeOptions())
     assert predictor.macs((3, 4, 4)) == count_macs(network, torch.zeros(1, 3, 4, 4)) == 3 * 16 * 16 + 256 * 5
+
+
+class Recurrent(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed, self.norm = torch.nn.Embedding(9, 6), torch.nn.LayerNorm(6)
+        self.read = torch.nn.LSTM(6, 5, batch_first=True, bidirectional=True)
+
+    def forward(self, ids):
+        x, _ = self.read(self.norm(self.embed(ids)))
+        return x @ x.transpose(1, 2)
+
+
+def test_the_cost_of_recurrent_layers_norms_embeddings_and_products_of_activations_is_torchs(tmp_path):
+    network, ids = Recurrent().eval(), torch.zeros(2, 7, dtype=torch.int64)
+    onnx.save(to_onnx(Artifact(network, ModelSpec("mine.py:Recurrent")), ids), tmp_path / "r.onnx")
+    predictor = OrtPredictor(tmp_path / "r.onnx", RuntimeOptions())
+    assert predictor.params == sum(parameter.numel() for parameter in network.parameters())
+    assert predictor.macs((7,)) == count_macs(network, ids[:1])

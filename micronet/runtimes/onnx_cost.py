@@ -1,0 +1,89 @@
+"""What an ONNX model costs: its parameters, and its multiply-accumulates for one sample."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import onnx
+
+RECURRENT_OPS = ("LSTM", "GRU", "RNN")
+NORMS = ("BatchNormalization", "InstanceNormalization", "LayerNormalization", "GroupNormalization", "RMSNormalization")
+NOTHING = slice(0)
+# An operator -> those of its inputs that hold parameters if they are constant.
+PARAMETERS = {
+    **dict.fromkeys(("Conv", "ConvTranspose", "PRelu"), slice(1, None)),
+    **dict.fromkeys(("Gemm", "MatMul", "Add", "Mul", "Einsum"), slice(None)),
+    **dict.fromkeys(RECURRENT_OPS, slice(1, 4)),
+    **dict.fromkeys(NORMS, slice(1, 3)),
+    "Gather": slice(1),
+}
+UNKNOWN = [0, 0]  # sizes
+PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul", *RECURRENT_OPS)
+
+
+def stored_parameters(graph: Any) -> int:
+    """Count the parameters of layers that a graph holds, one by one; statistics, scales and indices are none."""
+    constants, found = _constants(graph), {}
+    for node in graph.node:
+        for name in node.input[PARAMETERS.get(node.op_type, NOTHING)]:
+            found |= {tensor.name: tensor for tensor in constants.get(name, [])}
+    sizes = [math.prod(t.dims) for t in found.values() if t.dims and t.data_type != onnx.TensorProto.INT64]
+    return sum(sizes)
+
+
+def for_one_sample(proto: onnx.ModelProto, shapes: Sequence[tuple[int, ...]]) -> onnx.ModelProto:
+    """Return a model for one sample. ``shapes``: of its inputs, without the batch."""
+    fixed = onnx.ModelProto()
+    fixed.CopyFrom(proto)
+    stored = {tensor.name for tensor in proto.graph.initializer}  # old files also list these as inputs
+    inputs = [entry for entry in fixed.graph.input if entry.name not in stored]
+    for entry, shape in zip(inputs, shapes, strict=False):
+        for dim, value in zip(entry.type.tensor_type.shape.dim, (1, *shape), strict=False):
+            dim.dim_value = value
+    return fixed
+
+
+def count_macs(proto: onnx.ModelProto) -> int | None:
+    """Count the multiply-accumulates of convolutions, matrix products and recurrent layers in a model of fixed sizes.
+
+    Returns None if sizes inside the model are unknown.
+    """
+    graph = onnx.shape_inference.infer_shapes(proto, data_prop=True).graph
+    stored = {tensor.name: list(tensor.dims) for tensor in proto.graph.initializer}
+    sizes = stored | {
+        info.name: [dim.dim_value for dim in info.type.tensor_type.shape.dim]
+        for info in (*graph.input, *graph.value_info, *graph.output)
+    }
+    total = 0
+    for node in graph.node:
+        if node.op_type in PRODUCTS:
+            macs = _macs(node.op_type, [sizes.get(name) or UNKNOWN for name in (*node.input[:3], node.output[0])])
+            if not macs:
+                return None
+            total += macs
+    return total
+
+
+def _macs(kind: str, sizes: list[list[int]]) -> int:
+    """Return the multiply-accumulates of an operator from the sizes of its first inputs and its output; 0: unknown."""
+    first, second, output = sizes[0], sizes[1], sizes[-1]
+    if kind == "ConvTranspose":  # multiplies each input value, the others compute each output value
+        return math.prod(first) * math.prod(second[1:])
+    if kind == "Conv":
+        return math.prod(output) * math.prod(second[1:])
+    if kind in RECURRENT_OPS:
+        return first[0] * first[1] * (math.prod(second) + math.prod(sizes[2]))
+    if kind == "Gemm":
+        return first[0] * math.prod(second)
+    return math.prod(output) * first[-1]
+
+
+def _constants(graph: Any) -> dict[str, list[onnx.TensorProto]]:
+    """Return every tensor computed from stored tensors alone, with those; of a dequantized one, with its integers."""
+    found = {tensor.name: [tensor] for tensor in graph.initializer}
+    for node in graph.node:
+        names = [name for name in node.input if name]
+        if names and all(name in found for name in names):
+            parts = names[:1] if node.op_type == "DequantizeLinear" else names
+            found |= {output: [tensor for name in parts for tensor in found[name]] for output in node.output}
+    return found
