@@ -138,8 +138,10 @@ class Quantize(TrainingSettings, Stage):
             raise MicronetError(
                 "ONNX files cannot be trained; add --mode ptq, or pass the artifact that the file was exported from"
             )
-        if self.dry_run or self.recovery != RecoveryConfig() or self.training != QAT:
-            raise MicronetError("ONNX files do not support --dry-run or the recovery and training options; drop them")
+        if self.dry_run or replace(self.recovery, bias_correct=False) != RecoveryConfig() or self.training != QAT:
+            raise MicronetError(
+                "ONNX files do not support --dry-run, training, or any recovery option except --bias-correct; drop them"
+            )
         if self.calibration.makes_images:
             raise MicronetError(
                 "--calib-data none needs the batch norms of an artifact, but this is an ONNX file; pass a folder of "

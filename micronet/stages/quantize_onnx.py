@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -23,6 +23,7 @@ from micronet.errors import MicronetError, count
 from micronet.evaluation.accuracy import evaluate
 from micronet.evaluation.latency import time_calls
 from micronet.onnx import posttraining
+from micronet.onnx.bias_correction import correct_biases
 from micronet.onnx.config import InputConfig
 from micronet.onnx.feeds import Feed, ImageInput, image_size, inputs_of, is_channels_last, read_arrays
 from micronet.onnx.insertion import ValueRange
@@ -38,7 +39,7 @@ from micronet.stages.stage import Context, Outcome
 from micronet.tasks.agreement import Similarity
 from micronet.tasks.task import CLASSIFICATION
 
-COMPARED_RUNS = 64  # of the calibration inputs, for the agreement
+SAMPLED_RUNS = 64  # of the calibration inputs, for the agreement and for bias correction
 LISTED = 8
 
 
@@ -99,9 +100,9 @@ def quantize_file(stage: Any, context: Context) -> Outcome:
     """Quantize the ONNX file that a stage names, and report how close and how fast the result is."""
     model = FloatModel(read_onnx(stage.artifact), stage.artifact, stage.data, stage.execution.seed, stage.inputs)
     feeds = calibration_feeds(model, stage.calibration, context.progress)
-    int8, floats = to_int8(model, stage.calibration, stage.quantization, context.progress, feeds)
-    for name, why in islice(floats.items(), LISTED):
-        context.progress.line(f"kept in float: {name} ({why})")
+    int8, floats = to_int8(
+        model, stage.calibration, stage.quantization, context.progress, feeds, correct=stage.recovery.bias_correct
+    )
     found = count_integers(int8)
     context.progress.line(
         f"{found['integer_layers']} of {found['layers']} convolutions and matrix products, and "
@@ -114,12 +115,18 @@ def quantize_file(stage: Any, context: Context) -> Outcome:
 
 
 def to_int8(
-    model: FloatModel, ranges: RangeConfig, config: QuantConfig, progress: Progress, feeds: list[Feed] | None = None
+    model: FloatModel,
+    ranges: RangeConfig,
+    config: QuantConfig,
+    progress: Progress,
+    feeds: list[Feed] | None = None,
+    *,
+    correct: bool = False,
 ) -> tuple[onnx.ModelProto, dict[str, str]]:
     """Return a float model as int8, and the layers left in float with the reasons.
 
     Of ``config``, the sign of the activations, and the levels and the bits of the weights apply. ``feeds``: the
-    calibration inputs; None: those that the settings name.
+    calibration inputs; None: those that the settings name. ``correct``: correct biases, which needs ``feeds``.
     """
     folded = posttraining.prepare(model.proto)
     signed = config.a_sign == "signed"
@@ -127,7 +134,14 @@ def to_int8(
     bits = config.w_bits if isinstance(config.w_bits, int) else 0
     per_channel = config.q_level == "channel"
     int8 = posttraining.quantize_onnx(folded, found, signed=signed, per_channel=per_channel, bits=bits)
+    if correct and feeds:
+        corrected = correct_biases(folded, int8, _sampled(feeds), progress)
+        progress.line(f"corrected the mean output of {count(corrected, 'layer')}")
     return int8, posttraining.left_float(folded, signed=signed, allowed=found.keys())
+
+
+def _sampled(feeds: list[Feed]) -> list[Feed]:
+    return feeds[:: max(1, len(feeds) // SAMPLED_RUNS)]
 
 
 def input_shape(proto: onnx.ModelProto) -> list[int | None]:
@@ -224,7 +238,7 @@ def _quality(model: FloatModel, int8: onnx.ModelProto, feeds: list[Feed]) -> dic
         if np.shape(sessions[0].run(None, feeds[0])[0]) == (len(first), len(dataset.spec.classes or [])):
             before, after = (_accuracy(model.image_input(dataset.spec), dataset, session) for session in sessions)
             return {"test_accuracy": after, "float_test_accuracy": before}
-    similarity, runs = Similarity(), feeds[:: max(1, len(feeds) // COMPARED_RUNS)]
+    similarity, runs = Similarity(), _sampled(feeds)
     for feed in runs:
         pairs = list(zip(*(session.run(None, feed) for session in sessions), strict=True))
         reference, ours = zip(*(_finite(*pair) for pair in pairs), strict=True)

@@ -7,12 +7,14 @@ import onnx
 import pytest
 import torch
 
+from micronet.core.progress import Silent
 from micronet.errors import MicronetError
 from micronet.onnx import posttraining as pt
+from micronet.onnx.bias_correction import correct_biases
 from micronet.onnx.export import to_onnx
 from micronet.onnx.trt_cache import read_legacy_cache
 from micronet.runtimes.config import RuntimeOptions
-from micronet.runtimes.onnxruntime import session_predictor
+from micronet.runtimes.onnxruntime import exposing_session, session_predictor
 from tests.onnx.networks import plain
 
 IMAGES = np.random.default_rng(0).standard_normal((16, 3, 32, 32), dtype=np.float32)
@@ -72,6 +74,28 @@ def test_seven_bits_are_at_most_64(floating):
     small = pt.quantize_onnx(folded, ranges, signed=False, per_channel=True, bits=7)
     weights = [onnx.numpy_helper.to_array(t) for t in small.graph.initializer if len(t.dims) == 4]
     assert weights and max(int(np.abs(weight.astype(int)).max()) for weight in weights) <= 64
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_bias_correction_restores_every_layers_mean_output_up_to_the_biases_steps(calibrated, signed):
+    folded, histograms = calibrated
+    ranges = pt.find_ranges(histograms, "minmax", 99.99, signed=signed)
+    small = pt.quantize_onnx(folded, ranges, signed=signed, per_channel=True, bits=7)
+    corrected = correct_biases(folded, small, [{"images": IMAGES}], Silent())
+    layers = [node for node in small.graph.node if node.op_type in ("Conv", "Gemm")]
+    assert corrected == len(layers) > 10
+    stored = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in small.graph.initializer}
+    scales = {node.output[0]: stored[node.input[1]] for node in small.graph.node
+              if node.op_type == "DequantizeLinear" and node.input[0] in stored}  # fmt: skip
+    names = [node.output[0] for node in layers]
+    given = {"images": IMAGES}
+    wanted, found = (exposing_session(proto, names).run(names, given) for proto in (folded, small))
+    for node, target, output in zip(layers, wanted, found, strict=True):
+        axes = (0, *range(2, target.ndim))
+        off = np.abs(output.mean(axes, dtype=np.float64) - target.mean(axes, dtype=np.float64))
+        step = scales.get(node.input[2], 0.0)
+        rounding = 1e-4 * (1 + np.abs(target).max())  # of float32 sums, which may move an activation by a level
+        assert (off <= step / 2 + rounding).all(), node.name
 
 
 def test_a_cache_of_tensorrt_is_read_and_an_old_one_of_an_old_name_is_refused(tmp_path, floating):
@@ -138,7 +162,7 @@ def test_the_command_quantizes_a_file_without_its_code(micronet, chain, tmp_path
         (["--mode", "ptq", "--w-bits", "4"], "--w-bits 7 or 8"),
         (["--mode", "ptq", "--model", "nin"], "have no effect on ONNX files"),
         (["--mode", "ptq", "--method", "lsq"], "--w-bits 7 or 8"),
-        (["--mode", "ptq", "--equalize"], "do not support --dry-run or the recovery"),
+        (["--mode", "ptq", "--equalize"], "any recovery option except --bias-correct"),
         (["--mode", "ptq", "--a-sign", "signed", "--q-type", "asym"], "requires --q-type sym"),
     ],
 )
