@@ -98,9 +98,6 @@ def _prune_plan(summary: dict[str, Any]) -> None:
         if before.get(key) and after.get(key):
             change = _change(before[key], after[key])
             print_line(f"{label:<10}{before[key]:,} -> {after[key]:,}  ({change})")
-    if "latency_ms" in after:
-        was, now = before["latency_ms"], after["latency_ms"]
-        print_line(f"latency   {was:.2f} -> {now:.2f} ms  (one image, ONNX Runtime; {_change(was, now)})")
     if "test_accuracy" in after:
         print_line(f"accuracy  {before['test_accuracy']:.2%} -> {after['test_accuracy']:.2%}  before finetuning")
     for key in [key for key in after if key.startswith("test_") and key != "test_accuracy"]:
@@ -135,6 +132,7 @@ def _quantize(summary: Any) -> None:
     elif "float_test_accuracy" in summary:
         now, before = summary["test_accuracy"], summary["float_test_accuracy"]
         print_line(f"{_wrote(summary)}  test accuracy {now:.2%} (float model: {before:.2%})")
+        print_left_float(summary["left_float"])
     else:
         print_line(f"{_wrote(summary)}{_tested(summary)}")
         print_left_float(summary["left_float"])

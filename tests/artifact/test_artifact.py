@@ -3,6 +3,8 @@ import struct
 import subprocess
 import sys
 from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,12 +14,15 @@ from torch import nn
 import micronet
 from micronet.artifact.artifact import Artifact, load, save
 from micronet.artifact.header import StageRecord, read_header
+from micronet.data.dataset import DataSpec
 from micronet.errors import MicronetError
 from micronet.models.build import ModelSpec, build_model
 from micronet.quantization.calibrate import calibrate
 from micronet.quantization.config import QuantConfig
 from micronet.quantization.fold import fold_model
 from micronet.quantization.quantize import quantize_model
+from micronet.training.config import RunContext, TrainConfig
+from micronet.training.distillation import load_teacher
 
 IMAGES = torch.randn(8, 3, 32, 32)
 NETWORKS = [("nin", {"width": 0.1}), ("nin_gc", {"width": 0.1}), ("resnet18", {"width": 0.1}),
@@ -244,3 +249,18 @@ def test_random_damage_never_escapes_as_another_exception(tmp_path, seed):
     path.write_bytes(bytes(content))
     with suppress(MicronetError):
         load(path)
+
+
+def test_a_teachers_code_runs_if_it_is_the_students_or_trusted(tmp_path, monkeypatch):
+    (tmp_path / "net.py").write_text(NETWORKS_OF_A_USER)
+    (tmp_path / "other.py").write_text(NETWORKS_OF_A_USER + "# another file")
+    monkeypatch.chdir(tmp_path)
+    student = micronet.import_model(model="net.py:Net")
+    for file in ("net", "other"):
+        micronet.import_model(model=f"{file}.py:Other", output=f"{file}.safetensors")
+    config, context = TrainConfig(distill=Path("other.safetensors")), RunContext(tmp_path, torch.device("cpu"))
+    with pytest.raises(MicronetError, match=r"other.py:Other, which is not run automatically; add --trust-code"):
+        load_teacher(config, student, DataSpec(), context)
+    trusted = load_teacher(config, student, DataSpec(), replace(context, trust_code=True))
+    own = load_teacher(TrainConfig(distill=Path("net.safetensors")), student, DataSpec(), context)
+    assert isinstance(trusted.model[0], nn.Conv2d) and isinstance(own.model[0], nn.Conv2d)

@@ -1,5 +1,10 @@
+import json
+import sys
+from types import ModuleType
+
 import pytest
 import torch
+from torch import nn
 
 from micronet import registry
 from micronet.errors import MicronetError
@@ -47,6 +52,7 @@ def test_grouped_widths_stay_legal(width):
     [
         ("nim", {}, "unknown model 'nim'; allowed: nin"),
         ("torchvision:resnet19", {}, "allowed: resnet1"),
+        ("efficientnet_b0", {}, "--model torchvision:efficientnet_b0"),
         ("nin", {"image_size": 4}, "--image-size"),
         ("nin", {"widths": [1, 2]}, "needs 8"),
         ("nin_gc", {"widths": [155, 162, 144, 304, 320, 320, 608, 584]}, "width 1 is 155"),
@@ -124,3 +130,13 @@ def test_a_factory_may_import_its_neighbours_when_it_is_called(tmp_path):
 def test_what_a_name_fixes_cannot_be_overridden(name, args):
     with pytest.raises(MicronetError, match=f"does not accept {next(iter(args))}"):
         build_model(ModelSpec(name, args))
+
+
+def test_packages_that_build_networks_by_name_say_how_to_name_one(monkeypatch):
+    package = ModuleType("zoo")
+    package.create_model = lambda model_name, pretrained: nn.Linear(2, 2)
+    monkeypatch.setitem(sys.modules, "zoo", package)
+    with pytest.raises(MicronetError, match="--model zoo:create_model --model-args") as refused:
+        build_model(ModelSpec("zoo:small"), trusted=True)
+    args = json.loads(str(refused.value).partition("'")[2].rpartition("'")[0])
+    assert isinstance(build_model(ModelSpec("zoo:create_model", args), trusted=True), nn.Linear)

@@ -4,6 +4,7 @@ import onnx
 import pytest
 import torch
 
+import micronet
 from micronet.artifact.artifact import Artifact, load
 from micronet.data.batches import eval_batches
 from micronet.data.dataset import DataSpec
@@ -198,3 +199,14 @@ def test_the_cost_of_recurrent_layers_norms_embeddings_and_products_of_activatio
     predictor = OrtPredictor(tmp_path / "r.onnx", RuntimeOptions())
     assert predictor.params == sum(parameter.numel() for parameter in network.parameters())
     assert predictor.macs((7,)) == count_macs(network, ids[:1])
+
+
+class Branching(torch.nn.Linear):
+    def forward(self, x):
+        x = super().forward(x)
+        return x * 2 if x.mean() > 0 else x
+
+
+def test_an_export_that_stops_at_a_decision_by_values_names_its_line():
+    with pytest.raises(MicronetError, match=r"values of its inputs at .*test_onnx.py:\d+ \(.*if x.mean\(\) > 0"):
+        micronet.export_onnx(Branching(3, 2), torch.ones(2, 3))
