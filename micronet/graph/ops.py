@@ -130,8 +130,11 @@ MOVES_CHANNELS = RESHAPE | REARRANGE | CONCATENATE | _family(functions=(operator
 ELEMENTWISE = ANY_RELU | SIGMOID | OTHER_ACTIVATIONS | DROPOUT | _family(
     (nn.Identity, nn.AlphaDropout, Tap),
     (F.dropout2d, "torchvision.ops.stochastic_depth.stochastic_depth", torch.abs, torch.neg, torch.exp, torch.sqrt,
+     torch.rand_like, torch.randn_like, torch.zeros_like, torch.ones_like, torch.empty_like, torch.bernoulli,
+     torch.round, torch.floor, torch.ceil, torch.sign, torch.rsqrt, torch.reciprocal, torch.log, torch.erf,
      torch.pow, torch.square, operator.neg, operator.pow, operator.gt, operator.ge, operator.lt, operator.le),
-    "contiguous float to detach clone abs neg exp sqrt type pow square half double bfloat16 type_as masked_fill",
+    "contiguous float to detach clone abs neg exp sqrt type pow square half double bfloat16 type_as masked_fill "
+    "bernoulli bernoulli_ round round_ floor floor_ ceil sign rsqrt reciprocal log erf",
 )  # fmt: skip
 BROADCASTS = ADD | _family(
     functions=(
@@ -141,6 +144,7 @@ BROADCASTS = ADD | _family(
     methods="sub sub_ mul mul_ div div_",
 )  # fmt: skip
 MATCHES_CHANNELS = ELEMENTWISE | BROADCASTS
+CREATES = _family(methods="new_empty new_zeros new_ones new_full")
 REDUCES = SOFTMAX | MEAN | _family(functions=(torch.sum, torch.amax, torch.amin), methods="sum amax amin")
 POOLS_CHANNELS = MAX_POOL | AVERAGE_POOL | RESAMPLE
 MIXES_HEADS = ATTENTION | MATMUL

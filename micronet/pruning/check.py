@@ -74,12 +74,14 @@ def _in_mode(network: TracedNetwork, training: bool) -> nn.Module:
 
 
 def _is_random(model: nn.Module, example: Example, places: dict[str, Tensor], masks: dict[str, PreHook]) -> bool:
-    """Return True if the whole network computes something else each time in training mode, or does not run there."""
+    """Return True if the whole network draws random numbers in training mode, or does not run there."""
+    before = torch.get_rng_state()
     try:
         first, second = (_run(model, example, torch.float32, True, places, masks) for _ in range(2))
     except Exception:  # a user's forward may raise anything
         return True
-    return any(not torch.equal(x, y) for (_, x, _), (_, y, _) in zip(first, second, strict=True))
+    drawn = not torch.equal(before, torch.get_rng_state())  # two draws may be equal
+    return drawn or any(not torch.equal(x, y) for (_, x, _), (_, y, _) in zip(first, second, strict=True))
 
 
 def _traced(pruned: nn.Module, example: Example) -> TracedNetwork:

@@ -117,6 +117,8 @@ class Follower:
         kind, target = call.kind, call.node.target
         if kind == "metadata":
             return call.run()
+        if kind == "creating":
+            return tree_map(without_ids, call.run())
         if target is operator.getitem and any(isinstance(x, Tensor) for x in tree_leaves(call.args[1])):
             return self._give_up(call, "forward() indexes it with a tensor")
         if kind == "moving":

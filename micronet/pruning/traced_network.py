@@ -15,15 +15,16 @@ from torch.utils._pytree import tree_leaves, tree_map
 from micronet.errors import MicronetError, first_line
 from micronet.graph import ops
 from micronet.graph.plain import PlainLayer, with_plain
-from micronet.graph.record import record_network
+from micronet.graph.record import computes_same, record_network
 from micronet.graph.trace import traced
 from micronet.models.device import Example, as_inputs
-from micronet.models.modes import eval_mode
+from micronet.models.modes import eval_mode, state_kept
 from micronet.pruning.attributes import marked
 from micronet.pruning.ids import Ids, distinct, varies, without_ids
 
 _KINDS = {
     "metadata": ops.METADATA,
+    "creating": ops.CREATES,
     "moving": ops.MOVES_CHANNELS,
     "combining": ops.MATCHES_CHANNELS,
     "attending": ops.MIXES_HEADS,
@@ -65,7 +66,7 @@ def trace_network(model: nn.Module, example: Example, regular: int = 1, *, attri
         model, plain, graphs = _traced(model, example)
     results: dict[tuple[int, str], Any] = {}
     try:
-        with eval_mode(model), torch.no_grad():
+        with state_kept(model), eval_mode(model), torch.no_grad():
             for index, graph in enumerate(graphs):
                 _Recorder(model, graph, index, results).run(*as_inputs(model, example))
     except MicronetError:
@@ -230,7 +231,11 @@ def _traced(model: nn.Module, example: Example) -> tuple[nn.Module, dict[str, Pl
     """Return the network with plain layers, those layers, and its graphs in eval mode and, if it differs, training."""
     try:
         (graph, plain), (training, more) = (traced(model, training=mode, buffers=True) for mode in (False, True))
+        network = with_plain(model, plain, graph)
     except Exception:  # a user's forward may raise anything when it runs on proxies
+        network, plain = record_network(model, example)
+        return network, plain, [network.graph]
+    if not computes_same(model, network, as_inputs(model, example)):
         network, plain = record_network(model, example)
         return network, plain, [network.graph]
     in_eval, in_training = ([(node.op, node.name, node.target) for node in each.nodes] for each in (graph, training))

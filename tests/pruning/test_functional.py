@@ -416,3 +416,31 @@ def test_an_attribute_that_the_forward_computes_with_keeps_its_value():
     assert plan.cut == 4 and tuple(pruned[0].weight.shape) == (4, 3, 1, 1)
     again = restore(copy.deepcopy(model), record)
     assert again[0].out_channels == pruned[0].out_channels == 8
+
+
+def drop_path(x, training, kind):
+    if not training:
+        return x
+    shape = (x.shape[0], 1, 1, 1)
+    mask = x.new_empty(shape).bernoulli_(0.5) if kind == "path" else torch.rand_like(x).round()
+    return x * mask / 0.5
+
+
+class Dropping(nn.Module):
+    """Noise of training mode that is written with tensor operations."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind, self.stem, self.body, self.fc = kind, nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), nn.Linear(8, 5)
+
+    def forward(self, x):
+        x = self.stem(x)
+        return self.fc((x + drop_path(self.body(x), self.training, self.kind)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("kind", ["path", "elements"])
+def test_noise_of_training_mode_keeps_no_channels(kind):
+    model = Dropping(kind)
+    pruned, _, _ = prune_model(model, PruneConfig(0.5, criterion="l2"), IMAGES.to(torch.float32))
+    assert pruned.stem.out_channels == pruned.body.out_channels == pruned.fc.in_features == 4
+    assert pruned.train()(IMAGES.to(torch.float32)).shape == (len(IMAGES), 5)
