@@ -21,16 +21,22 @@ class Latency(NamedTuple):
     p95_ms: float
 
 
-def latencies(predictors: Sequence[Predictor], inputs: Sequence[NDArray[np.float32]]) -> list[Latency]:
-    """Time predictors, each on its own batch (N, C, H, W) float32, after a warm-up.
+def latencies(
+    predictors: Sequence[Predictor], inputs: Sequence[NDArray[np.float32]], seconds: float | None = None
+) -> list[Latency]:
+    """Time predictors, each on its own batch (N, C, H, W) float32, for some seconds each, after a warm-up.
 
     They run in turns, so that a change in the machine's speed affects all of them alike.
     """
-    return [Latency(*(1000 * np.percentile(own, [50, 95])).tolist()) for own in time_calls(predictors, inputs)]
+    calls = time_calls(predictors, inputs, seconds)
+    return [Latency(*(1000 * np.percentile(own, [50, 95])).tolist()) for own in calls]
 
 
-def time_calls(predictors: Sequence[Predictor], inputs: Sequence[NDArray[np.float32]]) -> list[list[float]]:
+def time_calls(
+    predictors: Sequence[Predictor], inputs: Sequence[NDArray[np.float32]], seconds: float | None = None
+) -> list[list[float]]:
     """Return the seconds of every timed call of each predictor; see ``latencies``."""
+    seconds = MEASURE_SECONDS if seconds is None else min(seconds, MEASURE_SECONDS)
     for predict, images in zip(predictors, inputs, strict=True):
         start = time.perf_counter()
         predict(images)
@@ -38,7 +44,7 @@ def time_calls(predictors: Sequence[Predictor], inputs: Sequence[NDArray[np.floa
             predict(images)
     samples: list[list[float]] = [[] for _ in predictors]
     spent = 0.0
-    while spent < MEASURE_SECONDS * len(predictors) or len(samples[0]) < MIN_ROUNDS:
+    while spent < seconds * len(predictors) or len(samples[0]) < MIN_ROUNDS:
         for own, predict, images in zip(samples, predictors, inputs, strict=True):
             start = time.perf_counter()
             predict(images)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from micronet.core.config import flag, group, setting
 from micronet.errors import MicronetError
@@ -11,6 +11,9 @@ from micronet.stages.config import ConvertSettings, RunConfig, check_teacher
 from micronet.stages.stage import BEFORE_FUSING, PRUNE_FIRST, Context, Outcome, Stage
 from micronet.stages.train import FINETUNING, run_context, trained
 from micronet.training.config import TrainConfig
+
+if TYPE_CHECKING:
+    from micronet.artifact.artifact import Artifact
 
 LARGEST_TIMED = 200_000_000  # parameters; exporting and timing more would take minutes
 
@@ -118,11 +121,34 @@ class Prune(ConvertSettings, Stage):
             return trained(pruning.in_steps())
         pruned, plan = pruning.once()
         summary = pruning.summary(pruned, plan, self.input())
-        if not (self.skip_timing or context.temporary or memory.source is not None):
-            from micronet.stages.prune_latency import measure_latency
-
-            summary["latency"] = measure_latency(context.artifact, pruned, self.pruning, example)
+        if self.measure or not (self.skip_timing or context.temporary or memory.source is not None):
+            summary["latency"] = latency = self._latency(context.artifact, pruned, example)
+            if self.measure:
+                for when in ("before", "after"):
+                    summary[when]["latency_ms"] = latency[f"{when}_ms"]
         return Outcome(pruned, summary)
+
+    def _latency(self, whole: "Artifact", pruned: "Artifact", example: Any) -> dict[str, Any]:
+        """Time a network before and after; MicronetError if it was asked for and is impossible."""
+        from micronet.stages.prune_latency import measure_latency
+
+        params = sum(parameter.numel() for parameter in whole.model.parameters())
+        if params > LARGEST_TIMED and not self.measure:
+            return {"skipped": f"more than {LARGEST_TIMED:,} parameters"}
+        latency = measure_latency(whole, pruned, self.pruning, example)
+        if self.measure and "skipped" in latency:
+            raise MicronetError(f"the latency cannot be measured: {latency['skipped']}; drop --measure")
+        return latency
+
+    def next_stage(self, product: "Artifact") -> str | None:
+        """Return what trains the network; without labels, that needs the network before pruning as a teacher."""
+        from micronet.data.dataset import DataSpec
+        from micronet.tasks.agreement import Agreement
+
+        following, source = super().next_stage(product), self.input()
+        if following is None or source is None or DataSpec.from_json(product.data).task != Agreement.name:
+            return following
+        return f"{following} --distill {source}"
 
     def add_file(self, summary: dict[str, Any], path: Path) -> None:
         """Add the file, and its size to the figures after pruning."""

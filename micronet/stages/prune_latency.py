@@ -1,27 +1,45 @@
-"""How fast a pruned network is in ONNX Runtime, beside the whole one and beside one of widths in multiples of 8."""
+"""How fast networks are in ONNX Runtime: a pruned one beside the whole one and one of widths in multiples of 8."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor
-from torch.utils._pytree import tree_map
+from torch import Tensor, nn
 
 from micronet.artifact.artifact import Artifact
 from micronet.errors import first_line
 from micronet.evaluation.latency import latencies
-from micronet.models.device import Example, Inputs
+from micronet.evaluation.network import Predictor
+from micronet.models.device import Example, Inputs, as_arrays, head
+from micronet.onnx.config import ExportConfig
 from micronet.onnx.export import to_onnx
 from micronet.pruning.config import PruneConfig
 from micronet.pruning.prune import Pruner
 from micronet.runtimes.config import RuntimeOptions
 from micronet.runtimes.onnxruntime import session_predictor
-from micronet.stages import prune
 
 MULTIPLE = 8  # channels that kernels compute at a time
+SECONDS = 0.4  # that each network is timed
+
+
+def in_onnxruntime(network: Artifact, example: Example) -> Predictor:
+    """Return a network in ONNX Runtime, with one thread, for a batch of one.
+
+    A free batch axis would make the export three times slower, so that only networks of several inputs have one.
+    """
+    batch = _first(example)
+    config = ExportConfig(dynamic="batch" if isinstance(batch, Inputs) else "none")
+    return session_predictor(to_onnx(network, batch, config).SerializeToString(), RuntimeOptions(threads=1))
+
+
+def time_predictors(predictors: Sequence[Predictor], example: Example) -> list[float]:
+    """Return the median milliseconds of each predictor for a batch of one; they run in turns."""
+    sample = as_arrays(_first(example))
+    return [round(each.p50_ms, 4) for each in latencies(predictors, [sample] * len(predictors), SECONDS)]
 
 
 def measure_latency(whole: Artifact, pruned: Artifact, config: PruneConfig, example: Example) -> dict[str, Any]:
-    """Time networks in ONNX Runtime with one thread and a batch of one, in turns.
+    """Time a network before and after pruning, and pruned to multiples of 8 if that gives another one.
 
     Args:
         whole: The network before pruning.
@@ -30,33 +48,33 @@ def measure_latency(whole: Artifact, pruned: Artifact, config: PruneConfig, exam
         example: An input batch, or a tuple of several inputs.
 
     Returns:
-        ``before_ms`` and ``after_ms``, medians; ``regular_8_ms``, if ``--regular 8`` gives another network; or
-        ``skipped``: why nothing was measured. Never raises an exception of its own.
+        ``before_ms`` and ``after_ms``, medians, and perhaps ``regular_8_ms``; or ``skipped``: why nothing was measured.
+        Never raises an exception of its own.
     """
-    params = sum(parameter.numel() for parameter in whole.model.parameters())
-    if params > prune.LARGEST_TIMED:
-        return {"skipped": f"more than {prune.LARGEST_TIMED:,} parameters"}
     try:
         networks = {"before_ms": whole, "after_ms": pruned}
-        if (regular := _regular(whole, config, example)) is not None:
-            networks["regular_8_ms"] = regular
-        batch = example if isinstance(example, Tensor) else Inputs(example)
-        first: Any = tree_map(lambda x: x[:1].numpy(), tuple(batch) if isinstance(batch, Inputs) else batch)
-        predictors = [
-            session_predictor(to_onnx(each, batch).SerializeToString(), RuntimeOptions(threads=1))
-            for each in networks.values()
-        ]
-        timed = latencies(predictors, [first] * len(predictors))
+        regular = _regular(whole.model, config, example)
+        if regular is not None and _shapes(regular) != _shapes(pruned.model):
+            networks["regular_8_ms"] = replace(whole, model=regular)
+        timed = time_predictors([in_onnxruntime(each, example) for each in networks.values()], example)
     except Exception as error:  # a courtesy: whatever an exporter or a runtime raises must not spoil the pruning
         return {"skipped": first_line(error)}
-    return {name: round(latency.p50_ms, 4) for name, latency in zip(networks, timed, strict=True)}
+    return dict(zip(networks, timed, strict=True))
 
 
-def _regular(whole: Artifact, config: PruneConfig, example: Example) -> Artifact | None:
-    """Return the network pruned by the same share to multiples of 8, or None if that is not another network."""
+def _first(example: Example) -> Any:
+    return head(example if isinstance(example, Tensor) else Inputs(example), 1)
+
+
+def _regular(model: nn.Module, config: PruneConfig, example: Example) -> nn.Module | None:
+    """Return the network pruned by the same share to multiples of 8, or None if there is no such network."""
     if config.regular % MULTIPLE == 0 or config.widths is not None or config.target is not None:
         return None
     if config.criterion == "taylor":  # the gradients are gone
         return None
-    pruner = Pruner(whole.model, replace(config, regular=MULTIPLE), example)
-    return replace(whole, model=pruner.cut(pruner.planner.plan(config.share))[0])
+    pruner = Pruner(model, replace(config, regular=MULTIPLE), example)
+    return pruner.cut(pruner.planner.plan(config.share))[0]
+
+
+def _shapes(model: nn.Module) -> list[tuple[int, ...]]:
+    return [tuple(parameter.shape) for parameter in model.parameters()]

@@ -16,18 +16,14 @@ from micronet.data.split import random_subset
 from micronet.errors import MicronetError, count
 from micronet.evaluation.accuracy import evaluate, evaluating
 from micronet.evaluation.cost import count_macs
-from micronet.evaluation.latency import latencies
-from micronet.evaluation.network import Predictor
 from micronet.models.device import Example, memory_format, place_inputs
 from micronet.models.modes import copy_model, eval_mode
-from micronet.onnx.export import to_onnx
 from micronet.pruning.plan import PrunePlan
 from micronet.pruning.prune import Pruner, prune_model
 from micronet.pruning.sensitivity import GroupSensitivity, measure_sensitivity
-from micronet.runtimes.config import RuntimeOptions
-from micronet.runtimes.onnxruntime import session_predictor
 from micronet.stages.inputs import open_data, reference_of, validation_accuracy
 from micronet.stages.prune import Prune
+from micronet.stages.prune_latency import in_onnxruntime, time_predictors
 from micronet.stages.train import fit_stage, keep
 from micronet.tasks.agreement import energy
 from micronet.tasks.task import outputs_of
@@ -71,7 +67,7 @@ class Pruning:
         """Cut the network's channels once; return it, and what was decided."""
         model, config = self._with_gradients(), self.settings.pruning
         needs_latency = config.target is not None and config.target[0] == "target_latency"
-        cost = _relative_latency(self.artifact, _single(self.example)) if needs_latency else None
+        cost = _relative_latency(self.artifact, self.example) if needs_latency else None
         pruned, record, plan = prune_model(model, config, self.example, cost)
         for network in (model, pruned):
             network.zero_grad(set_to_none=True)
@@ -100,13 +96,14 @@ class Pruning:
         return measure_sensitivity(pruner, accuracy, self.run.progress)
 
     def summary(self, pruned: Artifact, plan: PrunePlan, source: Path | None) -> dict[str, Any]:
-        """Return the plan and the network's size before and after, with latency and accuracy if measured."""
+        """Return the plan and the network's size before and after, with its main metric if measured."""
         before, after = (self._sizes(artifact.model) for artifact in (self.artifact, pruned))
         if source is not None and source.is_file():
             before["size_bytes"] = source.stat().st_size
         if self.settings.measure:
-            for shown, gained in zip((before, after), self._gains(pruned), strict=True):
-                shown |= gained
+            measure = self._quality()
+            before |= measure(self.artifact)
+            after |= measure(pruned)
         groups = [
             {"layers": group.layers, "before": group.before, "after": group.after, "note": group.note}
             for group in plan.groups.values()
@@ -150,21 +147,20 @@ class Pruning:
         params = sum(parameter.numel() for parameter in model.parameters())
         return {"params": params, "macs": count_macs(model, sample)}
 
-    def _gains(self, pruned: Artifact) -> list[dict[str, float]]:
-        """Return the latency of one image in ONNX Runtime and, with data, the test accuracy, before and after."""
-        example, both = _single(self.example), (self.artifact, pruned)
-        image = example[:1].numpy()
-        timed = latencies([_in_onnxruntime(artifact, example) for artifact in both], [image, image])
-        found = [{"latency_ms": latency.p50_ms} for latency in timed]
-        if self.has_data:
-            for shown, artifact in zip(found, both, strict=True):
-                data = self.data.with_reference(reference_of(self.artifact.model))
-                with evaluating(artifact.model.to(self.run.device)) as predict:
-                    batches = data.referenced(eval_batches(data.test, data.spec))
-                    metrics = evaluate(predict, batches, task=data.task).metrics
-                shown[f"test_{data.task.main}"] = metrics[data.task.main]
-                artifact.model.cpu()
-        return found
+    def _quality(self) -> Callable[[Artifact], dict[str, float]]:
+        """Return a function that measures a network's main metric on the test data; it is empty without data."""
+        if not self.has_data:
+            return lambda _: {}
+        data = self.data.with_reference(reference_of(self.artifact.model))
+
+        def measure(artifact: Artifact) -> dict[str, float]:
+            with evaluating(artifact.model.to(self.run.device)) as predict:
+                batches = data.referenced(eval_batches(data.test, data.spec))
+                metrics = evaluate(predict, batches, task=data.task).metrics
+            artifact.model.cpu()
+            return {f"test_{data.task.main}": metrics[data.task.main]}
+
+        return measure
 
 
 def accumulate_gradients(model: nn.Module, dataset: Dataset, run: RunContext) -> None:
@@ -182,26 +178,13 @@ def accumulate_gradients(model: nn.Module, dataset: Dataset, run: RunContext) ->
             loss.backward()  # type: ignore[no-untyped-call]
 
 
-def _single(example: Example) -> Tensor:
-    """Return the example of a network with one input."""
-    if isinstance(example, Tensor):
-        return example
-    raise MicronetError(
-        "latency in ONNX Runtime can only be measured for networks with one input; drop --measure or --target-latency"
-    )
-
-
-def _relative_latency(artifact: Artifact, example: Tensor) -> Callable[[nn.Module], float]:
-    """Return a function from a network to its latency for one image, as a share of the artifact's at that moment."""
-    whole, image = _in_onnxruntime(artifact, example), example[:1].numpy()
+def _relative_latency(artifact: Artifact, example: Example) -> Callable[[nn.Module], float]:
+    """Return a function from a network to its latency for one sample, as a share of the artifact's at that moment."""
+    whole = in_onnxruntime(artifact, example)
 
     def share(model: nn.Module) -> float:
-        own = _in_onnxruntime(replace(artifact, model=model), example)
-        before, after = latencies([whole, own], [image, image])
-        return after.p50_ms / before.p50_ms
+        own = in_onnxruntime(replace(artifact, model=model), example)
+        before, after = time_predictors([whole, own], example)
+        return after / before
 
     return share
-
-
-def _in_onnxruntime(artifact: Artifact, example: Tensor) -> Predictor:
-    return session_predictor(to_onnx(artifact, example).SerializeToString(), RuntimeOptions())

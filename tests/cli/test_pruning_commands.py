@@ -3,6 +3,7 @@ import shlex
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -45,6 +46,44 @@ def test_prune_times_what_it_wrote_and_says_what_would_be_faster(micronet, chain
     failed = micronet("prune", network, "-o", tmp_path / "f.safetensors")
     assert failed.code == 0
     assert "not measured (division by zero)" in failed.out
+
+
+TWO = """
+import torch
+from torch import nn
+
+
+class Two(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.left, self.right = nn.Conv2d(3, 12, 3), nn.Linear(5, 12)
+        self.one, self.other = nn.Conv2d(12, 4, 1), nn.Linear(12, 2)
+
+    def forward(self, images, numbers):
+        x = self.left(images).relu() * self.right(numbers)[:, :, None, None]
+        return {"maps": self.one(x), "numbers": self.other(x.mean((2, 3)))}
+"""
+
+
+def test_a_network_of_several_inputs_and_outputs_is_timed_and_the_next_command_runs(micronet, tmp_path, monkeypatch):
+    monkeypatch.setattr(prune_stage, "LARGEST_TIMED", 10**9)
+    (tmp_path / "two.py").write_text(TWO)
+    model, path = f"{tmp_path / 'two.py'}:Two", {name: tmp_path / f"{name}.safetensors" for name in ("float", "pruned")}
+    np.savez(tmp_path / "x.npz", np.ones((20, 3, 8, 8), np.float32), np.ones((20, 5), np.float32))
+    given = ["--task", "agreement", "--data", tmp_path / "x.npz", "-o", path["float"]]
+    assert micronet("import", "--model", model, *given).code == 0
+    ask = ["prune", path["float"], "--percent", 0.5, "--criterion", "l2", "--model", model, "--measure"]
+    done = micronet(*ask, "-o", path["pruned"], "--json")
+    assert done.json["latency"].keys() == {"before_ms", "after_ms", "regular_8_ms"}
+    assert done.json["after"]["latency_ms"] == done.json["latency"]["after_ms"]
+    assert done.json["after"]["test_error"] > 0
+    whole, pruned = (load(path[name], model).model.eval() for name in ("float", "pruned"))
+    kept = [torch.where((whole.left.weight == row).flatten(1).all(1))[0].item() for row in pruned.left.weight]
+    for reader in (whole.one, whole.other):
+        reader.weight.data[:, [channel for channel in range(12) if channel not in kept]] = 0
+    inputs = torch.rand(2, 3, 8, 8), torch.rand(2, 5)
+    torch.testing.assert_close(pruned(*inputs), whole(*inputs))
+    assert micronet(*done.json["next"].split()[1:], "--epochs", 1, "-o", tmp_path / "tuned.safetensors").code == 0
 
 
 @pytest.mark.parametrize(
