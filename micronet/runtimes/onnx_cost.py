@@ -23,7 +23,8 @@ PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul", *RECURRENT_OPS)
 
 def stored_parameters(graph: Any) -> int:
     """Count the parameters of layers that a graph holds, one by one; statistics, scales and indices are none."""
-    constants, found = _constants(graph), {}
+    constants = _constants(graph)
+    found: dict[str, onnx.TensorProto] = {}
     for node in graph.node:
         for name in node.input[PARAMETERS.get(node.op_type, NOTHING)]:
             found |= {tensor.name: tensor for tensor in constants.get(name, [])}
