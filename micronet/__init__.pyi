@@ -389,7 +389,7 @@ def quantize(
     epochs: int = 2,
     output: str | Path | None = None,
     trust_code: bool = False,
-    calibrator: Literal['minmax', 'percentile', 'entropy', 'mse'] = 'minmax',
+    calibrator: Literal['minmax', 'percentile', 'entropy', 'mse'] | None = None,
     percentile: float = 99.99,
     calib_batches: int = 4,
     calib_data: str | Path | None = None,
@@ -474,7 +474,8 @@ def quantize(
         data: Name of a data set, a folder or an .npz file, or batches: tensors of shape (N, ...), tuples that
             start with the inputs, or dicts of inputs keyed by the names of forward's arguments.
         calibrator: How to choose activation ranges: minimum and maximum, a percentile, least KL divergence
-            (entropy), or least squared error (mse).
+            (entropy), or least squared error (mse). Default: minmax, but mse for ONNX files and entropy for
+            TensorRT.
         percentile: Percentage of values inside the range, for calibrator="percentile".
         calib_batches: Number of calibration batches of 64 images.
         calib_data: Folder of calibration images, labeled or not; or none to generate images from the batch-norm
@@ -685,7 +686,7 @@ def trt_build(
     optimization_level: int = 3,
     timing_cache: str | Path | None = None,
     compute_capability: str | None = None,
-    calibrator: Literal['minmax', 'percentile', 'entropy', 'mse'] = 'entropy',
+    calibrator: Literal['minmax', 'percentile', 'entropy', 'mse'] | None = 'entropy',
     percentile: float = 99.99,
     calib_batches: int = 4,
     calib_data: str | Path | None = None,
@@ -912,7 +913,7 @@ def sensitivity(
     include: Sequence[str | float] | str | None = None,
     exclude: Sequence[str | float] | str | None = None,
     keep_8bit: Sequence[str | float] | str | None = None,
-    calibrator: Literal['minmax', 'percentile', 'entropy', 'mse'] = 'minmax',
+    calibrator: Literal['minmax', 'percentile', 'entropy', 'mse'] | None = None,
     percentile: float = 99.99,
     calib_batches: int = 4,
     calib_data: str | Path | None = None,

@@ -16,6 +16,7 @@ ACTIVATION_LEVELS = ("binary",)
 PERCENTILE = 99.99
 CALIBRATION_BATCH = 64  # images
 Calibrator = Literal["minmax", "percentile", "entropy", "mse"]
+CALIBRATOR: Calibrator = "minmax"
 
 
 @dataclass(frozen=True)
@@ -109,10 +110,10 @@ def _bits(name: str, value: Bits, levels: tuple[str, ...]) -> Bits:
 class RangeConfig(Settings):
     """Calibration."""
 
-    calibrator: Calibrator = setting(
-        "minmax",
+    calibrator: Calibrator | None = setting(
+        None,
         "How to choose activation ranges: minimum and maximum, a percentile, least KL divergence (entropy), or least "
-        "squared error (mse).",
+        "squared error (mse). Default: minmax, but mse for ONNX files and entropy for TensorRT.",
     )
     percentile: float = setting(
         PERCENTILE, "Percentage of values inside the range, for --calibrator percentile.", low=50, high=100

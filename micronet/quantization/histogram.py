@@ -85,11 +85,11 @@ class GridSpec:
     qmax: int
     symmetric: bool
 
-    def qparams(self, low: float, high: float) -> QParams:
-        """Return the grid over [low, high]."""
+    def qparams(self, low: float | list[float], high: float | list[float]) -> QParams:
+        """Return the grid over [low, high], or one for each pair of ends, for axis 0."""
         ends = torch.tensor(low), torch.tensor(high)
         grid = range_qparams(*ends, self.qmin, self.qmax, symmetric=self.symmetric)
-        return QParams(*grid, self.qmin, self.qmax, None)
+        return QParams(*grid, self.qmin, self.qmax, 0 if isinstance(low, list) else None)
 
 
 def find_range(histogram: Histogram, grid: GridSpec, calibrator: Calibrator, percentile: float) -> tuple[float, float]:
@@ -113,23 +113,25 @@ def find_range(histogram: Histogram, grid: GridSpec, calibrator: Calibrator, per
             limit = _magnitudes(histogram).quantile(share)
             return max(low, -limit), min(high, limit)
         return histogram.quantile((1 - share) / 2), histogram.quantile((1 + share) / 2)
-    largest_error = _squared_error(histogram, grid.qparams(low, high))
+    largest_error = float(_squared_errors(histogram, grid.qparams([low], [high])))
 
-    def loss(low: float, high: float) -> float:
-        qparams = grid.qparams(low, high)
-        error = _squared_error(histogram, qparams)
-        if calibrator == "mse":
-            return error
-        return _divergence(histogram, qparams) if error <= largest_error else math.inf
+    def best(lows: list[float], highs: list[float]) -> int:
+        losses = _squared_errors(histogram, grid.qparams(lows, highs)).tolist()
+        if calibrator == "entropy":
+            losses = [
+                _divergence(histogram, grid.qparams(*ends)) if error <= largest_error else math.inf
+                for *ends, error in zip(lows, highs, losses, strict=True)
+            ]
+        return losses.index(min(losses))
 
     shares = torch.linspace(1 / CANDIDATES, 1, CANDIDATES, dtype=torch.float64).tolist()
-    if grid.symmetric or low >= 0 or high <= 0:
-        best = min(shares, key=lambda share: loss(low * share, high * share))
-        return low * best, high * best
     lows, highs = [low * share for share in shares], [high * share for share in shares]
+    if grid.symmetric or low >= 0 or high <= 0:
+        chosen = best(lows, highs)
+        return lows[chosen], highs[chosen]
     for _ in range(SEARCHES):  # one end at a time: an outlier at one end must not narrow the other
-        low = min(lows, key=lambda end: loss(end, high))
-        high = min(highs, key=lambda end: loss(low, end))
+        low = lows[best(lows, [high] * CANDIDATES)]
+        high = highs[best([low] * CANDIDATES, highs)]
     return low, high
 
 
@@ -142,10 +144,11 @@ def _magnitudes(histogram: Histogram) -> Histogram:
     return Histogram(counts, histogram.limit, 0.0, largest)
 
 
-def _squared_error(histogram: Histogram, qparams: QParams) -> float:
-    x = histogram.centers
-    error = dequantize(to_integers(x, qparams), qparams) - x
-    return float((histogram.counts * error.square()).sum())
+def _squared_errors(histogram: Histogram, grids: QParams) -> Tensor:
+    """Return the error of each grid of several, (grids,)."""
+    x = histogram.centers.expand(len(grids.scale), BINS)
+    error = dequantize(to_integers(x, grids), grids) - x
+    return (histogram.counts * error.square()).sum(1)
 
 
 def _divergence(histogram: Histogram, qparams: QParams) -> float:

@@ -16,7 +16,7 @@ from micronet.evaluation import plot
 from micronet.models.device import call, head
 from micronet.models.modes import eval_mode
 from micronet.quantization.calibrate import collect, each_quantizer, set_ranges
-from micronet.quantization.config import CalibrationConfig, QuantConfig
+from micronet.quantization.config import CALIBRATOR, CalibrationConfig, QuantConfig
 from micronet.quantization.histogram import Statistics
 from micronet.quantization.quantize import quantize_model
 from micronet.tasks.task import outputs_of
@@ -110,7 +110,7 @@ def _quantized(model: nn.Module, config: QuantConfig, statistics: Statistics, pr
     if not places <= statistics.keys():  # next to binary activations, 8-bit layers have quantizers in other places
         statistics = {**statistics, **collect(quantized, probe.batches)}
     calibration = probe.calibration
-    set_ranges(quantized, statistics, calibration.calibrator, calibration.percentile)
+    set_ranges(quantized, statistics, calibration.calibrator or CALIBRATOR, calibration.percentile)
     return quantized
 
 

@@ -109,7 +109,7 @@ class Quantize(TrainingSettings, Stage):
         """Refuse settings that the quantization scheme has no use for."""
         quantization, recovery = self.quantization, self.recovery
         fixed = quantization.method == "dorefa" and quantization.a_bits != "binary"
-        if fixed and self.calibration.calibrator != "minmax":
+        if fixed and self.calibration.calibrator not in (None, "minmax"):
             raise MicronetError("--method dorefa has a fixed activation range (1 / --a-gain); drop --calibrator")
         if quantization.bn_fuse and (recovery.equalize or recovery.bias_correct or recovery.bn_reestimate):
             raise MicronetError(

@@ -26,7 +26,7 @@ from micronet.quantization.calibrate import (
     observing,
     set_ranges,
 )
-from micronet.quantization.config import CalibrationConfig, QuantConfig
+from micronet.quantization.config import CALIBRATOR, CalibrationConfig, QuantConfig
 from micronet.quantization.equalize import equalize
 from micronet.quantization.fold import fold_model
 from micronet.quantization.heads import DestroyedHead, excluding, find_destroyed
@@ -220,15 +220,16 @@ class Quantizing:
 
     def _set_ranges(self, model: nn.Module, floating: nn.Module) -> None:
         config = self.settings.calibration
-        if config.mode == "qat" and config.calibrator == "minmax" and config.calib_cache is None:
+        calibrator = config.calibrator or CALIBRATOR
+        if config.mode == "qat" and calibrator == CALIBRATOR and config.calib_cache is None:
             calibrate(model, self.calibration_inputs)  # moving averages, which training continues
             return
         inputs = self.calibration_inputs
         arrays = [("images", x) for batch in inputs for x in as_inputs(floating, batch)]
         depends_on = tensor_bytes([*sorted(floating.state_dict().items()), *arrays])
         statistics = cached(config.calib_cache, depends_on, lambda: collect(model, inputs), self.run.progress)
-        set_ranges(model, statistics, config.calibrator, config.percentile)
-        if config.mode == "qat" and config.calibrator != "minmax":  # training would move them to the batches' extremes
+        set_ranges(model, statistics, calibrator, config.percentile)
+        if config.mode == "qat" and calibrator != CALIBRATOR:  # training would move them to the batches' extremes
             freeze_activations(model)
 
 
@@ -268,7 +269,7 @@ def plan(artifact: Artifact, config: QuantConfig) -> list[dict[str, Any]]:
 def _recorded(config: CalibrationConfig) -> dict[str, object]:
     """Return the calibration settings that took part, for the record."""
     recorded: dict[str, object] = {
-        "mode": config.mode, "calibrator": config.calibrator, "calib_batches": config.calib_batches,
+        "mode": config.mode, "calibrator": config.calibrator or CALIBRATOR, "calib_batches": config.calib_batches,
     }  # fmt: skip
     if config.calibrator == "percentile":
         recorded["percentile"] = config.percentile
