@@ -160,7 +160,7 @@ def replace_calls(
             call = graph.create_node("call_module", name, (source,))  # call_module looks for it in the graph's owner
         node.replace_all_uses_with(call)
         graph.erase_node(node)
-    if calls:
+    if set(calls.values()) & set(only):
         _remove_unused(graph)
     return {name: layer for name, layer in layers.items() if name in only}
 

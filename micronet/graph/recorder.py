@@ -140,8 +140,8 @@ class Recorder(TorchFunctionMode):
             if nodes is not None and target in _READS_VALUES and not self.reads and _depend_on_values(nodes):
                 self.reads = user_line(traceback.extract_stack())
             return value  # a constant, or a fact such as a rank, fixed as it is for the example
-        if target in _DROPOUTS:
-            return self._result(value, self._dropout(_DROPOUTS[target], nodes[0][0], kwargs["p"]))
+        if target in DROPOUTS:
+            return self._result(value, self._dropout(DROPOUTS[target], nodes[0][0], kwargs["p"]))
         node = self.graph.create_node(kind, target, *nodes)
         return self._result(value, node)
 
@@ -222,7 +222,7 @@ class Recorder(TorchFunctionMode):
 
 
 _READS_VALUES = {"__bool__", "__int__", "__float__", "__index__", "__complex__", "item", "tolist", "equal", "numpy"}
-_DROPOUTS: dict[Any, type[nn.Module]] = {
+DROPOUTS: dict[Any, type[nn.Module]] = {
     F.dropout: nn.Dropout, F.dropout1d: nn.Dropout1d, F.dropout2d: nn.Dropout2d, F.dropout3d: nn.Dropout3d,
     F.alpha_dropout: nn.AlphaDropout, F.feature_alpha_dropout: nn.FeatureAlphaDropout,
 }  # fmt: skip

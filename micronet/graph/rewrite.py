@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from torch import fx, nn
 
 from micronet.graph.trace import Graph
-from micronet.graph.training import writes_in_place
-from micronet.models.layers import ModeCall, Tap
+from micronet.graph.training import outline_mode_calls, writes_in_place
+from micronet.models.layers import Tap
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def rewrite(model: nn.Module, outline: Outline) -> nn.Module:
     A functional dropout becomes a module, because tracing would freeze its mode. Raises ValueError if the forward
     differs between training and evaluation in more than function arguments, KeyError if a node does not exist.
     """
-    graph = Graph(model)
+    graph = Graph(model, plain=False)  # a file's placement says whether its network has plain layers
     if graph.mode_keys is None:
         raise ValueError("forward() takes different paths in training and evaluation")
     nodes = {node.name: node for node in graph.fx.nodes}
@@ -63,7 +63,7 @@ def rewrite(model: nn.Module, outline: Outline) -> nn.Module:
         with graph.fx.inserting_after(node):
             tap = graph.fx.call_module(tap_name(name), (node,))
         node.replace_all_uses_with(tap, delete_user_cb=lambda user, tap=tap: user is not tap)
-    _outline_mode_calls(outlined, graph.mode_keys)
+    outline_mode_calls(outlined, graph.mode_keys)
     graph.fx.eliminate_dead_code(lambda node: node.is_impure() or writes_in_place(node))
     outlined.recompile()
     return outlined
@@ -102,11 +102,3 @@ def _make_out_of_place(graph: Graph, relu: fx.Node) -> None:
         relu.target = "relu"
     else:
         relu.args, relu.kwargs = relu.args[:1], {}
-
-
-def _outline_mode_calls(model: fx.GraphModule, keys: dict[str, str | int]) -> None:
-    """Turn calls with a ``training`` argument into modules that follow the network's mode."""
-    for node in list(model.graph.nodes):
-        if node.name in keys:
-            model.add_submodule(f"{node.name}_mode", ModeCall(node.target, keys[node.name]))
-            node.target, node.op = f"{node.name}_mode", "call_module"

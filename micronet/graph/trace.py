@@ -26,6 +26,7 @@ from micronet.graph.record import (
     trains_more,
     uncompiled_modules,
 )
+from micronet.graph.training import outline_mode_calls
 from micronet.models.device import Example, as_inputs
 from micronet.models.layers import Add, EvalOnly, ModeValue
 from micronet.models.modes import state_kept
@@ -53,15 +54,20 @@ class Graph:
             graph in training mode differs in anything else.
     """
 
-    def __init__(self, model: nn.Module, recorded: list[dict[str, Any]] | None = None) -> None:
+    def __init__(self, model: nn.Module, recorded: list[dict[str, Any]] | None = None, *, plain: bool = True) -> None:
+        """Trace a network; ``plain``: whether to make its layers plain. Raises whatever its forward raises."""
         self.recorded = recorded
         self.fx, training = (symbolic(model, training=mode) for mode in (False, True))
         layers, calls = find_plain(self.fx, model, training=False)
         others, more = find_plain(training, model, training=True)
-        both = layers.keys() & others.keys()  # one of the modes may compute a layer in another way
+        both = layers.keys() & others.keys() if plain else set()  # one of the modes may compute a layer in another way
         self.plain = replace_calls(self.fx, layers, calls, both) | replace_calls(training, others, more, both)
         self.mode_keys = _mode_keys(training, self.fx)
-        self.model = with_plain(model, self.plain, self.fx) if self.plain else model
+        self.model = model
+        if self.plain:
+            network = self.model = with_plain(model, self.plain, self.fx)
+            outline_mode_calls(network, self.mode_keys or {})
+            network.recompile()
         self._modules = dict(self.model.named_modules())
 
     def calls(self) -> Iterator[tuple[fx.Node, nn.Module]]:

@@ -13,8 +13,8 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from micronet.graph.recorder import CONSTANT, Recorder, is_size
-from micronet.models.layers import Chosen, EvalOnly, ModeValue, Noise
+from micronet.graph.recorder import CONSTANT, DROPOUTS, Recorder, is_size
+from micronet.models.layers import Chosen, EvalOnly, ModeCall, ModeValue, Noise
 
 
 def follow_mode(evaluating: Recorder, training: Recorder | None) -> None:
@@ -203,6 +203,22 @@ class _Pairing:
             values[node] = graph.node_copy(node, values.__getitem__)
         graph.output(values[region.result])
         return Noise(fx.GraphModule(self.after.root, graph)), list(reads)
+
+
+def outline_mode_calls(model: fx.GraphModule, keys: dict[str, str | int]) -> None:
+    """Turn calls of functions with a ``training`` argument, at these keys, into modules that follow the mode."""
+    for node in list(model.graph.nodes):
+        if node.name not in keys:
+            continue
+        name, kind = f"{node.name}_mode", DROPOUTS.get(node.target)
+        if kind is None:
+            made: nn.Module = ModeCall(node.target, keys[node.name])
+        else:
+            made = kind(node.args[1] if len(node.args) > 1 else node.kwargs.get("p", 0.5))
+            node.args, node.kwargs = (node.args[0] if node.args else node.kwargs["input"],), {}
+        made.training = model.training
+        model.add_submodule(name, made)
+        node.target, node.op = name, "call_module"
 
 
 def writes_in_place(node: fx.Node) -> bool:

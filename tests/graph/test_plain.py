@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from micronet.graph import ops
+from micronet.graph.rewrite import Outline, rewrite
 from micronet.graph.trace import trace
 from micronet.models.layers import FrozenBatchNorm, Noise
 
@@ -129,6 +130,26 @@ class Path(nn.Module):
         if not self.training:
             return x
         return x * x.new_empty(len(x), 1, 1, 1).bernoulli_(0.9)
+
+
+class Dropping(SamePadded):
+    """A convolution of the user's before a dropout that is a function."""
+
+    def forward(self, x):
+        return F.dropout(super().forward(x), 0.5, self.training)
+
+
+def test_a_dropout_by_hand_follows_the_mode_beside_plain_layers():
+    model = network(lambda: Dropping(4, 4, 3))
+    graph = trace(model)
+    assert graph.plain
+    plain = rewrite(copy.deepcopy(graph.model), Outline())
+    for training in (True, False):
+        out = []
+        for each in (model, graph.model, plain):
+            torch.manual_seed(0)
+            out.append(each.train(training)(IMAGES))
+        assert torch.equal(out[1], out[0]) and torch.equal(out[2], out[0])
 
 
 class Layers(nn.Module):
