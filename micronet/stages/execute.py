@@ -53,7 +53,7 @@ def execute(
             finish(lambda: stage.write(outcome.product, path), path if stage.trains() else None)
             stage.add_file(outcome.summary, path)
             if following := stage.next_stage(outcome.product):
-                outcome.summary["next"] = next_command(following, path, stage)
+                outcome.summary["next"] = next_command(following, path, stage, outcome.product)
     return outcome
 
 

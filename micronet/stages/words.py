@@ -48,8 +48,8 @@ def stage_after_training(artifact: "Artifact") -> str:
     return "bn-fuse" if any(isinstance(module, BATCH_NORMS) for module in artifact.model.modules()) else "export-onnx"
 
 
-def next_command(command: str, path: Path, stage: "Stage") -> str:
-    """Return a command line that works on what a stage wrote, with the user's code that the stage was given.
+def next_command(command: str, path: Path, stage: "Stage", artifact: "Artifact") -> str:
+    """Return a command line that works on the artifact that a stage wrote, with the user's code that it needs.
 
     ``command``: the name of a stage, perhaps followed by options.
     """
@@ -58,8 +58,8 @@ def next_command(command: str, path: Path, stage: "Stage") -> str:
     name, *rest = command.split()
     values, following = flatten(stage), find(name)
     words = ["micronet", name, str(path), *rest]
-    for option in ("model", "task"):
-        value = values.get(option)
+    for option, recorded in (("model", None), ("task", (artifact.data or {}).get("task"))):
+        value = values.get(option) or recorded
         if value is not None and ":" in value and not value.startswith("torchvision:") and uses(following, option):
             words += [f"--{option}", value]
     return " ".join(words)

@@ -20,6 +20,9 @@ def test_a_users_task_trains_prunes_quantizes_and_compares(tmp_path, micronet):
     assert micronet("quantize", plain, *OWN, "--mode", "ptq", "-o", int8).code == 0
     rows = json.loads(micronet("compare", plain, int8, *OWN, "--json").out)["rows"]
     assert rows[1]["drop"] == rows[1]["metrics"]["misses"] - rows[0]["metrics"]["misses"]
+    untold = ["--percent", "0.25", "--criterion", "l2", "--skip-timing", "-o", tmp_path / "n.safetensors"]
+    said = micronet("prune", plain, *OWN[:2], *untold).out.splitlines()[-1]
+    assert said.startswith("next: ") and said.endswith(f"--task {FILE}:Find")
     untold = micronet("evaluate", plain, "--model", f"{FILE}:Finder")
     assert untold.code == 2 and f"add --task {FILE}:Find" in untold.err
 
