@@ -21,21 +21,18 @@ class Latency(NamedTuple):
     p95_ms: float
 
 
-def latencies(
-    predictors: Sequence[Predictor], inputs: Sequence[NDArray[np.float32]], seconds: float | None = None
-) -> list[Latency]:
-    """Time predictors, each on its own batch (N, C, H, W) float32, for some seconds each, after a warm-up.
+def latencies(predictors: Sequence[Predictor], inputs: Sequence[NDArray[np.float32]]) -> list[Latency]:
+    """Time predictors, each on its own batch (N, C, H, W) float32, after a warm-up.
 
     They run in turns, so that a change in the machine's speed affects all of them alike.
     """
-    calls = time_calls(predictors, inputs, seconds)
-    return [Latency(*(1000 * np.percentile(own, [50, 95])).tolist()) for own in calls]
+    return [Latency(*(1000 * np.percentile(own, [50, 95])).tolist()) for own in time_calls(predictors, inputs)]
 
 
 def time_calls(
     predictors: Sequence[Predictor], inputs: Sequence[NDArray[np.float32]], seconds: float | None = None
 ) -> list[list[float]]:
-    """Return the seconds of every timed call of each predictor; see ``latencies``."""
+    """Return the seconds of every timed call of each predictor, in ``seconds`` at most; see ``latencies``."""
     seconds = MEASURE_SECONDS if seconds is None else min(seconds, MEASURE_SECONDS)
     for predict, images in zip(predictors, inputs, strict=True):
         start = time.perf_counter()

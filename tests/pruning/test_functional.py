@@ -220,6 +220,24 @@ def test_layers_whose_weights_are_made_anew_are_left_whole_or_refused(wrap):
     assert [group.after < group.before for group in plan.groups.values()] == [False, False, True, False]
 
 
+def test_batch_statistics_of_the_channels_that_stay_are_those_of_the_whole_network():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.0), nn.Conv2d(8, 12, 3), nn.BatchNorm2d(12),
+        nn.GELU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 5),
+    ).double()  # fmt: skip
+    pruned, _, plan = prune_model(model, PruneConfig(0.5, criterion="l2", scope="layer"), IMAGES)
+    first, second, _ = plan.groups.values()
+    masked = copy.deepcopy(model)
+    for reader, group in ((masked[4], first), (masked[9], second)):
+        reader.weight.data[:, [channel for channel in range(group.before) if channel not in group.keep]] = 0
+    for _ in range(2):
+        torch.testing.assert_close(pruned.train()(IMAGES), masked.train()(IMAGES), rtol=1e-9, atol=1e-12)
+    assert (pruned[1].num_features, pruned[5].num_features) == (4, 6)
+    torch.testing.assert_close(pruned[1].running_var, masked[1].running_var[first.keep], rtol=1e-9, atol=0)
+    torch.testing.assert_close(pruned[5].running_mean, masked[5].running_mean[second.keep], rtol=1e-9, atol=1e-12)
+
+
 class Scaled(nn.Module):
     """Parameters and buffers with one value per channel, in several places and shapes, that a forward reads."""
 
