@@ -35,7 +35,7 @@ from micronet.onnx.lint import count_integer_ops
 from micronet.quantization.recovery import reestimate_norms
 
 BATCHES, BATCH = 4, 8  # to calibrate on, and as many others to judge by
-TIME_LIMIT = 600  # seconds per network
+TIME_LIMIT = 300  # seconds per network
 MARGIN_DB, MARGIN_TIME = 0.5, 1.1  # what we may lose against ONNX Runtime's quantizer
 
 
@@ -252,7 +252,7 @@ def _send_row(sender: Connection, name: str, seconds: float) -> None:
     logging.disable(logging.WARNING)
     try:
         sender.send(measure(*NETWORKS[name], seconds))
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         sender.send(Row(failed=f"not installed: {error}"))
     except Exception as error:  # the table goes on
         sender.send(Row(failed=f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"))

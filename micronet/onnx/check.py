@@ -21,7 +21,7 @@ from micronet.evaluation.network import Predictor
 from micronet.models.device import batch_length, call
 from micronet.models.modes import eval_mode
 from micronet.onnx.graph_view import QUANTIZE
-from micronet.onnx.moves import MOVED
+from micronet.onnx.moves import ADDED
 from micronet.quantization.calibrate import each_quantizer
 from micronet.quantization.functional import dequantize, to_integers
 from micronet.runtimes.config import RuntimeOptions
@@ -181,7 +181,7 @@ def _arrays(batch: Any) -> Any:
 
 def _integers(proto: onnx.ModelProto, images: Any) -> dict[str, Any]:
     """Return the integers of every quantizer: ``module.slot`` -> array."""
-    nodes = [node for node in proto.graph.node if node.op_type == QUANTIZE and not node.name.endswith(f".{MOVED}")]
+    nodes = [node for node in proto.graph.node if node.op_type == QUANTIZE and not node.name.endswith(f".{ADDED}")]
     session = exposing_session(proto, [node.output[0] for node in nodes])
     arrays = run(session, _arrays(images))[len(proto.graph.output) :]
     return {node.name.removesuffix(f".{QUANTIZE}"): array for node, array in zip(nodes, arrays, strict=True)}

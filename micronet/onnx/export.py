@@ -28,6 +28,7 @@ from micronet.graph.trace import trace
 from micronet.models.device import Inputs, head
 from micronet.onnx import operators, rewrite
 from micronet.onnx.config import AXES, ExportConfig
+from micronet.onnx.gates import quantize_gates
 from micronet.onnx.moves import requantize_moves
 from micronet.quantization.calibrate import check_calibrated, each_quantizer
 from micronet.quantization.fold import fold_model, foldable_pairs, has_taken_norms, shares_scales
@@ -42,7 +43,9 @@ INPUT, OUTPUT = "images", "scores"
 SIXTEEN_BITS_OPSET = 21
 
 
-def to_onnx(artifact: Artifact, images: Tensor | Inputs, config: ExportConfig | None = None) -> onnx.ModelProto:
+def to_onnx(
+    artifact: Artifact, images: Tensor | Inputs, config: ExportConfig | None = None, *, pairs: bool = True
+) -> onnx.ModelProto:
     """Export an artifact to an ONNX model.
 
     Args:
@@ -50,6 +53,7 @@ def to_onnx(artifact: Artifact, images: Tensor | Inputs, config: ExportConfig | 
         images: (N, C, H, W) float32, or the inputs of another network; they fix the sizes of the axes that are not
             dynamic.
         config: Target, opset and storage; default: for ONNX Runtime.
+        pairs: Add the Q/DQ pairs that the network does not have but ONNX Runtime needs to compute in integers.
 
     Raises:
         MicronetError: Torch cannot export the network, a quantizer has no range, or the target does not support its
@@ -63,7 +67,7 @@ def to_onnx(artifact: Artifact, images: Tensor | Inputs, config: ExportConfig | 
     )
     check_size(sum(tensor.untyped_storage().nbytes() for tensor in model.state_dict().values()))
     exported = _export(model, images, config)
-    _adapt(exported, config, quantized=quantized)
+    _adapt(exported, config, quantized=quantized, pairs=pairs)
     proto = ir.to_proto(exported)
     del proto.graph.value_info[:]  # readers infer the shapes themselves
     about: dict[str, Any] = {  # what a reader of the file needs
@@ -95,13 +99,14 @@ def _check_bits(model: nn.Module, config: ExportConfig) -> bool:
     return widest > 0
 
 
-def _adapt(model: ir.Model, config: ExportConfig, *, quantized: bool) -> None:
-    """Rewrite an exported graph, in place, into the form that its target fuses."""
+def _adapt(model: ir.Model, config: ExportConfig, *, quantized: bool, pairs: bool) -> None:
+    """Rewrite an exported graph, in place, into the form that its target fuses; ``pairs``: see ``to_onnx``."""
     rewrite.tidy(model)
     if quantized:
         rewrite.clip_before_pools(model)
-    if quantized and config.target == "ort":
+    if quantized and config.target == "ort" and pairs:
         requantize_moves(model)
+        quantize_gates(model)
         rewrite.unshare_initializers(model.graph)
     if config.target == "tensorrt":
         rewrite.quantize_after_reshapes(model)

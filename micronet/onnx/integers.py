@@ -10,6 +10,7 @@ from onnxruntime import GraphOptimizationLevel
 from micronet.errors import MicronetError, count, first_line
 from micronet.evaluation.latency import latencies
 from micronet.onnx import graph_view as view
+from micronet.onnx.gates import restore_gates
 from micronet.onnx.graph_view import DEQUANTIZE, QUANTIZE, GraphView, WeightedNode, title
 from micronet.onnx.operator_count import INTEGER_LAYERS
 from micronet.runtimes.config import RuntimeOptions
@@ -92,10 +93,11 @@ def without_quantizers(proto: onnx.ModelProto) -> onnx.ModelProto:
     """Return a model in float: activations are not quantized, and weights are stored dequantized."""
     plain = onnx.ModelProto()
     plain.CopyFrom(proto)
+    restore_gates(plain)
     graph, same = plain.graph, dict[str, str]()
     stored = {tensor.name: tensor for tensor in proto.graph.initializer}
     kept = []
-    for node in proto.graph.node:
+    for node in list(graph.node):
         source = same.get(node.input[0], node.input[0]) if node.input else ""
         if node.op_type == DEQUANTIZE and all(name in stored for name in node.input):
             given = {name: onnx.numpy_helper.to_array(stored[name]) for name in node.input}

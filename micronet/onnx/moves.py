@@ -4,12 +4,15 @@ It carries integers through some such operators by itself (``MOVING_OPS``); thro
 same grid follows. Values on a grid stay what they are there, so no pair added here changes any value.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import onnx_ir as ir
 
-from micronet.onnx.graph_view import DEQUANTIZE, MOVING_OPS, QUANTIZE, array
+from micronet.onnx.graph_view import DEQUANTIZE, MOVING_OPS, QUANTIZE, array, producer
 
 BLOCKS = {"Split", "Concat", "Gather", "DepthToSpace", "SpaceToDepth", "Tile", "Expand", "Flatten", "Resize", "Pad"}
-MOVED = "moved"  # how the names of the pairs' nodes end
+ADDED = "added"  # how the names of pairs end that the torch network does not have
 COMPUTE = {"Conv", "MatMul", "Gemm", "Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "ReduceMean"}
 
 
@@ -18,7 +21,7 @@ def requantize_moves(model: ir.Model) -> None:
     grids: dict[ir.Value, ir.Node] = {}  # a tensor -> the DequantizeLinear whose grid its values lie on
     for node in list(model.graph):
         if node.op_type == DEQUANTIZE:
-            source = node.inputs[0] and node.inputs[0].producer()
+            source = producer(node)
             if source is not None and source.op_type == QUANTIZE:
                 grids[node.outputs[0]] = node
             continue
@@ -28,7 +31,7 @@ def requantize_moves(model: ir.Model) -> None:
         for output in node.outputs:
             grids[output] = found
             if node.op_type in BLOCKS and _reaches_layer(output):
-                grids[_add_pair(model.graph, node, output, found)] = found
+                grids[add_pair(model.graph, node, output, found.inputs[1:])] = found
 
 
 def _common_grid(node: ir.Node, grids: dict[ir.Value, ir.Node]) -> ir.Node | None:
@@ -42,12 +45,12 @@ def _common_grid(node: ir.Node, grids: dict[ir.Value, ir.Node]) -> ir.Node | Non
     moved = node.inputs if node.op_type == "Concat" else node.inputs[:1]
     found = [grids.get(value) for value in moved if value is not None]
     first = found[0] if found else None
-    return first if first is not None and all(each and _key(each) == _key(first) for each in found) else None
+    return first if first is not None and all(each and grid_of(each) == grid_of(first) for each in found) else None
 
 
-def _key(dequantize: ir.Node) -> tuple[object, ...] | None:
-    """Return what identifies a grid: the scale, the zero point and its type."""
-    scale, zero_point = array(dequantize, 1), array(dequantize, 2)
+def grid_of(node: ir.Node) -> tuple[float, int, Any] | None:
+    """Return the scale, the zero point and its type of a Q or DQ node; None if they are not stored numbers."""
+    scale, zero_point = array(node, 1), array(node, 2)
     if scale is None or zero_point is None or scale.size > 1:
         return None
     return float(scale), int(zero_point), zero_point.dtype
@@ -62,12 +65,15 @@ def _reaches_layer(value: ir.Value) -> bool:
     )
 
 
-def _add_pair(graph: ir.Graph, node: ir.Node, output: ir.Value, like: ir.Node) -> ir.Value:
-    """Put a Q/DQ pair between an operator and those who read its output; return the pair's output."""
+def add_pair(graph: ir.Graph, node: ir.Node, output: ir.Value, grid: Sequence[ir.Value | None]) -> ir.Value:
+    """Put a Q/DQ pair between an operator and those who read its output; return the pair's output.
+
+    ``grid``: a scale and a zero point, which nodes may share until ``unshare_initializers``.
+    """
     readers = [(reader, index) for reader, index in output.uses() if reader.op_type != QUANTIZE]
-    quantize = ir.node(QUANTIZE, [output, *like.inputs[1:]], name=f"{output.name}.{MOVED}")
-    dequantize = ir.node(DEQUANTIZE, [*quantize.outputs, *like.inputs[1:]], name=f"{output.name}.{MOVED}.{DEQUANTIZE}")
-    quantize.outputs[0].name, dequantize.outputs[0].name = f"{output.name}.integers", f"{output.name}.{MOVED}"
+    quantize = ir.node(QUANTIZE, [output, *grid], name=f"{output.name}.{ADDED}")
+    dequantize = ir.node(DEQUANTIZE, [*quantize.outputs, *grid], name=f"{output.name}.{ADDED}.{DEQUANTIZE}")
+    quantize.outputs[0].name, dequantize.outputs[0].name = f"{output.name}.integers", f"{output.name}.{ADDED}"
     for reader, index in readers:
         reader.replace_input_with(index, dequantize.outputs[0])
     graph.insert_after(node, [quantize, dequantize])

@@ -1,16 +1,20 @@
-"""Operators that only move values must not stop integers on their way from layer to layer."""
+"""Operators that move values, and gates, must not stop integers on their way from layer to layer."""
 
+import numpy as np
 import pytest
 import torch
+from onnxruntime import GraphOptimizationLevel
 
 from micronet.artifact.artifact import Artifact
 from micronet.models.build import ModelSpec
 from micronet.onnx.check import compare_layers
 from micronet.onnx.export import to_onnx
-from micronet.onnx.integers import count_integer_layers
+from micronet.onnx.integers import SMOOTH, count_integer_layers, without_quantizers
 from micronet.quantization.calibrate import calibrate
 from micronet.quantization.config import QuantConfig
 from micronet.quantization.quantize import quantize_model
+from micronet.runtimes.config import RuntimeOptions
+from micronet.runtimes.onnxruntime import open_session, optimize
 from tests.onnx.networks import IMAGES
 
 
@@ -48,3 +52,24 @@ def test_moves_between_layers_keep_them_in_integers(name):
     assert max(compare_layers(model, proto, IMAGES).values()) <= 1
     found = count_integer_layers(proto)
     assert found["convolutions"] == {"integer": 2, "all": 2} and not found["float"]
+
+
+GATES = {"silu": torch.nn.SiLU(), "hardswish": torch.nn.Hardswish(), "swish": lambda x: x * torch.sigmoid(x)}
+
+
+@pytest.mark.parametrize("name", GATES)
+def test_gates_run_in_integers_and_move_nothing_by_more_than_a_step(name):
+    torch.manual_seed(0)
+    model, record = quantize_model(Moves(GATES[name], 16).eval(), QuantConfig(), IMAGES)
+    calibrate(model, [4 * IMAGES])
+    artifact = Artifact(model, ModelSpec("mine.py:Mine"), [record])
+    proto, plain = (to_onnx(artifact, IMAGES, pairs=pairs) for pairs in (True, False))
+    assert max(compare_layers(model, proto, IMAGES).values()) <= 1
+    operators = [
+        node.op_type for node in optimize(proto.SerializeToString(), GraphOptimizationLevel.ORT_ENABLE_ALL).graph.node
+    ]
+    assert "QLinearMul" in operators and not SMOOTH & set(operators)
+    floats = [without_quantizers(each) for each in (proto, plain)]
+    session = [open_session(each.SerializeToString(), RuntimeOptions(), "it") for each in floats]
+    one, other = (each.run(None, {"images": IMAGES.numpy()})[0] for each in session)
+    assert np.array_equal(one, other)
