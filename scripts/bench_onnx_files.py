@@ -116,7 +116,7 @@ def theirs(path: Path, feeds: list[Feed]) -> onnx.ModelProto:
 def ours(proto: onnx.ModelProto, feeds: list[Feed]) -> onnx.ModelProto:
     """Quantize a model with micronet's defaults."""
     folded = posttraining.prepare(proto)
-    ranges = posttraining.find_ranges(posttraining.collect(folded, feeds), "minmax", 100.0)
+    ranges = posttraining.find_ranges(posttraining.collect(folded, feeds), "mse", 100.0)
     return posttraining.quantize_onnx(folded, ranges, signed=False, per_channel=True, bits=8)
 
 
