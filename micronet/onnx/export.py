@@ -105,13 +105,24 @@ def _adapt(model: ir.Model, config: ExportConfig, *, quantized: bool, pairs: boo
     if quantized:
         rewrite.clip_before_pools(model)
     if quantized and config.target == "ort" and pairs:
-        requantize_moves(model)
-        quantize_gates(model)
-        rewrite.unshare_initializers(model.graph)
+        _add_pairs(model)
     if config.target == "tensorrt":
         rewrite.quantize_after_reshapes(model)
     if config.int4_storage:
         rewrite.to_int4(model)
+
+
+def _add_pairs(model: ir.Model) -> None:
+    requantize_moves(model)
+    quantize_gates(model)
+    rewrite.unshare_initializers(model.graph)
+
+
+def with_pairs(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a model that was exported with ``pairs=False`` as it would be with them."""
+    model = ir.from_proto(proto)
+    _add_pairs(model)
+    return ir.to_proto(model)
 
 
 def with_integers(model: nn.Module, history: list[StageRecord], *, signed: bool = False) -> nn.Module:

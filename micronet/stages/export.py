@@ -129,7 +129,7 @@ class Pack(CheckedSettings, Stage):
 
         artifact, batches = export_batches(context.artifact, self.data, self.check_images)
         first = next(batches())
-        proto = exported(artifact, first)
+        proto = exported(artifact, first, pairs=False)
         program = pack_model(proto)
         classes = (artifact.data or {}).get("task", CLASSIFICATION) == CLASSIFICATION
         compare = compare_scores if classes else compare_tensors
@@ -151,9 +151,10 @@ class Pack(CheckedSettings, Stage):
             )
         about = {**found._asdict(), "left_float": artifact.left_float}
         if not (self.skip_timing or context.temporary or program.weights > LARGEST_TIMED):
+            from micronet.onnx.export import with_pairs
             from micronet.stages.pack_latency import measure_packed
 
-            about["latency"] = measure_packed(program, proto, first[:1].numpy())
+            about["latency"] = measure_packed(program, with_pairs(proto), first[:1].numpy())
         return Outcome(program, about)
 
     def write(self, product: Any, path: Path) -> None:
@@ -163,14 +164,17 @@ class Pack(CheckedSettings, Stage):
         write_bytes(path, to_bytes(product))
 
 
-def exported(artifact: "Artifact", inputs: Any, config: ExportConfig | None = None) -> Any:
-    """Return an artifact as an ONNX model; an error names the line that decides by the values of the inputs, if any."""
+def exported(artifact: "Artifact", inputs: Any, config: ExportConfig | None = None, *, pairs: bool = True) -> Any:
+    """Return an artifact as an ONNX model; an error names the line that decides by the values of the inputs, if any.
+
+    ``pairs``: see ``to_onnx``.
+    """
     from micronet.graph.record import record
     from micronet.models.device import as_inputs
     from micronet.onnx.export import to_onnx
 
     try:
-        return to_onnx(artifact, inputs, config)
+        return to_onnx(artifact, inputs, config, pairs=pairs)
     except MicronetError as error:
         try:
             reads = record(artifact.model, as_inputs(artifact.model, inputs)).reads

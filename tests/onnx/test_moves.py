@@ -8,7 +8,7 @@ from onnxruntime import GraphOptimizationLevel
 from micronet.artifact.artifact import Artifact
 from micronet.models.build import ModelSpec
 from micronet.onnx.check import compare_layers
-from micronet.onnx.export import to_onnx
+from micronet.onnx.export import to_onnx, with_pairs
 from micronet.onnx.integers import SMOOTH, count_integer_layers, without_quantizers
 from micronet.quantization.calibrate import calibrate
 from micronet.quantization.config import QuantConfig
@@ -69,6 +69,7 @@ def test_gates_run_in_integers_and_move_nothing_by_more_than_a_step(name):
         node.op_type for node in optimize(proto.SerializeToString(), GraphOptimizationLevel.ORT_ENABLE_ALL).graph.node
     ]
     assert "QLinearMul" in operators and not SMOOTH & set(operators)
+    assert list(with_pairs(plain).graph.node) == list(proto.graph.node)
     floats = [without_quantizers(each) for each in (proto, plain)]
     session = [open_session(each.SerializeToString(), RuntimeOptions(), "it") for each in floats]
     one, other = (each.run(None, {"images": IMAGES.numpy()})[0] for each in session)
