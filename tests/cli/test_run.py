@@ -150,7 +150,7 @@ def test_a_recipe_killed_at_random_moments_ends_with_the_same_files(micronet, re
         ('distill = "float"', 'distill = "flaot"', "unknown stage or file 'flaot'; allowed: float"),
         ("width = 0.1", 'model_args = "{bad"', "line 4: train: model_args is not valid JSON"),
         ("epochs = 3", "epochs = 3\nbatch_size = 2", "batch_size is set twice"),
-        ('output = "int8.onnx"', 'output = "no/where.onnx"', "out/no is not a folder"),
+        ('output = "int8.onnx"', 'output = "no/where.onnx"', "the folder out/no does not exist; create it with"),
         (
             'name = "fused"',
             'name = "fused"\noutput = "int8.safetensors"',

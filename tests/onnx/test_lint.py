@@ -21,7 +21,7 @@ from micronet.onnx.lint import PTQ, RULES, count_integer_ops, lint
 from micronet.quantization.calibrate import calibrate
 from micronet.quantization.config import QuantConfig
 from micronet.quantization.quantize import quantize_model
-from micronet.runtimes.onnxruntime import EXACT_INT8
+from micronet.runtimes.onnxruntime import EXACT_INT8, optimize
 
 WIDTH = 16
 OPSETS = [helper.make_opsetid("", 21), helper.make_opsetid("com.example", 1)]
@@ -261,8 +261,7 @@ def test_every_rule_is_broken_here_and_no_two_share_a_name():
     assert sorted(names) == sorted({rule for rule, *_ in CASES})
 
 
-SLOW = {"mixed-inputs", "kept-activation", "float-output", "float-activations", "sixteen-bits", "four-bit-weights",
-        "flatten"}  # fmt: skip
+SLOW = {"mixed-inputs", "kept-activation", "float-output", "float-activations", "sixteen-bits", "four-bit-weights"}
 PROVABLE = [case for case in CASES if case[0] in SLOW and case[1] == "ort"]
 
 
@@ -272,6 +271,22 @@ def test_onnxruntime_runs_in_float_what_a_rule_says_it_does(rule, target, severi
     slow, fast = count_integer_ops(bad), count_integer_ops(good)
     assert any(count["integer"] < count["all"] for count in slow.values())
     assert all(count["integer"] == count["all"] for count in fast.values())
+
+
+@x86_only
+@pytest.mark.parametrize(("bad", "good"), [case[3:] for case in CASES if case[0] == "flatten"])
+def test_onnxruntime_rounds_again_behind_a_flatten(bad, good):
+    slow, fast = (
+        {
+            node.op_type
+            for node in optimize(
+                model.SerializeToString(), onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+            ).graph.node
+        }
+        for model in (bad, good)
+    )
+    assert "MatMulNBits" in slow
+    assert "MatMulNBits" not in fast
 
 
 @x86_only
