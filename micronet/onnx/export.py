@@ -33,7 +33,7 @@ from micronet.onnx.moves import requantize_moves
 from micronet.quantization.calibrate import check_calibrated, each_quantizer
 from micronet.quantization.fold import fold_model, foldable_pairs, has_taken_norms, shares_scales
 from micronet.quantization.functional import dequantize, int8_grid, to_integers
-from micronet.quantization.layers import ACTIVATION_SLOTS
+from micronet.quantization.layers import ACTIVATION_SLOTS, drop_parametrizations
 from micronet.quantization.quantizer import Quantizer
 from micronet.quantization.schemes.wbwtab import SignQuantizer
 from micronet.runtimes.onnxruntime import METADATA_KEY, check_size
@@ -144,6 +144,7 @@ def with_integers(model: nn.Module, history: list[StageRecord], *, signed: bool 
     for name, slot, quantizer in list(each_quantizer(model)):
         layer: Any = model.get_submodule(name)
         if slot == "weight_quantizer":
+            drop_parametrizations(layer)
             if signed:
                 operators.require_int8(int8_grid(quantizer.qparams(layer.weight)), f"{name}.{slot}")
             _store_weight(layer, quantizer, None if signed else scales.get(inputs.get(name) or ""))

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrize
 
 from micronet.graph import ops
 from micronet.models.uncompiled import uncompiled
@@ -167,6 +168,18 @@ def effective_weight(layer: Any) -> Tensor:
     weight: Tensor = layer.weight
     norm = getattr(layer, "norm", None)
     return weight if norm is None else weight * broadcast(norm_factor(norm, nonzero=False), weight, 0)
+
+
+@torch.no_grad()
+def drop_parametrizations(layer: nn.Module) -> None:
+    """Make computed parameters of a quantized layer (weight norm and the like) plain ones, in place."""
+    if parametrize.is_parametrized(layer):
+        values = {name: getattr(layer, name).clone() for name in layer.parametrizations}  # type: ignore[union-attr]
+        kinds = (*ops.CONVOLUTIONS, nn.Linear)
+        layer.__class__ = _quantized_class(next(kind for kind in type(layer).__mro__ if kind in kinds))
+        del layer.parametrizations
+        for name, value in values.items():
+            layer.register_parameter(name, nn.Parameter(value))
 
 
 def has_weight_slot(module: nn.Module) -> bool:

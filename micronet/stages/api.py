@@ -155,6 +155,8 @@ def load(path: str | Path, model: "str | nn.Module | None" = None, *, trust_code
 def _call(stage: type[Stage], given: dict[str, Any]) -> Any:
     """Run a stage with the API's values and return its product."""
     progress, example, data = (given.pop(name, None) for name in ("progress", "example_input", "data"))
+    if example is not None and not isinstance(example, (tuple, list)) and not hasattr(example, "shape"):
+        raise MicronetError(f"example_input is a {type(example).__name__}; expected a tensor or a tuple of tensors")
     known = {option.name: option for option in stage.options()}
     artifacts: dict[Path, Artifact] = {}
     values = {name: _value(stage, known[name], value, artifacts) for name, value in given.items()}

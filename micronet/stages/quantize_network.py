@@ -115,6 +115,12 @@ class Quantizing:
 
     def run_quantization(self) -> Artifact:
         """Place quantizers, set their ranges and, for QAT, train with them."""
+        halves = {each.dtype for each in self.artifact.model.parameters()} & {torch.float16, torch.bfloat16}
+        if halves:
+            raise MicronetError(
+                f"the network's weights are {str(halves.pop()).removeprefix('torch.')}, but quantizing needs float32; "
+                "convert them with model.float()"
+            )
         dataset, recovery = self.dataset, self.settings.recovery
         if dataset is not None:
             check_model_fits(self.artifact.model, dataset)

@@ -3,6 +3,7 @@ import collections
 import onnx
 import pytest
 import torch
+from torch.nn.utils import parametrizations
 
 import micronet
 from micronet.artifact.artifact import Artifact, load
@@ -210,3 +211,22 @@ class Branching(torch.nn.Linear):
 def test_an_export_that_stops_at_a_decision_by_values_names_its_line():
     with pytest.raises(MicronetError, match=r"values of its inputs at .*test_onnx.py:\d+ \(.*if x.mean\(\) > 0"):
         micronet.export_onnx(Branching(3, 2), torch.ones(2, 3))
+
+
+@pytest.mark.parametrize("name", ["weight_norm", "spectral_norm"])
+def test_computed_weights_are_stored_as_integers(name):
+    torch.manual_seed(0)
+    layers = torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 4, 3)
+    model = torch.nn.Sequential(*(getattr(parametrizations, name)(layer) if each else layer
+                                  for each, layer in zip((1, 0, 1), layers, strict=True))).eval()  # fmt: skip
+    images = torch.randn(4, 3, 9, 9)
+    small = micronet.quantize(model, data=[images], mode="ptq")
+    proto = micronet.export_onnx(small, images)
+    kinds = [tensor.data_type for tensor in proto.graph.initializer if len(tensor.dims) == 4]
+    assert kinds == [onnx.TensorProto.INT8] * 2
+    assert compare_outputs(small.model, proto, [images], classes=False).error < USUAL_ERROR
+
+
+def test_half_precision_weights_are_refused_before_anything_runs():
+    with pytest.raises(MicronetError, match="float16, but quantizing needs float32; convert them with model.float"):
+        micronet.quantize(torch.nn.Linear(3, 2).half(), data=[torch.ones(2, 3)], mode="ptq")
