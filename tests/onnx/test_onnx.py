@@ -228,5 +228,5 @@ def test_computed_weights_are_stored_as_integers(name):
 
 
 def test_half_precision_weights_are_refused_before_anything_runs():
-    with pytest.raises(MicronetError, match="float16, but quantizing needs float32; convert them with model.float"):
+    with pytest.raises(MicronetError, match="float16, but quantizing needs float32"):
         micronet.quantize(torch.nn.Linear(3, 2).half(), data=[torch.ones(2, 3)], mode="ptq")
