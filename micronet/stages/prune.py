@@ -122,20 +122,21 @@ class Prune(ConvertSettings, Stage):
         pruned, plan = pruning.once()
         summary = pruning.summary(pruned, plan, self.input())
         if self.measure or not (self.skip_timing or context.temporary or memory.source is not None):
-            summary["latency"] = latency = self._latency(context.artifact, pruned, example)
+            summary["latency"] = latency = self._latency(context, pruned, example)
             if self.measure:
                 for when in ("before", "after"):
                     summary[when]["latency_ms"] = latency[f"{when}_ms"]
         return Outcome(pruned, summary)
 
-    def _latency(self, whole: "Artifact", pruned: "Artifact", example: Any) -> dict[str, Any]:
+    def _latency(self, context: Context, pruned: "Artifact", example: Any) -> dict[str, Any]:
         """Time a network before and after; MicronetError if it was asked for and is impossible."""
         from micronet.stages.prune_latency import measure_latency
 
+        whole = context.artifact
         params = sum(parameter.numel() for parameter in whole.model.parameters())
         if params > LARGEST_TIMED and not self.measure:
             return {"skipped": f"more than {LARGEST_TIMED:,} parameters"}
-        latency = measure_latency(whole, pruned, self.pruning, example)
+        latency = measure_latency(whole, pruned, self.pruning, example, context.progress)
         if self.measure and "skipped" in latency:
             raise MicronetError(f"the latency cannot be measured: {latency['skipped']}; drop --measure")
         return latency

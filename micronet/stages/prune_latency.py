@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from micronet.artifact.artifact import Artifact
+from micronet.core.progress import Progress
 from micronet.errors import first_line
 from micronet.evaluation.latency import time_calls
 from micronet.evaluation.network import Predictor
@@ -41,7 +42,9 @@ def time_predictors(predictors: Sequence[Predictor], example: Example) -> list[f
     return [round(1000 * min(own), 4) for own in calls]
 
 
-def measure_latency(whole: Artifact, pruned: Artifact, config: PruneConfig, example: Example) -> dict[str, Any]:
+def measure_latency(
+    whole: Artifact, pruned: Artifact, config: PruneConfig, example: Example, progress: Progress
+) -> dict[str, Any]:
     """Time a network before and after pruning, and pruned to multiples of 8 if that gives another one.
 
     Args:
@@ -49,6 +52,7 @@ def measure_latency(whole: Artifact, pruned: Artifact, config: PruneConfig, exam
         pruned: The pruned one.
         config: How it was pruned.
         example: An input batch, or a tuple of several inputs.
+        progress: Where to report progress; exporting takes seconds, and minutes for long sequences.
 
     Returns:
         ``before_ms``, ``after_ms`` and perhaps ``regular_8_ms``; or ``skipped``: why nothing was measured. Never raises
@@ -59,7 +63,11 @@ def measure_latency(whole: Artifact, pruned: Artifact, config: PruneConfig, exam
         regular = _regular(whole.model, config, example)
         if regular is not None and _shapes(regular) != _shapes(pruned.model):
             networks["regular_8_ms"] = replace(whole, model=regular)
-        timed = time_predictors([in_onnxruntime(each, example) for each in networks.values()], example)
+        predictors = []
+        for done, each in enumerate(networks.values()):
+            progress.step("exporting to time in ONNX Runtime", done, len(networks))
+            predictors.append(in_onnxruntime(each, example))
+        timed = time_predictors(predictors, example)
     except Exception as error:  # a courtesy: whatever an exporter or a runtime raises must not spoil the pruning
         return {"skipped": first_line(error)}
     return dict(zip(networks, timed, strict=True))
