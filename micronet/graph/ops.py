@@ -119,6 +119,7 @@ PRESERVES_VALUES = RESHAPE | MAX_POOL | DROPOUT | _family(
      F.pixel_shuffle, F.pixel_unshuffle),
     "contiguous unbind roll flip narrow select swapaxes movedim expand expand_as reshape_as view_as repeat unflatten t",
 )  # fmt: skip
+PAD = _family((nn.modules.padding._ConstantPadNd,), (F.pad,))
 ANY_RELU = RELU | RELU6
 NON_NEGATIVE = ANY_RELU | SIGMOID | SOFTMAX
 AVERAGE = AVERAGE_POOL | MEAN
@@ -152,3 +153,13 @@ NORMALIZES_CHANNELS = _family(
     (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm),
     (F.layer_norm, F.group_norm, F.rms_norm, F.local_response_norm, F.normalize),
 )
+
+
+def pads_with_zeros(node: fx.Node, module: nn.Module | None) -> bool:
+    """Return True if a node only adds zeros around a tensor, and zero is on every grid."""
+    if not PAD.matches(node, module):
+        return False
+    if module is not None:
+        return bool(getattr(module, "value", None) == 0)
+    given = {**dict(zip(("input", "pad", "mode", "value"), node.args, strict=False)), **node.kwargs}
+    return bool(given.get("mode", "constant") == "constant" and given.get("value") in (None, 0, 0.0))

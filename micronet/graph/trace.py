@@ -14,7 +14,6 @@ from torch import fx, nn
 
 from micronet.errors import MicronetError
 from micronet.graph import ops
-from micronet.graph.leaves import find_leaves
 from micronet.graph.plain import PlainLayer, find_plain, make_plain, replace_calls, with_plain
 from micronet.graph.record import (
     UnbuiltError,
@@ -24,21 +23,11 @@ from micronet.graph.record import (
     follows_batch,
     record_network,
     trains_more,
-    uncompiled_modules,
 )
+from micronet.graph.symbolic import mode_keys, symbolic
 from micronet.graph.training import outline_mode_calls
 from micronet.models.device import Example, as_inputs
 from micronet.models.layers import Add, EvalOnly, ModeValue
-from micronet.models.modes import state_kept
-
-
-class _Tracer(fx.Tracer):
-    def __init__(self, leaves: set[nn.Module]) -> None:
-        super().__init__()
-        self.leaves = leaves
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return m in self.leaves
 
 
 class Graph:
@@ -62,7 +51,7 @@ class Graph:
         others, more = find_plain(training, model, training=True)
         both = layers.keys() & others.keys() if plain else set()  # one of the modes may compute a layer in another way
         self.plain = replace_calls(self.fx, layers, calls, both) | replace_calls(training, others, more, both)
-        self.mode_keys = _mode_keys(training, self.fx)
+        self.mode_keys = mode_keys(training, self.fx)
         self.model = model
         if self.plain:
             network = self.model = with_plain(model, self.plain, self.fx)
@@ -95,10 +84,11 @@ class Graph:
         return node
 
     def preserves_values(self, node: fx.Node) -> bool:
-        """Return True if every output value of a node is one of its input values (apart from a max-pool's padding)."""
+        """Return True if every output value of a node is one of its input values, or zero padding."""
         if node.target is operator.getitem:  # part of a tensor if the index is one's; else of a list, or of a new tuple
             return isinstance(node.args[1], tuple) or self.preserves_values(node.all_input_nodes[0])
-        return self.matches(node, ops.PRESERVES_VALUES) and bool(node.all_input_nodes)
+        passes = self.matches(node, ops.PRESERVES_VALUES) or ops.pads_with_zeros(node, self.module(node))
+        return passes and bool(node.all_input_nodes)
 
     def is_join(self, node: fx.Node) -> bool:
         """Return True if a node adds or concatenates several tensors."""
@@ -225,48 +215,6 @@ def traced(model: nn.Module, *, training: bool, buffers: bool = False) -> tuple[
     return graph, make_plain(graph, model, training=training)
 
 
-def symbolic(model: nn.Module, *, training: bool, buffers: bool = False) -> fx.Graph:
-    """Trace a network in training or eval mode; its modes, attributes and buffers stay as they are.
-
-    ``buffers``: follow what the forward computes from its buffers, which otherwise becomes a constant. Raises
-    MicronetError if a forward changes its buffers and they are not followed, or if the network has hooks of its own,
-    which torch.fx leaves out; and whatever the forward raises.
-    """
-    if model._forward_hooks or model._forward_pre_hooks:
-        raise MicronetError("torch.fx does not trace the network's own hooks")
-    with state_kept(model), uncompiled_modules():
-        tracer = _Tracer(find_leaves(model))
-        # By default False, because the node names in older files rely on it.
-        tracer.proxy_buffer_attributes = buffers or isinstance(model, fx.GraphModule)
-        versions = {name: buffer._version for name, buffer in _user_buffers(model)}
-        try:
-            graph = tracer.trace(model.train(training))
-        except Exception:  # torch.fx cannot trace every call that a graph may hold, such as torch.zeros of a size
-            if not isinstance(model, fx.GraphModule) or not set(_called(model)) <= tracer.leaves:
-                raise
-            graph = _copied(model.graph)
-        if versions != {name: getattr(buffer, "_version", None) for name, buffer in _user_buffers(model)}:
-            raise MicronetError("forward() changes its buffers")
-        constants = {name: value for name, value in vars(model).items() if name.startswith("_tensor_constant")}
-    vars(model).update(constants)  # torch.fx keeps them there
-    return graph
-
-
-def _user_buffers(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Yield a network's buffers, except norms' counters of batches, which plain layers update."""
-    yield from (item for item in model.named_buffers() if not item[0].endswith("num_batches_tracked"))
-
-
-def _called(model: fx.GraphModule) -> list[nn.Module]:
-    return [model.get_submodule(str(node.target)) for node in model.graph.nodes if node.op == "call_module"]
-
-
-def _copied(graph: fx.Graph) -> fx.Graph:
-    copied = fx.Graph()
-    copied.output(copied.graph_copy(graph, {}))
-    return copied
-
-
 def weight_owners(model: nn.Module) -> set[nn.Module]:
     """Return the modules whose weight is a plain parameter that no other module uses."""
     users = Counter(id(parameter) for module in model.modules() for parameter in module.parameters(recurse=False))
@@ -277,23 +225,3 @@ def weight_owners(model: nn.Module) -> set[nn.Module]:
         and "weight" in module._parameters  # a weight-norm hook computes it and leaves no parameter of that name
         and all(users[id(parameter)] == 1 for parameter in module.parameters(recurse=False))
     }
-
-
-def _mode_keys(training: fx.Graph, evaluating: fx.Graph) -> dict[str, str | int] | None:
-    """Return where each mode-dependent function call takes its mode, or None if the graphs differ in more."""
-    if len(training.nodes) != len(evaluating.nodes):
-        return None
-    keys: dict[str, str | int] = {}
-    for train, evaluation in zip(training.nodes, evaluating.nodes, strict=True):
-        if train.op == evaluation.op == "get_attr" and str(train.target).startswith("_tensor_constant"):
-            continue  # made by the forward itself, and named anew by every trace
-        before, after = ({**dict(enumerate(node.args)), **node.kwargs} for node in (train, evaluation))
-        if (train.op, train.target, before.keys()) != (evaluation.op, evaluation.target, after.keys()):
-            return None
-        differing = [key for key in before if str(before[key]) != str(after[key])]
-        if not differing:
-            continue
-        if train.op != "call_function" or [(before[key], after[key]) for key in differing] != [(True, False)]:
-            return None
-        keys[evaluation.name] = differing[0]
-    return keys

@@ -260,11 +260,7 @@ def _flatten(graph: GraphView) -> Matches:
     for layer in graph.layers:
         before = view.producer(layer.node)
         if before is not None and before.op_type == "Flatten" and view.is_dequantized(before.inputs[0]):
-            yield (
-                before,
-                f"ONNX Runtime does not propagate Q/DQ through Flatten: {title(layer.node)} reads floats, and rounds "
-                "them again at run time",
-            )
+            yield before, f"Q/DQ do not pass Flatten in ONNX Runtime: {title(layer.node)} rounds its input at run time"
 
 
 @_rule("micronet export-onnx, which stores integers", ort="warning", tensorrt="warning")

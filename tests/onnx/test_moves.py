@@ -54,6 +54,16 @@ def test_moves_between_layers_keep_them_in_integers(name):
     assert found["convolutions"] == {"integer": 2, "all": 2} and not found["float"]
 
 
+@pytest.mark.parametrize("pad", [lambda x: torch.nn.functional.pad(x, (0, 1, 1, 2)), torch.nn.ZeroPad2d((0, 1, 1, 2))])
+def test_zeros_around_a_tensor_become_the_next_convolutions(pad):
+    model, record = quantize_model(Moves(pad, 16).eval(), QuantConfig(), IMAGES)
+    calibrate(model, [IMAGES])
+    proto = to_onnx(Artifact(model, ModelSpec("mine.py:Mine"), [record]), IMAGES)
+    assert max(compare_layers(model, proto, IMAGES).values()) <= 1
+    optimized = optimize(proto.SerializeToString(), GraphOptimizationLevel.ORT_ENABLE_ALL)
+    assert "Pad" not in {node.op_type for node in optimized.graph.node}
+
+
 GATES = {"silu": torch.nn.SiLU(), "hardswish": torch.nn.Hardswish(), "swish": lambda x: x * torch.sigmoid(x)}
 
 
