@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
+from torchvision.ops import FrozenBatchNorm2d
 
 from micronet.errors import MicronetError
 from micronet.graph.record import record_network
@@ -255,6 +256,42 @@ def test_a_forward_that_takes_the_size_of_the_batch_apart_has_no_graph(forward, 
     record_network(model, IMAGES)  # for these images it would
     assert trace(model, IMAGES) is None
     assert not capsys.readouterr().err
+
+
+class Frozen(nn.Module):
+    """A batch norm with fixed statistics that checks its input, so that torch.fx cannot trace it."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 8, 1), FrozenBatchNorm2d(8)
+        self.norm.running_var.uniform_(0.5, 2)
+
+    def forward(self, x):
+        if x.shape[1] != 3:
+            raise ValueError("expected 3 channels")
+        return self.norm(self.stem(x))
+
+
+def test_a_record_may_round_in_another_way_than_its_network():
+    assert trace(Frozen().eval(), IMAGES).recorded  # a plain batch norm scales after it subtracts the mean
+
+
+def goes_another_way_in_torch_fx(m, x):
+    x = m.stem(x)
+    try:
+        bool(x.shape[-1] > 0)
+    except Exception:
+        x = x * 1.5
+    return x * 1e25, x.masked_fill(x < 0, -torch.inf)
+
+
+def test_a_symbolic_trace_that_computes_something_else_is_refused_however_large_the_outputs_are():
+    """In float32, the norm of numbers like these is infinite."""
+    model = Network(goes_another_way_in_torch_fx).eval()
+    graph = trace(model, IMAGES)
+    assert graph.recorded
+    for ours, own in zip(graph.model(IMAGES), model(IMAGES), strict=True):
+        assert torch.equal(ours, own)
 
 
 def test_a_forward_that_fails_is_refused_with_its_line():
