@@ -19,6 +19,10 @@ PARAMETERS = {
 }
 UNKNOWN = [0, 0]  # sizes
 PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul", *RECURRENT_OPS)
+UNCOUNTED = {  # products whose multiply-accumulates no formula here gives
+    "Attention", "MultiHeadAttention", "GroupQueryAttention", "Einsum", "DeformConv", "ConvInteger", "MatMulInteger",
+    "QLinearConv", "QLinearMatMul", "QGemm", "MatMulNBits", "MatMulIntegerToFloat", "DynamicQuantizeMatMul",
+}  # fmt: skip
 
 
 def stored_parameters(graph: Any) -> int:
@@ -47,7 +51,7 @@ def for_one_sample(proto: onnx.ModelProto, shapes: Sequence[tuple[int, ...]]) ->
 def count_macs(proto: onnx.ModelProto) -> int | None:
     """Count the multiply-accumulates of convolutions, matrix products and recurrent layers in a model of fixed sizes.
 
-    Returns None if sizes inside the model are unknown.
+    Returns None if sizes inside the model are unknown, or if it has other products, such as fused attention.
     """
     graph = onnx.shape_inference.infer_shapes(proto, data_prop=True).graph
     stored = {tensor.name: list(tensor.dims) for tensor in proto.graph.initializer}
@@ -57,6 +61,8 @@ def count_macs(proto: onnx.ModelProto) -> int | None:
     }
     total = 0
     for node in graph.node:
+        if node.op_type in UNCOUNTED:
+            return None
         if node.op_type in PRODUCTS:
             macs = _macs(node.op_type, [sizes.get(name) or UNKNOWN for name in (*node.input[:3], node.output[0])])
             if not macs:
@@ -75,7 +81,7 @@ def _macs(kind: str, sizes: list[list[int]]) -> int:
     if kind in RECURRENT_OPS:
         return first[0] * first[1] * (math.prod(second) + math.prod(sizes[2]))
     if kind == "Gemm":
-        return first[0] * math.prod(second)
+        return output[0] * math.prod(second)
     return math.prod(output) * first[-1]
 
 

@@ -1,5 +1,6 @@
 import collections
 
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -20,6 +21,7 @@ from micronet.quantization.calibrate import calibrate, each_quantizer
 from micronet.quantization.config import QuantConfig
 from micronet.quantization.fold import fold_model
 from micronet.quantization.quantize import quantize_model
+from micronet.runtimes import onnx_cost
 from micronet.runtimes.config import RuntimeOptions
 from micronet.runtimes.onnxruntime import OrtPredictor
 from tests.onnx.networks import IMAGES, NIN, RESNET, plain, plain_file, quantized, quantized_file
@@ -173,6 +175,21 @@ def test_bn_fuse_of_a_quantized_network_without_batch_norms_makes_torch_and_the_
     assert "micronet evaluate" in drift(tight._replace(error=2 * USUAL_ERROR), after.history)
     with pytest.raises(MicronetError, match="nothing to fold"):
         fold_model(vision_transformer())
+
+
+@pytest.mark.parametrize(
+    ("operator", "options", "shape", "macs"),
+    [
+        ("Gemm", {"transA": 1}, [6, 4], 4 * 6 * 5),
+        ("MatMul", {}, [4, 6], 4 * 6 * 5),
+        ("Einsum", {"equation": "bi,ij->bj"}, [4, 6], None),  # not 0
+    ],
+)
+def test_the_macs_of_a_product_are_its_own_or_unknown(operator, options, shape, macs):
+    node = onnx.helper.make_node(operator, ["x", "w"], ["y"], **options)
+    x, y = (onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, s) for n, s in (("x", shape), ("y", [4, 5])))
+    weight = onnx.numpy_helper.from_array(np.ones((6, 5), np.float32), "w")
+    assert onnx_cost.count_macs(onnx.helper.make_model(onnx.helper.make_graph([node], "", [x], [y], [weight]))) == macs
 
 
 def test_the_macs_of_a_transposed_convolution_are_counted_also_in_the_first_layer(tmp_path):
