@@ -18,11 +18,11 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from micronet.core.progress import Progress
 from micronet.onnx.feeds import Feed
 from micronet.onnx.graph_view import DEQUANTIZE
+from micronet.onnx.insertion import BIAS_MAX, FLOAT_OUTPUT
 from micronet.runtimes.config import RuntimeOptions
 from micronet.runtimes.onnxruntime import exposing_session, open_session
 
 CORRECTED = ("Conv", "Gemm")  # both have their channels on axis 1 of the output
-INT32 = np.iinfo(np.int32)
 Means = dict[str, NDArray[np.float64]]
 
 
@@ -40,10 +40,13 @@ def correct_biases(folded: onnx.ModelProto, int8: onnx.ModelProto, feeds: Sequen
     """
     biases = _Biases(int8)
     named = {name for node in folded.graph.node for name in node.output}
-    outputs = [node.output[0] for node in biases.layers if node.output[0] in named]
-    targets = _means(exposing_session(folded, outputs), outputs, feeds)
-    for done, name in enumerate(outputs, 1):
-        biases.add(name, targets[name] - _means(_session_up_to(int8, name), [name], feeds)[name])
+    given = [node.output[0] for node in biases.layers]
+    outputs = {name: name if name in named else name.removesuffix(FLOAT_OUTPUT) for name in given}
+    outputs = {name: original for name, original in outputs.items() if original in named}
+    originals = list(outputs.values())
+    targets = _means(exposing_session(folded, originals), originals, feeds)
+    for done, (name, original) in enumerate(outputs.items(), 1):
+        biases.add(name, targets[original] - _means(_session_up_to(int8, name), [name], feeds)[name])
         progress.step("correcting biases", done, len(outputs))
     return len(outputs)
 
@@ -63,7 +66,7 @@ class _Biases:
             return False
         source = self._dequantized.get(node.input[2])
         tensor = self._stored.get(node.input[2] if source is None else source.input[0])
-        return tensor is not None and len(tensor.dims) == 1 and self._readers[tensor.name] == 1
+        return tensor is not None and self._readers[tensor.name] == 1
 
     def add(self, output: str, shift: NDArray[np.float64]) -> None:
         """Add a shift, (channels,), to the bias of the layer with this output."""
@@ -75,7 +78,7 @@ class _Biases:
             return
         tensor, step = self._stored[source.input[0]], numpy_helper.to_array(self._stored[source.input[1]])
         integers = numpy_helper.to_array(tensor) + np.round(shift / step)
-        clipped = integers.clip(INT32.min, INT32.max).astype(np.int32)
+        clipped = integers.clip(-BIAS_MAX, BIAS_MAX).astype(np.int32)
         tensor.CopyFrom(numpy_helper.from_array(clipped, tensor.name))
 
 

@@ -17,6 +17,7 @@ from micronet.runtimes.onnxruntime import WEIGHTED_OPS
 
 ValueRange = tuple[float, float]  # the smallest and the largest value that the grid covers
 BIAS_MAX = 2**30  # of an int32 bias; the rest is for the sum of the products
+FLOAT_OUTPUT = "_float"  # ends the name of what is quantized into an output of the network, which keeps the name
 SMALLEST_SCALE = 2.0**-60
 
 
@@ -104,7 +105,7 @@ class Insertion:
         for node, index in readers:
             node.replace_input_with(index, result)
         if computed and value in self.graph.outputs:
-            value.name, result.name = f"{name}_float", name
+            value.name, result.name = f"{name}{FLOAT_OUTPUT}", name
             for index, output in enumerate(self.graph.outputs):
                 if output is value:
                     self.graph.outputs[index] = result

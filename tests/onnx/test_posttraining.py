@@ -98,6 +98,28 @@ def test_bias_correction_restores_every_layers_mean_output_up_to_the_biases_step
         assert (off <= step / 2 + rounding).all(), node.name
 
 
+@pytest.mark.parametrize("shape", [(4,), (1, 4), (1,), ()])
+def test_bias_correction_finds_layers_that_are_outputs_themselves_and_biases_of_every_shape(shape):
+    draw = np.random.default_rng(0)
+    weights = [draw.standard_normal(size, dtype=np.float32) for size in ((4, 8), (3, 4))]
+    biases = [draw.standard_normal(size, dtype=np.float32) for size in (shape, (3,))]
+    stored = {"w": weights[0], "v": weights[1], "b": np.asarray(biases[0]), "c": biases[1]}
+    floats = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["" : 17]> g (float[N, 8] x) => (float[N, 4] y, float[N, 3] z)
+        { y = Gemm<transB = 1>(x, w, b) r = Relu(y) z = Gemm<transB = 1>(r, v, c) }"""
+    )
+    floats.graph.initializer.extend(onnx.numpy_helper.from_array(value, name) for name, value in stored.items())
+    folded, feeds = pt.prepare(floats), [{"x": draw.standard_normal((64, 8), dtype=np.float32) + 1}]
+    ranges = pt.find_ranges(pt.collect(folded, feeds), "minmax", 99.99)
+    small = pt.quantize_onnx(folded, ranges, signed=False, per_channel=True, bits=8)
+    assert correct_biases(folded, small, feeds, Silent()) == 2
+    kept = copy.deepcopy(small)
+    assert correct_biases(folded, small, feeds, Silent()) == 2
+    for before, after in zip(kept.graph.initializer, small.graph.initializer, strict=True):  # it corrects once
+        one, other = (onnx.numpy_helper.to_array(tensor).astype(np.float64) for tensor in (before, after))
+        assert np.abs(one - other).max() <= 1e-5
+
+
 def test_a_cache_of_tensorrt_is_read_and_an_old_one_of_an_old_name_is_refused(tmp_path, floating):
     path = tmp_path / "c"
     path.write_text("TRT-8503-EntropyCalibration2\nimages: 3c010a14\n(Unnamed Layer* 1) [Conv]: 0\n")
