@@ -3,6 +3,7 @@
 A torch model, an ONNX Runtime session, a packed network and a TensorRT engine all are predictors.
 """
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -96,7 +97,10 @@ def check_scores(
             given = f"images of shape {tuple(inputs.shape[1:])}"
         else:
             given = f"{'inputs' if isinstance(inputs, tuple) else 'the input'} {describe(inputs)}"
-        raise MicronetError(f"{name} does not accept {given}: {first_line(error)}") from error
+        reason = first_line(error)
+        if found := re.search(r"\b(Half|BFloat16|Double)\b", reason):
+            reason += f"; if its weights are {found[1]}, convert them where it is built: return net.float()"
+        raise MicronetError(f"{name} does not accept {given}: {reason}") from error
     task.check(outputs, spec, name)
 
 

@@ -74,7 +74,7 @@ class Agreement(Task):
     def check(self, outputs: Outputs, spec: DataSpec, name: str) -> None:
         """Raise MicronetError if the network returns no numbers to compare."""
         if isinstance(outputs, list) and not outputs:
-            raise MicronetError(f"{name} returned no tensor; --task agreement needs at least one output")
+            raise MicronetError(f"{name} returned no tensor; return one, or a tuple, a list or a dict of tensors")
 
     def loss(self, outputs: Outputs, targets: Any) -> Tensor:
         """Return the squared relative error, averaged over the outputs."""

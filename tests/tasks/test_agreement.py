@@ -9,9 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
+from micronet.data.dataset import DataSpec
 from micronet.data.load import load_data
 from micronet.errors import MicronetError
+from micronet.evaluation.accuracy import check_scores
 from micronet.tasks.agreement import LARGEST_DB, Agreement, energy, relative_error
+from micronet.tasks.task import load_task
 
 NET = "tests/tasks/networks.py:TwoInputs"
 
@@ -100,6 +103,21 @@ def test_inputs_that_do_not_fit_are_named_with_their_shapes(arrays, message, tmp
     assert done.code == 2
 
     assert re.search(message, done.err.replace("\n", " ")), done.err
+
+
+@pytest.mark.parametrize(
+    ("predict", "message"),
+    [
+        (lambda x: [], "return one, or a tuple, a list or a dict"),
+        (
+            lambda x: torch.nn.Linear(3, 2).double()(torch.from_numpy(x)),
+            r"weights are Double.*net\.float\(\)",
+        ),
+    ],
+)
+def test_what_a_network_returns_or_computes_in_is_named_with_the_way_on(predict, message):
+    with pytest.raises(MicronetError, match=message):
+        check_scores(predict, torch.zeros(1, 3), DataSpec(), task=load_task("agreement"))
 
 
 def test_any_folder_of_images_gives_inputs(tmp_path):
