@@ -131,7 +131,7 @@ class Quantizing:
         artifact = self._equalized() if recovery.equalize else self.artifact
         config = _as_begun(self.settings.quantization, self.run)
         if recovery.target_drop is not None:
-            config = self._config_within_target(artifact.model)
+            config = self._config_within_target(artifact.model, config)
         model, record = quantize_model(artifact.model, config, self.example)
         if self.calibration_inputs:
             self._set_ranges(model, artifact.model)
@@ -182,14 +182,12 @@ class Quantizing:
         self.run.progress.line(f"equalized {count(equalize(artifact.model, self.example), 'pair')} of layers")
         return artifact
 
-    def _config_within_target(self, model: nn.Module) -> QuantConfig:
+    def _config_within_target(self, model: nn.Module, config: QuantConfig) -> QuantConfig:
         if self.dataset is None:
             raise MicronetError("--target-drop measures accuracy and needs a data set; specify it with --data")
         probe = Probe(self.calibration_inputs, self.settings.calibration, validation_accuracy(self.dataset))
-        ranked = measure_sensitivity(model, self.settings.quantization, probe, self.run.progress)
-        config = keep_sensitive(
-            model, self.settings.quantization, ranked, probe, (self.settings.recovery.target_drop or 0) / 100
-        )
+        ranked = measure_sensitivity(model, config, probe, self.run.progress)
+        config = keep_sensitive(model, config, ranked, probe, (self.settings.recovery.target_drop or 0) / 100)
         self.run.progress.line(f"layers kept at 8 bits: {config.keep_8bit or 'none'}")
         return config
 

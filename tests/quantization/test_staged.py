@@ -52,7 +52,8 @@ def test_a_staged_training_goes_on_bit_identical_after_a_stop(micronet, tmp_path
     left, right = load_file(whole), load_file(stopped)
     assert all(torch.equal(left[name], right[name]) for name in left)
     # A training that began when sym was the default.
-    earlier = ["quantize", floating, "--epochs", "1", "--amp", "off", "-o", tmp_path / "sym.safetensors"]
+    within = ["--target-drop", "90", "--w-bits", "4", "--limit", "100"]
+    earlier = ["quantize", floating, *within, "--epochs", "1", "--amp", "off", "-o", tmp_path / "sym.safetensors"]
     assert micronet(*earlier, "--q-type", "sym", "--max-time", "0").code == 3
     assert micronet(*earlier, "--resume").code == 0
     assert load(earlier[-1]).history[-1].config["q_type"] == "sym"
