@@ -4,7 +4,7 @@ HardSwish and HardSigmoid become Add, Clip and Mul (Howard et al. 2019, arXiv:19
 subtraction of constants become Mul and Add; the mean over height and width becomes a GlobalAveragePool.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,8 @@ IMAGE_AXES = ([2, 3], [-2, -1])
 
 def simplify(graph: ir.Graph) -> None:
     """Rewrite what can be rewritten, in place."""
+    values = [*graph.inputs, *(value for node in graph for value in node.outputs)]
+    taken = {str(value.name) for value in values} | set(graph.initializers)
     for node in list(graph):
         rewrite = _REWRITES.get(node.op_type)
         if rewrite is None or node.domain not in ("", "ai.onnx") or node.outputs[0].dtype != ir.DataType.FLOAT:
@@ -27,9 +29,17 @@ def simplify(graph: ir.Graph) -> None:
             continue
         for number, each in enumerate(made):
             each.name = f"{node.name}_{each.op_type}_{number}"
-            each.outputs[0].name = f"{node.outputs[0].name}_{number}"
+            each.outputs[0].name = _free(f"{node.outputs[0].name}_{number}", taken)
+            taken.add(each.outputs[0].name)
             each.outputs[0].dtype, each.outputs[0].shape = ir.DataType.FLOAT, node.outputs[0].shape
         replace_nodes_and_values(graph, node, [node], made, node.outputs, made[-1].outputs)
+
+
+def _free(name: str, taken: Container[str]) -> str:
+    """Return a name that no other value has: files of torch call their values hardsigmoid, hardsigmoid_1, …."""
+    while name in taken:
+        name += "_"
+    return name
 
 
 def _hard_swish(graph: ir.Graph, node: ir.Node) -> list[ir.Node]:
@@ -77,7 +87,7 @@ def _mean(graph: ir.Graph, node: ir.Node) -> list[ir.Node] | None:
 
 
 def _constant(graph: ir.Graph, node: ir.Node, role: str, values: Any) -> ir.Value:
-    name = f"{node.name}_{role}"
+    name = _free(f"{node.name}_{role}", graph.initializers)
     value = ir.Value(name=name, const_value=ir.Tensor(np.asarray(values, np.float32), name=name))
     value.dtype = ir.DataType.FLOAT
     graph.register_initializer(value)

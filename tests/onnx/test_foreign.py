@@ -72,6 +72,21 @@ def test_old_files_that_list_their_weights_as_inputs_too_are_folded_alike():
     assert pt.prepare(old).graph == pt.prepare(proto).graph
 
 
+def test_values_numbered_as_torch_numbers_them_keep_their_names_apart():
+    net = Net()
+    inner = net("HardSigmoid", net.conv("x", 3, 4))
+    proto = net.model(IMAGE, {net("HardSigmoid", inner): 4})
+    _, first, second = proto.graph.node
+    first.output[0] = second.input[0] = "gate"
+    second.output[0] = proto.graph.output[0].name = "gate_1"
+    (feed,) = inputs_for(proto)[:1]
+    ours, theirs = (
+        open_session(each.SerializeToString(), RuntimeOptions(), "").run(None, feed)
+        for each in (pt.prepare(proto), proto)
+    )
+    np.testing.assert_allclose(ours[0], theirs[0], atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("op", "message"), [("Relu", "no convolution or matrix product"), ("Conv", "weights are computed at run time")]
 )
