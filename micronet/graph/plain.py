@@ -126,7 +126,7 @@ def find_plain(
 ) -> tuple[dict[str, PlainLayer], dict[fx.Node, str]]:
     """Return the layers that ``make_plain`` would make, by name, and the calls of functions that they would replace."""
     modules = dict(model.named_modules(remove_duplicate=False))
-    called = {str(node.target) for node in graph.nodes if node.op == "call_module"}
+    called = dict.fromkeys(str(node.target) for node in graph.nodes if node.op == "call_module")  # in a fixed order
     stored = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
     replaced = {name: _replacement(name, modules) for name in called}
     layers = {name: other for name, other in replaced.items() if other is not None}

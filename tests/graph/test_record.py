@@ -276,6 +276,11 @@ def test_a_record_may_round_in_another_way_than_its_network():
     assert trace(Frozen().eval(), IMAGES).recorded  # a plain batch norm scales after it subtracts the mean
 
 
+def test_plain_layers_come_in_the_order_of_the_forward():
+    names = [str(number) for number in range(6)]
+    assert list(trace(nn.Sequential(*(FrozenBatchNorm2d(3) for _ in names))).plain) == names
+
+
 def goes_another_way_in_torch_fx(m, x):
     x = m.stem(x)
     try:
