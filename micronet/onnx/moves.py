@@ -45,7 +45,8 @@ def _common_grid(node: ir.Node, grids: dict[ir.Value, ir.Node]) -> ir.Node | Non
     moved = node.inputs if node.op_type == "Concat" else node.inputs[:1]
     found = [grids.get(value) for value in moved if value is not None]
     first = found[0] if found else None
-    return first if first is not None and all(each and grid_of(each) == grid_of(first) for each in found) else None
+    grid = None if first is None else grid_of(first)
+    return first if grid is not None and all(each and grid_of(each) == grid for each in found) else None
 
 
 def grid_of(node: ir.Node) -> tuple[float, int, Any] | None:

@@ -1,6 +1,8 @@
 """Operators that move values, and gates, must not stop integers on their way from layer to layer."""
 
 import numpy as np
+import onnx
+import onnx_ir
 import pytest
 import torch
 from onnxruntime import GraphOptimizationLevel
@@ -10,6 +12,7 @@ from micronet.models.build import ModelSpec
 from micronet.onnx.check import compare_layers
 from micronet.onnx.export import to_onnx, with_pairs
 from micronet.onnx.integers import SMOOTH, count_integer_layers, without_quantizers
+from micronet.onnx.moves import requantize_moves
 from micronet.quantization.calibrate import calibrate
 from micronet.quantization.config import QuantConfig
 from micronet.quantization.quantize import quantize_model
@@ -62,6 +65,21 @@ def test_zeros_around_a_tensor_become_the_next_convolutions(pad):
     assert max(compare_layers(model, proto, IMAGES).values()) <= 1
     optimized = optimize(proto.SerializeToString(), GraphOptimizationLevel.ORT_ENABLE_ALL)
     assert "Pad" not in {node.op_type for node in optimized.graph.node}
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_tensors_of_unknown_scales_do_not_share_a_grid(stored):
+    scales, given = ("float s = {0.5}, float t = {0.5}, ", "") if stored else ("", ", float s, float t")
+    model = onnx_ir.from_proto(
+        onnx.parser.parse_model(
+            f"""<ir_version: 9, opset_import: ["" : 21]> g (float[1, 8, 4, 4] x{given}) => (float[1, 4, 4, 4] y)
+            <{scales}uint8 z = {{0}}, float[1] w = {{0}}>
+            {{ a = QuantizeLinear(x, s, z) b = DequantizeLinear(a, s, z)
+              c = QuantizeLinear(x, t, z) d = DequantizeLinear(c, t, z) e = Concat<axis = 1>(b, d) y = Conv(e, w) }}"""
+        )
+    )
+    requantize_moves(model)
+    assert sum(node.op_type == "QuantizeLinear" for node in model.graph) == (3 if stored else 2)
 
 
 GATES = {"silu": torch.nn.SiLU(), "hardswish": torch.nn.Hardswish(), "swish": lambda x: x * torch.sigmoid(x)}
