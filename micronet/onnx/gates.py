@@ -30,7 +30,7 @@ def quantize_gates(model: ir.Model) -> None:
 
 
 def _sigmoid(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    return 1 / (1 + np.exp(-x))
+    return np.exp(-np.logaddexp(0, -x))  # exp(-x) alone overflows
 
 
 def _hard_sigmoid(x: NDArray[np.float64]) -> NDArray[np.float64]:

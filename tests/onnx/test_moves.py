@@ -11,6 +11,7 @@ from micronet.artifact.artifact import Artifact
 from micronet.models.build import ModelSpec
 from micronet.onnx.check import compare_layers
 from micronet.onnx.export import to_onnx, with_pairs
+from micronet.onnx.gates import quantize_gates
 from micronet.onnx.integers import SMOOTH, count_integer_layers, without_quantizers
 from micronet.onnx.moves import requantize_moves
 from micronet.quantization.calibrate import calibrate
@@ -102,3 +103,18 @@ def test_gates_run_in_integers_and_move_nothing_by_more_than_a_step(name):
     session = [open_session(each.SerializeToString(), RuntimeOptions(), "it") for each in floats]
     one, other = (each.run(None, {"images": IMAGES.numpy()})[0] for each in session)
     assert np.array_equal(one, other)
+
+
+@pytest.mark.parametrize("step", [0.02, 20.0])
+def test_a_gate_on_a_grid_of_any_width_is_tried_without_overflow(step):
+    model = onnx_ir.from_proto(
+        onnx.parser.parse_model(
+            f"""<ir_version: 9, opset_import: ["" : 21]> g (float[4] x) => (float[4] y)
+            <float s = {{{step}}}, uint8 z = {{128}}>
+            {{ a = QuantizeLinear(x, s, z) b = DequantizeLinear(a, s, z) c = Sigmoid(b) d = Mul(b, c)
+              e = QuantizeLinear(d, s, z) y = DequantizeLinear(e, s, z) }}"""
+        )
+    )
+    with np.errstate(over="raise", invalid="raise"):
+        quantize_gates(model)
+    assert sum(node.op_type == "QuantizeLinear" for node in model.graph) == 3
