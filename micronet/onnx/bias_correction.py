@@ -43,6 +43,8 @@ def correct_biases(folded: onnx.ModelProto, int8: onnx.ModelProto, feeds: Sequen
     given = [node.output[0] for node in biases.layers]
     outputs = {name: name if name in named else name.removesuffix(FLOAT_OUTPUT) for name in given}
     outputs = {name: original for name, original in outputs.items() if original in named}
+    if not outputs:
+        return 0
     originals = list(outputs.values())
     targets = _means(exposing_session(folded, originals), originals, feeds)
     for done, (name, original) in enumerate(outputs.items(), 1):

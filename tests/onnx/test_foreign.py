@@ -8,8 +8,10 @@ import onnx
 import pytest
 from onnx import TensorProto
 
+from micronet.core.progress import Silent
 from micronet.errors import MicronetError
 from micronet.onnx import posttraining as pt
+from micronet.onnx.bias_correction import correct_biases
 from micronet.onnx.operator_count import count_integers
 from micronet.runtimes.config import RuntimeOptions
 from micronet.runtimes.onnxruntime import open_session
@@ -70,6 +72,15 @@ def test_old_files_that_list_their_weights_as_inputs_too_are_folded_alike():
     for tensor in proto.graph.initializer:
         old.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
     assert pt.prepare(old).graph == pt.prepare(proto).graph
+
+
+def test_without_a_bias_there_is_nothing_to_correct():
+    net = Net()
+    proto = net.model(IMAGE, {net("Conv", "x", net.weight(4, 3, 3, 3)): 4})
+    folded, feeds = pt.prepare(proto), inputs_for(proto)
+    ranges = pt.find_ranges(pt.collect(folded, feeds), "minmax", 100.0)
+    int8 = pt.quantize_onnx(folded, ranges, signed=False, per_channel=True, bits=8)
+    assert correct_biases(folded, int8, feeds, Silent()) == 0
 
 
 def test_values_numbered_as_torch_numbers_them_keep_their_names_apart():
