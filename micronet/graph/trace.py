@@ -101,7 +101,7 @@ class Graph:
             return node.args[1] in ops.METADATA_ATTRIBUTES
         if self.matches(node, ops.METADATA) or isinstance(self.module(node), ModeValue):
             return True
-        arithmetic = node.op == "call_function" and getattr(node.target, "__module__", "") == "_operator"
+        arithmetic = node.op == "call_function" and getattr(node.target, "__module__", "") in ("_operator", "math")
         return arithmetic and bool(node.all_input_nodes) and all(map(self.is_number, node.all_input_nodes))
 
     def readers(self, node: fx.Node) -> list[fx.Node]:

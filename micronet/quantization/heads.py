@@ -25,19 +25,23 @@ FEWEST_LEVELS = 4  # between a channel's extremes and 0; fewer than those of 2 b
 
 
 class DestroyedHead(NamedTuple):
-    """A last layer, and the channel of its output, counted from 0, that is left the fewest levels."""
+    """A last layer, and a channel of its output, counted from 0, of which 8 bits keep nothing."""
 
     layer: str
     channel: int
-    levels: float
+    constant: bool
 
     def __str__(self) -> str:
+        if self.constant:
+            return f"the 8-bit scale of its output makes channel {self.channel} constant"
         return f"the 8-bit scale of its output gives channel {self.channel} fewer than {FEWEST_LEVELS} levels"
 
 
 @torch.no_grad()
 def find_destroyed(model: nn.Module, batches: list[Tensor]) -> list[DestroyedHead]:
-    """Return the last layers whose output quantizer gives a channel fewer than ``FEWEST_LEVELS`` levels.
+    """Return the last layers whose output quantizer leaves nothing of a channel.
+
+    That is a channel whose values, with 0, span fewer than ``FEWEST_LEVELS`` levels, or vary by less than one.
 
     Args:
         model: A quantized and calibrated network.
@@ -65,11 +69,12 @@ def find_destroyed(model: nn.Module, batches: list[Tensor]) -> list[DestroyedHea
     found = []
     for name, module in last.items():
         output: Any = module.output_quantizer
-        levels = (ranges[name].high - ranges[name].low) / output.qparams(torch.empty(0)).scale
-        levels[levels == 0] = torch.inf  # zero is exact
-        channel = int(levels.argmin())
-        if levels[channel] < FEWEST_LEVELS:
-            found.append(DestroyedHead(name, channel, float(levels[channel])))
+        step, seen = output.qparams(torch.empty(0)).scale, ranges[name]
+        varied, whole = (seen.high - seen.low) / step, (seen.high.clamp(min=0) - seen.low.clamp(max=0)) / step
+        constant, few = (varied > 0) & (varied < 1), (whole > 0) & (whole < FEWEST_LEVELS)  # zero is exact
+        if bool((constant | few).any()):
+            channel = int((few if bool(few.any()) else constant).int().argmax())
+            found.append(DestroyedHead(name, channel, not bool(few[channel])))
     return found
 
 
@@ -80,12 +85,12 @@ def excluding(config: QuantConfig, heads: list[DestroyedHead]) -> QuantConfig:
 
 
 class _Range:
-    """A hook that collects the range of each channel, (C,), of a layer's outputs, with 0 in it."""
+    """A hook that collects the range of each channel, (C,), of a layer's outputs."""
 
     low = high = torch.zeros(0)
 
     def __call__(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
         axis = -1 if isinstance(module, nn.Linear) else 1
         low, high = torch.aminmax(output.transpose(0, axis).flatten(1), dim=1)
-        self.low = torch.minimum(self.low, low) if len(self.low) else low.clamp(max=0)
-        self.high = torch.maximum(self.high, high) if len(self.high) else high.clamp(min=0)
+        self.low = torch.minimum(self.low, low) if len(self.low) else low
+        self.high = torch.maximum(self.high, high) if len(self.high) else high

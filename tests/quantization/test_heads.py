@@ -31,6 +31,16 @@ def test_a_head_of_unequal_channels_stays_float_and_is_named() -> None:
     assert (found - score).abs().max() < (score.max() - score.min()) / 4  # less than the steps it would have had
 
 
+def test_a_head_whose_channel_would_become_constant_stays_float() -> None:
+    torch.manual_seed(0)
+    model = Detector()
+    with torch.no_grad():
+        model.boxes.weight[4] /= 100
+        model.boxes.bias[4] = 100
+    quantized = micronet.quantize(model, data=[torch.randn(8, 3, 16, 16)], mode="ptq")
+    assert quantized.left_float == {"boxes": "the 8-bit scale of its output makes channel 4 constant"}
+
+
 def test_a_head_that_the_user_asked_to_quantize_is_quantized() -> None:
     quantized = micronet.quantize(Detector(), data=[torch.randn(8, 3, 16, 16)], mode="ptq", first_last="8bit")
     assert not quantized.left_float
