@@ -116,7 +116,11 @@ def randomize(model: nn.Module) -> None:
             parameter.uniform_(0.5, 1.5).mul_(torch.sign(torch.rand_like(parameter) - 0.2))
             continue
         n, inputs = parameter.numel(), parameter[0].numel()
-        values = (2 * torch.randperm(n) + 1 - n) / n  # distinct in float32 up to 2^24 values
+        order = torch.randperm(n)
+        if n < 2**24:
+            values = (2 * order + 1 - n) / n
+        else:  # not distinct in float32; consecutive floats up to 1, half of them negative, are
+            values = (0x3F800000 - order // 2).int().view(torch.float32) * (1 - 2 * (order % 2))
         parameter.copy_(values.view(parameter.shape) * 2.0 ** round(0.5 * torch.tensor(3 / inputs).log2().item()))
     for name, buffer in model.named_buffers():
         if name.endswith("running_mean"):
