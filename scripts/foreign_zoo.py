@@ -54,6 +54,9 @@ def _torchvision(name: str, size: int = 96, **options: Any) -> tuple[Callable[[]
         import torchvision
 
         made: nn.Module = torchvision.models.get_model(name, weights=None, **options)
+        for parameter in made.parameters():  # the head of vit starts at zero
+            if parameter.dim() > 1 and not parameter.any():
+                nn.init.normal_(parameter, std=0.02)
         return made
 
     return build, size

@@ -29,7 +29,7 @@ NETWORKS = {
 SCHEMES = schemes(320)
 IN_CI = {
     ("nin", "W8A8 asym layer"), ("nin", "W1A1"),
-    ("resnet18", "LSQ W4A4"), ("mobilenet_v2", "W8A8 sym channel"),
+    ("nin", "LSQ W4A4"), ("mobilenet_v2", "W8A8 sym channel"),
 }  # fmt: skip
 IMAGES, CHUNK, LAYERWISE = 1000, 100, 3  # images; images per batch; batches compared layer by layer
 PAIRS = [
