@@ -53,6 +53,8 @@ class ExportOnnx(CheckedSettings, Stage):
 
     def run(self, context: Context) -> Outcome:
         """Export the network and compare the file with it."""
+        from torch import nn
+
         from micronet.models.device import Inputs, as_arrays, head
         from micronet.onnx.check import compare_outputs, drift, require_agreement
         from micronet.onnx.integers import count_integer_layers, describe, measure_speed
@@ -69,6 +71,9 @@ class ExportOnnx(CheckedSettings, Stage):
             artifact, batches = export_batches(artifact, self.data, self.check_images)
             given = list(batches())
         first = given[0]
+        if any(isinstance(module, nn.RNNBase) for module in artifact.model.modules()):
+            context.progress.line("exporting LSTM and GRU layers takes torch a minute for some hundred steps")
+        context.progress.step("exporting", 0, 1)
         proto = exported(artifact, first, self.export)
         images = not isinstance(first, Inputs)
         classes = images and (artifact.data or {}).get("task", CLASSIFICATION) == CLASSIFICATION

@@ -137,6 +137,10 @@ def to_int8(
     int8 = posttraining.quantize_onnx(folded, found, signed=signed, per_channel=per_channel, bits=bits)
     if correct and feeds:
         corrected = correct_biases(folded, int8, _sampled(feeds), progress)
+        if not corrected:
+            raise MicronetError(
+                "--bias-correct found no quantized convolution or Gemm with a bias; drop --bias-correct"
+            )
         progress.line(f"corrected the mean output of {count(corrected, 'layer')}")
     return int8, posttraining.left_float(folded, signed=signed, allowed=found.keys())
 
