@@ -108,6 +108,8 @@ class Quantize(TrainingSettings, Stage):
     def _check_scheme(self) -> None:
         """Refuse settings that the quantization scheme has no use for."""
         quantization, recovery = self.quantization, self.recovery
+        if quantization.a_sign == "signed" and quantization.q_type == "asym" and not self.is_onnx:
+            raise MicronetError("--a-sign signed has no effect with --q-type asym; drop one of them")
         fixed = quantization.method == "dorefa" and quantization.a_bits != "binary"
         if fixed and self.calibration.calibrator not in (None, "minmax"):
             raise MicronetError("--method dorefa has a fixed activation range (1 / --a-gain); drop --calibrator")

@@ -138,9 +138,7 @@ def to_int8(
     if correct and feeds:
         corrected = correct_biases(folded, int8, _sampled(feeds), progress)
         if not corrected:
-            raise MicronetError(
-                "--bias-correct found no quantized convolution or Gemm with a bias; drop --bias-correct"
-            )
+            raise MicronetError("--bias-correct found no integer convolution or Gemm with a bias; drop --bias-correct")
         progress.line(f"corrected the mean output of {count(corrected, 'layer')}")
     return int8, posttraining.left_float(folded, signed=signed, allowed=found.keys())
 

@@ -315,6 +315,7 @@ def test_learned_rounding_sees_what_a_layer_gives_before_an_in_place_relu(monkey
         (["--mode", "ptq", "--epochs", 3], "does not train"),
         (["--mode", "ptq", "--lr", 0.1], "does not train"),
         (["--mode", "qaft", "--w-bits", 4], "drop the quantization options"),
+        (["--q-type", "asym", "--a-sign", "signed"], "--a-sign signed has no effect with --q-type asym"),
         (["--bn-fuse", "--equalize"], "drop it"),
         (["--bn-fuse", "--w-bits", 32], "found no quantized convolution"),
         (["--include", "nothing"], "unknown layer"),
