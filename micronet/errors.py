@@ -1,6 +1,6 @@
 """The exceptions that the command line shows as one line instead of a traceback."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import SequenceMatcher
 
 MAX_NAMES = 16  # in one message
@@ -47,3 +47,17 @@ def unknown(noun: str, got: str, allowed: Iterable[str]) -> MicronetError:
     ranked = sorted(allowed, key=lambda name: -SequenceMatcher(None, got.lower(), name.lower()).ratio())
     more = f", … ({len(ranked)} in all)" if len(ranked) > MAX_NAMES else ""
     return MicronetError(f"unknown {noun} {got!r}; allowed: {', '.join(ranked[:MAX_NAMES])}{more}")
+
+
+def listed(names: Sequence[str], most: int) -> str:
+    """Return names for a message: ``a, b and 3 more``."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"{', '.join(names[:most])}{more}"
+
+
+def by_reason(reasons: Mapping[str, str]) -> dict[str, list[str]]:
+    """Return the names with the same reason together: reason -> names, in order."""
+    names: dict[str, list[str]] = {}
+    for name, why in reasons.items():
+        names.setdefault(why, []).append(name)
+    return names

@@ -3,7 +3,7 @@
 from typing import Any
 
 from micronet.cli.console import print_line, print_table
-from micronet.errors import count
+from micronet.errors import by_reason, count, listed
 from micronet.stages.words import OTHER_WIDTHS
 
 FIGURES = (
@@ -61,12 +61,8 @@ def print_figures(figures: dict[str, str]) -> None:
 
 def print_left_float(reasons: dict[str, str]) -> None:
     """Print the layers that stay in float, one line for all with the same reason."""
-    names: dict[str, list[str]] = {}
-    for name, why in reasons.items():
-        names.setdefault(why, []).append(name)
-    for why, same in names.items():
-        more = f" and {len(same) - LISTED_LAYERS} more" if len(same) > LISTED_LAYERS else ""
-        print_line(f"kept in float: {', '.join(same[:LISTED_LAYERS])}{more} ({why})")
+    for why, names in by_reason(reasons).items():
+        print_line(f"kept in float: {listed(names, LISTED_LAYERS)} ({why})")
 
 
 def show_comparison(summary: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from micronet.cli.measures import (
     show_evaluation,
     value_text,
 )
-from micronet.errors import count
+from micronet.errors import count, listed
 from micronet.stages.stage import Stage
 
 BAR = 40  # characters
@@ -178,10 +178,10 @@ def _check_onnx(summary: dict[str, Any]) -> None:
     groups: dict[tuple[str, ...], list[str]] = {}
     for each in summary["findings"]:
         groups.setdefault((each["severity"], each["rule"], each["message"], each["cure"]), []).append(each["node"])
-    rows = []
-    for (severity, rule, message, cure), nodes in groups.items():
-        more = f" and {len(nodes) - LISTED_NODES} more" if len(nodes) > LISTED_NODES else ""
-        rows.append((severity, rule, ", ".join(nodes[:LISTED_NODES]) + more, message, cure))
+    rows = [
+        (severity, rule, listed(nodes, LISTED_NODES), message, cure)
+        for (severity, rule, message, cure), nodes in groups.items()
+    ]
     if rows:
         print_table(("severity", "rule", "nodes", "problem", "fix"), rows)
     print_line(_integers(summary["fused"]))

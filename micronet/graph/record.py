@@ -22,12 +22,10 @@ from micronet.graph.plain import PlainLayer, make_plain, with_plain
 from micronet.graph.recorder import Recorder, user_line
 from micronet.graph.training import follow_mode
 from micronet.models.device import Example, as_inputs
-from micronet.models.inputs import LARGEST_INPUT, make_inputs
-from micronet.models.inputs import describe_inputs as describe_tensors
+from micronet.models.inputs import LARGEST_INPUT, describe_inputs
 from micronet.models.modes import copy_model, eval_mode, state_kept
 
 ROUNDING = 1e-3  # relative to the output's norm: far above rounding errors, far below another computation
-described_inputs = make_inputs  # the inverse of ``describe_inputs``
 
 
 class UnbuiltError(MicronetError):
@@ -123,14 +121,14 @@ def trains_more(model: nn.Module, inputs: tuple[Any, ...]) -> bool:
     return bool(called[1] - called[0])
 
 
-def describe_inputs(inputs: tuple[Any, ...]) -> list[dict[str, Any]]:
+def describe_example(inputs: tuple[Any, ...]) -> list[dict[str, Any]]:
     """Return the shapes and types of inputs as JSON. Raises MicronetError if one is not a tensor, or is too large."""
     if not all(isinstance(x, Tensor) and x.numel() <= LARGEST_INPUT for x in inputs):
         raise MicronetError(
             "a network whose forward() must be traced only supports tensor inputs of at most "
             f"{LARGEST_INPUT:,} elements"
         )
-    return describe_tensors(inputs)
+    return describe_inputs(inputs)
 
 
 def _other_inputs(inputs: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:

@@ -18,8 +18,7 @@ from micronet.graph.plain import PlainLayer, find_plain, make_plain, replace_cal
 from micronet.graph.record import (
     UnbuiltError,
     computes_same,
-    describe_inputs,
-    described_inputs,
+    describe_example,
     follows_batch,
     record_network,
     trains_more,
@@ -27,6 +26,7 @@ from micronet.graph.record import (
 from micronet.graph.symbolic import mode_keys, symbolic
 from micronet.graph.training import outline_mode_calls
 from micronet.models.device import Example, as_inputs
+from micronet.models.inputs import make_inputs
 from micronet.models.layers import Add, EvalOnly, ModeValue
 
 
@@ -36,7 +36,7 @@ class Graph:
     Attributes:
         model: The network with plain layers: the given one, or one that shares its tensors (see ``graph.plain``).
         plain: The layers that are not the given network's own modules, by name.
-        recorded: The inputs on which the network was recorded, as ``describe_inputs`` returns them; None if it was
+        recorded: The inputs on which the network was recorded, as ``describe_example`` returns them; None if it was
             traced symbolically.
         fx: Its torch.fx graph.
         mode_keys: Function calls that depend on the mode -> position or name of their mode argument. None if the
@@ -194,7 +194,7 @@ def trace(model: nn.Module, example: Example | None = None) -> Graph | None:
         differs = any(isinstance(module, EvalOnly) for module in recorded.modules())
         if differs and trains_more(model, inputs):  # a record in eval mode would lose those layers
             return None
-        return Graph(recorded, describe_inputs(inputs)) if follows_batch(model, recorded, inputs) else None
+        return Graph(recorded, describe_example(inputs)) if follows_batch(model, recorded, inputs) else None
     except UnbuiltError:
         raise
     except MicronetError:
@@ -206,7 +206,7 @@ def plain_network(model: nn.Module, recorded: list[dict[str, Any]] | None) -> nn
 
     Raises MicronetError if the network cannot be recorded on such inputs, or whatever tracing its forward raises.
     """
-    return Graph(model).model if recorded is None else record_network(model, described_inputs(recorded))[0]
+    return Graph(model).model if recorded is None else record_network(model, make_inputs(recorded))[0]
 
 
 def traced(model: nn.Module, *, training: bool, buffers: bool = False) -> tuple[fx.Graph, dict[str, PlainLayer]]:

@@ -48,8 +48,8 @@ def compare_outputs(
 ) -> Agreement:
     """Run torch and ONNX Runtime on the same batches, (N, ...) float32, or ``Inputs``.
 
-    If the outputs are not class scores (``classes``), or the network does not return one row of them per sample, there
-    are no classes to compare: their share is NaN, and the error is that of ``compare_tensors``.
+    If the outputs are not class scores (``classes``), or the network does not return one row of them per sample, the
+    share of equal classes is NaN, and the error is computed as in ``compare_tensors``.
     """
     session = open_session(proto.SerializeToString(), RuntimeOptions(), "the exported model")
     with eval_mode(model):

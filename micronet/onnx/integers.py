@@ -7,7 +7,7 @@ import onnx
 from onnx.reference import ReferenceEvaluator
 from onnxruntime import GraphOptimizationLevel
 
-from micronet.errors import MicronetError, count, first_line
+from micronet.errors import MicronetError, by_reason, count, first_line, listed
 from micronet.evaluation.latency import latencies
 from micronet.onnx import graph_view as view
 from micronet.onnx.gates import restore_gates
@@ -130,12 +130,8 @@ def describe(found: dict[str, Any]) -> list[str]:
     if "int8_ms" in found:
         lines[0] += f"; {found['int8_ms']:.2f} ms vs. {found['float_ms']:.2f} ms in float"
         lines[0] += " (ONNX Runtime, 1 thread, batch 1)"
-    names: dict[str, list[str]] = {}
-    for name, reason in found["float"].items():
-        names.setdefault(reason, []).append(name)
-    for reason, layers in names.items():
-        more = f" and {len(layers) - _LISTED} more" if len(layers) > _LISTED else ""
-        lines.append(f"float: {', '.join(layers[:_LISTED])}{more}: {reason}")
+    for reason, layers in by_reason(found["float"]).items():
+        lines.append(f"float: {listed(layers, _LISTED)}: {reason}")
     if products := found.get("products"):
         lines.append(f"float: {count(products, 'product')} of two activations, as in attention: {PRODUCTS}")
     if found.get("int8_ms", 0) > NOISE * found.get("float_ms", 0):

@@ -35,7 +35,7 @@ def requantize_moves(model: ir.Model) -> None:
 
 
 def _common_grid(node: ir.Node, grids: dict[ir.Value, ir.Node]) -> ir.Node | None:
-    """Return the grid of everything that an operator moves; None if there is no single one, or it does more."""
+    """Return the grid shared by all tensors that an operator moves; None if they differ, or if it also computes."""
     if node.op_type not in BLOCKS and node.op_type not in MOVING_OPS:
         return None
     if node.op_type == "Resize" and node.attributes.get_string("mode", "nearest") != "nearest":
@@ -59,11 +59,15 @@ def grid_of(node: ir.Node) -> tuple[float, int, Any] | None:
 
 def _reaches_layer(value: ir.Value) -> bool:
     """Return True if an integer operator could read a tensor, directly or once it is moved on."""
-    return any(
-        reader.op_type in COMPUTE
-        or ((reader.op_type in BLOCKS or reader.op_type in MOVING_OPS) and any(map(_reaches_layer, reader.outputs)))
-        for reader in value.consumers()
-    )
+    waiting, seen = [value], {value}
+    while waiting:
+        for reader in waiting.pop().consumers():
+            if reader.op_type in COMPUTE:
+                return True
+            if reader.op_type in BLOCKS or reader.op_type in MOVING_OPS:
+                waiting += (output for output in reader.outputs if output not in seen)
+                seen.update(reader.outputs)
+    return False
 
 
 def add_pair(graph: ir.Graph, node: ir.Node, output: ir.Value, grid: Sequence[ir.Value | None]) -> ir.Value:

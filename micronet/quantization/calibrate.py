@@ -4,7 +4,7 @@ Post-training quantization calls ``collect`` and ``set_ranges``: statistics of t
 width, and ranges chosen from them.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
 
@@ -91,19 +91,35 @@ def collect(model: nn.Module, batches: Iterable[Tensor]) -> Statistics:
     The model does not change. Every quantizer except signs is disabled: without its signs, the network would compute
     something else. Raises MicronetError if ``batches`` is empty.
     """
-    statistics: Statistics = {}
+    statistics: Statistics = {
+        f"{name}.{slot}": Histogram()
+        for name, slot, quantizer in each_quantizer(model)
+        if slot != "weight_quantizer" and not isinstance(quantizer, SignQuantizer)
+    }
+    record_activations(model, batches, {place: histogram.add for place, histogram in statistics.items()})
+    return statistics
+
+
+@torch.no_grad()
+def record_activations(
+    model: nn.Module, batches: Iterable[Tensor], recorders: Mapping[str, Callable[[Tensor], None]]
+) -> None:
+    """Run a quantized network in float, apart from signs, and pass what reaches some quantizers to their recorders.
+
+    ``recorders``: by the quantizer's place, ``module.slot``. Raises MicronetError if ``batches`` is empty.
+    """
     quantizers = [item for item in each_quantizer(model) if not isinstance(item[2], SignQuantizer)]
     for name, slot, quantizer in quantizers:
-        if slot == "weight_quantizer":
-            quantizer.recorder = lambda x: None  # its range comes from the weight
-        else:
-            quantizer.recorder = statistics.setdefault(f"{name}.{slot}", Histogram()).add
+        quantizer.recorder = recorders.get(f"{name}.{slot}", _ignore)
     try:
         _run(model, batches)
     finally:
         for _, _, quantizer in quantizers:
             quantizer.recorder = None
-    return statistics
+
+
+def _ignore(x: Tensor) -> None:
+    """Record nothing; a quantizer with a recorder returns its input as it is."""
 
 
 @torch.no_grad()

@@ -6,7 +6,6 @@ the scores a few levels. Behind other layers, training has made the next layer r
 nothing repairs it.
 """
 
-from contextlib import ExitStack
 from dataclasses import replace
 from glob import escape
 from typing import Any, NamedTuple
@@ -15,9 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from micronet.graph.trace import trace
-from micronet.models.device import call, head
-from micronet.models.modes import eval_mode
-from micronet.quantization.calibrate import each_quantizer
+from micronet.models.device import head
+from micronet.quantization.calibrate import record_activations
 from micronet.quantization.config import QuantConfig
 from micronet.quantization.layers import has_weight_slot
 
@@ -38,7 +36,7 @@ class DestroyedHead(NamedTuple):
 
 
 @torch.no_grad()
-def find_destroyed(model: nn.Module, batches: list[Tensor]) -> list[DestroyedHead]:
+def find_destroyed(model: nn.Module, batches: list[Tensor], config: QuantConfig) -> list[DestroyedHead]:
     """Return the last layers whose output quantizer leaves nothing of a channel.
 
     That is a channel whose values, with 0, span fewer than ``FEWEST_LEVELS`` levels, or vary by less than one.
@@ -46,7 +44,10 @@ def find_destroyed(model: nn.Module, batches: list[Tensor]) -> list[DestroyedHea
     Args:
         model: A quantized and calibrated network.
         batches: The calibration inputs.
+        config: What the user chose; who chose layers gets them.
     """
+    if config.first_last != "auto" or config.include is not None or config.keep_8bit is not None:
+        return []
     graph = trace(model, head(batches[0], 2))
     if graph is None:
         return []
@@ -56,16 +57,9 @@ def find_destroyed(model: nn.Module, batches: list[Tensor]) -> list[DestroyedHea
         for node, module in layers.items()
         if getattr(module, "output_quantizer", None) is not None and not graph.reachable(node) & layers.keys()
     }
-    ranges = {name: _Range() for name in last}
-    quantizers = [quantizer for _, _, quantizer in each_quantizer(model)]
-    with eval_mode(model), ExitStack() as undo:
-        for quantizer in quantizers:
-            undo.callback(setattr, quantizer, "recorder", quantizer.recorder)
-            quantizer.recorder = lambda x: None  # the network computes in float
-        for name, module in last.items():
-            undo.enter_context(module.register_forward_hook(ranges[name]))
-        for batch in batches if last else []:
-            call(model, batch)
+    ranges = {name: _Range(-1 if isinstance(module, nn.Linear) else 1) for name, module in last.items()}
+    if last:
+        record_activations(model, batches, {f"{name}.output_quantizer": each.add for name, each in ranges.items()})
     found = []
     for name, module in last.items():
         output: Any = module.output_quantizer
@@ -85,12 +79,14 @@ def excluding(config: QuantConfig, heads: list[DestroyedHead]) -> QuantConfig:
 
 
 class _Range:
-    """A hook that collects the range of each channel, (C,), of a layer's outputs."""
+    """The range of each channel, (C,), of a tensor; ``axis``: of the channels."""
 
-    low = high = torch.zeros(0)
+    def __init__(self, axis: int) -> None:
+        self.axis = axis
+        self.low = self.high = torch.zeros(0)
 
-    def __call__(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
-        axis = -1 if isinstance(module, nn.Linear) else 1
-        low, high = torch.aminmax(output.transpose(0, axis).flatten(1), dim=1)
+    def add(self, x: Tensor) -> None:
+        """Widen the ranges to the values of ``x``."""
+        low, high = torch.aminmax(x.transpose(0, self.axis).flatten(1), dim=1)
         self.low = torch.minimum(self.low, low) if len(self.low) else low
         self.high = torch.maximum(self.high, high) if len(self.high) else high

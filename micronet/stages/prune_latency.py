@@ -78,7 +78,7 @@ def _first(example: Example) -> Any:
 
 
 def _regular(model: nn.Module, config: PruneConfig, example: Example) -> nn.Module | None:
-    """Return the network pruned by the same share to multiples of 8, or None if there is no such network."""
+    """Prune a network by the same share, to widths in multiples of 8; return None if the settings rule that out."""
     if config.regular % MULTIPLE == 0 or config.widths is not None or config.target is not None:
         return None
     if config.criterion == "taylor":  # the gradients are gone

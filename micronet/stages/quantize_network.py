@@ -29,7 +29,7 @@ from micronet.quantization.calibrate import (
 from micronet.quantization.config import CALIBRATOR, CalibrationConfig, QuantConfig
 from micronet.quantization.equalize import equalize
 from micronet.quantization.fold import fold_model
-from micronet.quantization.heads import DestroyedHead, excluding, find_destroyed
+from micronet.quantization.heads import excluding, find_destroyed
 from micronet.quantization.placement import Placement
 from micronet.quantization.quantize import quantize_model
 from micronet.quantization.reconstruct import reconstruct
@@ -115,12 +115,7 @@ class Quantizing:
 
     def run_quantization(self) -> Artifact:
         """Place quantizers, set their ranges and, for QAT, train with them."""
-        halves = {each.dtype for each in self.artifact.model.parameters()} & {torch.float16, torch.bfloat16}
-        if halves:
-            raise MicronetError(
-                f"the network's weights are {str(halves.pop()).removeprefix('torch.')}, but quantizing needs float32; "
-                "convert them with model.float()"
-            )
+        self._check_precision()
         dataset, recovery = self.dataset, self.settings.recovery
         if dataset is not None:
             check_model_fits(self.artifact.model, dataset)
@@ -132,14 +127,8 @@ class Quantizing:
         config = _as_begun(self.settings.quantization, self.run)
         if recovery.target_drop is not None:
             config = self._config_within_target(artifact.model, config)
-        model, record = quantize_model(artifact.model, config, self.example)
+        model, record = self._placed(artifact.model, config)
         if self.calibration_inputs:
-            self._set_ranges(model, artifact.model)
-            if destroyed := self._destroyed_heads(model):
-                config = excluding(config, destroyed)
-                model, record = quantize_model(artifact.model, config, self.example)
-                record.result["left_float"] |= {each.layer: str(each) for each in destroyed}
-                self._set_ranges(model, artifact.model)
             placement = Placement.from_json(record.result)
             self._recover(placement.with_plain_layers(copy_model(artifact.model)), model)
         settings = {
@@ -159,7 +148,7 @@ class Quantizing:
             staged = StagedWeights(model, share)
             hooks = replace(hooks, observe=staged.observing, before_step=staged.before_step)
         fitted = fit_artifact(began, dataset, training, self.run, hooks)
-        recorded = {**config.to_json(), **settings, **(training.to_json() if training.epochs else {})}
+        recorded = {**record.config, **settings, **(training.to_json() if training.epochs else {})}
         if recovery.target_drop is not None:
             accuracy = validation_accuracy(dataset)
             self._check_target(drop=accuracy(original) - accuracy(fitted.model))
@@ -191,13 +180,29 @@ class Quantizing:
         self.run.progress.line(f"layers kept at 8 bits: {config.keep_8bit or 'none'}")
         return config
 
-    def _destroyed_heads(self, model: nn.Module) -> list[DestroyedHead]:
-        """Return the heads that 8 bits destroy, unless the user chose layers or trains them."""
-        config = self.settings.quantization
-        chosen = config.first_last != "auto" or config.include is not None or config.keep_8bit is not None
-        if chosen or self.settings.calibration.mode != "ptq":
-            return []
-        return find_destroyed(model, self.calibration_inputs)
+    def _check_precision(self) -> None:
+        """Raise MicronetError if the network has weights in half precision."""
+        halves = {each.dtype for each in self.artifact.model.parameters()} & {torch.float16, torch.bfloat16}
+        if halves:
+            raise MicronetError(
+                f"the network's weights are {str(halves.pop()).removeprefix('torch.')}, but quantizing needs float32; "
+                "convert them with model.float()"
+            )
+
+    def _placed(self, floating: nn.Module, config: QuantConfig) -> tuple[nn.Module, StageRecord]:
+        """Return a network with quantizers, calibrated if there are inputs, without heads that 8 bits would destroy."""
+        model, record = quantize_model(floating, config, self.example)
+        if not self.calibration_inputs:
+            return model, record
+        self._set_ranges(model, floating)
+        destroyed = []
+        if self.settings.calibration.mode == "ptq":
+            destroyed = find_destroyed(model, self.calibration_inputs, self.settings.quantization)
+        if destroyed:
+            model, record = quantize_model(floating, excluding(config, destroyed), self.example)
+            record.result["left_float"] |= {each.layer: str(each) for each in destroyed}
+            self._set_ranges(model, floating)
+        return model, record
 
     def _check_target(self, *, drop: float) -> None:
         """Raise FailedError if the final drop exceeds the target; training and recovery follow the choice of bits."""
