@@ -65,7 +65,7 @@ class ChannelMap:
         for name, why in unsupported.items():
             ends = self.layers[name].ends if name in self.layers else []
             for ids in [self.norms[name]] if name in self.norms else ends:
-                table.pin(ids, f"{name}: {why}")
+                table.pin(ids, f"{name} {why}")
         for layer in self.layers.values():
             layer.inputs = None if layer.inputs is None else table.canonical(layer.inputs)
             layer.outputs = table.canonical(layer.outputs)

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_leaves
 
 from micronet.errors import FailedError, MicronetError, first_line
 from micronet.models.device import Example, as_inputs
+from micronet.models.outputs import tensors_in
 from micronet.models.transformer import splittable_attentions
 from micronet.pruning.channel_map import ChannelMap
 from micronet.pruning.cut import Keep, positions
@@ -124,7 +124,7 @@ def _run(
         exact.get_submodule(name).register_forward_pre_hook(mask)
     for name, channels in places.items():
         exact.get_submodule(name).register_forward_hook(_record(name, channels, records))
-    leaves = [leaf.to(dtype) for leaf in tree_leaves(exact(*as_inputs(exact, example))) if isinstance(leaf, Tensor)]
+    leaves = [leaf.to(dtype) for leaf in tensors_in(exact(*as_inputs(exact, example)))]
     return records + [(OUTPUT, leaf, float(leaf.norm())) for leaf in leaves]
 
 

@@ -51,7 +51,7 @@ class Follower:
         reshapes: By graph and operation, how it takes channels in equal parts.
         scalars: By graph and node, channels and the plain numbers that they are combined with.
         attributes: Integers of the user's modules, for the widths at hand.
-        unsupported: Module -> why its channels are pinned.
+        unsupported: Module -> what is wrong with it, as a verb phrase.
     """
 
     def __init__(self, network: TracedNetwork, table: GroupTable, own: OwnTensors, called: Set[str]) -> None:
@@ -86,7 +86,7 @@ class Follower:
             return self._give_up(call, "its channels are network outputs")
         if node.op == "get_attr" and not all(map(reads_shape, node.users)):
             owner, _, attribute = str(node.target).rpartition(".")
-            self.unsupported[owner] = f"forward() accesses its {attribute} directly"
+            self.unsupported[owner] = f"has a {attribute} that forward() accesses directly"
             return call.fixed if owner in self._called else self._own.read(str(node.target), call.fixed)
         if node.op in ("placeholder", "get_attr"):
             return call.fixed
@@ -99,7 +99,7 @@ class Follower:
         result = self._visit_module(call, str(node.target), module)
         if not (module._forward_hooks or module._forward_pre_hooks):
             return result
-        self.unsupported[str(node.target)] = "a hook may change its input or its output"
+        self.unsupported[str(node.target)] = "has a hook, which may change its input or its output"
         return self._give_up(call, f"{node.target} has a hook")
 
     def _visit_module(self, call: NodeCall, name: str, module: Any) -> Any:
@@ -137,14 +137,14 @@ class Follower:
         batched = x.dim() == len(conv.kernel_size) + 2
         read = ids_along(x, 1) if batched else None
         if not batched:
-            self.unsupported[name] = "its input has no batch axis"
+            self.unsupported[name] = "takes an input without a batch axis"
         depthwise = conv.groups == conv.in_channels > 1
         if depthwise and read is not None and FIXED not in read:
             out: Ids = np.repeat(read, conv.out_channels // conv.in_channels)
         else:
             out = self.table.assign(name, conv.out_channels)
             if depthwise or (conv.transposed and conv.groups > 1):
-                self.unsupported[name] = f"it is a grouped {type(conv).__name__}, and its input cannot be pruned"
+                self.unsupported[name] = f"is a grouped {type(conv).__name__} whose input cannot be pruned"
             elif name in self._network.blocks and read is not None and is_whole_group(read, len(out)):
                 self.table.merge(read, out)  # a convolution group's inputs and outputs go together
                 self.table.add_block(out, self._network.blocks[name])
@@ -172,12 +172,12 @@ class Follower:
         if layer.inputs is None:
             self.table.pin(call.ids, f"{name} uses it with channels on more than one axis")
         if call.module not in self._owners:
-            self.unsupported[name] = "its weight is shared or computed"
+            self.unsupported[name] = "has a weight that is shared or computed"
         known = self.layers.setdefault(name, layer)
         if known is layer:
             return
         if known.inputs is None or layer.inputs is None:  # called again: both inputs must be cut alike
-            self.unsupported[name] = "another of its inputs cannot be pruned"
+            self.unsupported[name] = "also takes an input that cannot be pruned"
         else:
             self.table.merge(known.inputs, layer.inputs)
         self.table.merge(known.outputs, layer.outputs)
@@ -190,7 +190,7 @@ class Follower:
             return x
         ids = ids_along(x, 1) if fits and x.dim() > 1 else None
         if ids is None or call.module not in self._owners:
-            self.unsupported[name] = "its input cannot be pruned"
+            self.unsupported[name] = "takes an input that cannot be pruned"
             return self._give_up(call, f"{name} uses it with channels on another axis")
         self.table.merge(self.norms.setdefault(name, ids), ids)
         return x

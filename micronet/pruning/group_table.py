@@ -123,7 +123,7 @@ class GroupTable:
         pinned = {self.root(group): why for group, why in reversed(self.pinned.items())}
         return {
             root: ChannelGroup(
-                names, self.widths[root], pinned.get(root, ""), blocks.get(root, (None, 1))[0],
+                names, self.widths[root], _said_of(names, pinned.get(root, "")), blocks.get(root, (None, 1))[0],
                 parts=blocks.get(root, (None, 1))[1],
             )
             for root, names in layers.items()
@@ -149,6 +149,11 @@ class GroupTable:
         if parts > 1:
             self._blocks.append((second, 1, parts))
         return True
+
+
+def _said_of(layers: list[str], why: str) -> str:
+    """Return a reason without its subject if that is the only layer, which whoever prints the reason names."""
+    return why.removeprefix(f"{layers[0]} ") if len(layers) == 1 else why
 
 
 def _combined(one: tuple[int, int], other: tuple[int, int], width: int) -> tuple[int, int]:

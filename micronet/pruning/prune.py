@@ -11,7 +11,7 @@ from torch import nn
 from micronet import registry
 from micronet.artifact.header import StageRecord
 from micronet.core.config import flag
-from micronet.errors import FailedError, MicronetError, count
+from micronet.errors import FailedError, MicronetError, by_reason, count, listed
 from micronet.evaluation.cost import count_macs
 from micronet.models import transformer
 from micronet.models.device import Example
@@ -23,6 +23,7 @@ from micronet.pruning.cut import changed_layers, cut_channels, restore_cut
 from micronet.pruning.groups import find_groups
 from micronet.pruning.plan import Planner, PrunePlan
 
+LISTED = 3  # layers of a reason, and reasons, of a network that cannot be pruned
 TARGET_STEPS = 1000  # a target is met to within one thousandth of the channels
 
 Cost = Callable[[nn.Module], float]
@@ -100,9 +101,11 @@ class Pruner:
         if not self.planner.free:
             groups = list(self.planner.plan(0).groups.values())
             groups.sort(key=lambda group: group.note != criterion.WHY_UNSCORED)  # those another criterion can score
-            reasons = "; ".join(f"{_shorten(group.layers)}: {group.note}" for group in groups[:3])
+            reasons = by_reason({layer: group.note for group in groups for layer in group.layers})
+            first = [f"{listed(layers, LISTED)}: {why}" for why, layers in list(reasons.items())[:LISTED]]
             raise MicronetError(
-                f"no channels in this network can be pruned ({reasons or 'it has no convolution or linear layer'})"
+                "no channels in this network can be pruned "
+                f"({'; '.join(first) or 'it has no convolution or linear layer'})"
             )
 
     def cut(self, plan: PrunePlan, *, in_place: bool = False) -> tuple[nn.Module, dict[str, Any]]:
@@ -125,10 +128,6 @@ def restore(model: nn.Module, record: StageRecord) -> nn.Module:
     model = transformer.split_attentions(model, record.result.get("attention", []))
     restore_cut(model, record.result)
     return model
-
-
-def _shorten(layers: list[str]) -> str:
-    return layers[0] if len(layers) == 1 else f"{layers[0]} and {len(layers) - 1} more"
 
 
 def _parse_widths(text: str, pruner: Pruner) -> dict[int, int]:

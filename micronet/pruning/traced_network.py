@@ -171,7 +171,7 @@ class NodeCall:
     def why_pinned(self) -> str:
         """Why an operation of an unknown kind keeps its channels from being cut."""
         name = getattr(self.node.target, "__name__", self.node.target)
-        subject = f"{name} in forward()" if self.module is None else f"{name}: {type(self.module).__name__}"
+        subject = f"{name} in forward()" if self.module is None else f"{name} ({type(self.module).__name__})"
         if ops.WEIGHTED_FUNCTIONS.matches(self.node, self.module):
             return f"{subject} has a computed weight, such as a standardized one, which may depend on all channels"
         if ops.NORMALIZES_CHANNELS.matches(self.node, self.module):

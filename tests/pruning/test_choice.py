@@ -287,7 +287,7 @@ def test_what_a_norm_reads_stays_whole_and_the_plan_says_why(norm):
     _, _, plan = prune_model(Normalised(), PruneConfig(criterion="l2"), torch.randn(3, 4))
     kept = next(group for group in plan.groups.values() if group.layers == ["embed"])
     note = "normalizes across its channels, so each one depends on all the others"
-    assert kept.note == f"norm: {type(norm).__name__} {note}"
+    assert kept.note == f"norm ({type(norm).__name__}) {note}"
 
 
 @pytest.mark.parametrize("way", [{"percent": 0.97}, {"target_params": 0.5}], ids=str)
