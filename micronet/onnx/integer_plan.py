@@ -9,7 +9,7 @@ quantized anyway and an integer operator reads their output. The ends of a netwo
 stay in float: they take little time, and often join values of very different ranges.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -64,11 +64,13 @@ class Planner:
         graph: A float network; the types of its tensors are known.
         signed: For TensorRT, which fuses elementwise functions itself.
         allowed: The names of the tensors that have ranges; None: all.
+        excluded: Layers to leave in float -> why.
     """
 
     graph: ir.Graph
     signed: bool = False
     allowed: Collection[str] | None = None
+    excluded: Mapping[str, str] | None = None
     floats: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -112,7 +114,7 @@ class Planner:
             self.floats[node.name or ""] = f"{node.op_type} has no int8 form"
         if node.op_type not in WEIGHTED_OPS or not is_float(node.outputs[0]):
             return False
-        why = obstacle(node, self.signed)
+        why = (self.excluded or {}).get(node.name or "") or obstacle(node, self.signed)
         ends = [node.inputs[0], *([settled(node.outputs[0], self.outputs)] if self._needs_output(node) else [])]
         if why is None and not all(map(self._has_range, ends)):
             why = NO_RANGE

@@ -3,13 +3,12 @@
 The ranges come from histograms (four calibrators, O(bins) memory per tensor) or from a TensorRT calibration cache.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 import torch
-from numpy.typing import NDArray
 from onnx import helper
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 from onnxruntime import GraphOptimizationLevel
@@ -19,6 +18,7 @@ from micronet.onnx.feeds import Feed
 from micronet.onnx.graph_view import DEQUANTIZE, QUANTIZE
 from micronet.onnx.insertion import Insertion, ValueRange
 from micronet.onnx.integer_plan import NO_RANGE, Plan, Planner
+from micronet.onnx.sessions import run_feed
 from micronet.onnx.simplify import simplify
 from micronet.quantization.config import Calibrator
 from micronet.quantization.histogram import GridSpec, Histogram, find_range
@@ -110,15 +110,27 @@ def activations(proto: onnx.ModelProto, *, signed: bool = False) -> list[str]:
 
 
 def left_float(
-    proto: onnx.ModelProto, *, signed: bool = False, allowed: Collection[str] | None = None
+    proto: onnx.ModelProto,
+    *,
+    signed: bool = False,
+    allowed: Collection[str] | None = None,
+    excluded: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
-    """Return the layers that stay in float if only the ``allowed`` tensors have ranges: name -> reason."""
-    constrained, free = (_planned(ir.from_proto(proto), signed, names).floats for names in (allowed, None))
+    """Return the layers that stay in float: name -> reason.
+
+    ``allowed``: the tensors that have ranges; None: all. ``excluded``: layers to leave in float -> why.
+    """
+    constrained, free = (_planned(ir.from_proto(proto), signed, names, excluded).floats for names in (allowed, None))
     return {**constrained, **free}
 
 
-def _planned(model: ir.Model, signed: bool, allowed: Collection[str] | None = None) -> Plan:
-    return Planner(model.graph, signed, allowed).plan()
+def _planned(
+    model: ir.Model,
+    signed: bool,
+    allowed: Collection[str] | None = None,
+    excluded: Mapping[str, str] | None = None,
+) -> Plan:
+    return Planner(model.graph, signed, allowed, excluded).plan()
 
 
 def collect(proto: onnx.ModelProto, feeds: Iterable[Feed], *, signed: bool = False) -> dict[str, Histogram]:
@@ -140,21 +152,13 @@ def collect(proto: onnx.ModelProto, feeds: Iterable[Feed], *, signed: bool = Fal
     histograms: dict[str, Histogram] = {name: Histogram() for name in names}
     empty = True
     for feed in feeds:
-        values = dict(zip(outputs, _run(session, feed), strict=True)) | feed
+        values = dict(zip(outputs, run_feed(session, feed), strict=True)) | feed
         empty = False
         for name in names:
             histograms[name].add(torch.from_numpy(np.ascontiguousarray(values[name])))
     if empty:
         raise MicronetError("no calibration inputs; pass at least one")
     return histograms
-
-
-def _run(session: object, feed: Feed) -> Sequence[NDArray[np.generic]]:
-    try:
-        return session.run(None, feed)  # type: ignore[attr-defined, no-any-return]  # ONNX Runtime has no types
-    except Exception as error:  # ONNX Runtime's exceptions share no base class
-        shapes = ", ".join(f"{name} {tuple(values.shape)}" for name, values in feed.items())
-        raise MicronetError(f"ONNX Runtime rejected the inputs {shapes}: {first_line(error)}") from error
 
 
 def find_ranges(
@@ -170,7 +174,13 @@ def find_ranges(
 
 
 def quantize_onnx(
-    proto: onnx.ModelProto, ranges: Mapping[str, ValueRange], *, signed: bool, per_channel: bool, bits: int
+    proto: onnx.ModelProto,
+    ranges: Mapping[str, ValueRange],
+    *,
+    signed: bool,
+    per_channel: bool,
+    bits: int,
+    excluded: Mapping[str, str] | None = None,
 ) -> onnx.ModelProto:
     """Quantize a float model: int8 weights, and Q/DQ on the tensors between operators that run in integers.
 
@@ -180,12 +190,13 @@ def quantize_onnx(
         signed: Symmetric int8 activations and float biases, for TensorRT; otherwise asymmetric uint8, for ONNX Runtime.
         per_channel: One weight scale per output channel instead of one per layer.
         bits: 7 or 8, of the weights.
+        excluded: Layers to leave in float -> why.
 
     Raises:
         MicronetError: No layer can be quantized.
     """
     model = ir.from_proto(proto)
-    plan = _planned(model, signed, ranges.keys())
+    plan = _planned(model, signed, ranges.keys(), excluded)
     if not any(node.op_type in WEIGHTED_OPS for node in plan.nodes):
         raise MicronetError(_nothing(plan))
     Insertion(model.graph, plan, ranges, signed, per_channel, bits).write()

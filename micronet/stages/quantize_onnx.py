@@ -26,6 +26,7 @@ from micronet.onnx import posttraining
 from micronet.onnx.bias_correction import correct_biases
 from micronet.onnx.config import InputConfig
 from micronet.onnx.feeds import Feed, ImageInput, image_size, inputs_of, is_channels_last, read_arrays
+from micronet.onnx.heads import find_destroyed
 from micronet.onnx.insertion import ValueRange
 from micronet.onnx.operator_count import count_integers
 from micronet.onnx.trt_cache import LEGACY_HEADER, read_legacy_cache
@@ -131,16 +132,21 @@ def to_int8(
     """
     folded = posttraining.prepare(model.proto)
     signed = config.a_sign == "signed"
-    found = _ranges(model, folded, ranges, progress, feeds, signed=signed)
+    if feeds is None and not _has_legacy_cache(ranges):
+        feeds = calibration_feeds(model, ranges, progress)
+    found = _ranges(folded, ranges, progress, feeds or [], signed=signed)
+    destroyed = find_destroyed(folded, found, _sampled(feeds or []), signed=signed)
     bits = config.w_bits if isinstance(config.w_bits, int) else 0
     per_channel = config.q_level == "channel"
-    int8 = posttraining.quantize_onnx(folded, found, signed=signed, per_channel=per_channel, bits=bits)
+    int8 = posttraining.quantize_onnx(
+        folded, found, signed=signed, per_channel=per_channel, bits=bits, excluded=destroyed
+    )
     if correct and feeds:
         corrected = correct_biases(folded, int8, _sampled(feeds), progress)
         if not corrected:
             raise MicronetError("--bias-correct found no integer convolution or Gemm with a bias; drop --bias-correct")
         progress.line(f"corrected the mean output of {count(corrected, 'layer')}")
-    return int8, posttraining.left_float(folded, signed=signed, allowed=found.keys())
+    return int8, posttraining.left_float(folded, signed=signed, allowed=found.keys(), excluded=destroyed)
 
 
 def _sampled(feeds: list[Feed]) -> list[Feed]:
@@ -197,17 +203,17 @@ def _is_raw(path: Path) -> bool:
         return True
 
 
-def _ranges(
-    model: FloatModel,
-    folded: onnx.ModelProto,
-    config: RangeConfig,
-    progress: Progress,
-    feeds: list[Feed] | None,
-    *,
-    signed: bool,
-) -> dict[str, ValueRange]:
+def _has_legacy_cache(config: RangeConfig) -> bool:
+    """Return True if the ranges come from a cache of TensorRT's, which needs no inputs."""
     cache, header = config.calib_cache, LEGACY_HEADER.encode()
-    if cache is not None and cache.exists() and cache.read_bytes()[: len(header)] == header:
+    return cache is not None and cache.exists() and cache.read_bytes()[: len(header)] == header
+
+
+def _ranges(
+    folded: onnx.ModelProto, config: RangeConfig, progress: Progress, feeds: list[Feed], *, signed: bool
+) -> dict[str, ValueRange]:
+    cache = config.calib_cache
+    if cache is not None and _has_legacy_cache(config):
         progress.line(f"read TensorRT's ranges from {cache}")
         found = read_legacy_cache(cache)
         if missing := [name for name in posttraining.activations(folded, signed=signed) if name not in found]:
@@ -216,8 +222,7 @@ def _ranges(
                 f"{', '.join(missing[:LISTED])}"
             )
         return found
-    runs = calibration_feeds(model, config, progress) if feeds is None else feeds
-    histograms = _histograms(folded, config, runs, progress, signed=signed)
+    histograms = _histograms(folded, config, feeds, progress, signed=signed)
     return posttraining.find_ranges(histograms, config.calibrator or CALIBRATOR, config.percentile, signed=signed)
 
 

@@ -38,7 +38,7 @@ def test_a_head_whose_channel_would_become_constant_stays_float() -> None:
         model.boxes.weight[4] /= 100
         model.boxes.bias[4] = 100
     quantized = micronet.quantize(model, data=[torch.randn(8, 3, 16, 16)], mode="ptq")
-    assert quantized.left_float == {"boxes": "the 8-bit scale of its output makes channel 4 constant"}
+    assert quantized.left_float == {"boxes": "the 8-bit scale of its output gives channel 4 fewer than 4 levels"}
 
 
 def test_a_head_that_the_user_asked_to_quantize_is_quantized() -> None:
@@ -51,3 +51,25 @@ def test_a_channel_of_zeros_destroys_no_head() -> None:
     with torch.no_grad():
         model.boxes.weight[4] = model.boxes.bias[4] = 0
     assert not micronet.quantize(model, data=[torch.randn(8, 3, 16, 16)], mode="ptq").left_float
+
+
+class Cascade(nn.Module):
+    """A head that a second layer reads too, behind a norm and a ReLU, and a sum of two layers' results."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.boxes, self.norm, self.act = nn.Conv2d(3, 5, 1), nn.BatchNorm2d(5), nn.ReLU()
+        self.left, self.right = nn.Conv2d(5, 5, 1), nn.Conv2d(5, 5, 1)
+        with torch.no_grad():
+            for layer in (self.boxes, self.left, self.right):
+                layer.weight[:4] *= 500
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        boxes = self.act(self.norm(self.boxes(images)))
+        return boxes, self.left(boxes) + self.right(boxes)
+
+
+def test_a_head_is_one_though_another_layer_reads_it_but_not_in_a_sum() -> None:
+    torch.manual_seed(0)
+    quantized = micronet.quantize(Cascade(), data=[torch.randn(16, 3, 16, 16)], mode="ptq")
+    assert list(quantized.left_float) == ["boxes"]
