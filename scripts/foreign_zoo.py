@@ -31,7 +31,7 @@ from torch.nn import functional as F
 
 import micronet
 from micronet.onnx.export import to_onnx
-from micronet.onnx.lint import count_integer_ops
+from micronet.onnx.operator_count import count_integer_ops
 from micronet.quantization.recovery import reestimate_norms
 
 BATCHES, BATCH = 4, 8  # to calibrate on, and as many others to judge by

@@ -17,8 +17,8 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from micronet.core.progress import Progress
 from micronet.onnx.feeds import Feed
-from micronet.onnx.graph_view import DEQUANTIZE
 from micronet.onnx.insertion import BIAS_MAX, FLOAT_OUTPUT
+from micronet.onnx.ops import DEQUANTIZE
 from micronet.runtimes.config import RuntimeOptions
 from micronet.runtimes.onnxruntime import exposing_session, open_session
 

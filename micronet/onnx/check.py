@@ -20,8 +20,8 @@ from micronet.errors import FailedError
 from micronet.evaluation.network import Predictor
 from micronet.models.device import batch_length, call
 from micronet.models.modes import eval_mode
-from micronet.onnx.graph_view import QUANTIZE
 from micronet.onnx.moves import ADDED
+from micronet.onnx.ops import QUANTIZE
 from micronet.quantization.calibrate import each_quantizer
 from micronet.quantization.functional import dequantize, to_integers
 from micronet.runtimes.config import RuntimeOptions

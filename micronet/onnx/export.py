@@ -75,6 +75,7 @@ def to_onnx(
         "history": [{"stage": record.stage, "config": record.config} for record in artifact.history],
         "data": artifact.data,
         "versions": versions(),
+        "left_float": artifact.left_float,
     }
     if config.precision == "fp16":
         if isinstance(images, Inputs) or not images.is_floating_point():

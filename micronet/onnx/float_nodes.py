@@ -5,9 +5,10 @@ from collections.abc import Collection, Iterator
 import numpy as np
 import onnx_ir as ir
 
-from micronet.onnx.graph_view import CLIP_OPS, array, stored
+from micronet.onnx.graph_view import array, stored
+from micronet.onnx.ops import CLIP_OPS, JOINS
 
-JOINS = {"Add", "Mul", "Concat"}
+FEWEST_INPUTS = 32  # per output of a layer
 
 
 def activations(node: ir.Node) -> Iterator[ir.Value]:
@@ -60,6 +61,12 @@ def output_axis(node: ir.Node) -> int:
     if node.op_type == "Gemm":
         return 0 if node.attributes.get_int("transB", 0) else 1
     return 0 if node.op_type == "Conv" else 1
+
+
+def is_small(node: ir.Node) -> bool:
+    """Return True if a layer adds up too few products for integers to gain anything between float operators."""
+    weight = stored(node, 1)
+    return weight is not None and weight.size // max(1, weight.shape.numpy()[output_axis(node)]) < FEWEST_INPUTS
 
 
 def obstacle(node: ir.Node, signed: bool) -> str | None:

@@ -11,8 +11,8 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from micronet.onnx.graph_view import DEQUANTIZE, QUANTIZE
 from micronet.onnx.moves import ADDED, add_pair, grid_of
+from micronet.onnx.ops import DEQUANTIZE, QUANTIZE
 
 Gate = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 GATE_STEP = 1 / 255  # so that a gate of 1 is exact

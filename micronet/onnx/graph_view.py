@@ -11,12 +11,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes.common import LiftConstantsToInitializersPass
 
-from micronet.runtimes.onnxruntime import WEIGHTED_OPS
+from micronet.onnx.ops import CLIP_OPS, DEQUANTIZE, MOVING_OPS, QUANTIZE, WEIGHTED_OPS
 
-# Operators that only select or move values: ONNX Runtime carries quantization across them, in both directions.
-MOVING_OPS = ("MaxPool", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice")
-QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
-CLIP_OPS = ("Relu", "Clip")
 EIGHT_BITS = {ir.DataType.INT8: (-128, 127), ir.DataType.UINT8: (0, 255)}
 HALF_STEP = 0.5  # a bound this close to the end of the range clips nothing; ONNX Runtime uses the same tolerance
 SAFE_WEIGHT = 64  # 255 * (64 + 64) just fits the 16 bits in which the fast kernels add two products
@@ -137,6 +133,11 @@ def is_requantized(node: ir.Node) -> bool:
         reader.op_type == QUANTIZE or (reader.op_type in MOVING_OPS and is_requantized(reader))
         for reader in node.outputs[0].consumers()
     )
+
+
+def of_type(nodes: list[QDQNode], dtype: ir.DataType) -> list[QDQNode]:
+    """Return the nodes whose integers have a type."""
+    return [each for each in nodes if each.dtype == dtype]
 
 
 def title(node: ir.Node) -> str:

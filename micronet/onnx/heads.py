@@ -10,13 +10,10 @@ import torch
 from micronet.onnx.feeds import Feed
 from micronet.onnx.float_nodes import settled
 from micronet.onnx.insertion import Insertion, ValueRange
-from micronet.onnx.integer_plan import RECURRENT, Planner
+from micronet.onnx.integer_plan import Planner
+from micronet.onnx.ops import RECURRENT, SIZES, SUMS, WEIGHTED_OPS
 from micronet.onnx.sessions import session_for
 from micronet.quantization.heads import ChannelRange, DestroyedHead, destroyed_channel
-from micronet.runtimes.onnxruntime import WEIGHTED_OPS
-
-SUMS = ("Add", "Sum")
-SIZES = ("Shape", "Size")  # what reads a tensor's sizes alone
 
 
 def find_destroyed(
@@ -55,7 +52,7 @@ def find_destroyed(
 
 def heads(graph: ir.Graph) -> list[ir.Node]:
     """Return the layers whose results reach an output through no other layer, nor a sum with another's results."""
-    layers = [node for node in graph if node.op_type in (*WEIGHTED_OPS, *RECURRENT)]
+    layers = [node for node in graph if node.op_type in WEIGHTED_OPS | RECURRENT]
     computed: set[ir.Value] = set()  # what depends on a layer
     for node in graph:  # in the order of execution
         if node.op_type not in SIZES and (node in layers or not computed.isdisjoint(node.inputs)):

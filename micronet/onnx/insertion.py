@@ -9,11 +9,11 @@ import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
 
-from micronet.onnx.float_nodes import JOINS, clip_bounds, data_inputs, output_axis
-from micronet.onnx.graph_view import CLIP_OPS, DEQUANTIZE, QUANTIZE, array
+from micronet.onnx.float_nodes import clip_bounds, data_inputs, output_axis
+from micronet.onnx.graph_view import array
 from micronet.onnx.integer_plan import Plan
+from micronet.onnx.ops import CLIP_OPS, DEQUANTIZE, JOINS, QUANTIZE, WEIGHTED_OPS
 from micronet.quantization.functional import range_qparams
-from micronet.runtimes.onnxruntime import WEIGHTED_OPS
 
 ValueRange = tuple[float, float]  # the smallest and the largest value that the grid covers
 BIAS_MAX = 2**30  # of an int32 bias; the rest is for the sum of the products

@@ -16,33 +16,30 @@ import numpy as np
 import onnx_ir as ir
 
 from micronet.onnx.float_nodes import (
-    JOINS,
     activations,
     data_inputs,
     is_absorbed,
     is_float,
     is_nearest,
+    is_small,
     is_smaller,
     obstacle,
-    output_axis,
     rank,
     settled,
 )
-from micronet.onnx.graph_view import CLIP_OPS, stored
-from micronet.runtimes.onnxruntime import WEIGHTED_OPS
+from micronet.onnx.ops import (
+    CLIP_OPS,
+    CONVOLUTIONS,
+    FOR_TENSORRT,
+    FUNCTIONS,
+    FUSED_BY_GEMM,
+    JOINS,
+    MOVES,
+    RECURRENT,
+    WEIGHTED_OPS,
+)
 
-# Operators that only select or move values: their outputs have their input's grid.
-MOVES = {
-    "MaxPool", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Split", "Resize", "DepthToSpace",
-    "SpaceToDepth", "Identity",
-}  # fmt: skip
-FUNCTIONS = {"Sigmoid", "LeakyRelu", "AveragePool", "GlobalAveragePool"}
-SIGNED_OTHERS = {"Add", "Concat", "AveragePool", "GlobalAveragePool", "MaxPool"}
-# Activations that ONNX Runtime merges into a Gemm before it looks for integers.
-FUSED_IN_FLOAT = {"Relu", "LeakyRelu", "Sigmoid", "Tanh", "Elu", "HardSigmoid", "Selu", "Softplus", "Softsign"}
-RECURRENT = ("LSTM", "GRU", "RNN")
 NO_RANGE = "no usable range for its input or output"
-FEWEST_INPUTS = 32  # per output of a layer between float operators, for integers to gain anything
 
 
 @dataclass(frozen=True)
@@ -77,7 +74,7 @@ class Planner:
         self.outputs = set(self.graph.outputs)
         self.layers = {node for node in self.graph if self._is_integer_layer(node)}
         self.read = {node.inputs[0] for node in self.layers}  # by layers
-        usual = SIGNED_OTHERS if self.signed else JOINS | FUNCTIONS | MOVES
+        usual = FOR_TENSORRT if self.signed else JOINS | FUNCTIONS | MOVES
         absorbed = {node for node in self.graph if is_absorbed(node, self.outputs)}
         self.others = {
             node
@@ -125,8 +122,8 @@ class Planner:
     def _needs_output(self, node: ir.Node) -> bool:
         """Return True if a layer only runs in integers with a quantized output, or else is fused in float first."""
         readers = node.outputs[0].consumers()
-        fused = node.op_type == "Gemm" and len(readers) == 1 and readers[0].op_type in FUSED_IN_FLOAT
-        return fused or node.op_type in ("Conv", "ConvTranspose")
+        fused = node.op_type == "Gemm" and len(readers) == 1 and readers[0].op_type in FUSED_BY_GEMM
+        return fused or node.op_type in CONVOLUTIONS
 
     def _has_range(self, value: ir.Value | None) -> bool:
         return value is not None and is_float(value) and (self.allowed is None or value.name in self.allowed)
@@ -183,14 +180,13 @@ class Planner:
     def _drop_isolated(self) -> None:
         """Leave layers in float that add up few products and stand between float operators."""
         for node in [node for node in self.graph if node in self.layers]:
-            value, weight = node.inputs[0], stored(node, 1)
+            value = node.inputs[0]
             origin = value.producer() if value is not None else None
             while origin is not None and origin.op_type in MOVES and origin.inputs[0] is not None:
                 origin = origin.inputs[0].producer()
-            if value is None or weight is None or origin is None or self._is_integer(value):
+            if value is None or origin is None or self._is_integer(value):
                 continue
-            products = weight.size // max(1, weight.shape.numpy()[output_axis(node)])
-            if products < FEWEST_INPUTS and not self._reaches_integers(settled(node.outputs[0], self.outputs)):
+            if is_small(node) and not self._reaches_integers(settled(node.outputs[0], self.outputs)):
                 self.layers.discard(node)
                 self.floats[node.name or ""] = "too small to benefit from integer arithmetic"
         self.read = {node.inputs[0] for node in self.layers}

@@ -11,13 +11,12 @@ from micronet.errors import MicronetError, by_reason, count, first_line, listed
 from micronet.evaluation.latency import latencies
 from micronet.onnx import graph_view as view
 from micronet.onnx.gates import restore_gates
-from micronet.onnx.graph_view import DEQUANTIZE, QUANTIZE, GraphView, WeightedNode, title
-from micronet.onnx.operator_count import INTEGER_LAYERS
+from micronet.onnx.graph_view import GraphView, WeightedNode, title
+from micronet.onnx.ops import CONVOLUTIONS, DEQUANTIZE, INTEGER_LAYERS, QUANTIZE, SMOOTH
 from micronet.runtimes.config import RuntimeOptions
 from micronet.runtimes.onnxruntime import optimize, session_predictor
 
 _ADDED = re.compile(r"_token_\d+$")  # what ONNX Runtime adds to the name of a node that it replaces
-SMOOTH = {"HardSwish", "HardSigmoid", "Sigmoid", "Gelu", "FastGelu", "QuickGelu", "BiasGelu", "Erf", "Tanh", "Mish"}
 _LISTED = 3
 # Measured: with integers in q k^T alone, attention takes 1.3 to 1.5 times as long.
 PRODUCTS = "integers are faster there only if softmax has 8 bits too, which would lose small probabilities"
@@ -44,7 +43,7 @@ def count_integer_layers(proto: onnx.ModelProto) -> dict[str, Any] | None:
     counts = {"convolutions": {"integer": 0, "all": 0}, "linear": {"integer": 0, "all": 0}}
     left = {}
     for layer in graph.layers:
-        kind = counts["convolutions" if layer.node.op_type in ("Conv", "ConvTranspose") else "linear"]
+        kind = counts["convolutions" if layer.node.op_type in CONVOLUTIONS else "linear"]
         kind["all"] += 1
         kind["integer"] += layer.node.name in done
         if layer.node.name not in done:

@@ -9,11 +9,10 @@ from typing import Any
 
 import onnx_ir as ir
 
-from micronet.onnx.graph_view import DEQUANTIZE, MOVING_OPS, QUANTIZE, array, producer
+from micronet.onnx.graph_view import array, producer
+from micronet.onnx.ops import BLOCKS, COMPUTED_IN_INTEGERS, DEQUANTIZE, MOVING_OPS, QUANTIZE
 
-BLOCKS = {"Split", "Concat", "Gather", "DepthToSpace", "SpaceToDepth", "Tile", "Expand", "Flatten", "Resize", "Pad"}
 ADDED = "added"  # how the names of pairs end that the torch network does not have
-COMPUTE = {"Conv", "MatMul", "Gemm", "Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "ReduceMean"}
 
 
 def requantize_moves(model: ir.Model) -> None:
@@ -62,7 +61,7 @@ def _reaches_layer(value: ir.Value) -> bool:
     waiting, seen = [value], {value}
     while waiting:
         for reader in waiting.pop().consumers():
-            if reader.op_type in COMPUTE:
+            if reader.op_type in COMPUTED_IN_INTEGERS:
                 return True
             if reader.op_type in BLOCKS or reader.op_type in MOVING_OPS:
                 waiting += (output for output in reader.outputs if output not in seen)

@@ -15,14 +15,14 @@ from onnxruntime import GraphOptimizationLevel
 
 from micronet.errors import MicronetError, first_line
 from micronet.onnx.feeds import Feed
-from micronet.onnx.graph_view import DEQUANTIZE, QUANTIZE
 from micronet.onnx.insertion import Insertion, ValueRange
 from micronet.onnx.integer_plan import NO_RANGE, Plan, Planner
+from micronet.onnx.ops import DEQUANTIZE, QUANTIZE, WEIGHTED_OPS
 from micronet.onnx.sessions import run_feed
 from micronet.onnx.simplify import simplify
 from micronet.quantization.config import Calibrator
 from micronet.quantization.histogram import GridSpec, Histogram, find_range
-from micronet.runtimes.onnxruntime import WEIGHTED_OPS, check_size, exposing_session, optimize
+from micronet.runtimes.onnxruntime import check_size, exposing_session, optimize
 
 OLDEST_IR = 4  # the first whose stored tensors need not be inputs
 OLDEST_OPSET = 13  # the first with per-channel scales

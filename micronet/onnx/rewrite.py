@@ -19,12 +19,12 @@ from onnx_ir.passes.common import ClearMetadataAndDocStringPass, RemoveUnusedNod
 from micronet.data.batches import Normalize
 from micronet.data.dataset import DataSpec
 from micronet.errors import MicronetError
-from micronet.onnx.graph_view import DEQUANTIZE, QUANTIZE, array, producer, stored
+from micronet.onnx.graph_view import array, producer, stored
+from micronet.onnx.ops import DEQUANTIZE, QUANTIZE, RESHAPES
 from micronet.runtimes.onnxruntime import exposing_session, run
 
 HALF_MAX, HALF_MIN = 65504.0, 2.0**-14  # the largest finite and the smallest normal float16
 INT4_MIN, INT4_MAX = -8, 7
-RESHAPES = ("Reshape", "Flatten")
 # Attributes that torch's exporter writes although they equal the operator's defaults.
 _DEFAULTS = {
     QUANTIZE: {"axis": 1, "block_size": 0, "output_dtype": 0, "saturate": 1, "precision": 0},

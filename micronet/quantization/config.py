@@ -15,6 +15,7 @@ WEIGHT_LEVELS = ("binary", "ternary")
 ACTIVATION_LEVELS = ("binary",)
 PERCENTILE = 99.99
 CALIBRATION_BATCH = 64  # images
+EXCLUDED, FIRST_OR_LAST = "excluded", "first or last layer"  # why layers stay in float, in artifacts and ONNX files
 Calibrator = Literal["minmax", "percentile", "entropy", "mse"]
 CALIBRATOR: Calibrator = "minmax"
 

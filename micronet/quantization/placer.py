@@ -8,7 +8,7 @@ from torch import nn
 from micronet import registry
 from micronet.core.config import matching
 from micronet.errors import MicronetError
-from micronet.quantization.config import FLOAT_BITS, Bits, QuantConfig
+from micronet.quantization.config import EXCLUDED, FIRST_OR_LAST, FLOAT_BITS, Bits, QuantConfig
 from micronet.quantization.layers import channel_axis, has_weight_slot
 from micronet.quantization.placement import Placement
 from micronet.quantization.quantizer import Quantizer
@@ -35,14 +35,14 @@ class Placer:
     def _rule(self, name: str) -> Rule:
         """Return how to quantize a layer; record the reason if it stays float."""
         if name not in self._chosen:
-            self.placement.left_float[name] = "excluded"
+            self.placement.left_float[name] = EXCLUDED
             return "float"
         if name in self._keep_8bit:
             return "8bit"
         if name not in self._edges:
             return "same"
         if self._config.edge == "float":
-            self.placement.left_float[name] = "first or last layer"
+            self.placement.left_float[name] = FIRST_OR_LAST
         return self._config.edge
 
     def _scheme(self, bits: Bits, *, at_least_8: bool) -> tuple[Any, Bits]:

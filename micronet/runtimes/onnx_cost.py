@@ -6,19 +6,19 @@ from typing import Any
 
 import onnx
 
-RECURRENT_OPS = ("LSTM", "GRU", "RNN")
+from micronet.onnx.ops import RECURRENT, WEIGHTED_OPS
+
 NORMS = ("BatchNormalization", "InstanceNormalization", "LayerNormalization", "GroupNormalization", "RMSNormalization")
 NOTHING = slice(0)
 # An operator -> those of its inputs that hold parameters if they are constant.
 PARAMETERS = {
     **dict.fromkeys(("Conv", "ConvTranspose", "PRelu"), slice(1, None)),
     **dict.fromkeys(("Gemm", "MatMul", "Add", "Mul", "Einsum"), slice(None)),
-    **dict.fromkeys(RECURRENT_OPS, slice(1, 4)),
+    **dict.fromkeys(RECURRENT, slice(1, 4)),
     **dict.fromkeys(NORMS, slice(1, 3)),
     "Gather": slice(1),
 }
 UNKNOWN = [0, 0]  # sizes
-PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul", *RECURRENT_OPS)
 UNCOUNTED = {  # products whose multiply-accumulates no formula here gives
     "Attention", "MultiHeadAttention", "GroupQueryAttention", "Einsum", "DeformConv", "ConvInteger", "MatMulInteger",
     "QLinearConv", "QLinearMatMul", "QGemm", "MatMulNBits", "MatMulIntegerToFloat", "DynamicQuantizeMatMul",
@@ -63,7 +63,7 @@ def count_macs(proto: onnx.ModelProto) -> int | None:
     for node in graph.node:
         if node.op_type in UNCOUNTED:
             return None
-        if node.op_type in PRODUCTS:
+        if node.op_type in WEIGHTED_OPS | RECURRENT:
             macs = _macs(node.op_type, [sizes.get(name) or UNKNOWN for name in (*node.input[:3], node.output[0])])
             if not macs:
                 return None
@@ -78,7 +78,7 @@ def _macs(kind: str, sizes: list[list[int]]) -> int:
         return math.prod(first) * math.prod(second[1:])
     if kind == "Conv":
         return math.prod(output) * math.prod(second[1:])
-    if kind in RECURRENT_OPS:
+    if kind in RECURRENT:
         return first[0] * first[1] * (math.prod(second) + math.prod(sizes[2]))
     if kind == "Gemm":
         return output[0] * math.prod(second)

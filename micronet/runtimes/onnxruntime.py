@@ -30,7 +30,6 @@ MOVES_INT8_QDQ = "QDQPropagationTransformer"
 INT8_QDQ_BUG = "output_dtype INT8 does not match y_zero_point type UINT8"
 METADATA_KEY = "micronet"
 MAX_WEIGHT_BYTES = 2**31 - 2**20  # what one protobuf message can hold beside the graph
-WEIGHTED_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
 class OrtPredictor:
@@ -234,6 +233,13 @@ def _run_several(session: onnxruntime.InferenceSession, inputs: tuple[NDArray[An
 def metadata(proto: onnx.ModelProto) -> dict[str, Any]:
     """Return what micronet wrote into a model (``data``, ``history``, …), or nothing for other models."""
     return _parsed(next((entry.value for entry in proto.metadata_props if entry.key == METADATA_KEY), "{}"))
+
+
+def note(proto: onnx.ModelProto, **about: Any) -> None:
+    """Add to what micronet wrote into a model, in place."""
+    known = {entry.key: entry.value for entry in proto.metadata_props}
+    written = json.dumps({**_parsed(known.get(METADATA_KEY, "{}")), **about}, sort_keys=True)
+    onnx.helper.set_model_props(proto, {**known, METADATA_KEY: written})
 
 
 def _parsed(text: str) -> dict[str, Any]:

@@ -213,7 +213,8 @@ class CheckOnnx(Stage):
 
     def run(self, context: Context) -> Outcome:
         """Apply every rule for the target, and count what ONNX Runtime runs in integers."""
-        from micronet.onnx.lint import count_integer_ops, lint
+        from micronet.onnx.lint import lint
+        from micronet.onnx.operator_count import count_integer_ops
         from micronet.runtimes.onnxruntime import read_onnx
 
         proto = read_onnx(self.file)

@@ -33,7 +33,7 @@ from micronet.onnx.trt_cache import LEGACY_HEADER, read_legacy_cache
 from micronet.quantization.config import CALIBRATION_BATCH, Calibrator, QuantConfig, RangeConfig
 from micronet.quantization.histogram import Histogram
 from micronet.runtimes.config import RuntimeOptions
-from micronet.runtimes.onnxruntime import metadata, open_session, read_onnx
+from micronet.runtimes.onnxruntime import metadata, note, open_session, read_onnx
 from micronet.stages.config import DataConfig
 from micronet.stages.inputs import cached, calibration_batches
 from micronet.stages.stage import Context, Outcome
@@ -146,7 +146,9 @@ def to_int8(
         if not corrected:
             raise MicronetError("--bias-correct found no integer convolution or Gemm with a bias; drop --bias-correct")
         progress.line(f"corrected the mean output of {count(corrected, 'layer')}")
-    return int8, posttraining.left_float(folded, signed=signed, allowed=found.keys(), excluded=destroyed)
+    floats = posttraining.left_float(folded, signed=signed, allowed=found.keys(), excluded=destroyed)
+    note(int8, left_float=floats)
+    return int8, floats
 
 
 def _sampled(feeds: list[Feed]) -> list[Feed]:

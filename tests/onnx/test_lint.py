@@ -17,12 +17,17 @@ from micronet.models.build import ModelSpec
 from micronet.onnx import posttraining
 from micronet.onnx.check import compare_layers
 from micronet.onnx.export import to_onnx
-from micronet.onnx.lint import PTQ, RULES, count_integer_ops, lint
+from micronet.onnx.lint import RULES, lint
+from micronet.onnx.operator_count import count_integer_ops
+from micronet.onnx.rules.layers import CURES, OTHER_WIDTHS
+from micronet.onnx.rules.rule import PTQ
+from micronet.onnx.rules.storage import STANDARD
 from micronet.quantization.calibrate import calibrate
 from micronet.quantization.config import QuantConfig
 from micronet.quantization.quantize import quantize_model
-from micronet.runtimes.onnxruntime import EXACT_INT8, optimize
+from micronet.runtimes.onnxruntime import EXACT_INT8, note, optimize
 
+COMMAND = re.compile(r"micronet ([a-z][a-z-]+)")
 WIDTH = 16
 OPSETS = [helper.make_opsetid("", 21), helper.make_opsetid("com.example", 1)]
 x86_only = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="ONNX Runtime's x86 kernels")
@@ -426,12 +431,39 @@ def test_a_network_that_pools_before_its_activations_runs_in_integers():
 
 def test_every_cure_is_a_command_with_options_that_exist(micronet, monkeypatch):
     monkeypatch.setenv("COLUMNS", "300")
+    cures = {cure for rule in RULES for cure in (rule.cure, rule.foreign)} | set(CURES.values())
+    shown = {command: micronet(command, "--help").out for cure in cures for command in COMMAND.findall(cure)}
+    for cure in cures:
+        commands = COMMAND.findall(cure)
+        assert commands or cure in (STANDARD, OTHER_WIDTHS)
+        for option in re.findall(r"--[a-z0-9-]+", cure):
+            assert any(re.search(rf"{option}\b", shown[command]) for command in commands), (cure, option)
+
+
+def test_files_of_others_are_only_told_to_quantize_anew_or_to_change_the_network():
+    """No option prunes an ONNX file, and none of an artifact's stages applies."""
     for rule in RULES:
-        commands = re.findall(r"micronet ([a-z-]+)", rule.cure)
-        assert commands or rule.cure.startswith("export the network with standard")
-        shown = "".join(micronet(command, "--help").out for command in commands)
-        for option in re.findall(r"--[a-z0-9-]+", rule.cure):
-            assert re.search(rf"{option}\b", shown), (rule.name, option)
+        assert set(COMMAND.findall(rule.foreign)) <= {"quantize", "evaluate"}
+        assert "quantize" not in rule.foreign or PTQ in rule.foreign
+
+
+def test_layers_that_no_option_quantizes_are_not_told_to_be():
+    def cures(proto, **about):
+        note(proto, **about)
+        return {finding.cure for finding in lint(proto, "ort") if finding.rule == "float-layers"}
+
+    layer = next(node.name for node in float_weight(False).graph.node if node.op_type == "Conv")
+    assert cures(float_weight(False)) == {PTQ}
+    for reason in ("too small to benefit from integer arithmetic", *CURES):  # as quantize FILE.onnx left it
+        assert cures(float_weight(False), left_float={layer: reason}) == set()
+    exported = {"model": "nin"}
+    assert cures(float_weight(False), left_float={layer: "destroyed"}, **exported) == set()
+    for reason, cure in CURES.items():
+        assert cures(float_weight(False), left_float={layer: reason}, **exported) == {cure}
+    g = Graph()
+    small = g.op("MatMul", g.op("Flatten", g.grid(g.conv(g.grid("x")))), g.put(np.ones((WIDTH * 64, 2), np.float32)))
+    last = g.op("MatMul", small, g.put(np.ones((2, 4), np.float32)))
+    assert [f.node for f in lint(g.model(last), "ort") if f.rule == "float-layers"] == [small]
 
 
 class Branches(torch.nn.Module):

@@ -12,8 +12,9 @@ from micronet.models.build import ModelSpec
 from micronet.onnx.check import compare_layers
 from micronet.onnx.export import to_onnx, with_pairs
 from micronet.onnx.gates import quantize_gates
-from micronet.onnx.integers import SMOOTH, count_integer_layers, without_quantizers
+from micronet.onnx.integers import count_integer_layers, without_quantizers
 from micronet.onnx.moves import requantize_moves
+from micronet.onnx.ops import SMOOTH
 from micronet.quantization.calibrate import calibrate
 from micronet.quantization.config import QuantConfig
 from micronet.quantization.quantize import quantize_model
