@@ -1,21 +1,24 @@
-"""A decorator for methods that torch.compile must not trace."""
+"""What torch.compile must not trace, without importing torch's compiler for that, which takes two seconds."""
 
+import inspect
 import sys
 from collections.abc import Callable
 from functools import wraps
-from typing import ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar, cast
 
 import torch
+from torch.optim import Optimizer
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
+_O = TypeVar("_O", bound=Optimizer)
 
 
 def uncompiled(method: Callable[_P, _R]) -> Callable[_P, _R]:
     """Run a method as plain Python inside a compiled network, as ``torch.compiler.disable`` does.
 
-    ``torch.compiler.disable`` imports torch's compiler, which takes two seconds, so it is applied at the first call
-    after something else has imported the compiler.
+    ``torch.compiler.disable`` imports torch's compiler, so it is applied at the first call after something else has
+    imported the compiler.
     """
     disabled: Callable[_P, _R] | None = None
 
@@ -31,3 +34,11 @@ def uncompiled(method: Callable[_P, _R]) -> Callable[_P, _R]:
         return disabled(*args, **kwargs)
 
     return call
+
+
+def uncompiled_optimizer(kind: type[_O]) -> type[_O]:
+    """Return an optimizer that takes the same steps, but does not import the compiler only to be kept from it."""
+    names = ("add_param_group", "load_state_dict", "state_dict", "zero_grad")
+    methods = {name: inspect.unwrap(getattr(kind, name)) for name in names}
+    methods["step"] = torch.no_grad()(inspect.unwrap(kind.step))
+    return cast(type[_O], type(kind.__name__, (kind,), methods))

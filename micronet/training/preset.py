@@ -25,7 +25,7 @@ from micronet.training import distributed
 from micronet.training.checkpoint import Checkpoint
 from micronet.training.config import DEFAULT_PRESET, PRESETS, UNUSED, RunContext, TrainConfig
 from micronet.training.loop import check_model_fits
-from micronet.training.step import TrainStep
+from micronet.training.step import OPTIMIZERS, TrainStep
 from micronet.training.whitening import whitened_layer
 
 STEPS_PER_EPOCH = 100  # of the preset fast, if its batches are neither smaller nor larger than allowed
@@ -184,7 +184,7 @@ def step_seconds(config: TrainConfig, model: nn.Module, data: Dataset) -> tuple[
     Each is the least of several, taken in turns, so that other processes hardly change their order.
     """
     trial = copy_model(model).to(memory_format=memory_format(model)).train()
-    optimizer = torch.optim.SGD(trial.parameters())  # it takes no step
+    optimizer = OPTIMIZERS["sgd"](trial.parameters())  # it takes no step
     steps = [
         TrainStep(trial, optimizer, replace(config, amp=amp, ema=0.0), torch.device("cpu"), task=data.task)
         for amp in ("off", "bf16")

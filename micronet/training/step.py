@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_map_only
 
 from micronet.errors import MicronetError
 from micronet.models.device import memory_format, place_inputs
+from micronet.models.uncompiled import uncompiled_optimizer
 from micronet.tasks.classification import DEFAULT_TASK, Classification
 from micronet.tasks.task import Task, first_output, outputs_of
 from micronet.training import distributed
@@ -28,9 +29,9 @@ from micronet.training.synchronized import synchronized_batch_norm
 SGD_MOMENTUM = 0.9
 SCALE_LR_FACTOR = 10.0  # a short training has to move scales far (BENCHMARKS.md, "Learned scales")
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
-    "adam": torch.optim.Adam,
-    "sgd": partial(torch.optim.SGD, momentum=SGD_MOMENTUM, nesterov=True),
-    "muon": Muon,
+    "adam": uncompiled_optimizer(torch.optim.Adam),
+    "sgd": partial(uncompiled_optimizer(torch.optim.SGD), momentum=SGD_MOMENTUM, nesterov=True),
+    "muon": uncompiled_optimizer(Muon),
 }
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
