@@ -42,7 +42,11 @@ def test_prune_times_what_it_wrote_and_says_what_would_be_faster(micronet, chain
     assert all(value > 0 for value in shown.values())
     skipped = micronet("prune", network, "--skip-timing", "-o", tmp_path / "s.safetensors", "--json")
     assert "latency" not in skipped.json
-    monkeypatch.setattr(prune_latency, "to_onnx", lambda *_: 1 / 0)
+    example, whole = torch.rand(2, 3, 32, 32), load(network)
+    quick = prune_latency.in_onnxruntime(whole, example)(example[:1].numpy())
+    monkeypatch.setattr(prune_latency, "_traced", lambda *_: 1 / 0)  # then the exporter of export-onnx serves
+    np.testing.assert_allclose(quick, prune_latency.in_onnxruntime(whole, example)(example[:1].numpy()), atol=1e-5)
+    monkeypatch.setattr(prune_latency, "session_predictor", lambda *_: 1 / 0)
     failed = micronet("prune", network, "-o", tmp_path / "f.safetensors")
     assert failed.code == 0
     assert "not measured (division by zero)" in failed.out
