@@ -8,9 +8,10 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from micronet.errors import MicronetError, first_line
+from micronet.errors import MicronetError
 from micronet.onnx.feeds import Feed
 from micronet.runtimes.config import RuntimeOptions
+from micronet.runtimes.onnx_batches import reason
 from micronet.runtimes.onnxruntime import open_session
 
 Compute = Callable[[Feed], Sequence[NDArray[np.generic]]]
@@ -33,4 +34,4 @@ def run_feed(session: object, feed: Feed) -> Sequence[NDArray[np.generic]]:
         return session.run(None, feed)  # type: ignore[attr-defined, no-any-return]  # ONNX Runtime has no types
     except Exception as error:  # ONNX Runtime's exceptions share no base class
         shapes = ", ".join(f"{name} {tuple(values.shape)}" for name, values in feed.items())
-        raise MicronetError(f"ONNX Runtime rejected the inputs {shapes}: {first_line(error)}") from error
+        raise MicronetError(f"ONNX Runtime rejected the inputs {shapes}: {reason(error)}") from error

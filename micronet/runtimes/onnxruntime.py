@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 
 from micronet.core.machine import has_vnni, usable_threads
 from micronet.data.dataset import DataSpec
-from micronet.errors import MicronetError, count, first_line
+from micronet.errors import MicronetError, first_line
 from micronet.evaluation.network import Predictor, Scores
 from micronet.runtimes.config import RuntimeOptions
 from micronet.runtimes.network import described, to_pixels
+from micronet.runtimes.onnx_batches import reason, run_batch
 from micronet.runtimes.onnx_cost import count_macs, for_one_sample, stored_parameters
 
 # Keeps the int8 kernels of x86 processors without VNNI from saturating in their 16-bit intermediate sums.
@@ -29,6 +30,7 @@ QUANTIZES_FLOAT_WEIGHTS = "WeightBiasQuantization"
 MOVES_INT8_QDQ = "QDQPropagationTransformer"
 INT8_QDQ_BUG = "output_dtype INT8 does not match y_zero_point type UINT8"
 METADATA_KEY = "micronet"
+SILENT = 4  # what ONNX Runtime logs, it also raises
 MAX_WEIGHT_BYTES = 2**31 - 2**20  # what one protobuf message can hold beside the graph
 
 
@@ -57,26 +59,6 @@ class OrtPredictor:
             return count_macs(optimize(proto.SerializeToString(), onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC))
         except Exception:  # a model that ONNX Runtime refuses, or too large for one message
             return None
-
-
-def image_input(proto: onnx.ModelProto) -> onnx.ValueInfoProto:
-    """Return a model's only input; raise MicronetError if it does not have exactly one."""
-    found: onnx.ValueInfoProto = _only(model_inputs(proto))
-    return found
-
-
-def model_inputs(proto: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
-    """Return a model's inputs."""
-    stored = {tensor.name for tensor in proto.graph.initializer}  # old files also list these as inputs
-    return [entry for entry in proto.graph.input if entry.name not in stored]
-
-
-def _only(inputs: list[Any]) -> Any:
-    if len(inputs) != 1:
-        raise MicronetError(
-            f"the model has {count(len(inputs), 'input')}; micronet only runs networks with a single image input"
-        )
-    return inputs[0]
 
 
 def check_size(weights_bytes: int) -> None:
@@ -115,7 +97,7 @@ def open_session(model: bytes | Path, options: RuntimeOptions, name: str) -> onn
     """
     providers = _providers(options.device)
     settings = onnxruntime.SessionOptions()
-    settings.log_severity_level = 3
+    settings.log_severity_level = SILENT
     settings.intra_op_num_threads = options.threads or usable_threads()
     # Otherwise idle threads spin on the cores on which the next predictor is timed.
     settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -131,7 +113,7 @@ def open_session(model: bytes | Path, options: RuntimeOptions, name: str) -> onn
             return onnxruntime.InferenceSession(source, settings, providers=providers, disabled_optimizers=optimizers)
         except Exception as error:
             if INT8_QDQ_BUG not in str(error) or MOVES_INT8_QDQ in optimizers:
-                raise MicronetError(f"ONNX Runtime cannot run {name}: {first_line(error)}") from error
+                raise MicronetError(f"ONNX Runtime cannot run {name}: {reason(error)}") from error
     raise AssertionError("unreachable")
 
 
@@ -172,7 +154,7 @@ def optimize(model: bytes | Path, level: Any) -> onnx.ModelProto:
     ``level``: a GraphOptimizationLevel.
     """
     settings = onnxruntime.SessionOptions()
-    settings.log_severity_level = 4
+    settings.log_severity_level = SILENT
     settings.graph_optimization_level = level
     with tempfile.TemporaryDirectory() as folder:
         settings.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
@@ -180,54 +162,19 @@ def optimize(model: bytes | Path, level: Any) -> onnx.ModelProto:
             source = str(model) if isinstance(model, Path) else model
             onnxruntime.InferenceSession(source, settings, providers=_providers(None))
         except Exception as error:  # ONNX Runtime's exceptions share no base class
-            raise MicronetError(f"ONNX Runtime cannot run the model: {first_line(error)}") from error
+            raise MicronetError(f"ONNX Runtime cannot run the model: {reason(error)}") from error
         return onnx.load(settings.optimized_model_filepath, load_external_data=False)
 
 
 def run(session: onnxruntime.InferenceSession, given: NDArray[Any] | tuple[NDArray[Any], ...]) -> list[Any]:
-    """Return a session's outputs for normalized images (N, C, H, W) float32 or other inputs.
-
-    A fixed batch size takes several calls. Raises MicronetError if the model refuses the inputs.
-    """
-    if isinstance(given, tuple):
-        return _run_several(session, given)
-    images, entry = given, _only(session.get_inputs())
-    inputs: NDArray[Any] = images
-    if entry.type == "tensor(uint8)" and images.dtype == np.float32:
-        about = _parsed(session.get_modelmeta().custom_metadata_map.get(METADATA_KEY, "{}"))
-        inputs = to_pixels(images, DataSpec.from_json(about.get("data") or {}))
-    size = entry.shape[0] if entry.shape and isinstance(entry.shape[0], int) else len(inputs)
-    calls = []
-    for start in range(0, len(inputs), size):
-        part = inputs[start : start + size]
-        full = np.concatenate([part, np.repeat(part[-1:], size - len(part), 0)]) if len(part) < size else part
-        try:
-            outs = session.run(None, {entry.name: np.ascontiguousarray(full)})
-        except Exception as error:  # ONNX Runtime's exceptions share no base class
-            shape = tuple(images.shape[1:])
-            raise MicronetError(f"ONNX Runtime rejected images of shape {shape}: {first_line(error)}") from error
-        # Only outputs with one row per image are cut: inner tensors may hold windows, or nothing per image.
-        calls.append([out[: len(part)] if out.ndim and len(out) == size else out for out in outs])
-    if len(calls) == 1:
-        return calls[0]
-    return [np.concatenate(outs) if outs[0].ndim else np.stack(outs) for outs in zip(*calls, strict=True)]
-
-
-def _run_several(session: onnxruntime.InferenceSession, inputs: tuple[NDArray[Any], ...]) -> list[Any]:
-    """Return a session's outputs for a batch of several inputs, in the order of the model's."""
+    """Return a session's outputs for normalized images (N, C, H, W) float32 or other inputs; see ``run_batch``."""
     entries = session.get_inputs()
-    given = ", ".join(f"{x.dtype} {x.shape[1:]}" for x in inputs)
-    if len(entries) != len(inputs):
-        names = ", ".join(f"{entry.name} {entry.type} {entry.shape[1:]}" for entry in entries)
-        raise MicronetError(
-            f"the model takes {count(len(entries), 'input')} ({names}), but the data set has {len(inputs)} ({given})"
-        )
-    feed = {entry.name: np.ascontiguousarray(x) for entry, x in zip(entries, inputs, strict=True)}
-    try:
-        outputs: list[Any] = session.run(None, feed)
-    except Exception as error:  # ONNX Runtime's exceptions share no base class
-        raise MicronetError(f"ONNX Runtime rejected inputs {given}: {first_line(error)}") from error
-    return outputs
+    if isinstance(given, tuple):
+        return run_batch(session, given)
+    if len(entries) == 1 and entries[0].type == "tensor(uint8)" and given.dtype == np.float32:
+        about = _parsed(session.get_modelmeta().custom_metadata_map.get(METADATA_KEY, "{}"))
+        given = to_pixels(given, DataSpec.from_json(about.get("data") or {}))
+    return run_batch(session, [given])
 
 
 def metadata(proto: onnx.ModelProto) -> dict[str, Any]:
