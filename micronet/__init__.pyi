@@ -234,7 +234,7 @@ def sparse_train(
 
 def prune(
     artifact: Artifact | nn.Module | str | Path,
-    example_input: Tensor | tuple[Tensor, ...] | None = None,
+    example_input: Tensor | tuple[Tensor, ...] | Mapping[str, Tensor] | None = None,
     *,
     percent: float | None = None,
     regular: int = 1,
@@ -245,6 +245,7 @@ def prune(
     output: str | Path | None = None,
     steps: int = 0,
     input_shape: str | None = None,
+    skip_timing: bool = False,
     scope: Literal['global', 'layer'] = 'global',
     min_channels: int = 1,
     exclude: Sequence[str | float] | str | None = None,
@@ -310,7 +311,7 @@ def prune(
             label_smoothing, ema, flip, cutout, whiten, start_size, distill, distill_weight, temperature, seed,
             resume, max_time, checkpoint_minutes, compile, task, image_size, limit, force, progress: As in
             ``train``.
-        model, trust_code: As in ``evaluate``.
+        skip_timing, model, trust_code: As in ``evaluate``.
         data: As in ``quantize``.
 
     Returns:
@@ -519,12 +520,11 @@ def quantize(
         std: Per-channel standard deviation of an ONNX file's images; use with mean.
         input_shape: Shape of an ONNX file's images if its sizes are dynamic, for example 3,48,320.
         layout: Axis order of an ONNX file's images. auto: inferred from its fixed sizes.
-        skip_timing: Do not measure how fast a quantized ONNX file runs.
         epochs, output, model, width, model_args, task, image_size, limit, preset, lr, batch_size, accumulate,
             amp, patience, weight_decay, optimizer, schedule, label_smoothing, ema, flip, cutout, whiten,
             start_size, distill, distill_weight, temperature, seed, device, resume, max_time, checkpoint_minutes,
             compile, force, progress: As in ``train``.
-        trust_code: As in ``evaluate``.
+        trust_code, skip_timing: As in ``evaluate``.
 
     Returns:
         Artifact: The network (``model``) with its ``history`` and ``metrics``.
@@ -535,7 +535,7 @@ def quantize(
 
 def fuse(
     artifact: Artifact | nn.Module | str | Path,
-    example_input: Tensor | tuple[Tensor, ...] | None = None,
+    example_input: Tensor | tuple[Tensor, ...] | Mapping[str, Tensor] | None = None,
     *,
     output: str | Path | None = None,
     force: bool = False,
@@ -562,7 +562,7 @@ def fuse(
 
 def export_onnx(
     artifact: Artifact | nn.Module | str | Path,
-    example_input: Tensor | tuple[Tensor, ...] | None = None,
+    example_input: Tensor | tuple[Tensor, ...] | Mapping[str, Tensor] | None = None,
     *,
     target: Literal['ort', 'tensorrt'] = 'ort',
     opset: int = 21,
@@ -570,6 +570,7 @@ def export_onnx(
     precision: Literal['fp32', 'fp16'] = 'fp32',
     data: str | Path | Batch | Iterable[Batch] | None = None,
     output: str | Path | None = None,
+    skip_timing: bool = False,
     int4_storage: bool = False,
     embed_preprocessing: bool = False,
     model: str | None = None,
@@ -602,7 +603,7 @@ def export_onnx(
         embed_preprocessing: Accept 8-bit pixels as input, with the normalization built into the file.
         check_images: Number of test images used to check that the exported network agrees with torch.
         output, task, image_size, limit, force, progress: As in ``train``.
-        model, trust_code: As in ``evaluate``.
+        skip_timing, model, trust_code: As in ``evaluate``.
         data: As in ``quantize``.
 
     Returns:
@@ -642,6 +643,7 @@ def pack(
     *,
     data: str | Path | None = None,
     output: str | Path | None = None,
+    skip_timing: bool = False,
     model: str | None = None,
     trust_code: bool = False,
     task: str | None = None,
@@ -663,7 +665,7 @@ def pack(
         artifact: An artifact (.safetensors).
         check_images: Number of test images used to check that the exported network agrees with torch.
         data, output, task, image_size, limit, force, progress: As in ``train``.
-        model, trust_code: As in ``evaluate``.
+        skip_timing, model, trust_code: As in ``evaluate``.
 
     Returns:
         Program: The packed network.
@@ -780,6 +782,7 @@ def evaluate(
     data: str | Path | None = None,
     device: str | None = None,
     threads: int | None = None,
+    skip_timing: bool = False,
     task: str | None = None,
     image_size: int | None = None,
     limit: int | None = None,
@@ -796,6 +799,7 @@ def evaluate(
         file: An artifact, or an .onnx, .packed or .engine file.
         device: Device for torch: cpu, cuda or cuda:N; default: cuda if available, otherwise cpu.
         threads: Number of CPU threads; default: OMP_NUM_THREADS, or one per core.
+        skip_timing: Do not measure how fast the networks run.
         model: path/to/file.py:factory, your copy of the code that built the network; passing it allows that code
             to run.
         trust_code: Allow code stored in the artifact to run.
@@ -817,6 +821,7 @@ def compare(
     data: str | Path | None = None,
     device: str | None = None,
     threads: int | None = None,
+    skip_timing: bool = False,
     task: str | None = None,
     image_size: int | None = None,
     limit: int | None = None,
@@ -836,7 +841,7 @@ def compare(
         max_drop: Raise FailedError if the accuracy of any network is more than this many percentage points below
             that of the first.
         data, task, image_size, limit, progress: As in ``train``.
-        device, threads, model, trust_code, arithmetic: As in ``evaluate``.
+        device, threads, skip_timing, model, trust_code, arithmetic: As in ``evaluate``.
 
     Returns:
         list[Row]: One row per network, as ``evaluate`` returns it; drop and agreement are relative to the first.

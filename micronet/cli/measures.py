@@ -6,8 +6,9 @@ from micronet.cli.console import print_line, print_table
 from micronet.errors import by_reason, count, listed
 from micronet.stages.words import OTHER_WIDTHS
 
+TIMES = ("1 image", "64 images")
 FIGURES = (
-    "name", "runtime", "accuracy", "drop", "agrees", "MACs", "params", "bytes", "smaller", "1 image", "64 images",
+    "name", "runtime", "accuracy", "drop", "agrees", "MACs", "params", "bytes", "smaller", *TIMES,
 )  # fmt: skip
 LISTED_LAYERS = 3
 EQUAL_DB = 300  # the SQNR of equal outputs
@@ -30,11 +31,14 @@ def value_text(metric: str, value: float) -> str:
 
 def show_evaluation(summary: dict[str, Any]) -> None:
     """Print the metrics, latencies and size of one network."""
-    one, many = (f"{summary[f'latency_{key}ms']:.2f} ms" for key in ("", "batch64_"))
+    latencies = {
+        f"latency, {label}": f"{summary[f'latency_{key}ms']:.2f} ms, p95 {summary[f'latency_{key}p95_ms']:.2f} ms"
+        for label, key in (("1 image", ""), ("64 images", "batch64_"))
+        if summary["latency_ms"] is not None
+    }
     figures = {
         **(_metrics(summary) if summary["accuracy"] is None else accuracy_figures(summary)),
-        "latency, 1 image": f"{one}, p95 {summary['latency_p95_ms']:.2f} ms",
-        "latency, 64 images": f"{many}, p95 {summary['latency_batch64_p95_ms']:.2f} ms",
+        **latencies,
         "file": f"{summary['size_bytes']:,} bytes",
         "parameters": f"{summary['params']:,}",
         "runtime": summary["runtime"],
@@ -87,15 +91,24 @@ def show_comparison_as_markdown(summary: dict[str, Any]) -> None:
 
 def _heads(rows: list[dict[str, Any]]) -> tuple[str, ...]:
     """Return the heads of the columns: of classification, or with the metrics of another task."""
+    last = len(FIGURES) if rows[0]["latency_ms"] is not None else len(FIGURES) - len(TIMES)
     if rows[0]["accuracy"] is not None:
-        return FIGURES
-    return (*FIGURES[:2], *(metric_label(name) for name in rows[0]["metrics"] if "/" not in name), *FIGURES[5:])
+        return FIGURES[:last]
+    return (*FIGURES[:2], *(metric_label(name) for name in rows[0]["metrics"] if "/" not in name), *FIGURES[5:last])
 
 
 def _figures(row: dict[str, Any]) -> list[str]:
     quality = [value_text(name, value) for name, value in row["metrics"].items() if "/" not in name]
     if row["accuracy"] is not None:
         quality = [f"{row['accuracy']:.2%}", f"{100 * row['drop']:+.2f} pt", f"{row['agreement']:.2%}"]
+    times = (
+        [
+            f"{row['latency_ms']:.2f} ms (p95 {row['latency_p95_ms']:.2f})",
+            f"{row['latency_batch64_ms']:.1f} ms (p95 {row['latency_batch64_p95_ms']:.1f})",
+        ]
+        if row["latency_ms"] is not None
+        else []
+    )
     return [
         row["name"],
         row["runtime"],
@@ -104,8 +117,7 @@ def _figures(row: dict[str, Any]) -> list[str]:
         f"{row['params']:,}",
         f"{row['size_bytes']:,}",
         f"{row['compression']:.1%}",
-        f"{row['latency_ms']:.2f} ms (p95 {row['latency_p95_ms']:.2f})",
-        f"{row['latency_batch64_ms']:.1f} ms (p95 {row['latency_batch64_p95_ms']:.1f})",
+        *times,
     ]
 
 

@@ -15,6 +15,7 @@ from micronet.evaluation.network import Network
 from micronet.tasks.task import CLASSIFICATION
 
 BATCHES = (1, 64)
+LATENCIES = ("latency_ms", "latency_p95_ms", "latency_batch64_ms", "latency_batch64_p95_ms")
 
 
 class Row(NamedTuple):
@@ -23,7 +24,7 @@ class Row(NamedTuple):
     ``accuracy``, ``drop`` and ``agreement`` are 0..1, the last two relative to the first row. Tasks other than
     classification have no accuracy and no agreement, and the drop is that of their main metric. ``metrics``: all of the
     task's. ``size_bytes``: the file. ``compression``: 1 - size / size of the first row. Latencies are medians per call
-    with 1 or 64 samples.
+    with 1 or 64 samples, or None if they were not measured.
     """
 
     name: str
@@ -38,10 +39,10 @@ class Row(NamedTuple):
     params: int
     size_bytes: int
     compression: float
-    latency_ms: float
-    latency_p95_ms: float
-    latency_batch64_ms: float
-    latency_batch64_p95_ms: float
+    latency_ms: float | None
+    latency_p95_ms: float | None
+    latency_batch64_ms: float | None
+    latency_batch64_p95_ms: float | None
     metrics: dict[str, float]
 
 
@@ -53,19 +54,25 @@ class Candidate(NamedTuple):
     size_bytes: int
 
 
-def compare(candidates: Sequence[Candidate], data: Dataset, progress: Progress) -> list[Row]:
-    """Measure networks on the test data; the first is the reference of drops, agreement and compression."""
+def compare(candidates: Sequence[Candidate], data: Dataset, progress: Progress, *, timed: bool = True) -> list[Row]:
+    """Measure networks on the test data, and their latencies if ``timed``.
+
+    The first is the reference of drops, agreement and compression.
+    """
     tune_allocator()
     data, task = data.with_reference(candidates[0].network), data.task
     results = [measure_accuracy(each.network, data, f"evaluating {each.name}", progress) for each in candidates]
     sample = next(eval_batches(data.test, data.spec, batch_size=max(BATCHES)))[0]
     arrays = [x.contiguous().numpy() for x in (sample if isinstance(sample, tuple) else [sample])]
-    timings = []
-    for index, size in enumerate(BATCHES):
+    timings: list[dict[str, float]] = [{} for _ in candidates]
+    for index, size in enumerate(BATCHES if timed else ()):
         progress.step(f"timing batches of {size}", index, len(BATCHES))
         batch = tuple(np.resize(x, (size, *x.shape[1:])) for x in arrays)
         inputs: Any = batch if len(batch) > 1 else batch[0]
-        timings.append(latencies([each.network for each in candidates], [inputs] * len(candidates)))
+        measured = latencies([each.network for each in candidates], [inputs] * len(candidates))
+        label = "" if size == 1 else f"batch{size}_"
+        for timing, found in zip(timings, measured, strict=True):
+            timing |= {f"latency_{label}ms": found.p50_ms, f"latency_{label}p95_ms": found.p95_ms}
     first, reference = candidates[0], results[0]
     base = task.quality(reference.metrics)
     return [
@@ -82,13 +89,10 @@ def compare(candidates: Sequence[Candidate], data: Dataset, progress: Progress) 
             params=candidate.network.params,
             size_bytes=candidate.size_bytes,
             compression=1 - candidate.size_bytes / first.size_bytes,
-            latency_ms=single.p50_ms,
-            latency_p95_ms=single.p95_ms,
-            latency_batch64_ms=batch64.p50_ms,
-            latency_batch64_p95_ms=batch64.p95_ms,
+            **dict.fromkeys(LATENCIES) | timing,
             metrics=result.metrics,
         )
-        for candidate, result, single, batch64 in zip(candidates, results, *timings, strict=True)
+        for candidate, result, timing in zip(candidates, results, timings, strict=True)
     ]
 
 

@@ -73,7 +73,6 @@ class InputConfig(Settings):
     layout: Literal["auto", "nchw", "nhwc"] = setting(
         "auto", "Axis order of an ONNX file's images. auto: inferred from its fixed sizes."
     )
-    skip_timing: bool = setting(False, "Do not measure how fast a quantized ONNX file runs.")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -32,10 +32,12 @@ def describe_speed(rows: Sequence[Row], files: Sequence[Path]) -> list[str]:
     for row, file, found, is_quantized in zip(rows, files, integers, quantized, strict=True):
         floats = [other for other, rounds in zip(rows, quantized, strict=True) if not rounds]
         rival = _rival(row, floats if is_quantized else [other for other in floats if "prune" not in other.stages])
-        times = "" if rival is None else f"{row.latency_ms:.2f} ms vs. {rival.latency_ms:.2f} ms for {rival.name}"
-        is_slower = rival is not None and row.latency_ms > NOISE * rival.latency_ms
-        if is_slower and rival is not None and (is_quantized or "prune" in row.stages):
-            slower.append(f"{row.name} is slower than {rival.name}: {times}; {_cause(row, file, found, is_quantized)}")
+        times = ""
+        if rival is not None and row.latency_ms is not None and rival.latency_ms is not None:
+            times = f"{row.latency_ms:.2f} ms vs. {rival.latency_ms:.2f} ms for {rival.name}"
+            if row.latency_ms > NOISE * rival.latency_ms and (is_quantized or "prune" in row.stages):
+                cause = _cause(row, file, found, is_quantized)
+                slower.append(f"{row.name} is slower than {rival.name}: {times}; {cause}")
         if found is not None:
             first, *rest = describe(found)
             others += [f"{row.name}: {first}{f'; {times}' if times else ''}", *rest]

@@ -111,6 +111,13 @@ class ReportConfig(Settings):
 
 
 @dataclass(frozen=True)
+class TimingConfig(Settings):
+    """Timing."""
+
+    skip_timing: bool = setting(False, "Do not measure how fast the networks run.")
+
+
+@dataclass(frozen=True)
 class RunConfig(Settings):
     """Run."""
 

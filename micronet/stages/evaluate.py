@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from micronet.core.config import group, setting
 from micronet.errors import FailedError, MicronetError
 from micronet.runtimes.config import RuntimeOptions
-from micronet.stages.config import MeasureSettings, ReportConfig, input_file
+from micronet.stages.config import MeasureSettings, ReportConfig, TimingConfig, input_file
 from micronet.stages.stage import Context, Outcome, Stage
 
 if TYPE_CHECKING:
@@ -32,10 +32,11 @@ class Evaluate(MeasureSettings, Stage):
     product = "Row"
 
     file: Path = input_file(NETWORK_FILE, kinds=NETWORKS, metavar="FILE")
+    timing: TimingConfig = group(TimingConfig)
 
     def run(self, context: Context) -> Outcome:
         """Measure the network on the test images."""
-        [row], dataset = measure([self.file], self, context)
+        [row], dataset = measure([self.file], self, context, timed=not self.timing.skip_timing)
         summary = {key: value for key, value in row._asdict().items() if key not in RELATIVE}
         return Outcome(row, {**summary, "tested_on": dataset.tested_on})
 
@@ -57,6 +58,7 @@ class Compare(MeasureSettings, Stage):
     files: list[Path] = setting(
         help="Artifacts, .onnx, .packed and .engine files.", argument=True, kinds=NETWORKS, metavar="FILE..."
     )
+    timing: TimingConfig = group(TimingConfig)
     markdown: bool = setting(False, "Print the table in Markdown.", api=False, run_only=True, basic=True)
     max_drop: float | None = setting(
         None, 
@@ -70,7 +72,7 @@ class Compare(MeasureSettings, Stage):
         from micronet.models.device import describe_machine
         from micronet.stages.compare_latency import describe_speed
 
-        rows, dataset = measure(self.files, self, context)
+        rows, dataset = measure(self.files, self, context, timed=not self.timing.skip_timing)
         summary = {"machine": describe_machine(), "rows": [row._asdict() for row in rows]}
         words = describe_speed(rows, self.files)
         return Outcome(rows, {**summary, "words": words, "tested_on": dataset.tested_on})
@@ -114,7 +116,9 @@ class Predict(Stage):
         return Outcome(predictions, summary)
 
 
-def measure(files: list[Path], config: MeasureSettings, context: Context) -> "tuple[list[Row], Dataset]":
+def measure(
+    files: list[Path], config: MeasureSettings, context: Context, *, timed: bool
+) -> "tuple[list[Row], Dataset]":
     """Measure networks on the data named, or that the first one remembers; return their figures and these data.
 
     Raises:
@@ -146,7 +150,7 @@ def measure(files: list[Path], config: MeasureSettings, context: Context) -> "tu
     inputs, _ = next(eval_batches(dataset.test, dataset.spec, batch_size=1))
     for file, each in zip(files, candidates, strict=True):
         check_scores(each.network, inputs, dataset.spec, str(file), dataset.task)
-    return compare(candidates, dataset, context.progress), dataset
+    return compare(candidates, dataset, context.progress, timed=timed), dataset
 
 
 def _open(file: Path, runtime: RuntimeOptions, context: Context) -> "tuple[Network, int]":

@@ -11,7 +11,7 @@ from micronet.core.config import group, setting
 from micronet.core.files import write_bytes
 from micronet.errors import FailedError, MicronetError, count
 from micronet.onnx.config import ExportConfig
-from micronet.stages.config import ConvertSettings, ReportConfig, input_file
+from micronet.stages.config import ConvertSettings, ReportConfig, TimingConfig, input_file
 from micronet.stages.stage import Context, Outcome, Stage
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class ExportOnnx(CheckedSettings, Stage):
     takes_batches = True
     takes_example = True
 
-    skip_timing: bool = setting(False, "Do not measure how fast the exported network runs.", api=False)
+    timing: TimingConfig = group(TimingConfig)
     export: ExportConfig = group(ExportConfig)
 
     def run(self, context: Context) -> Outcome:
@@ -84,7 +84,7 @@ class ExportOnnx(CheckedSettings, Stage):
             context.progress.line(f"warning: {warning}")
         about = {"kept_float32": metadata(proto).get("kept_float32", {}), **agreement._asdict(), "warning": warning}
         if (integers := count_integer_layers(proto)) is not None:
-            if not (self.skip_timing or context.temporary):
+            if not (self.timing.skip_timing or context.temporary):
                 integers |= measure_speed(proto, as_arrays(head(first, 1)))
             about["integers"] = {**integers, "words": describe(integers)}
         named = about.get("integers", {"float": {}})["float"]
@@ -114,7 +114,7 @@ class Pack(CheckedSettings, Stage):
     ending = suffix = ".packed"
     product = "Program"
 
-    skip_timing: bool = setting(False, "Do not measure how fast the packed network runs.", api=False)
+    timing: TimingConfig = group(TimingConfig)
 
     def run(self, context: Context) -> Outcome:
         """Pack the network and compare it with torch."""
@@ -155,7 +155,7 @@ class Pack(CheckedSettings, Stage):
                 "nothing was written"
             )
         about = {**found._asdict(), "left_float": artifact.left_float}
-        if not (self.skip_timing or context.temporary or program.weights > LARGEST_TIMED):
+        if not (self.timing.skip_timing or context.temporary or program.weights > LARGEST_TIMED):
             from micronet.onnx.export import with_pairs
             from micronet.stages.pack_latency import measure_packed
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from micronet.core.config import flag, group, setting
 from micronet.errors import MicronetError
 from micronet.pruning.config import PruneConfig
-from micronet.stages.config import ConvertSettings, RunConfig, check_teacher
+from micronet.stages.config import ConvertSettings, RunConfig, TimingConfig, check_teacher
 from micronet.stages.stage import BEFORE_FUSING, PRUNE_FIRST, Context, Outcome, Stage
 from micronet.stages.train import FINETUNING, run_context, trained
 from micronet.training.config import TrainConfig
@@ -40,7 +40,6 @@ class Prune(ConvertSettings, Stage):
     measure: bool = setting(
         False, "Measure latency in ONNX Runtime, and accuracy before further training.", api=False, basic=True
     )
-    skip_timing: bool = setting(False, "Do not measure how fast the pruned network runs.", api=False)
     steps: int = setting(
         0, "Prune in N steps and train after each one (--epochs, --lr, ...).", low=0, high=1000, metavar="N"
     )
@@ -55,6 +54,7 @@ class Prune(ConvertSettings, Stage):
         place="file",
     )
     input_shape: str | None = setting(None, "Input shape if no data set is known. Default: 3,224,224.", metavar="C,H,W")
+    timing: TimingConfig = group(TimingConfig)
     pruning: PruneConfig = group(PruneConfig)
     training: TrainConfig = group(FINETUNING)
     execution: RunConfig = group(RunConfig)
@@ -67,6 +67,8 @@ class Prune(ConvertSettings, Stage):
             )
         if self.measure and (self.steps or self.sensitivity):
             raise MicronetError("--measure cannot be combined with --steps or --sensitivity; drop one of them")
+        if self.measure and self.timing.skip_timing:
+            raise MicronetError("--measure times the networks, and --skip-timing does not; drop one of them")
         if self.plot is not None and not self.sensitivity:
             raise MicronetError("--plot needs --sensitivity; add it")
         if self.sensitivity and self.pruning.goals:
@@ -121,7 +123,7 @@ class Prune(ConvertSettings, Stage):
             return trained(pruning.in_steps())
         pruned, plan = pruning.once()
         summary = pruning.summary(pruned, plan, self.input())
-        if self.measure or not (self.skip_timing or context.temporary or memory.source is not None):
+        if self.measure or not (self.timing.skip_timing or context.temporary or memory.source is not None):
             summary["latency"] = latency = self._latency(context, pruned, example)
             if self.measure:
                 for when in ("before", "after"):

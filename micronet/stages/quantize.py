@@ -9,7 +9,7 @@ from micronet.core.files import write_bytes
 from micronet.errors import MicronetError
 from micronet.onnx.config import InputConfig
 from micronet.quantization.config import FLOAT_BITS, Bits, CalibrationConfig, QuantConfig, RecoveryConfig
-from micronet.stages.config import ModelConfig, TrainingSettings, check_teacher, input_file
+from micronet.stages.config import ModelConfig, TimingConfig, TrainingSettings, check_teacher, input_file
 from micronet.stages.stage import BEFORE_FUSING, Context, Outcome, Stage
 from micronet.stages.train import run_context
 from micronet.stages.words import stage_after_training
@@ -56,6 +56,7 @@ class Quantize(TrainingSettings, Stage):
     quantization: QuantConfig = group(QuantConfig)
     recovery: RecoveryConfig = group(RecoveryConfig)
     inputs: InputConfig = group(InputConfig)
+    timing: TimingConfig = group(TimingConfig)
     model: ModelConfig = group(ModelConfig)
     training: TrainConfig = group(QAT)
 

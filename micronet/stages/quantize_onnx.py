@@ -111,7 +111,7 @@ def quantize_file(stage: Any, context: Context) -> Outcome:
         f"{found['integer_operators'] / max(1, found['operators']):.0%} of all operators, run in integer arithmetic"
     )
     measured = _quality(model, int8, feeds)
-    if not stage.inputs.skip_timing:
+    if not stage.timing.skip_timing:
         measured |= _speed(model.proto, int8, feeds[0], context.progress)
     return Outcome(int8, {**measured, **found, "left_float": floats})
 
@@ -164,7 +164,7 @@ def calibration_feeds(model: FloatModel, config: RangeConfig, progress: Progress
     """Return the inputs to calibrate on: arrays, images from a folder, or training images of the data set."""
     named = model.data.data if config.calib_data is None else str(config.calib_data)
     if named is not None and _is_raw(Path(named)):
-        if model.inputs != InputConfig(skip_timing=model.inputs.skip_timing):
+        if model.inputs != InputConfig():
             raise MicronetError(f"{named} holds raw inputs; drop --mean, --std, --input-shape and --layout")
         return read_arrays(Path(named), inputs_of(model.proto))
     found: list[Feed] = []

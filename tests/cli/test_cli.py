@@ -11,6 +11,8 @@ from micronet import registry
 from micronet.cli import console
 from micronet.cli.app import run
 from micronet.core.config import options
+from micronet.evaluation.report import LATENCIES
+from micronet.stages.stage import find, uses
 
 IN_ORDER = ("train", "sparse-train", "prune", "finetune", "quantize", "bn-fuse", "export-onnx", "check-onnx", "pack",
             "evaluate", "compare", "predict", "inspect", "import", "sensitivity")  # fmt: skip
@@ -94,6 +96,22 @@ def test_compare_measures_everything(micronet, chain):
     assert rows[0]["agreement"] == 1
     table = micronet("compare", chain / "float.onnx", "--markdown").out
     assert table.startswith("| name | runtime |")
+    assert "ms (p95" in table
+
+
+def test_figures_without_timing_are_the_others(micronet, chain):
+    untimed = dict.fromkeys(LATENCIES)
+    files = [chain / name for name in ("float.onnx", "int8.onnx")]
+    timed, plain = (micronet("compare", *files, "--json", *more).json["rows"] for more in ([], ["--skip-timing"]))
+    assert plain == [row | untimed for row in timed]
+    assert micronet("evaluate", files[1], "--json", "--skip-timing").json.items() >= untimed.items()
+    shown = [micronet(*words, "--skip-timing").out for words in (["compare", *files], ["evaluate", files[1]])]
+    assert all(" ms" not in text and "64 images" not in text for text in shown)
+
+
+def test_stages_that_time_share_one_option():
+    timing = [name for name in registry.STAGES if uses(find(name), "skip_timing")]
+    assert sorted(timing) == ["compare", "evaluate", "export-onnx", "pack", "prune", "quantize"]
 
 
 def test_inspect_tells_everything(micronet, chain):

@@ -111,6 +111,7 @@ def test_a_network_of_ones_own_needs_its_input_shape(micronet, tmp_path):
         (["--percent", 0.5, "--target-params", 0.5], "--percent and --target-params both set how much"),
         (["--sensitivity", "--percent", 0.3], "drop --percent"),
         (["--steps", 1, "--measure"], "--measure cannot be combined"),
+        (["--measure", "--skip-timing"], "drop one of them"),
         (["--widths", "8,8,8,8,8,8,8,8", "--min-channels", 8], "--min-channels has no effect"),
     ],
 )
