@@ -1,6 +1,6 @@
 """micronet: make neural networks small and fast, and deploy them (written by scripts/api_stub)."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 

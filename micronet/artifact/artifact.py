@@ -26,6 +26,7 @@ from micronet.core.files import write_atomically
 from micronet.core.machine import version as micronet_version
 from micronet.errors import FailedError, MicronetError, first_line, unknown
 from micronet.models.build import ModelSpec, build_model, check_same_code, make_spec
+from micronet.models.calling import take_in_order
 
 _PACKAGES = ("torch", "torchvision", "numpy", "onnx", "onnxruntime")
 
@@ -80,7 +81,9 @@ def load(path: Path, model: str | nn.Module | None = None, *, trust_code: bool =
     """
     header, _ = read_header(path)
     spec = ModelSpec.from_json(header.model)
-    network = _replay(_build_network(spec, model, trust_code), header.history, str(path))
+    network = _build_network(spec, model, trust_code)
+    take_in_order(network, _inputs(header.data))
+    network = _replay(network, header.history, str(path))
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError) as error:
@@ -103,7 +106,9 @@ def check_builds(artifact: Artifact) -> None:
     name = artifact.spec.name
     try:
         with torch.random.fork_rng(devices=[]):
-            built = _replay(build_model(artifact.spec, trusted=True), artifact.history, name)
+            built = build_model(artifact.spec, trusted=True)
+            take_in_order(built, _inputs(artifact.data))
+            built = _replay(built, artifact.history, name)
         _check_fit(built.state_dict(), artifact.model.state_dict(), "the network to be saved")
     except MicronetError as error:
         raise MicronetError(
@@ -159,6 +164,12 @@ def _build_network(spec: ModelSpec, model: str | nn.Module | None, trust_code: b
     if model != spec.name:
         raise MicronetError(f"this artifact contains a {spec.name} network, not {model}; drop --model")
     return build_model(spec)
+
+
+def _inputs(data: dict[str, Any] | None) -> list[dict[str, Any]] | None:
+    """Return the inputs that the record of a data set describes, or None if they are images, or unknown."""
+    found = (data or {}).get("inputs")
+    return found if isinstance(found, list) and all(isinstance(each, dict) for each in found) else None
 
 
 def _replay(network: nn.Module, history: list[StageRecord], source: str) -> nn.Module:

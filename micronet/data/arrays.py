@@ -1,6 +1,7 @@
 """Arrays as a network's inputs, without labels: an .npz file with one array per input, or .npy files.
 
-The order of the arrays in an .npz file is that of the arguments of the network's forward.
+The names of the arrays in an .npz file are those of the arguments of the network's forward, or the keys of the dict
+that it takes; under other names, their order is that of the arguments.
 """
 
 from pathlib import Path
@@ -62,6 +63,7 @@ class ArraySamples:
                 f"the arrays in {place} must have the same length, the number of samples, along their first axis; got "
                 f"{shapes}"
             )
+        self.names = list(arrays) if place.suffix == ".npz" else None
         self._inputs = [_tensor(array, f"{place}: {name}") for name, array in arrays.items()]
 
     def __len__(self) -> int:

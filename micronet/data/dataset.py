@@ -43,7 +43,7 @@ class DataSpec:
     limit: int | None = None  # the maximum number of training images, and of test images
     seed: int = 1  # of the validation split and of the limit's choice
     task: str = "classification"  # one of registry.TASKS, or a user's path/to/file.py:Task
-    inputs: list[dict[str, Any]] | None = None  # "shape" (without the batch) and "dtype" of each input, if not images
+    inputs: list[dict[str, Any]] | None = None  # if not images: "shape" without the batch, "dtype", "name" if known
 
     @classmethod
     def from_json(cls, value: Any) -> "DataSpec":
@@ -97,8 +97,8 @@ class Dataset:
     def spec(self) -> DataSpec:
         """The complete spec; image size, channels, mean and std that are not given come from the training images."""
         spec = self._partial
-        if not self._source.is_images and isinstance(self.test, SampleSplit):
-            return replace(spec, inputs=self.test.describe())
+        if (inputs := self.inputs) is not None:
+            return replace(spec, inputs=inputs)
         if spec.image_size is None or spec.channels is None:
             shape = images_of(self.train if spec.mean is None else self.test).image_shape
             spec = replace(spec, channels=shape[0], image_size=shape[1])
@@ -122,6 +122,17 @@ class Dataset:
                 "more, or raise --limit"
             )
         return whole.subset(order[held:]), whole.subset(order[:held])
+
+    @cached_property
+    def inputs(self) -> list[dict[str, Any]] | None:
+        """The inputs, as in the spec; None for images."""
+        samples = None if self._source.is_images else self.test
+        return samples.describe() if isinstance(samples, SampleSplit) else None
+
+    @property
+    def _input_names(self) -> list[str]:
+        """The names of the inputs of the network that the data are for, in its order."""
+        return [each["name"] for each in self._partial.inputs or [] if each.get("name")]
 
     @property
     def train(self) -> Split:
@@ -182,6 +193,8 @@ class Dataset:
         limit = self._partial.limit
         if limit is not None and limit < len(split):
             split = random_subset(split, limit, self._partial.seed)
+        if isinstance(split, SampleSplit) and self._input_names:
+            return split.in_order(self._input_names)
         if not isinstance(split, FileSplit):
             return split
         if self._partial.channels == 1 and self.is_grey:

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_leaves
 
 from micronet.errors import MicronetError, first_line
 from micronet.graph.plain import PlainLayer, make_plain, with_plain
@@ -23,7 +22,8 @@ from micronet.graph.recorder import Recorder, user_line
 from micronet.graph.training import follow_mode
 from micronet.models.device import Example, as_inputs
 from micronet.models.inputs import LARGEST_INPUT, describe_inputs
-from micronet.models.modes import copy_model, eval_mode, state_kept
+from micronet.models.modes import copy_model, eval_mode, random_kept, state_kept
+from micronet.models.outputs import other_values, tensors_in
 
 ROUNDING = 1e-3  # relative to the output's norm: far above rounding errors, far below another computation
 
@@ -113,7 +113,7 @@ def trains_more(model: nn.Module, inputs: tuple[Any, ...]) -> bool:
             if module._parameters:
                 module.register_forward_hook(lambda *_, name=name, names=names: names.add(name))
         try:
-            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            with torch.no_grad(), random_kept(model):
                 trial(*_copies(inputs))
         except Exception:  # a user's forward may raise anything
             return False
@@ -143,12 +143,13 @@ def _agree(model: nn.Module, recorded: nn.Module, inputs: tuple[Any, ...], round
     outputs = []
     with state_kept(model), eval_mode(model, recorded), uncompiled_modules(), torch.no_grad():
         for run in runs:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(0)
-                outputs.append([leaf for leaf in tree_leaves(run(*_copies(inputs))) if isinstance(leaf, Tensor)])
-    expected, actual = outputs
-    return len(expected) == len(actual) and all(
-        x.shape == y.shape and _is_close(x, y, rounding) for x, y in zip(expected, actual, strict=True)
+            with random_kept(model):  # so that both draw the same numbers
+                outputs.append(run(*_copies(inputs)))
+    (expected, others), (actual, more) = ((tensors_in(each), other_values(each)) for each in outputs)
+    return (
+        len(expected) == len(actual)
+        and others == more
+        and all(x.shape == y.shape and _is_close(x, y, rounding) for x, y in zip(expected, actual, strict=True))
     )
 
 
@@ -168,7 +169,7 @@ def _copies(inputs: tuple[Any, ...]) -> list[Any]:
 def record(model: nn.Module, inputs: tuple[Any, ...], *, training: bool = False) -> Recorder:
     """Record what a network computes in one mode; nothing is checked. Raises whatever its forward raises."""
     recorder = Recorder(model, training=training)
-    with state_kept(model), uncompiled_modules(), torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with state_kept(model), uncompiled_modules(), torch.no_grad(), random_kept(model):
         model.train(training)
         names = set(dict(model.named_modules()))
         with recorder, recorder.leaves():

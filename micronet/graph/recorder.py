@@ -5,6 +5,7 @@ import operator
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from types import MethodDescriptorType, WrapperDescriptorType
 from typing import Any
@@ -15,9 +16,11 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from micronet.errors import MicronetError
 from micronet.graph.leaves import find_leaves
 from micronet.graph.ops import METADATA_ATTRIBUTES
 from micronet.graph.size import Size
+from micronet.models.outputs import tensors_in
 
 CONSTANT = "recorded_constant_"  # prefix of the names of tensors that are neither inputs, parameters nor buffers
 _OPERATORS: dict[str, Callable[..., Any]] = {
@@ -186,6 +189,9 @@ class Recorder(TorchFunctionMode):
             return value.node
         if isinstance(value, Tensor):
             return self._nodes.get(id(value)) or self._stored_tensor(value)
+        if is_dataclass(value) and not isinstance(value, type):
+            own = {each.name: self.argument(getattr(value, each.name)) for each in fields(value) if each.init}
+            return self.graph.call_function(type(value), (), own)
         if isinstance(value, dict):
             return {key: self.argument(part) for key, part in value.items()}
         if isinstance(value, slice):
@@ -195,6 +201,11 @@ class Recorder(TorchFunctionMode):
             if hasattr(value, "_fields"):  # a graph's code cannot build a named tuple inside another structure
                 return self.graph.call_function(type(value), tuple(parts))
             return tuple(parts) if isinstance(value, tuple) else parts
+        if any(map(self._is_recorded, tensors_in(value))):
+            raise MicronetError(
+                f"an object of the class {type(value).__name__} holds tensors, which a traced graph cannot build "
+                "again; make it a dict, a named tuple or a dataclass"
+            )
         return value
 
     def _stored_tensor(self, tensor: Tensor) -> fx.Node:

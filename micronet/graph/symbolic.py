@@ -1,6 +1,7 @@
 """Symbolic tracing by torch.fx: a forward runs on proxies, so no data are needed."""
 
 from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 from torch import fx, nn
@@ -18,6 +19,14 @@ class _Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return m in self.leaves
+
+    def create_arg(self, a: Any) -> Any:
+        """Return what a graph holds for a value; torch.fx takes dicts that are dataclasses for plain ones."""
+        kind: Any = type(a)
+        if issubclass(kind, dict) and is_dataclass(kind):
+            parts = {each.name: self.create_arg(getattr(a, each.name)) for each in fields(kind) if each.init}
+            return self.create_node("call_function", kind, (), parts)
+        return super().create_arg(a)
 
 
 def symbolic(model: nn.Module, *, training: bool, buffers: bool = False) -> fx.Graph:

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from micronet.errors import MicronetError, count
+from micronet.models.calling import input_names, plain_names, release, take_in_order, takes_names
 from micronet.models.device import Inputs
+from micronet.models.modes import eval_mode, state_kept
 
 LARGEST_INPUT = 2**28  # values; loading a file runs its network on such inputs
 Batch = Tensor | Sequence[Any] | Mapping[str, Any]
@@ -52,9 +54,44 @@ def inputs_in(model: nn.Module, batch: Any) -> Any:
     return found[0] if len(found) == 1 else Inputs(found)
 
 
-def describe_inputs(inputs: Sequence[Tensor]) -> list[dict[str, Any]]:
-    """Return the shapes and types of tensors as JSON."""
-    return [{"shape": list(x.shape), "dtype": str(x.dtype).removeprefix("torch.")} for x in inputs]
+def settle_order(model: nn.Module, batch: Any) -> list[dict[str, Any]] | None:
+    """Make a network take the tensors of a batch by their order, in place, if it takes them by name or in a dict.
+
+    Returns:
+        The inputs' description, with their names, if the order had to be settled; otherwise None.
+    """
+    take_in_order(model)
+    if isinstance(batch, Mapping):
+        given = {str(key): value for key, value in batch.items() if isinstance(value, Tensor)}
+        own = list(inspect.signature(model.forward).parameters)
+        names = sorted(given.keys() & set(own), key=own.index) or list(given)
+        take_in_order(model, describe_inputs([given[name] for name in names], names))
+        if takes_names(model) and not given.keys() & set(own) and not _accepts(model, batch):
+            release(model)
+    if not takes_names(model):
+        return None
+    found = inputs_in(model, batch)
+    samples = [x[0] if x.dim() else x for x in (found if isinstance(found, Inputs) else (found,))]
+    return describe_inputs(samples, input_names(model))
+
+
+def _accepts(model: nn.Module, batch: Mapping[str, Any]) -> bool:
+    """Return True if a network accepts a dict as it is."""
+    own = next(model.parameters(), torch.empty(0)).device
+    inputs = {key: value.to(own) if isinstance(value, Tensor) else value for key, value in batch.items()}
+    try:
+        with state_kept(model), eval_mode(model), torch.no_grad():
+            model(*(inputs[name] for name in input_names(model)))
+    except Exception:  # a user's forward may raise anything
+        return False
+    return True
+
+
+def describe_inputs(inputs: Sequence[Tensor], names: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """Return the shapes, the types and the names, if given, of tensors as JSON."""
+    found: list[dict[str, Any]]
+    found = [{"shape": list(x.shape), "dtype": str(x.dtype).removeprefix("torch.")} for x in inputs]
+    return found if names is None else [{**each, "name": name} for each, name in zip(found, names, strict=True)]
 
 
 def check_described(inputs: Any) -> None:
@@ -63,6 +100,8 @@ def check_described(inputs: Any) -> None:
         shape, dtype = each["shape"], getattr(torch, str(each["dtype"]), None)
         if not isinstance(shape, (list, tuple)) or not all(isinstance(size, int) and size >= 0 for size in shape):
             raise TypeError(f"the shape {shape!r} is invalid")
+        if not isinstance(each.get("name", ""), str):
+            raise TypeError(f"the name {each['name']!r} is invalid")
         if not isinstance(dtype, torch.dtype):
             raise TypeError(f"the type {each['dtype']!r} is invalid")
         if math.prod(shape) > LARGEST_INPUT:
@@ -96,7 +135,7 @@ _BY_ORDER = (
 
 def _by_name(parameters: list[inspect.Parameter], batch: Mapping[str, Any]) -> list[Any]:
     """Return a mapping's tensors in the order of the forward's arguments; other keys, such as labels, are ignored."""
-    found = []
+    batch, found = {**dict(zip(plain_names(map(str, batch)), batch.values(), strict=True)), **batch}, []
     for each in parameters:
         if each.name not in batch:
             if each.default is each.empty and each.kind is not each.VAR_POSITIONAL:

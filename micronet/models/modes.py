@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -50,6 +50,17 @@ def state_kept(model: nn.Module) -> Iterator[None]:
             for buffer, values in buffers:
                 if not torch.equal(buffer, values):
                     buffer.copy_(values)
+
+
+@contextmanager
+def random_kept(model: nn.Module) -> Iterator[None]:
+    """Give the CPU's random numbers, and those of the network's devices, their state back afterwards."""
+    with ExitStack() as forks:
+        forks.enter_context(torch.random.fork_rng(devices=[]))
+        for device in {tensor.device for tensor in (*model.parameters(), *model.buffers())}:
+            if device.type not in ("cpu", "meta") and hasattr(torch.get_device_module(device), "get_rng_state"):
+                forks.enter_context(torch.random.fork_rng(devices=[device.index or 0], device_type=device.type))
+        yield
 
 
 def copy_model(model: nn.Module) -> nn.Module:

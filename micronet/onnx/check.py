@@ -13,13 +13,13 @@ import onnx
 import torch
 from onnx import TensorProto
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from micronet.artifact.header import StageRecord
 from micronet.errors import FailedError
 from micronet.evaluation.network import Predictor
 from micronet.models.device import batch_length, call
 from micronet.models.modes import eval_mode
+from micronet.models.outputs import tensors_in
 from micronet.onnx.moves import ADDED
 from micronet.onnx.ops import QUANTIZE
 from micronet.quantization.calibrate import each_quantizer
@@ -70,7 +70,7 @@ def compare_tensors(model: nn.Module, predict: Predictor, batches: Sequence[Any]
         for batch in batches:
             found = predict(_arrays(batch))
             outputs = found if isinstance(found, list) else [found]
-            for ours, theirs in zip(tree_leaves(call(model, batch)), outputs, strict=True):
+            for ours, theirs in zip(tensors_in(call(model, batch)), outputs, strict=True):
                 difference += float(np.square(ours.double().numpy() - theirs).sum())
                 size += float(ours.double().square().sum())
     return Agreement(float("nan"), (difference / max(size, 1e-30)) ** 0.5, sum(map(batch_length, batches)))
@@ -82,7 +82,7 @@ def compare_scores(model: nn.Module, predict: Predictor, batches: Iterable[Tenso
     same, images, difference, spread = 0, 0, 0.0, 0.0
     with eval_mode(model):
         for batch in batches:
-            ours = model(batch).double().numpy()
+            ours = tensors_in(model(batch))[0].double().numpy()
             theirs = predict(batch.numpy()).astype(np.float64)
             same += int((ours.argmax(1) == theirs.argmax(1)).sum())
             images += len(batch)

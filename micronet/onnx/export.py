@@ -6,13 +6,7 @@ x86, signed for TensorRT. Every node has a zero-point initializer of its own.
 """
 
 import copy
-import io
 import json
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
-from inspect import signature
 from typing import Any
 
 import onnx
@@ -23,13 +17,15 @@ from torch import Tensor, nn
 from micronet.artifact.artifact import Artifact, versions
 from micronet.artifact.header import StageRecord
 from micronet.data.dataset import DataSpec
-from micronet.errors import MicronetError, first_line
+from micronet.errors import MicronetError
 from micronet.graph.trace import trace
 from micronet.models.device import Inputs, head
 from micronet.onnx import operators, rewrite
-from micronet.onnx.config import AXES, ExportConfig
+from micronet.onnx.config import ExportConfig
 from micronet.onnx.gates import quantize_gates
+from micronet.onnx.graph_export import export_graph
 from micronet.onnx.moves import requantize_moves
+from micronet.onnx.weight_layout import transpose_weights
 from micronet.quantization.calibrate import check_calibrated, each_quantizer
 from micronet.quantization.fold import fold_model, foldable_pairs, has_taken_norms, shares_scales
 from micronet.quantization.functional import dequantize, int8_grid, to_integers
@@ -37,9 +33,7 @@ from micronet.quantization.layers import ACTIVATION_SLOTS, drop_parametrizations
 from micronet.quantization.quantizer import Quantizer
 from micronet.quantization.schemes.wbwtab import SignQuantizer
 from micronet.runtimes.onnxruntime import METADATA_KEY, check_size
-from micronet.tasks.task import outputs_of
 
-INPUT, OUTPUT = "images", "scores"
 SIXTEEN_BITS_OPSET = 21
 
 
@@ -66,7 +60,7 @@ def to_onnx(
         _folded(artifact.model, head(images, 2)), artifact.history, signed=config.target == "tensorrt"
     )
     check_size(sum(tensor.untyped_storage().nbytes() for tensor in model.state_dict().values()))
-    exported = _export(model, images, config)
+    exported = export_graph(model, images, config)
     _adapt(exported, config, quantized=quantized, pairs=pairs)
     proto = ir.to_proto(exported)
     del proto.graph.value_info[:]  # readers infer the shapes themselves
@@ -114,6 +108,7 @@ def _adapt(model: ir.Model, config: ExportConfig, *, quantized: bool, pairs: boo
 
 
 def _add_pairs(model: ir.Model) -> None:
+    transpose_weights(model.graph)
     requantize_moves(model)
     quantize_gates(model)
     rewrite.unshare_initializers(model.graph)
@@ -182,52 +177,3 @@ def _folded(model: nn.Module, example: Tensor | Inputs) -> nn.Module:
     graph = trace(model, example)
     foldable = graph is not None and (foldable_pairs(graph) or has_taken_norms(model))
     return fold_model(model, example=example)[0] if foldable else model
-
-
-def _export(model: nn.Module, images: Tensor | Inputs, config: ExportConfig) -> ir.Model:
-    axes = {AXES[name]: torch.export.Dim(name) for name in config.free_axes}
-    batch = images if isinstance(images, Inputs) else Inputs([images])
-    example = tuple(x[: 2 if axes else 1].contiguous() for x in batch)  # torch would fix the size of an axis of size 1
-    if len(batch) > 1 and axes.keys() != {0}:
-        raise MicronetError(f"--dynamic {config.dynamic} only applies to networks with one input; use --dynamic batch")
-    try:  # the exporter's own message would hide the reason
-        with torch.no_grad():
-            outputs = outputs_of(model(*example))
-    except Exception as error:  # the user's code may raise anything
-        shape = " and ".join("x".join(map(str, x.shape)) for x in example)
-        raise MicronetError(f"the network does not accept an input of shape {shape}: {first_line(error)}") from error
-    several = [f"output_{number}" for number in range(1, len(outputs) + 1)] if isinstance(outputs, list) else [OUTPUT]
-    try:
-        with _silent(), torch.no_grad():
-            program = torch.onnx.export(
-                model,
-                example,
-                dynamo=True,
-                opset_version=config.opset,
-                input_names=[INPUT] if len(batch) == 1 else list(signature(model.forward).parameters)[: len(batch)],
-                output_names=several,
-                dynamic_shapes=tuple(axes for _ in batch),
-                custom_translation_table=operators.translations(config.opset),
-                optimize=True,
-                verbose=False,
-            )
-    except Exception as error:  # the exporter wraps the error that names the reason in one of several types
-        reason = first_line(error.__cause__ or error)
-        hint = f" (--dynamic {config.dynamic}; try --dynamic batch)" if len(axes) > 1 else ""
-        raise MicronetError(f"torch cannot export this network to ONNX{hint}: {reason}") from error
-    assert program is not None  # with dynamo=True it returns a program
-    return program.model
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    """Keep torch from reporting, over many lines, what its exception also says; every setting is put back."""
-    log = logging.getLogger("torch")
-    level = log.level
-    log.setLevel(logging.CRITICAL)
-    try:
-        # torch.export prints the graph of a failed export straight to sys.stderr.
-        with warnings.catch_warnings(action="ignore"), redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        log.setLevel(level)

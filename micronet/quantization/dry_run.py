@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from micronet.models.device import Example, as_inputs
 from micronet.models.modes import eval_mode
+from micronet.models.outputs import tensors_in
 from micronet.quantization.calibrate import each_quantizer
 from micronet.quantization.quantizer import Quantizer
 
@@ -38,11 +38,11 @@ def find_idle(model: nn.Module, example: Example) -> dict[str, str]:
     factors: dict[str, Tensor] = {}
     inputs = as_inputs(model, example)
     with eval_mode(model), _passing(quantizers, factors), torch.enable_grad():
-        outputs = _tensors(model(*_copies(inputs)))
+        outputs = tensors_in(model(*_copies(inputs)))
     idle = {name: NEVER_CALLED for name in quantizers if name not in factors}
     for name in _without_gradient(outputs, factors):
         with eval_mode(model), _passing(quantizers, {}, poisoned=name), torch.no_grad():
-            others = _tensors(model(*_copies(inputs)))
+            others = tensors_in(model(*_copies(inputs)))
         if all(torch.equal(x, y) for x, y in zip(outputs, others, strict=True)):
             idle[name] = NO_EFFECT
     return idle
@@ -81,10 +81,6 @@ def _without_gradient(outputs: list[Tensor], factors: dict[str, Tensor]) -> list
         return list(factors)
     gradients = torch.autograd.grad(total, list(factors.values()), allow_unused=True)
     return [name for name, grad in zip(factors, gradients, strict=True) if grad is None or not bool(grad)]
-
-
-def _tensors(outputs: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
 
 
 def _copies(inputs: tuple[Any, ...]) -> list[Any]:

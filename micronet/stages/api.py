@@ -54,7 +54,7 @@ def _parameters(stage: type[Stage]) -> list[inspect.Parameter]:
                 inspect.Parameter(option.name, kind, default=default, annotation=_Type(_annotation(option, stage)))
             )
     if stage.takes_example:
-        kinds = "Tensor | tuple[Tensor, ...] | None"
+        kinds = "Tensor | tuple[Tensor, ...] | Mapping[str, Tensor] | None"
         found.append(inspect.Parameter("example_input", _POSITIONAL, default=None, annotation=_Type(kinds)))
     found.append(inspect.Parameter("progress", _KEYWORD, default=None, annotation=_Type("Progress | None")))
     return sorted(found, key=lambda each: each.kind)
@@ -155,8 +155,10 @@ def load(path: str | Path, model: "str | nn.Module | None" = None, *, trust_code
 def _call(stage: type[Stage], given: dict[str, Any]) -> Any:
     """Run a stage with the API's values and return its product."""
     progress, example, data = (given.pop(name, None) for name in ("progress", "example_input", "data"))
-    if example is not None and not isinstance(example, (tuple, list)) and not hasattr(example, "shape"):
-        raise MicronetError(f"example_input is a {type(example).__name__}; expected a tensor or a tuple of tensors")
+    if example is not None and not isinstance(example, (tuple, list, Mapping)) and not hasattr(example, "shape"):
+        raise MicronetError(
+            f"example_input is a {type(example).__name__}; expected a tensor, or a tuple or dict of tensors"
+        )
     known = {option.name: option for option in stage.options()}
     artifacts: dict[Path, Artifact] = {}
     values = {name: _value(stage, known[name], value, artifacts) for name, value in given.items()}

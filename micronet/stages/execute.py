@@ -1,10 +1,11 @@
 """The one sequence in which any stage runs: open the input, check the order, run, write, report."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 from micronet.core.config import flatten, options
 from micronet.core.files import check_cache_path, check_output_path, check_writable
@@ -12,6 +13,9 @@ from micronet.core.progress import Progress, Silent
 from micronet.errors import MicronetError
 from micronet.stages.stage import Context, Memory, Outcome, Stage
 from micronet.stages.words import next_command
+
+if TYPE_CHECKING:
+    from micronet.artifact.artifact import Artifact
 
 
 def execute(
@@ -44,10 +48,8 @@ def execute(
         source = stage.open(memory.source)
         if source is not None:
             stage.check_order([record.stage for record in source.history])
-            if memory.batches is not None:
-                from micronet.models.inputs import inputs_in
-
-                memory = replace(memory, batches=[inputs_in(source.model, batch) for batch in memory.batches])
+            if memory.batches is not None or memory.example is not None:
+                source, memory = _settle_inputs(source, memory)
         outcome = stage.run(Context(source, path, progress or Silent(), memory, temporary=not written))
         if written and outcome.product is not None:
             finish(lambda: stage.write(outcome.product, path), path if stage.trains() else None)
@@ -55,6 +57,23 @@ def execute(
             if following := stage.next_stage(outcome.product):
                 outcome.summary["next"] = next_command(following, path, stage, outcome.product)
     return outcome
+
+
+def _settle_inputs(source: "Artifact", memory: Memory) -> tuple["Artifact", Memory]:
+    """Return batches and an example as a network takes them; a network that takes names gets, and records, an order."""
+    from micronet.data.dataset import DataSpec
+    from micronet.models.inputs import inputs_in, settle_order
+
+    given = [*(memory.batches or []), *([] if memory.example is None else [memory.example])]
+    described = settle_order(source.model, given[0]) if given else None
+    if described is not None:
+        spec = DataSpec.from_json(source.data) if source.data else DataSpec(task="agreement")
+        source = replace(source, data=replace(spec, inputs=described).to_json())
+    batches = None if memory.batches is None else [inputs_in(source.model, batch) for batch in memory.batches]
+    example = memory.example
+    return source, replace(
+        memory, batches=batches, example=inputs_in(source.model, example) if isinstance(example, Mapping) else example
+    )
 
 
 def finish(write: Callable[[], None], trained: Path | None) -> None:

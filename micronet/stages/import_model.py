@@ -49,6 +49,7 @@ class Import(Stage):
         """Build the network and fill it."""
         from micronet.artifact.foreign import import_model, preprocessing
         from micronet.data.load import load_data
+        from micronet.models.calling import take_in_order
         from micronet.stages.inputs import with_grey
         from micronet.tasks.task import CLASSIFICATION
         from micronet.training.loop import check_model_fits
@@ -62,6 +63,7 @@ class Import(Stage):
             if spec.channels is None and spec.mean is None:
                 dataset = with_grey(dataset, spec, imported.model, data)
             spec = dataset.spec
+            take_in_order(imported.model, spec.inputs)
             if spec.task != CLASSIFICATION:
                 check_model_fits(imported.model, dataset)
         artifact = replace(imported, data=spec.to_json())

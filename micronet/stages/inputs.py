@@ -22,6 +22,7 @@ from micronet.errors import MicronetError
 from micronet.evaluation.accuracy import check_scores, evaluate, evaluating
 from micronet.evaluation.network import Predictor
 from micronet.models.build import ModelSpec, accepted_args, build_model, make_spec
+from micronet.models.calling import take_in_order
 from micronet.models.device import Example, as_inputs, head, to_device
 from micronet.models.modes import eval_mode
 from micronet.quantization.config import CALIBRATION_BATCH, RangeConfig
@@ -39,6 +40,8 @@ def open_data(config: DataConfig, artifact: Artifact | None = None, seed: int = 
     """Open the data named, or those an artifact remembers; without an artifact, the default data."""
     like = DataSpec(name=DEFAULT_DATA, seed=seed) if artifact is None else DataSpec.from_json(artifact.data)
     data = load_data(config.data, image_size=config.image_size, limit=config.limit, like=like, task=config.task)
+    if artifact is not None and data.inputs is not None:
+        take_in_order(artifact.model, data.inputs)
     if artifact is None or like.channels is not None or like.mean is not None:
         return data
     return with_grey(data, like, artifact.model, config)
@@ -77,6 +80,8 @@ def export_batches(artifact: Artifact, config: DataConfig, count: int) -> tuple[
     """
     dataset = open_test_data(config, DataSpec.from_json(artifact.data))
     chosen = random_subset(dataset.test, count, dataset.spec.seed)
+    if dataset.inputs is not None:
+        take_in_order(artifact.model, dataset.inputs)
 
     def batches() -> Iterator[Any]:
         return (images for images, _ in eval_batches(chosen, dataset.spec))
@@ -95,7 +100,9 @@ def new_fitting(config: ModelConfig, data: DataConfig, seed: int) -> tuple[Artif
         grey = with_grey(dataset, like, artifact.model, data)
         if grey is not dataset:
             return artifact, grey
-    return new_artifact(config, dataset.spec, seed), dataset
+    artifact = new_artifact(config, dataset.spec, seed)
+    take_in_order(artifact.model, dataset.inputs)
+    return artifact, dataset
 
 
 def new_artifact(config: ModelConfig, spec: DataSpec, seed: int) -> Artifact:

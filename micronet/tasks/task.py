@@ -7,12 +7,11 @@ outside a task assumes what they mean.
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, Protocol
 
-import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from micronet import registry
 from micronet.errors import MicronetError, unknown
+from micronet.models.outputs import tensors_in
 
 if TYPE_CHECKING:
     from micronet.data.dataset import DataSource, DataSpec
@@ -98,10 +97,8 @@ def load_task(name: str | None, recorded: str = CLASSIFICATION) -> Task:
 
 
 def outputs_of(returned: Any) -> Outputs:
-    """Return what a network returned as one tensor or a list of tensors: items of tuples, values of dicts, in order."""
-    if isinstance(returned, Tensor):
-        return returned
-    found = [torch.as_tensor(leaf) for leaf in tree_leaves(returned) if hasattr(leaf, "dtype")]
+    """Return what a network returned as one tensor or, in their order, a list of those in any structure."""
+    found = tensors_in(returned)
     return found[0] if len(found) == 1 else found
 
 

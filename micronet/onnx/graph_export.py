@@ -1,0 +1,96 @@
+"""Have torch export a network to an ONNX graph whose inputs and outputs have the network's own names."""
+
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
+
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+
+from micronet.errors import MicronetError, first_line
+from micronet.models.calling import argument_names, return_tensors, takes_names
+from micronet.models.device import Inputs
+from micronet.models.outputs import output_names
+from micronet.onnx import operators
+from micronet.onnx.config import AXES, ExportConfig
+
+INPUT, OUTPUT = "images", "scores"  # of networks that take one tensor, or return one
+
+
+def export_graph(model: nn.Module, images: Tensor | Inputs, config: ExportConfig) -> ir.Model:
+    """Export a network, which is changed in place: it returns a tuple of tensors afterwards.
+
+    An input has the name of the forward's argument, an output that of the key or field that leads to it (see
+    ``output_names``). Only a single input or output without one is called ``images`` or ``scores``.
+
+    Raises:
+        MicronetError: The network does not accept the inputs, or torch cannot export it.
+    """
+    axes = {AXES[name]: torch.export.Dim(name) for name in config.free_axes}
+    batch = images if isinstance(images, Inputs) else Inputs([images])
+    example = tuple(x[: 2 if axes else 1].contiguous() for x in batch)  # torch would fix the size of an axis of size 1
+    if len(batch) > 1 and axes.keys() != {0}:
+        raise MicronetError(f"--dynamic {config.dynamic} only applies to networks with one input; use --dynamic batch")
+    try:  # the exporter's own message would hide the reason
+        with torch.no_grad():
+            returned = model(*example)
+    except Exception as error:  # the user's code may raise anything
+        shape = " and ".join("x".join(map(str, x.shape)) for x in example)
+        raise MicronetError(f"the network does not accept an input of shape {shape}: {first_line(error)}") from error
+    inputs = argument_names(model, len(batch)) if len(batch) > 1 or takes_names(model) else [INPUT]
+    outputs = [name or OUTPUT for name in output_names(returned)]
+    if not isinstance(returned, Tensor):
+        return_tensors(model, len(batch))
+    try:
+        with _silent(), torch.no_grad():
+            program = torch.onnx.export(
+                model,
+                example,
+                dynamo=True,
+                opset_version=config.opset,
+                input_names=inputs,
+                dynamic_shapes=tuple(axes for _ in batch),
+                custom_translation_table=operators.translations(config.opset),
+                optimize=True,
+                verbose=False,
+            )
+    except Exception as error:  # the exporter wraps the error that names the reason in one of several types
+        reason = first_line(error.__cause__ or error)
+        hint = f" (--dynamic {config.dynamic}; try --dynamic batch)" if len(axes) > 1 else ""
+        raise MicronetError(f"torch cannot export this network to ONNX{hint}: {reason}") from error
+    assert program is not None  # with dynamo=True it returns a program
+    _name_outputs(program.model.graph, outputs)
+    return program.model
+
+
+def _name_outputs(graph: ir.Graph, names: list[str]) -> None:
+    """Give a graph's outputs names; inner tensors of those names get others."""
+    taken = {value.name for value in graph.inputs} | set(graph.initializers)
+    for value in (value for node in graph.all_nodes() for value in node.outputs):
+        if value.name in names:
+            value.name = f"{value.name}_inner"
+    for value, name in zip(graph.outputs, names, strict=True):
+        if value.is_graph_input() or value.is_initializer():
+            continue  # it is returned as it is, under its own name
+        free = name
+        while free in taken:
+            free += "_out"
+        value.name = free
+        taken.add(free)
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Keep torch from reporting, over many lines, what its exception also says; every setting is put back."""
+    log = logging.getLogger("torch")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        # torch.export prints the graph of a failed export straight to sys.stderr.
+        with warnings.catch_warnings(action="ignore"), redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        log.setLevel(level)

@@ -1,0 +1,39 @@
+"""The layout of stored weights: matrices as ``MatMul`` reads them, so that ONNX Runtime finds the integers."""
+
+import onnx_ir as ir
+
+MATRIX = 2  # axes
+
+
+def transpose_weights(graph: ir.Graph) -> None:
+    """Store a quantized weight transposed where a graph transposes it, in place.
+
+    ``nn.Linear`` of inputs with more than two axes becomes ``MatMul(x, Transpose(DequantizeLinear(w)))``. In some of
+    them ONNX Runtime fuses the transpose with the product first, which then stays float.
+    """
+    for node in [node for node in graph if node.op_type == "Transpose"]:
+        source = node.inputs[0].producer() if node.inputs[0] is not None else None
+        if source is None or source.op_type != "DequantizeLinear" or not _is_own(source):
+            continue
+        perm, weight = node.attributes.get("perm"), source.inputs[0]
+        if weight is None or weight.const_value is None:
+            continue
+        stored = weight.const_value.numpy()
+        if stored.ndim != MATRIX or (perm is not None and list(perm.as_ints()) != [1, 0]):
+            continue
+        array, axis = stored.T.copy(), source.attributes.get("axis")
+        weight.const_value = ir.tensor(array, name=weight.name)
+        weight.shape = ir.Shape(array.shape)
+        source.attributes["axis"] = ir.AttrInt64("axis", 1 - (1 if axis is None else axis.as_int() % 2))
+        result = source.outputs[0]
+        result.shape = ir.Shape(array.shape)
+        node.outputs[0].replace_all_uses_with(result)
+        graph.remove(node, safe=True)
+
+
+def _is_own(node: ir.Node) -> bool:
+    """Return True if a node alone reads a stored tensor, by scales of one per row or column, and one other reads it."""
+    weight, result = node.inputs[0], node.outputs[0]
+    block = node.attributes.get("block_size")
+    stored = weight is not None and weight.is_initializer() and len(weight.uses()) == 1
+    return stored and len(result.uses()) == 1 and not result.is_graph_output() and (block is None or not block.as_int())
