@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from micronet.artifact.artifact import Artifact
-from micronet.models.build import ModelSpec, build_model
+from micronet.models.build import ModelSpec
+from micronet.models.layers import ChannelShuffle, ConvBNReLU, initialise
 from micronet.quantization.calibrate import calibrate
 from micronet.quantization.config import QuantConfig
 from micronet.quantization.fold import fold_model
@@ -16,10 +17,15 @@ IMAGES = torch.randn(64, 3, 32, 32)
 
 def untrained(w_bits, **config):
     """A network as initialised: batch norms have mean 0 and shift 0, so every threshold is exactly 0."""
-    spec = ModelSpec("nin_gc", {"width": 0.1})
-    model, record = quantize_model(build_model(spec), QuantConfig(w_bits=w_bits, a_bits="binary", **config))
+    model = nn.Sequential(  # of nin_gc, a block of each kind
+        ConvBNReLU(3, 16, 5), ConvBNReLU(16, 16, 1, groups=2), ChannelShuffle(2), nn.MaxPool2d(3, 2, 1),
+        ConvBNReLU(16, 24, 3, groups=4), ConvBNReLU(24, 24, 1), ConvBNReLU(24, 10, 1),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+    )  # fmt: skip
+    initialise(model)
+    model, record = quantize_model(model, QuantConfig(w_bits=w_bits, a_bits="binary", **config))
     calibrate(model, [IMAGES])
-    return Artifact(model.eval(), spec, [record])
+    return Artifact(model.eval(), ModelSpec("nin_gc", {}), [record])
 
 
 PAIRS = [  # every two of bits, training with folded norms, and folding afterwards
