@@ -194,8 +194,9 @@ class Stage:
         """Return the input: ``source`` if it was given in memory, otherwise the artifact that the settings name."""
         values = flatten(self)
         path = values.get("artifact")
-        if source is not None or path is None or path.suffix != ".safetensors":
-            return source
+        kinds = [kind for option in options(type(self)) if option.name == "artifact" for kind in option.about["kinds"]]
+        if source is not None or path is None or (path.suffix in kinds and path.suffix != ".safetensors"):
+            return source  # ``run`` itself opens what is no artifact
         from micronet.artifact.artifact import load
 
         return load(path, values.get("model"), trust_code=values.get("trust_code", False))

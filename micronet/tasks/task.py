@@ -5,6 +5,7 @@ outside a task assumes what they mean.
 """
 
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
@@ -65,6 +66,11 @@ class Task(ABC):
     @abstractmethod
     def meter(self) -> Meter:
         """Return a new, empty meter."""
+
+    def smoothed(self, share: float) -> "Task":
+        """Return the task with this label smoothing in its loss, or itself if its loss has none."""
+        own: Any = self
+        return self if self.label_smoothing is None else replace(own, label_smoothing=share)
 
     def find_class(self, place: str, least: int) -> str | None:
         """Name a file of a data set with a class of at least ``least``, if the task reads classes from files."""

@@ -4,7 +4,7 @@ import copy
 import math
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_map_only
 from micronet.errors import MicronetError
 from micronet.models.device import memory_format, place_inputs
 from micronet.models.uncompiled import uncompiled_optimizer
-from micronet.tasks.classification import DEFAULT_TASK, Classification
+from micronet.tasks.classification import DEFAULT_TASK
 from micronet.tasks.task import Task, first_output, outputs_of
 from micronet.training import distributed
 from micronet.training.average import WeightAverage
@@ -77,8 +77,7 @@ class TrainStep:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=amp == "fp16")
         self.average = WeightAverage(self.model, decay) if decay else None
         self._layout = memory_format(self.model)
-        if isinstance(self.task, Classification):  # other tasks have no label smoothing
-            self.task = replace(self.task, label_smoothing=self.config.chosen("label_smoothing"))
+        self.task = self.task.smoothed(self.config.chosen("label_smoothing"))
         self._network: Any = torch.compile(self.model) if self.compiled else self.model
 
     def __call__(self, batches: Iterable[tuple[Any, Any]], sizes: list[int]) -> float:

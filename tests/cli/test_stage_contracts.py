@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 import micronet as api
-from micronet.stages.stage import find
+from micronet import registry
+from micronet.stages.stage import find, uses
 
 
 def network():
@@ -41,6 +42,15 @@ def test_a_recipe_names_a_cache_that_does_not_exist_yet(micronet, chain, tmp_pat
     done = micronet("run", "r.toml", "-o", "out")
     assert done.code == 0, done.err
     assert (tmp_path / "c.safetensors").exists()
+
+
+@pytest.mark.parametrize("name", [name for name in registry.STAGES if uses(find(name), "artifact")])
+def test_a_file_of_another_kind_is_refused_in_one_line(micronet, tmp_path, name):
+    path = tmp_path / "net.py"
+    path.write_text("from torch import nn\n")
+    done = micronet(name, path)
+    assert done.code == 2, done.err
+    assert done.err.splitlines()[-1].endswith("file, not an artifact (.safetensors)")
 
 
 def test_qaft_needs_an_artifact(micronet):

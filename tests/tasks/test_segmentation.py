@@ -12,7 +12,11 @@ from torch.nn import functional as F
 from micronet.data.batches import eval_batches, train_batches
 from micronet.data.load import load_data
 from micronet.errors import MicronetError
+from micronet.tasks.agreement import Agreement
+from micronet.tasks.classification import Classification
 from micronet.tasks.segmentation import Segmentation
+from micronet.training.config import TrainConfig
+from micronet.training.step import TrainStep
 
 NET = "tests/tasks/networks.py:Segmenter"
 
@@ -106,3 +110,15 @@ def test_a_segmenter_trains_quantizes_and_exports_from_folders(folder, tmp_path,
     other = ["train", "--model", NET, "--model-args", '{"channels": 3}', "--data", "digits"]
     refused = micronet(*other, "-o", tmp_path / "b.safetensors")
     assert refused.code == 2 and "(1, 3, 16, 16)" in refused.err and "--task segmentation" in refused.err
+
+
+@pytest.mark.parametrize("task", [Classification(), Segmentation(), Agreement()], ids=lambda task: task.name)
+def test_every_loss_that_has_label_smoothing_gets_it(task):
+    model = torch.nn.Conv2d(1, 3, 1)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    step = TrainStep(model, optimizer, TrainConfig(label_smoothing=0.5), torch.device("cpu"), task=task)
+    scores, labels = torch.randn(2, 3, 4, 4), torch.randint(3, (2, 4, 4))
+    if task.label_smoothing is None:
+        assert step.task is task
+    else:
+        torch.testing.assert_close(step.task.loss(scores, labels), F.cross_entropy(scores, labels, label_smoothing=0.5))
