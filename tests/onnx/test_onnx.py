@@ -1,4 +1,5 @@
 import collections
+from contextlib import nullcontext
 
 import numpy as np
 import onnx
@@ -11,10 +12,10 @@ from micronet.artifact.artifact import Artifact, load
 from micronet.data.batches import eval_batches
 from micronet.data.dataset import DataSpec
 from micronet.data.load import load_data
-from micronet.errors import MicronetError
+from micronet.errors import FailedError, MicronetError
 from micronet.evaluation.cost import count_macs
 from micronet.models.build import ModelSpec
-from micronet.onnx.check import USUAL_ERROR, compare_layers, compare_outputs, drift
+from micronet.onnx.check import USUAL_ERROR, compare_layers, compare_outputs, compare_scores, drift, require_classes
 from micronet.onnx.export import to_onnx
 from micronet.onnx.operators import INT32_MAX, bias_scales
 from micronet.quantization.calibrate import calibrate, each_quantizer
@@ -247,3 +248,14 @@ def test_computed_weights_are_stored_as_integers(name):
 def test_half_precision_weights_are_refused_before_anything_runs():
     with pytest.raises(MicronetError, match="float16, but quantizing needs float32"):
         micronet.quantize(torch.nn.Linear(3, 2).half(), data=[torch.ones(2, 3)], mode="ptq")
+
+
+@pytest.mark.parametrize(("lead", "images", "refused"), [(0.04, 80, False), (0.06, 80, True), (0.06, 100, False)])
+def test_a_changed_class_counts_unless_torchs_two_best_scores_are_a_near_tie(lead, images, refused):
+    ours = torch.tensor([[1.0, 1 - lead, 0, 0]]).repeat(images, 1)  # a standard deviation of about 0.5
+    theirs = ours.numpy().copy()
+    theirs[0, :2] = theirs[0, 1::-1]
+    found = compare_scores(torch.nn.Identity(), lambda _: theirs, [ours])
+    assert found.classes == 1 - 1 / images
+    with pytest.raises(FailedError, match="for 1 of 80 images") if refused else nullcontext():
+        require_classes(found, "it")
