@@ -18,7 +18,7 @@ from micronet.data.image_files import FileSplit, list_images
 from micronet.data.load import load_data
 from micronet.data.samples import example_of
 from micronet.data.split import Split, random_subset
-from micronet.errors import MicronetError
+from micronet.errors import MicronetError, first_line
 from micronet.evaluation.accuracy import check_scores, evaluate, evaluating
 from micronet.evaluation.network import Predictor
 from micronet.models.build import ModelSpec, accepted_args, build_model, make_spec
@@ -29,6 +29,7 @@ from micronet.quantization.config import CALIBRATION_BATCH, RangeConfig
 from micronet.quantization.histogram import Statistics, load_statistics, save_statistics
 from micronet.quantization.synthetic import synthesize_images
 from micronet.stages.config import DataConfig, ModelConfig
+from micronet.stages.words import describe_inputs
 from micronet.training.config import RunContext
 from micronet.training.distributed import from_rank_zero
 
@@ -186,11 +187,29 @@ def calibration_batches(
 
 
 def generated_batches(artifact: Artifact, data: DataConfig, config: RangeConfig, run: RunContext) -> list[Tensor]:
-    """Return batches of images (N, C, H, W) generated from the statistics of a network's batch norms."""
+    """Return batches of images (N, C, H, W) generated from the statistics of a network's batch norms.
+
+    Raises MicronetError if the network takes other inputs: nothing is known of their values.
+    """
+    cure = "pass inputs with --calib-data, or a data set with --data"
+    if inputs := DataSpec.from_json(artifact.data).inputs:
+        raise MicronetError(
+            f"--calib-data none generates images, but this network takes {describe_inputs(inputs)}; {cure}"
+        )
     shape = image_shape(artifact) or DEFAULT_SHAPE
     if data.image_size:
         shape = shape[0], data.image_size, data.image_size
-    made = synthesize_images(artifact.model.to(run.device), shape, config.calib_batches, run.seed, run.progress)
+    model = artifact.model.to(run.device)
+    try:
+        with eval_mode(model), torch.no_grad():
+            model(*as_inputs(model, torch.zeros(2, *shape, device=run.device)))
+    except Exception as error:  # the user's forward may raise anything
+        size = "x".join(map(str, shape))
+        raise MicronetError(
+            f"--calib-data none generates images of {size}, which the network does not accept: {first_line(error)}; "
+            f"{cure}"
+        ) from error
+    made = synthesize_images(model, shape, config.calib_batches, run.seed, run.progress)
     run.progress.line(
         f"generated {config.calib_batches * CALIBRATION_BATCH} images; difference between their statistics and those "
         f"of the batch norms: {made.before:.3f} -> {made.after:.3f}"
@@ -224,8 +243,13 @@ def cached(
 
 
 def _folder(place: Path, dataset: Dataset) -> Split:
-    if dataset.spec.inputs is not None and (source := open_inputs(place, None)):
-        return source.train()
+    if dataset.spec.inputs is not None:
+        if source := open_inputs(place, None):
+            return source.train()
+        raise MicronetError(
+            f"--calib-data {place} holds no inputs of this network, {describe_inputs(dataset.spec.inputs)}; specify an "
+            ".npz file with one array per input or a folder of .npy files, or drop --calib-data"
+        )
     paths = list_images(place) if place.is_dir() else []
     if not paths:
         raise MicronetError(f"--calib-data {place} is not a folder of images; specify one, or drop --calib-data")

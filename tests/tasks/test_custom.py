@@ -28,6 +28,20 @@ def test_a_users_task_trains_prunes_quantizes_and_compares(tmp_path, micronet):
 
 
 @pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("none", "generates images, but this network takes float32 1x6x6; pass inputs with --calib-data"),
+        (".", "holds no inputs of this network, float32 1x6x6; specify an .npz file"),
+    ],
+)
+def test_calibration_inputs_that_a_users_network_does_not_take_are_refused(place, message, tmp_path, micronet):
+    plain = tmp_path / "a.safetensors"
+    assert micronet("import", *OWN, "--data", "anywhere", "-o", plain).code == 0
+    done = micronet("quantize", plain, *OWN, "--mode", "ptq", "--calib-data", place, "-o", tmp_path / "q.safetensors")
+    assert done.code == 2 and message in done.err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
     ("task", "message"),
     [
         ("Broken", "loss failed (AttributeError: 'list' object has no attribute 'sum'); the network returned float32 "
