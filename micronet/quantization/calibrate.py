@@ -91,13 +91,18 @@ def collect(model: nn.Module, batches: Iterable[Tensor]) -> Statistics:
     The model does not change. Every quantizer except signs is disabled: without its signs, the network would compute
     something else. Raises MicronetError if ``batches`` is empty.
     """
-    statistics: Statistics = {
-        f"{name}.{slot}": Histogram()
-        for name, slot, quantizer in each_quantizer(model)
-        if slot != "weight_quantizer" and not isinstance(quantizer, SignQuantizer)
-    }
+    statistics: Statistics = {place: Histogram() for place in recorded_places(model)}
     record_activations(model, batches, {place: histogram.add for place, histogram in statistics.items()})
     return statistics
+
+
+def recorded_places(model: nn.Module) -> list[str]:
+    """Return the place of each activation quantizer except signs (``module.slot``), in order."""
+    return [
+        f"{name}.{slot}"
+        for name, slot, quantizer in each_quantizer(model)
+        if slot != "weight_quantizer" and not isinstance(quantizer, SignQuantizer)
+    ]
 
 
 @torch.no_grad()

@@ -209,7 +209,9 @@ class Quantize(TrainingSettings, Stage):
             from micronet.stages.quantize_onnx import quantize_file
 
             return quantize_file(self, context)
-        from micronet.stages.quantize_network import Quantizing, float_artifact, plan
+        from micronet.stages.float_network import float_artifact
+        from micronet.stages.quantize_network import Quantizing
+        from micronet.stages.quantize_plan import plan
 
         if self.dry_run:
             return Outcome(None, plan(context.artifact, self.quantization))

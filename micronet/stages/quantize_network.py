@@ -2,16 +2,12 @@
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from micronet.artifact.artifact import Artifact, load, tensor_bytes
+from micronet.artifact.artifact import Artifact, tensor_bytes
 from micronet.artifact.header import StageRecord
-from micronet.artifact.layers import describe_slot
-from micronet.core.files import check_output_path
 from micronet.data.dataset import Dataset
 from micronet.errors import FailedError, MicronetError, count, first_line
 from micronet.graph.trace import trace
@@ -24,12 +20,14 @@ from micronet.quantization.calibrate import (
     freeze_activations,
     frozen,
     observing,
+    recorded_places,
     set_ranges,
 )
 from micronet.quantization.config import CALIBRATOR, CalibrationConfig, QuantConfig
 from micronet.quantization.equalize import equalize
 from micronet.quantization.fold import fold_model
 from micronet.quantization.heads import excluding, find_destroyed
+from micronet.quantization.histogram import Statistics
 from micronet.quantization.placement import Placement
 from micronet.quantization.quantize import quantize_model
 from micronet.quantization.reconstruct import reconstruct
@@ -40,18 +38,17 @@ from micronet.quantization.weight_scales import search_weight_scales
 from micronet.stages.inputs import (
     cached,
     calibration_batches,
-    example_input,
     generated_batches,
     open_data,
     reference_of,
     validation_accuracy,
 )
 from micronet.stages.quantize import Quantize
-from micronet.stages.train import fit_new, fit_stage, keep, say_start
+from micronet.stages.train import fit_stage, say_start
 from micronet.tasks.task import describe
 from micronet.training import distributed
 from micronet.training.checkpoint import Checkpoint
-from micronet.training.config import RunContext, TrainConfig, TrainHooks
+from micronet.training.config import RunContext, TrainHooks
 from micronet.training.loop import check_model_fits, fit_artifact
 from micronet.training.preset import settle
 
@@ -194,14 +191,14 @@ class Quantizing:
         model, record = quantize_model(floating, config, self.example)
         if not self.calibration_inputs:
             return model, record
-        self._set_ranges(model, floating)
+        statistics = self._set_ranges(model, floating, {})
         destroyed = []
         if self.settings.calibration.mode == "ptq":
             destroyed = find_destroyed(model, self.calibration_inputs, self.settings.quantization)
         if destroyed:
             model, record = quantize_model(floating, excluding(config, destroyed), self.example)
             record.result["left_float"] |= {each.layer: str(each) for each in destroyed}
-            self._set_ranges(model, floating)
+            self._set_ranges(model, floating, statistics)  # those of the other layers' inputs are the same
         return model, record
 
     def _check_target(self, *, drop: float) -> None:
@@ -227,52 +224,25 @@ class Quantizing:
             corrected = correct_biases(floating, model, batches, norms_estimated=recovery.bn_reestimate)
             progress.line(f"corrected the mean output of {count(corrected, 'layer')}")
 
-    def _set_ranges(self, model: nn.Module, floating: nn.Module) -> None:
-        config = self.settings.calibration
+    def _set_ranges(self, model: nn.Module, floating: nn.Module, known: Statistics) -> Statistics:
+        """Set the ranges of a network's quantizers; return the statistics that they are chosen from.
+
+        ``known``: statistics of the float activations; more are collected if these do not hold all that is needed.
+        """
+        config, inputs = self.settings.calibration, self.calibration_inputs
         calibrator = config.calibrator or CALIBRATOR
         if config.mode == "qat" and calibrator == CALIBRATOR and config.calib_cache is None:
-            calibrate(model, self.calibration_inputs)  # moving averages, which training continues
-            return
-        inputs = self.calibration_inputs
-        arrays = [("images", x) for batch in inputs for x in as_inputs(floating, batch)]
-        depends_on = tensor_bytes([*sorted(floating.state_dict().items()), *arrays])
-        statistics = cached(config.calib_cache, depends_on, lambda: collect(model, inputs), self.run.progress)
+            calibrate(model, inputs)  # moving averages, which training continues
+            return {}
+        statistics = known
+        if not known.keys() >= set(recorded_places(model)):
+            arrays = [("images", x) for batch in inputs for x in as_inputs(floating, batch)]
+            depends_on = tensor_bytes([*sorted(floating.state_dict().items()), *arrays])
+            statistics = cached(config.calib_cache, depends_on, lambda: collect(model, inputs), self.run.progress)
         set_ranges(model, statistics, calibrator, config.percentile)
         if config.mode == "qat" and calibrator != CALIBRATOR:  # training would move them to the batches' extremes
             freeze_activations(model)
-
-
-def float_artifact(config: Quantize, run: RunContext) -> tuple[Artifact, Path]:
-    """Train the float network if none is given, and keep it beside the output; return it and its path."""
-    model = config.model
-    path = run.output.with_name(f"{run.output.stem}-float.safetensors")
-    if run.resume and distributed.from_rank_zero(path.exists):
-        artifact = load(path, model.model if ":" in model.name else None)
-        if artifact.spec.name != model.name:
-            raise MicronetError(
-                f"{path} is a {artifact.spec.name} network, not {model.name}; choose another output with -o, or add "
-                "--force"
-            )
-        return artifact, path
-    distributed.from_rank_zero(lambda: check_output_path(path, run.force))
-    artifact = fit_new(model, config.data, TrainConfig(), replace(run, output=path))
-    keep(artifact, path)
-    run.progress.line(f"wrote {path}  test accuracy {artifact.metrics['test_accuracy']:.2%}")
-    return artifact, path
-
-
-def plan(artifact: Artifact, config: QuantConfig) -> list[dict[str, Any]]:
-    """Return one row per layer: the quantizers of its weight and its input, or why it stays float."""
-    placed = quantize_model(artifact.model, config, example_input(artifact))[1].result
-    rows = []
-    for name, source in placed["inputs"].items():
-        weight = placed["quantizers"].get(name, {}).get("weight_quantizer")
-        module, _, slot = (source or "").rpartition(".")
-        activation = placed["quantizers"].get(module, {}).get(slot)
-        at_input = f"{describe_slot(activation)}, at {module}" if activation else "float"
-        rows.append((name, describe_slot(weight) if weight else "float", at_input, ""))
-    rows += [(name, "float", "float", why) for name, why in placed["left_float"].items()]
-    return [dict(zip(("layer", "weight", "input", "note"), row, strict=True)) for row in rows]
+        return statistics
 
 
 def _recorded(config: CalibrationConfig) -> dict[str, object]:

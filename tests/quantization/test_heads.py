@@ -1,9 +1,12 @@
 """Heads whose channels differ too much in size for one 8-bit scale stay in float, and only those."""
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 import micronet
+from micronet.quantization.calibrate import collect
+from micronet.stages import quantize_network
 
 
 class Detector(nn.Module):
@@ -29,6 +32,18 @@ def test_a_head_of_unequal_channels_stays_float_and_is_named() -> None:
     score, found = (network(images)[0][:, 4] for network in (model, quantized.model))
     assert len(found.unique()) > 100
     assert (found - score).abs().max() < (score.max() - score.min()) / 4  # less than the steps it would have had
+
+
+def test_a_head_left_float_is_calibrated_once_and_as_if_the_user_had_excluded_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.manual_seed(0)
+    model, images, runs = Detector().eval(), torch.randn(16, 3, 16, 16), []
+    monkeypatch.setattr(quantize_network, "collect", lambda *given: runs.append(1) or collect(*given))
+    found = micronet.quantize(model, data=[images], mode="ptq")
+    by_hand = micronet.quantize(model, data=[images], mode="ptq", exclude="boxes")
+    assert len(runs) == 2
+    torch.testing.assert_close(found.model.state_dict(), by_hand.model.state_dict(), rtol=0, atol=0)
 
 
 def test_a_head_whose_channel_would_become_constant_stays_float() -> None:

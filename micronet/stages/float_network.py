@@ -1,0 +1,31 @@
+"""The float network that ``quantize`` trains if it is given none."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from micronet.artifact.artifact import Artifact, load
+from micronet.core.files import check_output_path
+from micronet.errors import MicronetError
+from micronet.stages.quantize import Quantize
+from micronet.stages.train import fit_new, keep
+from micronet.training import distributed
+from micronet.training.config import RunContext, TrainConfig
+
+
+def float_artifact(config: Quantize, run: RunContext) -> tuple[Artifact, Path]:
+    """Train the float network if none is given, and keep it beside the output; return it and its path."""
+    model = config.model
+    path = run.output.with_name(f"{run.output.stem}-float.safetensors")
+    if run.resume and distributed.from_rank_zero(path.exists):
+        artifact = load(path, model.model if ":" in model.name else None)
+        if artifact.spec.name != model.name:
+            raise MicronetError(
+                f"{path} is a {artifact.spec.name} network, not {model.name}; choose another output with -o, or add "
+                "--force"
+            )
+        return artifact, path
+    distributed.from_rank_zero(lambda: check_output_path(path, run.force))
+    artifact = fit_new(model, config.data, TrainConfig(), replace(run, output=path))
+    keep(artifact, path)
+    run.progress.line(f"wrote {path}  test accuracy {artifact.metrics['test_accuracy']:.2%}")
+    return artifact, path
