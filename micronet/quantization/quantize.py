@@ -7,19 +7,20 @@ layers (a runtime adds in integers only if both inputs are quantized). In a netw
 layers' own inputs are quantized.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict
 
 from torch import fx, nn
 
 from micronet.artifact.header import StageRecord
-from micronet.errors import MicronetError
+from micronet.errors import MAX_NAMES, MicronetError, by_reason, listed
 from micronet.graph import ops
 from micronet.graph.rewrite import Branch, branch_name, tap_name
 from micronet.graph.trace import Graph, trace
 from micronet.models import transformer
 from micronet.models.device import Example
 from micronet.models.modes import copy_model
-from micronet.quantization.config import FLOAT_BITS, QuantConfig
+from micronet.quantization.config import FIRST_OR_LAST, FLOAT_BITS, QuantConfig
 from micronet.quantization.dry_run import find_idle
 from micronet.quantization.layers import has_weight_slot
 from micronet.quantization.placement import Placement
@@ -77,10 +78,20 @@ def _place(model: nn.Module, config: QuantConfig, example: Example | None) -> Pl
         elif isinstance(module, (nn.Linear, nn.Bilinear, nn.RNNBase, nn.RNNCellBase)):
             placement.left_float[name] = f"{type(module).__name__} is not supported"
     if not placement.inputs:
-        raise MicronetError(
+        raise _nothing_placed(placement.left_float)
+    return placement
+
+
+def _nothing_placed(left_float: Mapping[str, str]) -> MicronetError:
+    """Return the error for a network whose layers all stay float, for these reasons."""
+    reasons = by_reason(left_float)
+    if not reasons:
+        return MicronetError(
             "the network has no convolution or linear layers to quantize; define them as modules, not function calls"
         )
-    return placement
+    named = "; ".join(f"{listed(names, MAX_NAMES)} ({why})" for why, names in reasons.items())
+    cure = "; to quantize the first and last layers, too, add --first-last 8bit" if FIRST_OR_LAST in reasons else ""
+    return MicronetError(f"no layer would be quantized: {named}{cure}")
 
 
 class _GraphPlacer(Placer):

@@ -173,6 +173,18 @@ def test_first_and_last_layers_keep_eight_bits():
     assert {quantizer.bits for _, slot, quantizer in each_quantizer(same) if slot == "weight_quantizer"} == {4}
 
 
+def test_a_network_whose_layers_all_stay_float_is_refused_with_the_reasons():
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    with pytest.raises(MicronetError, match=r"0, 2 \(first or last layer\); to .* add --first-last 8bit"):
+        quantize_model(model, QuantConfig(w_bits="binary", a_bits="binary"))
+    assert (
+        len(quantize_model(model, QuantConfig(w_bits="binary", a_bits="binary", first_last="8bit"))[1].result["inputs"])
+        == 2
+    )
+    with pytest.raises(MicronetError, match="has no convolution or linear layers to quantize; define them as modules"):
+        quantize_model(nn.ReLU(), QuantConfig())
+
+
 def test_the_model_given_is_not_changed():
     model = Functional()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
