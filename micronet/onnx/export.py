@@ -54,6 +54,8 @@ def to_onnx(
             integers.
     """
     config = config or ExportConfig()
+    if config.embed_preprocessing:
+        rewrite.check_preprocessing(DataSpec.from_json(artifact.data))
     check_calibrated(artifact.model)
     quantized = _check_bits(artifact.model, config)
     model = with_integers(

@@ -5,6 +5,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
+from typing import Any
 
 import onnx_ir as ir
 import torch
@@ -16,15 +17,17 @@ from micronet.models.device import Inputs
 from micronet.models.outputs import output_names
 from micronet.onnx import operators
 from micronet.onnx.config import AXES, ExportConfig
+from micronet.onnx.recurrent import recurrent_translations
 
-INPUT, OUTPUT = "images", "scores"  # of networks that take one tensor, or return one
+INPUT, OUTPUT = "images", "scores"  # of networks that take images (N, C, H, W), or return one tensor
+IMAGE_RANK = 4
 
 
 def export_graph(model: nn.Module, images: Tensor | Inputs, config: ExportConfig) -> ir.Model:
     """Export a network, which is changed in place: it returns a tuple of tensors afterwards.
 
     An input has the name of the forward's argument, an output that of the key or field that leads to it (see
-    ``output_names``). Only a single input or output without one is called ``images`` or ``scores``.
+    ``output_names``). Only a single input of images is called ``images``, and an output without a name ``scores``.
 
     Raises:
         MicronetError: The network does not accept the inputs, or torch cannot export it.
@@ -34,26 +37,38 @@ def export_graph(model: nn.Module, images: Tensor | Inputs, config: ExportConfig
     example = tuple(x[: 2 if axes else 1].contiguous() for x in batch)  # torch would fix the size of an axis of size 1
     if len(batch) > 1 and axes.keys() != {0}:
         raise MicronetError(f"--dynamic {config.dynamic} only applies to networks with one input; use --dynamic batch")
+    if axes.keys() - {0} and batch[0].dim() != IMAGE_RANK:
+        sizes = ", ".join(map(str, batch[0].shape[1:]))
+        raise MicronetError(
+            f"--dynamic {config.dynamic}: only images (batch, channels, height, width) have a height and a width, but "
+            f"the axes of this network's input are batch{sizes and ', '}{sizes}; use --dynamic batch, or none"
+        )
     try:  # the exporter's own message would hide the reason
         with torch.no_grad():
             returned = model(*example)
     except Exception as error:  # the user's code may raise anything
         shape = " and ".join("x".join(map(str, x.shape)) for x in example)
         raise MicronetError(f"the network does not accept an input of shape {shape}: {first_line(error)}") from error
-    inputs = argument_names(model, len(batch)) if len(batch) > 1 or takes_names(model) else [INPUT]
+    are_images = len(batch) == 1 and batch[0].dim() == IMAGE_RANK and batch[0].is_floating_point()
+    inputs = [INPUT] if are_images and not takes_names(model) else argument_names(model, len(batch))
     outputs = [name or OUTPUT for name in output_names(returned)]
     if not isinstance(returned, Tensor):
         return_tensors(model, len(batch))
     try:
         with _silent(), torch.no_grad():
+            shapes: Any = tuple(axes for _ in batch)
+            source: Any = model
+            if any(isinstance(module, nn.RNNBase) for module in model.modules()):  # else torch unrolls or loops
+                source = torch.export.export(model, example, dynamic_shapes=shapes)
             program = torch.onnx.export(
-                model,
-                example,
+                source,
+                () if source is not model else example,
                 dynamo=True,
                 opset_version=config.opset,
                 input_names=inputs,
-                dynamic_shapes=tuple(axes for _ in batch),
-                custom_translation_table=operators.translations(config.opset),
+                dynamic_shapes=shapes if source is model else None,
+                custom_translation_table=operators.translations(config.opset)
+                | recurrent_translations(model, config.opset),
                 optimize=True,
                 verbose=False,
             )

@@ -170,13 +170,23 @@ def to_int4(model: ir.Model) -> None:
         )
 
 
-def embed_preprocessing(proto: onnx.ModelProto, spec: DataSpec) -> onnx.ModelProto:
-    """Return a model that takes pixels, (N, C, H, W) uint8, and normalizes them; the spec must have mean and std."""
+def check_preprocessing(spec: DataSpec) -> None:
+    """Raise MicronetError unless a spec says how images are normalized."""
+    if spec.inputs is not None:
+        raise MicronetError(
+            "--embed-preprocessing builds the normalization of images into the file, but this network takes other "
+            "inputs, which are not normalized; drop the option"
+        )
     if spec.mean is None or spec.std is None:
         raise MicronetError(
             "--embed-preprocessing: the artifact does not record how its images are normalized; drop the option, or "
             "create the artifact with micronet train or micronet import --data"
         )
+
+
+def embed_preprocessing(proto: onnx.ModelProto, spec: DataSpec) -> onnx.ModelProto:
+    """Return a model that takes pixels, (N, C, H, W) uint8, and normalizes them as the spec says."""
+    check_preprocessing(spec)
     model = ir.from_proto(proto)
     graph, pixels, normalize = model.graph, model.graph.inputs[0], Normalize(spec)
     readers = pixels.uses()

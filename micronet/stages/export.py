@@ -38,9 +38,9 @@ class ExportOnnx(CheckedSettings, Stage):
     details = (
         "The file is run in ONNX Runtime and only written if it agrees with torch. The check fails if more than 1% of "
         "the predicted classes change (near ties not counted), if a quantized layer is off by more than one "
-        "quantization step for the same input, or if the outputs of a float network differ by more than 0.1% (fp16: 2%). If every quantized layer "
-        "agrees but the outputs differ by more than 1%, a warning is printed. To find out what makes the file slow, "
-        "run micronet check-onnx."
+        "quantization step for the same input, or if the outputs of a float network differ by more than 0.1% (fp16: "
+        "2%). If every quantized layer agrees but the outputs differ by more than 1%, a warning is printed. To find "
+        "out what makes the file slow, run micronet check-onnx."
     )
     example = "micronet export-onnx fused.safetensors -o int8.onnx"
     ending = suffix = ".onnx"
@@ -71,8 +71,8 @@ class ExportOnnx(CheckedSettings, Stage):
             artifact, batches = export_batches(artifact, self.data, self.check_images)
             given = list(batches())
         first = given[0]
-        if any(isinstance(module, nn.RNNBase) for module in artifact.model.modules()):
-            context.progress.line("exporting LSTM and GRU layers takes torch a minute for some hundred steps")
+        if any(isinstance(module, nn.LSTM) and module.proj_size for module in artifact.model.modules()):
+            context.progress.line("exporting LSTM layers with proj_size takes torch a minute for some hundred steps")
         context.progress.step("exporting", 0, 1)
         proto = exported(artifact, first, self.export)
         images = not isinstance(first, Inputs)

@@ -143,6 +143,30 @@ def test_impossible_options_are_one_line(options, message):
         ExportConfig(**options)
 
 
+class Waves(torch.nn.Conv1d):
+    def forward(self, wave):
+        return super().forward(wave)
+
+
+def test_an_input_that_is_no_image_has_the_name_of_its_argument():
+    proto = to_onnx(Artifact(Waves(5, 2, 3), ModelSpec("net")), torch.zeros(2, 5, 9))
+    assert [each.name for each in (*proto.graph.input, *proto.graph.output)] == ["wave", "scores"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"embed_preprocessing": True}, "this network takes other inputs"),
+        ({"dynamic": "batch,height"}, "the axes of this network's input are batch, 5, 9"),
+    ],
+)
+def test_options_for_images_are_refused_for_other_inputs(options, message):
+    spec = DataSpec(inputs=[{"shape": [5, 9], "dtype": "float32"}])
+    artifact = Artifact(torch.nn.Conv1d(5, 2, 3), ModelSpec("net"), data=spec.to_json())
+    with pytest.raises(MicronetError, match=message):
+        to_onnx(artifact, torch.zeros(2, 5, 9), ExportConfig(**options))
+
+
 def test_the_command_takes_the_options(micronet, chain, tmp_path):
     small = micronet("export-onnx", chain / "float.safetensors", "--precision", "fp16", "--embed-preprocessing",
                      "--dynamic", "none", "-o", tmp_path / "half.onnx", "--json")  # fmt: skip
