@@ -6,16 +6,17 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as RichProgress
-from rich.table import Table
 
 from micronet.core import ranks
 from micronet.core.progress import Progress, Silent
 from micronet.errors import MicronetError
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as RichProgress
+    from rich.progress import TaskID
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -24,7 +25,7 @@ err = Console(stderr=True, highlight=False, soft_wrap=True)
 class Bar:
     """Progress as a bar with the remaining time on a terminal, as plain lines elsewhere."""
 
-    def __init__(self, bars: RichProgress | None = None) -> None:
+    def __init__(self, bars: "RichProgress | None" = None) -> None:
         self._bars = bars
         self._tasks: dict[str, TaskID] = {}
 
@@ -52,6 +53,9 @@ def progress(quiet: bool) -> Iterator[Progress]:
     elif not err.is_terminal:
         yield Bar()
     else:
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as RichProgress
+
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
@@ -84,6 +88,8 @@ def print_line(text: str) -> None:
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None) -> None:
     """Print a table with numbers aligned right."""
+    from rich.table import Table
+
     wide = Console(width=max(out.width, 160)) if not out.is_terminal else out
     table = Table(title=title, title_justify="left")
     for index, column in enumerate(columns):
