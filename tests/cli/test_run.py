@@ -22,7 +22,7 @@ folder = "out"
 [[stage]]
 command = "train"
 name = "float"
-width = 0.1
+model = "lenet_bn"
 limit = 160
 batch-size = 32
 epochs = 3
@@ -88,7 +88,7 @@ def test_a_recipe_makes_what_its_commands_make_and_skips_what_is_unchanged(micro
     assert [row["name"] for row in done.json["rows"]] == ["float.safetensors", "int8.onnx"]
     first = contents(tmp_path / "out")
     by_hand = tmp_path / "hand.safetensors"
-    options = ["--width", 0.1, "--limit", 160, "--batch-size", 32, "--epochs", 3]
+    options = ["--model", "lenet_bn", "--limit", 160, "--batch-size", 32, "--epochs", 3]
     assert micronet("train", *options, "-o", by_hand).code == 0
     shown = [micronet("inspect", path, "--json").json for path in (by_hand, tmp_path / "out" / "float.safetensors")]
     assert shown[0]["metrics"] == shown[1]["metrics"]
@@ -148,7 +148,7 @@ def test_a_recipe_killed_at_random_moments_ends_with_the_same_files(micronet, re
         ('name = "sparse"', 'name = "a/b"', "line 14: stage names can"),
         ('name = "sparse"', 'name = "."', "line 14: stage names can"),
         ('distill = "float"', 'distill = "flaot"', "unknown stage or file 'flaot'; allowed: float"),
-        ("width = 0.1", 'model_args = "{bad"', "line 4: train: model_args is not valid JSON"),
+        ('model = "lenet_bn"', 'model_args = "{bad"', "line 4: train: model_args is not valid JSON"),
         ("epochs = 3", "epochs = 3\nbatch_size = 2", "batch_size is set twice"),
         ('output = "int8.onnx"', 'output = "no/where.onnx"', "the folder out/no does not exist; create it with"),
         (
@@ -158,7 +158,7 @@ def test_a_recipe_killed_at_random_moments_ends_with_the_same_files(micronet, re
         ),
         ("percent = 0.5", "percent = 0.5\ndry_run = true", "unknown option of prune: 'dry_run'"),
         ('command = "bn-fuse"', "", "line 36: this stage has no command"),
-        ('command = "train"', 'command = "bn-fuse"', "line 7: unknown option of bn-fuse: 'width'"),
+        ('command = "train"', 'command = "bn-fuse"', "line 8: unknown option of bn-fuse: 'limit'"),
         ('folder = "out"', 'folders = "out"', "unknown key 'folders'; allowed: folder"),
         ('folder = "out"', "folder = 3", "folder must be a string"),
         ('folder = "out"', "folder =", "at line 2"),

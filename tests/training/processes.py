@@ -8,8 +8,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 
 CONTEXT = multiprocessing.get_context("forkserver")
-# torch's optimizers import its compiler.
-CONTEXT.set_forkserver_preload(["pytest", "micronet.cli.app", "micronet.training.loop", "torch._dynamo"])
+CONTEXT.set_forkserver_preload(["pytest", "micronet.cli.app", "micronet.training.loop"])
 
 
 class Command:
