@@ -585,10 +585,10 @@ def export_onnx(
     """Export a network to ONNX, with quantized weights as int8.
 
     The file is run in ONNX Runtime and only written if it agrees with torch. The check fails if more than 1% of
-    the predicted classes change, if a quantized layer is off by more than one quantization step for the same
-    input, or if the outputs of a float network differ by more than 0.1% (fp16: 2%). If every quantized layer
-    agrees but the outputs differ by more than 1%, a warning is printed. To find out what makes the file slow, run
-    ``check_onnx``.
+    the predicted classes change (near ties not counted), if a quantized layer is off by more than one
+    quantization step for the same input, or if the outputs of a float network differ by more than 0.1% (fp16:
+    2%). If every quantized layer agrees but the outputs differ by more than 1%, a warning is printed. To find out
+    what makes the file slow, run ``check_onnx``.
 
     Args:
         artifact: An artifact (.safetensors).
@@ -658,8 +658,8 @@ def pack(
     Batch norms are folded; with binary activations, scales, biases and batch norms become one threshold per
     channel. The file runs without torch, in evaluate, compare and predict. Nothing is written if the format does
     not support the network (all unsupported operators are listed with their layers before anything runs), or if
-    the packed network and torch predict different classes for any test image. Afterwards, the latency of the
-    packed network is compared with ONNX Runtime's.
+    the packed network and torch predict different classes for more than 1% of the test images, near ties not
+    counted. Afterwards, the latency of the packed network is compared with ONNX Runtime's.
 
     Args:
         artifact: An artifact (.safetensors).
