@@ -25,6 +25,10 @@ from micronet.errors import FailedError, MicronetError, count, unknown
 from micronet.tasks.task import load_task
 
 DIGITS_SIZE = 32
+OTHER_INPUTS = (
+    "inputs other than uint8 images need --task FILE.py:TASK, a class that reads them (docs/tasks.md), or, without "
+    "labels, --task agreement"
+)
 
 
 def load_data(
@@ -140,9 +144,11 @@ def open_arrays(stored: Mapping[str, Any], image_size: int | None) -> DataSource
         stored: ``x_train`` and ``x_test``, uint8 images (N, H, W), (N, H, W, C) or (N, C, H, W) with C of 1 or 3;
             ``y_train`` and ``y_test``, integer labels (N,) from 0; optionally ``classes``, the class names.
     """
-    missing = [key for key in ("x_train", "y_train", "x_test", "y_test") if key not in stored]
-    if missing:
-        raise MicronetError(f"the data set has no {', '.join(missing)}; expected x_train, y_train, x_test and y_test")
+    if not {"x_train", "y_train", "x_test", "y_test"} <= set(stored):
+        raise MicronetError(
+            f"the data set has the arrays {', '.join(map(str, stored)) or '(none)'}; expected x_train, y_train, x_test "
+            f"and y_test; {OTHER_INPUTS}"
+        )
     train, test = (_from_arrays(stored, part, image_size) for part in ("train", "test"))
     labels = int(max(train.labels.max(), test.labels.max())) + 1
     classes = [str(name) for name in stored["classes"]] if "classes" in stored else [str(i) for i in range(labels)]
@@ -158,14 +164,16 @@ def _from_arrays(stored: Mapping[str, Any], part: str, image_size: int | None) -
     x, y = np.ascontiguousarray(stored[f"x_{part}"]), np.asarray(stored[f"y_{part}"])
     if x.dtype != np.uint8 or y.dtype.kind not in "iu":
         raise MicronetError(
-            f"x_{part} is {x.dtype} and y_{part} is {y.dtype}; expected uint8 images and integer labels"
+            f"x_{part} is {x.dtype} and y_{part} is {y.dtype}; expected uint8 images and integer labels; {OTHER_INPUTS}"
         )
     if x.ndim == 3:
         x = x[:, None]
     elif x.ndim == 4 and x.shape[1] not in (1, 3) and x.shape[3] in (1, 3):
         x = x.transpose(0, 3, 1, 2)
     if x.ndim != 4 or x.shape[1] not in (1, 3) or x.shape[2] != x.shape[3]:
-        raise MicronetError(f"x_{part} has shape {x.shape}; expected square images with 1 or 3 channels")
+        raise MicronetError(
+            f"x_{part} has shape {x.shape}; expected square images with 1 or 3 channels; {OTHER_INPUTS}"
+        )
     if len(x) == 0 or y.shape != (len(x),) or y.min() < 0:
         raise MicronetError(
             f"x_{part} has {count(len(x), 'image')} and y_{part} has shape {y.shape}; expected one label per "

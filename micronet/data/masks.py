@@ -111,11 +111,16 @@ def open_masks(root: Path, image_size: int | None) -> DataSource:
 def list_pairs(folder: Path) -> list[Pair]:
     """Pair ``images/NAME.jpg`` with ``masks/NAME.png``; raise MicronetError if an image has no mask."""
     names = [name for name in LABELS if (folder / name).is_dir()]
+    lacking = [*([] if (folder / "images").is_dir() else ["images/"]), *([] if names else [f"{LABELS[0]}/"])]
+    if lacking:
+        raise MicronetError(
+            f"{folder} has no {' and no '.join(lacking)}; segmentation reads images/NAME.jpg and masks/NAME.png"
+        )
     place = folder / (names[0] if names else LABELS[0])
     masks = {path.stem: path for path in list_images(place)}
     images = list_images(folder / "images")
     if not images:
-        raise MicronetError(f"{folder} contains no images; expected images/NAME.jpg and masks/NAME.png")
+        raise MicronetError(f"{folder / 'images'} contains no images; expected images/NAME.jpg and masks/NAME.png")
     missing = [path for path in images if path.stem not in masks]
     if missing:
         raise MicronetError(f"{missing[0]} has no mask; expected {place / missing[0].stem}.png")

@@ -165,15 +165,24 @@ def _user_factory(spec: ModelSpec, noun: str = "model") -> Callable[..., Any]:
                 f"{package} builds networks by name; for {attribute}, use --model {package}:create_model "
                 f"""--model-args '{{"model_name": "{attribute}", "pretrained": true}}'"""
             ) from None
-        public = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
         kind = "factory" if noun == "model" else "class"
-        raise unknown(f"{kind} in {spec.name.rpartition(':')[0]}:", attribute, public) from None
+        public = {name: value for name, value in vars(module).items() if callable(value) and not name.startswith("_")}
+        own = [name for name, value in public.items() if _is_from(value, module)]
+        if kind == "class":
+            own = [name for name in own if isinstance(public[name], type)]
+        raise unknown(f"{kind} in {spec.name.rpartition(':')[0]}:", attribute, own or public) from None
 
     def call(**args: Any) -> Any:
         with registry.importable_from(folder):  # the factory may import its neighbours, too
             return factory(**args)
 
     return call
+
+
+def _is_from(value: Any, module: ModuleType) -> bool:
+    """Return True if an object is defined in a module, or in one of the modules of a package."""
+    home = str(getattr(value, "__module__", ""))
+    return home == module.__name__ or home.startswith(f"{module.__name__}.")
 
 
 def _split(name: str) -> tuple[Path | None, str]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from micronet.core.config import group, setting
+from micronet.errors import MicronetError
 from micronet.stages.config import DataConfig, ModelConfig, OutputConfig
 from micronet.stages.stage import Context, Outcome, Stage
 
@@ -51,6 +52,7 @@ class Import(Stage):
         from micronet.data.load import load_data
         from micronet.models.calling import take_in_order
         from micronet.stages.inputs import with_grey
+        from micronet.stages.words import describe_inputs
         from micronet.tasks.task import CLASSIFICATION
         from micronet.training.loop import check_model_fits
 
@@ -63,6 +65,11 @@ class Import(Stage):
             if spec.channels is None and spec.mean is None:
                 dataset = with_grey(dataset, spec, imported.model, data)
             spec = dataset.spec
+            if self.mean is not None and spec.inputs is not None:
+                raise MicronetError(
+                    "--mean and --std have no effect, because only images are normalized, and the inputs are "
+                    f"{describe_inputs(spec.inputs)}; drop them"
+                )
             take_in_order(imported.model, spec.inputs)
             if spec.task != CLASSIFICATION:
                 check_model_fits(imported.model, dataset)

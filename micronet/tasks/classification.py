@@ -66,9 +66,9 @@ class Classification(Task):
             raise MicronetError(f"{NO_SCORES}; got shape {tuple(scores.shape)}; {OTHER_TASKS}")
         if scores.shape[1] != classes:
             raise MicronetError(
-                f"{name} outputs scores for {scores.shape[1]} classes, but the data set has {classes}; rebuild the "
-                f"network with {classes} classes, for example with micronet import --model-args "
-                f"""'{{"num_classes": {classes}}}'"""
+                f"{name} outputs scores for {scores.shape[1]} classes, but the data set has {classes}; build a network "
+                f"with {classes} classes: pass the argument that sets them with --model-args to the command that "
+                "creates it, or use a data set with the network's classes"
             )
 
     def loss(self, outputs: Outputs, targets: Any) -> Tensor:

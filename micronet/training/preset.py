@@ -56,6 +56,7 @@ def settle(
         MicronetError: A setting that the user chose has no effect on this network or data, or is slower here.
     """
     if not config.epochs:
+        _fit(replace(config, preset=config.preset or DEFAULT_PRESET), artifact, data, context)  # raises
         return config
     if config.preset is None and context.resume:
         if recorded is None:

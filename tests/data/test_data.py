@@ -184,7 +184,7 @@ def test_arrays_of_every_layout(tmp_path, shape):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"x_train": np.zeros((40, 8, 8), np.float32)}, "uint8"),
+        ({"x_train": np.zeros((40, 8, 8), np.float32)}, "expected uint8 .*; inputs other than .* --task FILE.py:TASK"),
         ({"y_train": np.zeros(39, int)}, "one label"),
         ({"y_train": -np.ones(40, int)}, "one label"),
         ({"x_test": np.zeros((12, 8, 9), np.uint8)}, "square"),
@@ -196,6 +196,12 @@ def test_arrays_that_do_not_fit_are_one_clear_error(tmp_path, changes, message):
     np.savez(tmp_path / "d.npz", **make_arrays(**changes))
     with pytest.raises(MicronetError, match=message):
         load_data(str(tmp_path / "d.npz")).spec  # noqa: B018
+
+
+def test_arrays_of_other_names_are_listed_once(tmp_path):
+    np.savez(tmp_path / "d.npz", train_x=np.zeros(2), test_x=np.zeros(2))
+    with pytest.raises(MicronetError, match="the arrays train_x, test_x; expected x_train"):
+        load_data(str(tmp_path / "d.npz"))
 
 
 def test_pickled_arrays_are_refused(tmp_path):

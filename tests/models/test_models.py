@@ -97,7 +97,8 @@ def test_changed_code_is_noticed(tmp_path):
     [
         ("1/0", "make", "ZeroDivisionError"),
         ("def (", "make", "SyntaxError"),
-        (SOURCE, "mak", "allowed: make"),
+        (SOURCE, "mak", "allowed: make$"),
+        ("from pathlib import Path\ndef make(): ...", "mak", "allowed: make$"),
         ("def make(): return 3", "make", "expected a torch.nn.Module"),
     ],
 )

@@ -42,13 +42,25 @@ def test_calibration_inputs_that_a_users_network_does_not_take_are_refused(place
 
 
 @pytest.mark.parametrize(
+    ("command", "options", "message"),
+    [
+        ("import", ["--mean", "0.5", "--std", "0.5"], "only images are normalized, and the inputs are float32 1x6x6"),
+        ("train", ["--epochs", "0", "--label-smoothing", "0.1"], "--label-smoothing has no effect on the loss of"),
+    ],
+)
+def test_options_without_effect_on_a_users_task_are_refused(command, options, message, tmp_path, micronet):
+    done = micronet(command, *OWN, "--data", "anywhere", *options, "-o", tmp_path / "a.safetensors")
+    assert done.code == 2 and message in done.err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
     ("task", "message"),
     [
         ("Broken", "loss failed (AttributeError: 'list' object has no attribute 'sum'); the network returned float32 "
                    "(N, 1, 6, 6) and float32 (N, 2, 6, 6)"),
         ("NoNumbers", "it must return a dict that contains misses"),
         ("Half", "has no method update(outputs, targets) or compute()"),
-        ("Missing", "Find"),
+        ("Missing", "allowed: Find, Finder, NoNumbers, Broken, Half"),
     ],
 )  # fmt: skip
 def test_mistakes_in_a_users_task_end_in_one_line(task, message, tmp_path, micronet):
