@@ -77,17 +77,20 @@ def export_graph(model: nn.Module, images: Tensor | Inputs, config: ExportConfig
         hint = f" (--dynamic {config.dynamic}; try --dynamic batch)" if len(axes) > 1 else ""
         raise MicronetError(f"torch cannot export this network to ONNX{hint}: {reason}") from error
     assert program is not None  # with dynamo=True it returns a program
-    _name_outputs(program.model.graph, outputs)
+    _name_values(program.model.graph, inputs, outputs)
+    _name_axes(program.model.graph, {axis: dim.__name__ for axis, dim in axes.items()})
     return program.model
 
 
-def _name_outputs(graph: ir.Graph, names: list[str]) -> None:
-    """Give a graph's outputs names; inner tensors of those names get others."""
-    taken = {value.name for value in graph.inputs} | set(graph.initializers)
+def _name_values(graph: ir.Graph, inputs: list[str], outputs: list[str]) -> None:
+    """Give a graph's inputs and outputs names; inner tensors of those names get others."""
     for value in (value for node in graph.all_nodes() for value in node.outputs):
-        if value.name in names:
+        if value.name in {*inputs, *outputs}:
             value.name = f"{value.name}_inner"
-    for value, name in zip(graph.outputs, names, strict=True):
+    for value, name in zip(graph.inputs, inputs, strict=True):
+        value.name = name
+    taken = {*inputs, *graph.initializers}
+    for value, name in zip(graph.outputs, outputs, strict=True):
         if value.is_graph_input() or value.is_initializer():
             continue  # it is returned as it is, under its own name
         free = name
@@ -95,6 +98,15 @@ def _name_outputs(graph: ir.Graph, names: list[str]) -> None:
             free += "_out"
         value.name = free
         taken.add(free)
+
+
+def _name_axes(graph: ir.Graph, axes: dict[int, str]) -> None:
+    """Give the dynamic axes of a graph's inputs, and equal ones of its outputs, these names."""
+    first = graph.inputs[0].shape
+    names = {str(first[axis]): name for axis, name in axes.items()} if first is not None else {}
+    for value in (*graph.inputs, *graph.outputs):
+        if value.shape is not None:
+            value.shape = ir.Shape([names.get(str(size), size) for size in value.shape])
 
 
 @contextmanager

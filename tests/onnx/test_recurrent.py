@@ -1,0 +1,49 @@
+"""Recurrent layers become ONNX's own operators, which compute the same."""
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+
+import micronet
+
+
+class Recurrent(nn.Module):
+    def __init__(self, layer, *, given):
+        super().__init__()
+        self.layer, self.given = layer, given
+
+    def forward(self, x):
+        layer = self.layer
+        batch, directions = x.shape[0 if layer.batch_first else 1], 1 + layer.bidirectional
+        h = torch.linspace(-1, 1, layer.hidden_size).expand(directions * layer.num_layers, batch, layer.hidden_size)
+        state = (h, h * 2) if isinstance(layer, nn.LSTM) else h
+        return layer(x, state) if self.given else layer(x)
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+@pytest.mark.parametrize(
+    ("options", "given"),
+    [
+        ({"num_layers": 2, "bidirectional": True, "batch_first": True}, True),
+        ({"bias": False, "batch_first": True}, False),
+    ],
+)
+def test_recurrent_layers_are_single_operators(kind, options, given):
+    options = options | ({"nonlinearity": "relu"} if kind is nn.RNN and given else {})
+    torch.manual_seed(0)
+    net = Recurrent(kind(3, 5, **options), given=given).eval()
+    x = torch.randn(2, 7, 3)
+    proto = micronet.export_onnx(net, x)
+    assert sum(node.op_type == kind.__name__ for node in proto.graph.node) == options.get("num_layers", 1)
+    assert len(proto.graph.node) < 80
+    session = onnxruntime.InferenceSession(proto.SerializeToString())
+    assert session.get_inputs()[0].shape == ["batch", 7, 3]
+    for batch in (x, torch.randn(3, 7, 3)):
+        found = session.run(None, {session.get_inputs()[0].name: batch.numpy()})
+        with torch.no_grad():
+            y, states = net(batch)
+        expected = [y, *(states if isinstance(states, tuple) else (states,))]
+        for ours, theirs in zip(expected, found, strict=True):
+            np.testing.assert_allclose(theirs, ours.numpy(), atol=7 * 5 * 2**-22)  # rounding, over steps and products
