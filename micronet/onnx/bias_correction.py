@@ -1,29 +1,43 @@
 """Bias correction of quantized ONNX networks: each layer's mean output becomes that of the float network.
 
-Nagel et al. 2019, arXiv:1906.04721, section 4.2, with calibration inputs instead of an assumed distribution. Front to
-back, since each correction changes what later layers read.
+Nagel et al. 2019, arXiv:1906.04721, section 4.2, with calibration inputs instead of an assumed distribution. Each
+correction changes what later layers read, so the quantized network runs with the corrections in place: on the way
+through it, every layer's output is shifted by the mean difference that was found so far, the present run included.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import onnx
-import onnx_ir as ir
 from numpy.typing import NDArray
-from onnx import numpy_helper
-from onnx_ir.passes.common import RemoveUnusedNodesPass
+from onnx import TensorProto, helper, numpy_helper
 
 from micronet.core.progress import Progress
 from micronet.onnx.feeds import Feed
-from micronet.onnx.insertion import BIAS_MAX, FLOAT_OUTPUT
+from micronet.onnx.insertion import BIAS_MAX
 from micronet.onnx.ops import DEQUANTIZE
-from micronet.runtimes.config import RuntimeOptions
-from micronet.runtimes.onnxruntime import exposing_session, open_session
+from micronet.onnx.sessions import session_for
 
 CORRECTED = ("Conv", "Gemm")  # both have their channels on axis 1 of the output
-Means = dict[str, NDArray[np.float64]]
+SWEEPS = 2  # over the inputs: the shifts that the first inputs saw were those of few
+AXES_ARE_INPUTS = 18  # the first opset in which those of ReduceMean are
+NEW = "micronet.bias_correction"  # begins the names of what is only there while the shifts are sought
+
+
+def give_biases(folded: onnx.ModelProto) -> None:
+    """Give every convolution and Gemm of a float model a bias, in place, so that all can be corrected."""
+    stored = {tensor.name: tensor for tensor in folded.graph.initializer}
+    for number, node in enumerate(folded.graph.node):
+        weight = stored.get(node.input[1]) if node.op_type in CORRECTED else None
+        if weight is None or (len(node.input) > 2 and node.input[2]):
+            continue
+        transposed = any(each.name == "transB" and each.i for each in node.attribute)
+        outputs = weight.dims[0 if node.op_type == "Conv" or transposed else 1]
+        bias = numpy_helper.from_array(np.zeros(outputs, np.float32), f"{NEW}.{number}")
+        folded.graph.initializer.append(bias)
+        node.input[:] = [*node.input[:2], bias.name]
 
 
 def correct_biases(folded: onnx.ModelProto, int8: onnx.ModelProto, feeds: Sequence[Feed], progress: Progress) -> int:
@@ -39,29 +53,38 @@ def correct_biases(folded: onnx.ModelProto, int8: onnx.ModelProto, feeds: Sequen
         The number of layers corrected.
     """
     biases = _Biases(int8)
-    named = {name for node in folded.graph.node for name in node.output}
-    given = [node.output[0] for node in biases.layers]
-    outputs = {name: name if name in named else name.removesuffix(FLOAT_OUTPUT) for name in given}
-    outputs = {name: original for name, original in outputs.items() if original in named}
-    if not outputs:
+    known = {node.name for node in folded.graph.node}
+    layers = [node.name for node in biases.layers if node.name in known]
+    if not layers:
         return 0
-    originals = list(outputs.values())
-    targets = _means(exposing_session(folded, originals), originals, feeds)
-    for done, (name, original) in enumerate(outputs.items(), 1):
-        biases.add(name, targets[original] - _means(_session_up_to(int8, name), [name], feeds)[name])
-        progress.step("correcting biases", done, len(outputs))
-    return len(outputs)
+    means = session_for(*_with_means(folded, layers))
+    shifting = session_for(*_with_shifts(int8, layers, [biases.step(name) for name in layers]))
+    shifts: Sequence[Any] = [np.zeros((), np.float32)] * len(layers)
+    seen = 0
+    for done, feed in enumerate(runs := [*feeds] * SWEEPS):
+        rows = len(next(iter(feed.values())))
+        seen += rows
+        weight = np.array(rows / seen, np.float32)
+        given: Feed = {f"{NEW}.weight": weight}
+        for index, (target, shift) in enumerate(zip(means(feed), shifts, strict=True)):
+            start = np.broadcast_to((1 - weight) * shift, target.shape).astype(np.float32)
+            given |= {f"{NEW}.target.{index}": target, f"{NEW}.start.{index}": start}
+        shifts = shifting(feed | given)
+        progress.step("correcting biases", done + 1, len(runs))
+    for name, shift in zip(layers, shifts, strict=True):
+        biases.add(name, shift.reshape(-1))
+    return len(layers)
 
 
 class _Biases:
-    """The biases of a quantized model's layers, by the name of the layer's output."""
+    """The biases of a quantized model's layers, by the name of the layer."""
 
     def __init__(self, int8: onnx.ModelProto) -> None:
         self._stored = {tensor.name: tensor for tensor in int8.graph.initializer}
         self._dequantized = {node.output[0]: node for node in int8.graph.node if node.op_type == DEQUANTIZE}
         self._readers = Counter(name for node in int8.graph.node for name in node.input)
         self.layers = [node for node in int8.graph.node if self._has_own_bias(node)]
-        self._names = {node.output[0]: node.input[2] for node in self.layers}
+        self._names = {node.name: node.input[2] for node in self.layers}
 
     def _has_own_bias(self, node: onnx.NodeProto) -> bool:
         if node.op_type not in CORRECTED or len(node.input) < 3 or node.input[1] not in self._dequantized:
@@ -70,37 +93,92 @@ class _Biases:
         tensor = self._stored.get(node.input[2] if source is None else source.input[0])
         return tensor is not None and self._readers[tensor.name] == 1
 
-    def add(self, output: str, shift: NDArray[np.float64]) -> None:
-        """Add a shift, (channels,), to the bias of the layer with this output."""
-        source = self._dequantized.get(self._names[output])
+    def step(self, layer: str) -> NDArray[np.float32] | None:
+        """Return the step of a layer's bias, (channels,); None if the bias is float."""
+        source = self._dequantized.get(self._names[layer])
+        return None if source is None else numpy_helper.to_array(self._stored[source.input[1]])
+
+    def add(self, layer: str, shift: NDArray[Any]) -> None:
+        """Add a shift, (channels,), to the bias of a layer."""
+        source, step = self._dequantized.get(self._names[layer]), self.step(layer)
         if source is None:
-            tensor = self._stored[self._names[output]]
+            tensor = self._stored[self._names[layer]]
             values = numpy_helper.to_array(tensor)
             tensor.CopyFrom(numpy_helper.from_array((values + shift).astype(values.dtype), tensor.name))
             return
-        tensor, step = self._stored[source.input[0]], numpy_helper.to_array(self._stored[source.input[1]])
+        tensor = self._stored[source.input[0]]
         integers = numpy_helper.to_array(tensor) + np.round(shift / step)
         clipped = integers.clip(-BIAS_MAX, BIAS_MAX).astype(np.int32)
         tensor.CopyFrom(numpy_helper.from_array(clipped, tensor.name))
 
 
-def _session_up_to(proto: onnx.ModelProto, name: str) -> Any:
-    """Open a session that computes one inner tensor, and nothing that it does not depend on."""
-    model = ir.from_proto(proto)
-    model.graph.outputs[:] = [value for node in model.graph for value in node.outputs if value.name == name]
-    RemoveUnusedNodesPass()(model)
-    return open_session(ir.to_proto(model).SerializeToString(), RuntimeOptions(), "the model")
+def _with_means(proto: onnx.ModelProto, layers: Sequence[str]) -> tuple[onnx.ModelProto, list[str]]:
+    """Return a copy that computes the mean output of layers, (1, channels, 1, ...), and the names of these means."""
+    copy = _copied(proto)
+    nodes = {node.name: node for node in copy.graph.node}
+    for index, name in enumerate(layers):
+        _append_mean(copy, nodes[name], nodes[name].output[0], index)
+    return copy, [f"{NEW}.mean.{index}" for index in range(len(layers))]
 
 
-def _means(session: Any, names: list[str], feeds: Iterable[Feed]) -> Means:
-    """Return the mean of each tensor, (channels,), over all inputs and places."""
-    given = {entry.name for entry in session.get_inputs()}
-    sums, total = dict.fromkeys(names, np.zeros(1)), 0
-    for feed in feeds:
-        samples = len(next(iter(feed.values())))
-        own = {name: values for name, values in feed.items() if name in given}
-        for name, values in zip(names, session.run(names, own), strict=True):
-            axes = tuple(axis for axis in range(values.ndim) if axis != 1)
-            sums[name] = sums[name] + samples * values.mean(axes, dtype=np.float64)
-        total += samples
-    return {name: value / total for name, value in sums.items()}
+def _with_shifts(
+    proto: onnx.ModelProto, layers: Sequence[str], steps: Sequence[NDArray[np.float32] | None]
+) -> tuple[onnx.ModelProto, list[str]]:
+    """Return a copy that shifts the outputs of layers, and the names of the shifts.
+
+    shift = start + weight * (target - mean), rounded to ``steps`` where the bias will be.
+    """
+    copy = _copied(proto)
+    nodes = {node.name: node for node in copy.graph.node}
+    copy.graph.input.append(helper.make_tensor_value_info(f"{NEW}.weight", TensorProto.FLOAT, []))
+    for index, name in enumerate(layers):
+        output, raw = nodes[name].output[0], f"{NEW}.raw.{index}"
+        nodes[name].output[0] = raw
+        rank = _append_mean(copy, nodes[name], raw, index)
+        target, start, mean, off, part, sum_, whole, shift, step = (
+            f"{NEW}.{role}.{index}"
+            for role in ("target", "start", "mean", "off", "part", "sum", "whole", "shift", "step")
+        )
+        unit = steps[index]
+        values = np.ones(1, np.float32) if unit is None else unit
+        copy.graph.initializer.append(numpy_helper.from_array(values.reshape(1, -1, *[1] * (rank - 2)), step))
+        scaled, rounding = f"{sum_}.steps", "Identity" if unit is None else "Round"
+        copy.graph.input.extend(
+            helper.make_tensor_value_info(each, TensorProto.FLOAT, [None] * rank) for each in (target, start)
+        )
+        copy.graph.node.extend(
+            helper.make_node(op, given, [made], f"{NEW}.{op}.{made}")
+            for op, given, made in (
+                ("Sub", (target, mean), off), ("Mul", (off, f"{NEW}.weight"), part), ("Add", (part, start), sum_),
+                ("Div", (sum_, step), scaled), (rounding, (scaled,), whole), ("Mul", (whole, step), shift),
+                ("Add", (raw, shift), output),
+            )
+        )  # fmt: skip
+    return copy, [f"{NEW}.shift.{index}" for index in range(len(layers))]
+
+
+def _append_mean(copy: onnx.ModelProto, layer: onnx.NodeProto, output: str, index: int) -> int:
+    """Append the mean of a layer's output over everything but the channels; return the output's rank."""
+    rank = 2 if layer.op_type == "Gemm" else _weight_rank(copy, layer)
+    axes = [axis for axis in range(rank) if axis != 1]
+    opset = next(entry.version for entry in copy.opset_import if entry.domain in ("", "ai.onnx"))
+    name = f"{NEW}.mean.{index}"
+    if opset < AXES_ARE_INPUTS:
+        copy.graph.node.append(helper.make_node("ReduceMean", [output], [name], name, axes=axes))
+    else:
+        copy.graph.initializer.append(numpy_helper.from_array(np.array(axes), f"{name}.axes"))
+        copy.graph.node.append(helper.make_node("ReduceMean", [output, f"{name}.axes"], [name], name))
+    return rank
+
+
+def _weight_rank(proto: onnx.ModelProto, layer: onnx.NodeProto) -> int:
+    """Return the rank of a layer's weight, behind its DequantizeLinear if it has one."""
+    sources = {node.output[0]: node.input[0] for node in proto.graph.node if node.op_type == DEQUANTIZE}
+    stored = sources.get(layer.input[1], layer.input[1])
+    return next(len(tensor.dims) for tensor in proto.graph.initializer if tensor.name == stored)
+
+
+def _copied(proto: onnx.ModelProto) -> onnx.ModelProto:
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    return copy

@@ -23,6 +23,7 @@ def session_for(proto: onnx.ModelProto, names: Sequence[str]) -> Compute:
     values = {str(value.name): value for value in (*model.graph.inputs, *(v for n in model.graph for v in n.outputs))}
     model.graph.outputs[:] = [values[name] for name in names]
     RemoveUnusedNodesPass()(model)
+    model.graph.sort()
     session = open_session(ir.to_proto(model).SerializeToString(), RuntimeOptions(), "the model")
     given = [entry.name for entry in session.get_inputs()]
     return lambda feed: run_feed(session, {name: feed[name] for name in given})

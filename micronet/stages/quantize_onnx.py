@@ -23,7 +23,7 @@ from micronet.errors import MicronetError, count
 from micronet.evaluation.accuracy import evaluate
 from micronet.evaluation.latency import time_calls
 from micronet.onnx import posttraining
-from micronet.onnx.bias_correction import correct_biases
+from micronet.onnx.bias_correction import correct_biases, give_biases
 from micronet.onnx.config import InputConfig
 from micronet.onnx.feeds import Feed, ImageInput, image_size, inputs_of, is_channels_last, read_arrays
 from micronet.onnx.heads import find_destroyed
@@ -131,6 +131,8 @@ def to_int8(
     calibration inputs; None: those that the settings name. ``correct``: correct biases, which needs ``feeds``.
     """
     folded = posttraining.prepare(model.proto)
+    if correct:
+        give_biases(folded)
     signed = config.a_sign == "signed"
     if feeds is None and not _has_legacy_cache(ranges):
         feeds = calibration_feeds(model, ranges, progress)
@@ -144,7 +146,7 @@ def to_int8(
     if correct and feeds:
         corrected = correct_biases(folded, int8, _sampled(feeds), progress)
         if not corrected:
-            raise MicronetError("--bias-correct found no integer convolution or Gemm with a bias; drop --bias-correct")
+            raise MicronetError("--bias-correct found no integer convolution or Gemm; drop --bias-correct")
         progress.line(f"corrected the mean output of {count(corrected, 'layer')}")
     floats = posttraining.left_float(folded, signed=signed, allowed=found.keys(), excluded=destroyed)
     note(int8, left_float=floats)

@@ -11,7 +11,7 @@ from onnx import TensorProto
 from micronet.core.progress import Silent
 from micronet.errors import MicronetError
 from micronet.onnx import posttraining as pt
-from micronet.onnx.bias_correction import correct_biases
+from micronet.onnx.bias_correction import correct_biases, give_biases
 from micronet.onnx.operator_count import count_integers
 from micronet.runtimes.config import RuntimeOptions
 from micronet.runtimes.onnxruntime import open_session
@@ -74,13 +74,24 @@ def test_old_files_that_list_their_weights_as_inputs_too_are_folded_alike():
     assert pt.prepare(old).graph == pt.prepare(proto).graph
 
 
-def test_without_a_bias_there_is_nothing_to_correct():
+@pytest.mark.parametrize("signed", [False, True])
+def test_layers_without_a_bias_get_one_to_correct(signed):
     net = Net()
-    proto = net.model(IMAGE, {net("Conv", "x", net.weight(4, 3, 3, 3)): 4})
+    hidden = net("Relu", net("Conv", "x", net.weight(8, 3, 3, 3)))
+    proto = net.model(IMAGE, {net("Conv", hidden, net.weight(4, 8, 1, 1)): 4})
     folded, feeds = pt.prepare(proto), inputs_for(proto)
-    ranges = pt.find_ranges(pt.collect(folded, feeds), "minmax", 100.0)
-    int8 = pt.quantize_onnx(folded, ranges, signed=False, per_channel=True, bits=8)
-    assert correct_biases(folded, int8, feeds, Silent()) == 0
+    ranges = pt.find_ranges(pt.collect(folded, feeds, signed=signed), "minmax", 100.0, signed=signed)
+    options = {"signed": signed, "per_channel": True, "bits": 7}
+    plain = pt.quantize_onnx(folded, ranges, **options)
+    assert correct_biases(folded, plain, feeds, Silent()) == 0
+    give_biases(folded)
+    corrected = pt.quantize_onnx(folded, ranges, **options)
+    assert correct_biases(folded, corrected, feeds, Silent()) == 2
+    wanted, before, after = (
+        np.mean([open_session(each.SerializeToString(), RuntimeOptions(), "").run(None, feed)[0].mean((0, 2, 3))
+                 for feed in feeds], 0) for each in (proto, plain, corrected)
+    )  # fmt: skip
+    assert np.abs(after - wanted).max() < np.abs(before - wanted).max() / 2
 
 
 def test_values_numbered_as_torch_numbers_them_keep_their_names_apart():
