@@ -30,13 +30,16 @@ def command(kind: type[Stage]) -> Callable[..., None]:
     return run
 
 
-def perform(stage: Stage, show: bool = True) -> Outcome:
-    """Run a stage in as many processes as its settings ask for, and print what it made if ``show``."""
+def perform(stage: Stage, show: bool = True, last: bool = True) -> Outcome:
+    """Run a stage in as many processes as its settings ask for, and print what it made if ``show``.
+
+    ``last``: whether no other stage follows, so that the command to run next is printed, too.
+    """
     outcome = Outcome(None)
 
     def work() -> None:
         nonlocal outcome
-        outcome = _run_here(stage, show)
+        outcome = _run_here(stage, show, last)
 
     # -P: the new processes import nothing from this folder
     program = ["-P", "-m", "micronet.cli.app", stage.name, *spell(type(stage), changed(stage))]
@@ -45,7 +48,7 @@ def perform(stage: Stage, show: bool = True) -> Outcome:
     return outcome
 
 
-def _run_here(stage: Any, show: bool) -> Outcome:
+def _run_here(stage: Any, show: bool, last: bool) -> Outcome:
     settings = flatten(stage)
     quiet, as_json = settings.get("quiet", False), settings.get("json", False)
     if stage.name == "run":
@@ -54,6 +57,8 @@ def _run_here(stage: Any, show: bool) -> Outcome:
         return run_recipe(stage, perform, Silent() if quiet or as_json else console.Bar())
     with console.progress(quiet) as progress:
         outcome = execute(stage, progress)
+    if not last and isinstance(outcome.summary, dict):
+        outcome.summary.pop("next", None)
     if show and as_json:
         console.print_json(outcome.summary)
     elif show and not (quiet and stage.writes()):
@@ -72,7 +77,10 @@ def _parameter(option: Option, *, basic: bool) -> inspect.Parameter:
         kind, default = str, str(option.default)
     elif option.default is not None and not option.required and kind is float:
         default = float(option.default)
-    shared = {"help": about["help"], "metavar": about["metavar"]}
+    text = about["help"]
+    if option.default is not None:
+        text = text.partition(" Default: ")[0]  # that of the other stages; Typer shows this one's
+    shared = {"help": text, "metavar": about["metavar"]}
     if about["argument"]:
         declared: Any = typer.Argument(**shared, show_default=False)
     else:

@@ -6,10 +6,8 @@ from micronet.cli.console import print_line, print_table
 from micronet.errors import by_reason, count, listed
 from micronet.stages.words import OTHER_WIDTHS
 
-TIMES = ("1 image", "64 images")
-FIGURES = (
-    "name", "runtime", "accuracy", "drop", "agrees", "MACs", "params", "bytes", "smaller", *TIMES,
-)  # fmt: skip
+FIGURES = ("name", "runtime", "accuracy", "drop", "agrees", "MACs", "params", "bytes", "smaller")
+BATCHES = {"latency": 1, "latency_batch64": 64}  # the keys of the latencies begin with these
 LISTED_LAYERS = 3
 EQUAL_DB = 300  # the SQNR of equal outputs
 _ACRONYMS = {"sqnr": "SQNR", "iou": "IoU", "map": "mAP"}
@@ -32,8 +30,10 @@ def value_text(metric: str, value: float) -> str:
 def show_evaluation(summary: dict[str, Any]) -> None:
     """Print the metrics, latencies and size of one network."""
     latencies = {
-        f"latency, {label}": f"{summary[f'latency_{key}ms']:.2f} ms, p95 {summary[f'latency_{key}p95_ms']:.2f} ms"
-        for label, key in (("1 image", ""), ("64 images", "batch64_"))
+        f"latency, {count(size, summary['noun'])}": (
+            f"{summary[f'{key}_ms']:.2f} ms, p95 {summary[f'{key}_p95_ms']:.2f} ms"
+        )
+        for key, size in BATCHES.items()
         if summary["latency_ms"] is not None
     }
     figures = {
@@ -48,7 +48,11 @@ def show_evaluation(summary: dict[str, Any]) -> None:
 
 def _metrics(summary: dict[str, Any]) -> dict[str, str]:
     found = {metric_label(name): value_text(name, value) for name, value in summary["metrics"].items()}
-    return {**found, "samples": f"{summary['images']:,}{', ' if summary['tested_on'] else ''}{summary['tested_on']}"}
+    return {**found, f"{summary['noun']}s": f"{summary['images']:,}{_after_comma(summary['tested_on'])}"}
+
+
+def _after_comma(text: str) -> str:
+    return f", {text}" if text else ""
 
 
 def accuracy_figures(summary: dict[str, Any]) -> dict[str, str]:
@@ -75,26 +79,28 @@ def show_comparison(summary: dict[str, Any]) -> None:
     slower = [line for line in words if " is slower than " in line]
     for line in slower:
         print_line(line)
-    noun = "test sample" if rows[0]["accuracy"] is None else "test image"
-    title = f"{count(rows[0]['images'], noun)}{', ' if summary['tested_on'] else ''}{summary['tested_on']}"
-    print_table(_heads(rows), [_figures(row) for row in rows], title)
+    title = count(rows[0]["images"], f"test {summary['noun']}") + _after_comma(summary["tested_on"])
+    print_table(_heads(summary), [_figures(row) for row in rows], title)
     for line in words[len(slower) :]:
         print_line(line)
 
 
 def show_comparison_as_markdown(summary: dict[str, Any]) -> None:
     """Print the table of ``show_comparison`` in Markdown."""
-    heads = _heads(summary["rows"])
+    heads = _heads(summary)
     lines = [heads, ["---"] * 2 + ["---:"] * (len(heads) - 2), *map(_figures, summary["rows"])]
     print_line("\n".join(f"| {' | '.join(line)} |" for line in lines))
 
 
-def _heads(rows: list[dict[str, Any]]) -> tuple[str, ...]:
+def _heads(summary: dict[str, Any]) -> tuple[str, ...]:
     """Return the heads of the columns: of classification, or with the metrics of another task."""
-    last = len(FIGURES) if rows[0]["latency_ms"] is not None else len(FIGURES) - len(TIMES)
-    if rows[0]["accuracy"] is not None:
-        return FIGURES[:last]
-    return (*FIGURES[:2], *(metric_label(name) for name in rows[0]["metrics"] if "/" not in name), *FIGURES[5:last])
+    first = summary["rows"][0]
+    timed = first["latency_ms"] is not None
+    times = [count(size, summary["noun"]) for size in BATCHES.values()] if timed else []
+    if first["accuracy"] is not None:
+        return (*FIGURES, *times)
+    metrics = [metric_label(name) for name in first["metrics"] if "/" not in name]
+    return (*FIGURES[:2], *metrics, *FIGURES[5:], *times)
 
 
 def _figures(row: dict[str, Any]) -> list[str]:

@@ -51,14 +51,14 @@ def _next(summary: dict[str, Any]) -> None:
 
 def _tested(summary: dict[str, Any]) -> str:
     """Return the text of the metrics on the test data, or nothing if they were not measured."""
-    images, accuracy = summary.get("test_images", 0), summary.get("test_accuracy")
+    tested, accuracy = count(summary.get("test_images", 0), summary.get("noun", "sample")), summary.get("test_accuracy")
     if accuracy is not None:
-        return f"  test accuracy {accuracy:.2%} on {count(images, 'image')}"
+        return f"  test accuracy {accuracy:.2%} on {tested}"
     metrics = {key.removeprefix("test_"): value for key, value in summary.items() if key.startswith("test_")}
     shown = [key for key in metrics if key not in ("images", "loss") and "/" not in key]
     found = [f"{metric_label(key)} {value_text(key, metrics[key])}" for key in shown]
     same = f", {summary['tested_on']}" if summary.get("tested_on") else ""
-    return f"  test {', '.join(found)} on {count(images, 'sample')}{same}" if found else ""
+    return f"  test {', '.join(found)} on {tested}{same}" if found else ""
 
 
 def _import(summary: dict[str, Any]) -> None:
@@ -78,6 +78,7 @@ def _prune(summary: Any) -> None:
     elif "groups" in summary:
         _prune_plan(summary)
     else:
+        _prune_sizes(summary)
         _written(summary)
 
 
@@ -93,11 +94,8 @@ def _prune_plan(summary: dict[str, Any]) -> None:
     print_table(("layers", "before", "after", "note"), rows)
     asked = "" if summary["asked"] in (0, summary["cut"]) else f" (requested: {summary['asked']:,})"
     print_line(f"channels  {summary['cut']:,} of {summary['total']:,} removed{asked}")
+    _prune_sizes(summary)
     before, after = summary["before"], summary["after"]
-    for label, key in (("params", "params"), ("MACs", "macs"), ("bytes", "size_bytes")):
-        if before.get(key) and after.get(key):
-            change = _change(before[key], after[key])
-            print_line(f"{label:<10}{before[key]:,} -> {after[key]:,}  ({change})")
     if "test_accuracy" in after:
         print_line(f"accuracy  {before['test_accuracy']:.2%} -> {after['test_accuracy']:.2%}  before finetuning")
     for key in [key for key in after if key.startswith("test_") and key != "test_accuracy"]:
@@ -110,6 +108,14 @@ def _prune_plan(summary: dict[str, Any]) -> None:
     if "output" in summary:
         print_line(f"wrote {summary['output']}")
     _next(summary)
+
+
+def _prune_sizes(summary: dict[str, Any]) -> None:
+    before, after = summary["before"], summary["after"]
+    for label, key in (("params", "params"), ("MACs", "macs"), ("bytes", "size_bytes")):
+        if before.get(key) and after.get(key):
+            change = _change(before[key], after[key])
+            print_line(f"{label:<10}{before[key]:,} -> {after[key]:,}  ({change})")
 
 
 def _prune_sensitivity(rows: list[dict[str, Any]]) -> None:

@@ -20,7 +20,7 @@ from micronet.stages.execute import execute
 from micronet.stages.keywords import as_keywords
 from micronet.stages.stage import Context, Outcome, Stage
 
-Perform = Callable[[Stage, bool], Outcome]
+Perform = Callable[[Stage, bool, bool], Outcome]
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class RunRecipe(Stage):
     def run(self, context: Context) -> Outcome:
         """Run every stage with the library's own ``execute``."""
 
-        def perform(stage: Stage, show: bool) -> Outcome:
+        def perform(stage: Stage, show: bool, last: bool) -> Outcome:
             outcome = execute(stage, context.progress)
             stage.judge(outcome)
             return outcome
@@ -65,7 +65,7 @@ def run_recipe(config: RunRecipe, perform: Perform, progress: Progress | None = 
     """Run a recipe's stages in order; return the last one's outcome.
 
     Args:
-        perform: Runs one stage, and shows the result if its second argument is True.
+        perform: Runs one stage, and shows the result if its second argument is True; the third: whether it is the last.
     """
     recipe = read_recipe(find_recipe(config.recipe))
     recipe = replace(recipe, folder=config.output or recipe.folder)
@@ -163,7 +163,7 @@ class _Runner:
         how = {"force": True, "resume": resume, "quiet": config.report.quiet or as_json, "json": as_json and last}
         if config.device is not None:
             how["device"] = config.device
-        outcome = self.perform(each.configured(**how), last or not as_json)
+        outcome = self.perform(each.configured(**how), last or not as_json, last)
         if path is not None:
             journal.note(name, key, path)
         return outcome

@@ -38,7 +38,7 @@ class Evaluate(MeasureSettings, Stage):
         """Measure the network on the test images."""
         [row], dataset = measure([self.file], self, context, timed=not self.timing.skip_timing)
         summary = {key: value for key, value in row._asdict().items() if key not in RELATIVE}
-        return Outcome(row, {**summary, "tested_on": dataset.tested_on})
+        return Outcome(row, {**summary, **_tested(dataset)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +75,7 @@ class Compare(MeasureSettings, Stage):
         rows, dataset = measure(self.files, self, context, timed=not self.timing.skip_timing)
         summary = {"machine": describe_machine(), "rows": [row._asdict() for row in rows]}
         words = describe_speed(rows, self.files)
-        return Outcome(rows, {**summary, "words": words, "tested_on": dataset.tested_on})
+        return Outcome(rows, {**summary, "words": words, **_tested(dataset)})
 
     def judge(self, outcome: Outcome) -> None:
         """Raise FailedError that names the worst network if one loses more than ``max_drop`` percentage points."""
@@ -114,6 +114,11 @@ class Predict(Stage):
             for each in predictions
         ]
         return Outcome(predictions, summary)
+
+
+def _tested(dataset: "Dataset") -> dict[str, str]:
+    """Return what the networks were tested on, in words."""
+    return {"noun": dataset.test.noun, "tested_on": dataset.tested_on}
 
 
 def measure(

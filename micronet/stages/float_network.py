@@ -27,5 +27,8 @@ def float_artifact(config: Quantize, run: RunContext) -> tuple[Artifact, Path]:
     distributed.from_rank_zero(lambda: check_output_path(path, run.force))
     artifact = fit_new(model, config.data, TrainConfig(), replace(run, output=path))
     keep(artifact, path)
-    run.progress.line(f"wrote {path}  test accuracy {artifact.metrics['test_accuracy']:.2%}")
+    tested = {name: value for name, value in artifact.metrics.items() if name not in ("test_images", "test_loss")}
+    main = next(name for name in tested if name.startswith("test_"))
+    value = f"{tested[main]:.2%}" if main == "test_accuracy" else f"{tested[main]:.4f}"
+    run.progress.line(f"wrote {path}  {main.replace('_', ' ')} {value}")
     return artifact, path

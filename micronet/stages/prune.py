@@ -38,7 +38,11 @@ class Prune(ConvertSettings, Stage):
 
     dry_run: bool = setting(False, "Print the plan without writing anything.", run_only=True, api=False, basic=True)
     measure: bool = setting(
-        False, "Measure latency in ONNX Runtime, and accuracy before further training.", api=False, basic=True
+        False,
+        "Also measure the accuracy before and after, without further training, and fail if the latency cannot be "
+        "measured.",
+        api=False,
+        basic=True,
     )
     steps: int = setting(
         0, "Prune in N steps and train after each one (--epochs, --lr, ...).", low=0, high=1000, metavar="N"
@@ -120,7 +124,9 @@ class Prune(ConvertSettings, Stage):
                 draw(rows, self.plot)
             return Outcome(rows, [row._asdict() for row in rows])
         if self.steps:
-            return trained(pruning.in_steps())
+            done = trained(made := pruning.in_steps())
+            done.summary.update(pruning.sizes(made, self.input()))
+            return done
         pruned, plan = pruning.once()
         summary = pruning.summary(pruned, plan, self.input())
         if self.measure or not (self.timing.skip_timing or context.temporary or memory.source is not None):

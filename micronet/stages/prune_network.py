@@ -97,9 +97,7 @@ class Pruning:
 
     def summary(self, pruned: Artifact, plan: PrunePlan, source: Path | None) -> dict[str, Any]:
         """Return the plan and the network's size before and after, with its main metric if measured."""
-        before, after = (self._sizes(artifact.model) for artifact in (self.artifact, pruned))
-        if source is not None and source.is_file():
-            before["size_bytes"] = source.stat().st_size
+        before, after = self.sizes(pruned, source).values()
         if self.settings.measure:
             measure = self._quality()
             before |= measure(self.artifact)
@@ -115,6 +113,13 @@ class Pruning:
             if isinstance(module, nn.RNNBase)
         ]
         return {**counts, "before": before, "after": after, "groups": groups, "not_pruned": recurrent}
+
+    def sizes(self, pruned: Artifact, source: Path | None) -> dict[str, dict[str, Any]]:
+        """Return the numbers of parameters and multiply-accumulates before and after, and the input file's bytes."""
+        before, after = (self._sizes(artifact.model) for artifact in (self.artifact, pruned))
+        if source is not None and source.is_file():
+            before["size_bytes"] = source.stat().st_size
+        return {"before": before, "after": after}
 
     def _with_gradients(self) -> nn.Module:
         """Return the network; for the criterion taylor with the gradients of some training images."""

@@ -12,7 +12,7 @@ from micronet.quantization.config import FLOAT_BITS, Bits, CalibrationConfig, Qu
 from micronet.stages.config import ModelConfig, TimingConfig, TrainingSettings, check_teacher, input_file
 from micronet.stages.stage import BEFORE_FUSING, Context, Outcome, Stage
 from micronet.stages.train import run_context
-from micronet.stages.words import stage_after_training
+from micronet.stages.words import noun_of, stage_after_training
 from micronet.training.config import TrainConfig
 
 QAT = TrainConfig(epochs=2)  # short, since the float network is trained already
@@ -233,7 +233,8 @@ class Quantize(TrainingSettings, Stage):
         done = work.qaft() if self.calibration.mode == "qaft" else work.run_quantization()
         left_float = done.history[-1].result.get("left_float", {})
         tested_on = "" if work.dataset is None else work.dataset.tested_on
-        return Outcome(done, {**done.metrics, "left_float": left_float, "tested_on": tested_on})
+        summary = {**done.metrics, "noun": noun_of(done), "left_float": left_float, "tested_on": tested_on}
+        return Outcome(done, summary)
 
     def _with_defaults(self, teacher: Path | None) -> "Quantize":
         """Return the stage with the defaults that depend on other settings; ``teacher``: the float artifact."""

@@ -14,7 +14,7 @@ from micronet.pruning.config import SparsityConfig
 from micronet.stages.config import DataConfig, ModelConfig, ReadSettings, RunConfig, TrainingSettings, input_file
 from micronet.stages.execute import finish
 from micronet.stages.stage import BEFORE_FUSING, PRUNE_FIRST, Context, Outcome, Stage
-from micronet.stages.words import introduce, stage_after_training
+from micronet.stages.words import introduce, noun_of, stage_after_training
 from micronet.training.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -210,4 +210,4 @@ def keep(artifact: "Artifact", path: Path) -> None:
 
 def trained(artifact: "Artifact") -> Outcome:
     """Return the outcome of a stage whose summary is the artifact's metrics."""
-    return Outcome(artifact, dict(artifact.metrics))
+    return Outcome(artifact, {**artifact.metrics, "noun": noun_of(artifact)})

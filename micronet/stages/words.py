@@ -39,6 +39,11 @@ def describe_inputs(inputs: list[dict[str, Any]]) -> str:
     return " and ".join(f"{each['dtype']} {'x'.join(map(str, each['shape']))}".rstrip() for each in inputs)
 
 
+def noun_of(artifact: "Artifact") -> str:
+    """Return what one of the test samples of an artifact is called."""
+    return "image" if (artifact.data or {}).get("inputs") is None else "sample"
+
+
 def stage_after_training(artifact: "Artifact") -> str:
     """Return the stage that usually follows a training or a quantization."""
     from micronet.graph.ops import BATCH_NORMS

@@ -26,7 +26,6 @@ from micronet.errors import FailedError, MicronetError, StoppedError, count
 from micronet.evaluation.accuracy import check_scores, evaluate, evaluating, predictor
 from micronet.evaluation.network import Predictor
 from micronet.models.device import memory_format
-from micronet.tasks.task import Task
 from micronet.training import distributed
 from micronet.training.checkpoint import Checkpoint, TrainState
 from micronet.training.config import NO_HOOKS, RunContext, TrainConfig, TrainHooks, image_size, learning_rate
@@ -125,7 +124,7 @@ class Trainer:
                 if distributed.rank() == 0:
                     checkpoint.save(step, state, best=self._chosen(state.rows) is row)
                     log.write(state.rows)
-                self.context.progress.line(_summary(state.rows, self.config.epochs, self.data.task))
+                self.context.progress.line(_summary(state.rows, self.config.epochs, self.data))
                 if state.epoch <= self.config.epochs and self._is_past_deadline():
                     raise self._stopped(state)
 
@@ -273,13 +272,13 @@ def _prefixed(part: str, metrics: dict[str, float]) -> dict[str, float]:
     return {f"{part}_{name}": value for name, value in metrics.items()}
 
 
-def _summary(rows: list[dict[str, Any]], epochs: int, task: Task) -> str:
-    row, left = rows[-1], epochs - len(rows)
+def _summary(rows: list[dict[str, Any]], epochs: int, data: Dataset) -> str:
+    row, left, task = rows[-1], epochs - len(rows), data.task
     seconds = left * row["seconds"]
     remaining = f"  {seconds / 60:.1f} min left" if seconds >= 60 else f"  {seconds:.0f} s left" if left else ""
     value = row[f"validation_{task.main}"]
     validation = f"{value:.2%}" if task.main == "accuracy" else f"{task.main} {value:.4f}"
     return (
         f"epoch {row['epoch']}/{epochs}  loss {row['loss']:.4f}  validation {validation}  "
-        f"{row['images_per_s']:.0f} images/s  {row['memory_mib']} MiB{remaining}"
+        f"{row['images_per_s']:.0f} {data.train.noun}s/s  {row['memory_mib']} MiB{remaining}"
     )

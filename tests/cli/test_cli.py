@@ -31,11 +31,21 @@ def test_every_help_shows_an_example_and_every_example_runs(tmp_path, monkeypatc
     for name in IN_ORDER:
         command = registry.load_object(registry.COMMANDS[name].stage)
         assert run([name, "--help"]) == 0
-        assert command.example.split()[2] in capsys.readouterr().out
+        shown = capsys.readouterr().out
+        assert command.example.split()[2] in shown
         short = ["--epochs", "1", "--limit", "160"] if name in TRAINING else []
         if name == "train":
             short += ["--width", "0.1"]  # the others take what it wrote
         assert run([*shlex.split(command.example)[1:], *short]) == 0, command.example
+
+
+def test_help_shows_one_default_of_a_setting(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert run(["finetune", "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "[default: 0.005]" in shown and "Default: 0.01" not in shown
+    assert run(["train", "--help"]) == 0
+    assert "Default: 0.01" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", registry.COMMANDS)

@@ -51,7 +51,8 @@ def test_sensitivity_is_printed_drawn_and_writes_no_network(micronet, chain, tmp
 def test_steps_prune_and_train_and_resume(micronet, chain, tmp_path):
     path = tmp_path / "p.safetensors"
     ask = ["prune", chain / "float.safetensors", "--steps", 2, "--epochs", 1, "--limit", 100, "-o", path]
-    assert micronet(*ask).code == 0
+    shown = micronet(*ask)
+    assert shown.code == 0 and [line.split()[0] for line in shown.out.splitlines()[:3]] == ["params", "MACs", "bytes"]
     stages = [record["stage"] for record in micronet("inspect", path, "--json").json["history"]]
     assert stages == ["train", "prune", "finetune", "prune", "finetune"]
     whole, cut = (sum(p.numel() for p in load(file).model.parameters()) for file in (chain / "float.safetensors", path))

@@ -100,6 +100,7 @@ def test_a_recipe_makes_what_its_commands_make_and_skips_what_is_unchanged(micro
     recipe.write_text(TINY.replace("percent = 0.5", "percent = 0.4"))
     changed = micronet("run", recipe)
     assert changed.err.count("unchanged") == 2
+    assert "wrote " in changed.out and "next: " not in changed.out  # the recipe goes on by itself
     recipe.write_text(TINY)
     anew = micronet("run", recipe, "--from", "fused")
     assert anew.code == 0

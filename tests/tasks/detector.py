@@ -54,6 +54,13 @@ class NoNumbers(Find):
         return {"other": 1}
 
 
+class Hits(Find):
+    main, higher_is_better = "accuracy", True
+
+    def compute(self):
+        return {"accuracy": 1 - sum(self.missed) / len(self.missed), **super().compute()}
+
+
 class Half:
     main = "x"
 
