@@ -3,6 +3,7 @@
 from typing import Any
 
 from micronet.cli.console import print_line, print_table
+from micronet.core.timing import is_slower
 from micronet.errors import by_reason, count, listed
 from micronet.stages.words import OTHER_WIDTHS
 
@@ -11,7 +12,6 @@ BATCHES = {"latency": 1, "latency_batch64": 64}  # the keys of the latencies beg
 LISTED_LAYERS = 3
 EQUAL_DB = 300  # the SQNR of equal outputs
 _ACRONYMS = {"sqnr": "SQNR", "iou": "IoU", "map": "mAP"}
-FASTER = 0.9  # of a latency; less of a difference may be noise
 
 
 def metric_label(metric: str) -> str:
@@ -136,7 +136,7 @@ def pruned_latency(latency: dict[str, Any]) -> list[str]:
     was, now, regular = latency["before_ms"], latency["after_ms"], latency.get("regular_8_ms")
     measured = f"{now:.2f} ms vs. {was:.2f} ms before (ONNX Runtime, 1 thread, batch 1)"
     lines = [f"the pruned network is slower: {measured}" if now > was else f"latency   {measured}"]
-    if regular is not None and regular < FASTER * now:
+    if regular is not None and is_slower(now, regular):
         lines.append(f"--regular 8 is faster at the same pruning ratio: {regular:.2f} ms vs. {now:.2f} ms; add it")
     elif now > was:
         lines.append(OTHER_WIDTHS)

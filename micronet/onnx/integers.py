@@ -7,6 +7,7 @@ import onnx
 from onnx.reference import ReferenceEvaluator
 from onnxruntime import GraphOptimizationLevel
 
+from micronet.core.timing import is_slower
 from micronet.errors import MicronetError, by_reason, count, first_line, listed
 from micronet.evaluation.latency import latencies
 from micronet.onnx import graph_view as view
@@ -20,7 +21,6 @@ _ADDED = re.compile(r"_token_\d+$")  # what ONNX Runtime adds to the name of a n
 _LISTED = 3
 # Measured: with integers in q k^T alone, attention takes 1.3 to 1.5 times as long.
 PRODUCTS = "integers are faster there only if softmax has 8 bits too, which would lose small probabilities"
-NOISE = 1.05  # what two medians of the same network may differ by
 
 
 def count_integer_layers(proto: onnx.ModelProto) -> dict[str, Any] | None:
@@ -133,7 +133,7 @@ def describe(found: dict[str, Any]) -> list[str]:
         lines.append(f"float: {listed(layers, _LISTED)}: {reason}")
     if products := found.get("products"):
         lines.append(f"float: {count(products, 'product')} of two activations, as in attention: {PRODUCTS}")
-    if found.get("int8_ms", 0) > NOISE * found.get("float_ms", 0):
+    if is_slower(found.get("int8_ms", 0), found.get("float_ms", 0)):
         lines.insert(
             0, f"slower than float: {found['int8_ms']:.2f} ms vs. {found['float_ms']:.2f} ms; {slow_cause(found)}"
         )

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from micronet.core.timing import is_slower
 from micronet.evaluation.report import Row
-from micronet.onnx.integers import NOISE, count_integer_layers, describe, slow_cause
+from micronet.onnx.integers import count_integer_layers, describe, slow_cause
 from micronet.packed.file_format import read
 from micronet.runtimes.onnxruntime import read_onnx
 from micronet.stages.pack_latency import packed_cause
@@ -35,7 +36,7 @@ def describe_speed(rows: Sequence[Row], files: Sequence[Path]) -> list[str]:
         times = ""
         if rival is not None and row.latency_ms is not None and rival.latency_ms is not None:
             times = f"{row.latency_ms:.2f} ms vs. {rival.latency_ms:.2f} ms for {rival.name}"
-            if row.latency_ms > NOISE * rival.latency_ms and (is_quantized or "prune" in row.stages):
+            if is_slower(row.latency_ms, rival.latency_ms) and (is_quantized or "prune" in row.stages):
                 cause = _cause(row, file, found, is_quantized)
                 slower.append(f"{row.name} is slower than {rival.name}: {times}; {cause}")
         if found is not None:

@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from micronet.core.timing import is_slower
 from micronet.errors import first_line
 from micronet.evaluation.latency import latencies
 from micronet.evaluation.network import Predictor
@@ -14,8 +15,6 @@ from micronet.packed.program import Program
 from micronet.runtimes.config import RuntimeOptions
 from micronet.runtimes.onnxruntime import session_predictor
 from micronet.runtimes.packed.predictor import choose_backend
-
-FASTER = 0.9  # of a latency; less of a difference may be noise
 
 
 def measure_packed(program: Program, proto: onnx.ModelProto, image: NDArray[np.float32]) -> dict[str, Any]:
@@ -60,7 +59,7 @@ def describe(found: dict[str, Any]) -> tuple[bool, str]:
     times += " in ONNX Runtime (1 thread, batch 1)"
     rivals = {"float": floats} | ({} if theirs is None else {"quantized": theirs})
     name = min(rivals, key=lambda each: rivals[each])
-    if ours * FASTER <= rivals[name]:
+    if not is_slower(ours, rivals[name]):
         return False, f"speed     {times}"
     cause = _cause(found["float_layers"], found["layers"], found["kernel"])
     return True, f"slower than the {name} network: {times}; {cause}"

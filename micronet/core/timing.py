@@ -1,0 +1,8 @@
+"""What a difference between two measured times means."""
+
+NOISE = 1.05  # what two medians of the same network may differ by
+
+
+def is_slower(ours_ms: float, theirs_ms: float) -> bool:
+    """Return True if one time exceeds another by more than noise."""
+    return ours_ms > NOISE * theirs_ms
