@@ -44,6 +44,9 @@ def _multiply(left: Tensor, right: Tensor, table: GroupTable) -> Tensor | None:
     if varies(left, left.dim() - 1):
         heads = _tie([_head_ids(left), _head_ids(right.transpose(-2, -1))], table)
         return None if heads is None else _place(heads[0][:, :1], left, right.size(-1))
+    if varies(left, left.dim() - 2) and not varies(right, right.dim() - 1):  # values (d, S) and scores (S, L)
+        product = _multiply(right.transpose(-2, -1), left.transpose(-2, -1), table)
+        return None if product is None else product.transpose(-2, -1)
     scores, values = _head_ids(left), _head_ids(right)
     if scores is None or values is None:
         return None

@@ -187,16 +187,9 @@ class Planner:
 
         Returns the map of the pruned network, and its channels' signatures.
         """
-        widths, table = dict(first), self._channels.table
+        widths = dict(first)
         while True:  # this ends: a group goes down, then up to its present width, and stays there
-            channels = self._channels.with_widths(widths)
-            new = _signatures(channels)
-            merged = self._widths.keys() - new.keys()  # at width 1, with one that is broadcast along its channels
-            stuck = [group for group in self._widths if group in merged or not self._fits(group, new[group])]
-            stuck += {channels.table.root(group) for group in merged}
-            stuck += {
-                table.root(group) for group in channels.pinned if group in table.widths
-            } - self._channels.pinned.keys()
+            channels, new, stuck = self._try(widths)
             if not stuck:
                 return channels, new
             before = dict(widths)
@@ -206,7 +199,29 @@ class Planner:
                 else:  # it cannot change, so the groups that share its parts must not change either
                     widths |= {other: self._widths[other] for other in self._neighbors(group)}
             if widths == before:
-                widths = dict(self._widths)
+                culprit = self._culprit(widths)
+                self._notes[culprit].append("forward() uses its number of channels where another number is fixed")
+                widths[culprit] = self._widths[culprit]
+
+    def _try(self, widths: dict[int, int]) -> tuple[ChannelMap, dict[int, list[Signature]], list[int]]:
+        """Return the map of the network with other widths, its signatures, and the groups that these do not suit."""
+        channels, table = self._channels.with_widths(widths), self._channels.table
+        new = _signatures(channels)
+        merged = self._widths.keys() - new.keys()  # at width 1, with one that is broadcast along its channels
+        stuck = [group for group in self._widths if group in merged or not self._fits(group, new[group])]
+        stuck += {channels.table.root(group) for group in merged}
+        pinned = {table.root(group) for group in channels.pinned if group in table.widths}
+        return channels, new, [*stuck, *(pinned - self._channels.pinned.keys())]
+
+    def _culprit(self, widths: dict[int, int]) -> int:
+        """Return a group whose width suits no other group: the network is fine with those of the groups before it."""
+        cut = [group for group in self.free if widths[group] < self._widths[group]]
+        fine, wrong = 0, len(cut)  # how many of them may be cut, and how many may not
+        while wrong - fine > 1:
+            middle = (fine + wrong) // 2
+            some = {**self._widths, **{group: widths[group] for group in cut[:middle]}}
+            fine, wrong = (fine, middle) if self._try(some)[2] else (middle, wrong)
+        return cut[fine]
 
     def _next(self, group: int, width: int, first: int) -> int:
         """Return the width to try after one that does not fit: first smaller ones, then larger ones."""

@@ -219,7 +219,7 @@ def test_kinds_of_attention_that_are_not_supported_are_named(options):
     pruned, _, plan = prune_model(model, CONFIG, INPUTS)
     assert type(pruned.inner) is nn.MultiheadAttention
     notes = {layer: group.note for group in plan.groups.values() for layer in group.layers}
-    assert "MultiheadAttention is not supported" in notes["embed"]
+    assert "inner (MultiheadAttention) is not supported" in notes["embed"]
 
 
 class ByHand(nn.Module):
@@ -429,3 +429,30 @@ def test_a_pruned_transformer_goes_through_every_command(tmp_path, micronet):
     packed = micronet("pack", path["fused"], trust, "-o", tmp_path / "a.packed")
     assert packed.code == 2
     assert "LayerNormalization" in packed.err and "MatMul" in packed.err
+
+
+class ValuesFirst(nn.Module):
+    """Attention as values (d, S) times transposed scores, viewed as wide as the input, as in YOLO11."""
+
+    def __init__(self):
+        super().__init__()
+        self.heads = 2
+        self.stem, self.qkv, self.mid = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 32, 1), nn.Conv2d(16, 12, 3)
+        self.proj, self.head = nn.Conv2d(16, 16, 1), nn.Conv2d(12, 5, 1)
+
+    def forward(self, x):
+        x = self.stem(x)
+        n, c, h, w = x.shape
+        q, k, v = self.qkv(x).view(n, self.heads, 16, h * w).split([4, 4, 8], dim=2)
+        scores = (q.transpose(-2, -1) @ k).softmax(-1)
+        return self.head(self.mid(x + self.proj((v @ scores.transpose(-2, -1)).view(n, c, h, w))).relu())
+
+
+@pytest.mark.parametrize(("percent", "cut"), [(0.5, {"mid": 6}), (0.3, {"mid": 9})])
+def test_a_size_that_two_groups_share_keeps_only_them_whole(percent, cut):
+    model = ValuesFirst().double().eval()
+    config = PruneConfig(percent, criterion="l2", scope="layer")
+    pruned, _, plan = prune_model(model, config, torch.randn(2, 3, 6, 6))
+    widths = {layer: group.after for group in plan.groups.values() for layer in group.layers}
+    assert {layer: widths[layer] for layer in cut} == cut
+    assert pruned(torch.randn(2, 3, 6, 6).double()).shape == (2, 5, 2, 2)
