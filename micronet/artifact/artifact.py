@@ -24,6 +24,7 @@ from micronet import registry
 from micronet.artifact.header import KEY, Header, StageRecord, read_header
 from micronet.core.files import write_atomically
 from micronet.core.machine import version as micronet_version
+from micronet.core.tensor_file import CHECKSUMS, Table, blank_checksums, check_tensors, seal_file
 from micronet.errors import FailedError, MicronetError, first_line, unknown
 from micronet.models.build import ModelSpec, build_model, check_same_code, make_spec
 from micronet.models.calling import take_in_order
@@ -54,7 +55,7 @@ class Artifact:
     @property
     def left_float(self) -> dict[str, str]:
         """The layers that quantization left float -> why."""
-        return {name: why for record in self.history for name, why in record.result.get("left_float", {}).items()}
+        return {name: why for record in self.history for name, why in record.left_float.items()}
 
     def after(self, record: StageRecord, **changes: Any) -> "Artifact":
         """Return the artifact with a record added to its history and other fields replaced."""
@@ -79,15 +80,12 @@ def load(path: Path, model: str | nn.Module | None = None, *, trust_code: bool =
     Raises:
         MicronetError: The file is damaged or not an artifact, its code is not trusted, or a tensor does not fit.
     """
-    header, _ = read_header(path)
+    header, table = read_header(path)
     spec = ModelSpec.from_json(header.model)
     network = _build_network(spec, model, trust_code)
     take_in_order(network, _inputs(header.data))
     network = _replay(network, header.history, str(path))
-    try:
-        tensors = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise MicronetError(f"{path} is corrupted ({error}); copy it again or recreate it") from error
+    tensors = read_tensors(path, table)
     tensors.update({name: tensors[stored] for name, stored in header.tied.items() if stored in tensors})
     load_state(network, tensors, str(path))
     return Artifact(network, spec, header.history, header.metrics, header.data, header.seed)
@@ -116,15 +114,29 @@ def check_builds(artifact: Artifact) -> None:
         ) from error
 
 
+def read_tensors(path: Path, table: Table) -> dict[str, Tensor]:
+    """Read a tensor file's tensors; raise MicronetError if they are damaged."""
+    check_tensors(path, table)
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise MicronetError(f"{path} is corrupted ({error}); copy it again or recreate it") from error
+
+
 def write_tensors(path: Path, tensors: dict[str, Tensor], key: str, header: dict[str, Any]) -> None:
-    """Write a safetensors file with one metadata entry, ``key``, that holds a JSON header.
+    """Write a tensor file: tensors, a JSON header under ``key`` and checksums.
 
     Raises FailedError if that fails; an earlier file at ``path`` is then unchanged.
     """
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    text = json.dumps(header, sort_keys=True)
+    metadata = {key: json.dumps(header, sort_keys=True), CHECKSUMS: blank_checksums(len(tensors))}
+
+    def write(temporary: Path) -> None:
+        save_file(contiguous, temporary, metadata)
+        seal_file(temporary)
+
     try:
-        write_atomically(path, lambda temporary: save_file(contiguous, temporary, {key: text}))
+        write_atomically(path, write)
     except SafetensorError as error:  # it wraps the system's errors
         raise FailedError(f"{path} could not be written ({error})") from error
 

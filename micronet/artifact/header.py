@@ -4,17 +4,19 @@ An artifact is a safetensors file (https://huggingface.co/docs/safetensors): the
 header, then raw tensors. Its metadata has one entry, ``micronet``, whose value is the JSON of ``Header``.
 """
 
-import json
-import struct
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+from micronet.core.config import accepts
+from micronet.core.parse import make_record
+from micronet.core.tensor_file import Table, read_table
+from micronet.data.spec import DataSpec
 from micronet.errors import MicronetError
+from micronet.models.spec import ModelSpec
 
 FORMAT = 1
 KEY = "micronet"
-LARGEST_HEADER = 100_000_000  # the format's own limit, in bytes
 _IMPORT = "(import it with: micronet import --model NAME --weights {path})"
 # A file's first bytes -> what it seems to be.
 _SIGNATURES = {
@@ -26,6 +28,9 @@ _SIGNATURES = {
 }
 
 
+Slots = dict[str, dict[str, Any]]  # the quantizers of one layer: slot -> description
+
+
 @dataclass(frozen=True)
 class StageRecord:
     """One stage that a model went through, in JSON values only."""
@@ -34,9 +39,34 @@ class StageRecord:
     config: dict[str, Any] = field(default_factory=dict)  # its settings
     result: dict[str, Any] = field(default_factory=dict)  # the structure, enough to rebuild the network without data
 
+    @property
+    def quantizers(self) -> dict[str, Slots]:
+        """The quantizers that it placed, by layer; raises MicronetError if the record is damaged."""
+        found = self._typed("quantizers", dict[str, dict[str, Any]])
+        # bn-fuse records only the weight's quantizer
+        layers = {name: {"weight_quantizer": each} if "scheme" in each else each for name, each in found.items()}
+        if not all(isinstance(slot, dict) and "scheme" in slot for each in layers.values() for slot in each.values()):
+            raise self._damaged("quantizers")
+        return layers
+
+    @property
+    def left_float(self) -> dict[str, str]:
+        """The layers that it left float -> why; raises MicronetError if the record is damaged."""
+        found: dict[str, str] = self._typed("left_float", dict[str, str])
+        return found
+
     def to_json(self) -> dict[str, Any]:
         """Return the record as a JSON object."""
         return asdict(self)
+
+    def _typed(self, name: str, kind: Any) -> Any:
+        value = self.result.get(name, {})
+        if not accepts(kind, value):
+            raise self._damaged(name)
+        return value
+
+    def _damaged(self, name: str) -> MicronetError:
+        return MicronetError(f"the {self.stage} record has corrupted {name}; recreate the file")
 
 
 @dataclass(frozen=True)
@@ -58,93 +88,64 @@ class Header:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Header":
-        """Build a header from its JSON object; raise KeyError or TypeError if it is damaged."""
-        fields = {key: item for key, item in value.items() if key in cls.__dataclass_fields__}
-        fields["history"] = [StageRecord(**record) for record in value["history"]]
-        header = cls(**fields)
-        for name in ("model", "metrics", "versions", "tied"):
-            if not isinstance(getattr(header, name), dict):
-                raise TypeError(f"{name} is not a JSON object")
-        if not all(isinstance(part, dict) for record in header.history for part in (record.config, record.result)):
-            raise TypeError("a history record is not a JSON object")
+        """Build a header from its JSON object; raise ValueError or MicronetError if it is damaged."""
+        if not accepts(list[dict[str, Any]], value.get("history")):
+            raise ValueError("its history is not a list of records")
+        known = {key: item for key, item in value.items() if key in cls.__dataclass_fields__}
+        history = [make_record(StageRecord, record) for record in known["history"]]
+        header = make_record(cls, {**known, "history": history})
+        ModelSpec.from_json(header.model)
+        DataSpec.from_json(header.data)
         return header
 
 
-class TensorInfo(NamedTuple):
-    """A stored tensor's safetensors dtype name, shape and size in bytes."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    size_bytes: int
-
-
-def read_header(path: Path) -> tuple[Header, dict[str, TensorInfo]]:
-    """Return an artifact's header, and the dtypes, shapes and sizes of its tensors.
+def read_header(path: Path) -> tuple[Header, Table]:
+    """Return an artifact's header, and the table of its tensors.
 
     Raises:
         MicronetError: The file is damaged or not an artifact; the message says what it seems to be.
     """
-    raw, data_bytes = _read_raw(path)
-    metadata = raw.pop("__metadata__", None) or {}
-    if not isinstance(metadata, dict):
-        raise MicronetError(f"{path} has corrupted metadata; recreate it")
-    try:
-        tensors = {
-            name: TensorInfo(entry["dtype"], tuple(entry["shape"]), _size(entry["data_offsets"]))
-            for name, entry in raw.items()
-        }
-    except (KeyError, TypeError, ValueError) as error:
-        raise MicronetError(f"{path} has a corrupted tensor table ({error}); recreate it") from error
-    expected = sum(info.size_bytes for info in tensors.values())
-    if data_bytes != expected:
-        raise MicronetError(
-            f"{path} is truncated or corrupted: it has {data_bytes:,} bytes of tensor data, expected {expected:,}; "
-            "copy it again"
-        )
-    if KEY not in metadata:
+    table = _read_table(path)
+    if KEY not in table.metadata:
         raise MicronetError(
             f"{path} is a safetensors file that micronet did not write; import it with: "
             f"micronet import --model NAME --weights {path}"
         )
     try:
-        value = json.loads(metadata[KEY])
-        if value["format"] > FORMAT:
+        value = table.header(KEY)
+        version = value.get("format")
+        if type(version) is int and version > FORMAT:
             raise MicronetError(
-                f"{path} has format {value['format']}, but this version of micronet only reads formats up to "
-                f"{FORMAT}; upgrade with pip install -U micronet-compress"
+                f"{path} has format {version}, but this version of micronet only reads formats up to {FORMAT}; "
+                "upgrade with pip install -U micronet-compress"
             )
-        return Header.from_json(value), tensors
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if version != FORMAT:
+            raise ValueError(f"its format is {version!r:.40}")
+        return Header.from_json(value), table
+    except ValueError as error:
         raise MicronetError(f"{path} has a corrupted micronet header ({error}); recreate it") from error
 
 
-def _read_raw(path: Path) -> tuple[dict[str, Any], int]:
-    """Return the safetensors JSON header and the number of bytes after it."""
+def _read_table(path: Path) -> Table:
     if path.is_dir():
         raise MicronetError(f"{path} is a folder; expected an artifact (.safetensors)")
     if not path.exists():
         raise MicronetError(f"{path} does not exist; create it with micronet train or micronet import")
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            start = file.read(8)
-            length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-            if not 2 <= length <= min(LARGEST_HEADER, size - 8):
-                raise ValueError("it has no header")
-            raw = json.loads(file.read(length))
-            if not isinstance(raw, dict):
-                raise ValueError("its header is not a JSON object")
-        return raw, size - 8 - length
+        return read_table(path)
     except OSError as error:
         raise MicronetError(f"{path} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        kind = "an empty file" if not start else "a truncated, corrupted or unrecognized file"
-        kind = next((kind for signature, kind in _SIGNATURES.items() if start.startswith(signature)), kind)
-        raise MicronetError(f"{path} is {kind.format(path=path)}, not an artifact (.safetensors)") from error
+    except ValueError as error:
+        raise MicronetError(f"{path} is {_guess(path, error)}, not an artifact (.safetensors)") from error
 
 
-def _size(offsets: list[int]) -> int:
-    begin, end = offsets
-    if not 0 <= begin <= end:
-        raise ValueError("invalid offsets")
-    return end - begin
+def _guess(path: Path, error: ValueError) -> str:
+    """Say what a file that is no tensor file seems to be, by its first bytes."""
+    if not path.is_file():
+        return "a pipe or a device"
+    with path.open("rb") as file:
+        start = file.read(8)
+    kind = "an empty file" if not start else f"truncated or corrupted ({error})"
+    return next((kind for signature, kind in _SIGNATURES.items() if start.startswith(signature)), kind).format(
+        path=path
+    )

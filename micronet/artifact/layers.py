@@ -3,7 +3,8 @@
 import math
 from typing import Any, NamedTuple
 
-from micronet.artifact.header import Header, TensorInfo
+from micronet.artifact.header import Header
+from micronet.core.tensor_file import TensorInfo
 
 _SLOT_SUFFIX = "_quantizer"
 
@@ -22,9 +23,8 @@ def layer_table(header: Header, tensors: dict[str, TensorInfo]) -> list[LayerRow
     """Return one row per module that has tensors, sorted by name."""
     described: dict[str, dict[str, Any]] = {}
     for record in header.history:
-        for module, slots in record.result.get("quantizers", {}).items():
-            # bn-fuse records only the weight's quantizer
-            described.setdefault(module, {}).update({"weight_quantizer": slots} if "scheme" in slots else slots)
+        for module, slots in record.quantizers.items():
+            described.setdefault(module, {}).update(slots)
     modules: dict[str, dict[str, TensorInfo]] = {}
     for name, info in tensors.items():
         owner, leaf = _owner(name)

@@ -167,13 +167,18 @@ def alternatives(kind: Any) -> tuple[Any, ...]:
 
 
 def accepts(kind: Any, value: Any) -> bool:
-    """Return True if a value is of a setting's type."""
+    """Return True if a value is of a type: the type of a setting, or of a field of a JSON object."""
     if len(kinds := alternatives(kind)) > 1:
         return any(accepts(one, value) for one in kinds)
     if get_origin(kind) is Literal:
         return value in get_args(kind)
     if get_origin(kind) is list:
         return isinstance(value, list) and all(accepts(get_args(kind)[0], item) for item in value)
+    if get_origin(kind) is dict:
+        names, items = get_args(kind)
+        return isinstance(value, dict) and all(accepts(names, k) and accepts(items, v) for k, v in value.items())
+    if kind is Any:
+        return True
     if isinstance(value, bool):
         return kind is bool
     return isinstance(value, (int, float) if kind is float else kind)

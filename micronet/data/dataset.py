@@ -7,7 +7,7 @@ Splits are read when first used, so ``evaluate`` never decodes training images.
 import copy
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +15,9 @@ import torch
 
 from micronet.data.image_files import FileSplit, image_memory
 from micronet.data.samples import SampleSplit
+from micronet.data.spec import DataSpec as DataSpec
 from micronet.data.split import ImageSplit, Split, random_subset
 from micronet.errors import MicronetError, count
-from micronet.models.inputs import check_described
 
 if TYPE_CHECKING:
     from micronet.tasks.task import Task
@@ -27,46 +27,6 @@ STATISTICS_IMAGES = 10_000  # enough for four digits of the means
 STATISTICS_PIXELS = 500_000  # per batch
 CALIBRATION_SAMPLES = "also used for calibration"
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
-
-
-@dataclass(frozen=True)
-class DataSpec:
-    """The data that a network is for, and how images become its input; JSON values only."""
-
-    name: str | None = None
-    classes: list[str] | None = None
-    channels: int | None = None
-    image_size: int | None = None  # height and width in pixels
-    mean: list[float] | None = None  # per channel, of pixels scaled to 0..1
-    std: list[float] | None = None
-    augment: str = "none"  # one of batches.AUGMENTATIONS
-    limit: int | None = None  # the maximum number of training images, and of test images
-    seed: int = 1  # of the validation split and of the limit's choice
-    task: str = "classification"  # one of registry.TASKS, or a user's path/to/file.py:Task
-    inputs: list[dict[str, Any]] | None = None  # if not images: "shape" without the batch, "dtype", "name" if known
-
-    @classmethod
-    def from_json(cls, value: Any) -> "DataSpec":
-        """Build a spec from its JSON object; an empty one from None. Raise MicronetError if it is damaged."""
-        try:
-            spec = cls(**(value or {}))
-            check_described(spec.inputs or [])
-            if not isinstance(spec.task, str):
-                raise TypeError("its task is invalid")
-            return spec
-        except (TypeError, KeyError, ValueError) as error:
-            raise MicronetError(
-                f"the file's record of its data set is corrupted ({error}); recreate the file"
-            ) from error
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the spec as a JSON object; of a classifier of images as earlier versions wrote it."""
-        fields = asdict(self)
-        if self.task == "classification":
-            del fields["task"]
-        if self.inputs is None:
-            del fields["inputs"]
-        return fields
 
 
 @dataclass(frozen=True)

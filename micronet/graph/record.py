@@ -21,9 +21,10 @@ from micronet.graph.plain import PlainLayer, make_plain, with_plain
 from micronet.graph.recorder import Recorder, user_line
 from micronet.graph.training import follow_mode
 from micronet.models.device import Example, as_inputs
-from micronet.models.inputs import LARGEST_INPUT, describe_inputs
+from micronet.models.inputs import describe_inputs
 from micronet.models.modes import copy_model, eval_mode, random_kept, state_kept
 from micronet.models.outputs import other_values, tensors_in
+from micronet.models.spec import LARGEST_INPUT
 
 ROUNDING = 1e-3  # relative to the output's norm: far above rounding errors, far below another computation
 

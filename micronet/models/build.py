@@ -8,7 +8,6 @@ recorded with its name: the artifact loads without the file, and a changed file 
 import hashlib
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
 from functools import partial
 from importlib import import_module
 from inspect import signature
@@ -20,39 +19,10 @@ from torch import nn
 
 from micronet import registry
 from micronet.errors import MicronetError, unknown
+from micronet.models.spec import TORCHVISION as TORCHVISION
+from micronet.models.spec import ModelSpec as ModelSpec
 
-TORCHVISION = "torchvision:"
 _FORMS = ("torchvision:NAME", "pkg.mod:factory", "path/to/file.py:factory")
-
-
-@dataclass(frozen=True)
-class ModelSpec:
-    """What is needed to build a network: its name, the factory's arguments and, for a user's file, its text."""
-
-    name: str
-    args: dict[str, Any] = field(default_factory=dict)
-    source: str | None = None
-    sha256: str | None = None
-
-    @property
-    def runs_user_code(self) -> bool:
-        """True if building it runs code from outside micronet and torchvision."""
-        return ":" in self.name and not self.name.startswith(TORCHVISION)
-
-    @classmethod
-    def from_json(cls, value: Any) -> "ModelSpec":
-        """Build a spec from its JSON object; raise MicronetError if it is damaged."""
-        try:
-            spec = cls(**value)
-            if not isinstance(spec.name, str) or not isinstance(spec.args, dict):
-                raise TypeError("its name or arguments are invalid")
-        except TypeError as error:
-            raise MicronetError(f"the file's model record is corrupted ({error}); recreate the file") from error
-        return spec
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the fields that are not None as a JSON object."""
-        return {key: value for key, value in asdict(self).items() if value is not None}
 
 
 def make_spec(name: str, args: dict[str, Any] | None = None, option: str = "--model") -> ModelSpec:

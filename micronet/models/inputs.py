@@ -1,7 +1,6 @@
 """What a network takes: batches as users give them, and inputs described in JSON, from which examples are made."""
 
 import inspect
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,8 +11,8 @@ from micronet.errors import MicronetError, count
 from micronet.models.calling import input_names, plain_names, release, take_in_order, takes_names
 from micronet.models.device import Inputs
 from micronet.models.modes import eval_mode, state_kept
+from micronet.models.spec import check_described
 
-LARGEST_INPUT = 2**28  # values; loading a file runs its network on such inputs
 Batch = Tensor | Sequence[Any] | Mapping[str, Any]
 
 
@@ -92,20 +91,6 @@ def describe_inputs(inputs: Sequence[Tensor], names: Sequence[str] | None = None
     found: list[dict[str, Any]]
     found = [{"shape": list(x.shape), "dtype": str(x.dtype).removeprefix("torch.")} for x in inputs]
     return found if names is None else [{**each, "name": name} for each, name in zip(found, names, strict=True)]
-
-
-def check_described(inputs: Any) -> None:
-    """Raise TypeError or ValueError unless this is what ``describe_inputs`` returns, of at most 2^28 values each."""
-    for each in inputs:
-        shape, dtype = each["shape"], getattr(torch, str(each["dtype"]), None)
-        if not isinstance(shape, (list, tuple)) or not all(isinstance(size, int) and size >= 0 for size in shape):
-            raise TypeError(f"the shape {shape!r} is invalid")
-        if not isinstance(each.get("name", ""), str):
-            raise TypeError(f"the name {each['name']!r} is invalid")
-        if not isinstance(dtype, torch.dtype):
-            raise TypeError(f"the type {each['dtype']!r} is invalid")
-        if math.prod(shape) > LARGEST_INPUT:
-            raise ValueError(f"an input has more than {LARGEST_INPUT:,} values")
 
 
 def make_inputs(described: list[dict[str, Any]], samples: int | None = None) -> tuple[Tensor, ...]:

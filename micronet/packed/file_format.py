@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from micronet.core.tensor_file import CHECKSUMS, blank_checksums, check_tensors, read_table, seal
 from micronet.errors import MicronetError
 from micronet.packed.checks import MAX_SIDE, check_about, check_operation, positive
 from micronet.packed.levels import Levels, find_levels, pack, packed_bytes, unpack
@@ -35,20 +36,23 @@ def to_bytes(program: Program) -> bytes:
     header = {"format": 1, "shape": program.shape, "operations": entries, "about": program.about}
     if program.outputs is not None:
         header |= {"format": 2, "outputs": program.outputs}
-    return save(tensors, {KEY: json.dumps(header, separators=(",", ":"), sort_keys=True)})
+    text = json.dumps(header, separators=(",", ":"), sort_keys=True)
+    file = bytearray(save(tensors, {KEY: text, CHECKSUMS: blank_checksums(len(tensors))}))
+    seal(file)
+    return bytes(file)
 
 
 def read(path: Path) -> Program:
     """Read a packed file. Raises MicronetError if it is damaged or not a packed network."""
     try:
+        table = read_table(path)
+        header = table.header(KEY)
+        check_tensors(path, table)
         with safe_open(path, "numpy") as file:
-            header = json.loads((file.metadata() or {})[KEY])
             tensors = {name: file.get_tensor(name) for name in TENSORS}
         if any(tensors[name].dtype != kind or tensors[name].ndim != 1 for name, kind in TENSORS.items()):
             raise ValueError("its tensors have the wrong types")
-        if not isinstance(header, dict):
-            raise ValueError("its header is not a JSON object")
-    except (SafetensorError, OSError, KeyError, ValueError, TypeError, RecursionError) as error:
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise MicronetError(f"{path} is not a packed network ({error}); create one with micronet pack") from error
     if header.get("format") not in FORMATS:
         raise MicronetError(

@@ -3,16 +3,16 @@
 Memory is O(bins): if a value lies outside, the width of the bins doubles and neighbors merge.
 """
 
-import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from micronet.artifact.artifact import write_tensors
+from micronet.artifact.artifact import read_tensors, write_tensors
+from micronet.core.config import accepts
+from micronet.core.tensor_file import read_table
 from micronet.errors import MicronetError
 from micronet.quantization.config import Calibrator
 from micronet.quantization.functional import QParams, dequantize, range_qparams, to_integers
@@ -191,11 +191,14 @@ def save_statistics(statistics: Statistics, path: Path, network: str) -> None:
 def load_statistics(path: Path, network: str) -> Statistics:
     """Read statistics. Raises MicronetError if the file is damaged, or its network differs from ``network``."""
     try:
-        with safe_open(path, "pt") as file:
-            header = json.loads((file.metadata() or {})[_KEY])
-            found = {name: Histogram(file.get_tensor(name), *map(float, ends)) for name, ends in header["ends"].items()}
+        table = read_table(path)
+        header, tensors = table.header(_KEY), read_tensors(path, table)
+        ends = header["ends"]
+        if not accepts(dict[str, list[float]], ends) or any(len(each) != 3 for each in ends.values()):
+            raise ValueError("its ends are invalid")
+        found = {name: Histogram(tensors[name], *map(float, each)) for name, each in ends.items()}
         sound = all(item.counts.shape == (BINS,) for item in found.values())
-    except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
+    except (OSError, KeyError, ValueError, OverflowError) as error:
         raise MicronetError(
             f"{path} is not a calibration statistics file ({error}); delete it or choose another"
         ) from error

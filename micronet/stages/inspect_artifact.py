@@ -33,9 +33,9 @@ class Inspect(Stage):
         from micronet.artifact.header import read_header
         from micronet.artifact.layers import layer_table
 
-        header, tensors = read_header(self.artifact)
+        header, table = read_header(self.artifact)
         value: dict[str, Any] = header.to_json()
         value["model"].pop("source", None)
-        layers = [layer._asdict() for layer in layer_table(header, tensors)]
+        layers = [layer._asdict() for layer in layer_table(header, table.tensors)]
         about = {"file": str(self.artifact), **value, "size_bytes": self.artifact.stat().st_size, "layers": layers}
         return Outcome(about, about)

@@ -4,32 +4,36 @@ One safetensors file beside the artifact holds the weights, the best weights so 
 progress. It is written after each epoch and at intervals within one, and removed when the artifact is saved.
 """
 
-import json
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from micronet.artifact.artifact import load_state, write_tensors
+from micronet.artifact.artifact import load_state, read_tensors, write_tensors
+from micronet.core.config import accepts
 from micronet.core.files import remove_leftovers
-from micronet.errors import FailedError, MicronetError
+from micronet.core.parse import make_record
+from micronet.core.tensor_file import Table, read_table
+from micronet.errors import FailedError, MicronetError, first_line
 
 if TYPE_CHECKING:
     from micronet.training.step import TrainStep
 
 _KEY = "micronet-checkpoint"
-_HEADER_TYPES = {"identity": dict, "reached": dict, "groups": list, "numbers": dict}
+_PARTS = {
+    "identity": dict[str, Any], "reached": dict[str, Any], "groups": list[dict[str, Any]],
+    "numbers": dict[str, dict[str, float | None]],
+}  # fmt: skip
 
 
 @dataclass
 class TrainState:
     """The progress of a training."""
 
-    rows: list[dict[str, Any]] = field(default_factory=list)  # the metrics of each finished epoch
+    rows: list[dict[str, float]] = field(default_factory=list)  # the metrics of each finished epoch
     step: int = 0  # steps taken in the current epoch
     loss: float = 0.0  # summed over the images of the current epoch so far
     images: int = 0  # of the current epoch so far
@@ -46,7 +50,7 @@ class TrainState:
         self.loss += loss * images
         self.images += images
 
-    def end_epoch(self, row: dict[str, Any]) -> None:
+    def end_epoch(self, row: dict[str, float]) -> None:
         """Finish the current epoch with its metrics."""
         self.rows.append(row)
         self.step, self.loss, self.images = 0, 0.0, 0
@@ -117,10 +121,9 @@ class Checkpoint:
     def recorded(self) -> dict[str, Any]:
         """Return the settings that the file was written with; none if there is no such file, or it is damaged."""
         try:
-            with safe_open(self.path, "pt") as file:
-                found: dict[str, Any] = json.loads((file.metadata() or {})[_KEY])["identity"]
-                return found
-        except (SafetensorError, OSError, KeyError, TypeError, ValueError):
+            identity: dict[str, Any] = _read(read_table(self.path))["identity"]
+            return identity
+        except (OSError, KeyError, ValueError):
             return {}
 
     def remove(self) -> None:
@@ -129,13 +132,11 @@ class Checkpoint:
 
     def _load(self, step: "TrainStep") -> TrainState:
         try:
-            with safe_open(self.path, "pt") as file:
-                header = json.loads((file.metadata() or {})[_KEY])
-                if not all(isinstance(header[key], kind) for key, kind in _HEADER_TYPES.items()):
-                    raise ValueError("its header contains values of the wrong type")
-                state = TrainState(**header["reached"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
-        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+            table = read_table(self.path)
+            header = _read(table)
+            state = make_record(TrainState, header["reached"])
+            tensors = read_tensors(self.path, table)
+        except (OSError, KeyError, ValueError, MicronetError) as error:
             raise MicronetError(f"{self.path} is corrupted ({error}); add --force to start over") from error
         initial = self.identity.get("initial_weights")
         before = {"initial_weights": initial, **header["identity"]}  # which files of earlier versions do not have
@@ -156,25 +157,51 @@ class Checkpoint:
         if step.average is not None:
             load_state(step.average, _without_prefix("average.", tensors), str(self.path))
         self.best = _without_prefix("best.", tensors)
-        _load_optimizer(step.optimizer, header, _without_prefix("optimizer.", tensors))
+        try:
+            _load_optimizer(step.optimizer, header, _without_prefix("optimizer.", tensors))
+        except (ValueError, KeyError) as error:
+            raise MicronetError(
+                f"{self.path} is corrupted or was written by another version of micronet ({first_line(error)}); add "
+                "--force to start over"
+            ) from error
         return state
 
 
+def _read(table: Table) -> dict[str, Any]:
+    """Return a checkpoint's header; raise KeyError or ValueError if it is damaged."""
+    header = table.header(_KEY)
+    for name, kind in _PARTS.items():
+        if not accepts(kind, header[name]):
+            raise ValueError(f"its {name} have the wrong type")
+    return header
+
+
 def _load_optimizer(optimizer: torch.optim.Optimizer, header: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    """Load the state of an optimizer; raise ValueError if it does not fit."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Any]] = {int(index): dict(slots) for index, slots in header["numbers"].items()}
     for name, tensor in tensors.items():
         index, _, slot = name.partition(".")
+        if not index.isdecimal() or int(index) >= len(parameters):
+            raise ValueError(f"the network has no parameter {index!r}")
         parameter = parameters[int(index)]
         if tensor.shape == parameter.shape:  # in the same memory format, so that sums are bit-identical
             tensor = torch.empty_like(parameter, requires_grad=False).copy_(tensor)
+        elif tensor.numel() != 1:
+            raise ValueError(f"{name} is {tuple(tensor.shape)}, expected {tuple(parameter.shape)}")
         state.setdefault(int(index), {})[slot] = tensor
-    try:
-        optimizer.load_state_dict({"state": state, "param_groups": header["groups"]})
-    except ValueError as error:
-        raise MicronetError(
-            f"this checkpoint was written by another version of micronet ({error}); add --force to start over"
-        ) from error
+    for own, stored in zip(optimizer.state_dict()["param_groups"], header["groups"], strict=False):
+        if wrong := [name for name, value in stored.items() if not _alike(own.get(name), value)]:
+            raise ValueError(f"its optimizer's {wrong[0]} is {stored[wrong[0]]!r:.40}")
+    optimizer.load_state_dict({"state": state, "param_groups": header["groups"]})
+
+
+def _alike(own: Any, stored: Any) -> bool:
+    """Return True if a stored setting of an optimizer is of the type of its own; tuples are stored as lists."""
+    if isinstance(own, tuple | list):
+        return isinstance(stored, list) and all(map(_alike, own, stored))
+    number = isinstance(own, int | float) and isinstance(stored, int | float)
+    return number or type(own) is type(stored)
 
 
 def _without_prefix(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

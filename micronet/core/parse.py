@@ -1,0 +1,87 @@
+"""Text from files that anyone may have written: read and parsed within bounds of size and depth."""
+
+import json
+import stat
+import tomllib
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from micronet.core.config import accepts
+
+R = TypeVar("R")
+
+LARGEST_TEXT = 1 << 25  # bytes; parsed, it may take twenty times as much
+LARGEST_RECIPE = 1 << 20  # bytes
+DEEPEST = 64  # levels of lists and objects; code that walks them may recurse
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Parse JSON; raise ValueError if it is invalid, larger than LARGEST_TEXT or nested deeper than DEEPEST."""
+    if len(text) > LARGEST_TEXT:
+        raise ValueError(f"its JSON is larger than {LARGEST_TEXT:,} bytes")
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise _too_deep() from None
+    return _checked(value)
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """Parse TOML; raise ValueError if it is invalid or nested deeper than DEEPEST."""
+    try:
+        value = tomllib.loads(text)
+    except RecursionError:
+        raise _too_deep() from None
+    _checked(value)
+    return value
+
+
+def read_text(path: Path, largest: int = LARGEST_TEXT) -> str:
+    """Read a text file as UTF-8.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: It is a pipe or a device, is larger than ``largest`` bytes, or is not UTF-8.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):  # a pipe may never end, nor a device
+        raise ValueError("it is not a regular file")
+    with path.open("rb") as file:
+        text = file.read(largest + 1)
+    if len(text) > largest:
+        raise ValueError(f"it is larger than {largest:,} bytes")
+    return text.decode("utf-8")
+
+
+def make_record(record: type[R], value: Any) -> R:
+    """Make a dataclass from a parsed JSON object whose names and types are its fields'; otherwise raise ValueError."""
+    if not isinstance(value, dict):
+        raise ValueError(f"{value!r:.40} is not a JSON object")
+    known = {item.name: item for item in fields(record)}  # type: ignore[arg-type]  # a dataclass
+    for name, item in known.items():
+        if name not in value and item.default is item.default_factory is MISSING:
+            raise ValueError(f"{name!r} is missing")
+    for name, part in value.items():
+        if name not in known:
+            raise ValueError(f"{name!r} is unknown")
+        if not accepts(known[name].type, part):
+            raise ValueError(f"{name!r} is {part!r:.40}")
+    return record(**value)
+
+
+def _checked(value: Any) -> Any:
+    """Return a parsed value; raise ValueError if it is nested deeper than DEEPEST."""
+    level = [value]
+    for _ in range(DEEPEST):
+        level = [item for each in level if isinstance(each, dict | list) for item in _items(each)]
+        if not level:
+            return value
+    raise _too_deep()
+
+
+def _items(each: dict[str, Any] | list[Any]) -> Any:
+    return each.values() if isinstance(each, dict) else each
+
+
+def _too_deep() -> ValueError:
+    return ValueError(f"it is nested more than {DEEPEST} levels deep")

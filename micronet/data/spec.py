@@ -1,0 +1,46 @@
+"""What a file records of the data that a network is for, in JSON values; read without torch."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from micronet.core.parse import make_record
+from micronet.errors import MicronetError
+from micronet.models.spec import check_described
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """The data that a network is for, and how images become its input; JSON values only."""
+
+    name: str | None = None
+    classes: list[str] | None = None
+    channels: int | None = None
+    image_size: int | None = None  # height and width in pixels
+    mean: list[float] | None = None  # per channel, of pixels scaled to 0..1
+    std: list[float] | None = None
+    augment: str = "none"  # one of batches.AUGMENTATIONS
+    limit: int | None = None  # the maximum number of training images, and of test images
+    seed: int = 1  # of the validation split and of the limit's choice
+    task: str = "classification"  # one of registry.TASKS, or a user's path/to/file.py:Task
+    inputs: list[dict[str, Any]] | None = None  # if not images: "shape" without the batch, "dtype", "name" if known
+
+    @classmethod
+    def from_json(cls, value: Any) -> "DataSpec":
+        """Build a spec from its JSON object; an empty one from None. Raise MicronetError if it is damaged."""
+        try:
+            spec = make_record(cls, {} if value is None else value)
+            check_described(spec.inputs or [])
+            return spec
+        except ValueError as error:
+            raise MicronetError(
+                f"the file's record of its data set is corrupted ({error}); recreate the file"
+            ) from error
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the spec as a JSON object; of a classifier of images as earlier versions wrote it."""
+        fields = asdict(self)
+        if self.task == "classification":
+            del fields["task"]
+        if self.inputs is None:
+            del fields["inputs"]
+        return fields
