@@ -30,6 +30,11 @@ class FailedError(MicronetError):
 USER_ERRORS = (MicronetError, OSError, MemoryError)
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return True for an exception that means too little memory; torch's allocator on the CPU raises RuntimeError."""
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error))
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of an exception's message, or its type if it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -28,6 +28,7 @@ from micronet.core.tensor_file import CHECKSUMS, Table, blank_checksums, check_t
 from micronet.errors import FailedError, MicronetError, first_line, unknown
 from micronet.models.build import ModelSpec, build_model, check_same_code, make_spec
 from micronet.models.calling import take_in_order
+from micronet.models.finite import check_finite
 
 _PACKAGES = ("torch", "torchvision", "numpy", "onnx", "onnxruntime")
 
@@ -63,7 +64,11 @@ class Artifact:
 
 
 def save(artifact: Artifact, path: Path) -> None:
-    """Write an artifact; raise FailedError if that fails, with an earlier file at ``path`` unchanged."""
+    """Write an artifact; raise FailedError if that fails or a tensor holds NaN or infinity.
+
+    An earlier file at ``path`` is then unchanged.
+    """
+    check_finite(artifact.model, "the network")
     tensors, tied = _untie(artifact.model.state_dict())
     spec, made = artifact.spec.to_json(), versions()
     header = Header(spec, artifact.history, artifact.metrics, artifact.data, artifact.seed, versions=made, tied=tied)
@@ -79,6 +84,7 @@ def load(path: Path, model: str | nn.Module | None = None, *, trust_code: bool =
 
     Raises:
         MicronetError: The file is damaged or not an artifact, its code is not trusted, or a tensor does not fit.
+        FailedError: A tensor holds NaN or infinity.
     """
     header, table = read_header(path)
     spec = ModelSpec.from_json(header.model)
@@ -88,6 +94,7 @@ def load(path: Path, model: str | nn.Module | None = None, *, trust_code: bool =
     tensors = read_tensors(path, table)
     tensors.update({name: tensors[stored] for name, stored in header.tied.items() if stored in tensors})
     load_state(network, tensors, str(path))
+    check_finite(network, str(path))
     return Artifact(network, spec, header.history, header.metrics, header.data, header.seed)
 
 

@@ -17,6 +17,7 @@ from micronet.artifact.header import StageRecord
 from micronet.data.dataset import IMAGENET, DataSpec
 from micronet.errors import MicronetError, count
 from micronet.models.build import TORCHVISION, build_model, make_spec
+from micronet.models.finite import check_finite
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
 _ORIGINALS = ("nin", "nin_3x3", "nin_gc")
@@ -42,6 +43,7 @@ def import_model(name: str, args: dict[str, Any], weights: Path | None, seed: in
         if name in _ORIGINALS and tensors.keys() != model.state_dict().keys():
             tensors = _by_position(tensors, model.state_dict())
         load_state(model, tensors, str(weights))
+        check_finite(model, f"--weights {weights}")
     record = StageRecord("import", {"model": name, "weights": str(weights) if weights else None})
     return Artifact(model, spec, [record])
 

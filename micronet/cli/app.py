@@ -21,7 +21,7 @@ from micronet.cli import console
 from micronet.cli.old_spellings import modern
 from micronet.cli.usage import usage_error
 from micronet.core import ranks
-from micronet.errors import USER_ERRORS
+from micronet.errors import USER_ERRORS, is_out_of_memory
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
 _UsageError: Any = typer.BadParameter.__base__  # click's; newer Typers bring it themselves
@@ -140,6 +140,10 @@ def run(arguments: list[str]) -> int:
     except _UsageError as error:
         return report(usage_error(error, words))
     except USER_ERRORS as error:
+        return report(error)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         return report(error)
     if code == INTERRUPTED and not ranks.is_launched():  # Typer has turned Ctrl-C into this code
         again = "" if words[0] == "run" else " with --resume"

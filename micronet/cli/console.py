@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.markup import escape
 
 from micronet.core import ranks
 from micronet.core.progress import Progress, Silent
@@ -18,8 +19,14 @@ if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
 
+_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def plain(text: str) -> str:
+    """Escape control characters, which a file may hold and a terminal would obey."""
+    return text.translate(_CONTROLS)
 
 
 class Bar:
@@ -42,7 +49,7 @@ class Bar:
 
     def line(self, text: str) -> None:
         """Print a line that stays."""
-        (self._bars.console if self._bars else err).print(text, markup=False)
+        (self._bars.console if self._bars else err).print(plain(text), markup=False)
 
 
 @contextmanager
@@ -83,7 +90,7 @@ def _without_nan(value: Any) -> Any:
 
 def print_line(text: str) -> None:
     """Print one line of a result."""
-    out.print(text, markup=False)
+    out.print(plain(text), markup=False)
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None) -> None:
@@ -96,13 +103,13 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: st
         numeric = all(row[index][:1] in "+-0123456789?" for row in rows if row[index]) and bool(rows)
         table.add_column(column, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(escape(plain(cell)) for cell in row))
     wide.print(table)
 
 
 def print_error(text: str, label: str = "error") -> None:
     """Print one error line."""
-    err.print(f"{label}: {' '.join(text.split())}", markup=False, style="red" if err.is_terminal else None)
+    err.print(f"{label}: {plain(' '.join(text.split()))}", markup=False, style="red" if err.is_terminal else None)
 
 
 def report_error(error: Exception) -> int:

@@ -106,6 +106,12 @@ def write_bytes(path: Path, data: bytes) -> None:
     write_atomically(path, lambda temporary: temporary.write_bytes(data))
 
 
+def cache_folder() -> Path:
+    """Return the user's folder for what can be made again: ``$XDG_CACHE_HOME/micronet`` or ``~/.cache/micronet``."""
+    home = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (home if home.is_absolute() else Path("~/.cache").expanduser()) / "micronet"
+
+
 def file_hash(path: Path) -> str:
     """Return a file's SHA-256 in hexadecimal."""
     with path.open("rb") as file:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from micronet.data.dataset import DataSource
+from micronet.data.npz import read_npy, read_npz
 from micronet.data.samples import SampleSplit
 from micronet.data.split import random_subset
 from micronet.errors import MicronetError, count
@@ -29,9 +30,9 @@ def open_inputs(place: Path, image_size: int | None) -> DataSource | None:
     """
     samples: Any
     if place.suffix == ".npy" and place.is_file():
-        samples = ArraySamples({place.stem: _load(place)}, place)
+        samples = ArraySamples({place.stem: read_npy(place)}, place)
     elif place.suffix == ".npz" and place.is_file():
-        arrays = _load(place)
+        arrays = read_npz(place)
         if arrays.keys() >= LABELLED:
             return None
         samples = ArraySamples(arrays, place)
@@ -84,22 +85,7 @@ class FileSamples:
 
     def __getitem__(self, index: int) -> tuple[Tensor, None]:
         path = self._files[index]
-        return _tensor(_load(path), str(path)), None
-
-
-def _load(place: Path) -> Any:
-    """Read an .npy file as an array, an .npz file as a dict of arrays."""
-    try:
-        found = np.load(place, allow_pickle=False)
-        if isinstance(found, np.ndarray):
-            return found
-        with found:
-            return {name: found[name] for name in found.files}
-    except Exception as error:  # numpy raises many types; all mean the same to the user
-        raise MicronetError(
-            f"{place} is not a valid {place.suffix} file: it is corrupted or contains pickled objects ({error}); save "
-            "plain arrays with numpy.save or numpy.savez"
-        ) from error
+        return _tensor(read_npy(path), str(path)), None
 
 
 def _tensor(array: NDArray[Any], name: str) -> Tensor:

@@ -11,7 +11,7 @@ import signal
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,9 @@ from micronet.core.machine import available_memory, usable_cores
 from micronet.data.split import ImageSplit, channels_first
 from micronet.errors import FailedError, MicronetError, first_line
 
+# What Pillow may decode: formats that hold pixels and nothing else. It would hand EPS to Ghostscript, a program.
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+MOST_PIXELS = 2**26  # 8,192 x 8,192; a larger image is refused before it is decoded
 SUFFIXES = {
     *(".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm"),
     *(".tif", ".tiff", ".webp"),
@@ -153,10 +156,23 @@ def list_images(place: Path) -> list[Path]:
 def open_image(path: Path) -> Iterator[Image.Image]:
     """Open an image file; in this context, raise MicronetError if the file is not a readable image."""
     try:
-        with Image.open(path) as image:
+        if not path.is_file():
+            raise ValueError("it is not a regular file")
+        with Image.open(path, formats=_formats()) as image:
+            if math.prod(image.size) > MOST_PIXELS:
+                raise ValueError(f"it has {math.prod(image.size):,} pixels, more than {MOST_PIXELS:,}")
             yield image
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # decoders raise many types; all mean a damaged file
         raise MicronetError(f"{path} cannot be read as an image ({error}); fix or remove it") from error
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """Return the formats that this Pillow has."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def decode(path: Path, size: int) -> Tensor:

@@ -5,8 +5,6 @@ sets once, into ``$MICRONET_DATA`` (default ``~/.cache/micronet``).
 """
 
 import os
-import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -18,8 +16,10 @@ import numpy as np
 import torch
 
 from micronet import registry
+from micronet.core.files import cache_folder
 from micronet.data.dataset import Dataset, DataSource, DataSpec
 from micronet.data.folder import open_folder
+from micronet.data.npz import read_npz
 from micronet.data.split import ImageSplit, MemorySplit, resize
 from micronet.errors import FailedError, MicronetError, count, unknown
 from micronet.tasks.task import load_task
@@ -29,6 +29,7 @@ OTHER_INPUTS = (
     "inputs other than uint8 images need --task FILE.py:TASK, a class that reads them (docs/tasks.md), or, without "
     "labels, --task agreement"
 )
+MOST_CLASSES = 1_000_000
 
 
 def load_data(
@@ -88,25 +89,12 @@ def open_images(name: str, image_size: int | None) -> DataSource:
     if path.is_dir():
         return open_folder(path, image_size)
     if path.suffix == ".npz":
-        return open_arrays(_npz(path), image_size)
+        return open_arrays(read_npz(path), image_size)
     if ":" in name and not path.exists():  # a file of such a name must not make a recorded name run
         return open_arrays(_call(name), image_size)
     if path.name != name:
         raise MicronetError(f"the data folder {name} does not exist; pass its current path with --data")
     raise unknown("data set", name, [*registry.DATA, "a folder", "a file.npz", "pkg.mod:factory"])
-
-
-def _npz(path: Path) -> Mapping[str, Any]:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {key: file[key] for key in file.files}
-    except OSError as error:
-        raise MicronetError(f"{path} cannot be read ({error.strerror or 'corrupted'})") from error
-    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise MicronetError(
-            f"{path} is not a valid .npz file: it is corrupted or contains pickled objects; save plain arrays with "
-            "numpy.savez"
-        ) from error
 
 
 def _call(name: str) -> Mapping[str, Any]:
@@ -127,7 +115,7 @@ def _count(classes: list[str]) -> str:
 
 def digits(image_size: int | None) -> DataSource:
     """Open the UCI handwritten digits: 8x8 scans of 17 grey levels, resized to 32x32 RGB by default."""
-    stored = _npz(Path(__file__).with_name("digits.npz"))
+    stored = read_npz(Path(__file__).with_name("digits.npz"))
 
     def read(part: str) -> ImageSplit:
         grey = torch.from_numpy(stored[f"x_{part}"]).unsqueeze(1).expand(-1, 3, -1, -1)
@@ -151,6 +139,11 @@ def open_arrays(stored: Mapping[str, Any], image_size: int | None) -> DataSource
         )
     train, test = (_from_arrays(stored, part, image_size) for part in ("train", "test"))
     labels = int(max(train.labels.max(), test.labels.max())) + 1
+    if labels > MOST_CLASSES:
+        raise MicronetError(
+            f"the data set has label {labels - 1}; labels count the classes from 0, and {MOST_CLASSES:,} is the most "
+            "that is supported"
+        )
     classes = [str(name) for name in stored["classes"]] if "classes" in stored else [str(i) for i in range(labels)]
     if len(classes) < labels:
         raise MicronetError(
@@ -185,7 +178,7 @@ def _from_arrays(stored: Mapping[str, Any], part: str, image_size: int | None) -
 def _torchvision(name: str, augment: str, image_size: int | None) -> DataSource:
     from torchvision import datasets
 
-    root = Path(os.environ.get("MICRONET_DATA", "~/.cache/micronet")).expanduser()
+    root = Path(os.environ.get("MICRONET_DATA") or cache_folder()).expanduser()
 
     def read(*, train: bool) -> Any:
         try:

@@ -19,6 +19,7 @@ from micronet.data.dataset import DataSpec
 from micronet.errors import MicronetError, first_line
 from micronet.evaluation.network import Predictor, Scores
 from micronet.models.device import batch_length, inference_format, place_input
+from micronet.models.finite import check_outputs
 from micronet.models.modes import eval_mode
 from micronet.tasks.classification import DEFAULT_TASK
 from micronet.tasks.task import Meter, Outputs, Task, describe, outputs_of
@@ -105,12 +106,19 @@ def check_scores(
 
 
 def run_batch(predict: Predictor, inputs: Any) -> Outputs:
-    """Run a predictor on a batch of tensors on any device, and return its outputs as tensors on the CPU."""
+    """Run a predictor on a batch of tensors on any device, and return its outputs as tensors on the CPU.
+
+    Raises FailedError if they hold NaN or infinity.
+    """
     arrays = tuple(x.cpu().numpy() for x in inputs) if isinstance(inputs, tuple) else inputs.cpu().numpy()
     found = predict(arrays)
-    if isinstance(found, list):
-        return [torch.from_numpy(np.asarray(each)) for each in found]
-    return torch.from_numpy(found)
+    outputs: Outputs = (
+        torch.from_numpy(found)
+        if not isinstance(found, list)
+        else [torch.from_numpy(np.asarray(each)) for each in found]
+    )
+    check_outputs(outputs)
+    return outputs
 
 
 def evaluate(

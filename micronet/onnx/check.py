@@ -19,6 +19,7 @@ from micronet.artifact.header import StageRecord
 from micronet.errors import FailedError, count
 from micronet.evaluation.network import Predictor
 from micronet.models.device import batch_length, call
+from micronet.models.finite import check_outputs
 from micronet.models.modes import eval_mode
 from micronet.models.outputs import tensors_in
 from micronet.onnx.moves import ADDED
@@ -76,6 +77,7 @@ def compare_tensors(model: nn.Module, predict: Predictor, batches: Sequence[Any]
         for batch in batches:
             found = predict(_arrays(batch))
             outputs = found if isinstance(found, list) else [found]
+            check_outputs([torch.from_numpy(np.asarray(each)) for each in outputs], "the converted network")
             for ours, theirs in zip(tensors_in(call(model, batch)), outputs, strict=True):
                 difference += float(np.square(ours.double().numpy() - theirs).sum())
                 size += float(ours.double().square().sum())
@@ -90,6 +92,7 @@ def compare_scores(model: nn.Module, predict: Predictor, batches: Iterable[Tenso
         for batch in batches:
             ours = tensors_in(model(batch))[0].double().numpy()
             theirs = predict(batch.numpy()).astype(np.float64)
+            check_outputs(torch.from_numpy(theirs), "the converted network")
             agree = ours.argmax(1) == theirs.argmax(1)
             same += int(agree.sum())
             changed += int((~agree & ~_near_ties(ours)).sum())

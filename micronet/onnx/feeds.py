@@ -12,6 +12,7 @@ from onnx import helper
 from PIL import Image, ImageOps
 
 from micronet.data.image_files import open_image
+from micronet.data.npz import read_npz
 from micronet.errors import MicronetError
 
 Feed = dict[str, NDArray[Any]]  # an array for every input of a model, by name
@@ -68,11 +69,7 @@ def read_arrays(path: Path, inputs: Sequence[Input]) -> list[Feed]:
     Raises:
         MicronetError: The file is damaged, or its arrays do not fit the inputs.
     """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except Exception as error:  # numpy and zipfile raise many types for damaged files
-        raise MicronetError(f"{path} is not a valid .npz file; save the inputs with numpy.savez") from error
+    arrays = read_npz(path)
     wanted, got = ", ".join(map(str, inputs)), ", ".join(f"{k} {v.dtype} {v.shape}" for k, v in arrays.items())
     mismatch = f"{path} holds {got or 'nothing'}, but the model takes {wanted}; save one array for each input"
     if not arrays.keys() & {entry.name for entry in inputs} and len(arrays) == len(inputs):

@@ -14,11 +14,11 @@ own is named in the first stage only, ``model = "net.py:Net"``; later stages run
 """
 
 import re
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from micronet.core.parse import LARGEST_RECIPE, parse_toml, read_text
 from micronet.errors import MicronetError, unknown
 
 _STAGE_HEADER = re.compile(r"^\s*\[\[\s*stage\s*\]\]")
@@ -70,14 +70,14 @@ def find_recipe(name: Path) -> Path:
 def read_recipe(path: Path) -> Recipe:
     """Read a recipe; raise MicronetError that names the line if it is not one."""
     try:
-        text = path.read_text(encoding="utf-8")
-        value = tomllib.loads(text)
+        text = read_text(path, LARGEST_RECIPE)
+        value = parse_toml(text)
     except FileNotFoundError:
         raise MicronetError(f"{path} does not exist; bundled recipes: {', '.join(bundled())}") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise MicronetError(f"{path} cannot be read ({error})") from error
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise MicronetError(f"{path} is not valid TOML: {error}") from error
+    except ValueError as error:
+        raise MicronetError(f"{path} is not a recipe in TOML: {error}") from error
     for key in value:
         if key not in _TOP_KEYS:
             raise MicronetError(f"{path}: {unknown('key', key, _TOP_KEYS)}")

@@ -11,6 +11,7 @@ from typing import Any
 from micronet.core.config import group, setting, spell
 from micronet.core.files import file_hash, write_bytes
 from micronet.core.machine import version
+from micronet.core.parse import parse_json, read_text
 from micronet.core.progress import Progress, Silent
 from micronet.errors import MicronetError, unknown
 from micronet.recipe.plan import Planned, plan
@@ -108,7 +109,7 @@ class Journal:
         """Read a folder's journal; return an empty one if there is none or it cannot be read."""
         path = folder / "recipe.json"
         try:
-            entries = json.loads(path.read_text(encoding="utf-8"))
+            entries = parse_json(read_text(path))
         except (OSError, ValueError):
             entries = {}
         sound = isinstance(entries, dict) and all(isinstance(entry, dict) for entry in entries.values())

@@ -1,6 +1,5 @@
 """Run ONNX files with ONNX Runtime."""
 
-import json
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,6 +11,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from micronet.core.machine import has_vnni, usable_threads
+from micronet.core.parse import parse_json
 from micronet.data.dataset import DataSpec
 from micronet.errors import MicronetError, first_line
 from micronet.evaluation.network import Predictor, Scores
@@ -191,7 +191,7 @@ def note(proto: onnx.ModelProto, **about: Any) -> None:
 
 def _parsed(text: str) -> dict[str, Any]:
     try:
-        found = json.loads(text)
+        found = parse_json(text)
     except ValueError:
         found = None
     if not isinstance(found, dict) or not isinstance(found.get("data") or {}, dict):

@@ -1,11 +1,11 @@
 """The settings that stages share, each declared once. No torch here, so ``--help`` stays fast."""
 
-import json
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any
 
 from micronet.core.config import Settings, flag, group, setting
+from micronet.core.parse import parse_json
 from micronet.errors import MicronetError
 from micronet.runtimes.config import CodeOptions, RuntimeOptions
 from micronet.training.config import TrainConfig
@@ -58,8 +58,8 @@ class ModelConfig(Settings):
         if self.model_args is None:
             return {}
         try:
-            value = json.loads(self.model_args)
-        except (ValueError, RecursionError) as error:
+            value = parse_json(self.model_args)
+        except ValueError as error:
             raise MicronetError(f"--model-args is not valid JSON ({error}); try '{{\"num_classes\": 10}}'") from error
         if not isinstance(value, dict):
             raise MicronetError(f"--model-args is a JSON {type(value).__name__}; expected a JSON object")

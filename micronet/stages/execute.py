@@ -47,6 +47,10 @@ def execute(
         _check_places(stage)
         source = stage.open(memory.source)
         if source is not None:
+            if source is memory.source:  # a file is checked as it is read
+                from micronet.models.finite import check_finite
+
+                check_finite(source.model, "the network")
             stage.check_order([record.stage for record in source.history])
             if memory.batches is not None or memory.example is not None:
                 source, memory = _settle_inputs(source, memory)

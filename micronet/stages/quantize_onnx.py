@@ -6,7 +6,6 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import onnx
@@ -19,6 +18,7 @@ from micronet.data.batches import eval_batches
 from micronet.data.dataset import CALIBRATION_SAMPLES, Dataset, DataSpec
 from micronet.data.image_files import list_images
 from micronet.data.load import load_data
+from micronet.data.npz import names_in
 from micronet.errors import MicronetError, count
 from micronet.evaluation.accuracy import evaluate
 from micronet.evaluation.latency import time_calls
@@ -198,13 +198,7 @@ def _image_feeds(model: FloatModel, config: RangeConfig, total: int, progress: P
 
 def _is_raw(path: Path) -> bool:
     """Return True for an .npz file of inputs, False for one of labelled images for training and testing."""
-    if path.suffix != ".npz" or not path.exists():
-        return False
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return not set(file.files) >= LABELLED
-    except (OSError, ValueError, BadZipFile):
-        return True
+    return path.suffix == ".npz" and path.exists() and not names_in(path) >= LABELLED
 
 
 def _has_legacy_cache(config: RangeConfig) -> bool:

@@ -30,7 +30,13 @@ def test_code_is_found_only_for_its_own_function_key_instruction_set_and_version
     monkeypatch.setattr(kernel_cache, "SOURCES", "another version's")
     assert cache.load("int32") is None
     cache.save("int32", "newer")
-    assert [path.name for path in tmp_path.iterdir()] == [cache.path("int32").name]  # the old version is deleted
+    assert len(list(tmp_path.iterdir())) == 2  # another process may still use the old version
+    os.utime(cache.path("int32"), (0, 0))
+    monkeypatch.setattr(kernel_cache, "SOURCES", "a third version's")
+    cache.save("int32", "newest")
+    assert "another version" not in " ".join(path.name for path in tmp_path.iterdir())  # unused for decades
+    monkeypatch.setattr(kernel_cache, "SOURCES", "another version's")
+    cache.save("int32", "newer")
     assert cache.load("int32") == "newer"
 
 
@@ -44,8 +50,25 @@ def test_damaged_code_is_compiled_again(left, tmp_path):
 
 
 def test_a_folder_that_is_not_writable_is_no_error(tmp_path):
-    KernelCache(tmp_path / "missing", "module.function").save(1, "code")
-    assert not any(tmp_path.iterdir())
+    (tmp_path / "file").touch()
+    KernelCache(tmp_path / "file" / "in", "module.function").save(1, "code")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("loosened", ["folder", "file"])
+def test_code_that_others_may_have_written_is_not_loaded(tmp_path, loosened):
+    cache = KernelCache(tmp_path / "kernels", "module.function")
+    cache.save(1, "code")
+    assert cache.load(1) == "code"
+    (cache.folder if loosened == "folder" else cache.path(1)).chmod(0o777)
+    assert cache.load(1) is None
+
+
+def test_numba_reads_no_configuration_from_the_working_directory(tmp_path):
+    (tmp_path / ".numba_config.yaml").write_text("cache_dir: ./evil\ndisable_jit: 1\n")
+    code = "from micronet.runtimes.packed.kernels import cpu\nfrom numba import config\nprint(config.CACHE_DIR, config.DISABLE_JIT)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.split() == ["0"], done.stderr
 
 
 @pytest.mark.parametrize("instruction_set", [None, "portable"])

@@ -1,6 +1,5 @@
 """Run TensorRT engines on an NVIDIA GPU. Untested on hardware so far: written to the API, tested with a fake of it."""
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from micronet.core.files import file_hash
+from micronet.core.parse import parse_json, read_text
 from micronet.data.dataset import DataSpec
 from micronet.errors import FailedError, MicronetError, count, first_line
 from micronet.evaluation.network import Scores
@@ -221,7 +221,7 @@ def _read_about(path: Path) -> dict[str, Any]:
             f"{path} needs its description {beside.name} in the same folder; copy both files, or {REBUILD}"
         )
     try:
-        about = json.loads(beside.read_bytes())
+        about = parse_json(read_text(beside))
     except ValueError:
         about = None
     if not isinstance(about, dict) or not all(isinstance(about.get(key), str) for key in REQUIRED):

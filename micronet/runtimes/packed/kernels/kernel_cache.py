@@ -6,8 +6,11 @@ a function calls. Here the file name is a hash of everything that the code depen
 """
 
 import hashlib
+import os
 import pickle
+import stat
 import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -16,13 +19,14 @@ from typing import Any, cast
 import numba
 from numba.core.serialize import dumps
 
-from micronet.core.files import write_bytes
+from micronet.core.files import cache_folder, write_bytes
 from micronet.errors import MicronetError
 from micronet.runtimes.packed.kernels.cpu import INSTRUCTION_SET
 
 _FILES = sorted(Path(__file__).parents[1].rglob("*.py"))
 SOURCES = hashlib.sha256(b"".join(path.read_bytes() for path in _FILES)).hexdigest()
 SUFFIX = ".code"
+UNUSED_SECONDS = 30 * 24 * 3600  # after which code of another version is deleted
 DIGEST_BYTES = hashlib.sha256().digest_size
 
 
@@ -41,7 +45,7 @@ def enable_cache(compiled: Any) -> None:
     cache = compiled._cache
     if hasattr(cache, "_cache_file"):
         function = compiled.py_func
-        cache._cache_file = KernelCache(Path(cache.cache_path), f"{function.__module__}.{function.__qualname__}")
+        cache._cache_file = KernelCache(cache_folder() / "kernels", f"{function.__module__}.{function.__qualname__}")
     else:
         cache.disable()
 
@@ -49,8 +53,8 @@ def enable_cache(compiled: Any) -> None:
 class KernelCache:
     """The compiled code of one function, by signature. numba calls ``load`` and ``save``.
 
-    folder: chosen by numba, beside the ``.pyc`` files or in the user's cache. Whoever can write there can run code in
-        this process, as with every cache of numba's; the digest only detects damaged files.
+    folder: created if it is missing. The files are pickles, which run code, so one is only read if it and its folder
+        belong to this user and nobody else may write them; the digest detects damaged files.
     """
 
     def __init__(self, folder: Path, function: str) -> None:
@@ -64,18 +68,31 @@ class KernelCache:
     def load(self, key: Any) -> Any:
         """Return the saved code, or None if its file is missing or damaged."""
         with suppress(OSError):
-            data = self.path(key).read_bytes()
+            path = self.path(key)
+            if not (_is_private(self.folder, stat.S_ISDIR) and _is_private(path, stat.S_ISREG)):
+                return None
+            data = path.read_bytes()
             digest, code = data[:DIGEST_BYTES], data[DIGEST_BYTES:]
             if hashlib.sha256(code).digest() == digest:
                 return pickle.loads(code)  # noqa: S301 - our own, whole
         return None
 
     def save(self, key: Any, data: Any) -> None:
-        """Save code and delete that of other versions; if the folder is not writable, do nothing."""
+        """Save code and delete old code of other versions; if the folder is not writable, do nothing."""
         with suppress(OSError, MicronetError):
             # Private: numba's pickler handles what the standard one cannot. The same test checks it.
             code: bytes = dumps(data)  # type: ignore[no-untyped-call]
-            write_bytes(self.path(key), hashlib.sha256(code).digest() + code)
-            for path in self.folder.glob(f"*{SUFFIX}"):
-                if not path.name.startswith(SOURCES[:16]):
-                    path.unlink(missing_ok=True)
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            path = self.path(key)
+            write_bytes(path, hashlib.sha256(code).digest() + code)
+            path.chmod(0o600)
+            for other in self.folder.glob(f"*{SUFFIX}"):
+                if not other.name.startswith(SOURCES[:16]) and time.time() - other.stat().st_mtime > UNUSED_SECONDS:
+                    other.unlink(missing_ok=True)
+
+
+def _is_private(path: Path, kind: Callable[[int], bool]) -> bool:
+    """Return True if a path is of a kind, no link, and only its owner, this user, may write to it."""
+    status = path.lstat()
+    owner = os.geteuid() if hasattr(os, "geteuid") else status.st_uid
+    return kind(status.st_mode) and status.st_uid == owner and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
