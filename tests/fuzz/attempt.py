@@ -1,0 +1,105 @@
+"""Run one command line in this process, and judge how it ended."""
+
+import os
+import re
+import resource
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from micronet.cli.app import run
+
+SECONDS = 10
+MOST_MEMORY = 2 << 30  # bytes
+CODES = (0, 1, 2)
+PROGRAMS = ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "subprocess.Popen", "socket.connect", "pty.spawn")
+_executed: list[str] = []
+_watching = False
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How a command ended; ``faults`` is empty if it ended as it should."""
+
+    code: int | None
+    seconds: float
+    faults: list[str] = field(default_factory=list)
+    text: str = ""
+
+
+class _HangError(BaseException):
+    pass
+
+
+def attempt(arguments: list[str]) -> Verdict:
+    """Run a command with everything that it prints caught, even by libraries that write to the file handles."""
+    _watch()
+    _executed.clear()
+    faults, code, began = [], None, time.perf_counter()
+    with tempfile.TemporaryFile("w+b") as sink, _redirected(sink.fileno()):
+        signal.signal(signal.SIGALRM, _hang)
+        signal.alarm(SECONDS)
+        try:
+            code = run(arguments)
+        except _HangError:
+            faults.append("hang")
+        except BaseException as error:
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            faults.append(f"traceback {type(error).__name__} at {os.path.basename(place.filename)}:{place.lineno}")
+        finally:
+            signal.alarm(0)
+        sink.seek(0)
+        text = sink.read().decode("utf-8", "replace")
+    seconds = time.perf_counter() - began
+    if code is not None:
+        errors = len(re.findall(r"^(?:error|stopped): ", text, re.MULTILINE))
+        if code not in CODES or (code == 0) != (errors == 0) or errors > 1:
+            faults.append(f"exit code {code} with {errors} error lines")
+        if found := re.search(
+            r"\[[EWF]:onnxruntime[^\n]{,80}|Traceback|Warning:[^\n]{,80}|[\x00-\x08\x0b-\x1f\x7f]", text
+        ):
+            faults.append(f"noise {found[0]!r}")
+    if _executed:
+        faults.append(f"executed {_executed[0]}")
+    if resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 > MOST_MEMORY:
+        faults.append("memory")
+    return Verdict(code, seconds, faults, text)
+
+
+def _hang(*_: Any) -> None:
+    raise _HangError
+
+
+def _watch() -> None:
+    """Record every program that is started and every connection, from now on."""
+    global _watching
+    if not _watching:
+        _watching = True
+        sys.addaudithook(lambda event, _: _executed.append(event) if event in PROGRAMS else None)
+
+
+@contextmanager
+def _redirected(handle: int) -> Iterator[None]:
+    """Send both output streams of this process to a file handle."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = [os.dup(1), os.dup(2)]
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+    streams = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (open(number, "w", closefd=False) for number in (1, 2))  # noqa: SIM115
+    try:
+        yield
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        sys.stdout, sys.stderr = streams
+        for number, old in zip((1, 2), kept, strict=True):
+            os.dup2(old, number)
+            os.close(old)

@@ -1,0 +1,236 @@
+"""Mutations that know the structure of a file: JSON trees, containers, protobuf messages, arrays, plain bytes."""
+
+import io
+import json
+import struct
+from random import Random
+from typing import Any
+
+import numpy as np
+import onnx
+
+from micronet.core.tensor_file import CHECKSUMS, blank_checksums, seal
+
+LARGEST_INT = 2**63 - 1
+DEEP = "[" * 3000 + "]" * 3000
+ODD_VALUES: list[Any] = [
+    None, True, False, 0, -1, 1, 2, 7, 255, 2**16, 2**31 - 1, 2**40, LARGEST_INT, 2**64, 10**30, -(2**63), 0.5, -0.0, 1e-320,
+    1e308, float("nan"), float("inf"), "", "x", "../../etc/passwd", "\x1b[31mred\x07", "a" * 5000, "\u202e\ud800", "nan", "8",
+    [], {}, [[]], [None], {"": {}}, {"a": 1}, [0], [-1], [1, 2, 3, 4, 5, 6, 7], [1e9] * 3, "/dev/zero", "os:system",
+]  # fmt: skip
+
+
+def mutate_bytes(content: bytes, random: Random) -> bytes:
+    """Flip, remove, repeat, insert or overwrite bytes, once or a few times."""
+    data = bytearray(content)
+    for _ in range(random.choice([1, 1, 1, 2, 5, 20])):
+        if not data:
+            return bytes(random.randbytes(random.randrange(20)))
+        # Headers are at the start and directories at the end; most of the rest is numbers.
+        near = random.choice([len(data), min(len(data), 64), min(len(data), 4096)])
+        at = random.choice([random.randrange(near), len(data) - 1 - random.randrange(near)])
+        length = random.choice([1, 1, 2, 4, 8, 100])
+        match random.randrange(6):
+            case 0:
+                data[at] ^= 1 << random.randrange(8)
+            case 1:
+                del data[at : at + length]
+            case 2:
+                data[at:at] = random.randbytes(length)
+            case 3:
+                data[at : at + length] = random.choice([b"\x00", b"\xff", b"\x7f", b"\x80"]) * length
+            case 4:
+                data[at:at] = data[at : at + length]
+            case 5:
+                del data[at:]
+    return bytes(data)
+
+
+def mutate_json(value: Any, random: Random) -> Any:
+    """Change a node of a JSON tree: another value, a lost, doubled or renamed key, or one from elsewhere in the tree."""
+    for _ in range(random.choice([1, 1, 1, 2, 4])):
+        places = list(_places(value))
+        if not places:
+            return random.choice(ODD_VALUES)
+        owner, key = random.choice(places)
+        match random.randrange(6):
+            case 0 | 1:
+                owner[key] = random.choice(ODD_VALUES)
+            case 2:
+                del owner[key]
+            case 3:
+                other, name = random.choice(places)
+                owner[key] = json.loads(json.dumps(other[name])) if _has(other, name) else None
+            case 4 if isinstance(owner, dict):
+                owner[random.choice(["", "x", key + "x", "\x1b[2J", "stage"])] = owner[key]
+            case 5 if isinstance(owner[key], int | float) and not isinstance(owner[key], bool):
+                owner[key] = random.choice([-owner[key], owner[key] + 1, owner[key] * 1000, str(owner[key])])
+    return value
+
+
+def mutate_tensor_file(content: bytes, random: Random) -> bytes:
+    """Mutate a safetensors file of ours: its bytes, its table, or the JSON header inside, sealed again or not."""
+    if random.random() < 0.3:
+        return mutate_bytes(content, random)
+    length = struct.unpack("<Q", content[:8])[0]
+    table, data = json.loads(content[8 : 8 + length]), content[8 + length :]
+    metadata = table["__metadata__"]
+    metadata.pop(CHECKSUMS, None)
+    key = next(iter(metadata))
+    part = random.randrange(10)
+    if part < 7:
+        header = mutate_json(json.loads(metadata[key]), random)
+        metadata[key] = DEEP if part == 0 and random.random() < 0.2 else json.dumps(header)
+    elif part < 9:
+        table = mutate_json(table, random)
+    else:
+        data = mutate_bytes(data, random)
+    if isinstance(table, dict) and isinstance(table.get("__metadata__"), dict) and random.random() < 0.8:
+        table["__metadata__"][CHECKSUMS] = blank_checksums(len(table) - 1)  # a hostile file has valid checksums
+    text = json.dumps(table, separators=(",", ":")).encode("utf-8", "surrogatepass")
+    file = bytearray(struct.pack("<Q", len(text)) + text + data)
+    try:
+        seal(file)
+    except (ValueError, TypeError):
+        pass
+    return bytes(file)
+
+
+def mutate_json_file(content: bytes, random: Random) -> bytes:
+    """Mutate a JSON file: its bytes or its tree."""
+    if random.random() < 0.4:
+        return mutate_bytes(content, random)
+    if random.random() < 0.05:
+        return DEEP.encode()
+    return json.dumps(mutate_json(json.loads(content), random)).encode()
+
+
+def mutate_toml(content: bytes, random: Random) -> bytes:
+    """Mutate a recipe: its bytes, or the value, key or order of a line."""
+    if random.random() < 0.3:
+        return mutate_bytes(content, random)
+    lines = content.decode().splitlines()
+    at = random.randrange(len(lines))
+    name, separator, _ = lines[at].partition("=")
+    match random.randrange(5):
+        case 0 | 1 if separator:
+            value = random.choice([*ODD_VALUES, "[" * 2000])
+            lines[at] = f"{name}= {value if isinstance(value, str) and value.startswith('[[') else json.dumps(value)}"
+        case 2:
+            del lines[at]
+        case 3:
+            lines.insert(at, random.choice(lines))
+        case 4:
+            lines[at] = random.choice(
+                ["[stage]", "[[stage]]", "a.b.c = 1", "device = 'cuda:99'", "epochs = 10e400", "é=1"]
+            )
+        case _:
+            random.shuffle(lines)
+    return "\n".join(lines).encode()
+
+
+def mutate_npz(content: bytes, random: Random) -> bytes:
+    """Mutate an .npz file: its bytes, or the type, shape, values or names of its arrays."""
+    if random.random() < 0.4:
+        return mutate_bytes(content, random)
+    arrays = dict(np.load(io.BytesIO(content)))
+    name = random.choice(list(arrays))
+    array = arrays[name]
+    match random.randrange(8):
+        case 0:
+            arrays[name] = array.astype(random.choice(["f4", "f8", "i8", "u1", "S3", "c8", "?", "M8[s]", "<U2", ">i4"]))
+        case 1:
+            arrays[name] = array[: random.randrange(len(array) + 1)] if array.ndim else array
+        case 2:
+            arrays[name] = array.reshape(random.choice([(1, *array.shape), (*array.shape, 1), (-1,)]))
+        case 3:
+            filled = array.copy()
+            filled.flat[random.randrange(max(1, filled.size)) :] = random.choice([0, 1, 255]) if array.size else 0
+            arrays[name] = filled
+        case 4:
+            arrays[random.choice(["", "x", "../x", "a/b", "classes", "\x1b[2J"])] = arrays.pop(name)
+        case 5:
+            arrays[name] = np.array(random.choice([0, -1, 2**40, np.nan, np.inf]))
+        case 6:
+            large = array.astype(np.int64) if array.dtype.kind in "iu" else array.astype(np.float64)
+            if large.size:
+                large.flat[0] = random.choice([2**40, -1, 10**6])
+            arrays[name] = large
+        case 7:
+            del arrays[name]
+    file = io.BytesIO()
+    np.savez_compressed(file, **{name or "empty": array for name, array in arrays.items()})
+    return file.getvalue()
+
+
+def mutate_onnx(content: bytes, random: Random) -> bytes:
+    """Mutate an ONNX file: its bytes, or a node, attribute, tensor or shape of its graph."""
+    if random.random() < 0.25:
+        return mutate_bytes(content, random)
+    proto = onnx.load_model_from_string(content)
+    graph = proto.graph
+    for _ in range(random.choice([1, 1, 2, 4])):
+        node = random.choice(graph.node)
+        match random.randrange(12):
+            case 0:
+                node.op_type = random.choice(
+                    ["Conv", "Loop", "If", "ConstantOfShape", "Nope", "MatMul", "Reshape", "Gemm"]
+                )
+            case 1 if node.input:
+                node.input[random.randrange(len(node.input))] = random.choice(
+                    ["", "nope", *node.output, graph.node[0].input[0]]
+                )
+            case 2 if node.attribute:
+                attribute = random.choice(node.attribute)
+                for index in range(len(attribute.ints)):
+                    attribute.ints[index] = random.choice([0, -1, 2**31, 2**62, 3, 1])
+                attribute.i, attribute.f = random.choice([0, -1, 2**40, 1]), random.choice([0.0, float("nan"), 1e38])
+            case 3 if graph.initializer:
+                tensor = random.choice(graph.initializer)
+                if tensor.dims:
+                    tensor.dims[random.randrange(len(tensor.dims))] = random.choice([0, -1, 1, 2**31, 2**60, 7])
+            case 4 if graph.initializer:
+                tensor = random.choice(graph.initializer)
+                tensor.raw_data = random.choice([b"", tensor.raw_data[:-1], b"\xff" * len(tensor.raw_data), bytes(4)])
+            case 5 if graph.initializer:
+                random.choice(graph.initializer).data_type = random.choice([0, 1, 2, 7, 8, 10, 11, 14, 16, 99])
+            case 6:
+                shape = random.choice([*graph.input, *graph.output]).type.tensor_type.shape
+                if shape.dim:
+                    dim = random.choice(shape.dim)
+                    dim.dim_value = random.choice([0, -1, 1, 3, 2**31, 2**62])
+            case 7:
+                del graph.node[random.randrange(len(graph.node))]
+                if not graph.node:
+                    return content[:10]
+            case 8:
+                random.choice([*graph.input, *graph.output]).type.tensor_type.elem_type = random.choice(
+                    [0, 1, 7, 8, 9, 99]
+                )
+            case 9 if proto.metadata_props:
+                entry = random.choice(proto.metadata_props)
+                entry.value = random.choice(
+                    [DEEP, "{}", "[]", "3", "{", entry.value[:-2], entry.value.replace("1", "-1")]
+                )
+            case 10 if graph.initializer:
+                tensor = random.choice(graph.initializer)
+                tensor.data_location = onnx.TensorProto.EXTERNAL
+                for key, value in (("location", random.choice(["/etc/passwd", "../../x", "w.bin"])), ("offset", "-1")):
+                    entry = tensor.external_data.add()
+                    entry.key, entry.value = key, value
+            case 11:
+                for item in proto.opset_import:
+                    item.version = random.choice([0, 1, 7, 13, 999, -1])
+    return proto.SerializeToString()
+
+
+def _places(value: Any) -> Any:
+    """Yield every (owner, key) in a JSON tree."""
+    if isinstance(value, dict | list):
+        for key in list(value) if isinstance(value, dict) else range(len(value)):
+            yield value, key
+            yield from _places(value[key])
+
+
+def _has(owner: Any, key: Any) -> bool:
+    return key in owner if isinstance(owner, dict) else key < len(owner)
