@@ -9,6 +9,7 @@ import math
 import os
 import signal
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
@@ -158,7 +159,7 @@ def open_image(path: Path) -> Iterator[Image.Image]:
     try:
         if not path.is_file():
             raise ValueError("it is not a regular file")
-        with Image.open(path, formats=_formats()) as image:
+        with warnings.catch_warnings(action="ignore"), Image.open(path, formats=_formats()) as image:
             if math.prod(image.size) > MOST_PIXELS:
                 raise ValueError(f"it has {math.prod(image.size):,} pixels, more than {MOST_PIXELS:,}")
             yield image

@@ -1,11 +1,14 @@
 """What a file records of the data that a network is for, in JSON values; read without torch."""
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from micronet.core.parse import make_record
 from micronet.errors import MicronetError
 from micronet.models.spec import check_described
+
+LARGEST_SIDE = 2**31  # of images and limits
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class DataSpec:
         try:
             spec = make_record(cls, {} if value is None else value)
             check_described(spec.inputs or [])
+            spec._check_numbers()
             return spec
         except ValueError as error:
             raise MicronetError(
@@ -44,3 +48,20 @@ class DataSpec:
         if self.inputs is None:
             del fields["inputs"]
         return fields
+
+    def _check_numbers(self) -> None:
+        """Raise ValueError if a number makes no sense."""
+        for name in ("channels", "image_size", "limit"):
+            value = getattr(self, name)
+            if value is not None and not 1 <= value <= LARGEST_SIDE:
+                raise ValueError(f"its {name} is {value:,}")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"its seed is {self.seed:,}")
+        mean, std = self.mean, self.std
+        if (mean is None) != (std is None):
+            raise ValueError("it has one of mean and std")
+        if mean is not None and std is not None:
+            if not len(mean) == len(std) == (self.channels or len(mean)) > 0:
+                raise ValueError("its mean and std are not one number per channel")
+            if not all(map(math.isfinite, [*mean, *std])) or min(std) <= 0:
+                raise ValueError("its mean and std are not finite, or its std not positive")

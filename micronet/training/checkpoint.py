@@ -4,6 +4,7 @@ One safetensors file beside the artifact holds the weights, the best weights so 
 progress. It is written after each epoch and at intervals within one, and removed when the artifact is saved.
 """
 
+import json
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
     from micronet.training.step import TrainStep
 
 _KEY = "micronet-checkpoint"
+# What optimizers keep of a parameter: Muon of a matrix and of others, torch's SGD with and without momentum, and Adam.
+SLOTS: tuple[set[str], ...] = (
+    {"momentum", "norm"}, {"step", "mean", "square"}, {"momentum_buffer"}, {"step", "exp_avg", "exp_avg_sq"}, set(),
+)  # fmt: skip
 _PARTS = {
     "identity": dict[str, Any], "reached": dict[str, Any], "groups": list[dict[str, Any]],
     "numbers": dict[str, dict[str, float | None]],
@@ -190,18 +195,18 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, header: dict[str, Any], te
         elif tensor.numel() != 1:
             raise ValueError(f"{name} is {tuple(tensor.shape)}, expected {tuple(parameter.shape)}")
         state.setdefault(int(index), {})[slot] = tensor
+    if any(slots.keys() not in SLOTS or not all(map(_is_valid, slots.values())) for slots in state.values()):
+        raise ValueError("its optimizer's state is incomplete")
     for own, stored in zip(optimizer.state_dict()["param_groups"], header["groups"], strict=False):
-        if wrong := [name for name, value in stored.items() if not _alike(own.get(name), value)]:
-            raise ValueError(f"its optimizer's {wrong[0]} is {stored[wrong[0]]!r:.40}")
+        settings = {**json.loads(json.dumps(own)), "lr": stored.get("lr")}  # the schedule sets the rate at every step
+        if any(name not in settings or settings[name] != value for name, value in stored.items()):
+            raise ValueError("its optimizer has other settings")
     optimizer.load_state_dict({"state": state, "param_groups": header["groups"]})
 
 
-def _alike(own: Any, stored: Any) -> bool:
-    """Return True if a stored setting of an optimizer is of the type of its own; tuples are stored as lists."""
-    if isinstance(own, tuple | list):
-        return isinstance(stored, list) and all(map(_alike, own, stored))
-    number = isinstance(own, int | float) and isinstance(stored, int | float)
-    return number or type(own) is type(stored)
+def _is_valid(value: Any) -> bool:
+    """Return True for a tensor, a number of steps, or the momentum that SGD does not have."""
+    return value is None or isinstance(value, Tensor) or (type(value) is int and value > 0)
 
 
 def _without_prefix(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
