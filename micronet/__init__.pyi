@@ -895,6 +895,32 @@ def inspect(
         MicronetError: See the module's documentation.
     """
 
+def verify(
+    files: Sequence[str | Path],
+    *,
+    model: str | None = None,
+    trust_code: bool = False,
+    progress: Progress | None = None,
+) -> list[dict[str, object]]:
+    """Check that files are whole and hold what they say.
+
+    Of artifacts and packed networks, the checksum of every tensor is compared with its bytes. An artifact's
+    network is built, its history replayed, and its quantized weights must be on their grids. No tensor may hold
+    NaN or infinity. An ONNX or packed file given together with the artifact that it was made from must compute
+    what the artifact computes.
+
+    Args:
+        files: Artifacts, .onnx and .packed files.
+        progress: As in ``train``.
+        model, trust_code: As in ``evaluate``.
+
+    Returns:
+        list[dict[str, object]]: What was found of each file, by name; ``problem`` if it is damaged or wrong.
+
+    Raises:
+        MicronetError: See the module's documentation.
+    """
+
 def sensitivity(
     artifact: Artifact | nn.Module | str | Path,
     *,

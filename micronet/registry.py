@@ -98,6 +98,7 @@ STAGES = {
     "compare": Command("micronet.stages.evaluate:Compare", "Compare the accuracy, MACs, size and latency of networks."),
     "predict": Command("micronet.stages.evaluate:Predict", "Find the most likely classes of images."),
     "inspect": Command("micronet.stages.inspect_artifact:Inspect", "Show an artifact's network, history and layers."),
+    "verify": Command("micronet.stages.verify:Verify", "Check that files are whole and hold what they say."),
     "sensitivity": Command(
         "micronet.stages.sensitivity:Sensitivity", "Measure each layer's sensitivity to quantization."
     ),

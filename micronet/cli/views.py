@@ -273,6 +273,16 @@ def _inspect(summary: dict[str, Any]) -> None:
     print_table(("layer", "weight", "params", "bytes", "quantization"), rows)
 
 
+def _verify(summary: list[dict[str, Any]]) -> None:
+    """Print one row per file."""
+    columns = ("checksums", "history", "quantizers", "agrees", "problem")
+    for row in summary:
+        print_line(row["file"])
+        for name in columns:
+            if row.get(name) not in (None, "", 0, False):
+                print_line(f"  {name:<11} {'with its artifact' if row[name] is True else row[name]}")
+
+
 def _pairs(values: dict[str, Any], join: str) -> str:
     shown = {key: f"{value:.4g}" if isinstance(value, float) else value for key, value in values.items()}
     return ", ".join(f"{key}{join}{value}" for key, value in shown.items())
@@ -292,5 +302,5 @@ _VIEWS: dict[str, Callable[[Any], None]] = {
     "import": _import, "prune": _prune, "quantize": _quantize, "bn-fuse": _bn_fuse, "export-onnx": _export_onnx,
     "check-onnx": _check_onnx, "pack": _pack,
     "trt-build": _trt_build, "trt-eval": _trt_eval, "evaluate": show_evaluation, "compare": show_comparison,
-    "predict": _predict, "inspect": _inspect, "sensitivity": _sensitivity, "schema": print_json,
+    "predict": _predict, "inspect": _inspect, "verify": _verify, "sensitivity": _sensitivity, "schema": print_json,
 }  # fmt: skip

@@ -27,6 +27,7 @@ _RETURNS = {
     "list[Finding]": "The severity, rule, node, problem and fix of each finding.",
     "Engine": "The engine's bytes (``data``) and its description (``about``).",
     "list[LayerSensitivity]": "Each layer's signal-to-noise ratio in dB and accuracy drop, most sensitive first.",
+    "list[dict[str, object]]": "What was found of each file, by name; ``problem`` if it is damaged or wrong.",
     "dict[str, object]": "The figures by name.",
 }
 # The command line's terms -> Python's.

@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from micronet.cli.app import run
@@ -19,6 +20,7 @@ SECONDS = 10
 MOST_MEMORY = 2 << 30  # bytes
 CODES = (0, 1, 2)
 PROGRAMS = ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "subprocess.Popen", "socket.connect", "pty.spawn")
+NOISE = re.compile(r"\[[EWF]:onnxruntime[^\n]{,80}|Traceback|Warning:[^\n]{,80}|[\x00-\x08\x0b-\x1f\x7f]")
 _executed: list[str] = []
 _watching = False
 
@@ -51,7 +53,7 @@ def attempt(arguments: list[str]) -> Verdict:
             faults.append("hang")
         except BaseException as error:
             place = traceback.extract_tb(error.__traceback__)[-1]
-            faults.append(f"traceback {type(error).__name__} at {os.path.basename(place.filename)}:{place.lineno}")
+            faults.append(f"traceback {type(error).__name__} at {Path(place.filename).name}:{place.lineno}")
         finally:
             signal.alarm(0)
         sink.seek(0)

@@ -1,7 +1,7 @@
 """Whole files of every kind that commands read, tiny, with the commands that read them and how to damage them."""
 
 import json
-import shutil
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,103 +11,94 @@ import numpy as np
 import torch
 from PIL import Image
 
+from micronet.artifact.artifact import load
 from micronet.cli.app import run
 from tests.fuzz import mutate
 
-FILE = "FILE"  # stands for the damaged file in a command
-TINY = ["--width", "0.1", "--limit", "60", "--batch-size", "20", "--epochs", "1", "-q", "--force"]
-FAST = ["--limit", "20", "--batch-size", "20"]
+TINY = "--width 0.1 --limit 60 --batch-size 20 --epochs 1 -q --force"
+PTQ = "--mode ptq --calib-batches 1 -q --force"
+FEW = "--limit 20 --skip-latency"
+IMAGES = ("png", "jpg", "gif", "bmp", "tif", "webp", "ppm")
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of file: whole ones to begin with, commands that read it (with FILE), and its mutation."""
+    """A kind of file.
 
-    seeds: list[Path]
-    commands: list[list[str]]
+    Attributes:
+        seeds: Whole files to damage.
+        commands: Commands that read the damaged file, which is called FILE.
+        mutate: Damages the content of a file.
+        place: Where the commands look for the file, if it is not given to them.
+    """
+
+    seeds: str
+    commands: list[str]
     mutate: Callable[[bytes, Random], bytes]
+    place: str | None = None
 
 
-def make(folder: Path) -> dict[str, Kind]:
-    """Make the whole files in a folder, with which commands are then run as the working directory."""
-    _data(folder)
-    net = folder / "float.safetensors"
-    _run("train", "--data", "data.npz", "--model", "nin", *TINY, "-o", net)
-    _run(
-        "train",
-        "--data",
-        "data.npz",
-        "--model",
-        "nin",
-        *TINY,
-        "--epochs",
-        "2",
-        "--max-time",
-        "0.0001",
-        "-o",
-        "part.safetensors",
-    )
-    _run("prune", net, "--percent", "0.3", "-q", "--force", "-o", "pruned.safetensors", "--skip-timing")
-    _run(
-        "quantize",
-        net,
-        "--mode",
-        "ptq",
-        "--calib-batches",
-        "20",
-        "-q",
-        "--force",
-        "-o",
-        "int8.safetensors",
-        "--calib-cache",
+KINDS = {
+    "artifact": Kind(
+        "float.safetensors pruned.safetensors int8.safetensors binary.safetensors int8-fused.safetensors",
+        [
+            "inspect FILE", "inspect FILE --json", f"evaluate FILE {FEW}", "predict FILE images/0.png", "verify FILE",
+            "bn-fuse FILE -o out/x.safetensors -q --force", "pack FILE -o out/x.packed -q --force",
+            "sensitivity FILE --limit 20", f"quantize FILE {PTQ} -o out/x.safetensors",
+            f"compare FILE float.safetensors {FEW}",
+        ],
+        mutate.mutate_tensor_file,
+    ),
+    "checkpoint": Kind(
+        "part.checkpoint.safetensors",
+        [f"train --data data.npz --model nin {TINY} --epochs 2 --resume -o part.safetensors"],
+        mutate.mutate_tensor_file,
+        "part.checkpoint.safetensors",
+    ),
+    "statistics": Kind(
         "statistics.safetensors",
-    )  # noqa: E501
-    _run("quantize", net, *TINY[2:], "--w-bits", "binary", "--a-bits", "binary", "-o", "binary.safetensors")
-    for name in ("float", "int8"):
-        _run("bn-fuse", f"{name}.safetensors", "-q", "--force", "-o", f"{name}-fused.safetensors")
-        _run("export-onnx", f"{name}-fused.safetensors", "-q", "--force", "-o", f"{name}.onnx")
-    for name in ("float", "int8", "binary"):
-        _run("pack", f"{name}.safetensors", "-q", "--force", "-o", f"{name}.packed")
-        _run("predict", f"{name}.packed", "images/0.png", "--json")  # compiles the kernels
-    from micronet.artifact.artifact import load
-
-    torch.save(load(net).model.state_dict(), folder / "weights.pth")
-    (folder / "recipe.toml").write_text(RECIPE)
-    (folder / "run").mkdir(exist_ok=True)
-    (folder / "run" / "recipe.json").write_text(json.dumps({"float": {"key": "ab" * 32, "output": "cd" * 32}}))
-    artifacts = [
-        folder / f"{name}.safetensors" for name in ("float", "pruned", "int8", "binary", "float-fused", "int8-fused")
-    ]
-    packed = [folder / f"{name}.packed" for name in ("float", "int8", "binary")]
-    graphs = [folder / "float.onnx", folder / "int8.onnx"]
-    out = ["-o", "out/result", "--force", "-q"]
-    return {
-        "artifact": Kind(artifacts, [["inspect", FILE], ["inspect", FILE, "--json"], ["evaluate", FILE, *FAST],
-            ["predict", FILE, "images/0.png"], ["bn-fuse", FILE, "-o", "out/x.safetensors", "--force", "-q"],
-            ["pack", FILE, "-o", "out/x.packed", "--force", "-q"], ["sensitivity", FILE, *FAST[:2]],
-            ["quantize", FILE, "--mode", "ptq", "--calib-batches", "1", "-o", "out/x.safetensors", "--force", "-q"],
-            ["compare", FILE, "float.safetensors", *FAST]], mutate.mutate_tensor_file),
-        "checkpoint": Kind([folder / "part.checkpoint.safetensors"], [["train", "--data", "data.npz", "--model", "nin", *TINY,
-            "--epochs", "2", "--resume", "-o", "part.safetensors"]], mutate.mutate_tensor_file),
-        "statistics": Kind([folder / "statistics.safetensors"], [["quantize", "float.safetensors", "--mode", "ptq",
-            "--calib-batches", "1", "--calib-cache", FILE, "-o", "out/x.safetensors", "--force", "-q"]], mutate.mutate_tensor_file),
-        "packed": Kind(packed, [["evaluate", FILE, *FAST], ["predict", FILE, "images/0.png"], ["compare", FILE, "float.packed", *FAST]],
-            mutate.mutate_tensor_file),
-        "onnx": Kind(graphs, [["check-onnx", FILE], ["evaluate", FILE, *FAST], ["predict", FILE, "images/0.png"],
-            ["quantize", FILE, "--mode", "ptq", "--calib-batches", "1", "-o", "out/x.onnx", "--force", "-q", "--calib-data", "data.npz"]],
-            mutate.mutate_onnx),
-        "recipe": Kind([folder / "recipe.toml"], [["run", FILE, "--dry-run"]], mutate.mutate_toml),
-        "journal": Kind([folder / "run" / "recipe.json"], [["run", "recipe.toml", "--dry-run"]], mutate.mutate_json_file),
-        "npz": Kind([folder / "data.npz"], [["evaluate", "float.safetensors", "--data", FILE, *FAST],
-            ["train", "--data", FILE, "--model", "nin", *TINY, "-o", "out/x.safetensors"]], mutate.mutate_npz),
-        "inputs": Kind([folder / "inputs.npz"], [["import", "--model", "nin", "--task", "agreement", "--data", FILE, "-o",
-            "out/x.safetensors", "--force"], ["quantize", "float.onnx", "--mode", "ptq", "--calib-data", FILE, "-o", "out/x.onnx",
-            "--force", "-q"]], mutate.mutate_npz),
-        "weights": Kind([folder / "weights.pth"], [["import", "--model", "nin", "--model-args", '{"width": 0.1}', "--weights", FILE,
-            "-o", "out/x.safetensors", "--force"]], mutate.mutate_bytes),
-        "image": Kind(sorted((folder / "images").iterdir()), [["predict", "float.safetensors", FILE]], mutate.mutate_bytes),
-    }  # fmt: skip
-
+        [f"quantize float.safetensors {PTQ} --calib-cache FILE -o out/x.safetensors"],
+        mutate.mutate_tensor_file,
+    ),
+    "packed": Kind(
+        "float.packed int8.packed binary.packed",
+        [f"evaluate FILE {FEW}", "predict FILE images/0.png", f"compare FILE float.packed {FEW}", "verify FILE"],
+        mutate.mutate_tensor_file,
+    ),
+    "onnx": Kind(
+        "float.onnx int8.onnx",
+        [
+            "check-onnx FILE", f"evaluate FILE {FEW}", "predict FILE images/0.png", "verify FILE",
+            f"quantize FILE {PTQ} --calib-data inputs.npz -o out/x.onnx",
+        ],
+        mutate.mutate_onnx,
+    ),
+    "recipe": Kind("recipe.toml", ["run FILE --dry-run"], mutate.mutate_toml),
+    "journal": Kind("run/recipe.json", ["run recipe.toml --dry-run"], mutate.mutate_json_file, "run/recipe.json"),
+    "npz": Kind(
+        "data.npz",
+        [f"evaluate float.safetensors --data FILE {FEW}", f"train --data FILE --model nin {TINY} -o out/x.safetensors"],
+        mutate.mutate_npz,
+    ),
+    "inputs": Kind(
+        "inputs.npz",
+        [
+            "import --model nin --task agreement --data FILE -o out/x.safetensors --force",
+            f"quantize float.onnx {PTQ} --calib-data FILE -o out/x.onnx",
+        ],
+        mutate.mutate_npz,
+    ),
+    "weights": Kind(
+        "weights.pth",
+        ["""import --model nin --model-args '{"width": 0.1}' --weights FILE -o out/x.safetensors --force"""],
+        mutate.mutate_bytes,
+    ),
+    "image": Kind(
+        " ".join(f"images/{index}.{suffix}" for index, suffix in enumerate(IMAGES)),
+        ["predict float.safetensors FILE"],
+        mutate.mutate_bytes,
+    ),
+}  # fmt: skip
 
 RECIPE = """folder = "run"
 
@@ -133,25 +124,45 @@ name = "deployed"
 """
 
 
-def attempt_paths(kind: str, file: Path) -> Path:
-    """Return where a damaged file of a kind must be for its commands to find it."""
-    fixed = {"checkpoint": "part.checkpoint.safetensors", "journal": "run/recipe.json"}
-    return Path(fixed.get(kind, f"damaged{file.suffix}"))
-
-
-def _data(folder: Path) -> None:
+def fill() -> None:
+    """Make the whole files in the working directory; also compiles the packed runtime's kernels."""
+    for name in ("images", "out", "run"):
+        Path(name).mkdir()
     random = np.random.default_rng(0)
-    pixels = random.integers(0, 256, (80, 32, 32, 3), dtype=np.uint8)
-    labels = np.arange(80) % 4
-    np.savez(folder / "data.npz", x_train=pixels[:60], y_train=labels[:60], x_test=pixels[60:], y_test=labels[60:])
-    np.savez(folder / "inputs.npz", images=random.standard_normal((9, 3, 32, 32), dtype=np.float32))
-    for name in ("images", "out"):
-        shutil.rmtree(folder / name, ignore_errors=True)
-        (folder / name).mkdir()
-    for index, suffix in enumerate(("png", "jpg", "gif", "bmp", "tif", "webp", "ppm")):
-        Image.fromarray(pixels[index]).save(folder / "images" / f"{index}.{suffix}")
+    pixels, labels = random.integers(0, 256, (80, 32, 32, 3), dtype=np.uint8), np.arange(80) % 4
+    np.savez("data.npz", x_train=pixels[:60], y_train=labels[:60], x_test=pixels[60:], y_test=labels[60:])
+    np.savez("inputs.npz", images=random.standard_normal((9, 3, 32, 32), dtype=np.float32))
+    for index, suffix in enumerate(IMAGES):
+        Image.fromarray(pixels[index]).save(f"images/{index}.{suffix}")
+    Path("recipe.toml").write_text(RECIPE)
+    Path("run/recipe.json").write_text(json.dumps({"float": {"key": "ab" * 32, "output": "cd" * 32}}))
+    for command in (
+        f"train --data data.npz --model nin {TINY} -o float.safetensors",
+        f"train --data data.npz --model nin {TINY} --epochs 2 --max-time 0.0001 -o part.safetensors",
+        "prune float.safetensors --percent 0.3 --skip-timing -q -o pruned.safetensors",
+        f"quantize float.safetensors {PTQ} --calib-cache statistics.safetensors -o int8.safetensors",
+        "quantize float.safetensors --limit 60 --batch-size 20 --epochs 1 --w-bits binary --a-bits binary -q "
+        "-o binary.safetensors",
+        "bn-fuse int8.safetensors -q -o int8-fused.safetensors",
+        "export-onnx float.safetensors -q --skip-timing -o float.onnx",
+        "export-onnx int8-fused.safetensors -q --skip-timing -o int8.onnx",
+        *(f"pack {name}.safetensors -q --skip-timing -o {name}.packed" for name in ("float", "int8", "binary")),
+        *(f"evaluate {name}.packed {FEW} -q" for name in ("float", "int8", "binary")),
+    ):
+        code = run(shlex.split(command))
+        assert code in (0, 3), command
+    torch.save(load(Path("float.safetensors")).model.state_dict(), "weights.pth")
 
 
-def _run(*arguments: str | Path) -> None:
-    code = run([str(word) for word in arguments])
-    assert code in (0, 3), arguments
+def damage(kind: Kind, folder: Path, random: Random) -> tuple[list[str], bytes]:
+    """Write a damaged file into the working directory, a copy of a filled folder.
+
+    Returns:
+        A command that reads it, and its content.
+    """
+    seed = random.choice(kind.seeds.split())
+    place = Path(kind.place or f"damaged{Path(seed).suffix}")
+    content = kind.mutate((folder / seed).read_bytes(), random)
+    place.write_bytes(content)
+    words = shlex.split(random.choice(kind.commands))
+    return [str(place) if word == "FILE" else word for word in words], content

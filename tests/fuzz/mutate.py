@@ -3,6 +3,7 @@
 import io
 import json
 import struct
+from contextlib import suppress
 from random import Random
 from typing import Any
 
@@ -14,9 +15,10 @@ from micronet.core.tensor_file import CHECKSUMS, blank_checksums, seal
 LARGEST_INT = 2**63 - 1
 DEEP = "[" * 3000 + "]" * 3000
 ODD_VALUES: list[Any] = [
-    None, True, False, 0, -1, 1, 2, 7, 255, 2**16, 2**31 - 1, 2**40, LARGEST_INT, 2**64, 10**30, -(2**63), 0.5, -0.0, 1e-320,
-    1e308, float("nan"), float("inf"), "", "x", "../../etc/passwd", "\x1b[31mred\x07", "a" * 5000, "\u202e\ud800", "nan", "8",
-    [], {}, [[]], [None], {"": {}}, {"a": 1}, [0], [-1], [1, 2, 3, 4, 5, 6, 7], [1e9] * 3, "/dev/zero", "os:system",
+    None, True, False, 0, -1, 1, 2, 7, 255, 2**16, 2**31 - 1, 2**40, LARGEST_INT, 2**64, 10**30, -(2**63),
+    0.5, -0.0, 1e-320, 1e308, float("nan"), float("inf"), "", "x", "8", "nan", "../../etc/passwd", "/dev/zero",
+    "\x1b[31mred\x07", "a" * 5000, "\u202e\ud800", "os:system", [], {}, [[]], [None], {"": {}}, {"a": 1}, [0], [-1],
+    [1, 2, 3, 4, 5, 6, 7], [1e9] * 3,
 ]  # fmt: skip
 
 
@@ -47,7 +49,7 @@ def mutate_bytes(content: bytes, random: Random) -> bytes:
 
 
 def mutate_json(value: Any, random: Random) -> Any:
-    """Change a node of a JSON tree: another value, a lost, doubled or renamed key, or one from elsewhere in the tree."""
+    """Change nodes of a JSON tree: another value, a lost, doubled or renamed key, or a value from elsewhere in it."""
     for _ in range(random.choice([1, 1, 1, 2, 4])):
         places = list(_places(value))
         if not places:
@@ -89,10 +91,8 @@ def mutate_tensor_file(content: bytes, random: Random) -> bytes:
         table["__metadata__"][CHECKSUMS] = blank_checksums(len(table) - 1)  # a hostile file has valid checksums
     text = json.dumps(table, separators=(",", ":")).encode("utf-8", "surrogatepass")
     file = bytearray(struct.pack("<Q", len(text)) + text + data)
-    try:
+    with suppress(ValueError, TypeError):
         seal(file)
-    except (ValueError, TypeError):
-        pass
     return bytes(file)
 
 
