@@ -1,5 +1,6 @@
 """Run ONNX files with ONNX Runtime."""
 
+import json
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
