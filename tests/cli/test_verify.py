@@ -65,7 +65,7 @@ def test_a_network_with_nan_or_infinity_is_a_failure_of_every_command(
 
 
 def test_imported_weights_with_nan_are_a_failure(micronet, chain, tmp_path):
-    tensors = load_file(chain / "float.safetensors")
+    tensors = load(chain / "float.safetensors").model.state_dict()
     tensors["features.0.conv.weight"].flatten()[3] = float("nan")
     torch.save(tensors, tmp_path / "w.pth")
     done = micronet("import", "--model", "nin", "--weights", tmp_path / "w.pth", "-o", tmp_path / "a.safetensors")

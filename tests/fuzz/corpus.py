@@ -17,7 +17,7 @@ from tests.fuzz import mutate
 
 TINY = "--width 0.1 --limit 60 --batch-size 20 --epochs 1 -q --force"
 PTQ = "--mode ptq --calib-batches 1 -q --force"
-FEW = "--limit 20 --skip-latency"
+FEW = "--limit 20 --skip-timing"
 IMAGES = ("png", "jpg", "gif", "bmp", "tif", "webp", "ppm")
 
 
