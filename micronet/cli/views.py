@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from micronet.cli.console import print_json, print_line, print_table
+from micronet.cli.file_views import show_inspection, show_verification
 from micronet.cli.measures import (
     accuracy_figures,
     metric_label,
@@ -244,50 +245,6 @@ def _predict(summary: list[dict[str, Any]]) -> None:
         print_line(f"{row['image']}  {classes}")
 
 
-def _inspect(summary: dict[str, Any]) -> None:
-    """Print what the header says, then one row per layer."""
-    model, data = summary["model"], summary["data"]
-    print_line(f"{summary['file']}  {summary['size_bytes']:,} bytes")
-    print_line(f"model     {model['name']}({_pairs(model.get('args', {}), '=')})")
-    if data and data.get("task"):
-        print_line(f"task      {data['task']}")
-    if data and data.get("inputs"):
-        shapes = " and ".join(f"{each['dtype']} {each['shape']}" for each in data["inputs"])
-        print_line(f"data      {data['name']}, inputs {shapes}")
-    elif data and data.get("name") and data.get("image_size"):
-        shape = f"{data['channels']}x{data['image_size']}x{data['image_size']}"
-        about = f"{count(len(data['classes'] or []), 'class')}, {shape}, mean {data['mean']}, std {data['std']}"
-        print_line(f"data      {data['name']}, {about}")
-    if summary["seed"] is not None:
-        print_line(f"seed      {summary['seed']}")
-    print_line("history")
-    for number, record in enumerate(summary["history"], 1):
-        print_line(f"  {number}. {record['stage']}  {_pairs(record['config'], '=')}")
-    if summary["metrics"]:
-        print_line(f"metrics   {_pairs(summary['metrics'], ' ')}")
-    print_line(f"versions  {_pairs(summary['versions'], ' ')}")
-    rows = [
-        (layer["name"], layer["shape"], f"{layer['params']:,}", f"{layer['size_bytes']:,}", layer["quantization"])
-        for layer in summary["layers"]
-    ]
-    print_table(("layer", "weight", "params", "bytes", "quantization"), rows)
-
-
-def _verify(summary: list[dict[str, Any]]) -> None:
-    """Print one row per file."""
-    columns = ("checksums", "history", "quantizers", "agrees", "problem")
-    for row in summary:
-        print_line(row["file"])
-        for name in columns:
-            if row.get(name) not in (None, "", 0, False):
-                print_line(f"  {name:<11} {'with its artifact' if row[name] is True else row[name]}")
-
-
-def _pairs(values: dict[str, Any], join: str) -> str:
-    shown = {key: f"{value:.4g}" if isinstance(value, float) else value for key, value in values.items()}
-    return ", ".join(f"{key}{join}{value}" for key, value in shown.items())
-
-
 def _sensitivity(summary: list[dict[str, Any]]) -> None:
     """Print one row per layer, with a bar as long as its signal-to-noise ratio."""
     largest = max((row["sqnr_db"] for row in summary if math.isfinite(row["sqnr_db"])), default=1.0)
@@ -302,5 +259,5 @@ _VIEWS: dict[str, Callable[[Any], None]] = {
     "import": _import, "prune": _prune, "quantize": _quantize, "bn-fuse": _bn_fuse, "export-onnx": _export_onnx,
     "check-onnx": _check_onnx, "pack": _pack,
     "trt-build": _trt_build, "trt-eval": _trt_eval, "evaluate": show_evaluation, "compare": show_comparison,
-    "predict": _predict, "inspect": _inspect, "verify": _verify, "sensitivity": _sensitivity, "schema": print_json,
+    "predict": _predict, "inspect": show_inspection, "verify": show_verification, "sensitivity": _sensitivity, "schema": print_json,
 }  # fmt: skip

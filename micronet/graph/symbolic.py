@@ -22,10 +22,11 @@ class _Tracer(fx.Tracer):
 
     def create_arg(self, a: Any) -> Any:
         """Return what a graph holds for a value; torch.fx takes dicts that are dataclasses for plain ones."""
-        kind: Any = type(a)
+        make: Any = type(a)
+        kind = type(a)
         if issubclass(kind, dict) and is_dataclass(kind):
             parts = {each.name: self.create_arg(getattr(a, each.name)) for each in fields(kind) if each.init}
-            return self.create_node("call_function", kind, (), parts)
+            return self.create_node("call_function", make, (), parts)
         return super().create_arg(a)
 
 
