@@ -259,5 +259,6 @@ _VIEWS: dict[str, Callable[[Any], None]] = {
     "import": _import, "prune": _prune, "quantize": _quantize, "bn-fuse": _bn_fuse, "export-onnx": _export_onnx,
     "check-onnx": _check_onnx, "pack": _pack,
     "trt-build": _trt_build, "trt-eval": _trt_eval, "evaluate": show_evaluation, "compare": show_comparison,
-    "predict": _predict, "inspect": show_inspection, "verify": show_verification, "sensitivity": _sensitivity, "schema": print_json,
+    "predict": _predict, "inspect": show_inspection, "verify": show_verification,
+    "sensitivity": _sensitivity, "schema": print_json,
 }  # fmt: skip

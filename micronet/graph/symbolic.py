@@ -1,7 +1,7 @@
 """Symbolic tracing by torch.fx: a forward runs on proxies, so no data are needed."""
 
 from collections.abc import Iterator
-from dataclasses import fields, is_dataclass
+from dataclasses import fields
 from typing import Any
 
 from torch import fx, nn
@@ -22,11 +22,10 @@ class _Tracer(fx.Tracer):
 
     def create_arg(self, a: Any) -> Any:
         """Return what a graph holds for a value; torch.fx takes dicts that are dataclasses for plain ones."""
-        make: Any = type(a)
-        kind = type(a)
-        if issubclass(kind, dict) and is_dataclass(kind):
+        kind: Any = type(a)
+        if issubclass(kind, dict) and hasattr(kind, "__dataclass_fields__"):
             parts = {each.name: self.create_arg(getattr(a, each.name)) for each in fields(kind) if each.init}
-            return self.create_node("call_function", make, (), parts)
+            return self.create_node("call_function", kind, (), parts)
         return super().create_arg(a)
 
 
