@@ -76,7 +76,7 @@ def train(
             depends on the number of images. plain: Adam, one-cycle schedule, none of these. Default: fast
             (sparse-train: plain).
         epochs: Number of epochs; 0 skips training.
-        lr: Peak learning rate. Default: 0.01 (lower in finetune and quantize).
+        lr: Peak learning rate. Default: 0.01 (lower in finetune, quantize, and sparse-train of an artifact).
         device: cpu, cuda, cuda:N, or GPU numbers such as 0,1 to run one process per GPU (untested); default: cuda
             if available, otherwise cpu.
         output: File to write; by default, nothing is written.
@@ -212,7 +212,8 @@ def sparse_train(
     """Train with a sparsity penalty before pruning.
 
     The weights of the last epoch are saved instead of the best ones, because the penalty takes time to act.
-    Channels that cannot be pruned, such as class scores, are not penalized.
+    Channels that cannot be pruned, such as class scores, are not penalized. An artifact is trained at a peak
+    learning rate of 0.005, a new network at 0.01, unless lr is given.
 
     Args:
         artifact: A float artifact; without one, a new network is trained.

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from micronet.training.config import RunContext, TrainHooks
 
 SPARSE = TrainConfig(preset="plain")
-FINETUNING = TrainConfig(epochs=4, lr=0.005)
+FINETUNING_LR = 0.005
+FINETUNING = TrainConfig(epochs=4, lr=FINETUNING_LR)
+LARGEST_FALL = 0.1  # of the main metric in sparse training, relative; pruned networks do not recover from a ruined one
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,8 @@ class SparseTrain(TrainingSettings, Stage):
     name = "sparse-train"
     details = (
         "The weights of the last epoch are saved instead of the best ones, because the penalty takes time to act. "
-        "Channels that cannot be pruned, such as class scores, are not penalized."
+        "Channels that cannot be pruned, such as class scores, are not penalized. An artifact is trained at a peak "
+        "learning rate of 0.005, a new network at 0.01, unless --lr is given."
     )
     example = "micronet sparse-train float.safetensors --s 1e-3 --epochs 2 -o sparse.safetensors"
     ending = "-sparse.safetensors"
@@ -89,23 +92,29 @@ class SparseTrain(TrainingSettings, Stage):
         """Train with the criterion's penalty."""
         from micronet.models.device import as_inputs
         from micronet.pruning.groups import find_groups
-        from micronet.stages.inputs import example_input, new_fitting, open_data
+        from micronet.stages.inputs import example_input, new_fitting, open_data, validation_accuracy
         from micronet.training.config import TrainHooks
 
-        run = run_context(self, context)
+        run, training = run_context(self, context), self.training
         if context.source is None:
             fresh, dataset = new_fitting(self.model, self.data, run.seed)
             artifact = fresh.after(StageRecord("train", {"epochs": 0}))
         else:
             artifact, dataset = context.source, open_data(self.data, context.source, run.seed)
-        say_start(dataset, artifact, self.training, run)
+            training = _for_trained(training, run)
+        say_start(dataset, artifact, training, run)
         example = example_input(replace(artifact, data=dataset.spec.to_json()))
         criterion = registry.resolve(registry.CRITERIA, self.sparsity.criterion, "criterion")
         model = artifact.model.to(run.device)
         channels = find_groups(model, as_inputs(model, example))
         penalty = criterion.penalty(channels.network.model, channels, self.sparsity.s)
         hooks = TrainHooks(penalty=penalty, keep="last", config=self.sparsity.to_json())
-        return trained(fit_stage("sparse-train", artifact, dataset, self.training, run, hooks))
+        measured = context.source is not None and training.epochs and not dataset.task.needs_reference
+        before = validation_accuracy(dataset)(model) if measured else None
+        done = fit_stage("sparse-train", artifact, dataset, training, run, hooks)
+        if before is not None:
+            _warn_of_fall(before, done, dataset, training, run)
+        return trained(done)
 
 
 @dataclass(frozen=True)
@@ -137,6 +146,34 @@ class Finetune(TrainingSettings, ReadSettings, Stage):
         hooks = TrainHooks(frozen if is_qaft else observing)
         say_start(dataset, artifact, self.training, run)
         return trained(fit_stage("finetune", artifact, dataset, self.training, run, hooks))
+
+
+def _for_trained(training: TrainConfig, run: "RunContext") -> TrainConfig:
+    """Return the settings of sparse training with the default learning rate of a network that is trained already.
+
+    A run that an earlier version began, at the default of new networks, is resumed as it began.
+    """
+    from micronet.training.checkpoint import Checkpoint
+    from micronet.training.config import DEFAULT_LR
+    from micronet.training.distributed import from_rank_zero
+
+    if training.lr is not None:
+        return training
+    recorded = from_rank_zero(Checkpoint.beside(run.output, {}).recorded) if run.resume else {}
+    return replace(training, lr=DEFAULT_LR if recorded.get("lr") == DEFAULT_LR else FINETUNING_LR)
+
+
+def _warn_of_fall(
+    before: float, done: "Artifact", dataset: "Dataset", training: TrainConfig, run: "RunContext"
+) -> None:
+    """Say so if the quality on the validation data, ``before`` the training, has fallen sharply."""
+    task = dataset.task
+    value = done.metrics[f"validation_{task.main}"]
+    if task.quality({task.main: value}) < before - LARGEST_FALL * abs(before):
+        run.progress.line(
+            f"warning: the validation {task.main} was {abs(before):.4f} before and is {value:.4f} now; a lower "
+            f"learning rate, such as --lr {training.peak_lr / 10:g}, or a smaller --s keeps more of it"
+        )
 
 
 def run_context(stage: Any, context: Context) -> "RunContext":

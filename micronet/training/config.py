@@ -52,7 +52,10 @@ class TrainConfig(Settings):
     )
     epochs: int = setting(8, "Number of epochs; 0 skips training.", low=0, basic=True)
     lr: float | None = setting(
-        None, "Peak learning rate. Default: 0.01 (lower in finetune and quantize).", low=0, basic=True
+        None,
+        "Peak learning rate. Default: 0.01 (lower in finetune, quantize, and sparse-train of an artifact).",
+        low=0,
+        basic=True,
     )
     batch_size: int | None = setting(
         None, "Images per batch, across all processes. Default: 32 to 128, by the number of images; plain: 64.", low=1

@@ -1,5 +1,7 @@
 """The prune command's ways of choosing, and what it measures."""
 
+import re
+
 import pytest
 import torch
 from torch import nn
@@ -77,11 +79,21 @@ def test_the_originals_widths_are_taken_by_prune(micronet, tmp_path):
     assert load(cut).model(torch.rand(1, 3, 32, 32)).shape == (1, 10)
 
 
+def test_sparse_training_is_gentle_with_a_trained_network_and_says_so_if_it_was_not(micronet, chain, tmp_path):
+    path = tmp_path / "s.safetensors"
+    ask = ["sparse-train", chain / "float.safetensors", "--epochs", 1, "--limit", 160, "--force", "-o", path]
+    harsh = micronet(*ask, "--lr", 0.5)
+    said = r"the validation accuracy was \S+ before and is \S+ now; .*--lr 0.05, or a smaller --s"
+    assert re.search(said, harsh.err), harsh.err
+    assert micronet(*ask).code == 0
+    assert micronet("inspect", path, "--json").json["history"][-1]["config"]["lr"] == 0.005
+
+
 @pytest.mark.parametrize("criterion", ["l1", "l2"])
 def test_sparse_training_pushes_weights_too(micronet, chain, tmp_path, criterion):
     paths = [tmp_path / name for name in ("none.safetensors", "much.safetensors")]
     for path, s in zip(paths, (0, 0.01), strict=True):
-        few = ["--epochs", 1, "--limit", 160, "--s", s, "--criterion", criterion]
+        few = ["--epochs", 1, "--limit", 160, "--lr", 0.01, "--s", s, "--criterion", criterion]
         assert micronet("sparse-train", chain / "float.safetensors", *few, "-o", path).code == 0
     free, pushed = (load(path).model.features[1].conv.weight.abs().mean() for path in paths)
     assert pushed < 0.97 * free
