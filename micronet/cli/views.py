@@ -136,12 +136,10 @@ def _quantize(summary: Any) -> None:
     """Print the file with its accuracy and the layers left float, or the plan."""
     if isinstance(summary, list):
         print_table(("layer", "weight", "input", "note"), [tuple(row.values()) for row in summary])
-    elif "float_test_accuracy" in summary:
-        now, before = summary["test_accuracy"], summary["float_test_accuracy"]
-        print_line(f"{_wrote(summary)}  test accuracy {now:.2%} (float model: {before:.2%})")
-        print_left_float(summary["left_float"])
     else:
-        print_line(f"{_wrote(summary)}{_tested(summary)}")
+        floats = {key.removeprefix("float_test_"): summary[key] for key in summary if key.startswith("float_test_")}
+        before = [f"{value:.2%}" if name == "accuracy" else value_text(name, value) for name, value in floats.items()]
+        print_line(f"{_wrote(summary)}{_tested(summary)}{f' (float model: {before[0]})' if before else ''}")
         print_left_float(summary["left_float"])
         _next(summary)
 

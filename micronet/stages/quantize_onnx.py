@@ -14,13 +14,11 @@ from numpy.typing import NDArray
 
 from micronet.core.progress import Progress
 from micronet.data.arrays import LABELLED
-from micronet.data.batches import eval_batches
 from micronet.data.dataset import CALIBRATION_SAMPLES, Dataset, DataSpec
 from micronet.data.image_files import list_images
 from micronet.data.load import load_data
 from micronet.data.npz import names_in
 from micronet.errors import MicronetError, count
-from micronet.evaluation.accuracy import evaluate
 from micronet.evaluation.latency import time_calls
 from micronet.onnx import posttraining
 from micronet.onnx.bias_correction import correct_biases, give_biases
@@ -36,9 +34,9 @@ from micronet.runtimes.config import RuntimeOptions
 from micronet.runtimes.onnxruntime import metadata, note, open_session, read_onnx
 from micronet.stages.config import DataConfig
 from micronet.stages.inputs import cached, calibration_batches
+from micronet.stages.onnx_metrics import measure_by_task
 from micronet.stages.stage import Context, Outcome
 from micronet.tasks.agreement import Similarity
-from micronet.tasks.task import CLASSIFICATION
 
 SAMPLED_RUNS = 64  # of the calibration inputs, for the agreement and for bias correction
 LISTED = 8
@@ -234,16 +232,13 @@ def _histograms(
 
 
 def _quality(model: FloatModel, int8: onnx.ModelProto, feeds: list[Feed]) -> dict[str, Any]:
-    """Return both accuracies if the model scores the classes of a known data set, or else the agreement."""
+    """Return the metrics on the test data if the model suits the task of a known data set, or else the agreement."""
     sessions = [open_session(proto.SerializeToString(), RuntimeOptions(), "the model") for proto in (model.proto, int8)]
-    named, recorded = model.data.data, (metadata(model.proto).get("data") or {}).get("task", CLASSIFICATION)
-    classifies = (model.data.task or recorded) == CLASSIFICATION
-    if model.has_data and classifies and not (named and _is_raw(Path(named))):
+    named = model.data.data
+    if model.has_data and not (named and _is_raw(Path(named))):
         dataset = model.open_data()
-        first = next(iter(feeds[0].values()))
-        if np.shape(sessions[0].run(None, feeds[0])[0]) == (len(first), len(dataset.spec.classes or [])):
-            before, after = (_accuracy(model.image_input(dataset.spec), dataset, session) for session in sessions)
-            return {"test_accuracy": after, "float_test_accuracy": before}
+        if not dataset.task.needs_reference and (measured := measure_by_task(model, dataset, sessions)):
+            return measured
     similarity, runs = Similarity(), _sampled(feeds)
     for feed in runs:
         pairs = list(zip(*(session.run(None, feed) for session in sessions), strict=True))
@@ -260,22 +255,14 @@ def _finite(reference: NDArray[Any], ours: NDArray[Any]) -> tuple[torch.Tensor, 
     return tuple(torch.from_numpy(np.where(same, 0, each)) for each in (reference, ours))  # type: ignore[return-value]
 
 
-def _accuracy(image: ImageInput, dataset: Dataset, session: Any) -> float:
-    def predict(images: NDArray[np.float32]) -> NDArray[np.float32]:
-        scores = [session.run(None, feed)[0] for feed in image.feeds(images)]
-        return np.concatenate(scores)[: len(images)]
-
-    return evaluate(predict, eval_batches(dataset.test, dataset.spec)).accuracy
-
-
 def _speed(model: onnx.ModelProto, int8: onnx.ModelProto, feed: Feed, progress: Progress) -> dict[str, float]:
     """Return the milliseconds of a run of the float and the int8 model, one thread, in turns; say which is faster."""
     options = RuntimeOptions(threads=1)
     sessions = [open_session(proto.SerializeToString(), options, "the model") for proto in (model, int8)]
     runs: list[Any] = [partial(_run, session, feed) for session in sessions]
     before, after = (1000 * float(np.median(each)) for each in time_calls(runs, [feed, feed]))  # type: ignore[list-item]
-    note = "" if after <= before else "slower than float here: "
-    progress.line(f"{note}{after:.2f} ms vs. {before:.2f} ms in float (ONNX Runtime, 1 thread, one run of the inputs)")
+    note, batch = "" if after <= before else "slower than float here: ", len(next(iter(feed.values())))
+    progress.line(f"{note}{after:.2f} ms vs. {before:.2f} ms in float (ONNX Runtime, 1 thread, batch {batch})")
     return {"latency_ms": after, "float_latency_ms": before}
 
 

@@ -1,6 +1,7 @@
 """Segmentation: masks move with their images, the figures are the definition's, folders train and export."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -110,6 +111,14 @@ def test_a_segmenter_trains_quantizes_and_exports_from_folders(folder, tmp_path,
     rows = json.loads(compared.out)["rows"]
     assert rows[1]["drop"] == rows[0]["metrics"]["mean_iou"] - rows[1]["metrics"]["mean_iou"]
     assert {"mean_iou", "pixel_accuracy"} == set(rows[0]["metrics"])
+    floating, file = tmp_path / "f.onnx", tmp_path / "f8.onnx"
+    assert micronet("export-onnx", plain, "--model", NET, "--skip-timing", "-o", floating).code == 0
+    ptq = ["--mode", "ptq", "--task", "segmentation", "--data", folder, "--json"]
+    done = micronet("quantize", floating, *ptq, "-o", file)
+    found = done.json
+    assert re.search(r"1 thread, batch \d+\)", done.err), done.err
+    assert found["test_images"] == 6 and found["float_test_mean_iou"] == rows[0]["metrics"]["mean_iou"]
+    assert found["test_mean_iou"] == micronet("evaluate", file, "--skip-timing", "--json").json["metrics"]["mean_iou"]
     other = ["train", "--model", NET, "--model-args", '{"channels": 3}', "--data", "digits"]
     refused = micronet(*other, "-o", tmp_path / "b.safetensors")
     assert refused.code == 2 and "(1, 3, 16, 16)" in refused.err and "--task segmentation" in refused.err
