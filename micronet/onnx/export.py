@@ -25,7 +25,7 @@ from micronet.onnx.config import ExportConfig
 from micronet.onnx.gates import quantize_gates
 from micronet.onnx.graph_export import export_graph
 from micronet.onnx.moves import requantize_moves
-from micronet.onnx.weight_layout import transpose_weights
+from micronet.onnx.weight_layout import store_transposed_in_float, transpose_weights
 from micronet.quantization.calibrate import check_calibrated, each_quantizer
 from micronet.quantization.fold import fold_model, foldable_pairs, has_taken_norms, shares_scales
 from micronet.quantization.functional import dequantize, int8_grid, to_integers
@@ -113,6 +113,7 @@ def _add_pairs(model: ir.Model) -> None:
     transpose_weights(model.graph)
     requantize_moves(model)
     quantize_gates(model)
+    store_transposed_in_float(model.graph)
     rewrite.unshare_initializers(model.graph)
 
 

@@ -57,12 +57,10 @@ def count_integer_layers(proto: onnx.ModelProto) -> dict[str, Any] | None:
 
 def _reason(layer: WeightedNode) -> str:
     """Return why ONNX Runtime computes a layer in float."""
+    if layer.node.op_type == "ConvTranspose":
+        return "ONNX Runtime has no int8 ConvTranspose"
     if layer.weight_qdq is None:
         return "its weights are float"
-    if layer.node.op_type == "ConvTranspose":
-        return (
-            "ONNX Runtime has no integer ConvTranspose, and a float one is faster; exclude it with quantize --exclude"
-        )
     if layer.input_qdq is None:
         return "its input is float"
     readers = view.fused_consumers(layer.node)

@@ -1,6 +1,10 @@
-"""The layout of stored weights: matrices as ``MatMul`` reads them, so that ONNX Runtime finds the integers."""
+"""How weights are stored for ONNX Runtime: matrices as ``MatMul`` reads them, integers only where it uses integers."""
 
+import numpy as np
 import onnx_ir as ir
+
+from micronet.onnx.graph_view import array, producer
+from micronet.onnx.ops import DEQUANTIZE
 
 MATRIX = 2  # axes
 
@@ -29,6 +33,35 @@ def transpose_weights(graph: ir.Graph) -> None:
         result.shape = ir.Shape(array.shape)
         node.outputs[0].replace_all_uses_with(result)
         graph.remove(node, safe=True)
+
+
+def store_transposed_in_float(graph: ir.Graph) -> None:
+    """Store the quantized weights and biases of transposed convolutions as floats of the same values, in place.
+
+    ONNX Runtime has no integer form of them, and would compute these floats anew in every run.
+    """
+    for node in [node for node in graph if node.op_type == "ConvTranspose"]:
+        for index in range(1, len(node.inputs)):
+            source = producer(node, index)
+            if source is None or source.op_type != DEQUANTIZE or len(source.outputs[0].uses()) > 1:
+                continue
+            q, scale, zero_point = (array(source, position) for position in range(3))
+            if q is None or scale is None:
+                continue
+            zero_point = np.zeros_like(q, shape=scale.shape) if zero_point is None else zero_point
+            axis = source.attributes.get_int("axis", 1) % q.ndim
+            shape = [-1 if scale.ndim and position == axis else 1 for position in range(q.ndim)]
+            scale, zero_point = scale.reshape(shape), zero_point.reshape(shape)
+            values = (q.astype(np.int64) - zero_point).astype(np.float32) * scale
+            value = source.outputs[0]
+            given = [each for each in source.inputs if each is not None]
+            stored = ir.val(value.name, const_value=ir.tensor(values, name=value.name))
+            node.replace_input_with(index, stored)
+            graph.remove(source, safe=True)
+            for each in given:
+                if not each.uses():
+                    graph.initializers.pop(str(each.name))
+            graph.register_initializer(stored)
 
 
 def _is_own(node: ir.Node) -> bool:

@@ -7,13 +7,14 @@ import pytest
 import torch
 from onnx.numpy_helper import to_array
 
+import micronet
 from micronet.artifact.artifact import Artifact
 from micronet.data.dataset import DataSpec
 from micronet.errors import MicronetError
 from micronet.models.build import ModelSpec
 from micronet.onnx.check import compare_layers, compare_outputs, require_agreement
 from micronet.onnx.config import ExportConfig
-from micronet.onnx.export import to_onnx
+from micronet.onnx.export import to_onnx, with_pairs
 from micronet.onnx.posttraining import prepare
 from micronet.onnx.rewrite import embed_preprocessing, to_half, to_int4
 from micronet.runtimes.config import RuntimeOptions
@@ -141,6 +142,25 @@ def test_embedded_preprocessing_takes_the_pixels(of_pixels):
 def test_impossible_options_are_one_line(options, message):
     with pytest.raises(MicronetError, match=message):
         ExportConfig(**options)
+
+
+@pytest.mark.parametrize(("level", "groups"), [("channel", 1), ("layer", 1), ("channel", 2)])
+def test_transposed_convolutions_hold_integers_only_where_a_runtime_computes_in_them(level, groups):
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.ConvTranspose2d(8, 6, 2, 2, groups=groups), torch.nn.ReLU(),
+        torch.nn.Conv2d(6, 4, 3),
+    )  # fmt: skip
+    artifact = micronet.quantize(network, data=[IMAGES], mode="ptq", q_level=level)
+    floats, integers = to_onnx(artifact, IMAGES), to_onnx(artifact, IMAGES, pairs=False)
+    for proto, expected in ((floats, ""), (integers, "DequantizeLinear"), (with_pairs(integers), "")):
+        [node] = [node for node in proto.graph.node if node.op_type == "ConvTranspose"]
+        producers = {name: node.op_type for node in proto.graph.node for name in node.output}
+        assert producers.get(node.input[1], "") == expected
+        assert groups == 2 or producers.get(node.input[2], "") == expected  # grouped ones have float biases anyway
+        onnx.checker.check_model(proto, full_check=True)
+    ours, theirs = (open_session(p.SerializeToString(), RuntimeOptions(), "it") for p in (floats, integers))
+    feed = {"images": IMAGES.numpy()}
+    np.testing.assert_array_equal(ours.run(None, feed)[0], theirs.run(None, feed)[0])
 
 
 class Waves(torch.nn.Conv1d):
