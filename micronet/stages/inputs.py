@@ -30,6 +30,7 @@ from micronet.quantization.histogram import Statistics, load_statistics, save_st
 from micronet.quantization.synthetic import synthesize_images
 from micronet.stages.config import DataConfig, ModelConfig
 from micronet.stages.words import describe_inputs
+from micronet.tasks.task import describe
 from micronet.training.config import RunContext
 from micronet.training.distributed import from_rank_zero
 
@@ -186,6 +187,15 @@ def calibration_batches(
         yield to_device(inputs, device)
 
 
+def check_accepts(model: nn.Module, batch: Any) -> None:
+    """Raise MicronetError if a network does not take a batch of inputs."""
+    try:
+        with eval_mode(model), torch.no_grad():
+            model(*as_inputs(model, batch))
+    except Exception as error:  # the user's forward may raise anything
+        raise MicronetError(f"the network does not accept {describe(batch)}: {first_line(error)}") from error
+
+
 def generated_batches(artifact: Artifact, data: DataConfig, config: RangeConfig, run: RunContext) -> list[Tensor]:
     """Return batches of images (N, C, H, W) generated from the statistics of a network's batch norms.
 
@@ -201,14 +211,9 @@ def generated_batches(artifact: Artifact, data: DataConfig, config: RangeConfig,
         shape = shape[0], data.image_size, data.image_size
     model = artifact.model.to(run.device)
     try:
-        with eval_mode(model), torch.no_grad():
-            model(*as_inputs(model, torch.zeros(2, *shape, device=run.device)))
-    except Exception as error:  # the user's forward may raise anything
-        size = "x".join(map(str, shape))
-        raise MicronetError(
-            f"--calib-data none generates images of {size}, which the network does not accept: {first_line(error)}; "
-            f"{cure}"
-        ) from error
+        check_accepts(model, torch.zeros(2, *shape, device=run.device))
+    except MicronetError as error:
+        raise MicronetError(f"--calib-data none generates images, but {error}; {cure}") from error
     made = synthesize_images(model, shape, config.calib_batches, run.seed, run.progress)
     run.progress.line(
         f"generated {config.calib_batches * CALIBRATION_BATCH} images; difference between their statistics and those "

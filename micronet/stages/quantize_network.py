@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from micronet.artifact.artifact import Artifact, tensor_bytes
 from micronet.artifact.header import StageRecord
 from micronet.data.dataset import Dataset
-from micronet.errors import FailedError, MicronetError, count, first_line
+from micronet.errors import FailedError, MicronetError, count
 from micronet.graph.trace import trace
 from micronet.models.device import as_inputs, head, to_device
-from micronet.models.modes import copy_model, eval_mode
+from micronet.models.modes import copy_model
 from micronet.quantization.calibrate import (
     calibrate,
     collect,
@@ -38,6 +38,7 @@ from micronet.quantization.weight_scales import search_weight_scales
 from micronet.stages.inputs import (
     cached,
     calibration_batches,
+    check_accepts,
     generated_batches,
     open_data,
     reference_of,
@@ -45,7 +46,6 @@ from micronet.stages.inputs import (
 )
 from micronet.stages.quantize import Quantize
 from micronet.stages.train import fit_stage, say_start
-from micronet.tasks.task import describe
 from micronet.training import distributed
 from micronet.training.checkpoint import Checkpoint
 from micronet.training.config import RunContext, TrainHooks
@@ -90,7 +90,9 @@ class Quantizing:
             return generated_batches(self.artifact, self.settings.data, self.settings.calibration, self.run)
         if self.dataset is None:
             return []
-        return list(calibration_batches(self.dataset, self.settings.calibration, self.run.seed, self.run.device))
+        config = self.settings.calibration
+        found = list(calibration_batches(self.dataset, config, self.run.seed, self.run.device))
+        return found if config.calib_data is None else self._checked(found)
 
     @property
     def example(self) -> Tensor | None:
@@ -99,15 +101,8 @@ class Quantizing:
 
     def _checked(self, batches: list[Tensor]) -> list[Tensor]:
         """Return input batches; raise MicronetError if the network does not take the first."""
-        model = self.artifact.model.to(self.run.device)
-        with eval_mode(model), torch.no_grad():
-            try:
-                for batch in batches[:1]:
-                    model(*as_inputs(model, batch))
-            except (RuntimeError, TypeError, ValueError) as error:
-                raise MicronetError(
-                    f"the network does not accept {describe(batches[0])}: {first_line(error)}"
-                ) from error
+        for batch in batches[:1]:
+            check_accepts(self.artifact.model.to(self.run.device), to_device(batch, self.run.device))
         return batches
 
     def run_quantization(self) -> Artifact:

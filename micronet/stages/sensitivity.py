@@ -44,7 +44,13 @@ class Sensitivity(ReadSettings, Stage):
 
         from micronet.models.modes import copy_model
         from micronet.quantization.sensitivity import Probe, draw, measure_sensitivity
-        from micronet.stages.inputs import calibration_batches, generated_batches, open_data, validation_accuracy
+        from micronet.stages.inputs import (
+            calibration_batches,
+            check_accepts,
+            generated_batches,
+            open_data,
+            validation_accuracy,
+        )
         from micronet.training.config import RunContext
 
         dataset = open_data(self.data, context.artifact)
@@ -53,6 +59,7 @@ class Sensitivity(ReadSettings, Stage):
             batches = generated_batches(context.artifact, self.data, self.calibration, run)
         else:
             batches = list(calibration_batches(dataset, self.calibration, seed=1))
+            check_accepts(context.artifact.model, batches[0])
         probe = Probe(batches, self.calibration, validation_accuracy(dataset, copy_model(context.artifact.model)))
         rows = measure_sensitivity(context.artifact.model, self.quantization, probe, context.progress)
         if self.plot is not None:

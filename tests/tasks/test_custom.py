@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 FILE = "tests/tasks/detector.py"
@@ -32,10 +33,13 @@ def test_a_users_task_trains_prunes_quantizes_and_compares(tmp_path, micronet):
     [
         ("none", "generates images, but this network takes float32 1x6x6; pass inputs with --calib-data"),
         (".", "holds no inputs of this network, float32 1x6x6; specify an .npz file"),
+        ("x.npz", "the network does not accept float32 (N, 2, 6, 6): "),
     ],
 )
 def test_calibration_inputs_that_a_users_network_does_not_take_are_refused(place, message, tmp_path, micronet):
     plain = tmp_path / "a.safetensors"
+    np.savez(tmp_path / "x.npz", x=np.zeros((3, 2, 6, 6), np.float32))
+    place = tmp_path / place if place == "x.npz" else place
     assert micronet("import", *OWN, "--data", "anywhere", "-o", plain).code == 0
     done = micronet("quantize", plain, *OWN, "--mode", "ptq", "--calib-data", place, "-o", tmp_path / "q.safetensors")
     assert done.code == 2 and message in done.err.splitlines()[-1]

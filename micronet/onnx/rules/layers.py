@@ -66,7 +66,7 @@ def _cure(file: LintedFile, layer: WeightedNode) -> str | None:
 
 
 @rule(
-    "micronet quantize --exclude for this layer, which is faster in float",
+    "micronet export-onnx --target ort, which stores this layer in float, or micronet quantize --exclude for it",
     f"{PTQ}, which leaves this layer in float",
     ort="warning",
     tensorrt="warning",
