@@ -66,6 +66,7 @@ segmentation_models_pytorch:Unet segmentation_models_pytorch:Linknet segmentatio
 segmentation_models_pytorch:DeepLabV3Plus segmentation_models_pytorch:UnetPlusPlus
 """.split()  # noqa: SIM905
 Prune = Callable[[str, argparse.Namespace, Path], tuple[str, bool]]
+ULTRALYTICS = {"-seg": "SegmentationModel", "-pose": "PoseModel", "-obb": "OBBModel", "-cls": "ClassificationModel"}
 SMALLEST = {"inception_v3": 299}  # its pools leave nothing of less than this
 
 
@@ -75,8 +76,8 @@ def build(name: str, size: int) -> tuple[nn.Module, ModelSpec | None, int]:
     if package == "ultralytics":
         from ultralytics.nn import tasks
 
-        kind = tasks.SegmentationModel if "-seg" in own else tasks.DetectionModel
-        return kind(own, verbose=False), None, size
+        kind = next((kind for part, kind in ULTRALYTICS.items() if part in own), "DetectionModel")
+        return getattr(tasks, kind)(own, verbose=False), None, size
     if package == "segmentation_models_pytorch":
         import segmentation_models_pytorch
 

@@ -36,7 +36,7 @@ from micronet.pruning.ids import (
     without_ids,
 )
 from micronet.pruning.own_tensors import OwnTensors
-from micronet.pruning.sizes import fit_sizes, split_sizes
+from micronet.pruning.sizes import channels_counted, fit_sizes, shapes, split_sizes
 from micronet.pruning.traced_network import NodeCall, Reshape, TracedNetwork, reads_shape
 
 _FIXED_SIZES = "forward() uses fixed sizes"
@@ -63,6 +63,7 @@ class Follower:
         self.attributes = Attributes()
         self.unsupported: dict[str, str] = {}
         self.table, self._network, self._own, self._called = table, network, own, called
+        self._values: dict[fx.Node, Any] = {}  # of the graph at hand
         self._modules: dict[str, Any] = dict(network.model.named_modules())
         frozen = {norm for norm in self._modules.values() if isinstance(norm, FrozenBatchNorm) and not norm._parameters}
         self._owners = weight_owners(network.model) | frozen
@@ -70,14 +71,14 @@ class Follower:
             self._run(index, graph)
 
     def _run(self, index: int, graph: fx.Graph) -> None:
-        values: dict[fx.Node, Any] = {}
+        self._values = {}
         for node in graph.nodes:
-            given = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
+            given = fx.node.map_arg((node.args, node.kwargs), self._values.__getitem__)
             args, kwargs = self.attributes.resolve(given)
             module = self._modules[str(node.target)] if node.op == "call_module" else None
             key = index, node.name
             fixed, before_heads = self._network.results[key], key in self._network.before_heads
-            values[node] = self._visit(NodeCall(node, key, module, args, kwargs, fixed, given, before_heads))
+            self._values[node] = self._visit(NodeCall(node, key, module, args, kwargs, fixed, given, before_heads))
             self.attributes.read(given)
 
     def _visit(self, call: NodeCall) -> Any:
@@ -200,7 +201,9 @@ class Follower:
         try:
             moved = call.run()
         except (RuntimeError, IndexError, TypeError, ValueError):  # fixed sizes that do not fit these widths
-            return self._give_up(call, _FIXED_SIZES)
+            return self._misfit(call)
+        if (call.ids == FIXED).all() and shapes(moved) != shapes(call.fixed):  # it resizes what cannot be cut
+            return self._misfit(call)
         if not any(map(self._own.holds, call.tensors)):
             found = call.reshape(moved, split_sizes(call.node))
             self.reshapes |= {} if found is None else {call.key: found}
@@ -241,7 +244,7 @@ class Follower:
         try:
             torch.broadcast_shapes(*(x.shape for x in call.tensors))  # type: ignore[no-untyped-call]
         except RuntimeError:  # fixed sizes that do not fit these widths
-            return self._give_up(call, _FIXED_SIZES)
+            return self._misfit(call)
         for other in others:
             out, equal, unmatched = combine(out, other)
             for x, why in unmatched:
@@ -250,6 +253,11 @@ class Follower:
         for x in own:
             out = self._own.follow(x, out)
         return out
+
+    def _misfit(self, call: NodeCall) -> Any:
+        """Give up a call whose sizes do not fit these widths, and the channels whose number is among the sizes."""
+        self.table.pin(channels_counted(call, self._values, self._network.results), _FIXED_SIZES)
+        return self._give_up(call, _FIXED_SIZES)
 
     def _give_up(self, call: NodeCall, why: str) -> Any:
         self.table.pin(call.ids, why)

@@ -7,21 +7,19 @@ in equal parts, the best channels of each part are kept.
 
 import math
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
-from numpy.typing import NDArray
 
 from micronet.core.config import matching
 from micronet.errors import MicronetError, count
 from micronet.pruning.channel_map import ChannelMap
+from micronet.pruning.choice import Signature, choose, fits, signatures
 from micronet.pruning.config import PruneConfig
 from micronet.pruning.criteria import Scores
-from micronet.pruning.ids import FIXED, STRIDE, Ids, groups_of
-
-Signature = tuple[tuple[str, int], ...]
+from micronet.pruning.ids import groups_of
 
 
 @dataclass(frozen=True)
@@ -82,7 +80,7 @@ class Planner:
         self._why = {number: self._why_whole(number, excluded, why_unscored) for number in self._groups}
         self._notes: dict[int, list[str]] = {}
         self.free = [number for number, why in self._why.items() if not why]
-        self._signatures = _signatures(channels)
+        self._signatures = signatures(channels)
 
     def plan(self, percent: float) -> PrunePlan:
         """Plan to cut a share of the channels: choose widths, then channels."""
@@ -116,6 +114,16 @@ class Planner:
                 )
         return plan
 
+    def plan_some(self, plan: PrunePlan, groups: Sequence[int]) -> PrunePlan:
+        """Plan to cut some groups as a plan does, and no others."""
+        self._reset_notes()
+        return self._finish({**self._widths, **{group: plan.groups[group].after for group in groups}}, 0)
+
+    def keep_whole(self, group: int, why: str) -> None:
+        """Cut no channels of a free group in later plans."""
+        self._why[group] = why
+        self.free.remove(group)
+
     def rounded(self, group: int, share: float) -> int:
         """Return the width of a free group after cutting a share of its channels."""
         return self._round({group: round((1 - share) * self._widths[group])})[group]
@@ -141,7 +149,8 @@ class Planner:
         groups = {}
         for number, group in self._groups.items():
             note = "; ".join(dict.fromkeys(self._notes[number]))
-            groups[number] = GroupPlan(group.layers, group.width, self._choose(number, new[number]), note)
+            keep = choose(group, self._scores.get(number), self._signatures[number], new[number])
+            groups[number] = GroupPlan(group.layers, group.width, keep, note)
         cut = sum(groups[number].before - groups[number].after for number in self.free)
         return PrunePlan(groups, channels, requested, cut, sum(self._widths[number] for number in self.free))
 
@@ -206,9 +215,13 @@ class Planner:
     def _try(self, widths: dict[int, int]) -> tuple[ChannelMap, dict[int, list[Signature]], list[int]]:
         """Return the map of the network with other widths, its signatures, and the groups that these do not suit."""
         channels, table = self._channels.with_widths(widths), self._channels.table
-        new = _signatures(channels)
+        new = signatures(channels)
         merged = self._widths.keys() - new.keys()  # at width 1, with one that is broadcast along its channels
-        stuck = [group for group in self._widths if group in merged or not self._fits(group, new[group])]
+        stuck = [
+            group
+            for group in self._widths
+            if group in merged or not fits(self._groups[group], self._signatures[group], new[group])
+        ]
         stuck += {channels.table.root(group) for group in merged}
         pinned = {table.root(group) for group in channels.pinned if group in table.widths}
         return channels, new, [*stuck, *(pinned - self._channels.pinned.keys())]
@@ -236,65 +249,3 @@ class Planner:
         """Return the groups whose channels an operation takes in parts together with those of a group."""
         together = [set(groups_of(reshape.ids)) for reshape in self._channels.reshapes.values()]
         return set().union(*(members for members in together if group in members))
-
-    def _fits(self, group: int, new: list[Signature]) -> bool:
-        """Return True if old channels can take the places of all new ones."""
-        old = self._signatures[group]
-        if len(new) == len(old):
-            return new == old
-        if self._groups[group].block:
-            return Counter(self._blocks(group, new)) <= Counter(self._blocks(group, old))
-        return Counter(new) <= Counter(old)
-
-    def _blocks(self, group: int, channels: list[Signature]) -> list[tuple[Signature, ...]]:
-        """Return what each block of a group consists of."""
-        places = np.arange(len(channels)).reshape(self._groups[group].parts, -1, self._groups[group].block or 1)
-        return [tuple(channels[place] for place in block.ravel()) for block in places.swapaxes(0, 1)]
-
-    def _choose(self, group: int, new: list[Signature]) -> list[int]:
-        """Return the best old channel for each position of a group's new width, from the part that it lies in."""
-        old = self._signatures[group]
-        if len(new) == len(old):
-            return list(range(len(old)))
-        if (size := self._groups[group].block) is not None:  # the blocks with the best mean scores
-            places = np.arange(len(old)).reshape(self._groups[group].parts, -1, size)
-            means = self._scores[group][places].mean((0, 2))
-            kept: list[int] = (
-                places[:, _best(means, self._blocks(group, old), self._blocks(group, new))].ravel().tolist()
-            )
-            return kept
-        return _best(self._scores[group], old, new)
-
-
-def _best(scores: NDArray[np.float64], old: Sequence[Hashable], new: Sequence[Hashable]) -> list[int]:
-    """Return for each new signature the best-scored old place with it, in order."""
-    best = np.argsort(-scores, kind="stable").tolist()
-    chosen = {
-        signature: iter(sorted([place for place in best if old[place] == signature][:number]))
-        for signature, number in Counter(new).items()
-    }
-    return [next(chosen[signature]) for signature in new]
-
-
-def _signatures(channels: ChannelMap) -> dict[int, list[Signature]]:
-    """Return, for each channel of each group, the layers that read it and the part of a grouped layer it lies in.
-
-    A channel may replace another one only if their signatures are equal.
-    """
-    found: dict[int, list[list[tuple[str, int]]]] = {
-        number: [[] for _ in range(group.width)] for number, group in channels.groups.items()
-    }
-    ends: list[tuple[str, Ids, int]] = [(name, ids, 1) for name, ids in channels.norms.items()]
-    ends += [(name, found.ids, 1) for name, found in channels.tensors.items()]
-    for name, layer in channels.layers.items():
-        if layer.inputs is not None:
-            ends.append((f"{name} reads", layer.inputs, layer.parts))
-        if layer.parts > 1:
-            ends.append((f"{name} writes", layer.outputs, layer.parts))
-    for reader, ids, parts in ends:
-        size = len(ids) // parts
-        for position, channel_id in enumerate(ids.tolist()):
-            if channel_id != FIXED:
-                group, channel = divmod(channel_id, STRIDE)
-                found[group][channel].append((reader, position // size))
-    return {group: [tuple(sorted(places)) for places in found_in] for group, found_in in found.items()}

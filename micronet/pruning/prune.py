@@ -48,7 +48,7 @@ def prune_model(
 
     Raises:
         MicronetError: The network cannot be traced or copied, or none of its channels can be cut.
-        FailedError: The target cannot be met, or the pruned network fails the check.
+        FailedError: The target cannot be met, or the pruned network fails the check with the given widths.
     """
     try:
         pruner, plan, pruned, result = _pruned(model, config, example, cost, attributes=True)
@@ -68,20 +68,21 @@ def _pruned(
 ) -> "tuple[Pruner, PrunePlan, nn.Module, dict[str, Any]]":
     """Plan, cut a copy and check it."""
     pruner = Pruner(model, config, example, attributes=attributes)
-    if config.widths is not None:
-        plan = pruner.planner.plan_widths(_parse_widths(config.widths, pruner))
-    elif config.target is not None:
-        plan = _plan_for_target(pruner, *config.target, cost)
-    else:
-        plan = pruner.planner.plan(config.share)
-    pruned, result = pruner.cut(plan)
-    try:
-        check_cut(pruned, pruner.channels, plan.channels, plan.keep, example)
-    except FailedError as error:
+    while True:
+        if config.widths is not None:
+            plan = pruner.planner.plan_widths(_parse_widths(config.widths, pruner))
+        elif config.target is not None:
+            plan = _plan_for_target(pruner, *config.target, cost)
+        else:
+            plan = pruner.planner.plan(config.share)
+        pruned, result, wrong = pruner.attempt(plan)
+        if not wrong:
+            return pruner, plan, pruned, result
         if "attributes" in result and attributes:
-            raise _AttributesMatter from error
-        raise
-    return pruner, plan, pruned, result
+            raise _AttributesMatter
+        if config.widths is not None:
+            raise FailedError(f"with these widths the network {wrong}; choose others")
+        pruner.keep_whole(plan, wrong)
 
 
 class Pruner:
@@ -98,9 +99,34 @@ class Pruner:
         criterion: Criterion = registry.resolve(registry.CRITERIA, config.criterion, "criterion")
         scores = criterion.scores(self.channels.network.model, self.channels)
         self.planner = Planner(self.channels, scores, config, criterion.WHY_UNSCORED)
+        self._why_unscored = criterion.WHY_UNSCORED
+        self._require_free()
+
+    def attempt(self, plan: PrunePlan) -> tuple[nn.Module, dict[str, Any], str]:
+        """Return what ``cut`` does, and what the pruned network does wrong or ""."""
+        pruned, result = self.cut(plan)
+        return pruned, result, check_cut(pruned, self.channels, plan.channels, plan.keep, self.example)
+
+    def keep_whole(self, plan: PrunePlan, wrong: str) -> None:
+        """Leave one group whole because of which the plan's network does something ``wrong``.
+
+        Raises MicronetError if no other group may be cut, FailedError if the plan cuts none.
+        """
+        cut = [group for group in self.planner.free if plan.groups[group].after < plan.groups[group].before]
+        if not cut:
+            raise FailedError(f"the network {wrong} although nothing is cut; this is a bug in micronet")
+        fine, bad = 0, len(cut)  # how many of them can be cut, and how many cannot
+        while bad - fine > 1:
+            middle = (fine + bad) // 2
+            *_, why = self.attempt(self.planner.plan_some(plan, cut[:middle]))
+            fine, bad, wrong = (fine, middle, why) if why else (middle, bad, wrong)
+        self.planner.keep_whole(cut[fine], f"with fewer channels the network {wrong}")
+        self._require_free()
+
+    def _require_free(self) -> None:
         if not self.planner.free:
             groups = list(self.planner.plan(0).groups.values())
-            groups.sort(key=lambda group: group.note != criterion.WHY_UNSCORED)  # those another criterion can score
+            groups.sort(key=lambda group: group.note != self._why_unscored)  # those another criterion can score
             reasons = by_reason({layer: group.note for group in groups for layer in group.layers})
             first = [f"{listed(layers, LISTED)}: {why}" for why, layers in list(reasons.items())[:LISTED]]
             raise MicronetError(

@@ -4,15 +4,18 @@ The sizes of a split's parts grow with their total. A reshape that does not fit 
 attention reads the result, that is the first one, the number of heads, because part of a head cannot be cut.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
+import numpy as np
 import torch
-from torch import fx
-from torch.utils._pytree import tree_leaves
+from torch import Tensor, fx
+from torch.utils._pytree import tree_leaves, tree_map
 
 from micronet.pruning.attributes import Attribute, Attributes
+from micronet.pruning.ids import FIXED, Ids, distinct
 from micronet.pruning.traced_network import NodeCall
 
 _SPLITS = {torch.split, "split"}
@@ -38,6 +41,32 @@ def split_sizes(node: fx.Node) -> list[Attribute]:
     sizes = tree_leaves(node.args[1] if len(node.args) > 1 else next(iter(node.kwargs.values()), None))
     found = [size for size in sizes if isinstance(size, Attribute)]
     return found if len(found) == len(sizes) else []
+
+
+def channels_counted(call: NodeCall, values: Mapping[fx.Node, Any], recorded: Mapping[tuple[int, str], Any]) -> Ids:
+    """Return the channels whose number a call depends on, where it is not the one in the whole network.
+
+    ``values``: the results of the nodes before the call; ``recorded``: what they are in the whole network.
+    """
+    found: list[Ids] = [np.empty(0, np.int64)]
+    seen: set[fx.Node] = set()
+    nodes = [call.node]
+    while nodes:
+        for node in set(nodes.pop().all_input_nodes) - seen:
+            seen.add(node)
+            if shapes(values[node]) == shapes(recorded[call.key[0], node.name]):
+                continue
+            ids = [distinct(leaf) for leaf in tree_leaves(values[node]) if isinstance(leaf, Tensor)]
+            if all((each == FIXED).all() for each in ids):
+                nodes.append(node)
+            found += ids
+    channels = np.concatenate(found)
+    return channels[channels > FIXED]
+
+
+def shapes(value: Any) -> Any:
+    """Return a value with the shape of each tensor in its place."""
+    return tree_map(lambda leaf: leaf.shape if isinstance(leaf, Tensor) else leaf, value)
 
 
 def _fit_split(call: NodeCall, sizes: list[Attribute], attributes: Attributes) -> None:

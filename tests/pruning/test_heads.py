@@ -296,6 +296,25 @@ def with_one_layer_head_by_head(m, x):
     return m.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, -1))
 
 
+def values_first(m, q, k, v):
+    scores = (q @ k.transpose(-2, -1)).softmax(-1)
+    return m.proj((v.transpose(-2, -1) @ scores.transpose(-2, -1)).flatten(1, 2).transpose(1, 2))
+
+
+def with_values_first(m, x):
+    return values_first(m, *m.heads(x))
+
+
+def with_values_first_and_attributes(m, x):
+    b, n, _ = x.shape
+    return values_first(m, *m.qkv(x).reshape(b, n, 3, m.num_heads, m.head_dim).permute(2, 0, 3, 1, 4))
+
+
+def with_values_first_and_heads_written_down(m, x):
+    b, n, _ = x.shape
+    return values_first(m, *(layer(x).view(b, n, HEADS, -1).transpose(1, 2) for layer in (m.q, m.k, m.v)))
+
+
 def with_heads_read_before(m, x):
     size = m.width // m.num_heads
     assert x.sum() * (m.num_heads + x.size(0)) is not None
@@ -331,7 +350,8 @@ BY_HAND = {
     with_one_layer_and_attributes: True, with_one_layer_and_any_width: True, with_one_layer_for_two: True,
     with_one_layer_head_by_head: True, with_heads_read_before: False, with_one_layer: False,
     with_a_bias_for_each_head: False, with_heads_that_talk: False, with_heads_averaged: False,
-    with_values_of_another_order: False,
+    with_values_of_another_order: False, with_values_first: True, with_values_first_and_attributes: True,
+    with_values_first_and_heads_written_down: False,
 }  # fmt: skip
 
 

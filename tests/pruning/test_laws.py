@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import micronet
-from micronet.errors import MicronetError
+from micronet.errors import FailedError, MicronetError
 from micronet.models.attention import Attention
 from micronet.models.layers import Add, ChannelShuffle
 from micronet.pruning.config import PruneConfig
@@ -168,6 +168,47 @@ FORWARDS = {
     divided_by_its_width: False, part_written_in_place: False, pooled_over_channels: False, cast_to_float32: True,
     instance_norm: True, chosen_by_where: True, tiny_branch: True, other_output_in_training: True, halves: True,
 }  # fmt: skip
+
+
+def width_required(m, x):
+    if x.size(1) != 8:
+        raise ValueError("8 channels, please")
+    return m.head(x)
+
+
+def wide_ones_doubled(m, x):
+    return m.head(2 * x if x.size(1) == 8 else x)
+
+
+def width_of_another(m, x):
+    n, c, h, w = x.shape
+    return m.head(x) + m.fc(x.cumsum(1).mT.reshape(n, c, h, w).mean((2, 3)))
+
+
+def width_of_another_and_any(m, x):
+    other = m.c2(x).cumsum(1).flatten(2)
+    return m.head(x) + other.reshape(len(x), x.size(1), -1).amax(1).mean(1, keepdim=True)
+
+
+COUNTED = {
+    width_required: "with fewer channels the network does not run (8 channels, please)",
+    wide_ones_doubled: "with fewer channels the network computes wrong values", width_of_another: "cumsum",
+    width_of_another_and_any: "forward() uses fixed sizes",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("forward", "why"), COUNTED.items(), ids=lambda item: getattr(item, "__name__", ""))
+def test_only_channels_whose_number_matters_stay_whole(forward, why):
+    model = Misleading(forward).eval()
+    model.fc = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 5))
+    config = PruneConfig(0.5, criterion="l2", scope="layer")
+    pruned, _, plan = prune_model(model, config, torch.randn(2, 3, 8, 8))
+    stem = next(group for group in plan.groups.values() if "c1" in group.layers)
+    assert why in stem.note and pruned.c1.out_channels == 8
+    assert pruned.fc[0].out_features == 3
+    if why.startswith("with"):
+        with pytest.raises(FailedError, match=why.replace("fewer channels", "these widths").partition(" (")[0]):
+            prune_model(model, PruneConfig(widths="4,4,3", criterion="l2"), torch.randn(2, 3, 8, 8))
 
 
 @pytest.mark.parametrize(("forward", "is_cut"), FORWARDS.items(), ids=lambda item: getattr(item, "__name__", str(item)))
