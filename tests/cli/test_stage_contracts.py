@@ -50,7 +50,7 @@ def test_a_file_of_another_kind_is_refused_in_one_line(micronet, tmp_path, name)
     path.write_text("from torch import nn\n")
     done = micronet(name, path)
     assert done.code == 2, done.err
-    assert done.err.splitlines()[-1].endswith("file, not an artifact (.safetensors)")
+    assert done.err.splitlines()[-1].endswith(", not an artifact (.safetensors)")
 
 
 def test_qaft_needs_an_artifact(micronet):
