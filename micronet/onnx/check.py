@@ -203,9 +203,13 @@ def _arrays(batch: Any) -> Any:
     return tuple(x.numpy() for x in batch) if isinstance(batch, tuple) else batch.numpy()
 
 
+def _is_added(node: onnx.NodeProto) -> bool:
+    return any(entry.key == ADDED for entry in node.metadata_props)
+
+
 def _integers(proto: onnx.ModelProto, images: Any) -> dict[str, Any]:
     """Return the integers of every quantizer: ``module.slot`` -> array."""
-    nodes = [node for node in proto.graph.node if node.op_type == QUANTIZE and not node.name.endswith(f".{ADDED}")]
+    nodes = [node for node in proto.graph.node if node.op_type == QUANTIZE and not _is_added(node)]
     session = exposing_session(proto, [node.output[0] for node in nodes])
     arrays = run(session, _arrays(images))[len(proto.graph.output) :]
     return {node.name.removesuffix(f".{QUANTIZE}"): array for node, array in zip(nodes, arrays, strict=True)}

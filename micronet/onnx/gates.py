@@ -56,9 +56,11 @@ def _replace_hard_swish(graph: ir.Graph, node: ir.Node) -> None:
     quantize = ir.node(QUANTIZE, [*total.outputs, *_grid(graph, node, "sum", HARD_WIDTH / 255)])
     gate = ir.node(DEQUANTIZE, [*quantize.outputs, *_grid(graph, node, "gate", GATE_STEP)])
     product = ir.node("Mul", [x, *gate.outputs], name=f"{node.name}.Mul")
-    quantize.name, gate.name = f"{node.name}.{ADDED}", f"{node.name}.{ADDED}.{DEQUANTIZE}"
+    quantize.name, gate.name = f"{node.name}.added", f"{node.name}.added.{DEQUANTIZE}"
     for each in (three, total, quantize, gate):
         each.outputs[0].name = f"{each.name}.output"
+    for each in (three, total, quantize, gate, product):
+        each.metadata_props[ADDED] = node.op_type
     name = out.name
     out.replace_all_uses_with(product.outputs[0])
     graph.insert_before(node, [three, total, quantize, gate, product])
@@ -68,15 +70,13 @@ def _replace_hard_swish(graph: ir.Graph, node: ir.Node) -> None:
 
 def restore_gates(proto: onnx.ModelProto) -> None:
     """Write hardswish as one operator again, in place, where ``quantize_gates`` replaced it."""
-    nodes = {node.name: node for node in proto.graph.node}
-    for name in [name.removesuffix(f".{ADDED}") for name in nodes if name.endswith(f".{ADDED}")]:
-        replaced = [nodes.get(f"{name}.{part}") for part in ("shift", "Add", ADDED, f"{ADDED}.{DEQUANTIZE}")]
-        product = nodes.get(f"{name}.Mul")
-        if product is not None and all(each is not None for each in replaced):
-            product.op_type, product.name = "HardSwish", name
-            del product.input[1:]
-            for each in replaced:
-                proto.graph.node.remove(each)
+    for node in list(proto.graph.node):
+        replaced = next((entry.value for entry in node.metadata_props if entry.key == ADDED), "")
+        if replaced and node.op_type == "Mul":  # the last of these nodes, which reads the operator's input first
+            node.op_type, node.name = replaced, node.name.removesuffix(".Mul")
+            del node.input[1:]
+        elif replaced:
+            proto.graph.node.remove(node)
 
 
 def _is_close(x: ir.Value | None, out: ir.Value, function: Gate) -> bool:

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from micronet.onnx.graph_view import array, producer
 from micronet.onnx.ops import BLOCKS, COMPUTED_IN_INTEGERS, DEQUANTIZE, MOVING_OPS, QUANTIZE
 
-ADDED = "added"  # how the names of pairs end that the torch network does not have
+ADDED = "micronet.added"  # metadata of nodes that the torch network does not have: the operator they replace, if any
 
 
 def requantize_moves(model: ir.Model) -> None:
@@ -75,9 +75,12 @@ def add_pair(graph: ir.Graph, node: ir.Node, output: ir.Value, grid: Sequence[ir
     ``grid``: a scale and a zero point, which nodes may share until ``unshare_initializers``.
     """
     readers = [(reader, index) for reader, index in output.uses() if reader.op_type != QUANTIZE]
-    quantize = ir.node(QUANTIZE, [output, *grid], name=f"{output.name}.{ADDED}")
-    dequantize = ir.node(DEQUANTIZE, [*quantize.outputs, *grid], name=f"{output.name}.{ADDED}.{DEQUANTIZE}")
-    quantize.outputs[0].name, dequantize.outputs[0].name = f"{output.name}.integers", f"{output.name}.{ADDED}"
+    name = f"{output.name}.added"
+    quantize = ir.node(QUANTIZE, [output, *grid], name=name, metadata_props={ADDED: ""})
+    dequantize = ir.node(
+        DEQUANTIZE, [*quantize.outputs, *grid], name=f"{name}.{DEQUANTIZE}", metadata_props={ADDED: ""}
+    )
+    quantize.outputs[0].name, dequantize.outputs[0].name = f"{output.name}.integers", name
     for reader, index in readers:
         reader.replace_input_with(index, dequantize.outputs[0])
     graph.insert_after(node, [quantize, dequantize])
