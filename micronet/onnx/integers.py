@@ -19,6 +19,7 @@ from micronet.runtimes.onnxruntime import optimize, session_predictor
 
 _ADDED = re.compile(r"_token_\d+$")  # what ONNX Runtime adds to the name of a node that it replaces
 _LISTED = 3
+FLOAT_WEIGHTS, NO_TRANSPOSED = "its weights are float", "ONNX Runtime has no int8 ConvTranspose"
 # Measured: with integers in q k^T alone, attention takes 1.3 to 1.5 times as long.
 PRODUCTS = "integers are faster there only if softmax has 8 bits too, which would lose small probabilities"
 
@@ -57,10 +58,11 @@ def count_integer_layers(proto: onnx.ModelProto) -> dict[str, Any] | None:
 
 def _reason(layer: WeightedNode) -> str:
     """Return why ONNX Runtime computes a layer in float."""
-    if layer.node.op_type == "ConvTranspose":
-        return "ONNX Runtime has no int8 ConvTranspose"
+    transposed = layer.node.op_type == "ConvTranspose"
     if layer.weight_qdq is None:
-        return "its weights are float"
+        return NO_TRANSPOSED if transposed else FLOAT_WEIGHTS
+    if transposed:
+        return f"{NO_TRANSPOSED}, and its weights are integers; export the file again, which stores them in float"
     if layer.input_qdq is None:
         return "its input is float"
     readers = view.fused_consumers(layer.node)
@@ -140,7 +142,7 @@ def describe(found: dict[str, Any]) -> list[str]:
 
 def slow_cause(found: dict[str, Any]) -> str:
     """Return why a quantized file is slower than in float, and what helps; ``found``: what was counted."""
-    if found["float"]:
+    if any(why not in (FLOAT_WEIGHTS, NO_TRANSPOSED) for why in found["float"].values()):
         return (
             "the layers below are computed in float on dequantized weights; exclude them with micronet quantize "
             "--exclude"

@@ -15,6 +15,7 @@ from micronet.models.build import ModelSpec
 from micronet.onnx.check import compare_layers, compare_outputs, require_agreement
 from micronet.onnx.config import ExportConfig
 from micronet.onnx.export import to_onnx, with_pairs
+from micronet.onnx.integers import count_integer_layers, slow_cause
 from micronet.onnx.posttraining import prepare
 from micronet.onnx.rewrite import embed_preprocessing, to_half, to_int4
 from micronet.runtimes.config import RuntimeOptions
@@ -158,6 +159,9 @@ def test_transposed_convolutions_hold_integers_only_where_a_runtime_computes_in_
         assert producers.get(node.input[1], "") == expected
         assert groups == 2 or producers.get(node.input[2], "") == expected  # grouped ones have float biases anyway
         onnx.checker.check_model(proto, full_check=True)
+    found = count_integer_layers(floats)
+    assert list(found["float"].values()) == ["ONNX Runtime has no int8 ConvTranspose"]
+    assert "exclude" not in slow_cause(found)  # float as it is
     ours, theirs = (open_session(p.SerializeToString(), RuntimeOptions(), "it") for p in (floats, integers))
     feed = {"images": IMAGES.numpy()}
     np.testing.assert_array_equal(ours.run(None, feed)[0], theirs.run(None, feed)[0])
