@@ -64,11 +64,15 @@ def random_kept(model: nn.Module) -> Iterator[None]:
 
 
 def copy_model(model: nn.Module) -> nn.Module:
-    """Return a deep copy of a network; raise MicronetError if it holds something that cannot be copied."""
+    """Return a deep copy of a network; raise MicronetError if it holds something that cannot be copied.
+
+    Tensors that a forward computed and stored, such as the weights of torch's old weight norm, lose their gradients.
+    """
+    held = [value for module in model.modules() for value in vars(module).values() if isinstance(value, torch.Tensor)]
+    computed: dict[int, Any] = {id(x): x.detach().clone() for x in held if not x.is_leaf}
     try:
-        return copy.deepcopy(model)
-    except Exception as error:  # hooks of old-style weight norms, locks, open files, scripted functions
+        return copy.deepcopy(model, computed)
+    except Exception as error:  # locks, open files, scripted functions
         raise MicronetError(
-            f"the network cannot be copied: {first_line(error)}; remove hooks such as weight_norm, or any attribute "
-            "that cannot be copied"
+            f"the network cannot be copied: {first_line(error)}; remove the attribute that cannot be copied"
         ) from error

@@ -17,7 +17,7 @@ from micronet.models.device import Inputs
 from micronet.models.outputs import output_names
 from micronet.onnx import operators
 from micronet.onnx.config import AXES, ExportConfig
-from micronet.onnx.recurrent import recurrent_translations
+from micronet.onnx.recurrent import recurrent_translations, shapes_alone
 
 INPUT, OUTPUT = "images", "scores"  # of networks that take images (N, C, H, W), or return one tensor
 IMAGE_RANK = 4
@@ -55,7 +55,7 @@ def export_graph(model: nn.Module, images: Tensor | Inputs, config: ExportConfig
     if not isinstance(returned, Tensor):
         return_tensors(model, len(batch))
     try:
-        with _silent(), torch.no_grad():
+        with _silent(), shapes_alone(model), torch.no_grad():
             shapes: Any = tuple(axes for _ in batch)
             source: Any = model
             if any(isinstance(module, nn.RNNBase) for module in model.modules()):  # else torch unrolls or loops

@@ -4,13 +4,15 @@ torch orders the gates of an LSTM i, f, g, o and those of a GRU r, z, n; ONNX or
 operator of ONNX is one layer, in one or both directions, of (steps, batch, features).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import onnxscript
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch._decomp import decompositions
 
 
 @dataclass(frozen=True)
@@ -37,12 +39,41 @@ def recurrent_translations(model: nn.Module, opset: int) -> dict[Any, Callable[.
     LSTMs are left out if one of them projects its outputs (``proj_size``), which ONNX's operator cannot do.
     """
     op = getattr(onnxscript, f"opset{opset}")
-    projects = any(isinstance(module, nn.LSTM) and module.proj_size for module in model.modules())
     return {
         getattr(torch.ops.aten, name).input: _translation(op, kind)
         for name, kind in _KINDS.items()
-        if not (projects and kind.name == "LSTM")
+        if not (_projects(model) and kind.name == "LSTM")
     }
+
+
+@contextmanager
+def shapes_alone(model: nn.Module) -> Iterator[None]:
+    """Let torch find the shapes of recurrent layers without a walk through their steps, in this context.
+
+    The exporter runs a network three times on tensors without values, and there these layers are Python loops over
+    steps: a minute for some hundred. The loop is private in torch, which offers no other way around it. It stays if it
+    is part of the exported graph, as LSTMs with ``proj_size`` are.
+    """
+    walk: Any = decompositions._rnn_helper
+
+    def shapes(x: Tensor, hidden: Any, *others: Any) -> tuple[Tensor, Any]:
+        """Return tensors like a layer's outputs and its last states: a list of tensors or, of an LSTM, of pairs."""
+        if x.dim() != 3:  # a packed sequence, which is not translated
+            found: tuple[Tensor, Any] = walk(x, hidden, *others)
+            return found
+        state, bidirectional = hidden[0] if isinstance(hidden[0], Tensor) else hidden[0][0], others[5]
+        return x.new_empty(*x.shape[:2], state.shape[-1] * (1 + bidirectional)), list(hidden)
+
+    try:
+        if not _projects(model):
+            decompositions._rnn_helper = shapes
+        yield
+    finally:
+        decompositions._rnn_helper = walk
+
+
+def _projects(model: nn.Module) -> bool:
+    return any(isinstance(module, nn.LSTM) and module.proj_size for module in model.modules())
 
 
 def _translation(op: Any, kind: _Kind) -> Callable[..., Any]:

@@ -18,6 +18,7 @@ from micronet.graph import ops
 from micronet.graph.rewrite import Branch, branch_name, tap_name
 from micronet.graph.trace import Graph, trace
 from micronet.models import transformer
+from micronet.models.computed import is_computed
 from micronet.models.device import Example
 from micronet.models.modes import copy_model
 from micronet.quantization.config import FIRST_OR_LAST, FLOAT_BITS, QuantConfig
@@ -25,6 +26,8 @@ from micronet.quantization.dry_run import find_idle
 from micronet.quantization.layers import has_weight_slot
 from micronet.quantization.placement import Placement
 from micronet.quantization.placer import READS_8BIT, LayerPlacer, Placer, Rule
+
+_COMPUTED = "weight_norm or the like computes its weight; quantize with --mode ptq, then train with --mode qaft"
 
 
 def quantize_model(
@@ -76,7 +79,7 @@ def _place(model: nn.Module, config: QuantConfig, example: Example | None) -> Pl
             if name not in placement.inputs:
                 placement.left_float.setdefault(name, "forward() never calls it as a module")
         elif isinstance(module, (nn.Linear, nn.Bilinear, nn.RNNBase, nn.RNNCellBase)):
-            placement.left_float[name] = f"{type(module).__name__} is not supported"
+            placement.left_float[name] = _COMPUTED if is_computed(module) else f"{type(module).__name__} is not supported"
     if not placement.inputs:
         raise _nothing_placed(placement.left_float)
     return placement

@@ -30,6 +30,10 @@ class BnFuse(ReadSettings, Stage):
                 "bn-fuse cannot follow bn-fuse: the batch norms are already folded; continue with export-onnx"
             )
 
+    def wants_plain_weights(self) -> bool:
+        """Return True: a batch norm is multiplied into them."""
+        return True
+
     def run(self, context: Context) -> Outcome:
         """Fold every batch norm into the layer before it."""
         from micronet.quantization.fold import fold_model

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from micronet.core.config import flatten, options
 from micronet.core.files import check_cache_path, check_output_path, check_writable
 from micronet.core.progress import Progress, Silent
-from micronet.errors import MicronetError
-from micronet.stages.stage import Context, Memory, Outcome, Stage
+from micronet.errors import MAX_NAMES, MicronetError, count, listed
+from micronet.stages.stage import COMPUTED, Context, Memory, Outcome, Stage
 from micronet.stages.words import next_command
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def execute(
     Raises:
         MicronetError: The input, the settings, the order of stages or the output is invalid.
     """
-    values, memory = flatten(stage), memory or Memory()
+    values, memory, computed = flatten(stage), memory or Memory(), list[str]()
     with ExitStack() as temporary:
         suffix = stage.writes()
         written = suffix is not None and (keep or values.get("output") is not None)
@@ -54,7 +54,10 @@ def execute(
             stage.check_order([record.stage for record in source.history])
             if memory.batches is not None or memory.example is not None:
                 source, memory = _settle_inputs(source, memory)
+            source, computed = _with_plain_weights(stage, source, progress or Silent())
         outcome = stage.run(Context(source, path, progress or Silent(), memory, temporary=not written))
+        if source is not None and computed and isinstance(outcome.product, type(source)):
+            outcome.product.history[len(source.history)].result[COMPUTED] = computed
         if written and outcome.product is not None:
             finish(lambda: stage.write(outcome.product, path), path if stage.trains() else None)
             stage.add_file(outcome.summary, path)
@@ -78,6 +81,23 @@ def _settle_inputs(source: "Artifact", memory: Memory) -> tuple["Artifact", Memo
     return source, replace(
         memory, batches=batches, example=inputs_in(source.model, example) if isinstance(example, Mapping) else example
     )
+
+
+def _with_plain_weights(stage: Stage, source: "Artifact", progress: Progress) -> tuple["Artifact", list[str]]:
+    """Return the input with the weights that it computes made plain, if the stage wants them, and their names."""
+    if not stage.wants_plain_weights() or any(record.quantizers for record in source.history):
+        return source, []  # quantized layers keep what they were trained with until they are exported
+    from micronet.models.computed import is_computed, make_plain
+    from micronet.models.modes import copy_model
+
+    if not any(map(is_computed, source.model.modules())):
+        return source, []
+    source = replace(source, model=copy_model(source.model))
+    names = make_plain(source.model)
+    progress.line(
+        f"made {count(len(names), 'computed parameter')} plain, with the same outputs: {listed(names, MAX_NAMES)}"
+    )
+    return source, names
 
 
 def finish(write: Callable[[], None], trained: Path | None) -> None:

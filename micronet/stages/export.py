@@ -29,6 +29,10 @@ class CheckedSettings(ConvertSettings):
         256, "Number of test images used to check that the exported network agrees with torch.", low=1, metavar="N"
     )
 
+    def wants_plain_weights(self) -> bool:
+        """Return True: the file stores them as constants."""
+        return True
+
 
 @dataclass(frozen=True)
 class ExportOnnx(CheckedSettings, Stage):

@@ -106,6 +106,10 @@ class Prune(ConvertSettings, Stage):
         """Return no suffix if only a plan or the sensitivity is printed."""
         return None if self.dry_run or self.sensitivity else ".safetensors"
 
+    def wants_plain_weights(self) -> bool:
+        """Return True: channels are cut from them."""
+        return True
+
     def run(self, context: Context) -> Outcome:
         """Prune once or in steps, or measure the sensitivity of the groups."""
         from micronet.stages.inputs import example_input

@@ -65,6 +65,10 @@ class Quantize(TrainingSettings, Stage):
         """Whether the input is an ONNX file."""
         return self.artifact is not None and self.artifact.suffix == ".onnx"
 
+    def wants_plain_weights(self) -> bool:
+        """Return True unless a training follows, which they change."""
+        return self.calibration.mode == "ptq"
+
     def check(self) -> None:
         """Refuse settings that the mode or the input has no use for."""
         mode, recovery = self.calibration.mode, self.recovery

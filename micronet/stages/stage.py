@@ -1,7 +1,7 @@
 """What every stage is: its settings, what it may follow, how it runs and how its structure is restored."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import dataclass, field, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 PRUNE_FIRST = "prune first, then quantize: run it on the float artifact"
 BEFORE_FUSING = "use the artifact from before bn-fuse"
+COMPUTED = "computed"  # in a record's result: the parameters that were computed until this stage made them plain
 
 
 @dataclass(frozen=True)
@@ -157,6 +158,10 @@ class Stage:
             if earlier in self.cannot_follow:
                 raise MicronetError(f"{self.name} cannot follow {earlier}: {self.cannot_follow[earlier]}")
 
+    def wants_plain_weights(self) -> bool:
+        """Return True if the stage works on weights as values: those that a network computes are made plain first."""
+        return False
+
     def processes(self) -> int | None:
         """Return the number of processes to run in, or None if the stage always runs in one."""
         group = getattr(self, "execution", None)
@@ -225,6 +230,11 @@ class Stage:
     @classmethod
     def restore(cls, model: "nn.Module", record: StageRecord) -> "nn.Module":
         """Rebuild the structure that a record describes; stages that change no structure return the model as it is."""
+        if COMPUTED in record.result:
+            from micronet.models.computed import make_plain
+
+            make_plain(model)
+            record = replace(record, result={key: each for key, each in record.result.items() if key != COMPUTED})
         if cls.restorer is None:
             return model
         restored: nn.Module = registry.load_object(cls.restorer)(model, record)

@@ -5,6 +5,7 @@ import onnxruntime
 import pytest
 import torch
 from torch import nn
+from torch._decomp import decompositions
 
 import micronet
 
@@ -30,20 +31,22 @@ class Recurrent(nn.Module):
         ({"bias": False, "batch_first": True}, False),
     ],
 )
-def test_recurrent_layers_are_single_operators(kind, options, given):
+def test_recurrent_layers_are_single_operators(kind, options, given, monkeypatch):
     options = options | ({"nonlinearity": "relu"} if kind is nn.RNN and given else {})
     torch.manual_seed(0)
-    net = Recurrent(kind(3, 5, **options), given=given).eval()
-    x = torch.randn(2, 7, 3)
-    proto = micronet.export_onnx(net, x)
+    net = Recurrent(kind(2, 3, **options), given=given).eval()
+    x = torch.randn(2, 4, 2)
+    for loop in ("one_layer_rnn", "one_layer_lstm", "mkldnn_one_layer_lstm"):
+        monkeypatch.setattr(decompositions, loop, lambda *_, **__: pytest.fail("it walks through the steps"))
+    proto = micronet.export_onnx(net, x, skip_timing=True)
     assert sum(node.op_type == kind.__name__ for node in proto.graph.node) == options.get("num_layers", 1)
     assert len(proto.graph.node) < 80
     session = onnxruntime.InferenceSession(proto.SerializeToString())
-    assert session.get_inputs()[0].shape == ["batch", 7, 3]
-    for batch in (x, torch.randn(3, 7, 3)):
+    assert session.get_inputs()[0].shape == ["batch", 4, 2]
+    for batch in (x[:1], torch.randn(5, 4, 2)):
         found = session.run(None, {session.get_inputs()[0].name: batch.numpy()})
         with torch.no_grad():
             y, states = net(batch)
         expected = [y, *(states if isinstance(states, tuple) else (states,))]
         for ours, theirs in zip(expected, found, strict=True):
-            np.testing.assert_allclose(theirs, ours.numpy(), atol=7 * 5 * 2**-22)  # rounding, over steps and products
+            np.testing.assert_allclose(theirs, ours.numpy(), atol=4 * 3 * 2**-22)  # rounding, over steps and products
