@@ -26,6 +26,7 @@ from micronet.quantization.layers import (
     Quantized,
     channel_axis,
     effective_weight,
+    give_bias,
     norm_factor,
     quantized,
     replace_modules,
@@ -82,15 +83,12 @@ def restore(model: nn.Module, record: StageRecord) -> nn.Module:
     if record.result.get("plain") or record.result.get("recorded"):
         model = plain_network(model, record.result.get("recorded"))
     for layer_name in [*(pair[0] for pair in record.result["pairs"]), *record.result.get("taken", [])]:
-        layer: Any = model.get_submodule(layer_name)
-        if layer.bias is None:
-            channels = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
-            layer.bias = nn.Parameter(layer.weight.new_zeros(channels))
+        give_bias(model.get_submodule(layer_name))
     model = _remove_norms(model, record.result["pairs"])
     for layer_name in record.result.get("taken", []):
         model.get_submodule(layer_name).norm = None  # type: ignore[assignment]
     for layer_name, description in record.result["quantizers"].items():
-        layer = model.get_submodule(layer_name)
+        layer: Any = model.get_submodule(layer_name)
         layer.weight_quantizer = rebuild(description, layer.weight)
     return model
 

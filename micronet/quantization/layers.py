@@ -170,6 +170,13 @@ def effective_weight(layer: Any) -> Tensor:
     return weight if norm is None else weight * broadcast(norm_factor(norm, nonzero=False), weight, 0)
 
 
+def give_bias(layer: Any) -> None:
+    """Give a layer without a bias one of zeros, in place."""
+    if layer.bias is None:
+        channels = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
+        layer.bias = nn.Parameter(layer.weight.detach().new_zeros(channels))
+
+
 @torch.no_grad()
 def drop_parametrizations(layer: nn.Module) -> None:
     """Make computed parameters of a quantized layer (weight norm and the like) plain ones, in place."""

@@ -11,7 +11,7 @@ from micronet.graph.rewrite import Branch, Outline, rewrite
 from micronet.graph.trace import plain_network
 from micronet.models import transformer
 from micronet.models.layers import removed
-from micronet.quantization.layers import quantized, replace_modules
+from micronet.quantization.layers import give_bias, quantized, replace_modules
 from micronet.quantization.quantizer import Quantizer, rebuild
 
 
@@ -29,6 +29,7 @@ class Placement:
     out_of_place: list[str] = field(default_factory=list)  # in-place ReLUs whose output quantizer clamps instead
     quantizers: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)  # module -> slot -> description
     inputs: dict[str, str | None] = field(default_factory=dict)  # layer -> its input's quantizer, ``module.slot``
+    biases: list[str] = field(default_factory=list)  # layers without a bias that were given one, to be corrected
     left_float: dict[str, str] = field(default_factory=dict)  # layer or call with weights -> why it stays float
 
     @classmethod
@@ -80,4 +81,6 @@ class Placement:
             like = next(chain(module.parameters(), model.parameters()))
             for slot, description in slots.items():
                 setattr(new[module], slot, rebuild(description, like))
+        for name in self.biases:
+            give_bias(new[model.get_submodule(name)])
         return replace_modules(model, new)

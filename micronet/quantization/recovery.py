@@ -17,7 +17,7 @@ from micronet.graph import ops
 from micronet.graph.trace import trace
 from micronet.models.device import batch_length, call, head
 from micronet.models.modes import eval_mode
-from micronet.quantization.layers import Quantized
+from micronet.quantization.layers import Quantized, give_bias
 
 
 @torch.no_grad()
@@ -50,13 +50,29 @@ def reestimate_norms(model: nn.Module, batches: Iterable[Tensor]) -> int:
     return len(norms)
 
 
+def give_biases(quantized: nn.Module, example: Any) -> list[str]:
+    """Give each quantized layer a bias that has none, nor a batch norm after it, in place; return the layers' names.
+
+    ``example``: an input.
+    """
+    norms = _norms_after(quantized, example)
+    given = [name for name, layer in _layers(quantized) if layer.bias is None and name not in norms]
+    for name in given:
+        give_bias(quantized.get_submodule(name))
+    return given
+
+
 @torch.no_grad()
 def correct_biases(
-    floating: nn.Module, quantized: nn.Module, batches: list[Tensor], *, norms_estimated: bool = False
+    floating: nn.Module, quantized: nn.Module, batches: list[Any], *, norms_estimated: bool = False
 ) -> int:
-    """Restore each quantized layer's mean output to that in the float network, in place, front to back.
+    """Restore each quantized layer's mean output to that in the float network, in place.
 
-    The correction is added to the layer's bias, or without a bias to the running mean of the batch norm after it.
+    The correction is added to the layer's bias, or without a bias to the running mean of the batch norm after it. Each
+    changes what later layers read, so the quantized network runs with the corrections in place: on the way through it,
+    the output of every layer is shifted until its mean is that of the float network's on the same batch. The
+    correction is the mean of these shifts. With one batch, every mean is restored exactly; with several, up to the
+    second order of how much the shifts differ between them.
 
     Args:
         floating: The float network.
@@ -72,24 +88,36 @@ def correct_biases(
     """
     places = _places_to_correct(quantized, head(batches[0], 2), norms_estimated)
     if not places:
-        raise MicronetError(
-            "--bias-correct found no quantized layer with a bias or a batch norm after it; drop --bias-correct"
-        )
+        raise MicronetError("--bias-correct found no quantized layer to correct; drop --bias-correct")
     targets = _mean_outputs(floating, places, batches)
-    for name, mean in targets.items():
+    shifts = _mean_shifts(quantized, targets, batches)
+    for name, shift in shifts.items():
         target, sign = places[name]
-        target.add_(mean - _mean_outputs(quantized, [name], batches)[name], alpha=sign)
-    return len(targets)
+        target.add_(shift, alpha=sign)
+    return len(shifts)
 
 
-def _places_to_correct(model: nn.Module, example: Tensor, norms_estimated: bool) -> dict[str, tuple[Tensor, float]]:
-    """Return for each quantized layer the tensor that shifts its mean output, and the sign of the shift."""
+def _layers(model: nn.Module) -> list[tuple[str, Any]]:
+    """Return the layers with quantized weights, by name."""
+    return [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, Quantized) and module.weight_quantizer is not None
+    ]
+
+
+def _norms_after(model: nn.Module, example: Any) -> dict[str, str]:
+    """Return the batch norm that alone reads a layer's output, by the layer's name."""
     graph = trace(model, example)
-    norms = dict(graph.conv_bn_pairs()) if graph is not None else {}
+    return dict(graph.conv_bn_pairs()) if graph is not None else {}
+
+
+def _places_to_correct(model: nn.Module, example: Any, norms_estimated: bool) -> dict[str, tuple[Tensor, float]]:
+    """Return for each quantized layer the tensor that shifts its mean output, and the sign of the shift."""
+    norms = _norms_after(model, example)
     places: dict[str, tuple[Tensor, float]] = {}
-    for name, module in model.named_modules():
-        layer: Any = module
-        if not isinstance(module, Quantized) or layer.weight_quantizer is None or (norms_estimated and name in norms):
+    for name, layer in _layers(model):
+        if norms_estimated and name in norms:
             continue
         if layer.bias is not None:
             places[name] = layer.bias, 1.0
@@ -99,19 +127,50 @@ def _places_to_correct(model: nn.Module, example: Tensor, norms_estimated: bool)
     return places
 
 
-def _mean_outputs(model: nn.Module, names: Iterable[str], batches: list[Tensor]) -> dict[str, Tensor]:
-    """Return the mean output per channel, (C,), of each layer, in eval mode and in the order of the first calls."""
-    sums: dict[str, list[Tensor]] = {}
+def _mean_outputs(model: nn.Module, names: Iterable[str], batches: list[Any]) -> dict[str, list[Tensor]]:
+    """Return the mean output per channel, (C,), of each call of each layer, in eval mode."""
+    means: dict[str, list[Tensor]] = {}
 
     def record(name: str, module: nn.Module, inputs: tuple[Any, ...], out: Tensor) -> None:
-        last = out.dim() == 2 or isinstance(module, nn.Linear)  # the channels are on the last axis
-        mean = out.flatten(0, -2).mean(0) if last else out.flatten(2).mean((0, 2))
-        sums.setdefault(name, []).append(len(out) * mean)
+        means.setdefault(name, []).append(out.mean(_other_axes(module, out)))
 
     with eval_mode(model), ExitStack() as hooks:
         for name in names:
             hooks.enter_context(model.get_submodule(name).register_forward_hook(partial(record, name)))
         for batch in batches:
             call(model, batch)
-    images = sum(map(batch_length, batches))
-    return {name: torch.stack(parts).sum(0) / images for name, parts in sums.items()}
+    return means
+
+
+def _mean_shifts(model: nn.Module, targets: dict[str, list[Tensor]], batches: list[Any]) -> dict[str, Tensor]:
+    """Return the mean shift per channel, (C,), that gives the output of each call of each layer its target mean."""
+    found: dict[str, list[Tensor]] = {name: [] for name in targets}
+    sizes: dict[str, list[int]] = {name: [] for name in targets}
+
+    def shift(name: str, layer: nn.Module, out: Tensor) -> Tensor:
+        axes = _other_axes(layer, out)
+        mean = out.mean(axes, keepdim=True)
+        missing = targets[name][len(found[name])].view_as(mean) - mean
+        found[name].append(len(out) * missing.flatten())
+        sizes[name].append(len(out))
+        return out + missing
+
+    with eval_mode(model), ExitStack() as hooks:
+        for name in targets:
+            layer: Any = model.get_submodule(name)
+            if layer.output_quantizer is None:
+                hook = layer.register_forward_hook(lambda module, _, out, name=name: shift(name, module, out))
+            else:  # which reads the output with the bias
+                hook = layer.output_quantizer.register_forward_pre_hook(
+                    lambda _, given, name=name, layer=layer: (shift(name, layer, given[0]), *given[1:])
+                )
+            hooks.enter_context(hook)
+        for batch in batches:
+            call(model, batch)
+    return {name: torch.stack(parts).sum(0) / sum(sizes[name]) for name, parts in found.items()}
+
+
+def _other_axes(layer: nn.Module, out: Tensor) -> list[int]:
+    """Return the axes of a layer's output that are not its channels."""
+    channels = out.dim() - 1 if out.dim() == 2 or isinstance(layer, nn.Linear) else 1
+    return [axis for axis in range(out.dim()) if axis != channels]

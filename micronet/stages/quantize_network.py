@@ -31,7 +31,7 @@ from micronet.quantization.histogram import Statistics
 from micronet.quantization.placement import Placement
 from micronet.quantization.quantize import quantize_model
 from micronet.quantization.reconstruct import reconstruct
-from micronet.quantization.recovery import correct_biases, reestimate_norms
+from micronet.quantization.recovery import correct_biases, give_biases, reestimate_norms
 from micronet.quantization.sensitivity import Probe, keep_sensitive, measure_sensitivity
 from micronet.quantization.staged import StagedWeights
 from micronet.quantization.weight_scales import search_weight_scales
@@ -122,6 +122,7 @@ class Quantizing:
         model, record = self._placed(artifact.model, config)
         if self.calibration_inputs:
             placement = Placement.from_json(record.result)
+            record.result["biases"] = give_biases(model, self.example) if recovery.bias_correct else []
             self._recover(placement.with_plain_layers(copy_model(artifact.model)), model)
         settings = {
             **_recorded(self.settings.calibration),

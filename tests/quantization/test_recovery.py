@@ -14,9 +14,9 @@ from micronet.quantization.calibrate import calibrate, collect, each_quantizer, 
 from micronet.quantization.config import CalibrationConfig, QuantConfig
 from micronet.quantization.equalize import equalize
 from micronet.quantization.fold import fold_model
-from micronet.quantization.quantize import quantize_model
+from micronet.quantization.quantize import quantize_model, restore
 from micronet.quantization.reconstruct import reconstruct
-from micronet.quantization.recovery import correct_biases, reestimate_norms
+from micronet.quantization.recovery import correct_biases, give_biases, reestimate_norms
 from micronet.quantization.sensitivity import Probe, keep_sensitive, measure_sensitivity
 from micronet.quantization.walk import call_order
 
@@ -121,10 +121,30 @@ def test_layers_are_recovered_in_the_order_of_the_forward_pass(recover, monkeypa
     model, _ = quantize_model(floating, QuantConfig(w_bits=2, first_last="same"))
     calibrate(model, BATCHES)
     assert call_order(model, ["ends.0", "ends.1", "middle"], BATCHES[0]) == ["ends.0", "middle", "ends.1"]
-    assert recover(floating, model, BATCHES) == 3
+    whole = torch.cat(BATCHES)
+    assert recover(floating, model, [whole]) == 3
     if recover is correct_biases:  # the last layer's correction knows of the middle's
-        means = [torch.cat([net(batch) for batch in BATCHES]).mean(0) for net in (model, floating)]
-        torch.testing.assert_close(*means, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(model(whole).mean(0), floating(whole).mean(0), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("linear", [True, False])
+def test_layers_without_a_bias_get_one_that_restores_their_mean_and_reloads(linear):
+    """Shifts of several batches average to the exact correction if what lies between is linear; else one batch's do."""
+    between = nn.Identity() if linear else nn.ReLU()
+    floating = nn.Sequential(nn.Conv2d(3, 8, 3, 4, bias=False), between, nn.Conv2d(8, 8, 3), nn.Flatten(),
+                             nn.Linear(32, 4, bias=False)).eval()  # fmt: skip
+    model, record = quantized(floating, w_bits=3, a_bits=32, first_last="same")
+    uncorrected = model.state_dict().keys()
+    record.result["biases"] = give_biases(model, BATCHES[0][:2])
+    assert record.result["biases"] == ["0", "4"]
+    whole = torch.cat(BATCHES)
+    assert correct_biases(floating, model, BATCHES if linear else [whole]) == 3
+    torch.testing.assert_close(model.eval()(whole).mean(0), floating(whole).mean(0), rtol=1e-4, atol=1e-5)
+    again = restore(copy.deepcopy(floating), record)
+    again.load_state_dict(model.state_dict())
+    assert torch.equal(again.eval()(whole), model(whole))
+    del record.result["biases"]  # as in older files
+    assert restore(copy.deepcopy(floating), record).state_dict().keys() == uncorrected
 
 
 def test_learned_rounding_beats_the_nearest_and_stays_on_the_grid():
