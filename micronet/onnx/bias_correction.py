@@ -2,7 +2,8 @@
 
 Nagel et al. 2019, arXiv:1906.04721, section 4.2, with calibration inputs instead of an assumed distribution. Each
 correction changes what later layers read, so the quantized network runs with the corrections in place: on the way
-through it, every layer's output is shifted by the mean difference that was found so far, the present run included.
+through it, the output of every layer is shifted until its mean is that of the float network's on the same inputs. The
+correction is the mean of these shifts, as in ``micronet.quantization.recovery``.
 """
 
 from collections import Counter
@@ -21,7 +22,6 @@ from micronet.onnx.ops import DEQUANTIZE
 from micronet.onnx.sessions import session_for
 
 CORRECTED = ("Conv", "Gemm")  # both have their channels on axis 1 of the output
-SWEEPS = 2  # over the inputs: the shifts that the first inputs saw were those of few
 AXES_ARE_INPUTS = 18  # the first opset in which those of ReduceMean are
 NEW = "micronet.bias_correction"  # begins the names of what is only there while the shifts are sought
 
@@ -59,20 +59,15 @@ def correct_biases(folded: onnx.ModelProto, int8: onnx.ModelProto, feeds: Sequen
         return 0
     means = session_for(*_with_means(folded, layers))
     shifting = session_for(*_with_shifts(int8, layers, [biases.step(name) for name in layers]))
-    shifts: Sequence[Any] = [np.zeros((), np.float32)] * len(layers)
-    seen = 0
-    for done, feed in enumerate(runs := [*feeds] * SWEEPS):
+    sums: list[NDArray[Any]] = [np.zeros(1)] * len(layers)
+    for done, feed in enumerate(feeds):
+        targets = {f"{NEW}.target.{index}": target for index, target in enumerate(means(feed))}
         rows = len(next(iter(feed.values())))
-        seen += rows
-        weight = np.array(rows / seen, np.float32)
-        given: Feed = {f"{NEW}.weight": weight}
-        for index, (target, shift) in enumerate(zip(means(feed), shifts, strict=True)):
-            start = np.broadcast_to((1 - weight) * shift, target.shape).astype(np.float32)
-            given |= {f"{NEW}.target.{index}": target, f"{NEW}.start.{index}": start}
-        shifts = shifting(feed | given)
-        progress.step("correcting biases", done + 1, len(runs))
-    for name, shift in zip(layers, shifts, strict=True):
-        biases.add(name, shift.reshape(-1))
+        sums = [total + rows * shift.reshape(-1) for total, shift in zip(sums, shifting(feed | targets), strict=True)]
+        progress.step("correcting biases", done + 1, len(feeds))
+    samples = sum(len(next(iter(feed.values()))) for feed in feeds)
+    for name, total in zip(layers, sums, strict=True):
+        biases.add(name, total / samples)
     return len(layers)
 
 
@@ -126,32 +121,27 @@ def _with_shifts(
 ) -> tuple[onnx.ModelProto, list[str]]:
     """Return a copy that shifts the outputs of layers, and the names of the shifts.
 
-    shift = start + weight * (target - mean), rounded to ``steps`` where the bias will be.
+    shift = target - mean, rounded to ``steps`` where the bias will be.
     """
     copy = _copied(proto)
     nodes = {node.name: node for node in copy.graph.node}
-    copy.graph.input.append(helper.make_tensor_value_info(f"{NEW}.weight", TensorProto.FLOAT, []))
     for index, name in enumerate(layers):
         output, raw = nodes[name].output[0], f"{NEW}.raw.{index}"
         nodes[name].output[0] = raw
         rank = _append_mean(copy, nodes[name], raw, index)
-        target, start, mean, off, part, sum_, whole, shift, step = (
-            f"{NEW}.{role}.{index}"
-            for role in ("target", "start", "mean", "off", "part", "sum", "whole", "shift", "step")
+        target, mean, off, scaled, whole, shift, step = (
+            f"{NEW}.{role}.{index}" for role in ("target", "mean", "off", "scaled", "whole", "shift", "step")
         )
         unit = steps[index]
         values = np.ones(1, np.float32) if unit is None else unit
         copy.graph.initializer.append(numpy_helper.from_array(values.reshape(1, -1, *[1] * (rank - 2)), step))
-        scaled, rounding = f"{sum_}.steps", "Identity" if unit is None else "Round"
-        copy.graph.input.extend(
-            helper.make_tensor_value_info(each, TensorProto.FLOAT, [None] * rank) for each in (target, start)
-        )
+        rounding = "Identity" if unit is None else "Round"
+        copy.graph.input.append(helper.make_tensor_value_info(target, TensorProto.FLOAT, [None] * rank))
         copy.graph.node.extend(
             helper.make_node(op, given, [made], f"{NEW}.{op}.{made}")
             for op, given, made in (
-                ("Sub", (target, mean), off), ("Mul", (off, f"{NEW}.weight"), part), ("Add", (part, start), sum_),
-                ("Div", (sum_, step), scaled), (rounding, (scaled,), whole), ("Mul", (whole, step), shift),
-                ("Add", (raw, shift), output),
+                ("Sub", (target, mean), off), ("Div", (off, step), scaled), (rounding, (scaled,), whole),
+                ("Mul", (whole, step), shift), ("Add", (raw, shift), output),
             )
         )  # fmt: skip
     return copy, [f"{NEW}.shift.{index}" for index in range(len(layers))]

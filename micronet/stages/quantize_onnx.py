@@ -1,5 +1,6 @@
 """The work of ``quantize FILE.onnx --mode ptq``: a float ONNX file, whoever made it, calibrated and made int8."""
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -10,7 +11,6 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from numpy.typing import NDArray
 
 from micronet.core.progress import Progress
 from micronet.data.arrays import LABELLED
@@ -34,9 +34,9 @@ from micronet.runtimes.config import RuntimeOptions
 from micronet.runtimes.onnxruntime import metadata, note, open_session, read_onnx
 from micronet.stages.config import DataConfig
 from micronet.stages.inputs import cached, calibration_batches
+from micronet.stages.onnx_files import compare_files, open_files
 from micronet.stages.onnx_metrics import measure_by_task
 from micronet.stages.stage import Context, Outcome
-from micronet.tasks.agreement import Similarity
 
 SAMPLED_RUNS = 64  # of the calibration inputs, for the agreement and for bias correction
 LISTED = 8
@@ -142,13 +142,31 @@ def to_int8(
         folded, found, signed=signed, per_channel=per_channel, bits=bits, excluded=destroyed
     )
     if correct and feeds:
-        corrected = correct_biases(folded, int8, _sampled(feeds), progress)
-        if not corrected:
-            raise MicronetError("--bias-correct found no integer convolution or Gemm; drop --bias-correct")
-        progress.line(f"corrected the mean output of {count(corrected, 'layer')}")
+        int8 = _corrected(folded, int8, _sampled(feeds), progress)
     floats = posttraining.left_float(folded, signed=signed, allowed=found.keys(), excluded=destroyed)
     note(int8, left_float=floats)
     return int8, floats
+
+
+def _corrected(
+    folded: onnx.ModelProto, int8: onnx.ModelProto, feeds: list[Feed], progress: Progress
+) -> onnx.ModelProto:
+    """Return a quantized model with corrected biases, or as it is if that moves its outputs away from the float ones.
+
+    The mean of every layer is right after a correction, but not always the result: a network may lose its errors on
+    the way, such as those of a class that was certain anyway.
+    """
+    corrected = copy.deepcopy(int8)
+    layers = correct_biases(folded, corrected, feeds, progress)
+    if not layers:
+        raise MicronetError("--bias-correct found no integer convolution or Gemm; drop --bias-correct")
+    before, after = (compare_files(folded, each, feeds)["sqnr_db"] for each in (int8, corrected))
+    change = f"the SQNR of its outputs on the calibration inputs from {before:.1f} to {after:.1f} dB"
+    if after < before:
+        progress.line(f"--bias-correct changed nothing: correcting the biases would lower {change}")
+        return int8
+    progress.line(f"corrected the mean output of {count(layers, 'layer')}, which raised {change}")
+    return corrected
 
 
 def _sampled(feeds: list[Feed]) -> list[Feed]:
@@ -233,26 +251,17 @@ def _histograms(
 
 def _quality(model: FloatModel, int8: onnx.ModelProto, feeds: list[Feed]) -> dict[str, Any]:
     """Return the metrics on the test data if the model suits the task of a known data set, or else the agreement."""
-    sessions = [open_session(proto.SerializeToString(), RuntimeOptions(), "the model") for proto in (model.proto, int8)]
     named = model.data.data
     if model.has_data and not (named and _is_raw(Path(named))):
         dataset = model.open_data()
+        sessions = open_files(model.proto, int8)
         if not dataset.task.needs_reference and (measured := measure_by_task(model, dataset, sessions)):
             return measured
-    similarity, runs = Similarity(), _sampled(feeds)
-    for feed in runs:
-        pairs = list(zip(*(session.run(None, feed) for session in sessions), strict=True))
-        reference, ours = zip(*(_finite(*pair) for pair in pairs), strict=True)
-        similarity.update(list(ours), list(reference))
-    measured = {f"test_{key}": value for key, value in similarity.compute().items() if not key.startswith("error")}
+    runs = _sampled(feeds)
+    found = compare_files(model.proto, int8, runs)
+    measured = {f"test_{key}": value for key, value in found.items() if not key.startswith("error")}
     samples = sum(len(next(iter(feed.values()))) for feed in runs)
     return {**measured, "test_images": samples, "tested_on": CALIBRATION_SAMPLES}
-
-
-def _finite(reference: NDArray[Any], ours: NDArray[Any]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return two arrays as tensors, with zeros where both hold the same infinity."""
-    same = np.isinf(reference) & (reference == ours)
-    return tuple(torch.from_numpy(np.where(same, 0, each)) for each in (reference, ours))  # type: ignore[return-value]
 
 
 def _speed(model: onnx.ModelProto, int8: onnx.ModelProto, feed: Feed, progress: Progress) -> dict[str, float]:

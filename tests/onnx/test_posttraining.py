@@ -15,6 +15,7 @@ from micronet.onnx.export import to_onnx
 from micronet.onnx.trt_cache import read_legacy_cache
 from micronet.runtimes.config import RuntimeOptions
 from micronet.runtimes.onnxruntime import exposing_session, session_predictor
+from micronet.stages import quantize_onnx
 from tests.onnx.networks import plain
 
 IMAGES = np.random.default_rng(0).standard_normal((16, 3, 32, 32), dtype=np.float32)
@@ -96,6 +97,22 @@ def test_bias_correction_restores_every_layers_mean_output_up_to_the_biases_step
         step = scales.get(node.input[2], 0.0)
         rounding = 1e-4 * (1 + np.abs(target).max())  # of float32 sums, which may move an activation by a level
         assert (off <= step / 2 + rounding).all(), node.name
+
+
+def test_a_correction_that_moves_the_outputs_away_from_the_float_ones_is_dropped(calibrated, monkeypatch):
+    folded, histograms = calibrated
+    ranges = pt.find_ranges(histograms, "minmax", 99.99)
+    small = pt.quantize_onnx(folded, ranges, signed=False, per_channel=True, bits=8)
+
+    def ruin(_, int8, *__):
+        for tensor in int8.graph.initializer:
+            if tensor.data_type == onnx.TensorProto.INT32:
+                zeros = np.zeros(tensor.dims, np.int32)
+                tensor.CopyFrom(onnx.numpy_helper.from_array(zeros, tensor.name))
+        return 1
+
+    monkeypatch.setattr(quantize_onnx, "correct_biases", ruin)
+    assert quantize_onnx._corrected(folded, small, [{"images": IMAGES}], Silent()) is small
 
 
 @pytest.mark.parametrize("shape", [(4,), (1, 4), (1,), ()])
