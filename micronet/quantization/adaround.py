@@ -17,10 +17,12 @@ from torch import Tensor, nn
 
 from micronet.core.progress import Progress
 from micronet.models.device import memory_format
+from micronet.models.uncompiled import uncompiled_optimizer
 from micronet.quantization.functional import QParams, broadcast, learned_step
 from micronet.quantization.layers import ACTIVATION_SLOTS
 from micronet.quantization.schemes.iao import AffineQuantizer
 
+_Adam = uncompiled_optimizer(torch.optim.Adam)
 STEPS = 400
 LEARNING_RATE = 0.01
 SCALE_LEARNING_RATE = 1e-3  # of the logarithms of activation scales; falls to 0 along a cosine
@@ -92,9 +94,9 @@ def _minimize(
     plain = None if plain is None else plain.contiguous(memory_format=layout)
     rounding = [item.v for item in roundings]
     scales = [item.log_scale for item in droppings]
-    optimizers: list[torch.optim.Optimizer] = [torch.optim.Adam(rounding, lr=LEARNING_RATE)]
+    optimizers: list[torch.optim.Optimizer] = [_Adam(rounding, lr=LEARNING_RATE)]
     if scales:
-        optimizers.append(torch.optim.Adam(scales, lr=SCALE_LEARNING_RATE))
+        optimizers.append(_Adam(scales, lr=SCALE_LEARNING_RATE))
         decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizers[1], STEPS)
     for step in range(STEPS):
         chosen = torch.randint(len(inputs), (min(BATCH, len(inputs)),), generator=generator)

@@ -15,7 +15,10 @@ from micronet.core.progress import Progress, Silent
 from micronet.errors import MicronetError
 from micronet.graph import ops
 from micronet.models.modes import eval_mode
+from micronet.models.uncompiled import uncompiled_optimizer
 from micronet.quantization.config import CALIBRATION_BATCH
+
+_Adam = uncompiled_optimizer(torch.optim.Adam)
 
 STEPS = 200
 LEARNING_RATE = 0.1
@@ -61,7 +64,7 @@ def synthesize_images(
     with eval_mode(model), _recording(norms) as seen:
         for number in range(count):
             images = torch.randn(CALIBRATION_BATCH, *shape, generator=generator).to(device).requires_grad_()
-            optimizer = torch.optim.Adam([images], lr=LEARNING_RATE)
+            optimizer = _Adam([images], lr=LEARNING_RATE)
             distances: list[float] = []
             for step in range(STEPS):
                 seen.clear()

@@ -57,7 +57,8 @@ def execute(
             source, computed = _with_plain_weights(stage, source, progress or Silent())
         outcome = stage.run(Context(source, path, progress or Silent(), memory, temporary=not written))
         if source is not None and computed and isinstance(outcome.product, type(source)):
-            outcome.product.history[len(source.history)].result[COMPUTED] = computed
+            for record in outcome.product.history[len(source.history) :][:1]:
+                record.result[COMPUTED] = computed
         if written and outcome.product is not None:
             finish(lambda: stage.write(outcome.product, path), path if stage.trains() else None)
             stage.add_file(outcome.summary, path)

@@ -28,7 +28,8 @@ def introduce(data: "Dataset", artifact: "Artifact", device: Any) -> str:
 
 def describe_network(artifact: "Artifact") -> str:
     """Name a network and its size: ``nin with 0.67 M parameters``."""
-    name = artifact.spec.name.rpartition(":")[2] or type(artifact.model).__name__
+    spec, kind = artifact.spec, type(artifact.model).__name__
+    name = kind if spec.runs_user_code or not spec.name else spec.name.rpartition(":")[2]  # not a factory's name
     params = sum(parameter.numel() for parameter in artifact.model.parameters())
     size = f"{params / MILLION:.2f} M" if params >= MILLION / 100 else f"{params:,}"
     return f"{name} with {size} parameters"
