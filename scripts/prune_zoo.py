@@ -13,8 +13,8 @@ in it, sets those inputs' weights to zero in a copy of the whole network, and co
 double precision. The pruned network is also run backward, saved, loaded and, for torchvision, exported to ONNX. It
 counts where at least 40 % of the channels that could be cut and 25 % of the parameters went. Prints a Markdown table
 for BENCHMARKS.md, with the CPU seconds of the pruning. ``--torch-pruning``: the same by Torch-Pruning with its defaults
-(half of the channels, the class scores ignored); it counts where the pruned network runs forward and backward and 25 %
-of the parameters went, whether or not it equals the masked one.
+(half of the channels, the class scores ignored, attention's ``num_heads`` named); it counts where the pruned network
+runs forward and backward and 25 % of the parameters went, whether or not it equals the masked one.
 """
 
 import argparse
@@ -239,11 +239,15 @@ def prune_by_torch_pruning(name: str, asked: argparse.Namespace, folder: Path) -
         for module in model.modules()
         if isinstance(module, (nn.Linear, nn.Conv2d)) and len(module.weight) in (10, 1000)
     ]
-    start = time.process_time()
+    attentions = [module for module in model.modules() if isinstance(getattr(module, "qkv", None), nn.Linear)]
+    heads = {module.qkv: module.num_heads for module in attentions if hasattr(module, "num_heads")}
     importance, multiple = tp.importance.GroupMagnitudeImportance(p=2), asked.regular if asked.regular > 1 else None
-    tp.pruner.BasePruner(
-        model, images, importance=importance, pruning_ratio=0.5, ignored_layers=classes, round_to=multiple
-    ).step()
+    settings = {"importance": importance, "pruning_ratio": 0.5, "ignored_layers": classes, "round_to": multiple}
+    start = time.process_time()
+    tp.pruner.BasePruner(model, images, num_heads=heads, **settings).step()
+    for module in (module for module in attentions if hasattr(module, "head_dim")):  # each head becomes narrower
+        module.attn_dim = module.qkv.out_features // 3
+        module.head_dim = module.attn_dim // module.num_heads
     seconds = time.process_time() - start
     params = 1 - sum(p.numel() for p in model.parameters()) / before
     backward(model, images)

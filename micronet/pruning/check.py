@@ -1,6 +1,5 @@
 """Checking that a pruned network computes what the whole network computes with the cut channels set to zero."""
 
-import copy
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -10,6 +9,7 @@ from torch import Tensor, fx, nn
 
 from micronet.errors import MicronetError, first_line
 from micronet.models.device import Example, as_inputs
+from micronet.models.modes import copy_model
 from micronet.models.outputs import tensors_in
 from micronet.models.transformer import splittable_attentions
 from micronet.pruning.channel_map import ChannelMap
@@ -106,7 +106,7 @@ def _run(
     masks: dict[str, PreHook],
 ) -> list[Computed]:
     """Run a copy of a network, so that only one copy exists at a time."""
-    exact = copy.deepcopy(model).to(dtype).train(training)
+    exact = copy_model(model).to(dtype).train(training)
     records: list[Computed] = []
     for module in exact.modules():  # batch statistics and dropout would hide differences
         module.training &= not module.__module__.startswith("torch.nn.")

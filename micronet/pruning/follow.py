@@ -94,6 +94,8 @@ class Follower:
         if not call.keeps_elements and any(map(self._own.holds, call.tensors)):
             call = replace(call, args=self._own.without(call.args), kwargs=self._own.without(call.kwargs))
         if not call.tensors:
+            own = {name: value for name, value in call.kwargs.items() if name != "dtype"}  # that of ids may not do
+            call = call if module is not None else replace(call, kwargs=own)
             return call.fixed if module is not None else tree_map(without_ids, call.run())
         if module is None:
             return self._visit_operation(call)

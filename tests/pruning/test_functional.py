@@ -205,7 +205,7 @@ def test_what_is_cut_changes_nothing_else(forward, percent):
 
 
 @pytest.mark.parametrize("wrap", [nn.utils.weight_norm, nn.utils.spectral_norm, nn.utils.parametrizations.weight_norm])
-def test_layers_whose_weights_are_made_anew_are_left_whole_or_refused(wrap):
+def test_layers_whose_weights_are_made_anew_are_left_whole(wrap):
     model = nn.Sequential(
         nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8), nn.ReLU(),
         nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 1),
@@ -213,15 +213,11 @@ def test_layers_whose_weights_are_made_anew_are_left_whole_or_refused(wrap):
     model[3] = wrap(model[3])
     images = torch.randn(2, 3, 4, 4)
     model.train()(images)
-    try:
-        pruned, _, plan = prune_model(model.eval(), PruneConfig(0.5), images)
-    except MicronetError as error:
-        assert "cannot be copied" in str(error)
-        return
+    pruned, _, plan = prune_model(model.eval(), PruneConfig(0.5), images)
     assert pruned(images).shape == (2, 4, 4, 4)
     groups = list(plan.groups.values())
     assert [group.after < group.before for group in groups] == [False, False, True, False]
-    assert groups[0].note == f"3 {groups[1].note}"  # who prints the second one's reason names it first
+    assert f"3 {groups[1].note}".startswith(groups[0].note)  # who prints the second one's reason names it first
 
 
 def test_batch_statistics_of_the_channels_that_stay_are_those_of_the_whole_network():
@@ -444,6 +440,8 @@ def drop_path(x, training, kind):
     if not training:
         return x
     shape = (x.shape[0], 1, 1, 1)
+    if kind == "uniform":
+        return x * (0.5 + torch.rand(shape, dtype=x.dtype)).floor() / 0.5
     mask = x.new_empty(shape).bernoulli_(0.5) if kind == "path" else torch.rand_like(x).round()
     return x * mask / 0.5
 
@@ -460,7 +458,7 @@ class Dropping(nn.Module):
         return self.fc((x + drop_path(self.body(x), self.training, self.kind)).mean((2, 3)))
 
 
-@pytest.mark.parametrize("kind", ["path", "elements"])
+@pytest.mark.parametrize("kind", ["path", "elements", "uniform"])
 def test_noise_of_training_mode_keeps_no_channels(kind):
     model = Dropping(kind)
     pruned, _, _ = prune_model(model, PruneConfig(0.5, criterion="l2"), IMAGES.to(torch.float32))
