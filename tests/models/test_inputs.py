@@ -10,7 +10,8 @@ import micronet
 from micronet.data.dataset import DataSpec
 from micronet.errors import MicronetError
 from micronet.models.device import Inputs
-from micronet.models.inputs import LARGEST_INPUT, describe_inputs, inputs_in, make_inputs
+from micronet.models.inputs import describe_inputs, inputs_in, make_inputs
+from micronet.models.spec import LARGEST_INPUT
 
 
 class Two(nn.Module):
