@@ -14,6 +14,7 @@ from PIL import Image
 from micronet.artifact.artifact import load
 from micronet.cli.app import run
 from tests.fuzz import mutate
+from tests.fuzz.options import option_commands
 
 TINY = "--width 0.1 --limit 60 --batch-size 20 --epochs 1 -q --force"
 PTQ = "--mode ptq --calib-batches 1 -q --force"
@@ -98,6 +99,7 @@ KINDS = {
         ["predict float.safetensors FILE"],
         mutate.mutate_bytes,
     ),
+    "options": Kind("recipe.toml", option_commands(), lambda content, random: content),
 }  # fmt: skip
 
 RECIPE = """folder = "run"
