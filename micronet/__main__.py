@@ -1,5 +1,16 @@
-"""``python -m micronet``."""
+"""The command ``micronet``, which Ctrl-C ends without a traceback even while it starts, and ``python -m micronet``."""
 
-from micronet.cli.app import main
+import sys
 
-main()
+
+def main() -> None:
+    """Run the command line and exit."""
+    try:
+        from micronet.cli.app import main as run
+    except KeyboardInterrupt:
+        sys.exit(130)
+    run()
+
+
+if __name__ == "__main__":
+    main()

@@ -17,15 +17,16 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from micronet import registry
 from micronet.artifact.header import KEY, Header, StageRecord, read_header
-from micronet.core.files import write_atomically
+from micronet.core.files import write_bytes
 from micronet.core.machine import version as micronet_version
-from micronet.core.tensor_file import CHECKSUMS, Table, blank_checksums, check_tensors, seal_file
-from micronet.errors import FailedError, MicronetError, first_line, unknown
+from micronet.core.tensor_file import Table, check_tensors, seal
+from micronet.errors import MicronetError, first_line, unknown
 from micronet.models.build import ModelSpec, build_model, check_same_code, make_spec
 from micronet.models.calling import take_in_order
 from micronet.models.finite import check_finite
@@ -136,16 +137,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], key: str, header: dict
     Raises FailedError if that fails; an earlier file at ``path`` is then unchanged.
     """
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    metadata = {key: json.dumps(header, sort_keys=True), CHECKSUMS: blank_checksums(len(tensors))}
-
-    def write(temporary: Path) -> None:
-        save_file(contiguous, temporary, metadata)
-        seal_file(temporary)
-
-    try:
-        write_atomically(path, write)
-    except SafetensorError as error:  # it wraps the system's errors
-        raise FailedError(f"{path} could not be written ({error})") from error
+    write_bytes(path, *seal(save_tensors(contiguous, {key: json.dumps(header, sort_keys=True)})))
 
 
 def tensor_bytes(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[bytes]:

@@ -3,6 +3,7 @@
 Only tensors are read (``weights_only``); a pickle that would run code is refused.
 """
 
+import warnings
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise MicronetError(f"--weights {path} does not exist; check the path")
     try:
-        loaded = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):
+            loaded = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     except (SafetensorError, OSError) as error:
         raise MicronetError(f"--weights {path} cannot be read: {error}") from error
     except Exception as error:  # torch raises many types; all mean a damaged file or a pickle with code
@@ -80,6 +82,11 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise MicronetError(
             f"--weights {path} is not a state dict; create one with torch.save(model.state_dict(), path)"
         )
+    for name, tensor in loaded.items():
+        kind = "sparse" if tensor.layout != torch.strided else "quantized" if tensor.is_quantized else None
+        kind = "complex" if tensor.is_complex() else kind
+        if kind is not None:
+            raise MicronetError(f"--weights {path}: {name} is {kind}; convert it to a dense real tensor")
     return {str(name).removeprefix("module."): tensor for name, tensor in loaded.items()}
 
 

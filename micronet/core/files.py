@@ -3,13 +3,15 @@
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from glob import escape
 from pathlib import Path
+from typing import IO
 
 from micronet.errors import FailedError, MicronetError
 
+_MARK = ".micronet-"  # in the names of temporary files
 # A file's suffix -> what it is, and what to do with it.
 _IMPORT = "import it with micronet import --model NAME --weights FILE"
 _KINDS = {
@@ -69,41 +71,66 @@ def check_writable(path: Path | None) -> None:
         raise MicronetError(f"{path} cannot be written because {folder} is read-only; choose another folder")
 
 
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a temporary file beside ``path``, sync it to disk, then rename it to ``path``.
+def write_bytes(path: Path, *parts: bytes | memoryview) -> None:
+    """Write a file whole or not at all: a temporary file beside it is synced to disk, then renamed.
 
-    If ``path`` is a symbolic link, its target is written. ``write`` is called with the temporary file's path.
+    If ``path`` is a symbolic link, its target is written. Temporary files that killed processes left are removed.
 
     Raises:
         FailedError: The system refused, for example because the disk is full.
     """
     target = _follow_links(path)
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-    os.close(handle)
-    temporary = Path(name)
+    remove_leftovers(target)
     try:
-        write(temporary)
-        with temporary.open("rb") as file:
+        with _temporary_beside(target) as (file, temporary):
+            for part in parts:
+                file.write(part)
+            file.flush()
             os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())  # mkstemp makes files private
-        temporary.replace(target)
+            temporary.chmod(0o666 & ~_umask())  # mkstemp makes files private
+            temporary.replace(target)
         _sync_folder(target.parent)
     except OSError as error:
         raise FailedError(f"{path} could not be written ({error.strerror or error})") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def remove_leftovers(path: Path) -> None:
-    """Remove temporary files that killed processes left when writing ``path``."""
+    """Remove temporary files that killed processes left when writing ``path``; those in use are locked, and stay."""
     target = _follow_links(path)
-    for temporary in target.parent.glob(f".{escape(target.name)}.*"):
-        temporary.unlink(missing_ok=True)
+    for temporary in target.parent.glob(f".{escape(target.name)}{_MARK}*"):
+        with suppress(OSError), temporary.open("rb") as file:
+            if _lock(file):
+                temporary.unlink(missing_ok=True)
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file atomically; raise FailedError if the system refuses."""
-    write_atomically(path, lambda temporary: temporary.write_bytes(data))
+@contextmanager
+def _temporary_beside(target: Path) -> Iterator[tuple[IO[bytes], Path]]:
+    """Give a new, locked file beside a target, and remove it unless it is renamed."""
+    while True:
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}{_MARK}", dir=target.parent)
+        with os.fdopen(handle, "w+b") as file:
+            if not _lock(file) or not os.fstat(handle).st_nlink:  # another process took it for a leftover
+                continue
+            try:
+                yield file, Path(name)
+            finally:
+                Path(name).unlink(missing_ok=True)
+            return
+
+
+def _lock(file: IO[bytes]) -> bool:
+    """Lock a file until it is closed or the process ends, however it ends; return False if another process has it."""
+    try:
+        import fcntl
+    except ImportError:  # Windows refuses to delete open files
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        return True
+    return True
 
 
 def cache_folder() -> Path:

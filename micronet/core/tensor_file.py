@@ -7,6 +7,7 @@ hexadecimal digits each: the table's, taken with zeros for the checksums, then e
 every flipped bit and every burst of up to 32 bits (Peterson and Brown 1961, "Cyclic Codes for Error Detection").
 """
 
+import json
 import mmap
 import stat
 import struct
@@ -96,34 +97,29 @@ def check_tensors(path: Path, table: Table) -> None:
     if table.checksums is None or not table.tensors:
         return
     try:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            for index, (name, crc) in enumerate(_tensor_crcs(table, memoryview(data)), 1):
+        with (
+            path.open("rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
+            memoryview(data) as whole,
+            whole[len(table.text) :] as content,
+        ):
+            for index, (name, crc) in enumerate(_tensor_crcs(table, content), 1):
                 _check(f"tensor {name}", table.checksums[index * _DIGITS : (index + 1) * _DIGITS], crc)
     except ValueError as error:
         raise MicronetError(f"{path} is corrupted: {error}; copy it again or recreate it") from error
 
 
-def blank_checksums(tensors: int) -> str:
-    """Return the checksums to write a file of so many tensors with; ``seal`` replaces them."""
-    return "0" * _DIGITS * (tensors + 1)
-
-
-def seal(data: bytearray | mmap.mmap) -> None:
-    """Replace the blank checksums in a tensor file's bytes by those of its content."""
+def seal(data: bytes) -> tuple[bytes, memoryview]:
+    """Return a safetensors file with checksums, in two parts: its table with their lengths before it, and the rest."""
     length = 8 + struct.unpack("<Q", data[:8])[0]
-    table = _parse(bytes(data[:length]), len(data) - length)
-    with memoryview(data) as view:
-        found = _crc(table.text) + "".join(crc for _, crc in _tensor_crcs(table, view))
-    place = (
-        table.text.index(_entry(blank_checksums(len(table.tensors)))) + len(_entry("")) - 1
-    )  # after the opening quote
-    data[place : place + len(found)] = found.encode()
-
-
-def seal_file(path: Path) -> None:
-    """Replace the blank checksums of a tensor file by those of its content."""
-    with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as data:
-        seal(data)
+    raw, content = parse_json(data[8:length]), memoryview(data)[length:]
+    blank = "0" * _DIGITS * len(raw)  # one for each tensor, and one in place of the metadata
+    raw["__metadata__"][CHECKSUMS] = blank
+    text = json.dumps(raw, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # the tensors are aligned
+    table = _parse(struct.pack("<Q", len(text)) + text, len(content))
+    found = _crc(table.text) + "".join(crc for _, crc in _tensor_crcs(table, content))
+    return table.text.replace(_entry(blank), _entry(found)), content
 
 
 def _parse(text: bytes, data_bytes: int) -> Table:
@@ -153,12 +149,12 @@ def _naturals(value: Any) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
 
 
-def _tensor_crcs(table: Table, view: memoryview) -> Iterator[tuple[str, str]]:
-    """Yield each tensor's name and the CRC-32 of its bytes, by name; ``view``: the whole file's bytes."""
+def _tensor_crcs(table: Table, content: memoryview) -> Iterator[tuple[str, str]]:
+    """Yield each tensor's name and the CRC-32 of its bytes, by name; ``content``: the bytes after the table."""
     for name, info in sorted(table.tensors.items()):
-        begin = len(table.text) + info.begin
-        with view[begin : begin + info.size_bytes] as part:
-            yield name, _crc(part)
+        with content[info.begin : info.begin + info.size_bytes] as part:
+            found = _crc(part)
+        yield name, found
 
 
 def _crc(data: bytes | memoryview) -> str:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from micronet.core.tensor_file import CHECKSUMS, blank_checksums, check_tensors, read_table, seal
+from micronet.core.tensor_file import check_tensors, read_table, seal
 from micronet.errors import MicronetError
 from micronet.packed.checks import MAX_SIDE, check_about, check_operation, positive
 from micronet.packed.levels import Levels, find_levels, pack, packed_bytes, unpack
@@ -37,9 +37,7 @@ def to_bytes(program: Program) -> bytes:
     if program.outputs is not None:
         header |= {"format": 2, "outputs": program.outputs}
     text = json.dumps(header, separators=(",", ":"), sort_keys=True)
-    file = bytearray(save(tensors, {KEY: text, CHECKSUMS: blank_checksums(len(tensors))}))
-    seal(file)
-    return bytes(file)
+    return b"".join(seal(save(tensors, {KEY: text})))
 
 
 def read(path: Path) -> Program:

@@ -1,6 +1,7 @@
 """Run ONNX files with ONNX Runtime."""
 
 import json
+import math
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -32,6 +33,9 @@ MOVES_INT8_QDQ = "QDQPropagationTransformer"
 INT8_QDQ_BUG = "output_dtype INT8 does not match y_zero_point type UINT8"
 METADATA_KEY = "micronet"
 SILENT = 4  # what ONNX Runtime logs, it also raises
+PACKED_TYPES = {  # several numbers in a byte
+    onnx.TensorProto.INT4, onnx.TensorProto.UINT4, onnx.TensorProto.FLOAT4E2M1,
+}  # fmt: skip
 MAX_WEIGHT_BYTES = 2**31 - 2**20  # what one protobuf message can hold beside the graph
 
 
@@ -79,10 +83,23 @@ def read_onnx(path: Path) -> onnx.ModelProto:
         proto = onnx.load(path)
         if not proto.graph.node:
             raise ValueError("it contains no graph")
+        for tensor in proto.graph.initializer:
+            _check_tensor(tensor)
         onnx.checker.check_model(path)  # not proto, which is too large if it took weights from a second file
         return proto
     except Exception as error:  # protobuf and onnx raise several types; they all mean the same to the user
         raise MicronetError(f"{path} is not a complete ONNX model ({first_line(error)}); export it again") from error
+
+
+def _check_tensor(tensor: onnx.TensorProto) -> None:
+    """Raise ValueError or KeyError unless a stored tensor's type is known and its bytes fill its shape."""
+    itemsize = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    size = math.prod(tensor.dims)
+    packs = tensor.data_type in PACKED_TYPES
+    if min(tensor.dims, default=0) < 0 or size * itemsize > MAX_WEIGHT_BYTES * (8 if packs else 1):
+        raise ValueError(f"the shape {tuple(tensor.dims)} of {tensor.name} is invalid")
+    if tensor.HasField("raw_data") and not packs and len(tensor.raw_data) != size * itemsize:
+        raise ValueError(f"{tensor.name} has {len(tensor.raw_data):,} bytes, expected {size * itemsize:,}")
 
 
 def open_session(model: bytes | Path, options: RuntimeOptions, name: str) -> onnxruntime.InferenceSession:

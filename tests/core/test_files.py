@@ -1,35 +1,28 @@
 import errno
+import fcntl
 
 import pytest
 
-from micronet.core.files import check_output_path, check_writable, write_atomically, write_bytes
+from micronet.core import files
+from micronet.core.files import check_output_path, check_writable, write_bytes
 from micronet.errors import FailedError, MicronetError
 
 
-def test_a_failing_write_leaves_the_old_file_and_nothing_else(tmp_path):
+@pytest.mark.parametrize(
+    ("cause", "error"),
+    [(OSError(errno.ENOSPC, "No space left on device"), FailedError), (KeyboardInterrupt(), KeyboardInterrupt)],
+    ids=["full disk", "Ctrl-C"],
+)
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, cause, error):
     target = tmp_path / "a.bin"
     target.write_bytes(b"old")
 
-    def fail(temporary):
-        temporary.write_bytes(b"half")
-        raise OSError(errno.ENOSPC, "No space left on device")
+    def fail(handle):
+        raise cause
 
-    with pytest.raises(FailedError, match="No space left"):
-        write_atomically(target, fail)
-    assert target.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [target]
-
-
-def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path):
-    target = tmp_path / "a.bin"
-    target.write_bytes(b"old")
-
-    def interrupt(temporary):
-        temporary.write_bytes(b"half")
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        write_atomically(target, interrupt)
+    monkeypatch.setattr(files.os, "fsync", fail)
+    with pytest.raises(error):
+        write_bytes(target, b"half")
     assert target.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [target]
 
@@ -60,3 +53,15 @@ def test_writing_to_a_link_writes_what_it_names(tmp_path):
     link.symlink_to(tmp_path / "no" / "a.bin")
     with pytest.raises(MicronetError, match="mkdir"):
         check_writable(link)
+
+
+def test_what_a_killed_process_left_is_removed_and_what_a_running_one_writes_is_not(tmp_path):
+    path = tmp_path / "a.onnx"
+    for name in (".a.onnx.micronet-dead1234", ".a.onnx.original", ".a.onnx.micronet-alive123"):
+        (tmp_path / name).touch()
+    with (tmp_path / ".a.onnx.micronet-alive123").open("rb") as busy:
+        fcntl.flock(busy, fcntl.LOCK_EX)
+        write_bytes(path, b"new")
+        assert {each.name for each in tmp_path.iterdir()} == {
+            "a.onnx", ".a.onnx.original", ".a.onnx.micronet-alive123"
+        }  # fmt: skip

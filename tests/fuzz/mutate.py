@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from micronet.core.tensor_file import CHECKSUMS, blank_checksums, seal
+from micronet.core.tensor_file import CHECKSUMS, seal
 
 LARGEST_INT = 2**63 - 1
 DEEP = "[" * 3000 + "]" * 3000
@@ -87,13 +87,12 @@ def mutate_tensor_file(content: bytes, random: Random) -> bytes:
         table = mutate_json(table, random)
     else:
         data = mutate_bytes(data, random)
-    if isinstance(table, dict) and isinstance(table.get("__metadata__"), dict) and random.random() < 0.8:
-        table["__metadata__"][CHECKSUMS] = blank_checksums(len(table) - 1)  # a hostile file has valid checksums
     text = json.dumps(table, separators=(",", ":")).encode("utf-8", "surrogatepass")
-    file = bytearray(struct.pack("<Q", len(text)) + text + data)
-    with suppress(ValueError, TypeError):
-        seal(file)
-    return bytes(file)
+    file = struct.pack("<Q", len(text)) + text + data
+    if random.random() < 0.8:  # a hostile file has valid checksums
+        with suppress(ValueError, TypeError, KeyError, AttributeError):
+            return b"".join(seal(file))
+    return file
 
 
 def mutate_json_file(content: bytes, random: Random) -> bytes:
