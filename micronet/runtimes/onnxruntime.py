@@ -85,6 +85,9 @@ def read_onnx(path: Path) -> onnx.ModelProto:
             raise ValueError("it contains no graph")
         for tensor in proto.graph.initializer:
             _check_tensor(tensor)
+        for value in [*proto.graph.input, *proto.graph.output]:
+            if value.type.tensor_type.elem_type:
+                onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
         onnx.checker.check_model(path)  # not proto, which is too large if it took weights from a second file
         return proto
     except Exception as error:  # protobuf and onnx raise several types; they all mean the same to the user

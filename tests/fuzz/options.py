@@ -26,10 +26,8 @@ BASES = {
 }
 VALUES = (
     "", "-1", "0", "1", "2", "0.5", "1e-320", "1e308", "1e400", "nan", "inf", "2147483648", "9223372036854775808",
-    "99999999999999999999999999", "x", "a,b", ",", "none", "../x", "/", "/dev/null", "/dev/full", "images", "float.onnx",
-    "data.npz", "recipe.toml", "os:system", "nope.py:Net", "é", "\x1b[2J", "--force",
-    "{}",
-    '{"width": -1}', "*",
+    "99999999999999999999999999", "x", "a,b", ",", "none", "../x", "/", "/dev/null", "/dev/full", "images", "*", "{}",
+    "float.onnx", "data.npz", "recipe.toml", "os:system", "nope.py:Net", "é", "\x1b[2J", "--force", '{"width": -1}',
 )  # fmt: skip
 # Unbounded work by request (steps of a compiler, processes), or no value.
 LEFT_OUT = {"processes", "compile", "force", "json", "quiet", "trust_code", "resume", "max_time"}
