@@ -145,7 +145,7 @@ def _guess(path: Path, error: ValueError) -> str:
         return "a pipe or a device"
     with path.open("rb") as file:
         start = file.read(8)
-    kind = "an empty file" if not start else f"truncated or corrupted ({error})"
+    kind = "an empty file" if not start else f"a truncated, corrupted or unrecognized file ({error})"
     return next((kind for signature, kind in _SIGNATURES.items() if start.startswith(signature)), kind).format(
         path=path
     )

@@ -25,8 +25,9 @@ err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def plain(text: str) -> str:
-    """Escape control characters, which a file may hold and a terminal would obey."""
-    return text.translate(_CONTROLS)
+    """Escape control characters, which a file may hold and a terminal would obey, and what it cannot show."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    return text.translate(_CONTROLS).encode(encoding, "backslashreplace").decode(encoding)
 
 
 class Bar:

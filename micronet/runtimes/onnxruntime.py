@@ -17,6 +17,7 @@ from micronet.core.parse import parse_json
 from micronet.data.dataset import DataSpec
 from micronet.errors import MicronetError, first_line
 from micronet.evaluation.network import Predictor, Scores
+from micronet.models.spec import LARGEST_INPUT
 from micronet.runtimes.config import RuntimeOptions
 from micronet.runtimes.network import described, to_pixels
 from micronet.runtimes.onnx_batches import reason, run_batch
@@ -33,6 +34,7 @@ MOVES_INT8_QDQ = "QDQPropagationTransformer"
 INT8_QDQ_BUG = "output_dtype INT8 does not match y_zero_point type UINT8"
 METADATA_KEY = "micronet"
 SILENT = 4  # what ONNX Runtime logs, it also raises
+MAKERS = {"ConstantOfShape", "Expand", "Range", "Tile"}  # a few bytes give any number of values
 PACKED_TYPES = {  # several numbers in a byte
     onnx.TensorProto.INT4, onnx.TensorProto.UINT4, onnx.TensorProto.FLOAT4E2M1,
 }  # fmt: skip
@@ -88,6 +90,7 @@ def read_onnx(path: Path) -> onnx.ModelProto:
         for value in [*proto.graph.input, *proto.graph.output]:
             if value.type.tensor_type.elem_type:
                 onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+        _check_made(proto)
         onnx.checker.check_model(path)  # not proto, which is too large if it took weights from a second file
         return proto
     except Exception as error:  # protobuf and onnx raise several types; they all mean the same to the user
@@ -103,6 +106,16 @@ def _check_tensor(tensor: onnx.TensorProto) -> None:
         raise ValueError(f"the shape {tuple(tensor.dims)} of {tensor.name} is invalid")
     if tensor.HasField("raw_data") and not packs and len(tensor.raw_data) != size * itemsize:
         raise ValueError(f"{tensor.name} has {len(tensor.raw_data):,} bytes, expected {size * itemsize:,}")
+
+
+def _check_made(proto: onnx.ModelProto) -> None:
+    """Raise ValueError if a node would make more values than LARGEST_INPUT out of nothing but a shape."""
+    if any(node.op_type in MAKERS for node in proto.graph.node):
+        inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
+        for value in inferred.graph.value_info:
+            count = math.prod(dim.dim_value for dim in value.type.tensor_type.shape.dim)
+            if count > LARGEST_INPUT:
+                raise ValueError(f"{value.name} has {count:,} values")
 
 
 def open_session(model: bytes | Path, options: RuntimeOptions, name: str) -> onnxruntime.InferenceSession:

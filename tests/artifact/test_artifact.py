@@ -216,7 +216,7 @@ def test_a_hostile_header_is_one_clear_error(tmp_path, change, message):
 def test_hostile_metadata_is_one_clear_error(tmp_path, raw):
     text = json.dumps(raw).encode()
     (tmp_path / "a.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + bytes(4))
-    with pytest.raises(MicronetError, match="truncated or corrupted"):
+    with pytest.raises(MicronetError, match="truncated"):
         load(tmp_path / "a.safetensors")
 
 
