@@ -79,7 +79,9 @@ def _place(model: nn.Module, config: QuantConfig, example: Example | None) -> Pl
             if name not in placement.inputs:
                 placement.left_float.setdefault(name, "forward() never calls it as a module")
         elif isinstance(module, (nn.Linear, nn.Bilinear, nn.RNNBase, nn.RNNCellBase)):
-            placement.left_float[name] = _COMPUTED if is_computed(module) else f"{type(module).__name__} is not supported"
+            placement.left_float[name] = (
+                _COMPUTED if is_computed(module) else f"{type(module).__name__} is not supported"
+            )
     if not placement.inputs:
         raise _nothing_placed(placement.left_float)
     return placement
