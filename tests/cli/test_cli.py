@@ -15,7 +15,7 @@ from micronet.evaluation.report import LATENCIES
 from micronet.stages.stage import find, uses
 
 IN_ORDER = ("train", "sparse-train", "prune", "finetune", "quantize", "bn-fuse", "export-onnx", "check-onnx", "pack",
-            "evaluate", "compare", "predict", "inspect", "import", "sensitivity")  # fmt: skip
+            "evaluate", "compare", "predict", "inspect", "verify", "import", "sensitivity")  # fmt: skip
 
 
 TRAINING = {"train", "sparse-train", "finetune", "quantize"}

@@ -130,7 +130,7 @@ def test_a_folder_must_pair_images_with_label_maps(folder):
     (folder / "labels" / "1.png").unlink()
     with pytest.raises(MicronetError, match=r"1\.png has no mask"):
         list_pairs(folder)
-    with pytest.raises(MicronetError, match="contains no images"):
+    with pytest.raises(MicronetError, match="no images/ and no masks/"):
         list_pairs(folder / "labels")
     with pytest.raises(MicronetError, match="is not a label map: its pixel format is RGB"):
         segmentation.read_labels(folder / "images" / "0.png")

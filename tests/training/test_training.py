@@ -161,7 +161,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_and_says_so(tmp_path):
     stopped = start(output, "--max-time", "0")
     assert stopped.wait() == 3
     before = checkpoint.read_bytes()
-    (tmp_path / ".a.checkpoint.safetensors.killed").touch()
+    (tmp_path / ".a.checkpoint.safetensors.micronet-killed").touch()
     full = start(output, "--resume", file_bytes=len(before) // 2)
     assert full.wait() == 1
     error = full.errors()[-1]
