@@ -45,7 +45,7 @@ class StageRecord:
         found = self._typed("quantizers", dict[str, dict[str, Any]])
         # bn-fuse records only the weight's quantizer
         layers = {name: {"weight_quantizer": each} if "scheme" in each else each for name, each in found.items()}
-        if not all(isinstance(slot, dict) and "scheme" in slot for each in layers.values() for slot in each.values()):
+        if not all(_describes(slot) for each in layers.values() for slot in each.values()):
             raise self._damaged("quantizers")
         return layers
 
@@ -97,6 +97,11 @@ class Header:
         ModelSpec.from_json(header.model)
         DataSpec.from_json(header.data)
         return header
+
+
+def _describes(slot: Any) -> bool:
+    """Return True if a value describes a quantizer, as far as reports read it."""
+    return isinstance(slot, dict) and isinstance(slot.get("scheme"), str)
 
 
 def read_header(path: Path) -> tuple[Header, Table]:

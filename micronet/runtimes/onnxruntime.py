@@ -88,6 +88,9 @@ def read_onnx(path: Path) -> onnx.ModelProto:
         for tensor in proto.graph.initializer:
             _check_tensor(tensor)
         for value in [*proto.graph.input, *proto.graph.output]:
+            sides = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+            if min(sides, default=0) < 0 or math.prod(side or 1 for side in sides) > LARGEST_INPUT:
+                raise ValueError(f"the shape {sides} of {value.name} is invalid")
             if value.type.tensor_type.elem_type:
                 onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
         _check_made(proto)

@@ -16,7 +16,7 @@ from typing import Any
 
 from micronet.cli.app import run
 
-SECONDS = 10
+SECONDS, MOST_WAITED = 10, 60  # of CPU time, and by the clock on a busy machine
 MOST_MEMORY = 2 << 30  # bytes
 CODES = (0, 1, 2, 3)
 PROGRAMS = ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "subprocess.Popen", "socket.connect", "pty.spawn")
@@ -45,8 +45,10 @@ def attempt(arguments: list[str]) -> Verdict:
     _executed.clear()
     faults, code, began = [], None, time.perf_counter()
     with tempfile.TemporaryFile("w+b") as sink, _redirected(sink.fileno()):
-        signal.signal(signal.SIGALRM, _hang)
-        signal.alarm(SECONDS)
+        for limit in (signal.SIGALRM, signal.SIGPROF):
+            signal.signal(limit, _hang)
+        signal.alarm(MOST_WAITED)
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)
         try:
             code = run(arguments)
         except _HangError:
@@ -56,6 +58,7 @@ def attempt(arguments: list[str]) -> Verdict:
             faults.append(f"traceback {type(error).__name__} at {Path(place.filename).name}:{place.lineno}")
         finally:
             signal.alarm(0)
+            signal.setitimer(signal.ITIMER_PROF, 0)
         sink.seek(0)
         text = sink.read().decode("utf-8", "replace")
     seconds = time.perf_counter() - began

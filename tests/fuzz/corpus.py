@@ -44,7 +44,7 @@ KINDS = {
         "float.safetensors pruned.safetensors int8.safetensors binary.safetensors int8-fused.safetensors",
         [
             "inspect FILE", "inspect FILE --json", f"evaluate FILE {FEW}", "predict FILE images/0.png", "verify FILE",
-            "bn-fuse FILE -o out/x.safetensors -q --force", "pack FILE -o out/x.packed -q --force",
+            "bn-fuse FILE -o out/x.safetensors -q --force", "pack FILE --skip-timing -o out/x.packed -q --force",
             "sensitivity FILE --limit 20", f"quantize FILE {PTQ} -o out/x.safetensors",
             f"compare FILE float.safetensors {FEW}",
         ],
