@@ -905,13 +905,12 @@ def verify(
 ) -> list[dict[str, object]]:
     """Check that files are whole and hold what they say.
 
-    Of artifacts and packed networks, the checksum of every tensor is compared with its bytes. An artifact's
-    network is built, its history replayed, and its quantized weights must be on their grids. No tensor may hold
-    NaN or infinity. An ONNX or packed file given together with the artifact that it was made from must compute
-    what the artifact computes.
+    Of artifacts and packed networks, every tensor's checksum is compared with its bytes. An artifact's network is
+    built and its history replayed. No weight may hold NaN or infinity, and scales must be positive. An ONNX or
+    packed file given together with the artifact that it was made from must compute what it computes.
 
     Args:
-        files: Artifacts, .onnx and .packed files.
+        files: Artifacts, checkpoints, .onnx and .packed files.
         progress: As in ``train``.
         model, trust_code: As in ``evaluate``.
 

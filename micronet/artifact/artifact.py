@@ -6,6 +6,7 @@ which must match. Nothing is pickled.
 
 import hashlib
 import json
+import math
 import platform
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
@@ -26,7 +27,7 @@ from micronet.artifact.header import KEY, Header, StageRecord, read_header
 from micronet.core.files import write_bytes
 from micronet.core.machine import version as micronet_version
 from micronet.core.tensor_file import Table, check_tensors, seal
-from micronet.errors import MicronetError, first_line, unknown
+from micronet.errors import FailedError, MicronetError, first_line, unknown
 from micronet.models.build import ModelSpec, build_model, check_same_code, make_spec
 from micronet.models.calling import take_in_order
 from micronet.models.finite import check_finite
@@ -70,6 +71,7 @@ def save(artifact: Artifact, path: Path) -> None:
     An earlier file at ``path`` is then unchanged.
     """
     check_finite(artifact.model, "the network")
+    _check_metrics(artifact.metrics, "the network")
     tensors, tied = _untie(artifact.model.state_dict())
     spec, made = artifact.spec.to_json(), versions()
     header = Header(spec, artifact.history, artifact.metrics, artifact.data, artifact.seed, versions=made, tied=tied)
@@ -96,6 +98,7 @@ def load(path: Path, model: str | nn.Module | None = None, *, trust_code: bool =
     tensors.update({name: tensors[stored] for name, stored in header.tied.items() if stored in tensors})
     load_state(network, tensors, str(path))
     check_finite(network, str(path))
+    _check_metrics(header.metrics, str(path))
     return Artifact(network, spec, header.history, header.metrics, header.data, header.seed)
 
 
@@ -217,6 +220,13 @@ def _check_fit(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source:
     ]
     if found:
         raise MicronetError(f"the tensors in {source} do not match the network: {'; '.join(found)}")
+
+
+def _check_metrics(metrics: Mapping[str, Any], source: str) -> None:
+    """Raise FailedError if a metric is NaN or infinite."""
+    for name, value in metrics.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise FailedError(f"{source} has {name} {value}; train it again")
 
 
 def _untie(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:

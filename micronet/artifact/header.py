@@ -110,7 +110,7 @@ def read_header(path: Path) -> tuple[Header, Table]:
     Raises:
         MicronetError: The file is damaged or not an artifact; the message says what it seems to be.
     """
-    table = _read_table(path)
+    table = open_table(path)
     if KEY not in table.metadata:
         raise MicronetError(
             f"{path} is a safetensors file that micronet did not write; import it with: "
@@ -131,7 +131,8 @@ def read_header(path: Path) -> tuple[Header, Table]:
         raise MicronetError(f"{path} has a corrupted micronet header ({error}); recreate it") from error
 
 
-def _read_table(path: Path) -> Table:
+def open_table(path: Path) -> Table:
+    """Read a tensor file's table; raise MicronetError that says what the file seems to be if it is none."""
     if path.is_dir():
         raise MicronetError(f"{path} is a folder; expected an artifact (.safetensors)")
     if not path.exists():
@@ -150,7 +151,7 @@ def _guess(path: Path, error: ValueError) -> str:
         return "a pipe or a device"
     with path.open("rb") as file:
         start = file.read(8)
-    kind = "an empty file" if not start else f"a truncated, corrupted or unrecognized file ({error})"
-    return next((kind for signature, kind in _SIGNATURES.items() if start.startswith(signature)), kind).format(
-        path=path
-    )
+    known = [kind.format(path=path) for signature, kind in _SIGNATURES.items() if start.startswith(signature)]
+    if known:
+        return known[0]
+    return f"a truncated, corrupted or unrecognized file ({error})" if start else "an empty file"

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -98,9 +99,11 @@ def remove_leftovers(path: Path) -> None:
     """Remove temporary files that killed processes left when writing ``path``; those in use are locked, and stay."""
     target = _follow_links(path)
     for temporary in target.parent.glob(f".{escape(target.name)}{_MARK}*"):
-        with suppress(OSError), temporary.open("rb") as file:
-            if _lock(file):
-                temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            if stat.S_ISREG(temporary.lstat().st_mode):
+                with temporary.open("r+b") as file:
+                    if _lock(file):
+                        temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -109,7 +112,7 @@ def _temporary_beside(target: Path) -> Iterator[tuple[IO[bytes], Path]]:
     while True:
         handle, name = tempfile.mkstemp(prefix=f".{target.name}{_MARK}", dir=target.parent)
         with os.fdopen(handle, "w+b") as file:
-            if not _lock(file) or not os.fstat(handle).st_nlink:  # another process took it for a leftover
+            if _lock(file) is False or not os.fstat(handle).st_nlink:  # another process took it for a leftover
                 continue
             try:
                 yield file, Path(name)
@@ -118,18 +121,22 @@ def _temporary_beside(target: Path) -> Iterator[tuple[IO[bytes], Path]]:
             return
 
 
-def _lock(file: IO[bytes]) -> bool:
-    """Lock a file until it is closed or the process ends, however it ends; return False if another process has it."""
+def _lock(file: IO[bytes]) -> bool | None:
+    """Lock a file until it is closed or the process ends, however it ends.
+
+    Returns:
+        False if another process has locked it, None if the system or its file system has no locks.
+    """
     try:
         import fcntl
-    except ImportError:  # Windows refuses to delete open files
-        return True
+    except ImportError:
+        return None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError:  # a file system without locks
-        return True
+    except OSError:
+        return None
     return True
 
 

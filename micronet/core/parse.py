@@ -44,13 +44,18 @@ def read_text(path: Path, largest: int = LARGEST_TEXT) -> str:
         OSError: The file cannot be read.
         ValueError: It is a pipe or a device, is larger than ``largest`` bytes, or is not UTF-8.
     """
-    if not stat.S_ISREG(path.stat().st_mode):  # a pipe may never end, nor a device
-        raise ValueError("it is not a regular file")
+    check_regular(path)
     with path.open("rb") as file:
         text = file.read(largest + 1)
     if len(text) > largest:
         raise ValueError(f"it is larger than {largest:,} bytes")
     return text.decode("utf-8")
+
+
+def check_regular(path: Path) -> None:
+    """Raise ValueError for a pipe or a device, which may never end; OSError if there is no such file."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise ValueError("it is not a regular file")
 
 
 def make_record(record: type[R], value: Any) -> R:

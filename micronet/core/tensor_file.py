@@ -9,7 +9,6 @@ every flipped bit and every burst of up to 32 bits (Peterson and Brown 1961, "Cy
 
 import json
 import mmap
-import stat
 import struct
 import zlib
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
-from micronet.core.parse import LARGEST_TEXT, parse_json
+from micronet.core.parse import LARGEST_TEXT, check_regular, parse_json
 from micronet.errors import MicronetError
 
 CHECKSUMS = "checksums"
@@ -69,16 +68,15 @@ def read_table(path: Path) -> Table:
         OSError: The file cannot be read.
         ValueError: It is not a tensor file, or is damaged.
     """
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode):
-        raise ValueError("it is not a regular file")
+    check_regular(path)
+    size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-        if not 2 <= length <= min(LARGEST_TEXT, status.st_size - 8):
+        if not 2 <= length <= min(LARGEST_TEXT, size - 8):
             raise ValueError("it has no header")
         text = start + file.read(length)
-    return parse_table(text, status.st_size - len(text))
+    return parse_table(text, size - len(text))
 
 
 def parse_table(text: bytes, data_bytes: int) -> Table:
@@ -110,7 +108,7 @@ def check_tensors(path: Path, table: Table) -> None:
 
 
 def seal(data: bytes) -> tuple[bytes, memoryview]:
-    """Return a safetensors file with checksums, in two parts: its table with their lengths before it, and the rest."""
+    """Return a safetensors file with checksums, in two parts: its table with its length before it, and the rest."""
     length = 8 + struct.unpack("<Q", data[:8])[0]
     raw, content = parse_json(data[8:length]), memoryview(data)[length:]
     blank = "0" * _DIGITS * len(raw)  # one for each tensor, and one in place of the metadata

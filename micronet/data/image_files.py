@@ -30,7 +30,7 @@ from micronet.errors import FailedError, MicronetError, first_line
 
 # What Pillow may decode: formats that hold pixels and nothing else. It would hand EPS to Ghostscript, a program.
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP")
-MOST_PIXELS = 2**26  # 8,192 x 8,192; a larger image is refused before it is decoded
+MOST_PIXELS = 2**26  # of an image whose shorter side is resized: it may be a line of a million pixels
 SUFFIXES = {
     *(".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm"),
     *(".tif", ".tiff", ".webp"),
@@ -160,8 +160,6 @@ def open_image(path: Path) -> Iterator[Image.Image]:
         if not path.is_file():
             raise ValueError("it is not a regular file")
         with warnings.catch_warnings(action="ignore"), Image.open(path, formats=_formats()) as image:
-            if math.prod(image.size) > MOST_PIXELS:
-                raise ValueError(f"it has {math.prod(image.size):,} pixels, more than {MOST_PIXELS:,}")
             yield image
     except MemoryError:
         raise
@@ -241,5 +239,7 @@ def square(image: Image.Image, size: int, resample: Image.Resampling = Image.Res
     width, height = image.size
     scale = size / min(width, height)
     wide, high = max(size, round(width * scale)), max(size, round(height * scale))
+    if wide * high > max(MOST_PIXELS, width * height):
+        raise ValueError(f"it is {width}x{height}, too long for images of {size}x{size}")
     left, top = (wide - size) // 2, (high - size) // 2
     return image.resize((wide, high), resample).crop((left, top, left + size, top + size))

@@ -1,6 +1,5 @@
 """Arrays in .npy and .npz files, read without objects and without trusting what a file says of its own size."""
 
-import stat
 import zipfile
 from pathlib import Path
 from typing import IO, Any
@@ -10,6 +9,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from micronet.core.machine import available_memory
+from micronet.core.parse import check_regular
 from micronet.errors import MicronetError, first_line
 
 Arrays = dict[str, NDArray[Any]]
@@ -18,7 +18,7 @@ Arrays = dict[str, NDArray[Any]]
 def read_npz(path: Path) -> Arrays:
     """Read all arrays of an .npz file; raise MicronetError if it is damaged, too large, or holds objects."""
     try:
-        _check_regular(path)
+        check_regular(path)
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
             _check_memory(sum(member.file_size for member in members))
@@ -27,6 +27,8 @@ def read_npz(path: Path) -> Arrays:
                     _check_header(file, member.file_size)
         with np.load(path, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
+    except MemoryError:
+        raise
     except Exception as error:  # numpy and zipfile raise many types; all mean a damaged file
         raise _invalid(path, "savez", error) from error
 
@@ -34,12 +36,14 @@ def read_npz(path: Path) -> Arrays:
 def read_npy(path: Path) -> NDArray[Any]:
     """Read the array of an .npy file; raise MicronetError if it is damaged, too large, or holds objects."""
     try:
-        _check_regular(path)
+        check_regular(path)
         _check_memory(path.stat().st_size)
         with path.open("rb") as file:
             _check_header(file, path.stat().st_size)
         array: NDArray[Any] = np.load(path, allow_pickle=False)
         return array
+    except MemoryError:
+        raise
     except Exception as error:
         raise _invalid(path, "save", error) from error
 
@@ -47,16 +51,11 @@ def read_npy(path: Path) -> NDArray[Any]:
 def names_in(path: Path) -> set[str]:
     """Return the names of the arrays in an .npz file; none if it is damaged."""
     try:
-        _check_regular(path)
+        check_regular(path)
         with zipfile.ZipFile(path) as archive:
             return {name.removesuffix(".npy") for name in archive.namelist()}
     except (OSError, ValueError, zipfile.BadZipFile):
         return set()
-
-
-def _check_regular(path: Path) -> None:
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise ValueError("it is not a regular file")
 
 
 def _check_memory(size: int) -> None:

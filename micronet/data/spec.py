@@ -35,7 +35,7 @@ class DataSpec:
             check_described(spec.inputs or [])
             spec._check_numbers()
             return spec
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:  # the second by an integer beyond floats
             raise MicronetError(
                 f"the file's record of its data set is corrupted ({error}); recreate the file"
             ) from error

@@ -93,12 +93,14 @@ def accepted_args(spec: ModelSpec, offers: dict[str, Any]) -> dict[str, Any]:
 
 def _factory(spec: ModelSpec) -> Callable[..., Any]:
     if spec.name.startswith(TORCHVISION):
-        from torchvision.models import get_model, list_models
+        from torchvision.models import get_model, get_model_builder, list_models
 
         name = spec.name.removeprefix(TORCHVISION)
         if not is_torchvision(name):
             raise unknown("torchvision model", name, list_models())
-        return partial(get_model, name, weights=None)
+        builder = signature(get_model_builder(name)).parameters
+        untrained = [each for each in ("weights", "weights_backbone") if each in builder]  # they would be downloaded
+        return partial(get_model, name, **dict.fromkeys(untrained))
     if ":" in spec.name:
         return _user_factory(spec)
     if spec.name not in registry.MODELS:

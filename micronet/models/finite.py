@@ -12,19 +12,21 @@ from micronet.errors import FailedError, count
 def check_finite(model: nn.Module, source: str) -> None:
     """Raise FailedError that names a network's first parameter or buffer with NaN or infinity.
 
-    Buffers of zeros and infinities are attention masks, and pass; so do quantizers that have seen no data.
+    Buffers may hold -infinity, as attention masks do, and quantizers that have seen no data are not checked.
 
     Args:
         source: What the error calls the network, such as its file.
     """
     parameters = dict(model.named_parameters())
-    unset = {id(each) for owner in model.modules() if getattr(owner, "empty", False) for each in _tensors(owner)}
+    unset = {id(each) for owner in model.modules() if _is_unset(owner) for each in _tensors(owner)}
     for name, tensor in [*parameters.items(), *model.named_buffers()]:
-        if id(tensor) in unset or not tensor.is_floating_point():
+        if id(tensor) in unset or not (tensor.is_floating_point() or tensor.is_complex()):
             continue
-        wrong = ~tensor.detach().isfinite()
-        is_mask = name not in parameters and not bool((tensor.isnan() | (~wrong & (tensor != 0))).any())
-        if bool(wrong.any()) and not is_mask:
+        values = tensor.detach().float() if tensor.element_size() == 1 else tensor.detach()
+        wrong = ~values.isfinite()
+        if name not in parameters and not values.is_complex():
+            wrong &= ~values.isneginf()
+        if bool(wrong.any()):
             raise FailedError(
                 f"{source} has NaN or infinity in {name} ({int(wrong.sum()):,} of {count(wrong.numel(), 'value')}); "
                 "train or import it again"
@@ -42,6 +44,11 @@ def check_outputs(outputs: Any, source: str = "the network") -> None:
                 f"{source} computes NaN or infinity: {wrong:,} of {count(each.numel(), 'value')} in {which}; check "
                 "the range of its inputs and weights"
             )
+
+
+def _is_unset(module: nn.Module) -> bool:
+    """Return True for a quantizer of ours, or its observer, that has no range yet."""
+    return type(module).__module__.startswith("micronet.") and getattr(module, "empty", False) is True
 
 
 def _tensors(module: nn.Module) -> Iterable[Tensor]:

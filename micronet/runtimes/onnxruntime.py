@@ -13,7 +13,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from micronet.core.machine import has_vnni, usable_threads
-from micronet.core.parse import parse_json
+from micronet.core.parse import check_regular, parse_json
 from micronet.data.dataset import DataSpec
 from micronet.errors import MicronetError, first_line
 from micronet.evaluation.network import Predictor, Scores
@@ -82,7 +82,9 @@ def read_onnx(path: Path) -> onnx.ModelProto:
     if not path.exists():
         raise MicronetError(f"{path} does not exist; create it with micronet export-onnx")
     try:
-        proto = onnx.load(path)
+        check_regular(path)
+        proto = onnx.load(path, load_external_data=False)
+        _load_external(proto, path.parent)
         if not proto.graph.node:
             raise ValueError("it contains no graph")
         for tensor in proto.graph.initializer:
@@ -98,6 +100,22 @@ def read_onnx(path: Path) -> onnx.ModelProto:
         return proto
     except Exception as error:  # protobuf and onnx raise several types; they all mean the same to the user
         raise MicronetError(f"{path} is not a complete ONNX model ({first_line(error)}); export it again") from error
+
+
+def _load_external(proto: onnx.ModelProto, folder: Path) -> None:
+    """Read weights that are in other files below the folder, as many bytes of each as its tensor needs."""
+    outside = [each for each in proto.graph.initializer if each.data_location == onnx.TensorProto.EXTERNAL]
+    for tensor in outside:
+        size = math.prod(tensor.dims) * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+        entries = {entry.key: entry.value for entry in tensor.external_data}
+        if int(entries.get("length", size)) != size:
+            raise ValueError(
+                f"{tensor.name} has {entries['length']} bytes in {entries.get('location')}, expected {size:,}"
+            )
+        if "length" not in entries:
+            tensor.external_data.add(key="length", value=str(size))
+    if outside:
+        onnx.external_data_helper.load_external_data_for_model(proto, str(folder))
 
 
 def _check_tensor(tensor: onnx.TensorProto) -> None:

@@ -1,10 +1,12 @@
 """The ``verify`` report: whether files are whole, and hold what they say."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from micronet.core.config import group, setting
+from micronet.core.files import check_file_kind
 from micronet.errors import FailedError, MicronetError, count
 from micronet.runtimes.config import CodeOptions
 from micronet.stages.config import ReportConfig
@@ -23,10 +25,9 @@ class Verify(Stage):
 
     name = "verify"
     details = (
-        "Of artifacts and packed networks, the checksum of every tensor is compared with its bytes. An artifact's "
-        "network is built, its history replayed, and its quantized weights must be on their grids. No tensor may hold "
-        "NaN or infinity. An ONNX or packed file given together with the artifact that it was made from must compute "
-        "what the artifact computes."
+        "Of artifacts and packed networks, every tensor's checksum is compared with its bytes. An artifact's network "
+        "is built and its history replayed. No weight may hold NaN or infinity, and scales must be positive. An "
+        "ONNX or packed file given together with the artifact that it was made from must compute what it computes."
     )
     example = "micronet verify int8.safetensors fused.safetensors int8.onnx"
     suffix = None
@@ -34,7 +35,7 @@ class Verify(Stage):
     takes_networks = False  # it reads files
 
     files: list[Path] = setting(
-        help="Artifacts, .onnx and .packed files.", argument=True, kinds=KINDS, metavar="FILE..."
+        help="Artifacts, checkpoints, .onnx and .packed files.", argument=True, metavar="FILE..."
     )
     code: CodeOptions = group(CodeOptions)
     report: ReportConfig = group(ReportConfig)
@@ -70,20 +71,25 @@ class Verify(Stage):
         raise kind(f"{worst['problem']}{rest}")
 
     def _verify(self, path: Path, artifacts: "dict[Path, Artifact]") -> dict[str, Any]:
+        check_file_kind(path, *KINDS)
         if path.suffix == ".onnx":
             return _verify_onnx(path, artifacts)
         if path.suffix == ".packed":
             return _verify_packed(path, artifacts)
         from micronet.artifact.artifact import load
-        from micronet.artifact.header import read_header
+        from micronet.artifact.header import open_table
+        from micronet.core.tensor_file import check_tensors
 
-        _, table = read_header(path)
+        table = open_table(path)
+        if "micronet-checkpoint" in table.metadata or "micronet-calibration" in table.metadata:
+            check_tensors(path, table)
+            return {"checksums": _checksums(table)}
         artifact = load(path, self.code.model, trust_code=self.code.trust_code)
         artifacts[path] = artifact
         return {
             "checksums": _checksums(table),
             "history": " -> ".join(record.stage for record in artifact.history),
-            "quantizers": _check_grids(artifact, path),
+            "quantizers": _check_scales(artifact, path),
         }
 
 
@@ -91,24 +97,18 @@ def _checksums(table: Any) -> str:
     return NO_CHECKSUMS if table.checksums is None else f"{count(len(table.tensors), 'tensor')} match"
 
 
-def _check_grids(artifact: "Artifact", path: Path) -> int:
-    """Return the number of weight quantizers; raise FailedError if a quantized weight is not on its grid."""
+def _check_scales(artifact: "Artifact", path: Path) -> int:
+    """Return the number of weight quantizers; raise FailedError if a scale is not a positive number."""
     import torch
 
     from micronet.quantization.calibrate import each_quantizer
-    from micronet.quantization.functional import dequantize
 
     checked = 0
     for name, slot, quantizer in each_quantizer(artifact.model):
-        if slot != "weight_quantizer":
-            continue
-        checked += 1
-        with torch.no_grad():
-            weight: Any = artifact.model.get_submodule(name).weight
-            grid, integers = quantizer.qparams(weight), quantizer.integers(weight)
-            on_grid = torch.equal(dequantize(integers, grid), quantizer.project(weight))
-        if not on_grid or int(integers.min()) < grid.qmin or int(integers.max()) > grid.qmax:
-            raise FailedError(f"{path}: the weight of {name} is not on the grid of its quantizer; quantize it again")
+        checked += slot == "weight_quantizer"
+        scale = getattr(quantizer, "scale", None)
+        if isinstance(scale, torch.Tensor) and not bool((scale.isnan() | (scale > 0) & scale.isfinite()).all()):
+            raise FailedError(f"{path}: {name}.{slot} has a scale that is not a positive number; quantize it again")
     return checked
 
 
@@ -124,13 +124,15 @@ def _verify_onnx(path: Path, artifacts: "dict[Path, Artifact]") -> dict[str, Any
         if array.dtype.kind == "f" and np.isnan(array).any():
             raise FailedError(f"{path} has NaN in {tensor.name}; export it again")
     history = [record.get("stage") for record in metadata(proto).get("history", [])]
-    artifact = _made_from(history, artifacts)
-    if artifact is not None:
+
+    def compare(artifact: "Artifact") -> None:
         from micronet.onnx.check import compare_outputs, require_agreement
 
         inputs = _inputs(artifact)
         require_agreement(artifact.model, proto, inputs, compare_outputs(artifact.model, proto, [inputs]))
-    return {"history": " -> ".join(map(str, history)), "agrees": artifact is not None}
+
+    agrees = _agrees(path, history, artifacts, compare)
+    return {"history": " -> ".join(map(str, history)), "agrees": agrees}
 
 
 def _verify_packed(path: Path, artifacts: "dict[Path, Artifact]") -> dict[str, Any]:
@@ -140,24 +142,36 @@ def _verify_packed(path: Path, artifacts: "dict[Path, Artifact]") -> dict[str, A
 
     program = read(path)
     history = [str(stage) for stage in program.about.get("stages") or []]
-    artifact = _made_from(history, artifacts)
-    if artifact is not None:
+
+    def compare(artifact: "Artifact") -> None:
         from micronet.onnx.check import LARGEST_ROUNDED_ERROR, compare_tensors
 
         found = compare_tensors(artifact.model, lambda images: run(program, images), [_inputs(artifact)])
         if found.error > LARGEST_ROUNDED_ERROR:
-            raise FailedError(f"the outputs of {path} and torch differ by {found.error:.2%}; pack the network again")
-    return {
-        "checksums": _checksums(read_table(path)),
-        "history": " -> ".join(history),
-        "agrees": artifact is not None,
-    }
+            raise FailedError(f"the outputs differ by {found.error:.2%}")
+
+    agrees = _agrees(path, history, artifacts, compare)
+    return {"checksums": _checksums(read_table(path)), "history": " -> ".join(history), "agrees": agrees}
 
 
-def _made_from(history: list[Any], artifacts: "dict[Path, Artifact]") -> "Artifact | None":
-    """Return the artifact among the files given that has a history, or None."""
-    found = (each for each in artifacts.values() if [record.stage for record in each.history] == history)
-    return next(found, None)
+def _agrees(
+    path: Path, history: list[Any], artifacts: "dict[Path, Artifact]", compare: "Callable[[Artifact], None]"
+) -> bool | None:
+    """Compare a file with the artifacts of its history; return None if there is none.
+
+    Raises FailedError if it agrees with none of them.
+    """
+    alike = {name: each for name, each in artifacts.items() if [record.stage for record in each.history] == history}
+    reasons = []
+    for name, artifact in alike.items():
+        try:
+            compare(artifact)
+            return True
+        except FailedError as error:
+            reasons.append(f"{name} ({str(error).removesuffix('; nothing was written')})")
+    if reasons:
+        raise FailedError(f"{path} does not compute what its artifact computes: {' and '.join(reasons)}")
+    return None
 
 
 def _inputs(artifact: "Artifact") -> Any:

@@ -66,9 +66,7 @@ def attempt(arguments: list[str]) -> Verdict:
         errors = len(re.findall(r"^(?:error|stopped): ", text, re.MULTILINE))
         if code not in CODES or (code == 0) != (errors == 0) or errors > 1:
             faults.append(f"exit code {code} with {errors} error lines")
-        if found := re.search(
-            r"\[[EWF]:onnxruntime[^\n]{,80}|Traceback|Warning:[^\n]{,80}|[\x00-\x08\x0b-\x1f\x7f]", text
-        ):
+        if found := NOISE.search(text):
             faults.append(f"noise {found[0]!r}")
     if _executed:
         faults.append(f"executed {_executed[0]}")

@@ -66,7 +66,11 @@ def test_code_that_others_may_have_written_is_not_loaded(tmp_path, loosened):
 
 def test_numba_reads_no_configuration_from_the_working_directory(tmp_path):
     (tmp_path / ".numba_config.yaml").write_text("cache_dir: ./evil\ndisable_jit: 1\n")
-    code = "import micronet.runtimes.packed.kernels, numba; print(numba.config.CACHE_DIR, numba.config.DISABLE_JIT)"
+    code = (
+        "import micronet.runtimes.packed.kernels, numba\n"
+        "numba.njit(lambda x: x)(1)\n"
+        "print(numba.config.CACHE_DIR, numba.config.DISABLE_JIT)"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.stdout.split() == ["0"], done.stderr
 

@@ -1,18 +1,15 @@
 """The compiled kernels of the packed runtime.
 
-As it is imported, numba reads a file .numba_config.yaml in the working directory, which could switch compilation off or
-move its cache. It is therefore imported from this folder.
+numba reads a file .numba_config.yaml in the working directory as it is imported and at each compilation, which could
+switch compilation off or move its cache. Unless the user's program has imported numba already, it is ignored.
 """
 
 import os
 import sys
-from pathlib import Path
 
 if "numba" not in sys.modules:
-    _before = os.open(".", os.O_RDONLY)
-    try:
-        os.chdir(Path(__file__).parent)
-        import numba  # noqa: F401
-    finally:
-        os.chdir(_before)  # by handle: its path may have changed
-        os.close(_before)
+    from numba.core import config
+
+    # Private: numba has no option for this. tests/runtimes/test_kernel_cache.py notices a change.
+    config._config_fname = os.devnull
+    config.reload_config()  # type: ignore[no-untyped-call]
