@@ -27,6 +27,7 @@ from micronet.artifact.header import KEY, Header, StageRecord, read_header
 from micronet.core.files import write_bytes
 from micronet.core.machine import version as micronet_version
 from micronet.core.tensor_file import Table, check_tensors, seal
+from micronet.data.spec import DataSpec
 from micronet.errors import FailedError, MicronetError, first_line, unknown
 from micronet.models.build import ModelSpec, build_model, check_same_code, make_spec
 from micronet.models.calling import take_in_order
@@ -92,7 +93,7 @@ def load(path: Path, model: str | nn.Module | None = None, *, trust_code: bool =
     header, table = read_header(path)
     spec = ModelSpec.from_json(header.model)
     network = _build_network(spec, model, trust_code)
-    take_in_order(network, _inputs(header.data))
+    take_in_order(network, DataSpec.from_json(header.data).inputs)
     network = _replay(network, header.history, str(path))
     tensors = read_tensors(path, table)
     tensors.update({name: tensors[stored] for name, stored in header.tied.items() if stored in tensors})
@@ -116,7 +117,7 @@ def check_builds(artifact: Artifact) -> None:
     try:
         with torch.random.fork_rng(devices=[]):
             built = build_model(artifact.spec, trusted=True)
-            take_in_order(built, _inputs(artifact.data))
+            take_in_order(built, DataSpec.from_json(artifact.data).inputs)
             built = _replay(built, artifact.history, name)
         _check_fit(built.state_dict(), artifact.model.state_dict(), "the network to be saved")
     except MicronetError as error:
@@ -178,12 +179,6 @@ def _build_network(spec: ModelSpec, model: str | nn.Module | None, trust_code: b
     if model != spec.name:
         raise MicronetError(f"this artifact contains a {spec.name} network, not {model}; drop --model")
     return build_model(spec)
-
-
-def _inputs(data: dict[str, Any] | None) -> list[dict[str, Any]] | None:
-    """Return the inputs that the record of a data set describes, or None if they are images, or unknown."""
-    found = (data or {}).get("inputs")
-    return found if isinstance(found, list) and all(isinstance(each, dict) for each in found) else None
 
 
 def _replay(network: nn.Module, history: list[StageRecord], source: str) -> nn.Module:

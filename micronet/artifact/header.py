@@ -1,7 +1,8 @@
 """The JSON header of an artifact file, read without torch and without loading tensors.
 
 An artifact is a safetensors file (https://huggingface.co/docs/safetensors): the header's length in eight bytes, a JSON
-header, then raw tensors. Its metadata has one entry, ``micronet``, whose value is the JSON of ``Header``.
+header, then raw tensors. Its metadata holds the JSON of ``Header``, under ``micronet``, and the checksums that
+``core/tensor_file.py`` describes.
 """
 
 from dataclasses import asdict, dataclass, field
@@ -146,7 +147,7 @@ def open_table(path: Path) -> Table:
 
 
 def _guess(path: Path, error: ValueError) -> str:
-    """Say what a file that is no tensor file seems to be, by its first bytes."""
+    """Guess from its first bytes what a file is that cannot be read as an artifact."""
     if not path.is_file():
         return "a pipe or a device"
     with path.open("rb") as file:

@@ -53,7 +53,7 @@ def read_text(path: Path, largest: int = LARGEST_TEXT) -> str:
 
 
 def check_regular(path: Path) -> None:
-    """Raise ValueError for a pipe or a device, which may never end; OSError if there is no such file."""
+    """Raise ValueError if a path is a pipe or a device, which may never end, and OSError if it does not exist."""
     if not stat.S_ISREG(path.stat().st_mode):
         raise ValueError("it is not a regular file")
 

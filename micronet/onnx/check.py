@@ -32,7 +32,7 @@ from micronet.runtimes.onnxruntime import exposing_session, open_session, run
 MOST_CHANGED = 0.01  # share of images in another class, near ties apart
 # Two scores that are closer than this share of their image's standard deviation are a near tie. A class only changes
 # if its lead is at most twice the difference between the runtimes' scores, so a lead this small says that the scores
-# agree about as well as LARGEST_ROUNDED_ERROR asks of outputs that are no scores; which class wins is then rounding.
+# meet about the limit that LARGEST_ROUNDED_ERROR sets for other outputs, and that rounding alone decides the class.
 NEAR_TIE = 0.1
 LARGEST_FLOAT_ERROR = {TensorProto.FLOAT: 1e-3, TensorProto.FLOAT16: 2e-2}  # relative score error, by weight type
 LARGEST_ROUNDED_ERROR = 0.1  # for a rounding network whose outputs are not class scores: an SQNR of 20 dB

@@ -35,14 +35,7 @@ def export_graph(model: nn.Module, images: Tensor | Inputs, config: ExportConfig
     axes = {AXES[name]: torch.export.Dim(name) for name in config.free_axes}
     batch = images if isinstance(images, Inputs) else Inputs([images])
     example = tuple(x[: 2 if axes else 1].contiguous() for x in batch)  # torch would fix the size of an axis of size 1
-    if len(batch) > 1 and axes.keys() != {0}:
-        raise MicronetError(f"--dynamic {config.dynamic} only applies to networks with one input; use --dynamic batch")
-    if axes.keys() - {0} and batch[0].dim() != IMAGE_RANK:
-        sizes = ", ".join(map(str, batch[0].shape[1:]))
-        raise MicronetError(
-            f"--dynamic {config.dynamic}: only images (batch, channels, height, width) have a height and a width, but "
-            f"the axes of this network's input are batch{sizes and ', '}{sizes}; use --dynamic batch, or none"
-        )
+    _check_axes(axes, batch, config)
     try:  # the exporter's own message would hide the reason
         with torch.no_grad():
             returned = model(*example)
@@ -55,31 +48,51 @@ def export_graph(model: nn.Module, images: Tensor | Inputs, config: ExportConfig
     if not isinstance(returned, Tensor):
         return_tensors(model, len(batch))
     try:
-        with _silent(), shapes_alone(model), torch.no_grad():
-            shapes: Any = tuple(axes for _ in batch)
-            source: Any = model
-            if any(isinstance(module, nn.RNNBase) for module in model.modules()):  # else torch unrolls or loops
-                source = torch.export.export(model, example, dynamic_shapes=shapes)
-            program = torch.onnx.export(
-                source,
-                () if source is not model else example,
-                dynamo=True,
-                opset_version=config.opset,
-                input_names=inputs,
-                dynamic_shapes=shapes if source is model else None,
-                custom_translation_table=operators.translations(config.opset)
-                | recurrent_translations(model, config.opset),
-                optimize=True,
-                verbose=False,
-            )
+        program = _run_exporter(model, example, axes, inputs, config.opset)
     except Exception as error:  # the exporter wraps the error that names the reason in one of several types
         reason = first_line(error.__cause__ or error)
         hint = f" (--dynamic {config.dynamic}; try --dynamic batch)" if len(axes) > 1 else ""
         raise MicronetError(f"torch cannot export this network to ONNX{hint}: {reason}") from error
-    assert program is not None  # with dynamo=True it returns a program
     _name_values(program.model.graph, inputs, outputs)
     _name_axes(program.model.graph, {axis: dim.__name__ for axis, dim in axes.items()})
-    return program.model
+    exported: ir.Model = program.model
+    return exported
+
+
+def _check_axes(axes: dict[int, Any], batch: Inputs, config: ExportConfig) -> None:
+    """Raise MicronetError if an axis that is to stay free is not one of the inputs'."""
+    if len(batch) > 1 and axes.keys() != {0}:
+        raise MicronetError(f"--dynamic {config.dynamic} only applies to networks with one input; use --dynamic batch")
+    if axes.keys() - {0} and batch[0].dim() != IMAGE_RANK:
+        sizes = ", ".join(map(str, batch[0].shape[1:]))
+        raise MicronetError(
+            f"--dynamic {config.dynamic}: only images (batch, channels, height, width) have a height and a width, but "
+            f"the axes of this network's input are batch{sizes and ', '}{sizes}; use --dynamic batch, or none"
+        )
+
+
+def _run_exporter(
+    model: nn.Module, example: tuple[Tensor, ...], axes: dict[int, Any], inputs: list[str], opset: int
+) -> Any:
+    """Return torch's program for a network; raises whatever the exporter raises."""
+    with _silent(), shapes_alone(model), torch.no_grad():
+        shapes: Any = tuple(axes for _ in example)
+        source: Any = model
+        if any(isinstance(module, nn.RNNBase) for module in model.modules()):  # else torch unrolls or loops
+            source = torch.export.export(model, example, dynamic_shapes=shapes)
+        program = torch.onnx.export(
+            source,
+            () if source is not model else example,
+            dynamo=True,
+            opset_version=opset,
+            input_names=inputs,
+            dynamic_shapes=shapes if source is model else None,
+            custom_translation_table=operators.translations(opset) | recurrent_translations(model, opset),
+            optimize=True,
+            verbose=False,
+        )
+    assert program is not None  # with dynamo=True it returns a program
+    return program
 
 
 def _name_values(graph: ir.Graph, inputs: list[str], outputs: list[str]) -> None:

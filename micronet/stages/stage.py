@@ -201,7 +201,7 @@ class Stage:
         path = values.get("artifact")
         kinds = [kind for option in options(type(self)) if option.name == "artifact" for kind in option.about["kinds"]]
         if source is not None or path is None or (path.suffix in kinds and path.suffix != ".safetensors"):
-            return source  # ``run`` itself opens what is no artifact
+            return source  # ``run`` opens files of other kinds itself
         from micronet.artifact.artifact import load
 
         return load(path, values.get("model"), trust_code=values.get("trust_code", False))

@@ -74,7 +74,7 @@ class KernelCache:
             data = path.read_bytes()
             digest, code = data[:DIGEST_BYTES], data[DIGEST_BYTES:]
             if hashlib.sha256(code).digest() == digest:
-                return pickle.loads(code)  # noqa: S301 - our own, whole
+                return pickle.loads(code)  # noqa: S301 - only this user can have written it, and it is whole
         return None
 
     def save(self, key: Any, data: Any) -> None:
