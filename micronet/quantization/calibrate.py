@@ -4,8 +4,10 @@ Post-training quantization calls ``collect`` and ``set_ranges``: statistics of t
 width, and ranges chosen from them.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 
 import torch
@@ -79,9 +81,28 @@ def calibrate(model: nn.Module, batches: Iterable[Batch], count: int | None = No
     Raises:
         MicronetError: There was no batch, or a quantizer saw no data.
     """
-    with observing(model):
+    with observing(model), _refusing_infinity(model):
         _run(model, islice(batches, count))
     check_calibrated(model)
+
+
+@contextmanager
+def _refusing_infinity(model: nn.Module) -> Iterator[None]:
+    """Raise MicronetError on exit if infinity reached a quantizer: not every scheme's range shows it."""
+    reached: set[str] = set()
+
+    def look(place: str, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if bool(inputs[0].isinf().any()):
+            reached.add(place)
+
+    places, quantizers = recorded_places(model), {f"{name}.{slot}": each for name, slot, each in each_quantizer(model)}
+    hooks = [quantizers[place].register_forward_pre_hook(partial(look, place)) for place in places]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+    _refuse([place for place in places if place in reached])
 
 
 @torch.no_grad()
@@ -107,7 +128,7 @@ def recorded_places(model: nn.Module) -> list[str]:
 
 @torch.no_grad()
 def record_activations(
-    model: nn.Module, batches: Iterable[Tensor], recorders: Mapping[str, Callable[[Tensor], None]]
+    model: nn.Module, batches: Iterable[Batch], recorders: Mapping[str, Callable[[Tensor], None]]
 ) -> None:
     """Run a quantized network in float, apart from signs, and pass what reaches some quantizers to their recorders.
 
@@ -140,6 +161,7 @@ def set_ranges(model: nn.Module, statistics: Statistics, calibrator: Calibrator,
     Raises:
         MicronetError: A quantizer saw no data, or saw NaN or infinity.
     """
+    _refuse([place for place in recorded_places(model) if place in statistics and math.isnan(statistics[place].low)])
     for name, slot, quantizer in each_quantizer(model):
         if slot == "weight_quantizer":
             quantizer.observe(effective_weight(model.get_submodule(name)))
@@ -185,6 +207,11 @@ def _check_finite(model: nn.Module) -> None:
         x = effective_weight(model.get_submodule(name)) if slot == "weight_quantizer" else torch.empty(0)
         if not quantizer.empty and not bool(quantizer.qparams(x).scale.isfinite().all()):
             broken.append(f"{name}.{slot}")
+    _refuse(broken)
+
+
+def _refuse(broken: list[str]) -> None:
+    """Raise MicronetError that names the quantizers that NaN or infinity reached, if there are any."""
     if broken:
         raise MicronetError(
             f"NaN or infinity reached {count(len(broken), 'quantizer')}: {', '.join(broken[:5])}; "

@@ -1,7 +1,8 @@
-"""A dry run of placed quantizers: one without effect is found before anyone relies on it."""
+"""A dry run of placed quantizers: one without effect, or with values that no grid holds, is found before any use."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from micronet.models.device import Example, as_inputs
 from micronet.models.modes import eval_mode
 from micronet.models.outputs import tensors_in
-from micronet.quantization.calibrate import each_quantizer
+from micronet.quantization.calibrate import each_quantizer, record_activations, recorded_places
 from micronet.quantization.quantizer import Quantizer
 
 NEVER_CALLED = "forward() never applies its quantizer"
@@ -46,6 +47,21 @@ def find_idle(model: nn.Module, example: Example) -> dict[str, str]:
         if all(torch.equal(x, y) for x, y in zip(outputs, others, strict=True)):
             idle[name] = NO_EFFECT
     return idle
+
+
+def find_infinite(model: nn.Module, batches: Iterable[Example]) -> set[str]:
+    """Return the activation quantizers, ``module.slot``, that infinity reaches, but no NaN, in the float network.
+
+    Signs are left out: infinity has one.
+    """
+    found: set[str] = set()
+
+    def look(name: str, x: Tensor) -> None:
+        if not x.is_complex() and bool(x.isinf().any()) and not bool(x.isnan().any()):
+            found.add(name)
+
+    record_activations(model, batches, {name: partial(look, name) for name in recorded_places(model)})
+    return found
 
 
 @contextmanager

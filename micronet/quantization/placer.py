@@ -16,15 +16,18 @@ from micronet.quantization.quantizer import Quantizer
 FIRST_LAST_BITS = 8
 Rule = Literal["float", "8bit", "8bit-input", "same"]
 READS_8BIT = ("8bit", "8bit-input")
+INFINITE = "it holds infinity, as masks do, which no scale covers"
+INFINITE_INPUT = "its input holds infinity"
 
 
 class Placer:
     """Base of the placers: it chooses each layer's rule, and makes quantizers accordingly."""
 
-    def __init__(self, config: QuantConfig, names: Collection[str], edges: set[str]) -> None:
+    def __init__(self, config: QuantConfig, names: Collection[str], edges: set[str], infinite: Collection[str]) -> None:
         self.placement = Placement()
         self._config = config
         self._edges = edges  # the first and the last layer
+        self._infinite = infinite  # quantizers that infinity would reach
         self._chosen = (matching(config, "include", names) or set(names)) - matching(config, "exclude", names)
         self._keep_8bit = matching(config, "keep_8bit", names)
         if names and not self._chosen:
@@ -44,6 +47,9 @@ class Placer:
         if self._config.edge == "float":
             self.placement.left_float[name] = FIRST_OR_LAST
         return self._config.edge
+
+    def _reads_infinity(self, name: str) -> bool:
+        return f"{name}.input_quantizer" in self._infinite
 
     def _scheme(self, bits: Bits, *, at_least_8: bool) -> tuple[Any, Bits]:
         """Return the scheme for a bit width, and the width that the layer's rule makes of it."""
@@ -80,12 +86,12 @@ def _has_torch_forward(layer: nn.Module) -> bool:
 class LayerPlacer(Placer):
     """Places the quantizers of a network that cannot be traced: only inside its layers."""
 
-    def __init__(self, model: nn.Module, config: QuantConfig) -> None:
+    def __init__(self, model: nn.Module, config: QuantConfig, infinite: Collection[str]) -> None:
         layers = {name: module for name, module in model.named_modules() if has_weight_slot(module)}
         for name in [name for name, layer in layers.items() if not _has_torch_forward(layer)]:
             del layers[name]
         names = list(layers)  # without a graph, take the order of declaration
-        super().__init__(config, names, {*names[:1], *names[-1:]})
+        super().__init__(config, names, {*names[:1], *names[-1:]}, infinite)
         if config.bn_fuse:
             raise MicronetError(
                 "--bn-fuse needs a network that torch.fx can trace, to match batch norms to layers; drop --bn-fuse"
@@ -96,7 +102,8 @@ class LayerPlacer(Placer):
             )
         for name, layer in layers.items():
             rule = self._rule(name)
-            if rule == "float":
+            if rule == "float" or self._reads_infinity(name):
+                self.placement.left_float.setdefault(name, INFINITE_INPUT)
                 continue
             self._quantize_weight(name, layer, rule)
             self.placement.inputs[name] = None

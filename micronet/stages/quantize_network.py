@@ -24,6 +24,7 @@ from micronet.quantization.calibrate import (
     set_ranges,
 )
 from micronet.quantization.config import CALIBRATOR, CalibrationConfig, QuantConfig
+from micronet.quantization.dry_run import find_infinite
 from micronet.quantization.equalize import equalize
 from micronet.quantization.fold import fold_model
 from micronet.quantization.heads import excluding, find_destroyed
@@ -187,12 +188,20 @@ class Quantizing:
         model, record = quantize_model(floating, config, self.example)
         if not self.calibration_inputs:
             return model, record
-        statistics = self._set_ranges(model, floating, {})
+        infinite: set[str] = set()
+        try:
+            statistics = self._set_ranges(model, floating, {})
+        except MicronetError:
+            infinite = find_infinite(model, self.calibration_inputs)
+            if not infinite:
+                raise
+            model, record = quantize_model(floating, config, self.example, infinite)
+            statistics = self._set_ranges(model, floating, {})
         destroyed = []
         if self.settings.calibration.mode == "ptq":
             destroyed = find_destroyed(model, self.calibration_inputs, self.settings.quantization)
         if destroyed:
-            model, record = quantize_model(floating, excluding(config, destroyed), self.example)
+            model, record = quantize_model(floating, excluding(config, destroyed), self.example, infinite)
             record.result["left_float"] |= {each.layer: str(each) for each in destroyed}
             self._set_ranges(model, floating, statistics)  # those of the other layers' inputs are the same
         return model, record

@@ -5,10 +5,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+import micronet
+from micronet.errors import MicronetError
 from micronet.quantization import quantize
 from micronet.quantization.calibrate import calibrate, each_quantizer
 from micronet.quantization.config import QuantConfig
 from micronet.quantization.dry_run import NEVER_CALLED, NO_EFFECT, find_idle
+from micronet.quantization.layers import Quantized
 from micronet.quantization.quantize import quantize_model, restore
 
 IMAGES = torch.randn(4, 3, 8, 8)
@@ -79,3 +82,43 @@ def test_the_callers_random_numbers_stay_as_they_are():
     before = torch.get_rng_state()
     quantize_model(model, QuantConfig(), IMAGES)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+class Attends(nn.Module):
+    """Attention whose mask is added to its scores: a buffer, computed from the input, or a logarithm."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind = kind
+        self.query, self.key, self.value = (nn.Linear(6, 8) for _ in range(3))
+        self.fc = nn.Linear(8, 4)
+        self.register_buffer("mask", torch.full((5, 5), -torch.inf).triu(1))
+
+    def forward(self, x):
+        mask = self.mask
+        if self.kind == "computed":
+            mask = torch.zeros_like(x[..., 0]).masked_fill(x[..., 0] > 2, -torch.inf).unsqueeze(1)
+        elif self.kind == "logarithm":
+            mask = torch.log((self.query(x).mean(-1) * (x[..., 0] <= 2)).abs()).unsqueeze(1)
+        scores = self.query(x) @ self.key(x).transpose(1, 2) + mask
+        return self.fc((scores.softmax(-1) @ self.value(x)).mean(1))
+
+
+@pytest.mark.parametrize(("method", "later"), [("iao", False), ("lsq", True), ("dorefa", True)])
+@pytest.mark.parametrize("mode", ["ptq", "qat"])
+@pytest.mark.parametrize("kind", ["buffer", "computed", "logarithm"])
+def test_tensors_with_infinities_stay_float_and_the_rest_is_quantized(kind, mode, method, later):
+    torch.manual_seed(0)
+    model = Attends(kind).eval()
+    batches = [torch.randn(8, 5, 6).clamp(max=1.9) for _ in range(2)]
+    batches[later][0, 0, 0] = 3  # which the mask hides; later: in other inputs than those of the dry run
+    made = micronet.quantize(model, mode=mode, method=method, data=batches)
+    layers = {name for name, module in made.model.named_modules() if isinstance(module, Quantized)}
+    assert layers >= {"query", "key", "value", "fc"}
+    assert any("infinity" in why for why in made.left_float.values())
+    assert made.model.eval()(batches[1]).isfinite().all()
+
+
+def test_nan_is_an_error():
+    with pytest.raises(MicronetError, match="NaN or infinity reached"):
+        micronet.quantize(Attends("buffer").eval(), mode="ptq", data=[torch.full((2, 5, 6), torch.nan)])

@@ -1,0 +1,214 @@
+"""What decides on the quantizers of a traced network; see ``quantize`` for where they go."""
+
+from collections.abc import Collection
+from operator import attrgetter
+
+import torch
+from torch import fx, nn
+
+from micronet.errors import MicronetError
+from micronet.graph import ops
+from micronet.graph.rewrite import Branch, branch_name, tap_name
+from micronet.graph.trace import Graph
+from micronet.quantization.config import FLOAT_BITS, QuantConfig
+from micronet.quantization.layers import has_weight_slot
+from micronet.quantization.placer import INFINITE, INFINITE_INPUT, READS_8BIT, Placer, Rule
+
+
+class GraphPlacer(Placer):
+    """Places the quantizers of a traced network."""
+
+    def __init__(self, graph: Graph, config: QuantConfig, infinite: Collection[str]) -> None:
+        self._graph = graph
+        self._layers = {node: module for node, module in graph.calls() if has_weight_slot(module)}
+        first = {str(node.target) for node in self._layers if self._source(node).op == "placeholder"}
+        last = {str(node.target) for node in self._layers if not self._has_layer_after(node)}
+        super().__init__(config, [str(node.target) for node in self._layers], first | last, infinite)
+        self._outputs: dict[fx.Node, tuple[str, Rule]] = {}  # a node's quantizer and the rule it was made by
+        for node, module in self._layers.items():
+            self._place_layer(node, module)
+        if config.bn_fuse:
+            self.placement.fused = [list(pair) for pair in graph.conv_bn_pairs() if self._can_fold(*pair)]
+            if not self.placement.fused:
+                raise MicronetError("--bn-fuse found no quantized convolution followed by a batch norm; drop --bn-fuse")
+        if config.a_bits not in (FLOAT_BITS, "binary"):
+            self._place_reads()
+        if config.computes_in_integers:
+            self._place_results()
+        for node in graph.fx.nodes:
+            if node.op == "call_function" and ops.WEIGHTED.matches(node):
+                self.placement.left_float[f"{node.name}()"] = "a function call, not a module"
+
+    def _place_layer(self, node: fx.Node, layer: nn.Module) -> None:
+        name, source = str(node.target), self._source(node)
+        rule = self._rule(name)
+        if rule == "float" or self._reads_infinity(name) or self._holds_infinity(source):
+            self.placement.left_float.setdefault(name, INFINITE_INPUT)
+            return
+        if name not in self.placement.inputs:
+            self._quantize_weight(name, layer, rule)
+        self.placement.inputs[name] = None
+        if self._config.a_bits == FLOAT_BITS:
+            return
+        if self._config.a_bits == "binary" and rule == "same":
+            self.placement.inputs[name] = self._binarize(node)
+        elif self._graph.call_count(layer) > 1:  # each call's input has its own scale, so the bias has no single unit
+            self._quantize_output(source, rule)
+        elif source.op == "placeholder":
+            self.placement.inputs[name] = self._quantize_input(name, rule)
+        else:
+            self.placement.inputs[name] = self._quantize_output(source, rule)
+
+    def _can_fold(self, layer: str, norm: str) -> bool:
+        """Return True if a quantized convolution can fold its batch norm while training."""
+        convolution = isinstance(self._graph.model.get_submodule(layer), (nn.Conv1d, nn.Conv2d, nn.Conv3d))
+        affine = getattr(self._graph.model.get_submodule(norm), "affine", False)
+        return convolution and affine and "weight_quantizer" in self.placement.quantizers.get(layer, {})
+
+    def _source(self, layer: fx.Node) -> fx.Node:
+        return self._graph.origin(layer.all_input_nodes[0])
+
+    def _binarize(self, node: fx.Node) -> str:
+        """Put a sign directly before a layer, after any pool, and drop the ReLU there (its sign would be constant).
+
+        If other nodes read that tensor or the ReLU's output, the layer gets a branch with a sign of its own.
+        """
+        read = node.all_input_nodes[0]
+        if read.op == "placeholder":
+            return self._quantize_input(str(node.target), "same")
+        before = read
+        while self._graph.preserves_values(before) or self._graph.matches(before, ops.AVERAGE):
+            before = before.all_input_nodes[0]
+        relu = before if self._graph.matches(before, ops.ANY_RELU) else None
+        if relu is None and self._graph.is_non_negative(read):
+            raise MicronetError(
+                f"the input of {node.target} is never negative, so its sign would be constant; exclude the layer with "
+                f"--exclude {node.target}"
+            )
+        shared = relu is not None and len(relu.all_input_nodes[0].users) > 1
+        if relu is not None and shared and getattr(self._graph.module(relu), "inplace", False):
+            raise MicronetError(
+                f"{relu.target} modifies in place a tensor that is used again, so it cannot be replaced by a sign "
+                f"function; set inplace=False in the model, or exclude the layer with --exclude {node.target}"
+            )
+        if not self._only_signs_read(relu or read):
+            split = next((known for known in self.placement.splits if known.read == read.name), None)
+            if split is None:
+                split = Branch(read.name, relu.name if relu else None, [])
+                self.placement.splits.append(split)
+            split.readers.append(node.name)
+            place = branch_name(read.name)
+            self.placement.put(place, "output_quantizer", self._activation_quantizer("same", non_negative=False))
+            return f"{place}.output_quantizer"
+        if relu is not None and str(relu.target) not in self.placement.dropped:
+            self.placement.dropped.append(str(relu.target))
+        return self._quantize_output(read, "same")
+
+    def _only_signs_read(self, start: fx.Node) -> bool:
+        """Return True if only layers that get a sign read the output of a module that is called once."""
+        module = self._graph.module(start)
+        if module is None or self._graph.call_count(module) > 1:
+            return False
+        waiting = list(start.users)
+        while waiting:
+            node = waiting.pop()
+            passes = self._graph.preserves_values(node) or self._graph.matches(node, ops.AVERAGE)
+            if passes and self._graph.module(node) is not None:
+                waiting += node.users
+            elif node not in self._layers or self._rule(str(node.target)) != "same":
+                return False
+        return True
+
+    def _place_reads(self) -> None:
+        """Quantize the inputs of average pools, adds and concatenations, which lets runtimes compute in integers."""
+        for node in self._graph.fx.nodes:
+            last = not self._has_layer_after(node)
+            rule = self._config.edge if last else "same"
+            if rule != "float" and (self._graph.matches(node, ops.AVERAGE) or (self._graph.is_join(node) and not last)):
+                read = map(self._graph.origin, node.all_input_nodes)
+                self._quantize_together([source for source in read if self._comes_from_chosen(source)], rule)
+
+    def _place_results(self) -> None:
+        """Quantize what convolutions give, and products' inputs, where nothing else does, at 8 bits or more.
+
+        A runtime computes a convolution in integers only if its output becomes integers at once, behind the batch norm
+        that is folded into it and the ReLU that is fused with it; a product of two tensors, only if both are.
+        """
+        norms = dict(self._graph.conv_bn_pairs())
+        for node, layer in self._layers.items():
+            if str(node.target) in self.placement.inputs and isinstance(layer, ops.FORWARD_CONVOLUTIONS):
+                result = self._fused_result(node, norms.get(str(node.target)))
+                if self._graph.origin(result) not in self._outputs:
+                    self._quantize_together([result], "8bit")
+        for node in self._graph.fx.nodes:
+            sources = [self._graph.origin(read) for read in self._graph.readable(node)]
+            if self._graph.matches(node, ops.MULTIPLY) and len(sources) > 1 and self._has_layer_after(node):
+                new = [each for each in sources if each not in self._outputs and self._comes_from_chosen(each)]
+                self._quantize_together(new, "8bit")
+
+    def _fused_result(self, node: fx.Node, norm: str | None) -> fx.Node:
+        """Return the last node that a runtime computes together with a convolution."""
+        if norm is not None:
+            node = next(reader for reader in self._graph.readers(node) if reader.target == norm)
+        after = node
+        while len(readers := self._graph.readers(after)) == 1:
+            after = readers[0]
+            if self._graph.matches(after, ops.ANY_RELU):
+                return after
+            if not self._graph.matches(after, ops.MAX_POOL | ops.IDENTITY):
+                break
+        return node
+
+    def _comes_from_chosen(self, source: fx.Node) -> bool:
+        """Return True if a tensor comes from a chosen layer through single-input operations such as norms."""
+        while source not in self._layers:
+            if len(source.all_input_nodes) != 1:
+                return source.op != "placeholder" and self._config.include is None
+            source = source.all_input_nodes[0]
+        return str(source.target) in self._chosen
+
+    def _quantize_together(self, sources: list[fx.Node], rule: Rule) -> None:
+        """Add quantizers to the tensors that an operator reads, or to none if one of them holds infinity."""
+        if not any(self._holds_infinity(source) for source in sources):
+            for source in sources:
+                self._quantize_output(source, rule)
+
+    def _holds_infinity(self, node: fx.Node) -> bool:
+        """Return True if infinity is in a tensor, known or stored; record that it stays float."""
+        stored = node.op == "get_attr" and attrgetter(str(node.target))(self._graph.model)
+        infinite = isinstance(stored, torch.Tensor) and bool(stored.isinf().any())
+        if infinite or f"{self._place_of(node)}.output_quantizer" in self._infinite:
+            name = str(node.target) if node.op in ("get_attr", "call_module") else f"{node.name}()"
+            self.placement.left_float[name] = INFINITE
+            return True
+        return False
+
+    def _place_of(self, source: fx.Node) -> str:
+        """Return the module whose output slot quantizes a node's output: its own if called once, or else a tap."""
+        module = self._graph.module(source)
+        alone = module is not None and self._graph.call_count(module) == 1
+        return str(source.target) if alone else tap_name(source.name)
+
+    def _quantize_output(self, source: fx.Node, rule: Rule) -> str:
+        """Add a quantizer to a node's output and return its name; a later request for 8 bits replaces fewer bits."""
+        if source not in self._outputs or (rule in READS_8BIT and self._outputs[source][1] == "same"):
+            place = self._place_of(source)
+            if place == tap_name(source.name) and source.name not in self.placement.taps:
+                self.placement.taps.append(source.name)
+            quantizer = self._activation_quantizer(rule, non_negative=self._graph.is_non_negative(source))
+            if getattr(quantizer, "qmin", -1) == 0 and self._alone_in_place(source):
+                self.placement.out_of_place.append(place)
+            self.placement.put(place, "output_quantizer", quantizer)
+            self._outputs[source] = f"{place}.output_quantizer", rule
+        return self._outputs[source][0]
+
+    def _alone_in_place(self, node: fx.Node) -> bool:
+        """Return True if a node is an in-place ReLU on a layer's or batch norm's output that nothing else reads."""
+        module = self._graph.module(node)
+        if type(module) is not nn.ReLU or not module.inplace:
+            return False
+        read = node.all_input_nodes[0]
+        return len(read.users) == 1 and (read in self._layers or isinstance(self._graph.module(read), ops.BATCH_NORMS))
+
+    def _has_layer_after(self, node: fx.Node) -> bool:
+        return bool(self._graph.reachable(node) & self._layers.keys())
