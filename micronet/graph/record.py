@@ -56,7 +56,10 @@ def record_network(model: nn.Module, example: Example) -> tuple[fx.GraphModule, 
         raise
     except Exception as error:  # a user's forward may raise anything
         line = user_line(traceback.extract_tb(error.__traceback__))
-        raise MicronetError(f"the network cannot run on the example input{line}: {first_line(error)}") from error
+        shapes = ", ".join(str(tuple(x.shape)) for x in inputs if isinstance(x, Tensor))
+        raise MicronetError(
+            f"the network cannot run on the example input {shapes}{line}: {first_line(error)}"
+        ) from error
     recorded = fx.GraphModule(recorder.root, recorder.graph)
     if recorder.reads or not all(_agree(model, recorded, others) for others in _other_inputs(inputs)):
         raise MicronetError(

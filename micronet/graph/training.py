@@ -1,7 +1,9 @@
 """What a recorded forward does in training mode: its records in both modes, compared.
 
-Where they differ by noise, such as stochastic depth, by an operation of one mode, such as a softmax in eval mode, or by
-a number, the graph gets modules that follow the network's mode. A graph that differs in more is for eval mode only.
+The law: in training mode, the graph computes what the network computes there, and draws the same random numbers, or it
+refuses to be trained. Where the records differ by noise, such as stochastic depth, by an operation of one mode, such as
+a softmax in eval mode, or by a number, the graph gets modules that follow the network's mode. A graph that differs in
+more is for eval mode only.
 """
 
 import operator

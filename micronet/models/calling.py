@@ -10,7 +10,9 @@ import inspect
 import keyword
 import re
 import types
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import count
 from typing import Any, get_origin
 
 import torch
@@ -54,15 +56,15 @@ def release(model: nn.Module) -> None:
     model.__class__ = getattr(type(model), _ORIGINAL, type(model))
 
 
-def return_tensors(model: nn.Module, count: int) -> None:
-    """Make a network of ``count`` inputs return a tuple of the tensors in what it returns, in place."""
+def return_tensors(model: nn.Module, inputs: int) -> None:
+    """Make a network with this number of inputs return a tuple of the tensors in what it returns, in place."""
     if isinstance(model, fx.GraphModule):  # torch.export runs its graph, not its forward
         output = next(node for node in model.graph.nodes if node.op == "output")
         with model.graph.inserting_before(output):
             output.args = (model.graph.call_function(_tuple_of_tensors, output.args),)
         model.recompile()
         return
-    forward, names = type(model).forward, argument_names(model, count)
+    forward, names = type(model).forward, argument_names(model, inputs)
     _derive(model, type(model), names, lambda net, inputs: _tuple_of_tensors(forward(net, *inputs)))
 
 
@@ -80,20 +82,21 @@ def input_names(model: nn.Module) -> list[str]:
     return list(getattr(type(model), _NAMES))
 
 
-def argument_names(model: nn.Module, count: int) -> list[str]:
+def argument_names(model: nn.Module, number: int) -> list[str]:
     """Return the names of the first arguments of a network's forward, numbered ones for ``*inputs``."""
     found = [each.name for each in inspect.signature(model.forward).parameters.values() if each.kind in _BY_ORDER]
-    return [*found[:count], *(f"input_{number}" for number in range(len(found), count))]
+    return [*found[:number], *(f"input_{each}" for each in range(len(found), number))]
 
 
 def plain_names(names: Iterable[str]) -> list[str]:
     """Return distinct names that arguments can have: ``image.left`` becomes ``image_left``."""
     found: list[str] = []
     for name in names:
-        plain = re.sub(r"\W", "_", name)
+        plain = re.sub(r"\W", "_", unicodedata.normalize("NFKC", name))  # as Python reads identifiers
         valid = plain.isidentifier() and not keyword.iskeyword(plain) and plain not in ("self", "passed_on")
         plain = plain if valid else f"input_{plain}"
-        found.append(plain if plain not in found else f"{plain}_{len(found)}")
+        numbered = (f"{plain}_{number}" for number in count(len(found)))
+        found.append(plain if plain not in found else next(each for each in numbered if each not in found))
     return found
 
 

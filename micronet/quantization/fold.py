@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from micronet.artifact.header import StageRecord
 from micronet.errors import MicronetError
 from micronet.graph import ops
+from micronet.graph.record import record_network
 from micronet.graph.trace import Graph, plain_network, trace
 from micronet.models.device import Example
 from micronet.models.layers import Tap, removed
@@ -51,6 +52,8 @@ def fold_model(
     """
     graph = trace(copy_model(model), example)
     if graph is None:
+        if example is not None:
+            record_network(copy_model(model), example)  # raises, with the line that stopped it
         raise MicronetError(
             "torch.fx cannot trace this network, so its batch norms cannot be matched to layers; use the artifact as "
             "it is"

@@ -13,6 +13,7 @@ from micronet.data.samples import example_of
 from micronet.evaluation.accuracy import predictor
 from micronet.evaluation.cost import count_macs
 from micronet.evaluation.network import Scores
+from micronet.models.calling import take_in_order
 from micronet.models.device import inference_format, pick_device
 from micronet.runtimes.config import RuntimeOptions
 
@@ -37,6 +38,10 @@ class EagerPredictor:
     def __call__(self, inputs: Any) -> Scores:
         """Return the outputs for a batch, such as the scores (N, K) of images (N, C, H, W) float32."""
         return self._predict(inputs)
+
+    def take_in_order(self, described: list[dict[str, Any]]) -> None:
+        """Make the network take inputs of this description by their order (see ``models.calling``)."""
+        take_in_order(self._model, described)
 
     def macs(self, *shapes: tuple[int, ...]) -> int:
         """Count the multiply-accumulates for one sample with inputs of these shapes, such as an image (C, H, W)."""

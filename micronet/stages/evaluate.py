@@ -132,6 +132,7 @@ def measure(
     from micronet.data.batches import eval_batches
     from micronet.evaluation.accuracy import check_scores
     from micronet.evaluation.report import Candidate, compare
+    from micronet.runtimes.torch import EagerPredictor
     from micronet.stages.inputs import open_test_data
 
     candidates = []
@@ -152,6 +153,9 @@ def measure(
         raise MicronetError(
             f"--task {dataset.task.name} needs the float original; run micronet compare FLOAT {files[0]}"
         )
+    for each in candidates:
+        if isinstance(each.network, EagerPredictor) and dataset.inputs is not None:
+            each.network.take_in_order(dataset.inputs)
     inputs, _ = next(eval_batches(dataset.test, dataset.spec, batch_size=1))
     for file, each in zip(files, candidates, strict=True):
         check_scores(each.network, inputs, dataset.spec, str(file), dataset.task)

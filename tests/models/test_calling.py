@@ -81,14 +81,23 @@ def test_inputs_that_come_in_order_change_nothing():
 
 def test_names_become_distinct_arguments():
     assert plain_names(["a.b", "a_b", "class", "self", "1"]) == ["a_b", "a_b_1", "input_class", "input_self", "input_1"]
+    for names in (
+        ["a_2", "a", "a"],
+        ["\uff53elf", "\u017felf", "e\u0301", "\u00e9"],
+    ):  # Python reads these as self and \u00e9
+        take_in_order(net := Anything(), [{"name": name} for name in names])
+        assert len(set(input_names(net))) == len(set(names))
 
 
 @pytest.mark.parametrize("kind", [Keywords, InDict, Optional])
-def test_networks_that_take_names_quantize_prune_and_export(kind):
+def test_networks_that_take_names_quantize_compare_prune_and_export(kind, tmp_path):
     batch = {"image": X, "scale": S}
+    np.savez(tmp_path / "inputs.npz", scale=S.numpy(), image=X.numpy())  # in another order
     net = kind()
     quantized = micronet.quantize(net, data=[batch], mode="ptq")
     assert {"conv", "fc"}.isdisjoint(quantized.left_float)
+    rows = micronet.compare([net, quantized], data=tmp_path / "inputs.npz", task="agreement", skip_timing=True)
+    assert rows[0].loss == 0 and 0 < rows[1].loss < 0.1
     pruned = micronet.prune(net, batch, percent=0.5, criterion="l2")
     assert pruned.model.get_submodule("conv").out_channels == 4
     proto = micronet.export_onnx(quantized, batch)
