@@ -76,7 +76,8 @@ def train(
             depends on the number of images. plain: Adam, one-cycle schedule, none of these. Default: fast
             (sparse-train: plain).
         epochs: Number of epochs; 0 skips training.
-        lr: Peak learning rate. Default: 0.01 (lower in finetune, quantize, and sparse-train of an artifact).
+        lr: Peak learning rate. Default: 0.01 (with Muon 0.01 * sqrt(2000 / steps) beyond 2,000 steps; lower in
+            finetune, quantize, and sparse-train of an artifact).
         device: cpu, cuda, cuda:N, or GPU numbers such as 0,1 to run one process per GPU (untested); default: cuda
             if available, otherwise cpu.
         output: File to write; by default, nothing is written.

@@ -53,7 +53,8 @@ class TrainConfig(Settings):
     epochs: int = setting(8, "Number of epochs; 0 skips training.", low=0, basic=True)
     lr: float | None = setting(
         None,
-        "Peak learning rate. Default: 0.01 (lower in finetune, quantize, and sparse-train of an artifact).",
+        "Peak learning rate. Default: 0.01 (with Muon 0.01 * sqrt(2000 / steps) beyond 2,000 steps; lower in finetune, "
+        "quantize, and sparse-train of an artifact).",
         low=0,
         basic=True,
     )

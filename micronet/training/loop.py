@@ -100,7 +100,7 @@ class Trainer:
 
     def _report_start(self, state: TrainState) -> None:
         if self.config.preset == "fast":
-            self.context.progress.line(f"fast: {self.config.unusual}")
+            self.context.progress.line(f"fast: {self.config.unusual}; peak learning rate {self.config.peak_lr:g}")
         if state.step:
             line = f"resuming in epoch {state.epoch} of {self.config.epochs}, after step {state.step}"
         elif state.rows:

@@ -14,7 +14,7 @@ from torch import nn
 
 from micronet.artifact.artifact import Artifact
 from micronet.core.machine import has_bf16
-from micronet.data.batches import eval_batches, mirrors
+from micronet.data.batches import batch_sizes, eval_batches, mirrors
 from micronet.data.dataset import Dataset
 from micronet.errors import MicronetError
 from micronet.graph import ops
@@ -23,13 +23,14 @@ from micronet.models.modes import copy_model
 from micronet.tasks.task import CLASSIFICATION
 from micronet.training import distributed
 from micronet.training.checkpoint import Checkpoint
-from micronet.training.config import DEFAULT_PRESET, PRESETS, UNUSED, RunContext, TrainConfig
+from micronet.training.config import DEFAULT_LR, DEFAULT_PRESET, PRESETS, UNUSED, RunContext, TrainConfig
 from micronet.training.loop import check_model_fits
 from micronet.training.step import OPTIMIZERS, TrainStep
 from micronet.training.whitening import whitened_layer
 
 STEPS_PER_EPOCH = 100  # of the preset fast, if its batches are neither smaller nor larger than allowed
 SMALLEST_BATCH, LARGEST_BATCH = 32, 128
+SHORT_TRAINING = 2000  # steps up to which Muon's best peak learning rate is DEFAULT_LR
 TIMED_IMAGES, TIMED_STEPS = 32, 5
 
 
@@ -58,13 +59,29 @@ def settle(
     if not config.epochs:
         _fit(replace(config, preset=config.preset or DEFAULT_PRESET), artifact, data, context)  # raises
         return config
+    if recorded is None:
+        recorded = distributed.from_rank_zero(Checkpoint.beside(context.output, {}).recorded) if context.resume else {}
     if config.preset is None and context.resume:
-        if recorded is None:
-            recorded = distributed.from_rank_zero(Checkpoint.beside(context.output, {}).recorded)
         plain = _fit(replace(config, preset="plain"), artifact, data, context)
         if recorded and all(recorded.get(name, UNUSED.get(name)) == plain.chosen(name) for name in PRESETS["plain"]):
             return plain
-    return _fit(replace(config, preset=config.preset or DEFAULT_PRESET), artifact, data, context)
+    fitted = _fit(replace(config, preset=config.preset or DEFAULT_PRESET), artifact, data, context)
+    if fitted.lr is not None or fitted.optimizer != "muon":
+        return fitted
+    began = recorded.get("lr")  # by an earlier version, at another rate
+    return replace(fitted, lr=began if isinstance(began, float) and began > 0 else muon_lr(fitted, len(data.train)))
+
+
+def muon_lr(config: TrainConfig, images: int) -> float:
+    """Return the peak learning rate of a training with Muon, which falls with the square root of its steps.
+
+    Steps are relative to each weight's norm, so that at one rate the loss of a long training rises after the warmup.
+    The rate that suits a linear decay is inversely proportional to the square root of the number of steps (Defazio et
+    al. 2023, arXiv:2310.07831).
+    """
+    batches = len(batch_sizes(images, config.chosen("batch_size")))
+    steps = config.epochs * math.ceil(batches / config.accumulate)
+    return float(f"{DEFAULT_LR * min(1.0, math.sqrt(SHORT_TRAINING / steps)):.2g}")
 
 
 def _fit(config: TrainConfig, artifact: Artifact, data: Dataset, context: RunContext) -> TrainConfig:

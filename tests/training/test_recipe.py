@@ -17,7 +17,7 @@ from micronet.training import preset
 from micronet.training.average import WeightAverage
 from micronet.training.config import PRESETS, RunContext, TrainConfig, image_size
 from micronet.training.muon import RELATIVE_STEP, Muon, find_matrices, orthogonalize
-from micronet.training.preset import batch_size, settle
+from micronet.training.preset import batch_size, muon_lr, settle
 from micronet.training.step import make_optimizer
 from micronet.training.whitening import whitening_filters
 
@@ -189,6 +189,13 @@ def test_a_preset_is_what_its_settings_say():
     assert [batch_size(images) for images in (100, 4000, 9000, 50_000)] == [32, 32, 64, 128]
 
 
+def test_the_rate_of_muon_falls_with_the_square_root_of_the_steps():
+    rates = [muon_lr(TrainConfig(preset="fast", epochs=epochs), 50_000) for epochs in (1, 5, 20, 80)]
+    assert rates[:2] == [0.01, 0.01] and rates[2] == pytest.approx(2 * rates[3], rel=0.03)
+    accumulated = TrainConfig(preset="fast", epochs=80, accumulate=4)
+    assert muon_lr(accumulated, 50_000) == pytest.approx(rates[2], rel=0.01)
+
+
 def settled(config, tmp_path, model=None, data=None, history=(), **run):
     artifact = Artifact(model or network(), ModelSpec("own"), list(history))
     return settle(config, artifact, data or photos(), RunContext(tmp_path / "a.safetensors", CPU, **run))
@@ -214,6 +221,9 @@ def test_fast_is_the_default_and_a_training_that_began_as_plain_goes_on_as_plain
         resumed = RunContext(tmp_path / "a.safetensors", CPU, resume=True)
         artifact = Artifact(network(), ModelSpec("own"), [])
         assert settle(TrainConfig(), artifact, photos(), resumed, recorded).to_json() == expected
+    long = TrainConfig(epochs=100_000)
+    assert settled(long, tmp_path).lr < 0.01
+    assert settle(long, artifact, photos(), resumed, {**fast, "lr": 0.01}).lr == 0.01  # as an earlier version began
 
 
 @pytest.mark.parametrize(
