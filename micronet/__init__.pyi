@@ -494,7 +494,8 @@ def quantize(
         a_sign: Integer type of nonnegative activations with q_type="sym": unsigned (auto), or signed for
             TensorRT.
         first_last: Precision of the first and last layers. auto: float if weights are binary or ternary,
-            otherwise at least 8 bits. 8bit-input: weights as in the other layers, activations at 8 bits.
+            otherwise at least 8 bits, except that mode="ptq" leaves last layers in float of which 8 bits would
+            leave nothing. 8bit-input: weights as in the other layers, activations at 8 bits.
         a_gain: Gain of DoReFa activations, which are clipped to 0..1/gain: 1 as in the paper, or 0.1 for the
             range 0..10.
         a_ste: Gradient estimator for binary activations.

@@ -6,7 +6,7 @@ from typing import Literal
 
 from micronet.core.config import Settings, setting
 from micronet.errors import MicronetError, unknown
-from micronet.quantization.config import QuantConfig
+from micronet.quantization.config import INTEGER_BITS, QuantConfig
 
 OLDEST_OPSET, NEWEST_OPSET = 18, 23  # the oldest that torch's exporter writes, the newest that ONNX Runtime 1.23 reads
 INT4_OPSET = 21
@@ -113,11 +113,22 @@ def _numbers(text: str, name: str) -> list[float]:
 
 def check_quantization(config: QuantConfig) -> None:
     """Raise MicronetError for settings that post-training quantization of an ONNX file does not support."""
-    possible = QuantConfig(w_bits=config.w_bits, q_type=config.q_type, q_level=config.q_level, a_sign=config.a_sign)
+    possible = QuantConfig(
+        w_bits=config.w_bits,
+        q_type=config.q_type,
+        q_level=config.q_level,
+        a_sign=config.a_sign,
+        first_last=config.first_last,
+    )
     if config.w_bits not in (7, 8) or config != possible:
         raise MicronetError(
-            "ONNX files only support --w-bits 7 or 8, --a-bits 8, --q-type, --q-level and --a-sign; for other "
-            "settings, quantize the artifact that the file was exported from"
+            "ONNX files only support --w-bits 7 or 8, --a-bits 8, --q-type, --q-level, --a-sign and --first-last; "
+            "for other settings, quantize the artifact that the file was exported from"
+        )
+    if config.w_bits != INTEGER_BITS and config.first_last in ("8bit", "8bit-input"):
+        raise MicronetError(
+            f"all layers of an ONNX file have the same bits, so --first-last {config.first_last} would change nothing "
+            f"with --w-bits {config.w_bits}; use --first-last same or float"
         )
     if config.a_sign == "signed" and config.q_type == "asym":
         raise MicronetError("--a-sign signed requires --q-type sym; add it")

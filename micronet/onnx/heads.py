@@ -1,4 +1,7 @@
-"""Heads of float ONNX networks that 8 bits would destroy; the law is that of ``micronet.quantization.heads``."""
+"""The ends of float ONNX networks: first and last layers, and heads that 8 bits would destroy.
+
+What destroys a head is the law of ``micronet.quantization.heads``.
+"""
 
 from collections.abc import Iterable, Mapping
 
@@ -50,14 +53,30 @@ def find_destroyed(
     }
 
 
+def first_and_last(graph: ir.Graph) -> list[ir.Node]:
+    """Return the layers that read no other layer's results, and those whose results no other layer reads."""
+    layers = [node for node in graph if node.op_type in WEIGHTED_OPS | RECURRENT]
+    computed, read = _depending(graph, layers), set[ir.Value | None]()
+    for node in reversed(graph):
+        if node.op_type not in SIZES and (node in layers or not read.isdisjoint(node.outputs)):
+            read.update(node.inputs)
+    return [node for node in layers if computed.isdisjoint(node.inputs) or read.isdisjoint(node.outputs)]
+
+
 def heads(graph: ir.Graph) -> list[ir.Node]:
     """Return the layers whose results reach an output through no other layer, nor a sum with another's results."""
     layers = [node for node in graph if node.op_type in WEIGHTED_OPS | RECURRENT]
-    computed: set[ir.Value] = set()  # what depends on a layer
+    computed = _depending(graph, layers)
+    return [node for node in layers if _is_head(node, set(layers), computed)]
+
+
+def _depending(graph: ir.Graph, layers: list[ir.Node]) -> set[ir.Value]:
+    """Return the tensors that depend on layers."""
+    computed: set[ir.Value] = set()
     for node in graph:  # in the order of execution
         if node.op_type not in SIZES and (node in layers or not computed.isdisjoint(node.inputs)):
             computed.update(node.outputs)
-    return [node for node in layers if _is_head(node, set(layers), computed)]
+    return computed
 
 
 def _is_head(layer: ir.Node, layers: set[ir.Node], computed: set[ir.Value]) -> bool:

@@ -46,7 +46,8 @@ class QuantConfig(Settings):
     first_last: Literal["auto", "float", "8bit", "8bit-input", "same"] = setting(
         "auto",
         "Precision of the first and last layers. auto: float if weights are binary or ternary, otherwise at least 8 "
-        "bits. 8bit-input: weights as in the other layers, activations at 8 bits.",
+        "bits, except that --mode ptq leaves last layers in float of which 8 bits would leave nothing. 8bit-input: "
+        "weights as in the other layers, activations at 8 bits.",
     )
     a_gain: float = setting(
         0.1,

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import torch
 
 from micronet.core.progress import Progress
@@ -24,11 +25,11 @@ from micronet.onnx import posttraining
 from micronet.onnx.bias_correction import correct_biases, give_biases
 from micronet.onnx.config import InputConfig
 from micronet.onnx.feeds import Feed, ImageInput, image_size, inputs_of, is_channels_last, read_arrays
-from micronet.onnx.heads import find_destroyed
+from micronet.onnx.heads import find_destroyed, first_and_last
 from micronet.onnx.insertion import ValueRange
 from micronet.onnx.operator_count import count_integers
 from micronet.onnx.trt_cache import LEGACY_HEADER, read_legacy_cache
-from micronet.quantization.config import CALIBRATION_BATCH, Calibrator, QuantConfig, RangeConfig
+from micronet.quantization.config import CALIBRATION_BATCH, FIRST_OR_LAST, Calibrator, QuantConfig, RangeConfig
 from micronet.quantization.histogram import Histogram
 from micronet.runtimes.config import RuntimeOptions
 from micronet.runtimes.onnxruntime import metadata, note, open_session, read_onnx
@@ -125,8 +126,8 @@ def to_int8(
 ) -> tuple[onnx.ModelProto, dict[str, str]]:
     """Return a float model as int8, and the layers left in float with the reasons.
 
-    Of ``config``, the sign of the activations, and the levels and the bits of the weights apply. ``feeds``: the
-    calibration inputs; None: those that the settings name. ``correct``: correct biases, which needs ``feeds``.
+    Of ``config``, the sign of the activations, the levels and bits of the weights, and --first-last apply. ``feeds``:
+    the calibration inputs; None: those that the settings name. ``correct``: correct biases, which needs ``feeds``.
     """
     folded = posttraining.prepare(model.proto)
     if correct:
@@ -135,17 +136,28 @@ def to_int8(
     if feeds is None and not _has_legacy_cache(ranges):
         feeds = calibration_feeds(model, ranges, progress)
     found = _ranges(folded, ranges, progress, feeds or [], signed=signed)
-    destroyed = find_destroyed(folded, found, _sampled(feeds or []), signed=signed)
+    excluded = _left_out(folded, found, feeds or [], config)
     bits = config.w_bits if isinstance(config.w_bits, int) else 0
     per_channel = config.q_level == "channel"
     int8 = posttraining.quantize_onnx(
-        folded, found, signed=signed, per_channel=per_channel, bits=bits, excluded=destroyed
+        folded, found, signed=signed, per_channel=per_channel, bits=bits, excluded=excluded
     )
     if correct and feeds:
         int8 = _corrected(folded, int8, _sampled(feeds), progress)
-    floats = posttraining.left_float(folded, signed=signed, allowed=found.keys(), excluded=destroyed)
+    floats = posttraining.left_float(folded, signed=signed, allowed=found.keys(), excluded=excluded)
     note(int8, left_float=floats)
     return int8, floats
+
+
+def _left_out(
+    folded: onnx.ModelProto, ranges: dict[str, ValueRange], feeds: list[Feed], config: QuantConfig
+) -> dict[str, str]:
+    """Return the layers to leave in float whatever their ranges: name -> reason."""
+    if config.first_last == "float":
+        return {str(node.name): FIRST_OR_LAST for node in first_and_last(ir.from_proto(folded).graph)}
+    if config.first_last != "auto":
+        return {}
+    return find_destroyed(folded, ranges, _sampled(feeds), signed=config.a_sign == "signed")
 
 
 def _corrected(

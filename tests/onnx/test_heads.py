@@ -1,13 +1,20 @@
 """Heads of ONNX files that one 8-bit scale would destroy stay in float, and only those."""
 
+from pathlib import Path
+
 import numpy as np
 import onnx_ir as ir
 import pytest
 
+from micronet.core.progress import Silent
+from micronet.errors import MicronetError
 from micronet.onnx import posttraining as pt
-from micronet.onnx.heads import find_destroyed, heads
+from micronet.onnx.heads import find_destroyed, first_and_last, heads
+from micronet.quantization.config import QuantConfig, RangeConfig
 from micronet.runtimes.config import RuntimeOptions
 from micronet.runtimes.onnxruntime import open_session
+from micronet.stages.config import DataConfig
+from micronet.stages.quantize_onnx import FloatModel, to_int8
 from tests.onnx.foreign import IMAGE, Net, inputs_for
 
 REASON = "the 8-bit scale of its output gives channel 4 fewer than 4 levels"
@@ -63,3 +70,20 @@ def test_heads_are_the_layers_that_no_other_repairs():
     sized = net("Reshape", gated, net("Shape", second))
     proto = net.model(IMAGE, {summed: 4, sized: 4})
     assert [node.outputs[0].name for node in heads(ir.from_proto(proto).graph)] == [net.nodes[3].output[0]]
+
+
+def test_first_last_decides_over_what_8_bits_destroy():
+    """``float`` leaves the layers at both ends in float, the others quantize every layer."""
+    proto = detector([500] * 4 + [1])
+    folded, feeds = pt.prepare(proto), inputs_for(proto)
+    layers = [node.name for node in folded.graph.node if node.op_type == "Conv"]
+    assert [str(node.name) for node in first_and_last(ir.from_proto(folded).graph)] == layers
+    model = FloatModel(proto, Path("d.onnx"), DataConfig(), seed=0)
+
+    def floats(**settings):
+        return to_int8(model, RangeConfig(), QuantConfig(**settings), Silent(), feeds)[1]
+
+    assert floats() == {layers[1]: REASON}
+    assert floats(first_last="8bit") == floats(first_last="same") == {}
+    with pytest.raises(MicronetError, match="first or last"):
+        floats(first_last="float")
