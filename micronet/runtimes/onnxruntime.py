@@ -1,7 +1,6 @@
 """Run ONNX files with ONNX Runtime."""
 
 import json
-import math
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,11 +12,11 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from micronet.core.machine import has_vnni, usable_threads
-from micronet.core.parse import check_regular, parse_json
+from micronet.core.parse import parse_json
 from micronet.data.dataset import DataSpec
-from micronet.errors import MicronetError, first_line
+from micronet.errors import MicronetError
 from micronet.evaluation.network import Predictor, Scores
-from micronet.models.spec import LARGEST_INPUT
+from micronet.onnx.reader import MAX_WEIGHT_BYTES, read_onnx
 from micronet.runtimes.config import RuntimeOptions
 from micronet.runtimes.network import described, to_pixels
 from micronet.runtimes.onnx_batches import reason, run_batch
@@ -34,11 +33,6 @@ MOVES_INT8_QDQ = "QDQPropagationTransformer"
 INT8_QDQ_BUG = "output_dtype INT8 does not match y_zero_point type UINT8"
 METADATA_KEY = "micronet"
 SILENT = 4  # what ONNX Runtime logs, it also raises
-MAKERS = {"ConstantOfShape", "Expand", "Range", "Tile"}  # a few bytes give any number of values
-PACKED_TYPES = {  # several numbers in a byte
-    onnx.TensorProto.INT4, onnx.TensorProto.UINT4, onnx.TensorProto.FLOAT4E2M1,
-}  # fmt: skip
-MAX_WEIGHT_BYTES = 2**31 - 2**20  # what one protobuf message can hold beside the graph
 
 
 class OrtPredictor:
@@ -75,68 +69,6 @@ def check_size(weights_bytes: int) -> None:
             f"the network's weights take up {weights_bytes:,} bytes, but those in an ONNX file must take up less than "
             f"{MAX_WEIGHT_BYTES:,} (2 GiB); prune or quantize the network first"
         )
-
-
-def read_onnx(path: Path) -> onnx.ModelProto:
-    """Read an ONNX file; raise MicronetError if it is missing or damaged."""
-    if not path.exists():
-        raise MicronetError(f"{path} does not exist; create it with micronet export-onnx")
-    try:
-        check_regular(path)
-        proto = onnx.load(path, load_external_data=False)
-        _load_external(proto, path.parent)
-        if not proto.graph.node:
-            raise ValueError("it contains no graph")
-        for tensor in proto.graph.initializer:
-            _check_tensor(tensor)
-        for value in [*proto.graph.input, *proto.graph.output]:
-            sides = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
-            if min(sides, default=0) < 0 or math.prod(side or 1 for side in sides) > LARGEST_INPUT:
-                raise ValueError(f"the shape {sides} of {value.name} is invalid")
-            if value.type.tensor_type.elem_type:
-                onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
-        _check_made(proto)
-        onnx.checker.check_model(path)  # not proto, which is too large if it took weights from a second file
-        return proto
-    except Exception as error:  # protobuf and onnx raise several types; they all mean the same to the user
-        raise MicronetError(f"{path} is not a complete ONNX model ({first_line(error)}); export it again") from error
-
-
-def _load_external(proto: onnx.ModelProto, folder: Path) -> None:
-    """Read weights that are in other files below the folder, as many bytes of each as its tensor needs."""
-    outside = [each for each in proto.graph.initializer if each.data_location == onnx.TensorProto.EXTERNAL]
-    for tensor in outside:
-        size = math.prod(tensor.dims) * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
-        entries = {entry.key: entry.value for entry in tensor.external_data}
-        if int(entries.get("length", size)) != size:
-            raise ValueError(
-                f"{tensor.name} has {entries['length']} bytes in {entries.get('location')}, expected {size:,}"
-            )
-        if "length" not in entries:
-            tensor.external_data.add(key="length", value=str(size))
-    if outside:
-        onnx.external_data_helper.load_external_data_for_model(proto, str(folder))
-
-
-def _check_tensor(tensor: onnx.TensorProto) -> None:
-    """Raise ValueError or KeyError unless a stored tensor's type is known and its bytes fill its shape."""
-    itemsize = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
-    size = math.prod(tensor.dims)
-    packs = tensor.data_type in PACKED_TYPES
-    if min(tensor.dims, default=0) < 0 or size * itemsize > MAX_WEIGHT_BYTES * (8 if packs else 1):
-        raise ValueError(f"the shape {tuple(tensor.dims)} of {tensor.name} is invalid")
-    if tensor.HasField("raw_data") and not packs and len(tensor.raw_data) != size * itemsize:
-        raise ValueError(f"{tensor.name} has {len(tensor.raw_data):,} bytes, expected {size * itemsize:,}")
-
-
-def _check_made(proto: onnx.ModelProto) -> None:
-    """Raise ValueError if a node would make more values than LARGEST_INPUT out of nothing but a shape."""
-    if any(node.op_type in MAKERS for node in proto.graph.node):
-        inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
-        for value in inferred.graph.value_info:
-            count = math.prod(dim.dim_value for dim in value.type.tensor_type.shape.dim)
-            if count > LARGEST_INPUT:
-                raise ValueError(f"{value.name} has {count:,} values")
 
 
 def open_session(model: bytes | Path, options: RuntimeOptions, name: str) -> onnxruntime.InferenceSession:

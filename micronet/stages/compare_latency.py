@@ -7,8 +7,8 @@ from typing import Any
 from micronet.core.timing import is_slower
 from micronet.evaluation.report import Row
 from micronet.onnx.integers import count_integer_layers, describe, slow_cause
+from micronet.onnx.reader import read_onnx
 from micronet.packed.file_format import read
-from micronet.runtimes.onnxruntime import read_onnx
 from micronet.stages.pack_latency import packed_cause
 from micronet.stages.words import OTHER_WIDTHS
 

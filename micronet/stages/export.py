@@ -215,7 +215,7 @@ class CheckOnnx(Stage):
         """Apply every rule for the target, and count what ONNX Runtime runs in integers."""
         from micronet.onnx.lint import lint
         from micronet.onnx.operator_count import count_integer_ops
-        from micronet.runtimes.onnxruntime import read_onnx
+        from micronet.onnx.reader import read_onnx
 
         proto = read_onnx(self.file)
         findings = lint(proto, self.target)

@@ -28,11 +28,12 @@ from micronet.onnx.feeds import Feed, ImageInput, image_size, inputs_of, is_chan
 from micronet.onnx.heads import find_destroyed, first_and_last
 from micronet.onnx.insertion import ValueRange
 from micronet.onnx.operator_count import count_integers
+from micronet.onnx.reader import read_onnx
 from micronet.onnx.trt_cache import LEGACY_HEADER, read_legacy_cache
 from micronet.quantization.config import CALIBRATION_BATCH, FIRST_OR_LAST, Calibrator, QuantConfig, RangeConfig
 from micronet.quantization.histogram import Histogram
 from micronet.runtimes.config import RuntimeOptions
-from micronet.runtimes.onnxruntime import metadata, note, open_session, read_onnx
+from micronet.runtimes.onnxruntime import metadata, note, open_session
 from micronet.stages.config import DataConfig
 from micronet.stages.inputs import cached, calibration_batches
 from micronet.stages.onnx_files import compare_files, open_files

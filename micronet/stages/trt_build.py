@@ -67,8 +67,9 @@ def _build(artifact: "Artifact | None", config: TrtBuild, progress: "Progress") 
     """Return the engine of an artifact or, if that is None, of the ONNX file that the settings name."""
     from micronet.onnx.lint import lint
     from micronet.onnx.posttraining import check_stored
+    from micronet.onnx.reader import read_onnx
     from micronet.runtimes.onnx_cost import stored_parameters
-    from micronet.runtimes.onnxruntime import metadata, read_onnx
+    from micronet.runtimes.onnxruntime import metadata
     from micronet.runtimes.tensorrt.build import Engine, build_engine
     from micronet.stages.quantize_onnx import FloatModel
 

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from micronet.errors import MicronetError
+from micronet.onnx.reader import read_onnx
 from micronet.runtimes.config import RuntimeOptions
 from micronet.runtimes.network import open_network
-from micronet.runtimes.onnxruntime import read_onnx
+from micronet.runtimes.onnxruntime import metadata
 from micronet.runtimes.tensorrt.engine import CACHED_SHAPES, EnginePredictor
 from micronet.runtimes.tensorrt.library import library, logger
 from tests.tensorrt.fake_gpu import COMPUTE, MS_PER_IMAGE, Gpu, class_scores, write_engine
@@ -304,7 +305,7 @@ def test_without_pycuda_the_command_ends_in_one_line(rtx, micronet, tmp_path):
 @pytest.fixture
 def exported(gpu, chain, tmp_path, monkeypatch):
     """An engine that computes what ``float.onnx`` does, by the same session, with the same metadata."""
-    from micronet.runtimes.onnxruntime import OrtPredictor, metadata
+    from micronet.runtimes.onnxruntime import OrtPredictor
 
     session = OrtPredictor(chain / "float.onnx", RuntimeOptions())
     monkeypatch.setitem(COMPUTE, "onnx", lambda batch: session(batch.astype(np.float32)))
