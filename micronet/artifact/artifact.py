@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from micronet import registry
 from micronet.artifact.header import KEY, Header, StageRecord, read_header
@@ -104,7 +105,7 @@ def load(path: Path, model: str | nn.Module | None = None, *, trust_code: bool =
 
 
 def load_state(model: nn.Module, tensors: dict[str, Tensor], source: str) -> None:
-    """Load the tensors of a file, ``source``, into a model; raise MicronetError unless all names and shapes match."""
+    """Load the tensors of a file, ``source``, into a model; raise MicronetError unless they fit (``_check_fit``)."""
     own, state = model.state_dict(), OrderedDict(tensors)
     _check_fit(own, state, source)
     state._metadata = own._metadata  # type: ignore[attr-defined]  # torch has no public way to pass module versions on
@@ -198,7 +199,10 @@ def _replay(network: nn.Module, history: list[StageRecord], source: str) -> nn.M
 
 
 def _check_fit(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source: str) -> None:
-    """Raise MicronetError unless tensors have the names and shapes of a network's own."""
+    """Raise MicronetError unless tensors have the names and shapes of a network's own, and its kinds of numbers.
+
+    Floats of another width are converted, and so are integers and booleans.
+    """
     problems = {
         "missing": [name for name in own if name not in tensors],
         "unexpected": [name for name in tensors if name not in own],
@@ -206,6 +210,11 @@ def _check_fit(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source:
             f"{name} is {tuple(tensors[name].shape)}, expected {tuple(own[name].shape)}"
             for name in own
             if name in tensors and tensors[name].shape != own[name].shape
+        ],
+        "with the wrong type": [
+            f"{name} is {tensors[name].dtype}, expected {own[name].dtype}".replace("torch.", "")
+            for name in own
+            if name in tensors and _kind(tensors[name]) != _kind(own[name])
         ],
     }
     found = [
@@ -217,10 +226,14 @@ def _check_fit(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source:
         raise MicronetError(f"the tensors in {source} do not match the network: {'; '.join(found)}")
 
 
+def _kind(tensor: Tensor) -> tuple[bool, bool]:
+    return tensor.is_floating_point(), tensor.is_complex()
+
+
 def _check_metrics(metrics: Mapping[str, Any], source: str) -> None:
     """Raise FailedError if a metric is NaN or infinite."""
     for name, value in metrics.items():
-        if isinstance(value, float) and not math.isfinite(value):
+        if any(isinstance(each, float) and not math.isfinite(each) for each in tree_leaves(value)):
             raise FailedError(f"{source} has {name} {value}; train it again")
 
 

@@ -3,7 +3,9 @@
 Only tensors are read (``weights_only``); a pickle that would run code is refused.
 """
 
+import mmap
 import warnings
+import zipfile
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -67,7 +69,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise MicronetError(f"--weights {path} does not exist; check the path")
     try:
         with warnings.catch_warnings(action="ignore"):
-            loaded = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+            loaded = load_file(path) if path.suffix == ".safetensors" else _load_pickle(path)
     except (SafetensorError, OSError) as error:
         raise MicronetError(f"--weights {path} cannot be read: {error}") from error
     except Exception as error:  # torch raises many types; all mean a damaged file or a pickle with code
@@ -88,6 +90,25 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         if kind is not None:
             raise MicronetError(f"--weights {path}: {name} is {kind}; convert it to a dense real tensor")
     return {str(name).removeprefix("module."): tensor for name, tensor in loaded.items()}
+
+
+def _load_pickle(path: Path) -> Any:
+    """Load a PyTorch file; raise ValueError if it would take more memory than its own size.
+
+    torch stores tensors as they are, so a compressed member is a bomb. Tensors need no ``bytearray``, which torch would
+    let a pickle make in any length.
+    """
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+        if any(each.compress_type != zipfile.ZIP_STORED for each in members):
+            raise ValueError("its members are compressed")
+        if sum(each.file_size for each in members) > path.stat().st_size:
+            raise ValueError("its members are larger than the file")
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        if content.find(b"bytearray") >= 0:
+            raise ValueError("it makes a bytearray")
+    return torch.load(path, "cpu", weights_only=True)
 
 
 def _widths(name: str, tensors: dict[str, Tensor]) -> dict[str, Any]:

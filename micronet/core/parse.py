@@ -17,11 +17,11 @@ DEEPEST = 64  # levels of lists and objects; code that walks them may recurse
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Parse JSON; raise ValueError if it is invalid, larger than LARGEST_TEXT or nested deeper than DEEPEST."""
+    """Parse JSON; raise ValueError if it is invalid, repeats a key, is over LARGEST_TEXT or deeper than DEEPEST."""
     if len(text) > LARGEST_TEXT:
         raise ValueError(f"its JSON is larger than {LARGEST_TEXT:,} bytes")
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=_distinct)
     except RecursionError:
         raise _too_deep() from None
     return _checked(value)
@@ -72,6 +72,15 @@ def make_record(record: type[R], value: Any) -> R:
         if not accepts(known[name].type, part):
             raise ValueError(f"{name!r} is {part!r:.40}")
     return record(**value)
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object; raise ValueError if it has a key twice, of which another reader may take the other."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"its JSON has {next(name for name in names if names.count(name) > 1)!r:.40} twice")
+    return found
 
 
 def _checked(value: Any) -> Any:

@@ -6,7 +6,7 @@ from typing import Any
 
 from micronet.core.parse import make_record
 from micronet.errors import MicronetError
-from micronet.models.spec import check_described
+from micronet.models.spec import LARGEST_INPUT, check_described
 
 LARGEST_SIDE = 2**31  # of images and limits
 
@@ -55,6 +55,10 @@ class DataSpec:
             value = getattr(self, name)
             if value is not None and not 1 <= value <= LARGEST_SIDE:
                 raise ValueError(f"its {name} is {value:,}")
+        if (self.channels or 1) * (self.image_size or 1) ** 2 > LARGEST_INPUT:
+            raise ValueError(
+                f"its images of {self.image_size:,}x{self.image_size:,} have more than {LARGEST_INPUT:,} values"
+            )
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"its seed is {self.seed:,}")
         mean, std = self.mean, self.std

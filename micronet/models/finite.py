@@ -1,6 +1,6 @@
 """NaN and infinity, in a network's tensors and in its outputs: nothing measured with them means anything."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from micronet.errors import FailedError, count
 
 
 def check_finite(model: nn.Module, source: str) -> None:
-    """Raise FailedError that names a network's first parameter or buffer with NaN or infinity.
+    """Raise FailedError that names a network's first parameter or buffer with NaN or infinity, or negative variance.
 
     Buffers may hold -infinity, as attention masks do, and quantizers that have seen no data are not checked.
 
@@ -31,6 +31,15 @@ def check_finite(model: nn.Module, source: str) -> None:
                 f"{source} has NaN or infinity in {name} ({int(wrong.sum()):,} of {count(wrong.numel(), 'value')}); "
                 "train or import it again"
             )
+        if name.rpartition(".")[2] == "running_var" and bool((values < 0).any()):
+            raise FailedError(f"{source} has a negative variance in {name}; train or import it again")
+
+
+def check_no_nan(tensors: Mapping[str, Tensor], source: str) -> None:
+    """Raise FailedError that names the first tensor of a file with NaN; ranges that are unset hold infinity."""
+    for name, tensor in tensors.items():
+        if bool((tensor.float() if tensor.element_size() == 1 else tensor).isnan().any()):
+            raise FailedError(f"{source} has NaN in {name}; recreate it")
 
 
 def check_outputs(outputs: Any, source: str = "the network") -> None:

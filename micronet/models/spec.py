@@ -1,7 +1,7 @@
 """The name and arguments that a network can be built from, in JSON values; read without torch."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -10,6 +10,7 @@ from micronet.errors import MicronetError
 
 TORCHVISION = "torchvision:"
 LARGEST_INPUT = 2**28  # values; loading a file runs its network on such inputs
+MOST_INPUTS, MOST_DIMS = 1024, 16
 _DTYPES = {
     *("bool", "uint8", "int8", "int16", "int32", "int64", "float16", "bfloat16", "float32", "float64"),
     *("complex64", "complex128"),
@@ -43,15 +44,21 @@ class ModelSpec:
         return {key: value for key, value in asdict(self).items() if value is not None}
 
 
-def check_described(inputs: Iterable[Any]) -> None:
-    """Raise ValueError unless this is what ``describe_inputs`` returns, of at most LARGEST_INPUT values each."""
+def check_described(inputs: Sequence[Any]) -> None:
+    """Raise ValueError unless this is what ``describe_inputs`` returns, of at most LARGEST_INPUT values together."""
+    if len(inputs) > MOST_INPUTS:
+        raise ValueError(f"it has {len(inputs):,} inputs, more than {MOST_INPUTS:,}")
+    values = 0
     for each in inputs:
         shape, dtype = (each.get(key) if isinstance(each, dict) else None for key in ("shape", "dtype"))
         if not isinstance(shape, list | tuple) or not all(type(size) is int and size >= 0 for size in shape):
             raise ValueError(f"the shape {shape!r:.40} is invalid")
+        if len(shape) > MOST_DIMS:
+            raise ValueError(f"an input has {len(shape):,} dimensions, more than {MOST_DIMS}")
         if dtype not in _DTYPES:
             raise ValueError(f"the type {dtype!r:.40} is invalid")
         if not isinstance(each.get("name", ""), str):
             raise ValueError(f"the name {each['name']!r:.40} is invalid")
-        if math.prod(shape) > LARGEST_INPUT:
-            raise ValueError(f"an input has more than {LARGEST_INPUT:,} values")
+        values += math.prod(shape)
+    if values > LARGEST_INPUT:
+        raise ValueError(f"its inputs have more than {LARGEST_INPUT:,} values")

@@ -4,6 +4,7 @@ import re
 import struct
 from pathlib import Path
 
+from micronet.core.parse import read_text
 from micronet.errors import MicronetError
 from micronet.onnx.insertion import ValueRange
 
@@ -13,6 +14,14 @@ LEGACY_LINE = re.compile(r"\s*(?P<name>\S.*?)\s*:\s*(?P<scale>[0-9a-fA-F]{1,8})\
 MIN_SCALE, MAX_SCALE = 2.0**-126, 2.0**120  # so that the scale and 127 times the scale are normal float32
 
 
+def is_legacy_cache(path: Path) -> bool:
+    """Return True if a file begins as such a cache does."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(LEGACY_HEADER)) == LEGACY_HEADER.encode()
+
+
 def read_legacy_cache(path: Path) -> dict[str, ValueRange]:
     """Read a calibration cache of TensorRT 10 or earlier; raise MicronetError if it is damaged or another file.
 
@@ -20,7 +29,7 @@ def read_legacy_cache(path: Path) -> dict[str, ValueRange]:
     tensor's range is 127 scales to either side of 0.
     """
     try:
-        header, *lines = path.read_text().splitlines()
+        header, *lines = read_text(path).splitlines()
     except ValueError as error:  # not UTF-8, or empty
         raise MicronetError(
             f"{path} is not a TensorRT calibration cache, which must start with TRT-…; check the path"

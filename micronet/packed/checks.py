@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from micronet.errors import FailedError
 from micronet.packed.program import OPERATIONS, Operation
 from micronet.packed.resize import COORDINATES, ROUNDINGS
 
@@ -54,7 +55,7 @@ _ATTRIBUTES: dict[str, Callable[[Any], bool]] = {
 
 
 def check_operation(operation: Operation) -> None:
-    """Raise ValueError or KeyError if an operation's attributes or numbers do not fit it."""
+    """Raise ValueError or KeyError if an operation's attributes or numbers do not fit it, FailedError if one is NaN."""
     kind, attributes, weight = operation.kind, operation.attributes, operation.weight
     for name, value in attributes.items():
         if not _ATTRIBUTES[name](value):
@@ -78,7 +79,7 @@ def check_operation(operation: Operation) -> None:
         raise ValueError(f"its {kind} operation has {len(operation.inputs)} inputs, not {inputs}")
     for values in (weight, operation.scale, operation.bias):
         if values is not None and not np.isfinite(values).all():
-            raise ValueError("it contains NaN or infinity")
+            raise FailedError(f"its {kind} operation has NaN or infinity")
 
 
 def check_about(about: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from micronet.core.tensor_file import check_tensors, read_table, seal
-from micronet.errors import MicronetError
+from micronet.errors import FailedError, MicronetError
 from micronet.packed.checks import MAX_SIDE, check_about, check_operation, positive
 from micronet.packed.levels import Levels, find_levels, pack, packed_bytes, unpack
 from micronet.packed.program import OPERATIONS, Operation, Program
@@ -41,7 +41,7 @@ def to_bytes(program: Program) -> bytes:
 
 
 def read(path: Path) -> Program:
-    """Read a packed file. Raises MicronetError if it is damaged or not a packed network."""
+    """Read a packed file. Raises MicronetError if it is damaged or not a packed network, FailedError if it has NaN."""
     try:
         table = read_table(path)
         header = table.header(KEY)
@@ -69,6 +69,8 @@ def read(path: Path) -> Program:
             raise ValueError("it has no outputs")
         about = dict(header["about"])
         check_about(about)
+    except FailedError as error:
+        raise FailedError(f"{path}: {error}; pack the network again with micronet pack") from error
     except (KeyError, ValueError, TypeError, IndexError, AttributeError, OverflowError) as error:
         raise MicronetError(f"{path} is corrupted ({error}); pack the network again with micronet pack") from error
     return Program(operations, shape, about, outputs)

@@ -64,6 +64,20 @@ class Histogram:
         return self.low == float("inf")
 
     @property
+    def sound(self) -> bool:
+        """Whether ``add`` can have made it: counts of values between its ends, which lie inside the limit."""
+        counts = self.counts
+        if (
+            counts.shape != (BINS,)
+            or not counts.is_floating_point()
+            or not bool((counts.isfinite() & (counts >= 0)).all())
+        ):
+            return False
+        if self.empty:
+            return self.high == -self.low and self.limit == 0 and not bool(counts.any())
+        return 0 < self.limit < math.inf and -self.limit <= self.low <= self.high <= self.limit and bool(counts.any())
+
+    @property
     def centers(self) -> Tensor:
         """The middle of each bin, (BINS,)."""
         width = 2 * self.limit / BINS
@@ -188,8 +202,8 @@ def save_statistics(statistics: Statistics, path: Path, network: str) -> None:
     write_tensors(path, tensors, _KEY, {"network": network, "ends": ends})
 
 
-def load_statistics(path: Path, network: str) -> Statistics:
-    """Read statistics. Raises MicronetError if the file is damaged, or its network differs from ``network``."""
+def load_statistics(path: Path, network: str | None) -> Statistics:
+    """Read statistics. Raises MicronetError if the file is damaged, or is not of ``network``, if that is given."""
     try:
         table = read_table(path)
         header, tensors = table.header(_KEY), read_tensors(path, table)
@@ -197,12 +211,14 @@ def load_statistics(path: Path, network: str) -> Statistics:
         if not accepts(dict[str, list[float]], ends) or any(len(each) != 3 for each in ends.values()):
             raise ValueError("its ends are invalid")
         found = {name: Histogram(tensors[name], *map(float, each)) for name, each in ends.items()}
-        sound = all(item.counts.shape == (BINS,) for item in found.values())
+        for name, item in found.items():
+            if not item.sound:
+                raise ValueError(f"the counts or ends of {name} are invalid")
     except (OSError, KeyError, ValueError, OverflowError) as error:
         raise MicronetError(
             f"{path} is not a calibration statistics file ({error}); delete it or choose another"
         ) from error
-    if not sound or header.get("network") != network:
+    if network is not None and header.get("network") != network:
         raise MicronetError(
             f"{path} contains calibration statistics from a different artifact or different images; delete it "
             "or choose another"

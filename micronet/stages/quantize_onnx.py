@@ -29,7 +29,7 @@ from micronet.onnx.heads import find_destroyed, first_and_last
 from micronet.onnx.insertion import ValueRange
 from micronet.onnx.operator_count import count_integers
 from micronet.onnx.reader import read_onnx
-from micronet.onnx.trt_cache import LEGACY_HEADER, read_legacy_cache
+from micronet.onnx.trt_cache import is_legacy_cache, read_legacy_cache
 from micronet.quantization.config import CALIBRATION_BATCH, FIRST_OR_LAST, Calibrator, QuantConfig, RangeConfig
 from micronet.quantization.histogram import Histogram
 from micronet.runtimes.config import RuntimeOptions
@@ -232,8 +232,7 @@ def _is_raw(path: Path) -> bool:
 
 def _has_legacy_cache(config: RangeConfig) -> bool:
     """Return True if the ranges come from a cache of TensorRT's, which needs no inputs."""
-    cache, header = config.calib_cache, LEGACY_HEADER.encode()
-    return cache is not None and cache.exists() and cache.read_bytes()[: len(header)] == header
+    return config.calib_cache is not None and is_legacy_cache(config.calib_cache)
 
 
 def _ranges(

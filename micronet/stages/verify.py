@@ -76,13 +76,18 @@ class Verify(Stage):
             return _verify_onnx(path, artifacts)
         if path.suffix == ".packed":
             return _verify_packed(path, artifacts)
-        from micronet.artifact.artifact import load
+        from micronet.artifact.artifact import load, read_tensors
         from micronet.artifact.header import open_table
-        from micronet.core.tensor_file import check_tensors
+        from micronet.models.finite import check_no_nan
 
         table = open_table(path)
-        if "micronet-checkpoint" in table.metadata or "micronet-calibration" in table.metadata:
-            check_tensors(path, table)
+        if "micronet-calibration" in table.metadata:
+            from micronet.quantization.histogram import load_statistics
+
+            load_statistics(path, None)
+            return {"checksums": _checksums(table)}
+        if "micronet-checkpoint" in table.metadata:
+            check_no_nan(read_tensors(path, table), str(path))
             return {"checksums": _checksums(table)}
         artifact = load(path, self.code.model, trust_code=self.code.trust_code)
         artifacts[path] = artifact

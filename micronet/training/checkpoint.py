@@ -19,6 +19,7 @@ from micronet.core.files import remove_leftovers
 from micronet.core.parse import make_record
 from micronet.core.tensor_file import Table, read_table
 from micronet.errors import FailedError, MicronetError, first_line
+from micronet.models.finite import check_no_nan
 
 if TYPE_CHECKING:
     from micronet.training.step import TrainStep
@@ -162,6 +163,7 @@ class Checkpoint:
         if step.average is not None:
             load_state(step.average, _without_prefix("average.", tensors), str(self.path))
         self.best = _without_prefix("best.", tensors)
+        check_no_nan(tensors, str(self.path))
         try:
             _load_optimizer(step.optimizer, header, _without_prefix("optimizer.", tensors))
         except (ValueError, KeyError) as error:

@@ -2,7 +2,9 @@
 
 import json
 import os
+import resource
 import struct
+import zipfile
 
 import numpy as np
 import onnx
@@ -66,6 +68,29 @@ def test_tensors_that_are_not_plain_numbers_are_refused(micronet, tmp_path, tens
     torch.save({"a": tensor}, tmp_path / "w.pth")
     done = micronet("import", "--model", "nin", "--weights", tmp_path / "w.pth", "-o", tmp_path / "x.safetensors")
     assert (done.code, word in done.err) == (2, True)
+
+
+def _compressed(path):
+    torch.save({"a": torch.zeros(1 << 16)}, path)
+    with zipfile.ZipFile(path) as stored:
+        members = {name: stored.read(name) for name in stored.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+
+
+def _bytearray(path):
+    """A pickle of a few bytes that asks for two billion."""
+    path.write_bytes(b"\x80\x02c__builtin__\nbytearray\nJ\xff\xff\xff\x7f\x85R.")
+
+
+@pytest.mark.parametrize("make", [_compressed, _bytearray])
+def test_weights_that_take_more_memory_than_their_file_are_refused(micronet, tmp_path, make):
+    make(tmp_path / "w.pth")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    done = micronet("import", "--model", "nin", "--weights", tmp_path / "w.pth", "-o", tmp_path / "x.safetensors")
+    assert (done.code, "corrupted" in done.err) == (2, True)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 20  # KiB
 
 
 def test_control_characters_of_a_file_are_escaped(micronet, tmp_path):
