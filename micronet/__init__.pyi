@@ -744,6 +744,7 @@ def trt_eval(
     onnx: str | Path | None = None,
     batch_sizes: Sequence[str | float] | str = '1,8,32',
     data: str | Path | None = None,
+    runtime: str | None = None,
     device: str | None = None,
     threads: int | None = None,
     segmentation: str | Path | None = None,
@@ -770,7 +771,7 @@ def trt_eval(
         sizes: For segmentation networks: average the scores over these sizes, each given as a shorter side or as
             HxW; default: the engine's size.
         data, task, image_size, limit, progress: As in ``train``.
-        device, threads, model, trust_code, arithmetic: As in ``evaluate``.
+        runtime, device, threads, model, trust_code, arithmetic: As in ``evaluate``.
 
     Returns:
         dict[str, object]: The figures by name.
@@ -783,6 +784,7 @@ def evaluate(
     file: Artifact | nn.Module | str | Path,
     *,
     data: str | Path | None = None,
+    runtime: str | None = None,
     device: str | None = None,
     threads: int | None = None,
     skip_timing: bool = False,
@@ -800,6 +802,8 @@ def evaluate(
 
     Args:
         file: An artifact, or an .onnx, .packed or .engine file.
+        runtime: Runtime for .onnx files: onnxruntime, or openvino if that package is installed; compare takes
+            both, separated by a comma. Default: onnxruntime.
         device: Device for torch: cpu, cuda or cuda:N; default: cuda if available, otherwise cpu.
         threads: Number of CPU threads; default: OMP_NUM_THREADS, or one per core.
         skip_timing: Do not measure how fast the networks run.
@@ -822,6 +826,7 @@ def compare(
     *,
     max_drop: float | None = None,
     data: str | Path | None = None,
+    runtime: str | None = None,
     device: str | None = None,
     threads: int | None = None,
     skip_timing: bool = False,
@@ -844,7 +849,7 @@ def compare(
         max_drop: Raise FailedError if the accuracy of any network is more than this many percentage points below
             that of the first.
         data, task, image_size, limit, progress: As in ``train``.
-        device, threads, skip_timing, model, trust_code, arithmetic: As in ``evaluate``.
+        runtime, device, threads, skip_timing, model, trust_code, arithmetic: As in ``evaluate``.
 
     Returns:
         list[Row]: One row per network, as ``evaluate`` returns it; drop and agreement are relative to the first.
@@ -858,6 +863,7 @@ def predict(
     images: Sequence[str | Path],
     *,
     top: int = 5,
+    runtime: str | None = None,
     device: str | None = None,
     threads: int | None = None,
     model: str | None = None,
@@ -871,7 +877,7 @@ def predict(
         images: Image files, or folders of images.
         top: Number of classes to list per image.
         progress: As in ``train``.
-        file, device, threads, model, trust_code, arithmetic: As in ``evaluate``.
+        file, runtime, device, threads, model, trust_code, arithmetic: As in ``evaluate``.
 
     Returns:
         list[Prediction]: The path of each image, with its classes and their scores, most likely first.

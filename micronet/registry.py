@@ -117,9 +117,15 @@ API = {_API_NAMES.get(name, name.replace("-", "_")): name for name in COMMANDS i
 # A file's suffix -> the runtime that opens it as a predictor.
 PREDICTORS = {
     ".safetensors": "micronet.runtimes.torch:EagerPredictor",
-    ".onnx": "micronet.runtimes.onnxruntime:OrtPredictor",
+    ".onnx": "micronet.runtimes.onnxruntime:OrtPredictor",  # or one of ONNX_RUNTIMES
     ".packed": "micronet.runtimes.packed.adapter:PackedPredictor",
     ".engine": "micronet.runtimes.tensorrt.engine:EnginePredictor",
+}
+
+# What --runtime chooses for an ONNX file.
+ONNX_RUNTIMES = {
+    "onnxruntime": "micronet.runtimes.onnxruntime:OrtPredictor",
+    "openvino": "micronet.runtimes.openvino:OpenVinoPredictor",
 }
 
 

@@ -3,7 +3,11 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from micronet import registry
 from micronet.core.config import Settings, setting
+from micronet.errors import MicronetError, unknown
+
+DEFAULT_RUNTIME = "onnxruntime"
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,12 @@ class RuntimeOptions(CodeOptions):
     fast kernels saturate in 16-bit intermediate sums. With VNNI it costs nothing.
     """
 
+    runtime: str | None = setting(
+        None,
+        "Runtime for .onnx files: onnxruntime, or openvino if that package is installed; compare takes both, separated "
+        "by a comma. Default: onnxruntime.",
+        basic=True,
+    )
     device: str | None = setting(
         None, "Device for torch: cpu, cuda or cuda:N; default: cuda if available, otherwise cpu.", basic=True
     )
@@ -35,3 +45,21 @@ class RuntimeOptions(CodeOptions):
         "exact",
         "ONNX Runtime's int8 arithmetic: exact, or fast but with sums that can saturate on x86 CPUs without VNNI.",
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in self.runtimes:
+            if name not in registry.ONNX_RUNTIMES:
+                raise unknown("runtime", name, registry.ONNX_RUNTIMES)
+
+    @property
+    def runtimes(self) -> list[str]:
+        """The runtimes for .onnx files, at least one."""
+        return list(dict.fromkeys(name.strip() for name in (self.runtime or DEFAULT_RUNTIME).split(",")))
+
+    def check_single(self) -> None:
+        """Raise MicronetError if there are several runtimes for one file."""
+        if len(self.runtimes) > 1:
+            raise MicronetError(
+                f"--runtime {self.runtime} names {len(self.runtimes)} runtimes; only compare takes several"
+            )

@@ -20,7 +20,10 @@ def open_network(path: Path, options: RuntimeOptions) -> Network:
     check_file_kind(path, *registry.PREDICTORS)
     if path.suffix not in registry.PREDICTORS:
         raise MicronetError(f"{path} is not a network file; expected {' or '.join(registry.PREDICTORS)}")
-    network: Network = registry.load_object(registry.PREDICTORS[path.suffix])(path, options)
+    place = registry.PREDICTORS[path.suffix]
+    if path.suffix == ".onnx":
+        place = registry.ONNX_RUNTIMES[options.runtimes[0]]
+    network: Network = registry.load_object(place)(path, options)
     return network
 
 

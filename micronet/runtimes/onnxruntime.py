@@ -35,24 +35,28 @@ METADATA_KEY = "micronet"
 SILENT = 4  # what ONNX Runtime logs, it also raises
 
 
-class OrtPredictor:
-    """A network run by an ONNX Runtime session."""
+class OnnxPredictor:
+    """A network in an ONNX file; the subclass says which runtime opens it."""
 
-    runtime = "onnxruntime"
+    runtime: str
 
     def __init__(self, path: Path, options: RuntimeOptions) -> None:
-        self._proto = proto = read_onnx(path)
-        self._session = open_session(path, options, str(path))
-        self.data, self.stages = described(metadata(proto))
-        self.params = stored_parameters(proto.graph)
+        self.proto = read_onnx(path)
+        self.session = self.open(path, options)
+        self.data, self.stages = described(metadata(self.proto))
+        self.params = stored_parameters(self.proto.graph)
+
+    def open(self, path: Path, options: RuntimeOptions) -> Any:
+        """Return a session with what ``run`` needs of one: get_inputs, get_modelmeta and run."""
+        raise NotImplementedError
 
     def __call__(self, inputs: Any) -> Scores:
         """Return the outputs for a batch, such as the scores (N, K) of images (N, C, H, W) float32."""
-        return _unwrapped(run(self._session, inputs))
+        return _unwrapped(run(self.session, inputs))
 
     def macs(self, *shapes: tuple[int, ...]) -> int | None:
         """Count the multiply-accumulates of convolutions and matrix products, or return None if shapes are unknown."""
-        proto = for_one_sample(self._proto, shapes)
+        proto = for_one_sample(self.proto, shapes)
         found = count_macs(proto)
         if found is not None:
             return found
@@ -60,6 +64,16 @@ class OrtPredictor:
             return count_macs(optimize(proto.SerializeToString(), onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC))
         except Exception:  # a model that ONNX Runtime refuses, or too large for one message
             return None
+
+
+class OrtPredictor(OnnxPredictor):
+    """A network run by an ONNX Runtime session."""
+
+    runtime = "onnxruntime"
+
+    def open(self, path: Path, options: RuntimeOptions) -> onnxruntime.InferenceSession:
+        """Open a session."""
+        return open_session(path, options, str(path))
 
 
 def check_size(weights_bytes: int) -> None:
@@ -153,7 +167,7 @@ def optimize(model: bytes | Path, level: Any) -> onnx.ModelProto:
         return onnx.load(settings.optimized_model_filepath, load_external_data=False)
 
 
-def run(session: onnxruntime.InferenceSession, given: NDArray[Any] | tuple[NDArray[Any], ...]) -> list[Any]:
+def run(session: Any, given: NDArray[Any] | tuple[NDArray[Any], ...]) -> list[Any]:
     """Return a session's outputs for normalized images (N, C, H, W) float32 or other inputs; see ``run_batch``."""
     entries = session.get_inputs()
     if isinstance(given, tuple):

@@ -36,6 +36,7 @@ class Evaluate(MeasureSettings, Stage):
 
     def run(self, context: Context) -> Outcome:
         """Measure the network on the test images."""
+        self.runtime.check_single()
         [row], dataset = measure([self.file], self, context, timed=not self.timing.skip_timing)
         summary = {key: value for key, value in row._asdict().items() if key not in RELATIVE}
         return Outcome(row, {**summary, **_tested(dataset)})
@@ -74,7 +75,7 @@ class Compare(MeasureSettings, Stage):
 
         rows, dataset = measure(self.files, self, context, timed=not self.timing.skip_timing)
         summary = {"machine": describe_machine(), "rows": [row._asdict() for row in rows]}
-        words = describe_speed(rows, self.files)
+        words = describe_speed(rows, [file for file, _ in each_runtime(self.files, self.runtime)])
         return Outcome(rows, {**summary, "words": words, **_tested(dataset)})
 
     def judge(self, outcome: Outcome) -> None:
@@ -105,6 +106,7 @@ class Predict(Stage):
 
     def run(self, context: Context) -> Outcome:
         """Run the network over the images."""
+        self.runtime.check_single()
         from micronet.evaluation.predict import predict
 
         network, _ = _open(self.file, self.runtime, context)
@@ -138,8 +140,9 @@ def measure(
     candidates = []
     for file in (each for each in files if each not in context.memory.artifacts and not each.exists()):
         _open(file, config.runtime, context)  # raises, before the others are opened
-    for file in files:
-        network, size_bytes = _open(file, config.runtime, context)
+    opened = each_runtime(files, config.runtime)
+    for file, options in opened:
+        network, size_bytes = _open(file, options, context)
         name = file.stem.strip("<>") if file in context.memory.artifacts else file.name
         candidates.append(Candidate(name, network, size_bytes))
     specs = [each.network.data for each in candidates if each.network.data]
@@ -149,7 +152,7 @@ def measure(
     for each in candidates:
         _check_same_input(each.name, each.network, like)
     dataset = open_test_data(config.data, like)
-    if dataset.task.needs_reference and len(files) == 1:
+    if dataset.task.needs_reference and len(candidates) == 1:
         raise MicronetError(
             f"--task {dataset.task.name} needs the float original; run micronet compare FLOAT {files[0]}"
         )
@@ -157,9 +160,23 @@ def measure(
         if isinstance(each.network, EagerPredictor) and dataset.inputs is not None:
             each.network.take_in_order(dataset.inputs)
     inputs, _ = next(eval_batches(dataset.test, dataset.spec, batch_size=1))
-    for file, each in zip(files, candidates, strict=True):
+    for (file, _), each in zip(opened, candidates, strict=True):
         check_scores(each.network, inputs, dataset.spec, str(file), dataset.task)
     return compare(candidates, dataset, context.progress, timed=timed), dataset
+
+
+def each_runtime(files: list[Path], options: RuntimeOptions) -> list[tuple[Path, RuntimeOptions]]:
+    """Return each file with the options to open it by; an ONNX file once per runtime that the options name.
+
+    Raises MicronetError if a runtime is chosen, but there is no ONNX file.
+    """
+    if options.runtime is not None and not any(file.suffix == ".onnx" for file in files):
+        raise MicronetError(f"--runtime {options.runtime} only applies to .onnx files; drop it")
+    return [
+        (file, replace(options, runtime=name))
+        for file in files
+        for name in (options.runtimes if file.suffix == ".onnx" else options.runtimes[:1])
+    ]
 
 
 def _open(file: Path, runtime: RuntimeOptions, context: Context) -> "tuple[Network, int]":

@@ -1,0 +1,72 @@
+"""ONNX files in OpenVINO: the same outputs as in ONNX Runtime, and a report of what it executed in integers."""
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+import micronet
+from micronet.errors import MicronetError
+from micronet.onnx.export import to_onnx
+from micronet.runtimes.config import RuntimeOptions
+from micronet.runtimes.network import open_network
+from micronet.runtimes.onnxruntime import note
+from micronet.runtimes.openvino import executed_layers
+
+pytest.importorskip("openvino")
+IMAGES = torch.rand(5, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("openvino")
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3, groups=16), nn.Flatten(), nn.Linear(2304, 5)
+    )
+    quantized = micronet.quantize(net, data=[IMAGES], mode="ptq")
+    for name, proto in (("float", micronet.export_onnx(net, IMAGES[:2])), ("int8", to_onnx(quantized, IMAGES[:2]))):
+        note(proto, history=[{"stage": "train"}])
+        onnx.save(proto, folder / f"{name}.onnx")
+    return folder
+
+
+@pytest.mark.parametrize("name", ["float", "int8"])
+def test_openvino_computes_what_onnx_runtime_computes(files, name):
+    ours, theirs = (
+        open_network(files / f"{name}.onnx", RuntimeOptions(runtime=runtime)) for runtime in ("openvino", "onnxruntime")
+    )
+    assert ours.runtime == "openvino" and ours.stages == theirs.stages == ["train"]
+    assert (ours.params, ours.macs((3, 16, 16))) == (theirs.params, theirs.macs((3, 16, 16)))
+    for count in (1, 5, 2):  # one compiled model for batches of any size
+        found, expected = ours(IMAGES[:count].numpy()), theirs(IMAGES[:count].numpy())
+        # Both sum integers exactly, but round each layer's output once: one step of 255 of the range, and ties.
+        atol = 1e-5 if name == "float" else 2 * float(np.ptp(expected)) / 255
+        np.testing.assert_allclose(found, expected, atol=atol)
+    if name == "float":
+        assert ours.integer_layers() is None
+    else:
+        assert ours.integer_layers()["convolutions"] == {"integer": 2, "all": 2}
+
+
+def test_a_layer_in_float_is_named_with_its_kernel(files):
+    proto = onnx.load(files / "int8.onnx")
+    names = [node.name for node in proto.graph.node if node.op_type == "Conv"]
+    kernels = {f"{names[0]}/WithoutBiases": ("u8", "jit_I8"), names[1]: ("f32", "jit_f32")}
+    found = executed_layers(proto, kernels)
+    assert found["convolutions"] == {"integer": 1, "all": 2} and found["linear"] == {"integer": 0, "all": 1}
+    assert sorted(found["float"].values()) == ["OpenVINO computes it in f32 (jit_f32)", "it is fused"]
+
+
+def test_a_file_that_openvino_cannot_run_is_refused_in_one_line(files, tmp_path):
+    proto = onnx.load(files / "float.onnx")
+    node = next(node for node in proto.graph.node if node.op_type == "Relu")
+    node.op_type, node.domain = "Unheard", "of.nobody"
+    proto.opset_import.append(onnx.helper.make_opsetid("of.nobody", 1))
+    onnx.save(proto, tmp_path / "odd.onnx")
+    with pytest.raises(MicronetError, match=r"^OpenVINO cannot run .*odd.onnx: [^\n]+$") as caught:
+        open_network(tmp_path / "odd.onnx", RuntimeOptions(runtime="openvino"))
+    assert "Unheard" in str(caught.value)
+    with pytest.raises(MicronetError, match=r"--device cuda: --runtime openvino only runs on the CPU"):
+        open_network(files / "float.onnx", RuntimeOptions(runtime="openvino", device="cuda"))
