@@ -18,11 +18,7 @@ For a training loop of your own: ``quantize`` without data places the quantizers
 their ranges, ``freeze`` keeps them.
 """
 
-from importlib import import_module
-from typing import Any
-
-from micronet.registry import API
-
+# No imports here: the command starts with this file, and would show a traceback if Ctrl-C came before it is ready.
 _HOMES = {
     "Artifact": "micronet.artifact.artifact",
     "FailedError": "micronet.errors",
@@ -34,11 +30,16 @@ _HOMES = {
     "observing": "micronet.quantization.calibrate",
     "save": "micronet.stages.api",
 }
-__all__ = sorted([*_HOMES, *API])  # the stub has it as a literal
 
 
-def __getattr__(name: str) -> Any:  # at the first use, so that ``micronet --help`` needs no torch
-    if name in _HOMES:
+def __getattr__(name: str) -> object:  # at the first use, so that ``micronet --help`` needs no torch
+    from importlib import import_module
+
+    from micronet.registry import API
+
+    if name == "__all__":
+        value: object = __dir__()
+    elif name in _HOMES:
         value = getattr(import_module(_HOMES[name]), name)
     elif name in API:
         value = import_module("micronet.stages.api").function(name)
@@ -49,4 +50,6 @@ def __getattr__(name: str) -> Any:  # at the first use, so that ``micronet --hel
 
 
 def __dir__() -> list[str]:
-    return __all__
+    from micronet.registry import API
+
+    return sorted([*_HOMES, *API])

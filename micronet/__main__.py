@@ -1,14 +1,17 @@
 """The command ``micronet``, which Ctrl-C ends without a traceback even while it starts, and ``python -m micronet``."""
 
-import sys
+import os
+import signal
 
 
 def main() -> None:
     """Run the command line and exit."""
-    try:
-        from micronet.cli.app import main as run
-    except KeyboardInterrupt:
-        sys.exit(130)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # it is ignored in background jobs of shells
+        signal.signal(signal.SIGINT, lambda number, frame: os._exit(128 + number))
+    from micronet.cli.app import main as run
+    from micronet.cli.process import open_streams
+
+    open_streams()
     run()
 
 

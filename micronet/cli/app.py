@@ -1,7 +1,7 @@
 """The ``micronet`` command: its subcommands, and the one place where errors become a line and an exit code.
 
-Exit codes: 0 success; 1 failure; 2 user error; 3 stopped by --max-time; 130 interrupted. Nothing here imports torch, so
-``--help`` is fast.
+Exit codes: 0 success; 1 failure; 2 user error; 3 stopped by --max-time; 130 Ctrl-C; 143 SIGTERM. Nothing here imports
+torch, so ``--help`` is fast.
 """
 
 import io
@@ -17,13 +17,12 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from micronet import registry
-from micronet.cli import console
+from micronet.cli import console, process
 from micronet.cli.old_spellings import modern
 from micronet.cli.usage import usage_error
 from micronet.core import ranks
-from micronet.errors import USER_ERRORS, is_out_of_memory
+from micronet.errors import USER_ERRORS, FailedError, is_out_of_memory
 
-INTERRUPTED = 130  # 128 + SIGINT, as shells count
 _UsageError: Any = typer.BadParameter.__base__  # click's; newer Typers bring it themselves
 
 
@@ -117,9 +116,9 @@ def _options(
 
 def main() -> None:
     """Run the command line and exit."""
+    process.end_at_once()
     code = run(sys.argv[1:])
     if ranks.is_distributed():  # threads of torch's process group that outlive the interpreter would abort the process
-        sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
@@ -135,6 +134,8 @@ def run(arguments: list[str]) -> int:
         words = modern(arguments) or ["--help"]
         with nullcontext() if ranks.rank() == 0 else redirect_stdout(io.StringIO()):
             code = app(words, prog_name="micronet", standalone_mode=False) or 0
+        if reason := process.flush():
+            raise FailedError(f"standard output could not be written ({reason})")
     except SystemExit as stop:  # shell completion, and a reader that closed the pipe
         return stop.code if isinstance(stop.code, int) else 1
     except _UsageError as error:
@@ -145,9 +146,6 @@ def run(arguments: list[str]) -> int:
         if not is_out_of_memory(error):
             raise
         return report(error)
-    if code == INTERRUPTED and not ranks.is_launched():  # Typer has turned Ctrl-C into this code
-        again = "" if words[0] == "run" else " with --resume"
-        console.print_error(f"interrupted; all files are intact. To continue, run the same command{again}")
     return code if arguments else 2
 
 

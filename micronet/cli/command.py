@@ -2,14 +2,18 @@
 
 import inspect
 from collections.abc import Callable
+from signal import SIGINT, Signals
 from types import NoneType
 from typing import Annotated, Any
 
 import typer
 
 from micronet.cli import console, views
+from micronet.cli.process import SIGNALS, ending_in_order
+from micronet.core import ranks
 from micronet.core.config import Option, alternatives, changed, flag, flatten, spell
 from micronet.core.progress import Silent
+from micronet.errors import MicronetError
 from micronet.stages.execute import execute
 from micronet.stages.launch import run_in_processes
 from micronet.stages.stage import Outcome, Stage
@@ -17,11 +21,31 @@ from micronet.stages.stage import Outcome, Stage
 BASIC = "Options"
 
 
+class Interrupted(MicronetError):
+    """Ctrl-C or SIGTERM, with what to do to continue; the exit code is 128 and the signal's number, as in shells."""
+
+    def __init__(self, stop: KeyboardInterrupt, stage: Stage) -> None:
+        number = stop.args[0] if stop.args else SIGINT
+        self.exit_code = 128 + number
+        words = "interrupted" if number == SIGINT else f"ended by {Signals(number).name}"
+        if stage.trains() or stage.name == "run":
+            again = " with --resume" if stage.trains() else ""
+            words += f"; all files are intact. To continue, run the same command{again}"
+        super().__init__(words)
+
+
 def command(kind: type[Stage]) -> Callable[..., None]:
     """Return the function that Typer makes a command of: one parameter for each of a stage's settings."""
 
     def run(**values: Any) -> None:
-        perform(kind.configure(values))
+        stage = kind.configure(values)
+        try:
+            with ending_in_order():
+                perform(stage)
+        except KeyboardInterrupt as stop:
+            if ranks.is_launched():  # the launcher says so, once
+                raise
+            raise Interrupted(stop, stage) from None
 
     parameters = [_parameter(option, basic=kind.is_basic(option)) for option in kind.options()]
     run.__doc__ = f"{kind.summary()}\n\n{kind.details}".strip()
@@ -44,6 +68,8 @@ def perform(stage: Stage, show: bool = True, last: bool = True) -> Outcome:
     # -P: the new processes import nothing from this folder
     program = ["-P", "-m", "micronet.cli.app", stage.name, *spell(type(stage), changed(stage))]
     if code := run_in_processes(work, stage.processes(), program, console.report_error):
+        if code - 128 in SIGNALS:
+            raise KeyboardInterrupt(code - 128)
         raise typer.Exit(code)
     return outcome
 

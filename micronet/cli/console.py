@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.markup import escape
 
+from micronet.cli.process import flush
 from micronet.core import ranks
 from micronet.core.progress import Progress, Silent
 from micronet.errors import MicronetError
@@ -115,14 +115,14 @@ def print_error(text: str, label: str = "error") -> None:
 
 def report_error(error: Exception) -> int:
     """Print an error that a user can cause as one line; return its exit code."""
-    if isinstance(error, BrokenPipeError):  # the reader closed the pipe; silence shutdown errors
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    reason = flush()
+    if isinstance(error, BrokenPipeError):  # the reader closed the pipe
         return 1
     if isinstance(error, MicronetError):
         print_error(str(error), error.label)
         return error.exit_code
     if isinstance(error, OSError):
-        print_error(f"{error.filename or 'a file'}: {error.strerror or error}")
+        print_error(f"{error.filename or ('standard output' if reason else 'a file')}: {error.strerror or error}")
     else:
         print_error("out of memory; reduce --batch-size, --image-size or --limit")
     return 1

@@ -63,6 +63,8 @@ def check_writable(path: Path | None) -> None:
         return
     if path.is_dir():
         raise MicronetError(f"{path} is a folder; specify a file")
+    if path.exists() and not path.is_file():  # root could replace /dev/null by a file
+        raise MicronetError(f"{path} is a pipe or a device; specify a file")
     folder = _follow_links(path).parent
     if not folder.is_dir():
         raise MicronetError(
@@ -79,8 +81,11 @@ def write_bytes(path: Path, *parts: bytes | memoryview) -> None:
 
     Raises:
         FailedError: The system refused, for example because the disk is full.
+        MicronetError: ``path`` is a folder, a pipe or a device.
     """
     target = _follow_links(path)
+    if target.exists() and not target.is_file():
+        check_writable(target)
     remove_leftovers(target)
     try:
         with _temporary_beside(target) as (file, temporary):

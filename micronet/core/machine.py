@@ -4,6 +4,7 @@ import ctypes
 import os
 import platform
 import re
+import signal
 import sys
 from contextlib import suppress
 from functools import cache
@@ -18,6 +19,7 @@ _MALLOPT = {
     -2: 256 << 20,  # M_TOP_PAD: grow in large pieces
 }
 
+_PR_SET_PDEATHSIG = 1  # prctl.h: the signal sent when the parent dies
 _ASSUMED_MEMORY_BYTES = 4 << 30  # on systems without /proc/meminfo
 _CGROUP = Path("/sys/fs/cgroup")
 
@@ -75,6 +77,12 @@ def tune_allocator() -> None:
         return
     for parameter, value in _MALLOPT.items():
         mallopt(parameter, value)
+
+
+def end_with_parent() -> None:
+    """Let the system kill this process when its parent dies, however it dies; only Linux can."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def memory_mib() -> int:

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from micronet.core import ranks
-from micronet.core.machine import available_memory, usable_cores
+from micronet.core.machine import available_memory, end_with_parent, usable_cores
 from micronet.data.split import ImageSplit, channels_first
 from micronet.errors import FailedError, MicronetError, first_line
 
@@ -113,7 +113,7 @@ class FileSplit(ImageSplit):
             num_workers=min(max(1, usable_cores() // ranks.local_world_size() - 1), MAX_WORKERS, len(chunks)),
             collate_fn=partial(_decode_in_worker, self._names, self.image_shape),
             prefetch_factor=CHUNKS_AHEAD,
-            worker_init_fn=_ignore_interrupts,
+            worker_init_fn=_follow_owner,
             generator=torch.Generator(),  # otherwise it would advance the generator of dropout
         )
         with _child_signals_untouched():
@@ -220,9 +220,10 @@ def _child_signals_untouched() -> Iterator[None]:
         signal.signal(signal.SIGCHLD, before)
 
 
-def _ignore_interrupts(worker: int) -> None:
-    """Leave Ctrl-C, which the terminal sends to every process, to the process that owns the workers."""
+def _follow_owner(worker: int) -> None:
+    """End with the process that owns the workers; leave Ctrl-C to it, which the terminal sends to every process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent()
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:

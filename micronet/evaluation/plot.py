@@ -1,16 +1,18 @@
 """Draw figures into files with matplotlib, an optional dependency."""
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from micronet.core.files import write_bytes
 from micronet.errors import MicronetError
 
 
 def draw(path: Path, size: tuple[float, float], fill: Callable[[Any], None]) -> None:
     """Write a figure of some width and height in inches; the path's suffix chooses the format, ``fill`` draws the axes.
 
-    Raises MicronetError if matplotlib is not installed, or the file cannot be written.
+    Raises MicronetError if matplotlib is not installed or does not know the suffix, FailedError if the disk is full.
     """
     try:
         import matplotlib
@@ -21,7 +23,9 @@ def draw(path: Path, size: tuple[float, float], fill: Callable[[Any], None]) -> 
         matplotlib.rcdefaults()  # a matplotlibrc in the working directory could have LaTeX run
         figure = Figure(figsize=size, layout="constrained")
         fill(figure.subplots())
+        content = io.BytesIO()
         try:
-            figure.savefig(path)
-        except (ValueError, OSError) as error:
+            figure.savefig(content, format=path.suffix[1:] or None)
+        except ValueError as error:
             raise MicronetError(f"--plot {path} could not be written: {error}") from error
+    write_bytes(path, content.getvalue())

@@ -1,6 +1,5 @@
 """Running a command in one process or several, which are started by the same part of torch as torchrun's."""
 
-import ctypes
 import logging
 import os
 import signal
@@ -10,9 +9,8 @@ from contextlib import contextmanager
 from uuid import uuid4
 
 from micronet.core import ranks
+from micronet.core.machine import end_with_parent
 from micronet.errors import FailedError, MicronetError
-
-_PR_SET_PDEATHSIG = 1  # prctl.h: the signal sent when the parent dies
 
 
 def run_in_processes(
@@ -45,8 +43,9 @@ def _run_rank(call: Callable[[], None], report: Callable[[Exception], int]) -> i
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # we report a failed rendezvous once ourselves
     # Ctrl-C ends the process at once until the work begins: torch's rendezvous does not react to it.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    if ranks.is_launched() and sys.platform == "linux":  # otherwise ranks survive a killed launcher and keep writing
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # by which a launcher ends the other ranks if one fails
+    if ranks.is_launched():  # otherwise ranks survive a killed launcher and keep writing
+        end_with_parent()
     from micronet.training import distributed
 
     try:
