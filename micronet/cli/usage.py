@@ -11,7 +11,8 @@ _NUMBERS = (("int", "an integer"), ("number|float", "a number"))
 # What Typer says -> what micronet says; Typer's other messages stay as they are.
 _PHRASES = (
     (r"No such option:? '?(-[\w-]*)'?\.?", r"unknown option \1"),
-    (r" (?:\(Possible options: (.*)\)|Did you mean (.*)\?)", r" (did you mean \1\2?)"),
+    (r"'(-[\w-]*)'(?=, |\?)", r"\1"),
+    (r" \(?(?:Possible options:|Did you mean(?: one of:)?) (.*?)\??\)?$", r" (did you mean \1?)"),  # of four versions
     (r"Missing (?:argument|option|parameter):? '(.*)'.*", r"\1 is required"),
     (r"Got unexpected extra argument.*? \((.*)\)", r"unexpected argument: \1"),
     (r"Option '(.*)' requires an argument\.", r"\1 needs a value"),
