@@ -146,6 +146,7 @@ BROADCASTS = ADD | _family(
 )  # fmt: skip
 MATCHES_CHANNELS = ELEMENTWISE | BROADCASTS
 CREATES = _family(methods="new_empty new_zeros new_ones new_full")
+GATES = _family((nn.GLU,), (F.glu,))  # one half of the channels times the sigmoid of the other
 REDUCES = SOFTMAX | MEAN | _family(functions=(torch.sum, torch.amax, torch.amin), methods="sum amax amin")
 POOLS_CHANNELS = MAX_POOL | AVERAGE_POOL | RESAMPLE
 MIXES_HEADS = ATTENTION | MATMUL

@@ -131,7 +131,8 @@ class Follower:
         if target is F.pad and len(call.args[1]) // 2 <= call.tensors[0].dim() - 2:
             kind = "pooling"
         visit = {
-            "combining": self._combine, "attending": self._attend, "reducing": self._reduce, "pooling": self._pool,
+            "combining": self._combine, "gating": self._gate, "attending": self._attend, "reducing": self._reduce,
+            "pooling": self._pool,
         }.get(kind)  # fmt: skip
         return visit(call) if visit else self._give_up(call, call.why_pinned)
 
@@ -255,6 +256,12 @@ class Follower:
         for x in own:
             out = self._own.follow(x, out)
         return out
+
+    def _gate(self, call: NodeCall) -> Any:
+        """Follow a gated linear unit: channels at the same place of both halves are cut together."""
+        axis = call.argument(1, "dim", getattr(call.module, "dim", -1))
+        x = call.tensors[0]
+        return self._combine(replace(call, args=tuple(x.chunk(2, axis)), kwargs={}, module=None))
 
     def _misfit(self, call: NodeCall) -> Any:
         """Give up a call whose sizes do not fit these widths, and the channels whose number is among the sizes."""

@@ -27,6 +27,7 @@ _KINDS = {
     "creating": ops.CREATES,
     "moving": ops.MOVES_CHANNELS,
     "combining": ops.MATCHES_CHANNELS,
+    "gating": ops.GATES,
     "attending": ops.MIXES_HEADS,
     "reducing": ops.REDUCES,
     "pooling": ops.POOLS_CHANNELS,

@@ -125,7 +125,8 @@ class GraphPlacer(Placer):
             last = not self._has_layer_after(node)
             rule = self._config.edge if last else "same"
             if rule != "float" and (self._graph.matches(node, ops.AVERAGE) or (self._graph.is_join(node) and not last)):
-                read = map(self._graph.origin, node.all_input_nodes)
+                tensors = (each for each in node.all_input_nodes if not self._graph.is_number(each))
+                read = map(self._graph.origin, tensors)
                 self._quantize_together([source for source in read if self._comes_from_chosen(source)], rule)
 
     def _place_results(self) -> None:

@@ -40,6 +40,7 @@ class Parts(nn.Module):
         self.fc1, self.bn1d, self.fc2 = nn.Linear(192, 16, bias=False), nn.BatchNorm1d(16), nn.Linear(16, 5, bias=False)
         self.hi = nn.Parameter(torch.rand(1, 8, 1, 1) + 0.5)
         self.prelu, self.up = nn.PReLU(8), nn.ConvTranspose2d(8, 8, 2, 2, bias=False)
+        self.glu = nn.GLU(dim=1)
         self._forward = [forward]
 
     def forward(self, x):
@@ -141,6 +142,10 @@ def gated_channels(m, x):
     return m.head(a * torch.sigmoid(m.bx(m.cx(F.adaptive_avg_pool2d(x, 1)))))
 
 
+def gated_linear_units(m, x):
+    return m.head(torch.cat([F.glu(m.stem(x), 1), m.glu(m.bx(m.cx(x)))], dim=1))
+
+
 def sliced(m, x):
     a = m.stem(x)
     return m.head(torch.cat([a[:, 4:], a[:, :4]], 1))
@@ -172,7 +177,7 @@ CUT = {
     pooled_and_flattened: {"c1", "cx"}, layer_called_twice: {"c1", "c2"}, broadcast_add_small_last: {"c2"},
     cat_of_the_same_twice: {"c1"}, normalised_by_the_forward: {"c1", "c2"}, matrix_from_a_view: {"fc1"},
     residual: {"c1", "c2", "cx"}, view_from_the_size: {"c1"}, gated_channels: {"c1", "cx"}, permuted: {"c1", "c2"},
-    cat_of_a_split: {"c1"}, transposed_convolution: {"c1"}, clamp_between_tensors: {"c1", "cx"},
+    cat_of_a_split: {"c1"}, gated_linear_units: {"c1", "cx"}, transposed_convolution: {"c1"}, clamp_between_tensors: {"c1", "cx"},
 }  # fmt: skip
 
 
@@ -310,6 +315,7 @@ class Gated(nn.Module):
         super().__init__()
         self.c1, self.c2, self.c3 = (nn.Conv2d(i, o, 1, bias=False) for i, o in ((3, 24), (12, 8), (24, 24)))
         self.c4, self.fc = nn.Conv2d(8, 6, 1, bias=False), nn.Linear(8, 5, bias=False)
+        self.glu = nn.GLU(dim=1)
         self._forward = [forward]
 
     def forward(self, x):

@@ -122,3 +122,15 @@ def test_tensors_with_infinities_stay_float_and_the_rest_is_quantized(kind, mode
 def test_nan_is_an_error():
     with pytest.raises(MicronetError, match="NaN or infinity reached"):
         micronet.quantize(Attends("buffer").eval(), mode="ptq", data=[torch.full((2, 5, 6), torch.nan)])
+
+
+def test_sizes_are_no_values_to_quantize():
+    class Sized(Plain):
+        def forward(self, x):
+            x = F.avg_pool2d(self.stem(x).relu(), x.shape[-2:] if x.shape[-1] < 6 else 2)
+            x = F.avg_pool2d(self.branch(x), x.shape[-2:])
+            return self.fc((x + x.shape[1]).flatten(1))
+
+    made, record = quantize_model(Sized().eval(), QuantConfig(), IMAGES)
+    calibrate(made, [IMAGES])
+    assert not record.result["left_float"].keys() - {"other"} and find_idle(made, IMAGES) == {}
