@@ -1,25 +1,46 @@
 """Whole files of every kind that commands read, tiny, with the commands that read them and how to damage them."""
 
+import io
 import json
+import os
 import shlex
-from collections.abc import Callable
+import shutil
+import struct
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
 import numpy as np
+import onnx
+import pytest
 import torch
 from PIL import Image
 
 from micronet.artifact.artifact import load
 from micronet.cli.app import run
 from tests.fuzz import mutate
+from tests.fuzz.attempt import Verdict, attempt
+from tests.fuzz.mutate_onnx import mutate_onnx
 from tests.fuzz.options import option_commands
+from tests.fuzz.watch import TRAPS
+from tests.tensorrt.fake_gpu import Gpu, write_engine
 
 TINY = "--width 0.1 --limit 60 --batch-size 20 --epochs 1 -q --force"
 PTQ = "--mode ptq --calib-batches 1 -q --force"
 FEW = "--limit 20 --skip-timing"
 IMAGES = ("png", "jpg", "gif", "bmp", "tif", "webp", "ppm")
+THIN = "images/thin.png images/tall.png images/thin.bmp"  # a million pixels in a row
+MAY_HOLD_NAN = ("inspect", "train")  # which reads no tensors; which trains on arrays
+
+
+@contextmanager
+def _fake_gpu() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        Gpu().install(patch)
+        yield
 
 
 @dataclass(frozen=True)
@@ -31,12 +52,14 @@ class Kind:
         commands: Commands that read the damaged file, which is called FILE.
         mutate: Damages the content of a file.
         place: Where the commands look for the file, if it is not given to them.
+        machine: What the commands need to find on the machine.
     """
 
     seeds: str
     commands: list[str]
     mutate: Callable[[bytes, Random], bytes]
     place: str | None = None
+    machine: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
 KINDS = {
@@ -67,17 +90,29 @@ KINDS = {
         mutate.mutate_tensor_file,
     ),
     "onnx": Kind(
-        "float.onnx int8.onnx",
+        "float.onnx int8.onnx external.onnx",
         [
             "check-onnx FILE", f"evaluate FILE {FEW}", "predict FILE images/0.png", "verify FILE",
             f"quantize FILE {PTQ} --calib-data inputs.npz -o out/x.onnx",
         ],
-        mutate.mutate_onnx,
+        mutate_onnx,
+    ),
+    "ranges": Kind(
+        "ranges.cache",
+        [f"quantize float.onnx {PTQ} --calib-cache FILE -o out/x.onnx"],
+        mutate.mutate_bytes,
+    ),
+    "engine": Kind(
+        "net.engine.json",
+        [f"evaluate net.engine {FEW}", "predict net.engine images/0.png", f"compare net.engine float.onnx {FEW}"],
+        mutate.mutate_json_file,
+        "net.engine.json",
+        _fake_gpu,
     ),
     "recipe": Kind("recipe.toml", ["run FILE --dry-run"], mutate.mutate_toml),
     "journal": Kind("run/recipe.json", ["run recipe.toml --dry-run"], mutate.mutate_json_file, "run/recipe.json"),
     "npz": Kind(
-        "data.npz",
+        "data.npz bomb.npz",
         [f"evaluate float.safetensors --data FILE {FEW}", f"train --data FILE --model nin {TINY} -o out/x.safetensors"],
         mutate.mutate_npz,
     ),
@@ -90,12 +125,12 @@ KINDS = {
         mutate.mutate_npz,
     ),
     "weights": Kind(
-        "weights.pth",
+        "weights.pth bomb.pth pickle.pth",
         ["""import --model nin --model-args '{"width": 0.1}' --weights FILE -o out/x.safetensors --force"""],
         mutate.mutate_bytes,
     ),
     "image": Kind(
-        " ".join(f"images/{index}.{suffix}" for index, suffix in enumerate(IMAGES)),
+        " ".join(f"images/{index}.{suffix}" for index, suffix in enumerate(IMAGES)) + f" {THIN}",
         ["predict float.safetensors FILE"],
         mutate.mutate_bytes,
     ),
@@ -154,17 +189,77 @@ def fill() -> None:
         code = run(shlex.split(command))
         assert code in (0, 3), command
     torch.save(load(Path("float.safetensors")).model.state_dict(), "weights.pth")
+    _fill_hostile()
+
+
+def _fill_hostile() -> None:
+    """Make files that are hostile before they are damaged, and others that damaged ones can point to."""
+    Image.new("L", (1_000_000, 1)).save("images/thin.png")
+    Image.new("L", (1, 1_000_000)).save("images/tall.png")
+    Image.new("1", (1_000_000, 1)).save("images/thin.bmp")
+    model = onnx.load("float.onnx")
+    names = [tensor.name for tensor in model.graph.node if tensor.output]
+    Path("ranges.cache").write_text("TRT-8601-EntropyCalibration2\n" + "".join(f"{name}: 3c010a14\n" for name in names))
+    onnx.save(model, "external.onnx", save_as_external_data=True, location="external.bin", size_threshold=64)
+    write_engine(Path("net.engine"), (1, 3, 32, 32), (64, 3, 32, 32), metadata={"data": None, "history": []})
+    for name in ("bomb.npz", "bomb.pth"):  # their directories promise 64 GiB
+        file = io.BytesIO()
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+            header = io.BytesIO()
+            np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (1 << 36,)})
+            archive.writestr("x_train.npy" if name.endswith("npz") else "w/data.pkl", header.getvalue() + bytes(9000))
+        content = file.getvalue()
+        size = struct.pack("<I", len(header.getvalue()) + 9000)
+        Path(name).write_bytes(content.replace(size, b"\xff\xff\xff\x7f"))
+    Path("pickle.pth").write_bytes(b"\x80\x02cos\nsystem\nX\x0b\x00\x00\x00touch evil!\x85R.")
+
+
+def set_traps() -> None:
+    """Put into the working directory what nothing may run or read, and what ONNX files may point to in vain."""
+    for name, content in TRAPS.items():
+        Path(name).write_text(content)
+    os.mkfifo("pipe.bin")
+    Path("link.bin").symlink_to("/etc/passwd")
+    with Path("huge.bin").open("wb") as file:
+        file.truncate(1 << 40)
 
 
 def damage(kind: Kind, folder: Path, random: Random) -> tuple[list[str], bytes]:
     """Write a damaged file into the working directory, a copy of a filled folder.
 
     Returns:
-        A command that reads it, and its content.
+        A command that reads it, and its content; none if something else than a file is in its place.
     """
     seed = random.choice(kind.seeds.split())
     place = Path(kind.place or f"damaged{Path(seed).suffix}")
     content = kind.mutate((folder / seed).read_bytes(), random)
-    place.write_bytes(content)
+    if place.is_dir() and not place.is_symlink():
+        shutil.rmtree(place)
+    place.unlink(missing_ok=True)
+    if random.random() < 0.02:
+        content = b""
+        random.choice(
+            [
+                lambda: os.mkfifo(place),
+                place.mkdir,
+                lambda: place.symlink_to("/dev/zero"),
+                lambda: place.symlink_to(place.name),
+                lambda: place.symlink_to("huge.bin"),
+                lambda: place.symlink_to("/proc/self/mem"),
+                lambda: None,
+            ]
+        )()
+    else:
+        place.write_bytes(content)
     words = shlex.split(random.choice(kind.commands))
     return [str(place) if word == "FILE" else word for word in words], content
+
+
+def try_one(kind: Kind, folder: Path, random: Random) -> tuple[list[str], bytes, Verdict]:
+    """Damage a file and run a command that reads it; return the command, the file's content and how it ended."""
+    words, content = damage(kind, folder, random)
+    with kind.machine():
+        verdict = attempt(words)
+    if verdict.code == 0 and words[0] not in MAY_HOLD_NAN and mutate.holds_nan(content):
+        verdict.faults.append("exit code 0 with NaN")
+    return words, content, verdict

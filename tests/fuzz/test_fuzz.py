@@ -6,8 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.fuzz.attempt import attempt
-from tests.fuzz.corpus import KINDS, damage, fill
+from tests.fuzz.corpus import KINDS, fill, set_traps, try_one
 
 FEW = settings(
     max_examples=12, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
@@ -30,11 +29,12 @@ def whole(shared):
 def test_no_damage_escapes(kind, whole, tmp_path, monkeypatch):
     shutil.copytree(whole, tmp_path / "files")
     monkeypatch.chdir(tmp_path / "files")
+    set_traps()
 
     @FEW
     @given(st.randoms(use_true_random=False))
     def law(random):
-        words, _ = damage(KINDS[kind], whole, random)
-        assert not attempt(words).faults, words
+        words, _, verdict = try_one(KINDS[kind], whole, random)
+        assert not verdict.faults, words
 
     law()

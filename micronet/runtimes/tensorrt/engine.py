@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from micronet.core.config import accepts
 from micronet.core.files import file_hash
 from micronet.core.parse import parse_json, read_text
 from micronet.data.dataset import DataSpec
@@ -224,11 +225,23 @@ def _read_about(path: Path) -> dict[str, Any]:
         about = parse_json(read_text(beside))
     except ValueError:
         about = None
-    if not isinstance(about, dict) or not all(isinstance(about.get(key), str) for key in REQUIRED):
+    if not isinstance(about, dict) or not _is_sound(about):
         raise MicronetError(f"{beside} is corrupted; {REBUILD}")
     if about["engine_sha256"] != file_hash(path):
         raise MicronetError(f"{path} does not match {beside.name}: one of them is corrupted or was replaced; {REBUILD}")
     return about
+
+
+def _is_sound(about: dict[str, Any]) -> bool:
+    """Return True if what an engine's JSON file says has the right types."""
+    kinds: dict[str, Any] = {**dict.fromkeys(REQUIRED, str), "metadata": dict[str, Any] | None, "params": int | None}
+    if not all(accepts(kind, about.get(key)) for key, kind in kinds.items()):
+        return False
+    metadata, parts = (
+        about.get("metadata") or {},
+        {"data": dict[str, Any] | None, "history": list[dict[str, Any]] | None},
+    )
+    return all(accepts(kind, metadata.get(key)) for key, kind in parts.items())
 
 
 def _library_of(path: Path, about: dict[str, Any]) -> Any:
