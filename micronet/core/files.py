@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from typing import IO
 from micronet.errors import FailedError, MicronetError
 
 _MARK = ".micronet-"  # in the names of temporary files
+_FOLDER = "micronet-run-"  # begins the names of temporary folders
 # A file's suffix -> what it is, and what to do with it.
 _IMPORT = "import it with micronet import --model NAME --weights FILE"
 _KINDS = {
@@ -107,7 +109,7 @@ def remove_leftovers(path: Path) -> None:
         with suppress(OSError):
             if stat.S_ISREG(temporary.lstat().st_mode):
                 with temporary.open("r+b") as file:
-                    if _lock(file):
+                    if _lock(file.fileno()):
                         temporary.unlink(missing_ok=True)
 
 
@@ -117,7 +119,7 @@ def _temporary_beside(target: Path) -> Iterator[tuple[IO[bytes], Path]]:
     while True:
         handle, name = tempfile.mkstemp(prefix=f".{target.name}{_MARK}", dir=target.parent)
         with os.fdopen(handle, "w+b") as file:
-            if _lock(file) is False or not os.fstat(handle).st_nlink:  # another process took it for a leftover
+            if _lock(handle) is False or not os.fstat(handle).st_nlink:  # another process took it for a leftover
                 continue
             try:
                 yield file, Path(name)
@@ -126,8 +128,37 @@ def _temporary_beside(target: Path) -> Iterator[tuple[IO[bytes], Path]]:
             return
 
 
-def _lock(file: IO[bytes]) -> bool | None:
-    """Lock a file until it is closed or the process ends, however it ends.
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """Give an empty folder for this context among the system's temporary files; remove those of killed processes."""
+    if not hasattr(os, "O_DIRECTORY"):  # Windows locks no folders
+        with tempfile.TemporaryDirectory(prefix=_FOLDER) as name:
+            yield Path(name)
+        return
+    for left in Path(tempfile.gettempdir()).glob(f"{_FOLDER}*"):
+        with suppress(OSError), _open_folder(left) as handle:
+            if os.fstat(handle).st_uid == os.geteuid() and _lock(handle):
+                shutil.rmtree(left, ignore_errors=True)
+    while True:
+        temporary = tempfile.TemporaryDirectory(prefix=_FOLDER, ignore_cleanup_errors=True)
+        with temporary as name, _open_folder(Path(name)) as handle:
+            if _lock(handle) is False or not Path(name).is_dir():  # another process took it for a leftover
+                continue
+            yield Path(name)
+            return
+
+
+@contextmanager
+def _open_folder(folder: Path) -> Iterator[int]:
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        yield handle
+    finally:
+        os.close(handle)
+
+
+def _lock(handle: int) -> bool | None:
+    """Lock a file or folder until it is closed or the process ends, however it ends.
 
     Returns:
         False if another process has locked it, None if the system or its file system has no locks.
@@ -137,7 +168,7 @@ def _lock(file: IO[bytes]) -> bool | None:
     except ImportError:
         return None
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError:
@@ -146,9 +177,15 @@ def _lock(file: IO[bytes]) -> bool | None:
 
 
 def cache_folder() -> Path:
-    """Return the user's folder for what can be made again: ``$XDG_CACHE_HOME/micronet`` or ``~/.cache/micronet``."""
+    """Return the user's folder for what can be made again: ``$XDG_CACHE_HOME/micronet`` or ``~/.cache/micronet``.
+
+    A user without a home, as in some containers, has one among the temporary files.
+    """
     home = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    return (home if home.is_absolute() else Path("~/.cache").expanduser()) / "micronet"
+    try:
+        return (home if home.is_absolute() else Path("~/.cache").expanduser()) / "micronet"
+    except RuntimeError:
+        return Path(tempfile.gettempdir(), f"micronet-{os.getuid()}")
 
 
 def file_hash(path: Path) -> str:

@@ -1,7 +1,6 @@
 """Run ONNX files with ONNX Runtime."""
 
 import json
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import onnx
 import onnxruntime
 from numpy.typing import NDArray
 
+from micronet.core.files import temporary_folder
 from micronet.core.machine import has_vnni, usable_threads
 from micronet.core.parse import parse_json
 from micronet.data.dataset import DataSpec
@@ -157,8 +157,8 @@ def optimize(model: bytes | Path, level: Any) -> onnx.ModelProto:
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = SILENT
     settings.graph_optimization_level = level
-    with tempfile.TemporaryDirectory() as folder:
-        settings.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
+    with temporary_folder() as folder:
+        settings.optimized_model_filepath = str(folder / "optimized.onnx")
         try:
             source = str(model) if isinstance(model, Path) else model
             onnxruntime.InferenceSession(source, settings, providers=_providers(None))

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from micronet.core.config import group, setting
@@ -186,13 +185,14 @@ def _open(file: Path, runtime: RuntimeOptions, context: Context) -> "tuple[Netwo
     if file not in context.memory.artifacts:
         return open_network(file, runtime), file.stat().st_size
     from micronet.artifact.artifact import save
+    from micronet.core.files import temporary_folder
     from micronet.models.modes import copy_model
     from micronet.runtimes.torch import EagerPredictor
 
     held = context.memory.artifacts[file]
     held = replace(held, model=copy_model(held.model))  # the caller's network keeps its mode and device
-    with TemporaryDirectory() as folder:
-        written = Path(folder) / "network.safetensors"
+    with temporary_folder() as folder:
+        written = folder / "network.safetensors"
         save(held, written)
         return EagerPredictor(held, runtime), written.stat().st_size
 

@@ -4,11 +4,10 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from micronet.core.config import flatten, options
-from micronet.core.files import check_cache_path, check_output_path, check_writable
+from micronet.core.files import check_cache_path, check_output_path, check_writable, temporary_folder
 from micronet.core.progress import Progress, Silent
 from micronet.errors import MAX_NAMES, MicronetError, count, listed
 from micronet.stages.stage import COMPUTED, Context, Memory, Outcome, Stage
@@ -43,7 +42,7 @@ def execute(
             path = values["output"] or stage.default_output()
             _check_output(path, suffix or "", force=values["force"], resume=values.get("resume", False))
         else:
-            path = Path(temporary.enter_context(TemporaryDirectory())) / f"result{suffix or ''}"
+            path = temporary.enter_context(temporary_folder()) / f"result{suffix or ''}"
         _check_places(stage)
         source = stage.open(memory.source)
         if source is not None:

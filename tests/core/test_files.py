@@ -1,10 +1,20 @@
 import errno
 import fcntl
+import os
+import resource
+import tempfile
+from pathlib import Path
 
 import pytest
 
-from micronet.core import files
-from micronet.core.files import check_output_path, check_writable, write_bytes
+from micronet.core.files import (
+    cache_folder,
+    check_cache_path,
+    check_output_path,
+    check_writable,
+    temporary_folder,
+    write_bytes,
+)
 from micronet.errors import FailedError, MicronetError
 
 
@@ -13,18 +23,64 @@ from micronet.errors import FailedError, MicronetError
     [(OSError(errno.ENOSPC, "No space left on device"), FailedError), (KeyboardInterrupt(), KeyboardInterrupt)],
     ids=["full disk", "Ctrl-C"],
 )
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, cause, error):
+@pytest.mark.parametrize("step", [(tempfile, "mkstemp"), (os, "fsync"), (os, "chmod"), (os, "replace")])
+def test_a_write_that_fails_at_any_step_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, cause, error, step):
     target = tmp_path / "a.bin"
     target.write_bytes(b"old")
 
-    def fail(handle):
+    def fail(*arguments, **options):
         raise cause
 
-    monkeypatch.setattr(files.os, "fsync", fail)
+    monkeypatch.setattr(*step, fail)
     with pytest.raises(error):
         write_bytes(target, b"half")
     assert target.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_disk_that_takes_a_part_of_a_file_leaves_the_old_one(tmp_path):
+    target = tmp_path / "a.bin"
+    target.write_bytes(b"old")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, before[1]))
+    try:
+        with pytest.raises(FailedError, match="could not be written"):
+            write_bytes(target, b"x" * 4096, b"y" * 4096)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert target.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_devices_and_pipes_are_not_replaced_by_files(tmp_path):
+    pipe, link = tmp_path / "pipe", tmp_path / "a.safetensors"
+    os.mkfifo(pipe)
+    link.symlink_to(pipe)  # as /dev/full, which root could replace
+    for refuse in (check_writable, check_cache_path, lambda path: write_bytes(path, b"new")):
+        with pytest.raises(MicronetError, match="is a pipe or a device; specify a file"):
+            refuse(link)
+    assert pipe.is_fifo()
+
+
+def test_folders_of_killed_processes_are_removed_and_those_in_use_are_not(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    left = tmp_path / "micronet-run-dead1234"
+    left.mkdir()
+    (left / "result.safetensors").touch()
+    with temporary_folder() as first:
+        (first / "file").touch()
+        with temporary_folder() as second:
+            assert {*tmp_path.iterdir()} == {first, second}
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_user_without_a_home_has_a_cache_among_temporary_files(tmp_path, monkeypatch):
+    def unknown(path):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "expanduser", unknown)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert cache_folder().parent == Path(tempfile.gettempdir())
 
 
 def test_a_target_that_exists_needs_force(tmp_path):

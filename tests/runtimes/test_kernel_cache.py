@@ -15,7 +15,7 @@ from numba.core.base import BaseContext
 from numba.core.serialize import dumps
 
 from micronet.runtimes.packed.kernels import interpreter, kernel_cache
-from micronet.runtimes.packed.kernels.kernel_cache import KernelCache
+from micronet.runtimes.packed.kernels.kernel_cache import KernelCache, why_not_kept
 
 
 def test_code_is_found_only_for_its_own_function_key_instruction_set_and_version(tmp_path, monkeypatch):
@@ -49,10 +49,16 @@ def test_damaged_code_is_compiled_again(left, tmp_path):
     assert cache.load(1) is None
 
 
-def test_a_folder_that_is_not_writable_is_no_error(tmp_path):
+def test_a_folder_that_is_not_writable_is_no_error_but_a_reason(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "free"))
+    assert why_not_kept() is None
+    (tmp_path / "free" / "micronet" / "kernels").chmod(0o777)
+    assert "nobody else" in why_not_kept()
     (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert "nobody else" in why_not_kept()
     KernelCache(tmp_path / "file" / "in", "module.function").save(1, "code")
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "free"}
 
 
 @pytest.mark.parametrize("loosened", ["folder", "file"])

@@ -15,7 +15,7 @@ from micronet.packed.program import Program
 from micronet.runtimes.packed.kernels.cpu import BLOCK_PIXELS, DIFFERENCE_TABLE, ITEM_BYTES, UINT8
 from micronet.runtimes.packed.kernels.instructions import INSTRUCTION
 from micronet.runtimes.packed.kernels.interpreter import execute
-from micronet.runtimes.packed.kernels.kernel_cache import enable_cache
+from micronet.runtimes.packed.kernels.kernel_cache import enable_cache, why_not_kept
 from micronet.runtimes.packed.lowering import Lowering
 from micronet.runtimes.packed.memory import CACHE_LINE, DTYPES, Workspace, aligned_zeros
 from micronet.runtimes.packed.numpy_backend import MAX_BATCH, Scores, score_in_batches
@@ -119,7 +119,10 @@ class CompiledNetwork:
 def compile_kernels() -> None:
     """Compile the kernels for this processor, or load them from the disk. Raises RuntimeError if numba cannot."""
     enable_cache(execute)  # without a writable cache, every start would take half a minute
-    message = "compiling kernels for this processor; this takes about half a minute, but only once"
+    how_often = ", but only once"
+    if obstacle := why_not_kept():
+        how_often = f" in every run, because {obstacle}; set XDG_CACHE_HOME to a folder that you can write to"
+    message = f"compiling kernels for this processor; this takes about half a minute{how_often}"
     warning = threading.Timer(PATIENCE_SECONDS, logging.getLogger(__name__).warning, [message])
     warning.daemon = True
     warning.start()

@@ -45,9 +45,19 @@ def enable_cache(compiled: Any) -> None:
     cache = compiled._cache
     if hasattr(cache, "_cache_file"):
         function = compiled.py_func
-        cache._cache_file = KernelCache(cache_folder() / "kernels", f"{function.__module__}.{function.__qualname__}")
+        cache._cache_file = KernelCache(_folder(), f"{function.__module__}.{function.__qualname__}")
     else:
         cache.disable()
+
+
+def why_not_kept() -> str | None:
+    """Return why compiled code cannot be kept on disk, or None if it can."""
+    folder = _folder()
+    with suppress(OSError):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if _is_private(folder, stat.S_ISDIR) and os.access(folder, os.W_OK):
+            return None
+    return f"{folder} is not a folder that this user, and nobody else, can write to"
 
 
 class KernelCache:
@@ -89,6 +99,10 @@ class KernelCache:
             for other in self.folder.glob(f"*{SUFFIX}"):
                 if not other.name.startswith(SOURCES[:16]) and time.time() - other.stat().st_mtime > UNUSED_SECONDS:
                     other.unlink(missing_ok=True)
+
+
+def _folder() -> Path:
+    return cache_folder() / "kernels"
 
 
 def _is_private(path: Path, kind: Callable[[int], bool]) -> bool:
