@@ -59,7 +59,7 @@ def parse(nodes, last=(-1, 8), out="?, ?, ?"):
         ("out = ReduceMean (x, channels)", r"only supported over height and width, not over axes \[1\]: layer0"),
         ("y = Relu (x) out = Conv (x, y)", "y is not a constant"),
         ("y = Softmax (x) z = Softmax (y) w = Cos (z) out = Relu (w)",
-         "3 of .* 4 operators:\n  Softmax is not supported: layer0, layer1\.\n  Cos is not supported: layer2\."),
+         "3 of .* 4 operators:\n  Softmax is not supported: layer0, layer1\\.\n  Cos is not supported: layer2\\."),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("last", [[-1, 8], [-1, 40, 1, 5]])
