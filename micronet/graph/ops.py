@@ -121,6 +121,15 @@ PRESERVES_VALUES = RESHAPE | MAX_POOL | DROPOUT | _family(
 )  # fmt: skip
 PAD = _family((nn.modules.padding._ConstantPadNd,), (F.pad,))
 ANY_RELU = RELU | RELU6
+FUSED_BY_LINEAR = (
+    RELU
+    | SIGMOID
+    | _family(  # what ONNX Runtime merges with a linear layer's float sums
+        (nn.LeakyReLU, nn.Tanh, nn.ELU, nn.SELU, nn.Softplus, nn.Softsign),
+        (F.leaky_relu, F.tanh, torch.tanh, F.elu, F.selu, torch.selu, F.softplus, F.softsign),
+        "tanh",
+    )
+)
 NON_NEGATIVE = ANY_RELU | SIGMOID | SOFTMAX
 AVERAGE = AVERAGE_POOL | MEAN
 JOIN = ADD | CONCATENATE

@@ -133,14 +133,19 @@ class GraphPlacer(Placer):
         """Quantize what convolutions give, and products' inputs, where nothing else does, at 8 bits or more.
 
         A runtime computes a convolution in integers only if its output becomes integers at once, behind the batch norm
-        that is folded into it and the ReLU that is fused with it; a product of two tensors, only if both are.
+        that is folded into it and the ReLU that is fused with it; a linear layer, if an activation follows that is
+        fused with it, only if that one's output does; a product of two tensors, only if both are.
         """
         norms = dict(self._graph.conv_bn_pairs())
         for node, layer in self._layers.items():
-            if str(node.target) in self.placement.inputs and isinstance(layer, ops.FORWARD_CONVOLUTIONS):
-                result = self._fused_result(node, norms.get(str(node.target)))
-                if self._graph.origin(result) not in self._outputs:
-                    self._quantize_together([result], "8bit")
+            if str(node.target) not in self.placement.inputs:
+                continue
+            if isinstance(layer, ops.FORWARD_CONVOLUTIONS):
+                result: fx.Node | None = self._fused_result(node, norms.get(str(node.target)))
+            else:
+                result = self._fused_activation(node, norms.get(str(node.target)))
+            if result is not None and self._graph.origin(result) not in self._outputs:
+                self._quantize_together([result], "8bit")
         for node in self._graph.fx.nodes:
             sources = [self._graph.origin(read) for read in self._graph.readable(node)]
             if self._graph.matches(node, ops.MULTIPLY) and len(sources) > 1 and self._has_layer_after(node):
@@ -159,6 +164,14 @@ class GraphPlacer(Placer):
             if not self._graph.matches(after, ops.MAX_POOL | ops.IDENTITY):
                 break
         return node
+
+    def _fused_activation(self, node: fx.Node, norm: str | None) -> fx.Node | None:
+        """Return the activation that a runtime computes together with a linear layer inside the network, or None."""
+        readers = self._graph.readers(node)
+        if norm is not None:
+            readers = self._graph.readers(readers[0])
+        fused = len(readers) == 1 and self._graph.matches(readers[0], ops.FUSED_BY_LINEAR)
+        return readers[0] if fused and self._has_layer_after(readers[0]) else None
 
     def _comes_from_chosen(self, source: fx.Node) -> bool:
         """Return True if a tensor comes from a chosen layer through single-input operations such as norms."""

@@ -177,7 +177,8 @@ CUT = {
     pooled_and_flattened: {"c1", "cx"}, layer_called_twice: {"c1", "c2"}, broadcast_add_small_last: {"c2"},
     cat_of_the_same_twice: {"c1"}, normalised_by_the_forward: {"c1", "c2"}, matrix_from_a_view: {"fc1"},
     residual: {"c1", "c2", "cx"}, view_from_the_size: {"c1"}, gated_channels: {"c1", "cx"}, permuted: {"c1", "c2"},
-    cat_of_a_split: {"c1"}, gated_linear_units: {"c1", "cx"}, transposed_convolution: {"c1"}, clamp_between_tensors: {"c1", "cx"},
+    cat_of_a_split: {"c1"}, gated_linear_units: {"c1", "cx"}, transposed_convolution: {"c1"},
+    clamp_between_tensors: {"c1", "cx"},
 }  # fmt: skip
 
 
