@@ -18,7 +18,11 @@ For a training loop of your own: ``quantize`` without data places the quantizers
 their ranges, ``freeze`` keeps them.
 """
 
-# No imports here: the command starts with this file, and would show a traceback if Ctrl-C came before it is ready.
+# Nothing that takes time is imported here: the command starts with this file, and would show a traceback if Ctrl-C came
+# before it is ready.
+import os as _os
+
+_os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # or ONNX Runtime reports models' names and hashes to its maker
 _HOMES = {
     "Artifact": "micronet.artifact.artifact",
     "FailedError": "micronet.errors",

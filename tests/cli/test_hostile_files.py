@@ -4,7 +4,10 @@ import json
 import os
 import resource
 import struct
+import subprocess
+import sys
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -226,3 +229,11 @@ def test_child_processes_import_nothing_from_the_working_directory(monkeypatch):
     monkeypatch.setattr(command, "run_in_processes", lambda work, count, program, report: started.append(program) or 0)
     command.perform(find("train").configure({"processes": 2}))
     assert started[0][0] == "-P"  # Python's option
+
+
+def test_onnx_runtime_reports_nothing_to_its_maker(tmp_path):
+    """It would write what it is about to send into the user's cache, from the moment it is imported."""
+    folder = Path(__file__).parents[2]
+    code = [sys.executable, "-c", "import micronet, onnxruntime"]
+    subprocess.run(code, check=True, env={"HOME": str(tmp_path)}, cwd=folder, timeout=60)
+    assert not list(tmp_path.rglob("*"))
