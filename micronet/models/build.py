@@ -7,6 +7,7 @@ recorded with its name: the artifact loads without the file, and a changed file 
 
 import hashlib
 import sys
+import warnings
 from collections.abc import Callable
 from functools import partial
 from importlib import import_module
@@ -22,6 +23,8 @@ from micronet.errors import MicronetError, unknown
 from micronet.models.spec import TORCHVISION as TORCHVISION
 from micronet.models.spec import ModelSpec as ModelSpec
 
+# Torch's advice to who wrote the network. Every command builds it again, and none of it concerns the command.
+REPEATED = ("enable_nested_tensor is True", "`torch.nn.utils.weight_norm` is deprecated")
 _FORMS = ("torchvision:NAME", "pkg.mod:factory", "path/to/file.py:factory")
 
 
@@ -62,7 +65,10 @@ def build_model(spec: ModelSpec, *, trusted: bool = False) -> nn.Module:
     if isinstance(factory, partial) and (fixed := factory.keywords.keys() & spec.args):
         raise MicronetError(f"model {spec.name} does not accept {min(fixed)}; drop it from --model-args")
     try:
-        model = factory(**spec.args)
+        with warnings.catch_warnings():
+            for message in REPEATED:
+                warnings.filterwarnings("ignore", message)
+            model = factory(**spec.args)
     except MicronetError:
         raise
     except Exception as error:

@@ -141,3 +141,14 @@ def test_packages_that_build_networks_by_name_say_how_to_name_one(monkeypatch):
         build_model(ModelSpec("zoo:small"), trusted=True)
     args = json.loads(str(refused.value).partition("'")[2].rpartition("'")[0])
     assert isinstance(build_model(ModelSpec("zoo:create_model", args), trusted=True), nn.Linear)
+
+
+def test_torchs_advice_to_the_networks_author_is_not_repeated_but_the_authors_warnings_are(tmp_path, recwarn):
+    file = tmp_path / "net.py"
+    file.write_text(
+        "import warnings\nfrom torch import nn\n\ndef make():\n    warnings.warn('mine')\n"
+        "    layer = nn.TransformerEncoderLayer(8, 2, 8, norm_first=True)\n"
+        "    return nn.Sequential(nn.TransformerEncoder(layer, 1), nn.utils.weight_norm(nn.Linear(8, 8)))\n"
+    )
+    build_model(make_spec(f"{file}:make"), trusted=True)
+    assert [str(each.message) for each in recwarn] == ["mine"]
