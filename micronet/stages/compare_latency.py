@@ -5,29 +5,33 @@ from pathlib import Path
 from typing import Any
 
 from micronet.core.timing import is_slower
+from micronet.evaluation.network import Network
 from micronet.evaluation.report import Row
 from micronet.onnx.integers import count_integer_layers, describe, slow_cause
-from micronet.onnx.reader import read_onnx
 from micronet.packed.file_format import read
+from micronet.runtimes.onnxruntime import OrtPredictor
+from micronet.runtimes.openvino import OpenVinoPredictor
 from micronet.stages.pack_latency import packed_cause
 from micronet.stages.words import OTHER_WIDTHS
 
 SIMULATED = "torch simulates integer arithmetic in float; run micronet export-onnx for a file that computes in integers"
 
 
-def describe_speed(rows: Sequence[Row], files: Sequence[Path]) -> list[str]:
+def describe_speed(rows: Sequence[Row], files: Sequence[Path], networks: Sequence[Network]) -> list[str]:
     """Return lines on the networks of a comparison, those that are slower than a float one first.
 
     Args:
         rows: What was measured.
         files: The file of each row.
+        networks: The network of each row.
 
     Returns:
         A line for each quantized or pruned network that is slower than the first float network of its runtime or, if
         there is none, than the first float network, with the cause and what helps; then a line for each quantized ONNX
-        file with what ONNX Runtime computes in integers.
+        file with what its runtime computes in integers.
     """
-    integers = [_integers(row, file) for row, file in zip(rows, files, strict=True)]
+    integers = [_integers(network) for network in networks]
+    names = [row.name for row in rows]
     quantized = [found is not None or "quantize" in row.stages for row, found in zip(rows, integers, strict=True)]
     slower, others = [], []
     for row, file, found, is_quantized in zip(rows, files, integers, quantized, strict=True):
@@ -41,13 +45,16 @@ def describe_speed(rows: Sequence[Row], files: Sequence[Path]) -> list[str]:
                 slower.append(f"{row.name} is slower than {rival.name}: {times}; {cause}")
         if found is not None:
             first, *rest = describe(found)
-            others += [f"{row.name}: {first}{f'; {times}' if times else ''}", *rest]
+            name = f"{row.name} in {row.runtime}" if names.count(row.name) > 1 else row.name
+            others += [f"{name}: {first}{f'; {times}' if times else ''}", *rest]
     return [*slower, *others]
 
 
-def _integers(row: Row, file: Path) -> dict[str, Any] | None:
-    """Return what ONNX Runtime computes in integers; None for other files, and for float ones."""
-    return count_integer_layers(read_onnx(file)) if row.runtime == "onnxruntime" else None
+def _integers(network: Network) -> dict[str, Any] | None:
+    """Return what an ONNX file's runtime computes in integers; None for other files, and for float ones."""
+    if isinstance(network, OpenVinoPredictor):
+        return network.integer_layers()
+    return count_integer_layers(network.proto) if isinstance(network, OrtPredictor) else None
 
 
 def _rival(row: Row, floats: list[Row]) -> Row | None:

@@ -36,7 +36,7 @@ class Evaluate(MeasureSettings, Stage):
     def run(self, context: Context) -> Outcome:
         """Measure the network on the test images."""
         self.runtime.check_single()
-        [row], dataset = measure([self.file], self, context, timed=not self.timing.skip_timing)
+        [row], dataset, _ = measure([self.file], self, context, timed=not self.timing.skip_timing)
         summary = {key: value for key, value in row._asdict().items() if key not in RELATIVE}
         return Outcome(row, {**summary, **_tested(dataset)})
 
@@ -72,9 +72,9 @@ class Compare(MeasureSettings, Stage):
         from micronet.models.device import describe_machine
         from micronet.stages.compare_latency import describe_speed
 
-        rows, dataset = measure(self.files, self, context, timed=not self.timing.skip_timing)
+        rows, dataset, networks = measure(self.files, self, context, timed=not self.timing.skip_timing)
         summary = {"machine": describe_machine(), "rows": [row._asdict() for row in rows]}
-        words = describe_speed(rows, [file for file, _ in each_runtime(self.files, self.runtime)])
+        words = describe_speed(rows, [file for file, _ in each_runtime(self.files, self.runtime)], networks)
         return Outcome(rows, {**summary, "words": words, **_tested(dataset)})
 
     def judge(self, outcome: Outcome) -> None:
@@ -124,8 +124,8 @@ def _tested(dataset: "Dataset") -> dict[str, str]:
 
 def measure(
     files: list[Path], config: MeasureSettings, context: Context, *, timed: bool
-) -> "tuple[list[Row], Dataset]":
-    """Measure networks on the data named, or that the first one remembers; return their figures and these data.
+) -> "tuple[list[Row], Dataset, list[Network]]":
+    """Measure networks on the data named, or that the first one remembers; return their figures, these data and them.
 
     Raises:
         MicronetError: A file cannot be opened, the networks take different inputs, or do not score the data's classes.
@@ -161,7 +161,8 @@ def measure(
     inputs, _ = next(eval_batches(dataset.test, dataset.spec, batch_size=1))
     for (file, _), each in zip(opened, candidates, strict=True):
         check_scores(each.network, inputs, dataset.spec, str(file), dataset.task)
-    return compare(candidates, dataset, context.progress, timed=timed), dataset
+    rows = compare(candidates, dataset, context.progress, timed=timed)
+    return rows, dataset, [each.network for each in candidates]
 
 
 def each_runtime(files: list[Path], options: RuntimeOptions) -> list[tuple[Path, RuntimeOptions]]:

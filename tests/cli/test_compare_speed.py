@@ -18,6 +18,10 @@ def row(name, runtime, latency_ms, *stages):
     return Row(**FIGURES | {"name": name, "runtime": runtime, "stages": list(stages), "latency_ms": latency_ms})
 
 
+def describe(rows):
+    return compare_latency.describe_speed(rows, [Path()] * len(rows), [each.name for each in rows])
+
+
 @pytest.mark.parametrize(
     ("own", "expected"),
     [
@@ -38,15 +42,21 @@ def row(name, runtime, latency_ms, *stages):
     ],
 )
 def test_networks_slower_than_a_float_one_beside_them_are_named(own, expected, monkeypatch):
-    monkeypatch.setattr(compare_latency, "_integers", lambda row, _: COUNTS if row.name == "i" else None)
+    monkeypatch.setattr(compare_latency, "_integers", lambda name: COUNTS if name == "i" else None)
     floats = [row("a", "torch", 2.0), row("b", "onnxruntime", 0.5), row("c", "onnxruntime", 1.0, "prune")]
-    found = compare_latency.describe_speed([*floats, own], [Path()] * 4)
+    found = describe([*floats, own])
     assert [line for line in found if not line.startswith("c is slower")] == expected
-    alone = compare_latency.describe_speed([own], [Path()])
+    alone = describe([own])
     assert not any("slower" in line for line in alone)
 
 
 def test_a_slow_integer_file_comes_first_with_its_cause(monkeypatch):
-    monkeypatch.setattr(compare_latency, "_integers", lambda row, _: COUNTS if row.name == "i" else None)
-    found = compare_latency.describe_speed([row("a", "onnxruntime", 1.0), row("i", "onnxruntime", 2.0)], [Path()] * 2)
+    monkeypatch.setattr(compare_latency, "_integers", lambda name: COUNTS if name == "i" else None)
+    found = describe([row("a", "onnxruntime", 1.0), row("i", "onnxruntime", 2.0)])
     assert found[0].startswith("i is slower than a: 2.00 ms vs. 1.00 ms for a; ") and "--exclude" in found[0]
+
+
+def test_a_file_in_two_runtimes_is_named_with_them(monkeypatch):
+    monkeypatch.setattr(compare_latency, "_integers", lambda name: COUNTS)
+    found = describe([row("i", "onnxruntime", 1.0), row("i", "openvino", 2.0)])
+    assert [line.partition(":")[0] for line in found if line.startswith("i")] == ["i in onnxruntime", "i in openvino"]
