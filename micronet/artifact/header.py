@@ -152,6 +152,8 @@ def _guess(path: Path, error: ValueError) -> str:
         return "a pipe or a device"
     with path.open("rb") as file:
         start = file.read(8)
+    if start.endswith(bytes(4)):  # the length of a header, which may begin as other kinds of files do
+        return f"a truncated or corrupted file ({error})"
     known = [kind.format(path=path) for signature, kind in _SIGNATURES.items() if start.startswith(signature)]
     if known:
         return known[0]

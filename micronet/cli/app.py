@@ -21,7 +21,7 @@ from micronet.cli import console, process
 from micronet.cli.old_spellings import modern
 from micronet.cli.usage import usage_error
 from micronet.core import ranks
-from micronet.errors import USER_ERRORS, FailedError, is_out_of_memory
+from micronet.errors import USER_ERRORS, is_out_of_memory
 
 _UsageError: Any = typer.BadParameter.__base__  # click's; newer Typers bring it themselves
 
@@ -134,8 +134,6 @@ def run(arguments: list[str]) -> int:
         words = modern(arguments) or ["--help"]
         with nullcontext() if ranks.rank() == 0 else redirect_stdout(io.StringIO()):
             code = app(words, prog_name="micronet", standalone_mode=False) or 0
-        if reason := process.flush():
-            raise FailedError(f"standard output could not be written ({reason})")
     except SystemExit as stop:  # shell completion, and a reader that closed the pipe
         return stop.code if isinstance(stop.code, int) else 1
     except _UsageError as error:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.markup import escape
 
-from micronet.cli.process import flush
+from micronet.cli.process import discard_output
 from micronet.core import ranks
 from micronet.core.progress import Progress, Silent
-from micronet.errors import MicronetError
+from micronet.errors import FailedError, MicronetError
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
@@ -77,7 +77,9 @@ def progress(quiet: bool) -> Iterator[Progress]:
 
 def print_json(value: Any) -> None:
     """Print a value as JSON on standard output."""
-    print(json.dumps(_without_nan(value), indent=2, allow_nan=False))  # noqa: T201  # not rich: no wrapping, no colour
+    text = json.dumps(_without_nan(value), indent=2, allow_nan=False)
+    with _to_standard_output():
+        print(text)  # noqa: T201  # not rich: no wrapping, no colour
 
 
 def _without_nan(value: Any) -> Any:
@@ -91,7 +93,8 @@ def _without_nan(value: Any) -> Any:
 
 def print_line(text: str) -> None:
     """Print one line of a result."""
-    out.print(plain(text), markup=False)
+    with _to_standard_output():
+        out.print(plain(text), markup=False)
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None) -> None:
@@ -105,7 +108,21 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: st
         table.add_column(column, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         table.add_row(*(escape(plain(cell)) for cell in row))
-    wide.print(table)
+    with _to_standard_output():
+        wide.print(table)
+
+
+@contextmanager
+def _to_standard_output() -> Iterator[None]:
+    """Name standard output in errors of writing to it; a reader that closes a pipe is none."""
+    try:
+        yield
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise FailedError(f"standard output could not be written ({error.strerror or error})") from error
 
 
 def print_error(text: str, label: str = "error") -> None:
@@ -115,14 +132,14 @@ def print_error(text: str, label: str = "error") -> None:
 
 def report_error(error: Exception) -> int:
     """Print an error that a user can cause as one line; return its exit code."""
-    reason = flush()
     if isinstance(error, BrokenPipeError):  # the reader closed the pipe
+        discard_output()
         return 1
     if isinstance(error, MicronetError):
         print_error(str(error), error.label)
         return error.exit_code
     if isinstance(error, OSError):
-        print_error(f"{error.filename or ('standard output' if reason else 'a file')}: {error.strerror or error}")
+        print_error(f"{error.filename or 'a file or standard output'}: {error.strerror or error}")
     else:
         print_error("out of memory; reduce --batch-size, --image-size or --limit")
     return 1

@@ -54,8 +54,9 @@ def read_text(path: Path, largest: int = LARGEST_TEXT) -> str:
 
 def check_regular(path: Path) -> None:
     """Raise ValueError if a path is a pipe or a device, which may never end, and OSError if it does not exist."""
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise ValueError("it is not a regular file")
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode):
+        raise ValueError("it is a folder" if stat.S_ISDIR(mode) else "it is a pipe or a device")
 
 
 def make_record(record: type[R], value: Any) -> R:

@@ -59,7 +59,7 @@ def bundled() -> dict[str, Path]:
 
 def find_recipe(name: Path) -> Path:
     """Return the path of a recipe file, or of the bundled recipe of that name."""
-    if name.is_file() or name.suffix:
+    if name.suffix or (name.exists() and not name.is_dir()):
         return name
     recipes = bundled()
     if str(name) not in recipes:
