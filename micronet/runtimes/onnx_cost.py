@@ -6,23 +6,21 @@ from typing import Any
 
 import onnx
 
-from micronet.onnx.ops import RECURRENT, WEIGHTED_OPS
+from micronet.onnx.ops import CONVOLUTIONS, DEQUANTIZE, INTEGER_LAYERS, PRODUCTS, RECURRENT, WEIGHTED_OPS
 
 NORMS = ("BatchNormalization", "InstanceNormalization", "LayerNormalization", "GroupNormalization", "RMSNormalization")
 NOTHING = slice(0)
 # An operator -> those of its inputs that hold parameters if they are constant.
 PARAMETERS = {
-    **dict.fromkeys(("Conv", "ConvTranspose", "PRelu"), slice(1, None)),
-    **dict.fromkeys(("Gemm", "MatMul", "Add", "Mul", "Einsum"), slice(None)),
+    **dict.fromkeys((*CONVOLUTIONS, "PRelu"), slice(1, None)),
+    **dict.fromkeys((*PRODUCTS, "Add", "Mul", "Einsum"), slice(None)),
     **dict.fromkeys(RECURRENT, slice(1, 4)),
     **dict.fromkeys(NORMS, slice(1, 3)),
     "Gather": slice(1),
 }
 UNKNOWN = [0, 0]  # sizes
-UNCOUNTED = {  # products whose multiply-accumulates no formula here gives
-    "Attention", "MultiHeadAttention", "GroupQueryAttention", "Einsum", "DeformConv", "ConvInteger", "MatMulInteger",
-    "QLinearConv", "QLinearMatMul", "QGemm", "MatMulNBits", "MatMulIntegerToFloat", "DynamicQuantizeMatMul",
-}  # fmt: skip
+# Products whose multiply-accumulates no formula here gives.
+UNCOUNTED = INTEGER_LAYERS | {"Attention", "MultiHeadAttention", "GroupQueryAttention", "Einsum", "DeformConv"}
 
 
 def stored_parameters(graph: Any) -> int:
@@ -91,6 +89,6 @@ def _constants(graph: Any) -> dict[str, list[onnx.TensorProto]]:
     for node in graph.node:
         names = [name for name in node.input if name]
         if names and all(name in found for name in names):
-            parts = names[:1] if node.op_type == "DequantizeLinear" else names
+            parts = names[:1] if node.op_type == DEQUANTIZE else names
             found |= {output: [tensor for name in parts for tensor in found[name]] for output in node.output}
     return found
