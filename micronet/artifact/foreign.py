@@ -17,6 +17,7 @@ from torch import Tensor
 
 from micronet.artifact.artifact import Artifact, load_state
 from micronet.artifact.header import StageRecord
+from micronet.core.machine import available_memory
 from micronet.data.dataset import IMAGENET, DataSpec
 from micronet.errors import MicronetError, count
 from micronet.models.build import TORCHVISION, build_model, make_spec
@@ -98,6 +99,8 @@ def _load_pickle(path: Path) -> Any:
     torch stores tensors as they are, so a compressed member is a bomb. Tensors need no ``bytearray``, which torch would
     let a pickle make in any length.
     """
+    if path.stat().st_size > available_memory():
+        raise ValueError("it is larger than the free memory")
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()

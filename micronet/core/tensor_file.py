@@ -8,6 +8,7 @@ every flipped bit and every burst of up to 32 bits (Peterson and Brown 1961, "Cy
 """
 
 import json
+import math
 import mmap
 import struct
 import zlib
@@ -21,6 +22,10 @@ from micronet.errors import MicronetError
 
 CHECKSUMS = "checksums"
 _DIGITS = 8
+SIZES = {  # bytes of a number, by its type's name in safetensors files
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2"), 1), **dict.fromkeys(("U16", "I16", "F16", "BF16"), 2),
+    **dict.fromkeys(("U32", "I32", "F32"), 4), **dict.fromkeys(("U64", "I64", "F64", "C64"), 8),
+}  # fmt: skip
 
 
 class TensorInfo(NamedTuple):
@@ -138,7 +143,7 @@ def _tensor_info(name: str, entry: Any) -> TensorInfo:
         dtype, shape, offsets = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
         if isinstance(dtype, str) and _naturals(shape) and _naturals(offsets) and len(offsets) == 2:
             begin, end = offsets
-            if begin <= end:
+            if end - begin == math.prod(shape) * SIZES.get(dtype, math.inf):
                 return TensorInfo(dtype, tuple(shape), begin, end - begin)
     raise ValueError(f"its entry for tensor {name!r} is invalid")
 

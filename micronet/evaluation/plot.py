@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Callable
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,13 @@ def draw(path: Path, size: tuple[float, float], fill: Callable[[Any], None]) -> 
     Raises MicronetError if matplotlib is not installed or does not know the suffix, FailedError if the disk is full.
     """
     try:
-        import matplotlib
-        from matplotlib.figure import Figure
+        with chdir(Path(__file__).parent):  # it reads a matplotlibrc of the working directory when it is imported
+            import matplotlib
+            from matplotlib.figure import Figure
     except ImportError:
         raise MicronetError("--plot needs matplotlib; run pip install matplotlib") from None
     with matplotlib.rc_context():
-        matplotlib.rcdefaults()  # a matplotlibrc in the working directory could have LaTeX run
+        matplotlib.rcdefaults()  # whoever imported it before may have read one, which could have LaTeX run
         figure = Figure(figsize=size, layout="constrained")
         fill(figure.subplots())
         content = io.BytesIO()

@@ -26,6 +26,7 @@ KEY = "micronet-packed"
 MAX_WEIGHTS = 1 << 31  # elements per weight; a larger number means a damaged header
 MAX_INT32 = 2**31 - 1
 TENSORS: dict[str, type] = {"packed": np.uint8, "integers": np.int32, "floats": np.float32}
+TYPES = {"packed": "U8", "integers": "I32", "floats": "F32"}  # their names in safetensors files
 
 
 def to_bytes(program: Program) -> bytes:
@@ -46,10 +47,12 @@ def read(path: Path) -> Program:
         table = read_table(path)
         header = table.header(KEY)
         check_tensors(path, table)
+        if any(table.tensors[name].dtype != kind for name, kind in TYPES.items()):
+            raise ValueError("its tensors have the wrong types")
         with safe_open(path, "numpy") as file:
             tensors = {name: file.get_tensor(name) for name in TENSORS}
-        if any(tensors[name].dtype != kind or tensors[name].ndim != 1 for name, kind in TENSORS.items()):
-            raise ValueError("its tensors have the wrong types")
+        if any(tensor.ndim != 1 for tensor in tensors.values()):
+            raise ValueError("its tensors are not vectors")
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise MicronetError(f"{path} is not a packed network ({error}); create one with micronet pack") from error
     if header.get("format") not in FORMATS:

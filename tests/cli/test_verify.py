@@ -133,6 +133,9 @@ def test_a_packed_network_with_nan_is_a_failure(micronet, chain, tmp_path, value
     for command in ("verify", "evaluate"):
         done = micronet(command, path)
         assert (done.code, "NaN or infinity" in done.err) == (1, True), done.err
+    save = safetensors.numpy.save({**tensors, "packed": tensors["packed"].astype(np.int8)}, metadata)
+    path.write_bytes(b"".join(seal(save)))
+    assert micronet("verify", path).code == 2
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0])

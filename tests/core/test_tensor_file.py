@@ -61,3 +61,15 @@ def test_a_file_from_before_checksums_reads(path):
     header, table = _read(path)
     assert header == {}
     assert table.checksums is None
+
+
+@pytest.mark.parametrize("entry", [{"dtype": "F8_E9M9"}, {"dtype": "F64"}, {"shape": [2]}, {"shape": [2**62, 2**62]}])
+def test_a_tensor_of_another_type_or_size_than_its_bytes_is_refused(path, entry):
+    table = read_table(path)
+    raw = json.loads(table.text[8:])
+    raw["conv.weight"] |= entry
+    del raw["__metadata__"]["checksums"]
+    text, content = json.dumps(raw).encode(), path.read_bytes()[len(table.text) :]
+    path.write_bytes(struct.pack("<Q", len(text)) + text + content)
+    with pytest.raises(ValueError, match=r"its entry for tensor 'conv\.weight' is invalid"):
+        read_table(path)

@@ -66,7 +66,8 @@ KINDS = {
     "artifact": Kind(
         "float.safetensors pruned.safetensors int8.safetensors binary.safetensors int8-fused.safetensors",
         [
-            "inspect FILE", "inspect FILE --json", f"evaluate FILE {FEW}", "predict FILE images/0.png", "verify FILE",
+            *["inspect FILE", "inspect FILE --json", "verify FILE", f"evaluate FILE {FEW}"] * 4,
+            "predict FILE images/0.png",
             "bn-fuse FILE -o out/x.safetensors -q --force", "pack FILE --skip-timing -o out/x.packed -q --force",
             "sensitivity FILE --limit 20", f"quantize FILE {PTQ} -o out/x.safetensors",
             f"compare FILE float.safetensors {FEW}",
@@ -92,6 +93,7 @@ KINDS = {
     "onnx": Kind(
         "float.onnx int8.onnx external.onnx",
         [
+            *["check-onnx FILE", "verify FILE", "predict FILE images/0.png"] * 3,
             "check-onnx FILE", f"evaluate FILE {FEW}", "predict FILE images/0.png", "verify FILE",
             f"quantize FILE {PTQ} --calib-data inputs.npz -o out/x.onnx",
         ],
@@ -119,7 +121,7 @@ KINDS = {
     "inputs": Kind(
         "inputs.npz",
         [
-            "import --model nin --task agreement --data FILE -o out/x.safetensors --force",
+            *["import --model nin --task agreement --data FILE -o out/x.safetensors --force"] * 3,
             f"quantize float.onnx {PTQ} --calib-data FILE -o out/x.onnx",
         ],
         mutate.mutate_npz,
@@ -131,7 +133,7 @@ KINDS = {
     ),
     "image": Kind(
         " ".join(f"images/{index}.{suffix}" for index, suffix in enumerate(IMAGES)) + f" {THIN}",
-        ["predict float.safetensors FILE"],
+        ["predict float.packed FILE"],
         mutate.mutate_bytes,
     ),
     "options": Kind("recipe.toml", option_commands(), lambda content, random: content),
@@ -253,6 +255,19 @@ def damage(kind: Kind, folder: Path, random: Random) -> tuple[list[str], bytes]:
         place.write_bytes(content)
     words = shlex.split(random.choice(kind.commands))
     return [str(place) if word == "FILE" else word for word in words], content
+
+
+def warm_up(folder: Path) -> None:
+    """Run every command on a whole file, so that processes forked from this one have imported what it needs."""
+    for kind in (each for name, each in KINDS.items() if name != "options"):
+        seed = kind.seeds.split()[0]
+        place = Path(kind.place or f"damaged{Path(seed).suffix}")
+        for command in dict.fromkeys(kind.commands):
+            place.write_bytes((folder / seed).read_bytes())
+            words = [str(place) if word == "FILE" else word for word in shlex.split(command)]
+            with kind.machine():
+                verdict = attempt(words)
+            assert verdict.code == 0 and not verdict.faults, (words, verdict)
 
 
 def try_one(kind: Kind, folder: Path, random: Random) -> tuple[list[str], bytes, Verdict]:

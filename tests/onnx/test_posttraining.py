@@ -1,6 +1,7 @@
 """Float ONNX files made int8 from data: ranges, caches, files from elsewhere."""
 
 import copy
+import os
 
 import numpy as np
 import onnx
@@ -12,7 +13,7 @@ from micronet.errors import MicronetError
 from micronet.onnx import posttraining as pt
 from micronet.onnx.bias_correction import correct_biases
 from micronet.onnx.export import to_onnx
-from micronet.onnx.trt_cache import read_legacy_cache
+from micronet.onnx.trt_cache import is_legacy_cache, read_legacy_cache
 from micronet.runtimes.config import RuntimeOptions
 from micronet.runtimes.onnxruntime import exposing_session, session_predictor
 from micronet.stages import quantize_onnx
@@ -264,3 +265,10 @@ def test_two_inputs_are_one_line(micronet, tmp_path):
     onnx.save(proto, tmp_path / "two.onnx")
     done = micronet("quantize", tmp_path / "two.onnx", "--mode", "ptq", "--data", "digits")
     assert done.code == 2 and "has 2 inputs" in done.err and len(done.err.strip().splitlines()) == 1
+
+
+def test_a_pipe_in_place_of_a_cache_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "a.cache")
+    assert not is_legacy_cache(tmp_path / "a.cache")
+    with pytest.raises(MicronetError, match="not a TensorRT calibration cache"):
+        read_legacy_cache(tmp_path / "a.cache")

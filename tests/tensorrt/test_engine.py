@@ -135,6 +135,14 @@ def _without_json(path, gpu, monkeypatch):
     path.with_name("net.engine.json").unlink()
 
 
+def _says(**about):
+    def spoil(path, *_):
+        beside = path.with_name(f"{path.name}.json")
+        beside.write_text(json.dumps({**json.loads(beside.read_text()), **about}))
+
+    return spoil
+
+
 def _damaged_json(path, gpu, monkeypatch):
     path.with_name("net.engine.json").write_text('{"backend": "tens')
 
@@ -205,6 +213,8 @@ def _with_failing_runs(path, gpu, monkeypatch):
         (lambda path, *_: path.unlink(), 2, "does not exist; create it with micronet trt-build"),
         (_without_json, 2, "needs its description net.engine.json"),
         (_damaged_json, 2, "net.engine.json is corrupted"),
+        *((_says(metadata=value), 2, "net.engine.json is corrupted") for value in (3, {"data": 3}, {"history": [1]})),
+        (_says(params=[]), 2, "net.engine.json is corrupted"),
         (_exchanged, 2, "corrupted or was replaced"),
         (_of_another_kind, 2, "output is BF16"),
         (_of_another_version, 1, "tensorrt 10.99.0.1, but 11.0 is installed"),
