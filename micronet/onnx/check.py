@@ -192,7 +192,8 @@ def _comparison(key: str, theirs: Any, worst: dict[str, int]) -> Any:
         qparams = quantizer.qparams(x)
         shifted = qparams.qmin < 0 and theirs.dtype.kind == "u"
         shift = 2 ** (theirs.dtype.itemsize * 8 - 1) if shifted else 0
-        other = torch.from_numpy(theirs.astype(np.float32)).view_as(x) - shift  # the file may flatten first
+        real = theirs[:, : x.shape[1]] if theirs.ndim == x.ndim > 1 else theirs  # the file may pad the channels
+        other = torch.from_numpy(real.astype(np.float32)).view_as(x) - shift  # or flatten first
         worst[key] = int((to_integers(x, qparams) - other).abs().max())
         return dequantize(other, qparams)
 

@@ -21,10 +21,12 @@ from micronet.errors import MicronetError
 from micronet.graph.trace import trace
 from micronet.models.device import Inputs, head
 from micronet.onnx import operators, rewrite
+from micronet.onnx.channel_padding import pad_depthwise
 from micronet.onnx.config import ExportConfig
 from micronet.onnx.gates import quantize_gates
 from micronet.onnx.graph_export import export_graph
 from micronet.onnx.moves import requantize_moves
+from micronet.onnx.simplify import simplify
 from micronet.onnx.weight_layout import store_transposed_in_float, transpose_weights
 from micronet.quantization.calibrate import check_calibrated, each_quantizer
 from micronet.quantization.fold import fold_model, foldable_pairs, has_taken_norms, shares_scales
@@ -111,15 +113,17 @@ def _adapt(model: ir.Model, config: ExportConfig, *, quantized: bool, pairs: boo
 
 def _add_pairs(model: ir.Model) -> None:
     transpose_weights(model.graph)
+    simplify(model.graph, {"ReduceMean"})
     requantize_moves(model)
     quantize_gates(model)
     store_transposed_in_float(model.graph)
     rewrite.unshare_initializers(model.graph)
+    pad_depthwise(model.graph)
 
 
 def with_pairs(proto: onnx.ModelProto) -> onnx.ModelProto:
     """Return a model that was exported with ``pairs=False`` as it would be with them."""
-    model = ir.from_proto(proto)
+    model = ir.from_proto(onnx.shape_inference.infer_shapes(proto))
     _add_pairs(model)
     return ir.to_proto(model)
 

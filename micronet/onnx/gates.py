@@ -5,6 +5,7 @@ clip(x + 3, 0, 6) / 6. Both take a fraction of the time of the float operators b
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import onnx
@@ -50,7 +51,9 @@ def _quantize_sigmoid(graph: ir.Graph, gate: ir.Node) -> None:
 def _replace_hard_swish(graph: ir.Graph, node: ir.Node) -> None:
     """Write hardswish as a saturating sum of integers, which is then read as six times as fine, and a product."""
     x, out = node.inputs[0], node.outputs[0]
-    shift = _stored(graph, f"{node.name}.shift", np.uint8(255))
+    # Of the input's rank: where all axes behind the channels are 1, ONNX Runtime adds a scalar to one value at a time.
+    rank = 0 if x is None or x.shape is None else len(x.shape)
+    shift = _stored(graph, f"{node.name}.shift", np.full([1] * rank, 255, np.uint8))
     three = ir.node(DEQUANTIZE, [shift, *_grid(graph, node, "shift", HARD_SHIFT / 255)], name=f"{node.name}.shift")
     total = ir.node("Add", [x, *three.outputs], name=f"{node.name}.Add")
     quantize = ir.node(QUANTIZE, [*total.outputs, *_grid(graph, node, "sum", HARD_WIDTH / 255)])
@@ -61,6 +64,8 @@ def _replace_hard_swish(graph: ir.Graph, node: ir.Node) -> None:
         each.outputs[0].name = f"{each.name}.output"
     for each in (three, total, quantize, gate, product):
         each.metadata_props[ADDED] = node.op_type
+    for each in (total, quantize, gate, product):
+        each.outputs[0].shape = out.shape
     name = out.name
     out.replace_all_uses_with(product.outputs[0])
     graph.insert_before(node, [three, total, quantize, gate, product])
@@ -105,7 +110,7 @@ def _grid(graph: ir.Graph, node: ir.Node, name: str, step: float) -> list[ir.Val
     return [scale, _stored(graph, f"{node.name}.{name}.zero_point", np.uint8(0))]
 
 
-def _stored(graph: ir.Graph, name: str, value: np.generic) -> ir.Value:
+def _stored(graph: ir.Graph, name: str, value: np.generic | NDArray[Any]) -> ir.Value:
     stored = ir.val(name, const_value=ir.tensor(np.asarray(value), name=name))
     graph.register_initializer(stored)
     return stored

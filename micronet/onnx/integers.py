@@ -11,6 +11,7 @@ from micronet.core.timing import is_slower
 from micronet.errors import MicronetError, by_reason, count, first_line, listed
 from micronet.evaluation.latency import latencies
 from micronet.onnx import graph_view as view
+from micronet.onnx.channel_padding import restore_channels
 from micronet.onnx.gates import restore_gates
 from micronet.onnx.graph_view import GraphView, WeightedNode, title
 from micronet.onnx.ops import CONVOLUTIONS, DEQUANTIZE, INTEGER_LAYERS, QUANTIZE, SMOOTH
@@ -115,6 +116,7 @@ def without_quantizers(proto: onnx.ModelProto) -> onnx.ModelProto:
             kept.append(onnx.helper.make_node("Identity", [same[entry.name]], [entry.name]))
     del graph.node[:]
     graph.node.extend(kept)
+    restore_channels(plain)
     return plain
 
 

@@ -81,6 +81,7 @@ def add_pair(graph: ir.Graph, node: ir.Node, output: ir.Value, grid: Sequence[ir
         DEQUANTIZE, [*quantize.outputs, *grid], name=f"{name}.{DEQUANTIZE}", metadata_props={ADDED: ""}
     )
     quantize.outputs[0].name, dequantize.outputs[0].name = f"{output.name}.integers", name
+    quantize.outputs[0].shape = dequantize.outputs[0].shape = output.shape
     for reader, index in readers:
         reader.replace_input_with(index, dequantize.outputs[0])
     graph.insert_after(node, [quantize, dequantize])

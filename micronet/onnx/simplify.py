@@ -16,13 +16,15 @@ from micronet.onnx.graph_view import array
 IMAGE_AXES = ([2, 3], [-2, -1])
 
 
-def simplify(graph: ir.Graph) -> None:
-    """Rewrite what can be rewritten, in place."""
+def simplify(graph: ir.Graph, operators: Container[str] | None = None) -> None:
+    """Rewrite what can be rewritten, in place; ``operators``: only these."""
     values = [*graph.inputs, *(value for node in graph for value in node.outputs)]
     taken = {str(value.name) for value in values} | set(graph.initializers)
     for node in list(graph):
         rewrite = _REWRITES.get(node.op_type)
-        if rewrite is None or node.domain not in ("", "ai.onnx") or node.outputs[0].dtype != ir.DataType.FLOAT:
+        if rewrite is None or (operators is not None and node.op_type not in operators):
+            continue
+        if node.domain not in ("", "ai.onnx") or node.outputs[0].dtype != ir.DataType.FLOAT:
             continue
         made = rewrite(graph, node)
         if made is None:
@@ -31,7 +33,8 @@ def simplify(graph: ir.Graph) -> None:
             each.name = f"{node.name}_{each.op_type}_{number}"
             each.outputs[0].name = _free(f"{node.outputs[0].name}_{number}", taken)
             taken.add(each.outputs[0].name)
-            each.outputs[0].dtype, each.outputs[0].shape = ir.DataType.FLOAT, node.outputs[0].shape
+            each.outputs[0].dtype = ir.DataType.FLOAT
+            each.outputs[0].shape = each.outputs[0].shape or node.outputs[0].shape
         replace_nodes_and_values(graph, node, [node], made, node.outputs, made[-1].outputs)
 
 
@@ -83,7 +86,14 @@ def _mean(graph: ir.Graph, node: ir.Node) -> list[ir.Node] | None:
     axes = given.tolist() if given is not None else list(node.attributes.get_ints("axes", ()))
     if source is None or source.shape is None or len(source.shape) != 4 or sorted(axes) not in IMAGE_AXES:
         return None
-    return [ir.node("GlobalAveragePool", [source])] if node.attributes.get_int("keepdims", 1) else None
+    pool = ir.node("GlobalAveragePool", [source])
+    if node.attributes.get_int("keepdims", 1):
+        return [pool]
+    pool.outputs[0].shape = ir.Shape([*source.shape[:2], 1, 1])
+    squeezed = ir.Value(name=_free(f"{node.name}_axes", graph.initializers))
+    squeezed.const_value = ir.tensor(np.array([2, 3]), name=squeezed.name)
+    graph.register_initializer(squeezed)
+    return [pool, ir.node("Squeeze", [pool.outputs[0], squeezed])]
 
 
 def _constant(graph: ir.Graph, node: ir.Node, role: str, values: Any) -> ir.Value:

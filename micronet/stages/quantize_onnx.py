@@ -23,6 +23,7 @@ from micronet.errors import MicronetError, count
 from micronet.evaluation.latency import time_calls
 from micronet.onnx import posttraining
 from micronet.onnx.bias_correction import correct_biases, give_biases
+from micronet.onnx.channel_padding import with_padded_channels
 from micronet.onnx.config import InputConfig
 from micronet.onnx.feeds import Feed, ImageInput, image_size, inputs_of, is_channels_last, read_arrays
 from micronet.onnx.heads import find_destroyed, first_and_last
@@ -146,6 +147,8 @@ def to_int8(
     if correct and feeds:
         int8 = _corrected(folded, int8, _sampled(feeds), progress)
     floats = posttraining.left_float(folded, signed=signed, allowed=found.keys(), excluded=excluded)
+    if not signed:
+        int8 = with_padded_channels(int8)
     note(int8, left_float=floats)
     return int8, floats
 

@@ -1,5 +1,7 @@
 """Operators that move values, and gates, must not stop integers on their way from layer to layer."""
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import onnx_ir
@@ -8,7 +10,9 @@ import torch
 from onnxruntime import GraphOptimizationLevel
 
 from micronet.artifact.artifact import Artifact
+from micronet.core.progress import Silent
 from micronet.models.build import ModelSpec
+from micronet.onnx import channel_padding, export
 from micronet.onnx.check import compare_layers
 from micronet.onnx.export import to_onnx, with_pairs
 from micronet.onnx.gates import quantize_gates
@@ -16,10 +20,13 @@ from micronet.onnx.integers import count_integer_layers, without_quantizers
 from micronet.onnx.moves import requantize_moves
 from micronet.onnx.ops import SMOOTH
 from micronet.quantization.calibrate import calibrate
-from micronet.quantization.config import QuantConfig
+from micronet.quantization.config import QuantConfig, RangeConfig
 from micronet.quantization.quantize import quantize_model
 from micronet.runtimes.config import RuntimeOptions
 from micronet.runtimes.onnxruntime import open_session, optimize
+from micronet.stages import quantize_onnx
+from micronet.stages.config import DataConfig
+from micronet.stages.quantize_onnx import FloatModel, to_int8
 from tests.onnx.networks import IMAGES
 
 
@@ -103,7 +110,69 @@ def test_gates_run_in_integers_and_move_nothing_by_more_than_a_step(name):
     floats = [without_quantizers(each) for each in (proto, plain)]
     session = [open_session(each.SerializeToString(), RuntimeOptions(), "it") for each in floats]
     one, other = (each.run(None, {"images": IMAGES.numpy()})[0] for each in session)
+    values = IMAGES[0, 0].numel()  # none negative; their mean in one order or another
+    assert np.allclose(one, other, rtol=values * 2.0**-23, atol=0)
+
+
+class Depthwise(torch.nn.Module):
+    """A depthwise convolution of 12 channels, and what else reads or writes them."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind = kind
+        self.stem, self.depthwise = torch.nn.Conv2d(3, 12, 1), torch.nn.Conv2d(12, 12, 3, padding=1, groups=12)
+        self.gate, self.last = torch.nn.Conv2d(12, 12, 1), torch.nn.Conv2d(24 if kind == "concat" else 12, 8, 1)
+
+    def forward(self, x):
+        before = torch.nn.functional.hardswish(self.stem(x))
+        after = self.depthwise(before).relu()
+        if self.kind == "gate":
+            after = after * torch.sigmoid(self.gate(after.mean((2, 3), keepdim=True)))
+        elif self.kind == "sum":
+            after = before + after
+        elif self.kind == "concat":
+            after = torch.cat([before, after], 1)
+        return self.last(after).flatten(1)
+
+
+def _shapes(node, proto):
+    """Return the shapes of a convolution's weight and bias, and its attributes."""
+    return [list(each.dims) for each in proto.graph.initializer if each.name in node.input], node.attribute
+
+
+@pytest.mark.parametrize("kind", ["chain", "gate", "sum", "concat"])
+def test_channels_of_zeros_change_no_value(kind, monkeypatch):
+    torch.manual_seed(0)
+    model, record = quantize_model(Depthwise(kind).eval(), QuantConfig(), IMAGES)
+    calibrate(model, [IMAGES])
+    artifact = Artifact(model, ModelSpec("mine.py:Mine"), [record])
+    monkeypatch.setattr(channel_padding, "FEWEST_PRODUCTS", 1)  # the images are small
+    padded = to_onnx(artifact, IMAGES)
+    assert max(compare_layers(model, padded, IMAGES).values()) <= 1
+    counts = count_integer_layers(padded)
+    assert counts["convolutions"]["integer"] == counts["convolutions"]["all"]
+    monkeypatch.setattr(export, "pad_depthwise", lambda graph: None)
+    plain = to_onnx(artifact, IMAGES)
+    assert padded.ByteSize() > plain.ByteSize()
+    for one, other in ((padded, plain), tuple(map(without_quantizers, (padded, plain)))):
+        sessions = [open_session(each.SerializeToString(), RuntimeOptions(), "it") for each in (one, other)]
+        assert np.array_equal(*(each.run(None, {"images": IMAGES.numpy()})[0] for each in sessions))
+    shapes = [[_shapes(node, it) for node in it.graph.node if node.op_type == "Conv"] for it in (one, other)]
+    assert shapes[0] == shapes[1]
+
+
+def test_channels_of_zeros_change_no_value_of_an_onnx_file(monkeypatch):
+    torch.manual_seed(0)
+    floats = to_onnx(Artifact(Depthwise("chain").eval(), ModelSpec("mine.py:Mine"), []), IMAGES)
+    model, feeds = FloatModel(floats, Path("d.onnx"), DataConfig(), seed=0), [{"images": IMAGES.numpy()}]
+    files = [to_int8(model, RangeConfig(), QuantConfig(), Silent(), feeds)[0]]
+    monkeypatch.setattr(quantize_onnx, "with_padded_channels", lambda proto: proto)
+    files.append(to_int8(model, RangeConfig(), QuantConfig(), Silent(), feeds)[0])
+    one, other = (
+        open_session(each.SerializeToString(), RuntimeOptions(), "it").run(None, feeds[0])[0] for each in files
+    )
     assert np.array_equal(one, other)
+    assert [any(16 in each.dims for each in file.graph.initializer) for file in files] == [True, False]
 
 
 @pytest.mark.parametrize("step", [0.02, 20.0])
