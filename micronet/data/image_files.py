@@ -8,6 +8,7 @@ import copy
 import math
 import os
 import signal
+import sys
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
@@ -224,6 +225,7 @@ def _follow_owner(worker: int) -> None:
     """End with the process that owns the workers; leave Ctrl-C to it, which the terminal sends to every process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     end_with_parent()
+    sys.excepthook = lambda *error: None  # of the thread that hands images over, if the owner ends meanwhile
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:

@@ -1,15 +1,17 @@
 """How a command's process ends: by Ctrl-C and SIGTERM at any moment, and with closed or full standard streams."""
 
 import ast
+import errno
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
-import micronet
+import micronet as package
 from micronet.cli import process
 from micronet.cli.command import Interrupted
 from micronet.stages import export, inspect_artifact, train
@@ -105,7 +107,7 @@ def test_only_what_can_be_resumed_says_so(stage, number, said):
 
 
 def test_the_package_imports_nothing_before_the_command_is_ready_for_ctrl_c():
-    tree = ast.parse(Path(micronet.__file__).read_text())
+    tree = ast.parse(Path(package.__file__).read_text())
     assert not [node for node in tree.body if isinstance(node, ast.ImportFrom)]
     assert {each.name for node in tree.body if isinstance(node, ast.Import) for each in node.names} <= {"os"}
 
@@ -119,6 +121,32 @@ def test_standard_streams_may_be_full_or_closed(redirect, code, said):
     command = f"exec '{sys.executable}' -m micronet schema train {redirect}"
     done = subprocess.run(["sh", "-c", command], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (code, said)
+
+
+@pytest.mark.parametrize("failing", [(tempfile, "mkstemp"), (os, "fsync"), (os, "replace")])
+def test_a_full_disk_is_one_line_and_the_old_file_stays(micronet, tmp_path, monkeypatch, failing):
+    def full(*arguments, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    output = tmp_path / "a.safetensors"
+    output.write_bytes(b"old")
+    monkeypatch.setattr(*failing, full)
+    done = micronet("import", "--model", "lenet", "--force", "-o", output)
+    assert (done.code, done.err) == (1, f"error: {output} could not be written (No space left on device)\n")
+    assert (output.read_bytes(), list(tmp_path.iterdir())) == (b"old", [output])
+
+
+def test_a_pipe_is_not_called_an_unknown_recipe(micronet, tmp_path):
+    os.mkfifo(tmp_path / "recipe")
+    done = micronet("run", tmp_path / "recipe")
+    assert (done.code, "is not a recipe in TOML: it is a pipe or a device" in done.err) == (2, True)
+
+
+def test_a_damaged_length_is_not_taken_for_another_kind_of_file(micronet, tmp_path):
+    path = tmp_path / "a.safetensors"
+    path.write_bytes((8).to_bytes(8, "little") + b"}}}}")  # an ONNX file begins with an 8, too
+    done = micronet("inspect", path)
+    assert (done.code, "a truncated or corrupted file" in done.err) == (2, True)
 
 
 def test_a_closed_stream_is_not_given_to_the_next_file(tmp_path):

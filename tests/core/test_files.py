@@ -3,6 +3,7 @@ import fcntl
 import os
 import resource
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,20 @@ def test_a_disk_that_takes_a_part_of_a_file_leaves_the_old_one(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert target.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_two_writers_of_one_file_leave_it_whole_at_all_times(tmp_path):
+    target, contents = tmp_path / "a.bin", [bytes([number]) * 100_000 for number in range(2)]
+    write_bytes(target, contents[0])
+    with ThreadPoolExecutor(2) as pool:
+        writers = [
+            pool.submit(lambda content: [write_bytes(target, content) for _ in range(10)], each) for each in contents
+        ]
+        while not all(writer.done() for writer in writers):
+            assert target.read_bytes() in contents
+    for writer in writers:
+        writer.result()
     assert list(tmp_path.iterdir()) == [target]
 
 

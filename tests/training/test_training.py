@@ -99,9 +99,12 @@ def test_a_training_that_cannot_be_saved_is_not_lost(micronet, tmp_path, monkeyp
         patched.setattr("micronet.artifact.artifact.save", full_disk)
         assert micronet(*TRAIN, "-o", tmp_path / "a.safetensors").code == 1
     assert (tmp_path / "a.checkpoint.safetensors").exists()
+    (tmp_path / "a.metrics.jsonl").write_text('{"epoch": 1}\n{"ep')  # as a kill during a line leaves it
     done = micronet(*TRAIN, "-o", tmp_path / "a.safetensors", "--resume")
     assert "resuming after epoch 4 of 4" in done.err
     assert done.code == 0
+    rows = [json.loads(line) for line in (tmp_path / "a.metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
     assert not (tmp_path / "a.checkpoint.safetensors").exists()
 
 
