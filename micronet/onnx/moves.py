@@ -12,6 +12,7 @@ import onnx_ir as ir
 from micronet.onnx.graph_view import array, producer
 from micronet.onnx.ops import BLOCKS, COMPUTED_IN_INTEGERS, DEQUANTIZE, MOVING_OPS, QUANTIZE
 
+ABSORBS_PADS = {"Conv", "MaxPool", "AveragePool"}  # ONNX Runtime merges these with a padding before them
 ADDED = "micronet.added"  # metadata of nodes that the torch network does not have: the operator they replace, if any
 
 
@@ -40,12 +41,21 @@ def _common_grid(node: ir.Node, grids: dict[ir.Value, ir.Node]) -> ir.Node | Non
     if node.op_type == "Resize" and node.attributes.get_string("mode", "nearest") != "nearest":
         return None
     if node.op_type == "Pad" and node.attributes.get_string("mode", "constant") == "constant":
-        return None  # the convolution behind it absorbs it
+        absorbed = any(reader.op_type in ABSORBS_PADS for reader in node.outputs[0].consumers())
+        if absorbed or not _pads_with_zeros(node):  # zero lies on every grid
+            return None
     moved = node.inputs if node.op_type == "Concat" else node.inputs[:1]
     found = [grids.get(value) for value in moved if value is not None]
     first = found[0] if found else None
     grid = None if first is None else grid_of(first)
     return first if grid is not None and all(each and grid_of(each) == grid for each in found) else None
+
+
+def _pads_with_zeros(pad: ir.Node) -> bool:
+    if len(pad.inputs) < 3 or pad.inputs[2] is None:
+        return True
+    value = array(pad, 2)
+    return value is not None and not value.any()
 
 
 def grid_of(node: ir.Node) -> tuple[float, int, Any] | None:
