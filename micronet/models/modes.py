@@ -67,8 +67,8 @@ def random_kept(model: nn.Module) -> Iterator[None]:
 def copy_model(model: nn.Module) -> nn.Module:
     """Return a deep copy of a network; raise MicronetError if it holds something that cannot be copied.
 
-    Tensors that a forward computed and stored, such as the weights of torch's old weight norm or a cache in a dict, lose
-    their gradients.
+    Tensors that a forward computed and stored, such as the weights of torch's old weight norm or what it caches in a
+    dict, lose their gradients.
     """
     held = (x for module in model.modules() for x in tree_leaves(vars(module)) if isinstance(x, torch.Tensor))
     computed: dict[int, Any] = {id(x): x.detach().clone() for x in held if not x.is_leaf}
