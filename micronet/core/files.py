@@ -95,7 +95,6 @@ def write_bytes(path: Path, *parts: bytes | memoryview) -> None:
                 file.write(part)
             file.flush()
             os.fsync(file.fileno())
-            temporary.chmod(0o666 & ~_umask())  # mkstemp makes files private
             temporary.replace(target)
         _sync_folder(target.parent)
     except OSError as error:
@@ -117,14 +116,14 @@ def remove_leftovers(path: Path) -> None:
 def _temporary_beside(target: Path) -> Iterator[tuple[IO[bytes], Path]]:
     """Give a new, locked file beside a target, and remove it unless it is renamed."""
     while True:
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}{_MARK}", dir=target.parent)
-        with os.fdopen(handle, "w+b") as file:
-            if _lock(handle) is False or not os.fstat(handle).st_nlink:  # another process took it for a leftover
+        path = target.with_name(f".{target.name}{_MARK}{os.urandom(6).hex()}")
+        with path.open("x+b") as file:  # mkstemp would make it private
+            if _lock(file.fileno()) is False or not os.fstat(file.fileno()).st_nlink:  # taken for a leftover
                 continue
             try:
-                yield file, Path(name)
+                yield file, path
             finally:
-                Path(name).unlink(missing_ok=True)
+                path.unlink(missing_ok=True)
             return
 
 
@@ -197,12 +196,6 @@ def file_hash(path: Path) -> str:
 def _follow_links(path: Path) -> Path:
     """Return the file that ``path`` refers to, through symbolic links."""
     return Path(os.path.realpath(path))
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _sync_folder(folder: Path) -> None:

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -123,7 +122,7 @@ def test_standard_streams_may_be_full_or_closed(redirect, code, said):
     assert (done.returncode, done.stderr) == (code, said)
 
 
-@pytest.mark.parametrize("failing", [(tempfile, "mkstemp"), (os, "fsync"), (os, "replace")])
+@pytest.mark.parametrize("failing", [(os, "urandom"), (os, "fsync"), (os, "replace")])
 def test_a_full_disk_is_one_line_and_the_old_file_stays(micronet, tmp_path, monkeypatch, failing):
     def full(*arguments, **options):
         raise OSError(errno.ENOSPC, "No space left on device")
