@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from micronet.onnx.graph_view import producer, stored
+from micronet.onnx.graph_view import array, producer, stored
 from micronet.onnx.moves import ADDED
 from micronet.onnx.ops import CLIP_OPS, DEQUANTIZE, POOLS, QUANTIZE, SMOOTH
 
@@ -199,6 +199,9 @@ def _has_stored_integers(node: ir.Node) -> bool:
         if any(value is None or value.const_value is None for value in source.inputs):
             return False
         scale, axis = stored(source, 1), source.attributes.get_int("axis", 1)
+        zero_point = array(source, 2) if len(source.inputs) > 2 else None
+        if zero_point is not None and zero_point.any():  # integers of 0 would not be zeros
+            return False
         if (scale is not None and scale.size > 1 and axis != 0) or source.attributes.get_int("block_size", 0) != 0:
             return False
     return True

@@ -161,6 +161,16 @@ def test_channels_of_zeros_change_no_value(kind, monkeypatch):
     assert shapes[0] == shapes[1]
 
 
+def test_weights_with_zero_points_are_not_padded(monkeypatch):
+    torch.manual_seed(0)
+    model, record = quantize_model(Depthwise("chain").eval(), QuantConfig(q_type="asym"), IMAGES)
+    calibrate(model, [IMAGES])
+    artifact = Artifact(model, ModelSpec("mine.py:Mine"), [record])
+    padded = to_onnx(artifact, IMAGES)
+    monkeypatch.setattr(export, "pad_depthwise", lambda graph: None)
+    assert padded.graph == to_onnx(artifact, IMAGES).graph
+
+
 def test_channels_of_zeros_change_no_value_of_an_onnx_file(monkeypatch):
     torch.manual_seed(0)
     floats = to_onnx(Artifact(Depthwise("chain").eval(), ModelSpec("mine.py:Mine"), []), IMAGES)
