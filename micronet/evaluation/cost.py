@@ -24,9 +24,22 @@ def count_macs(model: nn.Module, example: Example) -> int:
     batch counts as a whole.
     """
     counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.mkldnn_rnn_layer: _rnn_layer_flops})
-    with eval_mode(model), torch.no_grad(), _countable_kernels(), counter:
+    with eval_mode(model), _constant_parameters(model), torch.no_grad(), _countable_kernels(), counter:
         model(*as_inputs(model, example))
     return counter.get_total_flops() // 2
+
+
+@contextmanager
+def _constant_parameters(model: nn.Module) -> Iterator[None]:
+    """Let no parameter require gradients: the counter would wait for those of parameters that are a module's input."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
 
 
 @contextmanager

@@ -111,3 +111,17 @@ def test_quantized_layers_count_like_float_ones(config):
     quantized = quantize_model(model, QuantConfig(**config))[0]
     calibrate(quantized, [torch.rand(2, 3, 32, 32)])
     assert count_macs(quantized, IMAGE) == count_macs(model, IMAGE)
+
+
+def test_parameters_may_be_a_modules_input():
+    class Tokens(nn.Module):  # torch's counter would hook the token's gradient, which a view of a parameter has not
+        def __init__(self):
+            super().__init__()
+            self.token, self.layer = nn.Parameter(torch.zeros(1, 1, 4)), nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.layer(self.token) + self.layer(self.token.expand(len(x), -1, -1)) + self.layer(x)
+
+    model = Tokens()
+    assert count_macs(model, torch.zeros(2, 5, 4)) == (1 + 2 + 2 * 5) * 4 * 3
+    assert all(parameter.requires_grad for parameter in model.parameters())
