@@ -12,6 +12,7 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 import torch
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 from torch import Tensor, nn
 
 from micronet.artifact.artifact import Artifact, versions
@@ -117,8 +118,10 @@ def _add_pairs(model: ir.Model) -> None:
     requantize_moves(model)
     quantize_gates(model)
     store_transposed_in_float(model.graph)
+    rewrite.store_quantized(model.graph)
     rewrite.unshare_initializers(model.graph)
     pad_depthwise(model.graph)
+    RemoveUnusedNodesPass()(model)
 
 
 def with_pairs(proto: onnx.ModelProto) -> onnx.ModelProto:

@@ -84,6 +84,23 @@ def _unshare_dequantizers(graph: ir.Graph) -> None:
             reader.replace_input_with(index, twin.outputs[0])
 
 
+def store_quantized(graph: ir.Graph) -> None:
+    """Store the integers of constants that a QuantizeLinear computes from stored floats, such as position embeddings.
+
+    The file is smaller, and OpenVINO fails on an addition that reads such a pair.
+    """
+    for node in [each for each in graph if each.op_type == QUANTIZE]:
+        values, scale, zero_point = (array(node, index) for index in range(3))
+        if values is None or scale is None or zero_point is None or scale.size > 1 or zero_point.dtype.kind not in "iu":
+            continue
+        kind = np.iinfo(zero_point.dtype)
+        integers = (np.rint(values / scale) + zero_point).clip(kind.min, kind.max)
+        stored_values = _store(graph, f"{node.inputs[0].name}.q", integers.astype(kind.dtype))
+        for reader, index in list(node.outputs[0].uses()):
+            reader.replace_input_with(index, stored_values)
+        graph.remove(node, safe=True)
+
+
 def unshare_initializers(graph: ir.Graph) -> None:
     """Give every Q and DQ node its own zero point, and every DQ of a stored tensor its own inputs.
 

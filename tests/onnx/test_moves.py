@@ -50,6 +50,7 @@ MOVES = {
     "pixel shuffle": (torch.nn.PixelShuffle(2), 4),
     "pixel unshuffle": (torch.nn.PixelUnshuffle(2), 64),
     "nearest": (torch.nn.Upsample(scale_factor=2), 16),
+    "padded, then split": (lambda x: torch.nn.functional.pad(x, (1, 2)).permute(0, 1, 3, 2).chunk(2, 1)[1], 8),
     "strides": (lambda x: torch.cat([x[..., ::2, ::2], x[..., 1::2, ::2]], 1), 32),
 }
 
@@ -64,6 +65,26 @@ def test_moves_between_layers_keep_them_in_integers(name):
     assert max(compare_layers(model, proto, IMAGES).values()) <= 1
     found = count_integer_layers(proto)
     assert found["convolutions"] == {"integer": 2, "all": 2} and not found["float"]
+
+
+def test_quantized_constants_are_stored_as_integers_and_nothing_unused_is():
+    class Positions(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = torch.nn.Conv2d(3, 8, 1), torch.nn.Conv2d(8, 8, 1)
+            self.position = torch.nn.Parameter(torch.randn(1, 8, *IMAGES.shape[2:]))
+
+        def forward(self, x):
+            return self.last(self.first(x) + self.position).mean((2, 3))
+
+    model, record = quantize_model(Positions().eval(), QuantConfig(), IMAGES)
+    calibrate(model, [IMAGES])
+    proto = to_onnx(Artifact(model, ModelSpec("mine.py:Mine"), [record]), IMAGES)
+    assert max(compare_layers(model, proto, IMAGES).values()) <= 1
+    stored = {tensor.name: tensor.data_type for tensor in proto.graph.initializer}
+    read = {name: node for node in proto.graph.node for name in node.input}
+    assert stored["position.q"] in (onnx.TensorProto.UINT8, onnx.TensorProto.INT8) and stored.keys() <= read.keys()
+    assert not any(node.op_type == "QuantizeLinear" and node.input[0] in stored for node in proto.graph.node)
 
 
 @pytest.mark.parametrize("pad", [lambda x: torch.nn.functional.pad(x, (0, 1, 1, 2)), torch.nn.ZeroPad2d((0, 1, 1, 2))])
