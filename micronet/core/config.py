@@ -6,6 +6,7 @@ A config may hold other configs (``group``); their settings then appear beside i
 """
 
 import math
+import sys
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import MISSING, Field, asdict, field, fields, is_dataclass, replace
 from fnmatch import fnmatchcase
@@ -157,8 +158,10 @@ def _check_value(item: Field[Any], value: Any) -> None:
         raise MicronetError(f"{_spelled(item)} is {value!r}; expected {describe(item.type)}")
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         low, high = item.metadata["low"], item.metadata["high"]
-        if not (math.isfinite(value) and low <= value <= high):
-            raise MicronetError(f"{_spelled(item)} is {value:g}; allowed: {_interval(low, high)}")
+        large = abs(value) > sys.float_info.max  # integers can be larger than any float
+        if large or not (math.isfinite(value) and low <= value <= high):
+            shown = f"{(math.inf if value > 0 else -math.inf) if large else value:g}"
+            raise MicronetError(f"{_spelled(item)} is {shown}; allowed: {_interval(low, high)}")
 
 
 def alternatives(kind: Any) -> tuple[Any, ...]:

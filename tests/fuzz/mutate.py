@@ -1,5 +1,6 @@
 """Mutations that know the structure of a file: JSON trees, containers, protobuf messages, arrays, plain bytes."""
 
+import copy
 import io
 import json
 import struct
@@ -61,18 +62,18 @@ def mutate_json(value: Any, random: Random) -> Any:
     for _ in range(random.choice([1, 1, 1, 2, 4])):
         places = list(_places(value))
         if not places:
-            return random.choice(ODD_VALUES)
+            return copy.deepcopy(random.choice(ODD_VALUES))
         owner, key = random.choice(places)
         match random.randrange(6):
             case 0 | 1:
-                owner[key] = random.choice(ODD_VALUES)
+                owner[key] = copy.deepcopy(random.choice(ODD_VALUES))
             case 2:
                 del owner[key]
             case 3:
                 other, name = random.choice(places)
                 owner[key] = json.loads(json.dumps(other[name])) if _has(other, name) else None
             case 4 if isinstance(owner, dict):
-                owner[random.choice(["", "x", key + "x", "\x1b[2J", "stage"])] = owner[key]
+                owner[random.choice(["", "x", key + "x", "\x1b[2J", "stage"])] = copy.deepcopy(owner[key])
             case 5 if isinstance(owner[key], int | float) and not isinstance(owner[key], bool):
                 owner[key] = random.choice([-owner[key], owner[key] + 1, owner[key] * 1000, str(owner[key])])
     return value

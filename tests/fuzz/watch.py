@@ -28,6 +28,7 @@ TRAPS = {
     "setup.cfg": "[options]\n", ".numba_config.yaml": "cache_dir: ./evil\n", "matplotlibrc": "backend: evil\n",
     "libgomp.so.1": "", "pyvenv.cfg": "home = .\n", ".env": "PYTHONPATH=.\n",
 }  # fmt: skip
+OWN = [str(Path.home() / place / "matplotlib") for place in (".config", ".cache")]  # which matplotlib makes for itself
 _seen: list[str] | None = None  # None: nobody watches
 _places: tuple[str, list[str] | None] = ("", None)  # the folder, and where it may write; None: anywhere
 _installed = False
@@ -43,7 +44,7 @@ def watched(arguments: list[str]) -> Iterator[list[str]]:
     folder, kept = str(Path.cwd()), tempfile.tempdir
     Path("scratch").mkdir(exist_ok=True)
     asked = any(word.rpartition("=")[2].startswith(("/", "..")) for word in arguments if "=" in word)
-    _places = folder, None if asked else [folder, os.path.realpath(cache_folder()), "/dev/null", "/dev/shm"]
+    _places = folder, None if asked else [folder, os.path.realpath(cache_folder()), "/dev/null", "/dev/shm", *OWN]
     tempfile.tempdir, _seen = f"{folder}/scratch", []
     try:
         yield _seen
