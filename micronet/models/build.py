@@ -109,12 +109,18 @@ def _factory(spec: ModelSpec) -> Callable[..., Any]:
         return partial(get_model, name, **dict.fromkeys(untrained))
     if ":" in spec.name:
         return _user_factory(spec)
-    if spec.name not in registry.MODELS:
-        if is_torchvision(spec.name):
-            raise MicronetError(f"{spec.name} is a torchvision network; use --model {TORCHVISION}{spec.name}")
-        raise unknown("model", spec.name, [*registry.MODELS, *_FORMS])
+    check_name(spec.name)
     factory: Callable[..., Any] = registry.load_object(registry.MODELS[spec.name])
     return factory
+
+
+def check_name(name: str) -> None:
+    """Raise MicronetError unless a name is a built-in model's, or says where another one comes from."""
+    if name in registry.MODELS or ":" in name:
+        return
+    if is_torchvision(name):
+        raise MicronetError(f"{name} is a torchvision network; use --model {TORCHVISION}{name}")
+    raise unknown("model", name, [*registry.MODELS, *_FORMS])
 
 
 def is_torchvision(name: str) -> bool:

@@ -4,6 +4,7 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any
 
+from micronet import registry
 from micronet.core.config import Settings, flag, group, setting
 from micronet.core.parse import parse_json
 from micronet.errors import MicronetError
@@ -41,6 +42,10 @@ class ModelConfig(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         _ = self.arguments
+        if self.name not in registry.MODELS:
+            from micronet.models.build import check_name
+
+            check_name(self.name)
 
     @property
     def name(self) -> str:
