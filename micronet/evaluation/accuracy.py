@@ -21,7 +21,7 @@ from micronet.evaluation.network import Predictor, Scores
 from micronet.models.device import batch_length, inference_format, place_input
 from micronet.models.finite import check_outputs
 from micronet.models.modes import eval_mode
-from micronet.tasks.classification import DEFAULT_TASK, first_output
+from micronet.tasks.classification import DEFAULT_TASK, Classification, first_output
 from micronet.tasks.task import Meter, Outputs, Task, describe, outputs_of
 
 
@@ -103,7 +103,7 @@ def check_scores(
             reason += f"; if its weights are {found[1]}, convert them where it is built: return net.float()"
         raise MicronetError(f"{name} does not accept {given}: {reason}") from error
     task.check(outputs, spec, name)
-    if task is DEFAULT_TASK and (rows := len(first_output(outputs))) != batch_length(inputs):
+    if isinstance(task, Classification) and (rows := len(first_output(outputs))) != batch_length(inputs):
         raise MicronetError(
             f"{name} returns {count(rows, 'row')} of scores for {count(batch_length(inputs), 'image')}; expected one "
             "row per image; export the network with a variable batch size"

@@ -224,6 +224,24 @@ def test_scales_and_variances_of_onnx_files_are_not_negative(micronet, tmp_path,
     assert (done.code, code == 0 or "tested" in done.err) == (code, True), done.err
 
 
+def test_a_network_that_returns_more_rows_than_images_is_refused(micronet, chain, tmp_path):
+    model = onnx.load(chain / "float.onnx")
+    name = model.graph.output[0].name
+    for node in model.graph.node:
+        node.output[:] = ["once" if each == name else each for each in node.output]
+    model.graph.node.append(helper.make_node("Concat", ["once", "once"], [name], axis=0))
+    model.graph.output[0].type.tensor_type.shape.dim[0].dim_param = "rows"
+    onnx.save(model, tmp_path / "a.onnx")
+    done = micronet("evaluate", tmp_path / "a.onnx", "--skip-timing", "--limit", "8")
+    assert (done.code, "rows of scores" in done.err) == (2, True), done.err
+
+
+def test_an_integer_beyond_floats_in_a_recipe_is_one_line(micronet, tmp_path):
+    (tmp_path / "a.toml").write_text(f'[[stage]]\ncommand = "train"\nlr = {10**400}\n')
+    done = micronet("run", tmp_path / "a.toml")
+    assert (done.code, "lr is inf" in done.err) == (2, True), done.err
+
+
 def test_child_processes_import_nothing_from_the_working_directory(monkeypatch):
     started = []
     monkeypatch.setattr(command, "run_in_processes", lambda work, count, program, report: started.append(program) or 0)
