@@ -32,6 +32,8 @@ VALUES = (
 # Unbounded work by request (steps of a compiler, processes), or no value.
 LEFT_OUT = {"processes", "compile", "force", "json", "quiet", "trust_code", "resume", "max_time"}
 
+LONG = {("calib_data", "none")}  # generates images, which takes as long as training on them
+
 
 def option_commands() -> list[str]:
     """Return the command lines."""
@@ -41,4 +43,5 @@ def option_commands() -> list[str]:
         for option in find(name).options()
         if option.name not in LEFT_OUT and not option.about["argument"] and option.field.type is not bool
         for value in VALUES
+        if (option.name, value) not in LONG
     ]
