@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from micronet.pruning.ids import FIXED, STRIDE, Ids, groups_of
 
@@ -27,13 +28,17 @@ class ChannelGroup:
     multiple: int = 1
     parts: int = 1
 
-    def alike(self, places: Ids) -> Ids:
-        """Return channels (n,), or if they are only some parts' the same channels in every part (parts, n)."""
+    def spread(self, places: Ids, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the sum of values (n,) of channels (n,) by channel of the group, (width,).
+
+        The values of only some parts' channels are those of the same channels in every part.
+        """
         size = self.width // self.parts
-        if len(np.unique(places)) == self.width or self.parts == 1:
-            return places
-        found: Ids = places % size + size * np.arange(self.parts, dtype=np.int64)[:, None]
-        return found
+        if self.parts > 1 and len(np.unique(places)) < self.width:
+            places = places % size + size * np.arange(self.parts, dtype=np.int64)[:, None]
+        # np.add.at would read beyond values that are broadcast (NumPy 2.4.6).
+        weights = np.broadcast_to(values, places.shape)
+        return np.bincount(places.ravel(), weights.ravel(), self.width)
 
 
 class GroupTable:

@@ -12,6 +12,7 @@ from micronet.errors import FailedError, MicronetError
 from micronet.evaluation.cost import count_macs
 from micronet.models.build import ModelSpec, build_model
 from micronet.pruning.config import PruneConfig
+from micronet.pruning.criteria import bn_scale, l2
 from micronet.pruning.groups import find_groups
 from micronet.pruning.prune import prune_model
 
@@ -319,3 +320,27 @@ def test_a_target_of_macs_counts_functional_calls_and_takes_any_input():
     tokens = torch.zeros(2, 5, dtype=torch.int64)
     pruned = micronet.prune(Words(), tokens, criterion="l2", target_macs=0.5).model
     assert pruned.up.out_features == 32
+
+
+@pytest.mark.parametrize("gate", [lambda x: F.glu(x, 1), lambda x: torch.mul(*x.chunk(2, 1))])
+def test_the_scores_of_a_gate_are_those_of_both_halves_and_of_what_follows(gate):
+    class Gates(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.bn = nn.Conv2d(3, 32, 1, bias=False), nn.BatchNorm2d(32)
+            self.dw, self.after, self.head = nn.Conv2d(16, 16, 3, groups=16), nn.BatchNorm2d(16), nn.Linear(16, 5)
+
+        def forward(self, x):
+            return self.head(self.after(self.dw(gate(self.bn(self.stem(x))))).mean((2, 3)))
+
+    net = Gates().eval()
+    for norm in (net.bn, net.after):
+        nn.init.normal_(norm.weight)
+    channels = find_groups(net, torch.randn(2, 3, 8, 8))
+    both = [net.bn.weight.abs(), net.after.weight.abs().repeat(2)]
+    rows = [layer.weight.flatten(1).norm(dim=1) for layer in (net.stem, net.dw)]
+    rows = [each / each.mean() for each in rows]
+    for criterion, parts in ((bn_scale, both), (l2, [rows[0], rows[1].repeat(2)])):
+        found = criterion.scores(channels.network.model, channels)
+        scores = next(values for group, values in found.items() if channels.groups[group].layers == ["stem"])
+        np.testing.assert_allclose(scores, sum(parts).detach() / 2, rtol=1e-6)

@@ -29,9 +29,9 @@ def scores(model: nn.Module, channels: ChannelMap) -> Scores:
         magnitude = scale.detach().abs().double().cpu().numpy()
         for group in groups_of(ids):
             mine = ids // STRIDE == group
-            places = channels.groups[group].alike(ids[mine] % STRIDE)
-            np.add.at(sums[group], places, magnitude[mine])
-            np.add.at(counts[group], places, 1)
+            places = ids[mine] % STRIDE
+            sums[group] += channels.groups[group].spread(places, magnitude[mine])
+            counts[group] += channels.groups[group].spread(places, np.ones(len(places)))
     found = {group: total / counts[group] for group, total in sums.items() if counts[group].all()}
     if any(np.isnan(values).any() for values in found.values()):
         raise MicronetError("a batch norm's scale is NaN: training diverged; train again with a lower --lr")

@@ -45,9 +45,9 @@ def score_rows(
         found = found / (found.mean() or 1.0)
         for group in groups_of(layer.outputs):
             mine = layer.outputs // STRIDE == group
-            places = channels.groups[group].alike(layer.outputs[mine] % STRIDE)
-            if len(np.unique(places)) == channels.groups[group].width:
-                np.add.at(sums[group], places, found[mine])
+            places = layer.outputs[mine] % STRIDE
+            if channels.groups[group].spread(places, np.ones(len(places))).all():
+                sums[group] += channels.groups[group].spread(places, found[mine])
                 counts[group] += 1
     return {group: total / counts[group] for group, total in sums.items() if counts[group]}
 
