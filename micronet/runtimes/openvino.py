@@ -1,5 +1,6 @@
 """Run ONNX files with OpenVINO on the CPU, and report the precision in which it executed each layer."""
 
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -117,7 +118,11 @@ def executed_layers(proto: onnx.ModelProto, precisions: dict[str, tuple[str, str
 
 
 def load_library() -> Any:
-    """Return OpenVINO's module; raise MicronetError with what to install if it is missing."""
+    """Return OpenVINO's module; raise MicronetError with what to install if it is missing.
+
+    Its own telemetry, which would report the import to its maker, is left out.
+    """
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # OpenVINO then uses a stub
     try:
         import openvino
     except ImportError as error:

@@ -249,9 +249,15 @@ def test_child_processes_import_nothing_from_the_working_directory(monkeypatch):
     assert started[0][0] == "-P"  # Python's option
 
 
-def test_onnx_runtime_reports_nothing_to_its_maker(tmp_path):
-    """It would write what it is about to send into the user's cache, from the moment it is imported."""
-    folder = Path(__file__).parents[2]
-    code = [sys.executable, "-c", "import micronet, onnxruntime"]
-    subprocess.run(code, check=True, env={"HOME": str(tmp_path)}, cwd=folder, timeout=60)
+@pytest.mark.parametrize("library", ["onnxruntime", "openvino"])
+def test_runtimes_report_nothing_to_their_makers(tmp_path, library):
+    """They would write what they are about to send into the user's home, from the moment they are imported."""
+    pytest.importorskip(library)
+    load = (
+        "import onnxruntime"
+        if library == "onnxruntime"
+        else "from micronet.runtimes.openvino import load_library as f; f()"
+    )
+    code = [sys.executable, "-c", f"import micronet; {load}"]
+    subprocess.run(code, check=True, env={"HOME": str(tmp_path)}, cwd=Path(__file__).parents[2], timeout=60)
     assert not list(tmp_path.rglob("*"))
