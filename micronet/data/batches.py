@@ -161,6 +161,7 @@ def cut_out(images: Tensor, centres: Tensor, size: int, spec: DataSpec) -> Tenso
     ``images``: (B, C, H, W) uint8; ``centres``: (2, B) rows and columns; ``size``: of the square, which may reach over
     the edges, in pixels.
     """
+    size = min(size, 2 * max(images.shape[2:]))  # enough to cover an image from any centre
     rows, columns = (torch.arange(length) - centre[:, None] + size // 2 for length, centre in
                      zip(images.shape[2:], centres, strict=True))  # fmt: skip
     inside = [(offset >= 0) & (offset < size) for offset in (rows, columns)]

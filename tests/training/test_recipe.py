@@ -167,6 +167,7 @@ def test_cutout_is_a_square_of_the_mean_colour():
     spec = DataSpec(mean=[0.2, 0.4, 0.6], std=[1.0] * 3)
     images = torch.full((3, 3, 8, 8), 255, dtype=torch.uint8)
     centres = torch.tensor([[4, 0, 7], [3, 0, 7]])
+    assert int(cut_out(images, centres, 10**26, spec).max()) == 153  # a square that covers everything
     cut = cut_out(images, centres, 4, spec)
     expected = images.clone()
     for image, rows, columns in zip(expected, (slice(2, 6), slice(0, 2), slice(5, 8)),
