@@ -1,5 +1,7 @@
 """ONNX files in OpenVINO: the same outputs as in ONNX Runtime, and a report of what it executed in integers."""
 
+from importlib.util import find_spec
+
 import numpy as np
 import onnx
 import pytest
@@ -14,7 +16,8 @@ from micronet.runtimes.network import open_network
 from micronet.runtimes.onnxruntime import note
 from micronet.runtimes.openvino import executed_layers
 
-pytest.importorskip("openvino")
+if find_spec("openvino") is None:  # importing it would let it report that to its maker
+    pytest.skip("needs openvino", allow_module_level=True)
 IMAGES = torch.rand(5, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
 
