@@ -21,6 +21,7 @@ BINS = 2048  # half of them below zero
 CANDIDATES = 128  # clips that entropy and mse try, per end
 FEWEST_BINS = BINS // 8  # in a clip that entropy considers: TensorRT begins with 128 of 1024 positive bins
 COUNTED_AT_ONCE = 1 << 22  # torch.histc counts in float32, where 2^24 + 1 is 2^24
+WIDEST = 2.0**126  # the limit up to which torch.histc counts in float32; beyond, the width of the range overflows
 SEARCHES = 3  # alternating searches for each end of an asymmetric range, with the other end fixed
 _KEY = "micronet-calibration"
 
@@ -49,7 +50,8 @@ class Histogram:
             self.limit = largest or 2.0**-60
         while largest > self.limit:
             self._widen()
-        for part in torch.split(x.float().reshape(-1), COUNTED_AT_ONCE):
+        wide = self.limit > WIDEST  # such as masks of the least float32
+        for part in torch.split((x.double() if wide else x.float()).reshape(-1), COUNTED_AT_ONCE):
             self.counts += torch.histc(part, BINS, -self.limit, self.limit).cpu().double()
 
     def _widen(self) -> None:
@@ -65,7 +67,7 @@ class Histogram:
 
     @property
     def sound(self) -> bool:
-        """Whether ``add`` can have made it: counts of values between its ends, which lie inside the limit."""
+        """Whether ``add`` can have made it: counts of values between its ends, which are NaN or inside the limit."""
         counts = self.counts
         if (
             counts.shape != (BINS,)
@@ -75,6 +77,8 @@ class Histogram:
             return False
         if self.empty:
             return self.high == -self.low and self.limit == 0 and not bool(counts.any())
+        if math.isnan(self.low) and math.isnan(self.high):  # a batch held NaN or infinity; none of it was counted
+            return 0 <= self.limit < math.inf and bool(counts.any()) == (self.limit > 0)
         return 0 < self.limit < math.inf and -self.limit <= self.low <= self.high <= self.limit and bool(counts.any())
 
     @property

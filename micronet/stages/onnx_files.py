@@ -8,6 +8,7 @@ import onnx
 import torch
 from numpy.typing import NDArray
 
+from micronet.models.finite import check_outputs
 from micronet.onnx.feeds import Feed
 from micronet.runtimes.config import RuntimeOptions
 from micronet.runtimes.onnxruntime import open_session
@@ -15,11 +16,15 @@ from micronet.tasks.agreement import Similarity
 
 
 def compare_files(floating: onnx.ModelProto, int8: onnx.ModelProto, feeds: Iterable[Feed]) -> dict[str, float]:
-    """Return the figures of ``Similarity`` over a quantized model's outputs; infinities that both give are equal."""
+    """Return the figures of ``Similarity`` over a quantized model's outputs; infinities that both give are equal.
+
+    Raises FailedError if an output of the float model holds NaN, or an infinity that the quantized one does not give.
+    """
     similarity, sessions = Similarity(), open_files(floating, int8)
     for feed in feeds:
         pairs = list(zip(*(session.run(None, feed) for session in sessions), strict=True))
         reference, ours = zip(*(_finite(*pair) for pair in pairs), strict=True)
+        check_outputs(reference, "the float model")
         similarity.update(list(ours), list(reference))
     return similarity.compute()
 

@@ -7,7 +7,7 @@ from PIL import Image
 
 from micronet.errors import MicronetError
 from micronet.onnx.feeds import ImageInput, Input, image_size, is_channels_last, read_arrays
-from tests.onnx.foreign import NETWORKS, inputs_for
+from tests.onnx.foreign import IMAGE, NETWORKS, Net, inputs_for
 
 F32, I64 = np.dtype("float32"), np.dtype("int64")
 TOKENS, MASK = Input("tokens", F32, (None, 6, 32)), Input("mask", np.dtype(bool), (None, 1, 6))
@@ -88,6 +88,24 @@ def test_the_command_takes_several_inputs_without_labels(micronet, tmp_path):
     assert done.json["test_sqnr_db"] > 20 and done.json["test_images"] == 8
     assert done.json["integer_layers"] == 5 and len(done.json["left_float"]) == 2
     assert (tmp_path / "net-int8.onnx").exists()
+
+
+@pytest.mark.parametrize("hidden", [True, False], ids=["hidden", "in the output"])
+def test_infinities_within_a_model_are_cached_and_nan_in_its_outputs_is_a_failure(micronet, tmp_path, hidden):
+    net = Net()
+    logarithms = net("Log", net("Relu", net.conv("x", 3, 8)))
+    pooled = net("MaxPool", logarithms, kernel_shape=[1, 1])  # ONNX Runtime turns -inf into the least float32
+    sums = net("Conv", pooled, np.abs(net.weight(8, 8, 1, 1))) if hidden else net.conv(logarithms, 8, 8)
+    outputs = {net("Sigmoid", sums) if hidden else sums: 4, net.conv(net("Exp", logarithms), 8, 4): 4}
+    onnx.save(net.model(IMAGE, outputs), tmp_path / "net.onnx")
+    data = saved(tmp_path, {"x": np.random.default_rng(0).standard_normal((4, 3, 16, 16), F32)})
+    for word in ("wrote", "read activation statistics from"):
+        done = micronet("quantize", tmp_path / "net.onnx", "--mode", "ptq", "--calib-data", data, "--skip-timing",
+                        "--calib-cache", tmp_path / "cache", "--force")  # fmt: skip
+        assert f"{word} {tmp_path / 'cache'}" in done.err
+        assert done.code == (0 if hidden else 1), done.err
+        assert ("the float model computes NaN or infinity" in done.err) != hidden
+        assert (tmp_path / "net-int8.onnx").exists() == hidden
 
 
 def test_the_command_takes_a_folder_of_images_and_says_what_is_missing(micronet, tmp_path):

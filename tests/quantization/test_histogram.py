@@ -3,7 +3,15 @@ import pytest
 import torch
 
 from micronet.quantization.functional import dequantize, to_integers
-from micronet.quantization.histogram import BINS, CANDIDATES, GridSpec, Histogram, find_range
+from micronet.quantization.histogram import (
+    BINS,
+    CANDIDATES,
+    GridSpec,
+    Histogram,
+    find_range,
+    load_statistics,
+    save_statistics,
+)
 
 
 def filled(*batches):
@@ -22,6 +30,19 @@ def test_nothing_is_lost_when_the_range_grows():
     edges = np.linspace(-histogram.limit, histogram.limit, BINS + 1)
     expected, _ = np.histogram(x.numpy(), edges)
     assert np.abs(np.cumsum(histogram.counts.numpy() - expected)).max() <= 4  # values on an edge may fall either way
+
+
+INF, LARGEST = float("inf"), torch.finfo(torch.float32).max
+
+
+@pytest.mark.parametrize("values", [[], [0.0], [1e-45], [1, -INF], [-INF], [1, torch.nan], [-LARGEST, 3], [LARGEST]])
+def test_a_file_holds_whatever_was_seen(tmp_path, values):
+    histogram = filled(*torch.tensor(values).split(1))
+    assert histogram.counts.sum() == sum(abs(value) < INF for value in values)
+    save_statistics({"a": histogram}, tmp_path / "a", "")
+    read = load_statistics(tmp_path / "a", "")["a"]
+    assert torch.equal(read.counts, histogram.counts)
+    assert repr((read.limit, read.low, read.high)) == repr((histogram.limit, histogram.low, histogram.high))
 
 
 @pytest.mark.parametrize("share", [0.5, 0.9, 0.999])
