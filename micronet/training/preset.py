@@ -68,8 +68,9 @@ def settle(
     fitted = _fit(replace(config, preset=config.preset or DEFAULT_PRESET), artifact, data, context)
     if fitted.lr is not None or fitted.optimizer != "muon":
         return fitted
-    began = recorded.get("lr")  # by an earlier version, at another rate
-    return replace(fitted, lr=began if isinstance(began, float) and began > 0 else muon_lr(fitted, len(data.train)))
+    if recorded.get("lr") == DEFAULT_LR:  # by an earlier version, or a short training
+        return replace(fitted, lr=DEFAULT_LR)
+    return replace(fitted, lr=muon_lr(fitted, len(data.train)))
 
 
 def muon_lr(config: TrainConfig, images: int) -> float:

@@ -83,7 +83,10 @@ def test_quantized_constants_are_stored_as_integers_and_nothing_unused_is():
     assert max(compare_layers(model, proto, IMAGES).values()) <= 1
     stored = {tensor.name: tensor.data_type for tensor in proto.graph.initializer}
     read = {name: node for node in proto.graph.node for name in node.input}
-    assert stored["position.q"] in (onnx.TensorProto.UINT8, onnx.TensorProto.INT8) and stored.keys() <= read.keys()
+    assert (
+        stored["position_tap.output_quantizer.q"] in (onnx.TensorProto.UINT8, onnx.TensorProto.INT8)
+        and stored.keys() <= read.keys()
+    )
     assert not any(node.op_type == "QuantizeLinear" and node.input[0] in stored for node in proto.graph.node)
 
 

@@ -225,6 +225,7 @@ def test_fast_is_the_default_and_a_training_that_began_as_plain_goes_on_as_plain
     long = TrainConfig(epochs=100_000)
     assert settled(long, tmp_path).lr < 0.01
     assert settle(long, artifact, photos(), resumed, {**fast, "lr": 0.01}).lr == 0.01  # as an earlier version began
+    assert settle(long, artifact, photos(), resumed, {**fast, "lr": 0.5}).lr < 0.01  # the user's, who must say it again
 
 
 @pytest.mark.parametrize(
