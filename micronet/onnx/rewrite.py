@@ -95,7 +95,7 @@ def store_quantized(graph: ir.Graph) -> None:
             continue
         kind = np.iinfo(zero_point.dtype)
         integers = (np.rint(values / scale) + zero_point).clip(kind.min, kind.max)
-        stored_values = _store(graph, f"{node.name.removesuffix(f'.{QUANTIZE}')}.q", integers.astype(kind.dtype))
+        stored_values = _store(graph, f"{node.outputs[0].name}.q", integers.astype(kind.dtype))  # a name of its own
         for reader, index in list(node.outputs[0].uses()):
             reader.replace_input_with(index, stored_values)
         graph.remove(node, safe=True)
