@@ -201,7 +201,8 @@ def _replay(network: nn.Module, history: list[StageRecord], source: str) -> nn.M
 def _check_fit(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source: str) -> None:
     """Raise MicronetError unless tensors have the names and shapes of a network's own, and its kinds of numbers.
 
-    Floats of another width are converted, and so are integers and booleans.
+    Floats of another width are converted, and so are integers and booleans, and whole floats of averaged checkpoints
+    in place of integers.
     """
     problems = {
         "missing": [name for name in own if name not in tensors],
@@ -214,7 +215,7 @@ def _check_fit(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source:
         "with the wrong type": [
             f"{name} is {tensors[name].dtype}, expected {own[name].dtype}".replace("torch.", "")
             for name in own
-            if name in tensors and _kind(tensors[name]) != _kind(own[name])
+            if name in tensors and not _converts(tensors[name], own[name].dtype)
         ],
     }
     found = [
@@ -226,8 +227,12 @@ def _check_fit(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], source:
         raise MicronetError(f"the tensors in {source} do not match the network: {'; '.join(found)}")
 
 
-def _kind(tensor: Tensor) -> tuple[bool, bool]:
-    return tensor.is_floating_point(), tensor.is_complex()
+def _converts(tensor: Tensor, dtype: torch.dtype) -> bool:
+    """Return True if a tensor is of the same kind of numbers as a type, or its floats are whole and fit in integers."""
+    if tensor.is_floating_point() and not (dtype.is_floating_point or dtype.is_complex):
+        values = tensor.double()
+        return torch.equal(values.to(dtype).double(), values)
+    return (tensor.is_floating_point(), tensor.is_complex()) == (dtype.is_floating_point, dtype.is_complex)
 
 
 def _check_metrics(metrics: Mapping[str, Any], source: str) -> None:

@@ -23,6 +23,7 @@ from micronet.errors import MicronetError, count
 from micronet.models.build import TORCHVISION, build_model, make_spec
 from micronet.models.finite import check_finite
 
+SAVE_AGAIN = "save it again with torch.save(model.state_dict(), path)"
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
 _ORIGINALS = ("nin", "nin_3x3", "nin_gc")
 
@@ -71,12 +72,14 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     try:
         with warnings.catch_warnings(action="ignore"):
             loaded = load_file(path) if path.suffix == ".safetensors" else _load_pickle(path)
+    except MicronetError:
+        raise
     except (SafetensorError, OSError) as error:
         raise MicronetError(f"--weights {path} cannot be read: {error}") from error
     except Exception as error:  # torch raises many types; all mean a damaged file or a pickle with code
         raise MicronetError(
             f"--weights {path} is corrupted or contains objects other than tensors (pickled models are not supported); "
-            "save it again with torch.save(model.state_dict(), path)"
+            + SAVE_AGAIN
         ) from error
     for wrapper in _WRAPPERS:
         if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
@@ -94,23 +97,32 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def _load_pickle(path: Path) -> Any:
-    """Load a PyTorch file; raise ValueError if it would take more memory than its own size.
+    """Load a PyTorch file; raise MicronetError if it would take more memory than its own size, or than is free.
 
     torch stores tensors as they are, so a compressed member is a bomb. Tensors need no ``bytearray``, which torch would
     let a pickle make in any length.
     """
-    if path.stat().st_size > available_memory():
-        raise ValueError("it is larger than the free memory")
+    size, free = path.stat().st_size, available_memory()
+    if size > free:
+        raise MicronetError(
+            f"--weights {path} has {size >> 20:,} MiB, but {free >> 20:,} MiB of memory are free; end other programs "
+            "or import it on a machine with more memory"
+        )
+    refused = None
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
         if any(each.compress_type != zipfile.ZIP_STORED for each in members):
-            raise ValueError("its members are compressed")
-        if sum(each.file_size for each in members) > path.stat().st_size:
-            raise ValueError("its members are larger than the file")
+            refused = "has compressed members"
+        elif sum(each.file_size for each in members) > size:
+            refused = "has members that are larger than the file"
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         if content.find(b"bytearray") >= 0:
-            raise ValueError("it makes a bytearray")
+            refused = "makes a bytearray"
+    if refused:
+        raise MicronetError(
+            f"--weights {path} {refused}, as no file of torch.save(model.state_dict(), path) does; {SAVE_AGAIN}"
+        )
     return torch.load(path, "cpu", weights_only=True)
 
 

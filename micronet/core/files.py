@@ -6,7 +6,7 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from glob import escape
 from pathlib import Path
 from typing import IO
@@ -140,8 +140,12 @@ def temporary_folder() -> Iterator[Path]:
                 shutil.rmtree(left, ignore_errors=True)
     while True:
         temporary = tempfile.TemporaryDirectory(prefix=_FOLDER, ignore_cleanup_errors=True)
-        with temporary as name, _open_folder(Path(name)) as handle:
-            if _lock(handle) is False or not Path(name).is_dir():  # another process took it for a leftover
+        with temporary as name, ExitStack() as opened:
+            try:
+                handle = opened.enter_context(_open_folder(Path(name)))
+            except FileNotFoundError:  # another process took it for a leftover
+                continue
+            if _lock(handle) is False or not Path(name).is_dir():  # and here
                 continue
             yield Path(name)
             return

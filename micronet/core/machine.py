@@ -54,13 +54,17 @@ def usable_threads() -> int:
 
 
 def available_memory() -> int:
-    """Return the bytes of free memory of the machine, or of this container if it has less."""
+    """Return the bytes of free memory of the machine, or of this container if it has less.
+
+    A container's memory in use includes files that its system keeps in memory; those not read lately make room.
+    """
     machine = _ASSUMED_MEMORY_BYTES
     with suppress(OSError, IndexError):
         machine = int(re.findall(r"MemAvailable:\s*(\d+) kB", Path("/proc/meminfo").read_text())[0]) * 1024
     with suppress(OSError, ValueError):  # "max" means no limit
         limit, used = (int((_CGROUP / f"memory.{name}").read_text()) for name in ("max", "current"))
-        machine = min(machine, limit - used)
+        kept = re.search(r"^inactive_file (\d+)$", (_CGROUP / "memory.stat").read_text(), re.MULTILINE)
+        machine = min(machine, limit - used + (int(kept[1]) if kept else 0))
     return max(0, machine)
 
 

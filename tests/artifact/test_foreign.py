@@ -1,6 +1,9 @@
+import pytest
 import torch
 
+from micronet.artifact import foreign
 from micronet.artifact.foreign import import_model
+from micronet.errors import MicronetError
 
 
 def test_initial_weights_follow_from_the_seed_alone():
@@ -9,3 +12,17 @@ def test_initial_weights_follow_from_the_seed_alone():
     again = import_model("lenet", {"width": 0.1}, None).model.state_dict()
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["conv1.weight"], other["conv1.weight"])
+
+
+def test_checkpoints_averaged_in_floats_load_as_they_do_in_torch(tmp_path):
+    own = import_model("nin", {"width": 0.1}, None).model.state_dict()
+    torch.save({name: tensor.float() + 3 for name, tensor in own.items()}, tmp_path / "w.pth")
+    loaded = import_model("nin", {}, tmp_path / "w.pth").model.state_dict()
+    assert all(torch.equal(loaded[name], own[name] + 3) and loaded[name].dtype == own[name].dtype for name in own)
+
+
+def test_weights_larger_than_the_free_memory_are_refused_for_that(tmp_path, monkeypatch):
+    torch.save({"a": torch.zeros(2)}, tmp_path / "w.pth")
+    monkeypatch.setattr(foreign, "available_memory", lambda: 100)
+    with pytest.raises(MicronetError, match=r"has 0 MiB, but 0 MiB of memory are free"):
+        import_model("nin", {}, tmp_path / "w.pth")

@@ -88,12 +88,12 @@ def _bytearray(path):
     path.write_bytes(b"\x80\x02c__builtin__\nbytearray\nJ\xff\xff\xff\x7f\x85R.")
 
 
-@pytest.mark.parametrize("make", [_compressed, _bytearray])
-def test_weights_that_take_more_memory_than_their_file_are_refused(micronet, tmp_path, make):
+@pytest.mark.parametrize(("make", "why"), [(_compressed, "has compressed members"), (_bytearray, "makes a bytearray")])
+def test_weights_that_take_more_memory_than_their_file_are_refused(micronet, tmp_path, make, why):
     make(tmp_path / "w.pth")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     done = micronet("import", "--model", "nin", "--weights", tmp_path / "w.pth", "-o", tmp_path / "x.safetensors")
-    assert (done.code, "corrupted" in done.err) == (2, True)
+    assert (done.code, why in done.err) == (2, True)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 20  # KiB
 
 

@@ -94,6 +94,10 @@ def _tensor(ending, change):
     ("damage", "code", "message"),
     [
         (_tensor("num_batches_tracked", lambda x: torch.full(x.shape, float("nan"))), 2, "is float32, expected int64"),
+        (_tensor("num_batches_tracked", lambda x: x + 0.5), 2, "is float32, expected int64"),
+        (_tensor("num_batches_tracked", lambda x: torch.full(x.shape, 1e30)), 2, "is float32, expected int64"),
+        (_tensor("num_batches_tracked", lambda x: x.cfloat()), 2, "is complex64, expected int64"),
+        (_tensor("num_batches_tracked", lambda x: x.float()), 0, ""),
         (_tensor("running_mean", lambda x: x.long()), 2, "is int64, expected float32"),
         (_tensor("running_mean", lambda x: x.cfloat()), 2, "is complex64, expected float32"),
         (_tensor("running_mean", lambda x: x.double()), 0, ""),

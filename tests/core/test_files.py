@@ -98,6 +98,21 @@ def test_folders_of_killed_processes_are_removed_and_those_in_use_are_not(tmp_pa
     assert not list(tmp_path.iterdir())
 
 
+def test_a_folder_taken_for_a_leftover_before_it_is_locked_is_made_again(monkeypatch):
+    make, removed = tempfile.mkdtemp, []
+
+    def made(*arguments, **options):
+        folder = make(*arguments, **options)
+        if not removed:
+            removed.append(folder)
+            Path(folder).rmdir()
+        return folder
+
+    monkeypatch.setattr(tempfile, "mkdtemp", made)
+    with temporary_folder() as folder:
+        assert folder.is_dir() and [str(folder)] != removed
+
+
 def test_a_user_without_a_home_has_a_cache_among_temporary_files(tmp_path, monkeypatch):
     def unknown(path):
         raise RuntimeError("Could not determine home directory.")

@@ -8,7 +8,8 @@ from torch import nn
 
 from micronet import core
 from micronet.artifact.artifact import Artifact
-from micronet.core.machine import usable_cores, usable_threads
+from micronet.core import machine
+from micronet.core.machine import available_memory, usable_cores, usable_threads
 from micronet.models.build import ModelSpec
 from micronet.runtimes.config import RuntimeOptions
 from micronet.runtimes.torch import EagerPredictor
@@ -20,6 +21,15 @@ def test_as_many_threads_as_openmp_is_told_or_one_a_core(monkeypatch, said, thre
     if said is not None:
         monkeypatch.setenv("OMP_NUM_THREADS", said)
     assert usable_threads() == (threads or usable_cores())
+
+
+@pytest.mark.parametrize(("limit", "free"), [("1000", 300), ("600", 0), ("max", None)])
+def test_files_kept_in_memory_count_as_free(tmp_path, monkeypatch, limit, free):
+    monkeypatch.setattr(machine, "_CGROUP", tmp_path)
+    whole = available_memory()
+    for name, text in {"max": limit, "current": "900", "stat": "file 500\ninactive_file 200\n"}.items():
+        (tmp_path / f"memory.{name}").write_text(text)
+    assert available_memory() == free if free is not None else available_memory() > whole / 2
 
 
 def test_networks_are_run_with_as_many_threads(monkeypatch):
