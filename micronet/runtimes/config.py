@@ -1,6 +1,8 @@
 """The settings of running a network. No torch here, so ``--help`` stays fast."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from micronet import registry
@@ -57,9 +59,11 @@ class RuntimeOptions(CodeOptions):
         """The runtimes for .onnx files, at least one."""
         return list(dict.fromkeys(name.strip() for name in (self.runtime or DEFAULT_RUNTIME).split(",")))
 
-    def check_single(self) -> None:
-        """Raise MicronetError if there are several runtimes for one file."""
-        if len(self.runtimes) > 1:
+    def check_files(self, files: Iterable[Path], *, several: bool = False) -> None:
+        """Raise MicronetError if a runtime is chosen but no file is an .onnx file, or several unless ``several``."""
+        if self.runtime is not None and not any(file.suffix == ".onnx" for file in files):
+            raise MicronetError(f"--runtime {self.runtime} only applies to .onnx files; drop it")
+        if len(self.runtimes) > 1 and not several:
             raise MicronetError(
                 f"--runtime {self.runtime} names {len(self.runtimes)} runtimes; only compare takes several"
             )

@@ -35,7 +35,7 @@ class Evaluate(MeasureSettings, Stage):
 
     def run(self, context: Context) -> Outcome:
         """Measure the network on the test images."""
-        self.runtime.check_single()
+        self.runtime.check_files([self.file])
         [row], dataset, _ = measure([self.file], self, context, timed=not self.timing.skip_timing)
         summary = {key: value for key, value in row._asdict().items() if key not in RELATIVE}
         return Outcome(row, {**summary, **_tested(dataset)})
@@ -69,6 +69,7 @@ class Compare(MeasureSettings, Stage):
 
     def run(self, context: Context) -> Outcome:
         """Measure every network on the test images."""
+        self.runtime.check_files(self.files, several=True)
         from micronet.models.device import describe_machine
         from micronet.stages.compare_latency import describe_speed
 
@@ -105,7 +106,7 @@ class Predict(Stage):
 
     def run(self, context: Context) -> Outcome:
         """Run the network over the images."""
-        self.runtime.check_single()
+        self.runtime.check_files([self.file])
         from micronet.evaluation.predict import predict
 
         network, _ = _open(self.file, self.runtime, context)
@@ -166,12 +167,7 @@ def measure(
 
 
 def each_runtime(files: list[Path], options: RuntimeOptions) -> list[tuple[Path, RuntimeOptions]]:
-    """Return each file with the options to open it by; an ONNX file once per runtime that the options name.
-
-    Raises MicronetError if a runtime is chosen, but there is no ONNX file.
-    """
-    if options.runtime is not None and not any(file.suffix == ".onnx" for file in files):
-        raise MicronetError(f"--runtime {options.runtime} only applies to .onnx files; drop it")
+    """Return each file with the options to open it by; an ONNX file once per runtime that the options name."""
     return [
         (file, replace(options, runtime=name))
         for file in files

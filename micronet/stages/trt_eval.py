@@ -68,6 +68,7 @@ class TrtEval(MeasureSettings, Stage):
         from micronet.runtimes.tensorrt.engine import EnginePredictor
         from micronet.runtimes.tensorrt.latency import parse_batch_sizes, sweep
 
+        self.runtime.check_files([self.onnx] if self.onnx else [])
         tune_allocator()
         batch_sizes = parse_batch_sizes(self.batch_sizes)
         engine = EnginePredictor(self.file, self.runtime)

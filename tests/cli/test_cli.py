@@ -283,9 +283,16 @@ def test_foreign_networks_go_the_whole_way(micronet, tmp_path, monkeypatch, kind
         (["evaluate", "x.pth"], "micronet import --model NAME --weights"),
         (["quantize", "folder", "--mode", "ptq"], "folder is a folder"),
         (["trt-eval", "ONNX"], "expected a TensorRT engine (.engine); use it with micronet evaluate"),
+        *((command.split(), "--runtime openvino only applies to .onnx files; drop it") for command in (
+            "evaluate FLOAT --runtime openvino", "compare FLOAT x.engine --runtime openvino",
+            "predict FLOAT x.png --runtime openvino", "trt-eval x.engine --runtime openvino",
+        )),
+        *((f"{command} --runtime onnxruntime,openvino".split(), "only compare takes several") for command in (
+            "evaluate ONNX", "predict ONNX x.png", "trt-eval x.engine --onnx ONNX",
+        )),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
-)
+)  # fmt: skip
 def test_a_file_of_another_kind_is_told_what_it_is_and_what_takes_it(
     micronet, chain, tmp_path, monkeypatch, arguments, message
 ):
