@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
+from onnx.reference import ReferenceEvaluator
 
 from micronet.packed.program import Operation
 
@@ -63,6 +64,10 @@ class ProgramBuilder:
         found = [reader for reader, (_, inputs) in self.operations.items() for each in inputs if each == name]
         return found + [""] * self.outputs.count(name)
 
+    def channels(self, value: str) -> int:
+        """Return the number of a value's channels, or 0 if it is unknown, or if the value has none."""
+        return next(iter(self.shapes.get(value, [])), 0)
+
     def image_shape(self, value: str) -> list[int]:
         """Return (C, H, W) of a feature map. Raises Unsupported if its size is unknown, or if it is none."""
         shape = self.shapes.get(value, [])
@@ -79,6 +84,15 @@ class ProgramBuilder:
             return weight
         shape = [-1 if axis == self.axes[value] and scale.size > 1 else 1 for axis in range(weight.ndim)]
         return weight.astype(np.float32) * scale.reshape(shape)
+
+    def compute(self, node: onnx.NodeProto) -> bool:
+        """Make the output of a node with constant inputs a constant; return False if one of them is computed."""
+        known = {name: self.constants.get(name, self.constant(name)) for name in node.input if name}
+        if any(value is None for value in known.values()):
+            return False
+        values: Any = ReferenceEvaluator(node).run(None, known)
+        self.constants.update(zip(node.output, values, strict=True))
+        return True
 
     def weight(self, value: str) -> tuple[NDArray[Any], NDArray[np.float32] | None]:
         """Return a constant as integers and their scale, or as float32 and None."""

@@ -66,7 +66,7 @@ def _gelu(builder: ProgramBuilder, node: onnx.NodeProto) -> None:
 
 def _prelu(builder: ProgramBuilder, node: onnx.NodeProto) -> None:
     """Convert max(x, 0) + slope * min(x, 0)."""
-    slope, name, channels = builder.constant(node.input[1]), node.output[0], builder.shapes.get(node.input[0], [0])[0]
+    slope, name, channels = builder.constant(node.input[1]), node.output[0], builder.channels(node.input[0])
     if slope is None or slope.size not in (1, channels):
         raise Unsupported("PRelu is only supported with one slope, or one per channel")
     above = builder.add(node, "relu", output=f"{name}/above")
@@ -86,7 +86,7 @@ def _arithmetic(builder: ProgramBuilder, node: onnx.NodeProto) -> None:
             return
     first, second = node.input
     ranks = {len(builder.shapes.get(name, [0, 0, 0])) for name in node.input}
-    channels = {builder.shapes.get(name, [0])[0] for name in node.input}
+    channels = set(map(builder.channels, node.input))
     if len(ranks) > 1 or len(channels) > 1:
         raise Unsupported(f"{kind} is only supported for feature maps with the same number of channels")
     if kind == "Div":
@@ -99,7 +99,7 @@ def _arithmetic(builder: ProgramBuilder, node: onnx.NodeProto) -> None:
 
 def _affine(builder: ProgramBuilder, node: onnx.NodeProto, source: str, constant: Any, constant_first: bool) -> None:
     """Convert arithmetic with a constant into x * scale + bias."""
-    kind, channels = node.op_type, builder.shapes.get(source, [0])[0]
+    kind, channels = node.op_type, builder.channels(source)
     shape = (1,) * (len(builder.shapes.get(source, [0, 0, 0])) + 1 - constant.ndim) + constant.shape
     if constant.size > 1 and (constant.size != channels or shape[1:2] != (channels,)):
         raise Unsupported(f"{kind} only supports constants with one value, or one per channel")

@@ -62,12 +62,18 @@ def _reduce(builder: ProgramBuilder, node: onnx.NodeProto) -> None:
 
 
 def _reshape(builder: ProgramBuilder, node: onnx.NodeProto) -> None:
-    """Convert a flatten, or a channel shuffle (reshape, transpose, reshape), which may end flat."""
+    """Convert a flatten, (N, C) to (N, C, 1, 1), or a channel shuffle, which may end flat.
+
+    A shuffle is a reshape, a transpose and a reshape.
+    """
     sides = builder.shapes.get(node.input[0], [0])  # (C, H, W)
     if node.op_type == "Flatten":
         if attributes_of(node).get("axis", 1) != 1:
             raise Unsupported("Flatten is only supported with axis 1")
         builder.add(node, "flatten")
+        return
+    if len(sides) == 1 and builder.shapes.get(node.output[0]) == [*sides, 1, 1]:
+        builder.add(node, "unflatten")
         return
     if node.input[1] not in builder.constants:
         raise Unsupported("Reshape is only supported with a constant shape")
@@ -111,6 +117,25 @@ def _squeeze(builder: ProgramBuilder, node: onnx.NodeProto) -> None:
     if not axes or not axes <= {2, 3}:
         raise Unsupported("Squeeze is only supported for height and width")
     builder.add(node, "flatten")
+
+
+def _unsqueeze(builder: ProgramBuilder, node: onnx.NodeProto) -> None:
+    """Convert the addition of height and width to (N, C), as in squeeze-and-excitation."""
+    rank = len(builder.shapes.get(node.input[0], [0, 0, 0])) + 1
+    axes = builder.constants.get(node.input[1], np.zeros(0)) if len(node.input) > 1 else np.zeros(0)
+    if rank != 2 or sorted(int(axis) % 4 for axis in axes) != [2, 3]:
+        raise Unsupported("Unsqueeze is only supported to add height and width to (N, C)")
+    builder.add(node, "unflatten")
+
+
+def _expand(builder: ProgramBuilder, node: onnx.NodeProto) -> None:
+    """Convert the repetition of one row or column into a resize."""
+    before, after = builder.image_shape(node.input[0]), builder.image_shape(node.output[0])
+    if before[0] != after[0]:
+        raise Unsupported("Expand is only supported for height and width")
+    factors = [out / size for size, out in zip(before[1:], after[1:], strict=True)]
+    attributes = {"size": after[1:], "factors": factors, "coordinates": "asymmetric", "nearest": "floor"}
+    builder.add(node, "resize", attributes=attributes)
 
 
 def _concat(builder: ProgramBuilder, node: onnx.NodeProto) -> None:
@@ -211,5 +236,5 @@ SHAPES: dict[str, Converter] = {
     "MaxPool": _pool, "AveragePool": _pool, "Reshape": _reshape, "Flatten": _reshape, "Squeeze": _squeeze,
     **dict.fromkeys(("GlobalAveragePool", "ReduceMean", "GlobalMaxPool", "ReduceMax"), _reduce),
     "Concat": _concat, "Resize": _resize, "DepthToSpace": _depth_to_space, "Slice": _slice, "Split": _split,
-    "Pad": _pad,
+    "Pad": _pad, "Unsqueeze": _unsqueeze, "Expand": _expand,
 }  # fmt: skip

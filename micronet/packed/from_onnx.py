@@ -17,7 +17,9 @@ from micronet.packed.program import Program
 from micronet.runtimes.onnxruntime import metadata
 
 CONVERTERS: dict[str, Converter] = {**LAYERS, **ELEMENTWISE, **SHAPES}
-DATA_INPUTS = {"Resize": 1, "Reshape": 1, "Slice": 1, "Pad": 1, "Split": 1, "Squeeze": 1}  # the others are parameters
+DATA_INPUTS = dict.fromkeys(
+    ("Resize", "Reshape", "Slice", "Pad", "Split", "Squeeze", "Unsqueeze", "Expand"), 1
+)  # the others are parameters
 
 
 def pack_model(proto: onnx.ModelProto) -> Program:
@@ -39,11 +41,12 @@ def pack_model(proto: onnx.ModelProto) -> Program:
         try:
             if node.op_type not in CONVERTERS:
                 raise Unsupported(f"{node.op_type} is not supported")
-            CONVERTERS[node.op_type](builder, node)
+            if node.op_type == "DequantizeLinear" or not builder.compute(node):  # stored integers stay integers
+                CONVERTERS[node.op_type](builder, node)
         except Unsupported as error:
             failed.setdefault(str(error), []).append(node)
     if failed:
-        raise MicronetError(_explain(failed, len(nodes)))
+        raise MicronetError(_explain(failed, nodes))
     outputs = [builder.resolve(entry.name) for entry in proto.graph.output]
     builder.outputs = outputs
     fuse_gates(builder)
@@ -63,22 +66,32 @@ def _needed_nodes(builder: ProgramBuilder) -> list[onnx.NodeProto]:
     return found[::-1]
 
 
-def _explain(failed: dict[str, list[onnx.NodeProto]], total: int) -> str:
-    """Return one line per reason, with all the layers that it concerns."""
+def _explain(failed: dict[str, list[onnx.NodeProto]], nodes: list[onnx.NodeProto]) -> str:
+    """Return one line per reason, with all the layers of the network's ``nodes`` that it concerns."""
     bad = sum(map(len, failed.values()))
-    lines = [f"  {reason}: {', '.join(map(_layer, nodes))}." for reason, nodes in failed.items()]
+    makers = {name: node for node in nodes for name in node.output}
+    lines = [f"  {reason}: {', '.join(_layer(node, makers) for node in found)}." for reason, found in failed.items()]
+    total = count(len(nodes), "operator")
     return (
-        f"the packed runtime cannot run {bad} of the network's {count(total, 'operator')}:\n" + "\n".join(lines) + "\n"
+        f"the packed runtime cannot run {bad} of the network's {total}:\n" + "\n".join(lines) + "\n"
         "Nothing was computed or written; export the network with micronet export-onnx, which supports them"
     )
 
 
-def _layer(node: onnx.NodeProto) -> str:
-    """Return the name of the layer that a node belongs to, or say that it is a function call in the forward."""
+def _layer(node: onnx.NodeProto, makers: dict[str, onnx.NodeProto]) -> str:
+    """Return the name of the layer that a node belongs to; for a function call in the forward, the layer before it."""
     name = node.name or node.output[0]
-    if re.fullmatch(rf"{node.op_type}([._]\d+)?", name):
-        return f"{name} (a function call)"
-    return re.sub(rf"\.{node.op_type}(\.\d+)?$", "", name)
+    if not _is_call(node):
+        return re.sub(rf"\.{node.op_type}(\.\d+)?$", "", name)
+    before = makers.get(node.input[0]) if node.input else None
+    while before is not None and (before.op_type not in LAYERS or _is_call(before)):
+        before = makers.get(before.input[0]) if before.input else None
+    return f"{name} (a function call{f' after {_layer(before, makers)}' if before is not None else ''})"
+
+
+def _is_call(node: onnx.NodeProto) -> bool:
+    """Return True for a function call in the forward, which has the name of its operator."""
+    return re.fullmatch(rf"{node.op_type}([._]\d+)?", node.name or node.output[0]) is not None
 
 
 def _build(builder: ProgramBuilder, proto: onnx.ModelProto) -> Program:
@@ -88,6 +101,11 @@ def _build(builder: ProgramBuilder, proto: onnx.ModelProto) -> Program:
         needed.update(inputs if name in needed else ())
     names = [name for name in builder.operations if name in needed]
     number = {builder.image: 0} | {name: index for index, name in enumerate(names, 1)}
+    if stored := sorted(needed - {*number}):
+        raise MicronetError(
+            f"the packed runtime does not run networks that return constants ({', '.join(stored)}); use micronet "
+            "export-onnx"
+        )
     operations = [builder.operations[name][0] for name in names]
     if not operations:
         raise MicronetError("the network returns its input as it is, so there is nothing to pack")

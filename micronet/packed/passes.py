@@ -16,7 +16,7 @@ from micronet.packed.builder import ProgramBuilder
 from micronet.packed.program import Operation
 
 MONOTONIC = ("sign", "quantize", "relu", "clip")
-MOVES = ("shuffle", "depth_to_space", "flatten")
+MOVES = ("shuffle", "depth_to_space", "flatten", "unflatten")
 GATES = {"sigmoid": "silu", "hard_sigmoid": "hard_swish"}  # f -> x * f(x)
 
 

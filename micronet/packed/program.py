@@ -18,7 +18,7 @@ class Kind(NamedTuple):
 
 # concat takes any number of inputs.
 OPERATIONS: dict[str, Kind] = {
-    **dict.fromkeys(("conv", "linear", "threshold", "sign", "relu", "mean", "flatten", "affine"), Kind()),
+    **dict.fromkeys(("conv", "linear", "threshold", "sign", "relu", "mean", "flatten", "unflatten", "affine"), Kind()),
     **dict.fromkeys(("add", "mul", "concat"), Kind(2)),
     **dict.fromkeys(("max_pool", "average_pool"), Kind(1, ("kernel",))),
     **dict.fromkeys(ACTIVATIONS, Kind()),

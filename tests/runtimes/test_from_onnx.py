@@ -43,7 +43,7 @@ def parse(nodes, last=(-1, 8), out="?, ?, ?"):
         {{ {nodes} }}
     """)
     for index, node in enumerate(model.graph.node):
-        node.name = f"layer{index}.{node.op_type}"
+        node.name = node.op_type if node.output[0] == node.op_type else f"layer{index}.{node.op_type}"
     return model
 
 
@@ -58,6 +58,8 @@ def parse(nodes, last=(-1, 8), out="?, ?, ?"):
         ("out = MaxPool <kernel_shape = [3, 3], dilations = [2, 2]> (x)", "MaxPool with dilation is not supported"),
         ("out = ReduceMean (x, channels)", r"only supported over height and width, not over axes \[1\]: layer0"),
         ("y = Relu (x) out = Conv (x, y)", "y is not a constant"),
+        ("y = Conv <kernel_shape = [3, 3]> (x, kernel) Cos = Cos (y) out = Relu (Cos)",
+         r"Cos is not supported: Cos \(a function call after layer0\)"),
         ("y = Softmax (x) z = Softmax (y) w = Cos (z) out = Relu (w)",
          "3 of .* 4 operators:\n  Softmax is not supported: layer0, layer1\\.\n  Cos is not supported: layer2\\."),
     ],
@@ -70,6 +72,13 @@ def test_what_the_runtime_cannot_run_is_named(nodes, message, last):
 
 def test_what_only_computes_shapes_is_not_needed():
     assert [each.kind for each in pack_model(parse("unused = Softmax (x) out = Relu (x)")).operations] == ["relu"]
+
+
+def test_a_network_that_returns_constants_is_refused():
+    model = parse("out = Relu (x)")
+    model.graph.output.append(onnx.helper.make_tensor_value_info("kernel", onnx.TensorProto.FLOAT, None))
+    with pytest.raises(MicronetError, match=r"return constants \(kernel\)"):
+        pack_model(model)
 
 
 def test_images_need_a_known_size():

@@ -24,7 +24,9 @@ ELEMENTWISE = [
     'out = Gelu <approximate = "tanh"> (x)', "out = Elu <alpha = 0.5> (x)", "out = LeakyRelu (x)",
     "out = PRelu (x, slopes)", "y = Relu (x) out = Sub (y, x)", "out = Sub (two, x)", "out = Div (x, two)",
     "y = Tanh (x) z = HardSwish (y) out = Clip (z, low, high)", "y = Add (slopes, x) out = HardSigmoid (y)",
-    "y = GlobalAveragePool (x) z = HardSigmoid (y) out = Mul (z, x)", "y = Sigmoid (x) out = Add (x, y)",
+    "y = GlobalAveragePool (x) z = HardSigmoid (y) out = Mul (z, x)", "out = Mul (two, x)",
+    "k = QuantizeLinear (two, s, zero) y = DequantizeLinear (k, s, zero) out = Mul (y, x)",
+    "y = Sigmoid (two) out = Mul (x, y)", "y = Sigmoid (x) out = Add (x, y)",
 ]  # fmt: skip
 POOLS = [
     f"out = {kind} <kernel_shape = [{ky}, {kx}], strides = [{sy}, {sx}], pads = [{pads}], ceil_mode = {ceil}{more}> (x)"
@@ -50,6 +52,10 @@ MOVES = [
     "out = Slice (x, begin, end, axes)", "out = Slice (x, begin, end, axes, steps)", "out = Pad (x, amounts)",
     "y, z = Split <axis = 1> (x, parts) out = Concat <axis = 1> (z, x, y)", "out = GlobalMaxPool (x)",
     "y = Relu (x) z = Concat <axis = 1> (x, y) out = Relu (z)",
+    "y = GlobalMaxPool (x) z = Flatten (y) w = Unsqueeze (z, sides) out = Add (w, x)",
+    "y = GlobalMaxPool (x) z = Squeeze (y, sides) out = Unsqueeze (z, sides)",
+    "y = GlobalMaxPool (x) z = Flatten (y) out = Reshape (z, pixel)", "y = GlobalMaxPool (x) out = Expand (y, map)",
+    "y = Slice (x, none, one, last) out = Expand (y, map)",
     "y = MaxPool <kernel_shape = [2, 2]> (x) out = Sigmoid (y)",
 ]  # fmt: skip
 LAYERS = [
@@ -89,6 +95,7 @@ def model(nodes, integers):
         "high": np.float32(0.75), "two": np.float32(2), "slopes": rng.normal(size=(8, 1, 1)).astype(np.float32),
         "up": [1, 1, 2, 2], "down": [1, 1, 0.6, 0.5], "uneven": [1, 1, 1.7, 2.5], "begin": [1, 2, 0],
         "end": [7, -1, 2**62], "axes": [1, 2, 3], "steps": [1, 2, 3], "parts": [3, 5],
+        "sides": [2, 3], "pixel": [-1, 8, 1, 1], "map": [1, 8, ROWS, COLUMNS], "none": [0], "one": [1], "last": [3],
         "amounts": [0, 0, 2, 1, 0, 0, 0, 3], "b1": rng.normal(size=6).astype(np.float32),
         "b2": rng.normal(size=12).astype(np.float32), "scales1": rng.uniform(1e-3, 1e-2, 6).astype(np.float32),
         "scales2": rng.uniform(1e-3, 1e-2, 6).astype(np.float32),

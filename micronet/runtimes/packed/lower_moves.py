@@ -23,6 +23,12 @@ def lower_flatten(state: LoweringState, index: int, operation: Operation, x: Fea
     state.values[index + 1] = x
 
 
+def lower_unflatten(state: LoweringState, index: int, operation: Operation, x: FeatureMap) -> None:
+    """Lower the change from (N, C) to (N, C, 1, 1) to a copy, because the two maps have other readers."""
+    made = state.values[index + 1] = state.map_like(x, flat=False)
+    _move(state, x, made, np.zeros(1, np.int64), np.zeros(1, np.int64))
+
+
 def lower_shuffle(state: LoweringState, index: int, operation: Operation, x: FeatureMap) -> None:
     """Lower a channel shuffle."""
     groups = operation.attributes["groups"]
@@ -141,6 +147,7 @@ def lower_pad(state: LoweringState, index: int, operation: Operation, x: Feature
 
 
 MOVES: dict[str, Callable[[LoweringState, int, Operation, FeatureMap], None]] = {
-    "flatten": lower_flatten, "shuffle": lower_shuffle, "resize": lower_resize, "depth_to_space": lower_depth_to_space,
+    "flatten": lower_flatten, "unflatten": lower_unflatten, "shuffle": lower_shuffle, "resize": lower_resize,
+    "depth_to_space": lower_depth_to_space,
     "slice": lower_slice, "pad": lower_pad, **dict.fromkeys(("max_pool", "average_pool", "mean"), lower_pool),
 }  # fmt: skip

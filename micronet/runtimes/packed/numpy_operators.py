@@ -104,6 +104,10 @@ def _flatten(operation: Operation, x: Value) -> Value:
     return x._replace(data=np.ascontiguousarray(data).reshape(len(data), -1))
 
 
+def _unflatten(operation: Operation, x: Value) -> Value:
+    return x._replace(data=x.data.reshape(len(x.data), 1, 1, -1))
+
+
 def _shuffle(operation: Operation, x: Value) -> Value:
     *rest, channels = x.data.shape
     grouped = x.data.reshape(*rest, operation.attributes["groups"], -1)
@@ -149,7 +153,8 @@ def _pad(operation: Operation, x: Value) -> Value:
 
 MOVES: dict[str, Callable[..., Value]] = {
     "max_pool": _max_pool, "average_pool": _average_pool, "mean": _mean, "concat": _concat, "flatten": _flatten,
-    "shuffle": _shuffle, "resize": _resize, "depth_to_space": _depth_to_space, "slice": _slice, "pad": _pad,
+    "unflatten": _unflatten, "shuffle": _shuffle, "resize": _resize, "depth_to_space": _depth_to_space,
+    "slice": _slice, "pad": _pad,
 }  # fmt: skip
 ELEMENTWISE: dict[str, Callable[..., Value]] = {
     "sign": lambda _, x: signs(x.real() >= 0),
