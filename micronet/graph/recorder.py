@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from micronet.errors import MicronetError
+from micronet.errors import MicronetError, count
 from micronet.graph.leaves import find_leaves
 from micronet.graph.ops import METADATA_ATTRIBUTES
 from micronet.graph.size import Size
@@ -64,10 +64,15 @@ class Recorder(TorchFunctionMode):
         }  # fmt: skip
 
     def placeholders(self, inputs: tuple[Any, ...]) -> list[Any]:
-        """Add a placeholder for every input; return the inputs."""
+        """Add a placeholder for every input; return the inputs. Raises TypeError if there are too many."""
         parameters = list(inspect.signature(self._model.forward).parameters.values())
         variadic = any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters)
-        names = [parameter.name for parameter in parameters]
+        names = [each.name for each in parameters if each.kind not in (each.KEYWORD_ONLY, each.VAR_KEYWORD)]
+        if len(inputs) > len(names) and not variadic:
+            raise TypeError(
+                f"forward() takes {count(len(names), 'input')} ({', '.join(names)}), but {len(inputs)} were given; "
+                "pass the inputs alone, without labels"
+            )
         found = []
         for number, value in enumerate(inputs):
             node = self.graph.placeholder(f"input_{number}" if variadic else names[number])

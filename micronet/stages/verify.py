@@ -1,6 +1,6 @@
 """The ``verify`` report: whether files are whole, and hold what they say."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,7 +54,8 @@ class Verify(Stage):
         for path in sorted(self.files, key=lambda each: KINDS.index(each.suffix) if each.suffix in KINDS else 0):
             row: dict[str, Any] = {"file": str(path), "exit_code": 0}
             try:
-                row |= self._verify(path, artifacts)
+                for found in self._verify(path, artifacts):
+                    row |= found
             except MicronetError as error:
                 row |= {"problem": str(error), "exit_code": error.exit_code}
             rows.append(row)
@@ -70,32 +71,44 @@ class Verify(Stage):
         rest = f" ({count(len(failed), 'file')} of {len(outcome.product)} failed)" if len(outcome.product) > 1 else ""
         raise kind(f"{worst['problem']}{rest}")
 
-    def _verify(self, path: Path, artifacts: "dict[Path, Artifact]") -> dict[str, Any]:
+    def _verify(self, path: Path, artifacts: "dict[Path, Artifact]") -> Iterator[dict[str, Any]]:
+        """Yield what was found out about a file, until something is wrong with it."""
         check_file_kind(path, *KINDS)
         if path.suffix == ".onnx":
-            return _verify_onnx(path, artifacts)
-        if path.suffix == ".packed":
-            return _verify_packed(path, artifacts)
+            yield _verify_onnx(path, artifacts)
+        elif path.suffix == ".packed":
+            yield _verify_packed(path, artifacts)
+        else:
+            yield from self._verify_tensors(path, artifacts)
+
+    def _verify_tensors(self, path: Path, artifacts: "dict[Path, Artifact]") -> Iterator[dict[str, Any]]:
         from micronet.artifact.artifact import load, read_tensors
-        from micronet.artifact.header import open_table
+        from micronet.artifact.header import open_table, read_header
+        from micronet.core.tensor_file import check_tensors
         from micronet.models.finite import check_no_nan
+        from micronet.models.spec import ModelSpec
 
         table = open_table(path)
+        check_tensors(path, table)
         if "micronet-calibration" in table.metadata:
             from micronet.quantization.histogram import load_statistics
 
             load_statistics(path, None)
-            return {"checksums": _checksums(table)}
-        if "micronet-checkpoint" in table.metadata:
+        elif "micronet-checkpoint" in table.metadata:
             check_no_nan(read_tensors(path, table), str(path))
-            return {"checksums": _checksums(table)}
-        artifact = load(path, self.code.model, trust_code=self.code.trust_code)
-        artifacts[path] = artifact
-        return {
-            "checksums": _checksums(table),
-            "history": " -> ".join(record.stage for record in artifact.history),
-            "quantizers": _check_scales(artifact, path),
-        }
+        else:
+            header, _ = read_header(path)
+            yield {"checksums": _checksums(table), "history": " -> ".join(record.stage for record in header.history)}
+            spec = ModelSpec.from_json(header.model)
+            if spec.runs_user_code and self.code.model is None and not self.code.trust_code:
+                raise MicronetError(
+                    f"the network of {path} was not built, because custom code, {spec.name}, is not run automatically; "
+                    "to check its weights, scales and history too, and to compare files made from it, add --model "
+                    f"{spec.name} to run your own copy, or --trust-code if you trust the author of the artifact"
+                )
+            artifacts[path] = load(path, self.code.model, trust_code=self.code.trust_code)
+            yield {"quantizers": _check_scales(artifacts[path], path)}
+        yield {"checksums": _checksums(table)}
 
 
 def _checksums(table: Any) -> str:

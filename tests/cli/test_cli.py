@@ -271,6 +271,10 @@ def test_foreign_networks_go_the_whole_way(micronet, tmp_path, monkeypatch, kind
     assert [row["images"] for row in rows] == [16, 16]
     if kind == "file":
         assert "--trust-code" in micronet("evaluate", "q.safetensors").err
+        done = micronet("verify", "q.safetensors")  # what needs no code is checked and shown
+        assert (done.code, "was not built, because custom code" in done.err) == (2, True)
+        assert "tensors match" in done.out and "-> quantize" in done.out
+        assert micronet("verify", "q.safetensors", "--trust-code").code == 0
         assert micronet("evaluate", "q.safetensors", "--trust-code").code == 0
 
 

@@ -304,6 +304,10 @@ def test_a_forward_that_fails_is_refused_with_its_line():
         MicronetError, match=r"cannot run on the example input \(2, 3, 8, 8\) at .*test_record.py:\d+ \(.*m.head"
     ):
         record_network(Network(lambda m, x: m.head(m.stem(x).flatten(1))), IMAGES)
+    with pytest.raises(
+        MicronetError, match=r"\(2,\): forward\(\) takes 1 input \(.*\), but 2 were given; pass the inputs"
+    ):
+        record_network(nn.Sequential(nn.Conv2d(3, 4, 1)), (IMAGES, torch.arange(2)))
 
 
 def test_the_modes_and_the_gradients_of_a_network_stay_as_they_are():
