@@ -16,7 +16,8 @@ from micronet.core.parse import parse_json
 from micronet.data.dataset import DataSpec
 from micronet.errors import MicronetError
 from micronet.evaluation.network import Predictor, Scores
-from micronet.onnx.reader import MAX_WEIGHT_BYTES, read_onnx
+from micronet.onnx.reader import read_onnx
+from micronet.onnx.stored import MAX_WEIGHT_BYTES
 from micronet.runtimes.config import RuntimeOptions
 from micronet.runtimes.network import described, to_pixels
 from micronet.runtimes.onnx_batches import reason, run_batch
