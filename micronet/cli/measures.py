@@ -135,9 +135,9 @@ def pruned_latency(latency: dict[str, Any]) -> list[str]:
         return []
     was, now, regular = latency["before_ms"], latency["after_ms"], latency.get("regular_8_ms")
     measured = f"{now:.2f} ms vs. {was:.2f} ms before (ONNX Runtime, 1 thread, batch 1)"
-    lines = [f"the pruned network is slower: {measured}" if now > was else f"latency   {measured}"]
+    lines = [f"the pruned network is slower: {measured}" if is_slower(now, was) else f"latency   {measured}"]
     if regular is not None and is_slower(now, regular):
         lines.append(f"--regular 8 is faster at the same pruning ratio: {regular:.2f} ms vs. {now:.2f} ms; add it")
-    elif now > was:
+    elif is_slower(now, was):
         lines.append(OTHER_WIDTHS)
     return lines

@@ -3,6 +3,7 @@
 Only the main graph is covered, not the subgraphs of If and Loop.
 """
 
+import re
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -143,6 +144,11 @@ def of_type(nodes: list[QDQNode], dtype: ir.DataType) -> list[QDQNode]:
 def title(node: ir.Node) -> str:
     """Return a node's name, or a description of a node without one."""
     return node.name or f"{node.op_type} producing {node.outputs[0].name}"
+
+
+def layer_name(node: ir.Node) -> str:
+    """Return the name of the layer that a node belongs to, as --exclude takes it."""
+    return re.sub(rf"\.{node.op_type}([._]\d+)?$", "", title(node))
 
 
 def _origin(value: ir.Value | None) -> ir.Node | None:

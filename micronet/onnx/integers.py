@@ -13,7 +13,7 @@ from micronet.evaluation.latency import latencies
 from micronet.onnx import graph_view as view
 from micronet.onnx.channel_padding import restore_channels
 from micronet.onnx.gates import restore_gates
-from micronet.onnx.graph_view import GraphView, WeightedNode, title
+from micronet.onnx.graph_view import GraphView, WeightedNode
 from micronet.onnx.ops import CONVOLUTIONS, DEQUANTIZE, INTEGER_LAYERS, QUANTIZE, SMOOTH
 from micronet.runtimes.config import RuntimeOptions
 from micronet.runtimes.onnxruntime import optimize, session_predictor
@@ -31,8 +31,8 @@ def count_integer_layers(proto: onnx.ModelProto) -> dict[str, Any] | None:
     Returns:
         ``convolutions`` and ``linear``: how many layers with stored weights there are, and how many of them become
         integer operators (``all``, ``integer``); ``float``: each other layer -> why; ``products``: how many products
-        of two activations stay float; ``activations``: the operators of smooth activations that stay float. None for a
-        float file, and if ONNX Runtime refuses the model.
+        of two activations stay float; ``activations``: the operators of smooth activations between layers that stay
+        float. None for a float file, and if ONNX Runtime refuses the model.
     """
     graph = GraphView(proto)
     if not graph.qdq:
@@ -49,12 +49,24 @@ def count_integer_layers(proto: onnx.ModelProto) -> dict[str, Any] | None:
         kind["all"] += 1
         kind["integer"] += layer.node.name in done
         if layer.node.name not in done:
-            left[title(layer.node)] = _reason(layer)
-    smooth = sorted({node.op_type for node in optimized.graph.node} & SMOOTH)
+            left[view.layer_name(layer.node)] = _reason(layer)
+    smooth = _smooth_before_layers(optimized.graph)
     weighted = {layer.node for layer in graph.layers}
     products = [node for node in graph.nodes if node.op_type == "MatMul" and node not in weighted]
     attended = sum(node.name not in done for node in products)
     return {**counts, "float": left, "products": attended, "activations": smooth}
+
+
+def _smooth_before_layers(graph: onnx.GraphProto) -> list[str]:
+    """Return the smooth activations from which a layer in integers is computed: others cost it no rounding."""
+    read, found = set[str](), set[str]()
+    for node in reversed(graph.node):
+        leads = not read.isdisjoint(node.output)
+        if leads or node.op_type in INTEGER_LAYERS:
+            read.update(node.input)
+        if leads and node.op_type in SMOOTH:
+            found.add(node.op_type)
+    return sorted(found)
 
 
 def _reason(layer: WeightedNode) -> str:

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from micronet.core.machine import usable_threads
 from micronet.errors import MicronetError
-from micronet.onnx.graph_view import GraphView, title
+from micronet.onnx.graph_view import GraphView, layer_name
+from micronet.onnx.integers import FLOAT_WEIGHTS
 from micronet.onnx.ops import CONVOLUTIONS
 from micronet.runtimes.config import RuntimeOptions
 from micronet.runtimes.onnxruntime import METADATA_KEY, OnnxPredictor
@@ -113,7 +114,8 @@ def executed_layers(proto: onnx.ModelProto, precisions: dict[str, tuple[str, str
         if precision in INTEGERS:
             kind["integer"] += 1
         else:
-            left[title(layer.node)] = f"OpenVINO computes it in {precision} ({kernel})" if precision else "it is fused"
+            why = f"OpenVINO computes it in {precision} ({kernel})" if precision else "it is fused"
+            left[layer_name(layer.node)] = FLOAT_WEIGHTS if layer.weight_qdq is None else why
     return {**counts, "float": left}
 
 

@@ -32,20 +32,22 @@ def describe_speed(rows: Sequence[Row], files: Sequence[Path], networks: Sequenc
     """
     integers = [_integers(network) for network in networks]
     names = [row.name for row in rows]
+    labels = [f"{row.name} in {row.runtime}" if names.count(row.name) > 1 else row.name for row in rows]
     quantized = [found is not None or "quantize" in row.stages for row, found in zip(rows, integers, strict=True)]
     slower, others = [], []
-    for row, file, found, is_quantized in zip(rows, files, integers, quantized, strict=True):
+    for row, name, file, found, is_quantized in zip(rows, labels, files, integers, quantized, strict=True):
         floats = [other for other, rounds in zip(rows, quantized, strict=True) if not rounds]
         rival = _rival(row, floats if is_quantized else [other for other in floats if "prune" not in other.stages])
         times = ""
         if rival is not None and row.latency_ms is not None and rival.latency_ms is not None:
-            times = f"{row.latency_ms:.2f} ms vs. {rival.latency_ms:.2f} ms for {rival.name}"
+            other = f"{rival.name} in {rival.runtime}" if rival.runtime != row.runtime else labels[rows.index(rival)]
+            times = f"{row.latency_ms:.2f} ms vs. {rival.latency_ms:.2f} ms for {other}"
             if is_slower(row.latency_ms, rival.latency_ms) and (is_quantized or "prune" in row.stages):
                 cause = _cause(row, file, found, is_quantized)
-                slower.append(f"{row.name} is slower than {rival.name}: {times}; {cause}")
+                own = name if rival.runtime == row.runtime else f"{row.name} in {row.runtime}"
+                slower.append(f"{own} is slower than {other}: {times}; {cause}")
         if found is not None:
             first, *rest = describe(found)
-            name = f"{row.name} in {row.runtime}" if names.count(row.name) > 1 else row.name
             others += [f"{name}: {first}{f'; {times}' if times else ''}", *rest]
     return [*slower, *others]
 

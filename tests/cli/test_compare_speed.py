@@ -60,3 +60,17 @@ def test_a_file_in_two_runtimes_is_named_with_them(monkeypatch):
     monkeypatch.setattr(compare_latency, "_integers", lambda name: COUNTS)
     found = describe([row("i", "onnxruntime", 1.0), row("i", "openvino", 2.0)])
     assert [line.partition(":")[0] for line in found if line.startswith("i")] == ["i in onnxruntime", "i in openvino"]
+    floats = [row("a", "torch", 1.0), row("f", "onnxruntime", 1.0)]
+    monkeypatch.setattr(compare_latency, "_integers", lambda name: COUNTS if name == "i" else None)
+    found = describe([*floats, row("i", "onnxruntime", 2.0), row("i", "openvino", 2.0)])
+    assert found[0].startswith("i in onnxruntime is slower than f: 2.00 ms vs. 1.00 ms for f;")
+    assert found[1].startswith("i in openvino is slower than a in torch: 2.00 ms vs. 1.00 ms for a in torch;")
+
+
+@pytest.mark.parametrize("theirs", [0.046, 0.05, 1.0, 100.0])
+def test_times_that_are_printed_alike_or_differ_by_noise_are_not_called_slower(theirs):
+    assert not any(
+        "slower" in line for line in describe([row("a", "torch", theirs), row("q", "torch", theirs * 1.04, "quantize")])
+    )
+    alike = row("q", "torch", theirs + 0.009, "quantize")
+    assert not any("slower" in line for line in describe([row("a", "torch", theirs), alike]))

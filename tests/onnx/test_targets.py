@@ -167,6 +167,12 @@ def test_transposed_convolutions_hold_integers_only_where_a_runtime_computes_in_
     np.testing.assert_array_equal(ours.run(None, feed)[0], theirs.run(None, feed)[0])
 
 
+def test_an_activation_after_the_last_layer_does_not_make_a_network_slow():
+    layers = [torch.nn.Conv2d(3, 8, 3), torch.nn.GELU(), torch.nn.Conv2d(8, 8, 3), torch.nn.Tanh()]
+    proto = to_onnx(micronet.quantize(torch.nn.Sequential(*layers), data=[IMAGES], mode="ptq"), IMAGES)
+    assert count_integer_layers(proto)["activations"] == ["Gelu"]
+
+
 class Waves(torch.nn.Conv1d):
     def forward(self, wave):
         return super().forward(wave)

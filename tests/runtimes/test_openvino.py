@@ -60,6 +60,8 @@ def test_a_layer_in_float_is_named_with_its_kernel(files):
     found = executed_layers(proto, kernels)
     assert found["convolutions"] == {"integer": 1, "all": 2} and found["linear"] == {"integer": 0, "all": 1}
     assert sorted(found["float"].values()) == ["OpenVINO computes it in f32 (jit_f32)", "it is fused"]
+    plain = executed_layers(onnx.load(files / "float.onnx"), {})
+    assert set(plain["float"].values()) == {"its weights are float"}
 
 
 def test_a_file_that_openvino_cannot_run_is_refused_in_one_line(files, tmp_path):
