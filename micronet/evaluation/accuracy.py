@@ -21,8 +21,8 @@ from micronet.evaluation.network import Predictor, Scores
 from micronet.models.device import batch_length, inference_format, place_input
 from micronet.models.finite import check_outputs
 from micronet.models.modes import eval_mode
-from micronet.tasks.classification import DEFAULT_TASK, Classification, first_output
-from micronet.tasks.task import Meter, Outputs, Task, describe, outputs_of
+from micronet.tasks.classification import DEFAULT_TASK, Classification
+from micronet.tasks.task import Meter, Outputs, Task, describe, first_output, outputs_of
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,8 @@ def add_pair(graph: ir.Graph, node: ir.Node, output: ir.Value, grid: Sequence[ir
     )
     quantize.outputs[0].name, dequantize.outputs[0].name = f"{output.name}.integers", name
     quantize.outputs[0].shape = dequantize.outputs[0].shape = output.shape
-    quantize.outputs[0].dtype, dequantize.outputs[0].dtype = grid[1].dtype if grid[1] else None, output.dtype
+    if grid[1] is not None and grid[1].dtype is not None and output.dtype is not None:
+        quantize.outputs[0].dtype, dequantize.outputs[0].dtype = grid[1].dtype, output.dtype
     for reader, index in readers:
         reader.replace_input_with(index, dequantize.outputs[0])
     graph.insert_after(node, [quantize, dequantize])

@@ -38,7 +38,8 @@ class ChannelGroup:
             places = places % size + size * np.arange(self.parts, dtype=np.int64)[:, None]
         # np.add.at would read beyond values that are broadcast (NumPy 2.4.6).
         weights = np.broadcast_to(values, places.shape)
-        return np.bincount(places.ravel(), weights.ravel(), self.width)
+        summed: NDArray[np.float64] = np.bincount(places.ravel(), weights.ravel(), self.width).astype(np.float64)
+        return summed
 
 
 class GroupTable:
