@@ -81,9 +81,10 @@ def _hide_vectors(graph: onnx.GraphProto, outer: ChainMap[str, float]) -> None:
     """
     own: dict[str, float] = {}
     lengths = ChainMap(own, *outer.maps)
+    followed = {name for node in graph.node if node.op_type in FOLLOWED for name in node.output}
     for value in (*graph.input, *graph.value_info, *graph.output):
-        own |= _length(value)
-    own |= {each.name: each.dims[0] if len(each.dims) == 1 else 1 for each in graph.initializer}
+        own |= _length(value, value.name in followed)
+    own |= {each.name: _stored_length(each) for each in graph.initializer}
     for node in graph.node:
         read = [lengths.get(name, math.inf) for name in node.input if name and node.op_type != "Range"]
         most = math.inf
@@ -99,10 +100,19 @@ def _hide_vectors(graph: onnx.GraphProto, outer: ChainMap[str, float]) -> None:
                 _hide_vectors(inner, lengths)
 
 
-def _length(value: onnx.ValueInfoProto) -> dict[str, float]:
-    """Return how many numbers a vector has, 1 for tensors that are none, as {name: number}; {} if it is unknown."""
+def _stored_length(tensor: TensorProto) -> int:
+    """Return how many numbers an initializer has, 1 if the outline left them out."""
+    fields = tensor.ListFields()
+    return math.prod(tensor.dims) if any(field.name.endswith("_data") for field, _ in fields) else 1
+
+
+def _length(value: onnx.ValueInfoProto, followed: bool) -> dict[str, float]:
+    """Return how many numbers ONNX may follow in a tensor, as {name: number}; {} if its shape does not tell.
+
+    Only vectors are followed from where they are made, but FOLLOWED operators may make matrices of them.
+    """
     kind = value.type.tensor_type
-    if not kind.HasField("shape"):
+    if not kind.HasField("shape") or (followed and len(kind.shape.dim) > 1):
         return {}
     if len(kind.shape.dim) != 1:
         return {value.name: 1}

@@ -63,8 +63,14 @@ def _doubling(path):
     """A vector that 24 nodes double: each number of it would be kept while shapes are inferred."""
     nodes = [helper.make_node("Concat", [f"s{each}", f"s{each}"], [f"s{each + 1}"], axis=0) for each in range(24)]
     last = [helper.make_node("Cast", ["s24"], ["cast"], to=1), helper.make_node("ReduceMax", ["cast"], ["most"])]
-    nodes = [helper.make_node("Shape", ["x"], ["s0"]), *nodes, *last, helper.make_node("Add", ["x", "most"], ["y"])]
-    _onnx(path, nodes, {})
+    nodes = [
+        helper.make_node("Shape", ["x"], ["shape"]),
+        helper.make_node("Unsqueeze", ["shape", "one"], ["s0"]),
+        *nodes,
+        *last,
+        helper.make_node("Add", ["x", "most"], ["y"]),
+    ]
+    _onnx(path, nodes, {"one": np.array([1])})
 
 
 def _functions(path):
