@@ -190,7 +190,7 @@ def _check_onnx(summary: dict[str, Any]) -> None:
     if rows:
         print_table(("severity", "rule", "nodes", "problem", "fix"), rows)
     print_line(_integers(summary["fused"]))
-    print_line(f"{count(summary['errors'], 'error')}, {count(summary['warnings'], 'warning')}")
+    print_line(summary["words"])
 
 
 def _integers(fused: dict[str, dict[str, int]] | None) -> str:

@@ -4,10 +4,12 @@ The rules (``micronet.onnx.rules``) were verified with onnxruntime 1.32 on x86 a
 behave differently. Subgraphs of If and Loop are not checked.
 """
 
+from collections import Counter
 from typing import Literal, NamedTuple, get_args
 
 import onnx
 
+from micronet.errors import count
 from micronet.onnx.graph_view import title
 from micronet.onnx.rules.layers import LAYER_RULES
 from micronet.onnx.rules.quantizers import QUANTIZER_RULES
@@ -46,3 +48,14 @@ def lint(proto: onnx.ModelProto, target: Target) -> list[Finding]:
             for match in rule.check(file)
         ]
     return sorted(found, key=lambda finding: get_args(Severity).index(finding.severity))
+
+
+def counted(findings: list[Finding]) -> str:
+    """Return how many errors and warnings there are, as the table shows them: one for all nodes with the same finding.
+
+    For example: 0 errors, 2 warnings at 6 nodes.
+    """
+    found = [each for each in findings if each.severity != "note"]
+    shown = Counter(severity for _, severity, *_ in {each._replace(node="") for each in found})
+    nodes = f" at {count(len(found), 'node')}" if len(found) > shown.total() else ""
+    return f"{count(shown['error'], 'error')}, {count(shown['warning'], 'warning')}{nodes}"

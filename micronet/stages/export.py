@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from micronet.core.config import group, setting
 from micronet.core.files import write_bytes
-from micronet.errors import FailedError, MicronetError, count
+from micronet.errors import FailedError, MicronetError
 from micronet.onnx.config import ExportConfig
 from micronet.stages.config import ConvertSettings, ReportConfig, TimingConfig, input_file
 from micronet.stages.stage import Context, Outcome, Stage
@@ -213,7 +213,7 @@ class CheckOnnx(Stage):
 
     def run(self, context: Context) -> Outcome:
         """Apply every rule for the target, and count what ONNX Runtime runs in integers."""
-        from micronet.onnx.lint import lint
+        from micronet.onnx.lint import counted, lint
         from micronet.onnx.operator_count import count_integer_ops
         from micronet.onnx.reader import read_onnx
 
@@ -225,6 +225,7 @@ class CheckOnnx(Stage):
             "fused": count_integer_ops(proto, self.file),
             "errors": errors,
             "warnings": warnings,
+            "words": counted(findings),
         }
         return Outcome(findings, summary)
 
@@ -232,7 +233,4 @@ class CheckOnnx(Stage):
         """Raise FailedError if the check is strict and found an error or a warning."""
         rules = dict.fromkeys(finding.rule for finding in outcome.product if finding.severity != "note")
         if self.strict and rules:
-            errors, warnings = outcome.summary["errors"], outcome.summary["warnings"]
-            raise FailedError(
-                f"{self.file}: {count(errors, 'error')}, {count(warnings, 'warning')} ({', '.join(rules)})"
-            )
+            raise FailedError(f"{self.file}: {outcome.summary['words']} ({', '.join(rules)})")

@@ -350,7 +350,9 @@ def test_the_table_says_what_the_rules_say(micronet, chain):
     assert shown.code == 0
     assert "unsigned-integers" in shown.out and "--target tensorrt" in shown.out
     assert "9 of 9 convolutions" in shown.out
-    assert shown.out.splitlines()[-1].endswith("warning") or shown.out.splitlines()[-1].endswith("warnings")
+    rows = [sum(line.startswith(f"│ {kind}") for line in shown.out.splitlines()) for kind in ("error", "warning")]
+    found = re.match(r"(\d+) errors?, (\d+) warnings?( at \d+ nodes)?$", shown.out.splitlines()[-1])
+    assert [int(found[1]), int(found[2])] == rows
 
 
 def test_strict_fails_where_anything_is_found(micronet, chain, tmp_path):

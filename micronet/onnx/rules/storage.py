@@ -52,7 +52,7 @@ def shared_integers(file: LintedFile) -> Matches:
                 yield Match(layer.node, f"{shared}: the file cannot be loaded with session.x64quantprecision=1")
 
 
-@rule("micronet export-onnx, which stores integers", ort="warning", tensorrt="warning")
+@rule("export it again: micronet export-onnx stores integers", ort="warning", tensorrt="warning")
 def float_storage(file: LintedFile) -> Matches:
     """Find tensors that are quantized at load time."""
     for node in (each.node for each in file.graph.stored if each.node.op_type == QUANTIZE):
