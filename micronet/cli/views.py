@@ -21,6 +21,7 @@ from micronet.errors import count, listed
 from micronet.stages.stage import Stage
 
 BAR = 40  # characters
+LISTED_NORMS = 3
 LISTED_NODES = 3  # of one rule in check-onnx's table; --json lists them all
 
 
@@ -145,9 +146,13 @@ def _quantize(summary: Any) -> None:
 
 
 def _bn_fuse(summary: dict[str, Any]) -> None:
-    folded = summary["folded"]
-    nothing = "no batch norms left to fold; rounded the biases to int32"
+    folded, left = summary["folded"], summary["left"]
+    nothing = f"no batch norms {'can be folded' if left else 'left to fold'}; rounded the biases to int32"
     print_line(f"folded {count(folded, 'batch norm')}" if folded else nothing)
+    for name, why in list(left.items())[:LISTED_NORMS]:
+        print_line(f"not folded: {name} ({why})")
+    if len(left) > LISTED_NORMS:
+        print_line(f"not folded: {len(left) - LISTED_NORMS} more (--json lists all)")
     _written(summary)
 
 

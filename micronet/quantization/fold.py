@@ -71,11 +71,12 @@ def fold_model(
     found = {name: getattr(folded.get_submodule(name), "weight_quantizer", None) for name in changed}
     quantizers = {name: quantizer.describe() for name, quantizer in found.items() if quantizer is not None}
     rounded = [name for record in history for name in _round_biases(folded, record.result.get("inputs", {}))]
+    left = left_norms(graph, pairs)
     if not pairs and not absorbed and not rounded:
-        raise MicronetError(
-            "nothing to fold: no batch norm follows a convolution or linear layer; use the artifact as it is"
-        )
+        why = "; ".join(f"{name}: {reason}" for name, reason in list(left.items())[:3]) or "it has no batch norms"
+        raise MicronetError(f"nothing to fold in this network ({why}); use the artifact as it is")
     result: dict[str, Any] = {"pairs": [list(pair) for pair in pairs], "taken": absorbed, "quantizers": quantizers}
+    result |= {"left": left} if left else {}
     result |= {"plain": True} if graph.plain else {}
     result |= {"recorded": graph.recorded} if graph.recorded else {}
     return folded, StageRecord("bn-fuse", {}, result)
@@ -142,6 +143,40 @@ def _fold_absorbed(layer: Any) -> None:
 def foldable_pairs(graph: Graph) -> list[tuple[str, str]]:
     """Return the names of the (layer, batch norm) pairs that ``fold_model`` folds."""
     return [pair for pair in graph.conv_bn_pairs() if not shares_scales(graph.model.get_submodule(pair[0]))]
+
+
+def left_norms(graph: Graph, pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """Return the batch norms that are in none of the (layer, batch norm) pairs: name -> why it cannot be folded."""
+    folded = {name for _, name in pairs}
+    found = {}
+    for node, norm in graph.calls():
+        if isinstance(norm, ops.BATCH_NORMS) and str(node.target) not in folded:
+            found[str(node.target)] = _obstacle(graph, node, norm)
+    return found
+
+
+def _obstacle(graph: Graph, node: fx.Node, norm: Any) -> str:
+    """Return why a batch norm cannot be folded into what it reads."""
+    before = node.all_input_nodes[0]
+    while isinstance(graph.module(before), Tap):
+        before = before.all_input_nodes[0]
+    layer, name = graph.module(before), str(before.target)
+    if graph.call_count(norm) > 1:
+        return "it is called several times"
+    if not norm.track_running_stats:
+        return "it has no running mean and variance"
+    if layer is None:
+        called = before.target if isinstance(before.target, str) else getattr(before.target, "__name__", before.name)
+        return "it follows an input" if before.op == "placeholder" else f"it follows {called}()"
+    if not isinstance(layer, (*ops.CONVOLUTIONS, nn.Linear)):
+        return f"it follows {type(layer).__name__.removeprefix('Quantized')} {name}"
+    if len(graph.readers(before)) > 1:
+        return f"others read the output of {name} too"
+    if graph.call_count(layer) > 1 or not graph.owns_weight(layer):
+        return f"the weight of {name} is used several times"
+    if shares_scales(layer):
+        return f"the groups of {name} share weight scales"
+    return f"the output of {name} is changed before it"
 
 
 def has_taken_norms(model: nn.Module) -> bool:

@@ -228,7 +228,7 @@ class Quantize(TrainingSettings, Stage):
             raise MicronetError("input batches have no labels to train on; specify a data set with --data")
         settled = self._with_defaults(path)
         if settled.training.distill != self.training.distill:
-            context.progress.line(f"also distilling from {path}; to use only the labels, pass --distill-weight 0")
+            context.progress.line(f"also distilling from {path}; to turn this off, pass --distill-weight 0")
         if share := settled.calibration.float_weights:
             context.progress.line(
                 f"weights stay in float for the first {share:.0%} of training steps, except during validation"

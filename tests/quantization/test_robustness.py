@@ -53,6 +53,30 @@ def chain_of_norms():
     return model.eval()
 
 
+class Norms(nn.Module):
+    """Batch norms behind a convolution, one that others read, a ReLU, a concatenation, and the input."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.read = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+        self.folded, self.first, self.shared, self.relu_norm = (nn.BatchNorm2d(3) for _ in range(4))
+        self.relu, self.joined = nn.ReLU(), nn.BatchNorm2d(6)
+
+    def forward(self, x):
+        y = self.read(self.folded(self.conv(self.first(x))))
+        z = self.relu_norm(self.relu(self.shared(y)))
+        return self.joined(torch.cat([y, z], 1))
+
+
+def test_batch_norms_that_cannot_be_folded_are_named_with_the_reason():
+    _, record = fold_model(Norms().eval())
+    assert record.result["pairs"] == [["conv", "folded"]]
+    assert record.result["left"] == {
+        "first": "it follows an input", "shared": "others read the output of read too",
+        "relu_norm": "it follows ReLU relu", "joined": "it follows cat()",
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize("q_type", ["sym", "asym"])
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_stored_grids_hold_the_same_values(bits, q_type):
