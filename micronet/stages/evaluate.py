@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from micronet.core.config import group, setting
+from micronet.core.config import flag, flatten, group, setting
 from micronet.errors import FailedError, MicronetError
 from micronet.runtimes.config import RuntimeOptions
 from micronet.stages.config import MeasureSettings, ReportConfig, TimingConfig, input_file
@@ -153,9 +153,10 @@ def measure(
         _check_same_input(each.name, each.network, like)
     dataset = open_test_data(config.data, like)
     if dataset.task.needs_reference and len(candidates) == 1:
-        raise MicronetError(
-            f"--task {dataset.task.name} needs the float original; run micronet compare FLOAT {files[0]}"
-        )
+        given = flatten(config)
+        options = [f"{flag(name)} {given[name]}" for name in ("model", "task", "data") if given.get(name) is not None]
+        command = " ".join(["micronet compare FLOAT", str(files[0]), *options])
+        raise MicronetError(f"--task {dataset.task.name} needs the float original; run {command}")
     for each in candidates:
         if isinstance(each.network, EagerPredictor) and dataset.inputs is not None:
             each.network.take_in_order(dataset.inputs)

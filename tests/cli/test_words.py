@@ -48,3 +48,6 @@ def test_import_says_the_size_of_the_network_at_the_input_that_it_was_given(tmp_
     macs = 6 * 10 * (8 * 9 + 3 * 8)
     assert done.out.splitlines()[0] == f"Segmenter with 123 parameters, {macs:,} MACs for an input of float32 1x12x20"
     assert done.out.splitlines()[-1].endswith(f"a.safetensors --mode ptq --model {LINEAR}")
+    alone = micronet("evaluate", tmp_path / "a.safetensors", "--model", LINEAR)
+    assert alone.code == 2
+    assert f"micronet compare FLOAT {tmp_path / 'a.safetensors'} --model {LINEAR}" in " ".join(alone.err.split())
