@@ -154,8 +154,8 @@ def measure(
     dataset = open_test_data(config.data, like)
     if dataset.task.needs_reference and len(candidates) == 1:
         given = flatten(config)
-        options = [f"{flag(name)} {given[name]}" for name in ("model", "task", "data") if given.get(name) is not None]
-        command = " ".join(["micronet compare FLOAT", str(files[0]), *options])
+        words = [f"{flag(name)} {given[name]}" for name in ("model", "task", "data") if given.get(name) is not None]
+        command = " ".join(["micronet compare FLOAT", str(files[0]), *words])
         raise MicronetError(f"--task {dataset.task.name} needs the float original; run {command}")
     for each in candidates:
         if isinstance(each.network, EagerPredictor) and dataset.inputs is not None:
