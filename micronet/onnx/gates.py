@@ -66,6 +66,7 @@ def _replace_hard_swish(graph: ir.Graph, node: ir.Node) -> None:
         each.metadata_props[ADDED] = node.op_type
     for each in (total, quantize, gate, product):
         each.outputs[0].shape = out.shape
+        each.outputs[0].dtype = ir.DataType.UINT8 if each is quantize else ir.DataType.FLOAT
     name = out.name
     out.replace_all_uses_with(product.outputs[0])
     graph.insert_before(node, [three, total, quantize, gate, product])
