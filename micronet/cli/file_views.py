@@ -17,8 +17,9 @@ def show_inspection(summary: dict[str, Any]) -> None:
         shapes = " and ".join(f"{each['dtype']} {each['shape']}" for each in data["inputs"])
         print_line(f"data      {data['name']}, inputs {shapes}")
     elif data and data.get("name") and data.get("image_size"):
-        shape = f"{data['channels']}x{data['image_size']}x{data['image_size']}"
-        about = f"{count(len(data['classes'] or []), 'class')}, {shape}, mean {data['mean']}, std {data['std']}"
+        shape = f"{data.get('channels')}x{data['image_size']}x{data['image_size']}"
+        classes = count(len(data.get("classes") or []), "class")
+        about = f"{classes}, {shape}, mean {data.get('mean')}, std {data.get('std')}"
         print_line(f"data      {data['name']}, {about}")
     if summary["seed"] is not None:
         print_line(f"seed      {summary['seed']}")

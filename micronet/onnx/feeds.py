@@ -41,6 +41,8 @@ def inputs_of(proto: onnx.ModelProto) -> list[Input]:
         kind = entry.type.tensor_type
         if entry.name in stored:
             continue
+        if not kind.elem_type:
+            raise MicronetError(f"the model's input {entry.name} is not a tensor of a known type; export it again")
         sizes = tuple(dim.dim_value if dim.dim_value > 0 else None for dim in kind.shape.dim)
         found.append(Input(entry.name, np.dtype(helper.tensor_dtype_to_np_dtype(kind.elem_type)), sizes))
     return found

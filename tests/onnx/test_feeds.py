@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from micronet.errors import MicronetError
-from micronet.onnx.feeds import ImageInput, Input, image_size, is_channels_last, read_arrays
+from micronet.onnx.feeds import ImageInput, Input, image_size, inputs_of, is_channels_last, read_arrays
 from tests.onnx.foreign import IMAGE, NETWORKS, Net, inputs_for
 
 F32, I64 = np.dtype("float32"), np.dtype("int64")
@@ -122,3 +122,10 @@ def test_the_command_takes_a_folder_of_images_and_says_what_is_missing(micronet,
     ):
         refused = micronet(*common, "--force", *options)
         assert refused.code == 2 and message in refused.err and len(refused.err.strip().splitlines()) == 1
+
+
+def test_an_input_without_a_type_is_refused():
+    proto = NETWORKS["channels-last"]()
+    proto.graph.input[0].type.tensor_type.ClearField("elem_type")
+    with pytest.raises(MicronetError, match=r"input \w+ is not a tensor of a known type"):
+        inputs_of(proto)

@@ -39,10 +39,11 @@ def run(program: Program, images: NDArray[np.float32]) -> Scores:
     """
     check_images(program, images)
     found = {0: images}
-    for number, (_, value) in enumerate(_walk(program, images), 1):
-        if number in program.results:
-            data = value.real()
-            found[number] = np.ascontiguousarray(data.transpose(0, 3, 1, 2) if data.ndim == 4 else data, np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):  # the outputs are checked
+        for number, (_, value) in enumerate(_walk(program, images), 1):
+            if number in program.results:
+                data = value.real()
+                found[number] = np.ascontiguousarray(data.transpose(0, 3, 1, 2) if data.ndim == 4 else data, np.float32)
     outputs = [found[number] for number in program.results]
     return outputs[0] if len(outputs) == 1 else outputs
 
