@@ -114,7 +114,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: st
 
 @contextmanager
 def _to_standard_output() -> Iterator[None]:
-    """Name standard output in errors of writing to it; a reader that closes a pipe is none."""
+    """Name standard output in errors of writing to it, but let a closed pipe pass as it is."""
     try:
         yield
         if sys.stdout is not None:

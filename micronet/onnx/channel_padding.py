@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from micronet.onnx.graph_view import array, producer, stored
+from micronet.onnx.graph_view import array, producer, store, stored
 from micronet.onnx.moves import ADDED
 from micronet.onnx.ops import CLIP_OPS, DEQUANTIZE, POOLS, QUANTIZE, SMOOTH
 
@@ -152,7 +152,7 @@ def _slice(graph: ir.Graph, region: _Region) -> None:
         assert value is not None
         if value not in cut:
             ends = {"starts": 0, "ends": region.channels, "axes": 1}
-            given = [_store(graph, f"{value.name}.{name}", number) for name, number in ends.items()]
+            given = [store(graph, f"{value.name}.{name}", [number]) for name, number in ends.items()]
             node = ir.node("Slice", [value, *given], name=f"{value.name}.real", metadata_props={ADDED: ""})
             cut[value] = result = node.outputs[0]
             result.name, result.type = f"{value.name}.real", value.type
@@ -162,12 +162,6 @@ def _slice(graph: ir.Graph, region: _Region) -> None:
             assert writer is not None
             graph.insert_after(writer, node)
         reader.replace_input_with(index, cut[value])
-
-
-def _store(graph: ir.Graph, name: str, number: int) -> ir.Value:
-    value = ir.val(name, const_value=ir.tensor(np.array([number]), name=name))
-    graph.register_initializer(value)
-    return value
 
 
 def _weight(node: ir.Node) -> ir.TensorProtocol:

@@ -5,13 +5,13 @@ clip(x + 3, 0, 6) / 6. Both take a fraction of the time of the float operators b
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from micronet.onnx.graph_view import store
 from micronet.onnx.moves import ADDED, add_pair, grid_of
 from micronet.onnx.ops import DEQUANTIZE, QUANTIZE
 
@@ -53,7 +53,7 @@ def _replace_hard_swish(graph: ir.Graph, node: ir.Node) -> None:
     x, out = node.inputs[0], node.outputs[0]
     # Of the input's rank: where all axes behind the channels are 1, ONNX Runtime adds a scalar to one value at a time.
     rank = 0 if x is None or x.shape is None else len(x.shape)
-    shift = _stored(graph, f"{node.name}.shift", np.full([1] * rank, 255, np.uint8))
+    shift = store(graph, f"{node.name}.shift", np.full([1] * rank, 255, np.uint8))
     three = ir.node(DEQUANTIZE, [shift, *_grid(graph, node, "shift", HARD_SHIFT / 255)], name=f"{node.name}.shift")
     total = ir.node("Add", [x, *three.outputs], name=f"{node.name}.Add")
     quantize = ir.node(QUANTIZE, [*total.outputs, *_grid(graph, node, "sum", HARD_WIDTH / 255)])
@@ -107,11 +107,5 @@ def _is_close(x: ir.Value | None, out: ir.Value, function: Gate) -> bool:
 
 def _grid(graph: ir.Graph, node: ir.Node, name: str, step: float) -> list[ir.Value]:
     """Store the scale and the zero point of a grid of unsigned integers that begins at 0."""
-    scale = _stored(graph, f"{node.name}.{name}.scale", np.float32(step))
-    return [scale, _stored(graph, f"{node.name}.{name}.zero_point", np.uint8(0))]
-
-
-def _stored(graph: ir.Graph, name: str, value: np.generic | NDArray[Any]) -> ir.Value:
-    stored = ir.val(name, const_value=ir.tensor(np.asarray(value), name=name))
-    graph.register_initializer(stored)
-    return stored
+    scale = store(graph, f"{node.name}.{name}.scale", np.float32(step))
+    return [scale, store(graph, f"{node.name}.{name}.zero_point", np.uint8(0))]

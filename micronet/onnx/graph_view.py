@@ -1,4 +1,4 @@
-"""A read-only view of an ONNX graph for the linter: its Q/DQ nodes, its layers, and which node reads which tensor.
+"""A view of an ONNX graph: its Q/DQ nodes, its layers, which node reads which tensor, and stored tensors.
 
 Only the main graph is covered, not the subgraphs of If and Loop.
 """
@@ -85,6 +85,13 @@ def producer(node: ir.Node, index: int = 0) -> ir.Node | None:
     """Return the node that computes an input, or None if it is stored or the network's."""
     value = node.inputs[index]
     return None if value is None else value.producer()
+
+
+def store(graph: ir.Graph, name: str, values: Any) -> ir.Value:
+    """Add a stored tensor to a graph; the name must be new there."""
+    value = ir.val(name, const_value=ir.tensor(np.asarray(values), name=name))
+    graph.register_initializer(value)
+    return value
 
 
 def stored(node: ir.Node, index: int = 0) -> ir.TensorProtocol | None:

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from micronet.onnx.float_nodes import clip_bounds, data_inputs, output_axis
-from micronet.onnx.graph_view import array
+from micronet.onnx.graph_view import array, store
 from micronet.onnx.integer_plan import Plan
 from micronet.onnx.ops import CLIP_OPS, DEQUANTIZE, JOINS, QUANTIZE, WEIGHTED_OPS
 from micronet.quantization.functional import range_qparams
@@ -171,9 +171,7 @@ class Insertion:
             node.replace_input_with(index, dequantize.outputs[0])
 
     def _store(self, name: str, values: NDArray[Any]) -> ir.Value:
-        value = ir.Value(name=name, const_value=ir.Tensor(np.asarray(values), name=name))
-        self.graph.register_initializer(value)
-        return value
+        return store(self.graph, name, values)
 
 
 def _clipped(value: ir.Value, ends: ValueRange) -> ValueRange:

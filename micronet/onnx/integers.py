@@ -1,6 +1,7 @@
 """Which layers of a quantized ONNX file ONNX Runtime computes in integers, why others are not, and how fast it is."""
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import onnx
@@ -42,19 +43,28 @@ def count_integer_layers(proto: onnx.ModelProto) -> dict[str, Any] | None:
     except MicronetError:
         return None
     done = {_ADDED.sub("", node.name) for node in optimized.graph.node if node.op_type in INTEGER_LAYERS}
-    counts = {"convolutions": {"integer": 0, "all": 0}, "linear": {"integer": 0, "all": 0}}
-    left = {}
-    for layer in graph.layers:
-        kind = counts["convolutions" if layer.node.op_type in CONVOLUTIONS else "linear"]
-        kind["all"] += 1
-        kind["integer"] += layer.node.name in done
-        if layer.node.name not in done:
-            left[view.layer_name(layer.node)] = _reason(layer)
     smooth = _smooth_before_layers(optimized.graph)
     weighted = {layer.node for layer in graph.layers}
     products = [node for node in graph.nodes if node.op_type == "MatMul" and node not in weighted]
     attended = sum(node.name not in done for node in products)
-    return {**counts, "float": left, "products": attended, "activations": smooth}
+    counts = count_layers(graph, lambda layer: None if layer.node.name in done else _reason(layer))
+    return {**counts, "products": attended, "activations": smooth}
+
+
+def count_layers(graph: GraphView, why_float: Callable[[WeightedNode], str | None]) -> dict[str, Any]:
+    """Return ``convolutions``, ``linear`` and ``float`` as ``count_integer_layers`` does.
+
+    ``why_float``: a layer with stored weights -> why a runtime computes it in float, or None if it does not.
+    """
+    counts = {"convolutions": {"integer": 0, "all": 0}, "linear": {"integer": 0, "all": 0}}
+    left = {}
+    for layer in graph.layers:
+        kind, why = counts["convolutions" if layer.node.op_type in CONVOLUTIONS else "linear"], why_float(layer)
+        kind["all"] += 1
+        kind["integer"] += why is None
+        if why is not None:
+            left[view.layer_name(layer.node)] = why
+    return {**counts, "float": left}
 
 
 def _smooth_before_layers(graph: onnx.GraphProto) -> list[str]:

@@ -19,7 +19,7 @@ from onnx_ir.passes.common import ClearMetadataAndDocStringPass, RemoveUnusedNod
 from micronet.data.batches import Normalize
 from micronet.data.dataset import DataSpec
 from micronet.errors import MicronetError
-from micronet.onnx.graph_view import array, producer, stored
+from micronet.onnx.graph_view import array, producer, store, stored
 from micronet.onnx.ops import DEQUANTIZE, QUANTIZE, RESHAPES
 from micronet.runtimes.onnxruntime import exposing_session, run
 
@@ -95,7 +95,7 @@ def store_quantized(graph: ir.Graph) -> None:
             continue
         kind = np.iinfo(zero_point.dtype)
         integers = (np.rint(values / scale) + zero_point).clip(kind.min, kind.max)
-        stored_values = _store(graph, f"{node.outputs[0].name}.q", integers.astype(kind.dtype))  # a name of its own
+        stored_values = store(graph, f"{node.outputs[0].name}.q", integers.astype(kind.dtype))  # a name of its own
         for reader, index in list(node.outputs[0].uses()):
             reader.replace_input_with(index, stored_values)
         graph.remove(node, safe=True)
@@ -115,7 +115,7 @@ def unshare_initializers(graph: ir.Graph) -> None:
             if tensor is None or (index != 2 and stored(node) is None):
                 continue
             if value in taken:
-                node.replace_input_with(index, _store(graph, f"{node.name}.{_INPUTS[index]}", tensor.numpy()))
+                node.replace_input_with(index, store(graph, f"{node.name}.{_INPUTS[index]}", tensor.numpy()))
             taken.add(node.inputs[index])
 
 
@@ -207,8 +207,8 @@ def embed_preprocessing(proto: onnx.ModelProto, spec: DataSpec) -> onnx.ModelPro
     model = ir.from_proto(proto)
     graph, pixels, normalize = model.graph, model.graph.inputs[0], Normalize(spec)
     readers = pixels.uses()
-    factor = _store(graph, "preprocessing.factor", normalize.scale.numpy().reshape(1, -1, 1, 1))
-    shift = _store(graph, "preprocessing.shift", normalize.shift.numpy().reshape(1, -1, 1, 1))
+    factor = store(graph, "preprocessing.factor", normalize.scale.numpy().reshape(1, -1, 1, 1))
+    shift = store(graph, "preprocessing.shift", normalize.shift.numpy().reshape(1, -1, 1, 1))
     cast = ir.node("Cast", [pixels], {"to": ir.DataType.FLOAT}, name="preprocessing.Cast")
     scaled = ir.node("Mul", [*cast.outputs, factor], name="preprocessing.Mul")
     shifted = ir.node("Add", [*scaled.outputs, shift], name="preprocessing.Add")
@@ -275,10 +275,3 @@ def _is_shared(value: ir.Value) -> bool:
 def _copied(node: ir.Node, inputs: Sequence[ir.Value | None], output: ir.Value) -> ir.Node:
     """Return a node of the same name and attributes."""
     return ir.Node(node.domain, node.op_type, inputs, node.attributes.values(), outputs=[output], name=node.name)
-
-
-def _store(graph: ir.Graph, name: str, values: NDArray[np.generic]) -> ir.Value:
-    """Add a stored tensor to a graph."""
-    value = ir.val(name, const_value=ir.tensor(values, name=name))
-    graph.register_initializer(value)
-    return value

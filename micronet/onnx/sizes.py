@@ -9,7 +9,7 @@ import onnx
 from onnx import TensorProto
 from onnx.inliner import inline_local_functions
 
-from micronet.onnx.stored import node_lists, stored_tensors
+from micronet.onnx.stored import inner_graphs, node_lists, stored_tensors
 
 MAX_VALUE_BYTES = 2**31  # of one tensor that a network computes: as much as ONNX allows a stored one
 MAX_EXPANDED_BYTES = 2**26  # that calls of functions may add to a graph
@@ -95,9 +95,8 @@ def _hide_vectors(graph: onnx.GraphProto, outer: ChainMap[str, float]) -> None:
         made = [own.setdefault(name, most) for name in node.output if name]
         if node.op_type in FOLLOWED and max([*made, *read], default=0) > LONGEST_SHAPE:
             node.domain = HIDDEN
-        for attribute in node.attribute:
-            for inner in [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]:
-                _hide_vectors(inner, lengths)
+        for inner in inner_graphs(node):
+            _hide_vectors(inner, lengths)
 
 
 def _stored_length(tensor: TensorProto) -> int:

@@ -25,8 +25,13 @@ def node_lists(*roots: Any) -> Iterator[Any]:
     while waiting:
         graph = waiting.pop()
         yield graph
-        for attribute in (each for node in graph.node for each in node.attribute):
-            waiting += [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]
+        waiting += (inner for node in graph.node for inner in inner_graphs(node))
+
+
+def inner_graphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """Yield the graphs inside a node, such as the branches of an If."""
+    for attribute in node.attribute:
+        yield from [*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs]
 
 
 def stored_tensors(*roots: Any) -> Iterator[tuple[str, TensorProto]]:

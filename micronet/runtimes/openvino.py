@@ -10,9 +10,8 @@ from numpy.typing import NDArray
 
 from micronet.core.machine import usable_threads
 from micronet.errors import MicronetError
-from micronet.onnx.graph_view import GraphView, layer_name
-from micronet.onnx.integers import FLOAT_WEIGHTS
-from micronet.onnx.ops import CONVOLUTIONS
+from micronet.onnx.graph_view import GraphView, WeightedNode
+from micronet.onnx.integers import FLOAT_WEIGHTS, count_layers
 from micronet.runtimes.config import RuntimeOptions
 from micronet.runtimes.onnxruntime import METADATA_KEY, OnnxPredictor
 
@@ -30,7 +29,7 @@ class OpenVinoPredictor(OnnxPredictor):
         return OpenVinoSession(path, self.proto, options)
 
     def integer_layers(self) -> dict[str, Any] | None:
-        """Return what OpenVINO executes in integers, in the form of ``onnx.integers.count_integer_layers``."""
+        """Return what OpenVINO executes in integers, in the form of ``onnx.integers.count_layers``."""
         return executed_layers(self.proto, self.session.precisions()) if GraphView(self.proto).qdq else None
 
 
@@ -41,7 +40,7 @@ class OpenVinoSession:
         if options.device not in (None, "cpu"):
             raise MicronetError(f"--device {options.device}: --runtime openvino only runs on the CPU; drop --device")
         openvino = load_library()
-        # By default, processors with bfloat16 compute float layers in it, which is no float network to compare with.
+        # By default, OpenVINO computes float layers in bfloat16 if the processor has it: a float32 baseline must not.
         settings = {
             "INFERENCE_PRECISION_HINT": "f32",
             "PERFORMANCE_HINT": "LATENCY",
@@ -101,22 +100,19 @@ def executed_layers(proto: onnx.ModelProto, precisions: dict[str, tuple[str, str
         precisions: What ``OpenVinoSession.precisions`` returns.
 
     Returns:
-        As ``onnx.integers.count_integer_layers`` does.
+        As ``onnx.integers.count_layers`` does.
     """
-    counts = {"convolutions": {"integer": 0, "all": 0}, "linear": {"integer": 0, "all": 0}}
-    left = {}
-    for layer in GraphView(proto).layers:
-        kind = counts["convolutions" if layer.node.op_type in CONVOLUTIONS else "linear"]
-        kind["all"] += 1
+
+    def why_float(layer: WeightedNode) -> str | None:
         # OpenVINO names a layer that it splits from its bias so, and a last one after the output.
         names = (layer.node.name, f"{layer.node.name}/WithoutBiases", str(layer.node.outputs[0].name))
         precision, kernel = next((precisions[name] for name in names if name in precisions), ("", ""))
         if precision in INTEGERS:
-            kind["integer"] += 1
-        else:
-            why = f"OpenVINO computes it in {precision} ({kernel})" if precision else "it is fused"
-            left[layer_name(layer.node)] = FLOAT_WEIGHTS if layer.weight_qdq is None else why
-    return {**counts, "float": left}
+            return None
+        why = f"OpenVINO computes it in {precision} ({kernel})" if precision else "it is fused"
+        return FLOAT_WEIGHTS if layer.weight_qdq is None else why
+
+    return count_layers(GraphView(proto), why_float)
 
 
 def load_library() -> Any:

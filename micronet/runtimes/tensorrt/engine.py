@@ -237,10 +237,8 @@ def _is_sound(about: dict[str, Any]) -> bool:
     kinds: dict[str, Any] = {**dict.fromkeys(REQUIRED, str), "metadata": dict[str, Any] | None, "params": int | None}
     if not all(accepts(kind, about.get(key)) for key, kind in kinds.items()):
         return False
-    metadata, parts = (
-        about.get("metadata") or {},
-        {"data": dict[str, Any] | None, "history": list[dict[str, Any]] | None},
-    )
+    metadata = about.get("metadata") or {}
+    parts: dict[str, Any] = {"data": dict[str, Any] | None, "history": list[dict[str, Any]] | None}
     return all(accepts(kind, metadata.get(key)) for key, kind in parts.items())
 
 
