@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from micronet import registry
 from micronet.errors import MicronetError
 from micronet.models.uncompiled import uncompiled
+from micronet.quantization.config import NUMBERS
 from micronet.quantization.functional import QParams, fake_quantize, to_integers
 
 
@@ -27,6 +28,8 @@ class Quantizer(nn.Module):
 
     def __init__(self, bits: int, axis: int | None, channels: int | None) -> None:
         super().__init__()
+        if not 1 <= bits <= NUMBERS[-1]:
+            raise ValueError(f"a quantizer has {bits} bits; expected 1 to {NUMBERS[-1]}")
         self.bits = bits
         self.axis = axis
         self.channels = channels

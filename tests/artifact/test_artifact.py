@@ -198,6 +198,9 @@ def _with_header(path, change):
             "recorded": [{"shape": [10**6, 3, 999, 999], "dtype": "float32"}], "pairs": []}}]), "more than"),
         (lambda value: value.update(history=[{"stage": "prune", "config": {}, "result": {
             "sizes": {}, "tensors": {"features.0.conv.weight": [10**9, 10**9, 3, 3]}}}]), "cannot be cut to"),
+        (lambda value: value.update(history=[{"stage": "quantize", "config": {}, "result": {"quantizers": {
+            "features.0.conv": {"weight_quantizer": {
+                "scheme": "lsq", "bits": 2**64, "signed": True, "weight": True}}}}}]), "expected 1 to 16"),
         (lambda value: value.update(model={"name": "nin", "args": {"width": 0.2}}), "do not match"),
     ],
 )  # fmt: skip
