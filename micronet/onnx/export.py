@@ -140,7 +140,7 @@ def with_integers(model: nn.Module, history: list[StageRecord], *, signed: bool 
         signed: For TensorRT: int8 activations, and float biases because TensorRT cannot dequantize int32.
     """
     inputs: dict[str, str | None] = next(
-        (record.result["inputs"] for record in history if record.stage == "quantize"), {}
+        (record.result.get("inputs", {}) for record in history if record.stage == "quantize"), {}
     )
     scales = {
         f"{name}.{slot}": quantizer.qparams(torch.empty(0)).scale

@@ -25,6 +25,7 @@ from micronet.quantization.graph_placer import GraphPlacer
 from micronet.quantization.layers import has_weight_slot
 from micronet.quantization.placement import Placement
 from micronet.quantization.placer import LayerPlacer
+from micronet.quantization.quantizer import Quantizer
 
 _COMPUTED = "weight_norm or the like computes its weight; quantize with --mode ptq, then train with --mode qaft"
 
@@ -62,7 +63,12 @@ def quantize_model(
 
 def restore(model: nn.Module, record: StageRecord) -> nn.Module:
     """Return the model with the quantizers that a record describes, uncalibrated."""
-    return Placement.from_json(record.result).apply(model)
+    placement = Placement.from_json(record.result)
+    model = placement.apply(model)
+    for layer, source in placement.inputs.items():
+        if source is not None and not isinstance(model.get_submodule(source), Quantizer):
+            raise ValueError(f"the input of {layer} is quantized by {source}, which is no quantizer")
+    return model
 
 
 def _place(model: nn.Module, config: QuantConfig, example: Example | None, infinite: Collection[str]) -> Placement:
