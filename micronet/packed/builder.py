@@ -1,5 +1,6 @@
 """A packed program under construction: operations by the name of the ONNX value that each computes."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -55,7 +56,7 @@ class ProgramBuilder:
         """
         output = parts.pop("output", node.output[0])
         attributes = {key: value for key, value in parts.pop("attributes", {}).items() if value is not None}
-        operation = Operation(kind, [], attributes, **parts)
+        operation = Operation(kind, [], attributes, name=layer_name(node), **parts)
         self.operations[output] = operation, [self.resolve(item) for item in inputs or node.input[:1]]
         return str(output)
 
@@ -110,6 +111,11 @@ def _with_shapes(proto: onnx.ModelProto) -> onnx.ModelProto:
         onnx.shape_inference.InferenceError
     ):  # it miscounts some windows with ceil_mode; the exporter noted the shapes
         return proto
+
+
+def layer_name(node: onnx.NodeProto) -> str:
+    """Return the name of the layer that a node belongs to, or the node's own."""
+    return re.sub(rf"\.{node.op_type}(\.\d+)?$", "", node.name or node.output[0])
 
 
 Converter = Callable[[ProgramBuilder, onnx.NodeProto], None]

@@ -8,7 +8,7 @@ import re
 import onnx
 
 from micronet.errors import MicronetError, count
-from micronet.packed.builder import Converter, ProgramBuilder, Unsupported
+from micronet.packed.builder import Converter, ProgramBuilder, Unsupported, layer_name
 from micronet.packed.convert_elementwise import ELEMENTWISE
 from micronet.packed.convert_layers import LAYERS
 from micronet.packed.convert_shapes import SHAPES
@@ -82,7 +82,7 @@ def _layer(node: onnx.NodeProto, makers: dict[str, onnx.NodeProto]) -> str:
     """Return the name of the layer that a node belongs to; for a function call in the forward, the layer before it."""
     name = node.name or node.output[0]
     if not _is_call(node):
-        return re.sub(rf"\.{node.op_type}(\.\d+)?$", "", name)
+        return layer_name(node)
     before = makers.get(node.input[0]) if node.input else None
     while before is not None and (before.op_type not in LAYERS or _is_call(before)):
         before = makers.get(before.input[0]) if before.input else None

@@ -45,6 +45,7 @@ class Operation:
     scale: NDArray[np.float32] | None = None  # of the weight, one per tensor or output
     bias: NDArray[Any] | None = None  # float32, or int32 in units of input scale times weight scale
     limits: NDArray[np.int32] | None = None  # per output, the smallest sum that gives +1
+    name: str = ""  # of the layer that it was made of; packed files do not store it
 
 
 @dataclass
