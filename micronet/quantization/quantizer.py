@@ -131,9 +131,12 @@ class Quantizer(nn.Module):
 def rebuild(described: dict[str, Any], like: Tensor) -> Quantizer:
     """Return the uncalibrated quantizer that ``describe`` described.
 
-    It goes to the device of ``like``, and takes its dtype if that is wider than float32.
+    It goes to the device of ``like``, and takes its dtype if that is wider than float32. Raises ValueError if it has
+    more channels than ``like`` has values.
     """
     arguments = dict(described)
+    if (arguments.get("channels") or 0) > like.numel():
+        raise ValueError(f"a quantizer of {like.numel()} values has {arguments['channels']} channels")
     build = registry.resolve(registry.QUANTIZERS, arguments.pop("scheme"), "quantizer")
     quantizer: Quantizer = build(**arguments)
     return quantizer.to(like.device, torch.promote_types(like.dtype, torch.float32))

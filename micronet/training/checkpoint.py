@@ -199,11 +199,12 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, header: dict[str, Any], te
         state.setdefault(int(index), {})[slot] = tensor
     if any(slots.keys() not in SLOTS or not all(map(_is_valid, slots.values())) for slots in state.values()):
         raise ValueError("its optimizer's state is incomplete")
-    for own, stored in zip(optimizer.state_dict()["param_groups"], header["groups"], strict=False):
+    groups = optimizer.state_dict()["param_groups"]
+    for own, stored in zip(groups, header["groups"], strict=True):
         settings = {**json.loads(json.dumps(own)), "lr": stored.get("lr")}  # the schedule sets the rate at every step
         if any(name not in settings or settings[name] != value for name, value in stored.items()):
             raise ValueError("its optimizer has other settings")
-    optimizer.load_state_dict({"state": state, "param_groups": header["groups"]})
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
 def _is_valid(value: Any) -> bool:

@@ -203,6 +203,10 @@ def _with_header(path, change):
                 "scheme": "lsq", "bits": 2**64, "signed": True, "weight": True}}}}}]), "expected 1 to 16"),
         (lambda value: value.update(history=[{"stage": "quantize", "config": {}, "result": {
             "inputs": {"features.0.conv": "features.0.bn"}}}]), "is no quantizer"),
+        (lambda value: value.update(history=[{"stage": "quantize", "config": {}, "result": {"quantizers": {
+            "features.0.conv": {"weight_quantizer": {
+                "scheme": "lsq", "bits": 8, "signed": True, "weight": True, "axis": 0, "channels": 2**31}}}}}]),
+         "2147483648 channels"),
         (lambda value: value.update(model={"name": "nin", "args": {"width": 0.2}}), "do not match"),
     ],
 )  # fmt: skip

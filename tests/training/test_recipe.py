@@ -15,6 +15,7 @@ from micronet.models.build import ModelSpec, build_model
 from micronet.tasks.classification import Classification
 from micronet.training import preset
 from micronet.training.average import WeightAverage
+from micronet.training.checkpoint import _load_optimizer
 from micronet.training.config import PRESETS, RunContext, TrainConfig, image_size
 from micronet.training.muon import RELATIVE_STEP, Muon, find_matrices, orthogonalize
 from micronet.training.preset import batch_size, muon_lr, settle
@@ -110,6 +111,17 @@ def test_matrices_are_the_weights_between_inputs_and_scores():
     assert list(find_matrices(network()).values()) == [{"groups": 1, "keep_norm": True}]
     optimizer = make_optimizer(model, TrainConfig(optimizer="muon"))
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(names)
+
+
+@pytest.mark.parametrize("lost", ["weight_decay", "groups", "lr", "params"])
+def test_an_optimizer_keeps_a_setting_that_its_checkpoint_has_lost(lost):
+    optimizer = make_optimizer(network(), TrainConfig(optimizer="muon"))
+    before = optimizer.state_dict()["param_groups"]
+    stored = [{name: value for name, value in group.items() if name != lost} for group in before]
+    _load_optimizer(optimizer, {"numbers": {}, "groups": stored}, {})
+    assert optimizer.state_dict()["param_groups"] == before
+    with pytest.raises(ValueError, match="shorter"):
+        _load_optimizer(optimizer, {"numbers": {}, "groups": stored[:1]}, {})
 
 
 def test_an_average_forgets_by_its_decay_and_copies_what_is_no_average():
