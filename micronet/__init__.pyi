@@ -8,6 +8,7 @@ from onnx import ModelProto
 from torch import Tensor, nn
 
 from micronet.artifact.artifact import Artifact as Artifact
+from micronet.core.folders import Folder
 from micronet.core.progress import Progress
 from micronet.errors import FailedError as FailedError
 from micronet.errors import MicronetError as MicronetError
@@ -616,6 +617,46 @@ def export_onnx(
         MicronetError: See the module's documentation.
     """
 
+def export(
+    artifact: Artifact | nn.Module | str | Path,
+    example_input: Tensor | tuple[Tensor, ...] | Mapping[str, Tensor] | None = None,
+    *,
+    target: str = 'onnxruntime',
+    data: str | Path | Batch | Iterable[Batch] | None = None,
+    output: str | Path | None = None,
+    skip_timing: bool = False,
+    model: str | None = None,
+    trust_code: bool = False,
+    task: str | None = None,
+    image_size: int | None = None,
+    limit: int | None = None,
+    force: bool = False,
+    check_images: int = 256,
+    progress: Progress | None = None,
+) -> ModelProto | Program | Engine | Folder:
+    """Export a network to any runtime.
+
+    target onnxruntime, packed and tensorrt do what export-onnx, pack and trt-build do with their defaults. The
+    other targets write a folder of files; evaluate, compare and predict take such a folder in place of a file.
+    Nothing is written if the target lacks an operator, or if its outputs do not agree with torch's. Afterwards,
+    the latency is compared with that of the float network in the same runtime.
+
+    Args:
+        artifact: An artifact (.safetensors).
+        example_input: Example input: a tensor or tuple of tensors; required if no data set determines it.
+        target: Target runtime: onnxruntime, openvino, tensorrt, packed.
+        check_images: Number of test images used to check that the exported network agrees with torch.
+        output, task, image_size, limit, force, progress: As in ``train``.
+        skip_timing, model, trust_code: As in ``evaluate``.
+        data: As in ``quantize``.
+
+    Returns:
+        ModelProto | Program | Engine | Folder: What the function for the target returns, or the files by name.
+
+    Raises:
+        MicronetError: See the module's documentation.
+    """
+
 def check_onnx(
     file: str | Path,
     *,
@@ -801,7 +842,7 @@ def evaluate(
     Evaluates on the test images; latency is measured for batches of 1 and 64 images.
 
     Args:
-        file: An artifact, or an .onnx, .packed or .engine file.
+        file: An artifact, an .onnx, .packed or .engine file, or a folder from export.
         runtime: Runtime for .onnx files: onnxruntime, or openvino if that package is installed; compare takes
             both, separated by a comma. Default: onnxruntime.
         device: Device for torch: cpu, cuda or cuda:N; default: cuda if available, otherwise cpu.
@@ -845,7 +886,7 @@ def compare(
     size of exported files.
 
     Args:
-        files: Artifacts, .onnx, .packed and .engine files.
+        files: Artifacts, .onnx, .packed and .engine files, and folders from export.
         max_drop: Raise FailedError if the accuracy of any network is more than this many percentage points below
             that of the first.
         data, task, image_size, limit, progress: As in ``train``.
@@ -918,7 +959,7 @@ def verify(
     packed file given together with the artifact that it was made from must compute what it computes.
 
     Args:
-        files: Artifacts, checkpoints, .onnx and .packed files.
+        files: Artifacts, checkpoints, .onnx and .packed files, and folders from export.
         progress: As in ``train``.
         model, trust_code: As in ``evaluate``.
 

@@ -90,6 +90,7 @@ STAGES = {
     "export-onnx": Command(
         "micronet.stages.export:ExportOnnx", "Export a network to ONNX, with quantized weights as int8."
     ),
+    "export": Command("micronet.stages.export_target:Export", "Export a network to any runtime."),
     "check-onnx": Command("micronet.stages.export:CheckOnnx", "Find out what makes an ONNX model slow or inaccurate."),
     "pack": Command("micronet.stages.export:Pack", "Pack a network into a file with 1 to 8 bits per weight."),
     "trt-build": Command("micronet.stages.trt_build:TrtBuild", "Build a strongly typed TensorRT engine."),
@@ -126,6 +127,16 @@ PREDICTORS = {
 ONNX_RUNTIMES = {
     "onnxruntime": "micronet.runtimes.onnxruntime:OrtPredictor",
     "openvino": "micronet.runtimes.openvino:OpenVinoPredictor",
+}
+
+# What --target of export chooses: a stage, or a module with write(proto, folder), which fills a folder and returns what
+# its note says, open_folder(folder, note, options), which returns it as a network, and PAIRS, whether write reads
+# activations as pairs of QuantizeLinear and DequantizeLinear (see ``onnx.export.to_onnx``), and its TITLE.
+TARGETS = {
+    "onnxruntime": "export-onnx",
+    "openvino": "micronet.runtimes.openvino",
+    "tensorrt": "trt-build",
+    "packed": "pack",
 }
 
 

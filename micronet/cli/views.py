@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from micronet import registry
 from micronet.cli.console import print_json, print_line, print_table
 from micronet.cli.file_views import show_inspection, show_verification
 from micronet.cli.measures import (
@@ -174,6 +175,15 @@ def _export_onnx(summary: dict[str, Any]) -> None:
         print_line("kept in float32: " + ", ".join(summary["kept_float32"]))
 
 
+def _export(summary: dict[str, Any]) -> None:
+    """Print what the stage of the target prints, or what was written and what its runtime executes."""
+    view = _VIEWS.get(registry.TARGETS[summary["target"]])
+    if view is not None:
+        view(summary)
+    else:
+        _export_onnx({"kept_float32": {}, **summary})
+
+
 def _pack(summary: dict[str, Any]) -> None:
     """Print what was written and how fast it is; that comes first if it is slow."""
     speed = summary.get("latency", {"words": ""})
@@ -259,7 +269,8 @@ def _sensitivity(summary: list[dict[str, Any]]) -> None:
 
 
 _VIEWS: dict[str, Callable[[Any], None]] = {
-    "import": _import, "prune": _prune, "quantize": _quantize, "bn-fuse": _bn_fuse, "export-onnx": _export_onnx,
+    "import": _import, "prune": _prune, "quantize": _quantize, "bn-fuse": _bn_fuse, "export": _export,
+    "export-onnx": _export_onnx,
     "check-onnx": _check_onnx, "pack": _pack,
     "trt-build": _trt_build, "trt-eval": _trt_eval, "evaluate": show_evaluation, "compare": show_comparison,
     "predict": _predict, "inspect": show_inspection, "verify": show_verification,

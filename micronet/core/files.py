@@ -17,6 +17,7 @@ _MARK = ".micronet-"  # in the names of temporary files
 _FOLDER = "micronet-run-"  # begins the names of temporary folders
 # A file's suffix -> what it is, and what to do with it.
 _IMPORT = "import it with micronet import --model NAME --weights FILE"
+FOLDER, NOTE = "", "micronet.json"  # in place of a suffix: a folder that export wrote; its note
 _KINDS = {
     ".safetensors": ("an artifact", "convert it with micronet export-onnx or trt-build"),
     ".onnx": ("an ONNX file", "use it with micronet evaluate, check-onnx, trt-build or quantize --mode ptq"),
@@ -33,7 +34,10 @@ def check_file_kind(path: Path, *taken: str) -> None:
 
     Unknown suffixes pass; such a file is checked when it is opened.
     """
-    expected = " or ".join(f"{_KINDS[suffix][0]} ({suffix})" for suffix in taken)
+    if FOLDER in taken and (path / NOTE).is_file():
+        return
+    words = [f"{_KINDS[suffix][0]} ({suffix})" if suffix else "a folder from micronet export" for suffix in taken]
+    expected = " or ".join(words)
     if path.is_dir():
         raise MicronetError(f"{path} is a folder; expected {expected}; specify a file in it")
     what, instead = _KINDS.get(path.suffix, ("", ""))
@@ -128,18 +132,23 @@ def _temporary_beside(target: Path) -> Iterator[tuple[IO[bytes], Path]]:
 
 
 @contextmanager
-def temporary_folder() -> Iterator[Path]:
-    """Give an empty folder for this context among the system's temporary files; remove those of killed processes."""
+def temporary_folder(beside: Path | None = None) -> Iterator[Path]:
+    """Give an empty folder for this context; remove those that killed processes left.
+
+    It is among the system's temporary files, or hidden ``beside`` a path, from where it can be renamed to that.
+    """
+    place = Path(tempfile.gettempdir()) if beside is None else beside.parent
+    prefix = _FOLDER if beside is None else f".{beside.name}{_MARK}"
     if not hasattr(os, "O_DIRECTORY"):  # Windows locks no folders
-        with tempfile.TemporaryDirectory(prefix=_FOLDER) as name:
+        with tempfile.TemporaryDirectory(prefix=prefix, dir=place) as name:
             yield Path(name)
         return
-    for left in Path(tempfile.gettempdir()).glob(f"{_FOLDER}*"):
+    for left in place.glob(f"{escape(prefix)}*"):
         with suppress(OSError), _open_folder(left) as handle:
             if os.fstat(handle).st_uid == os.geteuid() and _lock(handle):
                 shutil.rmtree(left, ignore_errors=True)
     while True:
-        temporary = tempfile.TemporaryDirectory(prefix=_FOLDER, ignore_cleanup_errors=True)
+        temporary = tempfile.TemporaryDirectory(prefix=prefix, dir=place, ignore_cleanup_errors=True)
         with temporary as name, ExitStack() as opened:
             try:
                 handle = opened.enter_context(_open_folder(Path(name)))
@@ -192,9 +201,22 @@ def cache_folder() -> Path:
 
 
 def file_hash(path: Path) -> str:
-    """Return a file's SHA-256 in hexadecimal."""
+    """Return the SHA-256 in hexadecimal of a file, or of the names and hashes of a folder's files."""
+    if path.is_dir():
+        found = [f"{each.relative_to(path)} {file_hash(each)}" for each in sorted(files_in(path))]
+        return hashlib.sha256("\n".join(found).encode()).hexdigest()
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def file_size(path: Path) -> int:
+    """Return the size in bytes of a file, or of all files in a folder."""
+    return sum(each.stat().st_size for each in files_in(path)) if path.is_dir() else path.stat().st_size
+
+
+def files_in(folder: Path) -> list[Path]:
+    """Return the files in a folder and in those in it."""
+    return [path for path in folder.rglob("*") if path.is_file()]
 
 
 def _follow_links(path: Path) -> Path:

@@ -119,6 +119,29 @@ def require_classes(agreement: Agreement, name: str) -> None:
         )
 
 
+def compare_network(model: nn.Module, predict: Predictor, batches: Sequence[Any], *, classes: bool) -> Agreement:
+    """Run torch and another runtime of the same network on the same batches; ``classes``: of images, for scores."""
+    return (compare_scores if classes else compare_tensors)(model, predict, batches)
+
+
+def require_close(found: Agreement, name: str, *, rounds: bool, classes: bool) -> None:
+    """Raise FailedError, which calls the other runtime's network ``name``, if it does not compute what torch computes.
+
+    Args:
+        found: What ``compare_network`` measured.
+        rounds: Whether the network is quantized.
+        classes: Whether the outputs are class scores.
+    """
+    if not rounds and found.error > LARGEST_FLOAT_ERROR[TensorProto.FLOAT]:
+        raise FailedError(f"the scores of {name} and torch differ by {found.error:.2%}; nothing was written")
+    if not classes and found.error > LARGEST_ROUNDED_ERROR:
+        raise FailedError(
+            f"the outputs of {name} and torch differ by {found.error:.2%}; the limit is "
+            f"{LARGEST_ROUNDED_ERROR:.0%}; nothing was written"
+        )
+    require_classes(found, name)
+
+
 def require_agreement(model: nn.Module, proto: onnx.ModelProto, images: Any, agreement: Agreement) -> None:
     """Raise FailedError if an exported model does not compute what the torch model computes.
 

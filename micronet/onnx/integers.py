@@ -1,7 +1,7 @@
 """Which layers of a quantized ONNX file ONNX Runtime computes in integers, why others are not, and how fast it is."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Iterable
 from typing import Any
 
 import onnx
@@ -47,23 +47,31 @@ def count_integer_layers(proto: onnx.ModelProto) -> dict[str, Any] | None:
     weighted = {layer.node for layer in graph.layers}
     products = [node for node in graph.nodes if node.op_type == "MatMul" and node not in weighted]
     attended = sum(node.name not in done for node in products)
-    counts = count_layers(graph, lambda layer: None if layer.node.name in done else _reason(layer))
+    counts = count_layers(
+        (kind_of(layer.node), view.layer_name(layer.node), None if layer.node.name in done else _reason(layer))
+        for layer in graph.layers
+    )
     return {**counts, "products": attended, "activations": smooth}
 
 
-def count_layers(graph: GraphView, why_float: Callable[[WeightedNode], str | None]) -> dict[str, Any]:
+def kind_of(node: Any) -> str:
+    """Return ``convolutions`` or ``linear``, the key under which ``count_layers`` counts a layer."""
+    return "convolutions" if node.op_type in CONVOLUTIONS else "linear"
+
+
+def count_layers(layers: Iterable[tuple[str, str, str | None]]) -> dict[str, Any]:
     """Return ``convolutions``, ``linear`` and ``float`` as ``count_integer_layers`` does.
 
-    ``why_float``: a layer with stored weights -> why a runtime computes it in float, or None if it does not.
+    ``layers``: the kind and the name of each layer with stored weights, and why a runtime computes it in float, or None
+    if it does not.
     """
     counts = {"convolutions": {"integer": 0, "all": 0}, "linear": {"integer": 0, "all": 0}}
     left = {}
-    for layer in graph.layers:
-        kind, why = counts["convolutions" if layer.node.op_type in CONVOLUTIONS else "linear"], why_float(layer)
-        kind["all"] += 1
-        kind["integer"] += why is None
+    for kind, name, why in layers:
+        counts[kind]["all"] += 1
+        counts[kind]["integer"] += why is None
         if why is not None:
-            left[view.layer_name(layer.node)] = why
+            left[name] = why
     return {**counts, "float": left}
 
 
@@ -142,7 +150,7 @@ def without_quantizers(proto: onnx.ModelProto) -> onnx.ModelProto:
     return plain
 
 
-def describe(found: dict[str, Any]) -> list[str]:
+def describe(found: dict[str, Any], runtime: str = "ONNX Runtime") -> list[str]:
     """Return lines that say what runs in integers and how fast; if it is slower than float, that is the first line."""
     parts = [
         f"{found[kind]['integer']} of {count(found[kind]['all'], noun)}"
@@ -152,7 +160,7 @@ def describe(found: dict[str, Any]) -> list[str]:
     lines = [f"{' and '.join(parts)} run in integer arithmetic"]
     if "int8_ms" in found:
         lines[0] += f"; {found['int8_ms']:.2f} ms vs. {found['float_ms']:.2f} ms in float"
-        lines[0] += " (ONNX Runtime, 1 thread, batch 1)"
+        lines[0] += f" ({runtime}, 1 thread, batch 1)"
     for reason, layers in by_reason(found["float"]).items():
         lines.append(f"float: {listed(layers, _LISTED)}: {reason}")
     if products := found.get("products"):

@@ -148,7 +148,7 @@ class _Planner:
             raise self._recipe.error(
                 line, f"{output} is also the output of another stage or the input of this one; rename it"
             )
-        if output.suffix != suffix:
+        if suffix and output.suffix != suffix:
             raise self._recipe.error(line, f"{output}: {entry.command} writes {suffix} files; rename it")
         if output.parent != self._recipe.folder and not output.parent.is_dir():
             raise self._recipe.error(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from micronet.core.config import group, setting, spell
-from micronet.core.files import file_hash, write_bytes
+from micronet.core.files import NOTE, file_hash, write_bytes
 from micronet.core.machine import version
 from micronet.core.parse import parse_json, read_text
 from micronet.core.progress import Progress, Silent
@@ -173,8 +173,8 @@ class _Runner:
 def stage_key(command: str, options: Mapping[str, Any], inputs: list[Path], version: str) -> str:
     """Return the hash of all that a stage's result depends on: command, settings, input files, micronet's version.
 
-    A folder among the inputs counts by its name only.
+    A folder among the inputs counts by its name only, unless export wrote it.
     """
-    files = [file_hash(path) for path in inputs if path.is_file()]
+    files = [file_hash(path) for path in inputs if path.is_file() or (path / NOTE).is_file()]
     request = [version, command, sorted((key, str(value)) for key, value in options.items()), files]
     return hashlib.sha256(json.dumps(request).encode()).hexdigest()

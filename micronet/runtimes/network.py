@@ -8,22 +8,38 @@ import numpy as np
 from numpy.typing import NDArray
 
 from micronet import registry
-from micronet.core.files import check_file_kind
+from micronet.core.files import FOLDER, NOTE, check_file_kind
+from micronet.core.folders import read_note
 from micronet.data.dataset import DataSpec
-from micronet.errors import MicronetError
+from micronet.errors import MicronetError, first_line
 from micronet.evaluation.network import Network
 from micronet.runtimes.config import RuntimeOptions
 
 
 def open_network(path: Path, options: RuntimeOptions) -> Network:
     """Open a file with the runtime for its suffix; raise MicronetError if it is missing, damaged or of another kind."""
-    check_file_kind(path, *registry.PREDICTORS)
+    check_file_kind(path, *registry.PREDICTORS, FOLDER)
+    if path.is_dir():
+        return _open_folder(path, options)
     if path.suffix not in registry.PREDICTORS:
         raise MicronetError(f"{path} is not a network file; expected {' or '.join(registry.PREDICTORS)}")
     place = registry.PREDICTORS[path.suffix]
     if path.suffix == ".onnx":
         place = registry.ONNX_RUNTIMES[options.runtimes[0]]
     network: Network = registry.load_object(place)(path, options)
+    return network
+
+
+def _open_folder(path: Path, options: RuntimeOptions) -> Network:
+    """Open a folder that ``export`` wrote."""
+    note = read_note(path)
+    target = registry.TARGETS.get(note["target"], "")
+    if not target.startswith("micronet."):
+        raise MicronetError(f"{path} is for the target {note['target']}, which has no folders here; export it again")
+    try:
+        network: Network = registry.load_object(target).open_folder(path, note, options)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise MicronetError(f"{path / NOTE} is corrupted ({first_line(error)}); export the network again") from error
     return network
 
 

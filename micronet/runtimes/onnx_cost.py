@@ -38,12 +38,20 @@ def for_one_sample(proto: onnx.ModelProto, shapes: Sequence[tuple[int, ...]]) ->
     """Return a model for one sample. ``shapes``: of its inputs, without the batch."""
     fixed = onnx.ModelProto()
     fixed.CopyFrom(proto)
-    stored = {tensor.name for tensor in proto.graph.initializer}  # old files also list these as inputs
-    inputs = [entry for entry in fixed.graph.input if entry.name not in stored]
-    for entry, shape in zip(inputs, shapes, strict=False):
+    for entry, shape in zip(_inputs(fixed), shapes, strict=False):
         for dim, value in zip(entry.type.tensor_type.shape.dim, (1, *shape), strict=False):
             dim.dim_value = value
     return fixed
+
+
+def input_shapes(proto: onnx.ModelProto) -> list[tuple[int, ...]]:
+    """Return the shapes of a model's inputs, without the batch; free sizes are 0."""
+    return [tuple(dim.dim_value for dim in entry.type.tensor_type.shape.dim)[1:] for entry in _inputs(proto)]
+
+
+def _inputs(proto: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
+    stored = {tensor.name for tensor in proto.graph.initializer}  # old files also list these as inputs
+    return [entry for entry in proto.graph.input if entry.name not in stored]
 
 
 def count_macs(proto: onnx.ModelProto) -> int | None:

@@ -1,7 +1,7 @@
 """Run ONNX files with ONNX Runtime."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,18 +53,11 @@ class OnnxPredictor:
 
     def __call__(self, inputs: Any) -> Scores:
         """Return the outputs for a batch, such as the scores (N, K) of images (N, C, H, W) float32."""
-        return _unwrapped(run(self.session, inputs))
+        return unwrapped(run(self.session, inputs))
 
     def macs(self, *shapes: tuple[int, ...]) -> int | None:
         """Count the multiply-accumulates of convolutions and matrix products, or return None if shapes are unknown."""
-        proto = for_one_sample(self.proto, shapes)
-        found = count_macs(proto)
-        if found is not None:
-            return found
-        try:  # ONNX Runtime folds what shapes are computed from
-            return count_macs(optimize(proto.SerializeToString(), onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC))
-        except Exception:  # a model that ONNX Runtime refuses, or too large for one message
-            return None
+        return count_sample_macs(self.proto, shapes)
 
 
 class OrtPredictor(OnnxPredictor):
@@ -75,6 +68,21 @@ class OrtPredictor(OnnxPredictor):
     def open(self, path: Path, options: RuntimeOptions) -> onnxruntime.InferenceSession:
         """Open a session."""
         return open_session(path, options, str(path))
+
+
+def count_sample_macs(proto: onnx.ModelProto, shapes: Sequence[tuple[int, ...]]) -> int | None:
+    """Return the multiply-accumulates of a model for one sample, or None if they cannot be counted.
+
+    ``shapes``: of its inputs, without the batch.
+    """
+    fixed = for_one_sample(proto, shapes)
+    found = count_macs(fixed)
+    if found is not None:
+        return found
+    try:  # ONNX Runtime folds what shapes are computed from
+        return count_macs(optimize(fixed.SerializeToString(), onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC))
+    except Exception:  # a model that ONNX Runtime refuses, or too large for one message
+        return None
 
 
 def check_size(weights_bytes: int) -> None:
@@ -135,10 +143,11 @@ def _providers(device: str | None) -> list[Any]:
 def session_predictor(model: bytes, options: RuntimeOptions) -> Predictor:
     """Return a predictor for a serialized ONNX model."""
     session = open_session(model, options, "the model")
-    return lambda inputs: _unwrapped(run(session, inputs))
+    return lambda inputs: unwrapped(run(session, inputs))
 
 
-def _unwrapped(outputs: list[Any]) -> Scores:
+def unwrapped(outputs: list[Any]) -> Scores:
+    """Return a single output as it is, several as a list."""
     return outputs[0] if len(outputs) == 1 else outputs
 
 

@@ -1,42 +1,102 @@
-"""Run ONNX files with OpenVINO on the CPU, and report the precision in which it executed each layer."""
+"""Run networks with OpenVINO on the CPU, and report the precision in which it executed each layer.
 
+It reads ONNX files, and folders that ``export --target openvino`` writes: a network in OpenVINO's own format (IR).
+"""
+
+import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import onnx
 from numpy.typing import NDArray
 
+from micronet.core.files import temporary_folder
 from micronet.core.machine import usable_threads
 from micronet.errors import MicronetError
-from micronet.onnx.graph_view import GraphView, WeightedNode
-from micronet.onnx.integers import FLOAT_WEIGHTS, count_layers
+from micronet.evaluation.network import Scores
+from micronet.onnx import graph_view as view
+from micronet.onnx.graph_view import GraphView
+from micronet.onnx.integers import FLOAT_WEIGHTS, count_layers, kind_of
 from micronet.runtimes.config import RuntimeOptions
-from micronet.runtimes.onnxruntime import METADATA_KEY, OnnxPredictor
+from micronet.runtimes.network import described
+from micronet.runtimes.onnx_cost import input_shapes, stored_parameters
+from micronet.runtimes.onnxruntime import METADATA_KEY, OnnxPredictor, count_sample_macs, metadata, run, unwrapped
 
 MISSING = "--runtime openvino needs OpenVINO; run pip install openvino"
 INTEGERS = ("i8", "u8")
+MODEL = "model.xml"
+TITLE, PAIRS = "OpenVINO", True
 
 
 class OpenVinoPredictor(OnnxPredictor):
-    """A network run by OpenVINO, which plans for low latency; float layers are computed in float32."""
+    """An ONNX file run by OpenVINO, which plans for low latency; float layers are computed in float32."""
 
     runtime = "openvino"
 
     def open(self, path: Path, options: RuntimeOptions) -> "OpenVinoSession":
         """Compile a file for the CPU."""
-        return OpenVinoSession(path, self.proto, options)
+        return OpenVinoSession(path, metadata(self.proto), options)
 
     def integer_layers(self) -> dict[str, Any] | None:
         """Return what OpenVINO executes in integers, in the form of ``onnx.integers.count_layers``."""
-        return executed_layers(self.proto, self.session.precisions()) if GraphView(self.proto).qdq else None
+        return executed_layers(stored_layers(self.proto), self.session.precisions())
+
+
+class OpenVinoFolder:
+    """A network in a folder that ``write`` wrote, run by OpenVINO."""
+
+    runtime = "openvino"
+
+    def __init__(self, folder: Path, note: dict[str, Any], options: RuntimeOptions) -> None:
+        self.session = OpenVinoSession(folder / MODEL, note["metadata"], options)
+        self.data, self.stages = described(note["metadata"])
+        self.params: int = note["params"]
+        self._macs: int | None = note["macs"]
+        self._layers = [Layer(*each) for each in note["layers"]]
+
+    def __call__(self, inputs: Any) -> Scores:
+        """Return the outputs for a batch, such as the scores (N, K) of images (N, C, H, W) float32."""
+        return unwrapped(run(self.session, inputs))
+
+    def macs(self, *shapes: tuple[int, ...]) -> int | None:
+        """Return the multiply-accumulates for a sample of the shape that the network was exported with."""
+        return self._macs
+
+    def integer_layers(self) -> dict[str, Any] | None:
+        """Return what OpenVINO executes in integers, in the form of ``onnx.integers.count_layers``."""
+        return executed_layers(self._layers, self.session.precisions())
+
+
+def write(proto: onnx.ModelProto, folder: Path) -> dict[str, Any]:
+    """Write a network in OpenVINO's format, weights as they are; return what ``OpenVinoFolder`` needs to know of it."""
+    openvino = load_library()
+    with temporary_folder() as place:
+        source = place / "model.onnx"
+        source.write_bytes(proto.SerializeToString())
+        try:
+            openvino.save_model(openvino.convert_model(str(source)), str(folder / MODEL), compress_to_fp16=False)
+        except Exception as error:  # whatever an unsupported operator makes it raise
+            raise MicronetError(f"OpenVINO cannot run this network: {_reason(error)}") from error
+    return {
+        "metadata": metadata(proto),
+        "params": stored_parameters(proto.graph),
+        "macs": count_sample_macs(proto, input_shapes(proto)),
+        "layers": stored_layers(proto),
+    }
+
+
+def open_folder(folder: Path, note: dict[str, Any], options: RuntimeOptions) -> OpenVinoFolder:
+    """Open a folder that ``write`` wrote, with what it returned."""
+    return OpenVinoFolder(folder, note, options)
 
 
 class OpenVinoSession:
     """A compiled model, with what ``runtimes.onnxruntime.run`` reads of an ONNX Runtime session."""
 
-    def __init__(self, path: Path, proto: onnx.ModelProto, options: RuntimeOptions) -> None:
+    def __init__(self, path: Path, about: dict[str, Any], options: RuntimeOptions) -> None:
         if options.device not in (None, "cpu"):
             raise MicronetError(f"--device {options.device}: --runtime openvino only runs on the CPU; drop --device")
         openvino = load_library()
@@ -50,7 +110,7 @@ class OpenVinoSession:
             self._model = openvino.Core().compile_model(str(path), "CPU", settings)
         except Exception as error:  # whatever a damaged or unsupported file makes it raise
             raise MicronetError(f"OpenVINO cannot run {path}: {_reason(error)}") from error
-        self._metadata = {entry.key: entry.value for entry in proto.metadata_props if entry.key == METADATA_KEY}
+        self._metadata = {METADATA_KEY: json.dumps(about)}
 
     def get_inputs(self) -> list[Any]:
         """Return the inputs: ``name``, ``type`` and ``shape``, whose free sizes are None."""
@@ -92,27 +152,51 @@ class OpenVinoSession:
 COMPUTE = {"Convolution", "GroupConvolution", "Deconvolution", "FullyConnected", "MatMul"}  # OpenVINO's layer types
 
 
-def executed_layers(proto: onnx.ModelProto, precisions: dict[str, tuple[str, str]]) -> dict[str, Any]:
-    """Return how many layers with stored weights were executed in integers, and why others were not.
+class Layer(NamedTuple):
+    """A layer with stored weights."""
+
+    name: str
+    kind: str  # see ``onnx.integers.kind_of``
+    quantized: bool  # whether its weights are integers
+    nodes: list[str]  # what OpenVINO may call it
+
+
+def stored_layers(proto: onnx.ModelProto) -> list[Layer]:
+    """Return the layers of a model that have stored weights."""
+    return [
+        Layer(
+            view.layer_name(layer.node),
+            kind_of(layer.node),
+            layer.weight_qdq is not None,
+            # OpenVINO names a layer that it splits from its bias so, and a last one after the output.
+            [str(layer.node.name), f"{layer.node.name}/WithoutBiases", str(layer.node.outputs[0].name)],
+        )
+        for layer in GraphView(proto).layers
+    ]
+
+
+def executed_layers(layers: Iterable[Layer], precisions: dict[str, tuple[str, str]]) -> dict[str, Any] | None:
+    """Return how many layers were executed in integers, and why others were not.
 
     Args:
-        proto: The file.
+        layers: What ``stored_layers`` returns.
         precisions: What ``OpenVinoSession.precisions`` returns.
 
     Returns:
-        As ``onnx.integers.count_layers`` does.
+        As ``onnx.integers.count_layers`` does; None if no layer is quantized.
     """
+    layers = list(layers)
+    if not any(layer.quantized for layer in layers):
+        return None
 
-    def why_float(layer: WeightedNode) -> str | None:
-        # OpenVINO names a layer that it splits from its bias so, and a last one after the output.
-        names = (layer.node.name, f"{layer.node.name}/WithoutBiases", str(layer.node.outputs[0].name))
-        precision, kernel = next((precisions[name] for name in names if name in precisions), ("", ""))
+    def why_float(layer: Layer) -> str | None:
+        precision, kernel = next((precisions[name] for name in layer.nodes if name in precisions), ("", ""))
         if precision in INTEGERS:
             return None
         why = f"OpenVINO computes it in {precision} ({kernel})" if precision else "it is fused"
-        return FLOAT_WEIGHTS if layer.weight_qdq is None else why
+        return why if layer.quantized else FLOAT_WEIGHTS
 
-    return count_layers(GraphView(proto), why_float)
+    return count_layers((layer.kind, layer.name, why_float(layer)) for layer in layers)
 
 
 def load_library() -> Any:

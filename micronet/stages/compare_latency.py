@@ -10,7 +10,6 @@ from micronet.evaluation.report import Row
 from micronet.onnx.integers import count_integer_layers, describe, slow_cause
 from micronet.packed.file_format import read
 from micronet.runtimes.onnxruntime import OrtPredictor
-from micronet.runtimes.openvino import OpenVinoPredictor
 from micronet.stages.pack_latency import packed_cause
 from micronet.stages.words import OTHER_WIDTHS
 
@@ -53,10 +52,11 @@ def describe_speed(rows: Sequence[Row], files: Sequence[Path], networks: Sequenc
 
 
 def _integers(network: Network) -> dict[str, Any] | None:
-    """Return what an ONNX file's runtime computes in integers; None for other files, and for float ones."""
-    if isinstance(network, OpenVinoPredictor):
-        return network.integer_layers()
-    return count_integer_layers(network.proto) if isinstance(network, OrtPredictor) else None
+    """Return what a network's runtime computes in integers; None if it is float or the runtime does not say."""
+    if isinstance(network, OrtPredictor):
+        return count_integer_layers(network.proto)
+    found: dict[str, Any] | None = getattr(network, "integer_layers", lambda: None)()
+    return found
 
 
 def _rival(row: Row, floats: list[Row]) -> Row | None:

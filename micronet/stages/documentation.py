@@ -25,6 +25,7 @@ _RETURNS = {
     "ModelProto": "The ONNX model.",
     "Program": "The packed network.",
     "list[Finding]": "The severity, rule, node, problem and fix of each finding.",
+    "ModelProto | Program | Engine | Folder": "What the function for the target returns, or the files by name.",
     "Engine": "The engine's bytes (``data``) and its description (``about``).",
     "list[LayerSensitivity]": "Each layer's signal-to-noise ratio in dB and accuracy drop, most sensitive first.",
     "list[dict[str, object]]": "What was found of each file, by name; ``problem`` if it is damaged or wrong.",

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from micronet.core.config import flag, flatten, group, setting
+from micronet.core.files import FOLDER, file_size
 from micronet.errors import FailedError, MicronetError
 from micronet.runtimes.config import RuntimeOptions
 from micronet.stages.config import MeasureSettings, ReportConfig, TimingConfig, input_file
@@ -15,9 +16,9 @@ if TYPE_CHECKING:
     from micronet.evaluation.network import Network
     from micronet.evaluation.report import Row
 
-NETWORKS = (".safetensors", ".onnx", ".packed", ".engine")
+NETWORKS = (".safetensors", ".onnx", ".packed", ".engine", FOLDER)
 RELATIVE = ("drop", "agreement", "compression")  # figures that need a second network
-NETWORK_FILE = "An artifact, or an .onnx, .packed or .engine file."
+NETWORK_FILE = "An artifact, an .onnx, .packed or .engine file, or a folder from export."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +57,10 @@ class Compare(MeasureSettings, Stage):
     product = "list[Row]"
 
     files: list[Path] = setting(
-        help="Artifacts, .onnx, .packed and .engine files.", argument=True, kinds=NETWORKS, metavar="FILE..."
+        help="Artifacts, .onnx, .packed and .engine files, and folders from export.",
+        argument=True,
+        kinds=NETWORKS,
+        metavar="FILE...",
     )
     timing: TimingConfig = group(TimingConfig)
     markdown: bool = setting(False, "Print the table in Markdown.", api=False, run_only=True, basic=True)
@@ -181,7 +185,7 @@ def _open(file: Path, runtime: RuntimeOptions, context: Context) -> "tuple[Netwo
     from micronet.runtimes.network import open_network
 
     if file not in context.memory.artifacts:
-        return open_network(file, runtime), file.stat().st_size
+        return open_network(file, runtime), file_size(file)
     from micronet.artifact.artifact import save
     from micronet.core.files import temporary_folder
     from micronet.models.modes import copy_model
@@ -192,7 +196,7 @@ def _open(file: Path, runtime: RuntimeOptions, context: Context) -> "tuple[Netwo
     with temporary_folder() as folder:
         written = folder / "network.safetensors"
         save(held, written)
-        return EagerPredictor(held, runtime), written.stat().st_size
+        return EagerPredictor(held, runtime), file_size(written)
 
 
 def _common_spec(specs: "list[DataSpec]") -> "DataSpec":

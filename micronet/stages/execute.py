@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from micronet.core.config import flatten, options
-from micronet.core.files import check_cache_path, check_output_path, check_writable, temporary_folder
+from micronet.core.files import FOLDER, check_cache_path, check_output_path, check_writable, temporary_folder
+from micronet.core.folders import check_output_folder
 from micronet.core.progress import Progress, Silent
 from micronet.errors import MAX_NAMES, MicronetError, count, listed
 from micronet.stages.stage import COMPUTED, Context, Memory, Outcome, Stage
@@ -125,7 +126,10 @@ def _check_output(path: Path, suffix: str, *, force: bool, resume: bool) -> None
     def check() -> None:
         if resume and path.exists() and not force:
             raise MicronetError(f"{path} is already finished, so there is nothing to resume; add --force to start over")
-        check_output_path(path, force, suffix)
+        if suffix == FOLDER:
+            check_output_folder(path, force=force)
+        else:
+            check_output_path(path, force, suffix)
 
     distributed.from_rank_zero(check)
 

@@ -63,17 +63,9 @@ class ExportOnnx(CheckedSettings, Stage):
         from micronet.onnx.check import compare_outputs, drift, require_agreement
         from micronet.onnx.integers import count_integer_layers, describe, measure_speed
         from micronet.runtimes.onnxruntime import metadata
-        from micronet.stages.inputs import export_batches
         from micronet.tasks.task import CLASSIFICATION
 
-        artifact, memory = context.artifact, context.memory
-        given: list[Any] | None = memory.batches
-        if memory.example is not None:
-            example: Any = memory.example
-            given = [Inputs(example) if isinstance(example, tuple) else example]
-        if given is None:
-            artifact, batches = export_batches(artifact, self.data, self.check_images)
-            given = list(batches())
+        artifact, given = checked_inputs(self, context)
         first = given[0]
         if any(isinstance(module, nn.LSTM) and module.proj_size for module in artifact.model.modules()):
             context.progress.line("exporting LSTM layers with proj_size takes torch a minute for some hundred steps")
@@ -122,15 +114,7 @@ class Pack(CheckedSettings, Stage):
 
     def run(self, context: Context) -> Outcome:
         """Pack the network and compare it with torch."""
-        from onnx import TensorProto
-
-        from micronet.onnx.check import (
-            LARGEST_FLOAT_ERROR,
-            LARGEST_ROUNDED_ERROR,
-            compare_scores,
-            compare_tensors,
-            require_classes,
-        )
+        from micronet.onnx.check import compare_network, require_close
         from micronet.packed.from_onnx import pack_model
         from micronet.runtimes.packed.numpy_backend import run as run_packed
         from micronet.stages.inputs import export_batches
@@ -141,19 +125,11 @@ class Pack(CheckedSettings, Stage):
         proto = exported(artifact, first, pairs=False)
         program = pack_model(proto)
         classes = (artifact.data or {}).get("task", CLASSIFICATION) == CLASSIFICATION
-        compare = compare_scores if classes else compare_tensors
-        found = compare(artifact.model, lambda images: run_packed(program, images), list(batches()))
+        found = compare_network(
+            artifact.model, lambda images: run_packed(program, images), list(batches()), classes=classes
+        )
         rounds = any(operation.kind in ROUNDING for operation in program.operations)
-        if not rounds and found.error > LARGEST_FLOAT_ERROR[TensorProto.FLOAT]:
-            raise FailedError(
-                f"the scores of the packed network and torch differ by {found.error:.2%}; nothing was written"
-            )
-        if not classes and found.error > LARGEST_ROUNDED_ERROR:
-            raise FailedError(
-                f"the outputs of the packed network and torch differ by {found.error:.2%}; the limit is "
-                f"{LARGEST_ROUNDED_ERROR:.0%}; nothing was written"
-            )
-        require_classes(found, "the packed network")
+        require_close(found, "the packed network", rounds=rounds, classes=classes)
         about = {**found._asdict(), "left_float": artifact.left_float}
         if not (self.timing.skip_timing or context.temporary or program.weights > LARGEST_TIMED):
             from micronet.onnx.export import with_pairs
@@ -167,6 +143,21 @@ class Pack(CheckedSettings, Stage):
         from micronet.packed.file_format import to_bytes
 
         write_bytes(path, to_bytes(product))
+
+
+def checked_inputs(config: CheckedSettings, context: Context) -> "tuple[Artifact, list[Any]]":
+    """Return the artifact with its data, and the batches on which what is written is compared with torch."""
+    from micronet.models.device import Inputs
+    from micronet.stages.inputs import export_batches
+
+    memory, given = context.memory, context.memory.batches
+    if memory.example is not None:
+        example: Any = memory.example
+        given = [Inputs(example) if isinstance(example, tuple) else example]
+    if given is not None:
+        return context.artifact, given
+    artifact, batches = export_batches(context.artifact, config.data, config.check_images)
+    return artifact, list(batches())
 
 
 def exported(artifact: "Artifact", inputs: Any, config: ExportConfig | None = None, *, pairs: bool = True) -> Any:

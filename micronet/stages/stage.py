@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from micronet import registry
 from micronet.artifact.header import StageRecord
 from micronet.core.config import Option, build, flatten, options
-from micronet.core.files import check_file_kind
+from micronet.core.files import check_file_kind, file_size
 from micronet.core.progress import Progress
 from micronet.errors import MicronetError, unknown
 from micronet.stages.config import DistributedConfig
@@ -81,7 +81,7 @@ class Stage:
         name: The name on the command line, in recipes and in histories.
         details: What ``--help`` says after the summary.
         example: A command line that works.
-        suffix: The suffix of the file that it writes, or None if it only reports.
+        suffix: The suffix of the file that it writes, FOLDER if it writes one, or None if it only reports.
         ending: The end of the default output's name, after the input's.
         begins: Whether it begins a history.
         restorer: The function that does its ``restore``, as ``module:function``; None if it changes no structure.
@@ -221,7 +221,7 @@ class Stage:
 
     def add_file(self, summary: dict[str, Any], path: Path) -> None:
         """Add the file that was written to the summary."""
-        summary.update(output=str(path), size_bytes=path.stat().st_size)
+        summary.update(output=str(path), size_bytes=file_size(path))
 
     def next_stage(self, product: Any) -> str | None:
         """Return the stage that usually works on the product, perhaps with options, or None."""

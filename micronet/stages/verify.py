@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from micronet.core.config import group, setting
-from micronet.core.files import check_file_kind
+from micronet.core.files import FOLDER, check_file_kind
 from micronet.errors import FailedError, MicronetError, count
 from micronet.runtimes.config import CodeOptions
 from micronet.stages.config import ReportConfig
@@ -14,8 +14,9 @@ from micronet.stages.stage import Context, Outcome, Stage
 
 if TYPE_CHECKING:
     from micronet.artifact.artifact import Artifact
+    from micronet.evaluation.network import Predictor
 
-KINDS = (".safetensors", ".packed", ".onnx")
+KINDS = (".safetensors", ".packed", ".onnx", FOLDER)
 NO_CHECKSUMS = "none (written before files had them)"
 
 
@@ -35,7 +36,9 @@ class Verify(Stage):
     takes_networks = False  # it reads files
 
     files: list[Path] = setting(
-        help="Artifacts, checkpoints, .onnx and .packed files.", argument=True, metavar="FILE..."
+        help="Artifacts, checkpoints, .onnx and .packed files, and folders from export.",
+        argument=True,
+        metavar="FILE...",
     )
     code: CodeOptions = group(CodeOptions)
     report: ReportConfig = group(ReportConfig)
@@ -51,7 +54,9 @@ class Verify(Stage):
         """Verify each file; go on after one that fails."""
         artifacts: dict[Path, Artifact] = {}
         rows = []
-        for path in sorted(self.files, key=lambda each: KINDS.index(each.suffix) if each.suffix in KINDS else 0):
+        for path in sorted(
+            self.files, key=lambda each: each.is_dir() or (each.suffix in KINDS and KINDS.index(each.suffix))
+        ):
             row: dict[str, Any] = {"file": str(path), "exit_code": 0}
             try:
                 for found in self._verify(path, artifacts):
@@ -74,7 +79,9 @@ class Verify(Stage):
     def _verify(self, path: Path, artifacts: "dict[Path, Artifact]") -> Iterator[dict[str, Any]]:
         """Yield what was found out about a file, until something is wrong with it."""
         check_file_kind(path, *KINDS)
-        if path.suffix == ".onnx":
+        if path.is_dir():
+            yield _verify_folder(path, artifacts)
+        elif path.suffix == ".onnx":
             yield _verify_onnx(path, artifacts)
         elif path.suffix == ".packed":
             yield _verify_packed(path, artifacts)
@@ -154,16 +161,29 @@ def _verify_packed(path: Path, artifacts: "dict[Path, Artifact]") -> dict[str, A
 
     program = read(path)
     history = [str(stage) for stage in program.about.get("stages") or []]
-
-    def compare(artifact: "Artifact") -> None:
-        from micronet.onnx.check import LARGEST_ROUNDED_ERROR, compare_tensors
-
-        found = compare_tensors(artifact.model, lambda images: run(program, images), [_inputs(artifact)])
-        if found.error > LARGEST_ROUNDED_ERROR:
-            raise FailedError(f"the outputs differ by {found.error:.2%}")
-
-    agrees = _agrees(path, history, artifacts, compare)
+    agrees = _agrees(path, history, artifacts, lambda artifact: _compare(artifact, lambda images: run(program, images)))
     return {"checksums": _checksums(read_table(path)), "history": " -> ".join(history), "agrees": agrees}
+
+
+def _verify_folder(path: Path, artifacts: "dict[Path, Artifact]") -> dict[str, Any]:
+    from micronet.core.folders import read_note
+    from micronet.runtimes.config import RuntimeOptions
+    from micronet.runtimes.network import open_network
+
+    checksums = f"{count(len(read_note(path)['files']), 'file')} match"
+    network = open_network(path, RuntimeOptions())
+    history = list(network.stages)
+    agrees = _agrees(path, history, artifacts, lambda artifact: _compare(artifact, network))
+    return {"checksums": checksums, "history": " -> ".join(history), "agrees": agrees}
+
+
+def _compare(artifact: "Artifact", predict: "Predictor") -> None:
+    """Raise FailedError if another runtime's outputs are not the artifact's."""
+    from micronet.onnx.check import LARGEST_ROUNDED_ERROR, compare_tensors
+
+    found = compare_tensors(artifact.model, predict, [_inputs(artifact)])
+    if found.error > LARGEST_ROUNDED_ERROR:
+        raise FailedError(f"the outputs differ by {found.error:.2%}")
 
 
 def _agrees(

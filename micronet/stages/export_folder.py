@@ -1,0 +1,82 @@
+"""The work of ``export`` for targets that are folders: write, open, compare with torch, time."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import onnx
+
+from micronet import registry
+from micronet.core.files import files_in, temporary_folder
+from micronet.core.folders import Folder
+from micronet.errors import first_line
+from micronet.evaluation.latency import latencies
+from micronet.evaluation.network import Network
+from micronet.models.device import Inputs, as_arrays, head
+from micronet.onnx.check import compare_network, require_close
+from micronet.onnx.export import with_pairs
+from micronet.onnx.integers import describe, without_quantizers
+from micronet.runtimes.config import RuntimeOptions
+from micronet.stages.export import checked_inputs, exported
+from micronet.stages.stage import Context, Outcome
+from micronet.tasks.task import CLASSIFICATION
+
+if TYPE_CHECKING:
+    from micronet.stages.export_target import Export
+
+
+class FolderNetwork(Network, Protocol):
+    """A network in a folder."""
+
+    def integer_layers(self) -> dict[str, Any] | None:
+        """Return what its runtime executes in integers, as ``integers.count_layers`` does; None if it is float."""
+
+
+def export_folder(config: "Export", context: Context) -> Outcome:
+    """Write a network for a target and compare it with torch.
+
+    Returns:
+        The folder; and ``classes``, ``error``, ``images`` and ``changed`` (see ``Agreement``), ``left_float``, and of a
+        quantized network ``integers``: what its runtime executed in integers, and how fast.
+
+    Raises:
+        MicronetError: The target lacks an operator, or its package is not installed.
+        FailedError: Its outputs do not agree with torch's.
+    """
+    target = registry.load_object(registry.TARGETS[config.target])
+    artifact, given = checked_inputs(config, context)
+    context.progress.step("exporting", 0, 1)
+    proto = exported(artifact, given[0], pairs=target.PAIRS)
+    classes = not isinstance(given[0], Inputs) and (artifact.data or {}).get("task", CLASSIFICATION) == CLASSIFICATION
+    with temporary_folder() as place:
+        folder = place / "network"
+        network, note = _written(config.target, proto, folder)
+        agreement = compare_network(artifact.model, network, given, classes=classes)
+        name = f"the network in {config.target}"
+        require_close(agreement, name, rounds="quantize" in [each.stage for each in artifact.history], classes=classes)
+        about: dict[str, Any] = {"target": config.target, **agreement._asdict(), "left_float": artifact.left_float}
+        if (integers := network.integer_layers()) is not None:
+            if not (config.timing.skip_timing or context.temporary):
+                plain = without_quantizers(proto if target.PAIRS else with_pairs(proto))
+                integers |= _timed(config.target, network, plain, place / "float", as_arrays(head(given[0], 1)))
+            about["integers"] = {**integers, "words": describe(integers, target.TITLE)}
+        files = {str(path.relative_to(folder)): path.read_bytes() for path in files_in(folder)}
+    return Outcome(Folder(files, note), about)
+
+
+def _written(name: str, proto: onnx.ModelProto, folder: Path) -> tuple[FolderNetwork, dict[str, Any]]:
+    """Write a network for a target into a new folder; return it opened with one thread, and its note."""
+    target = registry.load_object(registry.TARGETS[name])
+    folder.mkdir()
+    note = {"target": name, **target.write(proto, folder)}
+    network: FolderNetwork = target.open_folder(folder, note, RuntimeOptions(threads=1))
+    return network, note
+
+
+def _timed(name: str, network: FolderNetwork, plain: onnx.ModelProto, folder: Path, sample: Any) -> dict[str, Any]:
+    """Time a network and the float one in turns, with one thread and one sample, as ``integers.measure_speed`` does."""
+    try:
+        floating, _ = _written(name, plain, folder)
+        ours, theirs = (found.p50_ms for found in latencies([network, floating], [sample, sample]))
+    except Exception as error:  # a courtesy: whatever a runtime raises must not spoil the export
+        return {"skipped": first_line(error)}
+    return {"int8_ms": round(ours, 4), "float_ms": round(theirs, 4)}

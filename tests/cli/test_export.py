@@ -1,0 +1,100 @@
+"""``export``: one command for every target; folders that are whole, known and never mixed with a user's files."""
+
+import json
+from importlib.util import find_spec
+
+import pytest
+
+from micronet import registry
+from micronet.core.folders import Folder, read_note, write_folder
+from micronet.errors import MicronetError
+
+LIMITS = ["--check-images", "32", "--skip-timing"]
+FOLDER = Folder({"a.bin": bytes(5), "sub/b.bin": b"b"}, {"target": "openvino"})
+needs_openvino = pytest.mark.skipif(find_spec("openvino") is None, reason="needs openvino")
+
+
+@pytest.mark.parametrize(
+    ("target", "stage", "suffix"), [("onnxruntime", "export-onnx", ".onnx"), ("packed", "pack", ".packed")]
+)
+def test_a_target_with_its_own_stage_gets_the_same_file(micronet, chain, tmp_path, target, stage, suffix):
+    ours, theirs = tmp_path / f"a{suffix}", tmp_path / f"b{suffix}"
+    assert micronet("export", chain / "fused.safetensors", "--target", target, *LIMITS, "-o", ours).code == 0
+    assert micronet(stage, chain / "fused.safetensors", *LIMITS, "-o", theirs).code == 0
+    assert ours.read_bytes() == theirs.read_bytes()
+
+
+def test_a_setting_that_the_targets_stage_does_not_have_is_refused(micronet, chain):
+    refused = micronet("export", chain / "float.safetensors", "--target", "tensorrt", "--check-images", "8")
+    assert refused.code == 2 and "--check-images has no effect with --target tensorrt" in refused.err
+    unknown = micronet("export", chain / "float.safetensors", "--target", "abacus")
+    assert unknown.code == 2 and all(target in unknown.err for target in registry.TARGETS)
+
+
+def test_a_folder_is_replaced_whole_but_nobody_elses_is(tmp_path):
+    path = tmp_path / "net"
+    write_folder(path, FOLDER)
+    write_folder(path, FOLDER._replace(files={"c.bin": b"c"}))
+    assert sorted(each.name for each in path.iterdir()) == ["c.bin", "micronet.json"]
+    assert read_note(path)["target"] == "openvino"
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").touch()
+    with pytest.raises(MicronetError, match="other files, which would be lost"):
+        write_folder(tmp_path / "mine", FOLDER)
+    (tmp_path / "file").touch()
+    with pytest.raises(MicronetError, match="is a file"):
+        write_folder(tmp_path / "file", FOLDER)
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["file", "mine", "net"]
+
+
+def _note(**values):
+    return json.dumps({"files": {}, "target": "openvino", "format": 1, **values})
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("a.bin", "other", "not the file that was written"),
+        ("sub/b.bin", None, "is missing"),
+        ("micronet.json", "{", "is corrupted"),
+        ("micronet.json", "[]", "is corrupted"),
+        ("micronet.json", _note(target=1), "is corrupted"),
+        ("micronet.json", _note(), "is corrupted"),
+        ("micronet.json", _note(files={"../x": ""}), "is missing"),
+        ("micronet.json", _note(format=9), "pip"),
+        ("micronet.json", _note(target="x"), "for the target x"),
+        ("micronet.json", None, "specify a file in it"),
+    ],
+)
+def test_a_damaged_folder_is_one_clear_error(micronet, tmp_path, file, content, message):
+    write_folder(tmp_path / "net", FOLDER)
+    (tmp_path / "x").touch()
+    damaged = tmp_path / "net" / file
+    damaged.unlink() if content is None else damaged.write_text(content)
+    refused = micronet("evaluate", tmp_path / "net")
+    assert refused.code == 2 and message in refused.err, refused.err
+
+
+@needs_openvino
+def test_a_folder_is_a_network_like_any_other(micronet, chain, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "r.toml").write_text(
+        f'[[stage]]\ncommand = "export"\nname = "net"\nartifact = "{chain / "fused.safetensors"}"\n'
+        'target = "openvino"\ncheck_images = 32\n'
+    )
+    assert micronet("run", "r.toml").code == 0
+    again = micronet("run", "r.toml")
+    assert again.code == 0 and "unchanged" in again.err
+    net = next(tmp_path.rglob("micronet.json")).parent
+    rows = micronet("compare", chain / "int8.onnx", net, "--limit", "64", "--skip-timing", "--json").json["rows"]
+    assert (
+        rows[1]["agreement"] >= 0.95 and rows[0]["macs"] == rows[1]["macs"] and rows[0]["params"] == rows[1]["params"]
+    )
+    assert micronet("verify", chain / "fused.safetensors", net, "--json").json[1]["agrees"] is True
+    exists = micronet("export", chain / "fused.safetensors", "--target", "openvino", *LIMITS, "-o", net)
+    assert exists.code == 2 and "--force" in exists.err
+    found = micronet(
+        "export", chain / "fused.safetensors", "--target", "openvino", *LIMITS, "-o", net, "--force", "--json"
+    )
+    counts = found.json["integers"]["convolutions"]
+    assert counts["integer"] == counts["all"] > 0
