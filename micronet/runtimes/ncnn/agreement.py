@@ -53,10 +53,8 @@ def compare_layers(
         images: (C, H, W) each, normalized as in training.
     """
     found = lower(program, bool(network.file.note["half"]))
-    ends = [(each.source, each.result) for each in found.steps] + [
-        (each.source, each.result) for each in found.roundings
-    ]
-    names = sorted({name for pair in ends for name in pair})
+    computed: list[Any] = [*found.steps, *found.roundings]
+    names = sorted({name for each in computed for name in (each.source, each.result)})
     worst: dict[str, LayerAgreement] = {}
     for image in images:
         blobs = dict(zip(names, network.blobs(image, names), strict=True))
