@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
 
+from micronet.graph.biases import split_biases
 from micronet.graph.leaves import frozen_eps, is_frozen_norm, passes_in_eval
 from micronet.models.layers import BatchNorm, FrozenBatchNorm, Noise
 
@@ -124,10 +125,14 @@ def make_plain(
 def find_plain(
     graph: fx.Graph, model: nn.Module, *, training: bool
 ) -> tuple[dict[str, PlainLayer], dict[fx.Node, str]]:
-    """Return the layers that ``make_plain`` would make, by name, and the calls of functions that they would replace."""
+    """Return the layers that ``make_plain`` would make, by name, and the calls of functions that they would replace.
+
+    The graph changes too: see ``split_biases``.
+    """
     modules = dict(model.named_modules(remove_duplicate=False))
     called = dict.fromkeys(str(node.target) for node in graph.nodes if node.op == "call_module")  # in a fixed order
     stored = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+    split_biases(graph, stored)
     replaced = {name: _replacement(name, modules) for name in called}
     layers = {name: other for name, other in replaced.items() if other is not None}
     calls: dict[fx.Node, str] = {}

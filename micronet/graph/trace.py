@@ -7,6 +7,7 @@ comes from torch.nn or sets ``is_leaf``; other modules are traced through.
 import operator
 from collections import Counter
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import fx, nn
 
 from micronet.errors import MicronetError
 from micronet.graph import ops
+from micronet.graph.biases import BIAS
 from micronet.graph.plain import PlainLayer, find_plain, make_plain, replace_calls, with_plain
 from micronet.graph.record import (
     UnbuiltError,
@@ -92,7 +94,7 @@ class Graph:
 
     def is_join(self, node: fx.Node) -> bool:
         """Return True if a node adds or concatenates several tensors."""
-        several = len(node.all_input_nodes) > 1 or isinstance(self.module(node), Add)
+        several = BIAS not in node.meta and (len(node.all_input_nodes) > 1 or isinstance(self.module(node), Add))
         return several and self.matches(node, ops.JOIN) and not any(map(self.is_number, node.all_input_nodes))
 
     def is_number(self, node: fx.Node) -> bool:
@@ -103,6 +105,15 @@ class Graph:
             return True
         arithmetic = node.op == "call_function" and getattr(node.target, "__module__", "") in ("_operator", "math")
         return arithmetic and bool(node.all_input_nodes) and all(map(self.is_number, node.all_input_nodes))
+
+    @cached_property
+    def stored(self) -> set[fx.Node]:
+        """The nodes that read stored tensors, or compute something from such nodes alone."""
+        found: set[fx.Node] = set()
+        for node in self.fx.nodes:
+            if node.op == "get_attr" or (node.all_input_nodes and found.issuperset(node.all_input_nodes)):
+                found.add(node)
+        return found
 
     def readers(self, node: fx.Node) -> list[fx.Node]:
         """Return the nodes that read a tensor's values, not only its sizes."""

@@ -14,6 +14,8 @@ from micronet.quantization.config import FLOAT_BITS, QuantConfig
 from micronet.quantization.layers import has_weight_slot
 from micronet.quantization.placer import INFINITE, INFINITE_INPUT, READS_8BIT, Placer, Rule
 
+CONSTANT = "it reads only stored tensors, so a runtime computes it once"
+
 
 class GraphPlacer(Placer):
     """Places the quantizers of a traced network."""
@@ -44,6 +46,9 @@ class GraphPlacer(Placer):
         rule = self._rule(name)
         if rule == "float" or self._reads_infinity(name) or self._holds_infinity(source):
             self.placement.left_float.setdefault(name, INFINITE_INPUT)
+            return
+        if source in self._graph.stored:
+            self.placement.left_float[name] = CONSTANT
             return
         if name not in self.placement.inputs:
             self._quantize_weight(name, layer, rule)

@@ -80,6 +80,8 @@ class Placement:
             new[module] = quantized(new.get(module, module))
             like = next(chain(module.parameters(), model.parameters()))
             for slot, description in slots.items():
+                if (description.get("channels") or 0) > like.numel():
+                    raise ValueError(f"{name}.{slot} has {description['channels']} channels for {like.numel()} values")
                 setattr(new[module], slot, rebuild(description, like))
         for name in self.biases:
             give_bias(new[model.get_submodule(name)])

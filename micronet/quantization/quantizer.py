@@ -14,6 +14,8 @@ from micronet.models.uncompiled import uncompiled
 from micronet.quantization.config import NUMBERS
 from micronet.quantization.functional import QParams, fake_quantize, to_integers
 
+MOST_BITS = NUMBERS[-1] + 1  # the odd integers of DoReFa's 16 bits take 17
+
 
 class Quantizer(nn.Module):
     """Base of the quantizers of all schemes.
@@ -28,8 +30,8 @@ class Quantizer(nn.Module):
 
     def __init__(self, bits: int, axis: int | None, channels: int | None) -> None:
         super().__init__()
-        if not 1 <= bits <= NUMBERS[-1]:
-            raise ValueError(f"a quantizer has {bits} bits; expected 1 to {NUMBERS[-1]}")
+        if not 1 <= bits <= MOST_BITS:
+            raise ValueError(f"a quantizer has {bits} bits; expected 1 to {MOST_BITS}")
         self.bits = bits
         self.axis = axis
         self.channels = channels
@@ -131,12 +133,9 @@ class Quantizer(nn.Module):
 def rebuild(described: dict[str, Any], like: Tensor) -> Quantizer:
     """Return the uncalibrated quantizer that ``describe`` described.
 
-    It goes to the device of ``like``, and takes its dtype if that is wider than float32. Raises ValueError if it has
-    more channels than ``like`` has values.
+    It goes to the device of ``like``, and takes its dtype if that is wider than float32.
     """
     arguments = dict(described)
-    if (arguments.get("channels") or 0) > like.numel():
-        raise ValueError(f"a quantizer of {like.numel()} values has {arguments['channels']} channels")
     build = registry.resolve(registry.QUANTIZERS, arguments.pop("scheme"), "quantizer")
     quantizer: Quantizer = build(**arguments)
     return quantizer.to(like.device, torch.promote_types(like.dtype, torch.float32))

@@ -165,6 +165,8 @@ class Checkpoint:
         self.best = _without_prefix("best.", tensors)
         check_no_nan(tensors, str(self.path))
         try:
+            if state.rows and self.best.keys() != step.result.state_dict().keys():
+                raise ValueError("its best weights are incomplete")
             _load_optimizer(step.optimizer, header, _without_prefix("optimizer.", tensors))
         except (ValueError, KeyError) as error:
             raise MicronetError(

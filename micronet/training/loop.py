@@ -151,6 +151,11 @@ class Trainer:
         config, epoch, seed = self.config, state.epoch, self.context.seed
         sizes = batch_sizes(len(self.data.train), config.chosen("batch_size"))
         steps = math.ceil(len(sizes) / config.accumulate)
+        if not 0 <= state.step < steps:
+            raise MicronetError(
+                f"{checkpoint.path} is corrupted (it was written after step {state.step} of {steps}); add --force to "
+                "start over"
+            )
         batches = train_batches(
             self.data.train, self.data.spec, config.chosen("batch_size"),
             seed=seed, epoch=epoch, start=state.step * config.accumulate, device=self.context.device,

@@ -190,6 +190,7 @@ def _with_header(path, change):
         (lambda value: value.update(history=[{"no": "stage"}]), "corrupted"),
         (lambda value: value.update(model={"name": "nope"}), "unknown model"),
         (lambda value: value.update(model={"name": "nin", "args": {"colour": 1}}), "could not be built with arguments"),
+        (lambda value: value.update(model={"name": "nin", "args": {"in_channels": 0}}), "could not be built with"),
         (lambda value: value.update(history=[{"stage": "bn-fuse", "config": {}, "result": {"pairs": [["a", "b"]]}}]),
          "does not match"),
         (lambda value: value.update(history=[{"stage": "bn-fuse", "config": {}, "result": {
@@ -200,7 +201,7 @@ def _with_header(path, change):
             "sizes": {}, "tensors": {"features.0.conv.weight": [10**9, 10**9, 3, 3]}}}]), "cannot be cut to"),
         (lambda value: value.update(history=[{"stage": "quantize", "config": {}, "result": {"quantizers": {
             "features.0.conv": {"weight_quantizer": {
-                "scheme": "lsq", "bits": 2**64, "signed": True, "weight": True}}}}}]), "expected 1 to 16"),
+                "scheme": "lsq", "bits": 2**64, "signed": True, "weight": True}}}}}]), "expected 1 to 17"),
         (lambda value: value.update(history=[{"stage": "quantize", "config": {}, "result": {
             "inputs": {"features.0.conv": "features.0.bn"}}}]), "is no quantizer"),
         (lambda value: value.update(history=[{"stage": "quantize", "config": {}, "result": {"quantizers": {

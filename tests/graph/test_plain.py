@@ -164,6 +164,23 @@ class Layers(nn.Module):
         return F.layer_norm(x.permute(0, 2, 3, 1), (4,), self.scale, self.shift, 1e-6)
 
 
+class JoinedBias(nn.Module):
+    """A projection to queries, keys and values, of which the keys have no bias (BEiT, EVA, Swin v2)."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv = nn.Linear(4, 12, bias=False)
+        self.q_bias, self.v_bias = nn.Parameter(torch.rand(4)), nn.Parameter(torch.rand(4))
+        self.table = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 4, bias=False))
+        self.register_buffer("places", torch.rand(9, 2), persistent=False)
+
+    def forward(self, x):
+        x = x.flatten(2).transpose(1, 2)
+        bias = torch.cat((self.q_bias, torch.zeros_like(self.v_bias, requires_grad=False), self.v_bias))
+        q, k, v = F.linear(input=x, weight=self.qkv.weight, bias=bias).chunk(3, -1)
+        return (q @ k.transpose(1, 2)).softmax(-1) @ v + self.table(self.places).mean()
+
+
 WRITTEN = {
     "norm": (lambda: NormAct(4), nn.BatchNorm2d),
     "convolution": (lambda: SamePadded(4, 6, 3, stride=2, bias=False), nn.Conv2d),
@@ -176,6 +193,7 @@ WRITTEN = {
     "fixed": (lambda: FixedStatistics(4), FrozenBatchNorm),
     "path": (Path, Noise),
     "norms": (Layers, (nn.GroupNorm, nn.LayerNorm)),
+    "joined bias": (JoinedBias, nn.Linear),
 }
 
 
@@ -199,7 +217,7 @@ def test_every_spelling_is_the_layer_that_it_computes(name):
     assert any(isinstance(module, kind) for _, module in graph.calls())
     assert not any(ops.WEIGHTED_FUNCTIONS.matches(node) for node in graph.fx.nodes)
     for images in (IMAGES, OTHERS):
-        if name == "frozen":  # the same few operations in another order, each rounded once
+        if name in ("frozen", "joined bias"):  # the same few operations in another order, each rounded once
             torch.testing.assert_close(graph.model(images), model(images), rtol=1e-5, atol=1e-5)
         else:
             assert torch.equal(graph.model(images), model(images))

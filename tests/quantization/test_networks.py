@@ -9,13 +9,16 @@ import micronet
 from micronet.errors import MicronetError
 from micronet.models import transformer
 from micronet.models.build import ModelSpec, build_model
+from micronet.onnx.integers import count_integer_layers
 from micronet.quantization.calibrate import calibrate, each_quantizer
 from micronet.quantization.config import QuantConfig
 from micronet.quantization.fold import fold_model
 from micronet.quantization.functional import broadcast
+from micronet.quantization.graph_placer import CONSTANT
 from micronet.quantization.quantize import quantize_model, restore
 from micronet.quantization.reconstruct import reconstruct
 from micronet.quantization.recovery import correct_biases
+from tests.graph.test_plain import JoinedBias
 
 IMAGES = torch.randn(8, 3, 32, 32)
 
@@ -89,6 +92,16 @@ def test_functional_code_is_quantized_and_keeps_its_float_keys(kind):
     scores = quantized.eval()(IMAGES)
     assert torch.equal(scores, quantized(IMAGES)), "dropout must be off in eval"
     assert F.mse_loss(scores, model.eval()(IMAGES)) < 0.01 * model(IMAGES).var()
+
+
+def test_a_computed_bias_is_added_behind_an_integer_layer_and_layers_of_constants_stay_float():
+    x = torch.randn(4, 4, 6, 6)
+    quantized = micronet.quantize(nn.Sequential(nn.Conv2d(4, 4, 1), JoinedBias()).eval(), data=[x], mode="ptq")
+    places = quantized.history[-1].result
+    assert set(places["inputs"]) == {"0", "1.qkv"}
+    assert set(map(places["left_float"].get, ("1.table.0", "1.table.2"))) == {CONSTANT}
+    found = count_integer_layers(micronet.export_onnx(quantized, x))
+    assert found["linear"]["integer"] == 1 and "1.qkv" not in found["float"]
 
 
 class Modes(nn.Module):

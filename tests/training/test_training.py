@@ -11,10 +11,11 @@ from torch import nn
 from micronet.artifact.artifact import Artifact, save
 from micronet.data.batches import eval_batches
 from micronet.data.load import load_data
-from micronet.errors import FailedError
+from micronet.errors import FailedError, MicronetError
 from micronet.models.build import ModelSpec
 from micronet.runtimes.config import RuntimeOptions
 from micronet.runtimes.torch import EagerPredictor
+from micronet.training.checkpoint import Checkpoint, TrainState
 from micronet.training.config import RunContext, TrainConfig, learning_rate
 from micronet.training.distillation import Teacher
 from micronet.training.loop import Trainer, fit_artifact
@@ -217,6 +218,17 @@ def test_a_checkpoint_without_a_scalers_state_resumes_into_sixteen_bits(tmp_path
     monkeypatch.setattr(torch.amp, "GradScaler", lambda *args, **options: scaler)
     trainer.fit()
     assert scaler.state_dict()["_growth_tracker"] == 1
+
+
+@pytest.mark.parametrize(("reached", "message"), [({"step": 99}, "after step 99"), ({"rows": [{}]}, "incomplete")])
+def test_a_checkpoint_from_beyond_its_training_is_refused(tmp_path, reached, message):
+    run = RunContext(tmp_path / "a.safetensors", torch.device("cpu"), resume=True)
+    trainer = Trainer(Volumes(), load_data("digits", limit=40), TrainConfig(epochs=1), run, {})
+    config = trainer.config
+    step = TrainStep(trainer.model, make_optimizer(trainer.model, config), config, torch.device("cpu"))
+    Checkpoint.beside(run.output, {**config.to_json(), "seed": run.seed}).save(step, TrainState(**reached))
+    with pytest.raises(MicronetError, match=f"{message}.*--force"):
+        trainer.fit()
 
 
 @pytest.mark.slow
