@@ -156,10 +156,13 @@ def _bilinear(size: int, side: int, aligned: bool) -> Any:
 
 
 def _concat(builder: NetworkBuilder, operation: Operation, values: list[Value]) -> Value:
-    grid = values[0].grid
-    alike = all(value.grid == grid for value in values)
-    parts = [builder.raw_of(value) if alike else builder.real_of(value, operation.name) for value in values]
-    return Value(builder.add("Concat", operation.name, *parts, parameters={0: 0}), grid if alike else None)
+    raw = [builder.raw_of(value) for value in values]
+    grids = [value.grid for value in values if value.grid]
+    alike = len(grids) == len(values) and len({grid[:2] for grid in grids}) == 1
+    parts = raw if alike else [builder.real_of(value, operation.name) for value in values]
+    low, high = min((grid.low for grid in grids), default=0), max((grid.high for grid in grids), default=0)
+    grid = grids[0]._replace(low=low, high=high) if alike else None
+    return Value(builder.add("Concat", operation.name, *parts, parameters={0: 0}), grid)
 
 
 def _sign(builder: NetworkBuilder, operation: Operation, values: list[Value]) -> Value:
