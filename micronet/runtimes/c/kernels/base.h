@@ -1,0 +1,99 @@
+/* Feature maps in one static arena, and what every kernel shares. All sums, conversions and roundings are defined to
+   the last bit: compile without -ffast-math. */
+#ifndef BASE_H
+#define BASE_H
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__FAST_MATH__)
+#error "compile without -ffast-math (-Ofast), which changes the scores"
+#endif
+#if defined(__FLT_EVAL_METHOD__) && (__FLT_EVAL_METHOD__ == 1 || __FLT_EVAL_METHOD__ == 2)
+#error "floats must be rounded to 32 bits: add -msse2 -mfpmath=sse"
+#endif
+#if defined(__clang__)
+#pragma STDC FP_CONTRACT OFF
+#elif defined(__GNUC__) && __GNUC__ >= 5
+#pragma GCC optimize("fp-contract=off")
+#endif
+
+#if defined(__GNUC__)
+#define MAY_ALIAS __attribute__((may_alias))
+#define ALIGNED __attribute__((aligned(64)))
+#define INLINE static inline __attribute__((always_inline))
+#else
+#define MAY_ALIAS
+#define ALIGNED
+#define INLINE static inline
+#endif
+
+#ifndef ARENA_BYTES
+#define ARENA_BYTES 64
+#endif
+
+typedef uint64_t MAY_ALIAS word;
+typedef float MAY_ALIAS real;
+typedef int32_t MAY_ALIAS whole;
+
+enum { BITS, BYTES, WHOLES, REALS }; /* the type of a map: signs, uint8, int32, float */
+enum { BLOCK = 16 };                 /* values that are converted at a time */
+
+/* Rows of pixels of channels. Signs: bit c % 64 of word c / 64 of a pixel is 1 for +1. Integers: (q - zero) * scale. */
+typedef struct {
+    uint32_t place; /* in the arena, bytes */
+    uint32_t pixel; /* bytes from one pixel to the next */
+    int32_t rows, columns, channels;
+    int32_t zero;
+    float scale;
+    uint8_t type;
+    int32_t low, high; /* of integers */
+} map;
+
+/* An elementwise function that follows a layer. */
+typedef struct {
+    void (*apply)(float *values, int32_t count, float a, float b);
+    float a, b;
+} step;
+
+static uint64_t arena[(ARENA_BYTES + 7) / 8] ALIGNED;
+
+INLINE uint8_t *pixel_at(const map *x, size_t pixel)
+{
+    return (uint8_t *)arena + x->place + pixel * x->pixel;
+}
+
+INLINE size_t pixels_of(const map *x)
+{
+    return (size_t)x->rows * (size_t)x->columns;
+}
+
+INLINE int32_t bit_at(const word *bits, int32_t place)
+{
+    return (int32_t)((bits[place >> 6] >> (place & 63)) & 1);
+}
+
+INLINE void set_bit(word *bits, int32_t place)
+{
+    bits[place >> 6] |= (uint64_t)1 << (place & 63);
+}
+
+/* Set those of at most 32 bits, from a place on, that are 1. */
+INLINE void or_bits(word *bits, int32_t place, uint32_t ones, int32_t count)
+{
+    int32_t shift = place & 63;
+    bits[place >> 6] |= (uint64_t)ones << shift;
+    if (shift + count > 64)
+        bits[(place >> 6) + 1] |= (uint64_t)ones >> (64 - shift);
+}
+
+INLINE int32_t least(int32_t a, int32_t b)
+{
+    return a < b ? a : b;
+}
+
+INLINE int32_t most(int32_t a, int32_t b)
+{
+    return a > b ? a : b;
+}
+#endif

@@ -1,0 +1,23 @@
+/* Reading values of any map as floats. */
+#ifndef LOAD_C
+#define LOAD_C
+#include "base.h"
+
+static void load_values(const map *x, size_t pixel, int32_t channel, float *values, int32_t count)
+{
+    const uint8_t *at = pixel_at(x, pixel);
+    int32_t i;
+    if (x->type == REALS) {
+        memcpy(values, (const real *)(const void *)at + channel, (size_t)count * sizeof(float));
+    } else if (x->type == BYTES) {
+        for (i = 0; i < count; i++)
+            values[i] = (float)((int32_t)at[channel + i] - x->zero) * x->scale;
+    } else if (x->type == WHOLES) {
+        for (i = 0; i < count; i++)
+            values[i] = ((float)((const whole *)(const void *)at)[channel + i] - (float)x->zero) * x->scale;
+    } else {
+        for (i = 0; i < count; i++)
+            values[i] = bit_at((const word *)(const void *)at, channel + i) ? 1.0f : -1.0f;
+    }
+}
+#endif

@@ -1,0 +1,32 @@
+/* What follows sums of integers. */
+#ifndef SUMS_C
+#define SUMS_C
+#include "layer.c"
+
+INLINE uint32_t reached(const int32_t *sums, const int32_t *limits, int32_t count)
+{
+    uint32_t signs = 0;
+    int32_t i;
+    for (i = 0; i < count; i++)
+        signs |= (uint32_t)(sums[i] >= limits[i]) << i;
+    return signs;
+}
+
+/* Turn at most BLOCK sums of integers, to which the base is not yet added, into values of a pixel. */
+static void finish_sums(const map *out, const layer *l, size_t pixel, int32_t output, const int32_t *sums,
+                        int32_t count)
+{
+    float values[BLOCK];
+    int32_t i;
+    if (l->limits) {
+        int32_t limits[BLOCK];
+        load_limits(l, output, count, limits);
+        or_bits((word *)(void *)pixel_at(out, pixel), output,
+                count == BLOCK ? reached(sums, limits, BLOCK) : reached(sums, limits, count), count);
+        return;
+    }
+    for (i = 0; i < count; i++)
+        values[i] = (float)(sums[i] + (l->base ? l->base[output + i] : 0));
+    finish_reals(out, l, pixel, output, values, count);
+}
+#endif

@@ -1,0 +1,55 @@
+/* Storing floats in any map after the functions that follow a layer. */
+#ifndef VALUES_C
+#define VALUES_C
+#include "base.h"
+
+#define ROUNDER 12582912.0f /* 1.5 * 2^23: adding and subtracting it rounds half to even below 2^22 */
+
+/* Set a pixel's signs to -1 before others are set. */
+INLINE void clear_signs(const map *out, size_t pixel)
+{
+    if (out->type == BITS)
+        memset(pixel_at(out, pixel), 0, out->pixel);
+}
+
+INLINE int32_t to_level(float value, const map *out)
+{
+    float level = value / out->scale, low = (float)(out->low - out->zero), high = (float)(out->high - out->zero);
+    level = !(level > low) ? low : level > high ? high : level;
+    return (int32_t)((level + ROUNDER) - ROUNDER) + out->zero;
+}
+
+INLINE void store_some(const map *out, uint8_t *at, int32_t channel, const float *values, int32_t count)
+{
+    int32_t i;
+    if (out->type == REALS) {
+        memcpy((real *)(void *)at + channel, values, (size_t)count * sizeof(float));
+    } else if (out->type == BYTES) {
+        const map to = *out;
+        for (i = 0; i < count; i++)
+            at[channel + i] = (uint8_t)to_level(values[i], &to);
+    } else if (out->type == WHOLES) {
+        for (i = 0; i < count; i++)
+            ((whole *)(void *)at)[channel + i] = to_level(values[i], out);
+    } else {
+        uint32_t signs = 0;
+        for (i = 0; i < count; i++)
+            signs |= (uint32_t)(values[i] >= 0.0f) << i;
+        or_bits((word *)(void *)at, channel, signs, count);
+    }
+}
+
+/* Apply functions to at most BLOCK values and store them; the signs of the pixel are clear. */
+static void store_values(const map *out, size_t pixel, int32_t channel, float *values, int32_t count,
+                         const step *steps, int32_t step_count)
+{
+    uint8_t *at = pixel_at(out, pixel);
+    int32_t i;
+    for (i = 0; i < step_count; i++)
+        steps[i].apply(values, count, steps[i].a, steps[i].b);
+    if (count == BLOCK) /* with a constant number, compilers make vectors */
+        store_some(out, at, channel, values, BLOCK);
+    else
+        store_some(out, at, channel, values, count);
+}
+#endif

@@ -1,0 +1,154 @@
+"""Networks in C as predictors: their code is compiled by the user's compiler and called in this process."""
+
+import ctypes
+import os
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from micronet.core.files import temporary_folder
+from micronet.data.dataset import DataSpec
+from micronet.errors import MicronetError
+from micronet.packed.file_format import read
+from micronet.packed.program import Program
+from micronet.runtimes.c.lowering import takes_pixels
+from micronet.runtimes.c.writer import CODE, PROGRAM, CCode, c_code
+from micronet.runtimes.config import RuntimeOptions
+from micronet.runtimes.network import to_pixels
+from micronet.runtimes.packed.numpy_backend import Scores, check_images, count_macs
+
+FLAGS = ("-O3", "-march=native")
+TIMEOUT = 600  # seconds for a compilation
+SUCCESS = 0
+
+
+class CNetwork:
+    """A program's code, compiled with CC (default: cc) and CFLAGS (default: -O3 -march=native) and loaded.
+
+    files: the texts of the files in CODE.
+    """
+
+    runtime = "c"
+
+    def __init__(self, program: Program, code: CCode, files: dict[str, str]) -> None:
+        self.program, self.code = program, code
+        data = program.about.get("data")
+        self.data = DataSpec.from_json(data) if data else None
+        self.stages = [str(stage) for stage in program.about.get("stages") or []]
+        self.params = program.weights
+        self._pixels = takes_pixels(program)
+        self._predict = _load(files)
+        self._sizes = [int(np.prod(each.shape)) for each in code.outputs]
+
+    def __call__(self, images: Any) -> Scores:
+        """Compute the network's outputs for normalized images (N, C, H, W) floats: scores (N, K), or maps (N, C, H, W).
+
+        Raises:
+            MicronetError: if the images have another size or are not floats.
+        """
+        check_images(self.program, images)
+        integer = self.code.outputs[0].integer
+        inputs = np.ascontiguousarray(self._inputs(images).transpose(0, 2, 3, 1))
+        scores: NDArray[Any] = np.zeros((len(images), sum(self._sizes)), np.int32 if integer else np.float32)
+        for image, row in zip(inputs, scores, strict=True):
+            if self._predict(image.ctypes.data, row.ctypes.data) != SUCCESS:
+                raise MicronetError("the network in C refused its input; export it again")
+        reals: NDArray[np.float32] = scores.astype(np.float32)
+        if integer:
+            reals *= np.float32(self.code.outputs[0].map.scale)
+        parts = np.split(reals, np.cumsum(self._sizes)[:-1], 1)
+        found = [part.reshape(-1, *each.shape) for part, each in zip(parts, self.code.outputs, strict=True)]
+        return found[0] if len(found) == 1 else found
+
+    def _inputs(self, images: NDArray[np.float32]) -> NDArray[Any]:
+        if not self._pixels:
+            return images.astype(np.float32)
+        assert self.data is not None
+        return to_pixels(images, self.data)
+
+    def macs(self, *shapes: tuple[int, ...]) -> int:
+        """Return the multiply-accumulates per image; the network takes only one image shape."""
+        return count_macs(self.program)
+
+    def integer_layers(self) -> dict[str, Any] | None:
+        """Return which layers are computed in integers, as ``onnx.integers.count_layers`` does; None if none is.
+
+        Layers have no names here; they are counted by their place in the program.
+        """
+        found = {"convolutions": {"integer": 0, "all": 0}, "linear": {"integer": 0, "all": 0}}
+        left = {}
+        kernels = {call.operation: call.kernel for call in self.code.calls}
+        for index, operation in enumerate(self.program.operations):
+            if operation.weight is not None:
+                kind = "linear" if operation.kind == "linear" else "convolutions"
+                integer = not kernels[index].endswith("_reals")
+                found[kind]["all"] += 1
+                found[kind]["integer"] += integer
+                if not integer:
+                    left[f"operation {index + 1}"] = "its weights or its input are float"
+        return {**found, "float": left} if found["convolutions"]["integer"] + found["linear"]["integer"] else None
+
+
+class CPredictor(CNetwork):
+    """A folder that ``write_c`` wrote.
+
+    Its C code is only compiled if it is what this version of micronet writes for the program in the folder, or with
+    ``--trust-code``: somebody else's code could do anything.
+    """
+
+    def __init__(self, folder: Path, options: RuntimeOptions) -> None:
+        if options.device not in (None, "cpu"):
+            raise MicronetError(f"{folder}: networks in C only run on the CPU; drop --device {options.device}")
+        program = read(folder / PROGRAM)
+        code = c_code(program)
+        files = {name: _text(folder / name) for name in CODE}
+        changed = [name for name in CODE if files[name] != code.files[name]]
+        if changed and not options.trust_code:
+            raise MicronetError(
+                f"{folder / changed[0]} is not what this version of micronet writes for the network; export it again, "
+                "or add --trust-code to compile and run the code in the folder"
+            )
+        super().__init__(program, code, files)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise MicronetError(f"{path} cannot be read ({error}); export the network again") from error
+
+
+def compiler() -> list[str]:
+    """Return the user's C compiler: CC, or cc. Raises MicronetError if there is none."""
+    command = shlex.split(os.environ.get("CC", "")) or ["cc"]
+    if shutil.which(command[0]) is None:
+        raise MicronetError(
+            f"running a network in C needs a C compiler, but {command[0]} is not one; install one (apt install gcc) or "
+            "set CC to yours"
+        )
+    return command
+
+
+def _load(files: dict[str, str]) -> Any:
+    """Compile the code into a library and return its function micronet_predict."""
+    command, flags = compiler(), shlex.split(os.environ.get("CFLAGS", "")) or list(FLAGS)
+    with temporary_folder() as folder:
+        for name, text in files.items():
+            (folder / name).write_text(text, encoding="utf-8")
+        library = folder / "model.so"
+        arguments = [*command, "-std=c99", *flags, "-shared", "-fPIC", str(folder / "model.c"), "-o", str(library)]
+        try:
+            done = subprocess.run(arguments, capture_output=True, text=True, check=False, timeout=TIMEOUT)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise MicronetError(f"{command[0]} could not compile the network: {error}") from error
+        if done.returncode:
+            reason = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr.strip()[:200])
+            raise MicronetError(f"{command[0]} {' '.join(flags)} could not compile the network: {reason}")
+        predict = ctypes.CDLL(str(library)).micronet_predict
+    predict.argtypes, predict.restype = [ctypes.c_void_p, ctypes.c_void_p], ctypes.c_int
+    return predict

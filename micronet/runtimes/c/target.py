@@ -1,0 +1,27 @@
+"""C as a target of ``export``: a folder of code, and such a folder as a network."""
+
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from micronet.packed.from_onnx import pack_model
+from micronet.runtimes.c.predictor import CPredictor
+from micronet.runtimes.c.writer import c_code, folder_files
+from micronet.runtimes.config import RuntimeOptions
+
+TITLE, PAIRS = "C", False
+
+
+def write(proto: onnx.ModelProto, folder: Path) -> dict[str, Any]:
+    """Write a network's code into a folder; return its sizes. Raises MicronetError if an operator is not supported."""
+    program = pack_model(proto)
+    code = c_code(program)
+    for name, content in folder_files(program, code).items():
+        (folder / name).write_bytes(content)
+    return {"sizes": code.sizes.to_json()}
+
+
+def open_folder(folder: Path, note: dict[str, Any], options: RuntimeOptions) -> CPredictor:
+    """Open a folder that ``write`` wrote, with what it returned."""
+    return CPredictor(folder, options)

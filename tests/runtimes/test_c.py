@@ -1,0 +1,167 @@
+"""Generated C code computes what the packed runtime computes, bit for bit, whatever the compiler and its flags."""
+
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+
+from micronet.errors import MicronetError
+from micronet.packed.file_format import read
+from micronet.packed.program import Operation, Program
+from micronet.runtimes.c.predictor import CNetwork, CPredictor
+from micronet.runtimes.c.reference import scores_of
+from micronet.runtimes.c.writer import c_code, write_c
+from micronet.runtimes.config import RuntimeOptions
+from micronet.runtimes.packed.numpy_backend import run
+from micronet.runtimes.packed.predictor import choose_backend
+from tests.runtimes.c_programs import merged
+from tests.runtimes.programs import other_operations, random_layer
+from tests.runtimes.test_operators import COLUMNS, ELEMENTWISE, LAYERS, MOVES, POOLS, RESIZES, ROWS, model, packed
+
+WARNINGS = "-Wall -Wextra -Wpedantic -Wconversion -Werror"
+DATA = {"image_size": 6, "channels": 3, "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.25]}
+pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler (apt install gcc)")
+
+
+@pytest.fixture(autouse=True)
+def _flags(monkeypatch):
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("CFLAGS", f"-O1 {WARNINGS}")
+
+
+def check(program, images):
+    """Compare a program's code with what it must compute."""
+    code = c_code(program)
+    found = CNetwork(program, code, code.files)(images)
+    expected = scores_of(program, images)
+    found = found if isinstance(found, list) else [found]
+    assert [each.shape for each in found] == [each.shape for each in expected]
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def pixel_network():
+    """A network of 8-bit images of 6 by 5 pixels, with binary, ternary, 8-bit and float layers."""
+    rng = np.random.default_rng(0)
+    operations = [
+        Operation("quantize", [0], {"scale": 0.02, "zero_point": 3, "range": [-128, 127]}),
+        Operation("threshold", [1], {"pads": [1] * 4}, rng.integers(-99, 99, (70, 3, 3, 3), np.int32),
+                  limits=rng.integers(-999, 999, 70, np.int32)),
+        Operation("threshold", [2], {"pads": [1, 0, 0, 1]}, rng.choice([-1, 1], (24, 70, 2, 2)).astype(np.int32),
+                  limits=rng.integers(-20, 20, 24, np.int32)),
+        Operation("conv", [3], {}, rng.choice([-1, 0, 1], (16, 24, 1, 1)).astype(np.int32),
+                  rng.uniform(0.01, 0.02, 16).astype(np.float32), rng.normal(size=16).astype(np.float32)),
+        Operation("silu", [4]),
+        Operation("conv", [5], {"stride": [2, 2]}, rng.normal(size=(20, 16, 3, 3)).astype(np.float32)),
+        Operation("mean", [6]),
+    ]  # fmt: skip
+    return Program(operations, [3, 6, 5], {"data": DATA, "model": {"name": 'x */ int main(void) {} "'}})
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_layer_computes_what_the_packed_runtime_computes(seed):
+    program, images = random_layer(seed)
+    check(program, images)
+
+
+def test_every_other_operation_computes_what_the_packed_runtime_computes():
+    for seed in range(3):
+        programs, _ = other_operations(seed)
+        by_shape = {}
+        for program in programs:
+            by_shape.setdefault(tuple(program.shape), []).append(program)
+        for alike in by_shape.values():
+            check(merged(alike), np.random.default_rng(0).normal(size=(2, *alike[0].shape)).astype(np.float32))
+
+
+@pytest.mark.parametrize("integers", [False, True])
+def test_every_onnx_operator_computes_what_the_packed_runtime_computes(integers, tmp_path):
+    nodes = [*ELEMENTWISE, *POOLS, *RESIZES, *MOVES, *LAYERS]
+    program = merged([packed(model(each, integers), tmp_path) for each in nodes])
+    images = np.random.default_rng(1).normal(size=(2, 8, ROWS, COLUMNS)).astype(np.float32)
+    check(program, images)
+    expected = run(program, images)
+    for kind, ours, theirs in zip(nodes, scores_of(program, images), expected, strict=True):
+        if integers or kind not in LAYERS:  # only sums of float products depend on their order
+            np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize(("network", "scheme"), [("nin_gc", "W1A1-8bit"), ("resnet18", "W8A8-asym"), ("nin", "W1A8")])
+def test_whole_networks_are_equal(network, scheme, exported):
+    path, images, _, _ = exported(network, scheme)
+    program, images = read(path), images[:4]
+    check(program, images)
+    if all(each.weight is None or each.weight.dtype.kind == "i" for each in program.operations):
+        np.testing.assert_array_equal(scores_of(program, images)[0], run(program, images))
+
+
+def test_sums_of_floats_are_those_of_the_compiled_kernels():
+    score, kernel = choose_backend(pixel_network(), 1)
+    if kernel not in ("avx512", "avx2"):
+        pytest.skip(f"the kernels are {kernel}, whose sums may be rounded otherwise")
+    images = np.random.default_rng(2).normal(size=(3, 3, 6, 5)).astype(np.float32)
+    np.testing.assert_array_equal(scores_of(pixel_network(), images)[0], score(images))
+
+
+@pytest.mark.parametrize("flags", ["-O1 -fsanitize=address,undefined -fno-sanitize-recover", "-O3 -march=native"])
+def test_make_check_says_ok(flags, tmp_path):
+    folder = tmp_path / "net"
+    write_c(pixel_network(), folder)
+    made = subprocess.run(
+        ["make", "check", f"CFLAGS={flags} {WARNINGS}"], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert made.stdout.splitlines()[-1:] == ["ok"], made.stdout + made.stderr
+    assert "main(void) {}" not in (folder / "model.h").read_text()
+
+
+def test_a_folder_is_a_network_of_normalized_images(tmp_path):
+    program, folder = pixel_network(), tmp_path / "net"
+    sizes = write_c(program, folder)
+    network = CPredictor(folder, RuntimeOptions())
+    pixels = np.random.default_rng(1).integers(0, 256, (4, 3, 6, 5)).astype(np.float32)
+    mean, std = (np.array(DATA[name], np.float32).reshape(3, 1, 1) for name in ("mean", "std"))
+    scale, shift = 1 / (255 * std), -mean / std
+    images = pixels * scale + shift
+    np.testing.assert_array_equal(network(images), scores_of(program, images)[0])
+    assert (network.params, network.data.mean) == (program.weights, DATA["mean"])
+    assert sizes.flash == sum(layer.flash for layer in sizes.layers)
+    code = folder / "model.c"
+    code.write_text(code.read_text().replace("return MICRONET_OK", "return 0"))
+    with pytest.raises(MicronetError, match="--trust-code"):
+        CPredictor(folder, RuntimeOptions())
+    np.testing.assert_array_equal(CPredictor(folder, RuntimeOptions(trust_code=True))(images), network(images))
+
+
+def test_a_chain_needs_as_much_memory_as_its_widest_pair_of_maps():
+    """Maps of one byte per value, in words of 8 bytes: 16 x 8, 16 x 24, 16 x 8 and 16 x 2 values."""
+    quantizer = {"scale": 0.1, "zero_point": 0, "range": [0, 255]}
+    operations, channels = [Operation("quantize", [0], quantizer)], 8
+    for outputs in (24, 8, 2):
+        weight = np.arange(outputs * channels, dtype=np.int32).reshape(outputs, channels, 1, 1) % 200 - 100
+        operations += [Operation("conv", [len(operations)], {}, weight, np.ones(1, np.float32))]
+        operations += [Operation("quantize", [len(operations)], quantizer)]
+        channels = outputs
+    window = 24  # the widest window, of 24 bytes
+    assert c_code(Program(operations, [8, 4, 4], {})).sizes.ram == 16 * 8 + 16 * 24 + window
+
+
+@pytest.mark.parametrize(
+    ("operations", "why"),
+    [([Operation("quantize", [0], {"scale": 1e-6, "zero_point": 0, "range": [-(2**23), 2**23]})], "21 bits"),
+     ([Operation("slice", [0], {"begin": [0, 0, 0], "extent": [3, 4, 2]}), Operation("add", [0, 1])], "add.*of 2, add"),
+     ([Operation("conv", [0], {}, np.full((1, 3, 1, 1), np.nan, np.float32))], "NaN"),
+     ([Operation("conv", [0], {}, np.ones((1, 4, 1, 1), np.float32))], "fit together")],
+    ids=["wide", "shapes", "nan", "channels"],
+)  # fmt: skip
+def test_what_c_cannot_run_is_refused_before_anything_is_written(operations, why, tmp_path):
+    with pytest.raises(MicronetError, match=why):
+        write_c(Program(operations, [3, 4, 4], {}), tmp_path / "net")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_compiler_is_one_line(monkeypatch):
+    monkeypatch.setenv("CC", "no-such-compiler")
+    program, code = pixel_network(), c_code(pixel_network())
+    with pytest.raises(MicronetError, match=r"no-such-compiler is not one; install one \(apt install gcc\)"):
+        CNetwork(program, code, code.files)
