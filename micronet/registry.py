@@ -135,6 +135,7 @@ ONNX_RUNTIMES = {
 TARGETS = {
     "onnxruntime": "export-onnx",
     "openvino": "micronet.runtimes.openvino",
+    "ncnn": "micronet.runtimes.ncnn.target",
     "tensorrt": "trt-build",
     "packed": "pack",
 }

@@ -182,6 +182,8 @@ def _export(summary: dict[str, Any]) -> None:
         view(summary)
     else:
         _export_onnx({"kept_float32": {}, **summary})
+        if sizes := summary.get("sizes"):
+            print_line(f"flash {sizes['flash']:,} bytes without code, RAM {sizes['ram']:,} bytes")
 
 
 def _pack(summary: dict[str, Any]) -> None:

@@ -54,6 +54,8 @@ def export_folder(config: "Export", context: Context) -> Outcome:
         name = f"the network in {config.target}"
         require_close(agreement, name, rounds="quantize" in [each.stage for each in artifact.history], classes=classes)
         about: dict[str, Any] = {"target": config.target, **agreement._asdict(), "left_float": artifact.left_float}
+        if "sizes" in note:
+            about["sizes"] = note["sizes"]
         if (integers := network.integer_layers()) is not None:
             if not (config.timing.skip_timing or context.temporary):
                 plain = without_quantizers(proto if target.PAIRS else with_pairs(proto))

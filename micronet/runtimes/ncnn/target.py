@@ -1,0 +1,42 @@
+"""ncnn as a target of ``export``: a folder with its files, and such a folder as a network."""
+
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from micronet.onnx.integers import count_layers
+from micronet.packed.from_onnx import pack_model
+from micronet.runtimes.config import RuntimeOptions
+from micronet.runtimes.ncnn.files import write_ncnn
+from micronet.runtimes.ncnn.predictor import NcnnPredictor
+
+TITLE, PAIRS = "ncnn", False
+NAME = "network"
+INT8 = "int8"
+
+
+class NcnnFolder(NcnnPredictor):
+    """A network in a folder that ``write`` wrote."""
+
+    def integer_layers(self) -> dict[str, Any] | None:
+        """Return what ncnn computes in integers, as ``onnx.integers.count_layers`` does; None for a float network."""
+        computed = self.layers()
+        if INT8 not in computed.values():
+            return None
+        linear = {layer.name for layer in self.file.layers if layer.kind == "InnerProduct"}
+        return count_layers(
+            ("linear" if name in linear else "convolutions", name, None if how == INT8 else how.removeprefix("float: "))
+            for name, how in computed.items()
+        )
+
+
+def write(proto: onnx.ModelProto, folder: Path) -> dict[str, Any]:
+    """Write a network's files into a folder. Raises MicronetError if ncnn cannot run it."""
+    write_ncnn(pack_model(proto), folder, NAME)
+    return {}
+
+
+def open_folder(folder: Path, note: dict[str, Any], options: RuntimeOptions) -> NcnnFolder:
+    """Open a folder that ``write`` wrote."""
+    return NcnnFolder(folder / f"{NAME}.param", options)
