@@ -644,7 +644,7 @@ def export(
     Args:
         artifact: An artifact (.safetensors).
         example_input: Example input: a tensor or tuple of tensors; required if no data set determines it.
-        target: Target runtime: onnxruntime, openvino, ncnn, tensorrt, packed.
+        target: Target runtime: onnxruntime, openvino, ncnn, c, tensorrt, packed.
         check_images: Number of test images used to check that the exported network agrees with torch.
         output, task, image_size, limit, force, progress: As in ``train``.
         skip_timing, model, trust_code: As in ``evaluate``.

@@ -136,6 +136,7 @@ TARGETS = {
     "onnxruntime": "export-onnx",
     "openvino": "micronet.runtimes.openvino",
     "ncnn": "micronet.runtimes.ncnn.target",
+    "c": "micronet.runtimes.c.target",
     "tensorrt": "trt-build",
     "packed": "pack",
 }

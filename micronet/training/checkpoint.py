@@ -29,6 +29,7 @@ _KEY = "micronet-checkpoint"
 SLOTS: tuple[set[str], ...] = (
     {"momentum", "norm"}, {"step", "mean", "square"}, {"momentum_buffer"}, {"step", "exp_avg", "exp_avg_sq"}, set(),
 )  # fmt: skip
+SINGLE = ("norm", "step")  # of these, one number
 _PARTS = {
     "identity": dict[str, Any], "reached": dict[str, Any], "groups": list[dict[str, Any]],
     "numbers": dict[str, dict[str, float | None]],
@@ -196,10 +197,10 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, header: dict[str, Any], te
         parameter = parameters[int(index)]
         if tensor.shape == parameter.shape:  # in the same memory format, so that sums are bit-identical
             tensor = torch.empty_like(parameter, requires_grad=False).copy_(tensor)
-        elif tensor.numel() != 1:
+        elif tensor.numel() != 1 or slot not in SINGLE:
             raise ValueError(f"{name} is {tuple(tensor.shape)}, expected {tuple(parameter.shape)}")
         state.setdefault(int(index), {})[slot] = tensor
-    if any(slots.keys() not in SLOTS or not all(map(_is_valid, slots.values())) for slots in state.values()):
+    if any(slots.keys() not in SLOTS or not all(map(_is_valid, slots, slots.values())) for slots in state.values()):
         raise ValueError("its optimizer's state is incomplete")
     groups = optimizer.state_dict()["param_groups"]
     for own, stored in zip(groups, header["groups"], strict=True):
@@ -209,9 +210,11 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, header: dict[str, Any], te
     optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
-def _is_valid(value: Any) -> bool:
+def _is_valid(slot: str, value: Any) -> bool:
     """Return True for a tensor, a number of steps, or the momentum that SGD does not have."""
-    return value is None or isinstance(value, Tensor) or (type(value) is int and value > 0)
+    if slot == "step" and type(value) is int:
+        return value > 0
+    return isinstance(value, Tensor) or (slot == "momentum_buffer" and value is None)
 
 
 def _without_prefix(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

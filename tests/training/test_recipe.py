@@ -124,6 +124,22 @@ def test_an_optimizer_keeps_a_setting_that_its_checkpoint_has_lost(lost):
         _load_optimizer(optimizer, {"numbers": {}, "groups": stored[:1]}, {})
 
 
+@pytest.mark.parametrize(
+    "slots",
+    [{"step": None, "mean": True, "square": True}, {"step": 0, "mean": True, "square": True}, {"step": 1, "mean": True},
+     {"step": 1, "mean": None, "square": True}, {"step": 1, "mean": torch.ones(1), "square": True}],
+)  # fmt: skip
+def test_a_damaged_state_of_an_optimizer_is_refused(slots):
+    optimizer = make_optimizer(network(), TrainConfig(optimizer="muon"))
+    stored = {"0": {name: value for name, value in slots.items() if value is None or type(value) is int}}
+    weight = optimizer.param_groups[0]["params"][0]
+    tensors = {
+        f"0.{name}": weight if value is True else value for name, value in slots.items() if name not in stored["0"]
+    }
+    with pytest.raises(ValueError, match=r"incomplete|expected"):
+        _load_optimizer(optimizer, {"numbers": stored, "groups": optimizer.state_dict()["param_groups"]}, tensors)
+
+
 def test_an_average_forgets_by_its_decay_and_copies_what_is_no_average():
     model = network()
     average = WeightAverage(model, 0.9)
