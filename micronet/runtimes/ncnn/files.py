@@ -17,9 +17,10 @@ from micronet.core.parse import parse_json, read_text
 from micronet.errors import FailedError, MicronetError
 from micronet.packed.checks import check_about
 from micronet.packed.program import Program
-from micronet.runtimes.ncnn.kinds import KINDS, Blob, infer, macs, tensor_sizes
-from micronet.runtimes.ncnn.layer import ARRAY, MAGIC, TAGS, WITH_TAG, Layer, Parameter
+from micronet.runtimes.ncnn.kinds import KINDS, infer, macs, tensor_sizes
+from micronet.runtimes.ncnn.layer import ARRAY, MAGIC, TAGS, WITH_TAG, Layer, Parameter, clean
 from micronet.runtimes.ncnn.lowering import INPUT, Lowered, lower
+from micronet.runtimes.ncnn.shapes import Blob
 
 FORMAT = 1
 AGAIN = "export the network again with micronet export --target ncnn"
@@ -81,7 +82,7 @@ def _described(program: Program, found: Lowered) -> dict[str, Any]:
         normalized["mean"] = [PIXEL * value for value in data["mean"]]
         normalized["norm"] = [1 / (PIXEL * value) for value in data["std"]]
     precisions = {
-        step.operations[0].name: f"float: {step.why_float}" if step.why_float else "int8" for step in found.steps
+        clean(step.operations[0].name): f"float: {step.why_float}" if step.why_float else "int8" for step in found.steps
     }
     return {
         "input": {"blob": INPUT, "shape": program.shape, **normalized}, "outputs": found.outputs,

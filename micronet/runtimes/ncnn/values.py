@@ -7,8 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from micronet.packed.program import Operation
-from micronet.runtimes.ncnn.kinds import Blob, infer
+from micronet.runtimes.ncnn.kinds import infer
 from micronet.runtimes.ncnn.layer import LARGEST, Layer, Parameter, clean
+from micronet.runtimes.ncnn.shapes import Blob
 
 MAX_INT8 = 127
 EQUAL_PART = -233  # of a Slice

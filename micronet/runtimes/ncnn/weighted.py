@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from micronet.packed.program import Operation
-from micronet.runtimes.ncnn.kinds import INT8_OUT, NO_WINOGRAD
 from micronet.runtimes.ncnn.layer import Parameter
+from micronet.runtimes.ncnn.shapes import INT8_OUT, NO_WINOGRAD
 from micronet.runtimes.ncnn.values import MAX_INT8, Grid, NetworkBuilder, Step, Unsupported, Value, without_rounding
 
 # Winograd's F(4, 3) computes 576 times a sum in 32 bits.
