@@ -17,7 +17,8 @@ from micronet.runtimes.ncnn.values import MAX_INT8, Grid, NetworkBuilder, Step, 
 
 # Winograd's F(4, 3) computes 576 times a sum in 32 bits.
 WINOGRAD_FACTOR = 576
-SYMMETRIC = "quantize with --q-type sym --a-sign signed, and --w-bits and --a-bits of at most 8"
+SYMMETRIC = "quantize with --q-type sym --a-sign signed and --a-bits of at most 8"
+WITHIN_INT8 = "quantize with --method iao and --w-bits of at most 8 (dorefa: 7)"
 
 
 @dataclass
@@ -152,7 +153,7 @@ def _int8(operation: Operation, grid: Grid | None) -> Weights:
     weight = weight // factor
     if np.abs(weight).max(initial=0) > MAX_INT8:
         low, high = int(weight.min()), int(weight.max())
-        raise Unsupported(f"ncnn's weights are integers from -127 to 127, not {low} to {high}", SYMMETRIC)
+        raise Unsupported(f"ncnn's weights are integers from -127 to 127, not {low} to {high}", WITHIN_INT8)
     if not grid.fits:
         raise Unsupported(f"ncnn's activations are integers from -127 to 127, not {grid.low} to {grid.high}", SYMMETRIC)
     outputs = len(weight)

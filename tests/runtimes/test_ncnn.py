@@ -1,0 +1,224 @@
+"""Networks as ncnn files: the same integers, up to ncnn's rounding, and files that are whole, ours, or refused."""
+
+import hashlib
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import micronet
+from micronet.errors import FailedError, MicronetError
+from micronet.onnx.export import to_onnx
+from micronet.packed.file_format import read as read_packed
+from micronet.packed.from_onnx import pack_model
+from micronet.packed.program import Operation, Program
+from micronet.runtimes.config import RuntimeOptions
+from micronet.runtimes.ncnn.agreement import compare_layers
+from micronet.runtimes.ncnn.files import read, write_ncnn
+from micronet.runtimes.ncnn.layer import Layer
+from micronet.runtimes.ncnn.predictor import NcnnPredictor, load_library
+from micronet.runtimes.packed.numpy_backend import run
+from tests.runtimes import programs
+
+pytest.importorskip("ncnn", reason="needs ncnn")
+ONE = RuntimeOptions(threads=1)
+SIGNED = {"q_type": "sym", "a_sign": "signed"}
+
+
+def written(program, folder, **settings):
+    return NcnnPredictor(write_ncnn(program, folder, "net", **settings)[0], ONE)
+
+
+def symmetric(program):
+    """Give a random program integers that fit ncnn."""
+    for operation in program.operations:
+        if operation.kind == "quantize":
+            wide = operation.attributes["range"] == [0, 255]
+            operation.attributes["zero_point"] = 128 if wide else 0
+        if operation.weight is not None and operation.weight.dtype.kind == "i":
+            operation.weight = operation.weight.clip(-127, 127)
+    return program
+
+
+@pytest.mark.parametrize("seed", [1, 5, 6, 9, 12, 35, 56, 107])
+def test_every_layer_has_our_integers_but_for_the_documented_rounding(seed, tmp_path):
+    program, images = programs.random_layer(seed)
+    network = written(symmetric(program), tmp_path)
+    layers = compare_layers(program, network, images[:1])
+    assert layers and not any(layer.beyond for layer in layers)
+    assert all(layer.integers in (None, 0, 1) for layer in layers)
+    assert network(images).shape == run(program, images).shape
+    assert network.macs() > 0 and network.params == program.weights
+
+
+@pytest.mark.parametrize("seed", [0, 2, 5])
+def test_every_other_operation_computes_what_numpy_computes(seed, tmp_path):
+    for program, images in ((each, images) for each, images in [programs.other_operations(seed)] for each in each):
+        found, expected = written(symmetric(program), tmp_path)(images), run(program, images)
+        # Rounded values may be one step of 0.05 apart, and two of them are added at most.
+        rounds = any(operation.kind == "quantize" for operation in program.operations)
+        np.testing.assert_allclose(found, expected, atol=0.11 if rounds else 1e-6 * max(1, np.abs(expected).max()))
+
+
+class Zoo(nn.Module):
+    """Every kind of layer that ncnn gets, on a map of odd size."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(3, 24, 3, 2, 1), nn.Hardswish())
+        self.depthwise = nn.Sequential(nn.Conv2d(24, 24, 5, padding=2, groups=24), nn.ReLU6())
+        self.twice = nn.Sequential(nn.Conv2d(24, 48, 3, padding=1, groups=24), nn.LeakyReLU(0.1))
+        self.grouped = nn.Sequential(nn.Conv2d(48, 32, 1, groups=2), nn.SiLU(), nn.ChannelShuffle(4))
+        self.gate = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(32, 32, 1), nn.Hardsigmoid())
+        self.pool, self.average = nn.MaxPool2d(3, 1, 1), nn.AvgPool2d(5, 2, ceil_mode=True)
+        self.up = nn.Sequential(nn.ConvTranspose2d(32, 16, 2, 2), nn.GELU())
+        self.nearest, self.bilinear = nn.Upsample(size=12), nn.Upsample(size=(11, 13), mode="bilinear")
+        self.pad, self.last = nn.ZeroPad2d((1, 0, 2, 1)), nn.Linear(16, 5)
+
+    def forward(self, x):
+        x = self.grouped(self.twice(self.depthwise(self.first(x))))
+        x = x * self.gate(x)
+        first, second = self.up(x).split((4, 12), 1)
+        x = torch.cat([self.nearest(self.average(second)), self.pad(self.pool(first))[:, :, :12, :12]], 1)
+        return self.bilinear(x), self.last(torch.nn.functional.elu(x).mean((2, 3)))
+
+
+@pytest.fixture(scope="module")
+def zoo():
+    torch.manual_seed(0)
+    images = torch.randn(4, 3, 11, 11)
+    net = Zoo().eval()
+    return net, images, pack_model(micronet.export_onnx(net, images[:2]))
+
+
+def test_a_network_of_every_kind_is_int8_where_it_was_quantized(zoo, tmp_path):
+    net, images, _ = zoo
+    quantized = micronet.quantize(net, data=[images], mode="ptq", **SIGNED)
+    program = pack_model(to_onnx(quantized, images[:2], pairs=False))
+    network = written(program, tmp_path)
+    assert set(network.layers().values()) == {"int8"} and len(network.layers()) == 7
+    assert not any(layer.beyond for layer in compare_layers(program, network, images[:2].numpy()))
+    for found, expected in zip(network(images.numpy()), run(program, images.numpy()), strict=True):
+        assert found.shape == expected.shape
+        assert np.abs(found - expected).mean() < 0.01 * np.abs(expected).max()  # a few values are one step apart
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_a_float_network_is_stored_in_32_or_16_bits(zoo, half, tmp_path):
+    _, images, program = zoo
+    network = written(program, tmp_path, half=half)
+    size = (tmp_path / "net.bin").stat().st_size
+    weights = sum(op.weight.size for op in program.operations if op.weight is not None)
+    assert weights * (2 if half else 4) <= size < weights * (2.5 if half else 4.5)
+    assert set(network.layers().values()) == {"float: its weights are float"}
+    for found, expected in zip(network(images.numpy()), run(program, images.numpy()), strict=True):
+        # Ten layers, each of which rounds weights to 11 bits, or sums of at most 1,000 products to 24.
+        np.testing.assert_allclose(found, expected, atol=np.abs(expected).max() * (10 * 2**-11 if half else 1e-5))
+    assert network(images[:0].numpy())[1].shape == (0, 5)
+
+
+@pytest.mark.parametrize("scheme", ["W1A1", "WtA1"])
+def test_fewer_bits_are_stored_as_int8_and_computed_exactly(exported, scheme, tmp_path):
+    given = exported("nin", scheme)
+    program = read_packed(given.path)
+    network = written(program, tmp_path)
+    layers = compare_layers(program, network, given.images[:1])
+    assert not any(layer.beyond for layer in layers)
+    assert sum(how == "int8" for how in network.layers().values()) >= 7
+
+
+def conv(weight, scale=0.01, low=0, high=255, zero_point=0, name="block.conv"):
+    quantizer = Operation("quantize", [0], {"scale": 0.1, "zero_point": zero_point, "range": [low, high]})
+    ones = np.ones(len(weight), np.float32)
+    return Program([quantizer, Operation("conv", [1], {}, weight, ones * np.float32(scale), name=name)], [3, 6, 6], {})
+
+
+WEIGHT = np.ones((4, 3, 1, 1), np.int32)
+
+
+@pytest.mark.parametrize(
+    ("program", "words"),
+    [(conv(WEIGHT), ["integers from -127 to 127, not 0 to 255: block.conv", "--q-type sym --a-sign signed"]),
+     (conv(29 * np.arange(12, dtype=np.int32).reshape(4, 3, 1, 1) + 1, high=127), ["not 1 to 320: block.conv", "iao"]),
+     (conv(WEIGHT, 1e-39, high=127), ["too small or too large for ncnn: block.conv", "--target onnxruntime"]),
+     (Program([Operation("resize", [0], {"size": [8, 9], "factors": [2, 1.5], "coordinates": "half_pixel",
+                                         "nearest": "ceil"}, name="up")], [3, 4, 6], {}), ["other pixels", ": up"]),
+     (Program([Operation("depth_to_space", [0], {"block": [1, 3]}, name="up")], [3, 4, 6], {}), ["1 and 3: up"])],
+)  # fmt: skip
+def test_what_ncnn_cannot_do_is_refused_by_name_before_anything_is_written(program, words, tmp_path):
+    with pytest.raises(MicronetError) as caught:
+        write_ncnn(program, tmp_path / "folder", "net")
+    assert all(each in str(caught.value) for each in [*words, "ncnn cannot run 1 of", "Nothing was written"])
+    assert not (tmp_path / "folder").exists()
+
+
+def test_what_ncnn_computes_in_float_is_named(tmp_path):
+    program = conv(WEIGHT, high=127)
+    program.operations[1].inputs = [0]
+    assert written(program, tmp_path).layers() == {"block.conv": "float: its input is not quantized"}
+
+
+def change(folder, line=None, new=None, cut=None, seal=True):
+    """Change a line of a network's .param file or cut its .bin file; ``seal``: make the hashes fit again."""
+    param, weights, note = (folder / f"net.{suffix}" for suffix in ("param", "bin", "json"))
+    if line is not None:
+        lines = param.read_text().splitlines()
+        lines[line] = lines[line].replace(*new)
+        param.write_text("\n".join(lines))
+    if cut is not None:
+        weights.write_bytes(weights.read_bytes()[:cut])
+    if seal:
+        about = json.loads(note.read_text())
+        about |= {path.suffix[1:]: hashlib.sha256(path.read_bytes()).hexdigest() for path in (param, weights)}
+        note.write_text(json.dumps(about))
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [({"line": 5, "new": ("6=12", "6=13")}, "weights do not fit"), ({"line": 5, "new": ("0=4", "0=-4")}, "is -4"),
+     ({"line": 5, "new": ("Convolution", "DeformableConv2D")}, "not a layer that micronet writes"),
+     ({"line": 5, "new": (" 1 ", " 999999 ")}, "too few blobs"), ({"line": 1, "new": ("4", "5")}, "as many layers"),
+     ({"line": 0, "new": ("7", "8")}, "first lines"), ({"line": 5, "new": ("8=1", "8=101")}, "too short"),
+     ({"line": 2, "new": ("0=6", "0=9999999999")}, "not a number"), ({"cut": -4}, "too short"),
+     ({"line": 5, "new": ("1=1", "1=9 11=9")}, "twice"), ({"line": 5, "new": ("0=4", "0=4.0")}, "not a number"),
+     ({"line": 4, "new": ("Quantize", "Flatten ")}, "not a feature map"),
+     ({"line": 4, "new": (" 1 2", " 7 2")}, "not computed"),
+     ({"cut": 5, "seal": False}, "not the one that was written")],
+)  # fmt: skip
+def test_a_damaged_file_never_reaches_ncnn(settings, words, tmp_path):
+    paths = write_ncnn(conv(WEIGHT, high=127), tmp_path, "net")
+    read(paths[0])
+    change(tmp_path, **settings)
+    with pytest.raises(MicronetError, match=rf"^[^\n]*{words}[^\n]*; export the network again"):
+        NcnnPredictor(paths[0], ONE)
+
+
+def test_errors_say_what_to_do(tmp_path, monkeypatch):
+    paths = write_ncnn(conv(WEIGHT, high=127), tmp_path, "net")
+    network = NcnnPredictor(paths[0], ONE)
+    with pytest.raises(MicronetError, match=r"shape \(N, 3, 6, 6\), but got float32 \(1, 3, 6, 7\)"):
+        network(np.zeros((1, 3, 6, 7), np.float32))
+    with pytest.raises(MicronetError, match="drop --device cuda"):
+        NcnnPredictor(paths[0], RuntimeOptions(device="cuda"))
+    weights = bytearray(paths[1].read_bytes())
+    weights[-4:] = np.float32(np.nan).tobytes()
+    paths[1].write_bytes(weights)
+    change(tmp_path)
+    with pytest.raises(FailedError, match="NaN"):
+        read(paths[0])
+    paths[2].unlink()
+    with pytest.raises(MicronetError, match=r"net\.json does not exist"):
+        read(paths[0])
+    monkeypatch.setitem(sys.modules, "ncnn", None)
+    with pytest.raises(MicronetError, match=r"^[^\n]*pip install ncnn$"):
+        load_library()
+
+
+def test_ncnn_reads_every_float32_as_it_was_written(tmp_path):
+    values = np.random.default_rng(0).integers(0, 0x7F7FFFFF, 40, dtype=np.uint32).view(np.float32)
+    for value in [*values[values > 1e-30], np.float32(0.1), np.float32(3.4028235e38)]:
+        text = Layer("BinaryOp", "a", [], [], {2: float(value)}).line.split("2=")[1]
+        assert len(text) <= 15 and np.float32(text) == value
