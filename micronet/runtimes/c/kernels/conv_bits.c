@@ -12,24 +12,32 @@ typedef struct {
     int32_t valid; /* signs of the window that lie on the map */
 } window;
 
-/* Copy bits from ``start`` of a pixel, or for null ones, to ``place`` of a window. */
-static void append_bits(word *to, int32_t place, const word *from, int32_t start, int32_t count)
+/* Copy bits from ``start`` of a pixel to ``place`` of a window, which is 0 there. */
+INLINE void append_bits(word *to, int32_t place, const word *from, int32_t start, int32_t count)
 {
+    from += start >> 6;
+    start &= 63;
     while (count > 0) {
-        int32_t part = least(64, count), shift = place & 63, offset = start & 63;
-        uint64_t bits = ~(uint64_t)0;
-        if (from) {
-            bits = from[start >> 6] >> offset;
-            if (offset + part > 64)
-                bits |= from[(start >> 6) + 1] << (64 - offset);
-        }
+        int32_t part = least(64, count), shift = place & 63;
+        uint64_t bits = *from++ >> start;
+        if (start + part > 64)
+            bits |= *from << (64 - start);
         if (part < 64)
             bits &= ((uint64_t)1 << part) - 1u;
         to[place >> 6] |= bits << shift;
         if (shift + part > 64)
             to[(place >> 6) + 1] |= bits >> (64 - shift);
         place += part;
-        start += part;
+        count -= part;
+    }
+}
+
+INLINE void append_ones(word *to, int32_t place, int32_t count)
+{
+    while (count > 0) {
+        int32_t shift = place & 63, part = least(64 - shift, count);
+        to[place >> 6] |= (~(uint64_t)0 >> (64 - part)) << shift;
+        place += part;
         count -= part;
     }
 }
@@ -43,7 +51,7 @@ static window window_of(const map *x, const layer *l, int32_t group, int32_t row
                         word *memory)
 {
     int32_t top = row * l->stride_rows - l->pad_top, left = column * l->stride_columns - l->pad_left;
-    int32_t bottom = top + (l->kernel_rows - 1) * l->dilation_rows, place = 0, i, j;
+    int32_t bottom = top + (l->kernel_rows - 1) * l->dilation_rows, place, first, end, i, j;
     int32_t right = left + (l->kernel_columns - 1) * l->dilation_columns, start = group * l->inputs;
     int inside = top >= 0 && left >= 0 && bottom < x->rows && right < x->columns;
     window found = {memory, NULL, 0};
@@ -54,33 +62,40 @@ static window window_of(const map *x, const layer *l, int32_t group, int32_t row
     }
     memset(memory, 0, (size_t)words * (inside ? 8 : 16));
     found.mask = inside ? NULL : memory + words;
-    for (i = 0; i < l->kernel_rows; i++) {
-        int32_t y = top + i * l->dilation_rows;
-        if (inside && l->groups == 1 && l->dilation_columns == 1 && l->inputs % 64 == 0) {
-            int32_t row_words = l->kernel_columns * l->inputs / 64;
-            memcpy(memory + place / 64, signs_at(x, y, left), (size_t)row_words * 8);
-            place += row_words * 64;
-            found.valid += row_words * 64;
+    first = left >= 0 ? 0 : (l->dilation_columns - 1 - left) / l->dilation_columns;
+    end = right < x->columns ? l->kernel_columns : (x->columns - left + l->dilation_columns - 1) / l->dilation_columns;
+    for (i = 0; i < l->kernel_rows && first < end; i++) {
+        int32_t y = top + i * l->dilation_rows, count = (end - first) * l->inputs;
+        place = (i * l->kernel_columns + first) * l->inputs;
+        if (y < 0 || y >= x->rows)
+            continue;
+        found.valid += count;
+        if (!inside)
+            append_ones(memory + words, place, count);
+        if (l->groups == 1 && l->dilation_columns == 1 && l->inputs % 64 == 0) {
+            memcpy(memory + place / 64, signs_at(x, y, left + first), (size_t)count / 8);
             continue;
         }
-        for (j = 0; j < l->kernel_columns; j++, place += l->inputs) {
-            int32_t at = left + j * l->dilation_columns;
-            if (y < 0 || y >= x->rows || at < 0 || at >= x->columns)
-                continue;
-            append_bits(memory, place, signs_at(x, y, at), start, l->inputs);
-            if (!inside)
-                append_bits(memory + words, place, NULL, 0, l->inputs);
-            found.valid += l->inputs;
+        for (j = first; j < end; j++, place += l->inputs) {
+            const word *pixel = signs_at(x, y, left + j * l->dilation_columns);
+            if (l->groups == 1)
+                append_bits(memory, place, pixel, 0, l->inputs);
+            else
+                append_bits(memory, place, pixel, start, l->inputs);
         }
     }
     return found;
+}
+
+INLINE counts count_at(counts sum, const window *one, int32_t i, int masked, const uint64_t *weight)
+{
+    return masked ? count_masked(sum, one->signs[i], one->mask[i], weight) : count_more(sum, one->signs[i], weight);
 }
 
 /* Count the bits in which ``pixels`` windows differ from COUNTS outputs' weights. */
 INLINE void count_block(const window *windows, const word *weight, int32_t words, int32_t planes, int32_t pixels,
                         int masked, counts *found)
 {
-    const uint64_t all = ~(uint64_t)0;
     counts first = NO_COUNTS;
     int32_t i, plane;
 #if PIXELS > 1
@@ -89,12 +104,12 @@ INLINE void count_block(const window *windows, const word *weight, int32_t words
     for (i = 0; i < words; i++)
         for (plane = 0; plane < planes; plane++, weight += COUNTS) {
             const uint64_t *own = (const uint64_t *)weight;
-            first = count_more(first, windows[0].signs[i], masked ? windows[0].mask[i] : all, own);
+            first = count_at(first, &windows[0], i, masked, own);
 #if PIXELS > 1
             if (pixels > 1) {
-                second = count_more(second, windows[1].signs[i], masked ? windows[1].mask[i] : all, own);
-                third = count_more(third, windows[2].signs[i], masked ? windows[2].mask[i] : all, own);
-                fourth = count_more(fourth, windows[3].signs[i], masked ? windows[3].mask[i] : all, own);
+                second = count_at(second, &windows[1], i, masked, own);
+                third = count_at(third, &windows[2], i, masked, own);
+                fourth = count_at(fourth, &windows[3], i, masked, own);
             }
 #endif
         }

@@ -65,14 +65,23 @@ static void sum_blocks(const float *const *windows, const float *weight, int32_t
 #endif
 }
 
+/* The sums of fewer than FLOATS outputs. */
 static void sum_tail(const float *values, const float *weight, int32_t size, int32_t width, float *sums)
 {
-    int32_t i, o;
+    int32_t i;
+#ifdef HAVE_SOME
+    floats some = NO_FLOATS;
+    for (i = 0; i < size; i++, weight += width)
+        some = multiply_add_some(some, values[i], weight, width);
+    store_floats(some, sums);
+#else
+    int32_t o;
     for (o = 0; o < width; o++)
         sums[o] = 0.0f;
     for (i = 0; i < size; i++)
         for (o = 0; o < width; o++)
             sums[o] = fused(values[i], *weight++, sums[o]);
+#endif
 }
 
 static void conv_reals(const map *x, const map *out, const layer *l)

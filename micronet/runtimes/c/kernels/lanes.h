@@ -49,10 +49,16 @@ INLINE float fused(float a, float b, float c)
 #if defined(__AVX512VPOPCNTDQ__) && defined(__AVX512VL__)
 typedef __m512i counts;
 #define NO_COUNTS _mm512_setzero_si512()
-INLINE counts count_more(counts sum, uint64_t x, uint64_t mask, const uint64_t *weight)
+INLINE counts count_more(counts sum, uint64_t x, const uint64_t *weight)
 {
     __m512i differing = _mm512_xor_si512(_mm512_loadu_si512(weight), _mm512_set1_epi64((int64_t)x));
-    return _mm512_add_epi64(sum, _mm512_popcnt_epi64(_mm512_and_si512(differing, _mm512_set1_epi64((int64_t)mask))));
+    return _mm512_add_epi64(sum, _mm512_popcnt_epi64(differing));
+}
+INLINE counts count_masked(counts sum, uint64_t x, uint64_t mask, const uint64_t *weight)
+{
+    __m512i both = _mm512_set1_epi64((int64_t)x), seen = _mm512_set1_epi64((int64_t)mask);
+    return _mm512_add_epi64( /* 0x28: (weight ^ both) & seen */
+        sum, _mm512_popcnt_epi64(_mm512_ternarylogic_epi64(_mm512_loadu_si512(weight), both, seen, 0x28)));
 }
 INLINE void store_counts(counts sum, int32_t *to)
 {
@@ -68,7 +74,7 @@ INLINE uint32_t signs_of(counts sum, int32_t shift, int32_t valid, const int32_t
 #elif defined(__aarch64__)
 typedef struct { uint16x8_t pairs[4]; } counts; /* 16-bit counts of two words each: at most 65535 per quarter */
 #define NO_COUNTS {{vdupq_n_u16(0), vdupq_n_u16(0), vdupq_n_u16(0), vdupq_n_u16(0)}}
-INLINE counts count_more(counts sum, uint64_t x, uint64_t mask, const uint64_t *weight)
+INLINE counts count_masked(counts sum, uint64_t x, uint64_t mask, const uint64_t *weight)
 {
     uint64x2_t both = vdupq_n_u64(x), seen = vdupq_n_u64(mask);
     int32_t i;
@@ -77,6 +83,10 @@ INLINE counts count_more(counts sum, uint64_t x, uint64_t mask, const uint64_t *
         sum.pairs[i] = vpadalq_u8(sum.pairs[i], vcntq_u8(vreinterpretq_u8_u64(differing)));
     }
     return sum;
+}
+INLINE counts count_more(counts sum, uint64_t x, const uint64_t *weight)
+{
+    return count_masked(sum, x, ~(uint64_t)0, weight);
 }
 INLINE void store_counts(counts sum, int32_t *to)
 {
@@ -87,12 +97,16 @@ INLINE void store_counts(counts sum, int32_t *to)
 #else
 typedef struct { int32_t each[COUNTS]; } counts;
 #define NO_COUNTS {{0}}
-INLINE counts count_more(counts sum, uint64_t x, uint64_t mask, const uint64_t *weight)
+INLINE counts count_masked(counts sum, uint64_t x, uint64_t mask, const uint64_t *weight)
 {
     int32_t i;
     for (i = 0; i < COUNTS; i++)
         sum.each[i] += ones_in((x ^ weight[i]) & mask);
     return sum;
+}
+INLINE counts count_more(counts sum, uint64_t x, const uint64_t *weight)
+{
+    return count_masked(sum, x, ~(uint64_t)0, weight);
 }
 INLINE void store_counts(counts sum, int32_t *to)
 {
@@ -152,6 +166,12 @@ INLINE floats multiply_add(floats sum, float x, const float *weight)
 INLINE void store_floats(floats sum, float *to)
 {
     _mm512_storeu_ps(to, sum);
+}
+#define HAVE_SOME
+INLINE floats multiply_add_some(floats sum, float x, const float *weight, int32_t count)
+{
+    __mmask16 some = (__mmask16)((1u << count) - 1u);
+    return _mm512_fmadd_ps(_mm512_set1_ps(x), _mm512_maskz_loadu_ps(some, weight), sum);
 }
 #elif defined(__AVX2__) && defined(__FMA__)
 typedef struct { __m256 low, high; } floats;
