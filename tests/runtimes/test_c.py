@@ -2,6 +2,8 @@
 
 import shutil
 import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from tests.runtimes.c_programs import merged
 from tests.runtimes.programs import other_operations, random_layer
 from tests.runtimes.test_operators import COLUMNS, ELEMENTWISE, LAYERS, MOVES, POOLS, RESIZES, ROWS, model, packed
 
+CHECK = str(Path(__file__).parents[2] / "scripts" / "check_c")
 WARNINGS = "-Wall -Wextra -Wpedantic -Wconversion -Werror"
 DATA = {"image_size": 6, "channels": 3, "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.25]}
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler (apt install gcc)")
@@ -56,7 +59,7 @@ def pixel_network():
         Operation("conv", [5], {"stride": [2, 2]}, rng.normal(size=(20, 16, 3, 3)).astype(np.float32)),
         Operation("mean", [6]),
     ]  # fmt: skip
-    return Program(operations, [3, 6, 5], {"data": DATA, "model": {"name": 'x */ int main(void) {} "'}})
+    return Program(operations, [3, 6, 5], {"data": DATA, "model": 'x */ int main(void) {} "'})
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -158,6 +161,21 @@ def test_what_c_cannot_run_is_refused_before_anything_is_written(operations, why
     with pytest.raises(MicronetError, match=why):
         write_c(Program(operations, [3, 4, 4], {}), tmp_path / "net")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["gcc", "gcc-avx2", "clang", "aarch64", "cortex-m4", "cortex-m55"])
+def test_other_compilers_and_processors_compute_the_same(target, tmp_path):
+    """scripts/check_c, on every ONNX operator; its docstring has the packages that it needs."""
+    nodes = [*ELEMENTWISE, *POOLS, *RESIZES, *MOVES, *LAYERS]
+    write_c(merged([packed(model(each, kind), tmp_path) for each in nodes for kind in (False, True)]), tmp_path / "net")
+    write_c(pixel_network(), tmp_path / "layers")
+    for name in ("net", "layers"):
+        command = [sys.executable, CHECK, str(tmp_path / name), "--images", "3", "--targets", target]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if "not installed" in done.stdout:
+            pytest.skip(done.stdout.splitlines()[-1])
+        assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_a_missing_compiler_is_one_line(monkeypatch):

@@ -5,6 +5,7 @@ import os
 import shlex
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from micronet.core.files import temporary_folder
+from micronet.core.machine import usable_threads
 from micronet.data.dataset import DataSpec
 from micronet.errors import MicronetError
 from micronet.packed.file_format import read
@@ -24,25 +26,26 @@ from micronet.runtimes.packed.numpy_backend import Scores, check_images, count_m
 
 FLAGS = ("-O3", "-march=native")
 TIMEOUT = 600  # seconds for a compilation
-SUCCESS = 0
 
 
 class CNetwork:
     """A program's code, compiled with CC (default: cc) and CFLAGS (default: -O3 -march=native) and loaded.
 
-    files: the texts of the files in CODE.
+    files: the texts of the files in CODE. threads: they share the images; each has a library of its own, because its
+    memory is static.
     """
 
     runtime = "c"
 
-    def __init__(self, program: Program, code: CCode, files: dict[str, str]) -> None:
+    def __init__(self, program: Program, code: CCode, files: dict[str, str], threads: int = 1) -> None:
         self.program, self.code = program, code
         data = program.about.get("data")
         self.data = DataSpec.from_json(data) if data else None
         self.stages = [str(stage) for stage in program.about.get("stages") or []]
         self.params = program.weights
         self._pixels = takes_pixels(program)
-        self._predict = _load(files)
+        self._predictors = _load(files, threads)
+        self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
         self._sizes = [int(np.prod(each.shape)) for each in code.outputs]
 
     def __call__(self, images: Any) -> Scores:
@@ -55,9 +58,17 @@ class CNetwork:
         integer = self.code.outputs[0].integer
         inputs = np.ascontiguousarray(self._inputs(images).transpose(0, 2, 3, 1))
         scores: NDArray[Any] = np.zeros((len(images), sum(self._sizes)), np.int32 if integer else np.float32)
-        for image, row in zip(inputs, scores, strict=True):
-            if self._predict(image.ctypes.data, row.ctypes.data) != SUCCESS:
-                raise MicronetError("the network in C refused its input; export it again")
+        count = len(self._predictors)
+
+        def predict(number: int) -> None:
+            for image, row in zip(inputs[number::count], scores[number::count], strict=True):
+                self._predictors[number](image.ctypes.data, row.ctypes.data)
+
+        if self._pool and len(images) > 1:
+            list(self._pool.map(predict, range(count)))
+        else:
+            for number in range(count):
+                predict(number)
         reals: NDArray[np.float32] = scores.astype(np.float32)
         if integer:
             reals *= np.float32(self.code.outputs[0].map.scale)
@@ -113,7 +124,7 @@ class CPredictor(CNetwork):
                 f"{folder / changed[0]} is not what this version of micronet writes for the network; export it again, "
                 "or add --trust-code to compile and run the code in the folder"
             )
-        super().__init__(program, code, files)
+        super().__init__(program, code, files, options.threads or usable_threads())
 
 
 def _text(path: Path) -> str:
@@ -134,8 +145,8 @@ def compiler() -> list[str]:
     return command
 
 
-def _load(files: dict[str, str]) -> Any:
-    """Compile the code into a library and return its function micronet_predict."""
+def _load(files: dict[str, str], copies: int) -> list[Any]:
+    """Compile the code into a library; return the function micronet_predict of each of its copies."""
     command, flags = compiler(), shlex.split(os.environ.get("CFLAGS", "")) or list(FLAGS)
     with temporary_folder() as folder:
         for name, text in files.items():
@@ -149,6 +160,11 @@ def _load(files: dict[str, str]) -> Any:
         if done.returncode:
             reason = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr.strip()[:200])
             raise MicronetError(f"{command[0]} {' '.join(flags)} could not compile the network: {reason}")
-        predict = ctypes.CDLL(str(library)).micronet_predict
-    predict.argtypes, predict.restype = [ctypes.c_void_p, ctypes.c_void_p], ctypes.c_int
-    return predict
+        found: list[Any] = []
+        for number in range(copies):
+            copy = library.with_name(f"model{number}.so")  # the same file would be loaded once
+            shutil.copyfile(library, copy)
+            found.append(ctypes.CDLL(str(copy)).micronet_predict)
+    for predict in found:
+        predict.argtypes, predict.restype = [ctypes.c_void_p, ctypes.c_void_p], ctypes.c_int
+    return found

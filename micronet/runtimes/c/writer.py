@@ -8,18 +8,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from micronet.core.folders import Folder, write_folder
+from micronet.errors import MicronetError
 from micronet.packed.file_format import to_bytes
 from micronet.packed.program import Program
 from micronet.runtimes.c import sources
 from micronet.runtimes.c.lowering import Output, lower, normalization, takes_pixels
 from micronet.runtimes.c.maps import Call, Map, live_bytes, place_buffers
-from micronet.runtimes.c.reference import scores_of
+from micronet.runtimes.c.reference import reference_scores
 from micronet.runtimes.c.sizes import CSizes, LayerSize
 from micronet.runtimes.c.state import State
 from micronet.runtimes.c.tables import define, literal
 
 PROGRAM = "model.packed"  # from which the code can be written again
 CODE = ("model.h", "model.c", "kernels.h", "weights.h")
+MAX_PATCH = 1 << 26  # bytes of a layer's window
 SEED = 0  # of the test image
 
 
@@ -61,8 +63,17 @@ class CCode(NamedTuple):
 
 def c_code(program: Program) -> CCode:
     """Return a program's code. Raises MicronetError as ``write_c`` does."""
-    state, outputs = lower(program)
+    try:
+        state, outputs = lower(program)
+    except (ValueError, ArithmeticError, IndexError, KeyError, TypeError, AssertionError, MemoryError) as error:
+        raise MicronetError(
+            f"the layers of the packed network do not fit together ({error}); pack the network again"
+        ) from error
     arena = place_buffers(state.calls)
+    if state.patch_bytes > MAX_PATCH:
+        raise MicronetError(
+            f"a layer's window takes {state.patch_bytes >> 20} MiB; --target c allows {MAX_PATCH >> 20}"
+        )
     sizes = _sizes(state, arena)
     kernels = list(dict.fromkeys(call.kernel for call in state.calls))
     files = {
@@ -115,7 +126,7 @@ def _header(program: Program, state: State, outputs: list[Output], sizes: CSizes
 def _what(program: Program) -> str:
     """Return the name of the network's model for a comment, if it is plain."""
     model = program.about.get("model")
-    name = model.get("name") if isinstance(model, dict) else None
+    name = model.get("name") if isinstance(model, dict) else model
     return f": {name}" if isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9_.-]{1,40}", name) else ""
 
 
@@ -160,7 +171,7 @@ def _test_vector(program: Program, outputs: list[Output]) -> str:
     if image.dtype == np.uint8:
         scale, shift = normalization(program.about["data"])
         values = values * scale + shift
-    found = scores_of(program, np.ascontiguousarray(values.transpose(2, 0, 1))[None])
+    found = reference_scores(program, np.ascontiguousarray(values.transpose(2, 0, 1))[None])
     scores = np.concatenate([each.ravel() for each in found])
     if outputs[0].integer:
         scores = np.rint(scores / np.float32(outputs[0].map.scale)).astype(np.int32)
