@@ -8,7 +8,7 @@ static void load_values(const map *x, size_t pixel, int32_t channel, float *valu
     const uint8_t *at = pixel_at(x, pixel);
     int32_t i;
     if (x->type == REALS) {
-        memcpy(values, (const real *)(const void *)at + channel, (size_t)count * sizeof(float));
+        memcpy(values, at + (size_t)channel * sizeof(float), (size_t)count * sizeof(float));
     } else if (x->type == BYTES) {
         for (i = 0; i < count; i++)
             values[i] = (float)((int32_t)at[channel + i] - x->zero) * x->scale;

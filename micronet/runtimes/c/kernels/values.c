@@ -23,7 +23,7 @@ INLINE void store_some(const map *out, uint8_t *at, int32_t channel, const float
 {
     int32_t i;
     if (out->type == REALS) {
-        memcpy((real *)(void *)at + channel, values, (size_t)count * sizeof(float));
+        memcpy(at + (size_t)channel * sizeof(float), values, (size_t)count * sizeof(float));
     } else if (out->type == BYTES) {
         const map to = *out;
         for (i = 0; i < count; i++)
