@@ -1,5 +1,6 @@
 """A packed program as an ncnn network: which operations one layer computes, and where its integers are."""
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -71,6 +72,13 @@ class _Lowering:
             if lower is None:
                 raise Unsupported(f"ncnn has no layer for {operation.kind}")
             self.values[number] = lower(self.builder, operation, values)
+
+    def go_on(self, number: int) -> None:
+        """Compute a layer in float instead, so that those after it are checked too."""
+        operation = self.operation(number)
+        if operation.weight is not None and operation.limits is None:
+            real = self.builder.real_of(self.values[operation.inputs[0]], operation.name)
+            self._lower_layer(number, operation, Value(real))
 
     def _quantize(self, operation: Operation, x: Value) -> Value:
         grid, known = self._grid(operation), self._bounds(operation)
@@ -199,6 +207,8 @@ def lower(program: Program, half: bool = False) -> Lowered:
             lowering.lower(number)
         except Unsupported as error:
             failed.setdefault((str(error), error.cure), []).append(operation.name)
+            with suppress(Unsupported):
+                lowering.go_on(number)
         except _Skipped:
             continue
     if failed:
