@@ -109,7 +109,7 @@ def test_a_network_of_every_kind_is_int8_where_it_was_quantized(zoo, tmp_path):
 @pytest.mark.parametrize("half", [False, True])
 def test_a_float_network_is_stored_in_32_or_16_bits(zoo, half, tmp_path):
     _, images, program = zoo
-    network = written(program, tmp_path, half=half)
+    network = written(program, tmp_path, fp16_storage=half)
     size = (tmp_path / "net.bin").stat().st_size
     weights = sum(op.weight.size for op in program.operations if op.weight is not None)
     assert weights * (2 if half else 4) <= size < weights * (2.5 if half else 4.5)

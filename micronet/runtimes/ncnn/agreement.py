@@ -52,7 +52,7 @@ def compare_layers(
         network: The ncnn network.
         images: (C, H, W) each, normalized as in training.
     """
-    found = lower(program, bool(network.file.note["half"]))
+    found = lower(program, bool(network.file.note["fp16_storage"]))
     computed: list[Any] = [*found.steps, *found.roundings]
     names = sorted({name for each in computed for name in (each.source, each.result)})
     worst: dict[str, LayerAgreement] = {}

@@ -53,23 +53,23 @@ class NcnnFile(NamedTuple):
         return sum(macs(layer, self.blobs[layer.outputs[0]]) for layer in self.layers)
 
 
-def to_files(program: Program, name: str, *, half: bool = False) -> dict[str, bytes]:
+def to_files(program: Program, name: str, *, fp16_storage: bool = False) -> dict[str, bytes]:
     """Return a network's files by their names.
 
     Args:
         program: What ``pack`` makes of a network.
         name: Of the files, without a suffix.
-        half: Store float weights as float16: half as large, and rounded to 11 bits.
+        fp16_storage: Store float weights as float16: half as large, and rounded to 11 bits.
 
     Raises:
         MicronetError: ncnn cannot run the network; names every operation that it cannot run and what to do.
     """
-    found = lower(program, half)
+    found = lower(program, fp16_storage)
     blobs = {blob for layer in found.layers for blob in layer.outputs}
     lines = [MAGIC, f"{len(found.layers)} {len(blobs)}", *(layer.line for layer in found.layers)]
     parts = {".param": ("\n".join(lines) + "\n").encode(), ".bin": b"".join(layer.data for layer in found.layers)}
     hashes = {suffix[1:]: hashlib.sha256(data).hexdigest() for suffix, data in parts.items()}
-    note = {"format": FORMAT, **hashes, "half": half, **_described(program, found)}
+    note = {"format": FORMAT, **hashes, "fp16_storage": fp16_storage, **_described(program, found)}
     parts[".json"] = json.dumps(note, indent=1, sort_keys=True).encode()
     return {f"{name}{suffix}": data for suffix, data in parts.items()}
 
@@ -90,12 +90,12 @@ def _described(program: Program, found: Lowered) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def write_ncnn(program: Program, folder: Path, name: str = "network", *, half: bool = False) -> list[Path]:
+def write_ncnn(program: Program, folder: Path, name: str = "network", *, fp16_storage: bool = False) -> list[Path]:
     """Write a network's files into a folder, which is created; return their paths, that of the .param file first.
 
     See ``to_files`` for the arguments and errors; if ncnn cannot run the network, nothing is written.
     """
-    files = to_files(program, name, half=half)
+    files = to_files(program, name, fp16_storage=fp16_storage)
     folder.mkdir(parents=True, exist_ok=True)
     for file in reversed(files):  # the .param file last: before, nothing can be opened
         write_bytes(folder / file, files[file])

@@ -38,10 +38,10 @@ class Lowered:
 
 
 class _Lowering:
-    def __init__(self, program: Program, half: bool) -> None:
+    def __init__(self, program: Program, fp16_storage: bool) -> None:
         self.operations = [replace(operation, name=operation.name or f"{operation.kind}_{number}")
                            for number, operation in enumerate(program.operations, 1)]  # fmt: skip
-        self.half, self.builder = half, NetworkBuilder()
+        self.fp16_storage, self.builder = fp16_storage, NetworkBuilder()
         self.values: dict[int, Value] = {}
         self.covered: set[int] = set()  # operations that are part of a layer
         self.readers: dict[int, list[int]] = {}  # of each value: the numbers of operations; 0 is the network's result
@@ -106,7 +106,7 @@ class _Lowering:
         operations = [self.operation(each) for each in covered[1:]]
         operations[-1:] = [*clips, *operations[-1:]]
         fused = Fused(operations, activation, None if moved else rounded)
-        value = lower_layer(self.builder, operation, x, fused, self.half)
+        value = lower_layer(self.builder, operation, x, fused, self.fp16_storage)
         value.grid = rounded
         self.values[covered[-1]] = value
         self.covered.update(covered)
@@ -188,17 +188,17 @@ def _without_bounds_of(grid: Grid, activation: Activation) -> Activation:
     return _clip(-np.inf if low <= -MAX_INT8 * grid.unit else low, np.inf if high >= MAX_INT8 * grid.unit else high)
 
 
-def lower(program: Program, half: bool = False) -> Lowered:
+def lower(program: Program, fp16_storage: bool = False) -> Lowered:
     """Return a program as an ncnn network.
 
     Args:
         program: What ``pack`` makes of a network.
-        half: Store float weights as float16.
+        fp16_storage: Store float weights as float16.
 
     Raises:
         MicronetError: ncnn cannot run it; names every operation that it cannot run and what to do.
     """
-    lowering = _Lowering(program, half)
+    lowering = _Lowering(program, fp16_storage)
     failed: dict[tuple[str, str], list[str]] = {}
     for number, operation in enumerate(lowering.operations, 1):
         if number in lowering.covered:

@@ -57,7 +57,7 @@ class Fused(NamedTuple):
     rounded: Grid | None  # the integers that the layer is to compute; None: floats
 
 
-def lower_layer(builder: NetworkBuilder, operation: Operation, x: Value, fused: Fused, half: bool) -> Value:
+def lower_layer(builder: NetworkBuilder, operation: Operation, x: Value, fused: Fused, fp16_storage: bool) -> Value:
     """Add a convolution or linear layer.
 
     Args:
@@ -65,7 +65,7 @@ def lower_layer(builder: NetworkBuilder, operation: Operation, x: Value, fused: 
         operation: The layer.
         x: Its input.
         fused: What follows it.
-        half: Store float weights as float16.
+        fp16_storage: Store float weights as float16.
 
     Returns:
         Its output; if it cannot compute integers itself, the floats before the rounding.
@@ -79,7 +79,7 @@ def lower_layer(builder: NetworkBuilder, operation: Operation, x: Value, fused: 
     if integer and groups > 1 and not inputs == outputs // groups == 1:
         return _lower_groups(builder, operation, x, fused)
     name, is_conv = operation.name, operation.kind != "linear"
-    numbers = _int8(operation, x.grid) if integer else _float(operation, half)
+    numbers = _int8(operation, x.grid) if integer else _float(operation, fp16_storage)
     source = builder.integers_of(x, name) if integer else builder.real_of(x, name)
     if not is_conv and len(builder.blobs[source].shape) > 1:
         source = builder.add("Flatten", f"{name}.flatten", source)
@@ -176,7 +176,7 @@ def _int8(operation: Operation, grid: Grid | None) -> Weights:
     return Weights(weight, bias, scales, largest)
 
 
-def _float(operation: Operation, half: bool) -> Weights:
+def _float(operation: Operation, fp16_storage: bool) -> Weights:
     assert operation.weight is not None
     weight = operation.weight.astype(np.float32)
     if operation.scale is not None:
@@ -184,7 +184,7 @@ def _float(operation: Operation, half: bool) -> Weights:
     bias = _float_bias(operation, np.ones(len(weight)) if operation.scale is None else operation.scale)
     if operation.limits is not None:
         raise Unsupported("a sign of sums of integers needs quantized inputs")
-    if half:
+    if fp16_storage:
         with np.errstate(over="ignore"):
             weight = weight.astype(np.float16)
         if not np.isfinite(weight).all():
