@@ -34,6 +34,7 @@ from micronet.models.build import ModelSpec, build_model, check_same_code, make_
 from micronet.models.calling import take_in_order
 from micronet.models.finite import check_finite
 
+ROOM, SMALL_BYTES = 4, 2**26  # tensors that several modules share are stored once, some buffers never
 _PACKAGES = ("torch", "torchvision", "numpy", "onnx", "onnxruntime")
 
 
@@ -93,7 +94,7 @@ def load(path: Path, model: str | nn.Module | None = None, *, trust_code: bool =
     """
     header, table = read_header(path)
     spec = ModelSpec.from_json(header.model)
-    network = _build_network(spec, model, trust_code)
+    network = _build_network(spec, model, trust_code, _most_bytes(header, table))
     take_in_order(network, DataSpec.from_json(header.data).inputs)
     network = _replay(network, header.history, str(path))
     tensors = read_tensors(path, table)
@@ -169,17 +170,26 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _build_network(spec: ModelSpec, model: str | nn.Module | None, trust_code: bool) -> nn.Module:
+def _most_bytes(header: Header, table: Table) -> int | None:
+    """Return a bound on the size of the network for whose tensors a file has room; None if stages have cut it."""
+    if any(record.stage == "prune" for record in header.history):
+        return None
+    return ROOM * sum(tensor.size_bytes for tensor in table.tensors.values()) + SMALL_BYTES
+
+
+def _build_network(
+    spec: ModelSpec, model: str | nn.Module | None, trust_code: bool, most_bytes: int | None
+) -> nn.Module:
     if isinstance(model, nn.Module):
         return model
     if model is None:
-        return build_model(spec, trusted=trust_code)
+        return build_model(spec, trusted=trust_code, most_bytes=most_bytes)
     if spec.runs_user_code:
         check_same_code(make_spec(model), spec)
         return build_model(replace(spec, name=model), trusted=True)  # the file may have moved; its text is the same
     if model != spec.name:
         raise MicronetError(f"this artifact contains a {spec.name} network, not {model}; drop --model")
-    return build_model(spec)
+    return build_model(spec, most_bytes=most_bytes)
 
 
 def _replay(network: nn.Module, history: list[StageRecord], source: str) -> nn.Module:

@@ -16,9 +16,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
 from torch import nn
 
 from micronet import registry
+from micronet.core.machine import available_memory
 from micronet.errors import MicronetError, unknown
 from micronet.models.spec import TORCHVISION as TORCHVISION
 from micronet.models.spec import ModelSpec as ModelSpec
@@ -50,11 +52,15 @@ def check_same_code(named: ModelSpec, recorded: ModelSpec) -> None:
         )
 
 
-def build_model(spec: ModelSpec, *, trusted: bool = False) -> nn.Module:
-    """Build a network with its initial weights. ``trusted``: whether user code may run.
+def build_model(spec: ModelSpec, *, trusted: bool = False, most_bytes: int | None = None) -> nn.Module:
+    """Build a network with its initial weights.
+
+    Args:
+        trusted: Whether user code may run.
+        most_bytes: The most that the tensors of a network that is no user code may take; None: the free memory.
 
     Raises:
-        MicronetError: The name is unknown, the factory failed, or user code is not trusted.
+        MicronetError: The name is unknown, the factory failed, user code is not trusted, or the network is too large.
     """
     if spec.runs_user_code and not trusted:
         raise MicronetError(
@@ -70,6 +76,8 @@ def build_model(spec: ModelSpec, *, trusted: bool = False) -> nn.Module:
                 warnings.filterwarnings("ignore", message)
             if spec.name in registry.MODELS:  # a network of ours without channels
                 warnings.filterwarnings("error", "Initializing zero-element tensors")
+            if not spec.runs_user_code:
+                _check_size(factory, spec, most_bytes)
             model = factory(**spec.args)
     except MicronetError:
         raise
@@ -81,6 +89,20 @@ def build_model(spec: ModelSpec, *, trusted: bool = False) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise MicronetError(f"model {spec.name} returned {type(model).__name__}; expected a torch.nn.Module")
     return model
+
+
+def _check_size(factory: Callable[..., nn.Module], spec: ModelSpec, most_bytes: int | None) -> None:
+    """Raise MicronetError if a network's tensors would take more memory than there is, or than ``most_bytes``."""
+    with torch.device("meta"):  # tensors without memory
+        shell = factory(**spec.args)
+    size = sum(tensor.nbytes for tensor in (*shell.parameters(), *shell.buffers()))
+    limit = available_memory() if most_bytes is None else most_bytes
+    if size > limit:
+        what = "are free" if most_bytes is None else "are in its file"
+        raise MicronetError(
+            f"model {spec.name} with arguments {spec.args} takes {size >> 20:,} MiB of memory, but {limit >> 20:,} MiB "
+            f"{what}; check --model-args"
+        )
 
 
 def user_object(name: str, option: str) -> Callable[..., Any]:

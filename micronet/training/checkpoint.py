@@ -213,7 +213,7 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, header: dict[str, Any], te
 def _is_valid(slot: str, value: Any) -> bool:
     """Return True for a tensor, a number of steps, or the momentum that SGD does not have."""
     if slot == "step" and type(value) is int:
-        return value > 0
+        return 0 < value < 2**53
     return isinstance(value, Tensor) or (slot == "momentum_buffer" and value is None)
 
 

@@ -126,7 +126,7 @@ def test_an_optimizer_keeps_a_setting_that_its_checkpoint_has_lost(lost):
 
 @pytest.mark.parametrize(
     "slots",
-    [{"step": None, "mean": True, "square": True}, {"step": 0, "mean": True, "square": True}, {"step": 1, "mean": True},
+    [{"step": None, "mean": True, "square": True}, {"step": 0, "mean": True, "square": True}, {"step": 10**400, "mean": True, "square": True}, {"step": 1, "mean": True},
      {"step": 1, "mean": None, "square": True}, {"step": 1, "mean": torch.ones(1), "square": True}],
 )  # fmt: skip
 def test_a_damaged_state_of_an_optimizer_is_refused(slots):
