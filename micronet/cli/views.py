@@ -182,6 +182,8 @@ def _export(summary: dict[str, Any]) -> None:
         view(summary)
     else:
         _export_onnx({"kept_float32": {}, **summary})
+        if found := summary.get("throughput"):
+            print_line(f"{found['images_per_s']:,.0f} images/s in {count(found['streams'], 'stream')}")
         if sizes := summary.get("sizes"):
             print_line(f"flash {sizes['flash']:,} bytes without code, RAM {sizes['ram']:,} bytes")
 

@@ -5,6 +5,7 @@ It reads ONNX files, and folders that ``export --target openvino`` writes: a net
 
 import json
 import sys
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from micronet.core.files import temporary_folder
 from micronet.core.machine import usable_threads
 from micronet.errors import MicronetError
+from micronet.evaluation.latency import MEASURE_SECONDS
 from micronet.evaluation.network import Scores
 from micronet.onnx import graph_view as view
 from micronet.onnx.graph_view import GraphView
@@ -69,6 +71,13 @@ class OpenVinoFolder:
         """Return what OpenVINO executes in integers, in the form of ``onnx.integers.count_layers``."""
         return executed_layers(self._layers, self.session.precisions())
 
+    def throughput(self, sample: Any) -> dict[str, Any]:
+        """Return ``images_per_s`` and ``streams`` if as many samples are computed at a time as OpenVINO chooses.
+
+        ``sample``: an array (1, ...), or a tuple of them if the network takes several inputs.
+        """
+        return self.session.throughput(sample if isinstance(sample, tuple) else (sample,))
+
 
 def write(proto: onnx.ModelProto, folder: Path) -> dict[str, Any]:
     """Write a network in OpenVINO's format, weights as they are; return what ``OpenVinoFolder`` needs to know of it."""
@@ -99,15 +108,16 @@ class OpenVinoSession:
     def __init__(self, path: Path, about: dict[str, Any], options: RuntimeOptions) -> None:
         if options.device not in (None, "cpu"):
             raise MicronetError(f"--device {options.device}: --runtime openvino only runs on the CPU; drop --device")
-        openvino = load_library()
+        openvino = self._library = load_library()
         # By default, OpenVINO computes float layers in bfloat16 if the processor has it: a float32 baseline must not.
         settings = {
             "INFERENCE_PRECISION_HINT": "f32",
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": options.threads or usable_threads(),
         }
+        self._path, self._settings = str(path), settings
         try:
-            self._model = openvino.Core().compile_model(str(path), "CPU", settings)
+            self._model = openvino.Core().compile_model(self._path, "CPU", settings)
         except Exception as error:  # whatever a damaged or unsupported file makes it raise
             raise MicronetError(f"OpenVINO cannot run {path}: {_reason(error)}") from error
         self._metadata = {METADATA_KEY: json.dumps(about)}
@@ -131,6 +141,19 @@ class OpenVinoSession:
         """Return the outputs for the arrays in a feed."""
         outputs = self._model(feed)
         return [outputs[port].copy() for port in self._model.outputs]
+
+    def throughput(self, inputs: tuple[NDArray[Any], ...]) -> dict[str, Any]:
+        """See ``OpenVinoFolder.throughput``."""
+        settings = self._settings | {"PERFORMANCE_HINT": "THROUGHPUT", "INFERENCE_NUM_THREADS": usable_threads()}
+        model = self._library.Core().compile_model(self._path, "CPU", settings)
+        queue, feed = self._library.AsyncInferQueue(model), dict(enumerate(inputs))
+        done, start = 0, time.perf_counter()
+        while time.perf_counter() - start < MEASURE_SECONDS:
+            queue.start_async(feed)  # waits for a free request
+            done += 1
+        queue.wait_all()
+        images_per_s = round(done / (time.perf_counter() - start), 1)
+        return {"images_per_s": images_per_s, "streams": int(model.get_property("NUM_STREAMS"))}
 
     def precisions(self) -> dict[str, tuple[str, str]]:
         """Return the precision and the kernel in which each operator of the file was executed, by its name.

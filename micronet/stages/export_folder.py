@@ -1,7 +1,7 @@
 """The work of ``export`` for targets that are folders: write, open, compare with torch, time."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import onnx
 
@@ -31,12 +31,21 @@ class FolderNetwork(Network, Protocol):
         """Return what its runtime executes in integers, as ``integers.count_layers`` does; None if it is float."""
 
 
+@runtime_checkable
+class Streaming(Protocol):
+    """A network whose runtime can compute several samples at a time."""
+
+    def throughput(self, sample: Any) -> dict[str, Any]:
+        """Return ``images_per_s`` and ``streams``."""
+
+
 def export_folder(config: "Export", context: Context) -> Outcome:
     """Write a network for a target and compare it with torch.
 
     Returns:
         The folder; and ``classes``, ``error``, ``images`` and ``changed`` (see ``Agreement``), ``left_float``, and of a
-        quantized network ``integers``: what its runtime executed in integers, and how fast.
+        quantized network ``integers``: what its runtime executed in integers, and how fast; ``sizes`` and
+        ``throughput`` where the target says them.
 
     Raises:
         MicronetError: The target lacks an operator, or its package is not installed.
@@ -61,6 +70,8 @@ def export_folder(config: "Export", context: Context) -> Outcome:
                 plain = without_quantizers(proto if target.PAIRS else with_pairs(proto))
                 integers |= _timed(config.target, network, plain, place / "float", as_arrays(head(given[0], 1)))
             about["integers"] = {**integers, "words": describe(integers, target.TITLE)}
+        if isinstance(network, Streaming) and not (config.timing.skip_timing or context.temporary):
+            about["throughput"] = network.throughput(as_arrays(head(given[0], 1)))
         files = {str(path.relative_to(folder)): path.read_bytes() for path in files_in(folder)}
     return Outcome(Folder(files, note), about)
 

@@ -9,8 +9,10 @@ import torch
 from torch import nn
 
 import micronet
+from micronet.core.folders import Folder, write_folder
 from micronet.errors import MicronetError
 from micronet.onnx.export import to_onnx
+from micronet.runtimes import openvino
 from micronet.runtimes.config import RuntimeOptions
 from micronet.runtimes.network import open_network
 from micronet.runtimes.onnxruntime import note
@@ -74,3 +76,19 @@ def test_a_file_that_openvino_cannot_run_is_refused_in_one_line(files, tmp_path)
     assert "Unheard" in str(caught.value)
     with pytest.raises(MicronetError, match=r"--device cuda: --runtime openvino only runs on the CPU"):
         open_network(files / "float.onnx", RuntimeOptions(runtime="openvino", device="cuda"))
+
+
+def test_a_folder_computes_what_its_onnx_file_computes_in_streams_too(files, tmp_path, monkeypatch):
+    monkeypatch.setattr(openvino, "MEASURE_SECONDS", 0.05)
+    proto = onnx.load(files / "int8.onnx")
+    (tmp_path / "made").mkdir()
+    note = {"target": "openvino", **openvino.write(proto, tmp_path / "made")}
+    written = {path.name: path.read_bytes() for path in (tmp_path / "made").iterdir()}
+    write_folder(tmp_path / "net", Folder(written, note))
+    ours = open_network(tmp_path / "net", RuntimeOptions())
+    theirs = open_network(files / "int8.onnx", RuntimeOptions(runtime="openvino"))
+    assert np.array_equal(ours(IMAGES.numpy()), theirs(IMAGES.numpy()))
+    assert ours.integer_layers() == theirs.integer_layers()
+    assert (ours.params, ours.macs(), ours.stages) == (theirs.params, theirs.macs((3, 16, 16)), theirs.stages)
+    found = ours.throughput(IMAGES[:1].numpy())
+    assert found["images_per_s"] > 0 and found["streams"] >= 1
