@@ -29,8 +29,8 @@ from micronet.stages.api import save as save
 
 def train(
     *,
-    model: str | None = None,
-    data: str | Path | None = None,
+    model: str | Artifact | nn.Module | None = None,
+    data: str | Path | Batch | Iterable[Batch] | None = None,
     preset: Literal['plain', 'fast'] | None = None,
     epochs: int = 8,
     lr: float | None = None,
@@ -71,7 +71,9 @@ def train(
     Args:
         model: nin, nin_gc, resnet18, torchvision:NAME, pkg.mod:factory or path/to/file.py:factory (which runs
             that code); default: nin.
-        data: Name of a data set, a folder or an .npz file.
+        data: Name of a data set, a folder or an .npz file; or batches in memory, such as a DataLoader, a list of
+            (inputs, labels) or one such tuple. Inputs are a tensor of shape (N, ...), several of them, or a dict
+            keyed by the names of forward's arguments; they are used as they are.
         preset: Defaults for the keywords below. fast: Muon, linear schedule, label smoothing, alternating flips,
             whitened first layer in new networks, bf16 where it is known to be faster, and a batch size that
             depends on the number of images. plain: Adam, one-cycle schedule, none of these. Default: fast
@@ -139,7 +141,7 @@ def import_model(
     mean: Sequence[str | float] | str | None = None,
     std: Sequence[str | float] | str | None = None,
     model: str | None = None,
-    data: str | Path | None = None,
+    data: str | Path | Batch | Iterable[Batch] | None = None,
     output: str | Path | None = None,
     seed: int = 1,
     width: float | None = None,
@@ -175,7 +177,7 @@ def sparse_train(
     s: float = 0.0001,
     criterion: Literal['bn-scale', 'l1', 'l2'] = 'bn-scale',
     model: str | None = None,
-    data: str | Path | None = None,
+    data: str | Path | Batch | Iterable[Batch] | None = None,
     preset: Literal['plain', 'fast'] | None = 'plain',
     epochs: int = 8,
     lr: float | None = None,
@@ -310,12 +312,11 @@ def prune(
         target_params: Prune until this fraction of the parameters is left.
         target_latency: Prune until the latency is this fraction of the original (for one image in ONNX Runtime on
             this machine).
-        output, preset, epochs, lr, batch_size, accumulate, amp, patience, weight_decay, optimizer, schedule,
-            label_smoothing, ema, flip, cutout, whiten, start_size, distill, distill_weight, temperature, seed,
-            resume, max_time, checkpoint_minutes, compile, task, image_size, limit, force, progress: As in
-            ``train``.
+        data, output, preset, epochs, lr, batch_size, accumulate, amp, patience, weight_decay, optimizer,
+            schedule, label_smoothing, ema, flip, cutout, whiten, start_size, distill, distill_weight,
+            temperature, seed, resume, max_time, checkpoint_minutes, compile, task, image_size, limit, force,
+            progress: As in ``train``.
         skip_timing, model, trust_code: As in ``evaluate``.
-        data: As in ``quantize``.
 
     Returns:
         Artifact: The network (``model``) with its ``history`` and ``metrics``.
@@ -327,7 +328,7 @@ def prune(
 def finetune(
     artifact: Artifact | nn.Module | str | Path,
     *,
-    data: str | Path | None = None,
+    data: str | Path | Batch | Iterable[Batch] | None = None,
     preset: Literal['plain', 'fast'] | None = None,
     epochs: int = 4,
     lr: float | None = 0.005,
@@ -475,8 +476,6 @@ def quantize(
         q_type: Symmetric quantization (zero point 0) or asymmetric (iao only). auto: symmetric, but asymmetric
             for 8-bit activations that may be negative, unless a_sign is signed. Activations of ONNX files are
             asymmetric, unless a_sign is signed.
-        data: Name of a data set, a folder or an .npz file, or batches: tensors of shape (N, ...), tuples that
-            start with the inputs, or dicts of inputs keyed by the names of forward's arguments.
         calibrator: How to choose activation ranges: minimum and maximum, a percentile, least KL divergence
             (entropy), or least squared error (mse). Default: minmax, but mse for ONNX files and entropy for
             TensorRT.
@@ -524,10 +523,10 @@ def quantize(
         std: Per-channel standard deviation of an ONNX file's images; use with mean.
         input_shape: Shape of an ONNX file's images if its sizes are dynamic, for example 3,48,320.
         layout: Axis order of an ONNX file's images. auto: inferred from its fixed sizes.
-        epochs, output, model, width, model_args, task, image_size, limit, preset, lr, batch_size, accumulate,
-            amp, patience, weight_decay, optimizer, schedule, label_smoothing, ema, flip, cutout, whiten,
-            start_size, distill, distill_weight, temperature, seed, device, resume, max_time, checkpoint_minutes,
-            compile, force, progress: As in ``train``.
+        data, epochs, output, model, width, model_args, task, image_size, limit, preset, lr, batch_size,
+            accumulate, amp, patience, weight_decay, optimizer, schedule, label_smoothing, ema, flip, cutout,
+            whiten, start_size, distill, distill_weight, temperature, seed, device, resume, max_time,
+            checkpoint_minutes, compile, force, progress: As in ``train``.
         trust_code, skip_timing: As in ``evaluate``.
 
     Returns:
@@ -606,9 +605,8 @@ def export_onnx(
             Runtime.
         embed_preprocessing: Accept 8-bit pixels as input, with the normalization built into the file.
         check_images: Number of test images used to check that the exported network agrees with torch.
-        output, task, image_size, limit, force, progress: As in ``train``.
+        data, output, task, image_size, limit, force, progress: As in ``train``.
         skip_timing, model, trust_code: As in ``evaluate``.
-        data: As in ``quantize``.
 
     Returns:
         ModelProto: The ONNX model.
@@ -646,9 +644,8 @@ def export(
         example_input: Example input: a tensor or tuple of tensors; required if no data set determines it.
         target: Target runtime: onnxruntime, openvino, ncnn, c, tensorrt, packed.
         check_images: Number of test images used to check that the exported network agrees with torch.
-        output, task, image_size, limit, force, progress: As in ``train``.
+        data, output, task, image_size, limit, force, progress: As in ``train``.
         skip_timing, model, trust_code: As in ``evaluate``.
-        data: As in ``quantize``.
 
     Returns:
         ModelProto | Program | Engine | Folder: What the function for the target returns, or the files by name.
@@ -685,7 +682,7 @@ def check_onnx(
 def pack(
     artifact: Artifact | nn.Module | str | Path,
     *,
-    data: str | Path | None = None,
+    data: str | Path | Batch | Iterable[Batch] | None = None,
     output: str | Path | None = None,
     skip_timing: bool = False,
     model: str | None = None,
@@ -726,7 +723,7 @@ def trt_build(
     opt_shape: str | None = None,
     max_shape: str | None = None,
     backend: Literal['auto', 'tensorrt', 'tensorrt-rtx'] = 'auto',
-    data: str | Path | None = None,
+    data: str | Path | Batch | Iterable[Batch] | None = None,
     output: str | Path | None = None,
     workspace: float = 1.0,
     optimization_level: int = 3,
@@ -784,7 +781,7 @@ def trt_eval(
     *,
     onnx: str | Path | None = None,
     batch_sizes: Sequence[str | float] | str = '1,8,32',
-    data: str | Path | None = None,
+    data: str | Path | Batch | Iterable[Batch] | None = None,
     runtime: str | None = None,
     device: str | None = None,
     threads: int | None = None,
@@ -824,7 +821,7 @@ def trt_eval(
 def evaluate(
     file: Artifact | nn.Module | str | Path,
     *,
-    data: str | Path | None = None,
+    data: str | Path | Batch | Iterable[Batch] | None = None,
     runtime: str | None = None,
     device: str | None = None,
     threads: int | None = None,
@@ -866,7 +863,7 @@ def compare(
     files: Sequence[Artifact | nn.Module | str | Path],
     *,
     max_drop: float | None = None,
-    data: str | Path | None = None,
+    data: str | Path | Batch | Iterable[Batch] | None = None,
     runtime: str | None = None,
     device: str | None = None,
     threads: int | None = None,
@@ -979,7 +976,7 @@ def sensitivity(
     a_bits: int | str = 8,
     q_type: Literal['auto', 'sym', 'asym'] = 'auto',
     mode: Literal['qat', 'ptq', 'qaft'] = 'qat',
-    data: str | Path | None = None,
+    data: str | Path | Batch | Iterable[Batch] | None = None,
     q_level: Literal['channel', 'layer'] = 'channel',
     weight_observer: Literal['minmax', 'moving-average'] = 'minmax',
     a_sign: Literal['auto', 'signed'] = 'auto',
@@ -1031,7 +1028,7 @@ def run_recipe(
     recipe: str | Path,
     *,
     output: str | Path | None = None,
-    data: str | Path | None = None,
+    data: str | Path | Batch | Iterable[Batch] | None = None,
     device: str | None = None,
     from_stage: str | None = None,
     force: bool = False,

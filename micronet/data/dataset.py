@@ -26,6 +26,7 @@ VALIDATION_SHARE = 0.1
 STATISTICS_IMAGES = 10_000  # enough for four digits of the means
 STATISTICS_PIXELS = 500_000  # per batch
 CALIBRATION_SAMPLES = "also used for calibration"
+VALIDATION_SAMPLES = "also used for validation"
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 
 
@@ -34,12 +35,13 @@ class DataSource:
     """Where samples come from: functions that read the splits, and class names if there are classes."""
 
     train: Callable[[], Split]
-    test: Callable[[], Split]
+    test: Callable[[], Split] | None  # None: there are no others than those for training and validation
     classes: list[str] | None = None
     validation: Callable[[], Split] | None = None
     augment: str = "none"
     is_images: bool = True  # False if the splits are SampleSplits
     tests_training_samples: bool = False  # because there are too few to split
+    is_labelled: bool = True  # False if the task needs labels, but there are only inputs
     is_grey: Callable[[], bool] = lambda: False  # whether image files, which are read as RGB, have no colours
 
 
@@ -68,6 +70,17 @@ class Dataset:
         if len(spec.mean or []) != spec.channels:
             raise wrong_channels(len(spec.mean or []), spec.channels)
         return spec
+
+    @property
+    def fitting_spec(self) -> DataSpec:
+        """The spec for a new network; of samples in memory that may be images, with their size and classes."""
+        if self.task.least_classes is None:
+            return self.spec
+        known = replace(self.spec, classes=[str(number) for number in range(self.task.least_classes)])
+        shape = known.inputs[0]["shape"] if known.inputs and len(known.inputs) == 1 else []
+        if len(shape) != 3:
+            return known
+        return replace(known, channels=shape[0], image_size=shape[1] if shape[1] == shape[2] else None)
 
     @cached_property
     def _fit_and_validation(self) -> tuple[Split, Split]:
@@ -107,7 +120,7 @@ class Dataset:
     @cached_property
     def test(self) -> Split:
         """The images or other samples that accuracy is reported on."""
-        return self._prepared(self._source.test())
+        return self.validation if self._source.test is None else self._prepared(self._source.test())
 
     @cached_property
     def is_grey(self) -> bool:
@@ -122,7 +135,14 @@ class Dataset:
     @property
     def tested_on(self) -> str:
         """What the test samples were used for before, in words; empty if they are samples of their own."""
+        if self._source.test is None:
+            return VALIDATION_SAMPLES
         return CALIBRATION_SAMPLES if self._source.tests_training_samples else ""
+
+    @property
+    def is_labelled(self) -> bool:
+        """Whether the task's loss and metrics can be computed; otherwise, the inputs alone are of use."""
+        return self._source.is_labelled
 
     def with_reference(self, predict: Callable[[Any], Any]) -> "Dataset":
         """Return the same data with the outputs of a predictor as targets, if the task needs a reference network."""
@@ -135,8 +155,13 @@ class Dataset:
     def referenced(self, batches: Iterable[tuple[Any, Any]]) -> Iterable[tuple[Any, Any]]:
         """Yield batches with the targets of the reference network, if the task needs one.
 
-        Raises MicronetError if it needs one and there is none.
+        Raises MicronetError if it needs one and there is none, or if labels are needed and there are none.
         """
+        if not self.is_labelled:
+            raise MicronetError(
+                f"the data have no labels, but --task {self.task.name} needs them; pass batches of (inputs, labels), "
+                "or compare outputs with those of the float network with --task agreement"
+            )
         if not self.task.needs_reference:
             return batches
         if (predict := self._reference) is None:

@@ -14,11 +14,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from micronet import registry
 from micronet.core.files import cache_folder
 from micronet.data.dataset import Dataset, DataSource, DataSpec
 from micronet.data.folder import open_folder
+from micronet.data.memory import NAME, MemoryData
 from micronet.data.npz import read_npz
 from micronet.data.split import ImageSplit, MemorySplit, resize
 from micronet.errors import FailedError, MicronetError, count, unknown
@@ -39,20 +41,30 @@ def load_data(
     limit: int | None = None,
     like: DataSpec | None = None,
     task: str | None = None,
+    network: nn.Module | None = None,
+    testing: bool = False,
 ) -> Dataset:
     """Open a data set; images are read when they are first used.
 
     Args:
-        name: A built-in data set, a folder, a ``.npz`` file or ``pkg.mod:factory``; None: the name in ``like``.
+        name: A built-in data set, a folder, a ``.npz`` file, ``pkg.mod:factory`` or ``MemoryData``; None: the name in
+            ``like``.
         image_size: Height and width in pixels; None: as in ``like``, or the images' own.
         limit: The maximum number of training images, and of test images.
         like: The spec of the network that the data set is for; its preprocessing overrides the data set's.
         task: What the data set is for; None: as in ``like``.
+        network: The network that takes the data, if there is one: its forward says which items in memory are inputs.
+        testing: Whether all data in memory are test samples; otherwise, they are for training and validation.
     """
     like = like or DataSpec()
     place = name or like.name
     if place is None:
         raise MicronetError("the file does not record a data set; specify one with --data (and --image-size if needed)")
+    if place == NAME and not isinstance(place, MemoryData):
+        raise MicronetError(
+            "the recorded data set was given in memory, from Python, so it is not known here; specify a data set with "
+            "--data"
+        )
     if name is None and ":" in place and not Path(place).exists():  # a file must not choose code to run
         raise MicronetError(
             f"the recorded data set {place} is Python code, which is not run automatically; to run it, add --data "
@@ -60,7 +72,12 @@ def load_data(
         )
     size = image_size or like.image_size
     opened = load_task(task, like.task)
-    source = opened.open(place, size)
+    if isinstance(place, MemoryData):
+        if image_size is not None:
+            raise MicronetError("--image-size has no effect on data in memory; drop it")
+        source, opened = place.open(opened, like, network, testing=testing)
+    else:
+        source = opened.open(place, size)
     if like.classes is not None and source.classes is not None and like.classes != source.classes:
         stray = opened.find_class(place, len(like.classes)) or f"{place} has {_count(source.classes)}"
         raise MicronetError(
@@ -71,7 +88,7 @@ def load_data(
         source,
         replace(
             like,
-            name=str(Path(place).resolve()) if Path(place).exists() else place,
+            name=str(Path(place).resolve()) if Path(place).exists() else str(place),
             image_size=size,
             limit=limit or (like.limit if name is None else None),
             task=opened.name,

@@ -16,7 +16,8 @@ from micronet.models.inputs import describe_inputs, make_inputs
 class SampleSplit(Split):
     """Samples ``(input, target)`` by their index; an input is a tensor, or a tuple of them if a network takes several.
 
-    Inputs may have names: an input is then a dict of tensors, or the samples have an attribute ``names``.
+    Inputs may have names: an input is then a dict of tensors, or the samples have an attribute ``names``. The samples
+    may also have a function ``collate`` from the list of a batch's targets to what the task takes.
 
     Args:
         samples: The samples: a list, a torch Dataset, or any object with a length and items.
@@ -51,8 +52,9 @@ class SampleSplit(Split):
         """Return a hash that changes with the choice of samples."""
         return hashlib.sha256(self._indices.numpy().tobytes()).hexdigest()
 
-    def stream(self, batches: Sequence[Tensor]) -> Iterator[tuple[Tensor | Inputs, list[Any]]]:
+    def stream(self, batches: Sequence[Tensor]) -> Iterator[tuple[Tensor | Inputs, Any]]:
         """Yield the inputs, stacked along a new first axis, and the targets of each batch of indices."""
+        collate = getattr(self._samples, "collate", list)
         for indices in batches:
             rows = [self._read(int(index)) for index in self._indices[indices]]
             try:
@@ -63,7 +65,7 @@ class SampleSplit(Split):
                     f"{self._source}: the inputs of one batch differ in shape ({'; '.join(shapes[:3])}); all "
                     "samples must have the same shapes"
                 ) from error
-            yield stacked[0] if len(stacked) == 1 else Inputs(stacked), [target for *_, target in rows]
+            yield stacked[0] if len(stacked) == 1 else Inputs(stacked), collate([target for *_, target in rows])
 
     def describe(self) -> list[dict[str, Any]]:
         """Return the shape, without the batch, the dtype and the name, if known, of every input, as JSON values."""

@@ -28,11 +28,11 @@ class EagerPredictor:
         if isinstance(artifact, Path):
             artifact = load(artifact, options.model, trust_code=options.trust_code)
         torch.set_num_threads(options.threads or usable_threads())
-        self._model = artifact.model.eval().to(pick_device(options.device))
-        self._model.to(memory_format=inference_format(self._model))
-        self._predict = predictor(self._model)
+        self.model = artifact.model.eval().to(pick_device(options.device))
+        self.model.to(memory_format=inference_format(self.model))
+        self._predict = predictor(self.model)
         self.data = DataSpec.from_json(artifact.data) if artifact.data else None
-        self.params = sum(parameter.numel() for parameter in self._model.parameters())
+        self.params = sum(parameter.numel() for parameter in self.model.parameters())
         self.stages: Sequence[str] = [record.stage for record in artifact.history]
 
     def __call__(self, inputs: Any) -> Scores:
@@ -41,9 +41,9 @@ class EagerPredictor:
 
     def take_in_order(self, described: list[dict[str, Any]]) -> None:
         """Make the network take inputs of this description by their order (see ``models.calling``)."""
-        take_in_order(self._model, described)
+        take_in_order(self.model, described)
 
     def macs(self, *shapes: tuple[int, ...]) -> int:
         """Count the multiply-accumulates for one sample with inputs of these shapes, such as an image (C, H, W)."""
         described = (self.data and self.data.inputs) or [{"shape": shape, "dtype": "float32"} for shape in shapes]
-        return count_macs(self._model, example_of(described, 1))
+        return count_macs(self.model, example_of(described, 1))

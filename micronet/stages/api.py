@@ -3,7 +3,6 @@
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from textwrap import fill
 from types import NoneType
@@ -63,7 +62,9 @@ def _parameters(stage: type[Stage]) -> list[inspect.Parameter]:
 def _annotation(option: Option, stage: type[Stage]) -> str:
     """Return a keyword's type as text: paths may be text, networks may be in memory."""
     if option.name == "data":
-        return f"str | Path{' | Batch | Iterable[Batch]' * stage.takes_batches} | None"
+        return "str | Path | Batch | Iterable[Batch] | None"
+    if option.name == "model" and stage.takes_module:
+        return "str | Artifact | nn.Module | None"
     kinds = alternatives(option.field.type)
     network = "Artifact | nn.Module | " if _is_network(option, stage) else ""
     if network and list[Path] in kinds:
@@ -162,15 +163,15 @@ def _call(stage: type[Stage], given: dict[str, Any]) -> Any:
     known = {option.name: option for option in stage.options()}
     artifacts: dict[Path, Artifact] = {}
     values = {name: _value(stage, known[name], value, artifacts) for name, value in given.items()}
-    batches = None
     if isinstance(data, (str, Path)):
         values["data"] = str(data)
     elif data is not None:
-        if not stage.takes_batches:
-            raise MicronetError(f"{stage.name} needs a data set; pass data as a name, a folder or an .npz file")
-        whole = isinstance(data, Mapping) or hasattr(data, "shape")  # one batch
-        batches = list(islice([data] if whole else data, given.get("calib_batches")))
+        from micronet.data.memory import MemoryData
+
+        values["data"] = MemoryData(data)
     source = artifacts.get(values.get("artifact", Path()))
+    if stage.takes_module and not isinstance(values.get("model"), (str, NoneType)):
+        source = _artifact(values.pop("model"))
     if source is not None and values.get("device") is None and uses(stage, "device"):
         own = next((parameter.device for parameter in source.model.parameters()), None)
         if own is not None and own.type != "cpu":  # a network stays on its device
@@ -182,7 +183,7 @@ def _call(stage: type[Stage], given: dict[str, Any]) -> Any:
         _check_effect(configured, source)
         if source is not None:
             source = replace(source, model=copy_model(source.model))  # training and folding change networks in place
-        memory = Memory(source, artifacts, batches, example)
+        memory = Memory(source, artifacts, example)
         outcome = execute(configured, progress, memory, keep=False)
         configured.judge(outcome)
     return outcome.product

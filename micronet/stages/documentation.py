@@ -8,10 +8,11 @@ from micronet.stages.keywords import as_keywords
 from micronet.stages.stage import Stage
 
 WIDTH = 110
-_DATA = "Name of a data set, a folder or an .npz file"
 # What the API takes in another way than the command line, or alone.
 _HELP = {
-    "data": f"{_DATA}.",
+    "data": "Name of a data set, a folder or an .npz file; or batches in memory, such as a DataLoader, a list of "
+    "(inputs, labels) or one such tuple. Inputs are a tensor of shape (N, ...), several of them, or a dict keyed by "
+    "the names of forward's arguments; they are used as they are.",
     "output": "File to write; by default, nothing is written.",
     "example_input": "Example input: a tensor or tuple of tensors; required if no data set determines it.",
     "progress": "An object with ``step`` and ``line`` methods that receives progress updates.",
@@ -70,11 +71,6 @@ def _help(stage: type[Stage]) -> dict[str, str]:
     changed = [] if stage.name == "run" else ["data", "output"]  # of a recipe, the output is a folder
     changed += ["progress", *["example_input"] * stage.takes_example]
     helps |= {name: _HELP[name] for name in changed}
-    if stage.takes_batches:
-        helps["data"] = (
-            f"{_DATA}, or batches: tensors of shape (N, ...), tuples that start with the inputs, or dicts of inputs "
-            "keyed by the names of forward's arguments."
-        )
     return helps
 
 

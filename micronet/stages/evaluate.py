@@ -136,6 +136,7 @@ def measure(
         MicronetError: A file cannot be opened, the networks take different inputs, or do not score the data's classes.
     """
     from micronet.data.batches import eval_batches
+    from micronet.data.memory import NAME as MEMORY
     from micronet.evaluation.accuracy import check_scores
     from micronet.evaluation.report import Candidate, compare
     from micronet.runtimes.torch import EagerPredictor
@@ -155,10 +156,12 @@ def measure(
     like = _common_spec(specs)
     for each in candidates:
         _check_same_input(each.name, each.network, like)
-    dataset = open_test_data(config.data, like)
+    models = [each.network.model for each in candidates if isinstance(each.network, EagerPredictor)]
+    dataset = open_test_data(config.data, like, next(iter(models), None))
     if dataset.task.needs_reference and len(candidates) == 1:
         given = flatten(config)
-        words = [f"{flag(name)} {given[name]}" for name in ("model", "task", "data") if given.get(name) is not None]
+        typed = [name for name in ("model", "task", "data") if given.get(name) is not None and given[name] != MEMORY]
+        words = [f"{flag(name)} {given[name]}" for name in typed]
         command = " ".join(["micronet compare FLOAT", str(files[0]), *words])
         raise MicronetError(f"--task {dataset.task.name} needs the float original; run {command}")
     for each in candidates:

@@ -52,8 +52,7 @@ def execute(
 
                 check_finite(source.model, "the network")
             stage.check_order([record.stage for record in source.history])
-            if memory.batches is not None or memory.example is not None:
-                source, memory = _settle_inputs(source, memory)
+            source, memory = _settle_inputs(source, memory, values.get("data"))
             source, computed = _with_plain_weights(stage, source, progress or Silent())
         outcome = stage.run(Context(source, path, progress or Silent(), memory, temporary=not written))
         if source is not None and computed and isinstance(outcome.product, type(source)):
@@ -67,20 +66,22 @@ def execute(
     return outcome
 
 
-def _settle_inputs(source: "Artifact", memory: Memory) -> tuple["Artifact", Memory]:
-    """Return batches and an example as a network takes them; a network that takes names gets, and records, an order."""
+def _settle_inputs(source: "Artifact", memory: Memory, data: str | None) -> tuple["Artifact", Memory]:
+    """Return an example as a network takes it; a network that takes names gets, and records, an order of its inputs."""
     from micronet.data.dataset import DataSpec
+    from micronet.data.memory import MemoryData
     from micronet.models.inputs import inputs_in, settle_order
 
-    given = [*(memory.batches or []), *([] if memory.example is None else [memory.example])]
-    described = settle_order(source.model, given[0]) if given else None
+    first = data.example if isinstance(data, MemoryData) else memory.example
+    described = None if first is None else settle_order(source.model, first)
     if described is not None:
-        spec = DataSpec.from_json(source.data) if source.data else DataSpec(task="agreement")
+        is_labelled = isinstance(data, MemoryData) and data.is_labelled(source.model)
+        new = DataSpec() if is_labelled else DataSpec(task="agreement")
+        spec = DataSpec.from_json(source.data) if source.data else new
         source = replace(source, data=replace(spec, inputs=described).to_json())
-    batches = None if memory.batches is None else [inputs_in(source.model, batch) for batch in memory.batches]
     example = memory.example
     return source, replace(
-        memory, batches=batches, example=inputs_in(source.model, example) if isinstance(example, Mapping) else example
+        memory, example=inputs_in(source.model, example) if isinstance(example, Mapping) else example
     )
 
 

@@ -49,7 +49,6 @@ class ExportOnnx(CheckedSettings, Stage):
     example = "micronet export-onnx fused.safetensors -o int8.onnx"
     ending = suffix = ".onnx"
     product = "ModelProto"
-    takes_batches = True
     takes_example = True
 
     timing: TimingConfig = group(TimingConfig)
@@ -150,12 +149,9 @@ def checked_inputs(config: CheckedSettings, context: Context) -> "tuple[Artifact
     from micronet.models.device import Inputs
     from micronet.stages.inputs import export_batches
 
-    memory, given = context.memory, context.memory.batches
-    if memory.example is not None:
-        example: Any = memory.example
-        given = [Inputs(example) if isinstance(example, tuple) else example]
-    if given is not None:
-        return context.artifact, given
+    example: Any = context.memory.example
+    if example is not None:
+        return context.artifact, [Inputs(example) if isinstance(example, tuple) else example]
     artifact, batches = export_batches(context.artifact, config.data, config.check_images)
     return artifact, list(batches())
 

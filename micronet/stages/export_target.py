@@ -28,7 +28,6 @@ class Export(CheckedSettings, Stage):
     example = "micronet export fused.safetensors --target openvino -o int8_openvino"
     suffix = FOLDER
     product = "ModelProto | Program | Engine | Folder"
-    takes_batches = True
     takes_example = True
 
     target: str = setting("onnxruntime", f"Target runtime: {', '.join(registry.TARGETS)}.", basic=True)

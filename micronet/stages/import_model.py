@@ -61,7 +61,10 @@ class Import(Stage):
         imported = import_model(model.name, arguments, self.weights, self.seed)
         spec = preprocessing(model.name, self.mean, self.std)
         if data.data is not None:
-            dataset = load_data(data.data, image_size=data.image_size, limit=data.limit, like=spec, task=data.task)
+            dataset = load_data(
+                data.data, image_size=data.image_size, limit=data.limit, like=spec, task=data.task,
+                network=imported.model,
+            )  # fmt: skip
             if spec.channels is None and spec.mean is None:
                 dataset = with_grey(dataset, spec, imported.model, data)
             spec = dataset.spec

@@ -16,6 +16,7 @@ from micronet.data.batches import eval_batches
 from micronet.data.dataset import Dataset, DataSpec
 from micronet.data.image_files import FileSplit, list_images
 from micronet.data.load import load_data
+from micronet.data.memory import MemoryData
 from micronet.data.samples import example_of
 from micronet.data.split import Split, random_subset
 from micronet.errors import MicronetError, first_line
@@ -23,7 +24,7 @@ from micronet.evaluation.accuracy import check_scores, evaluate, evaluating
 from micronet.evaluation.network import Predictor
 from micronet.models.build import ModelSpec, accepted_args, build_model, make_spec
 from micronet.models.calling import take_in_order
-from micronet.models.device import Example, as_inputs, head, to_device
+from micronet.models.device import Example, as_inputs, batch_length, head, to_device
 from micronet.models.modes import eval_mode
 from micronet.quantization.config import CALIBRATION_BATCH, RangeConfig
 from micronet.quantization.histogram import Statistics, load_statistics, save_statistics
@@ -41,7 +42,10 @@ DEFAULT_SHAPE = (3, 224, 224)  # of torchvision's classification networks
 def open_data(config: DataConfig, artifact: Artifact | None = None, seed: int = 1) -> Dataset:
     """Open the data named, or those an artifact remembers; without an artifact, the default data."""
     like = DataSpec(name=DEFAULT_DATA, seed=seed) if artifact is None else DataSpec.from_json(artifact.data)
-    data = load_data(config.data, image_size=config.image_size, limit=config.limit, like=like, task=config.task)
+    network = None if artifact is None else artifact.model
+    data = load_data(
+        config.data, image_size=config.image_size, limit=config.limit, like=like, task=config.task, network=network
+    )
     if artifact is not None and data.inputs is not None:
         take_in_order(artifact.model, data.inputs)
     if artifact is None or like.channels is not None or like.mean is not None:
@@ -66,10 +70,16 @@ def _takes_grey(model: nn.Module, size: int) -> bool:
     return True
 
 
-def open_test_data(config: DataConfig, like: DataSpec) -> Dataset:
-    """Open the data named, or those a spec remembers, with all test images whatever the training's limit was."""
+def open_test_data(config: DataConfig, like: DataSpec, network: nn.Module | None = None) -> Dataset:
+    """Open the data named, or those a spec remembers, with all test images whatever the training's limit was.
+
+    ``network``: one that takes the data, if there is one in torch; data in memory are for testing as a whole.
+    """
     like = replace(like, limit=None)
-    return load_data(config.data, image_size=config.image_size, limit=config.limit, like=like, task=config.task)
+    return load_data(
+        config.data, image_size=config.image_size, limit=config.limit, like=like, task=config.task, network=network,
+        testing=True,
+    )  # fmt: skip
 
 
 def export_batches(artifact: Artifact, config: DataConfig, count: int) -> tuple[Artifact, Callable[[], Iterator[Any]]]:
@@ -80,6 +90,10 @@ def export_batches(artifact: Artifact, config: DataConfig, count: int) -> tuple[
     Raises:
         MicronetError: The network does not take the images.
     """
+    if isinstance(config.data, MemoryData):  # the inputs alone; the file keeps the artifact's record of its data
+        given = config.data.inputs(artifact.model)
+        check_accepts(artifact.model, given[0])
+        return artifact, lambda: _heads(given, count)
     dataset = open_test_data(config, DataSpec.from_json(artifact.data))
     chosen = random_subset(dataset.test, count, dataset.spec.seed)
     if dataset.inputs is not None:
@@ -93,6 +107,15 @@ def export_batches(artifact: Artifact, config: DataConfig, count: int) -> tuple[
     return replace(artifact, data=dataset.spec.to_json()), batches
 
 
+def _heads(batches: list[Any], count: int) -> Iterator[Any]:
+    """Yield the first batches, up to ``count`` samples."""
+    for batch in batches:
+        if count <= 0:
+            return
+        yield head(batch, count)
+        count -= batch_length(batch)
+
+
 def new_fitting(config: ModelConfig, data: DataConfig, seed: int) -> tuple[Artifact, Dataset]:
     """Open the data named, and build a network that fits them; grey image files have one channel if that fits."""
     dataset = open_data(data, seed=seed)
@@ -102,7 +125,7 @@ def new_fitting(config: ModelConfig, data: DataConfig, seed: int) -> tuple[Artif
         grey = with_grey(dataset, like, artifact.model, data)
         if grey is not dataset:
             return artifact, grey
-    artifact = new_artifact(config, dataset.spec, seed)
+    artifact = new_artifact(config, dataset.fitting_spec, seed)
     take_in_order(artifact.model, dataset.inputs)
     return artifact, dataset
 

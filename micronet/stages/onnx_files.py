@@ -1,6 +1,7 @@
-"""How close a quantized ONNX file's outputs are to those of the float file."""
+"""What ONNX files are run on, and how close a quantized one's outputs are to those of the float file."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,8 +9,12 @@ import onnx
 import torch
 from numpy.typing import NDArray
 
+from micronet.data.arrays import LABELLED
+from micronet.data.memory import MemoryData
+from micronet.data.npz import names_in
+from micronet.errors import MicronetError
 from micronet.models.finite import check_outputs
-from micronet.onnx.feeds import Feed
+from micronet.onnx.feeds import Feed, Input, batched, read_arrays
 from micronet.runtimes.config import RuntimeOptions
 from micronet.runtimes.onnxruntime import open_session
 from micronet.tasks.agreement import Similarity
@@ -32,6 +37,33 @@ def compare_files(floating: onnx.ModelProto, int8: onnx.ModelProto, feeds: Itera
 def open_files(*models: onnx.ModelProto) -> list[Any]:
     """Open a session of ONNX Runtime for each model."""
     return [open_session(each.SerializeToString(), RuntimeOptions(), "the model") for each in models]
+
+
+def is_raw(named: str) -> bool:
+    """Return True for inputs in memory or in an .npz file, False for labelled images for training and testing."""
+    if isinstance(named, MemoryData):
+        return True
+    path = Path(named)
+    return path.suffix == ".npz" and path.exists() and not names_in(path) >= LABELLED
+
+
+def raw_feeds(named: str, inputs: Sequence[Input]) -> list[Feed]:
+    """Return the runs of a model on inputs in memory or in an .npz file, in batches of the size that it takes.
+
+    Raises MicronetError if they do not fit the model's inputs.
+    """
+    if not isinstance(named, MemoryData):
+        return read_arrays(Path(named), inputs)
+    found: list[Feed] = []
+    for batch in named.separated(None, [each.name for each in inputs]):
+        for each, values in zip(inputs, batch.inputs, strict=True):
+            fixed = zip(values.shape[1:], each.shape[1:], strict=True) if values.dim() == len(each.shape) else [(0, 1)]
+            if any(want not in (None, have) for have, want in fixed):
+                raise MicronetError(f"a batch has an input of shape {tuple(values.shape)}, but the model takes {each}")
+        arrays = [values.cpu().numpy().astype(each.dtype) for each, values in zip(inputs, batch.inputs, strict=True)]
+        for parts in zip(*(batched(each, values) for each, values in zip(inputs, arrays, strict=True)), strict=True):
+            found.append({each.name: part for each, part in zip(inputs, parts, strict=True)})
+    return found
 
 
 def _finite(reference: NDArray[Any], ours: NDArray[Any]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -31,7 +31,6 @@ class Prune(ConvertSettings, Stage):
     ending = "-pruned.safetensors"
     leads_to = "finetune"
     restorer = "micronet.pruning.prune:restore"
-    takes_batches = True
     takes_example = True
     advanced = ("preset", "epochs", "lr", "batch_size")
     cannot_follow = {"quantize": PRUNE_FIRST, "bn-fuse": BEFORE_FUSING}  # noqa: RUF012  # never changed
@@ -112,12 +111,15 @@ class Prune(ConvertSettings, Stage):
 
     def run(self, context: Context) -> Outcome:
         """Prune once or in steps, or measure the sensitivity of the groups."""
+        from micronet.data.memory import MemoryData
         from micronet.stages.inputs import example_input
         from micronet.stages.prune_network import Pruning
 
         run, memory = run_context(self, context), context.memory
-        example = memory.batches[0] if memory.example is None and memory.batches else memory.example
-        if example is None:
+        example = memory.example
+        if example is None and isinstance(self.data.data, MemoryData):
+            example = self.data.data.inputs(context.artifact.model, 1)[0]
+        elif example is None:
             example = example_input(context.artifact, self.input_shape)
         pruning = Pruning(context.artifact, self, example, run)
         if self.sensitivity:

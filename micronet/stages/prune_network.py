@@ -28,6 +28,7 @@ from micronet.stages.train import fit_stage, keep
 from micronet.tasks.agreement import energy
 from micronet.tasks.task import outputs_of
 from micronet.training.config import RunContext
+from micronet.training.loop import check_model_fits
 from micronet.training.preset import settle
 
 GRADIENT_BATCHES = 8
@@ -124,6 +125,8 @@ class Pruning:
     def _with_gradients(self) -> nn.Module:
         """Return the network; for the criterion taylor with the gradients of some training images."""
         if self.settings.pruning.criterion == "taylor":
+            if self.data.is_labelled:
+                check_model_fits(self.artifact.model, self.data)
             accumulate_gradients(self.artifact.model, self.data, self.run)
         return self.artifact.model
 
@@ -179,7 +182,8 @@ def accumulate_gradients(model: nn.Module, dataset: Dataset, run: RunContext) ->
         for batch in eval_batches(images, dataset.spec, BATCH):
             given, targets = tree_map_only(Tensor, lambda x: x.to(run.device), batch)
             outputs = outputs_of(model(*place_inputs(given, run.device, layout)))
-            loss = energy(outputs) if dataset.task.needs_reference else dataset.task.loss(outputs, targets)
+            has_labels = dataset.is_labelled and not dataset.task.needs_reference
+            loss = dataset.task.loss(outputs, targets) if has_labels else energy(outputs)
             loss.backward()  # type: ignore[no-untyped-call]
 
 

@@ -37,7 +37,6 @@ class Quantize(TrainingSettings, Stage):
     )
     example = "micronet quantize float.safetensors --w-bits 8 --a-bits 8 --q-type sym --epochs 1 -o int8.safetensors"
     restorer = "micronet.quantization.quantize:restore"
-    takes_batches = True
     advanced = ("preset", "lr", "batch_size", "model", "device")
     cannot_follow = {  # noqa: RUF012  # never changed
         "quantize": "it is already quantized; run finetune or --mode qaft on it, or quantize the float artifact again"
@@ -224,8 +223,6 @@ class Quantize(TrainingSettings, Stage):
         if artifact is None:
             artifact, path = float_artifact(self, run)
             path = None if context.temporary else path
-        if context.memory.batches is not None and self.data.data is None and self.training != QAT:
-            raise MicronetError("input batches have no labels to train on; specify a data set with --data")
         settled = self._with_defaults(path)
         if settled.training.distill != self.training.distill:
             context.progress.line(f"also distilling from {path}; to turn this off, pass --distill-weight 0")
@@ -233,12 +230,24 @@ class Quantize(TrainingSettings, Stage):
             context.progress.line(
                 f"weights stay in float for the first {share:.0%} of training steps, except during validation"
             )
-        work = Quantizing(artifact, settled, run, context.memory.batches)
+        work = Quantizing(artifact, settled, run)
+        if self.calibration.mode == "qat" and work.dataset is None:
+            self._check_untrained(context)
         done = work.qaft() if self.calibration.mode == "qaft" else work.run_quantization()
         left_float = done.history[-1].result.get("left_float", {})
         tested_on = "" if work.dataset is None else work.dataset.tested_on
         summary = {**done.metrics, "noun": noun_of(done), "left_float": left_float, "tested_on": tested_on}
         return Outcome(done, summary)
+
+    def _check_untrained(self, context: Context) -> None:
+        """Say that nothing is trained, because there are no labels; raise MicronetError if settings ask for that."""
+        if self.training != QAT:
+            raise MicronetError(
+                "there are no labels to train on; pass batches of (inputs, labels) or a data set with --data or, "
+                "without labels, add --task agreement"
+            )
+        if self.data.data is not None:
+            context.progress.line("the data have no labels, so ranges are set, but nothing is trained")
 
     def _with_defaults(self, teacher: Path | None) -> "Quantize":
         """Return the stage with the defaults that depend on other settings; ``teacher``: the float artifact."""

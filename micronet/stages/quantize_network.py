@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from micronet.artifact.artifact import Artifact, tensor_bytes
 from micronet.artifact.header import StageRecord
 from micronet.data.dataset import Dataset
+from micronet.data.memory import NAME as MEMORY
+from micronet.data.memory import MemoryData
 from micronet.errors import FailedError, MicronetError, count
 from micronet.graph.trace import trace
 from micronet.models.device import as_inputs, head, to_device
@@ -62,20 +64,20 @@ class Quantizing:
         artifact: The network.
         settings: The stage.
         run: Where and how a training runs.
-        batches: Inputs to calibrate on, in place of a data set.
     """
 
     artifact: Artifact
     settings: Quantize
     run: RunContext
-    batches: list[Tensor] | None = None
 
     @cached_property
     def dataset(self) -> Dataset | None:
-        """The data set; None if only inputs are given, or nothing."""
-        data = self.settings.data
-        remembered = (self.artifact.data or {}).get("name")
-        if data.data is None and remembered is None and (self.batches is not None or self.artifact.data is None):
+        """The data set to train or measure on; None if only inputs are given, or nothing."""
+        data, remembered = self.settings.data, (self.artifact.data or {}).get("name")
+        if self._inputs_alone is not None:
+            data = replace(data, data=None)
+            remembered = None if remembered == MEMORY else remembered
+        if data.data is None and remembered is None and (self._inputs_alone is not None or self.artifact.data is None):
             return None
         if data.data is None and self.settings.calibration.makes_images:
             return None
@@ -83,10 +85,24 @@ class Quantizing:
         return opened.with_reference(reference_of(copy_model(self.artifact.model).to(self.run.device)))
 
     @cached_property
+    def _inputs_alone(self) -> MemoryData | None:
+        """The data in memory if only their inputs are of use: there are no labels, or PTQ has no task to measure."""
+        settings, data = self.settings, self.settings.data.data
+        if not isinstance(data, MemoryData):
+            return None
+        is_measured = settings.data.task is not None or settings.recovery.target_drop is not None
+        if settings.calibration.mode == "ptq" and not is_measured:
+            return data
+        return None if open_data(settings.data, self.artifact, self.run.seed).is_labelled else data
+
+    @cached_property
     def calibration_inputs(self) -> list[Tensor]:
         """The inputs to calibrate on; empty if there are none."""
-        if self.batches is not None:
-            return [to_device(batch, self.run.device) for batch in self._checked(self.batches)]
+        if self._inputs_alone is not None:
+            asked = self.settings.calibration.calib_batches
+            every = asked == CalibrationConfig.calib_batches  # by default, all that is given
+            batches = self._checked(self._inputs_alone.inputs(self.artifact.model, None if every else asked))
+            return [to_device(batch, self.run.device) for batch in batches]
         if self.settings.calibration.makes_images:
             return generated_batches(self.artifact, self.settings.data, self.settings.calibration, self.run)
         if self.dataset is None:

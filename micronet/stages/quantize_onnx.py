@@ -14,18 +14,17 @@ import onnx_ir as ir
 import torch
 
 from micronet.core.progress import Progress
-from micronet.data.arrays import LABELLED
 from micronet.data.dataset import CALIBRATION_SAMPLES, Dataset, DataSpec
 from micronet.data.image_files import list_images
 from micronet.data.load import load_data
-from micronet.data.npz import names_in
+from micronet.data.memory import MemoryData
 from micronet.errors import MicronetError, count
 from micronet.evaluation.latency import time_calls
 from micronet.onnx import posttraining
 from micronet.onnx.bias_correction import correct_biases, give_biases
 from micronet.onnx.channel_padding import with_padded_channels
 from micronet.onnx.config import InputConfig
-from micronet.onnx.feeds import Feed, ImageInput, image_size, inputs_of, is_channels_last, read_arrays
+from micronet.onnx.feeds import Feed, ImageInput, image_size, inputs_of, is_channels_last
 from micronet.onnx.heads import find_destroyed, first_and_last
 from micronet.onnx.insertion import ValueRange
 from micronet.onnx.operator_count import count_integers
@@ -37,7 +36,7 @@ from micronet.runtimes.config import RuntimeOptions
 from micronet.runtimes.onnxruntime import metadata, note, open_session
 from micronet.stages.config import DataConfig
 from micronet.stages.inputs import cached, calibration_batches
-from micronet.stages.onnx_files import compare_files, open_files
+from micronet.stages.onnx_files import compare_files, is_raw, open_files, raw_feeds
 from micronet.stages.onnx_metrics import measure_by_task
 from micronet.stages.stage import Context, Outcome
 
@@ -79,7 +78,8 @@ class FloatModel:
         if self.inputs.mean is not None:
             mean, std = self.inputs.normalization
             like = replace(like, mean=mean, std=std)
-        return load_data(self.data.data, image_size=height, limit=self.data.limit, like=like, task=self.data.task)
+        size = None if isinstance(self.data.data, MemoryData) else height
+        return load_data(self.data.data, image_size=size, limit=self.data.limit, like=like, task=self.data.task)
 
     def image_input(self, spec: DataSpec | None = None) -> ImageInput:
         """Return how images become the model's input; MicronetError if it does not take one image."""
@@ -197,10 +197,10 @@ def input_shape(proto: onnx.ModelProto) -> list[int | None]:
 def calibration_feeds(model: FloatModel, config: RangeConfig, progress: Progress) -> list[Feed]:
     """Return the inputs to calibrate on: arrays, images from a folder, or training images of the data set."""
     named = model.data.data if config.calib_data is None else str(config.calib_data)
-    if named is not None and _is_raw(Path(named)):
+    if named is not None and is_raw(named):
         if model.inputs != InputConfig():
             raise MicronetError(f"{named} holds raw inputs; drop --mean, --std, --input-shape and --layout")
-        return read_arrays(Path(named), inputs_of(model.proto))
+        return raw_feeds(named, inputs_of(model.proto))
     found: list[Feed] = []
     total = config.calib_batches * CALIBRATION_BATCH
     for feed in _image_feeds(model, config, total, progress):
@@ -226,11 +226,6 @@ def _image_feeds(model: FloatModel, config: RangeConfig, total: int, progress: P
         progress.line("pixels are scaled to 0..1; if the model expects other inputs, pass --mean and --std")
     chosen = torch.randperm(len(paths), generator=torch.Generator().manual_seed(model.seed))[:total].sort().values
     yield from image.read([paths[index] for index in chosen.tolist()])
-
-
-def _is_raw(path: Path) -> bool:
-    """Return True for an .npz file of inputs, False for one of labelled images for training and testing."""
-    return path.suffix == ".npz" and path.exists() and not names_in(path) >= LABELLED
 
 
 def _has_legacy_cache(config: RangeConfig) -> bool:
@@ -267,7 +262,7 @@ def _histograms(
 def _quality(model: FloatModel, int8: onnx.ModelProto, feeds: list[Feed]) -> dict[str, Any]:
     """Return the metrics on the test data if the model suits the task of a known data set, or else the agreement."""
     named = model.data.data
-    if model.has_data and not (named and _is_raw(Path(named))):
+    if model.has_data and not (named and is_raw(named)):
         dataset = model.open_data()
         sessions = open_files(model.proto, int8)
         if not dataset.task.needs_reference and (measured := measure_by_task(model, dataset, sessions)):

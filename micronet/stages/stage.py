@@ -30,14 +30,11 @@ class Memory:
     Attributes:
         source: The input network, in place of the file that the config names.
         artifacts: Networks by the paths that stand for them in the config.
-        batches: Input batches, in place of the data set in calibration: tensors or ``Inputs``, and before ``execute``
-            has opened the network anything that ``inputs_in`` reads.
         example: An input or a tuple of inputs, for tracing.
     """
 
     source: "Artifact | None" = None
     artifacts: "Mapping[Path, Artifact]" = field(default_factory=dict)
-    batches: "list[Any] | None" = None
     example: "Tensor | tuple[Any, ...] | None" = None
 
 
@@ -87,7 +84,7 @@ class Stage:
         restorer: The function that does its ``restore``, as ``module:function``; None if it changes no structure.
         cannot_follow: Stages that must not come before it -> why not, and what to do instead.
         optional_data: Whether it can do without the data set that it takes.
-        takes_batches: Whether the API may give it input batches in place of a data set.
+        takes_module: Whether the API may give it a network in memory as its ``model``.
         takes_example: Whether the API may give it an example input, for tracing.
         takes_networks: Whether the API may give it networks in memory.
         leads_to: The stage that usually comes next, perhaps with options, whatever the product is; see ``next_stage``.
@@ -104,7 +101,7 @@ class Stage:
     restorer: ClassVar[str | None] = None
     cannot_follow: ClassVar[Mapping[str, str]] = {}
     optional_data: ClassVar[bool] = False
-    takes_batches: ClassVar[bool] = False
+    takes_module: ClassVar[bool] = False
     takes_example: ClassVar[bool] = False
     takes_networks: ClassVar[bool] = True
     leads_to: ClassVar[str | None] = None

@@ -35,6 +35,7 @@ class Train(TrainingSettings, Stage):
     name = "train"
     example = "micronet train --model nin --width 0.25 --data digits --epochs 2 -o float.safetensors"
     begins = True
+    takes_module = True
     leads_to = "quantize"
 
     trust_code: bool = setting(False, "Allow code stored in the teacher's file (--distill) to run.")
@@ -47,8 +48,16 @@ class Train(TrainingSettings, Stage):
             raise MicronetError("--trust-code has no effect without --distill; drop it")
 
     def run(self, context: Context) -> Outcome:
-        """Build a network that fits the data and train it."""
-        return trained(fit_new(self.model, self.data, self.training, run_context(self, context)))
+        """Build a network that fits the data, unless one was given in memory, and train it."""
+        run = run_context(self, context)
+        if context.source is None:
+            return trained(fit_new(self.model, self.data, self.training, run))
+        from micronet.stages.inputs import open_data
+
+        self.model.check_unused()
+        dataset = open_data(self.data, context.source, run.seed)
+        say_start(dataset, context.source, self.training, run)
+        return trained(fit_stage("train", context.source, dataset, self.training, run))
 
 
 @dataclass(frozen=True)

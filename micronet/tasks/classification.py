@@ -1,6 +1,6 @@
 """Image classification: one row of class scores per image, cross-entropy, accuracy."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from micronet.data.dataset import DataSource, DataSpec
 from micronet.data.load import open_images
 from micronet.errors import MicronetError
-from micronet.tasks.task import OTHER_TASKS, Outputs, Task, first_output
+from micronet.tasks.task import OTHER_TASKS, Outputs, Task, class_numbers, count_classes, first_output
 
 NO_SCORES = "the network must return class scores of shape (N, classes), one row per image"
 
@@ -46,6 +46,7 @@ class Classification(Task):
     """Image classification."""
 
     label_smoothing: float | None = 0.0
+    least_classes: int | None = None
 
     name = "classification"
     main = "accuracy"
@@ -64,12 +65,24 @@ class Classification(Task):
             raise MicronetError(f"{NO_SCORES}; got {len(outputs)} outputs ({shapes}); {OTHER_TASKS}")
         if scores.dim() != 2:
             raise MicronetError(f"{NO_SCORES}; got shape {tuple(scores.shape)}; {OTHER_TASKS}")
+        if self.least_classes is not None:
+            if scores.shape[1] < self.least_classes:
+                raise MicronetError(
+                    f"a label is class {self.least_classes - 1}, but {name} scores classes 0 to {scores.shape[1] - 1}; "
+                    "fix the labels, or use a network with more classes"
+                )
+            return
         if scores.shape[1] != classes:
             raise MicronetError(
                 f"{name} outputs scores for {scores.shape[1]} classes, but the data set has {classes}; build a network "
                 f"with {classes} classes: pass the argument that sets them with --model-args to the command that "
                 "creates it, or use a data set with the network's classes"
             )
+
+    def given(self, labels: list[Any]) -> tuple[Task, list[Any]]:
+        """Return the task with the number of classes, and class numbers (N,)."""
+        found = [class_numbers(each, 1) for each in labels]
+        return replace(self, least_classes=count_classes(found)), found
 
     def loss(self, outputs: Outputs, targets: Any) -> Tensor:
         """Return the mean cross-entropy of scores (N, K) and labels (N,)."""

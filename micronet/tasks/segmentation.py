@@ -4,7 +4,7 @@ Data are folders ``train/``, ``test/`` and perhaps ``val/`` with ``images/NAME.j
 pixels are class numbers; 255 is ignored.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from micronet.data.dataset import DataSource, DataSpec
 from micronet.data.masks import IGNORED, find_class, open_masks
 from micronet.errors import MicronetError
-from micronet.tasks.task import OTHER_TASKS, Outputs, Task, describe, first_output
+from micronet.tasks.task import OTHER_TASKS, Outputs, Task, class_numbers, count_classes, describe, first_output
 
 
 class Overlap:
@@ -60,6 +60,7 @@ class Segmentation(Task):
     """Semantic segmentation."""
 
     label_smoothing: float | None = 0.0
+    least_classes: int | None = None
 
     name = "segmentation"
     main = "mean_iou"
@@ -77,14 +78,21 @@ class Segmentation(Task):
                 f"--task segmentation needs class scores for every pixel, of shape (N, classes, height, width), but "
                 f"{name} returned {describe(outputs)}; {OTHER_TASKS}"
             )
-        classes = len(spec.classes or [])
+        classes = len(spec.classes or []) if self.least_classes is None else self.least_classes
         if scores.shape[1] < classes:
             known = self.find_class(spec.name or "", scores.shape[1])
+            if self.least_classes is not None:
+                known = f"a mask has class {classes - 1}"
             raise MicronetError(
                 f"{name} outputs scores for {scores.shape[1]} classes, 0 to {scores.shape[1] - 1}, but "
                 f"{known or f'classes.txt lists {classes} classes'}; fix the mask if that is a mistake, or "
                 f"rebuild the network with {classes} classes"
             )
+
+    def given(self, labels: list[Any]) -> tuple[Task, list[Any]]:
+        """Return the task with the number of classes, and class numbers (N, H, W)."""
+        found = [class_numbers(each, 3, IGNORED) for each in labels]
+        return replace(self, least_classes=count_classes(found, IGNORED)), found
 
     def find_class(self, place: str, least: int) -> str | None:
         """Name a mask that has a class of at least ``least``."""

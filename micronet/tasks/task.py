@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
+import torch
 from torch import Tensor
 
 from micronet import registry
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 CLASSIFICATION = "classification"
 OTHER_TASKS = "for other networks, use --task segmentation, --task agreement or --task FILE.py:TASK"
+OWN_TASK = "for other labels, write a task of your own (docs/tasks.md)"
 Outputs = Tensor | list[Tensor]
 
 
@@ -42,6 +44,7 @@ class Task(ABC):
         has_classes: Whether the first output holds class scores on axis 1, which distillation softens.
         needs_reference: Whether targets are the outputs of a reference network instead of labels.
         label_smoothing: Share of the target probability that the loss spreads over all classes; None if it has none.
+        least_classes: The number of classes that labels in memory need; None of other labels.
     """
 
     name: str
@@ -50,6 +53,7 @@ class Task(ABC):
     has_classes: bool = False
     needs_reference: bool = False
     label_smoothing: float | None = None
+    least_classes: int | None = None
 
     @abstractmethod
     def open(self, place: str, image_size: int | None) -> "DataSource":
@@ -66,6 +70,13 @@ class Task(ABC):
     @abstractmethod
     def meter(self) -> Meter:
         """Return a new, empty meter."""
+
+    def given(self, labels: list[Any]) -> tuple["Task", list[Any]]:
+        """Return the task for labels in memory, those of one batch an item, and the labels as the loss takes them.
+
+        Raises MicronetError if they do not suit the task.
+        """
+        return self, labels
 
     def smoothed(self, share: float) -> "Task":
         """Return the task with this label smoothing in its loss, or itself if its loss has none."""
@@ -111,6 +122,36 @@ def outputs_of(returned: Any) -> Outputs:
 def first_output(outputs: Outputs) -> Tensor:
     """Return the first output: the scores of a network that also has auxiliary heads."""
     return outputs if isinstance(outputs, Tensor) else outputs[0]
+
+
+def class_numbers(labels: Any, rank: int, ignored: int | None = None) -> Tensor:
+    """Return a batch's labels as int64: class numbers with an axis for the samples and ``rank - 1`` others.
+
+    An axis of length 1 after the first is dropped. Raises MicronetError if they are not such numbers.
+    """
+    shape = "(N,)" if rank == 1 else "(N, height, width)"
+    try:
+        found = torch.as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError):
+        raise MicronetError(
+            f"the labels are a {type(labels).__name__}; expected class numbers, integers of shape {shape}; {OWN_TASK}"
+        ) from None
+    if found.dim() == rank + 1 and found.shape[1] == 1:
+        found = found.squeeze(1)
+    if found.dim() != rank or found.is_floating_point() or found.is_complex():
+        raise MicronetError(
+            f"the labels are {describe(found)}; expected class numbers, integers of shape {shape}; {OWN_TASK}"
+        )
+    found = found.long().cpu()
+    if (lowest := int(found.min())) < 0:
+        also = "" if ignored is None else f" ({ignored} is ignored)"
+        raise MicronetError(f"a label is {lowest}; class numbers count from 0{also}")
+    return found
+
+
+def count_classes(labels: list[Tensor], ignored: int = -1) -> int:
+    """Return the least number of classes that has all class numbers in the labels."""
+    return max((int(torch.where(each == ignored, -1, each).max()) for each in labels), default=-1) + 1
 
 
 def describe(outputs: Any) -> str:

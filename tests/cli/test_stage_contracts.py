@@ -62,8 +62,8 @@ def test_qaft_needs_an_artifact(micronet):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda x: api.finetune(network(), data=[x]), "finetune needs a data set"),
-        (lambda x: api.evaluate(network(), data=[x]), "evaluate needs a data set"),
+        (lambda x: api.finetune(network(), data=[x]), "the data have no labels"),
+        (lambda x: api.evaluate(network(), data=[x]), "the data have no labels"),
         (lambda x: api.quantize(network(), data=[x], epochs=5), "no labels to train on"),
         (lambda x: api.train(max_time=1), "need output"),
         (lambda x: api.finetune(network(), data="digits", resume=True, output="a.safetensors"), "cannot be rebuilt"),
