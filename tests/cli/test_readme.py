@@ -58,6 +58,15 @@ def _figures(name):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("page", ["README.md", "README.zh-CN.md"])
+def test_the_example_of_data_in_memory_runs(page, capsys):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
+    [example] = [block for block in blocks if "torch.randint(" in block]
+    exec(example, {})
+    assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+@pytest.mark.slow
 def test_t43_every_readme_command_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(ROOT / "configs", tmp_path / "configs")
