@@ -22,6 +22,8 @@ def lower_flatten(state: State, operation: Operation, x: Map) -> None:
 def lower_unflatten(state: State, operation: Operation, x: Map) -> None:
     """Lower the change from (N, C) to (N, C, 1, 1)."""
     x = state.spread(x)
+    if x.pixels > 1:
+        raise state.misfit()
     made = copy_of(x, vector=False)
     made.buffer = x.buffer
     state.values[state.index + 1] = made
@@ -72,7 +74,7 @@ def lower_pool(state: State, operation: Operation, x: Map) -> None:
     """Lower a max pool, an average pool, or an average over height and width."""
     x, attributes = state.spread(x), operation.attributes
     if operation.kind == "mean":
-        attributes = {**attributes, "kernel": [x.rows, x.columns]}
+        attributes = {"kernel": [x.rows, x.columns]}
     top, left, bottom, right = attributes.get("pads", [0, 0, 0, 0])
     (ky, kx), (sy, sx) = attributes["kernel"], attributes.get("stride", [1, 1])
     beyond = attributes.get("extra", [0, 0])
@@ -85,7 +87,7 @@ def lower_pool(state: State, operation: Operation, x: Map) -> None:
         "pool", kernel_rows=ky, kernel_columns=kx, stride_rows=sy, stride_columns=sx, pad_top=top, pad_left=left,
         pad_bottom=bottom, pad_right=right, count_pads=int(bool(attributes.get("count_pads"))),
     )  # fmt: skip
-    vector = x.vector or (operation.kind == "mean" and not attributes.get("keep"))
+    vector = x.vector or (operation.kind == "mean" and not operation.attributes.get("keep"))
     if operation.kind == "max_pool":
         _make(state, "max_pool", x, copy_of(x, rows=rows, columns=columns), pool)
     else:

@@ -5,6 +5,7 @@ import os
 import shlex
 import shutil
 import subprocess
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from micronet.runtimes.config import RuntimeOptions
 from micronet.runtimes.network import to_pixels
 from micronet.runtimes.packed.numpy_backend import Scores, check_images, count_macs
 
-FLAGS = ("-O3", "-march=native")
+FLAGS = (("-O3", "-march=native"), ("-O3",))  # in turn: not every compiler knows its own processor
 TIMEOUT = 600  # seconds for a compilation
 
 
@@ -145,21 +146,32 @@ def compiler() -> list[str]:
     return command
 
 
+def _compile(source: Path, library: Path, flags: Sequence[str]) -> str:
+    """Compile the code into a library; return the compiler's first error, or nothing."""
+    command = [*compiler(), "-std=c99", *flags]
+    arguments = [*command, "-shared", "-fPIC", str(source), "-o", str(library)]
+    try:
+        done = subprocess.run(arguments, capture_output=True, text=True, check=False, timeout=TIMEOUT)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"{shlex.join(command)}: {error}"
+    if not done.returncode:
+        return ""
+    lines = done.stderr.strip().splitlines()
+    return f"{shlex.join(command)}: {next((line for line in lines if 'error' in line), (lines or ['it failed'])[0])}"
+
+
 def _load(files: dict[str, str], copies: int) -> list[Any]:
     """Compile the code into a library; return the function micronet_predict of each of its copies."""
-    command, flags = compiler(), shlex.split(os.environ.get("CFLAGS", "")) or list(FLAGS)
     with temporary_folder() as folder:
         for name, text in files.items():
             (folder / name).write_text(text, encoding="utf-8")
         library = folder / "model.so"
-        arguments = [*command, "-std=c99", *flags, "-shared", "-fPIC", str(folder / "model.c"), "-o", str(library)]
-        try:
-            done = subprocess.run(arguments, capture_output=True, text=True, check=False, timeout=TIMEOUT)
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise MicronetError(f"{command[0]} could not compile the network: {error}") from error
-        if done.returncode:
-            reason = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr.strip()[:200])
-            raise MicronetError(f"{command[0]} {' '.join(flags)} could not compile the network: {reason}")
+        given = shlex.split(os.environ.get("CFLAGS", ""))
+        for flags in [given] if given else FLAGS:
+            if not (reason := _compile(folder / "model.c", library, flags)):
+                break
+        else:
+            raise MicronetError(f"the network could not be compiled: {reason}")
         found: list[Any] = []
         for number in range(copies):
             copy = library.with_name(f"model{number}.so")  # the same file would be loaded once
