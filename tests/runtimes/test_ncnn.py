@@ -155,6 +155,13 @@ def test_what_ncnn_cannot_do_is_refused_by_name_before_anything_is_written(progr
     assert not (tmp_path / "folder").exists()
 
 
+def test_multiples_that_fit_are_stored_divided(tmp_path):
+    program, images = conv(WEIGHT * 254, high=127), np.random.default_rng(0).random((2, 3, 6, 6), np.float32)
+    program.operations[1].bias = np.array([0, 500, -500, 10**6], np.int32)
+    # A sum of 3 products of at most 10 and a bias of 10^4, each rounded a few times.
+    np.testing.assert_allclose(written(program, tmp_path)(images), run(program, images), rtol=1e-6)
+
+
 def test_what_ncnn_computes_in_float_is_named(tmp_path):
     program = conv(WEIGHT, high=127)
     program.operations[1].inputs = [0]

@@ -118,8 +118,6 @@ def _tolerance(operation: Operation, after: list[Operation], x: Value, step: Ste
     found = (ROUNDING if exact else APPROXIMATION) * (products + biases)
     if operation.attributes.get("group", 1) > 1:
         found += DEPTHWISE * products
-    if step.why_float is None:  # winograd rounds a sum of integers down
-        found += float(scale.max()) * (x.scale or 1)
     return float(found)
 
 

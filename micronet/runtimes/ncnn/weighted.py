@@ -15,8 +15,6 @@ from micronet.runtimes.ncnn.layer import Parameter
 from micronet.runtimes.ncnn.shapes import INT8_OUT, NO_WINOGRAD
 from micronet.runtimes.ncnn.values import MAX_INT8, Grid, NetworkBuilder, Step, Unsupported, Value, without_rounding
 
-# Winograd's F(4, 3) computes 576 times a sum in 32 bits.
-WINOGRAD_FACTOR = 576
 SYMMETRIC = "quantize with --q-type sym --a-sign signed and --a-bits of at most 8"
 WITHIN_INT8 = "quantize with --method iao and --w-bits of at most 8 (dorefa: 7)"
 
@@ -41,7 +39,6 @@ class Weights(NamedTuple):
     weight: NDArray[Any]
     bias: NDArray[np.float32] | None
     scales: list[NDArray[np.float32]]  # of the weights and of the input, as factors from floats to integers
-    largest_sum: float = 0  # that its integers can have
 
     @property
     def tensors(self) -> list[NDArray[Any]]:
@@ -148,9 +145,10 @@ def why_float(operation: Operation, x: Value) -> str | None:
 
 def _int8(operation: Operation, grid: Grid | None) -> Weights:
     assert operation.weight is not None and grid is not None
-    weight = operation.weight
-    factor = max(1, int(np.gcd.reduce(np.abs(weight), axis=None))) if np.abs(weight).max() > MAX_INT8 else 1
-    weight = weight // factor
+    weight, factor = operation.weight, 1
+    if np.abs(weight).max(initial=0) > MAX_INT8 and operation.limits is None:  # multiples, as of few bits, may fit
+        factor = max(1, int(np.gcd.reduce(np.abs(weight), axis=None)))
+        weight = weight // factor
     if np.abs(weight).max(initial=0) > MAX_INT8:
         low, high = int(weight.min()), int(weight.max())
         raise Unsupported(f"ncnn's weights are integers from -127 to 127, not {low} to {high}", WITHIN_INT8)
@@ -163,17 +161,16 @@ def _int8(operation: Operation, grid: Grid | None) -> Weights:
     else:
         given = np.ones(1, np.float32) if operation.scale is None else operation.scale
         scale, input_scale = np.broadcast_to(given * np.float32(factor), outputs), grid.scale
-        bias = _float_bias(operation, scale.astype(np.float64) * input_scale)
+        bias = _float_bias(operation, given.astype(np.float64) * input_scale)
     weight = np.where((scale == 0).reshape(-1, *[1] * (weight.ndim - 1)), 0, weight).astype(np.int8)
     scale = np.where(scale == 0, np.float32(1), scale)
-    largest = float(np.abs(weight.astype(np.int64)).reshape(outputs, -1).sum(1).max() * max(-grid.low, grid.high))
     with np.errstate(all="ignore"):
         scales = [(1 / each.astype(np.float64)).astype(np.float32) for each in (scale, np.array([input_scale]))]
         product = scales[0] * scales[1]
         usable = np.isfinite(product).all() and np.isfinite(1 / product).all() and product.all()
     if not usable:
         raise Unsupported("its scales are too small or too large for ncnn")
-    return Weights(weight, bias, scales, largest)
+    return Weights(weight, bias, scales)
 
 
 def _float(operation: Operation, fp16_storage: bool) -> Weights:
@@ -210,8 +207,8 @@ def _window(operation: Operation, numbers: Weights) -> dict[int, Parameter]:
         4: left, 15: right, 14: top, 16: bottom, 5: int(numbers.bias is not None), 6: weight.size,
         **({7: groups} if groups > 1 else {}), **({8: 1} if numbers.scales else {}),
     }  # fmt: skip
-    is_3x3 = weight.shape[2:] == (3, 3) and (sy, sx) == (dy, dx) == (1, 1)
-    if is_3x3 and numbers.largest_sum * WINOGRAD_FACTOR >= 2**31:
+    if numbers.scales and weight.shape[2:] == (3, 3):
+        # Winograd's F(4, 3) computes 576 times a sum in 32 bits, which can overflow, and divides it as a float.
         parameters[31] = NO_WINOGRAD
     return parameters
 
