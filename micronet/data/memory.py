@@ -4,19 +4,19 @@ A batch is a tensor, a tuple that begins with the inputs (``(x, y)``, ``(left, r
 dict of inputs. What the network's forward does not take are the labels.
 """
 
-from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import accumulate, islice
+from itertools import islice
 from typing import Any, NamedTuple, Self
 
 import torch
 from numpy import ndarray
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
+from micronet.data.batch_samples import BatchSamples, check_length, length_of
 from micronet.data.dataset import DataSource, DataSpec
-from micronet.data.labels import check_length, length_of, row_of
 from micronet.data.samples import SampleSplit
 from micronet.errors import MicronetError, count
 from micronet.models.calling import input_names, takes_names
@@ -79,7 +79,7 @@ class MemoryData(str):
         return [inputs_in(network, batch[0] if _is_nested(batch) else batch) for batch in batches]
 
     def separated(self, network: nn.Module | None, names: Sequence[str | None]) -> list[LabelledBatch]:
-        """Return all batches, each with its inputs and its labels apart.
+        """Return all batches on the CPU, each with its inputs and its labels apart.
 
         Args:
             network: The network, whose forward says how many of a batch's items are inputs; None: ``names`` do.
@@ -96,7 +96,7 @@ class MemoryData(str):
             _check_inputs(inputs, number)
             labels = _labels(batch, inputs)
             check_length(labels, len(inputs[0]), number)
-            found.append(LabelledBatch(inputs, labels))
+            found.append(LabelledBatch(*tree_map_only(Tensor, Tensor.cpu, (inputs, labels))))
         return found
 
     def open(self, task: Task, like: DataSpec, network: nn.Module | None, *, testing: bool) -> tuple[DataSource, Task]:
@@ -133,33 +133,6 @@ class MemoryData(str):
             is_images=False,
             is_labelled=is_labelled or not task.has_classes,
         ), task
-
-
-class BatchSamples:
-    """Samples of batches: ``(inputs, target)`` by their index, without copies of the batches.
-
-    Args:
-        inputs: The inputs of each batch, tensors of shape (N, ...).
-        targets: The labels of each batch, N of them in any structure of tensors, lists and dicts; None: no labels.
-        names: The inputs' names, if the network takes them by name.
-        stacked: Whether the targets of a batch are one tensor; otherwise, they are a list.
-    """
-
-    def __init__(
-        self, inputs: Sequence[tuple[Tensor, ...]], targets: list[Any] | None, names: list[str] | None, *, stacked: bool
-    ) -> None:
-        self.names, self._inputs, self._targets = names, inputs, targets
-        self._ends = list(accumulate(len(each[0]) for each in inputs))
-        self.collate = torch.stack if stacked and targets is not None else list
-
-    def __len__(self) -> int:
-        return self._ends[-1]
-
-    def __getitem__(self, index: int) -> tuple[tuple[Tensor, ...], Any]:
-        batch = bisect_right(self._ends, index)
-        row = index - (self._ends[batch - 1] if batch else 0)
-        target = None if self._targets is None else row_of(self._targets[batch], row)
-        return tuple(each[row] for each in self._inputs[batch]), target
 
 
 def _labels(batch: Any, inputs: tuple[Tensor, ...]) -> Any:

@@ -49,8 +49,10 @@ class SampleSplit(Split):
         return SampleSplit(self._samples, self._source, self._indices, list(names))
 
     def fingerprint(self) -> str:
-        """Return a hash that changes with the choice of samples."""
-        return hashlib.sha256(self._indices.numpy().tobytes()).hexdigest()
+        """Return a hash that changes with the choice of samples; of those in memory, with their values too."""
+        chosen = hashlib.sha256(self._indices.numpy().tobytes())
+        chosen.update(getattr(self._samples, "digest", b""))
+        return chosen.hexdigest()
 
     def stream(self, batches: Sequence[Tensor]) -> Iterator[tuple[Tensor | Inputs, Any]]:
         """Yield the inputs, stacked along a new first axis, and the targets of each batch of indices."""

@@ -91,7 +91,7 @@ def export_batches(artifact: Artifact, config: DataConfig, count: int) -> tuple[
         MicronetError: The network does not take the images.
     """
     if isinstance(config.data, MemoryData):  # the inputs alone; the file keeps the artifact's record of its data
-        given = config.data.inputs(artifact.model)
+        given = [to_device(batch, torch.device("cpu")) for batch in config.data.inputs(artifact.model)]
         check_accepts(artifact.model, given[0])
         return artifact, lambda: _heads(given, count)
     dataset = open_test_data(config, DataSpec.from_json(artifact.data))

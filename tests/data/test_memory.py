@@ -8,8 +8,10 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 import micronet
+from micronet.data.batch_samples import BatchSamples
 from micronet.data.batches import Normalize
 from micronet.data.load import load_data
+from micronet.data.samples import SampleSplit
 from micronet.errors import MicronetError
 
 X = torch.rand(40, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -88,6 +90,8 @@ def test_one_tuple_is_one_batch_to_every_function():
 def test_a_tuple_of_tensors_of_different_lengths_is_a_sequence_of_batches():
     ours, theirs = (micronet.quantize(network(), data=data, mode="ptq").model for data in ((X, X[:7]), [X, X[:7]]))
     assert torch.equal(ours(X), theirs(X))
+    ours, theirs = (micronet.quantize(Pair(), data=data, mode="ptq").model for data in ((LEFT, RIGHT), [(LEFT, RIGHT)]))
+    assert torch.equal(ours(LEFT, RIGHT), theirs(LEFT, RIGHT))
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +153,9 @@ def test_training_is_that_on_the_same_samples_in_a_file(tmp_path):
     ours, theirs = stored.model.state_dict(), given.model.state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert stored.metrics["validation_distance"] == given.metrics["validation_distance"]
+    samples = [BatchSamples([(X,)], [each], None, stacked=False) for each in (wanted, wanted, wanted + 1)]
+    prints = [SampleSplit(each, "").fingerprint() for each in samples]
+    assert prints[0] == prints[1] != prints[2]  # a training on other values is not resumed
     row = micronet.evaluate(given, data=(X, wanted), task=task, skip_timing=True)
     assert row.metrics["distance"] == pytest.approx((given.model.eval()(X) - wanted).square().mean().item(), rel=1e-5)
 
