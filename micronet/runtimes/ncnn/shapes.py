@@ -11,7 +11,7 @@ from micronet.runtimes.ncnn.layer import Layer
 
 MAX_KERNEL = 4096  # kernel size, stride, padding
 MAX_SIDE = 1 << 16  # height, width and channels
-MAX_ELEMENTS = 1 << 30  # of a blob or a tensor
+MAX_ELEMENTS = 1 << 29  # of a blob or a tensor
 INT8_OUT = 101  # the parameter 8 of layers that compute int8; 1: of those that compute float from int8
 NO_WINOGRAD = 64  # the parameter 31
 ACTIVATIONS = {0: 0, 1: 0, 2: 1, 3: 2, 4: 0, 5: 0, 6: 2}  # the parameter 9 -> the number of values in parameter 10
