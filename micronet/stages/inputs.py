@@ -92,7 +92,8 @@ def export_batches(artifact: Artifact, config: DataConfig, count: int) -> tuple[
     """
     if isinstance(config.data, MemoryData):  # the inputs alone; the file keeps the artifact's record of its data
         given = [to_device(batch, torch.device("cpu")) for batch in config.data.inputs(artifact.model)]
-        check_accepts(artifact.model, given[0])
+        for batch in {describe(batch): batch for batch in reversed(given)}.values():
+            check_accepts(artifact.model, batch)
         return artifact, lambda: _heads(given, count)
     dataset = open_test_data(config, DataSpec.from_json(artifact.data))
     chosen = random_subset(dataset.test, count, dataset.spec.seed)

@@ -241,7 +241,7 @@ class Quantize(TrainingSettings, Stage):
 
     def _check_untrained(self, context: Context) -> None:
         """Say that nothing is trained, because there are no labels; raise MicronetError if settings ask for that."""
-        if self.training != QAT:
+        if self.training != QAT and self.training.epochs:
             raise MicronetError(
                 "there are no labels to train on; pass batches of (inputs, labels) or a data set with --data or, "
                 "without labels, add --task agreement"

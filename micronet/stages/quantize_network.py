@@ -49,6 +49,7 @@ from micronet.stages.inputs import (
 )
 from micronet.stages.quantize import Quantize
 from micronet.stages.train import fit_stage, say_start
+from micronet.tasks.task import describe
 from micronet.training import distributed
 from micronet.training.checkpoint import Checkpoint
 from micronet.training.config import RunContext, TrainHooks
@@ -117,8 +118,8 @@ class Quantizing:
         return head(self.calibration_inputs[0], 2) if self.calibration_inputs else None
 
     def _checked(self, batches: list[Tensor]) -> list[Tensor]:
-        """Return input batches; raise MicronetError if the network does not take the first."""
-        for batch in batches[:1]:
+        """Return input batches; raise MicronetError if the network does not take the first of any shape and type."""
+        for batch in {describe(batch): batch for batch in reversed(batches)}.values():
             check_accepts(self.artifact.model.to(self.run.device), to_device(batch, self.run.device))
         return batches
 
