@@ -114,6 +114,7 @@ def test_a_float_network_is_stored_in_32_or_16_bits(zoo, half, tmp_path):
     weights = sum(op.weight.size for op in program.operations if op.weight is not None)
     assert weights * (2 if half else 4) <= size < weights * (2.5 if half else 4.5)
     assert set(network.layers().values()) == {"float: its weights are float"}
+    assert not any(layer.beyond for layer in compare_layers(program, network, images[:1].numpy()))
     for found, expected in zip(network(images.numpy()), run(program, images.numpy()), strict=True):
         # Ten layers, each of which rounds weights to 11 bits, or sums of at most 1,000 products to 24.
         np.testing.assert_allclose(found, expected, atol=np.abs(expected).max() * (10 * 2**-11 if half else 1e-5))

@@ -14,6 +14,7 @@ from micronet.runtimes.ncnn.predictor import NcnnPredictor
 TITLE, PAIRS = "ncnn", False
 NAME = "network"
 INT8 = "int8"
+FILES = tuple(f"{NAME}{suffix}" for suffix in (".param", ".bin", ".json"))
 
 
 class NcnnFolder(NcnnPredictor):

@@ -72,7 +72,7 @@ def lower_layer(builder: NetworkBuilder, operation: Operation, x: Value, fused: 
     """
     assert operation.weight is not None
     groups, (outputs, inputs) = operation.attributes.get("group", 1), operation.weight.shape[:2]
-    integer = why_float(operation, x) is None
+    integer = (why := why_float(operation, x)) is None
     if integer and groups > 1 and not inputs == outputs // groups == 1:
         return _lower_groups(builder, operation, x, fused)
     name, is_conv = operation.name, operation.kind != "linear"
@@ -87,8 +87,10 @@ def lower_layer(builder: NetworkBuilder, operation: Operation, x: Value, fused: 
         tensors.append(np.array([1 / rounded.unit], np.float32))
     kind = ("ConvolutionDepthWise" if groups > 1 else "Convolution") if is_conv else "InnerProduct"
     blob = builder.add(kind, name, source, parameters=parameters | fused.activation.parameters, tensors=tensors)
+    if not integer:  # as it is stored: dequantized, perhaps rounded to float16
+        operation = replace(operation, weight=numbers.weight.astype(np.float32), scale=None, bias=numbers.bias)
     after = [each for each in fused.operations if rounded is not None or each.kind != "quantize"]
-    builder.steps.append(Step([operation, *after], source, blob, x.grid, rounded, why_float(operation, x)))
+    builder.steps.append(Step([operation, *after], source, blob, x.grid, rounded, why))
     return Value(blob) if rounded is None else Value(None, rounded, blob)
 
 
