@@ -69,8 +69,8 @@ def train(
     """Train a network from scratch.
 
     Args:
-        model: nin, nin_gc, resnet18, torchvision:NAME, pkg.mod:factory or path/to/file.py:factory (which runs
-            that code); default: nin.
+        model: A network in memory, nin, nin_gc, resnet18, torchvision:NAME, pkg.mod:factory or
+            path/to/file.py:factory (which runs that code); default: nin.
         data: Name of a data set, a folder or an .npz file; or batches in memory, such as a DataLoader, a list of
             (inputs, labels) or one such tuple. Inputs are a tensor of shape (N, ...), several of them, or a dict
             keyed by the names of forward's arguments; they are used as they are.
@@ -162,7 +162,8 @@ def import_model(
         mean: Per-channel mean for input normalization (pixels are scaled to 0..1), for example 0.485,0.456,0.406.
         std: Per-channel standard deviation for input normalization, for example 0.229,0.224,0.225.
         seed: Seed for the initial weights.
-        model, data, output, width, model_args, task, image_size, limit, force, progress: As in ``train``.
+        data, output, width, model_args, task, image_size, limit, force, progress: As in ``train``.
+        model: As in ``quantize``.
 
     Returns:
         Artifact: The network (``model``) with its ``history`` and ``metrics``.
@@ -224,11 +225,12 @@ def sparse_train(
         s: Weight of the sparsity penalty.
         criterion: What the penalty pushes toward zero: batch-norm scales, individual weights (l1), or the weights
             of whole channels (l2, group lasso). Attention heads are not penalized.
-        model, data, preset, epochs, lr, device, output, width, model_args, task, image_size, limit, batch_size,
+        data, preset, epochs, lr, device, output, width, model_args, task, image_size, limit, batch_size,
             accumulate, amp, patience, weight_decay, optimizer, schedule, label_smoothing, ema, flip, cutout,
             whiten, start_size, distill, distill_weight, temperature, seed, resume, max_time, checkpoint_minutes,
             compile, force, progress: As in ``train``.
         trust_code: As in ``evaluate``.
+        model: As in ``quantize``.
 
     Returns:
         Artifact: The network (``model``) with its ``history`` and ``metrics``.
@@ -523,10 +525,12 @@ def quantize(
         std: Per-channel standard deviation of an ONNX file's images; use with mean.
         input_shape: Shape of an ONNX file's images if its sizes are dynamic, for example 3,48,320.
         layout: Axis order of an ONNX file's images. auto: inferred from its fixed sizes.
-        data, epochs, output, model, width, model_args, task, image_size, limit, preset, lr, batch_size,
-            accumulate, amp, patience, weight_decay, optimizer, schedule, label_smoothing, ema, flip, cutout,
-            whiten, start_size, distill, distill_weight, temperature, seed, device, resume, max_time,
-            checkpoint_minutes, compile, force, progress: As in ``train``.
+        model: nin, nin_gc, resnet18, torchvision:NAME, pkg.mod:factory or path/to/file.py:factory (which runs
+            that code); default: nin.
+        data, epochs, output, width, model_args, task, image_size, limit, preset, lr, batch_size, accumulate, amp,
+            patience, weight_decay, optimizer, schedule, label_smoothing, ema, flip, cutout, whiten, start_size,
+            distill, distill_weight, temperature, seed, device, resume, max_time, checkpoint_minutes, compile,
+            force, progress: As in ``train``.
         trust_code, skip_timing: As in ``evaluate``.
 
     Returns:

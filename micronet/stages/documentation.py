@@ -71,6 +71,8 @@ def _help(stage: type[Stage]) -> dict[str, str]:
     changed = [] if stage.name == "run" else ["data", "output"]  # of a recipe, the output is a folder
     changed += ["progress", *["example_input"] * stage.takes_example]
     helps |= {name: _HELP[name] for name in changed}
+    if stage.takes_module:
+        helps["model"] = f"A network in memory, {helps['model']}"
     return helps
 
 
