@@ -131,7 +131,8 @@ ONNX_RUNTIMES = {
 
 # What --target of export chooses: a stage, or a module with write(proto, folder), which fills a folder and returns what
 # its note says, open_folder(folder, note, options), which returns it as a network, and PAIRS, whether write reads
-# activations as pairs of QuantizeLinear and DequantizeLinear (see ``onnx.export.to_onnx``), and its TITLE.
+# activations as pairs of QuantizeLinear and DequantizeLinear (see ``onnx.export.to_onnx``), its TITLE, and FILES, which it
+# reads.
 TARGETS = {
     "onnxruntime": "export-onnx",
     "openvino": "micronet.runtimes.openvino",

@@ -40,7 +40,7 @@ def check_output_folder(path: Path, *, force: bool) -> None:
 
 
 def write_folder(path: Path, folder: Folder) -> None:
-    """Write a folder, its note with the SHA-256 of every file; a folder that ``export`` wrote there is replaced.
+    """Write a folder, with the sizes and hashes of its files in its note; replace one that ``export`` wrote there.
 
     Raises:
         FailedError: The system refused, for example because the disk is full. An earlier folder is then unchanged.
@@ -48,8 +48,10 @@ def write_folder(path: Path, folder: Folder) -> None:
     """
     check_output_folder(path, force=True)
     files, note = folder
-    hashes = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-    text = json.dumps({"format": FORMAT, **note, "files": hashes}, indent=1, sort_keys=True)
+    listed = {
+        name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()} for name, content in files.items()
+    }
+    text = json.dumps({"format": FORMAT, **note, "files": listed}, indent=1, sort_keys=True)
     try:
         with temporary_folder(beside=path) as temporary:
             new = temporary / "new"
@@ -83,9 +85,16 @@ def read_note(folder: Path) -> dict[str, Any]:
             f"{folder} has a format that this version does not know; run pip install -U micronet-compress"
         )
     for name, stored in files.items():
-        path = folder / name
-        if not path.resolve().is_relative_to(folder.resolve()) or not path.is_file():
-            raise MicronetError(f"{path} is missing; export the network again")
-        if file_hash(path) != stored:
-            raise MicronetError(f"{path} is not the file that was written; export the network again")
+        if not _is_whole(folder, name, stored):
+            raise MicronetError(f"{name!r} in {folder} is not the file that was written; export the network again")
     return dict(note)
+
+
+def _is_whole(folder: Path, name: str, stored: Any) -> bool:
+    """Return True if a file is in a folder itself, and of the size and hash that are stored."""
+    try:
+        path = (folder / name).resolve()
+        inside = path.is_relative_to(folder.resolve()) and path.is_file()
+        return inside and path.stat().st_size == stored["bytes"] and file_hash(path) == stored["sha256"]
+    except (OSError, ValueError, TypeError, KeyError):
+        return False

@@ -36,8 +36,11 @@ def _open_folder(path: Path, options: RuntimeOptions) -> Network:
     target = registry.TARGETS.get(note["target"], "")
     if not target.startswith("micronet."):
         raise MicronetError(f"{path} is for the target {note['target']}, which has no folders here; export it again")
+    module = registry.load_object(target)
+    if unlisted := [name for name in module.FILES if name not in note["files"]]:
+        raise MicronetError(f"{path / unlisted[0]} is not listed in {path / NOTE}; export the network again")
     try:
-        network: Network = registry.load_object(target).open_folder(path, note, options)
+        network: Network = module.open_folder(path, note, options)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise MicronetError(f"{path / NOTE} is corrupted ({first_line(error)}); export the network again") from error
     return network

@@ -30,6 +30,7 @@ from micronet.runtimes.onnxruntime import METADATA_KEY, OnnxPredictor, count_sam
 MISSING = "--runtime openvino needs OpenVINO; run pip install openvino"
 INTEGERS = ("i8", "u8")
 MODEL = "model.xml"
+FILES = (MODEL, "model.bin")
 TITLE, PAIRS = "OpenVINO", True
 
 

@@ -112,6 +112,13 @@ KINDS = {
         "net.engine.json",
         _fake_gpu,
     ),
+    "note": Kind(
+        "openvino/micronet.json",
+        [f"evaluate openvino {FEW}", "verify openvino", f"compare openvino float.onnx {FEW}",
+         "predict openvino images/0.png"],
+        mutate.mutate_json_file,
+        "openvino/micronet.json",
+    ),
     "recipe": Kind("recipe.toml", ["run FILE --data missing.npz -q"], mutate.mutate_toml),
     "journal": Kind(
         "run/recipe.json",
@@ -191,6 +198,7 @@ def fill() -> None:
         "bn-fuse int8.safetensors -q -o int8-fused.safetensors",
         "export-onnx float.safetensors -q --skip-timing -o float.onnx",
         "export-onnx int8-fused.safetensors -q --skip-timing -o int8.onnx",
+        "export int8-fused.safetensors --target openvino -q --skip-timing -o openvino",
         *(f"pack {name}.safetensors -q --skip-timing -o {name}.packed" for name in ("float", "int8", "binary")),
         *(f"evaluate {name}.packed {FEW} -q" for name in ("float", "int8", "binary")),
     ):

@@ -7,10 +7,11 @@ import onnx
 
 from micronet.packed.from_onnx import pack_model
 from micronet.runtimes.c.predictor import CPredictor
-from micronet.runtimes.c.writer import c_code, folder_files
+from micronet.runtimes.c.writer import CODE, PROGRAM, c_code, folder_files
 from micronet.runtimes.config import RuntimeOptions
 
 TITLE, PAIRS = "C", False
+FILES = (*CODE, PROGRAM)
 
 
 def write(proto: onnx.ModelProto, folder: Path) -> dict[str, Any]:
