@@ -108,15 +108,17 @@ def _real(operation: Operation, after: list[Operation], x: Value) -> NDArray[Any
 
 def _tolerance(operation: Operation, after: list[Operation], x: Value, step: Step) -> float:
     """Return by how much the floats of a layer may differ from ours."""
-    if operation.kind == "threshold":
-        return 2 * DEPTHWISE
+    depthwise = operation.attributes.get("group", 1) > 1
+    if operation.kind == "threshold":  # from -1/2 and 1/2, which are rounded correctly up to an error of 1/4
+        sums = np.abs(OPERATORS["conv"](replace(operation, kind="conv", limits=None), Value(x.centred())).data)
+        return min(0.24, float(sums.max(initial=0)) * (DEPTHWISE if depthwise else ROUNDING))
     products = np.abs(OPERATORS[operation.kind](replace(operation, bias=None), x).real()).max(initial=0)
     bias = np.zeros(1) if operation.bias is None else operation.bias
     scale = np.ones(1) if operation.scale is None else operation.scale.astype(np.float64)
     biases = np.abs(bias * scale * (x.scale or 1) if bias.dtype.kind == "i" else bias).max()
     exact = step.why_float is None and all(each.kind in EXACT_FUNCTIONS for each in after)
     found = (ROUNDING if exact else APPROXIMATION) * (products + biases)
-    if operation.attributes.get("group", 1) > 1:
+    if depthwise:
         found += DEPTHWISE * products
     return float(found)
 
