@@ -28,6 +28,13 @@
 #define INLINE static inline
 #endif
 
+/* Arrays on the stack. gcc 12 takes some for aligned that are not if AVX-512 is on, unless it is told to align them. */
+#if defined(__GNUC__) && defined(__AVX512F__)
+#define LOCAL ALIGNED
+#else
+#define LOCAL
+#endif
+
 #ifndef ARENA_BYTES
 #define ARENA_BYTES 64
 #endif

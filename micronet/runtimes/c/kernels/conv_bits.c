@@ -54,7 +54,7 @@ static window window_of(const map *x, const layer *l, int32_t group, int32_t row
     int32_t bottom = top + (l->kernel_rows - 1) * l->dilation_rows, place, first, end, i, j;
     int32_t right = left + (l->kernel_columns - 1) * l->dilation_columns, start = group * l->inputs;
     int inside = top >= 0 && left >= 0 && bottom < x->rows && right < x->columns;
-    window found = {memory, NULL, 0};
+    window found LOCAL = {memory, NULL, 0};
     if (inside && l->size == l->inputs && (l->groups == 1 || l->inputs % 64 == 0)) {
         found.signs = signs_at(x, top, left) + start / 64;
         found.valid = l->size;
@@ -163,10 +163,10 @@ static void conv_signs(const map *out, const layer *l, const window *windows, in
                        size_t pixel, int32_t group, const word *weight)
 {
     const int32_t words = (l->size + 63) / 64, shift = l->width == 1;
-    int32_t differing[COUNTS], limits[COUNTS], first, p;
+    int32_t differing[COUNTS] LOCAL, limits[COUNTS] LOCAL, first, p;
     for (first = 0; first < l->each; first += COUNTS) {
         int32_t width = least(COUNTS, l->each - first), output = group * l->each + first;
-        counts found[PIXELS];
+        counts found[PIXELS] LOCAL;
         if (width < COUNTS) {
             for (p = 0; p < pixels; p++) {
                 count_tail(&windows[p], weight, words, l->width, width, differing);
@@ -198,7 +198,7 @@ static void conv_bits(const map *x, const map *out, const layer *l)
 {
     const int32_t words = (l->size + 63) / 64;
     const size_t group_words = (size_t)words * (size_t)l->width * (size_t)l->each;
-    window windows[PIXELS] = {{NULL, NULL, 0}};
+    window windows[PIXELS] LOCAL = {{NULL, NULL, 0}};
     int32_t row, column, group, p;
     for (row = 0; row < out->rows; row++)
         for (column = 0; column < out->columns; column += PIXELS) {

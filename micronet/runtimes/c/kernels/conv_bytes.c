@@ -12,7 +12,7 @@ INLINE uint32_t four_of(const uint8_t *four)
 /* The last values of a window, fewer than four. */
 INLINE uint32_t rest_of(const uint8_t *values, int32_t size)
 {
-    uint8_t four[4] = {0, 0, 0, 0};
+    uint8_t four[4] LOCAL = {0, 0, 0, 0};
     int32_t i;
     for (i = 0; i < (size & 3); i++)
         four[i] = values[(size & ~3) + i];
@@ -58,20 +58,31 @@ INLINE void dot_block(const uint8_t *const *windows, const int8_t *weight, int32
     (void)pixels;
 }
 
+/* The sums of fewer than FLOATS outputs. */
 static void dot_tail(const uint8_t *values, const int8_t *weight, int32_t size, int32_t width, int32_t *sums)
 {
-    int32_t i, o, j;
+    int32_t i;
+#ifdef HAVE_SOME_DOTS
+    dots some = NO_DOTS;
+    for (i = 0; i + 4 <= size; i += 4, weight += 4 * width)
+        some = add_some_products(some, four_of(values + i), weight, width);
+    if (size & 3)
+        some = add_some_products(some, rest_of(values, size), weight, width);
+    store_dots(some, sums);
+#else
+    int32_t o, j;
     memset(sums, 0, FLOATS * sizeof *sums);
     for (i = 0; i < size; i += 4)
         for (o = 0; o < width; o++, weight += 4)
             for (j = 0; j < least(4, size - i); j++)
                 sums[o] += values[i + j] * weight[j];
+#endif
 }
 
 static void conv_bytes(const map *x, const map *out, const layer *l)
 {
-    const uint8_t *windows[PIXELS] = {NULL};
-    int32_t sums[PIXELS][FLOATS], totals[PIXELS] = {0}, row, column, group, first, p, o;
+    const uint8_t *windows[PIXELS] LOCAL = {NULL};
+    int32_t sums[PIXELS][FLOATS] LOCAL, totals[PIXELS] LOCAL = {0}, row, column, group, first, p, o;
     for (row = 0; row < out->rows; row++)
         for (column = 0; column < out->columns; column += PIXELS) {
             int32_t pixels = least(PIXELS, out->columns - column);

@@ -31,7 +31,7 @@ static int32_t sum_of_width(const uint8_t *values, const uint8_t *levels, int32_
 static void conv_levels(const map *x, const map *out, const layer *l)
 {
     const size_t bytes = (size_t)((l->size + 7) / 8) * (size_t)l->width;
-    int32_t sums[BLOCK], row, column, group, first, o;
+    int32_t sums[BLOCK] LOCAL, row, column, group, first, o;
     for (row = 0; row < out->rows; row++)
         for (column = 0; column < out->columns; column++) {
             size_t pixel = (size_t)(row * out->columns + column);

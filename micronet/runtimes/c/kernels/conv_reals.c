@@ -86,8 +86,8 @@ static void sum_tail(const float *values, const float *weight, int32_t size, int
 
 static void conv_reals(const map *x, const map *out, const layer *l)
 {
-    const float *windows[PIXELS] = {NULL};
-    float sums[PIXELS][FLOATS], more[PIXELS][FLOATS];
+    const float *windows[PIXELS] LOCAL = {NULL};
+    float sums[PIXELS][FLOATS] LOCAL, more[PIXELS][FLOATS] LOCAL;
     int32_t row, column, group, first, p;
     for (row = 0; row < out->rows; row++)
         for (column = 0; column < out->columns; column += PIXELS) {

@@ -3,7 +3,7 @@
 
 static void depthwise_bytes(const map *x, const map *out, const layer *l)
 {
-    int32_t sums[BLOCK], row, column, first, i, j, c;
+    int32_t sums[BLOCK] LOCAL, row, column, first, i, j, c;
     for (row = 0; row < out->rows; row++)
         for (column = 0; column < out->columns; column++) {
             size_t pixel = (size_t)(row * out->columns + column);

@@ -4,7 +4,7 @@
 
 static void depthwise_reals(const map *x, const map *out, const layer *l)
 {
-    float sums[BLOCK];
+    float sums[BLOCK] LOCAL;
     int32_t row, column, first, i, j, c;
     for (row = 0; row < out->rows; row++)
         for (column = 0; column < out->columns; column++) {

@@ -12,7 +12,7 @@ typedef struct {
 /* other: what is added or multiplied, or null; it may be of a single pixel. */
 static void elementwise(const map *x, const map *other, const map *out, const pointwise *e)
 {
-    float values[BLOCK], others[BLOCK];
+    float values[BLOCK] LOCAL, others[BLOCK] LOCAL;
     size_t pixel, pixels = pixels_of(x);
     int32_t first, i;
     for (pixel = 0; pixel < pixels; pixel++) {

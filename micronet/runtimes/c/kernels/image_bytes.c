@@ -4,7 +4,7 @@
 static void image_bytes(const uint8_t *image, const map *out, const float *scale, const float *shift,
                         const step *steps, int32_t step_count)
 {
-    float values[BLOCK];
+    float values[BLOCK] LOCAL;
     size_t pixel, pixels = pixels_of(out);
     int32_t first, i;
     for (pixel = 0; pixel < pixels; pixel++) {

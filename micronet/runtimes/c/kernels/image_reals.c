@@ -3,7 +3,7 @@
 
 static void image_reals(const float *image, const map *out, const step *steps, int32_t step_count)
 {
-    float values[BLOCK];
+    float values[BLOCK] LOCAL;
     size_t pixel, pixels = pixels_of(out);
     int32_t first;
     for (pixel = 0; pixel < pixels; pixel++) {

@@ -12,7 +12,7 @@ typedef struct {
 static void between_rows(const map *x, size_t above, size_t below, float share, int32_t channel, int32_t count,
                          float *values)
 {
-    float second[BLOCK], rest = 1.0f - share;
+    float second[BLOCK] LOCAL, rest = 1.0f - share;
     int32_t i;
     load_values(x, above, channel, values, count);
     load_values(x, below, channel, second, count);
@@ -34,7 +34,7 @@ static void interpolate(const map *x, const map *out, const resize *r)
             clear_signs(out, pixel);
             for (first = 0; first < x->channels; first += BLOCK) {
                 int32_t count = least(BLOCK, x->channels - first);
-                float values[BLOCK], second[BLOCK];
+                float values[BLOCK] LOCAL, second[BLOCK] LOCAL;
                 between_rows(x, (size_t)(above + left[column]), (size_t)(below + left[column]), r->shares[row], first,
                              count, values);
                 between_rows(x, (size_t)(above + right[column]), (size_t)(below + right[column]), r->shares[row],

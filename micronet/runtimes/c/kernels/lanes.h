@@ -118,7 +118,7 @@ INLINE void store_counts(counts sum, int32_t *to)
 /* A bit for each of COUNTS outputs: 1 if the sum valid - (count << shift) reaches its limit. */
 INLINE uint32_t signs_of(counts sum, int32_t shift, int32_t valid, const int32_t *limits)
 {
-    int32_t each[COUNTS], i;
+    int32_t each[COUNTS] LOCAL, i;
     uint32_t signs = 0;
     store_counts(sum, each);
     for (i = 0; i < COUNTS; i++)
@@ -138,6 +138,12 @@ INLINE dots add_products(dots sum, uint32_t four, const int8_t *weight)
 INLINE void store_dots(dots sum, int32_t *to)
 {
     _mm512_storeu_si512(to, sum);
+}
+#define HAVE_SOME_DOTS
+INLINE dots add_some_products(dots sum, uint32_t four, const int8_t *weight, int32_t outputs)
+{
+    __mmask16 some = (__mmask16)((1u << outputs) - 1u);
+    return _mm512_dpbusd_epi32(sum, _mm512_set1_epi32((int32_t)four), _mm512_maskz_loadu_epi32(some, weight));
 }
 #else
 typedef struct { int32_t each[FLOATS]; } dots;

@@ -16,10 +16,10 @@ INLINE uint32_t reached(const int32_t *sums, const int32_t *limits, int32_t coun
 static void finish_sums(const map *out, const layer *l, size_t pixel, int32_t output, const int32_t *sums,
                         int32_t count)
 {
-    float values[BLOCK];
+    float values[BLOCK] LOCAL;
     int32_t i;
     if (l->limits) {
-        int32_t limits[BLOCK];
+        int32_t limits[BLOCK] LOCAL;
         load_limits(l, output, count, limits);
         or_bits((word *)(void *)pixel_at(out, pixel), output,
                 count == BLOCK ? reached(sums, limits, BLOCK) : reached(sums, limits, count), count);

@@ -25,7 +25,7 @@ INLINE void store_some(const map *out, uint8_t *at, int32_t channel, const float
     if (out->type == REALS) {
         memcpy(at + (size_t)channel * sizeof(float), values, (size_t)count * sizeof(float));
     } else if (out->type == BYTES) {
-        const map to = *out;
+        const map to LOCAL = *out;
         for (i = 0; i < count; i++)
             at[channel + i] = (uint8_t)to_level(values[i], &to);
     } else if (out->type == WHOLES) {
