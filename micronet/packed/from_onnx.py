@@ -22,15 +22,18 @@ DATA_INPUTS = dict.fromkeys(
 )  # the others are parameters
 
 
-def pack_model(proto: onnx.ModelProto) -> Program:
-    """Convert an ONNX model. Raises MicronetError that names every operator the packed runtime cannot run."""
+def pack_model(proto: onnx.ModelProto, runtime: str = "the packed runtime") -> Program:
+    """Convert an ONNX model.
+
+    Raises MicronetError that names every operator that packed programs do not have; ``runtime``: what it calls them by.
+    """
     builder = ProgramBuilder(proto)
     shape = builder.shapes.get(builder.image, [])
     if len(builder.inputs) != 1 or len(shape) != 3 or 0 in shape:
         given = " and ".join(f"{name} {tuple(builder.shapes.get(name, []))}" for name in builder.inputs)
         cure = "export it with fixed sizes" if 0 in shape else "use micronet export-onnx, which supports any inputs"
         raise MicronetError(
-            "the packed runtime runs networks with one input of a fixed size (channels, height, width), but this one "
+            f"{runtime} runs networks with one input of a fixed size (channels, height, width), but this one "
             f"takes {given}; {cure}"
         )
     nodes = _needed_nodes(builder)
@@ -46,13 +49,13 @@ def pack_model(proto: onnx.ModelProto) -> Program:
         except Unsupported as error:
             failed.setdefault(str(error), []).append(node)
     if failed:
-        raise MicronetError(_explain(failed, nodes))
+        raise MicronetError(_explain(failed, nodes, runtime))
     outputs = [builder.resolve(entry.name) for entry in proto.graph.output]
     builder.outputs = outputs
     fuse_gates(builder)
     move_forward(builder)
     fuse_thresholds(builder)
-    return _build(builder, proto)
+    return _build(builder, proto, runtime)
 
 
 def _needed_nodes(builder: ProgramBuilder) -> list[onnx.NodeProto]:
@@ -66,14 +69,14 @@ def _needed_nodes(builder: ProgramBuilder) -> list[onnx.NodeProto]:
     return found[::-1]
 
 
-def _explain(failed: dict[str, list[onnx.NodeProto]], nodes: list[onnx.NodeProto]) -> str:
+def _explain(failed: dict[str, list[onnx.NodeProto]], nodes: list[onnx.NodeProto], runtime: str) -> str:
     """Return one line per reason, with all the layers of the network's ``nodes`` that it concerns."""
     bad = sum(map(len, failed.values()))
     makers = {name: node for node in nodes for name in node.output}
     lines = [f"  {reason}: {', '.join(_layer(node, makers) for node in found)}." for reason, found in failed.items()]
     total = count(len(nodes), "operator")
     return (
-        f"the packed runtime cannot run {bad} of the network's {total}:\n" + "\n".join(lines) + "\n"
+        f"{runtime} cannot run {bad} of the network's {total}:\n" + "\n".join(lines) + "\n"
         "Nothing was computed or written; export the network with micronet export-onnx, which supports them"
     )
 
@@ -94,7 +97,7 @@ def _is_call(node: onnx.NodeProto) -> bool:
     return re.fullmatch(rf"{node.op_type}([._]\d+)?", node.name or node.output[0]) is not None
 
 
-def _build(builder: ProgramBuilder, proto: onnx.ModelProto) -> Program:
+def _build(builder: ProgramBuilder, proto: onnx.ModelProto, runtime: str) -> Program:
     """Number the operations that the outputs depend on."""
     needed = set(builder.outputs)
     for name, (_, inputs) in reversed(builder.operations.items()):
@@ -103,7 +106,7 @@ def _build(builder: ProgramBuilder, proto: onnx.ModelProto) -> Program:
     number = {builder.image: 0} | {name: index for index, name in enumerate(names, 1)}
     if stored := sorted(needed - {*number}):
         raise MicronetError(
-            f"the packed runtime does not run networks that return constants ({', '.join(stored)}); use micronet "
+            f"{runtime} does not run networks that return constants ({', '.join(stored)}); use micronet "
             "export-onnx"
         )
     operations = [builder.operations[name][0] for name in names]

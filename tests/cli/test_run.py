@@ -120,7 +120,7 @@ def test_a_recipe_killed_at_random_moments_ends_with_the_same_files(micronet, re
     expected = contents(tmp_path / "out")
     (tmp_path / "out").rename(tmp_path / "expected")
     draw = random.Random(trial)
-    for stage in sorted(draw.sample(range(len(MADE)), 3)):
+    for stage in sorted(draw.sample(range(len(MADE)), 3 if trial else 1)):
         process = Command(tmp_path / "log", "run", recipe, "-o", "out")
         process.wait_for(tmp_path / "out" / f"{MADE[stage]}.safetensors")
         time.sleep(draw.uniform(0, 0.3))  # into the work of the stage after it

@@ -16,7 +16,7 @@ FILES = (*CODE, PROGRAM)
 
 def write(proto: onnx.ModelProto, folder: Path) -> dict[str, Any]:
     """Write a network's code into a folder; return its sizes. Raises MicronetError if an operator is not supported."""
-    program = pack_model(proto)
+    program = pack_model(proto, "--target c")
     code = c_code(program)
     for name, content in folder_files(program, code).items():
         (folder / name).write_bytes(content)

@@ -34,7 +34,7 @@ class NcnnFolder(NcnnPredictor):
 
 def write(proto: onnx.ModelProto, folder: Path) -> dict[str, Any]:
     """Write a network's files into a folder. Raises MicronetError if ncnn cannot run it."""
-    write_ncnn(pack_model(proto), folder, NAME)
+    write_ncnn(pack_model(proto, "--target ncnn"), folder, NAME)
     return {}
 
 
