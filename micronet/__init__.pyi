@@ -624,6 +624,7 @@ def export(
     example_input: Tensor | tuple[Tensor, ...] | Mapping[str, Tensor] | None = None,
     *,
     target: str = 'onnxruntime',
+    precision: Literal['fp32', 'fp16'] = 'fp32',
     data: str | Path | Batch | Iterable[Batch] | None = None,
     output: str | Path | None = None,
     skip_timing: bool = False,
@@ -647,6 +648,8 @@ def export(
         artifact: An artifact (.safetensors).
         example_input: Example input: a tensor or tuple of tensors; required if no data set determines it.
         target: Target runtime: onnxruntime, openvino, ncnn, c, tensorrt, packed.
+        precision: How float weights are stored. fp16 halves them; onnxruntime computes in fp16 too, openvino and
+            ncnn in fp32.
         check_images: Number of test images used to check that the exported network agrees with torch.
         data, output, task, image_size, limit, force, progress: As in ``train``.
         skip_timing, model, trust_code: As in ``evaluate``.

@@ -129,10 +129,11 @@ ONNX_RUNTIMES = {
     "openvino": "micronet.runtimes.openvino:OpenVinoPredictor",
 }
 
-# What --target of export chooses: a stage, or a module with write(proto, folder), which fills a folder and returns what
-# its note says, open_folder(folder, note, options), which returns it as a network, and PAIRS, whether write reads
-# activations as pairs of QuantizeLinear and DequantizeLinear (see ``onnx.export.to_onnx``), its TITLE, and FILES, which it
-# reads.
+# What --target of export chooses: a stage, or a module with
+# - write(proto, folder, fp16=), which fills a folder and returns what its note says,
+# - open_folder(folder, note, options), which returns it as a network,
+# - TITLE, FILES (those that it reads), STORES_FP16 (whether it can store float weights in fp16),
+# - PAIRS: whether activations are pairs of QuantizeLinear and DequantizeLinear in proto (see ``onnx.export.to_onnx``).
 TARGETS = {
     "onnxruntime": "export-onnx",
     "openvino": "micronet.runtimes.openvino",

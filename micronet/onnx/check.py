@@ -124,15 +124,16 @@ def compare_network(model: nn.Module, predict: Predictor, batches: Sequence[Any]
     return (compare_scores if classes else compare_tensors)(model, predict, batches)
 
 
-def require_close(found: Agreement, name: str, *, rounds: bool, classes: bool) -> None:
+def require_close(found: Agreement, name: str, *, rounds: bool, classes: bool, fp16: bool = False) -> None:
     """Raise FailedError, which calls the other runtime's network ``name``, if it does not compute what torch computes.
 
     Args:
         found: What ``compare_network`` measured.
         rounds: Whether the network is quantized.
         classes: Whether the outputs are class scores.
+        fp16: Whether float weights are stored in fp16.
     """
-    if not rounds and found.error > LARGEST_FLOAT_ERROR[TensorProto.FLOAT]:
+    if not rounds and found.error > LARGEST_FLOAT_ERROR[TensorProto.FLOAT16 if fp16 else TensorProto.FLOAT]:
         raise FailedError(f"the scores of {name} and torch differ by {found.error:.2%}; nothing was written")
     if not classes and found.error > LARGEST_ROUNDED_ERROR:
         raise FailedError(

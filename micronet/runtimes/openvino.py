@@ -31,6 +31,7 @@ MISSING = "--runtime openvino needs OpenVINO; run pip install openvino"
 INTEGERS = ("i8", "u8")
 MODEL = "model.xml"
 FILES = (MODEL, "model.bin")
+STORES_FP16 = True
 TITLE, PAIRS = "OpenVINO", True
 
 
@@ -80,14 +81,14 @@ class OpenVinoFolder:
         return self.session.throughput(sample if isinstance(sample, tuple) else (sample,))
 
 
-def write(proto: onnx.ModelProto, folder: Path) -> dict[str, Any]:
-    """Write a network in OpenVINO's format, weights as they are; return what ``OpenVinoFolder`` needs to know of it."""
+def write(proto: onnx.ModelProto, folder: Path, *, fp16: bool = False) -> dict[str, Any]:
+    """Write a network in OpenVINO's format; return what ``OpenVinoFolder`` needs to know of it."""
     openvino = load_library()
     with temporary_folder() as place:
         source = place / "model.onnx"
         source.write_bytes(proto.SerializeToString())
         try:
-            openvino.save_model(openvino.convert_model(str(source)), str(folder / MODEL), compress_to_fp16=False)
+            openvino.save_model(openvino.convert_model(str(source)), str(folder / MODEL), compress_to_fp16=fp16)
         except Exception as error:  # whatever an unsupported operator makes it raise
             raise MicronetError(f"OpenVINO cannot run this network: {_reason(error)}") from error
     return {

@@ -58,10 +58,11 @@ def export_folder(config: "Export", context: Context) -> Outcome:
     classes = not isinstance(given[0], Inputs) and (artifact.data or {}).get("task", CLASSIFICATION) == CLASSIFICATION
     with temporary_folder() as place:
         folder = place / "network"
-        network, note = _written(config.target, proto, folder)
+        network, note = _written(config.target, proto, folder, fp16=config.precision == "fp16")
         agreement = compare_network(artifact.model, network, given, classes=classes)
         name = f"the network in {config.target}"
-        require_close(agreement, name, rounds="quantize" in [each.stage for each in artifact.history], classes=classes)
+        rounds = "quantize" in [each.stage for each in artifact.history]
+        require_close(agreement, name, rounds=rounds, classes=classes, fp16=config.precision == "fp16")
         about: dict[str, Any] = {"target": config.target, **agreement._asdict(), "left_float": artifact.left_float}
         if "sizes" in note:
             about["sizes"] = note["sizes"]
@@ -76,11 +77,13 @@ def export_folder(config: "Export", context: Context) -> Outcome:
     return Outcome(Folder(files, note), about)
 
 
-def _written(name: str, proto: onnx.ModelProto, folder: Path) -> tuple[FolderNetwork, dict[str, Any]]:
+def _written(
+    name: str, proto: onnx.ModelProto, folder: Path, *, fp16: bool = False
+) -> tuple[FolderNetwork, dict[str, Any]]:
     """Write a network for a target into a new folder; return it opened with one thread, and its note."""
     target = registry.load_object(registry.TARGETS[name])
     folder.mkdir()
-    note = {"target": name, **target.write(proto, folder)}
+    note = {"target": name, **target.write(proto, folder, fp16=fp16)}
     network: FolderNetwork = target.open_folder(folder, note, RuntimeOptions(threads=1))
     return network, note
 

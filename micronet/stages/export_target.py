@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from micronet import registry
-from micronet.core.config import changed, flag, flatten, group, options, setting
+from micronet.core.config import changed, flag, group, options, setting
 from micronet.core.files import FOLDER
 from micronet.core.folders import write_folder
 from micronet.errors import MicronetError, unknown
@@ -31,6 +31,11 @@ class Export(CheckedSettings, Stage):
     takes_example = True
 
     target: str = setting("onnxruntime", f"Target runtime: {', '.join(registry.TARGETS)}.", basic=True)
+    precision: Literal["fp32", "fp16"] = setting(
+        "fp32",
+        "How float weights are stored. fp16 halves them; onnxruntime computes in fp16 too, openvino and ncnn in fp32.",
+        basic=True,
+    )
     timing: TimingConfig = group(TimingConfig)
 
     def check(self) -> None:
@@ -39,6 +44,8 @@ class Export(CheckedSettings, Stage):
             raise unknown("target", self.target, registry.TARGETS)
         if (stage := self._stage()) is not None:
             self._configured(stage)
+        elif self.precision == "fp16" and not registry.load_object(registry.TARGETS[self.target]).STORES_FP16:
+            raise MicronetError(f"--precision fp16 has no effect with --target {self.target}; drop it")
 
     def _stage(self) -> type[Stage] | None:
         """The stage that does the work, or None if the target is a folder."""
@@ -47,11 +54,10 @@ class Export(CheckedSettings, Stage):
 
     def _configured(self, stage: type[Stage]) -> Stage:
         """Return the target's stage with these settings."""
-        known = {option.name for option in options(stage)}
-        given = {name: value for name, value in flatten(self).items() if name != "target"}
-        for name in changed(self).keys() & given.keys() - known:
+        given = {name: value for name, value in changed(self).items() if name != "target"}
+        for name in given.keys() - {option.name for option in options(stage)}:
             raise MicronetError(f"{flag(name)} has no effect with --target {self.target}; drop it")
-        return stage.configure({name: value for name, value in given.items() if name in known})
+        return stage.configure(given)
 
     def writes(self) -> str | None:
         """Return the suffix of the target's file."""

@@ -52,6 +52,8 @@ def test_every_layer_has_our_integers_but_for_the_documented_rounding(seed, tmp_
     assert all(layer.integers in (None, 0, 1) for layer in layers)
     assert network(images).shape == run(program, images).shape
     assert network.macs() > 0 and network.params == program.weights
+    channels_last = np.ascontiguousarray(images.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+    np.testing.assert_array_equal(network(channels_last), network(images))
 
 
 @pytest.mark.parametrize("seed", [0, 2, 5])

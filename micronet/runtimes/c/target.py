@@ -11,10 +11,11 @@ from micronet.runtimes.c.writer import CODE, PROGRAM, c_code, folder_files
 from micronet.runtimes.config import RuntimeOptions
 
 TITLE, PAIRS = "C", False
+STORES_FP16 = False
 FILES = (*CODE, PROGRAM)
 
 
-def write(proto: onnx.ModelProto, folder: Path) -> dict[str, Any]:
+def write(proto: onnx.ModelProto, folder: Path, *, fp16: bool = False) -> dict[str, Any]:
     """Write a network's code into a folder; return its sizes. Raises MicronetError if an operator is not supported."""
     program = pack_model(proto, "--target c")
     code = c_code(program)

@@ -67,8 +67,8 @@ class NcnnPredictor:
         """Return the named blobs, float32 or int8, for one image (C, H, W)."""
         extractor = self._net.create_extractor()
         extractor.set_light_mode(names == self.outputs)  # it frees what later layers do not need
-        # A copy: ncnn counts the references of every blob, but not of memory that is not its own.
-        extractor.input(INPUT, self._library.Mat(np.ascontiguousarray(image, np.float32)).clone())
+        pixels = np.ascontiguousarray(image, np.float32)  # kept until it is copied: ncnn does not count its references
+        extractor.input(INPUT, self._library.Mat(pixels).clone())
         found = []
         for name in names:
             failed, blob = extractor.extract(name)

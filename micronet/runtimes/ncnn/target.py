@@ -14,6 +14,7 @@ from micronet.runtimes.ncnn.predictor import NcnnPredictor
 TITLE, PAIRS = "ncnn", False
 NAME = "network"
 INT8 = "int8"
+STORES_FP16 = True
 FILES = tuple(f"{NAME}{suffix}" for suffix in (".param", ".bin", ".json"))
 
 
@@ -32,9 +33,9 @@ class NcnnFolder(NcnnPredictor):
         )
 
 
-def write(proto: onnx.ModelProto, folder: Path) -> dict[str, Any]:
+def write(proto: onnx.ModelProto, folder: Path, *, fp16: bool = False) -> dict[str, Any]:
     """Write a network's files into a folder. Raises MicronetError if ncnn cannot run it."""
-    write_ncnn(pack_model(proto, "--target ncnn"), folder, NAME)
+    write_ncnn(pack_model(proto, "--target ncnn"), folder, NAME, fp16_storage=fp16)
     return {}
 
 
