@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 import onnx
 from onnx.reference import ReferenceEvaluator
@@ -54,7 +54,7 @@ def count_integer_layers(proto: onnx.ModelProto) -> dict[str, Any] | None:
     return {**counts, "products": attended, "activations": smooth}
 
 
-def kind_of(node: Any) -> str:
+def kind_of(node: Any) -> Literal["convolutions", "linear"]:
     """Return ``convolutions`` or ``linear``, the key under which ``count_layers`` counts a layer."""
     return "convolutions" if node.op_type in CONVOLUTIONS else "linear"
 

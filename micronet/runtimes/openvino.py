@@ -7,15 +7,17 @@ import json
 import sys
 import time
 from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any, Literal
 
 import onnx
 from numpy.typing import NDArray
 
 from micronet.core.files import temporary_folder
 from micronet.core.machine import usable_threads
+from micronet.core.parse import make_record
 from micronet.errors import MicronetError
 from micronet.evaluation.latency import MEASURE_SECONDS
 from micronet.evaluation.network import Scores
@@ -49,17 +51,27 @@ class OpenVinoPredictor(OnnxPredictor):
         return executed_layers(stored_layers(self.proto), self.session.precisions())
 
 
+@dataclass(frozen=True)
+class About:
+    """What a folder's note says of the network."""
+
+    metadata: dict[str, Any]  # what micronet writes into ONNX files
+    params: int
+    macs: int | None  # for a sample of the shape that it was exported with
+    layers: list[dict[str, Any]]  # of ``stored_layers``
+
+
 class OpenVinoFolder:
     """A network in a folder that ``write`` wrote, run by OpenVINO."""
 
     runtime = "openvino"
 
     def __init__(self, folder: Path, note: dict[str, Any], options: RuntimeOptions) -> None:
-        self.session = OpenVinoSession(folder / MODEL, note["metadata"], options)
-        self.data, self.stages = described(note["metadata"])
-        self.params: int = note["params"]
-        self._macs: int | None = note["macs"]
-        self._layers = [Layer(*each) for each in note["layers"]]
+        about = make_record(About, {name: note[name] for name in ("metadata", "params", "macs", "layers")})
+        self.session = OpenVinoSession(folder / MODEL, about.metadata, options)
+        self.data, self.stages = described(about.metadata)
+        self.params, self._macs = about.params, about.macs
+        self._layers = [make_record(Layer, each) for each in about.layers]
 
     def __call__(self, inputs: Any) -> Scores:
         """Return the outputs for a batch, such as the scores (N, K) of images (N, C, H, W) float32."""
@@ -91,12 +103,9 @@ def write(proto: onnx.ModelProto, folder: Path, *, fp16: bool = False) -> dict[s
             openvino.save_model(openvino.convert_model(str(source)), str(folder / MODEL), compress_to_fp16=fp16)
         except Exception as error:  # whatever an unsupported operator makes it raise
             raise MicronetError(f"OpenVINO cannot run this network: {_reason(error)}") from error
-    return {
-        "metadata": metadata(proto),
-        "params": stored_parameters(proto.graph),
-        "macs": count_sample_macs(proto, input_shapes(proto)),
-        "layers": stored_layers(proto),
-    }
+    layers = [asdict(layer) for layer in stored_layers(proto)]
+    macs = count_sample_macs(proto, input_shapes(proto))
+    return asdict(About(metadata(proto), stored_parameters(proto.graph), macs, layers))
 
 
 def open_folder(folder: Path, note: dict[str, Any], options: RuntimeOptions) -> OpenVinoFolder:
@@ -177,11 +186,12 @@ class OpenVinoSession:
 COMPUTE = {"Convolution", "GroupConvolution", "Deconvolution", "FullyConnected", "MatMul"}  # OpenVINO's layer types
 
 
-class Layer(NamedTuple):
+@dataclass(frozen=True)
+class Layer:
     """A layer with stored weights."""
 
     name: str
-    kind: str  # see ``onnx.integers.kind_of``
+    kind: Literal["convolutions", "linear"]  # see ``onnx.integers.kind_of``
     quantized: bool  # whether its weights are integers
     nodes: list[str]  # what OpenVINO may call it
 
