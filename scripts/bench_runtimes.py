@@ -13,6 +13,7 @@ reason below the table.
 import argparse
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -141,42 +142,40 @@ def rows(name: str, schemes: list[str], runtimes: list[str], reasons: list[str])
     """Measure a network in every scheme and runtime; return the rows of the table."""
     _, side, binary = NETWORKS[name]
     images = torch.randn(IMAGES, 3, side, side, generator=torch.Generator().manual_seed(0))
-    lines, floats = [], dict[str, list[float]]()
-    for scheme in schemes:
-        if scheme == "W1A1" and not binary:
-            continue
-        opened: dict[str, tuple[Any, float, str, int]] = {}
-        with tempfile.TemporaryDirectory() as place:
+    opened: dict[tuple[str, str], tuple[Any, float, str, int]] = {}
+    refused = []
+    with tempfile.TemporaryDirectory() as place:
+        for scheme in (each for each in schemes if binary or each != "W1A1"):
+            folder = Path(place, scheme)
+            folder.mkdir()
             for runtime in ["torch", *runtimes]:
                 artifact = made(name, scheme, runtime, images)
                 if runtime == "torch":
-                    plain = artifact.model.eval()
-                    opened[runtime] = lambda x, plain=plain: run_torch(plain, x), 0.0, "none", 0
+                    run = partial(run_torch, artifact.model.eval())
+                    opened[scheme, runtime] = run, 0.0, "none", 0
                     continue
                 try:
-                    path = exported(artifact, runtime, Path(place), images)
+                    path = exported(artifact, runtime, folder, images)
                     network = open_network(path, OPTIONS)
-                    opened[runtime] = network, error(network, artifact, images), integers(network), file_size(path)
+                    found = error(network, artifact, images), integers(network), file_size(path)
+                    opened[scheme, runtime] = (network, *found)
                 except MicronetError as problem:
                     reasons.append(f"- {name} {scheme} in {runtime}: {first_line(problem)}")
-            times = [
-                [
-                    each.p50_ms
-                    for each in latencies([one[0] for one in opened.values()], [images[:batch].numpy()] * len(opened))
-                ]
-                for batch in (1, IMAGES)
-            ]
-        for runtime, (_, off, count, size), *own in zip(opened, opened.values(), *times, strict=True):
-            floats.setdefault(runtime, own)
-            ratio = "" if scheme == "float" or "float" not in schemes else f"{floats[runtime][0] / own[0]:.2f}"
-            lines.append(
-                f"| {name} | {scheme} | {runtime} | {off:.2%} | {count} | {own[0]:.2f} | {own[1]:.1f} | {ratio} | "
-                f"{size:,} |"
-            )
-            print(lines[-1], flush=True)
-        for runtime in set(runtimes) - opened.keys():
-            lines.append(f"| {name} | {scheme} | {runtime} | refused, see below | | | | | |")
-    return lines
+                    refused.append(f"| {name} | {scheme} | {runtime} | refused, see below | | | | | |")
+        networks = [each[0] for each in opened.values()]
+        times = [
+            dict(zip(opened, latencies(networks, [images[:batch].numpy()] * len(networks)), strict=True))
+            for batch in (1, IMAGES)
+        ]
+    lines = []
+    for (scheme, runtime), (_, off, count, size) in opened.items():
+        one, many = (each[scheme, runtime].p50_ms for each in times)
+        plain = times[0].get(("float", runtime))
+        ratio = f"{plain.p50_ms / one:.2f}" if plain is not None and scheme != "float" else ""
+        figures = f"{off:.2%} | {count} | {one:.2f} | {many:.1f} | {ratio} | {size:,}"
+        lines.append(f"| {name} | {scheme} | {runtime} | {figures} |")
+    print("\n".join(lines), flush=True)
+    return [*lines, *refused]
 
 
 @torch.no_grad()

@@ -108,7 +108,7 @@ def write_bytes(path: Path, *parts: bytes | memoryview) -> None:
 def remove_leftovers(path: Path) -> None:
     """Remove temporary files that killed processes left when writing ``path``; those in use are locked, and stay."""
     target = _follow_links(path)
-    for temporary in target.parent.glob(f".{escape(target.name)}{_MARK}*"):
+    for temporary in target.parent.glob(leftovers(target)):
         with suppress(OSError):
             if stat.S_ISREG(temporary.lstat().st_mode):
                 with temporary.open("r+b") as file:
@@ -132,10 +132,11 @@ def _temporary_beside(target: Path) -> Iterator[tuple[IO[bytes], Path]]:
 
 
 @contextmanager
-def temporary_folder(beside: Path | None = None) -> Iterator[Path]:
+def temporary_folder(beside: Path | None = None, keep: str | None = None) -> Iterator[Path]:
     """Give an empty folder for this context; remove those that killed processes left.
 
-    It is among the system's temporary files, or hidden ``beside`` a path, from where it can be renamed to that.
+    It is among the system's temporary files, or hidden ``beside`` a path, from where it can be renamed to that. Those
+    with an entry of the name ``keep`` stay.
     """
     place = Path(tempfile.gettempdir()) if beside is None else beside.parent
     prefix = _FOLDER if beside is None else f".{beside.name}{_MARK}"
@@ -145,7 +146,8 @@ def temporary_folder(beside: Path | None = None) -> Iterator[Path]:
         return
     for left in place.glob(f"{escape(prefix)}*"):
         with suppress(OSError), _open_folder(left) as handle:
-            if os.fstat(handle).st_uid == os.geteuid() and _lock(handle):
+            kept = keep is not None and (left / keep).exists()
+            if os.fstat(handle).st_uid == os.geteuid() and not kept and _lock(handle):
                 shutil.rmtree(left, ignore_errors=True)
     while True:
         temporary = tempfile.TemporaryDirectory(prefix=prefix, dir=place, ignore_cleanup_errors=True)
@@ -158,6 +160,11 @@ def temporary_folder(beside: Path | None = None) -> Iterator[Path]:
                 continue
             yield Path(name)
             return
+
+
+def leftovers(path: Path) -> str:
+    """Return the pattern of the names of temporary files and folders beside a path."""
+    return f".{escape(path.name)}{_MARK}*"
 
 
 @contextmanager

@@ -2,15 +2,17 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from micronet.core.files import NOTE, check_writable, file_hash, temporary_folder, write_bytes
+from micronet.core.files import NOTE, check_writable, file_hash, files_in, leftovers, temporary_folder, write_bytes
 from micronet.core.parse import parse_json
 from micronet.errors import FailedError, MicronetError
 
 FORMAT = 1
+OLD = "old"  # the earlier folder, while the new one takes its place
 LARGEST_NOTE = 64 * 2**20
 
 
@@ -22,7 +24,13 @@ class Folder(NamedTuple):
 
 
 def check_output_folder(path: Path, *, force: bool) -> None:
-    """Raise MicronetError if no folder can be written at ``path``, or something is there that must stay."""
+    """Raise MicronetError if no folder can be written at ``path``, or something is there that must stay.
+
+    An earlier folder that a process was killed in replacing is put back.
+    """
+    for killed in () if path.exists() else path.parent.glob(f"{leftovers(path)}/{OLD}"):
+        with suppress(OSError):
+            killed.rename(path)
     if not path.is_dir():
         check_writable(path)
     if not path.exists():
@@ -37,6 +45,12 @@ def check_output_folder(path: Path, *, force: bool) -> None:
             )
         if not force:
             raise MicronetError(f"{path} already exists; add --force to overwrite it, or choose another name with -o")
+        listed = {path / name for name in (NOTE, *_listed(path))}
+        if added := sorted(set(files_in(path)) - listed):
+            raise MicronetError(
+                f"{path} also has files that micronet export did not write, such as {added[0]}; move them, or choose "
+                "another name with -o"
+            )
 
 
 def write_folder(path: Path, folder: Folder) -> None:
@@ -53,14 +67,19 @@ def write_folder(path: Path, folder: Folder) -> None:
     }
     text = json.dumps({"format": FORMAT, **note, "files": listed}, indent=1, sort_keys=True)
     try:
-        with temporary_folder(beside=path) as temporary:
+        with temporary_folder(beside=path, keep=OLD) as temporary:
             new = temporary / "new"
             for name, content in {**files, NOTE: text.encode()}.items():
                 (new / name).parent.mkdir(parents=True, exist_ok=True)
                 write_bytes(new / name, content)
             if path.is_dir():
-                path.rename(temporary / "old")
-            new.rename(path)
+                path.rename(temporary / OLD)
+            try:
+                new.rename(path)
+            except OSError:
+                with suppress(OSError):
+                    (temporary / OLD).rename(path)
+                raise
     except OSError as error:
         raise FailedError(f"{path} could not be written ({error.strerror or error})") from error
 
@@ -88,6 +107,14 @@ def read_note(folder: Path) -> dict[str, Any]:
         if not _is_whole(folder, name, stored):
             raise MicronetError(f"{name!r} in {folder} is not the file that was written; export the network again")
     return dict(note)
+
+
+def _listed(folder: Path) -> Iterable[str]:
+    """Return the names of the files in a folder's note, whether they are whole or not."""
+    try:
+        return [str(name) for name in parse_json((folder / NOTE).read_text())["files"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
 
 
 def _is_whole(folder: Path, name: str, stored: Any) -> bool:

@@ -93,16 +93,18 @@ def build_model(spec: ModelSpec, *, trusted: bool = False, most_bytes: int | Non
 
 def _check_size(factory: Callable[..., nn.Module], spec: ModelSpec, most_bytes: int | None) -> None:
     """Raise MicronetError if a network's tensors would take more memory than there is, or than ``most_bytes``."""
-    with torch.device("meta"):  # tensors without memory
-        shell = factory(**spec.args)
+    try:
+        with torch.device("meta"):  # tensors without memory
+            shell = factory(**spec.args)
+    except Exception:  # it reads values of tensors, or the real one says what is wrong
+        return
     size = sum(tensor.nbytes for tensor in (*shell.parameters(), *shell.buffers()))
-    limit = available_memory() if most_bytes is None else most_bytes
-    if size > limit:
-        what = "are free" if most_bytes is None else "are in its file"
-        raise MicronetError(
-            f"model {spec.name} with arguments {spec.args} takes {size >> 20:,} MiB of memory, but {limit >> 20:,} MiB "
-            f"{what}; check --model-args"
-        )
+    free = available_memory()
+    takes = f"model {spec.name} with arguments {spec.args} takes {size >> 20:,} MiB of memory"
+    if most_bytes is not None and size > most_bytes:
+        raise MicronetError(f"{takes}, for which its file is too small; the file is damaged, so copy or make it again")
+    if size > free:
+        raise MicronetError(f"{takes}, but {free >> 20:,} MiB are free; check --model-args")
 
 
 def user_object(name: str, option: str) -> Callable[..., Any]:

@@ -106,8 +106,7 @@ def _build(builder: ProgramBuilder, proto: onnx.ModelProto, runtime: str) -> Pro
     number = {builder.image: 0} | {name: index for index, name in enumerate(names, 1)}
     if stored := sorted(needed - {*number}):
         raise MicronetError(
-            f"{runtime} does not run networks that return constants ({', '.join(stored)}); use micronet "
-            "export-onnx"
+            f"{runtime} does not run networks that return constants ({', '.join(stored)}); use micronet export-onnx"
         )
     operations = [builder.operations[name][0] for name in names]
     if not operations:

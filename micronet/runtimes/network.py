@@ -11,7 +11,7 @@ from micronet import registry
 from micronet.core.files import FOLDER, NOTE, check_file_kind
 from micronet.core.folders import read_note
 from micronet.data.dataset import DataSpec
-from micronet.errors import MicronetError, first_line
+from micronet.errors import MicronetError
 from micronet.evaluation.network import Network
 from micronet.runtimes.config import RuntimeOptions
 
@@ -39,10 +39,7 @@ def _open_folder(path: Path, options: RuntimeOptions) -> Network:
     module = registry.load_object(target)
     if unlisted := [name for name in module.FILES if name not in note["files"]]:
         raise MicronetError(f"{path / unlisted[0]} is not listed in {path / NOTE}; export the network again")
-    try:
-        network: Network = module.open_folder(path, note, options)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise MicronetError(f"{path / NOTE} is corrupted ({first_line(error)}); export the network again") from error
+    network: Network = module.open_folder(path, note, options)
     return network
 
 

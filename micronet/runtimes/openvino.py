@@ -7,7 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -15,7 +15,7 @@ from typing import Any, Literal
 import onnx
 from numpy.typing import NDArray
 
-from micronet.core.files import temporary_folder
+from micronet.core.files import NOTE, temporary_folder
 from micronet.core.machine import usable_threads
 from micronet.core.parse import make_record
 from micronet.errors import MicronetError
@@ -67,11 +67,14 @@ class OpenVinoFolder:
     runtime = "openvino"
 
     def __init__(self, folder: Path, note: dict[str, Any], options: RuntimeOptions) -> None:
-        about = make_record(About, {name: note[name] for name in ("metadata", "params", "macs", "layers")})
+        try:
+            about = make_record(About, {item.name: note[item.name] for item in fields(About)})
+            self._layers = [make_record(Layer, each) for each in about.layers]
+            self.data, self.stages = described(about.metadata)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise MicronetError(f"{folder / NOTE} is corrupted ({error}); export the network again") from error
         self.session = OpenVinoSession(folder / MODEL, about.metadata, options)
-        self.data, self.stages = described(about.metadata)
         self.params, self._macs = about.params, about.macs
-        self._layers = [make_record(Layer, each) for each in about.layers]
 
     def __call__(self, inputs: Any) -> Scores:
         """Return the outputs for a batch, such as the scores (N, K) of images (N, C, H, W) float32."""

@@ -191,7 +191,7 @@ def _with_header(path, change):
         (lambda value: value.update(model={"name": "nope"}), "unknown model"),
         (lambda value: value.update(model={"name": "nin", "args": {"colour": 1}}), "could not be built with arguments"),
         (lambda value: value.update(model={"name": "nin", "args": {"in_channels": 0}}), "could not be built with"),
-        (lambda value: value.update(model={"name": "nin", "args": {"width": 100.0}}), "are in its file"),
+        (lambda value: value.update(model={"name": "nin", "args": {"width": 100.0}}), "its file is too small"),
         (lambda value: value.update(history=[{"stage": "bn-fuse", "config": {}, "result": {"pairs": [["a", "b"]]}}]),
          "does not match"),
         (lambda value: value.update(history=[{"stage": "bn-fuse", "config": {}, "result": {

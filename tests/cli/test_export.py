@@ -2,12 +2,13 @@
 
 import json
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
 from micronet import registry
-from micronet.core.folders import Folder, read_note, write_folder
-from micronet.errors import MicronetError
+from micronet.core.folders import Folder, check_output_folder, read_note, write_folder
+from micronet.errors import FailedError, MicronetError
 
 LIMITS = ["--check-images", "32", "--skip-timing"]
 FOLDER = Folder({"a.bin": bytes(5), "sub/b.bin": b"b"}, {"target": "openvino"})
@@ -31,7 +32,18 @@ def test_a_setting_that_the_targets_stage_does_not_have_is_refused(micronet, cha
     assert unknown.code == 2 and all(target in unknown.err for target in registry.TARGETS)
 
 
-def test_a_folder_is_replaced_whole_but_nobody_elses_is(tmp_path):
+def failing_rename(rename):
+    """Return a rename that fails for new folders."""
+
+    def failing(path, target):
+        if path.name == "new":
+            raise OSError("no space")
+        return rename(path, target)
+
+    return failing
+
+
+def test_a_folder_is_replaced_whole_but_nobody_elses_is(tmp_path, monkeypatch):
     path = tmp_path / "net"
     write_folder(path, FOLDER)
     write_folder(path, FOLDER._replace(files={"c.bin": b"c"}))
@@ -41,6 +53,19 @@ def test_a_folder_is_replaced_whole_but_nobody_elses_is(tmp_path):
     (tmp_path / "mine" / "thesis.txt").touch()
     with pytest.raises(MicronetError, match="other files, which would be lost"):
         write_folder(tmp_path / "mine", FOLDER)
+    (path / "my_main.c").touch()
+    with pytest.raises(MicronetError, match=r"my_main\.c"):
+        write_folder(path, FOLDER)
+    (path / "my_main.c").unlink()
+    killed = tmp_path / ".net.micronet-killed"
+    killed.mkdir()
+    path.rename(killed / "old")  # as between the two renames
+    with pytest.raises(MicronetError, match="already exists"):
+        check_output_folder(path, force=False)
+    with monkeypatch.context() as patch, pytest.raises(FailedError):
+        patch.setattr(Path, "rename", failing_rename(Path.rename))
+        write_folder(path, FOLDER)
+    assert [each.name for each in path.iterdir() if each.name != "micronet.json"] == ["c.bin"]
     (tmp_path / "file").touch()
     with pytest.raises(MicronetError, match="is a file"):
         write_folder(tmp_path / "file", FOLDER)
