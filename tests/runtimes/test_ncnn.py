@@ -18,8 +18,10 @@ from micronet.packed.program import Operation, Program
 from micronet.runtimes.config import RuntimeOptions
 from micronet.runtimes.ncnn.agreement import compare_layers
 from micronet.runtimes.ncnn.files import read, write_ncnn
+from micronet.runtimes.ncnn.kinds import infer
 from micronet.runtimes.ncnn.layer import Layer
 from micronet.runtimes.ncnn.predictor import NcnnPredictor, load_library
+from micronet.runtimes.ncnn.shapes import Blob
 from micronet.runtimes.packed.numpy_backend import run
 from tests.runtimes import programs
 
@@ -48,7 +50,7 @@ def test_every_layer_has_our_integers_but_for_the_documented_rounding(seed, tmp_
     program, images = programs.random_layer(seed)
     network = written(symmetric(program), tmp_path)
     layers = compare_layers(program, network, images[:1])
-    assert layers and not any(layer.beyond for layer in layers)
+    assert layers and not any(layer.mismatches for layer in layers)
     assert all(layer.integers in (None, 0, 1) for layer in layers)
     assert network(images).shape == run(program, images).shape
     assert network.macs() > 0 and network.params == program.weights
@@ -95,7 +97,7 @@ def test_a_network_of_every_kind_is_int8_where_it_was_quantized(tmp_path):
     program = pack_model(to_onnx(quantized, images[:2], pairs=False))
     network = written(program, tmp_path)
     assert set(network.layers().values()) == {"int8"} and len(network.layers()) == 7
-    assert not any(layer.beyond for layer in compare_layers(program, network, images[:2].numpy()))
+    assert not any(layer.mismatches for layer in compare_layers(program, network, images[:2].numpy()))
     for found, expected in zip(network(images.numpy()), run(program, images.numpy()), strict=True):
         assert found.shape == expected.shape
         assert np.abs(found - expected).mean() < 0.01 * np.abs(expected).max()  # a few values are one step apart
@@ -112,7 +114,7 @@ def test_a_float_network_is_stored_in_32_or_16_bits(half, tmp_path):
     bytes_each = 2 if half else 4
     assert (tmp_path / "net.bin").stat().st_size == 4 + weight.size * bytes_each + 32 * 4
     assert network.layers() == {"conv_1": "float: its weights are float"}
-    assert not any(layer.beyond for layer in compare_layers(program, network, images[:1]))
+    assert not any(layer.mismatches for layer in compare_layers(program, network, images[:1]))
     # 144 products of at most 25, whose weights are rounded to 11 bits, or their sum to 24.
     np.testing.assert_allclose(network(images), run(program, images), atol=144 * 25 * 2.0 ** (-12 if half else -24))
     assert network(images[:0]).shape == (0, 32, 7, 5)
@@ -123,7 +125,7 @@ def test_fewer_bits_are_stored_as_int8_and_computed_exactly(exported, tmp_path):
     program = read_packed(given.path)
     network = written(program, tmp_path)
     layers = compare_layers(program, network, given.images[:1])
-    assert not any(layer.beyond for layer in layers)
+    assert not any(layer.mismatches for layer in layers)
     assert sum(how == "int8" for how in network.layers().values()) >= 7
 
 
@@ -131,6 +133,12 @@ def conv(weight, scale=0.01, low=0, high=255, zero_point=0, name="block.conv"):
     quantizer = Operation("quantize", [0], {"scale": 0.1, "zero_point": zero_point, "range": [low, high]})
     ones = np.ones(len(weight), np.float32)
     return Program([quantizer, Operation("conv", [1], {}, weight, ones * np.float32(scale), name=name)], [3, 6, 6], {})
+
+
+def threshold(weight, limits):
+    quantizer = Operation("quantize", [0], {"scale": 1.0, "zero_point": 0, "range": [-127, 127]})
+    sign = Operation("threshold", [1], {}, weight.astype(np.int32), limits=np.array(limits, np.int32), name="sign")
+    return Program([quantizer, sign], [weight.shape[1], 1, 1], {})
 
 
 WEIGHT = np.ones((4, 3, 1, 1), np.int32)
@@ -143,6 +151,7 @@ WEIGHT = np.ones((4, 3, 1, 1), np.int32)
      (conv(WEIGHT, 1e-39, high=127), ["too small or too large for ncnn: block.conv", "--target onnxruntime"]),
      (Program([Operation("resize", [0], {"size": [8, 9], "factors": [2, 1.5], "coordinates": "half_pixel",
                                          "nearest": "ceil"}, name="up")], [3, 4, 6], {}), ["other pixels", ": up"]),
+     (threshold(np.full((2, 521, 1, 1), 127), [0, 1]), ["can reach 8,403,209; ncnn's are exact below 2^23: sign"]),
      (Program([Operation("depth_to_space", [0], {"block": [1, 3]}, name="up")], [3, 4, 6], {}), ["1 and 3: up"])],
 )  # fmt: skip
 def test_what_ncnn_cannot_do_is_refused_by_name_before_anything_is_written(program, words, tmp_path):
@@ -150,6 +159,14 @@ def test_what_ncnn_cannot_do_is_refused_by_name_before_anything_is_written(progr
         write_ncnn(program, tmp_path / "folder", "net")
     assert all(each in str(caught.value) for each in [*words, "ncnn cannot run 1 of", "Nothing was written"])
     assert not (tmp_path / "folder").exists()
+
+
+def test_signs_of_the_largest_sums_are_exact(tmp_path):
+    largest = 520 * 127 * 127  # just below 2^23
+    limits = [largest, largest - 1, largest + 1, 2**31 - 1, -largest, -(2**31), 1, 1 - largest]
+    program = threshold(np.full((8, 520, 1, 1), 127), limits)
+    images = np.array([127, -127, 0], np.float32).reshape(3, 1, 1, 1) * np.ones((1, 520, 1, 1), np.float32)
+    np.testing.assert_array_equal(written(program, tmp_path)(images), run(program, images))
 
 
 def test_multiples_that_fit_are_stored_divided(tmp_path):
@@ -190,6 +207,11 @@ def change(folder, line=None, new=None, cut=None, seal=True):
      ({"line": 5, "new": ("1=1", "1=9 11=9")}, "twice"), ({"line": 5, "new": ("0=4", "0=4.0")}, "not a number"),
      ({"line": 4, "new": ("Quantize", "Flatten ")}, "not a feature map"),
      ({"line": 4, "new": (" 1 2", " 7 2")}, "not computed"),
+     ({"line": 5, "new": (" 11=1 ", "\N{NO-BREAK SPACE}11=1 ")}, "not written as micronet"),
+     ({"line": 5, "new": (" 11=1 ", " \N{FULLWIDTH DIGIT ONE}1=1 ")}, "is invalid"),
+     ({"line": 5, "new": (" 11=1 ", "  11=1 ")}, "not written as micronet"),
+     ({"line": 5, "new": ("block.conv", "卷" * 86)}, "longer than 255 bytes"),
+     ({"line": 5, "new": ("block.conv", "block\0conv")}, "control characters"),
      ({"cut": 5, "seal": False}, "not the one that was written")],
 )  # fmt: skip
 def test_a_damaged_file_never_reaches_ncnn(settings, words, tmp_path):
@@ -198,6 +220,36 @@ def test_a_damaged_file_never_reaches_ncnn(settings, words, tmp_path):
     change(tmp_path, **settings)
     with pytest.raises(MicronetError, match=rf"^[^\n]*{words}[^\n]*; export the network again"):
         NcnnPredictor(paths[0], ONE)
+
+
+def test_a_file_of_grouped_int8_convolutions_is_refused():
+    ones = dict.fromkeys((1, 2, 3, 11, 12, 13), 1)
+    layer = Layer("ConvolutionDepthWise", "conv", ["1"], ["2"], {0: 16, **ones, 6: 128, 7: 2})
+    for kind in (1, 101):
+        layer.parameters[8] = kind
+        with pytest.raises(ValueError, match="grouped int8"):
+            infer(layer, [Blob((16, 6, 6), True)])
+    layer.parameters |= {6: 16, 7: 16}
+    assert infer(layer, [Blob((16, 6, 6), True)]) == [Blob((16, 6, 6), True)]
+
+
+def test_long_names_in_any_script_are_cut_between_characters(tmp_path):
+    program = conv(WEIGHT, high=127, name="主干网络" * 40)
+    names = written(program, tmp_path).layers()
+    assert names == {("主干网络" * 40)[-85:]: "int8"}  # 3 bytes each
+
+
+def test_ncnn_gets_what_was_checked_even_if_the_file_changes(tmp_path, monkeypatch):
+    path = write_ncnn(conv(WEIGHT, high=127), tmp_path, "net")[0]
+
+    def read_then_damage(path):
+        found = read(path)
+        change(tmp_path, line=5, new=("6=12", "6=99"))
+        return found
+
+    monkeypatch.setattr("micronet.runtimes.ncnn.predictor.read", read_then_damage)
+    images = np.ones((1, 3, 6, 6), np.float32)
+    np.testing.assert_array_equal(NcnnPredictor(path, ONE)(images), run(conv(WEIGHT, high=127), images))
 
 
 def test_errors_say_what_to_do(tmp_path, monkeypatch):

@@ -2,7 +2,7 @@
 
 ncnn multiplies a sum of integers by a float, adds a float bias and rounds half away from zero; we round half to even.
 So an integer can differ from ours, by one, where our value lies halfway between two integers but for the rounding of
-floats, and where ours is -128, which ncnn does not have. ``beyond`` counts the values that this does not explain.
+floats, and where ours is -128, which ncnn does not have. ``mismatches`` counts the values that this does not explain.
 """
 
 from collections.abc import Iterable
@@ -32,14 +32,14 @@ class LayerAgreement(NamedTuple):
     """A layer of ncnn against ours.
 
     integers: the largest difference of the integers that it computes; None: it computes floats. relative: of floats,
-    the largest difference over the largest value. beyond: how many values differ by more than rounding explains.
+    the largest difference over the largest value. mismatches: how many values differ by more than rounding explains.
     """
 
     name: str
     why_float: str | None
     integers: int | None
     relative: float | None
-    beyond: int
+    mismatches: int
 
 
 def compare_layers(
@@ -65,7 +65,7 @@ def compare_layers(
             known = worst.get(name, each)
             worst[name] = each._replace(
                 integers=_larger(known.integers, each.integers), relative=_larger(known.relative, each.relative),
-                beyond=max(known.beyond, each.beyond),
+                mismatches=max(known.mismatches, each.mismatches),
             )  # fmt: skip
     return list(worst.values())
 
@@ -83,8 +83,8 @@ def _compare_layer(step: Step, blobs: dict[str, NDArray[Any]]) -> LayerAgreement
     if step.writes is None:
         difference = np.abs(real - result)
         largest = float(np.abs(real).max(initial=1e-30))
-        beyond = int((difference > tolerance).sum())
-        return LayerAgreement(operation.name, step.why_float, None, float(difference.max()) / largest, beyond)
+        mismatches = int((difference > tolerance).sum())
+        return LayerAgreement(operation.name, step.why_float, None, float(difference.max()) / largest, mismatches)
     return _compare_rounding(real, result, step.writes, operation.name, tolerance / step.writes.unit)
 
 
@@ -94,8 +94,8 @@ def _compare_rounding(
     exact = raw.astype(np.float64) / grid.unit
     ours = np.rint(exact).clip(grid.low, grid.high)
     allowed = 0.5 + tolerance + ROUNDING * MAX_INT8
-    beyond = np.abs(exact.clip(max(grid.low, -MAX_INT8), grid.high) - integers) > allowed
-    return LayerAgreement(name, None, int(np.abs(ours - integers).max()), None, int(beyond.sum()))
+    mismatches = np.abs(exact.clip(max(grid.low, -MAX_INT8), grid.high) - integers) > allowed
+    return LayerAgreement(name, None, int(np.abs(ours - integers).max()), None, int(mismatches.sum()))
 
 
 def _real(operation: Operation, after: list[Operation], x: Value) -> NDArray[Any]:

@@ -18,24 +18,26 @@ from micronet.errors import FailedError, MicronetError
 from micronet.packed.checks import check_about
 from micronet.packed.program import Program
 from micronet.runtimes.ncnn.kinds import KINDS, infer, macs, tensor_sizes
-from micronet.runtimes.ncnn.layer import ARRAY, MAGIC, TAGS, WITH_TAG, Layer, Parameter, clean
+from micronet.runtimes.ncnn.layer import ARRAY, LONGEST_NAME, MAGIC, TAGS, WITH_TAG, Layer, Parameter, clean
 from micronet.runtimes.ncnn.lowering import INPUT, Lowered, lower
 from micronet.runtimes.ncnn.shapes import Blob
 
 FORMAT = 1
 AGAIN = "export the network again with micronet export --target ncnn"
 PIXEL = 255  # the largest value of a pixel
-_NAME = re.compile(r"[^\s]{1,255}")
-_INTEGER = re.compile(r"-?\d{1,9}")
-_FLOAT = re.compile(r"-?\d\.\d{8}e[-+]\d\d")
+_NAME = re.compile(r"[^\x00-\x20\x7f]+")
+_INTEGER = re.compile(r"-?[0-9]{1,9}")
+_FLOAT = re.compile(r"-?[0-9]\.[0-9]{8}e[-+][0-9]{2}")
 
 
 class NcnnFile(NamedTuple):
-    """An ncnn network that was read and checked."""
+    """An ncnn network that was read and checked; ``param`` and ``bin``: what its files hold."""
 
     layers: list[Layer]
     blobs: dict[str, Blob]
     note: dict[str, Any]
+    param: bytes
+    bin: bytes
 
     @property
     def weights(self) -> int:
@@ -120,13 +122,13 @@ def read(path: Path) -> NcnnFile:
             )
     try:
         note = parse_json(read_text(about))
-        text, data = read_text(path), weights.read_bytes()
+        param, data = read_text(path).encode(), weights.read_bytes()
         if note["format"] != FORMAT:
             raise MicronetError(f"{about} has a format that this version of micronet does not know; {AGAIN}")
-        for content, key in ((text.encode(), "param"), (data, "bin")):
+        for content, key in ((param, "param"), (data, "bin")):
             if hashlib.sha256(content).hexdigest() != note[key]:
                 raise ValueError(f"the .{key} file is not the one that was written with the .json file")
-        layers, blobs = _parse(text)
+        layers, blobs = _parse(param.decode())
         _take_tensors(layers, data)
         if [note["input"]["blob"], *note["outputs"]] != [INPUT, *(f"out{n}" for n in range(len(note["outputs"])))]:
             raise ValueError("its inputs or outputs are not the ones that micronet names")
@@ -137,13 +139,13 @@ def read(path: Path) -> NcnnFile:
         raise MicronetError(
             f"{path} is not an ncnn network that micronet wrote, or is damaged ({error}); {AGAIN}"
         ) from error
-    return NcnnFile(layers, blobs, note)
+    return NcnnFile(layers, blobs, note, param, data)
 
 
 def _parse(text: str) -> tuple[list[Layer], dict[str, Blob]]:
     """Return the layers of a .param file and the blobs that they compute. Raises ValueError if one is invalid."""
-    magic, counts, *lines = text.splitlines()
-    if magic != MAGIC or not re.fullmatch(r"\d{1,6} \d{1,6}", counts) or not lines:
+    magic, counts, *lines = text.removesuffix("\n").split("\n")
+    if magic != MAGIC or not re.fullmatch(r"[0-9]{1,6} [0-9]{1,6}", counts) or not lines:
         raise ValueError("its first lines are invalid")
     layers, blobs, unread = list[Layer](), dict[str, Blob](), set[str]()
     for line in lines:
@@ -169,15 +171,20 @@ def _parse_layer(line: str) -> Layer:
         raise ValueError(f"{line!r:.60} is not a layer that micronet writes")
     reads, writes = int(inputs), int(outputs)
     blobs = rest[: reads + writes]
-    if min(reads, writes) < 0 or len(blobs) < reads + writes or not all(map(_NAME.fullmatch, [name, *blobs])):
-        raise ValueError(f"{name} has too few blobs, or a name that is too long")
+    if min(reads, writes) < 0 or len(blobs) < reads + writes:
+        raise ValueError(f"{name} has too few blobs")
+    if not all(_NAME.fullmatch(each) and len(each.encode()) <= LONGEST_NAME for each in (name, *blobs)):
+        raise ValueError(f"a name of {line!r:.60} is longer than {LONGEST_NAME} bytes or has control characters")
     parameters: dict[int, Parameter] = {}
     for item in rest[reads + writes :]:
         key, value = _parse_parameter(item)
         if key in parameters:
             raise ValueError(f"{name} has a parameter twice")
         parameters[key] = value
-    return Layer(kind, name, blobs[:reads], blobs[reads:], parameters)
+    layer = Layer(kind, name, blobs[:reads], blobs[reads:], parameters)
+    if layer.line != line:  # ncnn could read other numbers or names in it
+        raise ValueError(f"{name} is not written as micronet writes layers")
+    return layer
 
 
 def _parse_parameter(item: str) -> tuple[int, Parameter]:

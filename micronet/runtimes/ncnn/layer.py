@@ -15,7 +15,7 @@ MAGIC = "7767517"  # the first line of a .param file
 ARRAY = -23300  # minus the number of a parameter: that of one with several values
 TAGS: dict[str, int] = {"float32": 0, "float16": 0x01306B47, "int8": 0x000D4B38}
 WITH_TAG = ("Convolution", "ConvolutionDepthWise", "InnerProduct")  # their first tensor has a tag
-LONGEST_NAME = 200  # characters; ncnn reads 255
+LONGEST_NAME = 255  # bytes that ncnn reads
 LARGEST = float(np.finfo(np.float32).max)
 Parameter = int | float | list[float] | list[int]
 
@@ -74,5 +74,6 @@ def _bytes(tensor: NDArray[Any], tagged: bool) -> bytes:
 
 
 def clean(name: str) -> str:
-    """Return a layer's name as ncnn can read it: without spaces, and not too long."""
-    return "".join(letter if letter.isprintable() and not letter.isspace() else "_" for letter in name)[-LONGEST_NAME:]
+    """Return a layer's name as ncnn can read it: without spaces, and its last ``LONGEST_NAME`` bytes of UTF-8."""
+    printable = "".join(letter if letter.isprintable() and not letter.isspace() else "_" for letter in name)
+    return printable.encode()[-LONGEST_NAME:].decode(errors="ignore")  # a character that is cut is left out

@@ -73,7 +73,7 @@ class _Lowering:
                 raise Unsupported(f"ncnn has no layer for {operation.kind}")
             self.values[number] = lower(self.builder, operation, values)
 
-    def go_on(self, number: int) -> None:
+    def lower_in_float(self, number: int) -> None:
         """Compute a layer in float instead, so that those after it are checked too."""
         operation = self.operation(number)
         if operation.weight is not None and operation.limits is None:
@@ -208,7 +208,7 @@ def lower(program: Program, fp16_storage: bool = False) -> Lowered:
         except Unsupported as error:
             failed.setdefault((str(error), error.cure), []).append(operation.name)
             with suppress(Unsupported):
-                lowering.go_on(number)
+                lowering.lower_in_float(number)
         except _Skipped:
             continue
     if failed:

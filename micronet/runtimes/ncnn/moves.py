@@ -206,7 +206,7 @@ def _moved(move: Callable[[NetworkBuilder, Operation, str], str]) -> Lower:
     )
 
 
-# Those that move values before their rounding.
+# Operations that move values before their rounding.
 MOVES: dict[str, Lower] = {
     "max_pool": _moved(_max_pool), "shuffle": _moved(_shuffle), "depth_to_space": _moved(_depth_to_space),
     "slice": _moved(_slice), "pad": _moved(_pad), "concat": _concat, "resize": _resize,

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from micronet.core.files import temporary_folder
 from micronet.core.machine import usable_threads
 from micronet.data.spec import DataSpec
 from micronet.errors import FailedError, MicronetError
@@ -37,8 +38,19 @@ class NcnnPredictor:
         self._net.opt.num_threads = options.threads or usable_threads()
         for name in EXACT:
             setattr(self._net.opt, name, False)
-        if self._net.load_param(str(path)) or self._net.load_model(str(path.with_suffix(".bin"))):
+        if not self._load():
             raise FailedError(f"{path}: ncnn {library.__version__} cannot load it; run pip install -U ncnn")
+
+    def _load(self) -> bool:
+        """Give ncnn what was checked, not the files, which may have changed since; return True if it accepts it.
+
+        It goes through a private folder: load_model_mem of the Python wheel frees the bytes that its network reads.
+        """
+        with temporary_folder() as folder:
+            param, weights = folder / "network.param", folder / "network.bin"
+            param.write_bytes(self.file.param)
+            weights.write_bytes(self.file.bin)
+            return not (self._net.load_param(str(param)) or self._net.load_model(str(weights)))
 
     def __call__(self, images: NDArray[np.float32]) -> Any:
         """Compute the network's outputs for images.

@@ -58,17 +58,20 @@ def _fused(layer: Layer) -> None:
 
 
 def input_image(layer: Layer, inputs: list[Blob]) -> list[Blob]:
-    """Return the size of the images."""
+    """Return the shape of the images."""
     return [Blob(tuple(_bounded(layer, key, 1, MAX_SIDE) for key in (2, 1, 0)))]
 
 
 def convolution(layer: Layer, inputs: list[Blob]) -> list[Blob]:
-    """Return a convolution."""
+    """Return the shape that a convolution computes."""
     channels, *sides = _image(layer, inputs[0])
     outputs, group = _bounded(layer, 0, 1, MAX_SIDE), _bounded(layer, 7, 1, MAX_SIDE, 1)
     int8 = layer.number(8)
     require(layer, int8 in (0, 1, INT8_OUT) and bool(int8) == inputs[0].integer, "its input has the wrong type")
     require(layer, channels % group == 0 and outputs % group == 0, "its groups do not fit its channels")
+    require(layer, (layer.kind == "Convolution") == (group == 1), f"{layer.kind} has {group} groups")
+    # Others would return uninitialized memory on x86: see weighted.py, which splits them.
+    require(layer, not int8 or group == 1 or group == channels == outputs, "it is a grouped int8 convolution")
     _bounded(layer, 5, 0, 1)
     _fused(layer)
     sizes, taps = [], 1
@@ -86,7 +89,7 @@ def convolution(layer: Layer, inputs: list[Blob]) -> list[Blob]:
 
 
 def inner_product(layer: Layer, inputs: list[Blob]) -> list[Blob]:
-    """Return a linear layer."""
+    """Return the shape that a linear layer computes."""
     outputs, size = _bounded(layer, 0, 1, MAX_SIDE), prod(inputs[0].shape)
     require(layer, len(inputs[0].shape) == 1, "its input is not a vector")
     require(layer, layer.number(2) == outputs * size <= MAX_ELEMENTS, "its weights do not fit its input")
@@ -99,7 +102,7 @@ def inner_product(layer: Layer, inputs: list[Blob]) -> list[Blob]:
 
 
 def pooling(layer: Layer, inputs: list[Blob]) -> list[Blob]:
-    """Return a pool."""
+    """Return the shape that a pooling layer computes."""
     channels, *sides = _image(layer, inputs[0])
     for key in (0, 4, 5, 6):
         _bounded(layer, key, 0, 1)
@@ -117,7 +120,7 @@ def pooling(layer: Layer, inputs: list[Blob]) -> list[Blob]:
 
 
 def crop(layer: Layer, inputs: list[Blob]) -> list[Blob]:
-    """Return a cut."""
+    """Return the shape of a part of a feature map."""
     shape = _image(layer, inputs[0])
     extent = tuple(_bounded(layer, key, 1, MAX_SIDE) for key in (5, 4, 3))
     for first, size, key in zip((2, 1, 0), extent, range(3), strict=True):
@@ -126,14 +129,14 @@ def crop(layer: Layer, inputs: list[Blob]) -> list[Blob]:
 
 
 def padding(layer: Layer, inputs: list[Blob]) -> list[Blob]:
-    """Return zeros around a feature map."""
+    """Return the shape of a feature map with zeros around it."""
     channels, height, width = _image(layer, inputs[0])
     top, bottom, left, right = (_bounded(layer, key, 0, MAX_KERNEL) for key in range(4))
     return [Blob((channels, height + top + bottom, width + left + right))]
 
 
 def interp(layer: Layer, inputs: list[Blob]) -> list[Blob]:
-    """Return a resize."""
+    """Return the shape of a resized feature map."""
     channels, *sides = _image(layer, inputs[0])
     kind = _bounded(layer, 0, 1, 2)
     _bounded(layer, 6, 0, 1)
@@ -144,7 +147,7 @@ def interp(layer: Layer, inputs: list[Blob]) -> list[Blob]:
 
 
 def binary(layer: Layer, inputs: list[Blob]) -> list[Blob]:
-    """Return arithmetic with a number or another blob."""
+    """Return the shape of a sum, difference, product or quotient with a number or another blob."""
     _bounded(layer, 0, 0, 3)
     if _bounded(layer, 1, 0, 1):
         _floats(layer, 2)
@@ -157,7 +160,7 @@ def binary(layer: Layer, inputs: list[Blob]) -> list[Blob]:
 
 
 def concat(layer: Layer, inputs: list[Blob]) -> list[Blob]:
-    """Return blobs side by side."""
+    """Return the shape of blobs that are concatenated along the channels."""
     first = inputs[0]
     fits = all(blob.shape[1:] == first.shape[1:] and len(blob.shape) == len(first.shape) for blob in inputs)
     require(layer, fits and layer.number(0) == 0, "its inputs do not fit together")
@@ -165,7 +168,7 @@ def concat(layer: Layer, inputs: list[Blob]) -> list[Blob]:
 
 
 def equal_slices(layer: Layer, inputs: list[Blob]) -> list[Blob]:
-    """Return equal parts of the channels."""
+    """Return the shapes of equal parts of the channels."""
     channels, *sides = _image(layer, inputs[0])
     count = len(layer.outputs)
     require(layer, layer.parameters == {0: [-233] * count} and channels % count == 0, "its parts are not equal")
@@ -173,14 +176,14 @@ def equal_slices(layer: Layer, inputs: list[Blob]) -> list[Blob]:
 
 
 def shuffle(layer: Layer, inputs: list[Blob]) -> list[Blob]:
-    """Return shuffled channels."""
+    """Return the shape of a feature map with shuffled channels, which is its own."""
     group = _bounded(layer, 0, 1, MAX_SIDE)
     require(layer, _image(layer, inputs[0])[0] % group == 0, "its groups do not fit its channels")
     return inputs
 
 
 def pixel_shuffle(layer: Layer, inputs: list[Blob]) -> list[Blob]:
-    """Return channels that become pixels."""
+    """Return the shape of a feature map whose channels become pixels."""
     channels, height, width = _image(layer, inputs[0])
     by = _bounded(layer, 0, 1, MAX_KERNEL)
     _bounded(layer, 1, 0, 1)
@@ -189,21 +192,21 @@ def pixel_shuffle(layer: Layer, inputs: list[Blob]) -> list[Blob]:
 
 
 def reshape(layer: Layer, inputs: list[Blob]) -> list[Blob]:
-    """Return a vector as a feature map."""
+    """Return the shape of a vector that becomes a feature map."""
     shape = tuple(_bounded(layer, key, 1, MAX_SIDE) for key in (2, 1, 0))
     require(layer, prod(shape) == prod(inputs[0].shape), "its shape does not fit its input")
     return [Blob(shape)]
 
 
 def scale(layer: Layer, inputs: list[Blob]) -> list[Blob]:
-    """Return a factor and a bias per channel."""
+    """Return the shape of a blob with a factor and a bias per channel, which is its own."""
     fits = layer.number(0) == inputs[0].shape[0] and layer.number(1) == 1
     require(layer, fits, "it does not fit its channels")
     return inputs
 
 
 def cast(layer: Layer, inputs: list[Blob]) -> list[Blob]:
-    """Return int8 as floats."""
+    """Return the shape of int8 that becomes float."""
     fits = inputs[0].integer and layer.parameters == {0: 3, 1: 1}  # int8 to float32
     require(layer, fits, "its input has the wrong type")
     return [Blob(inputs[0].shape)]

@@ -1,7 +1,7 @@
 """Convolutions, linear layers and thresholds as ncnn layers: int8 if their weights and inputs are, float otherwise.
 
 A threshold, the sign of a sum of integers minus a limit, is a convolution too: the sum minus the limit plus one half,
-clipped to -1/2 and 1/2 and multiplied by 2. Sums are exact up to 2^23.
+clipped to -1/2 and 1/2 and multiplied by 2. This is exact for sums below 2^23, and refused beyond.
 """
 
 from dataclasses import dataclass, replace
@@ -16,6 +16,7 @@ from micronet.runtimes.ncnn.shapes import INT8_OUT, NO_WINOGRAD
 from micronet.runtimes.ncnn.values import MAX_INT8, Grid, NetworkBuilder, Step, Unsupported, Value, without_rounding
 
 SYMMETRIC = "quantize with --q-type sym --a-sign signed and --a-bits of at most 8"
+EXACT_HALVES = 1 << 23  # float32 has the halves below
 WITHIN_INT8 = "quantize with --method iao and --w-bits of at most 8 (dorefa: 7)"
 
 
@@ -159,7 +160,7 @@ def _int8(operation: Operation, grid: Grid | None) -> Weights:
     outputs = len(weight)
     if operation.limits is not None:
         scale, input_scale = np.ones(outputs, np.float32), 1.0
-        bias: NDArray[np.float32] | None = (0.5 - operation.limits.astype(np.float64)).astype(np.float32)
+        bias: NDArray[np.float32] | None = _half_minus(operation.limits, _largest_sum(weight, grid))
     else:
         given = np.ones(1, np.float32) if operation.scale is None else operation.scale
         scale, input_scale = np.broadcast_to(given * np.float32(factor), outputs), grid.scale
@@ -173,6 +174,20 @@ def _int8(operation: Operation, grid: Grid | None) -> Weights:
     if not usable:
         raise Unsupported("its scales are too small or too large for ncnn")
     return Weights(weight, bias, scales)
+
+
+def _largest_sum(weight: NDArray[Any], grid: Grid) -> int:
+    """Return a bound on the sums of a threshold. Raises Unsupported if float32 does not tell all of them apart."""
+    sums = np.abs(weight.astype(np.int64)).reshape(len(weight), -1).sum(1)
+    largest = int(sums.max(initial=0)) * min(MAX_INT8, max(-grid.low, grid.high))
+    if largest >= EXACT_HALVES:
+        raise Unsupported(f"the sums that it takes the sign of can reach {largest:,}; ncnn's are exact below 2^23")
+    return largest
+
+
+def _half_minus(limits: NDArray[Any], largest: int) -> NDArray[np.float32]:
+    """Return 1/2 minus each limit, exactly: limits beyond all sums are moved next to them."""
+    return np.asarray(0.5 - limits.astype(np.float64).clip(-largest, largest + 1), np.float32)
 
 
 def _float(operation: Operation, fp16_storage: bool) -> Weights:
