@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from micronet.data.batch_samples import BatchSamples, check_length, length_of
+from micronet.data.batch_samples import BatchSamples, length_of, settle_labels
 from micronet.data.dataset import DataSource, DataSpec
 from micronet.data.samples import SampleSplit
 from micronet.errors import MicronetError, count
@@ -95,7 +95,10 @@ class MemoryData(str):
             inputs = tuple(inputs) if isinstance(inputs, Inputs) else (inputs,)
             _check_inputs(inputs, number)
             labels = _labels(batch, inputs)
-            check_length(labels, len(inputs[0]), number)
+            if labels is not None:
+                items = batch.values() if isinstance(batch, Mapping) else batch
+                are_items = isinstance(labels, tuple) and all(labels is not each for each in items)
+                labels = settle_labels(labels, len(inputs[0]), number, are_items=are_items)
             found.append(LabelledBatch(*tree_map_only(Tensor, Tensor.cpu, (inputs, labels))))
         return found
 
@@ -122,6 +125,7 @@ class MemoryData(str):
         unlabelled = [number for number, each in enumerate(labels, 1) if each is None]
         if unlabelled and len(unlabelled) < len(labels):
             raise MicronetError(f"batch {unlabelled[0]} of the data in memory has no labels, but others have")
+        _check_forms(labels)
         is_labelled = not (unlabelled or task.needs_reference)
         task, targets = task.given(list(labels) if is_labelled else [])
         samples = BatchSamples(inputs, targets if is_labelled else None, names, stacked=task.has_classes)
@@ -232,4 +236,15 @@ def _check_alike(batches: Sequence[tuple[Tensor, ...]]) -> None:
             raise MicronetError(
                 f"the samples of batch {number} are {other}, but those of batch 1 are {first}; all samples must have "
                 "the same shapes and types"
+            )
+
+
+def _check_forms(labels: Sequence[Any]) -> None:
+    """Raise MicronetError if one batch has a label per sample, and another has columns."""
+    forms = [type(each) for each in labels]
+    for number, form in enumerate(forms, 1):
+        if {form, forms[0]} == {list, tuple}:
+            raise MicronetError(
+                f"the labels of batch {number} are a list of one per sample, but those of batch 1 are columns, or the "
+                "reverse; pass dicts of columns, or lists of one label per sample, in every batch"
             )

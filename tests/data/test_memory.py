@@ -8,11 +8,14 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 import micronet
-from micronet.data.batch_samples import BatchSamples
+from micronet.data.batch_samples import BatchSamples, settle_labels
 from micronet.data.batches import Normalize
 from micronet.data.load import load_data
+from micronet.data.memory import MemoryData
 from micronet.data.samples import SampleSplit
+from micronet.data.spec import DataSpec
 from micronet.errors import MicronetError
+from micronet.tasks.agreement import Agreement
 
 X = torch.rand(40, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(40) % 4
@@ -205,6 +208,53 @@ def test_the_file_says_that_its_data_were_in_memory(tmp_path, micronet):
         done = micronet(*words)
         assert done.code == 2
         assert "was given in memory, from Python" in done.err and "--data" in done.err
+
+
+BOXES, CLASSES = torch.arange(16.0).reshape(2, 2, 4), torch.tensor([[3, 1], [0, 2]])
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        ([*BOXES], [*BOXES]),
+        ([BOXES[0], BOXES[1][:1]], [BOXES[0], BOXES[1][:1]]),
+        ((BOXES[0], BOXES[1][:1]), [BOXES[0], BOXES[1][:1]]),
+        ([BOXES, CLASSES], [(BOXES[0], CLASSES[0]), (BOXES[1], CLASSES[1])]),  # as a DataLoader collates tuples
+        ((BOXES, CLASSES), [(BOXES[0], CLASSES[0]), (BOXES[1], CLASSES[1])]),
+        ([BOXES] * 3, [(BOXES[0],) * 3, (BOXES[1],) * 3]),
+        ({"boxes": [*BOXES]}, [{"boxes": BOXES[0]}, {"boxes": BOXES[1]}]),
+        ([{"class": 1}, {"class": 2}], [{"class": 1}, {"class": 2}]),
+    ],
+)
+def test_a_list_of_as_many_labels_as_samples_is_never_transposed(labels, expected):
+    samples = BatchSamples([(X[:2],)], [settle_labels(labels, 2, 1)], None, stacked=False)
+    assert str([samples[index][1] for index in range(2)]) == str(expected)
+
+
+def test_labels_that_can_be_read_in_two_ways_are_refused():
+    with pytest.raises(MicronetError, match=r"batch 7 are a tuple of 2 tensors of length 2.*pass a list"):
+        settle_labels(tuple(BOXES), 2, 7)
+    assert isinstance(settle_labels(tuple(BOXES), 2, 7, are_items=True), tuple)
+    with pytest.raises(MicronetError, match="3 samples, but 2 labels"):
+        settle_labels([*BOXES], 3, 1)
+    two_scores = DataLoader([(x, (torch.zeros(2), torch.ones(2))) for x in X[:5]], batch_size=3)
+    with pytest.raises(MicronetError, match="batch 2 are a list of one per sample, but those of batch 1"):
+        MemoryData(two_scores).open(Agreement(), DataSpec(), network(), testing=True)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ([{"class": 1}], [{"class": 7}]),
+        (["cat"], ["dog"]),
+        ([{"a": 1}], [{"b": 1}]),
+        (torch.zeros(1, 4), torch.zeros(1, 2, 2)),
+        (torch.zeros(1), torch.zeros(1, dtype=torch.int32)),
+    ],
+)
+def test_a_training_is_not_resumed_on_other_labels(one, other):
+    first, second, same = (BatchSamples([(X[:1],)], [each], None, stacked=False).digest for each in (one, other, one))
+    assert first == same != second
 
 
 @pytest.mark.parametrize(
