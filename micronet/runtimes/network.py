@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,13 +10,17 @@ from numpy.typing import NDArray
 from micronet import registry
 from micronet.core.files import FOLDER, NOTE, check_file_kind
 from micronet.core.folders import read_note
-from micronet.data.dataset import DataSpec
+from micronet.data.spec import DataSpec
 from micronet.errors import MicronetError
-from micronet.evaluation.network import Network
 from micronet.runtimes.config import RuntimeOptions
 
+if TYPE_CHECKING:
+    from micronet.evaluation.network import Network
 
-def open_network(path: Path, options: RuntimeOptions) -> Network:
+MOST_OFF = 0.02  # of a step between two pixels; rounding in float32 leaves far less of it
+
+
+def open_network(path: Path, options: RuntimeOptions) -> "Network":
     """Open a file with the runtime for its suffix; raise MicronetError if it is missing, damaged or of another kind."""
     check_file_kind(path, *registry.PREDICTORS, FOLDER)
     if path.is_dir():
@@ -30,7 +34,7 @@ def open_network(path: Path, options: RuntimeOptions) -> Network:
     return network
 
 
-def _open_folder(path: Path, options: RuntimeOptions) -> Network:
+def _open_folder(path: Path, options: RuntimeOptions) -> "Network":
     """Open a folder that ``export`` wrote."""
     note = read_note(path)
     target = registry.TARGETS.get(note["target"], "")
@@ -53,7 +57,7 @@ def described(metadata: dict[str, Any]) -> tuple[DataSpec | None, Sequence[str]]
 def to_pixels(images: NDArray[np.float32], spec: DataSpec) -> NDArray[np.uint8]:
     """Return the pixels, (N, C, H, W) uint8, of normalized images, for networks that normalize their input themselves.
 
-    Raises MicronetError if the mean and standard deviation are not known.
+    Raises MicronetError if the mean and standard deviation are not known, or if the images do not come from pixels.
     """
     if spec.std is None or spec.mean is None:
         raise MicronetError(
@@ -61,4 +65,12 @@ def to_pixels(images: NDArray[np.float32], spec: DataSpec) -> NDArray[np.uint8]:
             "micronet export-onnx --embed-preprocessing"
         )
     std, mean = (np.array(values, np.float32).reshape(1, -1, 1, 1) for values in (spec.std, spec.mean))
-    return ((images * std + mean) * 255).round().clip(0, 255).astype(np.uint8)
+    found = (images * std + mean) * 255
+    pixels = found.round().clip(0, 255)
+    if not (np.abs(found - pixels) <= MOST_OFF).all():  # NaN is not
+        raise MicronetError(
+            "the network takes 8-bit pixels, but these images are not (pixels / 255 - mean) / std of any; pass images "
+            "that are, with the mean and std of the network's data, or export it to a target that takes floats "
+            "(--target packed)"
+        )
+    return pixels.astype(np.uint8)

@@ -1,20 +1,26 @@
 """Generated C code computes what the packed runtime computes, bit for bit, whatever the compiler and its flags."""
 
+import re
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from micronet.data.spec import DataSpec
 from micronet.errors import MicronetError
 from micronet.packed.file_format import read
 from micronet.packed.program import Operation, Program
 from micronet.runtimes.c.predictor import CNetwork, CPredictor
 from micronet.runtimes.c.reference import scores_of
+from micronet.runtimes.c.target import open_folder, write
 from micronet.runtimes.c.writer import c_code, write_c
 from micronet.runtimes.config import RuntimeOptions
+from micronet.runtimes.network import to_pixels
 from micronet.runtimes.packed.numpy_backend import run
 from micronet.runtimes.packed.predictor import choose_backend
 from tests.runtimes.c_programs import merged
@@ -127,6 +133,8 @@ def test_a_folder_is_a_network_of_normalized_images(tmp_path):
     scale, shift = 1 / (255 * std), -mean / std
     images = pixels * scale + shift
     np.testing.assert_array_equal(network(images), scores_of(program, images)[0])
+    between = images + np.float32(0.4) * scale.astype(np.float32)  # of no pixels
+    np.testing.assert_array_equal(network(between), scores_of(program, between)[0])
     assert (network.params, network.data.mean) == (program.weights, DATA["mean"])
     assert sizes.flash == sum(layer.flash for layer in sizes.layers)
     code = folder / "model.c"
@@ -154,8 +162,10 @@ def test_a_chain_needs_as_much_memory_as_its_widest_pair_of_maps():
     [([Operation("quantize", [0], {"scale": 1e-6, "zero_point": 0, "range": [-(2**23), 2**23]})], "21 bits"),
      ([Operation("slice", [0], {"begin": [0, 0, 0], "extent": [3, 4, 2]}), Operation("add", [0, 1])], "add.*of 2, add"),
      ([Operation("conv", [0], {}, np.full((1, 3, 1, 1), np.nan, np.float32))], "NaN"),
-     ([Operation("conv", [0], {}, np.ones((1, 4, 1, 1), np.float32))], "fit together")],
-    ids=["wide", "shapes", "nan", "channels"],
+     ([Operation("conv", [0], {}, np.ones((1, 4, 1, 1), np.float32))], "fit together"),
+     ([Operation("pad", [0], {"pads": [0, 2**16 - 3, 0, 0]}),
+       Operation("resize", [1], {"size": [4, 4], "coordinates": "asymmetric", "nearest": "floor"})], "65,536 rows")],
+    ids=["wide", "shapes", "nan", "channels", "wide resize"],
 )  # fmt: skip
 def test_what_c_cannot_run_is_refused_before_anything_is_written(operations, why, tmp_path):
     with pytest.raises(MicronetError, match=why):
@@ -185,3 +195,82 @@ def test_a_missing_compiler_is_one_line(monkeypatch):
     program, code = pixel_network(), c_code(pixel_network())
     with pytest.raises(MicronetError, match=r"no-such-compiler is not one; install one \(apt install gcc\)"):
         CNetwork(program, code, code.files)
+
+
+def test_a_library_for_another_machine_is_one_line(monkeypatch, tmp_path):
+    script = tmp_path / "cross"
+    script.write_text('#!/bin/sh\nfor last; do :; done\necho of another machine > "$last"\n')
+    script.chmod(0o755)
+    monkeypatch.setenv("CC", str(script))
+    code = c_code(pixel_network())
+    with pytest.raises(
+        MicronetError, match=r"loaded on this machine \(.*cross \(CC\) with the flags '-O1 .*\(CFLAGS\)"
+    ):
+        CNetwork(pixel_network(), code, code.files)
+
+
+def test_without_a_compiler_export_checks_the_packed_network_and_says_so(monkeypatch, tmp_path, caplog):
+    monkeypatch.setenv("CC", "no-such-compiler")
+    note = write(model(LAYERS[0], False), tmp_path)
+    network = open_folder(tmp_path, note, RuntimeOptions(threads=1))
+    images = np.random.default_rng(0).normal(size=(2, 8, ROWS, COLUMNS)).astype(np.float32)
+    np.testing.assert_allclose(network(images), run(read(tmp_path / "model.packed"), images), rtol=1e-4, atol=1e-4)
+    assert "the C code was not compiled here" in caplog.text
+    assert network.integer_layers() is None
+    with pytest.raises(MicronetError, match="no-such-compiler is not one"):
+        open_folder(tmp_path, {**note, "files": {}}, RuntimeOptions())  # as evaluate opens it
+
+
+def test_threads_share_a_network():
+    program = pixel_network()
+    code = c_code(program)
+    network = CNetwork(program, code, code.files)
+    rng = np.random.default_rng(0)
+    batches = [rng.normal(size=(500, 3, 6, 5)).astype(np.float32) for _ in range(2)]
+    alone = [network(each) for each in batches]
+    with ThreadPoolExecutor(2) as pool:
+        for number, scores in enumerate(pool.map(network, batches * 4)):
+            np.testing.assert_array_equal(scores, alone[number % 2])
+
+
+def test_only_pixels_become_pixels():
+    spec, step = DataSpec.from_json(DATA), 1 / (255 * np.array(DATA["std"], np.float32)[:, None, None])
+    pixels = np.arange(256, dtype=np.uint8).reshape(1, 1, 16, 16).repeat(3, 1)
+    images = pixels * step - (np.array(DATA["mean"], np.float32) / np.array(DATA["std"], np.float32))[:, None, None]
+    np.testing.assert_array_equal(to_pixels(images, spec), pixels)
+    for wrong in (images + 0.03 * step, images + 256 * step, images * np.nan):
+        with pytest.raises(MicronetError, match="takes 8-bit pixels, but these images are not"):
+            to_pixels(wrong.astype(np.float32), spec)
+
+
+FLAGS = ("-funsafe-math-optimizations", "-fassociative-math -fno-signed-zeros -fno-trapping-math", "-freciprocal-math",
+         "-ffinite-math-only", "-ffast-math")  # fmt: skip
+
+
+@pytest.mark.parametrize("compiler", ["gcc", "clang"])
+def test_flags_that_allow_other_roundings_are_refused_or_change_nothing(compiler, tmp_path):
+    if shutil.which(compiler) is None:
+        pytest.skip(f"no {compiler}")
+    rng = np.random.default_rng(0)
+    quantize = Operation("quantize", [0], {"scale": 0.03, "zero_point": 3, "range": [-128, 127]})
+    layer = Operation("conv", [1], {}, rng.normal(size=(20, 3, 3, 3)).astype(np.float32))
+    write_c(Program([quantize, layer, Operation("mean", [2])], [3, 9, 9], {}), tmp_path / "net")
+    for flags in FLAGS:
+        command = ["make", "check", f"CC={compiler}", f"CFLAGS=-O2 {flags}"]
+        made = subprocess.run(command, cwd=tmp_path / "net", capture_output=True, text=True, check=False)
+        assert "compile without -f" in made.stderr or made.stdout.splitlines()[-1:] == ["ok"], made.stdout + made.stderr
+
+
+def test_only_weights_are_read_as_plain_floats():
+    """Maps lie in memory of another type, which compilers may only assume of types that may alias."""
+    kernels = [each.read_text() for each in files("micronet.runtimes.c").joinpath("kernels").iterdir()]
+    assert {name for text in kernels for name in re.findall(r"\(const float \*\)([\w>-]+)", text)} == {"l->weight"}
+
+
+@pytest.mark.parametrize("runtime", ["c", "ncnn"])
+def test_it_runs_in_a_process_without_torch_and_onnx(runtime):
+    code = (
+        f"import sys; sys.modules['torch'] = sys.modules['onnx'] = None; import micronet.runtimes.{runtime}.predictor"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -9,6 +9,7 @@ from micronet.packed.resize import positions
 from micronet.runtimes.c.maps import BITS, BYTES, REALS, Map
 from micronet.runtimes.c.state import State, copy_of
 
+LONGEST_SIDE = 1 << 16  # of a map whose rows and columns have numbers of 16 bits
 FLOATS = {"type": REALS, "scale": 1.0, "zero": 0, "low": 0, "high": 0}
 
 
@@ -97,6 +98,8 @@ def lower_pool(state: State, operation: Operation, x: Map) -> None:
 def lower_resize(state: State, operation: Operation, x: Map) -> None:
     """Lower a resize: of the nearest pixels, or an interpolation with what follows it."""
     x, attributes = state.spread(x), operation.attributes
+    if max(x.rows, x.columns) > LONGEST_SIDE:
+        raise state.refuse(f"a resize of a map with more than {LONGEST_SIDE:,} rows or columns")
     rows, columns = (positions(attributes, axis, size) for axis, size in enumerate((x.rows, x.columns)))
     if "nearest" in attributes:
         places = state.table(np.concatenate([rows[0], columns[0]]).astype(np.uint16))

@@ -2,12 +2,14 @@
 
 import ctypes
 import os
+import platform
 import shlex
 import shutil
 import subprocess
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,7 @@ from numpy.typing import NDArray
 
 from micronet.core.files import temporary_folder
 from micronet.core.machine import usable_threads
-from micronet.data.dataset import DataSpec
+from micronet.data.spec import DataSpec
 from micronet.errors import MicronetError
 from micronet.packed.file_format import read
 from micronet.packed.program import Program
@@ -27,13 +29,14 @@ from micronet.runtimes.packed.numpy_backend import Scores, check_images, count_m
 
 FLAGS = (("-O3", "-march=native"), ("-O3",))  # in turn: not every compiler knows its own processor
 TIMEOUT = 600  # seconds for a compilation
+PREDICT, NORMALIZED = "micronet_predict", "micronet_predict_normalized"  # the second, of floats, not in products
 
 
 class CNetwork:
     """A program's code, compiled with CC (default: cc) and CFLAGS (default: -O3 -march=native) and loaded.
 
     files: the texts of the files in CODE. threads: they share the images; each has a library of its own, because its
-    memory is static.
+    memory is static. Images that do not come from pixels are given to code for pixels after its normalization.
     """
 
     runtime = "c"
@@ -44,8 +47,8 @@ class CNetwork:
         self.data = DataSpec.from_json(data) if data else None
         self.stages = [str(stage) for stage in program.about.get("stages") or []]
         self.params = program.weights
-        self._pixels = takes_pixels(program)
-        self._predictors = _load(files, threads)
+        self._libraries = _load(files, threads)
+        self._lock = Lock()  # the memory of a library holds one image at a time
         self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
         self._sizes = [int(np.prod(each.shape)) for each in code.outputs]
 
@@ -57,19 +60,22 @@ class CNetwork:
         """
         check_images(self.program, images)
         integer = self.code.outputs[0].integer
-        inputs = np.ascontiguousarray(self._inputs(images).transpose(0, 2, 3, 1))
+        given, name = self._inputs(images)
+        inputs = np.ascontiguousarray(given.transpose(0, 2, 3, 1))
+        predictors = [_function(library, name) for library in self._libraries]
         scores: NDArray[Any] = np.zeros((len(images), sum(self._sizes)), np.int32 if integer else np.float32)
-        count = len(self._predictors)
+        count = len(predictors)
 
         def predict(number: int) -> None:
             for image, row in zip(inputs[number::count], scores[number::count], strict=True):
-                self._predictors[number](image.ctypes.data, row.ctypes.data)
+                predictors[number](image.ctypes.data, row.ctypes.data)
 
-        if self._pool and len(images) > 1:
-            list(self._pool.map(predict, range(count)))
-        else:
-            for number in range(count):
-                predict(number)
+        with self._lock:
+            if self._pool and len(images) > 1:
+                list(self._pool.map(predict, range(count)))
+            else:
+                for number in range(count):
+                    predict(number)
         reals: NDArray[np.float32] = scores.astype(np.float32)
         if integer:
             reals *= np.float32(self.code.outputs[0].map.scale)
@@ -77,11 +83,17 @@ class CNetwork:
         found = [part.reshape(-1, *each.shape) for part, each in zip(parts, self.code.outputs, strict=True)]
         return found[0] if len(found) == 1 else found
 
-    def _inputs(self, images: NDArray[np.float32]) -> NDArray[Any]:
-        if not self._pixels:
-            return images.astype(np.float32)
+    def _inputs(self, images: NDArray[np.float32]) -> tuple[NDArray[Any], str]:
+        """Return what the code takes, and the name of the function that takes it."""
+        if not takes_pixels(self.program):
+            return images.astype(np.float32), PREDICT
         assert self.data is not None
-        return to_pixels(images, self.data)
+        try:
+            return to_pixels(images, self.data), PREDICT
+        except MicronetError:
+            if not hasattr(self._libraries[0], NORMALIZED):  # code that --trust-code allowed
+                raise
+            return images.astype(np.float32), NORMALIZED
 
     def macs(self, *shapes: tuple[int, ...]) -> int:
         """Return the multiply-accumulates per image; the network takes only one image shape."""
@@ -148,7 +160,7 @@ def compiler() -> list[str]:
 
 def _compile(source: Path, library: Path, flags: Sequence[str]) -> str:
     """Compile the code into a library; return the compiler's first error, or nothing."""
-    command = [*compiler(), "-std=c99", *flags]
+    command = [*compiler(), "-std=c99", "-DMICRONET_NORMALIZED", *flags]
     arguments = [*command, "-shared", "-fPIC", str(source), "-o", str(library)]
     try:
         done = subprocess.run(arguments, capture_output=True, text=True, check=False, timeout=TIMEOUT)
@@ -161,7 +173,7 @@ def _compile(source: Path, library: Path, flags: Sequence[str]) -> str:
 
 
 def _load(files: dict[str, str], copies: int) -> list[Any]:
-    """Compile the code into a library; return the function micronet_predict of each of its copies."""
+    """Compile the code into a library and load it; return its copies."""
     with temporary_folder() as folder:
         for name, text in files.items():
             (folder / name).write_text(text, encoding="utf-8")
@@ -176,7 +188,21 @@ def _load(files: dict[str, str], copies: int) -> list[Any]:
         for number in range(copies):
             copy = library.with_name(f"model{number}.so")  # the same file would be loaded once
             shutil.copyfile(library, copy)
-            found.append(ctypes.CDLL(str(copy)).micronet_predict)
-    for predict in found:
-        predict.argtypes, predict.restype = [ctypes.c_void_p, ctypes.c_void_p], ctypes.c_int
+            try:
+                found.append(ctypes.CDLL(str(copy)))
+                _function(found[-1], PREDICT)
+            except (OSError, AttributeError) as error:
+                raise MicronetError(
+                    f"the network was compiled, but its code cannot be loaded on this machine ({platform.machine()}, "
+                    f"{platform.system()}): {shlex.join(compiler())} (CC) with the flags "
+                    f"{os.environ.get('CFLAGS') or shlex.join(flags)!r} (CFLAGS) makes code for another one; set CC to "
+                    "a compiler for this machine, such as gcc"
+                ) from error
+    return found
+
+
+def _function(library: Any, name: str) -> Any:
+    """Return a function of a library from an image and scores. Raises AttributeError if it has none of that name."""
+    found = getattr(library, name)
+    found.argtypes, found.restype = [ctypes.c_void_p, ctypes.c_void_p], ctypes.c_int
     return found

@@ -42,7 +42,11 @@ def kernel_code(kernels: Iterable[str], functions: list[str]) -> str:
 def _collect(name: str, parts: dict[str, str]) -> None:
     if name in parts:
         return
-    text = text_of(f"kernels/{name}")
-    for included in INCLUDE.findall(text):
+    for included in INCLUDE.findall(text_of(f"kernels/{name}")):
         _collect(included, parts)
-    parts[name] = INCLUDE.sub("", text)
+    parts[name] = kernel_text(name)
+
+
+def kernel_text(name: str) -> str:
+    """Return a kernel's file without what it includes."""
+    return INCLUDE.sub("", text_of(f"kernels/{name}"))

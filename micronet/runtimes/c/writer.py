@@ -23,6 +23,12 @@ PROGRAM = "model.packed"  # from which the code can be written again
 CODE = ("model.h", "model.c", "kernels.h", "weights.h")
 MAX_PATCH = 1 << 26  # bytes of a layer's window
 SEED = 0  # of the test image
+NORMALIZED = """#ifdef MICRONET_NORMALIZED
+/* As micronet_predict, for an image of floats, normalized as in training. */
+int micronet_predict_normalized(const float *image, micronet_score *scores);
+#endif
+
+"""
 
 
 def write_c(program: Program, folder: Path) -> CSizes:
@@ -119,7 +125,7 @@ def _header(program: Program, state: State, outputs: list[Output], sizes: CSizes
         pixel="uint8_t" if pixels else "float",
         pixel_text="0 to 255, as in an image file; the code normalizes it" if pixels
         else "normalized as in training, which the network's file does not describe",
-        score="int32_t" if integer else "float",
+        score="int32_t" if integer else "float", normalized=NORMALIZED if pixels else "",
     )  # fmt: skip
 
 
@@ -140,10 +146,18 @@ def _model(state: State, arena: int) -> str:
         f"{literal(np.float32(m.scale))}, {m.type}, {m.low}, {m.high}}}"
         for m in maps
     ]
-    calls = "\n".join(f"    {_call(call, number)}" for call in state.calls)
+    image, *others = state.calls
+    normalized = ""
+    if takes_pixels(state.program):
+        steps = ", ".join(image.arguments.split(", ")[-2:])
+        normalized = sources.fill(
+            "normalized.c", kernel=sources.kernel_text("image_reals.c"),
+            first_call=_call(image._replace(kernel="image_reals", arguments=steps), number),
+        )  # fmt: skip
     return sources.fill(
         "model.c", arena=arena, patch=max(8, _patch(state)), count=len(maps), maps=",\n".join(rows),
-        structs="\n".join(state.structs), calls=calls,
+        structs="\n".join(state.structs), first_call=_call(image, number),
+        calls="\n".join(f"    {_call(call, number)}" for call in others), normalized=normalized,
     )  # fmt: skip
 
 

@@ -1,5 +1,5 @@
 /* Feature maps in one static arena, and what every kernel shares. All sums, conversions and roundings are defined to
-   the last bit: compile without -ffast-math. */
+   the last bit: compile without -ffast-math and the flags that are a part of it. */
 #ifndef BASE_H
 #define BASE_H
 #include <stddef.h>
@@ -9,8 +9,22 @@
 #if defined(__FAST_MATH__)
 #error "compile without -ffast-math (-Ofast), which changes the scores"
 #endif
+#if defined(__ASSOCIATIVE_MATH__) || defined(__RECIPROCAL_MATH__)
+#error "compile without -funsafe-math-optimizations, -fassociative-math and -freciprocal-math: they change the scores"
+#endif
+#if defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__
+#error "compile without -ffinite-math-only, which changes the scores of NaN and infinity"
+#endif
 #if defined(__FLT_EVAL_METHOD__) && (__FLT_EVAL_METHOD__ == 1 || __FLT_EVAL_METHOD__ == 2)
 #error "floats must be rounded to 32 bits: add -msse2 -mfpmath=sse"
+#endif
+#if defined(__clang__) && __clang_major__ >= 12 /* it has no macro for -funsafe-math-optimizations and its parts */
+#pragma clang fp reassociate(off)
+#if __clang_major__ >= 18
+#pragma clang fp reciprocal(off)
+#elif defined(__SSE2__)
+#pragma float_control(precise, on)
+#endif
 #endif
 #if defined(__clang__)
 #pragma STDC FP_CONTRACT OFF

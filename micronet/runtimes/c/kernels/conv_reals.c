@@ -3,7 +3,7 @@
 #include "lanes.h"
 #include "patch.c"
 
-INLINE void sum_block(const float *const *windows, const float *weight, int32_t size, int32_t pixels,
+INLINE void sum_block(const real *const *windows, const float *weight, int32_t size, int32_t pixels,
                       float sums[][FLOATS])
 {
     floats first = NO_FLOATS;
@@ -33,7 +33,7 @@ INLINE void sum_block(const float *const *windows, const float *weight, int32_t 
 }
 
 /* Two blocks at once keep the registers of wide processors busy. */
-static void sum_blocks(const float *const *windows, const float *weight, int32_t size, float sums[][FLOATS],
+static void sum_blocks(const real *const *windows, const float *weight, int32_t size, float sums[][FLOATS],
                        float more[][FLOATS])
 {
 #if PIXELS > 1
@@ -66,7 +66,7 @@ static void sum_blocks(const float *const *windows, const float *weight, int32_t
 }
 
 /* The sums of fewer than FLOATS outputs. */
-static void sum_tail(const float *values, const float *weight, int32_t size, int32_t width, float *sums)
+static void sum_tail(const real *values, const float *weight, int32_t size, int32_t width, float *sums)
 {
     int32_t i;
 #ifdef HAVE_SOME
@@ -86,7 +86,7 @@ static void sum_tail(const float *values, const float *weight, int32_t size, int
 
 static void conv_reals(const map *x, const map *out, const layer *l)
 {
-    const float *windows[PIXELS] LOCAL = {NULL};
+    const real *windows[PIXELS] LOCAL = {NULL};
     float sums[PIXELS][FLOATS] LOCAL, more[PIXELS][FLOATS] LOCAL;
     int32_t row, column, group, first, p;
     for (row = 0; row < out->rows; row++)
@@ -98,8 +98,8 @@ static void conv_reals(const map *x, const map *out, const layer *l)
                 clear_signs(out, start + (size_t)p);
             for (group = 0; group < l->groups; group++) {
                 for (p = 0; p < pixels; p++)
-                    windows[p] = (const float *)patch_of(x, l, group, row, column + p, sizeof(float), 0,
-                                                         (uint8_t *)patches[p]);
+                    windows[p] = (const real *)patch_of(x, l, group, row, column + p, sizeof(float), 0,
+                                                        (uint8_t *)patches[p]);
                 for (first = 0; first < l->each; first += FLOATS) {
                     int32_t width = least(FLOATS, l->each - first);
                     if (l->each - first >= 2 * FLOATS && pixels == PIXELS) {

@@ -13,14 +13,20 @@ $maps
 
 $structs
 
+static void predict_scores(micronet_score *scores)
+{
+$calls
+}
+
 int micronet_predict(const micronet_pixel *image, micronet_score *scores)
 {
     if (!image || !scores)
         return MICRONET_NULL;
-$calls
+    $first_call
+    predict_scores(scores);
     return MICRONET_OK;
 }
-
+$normalized
 int micronet_predict_checked(const micronet_pixel *image, int32_t rows, int32_t columns, int32_t channels,
                              micronet_score *scores, int32_t count)
 {

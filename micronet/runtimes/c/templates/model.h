@@ -5,8 +5,11 @@
    prediction at a time.
 
    $scores_text
-   The scores are exact to the last bit on every machine and with every compiler flag but -ffast-math: a sum of floats
-   begins at 0 and adds the products of the kernel's rows, columns and channels in this order, each rounded once. */
+   The scores are exact to the last bit on every machine: a sum of floats begins at 0 and adds the products of the
+   kernel's rows, columns and channels in this order, each rounded once. Every compiler flag keeps them so but
+   -ffast-math and its parts (-funsafe-math-optimizations, -fassociative-math, -freciprocal-math, -ffinite-math-only),
+   which are refused where the compiler has a macro for them. Compilers that do not define __GNUC__ need their flag like
+   -fno-strict-aliasing: maps of several types share one memory. */
 #ifndef MICRONET_MODEL_H
 #define MICRONET_MODEL_H
 
@@ -37,7 +40,7 @@ int micronet_predict(const micronet_pixel *image, micronet_score *scores);
 int micronet_predict_checked(const micronet_pixel *image, int32_t rows, int32_t columns, int32_t channels,
                              micronet_score *scores, int32_t count);
 
-#ifdef __cplusplus
+$normalized#ifdef __cplusplus
 }
 #endif
 #endif
