@@ -398,7 +398,7 @@ def quantize(
     trust_code: bool = False,
     calibrator: Literal['minmax', 'percentile', 'entropy', 'mse'] | None = None,
     percentile: float = 99.99,
-    calib_batches: int = 4,
+    calib_batches: int | None = None,
     calib_data: str | Path | None = None,
     calib_cache: str | Path | None = None,
     float_weights: float | None = None,
@@ -482,7 +482,8 @@ def quantize(
             (entropy), or least squared error (mse). Default: minmax, but mse for ONNX files and entropy for
             TensorRT.
         percentile: Percentage of values inside the range, for calibrator="percentile".
-        calib_batches: Number of calibration batches of 64 images.
+        calib_batches: Number of calibration batches of 64 images. Default: 4, but all batches that Python gives
+            to mode="ptq" of a network other than an ONNX file.
         calib_data: Folder of calibration images, labeled or not; or none to generate images from the batch-norm
             statistics of an artifact (not for QAT); or, for ONNX files, an .npz file with one array for each
             input. Default: training images.
@@ -738,7 +739,7 @@ def trt_build(
     compute_capability: str | None = None,
     calibrator: Literal['minmax', 'percentile', 'entropy', 'mse'] | None = 'entropy',
     percentile: float = 99.99,
-    calib_batches: int = 4,
+    calib_batches: int | None = None,
     calib_data: str | Path | None = None,
     calib_cache: str | Path | None = None,
     model: str | None = None,
@@ -999,7 +1000,7 @@ def sensitivity(
     keep_8bit: Sequence[str | float] | str | None = None,
     calibrator: Literal['minmax', 'percentile', 'entropy', 'mse'] | None = None,
     percentile: float = 99.99,
-    calib_batches: int = 4,
+    calib_batches: int | None = None,
     calib_data: str | Path | None = None,
     calib_cache: str | Path | None = None,
     float_weights: float | None = None,

@@ -15,6 +15,7 @@ WEIGHT_LEVELS = ("binary", "ternary")
 ACTIVATION_LEVELS = ("binary",)
 PERCENTILE = 99.99
 CALIBRATION_BATCH = 64  # images
+CALIBRATION_BATCHES = 4
 EXCLUDED, FIRST_OR_LAST = "excluded", "first or last layer"  # why layers stay in float, in artifacts and ONNX files
 Calibrator = Literal["minmax", "percentile", "entropy", "mse"]
 CALIBRATOR: Calibrator = "minmax"
@@ -120,7 +121,12 @@ class RangeConfig(Settings):
     percentile: float = setting(
         PERCENTILE, "Percentage of values inside the range, for --calibrator percentile.", low=50, high=100
     )
-    calib_batches: int = setting(4, f"Number of calibration batches of {CALIBRATION_BATCH} images.", low=1)
+    calib_batches: int | None = setting(
+        None,
+        f"Number of calibration batches of {CALIBRATION_BATCH} images. Default: {CALIBRATION_BATCHES}, but all "
+        "batches that Python gives to --mode ptq of a network other than an ONNX file.",
+        low=1,
+    )
     calib_data: Path | None = setting(
         None,
         "Folder of calibration images, labeled or not; for ONNX files, also an .npz file with one array for each "
@@ -133,6 +139,11 @@ class RangeConfig(Settings):
         metavar="FILE",
         place="cache",
     )
+
+    @property
+    def batches(self) -> int:
+        """The number of batches to take from a data set, a folder or a generator of images."""
+        return CALIBRATION_BATCHES if self.calib_batches is None else self.calib_batches
 
     def __post_init__(self) -> None:
         super().__post_init__()

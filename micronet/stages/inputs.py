@@ -206,7 +206,7 @@ def calibration_batches(
 ) -> Iterator[Any]:
     """Yield batches of images (N, C, H, W) or other inputs, never augmented, to calibrate on."""
     split = dataset.train if config.calib_data is None else _folder(config.calib_data, dataset)
-    images = random_subset(split, config.calib_batches * CALIBRATION_BATCH, seed)
+    images = random_subset(split, config.batches * CALIBRATION_BATCH, seed)
     for inputs, _ in eval_batches(images, dataset.spec, CALIBRATION_BATCH):
         yield to_device(inputs, device)
 
@@ -238,9 +238,9 @@ def generated_batches(artifact: Artifact, data: DataConfig, config: RangeConfig,
         check_accepts(model, torch.zeros(2, *shape, device=run.device))
     except MicronetError as error:
         raise MicronetError(f"--calib-data none generates images, but {error}; {cure}") from error
-    made = synthesize_images(model, shape, config.calib_batches, run.seed, run.progress)
+    made = synthesize_images(model, shape, config.batches, run.seed, run.progress)
     run.progress.line(
-        f"generated {config.calib_batches * CALIBRATION_BATCH} images; difference between their statistics and those "
+        f"generated {config.batches * CALIBRATION_BATCH} images; difference between their statistics and those "
         f"of the batch norms: {made.before:.3f} -> {made.after:.3f}"
     )
     return made.batches

@@ -100,9 +100,8 @@ class Quantizing:
     def calibration_inputs(self) -> list[Tensor]:
         """The inputs to calibrate on; empty if there are none."""
         if self._inputs_alone is not None:
-            asked = self.settings.calibration.calib_batches
-            every = asked == CalibrationConfig.calib_batches  # by default, all that is given
-            batches = self._checked(self._inputs_alone.inputs(self.artifact.model, None if every else asked))
+            requested = self.settings.calibration.calib_batches  # None: all that are given
+            batches = self._checked(self._inputs_alone.inputs(self.artifact.model, requested))
             return [to_device(batch, self.run.device) for batch in batches]
         if self.settings.calibration.makes_images:
             return generated_batches(self.artifact, self.settings.data, self.settings.calibration, self.run)
@@ -143,7 +142,7 @@ class Quantizing:
             record.result["biases"] = give_biases(model, self.example) if recovery.bias_correct else []
             self._recover(placement.with_plain_layers(copy_model(artifact.model)), model)
         settings = {
-            **_recorded(self.settings.calibration),
+            **_recorded(self.settings.calibration, takes_all=self._inputs_alone is not None),
             **{name: value for name, value in recovery.to_json().items() if value not in (None, False, "minmax")},
         }
         training = self.settings.training
@@ -267,10 +266,11 @@ class Quantizing:
         return statistics
 
 
-def _recorded(config: CalibrationConfig) -> dict[str, object]:
-    """Return the calibration settings that took part, for the record."""
+def _recorded(config: CalibrationConfig, *, takes_all: bool) -> dict[str, object]:
+    """Return the calibration settings that took part, for the record; ``takes_all``: without a number of batches."""
     recorded: dict[str, object] = {
-        "mode": config.mode, "calibrator": config.calibrator or CALIBRATOR, "calib_batches": config.calib_batches,
+        "mode": config.mode, "calibrator": config.calibrator or CALIBRATOR,
+        "calib_batches": config.calib_batches if takes_all else config.batches,
     }  # fmt: skip
     if config.calibrator == "percentile":
         recorded["percentile"] = config.percentile

@@ -202,7 +202,7 @@ def calibration_feeds(model: FloatModel, config: RangeConfig, progress: Progress
             raise MicronetError(f"{named} holds raw inputs; drop --mean, --std, --input-shape and --layout")
         return raw_feeds(named, inputs_of(model.proto))
     found: list[Feed] = []
-    total = config.calib_batches * CALIBRATION_BATCH
+    total = config.batches * CALIBRATION_BATCH
     for feed in _image_feeds(model, config, total, progress):
         found.append(feed)
         progress.step("reading images", min(total, sum(len(next(iter(each.values()))) for each in found)), total)

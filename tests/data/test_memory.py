@@ -90,6 +90,15 @@ def test_one_tuple_is_one_batch_to_every_function():
         assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+@pytest.mark.parametrize(("settings", "used"), [({}, 6), ({"calib_batches": 4}, 4), ({"calib_batches": 1}, 1)])
+def test_calibration_takes_all_batches_or_as_many_as_requested(settings, used):
+    batches = [each * number for number, each in enumerate(X[:36].split(6), 1)]
+    given = micronet.quantize(network(), data=batches, mode="ptq", **settings)
+    expected = micronet.quantize(network(), data=batches[:used], mode="ptq")
+    assert torch.equal(given.model(X), expected.model(X))
+    assert given.history[-1].config["calib_batches"] == settings.get("calib_batches")
+
+
 def test_a_tuple_of_tensors_of_different_lengths_is_a_sequence_of_batches():
     ours, theirs = (micronet.quantize(network(), data=data, mode="ptq").model for data in ((X, X[:7]), [X, X[:7]]))
     assert torch.equal(ours(X), theirs(X))
