@@ -70,13 +70,20 @@ def prepare(proto: onnx.ModelProto) -> onnx.ModelProto:
                 f"the model has opset {opset} and cannot be converted to opset {OLDEST_OPSET} ({first_line(error)}); "
                 f"export it again with opset {OLDEST_OPSET} or later"
             ) from error
-    folded = ir.from_proto(optimize(proto.SerializeToString(), GraphOptimizationLevel.ORT_ENABLE_BASIC))
-    for index, node in enumerate(folded.graph):
-        node.name = node.name or f"{node.op_type}_{index}"
-    _complete_types(folded)
-    simplify(folded.graph)
-    RemoveUnusedNodesPass()(folded)
-    prepared = ir.to_proto(folded)
+    optimized = optimize(proto.SerializeToString(), GraphOptimizationLevel.ORT_ENABLE_BASIC)
+    try:
+        folded = ir.from_proto(optimized)
+        for index, node in enumerate(folded.graph):
+            node.name = node.name or f"{node.op_type}_{index}"
+        _complete_types(folded)
+        simplify(folded.graph)
+        RemoveUnusedNodesPass()(folded)
+        prepared = ir.to_proto(folded)
+    except ir.serde.SerdeError as error:  # of a file that ONNX Runtime reads, but onnx_ir does not
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        raise MicronetError(f"the model is damaged ({first_line(cause)}); export it again") from error
     helper.set_model_props(prepared, {entry.key: entry.value for entry in proto.metadata_props})
     return prepared
 
