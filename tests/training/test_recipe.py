@@ -124,11 +124,21 @@ def test_an_optimizer_keeps_a_setting_that_its_checkpoint_has_lost(lost):
         _load_optimizer(optimizer, {"numbers": {}, "groups": stored[:1]}, {})
 
 
+WHOLE = {"mean": True, "square": True}  # True: of the parameter's shape
+
+
 @pytest.mark.parametrize(
     "slots",
-    [{"step": None, "mean": True, "square": True}, {"step": 0, "mean": True, "square": True}, {"step": 10**400, "mean": True, "square": True}, {"step": 1, "mean": True},
-     {"step": 1, "mean": None, "square": True}, {"step": 1, "mean": torch.ones(1), "square": True}],
-)  # fmt: skip
+    [
+        {"step": None, **WHOLE},
+        {"step": 0, **WHOLE},
+        {"step": 10**400, **WHOLE},
+        {"step": 1, "mean": True},
+        {"step": 1, "mean": None, "square": True},
+        {"step": 1, "mean": torch.ones(1), "square": True},
+    ],
+    ids=["no step", "step 0", "huge step", "no square", "no mean", "one mean"],
+)
 def test_a_damaged_state_of_an_optimizer_is_refused(slots):
     optimizer = make_optimizer(network(), TrainConfig(optimizer="muon"))
     stored = {"0": {name: value for name, value in slots.items() if value is None or type(value) is int}}
