@@ -103,7 +103,8 @@ def write(proto: onnx.ModelProto, folder: Path, *, fp16: bool = False) -> dict[s
         source = place / "model.onnx"
         source.write_bytes(proto.SerializeToString())
         try:
-            openvino.save_model(openvino.convert_model(str(source)), str(folder / MODEL), compress_to_fp16=fp16)
+            # Not convert_model: what it makes of some networks computes small batches wrongly after larger ones.
+            openvino.save_model(openvino.Core().read_model(str(source)), str(folder / MODEL), compress_to_fp16=fp16)
         except Exception as error:  # whatever an unsupported operator makes it raise
             raise MicronetError(f"OpenVINO cannot run this network: {_reason(error)}") from error
     layers = [asdict(layer) for layer in stored_layers(proto)]

@@ -3,16 +3,17 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+import numpy as np
 import onnx
 
 from micronet import registry
 from micronet.core.files import files_in, temporary_folder
 from micronet.core.folders import Folder
-from micronet.errors import first_line
+from micronet.errors import FailedError, first_line
 from micronet.evaluation.latency import latencies
 from micronet.evaluation.network import Network
 from micronet.models.device import Inputs, as_arrays, head
-from micronet.onnx.check import compare_network, require_close
+from micronet.onnx.check import LARGEST_ROUNDED_ERROR, compare_network, require_close
 from micronet.onnx.export import with_pairs
 from micronet.onnx.integers import describe, without_quantizers
 from micronet.runtimes.config import RuntimeOptions
@@ -66,6 +67,7 @@ def export_folder(config: "Export", context: Context) -> Outcome:
         about: dict[str, Any] = {"target": config.target, **agreement._asdict(), "left_float": artifact.left_float}
         if "sizes" in note:
             about["sizes"] = note["sizes"]
+        _check_order(network, given[0], name)
         if (integers := network.integer_layers()) is not None:
             if not (config.timing.skip_timing or context.temporary):
                 plain = without_quantizers(proto if target.PAIRS else with_pairs(proto))
@@ -86,6 +88,15 @@ def _written(
     note = {"target": name, **target.write(proto, folder, fp16=fp16)}
     network: FolderNetwork = target.open_folder(folder, note, RuntimeOptions(threads=1))
     return network, note
+
+
+def _check_order(network: FolderNetwork, inputs: Any, name: str) -> None:
+    """Raise FailedError if a network's outputs for one sample depend on the batch that it computed before."""
+    found = [network(as_arrays(each)) for each in (inputs, head(inputs, 1))]  # the larger batch first
+    several, one = (each if isinstance(each, list) else [each] for each in found)
+    for own, other in zip((each[:1] for each in several), one, strict=True):
+        if np.abs(own - other).max() > LARGEST_ROUNDED_ERROR * np.abs(own).max():
+            raise FailedError(f"{name} computes one sample wrongly after a batch of several; nothing was written")
 
 
 def _timed(name: str, network: FolderNetwork, plain: onnx.ModelProto, folder: Path, sample: Any) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import onnx
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 import micronet
 from micronet.core.folders import Folder, write_folder
@@ -93,3 +94,29 @@ def test_a_folder_computes_what_its_onnx_file_computes_in_streams_too(files, tmp
     assert (ours.params, ours.macs(), ours.stages) == (theirs.params, theirs.macs((3, 16, 16)), theirs.stages)
     found = ours.throughput(IMAGES[:1].numpy())
     assert found["images_per_s"] > 0 and found["streams"] >= 1
+
+
+class Gated(nn.Module):
+    """A depthwise convolution between hardswishes, with squeeze and excitation, on a map of 2x2."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.depthwise = nn.Conv2d(3, 64, 3, 2, 1), nn.Conv2d(64, 64, 3, 2, 1, groups=64)
+        self.squeeze, self.excite = nn.Conv2d(64, 16, 1), nn.Conv2d(16, 64, 1)
+        self.last, self.scores = nn.Conv2d(64, 24, 1), nn.Linear(24, 5)
+
+    def forward(self, x):
+        x = F.hardswish(self.depthwise(F.hardswish(self.first(x))))
+        x = x * F.hardsigmoid(self.excite(F.relu(self.squeeze(x.mean((2, 3), keepdim=True)))))
+        return self.scores(self.last(x).mean((2, 3)))
+
+
+def test_a_small_batch_after_a_larger_one_is_computed_alike(tmp_path):
+    torch.manual_seed(0)
+    images = torch.randn(32, 3, 8, 8)
+    quantized = micronet.quantize(Gated().eval(), data=[images], mode="ptq", q_type="sym", a_sign="signed")
+    openvino.write(to_onnx(quantized, images[:2]), tmp_path)
+    fresh, used = (openvino.OpenVinoSession(tmp_path / openvino.MODEL, {}, RuntimeOptions(threads=1)) for _ in range(2))
+    used.run(None, {"images": images.numpy()})
+    again, one = (each.run(None, {"images": images[:1].numpy()})[0] for each in (used, fresh))
+    np.testing.assert_allclose(again, one, rtol=1e-5, atol=1e-6)
