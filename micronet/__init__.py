@@ -48,7 +48,9 @@ def __getattr__(name: str) -> object:  # at the first use, so that ``micronet --
     elif name in API:
         value = import_module("micronet.stages.api").function(name)
     else:
-        raise AttributeError(f"module 'micronet' has no attribute {name!r}")
+        names = {command.replace("-", "_"): own for own, command in API.items()}
+        hint = f"; did you mean {names[name]!r}?" if name in names else ""
+        raise AttributeError(f"module 'micronet' has no attribute {name!r}{hint}")
     globals()[name] = value
     return value
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from micronet.core.files import NOTE, temporary_folder
 from micronet.core.machine import usable_threads
 from micronet.core.parse import make_record
-from micronet.errors import MicronetError
+from micronet.errors import MicronetError, first_line
 from micronet.evaluation.latency import MEASURE_SECONDS
 from micronet.evaluation.network import Scores
 from micronet.onnx import graph_view as view
@@ -246,8 +246,10 @@ def load_library() -> Any:
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # OpenVINO then uses a stub
     try:
         import openvino
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise MicronetError(MISSING) from error
+    except ImportError as error:  # a library that it needs is missing, for example
+        raise MicronetError(f"OpenVINO cannot be imported ({first_line(error)})") from error
     return openvino
 
 

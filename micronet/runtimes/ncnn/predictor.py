@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from micronet.core.files import temporary_folder
 from micronet.core.machine import usable_threads
 from micronet.data.spec import DataSpec
-from micronet.errors import FailedError, MicronetError
+from micronet.errors import FailedError, MicronetError, first_line
 from micronet.runtimes.config import RuntimeOptions
 from micronet.runtimes.ncnn.files import NcnnFile, read
 from micronet.runtimes.ncnn.lowering import INPUT
@@ -102,6 +102,8 @@ def load_library() -> Any:
     """Return ncnn's module; raise MicronetError with what to install if it is missing."""
     try:
         import ncnn
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise MicronetError(MISSING) from error
+    except ImportError as error:  # a library that it needs is missing, for example
+        raise MicronetError(f"ncnn cannot be imported ({first_line(error)})") from error
     return ncnn
