@@ -14,8 +14,8 @@ from micronet.core.config import options
 from micronet.evaluation.report import LATENCIES
 from micronet.stages.stage import find, uses
 
-IN_ORDER = ("train", "sparse-train", "prune", "finetune", "quantize", "bn-fuse", "export-onnx", "check-onnx", "pack",
-            "evaluate", "compare", "predict", "inspect", "verify", "import", "sensitivity")  # fmt: skip
+IN_ORDER = ("train", "sparse-train", "prune", "finetune", "quantize", "bn-fuse", "export-onnx", "export", "check-onnx",
+            "pack", "evaluate", "compare", "predict", "inspect", "verify", "import", "sensitivity")  # fmt: skip
 
 
 TRAINING = {"train", "sparse-train", "finetune", "quantize"}
@@ -121,7 +121,7 @@ def test_figures_without_timing_are_the_others(micronet, chain):
 
 def test_stages_that_time_share_one_option():
     timing = [name for name in registry.STAGES if uses(find(name), "skip_timing")]
-    assert sorted(timing) == ["compare", "evaluate", "export-onnx", "pack", "prune", "quantize"]
+    assert sorted(timing) == ["compare", "evaluate", "export", "export-onnx", "pack", "prune", "quantize"]
 
 
 def test_inspect_tells_everything(micronet, chain):
