@@ -41,7 +41,12 @@ SIXTEEN_BITS_OPSET = 21
 
 
 def to_onnx(
-    artifact: Artifact, images: Tensor | Inputs, config: ExportConfig | None = None, *, pairs: bool = True
+    artifact: Artifact,
+    images: Tensor | Inputs,
+    config: ExportConfig | None = None,
+    *,
+    pairs: bool = True,
+    gates: bool = True,
 ) -> onnx.ModelProto:
     """Export an artifact to an ONNX model.
 
@@ -51,6 +56,7 @@ def to_onnx(
             dynamic.
         config: Target, opset and storage; default: for ONNX Runtime.
         pairs: Add the Q/DQ pairs that the network does not have but ONNX Runtime needs to compute in integers.
+        gates: With ``pairs``, also those inside SiLU and hardswish, each of which may move a result by a step.
 
     Raises:
         MicronetError: Torch cannot export the network, a quantizer has no range, or the target does not support its
@@ -66,7 +72,7 @@ def to_onnx(
     )
     check_size(sum(tensor.untyped_storage().nbytes() for tensor in model.state_dict().values()))
     exported = export_graph(model, images, config)
-    _adapt(exported, config, quantized=quantized, pairs=pairs)
+    _adapt(exported, config, quantized=quantized, pairs=pairs, gates=gates)
     proto = ir.to_proto(exported)
     del proto.graph.value_info[:]  # readers infer the shapes themselves
     about: dict[str, Any] = {  # what a reader of the file needs
@@ -99,24 +105,25 @@ def _check_bits(model: nn.Module, config: ExportConfig) -> bool:
     return widest > 0
 
 
-def _adapt(model: ir.Model, config: ExportConfig, *, quantized: bool, pairs: bool) -> None:
-    """Rewrite an exported graph, in place, into the form that its target fuses; ``pairs``: see ``to_onnx``."""
+def _adapt(model: ir.Model, config: ExportConfig, *, quantized: bool, pairs: bool, gates: bool) -> None:
+    """Rewrite an exported graph, in place, into the form that its target fuses; see ``to_onnx``."""
     rewrite.tidy(model)
     if quantized:
         rewrite.clip_before_pools(model)
     if quantized and config.target == "ort" and pairs:
-        _add_pairs(model)
+        _add_pairs(model, gates=gates)
     if config.target == "tensorrt":
         rewrite.quantize_after_reshapes(model)
     if config.int4_storage:
         rewrite.to_int4(model)
 
 
-def _add_pairs(model: ir.Model) -> None:
+def _add_pairs(model: ir.Model, *, gates: bool = True) -> None:
     transpose_weights(model.graph)
     simplify(model.graph, {"ReduceMean"})
     requantize_moves(model)
-    quantize_gates(model)
+    if gates:
+        quantize_gates(model)
     store_transposed_in_float(model.graph)
     rewrite.store_quantized(model.graph)
     rewrite.unshare_initializers(model.graph)

@@ -5,10 +5,15 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
+import micronet as api
 from micronet import registry
 from micronet.core.folders import Folder, check_output_folder, read_note, write_folder
+from micronet.core.progress import Silent
 from micronet.errors import FailedError, MicronetError
+from micronet.onnx import check
 
 LIMITS = ["--check-images", "32", "--skip-timing"]
 FOLDER = Folder({"a.bin": bytes(5), "sub/b.bin": b"b"}, {"target": "openvino"})
@@ -125,3 +130,24 @@ def test_a_folder_is_a_network_like_any_other(micronet, chain, tmp_path, monkeyp
     )
     counts = found.json["integers"]["convolutions"]
     assert counts["integer"] == counts["all"] > 0
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", pytest.param("openvino", marks=needs_openvino)])
+def test_gates_stay_float_where_integers_would_not_agree_with_torch(monkeypatch, target):
+    torch.manual_seed(0)
+    images = torch.randn(8, 3, 8, 8)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Hardswish(), nn.Conv2d(8, 8, 3), nn.Hardswish(), nn.Conv2d(8, 4, 3))
+    quantized = api.quantize(net.eval(), data=[images], mode="ptq")
+    lines, seen = [], []
+
+    def require(*arguments, **settings):
+        seen.append(arguments)
+        if len(seen) == 1:
+            raise FailedError("too far apart")
+
+    monkeypatch.setattr(check, "require_agreement", require)
+    monkeypatch.setattr("micronet.stages.export_folder.require_close", require)
+    progress = Silent()
+    progress.line = lines.append
+    api.export(quantized, images, target=target, progress=progress)
+    assert len(seen) == 2 and any("stay float" in line and "too far apart" in line for line in lines)
