@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -17,8 +18,9 @@ from numpy.typing import NDArray
 
 from micronet.core.files import NOTE, temporary_folder
 from micronet.core.machine import usable_threads
+from micronet.core.packages import load_package
 from micronet.core.parse import make_record
-from micronet.errors import MicronetError, first_line
+from micronet.errors import MicronetError
 from micronet.evaluation.latency import MEASURE_SECONDS
 from micronet.evaluation.network import Scores
 from micronet.onnx import graph_view as view
@@ -98,13 +100,13 @@ class OpenVinoFolder:
 
 def write(proto: onnx.ModelProto, folder: Path, *, fp16: bool = False) -> dict[str, Any]:
     """Write a network in OpenVINO's format; return what ``OpenVinoFolder`` needs to know of it."""
-    openvino = load_library()
+    openvino, core = load_library(), _core()
     with temporary_folder() as place:
         source = place / "model.onnx"
         source.write_bytes(proto.SerializeToString())
         try:
             # Not convert_model: what it makes of some networks computes small batches wrongly after larger ones.
-            openvino.save_model(openvino.Core().read_model(str(source)), str(folder / MODEL), compress_to_fp16=fp16)
+            openvino.save_model(core.read_model(str(source)), str(folder / MODEL), compress_to_fp16=fp16)
         except Exception as error:  # whatever an unsupported operator makes it raise
             raise MicronetError(f"OpenVINO cannot run this network: {_reason(error)}") from error
     layers = [asdict(layer) for layer in stored_layers(proto)]
@@ -123,7 +125,7 @@ class OpenVinoSession:
     def __init__(self, path: Path, about: dict[str, Any], options: RuntimeOptions) -> None:
         if options.device not in (None, "cpu"):
             raise MicronetError(f"--device {options.device}: --runtime openvino only runs on the CPU; drop --device")
-        openvino = self._library = load_library()
+        core = _core()
         # By default, OpenVINO computes float layers in bfloat16 if the processor has it: a float32 baseline must not.
         settings = {
             "INFERENCE_PRECISION_HINT": "f32",
@@ -132,7 +134,7 @@ class OpenVinoSession:
         }
         self._path, self._settings = str(path), settings
         try:
-            self._model = openvino.Core().compile_model(self._path, "CPU", settings)
+            self._model = core.compile_model(self._path, "CPU", settings)
         except Exception as error:  # whatever a damaged or unsupported file makes it raise
             raise MicronetError(f"OpenVINO cannot run {path}: {_reason(error)}") from error
         self._metadata = {METADATA_KEY: json.dumps(about)}
@@ -160,8 +162,8 @@ class OpenVinoSession:
     def throughput(self, inputs: tuple[NDArray[Any], ...]) -> dict[str, Any]:
         """See ``OpenVinoFolder.throughput``."""
         settings = self._settings | {"PERFORMANCE_HINT": "THROUGHPUT", "INFERENCE_NUM_THREADS": usable_threads()}
-        model = self._library.Core().compile_model(self._path, "CPU", settings)
-        queue, feed = self._library.AsyncInferQueue(model), dict(enumerate(inputs))
+        model = _core().compile_model(self._path, "CPU", settings)
+        queue, feed = load_library().AsyncInferQueue(model), dict(enumerate(inputs))
         done, start = 0, time.perf_counter()
         while time.perf_counter() - start < MEASURE_SECONDS:
             queue.start_async(feed)  # waits for a free request
@@ -244,13 +246,17 @@ def load_library() -> Any:
     Its own telemetry, which would report the import to its maker, is left out.
     """
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # OpenVINO then uses a stub
-    try:
-        import openvino
-    except ModuleNotFoundError as error:
-        raise MicronetError(MISSING) from error
-    except ImportError as error:  # a library that it needs is missing, for example
-        raise MicronetError(f"OpenVINO cannot be imported ({first_line(error)})") from error
-    return openvino
+    return load_package("openvino", "OpenVINO", MISSING)
+
+
+@cache
+def _core() -> Any:
+    """Return the one ``openvino.Core`` of this process, which is never freed.
+
+    On processors with AMX, each loads a plugin that gives the thread an alternate stack for signals, and restores the
+    one before it when it is freed. With several of them, that may be one that is freed already: Ctrl-C then crashes.
+    """
+    return load_library().Core()
 
 
 def _reason(error: Exception) -> str:

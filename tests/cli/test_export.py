@@ -132,7 +132,8 @@ def test_a_folder_is_a_network_like_any_other(micronet, chain, tmp_path, monkeyp
     assert counts["integer"] == counts["all"] > 0
 
 
-def test_gates_stay_float_where_integers_would_not_agree_with_torch(monkeypatch):
+@pytest.mark.parametrize("target", ["onnxruntime", pytest.param("openvino", marks=needs_openvino)])
+def test_gates_stay_float_where_integers_would_not_agree_with_torch(monkeypatch, target):
     torch.manual_seed(0)
     images = torch.randn(8, 3, 8, 8)
     net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Hardswish(), nn.Conv2d(8, 8, 3), nn.Hardswish(), nn.Conv2d(8, 4, 3))
@@ -145,7 +146,8 @@ def test_gates_stay_float_where_integers_would_not_agree_with_torch(monkeypatch)
             raise FailedError("too far apart")
 
     monkeypatch.setattr(check, "require_agreement", require)
+    monkeypatch.setattr("micronet.stages.export_folder.require_close", require)
     progress = Silent()
     progress.line = lines.append
-    api.export(quantized, images, target="onnxruntime", progress=progress)
+    api.export(quantized, images, target=target, progress=progress)
     assert len(seen) == 2 and any("stay float" in line and "too far apart" in line for line in lines)

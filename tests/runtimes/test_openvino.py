@@ -1,5 +1,7 @@
 """ONNX files in OpenVINO: the same outputs as in ONNX Runtime, and a report of what it executed in integers."""
 
+import gc
+import signal
 from importlib.util import find_spec
 
 import numpy as np
@@ -94,6 +96,20 @@ def test_a_folder_computes_what_its_onnx_file_computes_in_streams_too(files, tmp
     assert (ours.params, ours.macs(), ours.stages) == (theirs.params, theirs.macs((3, 16, 16)), theirs.stages)
     found = ours.throughput(IMAGES[:1].numpy())
     assert found["images_per_s"] > 0 and found["streams"] >= 1
+
+
+def test_ctrl_c_is_handled_after_networks_are_closed(files):
+    opened = [open_network(files / f"{name}.onnx", RuntimeOptions(runtime="openvino")) for name in ("float", "int8")]
+    while opened:  # the first one first
+        opened.pop(0)(IMAGES.numpy())
+        gc.collect()
+    before = signal.signal(signal.SIGINT, lambda *_: handled.append(True))
+    handled = []
+    try:
+        signal.raise_signal(signal.SIGINT)  # on processors with AMX, a crash if its stack is freed
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert handled
 
 
 class Gated(nn.Module):

@@ -8,8 +8,9 @@ from numpy.typing import NDArray
 
 from micronet.core.files import temporary_folder
 from micronet.core.machine import usable_threads
+from micronet.core.packages import load_package
 from micronet.data.spec import DataSpec
-from micronet.errors import FailedError, MicronetError, first_line
+from micronet.errors import FailedError, MicronetError
 from micronet.runtimes.config import RuntimeOptions
 from micronet.runtimes.ncnn.files import NcnnFile, read
 from micronet.runtimes.ncnn.lowering import INPUT
@@ -100,10 +101,4 @@ class NcnnPredictor:
 
 def load_library() -> Any:
     """Return ncnn's module; raise MicronetError with what to install if it is missing."""
-    try:
-        import ncnn
-    except ModuleNotFoundError as error:
-        raise MicronetError(MISSING) from error
-    except ImportError as error:  # a library that it needs is missing, for example
-        raise MicronetError(f"ncnn cannot be imported ({first_line(error)})") from error
-    return ncnn
+    return load_package("ncnn", "ncnn", MISSING)
