@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,7 +45,7 @@ def check_output_folder(path: Path, *, force: bool) -> None:
             )
         if not force:
             raise MicronetError(f"{path} already exists; add --force to overwrite it, or choose another name with -o")
-        listed = {path / name for name in (NOTE, *_listed(path))}
+        listed = {path / name for name in (NOTE, *listed_files(path))}
         if added := sorted(set(files_in(path)) - listed):
             raise MicronetError(
                 f"{path} also has files that micronet export did not write, such as {added[0]}; move them, or choose "
@@ -109,7 +109,7 @@ def read_note(folder: Path) -> dict[str, Any]:
     return dict(note)
 
 
-def _listed(folder: Path) -> Iterable[str]:
+def listed_files(folder: Path) -> list[str]:
     """Return the names of the files in a folder's note, whether they are whole or not."""
     try:
         return [str(name) for name in parse_json((folder / NOTE).read_text())["files"]]

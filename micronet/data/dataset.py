@@ -35,7 +35,7 @@ class DataSource:
     """Where samples come from: functions that read the splits, and class names if there are classes."""
 
     train: Callable[[], Split]
-    test: Callable[[], Split] | None  # None: there are no others than those for training and validation
+    test: Callable[[], Split] | None  # None: the validation samples serve as test samples
     classes: list[str] | None = None
     validation: Callable[[], Split] | None = None
     augment: str = "none"

@@ -57,7 +57,7 @@ def build_model(spec: ModelSpec, *, trusted: bool = False, most_bytes: int | Non
 
     Args:
         trusted: Whether user code may run.
-        most_bytes: The most that the tensors of a network that is no user code may take; None: the free memory.
+        most_bytes: Limit on the bytes of its tensors, for networks that are not user code; None: the free memory.
 
     Raises:
         MicronetError: The name is unknown, the factory failed, user code is not trusted, or the network is too large.

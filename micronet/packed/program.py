@@ -33,6 +33,8 @@ OPERATIONS: dict[str, Kind] = {
     "pad": Kind(1, ("pads",)),  # with zeros
 }
 
+RESULT = -1  # as the reader of a value: the network returns it
+
 
 @dataclass
 class Operation:
@@ -61,6 +63,16 @@ class Program:
     def results(self) -> list[int]:
         """Return the numbers of the values that the network returns, in order."""
         return [len(self.operations)] if self.outputs is None else self.outputs
+
+    def readers(self) -> list[list[int]]:
+        """Return, for each value, the indices of the operations that read it, and RESULT if the network returns it."""
+        found: list[list[int]] = [[] for _ in range(len(self.operations) + 1)]
+        for index, operation in enumerate(self.operations):
+            for source in operation.inputs:
+                found[source].append(index)
+        for value in self.results:
+            found[value].append(RESULT)
+        return found
 
     @property
     def weights(self) -> int:

@@ -3,12 +3,14 @@
 ``check-onnx`` reports what makes an ONNX file slow or wrong before anyone deploys it.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from micronet.core.config import group, setting
 from micronet.core.files import write_bytes
+from micronet.core.progress import Progress
 from micronet.errors import FailedError, MicronetError, first_line
 from micronet.onnx.config import ExportConfig
 from micronet.stages.config import ConvertSettings, ReportConfig, TimingConfig, input_file
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from micronet.artifact.artifact import Artifact
 
 FLOAT_GATES = "SiLU and hardswish stay float, because in integers the network does not agree with torch"
+Compared = TypeVar("Compared")
 LARGEST_TIMED = 200_000_000  # weights of a packed network
 ROUNDING = ("quantize", "sign", "threshold")  # operations that make the scores differ from the float network's
 
@@ -70,20 +73,17 @@ class ExportOnnx(CheckedSettings, Stage):
         if any(isinstance(module, nn.LSTM) and module.proj_size for module in artifact.model.modules()):
             context.progress.line("exporting LSTM layers with proj_size takes torch a minute for some hundred steps")
         context.progress.step("exporting", 0, 1)
-        proto = exported(artifact, first, self.export)
         images = not isinstance(first, Inputs)
         classes = images and (artifact.data or {}).get("task", CLASSIFICATION) == CLASSIFICATION
-        agreement = compare_outputs(artifact.model, proto, given, classes=classes)
-        try:
-            require_agreement(artifact.model, proto, first, agreement)
-        except FailedError as error:  # each integer gate may move a result by a step, which adds up
-            plain = exported(artifact, first, self.export, gates=False)
-            if len(plain.graph.node) == len(proto.graph.node):
-                raise
-            proto = plain
-            agreement = compare_outputs(artifact.model, proto, given, classes=classes)
-            require_agreement(artifact.model, proto, first, agreement)
-            context.progress.line(f"{FLOAT_GATES} ({first_line(error)})")
+
+        def compare(proto: Any) -> Any:
+            found = compare_outputs(artifact.model, proto, given, classes=classes)
+            require_agreement(artifact.model, proto, first, found)
+            return found
+
+        proto, agreement = agreeing(
+            lambda gates: exported(artifact, first, self.export, gates=gates), compare, context.progress
+        )
         warning = drift(agreement, artifact.history)
         if warning:
             context.progress.line(f"warning: {warning}")
@@ -164,6 +164,30 @@ def checked_inputs(config: CheckedSettings, context: Context) -> "tuple[Artifact
         return context.artifact, [Inputs(example) if isinstance(example, tuple) else example]
     artifact, batches = export_batches(context.artifact, config.data, config.check_images)
     return artifact, list(batches())
+
+
+def agreeing(
+    export: Callable[[bool], Any], compare: Callable[[Any], Compared], progress: Progress
+) -> tuple[Any, Compared]:
+    """Return an ONNX model that agrees with torch, with SiLU and hardswish in float if it does not otherwise.
+
+    Args:
+        export: Returns the model, with integers in those gates or without.
+        compare: Raises FailedError if a model does not agree.
+
+    Returns:
+        The model, and what ``compare`` returned for it.
+    """
+    proto = export(True)
+    try:
+        return proto, compare(proto)
+    except FailedError as error:  # each integer gate may move a result by a step, which adds up
+        plain = export(False)
+        if len(plain.graph.node) == len(proto.graph.node):
+            raise
+        found = compare(plain)
+        progress.line(f"{FLOAT_GATES} ({first_line(error)})")
+        return plain, found
 
 
 def exported(

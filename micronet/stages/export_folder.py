@@ -1,7 +1,8 @@
 """The work of ``export`` for targets that are folders: write, open, compare with torch, time."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from tempfile import mkdtemp
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import onnx
@@ -17,7 +18,7 @@ from micronet.onnx.check import LARGEST_ROUNDED_ERROR, Agreement, compare_networ
 from micronet.onnx.export import with_pairs
 from micronet.onnx.integers import describe, without_quantizers
 from micronet.runtimes.config import RuntimeOptions
-from micronet.stages.export import FLOAT_GATES, checked_inputs, exported
+from micronet.stages.export import agreeing, checked_inputs, exported
 from micronet.stages.stage import Context, Outcome
 from micronet.tasks.task import CLASSIFICATION
 
@@ -55,28 +56,20 @@ def export_folder(config: "Export", context: Context) -> Outcome:
     target = registry.load_object(registry.TARGETS[config.target])
     artifact, given = checked_inputs(config, context)
     context.progress.step("exporting", 0, 1)
-    proto = exported(artifact, given[0], pairs=target.PAIRS)
     classes = not isinstance(given[0], Inputs) and (artifact.data or {}).get("task", CLASSIFICATION) == CLASSIFICATION
     rounds, fp16 = "quantize" in [each.stage for each in artifact.history], config.precision == "fp16"
     name = f"the network in {config.target}"
 
-    def compared(proto: onnx.ModelProto) -> tuple[FolderNetwork, dict[str, Any], Agreement]:
-        network, note = _written(config.target, proto, folder, fp16=fp16)
-        agreement = compare_network(artifact.model, network, given, classes=classes)
+    def compare(proto: onnx.ModelProto) -> tuple[_Written, Agreement]:
+        written = _write(config.target, proto, place, fp16=fp16)
+        agreement = compare_network(artifact.model, written.network, given, classes=classes)
         require_close(agreement, name, rounds=rounds, classes=classes, fp16=fp16)
-        return network, note, agreement
+        return written, agreement
 
     with temporary_folder() as place:
-        folder = place / "network"
-        try:
-            network, note, agreement = compared(proto)
-        except FailedError as error:  # each integer gate may move a result by a step, which adds up
-            plain = exported(artifact, given[0], pairs=target.PAIRS, gates=False)
-            if len(plain.graph.node) == len(proto.graph.node):
-                raise
-            proto, folder = plain, place / "without"
-            network, note, agreement = compared(proto)
-            context.progress.line(f"{FLOAT_GATES} ({first_line(error)})")
+        proto, ((folder, network, note), agreement) = agreeing(
+            lambda gates: exported(artifact, given[0], pairs=target.PAIRS, gates=gates), compare, context.progress
+        )
         about: dict[str, Any] = {"target": config.target, **agreement._asdict(), "left_float": artifact.left_float}
         if "sizes" in note:
             about["sizes"] = note["sizes"]
@@ -84,7 +77,7 @@ def export_folder(config: "Export", context: Context) -> Outcome:
         if (integers := network.integer_layers()) is not None:
             if not (config.timing.skip_timing or context.temporary):
                 plain = without_quantizers(proto if target.PAIRS else with_pairs(proto))
-                integers |= _timed(config.target, network, plain, place / "float", as_arrays(head(given[0], 1)))
+                integers |= _timed(config.target, network, plain, place, as_arrays(head(given[0], 1)))
             about["integers"] = {**integers, "words": describe(integers, target.TITLE)}
         if isinstance(network, Streaming) and not (config.timing.skip_timing or context.temporary):
             about["throughput"] = network.throughput(as_arrays(head(given[0], 1)))
@@ -92,15 +85,19 @@ def export_folder(config: "Export", context: Context) -> Outcome:
     return Outcome(Folder(files, note), about)
 
 
-def _written(
-    name: str, proto: onnx.ModelProto, folder: Path, *, fp16: bool = False
-) -> tuple[FolderNetwork, dict[str, Any]]:
-    """Write a network for a target into a new folder; return it opened with one thread, and its note."""
-    target = registry.load_object(registry.TARGETS[name])
-    folder.mkdir()
+class _Written(NamedTuple):
+    """A network in a folder, opened with one thread, and its note."""
+
+    folder: Path
+    network: FolderNetwork
+    note: dict[str, Any]
+
+
+def _write(name: str, proto: onnx.ModelProto, place: Path, *, fp16: bool = False) -> _Written:
+    """Write a network for a target into a new folder in a place."""
+    target, folder = registry.load_object(registry.TARGETS[name]), Path(mkdtemp(dir=place))
     note = {"target": name, **target.write(proto, folder, fp16=fp16)}
-    network: FolderNetwork = target.open_folder(folder, note, RuntimeOptions(threads=1))
-    return network, note
+    return _Written(folder, target.open_folder(folder, note, RuntimeOptions(threads=1)), note)
 
 
 def _check_order(network: FolderNetwork, inputs: Any, name: str) -> None:
@@ -112,11 +109,11 @@ def _check_order(network: FolderNetwork, inputs: Any, name: str) -> None:
             raise FailedError(f"{name} computes one sample wrongly after a batch of several; nothing was written")
 
 
-def _timed(name: str, network: FolderNetwork, plain: onnx.ModelProto, folder: Path, sample: Any) -> dict[str, Any]:
+def _timed(name: str, network: FolderNetwork, plain: onnx.ModelProto, place: Path, sample: Any) -> dict[str, Any]:
     """Time a network and the float one in turns, with one thread and one sample, as ``integers.measure_speed`` does."""
     try:
-        floating, _ = _written(name, plain, folder)
-        ours, theirs = (found.p50_ms for found in latencies([network, floating], [sample, sample]))
+        floats = _write(name, plain, place)
+        ours, theirs = (found.p50_ms for found in latencies([network, floats.network], [sample, sample]))
     except Exception as error:  # a courtesy: whatever a runtime raises must not spoil the export
         return {"skipped": first_line(error)}
     return {"int8_ms": round(ours, 4), "float_ms": round(theirs, 4)}

@@ -166,12 +166,12 @@ def _verify_packed(path: Path, artifacts: "dict[Path, Artifact]") -> dict[str, A
 
 
 def _verify_folder(path: Path, artifacts: "dict[Path, Artifact]") -> dict[str, Any]:
-    from micronet.core.folders import read_note
+    from micronet.core.folders import listed_files
     from micronet.runtimes.config import RuntimeOptions
     from micronet.runtimes.network import open_network
 
-    checksums = f"{count(len(read_note(path)['files']), 'file')} match"
-    network = open_network(path, RuntimeOptions())
+    network = open_network(path, RuntimeOptions())  # which compares every file with its hash
+    checksums = f"{count(len(listed_files(path)), 'file')} match"
     history = list(network.stages)
     agrees = _agrees(path, history, artifacts, lambda artifact: _compare(artifact, network))
     return {"checksums": checksums, "history": " -> ".join(history), "agrees": agrees}

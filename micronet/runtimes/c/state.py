@@ -7,11 +7,10 @@ import numpy as np
 
 from micronet.errors import MicronetError
 from micronet.packed.activations import ACTIVATIONS
-from micronet.packed.program import Operation, Program
+from micronet.packed.program import RESULT, Operation, Program
 from micronet.runtimes.c.maps import BITS, BYTES, REALS, Call, Map, integers
 from micronet.runtimes.c.tables import Tables, fields, literal
 
-RESULT = -1  # as the reader of a value: the network returns it
 STEPS = {"relu", "clip", *ACTIVATIONS}  # functions of single values that follow a layer
 OTHERS = "export --target onnxruntime runs it"
 
@@ -63,12 +62,7 @@ class State:
 
     def __init__(self, program: Program) -> None:
         self.program = program
-        self.readers: list[list[int]] = [[] for _ in range(len(program.operations) + 1)]
-        for index, operation in enumerate(program.operations):
-            for source in operation.inputs:
-                self.readers[source].append(index)
-        for value in program.results:
-            self.readers[value].append(RESULT)
+        self.readers = program.readers()
         self.values: dict[int, Map] = {}
         self.fused: set[int] = set()
         self.calls: list[Call] = []

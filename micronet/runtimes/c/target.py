@@ -19,7 +19,7 @@ FILES = (*CODE, PROGRAM)
 
 
 class UncompiledFolder(PackedPredictor):
-    """A folder where there is no compiler: the packed network from which its code was written."""
+    """The packed network that a folder's code was written from, in place of that code where there is no compiler."""
 
     def __init__(self, folder: Path, options: RuntimeOptions) -> None:
         super().__init__(folder / PROGRAM, options)

@@ -44,12 +44,8 @@ class _Lowering:
         self.fp16_storage, self.builder = fp16_storage, NetworkBuilder()
         self.values: dict[int, Value] = {}
         self.covered: set[int] = set()  # operations that are part of a layer
-        self.readers: dict[int, list[int]] = {}  # of each value: the numbers of operations; 0 is the network's result
-        for number, operation in enumerate(program.operations, 1):
-            for source in operation.inputs:
-                self.readers.setdefault(source, []).append(number)
-        for result in program.results:
-            self.readers.setdefault(result, []).append(0)
+        # Of each value: the numbers of operations; 0 is the network's result.
+        self.readers = [[reader + 1 for reader in each] for each in program.readers()]
         channels, height, width = program.shape
         image = self.builder.add("Input", INPUT, parameters={0: width, 1: height, 2: channels}, output=INPUT)
         self.values[0] = Value(image)
@@ -102,7 +98,7 @@ class _Lowering:
                     activation = _without_bounds_of(grid, bounded)
                     clips = [Operation("clip", [], {"bounds": list(_own_bounds(quantizer))})]
         # What moves values reads them before their rounding, so then the layer cannot round them itself.
-        moved = any(reader and self._moves(self.operation(reader)) for reader in self.readers.get(covered[-1], []))
+        moved = any(reader and self._moves(self.operation(reader)) for reader in self.readers[covered[-1]])
         operations = [self.operation(each) for each in covered[1:]]
         operations[-1:] = [*clips, *operations[-1:]]
         fused = Fused(operations, activation, None if moved else rounded)
@@ -132,7 +128,7 @@ class _Lowering:
         return covered, _clip(low, high)
 
     def _only_reader(self, number: int) -> int | None:
-        readers = self.readers.get(number, [])
+        readers = self.readers[number]
         return readers[0] if len(readers) == 1 and readers[0] else None
 
     def _grid(self, quantizer: Operation) -> Grid:

@@ -4,14 +4,13 @@ from dataclasses import replace
 from typing import Any
 
 from micronet.packed.activations import ACTIVATIONS
-from micronet.packed.program import Operation, Program
+from micronet.packed.program import RESULT, Operation, Program
 from micronet.runtimes.packed.kernel_call import Epilogue, KernelCall
 from micronet.runtimes.packed.kernels import instructions
 from micronet.runtimes.packed.kernels.cpu import BITS, FLOAT32, UINT8
 from micronet.runtimes.packed.memory import ConstantPool, FeatureMap, UnsupportedProgram
 
 CLIPS = {"relu", "clip"}
-RESULT = -1  # as the reader of a value: the network returns it
 
 
 class LoweringState:
@@ -23,12 +22,7 @@ class LoweringState:
     def __init__(self, program: Program) -> None:
         channels, rows, columns = program.shape
         self.program = program
-        self.readers: list[list[int]] = [[] for _ in range(len(program.operations) + 1)]
-        for index, operation in enumerate(program.operations):
-            for source in operation.inputs:
-                self.readers[source].append(index)
-        for value in program.results:
-            self.readers[value].append(RESULT)
+        self.readers = program.readers()
         self.values: dict[int, FeatureMap] = {}
         self._as_floats: dict[int, FeatureMap] = {}
         self.fused: set[int] = set()  # operations that are part of an earlier one's epilogue
