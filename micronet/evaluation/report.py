@@ -54,8 +54,10 @@ class Candidate(NamedTuple):
     size_bytes: int
 
 
-def compare(candidates: Sequence[Candidate], data: Dataset, progress: Progress, *, timed: bool = True) -> list[Row]:
-    """Measure networks on the test data, and their latencies if ``timed``.
+def compare(
+    candidates: Sequence[Candidate], data: Dataset, progress: Progress, *, timed: bool = True
+) -> tuple[list[Row], list[Evaluation]]:
+    """Measure networks on the test data, and their latencies if ``timed``; return figures and evaluations.
 
     The first is the reference of drops, agreement and compression.
     """
@@ -75,7 +77,7 @@ def compare(candidates: Sequence[Candidate], data: Dataset, progress: Progress, 
             timing |= {f"latency_{label}ms": found.p50_ms, f"latency_{label}p95_ms": found.p95_ms}
     first, reference = candidates[0], results[0]
     base = task.quality(reference.metrics)
-    return [
+    rows = [
         Row(
             name=candidate.name,
             runtime=candidate.network.runtime,
@@ -94,6 +96,7 @@ def compare(candidates: Sequence[Candidate], data: Dataset, progress: Progress, 
         )
         for candidate, result, timing in zip(candidates, results, timings, strict=True)
     ]
+    return rows, results
 
 
 def measure_accuracy(network: Network, data: Dataset, label: str, progress: Progress) -> Evaluation:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from micronet.core.config import flag, flatten, group, setting
 from micronet.core.files import FOLDER, file_size
@@ -13,6 +13,7 @@ from micronet.stages.stage import Context, Outcome, Stage
 
 if TYPE_CHECKING:
     from micronet.data.dataset import Dataset, DataSpec
+    from micronet.evaluation.accuracy import Evaluation
     from micronet.evaluation.network import Network
     from micronet.evaluation.report import Row
 
@@ -37,9 +38,10 @@ class Evaluate(MeasureSettings, Stage):
     def run(self, context: Context) -> Outcome:
         """Measure the network on the test images."""
         self.runtime.check_files([self.file])
-        [row], dataset, _ = measure([self.file], self, context, timed=not self.timing.skip_timing)
+        measured = measure([self.file], self, context, timed=not self.timing.skip_timing)
+        [row] = measured.rows
         summary = {key: value for key, value in row._asdict().items() if key not in RELATIVE}
-        return Outcome(row, {**summary, **_tested(dataset)})
+        return Outcome(row, {**summary, **_tested(measured.dataset)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,10 +79,11 @@ class Compare(MeasureSettings, Stage):
         from micronet.models.device import describe_machine
         from micronet.stages.compare_latency import describe_speed
 
-        rows, dataset, networks = measure(self.files, self, context, timed=not self.timing.skip_timing)
+        measured = measure(self.files, self, context, timed=not self.timing.skip_timing)
+        rows = measured.rows
         summary = {"machine": describe_machine(), "rows": [row._asdict() for row in rows]}
-        words = describe_speed(rows, [file for file, _ in each_runtime(self.files, self.runtime)], networks)
-        return Outcome(rows, {**summary, "words": words, **_tested(dataset)})
+        words = describe_speed(rows, [file for file, _ in each_runtime(self.files, self.runtime)], measured.networks)
+        return Outcome(rows, {**summary, "words": words, **_tested(measured.dataset)})
 
     def judge(self, outcome: Outcome) -> None:
         """Raise FailedError that names the worst network if one loses more than ``max_drop`` percentage points."""
@@ -127,10 +130,17 @@ def _tested(dataset: "Dataset") -> dict[str, str]:
     return {"noun": dataset.test.noun, "tested_on": dataset.tested_on}
 
 
-def measure(
-    files: list[Path], config: MeasureSettings, context: Context, *, timed: bool
-) -> "tuple[list[Row], Dataset, list[Network]]":
-    """Measure networks on the data named, or that the first one remembers; return their figures, these data and them.
+class Measured(NamedTuple):
+    """What was measured of networks, and on which data."""
+
+    rows: "list[Row]"
+    evaluations: "list[Evaluation]"
+    networks: "list[Network]"
+    dataset: "Dataset"
+
+
+def measure(files: list[Path], config: MeasureSettings, context: Context, *, timed: bool) -> Measured:
+    """Measure networks on the data named, or that the first one remembers.
 
     Raises:
         MicronetError: A file cannot be opened, the networks take different inputs, or do not score the data's classes.
@@ -170,8 +180,8 @@ def measure(
     inputs, _ = next(eval_batches(dataset.test, dataset.spec, batch_size=1))
     for (file, _), each in zip(opened, candidates, strict=True):
         check_scores(each.network, inputs, dataset.spec, str(file), dataset.task)
-    rows = compare(candidates, dataset, context.progress, timed=timed)
-    return rows, dataset, [each.network for each in candidates]
+    rows, evaluations = compare(candidates, dataset, context.progress, timed=timed)
+    return Measured(rows, evaluations, [each.network for each in candidates], dataset)
 
 
 def each_runtime(files: list[Path], options: RuntimeOptions) -> list[tuple[Path, RuntimeOptions]]:
