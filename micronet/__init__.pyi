@@ -579,6 +579,7 @@ def export_onnx(
     data: str | Path | Batch | Iterable[Batch] | None = None,
     output: str | Path | None = None,
     skip_timing: bool = False,
+    low_bit_storage: bool = False,
     int4_storage: bool = False,
     embed_preprocessing: bool = False,
     model: str | None = None,
@@ -606,8 +607,10 @@ def export_onnx(
         opset: ONNX operator set version, 18 to 23.
         dynamic: Dynamic axes: a comma-separated list of batch, height and width, or none.
         precision: Precision of float networks. fp16 halves the file size; inputs and outputs remain float32.
-        int4_storage: Store weights of 4 bits or fewer two per byte; the file is smaller, but slower in ONNX
-            Runtime.
+        low_bit_storage: Store weights of fewer than 8 bits in about as many, unpacked when the file is loaded.
+            The outputs and the speed stay the same.
+        int4_storage: Store weights of 4 bits or fewer as ONNX's INT4, which is slower in ONNX Runtime;
+            low_bit_storage is not.
         embed_preprocessing: Accept 8-bit pixels as input, with the normalization built into the file.
         check_images: Number of test images used to check that the exported network agrees with torch.
         data, output, task, image_size, limit, force, progress: As in ``train``.
@@ -870,6 +873,62 @@ def evaluate(
 def compare(
     files: Sequence[Artifact | nn.Module | str | Path],
     *,
+    html: str | Path | None = None,
+    max_drop: float | None = None,
+    max_size: float | None = None,
+    min_speedup: float | None = None,
+    max_latency: float | None = None,
+    min_agreement: float | None = None,
+    data: str | Path | Batch | Iterable[Batch] | None = None,
+    runtime: str | None = None,
+    skip_timing: bool = False,
+    csv: str | Path | None = None,
+    junit: str | Path | None = None,
+    task: str | None = None,
+    image_size: int | None = None,
+    limit: int | None = None,
+    model: str | None = None,
+    trust_code: bool = False,
+    device: str | None = None,
+    threads: int | None = None,
+    arithmetic: Literal['exact', 'fast'] = 'exact',
+    progress: Progress | None = None,
+) -> list[Row]:
+    """Compare the accuracy, MACs, size and latency of networks.
+
+    The first network is the reference. Latencies are measured on this machine, alternating between the networks.
+    Sizes are file sizes; artifacts store float weights for further training, so quantization only reduces the
+    size of exported files. The gates, max_drop and others, judge every network but the first.
+
+    Args:
+        files: Artifacts, .onnx, .packed and .engine files, and folders from export.
+        html: Also write a page that says which network to ship, with charts, layers and the images they disagree
+            on.
+        max_drop: Raise FailedError if the accuracy of any network is more than this many percentage points below
+            that of the first.
+        max_size: Raise FailedError if a file is larger: in bytes or, up to 1, as a fraction of the first file's
+            size.
+        min_speedup: Raise FailedError if a network takes more than 1/N of the first one's time for one sample
+            (medians); 2 is twice as fast.
+        max_latency: Raise FailedError if the median time for one sample is longer, in milliseconds.
+        min_agreement: Raise FailedError if a network chooses the first one's class for less than this percentage
+            of the images.
+        csv: Also write the rows to this file, as CSV.
+        junit: Also write what the gates say to this file, as JUnit XML: a test case for each network and gate.
+        data, task, image_size, limit, progress: As in ``train``.
+        runtime, skip_timing, model, trust_code, device, threads, arithmetic: As in ``evaluate``.
+
+    Returns:
+        list[Row]: One row per network, as ``evaluate`` returns it; drop and agreement are relative to the first.
+
+    Raises:
+        MicronetError: See the module's documentation.
+    """
+
+def report(
+    folder: str | Path,
+    *,
+    output: str | Path | None = None,
     max_drop: float | None = None,
     data: str | Path | Batch | Iterable[Batch] | None = None,
     runtime: str | None = None,
@@ -884,17 +943,15 @@ def compare(
     arithmetic: Literal['exact', 'fast'] = 'exact',
     progress: Progress | None = None,
 ) -> list[Row]:
-    """Compare the accuracy, MACs, size and latency of networks.
+    """Write a page that compares the networks in a folder.
 
-    The first network is the reference. Latencies are measured on this machine, alternating between the networks.
-    Sizes are file sizes; artifacts store float weights for further training, so quantization only reduces the
-    size of exported files.
+    Compares all networks in the folder as micronet compare does, the first one made being the reference, and
+    writes a page that says which one to ship.
 
     Args:
-        files: Artifacts, .onnx, .packed and .engine files, and folders from export.
-        max_drop: Raise FailedError if the accuracy of any network is more than this many percentage points below
-            that of the first.
-        data, task, image_size, limit, progress: As in ``train``.
+        folder: The folder of a recipe, or any folder of networks.
+        max_drop: Loss of accuracy, in percentage points, up to which a network may be recommended. Default: 1.
+        output, data, task, image_size, limit, progress: As in ``train``.
         runtime, device, threads, skip_timing, model, trust_code, arithmetic: As in ``evaluate``.
 
     Returns:

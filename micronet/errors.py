@@ -4,6 +4,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from difflib import SequenceMatcher
 
 MAX_NAMES = 16  # in one message
+# What a terminal would obey, or a reader not see: control characters, and those that turn the direction of writing.
+_CONTROLS = (*range(32), *range(127, 160), *range(0x2028, 0x202F), *range(0x2066, 0x206A), 0xFFFE, 0xFFFF)
+_ESCAPES = {code: f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}" for code in _CONTROLS}
 
 
 class MicronetError(Exception):
@@ -38,6 +41,12 @@ def is_out_of_memory(error: BaseException) -> bool:
 def first_line(error: BaseException) -> str:
     """Return the first line of an exception's message, or its type if it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def visible(text: str, keep: str = "") -> str:
+    """Escape control characters, except those in ``keep``, in text that comes from a file or from its name."""
+    escapes = {code: shown for code, shown in _ESCAPES.items() if chr(code) not in keep}
+    return text.translate(escapes).encode("utf-8", "backslashreplace").decode()
 
 
 def count(number: int, noun: str) -> str:

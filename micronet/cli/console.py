@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,13 +14,13 @@ from rich.markup import escape
 from micronet.cli.process import discard_output
 from micronet.core import ranks
 from micronet.core.progress import Progress, Silent
-from micronet.errors import FailedError, MicronetError
+from micronet.errors import FailedError, MicronetError, visible
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
 
-_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
+WIDTH = 160  # of tables in files and pipes
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -27,7 +28,7 @@ err = Console(stderr=True, highlight=False, soft_wrap=True)
 def plain(text: str) -> str:
     """Escape control characters, which a file may hold and a terminal would obey, and what it cannot show."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-    return text.translate(_CONTROLS).encode(encoding, "backslashreplace").decode(encoding)
+    return visible(text, keep="\n\t").encode(encoding, "backslashreplace").decode(encoding)
 
 
 class Bar:
@@ -97,19 +98,43 @@ def print_line(text: str) -> None:
         out.print(plain(text), markup=False)
 
 
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None) -> None:
-    """Print a table with numbers aligned right."""
+def print_table(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None, optional: Sequence[str] = ()
+) -> None:
+    """Print a table with numbers aligned right.
+
+    ``optional``: columns that are left out if the terminal is too narrow, the least important first.
+    """
     from rich.table import Table
 
-    wide = Console(width=max(out.width, 160)) if not out.is_terminal else out
+    wide = Console(width=max(out.width, WIDTH)) if not (out.is_terminal or "COLUMNS" in os.environ) else out
+    shown = [[plain(column), *(plain(row[index]) for row in rows)] for index, column in enumerate(columns)]
+    left_out = _too_many(shown, optional, wide.width)
     table = Table(title=title, title_justify="left")
-    for index, column in enumerate(columns):
-        numeric = all(row[index][:1] in "+-0123456789?" for row in rows if row[index]) and bool(rows)
+    shown = [cells for cells in shown if cells[0] not in left_out]
+    for column, *cells in shown:
+        numeric = all(cell[:1] in "+-0123456789?" for cell in cells if cell) and bool(rows)
         table.add_column(column, justify="right" if numeric else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(escape(plain(cell)) for cell in row))
+    for row in zip(*(cells[1:] for cells in shown), strict=True):
+        table.add_row(*map(escape, row))
     with _to_standard_output():
         wide.print(table)
+    if left_out:
+        print_line(f"left out of this narrow table: {', '.join(left_out)} (--json has everything)")
+
+
+def _too_many(columns: Sequence[Sequence[str]], optional: Sequence[str], width: int) -> list[str]:
+    """Return the columns to leave out, of heads and cells, so that the others fit into a width."""
+    from rich.cells import cell_len
+
+    sizes = {cells[0]: max(map(cell_len, cells)) + len(" |") + 1 for cells in columns}
+    left_out: list[str] = []
+    for name in optional:
+        if sum(sizes.values()) < width:
+            break
+        if sizes.pop(name, None) is not None:
+            left_out.append(name)
+    return left_out
 
 
 @contextmanager

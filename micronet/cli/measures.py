@@ -1,5 +1,6 @@
 """What ``evaluate``, ``compare``, ``prune`` and ``trt-eval`` print of figures, and how any metric is spelled."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from micronet.cli.console import print_line, print_table
@@ -80,9 +81,12 @@ def show_comparison(summary: dict[str, Any]) -> None:
     for line in slower:
         print_line(line)
     title = count(rows[0]["images"], f"test {summary['noun']}") + _after_comma(summary["tested_on"])
-    print_table(_heads(summary), [_figures(row) for row in rows], title)
+    heads, table = _split_times(_heads(summary), [_figures(row) for row in rows])
+    print_table(heads, table, title, _least_important(heads, rows))
     for line in words[len(slower) :]:
         print_line(line)
+    if "html" in summary:
+        print_line(f"wrote {summary['html']}")
 
 
 def show_comparison_as_markdown(summary: dict[str, Any]) -> None:
@@ -90,6 +94,25 @@ def show_comparison_as_markdown(summary: dict[str, Any]) -> None:
     heads = _heads(summary)
     lines = [heads, ["---"] * 2 + ["---:"] * (len(heads) - 2), *map(_figures, summary["rows"])]
     print_line("\n".join(f"| {' | '.join(line)} |" for line in lines))
+
+
+def _split_times(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> tuple[list[str], list[list[str]]]:
+    """Return a table with the p95 of each latency in a column of its own, so that a terminal can leave it out."""
+    columns: dict[str, list[str]] = {}
+    for head, *cells in zip(heads, *rows, strict=True):
+        parts = [cell.removesuffix(")").partition(" (p95 ") for cell in cells]
+        columns[head] = [first for first, _, _ in parts]
+        if any(split for _, split, _ in parts):
+            columns[f"p95 of {head.partition(' ')[0]}"] = [last for _, _, last in parts]
+    return list(columns), [list(row) for row in zip(*columns.values(), strict=True)]
+
+
+def _least_important(heads: Sequence[str], rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the columns of a comparison that a narrow terminal leaves out, the least important first."""
+    times = [head for head in heads if head.startswith(f"{BATCHES['latency_batch64']} ")]
+    same = len({row["runtime"] for row in rows}) == 1
+    order = ["p95 of 64", "params", *["runtime"] * same, "MACs", "smaller", *times, "p95 of 1", "agrees", "runtime"]
+    return [*dict.fromkeys(order), "drop"]
 
 
 def _heads(summary: dict[str, Any]) -> tuple[str, ...]:

@@ -11,8 +11,9 @@ from micronet.onnx.integers import count_integer_layers, describe, slow_cause
 from micronet.packed.file_format import read
 from micronet.runtimes.onnxruntime import OrtPredictor
 from micronet.stages.pack_latency import packed_cause
-from micronet.stages.words import OTHER_WIDTHS
+from micronet.stages.words import OTHER_WIDTHS, row_labels
 
+BUSY = 3  # an idle machine stays below 1.5
 SIMULATED = "torch simulates integer arithmetic in float; run micronet export-onnx for a file that computes in integers"
 
 
@@ -30,8 +31,7 @@ def describe_speed(rows: Sequence[Row], files: Sequence[Path], networks: Sequenc
         file with what its runtime computes in integers.
     """
     integers = [_integers(network) for network in networks]
-    names = [row.name for row in rows]
-    labels = [f"{row.name} in {row.runtime}" if names.count(row.name) > 1 else row.name for row in rows]
+    labels = row_labels(rows)
     quantized = [found is not None or "quantize" in row.stages for row, found in zip(rows, integers, strict=True)]
     slower, others = [], []
     for row, name, file, found, is_quantized in zip(rows, labels, files, integers, quantized, strict=True):
@@ -49,6 +49,26 @@ def describe_speed(rows: Sequence[Row], files: Sequence[Path], networks: Sequenc
             first, *rest = describe(found)
             others += [f"{name}: {first}{f'; {times}' if times else ''}", *rest]
     return [*slower, *others]
+
+
+def describe_noise(rows: Sequence[Row]) -> list[str]:
+    """Return a line on the widest spread if the p95 of a latency is more than BUSY times its median, else nothing."""
+    spreads = [
+        (p95 / median, label, median, p95)
+        for row, label in zip(rows, row_labels(rows), strict=True)
+        for median, p95 in (
+            (row.latency_ms, row.latency_p95_ms),
+            (row.latency_batch64_ms, row.latency_batch64_p95_ms),
+        )
+        if median and p95
+    ]
+    spread, label, median, p95 = max(spreads, default=(0.0, "", 0.0, 0.0))
+    if spread <= BUSY:
+        return []
+    return [
+        f"this machine is busy: the p95 of {label} is {spread:.1f} times its median ({p95:.2f} ms vs. "
+        f"{median:.2f} ms); measure again when nothing else runs"
+    ]
 
 
 def _integers(network: Network) -> dict[str, Any] | None:

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from micronet.core.config import flag, flatten, group, setting
 from micronet.core.files import FOLDER, file_size
-from micronet.errors import FailedError, MicronetError
+from micronet.errors import MicronetError
 from micronet.runtimes.config import RuntimeOptions
 from micronet.stages.config import MeasureSettings, ReportConfig, TimingConfig, input_file
+from micronet.stages.gates import GateConfig, require, verdicts
 from micronet.stages.stage import Context, Outcome, Stage
 
 if TYPE_CHECKING:
@@ -52,9 +53,10 @@ class Compare(MeasureSettings, Stage):
     details = (
         "The first network is the reference. Latencies are measured on this machine, alternating between the "
         "networks. Sizes are file sizes; artifacts store float weights for further training, so quantization only "
-        "reduces the size of exported files."
+        "reduces the size of exported files. The gates, --max-drop and others, judge every network but the first."
     )
     example = "micronet compare float.safetensors int8.safetensors int8.onnx"
+    advanced = ("threads", "device")
     suffix = None
     product = "list[Row]"
 
@@ -66,34 +68,54 @@ class Compare(MeasureSettings, Stage):
     )
     timing: TimingConfig = group(TimingConfig)
     markdown: bool = setting(False, "Print the table in Markdown.", api=False, run_only=True, basic=True)
-    max_drop: float | None = setting(
-        None, 
-            "Exit with code 1 if the accuracy of any network is more than this many percentage points below that of "
-            "the first.",
+    html: Path | None = setting(
+        None,
+        "Also write a page that says which network to ship, with charts, layers and the images they disagree on.",
         basic=True,
-    )  # fmt: skip
+        metavar="FILE",
+        place="file",
+    )
+    csv: Path | None = setting(None, "Also write the rows to this file, as CSV.", metavar="FILE", place="file")
+    junit: Path | None = setting(
+        None,
+        "Also write what the gates say to this file, as JUnit XML: a test case for each network and gate.",
+        metavar="FILE",
+        place="file",
+    )
+    gates: GateConfig = group(GateConfig)
+
+    def check(self) -> None:
+        """Refuse gates that have nothing to judge, and a report of no gates."""
+        self.gates.check(len(each_runtime(self.files, self.runtime)), timed=not self.timing.skip_timing)
+        if self.junit is not None and self.gates == GateConfig():
+            raise MicronetError("--junit reports on gates, and none is set; add one, for example --max-drop 1")
 
     def run(self, context: Context) -> Outcome:
         """Measure every network on the test images."""
         self.runtime.check_files(self.files, several=True)
         from micronet.models.device import describe_machine
-        from micronet.stages.compare_latency import describe_speed
+        from micronet.stages.compare_latency import describe_noise, describe_speed
+        from micronet.stages.comparison_files import write_files
 
         measured = measure(self.files, self, context, timed=not self.timing.skip_timing)
         rows = measured.rows
-        summary = {"machine": describe_machine(), "rows": [row._asdict() for row in rows]}
-        words = describe_speed(rows, [file for file, _ in each_runtime(self.files, self.runtime)], measured.networks)
-        return Outcome(rows, {**summary, "words": words, **_tested(measured.dataset)})
+        summary: dict[str, Any] = {"machine": describe_machine(), "rows": [row._asdict() for row in rows]}
+        files = [file for file, _ in each_runtime(self.files, self.runtime)]
+        summary |= {"words": describe_speed(rows, files, measured.networks), **_tested(measured.dataset)}
+        summary["words"] += describe_noise(rows)
+        if found := verdicts(rows, self.gates):
+            summary["gates"] = [each._asdict() for each in found]
+        write_files(rows, found, csv=self.csv, junit=self.junit)
+        if self.html is not None:
+            from micronet.stages.comparison_page import write_comparison
+
+            write_comparison(self.html, files, measured, summary["words"], self.gates.max_drop, context.progress)
+            summary["html"] = str(self.html)
+        return Outcome(rows, summary)
 
     def judge(self, outcome: Outcome) -> None:
-        """Raise FailedError that names the worst network if one loses more than ``max_drop`` percentage points."""
-        rows = outcome.product
-        worst = max(rows, key=lambda row: row.drop)
-        if self.max_drop is not None and 100 * worst.drop > self.max_drop:
-            raise FailedError(
-                f"{worst.name} is {100 * worst.drop:.2f} percentage points less accurate than {rows[0].name}; "
-                f"--max-drop allows {self.max_drop:g}"
-            )
+        """Raise FailedError that names the network and the figure if a gate fails."""
+        require(verdicts(outcome.product, self.gates))
 
 
 @dataclass(frozen=True)

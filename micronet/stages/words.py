@@ -1,5 +1,6 @@
 """What a stage says before it works, and the command to run next. Imports torch only inside functions."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ from micronet.errors import count
 if TYPE_CHECKING:
     from micronet.artifact.artifact import Artifact
     from micronet.data.dataset import Dataset
+    from micronet.evaluation.report import Row
     from micronet.stages.stage import Stage
 
 MILLION = 1_000_000
@@ -33,6 +35,12 @@ def describe_network(artifact: "Artifact") -> str:
     params = sum(parameter.numel() for parameter in artifact.model.parameters())
     size = f"{params / MILLION:.2f} M" if params >= MILLION / 100 else f"{params:,}"
     return f"{name} with {size} parameters"
+
+
+def row_labels(rows: "Sequence[Row]") -> list[str]:
+    """Return what to call each row of a comparison: its name, with the runtime if several rows have the same name."""
+    names = [row.name for row in rows]
+    return [f"{row.name} in {row.runtime}" if names.count(row.name) > 1 else row.name for row in rows]
 
 
 def describe_inputs(inputs: list[dict[str, Any]]) -> str:
