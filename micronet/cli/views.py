@@ -172,6 +172,8 @@ def _export_onnx(summary: dict[str, Any]) -> None:
         print_line(line)
     print_left_float(summary["left_float"])
     if summary["kept_float32"]:
+    if sizes := summary.get("low_bits"):
+        print_line(f"weights in fewer than 8 bits: {sizes['bytes']:,} bytes instead of {sizes['int8_bytes']:,}")
         print_line("kept in float32: " + ", ".join(summary["kept_float32"]))
 
 

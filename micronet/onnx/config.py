@@ -29,8 +29,14 @@ class ExportConfig(Settings):
     precision: Literal["fp32", "fp16"] = setting(
         "fp32", "Precision of float networks. fp16 halves the file size; inputs and outputs remain float32.", basic=True
     )
+    low_bit_storage: bool = setting(
+        False,
+        "Store weights of fewer than 8 bits in about as many, unpacked when the file is loaded. The outputs and the "
+        "speed stay the same.",
+    )
     int4_storage: bool = setting(
-        False, "Store weights of 4 bits or fewer two per byte; the file is smaller, but slower in ONNX Runtime."
+        False,
+        "Store weights of 4 bits or fewer as ONNX's INT4, which is slower in ONNX Runtime; --low-bit-storage is not.",
     )
     embed_preprocessing: bool = setting(
         False, "Accept 8-bit pixels as input, with the normalization built into the file."
@@ -45,6 +51,10 @@ class ExportConfig(Settings):
                 raise unknown("axis for --dynamic:", name, [*AXES, "none"])
         if len(set(self.free_axes)) < len(self.free_axes):
             raise MicronetError(f"--dynamic {self.dynamic} lists an axis twice; list each axis once")
+        if self.low_bit_storage and self.int4_storage:
+            raise MicronetError("--low-bit-storage and --int4-storage cannot be combined; drop --int4-storage")
+        if self.low_bit_storage and self.target == "tensorrt":
+            raise MicronetError("TensorRT does not unpack weights; drop --low-bit-storage to store them as int8")
         if self.int4_storage and self.opset < INT4_OPSET:
             raise MicronetError(f"--int4-storage needs --opset {INT4_OPSET} or later")
         if self.int4_storage and self.target == "tensorrt":

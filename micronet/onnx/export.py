@@ -26,6 +26,7 @@ from micronet.onnx.channel_padding import pad_depthwise
 from micronet.onnx.config import ExportConfig
 from micronet.onnx.gates import quantize_gates
 from micronet.onnx.graph_export import export_graph
+from micronet.onnx.low_bits import pack_weights, to_int4
 from micronet.onnx.moves import requantize_moves
 from micronet.onnx.simplify import simplify
 from micronet.onnx.weight_layout import store_transposed_in_float, transpose_weights
@@ -89,6 +90,8 @@ def to_onnx(
     if config.embed_preprocessing:
         proto = rewrite.embed_preprocessing(proto, DataSpec.from_json(artifact.data or {}))
     onnx.helper.set_model_props(proto, {METADATA_KEY: json.dumps(about, sort_keys=True)})
+    if config.low_bit_storage:
+        proto = pack_weights(proto)
     onnx.checker.check_model(proto, full_check=True)
     return proto
 
@@ -115,7 +118,7 @@ def _adapt(model: ir.Model, config: ExportConfig, *, quantized: bool, pairs: boo
     if config.target == "tensorrt":
         rewrite.quantize_after_reshapes(model)
     if config.int4_storage:
-        rewrite.to_int4(model)
+        to_int4(model)
 
 
 def _add_pairs(model: ir.Model, *, gates: bool = True) -> None:

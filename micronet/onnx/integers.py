@@ -16,6 +16,7 @@ from micronet.onnx.channel_padding import restore_channels
 from micronet.onnx.gates import restore_gates
 from micronet.onnx.graph_view import GraphView, WeightedNode
 from micronet.onnx.ops import CONVOLUTIONS, DEQUANTIZE, INTEGER_LAYERS, QUANTIZE, SMOOTH
+from micronet.onnx.stored import unpack_weights
 from micronet.runtimes.config import RuntimeOptions
 from micronet.runtimes.onnxruntime import optimize, session_predictor
 
@@ -35,7 +36,7 @@ def count_integer_layers(proto: onnx.ModelProto) -> dict[str, Any] | None:
         of two activations stay float; ``activations``: the operators of smooth activations between layers that stay
         float. None for a float file, and if ONNX Runtime refuses the model.
     """
-    graph = GraphView(proto)
+    graph = GraphView(unpack_weights(proto))
     if not graph.qdq:
         return None
     try:
@@ -122,10 +123,10 @@ def measure_speed(proto: onnx.ModelProto, sample: Any) -> dict[str, Any]:
 def without_quantizers(proto: onnx.ModelProto) -> onnx.ModelProto:
     """Return a model in float: activations are not quantized, and weights are stored dequantized."""
     plain = onnx.ModelProto()
-    plain.CopyFrom(proto)
+    plain.CopyFrom(unpack_weights(proto))
     restore_gates(plain)
     graph, same = plain.graph, dict[str, str]()
-    stored = {tensor.name: tensor for tensor in proto.graph.initializer}
+    stored = {tensor.name: tensor for tensor in graph.initializer}
     kept = []
     for node in list(graph.node):
         source = same.get(node.input[0], node.input[0]) if node.input else ""

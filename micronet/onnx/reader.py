@@ -12,7 +12,7 @@ from micronet.errors import FailedError, MicronetError, count, first_line
 from micronet.models.spec import LARGEST_INPUT
 from micronet.onnx.ops import DEQUANTIZE, QUANTIZE, RECURRENT, RESHAPES, WEIGHTED_OPS
 from micronet.onnx.sizes import TooLargeError, check_computed
-from micronet.onnx.stored import check_tensor, float_values, load_external, node_lists, stored_tensors
+from micronet.onnx.stored import check_tensor, float_values, load_external, node_lists, stored_tensors, unpack_weights
 
 # Operators that multiply by weights or statistics, where infinity gives nothing but infinity and NaN. Others may read
 # it: an attention mask holds -infinity, and exporters multiply by it to make one.
@@ -49,6 +49,7 @@ def read_onnx(path: Path) -> onnx.ModelProto:
             _check_declared(value)
         onnx.checker.check_model(path)  # not proto, which is too large if it took weights from a second file
         check_computed(proto)
+        proto = unpack_weights(proto)
         wrong = next(filter(None, map(_wrong_value, (proto.graph, *proto.functions))), None)
     except TooLargeError as error:
         raise MicronetError(f"{path} is too large: {error}") from error

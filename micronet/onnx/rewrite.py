@@ -1,4 +1,4 @@
-"""Rewrites of a whole ONNX graph: tidying up, half precision, 4-bit storage, preprocessing, the order of operators.
+"""Rewrites of a whole ONNX graph: tidying up, half precision, preprocessing, the order of operators.
 
 No function changes what the model computes, apart from the intended rounding.
 """
@@ -24,7 +24,6 @@ from micronet.onnx.ops import DEQUANTIZE, QUANTIZE, RESHAPES
 from micronet.runtimes.onnxruntime import exposing_session, run
 
 HALF_MAX, HALF_MIN = 65504.0, 2.0**-14  # the largest finite and the smallest normal float16
-INT4_MIN, INT4_MAX = -8, 7
 # Attributes that torch's exporter writes although they equal the operator's defaults.
 _DEFAULTS = {
     QUANTIZE: {"axis": 1, "block_size": 0, "output_dtype": 0, "saturate": 1, "precision": 0},
@@ -165,26 +164,6 @@ def _half_misfit(value: NDArray[np.generic]) -> str | None:
     if largest == 0 or HALF_MIN <= largest <= HALF_MAX:
         return None
     return "too small" if largest < HALF_MIN else "too large"
-
-
-def to_int4(model: ir.Model) -> None:
-    """Store every weight whose integers fit 4 bits as INT4, two per byte; raise MicronetError if none does."""
-    done, int4 = False, ir.DataType.INT4.numpy()
-    for node in model.graph:
-        q, scale, zero_point = (array(node, index) for index in range(3))
-        if node.op_type != DEQUANTIZE or q is None or scale is None or q.dtype != np.int8:
-            continue
-        unit = int(np.gcd.reduce(np.abs(q.astype(np.int64)), axis=None)) or 1  # int8 may hold a coarser grid
-        if q.min() < INT4_MIN * unit or q.max() > INT4_MAX * unit or (zero_point is not None and zero_point.any()):
-            continue
-        arrays = (q // unit).astype(int4), (scale * np.float64(unit)).astype(np.float32), np.zeros(scale.shape, int4)
-        for value, values in zip(filter(None, node.inputs), arrays, strict=False):
-            value.const_value = ir.tensor(values, name=value.name)
-        done = True
-    if not done:
-        raise MicronetError(
-            "--int4-storage: this network has no weights of 4 bits or fewer; quantize it with --w-bits 4"
-        )
 
 
 def check_preprocessing(spec: DataSpec) -> None:

@@ -1,21 +1,31 @@
 """What ONNX files store: graphs, and tensors, whose bytes are counted before memory is reserved."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
 from micronet.core.parse import check_regular
+from micronet.onnx.ops import DEQUANTIZE
 
 MAX_WEIGHT_BYTES = 2**31 - 2**20  # what one protobuf message can hold beside the graph
 PACKED_BITS = {  # types with several numbers in a byte; those of two bits are unknown to older releases of onnx
     getattr(TensorProto, name): bits
     for name, bits in {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2}.items()
     if hasattr(TensorProto, name)
+}
+MAX_UNPACKED = 64  # numbers, with all results in between, that one byte of packed weights may become
+UNPACKING: dict[str, Callable[..., NDArray[Any]]] = {  # the operators that unpack weights
+    "Cast": lambda x, to: x.astype(onnx.helper.tensor_dtype_to_np_dtype(to)),
+    "Gather": lambda table, indices: table[indices],
+    "Reshape": lambda x, shape: x.reshape(shape),
+    "Slice": lambda x, start, stop: x[start[0] : stop[0]],
+    "Add": lambda a, b: a + b.reshape(a.shape),
 }
 
 
@@ -90,3 +100,52 @@ def float_values(tensor: TensorProto) -> Any:
         return numpy_helper.to_array(tensor)
     small = tensor.data_type not in (TensorProto.STRING, *PACKED_BITS) and kind.kind not in "biucOSU"
     return numpy_helper.to_array(tensor).astype(np.float32) if small else None
+
+
+def unpack_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a model with weights that ``low_bits.pack_weights`` packed as 8-bit integers again; others as they are."""
+    unpacked = _unpacked(proto.graph)
+    if not unpacked:
+        return proto
+    plain = onnx.ModelProto()
+    plain.CopyFrom(proto)
+    graph = plain.graph
+    packed = {name for node in graph.node if node.output[0] in unpacked for name in node.input}
+    nodes = [node for node in proto.graph.node if node.output[0] not in unpacked]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    read = {name for each in node_lists(graph) for node in each.node for name in node.input}
+    read.update(each.name for each in graph.output)
+    tensors = [each for each in proto.graph.initializer if each.name in read or each.name not in packed]
+    del graph.initializer[:]
+    graph.initializer.extend(tensors)
+    graph.initializer.extend(numpy_helper.from_array(unpacked[name], name) for name in unpacked if name in read)
+    return plain
+
+
+def _unpacked(graph: onnx.GraphProto) -> dict[str, NDArray[Any]]:
+    """Return what the nodes compute that unpack weights; nothing if the file asks for more than packed weights do."""
+    wanted, nodes = set[str](), list[onnx.NodeProto]()
+    for node in reversed(graph.node):
+        if node.op_type == DEQUANTIZE:
+            wanted.add(node.input[0])
+        elif node.op_type in UNPACKING and wanted.intersection(node.output):
+            wanted.update(node.input)
+            nodes.append(node)
+    read = {name for node in nodes for name in node.input}
+    known = {each.name: numpy_helper.to_array(each) for each in graph.initializer if each.name in read}
+    left = MAX_UNPACKED * sum(each.nbytes for each in known.values())
+    found: dict[str, NDArray[Any]] = {}
+    for node in reversed(nodes):
+        given = [known[name] for name in node.input if name in known]
+        options = {each.name: onnx.helper.get_attribute_value(each) for each in node.attribute}
+        if len(given) < len(node.input) or not given:
+            continue
+        left -= given[-1].size * math.prod(given[0].shape[1:]) if node.op_type == "Gather" else given[0].size
+        if left < 0:
+            return {}
+        try:
+            found[node.output[0]] = known[node.output[0]] = UNPACKING[node.op_type](*given, **options)
+        except (IndexError, KeyError, TypeError, ValueError):  # another use of the operator
+            continue
+    return found

@@ -16,8 +16,9 @@ from micronet.onnx.check import compare_layers, compare_outputs, require_agreeme
 from micronet.onnx.config import ExportConfig
 from micronet.onnx.export import to_onnx, with_pairs
 from micronet.onnx.integers import count_integer_layers, slow_cause
+from micronet.onnx.low_bits import to_int4
 from micronet.onnx.posttraining import prepare
-from micronet.onnx.rewrite import embed_preprocessing, to_half, to_int4
+from micronet.onnx.rewrite import embed_preprocessing, to_half
 from micronet.runtimes.config import RuntimeOptions
 from micronet.runtimes.onnxruntime import metadata, open_session, session_predictor
 from tests.onnx.networks import IMAGES, NIN, RESNET, plain, plain_file, quantized, quantized_file
@@ -138,6 +139,8 @@ def test_embedded_preprocessing_takes_the_pixels(of_pixels):
         ({"dynamic": "batch,batch"}, "twice"),
         ({"int4_storage": True, "opset": 20}, "--opset 21 or later"),
         ({"int4_storage": True, "target": "tensorrt"}, "drop --int4-storage"),
+        ({"int4_storage": True, "low_bit_storage": True}, "drop --int4-storage"),
+        ({"low_bit_storage": True, "target": "tensorrt"}, "drop --low-bit-storage"),
     ],
 )
 def test_impossible_options_are_one_line(options, message):
