@@ -65,6 +65,7 @@ class ExportOnnx(CheckedSettings, Stage):
         from micronet.models.device import Inputs, as_arrays, head
         from micronet.onnx.check import compare_outputs, drift, require_agreement
         from micronet.onnx.integers import count_integer_layers, describe, measure_speed
+        from micronet.onnx.stored import unpack_weights
         from micronet.runtimes.onnxruntime import metadata
         from micronet.tasks.task import CLASSIFICATION
 
