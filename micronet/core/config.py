@@ -33,12 +33,13 @@ class About(TypedDict, total=False):
     run_only: bool  # it says how a command runs, not what it computes; recipes do not take it
     api: bool  # the Python API takes it
     option: str | None  # its spelling on the command line, if it is not "--" and the name
+    names: str | None  # the kind of names, as in `micronet list KIND`, that shells complete
     place: str | None  # "file": a file to write, "cache": one to read or write; checked before any work
 
 
 _UNDECLARED: About = {
     "low": -math.inf, "high": math.inf, "basic": False, "metavar": None, "argument": False, "kinds": (),
-    "run_only": False, "api": True, "option": None, "place": None,
+    "run_only": False, "api": True, "option": None, "names": None, "place": None,
 }  # fmt: skip
 
 

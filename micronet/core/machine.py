@@ -19,6 +19,11 @@ _MALLOPT = {
     -2: 256 << 20,  # M_TOP_PAD: grow in large pieces
 }
 
+# What networks gain from, by the words of /proc/cpuinfo on x86 and Arm.
+FEATURES = {
+    "AVX2": {"avx2"}, "AVX-512": {"avx512f"}, "VNNI": {"avx512_vnni", "avx_vnni"},
+    "BF16": {"avx512_bf16", "amx_bf16", "bf16"}, "AMX": {"amx_tile"}, "NEON": {"asimd", "neon"},
+}  # fmt: skip
 _PR_SET_PDEATHSIG = 1  # prctl.h: the signal sent when the parent dies
 _ASSUMED_MEMORY_BYTES = 4 << 30  # on systems without /proc/meminfo
 _CGROUP = Path("/sys/fs/cgroup")
@@ -34,12 +39,21 @@ def version() -> str:
 
 def has_vnni() -> bool:
     """Return True if the processor has 8-bit dot products (VNNI); False if that is unknown."""
-    return re.search(r"^flags\s*:.*\b(avx512_vnni|avx_vnni)\b", _cpuinfo(), re.MULTILINE) is not None
+    return processor_features().get("VNNI", False)
 
 
 def has_bf16() -> bool:
     """Return True if the processor computes in bfloat16 (AVX-512 BF16, AMX, or Arm's); False if that is unknown."""
-    return re.search(r"^(flags|Features)\s*:.*\b(avx512_bf16|amx_bf16|bf16)\b", _cpuinfo(), re.MULTILINE) is not None
+    return processor_features().get("BF16", False)
+
+
+def processor_features() -> dict[str, bool]:
+    """Return which of FEATURES the processor has, by name; nothing if the system does not say."""
+    if platform.machine() == "arm64":  # macOS, which has no list
+        return {"NEON": True}
+    found = re.search(r"^(?:flags|Features)\s*:(.*)$", _cpuinfo(), re.MULTILINE)
+    own = set(found[1].split()) if found else set()
+    return {name: not flags.isdisjoint(own) for name, flags in FEATURES.items()} if own else {}
 
 
 def usable_cores() -> int:
@@ -66,6 +80,13 @@ def available_memory() -> int:
         kept = re.search(r"^inactive_file (\d+)$", (_CGROUP / "memory.stat").read_text(), re.MULTILINE)
         machine = min(machine, limit - used + (int(kept[1]) if kept else 0))
     return max(0, machine)
+
+
+def total_memory() -> int:
+    """Return the bytes of memory of the machine, or 0 if unknown."""
+    with suppress(OSError, IndexError):
+        return int(re.findall(r"MemTotal:\s*(\d+) kB", Path("/proc/meminfo").read_text())[0]) * 1024
+    return 0
 
 
 def tune_allocator() -> None:

@@ -68,8 +68,9 @@ class NiN(nn.Module):
         return flatten(self.pool(self.features(x)))
 
 
-nin = NiN
-nin_3x3 = partial(NiN, conv4_kernel=3)
+nin = NiN  # 0.97 M parameters, 0.22 GMACs at 3x32x32; eight of nine convolutions can be pruned
+nin_3x3 = partial(NiN, conv4_kernel=3)  # 0.67 M parameters, 0.15 GMACs at 3x32x32; no 5x5 but the first
+# 0.59 M parameters, 0.16 GMACs at 3x32x32; grouped convolutions with channel shuffles
 nin_gc = partial(NiN, conv4_kernel=3, full_widths=_GROUPED_WIDTHS, groups=_GROUPS, pool=(2, 2, 0))
 
 

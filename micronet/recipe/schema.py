@@ -22,7 +22,11 @@ class Schema(Stage):
     product = "dict[str, object]"
 
     of: str = setting(
-        "recipe", "Schema to print: recipe, or a stage name such as train.", argument=True, metavar="[SUBJECT]"
+        "recipe",
+        "Schema to print: recipe, or a stage name such as train.",
+        argument=True,
+        metavar="[SUBJECT]",
+        names="stages",
     )
 
     def run(self, context: Context) -> Outcome:

@@ -36,6 +36,7 @@ class RuntimeOptions(CodeOptions):
         "Runtime for .onnx files: onnxruntime, or openvino if that package is installed; compare takes both, separated "
         "by a comma. Default: onnxruntime.",
         basic=True,
+        names="runtimes",
     )
     device: str | None = setting(
         None, "Device for torch: cpu, cuda or cuda:N; default: cuda if available, otherwise cpu.", basic=True

@@ -31,7 +31,7 @@ def input_file(
 class ModelConfig(Settings):
     """Network."""
 
-    model: str | None = setting(None, f"{MODELS}; default: {DEFAULT_MODEL}.", basic=True)
+    model: str | None = setting(None, f"{MODELS}; default: {DEFAULT_MODEL}.", basic=True, names="models")
     width: float | None = setting(
         None, "Multiplier for the width of every layer (built-in networks only); default: 1.", low=0.01, high=16
     )
@@ -85,6 +85,7 @@ class DataConfig(Settings):
         "digits, cifar10, cifar100, mnist, fashion-mnist, a folder with train/ and test/, an .npz file, or "
         "pkg.mod:factory. Default: the data set recorded in the artifact; without an artifact, digits.",
         basic=True,
+        names="data",
     )
     task: str | None = setting(
         None,
@@ -92,6 +93,7 @@ class DataConfig(Settings):
         "or path/to/file.py:Task (which runs that code). Default: the task recorded in the artifact; without one, "
         "classification.",
         metavar="TASK",
+        names="tasks",
     )
     image_size: int | None = setting(None, "Resize and crop images to NxN pixels.", low=1, high=16384)
     limit: int | None = setting(None, "Use at most N training and N test images.", low=2, metavar="N")

@@ -11,7 +11,7 @@ from micronet.core.files import FOLDER, check_cache_path, check_output_path, che
 from micronet.core.folders import check_output_folder
 from micronet.core.progress import Progress, Silent
 from micronet.errors import MAX_NAMES, MicronetError, count, listed
-from micronet.stages.stage import COMPUTED, Context, Memory, Outcome, Stage
+from micronet.stages.stage import COMPUTED, Context, Memory, Outcome, Stage, uses
 from micronet.stages.words import next_command
 
 if TYPE_CHECKING:
@@ -42,8 +42,10 @@ def execute(
         if written:
             path = values["output"] or stage.default_output()
             _check_output(path, suffix or "", force=values["force"], resume=values.get("resume", False))
-        else:
+        elif suffix is not None or uses(type(stage), "data"):
             path = temporary.enter_context(temporary_folder()) / f"result{suffix or ''}"
+        else:
+            path = Path()  # a report that trains and calibrates nothing needs no place
         _check_places(stage)
         source = stage.open(memory.source)
         if source is not None:

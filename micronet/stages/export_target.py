@@ -30,7 +30,7 @@ class Export(CheckedSettings, Stage):
     product = "ModelProto | Program | Engine | Folder"
     takes_example = True
 
-    target: str = setting("onnxruntime", f"Target runtime: {', '.join(registry.TARGETS)}.", basic=True)
+    target: str = setting("onnxruntime", f"Target runtime: {', '.join(registry.TARGETS)}.", basic=True, names="targets")
     precision: Literal["fp32", "fp16"] = setting(
         "fp32",
         "How float weights are stored. fp16 halves them; onnxruntime computes in fp16 too, openvino and ncnn in fp32.",
