@@ -28,7 +28,7 @@ class Interrupted(MicronetError):
         number = stop.args[0] if stop.args else SIGINT
         self.exit_code = 128 + number
         words = "interrupted" if number == SIGINT else f"ended by {Signals(number).name}"
-        if stage.trains() or stage.name == "run":
+        if stage.trains() or stage.name in ("run", "compress"):
             again = " with --resume" if stage.trains() else ""
             words += f"; all files are intact. To continue, run the same command{again}"
         super().__init__(words)
@@ -106,7 +106,7 @@ def _parameter(option: Option, *, basic: bool) -> inspect.Parameter:
     text = about["help"]
     if option.default is not None:
         text = text.partition(" Default: ")[0]  # that of the other stages; Typer shows this one's
-    shared = {"help": text, "metavar": about["metavar"]}
+    shared = {"help": text, "metavar": about["metavar"], "autocompletion": _completion(about["names"])}
     if about["argument"]:
         declared: Any = typer.Argument(**shared, show_default=False)
     else:
@@ -116,3 +116,14 @@ def _parameter(option: Option, *, basic: bool) -> inspect.Parameter:
     return inspect.Parameter(
         option.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, declared]
     )
+
+
+def _completion(kind: str | None) -> Callable[[str], list[str]] | None:
+    """Return what completes the names of a kind in shells, or None, which leaves the completion to Typer."""
+
+    def names(incomplete: str) -> list[str]:
+        from micronet.recipe.list_names import names_of
+
+        return [name for name in names_of(kind or "") if name.startswith(incomplete)]
+
+    return names if kind else None
