@@ -6,7 +6,7 @@ import numpy as np
 
 from micronet.packed.program import Operation
 from micronet.runtimes.c import weights
-from micronet.runtimes.c.maps import BITS, BYTES, REALS, Map
+from micronet.runtimes.c.maps import BITS, BYTES, FLOATS, Map
 from micronet.runtimes.c.state import Fused, State
 from micronet.runtimes.c.weights import Array, Stored
 
@@ -25,7 +25,7 @@ def lower_layer(state: State, operation: Operation, x: Map) -> None:
         for axis, size in enumerate((x.rows, x.columns))
     )
     if rows < 1 or columns < 1 or weight.shape[3] * groups != x.channels or len(weight) % groups:
-        raise state.misfit()
+        raise state.mismatch()
     stored, x = _store(state, weight, groups, x)
     if operation.kind == "threshold":
         fused = Fused(state.index + 1)
@@ -46,7 +46,7 @@ def lower_layer(state: State, operation: Operation, x: Map) -> None:
     )  # fmt: skip
     state.call(stored.kernel, [x], [out], layer)
     size = weight[0].size
-    patch = {"conv_bits": 16 * -(-size // 64), "conv_reals": 4 * size, "conv_bytes": size, "conv_levels": size}
+    patch = {"conv_bits": 16 * -(-size // 64), "conv_floats": 4 * size, "conv_bytes": size, "conv_levels": size}
     state.patch_bytes = max(state.patch_bytes, patch.get(stored.kernel, 0))
 
 
@@ -56,18 +56,18 @@ def _conv_form(state: State, operation: Operation, x: Map) -> tuple[Array, dict[
     assert weight is not None
     if operation.kind == "linear":
         if weight.ndim != 2 or weight.shape[1] != x.channels * (x.pixels if x.flat else 1):
-            raise state.misfit()
+            raise state.mismatch()
         shape = (x.rows, x.columns) if x.flat else (1, 1)
         weight, attributes = weight.reshape(len(weight), x.channels, *shape), {}
     else:
-        x = state.spread(x)
+        x = state.materialize(x)
     if weight.ndim != 4 or any(
         part is not None and part.size != len(weight) for part in (operation.bias, operation.limits)
     ):
-        raise state.misfit()
+        raise state.mismatch()
     if operation.scale is not None and operation.scale.size not in (1, len(weight)):
-        raise state.misfit()
-    if operation.kind == "threshold" and (x.type == REALS or weight.dtype.kind == "f" or operation.limits is None):
+        raise state.mismatch()
+    if operation.kind == "threshold" and (x.type == FLOATS or weight.dtype.kind == "f" or operation.limits is None):
         raise state.refuse("thresholds of float sums")
     return weight.transpose(0, 2, 3, 1), attributes, x
 
@@ -75,7 +75,7 @@ def _conv_form(state: State, operation: Operation, x: Map) -> tuple[Array, dict[
 def _store(state: State, weight: Array, groups: int, x: Map) -> tuple[Stored, Map]:
     """Return the weight as the kernel for its input reads it, and that input."""
     depthwise = weight.shape[3] == 1 and groups == len(weight)
-    if x.type == REALS or weight.dtype.kind == "f":
+    if x.type == FLOATS or weight.dtype.kind == "f":
         found = weights.store_depthwise(weight, floats=True) if depthwise else None
         return found or weights.store_floats(weight, groups), state.floats(x)
     if x.type == BITS and (found := weights.store_signs(weight, groups)):
@@ -84,8 +84,8 @@ def _store(state: State, weight: Array, groups: int, x: Map) -> tuple[Stored, Ma
         x = state.bytes_of(x)
     found = weights.store_depthwise(weight, floats=False) if depthwise and x.type == BYTES else None
     found = found or (weights.store_integers(weight, groups) if x.type == BYTES else weights.store_wide(weight))
-    most = max(abs(x.low - x.zero), abs(x.high - x.zero))
-    if found.kernel == "conv_wide" and found.largest * most >= EXACT:
+    largest_input = max(abs(x.low - x.zero), abs(x.high - x.zero))
+    if found.kernel == "conv_wide" and found.largest * largest_input >= EXACT:
         raise state.refuse("sums of more than 53 bits")
     return found, x
 
@@ -93,7 +93,7 @@ def _store(state: State, weight: Array, groups: int, x: Map) -> tuple[Stored, Ma
 def _numbers(state: State, operation: Operation, stored: Stored, weight: Array, x: Map) -> dict[str, Any]:
     """Return the fields of what follows a layer's sums: limits, or base, scale and bias."""
     outputs, bias = len(weight), operation.bias
-    floats = stored.kernel.endswith("_reals")
+    floats = stored.kernel.endswith("_floats")
     base = np.zeros(outputs, np.int64)
     if stored.kernel in ("conv_bytes", "conv_levels"):  # they add up values, not values minus their zero point
         base -= x.zero * weight.reshape(outputs, -1).sum(1).astype(np.int64)

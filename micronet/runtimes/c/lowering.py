@@ -8,7 +8,7 @@ import numpy as np
 from micronet.packed.program import Operation, Program
 from micronet.runtimes.c.lower_layers import lower_layer
 from micronet.runtimes.c.lower_moves import MOVES, lower_concat
-from micronet.runtimes.c.maps import BYTES, WHOLES, Map
+from micronet.runtimes.c.maps import BYTES, INTS, Map
 from micronet.runtimes.c.state import Fused, State
 from micronet.runtimes.packed.numpy_operators import ELEMENTWISE, Value
 
@@ -34,12 +34,12 @@ def lower(program: Program) -> tuple[State, list[Output]]:
     for value in program.results:
         made = state.values[value]
         shape = (made.channels * made.pixels,) if made.vector else (made.channels, made.rows, made.columns)
-        found.append(Output(made, shape, made.type in (BYTES, WHOLES)))
+        found.append(Output(made, shape, made.type in (BYTES, INTS)))
     integer = all(each.integer for each in found) and len({each.map.scale for each in found}) == 1
     place = 0
     for each in found:
         each.integer = integer
-        state.call("scores_levels" if integer else "scores_reals", [each.map], [], f"scores + {place}")
+        state.call("scores_levels" if integer else "scores_floats", [each.map], [], f"scores + {place}")
         place += int(np.prod(each.shape))
     return state, found
 
@@ -54,7 +54,7 @@ def _lower_image(state: State) -> None:
         scale, shift = normalization(state.program.about["data"])
         state.call("image_bytes", [], [out], f"{state.table(scale)}, {state.table(shift)}, {arguments}")
     else:
-        state.call("image_reals", [], [out], arguments)
+        state.call("image_floats", [], [out], arguments)
 
 
 def takes_pixels(program: Program) -> bool:
@@ -92,7 +92,7 @@ def _lower_elementwise(state: State, operation: Operation, inputs: list[Map]) ->
     if kind in ("add", "mul", "affine"):
         fused = state.fuse(state.index + 1)
         if kind == "affine" or inputs[0].flat != inputs[1].flat or inputs[0].pixels != inputs[1].pixels:
-            inputs = [state.spread(each) for each in inputs]
+            inputs = [state.materialize(each) for each in inputs]
         more = _scales(state, operation, inputs[0]) if kind == "affine" else {}
     else:
         fused = state.fuse(state.index + 1, operation)
@@ -115,7 +115,7 @@ def _scales(state: State, operation: Operation, x: Map) -> dict[str, Any]:
     assert operation.scale is not None and operation.bias is not None
     scale, bias = operation.scale.astype(np.float32), operation.bias.astype(np.float32)
     if {scale.size, bias.size} - {1, x.channels}:
-        raise state.misfit()
+        raise state.mismatch()
     size = max(scale.size, bias.size)
     scale, bias = np.broadcast_to(scale, size), np.broadcast_to(bias, size)
     return {"scale": state.table(scale), "bias": state.table(bias), "scale_stride": int(size > 1)}

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from micronet.errors import MicronetError
 
-BITS, BYTES, WHOLES, REALS = "BITS", "BYTES", "WHOLES", "REALS"  # signs, uint8, int32, float: as in kernels/base.h
+BITS, BYTES, INTS, FLOATS = "BITS", "BYTES", "INTS", "FLOATS"  # signs, uint8, int32, float: as in kernels/base.h
 ALIGNMENT = 8
 MAX_BYTES = 1 << 30  # of an arena
 MAX_LEVEL = 1 << 21  # of integers that are rounded exactly in float32
@@ -27,7 +27,7 @@ class Buffer:
 
 @dataclass(eq=False)
 class Map:
-    """A feature map; with BYTES or WHOLES, integers for (q - zero) * scale, from ``low`` to ``high``.
+    """A feature map; with BYTES or INTS, integers for (q - zero) * scale, from ``low`` to ``high``.
 
     flat: its values are one row of channels, rows and columns, although its pixels still lie in place. vector: the
     network sees (N, C), not (N, C, H, W).
@@ -94,7 +94,7 @@ def integers(scale: float, zero: int, low: int, high: int) -> dict[str, Any]:
     small = low + shift >= 0 and high + shift <= 255
     shift = shift if small else 0
     return {
-        "type": BYTES if small else WHOLES,
+        "type": BYTES if small else INTS,
         "scale": scale, "zero": zero + shift, "low": low + shift, "high": high + shift,
     }  # fmt: skip
 

@@ -110,7 +110,7 @@ class CNetwork:
         for index, operation in enumerate(self.program.operations):
             if operation.weight is not None:
                 kind = "linear" if operation.kind == "linear" else "convolutions"
-                integer = not kernels[index].endswith("_reals")
+                integer = not kernels[index].endswith("_floats")
                 found[kind]["all"] += 1
                 found[kind]["integer"] += integer
                 if not integer:

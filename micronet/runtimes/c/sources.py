@@ -11,7 +11,7 @@ from micronet.runtimes.c.functions import function_code
 INCLUDE = re.compile(r'^#include "(.+)"\n', re.MULTILINE)
 # Kernels that share a file with another one.
 FILES = {
-    "depthwise_bytes": "depthwise.c", "depthwise_reals": "depthwise_reals.c", "copy_part": "copy.c",
+    "depthwise_bytes": "depthwise.c", "depthwise_floats": "depthwise_floats.c", "copy_part": "copy.c",
     "fill_zeros": "fill.c",
 }  # fmt: skip
 

@@ -8,7 +8,7 @@ import numpy as np
 from micronet.errors import MicronetError
 from micronet.packed.activations import ACTIVATIONS
 from micronet.packed.program import RESULT, Operation, Program
-from micronet.runtimes.c.maps import BITS, BYTES, REALS, Call, Map, integers
+from micronet.runtimes.c.maps import BITS, BYTES, FLOATS, Call, Map, integers
 from micronet.runtimes.c.tables import Tables, fields, literal
 
 STEPS = {"relu", "clip", *ACTIVATIONS}  # functions of single values that follow a layer
@@ -25,12 +25,12 @@ class Fused:
         self.value = value
         self.steps: list[str] = []
         self.kinds: list[str] = []
-        self.target: dict[str, Any] = {"type": REALS}
+        self.target: dict[str, Any] = {"type": FLOATS}
 
     @property
     def open(self) -> bool:
         """Whether functions of floats may still follow."""
-        return bool(self.target["type"] == REALS)
+        return bool(self.target["type"] == FLOATS)
 
     def take(self, operation: Operation) -> None:
         """Add an operation: one of STEPS, a sign or a quantizer."""
@@ -81,7 +81,7 @@ class State:
             f"{kind}); nothing was written; {OTHERS}"
         )
 
-    def misfit(self) -> MicronetError:
+    def mismatch(self) -> MicronetError:
         """Return the error for an operation that its inputs do not fit."""
         return MicronetError("the layers of the packed network do not fit together; pack the network again")
 
@@ -138,9 +138,9 @@ class State:
 
     def floats(self, x: Map) -> Map:
         """Return a map as floats; the conversion is shared by all its readers."""
-        if x.type == REALS:
+        if x.type == FLOATS:
             return x
-        return self._convert(x, "floats", "elementwise", {"type": REALS, "scale": 1.0, "zero": 0, "low": 0, "high": 0})
+        return self._convert(x, "floats", "elementwise", {"type": FLOATS, "scale": 1.0, "zero": 0, "low": 0, "high": 0})
 
     def bytes_of(self, x: Map) -> Map:
         """Return signs as uint8 values, others as they are."""
@@ -155,7 +155,7 @@ class State:
             self.call(kernel, [x], [made], arguments)
         return self._made[id(x), name]
 
-    def spread(self, x: Map) -> Map:
+    def materialize(self, x: Map) -> Map:
         """Return a flattened map with its values in the order of the network's, as one pixel."""
         if not x.flat or x.pixels == 1:
             return x

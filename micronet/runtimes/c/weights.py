@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from micronet.packed.levels import find_levels
 
 Array = NDArray[Any]
-COUNTS, FLOATS = 8, 16  # outputs side by side, as in kernels/lanes.h
+BIT_LANES, LANES = 8, 16  # outputs side by side, as in kernels/lanes.h
 MAX_WORDS = 4095  # whose differing bits 16-bit counters hold
 DENSE_LEVELS = 64  # from 7 bits on, int8 is as small and faster
 MAX_SUM = 2**31 - 1
@@ -49,14 +49,14 @@ def store_signs(weight: Array, groups: int) -> Stored | None:
     bits = np.stack([rows > 0] if planes == 1 else [rows >= 0, rows > 0], 1)  # (outputs, planes, size)
     bits = np.pad(bits, ((0, 0), (0, 0), (0, -size % 64)))
     words = np.packbits(bits, axis=-1, bitorder="little").view("<u8").astype(np.uint64)
-    table = _blocks(words.transpose(2, 1, 0), groups, COUNTS)
+    table = _blocks(words.transpose(2, 1, 0), groups, BIT_LANES)
     return Stored("conv_bits", table, planes, factor, 0, factor * size)
 
 
 def store_floats(weight: Array, groups: int) -> Stored:
     """Store float weights: by group, block of outputs, value, output."""
     rows = weight.astype(np.float32).reshape(len(weight), -1)
-    return Stored("conv_reals", _blocks(rows.T, groups, FLOATS), 0, 1, 0, 0)
+    return Stored("conv_floats", _blocks(rows.T, groups, LANES), 0, 1, 0, 0)
 
 
 def store_integers(weight: Array, groups: int) -> Stored:
@@ -76,7 +76,7 @@ def store_integers(weight: Array, groups: int) -> Stored:
     centre = np.zeros_like(lows) if small else (lows + highs + 1) // 2
     if (highs - lows).max() <= 255 and largest + int(np.abs(centre).max()) * 255 * size <= MAX_SUM:
         fours = np.pad(rows - centre[:, None], ((0, 0), (0, -size % 4))).reshape(len(rows), -1, 4)
-        table = _blocks(fours.transpose(1, 2, 0), groups, FLOATS, each_last=True).astype(np.int8)
+        table = _blocks(fours.transpose(1, 2, 0), groups, LANES, each_last=True).astype(np.int8)
         return Stored("conv_bytes", table, 1, 1, 0, largest, centre.astype(np.int16) if centre.any() else None)
     return store_wide(weight)
 
@@ -93,7 +93,7 @@ def store_depthwise(weight: Array, floats: bool) -> Stored | None:
     """Store depthwise weights as (kernel rows, kernel columns, channels): float32, or int8 if they fit."""
     table = weight[..., 0].transpose(1, 2, 0)
     if floats:
-        return Stored("depthwise_reals", table.astype(np.float32), 0, 1, 0, 0)
+        return Stored("depthwise_floats", table.astype(np.float32), 0, 1, 0, 0)
     largest = int(np.abs(weight.astype(np.int64)).sum((1, 2, 3)).max()) * 255
     if weight.min() < -128 or weight.max() > 127 or largest > MAX_SUM:
         return None

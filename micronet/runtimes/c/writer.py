@@ -151,8 +151,8 @@ def _model(state: State, arena: int) -> str:
     if takes_pixels(state.program):
         steps = ", ".join(image.arguments.split(", ")[-2:])
         normalized = sources.fill(
-            "normalized.c", kernel=sources.kernel_text("image_reals.c"),
-            first_call=_call(image._replace(kernel="image_reals", arguments=steps), number),
+            "normalized.c", kernel=sources.kernel_text("image_floats.c"),
+            first_call=_call(image._replace(kernel="image_floats", arguments=steps), number),
         )  # fmt: skip
     return sources.fill(
         "model.c", arena=arena, patch=max(8, _patch(state)), count=len(maps), maps=",\n".join(rows),

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from micronet.packed.pooling import windows_of
 from micronet.packed.program import Operation
 from micronet.packed.resize import positions
 from micronet.runtimes.packed.kernels import instructions
@@ -74,14 +75,7 @@ def _move(
 
 def lower_pool(state: LoweringState, index: int, operation: Operation, x: FeatureMap) -> None:
     """Lower a max pool, an average pool, or an average over height and width."""
-    attributes = operation.attributes
-    if operation.kind == "mean":
-        attributes = {"kernel": [x.rows, x.columns]}
-    top, left, bottom, right = attributes.get("pads", [0, 0, 0, 0])
-    (ky, kx), (sy, sx) = attributes["kernel"], attributes.get("stride", [1, 1])
-    beyond = attributes.get("extra", [0, 0])
-    rows = (x.rows + top + bottom + beyond[0] - ky) // sy + 1
-    columns = (x.columns + left + right + beyond[1] - kx) // sx + 1
+    (ky, kx), (sy, sx), (top, left, bottom, right), rows, columns, count_pads = windows_of(operation, x.rows, x.columns)
     is_max = operation.kind == "max_pool"
     x = x if is_max or (x.dtype != BITS and ky * kx <= EXACT_SUM) else state.floats(x)
     flat = x.flat or (operation.kind == "mean" and not operation.attributes.get("keep"))
@@ -90,7 +84,7 @@ def lower_pool(state: LoweringState, index: int, operation: Operation, x: Featur
     state.call(
         instructions.MAX_POOL if is_max else instructions.AVERAGE_POOL, x, made, kernel_y=ky, kernel_x=kx,
         stride_y=sy, stride_x=sx, pad_top=top, pad_left=left, pad_bottom=bottom, pad_right=right, x_rows=x.rows,
-        x_columns=x.columns, count_pads=bool(attributes.get("count_pads")),
+        x_columns=x.columns, count_pads=count_pads,
     )  # fmt: skip
 
 

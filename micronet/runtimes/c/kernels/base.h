@@ -42,7 +42,7 @@
 #define INLINE static inline
 #endif
 
-/* Arrays on the stack. gcc 12 takes some for aligned that are not if AVX-512 is on, unless it is told to align them. */
+/* Arrays on the stack. gcc 12 takes some for aligned that are not if AVX-512 is on, unless they are aligned explicitly. */
 #if defined(__GNUC__) && defined(__AVX512F__)
 #define LOCAL ALIGNED
 #else
@@ -54,10 +54,10 @@
 #endif
 
 typedef uint64_t MAY_ALIAS word;
-typedef float MAY_ALIAS real;
-typedef int32_t MAY_ALIAS whole;
+typedef float MAY_ALIAS f32;
+typedef int32_t MAY_ALIAS i32;
 
-enum { BITS, BYTES, WHOLES, REALS }; /* the type of a map: signs, uint8, int32, float */
+enum { BITS, BYTES, INTS, FLOATS }; /* the type of a map: signs, uint8, int32, float */
 enum { BLOCK = 16 };                 /* values that are converted at a time */
 
 /* Rows of pixels of channels. Signs: bit c % 64 of word c / 64 of a pixel is 1 for +1. Integers: (q - zero) * scale. */
@@ -108,12 +108,12 @@ INLINE void or_bits(word *bits, int32_t place, uint32_t ones, int32_t count)
         bits[(place >> 6) + 1] |= (uint64_t)ones >> (64 - shift);
 }
 
-INLINE int32_t least(int32_t a, int32_t b)
+INLINE int32_t min_int(int32_t a, int32_t b)
 {
     return a < b ? a : b;
 }
 
-INLINE int32_t most(int32_t a, int32_t b)
+INLINE int32_t max_int(int32_t a, int32_t b)
 {
     return a > b ? a : b;
 }

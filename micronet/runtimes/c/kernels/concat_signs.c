@@ -13,7 +13,7 @@ static void concat_signs(const map *x, const map *out, int32_t channel)
         for (i = 0; i < x->channels; i += 64) {
             int32_t place = channel + i, shift = place & 63;
             to[place >> 6] |= from[i >> 6] << shift;
-            if (shift + least(64, x->channels - i) > 64)
+            if (shift + min_int(64, x->channels - i) > 64)
                 to[(place >> 6) + 1] |= from[i >> 6] >> (64 - shift);
         }
     }

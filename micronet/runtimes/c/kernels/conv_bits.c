@@ -2,7 +2,7 @@
 
    A window of K signs that differs from binary weights in d bits has the sum K - 2 d. Ternary weights are two planes of
    signs (>= 0 and > 0), whose counts are added: the sum is K - d. Outside the map, bits are masked and K is smaller.
-   Weights: by group, block of at most COUNTS outputs, word, plane, output. */
+   Weights: by group, block of at most BIT_LANES outputs, word, plane, output. */
 #include "lanes.h"
 #include "sums.c"
 #include "patches.h"
@@ -18,7 +18,7 @@ INLINE void append_bits(word *to, int32_t place, const word *from, int32_t start
     from += start >> 6;
     start &= 63;
     while (count > 0) {
-        int32_t part = least(64, count), shift = place & 63;
+        int32_t part = min_int(64, count), shift = place & 63;
         uint64_t bits = *from++ >> start;
         if (start + part > 64)
             bits |= *from << (64 - start);
@@ -35,7 +35,7 @@ INLINE void append_bits(word *to, int32_t place, const word *from, int32_t start
 INLINE void append_ones(word *to, int32_t place, int32_t count)
 {
     while (count > 0) {
-        int32_t shift = place & 63, part = least(64 - shift, count);
+        int32_t shift = place & 63, part = min_int(64 - shift, count);
         to[place >> 6] |= (~(uint64_t)0 >> (64 - part)) << shift;
         place += part;
         count -= part;
@@ -92,7 +92,7 @@ INLINE counts count_at(counts sum, const window *one, int32_t i, int masked, con
     return masked ? count_masked(sum, one->signs[i], one->mask[i], weight) : count_more(sum, one->signs[i], weight);
 }
 
-/* Count the bits in which ``pixels`` windows differ from COUNTS outputs' weights. */
+/* Count the bits in which ``pixels`` windows differ from BIT_LANES outputs' weights. */
 INLINE void count_block(const window *windows, const word *weight, int32_t words, int32_t planes, int32_t pixels,
                         int masked, counts *found)
 {
@@ -102,7 +102,7 @@ INLINE void count_block(const window *windows, const word *weight, int32_t words
     counts second = NO_COUNTS, third = NO_COUNTS, fourth = NO_COUNTS;
 #endif
     for (i = 0; i < words; i++)
-        for (plane = 0; plane < planes; plane++, weight += COUNTS) {
+        for (plane = 0; plane < planes; plane++, weight += BIT_LANES) {
             const uint64_t *own = (const uint64_t *)weight;
             first = count_at(first, &windows[0], i, masked, own);
 #if PIXELS > 1
@@ -137,12 +137,12 @@ INLINE void count_signs(const window *windows, const word *weight, int32_t words
         count_block(windows, weight, words, 2, pixels, 1, found);
 }
 
-/* The counts of fewer than COUNTS outputs. */
+/* The counts of fewer than BIT_LANES outputs. */
 static void count_tail(const window *one, const word *weight, int32_t words, int32_t planes, int32_t width,
                        int32_t *differing)
 {
     int32_t i, plane, o;
-    memset(differing, 0, COUNTS * sizeof *differing);
+    memset(differing, 0, BIT_LANES * sizeof *differing);
     for (i = 0; i < words; i++)
         for (plane = 0; plane < planes; plane++)
             for (o = 0; o < width; o++)
@@ -163,11 +163,11 @@ static void conv_signs(const map *out, const layer *l, const window *windows, in
                        size_t pixel, int32_t group, const word *weight)
 {
     const int32_t words = (l->size + 63) / 64, shift = l->width == 1;
-    int32_t differing[COUNTS] LOCAL, limits[COUNTS] LOCAL, first, p;
-    for (first = 0; first < l->each; first += COUNTS) {
-        int32_t width = least(COUNTS, l->each - first), output = group * l->each + first;
+    int32_t differing[BIT_LANES] LOCAL, limits[BIT_LANES] LOCAL, first, p;
+    for (first = 0; first < l->each; first += BIT_LANES) {
+        int32_t width = min_int(BIT_LANES, l->each - first), output = group * l->each + first;
         counts found[PIXELS] LOCAL;
-        if (width < COUNTS) {
+        if (width < BIT_LANES) {
             for (p = 0; p < pixels; p++) {
                 count_tail(&windows[p], weight, words, l->width, width, differing);
                 finish_counts(out, l, pixel + (size_t)p, output, differing, windows[p].valid, width);
@@ -179,14 +179,14 @@ static void conv_signs(const map *out, const layer *l, const window *windows, in
                 for (p = 0; p < pixels; p++)
                     count_signs(&windows[p], weight, words, l->width, 1, masked, &found[p]);
             if (l->limits)
-                load_limits(l, output, COUNTS, limits);
+                load_limits(l, output, BIT_LANES, limits);
             for (p = 0; p < pixels; p++) {
                 if (l->limits) {
                     or_bits((word *)(void *)pixel_at(out, pixel + (size_t)p), output,
-                            signs_of(found[p], shift, windows[p].valid, limits), COUNTS);
+                            signs_of(found[p], shift, windows[p].valid, limits), BIT_LANES);
                 } else {
                     store_counts(found[p], differing);
-                    finish_counts(out, l, pixel + (size_t)p, output, differing, windows[p].valid, COUNTS);
+                    finish_counts(out, l, pixel + (size_t)p, output, differing, windows[p].valid, BIT_LANES);
                 }
             }
         }
@@ -202,7 +202,7 @@ static void conv_bits(const map *x, const map *out, const layer *l)
     int32_t row, column, group, p;
     for (row = 0; row < out->rows; row++)
         for (column = 0; column < out->columns; column += PIXELS) {
-            int32_t pixels = least(PIXELS, out->columns - column);
+            int32_t pixels = min_int(PIXELS, out->columns - column);
             size_t pixel = (size_t)(row * out->columns + column);
             for (p = 0; p < pixels; p++)
                 clear_signs(out, pixel + (size_t)p);

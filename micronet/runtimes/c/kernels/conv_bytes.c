@@ -1,5 +1,5 @@
 /* Convolutions and linear layers of uint8 values and int8 weights, to which a centre of their output may be added.
-   Weights: by group, block of at most FLOATS outputs, four values, output, value; zeros fill the last four. */
+   Weights: by group, block of at most LANES outputs, four values, output, value; zeros fill the last four. */
 #include "lanes.h"
 #include "patch.c"
 #include "sums.c"
@@ -20,14 +20,14 @@ INLINE uint32_t rest_of(const uint8_t *values, int32_t size)
 }
 
 INLINE void dot_block(const uint8_t *const *windows, const int8_t *weight, int32_t size, int32_t pixels,
-                      int32_t sums[][FLOATS])
+                      int32_t sums[][LANES])
 {
     dots first = NO_DOTS;
     int32_t i;
 #if PIXELS > 1
     dots second = NO_DOTS, third = NO_DOTS, fourth = NO_DOTS;
 #endif
-    for (i = 0; i + 4 <= size; i += 4, weight += 4 * FLOATS) {
+    for (i = 0; i + 4 <= size; i += 4, weight += 4 * LANES) {
         first = add_products(first, four_of(windows[0] + i), weight);
 #if PIXELS > 1
         if (pixels > 1) {
@@ -58,7 +58,7 @@ INLINE void dot_block(const uint8_t *const *windows, const int8_t *weight, int32
     (void)pixels;
 }
 
-/* The sums of fewer than FLOATS outputs. */
+/* The sums of fewer than LANES outputs. */
 static void dot_tail(const uint8_t *values, const int8_t *weight, int32_t size, int32_t width, int32_t *sums)
 {
     int32_t i;
@@ -71,10 +71,10 @@ static void dot_tail(const uint8_t *values, const int8_t *weight, int32_t size, 
     store_dots(some, sums);
 #else
     int32_t o, j;
-    memset(sums, 0, FLOATS * sizeof *sums);
+    memset(sums, 0, LANES * sizeof *sums);
     for (i = 0; i < size; i += 4)
         for (o = 0; o < width; o++, weight += 4)
-            for (j = 0; j < least(4, size - i); j++)
+            for (j = 0; j < min_int(4, size - i); j++)
                 sums[o] += values[i + j] * weight[j];
 #endif
 }
@@ -82,10 +82,10 @@ static void dot_tail(const uint8_t *values, const int8_t *weight, int32_t size, 
 static void conv_bytes(const map *x, const map *out, const layer *l)
 {
     const uint8_t *windows[PIXELS] LOCAL = {NULL};
-    int32_t sums[PIXELS][FLOATS] LOCAL, totals[PIXELS] LOCAL = {0}, row, column, group, first, p, o;
+    int32_t sums[PIXELS][LANES] LOCAL, totals[PIXELS] LOCAL = {0}, row, column, group, first, p, o;
     for (row = 0; row < out->rows; row++)
         for (column = 0; column < out->columns; column += PIXELS) {
-            int32_t pixels = least(PIXELS, out->columns - column);
+            int32_t pixels = min_int(PIXELS, out->columns - column);
             size_t pixel = (size_t)(row * out->columns + column);
             const int8_t *weight = (const int8_t *)l->weight;
             for (p = 0; p < pixels; p++)
@@ -95,9 +95,9 @@ static void conv_bytes(const map *x, const map *out, const layer *l)
                     windows[p] = patch_of(x, l, group, row, column + p, 1, x->zero, (uint8_t *)patches[p]);
                     totals[p] = l->centre ? total_of(windows[p], l->size) : 0;
                 }
-                for (first = 0; first < l->each; first += FLOATS) {
-                    int32_t width = least(FLOATS, l->each - first), output = group * l->each + first;
-                    if (width < FLOATS)
+                for (first = 0; first < l->each; first += LANES) {
+                    int32_t width = min_int(LANES, l->each - first), output = group * l->each + first;
+                    if (width < LANES)
                         for (p = 0; p < pixels; p++)
                             dot_tail(windows[p], weight, l->size, width, sums[p]);
                     else if (PIXELS > 1 && pixels == PIXELS)

@@ -9,7 +9,7 @@ INLINE int32_t sum_levels(const uint8_t *values, const uint8_t *levels, int32_t 
     int32_t sum = 0, i, j;
     for (i = 0; i < count; i += 8, levels += width) {
         uint64_t eight = 0;
-        int32_t left = least(8, count - i);
+        int32_t left = min_int(8, count - i);
         for (j = 0; j < width; j++)
             eight |= (uint64_t)levels[j] << (8 * j);
         for (j = 0; j < left; j++)
@@ -40,7 +40,7 @@ static void conv_levels(const map *x, const map *out, const layer *l)
                 const uint8_t *window = patch_of(x, l, group, row, column, 1, x->zero, (uint8_t *)patches[0]);
                 int32_t total = total_of(window, l->size);
                 for (first = 0; first < l->each; first += BLOCK) {
-                    int32_t count = least(BLOCK, l->each - first), output = group * l->each + first;
+                    int32_t count = min_int(BLOCK, l->each - first), output = group * l->each + first;
                     for (o = 0; o < count; o++) {
                         const uint8_t *levels = (const uint8_t *)l->weight + (size_t)(output + o) * bytes;
                         sums[o] = l->factor * sum_of_width(window, levels, l->size, l->width) + l->offset * total;

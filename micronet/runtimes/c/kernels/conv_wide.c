@@ -6,8 +6,8 @@ INLINE int32_t level_at(const map *x, size_t pixel, int32_t channel)
     const uint8_t *at = pixel_at(x, pixel);
     if (x->type == BYTES)
         return (int32_t)at[channel] - x->zero;
-    if (x->type == WHOLES)
-        return ((const whole *)(const void *)at)[channel] - x->zero;
+    if (x->type == INTS)
+        return ((const i32 *)(const void *)at)[channel] - x->zero;
     return bit_at((const word *)(const void *)at, channel) ? 1 : -1;
 }
 
@@ -50,7 +50,7 @@ static void conv_wide(const map *x, const map *out, const layer *l)
                 if (l->limits)
                     load_limits(l, output, 1, &limit);
                 if (!l->limits)
-                    finish_reals(out, l, pixel, output, &value, 1);
+                    finish_floats(out, l, pixel, output, &value, 1);
                 else if (sum >= limit)
                     set_bit((word *)(void *)pixel_at(out, pixel), output);
             }

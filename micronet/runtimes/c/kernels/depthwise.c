@@ -10,7 +10,7 @@ static void depthwise_bytes(const map *x, const map *out, const layer *l)
             int32_t top = row * l->stride_rows - l->pad_top, left = column * l->stride_columns - l->pad_left;
             clear_signs(out, pixel);
             for (first = 0; first < x->channels; first += BLOCK) {
-                int32_t count = least(BLOCK, x->channels - first);
+                int32_t count = min_int(BLOCK, x->channels - first);
                 memset(sums, 0, sizeof sums);
                 for (i = 0; i < l->kernel_rows; i++)
                     for (j = 0; j < l->kernel_columns; j++) {

@@ -18,7 +18,7 @@ static void elementwise(const map *x, const map *other, const map *out, const po
     for (pixel = 0; pixel < pixels; pixel++) {
         clear_signs(out, pixel);
         for (first = 0; first < x->channels; first += BLOCK) {
-            int32_t count = least(BLOCK, x->channels - first);
+            int32_t count = min_int(BLOCK, x->channels - first);
             load_values(x, pixel, first, values, count);
             if (other) {
                 load_values(other, pixels_of(other) == 1 ? 0 : pixel, first, others, count);

@@ -10,7 +10,7 @@ static void image_bytes(const uint8_t *image, const map *out, const float *scale
     for (pixel = 0; pixel < pixels; pixel++) {
         clear_signs(out, pixel);
         for (first = 0; first < out->channels; first += BLOCK) {
-            int32_t count = least(BLOCK, out->channels - first);
+            int32_t count = min_int(BLOCK, out->channels - first);
             for (i = 0; i < count; i++, image++) {
                 float scaled = (float)*image * scale[first + i];
                 values[i] = scaled + shift[first + i];

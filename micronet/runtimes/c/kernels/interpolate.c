@@ -33,7 +33,7 @@ static void interpolate(const map *x, const map *out, const resize *r)
             float share = r->shares[out->rows + column], rest = 1.0f - share;
             clear_signs(out, pixel);
             for (first = 0; first < x->channels; first += BLOCK) {
-                int32_t count = least(BLOCK, x->channels - first);
+                int32_t count = min_int(BLOCK, x->channels - first);
                 float values[BLOCK] LOCAL, second[BLOCK] LOCAL;
                 between_rows(x, (size_t)(above + left[column]), (size_t)(below + left[column]), r->shares[row], first,
                              count, values);

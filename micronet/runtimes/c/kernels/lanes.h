@@ -9,7 +9,7 @@
 #include <arm_neon.h>
 #endif
 
-enum { COUNTS = 8, FLOATS = 16 }; /* outputs that lie side by side in the weights of signs, and of int8 and floats */
+enum { BIT_LANES = 8, LANES = 16 }; /* outputs that lie side by side in the weights of signs, and of int8 and floats */
 
 INLINE int32_t ones_in(uint64_t x)
 {
@@ -95,12 +95,12 @@ INLINE void store_counts(counts sum, int32_t *to)
         vst1_s32(to + 2 * i, vreinterpret_s32_u32(vmovn_u64(vpaddlq_u32(vpaddlq_u16(sum.pairs[i])))));
 }
 #else
-typedef struct { int32_t each[COUNTS]; } counts;
+typedef struct { int32_t each[BIT_LANES]; } counts;
 #define NO_COUNTS {{0}}
 INLINE counts count_masked(counts sum, uint64_t x, uint64_t mask, const uint64_t *weight)
 {
     int32_t i;
-    for (i = 0; i < COUNTS; i++)
+    for (i = 0; i < BIT_LANES; i++)
         sum.each[i] += ones_in((x ^ weight[i]) & mask);
     return sum;
 }
@@ -115,13 +115,13 @@ INLINE void store_counts(counts sum, int32_t *to)
 #endif
 
 #ifndef HAVE_SIGNS_OF
-/* A bit for each of COUNTS outputs: 1 if the sum valid - (count << shift) reaches its limit. */
+/* A bit for each of BIT_LANES outputs: 1 if the sum valid - (count << shift) reaches its limit. */
 INLINE uint32_t signs_of(counts sum, int32_t shift, int32_t valid, const int32_t *limits)
 {
-    int32_t each[COUNTS] LOCAL, i;
+    int32_t each[BIT_LANES] LOCAL, i;
     uint32_t signs = 0;
     store_counts(sum, each);
-    for (i = 0; i < COUNTS; i++)
+    for (i = 0; i < BIT_LANES; i++)
         signs |= (uint32_t)(valid - each[i] * (1 << shift) >= limits[i]) << i;
     return signs;
 }
@@ -146,13 +146,13 @@ INLINE dots add_some_products(dots sum, uint32_t four, const int8_t *weight, int
     return _mm512_dpbusd_epi32(sum, _mm512_set1_epi32((int32_t)four), _mm512_maskz_loadu_epi32(some, weight));
 }
 #else
-typedef struct { int32_t each[FLOATS]; } dots;
+typedef struct { int32_t each[LANES]; } dots;
 #define NO_DOTS {{0}}
 INLINE dots add_products(dots sum, uint32_t four, const int8_t *weight)
 {
     int32_t a = (int32_t)(four & 255), b = (int32_t)(four >> 8 & 255), c = (int32_t)(four >> 16 & 255), i;
     int32_t d = (int32_t)(four >> 24);
-    for (i = 0; i < FLOATS; i++, weight += 4)
+    for (i = 0; i < LANES; i++, weight += 4)
         sum.each[i] += a * weight[0] + b * weight[1] + c * weight[2] + d * weight[3];
     return sum;
 }
@@ -211,12 +211,12 @@ INLINE void store_floats(floats sum, float *to)
         vst1q_f32(to + 4 * i, sum.quarters[i]);
 }
 #else
-typedef struct { float each[FLOATS]; } floats;
+typedef struct { float each[LANES]; } floats;
 #define NO_FLOATS {{0}}
 INLINE floats multiply_add(floats sum, float x, const float *weight)
 {
     int32_t i;
-    for (i = 0; i < FLOATS; i++)
+    for (i = 0; i < LANES; i++)
         sum.each[i] = fused(x, weight[i], sum.each[i]);
     return sum;
 }

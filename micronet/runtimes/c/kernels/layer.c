@@ -49,7 +49,7 @@ INLINE void scale_some(const layer *l, int32_t output, float *values, int32_t co
 }
 
 /* Turn at most BLOCK sums of floats, from an output on, into values of a pixel. */
-static void finish_reals(const map *out, const layer *l, size_t pixel, int32_t output, float *values, int32_t count)
+static void finish_floats(const map *out, const layer *l, size_t pixel, int32_t output, float *values, int32_t count)
 {
     if (count == BLOCK)
         scale_some(l, output, values, BLOCK);

@@ -3,7 +3,7 @@
 #define SUMS_C
 #include "layer.c"
 
-INLINE uint32_t reached(const int32_t *sums, const int32_t *limits, int32_t count)
+INLINE uint32_t reached_limits(const int32_t *sums, const int32_t *limits, int32_t count)
 {
     uint32_t signs = 0;
     int32_t i;
@@ -22,11 +22,11 @@ static void finish_sums(const map *out, const layer *l, size_t pixel, int32_t ou
         int32_t limits[BLOCK] LOCAL;
         load_limits(l, output, count, limits);
         or_bits((word *)(void *)pixel_at(out, pixel), output,
-                count == BLOCK ? reached(sums, limits, BLOCK) : reached(sums, limits, count), count);
+                count == BLOCK ? reached_limits(sums, limits, BLOCK) : reached_limits(sums, limits, count), count);
         return;
     }
     for (i = 0; i < count; i++)
         values[i] = (float)(sums[i] + (l->base ? l->base[output + i] : 0));
-    finish_reals(out, l, pixel, output, values, count);
+    finish_floats(out, l, pixel, output, values, count);
 }
 #endif

@@ -22,15 +22,15 @@ INLINE int32_t to_level(float value, const map *out)
 INLINE void store_some(const map *out, uint8_t *at, int32_t channel, const float *values, int32_t count)
 {
     int32_t i;
-    if (out->type == REALS) {
+    if (out->type == FLOATS) {
         memcpy(at + (size_t)channel * sizeof(float), values, (size_t)count * sizeof(float));
     } else if (out->type == BYTES) {
         const map to LOCAL = *out;
         for (i = 0; i < count; i++)
             at[channel + i] = (uint8_t)to_level(values[i], &to);
-    } else if (out->type == WHOLES) {
+    } else if (out->type == INTS) {
         for (i = 0; i < count; i++)
-            ((whole *)(void *)at)[channel + i] = to_level(values[i], out);
+            ((i32 *)(void *)at)[channel + i] = to_level(values[i], out);
     } else {
         uint32_t signs = 0;
         for (i = 0; i < count; i++)

@@ -1,8 +1,8 @@
-/* Depthwise convolutions of floats; weights by kernel row, column, channel. Sums as in conv_reals.c. */
+/* Depthwise convolutions of floats; weights by kernel row, column, channel. Sums as in conv_floats.c. */
 #include "lanes.h"
 #include "layer.c"
 
-static void depthwise_reals(const map *x, const map *out, const layer *l)
+static void depthwise_floats(const map *x, const map *out, const layer *l)
 {
     float sums[BLOCK] LOCAL;
     int32_t row, column, first, i, j, c;
@@ -12,7 +12,7 @@ static void depthwise_reals(const map *x, const map *out, const layer *l)
             int32_t top = row * l->stride_rows - l->pad_top, left = column * l->stride_columns - l->pad_left;
             clear_signs(out, pixel);
             for (first = 0; first < x->channels; first += BLOCK) {
-                int32_t count = least(BLOCK, x->channels - first);
+                int32_t count = min_int(BLOCK, x->channels - first);
                 for (c = 0; c < BLOCK; c++)
                     sums[c] = 0.0f;
                 for (i = 0; i < l->kernel_rows; i++)
@@ -20,14 +20,14 @@ static void depthwise_reals(const map *x, const map *out, const layer *l)
                         int32_t y = top + i * l->dilation_rows, at = left + j * l->dilation_columns;
                         const float *weight =
                             (const float *)l->weight + (size_t)((i * l->kernel_columns + j) * x->channels + first);
-                        const real *values;
+                        const f32 *values;
                         if (y < 0 || y >= x->rows || at < 0 || at >= x->columns)
                             continue;
-                        values = (const real *)(const void *)pixel_at(x, (size_t)(y * x->columns + at)) + first;
+                        values = (const f32 *)(const void *)pixel_at(x, (size_t)(y * x->columns + at)) + first;
                         for (c = 0; c < count; c++)
                             sums[c] = fused(values[c], weight[c], sums[c]);
                     }
-                finish_reals(out, l, pixel, first, sums, count);
+                finish_floats(out, l, pixel, first, sums, count);
             }
         }
 }

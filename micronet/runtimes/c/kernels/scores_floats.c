@@ -1,7 +1,7 @@
 /* An output of the network as floats: channels, rows, columns. */
 #include "load.c"
 
-static void scores_reals(const map *x, float *scores)
+static void scores_floats(const map *x, float *scores)
 {
     size_t pixel, pixels = pixels_of(x);
     int32_t channel;
