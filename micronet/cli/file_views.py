@@ -7,10 +7,36 @@ from micronet.errors import count
 
 
 def show_inspection(summary: dict[str, Any]) -> None:
-    """Print what the header says, then one row per layer."""
-    model, data = summary["model"], summary["data"]
+    """Print what a file says of itself, then one row per layer."""
     print_line(f"{summary['file']}  {summary['size_bytes']:,} bytes")
-    print_line(f"model     {model['name']}({_pairs(model.get('args', {}), '=')})")
+    about = summary.get("metadata", summary)  # of exported files, what micronet wrote beside the network
+    _show_origin(about)
+    if summary["kind"] != "artifact":
+        _show_exported(summary)
+    layers = [layer for layer in summary["layers"] if "shape" in layer]  # folders may have other descriptions
+    if summary["kind"] == "artifact":
+        heads: tuple[str, ...] = ("layer", "weight", "params", "bytes", "quantization")
+        names: tuple[str, ...] = ("name", "shape", "params", "size_bytes", "quantization")
+    else:
+        heads = ("layer", "operator", "shape", "params", "bytes", "bits", "weight", "input", "integer")
+        names = ("name", "operator", "shape", "params", "size_bytes", "bits", "weight", "input", "integer")
+    if layers or summary["kind"] == "artifact":
+        rows = [[_cell(layer[name]) for name in names] for layer in layers]
+        print_table(heads, rows, optional=("params", "operator", "weight", "shape", "bytes"))
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else ""
+    return f"{value:,g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _show_origin(about: dict[str, Any]) -> None:
+    """Print the network, the data, the history and the rest of a header; a foreign file has none of them."""
+    model, data = about["model"], about["data"]
+    if model:
+        arguments = _pairs(model.get("args", {}), "=")
+        print_line(f"model     {model['name']}{f'({arguments})' if arguments else ''}")
     if data and data.get("task"):
         print_line(f"task      {data['task']}")
     if data and data.get("inputs"):
@@ -19,21 +45,42 @@ def show_inspection(summary: dict[str, Any]) -> None:
     elif data and data.get("name") and data.get("image_size"):
         shape = f"{data.get('channels')}x{data['image_size']}x{data['image_size']}"
         classes = count(len(data.get("classes") or []), "class")
-        about = f"{classes}, {shape}, mean {data.get('mean')}, std {data.get('std')}"
-        print_line(f"data      {data['name']}, {about}")
-    if summary["seed"] is not None:
-        print_line(f"seed      {summary['seed']}")
-    print_line("history")
-    for number, record in enumerate(summary["history"], 1):
-        print_line(f"  {number}. {record['stage']}  {_pairs(record['config'], '=')}")
-    if summary["metrics"]:
-        print_line(f"metrics   {_pairs(summary['metrics'], ' ')}")
-    print_line(f"versions  {_pairs(summary['versions'], ' ')}")
-    rows = [
-        (layer["name"], layer["shape"], f"{layer['params']:,}", f"{layer['size_bytes']:,}", layer["quantization"])
-        for layer in summary["layers"]
-    ]
-    print_table(("layer", "weight", "params", "bytes", "quantization"), rows)
+        text = f"{classes}, {shape}, mean {data.get('mean')}, std {data.get('std')}"
+        print_line(f"data      {data['name']}, {text}")
+    if about["seed"] is not None:
+        print_line(f"seed      {about['seed']}")
+    if about["history"]:
+        print_line("history")
+    for number, record in enumerate(about["history"], 1):
+        print_line(f"  {number}. {record['stage']}  {_pairs(record['config'], '=')}".rstrip())
+    for name in ("metrics", "versions"):
+        if about[name]:
+            print_line(f"{name:<10}{_pairs(about[name], ' ')}")
+
+
+def _show_exported(summary: dict[str, Any]) -> None:
+    """Print the inputs, outputs, operators and sizes of an ONNX or packed file, or what is in a folder."""
+    for name in ("inputs", "outputs"):
+        for each in summary.get(name, []):
+            shape = (
+                "" if each["shape"] is None else "x".join("?" if side is None else str(side) for side in each["shape"])
+            )
+            print_line(f"{name.removesuffix('s'):<10}{each['name']}  {each['dtype']} {shape}".rstrip())
+    for name, size in summary.get("files", {}).items():
+        print_line(f"file      {name}  {size:,} bytes")
+    lines = {
+        "producer": summary.get("producer"),
+        "opset": _pairs(summary.get("opsets", {}), " "),
+        "target": summary.get("target"),
+        "operators": _pairs(summary.get("operators", {}), " "),
+        "params": f"{summary['params']:,}" if "params" in summary else None,
+        "other": _pairs(summary.get("other_metadata", {}), " "),
+    }
+    if summary["layers"] and "integer_layers" in summary:
+        lines["layers"] = f"{len(summary['layers'])}, {summary['integer_layers']} with integer weights and inputs"
+    for name, text in lines.items():
+        if text:
+            print_line(f"{name:<10}{text}")
 
 
 def show_verification(summary: list[dict[str, Any]]) -> None:

@@ -1,6 +1,5 @@
 """Run ONNX files with ONNX Runtime."""
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,13 @@ from numpy.typing import NDArray
 
 from micronet.core.files import temporary_folder
 from micronet.core.machine import has_vnni, usable_threads
-from micronet.core.parse import parse_json
 from micronet.data.dataset import DataSpec
 from micronet.errors import MicronetError
 from micronet.evaluation.network import Predictor, Scores
+from micronet.onnx.metadata import METADATA_KEY as METADATA_KEY
+from micronet.onnx.metadata import metadata as metadata
+from micronet.onnx.metadata import note as note
+from micronet.onnx.metadata import parsed
 from micronet.onnx.reader import read_onnx
 from micronet.onnx.stored import MAX_WEIGHT_BYTES
 from micronet.runtimes.config import RuntimeOptions
@@ -32,7 +34,6 @@ QUANTIZES_FLOAT_WEIGHTS = "WeightBiasQuantization"
 # This optimizer moves int8 Q/DQ pairs across pools and reshapes, and then fails to load the result.
 MOVES_INT8_QDQ = "QDQPropagationTransformer"
 INT8_QDQ_BUG = "output_dtype INT8 does not match y_zero_point type UINT8"
-METADATA_KEY = "micronet"
 SILENT = 4  # what ONNX Runtime logs, it also raises
 
 
@@ -183,30 +184,6 @@ def run(session: Any, given: NDArray[Any] | tuple[NDArray[Any], ...]) -> list[An
     if isinstance(given, tuple):
         return run_batch(session, given)
     if len(entries) == 1 and entries[0].type == "tensor(uint8)" and given.dtype == np.float32:
-        about = _parsed(session.get_modelmeta().custom_metadata_map.get(METADATA_KEY, "{}"))
+        about = parsed(session.get_modelmeta().custom_metadata_map.get(METADATA_KEY, "{}"))
         given = to_pixels(given, DataSpec.from_json(about.get("data") or {}))
     return run_batch(session, [given])
-
-
-def metadata(proto: onnx.ModelProto) -> dict[str, Any]:
-    """Return what micronet wrote into a model (``data``, ``history``, …), or nothing for other models."""
-    return _parsed(next((entry.value for entry in proto.metadata_props if entry.key == METADATA_KEY), "{}"))
-
-
-def note(proto: onnx.ModelProto, **about: Any) -> None:
-    """Add to what micronet wrote into a model, in place."""
-    known = {entry.key: entry.value for entry in proto.metadata_props}
-    written = json.dumps({**_parsed(known.get(METADATA_KEY, "{}")), **about}, sort_keys=True)
-    onnx.helper.set_model_props(proto, {**known, METADATA_KEY: written})
-
-
-def _parsed(text: str) -> dict[str, Any]:
-    try:
-        found = parse_json(text)
-    except ValueError:
-        found = None
-    if not isinstance(found, dict) or not isinstance(found.get("data") or {}, dict):
-        return {}
-    records = found.get("history")
-    valid = isinstance(records, list) and all(isinstance(record, dict) for record in records)
-    return {**found, "history": records if valid else []}

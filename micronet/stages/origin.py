@@ -1,0 +1,41 @@
+"""What a network file records of how it was made, checked, in JSON values: for ``inspect`` and ``card``."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from micronet.data.spec import DataSpec
+from micronet.errors import MicronetError
+
+
+def origin(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what an exported file's metadata, or an artifact's header, say of the network.
+
+    Returns:
+        ``model`` (``name`` and ``args``, or None), ``data`` (a DataSpec, or None), ``history`` (the ``stage`` and the
+        ``config`` of each), ``metrics``, ``versions`` and ``seed``, of foreign files all empty; and what else there is.
+
+    Raises:
+        MicronetError: The record of the data is damaged.
+    """
+    model, stages = recorded.get("model"), recorded.get("history") or recorded.get("stages") or []
+    if isinstance(model, str):  # packed files have its name alone
+        model = {"name": model}
+    if not isinstance(model, dict) or not isinstance(model.get("name"), str):
+        model = None
+    if not isinstance(stages, list):
+        raise MicronetError("the file's history is corrupted; export the network again")
+    history = [each if isinstance(each, dict) else {"stage": each} for each in stages]
+    data = recorded.get("data")
+    return {
+        **{key: value for key, value in recorded.items() if key != "stages"},
+        "model": model and {"name": model["name"], "args": _mapping(model.get("args"))},
+        "data": DataSpec.from_json(data).to_json() if data else None,
+        "history": [{"stage": str(each.get("stage")), "config": _mapping(each.get("config"))} for each in history],
+        "metrics": _mapping(recorded.get("metrics")),
+        "versions": {name: str(value) for name, value in _mapping(recorded.get("versions")).items()},
+        "seed": recorded.get("seed"),
+    }
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
