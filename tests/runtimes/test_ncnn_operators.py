@@ -61,7 +61,7 @@ ONLY_MOVE = {
 def test_an_operation_computes_what_numpy_computes(name, tmp_path):
     images = np.random.default_rng(1).normal(size=(2, *SHAPE)).astype(np.float32)
     program = Program(ONLY_MOVE[name], SHAPE, {})
-    found = NcnnPredictor(write_ncnn(program, tmp_path)[0], RuntimeOptions(threads=1))(images)
+    found = NcnnPredictor(tmp_path, write_ncnn(program, tmp_path), RuntimeOptions(threads=1))(images)
     # Eight functions at most, whose exponentials are exact to 1e-6.
     np.testing.assert_allclose(found, run(program, images), atol=1e-5)
 
@@ -69,6 +69,6 @@ def test_an_operation_computes_what_numpy_computes(name, tmp_path):
 def test_outputs_may_be_inputs_of_other_layers_and_occur_twice(tmp_path):
     images = np.random.default_rng(1).normal(size=(2, *SHAPE)).astype(np.float32)
     program = Program([op("relu"), op("max_pool", 1, kernel=[2, 2])], SHAPE, {}, [1, 2, 0, 1])
-    found = NcnnPredictor(write_ncnn(program, tmp_path)[0], RuntimeOptions(threads=1))(images)
+    found = NcnnPredictor(tmp_path, write_ncnn(program, tmp_path), RuntimeOptions(threads=1))(images)
     for ours, theirs in zip(run(program, images), found, strict=True):
         np.testing.assert_array_equal(ours, theirs)

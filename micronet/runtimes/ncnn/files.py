@@ -1,11 +1,9 @@
-"""The files of an ncnn network: NAME.param (its layers), NAME.bin (its numbers) and NAME.json (what is known of it).
+"""The files of an ncnn network: its layers (.param) and its numbers (.bin); and what its folder's note says of it.
 
-ncnn reads the first two. It checks nothing, and a damaged file can crash the process, so ``read`` checks every line and
-the length of every tensor first. The third has the hashes of the others, and what evaluate and compare need.
+ncnn checks nothing, and a damaged file can crash the process, so ``read`` checks every line and the length of every
+tensor first.
 """
 
-import hashlib
-import json
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from micronet.core.files import write_bytes
-from micronet.core.parse import parse_json, read_text
+from micronet.core.parse import read_text
 from micronet.errors import FailedError, MicronetError
 from micronet.packed.checks import check_about
 from micronet.packed.program import Program
@@ -22,7 +20,7 @@ from micronet.runtimes.ncnn.layer import ARRAY, LONGEST_NAME, MAGIC, TAGS, WITH_
 from micronet.runtimes.ncnn.lowering import INPUT, Lowered, lower
 from micronet.runtimes.ncnn.shapes import Blob
 
-FORMAT = 1
+PARAM, BIN = "network.param", "network.bin"
 AGAIN = "export the network again with micronet export --target ncnn"
 PIXEL = 255  # the largest value of a pixel
 _NAME = re.compile(r"[^\x00-\x20\x7f]+")
@@ -55,29 +53,32 @@ class NcnnFile(NamedTuple):
         return sum(macs(layer, self.blobs[layer.outputs[0]]) for layer in self.layers)
 
 
-def to_files(program: Program, name: str, *, fp16_storage: bool = False) -> dict[str, bytes]:
-    """Return a network's files by their names.
+def write_ncnn(program: Program, folder: Path, *, fp16_storage: bool = False) -> dict[str, Any]:
+    """Write a network's files into a folder, which is created.
 
     Args:
         program: What ``pack`` makes of a network.
-        name: Of the files, without a suffix.
+        folder: Where to write.
         fp16_storage: Store float weights as float16: half as large, and rounded to 11 bits.
 
+    Returns:
+        What a user of the files needs to know: names and shapes of blobs, how to normalize pixels, what is int8.
+
     Raises:
-        MicronetError: ncnn cannot run the network; names every operation that it cannot run and what to do.
+        MicronetError: ncnn cannot run the network; names every operation that it cannot run and what to do. Nothing is
+            written then.
     """
     found = lower(program, fp16_storage)
     blobs = {blob for layer in found.layers for blob in layer.outputs}
     lines = [MAGIC, f"{len(found.layers)} {len(blobs)}", *(layer.line for layer in found.layers)]
-    parts = {".param": ("\n".join(lines) + "\n").encode(), ".bin": b"".join(layer.data for layer in found.layers)}
-    hashes = {suffix[1:]: hashlib.sha256(data).hexdigest() for suffix, data in parts.items()}
-    note = {"format": FORMAT, **hashes, "fp16_storage": fp16_storage, **_described(program, found)}
-    parts[".json"] = json.dumps(note, indent=1, sort_keys=True).encode()
-    return {f"{name}{suffix}": data for suffix, data in parts.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    write_bytes(folder / BIN, b"".join(layer.data for layer in found.layers))
+    write_bytes(folder / PARAM, ("\n".join(lines) + "\n").encode())
+    return {"fp16_storage": fp16_storage, **_described(program, found)}
 
 
 def _described(program: Program, found: Lowered) -> dict[str, Any]:
-    """Return what a user of the files needs to know: names of blobs, how to normalize pixels, what is int8."""
+    """Return the names of blobs, how to normalize pixels, what is int8, and what the program says of itself."""
     data: dict[str, Any] = program.about.get("data") or {}
     normalized = {}
     if data.get("mean") and data.get("std"):  # for substract_mean_normalize
@@ -92,42 +93,22 @@ def _described(program: Program, found: Lowered) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def write_ncnn(program: Program, folder: Path, name: str = "network", *, fp16_storage: bool = False) -> list[Path]:
-    """Write a network's files into a folder, which is created; return their paths, that of the .param file first.
-
-    See ``to_files`` for the arguments and errors; if ncnn cannot run the network, nothing is written.
-    """
-    files = to_files(program, name, fp16_storage=fp16_storage)
-    folder.mkdir(parents=True, exist_ok=True)
-    for file in reversed(files):  # the .param file last: before, nothing can be opened
-        write_bytes(folder / file, files[file])
-    return [folder / file for file in files]
-
-
-def read(path: Path) -> NcnnFile:
-    """Read and check the files of a network that ``to_files`` made.
+def read(folder: Path, note: dict[str, Any]) -> NcnnFile:
+    """Read and check the files of a network that ``write_ncnn`` wrote.
 
     Args:
-        path: Its .param file; the others are beside it.
+        folder: Where they are.
+        note: What ``write_ncnn`` returned.
 
     Raises:
         MicronetError: One is missing, was not written by micronet, or is damaged.
         FailedError: A weight is NaN or infinite.
     """
-    weights, about = path.with_suffix(".bin"), path.with_suffix(".json")
-    for each in (path, weights, about):
-        if not each.is_file():
-            raise MicronetError(
-                f"{each} does not exist; an ncnn network has a .param, a .bin and a .json file; {AGAIN}"
-            )
+    for name in (PARAM, BIN):
+        if not (folder / name).is_file():
+            raise MicronetError(f"{folder / name} does not exist; an ncnn network has {PARAM} and {BIN}; {AGAIN}")
     try:
-        note = parse_json(read_text(about))
-        param, data = read_text(path).encode(), weights.read_bytes()
-        if note["format"] != FORMAT:
-            raise MicronetError(f"{about} has a format that this version of micronet does not know; {AGAIN}")
-        for content, key in ((param, "param"), (data, "bin")):
-            if hashlib.sha256(content).hexdigest() != note[key]:
-                raise ValueError(f"the .{key} file is not the one that was written with the .json file")
+        param, data = read_text(folder / PARAM).encode(), (folder / BIN).read_bytes()
         layers, blobs = _parse(param.decode())
         _take_tensors(layers, data)
         if [note["input"]["blob"], *note["outputs"]] != [INPUT, *(f"out{n}" for n in range(len(note["outputs"])))]:
@@ -137,7 +118,7 @@ def read(path: Path) -> NcnnFile:
         check_about(note["about"])
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, OSError) as error:
         raise MicronetError(
-            f"{path} is not an ncnn network that micronet wrote, or is damaged ({error}); {AGAIN}"
+            f"{folder} is not an ncnn network that micronet wrote, or is damaged ({error}); {AGAIN}"
         ) from error
     return NcnnFile(layers, blobs, note, param, data)
 

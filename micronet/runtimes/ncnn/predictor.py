@@ -12,7 +12,7 @@ from micronet.core.packages import load_package
 from micronet.data.spec import DataSpec
 from micronet.errors import FailedError, MicronetError
 from micronet.runtimes.config import RuntimeOptions
-from micronet.runtimes.ncnn.files import NcnnFile, read
+from micronet.runtimes.ncnn.files import BIN, PARAM, NcnnFile, read
 from micronet.runtimes.ncnn.lowering import INPUT
 
 MISSING = "ncnn networks need ncnn to run; run pip install ncnn"
@@ -25,22 +25,22 @@ class NcnnPredictor:
 
     runtime = "ncnn"
 
-    def __init__(self, path: Path, options: RuntimeOptions) -> None:
+    def __init__(self, folder: Path, note: dict[str, Any], options: RuntimeOptions) -> None:
         if options.device not in (None, "cpu"):
-            raise MicronetError(f"{path}: ncnn networks only run on the CPU; drop --device {options.device}")
+            raise MicronetError(f"{folder}: ncnn networks only run on the CPU; drop --device {options.device}")
         library = load_library()
-        self.file: NcnnFile = read(path)
-        about = self.file.note["about"]
+        self.file: NcnnFile = read(folder, note)
+        about = note["about"]
         self.data = DataSpec.from_json(about["data"]) if about.get("data") else None
         self.stages = [str(stage) for stage in about.get("stages") or []]
         self.params = self.file.weights
-        self.outputs: list[str] = self.file.note["outputs"]
+        self.outputs: list[str] = note["outputs"]
         self._library, self._net = library, library.Net()
         self._net.opt.num_threads = options.threads or usable_threads()
         for name in EXACT:
             setattr(self._net.opt, name, False)
         if not self._load():
-            raise FailedError(f"{path}: ncnn {library.__version__} cannot load it; run pip install -U ncnn")
+            raise FailedError(f"{folder}: ncnn {library.__version__} cannot load it; run pip install -U ncnn")
 
     def _load(self) -> bool:
         """Give ncnn what was checked, not the files, which may have changed since; return True if it accepts it.
@@ -48,7 +48,7 @@ class NcnnPredictor:
         It goes through a private folder: load_model_mem of the Python wheel frees the bytes that its network reads.
         """
         with temporary_folder() as folder:
-            param, weights = folder / "network.param", folder / "network.bin"
+            param, weights = folder / PARAM, folder / BIN
             param.write_bytes(self.file.param)
             weights.write_bytes(self.file.bin)
             return not (self._net.load_param(str(param)) or self._net.load_model(str(weights)))

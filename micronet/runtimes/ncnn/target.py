@@ -8,14 +8,13 @@ import onnx
 from micronet.onnx.integers import count_layers
 from micronet.packed.from_onnx import pack_model
 from micronet.runtimes.config import RuntimeOptions
-from micronet.runtimes.ncnn.files import write_ncnn
+from micronet.runtimes.ncnn.files import BIN, PARAM, write_ncnn
 from micronet.runtimes.ncnn.predictor import NcnnPredictor
 
 TITLE, PAIRS = "ncnn", False
-NAME = "network"
 INT8 = "int8"
 STORES_FP16 = True
-FILES = tuple(f"{NAME}{suffix}" for suffix in (".param", ".bin", ".json"))
+FILES = (PARAM, BIN)
 
 
 class NcnnFolder(NcnnPredictor):
@@ -34,11 +33,10 @@ class NcnnFolder(NcnnPredictor):
 
 
 def write(proto: onnx.ModelProto, folder: Path, *, fp16: bool = False) -> dict[str, Any]:
-    """Write a network's files into a folder. Raises MicronetError if ncnn cannot run it."""
-    write_ncnn(pack_model(proto, "--target ncnn"), folder, NAME, fp16_storage=fp16)
-    return {}
+    """Write a network's files into a folder; return what ``write_ncnn`` does. Raises MicronetError as it does."""
+    return write_ncnn(pack_model(proto, "--target ncnn"), folder, fp16_storage=fp16)
 
 
 def open_folder(folder: Path, note: dict[str, Any], options: RuntimeOptions) -> NcnnFolder:
-    """Open a folder that ``write`` wrote."""
-    return NcnnFolder(folder / f"{NAME}.param", options)
+    """Open a folder that ``write`` wrote, with what it returned."""
+    return NcnnFolder(folder, note, options)
