@@ -97,6 +97,7 @@ STAGES = {
     "trt-eval": Command("micronet.stages.trt_eval:TrtEval", "Evaluate a TensorRT engine on an NVIDIA GPU."),
     "evaluate": Command("micronet.stages.evaluate:Evaluate", "Measure the accuracy, loss and latency of a network."),
     "compare": Command("micronet.stages.evaluate:Compare", "Compare the accuracy, MACs, size and latency of networks."),
+    "report": Command("micronet.stages.report:Report", "Write a page that compares the networks in a folder."),
     "predict": Command("micronet.stages.evaluate:Predict", "Find the most likely classes of images."),
     "inspect": Command("micronet.stages.inspect_artifact:Inspect", "Show an artifact's network, history and layers."),
     "verify": Command("micronet.stages.verify:Verify", "Check that files are whole and hold what they say."),

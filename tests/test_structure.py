@@ -17,6 +17,7 @@ LEVELS = [
     {"training"},
     {"pruning", "quantization"},
     {"onnx", "packed", "runtimes"},
+    {"report"},
     {"stages"},
     {"recipe"},
     {"cli", "__init__"},

@@ -279,6 +279,7 @@ _VIEWS: dict[str, Callable[[Any], None]] = {
     "export-onnx": _export_onnx,
     "check-onnx": _check_onnx, "pack": _pack,
     "trt-build": _trt_build, "trt-eval": _trt_eval, "evaluate": show_evaluation, "compare": show_comparison,
-    "predict": _predict, "inspect": show_inspection, "verify": show_verification,
+    "report": show_comparison, "predict": _predict, "inspect": show_inspection,
+    "verify": show_verification,
     "sensitivity": _sensitivity, "schema": print_json,
 }  # fmt: skip

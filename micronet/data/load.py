@@ -24,7 +24,7 @@ from micronet.data.memory import NAME, MemoryData
 from micronet.data.npz import read_npz
 from micronet.data.split import ImageSplit, MemorySplit, resize
 from micronet.errors import FailedError, MicronetError, count, unknown
-from micronet.tasks.task import load_task
+from micronet.tasks.task import CLASSIFICATION, load_task
 
 DIGITS_SIZE = 32
 OTHER_INPUTS = (
@@ -84,11 +84,12 @@ def load_data(
             f"the network was trained on {_count(like.classes)}, but {stray}; use a data "
             "set with the same classes, or train a new network on this one"
         )
+    is_built_in = place in registry.DATA and opened.name == CLASSIFICATION  # whatever folder has that name too
     return Dataset(
         source,
         replace(
             like,
-            name=str(Path(place).resolve()) if Path(place).exists() else str(place),
+            name=str(Path(place).resolve()) if Path(place).exists() and not is_built_in else str(place),
             image_size=size,
             limit=limit or (like.limit if name is None else None),
             task=opened.name,

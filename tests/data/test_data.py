@@ -153,6 +153,12 @@ def test_a_folders_val_validates_where_there_is_a_test(tmp_path):
     assert (len(data.train), len(data.validation), len(data.test)) == (8, 8, 8)
 
 
+def test_a_folder_with_a_built_in_name_is_not_what_the_name_records(tmp_path, monkeypatch):
+    (tmp_path / "digits").mkdir()  # as after: micronet run digits --output digits
+    monkeypatch.chdir(tmp_path)
+    assert load_data("digits").spec.name == "digits"
+
+
 def test_evaluating_touches_no_training_image(tmp_path):
     root = make_folder(tmp_path)
     spec = load_data(str(root)).spec

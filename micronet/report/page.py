@@ -1,0 +1,119 @@
+"""The page: what was measured, arranged, and written as one HTML file that needs no network."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from micronet.core.files import write_bytes
+from micronet.errors import visible
+from micronet.evaluation.report import Row
+from micronet.report.charts import COLORS, HEIGHT, WIDTH, Chart, Point, trade_off
+from micronet.report.layers import Layer
+from micronet.report.pictures import Disagreement
+from micronet.tasks.task import Task
+
+TEMPLATE = Path(__file__).with_name("page.html")
+METRICS = {"sqnr_db": "SQNR, dB", "mean_iou": "mean IoU", "accuracy": "accuracy"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A figure in the table: its text, and the number to sort by."""
+
+    text: str
+    value: float | str
+
+
+@dataclass(frozen=True)
+class Section:
+    """A network: its name, the commands that made it, and its layers."""
+
+    name: str
+    made: list[str]
+    layers: list[Layer]
+
+
+@dataclass(frozen=True)
+class Page:
+    """All that the page shows."""
+
+    title: str
+    verdict: str
+    words: list[str]
+    rows: Sequence[Row]
+    chosen: int
+    tested_on: str  # such as "1,000 test images"
+    charts: list[Chart]
+    sections: list[Section]
+    disagreement: Disagreement | None
+    about: dict[str, str] = field(default_factory=dict)  # the machine, the versions, the command
+
+    @property
+    def columns(self) -> list[str]:
+        """The heads of the table."""
+        return [name for name, _ in _cells(self.rows[0])]
+
+    @property
+    def table(self) -> list[list[Cell]]:
+        """The cells of each row."""
+        return [[cell for _, cell in _cells(row)] for row in self.rows]
+
+
+def write_page(path: Path, page: Page) -> None:
+    """Write a page; raise FailedError if the disk is full."""
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["thousands"] = lambda value: f"{value:,}"
+    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    text = template.render(page=page, width=WIDTH, height=HEIGHT, colors=range(COLORS))
+    write_bytes(path, visible(text, keep="\n").encode())
+
+
+def trade_offs(rows: Sequence[Row], task: Task) -> list[Chart]:
+    """Return the main metric over latency and over bytes, for the networks of which both are known."""
+    label = metric_label(task.main) if task.higher_is_better else f"-{metric_label(task.main)}"
+    percent = task.main == "accuracy"
+    quality = [task.quality(row.metrics) * (100 if percent else 1) for row in rows]
+    label += ", %" if percent else ""
+    charts = []
+    for cost, title, values in (
+        ("ms for one sample", f"{label} over latency", [row.latency_ms for row in rows]),
+        ("KB of the file", f"{label} over size", [row.size_bytes / 1000 for row in rows]),
+    ):
+        points = [
+            Point(row.name, value, each)
+            for row, value, each in zip(rows, values, quality, strict=True)
+            if value and math.isfinite(each)
+        ]
+        if len(points) > 1:
+            charts.append(trade_off(title, points, cost, label))
+    return charts
+
+
+def metric_label(name: str) -> str:
+    """Spell a metric's name."""
+    return METRICS.get(name, name.replace("_", " "))
+
+
+def _cells(row: Row) -> list[tuple[str, Cell]]:
+    """Return the heads and cells of a row."""
+    cells = [("network", Cell(row.name, row.name)), ("runtime", Cell(row.runtime, row.runtime))]
+    if row.accuracy is not None:
+        cells.append(("accuracy", Cell(f"{row.accuracy:.2%}", row.accuracy)))
+        cells.append(("change", Cell(f"{-100 * row.drop + 0.0:+.2f} pt", -row.drop)))
+        if row.agreement is not None:
+            cells.append(("same class", Cell(f"{row.agreement:.2%}", row.agreement)))
+    else:
+        metrics = {name: value for name, value in row.metrics.items() if "/" not in name}
+        cells += [(metric_label(name), Cell(f"{value:.4g}", value)) for name, value in metrics.items()]
+    if row.latency_ms is not None:
+        cells.append(("ms, batch 1", Cell(f"{row.latency_ms:.2f}", row.latency_ms)))
+    if row.latency_batch64_ms is not None:
+        cells.append(("ms, batch 64", Cell(f"{row.latency_batch64_ms:.1f}", row.latency_batch64_ms)))
+    cells.append(("bytes", Cell(f"{row.size_bytes:,}", row.size_bytes)))
+    cells.append(("smaller", Cell(f"{row.compression:.1%}", row.compression)))
+    cells.append(("MACs", Cell("?" if row.macs is None else f"{row.macs / 1e6:.1f} M", row.macs or 0)))
+    cells.append(("parameters", Cell(f"{row.params:,}", row.params)))
+    return cells

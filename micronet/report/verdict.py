@@ -1,0 +1,56 @@
+"""Which network of a comparison to ship, in a sentence."""
+
+from collections.abc import Sequence
+
+from micronet.core.timing import is_slower
+from micronet.evaluation.report import Row
+
+ALLOWED_DROP = 1.0  # percentage points, if the user names none
+SAME = 0.005  # ratios closer to 1 are not worth words
+IN_PERCENT = 1.1  # the smallest ratio that is said as one
+
+
+def choose(rows: Sequence[Row], allowed_drop: float) -> int:
+    """Return the index of the network to ship: of those within the drop, the smallest of the fastest.
+
+    Networks that torch only simulates are chosen only if there is nothing else. ``allowed_drop``: in percentage points.
+    """
+    within = [index for index, row in enumerate(rows) if index == 0 or 100 * row.drop <= allowed_drop]
+    candidates = [index for index in within if not is_simulated(rows[index])] or within
+    times = {index: time for index in candidates if (time := rows[index].latency_ms) is not None}
+    fastest = [index for index, time in times.items() if not is_slower(time, min(times.values()))]
+    return min(fastest or candidates, key=lambda index: rows[index].size_bytes)
+
+
+def is_simulated(row: Row) -> bool:
+    """Return True for a quantized network in torch, which computes its integers in float."""
+    return row.runtime == "torch" and "quantize" in row.stages
+
+
+def sentence(rows: Sequence[Row], allowed_drop: float) -> str:
+    """Say which network to ship, how much smaller and faster it is than the first one, and what that costs."""
+    chosen, first = rows[choose(rows, allowed_drop)], rows[0]
+    if chosen is first:
+        goal = "faster" if first.latency_ms is not None else "smaller"
+        return f"Ship {first.name}: none of the others is {goal} within a drop of {allowed_drop:g}."
+    gains = [_ratio(first.size_bytes, chosen.size_bytes, "smaller", "larger")]
+    if first.latency_ms is not None and chosen.latency_ms is not None:
+        gains.append(_ratio(first.latency_ms, chosen.latency_ms, "faster", "slower"))
+    gains = [gain for gain in gains if gain] or ["as large and as fast"]
+    where = "" if chosen.runtime == first.runtime else f" in {chosen.runtime}"
+    return f"Ship {chosen.name}{where}: {' and '.join(gains)}, {_change(chosen)}, compared with {first.name}."
+
+
+def _ratio(before: float, after: float, better: str, worse: str) -> str:
+    if not after or abs(before / after - 1) < SAME:
+        return ""
+    ratio, word = (before / after, better) if before > after else (after / before, worse)
+    return f"{ratio:.1f}x {word}" if ratio >= IN_PERCENT else f"{abs(1 - after / before):.0%} {word}"
+
+
+def _change(row: Row) -> str:
+    """Say how the main metric differs from the first network's."""
+    if row.accuracy is not None:
+        return f"{-100 * row.drop:+.2f} points" if abs(row.drop) >= 5e-5 else "the same accuracy"
+    name, value = next(iter(row.metrics.items()))
+    return f"{name.replace('_', ' ')} {value:.4g}"

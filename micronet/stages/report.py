@@ -1,0 +1,82 @@
+"""The ``report`` stage: the networks in a folder, compared on one HTML page."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from micronet import registry
+from micronet.core.config import group, setting
+from micronet.core.files import NOTE
+from micronet.core.parse import parse_json, read_text
+from micronet.errors import MicronetError
+from micronet.stages.config import MeasureSettings, TimingConfig, input_file
+from micronet.stages.evaluate import Compare
+from micronet.stages.gates import GateConfig
+from micronet.stages.stage import Context, Outcome, Stage
+
+NAME = "report.html"
+CHECKPOINT = ".checkpoint.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report(MeasureSettings, Stage):
+    """Reports on a folder."""
+
+    name = "report"
+    details = (
+        "Compares all networks in the folder as micronet compare does, the first one made being the reference, and "
+        "writes a page that says which one to ship."
+    )
+    example = "micronet report runs/digits"
+    suffix = None
+    product = "list[Row]"
+    takes_networks = False
+
+    folder: Path = input_file("The folder of a recipe, or any folder of networks.", kinds=(), metavar="FOLDER")
+    output: Path | None = setting(
+        None, f"The page to write. Default: {NAME} in the folder.", "-o", basic=True, place="file"
+    )
+    max_drop: float | None = setting(
+        None,
+        "Loss of accuracy, in percentage points, up to which a network may be recommended. Default: 1.",
+        basic=True,
+    )
+    timing: TimingConfig = group(TimingConfig)
+
+    def run(self, context: Context) -> Outcome:
+        """Compare the networks and write the page."""
+        if not self.folder.is_dir():
+            raise MicronetError(f"{self.folder} is not a folder; for files, run micronet compare FILE... --html FILE")
+        files = network_files(self.folder)
+        if not files:
+            raise MicronetError(
+                f"{self.folder} has no networks in it; expected files that end in {', '.join(registry.PREDICTORS)}"
+            )
+        page = self.output or self.folder / NAME
+        return Compare(
+            files=files,
+            data=self.data,
+            runtime=self.runtime,
+            timing=self.timing,
+            gates=GateConfig(max_drop=self.max_drop),
+            html=page,
+        ).run(context)
+
+
+def network_files(folder: Path) -> list[Path]:
+    """Return the networks in a folder: those that a recipe made in its order, then the others by age."""
+    try:
+        order = list(parse_json(read_text(folder / "recipe.json")))
+    except (OSError, ValueError):
+        order = []
+    found = [
+        path
+        for path in folder.iterdir()
+        if not path.name.endswith(CHECKPOINT)
+        and ((path.suffix in registry.PREDICTORS and path.is_file()) or (path / NOTE).is_file())
+    ]
+
+    def rank(path: Path) -> tuple[int, float, str]:
+        stages = [place for place, stage in enumerate(order) if stage in (path.stem, path.name)]
+        return (min(stages, default=len(order)), path.stat().st_mtime, path.name)
+
+    return sorted(found, key=rank)

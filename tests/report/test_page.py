@@ -1,0 +1,189 @@
+"""Which network the page recommends, what its charts show, and that it is one file that runs nothing foreign."""
+
+import itertools
+import json
+import math
+import re
+
+import pytest
+import torch
+
+from micronet.artifact.artifact import load
+from micronet.evaluation.cost import count_macs
+from micronet.evaluation.report import Row
+from micronet.report import charts, layers, verdict
+from micronet.report.charts import Point
+from micronet.report.curves import training_charts
+from micronet.report.page import Page, Section, trade_offs, write_page
+from micronet.runtimes.config import RuntimeOptions
+from micronet.runtimes.network import open_network
+from micronet.tasks.classification import Classification
+
+FIGURES = dict.fromkeys(Row._fields, 0) | {
+    "stages": [],
+    "metrics": {"accuracy": 0.9},
+    "accuracy": 0.9,
+    "agreement": 1.0,
+}
+HOSTILE = "</script><script>alert(1)</script>\x1b[31m\ud800"
+
+
+def row(name, runtime="onnxruntime", **figures):
+    given = FIGURES | {"name": name, "runtime": runtime, "latency_ms": 2.0, "size_bytes": 1000} | figures
+    return Row(**given)
+
+
+NOTHING = "Ship a: none of the others is faster within a drop of 1."
+
+
+@pytest.mark.parametrize(
+    ("others", "expected"),
+    [
+        ([], NOTHING),
+        ([row("b", latency_ms=1.0, size_bytes=250)], "Ship b: 4.0x smaller and 2.0x faster, the same accuracy"),
+        ([row("b", latency_ms=1.0, drop=0.02)], NOTHING),
+        ([row("b", latency_ms=2.01, size_bytes=500)], "Ship b: 2.0x smaller, the same accuracy"),
+        ([row("b", latency_ms=1.0, size_bytes=1030, drop=0.005)], "Ship b: 3% larger and 2.0x faster, -0.50 points"),
+        ([row("b", "torch", stages=["quantize"], latency_ms=0.1)], NOTHING),
+        ([row("b", "packed", latency_ms=0.5)], "Ship b in packed: 4.0x faster, the same accuracy"),
+    ],
+    ids=["alone", "better", "inaccurate", "as-fast-and-smaller", "larger", "simulated", "another-runtime"],
+)
+def test_the_verdict_is_the_smallest_of_the_fastest_within_the_drop(others, expected):
+    assert verdict.sentence([row("a"), *others], 1.0).removesuffix(", compared with a.") == expected
+
+
+def test_the_pareto_line_is_what_no_other_point_beats():
+    for seed in range(50):
+        torch.manual_seed(seed)
+        points = [Point("", *pair) for pair in torch.randint(0, 6, (8, 2)).tolist()]
+
+        def beaten(point, points=points):
+            return any(
+                other.cost <= point.cost and other.quality >= point.quality and other[1:] != point[1:]
+                for other in points
+            )
+
+        assert {points[index] for index in charts.frontier(points)} == {each for each in points if not beaten(each)}
+
+
+@pytest.mark.parametrize("values", [[1, 2, 3], [5, 5], [0, 0], [0.001, 40], [-3, 1e6], [99.72, 100]], ids=str)
+def test_axes_hold_every_value_and_round_ticks(values):
+    axis = charts.Axis(values, 0, 100, log=True)
+    assert all(0 < axis.at(value) < 100 for value in values)
+    ticks = axis.ticks()
+    assert 2 <= len(ticks) <= 12
+    assert all(0 <= tick.at <= 100 and tick.at == pytest.approx(axis.at(float(tick.text)), abs=0.1) for tick in ticks)
+
+
+def test_names_cover_neither_points_nor_one_another():
+    points = [Point(f"network{index}.onnx", 1 + 0.01 * index, 90.0) for index in range(6)]
+    marks = charts.trade_off("", points, "ms", "accuracy").marks
+    boxes = []
+    for mark in marks:
+        width = charts.LETTER * len(mark.name)
+        left = mark.label.x - width if mark.label.anchor == "end" else mark.label.x
+        boxes.append((left, left + width, mark.label.y - charts.LINE / 3))
+    boxes += [(mark.at[0] - charts.RADIUS, mark.at[0] + charts.RADIUS, mark.at[1]) for mark in marks]
+    names = boxes[: len(marks)]
+    for name, other in itertools.product(names, boxes):
+        overlap = name[0] < other[1] and other[0] < name[1] and abs(name[2] - other[2]) < charts.LINE - 0.01
+        assert name is other or not overlap
+
+
+def test_damaged_metrics_are_left_out(tmp_path):
+    good = [
+        {"epoch": 1, "loss": 2.0, "validation_accuracy": 0.5},
+        {"epoch": 2, "loss": 1.0, "validation_accuracy": 0.7},
+    ]
+    (tmp_path / "a.metrics.jsonl").write_text("\n".join(map(json.dumps, good)))
+    (tmp_path / "b.metrics.jsonl").write_text('{"epoch": 1, "loss": NaN}\n[1]\n{"loss": 3}')
+    (tmp_path / "c.metrics.jsonl").write_bytes(b"\xff{{{")
+    (tmp_path / "d.metrics.jsonl").mkdir()
+    found = training_charts(tmp_path / f"{name}.safetensors" for name in "abcde")
+    assert [(chart.title, [line.name for line in chart.lines]) for chart in found] == [
+        ("validation accuracy", ["a"]), ("loss", ["a"]),
+    ]  # fmt: skip
+
+
+def test_the_page_is_one_file_in_which_names_are_text(tmp_path):
+    rows = [row(HOSTILE), row("b", latency_ms=1.0)]
+    section = Section(HOSTILE, [HOSTILE], [layers.Layer(HOSTILE, HOSTILE, HOSTILE, None)])
+    page = Page(
+        HOSTILE,
+        HOSTILE,
+        [HOSTILE],
+        rows,
+        1,
+        HOSTILE,
+        trade_offs(rows, Classification()),
+        [section],
+        None,
+        {HOSTILE: HOSTILE},
+    )
+    write_page(tmp_path / "report.html", page)
+    text = (tmp_path / "report.html").read_text()
+    assert text.count("<script>") == 1 and "alert(1)</script>" not in text and not set(text) & {"\x1b", "\ud800"}
+    assert not re.search(r"(src|href)=\"(?!data:)|url\(|@import|https?://", text)
+
+
+def test_the_layers_add_up(chain):
+    inputs = torch.rand(2, 3, 32, 32).numpy()
+    paths = [chain / name for name in ("float.safetensors", "fused.safetensors", "int8.onnx")]
+    networks = [open_network(path, RuntimeOptions()) for path in paths]
+    found = [
+        layers.layers_of(path, each, networks[0], paths[0], inputs) for path, each in zip(paths, networks, strict=True)
+    ]
+    assert sum(each.macs for each in found[0]) == count_macs(load(paths[0]).model, torch.rand(1, 3, 32, 32))
+    assert [each.name for each in found[0]] == [each.name for each in found[2] if each.name != layers.OTHERS]
+    assert all(each.latency_ms and each.precision == "int8" for each in found[2][:-1])
+    assert all(each.snr_db is None for each in found[0])
+    assert all(each.snr_db is None or math.isfinite(each.snr_db) for each in found[1])
+
+
+def test_compare_and_report_write_the_page(micronet, chain, tmp_path):
+    page = tmp_path / "page.html"
+    done = micronet("compare", chain / "float.safetensors", chain / "int8.onnx", "--html", page, "--limit", 40)
+    assert done.code == 0 and f"wrote {page}" in done.out
+    assert "Ship " in page.read_text() and "Where they disagree" in page.read_text()
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    for given, message in (
+        (empty, "has no networks in it"),
+        (page, "is not a folder"),
+        (tmp_path / "no", "is not a folder"),
+    ):
+        refused = micronet("report", given)
+        assert refused.code == 2 and message in refused.err
+
+
+@pytest.mark.parametrize("width", [390, 1400], ids=["phone", "desk"])
+def test_a_browser_sorts_the_table_without_complaint(width, chain, tmp_path, micronet):
+    api = pytest.importorskip("playwright.sync_api")
+    import shutil
+
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("needs chromium")
+    page = tmp_path / "page.html"
+    micronet(
+        "compare", chain / "float.safetensors", chain / "int8.onnx", "--html", page, "--limit", 40, "--skip-timing"
+    )
+    with (
+        api.sync_playwright() as played,
+        played.chromium.launch(executable_path=browser, args=["--no-sandbox"]) as opened,
+    ):
+        tab = opened.new_page(viewport={"width": width, "height": 800})
+        complaints = []
+        tab.on("console", lambda message: complaints.append(message.text))
+        tab.on("pageerror", lambda error: complaints.append(str(error)))
+        tab.goto(page.as_uri())
+        head = tab.get_by_role("button", name="bytes").first
+        sizes = []
+        for _ in range(2):
+            head.focus()
+            tab.keyboard.press("Enter")
+            cells = tab.locator("table.sortable").first.locator("tbody tr td:nth-child(6)").all_inner_texts()
+            sizes.append([int(cell.replace(",", "")) for cell in cells])
+        assert sizes == [sorted(sizes[0]), sorted(sizes[0], reverse=True)] and not complaints
+        assert tab.evaluate("document.documentElement.scrollWidth") == width
