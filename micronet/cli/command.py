@@ -81,6 +81,10 @@ def _run_here(stage: Any, show: bool, last: bool) -> Outcome:
         from micronet.recipe.run import run_recipe
 
         return run_recipe(stage, perform, Silent() if quiet or as_json else console.Bar())
+    if stage.name == "init":
+        from micronet.cli.ask import answered
+
+        stage = answered(stage)
     with console.progress(quiet) as progress:
         outcome = execute(stage, progress)
     if not last and isinstance(outcome.summary, dict):

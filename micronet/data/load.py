@@ -22,8 +22,9 @@ from micronet.data.dataset import Dataset, DataSource, DataSpec
 from micronet.data.folder import open_folder
 from micronet.data.memory import NAME, MemoryData
 from micronet.data.npz import read_npz
+from micronet.data.spec import unknown_data
 from micronet.data.split import ImageSplit, MemorySplit, resize
-from micronet.errors import FailedError, MicronetError, count, unknown
+from micronet.errors import FailedError, MicronetError, count
 from micronet.tasks.task import CLASSIFICATION, load_task
 
 DIGITS_SIZE = 32
@@ -110,9 +111,7 @@ def open_images(name: str, image_size: int | None) -> DataSource:
         return open_arrays(read_npz(path), image_size)
     if ":" in name and not path.exists():  # a file of such a name must not make a recorded name run
         return open_arrays(_call(name), image_size)
-    if path.name != name:
-        raise MicronetError(f"the data folder {name} does not exist; pass its current path with --data")
-    raise unknown("data set", name, [*registry.DATA, "a folder", "a file.npz", "pkg.mod:factory"])
+    raise unknown_data(name)
 
 
 def _call(name: str) -> Mapping[str, Any]:

@@ -2,10 +2,12 @@
 
 import math
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
+from micronet import registry
 from micronet.core.parse import make_record
-from micronet.errors import MicronetError
+from micronet.errors import MicronetError, unknown
 from micronet.models.spec import LARGEST_INPUT, check_described
 
 LARGEST_SIDE = 2**31  # of images and limits
@@ -69,3 +71,10 @@ class DataSpec:
                 raise ValueError("its mean and std are not one number per channel")
             if not all(map(math.isfinite, [*mean, *std])) or min(std) <= 0:
                 raise ValueError("its mean and std are not finite, or its std not positive")
+
+
+def unknown_data(name: str) -> MicronetError:
+    """Return the error for a name that is no data set's, or a path of nothing."""
+    if Path(name).name != name:
+        return MicronetError(f"the data folder {name} does not exist; pass its current path with --data")
+    return unknown("data set", name, [*registry.DATA, "a folder", "a file.npz", "pkg.mod:factory"])

@@ -71,11 +71,19 @@ def read_recipe(path: Path) -> Recipe:
     """Read a recipe; raise MicronetError that names the line if it is not one."""
     try:
         text = read_text(path, LARGEST_RECIPE)
-        value = parse_toml(text)
     except FileNotFoundError:
         raise MicronetError(f"{path} does not exist; bundled recipes: {', '.join(bundled())}") from None
     except OSError as error:
         raise MicronetError(f"{path} cannot be read ({error})") from error
+    except ValueError as error:
+        raise MicronetError(f"{path} is not a recipe in TOML: {error}") from error
+    return parse_recipe(text, path)
+
+
+def parse_recipe(text: str, path: Path) -> Recipe:
+    """Parse the text of a recipe; raise MicronetError that names the line of ``path`` if it is not one."""
+    try:
+        value = parse_toml(text)
     except ValueError as error:
         raise MicronetError(f"{path} is not a recipe in TOML: {error}") from error
     for key in value:
