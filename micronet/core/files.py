@@ -36,7 +36,10 @@ def check_file_kind(path: Path, *taken: str) -> None:
     """
     if FOLDER in taken and (path / NOTE).is_file():
         return
-    words = [f"{_KINDS[suffix][0]} ({suffix})" if suffix else "a folder from micronet export" for suffix in taken]
+    kinds = [
+        f"{_KINDS[suffix][0]} ({suffix})" if suffix in _KINDS else f"a {suffix} file" for suffix in taken if suffix
+    ]
+    words = kinds + ["a folder from micronet export"] * (FOLDER in taken)
     expected = " or ".join(words)
     if path.is_dir():
         raise MicronetError(f"{path} is a folder; expected {expected}; specify a file in it")

@@ -1,0 +1,84 @@
+"""The pages in docs/: generated ones are up to date, links lead somewhere, and the code of "Extending" works."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from torch import nn
+
+from micronet import registry
+from micronet.pruning.config import PruneConfig
+from micronet.pruning.prune import Pruner
+from micronet.quantization.config import QuantConfig
+from micronet.runtimes.config import RuntimeOptions
+from micronet.runtimes.network import open_network
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+LINK = re.compile(r"\]\(([^)#\s]+)(?:#([^)]*))?\)")
+
+
+def test_the_pages_of_commands_are_up_to_date():
+    done = subprocess.run(
+        [sys.executable, ROOT / "scripts" / "command_pages", "--check"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    for target, anchor in LINK.findall(page.read_text(encoding="utf-8")):
+        if "://" in target:
+            continue
+        found = (page.parent / target).resolve()
+        assert found.exists(), target
+        if anchor:
+            heads = re.findall(r"^#+ (.*)$", found.read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in heads}, anchor
+
+
+@pytest.fixture(scope="module")
+def written():
+    """Return the modules that "Extending" writes, by name."""
+    text = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+    found = {}
+    for path, code in re.findall(r"`micronet/(\S+)\.py`\n\n```python\n(.*?)```", text, re.DOTALL):
+        module = ModuleType(path)
+        exec(code, module.__dict__)
+        found[path.rpartition("/")[2]] = module
+    assert set(found) == {"variance", "shift", "mine"}
+    return found
+
+
+def test_the_criterion_ranks_channels(written, monkeypatch):
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    with torch.no_grad():
+        network[0].weight[3:].mul_(1e-3)
+    monkeypatch.setitem(sys.modules, "micronet.pruning.criteria.variance", written["variance"])
+    monkeypatch.setitem(registry.CRITERIA, "l2", "micronet.pruning.criteria.variance")
+    pruner = Pruner(network, PruneConfig(criterion="l2"), torch.rand(1, 3, 8, 8))
+    pruned, _ = pruner.cut(pruner.planner.plan(5 / 8))
+    assert torch.equal(pruned[0].weight, network[0].weight[:3])
+
+
+def test_the_schemes_scales_are_powers_of_two(written):
+    quantizer = written["shift"].weight_quantizer(QuantConfig(), 4, 0, 8)
+    weight = torch.randn(8, 3, 3, 3)
+    quantizer.observe(weight)
+    scale = quantizer.qparams(weight).scale
+    assert torch.equal(scale.log2(), scale.log2().round())
+    on_grid = quantizer(weight)
+    assert torch.equal(on_grid, quantizer.integers(weight) * scale.view(-1, 1, 1, 1))
+    assert bool(((on_grid - weight).abs() <= scale.view(-1, 1, 1, 1) / 2).all())
+
+
+def test_the_runtime_opens_its_files(written, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "micronet.runtimes.mine", written["mine"])
+    monkeypatch.setitem(registry.PREDICTORS, ".mine", "micronet.runtimes.mine:MinePredictor")
+    (tmp_path / "a.mine").write_bytes(b"123")
+    network = open_network(tmp_path / "a.mine", RuntimeOptions())
+    assert network(torch.rand(2, 3, 4, 4).numpy()).shape == (2, 10) and network.params == 3
