@@ -104,6 +104,9 @@ STAGES = {
     "sensitivity": Command(
         "micronet.stages.sensitivity:Sensitivity", "Measure each layer's sensitivity to quantization."
     ),
+    "compress": Command(
+        "micronet.compression.stage:Compress", "Find the smallest or fastest network that keeps its accuracy."
+    ),
 }
 # Every command: the stages, and what works on recipes.
 COMMANDS = {

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from micronet import registry
+from micronet.cli.compress_view import show_search
 from micronet.cli.console import print_json, print_line, print_table
 from micronet.cli.file_views import show_inspection, show_verification
 from micronet.cli.measures import (
@@ -275,6 +276,7 @@ def _sensitivity(summary: list[dict[str, Any]]) -> None:
 
 
 _VIEWS: dict[str, Callable[[Any], None]] = {
+    "compress": show_search,
     "import": _import, "prune": _prune, "quantize": _quantize, "bn-fuse": _bn_fuse, "export": _export,
     "export-onnx": _export_onnx,
     "check-onnx": _check_onnx, "pack": _pack,

@@ -129,11 +129,12 @@ def check_quantization(config: QuantConfig) -> None:
         q_level=config.q_level,
         a_sign=config.a_sign,
         first_last=config.first_last,
+        exclude=config.exclude,
     )
     if config.w_bits not in (7, 8) or config != possible:
         raise MicronetError(
-            "ONNX files only support --w-bits 7 or 8, --a-bits 8, --q-type, --q-level, --a-sign and --first-last; "
-            "for other settings, quantize the artifact that the file was exported from"
+            "ONNX files only support --w-bits 7 or 8, --a-bits 8, --q-type, --q-level, --a-sign, --exclude and "
+            "--first-last; for other settings, quantize the artifact that the file was exported from"
         )
     if config.w_bits != INTEGER_BITS and config.first_last in ("8bit", "8bit-input"):
         raise MicronetError(

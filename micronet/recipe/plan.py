@@ -33,19 +33,20 @@ class Planned:
         return self.stage.configure({**self.values, **known})
 
 
-def plan(recipe: Recipe, data: str | None = None) -> list[Planned]:
+def plan(recipe: Recipe, data: str | None = None, *, compares: bool = True) -> list[Planned]:
     """Check every entry of a recipe and bind it to its stage.
 
     Args:
-        recipe: The recipe. One that does not end in ``compare`` gets a comparison of all files that it makes.
+        recipe: The recipe.
         data: The data of the first stage that reads any, in place of the recipe's.
+        compares: Whether a recipe that does not end in ``compare`` gets a comparison of all files that it makes.
 
     Raises:
         MicronetError: With the line: a name, a value, a file or the order of stages is invalid.
     """
     planner = _Planner(recipe)
     entries = list(recipe.entries)
-    if entries[-1].command != "compare":
+    if compares and entries[-1].command != "compare":
         entries.append(Entry("compare", "compare", {}, entries[-1].line, {}))
     for entry in entries:
         if entry.command not in registry.STAGES:

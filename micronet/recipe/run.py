@@ -62,15 +62,18 @@ class RunRecipe(Stage):
         return run_recipe(self, perform, context.progress)
 
 
-def run_recipe(config: RunRecipe, perform: Perform, progress: Progress | None = None) -> Outcome:
+def run_recipe(
+    config: RunRecipe, perform: Perform, progress: Progress | None = None, *, compares: bool = True
+) -> Outcome:
     """Run a recipe's stages in order; return the last one's outcome.
 
     Args:
         perform: Runs one stage, and shows the result if its second argument is True; the third: whether it is the last.
+        compares: Whether all files that the recipe makes are compared at its end.
     """
     recipe = read_recipe(find_recipe(config.recipe))
     recipe = replace(recipe, folder=config.output or recipe.folder)
-    planned = plan(recipe, config.data)
+    planned = plan(recipe, config.data, compares=compares)
     names = [each.entry.name for each in planned]
     if config.from_stage is not None and config.from_stage not in names:
         raise MicronetError(f"{recipe.path}: {unknown('stage', config.from_stage, names)}")

@@ -13,6 +13,7 @@ import onnx
 import onnx_ir as ir
 import torch
 
+from micronet.core.config import matching
 from micronet.core.progress import Progress
 from micronet.data.dataset import CALIBRATION_SAMPLES, Dataset, DataSpec
 from micronet.data.image_files import list_images
@@ -25,12 +26,20 @@ from micronet.onnx.bias_correction import correct_biases, give_biases
 from micronet.onnx.channel_padding import with_padded_channels
 from micronet.onnx.config import InputConfig
 from micronet.onnx.feeds import Feed, ImageInput, image_size, inputs_of, is_channels_last
+from micronet.onnx.graph_view import GraphView
 from micronet.onnx.heads import find_destroyed, first_and_last
 from micronet.onnx.insertion import ValueRange
 from micronet.onnx.operator_count import count_integers
 from micronet.onnx.reader import read_onnx
 from micronet.onnx.trt_cache import is_legacy_cache, read_legacy_cache
-from micronet.quantization.config import CALIBRATION_BATCH, FIRST_OR_LAST, Calibrator, QuantConfig, RangeConfig
+from micronet.quantization.config import (
+    CALIBRATION_BATCH,
+    EXCLUDED,
+    FIRST_OR_LAST,
+    Calibrator,
+    QuantConfig,
+    RangeConfig,
+)
 from micronet.quantization.histogram import Histogram
 from micronet.runtimes.config import RuntimeOptions
 from micronet.runtimes.onnxruntime import metadata, note, open_session
@@ -157,11 +166,13 @@ def _left_out(
     folded: onnx.ModelProto, ranges: dict[str, ValueRange], feeds: list[Feed], config: QuantConfig
 ) -> dict[str, str]:
     """Return the layers to leave in float whatever their ranges: name -> reason."""
+    names = [str(layer.node.name) for layer in GraphView(folded).layers]
+    excluded = dict.fromkeys(matching(config, "exclude", names), EXCLUDED)
     if config.first_last == "float":
-        return {str(node.name): FIRST_OR_LAST for node in first_and_last(ir.from_proto(folded).graph)}
+        return excluded | {str(node.name): FIRST_OR_LAST for node in first_and_last(ir.from_proto(folded).graph)}
     if config.first_last != "auto":
-        return {}
-    return find_destroyed(folded, ranges, _sampled(feeds), signed=config.a_sign == "signed")
+        return excluded
+    return find_destroyed(folded, ranges, _sampled(feeds), signed=config.a_sign == "signed") | excluded
 
 
 def _corrected(

@@ -1,0 +1,23 @@
+"""What ``compress`` prints: the candidates, what was given up, and the files."""
+
+from typing import Any
+
+from micronet.cli.console import print_line, print_table
+from micronet.cli.measures import metric_label, value_text
+from micronet.compression.words import table
+
+
+def show_search(summary: dict[str, Any]) -> None:
+    """Print a search's result, or its plan."""
+    if "plan" in summary:
+        for line in summary["plan"]:
+            print_line(line)
+        return
+    heads, *rows = table(summary["candidates"], summary["chosen"]["name"])
+    print_table(heads, rows)
+    for line in summary["words"]:
+        print_line(line)
+    figures = [f"{metric_label(name)} {value_text(name, value)}" for name, value in summary["test"].items()]
+    same = f" ({summary['tested_on']})" if summary["tested_on"] else ""
+    print_line(f"test {summary['noun']}s, looked at once: {', '.join(figures)}{same}")
+    print_line(f"wrote {summary['output']}: {', '.join(summary['names'])}")

@@ -1,0 +1,48 @@
+"""The candidates whose layers are quantized, and nothing else: all of them, and with some layers left in float."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from micronet.compression.plan import Plan
+from micronet.compression.prediction import Prediction, slower_in_integers
+from micronet.compression.workshop import Workshop
+
+EXCEPTIONS = (1, 2, 4)  # the most sensitive layers that stay float
+Alone = Mapping[str, Mapping[str, float]]  # what each layer costs if it alone is quantized
+
+
+def try_bits(workshop: Workshop, prediction: Prediction, max_drop: float, alone: Callable[[], Alone]) -> None:
+    """Make the candidates; float layers are those that are faster so, and if int8 loses too much, the sensitive ones.
+
+    Args:
+        workshop: Where they are made; the original is made already.
+        prediction: What they cost. It is fitted to the original and to int8.
+        max_drop: The drop that is allowed, 0..1.
+        alone: Measures what each layer costs if it alone is quantized.
+    """
+    whole, int8 = workshop.points[0], workshop.confirm("int8", Plan(bits=8))
+    prediction.prepare([Plan(), Plan(bits=8)])
+    for point in (whole, int8):
+        if not point.failed:
+            prediction.fit(point.plan, point.value(prediction.quantity))
+    workshop.prediction = prediction
+    if prediction.table is not None:
+        tried = [tuple[str, ...]()]
+        for between_floats in (False, True):
+            floats = _nameable(slower_in_integers(prediction.layers, prediction.table, alone=between_floats))
+            if len(floats) < len(prediction.layers) and floats not in tried:
+                tried.append(floats)
+                workshop.confirm(_name(len(floats), "slow"), Plan(bits=8, floats=floats))
+    if int8.failed or int8.drop > max_drop:
+        found = alone()
+        ranked = _nameable(sorted(found, key=lambda name: -found[name]["noise"]))
+        for number in (each for each in EXCEPTIONS if each < len(ranked)):
+            workshop.confirm(_name(number, "sensitive"), Plan(bits=8, floats=ranked[:number]))
+
+
+def _name(number: int, kind: str) -> str:
+    return f"int8, {number} {kind} float"
+
+
+def _nameable(layers: Sequence[str]) -> tuple[str, ...]:
+    """Return the layers that a setting can list: those without a comma in their names."""
+    return tuple(name for name in layers if "," not in name)

@@ -1,0 +1,176 @@
+"""What layers cost: their latency, each measured alone in the chosen runtime and kept in a table."""
+
+import json
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import astuple, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import onnx
+from numpy.typing import NDArray
+
+from micronet.compression.layers import Shape
+from micronet.compression.onnx_layer import Form, make_layer
+from micronet.core.files import temporary_folder, write_bytes
+from micronet.core.machine import processor_name, usable_cores
+from micronet.core.parse import parse_json, read_text
+from micronet.core.progress import Progress, Silent
+from micronet.evaluation.network import Predictor
+from micronet.packed.file_format import to_bytes
+from micronet.packed.from_onnx import pack_model
+from micronet.runtimes.config import RuntimeOptions
+from micronet.runtimes.network import open_network
+
+FILE = "costs.json"
+PACKAGES = {"onnxruntime": "onnxruntime", "openvino": "openvino", "packed": "numba"}  # that layers can be timed in
+TURN_SECONDS, LEAST_CALLS, MOST_CALLS = 0.01, 5, 200  # of each layer
+AT_ONCE = 16  # layers that are timed in turns
+Key = tuple[Shape, Form]
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """Where a network is to run: the runtime, the samples in a call, threads and device."""
+
+    runtime: str
+    batch: int = 1
+    threads: int | None = None
+    device: str | None = None
+
+    @property
+    def options(self) -> RuntimeOptions:
+        """The options to open the network's file with."""
+        onnx_runtime = "openvino" if self.runtime == "openvino" else None
+        return RuntimeOptions(runtime=onnx_runtime, threads=self.threads, device=self.device)
+
+    @property
+    def header(self) -> dict[str, Any]:
+        """What measured times depend on, besides the layer: the machine, the runtime and how it runs."""
+        try:
+            found = version(PACKAGES.get(self.runtime, ""))
+        except (PackageNotFoundError, ValueError):
+            found = ""
+        machine = {"processor": processor_name(), "cores": usable_cores()}
+        return {"runtime": self.runtime, "version": found, "batch": self.batch, "threads": self.threads, **machine}
+
+
+@dataclass
+class CostTable:
+    """Milliseconds of layers by shape and form, kept in a file for the same machine and runtime.
+
+    Attributes:
+        deployment: Where the layers run.
+        path: The file.
+        seconds: How long layers may be timed for in this run; later ones are estimated by their multiply-accumulates.
+        known: What was measured; None of layers that the runtime cannot run alone.
+        call_ms: Milliseconds of a call that computes nothing.
+    """
+
+    deployment: Deployment
+    path: Path
+    seconds: float
+    progress: Progress = field(default_factory=Silent)
+    known: dict[str, float | None] = field(default_factory=dict)
+    call_ms: float = 0.0
+
+    @classmethod
+    def open(cls, deployment: Deployment, folder: Path, seconds: float, progress: Progress) -> "CostTable":
+        """Read the table in a folder; it is empty if there is none, or it is another machine's or runtime's."""
+        table = cls(deployment, folder / FILE, seconds, progress)
+        try:
+            stored = parse_json(read_text(table.path))
+            if stored["header"] == deployment.header:
+                table.known, table.call_ms = dict(stored["ms"]), float(stored["call_ms"])
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+        return table
+
+    def measure(self, wanted: Iterable[Key]) -> None:
+        """Time the layers that are not known yet, several in turns, and write the table."""
+        names = {_name(*key): key for key in wanted}
+        missing = [key for name, key in names.items() if name not in self.known]
+        start, before = time.monotonic(), len(self.known)
+        for first in range(0, len(missing), AT_ONCE):
+            if time.monotonic() - start > self.seconds:
+                break
+            part = missing[first : first + AT_ONCE]
+            self.call_ms, times = time_layers(part, self.deployment)
+            self.known |= {_name(*key): ms for key, ms in zip(part, times, strict=True)}
+            self.progress.step("timing layers", min(first + AT_ONCE, len(missing)), len(missing))
+        self.seconds -= time.monotonic() - start
+        if len(self.known) > before:
+            content = {"header": self.deployment.header, "call_ms": self.call_ms, "ms": self.known}
+            write_bytes(self.path, f"{json.dumps(content, indent=1)}\n".encode())
+
+    def ms(self, shape: Shape, form: Form) -> float | None:
+        """Return the milliseconds of a layer, or None if it was not measured."""
+        return self.known.get(_name(shape, form))
+
+
+def _name(shape: Shape, form: Form) -> str:
+    return json.dumps([form, *astuple(shape)], separators=(",", ":"))
+
+
+def time_layers(keys: Sequence[Key], deployment: Deployment) -> tuple[float, list[float | None]]:
+    """Return the milliseconds of a call, and those of layers less that; None for those that the runtime refuses.
+
+    Each is the least of several calls in turns, so that other work on the machine hardly changes their order.
+    """
+    nothing: Key = (Shape("Linear", 1, 1), "float")
+    opened = [_opened(*key, deployment) for key in (nothing, *keys)]
+    found = [each for each in opened if each is not None]
+    if opened[0] is None or len(found) == 1:
+        call, times = 0.0, fastest_ms(found, TURN_SECONDS)
+    else:
+        call, *times = fastest_ms(found, TURN_SECONDS)
+    rest = iter(times)
+    return round(call, 5), [None if each is None else max(0.0, round(next(rest) - call, 5)) for each in opened[1:]]
+
+
+def fastest_ms(runs: Sequence[tuple[Predictor, NDArray[Any] | tuple[Any, ...]]], seconds: float) -> list[float]:
+    """Return the milliseconds of the fastest call of each predictor on its input; they run in turns.
+
+    Args:
+        runs: Predictors and their inputs.
+        seconds: How long each runs, at least; a few calls in any case.
+    """
+    least, spent = [float("inf")] * len(runs), [0.0] * len(runs)
+    calls = [0] * len(runs)
+    for predict, given in runs:
+        predict(given)
+    while runs and any((s < seconds and c < MOST_CALLS) or c < LEAST_CALLS for s, c in zip(spent, calls, strict=True)):
+        for index, (predict, given) in enumerate(runs):
+            if calls[index] >= LEAST_CALLS and (spent[index] >= seconds or calls[index] >= MOST_CALLS):
+                continue
+            start = time.perf_counter()
+            predict(given)
+            took = time.perf_counter() - start
+            least[index], spent[index], calls[index] = min(least[index], took), spent[index] + took, calls[index] + 1
+    return [1000 * each for each in least]
+
+
+def _opened(shape: Shape, form: Form, deployment: Deployment) -> tuple[Predictor, NDArray[Any]] | None:
+    """Open a layer in the runtime; return None if that refuses it, or runs no single layers."""
+    if deployment.runtime not in PACKAGES:
+        return None
+    try:
+        proto, sample = make_layer(shape, form, deployment.batch)
+        with temporary_folder() as folder:
+            network = open_network(_write(proto, folder, deployment.runtime), deployment.options)
+        network(sample)
+    except Exception:  # whatever a runtime raises; its layers are then estimated
+        return None
+    return network, sample
+
+
+def _write(proto: onnx.ModelProto, folder: Path, runtime: str) -> Path:
+    """Write a layer as the file that a runtime opens."""
+    if runtime == "packed":
+        path = folder / "layer.packed"
+        path.write_bytes(to_bytes(pack_model(proto)))
+    else:
+        path = folder / "layer.onnx"
+        path.write_bytes(proto.SerializeToString())
+    return path

@@ -1,0 +1,74 @@
+"""What is asked for, and the choice among candidates."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from micronet.compression.point import Point, Quantity
+from micronet.core.config import flag
+
+UNITS = {"latency": "latency", "size": "size", "macs": "multiply-accumulates"}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The candidate that is chosen, and what is missing to the goal in words; empty if it is met."""
+
+    point: Point
+    miss: str = ""
+
+
+@dataclass(frozen=True)
+class Goal:
+    """The least, or a fraction of the original's, of a quantity, within a drop of the metric.
+
+    Attributes:
+        quantity: The quantity.
+        max_drop: The largest drop, 0..1.
+        target: The fraction of the original's quantity that may be left; None: as little as possible.
+    """
+
+    quantity: Quantity
+    max_drop: float
+    target: float | None = None
+
+    def is_met_by(self, share: float) -> bool:
+        """Whether a fraction of the original's quantity is small enough; never without a target."""
+        return self.target is not None and share <= self.target
+
+    def choose(self, points: Sequence[Point]) -> Choice:
+        """Return the best candidate; the first is the original.
+
+        With a target, it is the one with the least drop that meets it. Otherwise, or if none within the drop meets it,
+        it is the one with the least of the quantity within the drop.
+        """
+        made = [point for point in points if not point.failed]
+        whole = self.value(made[0])
+        within = [point for point in made if point.drop <= self.max_drop]
+        meeting = [point for point in within if self.is_met_by(self.value(point) / whole)]
+        if meeting:
+            return Choice(min(meeting, key=lambda point: (point.drop, self.value(point))))
+        least = min(within, key=lambda point: (self.value(point), point.drop))
+        if self.target is None:
+            return Choice(least)
+        return Choice(least, self._miss(made, whole, least))
+
+    def value(self, point: Point) -> float:
+        """Return the quantity of a candidate."""
+        return point.value(self.quantity)
+
+    def _miss(self, made: Sequence[Point], whole: float, least: Point) -> str:
+        """Say that the target is not met, and what would have to give."""
+        noun, name = UNITS[self.quantity], flag(f"target_{self.quantity}")
+        said = (
+            f"{name} {self.target:g} is not met: within {100 * self.max_drop:g} points, the least {noun} is "
+            f"{self.value(least) / whole:.3g} of the original's ({least.name})"
+        )
+        small = [point for point in made if self.is_met_by(self.value(point) / whole)]
+        if small:
+            best = min(small, key=lambda point: point.drop)
+            return f"{said}; {best.name} meets it with a drop of {100 * best.drop:.2f} points: raise --max-drop to that"
+        smallest = min(made, key=self.value)
+        return (
+            f"{said}; the smallest candidate has {self.value(smallest) / whole:.3g} of it, with a drop of "
+            f"{100 * smallest.drop:.2f} points: raise {name}, or --max-drop and --budget"
+        )

@@ -1,0 +1,131 @@
+"""How well a candidate does: by a data set's metrics, or by how close it is to an ONNX file on inputs alone."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from micronet.data.batches import eval_batches
+from micronet.data.dataset import CALIBRATION_SAMPLES, Dataset
+from micronet.errors import unknown
+from micronet.evaluation.accuracy import check_scores, evaluate
+from micronet.evaluation.network import Network, Predictor
+from micronet.models.device import head
+from micronet.onnx.feeds import Feed
+from micronet.tasks.agreement import Agreement, Similarity
+from micronet.tasks.task import Task
+
+LESS_IS_BETTER = ("loss", "error")  # the ends of metrics' names
+Report = Callable[[int, int], None]  # how many of all samples are done
+
+
+class Judge(Protocol):
+    """What candidates are judged by.
+
+    Attributes:
+        task: The task.
+        metric: The metric whose drop counts; None: the task's main one.
+        noun: What a sample is called.
+        samples: The number of validation samples.
+        tested_on: What the test samples were used for before, in words; empty if they are samples of their own.
+    """
+
+    task: Task
+    metric: str | None
+    noun: str
+    samples: int
+    tested_on: str
+
+    def sample(self) -> Any:
+        """Return one input as an array, or a tuple of several inputs."""
+
+    def metrics(self, network: Network, report: Report, *, test: bool = False) -> dict[str, float]:
+        """Return a network's metrics on the validation samples, or on the test samples."""
+
+
+class DataJudge:
+    """Judges by the metrics of a data set's task.
+
+    Args:
+        data: The data, with the outputs of the original if the task needs them.
+        metric: The metric whose drop counts; None: the task's main one.
+        adapt: How a network takes the data's inputs, if not as they are.
+    """
+
+    def __init__(
+        self, data: Dataset, metric: str | None = None, adapt: Callable[[Network], Predictor] = lambda network: network
+    ) -> None:
+        self.data, self.metric, self.task, self._adapt = data, metric, data.task, adapt
+        self.noun, self.samples, self.tested_on = data.validation.noun, len(data.validation), data.tested_on
+
+    def sample(self) -> Any:
+        """Return one input as an array, or a tuple of several inputs."""
+        inputs = head(next(eval_batches(self.data.validation, self.data.spec, batch_size=1))[0], 1)
+        several = inputs if isinstance(inputs, tuple) else (inputs,)
+        arrays = tuple(each.contiguous().numpy() for each in several)
+        return arrays if isinstance(inputs, tuple) else arrays[0]
+
+    def metrics(self, network: Network, report: Report, *, test: bool = False) -> dict[str, float]:
+        """Return a network's metrics on the validation samples, or on the test samples."""
+        split, data = self.data.test if test else self.data.validation, self.data
+        batches = data.referenced(eval_batches(split, data.spec))
+        return evaluate(self._adapt(network), batches, lambda done: report(done, len(split)), data.task).metrics
+
+    def check(self, network: Network, name: str) -> None:
+        """Raise MicronetError if a network does not suit the data and their task."""
+        inputs = head(next(eval_batches(self.data.validation, self.data.spec, batch_size=1))[0], 1)
+        check_scores(self._adapt(network), inputs, self.data.spec, name, self.task)
+
+
+class FeedJudge:
+    """Judges an ONNX file's forms by how close they are to it, on inputs without labels.
+
+    Args:
+        feeds: The inputs.
+        original: Returns the outputs of the file for a feed.
+        metric: The metric whose drop counts; None: the relative error.
+    """
+
+    noun, tested_on = "sample", CALIBRATION_SAMPLES
+
+    def __init__(
+        self, feeds: Sequence[Feed], original: Callable[[Feed], Sequence[Any]], metric: str | None = None
+    ) -> None:
+        self.task: Task = Agreement()
+        self.metric, self._feeds = metric, feeds
+        self.samples = sum(len(next(iter(feed.values()))) for feed in feeds)
+        self._reference = [[torch.from_numpy(np.asarray(each)) for each in original(feed)] for feed in feeds]
+
+    def sample(self) -> Any:
+        """Return the first input as an array, or a tuple of several inputs."""
+        arrays = tuple(each[:1] for each in self._feeds[0].values())
+        return arrays if len(arrays) > 1 else arrays[0]
+
+    def metrics(self, network: Network, report: Report, *, test: bool = False) -> dict[str, float]:
+        """Return how close a network is to the original; the test samples are the validation samples."""
+        similarity = Similarity()
+        for done, (feed, reference) in enumerate(zip(self._feeds, self._reference, strict=True), 1):
+            arrays = tuple(feed.values())
+            outputs = network(arrays if len(arrays) > 1 else arrays[0])
+            several = outputs if isinstance(outputs, list) else [outputs]
+            similarity.update([torch.from_numpy(np.asarray(each)) for each in several], reference)
+            report(done, len(self._feeds))
+        return similarity.compute()
+
+
+def quality(judge: Judge, metrics: dict[str, float]) -> float:
+    """Return the metric that counts, negated if less is better; MicronetError if the task does not have it."""
+    name = judge.metric
+    if name is None or name == judge.task.main:
+        return judge.task.quality(metrics)
+    if name not in metrics:
+        raise unknown("metric", name, metrics)
+    return -metrics[name] if name.endswith(LESS_IS_BETTER) else metrics[name]
+
+
+def repeated(sample: Any, batch: int) -> Any:
+    """Return a batch that holds a sample several times."""
+    if isinstance(sample, tuple):
+        return tuple(repeated(each, batch) for each in sample)
+    return np.resize(sample, (batch, *sample.shape[1:]))

@@ -1,0 +1,70 @@
+"""What a search would try, and about how long that would take, without writing anything."""
+
+import time
+from typing import TYPE_CHECKING
+
+from micronet.compression.rounds import MOST_EPOCHS, epoch_seconds
+from micronet.compression.sensitivities import noise_of
+from micronet.core.config import flag
+from micronet.errors import count
+from micronet.models.device import pick_device
+from micronet.pruning.sensitivity import SHARES
+from micronet.quantization.config import CALIBRATION_BATCH
+
+if TYPE_CHECKING:
+    from micronet.compression.compressing import Compressing
+
+EXPORT_SECONDS = 10.0  # of a candidate: quantizing, exporting and timing it, in a usual network
+LAYER_SECONDS = 0.05  # of timing a layer in all its widths
+WIDTHS = 20  # of a layer that the walk times
+
+
+def outline(search: "Compressing", names: list[str], number: int) -> list[str]:
+    """Return lines on the candidates of a search and its minutes.
+
+    Args:
+        search: The search.
+        names: The candidates that are narrower, in words.
+        number: How many these are.
+    """
+    settings, data, groups, layers = search.settings, search.data, search.groups, search.layers
+    start = time.perf_counter()
+    noise_of(search.model, search.batches)
+    forward = time.perf_counter() - start
+    validate = forward * len(data.validation) / max(1, CALIBRATION_BATCH * len(search.batches))
+    candidate = EXPORT_SECONDS + validate
+    metric = settings.metric or data.task.main
+    wanted = (
+        f"{flag(settings.goals[0])} {getattr(settings, settings.goals[0])}" if settings.goals else "--minimize latency"
+    )
+    lines = [
+        f"goal: {wanted} in {settings.runtime}, a drop of at most {settings.max_drop:g} points of {metric} on "
+        f"{count(len(data.validation), f'validation {data.validation.noun}')}",
+        f"network: {count(len(layers), 'layer')}, {count(len(groups.widths), 'group')} of channels that may be cut"
+        + (f" ({groups.why})" if groups.why else ""),
+        "quantized: int8, with the layers in float that are faster so, and if int8 loses more than that, with the most "
+        "sensitive layers in float",
+    ]
+    seconds = 3 * candidate
+    if names:
+        lines.append(f"narrower: {', '.join(names)}")
+        seconds += len(SHARES) * len(groups.widths) * forward
+    if settings.quantity == "latency":
+        seconds += LAYER_SECONDS * WIDTHS * len(layers)
+    if settings.no_training:
+        seconds += number * candidate
+        lines.append("nothing is trained")
+    elif names:
+        epoch = epoch_seconds(search.model, data, pick_device(settings.device))
+        first = number * (candidate + MOST_EPOCHS[0] * epoch)
+        lines.append(
+            f"trained: all for up to {MOST_EPOCHS[0]} epochs of {epoch / 60:.1f} minutes, then the better half for up "
+            f"to {MOST_EPOCHS[1]} more, then the better half of these for {MOST_EPOCHS[2]}, within the budget"
+        )
+        seconds += first + number / 2 * (candidate + MOST_EPOCHS[1] * epoch)
+        seconds += number / 4 * (candidate + MOST_EPOCHS[2] * epoch)
+    budget = settings.budget_seconds / 60
+    lines.append(f"about {seconds / 60:.0f} minutes for all; the budget is {budget:g}")
+    if seconds > settings.budget_seconds:
+        lines.append("what does not fit is left out")
+    return lines

@@ -1,0 +1,59 @@
+"""A candidate's figures: a point of the front."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from micronet.compression.plan import Plan
+
+Quantity = Literal["latency", "size", "macs"]
+
+
+@dataclass(frozen=True)
+class Point:
+    """What a plan gave.
+
+    Attributes:
+        name: What people call it.
+        plan: The plan.
+        drop: Of the metric on the validation data, 0..1 of it, relative to the original.
+        quality: The metric itself, negated if less is better.
+        latency_ms: Measured in the runtime; None if nothing is timed.
+        predicted_ms: Predicted before it was measured.
+        size_bytes: Of the deployed file or folder.
+        macs: Multiply-accumulates for one sample, if they can be counted.
+        minutes: That it took to make and measure.
+        failed: Why it could not be made, or "".
+    """
+
+    name: str
+    plan: Plan
+    drop: float = 0.0
+    quality: float = 0.0
+    latency_ms: float | None = None
+    predicted_ms: float | None = None
+    size_bytes: int = 0
+    macs: int | None = None
+    minutes: float = 0.0
+    failed: str = ""
+
+    def value(self, quantity: Quantity) -> float:
+        """Return one of the figures that are to be small; 0 if it is not known."""
+        found = {"latency": self.latency_ms, "size": self.size_bytes, "macs": self.macs}[quantity]
+        return float(found or 0)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the figures as a JSON object."""
+        return {**vars(self), "plan": self.plan.to_json()}
+
+
+def front(points: Sequence[Point], quantity: Quantity) -> list[Point]:
+    """Return the candidates that no other beats in both the drop and a quantity, the largest first."""
+    made = [point for point in points if not point.failed]
+
+    def beats(other: Point, point: Point) -> bool:
+        ours, theirs = (other.value(quantity), other.drop), (point.value(quantity), point.drop)
+        return ours != theirs and ours[0] <= theirs[0] and ours[1] <= theirs[1]
+
+    found = [point for point in made if not any(beats(other, point) for other in made)]
+    return sorted(found, key=lambda point: -point.value(quantity))

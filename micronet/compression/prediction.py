@@ -1,0 +1,148 @@
+"""What a plan will cost: the sum over its layers, and a rest that was measured on whole networks."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from micronet.compression.costs import CostTable, Key
+from micronet.compression.layers import Layer, Shape
+from micronet.compression.onnx_layer import Form
+from micronet.compression.plan import Plan
+from micronet.compression.point import Quantity
+
+FLOAT_BYTES = 4
+
+
+@dataclass
+class Prediction:
+    """Predicts the latency in milliseconds, the size in bytes or the multiply-accumulates of plans.
+
+    latency(plan) = call + sum over layers + rest * activations(plan) / activations(original), where the rest is a
+    measured whole network's time less a call's and that of its layers: one for float, one for integers, mixed by the
+    share of activations that quantized layers return. Sizes have a rest too: what a file holds besides weights.
+
+    Attributes:
+        quantity: What is predicted.
+        layers: The network's layers.
+        groups: The groups of channels that may be cut, in the order of a plan's widths, and their widths.
+        table: The layers' measured latencies.
+        rests: The rest in float and in integers; see ``fit``.
+        rates: Milliseconds per multiply-accumulate of layers that are not measured, in float and in integers.
+        ratios: Measured costs divided by predicted ones, so far; later predictions are multiplied by their median.
+    """
+
+    quantity: Quantity
+    layers: Mapping[str, Layer]
+    groups: Mapping[int, int]
+    table: CostTable | None = None
+    rests: dict[bool, float] = field(default_factory=dict)
+    rates: dict[bool, float] = field(default_factory=dict)
+    ratios: list[float] = field(default_factory=list)
+
+    def __call__(self, plan: Plan) -> float:
+        """Return a plan's predicted cost, corrected by what was measured so far."""
+        return self._sum(plan) * self._correction
+
+    def fit(self, plan: Plan, measured: float) -> None:
+        """Set the rest so that the cost of the whole network, in float or in integers, is the measured one."""
+        if self.quantity == "latency":
+            macs = sum(layer.calls * layer.shape.macs for layer in self.layers.values())
+            known = [self.table.ms(shape, form) for shape, form in self.wanted([plan])] if self.table else []
+            if all(ms is None for ms in known):
+                self.rates[plan.is_float] = measured / max(1, macs)
+        self.rests[plan.is_float] = 0.0
+        self.rests[plan.is_float] = max(0.0, measured - self._sum(plan))
+
+    def compare(self, plan: Plan, measured: float) -> None:
+        """Note a measured cost, which corrects later predictions."""
+        self.ratios.append(measured / max(self._sum(plan), 1e-9))
+
+    def prepare(self, plans: Iterable[Plan]) -> None:
+        """Measure the layers of plans that are not known yet."""
+        if self.table is not None and self.quantity == "latency":
+            self.table.measure(self.wanted(plans))
+
+    def wanted(self, plans: Iterable[Plan]) -> list[Key]:
+        """Return the shapes and forms of the layers of plans."""
+        keys = {(shape, self._form(name, plan)): None for plan in plans for name, shape in self._shapes(plan).items()}
+        return list(keys)
+
+    def times(self, plan: Plan) -> dict[str, tuple[float | None, float | None]]:
+        """Return the milliseconds of layers that stay float, in float and in integers, if they were measured."""
+        if self.table is None:
+            return {}
+        shapes = {name: self.layers[name].shape for name in plan.floats if name in self.layers}
+        return {name: (self.table.ms(shape, "float"), self.table.ms(shape, "int8")) for name, shape in shapes.items()}
+
+    @property
+    def _correction(self) -> float:
+        if not self.ratios:
+            return 1.0
+        ordered = sorted(self.ratios)
+        return ordered[len(ordered) // 2]
+
+    def _shapes(self, plan: Plan) -> dict[str, Shape]:
+        shares = {
+            group: new / old for (group, old), new in zip(self.groups.items(), plan.widths, strict=bool(plan.widths))
+        }
+        return {name: layer.narrowed(shares) for name, layer in self.layers.items()}
+
+    def _sum(self, plan: Plan) -> float:
+        shapes = self._shapes(plan)
+        if self.quantity == "macs":
+            return sum(self.layers[name].calls * shape.macs for name, shape in shapes.items())
+        if self.quantity == "size":
+            return sum(shape.weights * self._bytes(name, plan) for name, shape in shapes.items()) + self._rest(
+                plan, 0.0
+            )
+        whole, left, integers = 0, 0, 0
+        total = 0.0
+        for name, shape in shapes.items():
+            layer = self.layers[name]
+            total += layer.calls * self._ms(name, shape, self._form(name, plan))
+            whole += layer.calls * layer.shape.activations
+            left += layer.calls * shape.activations
+            integers += layer.calls * shape.activations * (self._form(name, plan) != "float")
+        call = self.table.call_ms if self.table is not None else 0.0
+        return call + total + self._rest(plan, 1 - integers / max(1, left)) * left / max(1, whole)
+
+    def _rest(self, plan: Plan, share_of_float: float) -> float:
+        floats = self.rests.get(True, 0.0)
+        if plan.is_float:
+            return floats
+        integers = self.rests.get(False, floats)
+        return share_of_float * floats + (1 - share_of_float) * integers
+
+    def _bytes(self, name: str, plan: Plan) -> float:
+        if self._form(name, plan) == "float":
+            return FLOAT_BYTES
+        bits = 8 if name in plan.wide or not isinstance(plan.bits, int) else plan.bits
+        return bits / 8
+
+    def _form(self, name: str, plan: Plan) -> Form:
+        return "float" if plan.is_float or name in plan.floats else "int8"
+
+    def _ms(self, name: str, shape: Shape, form: Form) -> float:
+        """Return a layer's milliseconds; what is not measured costs in proportion to its multiply-accumulates."""
+        found = self.table.ms(shape, form) if self.table is not None else None
+        if found is not None:
+            return found
+        whole = self.layers[name].shape
+        known = self.table.ms(whole, form) if self.table is not None else None
+        if known is not None:
+            return known * shape.macs / max(1, whole.macs)
+        return self.rates.get(form == "float", self.rates.get(True, 0.0)) * shape.macs
+
+
+def slower_in_integers(layers: Mapping[str, Layer], table: CostTable, *, alone: bool) -> list[str]:
+    """Return the layers that are faster in float.
+
+    ``alone``: compared with integers between float layers, whose rounding costs time, rather than between integers.
+    """
+    form: Form = "alone" if alone else "int8"
+    table.measure([(layer.shape, each) for layer in layers.values() for each in ("float", form)])
+    found = []
+    for name, layer in layers.items():
+        floats, integers = table.ms(layer.shape, "float"), table.ms(layer.shape, form)
+        if floats is not None and integers is not None and floats <= integers:
+            found.append(name)
+    return found

@@ -1,0 +1,114 @@
+"""What a search leaves in its folder: the network, its deployed file, its recipe, and the front."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from micronet.compression.goal import Goal
+from micronet.compression.plan import final_names, to_toml
+from micronet.compression.point import Point, Quantity, front
+from micronet.compression.words import as_markdown, describe_drop, describe_errors, table
+from micronet.compression.workshop import Workshop
+from micronet.core.files import NOTE, files_in, write_bytes
+from micronet.core.folders import Folder, read_note, write_folder
+from micronet.errors import MicronetError
+from micronet.evaluation import plot
+
+STEM = "network"
+REPRODUCED = "reproduced"  # the folder in which the recipe makes the network again
+LABELS = {"latency": "latency, ms", "size": "size, bytes", "macs": "multiply-accumulates"}
+
+
+def conclude(
+    workshop: Workshop, goal: Goal, describe: Callable[[Point], list[str]], left_out: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Choose a candidate, test it, write everything and return the summary.
+
+    Args:
+        workshop: Where the candidates were made.
+        goal: What is asked for.
+        describe: Says what the chosen candidate gave up.
+        left_out: What did not fit the budget, in words.
+    """
+    choice, judge = goal.choose(workshop.points), workshop.judge
+    point = choice.point
+    tested = workshop.notes.once("test", lambda: workshop.evaluate(workshop.open(point.plan), test=True))
+    errors = describe_errors(workshop.points)
+    words = [
+        describe_drop(point, judge.noun, judge.samples),
+        *describe(point),
+        *([errors] if errors else []),
+        *left_out,
+    ]
+    if goal.is_met_by(1.0):
+        words.insert(0, "the original meets the target already")
+    about = {"quantity": goal.quantity, "words": words, "miss": choice.miss, "test": tested}
+    places = write_result(workshop, point, goal.quantity, about)
+    return {
+        "chosen": point.to_json(), **about, "files": places, "names": [Path(each).name for each in places.values()],
+        "candidates": candidates(workshop.points, goal.quantity), "output": str(workshop.folder), "noun": judge.noun,
+        "tested_on": judge.tested_on,
+    }  # fmt: skip
+
+
+def write_result(workshop: Workshop, chosen: Point, quantity: Quantity, about: dict[str, Any]) -> dict[str, str]:
+    """Write the chosen candidate's files, its recipe and the front; return the paths by what they hold."""
+    folder = workshop.folder
+    deployed, network = workshop.files(chosen.plan)
+    folder.mkdir(parents=True, exist_ok=True)
+    places: dict[str, Path] = {}
+    if network.suffix == ".safetensors":
+        places["network"] = folder / f"{STEM}.safetensors"
+        write_bytes(places["network"], network.read_bytes())
+    places["deployed"] = folder / f"{STEM}{deployed.suffix}"
+    if entries := final_names(workshop.basis.entries(chosen.plan), STEM):
+        recipe = folder / "recipe.toml"
+        title = f"Made by micronet compress: {chosen.name}. Run it with: micronet run {recipe}"
+        write_bytes(recipe, to_toml(entries, folder / REPRODUCED, title).encode())
+        places |= {"deployed": folder / entries[-1]["output"], "recipe": recipe}
+    _copy(deployed, places["deployed"])
+    content = {"chosen": chosen.name, **about, "candidates": candidates(workshop.points, quantity)}
+    write_bytes(folder / "front.json", f"{json.dumps(content, indent=1)}\n".encode())
+    write_bytes(folder / "front.md", as_markdown(table(content["candidates"], chosen.name)).encode())
+    places["front"] = folder / "front.json"
+    try:
+        draw(workshop.points, chosen, quantity, folder / "front.svg")
+        places["picture"] = folder / "front.svg"
+    except MicronetError:  # matplotlib is optional
+        pass
+    return {name: str(path) for name, path in places.items()}
+
+
+def candidates(points: Sequence[Point], quantity: Quantity) -> list[dict[str, Any]]:
+    """Return the figures of candidates as JSON objects, with whether they are on the front."""
+    best = front(points, quantity)
+    return [{**point.to_json(), "front": point in best} for point in points]
+
+
+def draw(points: Sequence[Point], chosen: Point, quantity: Quantity, path: Path) -> None:
+    """Draw the drop of every candidate over its cost, and the front as a line."""
+
+    def place(point: Point) -> tuple[float, float]:
+        return point.value(quantity), 100 * point.drop
+
+    def fill(axes: Any) -> None:
+        made = [point for point in points if not point.failed]
+        axes.scatter(*zip(*map(place, made), strict=True), s=18)
+        axes.step(*zip(*map(place, front(points, quantity)), strict=True), where="pre", linewidth=1)
+        axes.scatter(*([value] for value in place(chosen)), s=70, facecolors="none", edgecolors="black")
+        for point in made:
+            axes.annotate(point.name, place(point), fontsize=6, xytext=(3, 3), textcoords="offset points")
+        axes.set_xlabel(LABELS[quantity])
+        axes.set_ylabel("drop, points")
+
+    plot.draw(path, (8, 5), fill)
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a deployed file, or a folder from ``export``, whole or not at all."""
+    if source.is_dir():
+        files = {str(each.relative_to(source)): each.read_bytes() for each in files_in(source) if each.name != NOTE}
+        write_folder(target, Folder(files, read_note(source)))
+    else:
+        write_bytes(target, source.read_bytes())

@@ -1,0 +1,97 @@
+"""What was given up where, in words."""
+
+from collections.abc import Mapping, Sequence
+from statistics import median
+from typing import Any
+
+from micronet.compression.point import Point
+from micronet.errors import count, listed
+
+LISTED = 4
+
+
+def describe_choice(
+    point: Point,
+    groups: Sequence[tuple[str, int]],
+    alone: Mapping[str, Mapping[str, float]],
+    times: Mapping[str, tuple[float | None, float | None]],
+) -> list[str]:
+    """Return lines on what the chosen candidate gave up.
+
+    Args:
+        point: The candidate.
+        groups: The groups of channels that may be cut: the first layer, and the width before.
+        alone: What each layer costs if it alone is quantized (see ``bits_noise``), if that was measured.
+        times: Milliseconds of each layer in float and in integers, if they were measured.
+    """
+    plan, lines = point.plan, []
+    if not plan.widths and plan.is_float:
+        return ["nothing was given up: the original is the best that was found"]
+    cut = [(name, old, new) for (name, old), new in zip(groups, plan.widths, strict=False) if new < old]
+    if cut:
+        cut.sort(key=lambda each: each[2] / each[1])
+        most = listed([f"{name} {old} -> {new}" for name, old, new in cut], LISTED)
+        kept = [name for (name, old), new in zip(groups, plan.widths, strict=False) if new == old]
+        whole = f"; whole: {listed(kept, LISTED)}" if kept else ""
+        lines.append(f"{len(cut)} of {count(len(groups), 'group')} of channels are narrower: {most}{whole}")
+    if not plan.is_float:
+        lines.append(f"weights have {plan.bits} bits, {'trained (QAT)' if plan.trained_bits else 'calibrated (PTQ)'}")
+    lines += [_why_float(name, alone, times) for name in plan.floats[:LISTED]]
+    if len(plan.floats) > LISTED:
+        lines.append(f"{len(plan.floats) - LISTED} more layers stay float")
+    return lines
+
+
+def _why_float(
+    name: str, alone: Mapping[str, Mapping[str, float]], times: Mapping[str, tuple[float | None, float | None]]
+) -> str:
+    if name in alone:
+        return f"{name} stays float: in integers alone it costs {100 * alone[name]['drop']:.2f} points"
+    floats, integers = times.get(name, (None, None))
+    if floats is not None and integers is not None:
+        return f"{name} stays float: alone it takes {integers:.3f} ms in integers, {floats:.3f} ms in float"
+    return f"{name} stays float"
+
+
+def describe_errors(points: Sequence[Point]) -> str:
+    """Return how far measured latencies are from the predicted ones; "" if none was predicted."""
+    errors = [abs(p.predicted_ms / p.latency_ms - 1) for p in points if p.predicted_ms and p.latency_ms]
+    if not errors:
+        return ""
+    return (
+        f"error of the predicted latencies: {median(errors):.1%} (median of {count(len(errors), 'candidate')}), "
+        f"{max(errors):.1%} at most"
+    )
+
+
+def describe_drop(point: Point, noun: str, samples: int) -> str:
+    """Return the chosen candidate in a line."""
+    return f"chosen: {point.name}, a drop of {100 * point.drop:.2f} points on {count(samples, f'validation {noun}')}"
+
+
+def table(candidates: Sequence[Mapping[str, Any]], chosen: str) -> list[list[str]]:
+    """Return the rows of a table of candidates, as in ``front.json``, the first its heads."""
+    first = next(each for each in candidates if not each["failed"])
+    timed = first["latency_ms"] is not None
+    times = ["latency", "of it", "predicted"] if timed else []
+    rows = [["candidate", "drop", *times, "bytes", "of it", "MACs", "minutes", ""]]
+    for each in candidates:
+        minutes = f"{each['minutes']:.1f}"
+        if each["failed"]:
+            rows.append([each["name"], *[""] * (4 + len(times)), minutes, f"failed: {each['failed']}"])
+            continue
+        times = []
+        if timed:
+            predicted = "" if each["predicted_ms"] is None else f"{each['predicted_ms']:.3f} ms"
+            times = [f"{each['latency_ms']:.3f} ms", f"{each['latency_ms'] / first['latency_ms']:.2f}", predicted]
+        size = [f"{each['size_bytes']:,}", f"{each['size_bytes'] / first['size_bytes']:.2f}"]
+        macs = "?" if each["macs"] is None else f"{each['macs'] / 1e6:.1f} M"
+        mark = "chosen" if each["name"] == chosen else "front" if each["front"] else ""
+        rows.append([each["name"], f"{100 * each['drop']:+.2f} pt", *times, *size, macs, minutes, mark])
+    return rows
+
+
+def as_markdown(rows: Sequence[Sequence[Any]]) -> str:
+    """Return rows as a table in Markdown."""
+    lines = [rows[0], ["---", *["---:"] * (len(rows[0]) - 2), "---"], *rows[1:]]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines) + "\n"

@@ -1,0 +1,182 @@
+"""Where candidates are made: a plan is run as a recipe, and its file is judged on validation data and timed."""
+
+import json
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from micronet.compression.costs import Deployment, fastest_ms
+from micronet.compression.judge import Judge, quality, repeated
+from micronet.compression.notes import Notes
+from micronet.compression.plan import Basis, Plan, shared_names, to_toml
+from micronet.compression.point import Point
+from micronet.compression.prediction import Prediction
+from micronet.core.files import file_size, write_bytes
+from micronet.core.progress import Progress
+from micronet.errors import MicronetError, StoppedError
+from micronet.evaluation.network import Network
+from micronet.recipe.plan import plan as bind
+from micronet.recipe.reader import read_recipe
+from micronet.recipe.run import RunRecipe, run_recipe
+from micronet.runtimes.network import open_network
+from micronet.stages.execute import execute
+from micronet.stages.stage import Outcome, Stage
+
+FOLDER = "candidates"
+SECONDS = 0.5  # that a whole network is timed
+
+
+@dataclass
+class Workshop:
+    """Makes candidates in a folder and measures them.
+
+    Attributes:
+        basis: What all plans share.
+        folder: The folder of the search.
+        notes: What is known already.
+        judge: What candidates are judged by.
+        deployment: Where candidates run.
+        timed: Whether candidates are timed.
+        prediction: Predicts what they cost, once it is fitted.
+        points: What was made.
+    """
+
+    basis: Basis
+    folder: Path
+    notes: Notes
+    judge: Judge
+    deployment: Deployment
+    progress: Progress
+    timed: bool = True
+    prediction: Prediction | None = None
+    points: list[Point] = field(default_factory=list)
+
+    def confirm(self, name: str, plan: Plan) -> Point:
+        """Make a candidate and measure it, unless that is noted; the first one is the original.
+
+        Raises MicronetError if the original cannot be made; of other candidates, the point says why they failed.
+        """
+        predicts = self.prediction is not None and self.prediction.quantity == "latency"
+        predicted = round(self.prediction(plan), 5) if self.prediction is not None and predicts else None
+        noted = f"candidate {json.dumps(plan.to_json(), sort_keys=True)}"
+        found = self.notes.once(noted, lambda: self._measured(name, plan))
+        drop = self.points[0].quality - found["quality"] if self.points and "quality" in found else 0.0
+        minutes = self.notes.seconds(noted) / 60
+        point = Point(name, plan, drop, predicted_ms=predicted, minutes=minutes, **found)
+        if predicted is not None and self.prediction is not None and point.latency_ms:
+            self.prediction.compare(plan, point.latency_ms)
+        self.points.append(point)
+        self._tell(point)
+        return point
+
+    def files(self, plan: Plan) -> tuple[Path, Path]:
+        """Return the deployed file or folder of a candidate that was made, and its network."""
+        recipe = self._recipe(plan)
+        if recipe is None:
+            return self.basis.original, self.basis.original
+        planned = bind(read_recipe(recipe), compares=False)
+        outputs = [self.folder / FOLDER / each.output.name for each in planned if each.output is not None]
+        return outputs[-1], outputs[-2] if len(outputs) > 1 else self.basis.original
+
+    def evaluate(self, network: Network, *, test: bool = False) -> dict[str, float]:
+        """Return the metrics of a network on the validation samples, or on the test samples."""
+        label = "testing" if test else "validating"
+        return self.judge.metrics(network, lambda done, total: self.progress.step(label, done, total), test=test)
+
+    def open(self, plan: Plan) -> Network:
+        """Open a candidate's deployed file."""
+        return open_network(self.files(plan)[0], self.deployment.options)
+
+    @cached_property
+    def _original(self) -> Network:
+        return self.open(self.points[0].plan)
+
+    @cached_property
+    def _sample(self) -> Any:
+        """A batch of inputs as arrays, of the size that networks are timed with."""
+        return repeated(self.judge.sample(), self.deployment.batch)
+
+    def _measured(self, name: str, plan: Plan) -> dict[str, Any]:
+        """Make a candidate; return its figures, or why it failed."""
+        if self.points:
+            self.progress.line(f"making {name}")
+        try:
+            self._make(plan)
+            network = self.open(plan)
+        except StoppedError:
+            raise
+        except MicronetError as error:
+            if not self.points:  # the original
+                raise type(error)(_reason(error)) from error
+            return {"failed": _reason(error)}
+        sample = self._sample if isinstance(self._sample, tuple) else (self._sample,)
+        found: dict[str, Any] = {
+            "quality": quality(self.judge, self.evaluate(network)),
+            "size_bytes": file_size(self.files(plan)[0]),
+            "macs": network.macs(*(each.shape[1:] for each in sample)),
+        }
+        return found | ({"latency_ms": self._latency(network)} if self.timed else {})
+
+    def _make(self, plan: Plan) -> None:
+        """Run a candidate's recipe."""
+        recipe, quiet = self._recipe(plan), _Steps(self.progress)
+
+        def perform(stage: Stage, show: bool, last: bool) -> Outcome:
+            return execute(stage, quiet)
+
+        if recipe is not None:
+            run_recipe(RunRecipe(recipe, self.folder / FOLDER), perform, quiet, compares=False)
+
+    def _latency(self, network: Network) -> float:
+        """Return milliseconds for a batch, relative to the original's, which runs in turns with it."""
+        if not self.points:
+            return round(fastest_ms([(network, self._sample)], SECONDS)[0], 5)
+        before, after = fastest_ms([(self._original, self._sample), (network, self._sample)], SECONDS)
+        return round((self.points[0].latency_ms or before) * after / before, 5)
+
+    def _recipe(self, plan: Plan) -> Path | None:
+        """Write a candidate's recipe; return its path, or None if the original is the candidate."""
+        entries = shared_names(self.basis.entries(plan))
+        if not entries:
+            return None
+        folder = self.folder / FOLDER
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{entries[-1]['name']}.toml"
+        if not path.exists():
+            write_bytes(path, to_toml(entries, folder, "A candidate of micronet compress.").encode())
+        return path
+
+    def _tell(self, point: Point) -> None:
+        """Report a candidate in a line."""
+        if point.failed:
+            self.progress.line(f"{point.name}: cannot be made ({point.failed})")
+            return
+        first = self.points[0]
+        said = [f"{point.name}: drop {100 * point.drop:.2f} points", f"{point.size_bytes:,} bytes"]
+        if point.latency_ms is not None:
+            said.append(f"{point.latency_ms:.3f} ms")
+            if point is not first and first.latency_ms:
+                said[-1] += f" ({point.latency_ms / first.latency_ms:.2f} of the original's"
+                said[-1] += f", predicted {point.predicted_ms:.3f} ms)" if point.predicted_ms else ")"
+        self.progress.line(", ".join(said))
+
+
+class _Steps:
+    """Progress of a candidate's stages: their bars, without their lines."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def step(self, label: str, done: int, total: int, **numbers: float) -> None:
+        """Pass a step on."""
+        self._progress.step(label, done, total, **numbers)
+
+    def line(self, text: str) -> None:
+        """Leave a line out."""
+
+
+def _reason(error: MicronetError) -> str:
+    """Return what a stage's error says, without the place in the candidate's recipe."""
+    text = str(error)
+    return text.partition("): ")[2] if text.startswith("stage ") else text

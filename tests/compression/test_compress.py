@@ -1,0 +1,161 @@
+"""A search: its recipe makes the same bytes, a killed one ends with the same files, an error is one line."""
+
+import json
+import random
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import micronet as api
+from micronet.compression import compressing, rounds, workshop
+from micronet.core.files import files_in
+from micronet.stages.stage import Outcome, find
+
+
+@pytest.fixture(autouse=True)
+def _few_candidates(monkeypatch):
+    monkeypatch.setattr(compressing, "POINTS", (0.6,))
+    monkeypatch.setattr(compressing, "UNIFORM", (0.5,))
+    monkeypatch.setattr(rounds, "MOST_EPOCHS", (1,))
+    monkeypatch.setattr(workshop, "SECONDS", 0.0)
+
+
+SIZE = ["--target-size", "0.2", "--max-drop", "100", "--skip-timing"]
+FILES = ("network.safetensors", "network.onnx", "recipe.toml")
+
+
+def contents(folder):
+    """Return the bytes of a folder's results, and the figures of its candidates without what was timed."""
+    found = json.loads((folder / "front.json").read_text())
+    for each in found["candidates"]:
+        del each["minutes"]
+    return [found, *((folder / name).read_bytes().replace(bytes(folder), b"") for name in FILES)]
+
+
+@pytest.fixture
+def original(shared, micronet):
+    """The file of a tiny network, whose export takes half a second."""
+
+    def fill(folder: Path) -> None:
+        words = ["--model", "lenet_bn", "--limit", "160", "--epochs", "1", "-o", folder / "float.safetensors"]
+        assert micronet("train", *words).code == 0
+
+    return shared("tiny", fill) / "float.safetensors"
+
+
+@pytest.fixture
+def small(shared, original, micronet):
+    """A folder with a finished search."""
+
+    def fill(folder: Path) -> None:
+        done = micronet("compress", original, *SIZE, "-o", folder / "out")
+        assert done.code == 0, done.err
+        (folder / "printed.txt").write_text(done.out)
+
+    return shared("compressed", fill) / "out"
+
+
+def test_the_recipe_makes_the_chosen_network_and_its_file_again(micronet, small, tmp_path):
+    stages = tomllib.loads((small / "recipe.toml").read_text())["stage"]
+    assert [each["command"] for each in stages] == ["prune", "finetune", "quantize", "bn-fuse", "export-onnx"]
+    assert micronet("run", small / "recipe.toml", "-o", tmp_path / "again").code == 0
+    for name in FILES[:2]:
+        assert (tmp_path / "again" / name).read_bytes() == (small / name).read_bytes()
+
+
+def test_the_front_has_the_single_stages_too(small):
+    found = json.loads((small / "front.json").read_text())
+    names = [each["name"] for each in found["candidates"]]
+    assert names[:2] == ["float", "int8"]
+    assert "50% of every layer, 1 epoch" in names
+    [chosen] = [each for each in found["candidates"] if each["name"] == found["chosen"]]
+    whole = found["candidates"][0]
+    assert chosen["size_bytes"] <= 0.2 * whole["size_bytes"]
+    assert chosen["size_bytes"] == (small / "network.onnx").stat().st_size
+    printed = (small.parent / "printed.txt").read_text()
+    assert f"chosen: {found['chosen']}" in printed
+    assert "front.json" in printed
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+def test_a_search_that_was_killed_ends_with_the_same_files(micronet, original, small, tmp_path, monkeypatch):
+    execute, left = workshop.execute, random.Random(5).choices(range(1, 5), k=3)
+
+    def killed(stage, *given):
+        left[-1] -= 1
+        if left[-1] == 0:
+            left.pop()
+            raise Killed
+        return execute(stage, *given)
+
+    kills = 0
+    while True:
+        monkeypatch.setattr(workshop, "execute", killed if left else execute)
+        try:
+            done = micronet("compress", original, *SIZE, "-o", tmp_path / "out")
+        except Killed:
+            kills += 1
+            continue
+        break
+    assert done.code == 0, done.err
+    assert kills == 3
+    assert contents(tmp_path / "out") == contents(small)
+
+
+def test_a_finished_search_makes_nothing_again(micronet, original, small, monkeypatch):
+    before = {path: path.stat().st_mtime_ns for path in files_in(small / workshop.FOLDER)}
+    monkeypatch.setattr(workshop, "execute", None)
+    assert micronet("compress", original, *SIZE, "-o", small).code == 0
+    assert {path: path.stat().st_mtime_ns for path in files_in(small / workshop.FOLDER)} == before
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["--target-size", "0.5", "--minimize", "latency"], 2, "--target-size and --minimize both say what to reach"),
+        (["--budget", "soon"], 2, "--budget is 'soon'; expected a time, for example 90s, 30m or 2h"),
+        (["--runtime", "onnxruntim"], 2, "unknown runtime 'onnxruntim'"),
+        (["--skip-timing"], 2, "--skip-timing measures no latency"),
+        ([*SIZE, "--metric", "precision"], 2, "unknown metric 'precision'; allowed: accuracy"),
+        ([*SIZE, "--budget", "0.1s"], 2, "--budget 0.1s is too short"),
+    ],
+    ids=lambda case: case[-1] if isinstance(case, list) else "",
+)
+def test_a_wrong_setting_gets_one_line(micronet, original, tmp_path, words, code, message):
+    done = micronet("compress", original, *words, "-o", tmp_path / "out")
+    assert done.code == code, done.err
+    assert message in done.err.splitlines()[-1]
+
+
+def test_a_target_out_of_reach_is_a_failure():
+    stage = find("compress").configure({"artifact": Path("a.safetensors"), "target_size": 0.01})
+    with pytest.raises(api.FailedError, match="is not met"):
+        stage.judge(Outcome(None, {"miss": "--target-size 0.01 is not met"}))
+    stage.judge(Outcome(None, {"miss": ""}))
+
+
+def test_a_dry_run_writes_nothing(micronet, original, tmp_path):
+    done = micronet("compress", original, *SIZE, "--dry-run", "-o", tmp_path / "out")
+    assert done.code == 0, done.err
+    assert "narrower" in done.out
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_network_of_any_inputs_is_compressed_without_labels(tmp_path, monkeypatch):
+    """Agreement with the original, float inputs, from Python, with the original in memory."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\n\ndef net():\n    return nn.Sequential(nn.Linear(12, 32), nn.ReLU(), nn.Linear(32, 4))\n"
+    )
+    np.savez("x.npz", x=np.random.default_rng(0).standard_normal((64, 12), dtype=np.float32))
+    network = api.import_model(model="net.py:net", data="x.npz", task="agreement")
+    small = api.compress(network, target_macs=1.0, skip_timing=True, no_training=True, max_drop=100.0, output="out")
+    assert small.history[0].stage == "import"
+    found = json.loads(Path("out/front.json").read_text())
+    assert found["words"][0] == "the original meets the target already"
+    assert len(found["candidates"]) >= 3

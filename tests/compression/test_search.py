@@ -1,0 +1,184 @@
+"""The parts of a search: the walk, what layers cost, and what is asked for."""
+
+from itertools import product
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+
+from micronet.compression import costs
+from micronet.compression.costs import CostTable, Deployment
+from micronet.compression.goal import Goal
+from micronet.compression.groups import Groups
+from micronet.compression.layers import Shape, find_layers
+from micronet.compression.notes import Notes
+from micronet.compression.onnx_layer import make_layer
+from micronet.compression.plan import CRITERION, Plan
+from micronet.compression.point import Point, front
+from micronet.compression.prediction import Prediction
+from micronet.compression.search import Walk, ladder, narrower, spread
+from micronet.core.progress import Silent
+from micronet.errors import MicronetError
+from micronet.evaluation.cost import count_macs
+from micronet.models.nin import nin
+from micronet.pruning.config import PruneConfig
+from micronet.pruning.prune import prune_model
+
+
+def test_the_walk_is_optimal_where_savings_fall_and_losses_rise():
+    """If each further cut of a group saves no more and loses no less than the one before, greedy plans are optimal."""
+    random = np.random.default_rng(3)
+    groups = dict.fromkeys(range(3), 5)
+    saved = -np.sort(-random.integers(1, 50, (3, 4)), axis=1)
+    lost = np.sort(random.integers(1, 50, (3, 4)), axis=1)
+
+    def total(steps, plan):
+        return sum(int(row[: 5 - width].sum()) for row, width in zip(steps, plan.widths, strict=True))
+
+    walk = Walk(
+        narrower(groups, dict.fromkeys(groups, 1)),
+        lambda plan: 1000 - total(saved, plan),
+        lambda plan: total(lost, plan),
+    )
+    path = walk.path(Plan(widths=(5, 5, 5)))
+    every = [Plan(widths=widths) for widths in product(ladder(5, 1), repeat=3)]
+    for plan in path:
+        best = min(walk.noise(other) for other in every if walk.cost(other) <= walk.cost(plan))
+        assert walk.noise(plan) == best
+    assert path[-1].widths == (1, 1, 1)  # a quarter of the channels, rounded: the narrowest
+    assert spread(path, walk.cost, [0.0, 0.0]) == [path[-1]]
+
+
+def test_the_walk_goes_around_what_the_network_cannot_have():
+    groups = {0: 4, 1: 4}
+    walk = Walk(
+        narrower(groups, dict.fromkeys(groups, 1)), lambda plan: sum(plan.widths), lambda plan: -plan.widths[0],
+        allowed=lambda plan: plan.widths[1] == 4,
+    )  # fmt: skip
+    assert [plan.widths for plan in walk.path(Plan(widths=(4, 4)))] == [(4, 4), (3, 4), (2, 4), (1, 4)]
+
+
+@pytest.mark.parametrize("widest", [3, 8, 48, 64, 100])
+@pytest.mark.parametrize("multiple", [1, 8])
+def test_widths_of_a_ladder_are_multiples_down_to_a_quarter(widest, multiple):
+    widths = ladder(widest, multiple)
+    assert widths[0] == widest
+    assert widths == sorted(set(widths), reverse=True)
+    assert all(width % multiple == 0 for width in widths[1:])
+    assert all(width >= multiple and width >= round(widest / 4) for width in widths[1:])
+
+
+class Depthwise(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.depth, self.last = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 12, 1)
+        self.up, self.head = nn.ConvTranspose2d(12, 6, 2, stride=2), nn.Linear(6 * 4, 5)
+
+    def forward(self, x):
+        x = self.up(self.last(self.depth(self.first(x)).relu()).relu()).relu()
+        return self.head(nn.functional.adaptive_avg_pool2d(x, 2).flatten(1))
+
+
+@pytest.mark.parametrize("network", [lambda: nin(width=0.1), Depthwise], ids=["nin", "depthwise"])
+def test_predicted_macs_are_those_of_the_pruned_network(network):
+    """The shapes of narrower layers are computed from widths alone, and must be those of the real cut."""
+    model, example = network().eval(), torch.rand(1, 3, 16, 16)
+    groups = Groups.find(model, example)
+    predict = Prediction("macs", find_layers(model, example, groups.channels), groups.widths)
+    assert predict(Plan()) == count_macs(model, example)
+    plans = [Plan(widths=groups.uniform(0.5)), next(iter(narrower(groups.widths, groups.multiples)(Plan())))]
+    for plan in plans:
+        widths = ",".join(map(str, plan.widths))
+        config = PruneConfig(criterion=CRITERION, regular=groups.multiple, widths=widths)
+        pruned, _, _ = prune_model(model, config, example)
+        assert predict(plan) == count_macs(pruned, example)
+
+
+SHAPES = [
+    Shape("Conv", 4, 6, (5, 5), (3, 3), (2, 2), (1, 1), (1, 1), 1, (3, 3)),
+    Shape("Conv", 4, 4, (5, 5), (3, 3), (1, 1), (1, 1), (1, 1), 4, (5, 5)),
+    Shape("Conv", 4, 6, (9,), (3,), (1,), (0,), (2,), 2, (5,)),
+    Shape("ConvTranspose", 4, 6, (5, 5), (2, 2), (2, 2), (0, 0), (1, 1), 1, (10, 10)),
+    Shape("Linear", 4, 6),
+    Shape("Linear", 4, 6, (7,), results=(7,)),
+]
+
+
+@pytest.mark.parametrize("form", ["float", "int8", "alone"])
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: f"{shape.kind}-{shape.groups}-{len(shape.sizes)}")
+def test_a_layer_alone_computes_the_results_of_its_shape(shape, form):
+    proto, sample = make_layer(shape, form, batch=2)
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    [result] = session.run(None, {"x": sample})
+    expected = (2, *shape.results, shape.outputs) if shape.kind == "Linear" else (2, shape.outputs, *shape.results)
+    assert result.shape == expected
+    assert (result.dtype == np.uint8) == (form == "int8")
+
+
+def test_a_layer_is_timed_once_on_each_machine(tmp_path, monkeypatch):
+    timed = []
+
+    def time_layers(keys, deployment):
+        timed.extend(keys)
+        return 0.5, [float(len(timed))] * len(keys)
+
+    monkeypatch.setattr(costs, "time_layers", time_layers)
+    here, there = Deployment("onnxruntime"), Deployment("onnxruntime", batch=8)
+    wanted = [(shape, "float") for shape in SHAPES]
+    for deployment, times in ((here, 1), (here, 0), (there, 1)):
+        timed.clear()
+        table = CostTable.open(deployment, tmp_path, 60.0, Silent())
+        table.measure([*wanted, *wanted])
+        assert len(timed) == times * len(SHAPES)
+        assert table.call_ms == 0.5
+        assert all(table.ms(*key) is not None for key in wanted)
+
+
+def test_a_layer_for_which_there_is_no_time_costs_by_its_macs(tmp_path, monkeypatch):
+    monkeypatch.setattr(costs, "time_layers", lambda keys, _: (0.0, [1.0] * len(keys)))
+    model = nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 4))
+    example = torch.rand(1, 8)
+    groups = Groups.find(model, example)
+    table = CostTable.open(Deployment("onnxruntime"), tmp_path, 60.0, Silent())
+    predict = Prediction("latency", find_layers(model, example, groups.channels), groups.widths, table)
+    predict.prepare([Plan()])
+    predict.fit(Plan(), 2.0)
+    assert predict(Plan()) == 2.0
+    assert predict(Plan(widths=(4,))) == 2 * 4 / 16
+
+
+def point(name, drop, size, **more):
+    return Point(name, Plan(), drop=drop, size_bytes=size, **more)
+
+
+POINTS = [point("float", 0.0, 100), point("int8", 0.005, 30), point("half", 0.02, 15), point("bad", 0.5, 40)]
+
+
+@pytest.mark.parametrize(
+    ("max_drop", "target", "chosen", "says"),
+    [
+        (0.01, None, "int8", ""), (0.03, None, "half", ""), (0.0, None, "float", ""), (0.03, 0.5, "int8", ""),
+        (0.03, 1.0, "float", ""), (0.01, 0.2, "int8", "half meets it with a drop of 2.00 points"),
+        (0.01, 0.1, "int8", "the smallest candidate has 0.15 of it"),
+    ],
+)  # fmt: skip
+def test_the_choice_is_the_least_within_the_drop(max_drop, target, chosen, says):
+    choice = Goal("size", max_drop, target).choose([*POINTS, point("none", 0.0, 0, failed="no such operator")])
+    assert choice.point.name == chosen
+    assert says in choice.miss
+    assert bool(says) == bool(choice.miss)
+
+
+def test_the_front_has_what_nothing_beats():
+    assert [each.name for each in front(POINTS, "size")] == ["float", "int8", "half"]
+
+
+def test_notes_are_kept_and_belong_to_one_search(tmp_path):
+    notes = Notes.open(tmp_path, "a")
+    assert notes.once("x", lambda: [1]) == [1]
+    assert Notes.open(tmp_path, "a").once("x", lambda: [2]) == [1]
+    with pytest.raises(MicronetError, match="a search with other settings"):
+        Notes.open(tmp_path, "b")
+    assert Notes.open(tmp_path, "b", force=True).once("x", lambda: [2]) == [2]
