@@ -151,6 +151,9 @@ TARGETS = {
 def load_object(reference: str) -> Any:
     """Import the object named by ``"module:attribute"``, or a module by its name alone."""
     module, _, attribute = reference.partition(":")
+# Targets by what they run: any operator that torch exports, and any that ``pack`` takes.
+RUN_ANY = ("onnxruntime", "openvino")
+RUN_PACKED = (*RUN_ANY, "packed", "c")
     found = import_module(module)
     return getattr(found, attribute) if attribute else found
 

@@ -110,7 +110,7 @@ def _check_bits(model: nn.Module, config: ExportConfig) -> bool:
 
 def _adapt(model: ir.Model, config: ExportConfig, *, quantized: bool, pairs: bool, gates: bool) -> None:
     """Rewrite an exported graph, in place, into the form that its target fuses; see ``to_onnx``."""
-    rewrite.tidy(model)
+    rewrite.tidy(model, keep_lines=not pairs)
     if quantized:
         rewrite.clip_before_pools(model)
     if quantized and config.target == "ort" and pairs:

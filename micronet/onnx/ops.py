@@ -1,6 +1,7 @@
 """Every ONNX operator that this room knows, in families; ``micronet.graph.ops`` is the same for torch."""
 
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
+LINE = "micronet.line"  # metadata of a node that is not written to files: which line of the user's code made it
 
 # Layers, as files hold them.
 CONVOLUTIONS = {"Conv", "ConvTranspose"}

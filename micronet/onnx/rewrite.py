@@ -7,6 +7,7 @@ import ast
 import re
 from collections import Counter
 from collections.abc import Sequence
+from traceback import StackSummary
 
 import numpy as np
 import onnx
@@ -19,8 +20,9 @@ from onnx_ir.passes.common import ClearMetadataAndDocStringPass, RemoveUnusedNod
 from micronet.data.batches import Normalize
 from micronet.data.dataset import DataSpec
 from micronet.errors import MicronetError
+from micronet.graph.recorder import user_line
 from micronet.onnx.graph_view import array, producer, store, stored
-from micronet.onnx.ops import DEQUANTIZE, QUANTIZE, RESHAPES
+from micronet.onnx.ops import DEQUANTIZE, LINE, QUANTIZE, RESHAPES
 from micronet.runtimes.onnxruntime import exposing_session, run
 
 HALF_MAX, HALF_MIN = 65504.0, 2.0**-14  # the largest finite and the smallest normal float16
@@ -32,16 +34,20 @@ _DEFAULTS = {
 _INPUTS = ("q", "scale", "zero_point")  # of QuantizeLinear and DequantizeLinear
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _CALL = "pkg.torch.onnx.fx_node"
+_STACK = "pkg.torch.onnx.stack_trace"
+_FRAME = re.compile(r'File "(.+)", line (\d+), in .*\n(.*)')
 _NAME = re.compile(r"quantize_dequantize\S*\(args = \(.*, ([\w.]+)\), kwargs")
 
 
-def tidy(model: ir.Model) -> None:
+def tidy(model: ir.Model, *, keep_lines: bool = False) -> None:
     """Name every node after its module, drop traces and unused tensors, and unshare zero points, all in place.
 
     Torch's exporter writes a stack trace into every node. The traces take more bytes than a small network's weights,
-    and they show the paths of the machine on which the export ran.
+    and they show the paths of the machine on which the export ran. ``keep_lines``: keep the last line of the user's
+    code, for messages, as the metadata LINE; for models that are not written to a file.
     """
     graph = model.graph
+    lines = {node: _line(node) for node in graph} if keep_lines else {}
     used: Counter[str] = Counter()
     for node in graph:
         name = f"{_owner(node)}.{node.op_type}".lstrip(".")
@@ -51,12 +57,20 @@ def tidy(model: ir.Model) -> None:
             if key in node.attributes and node.attributes[key].value == default:
                 del node.attributes[key]
     ClearMetadataAndDocStringPass()(model)
+    for node, line in lines.items():
+        node.metadata_props[LINE] = line
     for value in (*graph.inputs, *graph.outputs, *graph.initializers.values()):
         value.metadata_props.clear()
     _unshare_dequantizers(graph)
     unshare_initializers(graph)
     _shorten_names(graph)
     RemoveUnusedNodesPass()(model)
+
+
+def _line(node: ir.Node) -> str:
+    """Return " at FILE:LINE (code)", or "" if a node's stack trace has no line of the user's."""
+    frames = _FRAME.findall(node.metadata_props.get(_STACK, ""))
+    return user_line(StackSummary.from_list([(file, int(number), "", code) for file, number, code in frames]))
 
 
 def _owner(node: ir.Node) -> str:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from micronet.onnx.ops import LINE
 from micronet.packed.program import Operation
 
 
@@ -56,7 +57,7 @@ class ProgramBuilder:
         """
         output = parts.pop("output", node.output[0])
         attributes = {key: value for key, value in parts.pop("attributes", {}).items() if value is not None}
-        operation = Operation(kind, [], attributes, name=layer_name(node), **parts)
+        operation = Operation(kind, [], attributes, name=layer_name(node), line=line_of(node), **parts)
         self.operations[output] = operation, [self.resolve(item) for item in inputs or node.input[:1]]
         return str(output)
 
@@ -116,6 +117,11 @@ def _with_shapes(proto: onnx.ModelProto) -> onnx.ModelProto:
 def layer_name(node: onnx.NodeProto) -> str:
     """Return the name of the layer that a node belongs to, or the node's own."""
     return re.sub(rf"\.{node.op_type}(\.\d+)?$", "", node.name or node.output[0])
+
+
+def line_of(node: onnx.NodeProto) -> str:
+    """Return which line of the user's code made a node, or ""; see ``ops.LINE``."""
+    return next((entry.value for entry in node.metadata_props if entry.key == LINE), "")
 
 
 Converter = Callable[[ProgramBuilder, onnx.NodeProto], None]

@@ -7,8 +7,9 @@ import re
 
 import onnx
 
+from micronet import registry
 from micronet.errors import MicronetError, count
-from micronet.packed.builder import Converter, ProgramBuilder, Unsupported, layer_name
+from micronet.packed.builder import Converter, ProgramBuilder, Unsupported, layer_name, line_of
 from micronet.packed.convert_elementwise import ELEMENTWISE
 from micronet.packed.convert_layers import LAYERS
 from micronet.packed.convert_shapes import SHAPES
@@ -16,6 +17,7 @@ from micronet.packed.passes import fuse_gates, fuse_thresholds, move_forward
 from micronet.packed.program import Program
 from micronet.runtimes.onnxruntime import metadata
 
+INSTEAD = f"run micronet export --target {' or '.join(registry.RUN_ANY)} instead"
 CONVERTERS: dict[str, Converter] = {**LAYERS, **ELEMENTWISE, **SHAPES}
 DATA_INPUTS = dict.fromkeys(
     ("Resize", "Reshape", "Slice", "Pad", "Split", "Squeeze", "Unsqueeze", "Expand"), 1
@@ -31,7 +33,7 @@ def pack_model(proto: onnx.ModelProto, runtime: str = "the packed runtime") -> P
     shape = builder.shapes.get(builder.image, [])
     if len(builder.inputs) != 1 or len(shape) != 3 or 0 in shape:
         given = " and ".join(f"{name} {tuple(builder.shapes.get(name, []))}" for name in builder.inputs)
-        cure = "export it with fixed sizes" if 0 in shape else "use micronet export-onnx, which supports any inputs"
+        cure = "export it with fixed sizes" if 0 in shape else INSTEAD
         raise MicronetError(
             f"{runtime} runs networks with one input of a fixed size (channels, height, width), but this one "
             f"takes {given}; {cure}"
@@ -73,19 +75,25 @@ def _explain(failed: dict[str, list[onnx.NodeProto]], nodes: list[onnx.NodeProto
     """Return one line per reason, with all the layers of the network's ``nodes`` that it concerns."""
     bad = sum(map(len, failed.values()))
     makers = {name: node for node in nodes for name in node.output}
-    lines = [f"  {reason}: {', '.join(_layer(node, makers) for node in found)}." for reason, found in failed.items()]
+    lines = [
+        f"  {reason}: {', '.join(dict.fromkeys(_layer(node, makers) for node in found))}."
+        for reason, found in failed.items()
+    ]
     total = count(len(nodes), "operator")
     return (
         f"{runtime} cannot run {bad} of the network's {total}:\n" + "\n".join(lines) + "\n"
-        "Nothing was computed or written; export the network with micronet export-onnx, which supports them"
+        f"Nothing was computed or written; {INSTEAD}"
     )
 
 
 def _layer(node: onnx.NodeProto, makers: dict[str, onnx.NodeProto]) -> str:
-    """Return the name of the layer that a node belongs to; for a function call in the forward, the layer before it."""
-    name = node.name or node.output[0]
-    if not _is_call(node):
-        return layer_name(node)
+    """Return the name of the layer that a node belongs to, and the line of the user's code, if it is known.
+
+    For a function call in the forward whose line is not, the layer before it.
+    """
+    name, line = node.name or node.output[0], line_of(node)
+    if line or not _is_call(node):
+        return f"{layer_name(node)}{line}"
     before = makers.get(node.input[0]) if node.input else None
     while before is not None and (before.op_type not in LAYERS or _is_call(before)):
         before = makers.get(before.input[0]) if before.input else None
@@ -105,9 +113,7 @@ def _build(builder: ProgramBuilder, proto: onnx.ModelProto, runtime: str) -> Pro
     names = [name for name in builder.operations if name in needed]
     number = {builder.image: 0} | {name: index for index, name in enumerate(names, 1)}
     if stored := sorted(needed - {*number}):
-        raise MicronetError(
-            f"{runtime} does not run networks that return constants ({', '.join(stored)}); use micronet export-onnx"
-        )
+        raise MicronetError(f"{runtime} does not run networks that return constants ({', '.join(stored)}); {INSTEAD}")
     operations = [builder.operations[name][0] for name in names]
     if not operations:
         raise MicronetError("the network returns its input as it is, so there is nothing to pack")

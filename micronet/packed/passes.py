@@ -27,7 +27,10 @@ def fuse_gates(builder: ProgramBuilder) -> None:
         for gate, x in (inputs, inputs[::-1]) if operation.kind == "mul" else ():
             found, sources = operations.get(gate, (None, []))
             if found and found.kind in GATES and sources == [x] and builder.readers(gate) == [name]:
-                operations[name] = Operation(GATES[found.kind], [], found.attributes, name=operation.name), [x]
+                operations[name] = (
+                    Operation(GATES[found.kind], [], found.attributes, name=operation.name, line=operation.line),
+                    [x],
+                )
                 del operations[gate]
                 break
 
@@ -115,4 +118,4 @@ def threshold(conv: Operation, input_scale: float) -> Operation:
         least = np.ceil(-bias / np.abs(scale))
     least = np.where(scale == 0, np.where(bias >= 0, -np.inf, np.inf), least)
     limits = np.clip(least, -unreachable, unreachable).astype(np.int32)
-    return Operation("threshold", [], conv.attributes, weight, limits=limits, name=conv.name)
+    return Operation("threshold", [], conv.attributes, weight, limits=limits, name=conv.name, line=conv.line)

@@ -48,6 +48,7 @@ class Operation:
     bias: NDArray[Any] | None = None  # float32, or int32 in units of input scale times weight scale
     limits: NDArray[np.int32] | None = None  # per output, the smallest sum that gives +1
     name: str = ""  # of the layer that it was made of; packed files do not store it
+    line: str = ""  # of the user's code, as " at FILE:LINE (code)", for messages
 
 
 @dataclass

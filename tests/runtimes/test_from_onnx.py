@@ -1,11 +1,14 @@
 """ONNX models become packed programs, and operators that the packed runtime cannot run are named."""
 
+import inspect
+
 import numpy as np
 import onnx
 import pytest
 import torch
 from torch import nn
 
+from micronet import registry
 from micronet.artifact.artifact import Artifact
 from micronet.errors import MicronetError
 from micronet.models.build import ModelSpec
@@ -68,6 +71,25 @@ def parse(nodes, last=(-1, 8), out="?, ?, ?"):
 def test_what_the_runtime_cannot_run_is_named(nodes, message, last):
     with pytest.raises(MicronetError, match=message):
         pack_model(parse(nodes, last))
+
+
+def test_the_line_of_the_users_code_and_the_targets_that_run_it_are_named(monkeypatch):
+    monkeypatch.setattr(torch.fx.config, "do_not_emit_stack_traces", False)  # conftest.py saves their time
+
+    class Sums(nn.Module):
+        def forward(self, x):
+            return torch.cumsum(x, 1)
+
+    artifact = Artifact(Sums().eval(), ModelSpec("x.py:Sums"))
+    place = f"{__file__}:{inspect.getsourcelines(Sums.forward)[1] + 1}"
+    with pytest.raises(MicronetError) as caught:
+        pack_model(to_onnx(artifact, IMAGES, pairs=False))
+    assert f"  CumSum is not supported: CumSum at {place} (return torch.cumsum(x, 1)).\n" in str(caught.value)
+    assert "run micronet export --target onnxruntime or openvino instead" in str(caught.value)
+    assert set(registry.RUN_PACKED) <= registry.TARGETS.keys()
+    assert (
+        __file__.encode() not in to_onnx(artifact, IMAGES).SerializeToString()
+    )  # files do not say where they were made
 
 
 def test_what_only_computes_shapes_is_not_needed():

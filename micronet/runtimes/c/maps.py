@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from micronet import registry
 from micronet.errors import MicronetError
 
 BITS, BYTES, INTS, FLOATS = "BITS", "BYTES", "INTS", "FLOATS"  # signs, uint8, int32, float: as in kernels/base.h
@@ -88,7 +89,7 @@ def integers(scale: float, zero: int, low: int, high: int) -> dict[str, Any]:
     if max(abs(low), abs(high)) > MAX_LEVEL:
         raise MicronetError(
             f"--target c runs quantizers of at most 21 bits, but this one has levels from {low} to {high}; quantize "
-            "to fewer bits, or use micronet export --target onnxruntime"
+            f"to fewer bits, or use micronet export --target {' or '.join(registry.RUN_ANY)}"
         )
     shift = 0 if low >= 0 else 128
     small = low + shift >= 0 and high + shift <= 255

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from micronet import registry
 from micronet.errors import MicronetError
 from micronet.packed.activations import ACTIVATIONS
 from micronet.packed.program import RESULT, Operation, Program
@@ -12,7 +13,7 @@ from micronet.runtimes.c.maps import BITS, BYTES, FLOATS, Call, Map, integers
 from micronet.runtimes.c.tables import Tables, fields, literal
 
 STEPS = {"relu", "clip", *ACTIVATIONS}  # functions of single values that follow a layer
-OTHERS = "export --target onnxruntime runs it"
+OTHERS = " or ".join(name for name in registry.RUN_PACKED if name != "c")
 
 
 class Fused:
@@ -75,10 +76,11 @@ class State:
 
     def refuse(self, what: str) -> MicronetError:
         """Return the error for what C does not support in the operation that is being lowered."""
-        kind = self.program.operations[self.index].kind
+        operation = self.program.operations[self.index]
+        number = f"operation {self.index + 1} of {len(self.program.operations)}, {operation.kind}"
         return MicronetError(
-            f"--target c does not support {what} (operation {self.index + 1} of {len(self.program.operations)}, "
-            f"{kind}); nothing was written; {OTHERS}"
+            f"--target c does not support {what}: {operation.name}{operation.line} ({number}); nothing was written; "
+            f"choose --target {OTHERS}, which support it"
         )
 
     def mismatch(self) -> MicronetError:

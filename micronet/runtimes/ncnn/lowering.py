@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from micronet import registry
 from micronet.errors import MicronetError, count
 from micronet.packed.program import Operation, Program
 from micronet.runtimes.ncnn.layer import Layer
@@ -202,7 +203,7 @@ def lower(program: Program, fp16_storage: bool = False) -> Lowered:
         try:
             lowering.lower(number)
         except Unsupported as error:
-            failed.setdefault((str(error), error.cure), []).append(operation.name)
+            failed.setdefault((str(error), error.cure), []).append(f"{operation.name}{operation.line}")
             with suppress(Unsupported):
                 lowering.lower_in_float(number)
         except _Skipped:
@@ -220,8 +221,8 @@ def _explain(failed: dict[tuple[str, str], list[str]], total: int) -> str:
     lines = [f"  {why}: {', '.join(dict.fromkeys(names))}." for (why, _), names in failed.items()]
     cures = [cure for (_, cure) in failed if cure]
     if len(cures) < len(failed):
-        cures.append("choose --target onnxruntime, openvino or c, which support the others" if cures else
-                     "choose --target onnxruntime, openvino or c, which support them")  # fmt: skip
+        others = " or ".join(registry.RUN_PACKED)
+        cures.append(f"choose --target {others}, which support {'the others' if cures else 'them'}")
     bad = sum(map(len, failed.values()))
     return (
         f"ncnn cannot run {bad} of the network's {count(total, 'operation')}:\n"
