@@ -8,9 +8,12 @@ from types import ModuleType
 
 import pytest
 import torch
+import typer.main
 from torch import nn
 
 from micronet import registry
+from micronet.cli.app import app, run
+from micronet.cli.old_spellings import modern
 from micronet.pruning.config import PruneConfig
 from micronet.pruning.prune import Pruner
 from micronet.quantization.config import QuantConfig
@@ -39,6 +42,53 @@ def test_links_lead_somewhere(page):
         if anchor:
             heads = re.findall(r"^#+ (.*)$", found.read_text(encoding="utf-8"), re.MULTILINE)
             assert anchor in {re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in heads}, anchor
+
+
+MIGRATING = (ROOT / "docs" / "migrating.md").read_text(encoding="utf-8")
+ROWS = [
+    (old.split(), new.split()[1:])
+    for old, new in re.findall(r"^\| `python (\S.*?)` \| `(.*?)` \|$", MIGRATING, re.MULTILINE)
+]
+# Old options without a counterpart: checkpoints are artifacts, which know their network and their widths.
+GONE = {"--model_type", "--refine", "--gc_refine", "--model", "--save", "-sr", "--cpu"}
+
+
+def test_every_command_line_of_2021_has_its_row():
+    assert len(ROWS) == 36
+
+
+@pytest.mark.parametrize(("old", "new"), ROWS, ids=[" ".join(old) for old, _ in ROWS])
+def test_old_options_mean_what_todays_command_says(old, new):
+    """The old options, typed after today's command, say what its own options say."""
+    command = typer.main.get_command(app).commands[new[0]]
+    options = []
+    for word in old[1:]:
+        if word.startswith("-"):
+            options.append([word])
+        else:
+            options[-1].append(word)
+    named = [word for option in options if option[0] not in GONE for word in option]
+    if "bn_fuse.py" in old:
+        named = []
+    given = [word for word in new if word.endswith(".safetensors") and new[new.index(word) - 1] != "-o"]
+    typed = modern([new[0], *given, *named])
+    with command.make_context(new[0], new[1:]) as today, command.make_context(typed[0], typed[1:]) as then:
+        extra = {"method", "output", "model", "device"}
+        chosen = {name: value for name, value in today.params.items() if name not in extra}
+        assert chosen == {name: value for name, value in then.params.items() if name not in extra}
+
+
+@pytest.mark.slow
+def test_every_row_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    short = ["--epochs", "1", "--limit", "160", "--batch-size", "32"]
+    rows = [new for _, new in ROWS if not {"cuda:0", "cuda:1", "0,1", "0,1,2"}.intersection(new)]
+    order = ("train", "sparse-train", "prune", "finetune", "quantize", "bn-fuse", "compare")
+    for new in sorted(rows, key=lambda row: order.index(row[0])):
+        trains = new[0] in ("train", "sparse-train", "finetune", "quantize")
+        small = ["--width", "0.1"] * ("--model" in new)
+        words = [*new, *short * trains, *small, *["--force"] * (new[0] != "compare")]
+        assert run(words) == 0, (words, capsys.readouterr().err)
 
 
 @pytest.fixture(scope="module")
