@@ -69,6 +69,11 @@ def listed(names: Sequence[str], most: int) -> str:
     return f"{', '.join(names[:most])}{more}"
 
 
+def either(names: Sequence[str]) -> str:
+    """Return names to choose from: ``a, b or c``."""
+    return " or ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+
+
 def by_reason(reasons: Mapping[str, str]) -> dict[str, list[str]]:
     """Return the names with the same reason together: reason -> names, in order."""
     names: dict[str, list[str]] = {}

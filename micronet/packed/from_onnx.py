@@ -8,7 +8,7 @@ import re
 import onnx
 
 from micronet import registry
-from micronet.errors import MicronetError, count
+from micronet.errors import MicronetError, count, either
 from micronet.packed.builder import Converter, ProgramBuilder, Unsupported, layer_name, line_of
 from micronet.packed.convert_elementwise import ELEMENTWISE
 from micronet.packed.convert_layers import LAYERS
@@ -17,7 +17,7 @@ from micronet.packed.passes import fuse_gates, fuse_thresholds, move_forward
 from micronet.packed.program import Program
 from micronet.runtimes.onnxruntime import metadata
 
-INSTEAD = f"run micronet export --target {' or '.join(registry.RUN_ANY)} instead"
+INSTEAD = f"run micronet export --target {either(registry.RUN_ANY)} instead"
 CONVERTERS: dict[str, Converter] = {**LAYERS, **ELEMENTWISE, **SHAPES}
 DATA_INPUTS = dict.fromkeys(
     ("Resize", "Reshape", "Slice", "Pad", "Split", "Squeeze", "Unsqueeze", "Expand"), 1

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from micronet import registry
-from micronet.errors import MicronetError
+from micronet.errors import MicronetError, either
 
 BITS, BYTES, INTS, FLOATS = "BITS", "BYTES", "INTS", "FLOATS"  # signs, uint8, int32, float: as in kernels/base.h
 ALIGNMENT = 8
@@ -89,7 +89,7 @@ def integers(scale: float, zero: int, low: int, high: int) -> dict[str, Any]:
     if max(abs(low), abs(high)) > MAX_LEVEL:
         raise MicronetError(
             f"--target c runs quantizers of at most 21 bits, but this one has levels from {low} to {high}; quantize "
-            f"to fewer bits, or use micronet export --target {' or '.join(registry.RUN_ANY)}"
+            f"to fewer bits, or use micronet export --target {either(registry.RUN_ANY)}"
         )
     shift = 0 if low >= 0 else 128
     small = low + shift >= 0 and high + shift <= 255

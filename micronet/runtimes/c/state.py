@@ -6,14 +6,14 @@ from typing import Any
 import numpy as np
 
 from micronet import registry
-from micronet.errors import MicronetError
+from micronet.errors import MicronetError, either
 from micronet.packed.activations import ACTIVATIONS
 from micronet.packed.program import RESULT, Operation, Program
 from micronet.runtimes.c.maps import BITS, BYTES, FLOATS, Call, Map, integers
 from micronet.runtimes.c.tables import Tables, fields, literal
 
 STEPS = {"relu", "clip", *ACTIVATIONS}  # functions of single values that follow a layer
-OTHERS = " or ".join(name for name in registry.RUN_PACKED if name != "c")
+OTHERS = either([name for name in registry.RUN_PACKED if name != "c"])
 
 
 class Fused:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from micronet import registry
-from micronet.errors import MicronetError, count
+from micronet.errors import MicronetError, count, either
 from micronet.packed.program import Operation, Program
 from micronet.runtimes.ncnn.layer import Layer
 from micronet.runtimes.ncnn.moves import MOVES, OTHERS
@@ -221,8 +221,9 @@ def _explain(failed: dict[tuple[str, str], list[str]], total: int) -> str:
     lines = [f"  {why}: {', '.join(dict.fromkeys(names))}." for (why, _), names in failed.items()]
     cures = [cure for (_, cure) in failed if cure]
     if len(cures) < len(failed):
-        others = " or ".join(registry.RUN_PACKED)
-        cures.append(f"choose --target {others}, which support {'the others' if cures else 'them'}")
+        cures.append(
+            f"choose --target {either(registry.RUN_PACKED)}, which support {'the others' if cures else 'them'}"
+        )
     bad = sum(map(len, failed.values()))
     return (
         f"ncnn cannot run {bad} of the network's {count(total, 'operation')}:\n"
