@@ -994,10 +994,10 @@ def inspect(
     *,
     progress: Progress | None = None,
 ) -> dict[str, object]:
-    """Show an artifact's network, history and layers.
+    """Show a network file's layers, bits and history.
 
     Args:
-        artifact: An artifact (.safetensors).
+        artifact: An artifact, an .onnx file from anywhere, a .packed file, or a folder from export.
         progress: As in ``train``.
 
     Returns:
@@ -1089,6 +1089,65 @@ def sensitivity(
         MicronetError: See the module's documentation.
     """
 
+def compress(
+    artifact: Artifact | nn.Module | str | Path,
+    *,
+    max_drop: float = 1.0,
+    metric: str | None = None,
+    minimize: Literal['latency', 'size'] | None = None,
+    target_latency: float | None = None,
+    target_size: float | None = None,
+    target_macs: float | None = None,
+    runtime: str = 'onnxruntime',
+    budget: str = '60m',
+    no_training: bool = False,
+    output: str | Path | None = None,
+    data: str | Path | Batch | Iterable[Batch] | None = None,
+    batch: int = 1,
+    threads: int = 1,
+    device: str | None = None,
+    seed: int = 1,
+    force: bool = False,
+    model: str | None = None,
+    trust_code: bool = False,
+    task: str | None = None,
+    image_size: int | None = None,
+    limit: int | None = None,
+    skip_timing: bool = False,
+    progress: Progress | None = None,
+) -> Artifact:
+    """Find the smallest or fastest network that keeps its accuracy.
+
+    Makes candidates that differ in channel widths, bits and layers that stay float, measures each in the runtime
+    and on the validation images, and keeps the best. Each candidate is a recipe; the chosen one's is written as
+    recipe.toml and gives the same network again. If the command is interrupted, run it again to continue.
+
+    Args:
+        artifact: A float artifact, or a float .onnx file, which can only be quantized.
+        max_drop: Largest drop of the metric on the validation images, in points: hundredths of the metric.
+        metric: Metric that may drop. Default: the task's main one.
+        minimize: What to minimize. Default: latency, unless there is a target.
+        target_latency: Fraction of the float network's latency in the runtime to reach.
+        target_size: Fraction of the float network's file size in the runtime to reach.
+        target_macs: Fraction of the multiply-accumulates (MACs) to reach.
+        runtime: Where the network is to run: onnxruntime, openvino, ncnn, c, tensorrt, packed.
+        budget: Time for the search, for example 90s, 30m or 2h; candidates that do not fit are left out.
+        no_training: Do not train candidates; calibrate only.
+        batch: Samples in a call when networks are timed.
+        threads: Number of CPU threads of the runtime.
+        device: Device for training: cpu, cuda or cuda:N; default: cuda if available, otherwise cpu.
+        seed: Seed for shuffling, augmentation and the validation split.
+        force: Start over in a folder that exists.
+        output, data, task, image_size, limit, progress: As in ``train``.
+        model, trust_code, skip_timing: As in ``evaluate``.
+
+    Returns:
+        Artifact: The network (``model``) with its ``history`` and ``metrics``.
+
+    Raises:
+        MicronetError: See the module's documentation.
+    """
+
 def run_recipe(
     recipe: str | Path,
     *,
@@ -1115,6 +1174,49 @@ def run_recipe(
 
     Returns:
         list[Row]: One row per network, as ``evaluate`` returns it; drop and agreement are relative to the first.
+
+    Raises:
+        MicronetError: See the module's documentation.
+    """
+
+def card(
+    file: str | Path,
+    *,
+    output: str | Path | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> str:
+    """Write a model card from what a network file says of itself.
+
+    It says what the network is, how it was made, on which data, what was measured, and its limits. What only you
+    know, such as the licence, is left to fill in.
+
+    Args:
+        file: An artifact, an .onnx or .packed file, or a folder from export.
+        force: Overwrite an existing file.
+        output, progress: As in ``train``.
+
+    Returns:
+        str: The card, in Markdown.
+
+    Raises:
+        MicronetError: See the module's documentation.
+    """
+
+def doctor(
+    *,
+    progress: Progress | None = None,
+) -> dict[str, object]:
+    """Show what is installed, and what will be fast here.
+
+    Every package is imported in a process of its own, so that a broken one is named and breaks nothing. Nothing
+    is written.
+
+    Args:
+        progress: As in ``train``.
+
+    Returns:
+        dict[str, object]: The figures by name.
 
     Raises:
         MicronetError: See the module's documentation.

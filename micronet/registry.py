@@ -98,8 +98,9 @@ STAGES = {
     "evaluate": Command("micronet.stages.evaluate:Evaluate", "Measure the accuracy, loss and latency of a network."),
     "compare": Command("micronet.stages.evaluate:Compare", "Compare the accuracy, MACs, size and latency of networks."),
     "report": Command("micronet.stages.report:Report", "Write a page that compares the networks in a folder."),
+    "plot": Command("micronet.stages.plot:Plot", "Draw training curves, or histograms of weights and activations."),
     "predict": Command("micronet.stages.evaluate:Predict", "Find the most likely classes of images."),
-    "inspect": Command("micronet.stages.inspect_artifact:Inspect", "Show an artifact's network, history and layers."),
+    "inspect": Command("micronet.stages.inspect_artifact:Inspect", "Show a network file's layers, bits and history."),
     "verify": Command("micronet.stages.verify:Verify", "Check that files are whole and hold what they say."),
     "sensitivity": Command(
         "micronet.stages.sensitivity:Sensitivity", "Measure each layer's sensitivity to quantization."
@@ -113,11 +114,16 @@ COMMANDS = {
     **STAGES,
     "run": Command("micronet.recipe.run:RunRecipe", "Run a recipe, skipping stages that are unchanged."),
     "schema": Command("micronet.recipe.schema:Schema", "Print the JSON Schema of recipes, for editors."),
+    "list": Command("micronet.recipe.list_names:ListNames", "List the names of models, data, schemes and others."),
+    "init": Command("micronet.recipe.init:Init", "Write a recipe from the answers to five questions."),
+    "card": Command("micronet.stages.card:Card", "Write a model card from what a network file says of itself."),
+    "doctor": Command("micronet.stages.doctor:Doctor", "Show what is installed, and what will be fast here."),
 }
 
 # The Python API's name of a command -> the command's.
 _API_NAMES = {"import": "import_model", "bn-fuse": "fuse", "run": "run_recipe"}
-API = {_API_NAMES.get(name, name.replace("-", "_")): name for name in COMMANDS if name != "schema"}
+_NOT_IN_API = ("schema", "list", "init")  # they are for editors and terminals
+API = {_API_NAMES.get(name, name.replace("-", "_")): name for name in COMMANDS if name not in _NOT_IN_API}
 
 # A file's suffix -> the runtime that opens it as a predictor.
 PREDICTORS = {
@@ -146,14 +152,14 @@ TARGETS = {
     "tensorrt": "trt-build",
     "packed": "pack",
 }
+# Targets by what they run: any operator that torch exports, and any that ``pack`` takes.
+RUN_ANY = ("onnxruntime", "openvino")
+RUN_PACKED = (*RUN_ANY, "packed", "c")
 
 
 def load_object(reference: str) -> Any:
     """Import the object named by ``"module:attribute"``, or a module by its name alone."""
     module, _, attribute = reference.partition(":")
-# Targets by what they run: any operator that torch exports, and any that ``pack`` takes.
-RUN_ANY = ("onnxruntime", "openvino")
-RUN_PACKED = (*RUN_ANY, "packed", "c")
     found = import_module(module)
     return getattr(found, attribute) if attribute else found
 

@@ -7,6 +7,7 @@ from typing import Any
 from micronet import registry
 from micronet.cli.compress_view import show_search
 from micronet.cli.console import print_json, print_line, print_table
+from micronet.cli.entries import show_doctor, show_sections
 from micronet.cli.file_views import show_inspection, show_verification
 from micronet.cli.measures import (
     accuracy_figures,
@@ -171,10 +172,10 @@ def _export_onnx(summary: dict[str, Any]) -> None:
     slower = words[:1] if words and words[0].startswith("slower") else []
     for line in (*slower, f"{_agrees(summary)}{scores}", *words[len(slower) :]):
         print_line(line)
-    print_left_float(summary["left_float"])
-    if summary["kept_float32"]:
     if sizes := summary.get("low_bits"):
         print_line(f"weights in fewer than 8 bits: {sizes['bytes']:,} bytes instead of {sizes['int8_bytes']:,}")
+    print_left_float(summary["left_float"])
+    if summary["kept_float32"]:
         print_line("kept in float32: " + ", ".join(summary["kept_float32"]))
 
 
@@ -259,6 +260,10 @@ def _trt_eval(summary: dict[str, Any]) -> None:
     print_table(("input", "p50", "p95", "p99", "GPU only", "images/s"), rows)
 
 
+def _plot(summary: dict[str, Any]) -> None:
+    print_line(f"wrote {summary['output']}")
+
+
 def _predict(summary: list[dict[str, Any]]) -> None:
     for row in summary:
         classes = "  ".join(f"{ranked['name']} {ranked['score']:.1%}" for ranked in row["classes"])
@@ -283,5 +288,6 @@ _VIEWS: dict[str, Callable[[Any], None]] = {
     "trt-build": _trt_build, "trt-eval": _trt_eval, "evaluate": show_evaluation, "compare": show_comparison,
     "report": show_comparison, "predict": _predict, "inspect": show_inspection,
     "verify": show_verification,
-    "sensitivity": _sensitivity, "schema": print_json,
+    "sensitivity": _sensitivity, "schema": print_json, "doctor": show_doctor, "list": show_sections,
+    "card": lambda summary: print_line(summary["card"].rstrip("\n") if "card" in summary else _wrote(summary)),
 }  # fmt: skip

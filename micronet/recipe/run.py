@@ -38,12 +38,17 @@ class RunRecipe(Stage):
     product = "list[Row]"
 
     recipe: Path = setting(
-        help="A TOML file, or the name of a bundled recipe such as digits.", argument=True, metavar="RECIPE"
+        help="A TOML file, or the name of a bundled recipe such as digits.",
+        argument=True,
+        metavar="RECIPE",
+        names="recipes",
     )
     output: Path | None = setting(
         None, "Folder for the results; default: the folder set in the recipe.", "-o", basic=True
     )
-    data: str | None = setting(None, "Data set for the first stage that uses one; overrides the recipe's.", basic=True)
+    data: str | None = setting(
+        None, "Data set for the first stage that uses one; overrides the recipe's.", basic=True, names="data"
+    )
     device: str | None = setting(None, "Device for every stage: cpu, cuda or cuda:N.", basic=True)
     from_stage: str | None = setting(
         None, "Rerun this stage and all later ones, even if they are unchanged.", basic=True, option="--from"

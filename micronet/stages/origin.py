@@ -30,7 +30,9 @@ def origin(recorded: Mapping[str, Any]) -> dict[str, Any]:
         **{key: value for key, value in recorded.items() if key != "stages"},
         "model": model and {"name": model["name"], "args": _mapping(model.get("args"))},
         "data": DataSpec.from_json(data).to_json() if data else None,
-        "history": [{"stage": str(each.get("stage")), "config": _mapping(each.get("config"))} for each in history],
+        "history": [
+            {**each, "stage": str(each.get("stage")), "config": _mapping(each.get("config"))} for each in history
+        ],
         "metrics": _mapping(recorded.get("metrics")),
         "versions": {name: str(value) for name, value in _mapping(recorded.get("versions")).items()},
         "seed": recorded.get("seed"),

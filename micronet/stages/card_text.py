@@ -1,0 +1,194 @@
+"""The text of a model card. Whatever a file says is shown as code, so that nothing in it is markup or a link."""
+
+import json
+import re
+import shlex
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from micronet import registry
+from micronet.core.config import accepts, options, spell
+from micronet.errors import visible
+from micronet.stages.origin import origin
+from micronet.stages.stage import find
+from micronet.stages.words import describe_inputs
+
+LONGEST, MOST = 200, 32  # characters of a value, values of a list
+FROM_DATA = ("num_classes", "in_channels", "image_size")  # arguments that a training takes from the data
+TO_FILL = "*Fill in:*"
+EXPORTS = {".onnx": ["export-onnx"], ".packed": ["pack"]}  # the command that makes a file
+
+
+def card_text(about: Mapping[str, Any]) -> str:
+    """Return the card of a network, in Markdown, from what ``inspect`` tells of its file."""
+    made = origin(about if about["kind"] == "artifact" else about["metadata"])
+    path = Path(about["file"])
+    sections = {
+        f"# {code(path.name)}": [_summary(about, made), f"{TO_FILL} what it is for, and who made it."],
+        "## Use": _use(path, made),
+        "## Data": _data(made["data"]),
+        "## How it was made": _history(about, made),
+        "## Metrics": _metrics(made),
+        "## Sizes": _sizes(about),
+        "## Limits": _limits(about, made),
+        "## Licence": [f"{TO_FILL} the licence of the network, and that of its data."],
+    }
+    whole = ([title, *filter(None, parts)] for title, parts in sections.items() if any(parts))
+    return "\n\n".join(map("\n\n".join, whole)) + "\n"
+
+
+def code(value: Any, *, cell: bool = False) -> str:
+    """Return a value as a code span, with control characters escaped; ``cell``: in a table."""
+    text = visible(str(value))
+    text = f"{text[:LONGEST]}…" if len(text) > LONGEST else text
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    space = " " if text[:1] in ("`", " ", "") or text[-1:] in ("`", " ") else ""
+    span = f"{fence}{space}{text}{space}{fence}"
+    return span.replace("|", "\\|") if cell else span
+
+
+def _block(lines: Iterable[str]) -> str:
+    """Return lines of a shell as a code block."""
+    text = "\n".join(map(visible, lines))
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}sh\n{text}\n{fence}"
+
+
+def _table(heads: tuple[str, str], rows: Mapping[str, Any]) -> str:
+    lines = [f"| {heads[0]} | {heads[1]} |", "| --- | ---: |"]
+    return "\n".join(
+        [*lines, *(f"| {code(name, cell=True)} | {code(value, cell=True)} |" for name, value in rows.items())]
+    )
+
+
+def _listed(values: Any) -> str:
+    values = values if isinstance(values, list) else [values]
+    more = f" and {len(values) - MOST:,} more" if len(values) > MOST else ""
+    return f"{', '.join(map(code, values[:MOST]))}{more}"
+
+
+def _summary(about: Mapping[str, Any], made: Mapping[str, Any]) -> str:
+    model = made["model"]
+    name = f"{code(model['name'])}, " if model else ""
+    params = about.get("params", sum(layer.get("params", 0) for layer in about["layers"]))
+    task = f" Task: {code(made['data'].get('task', 'classification'))}." if made["data"] else ""
+    kind = {"artifact": "a micronet artifact", "onnx": "an ONNX file", "packed": "a packed network"}
+    what = kind.get(about["kind"]) or f"a folder for {code(about['target'])}"
+    return f"{name}{what}: {params:,} parameters, {about['size_bytes']:,} bytes.{task}"
+
+
+def _use(path: Path, made: Mapping[str, Any]) -> list[str]:
+    again = ["--model", made["model"]["name"]] if _runs_code(made) and path.suffix == ".safetensors" else []
+    commands = [["micronet", "evaluate", path.name, *again]]
+    if (made["data"] or {}).get("task", "classification") == "classification":
+        commands.append(["micronet", "predict", path.name, "photo.jpg", *again])
+    return [_block(map(shlex.join, commands))]
+
+
+def _data(data: Mapping[str, Any] | None) -> list[str]:
+    if data is None:
+        return [f"The file records none. {TO_FILL} the data that it was trained on."]
+    lines = [f"- data set: {code(data['name'])}"] if data.get("name") else []
+    if data.get("inputs"):
+        lines += [f"- input: {code(describe_inputs([each]))}" for each in data["inputs"]]
+    elif data.get("image_size"):
+        channels, side = data.get("channels") or "?", data["image_size"]
+        lines.append(f"- images: {code(f'{channels}x{side}x{side}')}, pixels scaled to 0..1")
+    lines += [f"- {key}: {_listed(data[key])}" for key in ("mean", "std", "classes") if data.get(key)]
+    return ["\n".join(lines), f"{TO_FILL} where the data come from, and what they leave out."]
+
+
+def _history(about: Mapping[str, Any], made: Mapping[str, Any]) -> list[str]:
+    if not made["history"]:
+        return [f"The file records nothing. {TO_FILL} how it was made."]
+    versions = f"Versions: {', '.join(f'{code(name)} {code(each)}' for name, each in made['versions'].items())}."
+    seed = f"Seed: {code(made['seed'])}." if made["seed"] is not None else ""
+    names = (
+        "" if any(each["config"] for each in made["history"]) else "The file records the stages, not their settings."
+    )
+    return [names, _block(commands(about, made)), versions if made["versions"] else "", seed]
+
+
+def commands(about: Mapping[str, Any], made: Mapping[str, Any]) -> list[str]:
+    """Return the command lines that a file's history amounts to; a comment in place of a stage that is not known."""
+    path, lines, before = Path(about["file"]), list[str](), ""
+    records = list(made["history"])
+    for number, record in enumerate(records):
+        last = number == len(records) - 1 and about["kind"] == "artifact"
+        after = path.name if last else f"{number + 1}-{record['stage']}.safetensors"
+        lines.append(_command(record, made, before, after))
+        before = after
+    if about["kind"] == "folder":
+        lines.append(shlex.join(["micronet", "export", before, "--target", str(about["target"]), "-o", path.name]))
+    elif path.suffix in EXPORTS:
+        lines.append(shlex.join(["micronet", *EXPORTS[path.suffix], before, "-o", path.name]))
+    return lines
+
+
+def _command(record: Mapping[str, Any], made: Mapping[str, Any], before: str, after: str) -> str:
+    name, config = record["stage"], record["config"]
+    if name not in registry.STAGES:
+        return f"# {name}: a stage that this version does not know"
+    stage = find(name)
+    known = {option.name: option for option in options(stage)}
+    values = {
+        key: value for key, value in config.items()
+        if key in known and not known[key].about["argument"] and key != "output"
+        and value != known[key].default and accepts(known[key].field.type, value)
+    }  # fmt: skip
+    return shlex.join(["micronet", name, *([before] if before else _source(made)), *spell(stage, values), "-o", after])
+
+
+def _source(made: Mapping[str, Any]) -> list[str]:
+    """Return the options that name the network and the data of the first command."""
+    model, data = made["model"], made["data"] or {}
+    words = ["--model", model["name"]] if model else []
+    own = {key: value for key, value in (model["args"] if model else {}).items() if key not in FROM_DATA}
+    if isinstance(own.get("width"), int | float):
+        words += ["--width", str(own.pop("width"))]
+    words += ["--model-args", json.dumps(own)] if own else []
+    return words + (["--data", str(data["name"])] if data.get("name") else [])
+
+
+def _metrics(made: Mapping[str, Any]) -> list[str]:
+    found = {
+        name: f"{value:.4g}" if isinstance(value, float) else value
+        for name, value in made["metrics"].items() if isinstance(value, int | float | str)
+    }  # fmt: skip
+    if not found:
+        return [f"The file records none. {TO_FILL} what {code('micronet evaluate')} measures."]
+    return ["Measured when the file was written; accuracies are shares of 1.", _table(("metric", "value"), found)]
+
+
+def _sizes(about: Mapping[str, Any]) -> list[str]:
+    layers = [layer for layer in about["layers"] if layer.get("params")]
+    stored = Counter(str(layer.get("quantization") or layer.get("weight") or "float") for layer in layers)
+    return [_table(("layers stored as", "number"), dict(stored.most_common(MOST)))] if stored else []
+
+
+def _limits(about: Mapping[str, Any], made: Mapping[str, Any]) -> list[str]:
+    lines = []
+    if tested := made["metrics"].get("test_images"):
+        lines.append(f"- Its accuracy was measured on {code(tested)} test images of one data set.")
+    stages = [record["stage"] for record in made["history"]]
+    if about["kind"] == "artifact" and "quantize" in stages:
+        lines.append(f"- It simulates integers; {code('micronet export')} writes a file that computes in them.")
+    if _runs_code(made):
+        lines.append(f"- Loading it runs code of its author's, {code(made['model']['name'])}.")
+    left = [name for record in made["history"] for name in _left_float(record)]
+    if left:
+        lines.append(f"- These layers stay in float: {_listed(left)}.")
+    return ["\n".join(lines), f"{TO_FILL} what it must not be used for."]
+
+
+def _left_float(record: Mapping[str, Any]) -> list[str]:
+    result = record.get("result")
+    found = result.get("left_float") if isinstance(result, dict) else None
+    return list(found) if isinstance(found, dict) else []
+
+
+def _runs_code(made: Mapping[str, Any]) -> bool:
+    name = made["model"]["name"] if made["model"] else ""
+    return ":" in name and not name.startswith("torchvision:")

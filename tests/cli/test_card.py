@@ -1,0 +1,118 @@
+"""``card``: what a file says of itself, in Markdown that nothing in the file can break out of."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+
+import onnx
+import pytest
+import typer.main
+from onnx import helper
+
+from micronet.artifact.header import KEY, read_header
+from micronet.cli.app import app
+from micronet.core.tensor_file import seal
+from micronet.stages.card_text import TO_FILL, code
+from micronet.stages.inspect_artifact import inspect_file
+
+EVIL = "```\n# Title\n[x](http://evil.example) <script>alert(1)</script> `|` **b** \x1b[2J\u202e ``` | a"
+
+
+def spans_removed(text):
+    """Return what is left of Markdown without its code blocks and code spans, as CommonMark delimits them."""
+    text = re.sub(r"^(`{3,})sh\n.*?^\1$", "", text, flags=re.DOTALL | re.MULTILINE)
+    return re.sub(r"(?<!`)(`+)(?!`)(.*?)(?<!`)\1(?!`)", "", text)
+
+
+@pytest.mark.parametrize("name", ["float.safetensors", "fused.safetensors", "float.onnx", "int8.onnx"])
+def test_a_card_says_what_the_file_does_and_its_commands_are_commands(micronet, chain, name):
+    card = micronet("card", chain / name).out
+    told = inspect_file(chain / name)
+    assert card.startswith(f"# `{name}`\n") and card.count(TO_FILL) >= 4
+    for value in (f"{told['size_bytes']:,} bytes", "`digits`", "`3x32x32`", "## Licence"):
+        assert value in card
+    [block] = re.findall(r"## How it was made\n\n```sh\n(.*?)\n```", card, re.DOTALL)
+    lines = [shlex.split(line) for line in block.splitlines()]
+    history = (told if told["kind"] == "artifact" else told["metadata"])["history"]
+    assert [line[1] for line in lines][: len(history)] == [each["stage"] for each in history]
+    assert lines[-1][-1] == name
+    for before, line in zip([None, *lines], lines, strict=False):  # each takes what the one before writes
+        assert before is None or line[2] == before[-1]
+        command = typer.main.get_command(app).commands[line[1]]
+        with command.make_context(line[1], line[2:]) as context:  # raises if an option or a value is unknown
+            assert context.params
+    if name == "float.safetensors":
+        assert "--width 0.1" in block and "`test_accuracy`" in card
+
+
+def test_a_card_is_written_once_and_read_by_python(micronet, chain, tmp_path):
+    import micronet as api
+
+    path = tmp_path / "card.md"
+    done = micronet("card", chain / "int8.onnx", "-o", path)
+    assert done.code == 0 and done.out == f"wrote {path}  {path.stat().st_size:,} bytes\n"
+    assert api.card(chain / "int8.onnx") == path.read_text() == micronet("card", chain / "int8.onnx").out
+    done = micronet("card", chain / "int8.onnx", "-o", path)
+    assert done.code == 2 and "--force" in done.err
+    assert micronet("card", chain / "int8.onnx", "-o", path, "--force").code == 0
+    assert micronet("card", chain / "int8.onnx", "-o", tmp_path / "card.txt").code == 2
+    assert micronet("card", chain / "int8.onnx", "--json").json == {"card": path.read_text()}
+
+
+@pytest.mark.parametrize("text", ["", "`", "``a`", " a ", "a|b", "x" * 999, EVIL], ids=range(7))
+def test_a_code_span_holds_any_text(text):
+    span = code(text, cell=True)
+    assert "\n" not in span and len(span) < 300
+    assert spans_removed(f"a {span} b") == "a  b"
+    assert re.sub(r"\\\|", "", span).count("|") == 0
+
+
+HOSTILE = {
+    "model": {"name": EVIL, "args": {EVIL: EVIL}},
+    "data": {"name": EVIL, "classes": [EVIL] * 40, "image_size": 8},
+    "history": [
+        {"stage": EVIL, "config": {EVIL: EVIL}, "result": {}},
+        {"stage": "quantize", "config": {"w_bits": EVIL, "epochs": EVIL}, "result": {"left_float": {EVIL: EVIL}}},
+    ],
+    "metrics": {EVIL: EVIL, "test_images": EVIL},
+    "versions": {EVIL: EVIL},
+}
+
+
+def test_what_a_hostile_header_says_is_code_and_nothing_else(micronet, chain, tmp_path):
+    header, _ = read_header(chain / "float.safetensors")
+    path = tmp_path / "a.safetensors"
+    from safetensors.numpy import save
+
+    path.write_bytes(b"".join(seal(save({}, {KEY: json.dumps({**header.to_json(), **HOSTILE})}))))
+    proto = onnx.load(chain / "float.onnx")
+    helper.set_model_props(proto, {"micronet": json.dumps(HOSTILE)})
+    onnx.save(proto, tmp_path / "a.onnx")
+    for name in ("a.safetensors", "a.onnx"):
+        done = micronet("card", tmp_path / name)
+        assert done.code == 0, done.err
+        left = spans_removed(done.out)
+        assert "evil" in done.out and not {"evil", "script", "Title"} & set(re.findall(r"\w+", left))
+        assert not {"\x1b", "\u202e"} & set(done.out)
+        headings = [line for line in left.splitlines() if line.startswith("#")]
+        known = ("# ", "## Use", "## Data", "## How it was made", "## Metrics", "## Sizes", "## Limits", "## Licence")
+        assert set(headings) <= set(known) and len(headings) == len(set(headings)) >= 7
+
+
+@pytest.mark.parametrize("name", ["a.pth", "none.onnx"])
+def test_other_files_are_one_line(micronet, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.pth").touch()
+    done = micronet("card", name, "-o", "card.md")
+    assert (done.code, done.err.count("\n")) == (2, 1) and not (tmp_path / "card.md").exists()
+
+
+def test_a_card_takes_no_torch(chain):
+    path = str(chain / "fused.safetensors")
+    code = (
+        f"import sys; from micronet.cli.app import run; assert run(['card', {path!r}]) == 0; "
+        "sys.exit('torch' in sys.modules or 'onnx' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
