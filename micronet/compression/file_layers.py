@@ -1,6 +1,7 @@
 """The layers of an ONNX file as shapes, and what each costs in accuracy if it alone is quantized."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import onnx
@@ -9,6 +10,7 @@ from onnx import helper
 from micronet.compression.layers import Layer, Shape
 from micronet.compression.sensitivities import MOST_NOISE
 from micronet.core.progress import Progress
+from micronet.errors import MicronetError
 from micronet.onnx import posttraining
 from micronet.onnx.feeds import Feed
 from micronet.onnx.graph_view import GraphView
@@ -74,8 +76,9 @@ def file_noise(
     names, found = layer_names(folded), dict[str, dict[str, float]]()
     for done, name in enumerate(names, 1):
         others = {other: EXCLUDED for other in names if other != name}
-        alone = posttraining.quantize_onnx(folded, ranges, signed=False, per_channel=True, bits=8, excluded=others)
-        error = compare_files(folded, alone, feeds)["error"]
-        found[name] = {"noise": min(error**2, MOST_NOISE), "drop": error}
+        with suppress(MicronetError):  # a layer that stays float anyway
+            alone = posttraining.quantize_onnx(folded, ranges, signed=False, per_channel=True, bits=8, excluded=others)
+            error = compare_files(folded, alone, feeds)["error"]
+            found[name] = {"noise": min(error**2, MOST_NOISE), "drop": error}
         progress.step("quantizing layers alone", done, len(names))
     return found

@@ -136,6 +136,8 @@ def final_names(entries: list[Entry], stem: str) -> list[Entry]:
         command = entry["command"]
         number = 1 + sum(each["command"] == command for each in named)
         named.append({"command": command, "name": command if number == 1 else f"{command}-{number}", **entry})
+    if not named:
+        return []
     last = named[-1]
     artifact = {"artifact": Path(last.get("artifact", "network.safetensors"))}
     stage = find(last["command"]).configure({**artifact, **{k: last[k] for k in ("target", "mode") if k in last}})

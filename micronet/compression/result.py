@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from micronet.compression.goal import Goal
-from micronet.compression.plan import final_names, to_toml
+from micronet.compression.plan import Entry, final_names, to_toml
 from micronet.compression.point import Point, Quantity, front
 from micronet.compression.words import as_markdown, describe_drop, describe_errors, table
 from micronet.compression.workshop import Workshop
@@ -63,10 +63,12 @@ def write_result(workshop: Workshop, chosen: Point, quantity: Quantity, about: d
         write_bytes(places["network"], network.read_bytes())
     places["deployed"] = folder / f"{STEM}{deployed.suffix}"
     if entries := final_names(workshop.basis.entries(chosen.plan), STEM):
-        recipe = folder / "recipe.toml"
+        recipe, output = folder / "recipe.toml", entries[-1]["output"]
+        if workshop.basis.original.suffix == ".onnx":
+            entries.append(_comparison(workshop, entries[-1]))
         title = f"Made by micronet compress: {chosen.name}. Run it with: micronet run {recipe}"
         write_bytes(recipe, to_toml(entries, folder / REPRODUCED, title).encode())
-        places |= {"deployed": folder / entries[-1]["output"], "recipe": recipe}
+        places |= {"deployed": folder / output, "recipe": recipe}
     _copy(deployed, places["deployed"])
     content = {"chosen": chosen.name, **about, "candidates": candidates(workshop.points, quantity)}
     write_bytes(folder / "front.json", f"{json.dumps(content, indent=1)}\n".encode())
@@ -103,6 +105,15 @@ def draw(points: Sequence[Point], chosen: Point, quantity: Quantity, path: Path)
         axes.set_ylabel("drop, points")
 
     plot.draw(path, (8, 5), fill)
+
+
+def _comparison(workshop: Workshop, made: Entry) -> Entry:
+    """Return the stage that compares an ONNX file with what was made of it; the file may not record its data."""
+    options, judge = workshop.basis.options, workshop.judge
+    named = {name: value for name, value in options.items() if name in ("data", "task", "image_size", "limit")}
+    task = {"task": judge.task.name} if judge.task.needs_reference else {}
+    files = [str(workshop.basis.original), made["name"]]
+    return {"command": "compare", "files": files, "skip_timing": True, **named, **task}
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -8,7 +8,6 @@ reach it, larger ones have no need to.
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch.utils._pytree import tree_map_only
@@ -18,13 +17,11 @@ from micronet.compression.point import Point
 from micronet.compression.workshop import Workshop
 from micronet.data.batches import eval_batches
 from micronet.data.dataset import Dataset
-from micronet.errors import count
 from micronet.models.device import memory_format, place_inputs
 from micronet.models.modes import copy_model
 from micronet.tasks.task import outputs_of
 
 MOST_EPOCHS = (2, 4, 8)  # of each round
-QAT_EPOCHS = 3  # epochs of finetuning that take as long as one of QAT, with its calibration
 BATCH, STEPS = 32, 3
 OVERHEAD = 1.6  # of an epoch: the teacher, decoding, the optimizer and validation, over forward and backward
 
@@ -36,7 +33,7 @@ class Rounds:
     Attributes:
         workshop: Where they are made.
         budget: Seconds for the whole search.
-        epoch: Seconds of an epoch of the original.
+        epoch: Seconds of an epoch: first estimated, then those of the last training.
         max_drop: The drop that is allowed, 0..1.
         left_out: What did not fit, in words.
     """
@@ -53,66 +50,70 @@ class Rounds:
         for number, most in enumerate(MOST_EPOCHS, 1):
             if not survivors:
                 return
-            names = [name for name, _ in survivors]
-            chosen = self.workshop.notes.once(f"round {number}", lambda: self._schedule(names, most))  # noqa: B023
-            fitting = [(name, plan) for name, plan in survivors if name in chosen["names"]]
-            self._say_left_out(number, [name for name in names if name not in chosen["names"]])
-            points = [self._train(name, plan, chosen["epochs"]) for name, plan in fitting]
-            ranked = sorted((each for each in points if not each.failed and each.plan.epochs), key=self._distance)
-            kept = ranked[: (len(ranked) + 1) // 2]
-            survivors = [(name, point.plan) for point in kept for name, _ in fitting if point.name.startswith(name)]
+            notes, names = self.workshop.notes, [name for name, _ in survivors]
+            epochs: int = notes.once(f"round {number}", lambda: self._epochs(len(names), most))  # noqa: B023
+            trained, waiting = [], []
+            for name, plan in survivors:
+                if notes.once(f"time for {name} in round {number}", lambda: self._fits(epochs)):  # noqa: B023
+                    trained.append((name, self._train(name, plan, epochs)))
+                else:
+                    waiting.append(name)
+            self._say_left_out(waiting, again=number > 1)
+            ranked = [(name, point) for name, point in trained if not point.failed and point.plan.epochs]
+            ranked.sort(key=lambda each: abs(each[1].drop - self.max_drop))
+            survivors = [(name, point.plan) for name, point in ranked[: (len(ranked) + 1) // 2]]
 
     def _train(self, name: str, plan: Plan, epochs: int) -> Point:
+        """Train a candidate for some more epochs, and learn how long an epoch takes."""
         longer = with_epochs(plan, epochs) if plan.widths else plan
         trained = "+".join(map(str, longer.epochs))
         label = f"{name}, {trained} epochs" if trained not in ("", "1") else f"{name}, 1 epoch" if trained else name
-        return self.workshop.confirm(label, longer)
+        point = self.workshop.confirm(label, longer)
+        if plan.widths and not point.failed:
+            self.epoch = max(0.0, 60 * point.minutes - self._fixed()) / epochs
+        return point
 
-    def _schedule(self, names: list[str], most: int) -> dict[str, Any]:
-        """Return the candidates that fit, and how many epochs each trains for in this round."""
-        remaining = self.budget - self.workshop.notes.spent
-        fixed = self._fixed()
-        for part in (0.5, 1.0):  # half of the time is for later rounds, unless that is too little for any
-            for number in range(len(names), 0, -1):
-                epochs = min(most, int((part * remaining / number - fixed) / max(self.epoch, 1e-3)))
-                if epochs >= 1:
-                    return {"names": names[:number], "epochs": epochs}
-        return {"names": [], "epochs": 0}
+    def _epochs(self, number: int, most: int) -> int:
+        """Return for how many epochs each of some candidates trains if half of the time is for later rounds."""
+        share = 0.5 * self._remaining() / number - self._fixed()
+        return max(1, min(most, int(share / max(self.epoch, 1e-3))))
+
+    def _fits(self, epochs: int) -> bool:
+        return self._fixed() + epochs * self.epoch <= self._remaining()
+
+    def _remaining(self) -> float:
+        return self.budget - self.workshop.notes.spent
 
     def _fixed(self) -> float:
-        """Return the seconds that a candidate takes besides its training."""
-        made = [
-            60 * point.minutes for point in self.workshop.points if not point.plan.trains and not point.plan.is_float
-        ]
-        return max(made, default=60 * self.workshop.points[0].minutes)
+        """Return the seconds that a candidate takes besides its training: those of the last one that is not trained."""
+        points = self.workshop.points
+        made = [60 * point.minutes for point in points if not point.plan.trains and not point.plan.is_float]
+        return made[-1] if made else 60 * points[0].minutes
 
-    def _distance(self, point: Point) -> float:
-        return abs(point.drop - self.max_drop)
-
-    def _say_left_out(self, number: int, names: list[str]) -> None:
+    def _say_left_out(self, names: list[str], *, again: bool) -> None:
         if names:
-            said = f"no time to train {', '.join(names)}" + ("" if number == 1 else " for longer")
+            said = f"no time to train {', '.join(names)}{' for longer' if again else ''}"
             self.left_out.append(f"{said}; a larger --budget would")
             self.workshop.progress.line(self.left_out[-1])
 
 
 def epoch_seconds(model: torch.nn.Module, data: Dataset, device: torch.device) -> float:
-    """Return about how many seconds an epoch of finetuning takes: a step of a copy of the network is timed."""
+    """Return about how many seconds an epoch of finetuning takes on an idle machine, by a step of a copy of a network.
+
+    The first training shows how long it really takes.
+    """
     trial = copy_model(model).to(device).to(memory_format=memory_format(model)).train()
     batch = next(iter(data.referenced(eval_batches(data.validation, data.spec, BATCH))))
     given, targets = tree_map_only(torch.Tensor, lambda x: x.to(device), batch)
     samples, least = min(BATCH, len(data.validation)), float("inf")
+    clock = time.process_time if device.type == "cpu" else time.perf_counter
+    threads = torch.get_num_threads() if device.type == "cpu" else 1
     with torch.random.fork_rng():
         for _ in range(1 + STEPS):
-            start = time.perf_counter()
+            start = clock()
             outputs = outputs_of(trial(*place_inputs(given, device, memory_format(trial))))
             loss = data.task.loss(outputs, targets)
             loss.backward()  # type: ignore[no-untyped-call]
             float(loss.detach())
-            least = min(least, time.perf_counter() - start)
-    return OVERHEAD * least * len(data.train) / samples
-
-
-def describe_budget(epoch: float, number: int) -> str:
-    """Say how long candidates train for, at least."""
-    return f"{count(number, 'candidate')} for 1 epoch each would train for {number * epoch / 60:.1f} minutes"
+            least = min(least, clock() - start)
+    return OVERHEAD * least / threads * len(data.train) / samples

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from onnx import helper, numpy_helper
 
 import micronet as api
 from micronet.compression import compressing, rounds, workshop
@@ -159,3 +160,48 @@ def test_a_network_of_any_inputs_is_compressed_without_labels(tmp_path, monkeypa
     found = json.loads(Path("out/front.json").read_text())
     assert found["words"][0] == "the original meets the target already"
     assert len(found["candidates"]) >= 3
+
+
+@pytest.fixture
+def file(tmp_path, monkeypatch):
+    """An ONNX file with two convolutions, and inputs for it beside."""
+    monkeypatch.chdir(tmp_path)
+    random = np.random.default_rng(0)
+    first, second = (random.standard_normal(shape, np.float32) for shape in ((64, 3, 3, 3), (4, 64, 3, 3)))
+    graph = helper.make_graph(
+        [
+            helper.make_node("Conv", ["x", "first"], ["a"], "first", pads=[1, 1, 1, 1]),
+            helper.make_node("Relu", ["a"], ["b"], "relu"),
+            helper.make_node("Conv", ["b", "second"], ["y"], "second", pads=[1, 1, 1, 1]),
+        ],
+        "net", *([helper.make_tensor_value_info(name, 1, ["n", size, 8, 8])] for name, size in (("x", 3), ("y", 4))),
+        [numpy_helper.from_array(first, "first"), numpy_helper.from_array(second, "second")],
+    )  # fmt: skip
+    opset = [helper.make_opsetid("", 21)]
+    Path("net.onnx").write_bytes(helper.make_model(graph, opset_imports=opset, ir_version=10).SerializeToString())
+    np.savez("x.npz", x=random.standard_normal((32, 3, 8, 8), np.float32))
+    return "net.onnx"
+
+
+def test_of_an_onnx_file_only_the_bits_are_chosen(micronet, file):
+    words = ["--data", "x.npz", "--minimize", "size", "--skip-timing", "-o", "out"]
+    done = micronet("compress", file, *words, "--max-drop", "100")
+    assert done.code == 0, done.err
+    assert "cannot be trained or pruned" in done.err
+    found = json.loads(Path("out/front.json").read_text())
+    assert [each["name"] for each in found["candidates"]] == ["float", "int8"]
+    assert found["chosen"] == "int8"
+    assert micronet("run", "out/recipe.toml", "-o", "again").code == 0
+    assert Path("again/network.onnx").read_bytes() == Path("out/network.onnx").read_bytes()
+
+
+def test_sensitive_layers_of_an_onnx_file_stay_float(micronet, file):
+    words = ["--data", "x.npz", "--minimize", "size", "--skip-timing", "-o", "out", "--max-drop", "0"]
+    done = micronet("compress", file, *words, "--json")
+    assert done.code == 0, done.err
+    assert [each["name"] for each in done.json["candidates"]] == ["float", "int8", "int8, 1 sensitive float"]
+    assert done.json["chosen"]["name"] == "float"  # the others lose something
+    [name] = done.json["candidates"][2]["plan"]["floats"]
+    done = micronet("quantize", file, "--mode", "ptq", "--calib-data", "x.npz", "--exclude", name, "-o", "int8.onnx")
+    assert done.code == 0, done.err
+    assert f"kept in float: {name} (excluded)" in done.out
