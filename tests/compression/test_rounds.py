@@ -1,0 +1,58 @@
+"""Training in rounds: the better half goes on, and nothing begins that does not fit the budget."""
+
+import pytest
+
+from micronet.compression.notes import Notes
+from micronet.compression.plan import Plan
+from micronet.compression.point import Point
+from micronet.compression.rounds import MOST_EPOCHS, Rounds
+from micronet.core.progress import Silent
+
+FIXED, EPOCH = 10.0, 5.0  # seconds of a candidate besides its training, and of an epoch
+
+
+class Workshop:
+    """Makes candidates at once, and notes the seconds that they would take; the drop is halved with every epoch."""
+
+    def __init__(self, path, drops):
+        self.notes, self.progress, self.drops = Notes(path / "search.json", ""), Silent(), drops
+        self.points = [Point("float", Plan()), Point("int8", Plan(bits=8), minutes=FIXED / 60)]
+
+    def confirm(self, name, plan):
+        seconds = FIXED + EPOCH * plan.epochs[-1]
+        self.notes.found[name] = {"value": 0, "seconds": seconds}
+        drop = self.drops[plan.widths] / 2 ** sum(plan.epochs)
+        self.points.append(Point(name, plan, drop, minutes=seconds / 60))
+        return self.points[-1]
+
+
+def run(path, drops, budget):
+    """Return the rounds, and the widths and epochs of what was trained."""
+    plans = [(f"candidate {widths[0]}", Plan(widths=widths, bits=8)) for widths in drops]
+    rounds = Rounds(Workshop(path, drops), budget, EPOCH, max_drop=0.01)
+    rounds.run(plans)
+    return rounds, [(point.plan.widths[0], point.plan.epochs) for point in rounds.workshop.points[2:]]
+
+
+def test_the_half_that_is_closest_to_the_drop_goes_on(tmp_path):
+    _, trained = run(tmp_path, {(4,): 0.0, (3,): 0.05, (2,): 0.3, (1,): 0.9}, budget=1e4)
+    first, second, third = MOST_EPOCHS
+    assert trained[:4] == [(4, (first,)), (3, (first,)), (2, (first,)), (1, (first,))]
+    assert trained[4:6] == [(3, (first, second)), (4, (first, second))]  # at 0.0125 and 0 after the first round
+    assert trained[6:] == [(3, (first, second, third))]
+
+
+@pytest.mark.parametrize("budget", [0, 14, 15, 31, 60, 100, 200, 1000])
+def test_nothing_begins_that_does_not_fit(tmp_path, budget):
+    rounds, trained = run(tmp_path, {(3,): 0.1, (2,): 0.3, (1,): 0.9}, budget)
+    assert rounds.workshop.notes.spent <= budget
+    assert bool(trained) == (budget >= FIXED + EPOCH)
+    missing = 3 - len({widths for widths, _ in trained})
+    assert bool(missing) == any("no time to train" in line and "longer" not in line for line in rounds.left_out)
+
+
+def test_the_first_training_shows_how_long_an_epoch_takes(tmp_path):
+    rounds, _ = run(tmp_path, {(2,): 0.3}, budget=1e4)
+    rounds.epoch = 1e-3
+    rounds._train("candidate 2", Plan(widths=(2,), bits=8), 2)
+    assert rounds.epoch == pytest.approx(EPOCH)
