@@ -18,6 +18,10 @@ from micronet.quantization.quantize import quantize_model
 IMAGES = torch.randn(16, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 NIN = ("nin", {"width": 0.1})
 RESNET = ("resnet18", {"width": 0.1})
+LENET = ("lenet_bn", {"in_channels": 3, "image_size": 32})  # half as many layers to export as nin has
+BLOCKS = ("torchvision:mobilenet_v2", {  # two of its kinds of block: with and without a sum
+    "num_classes": 4, "inverted_residual_setting": [[1, 16, 1, 1], [6, 24, 2, 2]],
+})  # fmt: skip
 
 
 def plain(name="nin", args=None):

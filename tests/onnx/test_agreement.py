@@ -1,7 +1,8 @@
 """Torch and ONNX Runtime agree, for every scheme on every kind of network: classes, and every layer within one step.
 
-Images: the UCI digits, 1,000 of them; the networks know most, or their scores would lie too close for "same class".
-`pytest -m slow tests/onnx/test_agreement.py` runs all pairs; CI runs some.
+Images: the UCI digits; the networks know most, or their scores would lie too close for "same class".
+`pytest -m slow tests/onnx/test_agreement.py` runs all pairs on 1,000 images; CI runs some, on 300, and
+`test_foreign_networks_go_the_whole_way` the export of a mobilenet_v2, which checks the same.
 """
 
 import json
@@ -18,8 +19,8 @@ from micronet.data.split import random_subset
 from micronet.onnx.check import compare_layers, compare_outputs
 from scripts.export_zoo import schemes
 
-# Of mobilenet_v2, a few blocks: expansion, channels, repeats, stride.
-SMALL = json.dumps({"inverted_residual_setting": [[1, 16, 1, 1], [6, 24, 2, 2], [6, 32, 2, 2]]})
+# Of mobilenet_v2, one of each kind of block, without and with a sum: expansion, channels, repeats, stride.
+SMALL = json.dumps({"width_mult": 0.5, "inverted_residual_setting": [[1, 16, 1, 1], [6, 24, 2, 2]]})
 NETWORKS = {
     "nin": ["--model", "nin", "--width", "0.1"],
     "nin_gc": ["--model", "nin_gc", "--width", "0.1"],
@@ -27,11 +28,8 @@ NETWORKS = {
     "mobilenet_v2": ["--model", "torchvision:mobilenet_v2", "--model-args", SMALL],
 }
 SCHEMES = schemes(320)
-IN_CI = {
-    ("nin", "W8A8 asym layer"), ("nin", "W1A1"),
-    ("nin", "LSQ W4A4"), ("mobilenet_v2", "W8A8 sym channel"),
-}  # fmt: skip
-IMAGES, CHUNK, LAYERWISE = 1000, 100, 3  # images; images per batch; batches compared layer by layer
+IN_CI = {("nin", "W8A8 asym layer"), ("nin", "W1A1"), ("nin", "LSQ W4A4")}
+IMAGES, CHUNK = 1000, 100  # images; images per batch, the first of which is compared layer by layer
 PAIRS = [
     pytest.param(
         network,
@@ -46,9 +44,11 @@ PAIRS = [
 
 @pytest.mark.parametrize(("network", "scheme"), PAIRS)
 def test_torch_and_onnxruntime_agree(network, scheme, shared, tmp_path):
+    images = 300 if (network, scheme) in IN_CI else IMAGES
+
     def train(folder):
         output = ["-o", folder / "float.safetensors", "--quiet"]
-        assert run([*map(str, ["train", *NETWORKS[network], "--limit", "640", "--epochs", "5", *output])]) == 0
+        assert run([*map(str, ["train", *NETWORKS[network], "--limit", "320", "--epochs", "5", *output])]) == 0
 
     source = shared(f"trained-{network}", train) / "float.safetensors"
     steps = [["bn-fuse", source, "-o", tmp_path / "fused.safetensors"]]
@@ -62,7 +62,6 @@ def test_torch_and_onnxruntime_agree(network, scheme, shared, tmp_path):
         assert run([*map(str, step), "--quiet"]) == 0
     artifact, proto = load(tmp_path / "fused.safetensors"), onnx.load(tmp_path / "x.onnx")
     data = load_data(None, like=DataSpec(**{**artifact.data, "limit": None}))
-    batches = [images for images, _ in eval_batches(random_subset(data.train, IMAGES, 1), data.spec, CHUNK)]
+    batches = [batch for batch, _ in eval_batches(random_subset(data.train, images, 1), data.spec, CHUNK)]
     assert compare_outputs(artifact.model, proto, batches).classes >= 0.999
-    for images in batches[:LAYERWISE]:
-        assert max(compare_layers(artifact.model, proto, images).values(), default=0) <= 1
+    assert max(compare_layers(artifact.model, proto, batches[0]).values(), default=0) <= 1

@@ -25,7 +25,7 @@ from micronet.quantization.quantize import quantize_model
 from micronet.runtimes import onnx_cost
 from micronet.runtimes.config import RuntimeOptions
 from micronet.runtimes.onnxruntime import OrtPredictor
-from tests.onnx.networks import IMAGES, NIN, RESNET, plain, plain_file, quantized, quantized_file
+from tests.onnx.networks import BLOCKS, IMAGES, LENET, NIN, RESNET, plain, plain_file, quantized, quantized_file
 
 
 def test_every_quantized_weight_is_an_int8_initialiser(chain):
@@ -72,22 +72,20 @@ CONFIGS = [{"q_type": "asym"}, {"q_type": "asym", "q_level": "layer"}, {"w_bits"
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: "-".join(f"{k}={v}" for k, v in config.items()))
 def test_every_config_exports_and_agrees_layer_by_layer(config):
-    worst = compare_layers(quantized(*NIN, **config).model, quantized_file(*NIN, config), IMAGES)
+    worst = compare_layers(quantized(*LENET, **config).model, quantized_file(*LENET, config), IMAGES)
     assert max(worst.values(), default=0) <= 1
     assert bool(worst) == (config.get("a_bits") != 32)
 
 
 def test_sixteen_bits_export_and_agree():
     bits = {"w_bits": 16, "a_bits": 16}
-    agreement = compare_outputs(quantized(*NIN, **bits).model, quantized_file(*NIN, bits), [IMAGES])
+    agreement = compare_outputs(quantized(*LENET, **bits).model, quantized_file(*LENET, bits), [IMAGES])
     assert agreement.error < 1e-2  # float32 sums do not resolve a 16-bit grid, so single steps flip
 
 
 def test_every_quantizer_is_judged_also_in_a_traced_graph_with_equal_scales():
-    blocks = [[1, 16, 1, 1], [6, 24, 2, 2]]  # its ReLU6 outputs share scales
-    network = "torchvision:mobilenet_v2", {"num_classes": 4, "inverted_residual_setting": blocks}
-    artifact = quantized(*network)
-    worst = compare_layers(artifact.model, quantized_file(*network), IMAGES)
+    artifact = quantized(*BLOCKS)  # its ReLU6 outputs share scales
+    worst = compare_layers(artifact.model, quantized_file(*BLOCKS), IMAGES)
     slots = [f"{name}.{slot}" for name, slot, _ in each_quantizer(artifact.model) if slot != "weight_quantizer"]
     assert sorted(worst) == sorted(slots)
     assert max(worst.values()) <= 1

@@ -21,7 +21,7 @@ from micronet.onnx.posttraining import prepare
 from micronet.onnx.rewrite import embed_preprocessing, to_half
 from micronet.runtimes.config import RuntimeOptions
 from micronet.runtimes.onnxruntime import metadata, open_session, session_predictor
-from tests.onnx.networks import IMAGES, NIN, RESNET, plain, plain_file, quantized, quantized_file
+from tests.onnx.networks import BLOCKS, IMAGES, LENET, NIN, plain, plain_file, quantized, quantized_file
 
 SPEC = DataSpec("folder", ["a", "b"], 3, 32, [0.4, 0.5, 0.6], [0.2, 0.25, 0.3])
 
@@ -61,14 +61,14 @@ def test_what_tensorrt_does_not_take_is_refused_with_the_option_to_change(config
 
 @pytest.mark.parametrize("opset", [18, 21, 23])  # the oldest, the default, the newest
 def test_every_opset_runs_and_agrees(opset):
-    artifact = quantized(*NIN)
-    proto = quantized_file(*NIN, **({} if opset == 21 else {"opset": opset}))
+    artifact = quantized(*LENET)
+    proto = quantized_file(*LENET, **({} if opset == 21 else {"opset": opset}))
     assert [entry.version for entry in proto.opset_import if not entry.domain] == [opset]
     assert max(compare_layers(artifact.model, proto, IMAGES).values()) <= 1
 
 
 def test_free_sides_take_other_sizes():
-    artifact = quantized(*RESNET)
+    artifact = quantized(*BLOCKS)
     proto = to_onnx(artifact, IMAGES, ExportConfig(dynamic="batch,height,width"))
     for shape in [(1, 3, 32, 32), (3, 3, 48, 40), (2, 3, 64, 64)]:
         images = torch.randn(shape)
@@ -100,8 +100,8 @@ def test_half_precision_of_a_quantized_network_is_refused():
 
 def test_4_bit_storage_halves_the_weights_and_changes_no_layer():
     few = {"w_bits": 4, "first_last": "same"}
-    artifact, plainly = quantized(*NIN, **few), quantized_file(*NIN, few)
-    packed = quantized_file(*NIN, few, int4_storage=True)
+    artifact, plainly = quantized(*LENET, **few), quantized_file(*LENET, few)
+    packed = quantized_file(*LENET, few, int4_storage=True)
     assert onnx.TensorProto.INT4 in kinds(packed) and packed.ByteSize() < plainly.ByteSize()
     assert max(compare_layers(artifact.model, packed, IMAGES).values()) <= 1  # other kernels, so single steps may flip
     with pytest.raises(MicronetError, match="this network has no weights of 4 bits or fewer"):

@@ -120,8 +120,15 @@ def network(name):
     return model
 
 
-@pytest.mark.parametrize("criterion", ["l2", "random", "taylor"])
-@pytest.mark.parametrize("name", NAMES)
+# Criteria differ in their scores alone, and taylor's are of gradients: of joint, of separate and of repeated layers.
+@pytest.mark.parametrize(
+    ("name", "criterion"),
+    [
+        *((name, "l2") for name in NAMES),
+        ("self", "random"),
+        *((name, "taylor") for name in ("self", "sizes", "decoder")),
+    ],
+)
 def test_cut_heads_equal_silenced_ones(name, criterion):
     model = network(name)
     if criterion == "taylor":
@@ -408,7 +415,7 @@ class Tiny(nn.Module):
         super().__init__()
         self.patch, self.norm, self.relu = nn.Conv2d(3, 24, 8, 8), nn.BatchNorm2d(24), nn.ReLU()
         self.places = nn.Parameter(torch.randn(1, 16, 24))
-        self.blocks = nn.TransformerEncoder(nn.TransformerEncoderLayer(24, 4, 48, 0.1, batch_first=True), 2)
+        self.blocks = nn.TransformerEncoder(nn.TransformerEncoderLayer(24, 4, 48, 0.1, batch_first=True), 1)
         self.head = nn.Linear(24, 10)
 
     def forward(self, x):
@@ -444,7 +451,7 @@ def test_a_pruned_transformer_goes_through_every_command(tmp_path, micronet):
     assert pruned["params"] < whole["params"]
     fused = load(path["fused"], trust_code=True).model.eval()
     steps = compare_layers(fused, onnx.load(tmp_path / "int8.onnx"), torch.rand(4, 3, 32, 32))
-    assert len(steps) > 10
+    assert len(steps) > 5
     assert max(steps.values()) <= 1
     packed = micronet("pack", path["fused"], trust, "-o", tmp_path / "a.packed")
     assert packed.code == 2

@@ -25,6 +25,7 @@ from micronet.stages.train import Finetune
 
 IMAGES = torch.randn(4, 3, 32, 32)
 NETWORKS = {
+    "lenet_bn": {"in_channels": 3, "image_size": 32},
     "nin": {"width": 0.1},
     "nin_gc": {"width": 0.1},
     "resnet18": {"width": 0.1},
@@ -40,7 +41,8 @@ ORDERS = [
     ["qat", "qat", "qaft", "bn-fuse"],
     ["qat --bn-fuse", "qaft", "bn-fuse"],
 ]
-QUICK = {  # folded before training or during it: sums in both, groups in the second
+QUICK = {  # activations before the pools; folded before training or during it: sums in both, groups in the second
+    "nin": [ORDERS[0]],
     "resnet18": [ORDERS[1]],
     "torchvision:mobilenet_v2": [ORDERS[-1]],
 }
@@ -85,10 +87,10 @@ def apply(artifact, step):
 
 
 def cases():
-    """Every order on every network; nin runs all of them, the others those of QUICK, the rest is marked slow."""
+    """Every order on every network; lenet_bn runs all of them, the others those of QUICK, the rest is marked slow."""
     for name in NETWORKS:
         for order in ORDERS:
-            quick = name == "nin" or order in QUICK.get(name, ())
+            quick = name == "lenet_bn" or order in QUICK.get(name, ())
             marks = () if quick else pytest.mark.slow
             yield pytest.param(name, order, marks=marks, id=f"{name}: {' > '.join(order)}")
 

@@ -214,7 +214,8 @@ def test_no_weight_scale_has_a_larger_output_error_than_the_largest_weights(leve
 def test_the_onnx_file_of_a_reconstructed_network_agrees_layer_by_layer(monkeypatch):
     monkeypatch.setattr(adaround, "STEPS", 3)
     images = torch.randn(8, 3, 16, 16)
-    spec = ModelSpec("resnet18", {"width": 0.05})
+    blocks = [[1, 16, 1, 1], [6, 24, 2, 2]]  # without a sum, and with one
+    spec = ModelSpec("torchvision:mobilenet_v2", {"width_mult": 0.5, "inverted_residual_setting": blocks})
     model = build_model(spec).eval()
     made, record = quantize_model(model, QuantConfig(w_bits=4, a_bits=4))
     calibrate(made, [images])
