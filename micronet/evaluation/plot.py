@@ -10,8 +10,16 @@ from micronet.core.files import write_bytes
 from micronet.errors import MicronetError
 
 
-def draw(path: Path, size: tuple[float, float], fill: Callable[[Any], None]) -> None:
-    """Write a figure of some width and height in inches; the path's suffix chooses the format, ``fill`` draws the axes.
+def draw(
+    path: Path, size: tuple[float, float], fill: Callable[[Any], None], panels: tuple[int, int] | None = None
+) -> None:
+    """Write a figure.
+
+    Args:
+        path: The file; its suffix chooses the format.
+        size: Width and height in inches.
+        fill: Draws on the axes.
+        panels: Rows and columns of axes, of which ``fill`` then gets an array; None for a single one.
 
     Raises MicronetError if matplotlib is not installed or does not know the suffix, FailedError if the disk is full.
     """
@@ -20,14 +28,14 @@ def draw(path: Path, size: tuple[float, float], fill: Callable[[Any], None]) -> 
             import matplotlib
             from matplotlib.figure import Figure
     except ImportError:
-        raise MicronetError("--plot needs matplotlib; run pip install matplotlib") from None
+        raise MicronetError("drawing needs matplotlib; run pip install matplotlib") from None
     with matplotlib.rc_context():
         matplotlib.rcdefaults()  # whoever imported it before may have read one, which could have LaTeX run
         figure = Figure(figsize=size, layout="constrained")
-        fill(figure.subplots())
+        fill(figure.subplots() if panels is None else figure.subplots(*panels, squeeze=False))
         content = io.BytesIO()
         try:
             figure.savefig(content, format=path.suffix[1:] or None)
         except ValueError as error:
-            raise MicronetError(f"--plot {path} could not be written: {error}") from error
+            raise MicronetError(f"{path} could not be written: {error}") from error
     write_bytes(path, content.getvalue())

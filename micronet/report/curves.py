@@ -3,8 +3,10 @@
 import math
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from micronet.core.parse import parse_json, read_text
+from micronet.evaluation import plot
 from micronet.report.charts import Chart, curves
 
 ENDING = ".metrics.jsonl"
@@ -13,25 +15,47 @@ LOSS = ("loss", "validation_loss")
 MOST_SERIES = 8
 
 
-def training_charts(files: Iterable[Path]) -> list[Chart]:
-    """Return a chart of the loss, and one for each metric on the validation data.
+Metrics = dict[str, dict[str, list[tuple[float, float]]]]  # metric -> run -> (epoch, value)
+
+
+def read_metrics(files: Iterable[Path]) -> Metrics:
+    """Return the loss and the metrics on the validation data by epoch, the main ones first.
 
     Args:
-        files: Artifacts, or other files beside which there may be no metrics. Metrics that cannot be read are left out.
+        files: Artifacts, which need not exist yet, or the files of metrics beside them; those that cannot be read are
+            left out.
     """
-    found: dict[str, dict[str, list[tuple[float, float]]]] = {}
-    for path in dict.fromkeys(file.with_name(file.stem + ENDING) for file in files):
+    found: Metrics = {}
+    paths = (file if file.name.endswith(ENDING) else file.with_name(file.stem + ENDING) for file in files)
+    for path in dict.fromkeys(paths):
         for row in _read(path):
             for name, value in row.items():
                 if (name == "loss" or name.startswith("validation_")) and "/" not in name:
-                    found.setdefault(name, {}).setdefault(path.name.removesuffix(ENDING), []).append(
-                        (row["epoch"], value)
-                    )
-    order = sorted(found, key=lambda name: (name in LOSS, name != "loss"))
+                    runs = found.setdefault(name, {})
+                    runs.setdefault(path.name.removesuffix(ENDING), []).append((row["epoch"], value))
+    return dict(sorted(found.items(), key=lambda item: (item[0] in LOSS, item[0] != "loss")))
+
+
+def training_charts(files: Iterable[Path]) -> list[Chart]:
+    """Return a chart for each metric of ``read_metrics``."""
     return [
-        curves(name.replace("_", " "), dict(list(found[name].items())[:MOST_SERIES]), "epoch", name.replace("_", " "))
-        for name in order
+        curves(name.replace("_", " "), dict(list(runs.items())[:MOST_SERIES]), "epoch", name.replace("_", " "))
+        for name, runs in read_metrics(files).items()
     ]
+
+
+def draw(metrics: Metrics, path: Path) -> None:
+    """Draw each metric by epoch, one beside the other, into a .png, .svg or .pdf file."""
+
+    def fill(axes: Any) -> None:
+        for axis, (name, runs) in zip(axes[0], metrics.items(), strict=True):
+            for run, points in runs.items():
+                axis.plot(*zip(*points, strict=True), label=run)
+            axis.set_title(name.replace("_", " "))
+            axis.set_xlabel("epoch")
+        axes[0][0].legend(fontsize=7)
+
+    plot.draw(path, (5.0 * len(metrics), 3.6), fill, (1, len(metrics)))
 
 
 def _read(path: Path) -> list[dict[str, float]]:

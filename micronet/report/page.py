@@ -40,6 +40,7 @@ class Page:
 
     title: str
     verdict: str
+    warning: str  # why the measurements may mislead, or nothing
     words: list[str]
     rows: Sequence[Row]
     chosen: int

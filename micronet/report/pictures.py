@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from micronet.data.dataset import Dataset
 
 MOST = 24
+ALIKE = 0.8  # share of images in the first network's class from which a network's mistakes are worth looking at
 THUMBNAIL = 64  # pixels
 
 
@@ -46,7 +47,7 @@ class Disagreement:
     """Where networks disagree: counts for each but the first, and some of the images."""
 
     counts: list[Agreement]
-    images: int  # on which not all predict the same class
+    images: int  # on which not all predict the same class, but for networks that differ on a fifth of all images
     pictures: list[Picture]
 
 
@@ -55,7 +56,8 @@ def disagreement(
 ) -> Disagreement | None:
     """Return the images that networks classify differently; None for other tasks and for samples that are not images.
 
-    Those that the first network gets right and the one ``chosen`` does not come first.
+    Those that the first network gets right and the one ``chosen`` does not come first. Networks that differ from the
+    first one on a fifth of all images, such as pruned ones before finetuning, are only counted.
     """
     split = dataset.test
     if dataset.task.name != CLASSIFICATION or not isinstance(split, ImageSplit) or len(names) < 2:
@@ -73,7 +75,8 @@ def disagreement(
         )
         for name, own in zip(names[1:], right[1:], strict=True)
     ]
-    differing = np.flatnonzero((classes != classes[0]).any(0))
+    alike = classes[(classes == classes[0]).mean(1) >= ALIKE]
+    differing = np.flatnonzero((alike != classes[0]).any(0))
     lost, won = right[0] & ~right[chosen], ~right[0] & right[chosen]
     first = differing[np.argsort(-2 * lost[differing].astype(int) - won[differing], kind="stable")][:MOST]
     texts = dataset.classes or [str(number) for number in range(int(max(classes.max(), labels.max())) + 1)]

@@ -20,6 +20,7 @@ from micronet.report.page import Page, Section, trade_offs, write_page
 from micronet.report.pictures import disagreement
 from micronet.report.verdict import ALLOWED_DROP, choose, sentence
 from micronet.runtimes.onnxruntime import OnnxPredictor, metadata
+from micronet.stages.compare_latency import describe_noise
 from micronet.stages.stage import find
 
 if TYPE_CHECKING:
@@ -56,7 +57,8 @@ def write_comparison(
     page = Page(
         title=f"micronet: {', '.join(names)}",
         verdict=sentence(rows, allowed),
-        words=words,
+        warning="; ".join(noise := describe_noise(rows)),
+        words=[line for line in words if line not in noise],
         rows=rows,
         chosen=chosen,
         tested_on=count(rows[0].images, f"test {dataset.test.noun}")

@@ -7,13 +7,16 @@ import re
 
 import pytest
 import torch
+from torch import nn
 
+import micronet
 from micronet.artifact.artifact import load
 from micronet.evaluation.cost import count_macs
 from micronet.evaluation.report import Row
 from micronet.report import charts, layers, verdict
 from micronet.report.charts import Point
 from micronet.report.curves import training_charts
+from micronet.report.histograms import weight_panels
 from micronet.report.page import Page, Section, trade_offs, write_page
 from micronet.runtimes.config import RuntimeOptions
 from micronet.runtimes.network import open_network
@@ -109,17 +112,10 @@ def test_damaged_metrics_are_left_out(tmp_path):
 def test_the_page_is_one_file_in_which_names_are_text(tmp_path):
     rows = [row(HOSTILE), row("b", latency_ms=1.0)]
     section = Section(HOSTILE, [HOSTILE], [layers.Layer(HOSTILE, HOSTILE, HOSTILE, None)])
+    charts = trade_offs(rows, Classification())
+    texts = {"title": HOSTILE, "verdict": HOSTILE, "warning": HOSTILE, "words": [HOSTILE], "tested_on": HOSTILE}
     page = Page(
-        HOSTILE,
-        HOSTILE,
-        [HOSTILE],
-        rows,
-        1,
-        HOSTILE,
-        trade_offs(rows, Classification()),
-        [section],
-        None,
-        {HOSTILE: HOSTILE},
+        **texts, rows=rows, chosen=1, charts=charts, sections=[section], disagreement=None, about={"a": HOSTILE}
     )
     write_page(tmp_path / "report.html", page)
     text = (tmp_path / "report.html").read_text()
@@ -187,3 +183,31 @@ def test_a_browser_sorts_the_table_without_complaint(width, chain, tmp_path, mic
             sizes.append([int(cell.replace(",", "")) for cell in cells])
         assert sizes == [sorted(sizes[0]), sorted(sizes[0], reverse=True)] and not complaints
         assert tab.evaluate("document.documentElement.scrollWidth") == width
+
+
+@pytest.mark.parametrize("what", ["curves", "weights", "activations"])
+def test_plot_draws(micronet, chain, tmp_path, what):
+    pytest.importorskip("matplotlib")
+    picture = tmp_path / "a.svg"
+    done = micronet("plot", chain / "int8.safetensors", "--what", what, "-o", picture, "--limit", 40, "--json")
+    assert done.code == 0, done.err
+    drawn = json.loads(done.out)["drawn"]
+    assert picture.read_text().startswith("<?xml") and len(drawn) > 0
+    refused = micronet("plot", chain / "float.safetensors", "--what", "activations", "-o", picture)
+    assert refused.code == 2 and "has no quantized activations" in refused.err
+
+
+@pytest.mark.parametrize(
+    ("bits", "levels"), [("binary", [-1, 1]), ("ternary", [-1, 0, 1]), (3, range(-3, 4)), (8, [-127, 127])]
+)
+def test_weights_are_drawn_in_steps_of_their_grid(bits, levels):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 8, 3), nn.Conv2d(8, 2, 3))
+    how = {"w_bits": bits, "a_bits": 32, "first_last": "same"}
+    quantized = micronet.quantize(model, **how).model
+    micronet.calibrate(quantized, [torch.rand(2, 3, 9, 9)])
+    panels = weight_panels(quantized)
+    assert [panel.title for panel in panels] == ["0", "1", "2"]
+    for panel, layer in zip(panels, model, strict=True):
+        assert panel.levels == list(levels) and panel.counts.sum() == layer.weight.numel()
+        if isinstance(bits, int):  # the largest weight of a channel is the grid's end
+            assert max(abs(panel.edges)) == pytest.approx(levels[-1], rel=1e-6)

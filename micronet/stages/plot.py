@@ -1,0 +1,93 @@
+"""The ``plot`` stage: training curves, and histograms of weights and activations, as a picture."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from micronet.core.config import group, setting
+from micronet.errors import MicronetError
+from micronet.runtimes.config import CodeOptions
+from micronet.stages.config import DataConfig, ReportConfig
+from micronet.stages.stage import Context, Outcome, Stage
+
+MOST_PANELS = 64
+BATCH, BATCHES = 64, 4
+
+
+@dataclass(frozen=True)
+class Plot(Stage):
+    """Draws trainings and networks."""
+
+    name = "plot"
+    details = (
+        "Curves come from the .metrics.jsonl files that trainings write beside their artifacts, even while they run. "
+        "Histograms of quantized layers are in steps of their grid; its levels, or its ends if there are many, are "
+        "lines."
+    )
+    example = "micronet plot float.safetensors int8.safetensors -o curves.png"
+    suffix = None
+    product = "list[Path]"
+    takes_networks = False
+
+    files: list[Path] = setting(
+        help="Artifacts, or folders of them. For histograms, a single artifact.", argument=True, metavar="RUN..."
+    )
+    output: Path | None = setting(
+        None, "The .png, .svg or .pdf file to write. Default: curves.png, weights.png or activations.png.", "-o",
+        basic=True, place="file",
+    )  # fmt: skip
+    what: Literal["curves", "weights", "activations"] = setting(
+        "curves", "Loss and metrics by epoch, or histograms of a network's weights or activations.", basic=True
+    )
+    code: CodeOptions = group(CodeOptions)
+    data: DataConfig = group(DataConfig)
+    report: ReportConfig = group(ReportConfig)
+
+    def check(self) -> None:
+        """Refuse several networks where one is drawn."""
+        if self.what != "curves" and len(self.files) != 1:
+            raise MicronetError(f"--what {self.what} draws one artifact; got {len(self.files)}")
+
+    def run(self, context: Context) -> Outcome:
+        """Draw the picture."""
+        path = self.output or Path(f"{self.what}.png")
+        drawn = self._curves(path) if self.what == "curves" else self._histograms(path, context)
+        return Outcome([path], {"output": str(path), "drawn": drawn})
+
+    def _curves(self, path: Path) -> list[str]:
+        from micronet.report.curves import ENDING, draw, read_metrics
+
+        runs = [each for file in self.files for each in (sorted(file.glob(f"*{ENDING}")) if file.is_dir() else [file])]
+        found = read_metrics(runs)
+        if not found:
+            raise MicronetError(
+                f"{self.files[0]} has no {ENDING} file beside it or in it; trainings write one at the end of each epoch"
+            )
+        draw(found, path)
+        return sorted({name for series in found.values() for name in series})
+
+    def _histograms(self, path: Path, context: Context) -> list[str]:
+        from micronet.artifact.artifact import load
+        from micronet.report.histograms import activation_panels, draw, weight_panels
+
+        artifact = load(self.files[0], self.code.model, trust_code=self.code.trust_code)
+        panels = weight_panels(artifact.model) if self.what == "weights" else activation_panels(
+            artifact.model, self._batches(artifact)
+        )  # fmt: skip
+        if not panels:
+            why = "no layers with weights" if self.what == "weights" else "no quantized activations"
+            raise MicronetError(f"{self.files[0]} has {why}; quantize it with micronet quantize")
+        if len(panels) > MOST_PANELS:
+            context.progress.line(f"drew the first {MOST_PANELS} of {len(panels)} layers")
+        draw(panels[:MOST_PANELS], path)
+        return [panel.title for panel in panels[:MOST_PANELS]]
+
+    def _batches(self, artifact: Any) -> list[Any]:
+        from itertools import islice
+
+        from micronet.data.batches import eval_batches
+        from micronet.stages.inputs import open_data
+
+        dataset = open_data(self.data, artifact)
+        batches = eval_batches(dataset.validation, dataset.spec, batch_size=BATCH)
+        return [inputs for inputs, _ in islice(batches, BATCHES)]
