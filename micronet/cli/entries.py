@@ -6,7 +6,7 @@ from textwrap import wrap
 from typing import Any
 
 from micronet.cli import console
-from micronet.errors import listed
+from micronet.errors import count, listed
 
 GIB = 1 << 30
 INDENT, LONGEST = 2, 20  # characters; a longer name has a line of its own
@@ -37,9 +37,10 @@ def show_doctor(summary: dict[str, Any]) -> None:
     processor, memory, cache = summary["processor"], summary["memory"], summary["kernel_cache"]
     features = processor["features"]
     [torch] = [each for each in summary["packages"] if each["name"] == "torch"]
+    cores = count(processor["cores"], "usable core")
     machine = {
         "micronet": f"{summary['micronet']}, Python {summary['python']}, {summary['system']}",
-        "processor": f"{processor['name']}, {processor['cores']} usable cores, {processor['threads']} threads",
+        "processor": f"{processor['name']}, {cores}, {count(processor['threads'], 'thread')}",
         "has": " ".join(name for name, own in features.items() if own) or "unknown features",
         "memory": f"{memory['free_bytes'] / GIB:.1f} of {memory['total_bytes'] / GIB:.1f} GiB free",
         "GPU": listed(torch.get("gpus") or ["none that torch can use"], 4),
@@ -60,7 +61,7 @@ def show_doctor(summary: dict[str, Any]) -> None:
         if entries and title:
             console.print_line(title)
         for name, words in entries.items():
-            show_entry(name, words, len("torchvision"))
+            show_entry(name, words, len("tensorrt_rtx"))
     for fast, title in ((True, "fast here"), (False, "slow or missing here")):
         if texts := [each["text"] for each in summary["advice"] if each["fast"] is fast]:
             console.print_line(title)

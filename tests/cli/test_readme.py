@@ -17,7 +17,7 @@ from micronet.cli.old_spellings import modern
 from tests.data.test_data import make_folder
 
 ROOT = Path(__file__).parents[2]
-PAGES = ("README.md", "README.zh-CN.md", "docs/migrating.md", "docs/tasks.md")
+PAGES = ("README.md", "README.zh-CN.md", "docs/migrating.md", "docs/tasks.md", "docs/ci.md")
 NET = """from torch import nn
 def Net():
     return nn.Sequential(nn.Conv1d(2, 8, 5), nn.ReLU(), nn.Conv1d(8, 3, 1))
