@@ -163,7 +163,9 @@ def _agrees(summary: dict[str, Any]) -> str:
     if math.isnan(summary["classes"]):
         samples = count(summary["images"], "sample")
         return f"{_wrote(summary)}  differs from torch by {summary['error']:.4%} on {samples}"
-    return f"{_wrote(summary)}  agrees with torch on {summary['classes']:.2%} of {count(summary['images'], 'image')}"
+    agrees = f"{_wrote(summary)}  agrees with torch on {summary['classes']:.2%} of {count(summary['images'], 'image')}"
+    unstable = summary.get("unstable", 0)  # of which torch itself changes the class if roundings go the other way
+    return f"{agrees} (torch with itself, values moved by 1/256 of a step: {unstable} changed)" if unstable else agrees
 
 
 def _export_onnx(summary: dict[str, Any]) -> None:
