@@ -1,12 +1,18 @@
 """The candidates whose layers are quantized, and nothing else: all of them, and with some layers left in float."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from micronet.compression.plan import Plan
 from micronet.compression.prediction import Prediction, slower_in_integers
+from micronet.compression.search import Walk, spread
 from micronet.compression.workshop import Workshop
+from micronet.errors import count
 
 EXCEPTIONS = (1, 2, 4)  # the most sensitive layers that stay float
+FEW = 4  # bits of weights, for files that store them so
+SHARES = (1.0, 0.75, 0.5)  # of what 4 bits can save: candidates of the walk over layers
+STORES_FEW = ("onnxruntime", "packed")
 Alone = Mapping[str, Mapping[str, float]]  # what each layer costs if it alone is quantized
 
 
@@ -37,6 +43,31 @@ def try_bits(workshop: Workshop, prediction: Prediction, max_drop: float, alone:
         ranked = _nameable(sorted(found, key=lambda name: -found[name]["noise"]))
         for number in (each for each in EXCEPTIONS if each < len(ranked)):
             workshop.confirm(_name(number, "sensitive"), Plan(bits=8, floats=ranked[:number]))
+
+
+def try_few_bits(workshop: Workshop, prediction: Prediction, alone: Callable[[], Alone]) -> None:
+    """Make candidates with 4 bits in as many layers as save some shares of what all of them would save.
+
+    A walk lowers one layer at a time, always the one that saves most bytes for the noise it adds.
+
+    Args:
+        workshop: Where they are made.
+        prediction: Their sizes.
+        alone: Measures what each layer costs if it alone has 4 bits.
+    """
+    found = alone()
+    names = _nameable([name for name in prediction.layers if name in found])
+
+    def lower(plan: Plan) -> Iterable[Plan]:
+        return (replace(plan, wide=tuple(each for each in plan.wide if each != name)) for name in plan.wide)
+
+    def noise(plan: Plan) -> float:
+        return sum(found[name]["noise"] for name in names if name not in plan.wide)
+
+    path = Walk(lower, prediction, noise).path(Plan(bits=FEW, wide=names))
+    first, last = prediction(path[0]), prediction(path[-1])
+    for plan in spread(path, prediction, [first + share * (last - first) for share in SHARES]):
+        workshop.confirm(f"{FEW} bits in {len(names) - len(plan.wide)} of {count(len(names), 'layer')}", plan)
 
 
 def _name(number: int, kind: str) -> str:

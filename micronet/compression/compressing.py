@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from micronet.artifact.artifact import save, weights_hash
-from micronet.compression.bits import try_bits
+from micronet.compression.bits import FEW, SHARES, STORES_FEW, try_bits, try_few_bits
 from micronet.compression.costs import CostTable, Deployment
 from micronet.compression.groups import Groups
 from micronet.compression.judge import DataJudge
@@ -34,7 +34,7 @@ from micronet.errors import MicronetError, count
 from micronet.graph.ops import BATCH_NORMS
 from micronet.models.device import pick_device
 from micronet.models.modes import copy_model
-from micronet.quantization.config import CalibrationConfig
+from micronet.quantization.config import INTEGER_BITS, CalibrationConfig
 from micronet.recipe.run import stage_key
 from micronet.stages.inputs import calibration_batches, example_input, open_data, reference_of, validation_accuracy
 from micronet.stages.stage import Context, Outcome
@@ -115,7 +115,9 @@ class Compressing:
         options = {name: value for name, value in given.items() if value is not None}
         code = self.settings.code
         trusted = code.trust_code or (self._in_memory and self.artifact.spec.runs_user_code)  # it runs here already
-        first: dict[str, Any] = {"model": code.model} if code.model else {"trust_code": True} if trusted else {}
+        first = {"model": code.model} if code.model else {}  # the recipe hands it on to later stages
+        if trusted and not code.model:
+            options["trust_code"] = True
         task = self.data.task
         return Basis(
             original, options, first, self.settings.runtime, self.groups.multiple,
@@ -148,6 +150,8 @@ class Compressing:
         if self.goal.is_met_by(1.0):
             self.progress.line("the original meets the target already")
         try_bits(workshop, self.prediction, self.goal.max_drop, self._alone)
+        if SHARES and self.goal.quantity == "size" and self.settings.runtime in STORES_FEW:
+            try_few_bits(workshop, self.prediction, lambda: self._alone(FEW))
         rounds = self._rounds()
         self._prune(rounds)
         return self._finish(rounds)
@@ -162,14 +166,14 @@ class Compressing:
             )
         return Rounds(self.workshop, settings.budget_seconds, epoch, self.goal.max_drop)
 
-    def _alone(self) -> dict[str, dict[str, float]]:
-        """Return what each layer costs if it alone is quantized."""
+    def _alone(self, bits: int = INTEGER_BITS) -> dict[str, dict[str, float]]:
+        """Return what each layer costs if it alone has few bits."""
 
         def measure() -> dict[str, dict[str, float]]:
             quality = validation_accuracy(self.data, copy_model(self.model))
-            return bits_noise(self.model, self.batches, quality, self.progress)
+            return bits_noise(self.model, self.batches, bits, quality, self.progress)
 
-        found: dict[str, dict[str, float]] = self.workshop.notes.once("layers in integers", measure)
+        found: dict[str, dict[str, float]] = self.workshop.notes.once(f"layers with {bits} bits", measure)
         return found
 
     def _base(self) -> Plan:
@@ -247,7 +251,7 @@ class Compressing:
         return load(path, self.settings.code.model, trust_code=self.settings.code.trust_code or self._in_memory)
 
     def _known_alone(self) -> dict[str, dict[str, float]]:
-        return self._alone() if "layers in integers" in self.workshop.notes.found else {}
+        return self._alone() if f"layers with {INTEGER_BITS} bits" in self.workshop.notes.found else {}
 
 
 def open_notes(settings: Compress, weights: str = "") -> Notes:

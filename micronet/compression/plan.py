@@ -42,6 +42,11 @@ class Plan:
         return self.bits == FLOAT_BITS
 
     @property
+    def has_few_bits(self) -> bool:
+        """Whether weights have fewer bits than 8."""
+        return self.bits not in (FLOAT_BITS, INTEGER_BITS)
+
+    @property
     def trains(self) -> bool:
         """Whether a stage trains."""
         return bool(self.epochs) or self.trained_bits
@@ -90,13 +95,15 @@ class Basis:
         found += [{"command": "finetune", "epochs": epochs, **teacher} for epochs in plan.epochs]
         if not plan.is_float:
             found += [{"command": "quantize", **self._bits(plan)}, *([] if is_file else [{"command": "bn-fuse"}])]
-        found += [] if is_file else [self._export()]
+        found += [] if is_file else [self._export(plan)]
         found[0] = {**found[0], "artifact": str(self.original), **self.first}
         return [{**each, **self._shared(each["command"])} for each in found]
 
     def _bits(self, plan: Plan) -> dict[str, Any]:
         """Return the settings of ``quantize`` for a plan."""
         settings: dict[str, Any] = {"w_bits": plan.bits, "a_bits": INTEGER_BITS}
+        if plan.has_few_bits:
+            settings["first_last"] = "same"  # ``wide`` names the layers that keep 8 bits
         if plan.trained_bits:
             settings |= {"mode": "qat", "epochs": EPOCHS_OF_QAT}
         elif plan.widths and not plan.epochs and self.has_norms:  # the statistics are those of the whole network
@@ -108,12 +115,13 @@ class Basis:
                 settings[name] = ",".join(map(escape, layers))
         return settings
 
-    def _export(self) -> Entry:
+    def _export(self, plan: Plan) -> Entry:
         """Return the stage that writes the file for the runtime."""
         stage = registry.TARGETS[self.runtime]
         if stage not in registry.STAGES:
             return {"command": "export", "target": self.runtime, "skip_timing": True}
-        return {"command": stage, **({"skip_timing": True} if uses(find(stage), "skip_timing") else {})}
+        settings = {"skip_timing": True, **({"low_bit_storage": True} if plan.has_few_bits else {})}
+        return {"command": stage, **{name: value for name, value in settings.items() if uses(find(stage), name)}}
 
     def _shared(self, command: str) -> dict[str, Any]:
         """Return the shared settings that a command has."""

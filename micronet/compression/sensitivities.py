@@ -16,7 +16,7 @@ from micronet.models.device import call
 from micronet.models.modes import eval_mode
 from micronet.pruning.prune import Pruner
 from micronet.pruning.sensitivity import SHARES, measure_sensitivity
-from micronet.quantization.config import CalibrationConfig, QuantConfig
+from micronet.quantization.config import INTEGER_BITS, CalibrationConfig, QuantConfig
 from micronet.quantization.sensitivity import Probe
 from micronet.quantization.sensitivity import measure_sensitivity as measure_bits
 from micronet.tasks.agreement import Similarity
@@ -62,11 +62,12 @@ def cut_noise(
 
 
 def bits_noise(
-    model: nn.Module, batches: Sequence[Any], quality: Callable[[nn.Module], float], progress: Progress
+    model: nn.Module, batches: Sequence[Any], bits: int, quality: Callable[[nn.Module], float], progress: Progress
 ) -> dict[str, dict[str, float]]:
-    """Return, for each layer with 8 bits alone, the ``noise`` and the ``drop`` of the metric on validation data."""
+    """Return, for each layer with few bits alone, the ``noise`` and the ``drop`` of the metric on validation data."""
     probe = Probe(list(batches), CalibrationConfig(mode="ptq"), quality)
-    rows = measure_bits(model, QuantConfig(), probe, progress)
+    config = QuantConfig(w_bits=bits, first_last="auto" if bits == INTEGER_BITS else "same")
+    rows = measure_bits(model, config, probe, progress)
     return {row.layer: {"noise": min(10 ** (-row.sqnr_db / 10), MOST_NOISE), "drop": row.drop} for row in rows}
 
 

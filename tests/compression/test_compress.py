@@ -10,7 +10,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 import micronet as api
-from micronet.compression import compressing, rounds, workshop
+from micronet.compression import bits, compressing, rounds, workshop
 from micronet.core.files import files_in
 from micronet.stages.stage import Outcome, find
 
@@ -19,6 +19,7 @@ from micronet.stages.stage import Outcome, find
 def _few_candidates(monkeypatch):
     monkeypatch.setattr(compressing, "POINTS", (0.6,))
     monkeypatch.setattr(compressing, "UNIFORM", (0.5,))
+    monkeypatch.setattr(compressing, "SHARES", ())
     monkeypatch.setattr(rounds, "MOST_EPOCHS", (1,))
     monkeypatch.setattr(workshop, "SECONDS", 0.0)
 
@@ -151,15 +152,21 @@ def test_a_network_of_any_inputs_is_compressed_without_labels(tmp_path, monkeypa
     """Agreement with the original, float inputs, from Python, with the original in memory."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "net.py").write_text(
-        "from torch import nn\n\ndef net():\n    return nn.Sequential(nn.Linear(12, 32), nn.ReLU(), nn.Linear(32, 4))\n"
+        "from torch.nn import Linear, ReLU, Sequential\n\n"
+        "def net():\n    return Sequential(Linear(64, 96), ReLU(), Linear(96, 64))\n"
     )
-    np.savez("x.npz", x=np.random.default_rng(0).standard_normal((64, 12), dtype=np.float32))
+    np.savez("x.npz", x=np.random.default_rng(0).standard_normal((64, 64), dtype=np.float32))
     network = api.import_model(model="net.py:net", data="x.npz", task="agreement")
-    small = api.compress(network, target_macs=1.0, skip_timing=True, no_training=True, max_drop=100.0, output="out")
+    monkeypatch.setattr(compressing, "SHARES", bits.SHARES)
+    small = api.compress(network, target_size=1.0, skip_timing=True, no_training=True, max_drop=100.0, output="out")
     assert small.history[0].stage == "import"
     found = json.loads(Path("out/front.json").read_text())
     assert found["words"][0] == "the original meets the target already"
-    assert len(found["candidates"]) >= 3
+    names = [each["name"] for each in found["candidates"]]
+    assert names[:4] == ["float", "int8", "4 bits in 2 of 2 layers", "4 bits in 1 of 2 layers"]
+    sizes = [each["size_bytes"] for each in found["candidates"][:4]]
+    assert sizes[2] < sizes[3] < sizes[1]
+    assert not any(each["failed"] for each in found["candidates"])
 
 
 @pytest.fixture
