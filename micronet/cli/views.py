@@ -288,8 +288,8 @@ _VIEWS: dict[str, Callable[[Any], None]] = {
     "export-onnx": _export_onnx,
     "check-onnx": _check_onnx, "pack": _pack,
     "trt-build": _trt_build, "trt-eval": _trt_eval, "evaluate": show_evaluation, "compare": show_comparison,
-    "report": show_comparison, "predict": _predict, "inspect": show_inspection,
+    "report": show_comparison, "plot": _plot, "predict": _predict, "inspect": show_inspection,
     "verify": show_verification,
     "sensitivity": _sensitivity, "schema": print_json, "doctor": show_doctor, "list": show_sections,
-    "card": lambda summary: print_line(summary["card"].rstrip("\n") if "card" in summary else _wrote(summary)),
+    "card": lambda summary: print_line(summary.get("card", "").rstrip("\n") or _wrote(summary)),
 }  # fmt: skip

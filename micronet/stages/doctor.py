@@ -3,14 +3,16 @@
 import platform
 import shutil
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from micronet.core import machine
 from micronet.core.config import group
 from micronet.stages.config import ReportConfig
 from micronet.stages.stage import Context, Outcome, Stage
 
+X86 = ("x86_64", "AMD64")  # what systems call it
 LEAST_FREE = 2 << 30  # bytes, for torch and a small network
 
 
@@ -54,51 +56,54 @@ class Doctor(Stage):
             "compilers": compilers(),
             "kernel_cache": kernel_cache(),
         }
-        found["advice"] = [{"fast": fast, "text": text} for fast, text in advise(found)]
+        found["advice"] = [each._asdict() for each in advise(found)]
         return Outcome(found, found)
 
 
-def advise(found: dict[str, Any]) -> list[tuple[bool, str]]:
-    """Return what will be fast on a machine (True) and what will not (False), in words, from what was found of it."""
+class Advice(NamedTuple):
+    """What will be fast on a machine, or will not."""
+
+    topic: str
+    fast: bool
+    text: str
+
+
+def advise(found: dict[str, Any]) -> list[Advice]:
+    """Return what will be fast on a machine and what will not, from what was found of it."""
     packages = {each["name"]: each for each in found["packages"] if each["version"] is not None}
-    features, processor = found["processor"]["features"], found["processor"]
-    advice = []
-    if "AVX2" in features and found["system"].endswith(("x86_64", "AMD64")):
-        advice.append(
-            (True, "int8 is fast: this processor has 8-bit dot products (VNNI)")
-            if features["VNNI"]
-            else (False, "int8 saturates on this processor with 8-bit weights, and avoiding that costs a third of its "
-                  "speed: use --w-bits 7")
-        )  # fmt: skip
-    if "BF16" in features:
-        advice.append(
-            (True, "bf16 training pays here: trainings use it by default (--amp)")
-            if features["BF16"]
-            else (False, "bf16 would be emulated, so trainings compute in float32")
-        )
-    if "numba" in packages:
-        kernel = packages["numba"].get("kernel", "portable")
-        advice.append((kernel != "portable", f"packed networks run on {kernel} kernels"))
-    else:
-        advice.append((False, "packed networks run in numpy, which is slow"))
-    advice += _advise_on_gpu(packages.get("torch", {}))
+    processor, problem = found["processor"], found["kernel_cache"]["problem"]
+    advice = [*_advise_on_processor(processor["features"], found["system"]), *_advise_on_gpu(packages.get("torch", {}))]
+    kernel = packages["numba"].get("kernel", "portable") if "numba" in packages else None
+    runs = f"networks run on {kernel} kernels" if kernel else "networks run in numpy, which is slow: install numba"
+    advice.append(Advice("packed", kernel not in (None, "portable"), runs))
+    if problem:
+        advice.append(Advice("packed", False, f"networks are compiled at each start: {problem}"))
     if found["compilers"]["cc"] is None:
-        advice.append((False, "export --target c needs a C compiler: install one (apt install gcc) or set CC"))
-    if found["kernel_cache"]["problem"]:
-        advice.append((False, f"packed networks are compiled at each start: {found['kernel_cache']['problem']}"))
+        advice.append(Advice("C", False, "export --target c needs a compiler: install one (apt install gcc) or set CC"))
     if processor["threads"] > processor["cores"]:
-        advice.append(
-            (False, f"OMP_NUM_THREADS is {processor['threads']}, but only {processor['cores']} cores are usable")
-        )
+        text = f"OMP_NUM_THREADS is {processor['threads']}, but only {processor['cores']} cores are usable"
+        advice.append(Advice("threads", False, text))
     if found["memory"]["free_bytes"] < LEAST_FREE:
-        advice.append((False, "less than 2 GiB of memory are free; training may need more"))
+        advice.append(Advice("memory", False, "less than 2 GiB are free; training may need more"))
     return advice
 
 
-def _advise_on_gpu(torch: dict[str, Any]) -> list[tuple[bool, str]]:
-    if torch.get("gpus"):
-        return [(True, f"training runs on {torch['gpus'][0]} (--device cuda)")]
-    if shutil.which("nvidia-smi") is None:
-        return [(False, "no GPU: training takes hours where a GPU takes minutes, and trt-eval runs no engine")]
+def _advise_on_processor(features: dict[str, bool], system: str) -> Iterator[Advice]:
+    if "VNNI" in features and system.endswith(X86):
+        slow = (
+            "saturates on this processor with 8-bit weights; to avoid that costs a third of its speed: use --w-bits 7"
+        )
+        yield Advice("int8", features["VNNI"], "8-bit dot products (VNNI)" if features["VNNI"] else slow)
+    if "BF16" in features:
+        pays, slow = "training pays here, and is the default (--amp)", "would be emulated; trainings compute in float32"
+        yield Advice("bf16", features["BF16"], pays if features["BF16"] else slow)
+
+
+def _advise_on_gpu(torch: dict[str, Any]) -> Iterator[Advice]:
     why = "torch does not find it" if torch.get("cuda") else "torch is a build for processors alone"
-    return [(False, f"there is an NVIDIA GPU, but {why}; install torch for CUDA from https://pytorch.org")]
+    if torch.get("gpus"):
+        yield Advice("GPU", True, f"training runs on {torch['gpus'][0]} (--device cuda)")
+    elif shutil.which("nvidia-smi") is None:
+        yield Advice("GPU", False, "there is none: training takes hours where it takes minutes; trt-eval needs one")
+    else:
+        yield Advice("GPU", False, f"there is one, but {why}; install torch for CUDA from https://pytorch.org")
