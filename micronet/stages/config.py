@@ -2,7 +2,7 @@
 
 from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from micronet import registry
 from micronet.core.config import Settings, flag, group, setting
@@ -140,6 +140,12 @@ class RunConfig(Settings):
     )
     checkpoint_minutes: float = setting(10.0, "Minutes between checkpoints within an epoch (0: every step).", low=0)
     compile: bool = setting(False, "Compile the training step with torch.compile (untested on a GPU).")
+    log: Literal["auto", "tensorboard", "mlflow", "none"] = setting(
+        "auto",
+        "Where metrics go besides the .metrics.jsonl file: TensorBoard, MLflow, or none. auto: TensorBoard if it is "
+        "installed.",
+        run_only=True,
+    )
 
 
 @dataclass(frozen=True)

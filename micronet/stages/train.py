@@ -209,6 +209,7 @@ def run_context(stage: Any, context: Context) -> "RunContext":
         checkpoint_minutes=run.checkpoint_minutes,
         initial_weights="" if context.source is None else weights_hash(context.source.model),
         compiled=run.compile,
+        tracker=run.log,
         trust_code=flatten(stage).get("trust_code", False),
     )
 

@@ -175,6 +175,7 @@ class RunContext:
     initial_weights: str = ""  # the hash of the input network's weights; a checkpoint is not continued with others
     compiled: bool = False  # run the network through torch.compile
     trust_code: bool = False  # code recorded in the teacher's file may run
+    tracker: str = "auto"  # where metrics go besides the file beside the artifact; see ``training.log``
 
 
 def learning_rate(config: TrainConfig, step: int, steps: int) -> float:

@@ -113,7 +113,7 @@ class Trainer:
 
     def _train(self, step: TrainStep, checkpoint: Checkpoint, state: TrainState) -> None:
         """Train the remaining epochs."""
-        with closing(MetricsLog(self.context.output)) as log:
+        with closing(MetricsLog(self.context.output, self.context.tracker)) as log:
             if state.rows and distributed.rank() == 0:  # a kill may have come between the checkpoint and the log
                 log.write(state.rows)
             while state.epoch <= self.config.epochs and not self._out_of_patience(state.rows):
