@@ -1,11 +1,12 @@
 """The candidates whose layers are quantized, and nothing else: all of them, and with some layers left in float."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from micronet.compression.plan import Plan
 from micronet.compression.prediction import Prediction, slower_in_integers
 from micronet.compression.search import Walk, spread
+from micronet.compression.words import Alone
 from micronet.compression.workshop import Workshop
 from micronet.errors import count
 
@@ -13,7 +14,6 @@ EXCEPTIONS = (1, 2, 4)  # the most sensitive layers that stay float
 FEW = 4  # bits of weights, for files that store them so
 SHARES = (1.0, 0.75, 0.5)  # of what 4 bits can save: candidates of the walk over layers
 STORES_FEW = ("onnxruntime", "packed")
-Alone = Mapping[str, Mapping[str, float]]  # what each layer costs if it alone is quantized
 
 
 def try_bits(workshop: Workshop, prediction: Prediction, max_drop: float, alone: Callable[[], Alone]) -> None:

@@ -250,8 +250,10 @@ class Compressing:
 
         return load(path, self.settings.code.model, trust_code=self.settings.code.trust_code or self._in_memory)
 
-    def _known_alone(self) -> dict[str, dict[str, float]]:
-        return self._alone() if f"layers with {INTEGER_BITS} bits" in self.workshop.notes.found else {}
+    def _known_alone(self) -> dict[int, dict[str, dict[str, float]]]:
+        """Return what layers cost alone, by bits, as far as that was measured."""
+        noted = self.workshop.notes.found
+        return {bits: self._alone(bits) for bits in (INTEGER_BITS, FEW) if f"layers with {bits} bits" in noted}
 
 
 def open_notes(settings: Compress, weights: str = "") -> Notes:

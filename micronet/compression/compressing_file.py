@@ -25,7 +25,7 @@ from micronet.evaluation.network import Network, Predictor
 from micronet.onnx import posttraining
 from micronet.onnx.feeds import Feed, ImageInput
 from micronet.onnx.reader import read_onnx
-from micronet.quantization.config import CalibrationConfig
+from micronet.quantization.config import INTEGER_BITS, CalibrationConfig
 from micronet.runtimes.config import RuntimeOptions
 from micronet.runtimes.network import open_network
 from micronet.runtimes.onnxruntime import open_session
@@ -100,7 +100,7 @@ class CompressingFile:
         try_bits(workshop, prediction, self.goal.max_drop, self._alone)
 
         def describe(point: Point) -> list[str]:
-            known = self._alone() if "layers in integers" in workshop.notes.found else {}
+            known = {INTEGER_BITS: self._alone()} if "layers in integers" in workshop.notes.found else {}
             return describe_choice(point, [], known, prediction.times(point.plan))
 
         summary = conclude(workshop, self.goal, describe)

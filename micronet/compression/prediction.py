@@ -16,16 +16,18 @@ FLOAT_BYTES = 4
 class Prediction:
     """Predicts the latency in milliseconds, the size in bytes or the multiply-accumulates of plans.
 
-    latency(plan) = call + sum over layers + rest * activations(plan) / activations(original), where the rest is a
-    measured whole network's time less a call's and that of its layers: one for float, one for integers, mixed by the
-    share of activations that quantized layers return. Sizes have a rest too: what a file holds besides weights.
+    latency(plan) = call + scale * sum over layers + rest * activations(plan) / activations(original), where the rest is
+    a measured whole network's time less a call's and that of its layers. If its layers take longer alone than together,
+    the rest is 0 and the scale less than 1. Both are those of float or of integers, mixed by the share of activations
+    that quantized layers return. Sizes have a rest too: what a file holds besides weights.
 
     Attributes:
         quantity: What is predicted.
         layers: The network's layers.
         groups: The groups of channels that may be cut, in the order of a plan's widths, and their widths.
         table: The layers' measured latencies.
-        rests: The rest in float and in integers; see ``fit``.
+        rests: The rest in float (True) and in integers (False); see ``fit``.
+        scales: The scale, likewise.
         rates: Milliseconds per multiply-accumulate of layers that are not measured, in float and in integers.
         ratios: Measured costs divided by predicted ones, so far; later predictions are multiplied by their median.
     """
@@ -35,6 +37,7 @@ class Prediction:
     groups: Mapping[int, int]
     table: CostTable | None = None
     rests: dict[bool, float] = field(default_factory=dict)
+    scales: dict[bool, float] = field(default_factory=dict)
     rates: dict[bool, float] = field(default_factory=dict)
     ratios: list[float] = field(default_factory=list)
 
@@ -43,14 +46,19 @@ class Prediction:
         return self._sum(plan) * self._correction
 
     def fit(self, plan: Plan, measured: float) -> None:
-        """Set the rest so that the cost of the whole network, in float or in integers, is the measured one."""
+        """Set the rest or the scale so that the cost of the whole network, in float or in integers, is the measured."""
         if self.quantity == "latency":
             macs = sum(layer.calls * layer.shape.macs for layer in self.layers.values())
             known = [self.table.ms(shape, form) for shape, form in self.wanted([plan])] if self.table else []
             if all(ms is None for ms in known):
                 self.rates[plan.is_float] = measured / max(1, macs)
-        self.rests[plan.is_float] = 0.0
-        self.rests[plan.is_float] = max(0.0, measured - self._sum(plan))
+        self.rests[plan.is_float], self.scales[plan.is_float] = 0.0, 1.0
+        rest = measured - self._sum(plan)
+        if rest < 0 and self.quantity == "latency":
+            call = self.table.call_ms if self.table is not None else 0.0
+            self.scales[plan.is_float] = max(0.0, measured - call) / (self._sum(plan) - call)
+        else:
+            self.rests[plan.is_float] = rest
 
     def compare(self, plan: Plan, measured: float) -> None:
         """Note a measured cost, which corrects later predictions."""
@@ -91,26 +99,30 @@ class Prediction:
         if self.quantity == "macs":
             return sum(self.layers[name].calls * shape.macs for name, shape in shapes.items())
         if self.quantity == "size":
-            return sum(shape.weights * self._bytes(name, plan) for name, shape in shapes.items()) + self._rest(
-                plan, 0.0
-            )
-        whole, left, integers = 0, 0, 0
-        total = 0.0
+            weights = sum(shape.weights * self._bytes(name, plan) for name, shape in shapes.items())
+            return weights + self._mixed(self.rests, plan, 0.0, 0.0)
+        return self._latency(shapes, plan)
+
+    def _latency(self, shapes: Mapping[str, Shape], plan: Plan) -> float:
+        """Return the milliseconds of a plan without corrections; ``shapes``: of its layers."""
+        total, whole, left, integers = 0.0, 0, 0, 0
         for name, shape in shapes.items():
-            layer = self.layers[name]
-            total += layer.calls * self._ms(name, shape, self._form(name, plan))
+            layer, form = self.layers[name], self._form(name, plan)
+            total += layer.calls * self._ms(name, shape, form)
             whole += layer.calls * layer.shape.activations
             left += layer.calls * shape.activations
-            integers += layer.calls * shape.activations * (self._form(name, plan) != "float")
+            integers += layer.calls * shape.activations * (form != "float")
         call = self.table.call_ms if self.table is not None else 0.0
-        return call + total + self._rest(plan, 1 - integers / max(1, left)) * left / max(1, whole)
+        share = 1 - integers / max(1, left)
+        rest = self._mixed(self.rests, plan, share, 0.0) * left / max(1, whole)
+        return call + self._mixed(self.scales, plan, share, 1.0) * total + rest
 
-    def _rest(self, plan: Plan, share_of_float: float) -> float:
-        floats = self.rests.get(True, 0.0)
+    def _mixed(self, values: Mapping[bool, float], plan: Plan, share_of_float: float, default: float) -> float:
+        """Return the value of float or of integers, or of a quantized plan both in the shares of its layers."""
+        floats = values.get(True, default)
         if plan.is_float:
             return floats
-        integers = self.rests.get(False, floats)
-        return share_of_float * floats + (1 - share_of_float) * integers
+        return share_of_float * floats + (1 - share_of_float) * values.get(False, floats)
 
     def _bytes(self, name: str, plan: Plan) -> float:
         if self._form(name, plan) == "float":

@@ -6,14 +6,16 @@ from typing import Any
 
 from micronet.compression.point import Point
 from micronet.errors import count, listed
+from micronet.quantization.config import INTEGER_BITS
 
 LISTED = 4
+Alone = Mapping[str, Mapping[str, float]]  # layer -> the noise and the drop if it alone is quantized
 
 
 def describe_choice(
     point: Point,
     groups: Sequence[tuple[str, int]],
-    alone: Mapping[str, Mapping[str, float]],
+    alone: Mapping[int, Alone],
     times: Mapping[str, tuple[float | None, float | None]],
 ) -> list[str]:
     """Return lines on what the chosen candidate gave up.
@@ -21,7 +23,7 @@ def describe_choice(
     Args:
         point: The candidate.
         groups: The groups of channels that may be cut: the first layer, and the width before.
-        alone: What each layer costs if it alone is quantized (see ``bits_noise``), if that was measured.
+        alone: By bits, what each layer costs if it alone has so few (see ``bits_noise``), as far as that was measured.
         times: Milliseconds of each layer in float and in integers, if they were measured.
     """
     plan, lines = point.plan, []
@@ -36,15 +38,18 @@ def describe_choice(
         lines.append(f"{len(cut)} of {count(len(groups), 'group')} of channels are narrower: {most}{whole}")
     if not plan.is_float:
         lines.append(f"weights have {plan.bits} bits, {'trained (QAT)' if plan.trained_bits else 'calibrated (PTQ)'}")
-    lines += [_why_float(name, alone, times) for name in plan.floats[:LISTED]]
+    lines += [_why_float(name, alone.get(INTEGER_BITS, {}), times) for name in plan.floats[:LISTED]]
     if len(plan.floats) > LISTED:
         lines.append(f"{len(plan.floats) - LISTED} more layers stay float")
+    few = alone.get(plan.bits, {}) if isinstance(plan.bits, int) else {}
+    for name in [name for name in plan.wide if name in few][:LISTED]:
+        lines.append(f"{name} keeps 8 bits: alone it costs {100 * few[name]['drop']:.2f} points at {plan.bits}")
+    if len(plan.wide) > LISTED:
+        lines.append(f"{len(plan.wide) - LISTED} more layers keep 8 bits")
     return lines
 
 
-def _why_float(
-    name: str, alone: Mapping[str, Mapping[str, float]], times: Mapping[str, tuple[float | None, float | None]]
-) -> str:
+def _why_float(name: str, alone: Alone, times: Mapping[str, tuple[float | None, float | None]]) -> str:
     if name in alone:
         return f"{name} stays float: in integers alone it costs {100 * alone[name]['drop']:.2f} points"
     floats, integers = times.get(name, (None, None))

@@ -149,6 +149,21 @@ def test_a_layer_for_which_there_is_no_time_costs_by_its_macs(tmp_path, monkeypa
     assert predict(Plan(widths=(4,))) == 2 * 4 / 16
 
 
+@pytest.mark.parametrize("measured", [0.5, 2.0, 9.0])
+def test_a_fitted_prediction_is_what_was_measured(tmp_path, monkeypatch, measured):
+    """Whether the layers take longer alone than together, or the network has more to do than its layers."""
+    monkeypatch.setattr(costs, "time_layers", lambda keys, _: (0.25, [1.0] * len(keys)))
+    model, example = nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 4)), torch.rand(1, 8)
+    table = CostTable.open(Deployment("onnxruntime"), tmp_path, 60.0, Silent())
+    predict = Prediction("latency", find_layers(model, example, None), {}, table)
+    predict.prepare([Plan(), Plan(bits=8)])
+    predict.fit(Plan(), measured)
+    predict.fit(Plan(bits=8), 3.0)
+    mixed = predict(Plan(bits=8, floats=("0",)))
+    assert (predict(Plan()), predict(Plan(bits=8))) == (measured, 3.0)
+    assert min(measured, 3.0) < mixed < max(measured, 3.0)
+
+
 def point(name, drop, size, **more):
     return Point(name, Plan(), drop=drop, size_bytes=size, **more)
 
