@@ -290,16 +290,33 @@ def test_processes_that_cannot_meet_say_so_in_one_line_and_ctrl_c_ends_their_wai
     assert not waiting.errors()
 
 
-def test_torchrun_goes_on_with_what_one_process_began(micronet, tmp_path):
+def by_torchrun(output, *words):
+    """Return the lines of two processes that torchrun starts."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "micronet.cli.app"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*torchrun, *words, "-o", output], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    return done.stderr.splitlines()
+
+
+def by_environment(output, *words):
+    """The same with forked processes that are told what torchrun tells: without three new interpreters."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    group = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    processes = [
+        Command(output.with_suffix(f".{rank}.log"), *words, "-o", output, RANK=rank, LOCAL_RANK=rank, **group)
+        for rank in "01"
+    ]
+    assert [process.wait() for process in processes] == [0, 0]
+    return [line for process in processes for line in process.errors()]
+
+
+@pytest.mark.parametrize("launch", [by_environment, pytest.param(by_torchrun, marks=pytest.mark.slow)])
+def test_torchrun_goes_on_with_what_one_process_began(micronet, tmp_path, launch):
     output = tmp_path / "a.safetensors"
     assert micronet(*TINY, "-o", output, "--max-time", "0").code == 3
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "micronet.cli.app"]
-    done = subprocess.run(
-        [*torchrun, *TINY, "-o", str(output), "--resume"], capture_output=True, text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    resumed = [line for line in done.stderr.splitlines() if "resuming" in line]
+    resumed = [line for line in launch(output, *TINY, "--resume") if "resuming" in line]
     assert resumed == ["resuming in epoch 1 of 3, after step 1"]
     rows = [json.loads(line) for line in (tmp_path / "a.metrics.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in rows] == [1, 2, 3]
