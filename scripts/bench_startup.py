@@ -47,6 +47,8 @@ def main() -> None:
             "micronet quantize --help": (["quantize", "--help"], {}),
             "micronet inspect FILE": (["inspect", artifact], {}),
             "micronet inspect FILE --json": (["inspect", artifact, "--json"], {}),
+            "micronet card FILE": (["card", artifact], {}),
+            "micronet list": (["list"], {}),
             "completion of `micronet quantize --calib`": ([], COMPLETE),
         }
         spent: dict[str, list[float]] = {name: [] for name in calls}

@@ -176,11 +176,14 @@ def test_a_truncated_file_is_one_line_and_exit_2(micronet, chain, tmp_path, kind
     assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
 
 
-def test_no_file_takes_torch_to_inspect(chain, tmp_path):
+def test_no_file_takes_torch_to_inspect_or_to_describe(chain, tmp_path):
     (tmp_path / "a.packed").write_bytes(packed(8))
-    files = [str(chain / "int8.onnx"), str(tmp_path / "a.packed")]
+    artifact, *others = (
+        str(each) for each in (chain / "fused.safetensors", chain / "int8.onnx", tmp_path / "a.packed")
+    )
     code = (
         "import sys; from micronet.cli.app import run; "
-        f"assert [run(['inspect', each]) for each in {files}] == [0, 0]; sys.exit('torch' in sys.modules)"
+        f"assert run(['card', {artifact!r}]) == 0 and 'onnx' not in sys.modules; "
+        f"assert [run(['inspect', each]) for each in {others}] == [0, 0]; sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
