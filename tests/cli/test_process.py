@@ -22,6 +22,7 @@ def in_fork(work):
     """Run a function in a fork of this process; return its exit code."""
     child = os.fork()
     if child == 0:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell started in the background
         try:
             work()
         finally:

@@ -179,7 +179,7 @@ def round_weights(device: torch.device, folder: Path) -> Outcome:
     model, _ = quantize_model(floating, QuantConfig(w_bits=3, a_bits=4))
     calibrate(model, batches(device))
     search_weight_scales(floating, model, batches(device))
-    with patch("micronet.quantization.adaround.STEPS", 20):
+    with patch("micronet.quantization.adaround.STEPS", 5):
         reconstruct(floating, model, batches(device), "layer")
         reconstruct(floating, model, batches(device), "block")
     return outcome(model)

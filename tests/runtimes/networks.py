@@ -11,11 +11,12 @@ from micronet.onnx.export import to_onnx
 from micronet.packed.file_format import to_bytes
 from micronet.packed.from_onnx import pack_model
 from micronet.quantization.fold import fold_model
-from tests.onnx.test_onnx import IMAGES, quantized
+from tests.onnx.networks import IMAGES, LENET, quantized
 
 BINARY = {"w_bits": "binary", "a_bits": "binary"}
 TERNARY = {"w_bits": "ternary", "a_bits": "binary"}
-WIDTHS = {"nin": 0.1, "nin_gc": 1.0, "resnet18": 0.1}
+FEW = 8  # images
+NETWORKS = {"nin": {"width": 0.1}, "nin_gc": {"width": 1.0}, "resnet18": {"width": 0.1}, LENET[0]: LENET[1]}
 SCHEMES = {
     "W1A1": BINARY, "WtA1": TERNARY, "W1A1-8bit": {**BINARY, "first_last": "8bit"},
     "W1A1-W1A8": {**BINARY, "first_last": "8bit-input"}, "W1A1-all": {**BINARY, "first_last": "same"},
@@ -37,13 +38,13 @@ class Exported(NamedTuple):
 def export(network: str, scheme: str, folder: Path) -> None:
     """Quantize, fold, export and pack a network."""
     torch.manual_seed(0)
-    artifact = quantized(network, {"width": WIDTHS[network]}, **SCHEMES[scheme])
+    artifact = quantized(network, NETWORKS[network], **SCHEMES[scheme])
     model, record = fold_model(artifact.model, artifact.history)
     proto = to_onnx(artifact.after(record, model=model), IMAGES)
     (folder / "x.packed").write_bytes(to_bytes(pack_model(proto)))
     with torch.no_grad():
-        scores = model.eval()(IMAGES).numpy()
-    np.savez(folder / "x.npz", images=IMAGES.numpy(), scores=scores, onnx_bytes=proto.ByteSize())
+        scores = model.eval()(IMAGES[:FEW]).numpy()
+    np.savez(folder / "x.npz", images=IMAGES[:FEW].numpy(), scores=scores, onnx_bytes=proto.ByteSize())
 
 
 def load(folder: Path) -> Exported:

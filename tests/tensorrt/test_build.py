@@ -63,8 +63,8 @@ def test_half_precision_multiplies_in_half():
 
 @pytest.mark.parametrize(
     "config",
-    [{}, {"q_level": "layer"}, {"w_bits": 4, "a_bits": 4}, {"method": "lsq", "w_bits": 4, "a_bits": 4}],
-    ids=["W8A8", "W8A8-layer", "W4A4", "LSQ-W4A4"],
+    [{}, {"q_level": "layer"}, {"method": "lsq", "w_bits": 4, "a_bits": 4}],
+    ids=["W8A8", "W8A8-layer", "LSQ-W4A4"],
 )
 def test_symmetric_quantized_networks_multiply_in_int8(config):
     proto = quantized_file(*NIN, {"a_sign": "signed", **config}, target="tensorrt")
