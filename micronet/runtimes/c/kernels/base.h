@@ -49,6 +49,13 @@
 #define LOCAL
 #endif
 
+/* Before a short loop of a constant length, which gcc would unroll into single values before it makes vectors. */
+#if defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 8
+#define VECTORIZE _Pragma("GCC unroll 1")
+#else
+#define VECTORIZE
+#endif
+
 #ifndef ARENA_BYTES
 #define ARENA_BYTES 64
 #endif

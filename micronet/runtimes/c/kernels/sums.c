@@ -12,12 +12,22 @@ INLINE uint32_t reached_limits(const int32_t *sums, const int32_t *limits, int32
     return signs;
 }
 
+INLINE void to_floats(const layer *l, int32_t output, const int32_t *sums, float *values, int32_t count)
+{
+    int32_t i;
+    if (l->base)
+        for (i = 0; i < count; i++)
+            values[i] = (float)(sums[i] + l->base[output + i]);
+    else
+        for (i = 0; i < count; i++)
+            values[i] = (float)sums[i];
+}
+
 /* Turn at most BLOCK sums of integers, to which the base is not yet added, into values of a pixel. */
 static void finish_sums(const map *out, const layer *l, size_t pixel, int32_t output, const int32_t *sums,
                         int32_t count)
 {
     float values[BLOCK] LOCAL;
-    int32_t i;
     if (l->limits) {
         int32_t limits[BLOCK] LOCAL;
         load_limits(l, output, count, limits);
@@ -25,8 +35,10 @@ static void finish_sums(const map *out, const layer *l, size_t pixel, int32_t ou
                 count == BLOCK ? reached_limits(sums, limits, BLOCK) : reached_limits(sums, limits, count), count);
         return;
     }
-    for (i = 0; i < count; i++)
-        values[i] = (float)(sums[i] + (l->base ? l->base[output + i] : 0));
+    if (count == BLOCK)
+        to_floats(l, output, sums, values, BLOCK);
+    else
+        to_floats(l, output, sums, values, count);
     finish_floats(out, l, pixel, output, values, count);
 }
 #endif

@@ -12,11 +12,19 @@ INLINE void clear_signs(const map *out, size_t pixel)
         memset(pixel_at(out, pixel), 0, out->pixel);
 }
 
-INLINE int32_t to_level(float value, const map *out)
+/* Quantize at most BLOCK values. NaN becomes the lowest level. Compilers make vectors of two comparisons in a row, but not
+   of nested ones. */
+INLINE void to_levels(const map *out, const float *values, int32_t *levels, int32_t count)
 {
-    float level = value / out->scale, low = (float)(out->low - out->zero), high = (float)(out->high - out->zero);
-    level = !(level > low) ? low : level > high ? high : level;
-    return (int32_t)((level + ROUNDER) - ROUNDER) + out->zero;
+    float scale = out->scale, low = (float)(out->low - out->zero), high = (float)(out->high - out->zero);
+    int32_t zero = out->zero, i;
+    VECTORIZE
+    for (i = 0; i < count; i++) {
+        float level = values[i] / scale;
+        level = level > low ? level : low;
+        level = level > high ? high : level;
+        levels[i] = (int32_t)((level + ROUNDER) - ROUNDER) + zero;
+    }
 }
 
 INLINE void store_some(const map *out, uint8_t *at, int32_t channel, const float *values, int32_t count)
@@ -24,13 +32,14 @@ INLINE void store_some(const map *out, uint8_t *at, int32_t channel, const float
     int32_t i;
     if (out->type == FLOATS) {
         memcpy(at + (size_t)channel * sizeof(float), values, (size_t)count * sizeof(float));
-    } else if (out->type == BYTES) {
-        const map to LOCAL = *out;
-        for (i = 0; i < count; i++)
-            at[channel + i] = (uint8_t)to_level(values[i], &to);
-    } else if (out->type == INTS) {
-        for (i = 0; i < count; i++)
-            ((i32 *)(void *)at)[channel + i] = to_level(values[i], out);
+    } else if (out->type == BYTES || out->type == INTS) {
+        int32_t levels[BLOCK] LOCAL;
+        to_levels(out, values, levels, count);
+        if (out->type == INTS)
+            memcpy(at + (size_t)channel * sizeof *levels, levels, (size_t)count * sizeof *levels);
+        else
+            for (i = 0; i < count; i++)
+                at[channel + i] = (uint8_t)levels[i];
     } else {
         uint32_t signs = 0;
         for (i = 0; i < count; i++)
