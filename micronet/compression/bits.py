@@ -37,12 +37,12 @@ def try_bits(workshop: Workshop, prediction: Prediction, max_drop: float, alone:
             floats = _nameable(slower_in_integers(prediction.layers, prediction.table, alone=between_floats))
             if len(floats) < len(prediction.layers) and floats not in tried:
                 tried.append(floats)
-                workshop.confirm(_name(len(floats), "slow"), Plan(bits=8, floats=floats))
-    if int8.failed or int8.drop > max_drop:
+                workshop.attempt(_name(len(floats), "slow"), Plan(bits=8, floats=floats))
+    if (int8.failed or int8.drop > max_drop) and workshop.has_time("layers in integers alone", 60 * int8.minutes):
         found = alone()
         ranked = _nameable(sorted(found, key=lambda name: -found[name]["noise"]))
         for number in (each for each in EXCEPTIONS if each < len(ranked)):
-            workshop.confirm(_name(number, "sensitive"), Plan(bits=8, floats=ranked[:number]))
+            workshop.attempt(_name(number, "sensitive"), Plan(bits=8, floats=ranked[:number]))
 
 
 def try_few_bits(workshop: Workshop, prediction: Prediction, alone: Callable[[], Alone]) -> None:
@@ -55,6 +55,8 @@ def try_few_bits(workshop: Workshop, prediction: Prediction, alone: Callable[[],
         prediction: Their sizes.
         alone: Measures what each layer costs if it alone has 4 bits.
     """
+    if not workshop.has_time(f"layers with {FEW} bits alone", 60 * workshop.points[-1].minutes):
+        return
     found = alone()
     names = _nameable([name for name in prediction.layers if name in found])
 
@@ -67,7 +69,7 @@ def try_few_bits(workshop: Workshop, prediction: Prediction, alone: Callable[[],
     path = Walk(lower, prediction, noise).path(Plan(bits=FEW, wide=names))
     first, last = prediction(path[0]), prediction(path[-1])
     for plan in spread(path, prediction, [first + share * (last - first) for share in SHARES]):
-        workshop.confirm(f"{FEW} bits in {len(names) - len(plan.wide)} of {count(len(names), 'layer')}", plan)
+        workshop.attempt(f"{FEW} bits in {len(names) - len(plan.wide)} of {count(len(names), 'layer')}", plan)
 
 
 def _name(number: int, kind: str) -> str:

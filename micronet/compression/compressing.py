@@ -41,6 +41,7 @@ from micronet.stages.stage import Context, Outcome
 
 UNIFORM = (0.25, 0.5)  # shares of all groups that are cut
 POINTS = (0.8, 0.65, 0.5, 0.38, 0.28)  # of the base's cost: candidates of the walk
+RECOVERED = 0.02  # of the drop, by training with quantizers
 TIMING_SHARE = 0.15  # of the budget, for timing layers
 NOT_KEYED = ("output", "force", "json", "quiet", "dry_run")
 Named = tuple[str, Plan]
@@ -107,7 +108,9 @@ class Compressing:
             save(self.artifact, original)
         deployment = Deployment(settings.runtime, settings.batch, settings.threads)
         judge = DataJudge(self.data, settings.metric)
-        return Workshop(self._basis(original), folder, notes, judge, deployment, self.progress, self.timed)
+        return Workshop(
+            self._basis(original), folder, notes, judge, deployment, self.progress, settings.budget_seconds, self.timed
+        )
 
     def _basis(self, original: Path) -> Basis:
         """Return what all plans share."""
@@ -154,7 +157,7 @@ class Compressing:
             try_few_bits(workshop, self.prediction, lambda: self._alone(FEW))
         rounds = self._rounds()
         self._prune(rounds)
-        return self._finish(rounds)
+        return self._finish()
 
     def _rounds(self) -> Rounds:
         settings = self.settings
@@ -164,7 +167,7 @@ class Compressing:
             epoch = self.workshop.notes.once(
                 "seconds of an epoch", lambda: epoch_seconds(self.model, self.data, device)
             )
-        return Rounds(self.workshop, settings.budget_seconds, epoch, self.goal.max_drop)
+        return Rounds(self.workshop, epoch, self.goal.max_drop)
 
     def _alone(self, bits: int = INTEGER_BITS) -> dict[str, dict[str, float]]:
         """Return what each layer costs if it alone has few bits."""
@@ -177,9 +180,10 @@ class Compressing:
         return found
 
     def _base(self) -> Plan:
-        """Return the cheapest plan so far that keeps the drop, whose network is then narrowed; int8 if none does."""
+        """Return the cheapest plan so far that keeps the drop, or would after training: what is then narrowed."""
         made = [point for point in self.workshop.points if not point.failed]
-        within = [point for point in made if point.drop <= self.goal.max_drop]
+        allowed = self.goal.max_drop + (0.0 if self.settings.no_training else RECOVERED)
+        within = [point for point in made if point.drop <= allowed]
         if self.goal.quantity == "macs":  # bits change none
             return within[-1].plan
         return min(within, key=lambda point: (self.goal.value(point), point.drop)).plan
@@ -188,24 +192,18 @@ class Compressing:
         """Make the candidates that are narrower."""
         if not self.groups.widths:
             self.progress.line(f"channels are not cut: {self.groups.why}")
-        plans = self._narrower() if self.groups.widths else []
+        seconds = 60 * self.workshop.points[-1].minutes
+        narrows = bool(self.groups.widths) and self.workshop.has_time("narrower candidates", seconds)
+        plans = self._narrower() if narrows else []
         if self.settings.no_training:
             for name, plan in plans:
-                if self._fits(name):
-                    self.workshop.confirm(name, plan)
-                else:
-                    rounds.left_out.append(f"no time for {name}; a larger --budget would give it")
+                self.workshop.attempt(name, plan)
             return
         made = {point.name: point for point in self.workshop.points}
         if not made["int8"].failed and made["int8"].drop > self.goal.max_drop / 2:
             plans = [(name, replace(plan, trained_bits=not plan.is_float)) for name, plan in plans]
             plans = [("int8, QAT", Plan(bits=8, trained_bits=True)), *plans]
         rounds.run(plans)
-
-    def _fits(self, name: str) -> bool:
-        notes, seconds = self.workshop.notes, 60 * max(point.minutes for point in self.workshop.points)
-        fits: bool = notes.once(f"time for {name}", lambda: notes.spent + seconds <= self.settings.budget_seconds)
-        return fits
 
     def _narrower(self) -> list[Named]:
         """Return plans with fewer channels: those of the walk that are closest to the goal first, then uniform ones."""
@@ -236,13 +234,13 @@ class Compressing:
         )
         return spread(path, cost, wanted)
 
-    def _finish(self, rounds: Rounds) -> Outcome:
+    def _finish(self) -> Outcome:
         """Choose, test the chosen network, write everything and return the summary."""
 
         def describe(point: Point) -> list[str]:
             return describe_choice(point, self.groups.named(), self._known_alone(), self.prediction.times(point.plan))
 
-        summary = conclude(self.workshop, self.goal, describe, rounds.left_out)
+        summary = conclude(self.workshop, self.goal, describe)
         return Outcome(self._product(Path(summary["files"]["network"])), summary)
 
     def _product(self, path: Path) -> Any:

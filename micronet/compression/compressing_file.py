@@ -85,7 +85,8 @@ class CompressingFile:
         basis = Basis(settings.artifact, {**options, "skip_timing": True}, {}, settings.runtime)
         deployment = Deployment(settings.runtime, settings.batch, settings.threads)
         timed = not settings.timing.skip_timing
-        return Workshop(basis, settings.folder, open_notes(settings), self.judge, deployment, self.progress, timed)
+        notes, budget = open_notes(settings), settings.budget_seconds
+        return Workshop(basis, settings.folder, notes, self.judge, deployment, self.progress, budget, timed)
 
     def run(self) -> Outcome:
         """Search; return the chosen file's model and what was found."""

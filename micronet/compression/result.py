@@ -20,16 +20,13 @@ REPRODUCED = "reproduced"  # the folder in which the recipe makes the network ag
 LABELS = {"latency": "latency, ms", "size": "size, bytes", "macs": "multiply-accumulates"}
 
 
-def conclude(
-    workshop: Workshop, goal: Goal, describe: Callable[[Point], list[str]], left_out: Sequence[str] = ()
-) -> dict[str, Any]:
+def conclude(workshop: Workshop, goal: Goal, describe: Callable[[Point], list[str]]) -> dict[str, Any]:
     """Choose a candidate, test it, write everything and return the summary.
 
     Args:
         workshop: Where the candidates were made.
         goal: What is asked for.
         describe: Says what the chosen candidate gave up.
-        left_out: What did not fit the budget, in words.
     """
     choice, judge = goal.choose(workshop.points), workshop.judge
     point = choice.point
@@ -39,7 +36,7 @@ def conclude(
         describe_drop(point, judge.noun, judge.samples),
         *describe(point),
         *([errors] if errors else []),
-        *left_out,
+        *workshop.left_out,
     ]
     if goal.is_met_by(1.0):
         words.insert(0, "the original meets the target already")

@@ -7,7 +7,7 @@ reach it, larger ones have no need to.
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch.utils._pytree import tree_map_only
@@ -32,17 +32,13 @@ class Rounds:
 
     Attributes:
         workshop: Where they are made.
-        budget: Seconds for the whole search.
         epoch: Seconds of an epoch: first estimated, then those of the last training.
         max_drop: The drop that is allowed, 0..1.
-        left_out: What did not fit, in words.
     """
 
     workshop: Workshop
-    budget: float
     epoch: float
     max_drop: float
-    left_out: list[str] = field(default_factory=list)
 
     def run(self, plans: Sequence[tuple[str, Plan]]) -> None:
         """Train candidates, those to keep if not all fit first, until the budget is spent."""
@@ -75,14 +71,11 @@ class Rounds:
 
     def _epochs(self, number: int, most: int) -> int:
         """Return for how many epochs each of some candidates trains if half of the time is for later rounds."""
-        share = 0.5 * self._remaining() / number - self._fixed()
+        share = 0.5 * self.workshop.remaining / number - self._fixed()
         return max(1, min(most, int(share / max(self.epoch, 1e-3))))
 
     def _fits(self, epochs: int) -> bool:
-        return self._fixed() + epochs * self.epoch <= self._remaining()
-
-    def _remaining(self) -> float:
-        return self.budget - self.workshop.notes.spent
+        return self._fixed() + epochs * self.epoch <= self.workshop.remaining
 
     def _fixed(self) -> float:
         """Return the seconds that a candidate takes besides its training: those of the last one that is not trained."""
@@ -93,8 +86,8 @@ class Rounds:
     def _say_left_out(self, names: list[str], *, again: bool) -> None:
         if names:
             said = f"no time to train {', '.join(names)}{' for longer' if again else ''}"
-            self.left_out.append(f"{said}; a larger --budget would")
-            self.workshop.progress.line(self.left_out[-1])
+            self.workshop.left_out.append(f"{said}; a larger --budget would give it")
+            self.workshop.progress.line(self.workshop.left_out[-1])
 
 
 def epoch_seconds(model: torch.nn.Module, data: Dataset, device: torch.device) -> float:

@@ -37,9 +37,11 @@ class Workshop:
         notes: What is known already.
         judge: What candidates are judged by.
         deployment: Where candidates run.
+        budget: Seconds for the whole search.
         timed: Whether candidates are timed.
         prediction: Predicts what they cost, once it is fitted.
         points: What was made.
+        left_out: What did not fit the budget, in words.
     """
 
     basis: Basis
@@ -48,9 +50,29 @@ class Workshop:
     judge: Judge
     deployment: Deployment
     progress: Progress
+    budget: float
     timed: bool = True
     prediction: Prediction | None = None
     points: list[Point] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+
+    @property
+    def remaining(self) -> float:
+        """The seconds that are left of the budget."""
+        return self.budget - self.notes.spent
+
+    def attempt(self, name: str, plan: Plan) -> None:
+        """Make a candidate if there is time for it, as for the one that took longest so far."""
+        if self.has_time(name, 60 * max(point.minutes for point in self.points)):
+            self.confirm(name, plan)
+
+    def has_time(self, what: str, seconds: float) -> bool:
+        """Return True if something fits the budget; what does not is left out."""
+        fits: bool = self.notes.once(f"time for {what}", lambda: seconds <= self.remaining)
+        if not fits:
+            self.left_out.append(f"no time for {what}; a larger --budget would give it")
+            self.progress.line(self.left_out[-1])
+        return fits
 
     def confirm(self, name: str, plan: Plan) -> Point:
         """Make a candidate and measure it, unless that is noted; the first one is the original.

@@ -14,9 +14,14 @@ FIXED, EPOCH = 10.0, 5.0  # seconds of a candidate besides its training, and of 
 class Workshop:
     """Makes candidates at once, and notes the seconds that they would take; the drop is halved with every epoch."""
 
-    def __init__(self, path, drops):
+    def __init__(self, path, drops, budget):
+        self.budget, self.left_out = budget, []
         self.notes, self.progress, self.drops = Notes(path / "search.json", ""), Silent(), drops
         self.points = [Point("float", Plan()), Point("int8", Plan(bits=8), minutes=FIXED / 60)]
+
+    @property
+    def remaining(self):
+        return self.budget - self.notes.spent
 
     def confirm(self, name, plan):
         seconds = FIXED + EPOCH * plan.epochs[-1]
@@ -29,7 +34,7 @@ class Workshop:
 def run(path, drops, budget):
     """Return the rounds, and the widths and epochs of what was trained."""
     plans = [(f"candidate {widths[0]}", Plan(widths=widths, bits=8)) for widths in drops]
-    rounds = Rounds(Workshop(path, drops), budget, EPOCH, max_drop=0.01)
+    rounds = Rounds(Workshop(path, drops, budget), EPOCH, max_drop=0.01)
     rounds.run(plans)
     return rounds, [(point.plan.widths[0], point.plan.epochs) for point in rounds.workshop.points[2:]]
 
@@ -48,7 +53,9 @@ def test_nothing_begins_that_does_not_fit(tmp_path, budget):
     assert rounds.workshop.notes.spent <= budget
     assert bool(trained) == (budget >= FIXED + EPOCH)
     missing = 3 - len({widths for widths, _ in trained})
-    assert bool(missing) == any("no time to train" in line and "longer" not in line for line in rounds.left_out)
+    assert bool(missing) == any(
+        "no time to train" in line and "longer" not in line for line in rounds.workshop.left_out
+    )
 
 
 def test_the_first_training_shows_how_long_an_epoch_takes(tmp_path):
