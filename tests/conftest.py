@@ -187,3 +187,14 @@ def chain(shared) -> Path:
             assert run([*map(str, arguments), "--quiet"]) == 0
 
     return shared("chain", fill)
+
+
+@pytest.fixture(scope="session")
+def lenet(shared) -> Path:
+    """A trained network of four layers, on which commands take half of their time on ``chain``'s nin. Read only."""
+
+    def train(folder: Path) -> None:
+        short = ["--limit", "160", "--epochs", "1", "--preset", "plain", "--quiet"]
+        assert run(["train", "--model", "lenet_bn", *short, "-o", str(folder / "float.safetensors")]) == 0
+
+    return shared("lenet", train) / "float.safetensors"

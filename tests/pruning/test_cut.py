@@ -110,8 +110,11 @@ def test_cut_equals_masked_on_random_networks(seed):
             assert module.out_channels % config.regular == 0 or module.out_channels in (12, 20)
 
 
-@pytest.mark.parametrize("regular", [1, 8, 16])
-@pytest.mark.parametrize(("name", "width"), [("nin", 0.5), ("nin_gc", 0.5), ("nin_gc", 1.0), ("nin_gc", 0.1)])
+@pytest.mark.parametrize(
+    ("name", "width", "regular"),
+    [("nin", 0.5, 1), ("nin", 0.5, 8), ("nin_gc", 0.5, 8), ("nin_gc", 0.5, 16), ("nin_gc", 1.0, 1), ("nin_gc", 0.1, 1),
+     ("nin_gc", 0.1, 16)],
+)  # fmt: skip
 def test_cut_equals_masked_on_nin(name, width, regular):
     model = randomise(build_model(ModelSpec(name, {"width": width})))
     flat = nn.Sequential()

@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import nn
 
-from micronet.cli.app import run
 from micronet.core.progress import Silent
 from micronet.errors import FailedError, MicronetError
 from micronet.quantization.adaround import rectified_sigmoid
@@ -198,17 +197,6 @@ def test_sensitivity_ranks_layers_and_a_target_keeps_the_worst_at_eight_bits():
         keep_sensitive(model, config, ranked, replace(probe, accuracy=lambda m: float(m is model)), 0.0)
     mine = keep_sensitive(model, replace(config, keep_8bit=ranked[-1].layer), ranked, probe, 1.0)
     assert mine.keep_8bit == ranked[-1].layer
-
-
-@pytest.fixture(scope="module")
-def lenet(shared):
-    """A trained network of four layers, of which each command runs in half of nin's time. Read only."""
-
-    def train(folder):
-        short = ["--limit", "160", "--epochs", "1", "--preset", "plain", "--quiet"]
-        assert run(["train", "--model", "lenet_bn", *short, "-o", str(folder / "float.safetensors")]) == 0
-
-    return shared("lenet", train) / "float.safetensors"
 
 
 @pytest.mark.parametrize(

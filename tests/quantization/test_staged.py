@@ -42,7 +42,7 @@ def test_weights_are_float_up_to_a_share_of_the_steps_and_quantized_outside_of_t
 
 def test_a_staged_training_goes_on_bit_identical_after_a_stop(micronet, tmp_path):
     floating, whole, stopped = (tmp_path / f"{name}.safetensors" for name in ("float", "whole", "stopped"))
-    train = ["train", "--model", "nin", "--width", "0.1", "--limit", "100", "--epochs", "1"]
+    train = ["train", "--model", "lenet_bn", "--limit", "100", "--epochs", "1"]
     assert micronet(*train, "-o", floating).code == 0
     staged = [*BINARY, floating, "--float-weights", "0.6", "--distill-weight", "0"]
     assert micronet(*staged, "-o", whole).code == 0

@@ -95,17 +95,17 @@ def test_t17_ranges_are_those_of_the_stream():
 
 @pytest.mark.parametrize("more", [[], pytest.param(["--bn-fuse"], marks=pytest.mark.slow)], ids=["plain", "bn-fuse"])
 @pytest.mark.parametrize("config", ALL, ids=str)
-def test_t20_t21_every_method_goes_through_every_command(micronet, chain, tmp_path, config, more):
+def test_t20_t21_every_method_goes_through_every_command(micronet, lenet, tmp_path, config, more):
     options = [f"--{name.replace('_', '-')}={value}" for name, value in config.items()]
     int8, fused, onnx = (tmp_path / name for name in ("q.safetensors", "f.safetensors", "q.onnx"))
     few = ["--epochs", 1, "--limit", 160, "--device", "cpu"]
-    done = micronet("quantize", chain / "float.safetensors", *options, *more, *few, "-o", int8)
+    done = micronet("quantize", lenet, *options, *more, *few, "-o", int8)
     assert done.code == 0, done.err
     assert micronet("bn-fuse", int8, "-o", fused).code == 0
     done = micronet("export-onnx", fused, "-o", onnx)
     assert done.code == 0, done.err
     rows = micronet("compare", int8, fused, onnx, "--json").json["rows"]
-    assert rows[2]["size_bytes"] < 0.7 * (chain / "float.onnx").stat().st_size
+    assert rows[2]["size_bytes"] < 0.7 * lenet.stat().st_size
     assert abs(rows[1]["accuracy"] - rows[2]["accuracy"]) < 0.01
     assert micronet("finetune", int8, *few, "-o", tmp_path / "t.safetensors").code == 0
 
