@@ -89,7 +89,8 @@ def _of_network(wish: Wish) -> Stages:
     else:
         base = "float"
         yield "The float network. More epochs take longer, and gain accuracy." + _on_folder(wish), {
-            "command": "train", "name": base, "model": wish.model, "data": wish.data, "epochs": 15,
+            "command": "train", "name": base, "model": wish.model, "data": wish.data,
+            "task": _task(wish.data), "epochs": 15,
         }  # fmt: skip
     if wish.goal != "low-bit":
         what = "target_macs" if wish.goal == "fast" else "target_params"
@@ -162,6 +163,11 @@ def _gate(wish: Wish) -> str:
 
 def _points(wish: Wish) -> str:
     return f"more than {wish.max_drop:g} percentage points"
+
+
+def _task(data: str | None) -> str | None:
+    """Return the task of a folder of images with masks, which is not the default one."""
+    return "segmentation" if data is not None and (Path(data) / "train" / "masks").is_dir() else None
 
 
 def _on_folder(wish: Wish) -> str:

@@ -52,6 +52,13 @@ def test_every_combination_of_answers_gives_a_recipe_that_run_takes(place, model
     assert len(texts) >= len(runtimes) * len(drops)  # answers make a difference
 
 
+def test_images_with_masks_are_for_segmentation(place):
+    (place / "images" / "train" / "masks").mkdir()
+    answers = {**DEFAULTS, "model": "net.py:Net", "data": "images"}
+    assert 'task = "segmentation"' in Init.configure(answers).compose()
+    assert "task" not in Init.configure({**answers, "data": "digits"}).compose().partition("folder")[2]
+
+
 def test_a_recipe_of_answers_runs(micronet, place):
     done = micronet("init", "--model", "float.onnx", "--max-drop", "100", "--yes", "-o", "a.toml")
     assert done.code == 0 and done.out.splitlines()[-1] == "next: micronet run a.toml"

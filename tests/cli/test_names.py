@@ -14,6 +14,10 @@ TABLES = {
     "criteria": registry.CRITERIA, "stages": registry.STAGES, "runtimes": registry.ONNX_RUNTIMES,
     "targets": registry.TARGETS, "recipes": bundled(),
 }  # fmt: skip
+PACKAGES = [
+    "torch", "torchvision", "numpy", "onnx", "onnx_ir", "onnxruntime", "onnxscript", "safetensors", "PIL", "numba",
+    "openvino", "ncnn", "matplotlib", "tensorrt_rtx", "tensorrt", "pycuda", "jinja2",
+]  # fmt: skip
 COMPLETED = {  # what is typed -> a name that it completes, and how many there are
     "micronet train --model resnet1": {"resnet18", "resnet101", "resnet152"},
     "micronet train --data cifar": {"cifar10", "cifar100"},
@@ -51,14 +55,17 @@ def test_shells_complete_names(monkeypatch, capsys, typed):
     assert set(capsys.readouterr().out.split()) == COMPLETED[typed]
 
 
-def test_neither_list_nor_completion_imports_anything_heavy():
-    lines = "; ".join(
+def test_finding_ones_way_and_completion_need_no_package_but_the_command_lines(tmp_path):
+    """``doctor`` above all: it is what one runs where something is missing."""
+    completions = "; ".join(
         f"os.environ.update(COMP_WORDS={typed!r}, COMP_CWORD='{len(typed.split()) - 1}'); assert run([]) == 0"
         for typed in COMPLETED
     )
     code = (
-        "import os, sys; from micronet.cli.app import run; sys.argv = ['micronet']; assert run(['list']) == 0; "
-        f"os.environ['_MICRONET_COMPLETE'] = 'complete_bash'; {lines}; print(); print(*sys.modules)"
+        f"import os, sys; sys.modules.update(dict.fromkeys({PACKAGES})); from micronet.cli.app import run; "
+        "assert [run(words) for words in (['list'], ['doctor'], ['init', '--yes'])] == [0, 0, 0]; "
+        f"sys.argv = ['micronet']; os.environ['_MICRONET_COMPLETE'] = 'complete_bash'; {completions}"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert not set(done.stdout.splitlines()[-1].split()) & {"torch", "torchvision", "numpy", "onnx", "PIL"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "pip install torch" in done.stdout and [path.name for path in tmp_path.iterdir()] == ["recipe.toml"]
