@@ -89,9 +89,9 @@ class ExportOnnx(CheckedSettings, Stage):
         if warning:
             context.progress.line(f"warning: {warning}")
         about = {"kept_float32": metadata(proto).get("kept_float32", {}), **agreement._asdict(), "warning": warning}
-        if (integers := count_integer_layers(proto)) is not None:
         if self.export.low_bit_storage:
             about["low_bits"] = {"bytes": proto.ByteSize(), "int8_bytes": unpack_weights(proto).ByteSize()}
+        if (integers := count_integer_layers(proto)) is not None:
             if not (self.timing.skip_timing or context.temporary):
                 integers |= measure_speed(proto, as_arrays(head(first, 1)))
             about["integers"] = {**integers, "words": describe(integers)}
