@@ -55,7 +55,7 @@ def train(
     cutout: int | None = None,
     whiten: Literal['on', 'off'] | None = None,
     start_size: int | None = None,
-    distill: str | Path | None = None,
+    distill: Artifact | nn.Module | str | Path | None = None,
     distill_weight: float = 0.5,
     temperature: float = 4.0,
     seed: int = 1,
@@ -63,6 +63,7 @@ def train(
     max_time: float | None = None,
     checkpoint_minutes: float = 10.0,
     compile: bool = False,
+    log: Literal['auto', 'tensorboard', 'mlflow', 'none'] = 'auto',
     force: bool = False,
     progress: Progress | None = None,
 ) -> Artifact:
@@ -125,6 +126,8 @@ def train(
             resume=True.
         checkpoint_minutes: Minutes between checkpoints within an epoch (0: every step).
         compile: Compile the training step with torch.compile (untested on a GPU).
+        log: Where metrics go besides the .metrics.jsonl file: TensorBoard, MLflow, or none. auto: TensorBoard if
+            it is installed.
         force: Overwrite existing files.
         progress: An object with ``step`` and ``line`` methods that receives progress updates.
 
@@ -203,7 +206,7 @@ def sparse_train(
     cutout: int | None = None,
     whiten: Literal['on', 'off'] | None = None,
     start_size: int | None = None,
-    distill: str | Path | None = None,
+    distill: Artifact | nn.Module | str | Path | None = None,
     distill_weight: float = 0.5,
     temperature: float = 4.0,
     seed: int = 1,
@@ -211,6 +214,7 @@ def sparse_train(
     max_time: float | None = None,
     checkpoint_minutes: float = 10.0,
     compile: bool = False,
+    log: Literal['auto', 'tensorboard', 'mlflow', 'none'] = 'auto',
     force: bool = False,
     progress: Progress | None = None,
 ) -> Artifact:
@@ -228,7 +232,7 @@ def sparse_train(
         data, preset, epochs, lr, device, output, width, model_args, task, image_size, limit, batch_size,
             accumulate, amp, patience, weight_decay, optimizer, schedule, label_smoothing, ema, flip, cutout,
             whiten, start_size, distill, distill_weight, temperature, seed, resume, max_time, checkpoint_minutes,
-            compile, force, progress: As in ``train``.
+            compile, log, force, progress: As in ``train``.
         trust_code: As in ``evaluate``.
         model: As in ``quantize``.
 
@@ -275,7 +279,7 @@ def prune(
     cutout: int | None = None,
     whiten: Literal['on', 'off'] | None = None,
     start_size: int | None = None,
-    distill: str | Path | None = None,
+    distill: Artifact | nn.Module | str | Path | None = None,
     distill_weight: float = 0.5,
     temperature: float = 4.0,
     seed: int = 1,
@@ -283,6 +287,7 @@ def prune(
     max_time: float | None = None,
     checkpoint_minutes: float = 10.0,
     compile: bool = False,
+    log: Literal['auto', 'tensorboard', 'mlflow', 'none'] = 'auto',
     model: str | None = None,
     trust_code: bool = False,
     task: str | None = None,
@@ -316,7 +321,7 @@ def prune(
             this machine).
         data, output, preset, epochs, lr, batch_size, accumulate, amp, patience, weight_decay, optimizer,
             schedule, label_smoothing, ema, flip, cutout, whiten, start_size, distill, distill_weight,
-            temperature, seed, resume, max_time, checkpoint_minutes, compile, task, image_size, limit, force,
+            temperature, seed, resume, max_time, checkpoint_minutes, compile, log, task, image_size, limit, force,
             progress: As in ``train``.
         skip_timing, model, trust_code: As in ``evaluate``.
 
@@ -354,7 +359,7 @@ def finetune(
     cutout: int | None = None,
     whiten: Literal['on', 'off'] | None = None,
     start_size: int | None = None,
-    distill: str | Path | None = None,
+    distill: Artifact | nn.Module | str | Path | None = None,
     distill_weight: float = 0.5,
     temperature: float = 4.0,
     seed: int = 1,
@@ -362,6 +367,7 @@ def finetune(
     max_time: float | None = None,
     checkpoint_minutes: float = 10.0,
     compile: bool = False,
+    log: Literal['auto', 'tensorboard', 'mlflow', 'none'] = 'auto',
     force: bool = False,
     progress: Progress | None = None,
 ) -> Artifact:
@@ -373,8 +379,8 @@ def finetune(
         artifact: An artifact (.safetensors).
         data, preset, epochs, lr, device, output, task, image_size, limit, batch_size, accumulate, amp, patience,
             weight_decay, optimizer, schedule, label_smoothing, ema, flip, cutout, whiten, start_size, distill,
-            distill_weight, temperature, seed, resume, max_time, checkpoint_minutes, compile, force, progress: As
-            in ``train``.
+            distill_weight, temperature, seed, resume, max_time, checkpoint_minutes, compile, log, force,
+            progress: As in ``train``.
         model, trust_code: As in ``evaluate``.
 
     Returns:
@@ -448,7 +454,7 @@ def quantize(
     cutout: int | None = None,
     whiten: Literal['on', 'off'] | None = None,
     start_size: int | None = None,
-    distill: str | Path | None = None,
+    distill: Artifact | nn.Module | str | Path | None = None,
     distill_weight: float = 0.5,
     temperature: float = 4.0,
     seed: int = 1,
@@ -457,6 +463,7 @@ def quantize(
     max_time: float | None = None,
     checkpoint_minutes: float = 10.0,
     compile: bool = False,
+    log: Literal['auto', 'tensorboard', 'mlflow', 'none'] = 'auto',
     force: bool = False,
     progress: Progress | None = None,
 ) -> Artifact:
@@ -531,7 +538,7 @@ def quantize(
         data, epochs, output, width, model_args, task, image_size, limit, preset, lr, batch_size, accumulate, amp,
             patience, weight_decay, optimizer, schedule, label_smoothing, ema, flip, cutout, whiten, start_size,
             distill, distill_weight, temperature, seed, device, resume, max_time, checkpoint_minutes, compile,
-            force, progress: As in ``train``.
+            log, force, progress: As in ``train``.
         trust_code, skip_timing: As in ``evaluate``.
 
     Returns:
@@ -961,6 +968,38 @@ def report(
         MicronetError: See the module's documentation.
     """
 
+def plot(
+    files: Sequence[str | Path],
+    *,
+    output: str | Path | None = None,
+    what: Literal['curves', 'weights', 'activations'] = 'curves',
+    data: str | Path | Batch | Iterable[Batch] | None = None,
+    model: str | None = None,
+    trust_code: bool = False,
+    task: str | None = None,
+    image_size: int | None = None,
+    limit: int | None = None,
+    progress: Progress | None = None,
+) -> list[Path]:
+    """Draw training curves, or histograms of weights and activations.
+
+    Curves come from the .metrics.jsonl files that trainings write beside their artifacts, even while they run.
+    Histograms of quantized layers are in steps of their grid; its levels, or its ends if there are many, are
+    lines.
+
+    Args:
+        files: Artifacts, or folders of them. For histograms, a single artifact.
+        what: Loss and metrics by epoch, or histograms of a network's weights or activations.
+        output, data, task, image_size, limit, progress: As in ``train``.
+        model, trust_code: As in ``evaluate``.
+
+    Returns:
+        list[Path]: The file that was written.
+
+    Raises:
+        MicronetError: See the module's documentation.
+    """
+
 def predict(
     file: Artifact | nn.Module | str | Path,
     images: Sequence[str | Path],
@@ -1137,7 +1176,7 @@ def compress(
         threads: Number of CPU threads of the runtime.
         device: Device for training: cpu, cuda or cuda:N; default: cuda if available, otherwise cpu.
         seed: Seed for shuffling, augmentation and the validation split.
-        force: Start over in a folder that exists.
+        force: Start over in a folder that holds another search, or write among other files.
         output, data, task, image_size, limit, progress: As in ``train``.
         model, trust_code, skip_timing: As in ``evaluate``.
 

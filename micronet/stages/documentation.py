@@ -31,6 +31,7 @@ _RETURNS = {
     "list[LayerSensitivity]": "Each layer's signal-to-noise ratio in dB and accuracy drop, most sensitive first.",
     "list[dict[str, object]]": "What was found of each file, by name; ``problem`` if it is damaged or wrong.",
     "dict[str, object]": "The figures by name.",
+    "list[Path]": "The file that was written.",
     "str": "The card, in Markdown.",
 }
 # The command line's terms -> Python's.

@@ -209,6 +209,7 @@ def run_context(stage: Any, context: Context) -> "RunContext":
         checkpoint_minutes=run.checkpoint_minutes,
         initial_weights="" if context.source is None else weights_hash(context.source.model),
         compiled=run.compile,
+        artifacts=context.memory.artifacts,
         tracker=run.log,
         trust_code=flatten(stage).get("trust_code", False),
     )
@@ -225,7 +226,7 @@ def fit_new(model: ModelConfig, data: DataConfig, training: TrainConfig, run: "R
 
 def say_start(dataset: "Dataset", artifact: "Artifact", training: TrainConfig, run: "RunContext") -> None:
     """Report the data, the network and the device; before that, raise MicronetError if the teacher cannot be read."""
-    if training.distill is not None:
+    if training.distill is not None and training.distill not in run.artifacts:
         read_header(training.distill)
     run.progress.line(introduce(dataset, artifact, run.device))
 

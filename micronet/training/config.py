@@ -1,7 +1,7 @@
 """The settings of a training, what surrounds it, and the learning rate. No torch here, so ``--help`` stays fast."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +13,8 @@ from micronet.core.progress import Progress, Silent
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+    from micronet.artifact.artifact import Artifact
 
 ONE_CYCLE_RISE = 0.25  # share of the steps in which the learning rate rises
 DEFAULT_LR = 0.01
@@ -115,7 +117,10 @@ class TrainConfig(Settings):
         low=0, metavar="N",
     )  # fmt: skip
     distill: Path | None = setting(
-        None, "Teacher artifact for distillation; its scores serve as soft labels.", metavar="ARTIFACT"
+        None,
+        "Teacher artifact for distillation; its scores serve as soft labels.",
+        metavar="ARTIFACT",
+        kinds=(".safetensors",),
     )
     distill_weight: float = setting(0.5, "Weight of the soft labels in the loss.", low=0, high=1)
     temperature: float = setting(4.0, "Softmax temperature of teacher and student in distillation.", low=0.01)
@@ -175,6 +180,7 @@ class RunContext:
     initial_weights: str = ""  # the hash of the input network's weights; a checkpoint is not continued with others
     compiled: bool = False  # run the network through torch.compile
     trust_code: bool = False  # code recorded in the teacher's file may run
+    artifacts: "Mapping[Path, Artifact]" = field(default_factory=dict)  # in memory, by the paths that stand for them
     tracker: str = "auto"  # where metrics go besides the file beside the artifact; see ``training.log``
 
 

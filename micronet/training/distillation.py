@@ -3,18 +3,21 @@
 loss = (1 - w) * cross-entropy + w * T^2 * KL(softmax(teacher / T) || softmax(student / T)); T^2 is from section 2.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from micronet.artifact.artifact import Artifact, load
+from micronet.artifact.artifact import Artifact, load, weights_hash
 from micronet.artifact.header import read_header
+from micronet.core.files import file_hash
 from micronet.data.dataset import DataSpec
 from micronet.errors import MicronetError
 from micronet.models.build import ModelSpec
 from micronet.models.device import inference_format
+from micronet.models.modes import copy_model
 from micronet.tasks.agreement import relative_error
 from micronet.tasks.task import Outputs, Task, first_output, outputs_of
 from micronet.training.config import RunContext, TrainConfig
@@ -69,15 +72,7 @@ def load_teacher(config: TrainConfig, student: Artifact, spec: DataSpec, context
     """
     if config.distill is None:
         return None
-    header, _ = read_header(config.distill)
-    built = ModelSpec.from_json(header.model)
-    same_file = built.sha256 is not None and built.sha256 == student.spec.sha256
-    if built.runs_user_code and not (context.trust_code or same_file or built == student.spec):
-        raise MicronetError(
-            f"--distill {config.distill}: this teacher is built by custom code, {built.name}, which is not run "
-            "automatically; add --trust-code to run the code recorded in its file"
-        )
-    teacher = load(config.distill, trust_code=True)
+    teacher = _open(config.distill, student, context)
     expected = DataSpec.from_json(teacher.data)
     for name in ("classes", "channels", "image_size", "mean", "std"):
         own = getattr(expected, name)
@@ -88,3 +83,26 @@ def load_teacher(config: TrainConfig, student: Artifact, spec: DataSpec, context
             )
     model = teacher.model.eval().to(context.device)
     return Teacher(model.to(memory_format=inference_format(model)), config.distill_weight, config.temperature)
+
+
+def teacher_hash(config: TrainConfig, context: RunContext) -> str | None:
+    """Return a hash that changes with the teacher; None if there is none."""
+    if config.distill is None:
+        return None
+    held = context.artifacts.get(config.distill)
+    return file_hash(config.distill) if held is None else weights_hash(held.model)
+
+
+def _open(path: Path, student: Artifact, context: RunContext) -> Artifact:
+    """Open a teacher; raise MicronetError if code would run that the user does not trust yet."""
+    if path in context.artifacts:
+        held = context.artifacts[path]
+        return replace(held, model=copy_model(held.model))  # the caller's network keeps its mode and device
+    built = ModelSpec.from_json(read_header(path)[0].model)
+    same_file = built.sha256 is not None and built.sha256 == student.spec.sha256
+    if built.runs_user_code and not (context.trust_code or same_file or built == student.spec):
+        raise MicronetError(
+            f"--distill {path}: this teacher is built by custom code, {built.name}, which is not run "
+            "automatically; add --trust-code to run the code recorded in its file"
+        )
+    return load(path, trust_code=True)

@@ -17,7 +17,6 @@ from torch import nn
 
 from micronet.artifact.artifact import Artifact
 from micronet.core import ranks
-from micronet.core.files import file_hash
 from micronet.core.machine import memory_mib, tune_allocator
 from micronet.data.batches import batch_sizes, eval_batches, resized, train_batches
 from micronet.data.dataset import Dataset
@@ -29,7 +28,7 @@ from micronet.models.device import memory_format
 from micronet.training import distributed
 from micronet.training.checkpoint import Checkpoint, TrainState
 from micronet.training.config import NO_HOOKS, RunContext, TrainConfig, TrainHooks, image_size, learning_rate
-from micronet.training.distillation import Teacher, load_teacher
+from micronet.training.distillation import Teacher, load_teacher, teacher_hash
 from micronet.training.log import MetricsLog
 from micronet.training.step import NotFiniteError, TrainStep, make_optimizer
 from micronet.training.whitening import whiten
@@ -253,7 +252,7 @@ def fit_artifact(
         "images": data.train.fingerprint(),
         "stage": {"keep": hooks.keep, **hooks.config},
         "initial_weights": context.initial_weights,
-        "teacher": None if config.distill is None else file_hash(config.distill),
+        "teacher": teacher_hash(config, context),
     }
     if teacher is not None and data.task.needs_reference:
         data, teacher = data.with_reference(predictor(teacher.model)), None

@@ -1,5 +1,6 @@
 """The pages in docs/: generated ones are up to date, links lead somewhere, and the code of "Extending" works."""
 
+import json
 import re
 import subprocess
 import sys
@@ -132,3 +133,15 @@ def test_the_runtime_opens_its_files(written, monkeypatch, tmp_path):
     (tmp_path / "a.mine").write_bytes(b"123")
     network = open_network(tmp_path / "a.mine", RuntimeOptions())
     assert network(torch.rand(2, 3, 4, 4).numpy()).shape == (2, 10) and network.params == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", sorted(ROOT.glob("examples/*.ipynb")), ids=lambda path: path.stem)
+def test_the_notebook_runs(path, tmp_path):
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    code = "\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    script = tmp_path / f"{path.stem}.py"
+    script.write_text(code, encoding="utf-8")
+    done = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
