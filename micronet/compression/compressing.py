@@ -51,11 +51,13 @@ class Compressing:
     """One search."""
 
     def __init__(self, settings: Compress, context: Context) -> None:
+        self._in_memory = context.memory.source is not None
+        if self._in_memory and settings.output is None:
+            settings = replace(settings, output=context.output.parent / "small")  # temporary
         self.settings, self.progress, self.artifact = settings, context.progress, context.artifact
         self.goal, self.timed = settings.goal, not settings.timing.skip_timing
         if isinstance(settings.data.data, MemoryData):
             raise MicronetError("data in memory cannot be written into a recipe; pass the name of a data set")
-        self._in_memory = context.memory.source is not None
 
     @cached_property
     def data(self) -> Dataset:

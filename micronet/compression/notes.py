@@ -32,29 +32,46 @@ class Notes:
         Args:
             folder: The folder of the search.
             key: The hash of all that the search depends on.
-            force: Whether to begin anew.
+            force: Whether to begin anew in a folder with a search with other settings, or with other files.
 
         Raises:
             MicronetError: The notes are those of a search with other settings, or the folder holds other files.
         """
         path = folder / FILE
-        if force or not folder.exists() or not any(folder.iterdir()):
-            return cls(path, key)
+        if not folder.exists() or not any(folder.iterdir()):
+            return cls._new(path, key)
         try:
             noted = parse_json(read_text(path))
             found, noted_key = noted["found"], noted["key"]
-        except FileNotFoundError:
-            raise MicronetError(
-                f"{folder} is a folder with other files; choose a new name with -o, or add --force to write among them"
-            ) from None
-        except (OSError, ValueError, KeyError, TypeError):
-            raise MicronetError(f"{path} is corrupted; add --force to start over") from None
-        if noted_key != key:
-            raise MicronetError(
-                f"{folder} holds a search with other settings, or of another file; choose another folder with -o, or "
-                "add --force to start over"
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            if force:
+                return cls._new(path, key)
+            raise cls._unreadable(path, error) from None
+        if noted_key == key:
+            return cls(path, key, found)
+        if force or not found:
+            return cls._new(path, key)
+        raise MicronetError(
+            f"{folder} holds a search with other settings, or of another file; choose another folder with -o, or "
+            "add --force to start over"
+        )
+
+    @classmethod
+    def _new(cls, path: Path, key: str) -> "Notes":
+        """Begin notes: the file is there before anything else, so that a folder is known as a search's."""
+        notes = cls(path, key)
+        notes._write()
+        return notes
+
+    @staticmethod
+    def _unreadable(path: Path, error: Exception) -> MicronetError:
+        """Return the error for a folder without notes, or with damaged ones."""
+        if isinstance(error, FileNotFoundError):
+            return MicronetError(
+                f"{path.parent} is a folder with other files; choose a new name with -o, or add --force to write among "
+                "them"
             )
-        return cls(path, key, found)
+        return MicronetError(f"{path} is corrupted; add --force to start over")
 
     @property
     def spent(self) -> float:
@@ -67,10 +84,13 @@ class Notes:
             start = time.monotonic()
             value = find()
             self.found[name] = {"value": value, "seconds": round(time.monotonic() - start, 3)}
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            content = {"key": self.key, "found": self.found}
-            write_bytes(self.path, f"{json.dumps(content, indent=1)}\n".encode())
+            self._write()
         return self.found[name]["value"]
+
+    def _write(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        content = {"key": self.key, "found": self.found}
+        write_bytes(self.path, f"{json.dumps(content, indent=1)}\n".encode())
 
     def seconds(self, name: str) -> float:
         """Return the seconds that a noted result took."""

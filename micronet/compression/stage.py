@@ -77,7 +77,9 @@ class Compress(Stage):
     output: Path | None = setting(
         None, "Folder for the results. Default: the input's name and -small.", "-o", basic=True
     )
-    force: bool = setting(False, "Start over in a folder that exists.", run_only=True)
+    force: bool = setting(
+        False, "Start over in a folder that holds another search, or write among other files.", run_only=True
+    )
     code: CodeOptions = group(CodeOptions)
     data: DataConfig = group(DataConfig)
     timing: TimingConfig = group(TimingConfig)

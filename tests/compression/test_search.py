@@ -191,9 +191,18 @@ def test_the_front_has_what_nothing_beats():
 
 
 def test_notes_are_kept_and_belong_to_one_search(tmp_path):
+    Notes.open(tmp_path, "c")  # and nothing found: no reason to keep it
     notes = Notes.open(tmp_path, "a")
     assert notes.once("x", lambda: [1]) == [1]
     assert Notes.open(tmp_path, "a").once("x", lambda: [2]) == [1]
     with pytest.raises(MicronetError, match="a search with other settings"):
         Notes.open(tmp_path, "b")
     assert Notes.open(tmp_path, "b", force=True).once("x", lambda: [2]) == [2]
+    assert Notes.open(tmp_path, "b", force=True).once("x", lambda: [3]) == [2]  # the same search goes on
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file").touch()
+    with pytest.raises(MicronetError, match="a folder with other files"):
+        Notes.open(tmp_path / "other", "a")
+    (tmp_path / "search.json").write_text("{")
+    with pytest.raises(MicronetError, match="is corrupted"):
+        Notes.open(tmp_path, "b")
