@@ -1,6 +1,7 @@
 """What layers cost: their latency, each measured alone in the chosen runtime and kept in a table."""
 
 import json
+import math
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass, field
@@ -25,9 +26,11 @@ from micronet.runtimes.network import open_network
 
 FILE = "costs.json"
 PACKAGES = {"onnxruntime": "onnxruntime", "openvino": "openvino", "packed": "numba"}  # that layers can be timed in
-TURN_SECONDS, LEAST_CALLS, MOST_CALLS = 0.01, 5, 200  # of each layer
+TURN_SECONDS, LEAST_CALLS, MOST_CALLS = 0.01, 5, 200  # of each layer in each pass
+PASSES = 3  # at several moments, since other work may slow all calls of one
 AT_ONCE = 16  # layers that are timed in turns
 Key = tuple[Shape, Form]
+NOTHING: Key = Shape("Linear", 1, 1), "float"
 
 
 @dataclass(frozen=True)
@@ -64,8 +67,8 @@ class CostTable:
         deployment: Where the layers run.
         path: The file.
         seconds: How long layers may be timed for in this run; later ones are estimated by their multiply-accumulates.
-        known: What was measured; None of layers that the runtime cannot run alone.
-        call_ms: Milliseconds of a call that computes nothing.
+        known: What was measured, calls included; None of layers that the runtime cannot run alone.
+        call_ms: Milliseconds of a call that computes nothing, the least that was seen.
     """
 
     deployment: Deployment
@@ -73,7 +76,7 @@ class CostTable:
     seconds: float
     progress: Progress = field(default_factory=Silent)
     known: dict[str, float | None] = field(default_factory=dict)
-    call_ms: float = 0.0
+    call_ms: float = math.inf
 
     @classmethod
     def open(cls, deployment: Deployment, folder: Path, seconds: float, progress: Progress) -> "CostTable":
@@ -96,7 +99,8 @@ class CostTable:
             if time.monotonic() - start > self.seconds:
                 break
             part = missing[first : first + AT_ONCE]
-            self.call_ms, times = time_layers(part, self.deployment)
+            call, *times = time_layers([NOTHING, *part], self.deployment)
+            self.call_ms = min(self.call_ms, call or 0.0)
             self.known |= {_name(*key): ms for key, ms in zip(part, times, strict=True)}
             self.progress.step("timing layers", min(first + AT_ONCE, len(missing)), len(missing))
         self.seconds -= time.monotonic() - start
@@ -105,28 +109,24 @@ class CostTable:
             write_bytes(self.path, f"{json.dumps(content, indent=1)}\n".encode())
 
     def ms(self, shape: Shape, form: Form) -> float | None:
-        """Return the milliseconds of a layer, or None if it was not measured."""
-        return self.known.get(_name(shape, form))
+        """Return the milliseconds of a layer, less those of a call, or None if it was not measured."""
+        found = self.known.get(_name(shape, form))
+        return None if found is None else max(0.0, found - self.call_ms)
 
 
 def _name(shape: Shape, form: Form) -> str:
     return json.dumps([form, *astuple(shape)], separators=(",", ":"))
 
 
-def time_layers(keys: Sequence[Key], deployment: Deployment) -> tuple[float, list[float | None]]:
-    """Return the milliseconds of a call, and those of layers less that; None for those that the runtime refuses.
+def time_layers(keys: Sequence[Key], deployment: Deployment) -> list[float | None]:
+    """Return the milliseconds of calls of layers; None for those that the runtime refuses.
 
-    Each is the least of several calls in turns, so that other work on the machine hardly changes their order.
+    Each is the least of many calls in turns, so that other work on the machine hardly changes their order.
     """
-    nothing: Key = (Shape("Linear", 1, 1), "float")
-    opened = [_opened(*key, deployment) for key in (nothing, *keys)]
+    opened = [_opened(*key, deployment) for key in keys]
     found = [each for each in opened if each is not None]
-    if opened[0] is None or len(found) == 1:
-        call, times = 0.0, fastest_ms(found, TURN_SECONDS)
-    else:
-        call, *times = fastest_ms(found, TURN_SECONDS)
-    rest = iter(times)
-    return round(call, 5), [None if each is None else max(0.0, round(next(rest) - call, 5)) for each in opened[1:]]
+    times = iter([min(each) for each in zip(*(fastest_ms(found, TURN_SECONDS) for _ in range(PASSES)), strict=True)])
+    return [None if each is None else round(next(times), 5) for each in opened]
 
 
 def fastest_ms(runs: Sequence[tuple[Predictor, NDArray[Any] | tuple[Any, ...]]], seconds: float) -> list[float]:

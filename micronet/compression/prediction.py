@@ -1,5 +1,6 @@
 """What a plan will cost: the sum over its layers, and a rest that was measured on whole networks."""
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -55,8 +56,7 @@ class Prediction:
         self.rests[plan.is_float], self.scales[plan.is_float] = 0.0, 1.0
         rest = measured - self._sum(plan)
         if rest < 0 and self.quantity == "latency":
-            call = self.table.call_ms if self.table is not None else 0.0
-            self.scales[plan.is_float] = max(0.0, measured - call) / (self._sum(plan) - call)
+            self.scales[plan.is_float] = max(0.0, measured - self._call) / (self._sum(plan) - self._call)
         else:
             self.rests[plan.is_float] = rest
 
@@ -103,6 +103,11 @@ class Prediction:
             return weights + self._mixed(self.rests, plan, 0.0, 0.0)
         return self._latency(shapes, plan)
 
+    @property
+    def _call(self) -> float:
+        """Milliseconds of a call, if they were measured."""
+        return 0.0 if self.table is None or math.isinf(self.table.call_ms) else self.table.call_ms
+
     def _latency(self, shapes: Mapping[str, Shape], plan: Plan) -> float:
         """Return the milliseconds of a plan without corrections; ``shapes``: of its layers."""
         total, whole, left, integers = 0.0, 0, 0, 0
@@ -112,10 +117,9 @@ class Prediction:
             whole += layer.calls * layer.shape.activations
             left += layer.calls * shape.activations
             integers += layer.calls * shape.activations * (form != "float")
-        call = self.table.call_ms if self.table is not None else 0.0
         share = 1 - integers / max(1, left)
         rest = self._mixed(self.rests, plan, share, 0.0) * left / max(1, whole)
-        return call + self._mixed(self.scales, plan, share, 1.0) * total + rest
+        return self._call + self._mixed(self.scales, plan, share, 1.0) * total + rest
 
     def _mixed(self, values: Mapping[bool, float], plan: Plan, share_of_float: float, default: float) -> float:
         """Return the value of float or of integers, or of a quantized plan both in the shares of its layers."""
