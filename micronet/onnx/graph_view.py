@@ -12,7 +12,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes.common import LiftConstantsToInitializersPass
 
+from micronet.errors import MicronetError, first_line
 from micronet.onnx.ops import CLIP_OPS, DEQUANTIZE, MOVING_OPS, QUANTIZE, WEIGHTED_OPS
+from micronet.onnx.stored import node_lists
 
 EIGHT_BITS = {ir.DataType.INT8: (-128, 127), ir.DataType.UINT8: (0, 255)}
 HALF_STEP = 0.5  # a bound this close to the end of the range clips nothing; ONNX Runtime uses the same tolerance
@@ -55,10 +57,16 @@ class WeightedNode(NamedTuple):
 
 
 class GraphView:
-    """Lookups in the main graph of a model."""
+    """Lookups in the main graph of a model; raises MicronetError if onnx_ir cannot read it."""
 
     def __init__(self, proto: onnx.ModelProto) -> None:
-        model = ir.from_proto(proto)
+        try:
+            model = ir.from_proto(_without_maps(proto))
+        except ir.serde.SerdeError as error:
+            cause: BaseException = error
+            while cause.__cause__ is not None:
+                cause = cause.__cause__
+            raise MicronetError(f"the ONNX model is damaged ({first_line(cause)}); export it again") from error
         LiftConstantsToInitializersPass(size_limit=0)(model)
         self.nodes = list(model.graph)
         self.qdq = [_qdq(node) for node in self.nodes if node.op_type in (QUANTIZE, DEQUANTIZE)]
@@ -79,6 +87,30 @@ class GraphView:
             widths = _widths(node, weight)
             found.append(WeightedNode(node, weight, weight_qdq, _input_qdq(node.inputs[0]), first, last, *widths))
         return found
+
+
+def _without_maps(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a model without the types of maps, which onnx_ir does not know and classifiers of scikit-learn return."""
+
+    def typed(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
+        graphs = list(node_lists(model.graph, *model.functions))
+        lists = [[*getattr(each, "input", ()), *getattr(each, "output", ()), *each.value_info] for each in graphs]
+        return [each for values in lists for each in values if isinstance(each, onnx.ValueInfoProto) and _has_map(each)]
+
+    if not typed(proto):
+        return proto
+    plain = onnx.ModelProto()
+    plain.CopyFrom(proto)
+    for each in typed(plain):
+        each.ClearField("type")
+    return plain
+
+
+def _has_map(value: onnx.ValueInfoProto) -> bool:
+    kind = value.type
+    while (inner := kind.WhichOneof("value")) in ("sequence_type", "optional_type"):
+        kind = getattr(kind, inner).elem_type
+    return bool(inner == "map_type")
 
 
 def producer(node: ir.Node, index: int = 0) -> ir.Node | None:

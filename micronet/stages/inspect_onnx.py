@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from onnx_ir.serde import SerdeError
 
+from micronet.errors import MicronetError
 from micronet.onnx.graph_view import GraphView, WeightedNode, layer_name, stored
 from micronet.onnx.metadata import METADATA_KEY, metadata
 from micronet.onnx.ops import INTEGER_LAYERS, RECURRENT
@@ -96,7 +96,7 @@ def layer_rows(proto: onnx.ModelProto, packed: Mapping[str, int]) -> list[dict[s
     """
     try:
         view = GraphView(proto)
-    except SerdeError:  # sequences of maps, for example, which classifiers of scikit-learn return
+    except MicronetError:  # whatever else the file says of itself stands without them
         return []
     weighted = {layer.node: layer for layer in view.layers}
     rows = []

@@ -371,6 +371,26 @@ def test_a_broken_file_is_the_users_mistake(micronet, tmp_path, content):
     assert len(shown.err.strip().splitlines()) == 1
 
 
+def test_a_classifier_that_returns_maps_is_checked_like_others(micronet, tmp_path):
+    graph = helper.make_graph(
+        [
+            helper.make_node("Gemm", ["x", "w"], ["y"], "layer"),
+            helper.make_node("ZipMap", ["y"], ["z"], domain="ai.onnx.ml", classlabels_int64s=[0, 1]),
+        ],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3])],
+        [helper.make_value_info("z", helper.make_sequence_type_proto(
+            helper.make_map_type_proto(TensorProto.INT64, helper.make_tensor_type_proto(TensorProto.FLOAT, []))
+        ))],
+        [numpy_helper.from_array(np.ones((3, 2), np.float32), "w")],
+    )  # fmt: skip
+    proto = helper.make_model(graph, opset_imports=[*OPSETS, helper.make_opsetid("ai.onnx.ml", 1)], ir_version=9)
+    onnx.save(proto, tmp_path / "a.onnx")
+    done = micronet("check-onnx", tmp_path / "a.onnx", "--json")
+    assert done.code == 0 and done.json["fused"] is not None, done.err
+    assert [layer["name"] for layer in micronet("inspect", tmp_path / "a.onnx", "--json").json["layers"]] == ["layer"]
+
+
 def test_the_command_is_found_in_the_help(micronet):
     assert "check-onnx" in micronet("--help").out
     assert micronet("check-onnx", "x.onnx", "--target", "tpu").code == 2
