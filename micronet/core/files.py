@@ -66,6 +66,16 @@ def check_cache_path(path: Path | None) -> None:
         check_writable(path)
 
 
+def check_report_path(path: Path | None) -> None:
+    """Raise MicronetError if a report, a chart or a log cannot be written at ``path``; None passes.
+
+    Names of networks, checkpoints and recipes are refused, so that a slip does not replace one.
+    """
+    if path is not None and path.suffix in _KINDS:
+        raise MicronetError(f"{path} ends in {path.suffix}, as {_KINDS[path.suffix][0]} does; choose another name")
+    check_writable(path)
+
+
 def check_writable(path: Path | None) -> None:
     """Raise MicronetError if no file can be written at ``path``; None passes. Check this before the work."""
     if path is None:

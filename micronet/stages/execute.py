@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from micronet.core.config import flatten, options
-from micronet.core.files import FOLDER, check_cache_path, check_output_path, check_writable, temporary_folder
+from micronet.core.files import FOLDER, check_cache_path, check_output_path, check_report_path, temporary_folder
 from micronet.core.folders import check_output_folder
 from micronet.core.progress import Progress, Silent
 from micronet.errors import MAX_NAMES, MicronetError, count, listed
@@ -139,7 +139,7 @@ def _check_output(path: Path, suffix: str, *, force: bool, resume: bool) -> None
 
 def _check_places(stage: Stage) -> None:
     """Raise MicronetError if a cache or another file that the settings name cannot be written."""
-    checks = {"cache": check_cache_path, "file": check_writable}
+    checks = {"cache": check_cache_path, "file": check_report_path}
     values = flatten(stage)
     for option in options(type(stage)):
         if option.about["place"] is not None:

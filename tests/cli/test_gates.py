@@ -76,6 +76,7 @@ def test_all_failures_are_counted_in_one_line():
         (["A", "B", "--min-agreement", "0.99"], "--min-agreement is 0.99; allowed: 2 to 100"),
         (["A", "B", "--junit", "j.xml"], "--junit reports on gates, and none is set"),
         (["A", "B", "--csv", "no/r.csv"], "mkdir -p"),
+        (["A", "B", "--html", "b.safetensors"], "b.safetensors ends in .safetensors, as an artifact does"),
     ],
     ids=lambda case: " ".join(case) if isinstance(case, list) else "",
 )

@@ -12,6 +12,7 @@ from micronet.core.files import (
     cache_folder,
     check_cache_path,
     check_output_path,
+    check_report_path,
     check_writable,
     temporary_folder,
     write_bytes,
@@ -74,6 +75,16 @@ def test_a_file_has_the_permissions_of_any_new_file(tmp_path):
     finally:
         os.umask(before)
     assert (tmp_path / "a.bin").stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".onnx", ".packed", ".engine", ".pth", ".toml"])
+def test_a_report_does_not_replace_a_network(tmp_path, suffix):
+    path = tmp_path / f"a{suffix}"
+    path.touch()
+    with pytest.raises(MicronetError, match=f"ends in {suffix}, as an? .*; choose another name"):
+        check_report_path(path)
+    check_report_path(path.with_suffix(".html"))
+    check_report_path(None)
 
 
 def test_devices_and_pipes_are_not_replaced_by_files(tmp_path):
