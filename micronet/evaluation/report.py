@@ -85,7 +85,7 @@ def compare(
             images=result.samples,
             accuracy=result.metrics["accuracy"] if task.name == CLASSIFICATION else None,
             loss=result.loss,
-            drop=base - task.quality(result.metrics),
+            drop=_drop(base, task.quality(result.metrics)),
             agreement=agreement(reference, result) if task.name == CLASSIFICATION else None,
             macs=candidate.network.macs(*(x.shape[1:] for x in arrays)),
             params=candidate.network.params,
@@ -97,6 +97,10 @@ def compare(
         for candidate, result, timing in zip(candidates, results, timings, strict=True)
     ]
     return rows, results
+
+
+def _drop(base: float, quality: float) -> float:
+    return 0.0 if quality == base else base - quality  # both may be infinite
 
 
 def measure_accuracy(network: Network, data: Dataset, label: str, progress: Progress) -> Evaluation:

@@ -92,10 +92,10 @@ def verdicts(rows: "Sequence[Row]", gates: GateConfig) -> list[Verdict]:
 
 
 def _judge(row: "Row", first: "Row", rival: str, gates: GateConfig) -> Iterator[tuple[str, float, str]]:
-    """Yield each gate that is set, its limit, and what is wrong with a row, or nothing."""
+    """Yield each gate that is set, its limit, and what is wrong with a row, or nothing. A figure that is NaN fails."""
     if (points := gates.max_drop) is not None:
         less = f"is {100 * row.drop:.2f} percentage points less accurate than {rival}"
-        yield "max_drop", points, f"{less}; --max-drop allows {points:,.10g}" if 100 * row.drop > points else ""
+        yield "max_drop", points, f"{less}; --max-drop allows {points:,.10g}" if not 100 * row.drop <= points else ""
     if (size := gates.max_size) is not None:
         share, most = (row.size_bytes / first.size_bytes, size) if size <= 1 else (row.size_bytes, size)
         shown, allowed = (f"{share:.2%} of {rival}'s", f"{size:.2%}") if size <= 1 else ("", f"{size:,.0f}")

@@ -66,7 +66,7 @@ def network_files(folder: Path) -> list[Path]:
     """Return the networks in a folder: those that a recipe made in its order, then the others by age."""
     try:
         order = list(parse_json(read_text(folder / "recipe.json")))
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError):  # another file of that name
         order = []
     found = [
         path

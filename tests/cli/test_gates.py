@@ -46,6 +46,11 @@ def test_a_gate_holds_at_its_limit_and_fails_beyond_it_naming_row_and_figure(gat
     assert str(caught.value).startswith("b.onnx in openvino ") and "\n" not in str(caught.value)
 
 
+def test_an_accuracy_that_is_nan_fails():
+    with pytest.raises(FailedError, match=r"b is nan percentage points less accurate than a\.onnx"):
+        require(verdicts([FIRST, row("b", drop=float("nan"))], GateConfig(max_drop=1)))
+
+
 def test_a_size_up_to_one_is_a_fraction_of_the_first_files():
     half = GateConfig(max_size=0.5)
     require(verdicts([FIRST, row("b", size_bytes=500)], half))
