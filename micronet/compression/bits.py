@@ -37,7 +37,9 @@ def try_bits(workshop: Workshop, prediction: Prediction, max_drop: float, alone:
             floats = _nameable(slower_in_integers(prediction.layers, prediction.table, alone=between_floats))
             if len(floats) < len(prediction.layers) and floats not in tried:
                 tried.append(floats)
-                workshop.attempt(_name(len(floats), "slow"), Plan(bits=8, floats=floats))
+                workshop.attempt(
+                    _name(len(floats), "slow alone" if between_floats else "slow"), Plan(bits=8, floats=floats)
+                )
     if (int8.failed or int8.drop > max_drop) and workshop.has_time("layers in integers alone", 60 * int8.minutes):
         found = alone()
         ranked = _nameable(sorted(found, key=lambda name: -found[name]["noise"]))

@@ -212,14 +212,18 @@ class Compressing:
         base, groups = self._base(), self.groups
         noise = noise_of(self.model, self.batches)
         cuts = self.workshop.notes.once("groups cut", lambda: groups.noise(noise, self.progress))
+        multiples = {group: groups.multiples[group] for group in groups.widths if str(group) in cuts}
         walk: Walk[Plan] = Walk(
-            narrower(groups.widths, {group: groups.multiples[group] for group in groups.widths if str(group) in cuts}),
-            self.prediction, lambda plan: groups.plan_noise(plan, cuts), self.prediction.prepare, groups.allows,
+            narrower(groups.widths, multiples), self.prediction, lambda plan: groups.plan_noise(plan, cuts),
+            self.prediction.prepare, groups.allows, narrower(groups.widths, multiples, far=True),
         )  # fmt: skip
         found = self.workshop.notes.once("walk", lambda: [each.widths for each in self._points(walk, base)])
         plans = [replace(base, widths=tuple(widths)) for widths in found]
-        whole = sum(groups.widths.values())
-        named = [(f"{sum(plan.widths) / whole:.1%} of channels", plan) for plan in plans]
+        named: list[Named] = []
+        for plan in plans:
+            name = f"{sum(plan.widths) / sum(groups.widths.values()):.1%} of channels"
+            alike = sum(other.startswith(name) for other, _ in named)
+            named.append((f"{name}, {alike + 1}" if alike else name, plan))
         uniform = [(uniform_name(share), replace(base, widths=groups.uniform(share))) for share in UNIFORM]
         return [*named, *(each for each in uniform if each[1].widths not in (p.widths for p in plans))]
 

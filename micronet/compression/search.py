@@ -28,6 +28,7 @@ class Walk(Generic[P]):
         noise: What a plan loses, in a unit that adds up.
         prepare: Measures what the costs of plans need.
         allowed: Whether a plan can be carried out; it is asked only for the plan that is chosen.
+        jumps: More plans, farther away, for where no move saves anything.
     """
 
     moves: Callable[[P], Iterable[P]]
@@ -35,14 +36,13 @@ class Walk(Generic[P]):
     noise: Callable[[P], float]
     prepare: Callable[[Sequence[P]], None] = lambda _: None
     allowed: Callable[[P], bool] = lambda _: True
+    jumps: Callable[[P], Iterable[P]] = lambda _: ()
 
     def path(self, start: P) -> list[P]:
         """Return the plans from ``start`` on, each one move after the other and cheaper."""
         path, banned = [start], list[P]()
         while True:
-            following = [plan for plan in self.moves(path[-1]) if plan not in banned]
-            self.prepare(following)
-            chosen = self._best(path[-1], following)
+            chosen = self._best(path[-1], self.moves, banned) or self._best(path[-1], self.jumps, banned)
             if chosen is None:
                 return path
             if self.allowed(chosen):
@@ -50,8 +50,10 @@ class Walk(Generic[P]):
             else:
                 banned.append(chosen)
 
-    def _best(self, here: P, following: Sequence[P]) -> P | None:
+    def _best(self, here: P, moves: Callable[[P], Iterable[P]], banned: Sequence[P]) -> P | None:
         """Return the plan that saves most for the noise that it adds; None if none saves anything."""
+        following = [plan for plan in moves(here) if plan not in banned]
+        self.prepare(following)
         cost, noise = self.cost(here), self.noise(here)
         ranked = []
         for number, plan in enumerate(following):
@@ -69,21 +71,24 @@ def ladder(width: int, multiple: int) -> list[int]:
     return [width, *range((width - 1) // step * step, least - 1, -step)]
 
 
-def narrower(groups: Mapping[int, int], multiples: Mapping[int, int]) -> Callable[[Plan], Iterable[Plan]]:
+def narrower(
+    groups: Mapping[int, int], multiples: Mapping[int, int], *, far: bool = False
+) -> Callable[[Plan], Iterable[Plan]]:
     """Return a function from a plan to those with one group narrowed to its next width.
 
     Args:
         groups: Group -> width of the original, in the order of a plan's widths.
         multiples: Group -> what its widths are multiples of; groups that are missing stay as they are.
+        far: Whether a group may go to any of the widths after its next one instead.
     """
     ladders = [ladder(width, multiples[group]) if group in multiples else [width] for group, width in groups.items()]
 
     def moves(plan: Plan) -> Iterable[Plan]:
         now = plan.widths or tuple(groups.values())
         for index, widths in enumerate(ladders):
-            following = next((width for width in widths if width < now[index]), None)
-            if following is not None:
-                yield replace(plan, widths=(*now[:index], following, *now[index + 1 :]))
+            left = [width for width in widths if width < now[index]]
+            for width in left[1:] if far else left[:1]:
+                yield replace(plan, widths=(*now[:index], width, *now[index + 1 :]))
 
     return moves
 

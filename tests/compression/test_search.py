@@ -19,6 +19,7 @@ from micronet.compression.plan import CRITERION, Plan
 from micronet.compression.point import Point, front
 from micronet.compression.prediction import Prediction
 from micronet.compression.search import Walk, ladder, narrower, spread
+from micronet.compression.words import describe_choice
 from micronet.core.progress import Silent
 from micronet.errors import MicronetError
 from micronet.evaluation.cost import count_macs
@@ -58,6 +59,13 @@ def test_the_walk_goes_around_what_the_network_cannot_have():
         allowed=lambda plan: plan.widths[1] == 4,
     )  # fmt: skip
     assert [plan.widths for plan in walk.path(Plan(widths=(4, 4)))] == [(4, 4), (3, 4), (2, 4), (1, 4)]
+
+
+def test_the_walk_jumps_where_the_next_width_saves_nothing():
+    cost = {8: 10, 7: 10, 6: 11, 5: 4, 4: 4, 3: 4, 2: 4}
+    near, far = (narrower({0: 8}, {0: 1}, far=far) for far in (False, True))
+    walk = Walk(near, lambda plan: cost[plan.widths[0]], lambda plan: -plan.widths[0], jumps=far)
+    assert [plan.widths for plan in walk.path(Plan(widths=(8,)))] == [(8,), (5,)]
 
 
 @pytest.mark.parametrize("widest", [3, 8, 48, 64, 100])
@@ -206,3 +214,18 @@ def test_notes_are_kept_and_belong_to_one_search(tmp_path):
     (tmp_path / "search.json").write_text("{")
     with pytest.raises(MicronetError, match="is corrupted"):
         Notes.open(tmp_path, "b")
+
+
+def test_words_say_what_was_given_up_where():
+    plan = Plan((16, 8), bits=4, floats=("conv1",), wide=("conv4",), epochs=(2,))
+    alone = {8: {"conv1": {"noise": 1.0, "drop": 0.009}}, 4: {"conv4": {"noise": 1.0, "drop": 0.021}}}
+    lines = describe_choice(Point("x", plan), [("conv2", 16), ("conv3", 32)], alone, {})
+    assert lines == [
+        "1 of 2 groups of channels are narrower: conv3 32 -> 8; whole: conv2",
+        "weights have 4 bits, calibrated (PTQ)",
+        "conv1 stays float: in integers alone it costs 0.90 points",
+        "conv4 keeps 8 bits: alone it costs 2.10 points at 4",
+    ]
+    [line] = describe_choice(Point("x", Plan(bits=8, floats=("a",))), [], {}, {"a": (0.046, 0.066)})[1:]
+    assert line == "a stays float: alone it takes 0.066 ms in integers, 0.046 ms in float"
+    assert "nothing was given up" in describe_choice(Point("float", Plan()), [], {}, {})[0]
