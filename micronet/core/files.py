@@ -5,7 +5,7 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from glob import escape
 from pathlib import Path
@@ -46,6 +46,17 @@ def check_file_kind(path: Path, *taken: str) -> None:
     what, instead = _KINDS.get(path.suffix, ("", ""))
     if what and path.suffix not in taken:
         raise MicronetError(f"{path} is {what}; expected {expected}; {instead}")
+
+
+def short_names(paths: Iterable[Path]) -> list[str]:
+    """Return what to call each path: its name, with as many of its folders as tell different ones apart."""
+    absolute = [Path(os.path.abspath(path)) for path in paths]  # noqa: PTH100  # resolve() follows links
+    deepest = max((len(path.parts) for path in absolute), default=0)
+    for depth in range(1, deepest + 1):
+        names = ["/".join(path.parts[-depth:]) for path in absolute]
+        if len(set(names)) == len(set(absolute)):
+            return names
+    return [str(path) for path in absolute]
 
 
 def check_output_path(path: Path, force: bool, suffix: str = ".safetensors") -> None:

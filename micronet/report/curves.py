@@ -1,10 +1,10 @@
 """The curves of trainings, from the metrics that they write beside their artifacts."""
 
-import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from micronet.core.files import short_names
 from micronet.core.parse import parse_json, read_text
 from micronet.evaluation import plot
 from micronet.report.charts import Chart, curves
@@ -12,8 +12,8 @@ from micronet.report.charts import Chart, curves
 ENDING = ".metrics.jsonl"
 LARGEST = 16 * 2**20  # bytes
 LOSS = ("loss", "validation_loss")
-MOST_SERIES = 8
-
+MOST_SERIES, MOST_METRICS = 8, 24
+UNREAL = 1e100  # what no training reaches, and no chart can scale
 
 Metrics = dict[str, dict[str, list[tuple[float, float]]]]  # metric -> run -> (epoch, value)
 
@@ -26,14 +26,15 @@ def read_metrics(files: Iterable[Path]) -> Metrics:
             left out.
     """
     found: Metrics = {}
-    paths = (file if file.name.endswith(ENDING) else file.with_name(file.stem + ENDING) for file in files)
-    for path in dict.fromkeys(paths):
+    given = map(Path.absolute, files)
+    paths = dict.fromkeys(file if file.name.endswith(ENDING) else file.with_name(file.stem + ENDING) for file in given)
+    for path, run in zip(paths, short_names(paths), strict=True):
         for row in _read(path):
             for name, value in row.items():
                 if (name == "loss" or name.startswith("validation_")) and "/" not in name:
                     runs = found.setdefault(name, {})
-                    runs.setdefault(path.name.removesuffix(ENDING), []).append((row["epoch"], value))
-    return dict(sorted(found.items(), key=lambda item: (item[0] in LOSS, item[0] != "loss")))
+                    runs.setdefault(run.removesuffix(ENDING), []).append((row["epoch"], value))
+    return dict(sorted(found.items(), key=lambda item: (item[0] in LOSS, item[0] != "loss"))[:MOST_METRICS])
 
 
 def training_charts(files: Iterable[Path]) -> list[Chart]:
@@ -65,7 +66,7 @@ def _read(path: Path) -> list[dict[str, float]]:
     except (OSError, ValueError):
         return []
     numbers = [
-        {key: float(value) for key, value in row.items() if isinstance(value, (int, float)) and math.isfinite(value)}
+        {key: float(value) for key, value in row.items() if isinstance(value, (int, float)) and abs(value) < UNREAL}
         for row in rows
         if isinstance(row, dict)
     ]

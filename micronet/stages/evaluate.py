@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from micronet.core.config import flag, flatten, group, setting
-from micronet.core.files import FOLDER, file_size
+from micronet.core.files import FOLDER, file_size, short_names
 from micronet.errors import MicronetError
 from micronet.runtimes.config import RuntimeOptions
 from micronet.stages.config import MeasureSettings, ReportConfig, TimingConfig, input_file
@@ -178,9 +178,10 @@ def measure(files: list[Path], config: MeasureSettings, context: Context, *, tim
     for file in (each for each in files if each not in context.memory.artifacts and not each.exists()):
         _open(file, config.runtime, context)  # raises, before the others are opened
     opened = each_runtime(files, config.runtime)
-    for file, options in opened:
+    names = short_names(file for file, _ in opened)
+    for (file, options), name in zip(opened, names, strict=True):
         network, size_bytes = _open(file, options, context)
-        name = file.stem.strip("<>") if file in context.memory.artifacts else file.name
+        name = file.stem.strip("<>") if file in context.memory.artifacts else name
         candidates.append(Candidate(name, network, size_bytes))
     specs = [each.network.data for each in candidates if each.network.data]
     if config.data.task is None and len(tasks := sorted({spec.task for spec in specs})) > 1:

@@ -14,6 +14,7 @@ from micronet.core.files import (
     check_output_path,
     check_report_path,
     check_writable,
+    short_names,
     temporary_folder,
     write_bytes,
 )
@@ -75,6 +76,13 @@ def test_a_file_has_the_permissions_of_any_new_file(tmp_path):
     finally:
         os.umask(before)
     assert (tmp_path / "a.bin").stat().st_mode & 0o777 == 0o640
+
+
+def test_a_short_name_has_the_folders_that_tell_it_apart():
+    paths = ["runs/a/x.onnx", "runs/b/x.onnx", "runs/b/../b/x.onnx"]
+    assert short_names(map(Path, paths)) == ["a/x.onnx", "b/x.onnx", "b/x.onnx"]
+    assert short_names(map(Path, ["runs/a/x.onnx", "runs/b/y.onnx"])) == ["x.onnx", "y.onnx"]
+    assert short_names([Path()]) == [Path.cwd().name] and short_names([]) == []
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".onnx", ".packed", ".engine", ".pth", ".toml"])

@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -100,13 +101,24 @@ def test_damaged_metrics_are_left_out(tmp_path):
         {"epoch": 2, "loss": 1.0, "validation_accuracy": 0.7},
     ]
     (tmp_path / "a.metrics.jsonl").write_text("\n".join(map(json.dumps, good)))
-    (tmp_path / "b.metrics.jsonl").write_text('{"epoch": 1, "loss": NaN}\n[1]\n{"loss": 3}')
+    large = f'{{"epoch": 1, "loss": 1{"0" * 400}}}\n{{"epoch": 2, "loss": -1e308}}'
+    (tmp_path / "b.metrics.jsonl").write_text(f'{{"epoch": 1, "loss": NaN}}\n[1]\n{{"loss": 3}}\n{large}')
     (tmp_path / "c.metrics.jsonl").write_bytes(b"\xff{{{")
     (tmp_path / "d.metrics.jsonl").mkdir()
     found = training_charts(tmp_path / f"{name}.safetensors" for name in "abcde")
     assert [(chart.title, [line.name for line in chart.lines]) for chart in found] == [
         ("validation accuracy", ["a"]), ("loss", ["a"]),
     ]  # fmt: skip
+
+
+def test_trainings_of_the_same_name_are_two_curves(tmp_path, monkeypatch):
+    for folder in "ab":
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "x.metrics.jsonl").write_text('{"epoch": 1, "loss": 1.0}')
+    found = training_charts([tmp_path / folder / "x.safetensors" for folder in "ab"])
+    assert [line.name for chart in found for line in chart.lines] == ["a/x", "b/x"]
+    monkeypatch.chdir(tmp_path)
+    assert training_charts([Path()]) == []
 
 
 def test_the_page_is_one_file_in_which_names_are_text(tmp_path):
