@@ -49,7 +49,7 @@ def import_model(name: str, args: dict[str, Any], weights: Path | None, seed: in
             tensors = _by_position(tensors, model.state_dict())
         load_state(model, tensors, str(weights))
         check_finite(model, f"--weights {weights}")
-    record = StageRecord("import", {"model": name, "weights": str(weights) if weights else None})
+    record = StageRecord("import", {"model": name, "weights": weights.name if weights else None})  # no folder
     return Artifact(model, spec, [record])
 
 

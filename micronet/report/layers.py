@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from micronet.artifact.header import Header, read_header
 from micronet.artifact.layers import layer_table
 from micronet.core.files import temporary_folder
-from micronet.errors import MicronetError
 from micronet.evaluation.network import Network
 from micronet.models.device import place_input
 from micronet.models.modes import eval_mode
@@ -70,7 +69,7 @@ def layers_of(path: Path, network: Network, first: Network, first_path: Path, in
             return _torch_layers(path, network, reference, first_path, inputs)
         if isinstance(network, OrtPredictor):
             return _onnx_layers(network, inputs)
-    except (MicronetError, RuntimeError):  # a courtesy: the rest of the page stands without it
+    except Exception:  # of ONNX Runtime or a user's forward; the rest of the page stands without the layers
         return []
     return []
 

@@ -53,12 +53,12 @@ class Page:
     @property
     def columns(self) -> list[str]:
         """The heads of the table."""
-        return [name for name, _ in _cells(self.rows[0])]
+        return [name for name, _ in _cells(self.rows[0], list(self.rows[0].metrics))]
 
     @property
     def table(self) -> list[list[Cell]]:
         """The cells of each row."""
-        return [[cell for _, cell in _cells(row)] for row in self.rows]
+        return [[cell for _, cell in _cells(row, list(self.rows[0].metrics))] for row in self.rows]
 
 
 def write_page(path: Path, page: Page) -> None:
@@ -98,8 +98,8 @@ def metric_label(name: str) -> str:
     return METRICS.get(name, name.replace("_", " "))
 
 
-def _cells(row: Row) -> list[tuple[str, Cell]]:
-    """Return the heads and cells of a row."""
+def _cells(row: Row, metrics: list[str]) -> list[tuple[str, Cell]]:
+    """Return the heads and cells of a row; ``metrics``: what the table has of a task's own."""
     cells = [("network", Cell(row.name, row.name)), ("runtime", Cell(row.runtime, row.runtime))]
     if row.accuracy is not None:
         cells.append(("accuracy", Cell(f"{row.accuracy:.2%}", row.accuracy)))
@@ -107,8 +107,8 @@ def _cells(row: Row) -> list[tuple[str, Cell]]:
         if row.agreement is not None:
             cells.append(("same class", Cell(f"{row.agreement:.2%}", row.agreement)))
     else:
-        metrics = {name: value for name, value in row.metrics.items() if "/" not in name}
-        cells += [(metric_label(name), Cell(f"{value:.4g}", value)) for name, value in metrics.items()]
+        found = {name: row.metrics.get(name, math.nan) for name in metrics if "/" not in name}
+        cells += [(metric_label(name), Cell(f"{value:.4g}", value)) for name, value in found.items()]
     if row.latency_ms is not None:
         cells.append(("ms, batch 1", Cell(f"{row.latency_ms:.2f}", row.latency_ms)))
     if row.latency_batch64_ms is not None:

@@ -27,8 +27,11 @@ def is_simulated(row: Row) -> bool:
     return row.runtime == "torch" and "quantize" in row.stages
 
 
-def sentence(rows: Sequence[Row], allowed_drop: float) -> str:
-    """Say which network to ship, how much smaller and faster it is than the first one, and what that costs."""
+def sentence(rows: Sequence[Row], allowed_drop: float, main: str) -> str:
+    """Say which network to ship, how much smaller and faster it is than the first one, and what that costs.
+
+    ``allowed_drop``: see ``choose``. ``main``: the task's main metric.
+    """
     chosen, first = rows[choose(rows, allowed_drop)], rows[0]
     if chosen is first:
         goal = "faster" if first.latency_ms is not None else "smaller"
@@ -38,7 +41,7 @@ def sentence(rows: Sequence[Row], allowed_drop: float) -> str:
         gains.append(_ratio(first.latency_ms, chosen.latency_ms, "faster", "slower"))
     gains = [gain for gain in gains if gain] or ["as large and as fast"]
     where = "" if chosen.runtime == first.runtime else f" in {chosen.runtime}"
-    return f"Ship {chosen.name}{where}: {' and '.join(gains)}, {_change(chosen)}, compared with {first.name}."
+    return f"Ship {chosen.name}{where}: {' and '.join(gains)}, {_change(chosen, main)}, compared with {first.name}."
 
 
 def _ratio(before: float, after: float, better: str, worse: str) -> str:
@@ -48,9 +51,8 @@ def _ratio(before: float, after: float, better: str, worse: str) -> str:
     return f"{ratio:.1f}x {word}" if ratio >= IN_PERCENT else f"{abs(1 - after / before):.0%} {word}"
 
 
-def _change(row: Row) -> str:
+def _change(row: Row, main: str) -> str:
     """Say how the main metric differs from the first network's."""
     if row.accuracy is not None:
         return f"{-100 * row.drop:+.2f} points" if abs(row.drop) >= 5e-5 else "the same accuracy"
-    name, value = next(iter(row.metrics.items()))
-    return f"{name.replace('_', ' ')} {value:.4g}"
+    return f"{main.replace('_', ' ')} {row.metrics[main]:.4g}"

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from micronet import registry
-from micronet.core.config import accepts, options, spell
+from micronet.core.config import accepts, alternatives, options, spell
 from micronet.errors import visible
-from micronet.stages.origin import origin
+from micronet.stages.origin import origin_of
 from micronet.stages.stage import find
-from micronet.stages.words import describe_inputs
+from micronet.stages.words import describe_inputs, without_folder
 
 LONGEST, MOST = 200, 32  # characters of a value, values of a list
 FROM_DATA = ("num_classes", "in_channels", "image_size")  # arguments that a training takes from the data
@@ -23,7 +23,7 @@ EXPORTS = {".onnx": ["export-onnx"], ".packed": ["pack"]}  # the command that ma
 
 def card_text(about: Mapping[str, Any]) -> str:
     """Return the card of a network, in Markdown, from what ``inspect`` tells of its file."""
-    made = origin(about if about["kind"] == "artifact" else about["metadata"])
+    made = origin_of(about)
     path = Path(about["file"])
     sections = {
         f"# {code(path.name)}": [_summary(about, made), f"{TO_FILL} what it is for, and who made it."],
@@ -71,7 +71,7 @@ def _listed(values: Any) -> str:
 
 def _summary(about: Mapping[str, Any], made: Mapping[str, Any]) -> str:
     model = made["model"]
-    name = f"{code(model['name'])}, " if model else ""
+    name = f"{code(without_folder(model['name']))}, " if model else ""
     params = about.get("params", sum(layer.get("params", 0) for layer in about["layers"]))
     task = f" Task: {code(made['data'].get('task', 'classification'))}." if made["data"] else ""
     kind = {"artifact": "a micronet artifact", "onnx": "an ONNX file", "packed": "a packed network"}
@@ -80,7 +80,9 @@ def _summary(about: Mapping[str, Any], made: Mapping[str, Any]) -> str:
 
 
 def _use(path: Path, made: Mapping[str, Any]) -> list[str]:
-    again = ["--model", made["model"]["name"]] if _runs_code(made) and path.suffix == ".safetensors" else []
+    again = (
+        ["--model", without_folder(made["model"]["name"])] if _runs_code(made) and path.suffix == ".safetensors" else []
+    )
     commands = [["micronet", "evaluate", path.name, *again]]
     if (made["data"] or {}).get("task", "classification") == "classification":
         commands.append(["micronet", "predict", path.name, "photo.jpg", *again])
@@ -90,7 +92,7 @@ def _use(path: Path, made: Mapping[str, Any]) -> list[str]:
 def _data(data: Mapping[str, Any] | None) -> list[str]:
     if data is None:
         return [f"The file records none. {TO_FILL} the data that it was trained on."]
-    lines = [f"- data set: {code(data['name'])}"] if data.get("name") else []
+    lines = [f"- data set: {code(without_folder(str(data['name'])))}"] if data.get("name") else []
     if data.get("inputs"):
         lines += [f"- input: {code(describe_inputs([each]))}" for each in data["inputs"]]
     elif data.get("image_size"):
@@ -132,24 +134,26 @@ def _command(record: Mapping[str, Any], made: Mapping[str, Any], before: str, af
     if name not in registry.STAGES:
         return f"# {name}: a stage that this version does not know"
     stage = find(name)
-    known = {option.name: option for option in options(stage)}
-    values = {
-        key: value for key, value in config.items()
-        if key in known and not known[key].about["argument"] and key != "output"
-        and value != known[key].default and accepts(known[key].field.type, value)
-    }  # fmt: skip
+    known = {option.name: option for option in options(stage) if not option.about["argument"]}
+    told = ("output",) if before else ("output", "model")  # by what is around the settings
+    changed = {
+        key: value for key, value in config.items() if key in known and key not in told and value != known[key].default
+    }
+    values = {key: value for key, value in changed.items() if accepts(known[key].field.type, value)}
+    paths = {key: value for key, value in changed.items() if Path in alternatives(known[key].field.type)}
+    values |= {key: without_folder(value) for key, value in paths.items() if isinstance(value, str)}
     return shlex.join(["micronet", name, *([before] if before else _source(made)), *spell(stage, values), "-o", after])
 
 
 def _source(made: Mapping[str, Any]) -> list[str]:
     """Return the options that name the network and the data of the first command."""
     model, data = made["model"], made["data"] or {}
-    words = ["--model", model["name"]] if model else []
+    words = ["--model", without_folder(model["name"])] if model else []
     own = {key: value for key, value in (model["args"] if model else {}).items() if key not in FROM_DATA}
     if isinstance(own.get("width"), int | float):
         words += ["--width", str(own.pop("width"))]
     words += ["--model-args", json.dumps(own)] if own else []
-    return words + (["--data", str(data["name"])] if data.get("name") else [])
+    return words + (["--data", without_folder(str(data["name"]))] if data.get("name") else [])
 
 
 def _metrics(made: Mapping[str, Any]) -> list[str]:
@@ -176,7 +180,7 @@ def _limits(about: Mapping[str, Any], made: Mapping[str, Any]) -> list[str]:
     if about["kind"] == "artifact" and "quantize" in stages:
         lines.append(f"- It simulates integers; {code('micronet export')} writes a file that computes in them.")
     if _runs_code(made):
-        lines.append(f"- Loading it runs code of its author's, {code(made['model']['name'])}.")
+        lines.append(f"- Loading it runs code of its author's, {code(without_folder(made['model']['name']))}.")
     left = [name for record in made["history"] for name in _left_float(record)]
     if left:
         lines.append(f"- These layers stay in float: {_listed(left)}.")

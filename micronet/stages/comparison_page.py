@@ -1,15 +1,10 @@
 """The page of a comparison: what ``compare --html`` and ``report`` write."""
 
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from micronet import registry
 from micronet.artifact.artifact import versions
-from micronet.artifact.header import read_header
-from micronet.core.config import options, spell
-from micronet.core.folders import read_note
 from micronet.core.progress import Progress
 from micronet.data.batches import eval_batches
 from micronet.errors import MicronetError, count
@@ -19,9 +14,11 @@ from micronet.report.layers import layers_of
 from micronet.report.page import Page, Section, trade_offs, write_page
 from micronet.report.pictures import disagreement
 from micronet.report.verdict import ALLOWED_DROP, choose, sentence
-from micronet.runtimes.onnxruntime import OnnxPredictor, metadata
+from micronet.stages import card_text
 from micronet.stages.compare_latency import describe_noise
-from micronet.stages.stage import find
+from micronet.stages.inspect_artifact import inspect_file
+from micronet.stages.origin import origin_of
+from micronet.stages.words import row_labels, without_folder
 
 if TYPE_CHECKING:
     from micronet.evaluation.network import Network
@@ -48,15 +45,14 @@ def write_comparison(
     chosen = choose(rows, allowed)
     given = next(eval_batches(dataset.test, dataset.spec, batch_size=SAMPLES))[0]
     inputs: Any = tuple(x.numpy() for x in given) if isinstance(given, tuple) else given.numpy()
-    sections = []
-    for index, (file, row, network) in enumerate(zip(files, rows, measured.networks, strict=True)):
+    names, sections = row_labels(rows), []
+    for index, (file, name, network) in enumerate(zip(files, names, measured.networks, strict=True)):
         progress.step("examining layers", index, len(files))
         layers = layers_of(file, network, measured.networks[0], files[0], inputs)
-        sections.append(Section(row.name, commands(file, network), layers))
-    names = [row.name for row in rows]
+        sections.append(Section(name, commands(file, network), layers))
     page = Page(
         title=f"micronet: {', '.join(names)}",
-        verdict=sentence(rows, allowed),
+        verdict=sentence(rows, allowed, dataset.task.main),
         warning="; ".join(noise := describe_noise(rows)),
         words=[line for line in words if line not in noise],
         rows=rows,
@@ -69,34 +65,19 @@ def write_comparison(
         about={
             **{name: str(value) for name, value in describe_machine().items()},
             "versions": ", ".join(f"{name} {value}" for name, value in versions().items()),
-            "files": shlex.join(map(str, files)),
+            "files": ", ".join(without_folder(str(file)) for file in files),
         },
     )
     write_page(path, page)
 
 
 def commands(file: Path, network: "Network") -> list[str]:
-    """Return the command lines, without files, that repeat how a network was made, as far as its file knows."""
+    """Return the command lines that repeat how a network was made, or its stages if its file knows no settings."""
     try:
-        return [line for record in _history(file, network) if (line := _command(record))]
-    except MicronetError:
+        about = inspect_file(file)
+        made = origin_of(about)
+    except MicronetError:  # a network in memory, or an engine
         return list(network.stages)
-
-
-def _history(file: Path, network: "Network") -> list[Any]:
-    if file.is_dir():
-        return list(read_note(file).get("history") or [])
-    if isinstance(network, OnnxPredictor):
-        return list(metadata(network.proto)["history"]) if metadata(network.proto) else []
-    if file.suffix == ".safetensors" and file.is_file():
-        return [record.to_json() for record in read_header(file)[0].history]
-    return [{"stage": name} for name in network.stages]
-
-
-def _command(record: dict[str, Any]) -> str:
-    name, config = str(record.get("stage")), record.get("config") or {}
-    if name not in registry.STAGES:
-        return name
-    known = {option.name: option.default for option in options(find(name))}
-    given = {key: value for key, value in config.items() if key in known and value != known[key]}
-    return shlex.join(["micronet", name, *spell(find(name), given)])
+    if any(record["config"] for record in made["history"]):
+        return card_text.commands(about, made)
+    return [record["stage"] for record in made["history"]]

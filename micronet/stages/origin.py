@@ -7,6 +7,11 @@ from micronet.data.spec import DataSpec
 from micronet.errors import MicronetError
 
 
+def origin_of(about: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``origin`` of a file, from what ``inspect`` tells of it."""
+    return origin(about if about["kind"] == "artifact" else about["metadata"])
+
+
 def origin(recorded: Mapping[str, Any]) -> dict[str, Any]:
     """Return what an exported file's metadata, or an artifact's header, say of the network.
 

@@ -48,6 +48,11 @@ def describe_inputs(inputs: list[dict[str, Any]]) -> str:
     return " and ".join(f"{each['dtype']} {'x'.join(map(str, each['shape']))}".rstrip() for each in inputs)
 
 
+def without_folder(name: str) -> str:
+    """Return the name of a file, or of something in one, without a whole path, which says where it is kept."""
+    return Path(name).name if Path(name).is_absolute() else name
+
+
 def noun_of(artifact: "Artifact") -> str:
     """Return what one of the test samples of an artifact is called."""
     return "image" if (artifact.data or {}).get("inputs") is None else "sample"

@@ -12,7 +12,7 @@ from onnx import helper
 from micronet.artifact.header import KEY, read_header
 from micronet.cli.app import app
 from micronet.core.tensor_file import seal
-from micronet.stages.card_text import TO_FILL, code
+from micronet.stages.card_text import TO_FILL, card_text, code
 from micronet.stages.inspect_artifact import inspect_file
 
 EVIL = "```\n# Title\n[x](http://evil.example) <script>alert(1)</script> `|` **b** \x1b[2J\u202e ``` | a"
@@ -65,6 +65,17 @@ def test_a_code_span_holds_any_text(text):
     assert "\n" not in span and len(span) < 300
     assert spans_removed(f"a {span} b") == "a  b"
     assert re.sub(r"\\\|", "", span).count("|") == 0
+
+
+def test_a_card_names_files_without_their_folders(tmp_path):
+    origin = {"data": {"name": str(tmp_path / "flowers"), "image_size": 8, "channels": 3}, "model": {"name": "nin"}}
+    records = [{"stage": "train", "config": {"distill": str(tmp_path / "t.safetensors"), "epochs": 3}}]
+    about = {"kind": "artifact", "file": "a.safetensors", "size_bytes": 1, "layers": [], **origin, "history": records}
+    card = card_text(about)
+    assert "micronet train --model nin --data flowers --epochs 3 --distill t.safetensors -o a.safetensors" in card
+    assert str(tmp_path) not in card
+    records[0] = {"stage": "import", "config": {"model": "nin", "weights": str(tmp_path / "w.pth")}}
+    assert "micronet import --model nin --data flowers --weights w.pth -o a.safetensors" in card_text(about)
 
 
 HOSTILE = {

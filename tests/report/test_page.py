@@ -54,7 +54,19 @@ NOTHING = "Ship a: none of the others is faster within a drop of 1."
     ids=["alone", "better", "inaccurate", "as-fast-and-smaller", "larger", "simulated", "another-runtime"],
 )
 def test_the_verdict_is_the_smallest_of_the_fastest_within_the_drop(others, expected):
-    assert verdict.sentence([row("a"), *others], 1.0).removesuffix(", compared with a.") == expected
+    assert verdict.sentence([row("a"), *others], 1.0, "accuracy").removesuffix(", compared with a.") == expected
+
+
+def test_the_verdict_and_the_table_are_of_the_tasks_main_metric():
+    figures = {"accuracy": None, "agreement": None}
+    rows = [
+        row("a", **figures, metrics={"psnr": math.inf, "error": 0.0}),
+        row("b", **figures, latency_ms=1.0, drop=0.001, metrics={"error": 0.001}),
+    ]
+    assert verdict.sentence(rows, 1.0, "error").startswith("Ship b: 2.0x faster, error 0.001, compared")
+    page = Page("", "", "", [], rows, 1, "", [], [], None)
+    assert [[cell.text for cell in cells[2:4]] for cells in page.table] == [["inf", "0"], ["nan", "0.001"]]
+    assert page.columns[2:4] == ["psnr", "error"]
 
 
 def test_the_pareto_line_is_what_no_other_point_beats():
@@ -154,6 +166,7 @@ def test_compare_and_report_write_the_page(micronet, chain, tmp_path):
     done = micronet("compare", chain / "float.safetensors", chain / "int8.onnx", "--html", page, "--limit", 40)
     assert done.code == 0 and f"wrote {page}" in done.out
     assert "Ship " in page.read_text() and "Where they disagree" in page.read_text()
+    assert "-o 2-quantize.safetensors" in page.read_text() and str(chain) not in page.read_text()
     empty = tmp_path / "empty"
     empty.mkdir()
     for given, message in (
