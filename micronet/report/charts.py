@@ -146,8 +146,8 @@ def curves(title: str, series: Mapping[str, Sequence[tuple[float, float]]], x_la
     every = [point for points in series.values() for point in points]
     x, y = Axis([each[0] for each in every], LEFT, RIGHT), Axis([each[1] for each in every], BOTTOM, TOP)
     lines = [
-        Line(" ".join(_svg_point(x.at(a), y.at(b)) for a, b in points), name, index % COLORS)
-        for index, (name, points) in enumerate(series.items())
+        Line(" ".join(_svg_point(x.at(a), y.at(b)) for a, b in (*points, points[-1])), name, index % COLORS)
+        for index, (name, points) in enumerate(series.items())  # the last point twice: one alone would not be drawn
     ]
     return Chart(title, x_label, y_label, x.ticks(), y.ticks(), lines=lines)
 

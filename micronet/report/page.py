@@ -11,6 +11,7 @@ from micronet.evaluation.report import Row
 from micronet.report.charts import COLORS, HEIGHT, WIDTH, Chart, Point, trade_off
 from micronet.report.layers import Layer
 from micronet.report.pictures import Disagreement
+from micronet.tasks.agreement import LARGEST_DB
 from micronet.tasks.task import Task
 
 TEMPLATE = Path(__file__).with_name("page.html")
@@ -98,6 +99,10 @@ def metric_label(name: str) -> str:
     return METRICS.get(name, name.replace("_", " "))
 
 
+def _value_text(name: str, value: float) -> str:
+    return "equal" if name == "sqnr_db" and value >= LARGEST_DB else f"{value:.4g}"
+
+
 def _cells(row: Row, metrics: list[str]) -> list[tuple[str, Cell]]:
     """Return the heads and cells of a row; ``metrics``: what the table has of a task's own."""
     cells = [("network", Cell(row.name, row.name)), ("runtime", Cell(row.runtime, row.runtime))]
@@ -108,7 +113,7 @@ def _cells(row: Row, metrics: list[str]) -> list[tuple[str, Cell]]:
             cells.append(("same class", Cell(f"{row.agreement:.2%}", row.agreement)))
     else:
         found = {name: row.metrics.get(name, math.nan) for name in metrics if "/" not in name}
-        cells += [(metric_label(name), Cell(f"{value:.4g}", value)) for name, value in found.items()]
+        cells += [(metric_label(name), Cell(_value_text(name, value), value)) for name, value in found.items()]
     if row.latency_ms is not None:
         cells.append(("ms, batch 1", Cell(f"{row.latency_ms:.2f}", row.latency_ms)))
     if row.latency_batch64_ms is not None:

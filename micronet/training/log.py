@@ -92,7 +92,10 @@ class MetricsLog:
             self._tracker = _open(self._name, self._output)
         self._written = len(rows)
         if self._tracker is not None:
-            self._tracker.add(rows[-1])
+            try:
+                self._tracker.add(rows[-1])
+            except Exception as error:  # as in _open
+                raise _failed(self._name, error) from error
 
     def close(self) -> None:
         """Close the tracker's files."""
@@ -109,4 +112,8 @@ def _open(name: str, output: Path) -> Tracker | None:
     try:
         return TRACKERS[name](output)
     except Exception as error:  # whatever a server or its client raises
-        raise FailedError(f"--log {name}: {first_line(error)}; continue with --resume") from error
+        raise _failed(name, error) from error
+
+
+def _failed(name: str, error: Exception) -> FailedError:
+    return FailedError(f"--log {name}: {first_line(error)}; continue with --resume")

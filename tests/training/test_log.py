@@ -8,7 +8,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from micronet.errors import MicronetError
+from micronet.errors import FailedError, MicronetError
 from micronet.training import log
 from micronet.training.log import MetricsLog
 
@@ -22,6 +22,23 @@ def test_a_tracker_that_is_not_installed_is_refused_before_the_training(tmp_path
             MetricsLog(tmp_path / "a.safetensors", name)
     MetricsLog(tmp_path / "a.safetensors", "none").write(ROWS)
     assert [json.loads(line) for line in (tmp_path / "a.metrics.jsonl").read_text().splitlines()] == ROWS
+
+
+def test_a_tracker_that_fails_later_ends_the_training_in_one_line(tmp_path, monkeypatch):
+    class Tracker:
+        def __init__(self, output):
+            pass
+
+        def add(self, row):
+            if row["epoch"] == 2:
+                raise ConnectionError("the server is away")
+
+    monkeypatch.setitem(log.TRACKERS, "tensorboard", Tracker)
+    monkeypatch.setattr(log, "find_spec", lambda name: name)
+    metrics = MetricsLog(tmp_path / "a.safetensors", "tensorboard")
+    metrics.write(ROWS[:1])
+    with pytest.raises(FailedError, match="--log tensorboard: the server is away; continue with --resume"):
+        metrics.write(ROWS)
 
 
 def test_mlflow_gets_each_epoch_once(tmp_path, monkeypatch):
