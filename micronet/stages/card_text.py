@@ -72,11 +72,12 @@ def _listed(values: Any) -> str:
 def _summary(about: Mapping[str, Any], made: Mapping[str, Any]) -> str:
     model = made["model"]
     name = f"{code(without_folder(model['name']))}, " if model else ""
-    params = about.get("params", sum(layer.get("params", 0) for layer in about["layers"]))
+    params = about.get("params") or sum(layer.get("params", 0) for layer in about["layers"])
+    count = f"{params:,} parameters, " if params else ""
     task = f" Task: {code(made['data'].get('task', 'classification'))}." if made["data"] else ""
     kind = {"artifact": "a micronet artifact", "onnx": "an ONNX file", "packed": "a packed network"}
     what = kind.get(about["kind"]) or f"a folder for {code(about['target'])}"
-    return f"{name}{what}: {params:,} parameters, {about['size_bytes']:,} bytes.{task}"
+    return f"{name}{what}: {count}{about['size_bytes']:,} bytes.{task}"
 
 
 def _use(path: Path, made: Mapping[str, Any]) -> list[str]:

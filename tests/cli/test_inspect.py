@@ -147,6 +147,25 @@ def test_a_folder_tells_its_target_its_files_and_the_packed_network_in_it(micron
     assert done.code == 2 and "is not the file that was written" in done.err
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"about": {"model": {"name": "nin"}, "stages": ["train"]}, "layers": {"a": "int8"}, "outputs": ["out0"]},
+        {"metadata": {"model": {"name": "nin"}, "history": [{"stage": "train"}]}, "layers": [{"name": "a"}],
+         "params": 7},
+        {"metadata": {"model": "nin", "stages": ["train"]}, "layers": 3, "params": "x", "outputs": 5, "inputs": [[]],
+         "operators": 1, "opsets": [], "file": 3, "kind": 1, "size_bytes": "x", "integer_layers": {}},
+    ],
+    ids=["ncnn", "openvino", "hostile"],
+)  # fmt: skip
+def test_a_folder_of_any_target_is_described(micronet, tmp_path, said):
+    write_folder(tmp_path / "out", Folder({"network.bin": b"x"}, {"target": "ncnn", **said}))
+    for command in ("inspect", "card"):
+        done = micronet(command, tmp_path / "out")
+        assert done.code == 0 and "nin" in done.out and "train" in done.out
+    assert micronet("inspect", tmp_path / "out", "--json").json["note"]["layers"] == said["layers"]
+
+
 HOSTILE = [
     {"history": "x"}, {"history": [{}]}, {"history": [{"stage": 3, "config": []}]}, {"model": {"name": 1}},
     {"model": [1]}, {"metrics": 3}, {"versions": []}, {"seed": {"a": 1}},
