@@ -46,7 +46,7 @@ class Report(MeasureSettings, Stage):
         """Compare the networks and write the page."""
         if not self.folder.is_dir():
             raise MicronetError(f"{self.folder} is not a folder; for files, run micronet compare FILE... --html FILE")
-        files = network_files(self.folder)
+        files = [path for path in network_files(self.folder) if self._runs_here(path, context)]
         if not files:
             raise MicronetError(
                 f"{self.folder} has no networks in it; expected files that end in {', '.join(registry.PREDICTORS)}"
@@ -60,6 +60,19 @@ class Report(MeasureSettings, Stage):
             gates=GateConfig(max_drop=self.max_drop),
             html=page,
         ).run(context)
+
+    def _runs_here(self, path: Path, context: Context) -> bool:
+        """Return False, and say why, for an engine that this machine cannot run; other files fail as they are read."""
+        if path.suffix != ".engine":
+            return True
+        from micronet.runtimes.network import open_network
+
+        try:
+            open_network(path, self.runtime)
+        except MicronetError as error:
+            context.progress.line(f"warning: left out {path.name}: {error}")
+            return False
+        return True
 
 
 def network_files(folder: Path) -> list[Path]:

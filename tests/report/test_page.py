@@ -133,6 +133,13 @@ def test_trainings_of_the_same_name_are_two_curves(tmp_path, monkeypatch):
     assert training_charts([Path()]) == []
 
 
+def test_a_training_of_any_name_is_drawn(micronet, tmp_path):
+    pytest.importorskip("matplotlib")
+    (tmp_path / "a$\\frac$\x1b.metrics.jsonl").write_text('{"epoch": 1, "loss": 1.0, "validation_$^$": 2}')
+    done = micronet("plot", tmp_path, "-o", tmp_path / "a.svg")
+    assert done.code == 0 and "\x1b" not in (tmp_path / "a.svg").read_text(), done.err
+
+
 def test_the_page_is_one_file_in_which_names_are_text(tmp_path):
     rows = [row(HOSTILE), row("b", latency_ms=1.0)]
     section = Section(HOSTILE, [HOSTILE], [layers.Layer(HOSTILE, HOSTILE, HOSTILE, None)])
@@ -169,6 +176,8 @@ def test_compare_and_report_write_the_page(micronet, chain, tmp_path):
     assert "-o 2-quantize.safetensors" in page.read_text() and str(chain) not in page.read_text()
     empty = tmp_path / "empty"
     empty.mkdir()
+    (empty / "a.engine").touch()
+    (empty / "recipe.json").write_text("5")
     for given, message in (
         (empty, "has no networks in it"),
         (page, "is not a folder"),
@@ -176,6 +185,7 @@ def test_compare_and_report_write_the_page(micronet, chain, tmp_path):
     ):
         refused = micronet("report", given)
         assert refused.code == 2 and message in refused.err
+    assert "left out a.engine: " in micronet("report", empty).err
 
 
 @pytest.mark.parametrize("width", [390, 1400], ids=["phone", "desk"])
