@@ -12,8 +12,10 @@ import torch
 import typer.main
 from PIL import Image
 
+from micronet import registry
 from micronet.cli.app import app, run
 from micronet.cli.old_spellings import modern
+from micronet.stages.stage import uses
 from tests.data.test_data import make_folder
 
 ROOT = Path(__file__).parents[2]
@@ -141,8 +143,8 @@ def able(arguments, number):
     more += [word for option, value in LAX.items() if option in arguments for word in (option, value)]
     if arguments[0] in {"train", "quantize"} and "-o" not in arguments:
         more += ["-o", f"{number}{Path(arguments[1]).suffix or '.safetensors'}"]
-    writes = "-o" in [*arguments, *more] and arguments[0] not in {"report", "plot", "doctor", "list"}
-    return [*arguments, *more, *["--force"] * (writes or arguments[0] in TRAINS)]
+    can_overwrite = uses(registry.load_object(registry.COMMANDS[arguments[0]].stage), "force")
+    return [*arguments, *more, *["--force"] * can_overwrite]
 
 
 def make_given(name):
