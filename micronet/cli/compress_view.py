@@ -3,8 +3,8 @@
 from typing import Any
 
 from micronet.cli.console import print_line, print_table
-from micronet.cli.measures import metric_label, value_text
 from micronet.compression.words import table
+from micronet.core.metrics import metric_label, value_text
 
 
 def show_search(summary: dict[str, Any]) -> None:

@@ -1,9 +1,10 @@
-"""What ``evaluate``, ``compare``, ``prune`` and ``trt-eval`` print of figures, and how any metric is spelled."""
+"""What ``evaluate``, ``compare``, ``prune`` and ``trt-eval`` print of figures."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from micronet.cli.console import print_line, print_table
+from micronet.core.metrics import metric_label, value_text
 from micronet.core.timing import is_slower
 from micronet.errors import by_reason, count, listed
 from micronet.stages.words import OTHER_WIDTHS
@@ -11,21 +12,6 @@ from micronet.stages.words import OTHER_WIDTHS
 FIGURES = ("name", "runtime", "accuracy", "drop", "agrees", "MACs", "params", "bytes", "smaller")
 BATCHES = {"latency": 1, "latency_batch64": 64}  # the keys of the latencies begin with these
 LISTED_LAYERS = 3
-EQUAL_DB = 300  # the SQNR of equal outputs
-_ACRONYMS = {"sqnr": "SQNR", "iou": "IoU", "map": "mAP"}
-
-
-def metric_label(metric: str) -> str:
-    """Spell a metric's name: ``sqnr_db`` -> ``SQNR``, ``mean_iou`` -> ``mean IoU``."""
-    words = [_ACRONYMS.get(word, word) for word in metric.replace("/", "_output_").split("_") if word != "db"]
-    return " ".join(words)
-
-
-def value_text(metric: str, value: float) -> str:
-    """Spell a metric's value; names with ``_db`` are in decibels."""
-    if "_db" in metric:
-        return "equal" if value >= EQUAL_DB else f"{value:.1f} dB"
-    return f"{value:.4f}"
 
 
 def show_evaluation(summary: dict[str, Any]) -> None:

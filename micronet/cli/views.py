@@ -11,15 +11,14 @@ from micronet.cli.entries import show_doctor, show_sections
 from micronet.cli.file_views import show_inspection, show_verification
 from micronet.cli.measures import (
     accuracy_figures,
-    metric_label,
     print_figures,
     print_left_float,
     pruned_latency,
     show_comparison,
     show_comparison_as_markdown,
     show_evaluation,
-    value_text,
 )
+from micronet.core.metrics import metric_label, value_text
 from micronet.errors import count, listed
 from micronet.stages.stage import Stage
 

@@ -6,16 +6,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from micronet.core.files import write_bytes
+from micronet.core.metrics import metric_label, value_text
 from micronet.errors import visible
 from micronet.evaluation.report import Row
 from micronet.report.charts import COLORS, HEIGHT, WIDTH, Chart, Point, trade_off
 from micronet.report.layers import Layer
 from micronet.report.pictures import Disagreement
-from micronet.tasks.agreement import LARGEST_DB
 from micronet.tasks.task import Task
 
 TEMPLATE = Path(__file__).with_name("page.html")
-METRICS = {"sqnr_db": "SQNR, dB", "mean_iou": "mean IoU", "accuracy": "accuracy"}
 
 
 @dataclass(frozen=True)
@@ -94,15 +93,6 @@ def trade_offs(rows: Sequence[Row], task: Task) -> list[Chart]:
     return charts
 
 
-def metric_label(name: str) -> str:
-    """Spell a metric's name."""
-    return METRICS.get(name, name.replace("_", " "))
-
-
-def _value_text(name: str, value: float) -> str:
-    return "equal" if name == "sqnr_db" and value >= LARGEST_DB else f"{value:.4g}"
-
-
 def _cells(row: Row, metrics: list[str]) -> list[tuple[str, Cell]]:
     """Return the heads and cells of a row; ``metrics``: what the table has of a task's own."""
     cells = [("network", Cell(row.name, row.name)), ("runtime", Cell(row.runtime, row.runtime))]
@@ -113,7 +103,7 @@ def _cells(row: Row, metrics: list[str]) -> list[tuple[str, Cell]]:
             cells.append(("same class", Cell(f"{row.agreement:.2%}", row.agreement)))
     else:
         found = {name: row.metrics.get(name, math.nan) for name in metrics if "/" not in name}
-        cells += [(metric_label(name), Cell(_value_text(name, value), value)) for name, value in found.items()]
+        cells += [(metric_label(name), Cell(value_text(name, value), value)) for name, value in found.items()]
     if row.latency_ms is not None:
         cells.append(("ms, batch 1", Cell(f"{row.latency_ms:.2f}", row.latency_ms)))
     if row.latency_batch64_ms is not None:

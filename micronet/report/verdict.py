@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from micronet.core.metrics import metric_label, value_text
 from micronet.core.timing import is_slower
 from micronet.evaluation.report import Row
 
@@ -55,4 +56,4 @@ def _change(row: Row, main: str) -> str:
     """Say how the main metric differs from the first network's."""
     if row.accuracy is not None:
         return f"{-100 * row.drop:+.2f} points" if abs(row.drop) >= 5e-5 else "the same accuracy"
-    return f"{main.replace('_', ' ')} {row.metrics[main]:.4g}"
+    return f"{metric_label(main)} {value_text(main, row.metrics[main])}"

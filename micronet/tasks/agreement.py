@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from micronet.core.metrics import EQUAL_DB
 from micronet.data.arrays import open_inputs
 from micronet.data.dataset import DataSource, DataSpec
 from micronet.data.folder import open_unlabeled
@@ -19,7 +20,7 @@ from micronet.errors import MicronetError
 from micronet.tasks.task import Outputs, Task, describe
 
 SMALLEST = 1e-30  # keeps sums of squares of zeros from dividing by zero
-LARGEST_DB = 300.0  # of equal outputs, whose SQNR is infinite; float64 resolves 313 dB
+LARGEST_DB = float(EQUAL_DB)  # of equal outputs, whose SQNR is infinite; float64 resolves 313 dB
 LARGEST_ERROR = 10 ** (LARGEST_DB / 20)  # of outputs with NaN or infinity: -300 dB
 
 

@@ -63,9 +63,9 @@ def test_the_verdict_and_the_table_are_of_the_tasks_main_metric():
         row("a", **figures, metrics={"psnr": math.inf, "error": 0.0}),
         row("b", **figures, latency_ms=1.0, drop=0.001, metrics={"error": 0.001}),
     ]
-    assert verdict.sentence(rows, 1.0, "error").startswith("Ship b: 2.0x faster, error 0.001, compared")
+    assert verdict.sentence(rows, 1.0, "error").startswith("Ship b: 2.0x faster, error 0.0010, compared")
     page = Page("", "", "", [], rows, 1, "", [], [], None)
-    assert [[cell.text for cell in cells[2:4]] for cells in page.table] == [["inf", "0"], ["nan", "0.001"]]
+    assert [[cell.text for cell in cells[2:4]] for cells in page.table] == [["inf", "0.0000"], ["nan", "0.0010"]]
     assert page.columns[2:4] == ["psnr", "error"]
 
 
