@@ -24,7 +24,7 @@ UNPACKING: dict[str, Callable[..., NDArray[Any]]] = {  # the operators that unpa
     "Cast": lambda x, to: x.astype(onnx.helper.tensor_dtype_to_np_dtype(to)),
     "Gather": lambda table, indices: table[indices],
     "Reshape": lambda x, shape: x.reshape(shape),
-    "Slice": lambda x, start, stop: x[start[0] : stop[0]],
+    "Slice": lambda x, start, stop: x[tuple(map(slice, start, stop))],
     "Add": lambda a, b: a + b.reshape(a.shape),
 }
 

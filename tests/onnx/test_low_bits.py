@@ -105,6 +105,13 @@ def test_a_packed_file_is_read_with_int8_weights(tmp_path):
     assert OrtPredictor(path, RuntimeOptions()).params == stored_parameters(plain.graph)
 
 
+def test_a_constant_that_is_cut_in_two_axes_is_read_as_the_operator_cuts_it():
+    net, values = Net(opset=18), np.arange(12, dtype=np.int8).reshape(3, 4)
+    cut = net("Slice", values, np.array([1, 1]), np.array([3, 3]))
+    model = net.model(IMAGE, {net("DequantizeLinear", cut, SCALE, np.int8(0)): 2})
+    assert arrays(unpack_weights(model))[cut].tolist() == values[1:3, 1:3].tolist()
+
+
 def test_a_file_that_unpacks_more_than_packed_weights_do_is_left_as_it_is():
     net, table = Net(opset=18), np.arange(256 * 8, dtype=np.int8).reshape(256, 8)
     x = np.zeros(2**17, np.uint8)
