@@ -15,6 +15,7 @@ from micronet.stages.origin import origin_of
 from micronet.stages.stage import find
 from micronet.stages.words import describe_inputs, without_folder
 
+CLASSIFICATION = "classification"  # the task that files do not name; tasks.task would import torch
 LONGEST, MOST = 200, 32  # characters of a value, values of a list
 FROM_DATA = ("num_classes", "in_channels", "image_size")  # arguments that a training takes from the data
 TO_FILL = "*Fill in:*"
@@ -74,18 +75,17 @@ def _summary(about: Mapping[str, Any], made: Mapping[str, Any]) -> str:
     name = f"{code(without_folder(model['name']))}, " if model else ""
     params = about.get("params") or sum(layer.get("params", 0) for layer in about["layers"])
     count = f"{params:,} parameters, " if params else ""
-    task = f" Task: {code(made['data'].get('task', 'classification'))}." if made["data"] else ""
+    task = f" Task: {code(without_folder(_task(made)))}." if made["data"] else ""
     kind = {"artifact": "a micronet artifact", "onnx": "an ONNX file", "packed": "a packed network"}
     what = kind.get(about["kind"]) or f"a folder for {code(about['target'])}"
     return f"{name}{what}: {count}{about['size_bytes']:,} bytes.{task}"
 
 
 def _use(path: Path, made: Mapping[str, Any]) -> list[str]:
-    again = (
-        ["--model", without_folder(made["model"]["name"])] if _runs_code(made) and path.suffix == ".safetensors" else []
-    )
-    commands = [["micronet", "evaluate", path.name, *again]]
-    if (made["data"] or {}).get("task", "classification") == "classification":
+    again = [word for pair in _code(made, path.name).items() for word in pair]
+    compared = ["compare", "FLOAT"] if _task(made) == "agreement" else ["evaluate"]  # with the float original
+    commands = [["micronet", *compared, path.name, *again]]
+    if _task(made) == CLASSIFICATION:
         commands.append(["micronet", "predict", path.name, "photo.jpg", *again])
     return [_block(map(shlex.join, commands))]
 
@@ -123,10 +123,10 @@ def commands(about: Mapping[str, Any], made: Mapping[str, Any]) -> list[str]:
         after = path.name if last else f"{number + 1}-{record['stage']}.safetensors"
         lines.append(_command(record, made, before, after))
         before = after
-    if about["kind"] == "folder":
-        lines.append(shlex.join(["micronet", "export", before, "--target", str(about["target"]), "-o", path.name]))
-    elif path.suffix in EXPORTS:
-        lines.append(shlex.join(["micronet", *EXPORTS[path.suffix], before, "-o", path.name]))
+    export = ["export", "--target", str(about["target"])] if about["kind"] == "folder" else EXPORTS.get(path.suffix)
+    if export:
+        again = (word for pair in _code(made, before).items() for word in pair)
+        lines.append(shlex.join(["micronet", export[0], before, *again, *export[1:], "-o", path.name]))
     return lines
 
 
@@ -143,7 +143,9 @@ def _command(record: Mapping[str, Any], made: Mapping[str, Any], before: str, af
     values = {key: value for key, value in changed.items() if accepts(known[key].field.type, value)}
     paths = {key: value for key, value in changed.items() if Path in alternatives(known[key].field.type)}
     values |= {key: without_folder(value) for key, value in paths.items() if isinstance(value, str)}
-    return shlex.join(["micronet", name, *([before] if before else _source(made)), *spell(stage, values), "-o", after])
+    again = {option: value for option, value in _code(made, before).items() if option.removeprefix("--") in known}
+    source = [before, *(word for pair in again.items() for word in pair)] if before else _source(made)
+    return shlex.join(["micronet", name, *source, *spell(stage, values), "-o", after])
 
 
 def _source(made: Mapping[str, Any]) -> list[str]:
@@ -154,7 +156,8 @@ def _source(made: Mapping[str, Any]) -> list[str]:
     if isinstance(own.get("width"), int | float):
         words += ["--width", str(own.pop("width"))]
     words += ["--model-args", json.dumps(own)] if own else []
-    return words + (["--data", without_folder(str(data["name"]))] if data.get("name") else [])
+    words += ["--data", without_folder(str(data["name"]))] if data.get("name") else []
+    return words + (["--task", without_folder(_task(made))] if _task(made) != CLASSIFICATION else [])
 
 
 def _metrics(made: Mapping[str, Any]) -> list[str]:
@@ -192,6 +195,17 @@ def _left_float(record: Mapping[str, Any]) -> list[str]:
     result = record.get("result")
     found = result.get("left_float") if isinstance(result, dict) else None
     return list(found) if isinstance(found, dict) else []
+
+
+def _task(made: Mapping[str, Any]) -> str:
+    return str((made["data"] or {}).get("task") or CLASSIFICATION)
+
+
+def _code(made: Mapping[str, Any], file: str) -> dict[str, str]:
+    """Return the options that allow the user's code, which commands that read a file need again."""
+    task = {"--task": without_folder(_task(made))} if ":" in _task(made) else {}
+    is_code = _runs_code(made) and file.endswith(".safetensors")
+    return ({"--model": without_folder(made["model"]["name"])} if is_code else {}) | task
 
 
 def _runs_code(made: Mapping[str, Any]) -> bool:

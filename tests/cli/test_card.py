@@ -74,6 +74,16 @@ def test_a_card_names_files_without_their_folders(tmp_path):
     card = card_text(about)
     assert "micronet train --model nin --data flowers --epochs 3 --distill t.safetensors -o a.safetensors" in card
     assert str(tmp_path) not in card
+    own = {"data": {"task": "t.py:T", "inputs": [{"shape": [3], "dtype": "float32"}]}, "model": {"name": "n.py:N"}}
+    records.append({"stage": "quantize", "config": {"w_bits": 4}})
+    card = card_text({**about, **own})
+    assert "micronet train --model n.py:N --task t.py:T --epochs 3 --distill t.safetensors -o 1-train.saf" in card
+    assert "quantize 1-train.safetensors --model n.py:N --task t.py:T --w-bits 4 -o a.safetensors" in card
+    assert "micronet evaluate a.safetensors --model n.py:N --task t.py:T\n" in card
+    assert "micronet compare FLOAT a.safetensors\n" in card_text(
+        {**about, "data": {**own["data"], "task": "agreement"}}
+    )
+    records[:] = [None]
     records[0] = {"stage": "import", "config": {"model": "nin", "weights": str(tmp_path / "w.pth")}}
     assert "micronet import --model nin --data flowers --weights w.pth -o a.safetensors" in card_text(about)
 
