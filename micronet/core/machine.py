@@ -4,12 +4,15 @@ import ctypes
 import os
 import platform
 import re
+import shlex
 import signal
 import sys
 from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
+
+from micronet.errors import MicronetError
 
 DISTRIBUTION = "micronet-compress"  # on PyPI, micronet is the project of 2021
 # glibc's mallopt parameters (malloc.h), with values that keep a training step's buffers in the process.
@@ -54,6 +57,14 @@ def processor_features() -> dict[str, bool]:
     found = re.search(r"^(?:flags|Features)\s*:(.*)$", _cpuinfo(), re.MULTILINE)
     own = set(found[1].split()) if found else set()
     return {name: not flags.isdisjoint(own) for name, flags in FEATURES.items()} if own else {}
+
+
+def words_in(variable: str) -> list[str]:
+    """Return the words of an environment variable, as shells split them. Raises MicronetError if a quote is open."""
+    try:
+        return shlex.split(os.environ.get(variable, ""))
+    except ValueError as error:
+        raise MicronetError(f"the environment variable {variable} is invalid: {error}") from None
 
 
 def usable_cores() -> int:

@@ -112,10 +112,14 @@ class Init(Stage):
         whole.check()
         text = whole.compose()
         planned = plan(parse_recipe(text, self.output))
-        write_bytes(self.output, text.encode())
+        try:
+            content = text.encode()
+        except UnicodeEncodeError:
+            raise MicronetError("a path is not UTF-8, in which recipes are written; rename it") from None
+        write_bytes(self.output, content)
         summary = {
             "output": str(self.output),
-            "size_bytes": len(text.encode()),
+            "size_bytes": len(content),
             "stages": [each.entry.name for each in planned],
             **{name: value for name, value in flatten(whole).items() if name in QUESTIONS},
             "next": f"micronet run {self.output}",

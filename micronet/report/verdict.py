@@ -34,6 +34,8 @@ def sentence(rows: Sequence[Row], allowed_drop: float, main: str) -> str:
     ``allowed_drop``: see ``choose``. ``main``: the task's main metric.
     """
     chosen, first = rows[choose(rows, allowed_drop)], rows[0]
+    if len(rows) == 1:
+        return f"{first.name} is alone; name further networks to choose from."
     if chosen is first:
         goal = "faster" if first.latency_ms is not None else "smaller"
         return f"Ship {first.name}: none of the others is {goal} within a drop of {allowed_drop:g}."

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shlex
 import shutil
 import signal
 import stat
@@ -15,7 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from micronet.core.files import cache_folder
-from micronet.core.machine import DISTRIBUTION
+from micronet.core.machine import DISTRIBUTION, words_in
+from micronet.errors import MicronetError
 
 PROBE = Path(__file__).with_name("package_probe.py")
 IMPORT_SECONDS = 120
@@ -112,7 +112,9 @@ def _ended(code: int) -> str:
 
 def compilers() -> dict[str, str | None]:
     """Return the first line that each C compiler says of its version, or None: the user's, and one for 64-bit Arm."""
-    own = shlex.split(os.environ.get("CC", "")) or ["cc"]
+    own = ["cc"]
+    with suppress(MicronetError):
+        own = words_in("CC") or own
     return {"cc": _version_line(own[0]), "aarch64": _version_line(AARCH64)}
 
 

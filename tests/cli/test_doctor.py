@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from micronet.errors import MicronetError
 from micronet.runtimes.packed.kernels.kernel_cache import _folder
 from micronet.stages import installed
 from micronet.stages.doctor import advise
@@ -15,6 +16,15 @@ from micronet.stages.installed import PACKAGES, Package, examine, kernel_cache
 ROOT = Path(__file__).parents[2]
 WHOLE = {"name": "torch", "version": "2.14.0", "purpose": "training", "install": "pip install torch"}
 FEATURES = ("AVX2", "AVX-512", "VNNI", "BF16", "AMX", "NEON")
+
+
+def test_a_compiler_with_an_open_quote_is_the_users_mistake_and_no_trouble_for_the_doctor(monkeypatch):
+    from micronet.runtimes.c.predictor import compiler
+
+    monkeypatch.setenv("CC", 'cc "')
+    with pytest.raises(MicronetError, match="the environment variable CC is invalid: No closing quotation"):
+        compiler()
+    assert set(installed.compilers()) == {"cc", "aarch64"}
 
 
 def test_install_lines_are_those_of_the_project():

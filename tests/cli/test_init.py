@@ -86,6 +86,14 @@ WRONG = {
 }
 
 
+def test_a_path_that_no_recipe_can_name_is_one_line(micronet, place):
+    name = "\udcff.npz"
+    (place / name).touch()
+    done = micronet("init", "--yes", "--data", name)
+    (place / name).unlink()
+    assert done.code == 2 and done.err.count("\n") == 1 and "not UTF-8" in done.err
+
+
 @pytest.mark.parametrize("words", WRONG, ids=" ".join)
 def test_a_wrong_answer_is_one_line_and_writes_nothing(micronet, place, words):
     before = sorted(place.iterdir())

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from micronet.core.files import temporary_folder
-from micronet.core.machine import usable_threads
+from micronet.core.machine import usable_threads, words_in
 from micronet.data.spec import DataSpec
 from micronet.errors import MicronetError
 from micronet.packed.file_format import read
@@ -149,7 +149,7 @@ def _text(path: Path) -> str:
 
 def compiler() -> list[str]:
     """Return the user's C compiler: CC, or cc. Raises MicronetError if there is none."""
-    command = shlex.split(os.environ.get("CC", "")) or ["cc"]
+    command = words_in("CC") or ["cc"]
     if shutil.which(command[0]) is None:
         raise MicronetError(
             f"running a network in C needs a C compiler, but {command[0]} is not one; install one (apt install gcc) or "
@@ -178,7 +178,7 @@ def _load(files: dict[str, str], copies: int) -> list[Any]:
         for name, text in files.items():
             (folder / name).write_text(text, encoding="utf-8")
         library = folder / "model.so"
-        given = shlex.split(os.environ.get("CFLAGS", ""))
+        given = words_in("CFLAGS")
         for flags in [given] if given else FLAGS:
             if not (reason := _compile(folder / "model.c", library, flags)):
                 break
