@@ -17,7 +17,11 @@ def show_search(summary: dict[str, Any]) -> None:
     print_table(heads, rows)
     for line in summary["words"]:
         print_line(line)
-    figures = [f"{metric_label(name)} {value_text(name, value)}" for name, value in summary["test"].items()]
+    before = summary["test_of_original"]
+    figures = [
+        f"{metric_label(name)} {value_text(name, value)} (original {value_text(name, before[name])})"
+        for name, value in summary["test"].items()
+    ]
     same = f" ({summary['tested_on']})" if summary["tested_on"] else ""
     print_line(f"test {summary['noun']}s, looked at once: {', '.join(figures)}{same}")
     print_line(f"wrote {summary['output']}: {', '.join(summary['names'])}")

@@ -8,7 +8,7 @@ from typing import Any
 from micronet.compression.goal import Goal
 from micronet.compression.plan import Entry, final_names, to_toml
 from micronet.compression.point import Point, Quantity, front
-from micronet.compression.words import as_markdown, describe_drop, describe_errors, table
+from micronet.compression.words import as_markdown, describe_drop, describe_errors, describe_resolution, table
 from micronet.compression.workshop import Workshop
 from micronet.core.files import NOTE, files_in, write_bytes
 from micronet.core.folders import Folder, read_note, write_folder
@@ -31,8 +31,12 @@ def conclude(workshop: Workshop, goal: Goal, describe: Callable[[Point], list[st
     choice, judge = goal.choose(workshop.points), workshop.judge
     point = choice.point
     tested = workshop.notes.once("test", lambda: workshop.evaluate(workshop.open(point.plan), test=True))
+    before = workshop.notes.once(
+        "test of the original", lambda: workshop.evaluate(workshop.open(workshop.points[0].plan), test=True)
+    )
     errors = describe_errors(workshop.points)
     words = [
+        *describe_resolution(goal.max_drop, judge.noun, judge.samples, counts=judge.task.has_classes),
         describe_drop(point, judge.noun, judge.samples),
         *describe(point),
         *([errors] if errors else []),
@@ -40,11 +44,11 @@ def conclude(workshop: Workshop, goal: Goal, describe: Callable[[Point], list[st
     ]
     if goal.is_met_by(1.0):
         words.insert(0, "the original meets the target already")
-    about = {"quantity": goal.quantity, "words": words, "miss": choice.miss, "test": tested}
+    about = {"quantity": goal.quantity, "words": words, "miss": choice.miss, "test": tested, "test_of_original": before}
     places = write_result(workshop, point, goal.quantity, about)
     return {
         "chosen": point.to_json(), **about, "files": places, "names": [Path(each).name for each in places.values()],
-        "candidates": candidates(workshop.points, goal.quantity), "output": str(workshop.folder), "noun": judge.noun,
+        "candidates": candidates(workshop, goal.quantity), "output": str(workshop.folder), "noun": judge.noun,
         "tested_on": judge.tested_on,
     }  # fmt: skip
 
@@ -67,7 +71,7 @@ def write_result(workshop: Workshop, chosen: Point, quantity: Quantity, about: d
         write_bytes(recipe, to_toml(entries, folder / REPRODUCED, title).encode())
         places |= {"deployed": folder / output, "recipe": recipe}
     _copy(deployed, places["deployed"])
-    content = {"chosen": chosen.name, **about, "candidates": candidates(workshop.points, quantity)}
+    content = {"chosen": chosen.name, **about, "candidates": candidates(workshop, quantity)}
     write_bytes(folder / "front.json", f"{json.dumps(content, indent=1)}\n".encode())
     write_bytes(folder / "front.md", as_markdown(table(content["candidates"], chosen.name)).encode())
     places["front"] = folder / "front.json"
@@ -79,10 +83,17 @@ def write_result(workshop: Workshop, chosen: Point, quantity: Quantity, about: d
     return {name: str(path) for name, path in places.items()}
 
 
-def candidates(points: Sequence[Point], quantity: Quantity) -> list[dict[str, Any]]:
-    """Return the figures of candidates as JSON objects, with whether they are on the front."""
-    best = front(points, quantity)
-    return [{**point.to_json(), "front": point in best} for point in points]
+def candidates(workshop: Workshop, quantity: Quantity) -> list[dict[str, Any]]:
+    """Return the figures of candidates as JSON objects, with their files and whether they are on the front."""
+    best = front(workshop.points, quantity)
+    return [
+        {
+            **point.to_json(),
+            "front": point in best,
+            "file": None if point.failed else workshop.files(point.plan)[0].name,
+        }
+        for point in workshop.points
+    ]
 
 
 def draw(points: Sequence[Point], chosen: Point, quantity: Quantity, path: Path) -> None:

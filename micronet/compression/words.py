@@ -74,6 +74,19 @@ def describe_drop(point: Point, noun: str, samples: int) -> str:
     return f"chosen: {point.name}, a drop of {100 * point.drop:.2f} points on {count(samples, f'validation {noun}')}"
 
 
+def describe_resolution(max_drop: float, noun: str, samples: int, *, counts: bool) -> list[str]:
+    """Return a warning if so few samples cannot show the drop that is allowed.
+
+    ``max_drop``: 0..1. ``counts``: whether the metric is a share of the samples, as accuracy is.
+    """
+    if not counts or max_drop * samples >= 1:
+        return []
+    return [
+        f"warning: one of {count(samples, f'validation {noun}')} is {100 / samples:.1f} points, so a drop of "
+        f"{100 * max_drop:g} cannot be told from none; use more data"
+    ]
+
+
 def table(candidates: Sequence[Mapping[str, Any]], chosen: str) -> list[list[str]]:
     """Return the rows of a table of candidates, as in ``front.json``, the first its heads."""
     first = next(each for each in candidates if not each["failed"])

@@ -79,9 +79,11 @@ class Workshop:
 
         Raises MicronetError if the original cannot be made; of other candidates, the point says why they failed.
         """
-        predicts = self.prediction is not None and self.prediction.quantity == "latency"
-        predicted = round(self.prediction(plan), 5) if self.prediction is not None and predicts else None
         noted = f"candidate {json.dumps(plan.to_json(), sort_keys=True)}"
+        predicted = None
+        if self.prediction is not None and self.prediction.quantity == "latency":
+            prediction = self.prediction(plan)
+            predicted = self.notes.once(f"prediction of {noted}", lambda: round(prediction, 5))
         found = self.notes.once(noted, lambda: self._measured(name, plan))
         drop = self.points[0].quality - found["quality"] if self.points and "quality" in found else 0.0
         minutes = self.notes.seconds(noted) / 60
