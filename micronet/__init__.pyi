@@ -952,8 +952,9 @@ def report(
 ) -> list[Row]:
     """Write a page that compares the networks in a folder.
 
-    Compares all networks in the folder as micronet compare does, the first one made being the reference, and
-    writes a page that says which one to ship.
+    Compares all networks in the folder as micronet compare does, and writes a page that says which one to ship.
+    The reference is the first one that the recipe made or, of other files, the artifact with the shortest
+    history.
 
     Args:
         folder: The folder of a recipe, or any folder of networks.

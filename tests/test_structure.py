@@ -17,7 +17,7 @@ LEVELS = [
     {"training"},
     {"pruning", "quantization"},
     {"onnx", "packed", "runtimes"},
-    {"report"},
+    {"reporting"},
     {"stages"},
     {"recipe"},
     {"compression"},
@@ -140,3 +140,9 @@ def test_inspect_imports_nothing_heavy_and_no_other_command(chain):
     found = _modules_after("inspect", str(chain / "int8.safetensors"))
     assert not found & {*HEAVY, "pydantic", "rich.progress"}  # Typer imports pydantic only to convert what is typed
     assert found & OWN_COMMANDS == {"micronet.stages.inspect_artifact"}
+
+
+def test_no_room_has_the_name_of_a_function():
+    """Importing a room would put the module in the place of ``micronet.NAME``."""
+    rooms = {path.stem for path in ROOT.iterdir() if path.is_dir() or path.suffix == ".py"}
+    assert not rooms & registry.API.keys()

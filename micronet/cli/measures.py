@@ -97,6 +97,8 @@ def _least_important(heads: Sequence[str], rows: Sequence[dict[str, Any]]) -> li
     """Return the columns of a comparison that a narrow terminal leaves out, the least important first."""
     times = [head for head in heads if head.startswith(f"{BATCHES['latency_batch64']} ")]
     same = len({row["runtime"] for row in rows}) == 1
+    if len({row["name"] for row in rows}) < len(rows):  # only the runtime tells rows apart
+        return ["p95 of 64", "params", "MACs", "smaller", *times, "p95 of 1", "agrees", "drop", "bytes"]
     order = ["p95 of 64", "params", *["runtime"] * same, "MACs", "smaller", *times, "p95 of 1", "agrees", "runtime"]
     return [*dict.fromkeys(order), "drop"]
 

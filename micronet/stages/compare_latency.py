@@ -47,7 +47,7 @@ def describe_speed(rows: Sequence[Row], files: Sequence[Path], networks: Sequenc
                 slower.append(f"{own} is slower than {other}: {times}; {cause}")
         if found is not None:
             first, *rest = describe(found)
-            others += [f"{name}: {first}{f'; {times}' if times else ''}", *rest]
+            others += [f"{name}: {first}{f'; {times}' if times else ''}", *(f"{name}: {line}" for line in rest)]
     return [*slower, *others]
 
 

@@ -9,11 +9,11 @@ from micronet.core.progress import Progress
 from micronet.data.batches import eval_batches
 from micronet.errors import MicronetError, count
 from micronet.models.device import describe_machine
-from micronet.report.curves import training_charts
-from micronet.report.layers import layers_of
-from micronet.report.page import Page, Section, trade_offs, write_page
-from micronet.report.pictures import disagreement
-from micronet.report.verdict import ALLOWED_DROP, choose, sentence
+from micronet.reporting.curves import training_charts
+from micronet.reporting.layers import layers_of
+from micronet.reporting.page import Page, Section, trade_offs, write_page
+from micronet.reporting.pictures import disagreement
+from micronet.reporting.verdict import ALLOWED_DROP, choose, sentence
 from micronet.stages import card_text
 from micronet.stages.compare_latency import describe_noise
 from micronet.stages.inspect_artifact import inspect_file

@@ -55,7 +55,7 @@ class Plot(Stage):
         return Outcome([path], {"output": str(path), "drawn": drawn})
 
     def _curves(self, path: Path) -> list[str]:
-        from micronet.report.curves import ENDING, draw, read_metrics
+        from micronet.reporting.curves import ENDING, draw, read_metrics
 
         runs = [each for file in self.files for each in (sorted(file.glob(f"*{ENDING}")) if file.is_dir() else [file])]
         found = read_metrics(runs)
@@ -68,7 +68,7 @@ class Plot(Stage):
 
     def _histograms(self, path: Path, context: Context) -> list[str]:
         from micronet.artifact.artifact import load
-        from micronet.report.histograms import activation_panels, draw, weight_panels
+        from micronet.reporting.histograms import activation_panels, draw, weight_panels
 
         artifact = load(self.files[0], self.code.model, trust_code=self.code.trust_code)
         panels = weight_panels(artifact.model) if self.what == "weights" else activation_panels(

@@ -1,9 +1,11 @@
 """The ``report`` stage: the networks in a folder, compared on one HTML page."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 from micronet import registry
+from micronet.artifact.header import read_header
 from micronet.core.config import group, setting
 from micronet.core.files import NOTE
 from micronet.core.parse import parse_json, read_text
@@ -23,8 +25,9 @@ class Report(MeasureSettings, Stage):
 
     name = "report"
     details = (
-        "Compares all networks in the folder as micronet compare does, the first one made being the reference, and "
-        "writes a page that says which one to ship."
+        "Compares all networks in the folder as micronet compare does, and writes a page that says which one to ship. "
+        "The reference is the first one that the recipe made or, of other files, the artifact with the shortest "
+        "history."
     )
     example = "micronet report runs/digits"
     suffix = None
@@ -76,7 +79,10 @@ class Report(MeasureSettings, Stage):
 
 
 def network_files(folder: Path) -> list[Path]:
-    """Return the networks in a folder: those that a recipe made in its order, then the others by age."""
+    """Return the networks in a folder: those that a recipe made in its order, then the others.
+
+    Of these, artifacts with the shortest history come first, because the first network is the reference.
+    """
     try:
         order = list(parse_json(read_text(folder / "recipe.json")))
     except (OSError, ValueError, TypeError):  # another file of that name
@@ -88,8 +94,16 @@ def network_files(folder: Path) -> list[Path]:
         and ((path.suffix in registry.PREDICTORS and path.is_file()) or (path / NOTE).is_file())
     ]
 
-    def rank(path: Path) -> tuple[int, float, str]:
+    def rank(path: Path) -> tuple[int, float, float, str]:
         stages = [place for place, stage in enumerate(order) if stage in (path.stem, path.name)]
-        return (min(stages, default=len(order)), path.stat().st_mtime, path.name)
+        return (min(stages, default=len(order)), _steps(path), path.stat().st_mtime, path.name)
 
     return sorted(found, key=rank)
+
+
+def _steps(path: Path) -> float:
+    """Return the number of stages that an artifact went through; infinity for other files, and for damaged ones."""
+    try:
+        return len(read_header(path)[0].history) if path.suffix == ".safetensors" else math.inf
+    except MicronetError:
+        return math.inf

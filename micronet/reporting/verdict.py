@@ -38,13 +38,28 @@ def sentence(rows: Sequence[Row], allowed_drop: float, main: str) -> str:
         return f"{first.name} is alone; name further networks to choose from."
     if chosen is first:
         goal = "faster" if first.latency_ms is not None else "smaller"
-        return f"Ship {first.name}: none of the others is {goal} within a drop of {allowed_drop:g}."
-    gains = [_ratio(first.size_bytes, chosen.size_bytes, "smaller", "larger")]
-    if first.latency_ms is not None and chosen.latency_ms is not None:
-        gains.append(_ratio(first.latency_ms, chosen.latency_ms, "faster", "slower"))
-    gains = [gain for gain in gains if gain] or ["as large and as fast"]
+        unit = " (hundredths of the metric)" if first.accuracy is None else " point" if allowed_drop == 1 else " points"
+        return f"Ship {first.name}: none of the others is {goal} within a drop of {allowed_drop:g}{unit}."
     where = "" if chosen.runtime == first.runtime else f" in {chosen.runtime}"
-    return f"Ship {chosen.name}{where}: {' and '.join(gains)}, {_change(chosen, main)}, compared with {first.name}."
+    size = _ratio(first.size_bytes, chosen.size_bytes, "smaller", "larger")
+    size = f"{size} than " if size else "as large as "
+    rival = _rival(rows, chosen)
+    speed = ""
+    if rival.latency_ms is not None and chosen.latency_ms is not None:
+        ratio = _ratio(rival.latency_ms, chosen.latency_ms, "faster", "slower")
+        other = rival.name if rival.runtime == chosen.runtime else f"{rival.name} in {rival.runtime}"
+        speed = f"; {ratio} than {other}" if ratio else f"; as fast as {other}"
+    return f"Ship {chosen.name}{where}: {size}{first.name}, {_change(chosen, main)}{speed}."
+
+
+def _rival(rows: Sequence[Row], chosen: Row) -> Row:
+    """Return the network that a speed is compared with: the first one, or a float one in the chosen one's runtime."""
+    alike = [
+        row for row in rows if row.runtime == chosen.runtime and "quantize" not in row.stages and row is not chosen
+    ]
+    if rows[0].runtime == chosen.runtime or not alike:
+        return rows[0]
+    return min(alike, key=lambda row: "prune" in row.stages)
 
 
 def _ratio(before: float, after: float, better: str, worse: str) -> str:

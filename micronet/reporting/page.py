@@ -6,14 +6,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from micronet.core.files import write_bytes
-from micronet.core.metrics import metric_label, value_text
+from micronet.core.metrics import EQUAL_DB, metric_label, value_text
 from micronet.errors import visible
 from micronet.evaluation.report import Row
-from micronet.report.charts import COLORS, HEIGHT, WIDTH, Chart, Point, trade_off
-from micronet.report.layers import Layer
-from micronet.report.pictures import Disagreement
+from micronet.reporting.charts import COLORS, HEIGHT, WIDTH, Chart, Point, trade_off
+from micronet.reporting.layers import Layer
+from micronet.reporting.pictures import Disagreement
 from micronet.tasks.task import Task
 
+SQNR = "sqnr_db"
 TEMPLATE = Path(__file__).with_name("page.html")
 
 
@@ -74,10 +75,12 @@ def write_page(path: Path, page: Page) -> None:
 
 def trade_offs(rows: Sequence[Row], task: Task) -> list[Chart]:
     """Return the main metric over latency and over bytes, for the networks of which both are known."""
-    label = metric_label(task.main) if task.higher_is_better else f"-{metric_label(task.main)}"
+    shown = SQNR if all(SQNR in row.metrics for row in rows) else task.main  # decibels say more than an error near 0
+    better = 1 if shown == SQNR or task.higher_is_better else -1
     percent = task.main == "accuracy"
-    quality = [task.quality(row.metrics) * (100 if percent else 1) for row in rows]
-    label += ", %" if percent else ""
+    quality = [better * row.metrics[shown] * (100 if percent else 1) for row in rows]
+    quality = [math.nan if shown == SQNR and value >= EQUAL_DB else value for value in quality]
+    label = f"{'-' if better < 0 else ''}{metric_label(shown)}{', %' if percent else ', dB' if shown == SQNR else ''}"
     charts = []
     for cost, title, values in (
         ("ms for one sample", f"{label} over latency", [row.latency_ms for row in rows]),
@@ -89,7 +92,7 @@ def trade_offs(rows: Sequence[Row], task: Task) -> list[Chart]:
             if value and math.isfinite(each)
         ]
         if len(points) > 1:
-            charts.append(trade_off(title, points, cost, label))
+            charts.append(trade_off(title, points, (cost, label), most=100.0 if percent else math.inf))
     return charts
 
 

@@ -8,7 +8,7 @@ from micronet.core.files import short_names
 from micronet.core.parse import parse_json, read_text
 from micronet.errors import visible
 from micronet.evaluation import plot
-from micronet.report.charts import Chart, curves
+from micronet.reporting.charts import Chart, curves
 
 ENDING = ".metrics.jsonl"
 LARGEST = 16 * 2**20  # bytes

@@ -10,6 +10,7 @@ LEFT, RIGHT, TOP, BOTTOM = 52, WIDTH - 14, 14, HEIGHT - 42  # the plot's edges
 LOG_FROM = 12  # an axis is logarithmic if its largest value is this many times the smallest
 LETTER, LINE = 6.4, 13  # width and height of a name's letter
 RADIUS, GAP = 5, 8  # of a point, and from its middle to its name
+LONGEST = 26  # letters of a name in a chart
 COLORS = 8  # that the page's style has
 
 
@@ -37,10 +38,11 @@ class Place(NamedTuple):
 
 
 class Mark(NamedTuple):
-    """A point, its name and where that is written, and its values in words."""
+    """A point, its name, what is written of it and where, and its values in words."""
 
     at: tuple[float, float]
     name: str
+    text: str
     label: Place
     values: str
     color: int
@@ -71,7 +73,9 @@ class Chart:
 class Axis:
     """A scale from values to pixels, logarithmic where values differ much."""
 
-    def __init__(self, values: Sequence[float], start: float, end: float, *, log: bool = False) -> None:
+    def __init__(
+        self, values: Sequence[float], start: float, end: float, *, log: bool = False, most: float = math.inf
+    ) -> None:
         low, high = min(values), max(values)
         self.log = log and low > 0 and high / low >= LOG_FROM
         if self.log:
@@ -79,6 +83,7 @@ class Axis:
         else:
             margin = 0.08 * (high - low) or abs(high) * 0.1 or 1.0
             low, high = low - margin, high + margin
+        self._most = most
         self._start, self._length = start, end - start
         self._low, self._high = self._scaled(low), self._scaled(high)
         self._bounds = low, high
@@ -98,7 +103,7 @@ class Axis:
         else:
             step = _round_step((high - low) / 5)
             values = [step * index for index in range(math.ceil(low / step), math.floor(high / step) + 1)]
-        return [Tick(self.at(value), f"{value:.6g}") for value in values if low <= value <= high]
+        return [Tick(self.at(value), f"{value:.6g}") for value in values if low <= value <= min(high, self._most)]
 
     def _scaled(self, value: float) -> float:
         return math.log(value) if self.log else value
@@ -110,22 +115,24 @@ def _round_step(step: float) -> float:
     return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= step * 0.999)
 
 
-def trade_off(title: str, points: Sequence[Point], cost: str, quality: str) -> Chart:
+def trade_off(title: str, points: Sequence[Point], labels: tuple[str, str], most: float = math.inf) -> Chart:
     """Draw quality over cost, with the Pareto line through the networks that no other one beats in both.
 
     Args:
         title: The chart's title.
         points: One for each network.
-        cost: The label of the horizontal axis; less is better.
-        quality: The label of the vertical axis; more is better.
+        labels: Of the horizontal axis, on which less is better, and of the vertical one, on which more is better.
+        most: The largest quality there is.
     """
+    cost, quality = labels
     x = Axis([point.cost for point in points], LEFT, RIGHT, log=True)
-    y = Axis([point.quality for point in points], BOTTOM, TOP)
+    y = Axis([point.quality for point in points], BOTTOM, TOP, most=most)
     places = [(x.at(point.cost), y.at(point.quality)) for point in points]
-    labels = _labels([point.name for point in points], places)
+    names = [_shortened(point.name) for point in points]
+    where = _labels(names, places)
     marks = [
-        Mark(at, point.name, label, f"{cost}: {point.cost:.4g}; {quality}: {point.quality:.4g}", index % COLORS)
-        for index, (point, at, label) in enumerate(zip(points, places, labels, strict=True))
+        Mark(at, point.name, name, label, f"{cost}: {point.cost:.4g}; {quality}: {point.quality:.4g}", index % COLORS)
+        for index, (point, name, at, label) in enumerate(zip(points, names, places, where, strict=True))
     ]
     best = [_svg_point(*places[index]) for index in frontier(points)]
     return Chart(title, cost, quality, x.ticks(), y.ticks(), marks, frontier=" ".join(best))
@@ -150,6 +157,10 @@ def curves(title: str, series: Mapping[str, Sequence[tuple[float, float]]], x_la
         for index, (name, points) in enumerate(series.items())  # the last point twice: one alone would not be drawn
     ]
     return Chart(title, x_label, y_label, x.ticks(), y.ticks(), lines=lines)
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= LONGEST else f"{name[: LONGEST // 2]}…{name[-LONGEST // 2 + 1 :]}"
 
 
 def _svg_point(x: float, y: float) -> str:
