@@ -1,5 +1,6 @@
 """Whole files of every kind that commands read, tiny, with the commands that read them and how to damage them."""
 
+import gc
 import io
 import json
 import os
@@ -21,6 +22,7 @@ from PIL import Image
 
 from micronet.artifact.artifact import load
 from micronet.cli.app import run
+from micronet.runtimes import openvino
 from micronet.runtimes.onnxruntime import metadata
 from tests.fuzz import mutate
 from tests.fuzz.attempt import Verdict, attempt
@@ -287,6 +289,8 @@ def warm_up(folder: Path) -> None:
             with kind.machine():
                 verdict = attempt(words)
             assert verdict.code == (2 if command.startswith("run ") else 0) and not verdict.faults, (words, verdict)
+    openvino._core.cache_clear()  # its threads are not in forked processes, which would wait for them
+    gc.collect()
 
 
 def try_one(kind: Kind, folder: Path, random: Random) -> tuple[list[str], bytes, Verdict]:
