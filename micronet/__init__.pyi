@@ -1133,16 +1133,16 @@ def compress(
     artifact: Artifact | nn.Module | str | Path,
     *,
     max_drop: float = 1.0,
-    metric: str | None = None,
     minimize: Literal['latency', 'size'] | None = None,
     target_latency: float | None = None,
     target_size: float | None = None,
-    target_macs: float | None = None,
     runtime: str = 'onnxruntime',
     budget: str = '60m',
     no_training: bool = False,
     output: str | Path | None = None,
     data: str | Path | Batch | Iterable[Batch] | None = None,
+    metric: str | None = None,
+    target_macs: float | None = None,
     batch: int = 1,
     threads: int = 1,
     device: str | None = None,
@@ -1165,14 +1165,14 @@ def compress(
     Args:
         artifact: A float artifact, or a float .onnx file, which can only be quantized.
         max_drop: Largest drop of the metric on the validation images, in points: hundredths of the metric.
-        metric: Metric that may drop. Default: the task's main one.
         minimize: What to minimize. Default: latency, unless there is a target.
         target_latency: Fraction of the float network's latency in the runtime to reach.
         target_size: Fraction of the float network's file size in the runtime to reach.
-        target_macs: Fraction of the multiply-accumulates (MACs) to reach.
         runtime: Where the network is to run: onnxruntime, openvino, ncnn, c, tensorrt, packed.
         budget: Time for the search, for example 90s, 30m or 2h; candidates that do not fit are left out.
         no_training: Do not train candidates; calibrate only.
+        metric: Metric that may drop. Default: the task's main one.
+        target_macs: Fraction of the multiply-accumulates (MACs) to reach.
         batch: Samples in a call when networks are timed.
         threads: Number of CPU threads of the runtime.
         device: Device for training: cpu, cuda or cuda:N; default: cuda if available, otherwise cpu.

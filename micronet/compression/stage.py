@@ -33,6 +33,7 @@ class Compress(Stage):
     example = "micronet compress float.safetensors --max-drop 1 --minimize latency --budget 30m -o small"
     suffix = None
     product = "Artifact"
+    advanced = ("metric", "target_macs", "dry_run")
     cannot_follow = {"quantize": "use the float artifact", "bn-fuse": BEFORE_FUSING}  # noqa: RUF012  # never changed
 
     artifact: Path = input_file(

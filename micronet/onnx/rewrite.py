@@ -58,7 +58,8 @@ def tidy(model: ir.Model, *, keep_lines: bool = False) -> None:
                 del node.attributes[key]
     ClearMetadataAndDocStringPass()(model)
     for node, line in lines.items():
-        node.metadata_props[LINE] = line
+        if line:
+            node.metadata_props[LINE] = line
     for value in (*graph.inputs, *graph.outputs, *graph.initializers.values()):
         value.metadata_props.clear()
     _unshare_dequantizers(graph)

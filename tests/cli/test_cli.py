@@ -15,7 +15,7 @@ from micronet.evaluation.report import LATENCIES
 from micronet.stages.stage import find, uses
 
 IN_ORDER = ("train", "sparse-train", "prune", "finetune", "quantize", "bn-fuse", "export-onnx", "export", "check-onnx",
-            "pack", "evaluate", "compare", "predict", "inspect", "verify", "import", "sensitivity", "card",
+            "pack", "evaluate", "compare", "plot", "predict", "inspect", "verify", "import", "sensitivity", "card",
             "list", "init")  # fmt: skip
 
 

@@ -345,7 +345,8 @@ def test_our_int8_file_has_no_error_and_runs_in_integers(micronet, chain):
     assert len(counted) == shown.json["warnings"]
 
 
-def test_the_table_says_what_the_rules_say(micronet, chain):
+def test_the_table_says_what_the_rules_say(micronet, chain, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")  # in less, words are folded
     shown = micronet("check-onnx", chain / "int8.onnx", "--target", "tensorrt")
     assert shown.code == 0
     assert "unsigned-integers" in shown.out and "--target tensorrt" in shown.out

@@ -148,7 +148,7 @@ def test_layers_without_a_bias_get_one_that_restores_their_mean_and_reloads(line
 
 
 def test_learned_rounding_beats_the_nearest_and_stays_on_the_grid(monkeypatch):
-    monkeypatch.setattr("micronet.quantization.adaround.STEPS", 100)
+    monkeypatch.setattr("micronet.quantization.adaround.STEPS", 300)
     model, _ = fold_model(depthwise())
     made, _ = quantized(model, w_bits=3, a_bits=32, first_last="same")
     nearest = error(made, model)
