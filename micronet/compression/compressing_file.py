@@ -29,8 +29,9 @@ from micronet.quantization.config import INTEGER_BITS, CalibrationConfig
 from micronet.runtimes.config import RuntimeOptions
 from micronet.runtimes.network import open_network
 from micronet.runtimes.onnxruntime import open_session
+from micronet.stages.float_model import FloatModel
 from micronet.stages.onnx_files import is_raw
-from micronet.stages.quantize_onnx import CALIBRATOR, FloatModel, calibration_feeds
+from micronet.stages.quantize_onnx import CALIBRATOR, calibration_feeds
 from micronet.stages.stage import Context, Outcome
 
 RUNTIMES = ("onnxruntime", "openvino")

@@ -13,7 +13,7 @@ from micronet.evaluation.accuracy import check_scores, evaluate
 from micronet.onnx.feeds import ImageInput
 
 if TYPE_CHECKING:
-    from micronet.stages.quantize_onnx import FloatModel
+    from micronet.stages.float_model import FloatModel
 
 
 def measure_by_task(model: "FloatModel", dataset: Dataset, sessions: list[Any]) -> dict[str, Any]:

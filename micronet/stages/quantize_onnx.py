@@ -2,10 +2,8 @@
 
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,17 +13,15 @@ import torch
 
 from micronet.core.config import matching
 from micronet.core.progress import Progress
-from micronet.data.dataset import CALIBRATION_SAMPLES, Dataset, DataSpec
+from micronet.data.dataset import CALIBRATION_SAMPLES
 from micronet.data.image_files import list_images
-from micronet.data.load import load_data
-from micronet.data.memory import MemoryData
 from micronet.errors import MicronetError, count
 from micronet.evaluation.latency import time_calls
 from micronet.onnx import posttraining
 from micronet.onnx.bias_correction import correct_biases, give_biases
 from micronet.onnx.channel_padding import with_padded_channels
 from micronet.onnx.config import InputConfig
-from micronet.onnx.feeds import Feed, ImageInput, image_size, inputs_of, is_channels_last
+from micronet.onnx.feeds import Feed, inputs_of
 from micronet.onnx.graph_view import GraphView
 from micronet.onnx.heads import find_destroyed, first_and_last
 from micronet.onnx.insertion import ValueRange
@@ -42,8 +38,8 @@ from micronet.quantization.config import (
 )
 from micronet.quantization.histogram import Histogram
 from micronet.runtimes.config import RuntimeOptions
-from micronet.runtimes.onnxruntime import metadata, note, open_session
-from micronet.stages.config import DataConfig
+from micronet.runtimes.onnxruntime import note, open_session
+from micronet.stages.float_model import FloatModel
 from micronet.stages.inputs import cached, calibration_batches
 from micronet.stages.onnx_files import compare_files, is_raw, open_files, raw_feeds
 from micronet.stages.onnx_metrics import measure_by_task
@@ -52,60 +48,6 @@ from micronet.stages.stage import Context, Outcome
 SAMPLED_RUNS = 64  # of the calibration inputs, for the agreement and for bias correction
 LISTED = 8
 CALIBRATOR: Calibrator = "mse"  # +2.5 to +10 dB over the ten files of scripts/bench_onnx_files.py, but -3.5 for one
-
-
-@dataclass(frozen=True)
-class FloatModel:
-    """A float ONNX model, its ``file`` (for messages), where its inputs come from, and how images become inputs."""
-
-    proto: onnx.ModelProto
-    file: Path
-    data: DataConfig
-    seed: int
-    inputs: InputConfig = field(default_factory=InputConfig)
-
-    @property
-    def has_data(self) -> bool:
-        """Whether the model's data set is known: named, or remembered by the model."""
-        return self.data.data is not None or bool((metadata(self.proto).get("data") or {}).get("name"))
-
-    def open_data(self) -> Dataset:
-        """Open the data set; MicronetError if it is not known."""
-        if not self.has_data:
-            raise MicronetError(
-                f"{self.file} does not record its data set; specify one with --data, or calibration inputs with "
-                "--calib-data: a folder of images, or an .npz file with one array for each input"
-            )
-        remembered, image = metadata(self.proto).get("data"), self.image_input()
-        _, height, width = image.size
-        if height != width:
-            raise MicronetError(
-                f"the model takes images of {height} by {width} pixels, but images in data sets are square; pass a "
-                "folder of images with --calib-data"
-            )
-        like = DataSpec.from_json(remembered) if remembered else DataSpec(seed=self.seed)
-        if self.inputs.mean is not None:
-            mean, std = self.inputs.normalization
-            like = replace(like, mean=mean, std=std)
-        size = None if isinstance(self.data.data, MemoryData) else height
-        return load_data(self.data.data, image_size=size, limit=self.data.limit, like=like, task=self.data.task)
-
-    def image_input(self, spec: DataSpec | None = None) -> ImageInput:
-        """Return how images become the model's input; MicronetError if it does not take one image."""
-        entries, config = inputs_of(self.proto), self.inputs
-        if len(entries) != 1 or len(entries[0].shape) != 4:
-            described = ", ".join(map(str, entries))
-            raise MicronetError(
-                f"the model has {count(len(entries), 'input')} ({described}), not one image; pass its inputs as an "
-                ".npz file with --calib-data"
-            )
-        channels_last = is_channels_last(entries[0], config.layout)
-        remembered = spec or DataSpec.from_json(metadata(self.proto).get("data"))
-        side = self.data.image_size
-        given = config.shape or (None if side is None else (remembered.channels or 3, side, side))
-        size = image_size(entries[0], given, channels_last=channels_last)
-        mean, std = config.normalization if config.mean is not None else (remembered.mean, remembered.std)
-        return ImageInput(entries[0], size, channels_last, mean, std)
 
 
 def quantize_file(stage: Any, context: Context) -> Outcome:
@@ -207,7 +149,7 @@ def input_shape(proto: onnx.ModelProto) -> list[int | None]:
 
 def calibration_feeds(model: FloatModel, config: RangeConfig, progress: Progress) -> list[Feed]:
     """Return the inputs to calibrate on: arrays, images from a folder, or training images of the data set."""
-    named = model.data.data if config.calib_data is None else str(config.calib_data)
+    named = model.data_name if config.calib_data is None else str(config.calib_data)
     if named is not None and is_raw(named):
         if model.inputs != InputConfig():
             raise MicronetError(f"{named} holds raw inputs; drop --mean, --std, --input-shape and --layout")
@@ -272,8 +214,7 @@ def _histograms(
 
 def _quality(model: FloatModel, int8: onnx.ModelProto, feeds: list[Feed]) -> dict[str, Any]:
     """Return the metrics on the test data if the model suits the task of a known data set, or else the agreement."""
-    named = model.data.data
-    if model.has_data and not (named and is_raw(named)):
+    if model.has_data and not model.takes_arrays:
         dataset = model.open_data()
         sessions = open_files(model.proto, int8)
         if not dataset.task.needs_reference and (measured := measure_by_task(model, dataset, sessions)):

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from micronet.artifact.artifact import Artifact
     from micronet.core.progress import Progress
     from micronet.runtimes.tensorrt.build import Engine
-    from micronet.stages.quantize_onnx import FloatModel
+    from micronet.stages.float_model import FloatModel
 
 RANGES = RangeConfig(calibrator="entropy")
 REPORTED = ("backend", "version", "precision", "profiles")
@@ -71,7 +71,7 @@ def _build(artifact: "Artifact | None", config: TrtBuild, progress: "Progress") 
     from micronet.runtimes.onnx_cost import stored_parameters
     from micronet.runtimes.onnxruntime import metadata
     from micronet.runtimes.tensorrt.build import Engine, build_engine
-    from micronet.stages.quantize_onnx import FloatModel
+    from micronet.stages.float_model import FloatModel
 
     proto = read_onnx(config.artifact) if artifact is None else _exported(artifact, config.engine)
     about = metadata(proto)

@@ -138,3 +138,19 @@ def test_a_real_file_runs_in_integers(module, file, shape):
     ranges = pt.find_ranges(pt.collect(folded, feeds), "minmax", 100.0)
     counted = count_integers(pt.quantize_onnx(folded, ranges, signed=False, per_channel=True, bits=8))
     assert counted["integer_layers"] == counted["layers"] > 30
+
+
+def test_a_file_that_remembers_arrays_is_quantized_with_these_or_others(tmp_path, micronet, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\ndef Net():\n    return nn.Sequential(nn.Conv1d(2, 8, 5), nn.ReLU())\n"
+    )
+    np.savez("a.npz", x=np.random.default_rng(0).standard_normal((16, 2, 32)))
+    code = ("--model", "net.py:Net")
+    assert micronet("import", *code, "--task", "agreement", "--data", "a.npz", "-o", "a.safetensors").code == 0
+    assert micronet("export-onnx", "a.safetensors", *code, "-o", "a.onnx").code == 0
+    made = micronet("quantize", "a.onnx", "--mode", "ptq", "-o", "b.onnx")
+    assert made.code == 0 and "SQNR" in made.out, made.err
+    (tmp_path / "a.npz").rename("other.npz")
+    assert micronet("quantize", "a.onnx", "--mode", "ptq", "--calib-data", "other.npz", "-o", "c.onnx").code == 0
+    assert (tmp_path / "b.onnx").stat().st_size == (tmp_path / "c.onnx").stat().st_size

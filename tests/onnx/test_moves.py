@@ -26,7 +26,8 @@ from micronet.runtimes.config import RuntimeOptions
 from micronet.runtimes.onnxruntime import open_session, optimize
 from micronet.stages import quantize_onnx
 from micronet.stages.config import DataConfig
-from micronet.stages.quantize_onnx import FloatModel, to_int8
+from micronet.stages.float_model import FloatModel
+from micronet.stages.quantize_onnx import to_int8
 from tests.onnx.networks import IMAGES
 
 
