@@ -81,7 +81,7 @@ class Axis:
         if self.log:
             low, high = low / 1.3, high * 1.3
         else:
-            margin = 0.08 * (high - low) or abs(high) * 0.1 or 1.0
+            margin = 0.08 * (high - low) or abs(high) * 0.01 or 1.0
             low, high = low - margin, high + margin
         self._most = most
         self._start, self._length = start, end - start
