@@ -13,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch.nn import functional as F
 
 from micronet.artifact.artifact import Artifact
+from micronet.cli import console
 from micronet.models.build import ModelSpec
 from micronet.onnx import posttraining
 from micronet.onnx.check import compare_layers
@@ -346,7 +347,8 @@ def test_our_int8_file_has_no_error_and_runs_in_integers(micronet, chain):
 
 
 def test_the_table_says_what_the_rules_say(micronet, chain, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "200")  # in less, words are folded
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(console.out, "width", 200)  # in less, words are folded; set at import if COLUMNS was
     shown = micronet("check-onnx", chain / "int8.onnx", "--target", "tensorrt")
     assert shown.code == 0
     assert "unsigned-integers" in shown.out and "--target tensorrt" in shown.out
