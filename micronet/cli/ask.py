@@ -19,7 +19,7 @@ def answered(stage: Any) -> Any:
         return stage
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         options = ", ".join(map(flag, stage.unanswered()))
-        raise MicronetError(f"init asks its questions in a terminal, and this is none; give {options}, or add --yes")
+        raise MicronetError(f"init asks its questions in a terminal, but there is none; give {options}, or add --yes")
     for name in stage.unanswered():
         default = stage.default(name)
         shown = stage.recorded_data() if default is None else default

@@ -28,7 +28,7 @@ class Interrupted(MicronetError):
         number = stop.args[0] if stop.args else SIGINT
         self.exit_code = 128 + number
         words = "interrupted" if number == SIGINT else f"ended by {Signals(number).name}"
-        if stage.trains() or stage.name in ("run", "compress"):
+        if stage.trains() or stage.continues:
             again = " with --resume" if stage.trains() else ""
             words += f"; all files are intact. To continue, run the same command{again}"
         super().__init__(words)

@@ -1,11 +1,9 @@
 """The work of ``compress`` on an ONNX file, which can only be quantized: which layers to leave in float."""
 
-from functools import cached_property
+from collections.abc import Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from micronet.compression.bits import EXCEPTIONS, try_bits
 from micronet.compression.compressing import TIMING_SHARE, open_notes
@@ -141,10 +139,8 @@ class _FileJudge(DataJudge):
 def _on_images(network: Network, image: ImageInput) -> Predictor:
     """Return a predictor on normalized images for a network that may take another layout, type or batch size."""
 
-    def predict(images: NDArray[np.float32]) -> Any:
-        runs = [network(next(iter(feed.values()))) for feed in image.feeds(images)]
-        several = [run if isinstance(run, list) else [run] for run in runs]
-        outputs = [np.concatenate(each)[: len(images)] for each in zip(*several, strict=True)]
-        return outputs[0] if len(outputs) == 1 else outputs
+    def run(feed: Feed) -> Sequence[Any]:
+        outputs = network(next(iter(feed.values())))
+        return outputs if isinstance(outputs, list) else [outputs]
 
-    return predict
+    return partial(image.predict, run)

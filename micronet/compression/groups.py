@@ -10,7 +10,7 @@ from torch import nn
 from micronet.compression.plan import CRITERION, Plan
 from micronet.compression.sensitivities import cut_noise, plan_noise
 from micronet.core.progress import Progress
-from micronet.errors import FailedError, MicronetError
+from micronet.errors import MicronetError
 from micronet.models.device import Example
 from micronet.pruning.channel_map import ChannelMap
 from micronet.pruning.config import PruneConfig
@@ -82,7 +82,7 @@ class Groups:
         assert self.pruner is not None
         try:
             self.pruner.planner.plan_widths(dict(zip(self.widths, plan.widths, strict=True)))
-        except (MicronetError, FailedError):
+        except MicronetError:
             return False
         return True
 

@@ -61,7 +61,7 @@ class DataJudge:
 
     def sample(self) -> Any:
         """Return one input as an array, or a tuple of several inputs."""
-        inputs = head(next(eval_batches(self.data.validation, self.data.spec, batch_size=1))[0], 1)
+        inputs = self._first()
         several = inputs if isinstance(inputs, tuple) else (inputs,)
         arrays = tuple(each.contiguous().numpy() for each in several)
         return arrays if isinstance(inputs, tuple) else arrays[0]
@@ -74,8 +74,11 @@ class DataJudge:
 
     def check(self, network: Network, name: str) -> None:
         """Raise MicronetError if a network does not suit the data and their task."""
-        inputs = head(next(eval_batches(self.data.validation, self.data.spec, batch_size=1))[0], 1)
-        check_scores(self._adapt(network), inputs, self.data.spec, name, self.task)
+        check_scores(self._adapt(network), self._first(), self.data.spec, name, self.task)
+
+    def _first(self) -> Any:
+        """Return the first validation input, as a batch."""
+        return head(next(eval_batches(self.data.validation, self.data.spec, batch_size=1))[0], 1)
 
 
 class FeedJudge:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from micronet import registry
+from micronet.core.parse import spell_toml
 from micronet.quantization.config import FLOAT_BITS, INTEGER_BITS
 from micronet.stages.stage import find, uses
 
@@ -157,15 +158,10 @@ def final_names(entries: list[Entry], stem: str) -> list[Entry]:
 
 def to_toml(entries: list[Entry], folder: Path, title: str) -> str:
     """Return entries as the text of a recipe."""
-    lines = [f"# {title}", f"folder = {_value(str(folder))}"]
+    lines = [f"# {title}", f"folder = {spell_toml(str(folder))}"]
     for entry in entries:
-        lines += ["", "[[stage]]", *(f"{name} = {_value(value)}" for name, value in entry.items())]
+        lines += ["", "[[stage]]", *(f"{name} = {spell_toml(value)}" for name, value in entry.items())]
     return "\n".join(lines) + "\n"
-
-
-def _value(value: Any) -> str:
-    """Spell a value in TOML; its strings, numbers and booleans are JSON's, except for the control character DEL."""
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def with_epochs(plan: Plan, epochs: int) -> Plan:

@@ -33,6 +33,7 @@ class Compress(Stage):
     example = "micronet compress float.safetensors --max-drop 1 --minimize latency --budget 30m -o small"
     suffix = None
     product = "Artifact"
+    continues = True
     advanced = ("metric", "target_macs", "dry_run")
     cannot_follow = {"quantize": "use the float artifact", "bn-fuse": BEFORE_FUSING}  # noqa: RUF012  # never changed
 
@@ -87,7 +88,7 @@ class Compress(Stage):
     report: ReportConfig = group(ReportConfig)
 
     def check(self) -> None:
-        """Refuse goals that contradict one another, an unknown runtime and a budget that is no time."""
+        """Refuse goals that contradict one another, an unknown runtime and an invalid budget."""
         if len(self.goals) > 1:
             raise MicronetError(f"{' and '.join(map(flag, self.goals))} both say what to reach; use one of them")
         if self.runtime not in registry.TARGETS:

@@ -83,7 +83,7 @@ def describe_resolution(max_drop: float, noun: str, samples: int, *, counts: boo
         return []
     return [
         f"warning: one of {count(samples, f'validation {noun}')} is {100 / samples:.1f} points, so a drop of "
-        f"{100 * max_drop:g} cannot be told from none; use more data"
+        f"{100 * max_drop:g} cannot be measured; use more data"
     ]
 
 

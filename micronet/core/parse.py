@@ -37,6 +37,11 @@ def parse_toml(text: str) -> dict[str, Any]:
     return value
 
 
+def spell_toml(value: Any) -> str:
+    """Return a JSON value in TOML: strings are spelled as in JSON, with DEL escaped too."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
 def read_text(path: Path, largest: int = LARGEST_TEXT) -> str:
     """Read a text file as UTF-8.
 

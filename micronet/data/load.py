@@ -58,19 +58,7 @@ def load_data(
         testing: Whether all data in memory are test samples; otherwise, they are for training and validation.
     """
     like = like or DataSpec()
-    place = name or like.name
-    if place is None:
-        raise MicronetError("the file does not record a data set; specify one with --data (and --image-size if needed)")
-    if place == NAME and not isinstance(place, MemoryData):
-        raise MicronetError(
-            "the recorded data set was given in memory, from Python, so it is not known here; specify a data set with "
-            "--data"
-        )
-    if name is None and ":" in place and not Path(place).exists():  # a file must not choose code to run
-        raise MicronetError(
-            f"the recorded data set {place} is Python code, which is not run automatically; to run it, add --data "
-            f"{place}"
-        )
+    place = _place(name, like)
     size = image_size or like.image_size
     opened = load_task(task, like.task)
     if isinstance(place, MemoryData):
@@ -97,6 +85,27 @@ def load_data(
         ),
         opened,
     )
+
+
+def _place(name: str | None, like: DataSpec) -> str:
+    """Return the data set that is named, or the one that a file records.
+
+    Raises MicronetError if neither is known, or the recorded one is not here or would run code.
+    """
+    place = name or like.name
+    if place is None:
+        raise MicronetError("the file does not record a data set; specify one with --data (and --image-size if needed)")
+    if place == NAME and not isinstance(place, MemoryData):
+        raise MicronetError(
+            "the recorded data set was given in memory, from Python, so it is not known here; specify a data set with "
+            "--data"
+        )
+    if name is None and ":" in place and not Path(place).exists():  # a file must not choose code to run
+        raise MicronetError(
+            f"the recorded data set {place} is Python code, which is not run automatically; to run it, add --data "
+            f"{place}"
+        )
+    return place
 
 
 def open_images(name: str, image_size: int | None) -> DataSource:

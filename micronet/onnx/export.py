@@ -76,13 +76,7 @@ def to_onnx(
     _adapt(exported, config, quantized=quantized, pairs=pairs, gates=gates)
     proto = ir.to_proto(exported)
     del proto.graph.value_info[:]  # readers infer the shapes themselves
-    about: dict[str, Any] = {  # what a reader of the file needs
-        "model": artifact.spec.name,
-        "history": [{"stage": record.stage, "config": record.config} for record in artifact.history],
-        "data": artifact.data,
-        "versions": versions(),
-        "left_float": artifact.left_float,
-    }
+    about = _about(artifact)
     if config.precision == "fp16":
         if isinstance(images, Inputs) or not images.is_floating_point():
             raise MicronetError("--precision fp16 only supports networks with a single float input; drop --precision")
@@ -94,6 +88,17 @@ def to_onnx(
         proto = pack_weights(proto)
     onnx.checker.check_model(proto, full_check=True)
     return proto
+
+
+def _about(artifact: Artifact) -> dict[str, Any]:
+    """Return what a reader of the file needs to know of the network, in JSON values."""
+    return {
+        "model": artifact.spec.name,
+        "history": [{"stage": record.stage, "config": record.config} for record in artifact.history],
+        "data": artifact.data,
+        "versions": versions(),
+        "left_float": artifact.left_float,
+    }
 
 
 def _check_bits(model: nn.Module, config: ExportConfig) -> bool:

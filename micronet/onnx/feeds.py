@@ -1,6 +1,6 @@
 """The inputs that an ONNX model is calibrated and measured on: arrays from a file, or images from a folder."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 from micronet.data.image_files import open_image
 from micronet.data.npz import read_npz
 from micronet.errors import MicronetError
+from micronet.evaluation.network import Scores
 
 Feed = dict[str, NDArray[Any]]  # an array for every input of a model, by name
 CHANNELS = (1, 3, 4)
@@ -143,6 +144,15 @@ class ImageInput:
         placed = images.transpose(0, 2, 3, 1) if self.channels_last else images
         for part in batched(self.entry, np.ascontiguousarray(placed, self.entry.dtype)):
             yield {self.entry.name: part}
+
+    def predict(self, run: Callable[[Feed], Sequence[Any]], images: NDArray[np.float32]) -> Scores:
+        """Return a model's output for normalized images, or its outputs, in as many runs as its batch size takes.
+
+        ``run``: returns the model's outputs for a feed.
+        """
+        runs = [run(feed) for feed in self.feeds(images)]
+        outputs = [np.concatenate(each)[: len(images)] for each in zip(*runs, strict=True)]
+        return outputs[0] if len(outputs) == 1 else outputs
 
     def _decode(self, path: Path) -> NDArray[np.uint8]:
         channels, height, width = self.size

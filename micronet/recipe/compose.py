@@ -1,6 +1,5 @@
 """The text of a recipe for what is wanted of a network: commented TOML, stage by stage."""
 
-import json
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from micronet import registry
+from micronet.core.parse import spell_toml
 from micronet.errors import visible
 
 Goal = Literal["small", "fast", "low-bit"]
@@ -20,8 +20,8 @@ FLOATS = ("onnxruntime", "openvino", "ncnn")  # targets whose float network is e
 
 
 @dataclass(frozen=True)
-class Wish:
-    """What is wanted: the answers of ``init``.
+class Answers:
+    """What is wanted of a network, as answered to ``init``.
 
     Attributes:
         model: A network's name or code, or the path of an artifact or an ONNX file.
@@ -46,109 +46,105 @@ class Wish:
         return suffix if suffix in (".safetensors", ".onnx") else ""
 
 
-def compose(wish: Wish, path: Path) -> str:
+def compose(answers: Answers, path: Path) -> str:
     """Return the text of a recipe that is to be written to a path."""
     gain = {"small": "as small as possible", "fast": "as fast as possible", "low-bit": "with as few bits as possible"}
     head = [
-        f"# Written by micronet init: {visible(wish.model)}, {gain[wish.goal]}, for {wish.runtime},",
-        f"# not {_points(wish)} less accurate. Change what you like, then run it:",
+        f"# Written by micronet init: {visible(answers.model)}, {gain[answers.goal]}, for {answers.runtime},",
+        f"# not {_points(answers)} less accurate. Change what you like, then run it:",
         f"#   {visible(shlex.join(['micronet', 'run', str(path)]))}",
         "# Every key is an option of its command; micronet COMMAND --help explains them.",
-        f"folder = {_text(f'runs/{path.stem}')}",
+        f"folder = {spell_toml(f'runs/{path.stem}')}",
     ]
-    stages = _of_onnx(wish) if wish.suffix == ".onnx" else _of_network(wish)
+    stages = _of_onnx(answers) if answers.suffix == ".onnx" else _of_network(answers)
     parts = [
         [*(f"# {line}" for line in comment.splitlines()), "[[stage]]",
-         *(f"{key} = {_text(value)}" for key, value in keys.items() if value is not None)]
+         *(f"{key} = {spell_toml(value)}" for key, value in keys.items() if value is not None)]
         for comment, keys in stages
     ]  # fmt: skip
     return "\n\n".join("\n".join(part) for part in [head, *parts]) + "\n"
 
 
-def _text(value: Any) -> str:
-    """Return a value in TOML, whose strings are JSON's, but for one more control character that must be escaped."""
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-
-
 Stages = Iterator[tuple[str, dict[str, Any]]]
 
 
-def _of_onnx(wish: Wish) -> Stages:
+def _of_onnx(answers: Answers) -> Stages:
     yield "8-bit integers, from the ranges that the layers have on some of the data.", {
-        "command": "quantize", "name": "int8", "artifact": wish.model, "mode": "ptq", "data": wish.data,
+        "command": "quantize", "name": "int8", "artifact": answers.model, "mode": "ptq", "data": answers.data,
     }  # fmt: skip
-    yield _gate(wish), {
-        "command": "compare", "files": [wish.model, "int8"], "runtime": wish.runtime, "max_drop": wish.max_drop,
+    yield _gate(answers), {
+        "command": "compare", "files": [answers.model, "int8"], "runtime": answers.runtime,
+        "max_drop": answers.max_drop,
     }  # fmt: skip
 
 
-def _of_network(wish: Wish) -> Stages:
+def _of_network(answers: Answers) -> Stages:
     first: dict[str, Any] = {}
-    if wish.suffix:  # the first stage names the file, and the data if they are not the file's
-        first, base = {"artifact": wish.model, "model": wish.code, "data": wish.data}, wish.model
+    if answers.suffix:  # the first stage names the file, and the data if they are not the file's
+        first, base = {"artifact": answers.model, "model": answers.code, "data": answers.data}, answers.model
     else:
         base = "float"
-        yield "The float network. More epochs take longer, and gain accuracy." + _on_folder(wish), {
-            "command": "train", "name": base, "model": wish.model, "data": wish.data,
-            "task": _task(wish.data), "epochs": 15,
+        yield "The float network. More epochs take longer, and gain accuracy." + _on_folder(answers), {
+            "command": "train", "name": base, "model": answers.model, "data": answers.data,
+            "task": _task(answers.data), "epochs": 15,
         }  # fmt: skip
-    if wish.goal != "low-bit":
-        what = "target_macs" if wish.goal == "fast" else "target_params"
-        noun = "multiply-accumulates" if wish.goal == "fast" else "parameters"
-        kept = KEPT if wish.max_drop >= CAREFUL_DROP else KEPT_CAREFULLY
+    if answers.goal != "low-bit":
+        what = "target_macs" if answers.goal == "fast" else "target_params"
+        noun = "multiply-accumulates" if answers.goal == "fast" else "parameters"
+        kept = KEPT if answers.max_drop >= CAREFUL_DROP else KEPT_CAREFULLY
         yield f"Channels are removed until {kept:.0%} of the {noun} are left, in widths that kernels are fast at.", {
             "command": "prune", "name": "pruned", **first, what: kept, "regular": 8, "criterion": "l2",
         }  # fmt: skip
         first = {}
         yield "Training wins back accuracy; the whole network teaches the pruned one.", {
-            "command": "finetune", "name": "finetuned", "epochs": 8, "distill": base, "model": wish.code,
+            "command": "finetune", "name": "finetuned", "epochs": 8, "distill": base, "model": answers.code,
         }  # fmt: skip
-    comment, bits = _bits(wish)
-    yield comment, {"command": "quantize", "name": "quantized", **first, "model": wish.code, **bits}
+    comment, bits = _bits(answers)
+    yield comment, {"command": "quantize", "name": "quantized", **first, "model": answers.code, **bits}
     if bits["w_bits"] != "binary":
         yield "Batch norms become part of the layers before them.", {
-            "command": "bn-fuse", "name": "fused", "model": wish.code,
+            "command": "bn-fuse", "name": "fused", "model": answers.code,
         }  # fmt: skip
     files = [base]
-    if wish.runtime in FLOATS:
+    if answers.runtime in FLOATS:
         files = ["float_exported"]
         yield "The float network in the same runtime, to compare speeds with.", {
-            **_export(wish, "float_exported"), "artifact": base, "model": wish.code,
+            **_export(answers, "float_exported"), "artifact": base, "model": answers.code,
         }  # fmt: skip
     yield "The network to ship.", {
-        **_export(wish, "exported"), "artifact": "quantized" if bits["w_bits"] == "binary" else "fused",
-        "low_bit_storage": True if wish.goal == "low-bit" and wish.runtime == "onnxruntime" else None,
-        "model": wish.code,
+        **_export(answers, "exported"), "artifact": "quantized" if bits["w_bits"] == "binary" else "fused",
+        "low_bit_storage": True if answers.goal == "low-bit" and answers.runtime == "onnxruntime" else None,
+        "model": answers.code,
     }  # fmt: skip
-    if wish.runtime == "tensorrt":
+    if answers.runtime == "tensorrt":
         yield "The engine. TensorRT-RTX builds it without a GPU, TensorRT on the GPU that will run it.", {
             "command": "trt-build", "name": "engine", "artifact": "exported",
         }  # fmt: skip
-    yield _gate(wish), {
-        "command": "compare", "files": [*files, "exported"], "model": wish.code,
-        "data": wish.data if wish.suffix else None, "max_drop": wish.max_drop,
+    yield _gate(answers), {
+        "command": "compare", "files": [*files, "exported"], "model": answers.code,
+        "data": answers.data if answers.suffix else None, "max_drop": answers.max_drop,
     }  # fmt: skip
 
 
-def _export(wish: Wish, name: str) -> dict[str, Any]:
-    target = registry.TARGETS[wish.runtime]
+def _export(answers: Answers, name: str) -> dict[str, Any]:
+    target = registry.TARGETS[answers.runtime]
     if target == "pack":
         return {"command": "pack", "name": name}
     if target in registry.STAGES:  # an ONNX file; TensorRT's engine is built from it
-        tensorrt = "tensorrt" if wish.runtime == "tensorrt" else None
+        tensorrt = "tensorrt" if answers.runtime == "tensorrt" else None
         return {"command": "export-onnx", "name": name, "target": tensorrt}
-    return {"command": "export", "name": name, "target": wish.runtime}
+    return {"command": "export", "name": name, "target": answers.runtime}
 
 
-def _bits(wish: Wish) -> tuple[str, dict[str, Any]]:
+def _bits(answers: Answers) -> tuple[str, dict[str, Any]]:
     """Return how to quantize, and a comment that says why."""
-    signed = {"q_type": "sym", "a_sign": "signed"} if wish.runtime in SIGNED else {}
-    if wish.goal != "low-bit":
+    signed = {"q_type": "sym", "a_sign": "signed"} if answers.runtime in SIGNED else {}
+    if answers.goal != "low-bit":
         return "8-bit integers, with a short training.", {"w_bits": 8, "a_bits": 8, "epochs": 2, **signed}
-    if wish.runtime not in BYTES_IN_BITS:
-        why = f"4-bit weights. {wish.runtime} computes them in 8 bits; packed and c gain speed from fewer, too."
+    if answers.runtime not in BYTES_IN_BITS:
+        why = f"4-bit weights. {answers.runtime} computes them in 8 bits; packed and c gain speed from fewer, too."
         return why, {"w_bits": 4, "a_bits": 8, "epochs": 4, **signed}
-    if wish.max_drop < BINARY_DROP:
+    if answers.max_drop < BINARY_DROP:
         return "4-bit weights and activations, with learned steps.", {
             "method": "lsq", "w_bits": 4, "a_bits": 4, "epochs": 8,
         }  # fmt: skip
@@ -157,12 +153,12 @@ def _bits(wish: Wish) -> tuple[str, dict[str, Any]]:
     }  # fmt: skip
 
 
-def _gate(wish: Wish) -> str:
-    return f"The run fails if {_points(wish)} of accuracy are lost; max_size and max_latency are gates, too."
+def _gate(answers: Answers) -> str:
+    return f"The run fails if {_points(answers)} of accuracy are lost; max_size and max_latency are gates, too."
 
 
-def _points(wish: Wish) -> str:
-    return f"more than {wish.max_drop:g} percentage points"
+def _points(answers: Answers) -> str:
+    return f"more than {answers.max_drop:g} percentage points"
 
 
 def _task(data: str | None) -> str | None:
@@ -170,6 +166,6 @@ def _task(data: str | None) -> str | None:
     return "segmentation" if data is not None and (Path(data) / "train" / "masks").is_dir() else None
 
 
-def _on_folder(wish: Wish) -> str:
-    needs = wish.data is not None and Path(wish.data).is_dir()
+def _on_folder(answers: Answers) -> str:
+    needs = answers.data is not None and Path(answers.data).is_dir()
     return "\nAdd image_size = 64, for example, unless all images are squares of one size." if needs else ""

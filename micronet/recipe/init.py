@@ -11,7 +11,7 @@ from micronet.core.files import check_file_kind, check_writable, write_bytes
 from micronet.data.spec import unknown_data
 from micronet.errors import MicronetError, unknown
 from micronet.models.spec import ModelSpec
-from micronet.recipe.compose import Goal, Wish, compose
+from micronet.recipe.compose import Answers, Goal, compose
 from micronet.recipe.plan import plan
 from micronet.recipe.reader import parse_recipe
 from micronet.stages.config import DEFAULT_MODEL, ModelConfig, ReportConfig
@@ -133,7 +133,7 @@ class Init(Stage):
         path = Path(self.model)
         spec = ModelSpec.from_json(read_header(path)[0].model) if path.suffix == ".safetensors" else None
         code = spec.name if spec is not None and spec.runs_user_code else None
-        return compose(Wish(self.model, self.data, self.goal, self.runtime, self.max_drop, code), self.output)
+        return compose(Answers(self.model, self.data, self.goal, self.runtime, self.max_drop, code), self.output)
 
     def _check_model(self, model: str) -> None:
         path, file = Path(model), model.rpartition(":")[0]

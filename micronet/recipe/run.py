@@ -36,6 +36,7 @@ class RunRecipe(Stage):
     example = "micronet run digits --output runs/digits"
     suffix = None
     product = "list[Row]"
+    continues = True
 
     recipe: Path = setting(
         help="A TOML file, or the name of a bundled recipe such as digits.",

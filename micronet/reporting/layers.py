@@ -25,7 +25,6 @@ from micronet.models.device import place_input
 from micronet.models.modes import eval_mode
 from micronet.onnx import graph_view as view
 from micronet.onnx.graph_view import GraphView
-from micronet.onnx.integers import count_integer_layers
 from micronet.runtimes.onnxruntime import OrtPredictor, run
 from micronet.runtimes.torch import EagerPredictor
 
@@ -166,7 +165,7 @@ def _decibels(signal: Tensor | None, output: Tensor | None) -> float | None:
 
 
 def _onnx_layers(network: OrtPredictor, inputs: Any) -> list[Layer]:
-    graph, counted = GraphView(network.proto), count_integer_layers(network.proto)
+    graph, counted = GraphView(network.proto), network.integer_layers()
     reasons: Mapping[str, str] = {} if counted is None else counted["float"]
     times = _times(network.proto, inputs)
     rows = []

@@ -1,6 +1,7 @@
 """Run ONNX files with ONNX Runtime."""
 
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,16 @@ class OrtPredictor(OnnxPredictor):
     def open(self, path: Path, options: RuntimeOptions) -> onnxruntime.InferenceSession:
         """Open a session."""
         return open_session(path, options, str(path))
+
+    def integer_layers(self) -> dict[str, Any] | None:
+        """Return what is computed in integers; see ``onnx.integers.count_integer_layers``."""
+        return self._integer_layers
+
+    @cached_property
+    def _integer_layers(self) -> dict[str, Any] | None:
+        from micronet.onnx.integers import count_integer_layers  # imports this module
+
+        return count_integer_layers(self.proto)
 
 
 def count_sample_macs(proto: onnx.ModelProto, shapes: Sequence[tuple[int, ...]]) -> int | None:

@@ -7,9 +7,8 @@ from typing import Any
 from micronet.core.timing import is_slower
 from micronet.evaluation.network import Network
 from micronet.evaluation.report import Row
-from micronet.onnx.integers import count_integer_layers, describe, slow_cause
+from micronet.onnx.integers import describe, slow_cause
 from micronet.packed.file_format import read
-from micronet.runtimes.onnxruntime import OrtPredictor
 from micronet.stages.pack_latency import packed_cause
 from micronet.stages.words import OTHER_WIDTHS, row_labels
 
@@ -73,8 +72,6 @@ def describe_noise(rows: Sequence[Row]) -> list[str]:
 
 def _integers(network: Network) -> dict[str, Any] | None:
     """Return what a network's runtime computes in integers; None if it is float or the runtime does not say."""
-    if isinstance(network, OrtPredictor):
-        return count_integer_layers(network.proto)
     found: dict[str, Any] | None = getattr(network, "integer_layers", lambda: None)()
     return found
 

@@ -15,7 +15,6 @@ from micronet.reporting.page import Page, Section, trade_offs, write_page
 from micronet.reporting.pictures import disagreement
 from micronet.reporting.verdict import ALLOWED_DROP, choose, sentence
 from micronet.stages import card_text
-from micronet.stages.compare_latency import describe_noise
 from micronet.stages.inspect_artifact import inspect_file
 from micronet.stages.origin import origin_of
 from micronet.stages.words import row_labels, without_folder
@@ -28,7 +27,12 @@ SAMPLES = 8  # that the outputs of layers are compared on
 
 
 def write_comparison(
-    path: Path, files: Sequence[Path], measured: "Measured", words: list[str], allowed: float | None, progress: Progress
+    path: Path,
+    files: Sequence[Path],
+    measured: "Measured",
+    words: tuple[list[str], list[str]],
+    allowed: float | None,
+    progress: Progress,
 ) -> None:
     """Write a comparison as an HTML page.
 
@@ -36,11 +40,11 @@ def write_comparison(
         path: The page.
         files: The file of each network measured.
         measured: What was measured.
-        words: Lines on the speed of the networks.
+        words: Lines on the speed of the networks, and on why latencies may mislead.
         allowed: The drop of the main metric in percentage points up to which a network may be shipped; None: 1 point.
         progress: Where to report progress.
     """
-    rows, dataset = measured.rows, measured.dataset
+    rows, dataset, (speed, noise) = measured.rows, measured.dataset, words
     allowed = ALLOWED_DROP if allowed is None else allowed
     chosen = choose(rows, allowed)
     given = next(eval_batches(dataset.test, dataset.spec, batch_size=SAMPLES))[0]
@@ -53,8 +57,8 @@ def write_comparison(
     page = Page(
         title=f"micronet: {', '.join(names)}",
         verdict=sentence(rows, allowed, dataset.task.main),
-        warning="; ".join(noise := describe_noise(rows)),
-        words=[line for line in words if line not in noise],
+        warning="; ".join(noise),
+        words=speed,
         rows=rows,
         chosen=chosen,
         tested_on=count(rows[0].images, f"test {dataset.test.noun}")

@@ -101,15 +101,15 @@ class Compare(MeasureSettings, Stage):
         rows = measured.rows
         summary: dict[str, Any] = {"machine": describe_machine(), "rows": [row._asdict() for row in rows]}
         files = [file for file, _ in each_runtime(self.files, self.runtime)]
-        summary |= {"words": describe_speed(rows, files, measured.networks), **_tested(measured.dataset)}
-        summary["words"] += describe_noise(rows)
+        speed, noise = describe_speed(rows, files, measured.networks), describe_noise(rows)
+        summary |= {"words": [*speed, *noise], **_tested(measured.dataset)}
         if found := verdicts(rows, self.gates):
             summary["gates"] = [each._asdict() for each in found]
         write_files(rows, found, csv=self.csv, junit=self.junit)
         if self.html is not None:
             from micronet.stages.comparison_page import write_comparison
 
-            write_comparison(self.html, files, measured, summary["words"], self.gates.max_drop, context.progress)
+            write_comparison(self.html, files, measured, (speed, noise), self.gates.max_drop, context.progress)
             summary["html"] = str(self.html)
         return Outcome(rows, summary)
 

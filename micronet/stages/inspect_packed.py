@@ -13,7 +13,17 @@ from micronet.packed.program import Operation, Program
 from micronet.stages.origin import origin
 
 FLOAT_BITS = 32
-TOLD = ("layers", "inputs", "outputs", "operators", "params", "producer", "opsets", "other_metadata", "integer_layers")
+FIELDS = (
+    "layers",
+    "inputs",
+    "outputs",
+    "operators",
+    "params",
+    "producer",
+    "opsets",
+    "other_metadata",
+    "integer_layers",
+)
 _MAKES = {"quantize": "integer", "sign": "binary", "threshold": "binary"}
 _NAMES = {2: "binary", 3: "ternary"}
 
@@ -78,7 +88,7 @@ def inspect_folder(path: Path) -> dict[str, Any]:
     note = read_note(path)
     files = {name: about["bytes"] for name, about in note.pop("files").items()}
     recorded = note.pop("metadata", None) or note.pop("about", None)  # ncnn's
-    own = {name: note.pop(name) for name in TOLD if name in note}  # in forms of the targets' own
+    own = {name: note.pop(name) for name in FIELDS if name in note}  # in forms of the targets' own
     params = {"params": own["params"]} if isinstance(own.get("params"), int) else {}
     about = {
         "layers": [], **note, **params, "metadata": origin(recorded if isinstance(recorded, dict) else {}),

@@ -3,14 +3,10 @@
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from micronet.data.batches import eval_batches
 from micronet.data.dataset import Dataset
 from micronet.errors import MicronetError
 from micronet.evaluation.accuracy import check_scores, evaluate
-from micronet.onnx.feeds import ImageInput
 
 if TYPE_CHECKING:
     from micronet.stages.float_model import FloatModel
@@ -23,7 +19,7 @@ def measure_by_task(model: "FloatModel", dataset: Dataset, sessions: list[Any]) 
     suit.
     """
     image, task = model.image_input(dataset.spec), dataset.task
-    predictors = [partial(_predict, session, image) for session in sessions]
+    predictors = [partial(image.predict, partial(session.run, None)) for session in sessions]
     sample, _ = next(eval_batches(dataset.test, dataset.spec, batch_size=1))
     try:
         check_scores(predictors[0], sample, dataset.spec, str(model.file), task)
@@ -37,10 +33,3 @@ def measure_by_task(model: "FloatModel", dataset: Dataset, sessions: list[Any]) 
     measured = {f"test_{name}": value for name, value in after.items()}
     about = {"test_images": len(dataset.test), "noun": dataset.test.noun}
     return {**measured, f"float_test_{task.main}": before[task.main], **about}
-
-
-def _predict(session: Any, image: ImageInput, images: NDArray[np.float32]) -> Any:
-    """Return the output of a model for images, or its outputs, for as many batches as its size takes."""
-    runs = [session.run(None, feed) for feed in image.feeds(images)]
-    outputs = [np.concatenate(each)[: len(images)] for each in zip(*runs, strict=True)]
-    return outputs[0] if len(outputs) == 1 else outputs

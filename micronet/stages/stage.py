@@ -87,6 +87,7 @@ class Stage:
         takes_module: Whether the API may give it a network in memory as its ``model``.
         takes_example: Whether the API may give it an example input, for tracing.
         takes_networks: Whether the API may give it networks in memory.
+        continues: Whether the same command, given again, continues where it was interrupted.
         leads_to: The stage that usually comes next, perhaps with options, whatever the product is; see ``next_stage``.
         product: The type of its product, for the typed API.
         advanced: Settings that ``--help`` of other stages shows first, and of this one under Advanced.
@@ -104,6 +105,7 @@ class Stage:
     takes_module: ClassVar[bool] = False
     takes_example: ClassVar[bool] = False
     takes_networks: ClassVar[bool] = True
+    continues: ClassVar[bool] = False
     leads_to: ClassVar[str | None] = None
     product: ClassVar[str] = "Artifact"
     advanced: ClassVar[tuple[str, ...]] = ()
