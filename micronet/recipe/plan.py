@@ -1,5 +1,6 @@
 """A recipe's entries bound to stages: every setting, file and the order of stages are checked before anything runs."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -190,7 +191,7 @@ def _files_named(settings: Mapping[str, Any]) -> list[Path]:
     """Return the files that text settings name: ``data = "x.npz"``, ``model = "net.py:Net"``."""
     texts = [value for value in settings.values() if isinstance(value, str)]
     named = [Path(part) for text in texts for part in (text, text.rpartition(":")[0]) if part]
-    return [path for path in named if path.is_file()]
+    return [path for path in named if os.path.isfile(path)]  # noqa: PTH113 (Path.is_file raises OSError for long names)
 
 
 def _paths(value: Any) -> list[Path]:

@@ -144,6 +144,7 @@ def test_a_recipe_killed_at_random_moments_ends_with_the_same_files(micronet, re
         ("percent = 0.5", "percent = 1.5", "line 19: prune: percent is 1.5"),
         ("percent = 0.5", "percent = 0.5\nforce = true", "line 22: unknown option of prune: 'force'"),
         ('"lenet_bn"', '"nim"', "train: unknown model 'nim'; allowed: nin"),
+        ('"lenet_bn"', f'"{"nim" * 100}"', "train: unknown model 'nimnim"),  # longer than a file's name may be
         ("epochs = 3", "epochs = 2.5", "line 10: epochs is 2.5; expected an integer"),
         ("epochs = 3", "epochs = true", "line 10: epochs is True; expected an integer"),
         ('name = "sparse"', 'name = "float"', "line 14: an earlier stage is also named 'float'"),
