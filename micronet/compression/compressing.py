@@ -1,6 +1,5 @@
 """The work of ``compress``: measure, search, confirm, choose."""
 
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +13,7 @@ from micronet.compression.costs import CostTable, Deployment
 from micronet.compression.groups import Groups
 from micronet.compression.judge import DataJudge
 from micronet.compression.layers import Layer, find_layers
+from micronet.compression.narrowing import POINTS, UNIFORM, Cuts, Narrowing, uniform_name
 from micronet.compression.notes import Notes
 from micronet.compression.outline import outline
 from micronet.compression.plan import Basis, Plan
@@ -21,7 +21,6 @@ from micronet.compression.point import Point
 from micronet.compression.prediction import Prediction
 from micronet.compression.result import conclude
 from micronet.compression.rounds import Rounds, epoch_seconds
-from micronet.compression.search import Walk, narrower, spread
 from micronet.compression.sensitivities import bits_noise, noise_of
 from micronet.compression.stage import Compress
 from micronet.compression.words import describe_choice
@@ -30,7 +29,7 @@ from micronet.core.config import flatten
 from micronet.core.machine import version
 from micronet.data.dataset import Dataset, DataSpec
 from micronet.data.memory import MemoryData
-from micronet.errors import MicronetError, count
+from micronet.errors import MicronetError
 from micronet.graph.ops import BATCH_NORMS
 from micronet.models.device import pick_device
 from micronet.models.modes import copy_model
@@ -39,12 +38,9 @@ from micronet.recipe.run import stage_key
 from micronet.stages.inputs import calibration_batches, example_input, open_data, reference_of, validation_accuracy
 from micronet.stages.stage import Context, Outcome
 
-UNIFORM = (0.25, 0.5)  # shares of all groups that are cut
-POINTS = (0.8, 0.65, 0.5, 0.38, 0.28)  # of the base's cost: candidates of the walk
 RECOVERED = 0.02  # of the drop, by training with quantizers
 TIMING_SHARE = 0.15  # of the budget, for timing layers
 NOT_KEYED = ("output", "force", "json", "quiet", "dry_run")
-Named = tuple[str, Plan]
 
 
 class Compressing:
@@ -196,49 +192,25 @@ class Compressing:
             self.progress.line(f"channels are not cut: {self.groups.why}")
         seconds = 60 * self.workshop.points[-1].minutes
         narrows = bool(self.groups.widths) and self.workshop.has_time("narrower candidates", seconds)
-        plans = self._narrower() if narrows else []
+        narrowing = Narrowing(self.workshop, self.prediction, self.groups, self.goal)
+        plans = narrowing.plans(self._base(), self._cuts()) if narrows else []
         if self.settings.no_training:
+            made = [point.plan for point in self.workshop.points]  # rehearsed
             for name, plan in plans:
-                self.workshop.attempt(name, plan)
+                if plan not in made:
+                    self.workshop.attempt(name, plan)
             return
-        made = {point.name: point for point in self.workshop.points}
-        if not made["int8"].failed and made["int8"].drop > self.goal.max_drop / 2:
+        int8 = next(point for point in self.workshop.points if point.name == "int8")
+        if not int8.failed and int8.drop > self.goal.max_drop / 2:
             plans = [(name, replace(plan, trained_bits=not plan.is_float)) for name, plan in plans]
             plans = [("int8, QAT", Plan(bits=8, trained_bits=True)), *plans]
         rounds.run(plans)
 
-    def _narrower(self) -> list[Named]:
-        """Return plans with fewer channels: those of the walk that are closest to the goal first, then uniform ones."""
-        base, groups = self._base(), self.groups
+    def _cuts(self) -> Cuts:
+        """Return the noise of cutting shares of each group alone."""
         noise = noise_of(self.model, self.batches)
-        cuts = self.workshop.notes.once("groups cut", lambda: groups.noise(noise, self.progress))
-        multiples = {group: groups.multiples[group] for group in groups.widths if str(group) in cuts}
-        walk: Walk[Plan] = Walk(
-            narrower(groups.widths, multiples), self.prediction, lambda plan: groups.plan_noise(plan, cuts),
-            self.prediction.prepare, groups.allows, narrower(groups.widths, multiples, far=True),
-        )  # fmt: skip
-        found = self.workshop.notes.once("walk", lambda: [each.widths for each in self._points(walk, base)])
-        plans = [replace(base, widths=tuple(widths)) for widths in found]
-        named: list[Named] = []
-        for plan in plans:
-            name = f"{sum(plan.widths) / sum(groups.widths.values()):.1%} of channels"
-            alike = sum(other.startswith(name) for other, _ in named)
-            named.append((f"{name}, {alike + 1}" if alike else name, plan))
-        uniform = [(uniform_name(share), replace(base, widths=groups.uniform(share))) for share in UNIFORM]
-        return [*named, *(each for each in uniform if each[1].widths not in (p.widths for p in plans))]
-
-    def _points(self, walk: Walk[Plan], base: Plan) -> Sequence[Plan]:
-        """Walk, and return plans at several costs, the one at the target first."""
-        path = walk.path(base)
-        cost: Callable[[Plan], float] = self.prediction
-        whole = self.goal.value(self.workshop.points[0])
-        wanted = [share * cost(base) for share in POINTS]
-        if self.goal.target is not None:
-            wanted = [self.goal.target * whole * 0.97, *wanted]
-        self.progress.line(
-            f"walked {count(len(path) - 1, 'step')}, down to {cost(path[-1]) / whole:.2f} of the original"
-        )
-        return spread(path, cost, wanted)
+        found: Cuts = self.workshop.notes.once("groups cut", lambda: self.groups.noise(noise, self.progress))
+        return found
 
     def _finish(self) -> Outcome:
         """Choose, test the chosen network, write everything and return the summary."""
@@ -265,8 +237,3 @@ def open_notes(settings: Compress, weights: str = "") -> Notes:
     values = {name: value for name, value in flatten(settings).items() if name not in NOT_KEYED}
     key = stage_key("compress", {**values, "weights": weights}, [settings.artifact], version())
     return Notes.open(settings.folder, key, force=settings.force)
-
-
-def uniform_name(share: float) -> str:
-    """Return the name of the candidate that cuts the same share of every group."""
-    return f"{1 - share:.0%} of every layer"

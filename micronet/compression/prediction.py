@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from micronet.compression.correction import Correction
 from micronet.compression.costs import CostTable, Key
 from micronet.compression.layers import Layer, Shape
 from micronet.compression.onnx_layer import Form
@@ -20,7 +21,8 @@ class Prediction:
     latency(plan) = call + scale * sum over layers + rest * activations(plan) / activations(original), where the rest is
     a measured whole network's time less a call's and that of its layers. If its layers take longer alone than together,
     the rest is 0 and the scale less than 1. Both are those of float or of integers, mixed by the share of activations
-    that quantized layers return. Sizes have a rest too: what a file holds besides weights.
+    that quantized layers return. A float layer next to integer layers also converts its values. Sizes have a rest too:
+    what a file holds besides weights. What was measured so far corrects the whole; see ``Correction``.
 
     Attributes:
         quantity: What is predicted.
@@ -30,7 +32,7 @@ class Prediction:
         rests: The rest in float (True) and in integers (False); see ``fit``.
         scales: The scale, likewise.
         rates: Milliseconds per multiply-accumulate of layers that are not measured, in float and in integers.
-        ratios: Measured costs divided by predicted ones, so far; later predictions are multiplied by their median.
+        corrections: Correct predictions in float (True) and in integers (False) by what was measured so far.
     """
 
     quantity: Quantity
@@ -40,11 +42,11 @@ class Prediction:
     rests: dict[bool, float] = field(default_factory=dict)
     scales: dict[bool, float] = field(default_factory=dict)
     rates: dict[bool, float] = field(default_factory=dict)
-    ratios: list[float] = field(default_factory=list)
+    corrections: dict[bool, Correction] = field(default_factory=lambda: {True: Correction(), False: Correction()})
 
     def __call__(self, plan: Plan) -> float:
         """Return a plan's predicted cost, corrected by what was measured so far."""
-        return self._sum(plan) * self._correction
+        return self.corrections[plan.is_float](self._sum(plan))
 
     def fit(self, plan: Plan, measured: float) -> None:
         """Set the rest or the scale so that the cost of the whole network, in float or in integers, is the measured."""
@@ -59,10 +61,11 @@ class Prediction:
             self.scales[plan.is_float] = max(0.0, measured - self._call) / (self._sum(plan) - self._call)
         else:
             self.rests[plan.is_float] = rest
+        self.corrections[plan.is_float].add(measured, measured)
 
     def compare(self, plan: Plan, measured: float) -> None:
         """Note a measured cost, which corrects later predictions."""
-        self.ratios.append(measured / max(self._sum(plan), 1e-9))
+        self.corrections[plan.is_float].add(self._sum(plan), measured)
 
     def prepare(self, plans: Iterable[Plan]) -> None:
         """Measure the layers of plans that are not known yet."""
@@ -80,13 +83,6 @@ class Prediction:
             return {}
         shapes = {name: self.layers[name].shape for name in plan.floats if name in self.layers}
         return {name: (self.table.ms(shape, "float"), self.table.ms(shape, "int8")) for name, shape in shapes.items()}
-
-    @property
-    def _correction(self) -> float:
-        if not self.ratios:
-            return 1.0
-        ordered = sorted(self.ratios)
-        return ordered[len(ordered) // 2]
 
     def _shapes(self, plan: Plan) -> dict[str, Shape]:
         shares = {
@@ -119,7 +115,23 @@ class Prediction:
             integers += layer.calls * shape.activations * (form != "float")
         share = 1 - integers / max(1, left)
         rest = self._mixed(self.rests, plan, share, 0.0) * left / max(1, whole)
-        return self._call + self._mixed(self.scales, plan, share, 1.0) * total + rest
+        return self._call + self._mixed(self.scales, plan, share, 1.0) * total + rest + self._conversions(plan)
+
+    def _conversions(self, plan: Plan) -> float:
+        """Return the milliseconds that float layers next to integer layers take to convert their values.
+
+        A layer in integers between float layers converts as much; it was timed, and so without these.
+        """
+        if plan.is_float or not plan.floats or self.table is None:
+            return 0.0
+        total, names = 0.0, list(self.layers)  # in the order in which they run
+        for index, name in enumerate(names):
+            alone, inner = (self.table.ms(self.layers[name].shape, form) for form in ("alone", "int8"))
+            if name in plan.floats and alone is not None and inner is not None:
+                around = [names[near] for near in (index - 1, index + 1) if 0 <= near < len(names)]
+                share = sum(near not in plan.floats for near in around) / 2
+                total += share * self.layers[name].calls * max(0.0, alone - inner)
+        return total
 
     def _mixed(self, values: Mapping[bool, float], plan: Plan, share_of_float: float, default: float) -> float:
         """Return the value of float or of integers, or of a quantized plan both in the shares of its layers."""

@@ -135,12 +135,16 @@ class Workshop:
                 raise type(error)(_reason(error)) from error
             return {"failed": _reason(error)}
         sample = self._sample if isinstance(self._sample, tuple) else (self._sample,)
+        before = self._times(network) if self.timed else None
         found: dict[str, Any] = {
             "quality": quality(self.judge, self.evaluate(network)),
             "size_bytes": file_size(self.files(plan)[0]),
             "macs": network.macs(*(each.shape[1:] for each in sample)),
         }
-        return found | ({"latency_ms": self._latency(network)} if self.timed else {})
+        if before is not None:
+            after = self._times(network)  # at another moment: other work may have slowed all calls of the first
+            found["latency_ms"] = self._latency([min(each) for each in zip(before, after, strict=True)])
+        return found
 
     def _make(self, plan: Plan) -> None:
         """Run a candidate's recipe."""
@@ -152,12 +156,17 @@ class Workshop:
         if recipe is not None:
             run_recipe(RunRecipe(recipe, self.folder / FOLDER), perform, quiet, compares=False)
 
-    def _latency(self, network: Network) -> float:
-        """Return milliseconds for a batch, relative to the original's, which runs in turns with it."""
+    def _times(self, network: Network) -> list[float]:
+        """Return milliseconds for a batch of the original and of a network in turns; of the original itself, once."""
+        several = [self._original, network] if self.points else [network]
+        return fastest_ms([(each, self._sample) for each in several], SECONDS)
+
+    def _latency(self, times: list[float]) -> float:
+        """Return a network's milliseconds from those of the original and its own, relative to the original's first."""
         if not self.points:
-            return round(fastest_ms([(network, self._sample)], SECONDS)[0], 5)
-        before, after = fastest_ms([(self._original, self._sample), (network, self._sample)], SECONDS)
-        return round((self.points[0].latency_ms or before) * after / before, 5)
+            return round(times[0], 5)
+        original, network = times
+        return round((self.points[0].latency_ms or original) * network / original, 5)
 
     def _recipe(self, plan: Plan) -> Path | None:
         """Write a candidate's recipe; return its path, or None if the original is the candidate."""

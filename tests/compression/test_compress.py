@@ -10,15 +10,15 @@ import pytest
 from onnx import helper, numpy_helper
 
 import micronet as api
-from micronet.compression import bits, compressing, rounds, workshop
+from micronet.compression import bits, compressing, narrowing, rounds, workshop
 from micronet.core.files import files_in
 from micronet.stages.stage import Outcome, find
 
 
 @pytest.fixture(autouse=True)
 def _few_candidates(monkeypatch):
-    monkeypatch.setattr(compressing, "POINTS", (0.6,))
-    monkeypatch.setattr(compressing, "UNIFORM", (0.5,))
+    monkeypatch.setattr(narrowing, "POINTS", (0.6,))
+    monkeypatch.setattr(narrowing, "UNIFORM", (0.5,))
     monkeypatch.setattr(compressing, "SHARES", ())
     monkeypatch.setattr(rounds, "MOST_EPOCHS", (1,))
     monkeypatch.setattr(workshop, "SECONDS", 0.0)

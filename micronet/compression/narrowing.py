@@ -1,0 +1,88 @@
+"""The candidates with fewer channels: plans of a walk at several costs, and those that cut every group alike."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+from micronet.compression.goal import Goal
+from micronet.compression.groups import Groups
+from micronet.compression.plan import Plan
+from micronet.compression.prediction import Prediction
+from micronet.compression.search import Walk, narrower, spread
+from micronet.compression.workshop import Workshop
+from micronet.errors import count
+
+UNIFORM = (0.25, 0.5)  # shares of all groups that are cut
+POINTS = (0.8, 0.65, 0.5, 0.38, 0.28)  # of the base's cost: candidates of the walk
+MARGIN = 0.97  # of a target: what a candidate that is to meet it may be predicted to cost
+Named = tuple[str, Plan]
+Cuts = dict[str, list[list[float]]]  # the noise of cutting shares of each group alone; see ``cut_noise``
+
+
+@dataclass
+class Narrowing:
+    """Finds plans with fewer channels.
+
+    Attributes:
+        workshop: Where candidates are made.
+        prediction: What plans cost.
+        groups: The groups of channels.
+        goal: What is asked for.
+        names: Names of plans, by their widths.
+    """
+
+    workshop: Workshop
+    prediction: Prediction
+    groups: Groups
+    goal: Goal
+    names: dict[tuple[int, ...], str] = field(default_factory=dict)
+
+    def plans(self, base: Plan, cuts: Cuts) -> list[Named]:
+        """Return narrower plans than ``base``: those of the walk closest to the goal first, then uniform ones."""
+        path = self._path(base, cuts)
+        self._rehearse(self._chosen(path))
+        plans = self._chosen(path)  # by what was learnt of whole networks
+        named = [(self._name(plan), plan) for plan in plans]
+        uniform = [(uniform_name(share), replace(base, widths=self.groups.uniform(share))) for share in UNIFORM]
+        return [*named, *(each for each in uniform if each[1].widths not in (p.widths for p in plans))]
+
+    def _path(self, base: Plan, cuts: Cuts) -> list[Plan]:
+        """Walk from a plan to cheaper ones; return all of them."""
+        groups, notes = self.groups, self.workshop.notes
+        multiples = {group: groups.multiples[group] for group in groups.widths if str(group) in cuts}
+        walk: Walk[Plan] = Walk(
+            narrower(groups.widths, multiples), self.prediction, lambda plan: groups.plan_noise(plan, cuts),
+            self.prediction.prepare, groups.allows, narrower(groups.widths, multiples, far=True),
+        )  # fmt: skip
+        found = notes.once("walk", lambda: [each.widths for each in walk.path(base)])
+        path = [replace(base, widths=tuple(widths)) for widths in found]
+        least = self.prediction(path[-1]) / self.goal.value(self.workshop.points[0])
+        steps = count(len(path) - 1, "step")
+        self.workshop.progress.line(f"walked {steps}, down to {least:.2f} of the original")
+        return path
+
+    def _chosen(self, path: Sequence[Plan]) -> list[Plan]:
+        """Return plans of the walk at several predicted costs, the one at the target first."""
+        cost: Callable[[Plan], float] = self.prediction
+        wanted = [share * cost(path[0]) for share in POINTS]
+        if self.goal.target is not None:
+            wanted = [self.goal.target * self.goal.value(self.workshop.points[0]) * MARGIN, *wanted]
+        return spread(path, cost, wanted)
+
+    def _rehearse(self, plans: Sequence[Plan]) -> None:
+        """Make the narrowest plan and one in the middle without training: whole networks correct the predictions."""
+        if self.goal.quantity == "latency":
+            for plan in dict.fromkeys([*plans[-1:], *plans[len(plans) // 2 :][:1]]):
+                self.workshop.attempt(self._name(plan), plan)
+
+    def _name(self, plan: Plan) -> str:
+        """Return the name of a plan of the walk."""
+        if plan.widths not in self.names:
+            name = f"{sum(plan.widths) / sum(self.groups.widths.values()):.1%} of channels"
+            alike = sum(other.startswith(name) for other in self.names.values())
+            self.names[plan.widths] = f"{name}, {alike + 1}" if alike else name
+        return self.names[plan.widths]
+
+
+def uniform_name(share: float) -> str:
+    """Return the name of the candidate that cuts the same share of every group."""
+    return f"{1 - share:.0%} of every layer"
