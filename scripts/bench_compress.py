@@ -1,99 +1,242 @@
 #!/usr/bin/env python
-"""The front of micronet compress against the best single stage: uniform pruning, and bits alone.
+"""The front of micronet compress against the best single stage, and against NNCF's accuracy-aware quantization.
 
     OMP_NUM_THREADS=1 python scripts/bench_compress.py --data path/to/cifar10 --work runs/compress --budget 60m
-    OMP_NUM_THREADS=1 python scripts/bench_compress.py --data path/to/cifar10 --work runs/c --only nin --limit 5000
+    OMP_NUM_THREADS=1 python scripts/bench_compress.py --data path/to/cifar10 --work runs/c --only nin --nncf
 
-Trains each subject (unless its file is in the folder), compresses it, and prints a row for each drop of 0.5, 1 and 2
-points: the latency of the fastest candidate within the drop, of the fastest with bits alone, and of the fastest that
-cuts every layer alike, all as fractions of the float network's, and the largest error of a predicted latency. Exits
-with 1 if a front is slower than a single stage, or a prediction is off by more than a tenth.
+Trains each subject (unless its file is in the folder), compresses it (unless its front is), and prints a row for each
+drop of 0.5, 1 and 2 points: the latency of the fastest candidate within the drop, of the fastest with bits alone, and
+of the fastest that only cuts every layer alike, all as fractions of the float network's. The networks that are only
+cut are those of the search, trained as long, in float. Exits with 1 if a front is slower than a single stage, or a
+predicted latency is off by more than a tenth.
+
+With ``--nncf``: NNCF's quantize_with_accuracy_control within a point, beside ``compress --runtime openvino
+--no-training``: of its candidates that are no slower, the one with the least drop. All run in turns in one process.
 """
 
 import argparse
 import json
-import subprocess
+import statistics
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-TIMM = '{"model_name": "lcnet_050", "num_classes": 10}'
-UNET = '{"encoder_name": "mobilenet_v2", "encoder_weights": null, "classes": 2}'
-# A subject -> what trains it. The U-Net needs --masks, a folder of images and masks.
-SUBJECTS: dict[str, list[str]] = {
-    "nin": ["--model", "nin", "--width", "0.5"],
-    "resnet18": ["--model", "resnet18", "--width", "0.5"],
-    "mobilenet_v2": ["--model", "torchvision:mobilenet_v2"],
-    "lcnet_050": ["--model", "timm:create_model", "--model-args", TIMM],
-    "unet": ["--model", "segmentation_models_pytorch:Unet", "--model-args", UNET, "--task", "segmentation"],
-}
+import numpy as np
+from PIL import Image
+
+from micronet.compression.compressing import Compressing
+from micronet.compression.costs import fastest_ms
+from micronet.compression.plan import Plan
+from micronet.core.progress import Silent
+from micronet.data.batches import eval_batches
+from micronet.evaluation.accuracy import evaluate
+from micronet.evaluation.network import Network
+from micronet.runtimes.config import RuntimeOptions
+from micronet.runtimes.openvino import OpenVinoSession
+from micronet.stages.execute import execute
+from micronet.stages.stage import Context, Memory, find
+
+CLASSES = 10
+TIMM = f'{{"model_name": "lcnet_050", "num_classes": {CLASSES}}}'
+# A subject -> what trains it; CIFAR is the folder named by --data, SHAPES the folder of images and masks drawn here.
+SUBJECTS: dict[str, dict[str, Any]] = {
+    "nin": {"model": "nin", "width": 0.5, "data": "CIFAR", "limit": 5000, "epochs": 8},
+    "resnet18": {"model": "resnet18", "width": 0.25, "data": "CIFAR", "limit": 3000, "epochs": 6},
+    "unet": {
+        "model": "scripts/bench_runtimes.py:UNet", "task": "segmentation", "data": "SHAPES", "limit": 600, "epochs": 6,
+    },
+    "mobilenet_v2": {
+        "model": "torchvision:mobilenet_v2", "model_args": f'{{"num_classes": {CLASSES}}}', "data": "digits",
+        "image_size": 64, "epochs": 8,
+    },
+    "lcnet_050": {
+        "model": "timm:create_model", "model_args": TIMM, "data": "CIFAR", "limit": 3000, "image_size": 64,
+        "epochs": 16,
+    },
+}  # fmt: skip
 DROPS = (0.005, 0.01, 0.02)
-LARGEST_ERROR = 0.1
+LARGEST_ERROR, FASTER = 0.1, 0.2  # bars: of a predicted latency; than the better single stage
+NNCF_DROP, NNCF_IMAGES, AS_FAST = 0.01, 300, 1.02
+SECONDS, MOMENTS = 0.3, 3
 NOTHING = float("inf")
+Row = dict[str, Any]
 
 
-def micronet(*words: str) -> int:
-    """Run a command; return its exit code."""
-    return subprocess.run([sys.executable, "-m", "micronet", *words], check=False).returncode
+class Lines(Silent):
+    """Prints the lines of a search."""
+
+    def line(self, text: str) -> None:
+        """Print a line."""
+        print(f"  {text}", file=sys.stderr, flush=True)
 
 
-def compressed(name: str, args: argparse.Namespace) -> dict[str, Any]:
-    """Train and compress a subject, as far as that is not done; return its front."""
-    folder, file = args.work / name, args.work / f"{name}.safetensors"
-    data = args.masks if name == "unet" else args.data
-    limit = ["--limit", str(args.limit)] if args.limit else []
+def draw_shapes(folder: Path, images: tuple[int, int] = (1600, 200), size: int = 64) -> None:
+    """Draw discs, squares and diamonds on noise, and their masks, as a folder for segmentation."""
+    random = np.random.default_rng(0)
+    rows, columns = np.mgrid[:size, :size]
+    for part, number in zip(("train", "test"), images, strict=True):
+        for kind in ("images", "masks"):
+            (folder / part / kind).mkdir(parents=True, exist_ok=True)
+        for index in range(number):
+            mask = np.zeros((size, size), np.uint8)
+            image = np.full((size, size, 3), random.integers(40, 216, 3), float)
+            for _ in range(3):
+                label, (y, x, _) = random.integers(1, 4), random.integers(8, size - 8, 3)
+                radius, dy, dx = random.integers(5, 15), abs(rows - y), abs(columns - x)
+                inside = (dy**2 + dx**2 < radius**2, np.maximum(dy, dx) < 0.85 * radius, dy + dx < 1.2 * radius)
+                mask[inside[label - 1]] = label
+                image[inside[label - 1]] = random.integers(0, 256, 3)
+            image += random.normal(0, 24, image.shape)
+            Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(folder / part / "images" / f"{index:04}.png")
+            Image.fromarray(mask).save(folder / part / "masks" / f"{index:04}.png")
+
+
+def search_of(name: str, args: argparse.Namespace, runtime: str, **settings: Any) -> Compressing:
+    """Train and compress a subject, as far as that is not done; return the search."""
+    file, training = args.work / f"{name}.safetensors", dict(SUBJECTS[name])
+    shapes = args.work / "shapes"
+    if training["data"] == "SHAPES" and not shapes.exists():
+        draw_shapes(shapes)
+    training["data"] = {"CIFAR": args.data, "SHAPES": str(shapes)}.get(training["data"], training["data"])
     if not file.exists():
-        words = ["train", *SUBJECTS[name], "--data", data, "--epochs", str(args.epochs), *limit, "-o", str(file)]
-        if micronet(*words):
-            sys.exit(f"{name} cannot be trained")
+        execute(find("train").configure({**training, "output": file}), Lines())
+    data = {key: training[key] for key in ("data", "limit") if key in training}
+    folder = args.work / f"{name}-{runtime}"
+    values = {"artifact": file, "max_drop": 2.0, "runtime": runtime, "budget": args.budget, **data, **settings}
+    stage = find("compress").configure({**values, "trust_code": name == "unet", "output": folder})
     if not (folder / "front.json").exists():
-        words = ["compress", str(file), "--max-drop", "2", "--runtime", args.runtime, "--budget", args.budget, *limit]
-        micronet(*words, "-o", str(folder))
-    found: dict[str, Any] = json.loads((folder / "front.json").read_text())
-    return found
+        print(name, runtime, file=sys.stderr, flush=True)
+        execute(stage, Lines())
+    return Compressing(stage, Context(stage.open(None), folder, Silent(), Memory(), temporary=False))  # type: ignore[arg-type]
 
 
-def fastest(candidates: list[dict[str, Any]], drop: float) -> float:
-    """Return the least latency of candidates within a drop, as a fraction of the first one's."""
-    made = [each["latency_ms"] for each in candidates if not each["failed"] and each["drop"] <= drop]
-    return min(made, default=NOTHING)
+def candidates_of(search: Compressing) -> list[Row]:
+    """Return the candidates of a search that were made."""
+    found = json.loads((search.settings.folder / "front.json").read_text())["candidates"]
+    return [each for each in found if not each["failed"]]
 
 
-def rows(name: str, found: dict[str, Any]) -> list[tuple[str, float, float, float, float, float]]:
-    """Return, for each drop: the front, bits alone, uniform pruning in float and with bits, the error."""
-    every = found["candidates"]
-    whole, made = every[0]["latency_ms"], [each for each in every if not each["failed"]]
+def plan_of(candidate: Row) -> Plan:
+    """Return a candidate's plan."""
+    return Plan(**{key: tuple(value) if isinstance(value, list) else value for key, value in candidate["plan"].items()})
+
+
+def fastest(candidates: list[Row], drop: float) -> float:
+    """Return the least latency of candidates within a drop."""
+    return min((each["latency_ms"] for each in candidates if each["drop"] <= drop), default=NOTHING)
+
+
+def compare_stages(name: str, args: argparse.Namespace) -> list[Row]:
+    """Return a row for each drop."""
+    search = search_of(name, args, args.runtime)
+    made = candidates_of(search)
     bits = [each for each in made if not each["plan"].get("widths")]
-    uniform = [made[0], *(each for each in made if "every layer" in each["name"])]
-    predicted = [each for each in made if each["predicted_ms"]]
-    error = max((abs(each["predicted_ms"] / each["latency_ms"] - 1) for each in predicted), default=0.0)
+    workshop = search.workshop
+    uniform = [workshop.confirm("float", Plan())]
+    for each in made:
+        if "every layer" in each["name"]:
+            plan = replace(plan_of(each), bits=32, floats=(), trained_bits=False)
+            uniform.append(workshop.confirm(f"{each['name']}, in float", plan))
+    cut = [point.to_json() for point in uniform if not point.failed]
+    errors = [abs(each["predicted_ms"] / each["latency_ms"] - 1) for each in made if each["predicted_ms"]]
+    whole = made[0]["latency_ms"]
     return [
-        (name, drop, *(fastest(some, drop) / whole for some in (made, bits, uniform)), error)
+        {
+            "name": name, "quality": made[0]["quality"], "ms": whole, "drop": drop,
+            **{key: fastest(some, drop) / whole for key, some in (("front", made), ("bits", bits), ("cut", cut))},
+            "error": statistics.median(errors), "worst": max(errors), "candidates": len(made),
+        }
         for drop in DROPS
     ]  # fmt: skip
+
+
+def print_stages(rows: list[Row]) -> bool:
+    """Print the table; return whether the bars for each row are met."""
+    heads = "network|float|drop|front|bits alone|uniform cut alone|faster than the better|error: median|worst"
+    print(f"| {heads.replace('|', ' | ')} |\n| --- |{' ---: |' * heads.count('|')}")
+    for row in rows:
+        saved = 1 - row["front"] / min(row["bits"], row["cut"])
+        figures = [f"{row[key]:.2f}" for key in ("front", "bits", "cut")]
+        errors = [f"{saved:.0%}", f"{row['error']:.1%}", f"{row['worst']:.1%}"]
+        start = [row["name"], f"{row['quality']:.3f}, {row['ms']:.3f} ms", f"{100 * row['drop']:g} pt"]
+        print(f"| {' | '.join([*start, *figures, *errors])} |")
+    faster = {row["name"] for row in rows if row["front"] <= (1 - FASTER) * min(row["bits"], row["cut"])}
+    print(f"\nat least {FASTER:.0%} faster than the better single stage at some drop: {', '.join(faster) or 'none'}\n")
+    return all(row["front"] <= min(row["bits"], row["cut"]) and row["worst"] <= LARGEST_ERROR for row in rows)
+
+
+def quantized_by_nncf(search: Compressing, network: Path, place: Path) -> Network:
+    """Return a float OpenVINO network quantized within ``NNCF_DROP`` of the metric on validation data."""
+    import nncf
+    import openvino
+
+    data = search.data
+    batches = [each for each, _ in eval_batches(data.train, data.spec, batch_size=1)][:NNCF_IMAGES]
+    items = list(eval_batches(data.validation, data.spec, batch_size=1))
+
+    def validate(model: Any, given: Any) -> tuple[float, None]:
+        found = evaluate(lambda x: next(iter(model(x).values())), list(given), lambda _: None, data.task)
+        return data.task.quality(found.metrics), None
+
+    model = nncf.quantize_with_accuracy_control(
+        openvino.Core().read_model(network / "model.xml"), nncf.Dataset([each.numpy() for each in batches]),
+        nncf.Dataset(items), validate, max_drop=NNCF_DROP, subset_size=NNCF_IMAGES,
+    )  # fmt: skip
+    openvino.save_model(model, place, compress_to_fp16=False)
+    session = OpenVinoSession(place, {}, RuntimeOptions(threads=1))
+    return lambda x: session.run(None, {session.get_inputs()[0].name: x})[0]  # type: ignore[return-value]
+
+
+def compare_nncf(name: str, args: argparse.Namespace) -> Row:
+    """Return NNCF's network beside the best candidate that is no slower."""
+    search = search_of(name, args, "openvino", no_training=True)
+    workshop, made = search.workshop, candidates_of(search)
+    workshop.confirm("float", Plan())
+    network = quantized_by_nncf(search, workshop.files(Plan())[0], search.settings.folder / "nncf.xml")
+    near = [each for each in made if each["drop"] <= max(DROPS)]
+    opened = [network, *(workshop.open(plan_of(each)) for each in near)]
+    moments = [fastest_ms([(each, workshop._sample) for each in opened], SECONDS) for _ in range(MOMENTS)]
+    nncf_ms, *times = (min(each) for each in zip(*moments, strict=True))
+    equal = [(each["drop"], ms, each["name"], run) for each, ms, run in zip(near, times, opened[1:], strict=True)]
+    best = min((each for each in equal if each[1] <= AS_FAST * nncf_ms), key=lambda each: each[:2], default=None)
+    theirs = [search.data.task.quality(workshop.evaluate(network, test=test)) for test in (False, True)]
+    row = {"name": name, "float_ms": times[0], "nncf_ms": nncf_ms, "theirs": theirs, "ours": None}
+    if best is not None:
+        ours = [search.data.task.quality(workshop.evaluate(best[3], test=test)) for test in (False, True)]
+        row |= {"ms": best[1], "candidate": best[2], "ours": ours}
+    return row
+
+
+def print_nncf(rows: list[Row]) -> bool:
+    """Print the table; return whether each candidate is at least as accurate on validation data."""
+    heads = "network|float|NNCF|compress|candidate|NNCF: validation|compress|NNCF: test|compress"
+    print(f"| {heads.replace('|', ' | ')} |\n| --- |{' ---: |' * heads.count('|')}")
+    for row in rows:
+        times = [f"{row['float_ms']:.3f} ms", f"{row['nncf_ms']:.3f} ms"]
+        if row["ours"] is None:
+            print(f"| {row['name']} | {' | '.join(times)} | none is as fast |{' |' * 5}")
+            continue
+        pairs = [f"{value:.4f}" for pair in zip(row["theirs"], row["ours"], strict=True) for value in pair]
+        found = [f"{row['ms']:.3f} ms", row["candidate"]]
+        print(f"| {' | '.join([row['name'], *times, *found, *pairs])} |")
+    return all(row["ours"] is not None and row["ours"][0] >= row["theirs"][0] for row in rows)
 
 
 def main() -> int:
     """Measure every subject and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True)
-    parser.add_argument("--masks", help="a folder of images and masks, for the U-Net; without it, that is left out")
+    parser.add_argument("--data", required=True, help="CIFAR-10 as class folders or .npz")
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--only", nargs="+", choices=SUBJECTS, default=list(SUBJECTS))
     parser.add_argument("--runtime", default="onnxruntime")
     parser.add_argument("--budget", default="60m")
-    parser.add_argument("--epochs", type=int, default=8)
-    parser.add_argument("--limit", type=int)
+    parser.add_argument("--nncf", action="store_true")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
-    names = [name for name in args.only if name != "unet" or args.masks]
-    table = [row for name in names for row in rows(name, compressed(name, args))]
-    print(
-        "| network | drop | front | bits alone | uniform pruning | error |\n| --- | ---: | ---: | ---: | ---: | ---: |"
-    )
-    for name, drop, *figures in table:
-        print(f"| {name} | {100 * drop:g} pt | {' | '.join(f'{each:.2f}' for each in figures)} |")
-    return int(any(row[2] > min(row[3:5]) or row[5] > LARGEST_ERROR for row in table))
+    if args.nncf:
+        return int(not print_nncf([compare_nncf(name, args) for name in args.only]))
+    return int(not print_stages([row for name in args.only for row in compare_stages(name, args)]))
 
 
 if __name__ == "__main__":

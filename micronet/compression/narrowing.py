@@ -12,7 +12,9 @@ from micronet.compression.workshop import Workshop
 from micronet.errors import count
 
 UNIFORM = (0.25, 0.5)  # shares of all groups that are cut
-POINTS = (0.8, 0.65, 0.5, 0.38, 0.28)  # of the base's cost: candidates of the walk
+POINTS = (0.65, 0.5, 0.8, 0.38, 0.28)  # of the base's cost: candidates of the walk, extremes last
+REHEARSED = (0.28, 0.5)  # those that are made without training first
+FIRST = 2  # candidates of the walk before uniform ones, for budgets that are too short for all
 MARGIN = 0.97  # of a target: what a candidate that is to meet it may be predicted to cost
 Named = tuple[str, Plan]
 Cuts = dict[str, list[list[float]]]  # the noise of cutting shares of each group alone; see ``cut_noise``
@@ -37,13 +39,20 @@ class Narrowing:
     names: dict[tuple[int, ...], str] = field(default_factory=dict)
 
     def plans(self, base: Plan, cuts: Cuts) -> list[Named]:
-        """Return narrower plans than ``base``: those of the walk closest to the goal first, then uniform ones."""
+        """Return narrower plans than ``base``, those to try first in the front: of the walk, and uniform ones.
+
+        Two are made without training before: whole networks correct the predictions by which the others are chosen.
+        """
         path = self._path(base, cuts)
-        self._rehearse(self._chosen(path))
-        plans = self._chosen(path)  # by what was learnt of whole networks
+        if self.goal.quantity == "latency":
+            for plan in self._chosen(path, REHEARSED):
+                self.workshop.attempt(self._name(plan), plan)
+        wanted = [] if self.goal.target is None else [self._target / self.prediction(base)]
+        plans = self._chosen(path, [*wanted, *POINTS])
         named = [(self._name(plan), plan) for plan in plans]
         uniform = [(uniform_name(share), replace(base, widths=self.groups.uniform(share))) for share in UNIFORM]
-        return [*named, *(each for each in uniform if each[1].widths not in (p.widths for p in plans))]
+        others = [each for each in uniform if each[1] not in plans]
+        return [*named[:FIRST], *others, *named[FIRST:]]
 
     def _path(self, base: Plan, cuts: Cuts) -> list[Plan]:
         """Walk from a plan to cheaper ones; return all of them."""
@@ -60,19 +69,15 @@ class Narrowing:
         self.workshop.progress.line(f"walked {steps}, down to {least:.2f} of the original")
         return path
 
-    def _chosen(self, path: Sequence[Plan]) -> list[Plan]:
-        """Return plans of the walk at several predicted costs, the one at the target first."""
+    def _chosen(self, path: Sequence[Plan], shares: Sequence[float]) -> list[Plan]:
+        """Return plans of the walk at predicted costs that are shares of the first one's."""
         cost: Callable[[Plan], float] = self.prediction
-        wanted = [share * cost(path[0]) for share in POINTS]
-        if self.goal.target is not None:
-            wanted = [self.goal.target * self.goal.value(self.workshop.points[0]) * MARGIN, *wanted]
-        return spread(path, cost, wanted)
+        return spread(path, cost, [share * cost(path[0]) for share in shares])
 
-    def _rehearse(self, plans: Sequence[Plan]) -> None:
-        """Make the narrowest plan and one in the middle without training: whole networks correct the predictions."""
-        if self.goal.quantity == "latency":
-            for plan in dict.fromkeys([*plans[-1:], *plans[len(plans) // 2 :][:1]]):
-                self.workshop.attempt(self._name(plan), plan)
+    @property
+    def _target(self) -> float:
+        """What a plan may be predicted to cost if it is to meet the target."""
+        return MARGIN * (self.goal.target or 0.0) * self.goal.value(self.workshop.points[0])
 
     def _name(self, plan: Plan) -> str:
         """Return the name of a plan of the walk."""
