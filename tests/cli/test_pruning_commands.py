@@ -1,7 +1,3 @@
-import os
-import shlex
-import subprocess
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -302,40 +298,3 @@ def test_compare_fails_on_a_drop(micronet, chain, tmp_path):
     done = micronet("compare", *files, "--max-drop", drop - 0.01)
     assert done.code == 1
     assert "worse.safetensors" in done.err
-
-
-def run_script(tmp_path, *arguments, stub):
-    """Run scripts/compress with a stub for the command; return how it ended, and each command line it typed."""
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    typed = folder / "typed"
-    (folder / "micronet").write_text(f"#!/bin/bash\nprintf '%q ' \"$@\" >> {typed}\necho >> {typed}\n{stub}\n")
-    (folder / "micronet").chmod(0o755)
-    environment = {**os.environ, "EPOCHS": "1", "PERCENT": "0.5", "TMPDIR": str(tmp_path)}
-    environment["PATH"] = f"{folder}:{environment['PATH']}"
-    script = Path(__file__).parents[2] / "scripts" / "compress"
-    done = subprocess.run(["bash", script, *arguments], env=environment)
-    return done.returncode, [shlex.split(line) for line in typed.read_text().splitlines()]
-
-
-def test_the_ci_script_compresses_and_fails_on_the_drop(micronet, chain, tmp_path):
-    """Its command lines are recorded from the script and run in this process."""
-    small = tmp_path / "small.onnx"
-    code, lines = run_script(tmp_path, chain / "float.safetensors", small, "-100", stub='[ "$1" != compare ]')
-    assert code == 1
-    assert len(lines) == 7
-    Path(lines[0][-2]).parent.mkdir()  # the script's own, which it has removed
-    for line in lines[:-1]:
-        done = micronet(*line)
-        assert done.code == 0, done.err
-    failed = micronet(*lines[-1])  # at most -100 points, which no network meets
-    assert failed.code == 1
-    assert "--max-drop allows -100" in failed.err
-    assert small.stat().st_size < (chain / "int8.onnx").stat().st_size
-
-
-def test_the_ci_script_stops_at_the_first_failure_and_cleans_up(tmp_path):
-    code, lines = run_script(tmp_path, "a.safetensors", "b.onnx", stub='[ "$1" != prune ]')
-    assert code == 1
-    assert [line[0] for line in lines] == ["sparse-train", "prune"]
-    assert not Path(lines[0][-2]).parent.exists()
