@@ -8,6 +8,7 @@ from typing import Any
 from micronet.compression.goal import Goal
 from micronet.compression.plan import Entry, final_names, to_toml
 from micronet.compression.point import Point, Quantity, front
+from micronet.compression.stage import STEM
 from micronet.compression.words import as_markdown, describe_drop, describe_errors, describe_resolution, table
 from micronet.compression.workshop import Workshop
 from micronet.core.files import NOTE, files_in, write_bytes
@@ -15,7 +16,6 @@ from micronet.core.folders import Folder, read_note, write_folder
 from micronet.errors import MicronetError
 from micronet.evaluation import plot
 
-STEM = "network"
 REPRODUCED = "reproduced"  # the folder in which the recipe makes the network again
 LABELS = {"latency": "latency, ms", "size": "size, bytes", "macs": "multiply-accumulates"}
 

@@ -15,6 +15,7 @@ from micronet.stages.stage import BEFORE_FUSING, Context, Outcome, Stage
 if TYPE_CHECKING:
     from micronet.compression.goal import Goal
 
+STEM = "network"  # of the files in the folder
 TARGETS = ("target_latency", "target_size", "target_macs")
 _MINUTES = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|min|h)?")
 _UNITS = {"s": 1 / 60, "m": 1.0, "min": 1.0, "h": 60.0, None: 1.0}
@@ -133,6 +134,10 @@ class Compress(Stage):
     def folder(self) -> Path:
         """The folder for the results."""
         return self.output or self.artifact.with_name(f"{self.artifact.stem}-small")
+
+    def leaves(self) -> Path | None:
+        """Return the chosen network, if it is an artifact."""
+        return None if self.artifact.suffix == ".onnx" else self.folder / f"{STEM}.safetensors"
 
     def run(self, context: Context) -> Outcome:
         """Search, and write the chosen network, its recipe and the front."""

@@ -103,14 +103,18 @@ class _Planner:
                 configured.check_order(history)
         except MicronetError as error:
             raise self._recipe.error(entry.line, f"{entry.command}: {error}") from error
-        suffix, output = configured.writes(), None
+        suffix, output, made = configured.writes(), None, None
         if suffix is not None:
-            output = self._recipe.folder / (entry.options.get("output") or f"{entry.name}{suffix}")
+            made = output = self._recipe.folder / (entry.options.get("output") or f"{entry.name}{suffix}")
             self._check_output(entry, output, suffix, inputs)
             values["output"] = output
-            self._made[entry.name] = output
-            self._codes[output] = values["model"] if ":" in values.get("model", "") else None
-            self._histories[output] = [*(history or []), *configured.records()]
+        elif configured.leaves() is not None:
+            values["output"] = self._recipe.folder / (entry.options.get("output") or entry.name)
+            made = stage.configure(values).leaves()
+        if made is not None:
+            self._made[entry.name] = made
+            self._codes[made] = values["model"] if ":" in values.get("model", "") else None
+            self._histories[made] = [*(history or []), *configured.records()]
         return output
 
     def _allowed_code(self, entry: Entry, files: list[Path]) -> dict[str, Any]:

@@ -182,6 +182,10 @@ class Stage:
         """Return the suffix of the file that the stage writes with these settings, or None."""
         return self.suffix
 
+    def leaves(self) -> Path | None:
+        """Return the artifact that a stage without a file of its own leaves in its output folder, or None."""
+        return None
+
     def default_output(self) -> Path:
         """Return the path to write to if none is given: a name beside the input's."""
         path = self.input() or self.model.file  # type: ignore[attr-defined]  # without an input there is a model

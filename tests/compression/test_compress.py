@@ -12,6 +12,8 @@ from onnx import helper, numpy_helper
 import micronet as api
 from micronet.compression import bits, compressing, narrowing, rounds, workshop
 from micronet.core.files import files_in
+from micronet.recipe.plan import plan
+from micronet.recipe.reader import read_recipe
 from micronet.stages.stage import Outcome, find
 
 
@@ -79,6 +81,15 @@ def test_the_front_has_the_single_stages_too(small):
     printed = (small.parent / "printed.txt").read_text()
     assert f"chosen: {found['chosen']}" in printed
     assert "front.json" in printed
+
+
+def test_the_next_stage_of_a_recipe_takes_what_compress_leaves(original, tmp_path):
+    recipe = tmp_path / "r.toml"
+    stages = [f'command = "compress"\nartifact = "{original}"\noutput = "small"', 'command = "evaluate"']
+    recipe.write_text(f'folder = "{tmp_path}/out"\n' + "".join(f"[[stage]]\n{each}\n" for each in stages))
+    compress, evaluate, compare = plan(read_recipe(recipe))
+    assert compress.values["output"] == tmp_path / "out" / "small"
+    assert evaluate.inputs == compare.inputs == [tmp_path / "out" / "small" / "network.safetensors"]
 
 
 class Killed(BaseException):
