@@ -94,6 +94,7 @@ def _about(artifact: Artifact) -> dict[str, Any]:
     """Return what a reader of the file needs to know of the network, in JSON values."""
     return {
         "model": artifact.spec.name,
+        "model_args": artifact.spec.args,
         "history": [{"stage": record.stage, "config": record.config} for record in artifact.history],
         "data": artifact.data,
         "versions": versions(),

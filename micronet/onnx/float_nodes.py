@@ -1,12 +1,12 @@
 """Questions about the operators of a float ONNX network: what they read, and whether they have an integer form."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 import onnx_ir as ir
 
 from micronet.onnx.graph_view import array, stored
-from micronet.onnx.ops import CLIP_OPS, JOINS
+from micronet.onnx.ops import CLIP_OPS, CONTROL, JOINS, RECURRENT, WEIGHTED_OPS
 
 FEWEST_INPUTS = 32  # per output of a layer
 
@@ -69,14 +69,29 @@ def is_small(node: ir.Node) -> bool:
     return weight is not None and weight.size // max(1, weight.shape.numpy()[output_axis(node)]) < FEWEST_INPUTS
 
 
+def has_layers(node: ir.Node) -> bool:
+    """Return True if there is a layer in the graphs that a node holds."""
+    graphs = [graph for each in node.attributes.values() for graph in _graphs(each)]
+    return any(inner.op_type in WEIGHTED_OPS | RECURRENT or has_layers(inner) for graph in graphs for inner in graph)
+
+
+def _graphs(attribute: ir.Attr) -> Sequence[ir.Graph]:
+    if attribute.type == ir.AttributeType.GRAPH:
+        return [attribute.as_graph()]
+    return attribute.as_graphs() if attribute.type == ir.AttributeType.GRAPHS else []
+
+
 def obstacle(node: ir.Node, signed: bool) -> str | None:
     """Return why a layer cannot run in integers, or None if it can."""
-    weight = stored(node, 1)
+    weight, weight_value = stored(node, 1), node.inputs[1]
     extra = node.inputs[2] if len(node.inputs) > 2 else None
-    if weight is None or node.inputs[0] is None or node.inputs[0].const_value is not None:
+    if weight is None or weight_value is None or node.inputs[0] is None or node.inputs[0].const_value is not None:
         return "its weights are computed at run time"
     if extra is not None and extra.const_value is None:
         return "its bias is computed at run time"
+    readers = weight_value.consumers()
+    if any(reader.op_type in CONTROL or reader.graph is not node.graph for reader in readers):
+        return "a loop or a branch also reads its weights"  # the file would hold them twice
     if not np.isfinite(weight.numpy()).all():
         return "its weights are not finite"
     if node.op_type == "ConvTranspose" and not signed:

@@ -18,6 +18,7 @@ import onnx_ir as ir
 from micronet.onnx.float_nodes import (
     activations,
     data_inputs,
+    has_layers,
     is_absorbed,
     is_float,
     is_nearest,
@@ -29,6 +30,7 @@ from micronet.onnx.float_nodes import (
 )
 from micronet.onnx.ops import (
     CLIP_OPS,
+    CONTROL,
     CONVOLUTIONS,
     FOR_TENSORRT,
     FUNCTIONS,
@@ -109,6 +111,8 @@ class Planner:
     def _is_integer_layer(self, node: ir.Node) -> bool:
         if node.op_type in RECURRENT:
             self.floats[node.name or ""] = f"{node.op_type} has no int8 form"
+        if node.op_type in CONTROL and has_layers(node):
+            self.floats[node.name or ""] = f"its layers are in the body of a {node.op_type}"
         if node.op_type not in WEIGHTED_OPS or not is_float(node.outputs[0]):
             return False
         why = (self.excluded or {}).get(node.name or "") or obstacle(node, self.signed)

@@ -183,4 +183,5 @@ def slow_cause(found: dict[str, Any]) -> str:
     what = f"{' and '.join(found['activations'])} between them" if found.get("activations") else "quantizing"
     cure = "use ReLU instead, or " if found.get("activations") else ""
     cost = f"the cost of {what} outweighs the savings"
-    return f"these layers run in integer arithmetic, but {cost}; {cure}export the float network"
+    ways = f"{cure}export the float network, or find the layers that are faster in float with micronet compress"
+    return f"these layers run in integer arithmetic, but {cost}; {ways}"

@@ -37,12 +37,13 @@ def pack_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
     """
     packed = onnx.ModelProto()
     packed.CopyFrom(proto)
-    graph, nodes, tables = packed.graph, list[NodeProto](), dict[str, TensorProto]()
+    graph, nodes, tables, narrow = packed.graph, list[NodeProto](), dict[str, TensorProto](), False
     dequantized = {node.input[0] for node in graph.node if node.op_type == DEQUANTIZE}
     for stored in [each for each in graph.initializer if each.name in dequantized]:
         if stored.data_type not in EIGHT_BITS or not math.prod(stored.dims):
             continue
         weight = _PackedWeight(stored)
+        narrow |= bool(weight.tensors)
         if weight.tensors and weight.size_bytes < stored.ByteSize():
             graph.initializer.remove(stored)
             graph.initializer.extend(weight.tensors)
@@ -54,8 +55,11 @@ def pack_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
     graph.node.extend(nodes)
     if packed.ByteSize() >= proto.ByteSize():
         raise MicronetError(
-            "--low-bit-storage has no effect on this network, because packing its weights saves no bytes; drop the "
-            "option, or quantize the network with fewer than 8 bits, for example --w-bits 4"
+            "--low-bit-storage has no effect on this network, because its layers of fewer than 8 bits are smaller than "
+            "the operators that would unpack them; drop the option"
+            if narrow
+            else "--low-bit-storage has no effect on this network, because its weights have 8 bits; drop the option, "
+            "or quantize the network with fewer, for example --w-bits 4"
         )
     if _executed(packed) != _executed(proto):
         raise MicronetError(

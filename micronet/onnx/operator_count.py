@@ -1,6 +1,7 @@
 """How many operators of a quantized model ONNX Runtime computes in integers."""
 
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
@@ -10,6 +11,7 @@ from micronet.errors import MicronetError
 from micronet.onnx.graph_view import GraphView, stored
 from micronet.onnx.ops import (
     COMPUTE_NOTHING,
+    CONTROL,
     CONVOLUTIONS,
     FLOAT_LAYERS,
     INTEGER_CONVOLUTIONS,
@@ -30,10 +32,10 @@ KERNELS = (
 def count_integers(proto: onnx.ModelProto) -> dict[str, int]:
     """Return how many operators, and how many layers among them, run in integers after ONNX Runtime's optimization.
 
-    Operators that only move values or compute shapes do not count.
+    Operators that only move values or compute shapes do not count; those in the bodies of loops and branches do.
     """
-    nodes = optimize(proto.SerializeToString(), GraphOptimizationLevel.ORT_ENABLE_ALL).graph.node
-    kinds = [node.op_type for node in nodes if node.op_type not in COMPUTE_NOTHING]
+    optimized = optimize(proto.SerializeToString(), GraphOptimizationLevel.ORT_ENABLE_ALL).graph
+    kinds = [node.op_type for node in _nodes(optimized) if node.op_type not in COMPUTE_NOTHING | CONTROL]
     integer = [kind for kind in kinds if kind in INTEGER_LAYERS or kind.startswith("QLinear")]
     layers = [kind for kind in kinds if kind in INTEGER_LAYERS | FLOAT_LAYERS]
     return {
@@ -42,6 +44,15 @@ def count_integers(proto: onnx.ModelProto) -> dict[str, int]:
         "layers": len(layers),
         "integer_layers": sum(kind in INTEGER_LAYERS for kind in layers),
     }
+
+
+def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """Yield the nodes of a graph and of the graphs that they hold."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                yield from _nodes(inner)
 
 
 def count_integer_ops(proto: onnx.ModelProto, file: Path | None = None) -> dict[str, dict[str, int]] | None:

@@ -8,6 +8,7 @@ CONVOLUTIONS = {"Conv", "ConvTranspose"}
 PRODUCTS = {"Gemm", "MatMul"}
 WEIGHTED_OPS = CONVOLUTIONS | PRODUCTS
 RECURRENT = {"LSTM", "GRU", "RNN"}
+CONTROL = {"Loop", "Scan", "If"}  # they hold graphs of their own
 
 # Functions of one tensor, and joins of several.
 CLIP_OPS = {"Relu", "Clip"}

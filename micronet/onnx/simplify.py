@@ -1,7 +1,8 @@
 """Write operators of a float ONNX network as others that ONNX Runtime computes in integers; the values stay the same.
 
 HardSwish and HardSigmoid become Add, Clip and Mul (Howard et al. 2019, arXiv:1905.02244, section 5.2); division by and
-subtraction of constants become Mul and Add; the mean over height and width becomes a GlobalAveragePool.
+subtraction of constants become Mul and Add; the mean over height and width becomes a GlobalAveragePool; the factors of
+a Gemm move into its weight and its bias, and the bias gets one value per output.
 """
 
 from collections.abc import Callable, Container
@@ -96,6 +97,23 @@ def _mean(graph: ir.Graph, node: ir.Node) -> list[ir.Node] | None:
     return [pool, ir.node("Squeeze", [pool.outputs[0], squeezed])]
 
 
+def _gemm(graph: ir.Graph, node: ir.Node) -> None:
+    """Rewrite a Gemm in place, so that it keeps its name."""
+    given = node.inputs[2] if len(node.inputs) > 2 else None
+    weight, bias = array(node, 1), array(node, 2) if given is not None else None
+    if weight is None or (given is not None and bias is None):
+        return
+    outputs = weight.shape[0 if node.attributes.get_int("transB", 0) else 1]
+    if (alpha := node.attributes.get_float("alpha", 1.0)) != 1:
+        node.replace_input_with(1, _constant(graph, node, "weight", alpha * weight))
+        node.attributes.pop("alpha")
+    if bias is not None and (bias.size == 1 or (bias.size == outputs == bias.shape[-1])):
+        beta = node.attributes.pop("beta", None)
+        if beta is not None or bias.shape != (outputs,):
+            factor = 1.0 if beta is None else beta.as_float()
+            node.replace_input_with(2, _constant(graph, node, "bias", np.broadcast_to(factor * bias.ravel(), outputs)))
+
+
 def _constant(graph: ir.Graph, node: ir.Node, role: str, values: Any) -> ir.Value:
     name = _free(f"{node.name}_{role}", graph.initializers)
     value = ir.Value(name=name, const_value=ir.Tensor(np.asarray(values, np.float32), name=name))
@@ -106,4 +124,5 @@ def _constant(graph: ir.Graph, node: ir.Node, role: str, values: Any) -> ir.Valu
 
 _REWRITES: dict[str, Callable[[ir.Graph, ir.Node], list[ir.Node] | None]] = {
     "HardSwish": _hard_swish, "HardSigmoid": _hard_sigmoid, "Div": _division, "Sub": _difference, "ReduceMean": _mean,
+    "Gemm": _gemm,
 }  # fmt: skip

@@ -1,7 +1,7 @@
 """The work of ``quantize FILE.onnx --mode ptq``: a float ONNX file, whoever made it, calibrated and made int8."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -25,6 +25,7 @@ from micronet.onnx.feeds import Feed, inputs_of
 from micronet.onnx.graph_view import GraphView
 from micronet.onnx.heads import find_destroyed, first_and_last
 from micronet.onnx.insertion import ValueRange
+from micronet.onnx.integers import count_integer_layers
 from micronet.onnx.operator_count import count_integers
 from micronet.onnx.reader import read_onnx
 from micronet.onnx.trt_cache import is_legacy_cache, read_legacy_cache
@@ -57,15 +58,34 @@ def quantize_file(stage: Any, context: Context) -> Outcome:
     int8, floats = to_int8(
         model, stage.calibration, stage.quantization, context.progress, feeds, correct=stage.recovery.bias_correct
     )
-    found = count_integers(int8)
-    context.progress.line(
-        f"{found['integer_layers']} of {found['layers']} convolutions and matrix products, and "
-        f"{found['integer_operators'] / max(1, found['operators']):.0%} of all operators, run in integer arithmetic"
-    )
+    found = _count(model.proto, int8, context.progress)
+    if stage.quantization.a_sign != "signed":  # those files are for TensorRT
+        floats |= _refused(int8, floats)
     measured = _quality(model, int8, feeds)
     if not stage.timing.skip_timing:
         measured |= _speed(model.proto, int8, feeds[0], context.progress)
     return Outcome(int8, {**measured, **found, "left_float": floats})
+
+
+def _count(model: onnx.ModelProto, int8: onnx.ModelProto, progress: Progress) -> dict[str, int]:
+    """Count the operators in integers; say how many they are and, if so, that the file has grown."""
+    before, after = model.ByteSize(), int8.ByteSize()
+    if after > before:
+        sizes = f"{after:,} vs. {before:,} bytes"
+        progress.line(f"larger than the float file: {sizes}; too few of the weights are integers")
+    found = count_integers(int8)
+    progress.line(
+        f"{found['integer_layers']} of {found['layers']} convolutions and matrix products, and "
+        f"{found['integer_operators'] / max(1, found['operators']):.0%} of all operators, run in integer arithmetic"
+    )
+    return found
+
+
+def _refused(int8: onnx.ModelProto, floats: Collection[str]) -> dict[str, str]:
+    """Return the quantized layers that ONNX Runtime computes in float -> why; ``floats``: those not quantized."""
+    counted = count_integer_layers(int8) or {"float": {}}
+    known = {name for full in floats for name in (full, full.rpartition(".")[0])}
+    return {name: why for name, why in counted["float"].items() if name not in known}
 
 
 def to_int8(

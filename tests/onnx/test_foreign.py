@@ -121,6 +121,49 @@ def test_a_network_without_layers_to_quantize_says_why(op, message):
         pt.collect(pt.prepare(proto), inputs_for(proto))
 
 
+def _file(text, **stored):
+    """Parse a model and store arrays in it."""
+    proto = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["": 21]> {text}')
+    proto.graph.initializer.extend(onnx.numpy_helper.from_array(each, name) for name, each in stored.items())
+    return proto
+
+
+def _quantized(proto, feeds):
+    folded = pt.prepare(proto)
+    ranges = pt.find_ranges(pt.collect(folded, feeds), "minmax", 100.0)
+    return pt.quantize_onnx(folded, ranges, signed=False, per_channel=True, bits=8)
+
+
+@pytest.mark.parametrize("bias", [(), (1,), (8,), (1, 8)], ids=str)
+@pytest.mark.parametrize("factors", ["", "<alpha = 0.5, beta = 2.0>"], ids=["plain", "factors"])
+def test_a_gemm_runs_in_integers_whatever_its_factors_and_the_shape_of_its_bias(factors, bias):
+    random = np.random.default_rng(0)
+    stored = {"w": random.standard_normal((64, 8), np.float32), "b": random.standard_normal(bias, np.float32)}
+    proto = _file(f"g (float[n, 64] x) => (float[n, 8] y) {{ y = Gemm{factors}(x, w, b) }}", **stored)
+    feeds = [{"x": random.standard_normal((32, 64), np.float32)}]
+    small = _quantized(proto, feeds)
+    assert count_integers(small)["integer_layers"] == 1
+    (wanted,), (got,) = outputs(proto, feeds), outputs(small, feeds)
+    assert np.square(wanted - got).sum() < 1e-3 * np.square(wanted).sum()  # 30 dB
+
+
+def test_layers_in_loops_count_and_the_weights_they_share_are_stored_once():
+    body = "body (int64 i, bool c, float[4, 64] s) => (bool d, float[4, 64] t) { d = Identity(c) t = MatMul(s, w) }"
+    proto = _file(
+        "g (float[4, 64] x) => (float[4, 64] z, float[4, 64] l)"
+        f"{{ y = MatMul(x, w) z = MatMul(y, v) l = Loop<body = {body}>(n, yes, x) }}",
+        w=np.eye(64, dtype=np.float32), v=np.eye(64, dtype=np.float32), n=np.array(3), yes=np.array(True),
+    )  # fmt: skip
+    feeds = [{"x": np.random.default_rng(0).standard_normal((4, 64), np.float32)}]
+    found = pt.left_float(pt.prepare(proto))
+    assert sorted(found.values()) == [
+        "a loop or a branch also reads its weights",
+        "its layers are in the body of a Loop",
+    ]
+    counted = count_integers(_quantized(proto, feeds))
+    assert (counted["integer_layers"], counted["layers"]) == (1, 3)
+
+
 @pytest.mark.parametrize(
     ("module", "file", "shape"),
     [
