@@ -19,7 +19,6 @@ CLASSIFICATION = "classification"  # the task that files do not name; tasks.task
 LONGEST, MOST = 200, 32  # characters of a value, values of a list
 FROM_DATA = ("num_classes", "in_channels", "image_size")  # arguments that a training takes from the data
 TO_FILL = "*Fill in:*"
-EXPORTS = {".onnx": ["export-onnx"], ".packed": ["pack"]}  # the command that makes a file
 
 
 def card_text(about: Mapping[str, Any]) -> str:
@@ -108,14 +107,16 @@ def _history(about: Mapping[str, Any], made: Mapping[str, Any]) -> list[str]:
         return [f"The file records nothing. {TO_FILL} how it was made."]
     versions = f"Versions: {', '.join(f'{code(name)} {code(each)}' for name, each in made['versions'].items())}."
     seed = f"Seed: {code(made['seed'])}." if made["seed"] is not None else ""
-    names = (
-        "" if any(each["config"] for each in made["history"]) else "The file records the stages, not their settings."
-    )
-    return [names, _block(commands(about, made)), versions if made["versions"] else "", seed]
+    if any(each["config"] for each in made["history"]):
+        stages = _block(commands(about, made))
+    else:
+        names = [each["stage"] for each in made["history"]]
+        stages = f"Its stages, whose settings it does not record: {_listed(names)}."
+    return [stages, versions if made["versions"] else "", seed]
 
 
 def commands(about: Mapping[str, Any], made: Mapping[str, Any]) -> list[str]:
-    """Return the command lines that a file's history amounts to; a comment in place of a stage that is not known."""
+    """Return the command lines that a file's history amounts to; a comment in place of one that is not known."""
     path, lines, before = Path(about["file"]), list[str](), ""
     records = list(made["history"])
     for number, record in enumerate(records):
@@ -123,10 +124,13 @@ def commands(about: Mapping[str, Any], made: Mapping[str, Any]) -> list[str]:
         after = path.name if last else f"{number + 1}-{record['stage']}.safetensors"
         lines.append(_command(record, made, before, after))
         before = after
-    export = ["export", "--target", str(about["target"])] if about["kind"] == "folder" else EXPORTS.get(path.suffix)
-    if export:
+    if about["kind"] != "artifact":
+        export = ["export", "--target", str(about["target"])] if about["kind"] == "folder" else ["export-onnx"]
         again = (word for pair in _code(made, before).items() for word in pair)
-        lines.append(shlex.join(["micronet", export[0], before, *again, *export[1:], "-o", path.name]))
+        by_another = about.get("integer_layers") and all(each["stage"] != "quantize" for each in records)
+        after = "float.onnx" if by_another else path.name
+        lines.append(shlex.join(["micronet", export[0], before, *again, *export[1:], "-o", after]))
+        lines += [f"# {path.name}: float.onnx, quantized; the file does not record how"] * bool(by_another)
     return lines
 
 
@@ -134,6 +138,8 @@ def _command(record: Mapping[str, Any], made: Mapping[str, Any], before: str, af
     name, config = record["stage"], record["config"]
     if name not in registry.STAGES:
         return f"# {name}: a stage that this version does not know"
+    if not before and made["model"] and "args" not in made["model"]:
+        return f"# {name}: the file does not record the arguments of {without_folder(made['model']['name'])}"
     stage = find(name)
     known = {option.name: option for option in options(stage) if not option.about["argument"]}
     told = ("output",) if before else ("output", "model")  # by what is around the settings
@@ -183,7 +189,7 @@ def _limits(about: Mapping[str, Any], made: Mapping[str, Any]) -> list[str]:
     stages = [record["stage"] for record in made["history"]]
     if about["kind"] == "artifact" and "quantize" in stages:
         lines.append(f"- It simulates integers; {code('micronet export')} writes a file that computes in them.")
-    if _runs_code(made):
+    if about["kind"] == "artifact" and _runs_code(made):
         lines.append(f"- Loading it runs code of its author's, {code(without_folder(made['model']['name']))}.")
     left = [name for record in made["history"] for name in _left_float(record)]
     if left:

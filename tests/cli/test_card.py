@@ -12,8 +12,9 @@ from onnx import helper
 from micronet.artifact.header import KEY, read_header
 from micronet.cli.app import app
 from micronet.core.tensor_file import seal
-from micronet.stages.card_text import TO_FILL, card_text, code
+from micronet.stages.card_text import TO_FILL, card_text, code, commands
 from micronet.stages.inspect_artifact import inspect_file
+from micronet.stages.origin import origin, origin_of
 
 EVIL = "```\n# Title\n[x](http://evil.example) <script>alert(1)</script> `|` **b** \x1b[2J\u202e ``` | a"
 
@@ -41,8 +42,22 @@ def test_a_card_says_what_the_file_does_and_its_commands_are_commands(micronet, 
         command = typer.main.get_command(app).commands[line[1]]
         with command.make_context(line[1], line[2:]) as context:  # raises if an option or a value is unknown
             assert context.params
-    if name == "float.safetensors":
-        assert "--width 0.1" in block and "`test_accuracy`" in card
+    assert "--width 0.1" in block and ("`test_accuracy`" in card) == (name == "float.safetensors")
+
+
+def test_a_card_gives_no_command_that_a_file_does_not_record(micronet, chain, tmp_path):
+    about = inspect_file(chain / "int8.onnx")
+    del about["metadata"]["model"]["args"]  # as in files of earlier versions
+    lines = commands(about, origin_of(about))
+    assert lines[0] == "# train: the file does not record the arguments of nin"
+    assert lines[1].startswith("micronet quantize 1-train.safetensors ") and lines[-1].endswith(" -o int8.onnx")
+    again = tmp_path / "again.onnx"
+    ptq = ("--mode", "ptq", "--limit", 40, "--skip-timing", "-o", again)
+    assert micronet("quantize", chain / "float.onnx", *ptq).code == 0
+    assert micronet("card", again).out.count("# again.onnx: float.onnx, quantized; the file does not record how") == 1
+    packed = {"kind": "packed", "file": "a.packed", "size_bytes": 1, "layers": []}
+    card = card_text({**packed, "metadata": origin({"model": "nin", "stages": ["train", "quantize"]})})
+    assert "Its stages, whose settings it does not record: `train`" in card and "micronet train" not in card
 
 
 def test_a_card_is_written_once_and_read_by_python(micronet, chain, tmp_path):
@@ -67,14 +82,18 @@ def test_a_code_span_holds_any_text(text):
     assert re.sub(r"\\\|", "", span).count("|") == 0
 
 
+NIN = {"name": "nin", "args": {}}
+
+
 def test_a_card_names_files_without_their_folders(tmp_path):
-    origin = {"data": {"name": str(tmp_path / "flowers"), "image_size": 8, "channels": 3}, "model": {"name": "nin"}}
+    origin = {"data": {"name": str(tmp_path / "flowers"), "image_size": 8, "channels": 3}, "model": NIN}
     records = [{"stage": "train", "config": {"distill": str(tmp_path / "t.safetensors"), "epochs": 3}}]
     about = {"kind": "artifact", "file": "a.safetensors", "size_bytes": 1, "layers": [], **origin, "history": records}
     card = card_text(about)
     assert "micronet train --model nin --data flowers --epochs 3 --distill t.safetensors -o a.safetensors" in card
     assert str(tmp_path) not in card
-    own = {"data": {"task": "t.py:T", "inputs": [{"shape": [3], "dtype": "float32"}]}, "model": {"name": "n.py:N"}}
+    data = {"task": "t.py:T", "inputs": [{"shape": [3], "dtype": "float32"}]}
+    own = {"data": data, "model": {**NIN, "name": "n.py:N"}}
     records.append({"stage": "quantize", "config": {"w_bits": 4}})
     card = card_text({**about, **own})
     assert "micronet train --model n.py:N --task t.py:T --epochs 3 --distill t.safetensors -o 1-train.saf" in card
