@@ -4,7 +4,7 @@ import io
 from collections.abc import Sequence
 from csv import writer
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree as xml
 
 from micronet.core.files import write_bytes
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from micronet.evaluation.report import Row
 
 SUITE = "micronet compare"
+FORMULA = ("=", "+", "-", "@")  # what a spreadsheet computes; tabs and line ends are escaped anyway
 
 
 def write_files(rows: "Sequence[Row]", found: Sequence[Verdict], *, csv: Path | None, junit: Path | None) -> None:
@@ -26,16 +27,26 @@ def write_files(rows: "Sequence[Row]", found: Sequence[Verdict], *, csv: Path | 
 
 
 def write_csv(path: Path, rows: "Sequence[Row]") -> None:
-    """Write one line for each network: the fields of ``Row``, with the task's own metrics behind them."""
+    """Write one line for each network: the fields of ``Row``, with the task's own metrics behind them.
+
+    Names that a spreadsheet would take for formulas begin with an apostrophe.
+    """
     own = [name for name in rows[0].metrics if name not in rows[0]._fields]
     names = [name for name in rows[0]._fields if name != "metrics"]
     text = io.StringIO()
     lines = writer(text)
-    lines.writerow([*names, *own])
+    lines.writerow(map(_cell, [*names, *own]))
     for row in rows:
         values = {**row._asdict(), "stages": " ".join(row.stages), **{name: row.metrics.get(name) for name in own}}
-        lines.writerow([visible(value) if isinstance(value, str) else value for value in map(values.get, names + own)])
+        lines.writerow(_cell(values.get(name)) for name in names + own)
     write_bytes(path, text.getvalue().encode())
+
+
+def _cell(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    text = visible(value)
+    return f"'{text}" if text.startswith(FORMULA) else text
 
 
 def write_junit(path: Path, found: Sequence[Verdict]) -> None:

@@ -138,6 +138,15 @@ def test_junit_has_the_documented_shape_whatever_files_are_called(tmp_path):
     assert line["mean_iou"] == "0.5" and line["name"] == 'a\\x1b[2J<&">\\udc80\\u202e.onnx'
 
 
+@pytest.mark.parametrize("first", ["=", "+", "-", "@", "\t=", "\r="])
+def test_no_name_in_a_csv_file_is_a_formula(tmp_path, first):
+    name = f"{first}cmd()"
+    write_csv(tmp_path / "r.csv", [row(name, drop=-0.5, metrics={"accuracy": 1.0, name: -1.0})])
+    head, cells = csv.reader((tmp_path / "r.csv").read_text(encoding="utf-8").splitlines())
+    assert not any(cell.startswith(tuple("=+-@\t\r")) for cell in [*head, cells[0]])
+    assert cells[0].endswith("cmd()") and {"-0.5", "-1.0"} <= set(cells)
+
+
 def test_a_busy_machine_is_named_once():
     calm = row("a", latency_p95_ms=2.0 * BUSY)
     assert describe_noise([calm, row("b", **dict.fromkeys(LATENCIES))]) == []
