@@ -973,26 +973,32 @@ def plot(
     files: Sequence[str | Path],
     *,
     output: str | Path | None = None,
-    what: Literal['curves', 'weights', 'activations'] = 'curves',
+    what: Literal['curves', 'weights', 'activations', 'pareto'] = 'curves',
     data: str | Path | Batch | Iterable[Batch] | None = None,
-    model: str | None = None,
-    trust_code: bool = False,
+    skip_timing: bool = False,
     task: str | None = None,
     image_size: int | None = None,
     limit: int | None = None,
+    model: str | None = None,
+    trust_code: bool = False,
+    runtime: str | None = None,
+    device: str | None = None,
+    threads: int | None = None,
+    arithmetic: Literal['exact', 'fast'] = 'exact',
     progress: Progress | None = None,
 ) -> list[Path]:
     """Draw training curves, or histograms of weights and activations.
 
     Curves come from the .metrics.jsonl files that trainings write beside their artifacts, even while they run.
     Histograms of quantized layers are in steps of their grid; its levels, or its ends if there are many, are
-    lines.
+    lines. The networks of a Pareto chart are measured on the test images, as micronet compare does.
 
     Args:
-        files: Artifacts, or folders of them. For histograms, a single artifact.
-        what: Loss and metrics by epoch, or histograms of a network's weights or activations.
+        files: Artifacts, or folders of them; for pareto, any networks. For histograms, a single artifact.
+        what: Loss and metrics by epoch, histograms of a network's weights or activations, or the main metric over
+            latency and size.
         output, data, task, image_size, limit, progress: As in ``train``.
-        model, trust_code: As in ``evaluate``.
+        skip_timing, model, trust_code, runtime, device, threads, arithmetic: As in ``evaluate``.
 
     Returns:
         list[Path]: The file that was written.

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from micronet.core.files import write_bytes
-from micronet.errors import MicronetError
+from micronet.errors import MicronetError, visible
 
 
 def draw(
@@ -39,3 +39,8 @@ def draw(
         except ValueError as error:
             raise MicronetError(f"{path} could not be written: {error}") from error
     write_bytes(path, content.getvalue())
+
+
+def plain(text: str) -> str:
+    """Return a text that matplotlib shows as it is: between dollars it would expect mathematics."""
+    return visible(text).replace("$", r"\$")

@@ -6,7 +6,6 @@ from typing import Any
 
 from micronet.core.files import short_names
 from micronet.core.parse import parse_json, read_text
-from micronet.errors import visible
 from micronet.evaluation import plot
 from micronet.reporting.charts import Chart, curves
 
@@ -52,17 +51,12 @@ def draw(metrics: Metrics, path: Path) -> None:
     def fill(axes: Any) -> None:
         for axis, (name, runs) in zip(axes[0], metrics.items(), strict=True):
             for run, points in runs.items():
-                axis.plot(*zip(*points, strict=True), ".-", label=_plain(run))
-            axis.set_title(_plain(name.replace("_", " ")))
+                axis.plot(*zip(*points, strict=True), ".-", label=plot.plain(run))
+            axis.set_title(plot.plain(name.replace("_", " ")))
             axis.set_xlabel("epoch")
         axes[0][0].legend(fontsize=7)
 
     plot.draw(path, (5.0 * len(metrics), 3.6), fill, (1, len(metrics)))
-
-
-def _plain(text: str) -> str:
-    """Return a text that matplotlib shows as it is: between dollars it would expect mathematics."""
-    return visible(text).replace("$", r"\$")
 
 
 def _read(path: Path) -> list[dict[str, float]]:

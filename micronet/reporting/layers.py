@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from micronet.artifact.header import Header, read_header
 from micronet.artifact.layers import layer_table
 from micronet.core.files import temporary_folder
+from micronet.core.metrics import EQUAL_DB
 from micronet.evaluation.network import Network
 from micronet.models.device import place_input
 from micronet.models.modes import eval_mode
@@ -39,7 +40,8 @@ DTYPES = {"FLOAT": "float32", "DOUBLE": "float64"}  # as torch and numpy call th
 class Layer(NamedTuple):
     """A layer; what is not known is None.
 
-    ``snr_db``: of its output, with the float network's as the signal. ``precision``: what its runtime computes it in.
+    ``snr_db``: of its output, with the float network's as the signal; EQUAL_DB if both are equal. ``precision``: what
+    its runtime computes it in.
     """
 
     name: str
@@ -161,7 +163,9 @@ def _decibels(signal: Tensor | None, output: Tensor | None) -> float | None:
         return None
     noise = float((output - signal).double().square().sum())
     power = float(signal.double().square().sum())
-    return 10 * math.log10(power / noise) if noise and power else None
+    if not noise:
+        return EQUAL_DB
+    return 10 * math.log10(power / noise) if power else None
 
 
 def _onnx_layers(network: OrtPredictor, inputs: Any) -> list[Layer]:

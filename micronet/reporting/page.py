@@ -6,15 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from micronet.core.files import write_bytes
-from micronet.core.metrics import EQUAL_DB, metric_label, value_text
+from micronet.core.metrics import metric_label, value_text
 from micronet.errors import visible
 from micronet.evaluation.report import Row
-from micronet.reporting.charts import COLORS, HEIGHT, WIDTH, Chart, Point, trade_off
+from micronet.reporting.charts import COLORS, HEIGHT, WIDTH, Chart
 from micronet.reporting.layers import Layer
 from micronet.reporting.pictures import Disagreement
-from micronet.tasks.task import Task
 
-SQNR = "sqnr_db"
 TEMPLATE = Path(__file__).with_name("page.html")
 
 
@@ -41,7 +39,7 @@ class Page:
 
     title: str
     verdict: str
-    warning: str  # why the measurements may mislead, or nothing
+    warnings: list[str]  # why the measurements may mislead, and what is not there
     words: list[str]
     rows: Sequence[Row]
     chosen: int
@@ -68,32 +66,10 @@ def write_page(path: Path, page: Page) -> None:
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["thousands"] = lambda value: f"{value:,}"
+    environment.filters["decibels"] = lambda value: value_text("snr_db", value).removesuffix(" dB")
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     text = template.render(page=page, width=WIDTH, height=HEIGHT, colors=range(COLORS))
     write_bytes(path, visible(text, keep="\n").encode())
-
-
-def trade_offs(rows: Sequence[Row], task: Task) -> list[Chart]:
-    """Return the main metric over latency and over bytes, for the networks of which both are known."""
-    shown = SQNR if all(SQNR in row.metrics for row in rows) else task.main  # decibels say more than an error near 0
-    better = 1 if shown == SQNR or task.higher_is_better else -1
-    percent = task.main == "accuracy"
-    quality = [better * row.metrics[shown] * (100 if percent else 1) for row in rows]
-    quality = [math.nan if shown == SQNR and value >= EQUAL_DB else value for value in quality]
-    label = f"{'-' if better < 0 else ''}{metric_label(shown)}{', %' if percent else ', dB' if shown == SQNR else ''}"
-    charts = []
-    for cost, title, values in (
-        ("ms for one sample", f"{label} over latency", [row.latency_ms for row in rows]),
-        ("KB of the file", f"{label} over size", [row.size_bytes / 1000 for row in rows]),
-    ):
-        points = [
-            Point(row.name, value, each)
-            for row, value, each in zip(rows, values, quality, strict=True)
-            if value and math.isfinite(each)
-        ]
-        if len(points) > 1:
-            charts.append(trade_off(title, points, (cost, label), most=100.0 if percent else math.inf))
-    return charts
 
 
 def _cells(row: Row, metrics: list[str]) -> list[tuple[str, Cell]]:

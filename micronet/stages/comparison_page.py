@@ -1,8 +1,7 @@
 """The page of a comparison: what ``compare --html`` and ``report`` write."""
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from micronet.artifact.artifact import versions
 from micronet.core.progress import Progress
@@ -11,7 +10,8 @@ from micronet.errors import MicronetError, count
 from micronet.models.device import describe_machine
 from micronet.reporting.curves import training_charts
 from micronet.reporting.layers import layers_of
-from micronet.reporting.page import Page, Section, trade_offs, write_page
+from micronet.reporting.page import Page, Section, write_page
+from micronet.reporting.pareto import trade_offs
 from micronet.reporting.pictures import disagreement
 from micronet.reporting.verdict import ALLOWED_DROP, choose, sentence
 from micronet.stages import card_text
@@ -21,30 +21,30 @@ from micronet.stages.words import row_labels, without_folder
 
 if TYPE_CHECKING:
     from micronet.evaluation.network import Network
-    from micronet.stages.evaluate import Measured
+    from micronet.stages.measure import Measured
 
 SAMPLES = 8  # that the outputs of layers are compared on
 
 
-def write_comparison(
-    path: Path,
-    files: Sequence[Path],
-    measured: "Measured",
-    words: tuple[list[str], list[str]],
-    allowed: float | None,
-    progress: Progress,
-) -> None:
+class Words(NamedTuple):
+    """What a page says of its measurements: lines on speed and on noise, and why networks are left out, by name."""
+
+    speed: list[str]
+    noise: list[str]
+    left_out: dict[str, str]
+
+
+def write_comparison(path: Path, measured: "Measured", words: Words, allowed: float | None, progress: Progress) -> None:
     """Write a comparison as an HTML page.
 
     Args:
         path: The page.
-        files: The file of each network measured.
         measured: What was measured.
-        words: Lines on the speed of the networks, and on why latencies may mislead.
+        words: What to say of it.
         allowed: The drop of the main metric in percentage points up to which a network may be shipped; None: 1 point.
         progress: Where to report progress.
     """
-    rows, dataset, (speed, noise) = measured.rows, measured.dataset, words
+    rows, dataset, files = measured.rows, measured.dataset, measured.files
     allowed = ALLOWED_DROP if allowed is None else allowed
     chosen = choose(rows, allowed)
     given = next(eval_batches(dataset.test, dataset.spec, batch_size=SAMPLES))[0]
@@ -57,13 +57,13 @@ def write_comparison(
     page = Page(
         title=f"micronet: {', '.join(names)}",
         verdict=sentence(rows, allowed, dataset.task.main),
-        warning="; ".join(noise),
-        words=speed,
+        warnings=[*words.noise, *(f"Left out: {name}: {reason}" for name, reason in words.left_out.items())],
+        words=words.speed,
         rows=rows,
         chosen=chosen,
         tested_on=count(rows[0].images, f"test {dataset.test.noun}")
         + (f", {dataset.tested_on}" * bool(dataset.tested_on)),
-        charts=[*trade_offs(rows, dataset.task), *training_charts(files)],
+        charts=[*(each.chart() for each in trade_offs(rows, dataset.task)), *training_charts(files)],
         sections=sections,
         disagreement=disagreement(names, measured.evaluations, dataset, chosen),
         about={

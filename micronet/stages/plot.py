@@ -1,58 +1,83 @@
-"""The ``plot`` stage: training curves, and histograms of weights and activations, as a picture."""
+"""The ``plot`` stage: training curves, histograms of a network, and networks by quality and cost, as a picture."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from micronet.core.config import group, setting
-from micronet.errors import MicronetError
-from micronet.runtimes.config import CodeOptions
-from micronet.stages.config import DataConfig, ReportConfig
+from micronet.errors import MicronetError, count
+from micronet.stages.config import MeasureSettings, TimingConfig
+from micronet.stages.report import networks_in, require_all
 from micronet.stages.stage import Context, Outcome, Stage
 
 MOST_PANELS = 64
 BATCH, BATCHES = 64, 4
 
 
-@dataclass(frozen=True)
-class Plot(Stage):
+@dataclass(frozen=True, kw_only=True)
+class Plot(MeasureSettings, Stage):
     """Draws trainings and networks."""
 
     name = "plot"
     details = (
         "Curves come from the .metrics.jsonl files that trainings write beside their artifacts, even while they run. "
         "Histograms of quantized layers are in steps of their grid; its levels, or its ends if there are many, are "
-        "lines."
+        "lines. The networks of a Pareto chart are measured on the test images, as micronet compare does."
     )
     example = "micronet plot float.safetensors int8.safetensors -o curves.png"
     suffix = None
     product = "list[Path]"
+    advanced = ("runtime", "device", "threads")
     takes_networks = False
 
     files: list[Path] = setting(
-        help="Artifacts, or folders of them. For histograms, a single artifact.", argument=True, metavar="RUN..."
+        help="Artifacts, or folders of them; for pareto, any networks. For histograms, a single artifact.",
+        argument=True,
+        metavar="RUN...",
     )
     output: Path | None = setting(
-        None, "The .png, .svg or .pdf file to write. Default: curves.png, weights.png or activations.png.", "-o",
-        basic=True, place="file",
+        None, "The .png, .svg or .pdf file to write. Default: curves.png, weights.png, activations.png or pareto.png.",
+        "-o", basic=True, place="file",
     )  # fmt: skip
-    what: Literal["curves", "weights", "activations"] = setting(
-        "curves", "Loss and metrics by epoch, or histograms of a network's weights or activations.", basic=True
+    what: Literal["curves", "weights", "activations", "pareto"] = setting(
+        "curves",
+        "Loss and metrics by epoch, histograms of a network's weights or activations, or the main metric over latency "
+        "and size.",
+        basic=True,
     )
-    code: CodeOptions = group(CodeOptions)
-    data: DataConfig = group(DataConfig)
-    report: ReportConfig = group(ReportConfig)
+    timing: TimingConfig = group(TimingConfig)
 
     def check(self) -> None:
         """Refuse several networks where one is drawn."""
-        if self.what != "curves" and len(self.files) != 1:
+        if self.what in ("weights", "activations") and len(self.files) != 1:
             raise MicronetError(f"--what {self.what} draws one artifact; got {len(self.files)}")
 
     def run(self, context: Context) -> Outcome:
         """Draw the picture."""
-        path = self.output or Path(f"{self.what}.png")
-        drawn = self._curves(path) if self.what == "curves" else self._histograms(path, context)
-        return Outcome([path], {"output": str(path), "drawn": drawn})
+        path, left_out = self.output or Path(f"{self.what}.png"), dict[str, str]()
+        if self.what == "curves":
+            drawn = self._curves(path)
+        elif self.what == "pareto":
+            drawn = self._pareto(path, context, left_out)
+        else:
+            drawn = self._histograms(path, context)
+        return Outcome([path], {"output": str(path), "drawn": drawn, "left_out": left_out})
+
+    def judge(self, outcome: Outcome) -> None:
+        """Raise FailedError that names the networks that are not in the picture, after it was drawn."""
+        require_all(outcome.summary["left_out"])
+
+    def _pareto(self, path: Path, context: Context, left_out: dict[str, str]) -> list[str]:
+        from micronet.reporting.pareto import draw, trade_offs
+        from micronet.stages.measure import measure
+
+        files = [each for file in self.files for each in networks_in(file, self.runtime, context.progress)]
+        measured = measure(files, self, context, timed=not self.timing.skip_timing, left_out=left_out)
+        found = trade_offs(measured.rows, measured.dataset.task)
+        if not found:
+            raise MicronetError(f"--what pareto compares networks; got {count(len(measured.rows), 'network')}")
+        draw(found, path)
+        return [row.name for row in measured.rows]
 
     def _curves(self, path: Path) -> list[str]:
         from micronet.reporting.curves import ENDING, draw, read_metrics
@@ -70,7 +95,7 @@ class Plot(Stage):
         from micronet.artifact.artifact import load
         from micronet.reporting.histograms import activation_panels, draw, weight_panels
 
-        artifact = load(self.files[0], self.code.model, trust_code=self.code.trust_code)
+        artifact = load(self.files[0], self.runtime.model, trust_code=self.runtime.trust_code)
         panels = weight_panels(artifact.model) if self.what == "weights" else activation_panels(
             artifact.model, self._batches(artifact)
         )  # fmt: skip

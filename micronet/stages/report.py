@@ -1,6 +1,7 @@
 """The ``report`` stage: the networks in a folder, compared on one HTML page."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +10,9 @@ from micronet.artifact.header import read_header
 from micronet.core.config import group, setting
 from micronet.core.files import NOTE
 from micronet.core.parse import parse_json, read_text
-from micronet.errors import MicronetError
+from micronet.core.progress import Progress
+from micronet.errors import FailedError, MicronetError, count
+from micronet.runtimes.config import RuntimeOptions
 from micronet.stages.config import MeasureSettings, TimingConfig, input_file
 from micronet.stages.evaluate import Compare
 from micronet.stages.gates import GateConfig
@@ -49,33 +52,58 @@ class Report(MeasureSettings, Stage):
         """Compare the networks and write the page."""
         if not self.folder.is_dir():
             raise MicronetError(f"{self.folder} is not a folder; for files, run micronet compare FILE... --html FILE")
-        files = [path for path in network_files(self.folder) if self._runs_here(path, context)]
-        if not files:
-            raise MicronetError(
-                f"{self.folder} has no networks in it; expected files that end in {', '.join(registry.PREDICTORS)}"
-            )
-        page = self.output or self.folder / NAME
-        return Compare(
+        files = networks_in(self.folder, self.runtime, context.progress)
+        comparison = Compare(
             files=files,
             data=self.data,
             runtime=self.runtime,
             timing=self.timing,
             gates=GateConfig(max_drop=self.max_drop),
-            html=page,
-        ).run(context)
+            html=self.output or self.folder / NAME,
+        )
+        left_out: dict[str, str] = {}
+        outcome = comparison.compare(context, left_out)
+        return Outcome(outcome.product, {**outcome.summary, "left_out": left_out})
 
-    def _runs_here(self, path: Path, context: Context) -> bool:
-        """Return False, and say why, for an engine that this machine cannot run; other files fail as they are read."""
-        if path.suffix != ".engine":
-            return True
-        from micronet.runtimes.network import open_network
+    def judge(self, outcome: Outcome) -> None:
+        """Raise FailedError that names the networks that are not on the page, after it was written."""
+        require_all(outcome.summary["left_out"])
 
-        try:
-            open_network(path, self.runtime)
-        except MicronetError as error:
-            context.progress.line(f"warning: left out {path.name}: {error}")
-            return False
+
+def require_all(left_out: Mapping[str, str]) -> None:
+    """Raise FailedError that names the networks that could not be measured, name -> reason, if there are any."""
+    if left_out:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
+        raise FailedError(f"left out {count(len(left_out), 'network')}: {reasons}")
+
+
+def networks_in(place: Path, runtime: RuntimeOptions, progress: Progress) -> list[Path]:
+    """Return the networks in a folder that this machine can run, or a file or a folder that is itself a network.
+
+    Raises MicronetError if there are none.
+    """
+    if not place.is_dir() or (place / NOTE).is_file():
+        return [place]
+    found = [path for path in network_files(place) if _runs_here(path, runtime, progress)]
+    if not found:
+        raise MicronetError(
+            f"{place} has no networks in it; expected files that end in {', '.join(registry.PREDICTORS)}"
+        )
+    return found
+
+
+def _runs_here(path: Path, runtime: RuntimeOptions, progress: Progress) -> bool:
+    """Return False, and say why, for an engine that this machine cannot run; other files fail as they are read."""
+    if path.suffix != ".engine":
         return True
+    from micronet.runtimes.network import open_network
+
+    try:
+        open_network(path, runtime)
+    except MicronetError as error:
+        progress.line(f"warning: left out {path.name}: {error}")
+        return False
+    return True
 
 
 def network_files(folder: Path) -> list[Path]:

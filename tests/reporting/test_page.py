@@ -6,19 +6,22 @@ import math
 import re
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 from torch import nn
 
 import micronet
 from micronet.artifact.artifact import load
+from micronet.core.metrics import EQUAL_DB
 from micronet.evaluation.cost import count_macs
 from micronet.evaluation.report import Row
 from micronet.reporting import charts, layers, verdict
 from micronet.reporting.charts import Point
 from micronet.reporting.curves import training_charts
 from micronet.reporting.histograms import weight_panels
-from micronet.reporting.page import Page, Section, trade_offs, write_page
+from micronet.reporting.page import Page, Section, write_page
+from micronet.reporting.pareto import trade_offs
 from micronet.runtimes.config import RuntimeOptions
 from micronet.runtimes.network import open_network
 from micronet.tasks.classification import Classification
@@ -86,7 +89,7 @@ def test_the_verdict_and_the_table_are_of_the_tasks_main_metric():
         row("b", **figures, latency_ms=1.0, drop=0.001, metrics={"error": 0.001}),
     ]
     assert verdict.sentence(rows, 1.0, "error").startswith("Ship b: as large as a, error 0.0010; 2.0x faster than a.")
-    page = Page("", "", "", [], rows, 1, "", [], [], None)
+    page = Page("", "", [], [], rows, 1, "", [], [], None)
     assert [[cell.text for cell in cells[2:4]] for cells in page.table] == [["inf", "0.0000"], ["nan", "0.0010"]]
     assert page.columns[2:4] == ["psnr", "error"]
 
@@ -165,8 +168,8 @@ def test_a_training_of_any_name_is_drawn(micronet, tmp_path):
 def test_the_page_is_one_file_in_which_names_are_text(tmp_path):
     rows = [row(HOSTILE), row("b", latency_ms=1.0)]
     section = Section(HOSTILE, [HOSTILE], [layers.Layer(HOSTILE, HOSTILE, HOSTILE, None)])
-    charts = trade_offs(rows, Classification())
-    texts = {"title": HOSTILE, "verdict": HOSTILE, "warning": HOSTILE, "words": [HOSTILE], "tested_on": HOSTILE}
+    charts = [each.chart() for each in trade_offs(rows, Classification())]
+    texts = {"title": HOSTILE, "verdict": HOSTILE, "warnings": [HOSTILE], "words": [HOSTILE], "tested_on": HOSTILE}
     page = Page(
         **texts, rows=rows, chosen=1, charts=charts, sections=[section], disagreement=None, about={"a": HOSTILE}
     )
@@ -180,6 +183,7 @@ def test_the_layers_add_up(chain):
     inputs = torch.rand(2, 3, 32, 32).numpy()
     paths = [chain / name for name in ("float.safetensors", "fused.safetensors", "int8.onnx")]
     networks = [open_network(path, RuntimeOptions()) for path in paths]
+    twin = open_network(paths[0], RuntimeOptions()), paths[0]
     found = [
         layers.layers_of(path, each, networks[0], paths[0], inputs) for path, each in zip(paths, networks, strict=True)
     ]
@@ -188,6 +192,7 @@ def test_the_layers_add_up(chain):
     assert all(each.latency_ms and each.precision == "int8" for each in found[2][:-1])
     assert all(each.snr_db is None for each in found[0])
     assert all(each.snr_db is None or math.isfinite(each.snr_db) for each in found[1])
+    assert {each.snr_db for each in layers.layers_of(paths[0], networks[0], *twin, inputs)} == {EQUAL_DB}
 
 
 def test_compare_and_report_write_the_page(micronet, chain, tmp_path):
@@ -208,6 +213,29 @@ def test_compare_and_report_write_the_page(micronet, chain, tmp_path):
         refused = micronet("report", given)
         assert refused.code == 2 and message in refused.err
     assert "left out a.engine: " in micronet("report", empty).err
+
+
+def test_a_broken_file_is_named_and_the_others_are_shown(micronet, chain, tmp_path):
+    for name in ("float.onnx", "int8.onnx"):
+        (tmp_path / name).hardlink_to(chain / name)
+    (tmp_path / "broken.onnx").write_bytes((chain / "float.onnx").read_bytes()[:2000])
+    taken = onnx.load(chain / "float.onnx")  # opens, but cannot run on these images
+    taken.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 5
+    onnx.save(taken, tmp_path / "other.onnx")
+    options = (tmp_path, "--limit", 40, "--skip-timing", "--json")
+    done = micronet("report", *options)
+    assert done.code == 1 and done.err.startswith("error: left out 2 networks: broken.onnx: ")
+    found = json.loads(done.out)
+    assert [row["name"] for row in found["rows"]] == ["float.onnx", "int8.onnx"]
+    assert list(found["left_out"]) == ["broken.onnx", "other.onnx"]
+    page = (tmp_path / "report.html").read_text()
+    assert "Left out: broken.onnx: " in page and "Left out: other.onnx: " in page
+    pytest.importorskip("matplotlib")
+    done = micronet("plot", *options, "--what", "pareto", "-o", tmp_path / "a.svg")
+    assert done.code == 1 and "left out 2 networks: broken.onnx: " in done.err
+    assert json.loads(done.out)["drawn"] == ["float.onnx", "int8.onnx"] and (tmp_path / "a.svg").exists()
+    refused = micronet("plot", tmp_path / "int8.onnx", *options[1:], "--what", "pareto", "-o", tmp_path / "b.svg")
+    assert refused.code == 2 and "--what pareto compares networks; got 1 network" in refused.err
 
 
 def test_a_browser_sorts_the_table_without_complaint(chain, tmp_path, micronet):
