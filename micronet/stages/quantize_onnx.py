@@ -13,6 +13,7 @@ import torch
 
 from micronet.core.config import matching
 from micronet.core.progress import Progress
+from micronet.core.timing import is_slower
 from micronet.data.dataset import CALIBRATION_SAMPLES
 from micronet.data.image_files import list_images
 from micronet.errors import MicronetError, count
@@ -252,7 +253,7 @@ def _speed(model: onnx.ModelProto, int8: onnx.ModelProto, feed: Feed, progress: 
     sessions = [open_session(proto.SerializeToString(), options, "the model") for proto in (model, int8)]
     runs: list[Any] = [partial(_run, session, feed) for session in sessions]
     before, after = (1000 * float(np.median(each)) for each in time_calls(runs, [feed, feed]))  # type: ignore[list-item]
-    note, batch = "" if after <= before else "slower than float here: ", len(next(iter(feed.values())))
+    note, batch = "slower than float here: " if is_slower(after, before) else "", len(next(iter(feed.values())))
     progress.line(f"{note}{after:.2f} ms vs. {before:.2f} ms in float (ONNX Runtime, 1 thread, batch {batch})")
     return {"latency_ms": after, "float_latency_ms": before}
 

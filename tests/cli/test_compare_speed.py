@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from micronet.core.timing import is_slower
 from micronet.evaluation.report import Row
 from micronet.stages import compare_latency
 from micronet.stages.words import OTHER_WIDTHS
@@ -72,5 +73,10 @@ def test_times_that_are_printed_alike_or_differ_by_noise_are_not_called_slower(t
     assert not any(
         "slower" in line for line in describe([row("a", "torch", theirs), row("q", "torch", theirs * 1.04, "quantize")])
     )
-    alike = row("q", "torch", theirs + 0.009, "quantize")
+    alike = row("q", "torch", theirs + 0.019, "quantize")
     assert not any("slower" in line for line in describe([row("a", "torch", theirs), alike]))
+
+
+def test_a_difference_that_a_call_costs_is_not_the_networks():
+    assert not is_slower(0.04, 0.03)
+    assert is_slower(0.06, 0.03) and not is_slower(0.03, 0.06)
