@@ -154,11 +154,11 @@ def _bits(answers: Answers) -> tuple[str, dict[str, Any]]:
 
 
 def _gate(answers: Answers) -> str:
-    return f"The run fails if {_points(answers)} of accuracy are lost; max_size and max_latency are gates, too."
+    return f"The run fails if the accuracy falls by {_points(answers)}; max_size and max_latency are gates, too."
 
 
 def _points(answers: Answers) -> str:
-    return f"more than {answers.max_drop:g} percentage points"
+    return f"more than {answers.max_drop:g} percentage point{'s' * (answers.max_drop != 1)}"
 
 
 def _task(data: str | None) -> str | None:

@@ -98,6 +98,12 @@ def test_a_network_that_would_not_get_smaller_is_refused(values):
         pack_weights(network(*values))
 
 
+def test_layers_that_are_too_small_are_not_told_to_take_fewer_bits(monkeypatch):
+    monkeypatch.setattr("tests.onnx.test_low_bits.CHANNELS", 1)
+    with pytest.raises(MicronetError, match="smaller than the operators that would unpack them; drop the option"):
+        pack_weights(network(*range(-7, 8)))
+
+
 def test_a_packed_file_is_read_with_int8_weights(tmp_path):
     plain, path = network(-1, 0, 1), tmp_path / "packed.onnx"
     onnx.save(pack_weights(plain), path)
