@@ -10,14 +10,18 @@ import onnx
 import onnx_ir as ir
 import torch
 from onnx import helper
-from onnx_ir.passes.common import RemoveUnusedNodesPass
+from onnx_ir.passes.common import (
+    DeduplicateHashedInitializersPass,
+    LiftSubgraphInitializersToMainGraphPass,
+    RemoveUnusedNodesPass,
+)
 from onnxruntime import GraphOptimizationLevel
 
 from micronet.errors import MicronetError, first_line
 from micronet.onnx.feeds import Feed
 from micronet.onnx.insertion import Insertion, ValueRange
 from micronet.onnx.integer_plan import NO_RANGE, Plan, Planner
-from micronet.onnx.ops import DEQUANTIZE, QUANTIZE, WEIGHTED_OPS
+from micronet.onnx.ops import CONTROL, DEQUANTIZE, QUANTIZE, WEIGHTED_OPS
 from micronet.onnx.sessions import run_feed
 from micronet.onnx.simplify import simplify
 from micronet.quantization.config import Calibrator
@@ -75,6 +79,9 @@ def prepare(proto: onnx.ModelProto) -> onnx.ModelProto:
         folded = ir.from_proto(optimized)
         for index, node in enumerate(folded.graph):
             node.name = node.name or f"{node.op_type}_{index}"
+        if any(node.op_type in CONTROL for node in folded.graph):  # ONNX Runtime folds weights once per branch
+            LiftSubgraphInitializersToMainGraphPass()(folded)
+            DeduplicateHashedInitializersPass()(folded)
         _complete_types(folded)
         simplify(folded.graph)
         RemoveUnusedNodesPass()(folded)
