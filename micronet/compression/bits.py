@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 
 from micronet.compression.plan import Plan
 from micronet.compression.prediction import Prediction, slower_in_integers
@@ -26,7 +27,7 @@ def try_bits(workshop: Workshop, prediction: Prediction, max_drop: float, alone:
         alone: Measures what each layer costs if it alone is quantized.
     """
     whole, int8 = workshop.points[0], workshop.confirm("int8", Plan(bits=8))
-    prediction.prepare([Plan(), Plan(bits=8)])
+    workshop.notes.once("layers timed", lambda: prediction.prepare([Plan(), Plan(bits=8)]))
     for point in (whole, int8):
         if not point.failed:
             prediction.fit(point.plan, point.value(prediction.quantity))
@@ -34,13 +35,12 @@ def try_bits(workshop: Workshop, prediction: Prediction, max_drop: float, alone:
     if prediction.table is not None:
         tried = [tuple[str, ...]()]
         for between_floats in (False, True):
-            floats = _nameable(slower_in_integers(prediction.layers, prediction.table, alone=between_floats))
+            kind = "slow alone" if between_floats else "slow"
+            floats = _nameable(workshop.notes.once(f"{kind} layers", partial(_slow, prediction, between_floats)))
             if len(floats) < len(prediction.layers) and floats not in tried:
                 tried.append(floats)
-                workshop.attempt(
-                    _name(len(floats), "slow alone" if between_floats else "slow"), Plan(bits=8, floats=floats)
-                )
-    if (int8.failed or int8.drop > max_drop) and workshop.has_time("layers in integers alone", 60 * int8.minutes):
+                workshop.attempt(_name(len(floats), kind), Plan(bits=8, floats=floats))
+    if not int8.keeps(max_drop) and workshop.has_time("layers in integers alone", 60 * int8.minutes):
         found = alone()
         ranked = _nameable(sorted(found, key=lambda name: -found[name]["noise"]))
         for number in (each for each in EXCEPTIONS if each < len(ranked)):
@@ -72,6 +72,11 @@ def try_few_bits(workshop: Workshop, prediction: Prediction, alone: Callable[[],
     first, last = prediction(path[0]), prediction(path[-1])
     for plan in spread(path, prediction, [first + share * (last - first) for share in SHARES]):
         workshop.attempt(f"{FEW} bits in {len(names) - len(plan.wide)} of {count(len(names), 'layer')}", plan)
+
+
+def _slow(prediction: Prediction, between_floats: bool) -> list[str]:
+    assert prediction.table is not None
+    return slower_in_integers(prediction.layers, prediction.table, alone=between_floats)
 
 
 def _name(number: int, kind: str) -> str:

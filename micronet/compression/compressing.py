@@ -11,10 +11,10 @@ from micronet.artifact.artifact import save, weights_hash
 from micronet.compression.bits import FEW, SHARES, STORES_FEW, try_bits, try_few_bits
 from micronet.compression.costs import CostTable, Deployment
 from micronet.compression.groups import Groups
-from micronet.compression.judge import DataJudge
+from micronet.compression.judge import DataJudge, quality
+from micronet.compression.keys import check_scale, open_notes
 from micronet.compression.layers import Layer, find_layers
 from micronet.compression.narrowing import POINTS, UNIFORM, Cuts, Narrowing, uniform_name
-from micronet.compression.notes import Notes
 from micronet.compression.outline import outline
 from micronet.compression.plan import Basis, Plan
 from micronet.compression.point import Point
@@ -26,21 +26,19 @@ from micronet.compression.stage import Compress
 from micronet.compression.words import describe_choice
 from micronet.compression.workshop import Workshop
 from micronet.core.config import flatten
-from micronet.core.machine import version
 from micronet.data.dataset import Dataset, DataSpec
 from micronet.data.memory import MemoryData
 from micronet.errors import MicronetError
+from micronet.evaluation.accuracy import predictor
 from micronet.graph.ops import BATCH_NORMS
 from micronet.models.device import pick_device
-from micronet.models.modes import copy_model
+from micronet.models.modes import copy_model, eval_mode
 from micronet.quantization.config import INTEGER_BITS, CalibrationConfig
-from micronet.recipe.run import stage_key
-from micronet.stages.inputs import calibration_batches, example_input, open_data, reference_of, validation_accuracy
+from micronet.stages.inputs import calibration_batches, example_input, open_data, reference_of
 from micronet.stages.stage import Context, Outcome
 
 RECOVERED = 0.02  # of the drop, by training with quantizers
 TIMING_SHARE = 0.15  # of the budget, for timing layers
-NOT_KEYED = ("output", "force", "json", "quiet", "dry_run")
 
 
 class Compressing:
@@ -100,11 +98,12 @@ class Compressing:
                 raise MicronetError(
                     "this network cannot be rebuilt from a file; save it first with micronet.save and build"
                 )
-        notes = open_notes(settings, weights_hash(self.model) if self._in_memory else "")
+        deployment = Deployment(settings.runtime, settings.batch, settings.threads)
+        weights = weights_hash(self.model) if self._in_memory else ""
+        notes = open_notes(settings, deployment, self.artifact.data or {}, weights)
         if self._in_memory:
             folder.mkdir(parents=True, exist_ok=True)
             save(self.artifact, original)
-        deployment = Deployment(settings.runtime, settings.batch, settings.threads)
         judge = DataJudge(self.data, settings.metric)
         return Workshop(
             self._basis(original), folder, notes, judge, deployment, self.progress, settings.budget_seconds, self.timed
@@ -143,11 +142,10 @@ class Compressing:
             return Outcome(None, {"plan": outline(self, names, len(POINTS) + len(UNIFORM) if names else 0)})
         workshop = self.workshop
         whole = workshop.confirm("float", Plan())
-        if workshop.notes.spent > self.settings.budget_seconds:
-            seconds = f"{workshop.notes.spent:.0f} seconds"
-            raise MicronetError(f"--budget {self.settings.budget} is too short: to measure the original took {seconds}")
+        workshop.check_budget(self.settings.budget)
         if self.goal.quantity == "macs" and whole.macs is None:
             raise MicronetError("the multiply-accumulates of this network cannot be counted; use --target-latency")
+        check_scale(self.settings.metric, whole)
         if self.goal.is_met_by(1.0):
             self.progress.line("the original meets the target already")
         try_bits(workshop, self.prediction, self.goal.max_drop, self._alone)
@@ -162,26 +160,31 @@ class Compressing:
         epoch = 0.0
         if not settings.no_training:
             device = pick_device(settings.device)
-            epoch = self.workshop.notes.once(
-                "seconds of an epoch", lambda: epoch_seconds(self.model, self.data, device)
-            )
-        return Rounds(self.workshop, epoch, self.goal.max_drop)
+            notes = self.workshop.notes
+            epoch = notes.once("seconds of an epoch", lambda: epoch_seconds(self.model, self.data, device))
+        return Rounds(self.workshop, epoch, self.goal)
 
     def _alone(self, bits: int = INTEGER_BITS) -> dict[str, dict[str, float]]:
         """Return what each layer costs if it alone has few bits."""
 
         def measure() -> dict[str, dict[str, float]]:
-            quality = validation_accuracy(self.data, copy_model(self.model))
-            return bits_noise(self.model, self.batches, bits, quality, self.progress)
+            return bits_noise(self.model, self.batches, bits, self._quality, self.progress)
 
         found: dict[str, dict[str, float]] = self.workshop.notes.once(f"layers with {bits} bits", measure)
         return found
+
+    def _quality(self, model: nn.Module) -> float:
+        """Return a network's metric on the validation data."""
+        judge = self.workshop.judge
+        with eval_mode(model):
+            measured = judge.metrics(predictor(model), lambda *_: None)  # type: ignore[arg-type]  # it only runs
+        return quality(judge, measured)
 
     def _base(self) -> Plan:
         """Return the cheapest plan so far that keeps the drop, or would after training: what is then narrowed."""
         made = [point for point in self.workshop.points if not point.failed]
         allowed = self.goal.max_drop + (0.0 if self.settings.no_training else RECOVERED)
-        within = [point for point in made if point.drop <= allowed]
+        within = [point for point in made if point.keeps(allowed)]
         if self.goal.quantity == "macs":  # bits change none
             return within[-1].plan
         return min(within, key=lambda point: (self.goal.value(point), point.drop)).plan
@@ -199,12 +202,15 @@ class Compressing:
             for name, plan in plans:
                 if plan not in made:
                     self.workshop.attempt(name, plan)
+            while (found := narrowing.between()) is not None and self.workshop.attempt(*found):
+                pass
             return
         int8 = next(point for point in self.workshop.points if point.name == "int8")
         if not int8.failed and int8.drop > self.goal.max_drop / 2:
             plans = [(name, replace(plan, trained_bits=not plan.is_float)) for name, plan in plans]
             plans = [("int8, QAT", Plan(bits=8, trained_bits=True)), *plans]
         rounds.run(plans)
+        rounds.refine(narrowing.between)
 
     def _cuts(self) -> Cuts:
         """Return the noise of cutting shares of each group alone."""
@@ -230,10 +236,3 @@ class Compressing:
         """Return what layers cost alone, by bits, as far as that was measured."""
         noted = self.workshop.notes.found
         return {bits: self._alone(bits) for bits in (INTEGER_BITS, FEW) if f"layers with {bits} bits" in noted}
-
-
-def open_notes(settings: Compress, weights: str = "") -> Notes:
-    """Open the notes of a search with these settings; ``weights``: the hash of a network in memory."""
-    values = {name: value for name, value in flatten(settings).items() if name not in NOT_KEYED}
-    key = stage_key("compress", {**values, "weights": weights}, [settings.artifact], version())
-    return Notes.open(settings.folder, key, force=settings.force)

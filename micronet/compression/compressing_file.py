@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from micronet.compression.bits import EXCEPTIONS, try_bits
-from micronet.compression.compressing import TIMING_SHARE, open_notes
+from micronet.compression.compressing import TIMING_SHARE
 from micronet.compression.costs import CostTable, Deployment
 from micronet.compression.file_layers import file_noise, find_file_layers
 from micronet.compression.judge import DataJudge, FeedJudge, Judge
+from micronet.compression.keys import check_scale, open_notes
 from micronet.compression.plan import Basis, Plan
 from micronet.compression.point import Point
 from micronet.compression.prediction import Prediction
@@ -41,6 +42,8 @@ class CompressingFile:
 
     def __init__(self, settings: Compress, context: Context) -> None:
         self.settings, self.progress, self.goal = settings, context.progress, settings.goal
+        if self.goal.quantity == "macs":
+            raise MicronetError("an ONNX file is only quantized, which changes no MACs; use --target-latency or -size")
         if settings.runtime not in RUNTIMES:
             raise MicronetError(f"ONNX files run in {' or '.join(RUNTIMES)}, not in {settings.runtime}")
         if not settings.no_training:
@@ -84,7 +87,7 @@ class CompressingFile:
         basis = Basis(settings.artifact, {**options, "skip_timing": True}, {}, settings.runtime)
         deployment = Deployment(settings.runtime, settings.batch, settings.threads)
         timed = not settings.timing.skip_timing
-        notes, budget = open_notes(settings), settings.budget_seconds
+        notes, budget = open_notes(settings, deployment, {"name": self.model.data_name}), settings.budget_seconds
         return Workshop(basis, settings.folder, notes, self.judge, deployment, self.progress, budget, timed)
 
     def run(self) -> Outcome:
@@ -96,7 +99,8 @@ class CompressingFile:
             seconds = TIMING_SHARE * self.settings.budget_seconds
             table = CostTable.open(workshop.deployment, workshop.folder, seconds, self.progress)
         prediction = Prediction(self.goal.quantity, layers, {}, table)
-        workshop.confirm("float", Plan())
+        check_scale(self.settings.metric, workshop.confirm("float", Plan()))
+        workshop.check_budget(self.settings.budget)
         try_bits(workshop, prediction, self.goal.max_drop, self._alone)
 
         def describe(point: Point) -> list[str]:

@@ -129,20 +129,23 @@ def time_layers(keys: Sequence[Key], deployment: Deployment) -> list[float | Non
     return [None if each is None else round(next(times), 5) for each in opened]
 
 
-def fastest_ms(runs: Sequence[tuple[Predictor, NDArray[Any] | tuple[Any, ...]]], seconds: float) -> list[float]:
+def fastest_ms(
+    runs: Sequence[tuple[Predictor, NDArray[Any] | tuple[Any, ...]]], seconds: float, most: int | None = MOST_CALLS
+) -> list[float]:
     """Return the milliseconds of the fastest call of each predictor on its input; they run in turns.
 
     Args:
         runs: Predictors and their inputs.
         seconds: How long each runs, at least; a few calls in any case.
+        most: Calls that are enough, however short they are.
     """
     least, spent = [float("inf")] * len(runs), [0.0] * len(runs)
-    calls = [0] * len(runs)
+    calls, limit = [0] * len(runs), math.inf if most is None else most
     for predict, given in runs:
         predict(given)
-    while runs and any((s < seconds and c < MOST_CALLS) or c < LEAST_CALLS for s, c in zip(spent, calls, strict=True)):
+    while runs and any((s < seconds and c < limit) or c < LEAST_CALLS for s, c in zip(spent, calls, strict=True)):
         for index, (predict, given) in enumerate(runs):
-            if calls[index] >= LEAST_CALLS and (spent[index] >= seconds or calls[index] >= MOST_CALLS):
+            if calls[index] >= LEAST_CALLS and (spent[index] >= seconds or calls[index] >= limit):
                 continue
             start = time.perf_counter()
             predict(given)

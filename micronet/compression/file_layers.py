@@ -65,7 +65,7 @@ def _shape(node: onnx.NodeProto, x: tuple[int, ...], weight: tuple[int, ...], y:
 def file_noise(
     folded: onnx.ModelProto, ranges: dict[str, ValueRange], feeds: Sequence[Feed], progress: Progress
 ) -> dict[str, dict[str, float]]:
-    """Return, for each layer quantized alone, the ``noise`` in the outputs and the ``drop`` of the agreement.
+    """Return, for each layer quantized alone, the ``noise`` in the outputs and their relative ``error``.
 
     Args:
         folded: A model from ``prepare``.
@@ -79,6 +79,6 @@ def file_noise(
         with suppress(MicronetError):  # a layer that stays float anyway
             alone = posttraining.quantize_onnx(folded, ranges, signed=False, per_channel=True, bits=8, excluded=others)
             error = compare_files(folded, alone, feeds)["error"]
-            found[name] = {"noise": min(error**2, MOST_NOISE), "drop": error}
+            found[name] = {"noise": min(error**2, MOST_NOISE), "error": error}
         progress.step("quantizing layers alone", done, len(names))
     return found

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from micronet.compression.point import Point, Quantity
 from micronet.core.config import flag
+from micronet.core.timing import NOISE
 
 UNITS = {"latency": "latency", "size": "size", "macs": "multiply-accumulates"}
 
@@ -39,15 +40,18 @@ class Goal:
         """Return the best candidate; the first is the original.
 
         With a target, it is the one with the least drop that meets it. Otherwise, or if none within the drop meets it,
-        it is the one with the least of the quantity within the drop.
+        it is the one with the least of the quantity within the drop; of those that are as fast within the noise of
+        timing, the one with the least drop.
         """
         made = [point for point in points if not point.failed]
         whole = self.value(made[0])
-        within = [point for point in made if point.drop <= self.max_drop]
+        within = [point for point in made if point.keeps(self.max_drop)]
         meeting = [point for point in within if self.is_met_by(self.value(point) / whole)]
         if meeting:
             return Choice(min(meeting, key=lambda point: (point.drop, self.value(point))))
-        least = min(within, key=lambda point: (self.value(point), point.drop))
+        limit = min(map(self.value, within)) * (NOISE if self.quantity == "latency" else 1.0)
+        alike = [point for point in within if self.value(point) <= limit]
+        least = min(alike, key=lambda point: (point.drop, self.value(point)))
         if self.target is None:
             return Choice(least)
         return Choice(least, self._miss(made, whole, least))

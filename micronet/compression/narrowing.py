@@ -15,6 +15,7 @@ UNIFORM = (0.25, 0.5)  # shares of all groups that are cut
 POINTS = (0.65, 0.5, 0.8, 0.38, 0.28)  # of the base's cost: candidates of the walk, extremes last
 REHEARSED = (0.28, 0.5)  # those that are made without training first
 FIRST = 2  # candidates of the walk before uniform ones, for budgets that are too short for all
+BETWEEN, NEAR = 4, 0.95  # plans to try between others, at most, unless these cost nearly the same
 MARGIN = 0.97  # of a target: what a candidate that is to meet it may be predicted to cost
 Named = tuple[str, Plan]
 Cuts = dict[str, list[list[float]]]  # the noise of cutting shares of each group alone; see ``cut_noise``
@@ -30,6 +31,8 @@ class Narrowing:
         groups: The groups of channels.
         goal: What is asked for.
         names: Names of plans, by their widths.
+        path: The plans of the walk, once it is done.
+        left: How many more ``between`` returns.
     """
 
     workshop: Workshop
@@ -37,13 +40,15 @@ class Narrowing:
     groups: Groups
     goal: Goal
     names: dict[tuple[int, ...], str] = field(default_factory=dict)
+    path: list[Plan] = field(default_factory=list)
+    left: int = BETWEEN
 
     def plans(self, base: Plan, cuts: Cuts) -> list[Named]:
         """Return narrower plans than ``base``, those to try first in the front: of the walk, and uniform ones.
 
         Two are made without training before: whole networks correct the predictions by which the others are chosen.
         """
-        path = self._path(base, cuts)
+        self.path = path = self._path(base, cuts)
         if self.goal.quantity == "latency":
             for plan in self._chosen(path, REHEARSED):
                 self.workshop.attempt(self._name(plan), plan)
@@ -54,6 +59,36 @@ class Narrowing:
         others = [each for each in uniform if each[1] not in plans]
         return [*named[:FIRST], *others, *named[FIRST:]]
 
+    def between(self) -> Named | None:
+        """Return the plan between the narrowest that keeps the drop and the next that does not; None if none is left.
+
+        Plans that were not tried lie between them on the walk: bisection, since the drop grows along it, noise aside.
+        """
+        tried = self._tried()
+        keeping = [index for index, keeps in tried.items() if keeps]
+        low = max(keeping, default=0)
+        high = min((index for index, keeps in tried.items() if not keeps and index > low), default=None)
+        if high is None or self.left == 0:
+            return None
+        costs = {index: self.prediction(self.path[index]) for index in range(low, high + 1)}
+        mean = (costs[low] + costs[high]) / 2
+        middle = min(costs, key=lambda index: abs(costs[index] - mean))
+        if middle in (low, high) or costs[high] > NEAR * costs[low]:
+            return None
+        self.left -= 1
+        return self._name(self.path[middle]), self.path[middle]
+
+    def _tried(self) -> dict[int, bool]:
+        """Return which plans of the walk were made, by their place, and whether one kept the drop, trained or not."""
+        trains = any(point.plan.epochs for point in self.workshop.points)
+        places = {plan.widths: index for index, plan in enumerate(self.path)}
+        found = {0: True}
+        for point in self.workshop.points:
+            place = places.get(point.plan.widths)
+            if place and (point.plan.epochs or not trains):  # a rehearsal says nothing of what training gives
+                found[place] = found.get(place, False) or point.keeps(self.goal.max_drop)
+        return found
+
     def _path(self, base: Plan, cuts: Cuts) -> list[Plan]:
         """Walk from a plan to cheaper ones; return all of them."""
         groups, notes = self.groups, self.workshop.notes
@@ -62,7 +97,7 @@ class Narrowing:
             narrower(groups.widths, multiples), self.prediction, lambda plan: groups.plan_noise(plan, cuts),
             self.prediction.prepare, groups.allows, narrower(groups.widths, multiples, far=True),
         )  # fmt: skip
-        found = notes.once("walk", lambda: [each.widths for each in walk.path(base)])
+        found = notes.decide("walk", lambda: [each.widths for each in walk.path(base)])
         path = [replace(base, widths=tuple(widths)) for widths in found]
         least = self.prediction(path[-1]) / self.goal.value(self.workshop.points[0])
         steps = count(len(path) - 1, "step")

@@ -1,6 +1,7 @@
 """What a search has found so far, in its folder, so that a search that was killed goes on where it stopped."""
 
 import json
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from micronet.core.parse import parse_json, read_text
 from micronet.errors import MicronetError
 
 FILE = "search.json"
+CANDIDATES = "candidates"  # the folder of what was made
 
 
 @dataclass
@@ -19,19 +21,30 @@ class Notes:
     """The results of a search by name, each with the seconds that it took.
 
     Whatever decides what comes next is noted, measured times too. So a search that goes on decides as it did before.
+    With another goal, such as a larger budget, what was measured still holds, and what was decided does not.
+
+    Attributes:
+        path: The file.
+        key: The hash of all that measurements depend on.
+        goal: What is asked for.
+        found: The results.
+        lost: Seconds that an interrupted run spent on results that it did not finish, by their names.
     """
 
     path: Path
     key: str
+    goal: str = ""
     found: dict[str, dict[str, Any]] = field(default_factory=dict)
+    lost: dict[str, float] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, folder: Path, key: str, *, force: bool = False) -> "Notes":
+    def open(cls, folder: Path, key: str, goal: str = "", *, force: bool = False) -> "Notes":
         """Read a folder's notes, or begin new ones.
 
         Args:
             folder: The folder of the search.
-            key: The hash of all that the search depends on.
+            key: The hash of all that measurements depend on.
+            goal: What is asked for.
             force: Whether to begin anew in a folder with a search with other settings, or with other files.
 
         Raises:
@@ -39,27 +52,33 @@ class Notes:
         """
         path = folder / FILE
         if not folder.exists() or not any(folder.iterdir()):
-            return cls._new(path, key)
+            return cls._new(path, key, goal)
         try:
             noted = parse_json(read_text(path))
-            found, noted_key = noted["found"], noted["key"]
+            found, noted_key, noted_goal = noted["found"], noted["key"], noted["goal"]
+            begun, lost = noted["begun"], noted["lost"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             if force:
-                return cls._new(path, key)
+                return cls._new(path, key, goal)
             raise cls._unreadable(path, error) from None
         if noted_key == key:
-            return cls(path, key, found)
+            if noted_goal != goal:
+                found = {name: each for name, each in found.items() if not each["decided"]}
+            for name, start in begun.items():
+                lost[name] = lost.get(name, 0.0) + max(0.0, _last_change(folder) - start)
+            return cls(path, key, goal, found, lost)
         if force or not found:
-            return cls._new(path, key)
+            shutil.rmtree(folder / CANDIDATES, ignore_errors=True)  # of the other search
+            return cls._new(path, key, goal)
         raise MicronetError(
             f"{folder} holds a search with other settings, or of another file; choose another folder with -o, or "
             "add --force to start over"
         )
 
     @classmethod
-    def _new(cls, path: Path, key: str) -> "Notes":
+    def _new(cls, path: Path, key: str, goal: str) -> "Notes":
         """Begin notes: the file is there before anything else, so that a folder is known as a search's."""
-        notes = cls(path, key)
+        notes = cls(path, key, goal)
         notes._write()
         return notes
 
@@ -76,22 +95,38 @@ class Notes:
     @property
     def spent(self) -> float:
         """The seconds that the results took, over all runs."""
-        return float(sum(each["seconds"] for each in self.found.values()))
+        unfinished = sum(seconds for name, seconds in self.lost.items() if name not in self.found)
+        return float(sum(each["seconds"] for each in self.found.values())) + unfinished
 
-    def once(self, name: str, find: Callable[[], Any]) -> Any:
-        """Return a result that is noted, or find it and note it; it is a JSON value."""
+    def once(self, name: str, find: Callable[[], Any], *, decided: bool = False) -> Any:
+        """Return a result that is noted, or find it and note it; it is a JSON value.
+
+        ``decided``: whether it depends on the goal.
+        """
         if name not in self.found:
             start = time.monotonic()
+            if not decided:
+                self._write({name: time.time()})
             value = find()
-            self.found[name] = {"value": value, "seconds": round(time.monotonic() - start, 3)}
+            seconds = time.monotonic() - start + self.lost.get(name, 0.0)
+            self.found[name] = {"value": value, "seconds": round(seconds, 3), "decided": decided}
             self._write()
         return self.found[name]["value"]
 
-    def _write(self) -> None:
+    def decide(self, name: str, find: Callable[[], Any]) -> Any:
+        """Return a decision that is noted, or make it and note it."""
+        return self.once(name, find, decided=True)
+
+    def _write(self, begun: dict[str, float] | None = None) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        content = {"key": self.key, "found": self.found}
+        content = {"key": self.key, "goal": self.goal, "begun": begun or {}, "lost": self.lost, "found": self.found}
         write_bytes(self.path, f"{json.dumps(content, indent=1)}\n".encode())
 
     def seconds(self, name: str) -> float:
-        """Return the seconds that a noted result took."""
-        return float(self.found[name]["seconds"])
+        """Return the seconds that a result took; 0 if it was not found."""
+        return float(self.found[name]["seconds"]) if name in self.found else 0.0
+
+
+def _last_change(folder: Path) -> float:
+    """Return when a folder's newest file was written, in seconds of ``time.time``: a run was still alive then."""
+    return max(path.stat().st_mtime for path in folder.rglob("*") if path.is_file())

@@ -125,8 +125,9 @@ class Basis:
         return {"command": stage, **{name: value for name, value in settings.items() if uses(find(stage), name)}}
 
     def _shared(self, command: str) -> dict[str, Any]:
-        """Return the shared settings that a command has."""
-        return {name: value for name, value in self.options.items() if uses(find(command), name)}
+        """Return the shared settings that a command has; only the chosen network is tested, and not by its stages."""
+        shared = {**self.options, "skip_test": True}
+        return {name: value for name, value in shared.items() if uses(find(command), name)}
 
 
 def shared_names(entries: list[Entry]) -> list[Entry]:

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from micronet.compression.plan import Plan
 
+TOLERANCE = 1e-9  # of a drop
 Quantity = Literal["latency", "size", "macs"]
 
 
@@ -41,6 +42,10 @@ class Point:
         """Return one of the figures that are to be small; 0 if it is not known."""
         found = {"latency": self.latency_ms, "size": self.size_bytes, "macs": self.macs}[quantity]
         return float(found or 0)
+
+    def keeps(self, max_drop: float) -> bool:
+        """Whether it was made and loses at most this much; metrics are sums of floats, so nearly equal is equal."""
+        return not self.failed and self.drop <= max_drop + TOLERANCE
 
     def to_json(self) -> dict[str, Any]:
         """Return the figures as a JSON object."""

@@ -10,6 +10,7 @@ from micronet.compression.layers import Layer, Shape
 from micronet.compression.onnx_layer import Form
 from micronet.compression.plan import Plan
 from micronet.compression.point import Quantity
+from micronet.core.timing import NOISE
 
 FLOAT_BYTES = 4
 
@@ -171,6 +172,6 @@ def slower_in_integers(layers: Mapping[str, Layer], table: CostTable, *, alone: 
     found = []
     for name, layer in layers.items():
         floats, integers = table.ms(layer.shape, "float"), table.ms(layer.shape, form)
-        if floats is not None and integers is not None and floats <= integers:
+        if floats is not None and integers is not None and integers > NOISE * floats:
             found.append(name)
     return found

@@ -6,10 +6,18 @@ from pathlib import Path
 from typing import Any
 
 from micronet.compression.goal import Goal
+from micronet.compression.judge import quality
 from micronet.compression.plan import Entry, final_names, to_toml
 from micronet.compression.point import Point, Quantity, front
 from micronet.compression.stage import STEM
-from micronet.compression.words import as_markdown, describe_drop, describe_errors, describe_resolution, table
+from micronet.compression.words import (
+    as_markdown,
+    describe_drop,
+    describe_errors,
+    describe_resolution,
+    describe_test,
+    table,
+)
 from micronet.compression.workshop import Workshop
 from micronet.core.files import NOTE, files_in, write_bytes
 from micronet.core.folders import Folder, read_note, write_folder
@@ -30,15 +38,14 @@ def conclude(workshop: Workshop, goal: Goal, describe: Callable[[Point], list[st
     """
     choice, judge = goal.choose(workshop.points), workshop.judge
     point = choice.point
-    tested = workshop.notes.once("test", lambda: workshop.evaluate(workshop.open(point.plan), test=True))
-    before = workshop.notes.once(
-        "test of the original", lambda: workshop.evaluate(workshop.open(workshop.points[0].plan), test=True)
-    )
+    tested, before = (_test(workshop, each) for each in (point, workshop.points[0]))
+    lost = quality(judge, before) - quality(judge, tested)
     errors = describe_errors(workshop.points)
     words = [
         *describe_resolution(goal.max_drop, judge.noun, judge.samples, counts=judge.task.has_classes),
         describe_drop(point, judge.noun, judge.samples),
         *describe(point),
+        *describe_test(lost, goal.max_drop, judge.noun, judge.tested_on),
         *([errors] if errors else []),
         *workshop.left_out,
     ]
@@ -51,6 +58,13 @@ def conclude(workshop: Workshop, goal: Goal, describe: Callable[[Point], list[st
         "candidates": candidates(workshop, goal.quantity), "output": str(workshop.folder), "noun": judge.noun,
         "tested_on": judge.tested_on,
     }  # fmt: skip
+
+
+def _test(workshop: Workshop, point: Point) -> dict[str, float]:
+    """Return a candidate's metrics on the test data."""
+    name = f"test of {json.dumps(point.plan.to_json(), sort_keys=True)}"
+    found: dict[str, float] = workshop.notes.once(name, lambda: workshop.evaluate(workshop.open(point.plan), test=True))
+    return found
 
 
 def write_result(workshop: Workshop, chosen: Point, quantity: Quantity, about: dict[str, Any]) -> dict[str, str]:

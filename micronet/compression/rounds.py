@@ -2,16 +2,17 @@
 
 As in Jamieson and Talwalkar (2016, arXiv:1502.07943), but a round trains on from the round before: a further finetune
 stage of the same recipe. Better are those whose drop is closest to the one that is allowed: smaller networks cannot
-reach it, larger ones have no need to.
+reach it, larger ones have no need to. With a target, only those that meet it can be chosen, whatever their drop is now.
 """
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch.utils._pytree import tree_map_only
 
+from micronet.compression.goal import Goal
 from micronet.compression.plan import Plan, with_epochs
 from micronet.compression.point import Point
 from micronet.compression.workshop import Workshop
@@ -33,12 +34,12 @@ class Rounds:
     Attributes:
         workshop: Where they are made.
         epoch: Seconds of an epoch: first estimated, then those of the last training.
-        max_drop: The drop that is allowed, 0..1.
+        goal: What is asked for.
     """
 
     workshop: Workshop
     epoch: float
-    max_drop: float
+    goal: Goal
 
     def run(self, plans: Sequence[tuple[str, Plan]]) -> None:
         """Train candidates, those to keep if not all fit first, until the budget is spent."""
@@ -47,24 +48,41 @@ class Rounds:
             if not survivors:
                 return
             notes, names = self.workshop.notes, [name for name, _ in survivors]
-            epochs: int = notes.once(f"round {number}", lambda: self._epochs(len(names), most))  # noqa: B023
+            epochs: int = notes.decide(f"round {number}", lambda: self._epochs(len(names), most))  # noqa: B023
             trained, waiting = [], []
             for name, plan in survivors:
-                if notes.once(f"time for {name} in round {number}", lambda: self._fits(epochs)):  # noqa: B023
+                if notes.decide(f"time for {name} in round {number}", lambda: self._fits(epochs)):  # noqa: B023
                     trained.append((name, self._train(name, plan, epochs)))
                 else:
                     waiting.append(name)
             self._say_left_out(waiting, again=number > 1)
             ranked = [(name, point) for name, point in trained if not point.failed and point.plan.epochs]
-            ranked.sort(key=lambda each: abs(each[1].drop - self.max_drop))
+            ranked.sort(key=lambda each: self._rank(each[1]))
             survivors = [(name, point.plan) for name, point in ranked[: (len(ranked) + 1) // 2]]
+
+    def refine(self, following: Callable[[], tuple[str, Plan] | None]) -> None:
+        """Train further plans as long as the one that was trained longest, while there is time.
+
+        ``following``: Returns the next one by what was measured so far, or None.
+        """
+        epochs = max((point.plan.epochs for point in self.workshop.points), key=sum, default=())
+        while epochs and (found := following()) is not None:
+            name, plan = found
+            if not self.workshop.has_time(name, self._fixed() + sum(epochs) * self.epoch):
+                return
+            self.workshop.confirm(_label(name, epochs), replace(plan, epochs=epochs))
+
+    def _rank(self, point: Point) -> tuple[bool, float]:
+        """Return the place of a candidate among those to train on, the least first."""
+        if self.goal.target is None:
+            return False, abs(point.drop - self.goal.max_drop)
+        share = self.goal.value(point) / self.goal.value(self.workshop.points[0])
+        return not self.goal.is_met_by(share), point.drop
 
     def _train(self, name: str, plan: Plan, epochs: int) -> Point:
         """Train a candidate for some more epochs, and learn how long an epoch takes."""
         longer = with_epochs(plan, epochs) if plan.widths else plan
-        trained = "+".join(map(str, longer.epochs))
-        label = f"{name}, {trained} epochs" if trained not in ("", "1") else f"{name}, 1 epoch" if trained else name
-        point = self.workshop.confirm(label, longer)
+        point = self.workshop.confirm(_label(name, longer.epochs), longer)
         if plan.widths and not point.failed:
             self.epoch = max(0.0, 60 * point.minutes - self._fixed()) / epochs
         return point
@@ -88,6 +106,11 @@ class Rounds:
             said = f"no time to train {', '.join(names)}{' for longer' if again else ''}"
             self.workshop.left_out.append(f"{said}; a larger --budget would give it")
             self.workshop.progress.line(self.workshop.left_out[-1])
+
+
+def _label(name: str, epochs: Sequence[int]) -> str:
+    trained = "+".join(map(str, epochs))
+    return f"{name}, {trained} epochs" if trained not in ("", "1") else f"{name}, 1 epoch" if trained else name
 
 
 def epoch_seconds(model: torch.nn.Module, data: Dataset, device: torch.device) -> float:

@@ -50,8 +50,10 @@ def describe_choice(
 
 
 def _why_float(name: str, alone: Alone, times: Mapping[str, tuple[float | None, float | None]]) -> str:
-    if name in alone:
+    if name in alone and "drop" in alone[name]:
         return f"{name} stays float: in integers alone it costs {100 * alone[name]['drop']:.2f} points"
+    if name in alone:
+        return f"{name} stays float: in integers alone it changes the outputs by {alone[name]['error']:.2%}"
     floats, integers = times.get(name, (None, None))
     if floats is not None and integers is not None:
         return f"{name} stays float: alone it takes {integers:.3f} ms in integers, {floats:.3f} ms in float"
@@ -72,6 +74,13 @@ def describe_errors(points: Sequence[Point]) -> str:
 def describe_drop(point: Point, noun: str, samples: int) -> str:
     """Return the chosen candidate in a line."""
     return f"chosen: {point.name}, a drop of {100 * point.drop:.2f} points on {count(samples, f'validation {noun}')}"
+
+
+def describe_test(drop: float, max_drop: float, noun: str, tested_on: str) -> list[str]:
+    """Return a warning if the drop on test samples of their own is larger than the one allowed."""
+    if tested_on or drop <= max_drop:
+        return []
+    return [f"warning: on test {noun}s the drop is {100 * drop:.2f} points, more than {100 * max_drop:g}"]
 
 
 def describe_resolution(max_drop: float, noun: str, samples: int, *, counts: bool) -> list[str]:

@@ -8,13 +8,13 @@ from typing import Any
 
 from micronet.compression.costs import Deployment, fastest_ms
 from micronet.compression.judge import Judge, quality, repeated
-from micronet.compression.notes import Notes
+from micronet.compression.notes import CANDIDATES, Notes
 from micronet.compression.plan import Basis, Plan, shared_names, to_toml
 from micronet.compression.point import Point
 from micronet.compression.prediction import Prediction
 from micronet.core.files import file_size, write_bytes
 from micronet.core.progress import Progress
-from micronet.errors import MicronetError, StoppedError
+from micronet.errors import MicronetError, StoppedError, first_line, is_out_of_memory
 from micronet.evaluation.network import Network
 from micronet.recipe.plan import plan as bind
 from micronet.recipe.reader import read_recipe
@@ -23,7 +23,7 @@ from micronet.runtimes.network import open_network
 from micronet.stages.execute import execute
 from micronet.stages.stage import Outcome, Stage
 
-FOLDER = "candidates"
+FOLDER = CANDIDATES
 SECONDS = 0.5  # that a whole network is timed
 
 
@@ -61,14 +61,22 @@ class Workshop:
         """The seconds that are left of the budget."""
         return self.budget - self.notes.spent
 
-    def attempt(self, name: str, plan: Plan) -> None:
-        """Make a candidate if there is time for it, as for the one that took longest so far."""
-        if self.has_time(name, 60 * max(point.minutes for point in self.points)):
+    def check_budget(self, spelled: str) -> None:
+        """Raise MicronetError if the original alone took longer than the budget, ``spelled`` by the user."""
+        if self.remaining < 0:
+            seconds = f"{self.notes.spent:.0f} seconds"
+            raise MicronetError(f"--budget {spelled} is too short: to measure the original took {seconds}")
+
+    def attempt(self, name: str, plan: Plan) -> bool:
+        """Make a candidate and return True if there is time for it, as for the one that took longest so far."""
+        fits = self.has_time(name, 60 * max(point.minutes for point in self.points))
+        if fits:
             self.confirm(name, plan)
+        return fits
 
     def has_time(self, what: str, seconds: float) -> bool:
         """Return True if something fits the budget; what does not is left out."""
-        fits: bool = self.notes.once(f"time for {what}", lambda: seconds <= self.remaining)
+        fits: bool = self.notes.decide(f"time for {what}", lambda: seconds <= self.remaining)
         if not fits:
             self.left_out.append(f"no time for {what}; a larger --budget would give it")
             self.progress.line(self.left_out[-1])
@@ -83,8 +91,13 @@ class Workshop:
         predicted = None
         if self.prediction is not None and self.prediction.quantity == "latency":
             prediction = self.prediction(plan)
-            predicted = self.notes.once(f"prediction of {noted}", lambda: round(prediction, 5))
-        found = self.notes.once(noted, lambda: self._measured(name, plan))
+            predicted = self.notes.decide(f"prediction of {noted}", lambda: round(prediction, 5))
+        try:
+            found = self.notes.once(noted, lambda: self._measured(name, plan))
+        except Exception as error:  # not noted: the next run tries again
+            if not self.points or not _is_the_plans(error):
+                raise
+            found = {"failed": _reason(error)}
         drop = self.points[0].quality - found["quality"] if self.points and "quality" in found else 0.0
         minutes = self.notes.seconds(noted) / 60
         point = Point(name, plan, drop, predicted_ms=predicted, minutes=minutes, **found)
@@ -122,18 +135,15 @@ class Workshop:
         return repeated(self.judge.sample(), self.deployment.batch)
 
     def _measured(self, name: str, plan: Plan) -> dict[str, Any]:
-        """Make a candidate; return its figures, or why it failed."""
+        """Make a candidate; return its figures."""
         if self.points:
             self.progress.line(f"making {name}")
         try:
             self._make(plan)
-            network = self.open(plan)
-        except StoppedError:
-            raise
         except MicronetError as error:
-            if not self.points:  # the original
-                raise type(error)(_reason(error)) from error
-            return {"failed": _reason(error)}
+            error.args = (_reason(error),)
+            raise
+        network = self.open(plan)
         sample = self._sample if isinstance(self._sample, tuple) else (self._sample,)
         before = self._times(network) if self.timed else None
         found: dict[str, Any] = {
@@ -159,7 +169,7 @@ class Workshop:
     def _times(self, network: Network) -> list[float]:
         """Return milliseconds for a batch of the original and of a network in turns; of the original itself, once."""
         several = [self._original, network] if self.points else [network]
-        return fastest_ms([(each, self._sample) for each in several], SECONDS)
+        return fastest_ms([(each, self._sample) for each in several], SECONDS, most=None)
 
     def _latency(self, times: list[float]) -> float:
         """Return a network's milliseconds from those of the original and its own, relative to the original's first."""
@@ -209,7 +219,13 @@ class _Steps:
         """Leave a line out."""
 
 
-def _reason(error: MicronetError) -> str:
+def _is_the_plans(error: Exception) -> bool:
+    """Whether an error means that a plan cannot be made: no time limit and no full disk, which would end any other."""
+    is_refused = isinstance(error, MicronetError) and not isinstance(error, StoppedError)
+    return is_out_of_memory(error) or (is_refused and not isinstance(error.__cause__, OSError))
+
+
+def _reason(error: Exception) -> str:
     """Return what a stage's error says, without the place in the candidate's recipe."""
-    text = str(error)
+    text = first_line(error)
     return text.partition("): ")[2] if text.startswith("stage ") else text

@@ -91,7 +91,7 @@ class _Planner:
         if argument is not None and not {"model", "trust_code"} & values.keys() and "trust_code" in known:
             values |= self._allowed_code(entry, _paths(values.get(argument.name)))
         output = self._bind(entry, stage, values, inputs)
-        self.planned.append(Planned(entry, stage, values, output, [*inputs, *_files_named(entry.options)]))
+        self.planned.append(Planned(entry, stage, values, output, [*inputs, *files_named(entry.options)]))
 
     def _bind(self, entry: Entry, stage: type[Stage], values: dict[str, Any], inputs: list[Path]) -> Path | None:
         """Choose the output, configure the stage and check the order; return the output."""
@@ -191,7 +191,7 @@ class _Planner:
         return value
 
 
-def _files_named(settings: Mapping[str, Any]) -> list[Path]:
+def files_named(settings: Mapping[str, Any]) -> list[Path]:
     """Return the files that text settings name: ``data = "x.npz"``, ``model = "net.py:Net"``."""
     texts = [value for value in settings.values() if isinstance(value, str)]
     named = [Path(part) for text in texts for part in (text, text.rpartition(":")[0]) if part]

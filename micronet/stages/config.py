@@ -166,6 +166,7 @@ class DistributedConfig(RunConfig):
         metavar="N",
         api=False,
     )
+    skip_test: bool = setting(False, "Do not measure the network on the test data at the end.")
 
     def __post_init__(self) -> None:
         super().__post_init__()

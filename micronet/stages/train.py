@@ -209,6 +209,7 @@ def run_context(stage: Any, context: Context) -> "RunContext":
         checkpoint_minutes=run.checkpoint_minutes,
         initial_weights="" if context.source is None else weights_hash(context.source.model),
         compiled=run.compile,
+        skip_test=getattr(run, "skip_test", False),  # prune has no such setting
         artifacts=context.memory.artifacts,
         tracker=run.log,
         trust_code=flatten(stage).get("trust_code", False),

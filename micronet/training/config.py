@@ -181,6 +181,7 @@ class RunContext:
     compiled: bool = False  # run the network through torch.compile
     trust_code: bool = False  # code recorded in the teacher's file may run
     artifacts: "Mapping[Path, Artifact]" = field(default_factory=dict)  # in memory, by the paths that stand for them
+    skip_test: bool = False  # leave the test data alone at the end
     tracker: str = "auto"  # where metrics go besides the file beside the artifact; see ``training.log``
 
 

@@ -257,16 +257,20 @@ def fit_artifact(
     if teacher is not None and data.task.needs_reference:
         data, teacher = data.with_reference(predictor(teacher.model)), None
     row = Trainer(artifact.model, data, config, context, identity, hooks, teacher).fit()
+    metrics = {name: value for name, value in row.items() if name.startswith(("epoch", "validation"))}
+    metrics |= {} if context.skip_test else _tested(artifact, data, context)
+    return replace(artifact, metrics=metrics, data=data.spec.to_json(), seed=context.seed)
 
+
+def _tested(artifact: Artifact, data: Dataset, context: RunContext) -> dict[str, Any]:
+    """Return an artifact's metrics on the test data."""
     images = len(data.test)
     own = images // distributed.world_size()  # this rank's share, give or take a batch
     with evaluating(artifact.model) as predict:
         tested = evaluate_distributed(
             predict, data, data.test, lambda done: context.progress.step("testing", min(done, own), own)
         )
-    metrics = {name: value for name, value in row.items() if name.startswith(("epoch", "validation"))}
-    metrics |= {**_prefixed("test", tested), "test_images": images}
-    return replace(artifact, metrics=metrics, data=data.spec.to_json(), seed=context.seed)
+    return {**_prefixed("test", tested), "test_images": images}
 
 
 def _step_seed(seed: int, epoch: int, step: int) -> int:

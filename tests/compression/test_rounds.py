@@ -2,6 +2,7 @@
 
 import pytest
 
+from micronet.compression.goal import Goal
 from micronet.compression.notes import Notes
 from micronet.compression.plan import Plan
 from micronet.compression.point import Point
@@ -25,7 +26,7 @@ class Workshop:
 
     def confirm(self, name, plan):
         seconds = FIXED + EPOCH * plan.epochs[-1]
-        self.notes.found[name] = {"value": 0, "seconds": seconds}
+        self.notes.found[name] = {"value": 0, "seconds": seconds, "decided": False}
         drop = self.drops[plan.widths] / 2 ** sum(plan.epochs)
         self.points.append(Point(name, plan, drop, minutes=seconds / 60))
         return self.points[-1]
@@ -34,7 +35,7 @@ class Workshop:
 def run(path, drops, budget):
     """Return the rounds, and the widths and epochs of what was trained."""
     plans = [(f"candidate {widths[0]}", Plan(widths=widths, bits=8)) for widths in drops]
-    rounds = Rounds(Workshop(path, drops, budget), EPOCH, max_drop=0.01)
+    rounds = Rounds(Workshop(path, drops, budget), EPOCH, Goal("size", 0.01))
     rounds.run(plans)
     return rounds, [(point.plan.widths[0], point.plan.epochs) for point in rounds.workshop.points[2:]]
 

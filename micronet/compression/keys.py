@@ -1,0 +1,44 @@
+"""What the notes of a search belong to: all that its measurements depend on, and what is asked for."""
+
+import json
+from typing import Any
+
+from micronet.compression.costs import Deployment
+from micronet.compression.notes import Notes
+from micronet.compression.point import Point
+from micronet.compression.stage import Compress
+from micronet.core.config import flatten
+from micronet.core.machine import version
+from micronet.errors import MicronetError
+from micronet.recipe.plan import files_named
+from micronet.recipe.run import stage_key
+
+NOT_KEYED = ("output", "force", "json", "quiet", "dry_run")
+GOALS = ("budget", "max_drop", "minimize", "target_latency", "target_size", "target_macs", "no_training")
+
+
+def check_scale(metric: str | None, whole: Point) -> None:
+    """Raise MicronetError if a metric that was named is on a scale of which a point is no hundredth."""
+    if metric is not None and whole.quality > 1:
+        raise MicronetError(
+            f"--metric {metric} is {whole.quality:.4g} for the original; --max-drop is in hundredths, so choose a "
+            "metric that is at most 1, or one of which less is better"
+        )
+
+
+def open_notes(settings: Compress, deployment: Deployment, data: dict[str, Any], weights: str = "") -> Notes:
+    """Open the notes of a search.
+
+    Args:
+        settings: The settings. Those that say what is asked for are no part of the key: what was measured still holds.
+        deployment: Where networks run; times are another machine's otherwise.
+        data: What is recorded of the data.
+        weights: The hash of a network in memory.
+    """
+    flat = flatten(settings)
+    values = {name: value for name, value in flat.items() if name not in (*NOT_KEYED, *GOALS)}
+    where = deployment.header if settings.quantity == "latency" else {}
+    files = [settings.artifact, *files_named({**flat, "recorded": data.get("name"), "task": data.get("task")})]
+    key = stage_key("compress", {**values, **where, "weights": weights}, files, version())
+    goal = json.dumps({name: flat[name] for name in GOALS})
+    return Notes.open(settings.folder, key, goal, force=settings.force)
