@@ -64,6 +64,7 @@ def train(
     checkpoint_minutes: float = 10.0,
     compile: bool = False,
     log: Literal['auto', 'tensorboard', 'mlflow', 'none'] = 'auto',
+    skip_test: bool = False,
     force: bool = False,
     progress: Progress | None = None,
 ) -> Artifact:
@@ -128,6 +129,7 @@ def train(
         compile: Compile the training step with torch.compile (untested on a GPU).
         log: Where metrics go besides the .metrics.jsonl file: TensorBoard, MLflow, or none. auto: TensorBoard if
             it is installed.
+        skip_test: Do not measure the network on the test data at the end.
         force: Overwrite existing files.
         progress: An object with ``step`` and ``line`` methods that receives progress updates.
 
@@ -215,6 +217,7 @@ def sparse_train(
     checkpoint_minutes: float = 10.0,
     compile: bool = False,
     log: Literal['auto', 'tensorboard', 'mlflow', 'none'] = 'auto',
+    skip_test: bool = False,
     force: bool = False,
     progress: Progress | None = None,
 ) -> Artifact:
@@ -232,7 +235,7 @@ def sparse_train(
         data, preset, epochs, lr, device, output, width, model_args, task, image_size, limit, batch_size,
             accumulate, amp, patience, weight_decay, optimizer, schedule, label_smoothing, ema, flip, cutout,
             whiten, start_size, distill, distill_weight, temperature, seed, resume, max_time, checkpoint_minutes,
-            compile, log, force, progress: As in ``train``.
+            compile, log, skip_test, force, progress: As in ``train``.
         trust_code: As in ``evaluate``.
         model: As in ``quantize``.
 
@@ -368,6 +371,7 @@ def finetune(
     checkpoint_minutes: float = 10.0,
     compile: bool = False,
     log: Literal['auto', 'tensorboard', 'mlflow', 'none'] = 'auto',
+    skip_test: bool = False,
     force: bool = False,
     progress: Progress | None = None,
 ) -> Artifact:
@@ -379,8 +383,8 @@ def finetune(
         artifact: An artifact (.safetensors).
         data, preset, epochs, lr, device, output, task, image_size, limit, batch_size, accumulate, amp, patience,
             weight_decay, optimizer, schedule, label_smoothing, ema, flip, cutout, whiten, start_size, distill,
-            distill_weight, temperature, seed, resume, max_time, checkpoint_minutes, compile, log, force,
-            progress: As in ``train``.
+            distill_weight, temperature, seed, resume, max_time, checkpoint_minutes, compile, log, skip_test,
+            force, progress: As in ``train``.
         model, trust_code: As in ``evaluate``.
 
     Returns:
@@ -464,6 +468,7 @@ def quantize(
     checkpoint_minutes: float = 10.0,
     compile: bool = False,
     log: Literal['auto', 'tensorboard', 'mlflow', 'none'] = 'auto',
+    skip_test: bool = False,
     force: bool = False,
     progress: Progress | None = None,
 ) -> Artifact:
@@ -538,7 +543,7 @@ def quantize(
         data, epochs, output, width, model_args, task, image_size, limit, preset, lr, batch_size, accumulate, amp,
             patience, weight_decay, optimizer, schedule, label_smoothing, ema, flip, cutout, whiten, start_size,
             distill, distill_weight, temperature, seed, device, resume, max_time, checkpoint_minutes, compile,
-            log, force, progress: As in ``train``.
+            log, skip_test, force, progress: As in ``train``.
         trust_code, skip_timing: As in ``evaluate``.
 
     Returns:
