@@ -10,6 +10,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 import micronet as api
+from micronet.artifact.header import read_header
 from micronet.compression import bits, compressing, narrowing, rounds, workshop
 from micronet.core.files import files_in
 from micronet.recipe.plan import plan
@@ -90,6 +91,26 @@ def test_the_next_stage_of_a_recipe_takes_what_compress_leaves(original, tmp_pat
     compress, evaluate, compare = plan(read_recipe(recipe))
     assert compress.values["output"] == tmp_path / "out" / "small"
     assert evaluate.inputs == compare.inputs == [tmp_path / "out" / "small" / "network.safetensors"]
+
+
+def test_candidates_leave_the_test_data_alone(small):
+    header, _ = read_header(small / "network.safetensors")
+    assert [record.stage for record in header.history][-2:] == ["quantize", "bn-fuse"]
+    assert not any(name.startswith("test") for name in header.metrics)
+
+
+def test_a_full_disk_is_not_a_candidate_that_cannot_be_made(micronet, original, tmp_path, monkeypatch):
+    made = workshop.Workshop._make
+
+    def make(self, plan):
+        if plan.widths:
+            raise api.FailedError("x could not be written") from OSError("no space left on device")
+        made(self, plan)
+
+    monkeypatch.setattr(workshop.Workshop, "_make", make)
+    done = micronet("compress", original, *SIZE, "--no-training", "-o", tmp_path / "out")
+    assert done.code == 1
+    assert done.err.splitlines()[-1] == "error: x could not be written"
 
 
 class Killed(BaseException):

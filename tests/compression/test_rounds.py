@@ -48,6 +48,15 @@ def test_the_half_that_is_closest_to_the_drop_goes_on(tmp_path):
     assert trained[6:] == [(3, (first, second, third))]
 
 
+def test_with_a_target_only_what_meets_it_trains_on(tmp_path):
+    """However large its drop still is: what misses the target cannot be chosen."""
+    workshop = Workshop(tmp_path, {}, 0)
+    workshop.points[0] = Point("float", Plan(), size_bytes=100)
+    rounds = Rounds(workshop, EPOCH, Goal("size", 0.01, target=0.5))
+    large, small, smaller = (Point("", Plan(), drop, size_bytes=size) for drop, size in ((0, 60), (0.2, 50), (0.3, 40)))
+    assert sorted([smaller, large, small], key=rounds._rank) == [small, smaller, large]
+
+
 @pytest.mark.parametrize("budget", [0, 14, 15, 31, 60, 100, 200, 1000])
 def test_nothing_begins_that_does_not_fit(tmp_path, budget):
     rounds, trained = run(tmp_path, {(3,): 0.1, (2,): 0.3, (1,): 0.9}, budget)

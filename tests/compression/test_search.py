@@ -1,6 +1,9 @@
 """The parts of a search: the walk, what layers cost, and what is asked for."""
 
+import os
+import time
 from itertools import product
+from types import SimpleNamespace
 
 import numpy as np
 import onnxruntime
@@ -14,6 +17,7 @@ from micronet.compression.costs import CostTable, Deployment
 from micronet.compression.goal import Goal
 from micronet.compression.groups import Groups
 from micronet.compression.layers import Shape, find_layers
+from micronet.compression.narrowing import BETWEEN, NEAR, Narrowing
 from micronet.compression.notes import Notes
 from micronet.compression.onnx_layer import make_layer
 from micronet.compression.plan import CRITERION, Plan
@@ -208,6 +212,12 @@ def test_the_choice_is_the_least_within_the_drop(max_drop, target, chosen, says)
     assert bool(says) == bool(choice.miss)
 
 
+def test_a_drop_as_large_as_the_one_allowed_is_kept():
+    assert all(Point("x", Plan(), drop=(n - 50) / n - (n - 100) / n).keeps(50 / n) for n in range(5000, 5100))
+    assert not Point("x", Plan(), drop=0.0101).keeps(0.01)
+    assert not Point("x", Plan(), failed="no such operator").keeps(0.01)
+
+
 def test_the_front_has_what_nothing_beats():
     assert [each.name for each in front(POINTS, "size")] == ["float", "int8", "half"]
 
@@ -228,6 +238,47 @@ def test_notes_are_kept_and_belong_to_one_search(tmp_path):
     (tmp_path / "search.json").write_text("{")
     with pytest.raises(MicronetError, match="is corrupted"):
         Notes.open(tmp_path, "b")
+
+
+def test_another_goal_keeps_measurements_and_drops_decisions(tmp_path):
+    notes = Notes.open(tmp_path, "a", "30m")
+    assert (notes.once("candidate", lambda: 1), notes.decide("time for it", lambda: False)) == (1, False)
+    longer = Notes.open(tmp_path, "a", "60m")
+    assert (longer.once("candidate", lambda: 2), longer.decide("time for it", lambda: True)) == (1, True)
+
+
+def test_what_fails_is_tried_again_and_its_time_counts(tmp_path, monkeypatch):
+    def killed():
+        (tmp_path / "checkpoint").write_text("")
+        os.utime(tmp_path / "checkpoint", (now + 50, now + 50))
+        raise KeyboardInterrupt
+
+    now = time.time()
+    with pytest.raises(KeyboardInterrupt):
+        Notes.open(tmp_path, "a").once("training", killed)
+    notes = Notes.open(tmp_path, "a")
+    assert notes.spent == pytest.approx(50, abs=5)
+    assert notes.once("training", lambda: 1) == 1
+    assert notes.seconds("training") == notes.spent == pytest.approx(50, abs=5)
+
+
+@pytest.mark.parametrize("limit", [0, 3, 10, 20])
+def test_the_walk_is_bisected_for_the_narrowest_plan_that_keeps_the_drop(limit):
+    """The drop grows along the walk; its ends are known, and each further plan is made as soon as it is named."""
+    path = [Plan(widths=(32 - index,), bits=8) for index in range(16)]
+
+    def measured(plan):
+        return Point("", plan, drop=0.0 if plan.widths[0] >= 32 - limit else 0.1)
+
+    workshop = SimpleNamespace(points=[measured(path[0]), measured(path[-1])])
+    narrowing = Narrowing(
+        workshop, lambda plan: plan.widths[0], Groups({0: 32}, {0: 1}), Goal("latency", 0.01), path=path
+    )
+    while (found := narrowing.between()) is not None:
+        workshop.points.append(measured(found[1]))
+    narrowest = min(point.plan.widths[0] for point in workshop.points if point.keeps(0.01))
+    assert narrowest <= max(32 - limit, path[-1].widths[0]) / NEAR
+    assert len(workshop.points) <= 2 + BETWEEN
 
 
 def test_words_say_what_was_given_up_where():
