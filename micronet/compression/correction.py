@@ -1,20 +1,19 @@
 """How far predicted costs are corrected by those measured so far in the same search."""
 
+import math
 from dataclasses import dataclass, field
 
-import numpy as np
-
-# Standard deviations that the fit assumes, as fractions: of a measured cost, of the slope, of the offset.
-NOISE, SLOPE, OFFSET = 0.03, 0.1, 0.1
+WIDTH = 0.2  # of the kernel, in the logarithm of costs: networks that differ by a fifth count as alike
 
 
 @dataclass
 class Correction:
-    """measured = offset + slope * predicted, fitted to the networks measured so far.
+    """The ratio of measured to predicted costs, as a function of the predicted cost.
 
-    A runtime has costs that no layer alone shows: what it does between layers, and what it does once a call. Whole
-    networks show them. The fit minimizes relative errors and is drawn to no correction (ridge regression: the mode of
-    a normal prior), so that one network, or two alike, cannot tilt it.
+    A runtime has costs that no layer alone shows: what it does between layers and once a call, and kernels that it
+    chooses by the whole network. Whole networks show them. The logarithm of the ratio is the mean of those measured,
+    weighted by how close their predicted costs are (Nadaraya-Watson regression with a Gaussian kernel). A straight line
+    would not do: the original's widths may be awkward for a runtime where narrower ones are not.
 
     Attributes:
         points: Predicted and measured costs.
@@ -29,17 +28,10 @@ class Correction:
 
     def __call__(self, predicted: float) -> float:
         """Return a predicted cost, corrected."""
-        if all(before == after for before, after in self.points):
+        if predicted <= 0 or all(before == after for before, after in self.points):
             return predicted
-        offset, slope = self._fit()
-        return max(offset + slope * predicted, 0.0)
-
-    def _fit(self) -> tuple[float, float]:
-        """Return the offset and the slope."""
-        predicted, measured = np.array(self.points, np.float64).T
-        unit = measured.max()
-        rows = np.stack([unit / measured, predicted / measured], axis=1) / NOISE
-        matrix = np.vstack([rows, [1 / OFFSET, 0], [0, 1 / SLOPE]])
-        wanted = np.concatenate([np.full(len(measured), 1 / NOISE), [0.0, 1 / SLOPE]])
-        offset, slope = np.linalg.lstsq(matrix, wanted, rcond=None)[0]
-        return float(offset * unit), float(slope)
+        distances = [abs(math.log(predicted / before)) / WIDTH for before, _ in self.points]
+        nearest = min(distances)
+        weights = [math.exp((nearest**2 - distance**2) / 2) for distance in distances]
+        ratios = [math.log(after / before) for before, after in self.points]
+        return predicted * math.exp(sum(map(math.prod, zip(weights, ratios, strict=True))) / sum(weights))

@@ -1,8 +1,10 @@
 """What a plan will cost: the sum over its layers, and a rest that was measured on whole networks."""
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from micronet.compression.correction import Correction
 from micronet.compression.costs import CostTable, Key
@@ -33,7 +35,7 @@ class Prediction:
         rests: The rest in float (True) and in integers (False); see ``fit``.
         scales: The scale, likewise.
         rates: Milliseconds per multiply-accumulate of layers that are not measured, in float and in integers.
-        corrections: Correct predictions in float (True) and in integers (False) by what was measured so far.
+        corrections: Correct predictions by what was measured so far, for plans with the same bits and float layers.
     """
 
     quantity: Quantity
@@ -43,11 +45,11 @@ class Prediction:
     rests: dict[bool, float] = field(default_factory=dict)
     scales: dict[bool, float] = field(default_factory=dict)
     rates: dict[bool, float] = field(default_factory=dict)
-    corrections: dict[bool, Correction] = field(default_factory=lambda: {True: Correction(), False: Correction()})
+    corrections: defaultdict[Any, Correction] = field(default_factory=lambda: defaultdict(Correction))
 
     def __call__(self, plan: Plan) -> float:
         """Return a plan's predicted cost, corrected by what was measured so far."""
-        return self.corrections[plan.is_float](self._sum(plan))
+        return self.corrections[plan.bits, plan.floats](self._sum(plan))
 
     def fit(self, plan: Plan, measured: float) -> None:
         """Set the rest or the scale so that the cost of the whole network, in float or in integers, is the measured."""
@@ -62,11 +64,11 @@ class Prediction:
             self.scales[plan.is_float] = max(0.0, measured - self._call) / (self._sum(plan) - self._call)
         else:
             self.rests[plan.is_float] = rest
-        self.corrections[plan.is_float].add(measured, measured)
+        self.corrections[plan.bits, plan.floats].add(measured, measured)
 
     def compare(self, plan: Plan, measured: float) -> None:
         """Note a measured cost, which corrects later predictions."""
-        self.corrections[plan.is_float].add(self._sum(plan), measured)
+        self.corrections[plan.bits, plan.floats].add(self._sum(plan), measured)
 
     def prepare(self, plans: Iterable[Plan]) -> None:
         """Measure the layers of plans that are not known yet."""

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from micronet.compression import costs
-from micronet.compression.correction import NOISE, Correction
+from micronet.compression.correction import Correction
 from micronet.compression.costs import CostTable, Deployment
 from micronet.compression.goal import Goal
 from micronet.compression.groups import Groups
@@ -178,16 +178,17 @@ def test_a_fitted_prediction_is_what_was_measured(tmp_path, monkeypatch, measure
 
 
 def test_whole_networks_correct_the_sum_of_layers():
-    """Costs on a line through the networks measured are met within the assumed noise; without any, nothing changes."""
+    """A measured network is met, between two the ratio lies between theirs, beyond it is the nearest one's."""
     correction = Correction()
     correction.add(1.0, 1.0)  # what the prediction was fitted to
     assert correction(0.3) == 0.3
-    for predicted in (0.2, 0.5):
-        correction.add(predicted, 0.1 + 0.9 * predicted)
-    for predicted in (0.2, 0.35, 0.7, 1.0):
-        assert correction(predicted) == pytest.approx(0.1 + 0.9 * predicted, rel=NOISE)
-    alone = Correction([(1.0, 1.0), (1.0, 1.1)])  # two alike: no slope out of noise
-    assert alone(0.5) == pytest.approx(0.5, rel=0.1)
+    correction.add(0.2, 0.25)
+    assert correction(0.2) == pytest.approx(0.25)
+    assert correction(1.0) == pytest.approx(1.0)
+    ratios = [correction(cost) / cost for cost in (0.1, 0.2, 0.3, 0.45, 0.7, 1.0, 2.0)]
+    assert ratios == sorted(ratios, reverse=True)
+    assert ratios[0] == pytest.approx(1.25)
+    assert ratios[-1] == pytest.approx(1.0)
 
 
 def point(name, drop, size, **more):
