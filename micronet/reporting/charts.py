@@ -49,11 +49,12 @@ class Mark(NamedTuple):
 
 
 class Line(NamedTuple):
-    """A polyline: the ``points`` attribute of SVG, its name in the legend and its color."""
+    """A polyline: the ``points`` attribute of SVG, its name in the legend, its color, and if it is a single point."""
 
     points: str
     name: str
     color: int
+    is_dot: bool
 
 
 @dataclass(frozen=True)
@@ -68,20 +69,29 @@ class Chart:
     marks: list[Mark] = field(default_factory=list)
     lines: list[Line] = field(default_factory=list)
     frontier: str = ""  # the points of the Pareto line
+    hidden: list[str] = field(default_factory=list)  # what is not drawn, because nothing else could be told apart
 
 
 class Axis:
-    """A scale from values to pixels, logarithmic where values differ much."""
+    """A scale from values to pixels, logarithmic if ``log`` and values differ much; ``whole``: of integers."""
 
     def __init__(
-        self, values: Sequence[float], start: float, end: float, *, log: bool = False, most: float = math.inf
+        self,
+        values: Sequence[float],
+        start: float,
+        end: float,
+        *,
+        log: bool = False,
+        most: float = math.inf,
+        whole: bool = False,
     ) -> None:
         low, high = min(values), max(values)
+        self._least_step = 1.0 if whole else 0.0
         self.log = log and low > 0 and high / low >= LOG_FROM
         if self.log:
             low, high = low / 1.3, high * 1.3
         else:
-            margin = 0.08 * (high - low) or abs(high) * 0.01 or 1.0
+            margin = 0.08 * (high - low) or self._least_step / 2 or abs(high) * 0.01 or 1.0
             low, high = low - margin, high + margin
         self._most = most
         self._start, self._length = start, end - start
@@ -101,7 +111,7 @@ class Axis:
             steps = (1, 2, 5) if len(decades) < 4 else (1,)
             values = [step * 10.0**decade for decade in decades for step in steps]
         else:
-            step = _round_step((high - low) / 5)
+            step = max(_round_step((high - low) / 5), self._least_step)
             values = [step * index for index in range(math.ceil(low / step), math.floor(high / step) + 1)]
         return [Tick(self.at(value), f"{value:.6g}") for value in values if low <= value <= min(high, self._most)]
 
@@ -149,11 +159,16 @@ def frontier(points: Sequence[Point]) -> list[int]:
 
 
 def curves(title: str, series: Mapping[str, Sequence[tuple[float, float]]], x_label: str, y_label: str) -> Chart:
-    """Draw lines, such as a metric by epoch; ``series``: name -> points (x, y)."""
+    """Draw lines over whole numbers, such as a metric by epoch; ``series``: name -> points (x, y)."""
     every = [point for points in series.values() for point in points]
-    x, y = Axis([each[0] for each in every], LEFT, RIGHT), Axis([each[1] for each in every], BOTTOM, TOP)
+    x, y = Axis([each[0] for each in every], LEFT, RIGHT, whole=True), Axis([each[1] for each in every], BOTTOM, TOP)
     lines = [
-        Line(" ".join(_svg_point(x.at(a), y.at(b)) for a, b in (*points, points[-1])), name, index % COLORS)
+        Line(
+            " ".join(_svg_point(x.at(a), y.at(b)) for a, b in (*points, points[-1])),
+            name,
+            index % COLORS,
+            len(points) == 1,
+        )
         for index, (name, points) in enumerate(series.items())  # the last point twice: one alone would not be drawn
     ]
     return Chart(title, x_label, y_label, x.ticks(), y.ticks(), lines=lines)

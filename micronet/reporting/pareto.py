@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from micronet.reporting.charts import Chart, Point
 from micronet.tasks.task import Task
 
 SQNR = "sqnr_db"
+FAR = 0.2  # drop of accuracy from which a network is not drawn: the others would be on one line
 
 
 class TradeOff(NamedTuple):
@@ -22,10 +24,11 @@ class TradeOff(NamedTuple):
     points: list[Point]
     labels: tuple[str, str]  # of the cost and of the quality
     most: float  # the largest quality there is
+    hidden: list[str]  # networks that are not drawn
 
     def chart(self) -> Chart:
         """Return the chart for a page."""
-        return charts.trade_off(*self)
+        return replace(charts.trade_off(*self[:-1]), hidden=self.hidden)
 
 
 def trade_offs(rows: Sequence[Row], task: Task) -> list[TradeOff]:
@@ -35,6 +38,7 @@ def trade_offs(rows: Sequence[Row], task: Task) -> list[TradeOff]:
     percent = task.main == "accuracy"
     quality = [better * row.metrics[shown] * (100 if percent else 1) for row in rows]
     quality = [math.nan if shown == SQNR and value >= EQUAL_DB else value for value in quality]
+    hidden = [row.name for row in rows if percent and row.drop > FAR]
     label = f"{'-' if better < 0 else ''}{metric_label(shown)}{', %' if percent else ', dB' if shown == SQNR else ''}"
     found = []
     for cost, title, values in (
@@ -44,10 +48,10 @@ def trade_offs(rows: Sequence[Row], task: Task) -> list[TradeOff]:
         points = [
             Point(row.name, value, each)
             for row, value, each in zip(rows, values, quality, strict=True)
-            if value and math.isfinite(each)
+            if value and math.isfinite(each) and not (percent and row.drop > FAR)
         ]
         if len(points) > 1:
-            found.append(TradeOff(title, points, (cost, label), 100.0 if percent else math.inf))
+            found.append(TradeOff(title, points, (cost, label), 100.0 if percent else math.inf, hidden))
     return found
 
 

@@ -47,8 +47,9 @@ class Disagreement:
     """Where networks disagree: counts for each but the first, and some of the images."""
 
     counts: list[Agreement]
-    images: int  # on which not all predict the same class, but for networks that differ on a fifth of all images
+    images: int  # on which not all predict the same class, except those left out
     pictures: list[Picture]
+    left_out: list[str]  # networks that differ from the first one on more than a fifth of all images
 
 
 def disagreement(
@@ -75,8 +76,8 @@ def disagreement(
         )
         for name, own in zip(names[1:], right[1:], strict=True)
     ]
-    alike = classes[(classes == classes[0]).mean(1) >= ALIKE]
-    differing = np.flatnonzero((alike != classes[0]).any(0))
+    alike = (classes == classes[0]).mean(1) >= ALIKE
+    differing = np.flatnonzero((classes[alike] != classes[0]).any(0))
     lost, won = right[0] & ~right[chosen], ~right[0] & right[chosen]
     first = differing[np.argsort(-2 * lost[differing].astype(int) - won[differing], kind="stable")][:MOST]
     texts = dataset.classes or [str(number) for number in range(int(max(classes.max(), labels.max())) + 1)]
@@ -85,7 +86,8 @@ def disagreement(
         Picture(int(number), _png(image), texts[labels[number]], [texts[each] for each in classes[:, number]])
         for number, image in zip(first, images, strict=True)
     ]
-    return Disagreement(counts, len(differing), pictures)
+    left_out = [name for name, kept in zip(names, alike, strict=True) if not kept]
+    return Disagreement(counts, len(differing), pictures, left_out)
 
 
 def _png(image: torch.Tensor) -> str:

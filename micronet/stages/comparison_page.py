@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from micronet.evaluation.network import Network
     from micronet.stages.measure import Measured
 
+NAMED = 3  # networks in a title
 SAMPLES = 8  # that the outputs of layers are compared on
 
 
@@ -49,13 +50,13 @@ def write_comparison(path: Path, measured: "Measured", words: Words, allowed: fl
     chosen = choose(rows, allowed)
     given = next(eval_batches(dataset.test, dataset.spec, batch_size=SAMPLES))[0]
     inputs: Any = tuple(x.numpy() for x in given) if isinstance(given, tuple) else given.numpy()
-    names, sections = row_labels(rows), []
+    names, machine, sections = row_labels(rows), describe_machine().items(), []
     for index, (file, name, network) in enumerate(zip(files, names, measured.networks, strict=True)):
         progress.step("examining layers", index, len(files))
         layers = layers_of(file, network, measured.networks[0], files[0], inputs)
         sections.append(Section(name, commands(file, network), layers))
     page = Page(
-        title=f"micronet: {', '.join(names)}",
+        title=f"micronet: {', '.join(names) if len(names) <= NAMED else count(len(names), 'network')}",
         verdict=sentence(rows, allowed, dataset.task.main),
         warnings=[*words.noise, *(f"Left out: {name}: {reason}" for name, reason in words.left_out.items())],
         words=words.speed,
@@ -67,7 +68,7 @@ def write_comparison(path: Path, measured: "Measured", words: Words, allowed: fl
         sections=sections,
         disagreement=disagreement(names, measured.evaluations, dataset, chosen),
         about={
-            **{name: str(value) for name, value in describe_machine().items()},
+            **{name: ("no", "yes")[value] if isinstance(value, bool) else str(value) for name, value in machine},
             "versions": ", ".join(f"{name} {value}" for name, value in versions().items()),
             "files": ", ".join(without_folder(str(file)) for file in files),
         },
