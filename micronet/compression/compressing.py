@@ -59,6 +59,11 @@ class Compressing:
         spec = DataSpec.from_json(self.artifact.data)
         if self.settings.data.data is None and spec.name is None:
             raise MicronetError("the artifact does not record a data set; specify one with --data")
+        if self.artifact.history and self.settings.data.limit not in (None, spec.limit):
+            self.progress.line(
+                "warning: --limit is not that of the training, so some validation images may be ones that the network "
+                "was trained on, and drops too large or too small"
+            )
         opened = open_data(self.settings.data, self.artifact, self.settings.seed)
         return opened.with_reference(reference_of(copy_model(self.model)))
 
