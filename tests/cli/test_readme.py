@@ -4,6 +4,7 @@ import re
 import shlex
 import shutil
 from importlib import import_module
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +23,13 @@ ROOT = Path(__file__).parents[2]
 PAGES = ("README.md", "README.zh-CN.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))))
 # Pages whose commands run one after the other, each reading what earlier ones wrote.
 CHAIN = ("README.md", *(f"docs/{name}.md" for name in (
-    "pruning", "quantization", "packed", "export", "training", "recipes", "compare", "ci", "compress",
+    "pruning", "quantization", "packed", "export", "c", "ncnn", "training", "recipes", "compare", "ci", "compress",
 )))  # fmt: skip
 NET = """from torch import nn
 def Net():
     return nn.Sequential(nn.Conv1d(2, 8, 5), nn.ReLU(), nn.Conv1d(8, 3, 1))
+def UNet():
+    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 2, 1))
 """
 TRAINS = {"train", "sparse-train", "finetune", "quantize"}
 
@@ -106,11 +109,7 @@ def test_t43_every_command_of_the_pages_runs(tmp_path, monkeypatch, capsys):
     make_folder(tmp_path / "path/to/images", sizes=((64, 64),), count=8)
     shutil.copytree(next((tmp_path / "path/to/images/train").iterdir()), tmp_path / "photos")
     Image.new("RGB", (40, 32)).save("photo.jpg")
-    Path("net.py").write_text(NET, encoding="utf-8")
-    np.savez("inputs.npz", x=np.random.default_rng(0).standard_normal((16, 2, 32)))
-    with monkeypatch.context() as patch:
-        patch.syspath_prepend(tmp_path)
-        torch.save(import_module("net").Net().state_dict(), "net.pth")
+    make_own_network(tmp_path, monkeypatch)
     new = [
         "import",
         "--model",
@@ -136,9 +135,64 @@ def test_t43_every_command_of_the_pages_runs(tmp_path, monkeypatch, capsys):
         assert run(words) == 0, (words, capsys.readouterr().err)
 
 
+def make_own_network(folder, monkeypatch):
+    """Write net.py, its weights and inputs into the working directory."""
+    Path("net.py").write_text(NET, encoding="utf-8")
+    np.savez("inputs.npz", x=np.random.default_rng(0).standard_normal((16, 2, 32)))
+    with monkeypatch.context() as patch:
+        patch.syspath_prepend(folder)
+        torch.save(import_module("net").Net().state_dict(), "net.pth")
+
+
+def python_blocks(name):
+    """Return the Python of a page, block by block."""
+    return re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(encoding="utf-8"), re.DOTALL)
+
+
+def run_all(lines, capsys):
+    for number, arguments in enumerate(lines):
+        words = able(arguments, number)
+        assert run(words) == 0, (words, capsys.readouterr().err)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("needs", [(), ("torchmetrics", "pycocotools")], ids=["segmentation-and-agreement", "detector"])
+def test_every_command_for_tasks_runs(tmp_path, monkeypatch, capsys, needs):
+    for package in needs:
+        pytest.importorskip(package)
+    monkeypatch.chdir(tmp_path)
+    make_own_network(tmp_path, monkeypatch)
+    for part, kind in product(("train", "test"), ("images", "masks")):
+        Path("shapes", part, kind).mkdir(parents=True)
+        for index in range(8):
+            Image.new("RGB" if kind == "images" else "L", (48, 40), 1).save(f"shapes/{part}/{kind}/{index}.png")
+    for block in python_blocks("docs/tasks.md"):
+        if "Draw a tiny" in block and needs:
+            exec(block, {})
+        elif "class Detector" in block:
+            Path("det.py").write_text(block, encoding="utf-8")
+    run_all([each for each in commands("docs/tasks.md") if bool(needs) == ("det.py:Detector" in each)], capsys)
+
+
+@pytest.mark.slow
+def test_every_command_for_networks_of_other_packages_runs(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("timm")
+    pytest.importorskip("ultralytics")
+    monkeypatch.chdir(tmp_path)
+    saves, builds = python_blocks("docs/networks.md")
+    exec(saves, {})
+    Path("yolo.py").write_text(builds, encoding="utf-8")
+    np.savez("photos.npz", images=np.random.default_rng(0).random((16, 3, 128, 128), np.float32))
+    with monkeypatch.context() as patch:
+        patch.syspath_prepend(tmp_path)
+        torch.save(import_module("yolo").Net().state_dict(), "yolov8n.pth")
+    run_all(commands("docs/networks.md"), capsys)
+
+
 def able(arguments, number):
     """Return a command line that takes seconds, overwrites what earlier ones wrote, and promises little."""
     more = ["--epochs", "1"] * (arguments[0] in TRAINS and "ptq" not in arguments)
+    more += ["--limit", "160"] * (arguments[0] == "train" and "--width" not in arguments)  # the full width is slow
     more += ["--no-training"] * (arguments[0] == "compress")
     more += [word for option, value in LAX.items() if option in arguments for word in (option, value)]
     if arguments[0] in {"train", "quantize"} and "-o" not in arguments:
