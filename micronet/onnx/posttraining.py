@@ -4,17 +4,14 @@ The ranges come from histograms (four calibrators, O(bins) memory per tensor) or
 """
 
 from collections.abc import Collection, Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 import torch
 from onnx import helper
-from onnx_ir.passes.common import (
-    DeduplicateHashedInitializersPass,
-    LiftSubgraphInitializersToMainGraphPass,
-    RemoveUnusedNodesPass,
-)
+from onnx_ir.passes.common import LiftSubgraphInitializersToMainGraphPass, RemoveUnusedNodesPass
 from onnxruntime import GraphOptimizationLevel
 
 from micronet.errors import MicronetError, first_line
@@ -81,7 +78,7 @@ def prepare(proto: onnx.ModelProto) -> onnx.ModelProto:
             node.name = node.name or f"{node.op_type}_{index}"
         if any(node.op_type in CONTROL for node in folded.graph):  # ONNX Runtime folds weights once per branch
             LiftSubgraphInitializersToMainGraphPass()(folded)
-            DeduplicateHashedInitializersPass()(folded)
+            _merge_equal(folded.graph)
         _complete_types(folded)
         simplify(folded.graph)
         RemoveUnusedNodesPass()(folded)
@@ -93,6 +90,19 @@ def prepare(proto: onnx.ModelProto) -> onnx.ModelProto:
         raise MicronetError(f"the model is damaged ({first_line(cause)}); export it again") from error
     helper.set_model_props(prepared, {entry.key: entry.value for entry in proto.metadata_props})
     return prepared
+
+
+def _merge_equal(graph: ir.Graph) -> None:
+    """Store equal tensors once, in place."""
+    first: dict[tuple[Any, ...], ir.Value] = {}
+    for value in list(graph.initializers.values()):
+        tensor = value.const_value
+        if tensor is None or value.is_graph_output() or value.is_graph_input():
+            continue
+        kept = first.setdefault((tensor.dtype, tuple(tensor.shape), tensor.tobytes()), value)
+        if kept is not value:
+            value.replace_all_uses_with(kept)
+            graph.initializers.pop(str(value.name))
 
 
 def _with_fixed_weights(proto: onnx.ModelProto) -> onnx.ModelProto:

@@ -47,6 +47,7 @@ from micronet.stages.onnx_files import compare_files, is_raw, open_files, raw_fe
 from micronet.stages.onnx_metrics import measure_by_task
 from micronet.stages.stage import Context, Outcome
 
+POOR_DB = 10  # an SQNR below it means errors of a third of the outputs' size or more
 SAMPLED_RUNS = 64  # of the calibration inputs, for the agreement and for bias correction
 LISTED = 8
 CALIBRATOR: Calibrator = "mse"  # +2.5 to +10 dB over the ten files of scripts/bench_onnx_files.py, but -3.5 for one
@@ -62,7 +63,7 @@ def quantize_file(stage: Any, context: Context) -> Outcome:
     found = _count(model.proto, int8, context.progress)
     if stage.quantization.a_sign != "signed":  # those files are for TensorRT
         floats |= _refused(int8, floats)
-    measured = _quality(model, int8, feeds)
+    measured = _quality(model, int8, feeds, context.progress)
     if not stage.timing.skip_timing:
         measured |= _speed(model.proto, int8, feeds[0], context.progress)
     return Outcome(int8, {**measured, **found, "left_float": floats})
@@ -72,8 +73,10 @@ def _count(model: onnx.ModelProto, int8: onnx.ModelProto, progress: Progress) ->
     """Count the operators in integers; say how many they are and, if so, that the file has grown."""
     before, after = model.ByteSize(), int8.ByteSize()
     if after > before:
-        sizes = f"{after:,} vs. {before:,} bytes"
-        progress.line(f"larger than the float file: {sizes}; too few of the weights are integers")
+        progress.line(
+            f"larger than the float file: {after:,} vs. {before:,} bytes; an int8 file also stores scales, a copy of a "
+            "weight for each layer that reads it, and constants that the float file computes"
+        )
     found = count_integers(int8)
     progress.line(
         f"{found['integer_layers']} of {found['layers']} convolutions and matrix products, and "
@@ -233,7 +236,7 @@ def _histograms(
     return cached(config.calib_cache, depends_on, collect, progress)
 
 
-def _quality(model: FloatModel, int8: onnx.ModelProto, feeds: list[Feed]) -> dict[str, Any]:
+def _quality(model: FloatModel, int8: onnx.ModelProto, feeds: list[Feed], progress: Progress) -> dict[str, Any]:
     """Return the metrics on the test data if the model suits the task of a known data set, or else the agreement."""
     if model.has_data and not model.takes_arrays:
         dataset = model.open_data()
@@ -242,6 +245,11 @@ def _quality(model: FloatModel, int8: onnx.ModelProto, feeds: list[Feed]) -> dic
             return measured
     runs = _sampled(feeds)
     found = compare_files(model.proto, int8, runs)
+    if found["sqnr_db"] < POOR_DB:
+        progress.line(
+            f"warning: the outputs are far from the float model's (SQNR {found['sqnr_db']:.1f} dB on the calibration "
+            "inputs); calibrate on real inputs, try another --calibrator, or keep layers in float with --exclude"
+        )
     measured = {f"test_{key}": value for key, value in found.items() if not key.startswith("error")}
     samples = sum(len(next(iter(feed.values()))) for feed in runs)
     return {**measured, "test_images": samples, "tested_on": CALIBRATION_SAMPLES}

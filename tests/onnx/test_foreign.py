@@ -164,6 +164,21 @@ def test_layers_in_loops_count_and_the_weights_they_share_are_stored_once():
     assert (counted["integer_layers"], counted["layers"]) == (1, 3)
 
 
+def test_a_file_that_grows_and_outputs_that_are_far_off_are_said(micronet, tmp_path):
+    weight = np.ones((64, 1), np.float32)
+    weight[0] = 0  # of the only large input, which sets the step of all
+    proto = _file("g (float[n, 64] x) => (float[n, 1] y) { y = MatMul(x, w) }", w=weight)
+    onnx.save(proto, tmp_path / "a.onnx")
+    x = np.random.default_rng(0).random((8, 64), np.float32)
+    x[:, 0] = 1e3
+    np.savez(tmp_path / "x.npz", x=x)
+    options = ("--mode", "ptq", "--calib-data", tmp_path / "x.npz", "--calibrator", "minmax")
+    made = micronet("quantize", tmp_path / "a.onnx", *options)
+    assert made.code == 0
+    assert "larger than the float file" in made.err
+    assert "warning: the outputs are far from the float model's (SQNR" in made.err
+
+
 @pytest.mark.parametrize(
     ("module", "file", "shape"),
     [
