@@ -3,6 +3,7 @@
 import time
 from typing import TYPE_CHECKING
 
+from micronet.compression.bits import FEW, STORES_FEW
 from micronet.compression.rounds import MOST_EPOCHS, epoch_seconds
 from micronet.compression.sensitivities import noise_of
 from micronet.core.config import flag
@@ -13,6 +14,7 @@ from micronet.quantization.config import CALIBRATION_BATCH
 
 if TYPE_CHECKING:
     from micronet.compression.compressing import Compressing
+    from micronet.compression.stage import Compress
 
 EXPORT_SECONDS = 10.0  # of a candidate: quantizing, exporting and timing it, in a usual network
 LAYER_SECONDS = 0.05  # of timing a layer in all its widths
@@ -42,8 +44,7 @@ def outline(search: "Compressing", names: list[str], number: int) -> list[str]:
         f"{count(len(data.validation), f'validation {data.validation.noun}')}",
         f"network: {count(len(layers), 'layer')}, {count(len(groups.widths), 'group')} of channels that may be cut"
         + (f" ({groups.why})" if groups.why else ""),
-        "quantized: int8, with the layers in float that are faster so, and if int8 loses more than that, with the most "
-        "sensitive layers in float",
+        _quantized(settings),
     ]
     seconds = 3 * candidate
     if names:
@@ -59,7 +60,8 @@ def outline(search: "Compressing", names: list[str], number: int) -> list[str]:
         first = number * (candidate + MOST_EPOCHS[0] * epoch)
         lines.append(
             f"trained: all for up to {MOST_EPOCHS[0]} epochs of {epoch / 60:.1f} minutes, then the better half for up "
-            f"to {MOST_EPOCHS[1]} more, then the better half of these for {MOST_EPOCHS[2]}, within the budget"
+            f"to {MOST_EPOCHS[1]} more, then the better half of these for {MOST_EPOCHS[2]}, within the budget; int8 too "
+            "if it loses more than half of the drop"
         )
         seconds += first + number / 2 * (candidate + MOST_EPOCHS[1] * epoch)
         seconds += number / 4 * (candidate + MOST_EPOCHS[2] * epoch)
@@ -68,3 +70,13 @@ def outline(search: "Compressing", names: list[str], number: int) -> list[str]:
     if seconds > settings.budget_seconds:
         lines.append("what does not fit is left out")
     return lines
+
+
+def _quantized(settings: "Compress") -> str:
+    """Return what is tried in bits."""
+    faster = ", with the layers in float that are faster so" if settings.quantity == "latency" else ""
+    few = settings.quantity == "size" and settings.runtime in STORES_FEW
+    return (
+        f"quantized: int8{faster}, and if int8 loses more than that, with the most sensitive layers in float"
+        f"{f'; {FEW} bits in some or all layers' if few else ''}"
+    )
