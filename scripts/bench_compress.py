@@ -197,7 +197,10 @@ def compare_nncf(name: str, args: argparse.Namespace) -> Row:
     network = quantized_by_nncf(search, workshop.files(Plan())[0], search.settings.folder / "nncf.xml")
     near = [each for each in made if each["drop"] <= max(DROPS)]
     opened = [network, *(workshop.open(plan_of(each)) for each in near)]
-    moments = [fastest_ms([(each, workshop._sample) for each in opened], SECONDS) for _ in range(MOMENTS)]
+    moments = [
+        fastest_ms([(each, workshop._sample) for each in opened], SECONDS, None, one_thread=True)
+        for _ in range(MOMENTS)
+    ]
     nncf_ms, *times = (min(each) for each in zip(*moments, strict=True))
     equal = [(each["drop"], ms, each["name"], run) for each, ms, run in zip(near, times, opened[1:], strict=True)]
     best = min((each for each in equal if each[1] <= AS_FAST * nncf_ms), key=lambda each: each[:2], default=None)

@@ -60,8 +60,8 @@ def outline(search: "Compressing", names: list[str], number: int) -> list[str]:
         first = number * (candidate + MOST_EPOCHS[0] * epoch)
         lines.append(
             f"trained: all for up to {MOST_EPOCHS[0]} epochs of {epoch / 60:.1f} minutes, then the better half for up "
-            f"to {MOST_EPOCHS[1]} more, then the better half of these for {MOST_EPOCHS[2]}, within the budget; int8 too "
-            "if it loses more than half of the drop"
+            f"to {MOST_EPOCHS[1]} more, then the better half of these for {MOST_EPOCHS[2]}, within the budget; int8 "
+            "too if it loses more than half of the drop"
         )
         seconds += first + number / 2 * (candidate + MOST_EPOCHS[1] * epoch)
         seconds += number / 4 * (candidate + MOST_EPOCHS[2] * epoch)

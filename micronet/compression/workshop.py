@@ -169,7 +169,8 @@ class Workshop:
     def _times(self, network: Network) -> list[float]:
         """Return milliseconds for a batch of the original and of a network in turns; of the original itself, once."""
         several = [self._original, network] if self.points else [network]
-        return fastest_ms([(each, self._sample) for each in several], SECONDS, most=None)
+        runs = [(each, self._sample) for each in several]
+        return fastest_ms(runs, SECONDS, most=None, one_thread=self.deployment.computes_in_one_thread)
 
     def _latency(self, times: list[float]) -> float:
         """Return a network's milliseconds from those of the original and its own, relative to the original's first."""
