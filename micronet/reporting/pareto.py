@@ -56,18 +56,26 @@ def trade_offs(rows: Sequence[Row], task: Task) -> list[TradeOff]:
 
 
 def draw(found: Sequence[TradeOff], path: Path) -> None:
-    """Draw trade-offs beside each other, with the line of the networks that no other one beats in both."""
+    """Draw trade-offs beside each other, as the page does, into a .png, .svg or .pdf file."""
 
     def fill(axes: Any) -> None:
         for axis, each in zip(axes[0], found, strict=True):
-            best = [each.points[index] for index in charts.frontier(each.points)]
-            axis.plot([point.cost for point in best], [point.quality for point in best], "--", color="gray", zorder=0)
-            for point in each.points:
-                axis.plot(point.cost, point.quality, "o")
-                axis.annotate(plot.plain(point.name), point[1:], fontsize=7, xytext=(5, 3), textcoords="offset points")
-            costs = [point.cost for point in each.points]
-            if max(costs) >= charts.LOG_FROM * min(costs):
-                axis.set_xscale("log")
-            axis.set(title=each.title, xlabel=each.labels[0], ylabel=each.labels[1])
+            _fill(axis, each.chart())
 
     plot.draw(path, (6.0 * len(found), 4.2), fill, (1, len(found)))
+
+
+def _fill(axis: Any, chart: Chart) -> None:
+    """Draw a chart on an axis of its pixels."""
+    axis.set(xlim=(charts.LEFT, charts.RIGHT), ylim=(charts.BOTTOM, charts.TOP))
+    axis.set(title=chart.title, xlabel=chart.x_label, ylabel=chart.y_label)
+    axis.set_xticks(*zip(*chart.x_ticks, strict=True))
+    axis.set_yticks(*zip(*chart.y_ticks, strict=True))
+    axis.grid(alpha=0.4)
+    best = [tuple(map(float, point.split(","))) for point in chart.frontier.split()]
+    axis.plot(*zip(*best, strict=True), "--", color="gray")
+    for mark in chart.marks:
+        axis.plot(*mark.at, "o", color=f"C{mark.color}")
+        side = {"start": "left", "end": "right"}[mark.label.anchor]
+        place = mark.label.x, mark.label.y - charts.LINE / 3
+        axis.text(*place, plot.plain(mark.text), ha=side, va="center", fontsize=8)
