@@ -13,7 +13,7 @@ from torch import nn
 
 from micronet.compression import costs
 from micronet.compression.correction import Correction
-from micronet.compression.costs import CostTable, Deployment
+from micronet.compression.costs import CostTable, Deployment, fastest_ms
 from micronet.compression.goal import Goal
 from micronet.compression.groups import Groups
 from micronet.compression.layers import Shape, find_layers
@@ -147,6 +147,16 @@ def test_a_layer_is_timed_once_on_each_machine(tmp_path, monkeypatch):
         assert len(timed) == times * (len(SHAPES) + 1)  # and a call that computes nothing
         assert table.call_ms == 0.5
         assert all(table.ms(*key) is not None for key in wanted)
+
+
+def test_time_in_which_other_work_runs_does_not_count_in_one_thread():
+    def interrupted(_):
+        time.sleep(0.005)
+
+    runs = [(interrupted, np.zeros(1))]
+    [alone], [whole] = (fastest_ms(runs, 0.0, one_thread=one_thread) for one_thread in (True, False))
+    assert alone < 2.5
+    assert whole >= 5.0
 
 
 def test_a_layer_for_which_there_is_no_time_costs_by_its_macs(tmp_path, monkeypatch):
