@@ -190,10 +190,10 @@ def _labels(names: Sequence[str], places: Sequence[tuple[float, float]]) -> list
         (x, middle), width = places[index], LETTER * len(names[index])
         at_end = x + GAP + width > RIGHT
         left = x - GAP - width if at_end else x + GAP
-        while middle < BOTTOM - LINE and any(
-            left < right and start < left + width and abs(middle - line) < LINE for start, right, line in boxes
-        ):
-            middle += 1
+        near = [box for start, right, box in boxes if left < right and start < left + width]
+        below, above = range(int(BOTTOM - LINE - middle)), range(-1, int(TOP + LINE - middle), -1)
+        free = (middle + step for step in (*below, *above) if all(abs(middle + step - box) >= LINE for box in near))
+        middle = next(free, middle)
         boxes.append((left, left + width, middle))
         found[index] = Place(x - GAP if at_end else x + GAP, middle + LINE / 3, "end" if at_end else "start")
     return [found[index] for index in range(len(names))]
