@@ -86,6 +86,7 @@ def test_the_command_takes_several_inputs_without_labels(micronet, tmp_path):
     done = micronet("quantize", tmp_path / "net.onnx", "--mode", "ptq", "--calib-data", data, "--skip-timing", "--json")
     assert done.code == 0, done.err
     assert done.json["test_sqnr_db"] > 20 and done.json["test_images"] == 8
+    assert done.json["tested_on"] == "also used for calibration"
     assert done.json["integer_layers"] == 5 and len(done.json["left_float"]) == 2
     assert (tmp_path / "net-int8.onnx").exists()
 
