@@ -106,7 +106,7 @@ def search_of(name: str, args: argparse.Namespace, runtime: str, **settings: Any
     data = {key: training[key] for key in ("data", "limit") if key in training}
     folder = args.work / f"{name}-{runtime}"
     values = {"artifact": file, "max_drop": 2.0, "runtime": runtime, "budget": args.budget, **data, **settings}
-    stage = find("compress").configure({**values, "trust_code": name == "unet", "output": folder})
+    stage = find("compress").configure({**values, "trust_code": ":" in SUBJECTS[name]["model"], "output": folder})
     if not (folder / "front.json").exists():
         print(name, runtime, file=sys.stderr, flush=True)
         execute(stage, Lines())
