@@ -7,8 +7,9 @@
 Trains each subject (unless its file is in the folder), compresses it (unless its front is), and prints a row for each
 drop of 0.5, 1 and 2 points: the latency of the fastest candidate within the drop, of the fastest with bits alone, and
 of the fastest that only cuts every layer alike, all as fractions of the float network's. The networks that are only
-cut are those of the search, trained as long, in float. Exits with 1 if a front is slower than a single stage, or a
-predicted latency is off by more than a tenth.
+cut are those of the search, trained as long, in float. "test drop": that of the chosen candidate, within 2
+points on validation images. Exits with 1 if a front is slower than a single stage, or a predicted latency is off by
+more than a tenth.
 
 With ``--nncf``: NNCF's quantize_with_accuracy_control within a point, beside ``compress --runtime openvino
 --no-training``: of its candidates that are no slower within the noise of timing (5 %), the one with the least drop. All
@@ -125,6 +126,13 @@ def plan_of(candidate: Row) -> Plan:
     return Plan(**values)
 
 
+def tested_drop(search: Compressing) -> float:
+    """Return the drop of the chosen candidate on the test data."""
+    found = json.loads((search.settings.folder / "front.json").read_text())
+    before, after = (search.data.task.quality(found[name]) for name in ("test_of_original", "test"))
+    return before - after
+
+
 def fastest(candidates: list[Row], drop: float) -> float:
     """Return the least latency of candidates within a drop."""
     return min((each["latency_ms"] for each in candidates if each["drop"] <= drop + TOLERANCE), default=NOTHING)
@@ -148,7 +156,7 @@ def compare_stages(name: str, args: argparse.Namespace) -> list[Row]:
         {
             "name": name, "quality": made[0]["quality"], "ms": whole, "drop": drop,
             **{key: fastest(some, drop) / whole for key, some in (("front", made), ("bits", bits), ("cut", cut))},
-            "error": statistics.median(errors), "worst": max(errors), "candidates": len(made),
+            "error": statistics.median(errors), "worst": max(errors), "tested": tested_drop(search),
         }
         for drop in DROPS
     ]  # fmt: skip
@@ -156,12 +164,12 @@ def compare_stages(name: str, args: argparse.Namespace) -> list[Row]:
 
 def print_stages(rows: list[Row]) -> bool:
     """Print the table; return whether the bars for each row are met."""
-    heads = "network|float|drop|front|bits alone|uniform cut alone|faster than the better|error: median|worst"
+    heads = "network|float|drop|front|bits alone|uniform cut alone|faster than the better|error: median|worst|test drop"
     print(f"| {heads.replace('|', ' | ')} |\n| --- |{' ---: |' * heads.count('|')}")
     for row in rows:
         saved = 1 - row["front"] / min(row["bits"], row["cut"])
         figures = [f"{row[key]:.2f}" for key in ("front", "bits", "cut")]
-        errors = [f"{saved:.0%}", f"{row['error']:.1%}", f"{row['worst']:.1%}"]
+        errors = [f"{saved:.0%}", f"{row['error']:.1%}", f"{row['worst']:.1%}", f"{100 * row['tested']:.1f} pt"]
         start = [row["name"], f"{row['quality']:.3f}, {row['ms']:.3f} ms", f"{100 * row['drop']:g} pt"]
         print(f"| {' | '.join([*start, *figures, *errors])} |")
     faster = {row["name"] for row in rows if row["front"] <= (1 - FASTER) * min(row["bits"], row["cut"])}

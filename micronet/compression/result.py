@@ -43,7 +43,7 @@ def conclude(workshop: Workshop, goal: Goal, describe: Callable[[Point], list[st
     errors = describe_errors(workshop.points)
     words = [
         *describe_resolution(goal.max_drop, judge.noun, judge.samples, counts=judge.task.has_classes),
-        describe_drop(point, judge.noun, judge.samples),
+        describe_drop(point, judge.noun, judge.samples, counts=judge.task.has_classes and judge.metric is None),
         *describe(point),
         *describe_test(lost, goal.max_drop, judge.noun, judge.tested_on),
         *([errors] if errors else []),

@@ -1,5 +1,6 @@
 """What was given up where, in words."""
 
+import math
 from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
@@ -71,9 +72,17 @@ def describe_errors(points: Sequence[Point]) -> str:
     )
 
 
-def describe_drop(point: Point, noun: str, samples: int) -> str:
-    """Return the chosen candidate in a line."""
-    return f"chosen: {point.name}, a drop of {100 * point.drop:.2f} points on {count(samples, f'validation {noun}')}"
+def describe_drop(point: Point, noun: str, samples: int, *, counts: bool) -> str:
+    """Return the chosen candidate in a line.
+
+    ``counts``: whether the metric is a share of the samples, as accuracy is. Then the standard error of the drop is
+    known; it is smaller than that of independent samples, since both networks saw the same ones.
+    """
+    said = f"chosen: {point.name}, a drop of {100 * point.drop:.2f} points on {count(samples, f'validation {noun}')}"
+    if not counts:
+        return said
+    variance = sum(share * (1 - share) for share in (point.quality, point.quality + point.drop)) / samples
+    return f"{said} (standard error up to {100 * math.sqrt(max(0.0, variance)):.1f} points)"
 
 
 def describe_test(drop: float, max_drop: float, noun: str, tested_on: str) -> list[str]:
