@@ -7,9 +7,9 @@
 Trains each subject (unless its file is in the folder), compresses it (unless its front is), and prints a row for each
 drop of 0.5, 1 and 2 points: the latency of the fastest candidate within the drop, of the fastest with bits alone, and
 of the fastest that only cuts every layer alike, all as fractions of the float network's. The networks that are only
-cut are those of the search, trained as long, in float. "test drop": that of the chosen candidate, within 2
-points on validation images. Exits with 1 if a front is slower than a single stage, or a predicted latency is off by
-more than a tenth.
+cut are those of the search, trained as long, in float; "not reached" if the budget let none be trained. "test drop":
+that of the chosen candidate, within 2 points on validation images. Exits with 1 if a front is slower than a single
+stage, or a predicted latency is off by more than a tenth.
 
 With ``--nncf``: NNCF's quantize_with_accuracy_control within a point, beside ``compress --runtime openvino
 --no-training``: of its candidates that are no slower within the noise of timing (5 %), the one with the least drop. All
@@ -37,6 +37,7 @@ from micronet.data.batches import eval_batches
 from micronet.evaluation.accuracy import evaluate
 from micronet.evaluation.network import Network
 from micronet.runtimes.config import RuntimeOptions
+from micronet.runtimes.onnxruntime import run, unwrapped
 from micronet.runtimes.openvino import OpenVinoSession
 from micronet.stages.execute import execute
 from micronet.stages.stage import Context, Memory, find
@@ -157,6 +158,7 @@ def compare_stages(name: str, args: argparse.Namespace) -> list[Row]:
             "name": name, "quality": made[0]["quality"], "ms": whole, "drop": drop,
             **{key: fastest(some, drop) / whole for key, some in (("front", made), ("bits", bits), ("cut", cut))},
             "error": statistics.median(errors), "worst": max(errors), "tested": tested_drop(search),
+            "cuts": len(cut) - 1,
         }
         for drop in DROPS
     ]  # fmt: skip
@@ -168,7 +170,7 @@ def print_stages(rows: list[Row]) -> bool:
     print(f"| {heads.replace('|', ' | ')} |\n| --- |{' ---: |' * heads.count('|')}")
     for row in rows:
         saved = 1 - row["front"] / min(row["bits"], row["cut"])
-        figures = [f"{row[key]:.2f}" for key in ("front", "bits", "cut")]
+        figures = [f"{row['front']:.2f}", f"{row['bits']:.2f}", f"{row['cut']:.2f}" if row["cuts"] else "not reached"]
         errors = [f"{saved:.0%}", f"{row['error']:.1%}", f"{row['worst']:.1%}", f"{100 * row['tested']:.1f} pt"]
         start = [row["name"], f"{row['quality']:.3f}, {row['ms']:.3f} ms", f"{100 * row['drop']:g} pt"]
         print(f"| {' | '.join([*start, *figures, *errors])} |")
@@ -196,7 +198,7 @@ def quantized_by_nncf(search: Compressing, network: Path, place: Path) -> Networ
     )  # fmt: skip
     openvino.save_model(model, place, compress_to_fp16=False)
     session = OpenVinoSession(place, {}, RuntimeOptions(threads=1))
-    return lambda x: session.run(None, {session.get_inputs()[0].name: x})[0]  # type: ignore[return-value]
+    return lambda x: unwrapped(run(session, x))  # type: ignore[return-value]  # as candidates are called
 
 
 def compare_nncf(name: str, args: argparse.Namespace) -> Row:
@@ -212,7 +214,7 @@ def compare_nncf(name: str, args: argparse.Namespace) -> Row:
         for _ in range(MOMENTS)
     ]
     nncf_ms, *times = (min(each) for each in zip(*moments, strict=True))
-    equal = [(each["drop"], ms, each["name"], run) for each, ms, run in zip(near, times, opened[1:], strict=True)]
+    equal = [(each["drop"], ms, each["name"], other) for each, ms, other in zip(near, times, opened[1:], strict=True)]
     best = min((each for each in equal if each[1] <= NOISE * nncf_ms), key=lambda each: each[:2], default=None)
     theirs = [search.data.task.quality(workshop.evaluate(network, test=test)) for test in (False, True)]
     row = {"name": name, "float_ms": times[0], "nncf_ms": nncf_ms, "theirs": theirs, "ours": None}
