@@ -30,6 +30,7 @@ from micronet.runtimes.config import RuntimeOptions
 from micronet.runtimes.network import described
 from micronet.runtimes.onnx_cost import input_shapes, stored_parameters
 from micronet.runtimes.onnxruntime import METADATA_KEY, OnnxPredictor, count_sample_macs, metadata, run, unwrapped
+from micronet.runtimes.openvino_model import read_model
 
 MISSING = "--runtime openvino needs OpenVINO; run pip install openvino"
 INTEGERS = ("i8", "u8")
@@ -106,7 +107,7 @@ def write(proto: onnx.ModelProto, folder: Path, *, fp16: bool = False) -> dict[s
         source.write_bytes(proto.SerializeToString())
         try:
             # Not convert_model: what it makes of some networks computes small batches wrongly after larger ones.
-            openvino.save_model(core.read_model(str(source)), str(folder / MODEL), compress_to_fp16=fp16)
+            openvino.save_model(read_model(openvino, core, str(source)), str(folder / MODEL), compress_to_fp16=fp16)
         except Exception as error:  # whatever an unsupported operator makes it raise
             raise MicronetError(f"OpenVINO cannot run this network: {_reason(error)}") from error
     layers = [asdict(layer) for layer in stored_layers(proto)]
@@ -131,10 +132,13 @@ class OpenVinoSession:
             "INFERENCE_PRECISION_HINT": "f32",
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": options.threads or usable_threads(),
+            # A thread that may not leave its core waits there for other programs: 40 ms for 1 on a busy machine.
+            "ENABLE_CPU_PINNING": False,
         }
-        self._path, self._settings = str(path), settings
+        self._settings = settings
         try:
-            self._model = core.compile_model(self._path, "CPU", settings)
+            self._network = read_model(load_library(), core, str(path))
+            self._model = core.compile_model(self._network, "CPU", settings)
         except Exception as error:  # whatever a damaged or unsupported file makes it raise
             raise MicronetError(f"OpenVINO cannot run {path}: {_reason(error)}") from error
         self._metadata = {METADATA_KEY: json.dumps(about)}
@@ -162,7 +166,7 @@ class OpenVinoSession:
     def throughput(self, inputs: tuple[NDArray[Any], ...]) -> dict[str, Any]:
         """See ``OpenVinoFolder.throughput``."""
         settings = self._settings | {"PERFORMANCE_HINT": "THROUGHPUT", "INFERENCE_NUM_THREADS": usable_threads()}
-        model = _core().compile_model(self._path, "CPU", settings)
+        model = _core().compile_model(self._network, "CPU", settings)
         queue, feed = load_library().AsyncInferQueue(model), dict(enumerate(inputs))
         done, start = 0, time.perf_counter()
         while time.perf_counter() - start < MEASURE_SECONDS:

@@ -136,3 +136,19 @@ def test_a_small_batch_after_a_larger_one_is_computed_alike(tmp_path):
     used.run(None, {"images": images.numpy()})
     again, one = (each.run(None, {"images": images[:1].numpy()})[0] for each in (used, fresh))
     np.testing.assert_allclose(again, one, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("op", ["ReduceMax", "ReduceMin"])
+def test_an_extreme_over_dropped_axes_is_quantized_with_its_own_scale(op, tmp_path):
+    model = onnx.parser.parse_model(
+        '<ir_version: 10, opset_import: ["": 21]> g (float[n, 20, 6] x) => (float[n, 6] y)'
+        "<int64[1] axes = {1}, float scale = {0.02}, uint8 zero = {128}>"
+        f"{{ m = {op}<keepdims = 0>(x, axes) q = QuantizeLinear(m, scale, zero)"
+        " y = DequantizeLinear(q, scale, zero) }"
+    )
+    onnx.save(model, tmp_path / "a.onnx")
+    x = np.random.default_rng(0).standard_normal((4, 20, 6), np.float32)
+    ours, theirs = (
+        open_network(tmp_path / "a.onnx", RuntimeOptions(runtime=runtime)) for runtime in ("openvino", "onnxruntime")
+    )
+    np.testing.assert_allclose(ours(x), theirs(x), atol=1e-6)
