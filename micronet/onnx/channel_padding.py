@@ -112,6 +112,12 @@ def with_padded_channels(proto: onnx.ModelProto) -> onnx.ModelProto:
     return padded
 
 
+def count_padded(proto: onnx.ModelProto) -> int:
+    """Return how many depthwise convolutions of a model were padded."""
+    about = ({entry.key: entry.value for entry in node.metadata_props} for node in proto.graph.node)
+    return sum(REAL in each and each[REAL].split()[-1:] != ["1"] for each in about)
+
+
 def _pad(graph: ir.Graph, region: _Region) -> None:
     more = -region.channels % WIDTH
     for node in {**region.writers, **region.readers}:

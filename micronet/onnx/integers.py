@@ -12,7 +12,7 @@ from micronet.core.timing import is_slower
 from micronet.errors import MicronetError, by_reason, count, first_line, listed
 from micronet.evaluation.latency import latencies
 from micronet.onnx import graph_view as view
-from micronet.onnx.channel_padding import restore_channels
+from micronet.onnx.channel_padding import WIDTH, count_padded, restore_channels
 from micronet.onnx.gates import restore_gates
 from micronet.onnx.graph_view import GraphView, WeightedNode
 from micronet.onnx.ops import CONVOLUTIONS, DEQUANTIZE, INTEGER_LAYERS, QUANTIZE, SMOOTH
@@ -34,7 +34,8 @@ def count_integer_layers(proto: onnx.ModelProto) -> dict[str, Any] | None:
         ``convolutions`` and ``linear``: how many layers with stored weights there are, and how many of them become
         integer operators (``all``, ``integer``); ``float``: each other layer -> why; ``products``: how many products
         of two activations stay float; ``activations``: the operators of smooth activations between layers that stay
-        float. None for a float file, and if ONNX Runtime refuses the model.
+        float; ``padded``: how many depthwise convolutions have channels of zeros. None for a float file, and if ONNX
+        Runtime refuses the model.
     """
     graph = GraphView(unpack_weights(proto))
     if not graph.qdq:
@@ -52,7 +53,7 @@ def count_integer_layers(proto: onnx.ModelProto) -> dict[str, Any] | None:
         (kind_of(layer.node), view.layer_name(layer.node), None if layer.node.name in done else _reason(layer))
         for layer in graph.layers
     )
-    return {**counts, "products": attended, "activations": smooth}
+    return {**counts, "products": attended, "activations": smooth, "padded": count_padded(proto)}
 
 
 def kind_of(node: Any) -> Literal["convolutions", "linear"]:
@@ -166,6 +167,11 @@ def describe(found: dict[str, Any], runtime: str = "ONNX Runtime") -> list[str]:
         lines.append(f"float: {listed(layers, _LISTED)}: {reason}")
     if products := found.get("products"):
         lines.append(f"float: {count(products, 'product')} of two activations, as in attention: {PRODUCTS}")
+    if padded := found.get("padded"):
+        lines.append(
+            f"{count(padded, 'depthwise convolution')} padded with zeros to a multiple of {WIDTH} channels, which ONNX "
+            f"Runtime computes at a time; for a smaller file, prune with --regular {WIDTH}"
+        )
     if is_slower(found.get("int8_ms", 0), found.get("float_ms", 0)):
         lines.insert(
             0, f"slower than float: {found['int8_ms']:.2f} ms vs. {found['float_ms']:.2f} ms; {slow_cause(found)}"

@@ -16,7 +16,7 @@ from micronet.onnx import channel_padding, export
 from micronet.onnx.check import compare_layers
 from micronet.onnx.export import to_onnx, with_pairs
 from micronet.onnx.gates import quantize_gates
-from micronet.onnx.integers import count_integer_layers, without_quantizers
+from micronet.onnx.integers import count_integer_layers, describe, without_quantizers
 from micronet.onnx.moves import requantize_moves
 from micronet.onnx.ops import SMOOTH
 from micronet.quantization.calibrate import calibrate
@@ -172,6 +172,8 @@ def test_channels_of_zeros_change_no_value(kind, monkeypatch):
     padded = to_onnx(artifact, IMAGES)
     assert max(compare_layers(model, padded, IMAGES).values()) <= 1
     counts = count_integer_layers(padded)
+    assert counts["padded"] == 1
+    assert "1 depthwise convolution padded with zeros to a multiple of 16 channels" in describe(counts)[-1]
     assert counts["convolutions"]["integer"] == counts["convolutions"]["all"]
     monkeypatch.setattr(export, "pad_depthwise", lambda graph: None)
     plain = to_onnx(artifact, IMAGES)
