@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from micronet.core.folders import read_note
 from micronet.packed.file_format import read
 from micronet.packed.levels import find_levels, packed_bytes
 from micronet.packed.program import Operation, Program
+from micronet.runtimes.c.sizes import layer_names
 from micronet.stages.origin import origin
 
 FLOAT_BITS = 32
@@ -28,11 +30,14 @@ _MAKES = {"quantize": "integer", "sign": "binary", "threshold": "binary"}
 _NAMES = {2: "binary", 3: "ternary"}
 
 
-def inspect_packed(path: Path) -> dict[str, Any]:
-    """Return what a packed file holds, in JSON values; raise MicronetError or FailedError as ``read`` does."""
+def inspect_packed(path: Path, names: Mapping[int, str] | None = None) -> dict[str, Any]:
+    """Return what a packed file holds, in JSON values; raise MicronetError or FailedError as ``read`` does.
+
+    ``names``: of its layers, which the file does not hold, by their operations' indices.
+    """
     program = read(path)
     layers = [
-        {"name": str(number), **_row(each, _input_type(program, each))}
+        {"name": (names or {}).get(number, str(number)), **_row(each, _input_type(program, each))}
         for number, each in enumerate(program.operations)
         if each.weight is not None
     ]
@@ -96,5 +101,5 @@ def inspect_folder(path: Path) -> dict[str, Any]:
     }  # fmt: skip
     for name in files:
         if name.endswith(".packed"):
-            about |= inspect_packed(path / name)
+            about |= inspect_packed(path / name, layer_names(note))
     return {**about, "file": str(path), "kind": "folder", "size_bytes": file_size(path)}

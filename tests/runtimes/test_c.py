@@ -13,11 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from micronet.core.folders import read_note
 from micronet.data.spec import DataSpec
 from micronet.errors import MicronetError
 from micronet.packed.file_format import read
 from micronet.packed.program import Operation, Program
-from micronet.runtimes.c.predictor import CNetwork, CPredictor
+from micronet.runtimes.c.predictor import FLOAT_LAYER, CNetwork, CPredictor
 from micronet.runtimes.c.reference import scores_of
 from micronet.runtimes.c.target import open_folder, write
 from micronet.runtimes.c.writer import c_code, write_c
@@ -25,6 +26,7 @@ from micronet.runtimes.config import RuntimeOptions
 from micronet.runtimes.network import to_pixels
 from micronet.runtimes.packed.numpy_backend import run
 from micronet.runtimes.packed.predictor import choose_backend
+from micronet.stages.inspect_packed import inspect_folder
 from tests.runtimes.c_programs import merged
 from tests.runtimes.programs import other_operations, random_layer
 from tests.runtimes.test_operators import COLUMNS, ELEMENTWISE, LAYERS, MOVES, POOLS, RESIZES, ROWS, model, packed
@@ -76,8 +78,10 @@ def pixel_network():
         Operation("conv", [3], {}, rng.choice([-1, 0, 1], (16, 24, 1, 1)).astype(np.int32),
                   rng.uniform(0.01, 0.02, 16).astype(np.float32), rng.normal(size=16).astype(np.float32)),
         Operation("silu", [4]),
-        Operation("conv", [5], {"stride": [2, 2]}, rng.normal(size=(20, 16, 3, 3)).astype(np.float32)),
+        Operation("conv", [5], {"stride": [2, 2]}, rng.normal(size=(20, 16, 3, 3)).astype(np.float32), name="tail"),
         Operation("mean", [6]),
+        Operation("quantize", [7], {"scale": 0.02, "zero_point": 3, "range": [-128, 127]}),
+        Operation("linear", [8], {}, rng.integers(-99, 99, (5, 20), np.int32), np.full(1, 0.01, np.float32)),
     ]  # fmt: skip
     return Program(operations, [3, 6, 5], {"data": DATA, "model": 'x */ int main(void) {} "'})
 
@@ -141,7 +145,7 @@ def test_make_check_says_ok(flags, tmp_path):
 def test_a_folder_is_a_network_of_normalized_images(tmp_path):
     program, folder = pixel_network(), tmp_path / "net"
     sizes = write_c(program, folder)
-    network = CPredictor(folder, RuntimeOptions())
+    network = open_folder(folder, read_note(folder), RuntimeOptions())
     pixels = np.random.default_rng(1).integers(0, 256, (4, 3, 6, 5)).astype(np.float32)
     mean, std = (np.array(DATA[name], np.float32).reshape(3, 1, 1) for name in ("mean", "std"))
     scale, shift = 1 / (255 * std), -mean / std
@@ -151,6 +155,10 @@ def test_a_folder_is_a_network_of_normalized_images(tmp_path):
     np.testing.assert_array_equal(network(between), scores_of(program, between)[0])
     assert (network.params, network.data.mean) == (program.weights, DATA["mean"])
     assert sizes.flash == sum(layer.flash for layer in sizes.layers)
+    counts = {"convolutions": {"integer": 3, "all": 4}, "linear": {"integer": 1, "all": 1}}
+    assert network.integer_layers() == {**counts, "float": {"tail": FLOAT_LAYER}}
+    names = {layer["name"]: layer["integer"] for layer in inspect_folder(folder)["layers"]}
+    assert names == {"1": True, "2": True, "3": True, "tail": False, "8": True}
     code = folder / "model.c"
     code.write_text(code.read_text().replace("return MICRONET_OK", "return 0"))
     with pytest.raises(MicronetError, match="--trust-code"):
@@ -174,7 +182,7 @@ def test_a_chain_needs_as_much_memory_as_its_widest_pair_of_maps():
 @pytest.mark.parametrize(
     ("operations", "why"),
     [([Operation("quantize", [0], {"scale": 1e-6, "zero_point": 0, "range": [-(2**23), 2**23]})], "21 bits"),
-     ([Operation("slice", [0], {"begin": [0, 0, 0], "extent": [3, 4, 2]}), Operation("add", [0, 1])], "add.*of 2, add"),
+     ([Operation("slice", [0], {"begin": [0, 0, 0], "extent": [3, 4, 2]}), Operation("add", [0, 1])], "operation 1, a"),
      ([Operation("conv", [0], {}, np.full((1, 3, 1, 1), np.nan, np.float32))], "NaN"),
      ([Operation("conv", [0], {}, np.ones((1, 4, 1, 1), np.float32))], "fit together"),
      ([Operation("pad", [0], {"pads": [0, 2**16 - 3, 0, 0]}),

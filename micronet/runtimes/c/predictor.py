@@ -6,7 +6,7 @@ import platform
 import shlex
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock
@@ -22,6 +22,7 @@ from micronet.errors import MicronetError
 from micronet.packed.file_format import read
 from micronet.packed.program import Program
 from micronet.runtimes.c.lowering import takes_pixels
+from micronet.runtimes.c.weights import LAYER_KERNELS
 from micronet.runtimes.c.writer import CODE, PROGRAM, CCode, c_code
 from micronet.runtimes.config import RuntimeOptions
 from micronet.runtimes.network import to_pixels
@@ -29,6 +30,7 @@ from micronet.runtimes.packed.numpy_backend import Scores, check_images, count_m
 
 FLAGS = (("-O3", "-march=native"), ("-O3",))  # in turn: not every compiler knows its own processor
 TIMEOUT = 600  # seconds for a compilation
+FLOAT_LAYER = "float weights or a float input"
 PREDICT, NORMALIZED = "micronet_predict", "micronet_predict_normalized"  # the second, of floats, not in products
 
 
@@ -36,13 +38,17 @@ class CNetwork:
     """A program's code, compiled with CC (default: cc) and CFLAGS (default: -O3 -march=native) and loaded.
 
     files: the texts of the files in CODE. threads: they share the images; each has a library of its own, because its
-    memory is static. Images that do not come from pixels are given to code for pixels after its normalization.
+    memory is static. Images that do not come from pixels are given to code for pixels after its normalization. names:
+    what the layers are called, by their operations' indices.
     """
 
     runtime = "c"
 
-    def __init__(self, program: Program, code: CCode, files: dict[str, str], threads: int = 1) -> None:
-        self.program, self.code = program, code
+    def __init__(
+        self, program: Program, code: CCode, files: dict[str, str], threads: int = 1,
+        names: Mapping[int, str] | None = None,
+    ) -> None:  # fmt: skip
+        self.program, self.code, self._names = program, code, names or {}
         data = program.about.get("data")
         self.data = DataSpec.from_json(data) if data else None
         self.stages = [str(stage) for stage in program.about.get("stages") or []]
@@ -102,11 +108,12 @@ class CNetwork:
     def integer_layers(self) -> dict[str, Any] | None:
         """Return which layers are computed in integers, as ``onnx.integers.count_layers`` does; None if none is.
 
-        Layers have no names here; they are counted by their place in the program.
+        A layer without a name is called by its operation's index, as in ``inspect``.
         """
         found = {"convolutions": {"integer": 0, "all": 0}, "linear": {"integer": 0, "all": 0}}
         left = {}
-        kernels = {call.operation: call.kernel for call in self.code.calls}
+        # Calls that convert a layer's input or return its scores belong to its operation too.
+        kernels = {call.operation: call.kernel for call in self.code.calls if call.kernel in LAYER_KERNELS}
         for index, operation in enumerate(self.program.operations):
             if operation.weight is not None:
                 kind = "linear" if operation.kind == "linear" else "convolutions"
@@ -114,7 +121,7 @@ class CNetwork:
                 found[kind]["all"] += 1
                 found[kind]["integer"] += integer
                 if not integer:
-                    left[f"operation {index + 1}"] = "its weights or its input are float"
+                    left[self._names.get(index) or f"operation {index}"] = FLOAT_LAYER
         return {**found, "float": left} if found["convolutions"]["integer"] + found["linear"]["integer"] else None
 
 
@@ -125,7 +132,7 @@ class CPredictor(CNetwork):
     ``--trust-code``: somebody else's code could do anything.
     """
 
-    def __init__(self, folder: Path, options: RuntimeOptions) -> None:
+    def __init__(self, folder: Path, options: RuntimeOptions, names: Mapping[int, str] | None = None) -> None:
         if options.device not in (None, "cpu"):
             raise MicronetError(f"{folder}: networks in C only run on the CPU; drop --device {options.device}")
         program = read(folder / PROGRAM)
@@ -137,7 +144,7 @@ class CPredictor(CNetwork):
                 f"{folder / changed[0]} is not what this version of micronet writes for the network; export it again, "
                 "or add --trust-code to compile and run the code in the folder"
             )
-        super().__init__(program, code, files, options.threads or usable_threads())
+        super().__init__(program, code, files, options.threads or usable_threads(), names)
 
 
 def _text(path: Path) -> str:

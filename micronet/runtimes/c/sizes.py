@@ -1,5 +1,6 @@
-"""What a network in C needs of flash and RAM."""
+"""What a network in C needs of flash and RAM, by layer."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ class LayerSize:
     kind: str
     flash: int
     ram: int
+    name: str = ""  # of its layer, if it is known
 
 
 @dataclass(frozen=True)
@@ -25,3 +27,11 @@ class CSizes:
     def to_json(self) -> dict[str, Any]:
         """Return the sizes as JSON values."""
         return asdict(self)
+
+
+def layer_names(note: Mapping[str, Any]) -> dict[int, str]:
+    """Return the names of the layers that a folder's note lists, by their operations' indices; {} if it lists none."""
+    try:
+        return {int(each["operation"]): str(each["name"]) for each in note["sizes"]["layers"] if each["name"]}
+    except (KeyError, TypeError, ValueError):
+        return {}

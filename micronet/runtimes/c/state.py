@@ -77,10 +77,9 @@ class State:
     def refuse(self, what: str) -> MicronetError:
         """Return the error for what C does not support in the operation that is being lowered."""
         operation = self.program.operations[self.index]
-        number = f"operation {self.index + 1} of {len(self.program.operations)}, {operation.kind}"
         return MicronetError(
-            f"--target c does not support {what}: {operation.name}{operation.line} ({number}); nothing was written; "
-            f"choose --target {OTHERS}, which support it"
+            f"--target c does not support {what}: {operation.name}{operation.line} (operation {self.index}, "
+            f"{operation.kind}); nothing was written; choose --target {OTHERS}, which support it"
         )
 
     def mismatch(self) -> MicronetError:

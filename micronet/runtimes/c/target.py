@@ -9,6 +9,7 @@ import onnx
 from micronet.errors import MicronetError
 from micronet.packed.from_onnx import pack_model
 from micronet.runtimes.c.predictor import CPredictor, compiler
+from micronet.runtimes.c.sizes import layer_names
 from micronet.runtimes.c.writer import CODE, PROGRAM, c_code, folder_files
 from micronet.runtimes.config import RuntimeOptions
 from micronet.runtimes.packed.adapter import PackedPredictor
@@ -53,4 +54,4 @@ def open_folder(folder: Path, note: dict[str, Any], options: RuntimeOptions) -> 
                 "torch in its place; run make check in the folder on a machine with a compiler"
             )
             return UncompiledFolder(folder, options)
-    return CPredictor(folder, options)
+    return CPredictor(folder, options, layer_names(note))

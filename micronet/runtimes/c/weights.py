@@ -15,6 +15,9 @@ BIT_LANES, LANES = 8, 16  # outputs side by side, as in kernels/lanes.h
 MAX_WORDS = 4095  # whose differing bits 16-bit counters hold
 DENSE_LEVELS = 64  # from 7 bits on, int8 is as small and faster
 MAX_SUM = 2**31 - 1
+LAYER_KERNELS = (
+    "conv_bits", "conv_bytes", "conv_levels", "conv_wide", "conv_floats", "depthwise_bytes", "depthwise_floats"
+)  # fmt: skip
 
 
 class Stored(NamedTuple):

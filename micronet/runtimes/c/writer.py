@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from micronet.core.folders import Folder, write_folder
 from micronet.errors import MicronetError
 from micronet.packed.file_format import to_bytes
-from micronet.packed.program import Program
+from micronet.packed.program import Operation, Program
 from micronet.runtimes.c import sources
 from micronet.runtimes.c.lowering import Output, lower, normalization, takes_pixels
 from micronet.runtimes.c.maps import Call, Map, live_bytes, place_buffers
@@ -92,12 +92,13 @@ def c_code(program: Program) -> CCode:
 
 
 def _sizes(state: State, arena: int) -> CSizes:
-    kinds = {-1: "image"} | {index: operation.kind for index, operation in enumerate(state.program.operations)}
+    image = Operation("image", [])
     layers = []
-    for index, kind in kinds.items():
+    for index, operation in enumerate([image, *state.program.operations], -1):
         used = [live_bytes(state.calls, number) for number, call in enumerate(state.calls) if call.operation == index]
         if used:
-            layers.append(LayerSize(index, kind, state.tables.layer_bytes.get(index, 0), max(used)))
+            flash = state.tables.layer_bytes.get(index, 0)
+            layers.append(LayerSize(index, operation.kind, flash, max(used), operation.name))
     return CSizes(sum(state.tables.layer_bytes.values()), arena + _patch(state), layers)
 
 
