@@ -23,6 +23,7 @@ from micronet.runtimes.onnxruntime import optimize, session_predictor
 _ADDED = re.compile(r"_token_\d+$")  # what ONNX Runtime adds to the name of a node that it replaces
 _LISTED = 3
 FLOAT_WEIGHTS, NO_TRANSPOSED = "its weights are float", "ONNX Runtime has no int8 ConvTranspose"
+FLOAT_TRANSPOSED = "micronet exports ConvTranspose in float"  # for that reason, whatever runs the file
 # Measured: with integers in q k^T alone, attention takes 1.3 to 1.5 times as long.
 PRODUCTS = "integers are faster there only if softmax has 8 bits too, which would lose small probabilities"
 
@@ -181,7 +182,7 @@ def describe(found: dict[str, Any], runtime: str = "ONNX Runtime") -> list[str]:
 
 def slow_cause(found: dict[str, Any]) -> str:
     """Return why a quantized file is slower than in float, and what helps; ``found``: what was counted."""
-    if any(why not in (FLOAT_WEIGHTS, NO_TRANSPOSED) for why in found["float"].values()):
+    if any(why not in (FLOAT_WEIGHTS, NO_TRANSPOSED, FLOAT_TRANSPOSED) for why in found["float"].values()):
         return (
             "the layers below are computed in float on dequantized weights; exclude them with micronet quantize "
             "--exclude"

@@ -25,7 +25,7 @@ from micronet.evaluation.latency import MEASURE_SECONDS
 from micronet.evaluation.network import Scores
 from micronet.onnx import graph_view as view
 from micronet.onnx.graph_view import GraphView
-from micronet.onnx.integers import FLOAT_WEIGHTS, count_layers, kind_of
+from micronet.onnx.integers import FLOAT_TRANSPOSED, FLOAT_WEIGHTS, count_layers, kind_of
 from micronet.runtimes.config import RuntimeOptions
 from micronet.runtimes.network import described
 from micronet.runtimes.onnx_cost import input_shapes, stored_parameters
@@ -204,6 +204,7 @@ class Layer:
     kind: Literal["convolutions", "linear"]  # see ``onnx.integers.kind_of``
     quantized: bool  # whether its weights are integers
     nodes: list[str]  # what OpenVINO may call it
+    transposed: bool = False
 
 
 def stored_layers(proto: onnx.ModelProto) -> list[Layer]:
@@ -215,6 +216,7 @@ def stored_layers(proto: onnx.ModelProto) -> list[Layer]:
             layer.weight_qdq is not None,
             # OpenVINO names a layer that it splits from its bias so, and a last one after the output.
             [str(layer.node.name), f"{layer.node.name}/WithoutBiases", str(layer.node.outputs[0].name)],
+            layer.node.op_type == "ConvTranspose",
         )
         for layer in GraphView(proto).layers
     ]
@@ -238,8 +240,9 @@ def executed_layers(layers: Iterable[Layer], precisions: dict[str, tuple[str, st
         precision, kernel = next((precisions[name] for name in layer.nodes if name in precisions), ("", ""))
         if precision in INTEGERS:
             return None
-        why = f"OpenVINO computes it in {precision} ({kernel})" if precision else "it is fused"
-        return why if layer.quantized else FLOAT_WEIGHTS
+        if not layer.quantized:
+            return FLOAT_TRANSPOSED if layer.transposed else FLOAT_WEIGHTS
+        return f"OpenVINO computes it in {precision} ({kernel})" if precision else "it is fused"
 
     return count_layers((layer.kind, layer.name, why_float(layer)) for layer in layers)
 

@@ -15,6 +15,7 @@ import micronet
 from micronet.core.folders import Folder, write_folder
 from micronet.errors import MicronetError
 from micronet.onnx.export import to_onnx
+from micronet.onnx.integers import FLOAT_TRANSPOSED
 from micronet.runtimes import openvino
 from micronet.runtimes.config import RuntimeOptions
 from micronet.runtimes.network import open_network
@@ -66,6 +67,11 @@ def test_a_layer_in_float_is_named_with_its_kernel(files):
     assert found["convolutions"] == {"integer": 1, "all": 2} and found["linear"] == {"integer": 0, "all": 1}
     assert sorted(found["float"].values()) == ["OpenVINO computes it in f32 (jit_f32)", "it is fused"]
     assert executed_layers(stored_layers(onnx.load(files / "float.onnx")), {}) is None
+    weight = onnx.numpy_helper.from_array(np.ones((3, 2, 2, 2), np.float32), "w")
+    node = onnx.helper.make_node("ConvTranspose", ["x", "w"], ["y"], name="up")
+    up = onnx.helper.make_model(onnx.helper.make_graph([node], "g", [], [], [weight]))
+    found = executed_layers([*stored_layers(proto), *stored_layers(up)], kernels)
+    assert found["float"]["up"] == FLOAT_TRANSPOSED  # not its weights, which are 8-bit in the artifact
 
 
 def test_a_file_that_openvino_cannot_run_is_refused_in_one_line(files, tmp_path):
