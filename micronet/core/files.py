@@ -11,6 +11,7 @@ from glob import escape
 from pathlib import Path
 from typing import IO
 
+from micronet.core.parse import parse_json
 from micronet.errors import FailedError, MicronetError
 
 _MARK = ".micronet-"  # in the names of temporary files
@@ -100,8 +101,14 @@ def check_writable(path: Path | None) -> None:
         raise MicronetError(
             f"{path} cannot be written because the folder {folder} does not exist; create it with mkdir -p {folder}"
         )
-    if not os.access(folder, os.W_OK):
-        raise MicronetError(f"{path} cannot be written because {folder} is read-only; choose another folder")
+    try:
+        with tempfile.TemporaryFile(dir=folder):  # os.access says nothing of /proc, nor to root
+            pass
+    except OSError as error:
+        raise MicronetError(
+            f"{path} cannot be written because {folder} takes no files ({error.strerror or error}); choose another "
+            "folder"
+        ) from error
 
 
 def write_bytes(path: Path, *parts: bytes | memoryview) -> None:
@@ -241,8 +248,20 @@ def file_hash(path: Path) -> str:
 
 
 def file_size(path: Path) -> int:
-    """Return the size in bytes of a file, or of all files in a folder."""
-    return sum(each.stat().st_size for each in files_in(path)) if path.is_dir() else path.stat().st_size
+    """Return the size in bytes of a file, or of the files in a folder: of one that ``export`` wrote, of its own."""
+    if not path.is_dir():
+        return path.stat().st_size
+    listed = listed_files(path)
+    own = {path / name for name in (NOTE, *listed)}  # not what make check left there, for example
+    return sum(each.stat().st_size for each in files_in(path) if each in own or not listed)
+
+
+def listed_files(folder: Path) -> list[str]:
+    """Return the names of the files in a folder's note, whether they are whole or not."""
+    try:
+        return [str(name) for name in parse_json((folder / NOTE).read_text())["files"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
 
 
 def files_in(folder: Path) -> list[Path]:

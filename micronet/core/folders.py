@@ -7,7 +7,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from micronet.core.files import NOTE, check_writable, file_hash, files_in, leftovers, temporary_folder, write_bytes
+from micronet.core.files import (
+    NOTE,
+    check_writable,
+    file_hash,
+    files_in,
+    leftovers,
+    listed_files,
+    temporary_folder,
+    write_bytes,
+)
 from micronet.core.parse import parse_json
 from micronet.errors import FailedError, MicronetError
 
@@ -107,14 +116,6 @@ def read_note(folder: Path) -> dict[str, Any]:
         if not _is_whole(folder, name, stored):
             raise MicronetError(f"{name!r} in {folder} is not the file that was written; export the network again")
     return dict(note)
-
-
-def listed_files(folder: Path) -> list[str]:
-    """Return the names of the files in a folder's note, whether they are whole or not."""
-    try:
-        return [str(name) for name in parse_json((folder / NOTE).read_text())["files"]]
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
 
 
 def _is_whole(folder: Path, name: str, stored: Any) -> bool:

@@ -1,8 +1,9 @@
 """The ``export`` stage: a network for any runtime, checked against torch, with what runs in integers and how fast."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from micronet import registry
 from micronet.core.config import changed, flag, group, options, setting
@@ -37,6 +38,21 @@ class Export(CheckedSettings, Stage):
         basic=True,
     )
     timing: TimingConfig = group(TimingConfig)
+
+    @classmethod
+    def configure(cls, values: Mapping[str, Any]) -> Self:
+        """Make the stage; an ONNX file is refused with what its target can do with it."""
+        file, target = Path(values.get("artifact") or ""), values.get("target")
+        if file.suffix == ".onnx" and target in ("openvino", "onnxruntime"):
+            raise MicronetError(
+                f"{target} runs {file} as it is, without an export; run micronet evaluate {file} --runtime {target}"
+            )
+        if file.suffix == ".onnx" and target in registry.TARGETS and target != "tensorrt":
+            raise MicronetError(
+                f"an ONNX file cannot be exported to {target}; export the artifact (.safetensors) that {file} was made "
+                "from, or make one with micronet import --model NAME --weights FILE"
+            )
+        return super().configure(values)
 
     def check(self) -> None:
         """Refuse an unknown target, and settings that have no effect on the target's stage."""

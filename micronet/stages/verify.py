@@ -166,7 +166,7 @@ def _verify_packed(path: Path, artifacts: "dict[Path, Artifact]") -> dict[str, A
 
 
 def _verify_folder(path: Path, artifacts: "dict[Path, Artifact]") -> dict[str, Any]:
-    from micronet.core.folders import listed_files
+    from micronet.core.files import listed_files
     from micronet.runtimes.config import RuntimeOptions
     from micronet.runtimes.network import open_network
 

@@ -10,10 +10,12 @@ from torch import nn
 
 import micronet as api
 from micronet import registry
+from micronet.core.files import file_size
 from micronet.core.folders import Folder, check_output_folder, read_note, write_folder
 from micronet.core.progress import Silent
 from micronet.errors import FailedError, MicronetError
 from micronet.onnx import check
+from micronet.stages.stage import find
 
 LIMITS = ["--check-images", "32", "--skip-timing"]
 FOLDER = Folder({"a.bin": bytes(5), "sub/b.bin": b"b"}, {"target": "openvino"})
@@ -37,6 +39,14 @@ def test_a_setting_that_the_targets_stage_does_not_have_is_refused(micronet, cha
     assert unknown.code == 2 and all(target in unknown.err for target in registry.TARGETS)
 
 
+@pytest.mark.parametrize(
+    ("target", "words"), [("c", "cannot be exported to c"), ("openvino", "evaluate a.onnx --runtime openvino")]
+)
+def test_an_onnx_file_is_refused_with_what_its_target_can_do_with_it(target, words):
+    with pytest.raises(MicronetError, match=words):
+        find("export").configure({"artifact": Path("a.onnx"), "target": target})
+
+
 def failing_rename(rename):
     """Return a rename that fails for new folders."""
 
@@ -51,6 +61,11 @@ def failing_rename(rename):
 def test_a_folder_is_replaced_whole_but_nobody_elses_is(tmp_path, monkeypatch):
     path = tmp_path / "net"
     write_folder(path, FOLDER)
+    size = file_size(path)
+    assert size == 6 + (path / "micronet.json").stat().st_size
+    (path / "made").write_bytes(bytes(100))  # as make check does
+    assert file_size(path) == size
+    (path / "made").unlink()
     write_folder(path, FOLDER._replace(files={"c.bin": b"c"}))
     assert sorted(each.name for each in path.iterdir()) == ["c.bin", "micronet.json"]
     assert read_note(path)["target"] == "openvino"
