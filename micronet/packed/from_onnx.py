@@ -4,6 +4,7 @@ Dequantized integers stay integers, and integer thresholds replace floats before
 """
 
 import re
+from collections.abc import Mapping, Sequence
 
 import onnx
 
@@ -30,14 +31,7 @@ def pack_model(proto: onnx.ModelProto, runtime: str = "the packed runtime") -> P
     Raises MicronetError that names every operator that packed programs do not have; ``runtime``: what it calls them by.
     """
     builder = ProgramBuilder(proto)
-    shape = builder.shapes.get(builder.image, [])
-    if len(builder.inputs) != 1 or len(shape) != 3 or 0 in shape:
-        given = " and ".join(f"{name} {tuple(builder.shapes.get(name, []))}" for name in builder.inputs)
-        cure = "export it with fixed sizes" if 0 in shape else INSTEAD
-        raise MicronetError(
-            f"{runtime} runs networks with one input of a fixed size (channels, height, width), but this one "
-            f"takes {given}; {cure}"
-        )
+    check_inputs({name: builder.shapes.get(name, []) for name in builder.inputs}, runtime)
     nodes = _needed_nodes(builder)
     failed: dict[str, list[onnx.NodeProto]] = {}
     for node in nodes:
@@ -58,6 +52,18 @@ def pack_model(proto: onnx.ModelProto, runtime: str = "the packed runtime") -> P
     move_forward(builder)
     fuse_thresholds(builder)
     return _build(builder, proto, runtime)
+
+
+def check_inputs(shapes: Mapping[str, Sequence[int]], runtime: str = "the packed runtime") -> None:
+    """Raise MicronetError unless a network takes one image of a fixed size; ``shapes``: its inputs, without batch."""
+    shape = next(iter(shapes.values()), [])
+    if len(shapes) != 1 or len(shape) != 3 or 0 in shape:
+        given = " and ".join(f"{name} {tuple(each)}".lstrip() for name, each in shapes.items())
+        cure = "export it with fixed sizes" if 0 in shape else INSTEAD
+        raise MicronetError(
+            f"{runtime} runs networks with one input of a fixed size (channels, height, width), but this one "
+            f"takes {given}; {cure}"
+        )
 
 
 def _needed_nodes(builder: ProgramBuilder) -> list[onnx.NodeProto]:

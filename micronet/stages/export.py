@@ -132,6 +132,7 @@ class Pack(CheckedSettings, Stage):
         from micronet.stages.inputs import export_batches
         from micronet.tasks.task import CLASSIFICATION
 
+        require_image(self, context.artifact)
         artifact, batches = export_batches(context.artifact, self.data, self.check_images)
         first = next(batches())
         proto = exported(artifact, first, pairs=False)
@@ -155,6 +156,17 @@ class Pack(CheckedSettings, Stage):
         from micronet.packed.file_format import to_bytes
 
         write_bytes(path, to_bytes(product))
+
+
+def require_image(config: CheckedSettings, artifact: "Artifact", runtime: str = "the packed runtime") -> None:
+    """Refuse an artifact whose record says that its network takes other inputs than one image, before any work."""
+    from micronet.data.spec import DataSpec
+    from micronet.packed.from_onnx import check_inputs
+
+    inputs = DataSpec.from_json(artifact.data).inputs
+    if inputs and config.data.data is None:
+        shapes = {each.get("name") or f"input {place}": each["shape"] for place, each in enumerate(inputs)}
+        check_inputs(shapes, runtime)
 
 
 def checked_inputs(config: CheckedSettings, context: Context) -> "tuple[Artifact, list[Any]]":

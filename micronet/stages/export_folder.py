@@ -18,7 +18,7 @@ from micronet.onnx.check import LARGEST_ROUNDED_ERROR, Agreement, compare_networ
 from micronet.onnx.export import with_pairs
 from micronet.onnx.integers import describe, without_quantizers
 from micronet.runtimes.config import RuntimeOptions
-from micronet.stages.export import agreeing, checked_inputs, exported
+from micronet.stages.export import agreeing, checked_inputs, exported, require_image
 from micronet.stages.stage import Context, Outcome
 from micronet.tasks.task import CLASSIFICATION
 
@@ -54,6 +54,8 @@ def export_folder(config: "Export", context: Context) -> Outcome:
         FailedError: Its outputs do not agree with torch's.
     """
     target = registry.load_object(registry.TARGETS[config.target])
+    if not target.PAIRS:  # it runs what ``pack`` makes
+        require_image(config, context.artifact, f"--target {config.target}")
     artifact, given = checked_inputs(config, context)
     context.progress.step("exporting", 0, 1)
     classes = not isinstance(given[0], Inputs) and (artifact.data or {}).get("task", CLASSIFICATION) == CLASSIFICATION

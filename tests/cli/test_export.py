@@ -3,6 +3,7 @@
 import json
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -45,6 +46,19 @@ def test_a_setting_that_the_targets_stage_does_not_have_is_refused(micronet, cha
 def test_an_onnx_file_is_refused_with_what_its_target_can_do_with_it(target, words):
     with pytest.raises(MicronetError, match=words):
         find("export").configure({"artifact": Path("a.onnx"), "target": target})
+
+
+@pytest.mark.parametrize(
+    ("stage", "target"), [("export", {"target": "ncnn"}), ("export", {"target": "c"}), ("pack", {})]
+)
+def test_inputs_that_are_no_image_are_refused_before_any_work(stage, target):
+    inputs = [
+        {"name": "left", "dtype": "float32", "shape": [6, 9]},
+        {"name": "right", "dtype": "float32", "shape": [5]},
+    ]
+    source = SimpleNamespace(data={"name": "a.npz", "task": "agreement", "inputs": inputs})  # nothing that could run
+    with pytest.raises(MicronetError, match=r"takes left \(6, 9\) and right \(5,\)"):
+        find(stage).configure({"artifact": Path("a.safetensors"), **target}).run(SimpleNamespace(artifact=source))
 
 
 def failing_rename(rename):

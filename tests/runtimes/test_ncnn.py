@@ -144,8 +144,8 @@ WEIGHT = np.ones((4, 3, 1, 1), np.int32)
 
 @pytest.mark.parametrize(
     ("program", "words"),
-    [(conv(WEIGHT), ["integers from -127 to 127, not 0 to 255: block.conv", "--q-type sym --a-sign signed"]),
-     (conv(29 * np.arange(12, dtype=np.int32).reshape(4, 3, 1, 1) + 1, high=127), ["not 1 to 320: block.conv", "iao"]),
+    [(conv(WEIGHT), ["-127 to 127 without a zero point, but not those read by: block.conv", "quantize FLOAT"]),
+     (conv(29 * np.arange(12, dtype=np.int32).reshape(4, 3, 1, 1) + 1, high=127), ["but not those of: block.conv"]),
      (conv(WEIGHT, 1e-39, high=127), ["too small or too large for ncnn: block.conv", "--target onnxruntime"]),
      (Program([Operation("resize", [0], {"size": [8, 9], "factors": [2, 1.5], "coordinates": "half_pixel",
                                          "nearest": "ceil"}, name="up")], [3, 4, 6], {}), ["other pixels", ": up"]),
@@ -157,6 +157,17 @@ def test_what_ncnn_cannot_do_is_refused_by_name_before_anything_is_written(progr
         write_ncnn(program, tmp_path / "folder")
     assert all(each in str(caught.value) for each in [*words, "ncnn cannot run 1 of", "Nothing was written"])
     assert not (tmp_path / "folder").exists()
+
+
+def test_layers_with_one_reason_are_a_few_names_and_one_command(tmp_path):
+    operations = [Operation("quantize", [0], {"scale": 0.1, "zero_point": 9, "range": [0, 255]})]
+    for number in range(7):
+        operations.append(Operation("conv", [1], {}, np.ones((3, 3, 1, 1), np.int32), name=f"c{number}"))
+    program = Program(operations, [3, 4, 4], {"model": {"name": "nets.py:Net"}}, [2, 3, 4, 5, 6, 7, 8])
+    with pytest.raises(MicronetError) as caught:
+        write_ncnn(program, tmp_path / "folder")
+    assert str(caught.value).count("-127") == 1 and ": c0, c1, c2, c3, c4 and 2 more." in str(caught.value)
+    assert str(caught.value).endswith("--mode ptq --q-type sym --a-sign signed --model nets.py:Net")
 
 
 def test_signs_of_the_largest_sums_are_exact(tmp_path):

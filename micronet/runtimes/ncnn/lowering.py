@@ -6,13 +6,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from micronet import registry
-from micronet.errors import MicronetError, count, either
+from micronet.errors import MicronetError, count, either, listed
 from micronet.packed.program import Operation, Program
 from micronet.runtimes.ncnn.layer import Layer
 from micronet.runtimes.ncnn.moves import MOVES, OTHERS
 from micronet.runtimes.ncnn.values import (
     HALF,
     MAX_INT8,
+    QUANTIZE,
     Grid,
     NetworkBuilder,
     Rounding,
@@ -26,6 +27,7 @@ from micronet.runtimes.ncnn.weighted import Activation, Fused, lower_layer
 WEIGHTED = ("conv", "linear", "threshold")
 FUSED = {"leaky_relu": (2, ("alpha",)), "sigmoid": (4, ()), "mish": (5, ()), "hard_swish": (6, ("alpha", "beta"))}
 INPUT = "in0"
+MOST = 5  # names in a message
 
 
 @dataclass
@@ -209,7 +211,7 @@ def lower(program: Program, fp16_storage: bool = False) -> Lowered:
         except _Skipped:
             continue
     if failed:
-        raise MicronetError(_explain(failed, len(program.operations)))
+        raise MicronetError(_explain(failed, program))
     builder = lowering.builder
     outputs = [builder.real_of(lowering.values[number], f"out{place}") for place, number in enumerate(program.results)]
     layers = builder.finish(outputs)
@@ -217,16 +219,25 @@ def lower(program: Program, fp16_storage: bool = False) -> Lowered:
     return Lowered(layers, builder.steps, builder.roundings, names)
 
 
-def _explain(failed: dict[tuple[str, str], list[str]], total: int) -> str:
-    lines = [f"  {why}: {', '.join(dict.fromkeys(names))}." for (why, _), names in failed.items()]
-    cures = [cure for (_, cure) in failed if cure]
+def _explain(failed: dict[tuple[str, str], list[str]], program: Program) -> str:
+    lines = [f"  {why}: {listed(list(dict.fromkeys(names)), MOST)}." for (why, _), names in failed.items()]
+    again = f"quantize the float network again with {QUANTIZE}{_code(program)}"
+    cures = [again if cure == QUANTIZE else cure for (_, cure) in failed if cure]
     if len(cures) < len(failed):
         cures.append(
             f"choose --target {either(registry.RUN_PACKED)}, which support {'the others' if cures else 'them'}"
         )
     bad = sum(map(len, failed.values()))
     return (
-        f"ncnn cannot run {bad} of the network's {count(total, 'operation')}:\n"
+        f"ncnn cannot run {bad} of the network's {count(len(program.operations), 'operation')}:\n"
         + "\n".join(lines)
         + f"\nNothing was written; {'; '.join(dict.fromkeys(cures))}"
     )
+
+
+def _code(program: Program) -> str:
+    """Return the option that names the user's code of a network, if it is that."""
+    model = program.about.get("model")
+    name = model.get("name") if isinstance(model, dict) else model
+    own = isinstance(name, str) and ":" in name and not name.startswith("torchvision:")
+    return f" --model {name}" if own else ""

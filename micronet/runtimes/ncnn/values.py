@@ -12,6 +12,7 @@ from micronet.runtimes.ncnn.layer import LARGEST, Layer, Parameter, clean
 from micronet.runtimes.ncnn.shapes import Blob
 
 MAX_INT8 = 127
+QUANTIZE = "micronet quantize FLOAT.safetensors --mode ptq --q-type sym --a-sign signed"  # to what ncnn's int8 can hold
 EQUAL_PART = -233  # of a Slice
 ADD, MULTIPLY, DIVIDE = 0, 2, 3  # BinaryOp's operations
 FLOOR, ROUND = 2, 18  # UnaryOp's; it rounds half to even

@@ -13,11 +13,20 @@ from numpy.typing import NDArray
 from micronet.packed.program import Operation
 from micronet.runtimes.ncnn.layer import Parameter
 from micronet.runtimes.ncnn.shapes import INT8_OUT, NO_WINOGRAD
-from micronet.runtimes.ncnn.values import MAX_INT8, Grid, NetworkBuilder, Step, Unsupported, Value, without_rounding
+from micronet.runtimes.ncnn.values import (
+    MAX_INT8,
+    QUANTIZE,
+    Grid,
+    NetworkBuilder,
+    Step,
+    Unsupported,
+    Value,
+    without_rounding,
+)
 
-SYMMETRIC = "quantize with --q-type sym --a-sign signed and --a-bits of at most 8"
+ACTIVATIONS = "ncnn's activations are signed integers from -127 to 127 without a zero point, but not those read by"
+WEIGHTS = "ncnn's weights are integers from -127 to 127, but not those of"
 EXACT_HALVES = 1 << 23  # float32 has the halves below
-WITHIN_INT8 = "quantize with --method iao and --w-bits of at most 8 (dorefa: 7)"
 
 
 @dataclass
@@ -153,10 +162,9 @@ def _int8(operation: Operation, grid: Grid | None) -> Weights:
         factor = max(1, int(np.gcd.reduce(np.abs(weight), axis=None)))
         weight = weight // factor
     if np.abs(weight).max(initial=0) > MAX_INT8:
-        low, high = int(weight.min()), int(weight.max())
-        raise Unsupported(f"ncnn's weights are integers from -127 to 127, not {low} to {high}", WITHIN_INT8)
+        raise Unsupported(WEIGHTS, QUANTIZE)
     if not grid.fits:
-        raise Unsupported(f"ncnn's activations are integers from -127 to 127, not {grid.low} to {grid.high}", SYMMETRIC)
+        raise Unsupported(ACTIVATIONS, QUANTIZE)
     outputs = len(weight)
     if operation.limits is not None:
         scale, input_scale = np.ones(outputs, np.float32), 1.0
