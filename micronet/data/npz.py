@@ -2,7 +2,7 @@
 
 import zipfile
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from numpy.lib import format as npy
@@ -15,21 +15,30 @@ from micronet.errors import MicronetError, first_line
 Arrays = dict[str, NDArray[Any]]
 
 
+class Header(NamedTuple):
+    """What an array's header says of it."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+
+def read_headers(path: Path) -> dict[str, Header]:
+    """Read the headers of an .npz file's arrays; raise MicronetError if it is damaged, too large, or holds objects."""
+    try:
+        return _read_headers(path)
+    except Exception as error:  # numpy and zipfile raise many types; all mean a damaged file
+        raise _invalid(path, "savez", error) from error
+
+
 def read_npz(path: Path) -> Arrays:
     """Read all arrays of an .npz file; raise MicronetError if it is damaged, too large, or holds objects."""
     try:
-        check_regular(path)
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-            _check_memory(sum(member.file_size for member in members))
-            for member in members:
-                with archive.open(member) as file:
-                    _check_header(file, member.file_size)
+        _read_headers(path)
         with np.load(path, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
     except MemoryError:
         raise
-    except Exception as error:  # numpy and zipfile raise many types; all mean a damaged file
+    except Exception as error:  # as above
         raise _invalid(path, "savez", error) from error
 
 
@@ -63,8 +72,20 @@ def _check_memory(size: int) -> None:
         raise ValueError(f"its arrays take {size:,} bytes, more than the free memory")
 
 
-def _check_header(file: IO[bytes], size: int) -> None:
-    """Raise ValueError unless an array's header is plain and describes the bytes that follow it."""
+def _read_headers(path: Path) -> dict[str, Header]:
+    check_regular(path)
+    found = {}
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        _check_memory(sum(member.file_size for member in members))
+        for member in members:
+            with archive.open(member) as file:
+                found[member.filename.removesuffix(".npy")] = _check_header(file, member.file_size)
+    return found
+
+
+def _check_header(file: IO[bytes], size: int) -> Header:
+    """Return an array's header; raise ValueError unless it is plain and describes the bytes that follow it."""
     version = npy.read_magic(file)
     if version not in ((1, 0), (2, 0)):
         raise ValueError(f"arrays of format {version} are not supported")
@@ -77,6 +98,7 @@ def _check_header(file: IO[bytes], size: int) -> None:
         raise ValueError("it contains pickled objects")
     if min(shape, default=0) < 0 or count * dtype.itemsize != size - file.tell():
         raise ValueError(f"an array of shape {shape} does not have the size that its header says")
+    return Header(shape, dtype)
 
 
 def _invalid(path: Path, save: str, error: Exception) -> MicronetError:

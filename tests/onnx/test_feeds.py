@@ -1,5 +1,7 @@
 """Raw inputs and images for ONNX files."""
 
+import re
+
 import numpy as np
 import onnx
 import pytest
@@ -7,6 +9,7 @@ from PIL import Image
 
 from micronet.errors import MicronetError
 from micronet.onnx.feeds import ImageInput, Input, image_size, inputs_of, is_channels_last, read_arrays
+from micronet.stages.onnx_files import raw_feeds
 from tests.onnx.foreign import IMAGE, NETWORKS, Net, inputs_for
 
 F32, I64 = np.dtype("float32"), np.dtype("int64")
@@ -29,10 +32,20 @@ def saved(path, arrays):
         ([STATE, RATE], {"a": np.ones((4, 2, 1, 8), F32), "b": np.array([8, 8, 16, 16])}, [(2, 1, 8)] * 4),
         ([STATE, RATE], {"a": np.ones((4, 2, 1, 8), F32), "b": np.array(16)}, [(2, 1, 8)] * 4),
         ([Input("x", F32, (2, 3))], {"x": np.arange(9, dtype=F32).reshape(3, 3)}, [(2, 3)] * 2),
+        (
+            [TOKENS, Input("w", F32, (5, 7))],
+            {"tokens": np.ones((65, 6, 32), F32), "w": np.full((5, 7), -np.inf, F32)},
+            [(64, 6, 32), (1, 6, 32)],
+        ),
+        (
+            [TOKENS, MASK],
+            {"tokens": np.ones((65, 6, 32), F32), "mask": np.ones((1, 1, 6), bool)},
+            [(64, 6, 32), (1, 6, 32)],
+        ),
     ],
 )
 def test_arrays_become_runs(tmp_path, inputs, arrays, runs):
-    feeds = read_arrays(saved(tmp_path, arrays), inputs)
+    feeds = raw_feeds(str(saved(tmp_path, arrays)), inputs)
     assert [feed[inputs[0].name].shape for feed in feeds] == runs
     for feed in feeds:
         assert [feed[entry.name].dtype for entry in inputs] == [entry.dtype for entry in inputs]
@@ -54,6 +67,37 @@ def test_arrays_become_runs(tmp_path, inputs, arrays, runs):
 def test_arrays_that_do_not_fit_are_named_with_what_the_model_takes(tmp_path, arrays):
     with pytest.raises(MicronetError, match=r"holds tokens .*takes tokens float32 \(\?, 6, 32\), mask bool"):
         read_arrays(saved(tmp_path, arrays), [TOKENS, MASK])
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"tokens": (3, 6, 32)}, "it has no array for mask bool (?, 1, 6); save one array for each input"),
+        ({"tokens": (3, 6, 32), "mask": (3, 1, 6), "z": (3,)}, "the model has no input z; save one"),
+        ({"a": (3, 6, 31), "b": (3, 1, 6)}, "a has shape (3, 6, 31), but the model takes (?, 6, 32)"),
+        ({"tokens": (3, 6), "mask": (0, 1, 6)}, "mask has shape (0, 1, 6), so it is empty"),
+        ({"tokens": (100, 6, 32), "mask": (99, 1, 6)}, "tokens has 100, mask has 99; save as many in each"),
+        ({"tokens": (3, 2, 6, 32), "mask": (4, 2, 1, 6)}, "tokens has 3, mask has 4"),
+    ],
+    ids=["missing", "extra", "size", "empty", "lengths", "runs"],
+)
+def test_each_array_that_does_not_fit_is_named_with_its_fault(tmp_path, arrays, message):
+    types = dict(zip(arrays, (F32, bool, F32), strict=False))
+    path = saved(tmp_path, {name: np.ones(shape, types[name]) for name, shape in arrays.items()})
+    with pytest.raises(MicronetError, match=re.escape(message)):
+        raw_feeds(str(path), [TOKENS, MASK])
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype", "message"),
+    [(np.nan, F32, "NaN"), (np.inf, F32, "infinity"), (7, np.uint8, "is uint8; save it as float32")],
+)
+def test_values_that_no_image_has_are_refused_before_anything_is_said(micronet, tmp_path, value, dtype, message):
+    onnx.save(NETWORKS["channels-last"](), tmp_path / "net.onnx")
+    images = np.ones((2, 16, 16, 3), dtype)
+    images[1, 2, 3, 0] = value
+    done = micronet("quantize", tmp_path / "net.onnx", "--mode", "ptq", "--calib-data", saved(tmp_path, {"a": images}))
+    assert done.code == 2 and done.err.startswith(f"error: {tmp_path / 'x.npz'}: a ") and message in done.err
 
 
 def test_images_are_placed_and_normalized_as_asked(tmp_path):
