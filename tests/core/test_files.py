@@ -155,6 +155,14 @@ def test_a_missing_folder_is_named(tmp_path):
         check_output_path(tmp_path / "no" / "a.safetensors", force=True)
 
 
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs /proc, where no user can make a file")
+def test_a_folder_that_takes_no_files_is_named_before_the_work(tmp_path):
+    with pytest.raises(MicronetError, match=r"/proc takes no files \(.*\); choose another folder"):
+        check_output_path(Path("/proc/a.safetensors"), force=False)
+    check_output_path(tmp_path / "a.safetensors", force=False)
+    assert not list(tmp_path.iterdir())
+
+
 def test_writing_to_a_link_writes_what_it_names(tmp_path):
     (tmp_path / "kept").mkdir()
     target, link = tmp_path / "kept" / "a.bin", tmp_path / "link.bin"
