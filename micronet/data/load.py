@@ -22,7 +22,7 @@ from micronet.data.dataset import Dataset, DataSource, DataSpec
 from micronet.data.folder import open_folder
 from micronet.data.memory import NAME, MemoryData
 from micronet.data.npz import read_npz
-from micronet.data.spec import unknown_data
+from micronet.data.spec import NoDataError, unknown_data
 from micronet.data.split import ImageSplit, MemorySplit, resize
 from micronet.errors import FailedError, MicronetError, count
 from micronet.tasks.task import CLASSIFICATION, load_task
@@ -90,13 +90,13 @@ def load_data(
 def _place(name: str | None, like: DataSpec) -> str:
     """Return the data set that is named, or the one that a file records.
 
-    Raises MicronetError if neither is known, or the recorded one is not here or would run code.
+    Raises NoDataError if neither is known or it was in memory, MicronetError if the recorded one would run code.
     """
     place = name or like.name
     if place is None:
-        raise MicronetError("the file does not record a data set; specify one with --data (and --image-size if needed)")
+        raise NoDataError("the file does not record a data set; specify one with --data (and --image-size if needed)")
     if place == NAME and not isinstance(place, MemoryData):
-        raise MicronetError(
+        raise NoDataError(
             "the recorded data set was given in memory, from Python, so it is not known here; specify a data set with "
             "--data"
         )

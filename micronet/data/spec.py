@@ -13,6 +13,10 @@ from micronet.models.spec import LARGEST_INPUT, check_described
 LARGEST_SIDE = 2**31  # of images and limits
 
 
+class NoDataError(MicronetError):
+    """Nothing names the data that a command needs."""
+
+
 @dataclass(frozen=True)
 class DataSpec:
     """The data that a network is for, and how images become its input; JSON values only."""

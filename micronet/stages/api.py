@@ -13,7 +13,7 @@ from micronet.core.config import Option, alternatives, flatten
 from micronet.errors import MicronetError
 from micronet.stages.documentation import WIDTH, documentation
 from micronet.stages.execute import execute
-from micronet.stages.keywords import spell_as_keywords
+from micronet.stages.keywords import offer_example, spell_as_keywords
 from micronet.stages.stage import Memory, Stage, uses
 
 if TYPE_CHECKING:
@@ -178,7 +178,8 @@ def _call(stage: type[Stage], given: dict[str, Any]) -> Any:
             values["device"] = str(own)
     from micronet.models.modes import copy_model
 
-    with spell_as_keywords(stage):
+    takes_example = stage.takes_example and values.get("target") != "packed"  # which is checked on data alone
+    with spell_as_keywords(stage), offer_example(offered=takes_example and example is None):
         configured = stage.configure(values)
         _check_effect(configured, source)
         if source is not None:

@@ -5,12 +5,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal, get_args, get_origin
 
+from micronet import registry
 from micronet.core.config import alternatives, options
+from micronet.data.spec import NoDataError
 from micronet.errors import MicronetError
 from micronet.stages.stage import Stage
 
 _WORDS = ("binary", "ternary", "none")  # values that are no choices of a Literal
-_OPTION = re.compile(r"(?<![\w/.-])((?:add|use|pass|or|with) )?--([a-z][a-z0-9-]*)(?: ([\w./:-]*\w))?")
+# A command line, which stays one, such as "micronet import --data" or "quantize FLOAT.onnx --mode ptq"; or an option.
+_COMMANDS = "|".join(sorted(registry.COMMANDS, key=len, reverse=True))
+_LINE = rf"(?<![\w/.-])(?:{_COMMANDS})(?: [A-Z]\S*| \S*\w\.\w+| --[a-z][a-z-]*(?: (?!or |and |with )[\w./:-]*\w)?)+"
+_OPTION = re.compile(rf"{_LINE}|(?<![\w/.-])((?:add|use|pass|or|with) )?--([a-z][a-z0-9-]*)(?: ([\w./:-]*\w))?")
 
 
 @contextmanager
@@ -23,8 +28,19 @@ def spell_as_keywords(stage: type[Stage], *, recipe: bool = False) -> Iterator[N
         raise
 
 
+@contextmanager
+def offer_example(*, offered: bool) -> Iterator[None]:
+    """Name an example input, which only the Python API takes, in errors of this context that miss a data set."""
+    try:
+        yield
+    except NoDataError as error:
+        if offered:
+            error.args = (f"{error}, or pass an example input",)
+        raise
+
+
 def as_keywords(text: str, stage: type[Stage], *, recipe: bool = False) -> str:
-    """Return a text with a stage's options as keywords: ``--mode ptq`` -> ``mode="ptq"``.
+    """Return a text with a stage's options as keywords: ``--mode ptq`` -> ``mode="ptq"``; command lines stay.
 
     ``recipe``: as keys of a recipe, ``mode = "ptq"``; options that recipes do not take stay as they are.
     """
@@ -32,6 +48,8 @@ def as_keywords(text: str, stage: type[Stage], *, recipe: bool = False) -> str:
     equals, true = (" = ", "true") if recipe else ("=", "True")
 
     def spelled(found: re.Match[str]) -> str:
+        if found[2] is None:  # a command line
+            return found[0]
         verb, name, value = found[1] or "", found[2].replace("-", "_"), found[3] or ""
         if recipe and (name not in known or known[name].about["run_only"]):
             return found[0]

@@ -8,6 +8,7 @@ from torch import nn
 
 import micronet as api
 from micronet import registry
+from micronet.stages.keywords import as_keywords
 from micronet.stages.stage import find, uses
 
 
@@ -71,9 +72,27 @@ def test_qaft_needs_an_artifact(micronet):
         (lambda x: api.prune(network(), x, output="a.safetensors"), "micronet.save"),
         (lambda x: api.quantize(network(), data=[x[:, :1]], mode="ptq"), "does not accept"),
         (lambda x: api.inspect(network()), "must be a path"),
+        (
+            lambda x: api.export_onnx(network()),
+            r"one with data=… \(and image_size if needed\), or pass an example input$",
+        ),
+        (lambda x: api.pack(network()), r"one with data=… \(and image_size if needed\)$"),
         (lambda x: api.calibrate(api.quantize(network()), [x]), "artifact.model"),
     ],
-    ids=["finetune", "evaluate", "labels", "max_time", "resume", "type", "build", "shape", "inspect", "calibrate"],
+    ids=[
+        "finetune",
+        "evaluate",
+        "labels",
+        "max_time",
+        "resume",
+        "type",
+        "build",
+        "shape",
+        "inspect",
+        "example",
+        "pack",
+        "calibrate",
+    ],
 )
 def test_the_api_refuses_what_would_have_no_effect(call, message):
     with pytest.raises(api.MicronetError, match=message):
@@ -91,7 +110,11 @@ def test_networks_in_memory_are_no_files_and_stay_as_they_were(tmp_path, monkeyp
     assert "distill" not in binary.history[-1].config
 
 
-def test_paths_in_errors_of_the_api_stay_as_they_are(tmp_path):
+def test_paths_and_command_lines_in_errors_of_the_api_stay_as_they_are(tmp_path):
+    for line in ("micronet import --data", "micronet quantize FLOAT.onnx --mode ptq", "export --target c"):
+        text = f"recreate it with micronet train, or with {line} or --mode ptq"
+        spelled = f'recreate it with micronet train, or with {line} or mode="ptq"'
+        assert as_keywords(text, find("quantize")) == spelled
     with pytest.raises(api.MicronetError, match="no--such-file"):
         api.load(tmp_path / "no--such-file.safetensors")
     with pytest.raises(api.MicronetError, match="no--such-file"):
