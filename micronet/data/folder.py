@@ -100,7 +100,8 @@ def _size_of(path: Path) -> int:
         width, height = image.size
     if width != height:
         raise MicronetError(
-            f"{path} is {width}x{height}, not square; add --image-size N to resize and crop all images to NxN"
+            f"{path} is {height}x{width} (height x width), not square; add --image-size N to resize and crop all "
+            "images to NxN"
         )
     return width
 

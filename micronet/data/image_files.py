@@ -243,6 +243,6 @@ def square(image: Image.Image, size: int, resample: Image.Resampling = Image.Res
     scale = size / min(width, height)
     wide, high = max(size, round(width * scale)), max(size, round(height * scale))
     if wide * high > max(MOST_PIXELS, width * height):
-        raise ValueError(f"it is {width}x{height}, too long for images of {size}x{size}")
+        raise ValueError(f"it is {height}x{width} (height x width), too long for images of {size}x{size}")
     left, top = (wide - size) // 2, (high - size) // 2
     return image.resize((wide, high), resample).crop((left, top, left + size, top + size))

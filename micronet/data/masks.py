@@ -163,8 +163,8 @@ def _check_sizes(image: Path, mask: Path) -> None:
     with open_image(mask) as opened:
         if opened.size != size:
             raise MicronetError(
-                f"{mask} has {opened.width}x{opened.height} pixels, but its image {image} has {size[0]}x{size[1]}; "
-                "resize the mask with nearest-neighbor interpolation"
+                f"{mask} has {opened.height}x{opened.width} pixels (height x width), but its image {image} has "
+                f"{size[1]}x{size[0]}; resize the mask with nearest-neighbor interpolation"
             )
 
 
@@ -179,7 +179,8 @@ def _read(folder: Path, image_size: int | None, classes: int = IGNORED) -> MaskS
         (width, height), mode = image.size, image.mode
     if image_size is None and width != height:
         raise MicronetError(
-            f"{pairs[0][0]} is {width}x{height}, not square; add --image-size N to resize and crop all images to NxN"
+            f"{pairs[0][0]} is {height}x{width} (height x width), not square; add --image-size N to resize and crop "
+            "all images to NxN"
         )
     return MaskSplit(pairs, image_size or width, 1 if mode in ("L", "1", "I;16") else 3, classes)
 

@@ -59,8 +59,8 @@ def test_masks_that_do_not_fit_are_named(folder, tmp_path, micronet):
     data = load_data(str(root), task="segmentation")
     with pytest.raises(MicronetError, match=r"3.png has class 9; expected 0 to 2"):
         list(eval_batches(data.test, data.spec))
-    Image.fromarray(mask[:8, :8]).save(small)
-    with pytest.raises(MicronetError, match=r"4.png has 8x8 pixels, but its image .* has 16x16"):
+    Image.fromarray(mask[:8, :4]).save(small)
+    with pytest.raises(MicronetError, match=r"4.png has 8x4 pixels \(height x width\), but its image .* has 16x16"):
         list(eval_batches(load_data(str(root), task="segmentation").train, data.spec))
     Image.fromarray(mask).save(small)
     refused = micronet(
@@ -75,6 +75,10 @@ def test_masks_that_do_not_fit_are_named(folder, tmp_path, micronet):
     for path in root.glob("*/masks/*.png"):
         Image.fromarray(mask // 9 * 255).save(path)
     with pytest.raises(MicronetError, match="have only class 0"):
+        load_data(str(root), task="segmentation")
+    for path in root.glob("*/images/*"):
+        Image.fromarray(mask[:8]).save(path)
+    with pytest.raises(MicronetError, match=r"is 8x16 \(height x width\), not square; add --image-size N"):
         load_data(str(root), task="segmentation")
 
 
