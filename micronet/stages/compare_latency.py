@@ -27,13 +27,15 @@ def describe_speed(rows: Sequence[Row], files: Sequence[Path], networks: Sequenc
     Returns:
         A line for each quantized or pruned network that is slower than the first float network of its runtime or, if
         there is none, than the first float network, with the cause and what helps; then a line for each quantized ONNX
-        file with what its runtime computes in integers.
+        file with what its runtime computes in integers, and for each network in C with the memory that it needs.
     """
     integers = [_integers(network) for network in networks]
     labels = row_labels(rows)
     quantized = [found is not None or "quantize" in row.stages for row, found in zip(rows, integers, strict=True)]
     slower, others = [], []
-    for row, name, file, found, is_quantized in zip(rows, labels, files, integers, quantized, strict=True):
+    for row, name, file, network, found, is_quantized in zip(
+        rows, labels, files, networks, integers, quantized, strict=True
+    ):
         floats = [other for other, rounds in zip(rows, quantized, strict=True) if not rounds]
         rival = _rival(row, floats if is_quantized else [other for other in floats if "prune" not in other.stages])
         times = ""
@@ -47,6 +49,8 @@ def describe_speed(rows: Sequence[Row], files: Sequence[Path], networks: Sequenc
         if found is not None:
             first, *rest = describe(found)
             others += [f"{name}: {first}{f'; {times}' if times else ''}", *(f"{name}: {line}" for line in rest)]
+        if memory := getattr(network, "memory", None):
+            others.append(f"{name}: {memory()}")
     return [*slower, *others]
 
 

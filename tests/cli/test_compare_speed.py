@@ -1,11 +1,13 @@
 """What ``compare`` says of the speed of quantized and pruned networks."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from micronet.core.timing import is_slower
 from micronet.evaluation.report import Row
+from micronet.runtimes.c.sizes import CSizes
 from micronet.stages import compare_latency
 from micronet.stages.words import OTHER_WIDTHS
 
@@ -80,3 +82,9 @@ def test_times_that_are_printed_alike_or_differ_by_noise_are_not_called_slower(t
 def test_a_difference_that_a_call_costs_is_not_the_networks():
     assert not is_slower(0.04, 0.03)
     assert is_slower(0.06, 0.03) and not is_slower(0.03, 0.06)
+
+
+def test_a_network_in_c_tells_its_memory():
+    network = SimpleNamespace(memory=CSizes(1234, 56, []).describe)
+    found = compare_latency.describe_speed([row("c", "c", 1.0)], [Path()], [network])
+    assert found == ["c: flash 1,234 bytes without code, RAM 56 bytes"]

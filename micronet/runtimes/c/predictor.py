@@ -105,6 +105,10 @@ class CNetwork:
         """Return the multiply-accumulates per image; the network takes only one image shape."""
         return count_macs(self.program)
 
+    def memory(self) -> str:
+        """Return what the code needs of flash and RAM, in words."""
+        return self.code.sizes.describe()
+
     def integer_layers(self) -> dict[str, Any] | None:
         """Return which layers are computed in integers, as ``onnx.integers.count_layers`` does; None if none is.
 

@@ -24,6 +24,10 @@ class CSizes:
     ram: int
     layers: list[LayerSize]
 
+    def describe(self) -> str:
+        """Return the sizes in words."""
+        return f"flash {self.flash:,} bytes without code, RAM {self.ram:,} bytes"
+
     def to_json(self) -> dict[str, Any]:
         """Return the sizes as JSON values."""
         return asdict(self)
