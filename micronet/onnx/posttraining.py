@@ -3,6 +3,7 @@
 The ranges come from histograms (four calibrators, O(bins) memory per tensor) or from a TensorRT calibration cache.
 """
 
+import hashlib
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
@@ -97,9 +98,10 @@ def _merge_equal(graph: ir.Graph) -> None:
     first: dict[tuple[Any, ...], ir.Value] = {}
     for value in list(graph.initializers.values()):
         tensor = value.const_value
-        if tensor is None or value.is_graph_output() or value.is_graph_input():
+        if tensor is None or tensor.dtype == ir.DataType.STRING or value.is_graph_output() or value.is_graph_input():
             continue
-        kept = first.setdefault((tensor.dtype, tuple(tensor.shape), tensor.tobytes()), value)
+        content = hashlib.sha256(tensor.tobytes()).digest()
+        kept = first.setdefault((tensor.dtype, tuple(tensor.shape), content), value)
         if kept is not value:
             value.replace_all_uses_with(kept)
             graph.initializers.pop(str(value.name))

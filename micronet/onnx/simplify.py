@@ -19,8 +19,7 @@ IMAGE_AXES = ([2, 3], [-2, -1])
 
 def simplify(graph: ir.Graph, operators: Container[str] | None = None) -> None:
     """Rewrite what can be rewritten, in place; ``operators``: only these."""
-    values = [*graph.inputs, *(value for node in graph for value in node.outputs)]
-    taken = {str(value.name) for value in values} | set(graph.initializers)
+    taken = _names(graph)
     for node in list(graph):
         rewrite = _REWRITES.get(node.op_type)
         if rewrite is None or (operators is not None and node.op_type not in operators):
@@ -37,6 +36,12 @@ def simplify(graph: ir.Graph, operators: Container[str] | None = None) -> None:
             each.outputs[0].dtype = ir.DataType.FLOAT
             each.outputs[0].shape = each.outputs[0].shape or node.outputs[0].shape
         replace_nodes_and_values(graph, node, [node], made, node.outputs, made[-1].outputs)
+
+
+def _names(graph: ir.Graph) -> set[str]:
+    """Return the names of all values of a graph."""
+    values = [*graph.inputs, *(value for node in graph for value in node.outputs)]
+    return {str(value.name) for value in values} | set(graph.initializers)
 
 
 def _free(name: str, taken: Container[str]) -> str:
@@ -91,7 +96,7 @@ def _mean(graph: ir.Graph, node: ir.Node) -> list[ir.Node] | None:
     if node.attributes.get_int("keepdims", 1):
         return [pool]
     pool.outputs[0].shape = ir.Shape([*source.shape[:2], 1, 1])
-    squeezed = ir.Value(name=_free(f"{node.name}_axes", graph.initializers))
+    squeezed = ir.Value(name=_free(f"{node.name}_axes", _names(graph)))
     squeezed.const_value = ir.tensor(np.array([2, 3]), name=squeezed.name)
     graph.register_initializer(squeezed)
     return [pool, ir.node("Squeeze", [pool.outputs[0], squeezed])]
@@ -115,7 +120,7 @@ def _gemm(graph: ir.Graph, node: ir.Node) -> None:
 
 
 def _constant(graph: ir.Graph, node: ir.Node, role: str, values: Any) -> ir.Value:
-    name = _free(f"{node.name}_{role}", graph.initializers)
+    name = _free(f"{node.name}_{role}", _names(graph))
     value = ir.Value(name=name, const_value=ir.Tensor(np.asarray(values, np.float32), name=name))
     value.dtype = ir.DataType.FLOAT
     graph.register_initializer(value)

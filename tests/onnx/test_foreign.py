@@ -139,7 +139,9 @@ def _quantized(proto, feeds):
 def test_a_gemm_runs_in_integers_whatever_its_factors_and_the_shape_of_its_bias(factors, bias):
     random = np.random.default_rng(0)
     stored = {"w": random.standard_normal((64, 8), np.float32), "b": random.standard_normal(bias, np.float32)}
-    proto = _file(f"g (float[n, 64] x) => (float[n, 8] y) {{ y = Gemm{factors}(x, w, b) }}", **stored)
+    proto = _file(
+        f"g (float[n, 64] x) => (float[n, 8] Gemm_0_bias) {{ Gemm_0_bias = Gemm{factors}(x, w, b) }}", **stored
+    )
     feeds = [{"x": random.standard_normal((32, 64), np.float32)}]
     small = _quantized(proto, feeds)
     assert count_integers(small)["integer_layers"] == 1
