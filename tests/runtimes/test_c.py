@@ -20,6 +20,7 @@ from micronet.packed.file_format import read
 from micronet.packed.program import Operation, Program
 from micronet.runtimes.c.predictor import FLOAT_LAYER, CNetwork, CPredictor
 from micronet.runtimes.c.reference import scores_of
+from micronet.runtimes.c.sizes import layer_names
 from micronet.runtimes.c.target import open_folder, write
 from micronet.runtimes.c.writer import c_code, write_c
 from micronet.runtimes.config import RuntimeOptions
@@ -159,6 +160,7 @@ def test_a_folder_is_a_network_of_normalized_images(tmp_path):
     assert network.integer_layers() == {**counts, "float": {"tail": FLOAT_LAYER}}
     names = {layer["name"]: layer["integer"] for layer in inspect_folder(folder)["layers"]}
     assert names == {"1": True, "2": True, "3": True, "tail": False, "8": True}
+    assert layer_names({"sizes": {"layers": [{"operation": 1e999, "name": "a"}]}}) == {}
     code = folder / "model.c"
     code.write_text(code.read_text().replace("return MICRONET_OK", "return 0"))
     with pytest.raises(MicronetError, match="--trust-code"):

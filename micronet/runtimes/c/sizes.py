@@ -37,5 +37,5 @@ def layer_names(note: Mapping[str, Any]) -> dict[int, str]:
     """Return the names of the layers that a folder's note lists, by their operations' indices; {} if it lists none."""
     try:
         return {int(each["operation"]): str(each["name"]) for each in note["sizes"]["layers"] if each["name"]}
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         return {}
