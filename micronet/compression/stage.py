@@ -139,6 +139,10 @@ class Compress(Stage):
         """Return the chosen network, if it is an artifact."""
         return None if self.artifact.suffix == ".onnx" else self.folder / f"{STEM}.safetensors"
 
+    def records(self) -> list[str]:
+        """Return all stages that the chosen network may have gone through; which, only the search knows."""
+        return ["prune", "finetune", "quantize", "bn-fuse"]
+
     def run(self, context: Context) -> Outcome:
         """Search, and write the chosen network, its recipe and the front."""
         if self.artifact.suffix == ".onnx":

@@ -67,6 +67,7 @@ class _Planner:
         self.planned: list[Planned] = []
         self._recipe = recipe
         self._made: dict[str, Path] = {}
+        self._written: list[Path] = []  # the files and folders that stages write
         self._histories: dict[Path, list[str]] = {}
         self._codes: dict[Path, str | None] = {}  # file -> the code that an entry named for it, if any
 
@@ -104,13 +105,15 @@ class _Planner:
         except MicronetError as error:
             raise self._recipe.error(entry.line, f"{entry.command}: {error}") from error
         suffix, output, made = configured.writes(), None, None
-        if suffix is not None:
-            made = output = self._recipe.folder / (entry.options.get("output") or f"{entry.name}{suffix}")
-            self._check_output(entry, output, suffix, inputs)
-            values["output"] = output
-        elif configured.leaves() is not None:
-            values["output"] = self._recipe.folder / (entry.options.get("output") or entry.name)
-            made = stage.configure(values).leaves()
+        if suffix is not None or _fills_folder(stage):
+            place = self._recipe.folder / (entry.options.get("output") or f"{entry.name}{suffix or ''}")
+            values["output"] = place
+            output = None if suffix is None else place
+            made = output or stage.configure(values).leaves()
+            self._check_output(entry, place, suffix or "", inputs)
+            if made is not None:
+                self._check_unused(entry, made, inputs)
+            self._written.append(place)
         if made is not None:
             self._made[entry.name] = made
             self._codes[made] = values["model"] if ":" in values.get("model", "") else None
@@ -149,16 +152,21 @@ class _Planner:
 
     def _check_output(self, entry: Entry, output: Path, suffix: str, inputs: list[Path]) -> None:
         """Raise MicronetError if a stage would overwrite a file that is read or written, or cannot write."""
+        self._check_unused(entry, output, inputs)
         line = entry.lines.get("output", entry.line)
-        if output.resolve() in [path.resolve() for path in (*self._made.values(), *inputs)]:
-            raise self._recipe.error(
-                line, f"{output} is also the output of another stage or the input of this one; rename it"
-            )
         if suffix and output.suffix != suffix:
             raise self._recipe.error(line, f"{output}: {entry.command} writes {suffix} files; rename it")
         if output.parent != self._recipe.folder and not output.parent.is_dir():
             raise self._recipe.error(
                 line, f"the folder {output.parent} does not exist; create it with mkdir -p {output.parent}"
+            )
+
+    def _check_unused(self, entry: Entry, output: Path, inputs: list[Path]) -> None:
+        """Raise MicronetError if a stage before writes a file or folder too, or this one reads it."""
+        if output.resolve() in [path.resolve() for path in (*self._written, *self._made.values(), *inputs)]:
+            raise self._recipe.error(
+                entry.lines.get("output", entry.line),
+                f"{output} is also the output of another stage or the input of this one; rename it",
             )
 
     def _default_input(self, entry: Entry, option: Option) -> dict[str, Any]:
@@ -189,6 +197,12 @@ class _Planner:
         if not accepts(option.field.type, value):
             raise self._recipe.error(line, f"{option.name} is {value!r}; expected {describe(option.field.type)}")
         return value
+
+
+def _fills_folder(stage: type[Stage]) -> bool:
+    """Return True if a stage without a file of its own writes several into a folder."""
+    places = [option.about["place"] for option in options(stage) if option.name == "output"]
+    return stage.suffix is None and places == [None]
 
 
 def files_named(settings: Mapping[str, Any]) -> list[Path]:

@@ -13,6 +13,7 @@ import micronet as api
 from micronet.artifact.header import read_header
 from micronet.compression import bits, compressing, narrowing, rounds, workshop
 from micronet.core.files import files_in
+from micronet.errors import MicronetError
 from micronet.recipe.plan import plan
 from micronet.recipe.reader import read_recipe
 from micronet.stages.stage import Outcome, find
@@ -91,6 +92,34 @@ def test_the_next_stage_of_a_recipe_takes_what_compress_leaves(original, tmp_pat
     compress, evaluate, compare = plan(read_recipe(recipe))
     assert compress.values["output"] == tmp_path / "out" / "small"
     assert evaluate.inputs == compare.inputs == [tmp_path / "out" / "small" / "network.safetensors"]
+
+
+def test_compress_keeps_the_contracts_of_a_recipe(tmp_path):
+    train = 'command = "train"\nname = "float"\nmodel = "lenet_bn"'
+    small = 'command = "compress"\noutput = "small"'
+    twice = f'{small}\nname = "{{}}"\nartifact = "{{}}"'
+    for stages, message in (
+        ([train, twice.format("a", "float"), twice.format("b", "float")], "also the output of another stage"),
+        ([train, twice.format("a", "float"), twice.format("b", "net.onnx")], "also the output of another stage"),
+        ([train, small, 'command = "export"\ntarget = "c"\noutput = "small"'], "also the output of another stage"),
+        ([train, 'command = "compress"\noutput = "no/where"'], "create it with mkdir -p"),
+        ([train, small, 'command = "quantize"'], "quantize cannot follow quantize"),
+        ([train, small, 'command = "finetune"'], "finetune cannot follow bn-fuse"),
+    ):
+        with pytest.raises(MicronetError, match=message):
+            _plan(tmp_path, *stages)
+    onward = [f'command = "{name}"\nartifact = "compress"' for name in ("pack", "export-onnx")]
+    assert len(_plan(tmp_path, train, small, *onward)) == 5  # with the comparison
+    file = _plan(tmp_path, train, 'command = "compress"\nname = "own"\nartifact = "net.onnx"')[1]
+    assert file.values["output"] == tmp_path / "out" / "own" and file.output is None
+
+
+def _plan(tmp_path, *stages):
+    path = tmp_path / "r.toml"
+    (tmp_path / "net.onnx").touch()
+    text = "".join(f"[[stage]]\n{each}\n" for each in stages).replace("net.onnx", f"{tmp_path}/net.onnx")
+    path.write_text(f'folder = "{tmp_path}/out"\n{text}')
+    return plan(read_recipe(path))
 
 
 def test_candidates_leave_the_test_data_alone(small):
