@@ -4,6 +4,7 @@ import re
 import shlex
 import shutil
 from importlib import import_module
+from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import torch
 import typer.main
 from PIL import Image
 
+import micronet
 from micronet import registry
 from micronet.cli.app import app, run
 from micronet.cli.old_spellings import modern
@@ -35,10 +37,10 @@ TRAINS = {"train", "sparse-train", "finetune", "quantize"}
 
 
 def commands(name):
-    """Return the arguments of every micronet command in a README's shell blocks, comments left out."""
+    """Return the arguments of every micronet command in a page's shell blocks, comments and outputs left out."""
     blocks = re.findall(r"```sh\n(.*?)```", (ROOT / name).read_text(encoding="utf-8"), re.DOTALL)
-    lines = [line for block in blocks for line in block.splitlines() if line.startswith("micronet ")]
-    return [shlex.split(line, comments=True)[1:] for line in lines]
+    lines = [line.removeprefix("$ ") for block in blocks for line in block.replace("\\\n", "").splitlines()]
+    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("micronet ")]
 
 
 @pytest.mark.parametrize(
@@ -187,6 +189,25 @@ def test_every_command_for_networks_of_other_packages_runs(tmp_path, monkeypatch
         patch.syspath_prepend(tmp_path)
         torch.save(import_module("yolo").Net().state_dict(), "yolov8n.pth")
     run_all(commands("docs/networks.md"), capsys)
+
+
+@pytest.mark.slow
+def test_every_command_for_those_who_come_from_2021_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("models_save").mkdir()
+    for model, file in (("nin", "nin.pth"), ("nin_gc", "nin_gc_sparse.pth")):
+        trained = micronet.train(model=model, data="digits", epochs=0, limit=160)
+        torch.save(trained.model.state_dict(), f"models_save/{file}")
+    run_all([[word.replace("cifar10", "digits") for word in line] for line in commands("docs/migrating.md")], capsys)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="needs tensorrt-rtx")
+def test_every_command_for_tensorrt_runs_where_there_is_no_gpu(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    make_folder(tmp_path / "path/to/images", sizes=((64, 64),), count=8)
+    make_given("model.onnx")
+    run_all([line for line in commands("docs/deployment.md") if line[0] != "trt-eval"], capsys)
 
 
 def able(arguments, number):
