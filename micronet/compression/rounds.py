@@ -61,16 +61,17 @@ class Rounds:
             survivors = [(name, point.plan) for name, point in ranked[: (len(ranked) + 1) // 2]]
 
     def refine(self, following: Callable[[], tuple[str, Plan] | None]) -> None:
-        """Train further plans as long as the one that was trained longest, while there is time.
+        """Train further plans as the one that was trained longest, bits included, while there is time.
 
         ``following``: Returns the next one by what was measured so far, or None.
         """
-        epochs = max((point.plan.epochs for point in self.workshop.points), key=sum, default=())
-        while epochs and (found := following()) is not None:
-            name, plan = found
-            if not self.workshop.has_time(name, self._fixed() + sum(epochs) * self.epoch):
+        made = [point.plan for point in self.workshop.points if not point.failed]
+        like = max(made, key=lambda plan: sum(plan.epochs), default=Plan())
+        while like.epochs and (found := following()) is not None:
+            label, plan = _label(found[0], like.epochs), found[1]
+            if not self.workshop.has_time(label, self._fixed() + sum(like.epochs) * self.epoch):
                 return
-            self.workshop.confirm(_label(name, epochs), replace(plan, epochs=epochs))
+            self.workshop.confirm(label, replace(plan, epochs=like.epochs, trained_bits=like.trained_bits))
 
     def _rank(self, point: Point) -> tuple[bool, float]:
         """Return the place of a candidate among those to train on, the least first."""

@@ -7,6 +7,7 @@ from micronet.compression.notes import Notes
 from micronet.compression.plan import Plan
 from micronet.compression.point import Point
 from micronet.compression.rounds import MOST_EPOCHS, Rounds
+from micronet.compression.workshop import Workshop as RealWorkshop
 from micronet.core.progress import Silent
 
 FIXED, EPOCH = 10.0, 5.0  # seconds of a candidate besides its training, and of an epoch
@@ -19,6 +20,8 @@ class Workshop:
         self.budget, self.left_out = budget, []
         self.notes, self.progress, self.drops = Notes(path / "search.json", ""), Silent(), drops
         self.points = [Point("float", Plan()), Point("int8", Plan(bits=8), minutes=FIXED / 60)]
+
+    has_time = RealWorkshop.has_time
 
     @property
     def remaining(self):
@@ -73,3 +76,15 @@ def test_the_first_training_shows_how_long_an_epoch_takes(tmp_path):
     rounds.epoch = 1e-3
     rounds._train("candidate 2", Plan(widths=(2,), bits=8), 2)
     assert rounds.epoch == pytest.approx(EPOCH)
+
+
+def test_between_candidates_the_same_training_is_given_and_its_own_time_asked_for(tmp_path):
+    """Bisection compares networks: all must be trained alike, bits too, and a rehearsal's time is not theirs."""
+    workshop = Workshop(tmp_path, {(3,): 0.1, (2,): 0.5, (1,): 0.5}, budget=1e4)
+    workshop.confirm("wide", Plan((3,), bits=8, epochs=(1, 2), trained_bits=True))
+    workshop.confirm("narrow", Plan((1,), bits=8, epochs=(1,), trained_bits=True))
+    workshop.notes.decide("time for middle", lambda: False)
+    following = iter([("middle", Plan((2,), bits=8)), None])
+    Rounds(workshop, EPOCH, Goal("size", 0.01)).refine(lambda: next(following))
+    assert workshop.points[-1].name == "middle, 1+2 epochs"
+    assert workshop.points[-1].plan == Plan((2,), bits=8, epochs=(1, 2), trained_bits=True)
