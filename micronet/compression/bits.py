@@ -27,7 +27,7 @@ def try_bits(workshop: Workshop, prediction: Prediction, max_drop: float, alone:
         alone: Measures what each layer costs if it alone is quantized.
     """
     whole, int8 = workshop.points[0], workshop.confirm("int8", Plan(bits=8))
-    workshop.notes.once("layers timed", lambda: prediction.prepare([Plan(), Plan(bits=8)]))
+    workshop.notes.decide("layers timed", lambda: prediction.prepare([Plan(), Plan(bits=8)]))
     for point in (whole, int8):
         if not point.failed:
             prediction.fit(point.plan, point.value(prediction.quantity))
@@ -36,7 +36,7 @@ def try_bits(workshop: Workshop, prediction: Prediction, max_drop: float, alone:
         tried = [tuple[str, ...]()]
         for between_floats in (False, True):
             kind = "slow alone" if between_floats else "slow"
-            floats = _nameable(workshop.notes.once(f"{kind} layers", partial(_slow, prediction, between_floats)))
+            floats = _nameable(workshop.notes.decide(f"{kind} layers", partial(_slow, prediction, between_floats)))
             if len(floats) < len(prediction.layers) and floats not in tried:
                 tried.append(floats)
                 workshop.attempt(_name(len(floats), kind), Plan(bits=8, floats=floats))

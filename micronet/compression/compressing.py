@@ -136,7 +136,7 @@ class Compressing:
         table = None
         if self.goal.quantity == "latency":
             seconds = TIMING_SHARE * self.settings.budget_seconds
-            table = CostTable.open(self.workshop.deployment, self.workshop.folder, seconds, self.progress)
+            table = CostTable.open(self.workshop.deployment, self.workshop.folder, seconds, self.workshop.progress)
         return Prediction(self.goal.quantity, self.layers, self.groups.widths, table)
 
     def run(self) -> Outcome:
@@ -173,7 +173,7 @@ class Compressing:
         """Return what each layer costs if it alone has few bits."""
 
         def measure() -> dict[str, dict[str, float]]:
-            return bits_noise(self.model, self.batches, bits, self._quality, self.progress)
+            return bits_noise(self.model, self.batches, bits, self._quality, self.workshop.progress)
 
         found: dict[str, dict[str, float]] = self.workshop.notes.once(f"layers with {bits} bits", measure)
         return found
@@ -220,7 +220,7 @@ class Compressing:
     def _cuts(self) -> Cuts:
         """Return the noise of cutting shares of each group alone."""
         noise = noise_of(self.model, self.batches)
-        found: Cuts = self.workshop.notes.once("groups cut", lambda: self.groups.noise(noise, self.progress))
+        found: Cuts = self.workshop.notes.once("groups cut", lambda: self.groups.noise(noise, self.workshop.progress))
         return found
 
     def _finish(self) -> Outcome:

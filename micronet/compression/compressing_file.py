@@ -97,7 +97,7 @@ class CompressingFile:
         layers, workshop, table = find_file_layers(self.folded, self.feeds[0]), self.workshop, None
         if self.goal.quantity == "latency":
             seconds = TIMING_SHARE * self.settings.budget_seconds
-            table = CostTable.open(workshop.deployment, workshop.folder, seconds, self.progress)
+            table = CostTable.open(workshop.deployment, workshop.folder, seconds, workshop.progress)
         prediction = Prediction(self.goal.quantity, layers, {}, table)
         check_scale(self.settings.metric, workshop.confirm("float", Plan()))
         workshop.check_budget(self.settings.budget)
@@ -116,17 +116,18 @@ class CompressingFile:
         def measure() -> dict[str, dict[str, float]]:
             histograms = posttraining.collect(self.folded, self.feeds, signed=False)
             ranges = posttraining.find_ranges(histograms, CALIBRATOR, 100.0, signed=False)
-            return file_noise(self.folded, ranges, self.feeds[:NOISE_RUNS], self.progress)
+            return file_noise(self.folded, ranges, self.feeds[:NOISE_RUNS], self.workshop.progress)
 
         found: dict[str, dict[str, float]] = self.workshop.notes.once("layers in integers", measure)
         return found
 
     def _outline(self) -> list[str]:
         number = len(find_file_layers(self.folded, self.feeds[0]))
+        faster = "with the layers in float that are faster so; " if self.goal.quantity == "latency" else ""
         return [
             f"{number} layers of {self.settings.artifact} may be quantized; nothing is trained or pruned",
-            "tried: int8; with the layers in float that are faster so; if int8 loses more than the drop, with the "
-            f"{', '.join(map(str, EXCEPTIONS))} most sensitive layers in float",
+            f"tried: int8; {faster}if int8 loses more than the drop, with the {', '.join(map(str, EXCEPTIONS))} most "
+            "sensitive layers in float",
         ]
 
 

@@ -31,14 +31,14 @@ def open_notes(settings: Compress, deployment: Deployment, data: dict[str, Any],
 
     Args:
         settings: The settings. Those that say what is asked for are no part of the key: what was measured still holds.
-        deployment: Where networks run; times are another machine's otherwise.
+        deployment: Where networks run; times are another machine's otherwise, and no part of the key without timing.
         data: What is recorded of the data.
         weights: The hash of a network in memory.
     """
     flat = flatten(settings)
     values = {name: value for name, value in flat.items() if name not in (*NOT_KEYED, *GOALS)}
-    where = deployment.header if settings.quantity == "latency" else {}
-    files = [settings.artifact, *files_named({**flat, "recorded": data.get("name"), "task": data.get("task")})]
+    where = {} if settings.timing.skip_timing else deployment.header
+    files = [settings.artifact, *files_named({**flat, "recorded": data.get("name"), "recorded_task": data.get("task")})]
     key = stage_key("compress", {**values, **where, "weights": weights}, files, version())
     goal = json.dumps({name: flat[name] for name in GOALS})
     return Notes.open(settings.folder, key, goal, force=settings.force)

@@ -57,7 +57,8 @@ class Narrowing:
         named = [(self._name(plan), plan) for plan in plans]
         uniform = [(uniform_name(share), replace(base, widths=self.groups.uniform(share))) for share in UNIFORM]
         others = [each for each in uniform if each[1] not in plans]
-        self.workshop.notes.once("layers of uniform plans", lambda: self.prediction.prepare(plan for _, plan in others))
+        timed = (plan for _, plan in others)
+        self.workshop.notes.decide("layers of uniform plans", lambda: self.prediction.prepare(timed))
         return [*named[:FIRST], *others, *named[FIRST:]]
 
     def between(self) -> Named | None:

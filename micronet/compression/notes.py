@@ -1,6 +1,7 @@
 """What a search has found so far, in its folder, so that a search that was killed goes on where it stopped."""
 
 import json
+import math
 import shutil
 import time
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from micronet.errors import MicronetError
 
 FILE = "search.json"
 CANDIDATES = "candidates"  # the folder of what was made
+BEAT = 10.0  # seconds after which the time of what is being found is written again
 
 
 @dataclass
@@ -28,7 +30,9 @@ class Notes:
         key: The hash of all that measurements depend on.
         goal: What is asked for.
         found: The results.
-        lost: Seconds that an interrupted run spent on results that it did not finish, by their names.
+        lost: Seconds spent on results that were not finished, or that hold for another goal, by their names.
+        begun: When the results that are being found were begun, by ``time.monotonic``.
+        written: When the file was written, likewise.
     """
 
     path: Path
@@ -36,6 +40,8 @@ class Notes:
     goal: str = ""
     found: dict[str, dict[str, Any]] = field(default_factory=dict)
     lost: dict[str, float] = field(default_factory=dict)
+    begun: dict[str, float] = field(default_factory=dict)
+    written: float = -math.inf
 
     @classmethod
     def open(cls, folder: Path, key: str, goal: str = "", *, force: bool = False) -> "Notes":
@@ -55,17 +61,16 @@ class Notes:
             return cls._new(path, key, goal)
         try:
             noted = parse_json(read_text(path))
-            found, noted_key, noted_goal = noted["found"], noted["key"], noted["goal"]
-            begun, lost = noted["begun"], noted["lost"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            found, lost, noted_key, noted_goal = noted["found"], noted["lost"], noted["key"], noted["goal"]
+            _check(found, lost)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             if force:
                 return cls._new(path, key, goal)
             raise cls._unreadable(path, error) from None
         if noted_key == key:
             if noted_goal != goal:
+                lost |= {name: each["seconds"] for name, each in found.items() if each["decided"]}
                 found = {name: each for name, each in found.items() if not each["decided"]}
-            for name, start in begun.items():
-                lost[name] = lost.get(name, 0.0) + max(0.0, _last_change(folder) - start)
             return cls(path, key, goal, found, lost)
         if force or not found:
             shutil.rmtree(folder / CANDIDATES, ignore_errors=True)  # of the other search
@@ -104,11 +109,16 @@ class Notes:
         ``decided``: whether it depends on the goal.
         """
         if name not in self.found:
-            start = time.monotonic()
-            if not decided:
-                self._write({name: time.time()})
-            value = find()
-            seconds = time.monotonic() - start + self.lost.get(name, 0.0)
+            self.begun[name] = time.monotonic()
+            try:
+                value = find()
+            except Exception:
+                self.lost = self._lost()
+                del self.begun[name]
+                self._write()
+                raise
+            seconds = self._lost()[name]
+            del self.begun[name]
             self.found[name] = {"value": value, "seconds": round(seconds, 3), "decided": decided}
             self._write()
         return self.found[name]["value"]
@@ -117,16 +127,31 @@ class Notes:
         """Return a decision that is noted, or make it and note it."""
         return self.once(name, find, decided=True)
 
-    def _write(self, begun: dict[str, float] | None = None) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        content = {"key": self.key, "goal": self.goal, "begun": begun or {}, "lost": self.lost, "found": self.found}
-        write_bytes(self.path, f"{json.dumps(content, indent=1)}\n".encode())
+    def beat(self) -> None:
+        """Write, now and then, how long what is being found has taken, so that it counts if the process is killed."""
+        if self.begun and time.monotonic() - self.written > BEAT:
+            self._write()
 
     def seconds(self, name: str) -> float:
-        """Return the seconds that a result took; 0 if it was not found."""
-        return float(self.found[name]["seconds"]) if name in self.found else 0.0
+        """Return the seconds that a result took, or that were lost on it."""
+        return float(self.found[name]["seconds"] if name in self.found else self.lost.get(name, 0.0))
+
+    def _lost(self) -> dict[str, float]:
+        """Return the seconds lost on each result if what is being found ended now."""
+        now = time.monotonic()
+        return self.lost | {name: self.lost.get(name, 0.0) + now - start for name, start in self.begun.items()}
+
+    def _write(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        content = {"key": self.key, "goal": self.goal, "lost": self._lost(), "found": self.found}
+        write_bytes(self.path, f"{json.dumps(content, indent=1)}\n".encode())
+        self.written = time.monotonic()
 
 
-def _last_change(folder: Path) -> float:
-    """Return when a folder's newest file was written, in seconds of ``time.time``: a run was still alive then."""
-    return max(path.stat().st_mtime for path in folder.rglob("*") if path.is_file())
+def _check(found: dict[str, dict[str, Any]], lost: dict[str, float]) -> None:
+    """Raise ValueError, or what a wrong type raises, unless these are results and seconds."""
+    seconds = [*lost.values(), *(each["seconds"] for each in found.values())]
+    if not all(0 <= each < math.inf for each in seconds):
+        raise ValueError("a time is not one")
+    if not all("value" in each and isinstance(each["decided"], bool) for each in found.values()):
+        raise ValueError("a result is not one")

@@ -56,6 +56,9 @@ class Workshop:
     points: list[Point] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        self.progress = _Beating(self.progress, self.notes)
+
     @property
     def remaining(self) -> float:
         """The seconds that are left of the budget."""
@@ -63,9 +66,9 @@ class Workshop:
 
     def check_budget(self, spelled: str) -> None:
         """Raise MicronetError if the original alone took longer than the budget, ``spelled`` by the user."""
-        if self.remaining < 0:
-            seconds = f"{self.notes.spent:.0f} seconds"
-            raise MicronetError(f"--budget {spelled} is too short: to measure the original took {seconds}")
+        seconds = 60 * self.points[0].minutes
+        if seconds > self.budget:
+            raise MicronetError(f"--budget {spelled} is too short: to measure the original took {seconds:.0f} seconds")
 
     def attempt(self, name: str, plan: Plan) -> bool:
         """Make a candidate and return True if there is time for it, as for the one that took longest so far."""
@@ -204,6 +207,19 @@ class Workshop:
                 said[-1] += f" ({point.latency_ms / first.latency_ms:.2f} of the original's"
                 said[-1] += f", predicted {point.predicted_ms:.3f} ms)" if point.predicted_ms else ")"
         self.progress.line(", ".join(said))
+
+
+class _Beating:
+    """Progress that keeps the notes of how long its work has taken."""
+
+    def __init__(self, progress: Progress, notes: Notes) -> None:
+        self._progress, self._notes = progress, notes
+        self.line = progress.line
+
+    def step(self, label: str, done: int, total: int, **numbers: float) -> None:
+        """Pass a step on."""
+        self._notes.beat()
+        self._progress.step(label, done, total, **numbers)
 
 
 class _Steps:

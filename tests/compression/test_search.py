@@ -1,6 +1,5 @@
 """The parts of a search: the walk, what layers cost, and what is asked for."""
 
-import os
 import time
 from itertools import product
 from types import SimpleNamespace
@@ -18,7 +17,6 @@ from micronet.compression.goal import Goal
 from micronet.compression.groups import Groups
 from micronet.compression.layers import Shape, find_layers
 from micronet.compression.narrowing import BETWEEN, NEAR, Narrowing
-from micronet.compression.notes import Notes
 from micronet.compression.onnx_layer import make_layer
 from micronet.compression.plan import CRITERION, Plan
 from micronet.compression.point import Point, front
@@ -26,7 +24,6 @@ from micronet.compression.prediction import Prediction
 from micronet.compression.search import Walk, ladder, narrower, spread
 from micronet.compression.words import describe_choice
 from micronet.core.progress import Silent
-from micronet.errors import MicronetError
 from micronet.evaluation.cost import count_macs
 from micronet.models.nin import nin
 from micronet.pruning.config import PruneConfig
@@ -231,46 +228,6 @@ def test_a_drop_as_large_as_the_one_allowed_is_kept():
 
 def test_the_front_has_what_nothing_beats():
     assert [each.name for each in front(POINTS, "size")] == ["float", "int8", "half"]
-
-
-def test_notes_are_kept_and_belong_to_one_search(tmp_path):
-    Notes.open(tmp_path, "c")  # and nothing found: no reason to keep it
-    notes = Notes.open(tmp_path, "a")
-    assert notes.once("x", lambda: [1]) == [1]
-    assert Notes.open(tmp_path, "a").once("x", lambda: [2]) == [1]
-    with pytest.raises(MicronetError, match="a search with other settings"):
-        Notes.open(tmp_path, "b")
-    assert Notes.open(tmp_path, "b", force=True).once("x", lambda: [2]) == [2]
-    assert Notes.open(tmp_path, "b", force=True).once("x", lambda: [3]) == [2]  # the same search goes on
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "file").touch()
-    with pytest.raises(MicronetError, match="a folder with other files"):
-        Notes.open(tmp_path / "other", "a")
-    (tmp_path / "search.json").write_text("{")
-    with pytest.raises(MicronetError, match="is corrupted"):
-        Notes.open(tmp_path, "b")
-
-
-def test_another_goal_keeps_measurements_and_drops_decisions(tmp_path):
-    notes = Notes.open(tmp_path, "a", "30m")
-    assert (notes.once("candidate", lambda: 1), notes.decide("time for it", lambda: False)) == (1, False)
-    longer = Notes.open(tmp_path, "a", "60m")
-    assert (longer.once("candidate", lambda: 2), longer.decide("time for it", lambda: True)) == (1, True)
-
-
-def test_what_fails_is_tried_again_and_its_time_counts(tmp_path, monkeypatch):
-    def killed():
-        (tmp_path / "checkpoint").write_text("")
-        os.utime(tmp_path / "checkpoint", (now + 50, now + 50))
-        raise KeyboardInterrupt
-
-    now = time.time()
-    with pytest.raises(KeyboardInterrupt):
-        Notes.open(tmp_path, "a").once("training", killed)
-    notes = Notes.open(tmp_path, "a")
-    assert notes.spent == pytest.approx(50, abs=5)
-    assert notes.once("training", lambda: 1) == 1
-    assert notes.seconds("training") == notes.spent == pytest.approx(50, abs=5)
 
 
 @pytest.mark.parametrize("limit", [0, 3, 10, 20])
