@@ -14,7 +14,7 @@ from micronet.reporting.charts import Chart, Point
 from micronet.tasks.task import Task
 
 SQNR = "sqnr_db"
-FAR = 0.2  # drop of accuracy from which a network is not drawn: the others would be on one line
+FAR = 0.2  # drop of accuracy from which a network is not drawn beside others: these would be on one line
 
 
 class TradeOff(NamedTuple):
@@ -24,7 +24,7 @@ class TradeOff(NamedTuple):
     points: list[Point]
     labels: tuple[str, str]  # of the cost and of the quality
     most: float  # the largest quality there is
-    hidden: list[str]  # networks that are not drawn
+    hidden: list[str]  # networks that are not drawn, because they lose too much
 
     def chart(self) -> Chart:
         """Return the chart for a page."""
@@ -32,26 +32,32 @@ class TradeOff(NamedTuple):
 
 
 def trade_offs(rows: Sequence[Row], task: Task) -> list[TradeOff]:
-    """Return the main metric over latency and over bytes, for the networks of which both are known."""
+    """Return the main metric over latency and over bytes, for the networks of which both are known.
+
+    Networks that lose far more accuracy than the others are hidden if at least two remain.
+    """
     shown = SQNR if all(SQNR in row.metrics for row in rows) else task.main  # decibels say more than an error near 0
     better = 1 if shown == SQNR or task.higher_is_better else -1
     percent = task.main == "accuracy"
     quality = [better * row.metrics[shown] * (100 if percent else 1) for row in rows]
     quality = [math.nan if shown == SQNR and value >= EQUAL_DB else value for value in quality]
-    hidden = [row.name for row in rows if percent and row.drop > FAR]
     label = f"{'-' if better < 0 else ''}{metric_label(shown)}{', %' if percent else ', dB' if shown == SQNR else ''}"
     found = []
     for cost, title, values in (
         ("ms for one sample", f"{label} over latency", [row.latency_ms for row in rows]),
         ("KB of the file", f"{label} over size", [row.size_bytes / 1000 for row in rows]),
     ):
-        points = [
-            Point(row.name, value, each)
+        known = [
+            (Point(row.name, value, each), percent and row.drop > FAR)
             for row, value, each in zip(rows, values, quality, strict=True)
-            if value and math.isfinite(each) and not (percent and row.drop > FAR)
+            if value and math.isfinite(each)
         ]
-        if len(points) > 1:
-            found.append(TradeOff(title, points, (cost, label), 100.0 if percent else math.inf, hidden))
+        near, far = ([point for point, is_far in known if is_far == side] for side in (False, True))
+        if len(near) < 2:
+            near, far = [point for point, _ in known], []
+        if len(near) > 1:
+            hidden = [point.name for point in far]
+            found.append(TradeOff(title, near, (cost, label), 100.0 if percent else math.inf, hidden))
     return found
 
 

@@ -54,30 +54,38 @@ class Plot(MeasureSettings, Stage):
 
     def run(self, context: Context) -> Outcome:
         """Draw the picture."""
-        path, left_out = self.output or Path(f"{self.what}.png"), dict[str, str]()
-        if self.what == "curves":
-            drawn = self._curves(path)
-        elif self.what == "pareto":
-            drawn = self._pareto(path, context, left_out)
+        path = self.output or Path(f"{self.what}.png")
+        summary: dict[str, Any] = {"output": str(path), "drawn": [], "hidden": [], "left_out": {}}
+        if self.what == "pareto":
+            summary |= self._pareto(path, context)
         else:
-            drawn = self._histograms(path, context)
-        return Outcome([path], {"output": str(path), "drawn": drawn, "left_out": left_out})
+            summary["drawn"] = self._curves(path) if self.what == "curves" else self._histograms(path, context)
+        return Outcome([path], summary)
 
     def judge(self, outcome: Outcome) -> None:
         """Raise FailedError that names the networks that are not in the picture, after it was drawn."""
         require_all(outcome.summary["left_out"])
 
-    def _pareto(self, path: Path, context: Context, left_out: dict[str, str]) -> list[str]:
+    def _pareto(self, path: Path, context: Context) -> dict[str, Any]:
         from micronet.reporting.pareto import draw, trade_offs
         from micronet.stages.measure import measure
 
         files = [each for file in self.files for each in networks_in(file, self.runtime, context.progress)]
+        left_out: dict[str, str] = {}
         measured = measure(files, self, context, timed=not self.timing.skip_timing, left_out=left_out)
         found = trade_offs(measured.rows, measured.dataset.task)
         if not found:
-            raise MicronetError(f"--what pareto compares networks; got {count(len(measured.rows), 'network')}")
+            got = count(len(measured.rows), "network")
+            said = (
+                f"got {got}" if len(measured.rows) < 2 else f"fewer than two of {got} have a finite metric; name others"
+            )
+            raise MicronetError(f"--what pareto compares networks; {said}")
         draw(found, path)
-        return [row.name for row in measured.rows]
+        drawn = list(dict.fromkeys(point.name for each in found for point in each.points))
+        hidden = list(dict.fromkeys(name for each in found for name in each.hidden if name not in drawn))
+        if hidden:
+            context.progress.line(f"not drawn, being far less accurate: {', '.join(hidden)}")
+        return {"drawn": drawn, "hidden": hidden, "left_out": left_out}
 
     def _curves(self, path: Path) -> list[str]:
         from micronet.reporting.curves import ENDING, draw, read_metrics
