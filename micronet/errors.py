@@ -34,8 +34,13 @@ USER_ERRORS = (MicronetError, OSError, MemoryError)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return True for an exception that means too little memory; torch's allocator on the CPU raises RuntimeError."""
-    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error))
+    """Return True for an exception that means too little memory.
+
+    torch's allocator on the CPU raises RuntimeError, that on a GPU its own OutOfMemoryError.
+    """
+    if isinstance(error, RuntimeError):
+        return type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error)
+    return isinstance(error, MemoryError)
 
 
 def first_line(error: BaseException) -> str:

@@ -1,6 +1,5 @@
 """What is asked for, and the choice among candidates."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -58,8 +57,8 @@ class Goal:
         return Choice(least, self._miss(made, whole, least))
 
     def value(self, point: Point) -> float:
-        """Return the quantity of a candidate; infinity if its multiply-accumulates cannot be counted."""
-        return math.inf if self.quantity == "macs" and point.macs is None else point.value(self.quantity)
+        """Return the quantity of a candidate; infinity if it is not known."""
+        return point.value(self.quantity)
 
     def _miss(self, made: Sequence[Point], whole: float, least: Point) -> str:
         """Say that the target is not met, and what would have to give."""

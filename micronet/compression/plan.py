@@ -52,6 +52,11 @@ class Plan:
         """Whether a stage trains."""
         return bool(self.epochs) or self.trained_bits
 
+    @property
+    def form(self) -> tuple[Any, ...]:
+        """What its latency depends on: all but its training."""
+        return self.widths, self.bits, self.floats, self.wide
+
     def to_json(self) -> dict[str, Any]:
         """Return the plan as a JSON object, without what it does not do."""
         return {name: value for name, value in vars(self).items() if value not in ((), False, FLOAT_BITS)}

@@ -1,5 +1,6 @@
 """A candidate's figures: a point of the front."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -39,9 +40,9 @@ class Point:
     failed: str = ""
 
     def value(self, quantity: Quantity) -> float:
-        """Return one of the figures that are to be small; 0 if it is not known."""
+        """Return one of the figures that are to be small; infinity if it is not known."""
         found = {"latency": self.latency_ms, "size": self.size_bytes, "macs": self.macs}[quantity]
-        return float(found or 0)
+        return math.inf if found is None else float(found)
 
     def keeps(self, max_drop: float) -> bool:
         """Whether it was made and loses at most this much; metrics are sums of floats, so nearly equal is equal."""

@@ -1,6 +1,7 @@
 """What a search leaves in its folder: the network, its deployed file, its recipe, and the front."""
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -117,9 +118,9 @@ def draw(points: Sequence[Point], chosen: Point, quantity: Quantity, path: Path)
         return point.value(quantity), 100 * point.drop
 
     def fill(axes: Any) -> None:
-        made = [point for point in points if not point.failed]
+        made = [point for point in points if not point.failed and math.isfinite(point.value(quantity))]
         axes.scatter(*zip(*map(place, made), strict=True), s=18)
-        axes.step(*zip(*map(place, front(points, quantity)), strict=True), where="pre", linewidth=1)
+        axes.step(*zip(*map(place, front(made, quantity)), strict=True), where="pre", linewidth=1)
         axes.scatter(*([value] for value in place(chosen)), s=70, facecolors="none", edgecolors="black")
         for point in made:
             axes.annotate(point.name, place(point), fontsize=6, xytext=(3, 3), textcoords="offset points")

@@ -1,29 +1,27 @@
-"""The parts of a search: the walk, what layers cost, and what is asked for."""
+"""The parts of a search: the walk, what is asked for, and what is said of it."""
 
-import time
 from itertools import product
+from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
 from torch import nn
 
-from micronet.compression import costs
-from micronet.compression.correction import Correction
-from micronet.compression.costs import CostTable, Deployment, fastest_ms
 from micronet.compression.goal import Goal
 from micronet.compression.groups import Groups
-from micronet.compression.layers import Shape, find_layers
+from micronet.compression.layers import find_layers
 from micronet.compression.narrowing import BETWEEN, NEAR, Narrowing
-from micronet.compression.onnx_layer import make_layer
 from micronet.compression.plan import CRITERION, Plan
 from micronet.compression.point import Point, front
 from micronet.compression.prediction import Prediction
+from micronet.compression.result import draw
 from micronet.compression.search import Walk, ladder, narrower, spread
-from micronet.compression.words import describe_choice
-from micronet.core.progress import Silent
+from micronet.compression.words import describe_choice, describe_errors, describe_test
+from micronet.compression.workshop import _is_the_plans
+from micronet.evaluation import plot
 from micronet.evaluation.cost import count_macs
 from micronet.models.nin import nin
 from micronet.pruning.config import PruneConfig
@@ -106,98 +104,6 @@ def test_predicted_macs_are_those_of_the_pruned_network(network):
         assert predict(plan) == count_macs(pruned, example)
 
 
-SHAPES = [
-    Shape("Conv", 4, 6, (5, 5), (3, 3), (2, 2), (1, 1), (1, 1), 1, (3, 3)),
-    Shape("Conv", 4, 4, (5, 5), (3, 3), (1, 1), (1, 1), (1, 1), 4, (5, 5)),
-    Shape("Conv", 4, 6, (9,), (3,), (1,), (0,), (2,), 2, (5,)),
-    Shape("ConvTranspose", 4, 6, (5, 5), (2, 2), (2, 2), (0, 0), (1, 1), 1, (10, 10)),
-    Shape("Linear", 4, 6),
-    Shape("Linear", 4, 6, (7,), results=(7,)),
-]
-
-
-@pytest.mark.parametrize("form", ["float", "int8", "alone"])
-@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: f"{shape.kind}-{shape.groups}-{len(shape.sizes)}")
-def test_a_layer_alone_computes_the_results_of_its_shape(shape, form):
-    proto, sample = make_layer(shape, form, batch=2)
-    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
-    [result] = session.run(None, {"x": sample})
-    expected = (2, *shape.results, shape.outputs) if shape.kind == "Linear" else (2, shape.outputs, *shape.results)
-    assert result.shape == expected
-    assert (result.dtype == np.uint8) == (form == "int8")
-
-
-def test_a_layer_is_timed_once_on_each_machine(tmp_path, monkeypatch):
-    timed = []
-
-    def time_layers(keys, deployment):
-        timed.extend(keys)
-        return [0.5, *([float(len(timed))] * (len(keys) - 1))]
-
-    monkeypatch.setattr(costs, "time_layers", time_layers)
-    here, there = Deployment("onnxruntime"), Deployment("onnxruntime", batch=8)
-    wanted = [(shape, "float") for shape in SHAPES]
-    for deployment, times in ((here, 1), (here, 0), (there, 1)):
-        timed.clear()
-        table = CostTable.open(deployment, tmp_path, 60.0, Silent())
-        table.measure([*wanted, *wanted])
-        assert len(timed) == times * (len(SHAPES) + 1)  # and a call that computes nothing
-        assert table.call_ms == 0.5
-        assert all(table.ms(*key) is not None for key in wanted)
-
-
-def test_time_in_which_other_work_runs_does_not_count_in_one_thread():
-    def interrupted(_):
-        time.sleep(0.005)
-
-    runs = [(interrupted, np.zeros(1))]
-    [alone], [whole] = (fastest_ms(runs, 0.0, one_thread=one_thread) for one_thread in (True, False))
-    assert alone < 2.5
-    assert whole >= 5.0
-
-
-def test_a_layer_for_which_there_is_no_time_costs_by_its_macs(tmp_path, monkeypatch):
-    monkeypatch.setattr(costs, "time_layers", lambda keys, _: [0.0, *([1.0] * (len(keys) - 1))])
-    model = nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 4))
-    example = torch.rand(1, 8)
-    groups = Groups.find(model, example)
-    table = CostTable.open(Deployment("onnxruntime"), tmp_path, 60.0, Silent())
-    predict = Prediction("latency", find_layers(model, example, groups.channels), groups.widths, table)
-    predict.prepare([Plan()])
-    predict.fit(Plan(), 2.0)
-    assert predict(Plan()) == 2.0
-    assert predict(Plan(widths=(4,))) == 2 * 4 / 16
-
-
-@pytest.mark.parametrize("measured", [0.5, 2.0, 9.0])
-def test_a_fitted_prediction_is_what_was_measured(tmp_path, monkeypatch, measured):
-    """Whether the layers take longer alone than together, or the network has more to do than its layers."""
-    monkeypatch.setattr(costs, "time_layers", lambda keys, _: [0.25, *([1.25] * (len(keys) - 1))])
-    model, example = nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 4)), torch.rand(1, 8)
-    table = CostTable.open(Deployment("onnxruntime"), tmp_path, 60.0, Silent())
-    predict = Prediction("latency", find_layers(model, example, None), {}, table)
-    predict.prepare([Plan(), Plan(bits=8)])
-    predict.fit(Plan(), measured)
-    predict.fit(Plan(bits=8), 3.0)
-    mixed = predict(Plan(bits=8, floats=("0",)))
-    assert (predict(Plan()), predict(Plan(bits=8))) == (measured, 3.0)
-    assert min(measured, 3.0) < mixed < max(measured, 3.0)
-
-
-def test_whole_networks_correct_the_sum_of_layers():
-    """A measured network is met, between two the ratio lies between theirs, beyond it is the nearest one's."""
-    correction = Correction()
-    correction.add(1.0, 1.0)  # what the prediction was fitted to
-    assert correction(0.3) == 0.3
-    correction.add(0.2, 0.25)
-    assert correction(0.2) == pytest.approx(0.25)
-    assert correction(1.0) == pytest.approx(1.0)
-    ratios = [correction(cost) / cost for cost in (0.1, 0.2, 0.3, 0.45, 0.7, 1.0, 2.0)]
-    assert ratios == sorted(ratios, reverse=True)
-    assert ratios[0] == pytest.approx(1.25)
-    assert ratios[-1] == pytest.approx(1.0)
-
-
 def point(name, drop, size, **more):
     return Point(name, Plan(), drop=drop, size_bytes=size, **more)
 
@@ -228,6 +134,25 @@ def test_a_drop_as_large_as_the_one_allowed_is_kept():
 
 def test_the_front_has_what_nothing_beats():
     assert [each.name for each in front(POINTS, "size")] == ["float", "int8", "half"]
+
+
+def test_multiply_accumulates_that_cannot_be_counted_are_no_gain(monkeypatch):
+    points = [
+        Point("float", Plan(), macs=100),
+        Point("half", Plan(), macs=50, drop=0.1),
+        Point("odd", Plan(), macs=None),
+    ]
+    assert [each.name for each in front(points, "macs")] == ["float", "half"]
+    axes = Mock()
+    monkeypatch.setattr(plot, "draw", lambda _path, _size, fill: fill(axes))
+    draw([*points, Point("best", Plan(), macs=None, drop=-0.1)], points[1], "macs", Path("front.svg"))
+    assert list(map(list, axes.scatter.call_args_list[0].args)) == [[100, 50], [0, 10]]
+    assert list(map(list, axes.step.call_args.args)) == [[100, 50], [0, 10]]
+
+
+def test_a_gpu_without_memory_fails_one_candidate():
+    assert _is_the_plans(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB"))
+    assert not _is_the_plans(RuntimeError("CUDA error: an illegal memory access was encountered"))
 
 
 @pytest.mark.parametrize("limit", [0, 3, 10, 20])
@@ -262,3 +187,23 @@ def test_words_say_what_was_given_up_where():
     [line] = describe_choice(Point("x", Plan(bits=8, floats=("a",))), [], {}, {"a": (0.046, 0.066)})[1:]
     assert line == "a stays float: alone it takes 0.066 ms in integers, 0.046 ms in float"
     assert "nothing was given up" in describe_choice(Point("float", Plan()), [], {}, {})[0]
+
+
+def test_only_unknown_latencies_count_as_predicted():
+    """Trained longer, a candidate has the latency that was measured before, and the prediction knows it."""
+
+    def timed(epochs, predicted, measured, width=8):
+        return Point("", Plan((width,), 8, epochs=epochs), latency_ms=measured, predicted_ms=predicted)
+
+    points = [
+        timed((), None, 1.0, width=16),
+        timed((), 0.9, 1.0),
+        timed((1,), 1.0, 1.0),
+        timed((1,), 1.0, 1.0, width=16),
+    ]
+    assert describe_errors(points) == "error of the predicted latencies: 10.0% (median of 1 candidate), 10.0% at most"
+
+
+def test_a_drop_on_test_data_as_large_as_the_one_allowed_gets_no_warning():
+    assert describe_test(0.99 - 0.98, 0.01, "image", "") == []
+    assert describe_test(0.02, 0.01, "image", "") == ["warning: on test images the drop is 2.00 points, more than 1"]

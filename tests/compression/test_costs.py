@@ -1,0 +1,121 @@
+"""What layers and networks cost: timed alone, predicted, and corrected by whole networks."""
+
+import time
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+
+from micronet.compression import costs
+from micronet.compression.correction import Correction
+from micronet.compression.costs import CostTable, Deployment, fastest_ms
+from micronet.compression.groups import Groups
+from micronet.compression.layers import Shape, find_layers
+from micronet.compression.onnx_layer import make_layer
+from micronet.compression.plan import Plan
+from micronet.compression.prediction import Prediction
+from micronet.core.progress import Silent
+
+SHAPES = [
+    Shape("Conv", 4, 6, (5, 5), (3, 3), (2, 2), (1, 1), (1, 1), 1, (3, 3)),
+    Shape("Conv", 4, 4, (5, 5), (3, 3), (1, 1), (1, 1), (1, 1), 4, (5, 5)),
+    Shape("Conv", 4, 6, (9,), (3,), (1,), (0,), (2,), 2, (5,)),
+    Shape("ConvTranspose", 4, 6, (5, 5), (2, 2), (2, 2), (0, 0), (1, 1), 1, (10, 10)),
+    Shape("Linear", 4, 6),
+    Shape("Linear", 4, 6, (7,), results=(7,)),
+]
+
+
+@pytest.mark.parametrize("form", ["float", "int8", "alone"])
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: f"{shape.kind}-{shape.groups}-{len(shape.sizes)}")
+def test_a_layer_alone_computes_the_results_of_its_shape(shape, form):
+    proto, sample = make_layer(shape, form, batch=2)
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    [result] = session.run(None, {"x": sample})
+    expected = (2, *shape.results, shape.outputs) if shape.kind == "Linear" else (2, shape.outputs, *shape.results)
+    assert result.shape == expected
+    assert (result.dtype == np.uint8) == (form == "int8")
+
+
+def test_a_layer_is_timed_once_on_each_machine(tmp_path, monkeypatch):
+    timed = []
+
+    def time_layers(keys, deployment):
+        timed.extend(keys)
+        return [0.5, *([float(len(timed))] * (len(keys) - 1))]
+
+    monkeypatch.setattr(costs, "time_layers", time_layers)
+    here, there = Deployment("onnxruntime"), Deployment("onnxruntime", batch=8)
+    wanted = [(shape, "float") for shape in SHAPES]
+    for deployment, times in ((here, 1), (here, 0), (there, 1)):
+        timed.clear()
+        table = CostTable.open(deployment, tmp_path, 60.0, Silent())
+        table.measure([*wanted, *wanted])
+        assert len(timed) == times * (len(SHAPES) + 1)  # and a call that computes nothing
+        assert table.call_ms == 0.5
+        assert all(table.ms(*key) is not None for key in wanted)
+
+
+def test_time_in_which_other_work_runs_does_not_count_in_one_thread():
+    def interrupted(_):
+        time.sleep(0.005)
+
+    runs = [(interrupted, np.zeros(1))]
+    [alone], [whole] = (fastest_ms(runs, 0.0, one_thread=one_thread) for one_thread in (True, False))
+    assert alone < 2.5
+    assert whole >= 5.0
+
+
+def test_a_layer_for_which_there_is_no_time_costs_by_its_macs(tmp_path, monkeypatch):
+    monkeypatch.setattr(costs, "time_layers", lambda keys, _: [0.0, *([1.0] * (len(keys) - 1))])
+    model = nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 4))
+    example = torch.rand(1, 8)
+    groups = Groups.find(model, example)
+    table = CostTable.open(Deployment("onnxruntime"), tmp_path, 60.0, Silent())
+    predict = Prediction("latency", find_layers(model, example, groups.channels), groups.widths, table)
+    predict.prepare([Plan()])
+    predict.fit(Plan(), 2.0)
+    assert predict(Plan()) == 2.0
+    assert predict(Plan(widths=(4,))) == 2 * 4 / 16
+
+
+@pytest.mark.parametrize("measured", [0.5, 2.0, 9.0])
+def test_a_fitted_prediction_is_what_was_measured(tmp_path, monkeypatch, measured):
+    """Whether the layers take longer alone than together, or the network has more to do than its layers."""
+    monkeypatch.setattr(costs, "time_layers", lambda keys, _: [0.25, *([1.25] * (len(keys) - 1))])
+    model, example = nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 4)), torch.rand(1, 8)
+    table = CostTable.open(Deployment("onnxruntime"), tmp_path, 60.0, Silent())
+    predict = Prediction("latency", find_layers(model, example, None), {}, table)
+    predict.prepare([Plan(), Plan(bits=8)])
+    predict.fit(Plan(), measured)
+    predict.fit(Plan(bits=8), 3.0)
+    mixed = predict(Plan(bits=8, floats=("0",)))
+    assert (predict(Plan()), predict(Plan(bits=8))) == (measured, 3.0)
+    assert min(measured, 3.0) < mixed < max(measured, 3.0)
+
+
+def test_whole_networks_correct_the_sum_of_layers():
+    """A measured network is met, between two the ratio lies between theirs, beyond it is the nearest one's."""
+    correction = Correction()
+    correction.add(1.0, 1.0)  # what the prediction was fitted to
+    assert correction(0.3) == 0.3
+    correction.add(0.2, 0.25)
+    assert correction(0.2) == pytest.approx(0.25)
+    assert correction(1.0) == pytest.approx(1.0)
+    ratios = [correction(cost) / cost for cost in (0.1, 0.2, 0.3, 0.45, 0.7, 1.0, 2.0)]
+    assert ratios == sorted(ratios, reverse=True)
+    assert ratios[0] == pytest.approx(1.25)
+    assert ratios[-1] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_corrected_cost_rises_with_the_predicted_one(seed):
+    """Whatever was measured: the walk and the bisection rely on it."""
+    random, correction = np.random.default_rng(seed), Correction()
+    for predicted in [1.0, 1.0, 1.01, *random.uniform(0.1, 1.2, 2 * seed)]:
+        correction.add(predicted, predicted * random.lognormal(sigma=0.2))
+    correction.add(0.5, float("inf"))
+    costs = np.geomspace(0.05, 2.0, 400)
+    assert np.all(np.diff([correction(cost) for cost in costs]) > 0)
