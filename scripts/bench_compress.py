@@ -151,7 +151,8 @@ def compare_stages(name: str, args: argparse.Namespace) -> list[Row]:
             plan = replace(plan_of(each), bits=32, floats=(), trained_bits=False)
             uniform.append(workshop.confirm(f"{each['name']}, in float", plan))
     cut = [point.to_json() for point in uniform if not point.failed]
-    errors = [abs(each["predicted_ms"] / each["latency_ms"] - 1) for each in made if each["predicted_ms"]]
+    first = {plan_of(each).form: each for each in reversed(made)}.values()  # others are only trained longer
+    errors = [abs(each["predicted_ms"] / each["latency_ms"] - 1) for each in first if each["predicted_ms"]]
     whole = made[0]["latency_ms"]
     return [
         {
@@ -218,14 +219,15 @@ def compare_nncf(name: str, args: argparse.Namespace) -> Row:
     near = [each for each in candidates_of(search) if each["drop"] <= max(DROPS)]
     theirs = [task.quality(workshop.evaluate(network, test=test)) for test in (False, True)]
     row: Row = {"name": name, "float_ms": near[0]["latency_ms"], "theirs": theirs, "ours": None}
-    for each in sorted(near[1:], key=lambda each: float(each["drop"])):
+    tried: list[Row] = []
+    for each in sorted(near, key=lambda each: float(each["drop"])):
         opened = workshop.open(plan_of(each))
-        row["nncf_ms"], row["ms"] = in_turns([network, opened], workshop._sample)
-        row["candidate"] = each["name"]
-        if row["ms"] <= NOISE * row["nncf_ms"]:
-            row["ours"] = [task.quality(workshop.evaluate(opened, test=test)) for test in (False, True)]
-            break
-    return row
+        theirs_ms, ms = in_turns([network, opened], workshop._sample)
+        tried.append({"nncf_ms": theirs_ms, "ms": ms, "candidate": each["name"]})
+        if ms <= NOISE * theirs_ms:
+            ours = [task.quality(workshop.evaluate(opened, test=test)) for test in (False, True)]
+            return row | tried[-1] | {"ours": ours}
+    return row | min(tried, key=lambda each: float(each["ms"] / each["nncf_ms"]))
 
 
 def print_nncf(rows: list[Row]) -> bool:
@@ -235,7 +237,7 @@ def print_nncf(rows: list[Row]) -> bool:
     for row in rows:
         times = [f"{row['float_ms']:.3f} ms", f"{row['nncf_ms']:.3f} ms"]
         if row["ours"] is None:
-            slow = f"none is as fast: {row['ms']:.3f} ms"
+            slow = f"none is as fast: {row['ms']:.3f} ms at least"
             print(f"| {' | '.join([row['name'], *times, slow, row['candidate']])} |{' |' * 4}")
             continue
         pairs = [f"{value:.4f}" for pair in zip(row["theirs"], row["ours"], strict=True) for value in pair]
