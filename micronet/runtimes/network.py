@@ -26,7 +26,10 @@ def open_network(path: Path, options: RuntimeOptions) -> "Network":
     if path.is_dir():
         return _open_folder(path, options)
     if path.suffix not in registry.PREDICTORS:
-        raise MicronetError(f"{path} is not a network file; expected {' or '.join(registry.PREDICTORS)}")
+        if not path.exists():
+            raise MicronetError(f"{path} does not exist; check the path")
+        kinds = ", ".join(registry.PREDICTORS)
+        raise MicronetError(f"{path} is not a network file; expected {kinds} or a folder from micronet export")
     place = registry.PREDICTORS[path.suffix]
     if path.suffix == ".onnx":
         place = registry.ONNX_RUNTIMES[options.runtimes[0]]

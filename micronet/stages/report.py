@@ -30,7 +30,7 @@ class Report(MeasureSettings, Stage):
     details = (
         "Compares all networks in the folder as micronet compare does, and writes a page that says which one to ship. "
         "The reference is the first one that the recipe made or, of other files, the artifact with the shortest "
-        "history. Networks that cannot be measured are named on the page, and the exit code is 1."
+        "history. Networks that cannot be measured are named on the page, and make the command fail."
     )
     example = "micronet report runs/digits"
     suffix = None
