@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from micronet.evaluation.network import Network
     from micronet.evaluation.report import Candidate, Row
 
+SHARED = ("image_size", "mean", "std", "inputs")  # what networks must expect alike of their data
+
 
 class Measured(NamedTuple):
     """What was measured of networks, of which files they are, and on which data."""
@@ -63,16 +65,12 @@ def measure(
     from micronet.runtimes.torch import EagerPredictor
     from micronet.stages.inputs import open_test_data
 
-    opened = _open_all(files, config, context, left_out)
-    specs = [data for _, each in opened if (data := each.network.data)]
-    if config.data.task is None and len(tasks := sorted({spec.task for spec in specs})) > 1:
-        raise MicronetError(f"the files are for different tasks ({', '.join(tasks)}); choose one with --task")
-    like = _common_spec(specs)
-    opened = _passing(opened, lambda each: _check_same_input(each.candidate, like), left_out)
+    named = _named(files, config.runtime, context)
+    opened, like = _alike(_open_all(named, config, context, left_out), config, left_out)
     models = [each.network.model for _, each in opened if isinstance(each.network, EagerPredictor)]
     dataset = open_test_data(config.data, like, next(iter(models), None))
     if dataset.task.needs_reference and len(opened) == 1:
-        raise _needs_float(files[0], config, dataset.task.name)
+        raise _needs_float(opened[0].file, config, dataset.task.name)
     for _, each in opened:
         if isinstance(each.network, EagerPredictor) and dataset.inputs is not None:
             each.network.take_in_order(dataset.inputs)
@@ -83,21 +81,33 @@ def measure(
         left_out,
     )
     candidates = [each for _, each in opened]
+    _note_reference(named[0][2], candidates[0].name, left_out or {})
     rows, evaluations = compare(candidates, dataset, context.progress, timed=timed)
     return Measured(rows, evaluations, [each.network for each in candidates], [file for file, _ in opened], dataset)
 
 
+def _named(files: list[Path], options: RuntimeOptions, context: Context) -> list[tuple[Path, RuntimeOptions, str]]:
+    """Return each file with the options to open it by and what to call it."""
+    each_file = each_runtime(files, options)
+    names = short_names(file for file, _ in each_file)
+    return [
+        (file, each, file.stem.strip("<>") if file in context.memory.artifacts else name)
+        for (file, each), name in zip(each_file, names, strict=True)
+    ]
+
+
 def _open_all(
-    files: list[Path], config: MeasureSettings, context: Context, left_out: dict[str, str] | None
+    named: list[tuple[Path, RuntimeOptions, str]],
+    config: MeasureSettings,
+    context: Context,
+    left_out: dict[str, str] | None,
 ) -> list[Opened]:
     from micronet.evaluation.report import Candidate
 
-    for file in (each for each in files if each not in context.memory.artifacts and not each.exists()):
+    for file in (file for file, _, _ in named if file not in context.memory.artifacts and not file.exists()):
         open_file(file, config.runtime, context)  # raises, before the others are opened
-    each_file = each_runtime(files, config.runtime)
     found = []
-    for (file, options), name in zip(each_file, short_names(file for file, _ in each_file), strict=True):
-        name = file.stem.strip("<>") if file in context.memory.artifacts else name
+    for file, options, name in named:
         with _noting(name, left_out):
             found.append(Opened(file, Candidate(name, *open_file(file, options, context))))
     return _some(found, left_out)
@@ -128,6 +138,12 @@ def _some(opened: list[Opened], left_out: dict[str, str] | None) -> list[Opened]
     if not opened and left_out:
         raise MicronetError("; ".join(f"{name}: {reason}" for name, reason in left_out.items()))
     return opened
+
+
+def _note_reference(first: str, used: str, left_out: dict[str, str]) -> None:
+    """Say what the figures are relative to if the first network is left out."""
+    if first in left_out and first != used:
+        left_out[first] += f"; it was to be the reference, so drops are relative to {used} instead"
 
 
 def _needs_float(file: Path, config: MeasureSettings, task: str) -> MicronetError:
@@ -167,6 +183,42 @@ def open_file(file: Path, runtime: RuntimeOptions, context: Context) -> "tuple[N
         return EagerPredictor(held, runtime), file_size(written)
 
 
+def _specs(opened: list[Opened]) -> "list[DataSpec]":
+    return [data for _, each in opened if (data := each.network.data)]
+
+
+def _alike(
+    opened: list[Opened], config: MeasureSettings, left_out: dict[str, str] | None
+) -> "tuple[list[Opened], DataSpec]":
+    """Return the networks that can share their data, and these data."""
+    if config.data.task is None and len(tasks := sorted({spec.task for spec in _specs(opened)})) > 1:
+        raise MicronetError(f"the files are for different tasks ({', '.join(tasks)}); choose one with --task")
+    like = _common_spec(_specs(opened if left_out is None else _most_alike(opened)))
+    return _passing(opened, lambda each: _check_same_input(each.candidate, like), left_out), like
+
+
+def _most_alike(opened: list[Opened]) -> list[Opened]:
+    """Return the largest group of networks that can share their data; of equal ones, that of the first network."""
+
+    def group(leader: Opened) -> list[Opened]:
+        expected: dict[str, Any] = {}
+        found = []
+        for each in (leader, *(other for other in opened if other is not leader)):
+            own = _expected(each.candidate.network.data)
+            if all(expected.get(key, value) == value for key, value in own.items()):
+                expected |= own
+                found.append(each)
+        return found
+
+    return max(map(group, opened), key=len)
+
+
+def _expected(data: "DataSpec | None") -> dict[str, Any]:
+    """Return what a network is known to expect of its data."""
+    known = {**{key: getattr(data, key, None) for key in SHARED}, "classes": len(getattr(data, "classes", None) or ())}
+    return {key: value for key, value in known.items() if value not in (None, 0)}
+
+
 def _common_spec(specs: "list[DataSpec]") -> "DataSpec":
     """Return what the networks expect of their images: the first one's values, completed by the others'."""
     from micronet.data.dataset import DataSpec
@@ -178,11 +230,11 @@ def _common_spec(specs: "list[DataSpec]") -> "DataSpec":
 
 
 def _check_same_input(candidate: "Candidate", like: "DataSpec") -> None:
-    """Raise MicronetError if a network expects images prepared in another way than the first."""
-    for key in ("image_size", "mean", "std", "inputs"):
-        own = getattr(candidate.network.data, key, None)
-        if own is not None and own != getattr(like, key):
+    """Raise MicronetError if a network expects images prepared in another way than the others."""
+    for key in SHARED:
+        own, other = getattr(candidate.network.data, key, None), getattr(like, key)
+        if None not in (own, other) and own != other:
             raise MicronetError(
-                f"{candidate.name} expects {'' if key == 'inputs' else 'images with '}{key} {own}, but an earlier file "
-                f"expects {getattr(like, key)}; evaluate them separately"
+                f"{candidate.name} expects {'' if key == 'inputs' else 'images with '}{key} {own}, but another file "
+                f"expects {other}; evaluate them separately"
             )

@@ -1,4 +1,4 @@
-"""Which networks a Pareto chart shows, and that the others are named."""
+"""Which networks a Pareto chart shows and its line joins, and that the others are named."""
 
 import itertools
 import math
@@ -6,12 +6,29 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from micronet.errors import MicronetError
+from micronet.reporting import charts
+from micronet.reporting.charts import Point
 from micronet.reporting.pareto import trade_offs
 from micronet.stages.plot import Plot
 from micronet.tasks.classification import Classification
 from tests.reporting.test_page import row
+
+
+def test_the_pareto_line_is_what_no_other_point_beats():
+    for seed in range(50):
+        torch.manual_seed(seed)
+        points = [Point("", *pair) for pair in torch.randint(0, 6, (8, 2)).tolist()]
+
+        def beaten(point, points=points):
+            return any(
+                other.cost <= point.cost and other.quality >= point.quality and other[1:] != point[1:]
+                for other in points
+            )
+
+        assert {points[index] for index in charts.frontier(points)} == {each for each in points if not beaten(each)}
 
 
 def test_a_chart_holds_every_network_or_names_it(monkeypatch):
