@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from micronet.compression.layers import Shape
 from micronet.compression.onnx_layer import Form, make_layer
 from micronet.core.files import temporary_folder, write_bytes
-from micronet.core.machine import processor_name
+from micronet.core.machine import processor_name, usable_cores
 from micronet.core.parse import parse_json, read_text
 from micronet.core.progress import Progress, Silent
 from micronet.evaluation.network import Predictor
@@ -61,7 +61,7 @@ class Deployment:
         except (PackageNotFoundError, ValueError):
             found = ""
         about = {"runtime": self.runtime, "version": found, "batch": self.batch, "threads": self.threads}
-        return {**about, "processor": processor_name()}  # not its cores: importing torch may change those of a process
+        return {**about, "processor": processor_name(), "cores": usable_cores()}
 
 
 @dataclass

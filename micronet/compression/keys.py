@@ -18,7 +18,7 @@ GOALS = ("budget", "max_drop", "minimize", "target_latency", "target_size", "tar
 
 
 def check_scale(metric: str | None, whole: Point) -> None:
-    """Raise MicronetError if a metric that was named is on a scale of which a point is no hundredth."""
+    """Raise MicronetError if a metric was named that exceeds 1, since drops are given in hundredths."""
     if metric is not None and whole.quality > 1:
         raise MicronetError(
             f"--metric {metric} is {whole.quality:.4g} for the original; --max-drop is in hundredths, so choose a "
@@ -30,8 +30,8 @@ def open_notes(settings: Compress, deployment: Deployment, data: dict[str, Any],
     """Open the notes of a search.
 
     Args:
-        settings: The settings. Those that say what is asked for are no part of the key: what was measured still holds.
-        deployment: Where networks run; times are another machine's otherwise, and no part of the key without timing.
+        settings: The settings. The key leaves out the goal and the budget: measurements remain valid if they change.
+        deployment: Where networks run. The key includes it if latencies are measured, which hold for one machine only.
         data: What is recorded of the data.
         weights: The hash of a network in memory.
     """

@@ -23,7 +23,6 @@ from micronet.runtimes.network import open_network
 from micronet.stages.execute import execute
 from micronet.stages.stage import Outcome, Stage
 
-FOLDER = CANDIDATES
 SECONDS = 0.5  # that a whole network is timed
 
 
@@ -116,7 +115,7 @@ class Workshop:
         if recipe is None:
             return self.basis.original, self.basis.original
         planned = bind(read_recipe(recipe), compares=False)
-        outputs = [self.folder / FOLDER / each.output.name for each in planned if each.output is not None]
+        outputs = [self.folder / CANDIDATES / each.output.name for each in planned if each.output is not None]
         return outputs[-1], outputs[-2] if len(outputs) > 1 else self.basis.original
 
     def evaluate(self, network: Network, *, test: bool = False) -> dict[str, float]:
@@ -167,7 +166,7 @@ class Workshop:
             return execute(stage, quiet)
 
         if recipe is not None:
-            run_recipe(RunRecipe(recipe, self.folder / FOLDER), perform, quiet, compares=False)
+            run_recipe(RunRecipe(recipe, self.folder / CANDIDATES), perform, quiet, compares=False)
 
     def _times(self, network: Network) -> list[float]:
         """Return milliseconds for a batch of the original and of a network in turns; of the original itself, once."""
@@ -187,7 +186,7 @@ class Workshop:
         entries = shared_names(self.basis.entries(plan))
         if not entries:
             return None
-        folder = self.folder / FOLDER
+        folder = self.folder / CANDIDATES
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{entries[-1]['name']}.toml"
         if not path.exists():

@@ -69,7 +69,7 @@ class Chart:
     marks: list[Mark] = field(default_factory=list)
     lines: list[Line] = field(default_factory=list)
     frontier: str = ""  # the points of the Pareto line
-    hidden: list[str] = field(default_factory=list)  # what is not drawn, because nothing else could be told apart
+    hidden: list[str] = field(default_factory=list)  # networks not drawn, which would squeeze the others together
 
 
 class Axis:

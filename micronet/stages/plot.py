@@ -84,7 +84,7 @@ class Plot(MeasureSettings, Stage):
         drawn = list(dict.fromkeys(point.name for each in found for point in each.points))
         hidden = list(dict.fromkeys(name for each in found for name in each.hidden if name not in drawn))
         if hidden:
-            context.progress.line(f"not drawn, being far less accurate: {', '.join(hidden)}")
+            context.progress.line(f"not drawn, because they are far less accurate: {', '.join(hidden)}")
         return {"drawn": drawn, "hidden": hidden, "left_out": left_out}
 
     def _curves(self, path: Path) -> list[str]:

@@ -171,10 +171,10 @@ def test_a_search_that_was_killed_ends_with_the_same_files(micronet, original, s
 
 
 def test_a_finished_search_makes_nothing_again(micronet, original, small, monkeypatch):
-    before = {path: path.stat().st_mtime_ns for path in files_in(small / workshop.FOLDER)}
+    before = {path: path.stat().st_mtime_ns for path in files_in(small / workshop.CANDIDATES)}
     monkeypatch.setattr(workshop, "execute", None)
     assert micronet("compress", original, *SIZE, "-o", small).code == 0
-    assert {path: path.stat().st_mtime_ns for path in files_in(small / workshop.FOLDER)} == before
+    assert {path: path.stat().st_mtime_ns for path in files_in(small / workshop.CANDIDATES)} == before
 
 
 @pytest.mark.parametrize(
