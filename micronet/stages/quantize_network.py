@@ -153,7 +153,7 @@ class Quantizing:
             training = replace(training, epochs=0)
         began = replace(artifact, model=model, history=[*artifact.history, record])
         training = settle(training, began, dataset, self.run)
-        hooks = TrainHooks(observing, config=settings)
+        hooks = TrainHooks(observing, config=settings, way_out="--mode ptq, which does not train,")
         if share := self.settings.calibration.float_weights:
             staged = StagedWeights(model, share)
             hooks = replace(hooks, observe=staged.observing, before_step=staged.before_step)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 SPARSE = TrainConfig(preset="plain")
 FINETUNING_LR = 0.005
 FINETUNING = TrainConfig(epochs=4, lr=FINETUNING_LR)
-LARGEST_FALL = 0.1  # of the main metric in sparse training, relative; pruned networks do not recover from a ruined one
+LARGEST_SPARSE_FALL = 0.1  # of the main metric, relative; pruned networks do not recover from a ruined one
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class SparseTrain(TrainingSettings, Stage):
         """Train with the criterion's penalty."""
         from micronet.models.device import as_inputs
         from micronet.pruning.groups import find_groups
-        from micronet.stages.inputs import example_input, new_fitting, open_data, validation_accuracy
+        from micronet.stages.inputs import example_input, new_fitting, open_data
         from micronet.training.config import TrainHooks
 
         run, training = run_context(self, context), self.training
@@ -117,13 +117,11 @@ class SparseTrain(TrainingSettings, Stage):
         model = artifact.model.to(run.device)
         channels = find_groups(model, as_inputs(model, example))
         penalty = criterion.penalty(channels.network.model, channels, self.sparsity.s)
-        hooks = TrainHooks(penalty=penalty, keep="last", config=self.sparsity.to_json())
-        measured = context.source is not None and training.epochs and not dataset.task.needs_reference
-        before = validation_accuracy(dataset)(model) if measured else None
-        done = fit_stage("sparse-train", artifact, dataset, training, run, hooks)
-        if before is not None:
-            _warn_of_fall(before, done, dataset, training, run)
-        return trained(done)
+        hooks = TrainHooks(
+            penalty=penalty, keep="last", config=self.sparsity.to_json(),
+            largest_fall=LARGEST_SPARSE_FALL, way_out="a smaller --s",
+        )  # fmt: skip
+        return trained(fit_stage("sparse-train", artifact, dataset, training, run, hooks))
 
 
 @dataclass(frozen=True)
@@ -170,19 +168,6 @@ def _for_trained(training: TrainConfig, run: "RunContext") -> TrainConfig:
         return training
     recorded = from_rank_zero(Checkpoint.beside(run.output, {}).recorded) if run.resume else {}
     return replace(training, lr=DEFAULT_LR if recorded.get("lr") == DEFAULT_LR else FINETUNING_LR)
-
-
-def _warn_of_fall(
-    before: float, done: "Artifact", dataset: "Dataset", training: TrainConfig, run: "RunContext"
-) -> None:
-    """Say so if the quality on the validation data, ``before`` the training, has fallen sharply."""
-    task = dataset.task
-    value = done.metrics[f"validation_{task.main}"]
-    if task.quality({task.main: value}) < before - LARGEST_FALL * abs(before):
-        run.progress.line(
-            f"warning: the validation {task.main} was {abs(before):.4f} before and is {value:.4f} now; a lower "
-            f"learning rate, such as --lr {training.peak_lr / 10:g}, or a smaller --s keeps more of it"
-        )
 
 
 def run_context(stage: Any, context: Context) -> "RunContext":

@@ -6,7 +6,6 @@ ends bit-identical to one that was not.
 
 import math
 import time
-from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -20,17 +19,17 @@ from micronet.core import ranks
 from micronet.core.machine import memory_mib, tune_allocator
 from micronet.data.batches import batch_sizes, eval_batches, resized, train_batches
 from micronet.data.dataset import Dataset
-from micronet.data.split import Split
 from micronet.errors import FailedError, MicronetError, StoppedError, count
-from micronet.evaluation.accuracy import check_scores, evaluate, evaluating, predictor
-from micronet.evaluation.network import Predictor
+from micronet.evaluation.accuracy import check_scores, evaluating, predictor
 from micronet.models.device import memory_format
 from micronet.training import distributed
 from micronet.training.checkpoint import Checkpoint, TrainState
 from micronet.training.config import NO_HOOKS, RunContext, TrainConfig, TrainHooks, image_size, learning_rate
 from micronet.training.distillation import Teacher, load_teacher, teacher_hash
+from micronet.training.fall import describe_fall, is_fall
 from micronet.training.log import MetricsLog
 from micronet.training.step import NotFiniteError, TrainStep, make_optimizer
+from micronet.training.validation import evaluate_distributed, prefixed, validate
 from micronet.training.whitening import whiten
 
 
@@ -118,8 +117,7 @@ class Trainer:
             while state.epoch <= self.config.epochs and not self._out_of_patience(state.rows):
                 start = time.perf_counter()
                 row = {"epoch": state.epoch, **self._train_epoch(step, checkpoint, state)}
-                with evaluating(step.result) as predict:
-                    row |= _prefixed("validation", evaluate_distributed(predict, self.data, self.data.validation))
+                row |= validate(step.result, self.data)
                 row |= {"seconds": round(time.perf_counter() - start, 3), "memory_mib": memory_mib()}
                 state.end_epoch(row)
                 if distributed.rank() == 0:
@@ -218,25 +216,6 @@ def check_model_fits(model: nn.Module, data: Dataset, size: int | None = None) -
         check_scores(predict, inputs, data.spec, task=data.task)
 
 
-def evaluate_distributed(
-    predict: Predictor, data: Dataset, split: Split, on_batch: Callable[[int], None] | None = None
-) -> dict[str, float]:
-    """Return a predictor's metrics and mean loss on a split of a data set; each rank computes some of the batches.
-
-    The batches, and thus the results, are those of a single process. If a task's metrics are not made of sums
-    (``totals``), every rank computes all batches. ``on_batch`` is called after each batch with the number of samples
-    that this rank has seen.
-    """
-    shares = hasattr(data.task.meter(), "totals")
-    own_batches = slice(distributed.rank(), None, distributed.world_size()) if shares else slice(None)
-    own = evaluate(predict, data.referenced(eval_batches(split, data.spec, only=own_batches)), on_batch, data.task)
-    loss, meter = own.total_loss, own.meter
-    if shares:
-        meter.totals = distributed.add_up_parts(meter.totals)  # type: ignore[attr-defined]
-        loss = float(distributed.sum_over_ranks(torch.tensor(loss, dtype=torch.float64)))
-    return {**meter.compute(), "loss": loss / len(split)}
-
-
 def fit_artifact(
     artifact: Artifact, data: Dataset, config: TrainConfig, context: RunContext, hooks: TrainHooks = NO_HOOKS
 ) -> Artifact:
@@ -256,7 +235,13 @@ def fit_artifact(
     }
     if teacher is not None and data.task.needs_reference:
         data, teacher = data.with_reference(predictor(teacher.model)), None
+    before = None
+    if artifact.history and config.epochs:
+        artifact.model.to(context.device)
+        before = validate(artifact.model, data)
     row = Trainer(artifact.model, data, config, context, identity, hooks, teacher).fit()
+    if before is not None and is_fall(before, row, data.task, hooks.largest_fall):
+        context.progress.line(describe_fall(before, row, data.task, config.peak_lr, hooks.way_out))
     metrics = {name: value for name, value in row.items() if name.startswith(("epoch", "validation"))}
     metrics |= {} if context.skip_test else _tested(artifact, data, context)
     return replace(artifact, metrics=metrics, data=data.spec.to_json(), seed=context.seed)
@@ -270,16 +255,12 @@ def _tested(artifact: Artifact, data: Dataset, context: RunContext) -> dict[str,
         tested = evaluate_distributed(
             predict, data, data.test, lambda done: context.progress.step("testing", min(done, own), own)
         )
-    return {**_prefixed("test", tested), "test_images": images}
+    return {**prefixed("test", tested), "test_images": images}
 
 
 def _step_seed(seed: int, epoch: int, step: int) -> int:
     """Return a seed for each step and rank, so that dropout does not depend on the steps before."""
     return (((seed * 100_003 + epoch) * 1_000_003 + step) * 1_009 + ranks.rank()) % 2**63
-
-
-def _prefixed(part: str, metrics: dict[str, float]) -> dict[str, float]:
-    return {f"{part}_{name}": value for name, value in metrics.items()}
 
 
 def _summary(rows: list[dict[str, Any]], epochs: int, data: Dataset) -> str:

@@ -79,14 +79,18 @@ def test_the_originals_widths_are_taken_by_prune(micronet, tmp_path):
     assert load(cut).model(torch.rand(1, 3, 32, 32)).shape == (1, 10)
 
 
-def test_sparse_training_is_gentle_with_a_trained_network_and_says_so_if_it_was_not(micronet, chain, tmp_path):
+def test_training_is_gentle_with_a_trained_network_and_says_so_if_it_was_not(micronet, chain, tmp_path):
     path = tmp_path / "s.safetensors"
     ask = ["sparse-train", chain / "float.safetensors", "--epochs", 1, "--limit", 160, "--force", "-o", path]
     harsh = micronet(*ask, "--lr", 0.5)
-    said = r"the validation accuracy was \S+ before and is \S+ now; .*--lr 0.05, or a smaller --s"
-    assert re.search(said, harsh.err), harsh.err
+    said = r"the validation accuracy was \S+ before the training and is \S+ now; .*--lr 0.05, or "
+    assert re.search(f"{said}a smaller --s", harsh.err), harsh.err
     assert micronet(*ask).code == 0
     assert micronet("inspect", path, "--json").json["history"][-1]["config"]["lr"] == 0.005
+    worse = micronet("quantize", *ask[1:], "--preset", "plain", "--lr", 0.5)
+    assert re.search(f"{said}--mode ptq", worse.err), worse.err
+    gentle = micronet("quantize", *ask[1:], "--preset", "plain", "--lr", 0.0001)
+    assert "before the training" not in gentle.err, gentle.err
 
 
 @pytest.mark.parametrize("criterion", ["l1", "l2"])

@@ -30,8 +30,8 @@ from micronet.tasks.classification import Classification
 from micronet.training import distributed
 from micronet.training.config import TrainConfig
 from micronet.training.distillation import Teacher
-from micronet.training.loop import evaluate_distributed
 from micronet.training.step import SGD_MOMENTUM, TrainStep, make_optimizer
+from micronet.training.validation import evaluate_distributed
 from tests.training.processes import Command
 
 CASES = {

@@ -1,0 +1,28 @@
+"""Whether a training left a network worse than it found it."""
+
+from typing import Any
+
+from micronet.core.metrics import value_text
+from micronet.tasks.task import Task
+
+
+def is_fall(before: dict[str, Any], after: dict[str, Any], task: Task, largest: float) -> bool:
+    """Return whether the main metric on the validation data is much worse than before the training.
+
+    Args:
+        before: Metrics of ``validate``, before the training.
+        after: Metrics of the epoch whose weights are the result.
+        task: Says which metric is the main one, and whether more of it is better.
+        largest: The largest fall that is not worth a word, relative to the value before.
+    """
+    was, now = (task.quality({task.main: row[f"validation_{task.main}"]}) for row in (before, after))
+    return now < was - largest * abs(was)
+
+
+def describe_fall(before: dict[str, Any], after: dict[str, Any], task: Task, lr: float, way_out: str) -> str:
+    """Return the warning: the metric before and now, and what keeps more of it."""
+    was, now = (value_text(task.main, row[f"validation_{task.main}"]) for row in (before, after))
+    return (
+        f"warning: the validation {task.main} was {was} before the training and is {now} now; a lower learning rate, "
+        f"such as --lr {lr / 10:g}, or {way_out} may keep more of it"
+    )
