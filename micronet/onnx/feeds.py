@@ -1,4 +1,4 @@
-"""The inputs that an ONNX model is calibrated and measured on: arrays from a file, or images from a folder."""
+"""The inputs that an ONNX model takes, and runs of it on images from a folder."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,6 @@ from onnx import helper
 from PIL import Image, ImageOps
 
 from micronet.data.image_files import open_image
-from micronet.data.npz import read_npz
 from micronet.errors import MicronetError
 from micronet.evaluation.network import Scores
 
@@ -60,50 +59,6 @@ def batched(entry: Input, values: NDArray[Any]) -> Iterator[NDArray[Any]]:
         part = values[start : start + rows]
         missing = rows - len(part) if size else 0
         yield np.concatenate([part, np.repeat(part[-1:], missing, 0)]) if missing else part
-
-
-def read_arrays(path: Path, inputs: Sequence[Input]) -> list[Feed]:
-    """Read raw inputs from an ``.npz`` file.
-
-    Arrays belong to inputs by their names or, if none has an input's name, by their order. An array with one more axis
-    than its input holds one input per run. Otherwise its rows are split into runs, unless it holds a single one, which
-    every run gets.
-
-    Raises:
-        MicronetError: The file is damaged, or its arrays do not fit the inputs.
-    """
-    arrays = read_npz(path)
-    wanted, got = ", ".join(map(str, inputs)), ", ".join(f"{k} {v.dtype} {v.shape}" for k, v in arrays.items())
-    mismatch = f"{path} holds {got or 'nothing'}, but the model takes {wanted}; save one array for each input"
-    if not arrays.keys() & {entry.name for entry in inputs} and len(arrays) == len(inputs):
-        arrays = dict(zip((entry.name for entry in inputs), arrays.values(), strict=True))
-    if arrays.keys() != {entry.name for entry in inputs}:
-        raise MicronetError(mismatch)
-    runs: dict[str, list[NDArray[Any]]] = {}
-    stacked = any(arrays[entry.name].ndim > len(entry.shape) for entry in inputs)
-    for entry in inputs:
-        values = arrays[entry.name]
-        if values.dtype != entry.dtype and not (values.dtype.kind == entry.dtype.kind in "fiu"):
-            raise MicronetError(mismatch)
-        values = values.astype(entry.dtype, copy=False)
-        extra = values.ndim - len(entry.shape)
-        own = values.shape[extra:] if extra >= 0 else ()
-        fixed = zip(own[0 if extra or not own else 1 :], entry.shape[0 if extra or not own else 1 :], strict=False)
-        if extra not in (0, 1) or not values.size or any(want is not None and have != want for have, want in fixed):
-            raise MicronetError(mismatch)
-        if extra:
-            runs[entry.name] = list(values)
-        else:
-            runs[entry.name] = [values] if stacked or not values.ndim else list(batched(entry, values))
-    return _joined(runs, mismatch)
-
-
-def _joined(runs: dict[str, list[NDArray[Any]]], mismatch: str) -> list[Feed]:
-    """Return one feed per run; an input with a single run serves all."""
-    count = max(map(len, runs.values()))
-    if any(len(own) not in (1, count) for own in runs.values()):
-        raise MicronetError(mismatch)
-    return [{name: own[index if len(own) > 1 else 0] for name, own in runs.items()} for index in range(count)]
 
 
 @dataclass(frozen=True)

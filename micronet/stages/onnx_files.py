@@ -1,6 +1,6 @@
 """What ONNX files are run on, and how close a quantized one's outputs are to those of the float file."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 
 from micronet.data.arrays import LABELLED
 from micronet.data.memory import MemoryData
-from micronet.data.npz import Header, names_in, read_headers
+from micronet.data.npz import names_in
 from micronet.errors import MicronetError
 from micronet.models.finite import check_outputs
-from micronet.onnx.feeds import Feed, Input, batched, read_arrays
+from micronet.onnx.arrays import read_arrays
+from micronet.onnx.feeds import Feed, Input, batched
 from micronet.runtimes.config import RuntimeOptions
 from micronet.runtimes.onnxruntime import open_session
 from micronet.tasks.agreement import Similarity
@@ -53,10 +54,7 @@ def raw_feeds(named: str, inputs: Sequence[Input]) -> list[Feed]:
     Raises MicronetError if they do not fit the model's inputs, or hold NaN or infinity; masks may hold -infinity.
     """
     if not isinstance(named, MemoryData):
-        names = match_arrays(named, read_headers(Path(named)), inputs)
-        feeds = read_arrays(Path(named), inputs)
-        _check_values(named, feeds, names)
-        return feeds
+        return read_arrays(Path(named), inputs)
     found: list[Feed] = []
     for batch in named.separated(None, [each.name for each in inputs]):
         for each, values in zip(inputs, batch.inputs, strict=True):
@@ -67,66 +65,6 @@ def raw_feeds(named: str, inputs: Sequence[Input]) -> list[Feed]:
         for parts in zip(*(batched(each, values) for each, values in zip(inputs, arrays, strict=True)), strict=True):
             found.append({each.name: part for each, part in zip(inputs, parts, strict=True)})
     return found
-
-
-def match_arrays(source: str, arrays: Mapping[str, Header], inputs: Sequence[Input]) -> dict[str, str]:
-    """Return the array for each input of a model, by its name or else, if none has an input's name, by its order.
-
-    Raises MicronetError that names every array that is missing or does not fit; ``source``: what holds them.
-    """
-    names = [entry.name for entry in inputs]
-    by_order = len(arrays) == len(inputs) and not arrays.keys() & {*names}
-    matched = dict(zip(names, arrays if by_order else names, strict=True))
-    wrong = [f"it has no array for {entry}" for entry in inputs if matched[entry.name] not in arrays]
-    if unused := [name for name in arrays if name not in matched.values()]:
-        wrong.append(f"the model has no input {' or '.join(unused)}")
-    if wrong:
-        raise MicronetError(f"{source}: {'; '.join(wrong)}; save one array for each input")
-    pairs = [(matched[entry.name], entry, arrays[matched[entry.name]]) for entry in inputs]
-    wrong = [words for name, entry, header in pairs for words in _misfits(name, entry, header)]
-    if wrong := wrong or _unequal(pairs):
-        raise MicronetError(f"{source}: {'; '.join(wrong)}")
-    return matched
-
-
-def _misfits(name: str, entry: Input, header: Header) -> list[str]:
-    """Return what is wrong with an array's type and shape for an input."""
-    shape, dtype = header
-    found = []
-    if dtype != entry.dtype and not (dtype.kind == entry.dtype.kind in "fiu"):
-        found.append(f"{name} is {dtype}; save it as {entry.dtype}")
-    extra = len(shape) - len(entry.shape)
-    free = 0 if extra or not shape else 1  # the rows of a batch are split as the model takes them
-    own = zip(shape[max(0, extra) + free :], entry.shape[free:], strict=False)
-    if extra not in (0, 1) or any(want not in (None, have) for have, want in own):
-        takes = str(entry).partition(f"{entry.dtype} ")[2]
-        found.append(f"{name} has shape {shape}, but the model takes {takes}")
-    elif 0 in shape:
-        found.append(f"{name} has shape {shape}, so it is empty; save at least one sample")
-    return found
-
-
-def _unequal(pairs: Sequence[tuple[str, Input, Header]]) -> list[str]:
-    """Return what is wrong with the lengths of arrays, if anything.
-
-    Those of one row, of inputs without a batch axis, and beside stacked runs those of a single one, serve all runs.
-    """
-    stacked = {name: header.shape[0] for name, entry, header in pairs if len(header.shape) > len(entry.shape)}
-    batches = {name: header.shape[0] for name, entry, header in pairs if entry.shape[:1] not in ((), header.shape[:1])}
-    lengths = {name: length for name, length in (stacked or batches).items() if length > 1}
-    if len({*lengths.values()}) < 2:
-        return []
-    listed = ", ".join(f"{name} has {length}" for name, length in lengths.items())
-    return [f"the arrays differ in their number of samples: {listed}; save as many in each"]
-
-
-def _check_values(source: str, feeds: Iterable[Feed], names: Mapping[str, str]) -> None:
-    """Raise MicronetError that names an array with NaN or infinity; -infinity, as in masks, passes."""
-    for feed in feeds:
-        for name, values in feed.items():
-            if values.dtype.kind == "f" and not (np.isfinite(values) | np.isneginf(values)).all():
-                what = "NaN" if np.isnan(values).any() else "infinity"
-                raise MicronetError(f"{source}: {names[name]} contains {what}; remove it")
 
 
 def _finite(reference: NDArray[Any], ours: NDArray[Any]) -> tuple[torch.Tensor, torch.Tensor]:

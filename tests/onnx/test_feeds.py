@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from micronet.errors import MicronetError
-from micronet.onnx.feeds import ImageInput, Input, image_size, inputs_of, is_channels_last, read_arrays
+from micronet.onnx.feeds import ImageInput, Input, image_size, inputs_of, is_channels_last
 from micronet.stages.onnx_files import raw_feeds
 from tests.onnx.foreign import IMAGE, NETWORKS, Net, inputs_for
 
@@ -53,23 +53,6 @@ def test_arrays_become_runs(tmp_path, inputs, arrays, runs):
 
 
 @pytest.mark.parametrize(
-    "arrays",
-    [
-        {"tokens": np.ones((3, 6, 32), F32)},
-        {"tokens": np.ones((3, 6, 31), F32), "mask": np.ones((3, 1, 6), bool)},
-        {"tokens": np.ones((3, 6), F32), "mask": np.ones((3, 1, 6), bool)},
-        {"tokens": np.ones((0, 6, 32), F32), "mask": np.ones((3, 1, 6), bool)},
-        {"tokens": np.ones((3, 6, 32), F32), "mask": np.ones((3, 1, 6), F32)},
-        {"tokens": np.ones((70, 6, 32), F32), "mask": np.ones((200, 1, 6), bool)},
-    ],
-    ids=["missing", "size", "rank", "empty", "type", "counts"],
-)
-def test_arrays_that_do_not_fit_are_named_with_what_the_model_takes(tmp_path, arrays):
-    with pytest.raises(MicronetError, match=r"holds tokens .*takes tokens float32 \(\?, 6, 32\), mask bool"):
-        read_arrays(saved(tmp_path, arrays), [TOKENS, MASK])
-
-
-@pytest.mark.parametrize(
     ("arrays", "message"),
     [
         ({"tokens": (3, 6, 32)}, "it has no array for mask bool (?, 1, 6); save one array for each input"),
@@ -86,6 +69,12 @@ def test_each_array_that_does_not_fit_is_named_with_its_fault(tmp_path, arrays, 
     path = saved(tmp_path, {name: np.ones(shape, types[name]) for name, shape in arrays.items()})
     with pytest.raises(MicronetError, match=re.escape(message)):
         raw_feeds(str(path), [TOKENS, MASK])
+
+
+def test_batches_of_unequal_numbers_are_named(tmp_path):
+    path = saved(tmp_path, {"x": np.ones((100, 3), F32), "y": np.ones((100, 3), F32)})
+    with pytest.raises(MicronetError, match=r"runs \(50 of x, 2 of y\); save them with one more axis"):
+        raw_feeds(str(path), [Input("x", F32, (2, 3)), Input("y", F32, (None, 3))])
 
 
 @pytest.mark.parametrize(
