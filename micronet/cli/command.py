@@ -104,7 +104,7 @@ def _parameter(option: Option, *, basic: bool) -> inspect.Parameter:
     several = len([one for one in alternatives(kind) if one is not NoneType]) > 1
     default = inspect.Parameter.empty if option.required else option.default
     if several:
-        kind, default = str, str(option.default)
+        kind, default = (str | None, None) if option.default is None else (str, str(option.default))
     elif option.default is not None and not option.required and kind is float:
         default = float(option.default)
     text = about["help"]

@@ -3,6 +3,7 @@
 from typing import Any
 
 from micronet.cli.console import print_line, print_table
+from micronet.core.image_size import spell_size
 from micronet.errors import count
 
 
@@ -43,7 +44,7 @@ def _show_origin(about: dict[str, Any]) -> None:
         shapes = " and ".join(f"{each['dtype']} {each['shape']}" for each in data["inputs"])
         print_line(f"data      {data['name']}, inputs {shapes}")
     elif data and data.get("name") and data.get("image_size"):
-        shape = f"{data.get('channels')}x{data['image_size']}x{data['image_size']}"
+        shape = f"{data.get('channels')}x{spell_size(data['image_size'])}"
         classes = count(len(data.get("classes") or []), "class")
         text = f"{classes}, {shape}, mean {data.get('mean')}, std {data.get('std')}"
         print_line(f"data      {data['name']}, {text}")

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from micronet.core.image_size import ImageSize
 from micronet.data.dataset import DataSource
 from micronet.data.npz import read_npy, read_npz
 from micronet.data.samples import SampleSplit
@@ -23,7 +24,7 @@ LEAST_TO_SPLIT = 8  # fewer samples serve for calibration and for the report ali
 LABELLED = {"x_train", "x_test"}  # the arrays of a data set of labelled images, which data.load opens
 
 
-def open_inputs(place: Path, image_size: int | None) -> DataSource | None:
+def open_inputs(place: Path, image_size: ImageSize | None) -> DataSource | None:
     """Open inputs without labels; return None if the place is not such a file or folder.
 
     A quarter of the samples, chosen at random, are the test samples.

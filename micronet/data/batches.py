@@ -70,7 +70,7 @@ def train_batches(
         shards = [whole[ranks.shard(len(whole))] for whole in torch.split(order[: sum(sizes)], sizes)]
         return split.stream(shards[start:])
     split = images_of(split)
-    augmentation, height = AUGMENTATIONS[spec.augment], split.image_shape[1]
+    augmentation, (_, height, width) = AUGMENTATIONS[spec.augment], split.image_shape
     drawn = [augmentation.draw(size, height, generator) for size in sizes]
     parts = [ranks.shard(size) for size in sizes]
     batches = [whole[part] for whole, part in zip(torch.split(order[: sum(sizes)], sizes), parts, strict=True)]
@@ -79,6 +79,8 @@ def train_batches(
         turns = alternate(len(split), seed, epoch)
         own = [torch.cat([numbers[:-1], turns[None, indices]]) for numbers, indices in zip(own, batches, strict=True)]
     centres = [torch.randint(height, (2, size), generator=generator) for size in sizes]
+    if width != height:  # images of HxH pixels get the numbers that earlier versions drew
+        centres = [torch.stack([rows, columns * width // height]) for rows, columns in centres]
     holes = [whole[:, part] for whole, part in zip(centres, parts, strict=True)]
     normalize = Normalize(spec, device)
 
@@ -171,10 +173,11 @@ def cut_out(images: Tensor, centres: Tensor, size: int, spec: DataSpec) -> Tenso
 
 
 def resized(batches: Iterable[tuple[Tensor, Tensor]], size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield batches whose images (B, C, H, W) are scaled to a height and width of ``size`` pixels; 0: as they are."""
+    """Yield batches whose images (B, C, H, W) are scaled to a height of ``size`` pixels; 0: as they are."""
     for images, labels in batches:
         if size and images.shape[2] != size:
-            images = F.interpolate(images, (size, size), mode="bilinear", antialias=True)
+            width = max(1, round(images.shape[3] * size / images.shape[2]))
+            images = F.interpolate(images, (size, width), mode="bilinear", antialias=True)
         yield images, labels
 
 

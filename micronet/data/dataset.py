@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from micronet.core.image_size import size_of
 from micronet.data.image_files import FileSplit, image_memory
 from micronet.data.samples import SampleSplit
 from micronet.data.spec import DataSpec as DataSpec
@@ -63,7 +64,7 @@ class Dataset:
             return replace(spec, inputs=inputs)
         if spec.image_size is None or spec.channels is None:
             shape = images_of(self.train if spec.mean is None else self.test).image_shape
-            spec = replace(spec, channels=shape[0], image_size=shape[1])
+            spec = replace(spec, channels=shape[0], image_size=size_of(*shape[1:]))
         if spec.mean is None or spec.std is None:
             mean, std = _statistics(images_of(self.train))
             spec = replace(spec, mean=mean, std=std)
@@ -80,7 +81,7 @@ class Dataset:
         shape = known.inputs[0]["shape"] if known.inputs and len(known.inputs) == 1 else []
         if len(shape) != 3:
             return known
-        return replace(known, channels=shape[0], image_size=shape[1] if shape[1] == shape[2] else None)
+        return replace(known, channels=shape[0], image_size=size_of(*shape[1:]))
 
     @cached_property
     def _fit_and_validation(self) -> tuple[Split, Split]:

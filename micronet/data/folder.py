@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from micronet.core.image_size import ImageSize
 from micronet.data.dataset import DataSource
 from micronet.data.image_files import SUFFIXES, FileSplit, are_grey, list_images, open_image
 from micronet.data.split import random_subset
@@ -17,7 +18,7 @@ from micronet.errors import MicronetError
 TEST_SHARE = 0.25  # of images that come without parts
 
 
-def open_folder(root: Path, image_size: int | None) -> DataSource:
+def open_folder(root: Path, image_size: ImageSize | None) -> DataSource:
     """Open a folder; without an image size, use the first image's, which must then be square."""
     splits = {name: root / name for name in ("train", "val", "test") if (root / name).is_dir()}
     test = splits.get("test") or splits.get("val")
@@ -38,7 +39,7 @@ def open_folder(root: Path, image_size: int | None) -> DataSource:
     )
 
 
-def open_unlabeled(root: Path, image_size: int | None) -> DataSource | None:
+def open_unlabeled(root: Path, image_size: ImageSize | None) -> DataSource | None:
     """Open any folder of images, whose labels do not matter; return None if it holds none.
 
     ``train`` and ``test`` or ``val`` are used as they are; of other folders, a quarter of the images are for testing.
@@ -46,7 +47,7 @@ def open_unlabeled(root: Path, image_size: int | None) -> DataSource | None:
     paths = list_images(root)
     if not paths:
         return None
-    size = image_size or _size_of(paths[0])
+    size = image_size or square_size(paths[0])
     parts = [list_images(root / name) for name in ("train", "test", "val") if (root / name).is_dir()]
     if len(parts) > 1:
         train, test = (_unlabeled(part, size) for part in parts[:2])
@@ -58,7 +59,7 @@ def open_unlabeled(root: Path, image_size: int | None) -> DataSource | None:
     return DataSource(lambda: train, lambda: test, is_grey=lambda: are_grey(paths))
 
 
-def _unlabeled(paths: list[Path], size: int) -> FileSplit:
+def _unlabeled(paths: list[Path], size: ImageSize) -> FileSplit:
     return FileSplit(paths, torch.zeros(len(paths), dtype=torch.int64), size)
 
 
@@ -66,7 +67,7 @@ def _class_names(part: Path) -> list[str]:
     return sorted(entry.name for entry in part.iterdir() if entry.is_dir() and entry.name[0] != ".")
 
 
-def _read(part: Path, classes: list[str], size: int) -> FileSplit:
+def _read(part: Path, classes: list[str], size: ImageSize) -> FileSplit:
     if not part.is_dir():
         raise MicronetError(f"{part.parent} has no train/ folder; put the training images into {part}/CLASS/")
     if unknown := set(_class_names(part)) - set(classes):
@@ -91,17 +92,18 @@ def _read(part: Path, classes: list[str], size: int) -> FileSplit:
 
 def _first_size(part: Path, classes: list[str]) -> int:
     for path in itertools.chain.from_iterable(list_images(part / name) for name in classes):
-        return _size_of(path)
+        return square_size(path)
     raise _no_images(part)
 
 
-def _size_of(path: Path) -> int:
+def square_size(path: Path) -> int:
+    """Return the height and width of an image file; raise MicronetError if it is not square."""
     with open_image(path) as image:
         width, height = image.size
     if width != height:
         raise MicronetError(
-            f"{path} is {height}x{width} (height x width), not square; add --image-size N to resize and crop all "
-            "images to NxN"
+            f"{path} is {height}x{width} (height x width), not square; add --image-size {height}x{width} to resize and "
+            "crop all images to that size, or --image-size N for NxN"
         )
     return width
 

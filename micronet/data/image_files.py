@@ -1,4 +1,4 @@
-"""Image files, decoded to square uint8 pixels ahead of their use, and only once if they fit in memory.
+"""Image files, decoded to uint8 pixels of one size ahead of their use, and only once if they fit in memory.
 
 Worker processes decode chunks of files and pause when a few chunks are waiting, so memory use does not grow with the
 number of files. Decoded images are cached if all of them fit in the memory reserved for images.
@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from micronet.core import ranks
+from micronet.core.image_size import ImageSize, sides, spell_size
 from micronet.core.machine import available_memory, end_with_parent, usable_cores
 from micronet.data.split import ImageSplit, channels_first
 from micronet.errors import FailedError, MicronetError, first_line
@@ -46,13 +47,13 @@ MEMORY_VARIABLE = "MICRONET_IMAGE_MEMORY"
 
 
 class FileSplit(ImageSplit):
-    """Image files, decoded to (size, size) pixels when they are needed: RGB, or grey (``as_grey``)."""
+    """Image files, decoded when they are needed: RGB, or grey (``as_grey``)."""
 
-    def __init__(self, paths: Sequence[Path | str], labels: Tensor, size: int) -> None:
+    def __init__(self, paths: Sequence[Path | str], labels: Tensor, size: ImageSize) -> None:
         # One array of bytes: a million Path objects take half a gigabyte, and every worker would copy them.
         self._names = np.array([os.fsencode(path) for path in paths])
         self._rows = torch.arange(len(paths))  # where this split's images are in the names and in the cache
-        self.labels, self.image_shape = labels, (3, size, size)
+        self.labels, self.image_shape = labels, (3, *sides(size))
         self._cache: Tensor | None = None
         self._is_cached = torch.zeros(0, dtype=torch.bool)
 
@@ -132,8 +133,8 @@ class FileSplit(ImageSplit):
 
 
 def _decode_chunk(names: Any, shape: tuple[int, int, int], rows: Tensor) -> Tensor:
-    """Decode the files ``names[rows]`` as (B, size, size, C) uint8; ``shape``: (C, size, size)."""
-    channels, size, _ = shape  # the three channels of a grey image are equal
+    """Decode the files ``names[rows]`` as (B, H, W, C) uint8; ``shape``: (C, H, W)."""
+    channels, *size = shape  # the three channels of a grey image are equal
     return torch.stack([decode(Path(os.fsdecode(name)), size)[:, :, :channels] for name in names[rows.numpy()]])
 
 
@@ -175,11 +176,11 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
-def decode(path: Path, size: int) -> Tensor:
-    """Read an image file as (size, size, 3) uint8 RGB: shorter side resized, then centre-cropped."""
+def decode(path: Path, size: ImageSize) -> Tensor:
+    """Read an image file as (H, W, 3) uint8 RGB: resized to cover the size, then centre-cropped."""
     with open_image(path) as image:
         rgb = _eight_bits(ImageOps.exif_transpose(image)).convert("RGB")
-        return torch.from_numpy(np.array(rgb if rgb.size == (size, size) else square(rgb, size)))
+        return torch.from_numpy(np.array(rgb if rgb.size == sides(size)[::-1] else cover(rgb, size)))
 
 
 def are_grey(paths: Sequence[Path]) -> bool:
@@ -237,12 +238,13 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return image
 
 
-def square(image: Image.Image, size: int, resample: Image.Resampling = Image.Resampling.BILINEAR) -> Image.Image:
-    """Return an image of (size, size) pixels: the shorter side resized, then centre-cropped."""
+def cover(image: Image.Image, size: ImageSize, resample: Image.Resampling = Image.Resampling.BILINEAR) -> Image.Image:
+    """Return an image of some size: resized to cover it, with the same ratio of its sides, then centre-cropped."""
     width, height = image.size
-    scale = size / min(width, height)
-    wide, high = max(size, round(width * scale)), max(size, round(height * scale))
+    rows, columns = sides(size)
+    scale = max(rows / height, columns / width)
+    wide, high = max(columns, round(width * scale)), max(rows, round(height * scale))
     if wide * high > max(MOST_PIXELS, width * height):
-        raise ValueError(f"it is {height}x{width} (height x width), too long for images of {size}x{size}")
-    left, top = (wide - size) // 2, (high - size) // 2
-    return image.resize((wide, high), resample).crop((left, top, left + size, top + size))
+        raise ValueError(f"it is {height}x{width} (height x width), too long for images of {spell_size(size)}")
+    left, top = (wide - columns) // 2, (high - rows) // 2
+    return image.resize((wide, high), resample).crop((left, top, left + columns, top + rows))

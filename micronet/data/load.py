@@ -18,6 +18,7 @@ from torch import nn
 
 from micronet import registry
 from micronet.core.files import cache_folder
+from micronet.core.image_size import ImageSize, parse_size
 from micronet.data.dataset import Dataset, DataSource, DataSpec
 from micronet.data.folder import open_folder
 from micronet.data.memory import NAME, MemoryData
@@ -38,7 +39,7 @@ MOST_CLASSES = 1_000_000
 def load_data(
     name: str | None,
     *,
-    image_size: int | None = None,
+    image_size: int | str | list[int] | None = None,
     limit: int | None = None,
     like: DataSpec | None = None,
     task: str | None = None,
@@ -50,7 +51,7 @@ def load_data(
     Args:
         name: A built-in data set, a folder, a ``.npz`` file, ``pkg.mod:factory`` or ``MemoryData``; None: the name in
             ``like``.
-        image_size: Height and width in pixels; None: as in ``like``, or the images' own.
+        image_size: In pixels, ``N`` for NxN or ``"HEIGHTxWIDTH"``; None: as in ``like``, or the images' own.
         limit: The maximum number of training images, and of test images.
         like: The spec of the network that the data set is for; its preprocessing overrides the data set's.
         task: What the data set is for; None: as in ``like``.
@@ -59,7 +60,7 @@ def load_data(
     """
     like = like or DataSpec()
     place = _place(name, like)
-    size = image_size or like.image_size
+    size = parse_size(image_size) or like.image_size
     opened = load_task(task, like.task)
     if isinstance(place, MemoryData):
         if image_size is not None:
@@ -108,7 +109,7 @@ def _place(name: str | None, like: DataSpec) -> str:
     return place
 
 
-def open_images(name: str, image_size: int | None) -> DataSource:
+def open_images(name: str, image_size: ImageSize | None) -> DataSource:
     """Open labelled images: built in, a folder, a file, or the user's code."""
     path = Path(name)
     if name in registry.DATA:
@@ -139,7 +140,7 @@ def _count(classes: list[str]) -> str:
     return f"{count(len(classes), 'class')} ({', '.join(classes[:3])}{', …' if len(classes) > 3 else ''})"
 
 
-def digits(image_size: int | None) -> DataSource:
+def digits(image_size: ImageSize | None) -> DataSource:
     """Open the UCI handwritten digits: 8x8 scans of 17 grey levels, resized to 32x32 RGB by default."""
     stored = read_npz(Path(__file__).with_name("digits.npz"))
 
@@ -151,7 +152,7 @@ def digits(image_size: int | None) -> DataSource:
     return DataSource(partial(read, "train"), partial(read, "test"), list("0123456789"), augment="crop")
 
 
-def open_arrays(stored: Mapping[str, Any], image_size: int | None) -> DataSource:
+def open_arrays(stored: Mapping[str, Any], image_size: ImageSize | None) -> DataSource:
     """Open arrays.
 
     Args:
@@ -164,6 +165,12 @@ def open_arrays(stored: Mapping[str, Any], image_size: int | None) -> DataSource
             f"and y_test; {OTHER_INPUTS}"
         )
     train, test = (_from_arrays(stored, part, image_size) for part in ("train", "test"))
+    if train.image_shape != test.image_shape:
+        raise MicronetError(
+            f"the training images are {'x'.join(map(str, train.image_shape))}, but the test images are "
+            f"{'x'.join(map(str, test.image_shape))} (channels x height x width); store both alike, or resize them "
+            "with --image-size"
+        )
     labels = int(max(train.labels.max(), test.labels.max())) + 1
     if labels > MOST_CLASSES:
         raise MicronetError(
@@ -179,7 +186,7 @@ def open_arrays(stored: Mapping[str, Any], image_size: int | None) -> DataSource
     return DataSource(lambda: train, lambda: test, classes)
 
 
-def _from_arrays(stored: Mapping[str, Any], part: str, image_size: int | None) -> MemorySplit:
+def _from_arrays(stored: Mapping[str, Any], part: str, image_size: ImageSize | None) -> MemorySplit:
     x, y = np.ascontiguousarray(stored[f"x_{part}"]), np.asarray(stored[f"y_{part}"])
     if x.dtype != np.uint8 or y.dtype.kind not in "iu":
         raise MicronetError(
@@ -189,10 +196,8 @@ def _from_arrays(stored: Mapping[str, Any], part: str, image_size: int | None) -
         x = x[:, None]
     elif x.ndim == 4 and x.shape[1] not in (1, 3) and x.shape[3] in (1, 3):
         x = x.transpose(0, 3, 1, 2)
-    if x.ndim != 4 or x.shape[1] not in (1, 3) or x.shape[2] != x.shape[3]:
-        raise MicronetError(
-            f"x_{part} has shape {x.shape}; expected square images with 1 or 3 channels; {OTHER_INPUTS}"
-        )
+    if x.ndim != 4 or x.shape[1] not in (1, 3):
+        raise MicronetError(f"x_{part} has shape {x.shape}; expected images with 1 or 3 channels; {OTHER_INPUTS}")
     if len(x) == 0 or y.shape != (len(x),) or y.min() < 0:
         raise MicronetError(
             f"x_{part} has {count(len(x), 'image')} and y_{part} has shape {y.shape}; expected one label per "
@@ -201,7 +206,7 @@ def _from_arrays(stored: Mapping[str, Any], part: str, image_size: int | None) -
     return MemorySplit(resize(torch.from_numpy(x), image_size), torch.from_numpy(y.astype(np.int64)))
 
 
-def _torchvision(name: str, augment: str, image_size: int | None) -> DataSource:
+def _torchvision(name: str, augment: str, image_size: ImageSize | None) -> DataSource:
     from torchvision import datasets
 
     root = Path(os.environ.get("MICRONET_DATA") or cache_folder()).expanduser()

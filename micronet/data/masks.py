@@ -15,8 +15,10 @@ import torch
 from PIL import ExifTags, Image
 from torch import Tensor
 
+from micronet.core.image_size import ImageSize, sides, size_of
 from micronet.data.dataset import DataSource
-from micronet.data.image_files import decode, list_images, open_image, square
+from micronet.data.folder import square_size
+from micronet.data.image_files import cover, decode, list_images, open_image
 from micronet.data.split import ImageSplit, channels_first, random_subset
 from micronet.errors import MicronetError
 
@@ -36,11 +38,11 @@ class Pair(NamedTuple):
 
 
 class MaskSplit(ImageSplit):
-    """Files of images and masks, decoded to square pixels when they are first needed."""
+    """Files of images and masks, decoded when they are first needed."""
 
-    def __init__(self, pairs: Sequence[Pair], size: int, channels: int, classes: int = IGNORED) -> None:
+    def __init__(self, pairs: Sequence[Pair], size: ImageSize, channels: int, classes: int = IGNORED) -> None:
         self._pairs, self._size, self._classes = list(pairs), size, classes
-        self.image_shape = (channels, size, size)
+        self.image_shape = (channels, *sides(size))
         self.labels = torch.zeros(len(pairs), dtype=torch.int64)
         self._pixels: dict[int, Tensor] = {}
 
@@ -82,7 +84,7 @@ class MaskSplit(ImageSplit):
         return self._pixels[index]
 
 
-def open_masks(root: Path, image_size: int | None) -> DataSource:
+def open_masks(root: Path, image_size: ImageSize | None) -> DataSource:
     """Open a folder of images and masks; without an image size, use the first image's, which must then be square."""
     if not root.is_dir():
         raise MicronetError(f"--task segmentation needs a folder with images/ and masks/, but {root} is not a folder")
@@ -98,7 +100,7 @@ def open_masks(root: Path, image_size: int | None) -> DataSource:
     if tested_in is None or "train" not in splits:
         raise MicronetError(f"{root} needs train/ and test/ (or val/), each with images/ and masks/")
     first = _read(splits["train"], image_size)
-    size, names = first.image_shape[1], _class_names(root, first)
+    size, names = size_of(*first.image_shape[1:]), _class_names(root, first)
     return DataSource(
         train=lambda: first,
         test=partial(_read, tested_in, size, len(names)),
@@ -127,10 +129,10 @@ def list_pairs(folder: Path) -> list[Pair]:
     return [Pair(path, masks[path.stem]) for path in images]
 
 
-def read_mask(path: Path, size: int) -> Tensor:
-    """Read a mask as (size, size) uint8, resized without mixing classes, then cropped like its image."""
+def read_mask(path: Path, size: ImageSize) -> Tensor:
+    """Read a mask as (H, W) uint8, resized without mixing classes, then cropped like its image."""
     whole = Image.fromarray(_read_classes(path).numpy())
-    return torch.from_numpy(np.array(square(whole, size, Image.Resampling.NEAREST)))
+    return torch.from_numpy(np.array(cover(whole, size, Image.Resampling.NEAREST)))
 
 
 def _read_classes(path: Path) -> Tensor:
@@ -173,16 +175,11 @@ def _highest(classes: Tensor) -> int:
     return int(torch.where(classes == IGNORED, 0, classes).max())
 
 
-def _read(folder: Path, image_size: int | None, classes: int = IGNORED) -> MaskSplit:
+def _read(folder: Path, image_size: ImageSize | None, classes: int = IGNORED) -> MaskSplit:
     pairs = list_pairs(folder)
     with open_image(pairs[0][0]) as image:
-        (width, height), mode = image.size, image.mode
-    if image_size is None and width != height:
-        raise MicronetError(
-            f"{pairs[0][0]} is {height}x{width} (height x width), not square; add --image-size N to resize and crop "
-            "all images to NxN"
-        )
-    return MaskSplit(pairs, image_size or width, 1 if mode in ("L", "1", "I;16") else 3, classes)
+        mode = image.mode
+    return MaskSplit(pairs, image_size or square_size(pairs[0].image), 1 if mode in ("L", "1", "I;16") else 3, classes)
 
 
 def _class_names(root: Path, split: MaskSplit) -> list[str]:
@@ -194,7 +191,7 @@ def _class_names(root: Path, split: MaskSplit) -> list[str]:
     if listed.is_file():
         names = [line.strip() for line in listed.read_text(encoding="utf-8").splitlines() if line.strip()]
     else:
-        highest = max(_highest(read_mask(mask, split.image_shape[1])) for _, mask in split._pairs)
+        highest = max(_highest(read_mask(mask, size_of(*split.image_shape[1:]))) for _, mask in split._pairs)
         names = [str(number) for number in range(highest + 1)]
         if highest == 0:
             raise MicronetError(

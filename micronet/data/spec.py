@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from micronet import registry
+from micronet.core.image_size import ImageSize, sides, spell_size
 from micronet.core.parse import make_record
 from micronet.errors import MicronetError, unknown
 from micronet.models.spec import LARGEST_INPUT, check_described
@@ -24,7 +25,7 @@ class DataSpec:
     name: str | None = None
     classes: list[str] | None = None
     channels: int | None = None
-    image_size: int | None = None  # height and width in pixels
+    image_size: ImageSize | None = None  # in pixels
     mean: list[float] | None = None  # per channel, of pixels scaled to 0..1
     std: list[float] | None = None
     augment: str = "none"  # one of batches.AUGMENTATIONS
@@ -57,14 +58,16 @@ class DataSpec:
 
     def _check_numbers(self) -> None:
         """Raise ValueError if a number makes no sense."""
-        for name in ("channels", "image_size", "limit"):
-            value = getattr(self, name)
+        if isinstance(self.image_size, list) and len(self.image_size) != 2:
+            raise ValueError(f"its image_size has {len(self.image_size)} numbers")
+        size = self.image_size or 1
+        height, width = sides(size)
+        numbers = (("channels", self.channels), ("image_size", height), ("image_size", width), ("limit", self.limit))
+        for name, value in numbers:
             if value is not None and not 1 <= value <= LARGEST_SIDE:
                 raise ValueError(f"its {name} is {value:,}")
-        if (self.channels or 1) * (self.image_size or 1) ** 2 > LARGEST_INPUT:
-            raise ValueError(
-                f"its images of {self.image_size:,}x{self.image_size:,} have more than {LARGEST_INPUT:,} values"
-            )
+        if (self.channels or 1) * height * width > LARGEST_INPUT:
+            raise ValueError(f"its images of {spell_size(size)} have more than {LARGEST_INPUT:,} values")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"its seed is {self.seed:,}")
         mean, std = self.mean, self.std

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from micronet.core.image_size import ImageSize, sides
+
 
 class Split(ABC):
     """Images or other samples, chosen by their indices. ``noun``: what messages call one of them."""
@@ -97,9 +99,9 @@ def random_subset(split: S, count: int, seed: int) -> S:
     return chosen
 
 
-def resize(images: Tensor, size: int | None) -> Tensor:
-    """Resize (N, C, H, W) uint8 images to (size, size), bilinear with antialiasing."""
-    if size is None or images.shape[-2:] == (size, size):
+def resize(images: Tensor, size: ImageSize | None) -> Tensor:
+    """Resize (N, C, H, W) uint8 images, bilinear with antialiasing."""
+    if size is None or images.shape[-2:] == sides(size):
         return images
-    resampled = F.interpolate(images.float(), (size, size), mode="bilinear", antialias=True, align_corners=False)
+    resampled = F.interpolate(images.float(), sides(size), mode="bilinear", antialias=True, align_corners=False)
     return resampled.round().clamp(0, 255).to(torch.uint8)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from micronet.core.image_size import ImageSize, sides, spell_size
 from micronet.errors import MicronetError
 
 
@@ -184,10 +185,11 @@ def scale_width(channels: int, width: float, multiple: int = 1) -> int:
     return max(multiple, int(channels * width / multiple + 0.5) * multiple)
 
 
-def check_image_size(size: int, smallest: int, network: str) -> None:
+def check_image_size(size: ImageSize, smallest: int, network: str) -> None:
     """Raise MicronetError if images are too small for a network."""
-    if size < smallest:
-        raise MicronetError(f"image size {size} is too small for {network}; use --image-size {smallest} or larger")
+    if min(sides(size)) < smallest:
+        spelled = size if isinstance(size, int) else spell_size(size)
+        raise MicronetError(f"image size {spelled} is too small for {network}; use --image-size {smallest} or larger")
 
 
 def flatten(x: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
+from micronet.core.image_size import ImageSize, sides
 from micronet.errors import MicronetError
 from micronet.models.layers import check_image_size, flatten, scale_width
 
@@ -21,7 +22,7 @@ class LeNet(nn.Module):
         self,
         num_classes: int = 10,
         in_channels: int = 1,
-        image_size: int = 28,
+        image_size: ImageSize = 28,
         width: float = 1.0,
         widths: list[int] | None = None,
         batch_norm: bool = False,
@@ -32,7 +33,7 @@ class LeNet(nn.Module):
         if len(widths) != 3 or min(widths) < 1:
             raise MicronetError(f"widths is {widths}; lenet needs three positive integers")
         first, second, hidden = widths
-        side = ((image_size - 4) // 2 - 4) // 2
+        rows, columns = (((side - 4) // 2 - 4) // 2 for side in sides(image_size))
         self.conv1 = nn.Conv2d(in_channels, first, 5)
         self.bn1 = nn.BatchNorm2d(first) if batch_norm else nn.Identity()
         self.pool1 = nn.MaxPool2d(2)
@@ -41,14 +42,14 @@ class LeNet(nn.Module):
         self.bn2 = nn.BatchNorm2d(second) if batch_norm else nn.Identity()
         self.pool2 = nn.MaxPool2d(2)
         self.relu2 = nn.ReLU(inplace=True)
-        self.fc1 = nn.Linear(second * side * side, hidden)
+        self.fc1 = nn.Linear(second * rows * columns, hidden)
         self.bn3 = nn.BatchNorm1d(hidden) if batch_norm else nn.Identity()
         self.relu3 = nn.ReLU(inplace=True)
         self.dropout = nn.Dropout()
         self.fc2 = nn.Linear(hidden, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, image_size, image_size) images -> (N, classes) scores."""
+        """(N, C, H, W) images -> (N, classes) scores."""
         x = self.relu1(self.pool1(self.bn1(self.conv1(x))))
         x = self.relu2(self.pool2(self.bn2(self.conv2(x))))
         x = self.dropout(self.relu3(self.bn3(self.fc1(flatten(x)))))

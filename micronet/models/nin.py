@@ -11,6 +11,7 @@ from math import lcm
 
 from torch import Tensor, nn
 
+from micronet.core.image_size import ImageSize
 from micronet.errors import MicronetError, count
 from micronet.models.layers import ChannelShuffle, ConvBNReLU, check_image_size, flatten, initialise, scale_width
 
@@ -37,7 +38,7 @@ class NiN(nn.Module):
         self,
         num_classes: int = 10,
         in_channels: int = 3,
-        image_size: int = 32,
+        image_size: ImageSize = 32,
         width: float = 1.0,
         widths: list[int] | None = None,
         conv4_kernel: int = 5,

@@ -167,5 +167,6 @@ def _task(data: str | None) -> str | None:
 
 
 def _on_folder(answers: Answers) -> str:
-    needs = answers.data is not None and Path(answers.data).is_dir()
-    return "\nAdd image_size = 64, for example, unless all images are squares of one size." if needs else ""
+    if answers.data is None or not Path(answers.data).is_dir():
+        return ""
+    return '\nAdd image_size = 64, or "240x320", for example, unless all images are squares of one size.'

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from micronet.artifact.header import read_header
+from micronet.core.image_size import parse_size
 from micronet.data.dataset import DataSpec
 from micronet.data.load import load_data
 from micronet.errors import MicronetError
@@ -22,14 +23,15 @@ def check_data(recipe: Recipe, planned: list[Planned]) -> None:
         FailedError: A data set could not be downloaded.
     """
     recorded: dict[Path, DataSpec] = {}  # by the files that the recipe makes
-    opened: dict[tuple[str | None, int | None, str], DataSpec] = {}
+    opened: dict[tuple[str | None, str, str], DataSpec] = {}
     for each in planned:
         stage = each.configured()
-        named, size = each.values.get("data"), each.values.get("image_size")
+        named, size = each.values.get("data"), parse_size(each.values.get("image_size"))
         spec = _of_input(stage.input(), recorded, DEFAULT_DATA if stage.needs_data() else None)
         if spec is not None and uses(each.stage, "data") and (named or stage.needs_data()):
             task = each.values.get("task")
-            key = (named or spec.name, size or spec.image_size, task or spec.task)
+            own = size or spec.image_size
+            key = (named or spec.name, str(own), task or spec.task)
             if key not in opened or spec.classes not in (None, opened[key].classes):
                 try:
                     with spell_as_keywords(each.stage, recipe=True):
@@ -38,7 +40,7 @@ def check_data(recipe: Recipe, planned: list[Planned]) -> None:
                 except MicronetError as error:
                     error.args = (str(recipe.error(each.entry.line, f"{each.entry.command}: {error}")),)
                     raise
-                opened[key] = replace(spec, name=key[0], image_size=key[1], task=key[2], classes=classes)
+                opened[key] = replace(spec, name=key[0], image_size=own, task=key[2], classes=classes)
             spec = opened[key]
         if spec is not None and each.output is not None:
             recorded[each.output] = spec

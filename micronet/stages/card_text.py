@@ -10,6 +10,7 @@ from typing import Any
 
 from micronet import registry
 from micronet.core.config import accepts, alternatives, options, spell
+from micronet.core.image_size import spell_size
 from micronet.errors import visible
 from micronet.stages.origin import origin_of
 from micronet.stages.stage import find
@@ -96,8 +97,8 @@ def _data(data: Mapping[str, Any] | None) -> list[str]:
     if data.get("inputs"):
         lines += [f"- input: {code(describe_inputs([each]))}" for each in data["inputs"]]
     elif data.get("image_size"):
-        channels, side = data.get("channels") or "?", data["image_size"]
-        lines.append(f"- images: {code(f'{channels}x{side}x{side}')}, pixels scaled to 0..1")
+        channels, size = data.get("channels") or "?", spell_size(data["image_size"])
+        lines.append(f"- images: {code(f'{channels}x{size}')}, pixels scaled to 0..1")
     lines += [f"- {key}: {_listed(data[key])}" for key in ("mean", "std", "classes") if data.get(key)]
     return ["\n".join(lines), f"{TO_FILL} where the data come from, and what they leave out."]
 

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from micronet import registry
 from micronet.core.config import Settings, flag, group, setting
+from micronet.core.image_size import LARGEST, parse_size, spell_size
 from micronet.core.parse import parse_json
 from micronet.errors import MicronetError
 from micronet.runtimes.config import CodeOptions, RuntimeOptions
@@ -95,8 +96,15 @@ class DataConfig(Settings):
         metavar="TASK",
         names="tasks",
     )
-    image_size: int | None = setting(None, "Resize and crop images to NxN pixels.", low=1, high=16384)
+    image_size: int | str | None = setting(
+        None, "Resize and crop images to N (NxN) or HEIGHTxWIDTH pixels.", metavar="SIZE", low=1, high=LARGEST
+    )
     limit: int | None = setting(None, "Use at most N training and N test images.", low=2, metavar="N")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        size = parse_size(self.image_size)
+        object.__setattr__(self, "image_size", spell_size(size) if isinstance(size, list) else size)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import onnx
 
+from micronet.core.image_size import parse_size, sides, size_of
 from micronet.data.dataset import Dataset, DataSpec
 from micronet.data.load import load_data
 from micronet.data.memory import MemoryData
@@ -51,17 +52,11 @@ class FloatModel:
                 "--calib-data: a folder of images, or an .npz file with one array for each input"
             )
         remembered, image = metadata(self.proto).get("data"), self.image_input()
-        _, height, width = image.size
-        if height != width:
-            raise MicronetError(
-                f"the model takes images of {height} by {width} pixels, but images in data sets are square; pass a "
-                "folder of images with --calib-data"
-            )
         like = DataSpec.from_json(remembered) if remembered else DataSpec(seed=self.seed)
         if self.inputs.mean is not None:
             mean, std = self.inputs.normalization
             like = replace(like, mean=mean, std=std)
-        size = None if isinstance(self.data.data, MemoryData) else height
+        size = None if isinstance(self.data.data, MemoryData) else size_of(*image.size[1:])
         return load_data(self.data.data, image_size=size, limit=self.data.limit, like=like, task=self.data.task)
 
     def image_input(self, spec: DataSpec | None = None) -> ImageInput:
@@ -75,8 +70,8 @@ class FloatModel:
             )
         channels_last = is_channels_last(entries[0], config.layout)
         remembered = spec or DataSpec.from_json(metadata(self.proto).get("data"))
-        side = self.data.image_size
-        given = config.shape or (None if side is None else (remembered.channels or 3, side, side))
+        asked = parse_size(self.data.image_size)
+        given = config.shape or (None if asked is None else (remembered.channels or 3, *sides(asked)))
         size = image_size(entries[0], given, channels_last=channels_last)
         mean, std = config.normalization if config.mean is not None else (remembered.mean, remembered.std)
         return ImageInput(entries[0], size, channels_last, mean, std)

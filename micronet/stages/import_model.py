@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from micronet.core.config import group, setting
+from micronet.core.image_size import spell_size
 from micronet.errors import MicronetError
 from micronet.stages.config import DataConfig, ModelConfig, OutputConfig
 from micronet.stages.stage import Context, Outcome, Stage
@@ -90,7 +91,7 @@ def _described(artifact: "Artifact", spec: "DataSpec") -> dict[str, Any]:
     network = describe_network(artifact)
     if spec.inputs is None and (spec.image_size is None or spec.channels is None):
         return {"network": network, "macs": None}
-    size = f"{spec.channels}x{spec.image_size}x{spec.image_size}"
+    size = f"{spec.channels}x{spell_size(spec.image_size or 0)}"
     try:
         macs = count_macs(artifact.model, head(example_input(artifact), 1))
     except Exception:  # a forward may raise anything; the next command says what does not fit

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from micronet.artifact.artifact import Artifact
+from micronet.core.image_size import parse_size, sides
 from micronet.core.progress import Progress
 from micronet.data.arrays import open_inputs
 from micronet.data.batches import eval_batches
@@ -144,7 +145,7 @@ def image_shape(artifact: Artifact) -> tuple[int, int, int] | None:
     spec = DataSpec.from_json(artifact.data)
     if spec.channels is None or spec.image_size is None:
         return None
-    return spec.channels, spec.image_size, spec.image_size
+    return spec.channels, *sides(spec.image_size)
 
 
 def example_input(artifact: Artifact, input_shape: str | None = None) -> Example:
@@ -231,8 +232,8 @@ def generated_batches(artifact: Artifact, data: DataConfig, config: RangeConfig,
             f"--calib-data none generates images, but this network takes {describe_inputs(inputs)}; {cure}"
         )
     shape = image_shape(artifact) or DEFAULT_SHAPE
-    if data.image_size:
-        shape = shape[0], data.image_size, data.image_size
+    if (size := parse_size(data.image_size)) is not None:
+        shape = shape[0], *sides(size)
     model = artifact.model.to(run.device)
     try:
         check_accepts(model, torch.zeros(2, *shape, device=run.device))

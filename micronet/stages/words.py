@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from micronet.core.config import flatten
+from micronet.core.image_size import spell_size
 from micronet.errors import count
 
 if TYPE_CHECKING:
@@ -89,4 +90,4 @@ def _shape(data: "Dataset") -> list[str]:
     if spec.inputs is not None:
         return [describe_inputs(spec.inputs)]
     classes = [count(len(spec.classes), "class")] if spec.classes else []
-    return [*classes, count(spec.channels or 0, "channel"), f"{spec.image_size}x{spec.image_size}"]
+    return [*classes, count(spec.channels or 0, "channel"), f"{spell_size(spec.image_size or 0)}"]

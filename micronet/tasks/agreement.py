@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from micronet.core.image_size import ImageSize
 from micronet.core.metrics import EQUAL_DB
 from micronet.data.arrays import open_inputs
 from micronet.data.dataset import DataSource, DataSpec
@@ -64,7 +65,7 @@ class Agreement(Task):
     higher_is_better = False
     needs_reference = True
 
-    def open(self, place: str, image_size: int | None) -> DataSource:
+    def open(self, place: str, image_size: ImageSize | None) -> DataSource:
         """Open arrays of inputs, a folder of .npy files, or any images, whose labels do not matter."""
         path = Path(place)
         source = open_inputs(path, image_size)

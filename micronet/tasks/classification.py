@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from micronet.core.image_size import ImageSize
 from micronet.data.dataset import DataSource, DataSpec
 from micronet.data.load import open_images
 from micronet.errors import MicronetError
@@ -52,7 +53,7 @@ class Classification(Task):
     main = "accuracy"
     has_classes = True
 
-    def open(self, place: str, image_size: int | None) -> DataSource:
+    def open(self, place: str, image_size: ImageSize | None) -> DataSource:
         """Open a built-in data set, class folders, an .npz file, or the user's arrays."""
         return open_images(place, image_size)
 

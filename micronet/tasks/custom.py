@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from micronet.core.image_size import ImageSize
 from micronet.data.dataset import DataSource, DataSpec
 from micronet.data.samples import SampleSplit
 from micronet.errors import MicronetError, first_line
@@ -35,7 +36,7 @@ class Custom(Task):
             raise MicronetError(f'--task {name} does not name its main metric; add, for example, main = "map50"')
         self.higher_is_better = bool(getattr(self._own, "higher_is_better", True))
 
-    def open(self, place: str, image_size: int | None) -> DataSource:
+    def open(self, place: str, image_size: ImageSize | None) -> DataSource:
         """Read the parts that the user's ``data`` returns; without a validation part, train is split."""
         if image_size is not None:
             raise MicronetError(f"--image-size has no effect with --task {self.name}, which reads the data; drop it")

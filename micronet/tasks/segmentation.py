@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from micronet.core.image_size import ImageSize
 from micronet.data.dataset import DataSource, DataSpec
 from micronet.data.masks import IGNORED, find_class, open_masks
 from micronet.errors import MicronetError
@@ -66,7 +67,7 @@ class Segmentation(Task):
     main = "mean_iou"
     has_classes = True
 
-    def open(self, place: str, image_size: int | None) -> DataSource:
+    def open(self, place: str, image_size: ImageSize | None) -> DataSource:
         """Open folders of images and masks."""
         return open_masks(Path(place), image_size)
 

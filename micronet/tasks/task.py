@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from micronet import registry
+from micronet.core.image_size import ImageSize
 from micronet.errors import MicronetError, unknown
 from micronet.models.outputs import tensors_in
 
@@ -56,7 +57,7 @@ class Task(ABC):
     least_classes: int | None = None
 
     @abstractmethod
-    def open(self, place: str, image_size: int | None) -> "DataSource":
+    def open(self, place: str, image_size: ImageSize | None) -> "DataSource":
         """Open the data set that the user named; raise MicronetError if it does not suit the task."""
 
     @abstractmethod

@@ -193,7 +193,7 @@ def test_arrays_of_every_layout(tmp_path, shape):
         ({"x_train": np.zeros((40, 8, 8), np.float32)}, "expected uint8 .*; inputs other than .* --task FILE.py:TASK"),
         ({"y_train": np.zeros(39, int)}, "one label"),
         ({"y_train": -np.ones(40, int)}, "one label"),
-        ({"x_test": np.zeros((12, 8, 9), np.uint8)}, "square"),
+        ({"x_test": np.zeros((12, 8, 9), np.uint8)}, "are 1x8x8, but the test images are 1x8x9"),
         ({"x_train": np.zeros((0, 8, 8), np.uint8), "y_train": np.zeros(0, int)}, "one label"),
         ({"classes": np.array(["a", "b"])}, "lists 2 classes"),
     ],

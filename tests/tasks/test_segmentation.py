@@ -78,7 +78,7 @@ def test_masks_that_do_not_fit_are_named(folder, tmp_path, micronet):
         load_data(str(root), task="segmentation")
     for path in root.glob("*/images/*"):
         Image.fromarray(mask[:8]).save(path)
-    with pytest.raises(MicronetError, match=r"is 8x16 \(height x width\), not square; add --image-size N"):
+    with pytest.raises(MicronetError, match=r"is 8x16 \(height x width\), not square; add --image-size 8x16 "):
         load_data(str(root), task="segmentation")
 
 
