@@ -170,9 +170,12 @@ def _copies(inputs: tuple[Any, ...]) -> list[Any]:
     return [x.clone() if isinstance(x, Tensor) else x for x in inputs]
 
 
-def record(model: nn.Module, inputs: tuple[Any, ...], *, training: bool = False) -> Recorder:
-    """Record what a network computes in one mode; nothing is checked. Raises whatever its forward raises."""
-    recorder = Recorder(model, training=training)
+def record(model: nn.Module, inputs: tuple[Any, ...], *, training: bool = False, into_leaves: bool = False) -> Recorder:
+    """Record what a network computes in one mode; nothing is checked. Raises whatever its forward raises.
+
+    ``into_leaves``: whether modules that set ``is_leaf`` are recorded like others.
+    """
+    recorder = Recorder(model, training=training, into_leaves=into_leaves)
     with state_kept(model), uncompiled_modules(), torch.no_grad(), random_kept(model):
         model.train(training)
         names = set(dict(model.named_modules()))

@@ -36,9 +36,9 @@ _REFLECTED: dict[str, Callable[..., Any]] = {
 class Recorder(TorchFunctionMode):
     """Adds a node to a graph for every call of a torch function or a leaf module."""
 
-    def __init__(self, model: nn.Module, *, training: bool = False) -> None:
+    def __init__(self, model: nn.Module, *, training: bool = False, into_leaves: bool = False) -> None:
         super().__init__()
-        self._training = training
+        self._training, self._into_leaves = training, into_leaves
         self.graph = fx.Graph()
         self.root: Any = nn.Module()
         self.root.training = model.training
@@ -86,7 +86,7 @@ class Recorder(TorchFunctionMode):
     def leaves(self) -> Iterator[None]:
         """Make calls of leaf modules nodes, in this context: hooks around each leaf's own hooks see its calls."""
         handles: list[Any] = []
-        for leaf in find_leaves(self._model) - {self._model}:
+        for leaf in find_leaves(self._model, into_own=self._into_leaves) - {self._model}:
             handles.append(leaf.register_forward_pre_hook(self._enter, prepend=True, with_kwargs=True))
             handles.append(leaf.register_forward_hook(self._leave, with_kwargs=True, always_call=True))
         try:

@@ -47,8 +47,8 @@ def check_same_code(named: ModelSpec, recorded: ModelSpec) -> None:
     if recorded.sha256 != named.sha256 or (recorded.sha256 is None and recorded.name != named.name):
         raise MicronetError(
             f"--model {named.name} is not the code that created this artifact ({recorded.name}, sha256 "
-            f"{(recorded.sha256 or 'none')[:12]}); pass the original code, or use --trust-code to run the recorded "
-            "copy"
+            f"{(recorded.sha256 or 'none')[:12]}); pass the original code, use --trust-code to run the recorded copy, "
+            "or, if the change is meant, make the artifact again"
         )
 
 

@@ -220,7 +220,7 @@ def exported(
         return to_onnx(artifact, inputs, config, pairs=pairs, gates=gates)
     except MicronetError as error:
         try:
-            reads = record(artifact.model, as_inputs(artifact.model, inputs)).reads
+            reads = record(artifact.model, as_inputs(artifact.model, inputs), into_leaves=True).reads
         except Exception:  # the user's forward may raise anything
             reads = ""
         if not reads:

@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 from torchvision.ops import FrozenBatchNorm2d
 
 from micronet.errors import MicronetError
-from micronet.graph.record import record_network
+from micronet.graph.record import record, record_network
 from micronet.graph.trace import trace
 
 IMAGES, MORE = torch.randn(2, 3, 8, 8), torch.randn(5, 3, 8, 8)
@@ -184,6 +184,14 @@ def test_a_forward_that_depends_on_values_is_refused_with_its_line(forward, line
     with pytest.raises(MicronetError, match=r"depends on the values of its inputs at .*test_record.py:") as caught:
         record_network(Network(forward), IMAGES)
     assert line in str(caught.value)
+
+
+def test_such_a_line_is_found_in_a_module_that_is_a_leaf_too():
+    inner = Network(branch_on_values)
+    inner.is_leaf = True
+    model = nn.Sequential(inner).eval()
+    assert not record(model, (IMAGES,)).reads
+    assert "if x.sum() > 0:" in record(model, (IMAGES,), into_leaves=True).reads
 
 
 def weights_of_other_names(m, x):

@@ -106,7 +106,8 @@ def _parse(trt: Any, network: Any, proto: onnx.ModelProto, log: Any) -> None:
         )
     if network.num_inputs != 1:
         raise MicronetError(
-            f"the model has {network.num_inputs} inputs; engines can only be built for models with a single input"
+            f"the model has {network.num_inputs} inputs, but engines are only built for models of one; run the file "
+            "with ONNX Runtime or OpenVINO, or build the engine with trtexec"
         )
 
 
