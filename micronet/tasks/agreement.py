@@ -1,7 +1,7 @@
 """Agreement: how close a network's outputs are to those of its float original, for any network and no labels.
 
 Each output is compared on its own: the signal-to-quantization-noise ratio, SQNR = 10 log10(sum(y^2) / sum((y' - y)^2))
-in dB, and the cosine similarity. A network is judged by its worst output.
+in dB, over all values and channel by channel, and the cosine similarity. A network is judged by its worst output.
 """
 
 import math
@@ -21,15 +21,17 @@ from micronet.errors import MicronetError
 from micronet.tasks.task import Outputs, Task, describe
 
 SMALLEST = 1e-30  # keeps sums of squares of zeros from dividing by zero
+SLOTS = 512  # of channels whose sums are kept apart
 LARGEST_DB = float(EQUAL_DB)  # of equal outputs, whose SQNR is infinite; float64 resolves 313 dB
 LARGEST_ERROR = 10 ** (LARGEST_DB / 20)  # of outputs with NaN or infinity: -300 dB
 
 
 class Similarity:
-    """Sums of products of outputs and references; one column for each output."""
+    """Sums of products of outputs and references, for each output and each of its channels (axis 1)."""
 
     def __init__(self) -> None:
-        self.totals = torch.zeros(0)  # (4, outputs) float64: y^2, y'^2, y y', (y' - y)^2; ranks add theirs up
+        # (4, outputs, SLOTS) float64: y^2, y'^2, y y', (y' - y)^2; ranks add theirs up
+        self.totals = torch.zeros(0)
 
     def update(self, outputs: Outputs, targets: Outputs) -> None:
         """Add the outputs of a network and of its original for the same batch."""
@@ -37,23 +39,32 @@ class Similarity:
         for ours, theirs in zip(*_paired(outputs, targets), strict=True):
             y, other = theirs.double(), ours.double()
             products = y * y, other * other, y * other, (other - y).square()
-            columns.append(torch.stack([each.sum() for each in products]))
+            columns.append(torch.stack([_by_channel(each) for each in products]))
         added = torch.stack(columns, 1)
         self.totals = self.totals + added if len(self.totals) else added
 
     def compute(self) -> dict[str, float]:
         """Return the figures of the worst output and, if there are several, of each, numbered from 1.
 
-        ``error`` is the root of noise over signal, 0 for equal outputs: 20 log10(1 / error) is the SQNR.
+        ``error`` is the root of noise over signal, 0 for equal outputs: 20 log10(1 / error) is the SQNR. That of the
+        channels is from the mean of their noise over their signal, at most 1 each, so that small values beside large
+        ones, such as scores beside boxes in pixels, count like these.
         """
-        signal, own, product, noise = self.totals
+        signal, own, product, noise = self.totals.sum(2)
         error = (noise / signal.clamp(min=SMALLEST)).sqrt().nan_to_num(LARGEST_ERROR).clamp(max=LARGEST_ERROR)
         cosine = (product / (signal * own).sqrt().clamp(min=SMALLEST)).nan_to_num(0.0)
         cosine = torch.where((signal == 0) & (own == 0), 1.0, cosine).clamp(-1, 1)
-        found = {"sqnr_db": _decibels(float(error.max())), "cosine": float(cosine.min()), "error": float(error.max())}
+        channels = _channel_error(self.totals[0], self.totals[3])
+        found = {
+            "sqnr_db": _decibels(float(error.max())), "channel_sqnr_db": _decibels(float(channels.max())),
+            "cosine": float(cosine.min()), "error": float(error.max()),
+        }  # fmt: skip
         if len(error) > 1:
-            for number, (each, angle) in enumerate(zip(error.tolist(), cosine.tolist(), strict=True), 1):
-                found |= {f"sqnr_db/{number}": _decibels(each), f"cosine/{number}": angle}
+            for number, each in enumerate(zip(*(x.tolist() for x in (error, channels, cosine)), strict=True), 1):
+                found |= {
+                    f"sqnr_db/{number}": _decibels(each[0]), f"channel_sqnr_db/{number}": _decibels(each[1]),
+                    f"cosine/{number}": each[2],
+                }  # fmt: skip
         return found
 
 
@@ -120,6 +131,21 @@ def _paired(outputs: Outputs, targets: Outputs) -> tuple[list[Tensor], list[Tens
             "networks made from the same original"
         )
     return ours, theirs
+
+
+def _by_channel(values: Tensor) -> Tensor:
+    """Return the sums of values (N, C, ...) over all axes but the second, (SLOTS,); more channels share slots."""
+    channels = values.sum(0) if values.dim() > 1 else values.sum()
+    channels = channels.flatten(1).sum(1) if channels.dim() > 1 else channels.reshape(-1)
+    index = torch.arange(len(channels)) * SLOTS // max(SLOTS, len(channels))
+    return torch.zeros(SLOTS, dtype=torch.float64).index_add_(0, index, channels.cpu())
+
+
+def _channel_error(signal: Tensor, noise: Tensor) -> Tensor:
+    """Return the root of the mean over the channels of noise over signal, at most 1 each; (outputs, SLOTS) each."""
+    ratio = torch.where(noise == 0, 0.0, (noise / signal).nan_to_num(1.0).clamp(max=1))
+    used = ((signal != 0) | (noise != 0)).sum(1)  # NaN is used
+    return (ratio.sum(1) / used.clamp(min=1)).sqrt()
 
 
 def _decibels(error: float) -> float:

@@ -32,6 +32,19 @@ def test_sqnr_and_cosine_are_those_of_the_formula_over_all_batches_and_the_worst
     assert found["error"] == pytest.approx(10 ** (-noise / 20), rel=1e-12)
 
 
+def test_small_channels_beside_large_ones_count_like_these():
+    """Scores from 0 to 1 beside boxes in pixels, and more channels than are kept apart."""
+    random = torch.Generator().manual_seed(1)
+    y = torch.cat([400 * torch.rand(3, 4, 10, generator=random), torch.rand(3, 12, 10, generator=random)], 1)
+    meter, many = Agreement().meter(), torch.rand(2, 1000, generator=random)
+    for part in (y[:1], y[1:]):
+        meter.update([part * (torch.arange(16) < 4)[:, None], many], [part, many])
+    found = meter.compute()
+    assert found["sqnr_db"] > 40 and found["channel_sqnr_db"] == pytest.approx(-10 * math.log10(12 / 16))
+    assert found["channel_sqnr_db/1"] < 2 and found["channel_sqnr_db/2"] == LARGEST_DB
+    meter.update([y, many[:, :0]], [y, many[:, :0]])  # sizes may differ between batches
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_an_output_that_is_no_number_agrees_with_nothing(value):
     meter = Agreement().meter()
