@@ -119,7 +119,7 @@ class SparseTrain(TrainingSettings, Stage):
         penalty = criterion.penalty(channels.network.model, channels, self.sparsity.s)
         hooks = TrainHooks(
             penalty=penalty, keep="last", config=self.sparsity.to_json(),
-            largest_fall=LARGEST_SPARSE_FALL, way_out="a smaller --s",
+            largest_fall=math.inf if context.source is None else LARGEST_SPARSE_FALL, way_out="a smaller --s",
         )  # fmt: skip
         return trained(fit_stage("sparse-train", artifact, dataset, training, run, hooks))
 

@@ -45,6 +45,7 @@ class TrainState:
     loss: float = 0.0  # summed over the images of the current epoch so far
     images: int = 0  # of the current epoch so far
     scaler: dict[str, Any] = field(default_factory=dict)  # the state of fp16's gradient scaler
+    before: dict[str, float] = field(default_factory=dict)  # the metrics before the first step, if they were measured
 
     @property
     def epoch(self) -> int:

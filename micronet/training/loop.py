@@ -38,6 +38,7 @@ class Trainer:
     """Trains a model on a data set.
 
     ``identity``: what must be the same when the training is resumed, besides config and seed.
+    ``warns_of_fall``: whether to measure the model first, and to warn if the training left it worse.
     """
 
     model: nn.Module
@@ -47,6 +48,7 @@ class Trainer:
     identity: dict[str, Any]
     hooks: TrainHooks = NO_HOOKS
     teacher: Teacher | None = None
+    warns_of_fall: bool = False
 
     def fit(self) -> dict[str, Any]:
         """Train, leave the chosen epoch's weights in the model and return that epoch's metrics.
@@ -79,11 +81,17 @@ class Trainer:
         if state.scaler:  # empty before the first step, and if gradients are not scaled
             step.scaler.load_state_dict(state.scaler)
         self._report_start(state)
+        if self.warns_of_fall and not (state.rows or state.step):
+            state.before = validate(self.model, self.data)
         self._train(step, checkpoint, state)
         if distributed.rank() == 0:
             self.model.load_state_dict(checkpoint.best)  # the file stays until the artifact is saved
         distributed.broadcast_state(self.model)
-        return self._chosen(state.rows)
+        row = self._chosen(state.rows)
+        if state.before and is_fall(state.before, row, self.data.task, self.hooks.largest_fall):
+            advice = describe_fall(state.before, row, self.data.task, config.peak_lr, self.hooks.way_out)
+            context.progress.line(advice)
+        return row
 
     def _check_config(self) -> None:
         batch, world = min(self.config.chosen("batch_size"), len(self.data.train)), distributed.world_size()
@@ -235,13 +243,8 @@ def fit_artifact(
     }
     if teacher is not None and data.task.needs_reference:
         data, teacher = data.with_reference(predictor(teacher.model)), None
-    before = None
-    if artifact.history and config.epochs:
-        artifact.model.to(context.device)
-        before = validate(artifact.model, data)
-    row = Trainer(artifact.model, data, config, context, identity, hooks, teacher).fit()
-    if before is not None and is_fall(before, row, data.task, hooks.largest_fall):
-        context.progress.line(describe_fall(before, row, data.task, config.peak_lr, hooks.way_out))
+    warns = bool(artifact.history) and hooks.largest_fall < math.inf
+    row = Trainer(artifact.model, data, config, context, identity, hooks, teacher, warns).fit()
     metrics = {name: value for name, value in row.items() if name.startswith(("epoch", "validation"))}
     metrics |= {} if context.skip_test else _tested(artifact, data, context)
     return replace(artifact, metrics=metrics, data=data.spec.to_json(), seed=context.seed)

@@ -9,14 +9,16 @@ from safetensors.torch import load_file
 from torch import nn
 
 from micronet.artifact.artifact import Artifact, save
+from micronet.artifact.header import StageRecord
+from micronet.core.progress import Silent
 from micronet.data.batches import eval_batches
 from micronet.data.load import load_data
-from micronet.errors import FailedError, MicronetError
+from micronet.errors import FailedError, MicronetError, StoppedError
 from micronet.models.build import ModelSpec
 from micronet.runtimes.config import RuntimeOptions
 from micronet.runtimes.torch import EagerPredictor
 from micronet.training.checkpoint import Checkpoint, TrainState
-from micronet.training.config import RunContext, TrainConfig, learning_rate
+from micronet.training.config import RunContext, TrainConfig, TrainHooks, learning_rate
 from micronet.training.distillation import Teacher
 from micronet.training.loop import Trainer, fit_artifact
 from micronet.training.step import NotFiniteError, TrainStep, first_non_finite, make_optimizer
@@ -229,6 +231,39 @@ def test_a_checkpoint_from_beyond_its_training_is_refused(tmp_path, reached, mes
     Checkpoint.beside(run.output, {**config.to_json(), "seed": run.seed}).save(step, TrainState(**reached))
     with pytest.raises(MicronetError, match=f"{message}.*--force"):
         trainer.fit()
+
+
+class Lines(Silent):
+    """Progress that keeps its lines."""
+
+    def __init__(self):
+        self.lines = []
+
+    def line(self, text):
+        self.lines.append(text)
+
+
+def flat(inputs):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(inputs, 10))
+    return Artifact(model, ModelSpec("flat"), [StageRecord("import", {})])
+
+
+def test_what_a_network_was_before_its_training_is_known_after_a_resume(tmp_path):
+    data, config = load_data("digits", limit=40), TrainConfig(epochs=1, batch_size=16, lr=1e-9, preset="plain")
+    asked = {"output": tmp_path / "a.safetensors", "device": torch.device("cpu")}
+    never = TrainHooks(largest_fall=-1)  # any training is a fall then
+    with pytest.raises(StoppedError):
+        fit_artifact(flat(3072), data, config, RunContext(**asked, deadline=0.0), never)
+    progress = Lines()
+    fit_artifact(flat(3072), data, config, RunContext(**asked, resume=True, progress=progress), never)
+    assert "before the training" in progress.lines[-1]
+
+
+def test_images_that_do_not_fit_a_trained_network_are_refused(tmp_path):
+    run = RunContext(tmp_path / "a.safetensors", torch.device("cpu"))
+    with pytest.raises(MicronetError, match=r"does not accept images of shape \(3, 32, 32\)"):
+        fit_artifact(flat(48), load_data("digits", limit=40), TrainConfig(epochs=1), run)
 
 
 @pytest.mark.slow
