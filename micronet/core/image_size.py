@@ -15,7 +15,8 @@ def parse_size(size: int | str | list[int] | None) -> ImageSize | None:
         return None
     text = "x".join(map(str, size)) if isinstance(size, list) else str(size)
     numbers = text.lower().split("x")
-    if len(numbers) > 2 or not all(each.isdecimal() and 1 <= int(each[:9]) <= LARGEST for each in numbers):
+    digits = len(numbers) < 3 and all(each.isdecimal() and len(each) < 6 for each in numbers)
+    if not digits or not all(1 <= int(each) <= LARGEST for each in numbers):
         raise MicronetError(
             f"--image-size is {text!r}; expected N, or HEIGHTxWIDTH such as 240x320, each from 1 to {LARGEST}"
         )
@@ -31,6 +32,13 @@ def sides(size: ImageSize) -> tuple[int, int]:
     """Return the height and the width in pixels."""
     height, width = (size, size) if isinstance(size, int) else size
     return height, width
+
+
+def cover_sides(own: tuple[int, int], size: ImageSize) -> tuple[int, int]:
+    """Return the height and the width to which an image is resized, in proportion, so that it covers a size."""
+    (height, width), (rows, columns) = own, sides(size)
+    scale = max(rows / height, columns / width)
+    return max(rows, round(height * scale)), max(columns, round(width * scale))
 
 
 def spell_size(size: ImageSize) -> str:

@@ -11,7 +11,7 @@ import torch
 
 from micronet.core.image_size import ImageSize
 from micronet.data.dataset import DataSource
-from micronet.data.image_files import SUFFIXES, FileSplit, are_grey, list_images, open_image
+from micronet.data.image_files import SUFFIXES, FileSplit, are_grey, list_images, upright_size
 from micronet.data.split import random_subset
 from micronet.errors import MicronetError
 
@@ -98,8 +98,7 @@ def _first_size(part: Path, classes: list[str]) -> int:
 
 def square_size(path: Path) -> int:
     """Return the height and width of an image file; raise MicronetError if it is not square."""
-    with open_image(path) as image:
-        width, height = image.size
+    height, width = upright_size(path)
     if width != height:
         raise MicronetError(
             f"{path} is {height}x{width} (height x width), not square; add --image-size {height}x{width} to resize and "

@@ -20,12 +20,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from micronet.core import ranks
-from micronet.core.image_size import ImageSize, sides, spell_size
+from micronet.core.image_size import ImageSize, cover_sides, sides, spell_size
 from micronet.core.machine import available_memory, end_with_parent, usable_cores
 from micronet.data.split import ImageSplit, channels_first
 from micronet.errors import FailedError, MicronetError, first_line
@@ -43,6 +43,7 @@ MAX_WORKERS = 16
 GREY_MODES = ("1", "L", "I")  # Pillow's modes without colours begin so
 GREY_SAMPLE = 64
 MEMORY_SHARE = 1 / 4  # of the free memory for decoded images; the network needs the rest
+SIDEWAYS = (5, 6, 7, 8)  # values of the Exif orientation that turn an image by 90 degrees
 MEMORY_VARIABLE = "MICRONET_IMAGE_MEMORY"
 
 
@@ -183,6 +184,14 @@ def decode(path: Path, size: ImageSize) -> Tensor:
         return torch.from_numpy(np.array(rgb if rgb.size == sides(size)[::-1] else cover(rgb, size)))
 
 
+def upright_size(path: Path) -> tuple[int, int]:
+    """Return the height and the width in pixels of an image file, turned upright as its Exif orientation says."""
+    with open_image(path) as image:
+        width, height = image.size
+        sideways = image.getexif().get(ExifTags.Base.Orientation, 1) in SIDEWAYS
+    return (width, height) if sideways else (height, width)
+
+
 def are_grey(paths: Sequence[Path]) -> bool:
     """Return True if the image files have no colours, judged by the formats of some of them."""
     for path in paths[:: max(1, len(paths) // GREY_SAMPLE)]:
@@ -239,11 +248,9 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 
 def cover(image: Image.Image, size: ImageSize, resample: Image.Resampling = Image.Resampling.BILINEAR) -> Image.Image:
-    """Return an image of some size: resized to cover it, with the same ratio of its sides, then centre-cropped."""
+    """Return an image of some size: resized in proportion to cover it, then centre-cropped."""
     width, height = image.size
-    rows, columns = sides(size)
-    scale = max(rows / height, columns / width)
-    wide, high = max(columns, round(width * scale)), max(rows, round(height * scale))
+    (rows, columns), (high, wide) = sides(size), cover_sides((height, width), size)
     if wide * high > max(MOST_PIXELS, width * height):
         raise ValueError(f"it is {height}x{width} (height x width), too long for images of {spell_size(size)}")
     left, top = (wide - columns) // 2, (high - rows) // 2

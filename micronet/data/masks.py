@@ -12,20 +12,19 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image
+from PIL import Image
 from torch import Tensor
 
 from micronet.core.image_size import ImageSize, sides, size_of
 from micronet.data.dataset import DataSource
 from micronet.data.folder import square_size
-from micronet.data.image_files import cover, decode, list_images, open_image
+from micronet.data.image_files import cover, decode, list_images, open_image, upright_size
 from micronet.data.split import ImageSplit, channels_first, random_subset
 from micronet.errors import MicronetError
 
 IGNORED = 255  # the class of pixels without one, as in Pascal VOC and Cityscapes
 TEST_SHARE = 0.2
 PARTS = ("train", "val", "test")
-SIDEWAYS = (5, 6, 7, 8)  # values of the Exif orientation that turn an image by 90 degrees
 MODES = ("L", "P", "I", "I;16", "1")  # Pillow's modes with one integer per pixel
 LABELS = ("masks", "labels")  # names of the folder of masks
 
@@ -160,13 +159,12 @@ def find_class(root: Path, least: int) -> str | None:
 
 def _check_sizes(image: Path, mask: Path) -> None:
     """Raise MicronetError if an image, turned upright, and its mask have different sizes."""
-    with open_image(image) as opened:
-        size = opened.size[:: -1 if opened.getexif().get(ExifTags.Base.Orientation, 1) in SIDEWAYS else 1]
+    height, width = upright_size(image)
     with open_image(mask) as opened:
-        if opened.size != size:
+        if opened.size != (width, height):
             raise MicronetError(
                 f"{mask} has {opened.height}x{opened.width} pixels (height x width), but its image {image} has "
-                f"{size[1]}x{size[0]}; resize the mask with nearest-neighbor interpolation"
+                f"{height}x{width}; resize the mask with nearest-neighbor interpolation"
             )
 
 

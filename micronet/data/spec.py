@@ -60,7 +60,7 @@ class DataSpec:
         """Raise ValueError if a number makes no sense."""
         if isinstance(self.image_size, list) and len(self.image_size) != 2:
             raise ValueError(f"its image_size has {len(self.image_size)} numbers")
-        size = self.image_size or 1
+        size = 1 if self.image_size is None else self.image_size
         height, width = sides(size)
         numbers = (("channels", self.channels), ("image_size", height), ("image_size", width), ("limit", self.limit))
         for name, value in numbers:

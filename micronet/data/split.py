@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from micronet.core.image_size import ImageSize, sides
+from micronet.core.image_size import ImageSize, cover_sides, sides
 
 
 class Split(ABC):
@@ -100,8 +100,11 @@ def random_subset(split: S, count: int, seed: int) -> S:
 
 
 def resize(images: Tensor, size: ImageSize | None) -> Tensor:
-    """Resize (N, C, H, W) uint8 images, bilinear with antialiasing."""
+    """Resize (N, C, H, W) uint8 images to cover a size, bilinear with antialiasing, then crop them at the centre."""
     if size is None or images.shape[-2:] == sides(size):
         return images
-    resampled = F.interpolate(images.float(), sides(size), mode="bilinear", antialias=True, align_corners=False)
-    return resampled.round().clamp(0, 255).to(torch.uint8)
+    height, width = images.shape[-2:]
+    (rows, columns), (high, wide) = sides(size), cover_sides((height, width), size)
+    resampled = F.interpolate(images.float(), (high, wide), mode="bilinear", antialias=True, align_corners=False)
+    top, left = (high - rows) // 2, (wide - columns) // 2
+    return resampled[..., top : top + rows, left : left + columns].round().clamp(0, 255).to(torch.uint8)

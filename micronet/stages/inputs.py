@@ -14,7 +14,7 @@ from micronet.core.image_size import parse_size, sides
 from micronet.core.progress import Progress
 from micronet.data.arrays import open_inputs
 from micronet.data.batches import eval_batches
-from micronet.data.dataset import Dataset, DataSpec
+from micronet.data.dataset import Dataset, DataSpec, images_of
 from micronet.data.image_files import FileSplit, list_images
 from micronet.data.load import load_data
 from micronet.data.memory import MemoryData
@@ -56,16 +56,16 @@ def open_data(config: DataConfig, artifact: Artifact | None = None, seed: int = 
 
 def with_grey(data: Dataset, like: DataSpec, model: nn.Module, config: DataConfig) -> Dataset:
     """Return the data with one channel if the image files are grey and the network takes images of one channel."""
-    if not data.is_grey or not _takes_grey(model, data.image_height):
+    if not data.is_grey or not _takes_grey(model, images_of(data.train).image_shape):
         return data
     like = replace(like, channels=1)
     return load_data(config.data, image_size=config.image_size, limit=config.limit, like=like, task=config.task)
 
 
-def _takes_grey(model: nn.Module, size: int) -> bool:
+def _takes_grey(model: nn.Module, shape: tuple[int, int, int]) -> bool:
     try:
         with eval_mode(model), torch.no_grad():
-            model(*as_inputs(model, torch.zeros(1, 1, size, size)))
+            model(*as_inputs(model, torch.zeros(1, 1, *shape[1:])))
     except Exception:  # the user's forward may raise anything
         return False
     return True

@@ -160,7 +160,7 @@ class TrainHooks:
     penalty: Callable[[], None] | None = None  # adds to the gradients between backward and the optimizer's step
     keep: Literal["best", "last"] = "best"  # the result: the best epoch's weights on validation images, or the last's
     config: dict[str, Any] = field(default_factory=dict)  # the stage's settings; to resume, they must be the same
-    largest_fall: float = 0.02  # of the main metric on the validation data, relative, without a warning; infinity: not measured
+    largest_fall: float = 0.02  # of the main metric in validation, relative, without a warning; infinity: not measured
     way_out: str = "more --epochs"  # what the warning advises besides a lower learning rate
 
 

@@ -146,7 +146,7 @@ def _check_start_size(size: int, model: nn.Module, data: Dataset) -> None:
     full = data.image_height
     if size and size >= full:
         raise MicronetError(
-            f"--start-size is {size}, but the images are only {full} pixels wide; use a smaller size, or drop it"
+            f"--start-size is {size}, but the images are only {full} pixels high; use a smaller size, or drop it"
         )
     if size:
         try:

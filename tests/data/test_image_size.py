@@ -3,15 +3,21 @@
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
+from torch import nn
 
-from micronet.artifact.artifact import load
+from micronet.artifact.artifact import Artifact, load
 from micronet.core.image_size import parse_size, sides, spell_size
 from micronet.data.batches import eval_batches, resized, train_batches
+from micronet.data.folder import square_size
 from micronet.data.image_files import decode
 from micronet.data.load import load_data
 from micronet.data.spec import DataSpec
+from micronet.data.split import resize
 from micronet.errors import MicronetError
+from micronet.models.build import ModelSpec
+from micronet.stages.config import DataConfig
+from micronet.stages.inputs import open_data
 from tests.data.test_data import make_folder
 
 
@@ -25,7 +31,9 @@ def test_sizes_are_read_as_they_are_written(given, size):
         assert parse_size(spell_size(size)) == size
 
 
-@pytest.mark.parametrize("given", ["", "x", "24x", "0x8", "1x2x3", "24x99999", "-4x4", "2.5", [1, 2, 3]])
+@pytest.mark.parametrize(
+    "given", ["", "x", "24x", "0x8", "1x2x3", "24x99999", "-4x4", "2.5", "0000000099999", [1, 2, 3]]
+)
 def test_other_sizes_are_refused_with_an_example(given):
     with pytest.raises(MicronetError, match="expected N, or HEIGHTxWIDTH such as 240x320"):
         parse_size(given)
@@ -49,6 +57,29 @@ def test_images_cover_the_size_and_lose_what_reaches_over_it(tmp_path, own, size
     assert np.array_equal(decode(tmp_path / "a.png", size).numpy(), expected)
 
 
+def test_the_size_that_a_message_advises_is_that_of_the_image_turned_upright(tmp_path):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.new("RGB", (40, 24)).save(tmp_path / "a.jpg", exif=exif)
+    with pytest.raises(MicronetError, match=r"is 40x24 .* add --image-size 40x24 "):
+        square_size(tmp_path / "a.jpg")
+
+
+def test_arrays_keep_their_proportions_like_files():
+    pixels = torch.randint(256, (2, 3, 16, 20), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    assert torch.equal(resize(pixels, 16), pixels[..., 2:18])
+    assert torch.equal(resize(pixels, [8, 20]), pixels[:, :, 4:12])
+
+
+def test_grey_files_that_are_not_square_reach_a_network_of_one_channel(tmp_path):
+    folder = make_folder(tmp_path / "data", sizes=((40, 24),))
+    for path in folder.rglob("*.png"):
+        Image.open(path).convert("L").save(path)
+    network = nn.Sequential(nn.Conv2d(1, 2, 1), nn.Flatten(), nn.Linear(2 * 24 * 40, 2))
+    config = DataConfig(data=str(folder), image_size="24x40")
+    assert open_data(config, Artifact(network, ModelSpec("net"), [])).spec.channels == 1
+
+
 def test_batches_have_the_size_and_grow_in_proportion(tmp_path):
     data = load_data(str(make_folder(tmp_path, sizes=((40, 24),))), image_size="24x40")
     assert data.spec.image_size == [24, 40] and DataSpec.from_json(data.spec.to_json()) == data.spec
@@ -70,7 +101,7 @@ def test_masks_move_with_images_that_are_not_square(tmp_path):
     assert images.shape[1:] == (3, 24, 40) and torch.equal(masks[0], torch.arange(40).expand(24, 40) // 10)
 
 
-@pytest.mark.parametrize("size", [[4], [4, 0], [4, 2**31], [1, 2, 3]])
+@pytest.mark.parametrize("size", [0, [4], [4, 0], [4, 2**31], [1, 2, 3]])
 def test_damaged_records_are_refused(size):
     with pytest.raises(MicronetError, match=r"its image_size|more than"):
         DataSpec.from_json({"channels": 3, "image_size": size})

@@ -290,7 +290,7 @@ def test_bf16_suits_networks_of_convolutions_that_are_not_depthwise(layers, suit
             "at most 7x7 pixels and at least 4 filters; this one has 8 filters of 9x9",
         ),
         ({"whiten": "on"}, nn.Sequential(nn.ReLU(), nn.Conv2d(3, 8, 3)), "not ReLU"),
-        ({"start_size": 8}, None, "--start-size is 8, but the images are only 8 pixels wide"),
+        ({"start_size": 8}, None, "--start-size is 8, but the images are only 8 pixels high"),
         ({"start_size": 2}, None, "--start-size 2: .* does not accept images"),
         ({"amp": "bf16"}, None, "a step of 32 images takes 2000.0 ms, compared with 1000.0 ms without it"),
     ],
