@@ -41,6 +41,7 @@ class Graph:
         recorded: The inputs on which the network was recorded, as ``describe_example`` returns them; None if it was
             traced symbolically.
         fx: Its torch.fx graph.
+        training: Its graph in training mode.
         mode_keys: Function calls that depend on the mode -> position or name of their mode argument. None if the
             graph in training mode differs in anything else.
     """
@@ -49,6 +50,7 @@ class Graph:
         """Trace a network; ``plain``: whether to make its layers plain. Raises whatever its forward raises."""
         self.recorded = recorded
         self.fx, training = (symbolic(model, training=mode) for mode in (False, True))
+        self.training = training
         layers, calls = find_plain(self.fx, model, training=False)
         others, more = find_plain(training, model, training=True)
         both = layers.keys() & others.keys() if plain else set()  # one of the modes may compute a layer in another way
@@ -141,31 +143,51 @@ class Graph:
         return seen
 
     def owns_weight(self, layer: nn.Module) -> bool:
-        """Return True if a layer's weight is a plain parameter that no other module uses."""
-        return layer in weight_owners(self.model)
+        """Return True if a layer's weight is a plain parameter that no other module uses, nor the forward itself."""
+        return layer in self._owners
 
-    def conv_bn_pairs(self) -> list[tuple[str, str]]:
+    @cached_property
+    def _owners(self) -> set[nn.Module]:
+        read = {str(node.target) for node in self.fx.nodes if node.op == "get_attr" and self.readers(node)}
+        return {
+            layer
+            for name, layer in self._modules.items()
+            if not any(f"{name}.{own}" in read for own, _ in layer.named_parameters(recurse=False))
+        } & weight_owners(self.model)
+
+    def conv_bn_pairs(self, *, repeated: bool = True) -> list[tuple[str, str]]:
         """Return the names of (convolution or linear layer, batch norm) pairs that can be folded.
 
-        The batch norm must be the only consumer of the layer's output.
+        The batch norm must be the only consumer of the layer's output; ``repeated``: in every call of several.
         """
+        pairs = self._norm_pairs(self.fx, repeated)
+        if self.mode_keys is None:
+            pairs = [pair for pair in pairs if pair in self._norm_pairs(self.training, repeated)]
+        return pairs
+
+    def _norm_pairs(self, graph: fx.Graph, repeated: bool) -> list[tuple[str, str]]:
+        calls: dict[nn.Module, list[fx.Node]] = {}
+        for node in graph.nodes:
+            if node.op == "call_module":
+                calls.setdefault(self._modules[str(node.target)], []).append(node)
         pairs = []
-        for node, norm in self.calls():
-            if not isinstance(norm, ops.BATCH_NORMS) or self.call_count(norm) != 1:
+        for norm, nodes in calls.items():
+            if not isinstance(norm, ops.BATCH_NORMS) or (len(nodes) > 1 and not repeated):
                 continue
-            layer_node = node.all_input_nodes[0]
-            layer = self.module(layer_node)
+            layer_nodes = [node.all_input_nodes[0] for node in nodes]
+            layer = self.module(layer_nodes[0])
             if (
                 isinstance(layer, (*ops.CONVOLUTIONS, nn.Linear))
                 and norm.track_running_stats
-                and len(self.readers(layer_node)) == 1
-                and self.call_count(layer) == 1
+                and calls[layer] == layer_nodes
+                and len({(node.target, before.target) for node, before in zip(nodes, layer_nodes, strict=True)}) == 1
+                and all(len(self.readers(node)) == 1 for node in layer_nodes)
                 and self.owns_weight(layer)
                 and not (layer._forward_hooks or norm._forward_pre_hooks)  # something happens between them
-                and (not isinstance(layer, nn.Linear) or self._is_matrix(layer_node))
+                and (not isinstance(layer, nn.Linear) or all(map(self._is_matrix, layer_nodes)))
                 and getattr(layer, "output_quantizer", None) is None
             ):
-                pairs.append((str(layer_node.target), str(node.target)))
+                pairs.append((str(layer_nodes[0].target), str(nodes[0].target)))
         return pairs
 
     def _is_matrix(self, node: fx.Node) -> bool:
@@ -209,6 +231,19 @@ def trace(model: nn.Module, example: Example | None = None) -> Graph | None:
     except UnbuiltError:
         raise
     except MicronetError:
+        return None
+
+
+def trace_modes(model: nn.Module) -> Graph | None:
+    """Trace a network whose forward does more in training mode, such as that of an auxiliary classifier.
+
+    Returns:
+        The graph in eval mode, whose ``mode_keys`` is None, for changes to modules that both modes use alike; None if
+        it cannot be traced symbolically.
+    """
+    try:
+        return Graph(model, plain=False)
+    except Exception:  # a user's forward may raise anything when it runs on proxies
         return None
 
 

@@ -19,7 +19,6 @@ from micronet.artifact.artifact import Artifact, versions
 from micronet.artifact.header import StageRecord
 from micronet.data.dataset import DataSpec
 from micronet.errors import MicronetError
-from micronet.graph.trace import trace
 from micronet.models.device import Inputs, head
 from micronet.onnx import operators, rewrite
 from micronet.onnx.channel_padding import pad_depthwise
@@ -27,11 +26,11 @@ from micronet.onnx.config import ExportConfig
 from micronet.onnx.gates import quantize_gates
 from micronet.onnx.graph_export import export_graph
 from micronet.onnx.low_bits import pack_weights, to_int4
-from micronet.onnx.moves import requantize_moves
+from micronet.onnx.moves import quantize_before_concats, requantize_moves
 from micronet.onnx.simplify import simplify
-from micronet.onnx.weight_layout import store_transposed_in_float, transpose_weights
+from micronet.onnx.weight_layout import quantize_biases, store_transposed_in_float, transpose_weights
 from micronet.quantization.calibrate import check_calibrated, each_quantizer
-from micronet.quantization.fold import fold_model, foldable_pairs, has_taken_norms, shares_scales
+from micronet.quantization.fold import fold_graph, fold_model, foldable_pairs, has_taken_norms, shares_scales
 from micronet.quantization.functional import dequantize, int8_grid, to_integers
 from micronet.quantization.layers import ACTIVATION_SLOTS, drop_parametrizations
 from micronet.quantization.quantizer import Quantizer
@@ -71,7 +70,7 @@ def to_onnx(
     model = with_integers(
         _folded(artifact.model, head(images, 2)), artifact.history, signed=config.target == "tensorrt"
     )
-    check_size(sum(tensor.untyped_storage().nbytes() for tensor in model.state_dict().values()))
+    check_size(_stored_bytes(model))
     exported = export_graph(model, images, config)
     _adapt(exported, config, quantized=quantized, pairs=pairs, gates=gates)
     proto = ir.to_proto(exported)
@@ -130,11 +129,13 @@ def _adapt(model: ir.Model, config: ExportConfig, *, quantized: bool, pairs: boo
 def _add_pairs(model: ir.Model, *, gates: bool = True) -> None:
     transpose_weights(model.graph)
     simplify(model.graph, {"ReduceMean"})
+    quantize_before_concats(model)
     requantize_moves(model)
     if gates:
         quantize_gates(model)
     store_transposed_in_float(model.graph)
     rewrite.store_quantized(model.graph)
+    quantize_biases(model.graph)
     rewrite.unshare_initializers(model.graph)
     pad_depthwise(model.graph)
     RemoveUnusedNodesPass()(model)
@@ -178,9 +179,24 @@ def with_integers(model: nn.Module, history: list[StageRecord], *, signed: bool 
     return model
 
 
+def _stored_bytes(model: nn.Module) -> int:
+    """Return the bytes of a model's tensors, without the floats in whose place it holds integers."""
+    replaced = {
+        getattr(layer, slot.removesuffix("_quantizer"))
+        for layer in model.modules()
+        for slot in ("weight_quantizer", "bias_quantizer")
+        if isinstance(getattr(layer, slot, None), operators.StoredIntegers)
+    }
+    tensors = (each for each in (*model.parameters(), *model.buffers()) if each not in replaced)
+    return sum(tensor.untyped_storage().nbytes() for tensor in tensors)
+
+
 @torch.no_grad()
 def _store_weight(layer: Any, quantizer: Quantizer, input_scale: Tensor | None) -> None:
-    """Store a layer's weight as integers, and its bias too if the input's scale is known."""
+    """Store a layer's weight as integers, and its bias too if the input's scale is known.
+
+    The floats stay for a forward that reads them elsewhere, such as a decoder with the encoder's weight.
+    """
     weight, bias = layer.weight, layer.bias
     qparams = quantizer.qparams(weight)
     values = dequantize(quantizer.integers(weight), qparams)
@@ -190,16 +206,14 @@ def _store_weight(layer: Any, quantizer: Quantizer, input_scale: Tensor | None) 
         qparams = qparams._replace(scale=scales.weight)
         q = (bias.double() / scales.bias.double()).round().to(torch.int32)
         layer.bias_quantizer = operators.StoredIntegers(q, scales.bias, torch.zeros_like(q), 0)
-        layer.bias = nn.Parameter(torch.zeros(0))
     dtype = next(each for each in (torch.int8, torch.int16, torch.int32) if qparams.qmax <= torch.iinfo(each).max)
     q = to_integers(values, qparams).to(dtype)
     layer.weight_quantizer = operators.StoredIntegers(q, qparams.scale, qparams.zero_point, qparams.axis)
-    layer.weight = nn.Parameter(torch.zeros(()).expand(weight.shape))  # a forward may ask for the shape alone
 
 
 def _folded(model: nn.Module, example: Tensor | Inputs) -> nn.Module:
     """Return a contiguous copy on the CPU, in eval mode, with batch norms folded into the layers before them."""
     model = copy.deepcopy(model).cpu().eval().to(memory_format=torch.contiguous_format)
-    graph = trace(model, example)
+    graph = fold_graph(model, example)
     foldable = graph is not None and (foldable_pairs(graph) or has_taken_norms(model))
     return fold_model(model, example=example)[0] if foldable else model

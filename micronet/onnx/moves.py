@@ -10,7 +10,7 @@ from typing import Any
 import onnx_ir as ir
 
 from micronet.onnx.graph_view import array, producer
-from micronet.onnx.ops import BLOCKS, COMPUTED_IN_INTEGERS, DEQUANTIZE, MOVING_OPS, QUANTIZE
+from micronet.onnx.ops import BLOCKS, CLIP_OPS, COMPUTED_IN_INTEGERS, DEQUANTIZE, MOVING_OPS, QUANTIZE
 
 ABSORBS_PADS = {"Conv", "MaxPool", "AveragePool"}  # ONNX Runtime merges these with a padding before them
 ADDED = "micronet.added"  # metadata of nodes that the torch network does not have: the operator they replace, if any
@@ -32,6 +32,32 @@ def requantize_moves(model: ir.Model) -> None:
             grids[output] = found
             if node.op_type in BLOCKS and _reaches_layer(output):
                 grids[add_pair(model.graph, node, output, found.inputs[1:])] = found
+
+
+def quantize_before_concats(model: ir.Model) -> None:
+    """Put a Q/DQ pair, in place, between each layer and a concatenation that all readers round to one grid.
+
+    Without it, ONNX Runtime computes the layer in float. No value changes: it is only rounded earlier.
+    """
+    for node in [node for node in model.graph if node.op_type == "Concat"]:
+        grid = _read_grid(node.outputs[0])
+        if grid is None:
+            continue
+        for value in node.inputs:
+            source = None if value is None else value.producer()
+            if source is not None and source.op_type in {"Conv", *CLIP_OPS} and len(source.outputs[0].uses()) == 1:
+                add_pair(model.graph, source, source.outputs[0], grid.inputs[1:])
+
+
+def _read_grid(value: ir.Value) -> ir.Node | None:
+    """Return a QuantizeLinear on whose grid all readers of a tensor round it, directly or once it is moved on."""
+    found: list[ir.Node] = []
+    for reader in value.consumers():
+        each = _read_grid(reader.outputs[0]) if reader.op_type in MOVING_OPS else reader
+        if each is None or each.op_type != QUANTIZE or grid_of(each) is None:
+            return None
+        found.append(each)
+    return found[0] if found and len({grid_of(each) for each in found}) == 1 else None
 
 
 def _common_grid(node: ir.Node, grids: dict[ir.Value, ir.Node]) -> ir.Node | None:

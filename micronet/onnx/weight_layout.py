@@ -1,10 +1,14 @@
 """How weights are stored for ONNX Runtime: matrices as ``MatMul`` reads them, integers only where it uses integers."""
 
+from typing import Any
+
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
-from micronet.onnx.graph_view import array, producer
-from micronet.onnx.ops import DEQUANTIZE
+from micronet.onnx.graph_view import EIGHT_BITS, array, fused_consumers, producer, store
+from micronet.onnx.operators import INT32_MAX
+from micronet.onnx.ops import DEQUANTIZE, QUANTIZE
 
 MATRIX = 2  # axes
 
@@ -70,3 +74,37 @@ def _is_own(node: ir.Node) -> bool:
     block = node.attributes.get("block_size")
     stored = weight is not None and weight.is_initializer() and len(weight.uses()) == 1
     return stored and len(result.uses()) == 1 and not result.is_graph_output() and (block is None or not block.as_int())
+
+
+def quantize_biases(graph: ir.Graph) -> None:
+    """Store the float biases of quantized layers in int32, in the unit of their sums, in place.
+
+    A layer that is called several times has an input scale for each call, so torch has no integers of its bias. With a
+    float bias, ONNX Runtime computes a convolution in float, unless an optimizer that we disable stores these integers.
+    """
+    for node in [node for node in graph if node.op_type in ("Conv", "Gemm") and len(node.inputs) > 2]:
+        bias, read, weight = array(node, 2), producer(node, 0), producer(node, 1)
+        if bias is None or bias.dtype != np.float32 or bias.ndim != 1 or read is None or weight is None:
+            continue
+        if node.op_type == "Conv" and fused_consumers(node) != {QUANTIZE}:
+            continue
+        own, rows = _scale(read), _scale(weight)
+        if own is None or rows is None or own.size > 1 or rows.size not in (1, bias.size):
+            continue
+        unit = own.astype(np.float64).ravel() * rows.astype(np.float64).ravel() + np.zeros(bias.size)
+        q = np.rint(bias / unit)
+        if not (np.abs(q) <= INT32_MAX).all():
+            continue
+        stored = [store(graph, f"{node.name}.bias.{name}", values) for name, values in (
+            ("q", q.astype(np.int32)), ("scale", unit.astype(np.float32)),
+        )]  # fmt: skip
+        dequantize = ir.node(DEQUANTIZE, stored, {"axis": 0}, name=f"{node.name}.bias.{DEQUANTIZE}")
+        dequantize.outputs[0].name = f"{node.name}.bias.float"
+        graph.insert_before(node, dequantize)
+        node.replace_input_with(2, dequantize.outputs[0])
+
+
+def _scale(node: ir.Node) -> NDArray[Any] | None:
+    """Return the stored scale of a node that dequantizes 8 bits; None for another node."""
+    eight_bits = node.op_type == DEQUANTIZE and node.inputs[0] is not None and node.inputs[0].dtype in EIGHT_BITS
+    return array(node, 1) if eight_bits else None

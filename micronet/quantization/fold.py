@@ -18,7 +18,7 @@ from micronet.artifact.header import StageRecord
 from micronet.errors import MicronetError
 from micronet.graph import ops
 from micronet.graph.record import record_network
-from micronet.graph.trace import Graph, plain_network, trace
+from micronet.graph.trace import Graph, plain_network, trace, trace_modes
 from micronet.models.device import Example
 from micronet.models.layers import Tap, removed
 from micronet.models.modes import copy_model
@@ -50,7 +50,7 @@ def fold_model(
     Raises:
         MicronetError: The network cannot be traced, or it has neither batch norms to fold nor biases to round.
     """
-    graph = trace(copy_model(model), example)
+    graph = fold_graph(copy_model(model), example)
     if graph is None:
         if example is not None:
             record_network(copy_model(model), example)  # raises, with the line that stopped it
@@ -61,9 +61,10 @@ def fold_model(
     folded = graph.model
     pairs = foldable_pairs(graph)
     absorbed = [name for name, module in folded.named_modules() if _absorbs_norm(module)]
-    signed = {str(node.target) for node, _ in graph.calls() if _only_signs_read(graph, node, in_place=True)}
+    others = {str(node.target) for node, _ in graph.calls() if not _only_signs_read(graph, node, in_place=True)}
     for layer_name, norm_name in pairs:
-        _fold_pair(folded.get_submodule(layer_name), folded.get_submodule(norm_name), before_sign=norm_name in signed)
+        signed = norm_name not in others
+        _fold_pair(folded.get_submodule(layer_name), folded.get_submodule(norm_name), before_sign=signed)
     for name in absorbed:
         _fold_absorbed(folded.get_submodule(name))
     folded = _remove_norms(folded, pairs)
@@ -140,6 +141,11 @@ def _fold_absorbed(layer: Any) -> None:
     layer.weight_quantizer = scaled
 
 
+def fold_graph(model: nn.Module, example: Example | None) -> Graph | None:
+    """Return the graph in which ``fold_model`` looks for batch norms; None if the network cannot be traced."""
+    return trace(model, example) or trace_modes(model)
+
+
 def foldable_pairs(graph: Graph) -> list[tuple[str, str]]:
     """Return the names of the (layer, batch norm) pairs that ``fold_model`` folds."""
     return [pair for pair in graph.conv_bn_pairs() if not shares_scales(graph.model.get_submodule(pair[0]))]
@@ -161,8 +167,6 @@ def _obstacle(graph: Graph, node: fx.Node, norm: Any) -> str:
     while isinstance(graph.module(before), Tap):
         before = before.all_input_nodes[0]
     layer, name = graph.module(before), str(before.target)
-    if graph.call_count(norm) > 1:
-        return "it is called several times"
     if not norm.track_running_stats:
         return "it has no running mean and variance"
     if layer is None:
@@ -172,8 +176,10 @@ def _obstacle(graph: Graph, node: fx.Node, norm: Any) -> str:
         return f"it follows {type(layer).__name__.removeprefix('Quantized')} {name}"
     if len(graph.readers(before)) > 1:
         return f"others read the output of {name} too"
-    if graph.call_count(layer) > 1 or not graph.owns_weight(layer):
+    if not graph.owns_weight(layer):
         return f"the weight of {name} is used several times"
+    if graph.call_count(layer) > 1 or graph.call_count(norm) > 1:
+        return f"{name} and it are called several times, not always together"
     if shares_scales(layer):
         return f"the groups of {name} share weight scales"
     return f"the output of {name} is changed before it"

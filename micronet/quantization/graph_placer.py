@@ -30,7 +30,7 @@ class GraphPlacer(Placer):
         for node, module in self._layers.items():
             self._place_layer(node, module)
         if config.bn_fuse:
-            self.placement.fused = [list(pair) for pair in graph.conv_bn_pairs() if self._can_fold(*pair)]
+            self.placement.fused = [list(pair) for pair in graph.conv_bn_pairs(repeated=False) if self._can_fold(*pair)]
             if not self.placement.fused:
                 raise MicronetError("--bn-fuse found no quantized convolution followed by a batch norm; drop --bn-fuse")
         if config.a_bits not in (FLOAT_BITS, "binary"):

@@ -1,0 +1,102 @@
+"""Networks that call a layer several times, read its weight elsewhere, or do more in training mode."""
+
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from micronet.artifact.artifact import Artifact
+from micronet.models.build import ModelSpec
+from micronet.onnx.export import to_onnx
+from micronet.onnx.integers import count_integer_layers
+from micronet.quantization.calibrate import calibrate
+from micronet.quantization.config import QuantConfig
+from micronet.quantization.fold import fold_model, restore
+from micronet.quantization.quantize import quantize_model
+
+IMAGES = torch.randn(8, 3, 8, 8)
+
+
+class Twins(nn.Module):
+    """A layer and its norm that are called twice, and a decoder with the encoder's weight and bias."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.shared, self.norm = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 8, 3, 1, 1), nn.BatchNorm2d(8)
+        self.own = nn.BatchNorm2d(8)
+
+    def forward(self, x):
+        code = self.own(self.first(x)).relu()
+        for _ in range(2):
+            code = self.norm(self.shared(code)).relu()
+        decoded = F.conv_transpose2d(code, self.first.weight, None, 2, 1, 1)
+        return decoded + self.first.bias.mean(), self.first.weight.norm()
+
+
+class Helped(nn.Module):
+    """Branches, and a classifier that only helps in training."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
+        self.left, self.right, self.last = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(16, 4, 1)
+        self.helper = nn.Linear(8, 4)
+
+    def forward(self, x):
+        x = self.norm(self.stem(x)).relu()
+        scores = self.last(torch.cat([self.left(x).relu(), self.right(x).relu()], 1)).mean((2, 3))
+        return {"scores": scores, "helper": self.helper(x.mean((2, 3)))} if self.training else {"scores": scores}
+
+
+def trained(network):
+    """Return a network whose batch norms have seen images, and shift and scale."""
+    with torch.no_grad():
+        for norm in (module for module in network.modules() if isinstance(module, nn.BatchNorm2d)):
+            norm.weight.uniform_(0.5, 2)
+            norm.bias.normal_()
+        network(IMAGES)
+    return network.eval()
+
+
+def quantized(network):
+    model, record = quantize_model(trained(network), QuantConfig(), IMAGES)
+    calibrate(model, [IMAGES])
+    return Artifact(model.eval(), ModelSpec("mine.py:Mine"), [record])
+
+
+def outputs_of(model):
+    with torch.no_grad():
+        found = model(IMAGES)
+    return list(found.values()) if isinstance(found, dict) else list(found)
+
+
+@pytest.mark.parametrize("kind", [Twins, Helped])
+def test_files_compute_what_torch_computes_all_in_integers(kind):
+    artifact = quantized(kind())
+    proto = to_onnx(artifact, IMAGES)
+    session = onnxruntime.InferenceSession(proto.SerializeToString())
+    for have, want in zip(session.run(None, {"images": IMAGES.numpy()}), outputs_of(artifact.model), strict=True):
+        assert (torch.from_numpy(have) - want).norm() <= 0.05 * want.norm()
+    counts = count_integer_layers(proto)["convolutions"]
+    assert counts["integer"] == counts["all"] - 1, counts  # the decoder, and the layer whose output is an output
+    makers = {output: node for node in proto.graph.node for output in node.output}
+    biases = [node.input[2] for node in proto.graph.node if node.op_type == "Conv" and node.input[1] in makers]
+    assert len(biases) >= 3 and sum(bias in makers for bias in biases) >= 3  # in int32: no optimizer must make it so
+
+
+@pytest.mark.parametrize(("kind", "pairs"), [(Twins, [["shared", "norm"]]), (Helped, [["stem", "norm"]])])
+def test_norms_fold_wherever_every_call_allows_it(kind, pairs):
+    whole = trained(kind())
+    folded, record = fold_model(whole, example=IMAGES[:2])
+    assert record.result["pairs"] == pairs  # not "first", whose weight the decoder reads
+    for mode in (False, True):
+        whole.train(mode), folded.train(mode)
+        for module in whole.modules():
+            module.training &= not isinstance(module, nn.BatchNorm2d)
+        for module in folded.modules():
+            module.training &= not isinstance(module, nn.BatchNorm2d)
+        torch.testing.assert_close(outputs_of(folded), outputs_of(whole), rtol=1e-4, atol=1e-5)
+    again = restore(kind(), record).eval()
+    again.load_state_dict(folded.state_dict())
+    torch.testing.assert_close(outputs_of(again), outputs_of(folded.eval()))
