@@ -1,15 +1,16 @@
 """Checking that a pruned network computes what the whole network computes with the cut channels set to zero."""
 
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from micronet.errors import MicronetError, first_line
+from micronet.graph.record import uncompiled_modules
 from micronet.models.device import Example, as_inputs
-from micronet.models.modes import copy_model
+from micronet.models.modes import copy_model, random_kept
 from micronet.models.outputs import tensors_in
 from micronet.models.transformer import splittable_attentions
 from micronet.pruning.channel_map import ChannelMap
@@ -114,7 +115,11 @@ def _run(
         exact.get_submodule(name).register_forward_pre_hook(mask)
     for name, channels in places.items():
         exact.get_submodule(name).register_forward_hook(_record(name, channels, records))
-    leaves = [leaf.to(dtype) for leaf in tensors_in(exact(*as_inputs(exact, example)))]
+    with uncompiled_modules(), nullcontext() if training else random_kept(model):
+        if not training:  # noise in eval mode, as of a variational autoencoder: the same for every network
+            torch.manual_seed(0)
+        outputs = exact(*as_inputs(exact, example))
+    leaves = [leaf.to(dtype) for leaf in tensors_in(outputs)]
     return records + [(OUTPUT, leaf, float(leaf.norm())) for leaf in leaves]
 
 

@@ -191,6 +191,8 @@ class Follower:
         x = call.tensors[0]
         fits = call.batched_rank in (None, x.dim())
         if fits and not has_values:
+            if isinstance(call.module, ops.INSTANCE_NORMS) and (own := ids_along(x, 1)) is not None:
+                self.norms.setdefault(name, own)  # it warns if it does not know the number of channels
             return x
         ids = ids_along(x, 1) if fits and x.dim() > 1 else None
         if ids is None or call.module not in self._owners:

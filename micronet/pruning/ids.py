@@ -89,7 +89,7 @@ def combine(left: Tensor, right: Tensor) -> tuple[Tensor, tuple[Ids, Ids], list[
         The resulting ids; pairs of channels that must be cut alike; channels without a counterpart, and why.
     """
     rank = max(left.dim(), right.dim())
-    sides = [x.reshape(*[1] * (rank - x.dim()), *x.shape) for x in (left, right)]
+    sides = [x.reshape((*[1] * (rank - x.dim()), *x.shape)) for x in (left, right)]
     unmatched: list[tuple[Tensor, str]] = []
     for side, other in ((0, 1), (1, 0)):
         x, y = sides[side], sides[other]
@@ -102,7 +102,7 @@ def combine(left: Tensor, right: Tensor) -> tuple[Tensor, tuple[Ids, Ids], list[
             wide, fixed = torch.broadcast_tensors(x, y)  # type: ignore[no-untyped-call]
             unmatched.append((wide[fixed == FIXED], "it is combined with a tensor that cannot be pruned"))
     a, b = torch.broadcast_tensors(*sides)  # type: ignore[no-untyped-call]
-    pairs = torch.stack(dense(a, b)).flatten(1)
+    pairs = torch.stack(dense(a, b)).reshape(2, -1)
     first, second = np.unique(pairs[:, (pairs != FIXED).all(0)].numpy(), axis=1)
     complete = [side for side, ids in zip((a, b), pairs, strict=True) if bool((ids != FIXED).all())]
     out = complete[0] if complete else torch.where(a == FIXED, b, a)

@@ -101,3 +101,36 @@ def test_a_users_cost_is_a_target():
 
     config = PruneConfig(criterion="l2", target_latency=0.5)
     assert prune_model(network(), config, torch.randn(2, 3, 12, 12), cost)[0][0].out_channels <= 4
+
+
+class Noisy(nn.Module):
+    """A variational autoencoder's noise, in eval mode too."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm, self.last = nn.Conv2d(3, 8, 3), nn.InstanceNorm2d(8), nn.Conv2d(8, 4, 3)
+
+    def forward(self, x):
+        x = self.last(self.norm(self.first(x)).relu())
+        return x + torch.randn_like(x)
+
+
+def test_noise_in_eval_mode_hinders_nothing_and_norms_without_values_know_their_width(recwarn):
+    images = torch.randn(2, 3, 8, 8)
+    pruned = micronet.prune(Noisy(), images, percent=0.5, criterion="l2").model
+    assert (pruned.first.out_channels, pruned.norm.num_features) == (4, 4)
+    pruned(images)
+    assert not [each for each in recwarn if "num_features" in str(each.message)]
+
+
+def test_numbers_computed_from_channels_may_be_added():
+    class Sums(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3)
+
+        def forward(self, x):
+            x = self.last(self.first(x).relu())
+            return x * (x.mean() + x.amax())
+
+    assert micronet.prune(Sums(), torch.randn(2, 3, 8, 8), percent=0.5, criterion="l2").model.first.out_channels == 4
