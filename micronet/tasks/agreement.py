@@ -99,7 +99,12 @@ class Agreement(Task):
 
 
 def relative_error(outputs: Outputs, targets: Outputs) -> Tensor:
-    """Return sum((y' - y)^2) / sum(y^2), averaged over the outputs y' and their targets y."""
+    """Return sum((y' - y)^2) / sum(y^2), averaged over the outputs y' and their targets y.
+
+    In training mode a network may return more, such as the scores of an auxiliary classifier, behind these outputs.
+    """
+    if isinstance(outputs, list):
+        outputs = outputs[: 1 if isinstance(targets, Tensor) else len(targets)]
     errors = []
     for ours, theirs in zip(*_paired(outputs, targets), strict=True):
         y = theirs.float()

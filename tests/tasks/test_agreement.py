@@ -139,3 +139,10 @@ def test_any_folder_of_images_gives_inputs(tmp_path):
     data = load_data(str(tmp_path), task="agreement")
     assert (len(data.train), len(data.validation), len(data.test), data.classes) == (5, 1, 2, None)
     assert data.is_grey and data.spec.image_size == 6
+
+
+def test_what_only_training_returns_is_not_compared():
+    wanted, more = torch.ones(2, 3), torch.zeros(2, 3)
+    assert relative_error([wanted, more], wanted) == relative_error([wanted, more], [wanted]) == 0
+    with pytest.raises(MicronetError, match="different outputs"):
+        relative_error([wanted[:, :2], more], [wanted])
