@@ -94,7 +94,9 @@ def describe_inputs(inputs: Sequence[Tensor], names: Sequence[str] | None = None
 
 
 def make_inputs(described: list[dict[str, Any]], samples: int | None = None) -> tuple[Tensor, ...]:
-    """Return inputs of the described shapes and types: floats between 0 and 1, always the same; other numbers are 0.
+    """Return inputs of the described shapes and types: floats between 0 and 1, always the same; other numbers are 1.
+
+    A 0 would often be padding, and attention to nothing but padding gives NaN.
 
     Args:
         described: What ``describe_inputs`` returned.
@@ -109,7 +111,7 @@ def make_inputs(described: list[dict[str, Any]], samples: int | None = None) -> 
     for each in described:
         shape, dtype = [*([] if samples is None else [samples]), *each["shape"]], getattr(torch, each["dtype"])
         is_float = dtype.is_floating_point
-        made.append(torch.rand(shape, generator=numbers).to(dtype) if is_float else torch.zeros(shape, dtype=dtype))
+        made.append(torch.rand(shape, generator=numbers).to(dtype) if is_float else torch.ones(shape, dtype=dtype))
     return tuple(made)
 
 
