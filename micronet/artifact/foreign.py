@@ -93,7 +93,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         kind = "complex" if tensor.is_complex() else kind
         if kind is not None:
             raise MicronetError(f"--weights {path}: {name} is {kind}; convert it to a dense real tensor")
-    return {str(name).removeprefix("module."): tensor for name, tensor in loaded.items()}
+    for prefix in ("_orig_mod.", "module.", "_orig_mod."):  # of torch.compile and DataParallel, in either order
+        loaded = {str(name).removeprefix(prefix): tensor for name, tensor in loaded.items()}
+    return loaded
 
 
 def _load_pickle(path: Path) -> Any:

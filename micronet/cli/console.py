@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
 WIDTH = 160  # of tables in files and pipes
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+out = Console(highlight=False, soft_wrap=True, emoji=False)  # a path such as net.py:X: would be one
+err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 
 def plain(text: str) -> str:
@@ -107,7 +107,9 @@ def print_table(
     """
     from rich.table import Table
 
-    wide = Console(width=max(out.width, WIDTH)) if not (out.is_terminal or "COLUMNS" in os.environ) else out
+    wide = (
+        Console(width=max(out.width, WIDTH), emoji=False) if not (out.is_terminal or "COLUMNS" in os.environ) else out
+    )
     shown = [[plain(column), *(plain(row[index]) for row in rows)] for index, column in enumerate(columns)]
     left_out = _too_many(shown, optional, wide.width)
     table = Table(title=title, title_justify="left")

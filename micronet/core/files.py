@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shlex
 import shutil
 import stat
 import tempfile
@@ -99,7 +100,8 @@ def check_writable(path: Path | None) -> None:
     folder = _follow_links(path).parent
     if not folder.is_dir():
         raise MicronetError(
-            f"{path} cannot be written because the folder {folder} does not exist; create it with mkdir -p {folder}"
+            f"{path} cannot be written because the folder {folder} does not exist; create it with mkdir -p "
+            f"{shlex.quote(str(folder))}"
         )
     try:
         with tempfile.TemporaryFile(dir=folder):  # os.access says nothing of /proc, nor to root

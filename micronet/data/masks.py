@@ -141,6 +141,8 @@ def _read_classes(path: Path) -> Tensor:
             raise MicronetError(
                 f"{path} is not a mask: its pixel format is {image.mode}; expected one integer per pixel"
             )
+        if image.format in ("JPEG", "MPO"):
+            raise MicronetError(f"{path} is a JPEG, whose compression changes class numbers; save masks as PNG")
         classes = np.array(image).astype(np.int64)
         if classes.max(initial=0) > IGNORED or classes.min(initial=0) < 0:
             raise MicronetError(f"{path} has class {classes.max()}; expected 0 to 254, or 255 for ignored pixels")

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from micronet import registry
 from micronet.core.machine import available_memory
@@ -88,6 +89,11 @@ def build_model(spec: ModelSpec, *, trusted: bool = False, most_bytes: int | Non
         ) from error
     if not isinstance(model, nn.Module):
         raise MicronetError(f"model {spec.name} returned {type(model).__name__}; expected a torch.nn.Module")
+    if any(map(is_lazy, (*model.parameters(), *model.buffers()))):
+        raise MicronetError(
+            f"model {spec.name} has lazy layers, whose sizes are not known yet; run the network once on an example "
+            "where it is built"
+        )
     return model
 
 

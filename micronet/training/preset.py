@@ -15,7 +15,7 @@ from torch import nn
 from micronet.artifact.artifact import Artifact
 from micronet.core.machine import has_bf16
 from micronet.data.batches import batch_sizes, eval_batches, mirrors
-from micronet.data.dataset import Dataset
+from micronet.data.dataset import Dataset, images_of
 from micronet.errors import MicronetError
 from micronet.graph import ops
 from micronet.models.device import memory_format, place_inputs
@@ -127,7 +127,9 @@ def _check_whiten(config: TrainConfig, artifact: Artifact, data: Dataset, contex
         raise MicronetError("--whiten on needs images; drop it")
     if artifact.history:
         raise MicronetError("--whiten on only applies to new networks, but this network is already trained; drop it")
-    whitened_layer(artifact.model)
+    kernel, size = whitened_layer(artifact.model).kernel_size, images_of(data.train).image_shape[1:]
+    if any(length > pixels for length, pixels in zip(kernel, size, strict=True)):
+        raise MicronetError("--whiten on needs images as large as the first layer's kernel; drop it")
 
 
 def _check_cutout(config: TrainConfig, artifact: Artifact, data: Dataset, context: RunContext) -> None:

@@ -40,10 +40,12 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
     """Return an optimizer of all parameters that require gradients.
 
     Parameters that a module lists in ``learned_scales`` are never decayed, and have a higher learning rate, by the
-    factor ``lr_factor`` of their group.
+    factor ``lr_factor`` of their group. Raises MicronetError if no parameter requires gradients.
     """
     scales = {id(getattr(module, name)) for module in model.modules() for name in getattr(module, "learned_scales", ())}
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not trained:
+        raise MicronetError("all parameters of the network are frozen; call requires_grad_(True) on those to train")
     kinds = find_matrices(model) if config.chosen("optimizer") == "muon" else {}
     groups: dict[tuple[Any, ...], dict[str, Any]] = {}
     for parameter in sorted(trained, key=lambda each: id(each) in scales):

@@ -21,6 +21,13 @@ def test_checkpoints_averaged_in_floats_load_as_they_do_in_torch(tmp_path):
     assert all(torch.equal(loaded[name], own[name] + 3) and loaded[name].dtype == own[name].dtype for name in own)
 
 
+def test_weights_of_a_compiled_network_load_as_those_of_the_network(tmp_path):
+    own = import_model("nin", {"width": 0.1}, None).model.state_dict()
+    torch.save({"state_dict": {f"_orig_mod.module.{name}": tensor for name, tensor in own.items()}}, tmp_path / "w.pth")
+    loaded = import_model("nin", {}, tmp_path / "w.pth").model.state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in own.items())
+
+
 def test_weights_larger_than_the_free_memory_are_refused_for_that(tmp_path, monkeypatch):
     torch.save({"a": torch.zeros(2)}, tmp_path / "w.pth")
     monkeypatch.setattr(foreign, "available_memory", lambda: 100)

@@ -51,3 +51,8 @@ def test_import_says_the_size_of_the_network_at_the_input_that_it_was_given(tmp_
     alone = micronet("evaluate", tmp_path / "a.safetensors", "--model", LINEAR)
     assert alone.code == 2
     assert f"micronet compare FLOAT {tmp_path / 'a.safetensors'} --model {LINEAR}" in " ".join(alone.err.split())
+
+
+def test_no_part_of_a_path_is_taken_for_an_emoji(tmp_path, micronet):
+    done = micronet("import", "--model", "absent.py:X", "-o", tmp_path / "a.safetensors")
+    assert done.code == 2 and "absent.py:X: absent.py cannot be read" in done.err

@@ -69,6 +69,13 @@ def test_masks_that_do_not_fit_are_named(folder, tmp_path, micronet):
     assert refused.code == 2 and "0 to 2, but" in refused.err and "4.png has class 9; fix the mask" in refused.err
     with pytest.raises(MicronetError, match=r"trained on 3 classes .*4.png has class 9"):
         load_data(str(root), task="segmentation", like=data.spec)
+    photo = root / "train" / "masks" / "4.jpg"
+    Image.fromarray(mask).save(photo)
+    small.unlink()
+    with pytest.raises(MicronetError, match=r"4.jpg is a JPEG, whose compression changes class numbers"):
+        load_data(str(root), task="segmentation")
+    shutil.move(photo, small)
+    Image.fromarray(mask).save(small)
     shutil.move(root / "test" / "images", tmp_path / "elsewhere")
     with pytest.raises(MicronetError, match=r"test has no images/; segmentation reads images/NAME"):
         load_data(str(root), task="segmentation").test  # noqa: B018

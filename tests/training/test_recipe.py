@@ -329,3 +329,11 @@ def test_a_stopped_training_goes_on_bit_identical_with_every_option(micronet, tm
     assert micronet(*command, "-o", stopped, "--resume").code == 0
     left, right = load_file(whole), load_file(stopped)
     assert all(torch.equal(left[name], right[name]) for name in left)
+
+
+def test_images_smaller_than_the_first_kernel_are_not_whitened_and_frozen_networks_not_trained(tmp_path):
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Flatten(), nn.Linear(8, 2))
+    with pytest.raises(MicronetError, match="as large as the first layer's kernel"):
+        settled(TrainConfig(whiten="on"), tmp_path, network(model), photos("crop", size=1))
+    with pytest.raises(MicronetError, match="all parameters of the network are frozen"):
+        make_optimizer(model.requires_grad_(False), TrainConfig(optimizer="adam", schedule="linear", lr=0.01))
