@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from micronet.graph import ops
 from micronet.models.device import Example, as_inputs
-from micronet.models.modes import eval_mode
+from micronet.models.modes import eval_mode, layers_called
 from micronet.pruning.channel_map import ChannelMap
 from micronet.pruning.ids import STRIDE, Ids
 
@@ -87,7 +87,7 @@ def find_layers(model: nn.Module, example: Example, channels: ChannelMap | None)
         if isinstance(module, (*ops.CONVOLUTIONS, nn.Linear)):
             hooks.append(module.register_forward_hook(_recorder(name, shapes, calls)))
     try:
-        with eval_mode(model), torch.no_grad():
+        with eval_mode(model), layers_called(), torch.no_grad():
             model(*as_inputs(model, example))
     finally:
         for hook in hooks:

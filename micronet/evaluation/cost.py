@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from micronet.models.device import Example, as_inputs
-from micronet.models.modes import eval_mode
+from micronet.models.modes import eval_mode, layers_called
 
 
 def count_macs(model: nn.Module, example: Example) -> int:
@@ -45,13 +45,8 @@ def _constant_parameters(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def _countable_kernels() -> Iterator[None]:
     """Run attention and recurrent layers as matrix products: the counter does not know their fused kernels."""
-    fast_path = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with sdpa_kernel(SDPBackend.MATH), torch.backends.cudnn.flags(enabled=False):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast_path)
+    with layers_called(), sdpa_kernel(SDPBackend.MATH), torch.backends.cudnn.flags(enabled=False):
+        yield
 
 
 def _rnn_layer_flops(x: list[int], input_weight: list[int], hidden_weight: list[int], *_: Any, **__: Any) -> int:

@@ -26,6 +26,17 @@ def eval_mode(*models: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def layers_called() -> Iterator[None]:
+    """Let torch's transformers call their layers, on plain tensors, instead of a fused kernel of their own."""
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+
+
+@contextmanager
 def state_kept(model: nn.Module) -> Iterator[None]:
     """Give every module its attributes, submodules, mode and the values of its buffers back afterwards.
 

@@ -119,3 +119,17 @@ def test_a_corrected_cost_rises_with_the_predicted_one(seed):
     correction.add(0.5, float("inf"))
     costs = np.geomspace(0.05, 2.0, 400)
     assert np.all(np.diff([correction(cost) for cost in costs]) > 0)
+
+
+def test_layers_of_an_encoder_are_found_behind_padding():
+    class Encoder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words = nn.Embedding(9, 8, padding_idx=0)
+            self.encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 1)
+
+        def forward(self, ids):
+            return self.encoder(self.words(ids), src_key_padding_mask=ids == 0).mean(1)
+
+    found = find_layers(Encoder().eval(), torch.tensor([[3, 4, 0]]), None)
+    assert found["encoder.layers.0.linear1"].shape.sizes == (3,)
