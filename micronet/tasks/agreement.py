@@ -148,10 +148,11 @@ def _by_channel(values: Tensor) -> Tensor:
 
 def _channel_error(signal: Tensor, noise: Tensor) -> Tensor:
     """Return the root of the mean over the channels of noise over signal, at most 1 each; (outputs, SLOTS) each."""
-    ratio = torch.where(noise == 0, 0.0, (noise / signal).nan_to_num(1.0).clamp(max=1))
-    used = ((signal != 0) | (noise != 0)).sum(1)  # NaN is used
+    ratio = torch.where(noise == 0, 0.0, (noise / signal).clamp(max=1))
+    ratio = torch.where(noise.isfinite(), ratio, LARGEST_ERROR**2)
+    used = ((signal != 0) | (noise != 0)).sum(1)
     return (ratio.sum(1) / used.clamp(min=1)).sqrt()
 
 
 def _decibels(error: float) -> float:
-    return min(LARGEST_DB, -20 * math.log10(max(error, SMALLEST)))
+    return min(LARGEST_DB, 20 * math.log10(1 / max(error, SMALLEST)))

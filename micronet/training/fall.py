@@ -20,9 +20,9 @@ def is_fall(before: dict[str, Any], after: dict[str, Any], task: Task, largest: 
 
 
 def describe_fall(before: dict[str, Any], after: dict[str, Any], task: Task, lr: float, way_out: str) -> str:
-    """Return the warning: the metric before and now, and what keeps more of it."""
+    """Return the warning: the metric before and now, and what to try."""
     was, now = (value_text(task.main, row[f"validation_{task.main}"]) for row in (before, after))
     return (
         f"warning: the validation {task.main} was {was} before the training and is {now} now; a lower learning rate, "
-        f"such as --lr {lr / 10:g}, or {way_out} may keep more of it"
+        f"such as --lr {lr / 10:g}, or {way_out} may prevent this"
     )

@@ -52,6 +52,7 @@ def test_an_output_that_is_no_number_agrees_with_nothing(value):
     found = meter.compute()
     assert (found["sqnr_db"], found["sqnr_db/1"], found["sqnr_db/2"]) == (-LARGEST_DB, LARGEST_DB, -LARGEST_DB)
     assert found["cosine"] == 0 and math.isfinite(found["error"])
+    assert found["channel_sqnr_db"] == pytest.approx(-LARGEST_DB) and found["channel_sqnr_db/1"] == LARGEST_DB
 
 
 def test_the_loss_is_the_squared_error_that_is_measured_and_energy_does_not_depend_on_scale():

@@ -1,9 +1,16 @@
 """A teacher in memory teaches what the same teacher in a file teaches."""
 
+from pathlib import Path
+
 import torch
+from torch import nn
 
 import micronet
-from micronet.artifact.artifact import weights_hash
+from micronet.artifact.artifact import Artifact, weights_hash
+from micronet.data.dataset import DataSpec
+from micronet.models.build import ModelSpec
+from micronet.training.config import RunContext, TrainConfig
+from micronet.training.distillation import load_teacher
 
 
 def test_a_teacher_may_be_in_memory(tmp_path):
@@ -19,3 +26,9 @@ def test_a_teacher_may_be_in_memory(tmp_path):
     hashes = [weights_hash(each.model) for each in (*taught, alone)]
     assert hashes[0] == hashes[1] != hashes[2]
     assert weights_hash(teacher.model) == before
+
+
+def test_a_classifier_teaches_its_outputs_where_the_task_has_no_classes():
+    teacher, path = Artifact(nn.Flatten(), ModelSpec("flat"), [], data={"classes": ["a"]}), Path("teacher.safetensors")
+    run = RunContext(Path("a.safetensors"), torch.device("cpu"), artifacts={path: teacher})
+    assert load_teacher(TrainConfig(distill=path), teacher, DataSpec(task="agreement"), run) is not None
