@@ -74,6 +74,7 @@ class Basis:
         multiple: Widths are multiples of this number.
         teaches: Whether the original's scores serve as soft labels in trainings.
         has_norms: Whether the network has batch norms.
+        folds_norms: Whether ``bn-fuse`` can fold any.
     """
 
     original: Path
@@ -83,6 +84,7 @@ class Basis:
     multiple: int = 1
     teaches: bool = True
     has_norms: bool = True
+    folds_norms: bool = True
 
     def entries(self, plan: Plan) -> list[Entry]:
         """Return the stages of a plan, from the original to the deployed file, without names.
@@ -100,7 +102,8 @@ class Basis:
         teacher = {"distill": str(self.original)} if self.teaches else {}
         found += [{"command": "finetune", "epochs": epochs, **teacher} for epochs in plan.epochs]
         if not plan.is_float:
-            found += [{"command": "quantize", **self._bits(plan)}, *([] if is_file else [{"command": "bn-fuse"}])]
+            found += [{"command": "quantize", **self._bits(plan)}]
+            found += [{"command": "bn-fuse"}] if self.folds_norms and not is_file else []
         found += [] if is_file else [self._export(plan)]
         found[0] = {**found[0], "artifact": str(self.original), **self.first}
         return [{**each, **self._shared(each["command"])} for each in found]

@@ -14,7 +14,7 @@ from micronet.compression.goal import Goal
 from micronet.compression.groups import Groups
 from micronet.compression.layers import find_layers
 from micronet.compression.narrowing import BETWEEN, NEAR, Narrowing
-from micronet.compression.plan import CRITERION, Plan
+from micronet.compression.plan import CRITERION, Basis, Plan
 from micronet.compression.point import Point, front
 from micronet.compression.prediction import Prediction
 from micronet.compression.result import draw
@@ -187,6 +187,13 @@ def test_words_say_what_was_given_up_where():
     [line] = describe_choice(Point("x", Plan(bits=8, floats=("a",))), [], {}, {"a": (0.046, 0.066)})[1:]
     assert line == "a stays float: alone it takes 0.066 ms in integers, 0.046 ms in float"
     assert "nothing was given up" in describe_choice(Point("float", Plan()), [], {}, {})[0]
+
+
+def test_norms_are_folded_only_where_some_can_be():
+    for folds in (True, False):
+        basis = Basis(Path("a.safetensors"), {}, {}, "onnxruntime", folds_norms=folds)
+        made = [each["command"] for each in basis.entries(Plan(bits=8))]
+        assert made == ["quantize", *["bn-fuse"] * folds, "export-onnx"]
 
 
 def test_only_unknown_latencies_count_as_predicted():
