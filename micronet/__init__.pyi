@@ -116,8 +116,8 @@ def train(
         cutout: Gray out a random NxN square in each training image. Default: 0 (off).
         whiten: Initialize the first convolution to whiten (decorrelate) the pixels of the training images.
             Default: on in new networks that start with a convolution; plain: off.
-        start_size: Start training on NxN images and grow them to full size over the first 70% of the steps.
-            Default: 0 (full size throughout).
+        start_size: Start training on images scaled to a height of N pixels, and grow them to full size over the
+            first 70% of the steps. Default: 0 (full size throughout).
         distill: Teacher artifact for distillation; its scores serve as soft labels.
         distill_weight: Weight of the soft labels in the loss.
         temperature: Softmax temperature of teacher and student in distillation.

@@ -90,4 +90,4 @@ def _shape(data: "Dataset") -> list[str]:
     if spec.inputs is not None:
         return [describe_inputs(spec.inputs)]
     classes = [count(len(spec.classes), "class")] if spec.classes else []
-    return [*classes, count(spec.channels or 0, "channel"), f"{spell_size(spec.image_size or 0)}"]
+    return [*classes, count(spec.channels or 0, "channel"), spell_size(spec.image_size or 0)]

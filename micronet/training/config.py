@@ -112,8 +112,8 @@ class TrainConfig(Settings):
     )
     start_size: int | None = setting(
         None,
-        "Start training on NxN images and grow them to full size over the first 70% of the steps. Default: 0 (full "
-        "size throughout).",
+        "Start training on images scaled to a height of N pixels, and grow them to full size over the first 70% of the "
+        "steps. Default: 0 (full size throughout).",
         low=0, metavar="N",
     )  # fmt: skip
     distill: Path | None = setting(
