@@ -45,8 +45,10 @@ def import_model(name: str, args: dict[str, Any], weights: Path | None, seed: in
     torch.manual_seed(seed)
     model = build_model(spec, trusted=True)
     if tensors is not None:
-        if name in _ORIGINALS and tensors.keys() != model.state_dict().keys():
-            tensors = _by_position(tensors, model.state_dict())
+        own = model.state_dict()
+        tensors = _of_network(tensors, own, weights)
+        if name in _ORIGINALS and tensors.keys() != own.keys():
+            tensors = _by_position(tensors, own)
         load_state(model, tensors, str(weights))
         check_finite(model, f"--weights {weights}")
     record = StageRecord("import", {"model": name, "weights": weights.name if weights else None})  # no folder
@@ -68,7 +70,8 @@ def preprocessing(name: str, mean: str | None, std: str | None) -> DataSpec:
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Read a state dict from a .safetensors or PyTorch file, without wrapping dicts and ``module.`` prefixes."""
     if not path.is_file():
-        raise MicronetError(f"--weights {path} does not exist; check the path")
+        missing = "is a folder; pass a file in it" if path.is_dir() else "does not exist; check the path"
+        raise MicronetError(f"--weights {path} {missing}")
     try:
         with warnings.catch_warnings(action="ignore"):
             loaded = load_file(path) if path.suffix == ".safetensors" else _load_pickle(path)
@@ -138,6 +141,24 @@ def _widths(name: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
     *widths, classes = [tensor.shape[0] for tensor in convolutions]
     found = {"widths": widths, "num_classes": classes, "in_channels": convolutions[0].shape[1]}
     return {**found, "conv4_kernel": convolutions[3].shape[-1]} if name == "nin" else found
+
+
+def _of_network(tensors: dict[str, Tensor], own: dict[str, Tensor], path: Path | None) -> dict[str, Tensor]:
+    """Return a network's tensors out of those of a larger module, such as Lightning's, that has it as an attribute.
+
+    ``own``: the network's names. Raises MicronetError if the module has it several times.
+    """
+    first = next(iter(own), "")
+    prefixes = [name.removesuffix(first) for name in tensors if name.endswith(f".{first}")]
+    prefixes = [prefix for prefix in prefixes if all(prefix + name in tensors for name in own)]
+    if not prefixes or tensors.keys() >= own.keys():
+        return tensors
+    if len(prefixes) > 1:
+        raise MicronetError(
+            f"--weights {path} has the network several times ({', '.join(prefixes)}); save one of them with "
+            "torch.save(module.state_dict(), path)"
+        )
+    return {name: tensors[prefixes[0] + name] for name in own}
 
 
 def _by_position(tensors: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ torch, so ``--help`` is fast.
 import io
 import os
 import sys
+import warnings
 from collections.abc import Collection
 from contextlib import nullcontext, redirect_stdout
 from functools import cache
@@ -117,6 +118,8 @@ def _options(
 def main() -> None:
     """Run the command line and exit."""
     process.end_at_once()
+    if not sys.warnoptions:
+        warnings.filterwarnings("ignore", module=r"torch(vision)?\.")  # about their own future, not the user's network
     code = run(sys.argv[1:])
     if ranks.is_distributed():  # threads of torch's process group that outlive the interpreter would abort the process
         sys.stderr.flush()

@@ -82,6 +82,8 @@ class DataSpec:
 
 def unknown_data(name: str) -> MicronetError:
     """Return the error for a name that is no data set's, or a path of nothing."""
+    if Path(name).is_file():
+        return MicronetError(f"--data {name} is a file of an unknown type; pass a folder or an .npz file")
     if Path(name).name != name:
         return MicronetError(f"the data folder {name} does not exist; pass its current path with --data")
     return unknown("data set", name, [*registry.DATA, "a folder", "a file.npz", "pkg.mod:factory"])

@@ -211,9 +211,14 @@ def fit_new(model: ModelConfig, data: DataConfig, training: TrainConfig, run: "R
 
 
 def say_start(dataset: "Dataset", artifact: "Artifact", training: TrainConfig, run: "RunContext") -> None:
-    """Report the data, the network and the device; before that, raise MicronetError if the teacher cannot be read."""
+    """Report the data, the network and the device.
+
+    Before that, raises MicronetError if the teacher or the test data cannot be read: afterwards, a training is lost.
+    """
     if training.distill is not None and training.distill not in run.artifacts:
         read_header(training.distill)
+    if not run.skip_test:
+        dataset.test  # noqa: B018  # files are listed, not decoded
     run.progress.line(introduce(dataset, artifact, run.device))
 
 

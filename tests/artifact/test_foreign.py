@@ -28,6 +28,17 @@ def test_weights_of_a_compiled_network_load_as_those_of_the_network(tmp_path):
     assert all(torch.equal(loaded[name], tensor) for name, tensor in own.items())
 
 
+def test_weights_of_a_module_around_the_network_load_as_those_of_the_network(tmp_path):
+    own = import_model("lenet", {"width": 0.1}, None).model.state_dict()
+    held = {"loss.weight": torch.ones(10), **{f"model.net.{name}": tensor for name, tensor in own.items()}}
+    torch.save({"epoch": 3, "state_dict": held}, tmp_path / "w.ckpt")
+    loaded = import_model("lenet", {"width": 0.1}, tmp_path / "w.ckpt").model.state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in own.items())
+    torch.save({**held, **{f"ema.{name}": tensor for name, tensor in own.items()}}, tmp_path / "w.ckpt")
+    with pytest.raises(MicronetError, match=r"has the network several times \(model.net., ema.\); save one"):
+        import_model("lenet", {"width": 0.1}, tmp_path / "w.ckpt")
+
+
 def test_weights_larger_than_the_free_memory_are_refused_for_that(tmp_path, monkeypatch):
     torch.save({"a": torch.zeros(2)}, tmp_path / "w.pth")
     monkeypatch.setattr(foreign, "available_memory", lambda: 100)

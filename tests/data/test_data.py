@@ -276,5 +276,20 @@ def test_a_recorded_name_of_code_never_runs_even_if_a_file_has_that_name(tmp_pat
         with pytest.raises(MicronetError, match="not run automatically"):
             load_data(None, like=DataSpec(name))
         (tmp_path / name).touch()
-        with pytest.raises(MicronetError, match="unknown data set"):
+        with pytest.raises(MicronetError, match="is a file of an unknown type"):
             load_data(None, like=DataSpec(name))
+
+
+def test_test_data_that_do_not_fit_are_found_before_a_training(tmp_path, micronet):
+    root = make_folder(tmp_path / "data", count=3)
+    (root / "test" / "emu").mkdir()
+    done = micronet(
+        "train", "--model", "lenet_bn", "--data", root, "--image-size", 32, "-o", tmp_path / "a.safetensors"
+    )
+    assert done.code == 2 and "contains classes without training images: emu" in done.err and "epoch" not in done.err
+
+
+def test_a_file_of_another_type_is_not_said_to_be_missing(tmp_path):
+    (tmp_path / "a.csv").write_text("1")
+    with pytest.raises(MicronetError, match=r"a.csv is a file of an unknown type; pass a folder"):
+        load_data(str(tmp_path / "a.csv"))

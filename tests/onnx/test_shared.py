@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from micronet.artifact.artifact import Artifact
 from micronet.models.build import ModelSpec
 from micronet.onnx.export import to_onnx
-from micronet.onnx.integers import count_integer_layers
+from micronet.onnx.integers import _repeated_bytes, count_integer_layers, describe, without_quantizers
 from micronet.quantization.calibrate import calibrate
 from micronet.quantization.config import QuantConfig
 from micronet.quantization.fold import fold_model, restore
@@ -82,7 +82,15 @@ def test_files_compute_what_torch_computes_all_in_integers(kind):
     assert counts["integer"] == counts["all"] - 1, counts  # the decoder, and the layer whose output is an output
     makers = {output: node for node in proto.graph.node for output in node.output}
     biases = [node.input[2] for node in proto.graph.node if node.op_type == "Conv" and node.input[1] in makers]
+    repeated = _repeated_bytes(without_quantizers(proto))
+    assert (repeated >= 4 * 8 * 8 * 9) == (kind is Twins)  # it has a layer that is called twice
     assert len(biases) >= 3 and sum(bias in makers for bias in biases) >= 3  # in int32: no optimizer must make it so
+
+
+def test_a_file_that_is_larger_than_in_float_says_so_first():
+    found = {"convolutions": {"integer": 1, "all": 1}, "linear": {"integer": 0, "all": 0}, "float": {}}
+    lines = describe({**found, "int8_ms": 1.0, "float_ms": 2.0, "int8_bytes": 2000, "float_bytes": 1900})
+    assert lines[0].startswith("larger than in float: 2,000 bytes vs. 1,900; ") and len(lines) == 2
 
 
 @pytest.mark.parametrize(("kind", "pairs"), [(Twins, [["shared", "norm"]]), (Helped, [["stem", "norm"]])])
