@@ -196,12 +196,14 @@ class Trainer:
 
     def _save_if_due(self, step: TrainStep, checkpoint: Checkpoint, state: TrainState) -> None:
         """Write a checkpoint if the last one is old enough; at the deadline write one and raise StoppedError."""
-        late = self._is_past_deadline()
-        due = time.monotonic() - checkpoint.saved_s >= 60 * self.context.checkpoint_minutes
-        if distributed.rank() == 0 and (late or due):
-            checkpoint.save(step, state)
-        if late:
+        if self._is_past_deadline():
+            distributed.from_rank_zero(
+                lambda: checkpoint.save(step, state)
+            )  # the others must not exit before it is done
             raise self._stopped(state)
+        due = time.monotonic() - checkpoint.saved_s >= 60 * self.context.checkpoint_minutes
+        if due and distributed.rank() == 0:
+            checkpoint.save(step, state)
 
     def _is_past_deadline(self) -> bool:
         deadline = self.context.deadline
