@@ -263,13 +263,6 @@ def test_several_processes_tell_a_mistake_once(tmp_path):
     assert "--force" in line
 
 
-@pytest.mark.slow
-def test_several_processes_stop_after_the_checkpoint_is_written(tmp_path):
-    process = start(tmp_path / "a.safetensors", "--processes", "2", "--max-time", "0")
-    assert process.wait() == 3
-    assert (tmp_path / "a.checkpoint.safetensors").exists()
-
-
 def test_ctrl_c_ends_several_processes_in_one_line(tmp_path):
     process = start(tmp_path / "a.safetensors", "--processes", "2", "--epochs", "50")
     process.wait_for(tmp_path / "a.checkpoint.safetensors")
