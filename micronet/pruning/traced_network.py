@@ -40,6 +40,7 @@ class TracedNetwork:
     """A network with its traced forwards.
 
     Attributes:
+        given: The network itself.
         model: The network with plain layers (see ``graph.plain``); the given one if all its layers are plain.
         plain: The plain layers by name.
         graphs: Its graph in eval mode, and its graph in training mode if that differs.
@@ -48,6 +49,7 @@ class TracedNetwork:
         before_heads: (graph's index, node's name) of what lies between attention and the layers before it.
     """
 
+    given: nn.Module
     model: nn.Module
     plain: Mapping[str, PlainLayer]
     graphs: Sequence[fx.Graph]
@@ -63,8 +65,9 @@ def trace_network(model: nn.Module, example: Example, regular: int = 1, *, attri
     A forward that torch.fx cannot trace is recorded while it runs on the example. Raises MicronetError if that fails
     too, or the example does not fit.
     """
-    with marked(model) if attributes else nullcontext():
-        model, plain, graphs = _traced(model, example)
+    given = model
+    with marked(given) if attributes else nullcontext():
+        model, plain, graphs = _traced(given, example)
     results: dict[tuple[int, str], Any] = {}
     try:
         with state_kept(model), eval_mode(model), torch.no_grad():
@@ -84,7 +87,7 @@ def trace_network(model: nn.Module, example: Example, regular: int = 1, *, attri
         and math.lcm(regular, conv.in_channels // conv.groups) < math.lcm(regular, conv.groups)  # a finer step
     }
     before = {(index, name) for index, graph in enumerate(graphs) for name in _before_heads(model, graph)}
-    return TracedNetwork(model, plain, graphs, results, blocks, before)
+    return TracedNetwork(given, model, plain, graphs, results, blocks, before)
 
 
 def _before_heads(model: nn.Module, graph: fx.Graph) -> set[str]:

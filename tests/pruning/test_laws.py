@@ -116,6 +116,7 @@ class Misleading(nn.Module):
         self.c1, self.b1, self.c2 = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3, padding=1)
         self.norm, self.pool = nn.InstanceNorm2d(8, affine=True), nn.MaxPool1d(2)
         self.fc, self.part, self.c4 = nn.Linear(8, 5), nn.Linear(4, 5), nn.Conv2d(4, 8, 3, padding=1)
+        self.own = nn.Parameter(torch.randn(5, 8))
         self._forward = [forward]
 
     def forward(self, x):
@@ -164,9 +165,19 @@ def halves(m, x):
     return m.fc(F.relu(m.c4(left)).mean((2, 3)))
 
 
+def rounded_in_a_recording(m, x):
+    places = torch.tensor([i / 3 for i, _ in enumerate(x)], dtype=x.dtype)  # as a detector's anchors: not symbolic
+    return m.head(x) + places.sum()
+
+
+def rounded_beside_own_tensors(m, x):
+    return rounded_in_a_recording(m, x) + F.linear(x.mean((2, 3)), m.own)
+
+
 FORWARDS = {
     divided_by_its_width: False, part_written_in_place: False, pooled_over_channels: False, cast_to_float32: True,
     instance_norm: True, chosen_by_where: True, tiny_branch: True, other_output_in_training: True, halves: True,
+    rounded_in_a_recording: True, rounded_beside_own_tensors: True,
 }  # fmt: skip
 
 
