@@ -201,11 +201,17 @@ def require_agreement(model: nn.Module, proto: onnx.ModelProto, images: Any, agr
             "nothing was written"
         )
     if max(bits, default=0) <= INTEGER_BITS:
-        wrong = [f"{name} ({steps})" for name, steps in compare_layers(model, proto, images).items() if steps > 1]
+        steps, error = _compare_inside(model, proto, images)
+        wrong = [f"{name} ({largest})" for name, largest in steps.items() if largest > 1]
         if wrong:
             raise FailedError(
                 "the quantized outputs of the exported model and torch differ by more than one quantization step in "
                 f"{', '.join(wrong)}; nothing was written"
+            )
+        if error > LARGEST_ROUNDED_ERROR:
+            raise FailedError(
+                f"the outputs of the exported model and torch differ by {error:.2%} from the same integers, so a part "
+                "in float is computed differently; nothing was written"
             )
     require_classes(agreement, "the exported model")
 
@@ -227,13 +233,18 @@ def drift(agreement: Agreement, history: Iterable[StageRecord]) -> str | None:
     )
 
 
-@torch.no_grad()
 def compare_layers(model: nn.Module, proto: onnx.ModelProto, images: Any) -> dict[str, int]:
     """Return the largest difference in steps between torch's and ONNX Runtime's integers, per activation quantizer.
 
     ``images``: a batch (N, C, H, W) float32. Raises FailedError if only the file has some quantizer.
     """
-    theirs = _integers(proto, images)
+    return _compare_inside(model, proto, images)[0]
+
+
+@torch.no_grad()
+def _compare_inside(model: nn.Module, proto: onnx.ModelProto, images: Any) -> tuple[dict[str, int], float]:
+    """Return what ``compare_layers`` does, and the error of the worst output if torch goes on with their integers."""
+    expected, theirs = _integers(proto, images)
     quantizers = {f"{name}.{slot}": quantizer for name, slot, quantizer in each_quantizer(model)}
     if extra := theirs.keys() - quantizers:
         raise FailedError(
@@ -244,8 +255,13 @@ def compare_layers(model: nn.Module, proto: onnx.ModelProto, images: Any) -> dic
         for key, integers in theirs.items():
             hook = _comparison(key, integers, worst)
             hooks.enter_context(quantizers[key].register_forward_hook(hook, with_kwargs=True))
-        call(model, images)
-    return worst
+        outputs = tensors_in(call(model, images))
+    errors = [
+        float((torch.from_numpy(other) - ours).norm() / ours.norm().clamp(min=1e-30))
+        for ours, other in zip(outputs, expected, strict=True)
+        if ours.is_floating_point()
+    ]
+    return worst, max(errors, default=0.0)
 
 
 def _comparison(key: str, theirs: Any, worst: dict[str, int]) -> Any:
@@ -272,9 +288,10 @@ def _is_added(node: onnx.NodeProto) -> bool:
     return any(entry.key == ADDED for entry in node.metadata_props)
 
 
-def _integers(proto: onnx.ModelProto, images: Any) -> dict[str, Any]:
-    """Return the integers of every quantizer: ``module.slot`` -> array."""
+def _integers(proto: onnx.ModelProto, images: Any) -> tuple[list[Any], dict[str, Any]]:
+    """Return the outputs, and the integers of every quantizer: ``module.slot`` -> array."""
     nodes = [node for node in proto.graph.node if node.op_type == QUANTIZE and not _is_added(node)]
     session = exposing_session(proto, [node.output[0] for node in nodes])
-    arrays = run(session, _arrays(images))[len(proto.graph.output) :]
-    return {node.name.removesuffix(f".{QUANTIZE}"): array for node, array in zip(nodes, arrays, strict=True)}
+    arrays, first = run(session, _arrays(images)), len(proto.graph.output)
+    names = [node.name.removesuffix(f".{QUANTIZE}") for node in nodes]
+    return arrays[:first], dict(zip(names, arrays[first:], strict=True))

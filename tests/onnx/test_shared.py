@@ -3,11 +3,14 @@
 import onnxruntime
 import pytest
 import torch
+from onnx import numpy_helper
 from torch import nn
 from torch.nn import functional as F
 
 from micronet.artifact.artifact import Artifact
+from micronet.errors import FailedError
 from micronet.models.build import ModelSpec
+from micronet.onnx.check import compare_outputs, require_agreement
 from micronet.onnx.export import to_onnx
 from micronet.onnx.integers import _repeated_bytes, count_integer_layers, describe, without_quantizers
 from micronet.quantization.calibrate import calibrate
@@ -85,6 +88,18 @@ def test_files_compute_what_torch_computes_all_in_integers(kind):
     repeated = _repeated_bytes(without_quantizers(proto))
     assert (repeated >= 4 * 8 * 8 * 9) == (kind is Twins)  # it has a layer that is called twice
     assert len(biases) >= 3 and sum(bias in makers for bias in biases) >= 3  # in int32: no optimizer must make it so
+
+
+def test_a_part_in_float_that_computes_something_else_is_an_error():
+    """Every quantized layer agrees, but the decoder's weight is not the encoder's."""
+    artifact = quantized(Twins())
+    proto = to_onnx(artifact, IMAGES)
+    require_agreement(artifact.model, proto, IMAGES, compare_outputs(artifact.model, proto, [IMAGES]))
+    [decoder] = [node for node in proto.graph.node if node.op_type == "ConvTranspose"]
+    [weight] = [tensor for tensor in proto.graph.initializer if tensor.name == decoder.input[1]]
+    weight.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(weight), weight.name))
+    with pytest.raises(FailedError, match=r"differ by \d+.\d+% from the same integers"):
+        require_agreement(artifact.model, proto, IMAGES, compare_outputs(artifact.model, proto, [IMAGES]))
 
 
 def test_a_file_that_is_larger_than_in_float_says_so_first():
