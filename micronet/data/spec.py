@@ -58,8 +58,8 @@ class DataSpec:
 
     def _check_numbers(self) -> None:
         """Raise ValueError if a number makes no sense."""
-        if isinstance(self.image_size, list) and len(self.image_size) != 2:
-            raise ValueError(f"its image_size has {len(self.image_size)} numbers")
+        if isinstance(self.image_size, list) and not len(self.image_size) == len({*self.image_size}) == 2:
+            raise ValueError(f"its image_size is {self.image_size}")
         size = 1 if self.image_size is None else self.image_size
         height, width = sides(size)
         numbers = (("channels", self.channels), ("image_size", height), ("image_size", width), ("limit", self.limit))

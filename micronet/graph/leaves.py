@@ -21,13 +21,13 @@ def is_leaf(module: nn.Module) -> bool:
     return is_frozen_norm(module) or passes_in_eval(module)
 
 
-def find_leaves(model: nn.Module, *, into_own: bool = False) -> set[nn.Module]:
+def find_leaves(model: nn.Module, *, into_leaves: bool = False) -> set[nn.Module]:
     """Return the modules of a network that are one node of its graph, so that each is examined once.
 
-    ``into_own``: without those that are leaves only because they set ``is_leaf``.
+    ``into_leaves``: whether those that set ``is_leaf`` are examined like others.
     """
     found = set(filter(is_leaf, model.modules()))
-    return {leaf for leaf in found if getattr(leaf, "is_leaf", None) is None} if into_own else found
+    return {leaf for leaf in found if getattr(leaf, "is_leaf", None) is None} if into_leaves else found
 
 
 def _is_of_torch(module: nn.Module) -> bool:

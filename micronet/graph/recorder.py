@@ -86,7 +86,7 @@ class Recorder(TorchFunctionMode):
     def leaves(self) -> Iterator[None]:
         """Make calls of leaf modules nodes, in this context: hooks around each leaf's own hooks see its calls."""
         handles: list[Any] = []
-        for leaf in find_leaves(self._model, into_own=self._into_leaves) - {self._model}:
+        for leaf in find_leaves(self._model, into_leaves=self._into_leaves) - {self._model}:
             handles.append(leaf.register_forward_pre_hook(self._enter, prepend=True, with_kwargs=True))
             handles.append(leaf.register_forward_hook(self._leave, with_kwargs=True, always_call=True))
         try:

@@ -6,6 +6,9 @@ from micronet.core.metrics import value_text
 from micronet.tasks.task import Task
 
 
+LARGEST_RISE = 0.25  # of a metric of which less is better, relative: noise of an error is a share of it
+
+
 def is_fall(before: dict[str, Any], after: dict[str, Any], task: Task, largest: float) -> bool:
     """Return whether the main metric on the validation data is much worse than before the training.
 
@@ -13,10 +16,12 @@ def is_fall(before: dict[str, Any], after: dict[str, Any], task: Task, largest: 
         before: Metrics of ``validate``, before the training.
         after: Metrics of the epoch whose weights are the result.
         task: Says which metric is the main one, and whether more of it is better.
-        largest: The largest fall that is not worth a word, relative to the value before.
+        largest: The largest fall that is not worth a word, relative to the value before. A metric of which less is
+            better may rise by LARGEST_RISE, and from 0, that of a network which is its own reference, by anything.
     """
     was, now = (task.quality({task.main: row[f"validation_{task.main}"]}) for row in (before, after))
-    return now < was - largest * abs(was)
+    share = largest if task.higher_is_better else max(largest, LARGEST_RISE)
+    return was != 0 and now < was - share * abs(was)
 
 
 def describe_fall(before: dict[str, Any], after: dict[str, Any], task: Task, lr: float, way_out: str) -> str:

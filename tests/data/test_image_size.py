@@ -101,7 +101,7 @@ def test_masks_move_with_images_that_are_not_square(tmp_path):
     assert images.shape[1:] == (3, 24, 40) and torch.equal(masks[0], torch.arange(40).expand(24, 40) // 10)
 
 
-@pytest.mark.parametrize("size", [0, [4], [4, 0], [4, 2**31], [1, 2, 3]])
+@pytest.mark.parametrize("size", [0, [4], [4, 4], [4, 0], [4, 2**31], [1, 2, 3]])
 def test_damaged_records_are_refused(size):
     with pytest.raises(MicronetError, match=r"its image_size|more than"):
         DataSpec.from_json({"channels": 3, "image_size": size})

@@ -17,9 +17,12 @@ from micronet.errors import FailedError, MicronetError, StoppedError
 from micronet.models.build import ModelSpec
 from micronet.runtimes.config import RuntimeOptions
 from micronet.runtimes.torch import EagerPredictor
+from micronet.tasks.agreement import Agreement
+from micronet.tasks.classification import Classification
 from micronet.training.checkpoint import Checkpoint, TrainState
 from micronet.training.config import RunContext, TrainConfig, TrainHooks, learning_rate
 from micronet.training.distillation import Teacher
+from micronet.training.fall import describe_fall, is_fall
 from micronet.training.loop import Trainer, fit_artifact
 from micronet.training.step import NotFiniteError, TrainStep, first_non_finite, make_optimizer
 from tests.training.processes import Command
@@ -258,6 +261,22 @@ def test_what_a_network_was_before_its_training_is_known_after_a_resume(tmp_path
     progress = Lines()
     fit_artifact(flat(3072), data, config, RunContext(**asked, resume=True, progress=progress), never)
     assert "before the training" in progress.lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("task", "was", "now", "falls"),
+    [
+        (Classification(), 0.90, 0.89, False),
+        (Classification(), 0.90, 0.88, True),
+        (Agreement(), 0.010, 0.012, False),
+        (Agreement(), 0.010, 0.013, True),
+        (Agreement(), 0.0, 0.1, False),  # a network that is its own reference
+    ],
+)
+def test_a_fall_is_more_than_noise(task, was, now, falls):
+    rows = [{f"validation_{task.main}": value} for value in (was, now)]
+    assert is_fall(*rows, task, TrainHooks().largest_fall) == falls
+    assert f"was {was:.4f} before the training and is {now:.4f} now; " in describe_fall(*rows, task, 0.1, "more")
 
 
 def test_images_that_do_not_fit_a_trained_network_are_refused(tmp_path):
