@@ -177,11 +177,15 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
-def decode(path: Path, size: ImageSize) -> Tensor:
-    """Read an image file as (H, W, 3) uint8 RGB: resized to cover the size, then centre-cropped."""
+def decode(path: Path, size: ImageSize, channels: int = 3) -> Tensor:
+    """Read an image file as (H, W, channels) uint8: resized to cover the size, then centre-cropped.
+
+    ``channels``: 1 for grey, 3 for RGB, 4 with transparency.
+    """
     with open_image(path) as image:
-        rgb = _eight_bits(ImageOps.exif_transpose(image)).convert("RGB")
-        return torch.from_numpy(np.array(rgb if rgb.size == sides(size)[::-1] else cover(rgb, size)))
+        plain = _eight_bits(ImageOps.exif_transpose(image)).convert({1: "L", 3: "RGB", 4: "RGBA"}[channels])
+        pixels = np.array(plain if plain.size == sides(size)[::-1] else cover(plain, size))
+        return torch.from_numpy(pixels.reshape(*sides(size), channels))
 
 
 def upright_size(path: Path) -> tuple[int, int]:

@@ -9,9 +9,9 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import helper
-from PIL import Image, ImageOps
 
-from micronet.data.image_files import open_image
+from micronet.core.image_size import size_of
+from micronet.data.image_files import decode
 from micronet.errors import MicronetError
 from micronet.evaluation.network import Scores
 
@@ -82,9 +82,10 @@ class ImageInput:
     def read(self, paths: Sequence[Path]) -> Iterator[Feed]:
         """Yield runs of images from files, resized to cover the size and then cropped at the centre."""
         rows = next(batched(self.entry, np.broadcast_to(np.float32(0), (MOST_ROWS, *self.size))))
+        channels, size = self.size[0], size_of(*self.size[1:])
         for start in range(0, len(paths), len(rows)):
-            pixels = np.stack([self._decode(path) for path in paths[start : start + len(rows)]])
-            images: NDArray[np.float32] = pixels.transpose(0, 3, 1, 2).astype(np.float32)
+            found = [decode(path, size, channels).numpy() for path in paths[start : start + len(rows)]]
+            images: NDArray[np.float32] = np.stack(found).transpose(0, 3, 1, 2).astype(np.float32)
             yield from self.feeds(images / np.float32(255), normalized=False)
 
     def feeds(self, images: NDArray[np.float32], *, normalized: bool = True) -> Iterator[Feed]:
@@ -108,13 +109,6 @@ class ImageInput:
         runs = [run(feed) for feed in self.feeds(images)]
         outputs = [np.concatenate(each)[: len(images)] for each in zip(*runs, strict=True)]
         return outputs[0] if len(outputs) == 1 else outputs
-
-    def _decode(self, path: Path) -> NDArray[np.uint8]:
-        channels, height, width = self.size
-        with open_image(path) as image:
-            plain = ImageOps.exif_transpose(image).convert({1: "L", 3: "RGB", 4: "RGBA"}[channels])
-            found = np.asarray(ImageOps.fit(plain, (width, height), Image.Resampling.BILINEAR))
-        return found.reshape(height, width, channels)
 
 
 def is_channels_last(entry: Input, layout: str) -> bool:

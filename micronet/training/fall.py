@@ -5,7 +5,6 @@ from typing import Any
 from micronet.core.metrics import value_text
 from micronet.tasks.task import Task
 
-
 LARGEST_RISE = 0.25  # of a metric of which less is better, relative: noise of an error is a share of it
 
 
