@@ -113,10 +113,14 @@ def check_scores(
 def run_batch(predict: Predictor, inputs: Any) -> Outputs:
     """Run a predictor on a batch of tensors on any device, and return its outputs as tensors on the CPU.
 
-    Raises FailedError if they hold NaN or infinity.
+    Networks that draw random numbers in eval mode draw the same ones each time, so that they can be compared.
+
+    Raises FailedError if the outputs hold NaN or infinity.
     """
     arrays = tuple(x.cpu().numpy() for x in inputs) if isinstance(inputs, tuple) else inputs.cpu().numpy()
-    found = predict(arrays)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        found = predict(arrays)
     outputs: Outputs = (
         torch.from_numpy(found)
         if not isinstance(found, list)

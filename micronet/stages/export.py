@@ -3,7 +3,8 @@
 ``check-onnx`` reports what makes an ONNX file slow or wrong before anyone deploys it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -17,6 +18,8 @@ from micronet.stages.config import ConvertSettings, ReportConfig, TimingConfig, 
 from micronet.stages.stage import Context, Outcome, Stage
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from micronet.artifact.artifact import Artifact
 
 FLOAT_GATES = "SiLU and hardswish stay float, because in integers the network does not agree with torch"
@@ -82,9 +85,10 @@ class ExportOnnx(CheckedSettings, Stage):
             require_agreement(artifact.model, proto, first, found)
             return found
 
-        proto, agreement = agreeing(
-            lambda gates: exported(artifact, first, self.export, gates=gates), compare, context.progress
-        )
+        with explaining_noise(artifact.model, first):
+            proto, agreement = agreeing(
+                lambda gates: exported(artifact, first, self.export, gates=gates), compare, context.progress
+            )
         warning = drift(agreement, artifact.history)
         if warning:
             context.progress.line(f"warning: {warning}")
@@ -142,7 +146,8 @@ class Pack(CheckedSettings, Stage):
             artifact.model, lambda images: run_packed(program, images), list(batches()), classes=classes
         )
         rounds = any(operation.kind in ROUNDING for operation in program.operations)
-        require_close(found, "the packed network", rounds=rounds, classes=classes)
+        with explaining_noise(artifact.model, first):
+            require_close(found, "the packed network", rounds=rounds, classes=classes)
         about = {**found._asdict(), "left_float": artifact.left_float}
         if not (self.timing.skip_timing or context.temporary or program.weights > LARGEST_TIMED):
             from micronet.onnx.export import with_pairs
@@ -203,6 +208,26 @@ def agreeing(
         found = compare(plain)
         progress.line(f"{FLOAT_GATES} ({first_line(error)})")
         return plain, found
+
+
+@contextmanager
+def explaining_noise(model: "nn.Module", batch: Any) -> Iterator[None]:
+    """Say so, if a comparison with torch fails in this context and the network draws random numbers in eval mode."""
+    try:
+        yield
+    except FailedError as error:
+        from micronet.evaluation.accuracy import evaluating
+        from micronet.models.device import as_arrays, head
+
+        with evaluating(model) as predict:
+            first, second = (predict(as_arrays(head(batch, 2))) for _ in range(2))
+        pairs = zip(*(each if isinstance(each, list) else [each] for each in (first, second)), strict=True)
+        if all((one == other).all() for one, other in pairs):
+            raise
+        raise FailedError(
+            "the network draws random numbers in eval mode, so no two runs agree and nothing was written; leave the "
+            "noise out there, or take it as an input"
+        ) from error
 
 
 def exported(

@@ -18,7 +18,7 @@ from micronet.onnx.check import LARGEST_ROUNDED_ERROR, Agreement, compare_networ
 from micronet.onnx.export import with_pairs
 from micronet.onnx.integers import describe, without_quantizers
 from micronet.runtimes.config import RuntimeOptions
-from micronet.stages.export import agreeing, checked_inputs, exported, require_image
+from micronet.stages.export import agreeing, checked_inputs, explaining_noise, exported, require_image
 from micronet.stages.stage import Context, Outcome
 from micronet.tasks.task import CLASSIFICATION
 
@@ -68,7 +68,7 @@ def export_folder(config: "Export", context: Context) -> Outcome:
         require_close(agreement, name, rounds=rounds, classes=classes, fp16=fp16)
         return written, agreement
 
-    with temporary_folder() as place:
+    with temporary_folder() as place, explaining_noise(artifact.model, given[0]):
         proto, ((folder, network, note), agreement) = agreeing(
             lambda gates: exported(artifact, given[0], pairs=target.PAIRS, gates=gates), compare, context.progress
         )

@@ -3,7 +3,8 @@
 import copy
 import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -48,9 +49,20 @@ def _traced(model: nn.Module, inputs: tuple[Tensor, ...]) -> bytes:
     """Export a network by running it once."""
     plain = copy.deepcopy(model).cpu().eval().to(memory_format=torch.contiguous_format)
     file = io.BytesIO()
-    with warnings.catch_warnings(action="ignore"), torch.no_grad():
+    with warnings.catch_warnings(action="ignore"), _unprinted_graphs(), torch.no_grad():
         torch.onnx.export(plain, inputs, file, dynamo=False, opset_version=OPSET)  # type: ignore[arg-type]
     return file.getvalue()
+
+
+@contextmanager
+def _unprinted_graphs() -> Iterator[None]:
+    """Keep torch from printing the graph of a failed export to standard output; it has no setting for that."""
+    log = torch._C._jit_onnx_log
+    torch._C._jit_onnx_log = lambda *parts: None
+    try:
+        yield
+    finally:
+        torch._C._jit_onnx_log = log
 
 
 def time_predictors(predictors: Sequence[Predictor], example: Example) -> list[float]:

@@ -11,8 +11,9 @@ from PIL import Image
 
 from micronet.data.dataset import DataSpec
 from micronet.data.load import load_data
-from micronet.errors import MicronetError
-from micronet.evaluation.accuracy import check_scores
+from micronet.errors import FailedError, MicronetError
+from micronet.evaluation.accuracy import check_scores, predictor, run_batch
+from micronet.stages.export import explaining_noise
 from micronet.tasks.agreement import LARGEST_DB, Agreement, energy, relative_error
 from micronet.tasks.task import load_task
 
@@ -64,6 +65,20 @@ def test_the_loss_is_the_squared_error_that_is_measured_and_energy_does_not_depe
         x = torch.ones(3, requires_grad=True)
         energy([x * scale, (x * scale).long()]).backward()
         assert x.grad.tolist() == pytest.approx([2 / 3] * 3)
+
+
+class Noisy(torch.nn.Module):
+    def forward(self, x):
+        return x + torch.randn_like(x)
+
+
+def test_networks_that_draw_noise_are_compared_with_the_same_noise_and_not_exported():
+    x, before = torch.zeros(2, 3), torch.get_rng_state()
+    first, second = (run_batch(predictor(Noisy()), x) for _ in range(2))
+    assert torch.equal(first, second) and first.std() > 0 and torch.equal(torch.get_rng_state(), before)
+    for model, message in ((Noisy(), "draws random numbers in eval mode"), (torch.nn.Identity(), "they differ")):
+        with pytest.raises(FailedError, match=message), explaining_noise(model, x):
+            raise FailedError("they differ")
 
 
 def test_energy_of_integers_is_refused_with_what_to_do_instead():
