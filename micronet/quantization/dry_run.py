@@ -1,6 +1,6 @@
 """A dry run of placed quantizers: one without effect, or with values that no grid holds, is found before any use."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -22,8 +22,8 @@ def find_idle(model: nn.Module, example: Example) -> dict[str, str]:
     """Run a network with placed quantizers on an example; return those without effect.
 
     In the run, quantizers pass their values on, times 1. One that is called, and whose factor the output's gradient
-    reaches, has an effect. Where the gradient is zero or cut off, NaN in place of the values decides: whatever weights
-    of 0 hide, NaN gets through.
+    reaches, has an effect. Where the gradient is zero, NaN in its place decides, and where it is cut off, NaN in place
+    of the values: whatever weights of 0 hide, NaN gets through.
 
     Args:
         model: The network, calibrated or not.
@@ -41,11 +41,18 @@ def find_idle(model: nn.Module, example: Example) -> dict[str, str]:
     with eval_mode(model), _passing(quantizers, factors), torch.enable_grad():
         outputs = tensors_in(model(*_copies(inputs)))
     idle = {name: NEVER_CALLED for name in quantizers if name not in factors}
-    for name in _without_gradient(outputs, factors):
-        with eval_mode(model), _passing(quantizers, {}, poisoned=name), torch.no_grad():
+    waiting = _without_gradient(outputs, factors)
+    together = len(waiting)  # how many to try in one run: most of them are without effect, or most have one
+    while waiting:
+        some = waiting[:together]
+        with eval_mode(model), _passing(quantizers, {}, poisoned=some), torch.no_grad():
             others = tensors_in(model(*_copies(inputs)))
-        if all(torch.equal(x, y) for x, y in zip(outputs, others, strict=True)):
-            idle[name] = NO_EFFECT
+        unchanged = all(torch.equal(x, y) for x, y in zip(outputs, others, strict=True))
+        if unchanged:
+            idle |= dict.fromkeys(some, NO_EFFECT)
+        if unchanged or len(some) == 1:
+            waiting = waiting[len(some) :]
+        together = 2 * len(some) if unchanged else max(1, len(some) // 2)
     return idle
 
 
@@ -65,15 +72,17 @@ def find_infinite(model: nn.Module, batches: Iterable[Example]) -> set[str]:
 
 
 @contextmanager
-def _passing(quantizers: dict[str, Quantizer], factors: dict[str, Tensor], poisoned: str = "") -> Iterator[None]:
-    """Make quantizers pass on their values times factors, which ``factors`` receives; the poisoned one's is NaN."""
+def _passing(
+    quantizers: dict[str, Quantizer], factors: dict[str, Tensor], poisoned: Collection[str] = ()
+) -> Iterator[None]:
+    """Make quantizers pass on their values times factors, which ``factors`` receives; those poisoned have NaN."""
 
     def forward(name: str) -> Any:
         def pass_on(x: Tensor, *, rectified: bool = False) -> Tensor:
             if x.is_complex():  # no grid rounds it
                 return x
             if name not in factors:
-                value = torch.tensor(torch.nan if name == poisoned else 1.0, device=x.device, dtype=x.dtype)
+                value = torch.tensor(torch.nan if name in poisoned else 1.0, device=x.device, dtype=x.dtype)
                 factors[name] = value.requires_grad_(torch.is_grad_enabled())
             return (x.relu() if rectified else x) * factors[name]
 
@@ -90,13 +99,23 @@ def _passing(quantizers: dict[str, Quantizer], factors: dict[str, Tensor], poiso
 
 @torch.enable_grad()
 def _without_gradient(outputs: list[Tensor], factors: dict[str, Tensor]) -> list[str]:
-    """Return the quantizers whose factors do not change the outputs as far as the gradient says."""
+    """Return the quantizers whose factors do not change the outputs as far as the gradient says.
+
+    NaN as the outputs' gradient passes through weights of 0, as NaN among the values does.
+    """
     draws = torch.Generator().manual_seed(0)  # the caller's own draws stay as they are
     total = sum((out * torch.rand(out.shape, generator=draws).to(out)).sum() for out in outputs if out.requires_grad)
     if not isinstance(total, Tensor) or not factors:
         return list(factors)
-    gradients = torch.autograd.grad(total, list(factors.values()), allow_unused=True)
-    return [name for name, grad in zip(factors, gradients, strict=True) if grad is None or not bool(grad)]
+    for start in (1.0, torch.nan):
+        gradients = torch.autograd.grad(
+            total, list(factors.values()), torch.full_like(total, start), retain_graph=True, allow_unused=True
+        )
+        pairs = zip(factors.items(), gradients, strict=True)
+        factors = {name: factor for (name, factor), grad in pairs if grad is None or not bool(grad)}
+        if not factors:
+            break
+    return list(factors)
 
 
 def _copies(inputs: tuple[Any, ...]) -> list[Any]:

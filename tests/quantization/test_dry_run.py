@@ -12,6 +12,7 @@ from micronet.quantization.calibrate import calibrate, each_quantizer
 from micronet.quantization.config import QuantConfig
 from micronet.quantization.dry_run import NEVER_CALLED, NO_EFFECT, find_idle
 from micronet.quantization.layers import Quantized
+from micronet.quantization.placer import LayerPlacer
 from micronet.quantization.quantize import quantize_model, restore
 
 IMAGES = torch.randn(4, 3, 8, 8)
@@ -139,3 +140,42 @@ def test_sizes_are_no_values_to_quantize():
     made, record = quantize_model(Sized().eval(), QuantConfig(), IMAGES)
     calibrate(made, [IMAGES])
     assert not record.result["left_float"].keys() - {"other"} and find_idle(made, IMAGES) == {}
+
+
+class Deep(nn.Module):
+    """Six residual blocks that begin as identities, and one layer whose values are thrown away."""
+
+    def __init__(self, output):
+        super().__init__()
+        self.output, self.runs = output, 0
+        self.blocks, self.norms = (nn.ModuleList(make(4) for _ in range(6)) for make in (_convolution, nn.BatchNorm2d))
+        self.unused, self.fc = nn.Conv2d(4, 4, 1), nn.Linear(4, 3)
+        for norm in self.norms:
+            nn.init.zeros_(norm.weight)
+
+    def forward(self, x):
+        self.runs += 1
+        for block, norm in zip(self.blocks, self.norms, strict=True):
+            x = x + norm(block(x))
+        self.unused(x)
+        return self.output(self.fc(x.mean((2, 3))))
+
+
+def _convolution(channels):
+    return nn.Conv2d(channels, channels, 1)
+
+
+@pytest.mark.parametrize(
+    ("output", "idle", "runs"),
+    [
+        (lambda x: x, {"unused"}, 2),  # the gradient decides, and one more run for the unused layer
+        (lambda x: x[x > 1e6], {"blocks", "unused", "fc"}, 2),  # a detector that finds nothing
+        (lambda x: x > -1e6, {"unused"}, 24),  # no gradient: one run for each, and to find that so
+    ],
+    ids=["values", "nothing", "booleans"],
+)
+def test_few_runs_find_what_has_no_effect(output, idle, runs):
+    torch.manual_seed(0)
+    model = LayerPlacer(Deep(output).eval(), QuantConfig(), ()).placement.apply(Deep(output).eval())
+    found = find_idle(model, torch.rand(2, 4, 3, 3))
+    assert {name.split(".")[0] for name in found} == idle and model.runs <= runs
