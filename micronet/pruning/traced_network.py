@@ -174,6 +174,8 @@ class NodeCall:
     @property
     def why_pinned(self) -> str:
         """Why an operation of an unknown kind keeps its channels from being cut."""
+        if isinstance(self.node.target, type) and {user.op for user in self.node.users} == {"output"}:
+            return "its channels are network outputs"  # in a named tuple or a dataclass
         name = getattr(self.node.target, "__name__", self.node.target)
         subject = f"{name} in forward()" if self.module is None else f"{name} ({type(self.module).__name__})"
         if ops.WEIGHTED_FUNCTIONS.matches(self.node, self.module):
