@@ -104,7 +104,11 @@ def _without_gradient(outputs: list[Tensor], factors: dict[str, Tensor]) -> list
     NaN as the outputs' gradient passes through weights of 0, as NaN among the values does.
     """
     draws = torch.Generator().manual_seed(0)  # the caller's own draws stay as they are
-    total = sum((out * torch.rand(out.shape, generator=draws).to(out)).sum() for out in outputs if out.requires_grad)
+    total = sum(
+        (out * torch.rand(out.shape, generator=draws).to(out)).sum()
+        for out in outputs
+        if out.requires_grad and out.numel()  # a detector may find nothing
+    )
     if not isinstance(total, Tensor) or not factors:
         return list(factors)
     for start in (1.0, torch.nan):
