@@ -59,6 +59,8 @@ def _handle(handler: Callable[[int, Any], None]) -> None:
 def _interrupt(number: int, frame: Any) -> None:
     end_at_once()
     if _is_importing(frame):  # libraries take an exception there for a missing module, and go on half imported
+        with suppress(OSError):
+            os.write(2, b"error: interrupted\n")
         _end(number)
     raise KeyboardInterrupt(number)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from micronet import registry
-from micronet.core.image_size import ImageSize, sides, spell_size
+from micronet.core.image_size import ImageSize, sides
 from micronet.core.parse import make_record
 from micronet.errors import MicronetError, unknown
 from micronet.models.spec import LARGEST_INPUT, check_described
@@ -67,7 +67,7 @@ class DataSpec:
             if value is not None and not 1 <= value <= LARGEST_SIDE:
                 raise ValueError(f"its {name} is {value:,}")
         if (self.channels or 1) * height * width > LARGEST_INPUT:
-            raise ValueError(f"its images of {spell_size(size)} have more than {LARGEST_INPUT:,} values")
+            raise ValueError(f"its images of {height:,}x{width:,} have more than {LARGEST_INPUT:,} values")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"its seed is {self.seed:,}")
         mean, std = self.mean, self.std
