@@ -34,7 +34,7 @@ from micronet.graph.ops import BATCH_NORMS
 from micronet.models.device import pick_device
 from micronet.models.modes import copy_model, eval_mode
 from micronet.quantization.config import INTEGER_BITS, CalibrationConfig
-from micronet.quantization.fold import fold_model
+from micronet.quantization.fold import can_fold
 from micronet.stages.inputs import calibration_batches, example_input, open_data, reference_of
 from micronet.stages.stage import Context, Outcome
 
@@ -129,16 +129,8 @@ class Compressing:
             original, options, first, self.settings.runtime, self.groups.multiple,
             teaches=task.has_classes or task.needs_reference,
             has_norms=any(isinstance(module, BATCH_NORMS) for module in self.model.modules()),
-            folds_norms=self._folds_norms(),
+            folds_norms=can_fold(self.model, self.example),
         )  # fmt: skip
-
-    def _folds_norms(self) -> bool:
-        """Return whether ``bn-fuse`` can fold any batch norm of the network."""
-        try:
-            fold_model(self.model, example=self.example)
-        except MicronetError:
-            return False
-        return True
 
     @cached_property
     def prediction(self) -> Prediction:

@@ -30,7 +30,7 @@ from micronet.onnx.moves import quantize_before_concats, requantize_moves
 from micronet.onnx.simplify import simplify
 from micronet.onnx.weight_layout import quantize_biases, store_transposed_in_float, transpose_weights
 from micronet.quantization.calibrate import check_calibrated, each_quantizer
-from micronet.quantization.fold import fold_graph, fold_model, foldable_pairs, has_taken_norms, shares_scales
+from micronet.quantization.fold import can_fold, fold_model, shares_scales
 from micronet.quantization.functional import dequantize, int8_grid, to_integers
 from micronet.quantization.layers import ACTIVATION_SLOTS, drop_parametrizations
 from micronet.quantization.quantizer import Quantizer
@@ -214,6 +214,4 @@ def _store_weight(layer: Any, quantizer: Quantizer, input_scale: Tensor | None) 
 def _folded(model: nn.Module, example: Tensor | Inputs) -> nn.Module:
     """Return a contiguous copy on the CPU, in eval mode, with batch norms folded into the layers before them."""
     model = copy.deepcopy(model).cpu().eval().to(memory_format=torch.contiguous_format)
-    graph = fold_graph(model, example)
-    foldable = graph is not None and (foldable_pairs(graph) or has_taken_norms(model))
-    return fold_model(model, example=example)[0] if foldable else model
+    return fold_model(model, example=example)[0] if can_fold(model, example) else model

@@ -50,7 +50,7 @@ def fold_model(
     Raises:
         MicronetError: The network cannot be traced, or it has neither batch norms to fold nor biases to round.
     """
-    graph = fold_graph(copy_model(model), example)
+    graph = _fold_graph(copy_model(model), example)
     if graph is None:
         if example is not None:
             record_network(copy_model(model), example)  # raises, with the line that stopped it
@@ -141,7 +141,13 @@ def _fold_absorbed(layer: Any) -> None:
     layer.weight_quantizer = scaled
 
 
-def fold_graph(model: nn.Module, example: Example | None) -> Graph | None:
+def can_fold(model: nn.Module, example: Example | None = None) -> bool:
+    """Return whether ``fold_model`` finds a batch norm to fold, or one that a layer folds while training."""
+    graph = _fold_graph(copy_model(model), example)
+    return graph is not None and (bool(foldable_pairs(graph)) or any(map(_absorbs_norm, model.modules())))
+
+
+def _fold_graph(model: nn.Module, example: Example | None) -> Graph | None:
     """Return the graph in which ``fold_model`` looks for batch norms; None if the network cannot be traced."""
     return trace(model, example) or trace_modes(model)
 
@@ -183,11 +189,6 @@ def _obstacle(graph: Graph, node: fx.Node, norm: Any) -> str:
     if shares_scales(layer):
         return f"the groups of {name} share weight scales"
     return f"the output of {name} is changed before it"
-
-
-def has_taken_norms(model: nn.Module) -> bool:
-    """Return True if a convolution of the model folds its batch norm while training."""
-    return any(map(_absorbs_norm, model.modules()))
 
 
 def _absorbs_norm(module: nn.Module) -> bool:
