@@ -2,14 +2,14 @@
 
 import inspect
 from collections.abc import Callable
-from signal import SIGINT, Signals
+from signal import SIGINT
 from types import NoneType
 from typing import Annotated, Any
 
 import typer
 
 from micronet.cli import console, views
-from micronet.cli.process import SIGNALS, ending_in_order
+from micronet.cli.process import SIGNALS, cause, ending_in_order
 from micronet.core import ranks
 from micronet.core.config import Option, alternatives, changed, flag, flatten, spell
 from micronet.core.progress import Silent
@@ -27,7 +27,7 @@ class Interrupted(MicronetError):
     def __init__(self, stop: KeyboardInterrupt, stage: Stage) -> None:
         number = stop.args[0] if stop.args else SIGINT
         self.exit_code = 128 + number
-        words = "interrupted" if number == SIGINT else f"ended by {Signals(number).name}"
+        words = cause(number)
         if stage.trains() or stage.continues:
             again = " with --resume" if stage.trains() else ""
             words += f"; all files are intact. To continue, run the same command{again}"

@@ -50,6 +50,11 @@ def discard_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def cause(number: int) -> str:
+    """Return what a signal did, in words."""
+    return "interrupted" if number == signal.SIGINT else f"ended by {signal.Signals(number).name}"
+
+
 def _handle(handler: Callable[[int, Any], None]) -> None:
     for number in SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup and background jobs of shells ask for
@@ -60,7 +65,7 @@ def _interrupt(number: int, frame: Any) -> None:
     end_at_once()
     if _is_importing(frame):  # libraries take an exception there for a missing module, and go on half imported
         with suppress(OSError):
-            os.write(2, b"error: interrupted\n")
+            os.write(2, f"error: {cause(number)}\n".encode())
         _end(number)
     raise KeyboardInterrupt(number)
 
