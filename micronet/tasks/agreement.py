@@ -140,8 +140,7 @@ def _paired(outputs: Outputs, targets: Outputs) -> tuple[list[Tensor], list[Tens
 
 def _by_channel(values: Tensor) -> Tensor:
     """Return the sums of values (N, C, ...) over all axes but the second, (SLOTS,); more channels share slots."""
-    channels = values.sum(0) if values.dim() > 1 else values.sum()
-    channels = channels.flatten(1).sum(1) if channels.dim() > 1 else channels.reshape(-1)
+    channels = values.sum([axis for axis in range(values.dim()) if axis != 1]).reshape(-1)
     index = torch.arange(len(channels)) * SLOTS // max(SLOTS, len(channels))
     return torch.zeros(SLOTS, dtype=torch.float64).index_add_(0, index, channels.cpu())
 

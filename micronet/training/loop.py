@@ -197,9 +197,8 @@ class Trainer:
     def _save_if_due(self, step: TrainStep, checkpoint: Checkpoint, state: TrainState) -> None:
         """Write a checkpoint if the last one is old enough; at the deadline write one and raise StoppedError."""
         if self._is_past_deadline():
-            distributed.from_rank_zero(
-                lambda: checkpoint.save(step, state)
-            )  # the others must not exit before it is done
+            # The other ranks must not exit before it is written.
+            distributed.from_rank_zero(lambda: checkpoint.save(step, state))
             raise self._stopped(state)
         due = time.monotonic() - checkpoint.saved_s >= 60 * self.context.checkpoint_minutes
         if due and distributed.rank() == 0:
