@@ -425,6 +425,7 @@ def quantize(
     include: Sequence[str | float] | str | None = None,
     exclude: Sequence[str | float] | str | None = None,
     keep_8bit: Sequence[str | float] | str | None = None,
+    float_outputs: bool = False,
     equalize: bool = False,
     weight_calibrator: Literal['minmax', 'seq-mse'] = 'minmax',
     reconstruct: Literal['layer', 'block'] | None = None,
@@ -521,6 +522,8 @@ def quantize(
         include: Quantize only these layers: comma-separated names or globs.
         exclude: Keep these layers in float: comma-separated names or globs.
         keep_8bit: Keep these layers at 8 bits or more: comma-separated names or globs.
+        float_outputs: Do not quantize what a convolution gives if only the network's outputs depend on it.
+            OpenVINO is faster so; ONNX Runtime then computes that convolution in float.
         equalize: Balance weight ranges between layers before quantization (cross-layer equalization); folds batch
             norms.
         weight_calibrator: How to choose weight scales: from the largest weight, or to minimize the output error
@@ -1106,6 +1109,7 @@ def sensitivity(
     include: Sequence[str | float] | str | None = None,
     exclude: Sequence[str | float] | str | None = None,
     keep_8bit: Sequence[str | float] | str | None = None,
+    float_outputs: bool = False,
     calibrator: Literal['minmax', 'percentile', 'entropy', 'mse'] | None = None,
     percentile: float = 99.99,
     calib_batches: int | None = None,
@@ -1130,8 +1134,8 @@ def sensitivity(
         data, task, image_size, limit, progress: As in ``train``.
         model, trust_code: As in ``evaluate``.
         method, w_bits, a_bits, q_type, mode, q_level, weight_observer, a_sign, first_last, a_gain, a_ste, w_ste,
-            w_center, no_alpha, bn_fuse, include, exclude, keep_8bit, calibrator, percentile, calib_batches,
-            calib_data, calib_cache, float_weights: As in ``quantize``.
+            w_center, no_alpha, bn_fuse, include, exclude, keep_8bit, float_outputs, calibrator, percentile,
+            calib_batches, calib_data, calib_cache, float_weights: As in ``quantize``.
 
     Returns:
         list[LayerSensitivity]: Each layer's signal-to-noise ratio in dB and accuracy drop, most sensitive first.

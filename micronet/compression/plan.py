@@ -113,6 +113,8 @@ class Basis:
         settings: dict[str, Any] = {"w_bits": plan.bits, "a_bits": INTEGER_BITS}
         if plan.has_few_bits:
             settings["first_last"] = "same"  # ``wide`` names the layers that keep 8 bits
+        if self.runtime == "openvino" and self.original.suffix != ".onnx":
+            settings["float_outputs"] = True
         if plan.trained_bits:
             settings |= {"mode": "qat", "epochs": EPOCHS_OF_QAT}
         elif plan.widths and not plan.epochs and self.has_norms:  # the statistics are those of the whole network

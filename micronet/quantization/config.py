@@ -64,6 +64,11 @@ class QuantConfig(Settings):
     include: str | None = setting(None, "Quantize only these layers: comma-separated names or globs.")
     exclude: str | None = setting(None, "Keep these layers in float: comma-separated names or globs.")
     keep_8bit: str | None = setting(None, "Keep these layers at 8 bits or more: comma-separated names or globs.")
+    float_outputs: bool = setting(
+        False,
+        "Do not quantize what a convolution gives if only the network's outputs depend on it. OpenVINO is faster so; "
+        "ONNX Runtime then computes that convolution in float.",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -80,6 +85,7 @@ class QuantConfig(Settings):
             ("q_type", self.method == "iao", "--method iao"),
             ("weight_observer", self.method == "iao", "--method iao"),
             ("a_gain", self.method == "dorefa", "--method dorefa"),
+            ("float_outputs", self.computes_in_integers, "weights and activations of at most 8 bits, not DoReFa's"),
         ):
             same = ("auto", "sym") if name == "q_type" else (getattr(QuantConfig, name),)  # for other methods
             if not applies and getattr(self, name) not in same:

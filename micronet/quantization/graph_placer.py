@@ -139,7 +139,8 @@ class GraphPlacer(Placer):
 
         A runtime computes a convolution in integers only if its output becomes integers at once, behind the batch norm
         that is folded into it and the ReLU that is fused with it; a linear layer, if an activation follows that is
-        fused with it, only if that one's output does; a product of two tensors, only if both are.
+        fused with it, only if that one's output does; a product of two tensors, only if both are. OpenVINO can also
+        return floats: with ``float_outputs``, what no layer reads is left as it is.
         """
         norms = dict(self._graph.conv_bn_pairs())
         for node, layer in self._layers.items():
@@ -149,7 +150,9 @@ class GraphPlacer(Placer):
                 result: fx.Node | None = self._fused_result(node, norms.get(str(node.target)))
             else:
                 result = self._fused_activation(node, norms.get(str(node.target)))
-            if result is not None and self._graph.origin(result) not in self._outputs:
+            if result is None or (self._config.float_outputs and not self._has_layer_after(result)):
+                continue
+            if self._graph.origin(result) not in self._outputs:
                 self._quantize_together([result], "8bit")
         for node in self._graph.fx.nodes:
             sources = [self._graph.origin(read) for read in self._graph.readable(node)]

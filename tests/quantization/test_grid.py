@@ -308,6 +308,25 @@ def test_a_tensor_read_at_two_widths_gets_the_wider():
     assert quantizers["b"]["weight_quantizer"]["bits"] == 4
 
 
+def test_only_what_no_layer_reads_stays_float_at_the_outputs():
+    """A result that is an output and read by a layer keeps its quantizer; all else is as without the setting."""
+
+    class Outputs(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = (nn.Conv2d(3, 3, 1) for _ in range(3))
+
+        def forward(self, x):
+            y = self.a(x)
+            return y, self.b(y) + self.c(y)
+
+    usual, floats = (
+        quantize_model(Outputs(), QuantConfig(float_outputs=each))[1].result["quantizers"] for each in (False, True)
+    )
+    assert usual["b"].pop("output_quantizer") and usual["c"].pop("output_quantizer")
+    assert floats == usual
+
+
 def test_calls_that_stay_float_are_named():
     class Calls(nn.Module):
         def __init__(self):

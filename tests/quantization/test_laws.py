@@ -197,7 +197,7 @@ def test_the_defaults_are_the_table():
         "method": "iao", "w_bits": 8, "a_bits": 8, "q_type": "auto", "q_level": "channel",
         "weight_observer": "minmax", "a_sign": "auto", "first_last": "auto", "a_gain": 0.1, "a_ste": "saturate",
         "w_ste": "ste", "w_center": False, "no_alpha": False, "bn_fuse": False, "include": None, "exclude": None,
-        "keep_8bit": None,
+        "keep_8bit": None, "float_outputs": False,
     }  # fmt: skip
 
 
