@@ -22,16 +22,12 @@ def try_bits(workshop: Workshop, prediction: Prediction, max_drop: float, alone:
 
     Args:
         workshop: Where they are made; the original is made already.
-        prediction: What they cost. It is fitted to the original and to int8.
+        prediction: What they cost. It is fitted to all that are made: what is predicted is narrower networks.
         max_drop: The drop that is allowed, 0..1.
         alone: Measures what each layer costs if it alone is quantized.
     """
-    whole, int8 = workshop.points[0], workshop.confirm("int8", Plan(bits=8))
+    int8 = workshop.confirm("int8", Plan(bits=8))
     workshop.notes.decide("layers timed", lambda: prediction.prepare([Plan(), Plan(bits=8)]))
-    for point in (whole, int8):
-        if not point.failed:
-            prediction.fit(point.plan, point.value(prediction.quantity))
-    workshop.prediction = prediction
     if prediction.table is not None:
         tried = [tuple[str, ...]()]
         for between_floats in (False, True):
@@ -45,6 +41,10 @@ def try_bits(workshop: Workshop, prediction: Prediction, max_drop: float, alone:
         ranked = _nameable(sorted(found, key=lambda name: -found[name]["noise"]))
         for number in (each for each in EXCEPTIONS if each < len(ranked)):
             workshop.attempt(_name(number, "sensitive"), Plan(bits=8, floats=ranked[:number]))
+    for point in workshop.points:
+        if not point.failed:
+            prediction.fit(point.plan, point.value(prediction.quantity))
+    workshop.prediction = prediction
 
 
 def try_few_bits(workshop: Workshop, prediction: Prediction, alone: Callable[[], Alone]) -> None:

@@ -22,18 +22,18 @@ class Prediction:
     """Predicts the latency in milliseconds, the size in bytes or the multiply-accumulates of plans.
 
     latency(plan) = call + scale * sum over layers + rest * activations(plan) / activations(original), where the rest is
-    a measured whole network's time less a call's and that of its layers. If its layers take longer alone than together,
-    the rest is 0 and the scale less than 1. Both are those of float or of integers, mixed by the share of activations
-    that quantized layers return. A float layer next to integer layers also converts its values. Sizes have a rest too:
-    what a file holds besides weights. What was measured so far corrects the whole; see ``Correction``.
+    a measured whole network's time less a call's and that of its layers: what runs between layers, and conversions next
+    to float layers. If the layers take longer alone than together, as where a runtime reorders the values of each
+    alone, the rest is 0 and the scale less than 1. Both are those of the network with all channels in the plan's form:
+    its bits and its float layers, whose rests differ too much to predict one from another. Sizes have a rest too: what
+    a file holds besides weights. What was measured so far corrects the whole; see ``Correction``.
 
     Attributes:
         quantity: What is predicted.
         layers: The network's layers.
         groups: The groups of channels that may be cut, in the order of a plan's widths, and their widths.
         table: The layers' measured latencies.
-        rests: The rest in float (True) and in integers (False); see ``fit``.
-        scales: The scale, likewise.
+        fits: The scale and the rest by form; see ``fit``.
         rates: Milliseconds per multiply-accumulate of layers that are not measured, in float and in integers.
         corrections: Correct predictions by what was measured so far, for plans with the same bits and float layers.
     """
@@ -42,8 +42,7 @@ class Prediction:
     layers: Mapping[str, Layer]
     groups: Mapping[int, int]
     table: CostTable | None = None
-    rests: dict[bool, float] = field(default_factory=dict)
-    scales: dict[bool, float] = field(default_factory=dict)
+    fits: dict[tuple[bool, tuple[str, ...]], tuple[float, float]] = field(default_factory=dict)
     rates: dict[bool, float] = field(default_factory=dict)
     corrections: defaultdict[Any, Correction] = field(default_factory=lambda: defaultdict(Correction))
 
@@ -52,18 +51,19 @@ class Prediction:
         return self.corrections[plan.bits, plan.floats](self._sum(plan))
 
     def fit(self, plan: Plan, measured: float) -> None:
-        """Set the rest or the scale so that the cost of the whole network, in float or in integers, is the measured."""
+        """Set the rest or the scale so that the cost of a plan that cuts no channels is the measured."""
         if self.quantity == "latency":
             macs = sum(layer.calls * layer.shape.macs for layer in self.layers.values())
             known = [self.table.ms(shape, form) for shape, form in self.wanted([plan])] if self.table else []
             if all(ms is None for ms in known):
                 self.rates[plan.is_float] = measured / max(1, macs)
-        self.rests[plan.is_float], self.scales[plan.is_float] = 0.0, 1.0
+        form = plan.is_float, plan.floats
+        self.fits[form] = 1.0, 0.0
         rest = measured - self._sum(plan)
         if rest < 0 and self.quantity == "latency":
-            self.scales[plan.is_float] = max(0.0, measured - self._call) / (self._sum(plan) - self._call)
+            self.fits[form] = max(0.0, measured - self._call) / (self._sum(plan) - self._call), 0.0
         else:
-            self.rests[plan.is_float] = rest
+            self.fits[form] = 1.0, rest
         self.corrections[plan.bits, plan.floats].add(measured, measured)
 
     def compare(self, plan: Plan, measured: float) -> None:
@@ -99,7 +99,7 @@ class Prediction:
             return sum(self.layers[name].calls * shape.macs for name, shape in shapes.items())
         if self.quantity == "size":
             weights = sum(shape.weights * self._bytes(name, plan) for name, shape in shapes.items())
-            return weights + self._mixed(self.rests, plan, 0.0, 0.0)
+            return weights + self._fit(plan)[1]
         return self._latency(shapes, plan)
 
     @property
@@ -109,39 +109,19 @@ class Prediction:
 
     def _latency(self, shapes: Mapping[str, Shape], plan: Plan) -> float:
         """Return the milliseconds of a plan without corrections; ``shapes``: of its layers."""
-        total, whole, left, integers = 0.0, 0, 0, 0
+        total, whole, left = 0.0, 0, 0
         for name, shape in shapes.items():
-            layer, form = self.layers[name], self._form(name, plan)
-            total += layer.calls * self._ms(name, shape, form)
+            layer = self.layers[name]
+            total += layer.calls * self._ms(name, shape, self._form(name, plan))
             whole += layer.calls * layer.shape.activations
             left += layer.calls * shape.activations
-            integers += layer.calls * shape.activations * (form != "float")
-        share = 1 - integers / max(1, left)
-        rest = self._mixed(self.rests, plan, share, 0.0) * left / max(1, whole)
-        return self._call + self._mixed(self.scales, plan, share, 1.0) * total + rest + self._conversions(plan)
+        scale, rest = self._fit(plan)
+        return self._call + scale * total + rest * left / max(1, whole)
 
-    def _conversions(self, plan: Plan) -> float:
-        """Return the milliseconds that float layers next to integer layers take to convert their values.
-
-        A layer in integers between float layers converts as much; it was timed, and so without these.
-        """
-        if plan.is_float or not plan.floats or self.table is None:
-            return 0.0
-        total, names = 0.0, list(self.layers)  # in the order in which they run
-        for index, name in enumerate(names):
-            alone, inner = (self.table.ms(self.layers[name].shape, form) for form in ("alone", "int8"))
-            if name in plan.floats and alone is not None and inner is not None:
-                around = [names[near] for near in (index - 1, index + 1) if 0 <= near < len(names)]
-                share = sum(near not in plan.floats for near in around) / 2
-                total += share * self.layers[name].calls * max(0.0, alone - inner)
-        return total
-
-    def _mixed(self, values: Mapping[bool, float], plan: Plan, share_of_float: float, default: float) -> float:
-        """Return the value of float or of integers, or of a quantized plan both in the shares of its layers."""
-        floats = values.get(True, default)
-        if plan.is_float:
-            return floats
-        return share_of_float * floats + (1 - share_of_float) * values.get(False, floats)
+    def _fit(self, plan: Plan) -> tuple[float, float]:
+        """Return the scale and the rest of a plan's form; of one that was not measured, those of the closest."""
+        forms = (plan.is_float, plan.floats), (plan.is_float, ()), (True, ())
+        return next((self.fits[form] for form in forms if form in self.fits), (1.0, 0.0))
 
     def _bytes(self, name: str, plan: Plan) -> float:
         if self._form(name, plan) == "float":
