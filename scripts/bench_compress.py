@@ -217,7 +217,7 @@ def compare_nncf(name: str, args: argparse.Namespace) -> Row:
     workshop.confirm("float", Plan())
     network = quantized_by_nncf(search, workshop.files(Plan())[0], search.settings.folder / "nncf.xml")
     near = [each for each in candidates_of(search) if each["drop"] <= max(DROPS)]
-    theirs = [task.quality(workshop.evaluate(network, test=test)) for test in (False, True)]
+    theirs = [task.quality(workshop.evaluate(network, test=test)[0]) for test in (False, True)]
     row: Row = {"name": name, "float_ms": near[0]["latency_ms"], "theirs": theirs, "ours": None}
     tried: list[Row] = []
     for each in sorted(near, key=lambda each: float(each["drop"])):
@@ -225,7 +225,7 @@ def compare_nncf(name: str, args: argparse.Namespace) -> Row:
         theirs_ms, ms = in_turns([network, opened], workshop._sample)
         tried.append({"nncf_ms": theirs_ms, "ms": ms, "candidate": each["name"]})
         if ms <= NOISE * theirs_ms:
-            ours = [task.quality(workshop.evaluate(opened, test=test)) for test in (False, True)]
+            ours = [task.quality(workshop.evaluate(opened, test=test)[0]) for test in (False, True)]
             return row | tried[-1] | {"ours": ours}
     return row | min(tried, key=lambda each: float(each["ms"] / each["nncf_ms"]))
 

@@ -184,8 +184,8 @@ class Compressing:
         """Return a network's metric on the validation data."""
         judge = self.workshop.judge
         with eval_mode(model):
-            measured = judge.metrics(predictor(model), lambda *_: None)  # type: ignore[arg-type]  # it only runs
-        return quality(judge, measured)
+            whole, *_ = judge.measure(predictor(model), lambda *_: None)  # type: ignore[arg-type]  # it only runs
+        return quality(judge, whole)
 
     def _base(self) -> Plan:
         """Return the cheapest plan so far that keeps the drop, or would after training: what is then narrowed."""

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from micronet.compression.point import Point, Quantity
+from micronet.compression.point import Point, Quantity, spell_drop
 from micronet.core.config import flag
 from micronet.core.timing import NOISE
 
@@ -41,11 +41,12 @@ class Goal:
 
         With a target, it is the one with the least drop that meets it. Otherwise, or if none within the drop meets it,
         it is the one with the least of the quantity within the drop; of those that are as fast within the noise of
-        timing, the one with the least drop.
+        timing, the one with the least drop. Within the drop means that the drop and its standard error are: the best
+        of many candidates on few samples is one that was lucky on them.
         """
         made = [point for point in points if not point.failed]
         whole = self.value(made[0])
-        within = [point for point in made if point.keeps(self.max_drop)]
+        within = [point for point in made if point.surely_keeps(self.max_drop)]
         meeting = [point for point in within if self.is_met_by(self.value(point) / whole)]
         if meeting:
             return Choice(min(meeting, key=lambda point: (point.drop, self.value(point))))
@@ -69,8 +70,9 @@ class Goal:
         )
         small = [point for point in made if self.is_met_by(self.value(point) / whole)]
         if small:
-            best = min(small, key=lambda point: point.drop)
-            return f"{said}; {best.name} meets it with a drop of {100 * best.drop:.2f} points: raise --max-drop to that"
+            best = min(small, key=lambda point: point.worst_drop)
+            raised = f"{100 * best.worst_drop:.2f}" if best.drop_error else "that"
+            return f"{said}; {best.name} meets it with a drop of {spell_drop(best)}: raise --max-drop to {raised}"
         smallest = min(made, key=self.value)
         return (
             f"{said}; the smallest candidate has {self.value(smallest) / whole:.3g} of it, with a drop of "

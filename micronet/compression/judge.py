@@ -1,6 +1,8 @@
 """How well a candidate does: by a data set's metrics, or by how close it is to an ONNX file on inputs alone."""
 
+import math
 from collections.abc import Callable, Sequence
+from statistics import stdev
 from typing import Any, Protocol
 
 import numpy as np
@@ -9,15 +11,17 @@ import torch
 from micronet.data.batches import eval_batches
 from micronet.data.dataset import CALIBRATION_SAMPLES, Dataset
 from micronet.errors import unknown
-from micronet.evaluation.accuracy import check_scores, evaluate
+from micronet.evaluation.accuracy import check_scores, run_batch
 from micronet.evaluation.network import Network, Predictor
-from micronet.models.device import head
+from micronet.models.device import batch_length, head
 from micronet.onnx.feeds import Feed
 from micronet.tasks.agreement import Agreement, Similarity
-from micronet.tasks.task import Task
+from micronet.tasks.task import Meter, Task
 
 LESS_IS_BETTER = ("loss", "error")  # the ends of metrics' names
+PARTS, MOST_IN_PART = 16, 64  # of the validation samples: at least so many, unless there are fewer samples
 Report = Callable[[int, int], None]  # how many of all samples are done
+Metrics = dict[str, float]
 
 
 class Judge(Protocol):
@@ -40,8 +44,8 @@ class Judge(Protocol):
     def sample(self) -> Any:
         """Return one input as an array, or a tuple of several inputs."""
 
-    def metrics(self, network: Network, report: Report, *, test: bool = False) -> dict[str, float]:
-        """Return a network's metrics on the validation samples, or on the test samples."""
+    def measure(self, network: Network, report: Report, *, test: bool = False) -> list[Metrics]:
+        """Return a network's metrics on all validation or test samples, and then on each of some parts of them."""
 
 
 class DataJudge:
@@ -66,11 +70,19 @@ class DataJudge:
         arrays = tuple(each.contiguous().numpy() for each in several)
         return arrays if isinstance(inputs, tuple) else arrays[0]
 
-    def metrics(self, network: Network, report: Report, *, test: bool = False) -> dict[str, float]:
-        """Return a network's metrics on the validation samples, or on the test samples."""
+    def measure(self, network: Network, report: Report, *, test: bool = False) -> list[Metrics]:
+        """Return a network's metrics on all validation or test samples, and then on each batch of them."""
         split, data = self.data.test if test else self.data.validation, self.data
-        batches = data.referenced(eval_batches(split, data.spec))
-        return evaluate(self._adapt(network), batches, lambda done: report(done, len(split)), data.task).metrics
+        size = None if test else min(MOST_IN_PART, math.ceil(len(split) / PARTS))
+        predict, meters, done = self._adapt(network), [data.task.meter()], 0
+        for inputs, targets in data.referenced(eval_batches(split, data.spec, size)):
+            outputs = run_batch(predict, inputs)
+            meters.append(data.task.meter())
+            for meter in (meters[0], meters[-1]):
+                meter.update(outputs, targets)
+            done += batch_length(inputs)
+            report(done, len(split))
+        return [meters[0].compute(), *map(_of_part, meters[1:])]
 
     def check(self, network: Network, name: str) -> None:
         """Raise MicronetError if a network does not suit the data and their task."""
@@ -105,16 +117,36 @@ class FeedJudge:
         arrays = tuple(each[:1] for each in self._feeds[0].values())
         return arrays if len(arrays) > 1 else arrays[0]
 
-    def metrics(self, network: Network, report: Report, *, test: bool = False) -> dict[str, float]:
+    def measure(self, network: Network, report: Report, *, test: bool = False) -> list[Metrics]:
         """Return how close a network is to the original; the test samples are the validation samples."""
-        similarity = Similarity()
+        similarities = [Similarity()]
         for done, (feed, reference) in enumerate(zip(self._feeds, self._reference, strict=True), 1):
             arrays = tuple(feed.values())
             outputs = network(arrays if len(arrays) > 1 else arrays[0])
             several = outputs if isinstance(outputs, list) else [outputs]
-            similarity.update([torch.from_numpy(np.asarray(each)) for each in several], reference)
+            similarities.append(Similarity())
+            for similarity in (similarities[0], similarities[-1]):
+                similarity.update([torch.from_numpy(np.asarray(each)) for each in several], reference)
             report(done, len(self._feeds))
-        return similarity.compute()
+        return [each.compute() for each in similarities]
+
+
+def _of_part(meter: Meter) -> Metrics:
+    """Return the metrics of a part; none if the task, which may be the user's, has none of so few samples."""
+    try:
+        return meter.compute()
+    except Exception:  # whatever a user's meter raises
+        return {}
+
+
+def error_of_drop(before: Sequence[float | None], after: Sequence[float | None]) -> float | None:
+    """Return the standard error of a drop, by a metric of two networks on the same parts of the samples.
+
+    It is that of the mean of the parts' drops, which are paired: samples that both networks get wrong do not widen it.
+    None if there are not two parts.
+    """
+    drops = [a - b for a, b in zip(before, after, strict=False) if a is not None and b is not None]
+    return stdev(drops) / math.sqrt(len(drops)) if len(drops) > 1 else None
 
 
 def quality(judge: Judge, metrics: dict[str, float]) -> float:

@@ -19,6 +19,7 @@ class Point:
         name: What people call it.
         plan: The plan.
         drop: Of the metric on the validation data, 0..1 of it, relative to the original.
+        drop_error: The standard error of the drop, if it is known.
         quality: The metric itself, negated if less is better.
         latency_ms: Measured in the runtime; None if nothing is timed.
         predicted_ms: Predicted before it was measured.
@@ -31,6 +32,7 @@ class Point:
     name: str
     plan: Plan
     drop: float = 0.0
+    drop_error: float | None = None
     quality: float = 0.0
     latency_ms: float | None = None
     predicted_ms: float | None = None
@@ -48,9 +50,24 @@ class Point:
         """Whether it was made and loses at most this much; metrics are sums of floats, so nearly equal is equal."""
         return not self.failed and self.drop <= max_drop + TOLERANCE
 
+    @property
+    def worst_drop(self) -> float:
+        """The drop and one standard error."""
+        return self.drop + (self.drop_error or 0.0)
+
+    def surely_keeps(self, max_drop: float) -> bool:
+        """Whether it was made and loses at most this much, even if the drop is one standard error larger."""
+        return not self.failed and self.worst_drop <= max_drop + TOLERANCE
+
     def to_json(self) -> dict[str, Any]:
         """Return the figures as a JSON object."""
         return {**vars(self), "plan": self.plan.to_json()}
+
+
+def spell_drop(point: Point) -> str:
+    """Return a drop in words, with its standard error if it is known."""
+    error = "" if point.drop_error is None else f" ± {100 * point.drop_error:.2f}"
+    return f"{100 * point.drop:.2f}{error} points"
 
 
 def front(points: Sequence[Point], quantity: Quantity) -> list[Point]:

@@ -9,20 +9,20 @@ from typing import Any
 from micronet.compression.goal import Goal
 from micronet.compression.judge import quality
 from micronet.compression.plan import Entry, final_names, to_toml
-from micronet.compression.point import Point, Quantity, front
+from micronet.compression.point import Point, Quantity, front, spell_drop
 from micronet.compression.stage import STEM
 from micronet.compression.words import (
     as_markdown,
-    describe_drop,
     describe_errors,
     describe_resolution,
     describe_test,
+    describe_unsure,
     table,
 )
 from micronet.compression.workshop import Workshop
 from micronet.core.files import NOTE, files_in, write_bytes
 from micronet.core.folders import Folder, read_note, write_folder
-from micronet.errors import MicronetError
+from micronet.errors import MicronetError, count
 from micronet.evaluation import plot
 
 REPRODUCED = "reproduced"  # the folder in which the recipe makes the network again
@@ -44,7 +44,8 @@ def conclude(workshop: Workshop, goal: Goal, describe: Callable[[Point], list[st
     errors = describe_errors(workshop.points)
     words = [
         *describe_resolution(goal.max_drop, judge.noun, judge.samples, counts=judge.task.has_classes),
-        describe_drop(point, judge.noun, judge.samples, counts=judge.task.has_classes and judge.metric is None),
+        f"chosen: {point.name}, a drop of {spell_drop(point)} on {count(judge.samples, f'validation {judge.noun}')}",
+        *describe_unsure(workshop.points, goal),
         *describe(point),
         *describe_test(lost, goal.max_drop, judge.noun, judge.tested_on),
         *([errors] if errors else []),
@@ -64,7 +65,11 @@ def conclude(workshop: Workshop, goal: Goal, describe: Callable[[Point], list[st
 def _test(workshop: Workshop, point: Point) -> dict[str, float]:
     """Return a candidate's metrics on the test data."""
     name = f"test of {json.dumps(point.plan.to_json(), sort_keys=True)}"
-    found: dict[str, float] = workshop.notes.once(name, lambda: workshop.evaluate(workshop.open(point.plan), test=True))
+
+    def measure() -> dict[str, float]:
+        return workshop.evaluate(workshop.open(point.plan), test=True)[0]
+
+    found: dict[str, float] = workshop.notes.once(name, measure)
     return found
 
 

@@ -2,10 +2,12 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from statistics import median
 from typing import Any
 
-from micronet.compression.point import TOLERANCE, Point
+from micronet.compression.goal import UNITS, Goal
+from micronet.compression.point import TOLERANCE, Point, spell_drop
 from micronet.errors import count, listed
 from micronet.quantization.config import INTEGER_BITS
 
@@ -76,17 +78,17 @@ def describe_errors(points: Sequence[Point]) -> str:
     )
 
 
-def describe_drop(point: Point, noun: str, samples: int, *, counts: bool) -> str:
-    """Return the chosen candidate in a line.
-
-    ``counts``: whether the metric is a share of the samples, as accuracy is. Then the standard error of the drop is
-    known; it is smaller than that of independent samples, since both networks saw the same ones.
-    """
-    said = f"chosen: {point.name}, a drop of {100 * point.drop:.2f} points on {count(samples, f'validation {noun}')}"
-    if not counts:
-        return said
-    variance = sum(share * (1 - share) for share in (point.quality, point.quality + point.drop)) / samples
-    return f"{said} (standard error up to {100 * math.sqrt(max(0.0, variance)):.1f} points)"
+def describe_unsure(points: Sequence[Point], goal: Goal) -> list[str]:
+    """Return a line on the candidate that would be chosen if drops had no errors, unless it is chosen anyway."""
+    best, chosen = goal.choose([replace(point, drop_error=None) for point in points]).point, goal.choose(points).point
+    if (best.name, best.plan) == (chosen.name, chosen.plan):
+        return []
+    point = next(each for each in points if each.plan == best.plan)
+    least = f"{goal.value(point) / goal.value(points[0]):.2f} of the {UNITS[goal.quantity]}"
+    return [
+        f"{point.name} has {least} and a drop of {spell_drop(point)}, too uncertain for {100 * goal.max_drop:g}; use "
+        f"more validation samples, or --max-drop {math.ceil(1e4 * point.worst_drop - 1e-6) / 100:g}"
+    ]
 
 
 def describe_test(drop: float, max_drop: float, noun: str, tested_on: str) -> list[str]:
@@ -127,7 +129,8 @@ def table(candidates: Sequence[Mapping[str, Any]], chosen: str) -> list[list[str
         size = [f"{each['size_bytes']:,}", f"{each['size_bytes'] / first['size_bytes']:.2f}"]
         macs = "?" if each["macs"] is None else f"{each['macs'] / 1e6:.1f} M"
         mark = "chosen" if each["name"] == chosen else "front" if each["front"] else ""
-        rows.append([each["name"], f"{100 * each['drop']:+.2f} pt", *times, *size, macs, minutes, mark])
+        error = "" if each["drop_error"] is None else f" ± {100 * each['drop_error']:.2f}"
+        rows.append([each["name"], f"{100 * each['drop']:+.2f}{error} pt", *times, *size, macs, minutes, mark])
     return rows
 
 

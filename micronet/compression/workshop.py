@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from micronet.compression.costs import Deployment, fastest_ms
-from micronet.compression.judge import Judge, quality, repeated
+from micronet.compression.judge import Judge, error_of_drop, quality, repeated
 from micronet.compression.notes import CANDIDATES, Notes
 from micronet.compression.plan import Basis, Plan, shared_names, to_toml
 from micronet.compression.point import Point
@@ -41,6 +41,7 @@ class Workshop:
         prediction: Predicts what they cost, once it is fitted.
         points: What was made.
         left_out: What did not fit the budget, in words.
+        original_parts: The original's metric on parts of the validation samples, None where the task has none.
     """
 
     basis: Basis
@@ -54,6 +55,7 @@ class Workshop:
     prediction: Prediction | None = None
     points: list[Point] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
+    original_parts: list[float | None] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.progress = _Beating(self.progress, self.notes)
@@ -100,9 +102,13 @@ class Workshop:
             if not self.points or not _is_the_plans(error):
                 raise
             found = {"failed": _reason(error)}
+        figures = {key: value for key, value in found.items() if key != "parts"}
+        if "parts" in found:
+            self.original_parts = self.original_parts if self.points else found["parts"]
+            figures["drop_error"] = error_of_drop(self.original_parts, found["parts"])
         drop = self.points[0].quality - found["quality"] if self.points and "quality" in found else 0.0
         minutes = self.notes.seconds(noted) / 60
-        point = Point(name, plan, drop, predicted_ms=predicted, minutes=minutes, **found)
+        point = Point(name, plan, drop, predicted_ms=predicted, minutes=minutes, **figures)
         if predicted is not None and self.prediction is not None and point.latency_ms:
             self.prediction.compare(plan, point.latency_ms)
         self.points.append(point)
@@ -118,10 +124,10 @@ class Workshop:
         outputs = [self.folder / CANDIDATES / each.output.name for each in planned if each.output is not None]
         return outputs[-1], outputs[-2] if len(outputs) > 1 else self.basis.original
 
-    def evaluate(self, network: Network, *, test: bool = False) -> dict[str, float]:
-        """Return the metrics of a network on the validation samples, or on the test samples."""
+    def evaluate(self, network: Network, *, test: bool = False) -> list[dict[str, float]]:
+        """Return the metrics of a network on all validation or test samples, and on parts of them."""
         label = "testing" if test else "validating"
-        return self.judge.metrics(network, lambda done, total: self.progress.step(label, done, total), test=test)
+        return self.judge.measure(network, lambda done, total: self.progress.step(label, done, total), test=test)
 
     def open(self, plan: Plan) -> Network:
         """Open a candidate's deployed file."""
@@ -148,8 +154,10 @@ class Workshop:
         network = self.open(plan)
         sample = self._sample if isinstance(self._sample, tuple) else (self._sample,)
         before = self._times(network) if self.timed else None
+        whole, *parts = self.evaluate(network)
         found: dict[str, Any] = {
-            "quality": quality(self.judge, self.evaluate(network)),
+            "quality": quality(self.judge, whole),
+            "parts": [quality(self.judge, each) if each else None for each in parts],
             "size_bytes": file_size(self.files(plan)[0]),
             "macs": network.macs(*(each.shape[1:] for each in sample)),
         }

@@ -1,5 +1,6 @@
 """The parts of a search: the walk, what is asked for, and what is said of it."""
 
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ from torch import nn
 
 from micronet.compression.goal import Goal
 from micronet.compression.groups import Groups
+from micronet.compression.judge import error_of_drop
 from micronet.compression.layers import find_layers
 from micronet.compression.narrowing import BETWEEN, NEAR, Narrowing
 from micronet.compression.plan import CRITERION, Basis, Plan
@@ -19,7 +21,7 @@ from micronet.compression.point import Point, front
 from micronet.compression.prediction import Prediction
 from micronet.compression.result import draw
 from micronet.compression.search import Walk, ladder, narrower, spread
-from micronet.compression.words import describe_choice, describe_errors, describe_test
+from micronet.compression.words import describe_choice, describe_errors, describe_test, describe_unsure
 from micronet.compression.workshop import _is_the_plans
 from micronet.evaluation import plot
 from micronet.evaluation.cost import count_macs
@@ -153,6 +155,29 @@ def test_multiply_accumulates_that_cannot_be_counted_are_no_gain(monkeypatch):
 def test_a_gpu_without_memory_fails_one_candidate():
     assert _is_the_plans(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB"))
     assert not _is_the_plans(RuntimeError("CUDA error: an illegal memory access was encountered"))
+
+
+def test_a_drop_counts_with_its_standard_error_and_the_words_say_what_that_costs():
+    """Two networks that differ on the same few samples: by chance, one of them loses nothing on these."""
+    points = [point("float", 0.0, 100), point("int8", 0.0, 30, drop_error=0.004), point("half", 0.004, 15)]
+    points[2] = Point("half", Plan(bits=8), drop=0.004, drop_error=0.011, size_bytes=15)
+    goal = Goal("size", 0.01)
+    assert goal.choose(points).point.name == "int8"
+    [line] = describe_unsure(points, goal)
+    assert "half has 0.15 of the size and a drop of 0.40 ± 1.10 points" in line and "--max-drop 1.5" in line
+    assert goal.choose([*points[:2], replace(points[2], drop_error=None)]).point.name == "half"
+    assert describe_unsure(points, Goal("size", 0.015)) == []
+
+
+def test_the_error_of_a_drop_is_that_of_paired_samples():
+    """Of n samples that are right or wrong, McNemar's: sqrt(b + c - (b - c)^2 / n) / (n - 1), alike in both or not."""
+    random = np.random.default_rng(0)
+    before, after = (random.random((2, 400)) < 0.7).astype(float)
+    lost, won = ((before > after).sum(), (before < after).sum())
+    expected = np.sqrt((lost + won - (lost - won) ** 2 / 400) / (400 * 399))
+    assert error_of_drop(list(before), list(after)) == pytest.approx(expected)
+    assert error_of_drop([0.9, 0.5, None], [0.8, 0.4, 0.3]) == pytest.approx(0.0, abs=1e-12)
+    assert error_of_drop([0.9], [0.8]) is None
 
 
 @pytest.mark.parametrize("limit", [0, 3, 10, 20])
