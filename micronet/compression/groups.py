@@ -46,7 +46,8 @@ class Groups:
             widest = max(pruner.channels.groups[group].width for group in pruner.planner.free)
             multiple = next(each for each in MULTIPLES if widest >= LEAST_STEPS * each or each == 1)
             if multiple > 1:
-                pruner = Pruner(model, PruneConfig(criterion=CRITERION, regular=multiple), example)
+                config = PruneConfig(criterion=CRITERION, regular=multiple)
+                pruner = Pruner(model, config, example, traced=pruner.channels.network)
             plan = pruner.planner.plan(0.5)
             *_, wrong = pruner.attempt(plan)
         except MicronetError as error:
@@ -95,6 +96,7 @@ class Groups:
             plan = planner.plan_some(planner.plan_widths(wanted), list(wanted))
         except MicronetError:  # grouped layers, whose widths depend on one another
             layer = PruneConfig(criterion=CRITERION, regular=self.multiple, scope="layer")
-            plan = Pruner(self.pruner.model, layer, self.pruner.example).planner.plan(share)
+            pruner = Pruner(self.pruner.model, layer, self.pruner.example, traced=self.pruner.channels.network)
+            plan = pruner.planner.plan(share)
         found: dict[int, Any] = plan.groups
         return tuple(found[group].after for group in self.widths)

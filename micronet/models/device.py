@@ -9,6 +9,7 @@ from micronet.core.machine import has_vnni, processor_name, usable_cores
 from micronet.errors import MicronetError
 
 Example = Tensor | tuple[Any, ...]  # an example input: one tensor, or a tuple of positional arguments
+_LARGE = 2**18  # numbers in a sample: an image of 3x296x296
 _ONEDNN_BLOCK = 16  # channels that oneDNN computes at a time with AVX-512
 
 
@@ -87,6 +88,16 @@ def to_device(batch: Any, device: torch.device | None) -> Any:
 def head(batch: Any, count: int) -> Any:
     """Return the first samples of a batch: of a tensor, or of each of several inputs."""
     return Inputs(x[:count] for x in batch) if isinstance(batch, tuple) else batch[:count]
+
+
+def first_of_large(example: Example) -> Example | None:
+    """Return the first sample of an example with large inputs, which is enough to compare networks; otherwise None."""
+    inputs = example if isinstance(example, tuple) else (example,)
+    lengths = {len(x) if isinstance(x, Tensor) and x.dim() else 0 for x in inputs}
+    if len(lengths) != 1 or 0 in lengths or max(x[0].numel() for x in inputs) < _LARGE:
+        return None
+    first: Example = head(example, 1)
+    return first
 
 
 def as_arrays(batch: Any) -> Any:

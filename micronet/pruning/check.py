@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 
 from micronet.errors import MicronetError, first_line
 from micronet.graph.record import uncompiled_modules
-from micronet.models.device import Example, as_inputs
+from micronet.models.device import Example, as_inputs, first_of_large
 from micronet.models.modes import copy_model, random_kept
 from micronet.models.outputs import tensors_in
 from micronet.models.transformer import splittable_attentions
@@ -20,18 +20,26 @@ from micronet.pruning.traced_network import TracedNetwork, trace_network
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}  # relative; sums are added up in another order
 OUTPUT = "the output"
+FAILS = "does not run"
 
 PreHook = Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]
 Computed = tuple[str, Tensor, float]  # a layer's name or ``OUTPUT``, its values and the scale of their rounding errors
 
 
-@torch.no_grad()
 def check_cut(pruned: nn.Module, old: ChannelMap, new: ChannelMap, keep: Keep, example: Example) -> str:
     """Compare a pruned network (``new``) with the whole one (``old``), by layer; return what it does wrong or "".
 
-    The forward in training mode is compared as well if it differs from the one in eval mode and is not random.
-    Raises MicronetError if the whole network outputs NaN or infinity.
+    The forward in training mode is compared as well if it differs from the one in eval mode and is not random. Large
+    inputs are compared by one sample, unless the networks need more. Raises MicronetError if the whole network outputs
+    NaN or infinity.
     """
+    first = first_of_large(example)
+    wrong = FAILS if first is None else _check(pruned, old, new, keep, first)
+    return _check(pruned, old, new, keep, example) if wrong.startswith(FAILS) else wrong
+
+
+@torch.no_grad()
+def _check(pruned: nn.Module, old: ChannelMap, new: ChannelMap, keep: Keep, example: Example) -> str:
     whole = old.network
     try:
         traced = trace_network(pruned, example) if whole.plain else None
@@ -93,7 +101,7 @@ def _is_random(model: nn.Module, example: Example, places: dict[str, Tensor], ma
 
 
 def _does_not_run(error: Exception) -> str:
-    return f"does not run ({first_line(error)})"
+    return f"{FAILS} ({first_line(error)})"
 
 
 def _difference(expected: list[Computed], actual: list[Computed], dtype: torch.dtype) -> str:

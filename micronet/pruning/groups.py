@@ -15,7 +15,7 @@ from micronet.models.device import Example
 from micronet.pruning.channel_map import ChannelMap
 from micronet.pruning.group_table import ChannelGroup
 from micronet.pruning.ids import FIXED, STRIDE, groups_of
-from micronet.pruning.traced_network import trace_network
+from micronet.pruning.traced_network import TracedNetwork, trace_network
 
 
 def find_groups(model: nn.Module, example: Example, regular: int = 1, *, attributes: bool = True) -> ChannelMap:
@@ -24,7 +24,11 @@ def find_groups(model: nn.Module, example: Example, regular: int = 1, *, attribu
     ``regular``: what widths should be multiples of. ``attributes``: change sizes that the user's modules hold. Raises
     MicronetError if the network cannot be traced.
     """
-    network = trace_network(model, example, regular, attributes=attributes)
+    return group_channels(trace_network(model, example, regular, attributes=attributes))
+
+
+def group_channels(network: TracedNetwork) -> ChannelMap:
+    """Return the channels of a traced network, in groups that must be cut together."""
     pinned: dict[int, str] = {}
     while True:
         channels = ChannelMap(network, pinned=pinned)

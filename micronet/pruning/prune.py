@@ -1,5 +1,6 @@
 """Pruning a network: a smaller network that computes the same without the channels that were cut."""
 
+import itertools
 from bisect import bisect_left
 from collections.abc import Callable
 from contextlib import suppress
@@ -11,6 +12,7 @@ from torch import nn
 from micronet import registry
 from micronet.artifact.header import StageRecord
 from micronet.core.config import flag
+from micronet.core.progress import Progress, Silent
 from micronet.errors import FailedError, MicronetError, by_reason, count, listed
 from micronet.evaluation.cost import count_macs
 from micronet.models import transformer
@@ -20,8 +22,9 @@ from micronet.pruning.check import check_cut
 from micronet.pruning.config import PruneConfig
 from micronet.pruning.criteria import Criterion
 from micronet.pruning.cut import changed_layers, cut_channels, restore_cut
-from micronet.pruning.groups import find_groups
+from micronet.pruning.groups import find_groups, group_channels
 from micronet.pruning.plan import Planner, PrunePlan
+from micronet.pruning.traced_network import TracedNetwork
 
 LISTED = 3  # layers of a reason, and reasons, of a network that cannot be pruned
 TARGET_STEPS = 1000  # a target is met to within one thousandth of the channels
@@ -30,7 +33,13 @@ Cost = Callable[[nn.Module], float]
 
 
 def prune_model(
-    model: nn.Module, config: PruneConfig, example: Example, cost: Cost | None = None, *, in_place: bool = False
+    model: nn.Module,
+    config: PruneConfig,
+    example: Example,
+    cost: Cost | None = None,
+    *,
+    in_place: bool = False,
+    progress: Progress | None = None,
 ) -> tuple[nn.Module, StageRecord, PrunePlan]:
     """Cut channels of a network.
 
@@ -42,6 +51,7 @@ def prune_model(
         cost: The latency of a network, in any unit; needed for ``target_latency``.
         in_place: Cut the network itself, after a copy has passed the check. A torch transformer layer with fewer heads
             is a new object: use the returned network.
+        progress: Where to report progress: tracing and checking run the network several times.
 
     Returns:
         The pruned network, the record that rebuilds its structure, and the plan.
@@ -51,9 +61,11 @@ def prune_model(
         FailedError: The target cannot be met, or the pruned network fails the check with the given widths.
     """
     try:
-        pruner, plan, pruned, result = _pruned(model, config, example, cost, attributes=True)
+        pruner = Pruner(model, config, example, progress)
+        plan, pruned, result = _pruned(pruner, config, cost)
     except _AttributesMatter:  # to more than the sizes that the network shows
-        pruner, plan, pruned, result = _pruned(model, config, example, cost, attributes=False)
+        pruner = Pruner(model, config, example, progress, attributes=False)
+        plan, pruned, result = _pruned(pruner, config, cost)
     if in_place:
         pruned, result = pruner.cut(plan, in_place=True)
     return pruned, StageRecord("prune", config.to_json(), result), plan
@@ -63,11 +75,8 @@ class _AttributesMatter(Exception):
     """A pruned network with changed attributes computes something else."""
 
 
-def _pruned(
-    model: nn.Module, config: PruneConfig, example: Example, cost: Cost | None, *, attributes: bool
-) -> "tuple[Pruner, PrunePlan, nn.Module, dict[str, Any]]":
+def _pruned(pruner: "Pruner", config: PruneConfig, cost: Cost | None) -> tuple[PrunePlan, nn.Module, dict[str, Any]]:
     """Plan, cut a copy and check it."""
-    pruner = Pruner(model, config, example, attributes=attributes)
     while True:
         if config.widths is not None:
             plan = pruner.planner.plan_widths(_parse_widths(config.widths, pruner))
@@ -75,10 +84,11 @@ def _pruned(
             plan = _plan_for_target(pruner, *config.target, cost)
         else:
             plan = pruner.planner.plan(config.share)
+        pruner.progress.step("checking the pruned network", 0, 1)
         pruned, result, wrong = pruner.attempt(plan)
         if not wrong:
-            return pruner, plan, pruned, result
-        if "attributes" in result and attributes:
+            return plan, pruned, result
+        if "attributes" in result and pruner.attributes:
             raise _AttributesMatter
         if config.widths is not None:
             raise FailedError(f"with these widths the network {wrong}; choose others")
@@ -88,11 +98,24 @@ def _pruned(
 class Pruner:
     """A network with its channel groups found and scored."""
 
-    def __init__(self, model: nn.Module, config: PruneConfig, example: Example, *, attributes: bool = True) -> None:
-        """Raise MicronetError if no channel of the network can be cut."""
-        self.model, self.example, self._attributes = model, example, attributes
-        channels = None
-        if transformer.splittable_attentions(model):
+    def __init__(
+        self,
+        model: nn.Module,
+        config: PruneConfig,
+        example: Example,
+        progress: Progress | None = None,
+        *,
+        attributes: bool = True,
+        traced: TracedNetwork | None = None,
+    ) -> None:
+        """Trace the network, unless an earlier pruner has ``traced`` it, and score its channels.
+
+        Raises MicronetError if no channel of the network can be cut.
+        """
+        self.model, self.example, self.progress, self.attributes = model, example, progress or Silent(), attributes
+        self.progress.step("tracing the network", 0, 1)
+        channels = None if traced is None else group_channels(traced.with_regular(config.regular))
+        if channels is None and transformer.splittable_attentions(model):
             with suppress(MicronetError, RuntimeError):  # for example a forward that reads an attention's own tensors
                 channels = find_groups(transformer.with_split_attentions(model), example, config.regular)
         self.channels = channels or find_groups(model, example, config.regular, attributes=attributes)
@@ -118,6 +141,7 @@ class Pruner:
         fine, bad = 0, len(cut)  # how many of them can be cut, and how many cannot
         while bad - fine > 1:
             middle = (fine + bad) // 2
+            self.progress.step("looking for a layer that cannot be cut", len(cut) - (bad - fine), len(cut))
             *_, why = self.attempt(self.planner.plan_some(plan, cut[:middle]))
             fine, bad, wrong = (fine, middle, why) if why else (middle, bad, wrong)
         self.planner.keep_whole(cut[fine], f"with fewer channels the network {wrong}")
@@ -140,7 +164,7 @@ class Pruner:
         heads = [name for name in transformer.splittable_attentions(self.model) if f"{name}.out_proj" in layers]
         pruned = transformer.split_attentions(self.model if in_place else copy_model(self.model), heads)
         try:
-            result = cut_channels(pruned, self.channels, plan.channels, plan.keep, attributes=self._attributes)
+            result = cut_channels(pruned, self.channels, plan.channels, plan.keep, attributes=self.attributes)
         except (IndexError, KeyError) as error:
             raise FailedError(
                 f"micronet traced this network's channels incorrectly ({error}). This is a bug in micronet; as a "
@@ -177,9 +201,10 @@ def _plan_for_target(pruner: Pruner, target: str, share: float, cost: Cost | Non
     if cost is None and target == "target_macs":
         cost = partial(count_macs, example=pruner.example)
     measure: Cost = cost or (lambda network: sum(parameter.numel() for parameter in network.parameters()))
-    limit = share * measure(pruner.model)
+    limit, measured = share * measure(pruner.model), itertools.count()
 
     def cost_of(step: int) -> float:
+        pruner.progress.step("measuring what is left", next(measured), TARGET_STEPS.bit_length() + 1)
         return measure(pruner.cut(pruner.planner.plan(step / TARGET_STEPS))[0])
 
     if (least := cost_of(TARGET_STEPS - 1)) > limit:

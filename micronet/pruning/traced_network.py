@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence, Set
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -32,6 +32,7 @@ _KINDS = {
     "reducing": ops.REDUCES,
     "pooling": ops.POOLS_CHANNELS,
 }
+_Results = dict[tuple[int, str], Any]
 _ATTRIBUTES = dict.fromkeys(ops.METADATA_ATTRIBUTES, "metadata") | dict.fromkeys(ops.TRANSPOSING_ATTRIBUTES, "moving")
 
 
@@ -57,6 +58,10 @@ class TracedNetwork:
     blocks: Mapping[str, int]
     before_heads: Set[tuple[int, str]]
 
+    def with_regular(self, regular: int) -> "TracedNetwork":
+        """Return the network as traced for widths that should be multiples of another number."""
+        return replace(self, blocks=_blocks(self.model, regular))
+
 
 def trace_network(model: nn.Module, example: Example, regular: int = 1, *, attributes: bool = True) -> TracedNetwork:
     """Trace a network and run it on an example in eval mode; ``regular``: what widths should be multiples of.
@@ -66,28 +71,33 @@ def trace_network(model: nn.Module, example: Example, regular: int = 1, *, attri
     too, or the example does not fit.
     """
     given = model
+    results: _Results = {}
     with marked(given) if attributes else nullcontext():
-        model, plain, graphs = _traced(given, example)
-    results: dict[tuple[int, str], Any] = {}
+        model, plain, graphs = _traced(given, example, results)
     try:
         with state_kept(model), eval_mode(model), torch.no_grad():
             for index, graph in enumerate(graphs):
-                _Recorder(model, graph, index, results).run(*as_inputs(model, example))
+                if not any(known == index for known, _ in results):
+                    _Run(model, graph, index, results)(*as_inputs(model, example))
     except MicronetError:
         raise
     except Exception as error:  # a user's forward may raise anything
         raise MicronetError(
             f"the network cannot run on the example input: {first_line(error)}; pass an input of the right shape"
         ) from error
-    blocks = {
+    before = {(index, name) for index, graph in enumerate(graphs) for name in _before_heads(model, graph)}
+    return TracedNetwork(given, model, plain, graphs, results, _blocks(model, regular), before)
+
+
+def _blocks(model: nn.Module, regular: int) -> dict[str, int]:
+    """Return the grouped convolutions that lose whole groups, with their channels per group."""
+    return {
         name: conv.in_channels // conv.groups
         for name, conv in model.named_modules()
         if isinstance(conv, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
         and 1 < conv.groups < conv.in_channels == conv.out_channels
         and math.lcm(regular, conv.in_channels // conv.groups) < math.lcm(regular, conv.groups)  # a finer step
     }
-    before = {(index, name) for index, graph in enumerate(graphs) for name in _before_heads(model, graph)}
-    return TracedNetwork(given, model, plain, graphs, results, blocks, before)
 
 
 def _before_heads(model: nn.Module, graph: fx.Graph) -> set[str]:
@@ -220,10 +230,21 @@ def reads_shape(node: fx.Node) -> bool:
     return attribute or ops.METADATA.matches(node)
 
 
-class _Recorder(fx.Interpreter):
-    """Runs a forward and records the result of each node."""
+class _Run(nn.Module):
+    """A traced forward that records the result of each node while it runs; ``index``: of its graph."""
 
-    def __init__(self, model: nn.Module, graph: fx.Graph, index: int, results: dict[tuple[int, str], Any]) -> None:
+    def __init__(self, model: nn.Module, graph: fx.Graph, index: int, results: _Results) -> None:
+        super().__init__()
+        self.model = model
+        self._graph, self._index, self._results = graph, index, results
+
+    def forward(self, *inputs: Any) -> Any:
+        """Return what the network returns."""
+        return _Recorder(self.model, self._graph, self._index, self._results).run(*inputs)
+
+
+class _Recorder(fx.Interpreter):
+    def __init__(self, model: nn.Module, graph: fx.Graph, index: int, results: _Results) -> None:
         super().__init__(fx.GraphModule(model, graph))
         self._index, self._results = index, results
 
@@ -233,15 +254,21 @@ class _Recorder(fx.Interpreter):
         return result
 
 
-def _traced(model: nn.Module, example: Example) -> tuple[nn.Module, dict[str, PlainLayer], list[fx.Graph]]:
-    """Return the network with plain layers, those layers, and its graphs in eval mode and, if it differs, training."""
+def _traced(
+    model: nn.Module, example: Example, results: _Results
+) -> tuple[nn.Module, dict[str, PlainLayer], list[fx.Graph]]:
+    """Return the network with plain layers, those layers, and its graphs in eval mode and, if it differs, training.
+
+    ``results`` receives those of the graph in eval mode if the network runs to compare it.
+    """
     try:
         (graph, plain), (training, more) = (traced(model, training=mode, buffers=True) for mode in (False, True))
         network = with_plain(model, plain, graph)
     except Exception:  # a user's forward may raise anything when it runs on proxies
         network, plain = record_network(model, example)
         return network, plain, [network.graph]
-    if not computes_same(model, network, as_inputs(model, example)):
+    if not computes_same(model, _Run(network, graph, 0, results), as_inputs(model, example)):
+        results.clear()
         network, plain = record_network(model, example)
         return network, plain, [network.graph]
     in_eval, in_training = ([(node.op, node.name, node.target) for node in each.nodes] for each in (graph, training))

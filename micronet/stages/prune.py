@@ -14,6 +14,7 @@ from micronet.training.config import TrainConfig
 
 if TYPE_CHECKING:
     from micronet.artifact.artifact import Artifact
+    from micronet.pruning.plan import PrunePlan
 
 LARGEST_TIMED = 200_000_000  # parameters; exporting and timing more would take minutes
 
@@ -136,13 +137,13 @@ class Prune(ConvertSettings, Stage):
         pruned, plan = pruning.once()
         summary = pruning.summary(pruned, plan, self.input())
         if self.measure or not (self.timing.skip_timing or context.temporary or memory.source is not None):
-            summary["latency"] = latency = self._latency(context, pruned, example)
+            summary["latency"] = latency = self._latency(context, pruned, plan, example)
             if self.measure:
                 for when in ("before", "after"):
                     summary[when]["latency_ms"] = latency[f"{when}_ms"]
         return Outcome(pruned, summary)
 
-    def _latency(self, context: Context, pruned: "Artifact", example: Any) -> dict[str, Any]:
+    def _latency(self, context: Context, pruned: "Artifact", plan: "PrunePlan", example: Any) -> dict[str, Any]:
         """Time a network before and after; MicronetError if it was asked for and is impossible."""
         from micronet.stages.prune_latency import measure_latency
 
@@ -150,7 +151,7 @@ class Prune(ConvertSettings, Stage):
         params = sum(parameter.numel() for parameter in whole.model.parameters())
         if params > LARGEST_TIMED and not self.measure:
             return {"skipped": f"more than {LARGEST_TIMED:,} parameters"}
-        latency = measure_latency(whole, pruned, self.pruning, example, context.progress)
+        latency = measure_latency(whole, pruned, self.pruning, example, plan.channels.network, context.progress)
         if self.measure and "skipped" in latency:
             raise MicronetError(f"the latency cannot be measured: {latency['skipped']}; drop --measure")
         return latency

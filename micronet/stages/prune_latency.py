@@ -20,6 +20,7 @@ from micronet.models.device import Example, Inputs, as_arrays, head
 from micronet.onnx.config import ExportConfig
 from micronet.pruning.config import PruneConfig
 from micronet.pruning.prune import Pruner
+from micronet.pruning.traced_network import TracedNetwork
 from micronet.runtimes.config import RuntimeOptions
 from micronet.runtimes.onnxruntime import session_predictor
 
@@ -75,7 +76,7 @@ def time_predictors(predictors: Sequence[Predictor], example: Example) -> list[f
 
 
 def measure_latency(
-    whole: Artifact, pruned: Artifact, config: PruneConfig, example: Example, progress: Progress
+    whole: Artifact, pruned: Artifact, config: PruneConfig, example: Example, traced: TracedNetwork, progress: Progress
 ) -> dict[str, Any]:
     """Time a network before and after pruning, and pruned to multiples of 8 if that gives another one.
 
@@ -84,6 +85,7 @@ def measure_latency(
         pruned: The pruned one.
         config: How it was pruned.
         example: An input batch, or a tuple of several inputs.
+        traced: The network before pruning, as it was traced for that.
         progress: Where to report progress; exporting takes seconds, and minutes for long sequences.
 
     Returns:
@@ -92,7 +94,7 @@ def measure_latency(
     """
     try:
         networks = {"before_ms": whole, "after_ms": pruned}
-        regular = _regular(whole.model, config, example)
+        regular = _regular(whole.model, config, example, traced)
         if regular is not None and _shapes(regular) != _shapes(pruned.model):
             networks["regular_8_ms"] = replace(whole, model=regular)
         predictors = []
@@ -109,13 +111,13 @@ def _first(example: Example) -> Any:
     return head(example if isinstance(example, Tensor) else Inputs(example), 1)
 
 
-def _regular(model: nn.Module, config: PruneConfig, example: Example) -> nn.Module | None:
+def _regular(model: nn.Module, config: PruneConfig, example: Example, traced: TracedNetwork) -> nn.Module | None:
     """Prune a network by the same share, to widths in multiples of 8; return None if the settings rule that out."""
     if config.regular % MULTIPLE == 0 or config.widths is not None or config.target is not None:
         return None
     if config.criterion == "taylor":  # the gradients are gone
         return None
-    pruner = Pruner(model, replace(config, regular=MULTIPLE), example)
+    pruner = Pruner(model, replace(config, regular=MULTIPLE), example, traced=traced)
     return pruner.cut(pruner.planner.plan(config.share))[0]
 
 

@@ -69,7 +69,7 @@ class Pruning:
         model, config = self._with_gradients(), self.settings.pruning
         needs_latency = config.target is not None and config.target[0] == "target_latency"
         cost = _relative_latency(self.artifact, self.example) if needs_latency else None
-        pruned, record, plan = prune_model(model, config, self.example, cost)
+        pruned, record, plan = prune_model(model, config, self.example, cost, progress=self.run.progress)
         for network in (model, pruned):
             network.zero_grad(set_to_none=True)
         return self.artifact.after(record, model=pruned, metrics={}), plan
@@ -92,7 +92,7 @@ class Pruning:
 
     def sensitivity(self) -> list[GroupSensitivity]:
         """Cut each group of channels alone and measure the accuracy lost on the validation images."""
-        pruner = Pruner(self._with_gradients(), self.settings.pruning, self.example)
+        pruner = Pruner(self._with_gradients(), self.settings.pruning, self.example, self.run.progress)
         accuracy = validation_accuracy(self.data, copy_model(self.artifact.model))
         return measure_sensitivity(pruner, accuracy, self.run.progress)
 
@@ -153,6 +153,7 @@ class Pruning:
         whole = self.example
         sample = whole[:1] if isinstance(whole, Tensor) else tuple(each[:1] for each in whole)
         params = sum(parameter.numel() for parameter in model.parameters())
+        self.run.progress.step("counting MACs", 0, 1)
         return {"params": params, "macs": count_macs(model, sample)}
 
     def _quality(self) -> Callable[[Artifact], dict[str, float]]:
