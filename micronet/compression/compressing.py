@@ -169,7 +169,7 @@ class Compressing:
             device = pick_device(settings.device)
             notes = self.workshop.notes
             epoch = notes.once("seconds of an epoch", lambda: epoch_seconds(self.model, self.data, device))
-        return Rounds(self.workshop, epoch, self.goal)
+        return Rounds(self.workshop, epoch, self.goal, len(self.data.train))
 
     def _alone(self, bits: int = INTEGER_BITS) -> dict[str, dict[str, float]]:
         """Return what each layer costs if it alone has few bits."""

@@ -88,7 +88,7 @@ class Narrowing:
         for point in self.workshop.points:
             place = places.get(point.plan.widths)
             if place and (point.plan.epochs or not trains):  # a rehearsal says nothing of what training gives
-                found[place] = found.get(place, False) or point.keeps(self.goal.max_drop)
+                found[place] = found.get(place, False) or point.surely_keeps(self.goal.max_drop)
         return found
 
     def _path(self, base: Plan, cuts: Cuts) -> list[Plan]:

@@ -4,7 +4,7 @@ import time
 from typing import TYPE_CHECKING
 
 from micronet.compression.bits import FEW, STORES_FEW
-from micronet.compression.rounds import MOST_EPOCHS, epoch_seconds
+from micronet.compression.rounds import epoch_seconds, most_epochs
 from micronet.compression.sensitivities import noise_of
 from micronet.core.config import flag
 from micronet.errors import count
@@ -57,14 +57,13 @@ def outline(search: "Compressing", names: list[str], number: int) -> list[str]:
         lines.append("nothing is trained")
     elif names:
         epoch = epoch_seconds(search.model, data, pick_device(settings.device))
-        first = number * (candidate + MOST_EPOCHS[0] * epoch)
+        most = most_epochs(len(data.train))
+        later = "".join(f", then the better half of these for up to {epochs} more" for epochs in most[1:])
         lines.append(
-            f"trained: all for up to {MOST_EPOCHS[0]} epochs of {epoch / 60:.1f} minutes, then the better half for up "
-            f"to {MOST_EPOCHS[1]} more, then the better half of these for {MOST_EPOCHS[2]}, within the budget; int8 "
-            "too if it loses more than half of the drop"
+            f"trained: all for up to {most[0]} epochs of {epoch / 60:.1f} minutes{later}, within the budget; int8 too if "
+            "it loses more than half of the drop"
         )
-        seconds += first + number / 2 * (candidate + MOST_EPOCHS[1] * epoch)
-        seconds += number / 4 * (candidate + MOST_EPOCHS[2] * epoch)
+        seconds += sum(number / 2**index * (candidate + epochs * epoch) for index, epochs in enumerate(most))
     budget = settings.budget_seconds / 60
     lines.append(f"about {seconds / 60:.0f} minutes for all; the budget is {budget:g}")
     if seconds > settings.budget_seconds:

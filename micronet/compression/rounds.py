@@ -5,6 +5,7 @@ stage of the same recipe. Better are those whose drop is closest to the one that
 reach it, larger ones have no need to. With a target, only those that meet it can be chosen, whatever their drop is now.
 """
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +23,8 @@ from micronet.models.device import memory_format, place_inputs
 from micronet.models.modes import copy_model
 from micronet.tasks.task import outputs_of
 
-MOST_EPOCHS = (2, 4, 8)  # of each round
+MOST_EPOCHS = (2, 4, 8)  # of each round, or of small data, as many as pass so many samples through the network:
+MOST_SAMPLES = (3000, 6000, 12000)
 BATCH, STEPS = 32, 3
 OVERHEAD = 1.6  # of an epoch: the teacher, decoding, the optimizer and validation, over forward and backward
 
@@ -35,22 +37,24 @@ class Rounds:
         workshop: Where they are made.
         epoch: Seconds of an epoch: first estimated, then those of the last training.
         goal: What is asked for.
+        samples: The samples of an epoch.
     """
 
     workshop: Workshop
     epoch: float
     goal: Goal
+    samples: int
 
     def run(self, plans: Sequence[tuple[str, Plan]]) -> None:
         """Train candidates, those to keep if not all fit first, until the budget is spent."""
         survivors = list(plans)
-        for number, most in enumerate(MOST_EPOCHS, 1):
+        for number, most in enumerate(most_epochs(self.samples), 1):
             if not survivors:
                 return
-            notes, names = self.workshop.notes, [name for name, _ in survivors]
-            epochs: int = notes.decide(f"round {number}", lambda: self._epochs(len(names), most))  # noqa: B023
-            trained, waiting = [], []
-            for name, plan in survivors:
+            notes, left = self.workshop.notes, len(survivors)
+            fitting, epochs = notes.decide(f"round {number}", lambda: self._share(left, most))  # noqa: B023
+            trained, waiting = [], [name for name, _ in survivors[fitting:]]
+            for name, plan in survivors[:fitting]:
                 if notes.decide(f"time for {name} in round {number}", lambda: self._fits(epochs)):  # noqa: B023
                     trained.append((name, self._train(name, plan, epochs)))
                 else:
@@ -76,9 +80,9 @@ class Rounds:
     def _rank(self, point: Point) -> tuple[bool, float]:
         """Return the place of a candidate among those to train on, the least first."""
         if self.goal.target is None:
-            return False, abs(point.drop - self.goal.max_drop)
+            return False, abs(point.worst_drop - self.goal.max_drop)
         share = self.goal.value(point) / self.goal.value(self.workshop.points[0])
-        return not self.goal.is_met_by(share), point.drop
+        return not self.goal.is_met_by(share), point.worst_drop
 
     def _train(self, name: str, plan: Plan, epochs: int) -> Point:
         """Train a candidate for some more epochs, and learn how long an epoch takes."""
@@ -88,25 +92,35 @@ class Rounds:
             self.epoch = max(0.0, 60 * point.minutes - self._fixed()) / epochs
         return point
 
-    def _epochs(self, number: int, most: int) -> int:
-        """Return for how many epochs each of some candidates trains if half of the time is for later rounds."""
-        share = 0.5 * self.workshop.remaining / number - self._fixed()
-        return max(1, min(most, int(share / max(self.epoch, 1e-3))))
+    def _share(self, number: int, most: int) -> tuple[int, int]:
+        """Return how many of some candidates train, and for how many epochs each, in half of the time that is left.
+
+        Rather fewer candidates train than for less time than all else takes that is done to one: after a few short
+        epochs, all look alike.
+        """
+        fixed, epoch, seconds = self._fixed(), max(self.epoch, 1e-3), 0.5 * self.workshop.remaining
+        least = min(most, max(1, math.ceil(fixed / epoch)))
+        fitting = max(1, min(number, int(seconds / (fixed + least * epoch))))
+        return fitting, max(1, min(most, int((seconds / fitting - fixed) / epoch)))
 
     def _fits(self, epochs: int) -> bool:
         return self._fixed() + epochs * self.epoch <= self.workshop.remaining
 
     def _fixed(self) -> float:
         """Return the seconds that a candidate takes besides its training: those of the last one that is not trained."""
-        points = self.workshop.points
-        made = [60 * point.minutes for point in points if not point.plan.trains and not point.plan.is_float]
-        return made[-1] if made else 60 * points[0].minutes
+        return next(60 * point.minutes for point in reversed(self.workshop.points) if not point.plan.trains)
 
     def _say_left_out(self, names: list[str], *, again: bool) -> None:
         if names:
             said = f"no time to train {', '.join(names)}{' for longer' if again else ''}"
             self.workshop.left_out.append(f"{said}; a larger --budget would give it")
             self.workshop.progress.line(self.workshop.left_out[-1])
+
+
+def most_epochs(samples: int) -> list[int]:
+    """Return the epochs of each round, at most, by the samples of one."""
+    rounds = zip(MOST_EPOCHS, MOST_SAMPLES, strict=True)
+    return [max(epochs, math.ceil(least / samples)) for epochs, least in rounds]
 
 
 def _label(name: str, epochs: Sequence[int]) -> str:

@@ -1,6 +1,7 @@
 """Where candidates are made: a plan is run as a recipe, and its file is judged on validation data and timed."""
 
 import json
+import math
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +13,7 @@ from micronet.compression.notes import CANDIDATES, Notes
 from micronet.compression.plan import Basis, Plan, shared_names, to_toml
 from micronet.compression.point import Point
 from micronet.compression.prediction import Prediction
+from micronet.compression.reports import Beating, Steps
 from micronet.core.files import file_size, write_bytes
 from micronet.core.progress import Progress
 from micronet.errors import MicronetError, StoppedError, first_line, is_out_of_memory
@@ -23,7 +25,9 @@ from micronet.runtimes.network import open_network
 from micronet.stages.execute import execute
 from micronet.stages.stage import Outcome, Stage
 
-SECONDS = 0.5  # that a whole network is timed
+SECONDS = 0.3  # that a whole network is timed at a moment
+FEWEST_MOMENTS, MOST_MOMENTS = 2, 6
+STEADY = 1.02  # what the two shortest times of moments differ by at most, unless other work disturbs
 
 
 @dataclass
@@ -58,7 +62,7 @@ class Workshop:
     original_parts: list[float | None] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.progress = _Beating(self.progress, self.notes)
+        self.progress = Beating(self.progress, self.notes)
 
     @property
     def remaining(self) -> float:
@@ -153,7 +157,9 @@ class Workshop:
             raise
         network = self.open(plan)
         sample = self._sample if isinstance(self._sample, tuple) else (self._sample,)
-        before = self._times(network) if self.timed else None
+        alike = [point.latency_ms for point in self.points if point.plan.form == plan.form and point.latency_ms]
+        if self.timed and not alike:
+            first = self._times(network)  # long before the others: other work may slow all calls of a moment
         whole, *parts = self.evaluate(network)
         found: dict[str, Any] = {
             "quality": quality(self.judge, whole),
@@ -161,14 +167,13 @@ class Workshop:
             "size_bytes": file_size(self.files(plan)[0]),
             "macs": network.macs(*(each.shape[1:] for each in sample)),
         }
-        if before is not None:
-            after = self._times(network)  # at another moment: other work may have slowed all calls of the first
-            found["latency_ms"] = self._latency([min(each) for each in zip(before, after, strict=True)])
+        if self.timed:
+            found["latency_ms"] = alike[0] if alike else self._latency(plan, [first])  # of weights, only values differ
         return found
 
     def _make(self, plan: Plan) -> None:
         """Run a candidate's recipe."""
-        recipe, quiet = self._recipe(plan), _Steps(self.progress)
+        recipe, quiet = self._recipe(plan), Steps(self.progress)
 
         def perform(stage: Stage, show: bool, last: bool) -> Outcome:
             return execute(stage, quiet)
@@ -182,12 +187,24 @@ class Workshop:
         runs = [(each, self._sample) for each in several]
         return fastest_ms(runs, SECONDS, most=None, one_thread=self.deployment.computes_in_one_thread)
 
-    def _latency(self, times: list[float]) -> float:
-        """Return a network's milliseconds from those of the original and its own, relative to the original's first."""
-        if not self.points:
-            return round(times[0], 5)
-        original, network = times
-        return round((self.points[0].latency_ms or original) * network / original, 5)
+    def _latency(self, plan: Plan, times: list[list[float]]) -> float:
+        """Return a network's milliseconds, relative to those that the original took first.
+
+        ``times``: those of both at a first moment; others follow, with the network opened anew, whose memory may have
+        been laid out badly.
+        """
+        while len(times) < FEWEST_MOMENTS or (len(times) < MOST_MOMENTS and self._is_disturbed(times)):
+            times.append(self._times(self.open(plan)))
+        least = [min(each) for each in zip(*times, strict=True)]
+        before = self.points[0].latency_ms if self.points else None
+        ratio: float = (before or least[0]) / least[0]
+        return round(ratio * least[-1], 5)
+
+    def _is_disturbed(self, times: list[list[float]]) -> bool:
+        """Return True if other work may have slowed all calls of what was timed at some moments."""
+        least, second = sorted(each[-1] for each in times)[:2]
+        before = self.points[0].latency_ms if self.points else None
+        return second > STEADY * least or min(times)[0] > STEADY * (before or math.inf)
 
     def _recipe(self, plan: Plan) -> Path | None:
         """Write a candidate's recipe; return its path, or None if the original is the candidate."""
@@ -214,33 +231,6 @@ class Workshop:
                 said[-1] += f" ({point.latency_ms / first.latency_ms:.2f} of the original's"
                 said[-1] += f", predicted {point.predicted_ms:.3f} ms)" if point.predicted_ms else ")"
         self.progress.line(", ".join(said))
-
-
-class _Beating:
-    """Progress that keeps the notes of how long its work has taken."""
-
-    def __init__(self, progress: Progress, notes: Notes) -> None:
-        self._progress, self._notes = progress, notes
-        self.line = progress.line
-
-    def step(self, label: str, done: int, total: int, **numbers: float) -> None:
-        """Pass a step on."""
-        self._notes.beat()
-        self._progress.step(label, done, total, **numbers)
-
-
-class _Steps:
-    """Progress of a candidate's stages: their bars, without their lines."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-
-    def step(self, label: str, done: int, total: int, **numbers: float) -> None:
-        """Pass a step on."""
-        self._progress.step(label, done, total, **numbers)
-
-    def line(self, text: str) -> None:
-        """Leave a line out."""
 
 
 def _is_the_plans(error: Exception) -> bool:

@@ -25,6 +25,7 @@ def _few_candidates(monkeypatch):
     monkeypatch.setattr(narrowing, "UNIFORM", (0.5,))
     monkeypatch.setattr(compressing, "SHARES", ())
     monkeypatch.setattr(rounds, "MOST_EPOCHS", (1,))
+    monkeypatch.setattr(rounds, "MOST_SAMPLES", (0,))
     monkeypatch.setattr(workshop, "SECONDS", 0.0)
 
 

@@ -15,7 +15,8 @@ from micronet.compression.narrowing import Narrowing
 from micronet.compression.notes import Notes
 from micronet.compression.plan import Plan
 from micronet.compression.point import Point
-from micronet.compression.workshop import Workshop, _Beating
+from micronet.compression.reports import Beating
+from micronet.compression.workshop import Workshop
 from micronet.core.progress import Silent
 from micronet.errors import MicronetError
 from micronet.stages.stage import find
@@ -84,7 +85,7 @@ def test_what_fails_is_tried_again_and_its_time_counts(tmp_path, monkeypatch):
 
     for seconds, error, spent in ((50, KeyboardInterrupt, 50), (30, ValueError, 81)):
         found = Notes.open(tmp_path, "a")
-        progress = _Beating(Silent(), found)
+        progress = Beating(Silent(), found)
         with pytest.raises(error):
             found.once("training", lambda: ended(seconds, error))  # noqa: B023
         os.utime(tmp_path / "search.json", (4e9, 4e9))

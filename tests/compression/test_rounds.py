@@ -10,6 +10,7 @@ from micronet.compression.rounds import MOST_EPOCHS, Rounds
 from micronet.compression.workshop import Workshop as RealWorkshop
 from micronet.core.progress import Silent
 
+SAMPLES = 50_000
 FIXED, EPOCH = 10.0, 5.0  # seconds of a candidate besides its training, and of an epoch
 
 
@@ -38,7 +39,7 @@ class Workshop:
 def run(path, drops, budget):
     """Return the rounds, and the widths and epochs of what was trained."""
     plans = [(f"candidate {widths[0]}", Plan(widths=widths, bits=8)) for widths in drops]
-    rounds = Rounds(Workshop(path, drops, budget), EPOCH, Goal("size", 0.01))
+    rounds = Rounds(Workshop(path, drops, budget), EPOCH, Goal("size", 0.01), SAMPLES)
     rounds.run(plans)
     return rounds, [(point.plan.widths[0], point.plan.epochs) for point in rounds.workshop.points[2:]]
 
@@ -55,7 +56,7 @@ def test_with_a_target_only_what_meets_it_trains_on(tmp_path):
     """However large its drop still is: what misses the target cannot be chosen."""
     workshop = Workshop(tmp_path, {}, 0)
     workshop.points[0] = Point("float", Plan(), size_bytes=100)
-    rounds = Rounds(workshop, EPOCH, Goal("size", 0.01, target=0.5))
+    rounds = Rounds(workshop, EPOCH, Goal("size", 0.01, target=0.5), SAMPLES)
     large, small, smaller = (Point("", Plan(), drop, size_bytes=size) for drop, size in ((0, 60), (0.2, 50), (0.3, 40)))
     assert sorted([smaller, large, small], key=rounds._rank) == [small, smaller, large]
 
@@ -69,6 +70,17 @@ def test_nothing_begins_that_does_not_fit(tmp_path, budget):
     assert bool(missing) == any(
         "no time to train" in line and "longer" not in line for line in rounds.workshop.left_out
     )
+
+
+def test_small_data_get_more_epochs_and_few_seconds_fewer_candidates(tmp_path):
+    """Rather than a few steps each; how long, the time decides only where it is short."""
+    workshop = Workshop(tmp_path, {}, 1e4)
+    small = Rounds(workshop, EPOCH, Goal("size", 0.01), samples=500)
+    assert small._share(4, 6) == (4, 6)
+    workshop.budget = 150.0  # half of it: three candidates of 10 + 2 * 5 seconds
+    assert small._share(4, 6) == (3, 3)
+    workshop.budget = 31.0
+    assert small._share(4, 6) == (1, 1)
 
 
 def test_the_first_training_shows_how_long_an_epoch_takes(tmp_path):
@@ -85,6 +97,6 @@ def test_between_candidates_the_same_training_is_given_and_its_own_time_asked_fo
     workshop.confirm("narrow", Plan((1,), bits=8, epochs=(1,), trained_bits=True))
     workshop.notes.decide("time for middle", lambda: False)
     following = iter([("middle", Plan((2,), bits=8)), None])
-    Rounds(workshop, EPOCH, Goal("size", 0.01)).refine(lambda: next(following))
+    Rounds(workshop, EPOCH, Goal("size", 0.01), SAMPLES).refine(lambda: next(following))
     assert workshop.points[-1].name == "middle, 1+2 epochs"
     assert workshop.points[-1].plan == Plan((2,), bits=8, epochs=(1, 2), trained_bits=True)
