@@ -60,8 +60,8 @@ def outline(search: "Compressing", names: list[str], number: int) -> list[str]:
         most = most_epochs(len(data.train))
         later = "".join(f", then the better half of these for up to {epochs} more" for epochs in most[1:])
         lines.append(
-            f"trained: all for up to {most[0]} epochs of {epoch / 60:.1f} minutes{later}, within the budget; int8 too if "
-            "it loses more than half of the drop"
+            f"trained: all for up to {most[0]} epochs of {epoch / 60:.1f} minutes{later}, within the budget; int8 too "
+            "if it loses more than half of the drop"
         )
         seconds += sum(number / 2**index * (candidate + epochs * epoch) for index, epochs in enumerate(most))
     budget = settings.budget_seconds / 60

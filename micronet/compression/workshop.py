@@ -195,10 +195,9 @@ class Workshop:
         """
         while len(times) < FEWEST_MOMENTS or (len(times) < MOST_MOMENTS and self._is_disturbed(times)):
             times.append(self._times(self.open(plan)))
-        least = [min(each) for each in zip(*times, strict=True)]
+        least: list[float] = [min(each) for each in zip(*times, strict=True)]
         before = self.points[0].latency_ms if self.points else None
-        ratio: float = (before or least[0]) / least[0]
-        return round(ratio * least[-1], 5)
+        return round(least[-1] * (before or least[0]) / least[0], 5)
 
     def _is_disturbed(self, times: list[list[float]]) -> bool:
         """Return True if other work may have slowed all calls of what was timed at some moments."""
