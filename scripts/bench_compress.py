@@ -147,7 +147,7 @@ def compare_stages(name: str, args: argparse.Namespace) -> list[Row]:
     workshop = search.workshop
     uniform = [workshop.confirm("float", Plan())]
     for each in made:
-        if "every layer" in each["name"]:
+        if "every layer" in each["name"] and each["plan"].get("epochs"):
             plan = replace(plan_of(each), bits=32, floats=(), trained_bits=False)
             uniform.append(workshop.confirm(f"{each['name']}, in float", plan))
     cut = [point.to_json() for point in uniform if not point.failed]

@@ -44,7 +44,6 @@ def try_bits(workshop: Workshop, prediction: Prediction, max_drop: float, alone:
     for point in workshop.points:
         if not point.failed:
             prediction.fit(point.plan, point.value(prediction.quantity))
-    workshop.prediction = prediction
 
 
 def try_few_bits(workshop: Workshop, prediction: Prediction, alone: Callable[[], Alone]) -> None:

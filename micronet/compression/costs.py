@@ -73,7 +73,8 @@ class CostTable:
         deployment: Where the layers run.
         path: The file.
         seconds: How long layers may be timed for in this run; later ones are estimated by their multiply-accumulates.
-        known: What was measured, calls included; None of layers that the runtime cannot run alone.
+        known: What was measured, less a call that computes nothing, timed in turns with the layer; None of layers that
+            the runtime cannot run alone.
         call_ms: Milliseconds of a call that computes nothing, the least that was seen.
     """
 
@@ -91,7 +92,7 @@ class CostTable:
         try:
             stored = parse_json(read_text(table.path))
             if stored["header"] == deployment.header:
-                table.known, table.call_ms = dict(stored["ms"]), float(stored["call_ms"])
+                table.known, table.call_ms = dict(stored["net_ms"]), float(stored["call_ms"])
         except (OSError, ValueError, KeyError, TypeError):
             pass
         return table
@@ -106,18 +107,19 @@ class CostTable:
                 break
             part = missing[first : first + AT_ONCE]
             call, *times = time_layers([NOTHING, *part], self.deployment)
-            self.call_ms = min(self.call_ms, call or 0.0)
-            self.known |= {_name(*key): ms for key, ms in zip(part, times, strict=True)}
+            empty = call or 0.0
+            self.call_ms = min(self.call_ms, empty)
+            net = [None if ms is None else round(max(0.0, ms - empty), 5) for ms in times]
+            self.known |= {_name(*key): ms for key, ms in zip(part, net, strict=True)}
             self.progress.step("timing layers", min(first + AT_ONCE, len(missing)), len(missing))
         self.seconds -= time.monotonic() - start
         if len(self.known) > before:
-            content = {"header": self.deployment.header, "call_ms": self.call_ms, "ms": self.known}
+            content = {"header": self.deployment.header, "call_ms": self.call_ms, "net_ms": self.known}
             write_bytes(self.path, f"{json.dumps(content, indent=1)}\n".encode())
 
     def ms(self, shape: Shape, form: Form) -> float | None:
         """Return the milliseconds of a layer, less those of a call, or None if it was not measured."""
-        found = self.known.get(_name(shape, form))
-        return None if found is None else max(0.0, found - self.call_ms)
+        return self.known.get(_name(shape, form))
 
 
 def _name(shape: Shape, form: Form) -> str:

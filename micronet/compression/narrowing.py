@@ -7,13 +7,12 @@ from micronet.compression.goal import Goal
 from micronet.compression.groups import Groups
 from micronet.compression.plan import Plan
 from micronet.compression.prediction import Prediction
-from micronet.compression.search import Walk, narrower, spread
+from micronet.compression.search import SMALLEST_SHARE, Walk, narrower, spread
 from micronet.compression.workshop import Workshop
 from micronet.errors import count
 
 UNIFORM = (0.25, 0.5)  # shares of all groups that are cut
 POINTS = (0.65, 0.5, 0.8, 0.38, 0.28)  # of the base's cost: candidates of the walk, extremes last
-REHEARSED = (0.28, 0.5)  # those that are made without training first
 FIRST = 2  # candidates of the walk before uniform ones, for budgets that are too short for all
 BETWEEN, NEAR = 4, 0.95  # plans to try between others, at most, unless these cost nearly the same
 MARGIN = 0.97  # of a target: what a candidate that is to meet it may be predicted to cost
@@ -46,12 +45,15 @@ class Narrowing:
     def plans(self, base: Plan, cuts: Cuts) -> list[Named]:
         """Return narrower plans than ``base``, those to try first in the front: of the walk, and uniform ones.
 
-        Two are made without training before: whole networks correct the predictions by which the others are chosen.
+        The narrowest network is made before, without training: predictions lie between it and the widest.
         """
-        self.path = path = self._path(base, cuts)
         if self.goal.quantity == "latency":
-            for plan in self._chosen(path, REHEARSED):
-                self.workshop.attempt(self._name(plan), plan)
+            narrowest = replace(base, widths=self.groups.uniform(1 - SMALLEST_SHARE))
+            if self.workshop.attempt(uniform_name(1 - SMALLEST_SHARE), narrowest):
+                self.workshop.notes.decide("layers of the narrowest", lambda: self.prediction.prepare([narrowest]))
+                self.prediction.compare(narrowest, self.goal.value(self.workshop.points[-1]))
+        self.workshop.prediction = self.prediction
+        self.path = path = self._path(base, cuts)
         wanted = [] if self.goal.target is None else [self._target / self.prediction(base)]
         plans = self._chosen(path, [*wanted, *POINTS])
         named = [(self._name(plan), plan) for plan in plans]

@@ -13,9 +13,12 @@ from micronet.compression.correction import Correction
 from micronet.compression.costs import CostTable, Deployment, fastest_ms
 from micronet.compression.groups import Groups
 from micronet.compression.layers import Shape, find_layers
+from micronet.compression.notes import Notes
 from micronet.compression.onnx_layer import make_layer
 from micronet.compression.plan import Plan
+from micronet.compression.point import Point
 from micronet.compression.prediction import Prediction
+from micronet.compression.workshop import Workshop
 from micronet.core.progress import Silent
 
 SHAPES = [
@@ -81,6 +84,26 @@ def test_a_short_call_is_timed_with_its_caches_filled():
 
     times = fastest_ms([(network("a"), np.zeros(1)), (network("b"), np.zeros(1))], 0.01)
     assert max(times) < 1.0
+
+
+@pytest.mark.parametrize(
+    ("moments", "number", "expected"),
+    [
+        ([(1.0, 0.5), (1.01, 0.505)], 2, 0.5),
+        ([(1.2, 0.5), (1.3, 0.5), (1.0, 0.5)], 3, 0.5),  # the original is slower than it was
+        ([(1.0, 0.6), (1.0, 0.5), (1.0, 0.51)], 3, 0.5),  # or the two shortest times differ
+        ([(2.0, 1.0)] * 9, 6, 0.5),  # the machine is slower now, for both
+    ],
+    ids=["steady", "original slower", "network differs", "slower machine"],
+)
+def test_other_work_is_waited_for(monkeypatch, tmp_path, moments, number, expected):
+    given = (None, tmp_path, Notes(tmp_path / "n.json", ""), None, Deployment("onnxruntime"), Silent(), 1.0)
+    workshop = Workshop(*given, points=[Point("float", Plan(), latency_ms=1.0)])
+    taken = [list(each) for each in moments]
+    monkeypatch.setattr(Workshop, "open", lambda *_: None)
+    monkeypatch.setattr(Workshop, "_times", lambda *_: taken.pop(0))
+    assert workshop._latency(Plan(bits=8), [taken.pop(0)]) == pytest.approx(expected)
+    assert len(moments) - len(taken) == number
 
 
 def test_a_layer_for_which_there_is_no_time_costs_by_its_macs(tmp_path, monkeypatch):
