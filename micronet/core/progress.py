@@ -1,6 +1,9 @@
 """How long work reports its progress; only the command line prints."""
 
-from typing import Protocol
+from collections.abc import Iterator, Sequence
+from typing import Protocol, TypeVar
+
+T = TypeVar("T")
 
 
 class Progress(Protocol):
@@ -21,3 +24,10 @@ class Silent:
 
     def line(self, text: str) -> None:
         """Do nothing."""
+
+
+def reported(items: Sequence[T], label: str, progress: Progress) -> Iterator[T]:
+    """Yield items, and report before each one how many are done."""
+    for done, item in enumerate(items):
+        progress.step(label, done, len(items))
+        yield item

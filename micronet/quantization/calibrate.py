@@ -25,6 +25,8 @@ from micronet.quantization.quantizer import Quantizer
 from micronet.quantization.schemes.iao import AffineQuantizer
 from micronet.quantization.schemes.wbwtab import SignQuantizer
 
+Recorder = Callable[[Tensor], None]
+
 
 def each_quantizer(model: nn.Module) -> Iterator[tuple[str, str, Quantizer]]:
     """Yield (module name, slot, quantizer) for each quantizer of a model."""
@@ -106,15 +108,24 @@ def _refusing_infinity(model: nn.Module) -> Iterator[None]:
 
 
 @torch.no_grad()
-def collect(model: nn.Module, batches: Iterable[Tensor]) -> Statistics:
+def collect(model: nn.Module, batches: Iterable[Tensor], also: Mapping[str, Recorder] | None = None) -> Statistics:
     """Return a histogram of the float activations for each activation quantizer (``module.slot``).
 
     The model does not change. Every quantizer except signs is disabled: without its signs, the network would compute
-    something else. Raises MicronetError if ``batches`` is empty.
+    something else. ``also``: what else receives the activations of some quantizers. Raises MicronetError if ``batches``
+    is empty.
     """
     statistics: Statistics = {place: Histogram() for place in recorded_places(model)}
-    record_activations(model, batches, {place: histogram.add for place, histogram in statistics.items()})
+    recorders: dict[str, Recorder] = {place: histogram.add for place, histogram in statistics.items()}
+    for place, recorder in (also or {}).items():
+        recorders[place] = partial(_both, recorders[place], recorder)
+    record_activations(model, batches, recorders)
     return statistics
+
+
+def _both(first: Recorder, second: Recorder, x: Tensor) -> None:
+    first(x)
+    second(x)
 
 
 def recorded_places(model: nn.Module) -> list[str]:
@@ -127,9 +138,7 @@ def recorded_places(model: nn.Module) -> list[str]:
 
 
 @torch.no_grad()
-def record_activations(
-    model: nn.Module, batches: Iterable[Batch], recorders: Mapping[str, Callable[[Tensor], None]]
-) -> None:
+def record_activations(model: nn.Module, batches: Iterable[Batch], recorders: Mapping[str, Recorder]) -> None:
     """Run a quantized network in float, apart from signs, and pass what reaches some quantizers to their recorders.
 
     ``recorders``: by the quantizer's place, ``module.slot``. Raises MicronetError if ``batches`` is empty.

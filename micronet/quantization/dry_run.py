@@ -1,14 +1,16 @@
 """A dry run of placed quantizers: one without effect, or with values that no grid holds, is found before any use."""
 
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from micronet.models.device import Example, as_inputs
+from micronet.core.progress import Progress, Silent
+from micronet.errors import MicronetError
+from micronet.models.device import Example, as_inputs, first_of_large
 from micronet.models.modes import eval_mode
 from micronet.models.outputs import tensors_in
 from micronet.quantization.calibrate import each_quantizer, record_activations, recorded_places
@@ -16,40 +18,60 @@ from micronet.quantization.quantizer import Quantizer
 
 NEVER_CALLED = "forward() never applies its quantizer"
 NO_EFFECT = "its quantized values do not reach the output"
+PARTLY_EMPTY = f"{NO_EFFECT}, part of which was empty for the example input"
 
 
-def find_idle(model: nn.Module, example: Example) -> dict[str, str]:
+def find_idle(model: nn.Module, example: Example, progress: Progress | None = None) -> dict[str, str]:
     """Run a network with placed quantizers on an example; return those without effect.
 
     In the run, quantizers pass their values on, times 1. One that is called, and whose factor the output's gradient
     reaches, has an effect. Where the gradient is zero, NaN in its place decides, and where it is cut off, NaN in place
-    of the values: whatever weights of 0 hide, NaN gets through.
+    of the values: whatever weights of 0 hide, NaN gets through. Of large inputs, one sample is enough.
 
     Args:
         model: The network, calibrated or not.
         example: An input, or a tuple of inputs.
+        progress: Where to report progress.
 
     Returns:
         The quantizers without effect, ``module.slot``, and the reason.
 
     Raises:
+        MicronetError: The network returned nothing but empty tensors, as a detector that finds no object.
         Exception: Whatever the network's forward raises.
     """
+    progress, first = progress or Silent(), first_of_large(example)
+    if first is not None:
+        with suppress(Exception):  # a user's forward may need all samples, or find something in the others only
+            return _idle(model, first, progress)
+    return _idle(model, example, progress)
+
+
+def _idle(model: nn.Module, example: Example, progress: Progress) -> dict[str, str]:
+    progress.step("checking the quantizers", 0, 1)
     quantizers = {f"{name}.{slot}": quantizer for name, slot, quantizer in each_quantizer(model)}
     factors: dict[str, Tensor] = {}
     inputs = as_inputs(model, example)
     with eval_mode(model), _passing(quantizers, factors), torch.enable_grad():
         outputs = tensors_in(model(*_copies(inputs)))
+    if not any(out.numel() for out in outputs):
+        raise MicronetError(
+            "the network's output is empty for the example input, so the effect of its quantizers cannot be seen; pass "
+            "inputs for which it returns something with --data (a detector: images with objects) or, if its weights "
+            "are not trained yet, lower the score threshold in the network"
+        )
     idle = {name: NEVER_CALLED for name in quantizers if name not in factors}
     waiting = _without_gradient(outputs, factors)
     together = len(waiting)  # how many to try in one run: most of them are without effect, or most have one
+    why = NO_EFFECT if all(out.numel() for out in outputs) else PARTLY_EMPTY
     while waiting:
         some = waiting[:together]
+        progress.step("checking the quantizers", len(quantizers) - len(waiting), len(quantizers))
         with eval_mode(model), _passing(quantizers, {}, poisoned=some), torch.no_grad():
             others = tensors_in(model(*_copies(inputs)))
         unchanged = all(torch.equal(x, y) for x, y in zip(outputs, others, strict=True))
         if unchanged:
-            idle |= dict.fromkeys(some, NO_EFFECT)
+            idle |= dict.fromkeys(some, why)
         if unchanged or len(some) == 1:
             waiting = waiting[len(some) :]
         together = 2 * len(some) if unchanged else max(1, len(some) // 2)

@@ -9,6 +9,7 @@ with another layer's results, which has the scale of both.
 Networks (``find_destroyed``) and ONNX files (``micronet.onnx.heads``) follow the same law, ``destroyed_channel``.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from glob import escape
 from typing import Any, NamedTuple
@@ -18,8 +19,6 @@ from torch import Tensor, fx, nn
 
 from micronet.graph import ops
 from micronet.graph.trace import Graph, trace
-from micronet.models.device import head
-from micronet.quantization.calibrate import record_activations
 from micronet.quantization.config import QuantConfig
 from micronet.quantization.layers import has_weight_slot
 
@@ -66,35 +65,49 @@ def destroyed_channel(seen: ChannelRange, step: Tensor | float) -> int | None:
     return channel if levels.numel() and float(levels[channel]) < FEWEST_LEVELS else None
 
 
-@torch.no_grad()
-def find_destroyed(model: nn.Module, batches: list[Tensor], config: QuantConfig) -> list[DestroyedHead]:
-    """Return the heads whose output quantizer leaves nothing of a channel.
+class Head(NamedTuple):
+    """A head: its layer, and the range of each channel of its output."""
 
-    Args:
-        model: A quantized and calibrated network.
-        batches: The calibration inputs.
-        config: What the user chose; who chose layers gets them.
+    layer: str
+    seen: ChannelRange
+
+
+def find_heads(model: nn.Module, config: QuantConfig) -> dict[str, Head]:
+    """Return the heads of a quantized network by the quantizer of their output, ``module.slot``.
+
+    ``config``: what the user chose; who chose layers gets them, so there are no heads then.
     """
     if config.first_last != "auto" or config.include is not None or config.keep_8bit is not None:
-        return []
-    graph = trace(model, head(batches[0], 2))
+        return {}
+    graph = trace(model)  # a network with quantizers of outputs was traced before, and can be traced again
     if graph is None:
-        return []
+        return {}
     layers = {node: module for node, module in graph.calls() if has_weight_slot(module)}
     computed = set().union(*(graph.reachable(node) for node in layers)) | layers.keys()
     quantizers = {
         node: _output_quantizer(graph, node) for node in layers if _is_head(graph, node, set(layers), computed)
     }
-    heads = {node: place for node, place in quantizers.items() if place is not None}
-    ranges = {place: ChannelRange(-1 if isinstance(layers[node], nn.Linear) else 1) for node, place in heads.items()}
-    if heads:
-        record_activations(model, batches, {place: each.add for place, each in ranges.items()})
+    return {
+        place: Head(str(node.target), ChannelRange(-1 if isinstance(layers[node], nn.Linear) else 1))
+        for node, place in quantizers.items()
+        if place is not None
+    }
+
+
+@torch.no_grad()
+def find_destroyed(model: nn.Module, heads: Mapping[str, Head]) -> list[DestroyedHead]:
+    """Return the heads whose output quantizer leaves nothing of a channel.
+
+    Args:
+        model: A quantized and calibrated network.
+        heads: Its heads, whose ranges have seen the calibration inputs.
+    """
     found = []
-    for node, place in heads.items():
+    for place, (layer, seen) in heads.items():
         quantizer: Any = model.get_submodule(place)
-        channel = destroyed_channel(ranges[place], quantizer.qparams(torch.empty(0)).scale)
+        channel = destroyed_channel(seen, quantizer.qparams(torch.empty(0)).scale)
         if channel is not None:
-            found.append(DestroyedHead(str(node.target), channel))
+            found.append(DestroyedHead(layer, channel))
     return found
 
 

@@ -13,6 +13,7 @@ from dataclasses import asdict
 from torch import nn
 
 from micronet.artifact.header import StageRecord
+from micronet.core.progress import Progress, Silent
 from micronet.errors import MAX_NAMES, MicronetError, by_reason, listed
 from micronet.graph.trace import trace
 from micronet.models import transformer
@@ -31,7 +32,11 @@ _COMPUTED = "weight_norm or the like computes its weight; quantize with --mode p
 
 
 def quantize_model(
-    model: nn.Module, config: QuantConfig, example: Example | None = None, infinite: Collection[str] = ()
+    model: nn.Module,
+    config: QuantConfig,
+    example: Example | None = None,
+    infinite: Collection[str] = (),
+    progress: Progress | None = None,
 ) -> tuple[nn.Module, StageRecord]:
     """Return a copy of a float network with quantizers placed, and the record that rebuilds it.
 
@@ -45,15 +50,18 @@ def quantize_model(
             runs on the example; without one, only the layers' own inputs are quantized. Quantizers without effect on
             the example's output are removed, and their layers stay float.
         infinite: Quantizers, ``module.slot``, not to place, because infinity reaches them on other inputs.
+        progress: Where to report progress: tracing and checking run the network several times.
 
     Raises:
-        MicronetError: Nothing in the network can be quantized.
+        MicronetError: Nothing in the network can be quantized, or its output for the example is empty.
     """
+    progress = progress or Silent()
+    progress.step("tracing the network", 0, 1)
     placement = _place(model, config, example, infinite)
     quantized = placement.apply(copy_model(model))
     if example is not None and (found := find_infinite(quantized, [example])):
-        return quantize_model(model, config, example, {*infinite, *found})
-    if example is not None and (idle := find_idle(quantized, example)):
+        return quantize_model(model, config, example, {*infinite, *found}, progress)
+    if example is not None and (idle := find_idle(quantized, example, progress)):
         placement.remove(idle)
         if not placement.inputs:
             raise MicronetError(f"nothing can be quantized: {'; '.join(dict.fromkeys(idle.values()))}")

@@ -1,13 +1,14 @@
 """The work of ``quantize``: placing, calibrating, recovering accuracy, training."""
 
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor, nn
 
 from micronet.artifact.artifact import Artifact, tensor_bytes
 from micronet.artifact.header import StageRecord
+from micronet.core.progress import reported
 from micronet.data.dataset import Dataset
 from micronet.data.memory import NAME as MEMORY
 from micronet.data.memory import MemoryData
@@ -22,6 +23,7 @@ from micronet.quantization.calibrate import (
     freeze_activations,
     frozen,
     observing,
+    record_activations,
     recorded_places,
     set_ranges,
 )
@@ -29,7 +31,7 @@ from micronet.quantization.config import CALIBRATOR, CalibrationConfig, QuantCon
 from micronet.quantization.dry_run import find_infinite
 from micronet.quantization.equalize import equalize
 from micronet.quantization.fold import fold_model
-from micronet.quantization.heads import excluding, find_destroyed
+from micronet.quantization.heads import Head, excluding, find_destroyed, find_heads
 from micronet.quantization.histogram import Statistics
 from micronet.quantization.placement import Placement
 from micronet.quantization.quantize import quantize_model
@@ -201,23 +203,20 @@ class Quantizing:
 
     def _placed(self, floating: nn.Module, config: QuantConfig) -> tuple[nn.Module, StageRecord]:
         """Return a network with quantizers, calibrated if there are inputs, without heads that 8 bits would destroy."""
-        model, record = quantize_model(floating, config, self.example)
+        progress, infinite = self.run.progress, set[str]()
+        model, record = quantize_model(floating, config, self.example, infinite, progress)
         if not self.calibration_inputs:
             return model, record
-        infinite: set[str] = set()
         try:
-            statistics = self._set_ranges(model, floating, {})
+            statistics, heads = self._set_ranges(model, floating, {})
         except MicronetError:
             infinite = find_infinite(model, self.calibration_inputs)
             if not infinite:
                 raise
-            model, record = quantize_model(floating, config, self.example, infinite)
-            statistics = self._set_ranges(model, floating, {})
-        destroyed = []
-        if self.settings.calibration.mode == "ptq":
-            destroyed = find_destroyed(model, self.calibration_inputs, self.settings.quantization)
-        if destroyed:
-            model, record = quantize_model(floating, excluding(config, destroyed), self.example, infinite)
+            model, record = quantize_model(floating, config, self.example, infinite, progress)
+            statistics, heads = self._set_ranges(model, floating, {})
+        if destroyed := find_destroyed(model, heads):
+            model, record = quantize_model(floating, excluding(config, destroyed), self.example, infinite, progress)
             record.result["left_float"] |= {each.layer: str(each) for each in destroyed}
             self._set_ranges(model, floating, statistics)  # those of the other layers' inputs are the same
         return model, record
@@ -245,25 +244,33 @@ class Quantizing:
             corrected = correct_biases(floating, model, batches, norms_estimated=recovery.bn_reestimate)
             progress.line(f"corrected the mean output of {count(corrected, 'layer')}")
 
-    def _set_ranges(self, model: nn.Module, floating: nn.Module, known: Statistics) -> Statistics:
-        """Set the ranges of a network's quantizers; return the statistics that they are chosen from.
+    def _set_ranges(
+        self, model: nn.Module, floating: nn.Module, known: Statistics
+    ) -> tuple[Statistics, dict[str, Head]]:
+        """Set the ranges of a network's quantizers; return the statistics that they are chosen from, and PTQ's heads.
 
         ``known``: statistics of the float activations; more are collected if these do not hold all that is needed.
         """
         config, inputs = self.settings.calibration, self.calibration_inputs
         calibrator = config.calibrator or CALIBRATOR
+        batches = partial(reported, inputs, "calibrating", self.run.progress)
         if config.mode == "qat" and calibrator == CALIBRATOR and config.calib_cache is None:
-            calibrate(model, inputs)  # moving averages, which training continues
-            return {}
-        statistics = known
+            calibrate(model, batches())  # moving averages, which training continues
+            return {}, {}
+        statistics, heads = known, {}
         if not known.keys() >= set(recorded_places(model)):
             arrays = [("images", x) for batch in inputs for x in as_inputs(floating, batch)]
             depends_on = tensor_bytes([*sorted(floating.state_dict().items()), *arrays])
-            statistics = cached(config.calib_cache, depends_on, lambda: collect(model, inputs), self.run.progress)
+            heads = find_heads(model, self.settings.quantization) if config.mode == "ptq" else {}
+            also = {place: each.seen.add for place, each in heads.items()}
+            collected = partial(collect, model, batches(), also)
+            statistics = cached(config.calib_cache, depends_on, collected, self.run.progress)
+            if not all(len(each.seen.low) for each in heads.values()):  # the statistics are those of an earlier run
+                record_activations(model, batches(), also)
         set_ranges(model, statistics, calibrator, config.percentile)
         if config.mode == "qat" and calibrator != CALIBRATOR:  # training would move them to the batches' extremes
             freeze_activations(model)
-        return statistics
+        return statistics, heads
 
 
 def _recorded(config: CalibrationConfig, *, takes_all: bool) -> dict[str, object]:

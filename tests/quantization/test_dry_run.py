@@ -1,16 +1,20 @@
 """No quantizer without effect is placed: what a network never applies, or throws away, stays float and says so."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.modules.module import register_module_forward_hook
 
 import micronet
 from micronet.errors import MicronetError
+from micronet.models import device
 from micronet.quantization import quantize
 from micronet.quantization.calibrate import calibrate, each_quantizer
 from micronet.quantization.config import QuantConfig
-from micronet.quantization.dry_run import NEVER_CALLED, NO_EFFECT, find_idle
+from micronet.quantization.dry_run import NEVER_CALLED, NO_EFFECT, PARTLY_EMPTY, find_idle
 from micronet.quantization.layers import Quantized
 from micronet.quantization.placer import LayerPlacer
 from micronet.quantization.quantize import quantize_model, restore
@@ -169,13 +173,72 @@ def _convolution(channels):
     ("output", "idle", "runs"),
     [
         (lambda x: x, {"unused"}, 2),  # the gradient decides, and one more run for the unused layer
-        (lambda x: x[x > 1e6], {"blocks", "unused", "fc"}, 2),  # a detector that finds nothing
         (lambda x: x > -1e6, {"unused"}, 24),  # no gradient: one run for each, and to find that so
     ],
-    ids=["values", "nothing", "booleans"],
+    ids=["values", "booleans"],
 )
 def test_few_runs_find_what_has_no_effect(output, idle, runs):
     torch.manual_seed(0)
     model = LayerPlacer(Deep(output).eval(), QuantConfig(), ()).placement.apply(Deep(output).eval())
     found = find_idle(model, torch.rand(2, 4, 3, 3))
     assert {name.split(".")[0] for name in found} == idle and model.runs <= runs
+
+
+class Detector(Plain):
+    """Returns the rows of scores above a threshold, and with ``sure`` set also a sum of all scores."""
+
+    def __init__(self, threshold, sure=False):
+        super().__init__()
+        self.threshold, self.sure = threshold, sure
+
+    def forward(self, x):
+        scores = super().forward(x)
+        found = self.other(x[:, :1].expand(-1, 4, -1, -1)).mean((2, 3))[scores.amax(1) > self.threshold]
+        return [found, self.fc(x.mean((2, 3))[:, :1].expand(-1, 4)) if self.sure else scores[scores > self.threshold]]
+
+
+def test_a_detector_that_finds_nothing_is_refused_and_told_why():
+    assert quantize_model(Detector(-9.0).eval(), QuantConfig(), IMAGES)[1].result["inputs"]
+    with pytest.raises(MicronetError, match=r"output is empty for the example .*--data .*score threshold"):
+        quantize_model(Detector(9.0).eval(), QuantConfig(), IMAGES)
+
+
+def test_a_layer_that_reaches_an_empty_output_alone_is_told_so():
+    result = quantize_model(Detector(9.0, sure=True).eval(), QuantConfig(), IMAGES)[1].result
+    assert result["left_float"]["other"] == PARTLY_EMPTY
+    assert "fc" in result["inputs"]
+
+
+class AllButFirst(Plain):
+    def forward(self, x):
+        return super().forward(x)[1:]
+
+
+@pytest.mark.parametrize(("kind", "samples"), [(Plain, [1]), (AllButFirst, [1, 4])])
+def test_large_inputs_are_checked_by_one_sample_if_that_gives_a_result(kind, samples, monkeypatch):
+    made, sizes = quantize_model(kind().eval(), QuantConfig())[0], []
+    made.stem.register_forward_hook(lambda _, inputs, output: sizes.append(len(inputs[0])))
+    monkeypatch.setattr(device, "_LARGE", 1)
+    assert find_idle(made, IMAGES) == {}
+    assert list(dict.fromkeys(sizes)) == samples
+
+
+def test_progress_names_the_slow_steps():
+    labels = []
+    progress = SimpleNamespace(step=lambda label, done, total: labels.append(label))
+    quantize_model(Plain().eval(), QuantConfig(), IMAGES, progress=progress)
+    assert list(dict.fromkeys(labels)) == ["tracing the network", "checking the quantizers"]
+
+
+def test_ptq_runs_each_calibration_batch_once():
+    sizes = []
+
+    def look(module, inputs, output):
+        if isinstance(module, nn.Conv2d) and module.in_channels == 3:
+            sizes.append(len(inputs[0]))
+
+    handle = register_module_forward_hook(look)
+    micronet.quantize(Plain(), data=[torch.rand(5, 3, 8, 8), torch.rand(6, 3, 8, 8)], mode="ptq")
+    handle.remove()
+    assert sizes.count(6) == 1
+    assert sizes.count(5) == 2  # once to see whether the network accepts such inputs
