@@ -29,8 +29,10 @@ PACKAGES = {"onnxruntime": "onnxruntime", "openvino": "openvino", "packed": "num
 TURN_SECONDS, LEAST_CALLS, MOST_CALLS = 0.01, 5, 200  # of each layer in each pass
 BURST_SECONDS = 0.003  # of calls in a row
 PASSES = 3  # at several moments, since other work may slow all calls of one
+LAYERS = 3  # of a convolution, for the difference to one
 AT_ONCE = 16  # layers that are timed in turns
 Key = tuple[Shape, Form]
+Opened = tuple[Predictor, NDArray[Any]] | None  # a layer and its input
 NOTHING: Key = Shape("Linear", 1, 1), "float"
 
 
@@ -106,11 +108,9 @@ class CostTable:
             if time.monotonic() - start > self.seconds:
                 break
             part = missing[first : first + AT_ONCE]
-            call, *times = time_layers([NOTHING, *part], self.deployment)
-            empty = call or 0.0
-            self.call_ms = min(self.call_ms, empty)
-            net = [None if ms is None else round(max(0.0, ms - empty), 5) for ms in times]
-            self.known |= {_name(*key): ms for key, ms in zip(part, net, strict=True)}
+            call, times = time_layers(part, self.deployment)
+            self.call_ms = min(self.call_ms, call)
+            self.known |= {_name(*key): ms for key, ms in zip(part, times, strict=True)}
             self.progress.step("timing layers", min(first + AT_ONCE, len(missing)), len(missing))
         self.seconds -= time.monotonic() - start
         if len(self.known) > before:
@@ -126,16 +126,30 @@ def _name(shape: Shape, form: Form) -> str:
     return json.dumps([form, *astuple(shape)], separators=(",", ":"))
 
 
-def time_layers(keys: Sequence[Key], deployment: Deployment) -> list[float | None]:
-    """Return the milliseconds of calls of layers; None for those that the runtime refuses.
+def time_layers(keys: Sequence[Key], deployment: Deployment) -> tuple[float, list[float | None]]:
+    """Return the milliseconds of a call that computes nothing, and of layers less that; None if the runtime refuses.
 
-    Each is the least of many calls in turns, so that other work on the machine hardly changes their order.
+    A convolution is the difference between three of them, which read the same input, and one: runtimes reorder the
+    values of a convolution alone before and after it, which inside a network they do not. The results are added; in
+    integers so are those of the one, since there the sums cost time of their own. Each time is the least of many calls
+    in turns, so that other work on the machine hardly changes their order.
     """
-    opened = [_opened(*key, deployment) for key in keys]
-    found = [each for each in opened if each is not None]
+    one = [_opened(*NOTHING, deployment)]
+    several: list[Opened] = [None]
+    for shape, form in keys:
+        differs = shape.kind != "Linear" and form != "alone"
+        one.append(_opened(shape, form, deployment, terms=LAYERS if differs and form == "int8" else 1))
+        several.append(_opened(shape, form, deployment, LAYERS, LAYERS) if differs else None)
+    found = [each for each in (*one, *several) if each is not None]
     passes = [fastest_ms(found, TURN_SECONDS, one_thread=deployment.computes_in_one_thread) for _ in range(PASSES)]
     times = iter([min(each) for each in zip(*passes, strict=True)])
-    return [None if each is None else round(next(times), 5) for each in opened]
+    (call, *least), (_, *more) = ([None if each is None else next(times) for each in some] for some in (one, several))
+    call = call or 0.0
+    net = [
+        None if single is None else single - call if triple is None else (triple - single) / (LAYERS - 1)
+        for single, triple in zip(least, more, strict=True)
+    ]
+    return round(call, 5), [None if each is None else round(max(0.0, each), 5) for each in net]
 
 
 def fastest_ms(
@@ -184,12 +198,12 @@ def _turn(predict: Predictor, given: Any, one_thread: bool) -> tuple[float, floa
     return least, spent, calls
 
 
-def _opened(shape: Shape, form: Form, deployment: Deployment) -> tuple[Predictor, NDArray[Any]] | None:
+def _opened(shape: Shape, form: Form, deployment: Deployment, layers: int = 1, terms: int = 1) -> Opened:
     """Open a layer in the runtime; return None if that refuses it, or runs no single layers."""
     if deployment.runtime not in PACKAGES:
         return None
     try:
-        proto, sample = make_layer(shape, form, deployment.batch)
+        proto, sample = make_layer(shape, form, deployment.batch, layers=layers, terms=terms)
         with temporary_folder() as folder:
             network = open_network(_write(proto, folder, deployment.runtime), deployment.options)
         network(sample)

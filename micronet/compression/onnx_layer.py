@@ -16,7 +16,9 @@ OPSET, IR = 21, 10
 SCALE, ZERO = 0.05, 128
 
 
-def make_layer(shape: Shape, form: Form, batch: int, bits: int = 8) -> tuple[onnx.ModelProto, NDArray[np.generic]]:
+def make_layer(
+    shape: Shape, form: Form, batch: int, bits: int = 8, layers: int = 1, terms: int = 1
+) -> tuple[onnx.ModelProto, NDArray[np.generic]]:
     """Return a model of one layer with random weights, and an input for it.
 
     Args:
@@ -24,30 +26,30 @@ def make_layer(shape: Shape, form: Form, batch: int, bits: int = 8) -> tuple[onn
         form: In which form it computes.
         batch: The number of samples in the input.
         bits: Bits per weight of a form in integers.
+        layers: How many such layers, with weights of their own, read the input.
+        terms: How many results are added: that of each layer, and the last one's again.
     """
-    graph = _Graph()
-    integers = form != "float"
+    graph, integers = _Graph(), form != "float"
     inner = graph.quantized("x", "a") if form == "alone" else graph.dequantized("x", "a") if integers else "x"
-    weight = graph.weight(shape, bits if integers else 0)
-    out = "z" if integers else "y"
-    if shape.kind == "Linear":
-        graph.add("Gemm" if not shape.sizes else "MatMul", [inner, weight], out)
-    else:
-        graph.add(
-            shape.kind, [inner, weight], out, group=shape.groups, kernel_shape=shape.kernel, strides=shape.stride,
-            dilations=shape.dilation, pads=[*shape.padding, *shape.padding],
-        )  # fmt: skip
-    if form == "alone":
-        graph.quantized(out, "y")
-    elif form == "int8":
-        graph.add("QuantizeLinear", [out, *graph.grid("y")], "y")
+    made = result = ""
+    for term in range(terms):
+        if term < layers:
+            made = graph.layer(shape, inner, graph.weight(shape, bits if integers else 0, term), f"layer{term}")
+            made = graph.quantized(made, f"{made}_dequantized") if integers else made
+        if term:
+            total = graph.add("Add", [result, made], f"sum{term}")
+            result = graph.quantized(total, f"{total}_dequantized") if integers else total
+        else:
+            result = made
+    if form == "int8":
+        result = graph.nodes.pop().input[0]
     linear = shape.kind == "Linear"
     given = (batch, *shape.sizes, shape.inputs) if linear else (batch, shape.inputs, *shape.sizes)
     rank = len(given)
     kind = TensorProto.UINT8 if form == "int8" else TensorProto.FLOAT
     made = helper.make_graph(
         graph.nodes, "layer", [helper.make_tensor_value_info("x", kind, given)],
-        [helper.make_tensor_value_info("y", kind, [None] * rank)], graph.stored,
+        [helper.make_tensor_value_info(result, kind, [None] * rank)], graph.stored,
     )  # fmt: skip
     x = np.random.default_rng(0).random(given, dtype=np.float32)
     sample = (255 * x).astype(np.uint8) if form == "int8" else x
@@ -85,8 +87,18 @@ class _Graph:
         self.add("QuantizeLinear", [value, *self.grid(f"{name}_q")], f"{name}_integers")
         return self.dequantized(f"{name}_integers", name)
 
-    def weight(self, shape: Shape, bits: int) -> str:
+    def layer(self, shape: Shape, inner: str, weight: str, output: str) -> str:
+        """Add a layer."""
+        if shape.kind == "Linear":
+            return self.add("Gemm" if not shape.sizes else "MatMul", [inner, weight], output)
+        return self.add(
+            shape.kind, [inner, weight], output, group=shape.groups, kernel_shape=shape.kernel, strides=shape.stride,
+            dilations=shape.dilation, pads=[*shape.padding, *shape.padding],
+        )  # fmt: skip
+
+    def weight(self, shape: Shape, bits: int, seed: int) -> str:
         """Store a weight, as integers with a scale for each output channel if ``bits`` are given."""
+        name = f"weight{seed}"
         sizes: tuple[int, ...]
         if shape.kind == "Linear":
             sizes, axis, channels = (shape.inputs, shape.outputs), 1, shape.outputs
@@ -94,15 +106,15 @@ class _Graph:
             sizes, axis, channels = (shape.inputs, shape.outputs // shape.groups, *shape.kernel), 1, 1
         else:
             sizes, axis, channels = (shape.outputs, shape.inputs // shape.groups, *shape.kernel), 0, shape.outputs
-        values = np.random.default_rng(1).standard_normal(math.prod(sizes)).astype(np.float32).reshape(sizes)
+        values = np.random.default_rng(1 + seed).standard_normal(math.prod(sizes)).astype(np.float32).reshape(sizes)
         if not bits:
-            return self.store("weight", values * np.float32(0.05))
+            return self.store(name, values * np.float32(0.05))
         largest = 2 ** (bits - 1) - 1
         integers = (values / 4 * largest).round().clip(-largest, largest).astype(np.int8)
-        self.store("weight_integers", integers)
+        self.store(f"{name}_integers", integers)
         per_channel = shape.kind != "ConvTranspose"
         scale = np.full(channels, SCALE, np.float32) if per_channel else np.array(SCALE, np.float32)
-        self.store("weight_scale", scale)
-        self.store("weight_zero", np.zeros_like(scale, np.int8))
-        inputs = ["weight_integers", "weight_scale", "weight_zero"]
-        return self.add("DequantizeLinear", inputs, "weight", **({"axis": axis} if per_channel else {}))
+        self.store(f"{name}_scale", scale)
+        self.store(f"{name}_zero", np.zeros_like(scale, np.int8))
+        inputs = [f"{name}_integers", f"{name}_scale", f"{name}_zero"]
+        return self.add("DequantizeLinear", inputs, name, **({"axis": axis} if per_channel else {}))
