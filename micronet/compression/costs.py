@@ -137,7 +137,7 @@ def time_layers(keys: Sequence[Key], deployment: Deployment) -> tuple[float, lis
     one = [_opened(*NOTHING, deployment)]
     several: list[Opened] = [None]
     for shape, form in keys:
-        differs = shape.kind != "Linear" and form != "alone"
+        differs = shape.kind != "Linear" and form in ("float", "int8")
         one.append(_opened(shape, form, deployment, terms=LAYERS if differs and form == "int8" else 1))
         several.append(_opened(shape, form, deployment, LAYERS, LAYERS) if differs else None)
     found = [each for each in (*one, *several) if each is not None]

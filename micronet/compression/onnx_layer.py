@@ -10,8 +10,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from micronet.compression.layers import Shape
 
-# float; int8 from integers to integers, as inside a quantized network; alone: int8 between float layers.
-Form = Literal["float", "int8", "alone"]
+# float; int8 from integers to integers, as inside a quantized network; and each between layers of the other kind.
+Form = Literal["float", "int8", "float alone", "int8 alone"]
 OPSET, IR = 21, 10
 SCALE, ZERO = 0.05, 128
 
@@ -29,30 +29,30 @@ def make_layer(
         layers: How many such layers, with weights of their own, read the input.
         terms: How many results are added: that of each layer, and the last one's again.
     """
-    graph, integers = _Graph(), form != "float"
-    inner = graph.quantized("x", "a") if form == "alone" else graph.dequantized("x", "a") if integers else "x"
+    graph, integers, takes_integers = _Graph(), form.startswith("int8"), form in ("int8", "float alone")
+    inner = graph.dequantized("x", "a") if takes_integers else graph.quantized("x", "a") if integers else "x"
     made = result = ""
     for term in range(terms):
         if term < layers:
             made = graph.layer(shape, inner, graph.weight(shape, bits if integers else 0, term), f"layer{term}")
-            made = graph.quantized(made, f"{made}_dequantized") if integers else made
+            made = made if form == "float" else graph.quantized(made, f"{made}_dequantized")
         if term:
             total = graph.add("Add", [result, made], f"sum{term}")
-            result = graph.quantized(total, f"{total}_dequantized") if integers else total
+            result = total if form == "float" else graph.quantized(total, f"{total}_dequantized")
         else:
             result = made
-    if form == "int8":
+    if takes_integers:
         result = graph.nodes.pop().input[0]
     linear = shape.kind == "Linear"
     given = (batch, *shape.sizes, shape.inputs) if linear else (batch, shape.inputs, *shape.sizes)
     rank = len(given)
-    kind = TensorProto.UINT8 if form == "int8" else TensorProto.FLOAT
+    kind = TensorProto.UINT8 if takes_integers else TensorProto.FLOAT
     made = helper.make_graph(
         graph.nodes, "layer", [helper.make_tensor_value_info("x", kind, given)],
         [helper.make_tensor_value_info(result, kind, [None] * rank)], graph.stored,
     )  # fmt: skip
     x = np.random.default_rng(0).random(given, dtype=np.float32)
-    sample = (255 * x).astype(np.uint8) if form == "int8" else x
+    sample = (255 * x).astype(np.uint8) if takes_integers else x
     return helper.make_model(made, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR), sample
 
 

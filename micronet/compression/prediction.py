@@ -15,6 +15,8 @@ from micronet.compression.point import Quantity
 from micronet.core.timing import NOISE
 
 FLOAT_BYTES = 4
+FLOATS: tuple[Form, Form] = "float", "int8 alone"  # a layer of a float network, and what may replace it
+INTEGERS: tuple[Form, Form] = "float alone", "int8"
 
 
 @dataclass
@@ -81,11 +83,12 @@ class Prediction:
         return list(keys)
 
     def times(self, plan: Plan) -> dict[str, tuple[float | None, float | None]]:
-        """Return the milliseconds of layers that stay float, in float and in integers, if they were measured."""
+        """Return the milliseconds between integers of layers that stay float, in float and in integers, if measured."""
         if self.table is None:
             return {}
         shapes = {name: self.layers[name].shape for name in plan.floats if name in self.layers}
-        return {name: (self.table.ms(shape, "float"), self.table.ms(shape, "int8")) for name, shape in shapes.items()}
+        floats, integers = INTEGERS
+        return {name: (self.table.ms(shape, floats), self.table.ms(shape, integers)) for name, shape in shapes.items()}
 
     def _shapes(self, plan: Plan) -> dict[str, Shape]:
         shares = {
@@ -147,13 +150,14 @@ class Prediction:
 def slower_in_integers(layers: Mapping[str, Layer], table: CostTable, *, alone: bool) -> list[str]:
     """Return the layers that are faster in float.
 
-    ``alone``: compared with integers between float layers, whose rounding costs time, rather than between integers.
+    ``alone``: in integers between float layers, rather than in float between integers. Either converts its values,
+    which takes time.
     """
-    form: Form = "alone" if alone else "int8"
-    table.measure([(layer.shape, each) for layer in layers.values() for each in ("float", form)])
+    floats, integers = FLOATS if alone else INTEGERS
+    table.measure([(layer.shape, each) for layer in layers.values() for each in (floats, integers)])
     found = []
     for name, layer in layers.items():
-        floats, integers = table.ms(layer.shape, "float"), table.ms(layer.shape, form)
-        if floats is not None and integers is not None and integers > NOISE * floats:
+        before, after = table.ms(layer.shape, floats), table.ms(layer.shape, integers)
+        if before is not None and after is not None and after > NOISE * before:
             found.append(name)
     return found

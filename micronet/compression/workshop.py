@@ -107,9 +107,10 @@ class Workshop:
                 raise
             found = {"failed": _reason(error)}
         figures = {key: value for key, value in found.items() if key != "parts"}
-        if "parts" in found:
-            self.original_parts = self.original_parts if self.points else found["parts"]
+        if "parts" in found and self.points:
             figures["drop_error"] = error_of_drop(self.original_parts, found["parts"])
+        elif "parts" in found:
+            self.original_parts = found["parts"]
         drop = self.points[0].quality - found["quality"] if self.points and "quality" in found else 0.0
         minutes = self.notes.seconds(noted) / 60
         point = Point(name, plan, drop, predicted_ms=predicted, minutes=minutes, **figures)

@@ -32,7 +32,7 @@ SHAPES = [
 
 
 @pytest.mark.parametrize(("layers", "terms"), [(1, 1), (1, 3), (3, 3)])
-@pytest.mark.parametrize("form", ["float", "int8", "alone"])
+@pytest.mark.parametrize("form", ["float", "int8", "float alone", "int8 alone"])
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: f"{shape.kind}-{shape.groups}-{len(shape.sizes)}")
 def test_a_layer_alone_computes_the_results_of_its_shape(shape, form, layers, terms):
     proto, sample = make_layer(shape, form, batch=2, layers=layers, terms=terms)
@@ -40,7 +40,7 @@ def test_a_layer_alone_computes_the_results_of_its_shape(shape, form, layers, te
     [result] = session.run(None, {"x": sample})
     expected = (2, *shape.results, shape.outputs) if shape.kind == "Linear" else (2, shape.outputs, *shape.results)
     assert result.shape == expected
-    assert (result.dtype == np.uint8) == (form == "int8")
+    assert (result.dtype == np.uint8) == (form in ("int8", "float alone"))
 
 
 def test_a_layer_is_timed_once_on_each_machine(tmp_path, monkeypatch):
