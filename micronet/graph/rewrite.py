@@ -4,12 +4,15 @@ The network becomes a ``torch.fx.GraphModule`` with the same submodules under th
 stay the same.
 """
 
+import operator
 from dataclasses import dataclass, field
+from functools import partial
 
 from torch import fx, nn
 
 from micronet.graph.trace import Graph
 from micronet.graph.training import outline_mode_calls, writes_in_place
+from micronet.graph.two_modes import follow_modes, pair_nodes, with_all_modules
 from micronet.models.layers import Tap
 
 
@@ -46,30 +49,62 @@ def branch_name(node: str) -> str:
 def rewrite(model: nn.Module, outline: Outline) -> nn.Module:
     """Return the network with its taps and branches added.
 
-    A functional dropout becomes a module, because tracing would freeze its mode. Raises ValueError if the forward
-    differs between training and evaluation in more than function arguments, KeyError if a node does not exist.
+    A functional dropout becomes a module, because tracing would freeze its mode. If the forward does more in training
+    mode, the network has a graph for each mode. Raises ValueError if training mode does not do all that eval mode does,
+    KeyError if a node does not exist.
     """
     graph = Graph(model, plain=False)  # a file's placement says whether its network has plain layers
     if graph.mode_keys is None:
-        raise ValueError("forward() takes different paths in training and evaluation")
-    nodes = {node.name: node for node in graph.fx.nodes}
+        return _rewrite_both(model, graph, outline)
     outlined = fx.GraphModule(model, graph.fx)
     outlined.training = model.training
-    for branch in outline.splits:  # before the taps, which would get in between
-        _add_branch(outlined, graph, nodes, branch)
-    for name in outline.taps:
-        node = nodes[name]
-        outlined.add_submodule(tap_name(name), Tap())
-        with graph.fx.inserting_after(node):
-            tap = graph.fx.call_module(tap_name(name), (node,))
-        node.replace_all_uses_with(tap, delete_user_cb=lambda user, tap=tap: user is not tap)
+    _add(outlined, graph, graph.fx, {node.name: node for node in graph.fx.nodes}, outline)
     outline_mode_calls(outlined, graph.mode_keys)
-    graph.fx.eliminate_dead_code(lambda node: node.is_impure() or writes_in_place(node))
-    outlined.recompile()
+    _clean(outlined)
     return outlined
 
 
-def _add_branch(outlined: fx.GraphModule, graph: Graph, nodes: dict[str, fx.Node], branch: Branch) -> None:
+def _rewrite_both(model: nn.Module, graph: Graph, outline: Outline) -> nn.Module:
+    """Rewrite the graphs of both modes."""
+    partners = pair_nodes(graph.fx, graph.training)
+    if partners is None:
+        raise ValueError("forward() takes different paths in training and evaluation")
+    outlined = with_all_modules(model, graph.fx, graph.training)
+    _add(outlined, graph, graph.fx, {node.name: node for node in graph.fx.nodes}, outline)
+    _add(outlined, graph, graph.training, partners, outline)
+    trained = fx.GraphModule(outlined, graph.training)
+    for each in (outlined, trained):
+        _clean(each)
+    return follow_modes(outlined, trained)
+
+
+def _add(
+    outlined: fx.GraphModule, graph: Graph, rewritten: fx.Graph, nodes: dict[str, fx.Node], outline: Outline
+) -> None:
+    """Add taps and branches to the graph of one mode; ``nodes``: its nodes by their names in eval mode."""
+    for branch in outline.splits:  # before the taps, which would get in between
+        _add_branch(outlined, graph, rewritten, nodes, branch)
+    for name in outline.taps:
+        node = nodes[name]
+        tap = _call_tap(outlined, rewritten, tap_name(name), after=node, read=node)
+        node.replace_all_uses_with(tap, delete_user_cb=partial(operator.is_not, tap))
+
+
+def _call_tap(outlined: fx.GraphModule, graph: fx.Graph, name: str, *, after: fx.Node, read: fx.Node) -> fx.Node:
+    if not hasattr(outlined, name):  # both modes share it
+        outlined.add_submodule(name, Tap())
+    with graph.inserting_after(after):
+        return graph.create_node("call_module", name, (read,))  # call_module looks for it in the graph's owner
+
+
+def _clean(outlined: fx.GraphModule) -> None:
+    outlined.graph.eliminate_dead_code(lambda node: node.is_impure() or writes_in_place(node))
+    outlined.recompile()
+
+
+def _add_branch(
+    outlined: fx.GraphModule, graph: Graph, rewritten: fx.Graph, nodes: dict[str, fx.Node], branch: Branch
+) -> None:
     """Add a branch's tap. If it leaves out a ReLU, copy the nodes behind the ReLU to read the ReLU's input."""
     read = last = nodes[branch.read]
     end = read
@@ -84,12 +119,10 @@ def _add_branch(outlined: fx.GraphModule, graph: Graph, nodes: dict[str, fx.Node
         _make_out_of_place(graph, before)
         for node in between:
             inputs = {**{used: used for used in node.all_input_nodes}, before: end}
-            with graph.fx.inserting_after(last):
-                end = last = graph.fx.node_copy(node, inputs.__getitem__)
+            with rewritten.inserting_after(last):
+                end = last = rewritten.node_copy(node, inputs.__getitem__)
             before = node
-    outlined.add_submodule(branch_name(branch.read), Tap())
-    with graph.fx.inserting_after(last):
-        tap = graph.fx.call_module(branch_name(branch.read), (end,))
+    tap = _call_tap(outlined, rewritten, branch_name(branch.read), after=last, read=end)
     for reader in branch.readers:
         nodes[reader].replace_input_with(read, tap)
 

@@ -27,6 +27,7 @@ from micronet.graph.record import (
 )
 from micronet.graph.symbolic import mode_keys, symbolic
 from micronet.graph.training import outline_mode_calls
+from micronet.graph.two_modes import pair_nodes
 from micronet.models.device import Example, as_inputs
 from micronet.models.inputs import make_inputs
 from micronet.models.layers import Add, EvalOnly, ModeValue
@@ -245,6 +246,20 @@ def trace_modes(model: nn.Module) -> Graph | None:
         return Graph(model, plain=False)
     except Exception:  # a user's forward may raise anything when it runs on proxies
         return None
+
+
+def trace_both(model: nn.Module, example: Example | None = None) -> Graph | None:
+    """Trace a network whose forward does in training mode all that it does in eval mode, and more.
+
+    Returns:
+        The graph in eval mode, for changes that ``rewrite`` makes in both modes; None for any other network.
+    """
+    graph = trace_modes(model)
+    if graph is None or graph.mode_keys is not None or pair_nodes(graph.fx, graph.training) is None:
+        return None
+    if example is None or computes_same(model, fx.GraphModule(model, graph.fx), as_inputs(model, example)):
+        return graph
+    return None
 
 
 def plain_network(model: nn.Module, recorded: list[dict[str, Any]] | None) -> nn.Module:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from micronet.graph import ops
-from micronet.graph.trace import Graph, trace
+from micronet.graph.trace import Graph, trace, trace_both
 from micronet.quantization.config import QuantConfig
 from micronet.quantization.layers import has_weight_slot
 
@@ -79,7 +79,7 @@ def find_heads(model: nn.Module, config: QuantConfig) -> dict[str, Head]:
     """
     if config.first_last != "auto" or config.include is not None or config.keep_8bit is not None:
         return {}
-    graph = trace(model)  # a network with quantizers of outputs was traced before, and can be traced again
+    graph = trace(model) or trace_both(model)  # a network with quantizers of outputs can be traced, as it was before
     if graph is None:
         return {}
     layers = {node: module for node, module in graph.calls() if has_weight_slot(module)}

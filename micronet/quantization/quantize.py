@@ -15,7 +15,7 @@ from torch import nn
 from micronet.artifact.header import StageRecord
 from micronet.core.progress import Progress, Silent
 from micronet.errors import MAX_NAMES, MicronetError, by_reason, listed
-from micronet.graph.trace import trace
+from micronet.graph.trace import trace, trace_both
 from micronet.models import transformer
 from micronet.models.computed import is_computed
 from micronet.models.device import Example
@@ -28,6 +28,8 @@ from micronet.quantization.placement import Placement
 from micronet.quantization.placer import LayerPlacer
 from micronet.quantization.quantizer import Quantizer
 
+UNCALLED = "forward() never calls it as a module"
+TRAINING_ONLY = "forward() calls it in training mode only"
 _COMPUTED = "weight_norm or the like computes its weight; quantize with --mode ptq, then train with --mode qaft"
 
 
@@ -83,19 +85,20 @@ def _place(model: nn.Module, config: QuantConfig, example: Example | None, infin
     heads = transformer.splittable_attentions(model)
     graph = trace(transformer.with_split_attentions(model), example) if heads else None
     if graph is None:  # a forward may read an attention's own tensors
-        heads, graph = [], trace(model, example)
+        heads, graph = [], trace(model, example) or trace_both(model, example)
     placement = (
         LayerPlacer(model, config, infinite) if graph is None else GraphPlacer(graph, config, infinite)
     ).placement
     placement.attention = heads
     if graph is not None:
         placement.plain, placement.recorded = bool(graph.plain), graph.recorded
+    training = set() if graph is None else {str(node.target) for node in graph.training.nodes}
     for name, module in (model if graph is None else graph.model).named_modules():
         if isinstance(module, nn.MultiheadAttention):
             placement.left_float[name] = "MultiheadAttention uses packed weights"
         elif has_weight_slot(module):
             if name not in placement.inputs:
-                placement.left_float.setdefault(name, "forward() never calls it as a module")
+                placement.left_float.setdefault(name, TRAINING_ONLY if name in training else UNCALLED)
         elif isinstance(module, (nn.Linear, nn.Bilinear, nn.RNNBase, nn.RNNCellBase)):
             placement.left_float[name] = (
                 _COMPUTED if is_computed(module) else f"{type(module).__name__} is not supported"
