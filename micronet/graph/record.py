@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from micronet.errors import MicronetError, first_line
+from micronet.graph.parting import parting_line
 from micronet.graph.plain import PlainLayer, make_plain, with_plain
 from micronet.graph.recorder import Recorder, user_line
 from micronet.graph.training import follow_mode
@@ -61,9 +62,11 @@ def record_network(model: nn.Module, example: Example) -> tuple[fx.GraphModule, 
             f"the network cannot run on the example input {shapes}{line}: {first_line(error)}"
         ) from error
     recorded = fx.GraphModule(recorder.root, recorder.graph)
-    if recorder.reads or not all(_agree(model, recorded, others) for others in _other_inputs(inputs)):
+    differing = [] if recorder.reads else [x for x in _other_inputs(inputs) if not _agree(model, recorded, x)]
+    if recorder.reads or differing:
+        line = recorder.reads or parting_line(model, inputs, differing[0])
         raise MicronetError(
-            f"forward() depends on the values of its inputs{recorder.reads}, so the network cannot be traced; write "
+            f"forward() depends on the values of its inputs{line}, so the network cannot be traced; write "
             "that part with tensor operations such as torch.where, or move it into a module with is_leaf = True, which "
             "is then left as it is"
         )

@@ -170,10 +170,18 @@ def branch_that_no_input_here_takes(m, x):
     return m.stem(x)
 
 
+def branch_on_the_number_of_values(m, x):
+    rows = torch.where(x[0, 0, 0, :1] > 0)[0]  # one row, or none for -x
+    if rows.numel() == 0:
+        return m.stem(x)
+    return m.stem(x[rows])
+
+
 @pytest.mark.parametrize(
     ("forward", "line"),
     [
         (branch_on_values, "if x.sum() > 0:"),
+        (branch_on_the_number_of_values, "if rows.numel() == 0:"),
         (number_from_values, "float(x.mean())"),
         (indices_from_values, "int(x.flatten().argmax())"),
         (branch_that_no_input_here_takes, "if x.mean() > 1e6:"),
