@@ -22,7 +22,7 @@ from micronet.graph.plain import PlainLayer, make_plain, with_plain
 from micronet.graph.recorder import Recorder, user_line
 from micronet.graph.training import follow_mode
 from micronet.models.device import Example, as_inputs
-from micronet.models.inputs import describe_inputs
+from micronet.models.inputs import describe_inputs, make_inputs
 from micronet.models.modes import copy_model, eval_mode, random_kept, state_kept
 from micronet.models.outputs import other_values, tensors_in
 from micronet.models.spec import LARGEST_INPUT
@@ -105,6 +105,18 @@ def follows_batch(model: nn.Module, recorded: nn.Module, inputs: tuple[Any, ...]
     try:
         return _agree(model, recorded, more, rounding=ROUNDING)  # plain layers may add up in another order
     except Exception:  # the record of a forward that fixes sizes may do so, too
+        return False
+
+
+def restores(model: nn.Module, described: list[dict[str, Any]], inputs: tuple[Any, ...]) -> bool:
+    """Return True if a record made on inputs of this description, as for a restored network, holds for the inputs, too.
+
+    One of a forward that depends on values may hold by chance.
+    """
+    try:
+        again, _ = record_network(model, make_inputs(described))
+        return _agree(model, again, inputs, rounding=ROUNDING)
+    except Exception:  # a user's forward may raise anything
         return False
 
 

@@ -23,6 +23,7 @@ from micronet.graph.record import (
     describe_example,
     follows_batch,
     record_network,
+    restores,
     trains_more,
 )
 from micronet.graph.symbolic import mode_keys, symbolic
@@ -228,7 +229,9 @@ def trace(model: nn.Module, example: Example | None = None) -> Graph | None:
         differs = any(isinstance(module, EvalOnly) for module in recorded.modules())
         if differs and trains_more(model, inputs):  # a record in eval mode would lose those layers
             return None
-        return Graph(recorded, describe_example(inputs)) if follows_batch(model, recorded, inputs) else None
+        described = describe_example(inputs)
+        fits = follows_batch(model, recorded, inputs) and restores(model, described, inputs)
+        return Graph(recorded, described) if fits else None
     except UnbuiltError:
         raise
     except MicronetError:

@@ -194,6 +194,16 @@ def test_a_forward_that_depends_on_values_is_refused_with_its_line(forward, line
     assert line in str(caught.value)
 
 
+def test_a_forward_that_goes_another_way_for_the_inputs_of_a_restored_network_has_no_graph():
+    def only_if_there_are_any(m, x):
+        rows = torch.where(x[:, 0, 0, 0].abs() > 1)[0]
+        return m.stem(x).index_add(0, rows, m.stem(x[rows])) if rows.numel() else m.stem(x)
+
+    model, large = Network(only_if_there_are_any).eval(), torch.full((2, 3, 8, 8), 9.0)
+    record_network(model, large)
+    assert trace(model, large) is None
+
+
 def test_such_a_line_is_found_in_a_module_that_is_a_leaf_too():
     inner = Network(branch_on_values)
     inner.is_leaf = True
