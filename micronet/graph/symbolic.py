@@ -16,9 +16,15 @@ class _Tracer(fx.Tracer):
     def __init__(self, leaves: set[nn.Module]) -> None:
         super().__init__()
         self.leaves = leaves
+        self.branches = False  # whether the forward asked a proxy for its truth, and caught the error
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return m in self.leaves
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        """Raise torch's error; a forward that catches it takes another branch than for a tensor."""
+        self.branches = True
+        return super().to_bool(obj)
 
     def create_arg(self, a: Any) -> Any:
         """Return what a graph holds for a value; torch.fx takes dicts that are dataclasses for plain ones."""
@@ -49,6 +55,8 @@ def symbolic(model: nn.Module, *, training: bool, buffers: bool = False) -> fx.G
             if not isinstance(model, fx.GraphModule) or not set(_called(model)) <= tracer.leaves:
                 raise
             graph = _copied(model.graph)
+        if tracer.branches:
+            raise MicronetError("forward() branches on a tensor, and catches the error that a proxy raises there")
         if versions != {name: getattr(buffer, "_version", None) for name, buffer in _user_buffers(model)}:
             raise MicronetError("forward() changes its buffers")
         constants = {name: value for name, value in vars(model).items() if name.startswith("_tensor_constant")}

@@ -204,6 +204,16 @@ def test_a_forward_that_goes_another_way_for_the_inputs_of_a_restored_network_ha
     assert trace(model, large) is None
 
 
+def test_a_branch_on_values_whose_errors_are_caught_is_not_lost():
+    def hidden(m, x):
+        try:
+            return m.stem(x) if x.sum() < 1e9 else -m.stem(x)
+        except Exception:
+            return m.stem(x)
+
+    assert trace(Network(hidden).eval()) is None and trace(Network(hidden).eval(), IMAGES) is None
+
+
 def test_such_a_line_is_found_in_a_module_that_is_a_leaf_too():
     inner = Network(branch_on_values)
     inner.is_leaf = True
