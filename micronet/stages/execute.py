@@ -63,7 +63,7 @@ def execute(
         if written and outcome.product is not None:
             finish(lambda: stage.write(outcome.product, path), path if stage.trains() else None)
             stage.add_file(outcome.summary, path)
-            if following := stage.next_stage(outcome.product):
+            if (following := stage.next_stage(outcome.product)) and not outcome.summary.get("untraced"):
                 outcome.summary["next"] = next_command(following, path, stage, outcome.product)
     return outcome
 

@@ -215,6 +215,7 @@ class Quantize(TrainingSettings, Stage):
         from micronet.stages.float_network import float_artifact
         from micronet.stages.quantize_network import Quantizing
         from micronet.stages.quantize_plan import plan
+        from micronet.stages.untraced import warn_untraced
 
         if self.dry_run:
             return Outcome(None, plan(context.artifact, self.quantization))
@@ -233,11 +234,11 @@ class Quantize(TrainingSettings, Stage):
         work = Quantizing(artifact, settled, run)
         if self.calibration.mode == "qat" and work.dataset is None:
             self._check_untrained(context)
-        done = work.qaft() if self.calibration.mode == "qaft" else work.run_quantization()
-        left_float = done.history[-1].result.get("left_float", {})
-        tested_on = "" if work.dataset is None else work.dataset.tested_on
-        summary = {**done.metrics, "noun": noun_of(done), "left_float": left_float, "tested_on": tested_on}
-        return Outcome(done, summary)
+        qaft = self.calibration.mode == "qaft"
+        untraced = not qaft and warn_untraced(artifact.model.to(run.device), work.example, context.progress)
+        done = work.qaft() if qaft else work.run_quantization()
+        about = {"noun": noun_of(done), "tested_on": getattr(work.dataset, "tested_on", ""), "untraced": untraced}
+        return Outcome(done, {**done.metrics, **about, "left_float": done.history[-1].result.get("left_float", {})})
 
     def _check_untrained(self, context: Context) -> None:
         """Say that nothing is trained, because there are no labels; raise MicronetError if settings ask for that."""

@@ -56,3 +56,15 @@ def test_import_says_the_size_of_the_network_at_the_input_that_it_was_given(tmp_
 def test_no_part_of_a_path_is_taken_for_an_emoji(tmp_path, micronet):
     done = micronet("import", "--model", "absent.py:X", "-o", tmp_path / "a.safetensors")
     assert done.code == 2 and "absent.py:X: absent.py cannot be read" in done.err
+
+
+def test_quantize_says_first_that_a_network_cannot_be_traced_and_names_no_next_command_that_would_refuse_it(
+    tmp_path, micronet
+):
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(9, 6)).astype(np.float32))
+    model, path = ["--model", "tests/tasks/networks.py:LeavesEarly"], tmp_path / "a.safetensors"
+    micronet("import", *model, "--task", "agreement", "--data", tmp_path / "x.npy", "-o", path)
+    done = micronet("quantize", path, "--mode", "ptq", *model, "-o", tmp_path / "b.safetensors")
+    assert done.code == 0 and "next:" not in done.out
+    first = " ".join(done.err.split())
+    assert first.startswith("warning: forward() depends on") and "networks.py:41 (if x.sum() > 1e9:)" in first

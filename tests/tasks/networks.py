@@ -27,3 +27,17 @@ class Segmenter(nn.Module):
 
     def forward(self, x):
         return self.head(self.norm(self.conv(x)).relu())
+
+
+class LeavesEarly(nn.Module):
+    """Returns early for some values, so that no graph describes it."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.head = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = self.stem(x)
+        if x.sum() > 1e9:
+            return x
+        return self.head(x)
