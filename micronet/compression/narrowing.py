@@ -7,7 +7,7 @@ from micronet.compression.goal import Goal
 from micronet.compression.groups import Groups
 from micronet.compression.plan import Plan
 from micronet.compression.prediction import Prediction
-from micronet.compression.search import SMALLEST_SHARE, Walk, narrower, spread
+from micronet.compression.search import Walk, narrower, spread
 from micronet.compression.workshop import Workshop
 from micronet.errors import count
 
@@ -45,15 +45,13 @@ class Narrowing:
     def plans(self, base: Plan, cuts: Cuts) -> list[Named]:
         """Return narrower plans than ``base``, those to try first in the front: of the walk, and uniform ones.
 
-        The narrowest network is made before, without training: predictions lie between it and the widest.
+        The last of the walk is made before, without training: predictions lie between it and ``base``.
         """
-        if self.goal.quantity == "latency":
-            narrowest = replace(base, widths=self.groups.uniform(1 - SMALLEST_SHARE))
-            if self.workshop.attempt(uniform_name(1 - SMALLEST_SHARE), narrowest):
-                self.workshop.notes.decide("layers of the narrowest", lambda: self.prediction.prepare([narrowest]))
-                self.prediction.compare(narrowest, self.goal.value(self.workshop.points[-1]))
-        self.workshop.prediction = self.prediction
         self.path = path = self._path(base, cuts)
+        last = path[-1]
+        if self.goal.quantity == "latency" and last != base and self.workshop.attempt(self._name(last), last):
+            self.prediction.compare(last, self.goal.value(self.workshop.points[-1]))
+        self.workshop.prediction = self.prediction
         wanted = [] if self.goal.target is None else [self._target / self.prediction(base)]
         plans = self._chosen(path, [*wanted, *POINTS])
         named = [(self._name(plan), plan) for plan in plans]

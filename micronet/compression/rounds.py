@@ -1,7 +1,7 @@
 """Training candidates within a budget: all of them a little, then the better half longer (successive halving).
 
 As in Jamieson and Talwalkar (2016, arXiv:1502.07943), but a round trains on from the round before: a further finetune
-stage of the same recipe. Better are those whose drop is closest to the one that is allowed: smaller networks cannot
+stage of the same recipe. Better are those that do not keep the drop yet and are closest to it: smaller networks cannot
 reach it, larger ones have no need to. With a target, only those that meet it can be chosen, whatever their drop is now.
 """
 
@@ -80,7 +80,7 @@ class Rounds:
     def _rank(self, point: Point) -> tuple[bool, float]:
         """Return the place of a candidate among those to train on, the least first."""
         if self.goal.target is None:
-            return False, abs(point.worst_drop - self.goal.max_drop)
+            return point.surely_keeps(self.goal.max_drop), abs(point.worst_drop - self.goal.max_drop)
         share = self.goal.value(point) / self.goal.value(self.workshop.points[0])
         return not self.goal.is_met_by(share), point.worst_drop
 

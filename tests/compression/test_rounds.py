@@ -48,8 +48,8 @@ def test_the_half_that_is_closest_to_the_drop_goes_on(tmp_path):
     _, trained = run(tmp_path, {(4,): 0.0, (3,): 0.05, (2,): 0.3, (1,): 0.9}, budget=1e4)
     first, second, third = MOST_EPOCHS
     assert trained[:4] == [(4, (first,)), (3, (first,)), (2, (first,)), (1, (first,))]
-    assert trained[4:6] == [(3, (first, second)), (4, (first, second))]  # at 0.0125 and 0 after the first round
-    assert trained[6:] == [(3, (first, second, third))]
+    assert trained[4:6] == [(3, (first, second)), (2, (first, second))]  # at 0.0125 and 0.075; 4 is there already
+    assert trained[6:] == [(2, (first, second, third))]
 
 
 def test_with_a_target_only_what_meets_it_trains_on(tmp_path):
