@@ -1,13 +1,15 @@
 """Importing networks: weights from a file, including checkpoints of the original micronet.
 
-Only tensors are read (``weights_only``); a pickle that would run code is refused.
+Only tensors are read (``weights_only``); a pickle that would run code is refused, and other objects are ignored.
 """
 
 import mmap
 import warnings
 import zipfile
+from collections import OrderedDict
 from itertools import chain
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -128,7 +130,35 @@ def _load_pickle(path: Path) -> Any:
         raise MicronetError(
             f"--weights {path} {refused}, as no file of torch.save(model.state_dict(), path) does; {SAVE_AGAIN}"
         )
-    return torch.load(path, "cpu", weights_only=True)
+    try:
+        return torch.load(path, "cpu", weights_only=True)
+    except UnpicklingError:
+        loaded = _load_beside_objects(path)
+        if not isinstance(loaded, dict) or not isinstance(loaded.get("state_dict"), dict):
+            raise
+        return loaded
+
+
+class _Ignored:
+    """What stands for every class or function that torch does not read: it makes a dict, which does nothing."""
+
+    def __new__(cls, *args: Any) -> Any:  # torch's reader calls it, and fills the dict
+        return OrderedDict()
+
+
+def _load_beside_objects(path: Path) -> Any:
+    """Load a checkpoint that holds other objects beside its tensors, such as Lightning's hyperparameters.
+
+    Nothing of the file is looked up, imported or called except torch's own fixed list: torch's restricted reader gets
+    ``_Ignored`` for every other name, which pickletools finds in the file without running it. Raises UnpicklingError if
+    that is not enough.
+    """
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except Exception as error:  # a format of torch before 1.6, or a damaged file
+        raise UnpicklingError(str(error)) from error
+    with torch.serialization.safe_globals([(_Ignored, name) for name in names]):
+        return torch.load(path, "cpu", weights_only=True)
 
 
 def _widths(name: str, tensors: dict[str, Tensor]) -> dict[str, Any]:

@@ -1,8 +1,12 @@
+import argparse
+from pathlib import Path
+
 import pytest
 import torch
+from torch import nn
 
 from micronet.artifact import foreign
-from micronet.artifact.foreign import import_model
+from micronet.artifact.foreign import import_model, read_weights
 from micronet.errors import MicronetError
 
 
@@ -44,3 +48,57 @@ def test_weights_larger_than_the_free_memory_are_refused_for_that(tmp_path, monk
     monkeypatch.setattr(foreign, "available_memory", lambda: 100)
     with pytest.raises(MicronetError, match=r"has 0 MiB, but 0 MiB of memory are free"):
         import_model("nin", {}, tmp_path / "w.pth")
+
+
+class Held(dict):
+    """An object of a class that torch does not read, such as Lightning's AttributeDict; ``made`` counts its calls."""
+
+    made = 0
+
+    def __init__(self, *args):
+        Held.made += 1
+        super().__init__(*args)
+
+    def __reduce__(self):
+        return Held, ({},), {"lr": 0.1}, None, iter({"depth": 3}.items())
+
+    def __setstate__(self, state):
+        Held.made += 1
+
+
+class Opens:
+    """An attack: code that runs if the file is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def test_the_weights_of_a_checkpoint_are_read_without_its_other_objects(tmp_path):
+    model = nn.Linear(2, 3)
+    beside = {
+        "hyper_parameters": Held(), "namespace": argparse.Namespace(lr=0.1, depths=[1, 2]), "code": eval,
+        "callbacks": {"ModelCheckpoint": {"path": Path("best.ckpt"), "kind": Held}}, "loops": {"epoch": 1},
+        "attack": Opens(tmp_path / "ran"),
+    }  # fmt: skip
+    torch.save({"state_dict": model.state_dict(), **beside}, tmp_path / "a.ckpt")
+    made = Held.made
+    read = read_weights(tmp_path / "a.ckpt")
+    assert read.keys() == model.state_dict().keys() and Held.made == made
+    assert not (tmp_path / "ran").exists()
+    assert all(torch.equal(read[name], tensor) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "content",
+    [nn.Linear(2, 3), Held(), {"state_dict": Held()}, {"state_dict": {"weight": Held()}}, {"weight": Held()}],
+    ids=["network", "object", "state", "tensor", "bare"],
+)
+def test_objects_in_place_of_weights_are_refused(content, tmp_path):
+    torch.save(content, tmp_path / "a.ckpt")
+    allowed = set(torch.serialization.get_safe_globals())
+    with pytest.raises(MicronetError, match=r"torch\.save\(model\.state_dict\(\), path\)"):
+        read_weights(tmp_path / "a.ckpt")
+    assert set(torch.serialization.get_safe_globals()) == allowed
