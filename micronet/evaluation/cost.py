@@ -32,7 +32,7 @@ def count_macs(model: nn.Module, example: Example) -> int:
 @contextmanager
 def _constant_parameters(model: nn.Module) -> Iterator[None]:
     """Let no parameter require gradients: the counter would wait for those of parameters that are a module's input."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad and parameter.is_leaf]
     for parameter in trained:
         parameter.requires_grad_(False)
     try:

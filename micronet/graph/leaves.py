@@ -12,10 +12,12 @@ _FROZEN = {"weight", "bias", "running_mean", "running_var"}
 
 
 def is_leaf(module: nn.Module) -> bool:
-    """Return True for torch's own modules except containers, modules that set ``is_leaf``, and those named below."""
+    """Return True for torch's own modules except containers, those that set ``is_leaf``, scripted ones, and norms."""
     own = getattr(module, "is_leaf", None)
     if own is not None:
         return bool(own)
+    if isinstance(module, torch.jit.ScriptModule):
+        return True  # its code is not Python's
     if _is_of_torch(module):
         return not isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.DataParallel))
     return is_frozen_norm(module) or passes_in_eval(module)

@@ -9,7 +9,7 @@ import random
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 import numpy as np
@@ -129,7 +129,7 @@ def trains_more(model: nn.Module, inputs: tuple[Any, ...]) -> bool:
     for training in (False, True):
         trial, names = copy_model(model).train(training), set[str]()
         for name, module in trial.named_modules():
-            if module._parameters:
+            if module._parameters and not isinstance(module, torch.jit.ScriptModule):  # that takes no hooks
                 module.register_forward_hook(lambda *_, name=name, names=names: names.add(name))
         try:
             with torch.no_grad(), random_kept(model):
@@ -223,7 +223,23 @@ def _record_training(model: nn.Module, inputs: tuple[Any, ...]) -> Recorder | No
         np.random.set_state(legacy)  # noqa: NPY002
 
 
-def uncompiled_modules() -> Any:
-    """Return a context in which modules that torch.compile made run as plain Python."""
+@contextmanager
+def uncompiled_modules() -> Iterator[None]:
+    """Run what torch.compile made of modules, and torch.jit.script of functions, as plain Python in this context."""
     compiler = "torch._dynamo" in sys.modules  # there are none without it, and importing it takes seconds
-    return torch.compiler.set_stance("force_eager") if compiler else nullcontext()
+    scripted: Any = torch.jit.ScriptFunction
+    before, scripted.__call__ = scripted.__call__, _call_python  # no tracer sees what a scripted function computes
+    try:
+        with torch.compiler.set_stance("force_eager") if compiler else nullcontext():
+            yield
+    finally:
+        scripted.__call__ = before
+
+
+_call_compiled: Any = torch.jit.ScriptFunction.__call__
+
+
+def _call_python(function: Any, *args: Any, **kwargs: Any) -> Any:
+    """Call the Python function that was scripted; torch keeps it for its compiler under a private name."""
+    python = getattr(function, "_torchdynamo_inline", None)
+    return _call_compiled(function, *args, **kwargs) if python is None else python(*args, **kwargs)

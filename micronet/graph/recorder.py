@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
+from torch.nn.modules.module import register_module_forward_hook
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
@@ -87,8 +88,11 @@ class Recorder(TorchFunctionMode):
         """Make calls of leaf modules nodes, in this context: hooks around each leaf's own hooks see its calls."""
         handles: list[Any] = []
         for leaf in find_leaves(self._model, into_leaves=self._into_leaves) - {self._model}:
+            if isinstance(leaf, torch.jit.ScriptModule):  # it takes no hooks
+                continue
             handles.append(leaf.register_forward_pre_hook(self._enter, prepend=True, with_kwargs=True))
             handles.append(leaf.register_forward_hook(self._leave, with_kwargs=True, always_call=True))
+        handles.append(register_module_forward_hook(self._leave_scripted, with_kwargs=True))
         try:
             yield
         finally:
@@ -104,6 +108,11 @@ class Recorder(TorchFunctionMode):
             self._inside = None
             if value is not None:  # it is None after an error too
                 self._result(value, self.graph.create_node("call_module", self._names[module], *self._arguments))
+
+    def _leave_scripted(self, module: nn.Module, args: Any, kwargs: Any, value: Any) -> None:
+        if isinstance(module, torch.jit.ScriptModule) and self._inside is None and module in self._names:
+            inputs = self.argument((tuple(args), kwargs))
+            self._result(value, self.graph.create_node("call_module", self._names[module], *inputs))
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Call a function; record it if it is the forward's own call."""

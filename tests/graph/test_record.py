@@ -214,6 +214,35 @@ def test_a_branch_on_values_whose_errors_are_caught_is_not_lost():
     assert trace(Network(hidden).eval()) is None and trace(Network(hidden).eval(), IMAGES) is None
 
 
+@torch.jit.script
+def gated(x: torch.Tensor) -> torch.Tensor:
+    return x * torch.sigmoid(x)
+
+
+class Gated(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 8, 1), torch.jit.script(nn.Sequential(nn.Conv2d(8, 8, 1), nn.Flatten()))
+
+    def forward(self, x):
+        return self.head(gated(self.stem(x)))
+
+
+class GatedBySize(Gated):
+    def forward(self, x):
+        return super().forward(x * 2 if x.shape[-1] > 4 else x)
+
+
+@pytest.mark.parametrize("network", [Gated, GatedBySize])  # the latter is recorded
+def test_scripted_functions_are_traced_through_and_scripted_modules_are_leaves(network):
+    model = network().eval()
+    graph = trace(model, IMAGES)
+    assert [str(node.target) for node, _ in graph.calls()] == ["stem", "head"]
+    assert torch.sigmoid in {node.target for node in graph.fx.nodes}
+    assert torch.equal(graph.model(MORE), model(MORE))
+    assert type(gated).__call__.__module__ != "micronet.graph.record"  # as it was
+
+
 def test_such_a_line_is_found_in_a_module_that_is_a_leaf_too():
     inner = Network(branch_on_values)
     inner.is_leaf = True
