@@ -113,8 +113,9 @@ def batch_length(batch: Any) -> int:
 def as_inputs(model: nn.Module, example: Example) -> tuple[Any, ...]:
     """Return an example as positional arguments on the network's device, floats in the network's dtype."""
     own = next(model.parameters(), torch.empty(0))
+    dtype = next((each.dtype for each in model.parameters() if not each.is_complex()), torch.get_default_dtype())
     return tuple(
-        x.to(own.device, own.dtype if x.is_floating_point() else None) if isinstance(x, Tensor) else x
+        x.to(own.device, dtype if x.is_floating_point() else None) if isinstance(x, Tensor) else x
         for x in (example if isinstance(example, tuple) else (example,))
     )
 

@@ -121,7 +121,7 @@ def _run(
     masks: dict[str, PreHook],
 ) -> list[Computed]:
     """Run a copy of a network, so that only one copy exists at a time."""
-    exact = copy_model(model).to(dtype).train(training)
+    exact = _in_precision(copy_model(model), dtype).train(training)
     records: list[Computed] = []
     for module in exact.modules():  # batch statistics and dropout would hide differences
         module.training &= not module.__module__.startswith("torch.nn.")
@@ -133,8 +133,19 @@ def _run(
         if not training:  # noise in eval mode, as of a variational autoencoder: the same for every network
             torch.manual_seed(0)
         outputs = exact(*as_inputs(exact, example))
-    leaves = [leaf.to(dtype) for leaf in tensors_in(outputs)]
+    leaves = [(torch.view_as_real(leaf) if leaf.is_complex() else leaf).to(dtype) for leaf in tensors_in(outputs)]
     return records + [(OUTPUT, leaf, float(leaf.norm())) for leaf in leaves]
+
+
+def _in_precision(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Return a network with all its numbers in one precision; ``Module.to`` would make complex ones real."""
+    tensors = [*model.parameters(), *model.buffers()]
+    if not any(tensor.is_complex() for tensor in tensors):
+        return model.to(dtype)
+    for tensor in tensors:
+        if tensor.is_complex() or tensor.is_floating_point():
+            tensor.data = tensor.data.to(dtype.to_complex() if tensor.is_complex() else dtype)
+    return model
 
 
 def _record(name: str, channels: Tensor, records: list[Computed]) -> Callable[..., None]:

@@ -191,7 +191,13 @@ def drop_parametrizations(layer: nn.Module) -> None:
 
 def has_weight_slot(module: nn.Module) -> bool:
     """Return True if this package can quantize the module's weight."""
-    return isinstance(module, ops.CONVOLUTIONS) or type(module) is nn.Linear or isinstance(module, _QuantizedLinear)
+    kind = isinstance(module, (*ops.CONVOLUTIONS, _QuantizedLinear)) or type(module) is nn.Linear
+    return kind and not is_complex(module)
+
+
+def is_complex(layer: nn.Module) -> bool:
+    """Return True if a layer's own parameters are complex numbers, which no grid rounds."""
+    return any(parameter.is_complex() for parameter in layer.parameters(recurse=False))
 
 
 def channel_axis(layer: nn.Module) -> int:

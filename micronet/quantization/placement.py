@@ -78,7 +78,7 @@ class Placement:
         for name, slots in self.quantizers.items():
             module = model.get_submodule(name)
             new[module] = quantized(new.get(module, module))
-            like = next(chain(module.parameters(), model.parameters()))
+            like = next(each for each in chain(module.parameters(), model.parameters()) if not each.is_complex())
             for slot, description in slots.items():
                 if (description.get("channels") or 0) > like.numel():
                     raise ValueError(f"{name}.{slot} has {description['channels']} channels for {like.numel()} values")

@@ -10,11 +10,13 @@ layers' own inputs are quantized.
 from collections.abc import Collection, Mapping
 from dataclasses import asdict
 
+import torch
 from torch import nn
 
 from micronet.artifact.header import StageRecord
 from micronet.core.progress import Progress, Silent
 from micronet.errors import MAX_NAMES, MicronetError, by_reason, listed
+from micronet.graph import ops
 from micronet.graph.trace import trace, trace_both
 from micronet.models import transformer
 from micronet.models.computed import is_computed
@@ -23,7 +25,7 @@ from micronet.models.modes import copy_model
 from micronet.quantization.config import FIRST_OR_LAST, QuantConfig
 from micronet.quantization.dry_run import find_idle, find_infinite
 from micronet.quantization.graph_placer import GraphPlacer
-from micronet.quantization.layers import has_weight_slot
+from micronet.quantization.layers import has_weight_slot, is_complex
 from micronet.quantization.placement import Placement
 from micronet.quantization.placer import LayerPlacer
 from micronet.quantization.quantizer import Quantizer
@@ -31,6 +33,7 @@ from micronet.quantization.quantizer import Quantizer
 UNCALLED = "forward() never calls it as a module"
 TRAINING_ONLY = "forward() calls it in training mode only"
 _COMPUTED = "weight_norm or the like computes its weight; quantize with --mode ptq, then train with --mode qaft"
+_LAYERS = {kind.__name__ for kind in (*ops.CONVOLUTIONS, nn.Linear)}
 
 
 def quantize_model(
@@ -99,6 +102,10 @@ def _place(model: nn.Module, config: QuantConfig, example: Example | None, infin
         elif has_weight_slot(module):
             if name not in placement.inputs:
                 placement.left_float.setdefault(name, TRAINING_ONLY if name in training else UNCALLED)
+        elif isinstance(module, torch.jit.ScriptModule) and module.original_name in _LAYERS:
+            placement.left_float[name] = "it is scripted (torch.jit.script)"
+        elif isinstance(module, (*ops.CONVOLUTIONS, nn.Linear)) and is_complex(module):
+            placement.left_float[name] = "its weights are complex numbers"
         elif isinstance(module, (nn.Linear, nn.Bilinear, nn.RNNBase, nn.RNNCellBase)):
             placement.left_float[name] = (
                 _COMPUTED if is_computed(module) else f"{type(module).__name__} is not supported"

@@ -471,3 +471,23 @@ def test_noise_of_training_mode_keeps_no_channels(kind):
     pruned, _, _ = prune_model(model, PruneConfig(0.5, criterion="l2"), IMAGES.to(torch.float32))
     assert pruned.stem.out_channels == pruned.body.out_channels == pruned.fc.in_features == 4
     assert pruned.train()(IMAGES.to(torch.float32)).shape == (len(IMAGES), 5)
+
+
+class Spectrum(nn.Module):
+    """Mixes frequencies with complex weights, and has real layers behind that."""
+
+    def __init__(self):
+        super().__init__()
+        self.mix = nn.Parameter(torch.randn(8, 5, dtype=torch.cfloat))
+        self.inner, self.first, self.last = nn.Linear(5, 6, dtype=torch.cfloat), nn.Linear(6, 12), nn.Linear(12, 2)
+
+    def forward(self, x):
+        return self.last(self.first(self.inner(torch.fft.rfft(x) * self.mix).abs()).relu())
+
+
+def test_layers_of_complex_networks_are_pruned():
+    pruned, _, plan = prune_model(Spectrum(), PruneConfig(criterion="l2", percent=0.5), torch.randn(2, 8, 8))
+    assert {tuple(group.layers): len(group.keep) for group in plan.groups.values()} == {
+        ("inner",): 3, ("first",): 6, ("last",): 2
+    }  # fmt: skip
+    assert pruned(torch.randn(2, 8, 8)).shape == (2, 8, 2)

@@ -324,3 +324,26 @@ def mean_of(network, name):
     network.eval()(TOKENS)
     handle.remove()
     return given[0].mean((0, 1))
+
+
+class Spectral(nn.Module):
+    """A complex layer first, a scripted one last, and one of real numbers between them."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.middle = nn.Linear(4, 8, dtype=torch.cfloat), nn.Linear(8, 6)
+        self.head = torch.jit.script(nn.Sequential(nn.ReLU(), nn.Linear(6, 3)))
+
+    def forward(self, x):
+        return self.head(self.middle(self.first(x.to(torch.cfloat)).abs()))
+
+
+def test_layers_of_complex_numbers_and_scripted_ones_stay_in_float_with_that_reason():
+    inputs = torch.randn(16, 4)
+    small = micronet.quantize(Spectral().eval(), data=[inputs], mode="ptq")
+    assert small.history[-1].result["inputs"].keys() == {"middle"}
+    assert small.left_float == {
+        "first": "its weights are complex numbers", "head.1": "it is scripted (torch.jit.script)"
+    }  # fmt: skip
+    with pytest.raises(MicronetError, match=r"export this network to ONNX: head is scripted \(torch.jit.script\); use"):
+        micronet.export_onnx(small, inputs)

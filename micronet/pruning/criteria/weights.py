@@ -29,13 +29,13 @@ def score_rows(
     counts = dict.fromkeys(channels.groups, 0)
     for name, layer in channels.layers.items():
         module: Any = model.get_submodule(name)
-        weight = module.weight.detach().double()
+        weight = _real(module.weight.detach())
         if of_gradients:
             if module.weight.grad is None:
                 raise MicronetError(
                     f"{name} has no gradient; call backward() on the loss of a few batches before pruning"
                 )
-            weight = weight * module.weight.grad.double()
+            weight = weight * _real(module.weight.grad)
         if not bool(weight.isfinite().all()):
             raise MicronetError(f"{name} has NaN or infinite weights; train again with a lower --lr")
         rows = _rows(module, weight)
@@ -76,6 +76,11 @@ def penalize_rows(model: nn.Module, channels: ChannelMap, s: float, subgradient:
                 module.weight.grad.add_(_rows(module, slope), alpha=s)
 
     return add
+
+
+def _real(weight: Tensor) -> Tensor:
+    """Return a weight in float64; complex numbers get an axis of their two parts."""
+    return (torch.view_as_real(weight) if weight.is_complex() else weight).double()
 
 
 def _rows(module: Any, weight: Tensor) -> Tensor:
