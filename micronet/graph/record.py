@@ -50,6 +50,8 @@ def record_network(model: nn.Module, example: Example) -> tuple[fx.GraphModule, 
     Raises:
         MicronetError: The forward fails, or depends on the values of its inputs.
     """
+    if isinstance(model, torch.jit.ScriptModule):
+        raise MicronetError("the network is scripted (torch.jit.script); pass the Python network that was scripted")
     inputs = as_inputs(model, example)
     try:
         recorder = record(model, inputs)

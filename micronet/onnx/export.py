@@ -65,6 +65,7 @@ def to_onnx(
     config = config or ExportConfig()
     if config.embed_preprocessing:
         rewrite.check_preprocessing(DataSpec.from_json(artifact.data))
+    _check_scripted(artifact.model)
     check_calibrated(artifact.model)
     quantized = _check_bits(artifact.model, config)
     model = with_integers(
@@ -87,6 +88,16 @@ def to_onnx(
         proto = pack_weights(proto)
     onnx.checker.check_model(proto, full_check=True)
     return proto
+
+
+def _check_scripted(model: nn.Module) -> None:
+    """Raise MicronetError if a module is scripted: torch's exporter needs its Python code."""
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise MicronetError(
+                f"torch cannot export this network to ONNX: {name or 'it'} is scripted (torch.jit.script); use the "
+                "Python module that was scripted"
+            )
 
 
 def _about(artifact: Artifact) -> dict[str, Any]:
