@@ -17,6 +17,7 @@ from micronet.models.device import Inputs
 from micronet.models.outputs import output_names
 from micronet.onnx import operators
 from micronet.onnx.config import AXES, ExportConfig
+from micronet.onnx.failures import describe_failure
 from micronet.onnx.recurrent import recurrent_translations, shapes_alone
 
 INPUT, OUTPUT = "images", "scores"  # of networks that take images (N, C, H, W), or return one tensor
@@ -50,9 +51,11 @@ def export_graph(model: nn.Module, images: Tensor | Inputs, config: ExportConfig
     try:
         program = _run_exporter(model, example, axes, inputs, config.opset)
     except Exception as error:  # the exporter wraps the error that names the reason in one of several types
-        reason = first_line(error.__cause__ or error)
         hint = f" (--dynamic {config.dynamic}; try --dynamic batch)" if len(axes) > 1 else ""
-        raise MicronetError(f"torch cannot export this network to ONNX{hint}: {reason}") from error
+        cure = "; try --dynamic none, a file for one sample at a time" if len(axes) == 1 else ""
+        raise MicronetError(
+            f"torch cannot export this network to ONNX{hint}: {describe_failure(error, model)}{cure}"
+        ) from error
     _name_values(program.model.graph, inputs, outputs)
     _name_axes(program.model.graph, {axis: dim.__name__ for axis, dim in axes.items()})
     exported: ir.Model = program.model
@@ -116,6 +119,12 @@ def _name_values(graph: ir.Graph, inputs: list[str], outputs: list[str]) -> None
 def _name_axes(graph: ir.Graph, axes: dict[int, str]) -> None:
     """Give the dynamic axes of a graph's inputs, and equal ones of its outputs, these names."""
     first = graph.inputs[0].shape
+    if first is not None and (fixed := [name for axis, name in axes.items() if isinstance(first[axis], int)]):
+        raise MicronetError(
+            f"forward() fixes the size of the axis {' and '.join(fixed)} as it was for the example, for instance in a "
+            "Python loop over the samples; write it with tensor operations, or pass --dynamic none, a file for one "
+            "sample at a time"
+        )
     names = {str(first[axis]): name for axis, name in axes.items()} if first is not None else {}
     for value in (*graph.inputs, *graph.outputs):
         if value.shape is not None:

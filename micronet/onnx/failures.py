@@ -1,0 +1,51 @@
+"""Why torch could not export a network to ONNX, in the words of the network's author."""
+
+import inspect
+import traceback
+from collections.abc import Iterator
+from typing import Any
+
+from torch import fx, nn
+
+from micronet.errors import first_line
+
+_GROUPS = 6  # the position of a convolution's groups among the arguments of ``aten.conv2d``
+
+
+def describe_failure(error: Exception, model: nn.Module) -> str:
+    """Return why the exporter failed, in one line: the module, where its forward is, and what ONNX cannot hold."""
+    node = next((found for each in _causes(error) for found in _nodes(each)), None)
+    if node is None:
+        return first_line(error.__cause__ or error)
+    function = str(getattr(node.target, "_opname", node.name))
+    if function.startswith("conv") and any(isinstance(each, fx.Node) for each in node.args[_GROUPS:]):
+        return f"{function}() {_place(node, model)} has a number of groups that depends on the size of the batch"
+    return f"ONNX has no operator for {function}() {_place(node, model)}, or not with its arguments"
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+def _nodes(error: BaseException) -> Iterator[fx.Node]:
+    """Yield the nodes that the exporter was translating: its errors name them in a text of many lines."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        yield from (value for value in frame.f_locals.values() if isinstance(value, fx.Node))
+
+
+def _place(node: fx.Node, model: nn.Module) -> str:
+    """Return "in MODULE (CLASS.forward at FILE:LINE)" for the innermost module that computed a node."""
+    stack: Any = node.meta.get("nn_module_stack") or {}
+    name = next(reversed([path for path, _ in stack.values()] or [""]))
+    modules = dict(model.named_modules())
+    kind = type(modules.get(name, model))
+    where = f"in {name}" if name else "in the network"
+    if kind.__module__.startswith("torch."):  # a container, or a network rewritten to hold quantizers
+        return where
+    try:
+        line = inspect.getsourcelines(kind.forward)[1]
+        return f"{where} ({kind.__name__}.forward at {inspect.getsourcefile(kind.forward)}:{line})"
+    except (OSError, TypeError):  # code recorded in an artifact has no source file
+        return f"{where} ({kind.__name__})"

@@ -1,0 +1,47 @@
+"""What torch cannot export is named by module, file and line, never in the exporter's own words."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import micronet
+from micronet.onnx.config import ExportConfig
+from micronet.onnx.graph_export import export_graph
+
+IMAGES = torch.rand(2, 3, 4, 4)
+
+
+class Dynamic(nn.Module):
+    """A convolution whose weight is computed from the input, for all samples at once or one after another."""
+
+    def __init__(self, loops):
+        super().__init__()
+        self.route, self.weight, self.loops = nn.Linear(3, 2), nn.Parameter(torch.randn(2, 4, 3, 1, 1)), loops
+
+    def forward(self, x):
+        if self.loops:
+            return torch.cat([self.one(x[i : i + 1]) for i in range(len(x))])
+        n, c, height, width = x.shape
+        weight = self.route(x.mean((2, 3))) @ self.weight.flatten(1)
+        y = F.conv2d(x.reshape(1, n * c, height, width), weight.view(n * 4, c, 1, 1), groups=n)
+        return y.view(n, 4, height, width)
+
+    def one(self, x):
+        return F.conv2d(x, (self.route(x.mean((2, 3))) @ self.weight.flatten(1)).view(4, 3, 1, 1))
+
+
+@pytest.mark.parametrize(
+    ("loops", "message"),
+    [(False, r": conv2d\(\) in 0 has a number of groups .*none"), (True, "fixes the size of the axis batch .*none")],
+)
+def test_a_weight_for_each_sample_is_named_and_exported_for_one(loops, message):
+    quantized = micronet.quantize(nn.Sequential(Dynamic(loops)).eval(), data=[IMAGES], mode="ptq")
+    with pytest.raises(micronet.MicronetError, match=message):
+        micronet.export_onnx(quantized, IMAGES)
+    micronet.export_onnx(quantized, IMAGES, dynamic="none")
+
+
+def test_a_users_module_is_named_with_its_file_and_line():
+    with pytest.raises(micronet.MicronetError, match=r"in 0 \(Dynamic\.forward at .*test_failures\.py:\d+\)"):
+        export_graph(nn.Sequential(Dynamic(False)).eval(), IMAGES, ExportConfig())
