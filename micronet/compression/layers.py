@@ -45,9 +45,9 @@ class Shape:
         return self.weights * math.prod(self.sizes if self.kind == "ConvTranspose" else self.results)
 
     @property
-    def activations(self) -> int:
-        """The number of values that it returns for one sample."""
-        return self.outputs * math.prod(self.results)
+    def values(self) -> int:
+        """The number of values that it reads and returns for one sample."""
+        return self.inputs * math.prod(self.sizes) + self.outputs * math.prod(self.results)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ INTEGERS: tuple[Form, Form] = "float alone", "int8"
 class Prediction:
     """Predicts the latency in milliseconds, the size in bytes or the multiply-accumulates of plans.
 
-    latency(plan) = call + scale * sum over layers + rest * activations(plan) / activations(original), where the rest is
+    latency(plan) = call + scale * sum over layers + rest * values(plan) / values(original), where the rest is
     a measured whole network's time less a call's and that of its layers: what runs between layers, and conversions next
     to float layers. If the layers take longer alone than together, as where a runtime reorders the values of each
     alone, the rest is 0 and the scale less than 1. Both are those of the network with all channels in the plan's form:
@@ -116,8 +116,8 @@ class Prediction:
         for name, shape in shapes.items():
             layer = self.layers[name]
             total += layer.calls * self._ms(name, shape, self._form(name, plan))
-            whole += layer.calls * layer.shape.activations
-            left += layer.calls * shape.activations
+            whole += layer.calls * layer.shape.values
+            left += layer.calls * shape.values
         scale, rest = self._fit(plan)
         return self._call + scale * total + rest * left / max(1, whole)
 
