@@ -169,7 +169,8 @@ class Follower:
     def _attend(self, call: NodeCall) -> Any:
         ids = attend_ids(call, self.table)
         if ids is None:
-            return self._give_up(call, f"the attention heads of {call.node.name} cannot be identified")
+            why = "it is not attention in which queries, keys and values have equally many heads"
+            return self._give_up(call, f"{call.node.name} combines its channels, and {why}")
         return ids
 
     def _record(self, call: NodeCall, name: str, layer: LayerChannels) -> None:

@@ -38,7 +38,16 @@ def attend_ids(call: NodeCall, table: GroupTable) -> Tensor | None:
 
 
 def _multiply(left: Tensor, right: Tensor, table: GroupTable) -> Tensor | None:
-    """Run the product of queries and keys (..., heads, d, S), or of scores and values, on ids."""
+    """Run the product of queries and keys (..., heads, d, S), of scores and values, or with a tensor without channels.
+
+    The latter, such as a graph's adjacency matrix times features, computes each channel from itself alone.
+    """
+    if {left.dim(), right.dim()} <= {2, 3}:  # more axes may be heads
+        shape = [*max(left.shape[:-2], right.shape[:-2]), left.size(-2), right.size(-1)]
+        if bool((left == FIXED).all()) and not varies(right, right.dim() - 2):
+            return right[..., :1, :].expand(shape)
+        if bool((right == FIXED).all()) and not varies(left, left.dim() - 1):
+            return left[..., :1].expand(shape)
     if left.shape[:-2] != right.shape[:-2] or left.dim() < 3:
         return None
     if varies(left, left.dim() - 1):

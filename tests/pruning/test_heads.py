@@ -483,3 +483,24 @@ def test_a_size_that_two_groups_share_keeps_only_them_whole(percent, cut):
     widths = {layer: group.after for group in plan.groups.values() for layer in group.layers}
     assert {layer: widths[layer] for layer in cut} == cut
     assert pruned(torch.randn(2, 3, 6, 6).double()).shape == (2, 5, 2, 2)
+
+
+class Propagates(nn.Module):
+    """A graph network: an adjacency matrix times features, whose channels are columns or rows."""
+
+    def __init__(self, rows):
+        super().__init__()
+        self.first, self.second, self.last, self.rows = nn.Linear(8, 16), nn.Linear(16, 16), nn.Linear(16, 4), rows
+
+    def forward(self, x, adjacency):
+        for layer in (self.first, self.second):
+            x = layer(x).relu()
+            x = (x.transpose(1, 2) @ adjacency).transpose(1, 2) if self.rows else adjacency @ x
+        return self.last(x)
+
+
+@pytest.mark.parametrize("rows", [False, True])
+def test_features_that_an_adjacency_matrix_multiplies_lose_channels(rows):
+    inputs = torch.randn(2, 5, 8), torch.rand(2, 5, 5)
+    pruned, _, _ = prune_model(Propagates(rows).eval(), PruneConfig(0.5, criterion="l2", scope="layer"), inputs)
+    assert (pruned.first.out_features, pruned.second.out_features, pruned.last.in_features) == (8, 8, 8)
