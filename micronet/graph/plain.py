@@ -7,22 +7,19 @@ does stays as it is.
 """
 
 import copy
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from operator import attrgetter
 from typing import Any
 
 from torch import Tensor, fx, nn
-from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
 
 from micronet.graph.biases import split_biases
+from micronet.graph.computed import Values, store_weight
+from micronet.graph.layer_calls import CALLS
 from micronet.graph.leaves import frozen_eps, is_frozen_norm, passes_in_eval
-from micronet.models.layers import BatchNorm, FrozenBatchNorm, Noise
-
-Tensors = Mapping[str, Any]
-Options = Mapping[str, Any]
+from micronet.models.layers import FrozenBatchNorm, Noise
 
 
 @dataclass(frozen=True)
@@ -31,76 +28,6 @@ class PlainLayer:
 
     module: nn.Module
     tensors: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class _LayerCall:
-    """A function that applies a layer: its parameters in order, which of them are tensors, and what makes the layer."""
-
-    parameters: str
-    tensors: str
-    make: Callable[[Tensors, Options], nn.Module]
-    defaults: Options
-
-
-def _convolution(kind: Any, tensors: Tensors, options: Options) -> nn.Module:
-    rows, columns, *kernel = tensors["weight"].shape
-    inputs, outputs = columns * options["groups"], rows
-    if issubclass(kind, nn.modules.conv._ConvTransposeNd):
-        inputs, outputs = rows, columns * options["groups"]
-    made: nn.Module = kind(inputs, outputs, kernel, bias=False, device="meta", **options)
-    return made
-
-
-def _linear(tensors: Tensors, options: Options) -> nn.Module:
-    rows, columns = tensors["weight"].shape
-    return nn.Linear(columns, rows, bias=False, device="meta")
-
-
-def _batch_norm(tensors: Tensors, options: Options) -> nn.Module:
-    values = next(tensor for tensor in tensors.values() if tensor is not None)
-    return BatchNorm(
-        len(values), options["eps"], options["momentum"], tensors["weight"] is not None,
-        tensors["running_mean"] is not None, device="meta",
-    )  # fmt: skip
-
-
-def _layer_norm(tensors: Tensors, options: Options) -> nn.Module:
-    return nn.LayerNorm(tuple(options["normalized_shape"]), options["eps"], device="meta")
-
-
-def _group_norm(tensors: Tensors, options: Options) -> nn.Module:
-    return nn.GroupNorm(options["num_groups"], len(tensors["weight"]), options["eps"], device="meta")
-
-
-def _calls() -> dict[object, _LayerCall]:
-    conv, transposed = {"bias": None, "stride": 1, "padding": 0, "groups": 1, "dilation": 1}, {"output_padding": 0}
-    norm = {"weight": None, "bias": None, "eps": 1e-5}
-    found: dict[object, _LayerCall] = {}
-    for function, transpose, kind, back in (
-        (F.conv1d, F.conv_transpose1d, nn.Conv1d, nn.ConvTranspose1d),
-        (F.conv2d, F.conv_transpose2d, nn.Conv2d, nn.ConvTranspose2d),
-        (F.conv3d, F.conv_transpose3d, nn.Conv3d, nn.ConvTranspose3d),
-    ):
-        found[function] = _LayerCall(
-            "input weight bias stride padding dilation groups", "weight bias", partial(_convolution, kind), conv
-        )
-        found[transpose] = _LayerCall(
-            "input weight bias stride padding output_padding groups dilation", "weight bias",
-            partial(_convolution, back), {**conv, **transposed},
-        )  # fmt: skip
-    return found | {
-        F.linear: _LayerCall("input weight bias", "weight bias", _linear, {"bias": None}),
-        F.batch_norm: _LayerCall(
-            "input running_mean running_var weight bias training momentum eps", "running_mean running_var weight bias",
-            _batch_norm, {**norm, "training": False, "momentum": 0.1},
-        ),
-        F.layer_norm: _LayerCall("input normalized_shape weight bias eps", "weight bias", _layer_norm, norm),
-        F.group_norm: _LayerCall("input num_groups weight bias eps", "weight bias", _group_norm, norm),
-    }  # fmt: skip
-
-
-_CALLS = _calls()
 
 
 def make_plain(
@@ -123,11 +50,12 @@ def make_plain(
 
 
 def find_plain(
-    graph: fx.Graph, model: nn.Module, *, training: bool
+    graph: fx.Graph, model: nn.Module, *, training: bool, weights: Values | None = None
 ) -> tuple[dict[str, PlainLayer], dict[fx.Node, str]]:
     """Return the layers that ``make_plain`` would make, by name, and the calls of functions that they would replace.
 
-    The graph changes too: see ``split_biases``.
+    ``weights``: where to store computed weights (see ``store_weight``); None leaves their layers as they are. The graph
+    changes too: see ``split_biases``.
     """
     modules = dict(model.named_modules(remove_duplicate=False))
     called = dict.fromkeys(str(node.target) for node in graph.nodes if node.op == "call_module")  # in a fixed order
@@ -138,8 +66,11 @@ def find_plain(
     calls: dict[fx.Node, str] = {}
     made_from: dict[str, Any] = {}
     for node in graph.nodes:
-        if node.op != "call_function" or node.target not in _CALLS:
+        if node.op != "call_function" or node.target not in CALLS:
             continue
+        if weights is not None:
+            store_weight(node, model, stored, weights)
+            stored |= weights
         found = _layer(node, stored, modules, training)
         if found is None:
             continue
@@ -233,7 +164,7 @@ def _layer(
     node: fx.Node, stored: Mapping[str, Tensor], modules: Mapping[str, nn.Module], training: bool
 ) -> tuple[str, Any, PlainLayer] | None:
     """Return the layer that a call applies, its name and what it is made from; None if the call computes any of it."""
-    call = _CALLS[node.target]
+    call = CALLS[node.target]
     given = {**call.defaults, **dict(zip(call.parameters.split(), node.args, strict=False)), **node.kwargs}
     tensors = {name: given.pop(name, None) for name in call.tensors.split()}
     given.pop("input", None)

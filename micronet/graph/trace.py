@@ -16,6 +16,7 @@ from torch import fx, nn
 from micronet.errors import MicronetError
 from micronet.graph import ops
 from micronet.graph.biases import BIAS
+from micronet.graph.computed import Values
 from micronet.graph.plain import PlainLayer, find_plain, make_plain, replace_calls, with_plain
 from micronet.graph.record import (
     UnbuiltError,
@@ -48,13 +49,23 @@ class Graph:
             graph in training mode differs in anything else.
     """
 
-    def __init__(self, model: nn.Module, recorded: list[dict[str, Any]] | None = None, *, plain: bool = True) -> None:
-        """Trace a network; ``plain``: whether to make its layers plain. Raises whatever its forward raises."""
+    def __init__(
+        self,
+        model: nn.Module,
+        recorded: list[dict[str, Any]] | None = None,
+        *,
+        plain: bool = True,
+        weights: Values | None = None,
+    ) -> None:
+        """Trace a network; raises whatever its forward raises.
+
+        ``plain``: whether to make its layers plain. ``weights``: where to store weights that it computes, by name.
+        """
         self.recorded = recorded
         self.fx, training = (symbolic(model, training=mode) for mode in (False, True))
         self.training = training
-        layers, calls = find_plain(self.fx, model, training=False)
-        others, more = find_plain(training, model, training=True)
+        layers, calls = find_plain(self.fx, model, training=False, weights=weights)
+        others, more = find_plain(training, model, training=True, weights=weights)
         both = layers.keys() & others.keys() if plain else set()  # one of the modes may compute a layer in another way
         self.plain = replace_calls(self.fx, layers, calls, both) | replace_calls(training, others, more, both)
         self.mode_keys = mode_keys(training, self.fx)

@@ -8,12 +8,14 @@ from torch import fx, nn
 
 from micronet.errors import MicronetError
 from micronet.graph import ops
+from micronet.graph.computed import computed_from
 from micronet.graph.rewrite import Branch, branch_name, tap_name
 from micronet.graph.trace import Graph
 from micronet.quantization.config import FLOAT_BITS, QuantConfig
 from micronet.quantization.layers import has_weight_slot
 from micronet.quantization.placer import INFINITE, INFINITE_INPUT, READS_8BIT, Placer, Rule
 
+COMPUTED_WEIGHT = "its weight is computed; quantize with --mode ptq, then train with --mode qaft"
 CONSTANT = "it reads only stored tensors, so a runtime computes it once"
 
 
@@ -39,7 +41,9 @@ class GraphPlacer(Placer):
             self._place_results()
         for node in graph.fx.nodes:
             if node.op == "call_function" and ops.WEIGHTED.matches(node):
-                self.placement.left_float[f"{node.name}()"] = "a function call, not a module"
+                sources = computed_from(node)
+                name = sources[0].rpartition(".")[0] if sources else f"{node.name}()"
+                self.placement.left_float[name] = COMPUTED_WEIGHT if sources else "a function call, not a module"
 
     def _place_layer(self, node: fx.Node, layer: nn.Module) -> None:
         name, source = str(node.target), self._source(node)

@@ -24,7 +24,7 @@ from micronet.models.device import Example
 from micronet.models.modes import copy_model
 from micronet.quantization.config import FIRST_OR_LAST, QuantConfig
 from micronet.quantization.dry_run import find_idle, find_infinite
-from micronet.quantization.graph_placer import GraphPlacer
+from micronet.quantization.graph_placer import COMPUTED_WEIGHT, GraphPlacer
 from micronet.quantization.layers import has_weight_slot, is_complex
 from micronet.quantization.placement import Placement
 from micronet.quantization.placer import LayerPlacer
@@ -32,7 +32,6 @@ from micronet.quantization.quantizer import Quantizer
 
 UNCALLED = "forward() never calls it as a module"
 TRAINING_ONLY = "forward() calls it in training mode only"
-_COMPUTED = "weight_norm or the like computes its weight; quantize with --mode ptq, then train with --mode qaft"
 _LAYERS = {kind.__name__ for kind in (*ops.CONVOLUTIONS, nn.Linear)}
 
 
@@ -108,7 +107,7 @@ def _place(model: nn.Module, config: QuantConfig, example: Example | None, infin
             placement.left_float[name] = "its weights are complex numbers"
         elif isinstance(module, (nn.Linear, nn.Bilinear, nn.RNNBase, nn.RNNCellBase)):
             placement.left_float[name] = (
-                _COMPUTED if is_computed(module) else f"{type(module).__name__} is not supported"
+                COMPUTED_WEIGHT if is_computed(module) else f"{type(module).__name__} is not supported"
             )
     if not placement.inputs:
         raise _nothing_placed(placement.left_float)

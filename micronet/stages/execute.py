@@ -4,18 +4,20 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from micronet.core.config import flatten, options
 from micronet.core.files import FOLDER, check_cache_path, check_output_path, check_report_path, temporary_folder
 from micronet.core.folders import check_output_folder
 from micronet.core.progress import Progress, Silent
-from micronet.errors import MAX_NAMES, MicronetError, count, listed
-from micronet.stages.stage import COMPUTED, Context, Memory, Outcome, Stage, uses
+from micronet.errors import MicronetError, count, listed
+from micronet.stages.stage import Context, Memory, Outcome, Stage, uses
 from micronet.stages.words import next_command
 
 if TYPE_CHECKING:
     from micronet.artifact.artifact import Artifact
+
+_NAMED = 3  # of the weights made plain
 
 
 def execute(
@@ -35,7 +37,7 @@ def execute(
     Raises:
         MicronetError: The input, the settings, the order of stages or the output is invalid.
     """
-    values, memory, computed = flatten(stage), memory or Memory(), list[str]()
+    values, memory, computed = flatten(stage), memory or Memory(), dict[str, Any]()
     with ExitStack() as temporary:
         suffix = stage.writes()
         written = suffix is not None and (keep or values.get("output") is not None)
@@ -55,11 +57,11 @@ def execute(
                 check_finite(source.model, "the network")
             stage.check_order([record.stage for record in source.history])
             source, memory = _settle_inputs(source, memory, values.get("data"))
-            source, computed = _with_plain_weights(stage, source, progress or Silent())
+            source, computed = _with_plain_weights(stage, source, memory, values.get("data"), progress or Silent())
         outcome = stage.run(Context(source, path, progress or Silent(), memory, temporary=not written))
         if source is not None and computed and isinstance(outcome.product, type(source)):
             for record in outcome.product.history[len(source.history) :][:1]:
-                record.result[COMPUTED] = computed
+                record.result.update(computed)
         if written and outcome.product is not None:
             finish(lambda: stage.write(outcome.product, path), path if stage.trains() else None)
             stage.add_file(outcome.summary, path)
@@ -74,7 +76,7 @@ def _settle_inputs(source: "Artifact", memory: Memory, data: str | None) -> tupl
     from micronet.data.memory import MemoryData
     from micronet.models.inputs import inputs_in, settle_order
 
-    first = data.example if isinstance(data, MemoryData) else memory.example
+    first = _given_example(memory, data)
     described = None if first is None else settle_order(source.model, first)
     if described is not None:
         is_labelled = isinstance(data, MemoryData) and data.is_labelled(source.model)
@@ -87,21 +89,31 @@ def _settle_inputs(source: "Artifact", memory: Memory, data: str | None) -> tupl
     )
 
 
-def _with_plain_weights(stage: Stage, source: "Artifact", progress: Progress) -> tuple["Artifact", list[str]]:
-    """Return the input with the weights that it computes made plain, if the stage wants them, and their names."""
-    if not stage.wants_plain_weights() or any(record.quantizers for record in source.history):
-        return source, []  # quantized layers keep what they were trained with until they are exported
-    from micronet.models.computed import is_computed, make_plain
-    from micronet.models.modes import copy_model
+def _given_example(memory: Memory, data: Any) -> Any:
+    """Return an input that was given in memory, or None."""
+    from micronet.data.memory import MemoryData
 
-    if not any(map(is_computed, source.model.modules())):
-        return source, []
-    source = replace(source, model=copy_model(source.model))
-    names = make_plain(source.model)
+    return data.example if isinstance(data, MemoryData) else memory.example
+
+
+def _with_plain_weights(
+    stage: Stage, source: "Artifact", memory: Memory, data: Any, progress: Progress
+) -> tuple["Artifact", dict[str, Any]]:
+    """Return the input with the weights that it computes made plain, if the stage wants them, and what records it."""
+    if not stage.wants_plain_weights() or any(record.quantizers for record in source.history):
+        return source, {}  # quantized layers keep what they were trained with until they are exported
+    from micronet.graph.plain_weights import COMPUTED, with_plain_weights
+    from micronet.stages.inputs import example_input
+
+    given = _given_example(memory, data)
+    model, result = with_plain_weights(source.model, example_input(source) if given is None else given)
+    if not result:
+        return source, {}
+    names = result[COMPUTED]
     progress.line(
-        f"made {count(len(names), 'computed parameter')} plain, with the same outputs: {listed(names, MAX_NAMES)}"
+        f"made {count(len(names), 'computed parameter')} plain, with the same outputs: {listed(names, _NAMED)}"
     )
-    return source, names
+    return replace(source, model=model), result
 
 
 def finish(write: Callable[[], None], trained: Path | None) -> None:

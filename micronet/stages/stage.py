@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 PRUNE_FIRST = "prune first, then quantize: run it on the float artifact"
 BEFORE_FUSING = "use the artifact from before bn-fuse"
-COMPUTED = "computed"  # in a record's result: the parameters that were computed until this stage made them plain
 
 
 @dataclass(frozen=True)
@@ -233,11 +232,12 @@ class Stage:
     @classmethod
     def restore(cls, model: "nn.Module", record: StageRecord) -> "nn.Module":
         """Rebuild the structure that a record describes; stages that change no structure return the model as it is."""
-        if COMPUTED in record.result:
-            from micronet.models.computed import make_plain
+        if "computed" in record.result:
+            from micronet.graph.plain_weights import COMPUTED, STORED, restore_plain_weights
 
-            make_plain(model)
-            record = replace(record, result={key: each for key, each in record.result.items() if key != COMPUTED})
+            model = restore_plain_weights(model, record.result)
+            own = {key: each for key, each in record.result.items() if key not in (COMPUTED, STORED)}
+            record = replace(record, result=own)
         if cls.restorer is None:
             return model
         restored: nn.Module = registry.load_object(cls.restorer)(model, record)

@@ -63,3 +63,79 @@ def test_a_training_leaves_a_computed_linear_layer_float_and_says_what_to_type()
     assert "--mode ptq" in record.left_float["2"]
     assert parametrize.is_parametrized(net[2])
     assert not prune.is_pruned(net)
+
+
+STANDARDIZED = """
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+class StdConv(nn.Conv2d):
+    def forward(self, x):
+        mean, std = self.weight.mean((1, 2, 3), keepdim=True), self.weight.std((1, 2, 3), keepdim=True)
+        return F.conv2d(x, (self.weight - mean) / std, self.bias, self.stride, self.padding)
+
+class Masked(nn.Conv2d):
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.register_buffer("mask", torch.ones_like(self.weight).tril())
+
+    def forward(self, x):
+        return self._conv_forward(x, self.mask * self.weight, self.bias)
+
+class LowRank(nn.Module):
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self.base = nn.Linear(inputs, outputs)
+        self.down, self.up = nn.Parameter(torch.randn(2, inputs)), nn.Parameter(torch.randn(outputs, 2))
+
+    def forward(self, x):
+        return F.linear(x, self.base.weight + self.up @ self.down, self.base.bias)
+
+class Filters(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.cutoff = nn.Parameter(torch.linspace(0.2, 1.5, 6).view(-1, 1))
+        self.register_buffer("time", torch.arange(-4.0, 5.0))
+
+    def forward(self, x):
+        bands = torch.sin(self.cutoff * self.time)
+        return F.conv1d(x, bands[:, None])
+
+class Lengths(nn.Sequential):
+    def forward(self, x):
+        assert len(x) > 0  # torch.fx cannot trace a length
+        return super().forward(x)
+
+def standardized(kind):
+    return kind(StdConv(2, 4, 3), nn.ReLU(), StdConv(4, 4, 1), nn.ReLU(), Masked(4, 4, 1), nn.Flatten(), LowRank(36, 5))
+
+def symbolic():
+    return standardized(nn.Sequential)
+
+def recorded():
+    return standardized(Lengths)
+
+def filters():
+    return nn.Sequential(Filters(), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 12, 3))
+"""
+"""Forwards that compute their weights from stored tensors alone."""
+exec(STANDARDIZED, SCOPE)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"), [("symbolic", (4, 2, 5, 5)), ("recorded", (4, 2, 5, 5)), ("filters", (4, 1, 20))]
+)
+def test_weights_that_a_forward_computes_are_quantized_as_constants(name, shape, tmp_path):
+    torch.manual_seed(0)
+    net, x = SCOPE[name]().eval(), torch.randn(shape)
+    expected = net(x).detach()
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    int8 = micronet.quantize(net, data=[x], mode="ptq", first_last="8bit")
+    assert int8.left_float == {}
+    assert (int8.model(x).detach() - expected).norm() < 0.05 * expected.norm()  # 8 bits in each layer
+    (tmp_path / "net.py").write_text(STANDARDIZED)
+    micronet.save(int8, tmp_path / "int8.safetensors", build=f"{tmp_path}/net.py:{name}")
+    again = micronet.load(tmp_path / "int8.safetensors", SCOPE[name]())
+    assert torch.equal(again.model(x), int8.model(x))
+    assert all(torch.equal(before[key], value) for key, value in net.state_dict().items())

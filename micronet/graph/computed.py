@@ -1,0 +1,95 @@
+"""Weights that a forward computes from stored tensors alone: standardized ones, sums with a low-rank part, filters.
+
+In eval mode they are constants, so a network can store their values as plain weights instead.
+"""
+
+from collections.abc import Mapping, MutableMapping
+from operator import attrgetter
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from micronet.graph.layer_calls import CALLS, weight_of
+from micronet.graph.training import writes_in_place
+from micronet.models.modes import eval_mode
+
+Values = MutableMapping[str, nn.Parameter]
+
+
+def may_compute_weights(model: nn.Module) -> bool:
+    """Return False if only torch's own layers hold weights, which they use as they are."""
+    return any(
+        not type(module).__module__.startswith("torch.nn")
+        and any(tensor.dim() > 1 for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)))
+        for module in model.modules()
+    )
+
+
+def computed_from(call: fx.Node) -> list[str]:
+    """Return the names of the stored tensors that a function's weight is computed from, if from nothing else."""
+    return _read(_computation(weight_of(call))) if call.target in CALLS else []
+
+
+@torch.no_grad()
+def store_weight(call: fx.Node, model: nn.Module, stored: Mapping[str, Tensor], values: Values) -> None:
+    """Let a layer's function read a weight that is computed from stored tensors as a stored one; others stay.
+
+    Args:
+        call: The call of one of the functions in ``CALLS``.
+        model: The network.
+        stored: Its tensors by name.
+        values: The weights by name. A weight that is not among them yet is added: it takes the name of a tensor of its
+            shape that it is computed from.
+    """
+    weight = weight_of(call)
+    nodes = _computation(weight)
+    if not nodes or _computation(call) or any(map(writes_in_place, nodes)):
+        return  # a call without an input is a step towards a weight
+    with eval_mode(model):
+        value = _evaluate(nodes, model)
+    sources = _read(nodes)
+    same = (name for name in sources if name in stored and stored[name].shape == value.shape)
+    name = next(same, f"{sources[0]}_computed")
+    values.setdefault(name, nn.Parameter(value))
+    with call.graph.inserting_before(call):
+        read = call.graph.create_node("get_attr", name)
+    call.replace_input_with(weight, read)
+    for node in reversed(nodes):
+        if not node.users:
+            call.graph.erase_node(node)
+
+
+def _read(nodes: list[fx.Node]) -> list[str]:
+    return [str(node.target) for node in nodes if node.op == "get_attr"]
+
+
+def _computation(weight: Any) -> list[fx.Node]:
+    """Return the nodes that compute a weight from stored tensors alone, in order; none if it is not computed so."""
+    if not isinstance(weight, fx.Node) or weight.op == "get_attr":
+        return []
+    found, waiting = set[fx.Node](), [weight]
+    while waiting:
+        node = waiting.pop()
+        found.add(node)
+        if node.op != "get_attr" and (node.op == "placeholder" or not node.all_input_nodes):
+            return []
+        waiting += [each for each in node.all_input_nodes if each not in found]
+    return [node for node in weight.graph.nodes if node in found]
+
+
+def _evaluate(nodes: list[fx.Node], model: nn.Module) -> Tensor:
+    """Return what the last of some nodes computes."""
+    values: dict[fx.Node, Any] = {}
+    for node in nodes:
+        if node.op == "get_attr":
+            values[node] = attrgetter(str(node.target))(model)
+            continue
+        args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
+        if node.op == "call_method":
+            values[node] = getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        else:
+            function: Any = model.get_submodule(str(node.target)) if node.op == "call_module" else node.target
+            values[node] = function(*args, **kwargs)
+    result: Tensor = values[nodes[-1]].detach().clone()
+    return result

@@ -1,0 +1,49 @@
+"""Computed weights made plain: those of hooks and parametrizations, and those that a forward computes itself."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from micronet.graph.computed import Values, may_compute_weights
+from micronet.graph.record import computes_same, record_network
+from micronet.graph.trace import Graph, trace
+from micronet.models.computed import is_computed, make_plain
+from micronet.models.device import Example, as_inputs
+from micronet.models.inputs import make_inputs
+from micronet.models.modes import copy_model
+
+COMPUTED = "computed"  # in a record's result: the weights that were computed until this stage made them plain
+STORED = "stored"  # there too: what tells that the forward computed some of them, and the inputs it was recorded on
+
+
+def with_plain_weights(model: nn.Module, example: Example) -> tuple[nn.Module, dict[str, Any]]:
+    """Return a network that stores the weights which the given one computes, and what to put in the stage's record.
+
+    The weights are those of eval mode, and so are the outputs. Without such weights, or if the forward that computes
+    them cannot be traced, it returns the given network and nothing.
+    """
+    names: list[str] = []
+    if any(map(is_computed, model.modules())):
+        model = copy_model(model)
+        names = make_plain(model)
+    result: dict[str, Any] = {}
+    graph = trace(model, example) if may_compute_weights(model) else None
+    if graph is not None:
+        weights: dict[str, nn.Parameter] = {}
+        network = _with_stored_weights(model, graph.recorded, weights)
+        if weights and computes_same(model, network, as_inputs(model, example)):
+            model, names, result = network, [*names, *weights], {STORED: graph.recorded or []}
+    return model, {COMPUTED: names, **result} if names else {}
+
+
+def restore_plain_weights(model: nn.Module, result: Mapping[str, Any]) -> nn.Module:
+    """Return the network with the structure that ``with_plain_weights`` gave it; the values come from the file."""
+    if COMPUTED in result:
+        make_plain(model)
+    return _with_stored_weights(model, result[STORED] or None, {}) if STORED in result else model
+
+
+def _with_stored_weights(model: nn.Module, recorded: list[dict[str, Any]] | None, weights: Values) -> nn.Module:
+    traced = model if recorded is None else record_network(model, make_inputs(recorded))[0]
+    return Graph(traced, weights=weights).model
