@@ -25,7 +25,8 @@ from micronet.data.dataset import DataSpec
 from micronet.data.load import load_data
 from micronet.data.split import random_subset
 from micronet.models.device import describe_machine
-from micronet.onnx.check import compare_layers, compare_outputs
+from micronet.onnx.check import compare_outputs
+from micronet.onnx.layer_agreement import compare_layers
 
 NETWORKS = {
     "nin": ["--model", "nin", "--width", "0.5"],

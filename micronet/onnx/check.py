@@ -1,8 +1,4 @@
-"""Compare an ONNX model with the torch model it was exported from: the scores, and every layer on its own.
-
-The layer-by-layer check compares torch's integers with ONNX Runtime's at every activation quantizer. Torch then
-continues with ONNX Runtime's values, so every layer gets the same input and no difference is counted twice.
-"""
+"""Compare an ONNX model's outputs with those of the torch model that it was exported from."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -18,18 +14,16 @@ from torch import Tensor, nn
 from micronet.artifact.header import StageRecord
 from micronet.errors import FailedError, count
 from micronet.evaluation.network import Predictor
-from micronet.models.device import batch_length, call
+from micronet.models.device import as_arrays, batch_length, call
 from micronet.models.finite import check_outputs
 from micronet.models.modes import eval_mode
 from micronet.models.outputs import tensors_in
-from micronet.onnx.moves import ADDED
-from micronet.onnx.ops import QUANTIZE
+from micronet.onnx.layer_agreement import compare_inside
 from micronet.quantization.calibrate import each_quantizer
-from micronet.quantization.functional import dequantize, to_integers
 from micronet.quantization.layers import ACTIVATION_SLOTS
 from micronet.quantization.schemes.wbwtab import SignQuantizer
 from micronet.runtimes.config import RuntimeOptions
-from micronet.runtimes.onnxruntime import exposing_session, open_session, run
+from micronet.runtimes.onnxruntime import open_session, run
 
 MOST_CHANGED = 0.01  # share of images in another class, near ties apart
 # Two scores that are closer than this share of their image's standard deviation are a near tie. A class only changes
@@ -81,7 +75,7 @@ def compare_tensors(model: nn.Module, predict: Predictor, batches: Sequence[Any]
     difference = size = 0.0
     with eval_mode(model):
         for batch in batches:
-            found = predict(_arrays(batch))
+            found = predict(as_arrays(batch))
             outputs = found if isinstance(found, list) else [found]
             check_outputs([torch.from_numpy(np.asarray(each)) for each in outputs], "the converted network")
             for ours, theirs in zip(tensors_in(call(model, batch)), outputs, strict=True):
@@ -201,7 +195,7 @@ def require_agreement(model: nn.Module, proto: onnx.ModelProto, images: Any, agr
             "nothing was written"
         )
     if max(bits, default=0) <= INTEGER_BITS:
-        steps, error = _compare_inside(model, proto, images)
+        steps, error = compare_inside(model, proto, images)
         wrong = [f"{name} ({largest})" for name, largest in steps.items() if largest > 1]
         if wrong:
             raise FailedError(
@@ -231,69 +225,3 @@ def drift(agreement: Agreement, history: Iterable[StageRecord]) -> str | None:
         f"the scores differ from torch's by {agreement.error:.2%}: every layer agrees to within one quantization "
         f"step, but the rounding differences add up; {cure}"
     )
-
-
-def compare_layers(model: nn.Module, proto: onnx.ModelProto, images: Any) -> dict[str, int]:
-    """Return the largest difference in steps between torch's and ONNX Runtime's integers, per activation quantizer.
-
-    ``images``: a batch (N, C, H, W) float32. Raises FailedError if only the file has some quantizer.
-    """
-    return _compare_inside(model, proto, images)[0]
-
-
-@torch.no_grad()
-def _compare_inside(model: nn.Module, proto: onnx.ModelProto, images: Any) -> tuple[dict[str, int], float]:
-    """Return what ``compare_layers`` does, and the error of the worst output if torch goes on with their integers."""
-    expected, theirs = _integers(proto, images)
-    quantizers = {f"{name}.{slot}": quantizer for name, slot, quantizer in each_quantizer(model)}
-    if extra := theirs.keys() - quantizers:
-        raise FailedError(
-            f"the exported model has quantizers that are not in the torch model: {', '.join(sorted(extra)[:5])}"
-        )
-    worst: dict[str, int] = {}
-    with ExitStack() as hooks, eval_mode(model):
-        for key, integers in theirs.items():
-            hook = _comparison(key, integers, worst)
-            hooks.enter_context(quantizers[key].register_forward_hook(hook, with_kwargs=True))
-        outputs = tensors_in(call(model, images))
-    errors = [
-        float((torch.from_numpy(other) - ours).norm() / ours.norm().clamp(min=1e-30))
-        for ours, other in zip(outputs, expected, strict=True)
-        if ours.is_floating_point()
-    ]
-    return worst, max(errors, default=0.0)
-
-
-def _comparison(key: str, theirs: Any, worst: dict[str, int]) -> Any:
-    """Make a hook that compares a quantizer's integers with ONNX Runtime's and passes on the latter's values."""
-
-    def hook(quantizer: Any, inputs: tuple[Tensor, ...], options: dict[str, Any], output: Tensor) -> Tensor:
-        x = inputs[0].relu() if options.get("rectified") else inputs[0]
-        qparams = quantizer.qparams(x)
-        shifted = qparams.qmin < 0 and theirs.dtype.kind == "u"
-        shift = 2 ** (theirs.dtype.itemsize * 8 - 1) if shifted else 0
-        real = theirs[:, : x.shape[1]] if theirs.ndim == x.ndim > 1 else theirs  # the file may pad the channels
-        if real.size != x.numel():  # a loop calls it for each sample alone; what comes out of it is still compared
-            return output
-        other = torch.from_numpy(real.astype(np.float32)).view_as(x) - shift  # or flatten first
-        worst[key] = int((to_integers(x, qparams) - other).abs().max())
-        return dequantize(other, qparams)
-
-    return hook
-
-
-def _arrays(batch: Any) -> Any:
-    return tuple(x.numpy() for x in batch) if isinstance(batch, tuple) else batch.numpy()
-
-
-def _is_added(node: onnx.NodeProto) -> bool:
-    return any(entry.key == ADDED for entry in node.metadata_props)
-
-
-def _integers(proto: onnx.ModelProto, images: Any) -> tuple[list[Any], dict[str, Any]]:
-    """Return the outputs, and the integers of every quantizer: ``module.slot`` -> array."""
-    nodes = [node for node in proto.graph.node if node.op_type == QUANTIZE and not _is_added(node)]
-    session = exposing_session(proto, [node.output[0] for node in nodes])
-    arrays, first = run(session, _arrays(images)), len(proto.graph.output)
-    names = [node.name.removesuffix(f".{QUANTIZE}") for node in nodes]
-    return arrays[:first], dict(zip(names, arrays[first:], strict=True))

@@ -64,8 +64,10 @@ def export_graph(model: nn.Module, images: Tensor | Inputs, config: ExportConfig
 
 def _check_axes(axes: dict[int, Any], batch: Inputs, config: ExportConfig) -> None:
     """Raise MicronetError if an axis that is to stay free is not one of the inputs'."""
-    if len(batch) > 1 and axes.keys() != {0}:
-        raise MicronetError(f"--dynamic {config.dynamic} only applies to networks with one input; use --dynamic batch")
+    if len(batch) > 1 and axes.keys() - {0}:
+        raise MicronetError(
+            f"--dynamic {config.dynamic} only applies to networks with one input; use --dynamic batch, or none"
+        )
     if axes.keys() - {0} and batch[0].dim() != IMAGE_RANK:
         sizes = ", ".join(map(str, batch[0].shape[1:]))
         raise MicronetError(

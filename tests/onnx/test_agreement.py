@@ -16,7 +16,8 @@ from micronet.data.batches import eval_batches
 from micronet.data.dataset import DataSpec
 from micronet.data.load import load_data
 from micronet.data.split import random_subset
-from micronet.onnx.check import compare_layers, compare_outputs
+from micronet.onnx.check import compare_outputs
+from micronet.onnx.layer_agreement import compare_layers
 from scripts.export_zoo import schemes
 
 # Of mobilenet_v2, one of each kind of block, without and with a sum: expansion, channels, repeats, stride.

@@ -16,8 +16,8 @@ from micronet.artifact.artifact import Artifact
 from micronet.cli import console
 from micronet.models.build import ModelSpec
 from micronet.onnx import posttraining
-from micronet.onnx.check import compare_layers
 from micronet.onnx.export import to_onnx
+from micronet.onnx.layer_agreement import compare_layers
 from micronet.onnx.lint import RULES, lint
 from micronet.onnx.operator_count import count_integer_ops
 from micronet.onnx.rules.layers import CURES, OTHER_WIDTHS

@@ -13,10 +13,10 @@ from micronet.artifact.artifact import Artifact
 from micronet.core.progress import Silent
 from micronet.models.build import ModelSpec
 from micronet.onnx import channel_padding, export
-from micronet.onnx.check import compare_layers
 from micronet.onnx.export import to_onnx, with_pairs
 from micronet.onnx.gates import quantize_gates
 from micronet.onnx.integers import count_integer_layers, describe, without_quantizers
+from micronet.onnx.layer_agreement import compare_layers
 from micronet.onnx.moves import requantize_moves
 from micronet.onnx.ops import SMOOTH
 from micronet.quantization.calibrate import calibrate

@@ -15,8 +15,9 @@ from micronet.data.load import load_data
 from micronet.errors import FailedError, MicronetError
 from micronet.evaluation.cost import count_macs
 from micronet.models.build import ModelSpec
-from micronet.onnx.check import USUAL_ERROR, compare_layers, compare_outputs, compare_scores, drift, require_classes
+from micronet.onnx.check import USUAL_ERROR, compare_outputs, compare_scores, drift, require_classes
 from micronet.onnx.export import to_onnx
+from micronet.onnx.layer_agreement import compare_layers
 from micronet.onnx.operators import INT32_MAX, bias_scales
 from micronet.quantization.calibrate import calibrate, each_quantizer
 from micronet.quantization.config import QuantConfig

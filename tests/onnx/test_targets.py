@@ -12,10 +12,12 @@ from micronet.artifact.artifact import Artifact
 from micronet.data.dataset import DataSpec
 from micronet.errors import MicronetError
 from micronet.models.build import ModelSpec
-from micronet.onnx.check import compare_layers, compare_outputs, require_agreement
+from micronet.models.device import Inputs
+from micronet.onnx.check import compare_outputs, require_agreement
 from micronet.onnx.config import ExportConfig
 from micronet.onnx.export import to_onnx, with_pairs
 from micronet.onnx.integers import count_integer_layers, slow_cause
+from micronet.onnx.layer_agreement import compare_layers
 from micronet.onnx.low_bits import to_int4
 from micronet.onnx.posttraining import prepare
 from micronet.onnx.rewrite import embed_preprocessing, to_half
@@ -184,6 +186,28 @@ class Waves(torch.nn.Conv1d):
 def test_an_input_that_is_no_image_has_the_name_of_its_argument():
     proto = to_onnx(Artifact(Waves(5, 2, 3), ModelSpec("net")), torch.zeros(2, 5, 9))
     assert [each.name for each in (*proto.graph.input, *proto.graph.output)] == ["wave", "scores"]
+
+
+class Loop(torch.nn.Module):
+    """Computes one sample after the other, which torch's exporter unrolls for the batch that it is given."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(6, 4)
+
+    def forward(self, left, right):
+        return torch.stack([self.layer(row) for row in left + right])
+
+
+def test_a_loop_over_the_batch_is_exported_for_one_sample_at_once_or_refused():
+    torch.manual_seed(0)
+    inputs = Inputs([torch.randn(3, 6), torch.randn(3, 6)])
+    int8 = micronet.quantize(Loop(), mode="ptq", data=[tuple(inputs)], first_last="8bit")
+    with pytest.raises(MicronetError, match=r"fixes the size of the axis batch .* --dynamic none"):
+        to_onnx(int8, inputs)
+    proto = to_onnx(int8, inputs, ExportConfig(dynamic="none"))
+    assert compare_outputs(int8.model, proto, [inputs], classes=False).error < 1e-2  # a step of 8 bits
+    assert set(compare_layers(int8.model, proto, inputs).values()) <= {0, 1}
 
 
 @pytest.mark.parametrize(

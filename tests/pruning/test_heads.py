@@ -18,7 +18,7 @@ from micronet.artifact.header import StageRecord
 from micronet.errors import MicronetError
 from micronet.models.attention import Attention
 from micronet.models.build import ModelSpec
-from micronet.onnx.check import compare_layers
+from micronet.onnx.layer_agreement import compare_layers
 from micronet.pruning.config import PruneConfig
 from micronet.pruning.prune import prune_model, restore
 

@@ -9,8 +9,8 @@ from micronet.artifact.artifact import Artifact, load, save
 from micronet.artifact.header import StageRecord
 from micronet.graph.trace import trace
 from micronet.models.build import ModelSpec, build_model
-from micronet.onnx.check import compare_layers
 from micronet.onnx.export import to_onnx
+from micronet.onnx.layer_agreement import compare_layers
 from micronet.quantization.calibrate import calibrate, collect, freeze, frozen, observing, set_ranges
 from micronet.quantization.config import QuantConfig
 from micronet.quantization.fold import fold_model

@@ -11,8 +11,8 @@ from micronet.artifact.artifact import Artifact
 from micronet.errors import MicronetError
 from micronet.models.build import ModelSpec, build_model
 from micronet.models.layers import Add
-from micronet.onnx.check import compare_layers
 from micronet.onnx.export import to_onnx
+from micronet.onnx.layer_agreement import compare_layers
 from micronet.quantization import adaround, blocks, synthetic, walk
 from micronet.quantization.adaround import Recorded, Unit, mixed
 from micronet.quantization.calibrate import calibrate, collect, each_quantizer, set_ranges
