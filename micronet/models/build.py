@@ -69,8 +69,9 @@ def build_model(spec: ModelSpec, *, trusted: bool = False, most_bytes: int | Non
             f"--model {spec.name} to run your own copy, or --trust-code if you trust the author of the artifact"
         )
     factory = _factory(spec)
-    if isinstance(factory, partial) and (fixed := factory.keywords.keys() & spec.args):
-        raise MicronetError(f"model {spec.name} does not accept {min(fixed)}; drop it from --model-args")
+    fixed = factory.keywords if isinstance(factory, partial) else {}
+    if refused := [name for name, value in spec.args.items() if name in fixed and value != fixed[name]]:
+        raise MicronetError(f"model {spec.name} does not accept {min(refused)}; drop it from --model-args")
     try:
         with warnings.catch_warnings():
             for message in REPEATED:

@@ -157,3 +157,4 @@ def test_torchs_advice_to_the_networks_author_is_not_repeated_but_the_authors_wa
 
 def test_a_network_that_reads_its_weights_while_it_is_built_is_built():
     assert build_model(ModelSpec("torchvision:regnet_y_400mf")).stem is not None  # not on torch's meta device
+    assert build_model(ModelSpec("torchvision:regnet_y_400mf", {"weights": None})).stem is not None  # what it is anyway
