@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,16 +21,36 @@ class Latency(NamedTuple):
     p95_ms: float
 
 
-def latencies(predictors: Sequence[Predictor], inputs: Sequence[NDArray[np.float32]]) -> list[Latency]:
+def latencies(
+    predictors: Sequence[Predictor], inputs: Sequence[NDArray[np.float32]], *, one_thread: bool = False
+) -> list[Latency]:
     """Time predictors, each on its own batch (N, C, H, W) float32, after a warm-up.
 
-    They run in turns, so that a change in the machine's speed affects all of them alike.
+    They run in turns, so that a change in the machine's speed affects all of them alike. ``one_thread``: see
+    ``time_call``.
     """
-    return [Latency(*(1000 * np.percentile(own, [50, 95])).tolist()) for own in time_calls(predictors, inputs)]
+    calls = time_calls(predictors, inputs, one_thread=one_thread)
+    return [Latency(*(1000 * np.percentile(own, [50, 95])).tolist()) for own in calls]
+
+
+def time_call(predict: Predictor, given: Any, *, one_thread: bool = False) -> float:
+    """Return the seconds of a call.
+
+    ``one_thread``: whether it computes in one thread of this process. Then the CPU time is the call's own, and where
+    that is shorter, other work has interrupted it: on a busy machine, every call that is longer than a time slice.
+    """
+    start, busy = time.perf_counter(), time.process_time()
+    predict(given)
+    busy, took = time.process_time() - busy, time.perf_counter() - start
+    return min(took, busy) if one_thread and busy > 0 else took
 
 
 def time_calls(
-    predictors: Sequence[Predictor], inputs: Sequence[NDArray[np.float32]], seconds: float | None = None
+    predictors: Sequence[Predictor],
+    inputs: Sequence[NDArray[np.float32]],
+    seconds: float | None = None,
+    *,
+    one_thread: bool = False,
 ) -> list[list[float]]:
     """Return the seconds of every timed call of each predictor, in ``seconds`` at most; see ``latencies``."""
     seconds = MEASURE_SECONDS if seconds is None else min(seconds, MEASURE_SECONDS)
@@ -44,7 +64,6 @@ def time_calls(
     while spent < seconds * len(predictors) or len(samples[0]) < MIN_ROUNDS:
         for own, predict, images in zip(samples, predictors, inputs, strict=True):
             start = time.perf_counter()
-            predict(images)
-            own.append(time.perf_counter() - start)
-            spent += own[-1]
+            own.append(time_call(predict, images, one_thread=one_thread))
+            spent += time.perf_counter() - start
     return samples

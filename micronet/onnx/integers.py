@@ -119,7 +119,7 @@ def measure_speed(proto: onnx.ModelProto, sample: Any) -> dict[str, Any]:
     try:
         plain = without_quantizers(proto)
         sessions = [session_predictor(each.SerializeToString(), options) for each in (proto, plain)]
-        ours, theirs = (found.p50_ms for found in latencies(sessions, [sample, sample]))
+        ours, theirs = (found.p50_ms for found in latencies(sessions, [sample, sample], one_thread=True))
     except Exception as error:  # a courtesy: whatever a runtime raises must not spoil the export
         return {"skipped": first_line(error)}
     sizes = {"int8_bytes": proto.ByteSize(), "float_bytes": plain.ByteSize() - _repeated_bytes(plain)}

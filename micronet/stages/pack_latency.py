@@ -39,7 +39,7 @@ def measure_packed(program: Program, proto: onnx.ModelProto, image: NDArray[np.f
         }  # fmt: skip
         if len(plain.graph.node) < len(proto.graph.node):
             networks["onnx_ms"] = session_predictor(proto.SerializeToString(), options)
-        timed = latencies(list(networks.values()), [image] * len(networks))
+        timed = latencies(list(networks.values()), [image] * len(networks), one_thread=True)
     except Exception as error:  # a courtesy: whatever a runtime raises must not spoil the packing
         return {"skipped": first_line(error), "slower": False, "words": f"speed not measured: {first_line(error)}"}
     float_layers, layers = _count_layers(program)

@@ -71,7 +71,7 @@ def time_predictors(predictors: Sequence[Predictor], example: Example) -> list[f
 
     Medians of so few calls would compare the other work of a busy machine.
     """
-    calls = time_calls(predictors, [as_arrays(_first(example))] * len(predictors), SECONDS)
+    calls = time_calls(predictors, [as_arrays(_first(example))] * len(predictors), SECONDS, one_thread=True)
     return [round(1000 * min(own), 4) for own in calls]
 
 

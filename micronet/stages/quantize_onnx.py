@@ -260,7 +260,8 @@ def _speed(model: onnx.ModelProto, int8: onnx.ModelProto, feed: Feed, progress: 
     options = RuntimeOptions(threads=1)
     sessions = [open_session(proto.SerializeToString(), options, "the model") for proto in (model, int8)]
     runs: list[Any] = [partial(_run, session, feed) for session in sessions]
-    before, after = (1000 * float(np.median(each)) for each in time_calls(runs, [feed, feed]))  # type: ignore[list-item]
+    given: list[Any] = [feed, feed]
+    before, after = (1000 * float(np.median(each)) for each in time_calls(runs, given, one_thread=True))
     note, batch = "slower than float here: " if is_slower(after, before) else "", len(next(iter(feed.values())))
     progress.line(f"{note}{after:.2f} ms vs. {before:.2f} ms in float (ONNX Runtime, 1 thread, batch {batch})")
     return {"latency_ms": after, "float_latency_ms": before}
