@@ -215,7 +215,7 @@ class Quantize(TrainingSettings, Stage):
         from micronet.stages.float_network import float_artifact
         from micronet.stages.quantize_network import Quantizing
         from micronet.stages.quantize_plan import plan
-        from micronet.stages.untraced import warn_untraced
+        from micronet.stages.quantize_warnings import warn_poor, warn_untraced
 
         if self.dry_run:
             return Outcome(None, plan(context.artifact, self.quantization))
@@ -228,15 +228,14 @@ class Quantize(TrainingSettings, Stage):
         if settled.training.distill != self.training.distill:
             context.progress.line(f"also distilling from {path}; to turn this off, pass --distill-weight 0")
         if share := settled.calibration.float_weights:
-            context.progress.line(
-                f"weights stay in float for the first {share:.0%} of training steps, except during validation"
-            )
+            context.progress.line(f"weights stay in float for the first {share:.0%} of the steps, except in validation")
         work = Quantizing(artifact, settled, run)
         if self.calibration.mode == "qat" and work.dataset is None:
             self._check_untrained(context)
         qaft = self.calibration.mode == "qaft"
         untraced = not qaft and warn_untraced(artifact.model.to(run.device), work.example, context.progress)
         done = work.qaft() if qaft else work.run_quantization()
+        warn_poor(done.metrics, self.calibration.mode, context.progress)
         about = {"noun": noun_of(done), "tested_on": getattr(work.dataset, "tested_on", ""), "untraced": untraced}
         return Outcome(done, {**done.metrics, **about, "left_float": done.history[-1].result.get("left_float", {})})
 

@@ -45,9 +45,9 @@ from micronet.stages.float_model import FloatModel
 from micronet.stages.inputs import cached, calibration_batches
 from micronet.stages.onnx_files import compare_files, is_raw, open_files, raw_feeds
 from micronet.stages.onnx_metrics import measure_by_task
+from micronet.stages.quantize_warnings import POOR_DB
 from micronet.stages.stage import Context, Outcome
 
-POOR_DB = 10  # an SQNR below it means errors of a third of the outputs' size or more
 SAMPLED_RUNS = 64  # of the calibration inputs, for the agreement and for bias correction
 LISTED = 8
 CALIBRATOR: Calibrator = "mse"  # +2.5 to +10 dB over the ten files of scripts/bench_onnx_files.py, but -3.5 for one

@@ -65,6 +65,9 @@ def test_quantize_says_first_that_a_network_cannot_be_traced_and_names_no_next_c
     model, path = ["--model", "tests/tasks/networks.py:LeavesEarly"], tmp_path / "a.safetensors"
     micronet("import", *model, "--task", "agreement", "--data", tmp_path / "x.npy", "-o", path)
     done = micronet("quantize", path, "--mode", "ptq", *model, "-o", tmp_path / "b.safetensors")
-    assert done.code == 0 and "next:" not in done.out
+    assert done.code == 0 and "next:" not in done.out and "far from" not in done.err
     first = " ".join(done.err.split())
     assert first.startswith("warning: forward() depends on") and "networks.py:41 (if x.sum() > 1e9:)" in first
+    two_bits = ["--w-bits", "2", "--a-bits", "2", "--first-last", "same"]
+    rough = micronet("quantize", path, "--mode", "ptq", *two_bits, *model, "-o", tmp_path / "c.safetensors")
+    assert "warning: the outputs are far from the float network's (SQNR" in " ".join(rough.err.split())

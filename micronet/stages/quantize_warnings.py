@@ -1,4 +1,6 @@
-"""What ``quantize`` says before it works on a network whose forward cannot be traced."""
+"""What ``quantize`` warns of: a network that cannot be traced, and outputs that are far from the float network's."""
+
+from collections.abc import Mapping
 
 from torch import nn
 
@@ -9,6 +11,8 @@ from micronet.graph.trace import trace_modes
 from micronet.models.device import Example, as_inputs
 from micronet.models.inputs import make_inputs
 from micronet.models.modes import copy_model
+
+POOR_DB = 10  # an SQNR below it means errors of a third of the outputs' size or more
 
 
 def warn_untraced(model: nn.Module, example: Example | None, progress: Progress) -> bool:
@@ -26,3 +30,14 @@ def warn_untraced(model: nn.Module, example: Example | None, progress: Progress)
         )
         return True
     return False
+
+
+def warn_poor(metrics: Mapping[str, object], mode: str, progress: Progress) -> None:
+    """Say so if the outputs of a network without training are far from the float network's, and what may help."""
+    sqnr = metrics.get("test_sqnr_db")
+    if mode == "ptq" and isinstance(sqnr, float) and sqnr < POOR_DB:
+        progress.line(
+            f"warning: the outputs are far from the float network's (SQNR {sqnr:.1f} dB); train with --mode qat, "
+            "keep more bits (--a-bits 16) or float layers (--exclude), or quantize the ONNX file of the float network, "
+            "in which more values between layers stay in float"
+        )
