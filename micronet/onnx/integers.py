@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any, Literal
 
@@ -14,15 +15,17 @@ from micronet.errors import MicronetError, by_reason, count, first_line, listed
 from micronet.evaluation.latency import latencies
 from micronet.onnx import graph_view as view
 from micronet.onnx.channel_padding import WIDTH, count_padded, restore_channels
+from micronet.onnx.float_nodes import has_layers
 from micronet.onnx.gates import restore_gates
 from micronet.onnx.graph_view import GraphView, WeightedNode
-from micronet.onnx.ops import CONVOLUTIONS, DEQUANTIZE, INTEGER_LAYERS, QUANTIZE, SMOOTH
+from micronet.onnx.ops import CONTROL, CONVOLUTIONS, DEQUANTIZE, INTEGER_LAYERS, QUANTIZE, RECURRENT, SMOOTH
 from micronet.onnx.stored import unpack_weights
 from micronet.runtimes.config import RuntimeOptions
 from micronet.runtimes.onnxruntime import optimize, session_predictor
 
 _ADDED = re.compile(r"_token_\d+$")  # what ONNX Runtime adds to the name of a node that it replaces
 _LISTED = 3
+NARROW, THREE_AXES = 16, 3  # channels that a convolution adds up for one output; axes of its kernel
 FLOAT_WEIGHTS, NO_TRANSPOSED = "its weights are float", "ONNX Runtime has no int8 ConvTranspose"
 FLOAT_TRANSPOSED = "micronet exports ConvTranspose in float"  # for that reason, whatever runs the file
 # Measured: with integers in q k^T alone, attention takes 1.3 to 1.5 times as long.
@@ -35,9 +38,10 @@ def count_integer_layers(proto: onnx.ModelProto) -> dict[str, Any] | None:
     Returns:
         ``convolutions`` and ``linear``: how many layers with stored weights there are, and how many of them become
         integer operators (``all``, ``integer``); ``float``: each other layer -> why; ``products``: how many products
-        of two activations stay float; ``activations``: the operators of smooth activations between layers that stay
-        float; ``padded``: how many depthwise convolutions have channels of zeros. None for a float file, and if ONNX
-        Runtime refuses the model.
+        of two activations stay float; ``attends``: whether there is a softmax; ``others``: recurrent layers, and nodes
+        with layers in graphs of their own -> how many; ``narrow``: convolutions in integers that are slower than in
+        float; ``activations``: the operators of smooth activations between layers that stay float; ``padded``: how many
+        depthwise convolutions have channels of zeros. None for a float file, and if ONNX Runtime refuses the model.
     """
     graph = GraphView(unpack_weights(proto))
     if not graph.qdq:
@@ -50,12 +54,19 @@ def count_integer_layers(proto: onnx.ModelProto) -> dict[str, Any] | None:
     smooth = _smooth_before_layers(optimized.graph)
     weighted = {layer.node for layer in graph.layers}
     products = [node for node in graph.nodes if node.op_type == "MatMul" and node not in weighted]
-    attended = sum(node.name not in done for node in products)
+    others = [node.op_type for node in graph.nodes if node.op_type in RECURRENT and node.name not in done]
+    others += [node.op_type for node in graph.nodes if node.op_type in CONTROL and has_layers(node)]
+    found = {
+        "products": sum(node.name not in done for node in products),
+        "attends": any(node.op_type == "Softmax" for node in graph.nodes),
+        "others": dict(Counter(others)),
+        "narrow": [view.layer_name(each.node) for each in graph.layers if each.node.name in done and _is_narrow(each)],
+    }
     counts = count_layers(
         (kind_of(layer.node), view.layer_name(layer.node), None if layer.node.name in done else _reason(layer))
         for layer in graph.layers
     )
-    return {**counts, "products": attended, "activations": smooth, "padded": count_padded(proto)}
+    return {**counts, **found, "activations": smooth, "padded": count_padded(proto)}
 
 
 def kind_of(node: Any) -> Literal["convolutions", "linear"]:
@@ -89,6 +100,19 @@ def _smooth_before_layers(graph: onnx.GraphProto) -> list[str]:
         if leads and node.op_type in SMOOTH:
             found.add(node.op_type)
     return sorted(found)
+
+
+def _is_narrow(layer: WeightedNode) -> bool:
+    """Return True for a convolution that adds up few channels: a grouped one, or a 3-D one.
+
+    Measured in ONNX Runtime with AVX2 and VNNI: integers take 1.2 to 10 times as long as floats with 16 to 1 channels
+    per group, and 3 times as long in a 3-D convolution of 3 channels; depthwise ones have a kernel of their own.
+    """
+    node, (outputs, channels, *kernel) = layer.node, layer.weight.shape.numpy()
+    groups = node.attributes.get_int("group", 1)
+    if node.op_type != "Conv" or channels >= NARROW:
+        return False
+    return len(kernel) == THREE_AXES if groups == 1 else (channels, groups) != (1, outputs)
 
 
 def _reason(layer: WeightedNode) -> str:
@@ -183,7 +207,11 @@ def describe(found: dict[str, Any], runtime: str = "ONNX Runtime") -> list[str]:
     for reason, layers in by_reason(found["float"]).items():
         lines.append(f"float: {listed(layers, _LISTED)}: {reason}")
     if products := found.get("products"):
-        lines.append(f"float: {count(products, 'product')} of two activations, as in attention: {PRODUCTS}")
+        why = f", as in attention: {PRODUCTS}" if found.get("attends") else ": only products with weights are quantized"
+        lines.append(f"float: {count(products, 'product')} of two activations{why}")
+    for kind, number in found.get("others", {}).items():
+        what = "layer: it has no int8 form" if kind in RECURRENT else "node with layers inside"
+        lines.append(f"float: {number} {kind} {what}")
     if padded := found.get("padded"):
         lines.append(
             f"{count(padded, 'depthwise convolution')} padded with zeros to a multiple of {WIDTH} channels, which ONNX "
@@ -208,6 +236,11 @@ def slow_cause(found: dict[str, Any]) -> str:
         return (
             "the layers below are computed in float on dequantized weights; exclude them with micronet quantize "
             "--exclude"
+        )
+    if narrow := found.get("narrow"):
+        return (
+            f"ONNX Runtime computes convolutions of few channels, or few in a group, more slowly in integers "
+            f"({listed(narrow, _LISTED)}); exclude them with micronet quantize --exclude"
         )
     what = f"{' and '.join(found['activations'])} between them" if found.get("activations") else "quantizing"
     cure = "use ReLU instead, or " if found.get("activations") else ""

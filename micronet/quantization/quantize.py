@@ -35,7 +35,6 @@ TRAINING_ONLY = "forward() calls it in training mode only"
 _LAYERS = {kind.__name__ for kind in (*ops.CONVOLUTIONS, nn.Linear)}
 
 
-
 def quantize_model(
     model: nn.Module,
     config: QuantConfig,

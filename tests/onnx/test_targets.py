@@ -16,7 +16,7 @@ from micronet.models.device import Inputs
 from micronet.onnx.check import compare_outputs, require_agreement
 from micronet.onnx.config import ExportConfig
 from micronet.onnx.export import to_onnx, with_pairs
-from micronet.onnx.integers import count_integer_layers, slow_cause
+from micronet.onnx.integers import count_integer_layers, describe, slow_cause
 from micronet.onnx.layer_agreement import compare_layers
 from micronet.onnx.low_bits import to_int4
 from micronet.onnx.posttraining import prepare
@@ -176,6 +176,34 @@ def test_an_activation_after_the_last_layer_does_not_make_a_network_slow():
     layers = [torch.nn.Conv2d(3, 8, 3), torch.nn.GELU(), torch.nn.Conv2d(8, 8, 3), torch.nn.Tanh()]
     proto = to_onnx(micronet.quantize(torch.nn.Sequential(*layers), data=[IMAGES], mode="ptq"), IMAGES)
     assert count_integer_layers(proto)["activations"] == ["Gelu"]
+
+
+class Graphs(torch.nn.Module):
+    """A grouped and a depthwise convolution, a recurrent layer, and a product of two activations."""
+
+    def __init__(self, softmax=False):
+        super().__init__()
+        self.few, self.one = torch.nn.Conv2d(3, 12, 3), torch.nn.Conv2d(12, 24, 1, groups=6)
+        self.each, self.read, self.softmax = torch.nn.Conv2d(24, 24, 3, groups=24), torch.nn.GRU(24, 4), softmax
+
+    def forward(self, x):
+        x = self.each(self.one(self.few(x))).flatten(2)
+        near = x.transpose(1, 2) @ x
+        return self.read((near.softmax(-1) if self.softmax else near) @ x.transpose(1, 2))[0]
+
+
+def test_what_stays_in_float_and_what_is_slower_in_integers_is_named():
+    lines = {}
+    for softmax in (False, True):
+        artifact = micronet.quantize(Graphs(softmax).eval(), data=[IMAGES], mode="ptq")
+        found = count_integer_layers(to_onnx(artifact, IMAGES))
+        assert found["narrow"] == ["one"] and found["others"] == {"GRU": 1} and found["products"]
+        lines[softmax] = describe({**found, "float": {}, "int8_ms": 2.0, "float_ms": 1.0})
+    first, _, products, recurrent = lines[False]
+    assert first.startswith("slower than float: 2.00 ms vs. 1.00 ms; ONNX Runtime") and "(one); exclude" in first
+    assert products.endswith(" of two activations: only products with weights are quantized")
+    assert recurrent == "float: 1 GRU layer: it has no int8 form"
+    assert ", as in attention: integers are faster there only if" in lines[True][2]
 
 
 class Waves(torch.nn.Conv1d):
