@@ -91,7 +91,7 @@ def computes_same(model: nn.Module, network: nn.Module, inputs: tuple[Any, ...])
         return False
 
 
-def follows_batch(model: nn.Module, recorded: nn.Module, inputs: tuple[Any, ...]) -> bool:
+def _follows_batch(model: nn.Module, recorded: nn.Module, inputs: tuple[Any, ...]) -> bool:
     """Return True unless a network computes something else for one more sample than its record, which may fix the size.
 
     A network that takes no other batch, or whose inputs do not have one length, says nothing against its record.
@@ -110,11 +110,13 @@ def follows_batch(model: nn.Module, recorded: nn.Module, inputs: tuple[Any, ...]
         return False
 
 
-def restores(model: nn.Module, described: list[dict[str, Any]], inputs: tuple[Any, ...]) -> bool:
-    """Return True if a record made on inputs of this description, as for a restored network, holds for the inputs, too.
+def holds(model: nn.Module, recorded: nn.Module, described: list[dict[str, Any]], inputs: tuple[Any, ...]) -> bool:
+    """Return True if a record holds for other batches, and one made on inputs of this description for these inputs.
 
-    One of a forward that depends on values may hold by chance.
+    The latter is made for a restored network; that of a forward which depends on values may hold by chance.
     """
+    if not _follows_batch(model, recorded, inputs):
+        return False
     try:
         again, _ = record_network(model, make_inputs(described))
         return _agree(model, again, inputs, rounding=ROUNDING)

@@ -22,9 +22,8 @@ from micronet.graph.record import (
     UnbuiltError,
     computes_same,
     describe_example,
-    follows_batch,
+    holds,
     record_network,
-    restores,
     trains_more,
 )
 from micronet.graph.symbolic import mode_keys, symbolic
@@ -241,8 +240,7 @@ def trace(model: nn.Module, example: Example | None = None) -> Graph | None:
         if differs and trains_more(model, inputs):  # a record in eval mode would lose those layers
             return None
         described = describe_example(inputs)
-        fits = follows_batch(model, recorded, inputs) and restores(model, described, inputs)
-        return Graph(recorded, described) if fits else None
+        return Graph(recorded, described) if holds(model, recorded, described, inputs) else None
     except UnbuiltError:
         raise
     except MicronetError:
