@@ -149,7 +149,8 @@ def _quantize(summary: Any) -> None:
 
 def _bn_fuse(summary: dict[str, Any]) -> None:
     folded, left = summary["folded"], summary["left"]
-    nothing = f"no batch norms {'can be folded' if left else 'left to fold'}; rounded the biases to int32"
+    biases = "; rounded the biases to int32" if summary["rounded"] else ", and no biases to round"
+    nothing = f"no batch norms {'can be folded' if left else 'left to fold'}{biases}"
     print_line(f"folded {count(folded, 'batch norm')}" if folded else nothing)
     for name, why in list(left.items())[:LISTED_NORMS]:
         print_line(f"not folded: {name} ({why})")

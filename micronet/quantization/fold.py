@@ -48,7 +48,7 @@ def fold_model(
         example: An input, or a tuple of inputs, for a forward that must run to be traced.
 
     Raises:
-        MicronetError: The network cannot be traced, or it has neither batch norms to fold nor biases to round.
+        MicronetError: The network cannot be traced, or it is a float one without batch norms to fold.
     """
     graph = _fold_graph(copy_model(model), example)
     if graph is None:
@@ -73,10 +73,12 @@ def fold_model(
     quantizers = {name: quantizer.describe() for name, quantizer in found.items() if quantizer is not None}
     rounded = [name for record in history for name in _round_biases(folded, record.result.get("inputs", {}))]
     left = left_norms(graph, pairs)
-    if not pairs and not absorbed and not rounded:
+    quantized_before = any(record.stage == "quantize" for record in history)  # then any network may be fused
+    if not pairs and not absorbed and not quantized_before:
         why = "; ".join(f"{name}: {reason}" for name, reason in list(left.items())[:3]) or "it has no batch norms"
         raise MicronetError(f"nothing to fold in this network ({why}); use the artifact as it is")
     result: dict[str, Any] = {"pairs": [list(pair) for pair in pairs], "taken": absorbed, "quantizers": quantizers}
+    result |= {"rounded": len(rounded)} if rounded else {}
     result |= {"left": left} if left else {}
     result |= {"plain": True} if graph.plain else {}
     result |= {"recorded": graph.recorded} if graph.recorded else {}

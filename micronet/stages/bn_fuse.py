@@ -44,4 +44,5 @@ class BnFuse(ReadSettings, Stage):
         model, record = fold_model(artifact.model, artifact.history, example)
         folded = len(record.result["pairs"]) + len(record.result["taken"])
         fused = artifact.after(record, model=model, metrics={})  # metrics of the unfused network are not its own
-        return Outcome(fused, {"folded": folded, "left": record.result.get("left", {})})
+        about = {name: record.result.get(name, empty) for name, empty in (("left", {}), ("rounded", 0))}
+        return Outcome(fused, {"folded": folded, **about})

@@ -71,3 +71,13 @@ def test_quantize_says_first_that_a_network_cannot_be_traced_and_names_no_next_c
     two_bits = ["--w-bits", "2", "--a-bits", "2", "--first-last", "same"]
     rough = micronet("quantize", path, "--mode", "ptq", *two_bits, *model, "-o", tmp_path / "c.safetensors")
     assert "warning: the outputs are far from the float network's (SQNR" in " ".join(rough.err.split())
+
+
+def test_bn_fuse_follows_any_quantization(tmp_path, micronet):
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(9, 6)).astype(np.float32))
+    model, path = ["--model", "tests/tasks/networks.py:Twice"], tmp_path / "a.safetensors"
+    micronet("import", *model, "--task", "agreement", "--data", tmp_path / "x.npy", "-o", path)
+    assert micronet("bn-fuse", path, *model, "-o", tmp_path / "b.safetensors").code == 2
+    micronet("quantize", path, "--mode", "ptq", *model, "-o", tmp_path / "c.safetensors")
+    done = micronet("bn-fuse", tmp_path / "c.safetensors", *model, "-o", tmp_path / "d.safetensors")
+    assert done.code == 0 and done.out.startswith("no batch norms left to fold, and no biases to round")

@@ -41,3 +41,14 @@ class LeavesEarly(nn.Module):
         if x.sum() > 1e9:
             return x
         return self.head(x)
+
+
+class Twice(nn.Module):
+    """A layer called twice: its bias cannot be rounded to one unit, and there is no batch norm."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(6, 6)
+
+    def forward(self, x):
+        return self.layer(self.layer(x).relu())
