@@ -1,6 +1,7 @@
 """Arrays from a file as the inputs of an ONNX model."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ def read_arrays(path: Path, inputs: Sequence[Input]) -> list[Feed]:
 
     Arrays belong to inputs by their names or, if none has an input's name, by their order. An array with one more axis
     than its input holds one input per run. Otherwise its rows are split into runs, unless it holds a single one, which
-    every run gets.
+    every run gets. Rows of an input without a fixed batch size are split as those of another, if they are equally many.
 
     Raises:
         MicronetError: The file is damaged, or its arrays do not fit the inputs or hold NaN or infinity; masks may hold
@@ -26,11 +27,18 @@ def read_arrays(path: Path, inputs: Sequence[Input]) -> list[Feed]:
     names = match_arrays(str(path), read_headers(path), inputs)
     arrays = read_npz(path)
     stacked = any(arrays[names[entry.name]].ndim > len(entry.shape) for entry in inputs)
+    steps: dict[int, int] = {}  # a number of rows -> how many of them a run gets
+    for entry in inputs:
+        values = arrays[names[entry.name]]
+        if own := 1 if values.ndim > len(entry.shape) else (entry.shape or (None,))[0]:
+            steps.setdefault(len(values), own)
     runs: dict[str, list[NDArray[Any]]] = {}
     for entry in inputs:
         values = arrays[names[entry.name]].astype(entry.dtype, copy=False)
         if values.ndim > len(entry.shape):
             runs[entry.name] = list(values)
+        elif entry.shape[:1] == (None,) and len(values) in steps:
+            runs[entry.name] = list(batched(replace(entry, shape=(steps[len(values)], *entry.shape[1:])), values))
         else:
             runs[entry.name] = [values] if stacked or not values.ndim else list(batched(entry, values))
     feeds = _joined(str(path), runs)

@@ -15,6 +15,7 @@ from tests.onnx.foreign import IMAGE, NETWORKS, Net, inputs_for
 F32, I64 = np.dtype("float32"), np.dtype("int64")
 TOKENS, MASK = Input("tokens", F32, (None, 6, 32)), Input("mask", np.dtype(bool), (None, 1, 6))
 WAVE, RATE, STATE = Input("wave", F32, (1, 1, 64)), Input("rate", I64, ()), Input("state", F32, (2, None, 8))
+ROWS, HIDDEN = Input("x", F32, (None, 3)), Input("h", F32, (1, 1, 8))
 
 
 def saved(path, arrays):
@@ -31,6 +32,9 @@ def saved(path, arrays):
         ([WAVE, RATE], {"a": np.ones((3, 1, 64), F32), "b": np.array(16000)}, [(1, 1, 64)] * 3),
         ([STATE, RATE], {"a": np.ones((4, 2, 1, 8), F32), "b": np.array([8, 8, 16, 16])}, [(2, 1, 8)] * 4),
         ([STATE, RATE], {"a": np.ones((4, 2, 1, 8), F32), "b": np.array(16)}, [(2, 1, 8)] * 4),
+        ([ROWS, HIDDEN], {"x": np.ones((4, 3), F32), "h": np.ones((4, 1, 8), F32)}, [(1, 3)] * 4),
+        ([ROWS, HIDDEN], {"x": np.ones((4, 3), F32), "h": np.ones((4, 1, 1, 8), F32)}, [(1, 3)] * 4),
+        ([ROWS, HIDDEN], {"x": np.ones((4, 3), F32), "h": np.ones((1, 1, 8), F32)}, [(4, 3)]),
         ([Input("x", F32, (2, 3))], {"x": np.arange(9, dtype=F32).reshape(3, 3)}, [(2, 3)] * 2),
         (
             [TOKENS, Input("w", F32, (5, 7))],
