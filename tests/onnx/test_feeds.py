@@ -77,8 +77,8 @@ def test_each_array_that_does_not_fit_is_named_with_its_fault(tmp_path, arrays, 
 
 def test_batches_of_unequal_numbers_are_named(tmp_path):
     path = saved(tmp_path, {"x": np.ones((100, 3), F32), "y": np.ones((100, 3), F32)})
-    with pytest.raises(MicronetError, match=r"runs \(50 of x, 2 of y\); save them with one more axis"):
-        raw_feeds(str(path), [Input("x", F32, (2, 3)), Input("y", F32, (None, 3))])
+    with pytest.raises(MicronetError, match=r"runs \(50 of x, 20 of y\); save them with one more axis"):
+        raw_feeds(str(path), [Input("x", F32, (2, 3)), Input("y", F32, (5, 3))])
 
 
 @pytest.mark.parametrize(
