@@ -75,6 +75,11 @@ def has_layers(node: ir.Node) -> bool:
     return any(inner.op_type in WEIGHTED_OPS | RECURRENT or has_layers(inner) for graph in graphs for inner in graph)
 
 
+def layers_inside(kind: str) -> str:
+    """Return why a node of a kind that has layers in graphs of its own stays in float."""
+    return f"layers inside {kind} nodes stay in float"
+
+
 def _graphs(attribute: ir.Attr) -> Sequence[ir.Graph]:
     if attribute.type == ir.AttributeType.GRAPH:
         return [attribute.as_graph()]

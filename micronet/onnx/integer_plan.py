@@ -24,6 +24,7 @@ from micronet.onnx.float_nodes import (
     is_nearest,
     is_small,
     is_smaller,
+    layers_inside,
     obstacle,
     rank,
     settled,
@@ -112,7 +113,7 @@ class Planner:
         if node.op_type in RECURRENT:
             self.floats[node.name or ""] = f"{node.op_type} has no int8 form"
         if node.op_type in CONTROL and has_layers(node):
-            self.floats[node.name or ""] = f"layers inside {node.op_type} nodes stay in float"
+            self.floats[node.name or ""] = layers_inside(node.op_type)
         if node.op_type not in WEIGHTED_OPS or not is_float(node.outputs[0]):
             return False
         why = (self.excluded or {}).get(node.name or "") or obstacle(node, self.signed)

@@ -17,6 +17,7 @@ from onnxruntime import GraphOptimizationLevel
 
 from micronet.errors import MicronetError, first_line
 from micronet.onnx.feeds import Feed
+from micronet.onnx.float_nodes import layers_inside
 from micronet.onnx.insertion import Insertion, ValueRange
 from micronet.onnx.integer_plan import NO_RANGE, Plan, Planner
 from micronet.onnx.ops import CONTROL, DEQUANTIZE, QUANTIZE, WEIGHTED_OPS
@@ -73,6 +74,9 @@ def prepare(proto: onnx.ModelProto) -> onnx.ModelProto:
                 f"export it again with opset {OLDEST_OPSET} or later"
             ) from error
     optimized = optimize(proto.SerializeToString(), GraphOptimizationLevel.ORT_ENABLE_BASIC)
+    if any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in optimized.graph.initializer):
+        # Casts to float32, which it adds after it has folded constants; the next run folds those of weights.
+        optimized = optimize(optimized.SerializeToString(), GraphOptimizationLevel.ORT_ENABLE_BASIC)
     try:
         folded = ir.from_proto(optimized)
         for index, node in enumerate(folded.graph):
@@ -246,4 +250,6 @@ def _nothing(plan: Plan) -> str:
             "of this one; calibrate again"
         )
     name, why = next(iter(plan.floats.items()))
-    return f"none of the model's layers can be quantized; the first, {name}, stays in float because {why}"
+    inside = next((kind for kind in CONTROL if why == layers_inside(kind)), None)
+    cure = f"; export the model without {inside}, for one value of what it depends on" if inside else ""
+    return f"none of the model's layers can be quantized; the first, {name}, stays in float because {why}{cure}"

@@ -166,6 +166,25 @@ def test_layers_in_loops_count_and_the_weights_they_share_are_stored_once():
     assert (counted["integer_layers"], counted["layers"]) == (1, 3)
 
 
+def test_a_network_whose_layers_are_all_in_a_branch_is_refused_with_the_way_on():
+    arms = (f"{arm} () => (float[4, 64] {arm}y) {{ {arm}y = MatMul(x, w) }}" for arm in "ab")
+    branches = ", ".join(f"{which}_branch = {arm}" for which, arm in zip(("then", "else"), arms, strict=True))
+    proto = _file(
+        f"g (bool c, float[4, 64] x) => (float[4, 64] z) {{ z = If<{branches}>(c) }}", w=np.eye(64, dtype=np.float32)
+    )
+    with pytest.raises(MicronetError, match="layers inside If nodes stay in float; export the model without If, for"):
+        pt.collect(pt.prepare(proto), [{}])
+
+
+def test_weights_in_half_precision_are_quantized():
+    weight = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float16)
+    proto = _file(
+        "g (float16[4, 64] x) => (float16[4, 64] z) { y = MatMul(x, w) z = MatMul(y, v) }", w=weight, v=weight
+    )
+    feeds = [{"x": np.random.default_rng(0).standard_normal((4, 64)).astype(np.float16)}]
+    assert count_integers(_quantized(proto, feeds))["integer_layers"] == 2
+
+
 def test_a_file_that_grows_and_outputs_that_are_far_off_are_said(micronet, tmp_path):
     weight = np.ones((64, 1), np.float32)
     weight[0] = 0  # of the only large input, which sets the step of all
