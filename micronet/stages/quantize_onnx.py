@@ -75,8 +75,8 @@ def _count(model: onnx.ModelProto, int8: onnx.ModelProto, progress: Progress) ->
     if after > before:
         progress.line(
             f"larger than the float file: {after:,} vs. {before:,} bytes; an int8 file also stores scales, a copy of a "
-            "weight for each layer that reads it, constants that the float file computes, and what float16 weights become "
-            "in layers that stay in float32"
+            "weight for each layer that reads it, constants that the float file computes, and the float16 weights of "
+            "layers that stay in float as float32"
         )
     found = count_integers(int8)
     progress.line(
