@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_map_only
 from micronet.data.dataset import DataSpec
 from micronet.errors import MicronetError, count, first_line
 from micronet.evaluation.network import Predictor, Scores
+from micronet.graph.recorder import error_line
 from micronet.models.device import batch_length, inference_format, place_input
 from micronet.models.finite import check_outputs
 from micronet.models.modes import eval_mode
@@ -101,7 +102,7 @@ def check_scores(
         reason = first_line(error)
         if found := re.search(r"\b(Half|BFloat16|Double)\b", reason):
             reason += f"; if its weights are {found[1]}, convert them where it is built: return net.float()"
-        raise MicronetError(f"{name} does not accept {given}: {reason}") from error
+        raise MicronetError(f"{name} does not accept {given}{error_line(error)}: {reason}") from error
     task.check(outputs, spec, name)
     if isinstance(task, Classification) and (rows := len(first_output(outputs))) != batch_length(inputs):
         raise MicronetError(

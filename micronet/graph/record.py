@@ -7,7 +7,6 @@ passes them on or combines them by integer arithmetic; every other decision is f
 
 import random
 import sys
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
@@ -19,7 +18,7 @@ from torch import Tensor, fx, nn
 from micronet.errors import MicronetError, first_line
 from micronet.graph.parting import parting_line
 from micronet.graph.plain import PlainLayer, make_plain, with_plain
-from micronet.graph.recorder import Recorder, user_line
+from micronet.graph.recorder import Recorder, error_line
 from micronet.graph.training import follow_mode
 from micronet.models.device import Example, as_inputs
 from micronet.models.inputs import describe_inputs, make_inputs
@@ -58,7 +57,7 @@ def record_network(model: nn.Module, example: Example) -> tuple[fx.GraphModule, 
     except UnbuiltError:
         raise
     except Exception as error:  # a user's forward may raise anything
-        line = user_line(traceback.extract_tb(error.__traceback__))
+        line = error_line(error)
         shapes = ", ".join(str(tuple(x.shape)) for x in inputs if isinstance(x, Tensor))
         raise MicronetError(
             f"the network cannot run on the example input {shapes}{line}: {first_line(error)}"

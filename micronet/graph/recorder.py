@@ -287,5 +287,11 @@ def user_line(stack: traceback.StackSummary) -> str:
     return f" at {own[-1].filename}:{own[-1].lineno}{line}" if own else ""
 
 
+def error_line(error: BaseException) -> str:
+    """Return where an error was raised, as ``user_line`` does."""
+    return user_line(traceback.extract_tb(error.__traceback__))
+
+
 def _is_ours(filename: str) -> bool:
-    return "/torch/" in filename or filename.startswith(str(Path(__file__).parents[1]))
+    others = "/torch/", "/onnxruntime/", "/contextlib.py"
+    return any(part in filename for part in others) or filename.startswith(str(Path(__file__).parents[1]))

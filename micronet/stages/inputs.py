@@ -23,6 +23,7 @@ from micronet.data.split import Split, random_subset
 from micronet.errors import MicronetError, first_line
 from micronet.evaluation.accuracy import check_scores, evaluate, evaluating
 from micronet.evaluation.network import Predictor
+from micronet.graph.recorder import error_line
 from micronet.models.build import ModelSpec, accepted_args, build_model, make_spec
 from micronet.models.calling import take_in_order
 from micronet.models.device import Example, as_inputs, batch_length, head, to_device
@@ -218,7 +219,8 @@ def check_accepts(model: nn.Module, batch: Any) -> None:
         with eval_mode(model), torch.no_grad():
             model(*as_inputs(model, batch))
     except Exception as error:  # the user's forward may raise anything
-        raise MicronetError(f"the network does not accept {describe(batch)}: {first_line(error)}") from error
+        given = f"{describe(batch)}{error_line(error)}"
+        raise MicronetError(f"the network does not accept {given}: {first_line(error)}") from error
 
 
 def generated_batches(artifact: Artifact, data: DataConfig, config: RangeConfig, run: RunContext) -> list[Tensor]:

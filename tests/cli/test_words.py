@@ -1,5 +1,7 @@
 """What commands say before they work and after: the data, the network, the command to run next."""
 
+import re
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -51,6 +53,14 @@ def test_import_says_the_size_of_the_network_at_the_input_that_it_was_given(tmp_
     alone = micronet("evaluate", tmp_path / "a.safetensors", "--model", LINEAR)
     assert alone.code == 2
     assert f"micronet compare FLOAT {tmp_path / 'a.safetensors'} --model {LINEAR}" in " ".join(alone.err.split())
+
+
+def test_an_error_of_a_users_forward_has_its_line(tmp_path, micronet):
+    np.save(tmp_path / "x.npy", np.zeros((9, 6), np.float32))
+    model = ["--model", "tests/tasks/networks.py:Particular", "--task", "agreement", "--data", tmp_path / "x.npy"]
+    done = micronet("import", *model, "-o", tmp_path / "a.safetensors")
+    line = r"does not accept .*networks\.py:\d+ \(raise ValueError.*\): \d is no number of samples"
+    assert done.code == 2 and re.search(line, " ".join(done.err.split()))
 
 
 def test_no_part_of_a_path_is_taken_for_an_emoji(tmp_path, micronet):

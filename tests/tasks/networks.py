@@ -43,6 +43,17 @@ class LeavesEarly(nn.Module):
         return self.head(x)
 
 
+class Particular(nn.Module):
+    """Refuses all inputs, in words of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x):
+        raise ValueError(f"{len(x)} is no number of samples for {self.head}")
+
+
 class Twice(nn.Module):
     """A layer called twice: its bias cannot be rounded to one unit, and there is no batch norm."""
 

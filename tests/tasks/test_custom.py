@@ -33,7 +33,7 @@ def test_a_users_task_trains_prunes_quantizes_and_compares(tmp_path, micronet):
     [
         ("none", "generates images, but this network takes float32 1x6x6; pass inputs with --calib-data"),
         (".", "holds no inputs of this network, float32 1x6x6; specify an .npz file"),
-        ("x.npz", "the network does not accept float32 (N, 2, 6, 6): "),
+        ("x.npz", "the network does not accept float32 (N, 2, 6, 6) at "),
     ],
 )
 def test_calibration_inputs_that_a_users_network_does_not_take_are_refused(place, message, tmp_path, micronet):
