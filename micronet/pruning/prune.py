@@ -21,6 +21,7 @@ from micronet.models.modes import copy_model
 from micronet.pruning.check import check_cut
 from micronet.pruning.config import PruneConfig
 from micronet.pruning.criteria import Criterion
+from micronet.pruning.criteria.bn_scale import WHY_UNSCORED as NO_NORM
 from micronet.pruning.cut import changed_layers, cut_channels, restore_cut
 from micronet.pruning.groups import find_groups, group_channels
 from micronet.pruning.plan import Planner, PrunePlan
@@ -66,6 +67,7 @@ def prune_model(
     except _AttributesMatter:  # to more than the sizes that the network shows
         pruner = Pruner(model, config, example, progress, attributes=False)
         plan, pruned, result = _pruned(pruner, config, cost)
+    pruner.say_unranked(plan)
     if in_place:
         pruned, result = pruner.cut(plan, in_place=True)
     return pruned, StageRecord("prune", config.to_json(), result), plan
@@ -146,6 +148,15 @@ class Pruner:
             fine, bad, wrong = (fine, middle, why) if why else (middle, bad, wrong)
         self.planner.keep_whole(cut[fine], f"with fewer channels the network {wrong}")
         self._require_free()
+
+    def say_unranked(self, plan: PrunePlan) -> None:
+        """Say so if another criterion would rank more than twice as many channels as this one."""
+        left = sum(group.before for group in plan.groups.values() if group.note == self._why_unscored == NO_NORM)
+        if left > plan.total:
+            self.progress.line(
+                f"only {plan.total:,} of {left + plan.total:,} channels have a batch norm, whose scales rank them; to rank "
+                "all, add --criterion l2"
+            )
 
     def _require_free(self) -> None:
         if not self.planner.free:

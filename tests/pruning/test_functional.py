@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from micronet.artifact.header import StageRecord
+from micronet.core.progress import Silent
 from micronet.errors import MicronetError
 from micronet.pruning.config import PruneConfig
 from micronet.pruning.prune import prune_model, restore
@@ -491,3 +492,19 @@ def test_layers_of_complex_networks_are_pruned():
         ("inner",): 3, ("first",): 6, ("last",): 2
     }  # fmt: skip
     assert pruned(torch.randn(2, 8, 8)).shape == (2, 8, 2)
+
+
+class Lines(Silent):
+    def __init__(self):
+        self.lines = []
+
+    def line(self, text):
+        self.lines.append(text)
+
+
+@pytest.mark.parametrize(("criterion", "said"), [("bn-scale", True), ("l2", False)])
+def test_a_criterion_that_ranks_few_channels_says_how_many(criterion, said):
+    layers = nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 12, 1), nn.ReLU(), nn.Conv2d(12, 4, 1)
+    config, lines = PruneConfig(criterion=criterion, percent=0.5), Lines()
+    prune_model(nn.Sequential(*layers), config, IMAGES.float(), progress=lines)
+    assert any("only 8 of 20 channels have a batch norm" in line for line in lines.lines) == said
