@@ -154,8 +154,8 @@ class Pruner:
         left = sum(group.before for group in plan.groups.values() if group.note == self._why_unscored == NO_NORM)
         if left > plan.total:
             self.progress.line(
-                f"only {plan.total:,} of {left + plan.total:,} channels have a batch norm, whose scales rank them; to rank "
-                "all, add --criterion l2"
+                f"only {plan.total:,} of {left + plan.total:,} channels have a batch norm, whose scales rank them; to "
+                "rank all, add --criterion l2"
             )
 
     def _require_free(self) -> None:
