@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from torch import nn
 
+from micronet.core.metrics import EQUAL_DB
 from micronet.core.progress import Progress
 from micronet.errors import MicronetError
 from micronet.graph.record import describe_example, record_network
@@ -35,6 +36,11 @@ def warn_untraced(model: nn.Module, example: Example | None, progress: Progress)
 def warn_poor(metrics: Mapping[str, object], mode: str, progress: Progress) -> None:
     """Say so if the outputs of a network without training are far from the float network's, and what may help."""
     sqnr = metrics.get("test_sqnr_db")
+    if mode == "ptq" and isinstance(sqnr, float) and sqnr >= EQUAL_DB:
+        progress.line(
+            "warning: the outputs equal the float network's exactly, as constants do; unless they are class numbers, "
+            "check that its weights were loaded (import --weights)"
+        )
     if mode == "ptq" and isinstance(sqnr, float) and sqnr < POOR_DB:
         progress.line(
             f"warning: the outputs are far from the float network's (SQNR {sqnr:.1f} dB); train with --mode qat, "

@@ -83,6 +83,14 @@ def test_quantize_says_first_that_a_network_cannot_be_traced_and_names_no_next_c
     assert "warning: the outputs are far from the float network's (SQNR" in " ".join(rough.err.split())
 
 
+def test_outputs_that_nothing_changes_are_said(tmp_path, micronet):
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(9, 6)).astype(np.float32))
+    model, path = ["--model", "tests/tasks/networks.py:Untrained"], tmp_path / "a.safetensors"
+    micronet("import", *model, "--task", "agreement", "--data", tmp_path / "x.npy", "-o", path)
+    done = micronet("quantize", path, "--mode", "ptq", *model, "-o", tmp_path / "b.safetensors")
+    assert "warning: the outputs equal the float network's exactly" in " ".join(done.err.split())
+
+
 def test_bn_fuse_follows_any_quantization(tmp_path, micronet):
     np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(9, 6)).astype(np.float32))
     model, path = ["--model", "tests/tasks/networks.py:Twice"], tmp_path / "a.safetensors"
