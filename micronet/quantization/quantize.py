@@ -95,12 +95,14 @@ def _place(model: nn.Module, config: QuantConfig, example: Example | None, infin
     if graph is not None:
         placement.plain, placement.recorded = bool(graph.plain), graph.recorded
     training = set() if graph is None else {str(node.target) for node in graph.training.nodes}
-    for name, module in (model if graph is None else graph.model).named_modules():
+    network = model if graph is None else graph.model
+    for name, module in network.named_modules():
         if isinstance(module, nn.MultiheadAttention):
             placement.left_float[name] = "MultiheadAttention uses packed weights"
         elif has_weight_slot(module):
             if name not in placement.inputs:
-                placement.left_float.setdefault(name, TRAINING_ONLY if name in training else UNCALLED)
+                why = TRAINING_ONLY if name in training else _inside_leaf(name, network) or UNCALLED
+                placement.left_float.setdefault(name, why)
         elif isinstance(module, torch.jit.ScriptModule) and module.original_name in _LAYERS:
             placement.left_float[name] = "it is scripted (torch.jit.script)"
         elif isinstance(module, (*ops.CONVOLUTIONS, nn.Linear)) and is_complex(module):
@@ -112,6 +114,14 @@ def _place(model: nn.Module, config: QuantConfig, example: Example | None, infin
     if not placement.inputs:
         raise _nothing_placed(placement.left_float)
     return placement
+
+
+def _inside_leaf(name: str, model: nn.Module) -> str:
+    """Return that a layer is inside a module that stays as it is, or ""."""
+    parts = name.split(".")
+    owners = (".".join(parts[:length]) for length in range(1, len(parts)))
+    found = next((owner for owner in owners if getattr(model.get_submodule(owner), "is_leaf", False)), "")
+    return f"is_leaf leaves {found} as it is" if found else ""
 
 
 def _nothing_placed(left_float: Mapping[str, str]) -> MicronetError:

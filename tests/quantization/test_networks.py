@@ -326,6 +326,13 @@ def mean_of(network, name):
     return given[0].mean((0, 1))
 
 
+def test_layers_inside_a_module_that_is_a_leaf_are_said_to_be():
+    inner = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+    inner.is_leaf = True
+    left = quantize_model(nn.Sequential(nn.Linear(4, 4), inner, nn.Linear(4, 2)), QuantConfig())[1].result["left_float"]
+    assert left == {"1.0": "is_leaf leaves 1 as it is"}
+
+
 class Spectral(nn.Module):
     """A complex layer first, a scripted one last, and one of real numbers between them."""
 
