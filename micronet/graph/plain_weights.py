@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from micronet.graph.computed import Values, may_compute_weights
+from micronet.graph.computed import Values, computed_from, may_compute_weights
 from micronet.graph.record import computes_same, record_network
 from micronet.graph.trace import Graph, trace
 from micronet.models.computed import is_computed, make_plain
@@ -28,13 +28,21 @@ def with_plain_weights(model: nn.Module, example: Example) -> tuple[nn.Module, d
         model = copy_model(model)
         names = make_plain(model)
     result: dict[str, Any] = {}
-    graph = trace(model, example) if may_compute_weights(model) else None
+    graph = trace(model, example) if _computes_weights(model) else None
     if graph is not None:
         weights: dict[str, nn.Parameter] = {}
         network = _with_stored_weights(model, graph.recorded, weights)
         if weights and computes_same(model, network, as_inputs(model, example)):
             model, names, result = network, [*names, *weights], {STORED: graph.recorded or []}
     return model, {COMPUTED: names, **result} if names else {}
+
+
+def _computes_weights(model: nn.Module) -> bool:
+    """Return False if a forward surely uses weights as they are stored; nothing runs."""
+    if not may_compute_weights(model):
+        return False
+    graph = trace(model)
+    return graph is None or any(computed_from(node) for node in graph.fx.nodes)
 
 
 def restore_plain_weights(model: nn.Module, result: Mapping[str, Any]) -> nn.Module:

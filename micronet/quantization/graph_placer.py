@@ -12,6 +12,7 @@ from micronet.graph.computed import computed_from
 from micronet.graph.rewrite import Branch, branch_name, tap_name
 from micronet.graph.trace import Graph
 from micronet.quantization.config import FLOAT_BITS, QuantConfig
+from micronet.quantization.integer_joins import IntegerJoins
 from micronet.quantization.layers import has_weight_slot
 from micronet.quantization.placer import INFINITE, INFINITE_INPUT, READS_8BIT, Placer, Rule
 
@@ -29,6 +30,8 @@ class GraphPlacer(Placer):
         last = {str(node.target) for node in self._layers if not self._has_layer_after(node)}
         super().__init__(config, [str(node.target) for node in self._layers], first | last, infinite)
         self._outputs: dict[fx.Node, tuple[str, Rule]] = {}  # a node's quantizer and the rule it was made by
+        chosen = {node for node in self._layers if self._rule(str(node.target)) != "float"}
+        self._joins = IntegerJoins(graph, chosen)
         for node, module in self._layers.items():
             self._place_layer(node, module)
         if config.bn_fuse:
@@ -42,8 +45,9 @@ class GraphPlacer(Placer):
         for node in graph.fx.nodes:
             if node.op == "call_function" and ops.WEIGHTED.matches(node):
                 sources = computed_from(node)
-                name = sources[0].rpartition(".")[0] if sources else f"{node.name}()"
-                self.placement.left_float[name] = COMPUTED_WEIGHT if sources else "a function call, not a module"
+                name = sources[0].rpartition(".")[0] if sources else ""
+                why = COMPUTED_WEIGHT if sources else "a function call, not a module"
+                self.placement.left_float[name or f"{node.name}()"] = why
 
     def _place_layer(self, node: fx.Node, layer: nn.Module) -> None:
         name, source = str(node.target), self._source(node)
@@ -61,12 +65,13 @@ class GraphPlacer(Placer):
             return
         if self._config.a_bits == "binary" and rule == "same":
             self.placement.inputs[name] = self._binarize(node)
-        elif self._graph.call_count(layer) > 1:  # each call's input has its own scale, so the bias has no single unit
-            self._quantize_output(source, rule)
-        elif source.op == "placeholder":
+        elif source.op == "placeholder" and self._graph.call_count(layer) == 1:
             self.placement.inputs[name] = self._quantize_input(name, rule)
         else:
-            self.placement.inputs[name] = self._quantize_output(source, rule)
+            apart = self._joins.is_float_sum(source)
+            quantizer = self._quantize_branch(node, rule) if apart else self._quantize_output(source, rule)
+            if self._graph.call_count(layer) == 1:  # or each call's input has its own scale, so the bias has no unit
+                self.placement.inputs[name] = quantizer
 
     def _can_fold(self, layer: str, norm: str) -> bool:
         """Return True if a quantized convolution can fold its batch norm while training."""
@@ -101,17 +106,22 @@ class GraphPlacer(Placer):
                 f"function; set inplace=False in the model, or exclude the layer with --exclude {node.target}"
             )
         if not self._only_signs_read(relu or read):
-            split = next((known for known in self.placement.splits if known.read == read.name), None)
-            if split is None:
-                split = Branch(read.name, relu.name if relu else None, [])
-                self.placement.splits.append(split)
-            split.readers.append(node.name)
-            place = branch_name(read.name)
-            self.placement.put(place, "output_quantizer", self._activation_quantizer("same", non_negative=False))
-            return f"{place}.output_quantizer"
+            return self._quantize_branch(node, "same", relu)
         if relu is not None and str(relu.target) not in self.placement.dropped:
             self.placement.dropped.append(str(relu.target))
         return self._quantize_output(read, "same")
+
+    def _quantize_branch(self, layer: fx.Node, rule: Rule, relu: fx.Node | None = None) -> str:
+        """Quantize what a layer reads for that layer alone, ahead of a ReLU, and return the quantizer's name."""
+        read = layer.all_input_nodes[0]
+        split = next((known for known in self.placement.splits if known.read == read.name), None)
+        if split is None:
+            split = Branch(read.name, relu.name if relu else None, [])
+            self.placement.splits.append(split)
+        split.readers.append(layer.name)
+        place = branch_name(read.name)
+        self.placement.put(place, "output_quantizer", self._activation_quantizer(rule, non_negative=False))
+        return f"{place}.output_quantizer"
 
     def _only_signs_read(self, start: fx.Node) -> bool:
         """Return True if only layers that get a sign read the output of a module that is called once."""
@@ -131,9 +141,8 @@ class GraphPlacer(Placer):
     def _place_reads(self) -> None:
         """Quantize the inputs of average pools, adds and concatenations, which lets runtimes compute in integers."""
         for node in self._graph.fx.nodes:
-            last = not self._has_layer_after(node)
-            rule = self._config.edge if last else "same"
-            if rule != "float" and (self._graph.matches(node, ops.AVERAGE) or (self._graph.is_join(node) and not last)):
+            rule = "same" if self._has_layer_after(node) else self._config.edge
+            if rule != "float" and (self._graph.matches(node, ops.AVERAGE) or node in self._joins.nodes):
                 tensors = (each for each in node.all_input_nodes if not self._graph.is_number(each))
                 read = map(self._graph.origin, tensors)
                 self._quantize_together([source for source in read if self._comes_from_chosen(source)], rule)

@@ -89,6 +89,24 @@ def test_the_callers_random_numbers_stay_as_they_are():
     assert torch.equal(torch.get_rng_state(), before)
 
 
+class Shifts(nn.Module):
+    """A sum with a stored mask, between layers that run in integers."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 1)
+        self.register_buffer("mask", torch.full((6, 6), -torch.inf).triu(1))
+
+    def forward(self, x):
+        return self.second((self.first(x) + self.mask).relu())
+
+
+def test_a_sum_with_infinities_stays_float():
+    made = micronet.quantize(Shifts(), mode="ptq", data=[IMAGES[:, :, :8, :8]], first_last="8bit")
+    assert any("infinity" in why for why in made.left_float.values())
+    assert made.model.eval()(IMAGES[:, :, :8, :8]).isfinite().all()
+
+
 class Attends(nn.Module):
     """Attention whose mask is added to its scores: a buffer, computed from the input, or a logarithm."""
 
@@ -120,7 +138,6 @@ def test_tensors_with_infinities_stay_float_and_the_rest_is_quantized(tmp_path, 
     made = micronet.quantize(model, mode=mode, method=method, data=batches)
     layers = {name for name, module in made.model.named_modules() if isinstance(module, Quantized)}
     assert layers >= {"query", "key", "value", "fc"}
-    assert any("infinity" in why for why in made.left_float.values())
     outputs = made.model.eval()(batches[1])
     assert outputs.isfinite().all()
     if mode == "ptq" and method == "iao":
@@ -242,3 +259,36 @@ def test_ptq_runs_each_calibration_batch_once():
     handle.remove()
     assert sizes.count(6) == 1
     assert sizes.count(5) == 2  # once to see whether the network accepts such inputs
+
+
+class Stream(nn.Module):
+    """Blocks that add to a stream in which one channel is far larger; norms read it, and convolutions if ``conv``."""
+
+    def __init__(self, conv):
+        super().__init__()
+        self.stem, self.head = nn.Linear(6, 8), nn.Linear(8, 3)
+        self.conv = nn.Conv1d(8, 8, 3, padding=1) if conv else None
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8)) for _ in range(3)
+        )
+
+    def forward(self, x):
+        x = self.stem(x)
+        for block in self.blocks:
+            x = x + block(x)
+            if self.conv is not None:
+                x = x + self.conv(x.transpose(1, 2)).transpose(1, 2)
+        return self.head(x[..., 1:].repeat(1, 1, 2)[..., :8])
+
+
+@pytest.mark.parametrize("conv", [False, True], ids=["norms", "norms and convolutions"])
+def test_a_stream_of_sums_that_no_runtime_computes_in_integers_is_not_rounded(conv):
+    torch.manual_seed(0)
+    net, x = Stream(conv).eval(), torch.randn(64, 5, 6)
+    net.stem.bias.data[0] = 2000.0
+    made = micronet.quantize(net, mode="ptq", data=[x], first_last="8bit")
+    assert made.left_float == {}
+    assert not any(name.startswith("add") and name.endswith("_tap") for name, _, _ in each_quantizer(made.model))
+    if not conv:  # which reads the large channel in 8 bits
+        with torch.no_grad():
+            assert (made.model(x) - net(x)).abs().max() < 2000 / 255 / 2  # half a step of a stream in 8 bits

@@ -11,6 +11,7 @@ from micronet.models.layers import Add
 from micronet.quantization.calibrate import calibrate, each_quantizer, observing
 from micronet.quantization.config import QuantConfig
 from micronet.quantization.fold import fold_model
+from micronet.quantization.graph_placer import COMPUTED_WEIGHT
 from micronet.quantization.quantize import quantize_model, restore
 
 IMAGES = torch.randn(8, 3, 16, 16)
@@ -338,7 +339,7 @@ def test_calls_that_stay_float_are_named():
 
     model, record = quantize_model(Calls(), QuantConfig())
     assert record.result["left_float"] == {
-        "linear()": "a function call, not a module",
+        "linear()": COMPUTED_WEIGHT,
         "rnn": "GRU is not supported",
     }
     calibrate(model, [torch.randn(2, 3, 4)])
