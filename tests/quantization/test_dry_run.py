@@ -291,4 +291,4 @@ def test_a_stream_of_sums_that_no_runtime_computes_in_integers_is_not_rounded(co
     assert not any(name.startswith("add") and name.endswith("_tap") for name, _, _ in each_quantizer(made.model))
     if not conv:  # which reads the large channel in 8 bits
         with torch.no_grad():
-            assert (made.model(x)[1] - net(x)[1]).abs().max() < 2000 / 255 / 2  # half a step of a stream in 8 bits
+            assert (made.model(x)[1] - net(x)[1]).abs().max() < 2000 / 255 / 20  # a step of a stream in 8 bits, by far
