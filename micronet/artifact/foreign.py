@@ -134,7 +134,7 @@ def _load_pickle(path: Path) -> Any:
         return torch.load(path, "cpu", weights_only=True)
     except UnpicklingError:
         loaded = _load_beside_objects(path)
-        if not isinstance(loaded, dict) or not isinstance(loaded.get("state_dict"), dict):
+        if not isinstance(loaded, dict) or not isinstance(loaded.get("state_dict"), dict) or not loaded["state_dict"]:
             raise
         return loaded
 
