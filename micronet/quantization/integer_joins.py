@@ -45,28 +45,43 @@ class IntegerJoins:
     def _is_fed(self, join: fx.Node) -> bool:
         return all(self._is_integer(each) for each in join.all_input_nodes if not self._graph.is_number(each))
 
-    def _is_integer(self, tensor: fx.Node, *, activated: bool = False) -> bool:
-        """Return True if a runtime has a tensor in integers; ``activated``: if it goes through an activation first."""
-        node = self._graph.origin(tensor)
-        if self._graph.is_join(node):
-            return node in self.nodes
-        if node in self._graph.stored or (node in self._read and node.op != "placeholder"):
-            return True
-        if node in self._layers:  # a linear layer alone returns floats
-            return activated or isinstance(self._graph.module(node), ops.CONVOLUTIONS)
-        if self._graph.matches(node, ops.MULTIPLY):
-            return all(self._is_integer(each) for each in self._graph.readable(node))
-        active = self._graph.matches(node, _ACTIVATION)
+    def _is_integer(self, tensor: fx.Node) -> bool:
+        """Return True if a runtime has a tensor in integers, as have all layers and sums that it is computed from."""
+        waiting, seen = [(self._graph.origin(tensor), False)], set[tuple[fx.Node, bool]]()
+        while waiting:
+            node, activated = state = waiting.pop()  # activated: an activation follows
+            if state in seen:
+                continue
+            seen.add(state)
+            if self._graph.is_join(node):
+                if node not in self.nodes:
+                    return False
+            elif node in self._graph.stored or (node in self._read and node.op != "placeholder"):
+                continue
+            elif node in self._layers:  # a linear layer alone returns floats
+                if not (activated or isinstance(self._graph.module(node), ops.CONVOLUTIONS)):
+                    return False
+            else:
+                active = self._graph.matches(node, _ACTIVATION)
+                if not (active or self._passes(node)):
+                    return False
+                waiting += [(self._graph.origin(each), activated or active) for each in self._graph.readable(node)]
+        return True
+
+    def _passes(self, node: fx.Node) -> bool:
+        """Return True for the other operators that integers go through."""
         norm = isinstance(self._graph.module(node), ops.BATCH_NORMS)
-        passes = active or norm or self._graph.matches(node, ops.AVERAGE | ops.RESAMPLE)
-        return passes and self._is_integer(node.all_input_nodes[0], activated=activated or active)
+        return norm or self._graph.matches(node, ops.MULTIPLY | ops.AVERAGE | ops.RESAMPLE)
 
     def _is_wanted(self, node: fx.Node) -> bool:
         """Return True if an integer operator reads a tensor, perhaps behind operators that move or activate values."""
-        for reader in self._graph.readers(node):
-            if reader in self.nodes or reader in self._layers or self._graph.matches(reader, ops.AVERAGE):
-                return True
-            passes = self._graph.matches(reader, _ACTIVATION | ops.MULTIPLY | ops.RESAMPLE)
-            if (passes or self._graph.preserves_values(reader)) and self._is_wanted(reader):
-                return True
+        waiting, seen = [node], {node}
+        while waiting:
+            for reader in self._graph.readers(waiting.pop()):
+                if reader in self.nodes or reader in self._layers or self._graph.matches(reader, ops.AVERAGE):
+                    return True
+                passes = self._graph.matches(reader, _ACTIVATION | ops.MULTIPLY | ops.RESAMPLE)
+                if (passes or self._graph.preserves_values(reader)) and reader not in seen:
+                    seen.add(reader)
+                    waiting.append(reader)
         return False
