@@ -2,9 +2,9 @@
 
 There is one quantizer per tensor. A tensor is identified by its origin, the graph node that computed its values, and
 the quantizer sits in the output slot of that node's module, so all readers see the same numbers. The inputs of
-convolutions, linear layers and average pools are quantized, and so are the inputs of adds and concatenations between
-layers (a runtime adds in integers only if both inputs are quantized). In a network that cannot be traced, only the
-layers' own inputs are quantized.
+convolutions, linear layers and average pools are quantized, and so are the inputs of adds and concatenations that a
+runtime computes in integers (see ``integer_joins``). A layer that reads another sum has a quantizer of its own. In a
+network that cannot be traced, only the layers' own inputs are quantized.
 """
 
 from collections.abc import Collection, Mapping
