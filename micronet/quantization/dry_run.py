@@ -26,7 +26,8 @@ def find_idle(model: nn.Module, example: Example, progress: Progress | None = No
 
     In the run, quantizers pass their values on, times 1. One that is called, and whose factor the output's gradient
     reaches, has an effect. Where the gradient is zero, NaN in its place decides, and where it is cut off, NaN in place
-    of the values: whatever weights of 0 hide, NaN gets through. Of large inputs, one sample is enough.
+    of the values: whatever weights of 0 hide, NaN gets through. Of large inputs, one sample is enough if all have an
+    effect on it.
 
     Args:
         model: The network, calibrated or not.
@@ -43,7 +44,8 @@ def find_idle(model: nn.Module, example: Example, progress: Progress | None = No
     progress, first = progress or Silent(), first_of_large(example)
     if first is not None:
         with suppress(Exception):  # a user's forward may need all samples, or find something in the others only
-            return _idle(model, first, progress)
+            if not _idle(model, first, progress):
+                return {}
     return _idle(model, example, progress)
 
 

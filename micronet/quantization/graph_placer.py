@@ -52,7 +52,9 @@ class GraphPlacer(Placer):
     def _place_layer(self, node: fx.Node, layer: nn.Module) -> None:
         name, source = str(node.target), self._source(node)
         rule = self._rule(name)
-        if rule == "float" or self._reads_infinity(name) or self._holds_infinity(source):
+        branch = f"{branch_name(node.all_input_nodes[0].name)}.output_quantizer"
+        infinite = self._reads_infinity(name) or branch in self._infinite or self._holds_infinity(source)
+        if rule == "float" or infinite:
             self.placement.left_float.setdefault(name, INFINITE_INPUT)
             return
         if source in self._graph.stored:
@@ -68,7 +70,7 @@ class GraphPlacer(Placer):
         elif source.op == "placeholder" and self._graph.call_count(layer) == 1:
             self.placement.inputs[name] = self._quantize_input(name, rule)
         else:
-            apart = self._joins.is_float_sum(source)
+            apart = self._config.a_bits != "binary" and self._joins.is_float_sum(source)  # signs have the branches
             quantizer = self._quantize_branch(node, rule) if apart else self._quantize_output(source, rule)
             if self._graph.call_count(layer) == 1:  # or each call's input has its own scale, so the bias has no unit
                 self.placement.inputs[name] = quantizer
@@ -112,15 +114,19 @@ class GraphPlacer(Placer):
         return self._quantize_output(read, "same")
 
     def _quantize_branch(self, layer: fx.Node, rule: Rule, relu: fx.Node | None = None) -> str:
-        """Quantize what a layer reads for that layer alone, ahead of a ReLU, and return the quantizer's name."""
+        """Quantize what layers read for them alone, ahead of a ReLU, and return the quantizer's name.
+
+        A later request for 8 bits replaces fewer bits, as in ``_quantize_output``.
+        """
         read = layer.all_input_nodes[0]
+        place = branch_name(read.name)
         split = next((known for known in self.placement.splits if known.read == read.name), None)
+        if split is None or rule in READS_8BIT:
+            self.placement.put(place, "output_quantizer", self._activation_quantizer(rule, non_negative=False))
         if split is None:
             split = Branch(read.name, relu.name if relu else None, [])
             self.placement.splits.append(split)
         split.readers.append(layer.name)
-        place = branch_name(read.name)
-        self.placement.put(place, "output_quantizer", self._activation_quantizer(rule, non_negative=False))
         return f"{place}.output_quantizer"
 
     def _only_signs_read(self, start: fx.Node) -> bool:

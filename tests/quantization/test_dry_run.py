@@ -292,3 +292,36 @@ def test_a_stream_of_sums_that_no_runtime_computes_in_integers_is_not_rounded(co
     if not conv:  # which reads the large channel in 8 bits
         with torch.no_grad():
             assert (made.model(x)[1] - net(x)[1]).abs().max() < 2000 / 255 / 20  # a step of a stream in 8 bits, by far
+
+
+class Rereads(Stream):
+    """Two layers read a sum that the stream goes on with; ``infinite``: which holds infinity."""
+
+    def __init__(self, infinite=False):
+        super().__init__(conv=False)
+        self.q, self.k, self.infinite = nn.Linear(8, 8), nn.Linear(8, 8), infinite
+
+    def forward(self, x):
+        x = self.norm(self.stem(x))
+        total = x + self.blocks[0](x)
+        if self.infinite:
+            total = total + torch.where(x > 1, float("inf"), 0.0)
+        k = torch.sigmoid(self.k(total)).nan_to_num()  # called before q
+        return self.head(self.norm(x + k * torch.sigmoid(self.q(total)).nan_to_num() + torch.sigmoid(total)))
+
+
+@pytest.mark.parametrize("bits", [4, "binary"])
+@pytest.mark.parametrize("layer", ["k", "q"])  # the first and the second that reads it
+def test_a_layer_that_keeps_8_bits_gets_them_from_a_sum_that_layers_of_fewer_bits_read_too(layer, bits):
+    _, record = quantize_model(
+        Rereads().eval(), QuantConfig(w_bits=bits, a_bits=bits, keep_8bit=layer), torch.randn(4, 5, 6)
+    )
+    place, other = (record.result["inputs"][name].rpartition(".")[0] for name in (layer, "q" if layer == "k" else "k"))
+    assert record.result["quantizers"][place]["output_quantizer"]["bits"] == 8
+    if bits == "binary":
+        assert record.result["quantizers"][other]["output_quantizer"]["scheme"] == "sign"
+
+
+def test_a_layer_that_reads_a_sum_with_infinity_stays_float():
+    _, record = quantize_model(Rereads(infinite=True).eval(), QuantConfig(), torch.randn(4, 5, 6))
+    assert {"q", "k"} <= record.result["left_float"].keys()
