@@ -146,18 +146,29 @@ class _Ignored:
         return OrderedDict()
 
 
+class _IgnoredPartial:
+    """What stands for functools.partial, as among Hydra's hyperparameters: its state is no dict."""
+
+    def __new__(cls, *args: Any) -> Any:  # torch's reader calls it with what is called
+        return super().__new__(cls)
+
+    def __setstate__(self, state: Any) -> None:
+        """Leave the state out."""
+
+
 def _load_beside_objects(path: Path) -> Any:
     """Load a checkpoint that holds other objects beside its tensors, such as Lightning's hyperparameters.
 
     Nothing of the file is looked up, imported or called except torch's own fixed list: torch's restricted reader gets
-    ``_Ignored`` for every other name, which pickletools finds in the file without running it. Raises UnpicklingError if
-    that is not enough.
+    ``_Ignored`` or ``_IgnoredPartial`` for every other name, which pickletools finds in the file without running it.
+    Raises UnpicklingError if that is not enough.
     """
     try:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     except Exception as error:  # a format of torch before 1.6, or a damaged file
         raise UnpicklingError(str(error)) from error
-    with torch.serialization.safe_globals([(_Ignored, name) for name in names]):
+    ignored = [(_IgnoredPartial if name == "functools.partial" else _Ignored, name) for name in names]
+    with torch.serialization.safe_globals(ignored):
         return torch.load(path, "cpu", weights_only=True)
 
 

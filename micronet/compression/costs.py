@@ -18,6 +18,7 @@ from micronet.core.files import temporary_folder, write_bytes
 from micronet.core.machine import processor_name, usable_cores
 from micronet.core.parse import parse_json, read_text
 from micronet.core.progress import Progress, Silent
+from micronet.evaluation.latency import time_call
 from micronet.evaluation.network import Predictor
 from micronet.packed.file_format import to_bytes
 from micronet.packed.from_onnx import pack_model
@@ -190,11 +191,9 @@ def _turn(predict: Predictor, given: Any, one_thread: bool) -> tuple[float, floa
     """Call a predictor for some milliseconds; return the seconds of the shortest call and of all, and their number."""
     least, spent, calls = math.inf, 0.0, 0
     while spent < BURST_SECONDS:
-        start, busy = time.perf_counter(), time.process_time()
-        predict(given)
-        busy, took = time.process_time() - busy, time.perf_counter() - start
-        least = min(least, min(took, busy) if one_thread and busy > 0 else took)
-        spent, calls = spent + took, calls + 1
+        start = time.perf_counter()
+        least = min(least, time_call(predict, given, one_thread=one_thread))
+        spent, calls = spent + time.perf_counter() - start, calls + 1
     return least, spent, calls
 
 

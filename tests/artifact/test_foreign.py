@@ -1,4 +1,5 @@
 import argparse
+import functools
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,7 @@ def test_the_weights_of_a_checkpoint_are_read_without_its_other_objects(tmp_path
     model = nn.Linear(2, 3)
     beside = {
         "hyper_parameters": Held(), "namespace": argparse.Namespace(lr=0.1, depths=[1, 2]), "code": eval,
+        "optimizer": functools.partial(torch.optim.SGD, lr=0.1),
         "callbacks": {"ModelCheckpoint": {"path": Path("best.ckpt"), "kind": Held}}, "loops": {"epoch": 1},
         "attack": Opens(tmp_path / "ran"),
     }  # fmt: skip

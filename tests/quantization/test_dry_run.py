@@ -325,3 +325,18 @@ def test_a_layer_that_keeps_8_bits_gets_them_from_a_sum_that_layers_of_fewer_bit
 def test_a_layer_that_reads_a_sum_with_infinity_stays_float():
     _, record = quantize_model(Rereads(infinite=True).eval(), QuantConfig(), torch.randn(4, 5, 6))
     assert {"q", "k"} <= record.result["left_float"].keys()
+
+
+class Picks(Plain):
+    """A layer reaches only samples whose mean is positive."""
+
+    def forward(self, x):
+        y = self.stem(x).relu()
+        y = torch.where(x.mean((1, 2, 3), keepdim=True) > 0, self.other(y), y)
+        return self.fc(y.mean((2, 3)))
+
+
+def test_a_quantizer_without_effect_on_the_first_of_large_inputs_is_tried_on_all(monkeypatch):
+    monkeypatch.setattr(device, "_LARGE", 1)
+    _, record = quantize_model(Picks().eval(), QuantConfig(), torch.stack([-torch.ones(3, 8, 8), torch.ones(3, 8, 8)]))
+    assert "other" in record.result["inputs"]
