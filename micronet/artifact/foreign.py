@@ -167,7 +167,7 @@ def _load_beside_objects(path: Path) -> Any:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     except Exception as error:  # a format of torch before 1.6, or a damaged file
         raise UnpicklingError(str(error)) from error
-    ignored = [(_IgnoredPartial if name == "functools.partial" else _Ignored, name) for name in names]
+    ignored: list[Any] = [(_IgnoredPartial if name == "functools.partial" else _Ignored, name) for name in names]
     with torch.serialization.safe_globals(ignored):
         return torch.load(path, "cpu", weights_only=True)
 
