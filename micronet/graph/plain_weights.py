@@ -39,10 +39,8 @@ def with_plain_weights(model: nn.Module, example: Example) -> tuple[nn.Module, d
 
 def _computes_weights(model: nn.Module) -> bool:
     """Return False if a forward surely uses weights as they are stored; nothing runs."""
-    if not may_compute_weights(model):
-        return False
     graph = trace(model)
-    return graph is None or any(computed_from(node) for node in graph.fx.nodes)
+    return may_compute_weights(model) if graph is None else any(computed_from(node) for node in graph.fx.nodes)
 
 
 def restore_plain_weights(model: nn.Module, result: Mapping[str, Any]) -> nn.Module:

@@ -116,6 +116,17 @@ def symbolic():
 def recorded():
     return standardized(Lengths)
 
+class Centred(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(2, 4, 3)
+
+    def forward(self, x):
+        return F.conv2d(x, self.conv.weight - self.conv.weight.mean(), self.conv.bias)
+
+def centred():
+    return nn.Sequential(Centred(), nn.ReLU(), nn.Flatten(), nn.Linear(36, 3))
+
 def filters():
     return nn.Sequential(Filters(), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 12, 3))
 """
@@ -124,7 +135,8 @@ exec(STANDARDIZED, SCOPE)
 
 
 @pytest.mark.parametrize(
-    ("name", "shape"), [("symbolic", (4, 2, 5, 5)), ("recorded", (4, 2, 5, 5)), ("filters", (4, 1, 20))]
+    ("name", "shape"),
+    [("symbolic", (4, 2, 5, 5)), ("recorded", (4, 2, 5, 5)), ("filters", (4, 1, 20)), ("centred", (4, 2, 5, 5))],
 )
 def test_weights_that_a_forward_computes_are_quantized_as_constants(name, shape, tmp_path):
     torch.manual_seed(0)
