@@ -140,14 +140,14 @@ def _load_pickle(path: Path) -> Any:
 
 
 class _Ignored:
-    """What stands for every class or function that torch does not read: it makes a dict, which does nothing."""
+    """A stand-in for every class or function that torch does not read: it makes a dict, which does nothing."""
 
     def __new__(cls, *args: Any) -> Any:  # torch's reader calls it, and fills the dict
         return OrderedDict()
 
 
 class _IgnoredPartial:
-    """What stands for functools.partial, as among Hydra's hyperparameters: its state is no dict."""
+    """A stand-in for functools.partial, which Hydra's hyperparameters may hold: its state is not a dict."""
 
     def __new__(cls, *args: Any) -> Any:  # torch's reader calls it with what is called
         return super().__new__(cls)

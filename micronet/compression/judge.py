@@ -19,7 +19,7 @@ from micronet.tasks.agreement import Agreement, Similarity
 from micronet.tasks.task import Meter, Task
 
 LESS_IS_BETTER = ("loss", "error")  # the ends of metrics' names
-PARTS, MOST_IN_PART = 16, 64  # of the validation samples: at least so many, unless there are fewer samples
+PARTS, MOST_IN_PART = 16, 64  # validation samples are split into at least 16 parts of at most 64
 Report = Callable[[int, int], None]  # how many of all samples are done
 Metrics = dict[str, float]
 

@@ -23,7 +23,7 @@ from micronet.models.device import memory_format, place_inputs
 from micronet.models.modes import copy_model
 from micronet.tasks.task import outputs_of
 
-MOST_EPOCHS = (2, 4, 8)  # of each round, or of small data, as many as pass so many samples through the network:
+MOST_EPOCHS = (2, 4, 8)  # of each round; on small data, as many as it takes to train on MOST_SAMPLES samples
 MOST_SAMPLES = (3000, 6000, 12000)
 BATCH, STEPS = 32, 3
 OVERHEAD = 1.6  # of an epoch: the teacher, decoding, the optimizer and validation, over forward and backward

@@ -75,7 +75,7 @@ class Head(NamedTuple):
 def find_heads(model: nn.Module, config: QuantConfig) -> dict[str, Head]:
     """Return the heads of a quantized network by the quantizer of their output, ``module.slot``.
 
-    ``config``: what the user chose; who chose layers gets them, so there are no heads then.
+    ``config``: what the user chose. Layers chosen by name are never taken out again, so there are no heads then.
     """
     if config.first_last != "auto" or config.include is not None or config.keep_8bit is not None:
         return {}
