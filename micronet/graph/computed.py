@@ -4,13 +4,12 @@ In eval mode they are constants, so a network can store their values as plain we
 """
 
 from collections.abc import Mapping, MutableMapping
-from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from micronet.graph.layer_calls import CALLS, weight_of
+from micronet.graph.layer_calls import CALLS, arguments_of
 from micronet.graph.training import writes_in_place
 from micronet.models.modes import eval_mode
 
@@ -28,7 +27,7 @@ def may_compute_weights(model: nn.Module) -> bool:
 
 def computed_from(call: fx.Node) -> list[str]:
     """Return the names of the stored tensors that a function's weight is computed from, if from nothing else."""
-    return _read(_computation(weight_of(call))) if call.target in CALLS else []
+    return _read(_computation(arguments_of(call)["weight"])) if call.target in CALLS else []
 
 
 @torch.no_grad()
@@ -42,7 +41,7 @@ def store_weight(call: fx.Node, model: nn.Module, stored: Mapping[str, Tensor], 
         values: The weights by name. A weight that is not among them yet is added: it takes the name of a tensor of its
             shape that it is computed from.
     """
-    weight = weight_of(call)
+    weight = arguments_of(call)["weight"]
     nodes = _computation(weight)
     if not nodes or _computation(call) or any(map(writes_in_place, nodes)):
         return  # a call without an input is a step towards a weight
@@ -80,16 +79,8 @@ def _computation(weight: Any) -> list[fx.Node]:
 
 def _evaluate(nodes: list[fx.Node], model: nn.Module) -> Tensor:
     """Return what the last of some nodes computes."""
-    values: dict[fx.Node, Any] = {}
+    interpreter = fx.Interpreter(model, garbage_collect_values=False, graph=nodes[-1].graph)
     for node in nodes:
-        if node.op == "get_attr":
-            values[node] = attrgetter(str(node.target))(model)
-            continue
-        args, kwargs = fx.map_arg((node.args, node.kwargs), values.__getitem__)
-        if node.op == "call_method":
-            values[node] = getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        else:
-            function: Any = model.get_submodule(str(node.target)) if node.op == "call_module" else node.target
-            values[node] = function(*args, **kwargs)
-    result: Tensor = values[nodes[-1]].detach().clone()
+        interpreter.env[node] = interpreter.run_node(node)
+    result: Tensor = interpreter.env[nodes[-1]].detach().clone()
     return result

@@ -84,7 +84,7 @@ def _calls() -> dict[object, LayerCall]:
 CALLS = _calls()
 
 
-def weight_of(call: fx.Node) -> Any:
-    """Return the weight that one of the functions is given: a node or None."""
-    names = CALLS[call.target].parameters.split()
-    return {**dict(zip(names, call.args, strict=False)), **call.kwargs}.get("weight")
+def arguments_of(call: fx.Node) -> dict[str, Any]:
+    """Return what one of the functions is given, by the names of its parameters."""
+    function = CALLS[call.target]
+    return {**function.defaults, **dict(zip(function.parameters.split(), call.args, strict=False)), **call.kwargs}

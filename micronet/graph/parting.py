@@ -8,6 +8,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from micronet.graph.recorder import user_line
+from micronet.models.device import copied
 from micronet.models.modes import eval_mode, random_kept, state_kept
 
 
@@ -35,10 +36,9 @@ class _Lines(TorchFunctionMode):
     def of(cls, model: nn.Module, inputs: tuple[Any, ...]) -> list[tuple[Any, str]]:
         """Return the calls of a forward in eval mode, up to an error if it raises one."""
         lines = cls()
-        given = [x.clone() if isinstance(x, torch.Tensor) else x for x in inputs]
         try:
             with state_kept(model), eval_mode(model), torch.no_grad(), random_kept(model), lines:
-                model(*given)
+                model(*copied(inputs))
         except Exception:  # a user's forward may raise anything
             pass
         return lines.calls

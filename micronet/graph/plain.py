@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from micronet.graph.biases import split_biases
 from micronet.graph.computed import Values, store_weight
-from micronet.graph.layer_calls import CALLS
+from micronet.graph.layer_calls import CALLS, arguments_of
 from micronet.graph.leaves import frozen_eps, is_frozen_norm, passes_in_eval
 from micronet.models.layers import FrozenBatchNorm, Noise
 
@@ -165,7 +165,7 @@ def _layer(
 ) -> tuple[str, Any, PlainLayer] | None:
     """Return the layer that a call applies, its name and what it is made from; None if the call computes any of it."""
     call = CALLS[node.target]
-    given = {**call.defaults, **dict(zip(call.parameters.split(), node.args, strict=False)), **node.kwargs}
+    given = arguments_of(node)
     tensors = {name: given.pop(name, None) for name in call.tensors.split()}
     given.pop("input", None)
     uses_batch = given.pop("training", training)

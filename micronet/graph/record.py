@@ -20,7 +20,7 @@ from micronet.graph.parting import parting_line
 from micronet.graph.plain import PlainLayer, make_plain, with_plain
 from micronet.graph.recorder import Recorder, error_line
 from micronet.graph.training import follow_mode
-from micronet.models.device import Example, as_inputs
+from micronet.models.device import Example, as_inputs, copied
 from micronet.models.inputs import describe_inputs, make_inputs
 from micronet.models.modes import copy_model, eval_mode, random_kept, state_kept
 from micronet.models.outputs import other_values, tensors_in
@@ -100,7 +100,7 @@ def _follows_batch(model: nn.Module, recorded: nn.Module, inputs: tuple[Any, ...
     more = tuple(torch.cat([x, x[:1]]) if isinstance(x, Tensor) and x.dim() else x for x in inputs)
     try:
         with state_kept(model), eval_mode(model), torch.no_grad():
-            model(*_copies(more))
+            model(*copied(more))
     except Exception:  # a user's forward may raise anything
         return True
     try:
@@ -136,7 +136,7 @@ def trains_more(model: nn.Module, inputs: tuple[Any, ...]) -> bool:
                 module.register_forward_hook(lambda *_, name=name, names=names: names.add(name))
         try:
             with torch.no_grad(), random_kept(model):
-                trial(*_copies(inputs))
+                trial(*copied(inputs))
         except Exception:  # a user's forward may raise anything
             return False
         called.append(names)
@@ -166,7 +166,7 @@ def _agree(model: nn.Module, recorded: nn.Module, inputs: tuple[Any, ...], round
     with state_kept(model), eval_mode(model, recorded), uncompiled_modules(), torch.no_grad():
         for run in runs:
             with random_kept(model):  # so that both draw the same numbers
-                outputs.append(run(*_copies(inputs)))
+                outputs.append(run(*copied(inputs)))
     (expected, others), (actual, more) = ((tensors_in(each), other_values(each)) for each in outputs)
     return (
         len(expected) == len(actual)
@@ -181,11 +181,6 @@ def _is_close(x: Tensor, y: Tensor, rounding: float) -> bool:
     exact = torch.complex128 if x.is_complex() else torch.float64  # in float32, the norm of large values is infinite
     x, y, finite = x.to(exact), y.to(exact), x[x.isfinite()].to(exact)
     return not bool(differ.any()) or bool((x - y)[differ].norm() <= rounding * finite.norm())
-
-
-def _copies(inputs: tuple[Any, ...]) -> list[Any]:
-    """Return inputs that a network may change in place."""
-    return [x.clone() if isinstance(x, Tensor) else x for x in inputs]
 
 
 def record(model: nn.Module, inputs: tuple[Any, ...], *, training: bool = False, into_leaves: bool = False) -> Recorder:

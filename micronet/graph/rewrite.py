@@ -10,9 +10,10 @@ from functools import partial
 
 from torch import fx, nn
 
+from micronet.graph.plain import with_plain
 from micronet.graph.trace import Graph
 from micronet.graph.training import outline_mode_calls, writes_in_place
-from micronet.graph.two_modes import follow_modes, pair_nodes, with_all_modules
+from micronet.graph.two_modes import follow_modes, pair_nodes
 from micronet.models.layers import Tap
 
 
@@ -69,7 +70,7 @@ def _rewrite_both(model: nn.Module, graph: Graph, outline: Outline) -> nn.Module
     partners = pair_nodes(graph.fx, graph.training)
     if partners is None:
         raise ValueError("forward() takes different paths in training and evaluation")
-    outlined = with_all_modules(model, graph.fx, graph.training)
+    outlined = with_plain(model, {}, graph.fx, graph.training)  # with the modules of both
     _add(outlined, graph, graph.fx, {node.name: node for node in graph.fx.nodes}, outline)
     _add(outlined, graph, graph.training, partners, outline)
     trained = fx.GraphModule(outlined, graph.training)

@@ -7,8 +7,6 @@ from typing import Any
 
 from torch import fx, nn
 
-from micronet.graph.plain import with_plain
-
 
 def pair_nodes(evaluating: fx.Graph, training: fx.Graph) -> dict[str, fx.Node] | None:
     """Return the node in training mode that computes what each node in eval mode does, by the latter's name.
@@ -49,11 +47,6 @@ def _agree(own: Any, other: Any, pairs: Mapping[fx.Node, fx.Node]) -> bool:
     if isinstance(own, slice):
         return all(_agree(getattr(own, end), getattr(other, end), pairs) for end in ("start", "stop", "step"))
     return isinstance(own, bool) or bool(own == other)
-
-
-def with_all_modules(model: nn.Module, evaluating: fx.Graph, training: fx.Graph) -> fx.GraphModule:
-    """Return a network that runs the graph in eval mode, and has the modules of both."""
-    return with_plain(model, {}, evaluating, training)
 
 
 def follow_modes(evaluating: fx.GraphModule, training: fx.GraphModule) -> nn.Module:

@@ -100,6 +100,11 @@ def first_of_large(example: Example) -> Example | None:
     return first
 
 
+def copied(inputs: tuple[Any, ...]) -> list[Any]:
+    """Return copies of inputs, for a network that may change them in place."""
+    return [x.clone() if isinstance(x, Tensor) else x for x in inputs]
+
+
 def as_arrays(batch: Any) -> Any:
     """Return a batch as an array, or as a tuple of arrays if it holds several inputs."""
     return tuple(x.numpy() for x in batch) if isinstance(batch, tuple) else batch.numpy()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from micronet.core.progress import Progress, Silent
 from micronet.errors import MicronetError
-from micronet.models.device import Example, as_inputs, first_of_large
+from micronet.models.device import Example, as_inputs, copied, first_of_large
 from micronet.models.modes import eval_mode
 from micronet.models.outputs import tensors_in
 from micronet.quantization.calibrate import each_quantizer, record_activations, recorded_places
@@ -55,7 +55,7 @@ def _idle(model: nn.Module, example: Example, progress: Progress) -> dict[str, s
     factors: dict[str, Tensor] = {}
     inputs = as_inputs(model, example)
     with eval_mode(model), _passing(quantizers, factors), torch.enable_grad():
-        outputs = tensors_in(model(*_copies(inputs)))
+        outputs = tensors_in(model(*copied(inputs)))
     if not any(out.numel() for out in outputs):
         raise MicronetError(
             "the network's output is empty for the example input, so the effect of its quantizers cannot be seen; pass "
@@ -70,7 +70,7 @@ def _idle(model: nn.Module, example: Example, progress: Progress) -> dict[str, s
         some = waiting[:together]
         progress.step("checking the quantizers", len(quantizers) - len(waiting), len(quantizers))
         with eval_mode(model), _passing(quantizers, {}, poisoned=some), torch.no_grad():
-            others = tensors_in(model(*_copies(inputs)))
+            others = tensors_in(model(*copied(inputs)))
         unchanged = all(torch.equal(x, y) for x, y in zip(outputs, others, strict=True))
         if unchanged:
             idle |= dict.fromkeys(some, why)
@@ -144,8 +144,3 @@ def _without_gradient(outputs: list[Tensor], factors: dict[str, Tensor]) -> list
         if not factors:
             break
     return list(factors)
-
-
-def _copies(inputs: tuple[Any, ...]) -> list[Any]:
-    """Return inputs that the network may change in place."""
-    return [x.clone() if isinstance(x, Tensor) else x for x in inputs]

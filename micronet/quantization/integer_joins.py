@@ -4,7 +4,7 @@ Those that integers feed and an integer operator reads. Others, such as the resi
 linear layers and layer norms, gain nothing by quantizers, and their rounding errors add up from block to block.
 """
 
-from collections.abc import Collection
+from collections.abc import Set
 
 from torch import fx
 
@@ -21,11 +21,11 @@ class IntegerJoins:
         nodes: Their nodes.
     """
 
-    def __init__(self, graph: Graph, layers: Collection[fx.Node]) -> None:
+    def __init__(self, graph: Graph, layers: Set[fx.Node]) -> None:
         """Find them; ``layers``: the calls of the layers that are quantized."""
         self._graph, self._layers = graph, layers
         self._read = {graph.origin(node.all_input_nodes[0]) for node in layers}
-        self.nodes = {node for node in graph.fx.nodes if graph.is_join(node) and graph.reachable(node) & set(layers)}
+        self.nodes = {node for node in graph.fx.nodes if graph.is_join(node) and graph.reachable(node) & layers}
         while dropped := {node for node in self.nodes if not (self._is_fed(node) and self._is_wanted(node))}:
             self.nodes -= dropped
 
