@@ -3,6 +3,7 @@
 As in Jamieson and Talwalkar (2016, arXiv:1502.07943), but a round trains on from the round before: a further finetune
 stage of the same recipe. Better are those that do not keep the drop yet and are closest to it: smaller networks cannot
 reach it, larger ones have no need to. With a target, only those that meet it can be chosen, whatever their drop is now.
+One that its last training made worse, as small data do, trains no further.
 """
 
 import math
@@ -15,7 +16,7 @@ from torch.utils._pytree import tree_map_only
 
 from micronet.compression.goal import Goal
 from micronet.compression.plan import Plan, with_epochs
-from micronet.compression.point import Point
+from micronet.compression.point import TOLERANCE, Point
 from micronet.compression.workshop import Workshop
 from micronet.data.batches import eval_batches
 from micronet.data.dataset import Dataset
@@ -47,7 +48,7 @@ class Rounds:
 
     def run(self, plans: Sequence[tuple[str, Plan]]) -> None:
         """Train candidates, those to keep if not all fit first, until the budget is spent."""
-        survivors = list(plans)
+        survivors, before = list(plans), dict[str, Point]()
         for number, most in enumerate(most_epochs(self.samples), 1):
             if not survivors:
                 return
@@ -61,8 +62,9 @@ class Rounds:
                     waiting.append(name)
             self._say_left_out(waiting, again=number > 1)
             ranked = [(name, point) for name, point in trained if not point.failed and point.plan.epochs]
+            ranked = [(name, point) for name, point in ranked if not self._is_worse(name, point, before.get(name))]
             ranked.sort(key=lambda each: self._rank(each[1]))
-            survivors = [(name, point.plan) for name, point in ranked[: (len(ranked) + 1) // 2]]
+            survivors, before = [(name, point.plan) for name, point in ranked[: (len(ranked) + 1) // 2]], dict(ranked)
 
     def refine(self, following: Callable[[], tuple[str, Plan] | None]) -> None:
         """Train further plans as the one that was trained longest, bits included, while there is time.
@@ -76,6 +78,13 @@ class Rounds:
             if not self.workshop.has_time(label, self._fixed() + sum(like.epochs) * self.epoch):
                 return
             self.workshop.confirm(label, replace(plan, epochs=like.epochs, trained_bits=like.trained_bits))
+
+    def _is_worse(self, name: str, point: Point, before: Point | None) -> bool:
+        """Return True, and say so, if a candidate lost by training on, by more than the drop's standard error."""
+        worse = before is not None and point.drop - (point.drop_error or 0.0) > before.drop + TOLERANCE
+        if worse:
+            self.workshop.progress.line(f"{name}: worse with more epochs, so it trains no further")
+        return worse
 
     def _rank(self, point: Point) -> tuple[bool, float]:
         """Return the place of a candidate among those to train on, the least first."""

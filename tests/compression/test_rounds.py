@@ -52,6 +52,20 @@ def test_the_half_that_is_closest_to_the_drop_goes_on(tmp_path):
     assert trained[6:] == [(2, (first, second, third))]
 
 
+@pytest.mark.parametrize(("error", "rounds"), [(0.09, 2), (0.11, 3)], ids=["surely", "perhaps"])
+def test_what_gets_worse_trains_no_further(tmp_path, error, rounds):
+    """As on small data, where each further epoch fits the training samples alone."""
+    workshop, made = Workshop(tmp_path, {}, 1e4), []
+
+    def confirm(name, plan):
+        made.append(Point(name, plan, 0.1 * len(plan.epochs), drop_error=error))
+        return made[-1]
+
+    workshop.confirm = confirm
+    Rounds(workshop, EPOCH, Goal("size", 0.01), SAMPLES).run([("a", Plan(widths=(1,)))])
+    assert len(made) == rounds
+
+
 def test_with_a_target_only_what_meets_it_trains_on(tmp_path):
     """However large its drop still is: what misses the target cannot be chosen."""
     workshop = Workshop(tmp_path, {}, 0)
