@@ -5,6 +5,7 @@ from dataclasses import replace
 from functools import partial
 
 from micronet.compression.plan import Plan
+from micronet.compression.point import TOLERANCE
 from micronet.compression.prediction import Prediction, slower_in_integers
 from micronet.compression.search import Walk, spread
 from micronet.compression.words import Alone
@@ -71,6 +72,23 @@ def try_few_bits(workshop: Workshop, prediction: Prediction, alone: Callable[[],
     first, last = prediction(path[0]), prediction(path[-1])
     for plan in spread(path, prediction, [first + share * (last - first) for share in SHARES]):
         workshop.attempt(f"{FEW} bits in {len(names) - len(plan.wide)} of {count(len(names), 'layer')}", plan)
+
+
+def try_learned_rounding(workshop: Workshop, base: Plan, seconds: Callable[[], float]) -> None:
+    """Make quantized candidates that lose something once more, with the rounding of weights learned.
+
+    Args:
+        workshop: Where they are made; those that round to the nearest are made already.
+        base: The one of 8 bits to make again; those of fewer bits all are.
+        seconds: Measures how long the learning takes.
+    """
+    for point in list(workshop.points):
+        repeats = point.plan == base or point.plan.has_few_bits
+        if repeats and not point.failed and not point.plan.is_float and point.drop > TOLERANCE:
+            label = f"{point.name}, learned rounding"
+            learning = workshop.notes.once("seconds of learning the rounding", seconds)
+            if workshop.has_time(label, 60 * point.minutes + learning):
+                workshop.confirm(label, replace(point.plan, learned_rounding=True))
 
 
 def _slow(prediction: Prediction, between_floats: bool) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from micronet.artifact.artifact import save, weights_hash
-from micronet.compression.bits import FEW, SHARES, STORES_FEW, try_bits, try_few_bits
+from micronet.compression.bits import FEW, SHARES, STORES_FEW, try_bits, try_few_bits, try_learned_rounding
 from micronet.compression.costs import CostTable, Deployment
 from micronet.compression.groups import Groups
 from micronet.compression.judge import DataJudge, quality
@@ -21,7 +21,7 @@ from micronet.compression.point import Point
 from micronet.compression.prediction import Prediction
 from micronet.compression.result import conclude
 from micronet.compression.rounds import Rounds, epoch_seconds
-from micronet.compression.sensitivities import bits_noise, noise_of
+from micronet.compression.sensitivities import bits_noise, noise_of, rounding_seconds
 from micronet.compression.stage import Compress
 from micronet.compression.words import describe_choice
 from micronet.compression.workshop import Workshop
@@ -159,6 +159,7 @@ class Compressing:
         try_bits(workshop, self.prediction, self.goal.max_drop, self._alone)
         if SHARES and self.goal.quantity == "size" and self.settings.runtime in STORES_FEW:
             try_few_bits(workshop, self.prediction, lambda: self._alone(FEW))
+        try_learned_rounding(workshop, self._base(), lambda: rounding_seconds(self.model, self.batches))
         rounds = self._rounds()
         self._prune(rounds)
         return self._finish()

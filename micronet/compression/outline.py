@@ -77,5 +77,5 @@ def _quantized(settings: "Compress") -> str:
     few = settings.quantity == "size" and settings.runtime in STORES_FEW
     return (
         f"quantized: int8{faster}, and if int8 loses more than that, with the most sensitive layers in float"
-        f"{f'; {FEW} bits in some or all layers' if few else ''}"
+        f"{f'; {FEW} bits in some or all layers' if few else ''}; those that lose something also with learned rounding"
     )

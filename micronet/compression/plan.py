@@ -28,6 +28,7 @@ class Plan:
         wide: The layers that keep 8 bits although others have fewer.
         epochs: The epochs of the trainings after pruning, one after the other.
         trained_bits: Whether quantization trains (QAT); otherwise it only calibrates (PTQ).
+        learned_rounding: Whether PTQ learns the rounding of weights, layer by layer.
     """
 
     widths: tuple[int, ...] = ()
@@ -36,6 +37,7 @@ class Plan:
     wide: tuple[str, ...] = ()
     epochs: tuple[int, ...] = ()
     trained_bits: bool = False
+    learned_rounding: bool = False
 
     @property
     def is_float(self) -> bool:
@@ -121,6 +123,8 @@ class Basis:
             settings |= {"mode": "ptq", "bn_reestimate": True}
         else:
             settings |= {"mode": "ptq", "bias_correct": True}
+        if plan.learned_rounding:
+            settings["reconstruct"] = "layer"
         for name, layers in (("exclude", plan.floats), ("keep_8bit", plan.wide)):
             if layers:
                 settings[name] = ",".join(map(escape, layers))

@@ -4,6 +4,7 @@ Noise is sum((y' - y)^2) / sum(y^2) of the worst output, the inverse of the sign
 accuracy on some hundred images is not, needs no labels, and of small independent changes it adds up.
 """
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,12 +17,14 @@ from micronet.models.device import call
 from micronet.models.modes import eval_mode
 from micronet.pruning.prune import Pruner
 from micronet.pruning.sensitivity import SHARES, measure_sensitivity
-from micronet.quantization.config import INTEGER_BITS, CalibrationConfig, QuantConfig
+from micronet.quantization.adaround import BATCH, STEPS
+from micronet.quantization.config import CALIBRATION_BATCH, INTEGER_BITS, CalibrationConfig, QuantConfig
 from micronet.quantization.sensitivity import Probe
 from micronet.quantization.sensitivity import measure_sensitivity as measure_bits
 from micronet.tasks.agreement import Similarity
 from micronet.tasks.task import outputs_of
 
+TRAINING = 3  # times a forward pass: what a step takes, forward and backward
 MOST_NOISE = 100.0  # of one change: what is beyond carries no information
 
 
@@ -69,6 +72,15 @@ def bits_noise(
     config = QuantConfig(w_bits=bits, first_last="auto" if bits == INTEGER_BITS else "same")
     rows = measure_bits(model, config, probe, progress)
     return {row.layer: {"noise": min(10 ** (-row.sqnr_db / 10), MOST_NOISE), "drop": row.drop} for row in rows}
+
+
+def rounding_seconds(model: nn.Module, batches: Sequence[Any]) -> float:
+    """Return about how many seconds it takes to learn the rounding of all layers, by forward passes."""
+    start = time.perf_counter()
+    for batch in batches:
+        _outputs(model, batch)
+    passes = TRAINING * STEPS * BATCH / (CALIBRATION_BATCH * len(batches))
+    return passes * (time.perf_counter() - start)
 
 
 def plan_noise(plan: Plan, groups: Mapping[int, int], cuts: Mapping[str, Sequence[Sequence[float]]]) -> float:

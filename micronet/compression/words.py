@@ -40,7 +40,9 @@ def describe_choice(
         whole = f"; whole: {listed(kept, LISTED)}" if kept else ""
         lines.append(f"{len(cut)} of {count(len(groups), 'group')} of channels are narrower: {most}{whole}")
     if not plan.is_float:
-        lines.append(f"weights have {plan.bits} bits, {'trained (QAT)' if plan.trained_bits else 'calibrated (PTQ)'}")
+        how = "trained (QAT)" if plan.trained_bits else "calibrated (PTQ)"
+        rounding = ", rounding learned" if plan.learned_rounding else ""
+        lines.append(f"weights have {plan.bits} bits, {how}{rounding}")
     lines += [_why_float(name, alone.get(INTEGER_BITS, {}), times) for name in plan.floats[:LISTED]]
     if len(plan.floats) > LISTED:
         lines.append(f"{len(plan.floats) - LISTED} more layers stay float")

@@ -14,6 +14,7 @@ from micronet.artifact.header import read_header
 from micronet.compression import bits, compressing, narrowing, rounds, workshop
 from micronet.core.files import files_in
 from micronet.errors import MicronetError
+from micronet.quantization import adaround
 from micronet.recipe.plan import plan
 from micronet.recipe.reader import read_recipe
 from micronet.stages.stage import Outcome, find
@@ -220,12 +221,15 @@ def test_a_network_of_any_inputs_is_compressed_without_labels(tmp_path, monkeypa
     np.savez("x.npz", x=np.random.default_rng(0).standard_normal((64, 64), dtype=np.float32))
     network = api.import_model(model="net.py:net", data="x.npz", task="agreement")
     monkeypatch.setattr(compressing, "SHARES", bits.SHARES)
+    monkeypatch.setattr(adaround, "STEPS", 10)
     small = api.compress(network, target_size=1.0, skip_timing=True, no_training=True, max_drop=100.0, output="out")
     assert small.history[0].stage == "import"
     found = json.loads(Path("out/front.json").read_text())
     assert found["words"][0] == "the original meets the target already"
     names = [each["name"] for each in found["candidates"]]
     assert names[:4] == ["float", "int8", "4 bits in 2 of 2 layers", "4 bits in 1 of 2 layers"]
+    assert names[4:6] == [f"{name}, learned rounding" for name in names[2:4]]
+    assert found["candidates"][2]["drop"] != found["candidates"][4]["drop"]
     sizes = [each["size_bytes"] for each in found["candidates"][:4]]
     assert sizes[2] < sizes[3] < sizes[1]
     assert not any(each["failed"] for each in found["candidates"])
