@@ -7,7 +7,7 @@ from typing import Any
 from micronet.core.timing import is_slower
 from micronet.evaluation.network import Network
 from micronet.evaluation.report import Row
-from micronet.onnx.integers import describe, slow_cause
+from micronet.onnx.integer_words import describe, slow_cause
 from micronet.packed.file_format import read
 from micronet.stages.pack_latency import packed_cause
 from micronet.stages.words import OTHER_WIDTHS, row_labels

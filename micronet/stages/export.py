@@ -67,7 +67,9 @@ class ExportOnnx(CheckedSettings, Stage):
 
         from micronet.models.device import Inputs, as_arrays, head
         from micronet.onnx.check import compare_outputs, drift, require_agreement
-        from micronet.onnx.integers import count_integer_layers, describe, measure_speed
+        from micronet.onnx.integer_words import describe
+        from micronet.onnx.integers import count_integer_layers
+        from micronet.onnx.speed import measure_speed
         from micronet.onnx.stored import unpack_weights
         from micronet.runtimes.onnxruntime import metadata
         from micronet.tasks.task import CLASSIFICATION
@@ -99,10 +101,7 @@ class ExportOnnx(CheckedSettings, Stage):
             if not (self.timing.skip_timing or context.temporary):
                 integers |= measure_speed(proto, as_arrays(head(first, 1)))
             about["integers"] = {**integers, "words": describe(integers)}
-        named = about.get("integers", {"float": {}})["float"]
-        about["left_float"] = {
-            name: why for name, why in artifact.left_float.items() if not any(each.startswith(name) for each in named)
-        }
+        about["left_float"] = artifact.left_float if integers is None else integers["float"]
         return Outcome(proto, about)
 
     def write(self, product: Any, path: Path) -> None:
@@ -276,16 +275,22 @@ class CheckOnnx(Stage):
 
     def run(self, context: Context) -> Outcome:
         """Apply every rule for the target, and count what ONNX Runtime runs in integers."""
+        from micronet.onnx.integer_words import describe
+        from micronet.onnx.integers import count_computed
         from micronet.onnx.lint import counted, lint
-        from micronet.onnx.operator_count import count_integer_ops
         from micronet.onnx.reader import read_onnx
 
         proto = read_onnx(self.file)
         findings = lint(proto, self.target)
         errors, warnings = (sum(each.severity == kind for each in findings) for kind in ("error", "warning"))
+        try:
+            found = count_computed(proto, self.file)
+            integers = {**found, "words": describe(found)[: None if found["quantized"] else 1]}
+        except MicronetError as error:
+            integers = {"words": [str(error)]}
         summary = {
             "findings": [finding._asdict() for finding in findings],
-            "fused": count_integer_ops(proto, self.file),
+            "integers": integers,
             "errors": errors,
             "warnings": warnings,
             "words": counted(findings),

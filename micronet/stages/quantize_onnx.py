@@ -1,23 +1,20 @@
 """The work of ``quantize FILE.onnx --mode ptq``: a float ONNX file, whoever made it, calibrated and made int8."""
 
 import copy
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from functools import partial
 from itertools import chain
 from typing import Any
 
-import numpy as np
 import onnx
 import onnx_ir as ir
 import torch
 
 from micronet.core.config import matching
 from micronet.core.progress import Progress
-from micronet.core.timing import is_slower
 from micronet.data.dataset import CALIBRATION_SAMPLES
 from micronet.data.image_files import list_images
 from micronet.errors import MicronetError, count
-from micronet.evaluation.latency import time_calls
 from micronet.onnx import posttraining
 from micronet.onnx.bias_correction import correct_biases, give_biases
 from micronet.onnx.channel_padding import with_padded_channels
@@ -26,9 +23,10 @@ from micronet.onnx.feeds import Feed, inputs_of
 from micronet.onnx.graph_view import GraphView
 from micronet.onnx.heads import find_destroyed, first_and_last
 from micronet.onnx.insertion import ValueRange
-from micronet.onnx.integers import count_integer_layers
-from micronet.onnx.operator_count import count_integers
+from micronet.onnx.integer_words import describe
+from micronet.onnx.integers import count_computed
 from micronet.onnx.reader import read_onnx
+from micronet.onnx.speed import compare_sizes, measure_files
 from micronet.onnx.trt_cache import is_legacy_cache, read_legacy_cache
 from micronet.quantization.config import (
     CALIBRATION_BATCH,
@@ -39,8 +37,7 @@ from micronet.quantization.config import (
     RangeConfig,
 )
 from micronet.quantization.histogram import Histogram
-from micronet.runtimes.config import RuntimeOptions
-from micronet.runtimes.onnxruntime import note, open_session
+from micronet.runtimes.onnxruntime import note
 from micronet.stages.float_model import FloatModel
 from micronet.stages.inputs import cached, calibration_batches
 from micronet.stages.onnx_files import compare_files, is_raw, open_files, raw_feeds
@@ -60,37 +57,14 @@ def quantize_file(stage: Any, context: Context) -> Outcome:
     int8, floats = to_int8(
         model, stage.calibration, stage.quantization, context.progress, feeds, correct=stage.recovery.bias_correct
     )
-    found = _count(model.proto, int8, context.progress)
-    if stage.quantization.a_sign != "signed":  # those files are for TensorRT
-        floats |= _refused(int8, floats)
-    measured = _quality(model, int8, feeds, context.progress)
+    measured, warnings = _quality(model, int8, feeds)
+    integers = count_computed(int8) | compare_sizes(model.proto, int8)
+    if stage.quantization.a_sign == "signed":  # for TensorRT, which leaves other layers in float than ONNX Runtime
+        integers |= {"float": floats, "dequantized": []}
     if not stage.timing.skip_timing:
-        measured |= _speed(model.proto, int8, feeds[0], context.progress)
-    return Outcome(int8, {**measured, **found, "left_float": floats})
-
-
-def _count(model: onnx.ModelProto, int8: onnx.ModelProto, progress: Progress) -> dict[str, int]:
-    """Count the operators in integers; say how many they are and, if so, that the file has grown."""
-    before, after = model.ByteSize(), int8.ByteSize()
-    if after > before:
-        progress.line(
-            f"larger than the float file: {after:,} vs. {before:,} bytes; an int8 file also stores scales, a copy of a "
-            "weight for each layer that reads it, constants that the float file computes, and the float16 weights of "
-            "layers that stay in float as float32"
-        )
-    found = count_integers(int8)
-    progress.line(
-        f"{found['integer_layers']} of {found['layers']} convolutions and matrix products, and "
-        f"{found['integer_operators'] / max(1, found['operators']):.0%} of all operators, run in integer arithmetic"
-    )
-    return found
-
-
-def _refused(int8: onnx.ModelProto, floats: Collection[str]) -> dict[str, str]:
-    """Return the quantized layers that ONNX Runtime computes in float -> why; ``floats``: those not quantized."""
-    counted = count_integer_layers(int8) or {"float": {}}
-    known = {name for full in floats for name in (full, full.rpartition(".")[0])}
-    return {name: why for name, why in counted["float"].items() if name not in known}
+        integers |= measure_files(model.proto, int8, feeds[0])
+    about = {"warnings": warnings, "integers": {**integers, "words": describe(integers)}}
+    return Outcome(int8, {**measured, **about, "left_float": integers["float"]})
 
 
 def to_int8(
@@ -237,36 +211,24 @@ def _histograms(
     return cached(config.calib_cache, depends_on, collect, progress)
 
 
-def _quality(model: FloatModel, int8: onnx.ModelProto, feeds: list[Feed], progress: Progress) -> dict[str, Any]:
-    """Return the metrics on the test data if the model suits the task of a known data set, or else the agreement."""
+def _quality(model: FloatModel, int8: onnx.ModelProto, feeds: list[Feed]) -> tuple[dict[str, Any], list[str]]:
+    """Return the metrics on the test data if the model suits the task of a known data set, or else the agreement.
+
+    The second value: warnings that follow from the agreement.
+    """
     if model.has_data and not model.takes_arrays:
         dataset = model.open_data()
         sessions = open_files(model.proto, int8)
         if not dataset.task.needs_reference and (measured := measure_by_task(model, dataset, sessions)):
-            return measured
+            return measured, []
     runs = _sampled(feeds)
     found = compare_files(model.proto, int8, runs)
+    warnings = []
     if found["sqnr_db"] < POOR_DB:
-        progress.line(
+        warnings.append(
             f"warning: the outputs are far from the float model's (SQNR {found['sqnr_db']:.1f} dB on the calibration "
             "inputs); calibrate on real inputs, try another --calibrator, or keep layers in float with --exclude"
         )
     measured = {f"test_{key}": value for key, value in found.items() if not key.startswith("error")}
     samples = sum(len(next(iter(feed.values()))) for feed in runs)
-    return {**measured, "test_images": samples, "tested_on": CALIBRATION_SAMPLES}
-
-
-def _speed(model: onnx.ModelProto, int8: onnx.ModelProto, feed: Feed, progress: Progress) -> dict[str, float]:
-    """Return the milliseconds of a run of the float and the int8 model, one thread, in turns; say which is faster."""
-    options = RuntimeOptions(threads=1)
-    sessions = [open_session(proto.SerializeToString(), options, "the model") for proto in (model, int8)]
-    runs: list[Any] = [partial(_run, session, feed) for session in sessions]
-    given: list[Any] = [feed, feed]
-    before, after = (1000 * float(np.median(each)) for each in time_calls(runs, given, one_thread=True))
-    note, batch = "slower than float here: " if is_slower(after, before) else "", len(next(iter(feed.values())))
-    progress.line(f"{note}{after:.2f} ms vs. {before:.2f} ms in float (ONNX Runtime, 1 thread, batch {batch})")
-    return {"latency_ms": after, "float_latency_ms": before}
-
-
-def _run(session: Any, feed: Feed, _: Any) -> Any:
-    return session.run(None, feed)
+    return {**measured, "test_images": samples, "tested_on": CALIBRATION_SAMPLES}, warnings
