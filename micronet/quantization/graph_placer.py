@@ -52,9 +52,10 @@ class GraphPlacer(Placer):
     def _place_layer(self, node: fx.Node, layer: nn.Module) -> None:
         name, source = str(node.target), self._source(node)
         rule = self._rule(name)
-        branch = f"{branch_name(node.all_input_nodes[0].name)}.output_quantizer"
-        infinite = self._reads_infinity(name) or branch in self._infinite or self._holds_infinity(source)
-        if rule == "float" or infinite:
+        read = node.all_input_nodes[0]
+        infinite = self._reads_infinity(name) or f"{branch_name(read.name)}.output_quantizer" in self._infinite
+        padded = self._holds_infinity(source)  # and a pool behind it that has only finite values
+        if rule == "float" or infinite or (padded and source is read):
             self.placement.left_float.setdefault(name, INFINITE_INPUT)
             return
         if source in self._graph.stored:
@@ -71,7 +72,7 @@ class GraphPlacer(Placer):
             self.placement.inputs[name] = self._quantize_input(name, rule)
         else:
             apart = self._config.a_bits != "binary" and self._joins.is_float_sum(source)  # signs have the branches
-            quantizer = self._quantize_branch(node, rule) if apart else self._quantize_output(source, rule)
+            quantizer = self._quantize_branch(node, rule) if apart or padded else self._quantize_output(source, rule)
             if self._graph.call_count(layer) == 1:  # or each call's input has its own scale, so the bias has no unit
                 self.placement.inputs[name] = quantizer
 
