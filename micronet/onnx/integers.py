@@ -28,6 +28,7 @@ from micronet.onnx.ops import (
     WEIGHTED_OPS,
 )
 from micronet.onnx.stored import node_lists, unpack_weights
+from micronet.quantization.config import FUNCTION_CALL, PRODUCT_OF_TWO, STORED_FACTOR
 from micronet.runtimes.onnxruntime import optimize
 
 Kind = Literal["convolutions", "linear", "recurrent"]
@@ -35,7 +36,7 @@ _ADDED = re.compile(r"_token_\d+$")  # what ONNX Runtime adds to the name of a n
 NARROW, THREE_AXES = 16, 3  # channels that a convolution adds up for one output; axes of its kernel
 FLOAT_WEIGHTS, NO_TRANSPOSED = "its weights are float", "ONNX Runtime has no int8 ConvTranspose"
 FLOAT_TRANSPOSED = "micronet exports ConvTranspose in float"  # for that reason, whatever runs the file
-STORED_FACTOR = "a product with a stored tensor that is no layer's weight, such as relative positions"
+CALLS = (FUNCTION_CALL, PRODUCT_OF_TWO, STORED_FACTOR)  # recorded by names of torch.fx; the file has nodes for them
 
 
 def count_integer_layers(proto: onnx.ModelProto) -> dict[str, Any] | None:
@@ -101,7 +102,8 @@ def _count_by_reason(graph: GraphView, done: set[str], recorded: Mapping[str, st
     counts = count_layers([*found, *_without_weights(graph, done, reasons)])
     names = {str(node.name) for node in graph.nodes}
     counts["float"] |= {view.layer_name(node): STORED_FACTOR for node in factors if node.name not in done}
-    counts["float"] |= {name: why for name, why in reasons.items() if not _names_node(name, names)}
+    others = {name: why for name, why in reasons.items() if why not in CALLS and not _names_node(name, names)}
+    counts["float"] |= others
     stored = factors | {layer.node for layer in layers}
     dequantized = [each.node for each in layers if each.weight_qdq and each.node.name not in done]
     return {
@@ -220,7 +222,7 @@ def _why_float(layer: WeightedNode, done: set[str], recorded: Mapping[str, str])
         return None
     transposed = layer.node.op_type == "ConvTranspose"
     if layer.weight_qdq is None:
-        own = NO_TRANSPOSED if transposed else FLOAT_WEIGHTS
+        own = NO_TRANSPOSED if transposed else FUNCTION_CALL if FUNCTION_CALL in recorded.values() else FLOAT_WEIGHTS
         return reason_in(recorded, str(layer.node.name)) or own
     if transposed:
         return f"{NO_TRANSPOSED}, and its weights are integers; export the file again, which stores them in float"

@@ -11,7 +11,7 @@ from micronet.graph import ops
 from micronet.graph.computed import computed_from
 from micronet.graph.rewrite import Branch, branch_name, tap_name
 from micronet.graph.trace import Graph
-from micronet.quantization.config import FLOAT_BITS, QuantConfig
+from micronet.quantization.config import FLOAT_BITS, FUNCTION_CALL, PRODUCT_OF_TWO, STORED_FACTOR, QuantConfig
 from micronet.quantization.integer_joins import IntegerJoins
 from micronet.quantization.layers import has_weight_slot
 from micronet.quantization.placer import INFINITE, INFINITE_INPUT, READS_8BIT, Placer, Rule
@@ -46,8 +46,13 @@ class GraphPlacer(Placer):
             if node.op == "call_function" and ops.WEIGHTED.matches(node):
                 sources = computed_from(node)
                 name = sources[0].rpartition(".")[0] if sources else ""
-                why = COMPUTED_WEIGHT if sources else "a function call, not a module"
-                self.placement.left_float[name or f"{node.name}()"] = why
+                self.placement.left_float[name or f"{node.name}()"] = COMPUTED_WEIGHT if sources else self._call(node)
+
+    def _call(self, node: fx.Node) -> str:
+        """Return what a call is that computes with weights or multiplies activations, and stays in float."""
+        if ops.WEIGHTED_FUNCTIONS.matches(node):
+            return FUNCTION_CALL
+        return STORED_FACTOR if self._graph.stored.intersection(node.all_input_nodes) else PRODUCT_OF_TWO
 
     def _place_layer(self, node: fx.Node, layer: nn.Module) -> None:
         name, source = str(node.target), self._source(node)

@@ -7,6 +7,8 @@ from onnx import TensorProto
 
 from micronet.onnx.integer_words import describe
 from micronet.onnx.integers import count_integer_layers
+from micronet.onnx.metadata import note
+from micronet.quantization.config import STORED_FACTOR
 from tests.onnx.foreign import F32, Net
 
 
@@ -62,6 +64,20 @@ def test_nodes_without_names_are_counted_one_by_one():
         )
     )
     assert found["linear"] == {"integer": 1, "all": 2} and list(found["float"]) == ["MatMul producing t5_0"]
+
+
+def test_products_with_stored_tensors_are_no_linear_layers():
+    net = Net()
+    grid = (np.array(0.05, F32), np.array(128, np.uint8))
+    x = net("DequantizeLinear", net("QuantizeLinear", "x", *grid), *grid)
+    weight = net("DequantizeLinear", np.ones((8, 4), np.int8), np.full(4, 0.1, F32), np.zeros(4, np.int8), axis=1)
+    y = net("MatMul", net("MatMul", x, weight), net.weight(4, 4))  # as relative positions are
+    proto = net.model({"x": (TensorProto.FLOAT, [3, 8])}, {net("MatMul", net.weight(2, 3), y): 2})
+    assert count_integer_layers(proto)["linear"] == {"integer": 1, "all": 2}  # of another tool
+    note(proto, left_float={"matmul()": STORED_FACTOR}, history=[{"stage": "quantize"}])
+    found = count_integer_layers(proto)
+    assert found["linear"] == {"integer": 1, "all": 1} and not found["products"]
+    assert list(found["float"].values()) == [STORED_FACTOR] * 2
 
 
 def test_operators_in_integers_count_in_files_without_quantizers():
