@@ -11,7 +11,7 @@ from micronet.onnx.stored import stored_tensors
 
 FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
 COPIES = "a weight is stored once for each layer or call that reads it"
-CONSTANTS = "floats that the float file computes, or stores in 16 bits, are stored in 32"
+CONSTANTS = "it stores floats that the float file computes"
 QUANTIZERS = "the quantizers with their scales"
 
 

@@ -21,6 +21,7 @@ from micronet.onnx.channel_padding import with_padded_channels
 from micronet.onnx.config import InputConfig
 from micronet.onnx.feeds import Feed, inputs_of
 from micronet.onnx.graph_view import GraphView
+from micronet.onnx.halves import store_halves, stores_halves
 from micronet.onnx.heads import find_destroyed, first_and_last
 from micronet.onnx.insertion import ValueRange
 from micronet.onnx.integer_words import describe
@@ -99,6 +100,8 @@ def to_int8(
     floats = posttraining.left_float(folded, signed=signed, allowed=found.keys(), excluded=excluded)
     if not signed:
         int8 = with_padded_channels(int8)
+    if stores_halves(model.proto):
+        store_halves(int8)
     note(int8, left_float=floats)
     return int8, floats
 

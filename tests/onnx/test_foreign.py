@@ -13,9 +13,13 @@ from micronet.errors import MicronetError
 from micronet.onnx import posttraining as pt
 from micronet.onnx.bias_correction import correct_biases, give_biases
 from micronet.onnx.integers import count_integer_layers
+from micronet.quantization.config import QuantConfig, RangeConfig
 from micronet.runtimes.config import RuntimeOptions
 from micronet.runtimes.onnxruntime import open_session
-from tests.onnx.foreign import IMAGE, NETWORKS, Net, inputs_for
+from micronet.stages.config import DataConfig
+from micronet.stages.float_model import FloatModel
+from micronet.stages.quantize_onnx import to_int8
+from tests.onnx.foreign import F32, IMAGE, NETWORKS, Net, inputs_for
 
 LEFT_FLOAT = {"unet": 1, "audio": 1}  # a ConvTranspose, an LSTM
 
@@ -190,6 +194,22 @@ def test_weights_in_half_precision_are_quantized():
     )
     feeds = [{"x": np.random.default_rng(0).standard_normal((4, 64)).astype(np.float16)}]
     assert counts(count_integer_layers(_quantized(proto, feeds))) == (2, 2)
+
+
+def test_weights_in_16_bits_of_layers_in_float_stay_so():
+    net = Net()
+    half = [net.weight(16, 3, 3, 3), net.weight(16, 32, 4, 4)]
+    first, up = (net("Cast", each.astype(np.float16), to=TensorProto.FLOAT) for each in half)
+    y = net("ConvTranspose", net("Relu", net("Conv", "x", first)), up, strides=[2, 2])
+    scale = (np.ones(32, F32), np.zeros(32, F32), np.zeros(32, F32), np.full(32, 0.3, F32))  # folded into the weights
+    proto = net.model(IMAGE, {net("BatchNormalization", y, *scale): 4})
+    feeds = inputs_for(proto)
+    model = FloatModel(proto, Path("net.onnx"), DataConfig(), seed=0)
+    small, floats = to_int8(model, RangeConfig(), QuantConfig(), Silent(), feeds)
+    assert small.ByteSize() < 1.1 * proto.ByteSize() and len(floats) == 1  # in 32 bits: 1.9 times as large
+    assert counts(count_integer_layers(small)) == (1, 2)
+    [wanted], [got] = (outputs(each, feeds) for each in (proto, small))
+    assert np.square(wanted - got).sum() < 1e-3 * np.square(wanted).sum()
 
 
 def test_a_file_that_grows_and_outputs_that_are_far_off_are_said(micronet, tmp_path):
