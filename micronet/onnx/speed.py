@@ -10,10 +10,11 @@ from micronet.errors import first_line
 from micronet.evaluation.latency import latencies
 from micronet.evaluation.network import Predictor
 from micronet.onnx.channel_padding import restore_channels
-from micronet.onnx.feeds import Feed, inputs_of
+from micronet.onnx.feeds import Feed
 from micronet.onnx.gates import restore_gates
 from micronet.onnx.growth import describe_growth, repeated_bytes
 from micronet.onnx.ops import DEQUANTIZE, QUANTIZE
+from micronet.onnx.sessions import one_sample
 from micronet.onnx.stored import unpack_weights
 from micronet.runtimes.config import RuntimeOptions
 from micronet.runtimes.onnxruntime import open_session, session_predictor
@@ -44,14 +45,7 @@ def measure_files(floating: onnx.ModelProto, int8: onnx.ModelProto, feed: Feed) 
     ``feed``: inputs of any number of samples.
     """
     sessions = [open_session(each.SerializeToString(), OPTIONS, "the model") for each in (floating, int8)]
-    one = {
-        entry.name: feed[entry.name][:1] if entry.shape[:1] == (None,) else feed[entry.name]
-        for entry in inputs_of(floating)
-    }
-    try:
-        sessions[0].run(None, one)
-    except Exception:  # its first axis is no batch: ONNX Runtime's exceptions share no base class
-        one = feed
+    one = one_sample(sessions[0], feed)
     runs: list[Predictor] = [partial(session.run, None) for session in reversed(sessions)]
     first = next(iter(one.values()))
     return {**_times(runs, one), "batch": len(first) if first.ndim else 1}

@@ -4,13 +4,14 @@ import copy
 from collections.abc import Iterator
 from functools import partial
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import onnx
 import onnx_ir as ir
 import torch
 
 from micronet.core.config import matching
+from micronet.core.metrics import EQUAL_DB
 from micronet.core.progress import Progress
 from micronet.data.dataset import CALIBRATION_SAMPLES
 from micronet.data.image_files import list_images
@@ -20,7 +21,6 @@ from micronet.onnx.bias_correction import correct_biases, give_biases
 from micronet.onnx.channel_padding import with_padded_channels
 from micronet.onnx.config import InputConfig
 from micronet.onnx.feeds import Feed, inputs_of
-from micronet.onnx.graph_view import GraphView
 from micronet.onnx.halves import store_halves, stores_halves
 from micronet.onnx.heads import find_destroyed, first_and_last
 from micronet.onnx.insertion import ValueRange
@@ -43,7 +43,8 @@ from micronet.stages.float_model import FloatModel
 from micronet.stages.inputs import cached, calibration_batches
 from micronet.stages.onnx_files import compare_files, is_raw, open_files, raw_feeds
 from micronet.stages.onnx_metrics import measure_by_task
-from micronet.stages.quantize_warnings import POOR_DB
+from micronet.stages.onnx_sensitivity import Requantize, describe_destroyers, layer_names
+from micronet.stages.quantize_warnings import CONSTANT, POOR_DB
 from micronet.stages.stage import Context, Outcome
 
 SAMPLED_RUNS = 64  # of the calibration inputs, for the agreement and for bias correction
@@ -55,10 +56,11 @@ def quantize_file(stage: Any, context: Context) -> Outcome:
     """Quantize the ONNX file that a stage names, and report how close and how fast the result is."""
     model = FloatModel(read_onnx(stage.artifact), stage.artifact, stage.data, stage.execution.seed, stage.inputs)
     feeds = calibration_feeds(model, stage.calibration, context.progress)
-    int8, floats = to_int8(
+    made = _quantized(
         model, stage.calibration, stage.quantization, context.progress, feeds, correct=stage.recovery.bias_correct
     )
-    measured, warnings = _quality(model, int8, feeds)
+    int8, floats = made.int8, made.floats
+    measured, warnings = _quality(model, made, feeds, context.progress)
     integers = count_computed(int8) | compare_sizes(model.proto, int8)
     if stage.quantization.a_sign == "signed":  # for TensorRT, which leaves other layers in float than ONNX Runtime
         integers |= {"float": floats, "dequantized": []}
@@ -68,20 +70,37 @@ def quantize_file(stage: Any, context: Context) -> Outcome:
     return Outcome(int8, {**measured, **about, "left_float": integers["float"]})
 
 
+class _Made(NamedTuple):
+    """A quantized model, its layers in float with the reasons, the float model, and how to quantize it with others."""
+
+    int8: onnx.ModelProto
+    floats: dict[str, str]
+    folded: onnx.ModelProto
+    requantize: Requantize
+
+
 def to_int8(
-    model: FloatModel,
-    ranges: RangeConfig,
-    config: QuantConfig,
-    progress: Progress,
-    feeds: list[Feed] | None = None,
-    *,
-    correct: bool = False,
+    model: FloatModel, ranges: RangeConfig, config: QuantConfig, progress: Progress, feeds: list[Feed] | None = None
 ) -> tuple[onnx.ModelProto, dict[str, str]]:
     """Return a float model as int8, and the layers left in float with the reasons.
 
     Of ``config``, the sign of the activations, the levels and bits of the weights, and --first-last apply. ``feeds``:
-    the calibration inputs; None: those that the settings name. ``correct``: correct biases, which needs ``feeds``.
+    the calibration inputs; None: those that the settings name.
     """
+    made = _quantized(model, ranges, config, progress, feeds)
+    return made.int8, made.floats
+
+
+def _quantized(
+    model: FloatModel,
+    ranges: RangeConfig,
+    config: QuantConfig,
+    progress: Progress,
+    feeds: list[Feed] | None,
+    *,
+    correct: bool = False,
+) -> _Made:
+    """Quantize a model as ``to_int8`` does. ``correct``: correct biases, which needs ``feeds``."""
     folded = posttraining.prepare(model.proto)
     if correct:
         give_biases(folded)
@@ -92,9 +111,14 @@ def to_int8(
     excluded = _left_out(folded, found, feeds or [], config)
     bits = config.w_bits if isinstance(config.w_bits, int) else 0
     per_channel = config.q_level == "channel"
-    int8 = posttraining.quantize_onnx(
-        folded, found, signed=signed, per_channel=per_channel, bits=bits, excluded=excluded
-    )
+
+    def requantize(others: dict[str, str]) -> onnx.ModelProto:
+        left_out = {**excluded, **others}
+        return posttraining.quantize_onnx(
+            folded, found, signed=signed, per_channel=per_channel, bits=bits, excluded=left_out
+        )
+
+    int8 = requantize({})
     if correct and feeds:
         int8 = _corrected(folded, int8, _sampled(feeds), progress)
     floats = posttraining.left_float(folded, signed=signed, allowed=found.keys(), excluded=excluded)
@@ -103,15 +127,14 @@ def to_int8(
     if stores_halves(model.proto):
         store_halves(int8)
     note(int8, left_float=floats)
-    return int8, floats
+    return _Made(int8, floats, folded, requantize)
 
 
 def _left_out(
     folded: onnx.ModelProto, ranges: dict[str, ValueRange], feeds: list[Feed], config: QuantConfig
 ) -> dict[str, str]:
     """Return the layers to leave in float whatever their ranges: name -> reason."""
-    names = [str(layer.node.name) for layer in GraphView(folded).layers]
-    excluded = dict.fromkeys(matching(config, "exclude", names), EXCLUDED)
+    excluded = dict.fromkeys(matching(config, "exclude", layer_names(folded)), EXCLUDED)
     if config.first_last == "float":
         return excluded | {str(node.name): FIRST_OR_LAST for node in first_and_last(ir.from_proto(folded).graph)}
     if config.first_last != "auto":
@@ -214,24 +237,27 @@ def _histograms(
     return cached(config.calib_cache, depends_on, collect, progress)
 
 
-def _quality(model: FloatModel, int8: onnx.ModelProto, feeds: list[Feed]) -> tuple[dict[str, Any], list[str]]:
+def _quality(model: FloatModel, made: _Made, feeds: list[Feed], progress: Progress) -> tuple[dict[str, Any], list[str]]:
     """Return the metrics on the test data if the model suits the task of a known data set, or else the agreement.
 
     The second value: warnings that follow from the agreement.
     """
     if model.has_data and not model.takes_arrays:
         dataset = model.open_data()
-        sessions = open_files(model.proto, int8)
+        sessions = open_files(model.proto, made.int8)
         if not dataset.task.needs_reference and (measured := measure_by_task(model, dataset, sessions)):
             return measured, []
     runs = _sampled(feeds)
-    found = compare_files(model.proto, int8, runs)
+    found = compare_files(model.proto, made.int8, runs)
     warnings = []
     if found["sqnr_db"] < POOR_DB:
+        which = describe_destroyers(made.folded, made.requantize, runs, progress)
         warnings.append(
             f"warning: the outputs are far from the float model's (SQNR {found['sqnr_db']:.1f} dB on the calibration "
-            "inputs); calibrate on real inputs, try another --calibrator, or keep layers in float with --exclude"
+            f"inputs); {which or 'no few layers explain it'}; calibrate on real inputs, or try another --calibrator"
         )
+    if found["sqnr_db"] >= EQUAL_DB:
+        warnings.append(f"warning: the outputs equal the float model's exactly, {CONSTANT}; check the file's weights")
     measured = {f"test_{key}": value for key, value in found.items() if not key.startswith("error")}
     samples = sum(len(next(iter(feed.values()))) for feed in runs)
     return {**measured, "test_images": samples, "tested_on": CALIBRATION_SAMPLES}, warnings
