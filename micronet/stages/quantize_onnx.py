@@ -41,7 +41,7 @@ from micronet.quantization.histogram import Histogram
 from micronet.runtimes.onnxruntime import note
 from micronet.stages.float_model import FloatModel
 from micronet.stages.inputs import cached, calibration_batches
-from micronet.stages.onnx_files import compare_files, is_raw, open_files, raw_feeds
+from micronet.stages.onnx_files import compare_files, count_rows, is_raw, open_files, raw_feeds
 from micronet.stages.onnx_metrics import measure_by_task
 from micronet.stages.onnx_sensitivity import Requantize, describe_destroyers, layer_names
 from micronet.stages.quantize_warnings import CONSTANT, POOR_DB
@@ -60,7 +60,7 @@ def quantize_file(stage: Any, context: Context) -> Outcome:
         model, stage.calibration, stage.quantization, context.progress, feeds, correct=stage.recovery.bias_correct
     )
     int8, floats = made.int8, made.floats
-    measured, warnings = _quality(model, made, feeds, context.progress)
+    measured, warnings = _quality(model, made, feeds, stage.calibration, context.progress)
     integers = count_computed(int8) | compare_sizes(model.proto, int8)
     if stage.quantization.a_sign == "signed":  # for TensorRT, which leaves other layers in float than ONNX Runtime
         integers |= {"float": floats, "dequantized": []}
@@ -237,7 +237,9 @@ def _histograms(
     return cached(config.calib_cache, depends_on, collect, progress)
 
 
-def _quality(model: FloatModel, made: _Made, feeds: list[Feed], progress: Progress) -> tuple[dict[str, Any], list[str]]:
+def _quality(
+    model: FloatModel, made: _Made, feeds: list[Feed], config: RangeConfig, progress: Progress
+) -> tuple[dict[str, Any], list[str]]:
     """Return the metrics on the test data if the model suits the task of a known data set, or else the agreement.
 
     The second value: warnings that follow from the agreement.
@@ -259,5 +261,6 @@ def _quality(model: FloatModel, made: _Made, feeds: list[Feed], progress: Progre
     if found["sqnr_db"] >= EQUAL_DB:
         warnings.append(f"warning: the outputs equal the float model's exactly, {CONSTANT}; check the file's weights")
     measured = {f"test_{key}": value for key, value in found.items() if not key.startswith("error")}
-    samples = sum(len(next(iter(feed.values()))) for feed in runs)
+    rows = sum(next((len(values) for values in feed.values() if values.ndim), 1) for feed in runs)
+    samples = min(rows, count_rows(config.calib_data or model.data_name))
     return {**measured, "test_images": samples, "tested_on": CALIBRATION_SAMPLES}, warnings

@@ -52,6 +52,15 @@ def test_a_slower_file_says_so_first_with_the_cause_and_for_one_sample(micronet,
     assert second.startswith("wrote ") and "2.00 ms vs. 1.00 ms in float (ONNX Runtime, 1 thread, batch 1)" in shown.out
 
 
+def test_samples_that_fill_a_fixed_batch_are_not_counted(micronet, tmp_path):
+    net = Net()
+    proto = net.model({"x": (TensorProto.FLOAT, [4, 64])}, {net("MatMul", "x", net.weight(64, 8)): 2})
+    onnx.save(proto, tmp_path / "a.onnx")
+    np.savez(tmp_path / "x.npz", x=np.random.default_rng(0).random((6, 64), F32))
+    done = micronet("quantize", tmp_path / "a.onnx", "--mode", "ptq", "--calib-data", tmp_path / "x.npz", "--json")
+    assert done.json["test_images"] == 6 and done.json["integers"]["batch"] == 4
+
+
 def test_nodes_without_names_are_counted_one_by_one():
     net = Net()
     grid = (np.array(0.05, F32), np.array(128, np.uint8))
